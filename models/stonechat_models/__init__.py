@@ -1,0 +1,1 @@
+"""What generates: engine, sampler and models. Knows no HTTP."""

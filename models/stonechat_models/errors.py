@@ -1,0 +1,44 @@
+"""Errors the engine raises; the server turns each into an HTTP answer in one place."""
+
+
+class EngineError(Exception):
+    """Base of every error that `stonechat_models` raises on purpose."""
+
+
+class ModelLoadError(EngineError):
+    """The model cannot be found, read or fitted into memory; the message says why."""
+
+
+class UnsupportedModelError(ModelLoadError):
+    """The model was read but would be served wrongly by the paged engine, so it is refused."""
+
+
+class InvalidParamsError(EngineError):
+    """A sampling parameter is out of range. `param` names the field."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class GrammarError(EngineError):
+    """A grammar, regex or JSON schema cannot be compiled or enforced; the message names the feature."""
+
+
+class PromptTooLongError(EngineError):
+    """The prompt, with at least one token to generate, does not fit the context length."""
+
+    def __init__(self, num_prompt_tokens: int, max_model_len: int) -> None:
+        super().__init__(
+            f"the prompt has {num_prompt_tokens} tokens, and the context length is {max_model_len}"
+        )
+        self.num_prompt_tokens = num_prompt_tokens
+        self.max_model_len = max_model_len
+
+
+class EngineDeadError(EngineError):
+    """The engine has stopped and answers no more requests."""
+
+
+class StepError(EngineError):
+    """A model step failed; only the requests of that step are affected."""

@@ -1,0 +1,58 @@
+"""What the sampler keeps for one sequence from step to step."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from stonechat_models.types import SamplingParams, TokenLogprobs
+
+
+class TokenConstraint(Protocol):
+    """Restricts which token may come next: a grammar, or a reasoning budget."""
+
+    def fill_bitmask(self, row: torch.Tensor) -> bool:
+        """Write the allowed tokens into `row` (int32[ceil(V / 32)], bit i of word w is token
+        32 w + i) and return True; return False, leaving `row` alone, when every token is allowed.
+        """
+
+    def accept(self, token_id: int) -> None:
+        """Advance past a chosen token."""
+
+    @property
+    def is_finished(self) -> bool:
+        """True when nothing but the end may follow; the engine then ends the sequence (`stop`)."""
+
+
+@dataclass(slots=True)
+class SamplingState:
+    """Per-sequence input of the sampler. Only the engine's thread touches it."""
+
+    params: SamplingParams
+    seed: int
+    """int64; resolved once per request, so that `params.seed is None` is also reproducible."""
+    choice_index: int
+    prompt_token_ids: list[int]
+    output_token_ids: list[int] = field(default_factory=list)
+    """Tokens generated so far; `len()` is the position that seeds the next draw."""
+    constraint: TokenConstraint | None = None
+    suppressed_ids: tuple[int, ...] = ()
+    """End tokens that may not be chosen until `min_tokens` are generated (or ever: ignore_eos
+    does not suppress, it only does not stop)."""
+    output_counts: dict[int, int] = field(default_factory=dict)
+    """How often each generated token occurs; kept by the engine with `append`."""
+
+    def append(self, token_id: int) -> None:
+        """Record a chosen token; the constraint advances too."""
+        self.output_token_ids.append(token_id)
+        self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
+
+
+@dataclass(slots=True)
+class SampledTokens:
+    """One token a row, and its log-probabilities where the row asked for them."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]

@@ -1,0 +1,1 @@
+"""What a client sees: the HTTP side of Stonechat."""
