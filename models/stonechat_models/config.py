@@ -9,7 +9,7 @@ Backend = Literal["auto", "native", "transformers"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Settings of one engine. `None` and `"auto"` mean: chosen at load, and reported in `ModelInfo`.
+    """Settings of one engine. `None` and `"auto"`: chosen at load and reported in `ModelInfo`.
 
     Sizes are in bytes, lengths in tokens.
     """

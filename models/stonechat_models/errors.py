@@ -22,7 +22,7 @@ class InvalidParamsError(EngineError):
 
 
 class GrammarError(EngineError):
-    """A grammar, regex or JSON schema cannot be compiled or enforced; the message names the feature."""
+    """A grammar, regex or JSON schema cannot be compiled or enforced; the message says why."""
 
 
 class PromptTooLongError(EngineError):

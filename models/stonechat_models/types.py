@@ -37,7 +37,7 @@ class GrammarSpec:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningSpec:
-    """How a model marks its reasoning, so that a grammar starts after it and a budget can end it."""
+    """How a model marks its reasoning: a grammar starts after it, and a budget can end it."""
 
     start: str
     end: str
@@ -49,7 +49,7 @@ class ReasoningSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of a request are chosen. Ranges are checked; see `docs/api.md` for meanings."""
+    """How the tokens of a request are chosen. Ranges are checked; `docs/api.md` has meanings."""
 
     n: int = 1
     temperature: float = 1.0
