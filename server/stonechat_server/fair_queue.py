@@ -1,0 +1,146 @@
+"""A bounded queue that is fair between flows (keys, or client addresses where there are no keys).
+
+Flows of the best priority go first. Among them the one that has been given the fewest tokens so
+far goes first, and a flow that was idle starts level with the others (start-time fair queueing,
+Goyal et al., 1996). A full queue drops from the longest flow (McKenney, 1990), so that a flood
+fills the queue only as long as nobody else wants a place.
+"""
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+MAX_REMEMBERED_FLOWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a request is expected to take: tokens over all its choices, and sequences."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    num_sequences: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """One queued request. `granted` is resolved when it may run, or fails when it is dropped."""
+
+    flow: str
+    priority: int
+    cost: Cost
+    granted: asyncio.Future[None]
+    max_concurrency: int | None = None
+
+
+@dataclass(slots=True)
+class _Flow:
+    priority: int
+    order: int
+    waiters: deque[Waiter] = field(default_factory=deque)
+    num_tokens: int = 0
+
+
+class FairQueue:
+    """Waiters by flow, with a bound on their number and on their tokens."""
+
+    def __init__(self, max_requests: int, max_tokens: int) -> None:
+        self.max_requests = max_requests
+        self.max_tokens = max_tokens
+        self.num_tokens = 0
+        self._num_waiters = 0
+        self._flows: dict[str, _Flow] = {}
+        self._served: dict[str, float] = {}
+        """Tokens given to each flow, on a clock that idle flows are pulled forward on."""
+        self._virtual_time = 0.0
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return self._num_waiters
+
+    def __iter__(self) -> Iterator[Waiter]:
+        for flow in self._flows.values():
+            yield from flow.waiters
+
+    def has_room(self, cost: Cost) -> bool:
+        """Whether a waiter of that cost fits; one larger than the bound fits an empty queue."""
+        return self._num_waiters < self.max_requests and (
+            self._num_waiters == 0 or self.num_tokens + cost.tokens <= self.max_tokens
+        )
+
+    def push(self, waiter: Waiter) -> None:
+        """Queue a waiter behind those of its flow."""
+        flow = self._flows.get(waiter.flow)
+        if flow is None:
+            flow = self._flows[waiter.flow] = _Flow(waiter.priority, next(self._order))
+            self._served[waiter.flow] = max(self._served.get(waiter.flow, 0.0), self._virtual_time)
+        flow.priority = waiter.priority
+        flow.waiters.append(waiter)
+        flow.num_tokens += waiter.cost.tokens
+        self.num_tokens += waiter.cost.tokens
+        self._num_waiters += 1
+
+    def peek(self, may_run: Callable[[Waiter], bool]) -> Waiter | None:
+        """The waiter whose turn it is, among the flows whose first waiter passes `may_run`."""
+        candidates = [
+            (flow.priority, self._served[name], flow.order, flow.waiters[0])
+            for name, flow in self._flows.items()
+            if may_run(flow.waiters[0])
+        ]
+        return min(candidates, key=lambda candidate: candidate[:3])[3] if candidates else None
+
+    def serve(self, waiter: Waiter) -> None:
+        """Take out a waiter that runs now, and charge its flow."""
+        self._virtual_time = max(self._virtual_time, self._served[waiter.flow])
+        self.remove(waiter)
+        self.charge(waiter.flow, waiter.cost.tokens)
+
+    def charge(self, flow: str, num_tokens: int) -> None:
+        """Count tokens as given to a flow (negative: fewer were used than expected)."""
+        self._served[flow] = max(self._served.get(flow, 0.0), 0.0) + num_tokens
+        if len(self._served) > MAX_REMEMBERED_FLOWS:
+            self._forget_idle()
+
+    def remove(self, waiter: Waiter) -> None:
+        """Take out a waiter that gave up, was dropped or is served."""
+        flow = self._flows[waiter.flow]
+        flow.waiters.remove(waiter)
+        flow.num_tokens -= waiter.cost.tokens
+        self.num_tokens -= waiter.cost.tokens
+        self._num_waiters -= 1
+        if not flow.waiters:
+            del self._flows[waiter.flow]
+
+    def victim_for(self, newcomer: Waiter) -> Waiter | None:
+        """Who leaves so that the newcomer gets a place; None: the newcomer has to go itself.
+
+        The newest waiter of the longest flow of the worst priority, if that flow would still be
+        longer than the newcomer's, or is of a worse priority than the newcomer.
+        """
+        longest = max(
+            self._flows.values(), key=lambda flow: (flow.priority, len(flow.waiters)), default=None
+        )
+        if longest is None or longest.priority < newcomer.priority:
+            return None
+        own = self._flows.get(newcomer.flow)
+        own_length = len(own.waiters) if own else 0
+        if longest is own or (
+            longest.priority == newcomer.priority and len(longest.waiters) <= own_length + 1
+        ):
+            return None
+        return longest.waiters[-1]
+
+    def _forget_idle(self) -> None:
+        """Drop the accounts that the virtual time has passed: a new one would start there."""
+        self._served = {
+            name: served
+            for name, served in self._served.items()
+            if name in self._flows or served > self._virtual_time
+        }
