@@ -1,6 +1,6 @@
 """One step's input to a model, and the seam behind which models differ."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -34,6 +34,19 @@ class ForwardBatch:
     """int64[R]: rows of the packed tokens that need logits."""
     query_start_list: list[int]
     context_lens_list: list[int]
+
+    def to(self, device: torch.device) -> "ForwardBatch":
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            positions=self.positions.to(device),
+            slot_mapping=self.slot_mapping.to(device),
+            query_start=self.query_start.to(device),
+            context_lens=self.context_lens.to(device),
+            block_table=self.block_table.to(device),
+            logits_index=self.logits_index.to(device),
+        )
 
     @property
     def num_seqs(self) -> int:

@@ -56,3 +56,5 @@ class SampledTokens:
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
+    errors: dict[int, str] = field(default_factory=dict)
+    """Rows that could not be sampled (NaN logits), by row; their token id is meaningless."""

@@ -147,6 +147,10 @@ class TokenOutput:
     num_cached_tokens: int
     stop_token_id: int | None = None
     """The token that ended the sequence (EOS or a stop token); its text is never shown."""
+    num_cache_written_tokens: int = 0
+    """Prompt tokens that this request newly put into the prefix cache."""
+    scheduled_time: float | None = None
+    """When the request first got a place in a step."""
     error: str | None = None
 
 
@@ -209,6 +213,7 @@ class RequestOutput:
     num_cached_tokens: int
     finished: bool
     timings: RequestTimings
+    num_cache_written_tokens: int = 0
     error: str | None = None
 
 

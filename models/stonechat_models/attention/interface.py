@@ -1,0 +1,122 @@
+"""The attention function that Hugging Face models call, and what a step hands to it.
+
+Registered under one name with `transformers.AttentionInterface`; the step's context travels as a
+keyword argument of the model's forward, which transformers passes down to every layer.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from stonechat_models.attention.backend import AttentionBackend, AttentionSpec
+from stonechat_models.attention.dense import attend_dense, visible
+from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.forward_batch import ForwardBatch
+from stonechat_models.kv_cache import KVCache, LayerKVShape
+
+ATTENTION_NAME = "stonechat_paged"
+
+
+@dataclass(slots=True)
+class PagedContext:
+    """A step over the KV cache."""
+
+    batch: ForwardBatch
+    cache: KVCache
+    backend: AttentionBackend
+    _batches: dict[torch.device, ForwardBatch] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        cache, batch = self.cache, self._batch_on(query.device)
+        cache.write(layer, batch.slot_mapping, key, value)
+        return self.backend.attend(
+            query, cache.keys[layer], cache.values[layer], batch, cache.block_size, spec
+        )
+
+    def _batch_on(self, device: torch.device) -> ForwardBatch:
+        """The step's metadata on the layer's device: a model may be spread over several."""
+        if device not in self._batches:
+            self._batches[device] = self.batch.to(device)
+        return self._batches[device]
+
+
+@dataclass(slots=True)
+class ProbeContext:
+    """A packed forward without a cache, which learns what each layer keeps.
+
+    `query_start` lists where each packed sequence starts, and the end of the last.
+    """
+
+    query_start: list[int]
+    shapes: dict[int, LayerKVShape] = field(default_factory=dict)
+    devices: dict[int, torch.device] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        if layer in self.shapes:
+            raise UnsupportedModelError(f"layer {layer} attends more than once")
+        self.shapes[layer] = LayerKVShape(key.shape[1], key.shape[2], value.shape[2])
+        self.devices[layer] = key.device
+        parts = []
+        for start, end in zip(self.query_start, self.query_start[1:], strict=False):
+            q, k, v = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+            positions = torch.arange(end - start, device=query.device)
+            mask = visible(positions, positions, spec.sliding_window).unsqueeze(0)
+            parts.append(attend_dense(q, k, v, mask, spec).squeeze(0).transpose(0, 1))
+        return torch.cat(parts)
+
+
+def register_attention() -> None:
+    """Make the attention function known to transformers; may be called again."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION_NAME, paged_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    stonechat: PagedContext | ProbeContext | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Query [1, H, T, Dk], key [1, Hkv, T, Dk], value [1, Hkv, T, Dv] give [1, T, H, Dv]."""
+    if stonechat is None:
+        raise UnsupportedModelError("this model does not pass keyword arguments to its attention")
+    if attention_mask is not None:
+        raise UnsupportedModelError("this model adds a mask of its own to its attention")
+    spec = AttentionSpec(
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    return stonechat.attend(layer, query, key, value, spec).unsqueeze(0), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None

@@ -1,0 +1,265 @@
+"""The engine's step: schedule, run, sample, postprocess. Synchronous; one thread owns it."""
+
+import logging
+import secrets
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from stonechat_models.batch_builder import build_batch
+from stonechat_models.errors import StepError
+from stonechat_models.forward_batch import CausalModel
+from stonechat_models.sampling_state import SampledTokens, SamplingState, TokenConstraint
+from stonechat_models.scheduler import Scheduled, Scheduler
+from stonechat_models.sequence import Request, Sequence
+from stonechat_models.types import (
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    TokenLogprobs,
+    TokenOutput,
+)
+
+logger = logging.getLogger(__name__)
+
+STEP_FAILED = "the model failed on this request"
+MAX_FRUITLESS_STEPS = 8
+
+
+class SamplerLike(Protocol):
+    """Chooses one token a row; see `sampler.Sampler`."""
+
+    def __call__(self, logits: torch.Tensor, states: Many[SamplingState]) -> SampledTokens:
+        """Logits float32[R, V], which may be overwritten, and R states."""
+
+
+@dataclass(slots=True)
+class StepCounters:
+    """What the engine counts from its start."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_failed_steps: int = 0
+    num_fruitless_steps: int = 0
+    """Steps in a row in which every sequence failed."""
+    last_step_seconds: float = 0.0
+
+
+class Engine:
+    """Generates for many requests at once over one model.
+
+    A step never raises for a fault of the model: the work is run again in halves until the
+    sequences that fail alone are known, and only those end, with `FinishReason.ERROR`.
+    """
+
+    def __init__(
+        self,
+        model: CausalModel,
+        sampler: SamplerLike,
+        *,
+        eos_token_ids: frozenset[int],
+        device: torch.device,
+        prefix_caching: bool = True,
+    ) -> None:
+        info = model.info
+        self.model = model
+        self.sampler = sampler
+        self.eos_token_ids = eos_token_ids
+        self.device = device
+        self.max_model_len = info.max_model_len
+        self.counters = StepCounters()
+        self.scheduler = Scheduler(
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            max_batch_tokens=info.max_batch_tokens,
+            max_num_seqs=info.max_num_seqs,
+            prefix_caching=prefix_caching,
+        )
+        self._requests: dict[str, Request] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    @property
+    def is_broken(self) -> bool:
+        """True once several steps in a row failed whole: the device or the model is gone."""
+        return self.counters.num_fruitless_steps >= MAX_FRUITLESS_STEPS
+
+    def add(self, request: GenerateRequest, constraints: Many[TokenConstraint | None] = ()) -> None:
+        """Queue a request; `constraints` has one entry a choice, or is empty."""
+        group = Request(request)
+        params = request.params
+        seed = secrets.randbits(64) - 2**63 if params.seed is None else params.seed
+        prompt = list(request.prompt_token_ids)
+        room = self.max_model_len - len(prompt)
+        for index in range(params.n):
+            state = SamplingState(params, seed, index, prompt)
+            state.constraint = constraints[index] if constraints else None
+            if params.min_tokens > 0:
+                state.suppressed_ids = (*self.eos_token_ids, *params.stop_token_ids)
+            group.sequences.append(
+                Sequence(
+                    group=group,
+                    sampling=state,
+                    token_ids=list(prompt),
+                    num_prompt_tokens=len(prompt),
+                    max_tokens=min(params.max_tokens or room, room),
+                )
+            )
+        self._requests[request.request_id] = group
+        self.scheduler.add(group)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request, or one choice of it, and free its blocks; unknown ones are fine."""
+        group = self._requests.get(request_id)
+        if group is None:
+            return
+        for sequence in [s for s in group.sequences if index is None or s.index == index]:
+            self._finish(sequence, FinishReason.ABORT)
+
+    @torch.inference_mode()
+    def step(self) -> list[TokenOutput]:
+        """Give every scheduled sequence its tokens; returns the news of those that got one."""
+        started = time.perf_counter()
+        plan = self.scheduler.schedule()
+        if plan.block_copies:
+            self.model.copy_blocks(plan.block_copies)
+        outputs = self._run(plan.scheduled) if plan.scheduled else []
+        num_failed = sum(output.error is not None for output in outputs)
+        all_failed = 0 < num_failed == len(plan.scheduled)
+        counters = self.counters
+        counters.num_fruitless_steps = counters.num_fruitless_steps + 1 if all_failed else 0
+        counters.num_steps += 1
+        counters.last_step_seconds = time.perf_counter() - started
+        return outputs
+
+    def stats(self) -> EngineStats:
+        scheduler, counters = self.scheduler, self.counters
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=scheduler.pool.num_blocks,
+            num_used_blocks=scheduler.pool.num_used,
+            num_steps=counters.num_steps,
+            num_prompt_tokens=counters.num_prompt_tokens,
+            num_generated_tokens=counters.num_generated_tokens,
+            num_cache_queried_tokens=scheduler.num_queried_tokens,
+            num_cache_hit_tokens=scheduler.num_hit_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_failed_steps=counters.num_failed_steps,
+            last_step_seconds=counters.last_step_seconds,
+        )
+
+    # --- run and sample ---
+
+    def _run(self, items: list[Scheduled]) -> list[TokenOutput]:
+        try:
+            sampled = self._forward_and_sample(items)
+        except Exception as error:
+            self.counters.num_failed_steps += 1
+            return self._run_in_halves(items, error)
+        return self._postprocess(items, sampled)
+
+    def _run_in_halves(self, items: list[Scheduled], error: Exception) -> list[TokenOutput]:
+        if len(items) > 1:
+            logger.warning("a step of %d sequences failed, runs again in halves", len(items))
+            middle = len(items) // 2
+            return self._run(items[:middle]) + self._run(items[middle:])
+        sequence = items[0].sequence
+        logger.error("request %s failed in a step", sequence.group.request_id, exc_info=error)
+        return [self._fail(sequence, STEP_FAILED)]
+
+    def _forward_and_sample(self, items: list[Scheduled]) -> SampledTokens:
+        batch = build_batch(items, self.scheduler.block_size, self.device)
+        states = [item.sequence.sampling for item in items if item.reaches_end]
+        logits = self.model.forward(batch)
+        return self.sampler(logits, states) if states else SampledTokens([], [])
+
+    # --- postprocess ---
+
+    def _postprocess(self, items: list[Scheduled], sampled: SampledTokens) -> list[TokenOutput]:
+        outputs = []
+        row = 0
+        for item in items:
+            sequence, reaches_end = item.sequence, item.reaches_end
+            self._count(item)
+            self.scheduler.finish_step(item)
+            if not reaches_end:
+                continue
+            error = sampled.errors.get(row)
+            if error is None:
+                token_id, logprobs = sampled.token_ids[row], sampled.logprobs[row]
+                outputs.append(self._accept(sequence, token_id, logprobs))
+            else:
+                outputs.append(self._fail(sequence, error))
+            row += 1
+        return outputs
+
+    def _count(self, item: Scheduled) -> None:
+        sequence = item.sequence
+        num_prompt = min(
+            item.num_tokens, max(0, sequence.num_prompt_tokens - sequence.num_computed)
+        )
+        self.counters.num_prompt_tokens += num_prompt
+        self.counters.num_generated_tokens += item.reaches_end
+
+    def _accept(
+        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
+    ) -> TokenOutput:
+        try:
+            sequence.append(token_id)
+        except StepError as error:
+            return self._fail(sequence, str(error))
+        state = sequence.sampling
+        if state.suppressed_ids and sequence.num_output_tokens >= state.params.min_tokens:
+            state.suppressed_ids = ()
+        is_stop_token = self._is_stop_token(sequence, token_id)
+        finish_reason = None
+        if is_stop_token or (state.constraint is not None and state.constraint.is_finished):
+            finish_reason = FinishReason.STOP
+        elif sequence.num_output_tokens >= sequence.max_tokens:
+            finish_reason = FinishReason.LENGTH
+        output = TokenOutput(
+            request_id=sequence.group.request_id,
+            index=sequence.index,
+            token_ids=(token_id,),
+            logprobs=None if logprobs is None else (logprobs,),
+            finish_reason=finish_reason,
+            num_cached_tokens=sequence.group.num_cached_tokens,
+            stop_token_id=token_id if is_stop_token else None,
+            num_cache_written_tokens=sequence.group.num_cache_written_tokens,
+            scheduled_time=sequence.group.scheduled_time,
+        )
+        if finish_reason is not None:
+            self._finish(sequence, finish_reason)
+        return output
+
+    def _is_stop_token(self, sequence: Sequence, token_id: int) -> bool:
+        params = sequence.sampling.params
+        if token_id in params.stop_token_ids:
+            return True
+        return token_id in self.eos_token_ids and not params.ignore_eos
+
+    def _fail(self, sequence: Sequence, error: str) -> TokenOutput:
+        self._finish(sequence, FinishReason.ERROR)
+        return TokenOutput(
+            request_id=sequence.group.request_id,
+            index=sequence.index,
+            token_ids=(),
+            logprobs=None,
+            finish_reason=FinishReason.ERROR,
+            num_cached_tokens=sequence.group.num_cached_tokens,
+            scheduled_time=sequence.group.scheduled_time,
+            error=error,
+        )
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        sequence.finish_reason = reason
+        self.scheduler.remove(sequence)
+        if not sequence.group.sequences:
+            del self._requests[sequence.group.request_id]

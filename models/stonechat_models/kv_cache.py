@@ -1,0 +1,67 @@
+"""The paged KV cache of a PyTorch model: per layer, one row a token slot."""
+
+from dataclasses import dataclass
+
+import torch
+
+from stonechat_models.errors import ModelLoadError
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKVShape:
+    """What one layer keeps for a token. Keys and values may differ in head size (MLA)."""
+
+    num_kv_heads: int
+    key_size: int
+    value_size: int
+
+    @property
+    def num_elements(self) -> int:
+        return self.num_kv_heads * (self.key_size + self.value_size)
+
+
+class KVCache:
+    """`keys[layer]` is [num_blocks * block_size, num_kv_heads, key_size], `values` alike."""
+
+    def __init__(
+        self,
+        shapes: dict[int, LayerKVShape],
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        devices: dict[int, torch.device],
+    ) -> None:
+        self.block_size = block_size
+        num_slots = num_blocks * block_size
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        try:
+            for layer, shape in shapes.items():
+                for tensors, size in (
+                    (self.keys, shape.key_size),
+                    (self.values, shape.value_size),
+                ):
+                    tensors[layer] = torch.zeros(
+                        (num_slots, shape.num_kv_heads, size), dtype=dtype, device=devices[layer]
+                    )
+        except (RuntimeError, MemoryError) as error:
+            needed = sum(s.num_elements for s in shapes.values()) * num_slots * dtype.itemsize
+            raise ModelLoadError(
+                f"no memory for a KV cache of {num_slots} tokens, {needed / 2**20:.0f} MiB: {error}"
+            ) from error
+
+    def write(
+        self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Store key [T, Hkv, Dk] and value [T, Hkv, Dv] at `slots` int64[T]."""
+        self.keys[layer].index_copy_(0, slots, key.to(self.keys[layer].dtype))
+        self.values[layer].index_copy_(0, slots, value.to(self.values[layer].dtype))
+
+    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
+        """Copy blocks, (source, destination); every source is read before any is written."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors.values():
+                blocks = tensor.view(-1, self.block_size, *tensor.shape[1:])
+                index = torch.tensor(pairs, device=tensor.device)
+                blocks.index_copy_(0, index[:, 1], blocks[index[:, 0]])
