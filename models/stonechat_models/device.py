@@ -1,0 +1,159 @@
+"""Chooses device and dtype, and says how much memory there is."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from stonechat_models.errors import ModelLoadError
+
+CGROUP_V2 = Path("/sys/fs/cgroup")
+CGROUP_V1 = Path("/sys/fs/cgroup/memory")
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "half": torch.float16,
+    "float": torch.float32,
+}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`: CUDA, else MPS, else the CPU; anything else is taken at its word.
+
+    Raises `ModelLoadError` for a device that is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelLoadError(
+            f"{name!r} is no device; try auto, cpu, cuda, cuda:0 or mps"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"there is no device {name} (CUDA devices: {torch.cuda.device_count()})"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelLoadError("there is no MPS device")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", 0)
+    return device
+
+
+def choose_dtype(name: str, config: dict[str, object], device: torch.device) -> torch.dtype:
+    """`auto`: on a GPU the checkpoint's half precision (bfloat16 for a float32 checkpoint, where
+    the GPU has it); on a CPU bfloat16 only for a bfloat16 checkpoint on a processor that
+    multiplies it natively, else float32. A name means just that dtype.
+
+    Raises `ModelLoadError` for a name that is no dtype.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise ModelLoadError(f"{name!r} is no dtype; try auto, float32, float16 or bfloat16")
+        return DTYPES[name]
+    stored = checkpoint_dtype(config)
+    if device.type == "cpu":
+        native = stored is torch.bfloat16 and cpu_has_bfloat16()
+        return torch.bfloat16 if native else torch.float32
+    if stored is torch.float16:
+        return torch.float16
+    has_bfloat16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+def checkpoint_dtype(config: dict[str, object]) -> torch.dtype | None:
+    """The dtype that a config.json says its weights have; None when it does not say."""
+    name = config.get("dtype") or config.get("torch_dtype")
+    return DTYPES.get(name.removeprefix("torch.")) if isinstance(name, str) else None
+
+
+def cpu_has_bfloat16() -> bool:
+    """True when the processor has instructions that multiply bfloat16."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of a device; on a CPU what this process may use, by its cgroup too."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    limits = [limit for limit, _ in _cgroup_memory()]
+    return min([_physical_memory()[0], *limits])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device; on a CPU within its cgroup's limit too."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return total_memory(device) - int(torch.mps.driver_allocated_memory())
+    limits = [limit - used for limit, used in _cgroup_memory()]
+    return max(0, min([_physical_memory()[1], *limits]))
+
+
+def _physical_memory() -> tuple[int, int]:
+    """Total and available bytes of the machine."""
+    meminfo = _fields(Path("/proc/meminfo"))
+    if "MemTotal" in meminfo:
+        free = meminfo.get("MemAvailable", meminfo.get("MemFree", 0))
+        return meminfo["MemTotal"] * 1024, free * 1024
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total, total // 2 if sys.platform == "darwin" else total
+
+
+def _cgroup_memory() -> list[tuple[int, int]]:
+    """(limit, bytes in use that cannot be dropped) of each cgroup of this process with a limit."""
+    found: list[tuple[int, int]] = []
+    for folder in _cgroup_folders():
+        v2 = folder / "memory.max"
+        limit = _number(v2 if v2.exists() else folder / "memory.limit_in_bytes")
+        used = _number(folder / ("memory.current" if v2.exists() else "memory.usage_in_bytes"))
+        if limit is not None and used is not None:
+            statistics = _fields(folder / "memory.stat")
+            dropped = statistics.get("inactive_file", statistics.get("total_inactive_file", 0))
+            found.append((limit, max(0, used - dropped)))
+    return found
+
+
+def _cgroup_folders() -> list[Path]:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders: list[Path] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        root = CGROUP_V2 if not controllers else CGROUP_V1
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        here = root / path.lstrip("/")
+        folders += [here, *(p for p in here.parents if p == root or root in p.parents)]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() and int(text) < 1 << 60 else None
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """`name number` or `name: number kB` lines."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.replace(":", " ").split()[:2] for line in lines)
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
