@@ -1,0 +1,8 @@
+"""The usage ledger: who used what. A journal on the hot path, a database behind it."""
+
+from stonechat_server.ledger.entry import LedgerEntry
+from stonechat_server.ledger.report import UsageRow, usage
+from stonechat_server.ledger.table import open_database
+from stonechat_server.ledger.writer import Ledger
+
+__all__ = ["Ledger", "LedgerEntry", "UsageRow", "open_database", "usage"]

@@ -1,0 +1,70 @@
+"""The ledger's table, and connections to SQLite (default) or PostgreSQL."""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+metadata = sa.MetaData()
+
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("created", sa.Double, nullable=False, index=True),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("key", sa.String(64), nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("user", sa.Text),
+    sa.Column("safety_identifier", sa.Text),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("error_code", sa.Text),
+    sa.Column("stream", sa.Boolean, nullable=False),
+    sa.Column("num_choices", sa.Integer, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("finish_reasons", sa.Text, nullable=False),
+    sa.Column("queue_seconds", sa.Double),
+    sa.Column("first_token_seconds", sa.Double),
+    sa.Column("total_seconds", sa.Double, nullable=False),
+    sa.Column("prompt", sa.Text),
+    sa.Column("completion", sa.Text),
+)
+
+
+def open_database(url: str) -> sa.Engine:
+    """Connect to a SQLAlchemy URL and make the table if it is missing.
+
+    SQLite runs in WAL mode, so that reports can be read while the server writes.
+    """
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed)
+        sa.event.listen(engine, "connect", _use_wal)
+    else:
+        engine = sa.create_engine(parsed, pool_pre_ping=True)
+    metadata.create_all(engine)
+    return engine
+
+
+def _use_wal(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.close()
+
+
+def insert_new(engine: sa.Engine) -> sa.Insert:
+    """An INSERT that skips rows whose id is there already."""
+    if engine.dialect.name == "postgresql":
+        return postgresql.insert(requests).on_conflict_do_nothing()
+    if engine.dialect.name == "sqlite":
+        return sqlite.insert(requests).on_conflict_do_nothing()
+    raise ValueError(f"the ledger can be kept in sqlite or postgresql, not {engine.dialect.name}")
