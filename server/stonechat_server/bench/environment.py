@@ -1,0 +1,63 @@
+"""The machine a result was measured on."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from stonechat_server.bench.results import Environment
+
+
+def describe_environment() -> Environment:
+    """Look at processor, memory, GPUs and versions; what cannot be found out is left empty."""
+    from stonechat_models.version import __version__
+
+    return Environment(
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=cpu_name(),
+        num_cpus=os.cpu_count() or 1,
+        usable_cpus=usable_cpus(),
+        memory_bytes=memory_bytes(),
+        gpus=gpu_names(),
+        python=platform.python_version(),
+        stonechat=__version__,
+    )
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def usable_cpus() -> int:
+    """Logical processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Physical memory; 0 when the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def gpu_names() -> list[str]:
+    """NVIDIA GPUs as `nvidia-smi` names them."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -1,0 +1,130 @@
+"""What people see in the terminal: live progress, and a table at the end."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
+
+
+class LiveWatcher:
+    """A progress line a level: requests done, tokens a second so far, errors."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<20}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[speed]}"),
+            console=console,
+        )
+        self._tokens = 0
+        self._errors = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def level_started(self, name: str, num_requests: int) -> None:
+        self._tokens = self._errors = 0
+        self._task = self._progress.add_task(name, total=num_requests, speed="")
+
+    def request_done(self, record: RequestRecord) -> None:
+        self._tokens += record.completion_tokens
+        self._errors += record.error is not None
+        speed = f"{self._tokens / max(record.end, 1e-9):,.0f} tokens/s"
+        errors = f", {self._errors} errors" if self._errors else ""
+        self._progress.update(self._task, advance=1, speed=speed + errors)
+
+    def level_finished(self, level: LevelResult) -> None:
+        self._progress.update(self._task, speed=f"{level.tokens_per_second:,.0f} tokens/s")
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A latency for people."""
+    if seconds is None:
+        return "-"
+    value = seconds * 1000
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def result_table(result: BenchResult) -> Table:
+    """One line a level."""
+    table = Table(title=f"{result.label} at {result.base_url}", title_justify="left")
+    table.add_column("load")
+    for heading in ("tokens/s", "req/s", "errors", "TTFT ms\np50 / p90 / p99"):
+        table.add_column(heading, justify="right")
+    table.add_column("inter-token ms\np50 / p90 / p99", justify="right")
+    table.add_column("end-to-end ms\np50 / p90 / p99", justify="right")
+    has_slo = any(level.goodput is not None for level in result.levels)
+    if has_slo:
+        table.add_column("goodput\nreq/s", justify="right")
+    if result.roofline is not None:
+        table.add_column("of memory\nbandwidth", justify="right")
+    for level in result.levels:
+        cells = _cells(level)
+        if has_slo:
+            cells.append("-" if level.goodput is None else f"{level.goodput:.2f}")
+        if result.roofline is not None:
+            share = level.roofline_share
+            cells.append("-" if share is None else f"{share:.0%}")
+        table.add_row(*cells)
+    return table
+
+
+def _cells(level: LevelResult) -> list[str]:
+    latencies = [
+        " / ".join(milliseconds(value) for value in (one.p50, one.p90, one.p99))
+        for one in (level.ttft, level.inter_token, level.e2e)
+    ]
+    return [
+        level.name,
+        f"{level.tokens_per_second:,.1f}",
+        f"{level.requests_per_second:.2f}",
+        str(level.num_errors),
+        *latencies,
+    ]
+
+
+def print_result(console: Console, result: BenchResult) -> None:
+    """Table, roofline, checks and notes."""
+    console.print(result_table(result))
+    if result.roofline is not None:
+        roofline = result.roofline
+        console.print(
+            f"memory reads at {roofline.bandwidth / 1e9:.1f} GB/s; weights of "
+            f"{roofline.weight_bytes / 1e6:,.1f} MB ({roofline.source}): at most "
+            f"{roofline.ceiling:,.0f} decode steps a second"
+        )
+    for check in result.checks:
+        mark = "[green]ok[/]" if check.passed else "[bold red]FAILED[/]"
+        console.print(f"{mark} {check.name}: {check.detail}", highlight=False)
+    for note in result.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    _print_errors(console, result)
+
+
+def _print_errors(console: Console, result: BenchResult) -> None:
+    errors = {r.error for level in result.levels for r in level.records if r.error is not None}
+    for error in sorted(errors)[:5]:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False)

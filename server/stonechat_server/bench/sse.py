@@ -1,0 +1,115 @@
+"""What one streamed answer was, as it came off the wire: times, counts and how it ended."""
+
+import msgspec
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """The part of `usage` that tells how much of the prompt came from a cache."""
+
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """Token counts as the server states them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[object] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: Usage | None = None
+    error: object = None
+
+
+ChunkDecoder = msgspec.json.Decoder[_Chunk]
+
+
+def new_chunk_decoder() -> ChunkDecoder:
+    """A decoder for the fields of a chunk that are measured; it skips all others."""
+    return msgspec.json.Decoder(_Chunk)
+
+
+class StreamRecorder:
+    """Folds the bytes of one `text/event-stream` body; `feed` may be cut anywhere.
+
+    Times are whatever clock the caller passes to `feed`; events of one call share a time.
+    """
+
+    __slots__ = (
+        "_data",
+        "_decoder",
+        "_rest",
+        "done",
+        "error",
+        "finish_reasons",
+        "text",
+        "token_times",
+        "usage",
+    )
+
+    def __init__(self, decoder: ChunkDecoder) -> None:
+        self._decoder = decoder
+        self._rest = b""
+        self._data: list[bytes] = []
+        self.token_times: list[float] = []
+        """When each chunk that carries generated text (or a part of a tool call) arrived."""
+        self.text: list[str] = []
+        self.finish_reasons: dict[int, str] = {}
+        self.usage: Usage | None = None
+        self.done = False
+        self.error: str | None = None
+
+    def feed(self, body: bytes, now: float) -> None:
+        """Take the next bytes of the body, which arrived at `now`."""
+        lines = (self._rest + body if self._rest else body).split(b"\n")
+        self._rest = lines.pop()
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._data.append(line[5:])
+            elif self._data and not line.rstrip(b"\r"):
+                payload = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+                self._data = []
+                self._event(payload.strip(), now)
+
+    def _event(self, payload: bytes, now: float) -> None:
+        if payload == b"[DONE]":
+            self.done = True
+            return
+        try:
+            chunk = self._decoder.decode(payload)
+        except msgspec.DecodeError as error:
+            self.error = f"a chunk that is not valid: {error}"
+            return
+        if chunk.error is not None:
+            self.error = f"an error event: {chunk.error}"[:500]
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        for choice in chunk.choices or ():
+            if choice.finish_reason is not None:
+                self.finish_reasons[choice.index] = choice.finish_reason
+            if choice.delta is not None:
+                self._delta(choice.delta, now)
+
+    def _delta(self, delta: _Delta, now: float) -> None:
+        text = delta.content or delta.reasoning_content or delta.reasoning or delta.refusal
+        if text:
+            self.text.append(text)
+            self.token_times.append(now)
+        elif delta.tool_calls:
+            self.token_times.append(now)

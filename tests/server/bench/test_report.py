@@ -1,0 +1,83 @@
+"""Result files, the report and the command."""
+
+import asyncio
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from stonechat_server.bench.command import main
+from stonechat_server.bench.report import render_report
+from stonechat_server.bench.results import BenchResult, read_json, write_json
+from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.selftest import REQUIRED_TOKENS_PER_SECOND, measure_generator
+from stonechat_server.bench.settings import BenchSettings
+from stonechat_server.bench.summary import quantiles
+
+from .conftest import FakeServer
+
+
+@pytest.fixture
+def result(fake: FakeServer) -> BenchResult:
+    settings = BenchSettings(
+        base_url=fake.url, model="good", concurrency=(1, 4), num_requests=4, output_tokens=6,
+        input_tokens=20, label="<b>mine</b>", warmup=0,
+    )  # fmt: skip
+    return asyncio.run(run_bench(settings, QuietWatcher()))
+
+
+def test_a_result_survives_its_file(result: BenchResult) -> None:
+    assert read_json(write_json(result)) == result
+
+
+@pytest.mark.parametrize("data", [b"{}", b"nonsense"])
+def test_other_files_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a benchmark result"):
+        read_json(data)
+
+
+def test_the_report_stands_alone_and_escapes_what_it_shows(result: BenchResult) -> None:
+    page = render_report([result, result])
+    assert "<b>mine</b>" not in page
+    assert "&lt;b&gt;mine&lt;/b&gt;" in page
+    assert not re.search(r"<(script|link|img|iframe)|@import|url\(|src=", page)
+    charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(charts) == 2 + 2 * 2 + 2 * 2  # sweeps, distributions, timelines
+    for chart in charts:
+        ElementTree.fromstring(chart)
+        assert "nan" not in chart
+    assert page.count("<tr><td>") == 4
+
+
+def test_quantiles_equal_numpys() -> None:
+    values = list(np.random.default_rng(0).exponential(size=501))
+    measured = quantiles(values)
+    assert measured.p90 == pytest.approx(np.quantile(values, 0.9))
+    assert measured.p99 == pytest.approx(np.quantile(values, 0.99))
+    assert len(measured.curve) == 101
+
+
+def test_the_command_writes_its_files(
+    fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    json_file, html_file = tmp_path / "a.json", tmp_path / "a.html"
+    common = ["--base-url", fake.url, "--requests", "3", "--output-tokens", "4"]
+    flags = [*common, "--model", "good", "--concurrency", "1,2", "--json", str(json_file)]
+    assert main([*flags, "--html", str(html_file), "--slo", "ttft=5000"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 in flight" in shown
+    assert "every stream ended with [DONE]" in shown
+    assert len(read_json(json_file.read_bytes()).levels) == 2
+    assert "<svg" in html_file.read_text()
+    again = ["--report-only", "--compare", str(json_file), str(json_file)]
+    assert main([*again, "--html", str(html_file)]) == 0
+    assert main([*common, "--model", "no-done", "--concurrency", "1", "--quiet"]) == 1
+    assert main(["--base-url", "http://127.0.0.1:9", "--quiet"]) == 1
+    assert "cannot connect" in capsys.readouterr().err
+
+
+def test_the_load_generator_is_fast_enough() -> None:
+    speed = measure_generator(num_requests=32)
+    assert speed.tokens_per_core_second > REQUIRED_TOKENS_PER_SECOND
