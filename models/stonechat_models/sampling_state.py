@@ -41,6 +41,8 @@ class SamplingState:
     does not suppress, it only does not stop)."""
     output_counts: dict[int, int] = field(default_factory=dict)
     """How often each generated token occurs; kept by the engine with `append`."""
+    prompt_ids_tensor: torch.Tensor | None = None
+    """The prompt's distinct tokens, int64; kept by the sampler once a penalty needs them."""
 
     def append(self, token_id: int) -> None:
         """Record a chosen token; the constraint advances too."""
@@ -55,6 +57,7 @@ class SampledTokens:
     """One token a row, and its log-probabilities where the row asked for them."""
 
     token_ids: list[int]
+    """-1 for a row in `errors`."""
     logprobs: list[TokenLogprobs | None]
     errors: dict[int, str] = field(default_factory=dict)
-    """Rows that could not be sampled (NaN logits), by row; their token id is meaningless."""
+    """Why a row has no token, by row; its sequence ends with an error, the others go on."""

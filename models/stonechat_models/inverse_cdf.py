@@ -1,0 +1,81 @@
+"""Draws from unnormalised distributions by inverse CDF, with sums that no batch size can change.
+
+A row's sums are built by elementwise additions only (a tree of fan-out 16 over interleaved
+tokens), so that a row has the same bits alone and in any batch, on CPU and GPU. The draw descends
+that tree. No prefix sum over the vocabulary is taken, which also keeps float32 exact enough.
+"""
+
+import torch
+
+FANOUT = 16
+ROW_MULTIPLE = FANOUT**3
+"""Rows are padded with zeros to a multiple of this."""
+_MAX_ROOTS = 64
+
+
+def padded_width(vocab_size: int) -> int:
+    """Return the row width that the tree needs for `vocab_size` tokens."""
+    return -(-vocab_size // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def fold_sum(rows: torch.Tensor) -> torch.Tensor:
+    """Sum float[R, n] to [R, n / 16]: entry i is that of all j with j mod (n / 16) == i."""
+    for _ in range(4):
+        half = rows.shape[1] // 2
+        rows = rows[:, :half] + rows[:, half:]
+    return rows
+
+
+def fold_max(rows: torch.Tensor) -> torch.Tensor:
+    """Reduce [R, n] to [R, n / 16] as `fold_sum` does, by maximum."""
+    for _ in range(4):
+        half = rows.shape[1] // 2
+        rows = torch.maximum(rows[:, :half], rows[:, half:])
+    return rows
+
+
+def sum_tree(weights: torch.Tensor) -> list[torch.Tensor]:
+    """Return the levels of sums over float32[R, n], leaves first, roots (at most 64) last."""
+    levels = [weights]
+    while levels[-1].shape[1] > _MAX_ROOTS:
+        levels.append(fold_sum(levels[-1]))
+    return levels
+
+
+def row_sums(weights: torch.Tensor) -> torch.Tensor:
+    """Return float64[R], the sums of float32[R, n]."""
+    roots = sum_tree(weights)[-1].double()
+    return roots.cumsum(1)[:, -1]
+
+
+def draw(weights: torch.Tensor, variates: torch.Tensor) -> torch.Tensor:
+    """Return int64[R]: the token of each row at `variates` (float64[R], inside (0, 1)).
+
+    `weights`, float32[R, n] with n a multiple of `ROW_MULTIPLE`, need not sum to one. A weight
+    of zero is never drawn, unless its whole row is zero.
+    """
+    levels = sum_tree(weights)
+    roots = levels[-1].double()
+    target = variates * roots.cumsum(1)[:, -1]
+    index, target = _pick(roots, target)
+    for level in reversed(levels[:-1]):
+        stride = level.shape[1] // FANOUT
+        steps = torch.arange(0, level.shape[1], stride, device=level.device)
+        children = index.unsqueeze(1) + steps
+        child, target = _pick(level.gather(1, children).double(), target)
+        index = index + child * stride
+    return index
+
+
+def _pick(sums: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first entry of each row whose prefix sum exceeds `target`, and the rest of it.
+
+    Rounding may leave `target` at or past the end: then it is the last entry that is not zero.
+    """
+    prefix = sums.cumsum(1)
+    found = (prefix <= target.unsqueeze(1)).sum(1)
+    last = (prefix < prefix[:, -1:]).sum(1)
+    index = torch.minimum(found, last)
+    at = index.unsqueeze(1)
+    before = (prefix.gather(1, at) - sums.gather(1, at)).squeeze(1)
+    return index, (target - before).clamp_(min=0.0)

@@ -1,0 +1,119 @@
+"""Edits of raw logits, row by row and sparse: biases, penalties, suppressed tokens, constraints.
+
+The order is fixed: logit_bias; frequency and presence penalties over the generated tokens
+(logit - count * frequency - presence, as OpenAI documents them); repetition_penalty over prompt
+and output (arXiv 1909.05858: divide where positive, multiply where negative); suppressed end
+tokens; the constraint's bitmask.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from stonechat_models.sampling_state import SamplingState, TokenConstraint
+
+_NEVER = float("-inf")
+_WORD_BITS = 32
+
+
+def edit_logits(logits: torch.Tensor, states: Sequence[SamplingState]) -> dict[int, str]:
+    """Edit float32[R, V] (contiguous) in place; return an error message for each row that fails.
+
+    Work is proportional to the tokens edited. Rows that ask for nothing are not touched.
+    """
+    errors: dict[int, str] = {}
+    vocab_size = logits.shape[1]
+    biases, penalties, suppressed = _SparseEdit(), _SparseEdit(), _SparseEdit()
+    repeated: list[int] = []
+    constrained: list[int] = []
+    for row, state in enumerate(states):
+        params = state.params
+        start = row * vocab_size
+        if params.logit_bias:
+            outside = [token for token in params.logit_bias if not 0 <= token < vocab_size]
+            if outside:
+                errors[row] = f"logit_bias names token {outside[0]}; there are {vocab_size} tokens"
+                continue
+            biases.add(start, params.logit_bias, params.logit_bias.values())
+        if state.output_counts and (params.frequency_penalty or params.presence_penalty):
+            frequency, presence = params.frequency_penalty, params.presence_penalty
+            counts = state.output_counts
+            penalties.add(start, counts, (-(n * frequency + presence) for n in counts.values()))
+        if params.repetition_penalty != 1.0:
+            repeated.append(row)
+        if state.suppressed_ids:
+            ids = [token for token in state.suppressed_ids if 0 <= token < vocab_size]
+            suppressed.add(start, ids, (_NEVER for _ in ids))
+        if state.constraint is not None:
+            constrained.append(row)
+    biases.apply(logits)
+    penalties.apply(logits)
+    for row in repeated:
+        _penalise_repetition(logits[row], states[row])
+    suppressed.apply(logits)
+    _constrain(logits, states, constrained, errors)
+    return errors
+
+
+class _SparseEdit:
+    """Amounts to add to single logits, gathered over all rows and added at once."""
+
+    __slots__ = ("amounts", "places")
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+        self.amounts: list[float] = []
+
+    def add(self, start: int, ids: Iterable[int], amounts: Iterable[float]) -> None:
+        """Add `amounts` to the distinct tokens `ids` of the row that starts at `start`."""
+        self.places.extend(start + token for token in ids)
+        self.amounts.extend(amounts)
+
+    def apply(self, logits: torch.Tensor) -> None:
+        if self.places:
+            places = torch.tensor(self.places, device=logits.device)
+            amounts = torch.tensor(self.amounts, dtype=logits.dtype, device=logits.device)
+            logits.view(-1).index_add_(0, places, amounts)
+
+
+def _penalise_repetition(row: torch.Tensor, state: SamplingState) -> None:
+    """Apply repetition_penalty to float32[V]. A token met twice is written twice, alike."""
+    if state.prompt_ids_tensor is None:
+        known = sorted({token for token in state.prompt_token_ids if 0 <= token < len(row)})
+        state.prompt_ids_tensor = torch.tensor(known, dtype=torch.int64, device=row.device)
+    generated = torch.tensor(list(state.output_counts), dtype=torch.int64, device=row.device)
+    ids = torch.cat([state.prompt_ids_tensor, generated])
+    penalty = state.params.repetition_penalty
+    values = row[ids]
+    row[ids] = torch.where(values > 0, values / penalty, values * penalty)
+
+
+def _constrain(
+    logits: torch.Tensor,
+    states: Sequence[SamplingState],
+    rows: list[int],
+    errors: dict[int, str],
+) -> None:
+    """Set to -inf what the rows' constraints forbid."""
+    if not rows:
+        return
+    num_words = -(-logits.shape[1] // _WORD_BITS)
+    masks = torch.zeros(len(rows), num_words, dtype=torch.int32)
+    active: list[int] = []
+    for row in rows:
+        try:
+            if _fill(states[row].constraint, masks[len(active)]):
+                active.append(row)
+        except Exception as error:  # whatever a grammar raises concerns its own row only
+            errors[row] = f"the constraint failed: {error}"
+    if not active:
+        return
+    words = masks[: len(active)].to(logits.device)
+    bits = torch.arange(_WORD_BITS, dtype=torch.int32, device=logits.device)
+    allowed = ((words.unsqueeze(-1) >> bits) & 1).flatten(1)[:, : logits.shape[1]]
+    for row, allowed_row in zip(active, allowed, strict=True):
+        logits[row].masked_fill_(allowed_row == 0, _NEVER)
+
+
+def _fill(constraint: TokenConstraint | None, row: torch.Tensor) -> bool:
+    return constraint is not None and constraint.fill_bitmask(row)

@@ -1,0 +1,144 @@
+"""Turns a step's logits into one token a row, rows of every kind in one pass.
+
+Order per row, on raw logits: bias, penalties, suppressed tokens and constraint (`logits`), then
+temperature, top_k, min_p, top_p (`nucleus`), then the draw (`inverse_cdf`) at a variate that only
+the row's seed, choice index and position determine (`seeds`). No random generator is involved,
+and no sum depends on the batch: a row's token has the same bits alone and in any batch.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from stonechat_models.inverse_cdf import draw, padded_width
+from stonechat_models.logits import edit_logits
+from stonechat_models.logprobs import RawLogprobs
+from stonechat_models.nucleus import Cuts, cut_weights
+from stonechat_models.sampling_state import SampledTokens, SamplingState
+from stonechat_models.seeds import uniform_variate
+from stonechat_models.types import SamplingParams
+
+_LEAST_TEMPERATURE = 1e-30
+
+
+class Sampler:
+    """Chooses tokens in plain PyTorch on any device; results move to the host once, at the end."""
+
+    def __init__(self, vocab_size: int, device: torch.device | str) -> None:
+        self._vocab_size = vocab_size
+        self._device = torch.device(device)
+        self._width = padded_width(vocab_size)
+
+    def __call__(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SampledTokens:
+        """Choose a token for each row of float[R, V]; `logits` may be modified in place.
+
+        A row that cannot be sampled (NaN or infinite logits, every token forbidden, a constraint
+        that fails) gets a message in `errors` and the token -1; the other rows are not affected.
+        """
+        if logits.shape != (len(states), self._vocab_size):
+            raise ValueError(f"{len(states)} rows of {self._vocab_size}, not {tuple(logits.shape)}")
+        if not states:
+            return SampledTokens([], [])
+        if self._device.type == "mps":  # no float64 there, and memory is shared anyway
+            logits = logits.cpu()
+        logits = logits.float().contiguous()
+        raw = RawLogprobs(logits, states)
+        errors = edit_logits(logits, states)
+        tokens, peaks = self._choose(logits, states)
+        logprobs = raw.of(tokens, len(states))
+        token_ids = tokens.tolist()
+        _flag_rows(peaks.tolist(), errors)
+        for row in errors:
+            token_ids[row] = -1
+            logprobs[row] = None
+        return SampledTokens(token_ids, logprobs, errors)
+
+    def _choose(
+        self, logits: torch.Tensor, states: Sequence[SamplingState]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return int64[R], the tokens, and float32[R], the largest edited logit of each row."""
+        groups: tuple[tuple[list[int], Callable[..., _Choice]], ...] = (
+            ([], _choose_greedy),
+            ([], self._choose_plain),
+            ([], self._choose_cut),
+        )
+        for row, state in enumerate(states):
+            groups[_kind(state.params)][0].append(row)
+        for rows, choose in groups:
+            if len(rows) == len(states):
+                return choose(logits, states)
+        tokens = torch.empty(len(states), dtype=torch.int64, device=logits.device)
+        peaks = torch.empty(len(states), device=logits.device)
+        for rows, choose in groups:
+            if rows:
+                where = torch.tensor(rows, device=logits.device)
+                tokens[where], peaks[where] = choose(logits[where], [states[r] for r in rows])
+        return tokens, peaks
+
+    def _choose_plain(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "_Choice":
+        weights, peaks = self._weigh(logits, states)
+        return self._draw(weights, states), peaks
+
+    def _choose_cut(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "_Choice":
+        weights, peaks = self._weigh(logits, states)
+        cut_weights(weights, _cuts([state.params for state in states], logits.device))
+        return self._draw(weights, states), peaks
+
+    def _weigh(
+        self, logits: torch.Tensor, states: Sequence[SamplingState]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return float32[R, padded V], exp((logit - peak) / temperature), and the peaks [R]."""
+        temperatures = [max(state.params.temperature, _LEAST_TEMPERATURE) for state in states]
+        peaks = logits.amax(1)
+        weights = torch.empty(len(states), self._width, device=logits.device)
+        weights[:, self._vocab_size :] = float("-inf")
+        torch.sub(logits, peaks.unsqueeze(1), out=weights[:, : self._vocab_size])
+        if any(temperature != 1.0 for temperature in temperatures):
+            weights /= torch.tensor(temperatures, device=logits.device).unsqueeze(1)
+        return weights.exp_(), peaks
+
+    def _draw(self, weights: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+        variates = [
+            uniform_variate(state.seed, state.choice_index, len(state.output_token_ids))
+            for state in states
+        ]
+        on_device = torch.tensor(variates, dtype=torch.float64, device=weights.device)
+        return draw(weights, on_device).clamp_(max=self._vocab_size - 1)
+
+
+_Choice = tuple[torch.Tensor, torch.Tensor]
+"""Tokens int64[R] and peaks float32[R] of a group of rows."""
+
+
+def _kind(params: SamplingParams) -> int:
+    if params.temperature == 0.0 or params.top_k == 1:
+        return 0
+    return 2 if params.top_k or params.min_p > 0.0 or params.top_p < 1.0 else 1
+
+
+def _choose_greedy(logits: torch.Tensor, states: Sequence[SamplingState]) -> _Choice:
+    """Choose the largest logit of each row, the lowest token id of a tie."""
+    tokens = logits.argmax(1)
+    return tokens, logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+def _cuts(params: Sequence[SamplingParams], device: torch.device) -> Cuts:
+    rows = [(float(p.top_k), p.min_p, p.top_p) for p in params]
+    top_k, min_p, top_p = torch.tensor(rows, dtype=torch.float64, device=device).unbind(1)
+    return Cuts(
+        top_k=top_k,
+        min_p=min_p,
+        top_p=top_p,
+        any_top_k=any(row[0] > 0 for row in rows),
+        any_min_p=any(row[1] > 0 for row in rows),
+        any_top_p=any(row[2] < 1 for row in rows),
+    )
+
+
+def _flag_rows(peaks: list[float], errors: dict[int, str]) -> None:
+    """Add a message for each row whose largest edited logit is not a finite number."""
+    for row, peak in enumerate(peaks):
+        if peak == float("-inf"):
+            errors.setdefault(row, "no token is allowed")
+        elif not abs(peak) < float("inf"):  # NaN or +inf
+            errors.setdefault(row, "the model's logits are not finite")
