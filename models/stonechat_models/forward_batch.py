@@ -60,9 +60,8 @@ class ForwardBatch:
 class CausalModel(Protocol):
     """A loaded model with its paged KV cache. Called from the engine's thread only."""
 
-    @property
-    def info(self) -> ModelInfo:
-        """What was loaded; complete once the KV cache is allocated."""
+    info: ModelInfo
+    """What was loaded; complete once the KV cache is allocated and the engine set its limits."""
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -92,15 +92,15 @@ def self_check(module: torch.nn.Module, device: torch.device, vocab_size: int) -
     probe = ProbeContext(starts)
     positions = torch.cat([torch.arange(n, device=device) for n in SELF_CHECK_LENGTHS])
     with torch.inference_mode():
-        _set_attention(module, "eager")
-        expected = torch.cat([_forward_alone(module, ids) for ids in sequences])
-        _set_attention(module, ATTENTION_NAME)
         try:
+            _set_attention(module, "eager")
+            expected = torch.cat([_forward_alone(module, ids) for ids in sequences])
+            _set_attention(module, ATTENTION_NAME)
             actual = _forward(module, torch.cat(sequences), positions, probe)
         except EngineError:
             raise
         except Exception as error:
-            raise UnsupportedModelError(f"a packed forward pass fails: {error}") from error
+            raise UnsupportedModelError(f"a trial forward pass fails: {error}") from error
     if not probe.shapes:
         raise UnsupportedModelError("the model never calls the registered attention function")
     _compare(expected.float(), actual.float(), next(module.parameters()).dtype)

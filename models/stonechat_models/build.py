@@ -1,0 +1,154 @@
+"""From an `EngineConfig` to an engine: find the model, choose how to run it, size its KV cache."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stonechat_models.architecture import context_length, refuse_unserved_layers
+from stonechat_models.config import EngineConfig
+from stonechat_models.engine import Engine
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.forward_batch import CausalModel
+from stonechat_models.loader import ModelFiles, resolve_model, weights_hash
+from stonechat_models.tokenizer import Tokenizer
+from stonechat_models.types import ModelInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from stonechat_models.transformers_model import TransformersModel
+
+Progress = Callable[[str], None]
+
+DEFAULT_KV_FRACTION = {"cuda": 0.9, "mps": 0.5, "cpu": 0.25}
+"""Share of the memory free after loading. A CPU's cache is only touched as it fills."""
+MAX_DEFAULT_CPU_KV_BYTES = 4 << 30
+DEFAULT_BATCH_TOKENS = {"cuda": 8192, "mps": 2048, "cpu": 512}
+DEFAULT_NUM_SEQS = {"cuda": 256, "mps": 64, "cpu": 128}
+
+
+def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Tokenizer]:
+    """Load everything. Raises `ModelLoadError`; `UnsupportedModelError` for what would be wrong."""
+    from stonechat_models.device import choose_device
+    from stonechat_models.sampler import Sampler
+
+    device = choose_device(config.device)
+    threads = config.threads or os.cpu_count() or 1
+    config = replace(config, threads=threads)
+    files = resolve_model(config, progress)
+    refuse_unserved_layers(files.config)
+    max_model_len = context_length(files.config, config.max_model_len)
+    tokenizer = Tokenizer(files.folder)
+    model = _load_model(files, config, device, progress)
+    max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
+    num_blocks = _num_kv_blocks(model, config, device, max_model_len * max_num_seqs)
+    capacity = num_blocks * config.block_size
+    if capacity < max_model_len:
+        if config.max_model_len is not None:
+            raise ModelLoadError(
+                f"the KV cache holds {capacity} tokens and the context length is {max_model_len}: "
+                "give it more memory, or lower the context length (--max-model-len)"
+            )
+        max_model_len = capacity
+    model.allocate_kv_cache(num_blocks, config.block_size)
+    model.info = replace(
+        model.info,
+        max_model_len=max_model_len,
+        max_batch_tokens=config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type],
+        max_num_seqs=max_num_seqs,
+    )
+    engine = Engine(
+        model,
+        Sampler(model.info.vocab_size, device),
+        eos_token_ids=tokenizer.eos_token_ids,
+        device=device,
+        prefix_caching=config.prefix_caching,
+    )
+    return engine, tokenizer
+
+
+def _load_model(
+    files: ModelFiles, config: EngineConfig, device: "torch.device", progress: Progress
+) -> CausalModel:
+    """The compiled CPU path where it serves this model, else the model's own PyTorch code."""
+    if config.backend != "transformers" and device.type == "cpu":
+        from stonechat_models import native
+
+        reason = native.supports(files, config)
+        if reason is None:
+            return native.NativeModel.load(files, config, progress)
+        if config.backend == "native":
+            raise ModelLoadError(f"the native backend cannot run {files.name}: {reason}")
+        progress(f"running {files.name} through PyTorch: {reason}")
+    return _load_transformers_model(files, config, device, progress)
+
+
+def _load_transformers_model(
+    files: ModelFiles, config: EngineConfig, device: "torch.device", progress: Progress
+) -> "TransformersModel":
+    import torch
+
+    from stonechat_models.attention.batched import BatchedBackend
+    from stonechat_models.attention.sdpa import SdpaBackend
+    from stonechat_models.device import choose_dtype
+    from stonechat_models.loader import load_module
+    from stonechat_models.transformers_model import TransformersModel
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    dtype = choose_dtype(config.dtype, files.config, device)
+    module = load_module(
+        files, config, device, dtype, attn_implementation="eager", progress=progress
+    )
+    parameters = list(module.parameters())
+    info = ModelInfo(
+        name=files.name,
+        architecture=str((files.config.get("architectures") or ["?"])[0]),  # type: ignore[index]
+        vocab_size=int(module.config.vocab_size),  # type: ignore[union-attr,arg-type]
+        max_model_len=0,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        quantization="none",
+        backend="transformers",
+        attention_backend="",
+        num_parameters=sum(p.numel() for p in parameters),
+        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        weights_hash=weights_hash(files),
+        block_size=config.block_size,
+        num_blocks=0,
+        kv_bytes_per_token=0,
+        max_batch_tokens=0,
+        max_num_seqs=0,
+        threads=config.threads or 1,
+    )
+    is_reference = config.attention_backend == "sdpa"
+    return TransformersModel(module, info, SdpaBackend() if is_reference else BatchedBackend())
+
+
+def _num_kv_blocks(
+    model: CausalModel, config: EngineConfig, device: "torch.device", useful_tokens: int
+) -> int:
+    """Blocks that the asked-for memory holds, and no more than all sequences could ever fill."""
+    from stonechat_models.device import free_memory
+
+    free = free_memory(device)
+    if config.kv_cache_bytes is not None:
+        budget = config.kv_cache_bytes
+    else:
+        budget = int(free * (config.kv_cache_fraction or DEFAULT_KV_FRACTION[device.type]))
+        if config.kv_cache_fraction is None and device.type == "cpu":
+            budget = min(budget, MAX_DEFAULT_CPU_KV_BYTES)
+    if budget > free:
+        raise ModelLoadError(
+            f"a KV cache of {budget / 2**20:.0f} MiB was asked for, and {free / 2**20:.0f} MiB "
+            f"are free on {device}"
+        )
+    tokens = min(budget // model.kv_bytes_per_token, useful_tokens)
+    num_blocks = tokens // config.block_size
+    if num_blocks < 1:
+        raise ModelLoadError(
+            f"{budget / 2**20:.1f} MiB hold no block of {config.block_size} tokens at "
+            f"{model.kv_bytes_per_token} bytes a token; {free / 2**20:.0f} MiB are free on {device}"
+        )
+    return int(num_blocks)

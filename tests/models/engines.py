@@ -1,0 +1,109 @@
+"""Engines over tiny models, and plain `transformers` as the reference to hold them against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stonechat_models.attention.batched import BatchedBackend
+from stonechat_models.engine import Engine
+from stonechat_models.sampler import Sampler
+from stonechat_models.transformers_model import TransformersModel
+from stonechat_models.types import GenerateRequest, ModelInfo, SamplingParams, TokenLogprobs
+from tests.models.tiny_models import VOCAB_SIZE
+
+CPU = torch.device("cpu")
+
+
+def model_info(**changes) -> ModelInfo:
+    fields = {
+        "name": "tiny",
+        "architecture": "tiny",
+        "vocab_size": VOCAB_SIZE,
+        "max_model_len": 128,
+        "device": "cpu",
+        "dtype": "float32",
+        "quantization": "none",
+        "backend": "transformers",
+        "attention_backend": "sdpa",
+        "num_parameters": 0,
+        "weight_bytes": 0,
+        "weights_hash": "",
+        "block_size": 4,
+        "num_blocks": 0,
+        "kv_bytes_per_token": 0,
+        "max_batch_tokens": 64,
+        "max_num_seqs": 16,
+        "threads": 1,
+    }
+    return ModelInfo(**{**fields, **changes})
+
+
+def make_engine(
+    module, backend=None, *, num_blocks=128, prefix_caching=True, eos=frozenset(), **limits
+):
+    info = model_info(**limits)
+    model = TransformersModel(module, info, backend or BatchedBackend())
+    model.allocate_kv_cache(num_blocks, info.block_size)
+    return Engine(
+        model,
+        Sampler(info.vocab_size, CPU),
+        eos_token_ids=eos,
+        device=CPU,
+        prefix_caching=prefix_caching,
+    )
+
+
+@dataclass
+class Generated:
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]
+    finish_reason: str | None = None
+    error: str | None = None
+    num_cached_tokens: int = 0
+
+
+def greedy(max_tokens: int, **changes) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, top_logprobs=5, **changes)
+
+
+def add(engine, request_id, prompt, params, constraints=()):
+    engine.add(
+        GenerateRequest(request_id=request_id, prompt_token_ids=prompt, params=params), constraints
+    )
+
+
+def run(engine, limit=2000) -> dict[tuple[str, int], Generated]:
+    """Step to the end; what each (request, choice) got."""
+    results: dict[tuple[str, int], Generated] = {}
+    for _ in range(limit):
+        if not engine.has_work:
+            return results
+        for output in engine.step():
+            result = results.setdefault((output.request_id, output.index), Generated([], []))
+            result.token_ids += output.token_ids
+            result.logprobs += output.logprobs or ()
+            result.finish_reason = output.finish_reason
+            result.error = output.error
+            result.num_cached_tokens = output.num_cached_tokens
+        engine.scheduler.check_integrity()
+    raise AssertionError("the engine did not come to an end")
+
+
+def generate_all(engine, prompts: Sequence[list[int]], params: SamplingParams) -> list[Generated]:
+    for i, prompt in enumerate(prompts):
+        add(engine, str(i), prompt, params)
+    results = run(engine)
+    return [results[str(i), 0] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def reference_greedy(module, prompt: list[int], num_tokens: int) -> tuple[list[int], torch.Tensor]:
+    """Greedy tokens, and the log-probabilities [num_tokens, V] at each, one full pass a token."""
+    module.set_attn_implementation("eager")
+    token_ids, rows = list(prompt), []
+    for _ in range(num_tokens):
+        logits = module(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0, -1]
+        rows.append(torch.log_softmax(logits.double(), dim=-1))
+        token_ids.append(int(logits.argmax()))
+    return token_ids[len(prompt) :], torch.stack(rows)
