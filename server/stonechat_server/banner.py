@@ -1,0 +1,40 @@
+"""What the server tells when it has started."""
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stonechat_models import ModelInfo
+
+
+def start_banner(model: "ModelInfo", name: str, url: str, needs_key: bool) -> str:
+    """What was chosen, and a curl line that works when pasted (with a key: once it is set)."""
+    quantization = "" if model.quantization == "none" else f", {model.quantization}"
+    rows = {
+        "model": f"{name} ({model.architecture}, {model.num_parameters / 1e6:,.0f}M parameters)",
+        "device": f"{model.device}, {model.dtype}{quantization}, {model.backend} backend, "
+        f"{model.attention_backend} attention, {model.threads} threads",
+        "weights": mebibytes(model.weight_bytes),
+        "KV cache": f"{model.kv_capacity_tokens:,} tokens in "
+        + mebibytes(model.kv_capacity_tokens * model.kv_bytes_per_token),
+        "context": f"{model.max_model_len:,} tokens; "
+        f"{model.kv_capacity_tokens / model.max_model_len:.1f} requests of full length fit",
+        "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens a step",
+    }
+    lines = [f"  {label:<9} {text}" for label, text in rows.items()]
+    return "\n".join(
+        ["", *lines, "", f"Ready at {url}/v1. Try:", "", curl_line(name, url, needs_key), ""]
+    )
+
+
+def curl_line(name: str, url: str, needs_key: bool) -> str:
+    """A request for a POSIX shell."""
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Say hello."}]})
+    quoted = body.replace("'", "'\\''")
+    key = ' -H "Authorization: Bearer $STONECHAT_API_KEY"' if needs_key else ""
+    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"
+
+
+def mebibytes(size: int) -> str:
+    """`1,234 MiB`."""
+    return f"{size / 2**20:,.0f} MiB"

@@ -1,0 +1,70 @@
+"""The `stonechat` command. A subcommand's module is imported only when it runs."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, cast
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEntry:
+    """A subcommand: the module that is a `Command`, and a line about it."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: Mapping[str, CommandEntry] = {
+    "serve": CommandEntry("stonechat_server.commands.serve", "start the server"),
+    "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
+}
+
+
+class Command(Protocol):
+    """What a subcommand's module defines."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """The exit status."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `stonechat ARGV…`; the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in COMMANDS:
+        return _top(words)
+    command = cast(Command, import_module(COMMANDS[words[0]].module))
+    parser = argparse.ArgumentParser(
+        prog=f"stonechat {words[0]}", description=command.__doc__, allow_abbrev=False
+    )
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(words[1:]))
+
+
+def _top(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="stonechat",
+        description="A local inference server for the OpenAI-style chat completions endpoint.",
+        epilog="\n".join(
+            ["commands:"]
+            + [f"  {name:<10} {entry.summary}" for name, entry in COMMANDS.items()]
+            + ["", "`stonechat COMMAND --help` tells more."]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("command", nargs="?", choices=list(COMMANDS), help="see below")
+    if parser.parse_args(words).version:
+        from stonechat_models import __version__
+
+        print(f"stonechat {__version__}")
+        return 0
+    parser.print_help()
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Subcommands of `stonechat`, one module each."""

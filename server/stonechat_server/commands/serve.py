@@ -1,0 +1,77 @@
+"""Start the server on a model."""
+
+import argparse
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from stonechat_server.options import add_settings_arguments, read_settings
+
+if TYPE_CHECKING:
+    from stonechat_server.engine import EngineLike
+    from stonechat_server.settings import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting."""
+    add_settings_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal; 1 when the server cannot start."""
+    settings = read_settings(arguments, "stonechat serve")
+    from stonechat_server.logs import configure_logging
+
+    configure_logging(settings.log_level)
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        return _fail(f"cannot listen on {settings.host}:{settings.port}: {error}")
+    with listener:
+        return _serve(settings, listener)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, taken before the model is loaded, so that a taken port is told at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _serve(settings: "Settings", listener: socket.socket) -> int:
+    from stonechat_models import AsyncEngine, EngineError
+    from stonechat_server.app import create_app
+    from stonechat_server.banner import start_banner
+    from stonechat_server.http_server import serve
+
+    try:
+        engine: EngineLike = AsyncEngine.from_config(settings.engine_config())
+        app = create_app(settings, engine)
+    except (EngineError, OSError) as error:
+        return _fail(str(error))
+    state = app.state.server
+    banner = start_banner(
+        engine.model,
+        state.model_names[0],
+        base_url(settings.host, listener),
+        not state.authenticator.is_open,
+    )
+    return serve(app, listener, settings.shutdown_grace, lambda: print(banner, flush=True))
+
+
+def base_url(host: str, listener: socket.socket) -> str:
+    """Where a client on this machine reaches the server."""
+    port = listener.getsockname()[1]
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _fail(message: str) -> int:
+    print(f"stonechat serve: {message}", file=sys.stderr)
+    return 1

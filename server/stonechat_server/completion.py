@@ -1,0 +1,220 @@
+"""What the engine gives, as chunks; and the plain answer as a fold of the same chunks."""
+
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+from msgspec import UNSET, UnsetType
+
+from stonechat_models import CompletionDelta, FinishReason, LogprobEntry, RequestOutput
+from stonechat_server.errors import APIError, server_error
+from stonechat_server.parsing import (
+    ContentDelta,
+    DeltaParser,
+    ParsedDelta,
+    ParserFactory,
+    ReasoningDelta,
+    ToolCallDelta,
+)
+from stonechat_server.schema.responses import (
+    ChatCompletionChunk,
+    ChunkChoice,
+    CompletionTokensDetails,
+    CustomCallDelta,
+    DeltaBody,
+    FinishReasonName,
+    FunctionCallDelta,
+    LogprobsBody,
+    PromptTokensDetails,
+    TokenLogprobBody,
+    ToolCallDeltaBody,
+    TopLogprobBody,
+    Usage,
+)
+
+OBFUSCATION_BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionHead:
+    """What all chunks of a request share."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    service_tier: str | UnsetType = UNSET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkOptions:
+    """What the chunks carry beside deltas."""
+
+    include_usage: bool = False
+    continuous_usage: bool = False
+    obfuscation: bool = False
+
+
+@dataclass(slots=True)
+class ChoiceState:
+    """Where one choice stands."""
+
+    parser: DeltaParser
+    num_tokens: int = 0
+    num_reasoning_tokens: int = 0
+    has_tool_calls: bool = False
+    finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprobBody] | None = None
+    """Of tokens whose text has not been sent yet."""
+
+
+@dataclass(slots=True)
+class ChunkBuilder:
+    """Turns the outputs of one request into chunks. `output` is the last one seen."""
+
+    head: CompletionHead
+    options: ChunkOptions
+    choices: list[ChoiceState]
+    output: RequestOutput | None = field(default=None, init=False)
+
+    @classmethod
+    def create(
+        cls, head: CompletionHead, options: ChunkOptions, n: int, new_parser: ParserFactory
+    ) -> "ChunkBuilder":
+        """A builder for `n` choices."""
+        return cls(head, options, [ChoiceState(new_parser()) for _ in range(n)])
+
+    def add(self, output: RequestOutput) -> list[ChatCompletionChunk]:
+        """The chunks of one step. Raises `APIError` when the engine reports a failure."""
+        chunks: list[ChatCompletionChunk] = []
+        if self.output is None:
+            chunks += [self._role_chunk(index) for index in range(len(self.choices))]
+        self.output = output
+        if output.error is not None:
+            raise server_error()
+        for delta in output.deltas:
+            self._add_delta(delta, chunks)
+        if output.finished and self.options.include_usage:
+            chunks.append(self._chunk([], usage=self.usage()))
+        return chunks
+
+    def usage(self) -> Usage:
+        """Tokens so far: the prompt once, the completion summed over choices."""
+        output = self.output
+        num_prompt = output.num_prompt_tokens if output else 0
+        num_cached = output.num_cached_tokens if output else 0
+        num_written = output.num_cache_written_tokens if output else 0
+        num_completion = sum(choice.num_tokens for choice in self.choices)
+        num_reasoning = sum(choice.num_reasoning_tokens for choice in self.choices)
+        return Usage(
+            prompt_tokens=num_prompt,
+            completion_tokens=num_completion,
+            total_tokens=num_prompt + num_completion,
+            prompt_tokens_details=PromptTokensDetails(
+                cached_tokens=num_cached, cache_write_tokens=num_written
+            ),
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=num_reasoning),
+            cache_creation_input_tokens=num_written,
+            cache_read_input_tokens=num_cached,
+        )
+
+    def _add_delta(self, delta: CompletionDelta, chunks: list[ChatCompletionChunk]) -> None:
+        choice = self.choices[delta.index]
+        finished = delta.finish_reason is not None
+        choice.num_tokens += delta.num_tokens
+        if choice.parser.in_reasoning:
+            choice.num_reasoning_tokens += delta.num_tokens
+        if delta.logprobs is not None:
+            choice.logprobs = (choice.logprobs or []) + [_logprob(e) for e in delta.logprobs]
+        chunks += [
+            self._delta_chunk(delta.index, choice, parsed)
+            for parsed in choice.parser.feed(delta.text, finished)
+        ]
+        if delta.finish_reason is not None:
+            choice.finish_reason = delta.finish_reason
+            reason = _finish_reason_name(delta.finish_reason, choice.has_tool_calls)
+            chunks.append(self._choice_chunk(delta.index, DeltaBody(), reason))
+
+    def _role_chunk(self, index: int) -> ChatCompletionChunk:
+        return self._choice_chunk(index, DeltaBody(role="assistant", content="", refusal=None))
+
+    def _delta_chunk(
+        self, index: int, choice: ChoiceState, parsed: ParsedDelta
+    ) -> ChatCompletionChunk:
+        choice.has_tool_calls |= isinstance(parsed, ToolCallDelta)
+        return self._choice_chunk(index, _delta_body(parsed))
+
+    def _choice_chunk(
+        self, index: int, delta: DeltaBody, finish_reason: FinishReasonName | None = None
+    ) -> ChatCompletionChunk:
+        state = self.choices[index]
+        logprobs = None
+        if state.logprobs is not None and delta.role is UNSET:
+            logprobs, state.logprobs = LogprobsBody(state.logprobs), None
+        choice = ChunkChoice(
+            index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason
+        )
+        return self._chunk([choice])
+
+    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
+        head, options = self.head, self.options
+        if options.continuous_usage and usage is None:
+            usage = self.usage()
+        has_usage = options.include_usage or options.continuous_usage
+        return ChatCompletionChunk(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            system_fingerprint=head.system_fingerprint,
+            service_tier=head.service_tier,
+            choices=choices,
+            usage=usage if has_usage else UNSET,
+            obfuscation=_obfuscation(choices) if options.obfuscation else UNSET,
+        )
+
+
+def _delta_body(parsed: ParsedDelta) -> DeltaBody:
+    if isinstance(parsed, ContentDelta):
+        return DeltaBody(content=parsed.text)
+    if isinstance(parsed, ReasoningDelta):
+        return DeltaBody(reasoning_content=parsed.text, reasoning=parsed.text)
+    return DeltaBody(tool_calls=[_call_body(parsed)])
+
+
+def _call_body(call: ToolCallDelta) -> ToolCallDeltaBody:
+    name = UNSET if call.name is None else call.name
+    body = ToolCallDeltaBody(index=call.index)
+    if call.id is not None:
+        body.id, body.type = call.id, call.type
+    if call.type == "custom":
+        body.custom = CustomCallDelta(name=name, input=call.arguments)
+    else:
+        body.function = FunctionCallDelta(name=name, arguments=call.arguments)
+    return body
+
+
+def _finish_reason_name(reason: FinishReason, has_tool_calls: bool) -> FinishReasonName:
+    match reason:
+        case FinishReason.STOP:
+            return "tool_calls" if has_tool_calls else "stop"
+        case FinishReason.LENGTH:
+            return "length"
+        case FinishReason.ABORT:
+            raise APIError(503, "The server is stopping.", type="server_error", code="aborted")
+        case FinishReason.ERROR:
+            raise server_error()
+
+
+def _logprob(entry: LogprobEntry) -> TokenLogprobBody:
+    top = [TopLogprobBody(t.token, t.logprob, list(t.bytes)) for t in entry.top]
+    return TokenLogprobBody(entry.token, entry.logprob, list(entry.bytes), top)
+
+
+def _obfuscation(choices: Sequence[ChunkChoice]) -> str:
+    """Random letters that fill the text up to a whole block, so that its length is not told."""
+    length = sum(len(choice.delta.content or "") for choice in choices)
+    return secrets.token_hex(OBFUSCATION_BLOCK)[: OBFUSCATION_BLOCK - length % OBFUSCATION_BLOCK]
+
+
+ChunkStream = AsyncGenerator[list[ChatCompletionChunk], None]
+"""The chunks of a request, those of one step together."""

@@ -1,0 +1,176 @@
+"""The one place where an exception becomes an OpenAI-style error answer."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from stonechat_models import (
+    EngineDeadError,
+    GrammarError,
+    InvalidParamsError,
+    PromptTooLongError,
+)
+from stonechat_server.schema.errors import ErrorBody, ErrorResponse
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+INVALID_REQUEST = "invalid_request_error"
+
+
+class APIError(Exception):
+    """An answer other than 200: HTTP status, and the fields of the error object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = INVALID_REQUEST,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def encode(self) -> bytes:
+        """The JSON body."""
+        body = ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
+        return msgspec.json.encode(ErrorResponse(body))
+
+    def response(self) -> Response:
+        """The whole HTTP answer."""
+        return Response(self.encode(), self.status, self.headers, media_type="application/json")
+
+
+def invalid(param: str | None, message: str, code: str | None = "invalid_value") -> APIError:
+    """A 400 that names the parameter."""
+    return APIError(400, message, param=param, code=code)
+
+
+def unsupported(param: str, message: str) -> APIError:
+    """A 400 for a field, or a value of it, that this server does not have."""
+    return APIError(400, message, param=param, code="unsupported_parameter")
+
+
+def context_length_exceeded(error: PromptTooLongError) -> APIError:
+    """A 400 with the numbers."""
+    return APIError(
+        400,
+        f"This model's maximum context length is {error.max_model_len} tokens, and at least one "
+        f"is needed for the answer. Your messages came to {error.num_prompt_tokens} tokens.",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
+def server_error() -> APIError:
+    """A 500 that tells nothing about the inside; the log has the cause."""
+    return APIError(
+        500, "The server failed to process the request.", type="server_error", code="server_error"
+    )
+
+
+def to_api_error(error: BaseException) -> APIError | None:
+    """The answer for a known exception; None: an unexpected one, to be logged and answered 500."""
+    match error:
+        case APIError():
+            return error
+        case PromptTooLongError():
+            return context_length_exceeded(error)
+        case InvalidParamsError():
+            return invalid(error.param, str(error))
+        case GrammarError():
+            return APIError(400, str(error), code="invalid_grammar")
+        case EngineDeadError():
+            return APIError(
+                503, "The engine is not running.", type="server_error", code="engine_dead"
+            )
+        case HTTPException():
+            return _from_http_exception(error)
+    return None
+
+
+def _from_http_exception(error: HTTPException) -> APIError:
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    message = {404: "Unknown URL.", 405: "Method not allowed for this URL."}.get(
+        error.status_code, str(error.detail)
+    )
+    return APIError(error.status_code, message, code=code, headers=error.headers)
+
+
+def from_validation_error(error: ValidationError, body: bytes) -> APIError:
+    """The 400 for the first problem that pydantic found, its place written as `messages[0].role`.
+
+    Of a union's problems the one deepest in the body is meant: there the value fitted best.
+    """
+    details = error.errors(include_url=False, include_context=False)
+    if details[0]["type"] == "json_invalid":
+        return APIError(400, "The body is not valid JSON in UTF-8.", code="invalid_json")
+    decoded: object = msgspec.json.decode(body)
+    first_field = details[0]["loc"][:1]
+    candidates = [detail for detail in details if detail["loc"][:1] == first_field]
+    paths = [_path_in_body(detail, decoded) for detail in candidates]
+    best = max(range(len(candidates)), key=lambda i: (len(paths[i]), -i))
+    kind = candidates[best]["type"]
+    return APIError(
+        400,
+        _message(candidates[best], paths[best]),
+        param=format_path(paths[best]) or None,
+        code="missing_required_parameter" if kind == "missing" else _code(kind),
+    )
+
+
+def _code(kind: str) -> str:
+    return "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
+
+
+def _message(detail: "ErrorDetails", path: Sequence[str | int]) -> str:
+    where = f"'{format_path(path)}'" if path else "body"
+    if detail["type"] == "missing":
+        return f"Missing required parameter: {where}."
+    return f"Invalid {where}: {detail['msg']}."
+
+
+def _path_in_body(detail: "ErrorDetails", body: object) -> list[str | int]:
+    """The location without the names of union members that pydantic puts into it."""
+    path: list[str | int] = []
+    value = body
+    for part in detail["loc"]:
+        if _has(value, part):
+            value = value[part]  # type: ignore[index]
+            path.append(part)
+    if detail["type"] == "missing":
+        path.append(detail["loc"][-1])
+    return path
+
+
+def _has(value: object, part: str | int) -> bool:
+    if isinstance(value, dict):
+        return part in value
+    return isinstance(value, list) and isinstance(part, int) and part < len(value)
+
+
+def format_path(path: Sequence[str | int]) -> str:
+    """`["messages", 0, "role"]` as `messages[0].role`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The cause inside a task group's exception group of one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = cast(BaseException, error.exceptions[0])
+    return error

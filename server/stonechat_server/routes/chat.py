@@ -1,0 +1,140 @@
+"""`POST /v1/chat/completions`."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from msgspec import UNSET
+
+from stonechat_server.checks import check_unknown, ignored_params
+from stonechat_server.collect import collect
+from stonechat_server.completion import ChunkBuilder, ChunkOptions, CompletionHead
+from stonechat_server.disconnect import ClientDisconnectedError, run_while_connected
+from stonechat_server.errors import APIError
+from stonechat_server.generation import CLIENT_GONE, Generation
+from stonechat_server.parse import parse_request
+from stonechat_server.prepare import Plan, prepare
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.sse import EventStream
+from stonechat_server.state import ServerState, server_state
+
+router = APIRouter()
+
+INLINE_BODY_BYTES = 16_384
+"""Larger bodies are prepared in a thread, so that they hold up no stream."""
+
+MAX_HEADER_BYTES = 1_024
+
+
+@router.post("/v1/chat/completions", operation_id="createChatCompletion")
+@router.post("/chat/completions", include_in_schema=False)
+async def create_chat_completion(http_request: Request) -> Response:
+    """Continue a conversation; plain, or as a stream of events."""
+    state = server_state(http_request)
+    identity = state.authenticator.identify(http_request)
+    body = await _read_body(http_request, state.settings.max_body_size)
+    request = parse_request(body)
+    check_model(state, request.model)
+    if state.settings.strict_params:
+        check_unknown(request)
+    plan = await _prepare(state, request, len(body))
+    head = _head(state, request)
+    generation = Generation(
+        state,
+        identity,
+        request,
+        http_request.state.request_id,
+        plan,
+        ChunkBuilder.create(head, _options(request), plan.params.n, plan.new_parser),
+    )
+    headers = _headers(request)
+    if request.stream:
+        keep_alive = state.settings.keep_alive_interval
+        return EventStream(generation.chunks(), keep_alive=keep_alive, headers=headers)
+    work = collect(generation.chunks(), head, request.metadata)
+    try:
+        answer = await run_while_connected(http_request.receive, work)
+    except ClientDisconnectedError:
+        return Response(status_code=CLIENT_GONE)
+    return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
+
+
+def check_model(state: ServerState, name: str) -> None:
+    """Raises `APIError` 404 for a model that is not served."""
+    if name not in state.model_names:
+        served = ", ".join(f"'{served}'" for served in state.model_names)
+        raise APIError(
+            404,
+            f"The model '{name[:200]}' does not exist here. Served: {served}.",
+            param="model",
+            code="model_not_found",
+        )
+
+
+async def _prepare(state: ServerState, request: ChatCompletionRequest, size: int) -> Plan:
+    if size <= INLINE_BODY_BYTES:
+        return prepare(request, state.engine, state.templates)
+    return await asyncio.to_thread(prepare, request, state.engine, state.templates)
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    return await _join(request.stream(), limit)
+
+
+async def _join(stream: AsyncIterator[bytes], limit: int) -> bytes:
+    pieces, size = [], 0
+    async for piece in stream:
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _too_large(limit: int) -> APIError:
+    return APIError(
+        413,
+        f"The body is larger than {limit} bytes.",
+        code="request_too_large",
+        headers={"connection": "close"},
+    )
+
+
+def _head(state: ServerState, request: ChatCompletionRequest) -> CompletionHead:
+    return CompletionHead(
+        id="chatcmpl-" + secrets.token_hex(12),
+        created=int(time.time()),
+        model=request.model,
+        system_fingerprint=state.fingerprint,
+        service_tier=UNSET if request.service_tier is None else "default",
+    )
+
+
+def _options(request: ChatCompletionRequest) -> ChunkOptions:
+    options = request.stream_options
+    if not request.stream or options is None:
+        return ChunkOptions(include_usage=not request.stream)
+    return ChunkOptions(
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.continuous_usage_stats),
+        obfuscation=bool(options.include_obfuscation),
+    )
+
+
+def _headers(request: ChatCompletionRequest) -> dict[str, str]:
+    ignored = ignored_params(request)
+    if not ignored:
+        return {}
+    # Names come from the client: quoted, they cannot break the header.
+    names = [quote(name, safe="._-") for name in ignored]
+    text = ", ".join(names)
+    if len(text) > MAX_HEADER_BYTES:
+        text = text[:MAX_HEADER_BYTES].rpartition(", ")[0] + ", ..."
+    return {"x-ignored-params": text}

@@ -1,0 +1,42 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from stonechat_server.routes.chat import check_model
+from stonechat_server.schema.responses import ModelCard, ModelList
+from stonechat_server.state import ServerState, server_state
+
+router = APIRouter()
+
+
+@router.get("/v1/models", operation_id="listModels")
+async def list_models(http_request: Request) -> Response:
+    """The names that `model` may have."""
+    state = server_state(http_request)
+    state.authenticator.identify(http_request)
+    return _json(ModelList([_card(state, name) for name in state.model_names]))
+
+
+@router.get("/v1/models/{model:path}", operation_id="retrieveModel")
+async def retrieve_model(http_request: Request, model: str) -> Response:
+    """One of them; a name may have slashes."""
+    state = server_state(http_request)
+    state.authenticator.identify(http_request)
+    check_model(state, model)
+    return _json(_card(state, model))
+
+
+def _card(state: ServerState, name: str) -> ModelCard:
+    model = state.engine.model
+    return ModelCard(
+        id=name,
+        created=state.created,
+        owned_by="stonechat",
+        root=model.name,
+        max_model_len=model.max_model_len,
+    )
+
+
+def _json(body: ModelCard | ModelList) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

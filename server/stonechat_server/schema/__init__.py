@@ -1,0 +1,1 @@
+"""Wire types: what clients send (pydantic) and what they receive (msgspec)."""

@@ -1,0 +1,197 @@
+"""What clients receive: chunks of a stream, and the plain answer folded from them.
+
+A key that must be null is null; a key that is `UNSET` is left out.
+"""
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+FinishReasonName = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+
+
+class TopLogprobBody(msgspec.Struct):
+    """One alternative at a position."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprobBody(msgspec.Struct):
+    """One token with its log-probability; `bytes` are the token's own."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprobBody]
+
+
+class LogprobsBody(msgspec.Struct):
+    """Log-probabilities of the tokens of a choice, or of a delta."""
+
+    content: list[TokenLogprobBody] | None
+    refusal: list[TokenLogprobBody] | None = None
+
+
+class PromptTokensDetails(msgspec.Struct, kw_only=True):
+    """Prompt tokens read from and written to the prefix cache."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+    audio_tokens: int = 0
+
+
+class CompletionTokensDetails(msgspec.Struct, kw_only=True):
+    """What kind the generated tokens are of."""
+
+    reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Tokens of a whole request: the prompt once, the completion summed over choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+
+
+class FunctionCallDelta(msgspec.Struct, kw_only=True):
+    """A fragment of a call: the name comes once, the arguments in pieces."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class CustomCallDelta(msgspec.Struct, kw_only=True):
+    """A fragment of a custom tool's call."""
+
+    name: str | UnsetType = UNSET
+    input: str | UnsetType = UNSET
+
+
+class ToolCallDeltaBody(msgspec.Struct, kw_only=True):
+    """News of one call; `id` and `type` come once."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function", "custom"] | UnsetType = UNSET
+    function: FunctionCallDelta | UnsetType = UNSET
+    custom: CustomCallDelta | UnsetType = UNSET
+
+
+class DeltaBody(msgspec.Struct, kw_only=True):
+    """What a chunk adds to a choice's message."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    refusal: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDeltaBody] | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct, kw_only=True):
+    """News of one choice; `finish_reason` is null until its last chunk."""
+
+    index: int
+    delta: DeltaBody
+    logprobs: LogprobsBody | None = None
+    finish_reason: FinishReasonName | None = None
+
+
+class ChatCompletionChunk(msgspec.Struct, kw_only=True):
+    """One event of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    service_tier: str | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
+    obfuscation: str | UnsetType = UNSET
+
+
+class FunctionCallBody(msgspec.Struct):
+    """A complete call's name and arguments (JSON text)."""
+
+    name: str
+    arguments: str
+
+
+class CustomCallBody(msgspec.Struct):
+    """A complete custom call's name and input."""
+
+    name: str
+    input: str
+
+
+class ToolCallBody(msgspec.Struct, kw_only=True):
+    """A complete call."""
+
+    id: str
+    type: Literal["function", "custom"]
+    function: FunctionCallBody | UnsetType = UNSET
+    custom: CustomCallBody | UnsetType = UNSET
+
+
+class MessageBody(msgspec.Struct, kw_only=True):
+    """The assistant's message of a choice."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: str | None = None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallBody] | UnsetType = UNSET
+
+
+class Choice(msgspec.Struct, kw_only=True):
+    """One of the n completions."""
+
+    index: int
+    message: MessageBody
+    logprobs: LogprobsBody | None
+    finish_reason: FinishReasonName
+
+
+class ChatCompletion(msgspec.Struct, kw_only=True):
+    """The plain answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    system_fingerprint: str
+    service_tier: str | UnsetType = UNSET
+    metadata: dict[str, str] | UnsetType = UNSET
+
+
+class ModelCard(msgspec.Struct, kw_only=True):
+    """An entry of `/v1/models`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    root: str
+    max_model_len: int
+
+
+class ModelList(msgspec.Struct):
+    """The answer of `/v1/models`."""
+
+    data: list[ModelCard]
+    object: Literal["list"] = "list"

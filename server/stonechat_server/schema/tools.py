@@ -1,0 +1,104 @@
+"""Tools a model may call, and how the client restricts the choice among them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from stonechat_server.schema.base import Name, WireModel
+
+
+class FunctionDefinition(WireModel):
+    """A function: its name, what it is for, and a JSON schema of its arguments."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(WireModel):
+    """A tool that takes JSON arguments."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class TextFormat(WireModel):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class GrammarDefinition(WireModel):
+    """A grammar in one of two notations."""
+
+    definition: str
+    syntax: Literal["lark", "regex"]
+
+
+class GrammarFormat(WireModel):
+    """Text that follows a grammar."""
+
+    type: Literal["grammar"]
+    grammar: GrammarDefinition
+
+
+class CustomDefinition(WireModel):
+    """A tool with free-form input, or input that follows a grammar."""
+
+    name: Name
+    description: str | None = None
+    format: Annotated[TextFormat | GrammarFormat, Field(discriminator="type")] | None = None
+
+
+class CustomTool(WireModel):
+    """A tool that takes text."""
+
+    type: Literal["custom"]
+    custom: CustomDefinition
+
+
+Tool = Annotated[FunctionTool | CustomTool, Field(discriminator="type")]
+
+
+class NamedTool(WireModel):
+    """The name of a tool."""
+
+    name: str
+
+
+class FunctionChoice(WireModel):
+    """Call this function."""
+
+    type: Literal["function"]
+    function: NamedTool
+
+
+class CustomChoice(WireModel):
+    """Call this custom tool."""
+
+    type: Literal["custom"]
+    custom: NamedTool
+
+
+ToolReference = Annotated[FunctionChoice | CustomChoice, Field(discriminator="type")]
+
+
+class AllowedTools(WireModel):
+    """Choose among these tools only."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolReference], Field(min_length=1)]
+
+
+class AllowedToolsChoice(WireModel):
+    """Restrict the choice to some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+NamedToolChoice = Annotated[
+    FunctionChoice | CustomChoice | AllowedToolsChoice, Field(discriminator="type")
+]
+ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice

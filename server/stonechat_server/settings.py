@@ -1,0 +1,196 @@
+"""Every setting once: flags, environment variables, TOML keys and docs derive from this class.
+
+A flag beats `STONECHAT_<NAME>`, which beats the TOML file, which beats the default.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+if TYPE_CHECKING:
+    from stonechat_models import EngineConfig
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+
+
+def _option(group: str, default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
+def _split(value: object) -> object:
+    return (
+        [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, str)
+        else value
+    )
+
+
+Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(BaseSettings):
+    """Settings of one server. Lists are comma-separated in environment variables."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="STONECHAT_", extra="forbid", protected_namespaces=(), frozen=True
+    )
+
+    model: str = _option(
+        "Model",
+        DEFAULT_MODEL,
+        "Hugging Face id, local folder with safetensors, or .gguf file",
+    )
+    revision: str | None = _option("Model", None, "branch, tag or commit of a Hugging Face id")
+    served_model_name: Names = _option(
+        "Model", (), "name that requests use as `model` (repeatable; default: the model's own)"
+    )
+    chat_template: str | None = _option(
+        "Model", None, "Jinja chat template (a file, or the text itself) in place of the model's"
+    )
+    trust_remote_code: bool = _option("Model", False, "run Python code that comes with the model")
+    allow_pickle: bool = _option(
+        "Model", False, "load pickled weights, which can run code of their author"
+    )
+
+    device: str = _option("Computing", "auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "Computing", "auto", "type of the weights and activations"
+    )
+    quantize: Literal["auto", "none", "int8", "int4"] = _option(
+        "Computing", "auto", "auto: a quantised GGUF keeps its precision, others stay as they are"
+    )
+    backend: Literal["auto", "native", "transformers"] = _option(
+        "Computing", "auto", "native: compiled CPU kernels; transformers: the model's PyTorch code"
+    )
+    attention_backend: str = _option("Computing", "auto", "kernel for attention")
+    device_map: str | None = _option(
+        "Computing", None, "auto: spread a model larger than one device over several"
+    )
+    threads: int | None = _option("Computing", None, "CPU threads of the engine", ge=1)
+    deterministic: bool = _option(
+        "Computing", False, "only kernels whose result does not depend on the batch"
+    )
+    eager: bool = _option("Computing", False, "switch CUDA graphs off")
+
+    max_model_len: int | None = _option(
+        "Memory and batching", None, "context length in tokens (default: the model's)", ge=1
+    )
+    kv_cache_size: ByteSize | None = _option(
+        "Memory and batching", None, "memory of the KV cache, such as 2GiB"
+    )
+    kv_cache_fraction: float | None = _option(
+        "Memory and batching",
+        None,
+        "share of the memory free after loading that the KV cache takes, when no size is given",
+        gt=0.0,
+        le=1.0,
+    )
+    block_size: int = _option("Memory and batching", 16, "tokens in a KV block", ge=1)
+    max_batch_tokens: int | None = _option(
+        "Memory and batching", None, "tokens that one step computes at most", ge=1
+    )
+    max_num_seqs: int | None = _option(
+        "Memory and batching", None, "sequences that run at the same time at most", ge=1
+    )
+    prefix_caching: bool = _option(
+        "Memory and batching", True, "keep and share the KV blocks of equal prompt beginnings"
+    )
+
+    host: str = _option("Server", "127.0.0.1", "address to listen on")
+    port: int = _option("Server", 8000, "port to listen on; 0: any free one", ge=0, le=65535)
+    api_key: Secrets = _option(
+        "Server", (), "key that requests must carry (repeatable; none at all: open)"
+    )
+    api_key_file: Path | None = _option(
+        "Server", None, "file with one key a line; empty lines and lines with # first are skipped"
+    )
+    strict_params: bool = _option("Server", False, "answer 400 to unknown fields of requests")
+    allow_request_templates: bool = _option(
+        "Server", False, "let requests bring a `chat_template` of their own"
+    )
+    max_body_size: ByteSize = _option("Server", ByteSize(8 * 2**20), "largest request body", ge=1)
+    keep_alive_interval: float = _option(
+        "Server", 15.0, "seconds of silence after which a stream gets a comment; 0: never", ge=0.0
+    )
+    shutdown_grace: int = _option(
+        "Server", 30, "seconds that running requests get to end after SIGTERM", ge=0
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _option(
+        "Server", "info", "least severe log lines to show"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags and environment; `load_settings` adds the file."""
+        return init_settings, env_settings
+
+    def all_api_keys(self) -> list[str]:
+        """Keys given directly and keys of the file. Raises `OSError` when it cannot be read."""
+        keys = [key.get_secret_value() for key in self.api_key]
+        if self.api_key_file is not None:
+            lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
+            keys += [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
+        return keys
+
+    def engine_config(self) -> "EngineConfig":
+        """The engine's part."""
+        from stonechat_models import EngineConfig
+
+        return EngineConfig(
+            model=self.model,
+            revision=self.revision,
+            device=self.device,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            backend=self.backend,
+            attention_backend=self.attention_backend,
+            device_map=self.device_map,
+            max_model_len=self.max_model_len,
+            kv_cache_bytes=self.kv_cache_size,
+            kv_cache_fraction=self.kv_cache_fraction,
+            block_size=self.block_size,
+            max_batch_tokens=self.max_batch_tokens,
+            max_num_seqs=self.max_num_seqs,
+            prefix_caching=self.prefix_caching,
+            deterministic=self.deterministic,
+            threads=self.threads,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+            eager=self.eager,
+        )
+
+
+def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Settings from flags, environment and a TOML file of the same keys.
+
+    Raises `OSError` or `tomllib.TOMLDecodeError` for the file, `ValidationError` for values.
+    """
+    values = tomllib.loads(config.read_text(encoding="utf-8")) if config else {}
+
+    class Configured(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            above = Settings.settings_customise_sources(settings_cls, *args, **kwargs)
+            return *above, InitSettingsSource(settings_cls, init_kwargs=values)
+
+    return Configured(**flags)

@@ -1,0 +1,39 @@
+"""A server on a scripted engine, called in process."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+from fastapi.testclient import TestClient
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
+
+ClientFactory = Callable[..., TestClient]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def new_client(engine: FakeEngine) -> Iterator[ClientFactory]:
+    """`new_client(**settings)`: a started server."""
+    clients = []
+
+    def create(**settings: Any) -> TestClient:
+        app = create_app(Settings(**settings), engine)
+        client = TestClient(app, raise_server_exceptions=False)
+        client.__enter__()
+        clients.append(client)
+        return client
+
+    yield create
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(new_client: ClientFactory) -> TestClient:
+    return new_client()

@@ -1,0 +1,169 @@
+"""A scripted engine and a byte-level tokenizer: what the server sees, without a model."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+
+from stonechat_models import (
+    CompletionDelta,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    ModelInfo,
+    PromptTooLongError,
+    RequestOutput,
+    RequestTimings,
+)
+
+CHATML = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}
+"""
+
+
+def model_info(**changes: object) -> ModelInfo:
+    values: dict[str, object] = {
+        "name": "tiny-test",
+        "architecture": "LlamaForCausalLM",
+        "vocab_size": 256,
+        "max_model_len": 4096,
+        "device": "cpu",
+        "dtype": "float32",
+        "quantization": "none",
+        "backend": "transformers",
+        "attention_backend": "sdpa",
+        "num_parameters": 1_000_000,
+        "weight_bytes": 4_000_000,
+        "weights_hash": "0123456789abcdef",
+        "block_size": 16,
+        "num_blocks": 1024,
+        "kv_bytes_per_token": 1024,
+        "max_batch_tokens": 512,
+        "max_num_seqs": 32,
+        "threads": 1,
+    }
+    return ModelInfo(**(values | changes))  # type: ignore[arg-type]
+
+
+@dataclass
+class ByteTokenizer:
+    """A token is a byte of UTF-8."""
+
+    chat_template: str | None = CHATML
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] = field(default_factory=lambda: {"eos_token": "<|im_end|>"})
+    vocab_size: int = 256
+    special_ids: frozenset[int] = frozenset()
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return list(text.encode())
+
+    def token_text(self, token_id: int) -> str:
+        return bytes([token_id]).decode("latin-1")
+
+
+Script = Callable[[GenerateRequest], list[RequestOutput | Exception | float]]
+"""What a request is given, in order: an output, an error to raise, or seconds to wait."""
+
+
+@dataclass
+class FakeEngine:
+    """Plays `script`; remembers requests, and which were closed before their end."""
+
+    script: Script = field(default_factory=lambda: text_script("Hello", " wörld", " 👋"))
+    model: ModelInfo = field(default_factory=model_info)
+    tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
+    is_alive: bool = True
+    requests: list[GenerateRequest] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    num_running: int = 0
+
+    async def start(self) -> None:
+        pass
+
+    async def shutdown(self) -> None:
+        self.is_alive = False
+
+    def stats(self) -> EngineStats:
+        return EngineStats(num_running=self.num_running)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[RequestOutput]:
+        self.requests.append(request)
+        if len(request.prompt_token_ids) >= self.model.max_model_len:
+            raise PromptTooLongError(len(request.prompt_token_ids), self.model.max_model_len)
+        self.num_running += 1
+        is_finished = False
+        try:
+            for item in self.script(request):
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, RequestOutput):
+                    is_finished = item.finished
+                    yield item
+                else:
+                    await asyncio.sleep(item)
+        finally:
+            self.num_running -= 1
+            if not is_finished:
+                self.aborted.append(request.request_id)
+
+    @property
+    def prompt(self) -> str:
+        """Text of the latest prompt."""
+        return bytes(self.requests[-1].prompt_token_ids).decode()
+
+
+def output(
+    request: GenerateRequest,
+    *deltas: CompletionDelta,
+    finished: bool = False,
+    cached: int = 0,
+    written: int = 0,
+    error: str | None = None,
+) -> RequestOutput:
+    now = time.monotonic()
+    return RequestOutput(
+        request_id=request.request_id,
+        deltas=deltas,
+        num_prompt_tokens=len(request.prompt_token_ids),
+        num_cached_tokens=cached,
+        num_cache_written_tokens=written,
+        finished=finished,
+        timings=RequestTimings(now, now, now, now if finished else None),
+        error=error,
+    )
+
+
+def delta(
+    text: str = "", index: int = 0, finish: FinishReason | None = None, **changes: object
+) -> CompletionDelta:
+    values: dict[str, object] = {
+        "index": index,
+        "text": text,
+        "token_ids": tuple(text.encode()),
+        "logprobs": None,
+        "num_tokens": 1,
+        "finish_reason": finish,
+    }
+    return CompletionDelta(**(values | changes))  # type: ignore[arg-type]
+
+
+def text_script(*pieces: str, pause: float = 0.0, cached: int = 0, written: int = 0) -> Script:
+    """Each choice gets the pieces one a step, then `stop`."""
+
+    def play(request: GenerateRequest) -> list[RequestOutput | Exception | float]:
+        items: list[RequestOutput | Exception | float] = []
+        for step, piece in enumerate(pieces):
+            last = step == len(pieces) - 1
+            finish = FinishReason.STOP if last else None
+            deltas = [delta(piece, i, finish) for i in range(request.params.n)]
+            items += [pause] if pause else []
+            items.append(output(request, *deltas, finished=last, cached=cached, written=written))
+        return items
+
+    return play
