@@ -157,7 +157,7 @@ def _read_part(path: Path) -> GgufFile:
         raise ModelLoadError(f"cannot read {path}: {error}") from error
     try:
         return _parse(path, mapped)
-    except (struct.error, UnicodeDecodeError, IndexError) as error:
+    except (struct.error, ValueError, OverflowError, IndexError) as error:
         raise ModelLoadError(f"{path} is damaged or cut short: {error}") from error
 
 
