@@ -1,0 +1,110 @@
+"""The exact bytes that a vocabulary's tokens stand for, as its decoder spells them out.
+
+Three families: byte-level BPE (GPT-2's printable alphabet for the 256 bytes), SentencePiece with
+byte fallback (`<0xNN>` tokens), and whatever else a `tokenizers` decoder does token by token
+(metaspace, WordPiece, word-end suffixes), which is found by decoding a token between two others.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_ANCHOR = "a"
+
+
+class TokenSpelling(Protocol):
+    """Spells tokens out, given as the vocabulary writes them."""
+
+    def bytes_of(self, token: str) -> bytes:
+        """Return the bytes of a token in the middle of a text."""
+
+    def bytes_at_start(self, token: str) -> bytes:
+        """Return the bytes of a token that begins a text: some decoders drop a leading space."""
+
+
+def token_spelling(backend: Backend) -> TokenSpelling:
+    """Return the way in which `backend` spells its tokens out."""
+    kinds = _decoder_kinds(backend)
+    if "ByteLevel" in kinds:
+        return ByteLevelSpelling(frozenset(t.content for t in _added_tokens(backend)))
+    return DecoderSpelling(_decode_with(backend), has_byte_tokens="ByteFallback" in kinds)
+
+
+class ByteLevelSpelling:
+    """Each character of a token is one byte; added tokens are text as it stands."""
+
+    def __init__(self, added: frozenset[str]) -> None:
+        self._added = added
+        self._to_latin1 = {ord(char): byte for byte, char in enumerate(_byte_alphabet())}
+        self._alphabet = frozenset(self._to_latin1)
+
+    def bytes_of(self, token: str) -> bytes:
+        if token in self._added or not self._alphabet.issuperset(map(ord, token)):
+            return token.encode("utf-8")
+        return token.translate(self._to_latin1).encode("latin-1")
+
+    bytes_at_start = bytes_of
+
+
+class DecoderSpelling:
+    """Reads a token's text off what a decoder makes of it beside other tokens."""
+
+    def __init__(self, decode: Callable[[list[str]], str], *, has_byte_tokens: bool) -> None:
+        self._decode = decode
+        self._has_byte_tokens = has_byte_tokens
+        self._before = decode([_ANCHOR])
+        self._after = decode([_ANCHOR, _ANCHOR])[len(self._before) :]
+
+    def bytes_of(self, token: str) -> bytes:
+        byte = self._byte(token)
+        if byte is not None:
+            return byte
+        text = self._decode([_ANCHOR, token, _ANCHOR])
+        if not (text.startswith(self._before) and text.endswith(self._after)):
+            return token.encode("utf-8")
+        return text[len(self._before) : len(text) - len(self._after)].encode("utf-8")
+
+    def bytes_at_start(self, token: str) -> bytes:
+        byte = self._byte(token)
+        if byte is not None and byte >= b"\x80":
+            return byte
+        text = self._decode([token, _ANCHOR])
+        if not text.endswith(self._after):
+            return self.bytes_of(token)
+        return text[: len(text) - len(self._after)].encode("utf-8")
+
+    def _byte(self, token: str) -> bytes | None:
+        match = _BYTE_TOKEN.fullmatch(token) if self._has_byte_tokens else None
+        return bytes([int(match[1], 16)]) if match else None
+
+
+def _byte_alphabet() -> list[str]:
+    """Return GPT-2's character for each byte: itself where printable, else from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _decoder_kinds(backend: Backend) -> set[str]:
+    """Return the names of the decoder's steps, none for a tokenizer without one."""
+    if backend.decoder is None:
+        return set()
+    description = json.loads(backend.decoder.__getstate__())
+    steps = description.get("decoders", [description])
+    return {str(step["type"]) for step in steps}
+
+
+def _decode_with(backend: Backend) -> Callable[[list[str]], str]:
+    decoder = backend.decoder
+    if decoder is None:
+        return " ".join
+    return lambda tokens: str(decoder.decode(tokens))
+
+
+def _added_tokens(backend: Backend) -> list[AddedToken]:
+    return list(backend.get_added_tokens_decoder().values())
