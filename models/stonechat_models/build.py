@@ -39,7 +39,7 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
     files = resolve_model(config, progress)
     refuse_unserved_layers(files.config)
     max_model_len = context_length(files.config, config.max_model_len)
-    tokenizer = Tokenizer(files.folder)
+    tokenizer = Tokenizer.from_folder(files.folder)
     model = _load_model(files, config, device, progress)
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
     num_blocks = _num_kv_blocks(model, config, device, max_model_len * max_num_seqs)
