@@ -1,0 +1,98 @@
+// The C interface that library.py binds.  Pointers are borrowed: the caller keeps them alive.
+#include <new>
+
+#include "model.h"
+#include "pack.h"
+
+namespace {
+
+using namespace sc;
+
+struct PackContext {
+  PackJob job;
+  WorkQueue queue;
+};
+
+void pack_member(void* context, int) {
+  auto* c = static_cast<PackContext*>(context);
+  const int panels = (c->job.n + kPanel - 1) / kPanel, chunk = 8;
+  for (int i; c->queue.next(0, (panels + chunk - 1) / chunk, &i);) {
+    for (int p = i * chunk; p < std::min(panels, (i + 1) * chunk); ++p) pack_panel(c->job, p);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* sc_isa() { return kIsa; }
+
+size_t sc_packed_bytes(int kind, int n, int k) {
+  return size_t((n + kPanel - 1) / kPanel) * panel_bytes(kind, k);
+}
+
+void* sc_pool_create(int threads) { return new (std::nothrow) Pool(threads); }
+void sc_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
+
+void sc_pack(void* pool, int kind, int source, int n, int k, const uint8_t* rows, size_t stride,
+             const int32_t* row_index, uint8_t* out) {
+  PackContext context{{kind, source, n, k, rows, stride, row_index, out}, {}};
+  context.queue.reset(1);
+  static_cast<Pool*>(pool)->run(pack_member, &context);
+}
+
+void sc_read_row(const Matrix* w, int row, float* out) { read_row(*w, row, out); }
+
+// y[m][n] = x[m][k] W^T (+ bias), on the calling thread: for tests and measurements.
+void sc_matmul(const Matrix* w, const float* x, int m, float* y) {
+  std::vector<uint8_t> memory(Act::bytes(w->k, m, true) + 64);
+  Act act;
+  size_t base = reinterpret_cast<size_t>(memory.data());
+  act.place(memory.data() + ((base + 63) / 64 * 64 - base), w->k, m, true);
+  for (int r = 0; r < m; ++r) {
+    for (int i = 0; i < w->k; i += kGroup) {
+      const float* at = x + size_t(r) * size_t(w->k) + i;
+      act.put(r, i / kGroup, load(at), load(at + 16));
+    }
+  }
+  for (int p = 0; p < w->panels(); ++p) {
+    for (int r = 0; r < m; r += kTileRows) {
+      F16 acc[kTileRows];
+      int rows = std::min(kTileRows, m - r);
+      multiply(*w, p, act, r / kTileRows, rows, acc);
+      for (int i = 0; i < rows; ++i) {
+        float t[kPanel];
+        store(t, acc[i]);
+        for (int j = 0; j < kPanel && p * kPanel + j < w->n; ++j) {
+          y[size_t(r + i) * size_t(w->n) + size_t(p * kPanel + j)] = t[j];
+        }
+      }
+    }
+  }
+}
+
+void* sc_model_create(const Config* config, int threads) {
+  return new (std::nothrow) Model(*config, threads);
+}
+void sc_model_destroy(void* model) { delete static_cast<Model*>(model); }
+void sc_model_set_layer(void* model, int i, const Layer* layer) {
+  static_cast<Model*>(model)->layers[size_t(i)] = *layer;
+}
+void sc_model_set_ends(void* model, const Matrix* embedding, const Matrix* head,
+                       const float* final_norm) {
+  auto* m = static_cast<Model*>(model);
+  m->embedding = *embedding;
+  m->head = *head;
+  m->final_norm = final_norm;
+}
+void sc_model_set_cache(void* model, int layer, half_t* keys, half_t* values, int heads, int dim,
+                        int tiles_per_block) {
+  KvCache& c = static_cast<Model*>(model)->caches[size_t(layer)];
+  c.keys = keys, c.values = values, c.heads = heads, c.dim = dim;
+  c.tiles_per_block = tiles_per_block;
+}
+void sc_model_forward(void* model, const Batch* batch) {
+  static_cast<Model*>(model)->forward(*batch);
+}
+
+}  // extern "C"

@@ -1,0 +1,198 @@
+// Attention over the paged KV cache, in blocks of query rows and tiles of keys.
+//
+// Cache of a layer, half precision, in tiles of 16 tokens (a block is one or more tiles):
+//   keys   [tile][kv head][head_dim][16]    so that a lane is a token
+//   values [tile][kv head][16][head_dim]    so that a lane is a dimension
+//
+// Invariant: a query row walks its keys in spans of 64 at absolute positions with one fixed
+// sequence of operations (a running maximum per span), so that its result does not depend on
+// which rows share its block, on chunking, or on where its blocks lie.  Keys that a row may not
+// see have probability exactly 0 and change nothing.
+#pragma once
+#include <algorithm>
+
+#include "matrix.h"
+
+namespace sc {
+
+inline constexpr int kTokens = 16;       // tokens of a cache tile
+inline constexpr int kSpan = 64;         // keys of one online-softmax step
+inline constexpr int kBlockRows = 32;    // query rows of a block: tokens x heads of a group
+inline constexpr int kMaxHeadDim = 256;
+
+struct KvCache {
+  half_t* keys = nullptr;
+  half_t* values = nullptr;
+  int heads = 0, dim = 0, tiles_per_block = 1;
+
+  half_t* key_tile(int tile, int head) const {
+    return keys + (size_t(tile) * size_t(heads) + size_t(head)) * size_t(dim) * kTokens;
+  }
+  half_t* value_tile(int tile, int head) const {
+    return values + (size_t(tile) * size_t(heads) + size_t(head)) * size_t(dim) * kTokens;
+  }
+  // Values beyond half precision are clamped: an infinity would outlive its sequence.
+  void put(int64_t slot, int head, const float* k, const float* v) const {
+    int tile = int(slot / kTokens), lane = int(slot % kTokens);
+    half_t* to = key_tile(tile, head);
+    for (int d = 0; d < dim; d += 16) {
+      half_t h[16];
+      store_half(h, clamp(load(k + d)));
+      for (int i = 0; i < 16; ++i) to[(d + i) * kTokens + lane] = h[i];
+      store_half(value_tile(tile, head) + lane * dim + d, clamp(load(v + d)));
+    }
+  }
+  static F16 clamp(F16 x) { return min(max(x, set1(-65504.0f)), set1(65504.0f)); }
+};
+
+// Scratch of one thread.
+struct AttentionScratch {
+  alignas(64) float q[kMaxHeadDim * kBlockRows];       // [d][row], scaled
+  alignas(64) float scores[kBlockRows * kSpan];        // then probabilities
+  alignas(64) float out[kBlockRows * kMaxHeadDim];     // [row][d]
+  alignas(64) float sums[kBlockRows * 16];             // lanes of the row's sum of exponentials
+  float top[kBlockRows];
+  int position[kBlockRows];
+};
+
+template <int Rows, int Tiles>
+inline void scores_rows(const half_t* const* keys, int dim, const float* q, float* out) {
+  F16 acc[Rows][Tiles];
+  for (int r = 0; r < Rows; ++r)
+    for (int t = 0; t < Tiles; ++t) acc[r][t] = set1(0.0f);
+  for (int d = 0; d < dim; ++d) {
+    F16 k[Tiles];
+    for (int t = 0; t < Tiles; ++t) k[t] = load_half(keys[t] + d * kTokens);
+    for (int r = 0; r < Rows; ++r) {
+      F16 qr = set1(q[d * kBlockRows + r]);
+      for (int t = 0; t < Tiles; ++t) acc[r][t] = fma(qr, k[t], acc[r][t]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int t = 0; t < Tiles; ++t) store(out + r * kSpan + t * kTokens, acc[r][t]);
+}
+
+template <int Rows = kQueryRows>
+inline void scores_up_to(int rows, const half_t* const* keys, int tiles, int dim, const float* q,
+                         float* out) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return scores_up_to<Rows - 1>(rows, keys, tiles, dim, q, out);
+  }
+  constexpr int kTiles = Rows <= 3 ? 4 : 2;  // enough independent sums to hide the latency
+  int t = 0;
+  for (; t + kTiles <= tiles; t += kTiles) {
+    scores_rows<Rows, kTiles>(keys + t, dim, q, out + t * kTokens);
+  }
+  for (; t < tiles; ++t) scores_rows<Rows, 1>(keys + t, dim, q, out + t * kTokens);
+}
+
+// out[r][0..16 Width) += p[r][key] * value[key] over the span's keys.
+template <int Rows, int Width>
+inline void values_rows(const half_t* const* values, int tiles, int dim, const float* p,
+                        float* out) {
+  F16 acc[Rows][Width];
+  for (int r = 0; r < Rows; ++r)
+    for (int w = 0; w < Width; ++w) acc[r][w] = load(out + r * kMaxHeadDim + w * 16);
+  for (int t = 0; t < tiles; ++t) {
+    for (int i = 0; i < kTokens; ++i) {
+      F16 v[Width];
+      for (int w = 0; w < Width; ++w) v[w] = load_half(values[t] + i * dim + w * 16);
+      for (int r = 0; r < Rows; ++r) {
+        F16 pr = set1(p[r * kSpan + t * kTokens + i]);
+        for (int w = 0; w < Width; ++w) acc[r][w] = fma(pr, v[w], acc[r][w]);
+      }
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int w = 0; w < Width; ++w) store(out + r * kMaxHeadDim + w * 16, acc[r][w]);
+}
+
+template <int Rows = kQueryRows>
+inline void values_up_to(int rows, const half_t* const* values, int tiles, int dim, const float* p,
+                         float* out) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return values_up_to<Rows - 1>(rows, values, tiles, dim, p, out);
+  }
+  const half_t* at[kSpan / kTokens];
+  for (int d = 0; d < dim; d += 16) {
+    int width = dim - d >= 64 ? 4 : 1;
+    for (int t = 0; t < tiles; ++t) at[t] = values[t] + d;
+    if (width == 4) values_rows<Rows, 4>(at, tiles, dim, p, out + d), d += 48;
+    else values_rows<Rows, 1>(at, tiles, dim, p, out + d);
+  }
+}
+
+// Scores of one span become probabilities; earlier output is rescaled to the new maximum.
+inline void softmax_row(AttentionScratch& s, int r, int start, int tiles, int window, int dim) {
+  float* row = s.scores + r * kSpan;
+  const int last = s.position[r], first = window > 0 ? last - window + 1 : 0;
+  F16 x[kSpan / kTokens], top = set1(s.top[r]);
+  for (int t = 0; t < tiles; ++t) {
+    int base = start + t * kTokens;
+    x[t] = load(row + t * kTokens);
+    if (base + kTokens - 1 > last || base < first) {
+      int from = std::min(kTokens, std::max(0, first - base));
+      int to = std::min(kTokens, std::max(0, last + 1 - base));
+      x[t] = keep_lanes(x[t], from, to, -INFINITY);
+    }
+    top = max(x[t], top);
+  }
+  float new_top = reduce_max(top);
+  F16 total = load(s.sums + r * 16);
+  if (new_top != s.top[r]) {
+    F16 shrink = exp(set1(s.top[r] - new_top));
+    total = mul(total, shrink);
+    float* out = s.out + r * kMaxHeadDim;
+    for (int d = 0; d < dim; d += 16) store(out + d, mul(load(out + d), shrink));
+    s.top[r] = new_top;
+  }
+  for (int t = 0; t < tiles; ++t) {
+    F16 p = exp(sub(x[t], set1(new_top)));
+    store(row + t * kTokens, p);
+    total = add(total, p);
+  }
+  store(s.sums + r * 16, total);
+}
+
+// s.q, s.position and `rows` are set; leaves softmax(q K) V in s.out[row][0..dim).
+inline void attend(AttentionScratch& s, const KvCache& cache, int head, const int32_t* blocks,
+                   int rows, int window) {
+  int first = s.position[0], last = s.position[0];
+  for (int r = 1; r < rows; ++r) {
+    first = std::min(first, s.position[r]);
+    last = std::max(last, s.position[r]);
+  }
+  for (int r = 0; r < rows; ++r) {
+    s.top[r] = -1e30f;  // below any score, and finite so that no NaN arises
+    store(s.sums + r * 16, set1(0.0f));
+    for (int d = 0; d < cache.dim; d += 16) store(s.out + r * kMaxHeadDim + d, set1(0.0f));
+  }
+  int start = window > 0 ? std::max(0, first - window + 1) / kSpan * kSpan : 0;
+  for (; start <= last; start += kSpan) {
+    const half_t *keys[kSpan / kTokens], *values[kSpan / kTokens];
+    int tiles = std::min(kSpan, last + kTokens - start) / kTokens;
+    for (int t = 0; t < tiles; ++t) {
+      int logical = start / kTokens + t;
+      int tile = blocks[logical / cache.tiles_per_block] * cache.tiles_per_block +
+                 logical % cache.tiles_per_block;
+      keys[t] = cache.key_tile(tile, head);
+      values[t] = cache.value_tile(tile, head);
+    }
+    for (int r = 0; r < rows; r += kQueryRows) {
+      scores_up_to<>(std::min(kQueryRows, rows - r), keys, tiles, cache.dim, s.q + r,
+                     s.scores + r * kSpan);
+    }
+    for (int r = 0; r < rows; ++r) softmax_row(s, r, start, tiles, window, cache.dim);
+    for (int r = 0; r < rows; r += kQueryRows) {
+      values_up_to<>(std::min(kQueryRows, rows - r), values, tiles, cache.dim,
+                     s.scores + r * kSpan, s.out + r * kMaxHeadDim);
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    F16 inverse = set1(1.0f / reduce_add(load(s.sums + r * 16)));
+    float* out = s.out + r * kMaxHeadDim;
+    for (int d = 0; d < cache.dim; d += 16) store(out + d, mul(load(out + d), inverse));
+  }
+}
+
+}  // namespace sc

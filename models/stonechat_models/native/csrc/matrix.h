@@ -1,0 +1,254 @@
+// Weight matrices, quantised activations, and their product.
+//
+// A matrix W[n, k] is cut into panels of 16 output columns, so that a vector lane is a column:
+//   quantised kinds (groups g of 32 along k, half-precision scales):
+//     d[g][16], (m[g][16] for kAffine4,) padding to 64 bytes, then the codes of each group:
+//     8 bits: 8 x 64 bytes, byte [4 c + i] of row j is the code of column c at k = 4 j + i
+//     4 bits: 4 x 64 bytes, the low nibbles of row j are 8-bit row 2 j, the high ones row 2 j + 1
+//   float kinds: [k][16]
+// A weight is d * (code - offset), or d * code + m for kAffine4.
+//
+// Activations are cut into tiles of 8 rows, so that one pointer serves all rows of a kernel.
+// Quantised: for each row and group of 32, int8 q with x ~ scale * q.
+//
+// Invariant: every output element is computed by one fixed sequence of operations over k, whatever
+// the number of rows, the thread or the tile: a row has the same bits alone and among others.
+#pragma once
+#include <cstddef>
+
+#include "simd.h"
+
+namespace sc {
+
+enum Kind : int { kAffine4 = 0, kSymmetric4 = 1, kInt8 = 2, kBf16 = 3, kHalf = 4, kFloat = 5 };
+inline constexpr int kKinds = 6;
+inline constexpr int kPanel = 16;    // output columns of a panel
+inline constexpr int kGroup = 32;    // weights (and activations) that share a scale
+inline constexpr int kTileRows = 8;  // rows of an activation tile
+
+inline bool is_quantised(int kind) { return kind <= kInt8; }
+inline int code_bits(int kind) { return kind == kInt8 ? 8 : 4; }
+inline int code_offset(int kind) { return kind == kInt8 ? 128 : kind == kSymmetric4 ? 8 : 0; }
+inline size_t scale_bytes(int kind, int k) {
+  size_t halves = size_t(k / kGroup) * kPanel * (kind == kAffine4 ? 2 : 1);
+  return (halves * sizeof(half_t) + 63) / 64 * 64;
+}
+inline size_t panel_bytes(int kind, int k) {
+  if (is_quantised(kind)) return scale_bytes(kind, k) + size_t(k) * kPanel * code_bits(kind) / 8;
+  return size_t(k) * kPanel * (kind == kFloat ? 4 : 2);
+}
+
+struct Matrix {
+  int kind = 0, n = 0, k = 0;
+  const uint8_t* data = nullptr;
+  const float* bias = nullptr;  // [n rounded up to 16], or null
+
+  int panels() const { return (n + kPanel - 1) / kPanel; }
+  const uint8_t* panel(int p) const { return data + size_t(p) * panel_bytes(kind, k); }
+};
+
+// ---------------------------------------------------------------- activations
+
+// Rows of k values, quantised and (if a float matrix reads them) as they are.
+struct Act {
+  int k = 0;
+  int8_t* q = nullptr;      // [tile][k / 4][8][4]
+  float* scale = nullptr;   // [tile][k / 32][8]
+  float* sum = nullptr;     // [tile][k / 32][8]: scale * sum of q
+  int32_t* isum = nullptr;  // [tile][k / 32][8]: sum of q
+  float* f = nullptr;       // [tile][k][8], or null
+
+  static size_t bytes(int k, int rows, bool floats) {
+    size_t tiles = size_t(rows + kTileRows - 1) / kTileRows;
+    size_t per_tile = size_t(k) * 8 + size_t(k / kGroup) * 8 * 12 + (floats ? size_t(k) * 32 : 0);
+    return tiles * per_tile + 5 * 64;
+  }
+
+  void place(uint8_t* memory, int k_, int rows, bool floats) {
+    size_t tiles = size_t(rows + kTileRows - 1) / kTileRows, groups = size_t(k_ / kGroup);
+    auto take = [&](size_t bytes) {
+      uint8_t* p = memory;
+      memory += (bytes + 63) / 64 * 64;
+      return p;
+    };
+    k = k_;
+    q = reinterpret_cast<int8_t*>(take(tiles * size_t(k) * 8));
+    scale = reinterpret_cast<float*>(take(tiles * groups * 32));
+    sum = reinterpret_cast<float*>(take(tiles * groups * 32));
+    isum = reinterpret_cast<int32_t*>(take(tiles * groups * 32));
+    f = floats ? reinterpret_cast<float*>(take(tiles * size_t(k) * 32)) : nullptr;
+  }
+
+  // Stores group g (32 values) of a row.
+  void put(int row, int g, F16 lo, F16 hi) const {
+    size_t tile = size_t(row / kTileRows), r = size_t(row % kTileRows);
+    size_t groups = size_t(k / kGroup), at = (tile * groups + size_t(g)) * 8 + r;
+    float top = reduce_max(max(abs(lo), abs(hi)));
+    float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    alignas(64) int8_t codes[kGroup];
+    store_i8(codes, mul(lo, set1(inverse)));
+    store_i8(codes + 16, mul(hi, set1(inverse)));
+    int32_t total = 0;
+    for (int i = 0; i < kGroup; ++i) total += codes[i];
+    scale[at] = top / 127.0f;
+    sum[at] = scale[at] * float(total);
+    isum[at] = total;
+    int8_t* out = q + (tile * size_t(k) + size_t(g) * kGroup) * 8 + r * 4;
+    for (int j = 0; j < kGroup / 4; ++j) std::memcpy(out + j * 32, codes + 4 * j, 4);
+    if (f != nullptr) {
+      alignas(64) float values[kGroup];
+      store(values, lo);
+      store(values + 16, hi);
+      float* to = f + (tile * size_t(k) + size_t(g) * kGroup) * 8 + r;
+      for (int i = 0; i < kGroup; ++i) to[i * 8] = values[i];
+    }
+  }
+};
+
+// ---------------------------------------------------------------- products
+
+// acc[r] += rows r0..r0+Rows-1 of a tile times one panel.
+template <int KindOf, int Rows>
+inline void quantised_panel(const uint8_t* panel, const Act& x, size_t tile, int r0, F16* acc) {
+  constexpr int kBits = KindOf == kInt8 ? 8 : 4;
+  constexpr int kOffset = (KindOf == kInt8 && kSignedDot8) ? 0
+                          : KindOf == kInt8                ? 128
+                          : KindOf == kSymmetric4          ? 8
+                                                           : 0;
+  const size_t groups = size_t(x.k / kGroup);
+  const half_t* d = reinterpret_cast<const half_t*>(panel);
+  const half_t* m = d + groups * kPanel;
+  const uint8_t* codes = panel + scale_bytes(KindOf, x.k);
+  const int8_t* q = x.q + tile * size_t(x.k) * 8 + r0 * 4;
+  const size_t at = tile * groups * 8 + size_t(r0);
+  const float *scale = x.scale + at, *sum = x.sum + at;
+  const int32_t* isum = x.isum + at;
+  F16 total[Rows];
+  for (int r = 0; r < Rows; ++r) total[r] = acc[r];
+  for (size_t g = 0; g < groups; ++g) {
+    I16 dot[Rows];
+    for (int r = 0; r < Rows; ++r) dot[r] = set1_i32(kOffset ? -kOffset * isum[r] : 0);
+    if constexpr (kBits == 8) {
+      for (int j = 0; j < 8; ++j) {
+        B64 w = load_bytes(codes + 64 * j);
+        for (int r = 0; r < Rows; ++r) dot[r] = dot4<8>(dot[r], w, load_i32(q + 32 * j + 4 * r));
+      }
+    } else {
+      for (int j = 0; j < 4; ++j) {
+        B64 both = load_bytes(codes + 64 * j);
+        B64 w = low_nibbles(both);
+        for (int r = 0; r < Rows; ++r) dot[r] = dot4<4>(dot[r], w, load_i32(q + 64 * j + 4 * r));
+        w = high_nibbles(both);
+        for (int r = 0; r < Rows; ++r) {
+          dot[r] = dot4<4>(dot[r], w, load_i32(q + 64 * j + 32 + 4 * r));
+        }
+      }
+    }
+    F16 dg = load_half(d);
+    for (int r = 0; r < Rows; ++r) {
+      total[r] = fma(to_float(dot[r]), mul(dg, set1(scale[r])), total[r]);
+    }
+    if constexpr (KindOf == kAffine4) {
+      F16 mg = load_half(m);
+      for (int r = 0; r < Rows; ++r) total[r] = fma(mg, set1(sum[r]), total[r]);
+      m += kPanel;
+    }
+    d += kPanel;
+    codes += kBits * 64;
+    q += kGroup * 8;
+    scale += 8, sum += 8, isum += 8;
+  }
+  for (int r = 0; r < Rows; ++r) acc[r] = total[r];
+}
+
+template <int KindOf>
+inline F16 load_weights(const uint8_t* panel, size_t i) {
+  if constexpr (KindOf == kFloat) return load(reinterpret_cast<const float*>(panel) + i * kPanel);
+  else if constexpr (KindOf == kHalf) {
+    return load_half(reinterpret_cast<const half_t*>(panel) + i * kPanel);
+  } else {
+    return load_bf16(reinterpret_cast<const bf16_t*>(panel) + i * kPanel);
+  }
+}
+
+template <int KindOf, int Rows>
+inline void float_panel(const uint8_t* panel, const Act& x, size_t tile, int r0, F16* acc) {
+  const float* f = x.f + tile * size_t(x.k) * 8 + r0;
+  F16 total[Rows];
+  for (int r = 0; r < Rows; ++r) total[r] = acc[r];
+  for (size_t i = 0; i < size_t(x.k); ++i) {
+    F16 w = load_weights<KindOf>(panel, i);
+    for (int r = 0; r < Rows; ++r) total[r] = fma(w, set1(f[i * 8 + size_t(r)]), total[r]);
+  }
+  for (int r = 0; r < Rows; ++r) acc[r] = total[r];
+}
+
+template <int KindOf, int Rows>
+inline void panel_rows(const uint8_t* panel, const Act& x, size_t tile, int r0, F16* acc) {
+  if constexpr (KindOf <= kInt8) quantised_panel<KindOf, Rows>(panel, x, tile, r0, acc);
+  else float_panel<KindOf, Rows>(panel, x, tile, r0, acc);
+}
+
+// rows <= kRowsPerKernel
+template <int KindOf, int Rows = kRowsPerKernel>
+inline void panel_up_to(const uint8_t* panel, const Act& x, size_t tile, int r0, int rows,
+                        F16* acc) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return panel_up_to<KindOf, Rows - 1>(panel, x, tile, r0, rows, acc);
+  }
+  panel_rows<KindOf, Rows>(panel, x, tile, r0, acc);
+}
+
+template <int KindOf>
+inline void panel_tile(const uint8_t* panel, const Act& x, size_t tile, int rows, F16* acc) {
+  for (int r = 0; r < rows; r += kRowsPerKernel) {
+    int n = rows - r < kRowsPerKernel ? rows - r : kRowsPerKernel;
+    panel_up_to<KindOf>(panel, x, tile, r, n, acc + r);
+  }
+}
+
+// out[r] = (row r of the tile) . panel + bias, for rows <= 8 rows.
+inline void multiply(const Matrix& w, int p, const Act& x, int tile, int rows, F16* out) {
+  F16 start = w.bias ? load(w.bias + p * kPanel) : set1(0.0f);
+  for (int r = 0; r < rows; ++r) out[r] = start;
+  const uint8_t* panel = w.panel(p);
+  switch (w.kind) {
+    case kAffine4: return panel_tile<kAffine4>(panel, x, size_t(tile), rows, out);
+    case kSymmetric4: return panel_tile<kSymmetric4>(panel, x, size_t(tile), rows, out);
+    case kInt8: return panel_tile<kInt8>(panel, x, size_t(tile), rows, out);
+    case kBf16: return panel_tile<kBf16>(panel, x, size_t(tile), rows, out);
+    case kHalf: return panel_tile<kHalf>(panel, x, size_t(tile), rows, out);
+    default: return panel_tile<kFloat>(panel, x, size_t(tile), rows, out);
+  }
+}
+
+// Row i of W as floats: an embedding lookup.
+inline void read_row(const Matrix& w, int i, float* out) {
+  const uint8_t* panel = w.panel(i / kPanel);
+  const size_t c = size_t(i % kPanel), groups = size_t(w.k / kGroup);
+  if (!is_quantised(w.kind)) {
+    for (size_t j = 0; j < size_t(w.k); ++j) {
+      if (w.kind == kFloat) out[j] = reinterpret_cast<const float*>(panel)[j * kPanel + c];
+      else if (w.kind == kHalf) {
+        out[j] = half_value(reinterpret_cast<const half_t*>(panel)[j * kPanel + c]);
+      } else {
+        out[j] = bf16_to_float(reinterpret_cast<const bf16_t*>(panel)[j * kPanel + c]);
+      }
+    }
+    return;
+  }
+  const half_t* d = reinterpret_cast<const half_t*>(panel);
+  const uint8_t* codes = panel + scale_bytes(w.kind, w.k);
+  for (size_t g = 0; g < groups; ++g) {
+    float scale = half_value(d[g * kPanel + c]);
+    float low = w.kind == kAffine4 ? half_value(d[(groups + g) * kPanel + c]) : 0.0f;
+    for (size_t j = 0; j < kGroup; ++j) {
+      int code = w.kind == kInt8
+                     ? codes[g * 512 + j / 4 * 64 + c * 4 + j % 4]
+                     : codes[g * 256 + j / 8 * 64 + c * 4 + j % 4] >> (j / 4 % 2 * 4) & 15;
+      out[g * kGroup + j] = scale * float(code - code_offset(w.kind)) + low;
+    }
+  }
+}
+
+}  // namespace sc

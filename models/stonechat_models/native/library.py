@@ -1,0 +1,149 @@
+"""ctypes bindings of `csrc/api.cpp`. The structures mirror those of `csrc/model.h`, in order."""
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_size_t, c_void_p
+from enum import IntEnum
+from functools import cache
+
+from stonechat_models.cache import Progress
+from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.native.build import build_library
+
+GROUP = 32
+"""Weights, and activations, that share a scale."""
+PANEL = 16
+"""Output columns that are packed together."""
+KV_TILE = 16
+"""Tokens of a KV cache tile: a block is one or more of them."""
+
+
+class Kind(IntEnum):
+    """How packed weights are kept; see `csrc/matrix.h`."""
+
+    AFFINE4 = 0
+    SYMMETRIC4 = 1
+    INT8 = 2
+    BF16 = 3
+    HALF = 4
+    FLOAT = 5
+
+    @property
+    def is_quantised(self) -> bool:
+        return self <= Kind.INT8
+
+
+class Source(IntEnum):
+    """How rows of weights lie in a file; see `csrc/pack.h`."""
+
+    Q4_1 = 0
+    Q4_0 = 1
+    Q8_0 = 2
+    BF16 = 3
+    HALF = 4
+    FLOAT = 5
+
+
+class MatrixStruct(ctypes.Structure):
+    """A packed matrix W[n, k]."""
+
+    _fields_ = (
+        ("kind", c_int),
+        ("n", c_int),
+        ("k", c_int),
+        ("data", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class ConfigStruct(ctypes.Structure):
+    """Sizes and constants of a model."""
+
+    _fields_ = (
+        *(
+            (name, c_int32)
+            for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "mlp", "vocab")
+        ),
+        ("rotary_dim", c_int32),
+        ("rms_eps", c_float),
+        ("attention_scale", c_float),
+        ("rotary_scale", c_float),
+        ("inverse_frequencies", c_void_p),
+    )
+
+
+class LayerStruct(ctypes.Structure):
+    """Weights of one layer."""
+
+    _fields_ = (
+        *((name, MatrixStruct) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        ("window", c_int32),
+        ("rotary", c_int32),
+    )
+
+
+class BatchStruct(ctypes.Structure):
+    """The tensors of one step."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("tokens", "sequences", "block_width", "outputs")),
+        *((name, c_void_p) for name in ("token_ids", "positions", "slots")),
+        *((name, c_void_p) for name in ("query_start", "block_table", "logits_index", "logits")),
+    )
+
+
+class Library:
+    """The loaded library. Calls release the interpreter lock."""
+
+    def __init__(self, path: str) -> None:
+        lib = ctypes.CDLL(path)
+
+        def bind(name: str, result: object, *arguments: object) -> Callable[..., int]:
+            function = getattr(lib, name)
+            function.restype, function.argtypes = result, arguments
+            bound: Callable[..., int] = function
+            return bound
+
+        matrix = POINTER(MatrixStruct)
+        self.isa = _text(bind("sc_isa", c_char_p)())
+        self.packed_bytes = bind("sc_packed_bytes", c_size_t, c_int, c_int, c_int)
+        self.pool_create = bind("sc_pool_create", c_void_p, c_int)
+        self.pool_destroy = bind("sc_pool_destroy", None, c_void_p)
+        self.pack = bind(
+            "sc_pack",
+            *(None, c_void_p, c_int, c_int, c_int, c_int),
+            *(c_void_p, c_size_t, c_void_p, c_void_p),
+        )
+        self.read_row = bind("sc_read_row", None, matrix, c_int, c_void_p)
+        self.matmul = bind("sc_matmul", None, matrix, c_void_p, c_int, c_void_p)
+        self.model_create = bind("sc_model_create", c_void_p, POINTER(ConfigStruct), c_int)
+        self.model_destroy = bind("sc_model_destroy", None, c_void_p)
+        self.set_layer = bind("sc_model_set_layer", None, c_void_p, c_int, POINTER(LayerStruct))
+        self.set_ends = bind("sc_model_set_ends", None, c_void_p, matrix, matrix, c_void_p)
+        self.set_cache = bind(
+            "sc_model_set_cache",
+            *(None, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int),
+        )
+        self.forward = bind("sc_model_forward", None, c_void_p, POINTER(BatchStruct))
+
+
+def _text(value: object) -> str:
+    assert isinstance(value, bytes)
+    return value.decode()
+
+
+@cache
+def _open(path: str) -> Library:
+    try:
+        return Library(path)
+    except (OSError, AttributeError) as error:
+        raise UnsupportedModelError(f"the compiled kernels cannot be loaded: {error}") from error
+
+
+def load_library(progress: Progress = lambda line: None, architecture: str = "native") -> Library:
+    """The library for this processor, compiled if need be.
+
+    Raises `UnsupportedModelError` with the reason when there can be none.
+    """
+    return _open(str(build_library(progress, architecture)))
