@@ -43,14 +43,16 @@ class APIError(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
-    def encode(self) -> bytes:
-        """The JSON body."""
-        body = ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
-        return msgspec.json.encode(ErrorResponse(body))
+    def body(self) -> ErrorResponse:
+        """What is sent as JSON."""
+        return ErrorResponse(
+            ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
+        )
 
     def response(self) -> Response:
         """The whole HTTP answer."""
-        return Response(self.encode(), self.status, self.headers, media_type="application/json")
+        content = msgspec.json.encode(self.body())
+        return Response(content, self.status, self.headers, media_type="application/json")
 
 
 def invalid(param: str | None, message: str, code: str | None = "invalid_value") -> APIError:
@@ -114,7 +116,7 @@ def from_validation_error(error: ValidationError, body: bytes) -> APIError:
 
     Of a union's problems the one deepest in the body is meant: there the value fitted best.
     """
-    details = error.errors(include_url=False, include_context=False)
+    details = error.errors(include_url=False)
     if details[0]["type"] == "json_invalid":
         return APIError(400, "The body is not valid JSON in UTF-8.", code="invalid_json")
     decoded: object = msgspec.json.decode(body)
@@ -152,6 +154,8 @@ def _path_in_body(detail: "ErrorDetails", body: object) -> list[str | int]:
             path.append(part)
     if detail["type"] == "missing":
         path.append(detail["loc"][-1])
+    elif detail["type"].startswith("union_tag_"):
+        path.append(str(detail["ctx"]["discriminator"]).strip("'"))
     return path
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
+from sse_starlette.sse import AppStatus
 
 IDLE_CONNECTION_SECONDS = 75
 """Longer than common clients keep a connection, so that it is they who close it."""
@@ -25,6 +26,8 @@ def serve(
     app: FastAPI, listener: socket.socket, grace_seconds: int, on_started: Callable[[], None]
 ) -> int:
     """Serve until a signal; 0, or 1 when the start failed."""
+    # Streams end by themselves within the grace period; sse-starlette would cut them at once.
+    AppStatus.disable_automatic_graceful_drain()
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -16,6 +16,7 @@ from stonechat_server.completion import ChunkBuilder, ChunkOptions, CompletionHe
 from stonechat_server.disconnect import ClientDisconnectedError, run_while_connected
 from stonechat_server.errors import APIError
 from stonechat_server.generation import CLIENT_GONE, Generation
+from stonechat_server.openapi import CHAT_EXTRA, CHAT_RESPONSES
 from stonechat_server.parse import parse_request
 from stonechat_server.prepare import Plan, prepare
 from stonechat_server.schema.requests import ChatCompletionRequest
@@ -30,7 +31,12 @@ INLINE_BODY_BYTES = 16_384
 MAX_HEADER_BYTES = 1_024
 
 
-@router.post("/v1/chat/completions", operation_id="createChatCompletion")
+@router.post(
+    "/v1/chat/completions",
+    operation_id="createChatCompletion",
+    responses=CHAT_RESPONSES,
+    openapi_extra=CHAT_EXTRA,
+)
 @router.post("/chat/completions", include_in_schema=False)
 async def create_chat_completion(http_request: Request) -> Response:
     """Continue a conversation; plain, or as a stream of events."""

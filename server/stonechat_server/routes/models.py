@@ -3,6 +3,7 @@
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from stonechat_server.openapi import errors, json_body
 from stonechat_server.routes.chat import check_model
 from stonechat_server.schema.responses import ModelCard, ModelList
 from stonechat_server.state import ServerState, server_state
@@ -10,7 +11,11 @@ from stonechat_server.state import ServerState, server_state
 router = APIRouter()
 
 
-@router.get("/v1/models", operation_id="listModels")
+@router.get(
+    "/v1/models",
+    operation_id="listModels",
+    responses={200: {"content": json_body("ModelList")}, **errors(401)},
+)
 async def list_models(http_request: Request) -> Response:
     """The names that `model` may have."""
     state = server_state(http_request)
@@ -18,7 +23,11 @@ async def list_models(http_request: Request) -> Response:
     return _json(ModelList([_card(state, name) for name in state.model_names]))
 
 
-@router.get("/v1/models/{model:path}", operation_id="retrieveModel")
+@router.get(
+    "/v1/models/{model:path}",
+    operation_id="retrieveModel",
+    responses={200: {"content": json_body("ModelCard")}, **errors(401, 404)},
+)
 async def retrieve_model(http_request: Request, model: str) -> Response:
     """One of them; a name may have slashes."""
     state = server_state(http_request)

@@ -1,0 +1,65 @@
+"""The OpenAPI document: FastAPI knows the routes, the wire types know their own schemas."""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from stonechat_server.schema.errors import ErrorResponse
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ModelCard,
+    ModelList,
+)
+
+REF = "#/components/schemas/{name}"
+SENT = (ChatCompletion, ChatCompletionChunk, ModelCard, ModelList, ErrorResponse)
+
+
+def openapi_document(app: FastAPI) -> dict[str, Any]:
+    """The whole document."""
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    request = ChatCompletionRequest.model_json_schema(
+        ref_template="#/components/schemas/{model}", mode="validation"
+    )
+    _, sent = msgspec.json.schema_components(SENT, ref_template=REF)
+    schemas = {**request.pop("$defs"), "ChatCompletionRequest": request, **sent}
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)  # we answer 400
+    components = document.setdefault("components", {})
+    components["schemas"] = schemas
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return document
+
+
+def json_body(name: str) -> dict[str, Any]:
+    """`content` of a JSON body of the named schema."""
+    return {"application/json": {"schema": {"$ref": REF.format(name=name)}}}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` entries for error answers."""
+    return {
+        status: {"description": "Error", "content": json_body("ErrorResponse")}
+        for status in statuses
+    }
+
+
+CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with `stream`, events whose data are chunks, then `[DONE]`",
+        "content": {
+            **json_body("ChatCompletion"),
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    },
+    **errors(400, 401, 404, 413, 429, 500, 503),
+}
+CHAT_EXTRA = {
+    "requestBody": {"required": True, "content": json_body("ChatCompletionRequest")},
+    "security": [{"key": []}],
+}
