@@ -1,0 +1,243 @@
+"""JSON schemas made ready for llguidance: what it would read too loosely is rewritten or refused.
+
+Every rewriting accepts the same documents as the schema, or fewer, never more:
+
+- an object that declares `properties` and says nothing about others takes no others (unless the
+  schema joins parts with `allOf` or the like, where closing one part could leave nothing);
+- `format` of dates and times becomes a pattern that knows the calendar and has no leap seconds;
+- `\\s` and `\\S` of a `pattern` mean whitespace both for ECMA 262 and for Python;
+- keywords that ask for nothing, such as `uniqueItems: false`, are left out.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from stonechat_models.errors import GrammarError
+
+MAX_DEPTH = 64
+MAX_NODES = 20_000
+
+# At most one run of whitespace between two JSON tokens: a space, or a line break and indentation.
+WHITESPACE = r" |\n {0,16}"
+COMPILE_OPTIONS = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": 'nrbtf\\"'}
+"""Without `\\u` a key has one spelling, so no declared property can be written in another way."""
+
+_SCHEMA_KEYS = frozenset(
+    (
+        "additionalItems",
+        "additionalProperties",
+        "contains",
+        "else",
+        "if",
+        "items",
+        "not",
+        "propertyNames",
+        "then",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    )
+)
+_SCHEMA_LIST_KEYS = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
+_SCHEMA_MAP_KEYS = frozenset(
+    ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+)
+_CONJUNCTIONS = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"))
+_OBJECT_KEYS = frozenset(("properties", "required", "additionalProperties", "patternProperties"))
+_OTHER_PROPERTIES = frozenset(
+    ("additionalProperties", "patternProperties", "unevaluatedProperties")
+)
+
+_YEAR = "[0-9]{4}"
+_LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
+_DATE = (
+    f"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
+    "|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    f"|{_LEAP_YEAR}-02-29)"
+)
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
+_ZONE = r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+_FORMAT_PATTERNS = {
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}{_ZONE}$",
+    "date-time": f"^{_DATE}T{_TIME}{_ZONE}$",
+}
+_UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\ud800-\udfff]")
+_SPACE = r"[ \t\n\r\f\v]"
+_NOT_SPACE = r"[^\s\uFEFF\x1c-\x1f]"
+
+
+def prepare_schema(source: str) -> str:
+    """The schema for llguidance, with its options. Raises `GrammarError` for what is refused."""
+    try:
+        schema = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(f"the JSON schema is not valid JSON: {error}") from error
+    return json.dumps(prepare_value(schema), ensure_ascii=False)
+
+
+def prepare_value(schema: object) -> dict[str, Any]:
+    """`prepare_schema` for a schema that is parsed already. The argument is left as it is."""
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
+    if not isinstance(schema, dict):
+        raise GrammarError("a JSON schema must be an object or a boolean")
+    _check_size(schema)
+    can_close = not any(_joins_objects(node) for node in _nodes(schema))
+    prepared: dict[str, Any] = _prepare(schema, can_close)
+    return {**prepared, "x-guidance": COMPILE_OPTIONS}
+
+
+def _check_size(schema: object) -> None:
+    level: list[object] = [schema]
+    num_nodes = 0
+    for _ in range(MAX_DEPTH):
+        num_nodes += len(level)
+        level = [child for value in level for child in _values(value)]
+        if num_nodes > MAX_NODES:
+            raise GrammarError(f"the JSON schema has more than {MAX_NODES} values")
+        if not level:
+            return
+    raise GrammarError(f"the JSON schema is nested more than {MAX_DEPTH} levels deep")
+
+
+def _values(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All texts in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+    for child in _values(value):
+        yield from _strings(child)
+
+
+def _nodes(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The schema and its subschemas (values of `const` and `enum` are none)."""
+    yield schema
+    for key, value in schema.items():
+        for child in _subschemas(key, value):
+            yield from _nodes(child)
+
+
+def _subschemas(key: str, value: object) -> Iterator[dict[str, Any]]:
+    if key in _SCHEMA_KEYS and isinstance(value, dict):
+        yield value
+    elif key in _SCHEMA_LIST_KEYS and isinstance(value, list):
+        yield from (item for item in value if isinstance(item, dict))
+    elif key in _SCHEMA_MAP_KEYS and isinstance(value, dict):
+        yield from (item for item in value.values() if isinstance(item, dict))
+
+
+def _joins_objects(node: dict[str, Any]) -> bool:
+    """Whether this node demands several things of one object."""
+    parts = node.get("allOf")
+    if isinstance(parts, list) and len(parts) > 1:
+        return True
+    num_parts = len(_CONJUNCTIONS & node.keys())
+    return num_parts > 1 or (num_parts == 1 and bool(_OBJECT_KEYS & node.keys()))
+
+
+def _prepare(node: dict[str, Any], can_close: bool) -> dict[str, Any]:
+    prepared = {
+        key: _prepare_child(key, value, can_close)
+        for key, value in node.items()
+        if not _asks_nothing(key, value, node)
+    }
+    if "$ref" in prepared and "$id" in prepared:
+        raise GrammarError("a JSON schema with $id beside $ref is not supported")
+    _check_texts(prepared)
+    _check_min_properties(prepared)
+    _replace_format(prepared)
+    if isinstance(prepared.get("pattern"), str):
+        prepared["pattern"] = portable_pattern(prepared["pattern"])
+    if can_close and _is_open_record(prepared):
+        prepared["additionalProperties"] = False
+    return prepared
+
+
+def _prepare_child(key: str, value: Any, can_close: bool) -> Any:
+    if key in _SCHEMA_KEYS and isinstance(value, dict):
+        return _prepare(value, can_close)
+    if key in _SCHEMA_LIST_KEYS and isinstance(value, list):
+        return [_prepare(v, can_close) if isinstance(v, dict) else v for v in value]
+    if key == "patternProperties" and isinstance(value, dict):
+        value = {portable_pattern(name): child for name, child in value.items()}
+    if key in _SCHEMA_MAP_KEYS and isinstance(value, dict):
+        return {
+            name: _prepare(v, can_close) if isinstance(v, dict) else v for name, v in value.items()
+        }
+    return value
+
+
+def _asks_nothing(key: str, value: object, node: dict[str, Any]) -> bool:
+    if key == "x-guidance":  # options of the compiler are not the client's to set
+        return True
+    if key == "uniqueItems":
+        return value is False or node.get("maxItems") in (0, 1)
+    if key in ("then", "else"):
+        return "if" not in node
+    return key == "if" and "then" not in node and "else" not in node
+
+
+def _check_texts(node: dict[str, Any]) -> None:
+    """A fixed text with a character that only `\\u` can write cannot be written at all."""
+    fixed = [node.get(key) for key in ("const", "enum", "required")]
+    if isinstance(node.get("properties"), dict):
+        fixed.append(list(node["properties"]))
+    if any(_UNWRITABLE.search(text) for text in _strings(fixed)):
+        raise GrammarError("a JSON schema must not demand control characters or lone surrogates")
+
+
+def _check_min_properties(node: dict[str, Any]) -> None:
+    """Keys that are not declared can repeat, so at most one of them can be demanded."""
+    minimum = node.get("minProperties", 0)
+    required = node.get("required", [])
+    if not isinstance(minimum, int | float) or not isinstance(required, list):
+        return
+    if minimum > len(required) + 1:
+        raise GrammarError(
+            "minProperties is only supported up to one more than the number of required properties"
+        )
+
+
+def _replace_format(node: dict[str, Any]) -> None:
+    name = node.get("format")
+    pattern = _FORMAT_PATTERNS.get(name) if isinstance(name, str) else None
+    if pattern is None:
+        return
+    del node["format"]
+    if "pattern" in node:
+        node["allOf"] = [*node.get("allOf", []), {"pattern": pattern}]
+    else:
+        node["pattern"] = pattern
+
+
+def portable_pattern(pattern: str) -> str:
+    """`pattern` with whitespace classes that mean the same to every reader of the schema."""
+    parts: list[str] = []
+    in_class = False
+    for match in re.finditer(r"\\.|.", pattern, re.DOTALL):
+        text = match[0]
+        if text == "[" and not in_class:
+            in_class = True
+        elif text == "]" and in_class:
+            in_class = False
+        elif not in_class and text in (r"\s", r"\S"):
+            text = _SPACE if text == r"\s" else _NOT_SPACE
+        parts.append(text)
+    return "".join(parts)
+
+
+def _is_open_record(node: dict[str, Any]) -> bool:
+    properties = node.get("properties")
+    if not isinstance(properties, dict) or not properties or _OTHER_PROPERTIES & node.keys():
+        return False
+    required = node.get("required", [])
+    return isinstance(required, list) and set(map(str, required)) <= properties.keys()

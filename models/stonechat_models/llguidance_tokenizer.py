@@ -1,0 +1,55 @@
+"""The vocabulary as llguidance needs it, built from a `Tokenizer` and the width of the logits."""
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from llguidance import LLTokenizer
+
+
+class VocabularyLike(Protocol):
+    """What of a `Tokenizer` grammars need."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def special_ids(self) -> Collection[int]: ...
+
+    @property
+    def eos_token_ids(self) -> Collection[int]: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]: ...
+
+
+class _Wrapper:
+    """The duck type that `LLTokenizer` takes; only tokens marked special count as special."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: VocabularyLike, eos_token_id: int, num_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = eos_token_id
+        self.special_token_ids = sorted(i for i in tokenizer.special_ids if i < num_tokens)
+        self.tokens: Sequence[bytes] = [_token_bytes(tokenizer, i) for i in range(num_tokens)]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", errors="replace")
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+def _token_bytes(tokenizer: VocabularyLike, token_id: int) -> bytes:
+    # Ids that only pad the logits have no text, and a token without text is never allowed.
+    return tokenizer.token_bytes(token_id) if token_id < tokenizer.vocab_size else b""
+
+
+def build_llguidance_tokenizer(tokenizer: VocabularyLike, vocab_size: int) -> LLTokenizer:
+    """A tokenizer of exactly `vocab_size` entries (the logits' width). Takes about 0.1 s."""
+    eos_ids = sorted(i for i in tokenizer.eos_token_ids if i < vocab_size)
+    if not eos_ids:
+        raise ValueError("the tokenizer has no end-of-sequence token, which grammars need")
+    wrapper = _Wrapper(tokenizer, eos_ids[0], vocab_size)
+    return LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=eos_ids)

@@ -1,0 +1,57 @@
+"""A small vocabulary of single bytes, some longer pieces and special tokens: no files needed."""
+
+from collections.abc import Collection, Iterable
+
+PIECES = (
+    b'{"',
+    b'":',
+    b'": "',
+    b'", "',
+    b'"}',
+    b"  ",
+    b"\n\n",
+    b"</think>",
+    b"<think>",
+    b"</",
+    b">{",
+)
+SPECIALS = (b"<|end|>", b"<|start|>", b"<|tool|>")
+
+
+class ByteVocabulary:
+    """Ids 0-255 are bytes, then `PIECES`, then `SPECIALS`; `<|end|>` ends a sequence."""
+
+    def __init__(self) -> None:
+        self._tokens = [bytes([i]) for i in range(256)] + [*PIECES, *SPECIALS]
+        self._ids = {token: i for i, token in enumerate(self._tokens)}
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def special_ids(self) -> Collection[int]:
+        return frozenset(self._ids[token] for token in SPECIALS)
+
+    @property
+    def eos_token_ids(self) -> Collection[int]:
+        return frozenset({self._ids[SPECIALS[0]]})
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._tokens[token_id]
+
+    def id_of(self, token: bytes) -> int:
+        return self._ids[token]
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Greedy, longest piece first; special tokens are text here."""
+        data, ids = text.encode(), []
+        pieces = sorted(PIECES, key=len, reverse=True)
+        while data:
+            token = next((p for p in pieces if data.startswith(p)), data[:1])
+            ids.append(self._ids[token])
+            data = data[len(token) :]
+        return ids
+
+    def decode(self, token_ids: Iterable[int]) -> bytes:
+        return b"".join(self._tokens[i] for i in token_ids)
