@@ -18,6 +18,7 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 install: $(STAMP)
+	@:
 
 $(STAMP): pyproject.toml constraints.txt scripts/install
 	@VENV='$(VENV)' PYTHON='$(PYTHON)' scripts/install
