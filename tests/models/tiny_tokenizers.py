@@ -1,0 +1,69 @@
+"""Tiny vocabularies of each family, built with the `tokenizers` library."""
+
+from pathlib import Path
+
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from stonechat_models.tokenizer import Tokenizer
+from stonechat_models.tokenizer_files import TokenizerFiles
+
+EOS = "<|end|>"
+OTHER = "<|other|>"
+EXTRA = (" the", "ab", "abc", "bc", "cd", "aa", "é", "世界", "👩\u200d👩", "e\u0301", "\n\n", " ")
+SPACE = "\u2581"
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's characters in the order of their bytes, by the definition in its `encoder.py`."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    printable += [*range(ord("®"), ord("ÿ") + 1)]
+    alphabet, num_others = {}, 0
+    for byte in range(256):
+        if byte in printable:
+            alphabet[byte] = chr(byte)
+        else:
+            alphabet[byte] = chr(256 + num_others)
+            num_others += 1
+    return [alphabet[byte] for byte in range(256)]
+
+
+def byte_level_backend(parts: tuple[bytes, ...] = ()) -> Backend:
+    """Ids 0-255 are the bytes; then EXTRA and `parts`; then the special EOS and OTHER."""
+    alphabet = byte_alphabet()
+    tokens = list(alphabet)
+    for piece in (*(text.encode() for text in EXTRA), *parts):
+        token = "".join(alphabet[byte] for byte in piece)
+        if token not in tokens:
+            tokens.append(token)
+    backend = Backend(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(EOS, special=True), AddedToken(OTHER, special=True)])
+    return backend
+
+
+def sentencepiece_backend(prefix: bool = True) -> Backend:
+    """`<unk>`, `</s>`, the 256 byte tokens, then words; as Llama 2 (with prefix) or Gemma."""
+    tokens = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += [SPACE, SPACE * 2, SPACE + "Hi", SPACE + "a", "Hi", "a", "b", "ab", "é", "世", "."]
+    backend = Backend(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=[],
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    backend.add_special_tokens([AddedToken("</s>", special=True)])
+    return backend
+
+
+def wrap(backend: Backend, eos: str = EOS) -> Tokenizer:
+    files = TokenizerFiles(special_tokens={"eos_token": eos}, special_texts=frozenset({eos}))
+    return Tokenizer(backend, files, Path("tokenizer.json"))
