@@ -1,5 +1,6 @@
 """The application: routes, error answers and lifespan around an engine that is handed in."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -8,40 +9,49 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from stonechat_models import EngineError, __version__
-from stonechat_server.admission import Admission, FinishedSink, OpenAdmission, log_finished
+from stonechat_server.admission import FinishedSink
 from stonechat_server.auth import Authenticator
 from stonechat_server.disconnect import ClientDisconnectedError
 from stonechat_server.engine import EngineLike
 from stonechat_server.errors import APIError, to_api_error
 from stonechat_server.fingerprint import system_fingerprint
 from stonechat_server.generation import CLIENT_GONE
+from stonechat_server.keys import KeyStore
+from stonechat_server.ledger import Ledger
 from stonechat_server.logs import RequestContext
+from stonechat_server.openapi import openapi_document
+from stonechat_server.operations import Operations
 from stonechat_server.routes import chat, health, models
 from stonechat_server.settings import Settings
 from stonechat_server.state import ServerState
 from stonechat_server.templates import Templates
+from stonechat_server.tracing import Tracing
 
 
 def create_app(
     settings: Settings,
     engine: EngineLike,
     *,
-    admission: Admission | None = None,
-    sinks: Sequence[FinishedSink] = (log_finished,),
+    ledger: Ledger | None = None,
+    tracing: Tracing | None = None,
+    sinks: Sequence[FinishedSink] = (),
 ) -> FastAPI:
     """An ASGI app that starts and stops `engine` with its own lifespan.
 
-    `sinks` are called once for every request that reached the engine, when it has ended.
+    `sinks` are called, with those of the operations, once for every admitted request, when it has
+    ended. The lifespan's end closes the ledger and the tracing. Raises `KeysFileError`.
     """
+    operations = Operations(settings, engine, ledger=ledger, tracing=tracing)
+    store = None if settings.keys_file is None else KeyStore(settings.keys_file)
     state = ServerState(
         settings=settings,
         engine=engine,
         templates=Templates(
             engine.tokenizer, settings.chat_template, settings.allow_request_templates
         ),
-        authenticator=Authenticator(settings.all_api_keys()),
-        admission=admission or OpenAdmission(),
-        sinks=tuple(sinks),
+        authenticator=Authenticator(settings.all_api_keys(), store),
+        operations=operations,
+        sinks=(*operations.sinks, *sinks),
         model_names=tuple(settings.served_model_name) or (engine.model.name,),
         fingerprint=system_fingerprint(engine.model),
         created=int(time.time()),
@@ -60,6 +70,7 @@ def create_app(
     app.add_middleware(RequestContext)
     for module in (chat, models, health):
         app.include_router(module.router)
+    app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
     return app
 
 
@@ -67,12 +78,13 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: ServerState = app.state.server
     await state.engine.start()
-    state.is_ready = True
+    state.operations.lifecycle.serving()
     try:
         yield
     finally:
-        state.is_ready = False
+        state.operations.lifecycle.begin_drain()
         await state.engine.shutdown()
+        await asyncio.to_thread(state.operations.close)
 
 
 async def _on_known_error(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""API keys: which of them a request carries, compared in constant time."""
+"""API keys: which of them a request carries."""
 
 import hashlib
 import hmac
@@ -7,44 +7,56 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from stonechat_server.deadline import HEADER as TIMEOUT_HEADER
 from stonechat_server.errors import APIError
+from stonechat_server.keys import ANONYMOUS, ApiKey, KeyStore
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who asks. `key_id` tells keys apart without telling the key; empty: the server is open."""
+    """Who asks, and what the headers say of the deadline and the trace."""
 
-    key_id: str = ""
-
-
-ANONYMOUS = Identity()
+    key: ApiKey
+    flow: str
+    """What fairness is kept between: the key, or the client's address where there is none."""
+    timeout: str | None = None
+    traceparent: str | None = None
 
 
 class Authenticator:
     """Checks `Authorization: Bearer KEY`. Without any key the server is open."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
+    def __init__(self, keys: Iterable[str], store: KeyStore | None = None) -> None:
         self._digests = [_digest(key) for key in keys]
+        self._store = store
 
     @property
     def is_open(self) -> bool:
         """True when no key is needed."""
-        return not self._digests
+        return not self._digests and self._store is None
 
     def identify(self, request: Request) -> Identity:
         """Raises `APIError` 401 for a missing or unknown key."""
-        if self.is_open:
-            return ANONYMOUS
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        key = key.strip()
-        if scheme.lower() != "bearer" or not key:
+        headers = request.headers
+        key = ANONYMOUS if self.is_open else self._authenticate(headers.get("authorization", ""))
+        address = request.client.host if request.client else ""
+        flow = f"client:{address}" if self.is_open else f"key:{key.name}"
+        return Identity(key, flow, headers.get(TIMEOUT_HEADER), headers.get("traceparent"))
+
+    def _authenticate(self, header: str) -> ApiKey:
+        scheme, _, secret = header.partition(" ")
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not secret:
             raise _unauthorized("No API key was sent. Expected: 'Authorization: Bearer KEY'.")
-        digest = _digest(key)
+        digest = _digest(secret)
         # Every known key is compared, so that the time taken does not tell which one came close.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if not any(matches):
+        if any(matches):
+            return ApiKey(name="key-" + digest.hex()[:12])
+        key = self._store.find(secret) if self._store is not None else None
+        if key is None:
             raise _unauthorized("The API key is not known here.")
-        return Identity(key_id=digest.hex()[:12])
+        return key
 
 
 def _digest(key: str) -> bytes:

@@ -64,6 +64,8 @@ class ChoiceState:
     num_reasoning_tokens: int = 0
     has_tool_calls: bool = False
     finish_reason: FinishReason | None = None
+    finish_reason_name: FinishReasonName | None = None
+    """As the client is told it."""
     logprobs: list[TokenLogprobBody] | None = None
     """Of tokens whose text has not been sent yet."""
 
@@ -133,6 +135,7 @@ class ChunkBuilder:
         if delta.finish_reason is not None:
             choice.finish_reason = delta.finish_reason
             reason = _finish_reason_name(delta.finish_reason, choice.has_tool_calls)
+            choice.finish_reason_name = reason
             chunks.append(self._choice_chunk(delta.index, DeltaBody(), reason))
 
     def _role_chunk(self, index: int) -> ChatCompletionChunk:

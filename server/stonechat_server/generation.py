@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from stonechat_models import GenerateRequest
-from stonechat_server.admission import FinishedRequest
+from stonechat_server.admission import FinishedRequest, Ticket, expected_cost
 from stonechat_server.completion import ChunkBuilder
-from stonechat_server.errors import server_error, to_api_error
+from stonechat_server.errors import APIError, server_error, to_api_error
 from stonechat_server.schema.responses import ChatCompletionChunk
 
 if TYPE_CHECKING:
@@ -36,8 +36,11 @@ class Generation:
     request_id: str
     plan: "Plan"
     builder: ChunkBuilder
+    endpoint: str = "/v1/chat/completions"
     started: float = field(default_factory=time.monotonic)
+    is_admitted: bool = field(default=False, init=False)
     status: int = field(default=CLIENT_GONE, init=False)
+    error: APIError | None = field(default=None, init=False)
 
     async def chunks(self) -> AsyncGenerator[list[ChatCompletionChunk], None]:
         """The chunks, those of a step together.
@@ -46,17 +49,29 @@ class Generation:
         """
         try:
             async with (
-                self.state.admission.admit(self.identity, self.plan),
-                aclosing(self._outputs()) as outputs,
+                self.state.operations.admit(self._ticket()) as run,
+                aclosing(run.limit(self._outputs())) as outputs,
             ):
+                self.is_admitted = True
                 async for output in outputs:
                     yield self._add(output)
                 self.status = 200
         except Exception as error:
-            self.status = (to_api_error(error) or server_error()).status
+            self.error = to_api_error(error) or server_error()
+            self.status = self.error.status
             raise
         finally:
-            self._record()
+            if self.is_admitted:
+                self._record()
+
+    def _ticket(self) -> Ticket:
+        params, request = self.plan.params, self.request
+        room = self.state.engine.model.max_model_len - len(self.plan.prompt_token_ids)
+        is_limited = (request.max_completion_tokens or request.max_tokens) is not None
+        cost = expected_cost(
+            len(self.plan.prompt_token_ids), params.n, params.max_tokens or room, is_limited
+        )
+        return Ticket(self.identity, cost)
 
     def _outputs(self) -> "AsyncGenerator[RequestOutput, None]":
         request = self.request
@@ -65,12 +80,18 @@ class Generation:
                 request_id=self.builder.head.id,
                 prompt_token_ids=self.plan.prompt_token_ids,
                 params=self.plan.params,
-                priority=request.priority or 0,
-                cache_salt=request.cache_salt or "",
+                priority=self.identity.key.priority + max(0, request.priority or 0),
+                cache_salt=self._cache_salt(),
                 arrival_time=self.started,
             )
         )
         return cast("AsyncGenerator[RequestOutput, None]", outputs)
+
+    def _cache_salt(self) -> str:
+        salt = self.request.cache_salt or ""
+        if self.state.settings.private_prefix_cache:
+            salt = f"{self.identity.key.name}\n{salt}"
+        return salt
 
     def _add(self, output: "RequestOutput") -> list[ChatCompletionChunk]:
         if output.error is not None:
@@ -80,20 +101,26 @@ class Generation:
     def _record(self) -> None:
         builder, output = self.builder, self.builder.output
         unfinished = "abort" if self.status == CLIENT_GONE else "error"
+        finished = time.monotonic()
         record = FinishedRequest(
             request_id=self.request_id,
-            key_id=self.identity.key_id,
-            user=self.request.safety_identifier or self.request.user,
+            endpoint=self.endpoint,
+            key=self.identity.key.name,
+            user=self.request.user,
+            safety_identifier=self.request.safety_identifier,
             model=builder.head.model,
             status=self.status,
+            error_code=self.error.code if self.error else None,
             stream=bool(self.request.stream),
             num_prompt_tokens=len(self.plan.prompt_token_ids),
             num_cached_tokens=output.num_cached_tokens if output else 0,
             num_completion_tokens=sum(choice.num_tokens for choice in builder.choices),
-            finish_reasons=tuple(c.finish_reason or unfinished for c in builder.choices),
+            finish_reasons=tuple(c.finish_reason_name or unfinished for c in builder.choices),
             timings=output.timings if output else None,
+            created=time.time() - (finished - self.started),
             started=self.started,
-            finished=time.monotonic(),
+            finished=finished,
+            traceparent=self.identity.traceparent,
         )
         for sink in self.state.sinks:
             sink(record)

@@ -126,6 +126,69 @@ class Settings(BaseSettings):
     shutdown_grace: int = _option(
         "Server", 30, "seconds that running requests get to end after SIGTERM", ge=0
     )
+    keys_file: Path | None = _option(
+        "Access", None, "TOML file of hashed keys with their limits; see `stonechat keys`"
+    )
+    private_prefix_cache: bool = _option(
+        "Access", False, "never share cached prompt beginnings between keys"
+    )
+    cors_origin: Names = _option(
+        "Access", (), "web origin that may call this server from a browser (repeatable; or *)"
+    )
+    allowed_host: Names = _option(
+        "Access", (), "further name that clients may reach an open server by (repeatable)"
+    )
+    tls_cert: Path | None = _option("Access", None, "certificate (PEM) to serve HTTPS with")
+    tls_key: Path | None = _option("Access", None, "private key (PEM) of the certificate")
+
+    max_queued_requests: int = _option(
+        "Limits", 512, "requests that wait for a slot at most; further ones get 429", ge=1
+    )
+    max_queued_tokens: int | None = _option(
+        "Limits",
+        None,
+        "expected tokens of waiting requests at most (default: 64 times the KV cache)",
+        ge=1,
+    )
+    queue_timeout: float = _option(
+        "Limits", 120.0, "seconds a request may wait for a slot, then 504; 0: no limit", ge=0.0
+    )
+    request_timeout: float = _option(
+        "Limits", 900.0, "seconds a request may take in all, then 504; 0: no limit", ge=0.0
+    )
+    body_timeout: float = _option(
+        "Limits", 30.0, "seconds in which a request's body has to arrive, then 408", gt=0.0
+    )
+    write_timeout: float = _option(
+        "Limits", 30.0, "seconds that a client may leave a stream unread, then it is cut", gt=0.0
+    )
+    max_messages: int = _option("Limits", 4096, "messages in a request at most", ge=1)
+    max_json_depth: int = _option("Limits", 64, "nesting of a request's JSON at most", ge=4)
+    max_completion_total: int = _option(
+        "Limits", 262_144, "choices times max tokens of a request at most", ge=1
+    )
+
+    ledger: str = _option(
+        "Operations",
+        "auto",
+        "usage ledger: auto (SQLite in the user's data folder), off, or a SQLAlchemy URL",
+    )
+    ledger_journal: Path | None = _option(
+        "Operations", None, "folder of the ledger's journal (default: in the user's data folder)"
+    )
+    ledger_text: bool = _option(
+        "Operations", False, "keep the text of prompts and answers in the ledger"
+    )
+    metrics_vllm_names: bool = _option(
+        "Operations", False, "serve the metrics under vLLM's names as well"
+    )
+    metrics_key: bool = _option("Operations", False, "require a key for /metrics")
+    otel: bool = _option(
+        "Operations", False, "export OpenTelemetry traces (extra `otel`; OTEL_* variables apply)"
+    )
+    log_format: Literal["text", "json"] = _option(
+        "Operations", "text", "log lines for people or as JSON"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _option(
         "Server", "info", "least severe log lines to show"
     )

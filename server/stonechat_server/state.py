@@ -6,28 +6,35 @@ from typing import TYPE_CHECKING, cast
 
 from starlette.requests import Request
 
+from stonechat_server.lifecycle import Phase
+
 if TYPE_CHECKING:
-    from stonechat_server.admission import Admission, FinishedSink
+    from stonechat_server.admission import FinishedSink
     from stonechat_server.auth import Authenticator
     from stonechat_server.engine import EngineLike
+    from stonechat_server.operations import Operations
     from stonechat_server.settings import Settings
     from stonechat_server.templates import Templates
 
 
 @dataclass(slots=True, kw_only=True)
 class ServerState:
-    """One server's collaborators. `is_ready` is false before start and while stopping."""
+    """One server's collaborators."""
 
     settings: "Settings"
     engine: "EngineLike"
     templates: "Templates"
     authenticator: "Authenticator"
-    admission: "Admission"
+    operations: "Operations"
     sinks: "Sequence[FinishedSink]"
     model_names: tuple[str, ...]
     fingerprint: str
     created: int
-    is_ready: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        """False before the start is complete and while draining."""
+        return self.operations.lifecycle.phase is Phase.SERVING
 
 
 def server_state(request: Request) -> ServerState:

@@ -1,0 +1,72 @@
+"""Connections that hold a socket without doing anything with it, such as half a request line.
+
+uvicorn has a timeout between requests, but none for a request that never becomes complete, nor for
+the end of an answer that the client does not read.
+"""
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol, TypeGuard
+
+SILENCE_SECONDS = 30.0
+
+
+class _Cycle(Protocol):
+    response_complete: bool
+
+
+class _Connection(Protocol):
+    """What uvicorn's HTTP protocols have in common."""
+
+    transport: asyncio.Transport
+    cycle: _Cycle | None
+    timeout_keep_alive_task: asyncio.TimerHandle | None
+
+
+@dataclass(slots=True)
+class _Silence:
+    since: float
+    num_unsent: int
+
+
+class SilentConnections:
+    """Cuts connections on which no request has run for `SILENCE_SECONDS` and nothing was sent."""
+
+    def __init__(self, seconds: float = SILENCE_SECONDS) -> None:
+        self._seconds = seconds
+        self._silent: dict[int, _Silence] = {}
+
+    def drop(self, connections: Collection[object], now: float) -> int:
+        """Cut those that have been silent for too long; how many there were. Call it each second.
+
+        A connection of another kind (a WebSocket) is left alone.
+        """
+        seen: dict[int, _Silence] = {}
+        num_dropped = 0
+        for connection in list(connections):
+            if not _is_http(connection) or not _is_silent(connection):
+                continue
+            num_unsent = connection.transport.get_write_buffer_size()
+            silence = self._silent.get(id(connection))
+            if silence is None or num_unsent != silence.num_unsent:
+                silence = _Silence(now, num_unsent)
+            if now - silence.since >= self._seconds:
+                connection.transport.abort()
+                num_dropped += 1
+            else:
+                seen[id(connection)] = silence
+        self._silent = seen
+        return num_dropped
+
+
+def _is_http(connection: object) -> TypeGuard[_Connection]:
+    return all(hasattr(connection, name) for name in _Connection.__annotations__)
+
+
+def _is_silent(connection: _Connection) -> bool:
+    """No request runs, and uvicorn's own timer between requests does not either."""
+    if connection.transport.is_closing():
+        return True
+    is_between = connection.cycle is None or connection.cycle.response_complete
+    return is_between and connection.timeout_keep_alive_task is None
