@@ -25,7 +25,7 @@ def to_sampling_params(
         n=request.n or 1,
         temperature=_or(request.temperature, 1.0),
         top_p=_or(request.top_p, 1.0),
-        top_k=max(request.top_k or 0, 0),
+        top_k=min(max(request.top_k or 0, 0), vocab_size),
         min_p=request.min_p or 0.0,
         seed=request.seed,
         frequency_penalty=request.frequency_penalty or 0.0,

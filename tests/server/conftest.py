@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
+
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
 

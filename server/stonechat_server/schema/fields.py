@@ -93,6 +93,6 @@ FIELDS: dict[str, FieldNote] = {
     "documents": _honoured("extension; reach the chat template as `documents`"),
     "add_generation_prompt": _honoured("extension; default true"),
     "continue_final_message": _honoured("extension; go on where the last message ends"),
-    "priority": _honoured("extension; lower runs first, default 0"),
+    "priority": _honoured("extension; lower runs first, default and least 0"),
     "cache_salt": _honoured("extension; cached prefixes are shared only within one salt"),
 }

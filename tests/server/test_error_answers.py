@@ -1,0 +1,212 @@
+"""Everything that is refused, and how."""
+
+from typing import Any
+
+import pytest
+from bodies import URL, body, error_of, post
+from conftest import ClientFactory
+from fake_engine import FakeEngine
+from fastapi.testclient import TestClient
+
+from stonechat_models import EngineDeadError, GrammarError
+
+USER = {"role": "user", "content": "hi"}
+NO_TEXT = [{"role": "user", "content": [{"type": "text"}]}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [USER, {"role": "user"}]}, "messages[1].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"messages": NO_TEXT}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"model": None}, "model"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": 1.5}, "n"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": -2.5}, "presence_penalty"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"top_logprobs": 5}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 5}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": "x"}, "seed"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+        ({"stop": ["a"] * 65}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"256": 1}}, "logit_bias"),
+        ({"logit_bias": {"²": 1}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream_options": {"include_usage": 3}, "stream": True}, "stream_options.include_usage"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        ({"stop_token_ids": [256]}, "stop_token_ids[0]"),
+        ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"reasoning_effort": "much"}, "reasoning_effort"),
+        ({"service_tier": "gold"}, "service_tier"),
+        ({"safety_identifier": "x" * 65}, "safety_identifier"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"chat_template": "{{ messages }}"}, "chat_template"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tool_choice": "maybe"}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_a_400_that_names_the_parameter(
+    client: TestClient, engine: FakeEngine, fields: dict[str, Any], param: str
+) -> None:
+    response = post(client, **fields)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert not engine.requests
+
+
+@pytest.mark.parametrize("missing", ["model", "messages"])
+def test_required_fields(client: TestClient, missing: str) -> None:
+    document = body()
+    del document[missing]
+    error = error_of(client.post(URL, json=document))
+    assert (error["param"], error["code"]) == (missing, "missing_required_parameter")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"model": "tiny-test", "messages": [{"role": "user", "content": "\xff"}]}',
+        b'{"model": "tiny-test", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"model": "tiny-test", "temperature": NaN, "messages": []}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
+def test_what_is_not_json_is_a_400(client: TestClient, content: bytes) -> None:
+    response = client.post(URL, content=content)
+    assert response.status_code == 400
+    error_of(response)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"5", b"null", b'"x"'])
+def test_json_that_is_no_object_is_a_400(client: TestClient, content: bytes) -> None:
+    response = client.post(URL, content=content)
+    assert response.status_code == 400
+    assert error_of(response)["param"] is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:"}},
+        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+        {"type": "file", "file": {"file_id": "x"}},
+    ],
+)
+def test_other_media_are_refused_by_name(client: TestClient, part: dict[str, Any]) -> None:
+    text = {"type": "text", "text": "what is this?"}
+    response = post(client, messages=[{"role": "user", "content": [text, part]}])
+    assert response.status_code == 400
+    error = error_of(response)
+    assert (error["param"], error["code"]) == ("messages[0].content[1]", "unsupported_parameter")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_context_length_is_told_with_the_numbers(client: TestClient, stream: bool) -> None:
+    long = [{"role": "user", "content": "x" * 5000}]
+    response = post(client, messages=long, stream=stream)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["code"] == "context_length_exceeded"
+    assert "4096" in error["message"]
+    assert "5050" in error["message"]
+
+
+def test_unknown_model(client: TestClient) -> None:
+    response = post(client, model="gpt-9")
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "model_not_found"
+    assert client.get("/v1/models/gpt-9").status_code == 404
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [
+    ("GET", "/nothing", 404),
+    ("POST", "/v1/nothing", 404),
+    ("GET", URL, 405),
+    ("DELETE", "/v1/models", 405),
+])  # fmt: skip
+def test_unknown_routes_and_methods(
+    client: TestClient, method: str, path: str, status: int
+) -> None:
+    response = client.request(method, path)
+    assert response.status_code == status
+    error_of(response)
+    assert response.headers["x-request-id"]
+
+
+def test_large_bodies_are_a_413(new_client: ClientFactory) -> None:
+    client = new_client(max_body_size=1000)
+    message = {"role": "user", "content": "x" * 1000}
+    assert post(client, messages=[message]).status_code == 413
+    chunked = client.post(URL, content=(b" " * 400 for _ in range(4)))
+    assert chunked.status_code == 413
+    error_of(chunked)
+    assert post(client).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (GrammarError("no such thing"), 400, "invalid_grammar"),
+        (EngineDeadError("secret"), 503, "engine_dead"),
+        (RuntimeError("secret"), 500, "server_error"),
+    ],
+)
+def test_errors_before_the_first_output_are_http_errors(
+    client: TestClient,
+    engine: FakeEngine,
+    error: Exception,
+    status: int,
+    code: str,
+    stream: bool,
+) -> None:
+    engine.script = lambda request: [error]
+    response = post(client, stream=stream)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/json"
+    assert error_of(response)["code"] == code
+    assert "secret" not in response.text
+
+
+def test_health_is_503_once_the_engine_is_dead(client: TestClient, engine: FakeEngine) -> None:
+    assert client.get("/health").status_code == 200
+    assert client.get("/ready").status_code == 200
+    engine.is_alive = False
+    assert client.get("/health").status_code == 503
+    assert client.get("/ready").status_code == 503

@@ -1,0 +1,165 @@
+"""Streams as ASGI messages: when the status goes out, keep-alives, errors, clients that leave."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from bodies import URL, body
+from fake_engine import FakeEngine, delta, output, text_script
+
+from stonechat_models import EngineDeadError, FinishReason, GenerateRequest
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
+
+Message = dict[str, Any]
+
+
+async def exchange(
+    engine: FakeEngine,
+    request: Message,
+    *,
+    is_gone: Callable[[list[Message]], Awaitable[None]] | None = None,
+    **settings: Any,
+) -> list[Message]:
+    """What the server sends; `is_gone` returns when the client goes away."""
+    app = create_app(Settings(**settings), engine)
+    sent: list[Message] = []
+    inbox = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]
+
+    async def receive() -> Message:
+        if inbox:
+            return inbox.pop()
+        await (is_gone(sent) if is_gone else asyncio.Event().wait())
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": URL,
+        "raw_path": URL.encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+    async with app.router.lifespan_context(app):
+        async with asyncio.timeout(20):
+            await app(scope, receive, send)
+    return sent
+
+
+def bodies_of(sent: list[Message]) -> list[bytes]:
+    return [message["body"] for message in sent if message["type"] == "http.response.body"]
+
+
+async def after_two_writes(sent: list[Message]) -> None:
+    while len(bodies_of(sent)) < 2:
+        await asyncio.sleep(0.001)
+
+
+async def soon(sent: list[Message]) -> None:
+    await asyncio.sleep(0.05)
+
+
+def test_all_events_of_a_step_are_one_write() -> None:
+    engine = FakeEngine(script=text_script("a", "b"))
+    sent = asyncio.run(exchange(engine, body(stream=True, n=4)))
+    assert [write.count(b"data: ") for write in bodies_of(sent)] == [8, 8, 1, 0]
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_client_that_leaves_a_stream_aborts_the_request(n: int) -> None:
+    engine = FakeEngine(script=text_script(*["word "] * 1000, pause=0.005))
+    sent = asyncio.run(exchange(engine, body(stream=True, n=n), is_gone=after_two_writes))
+    assert engine.aborted == [engine.requests[0].request_id]
+    assert engine.num_running == 0
+    assert len(bodies_of(sent)) < 20
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_the_first_token_aborts_the_request(stream: bool) -> None:
+    engine = FakeEngine(script=text_script("a", pause=10.0))
+    sent = asyncio.run(exchange(engine, body(stream=stream), is_gone=soon))
+    assert engine.aborted == [engine.requests[0].request_id]
+    assert engine.num_running == 0
+    assert not any(write for write in bodies_of(sent))
+
+
+def test_silence_is_filled_with_comments() -> None:
+    engine = FakeEngine(script=text_script("a", "b", pause=0.35))
+    sent = asyncio.run(exchange(engine, body(stream=True), keep_alive_interval=0.1))
+    writes = bodies_of(sent)
+    assert writes[0] == writes[1] == b": keep-alive\n\n"
+    assert writes.count(b": keep-alive\n\n") >= 4
+    assert sent[0]["status"] == 200
+    assert writes[-2] == b"data: [DONE]\n\n"
+
+
+def test_keep_alives_can_be_switched_off() -> None:
+    engine = FakeEngine(script=text_script("a", pause=0.2))
+    sent = asyncio.run(exchange(engine, body(stream=True), keep_alive_interval=0))
+    assert not any(b"keep-alive" in write for write in bodies_of(sent))
+
+
+def failing(error: Exception, pause: float = 0.0) -> Callable[[GenerateRequest], list[Any]]:
+    return lambda request: [output(request, delta("a")), pause, error]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(EngineDeadError("secret"), "engine_dead"), (KeyError("secret"), "server_error")],
+)
+def test_an_error_after_the_first_byte_is_an_event(error: Exception, code: str) -> None:
+    sent = asyncio.run(exchange(FakeEngine(script=failing(error)), body(stream=True)))
+    assert sent[0]["status"] == 200
+    text = b"".join(bodies_of(sent)).decode()
+    last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert last["error"]["code"] == code
+    assert set(last["error"]) == {"message", "type", "param", "code"}
+    assert "[DONE]" not in text
+    assert "secret" not in text
+
+
+def test_an_error_after_a_comment_is_an_event_too() -> None:
+    engine = FakeEngine(script=lambda request: [0.3, EngineDeadError("x")])
+    sent = asyncio.run(exchange(engine, body(stream=True), keep_alive_interval=0.1))
+    assert sent[0]["status"] == 200
+    assert b'"code":"engine_dead"' in b"".join(bodies_of(sent))
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ERROR, FinishReason.ABORT])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_that_fails_is_never_passed_off_as_complete(
+    reason: FinishReason, stream: bool
+) -> None:
+    def script(request: GenerateRequest) -> list[Any]:
+        return [
+            output(request, delta("a")),
+            output(request, delta("", finish=reason), finished=True, error="nan in layer 3"),
+        ]
+
+    sent = asyncio.run(exchange(FakeEngine(script=script), body(stream=stream)))
+    text = b"".join(bodies_of(sent))
+    assert sent[0]["status"] == (200 if stream else 500)
+    assert b'"error":{' in text
+    assert b"layer" not in text
+
+
+def test_the_text_arrives_whole_and_in_order() -> None:
+    words = [f"w{i} " for i in range(50)]
+    sent = asyncio.run(exchange(FakeEngine(script=text_script(*words)), body(stream=True)))
+    text = b"".join(bodies_of(sent)).decode()
+    contents = [
+        json.loads(part[6:])["choices"][0]["delta"].get("content", "")
+        for part in text.split("\n\n")
+        if part.startswith("data: {")
+    ]
+    assert "".join(contents) == "".join(words)
