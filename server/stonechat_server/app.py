@@ -21,11 +21,15 @@ from stonechat_server.ledger import Ledger
 from stonechat_server.logs import RequestContext
 from stonechat_server.openapi import openapi_document
 from stonechat_server.operations import Operations
-from stonechat_server.routes import chat, health, models
+from stonechat_server.page.routes import page_router
+from stonechat_server.routes import chat, health, metrics, models
+from stonechat_server.security import BrowserGuard, own_names
 from stonechat_server.settings import Settings
 from stonechat_server.state import ServerState
 from stonechat_server.templates import Templates
 from stonechat_server.tracing import Tracing
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 def create_app(
@@ -49,7 +53,9 @@ def create_app(
         templates=Templates(
             engine.tokenizer, settings.chat_template, settings.allow_request_templates
         ),
-        authenticator=Authenticator(settings.all_api_keys(), store),
+        authenticator=Authenticator(
+            settings.all_api_keys(), store, operations.admission.rate_limiter.headers
+        ),
         operations=operations,
         sinks=(*operations.sinks, *sinks),
         model_names=tuple(settings.served_model_name) or (engine.model.name,),
@@ -67,11 +73,25 @@ def create_app(
     app.state.server = state
     for kind in (APIError, EngineError, HTTPException, ClientDisconnectedError):
         app.add_exception_handler(kind, _on_known_error)
-    app.add_middleware(RequestContext)
-    for module in (chat, models, health):
+    app.add_middleware(
+        BrowserGuard,
+        cors_origins=settings.cors_origin,
+        allowed_hosts=_allowed_hosts(state),
+    )
+    app.add_middleware(RequestContext, on_response=operations.metrics.responded)
+    for module in (chat, models, health, metrics):
         app.include_router(module.router)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
+    app.include_router(page_router())
     return app
+
+
+def _allowed_hosts(state: ServerState) -> set[str] | None:
+    """Names that an open server on this machine answers to; None: any."""
+    settings = state.settings
+    if not state.authenticator.is_open or settings.host not in LOOPBACK:
+        return None
+    return own_names(settings.host, settings.allowed_host)
 
 
 @asynccontextmanager

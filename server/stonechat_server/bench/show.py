@@ -3,7 +3,9 @@
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -68,21 +70,24 @@ def milliseconds(seconds: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def result_table(result: BenchResult) -> Table:
-    """One line a level."""
-    table = Table(title=f"{result.label} at {result.base_url}", title_justify="left")
-    table.add_column("load")
-    for heading in ("tokens/s", "req/s", "errors", "TTFT ms\np50 / p90 / p99"):
+def rates_table(result: BenchResult) -> Table:
+    """Rates, one line a level."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("load", no_wrap=True)
+    for heading in ("tokens/s", "requests/s", "errors"):
         table.add_column(heading, justify="right")
-    table.add_column("inter-token ms\np50 / p90 / p99", justify="right")
-    table.add_column("end-to-end ms\np50 / p90 / p99", justify="right")
     has_slo = any(level.goodput is not None for level in result.levels)
     if has_slo:
-        table.add_column("goodput\nreq/s", justify="right")
+        table.add_column("goodput/s", justify="right")
     if result.roofline is not None:
-        table.add_column("of memory\nbandwidth", justify="right")
+        table.add_column("of bandwidth", justify="right")
     for level in result.levels:
-        cells = _cells(level)
+        cells = [
+            level.name,
+            f"{level.tokens_per_second:,.1f}",
+            f"{level.requests_per_second:.2f}",
+            str(level.num_errors),
+        ]
         if has_slo:
             cells.append("-" if level.goodput is None else f"{level.goodput:.2f}")
         if result.roofline is not None:
@@ -92,23 +97,28 @@ def result_table(result: BenchResult) -> Table:
     return table
 
 
-def _cells(level: LevelResult) -> list[str]:
-    latencies = [
-        " / ".join(milliseconds(value) for value in (one.p50, one.p90, one.p99))
-        for one in (level.ttft, level.inter_token, level.e2e)
-    ]
-    return [
-        level.name,
-        f"{level.tokens_per_second:,.1f}",
-        f"{level.requests_per_second:.2f}",
-        str(level.num_errors),
-        *latencies,
-    ]
+def latency_table(result: BenchResult) -> Table:
+    """Latencies in milliseconds, one line a level: first token, between tokens, end to end."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("ms", no_wrap=True)
+    for name in ("TTFT", "ITL", "E2E"):
+        for heading in (f"{name} p50", "p90", "p99"):
+            table.add_column(heading, justify="right")
+    for level in result.levels:
+        cells = [
+            milliseconds(value)
+            for one in (level.ttft, level.inter_token, level.e2e)
+            for value in (one.p50, one.p90, one.p99)
+        ]
+        table.add_row(level.name, *cells)
+    return table
 
 
 def print_result(console: Console, result: BenchResult) -> None:
     """Table, roofline, checks and notes."""
-    console.print(result_table(result))
+    console.print(f"[bold]{escape(result.label)}[/] at {result.base_url}", highlight=False)
+    console.print(rates_table(result))
+    console.print(latency_table(result))
     if result.roofline is not None:
         roofline = result.roofline
         console.print(

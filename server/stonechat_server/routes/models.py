@@ -1,5 +1,7 @@
 """`GET /v1/models` and `GET /v1/models/{id}`."""
 
+from dataclasses import asdict
+
 import msgspec
 from fastapi import APIRouter, Request, Response
 
@@ -44,6 +46,7 @@ def _card(state: ServerState, name: str) -> ModelCard:
         owned_by="stonechat",
         root=model.name,
         max_model_len=model.max_model_len,
+        stonechat=asdict(model),
     )
 
 

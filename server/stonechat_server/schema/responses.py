@@ -188,6 +188,8 @@ class ModelCard(msgspec.Struct, kw_only=True):
     owned_by: str
     root: str
     max_model_len: int
+    stonechat: dict[str, str | int]
+    """How the model is run: device, precision, sizes in bytes and tokens."""
 
 
 class ModelList(msgspec.Struct):

@@ -1,0 +1,79 @@
+// Requests to this server. The key lives in this tab's session storage and nowhere else.
+
+const KEY = "stonechat-key";
+const ROOT = new URL(".", document.baseURI);
+
+export const getKey = () => sessionStorage.getItem(KEY) ?? "";
+
+export function setKey(key) {
+  if (key) sessionStorage.setItem(KEY, key);
+  else sessionStorage.removeItem(KEY);
+}
+
+export const apiUrl = () => new URL("v1", ROOT).href;
+
+export class ApiError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+function headers() {
+  const key = getKey();
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+async function failure(response) {
+  let message = `${response.status} ${response.statusText}`;
+  try {
+    const { error } = await response.json();
+    if (error?.message) message = `${response.status}: ${error.message}`;
+    if (error?.param) message += ` (${error.param})`;
+  } catch { /* not JSON: the status must do */ }
+  return new ApiError(response.status, message);
+}
+
+export async function getJson(path, signal) {
+  const response = await fetch(new URL(path, ROOT), { headers: headers(), signal });
+  if (!response.ok) throw await failure(response);
+  return response.json();
+}
+
+// Yields the chunks of a streamed answer. Throws when the stream ends without [DONE].
+export async function* streamChat(body, signal) {
+  const response = await fetch(new URL("v1/chat/completions", ROOT), {
+    method: "POST",
+    headers: { ...headers(), "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
+  if (!response.ok) throw await failure(response);
+  for await (const data of events(response.body)) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ApiError(0, chunk.error.message ?? "the server stopped");
+    yield chunk;
+  }
+  throw new ApiError(0, "the answer was cut off");
+}
+
+export async function* events(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let data = [];
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const raw of lines) {
+      const line = raw.endsWith("\r") ? raw.slice(0, -1) : raw;
+      if (line.startsWith("data:")) data.push(line.slice(5).trimStart());
+      else if (!line && data.length) {
+        yield data.join("\n");
+        data = [];
+      }
+    }
+  }
+}

@@ -1,0 +1,36 @@
+// The server's load, asked for every two seconds while the page is in view.
+
+import { getJson } from "./api.js";
+
+const EVERY_MS = 2000;
+
+export function startLoad(output) {
+  let before = null;
+  const tick = async () => {
+    if (!document.hidden) before = await show(output, before);
+    setTimeout(tick, EVERY_MS);
+  };
+  tick();
+}
+
+async function show(output, before) {
+  let load;
+  try {
+    load = await getJson("page/load");
+  } catch (error) {
+    output.textContent = error.status === 401 ? "key needed" : "server not answering";
+    output.classList.add("bad");
+    return null;
+  }
+  output.classList.remove("bad");
+  const parts = [`${load.num_running} running`];
+  if (load.num_waiting) parts.push(`${load.num_waiting} waiting`);
+  if (load.num_blocks) parts.push(`KV ${Math.round((100 * load.num_used_blocks) / load.num_blocks)} %`);
+  const now = performance.now();
+  if (before) {
+    const speed = ((load.num_generated_tokens - before.tokens) * 1000) / (now - before.now);
+    if (speed > 0) parts.push(`${Math.round(speed)} tokens/s`);
+  }
+  output.textContent = parts.join(" · ");
+  return { now, tokens: load.num_generated_tokens };
+}

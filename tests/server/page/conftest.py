@@ -1,0 +1,91 @@
+"""The real server on a scripted engine, and a headless Chromium to look at its page."""
+
+import math
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import uvicorn
+from fake_engine import FakeEngine, Script, delta, output
+
+from stonechat_models import FinishReason, GenerateRequest, LogprobEntry, RequestOutput, TopLogprob
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
+
+KEY = "sk-page-test"
+
+
+@dataclass
+class PageServer:
+    url: str
+    engine: FakeEngine
+
+    @property
+    def body_of_last_request(self) -> GenerateRequest:
+        return self.engine.requests[-1]
+
+
+def entry(text: str, probability: float, *others: tuple[str, float]) -> LogprobEntry:
+    chosen = TopLogprob(0, text, text.encode(), math.log(probability))
+    rest = [TopLogprob(1, t, t.encode(), math.log(p)) for t, p in others]
+    top = tuple(sorted([chosen, *rest], key=lambda one: -one.logprob))
+    return LogprobEntry(0, text, text.encode(), math.log(probability), top)
+
+
+def script(*pieces: str, pause: float = 0.0) -> Script:
+    """Each choice gets the pieces with log-probabilities, one a step, then `stop`."""
+
+    def play(request: GenerateRequest) -> list[RequestOutput | Exception | float]:
+        items: list[RequestOutput | Exception | float] = []
+        for step, piece in enumerate(pieces):
+            last = step == len(pieces) - 1
+            entries = (entry(piece, 1 / (step + 1.25), (" other", 0.02), ("\n", 0.01)),)
+            logprobs = None if request.params.top_logprobs is None else entries
+            deltas = [
+                delta(piece, index, FinishReason.STOP if last else None, logprobs=logprobs)
+                for index in range(request.params.n)
+            ]
+            items += [pause] if pause else []
+            items.append(output(request, *deltas, finished=last, cached=3))
+        return items
+
+    return play
+
+
+def serve(settings: Settings) -> Iterator[PageServer]:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    engine = FakeEngine()
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, engine), log_level="error"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    yield PageServer(f"http://127.0.0.1:{listener.getsockname()[1]}/", engine)
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def open_server() -> Iterator[PageServer]:
+    yield from serve(Settings())
+
+
+@pytest.fixture(scope="module")
+def locked_server() -> Iterator[PageServer]:
+    yield from serve(Settings(api_key=KEY))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except sync_api.Error as error:
+            pytest.skip(f"no Chromium to run: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()

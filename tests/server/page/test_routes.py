@@ -1,0 +1,51 @@
+"""The page's files over HTTP."""
+
+from typing import Protocol
+
+import pytest
+from fastapi.testclient import TestClient
+
+from stonechat_server.page.routes import STATIC
+
+
+class NewClient(Protocol):
+    def __call__(self, **settings: object) -> TestClient: ...
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in STATIC.iterdir()))
+def test_every_file_is_served_under_the_policy(client: TestClient, name: str) -> None:
+    answer = client.get(f"/page/{name}")
+    assert answer.status_code == 200
+    assert answer.content == (STATIC / name).read_bytes()
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    again = client.get(f"/page/{name}", headers={"If-None-Match": answer.headers["etag"]})
+    assert again.status_code == 304
+
+
+def test_the_page_is_at_the_root(client: TestClient) -> None:
+    answer = client.get("/")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.content == (STATIC / "index.html").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2froutes.py", "%2e%2e/routes.py"])
+def test_no_other_file_is_served(client: TestClient, name: str) -> None:
+    assert client.get(f"/page/{name}").status_code == 404
+
+
+def test_nothing_asks_another_host() -> None:
+    for path in STATIC.iterdir():
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        for sign in ('src="http', 'href="http', "@import", "url(http", "innerHTML", "eval("):
+            assert sign not in text, f"{path.name}: {sign}"
+
+
+def test_the_load_needs_the_key(new_client: NewClient) -> None:
+    locked = new_client(api_key="sk-1")
+    assert locked.get("/").status_code == 200
+    assert locked.get("/page/load").status_code == 401
+    answer = locked.get("/page/load", headers={"Authorization": "Bearer sk-1"})
+    assert answer.json()["num_running"] == 0
