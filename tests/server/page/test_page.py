@@ -290,6 +290,8 @@ def test_the_request_can_be_copied_as_code(page: Any) -> None:
     assert 'model="tiny-test"' in code
     page.get_by_role("tab", name="JavaScript").click()
     assert "await client.chat.completions.create({" in page.inner_text("#code-text")
+    page.get_by_role("button", name="Close").click()
+    assert page.is_hidden("#code-dialog")
 
 
 def test_errors_of_the_server_are_shown(page: Any, open_server: PageServer) -> None:
@@ -359,6 +361,7 @@ def test_it_fits_a_phone_and_follows_the_theme(
     assert tab.is_hidden("#panel")
     tab.click("#toggle-panel")
     assert tab.is_visible("#field-temperature")
+    tab.click("#tab-output")  # not covered by the header
     shade = tab.evaluate("getComputedStyle(document.body).backgroundColor").split("(")[1]
     assert (int(shade.split(",")[0]) > 128) == (scheme == "light")
     context.close()
