@@ -25,7 +25,7 @@ def new_client(engine: FakeEngine) -> Iterator[ClientFactory]:
 
     def create(**settings: Any) -> TestClient:
         app = create_app(Settings(**settings), engine)
-        client = TestClient(app, raise_server_exceptions=False)
+        client = TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False)
         client.__enter__()
         clients.append(client)
         return client

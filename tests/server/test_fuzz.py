@@ -86,7 +86,7 @@ FUZZ = settings(
 @pytest.fixture(scope="module")
 def shared_client() -> Iterator[TestClient]:
     app = create_app(Settings(), FakeEngine())
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False) as client:
         yield client
 
 
