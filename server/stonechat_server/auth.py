@@ -2,8 +2,9 @@
 
 import hashlib
 import hmac
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.requests import Request
 
@@ -21,12 +22,20 @@ class Identity:
     """What fairness is kept between: the key, or the client's address where there is none."""
     timeout: str | None = None
     traceparent: str | None = None
+    log_fields: dict[str, object] = field(default_factory=dict, compare=False)
+    """Joins the access line of the request."""
 
 
 class Authenticator:
     """Checks `Authorization: Bearer KEY`. Without any key the server is open."""
 
-    def __init__(self, keys: Iterable[str], store: KeyStore | None = None) -> None:
+    def __init__(
+        self,
+        keys: Iterable[str],
+        store: KeyStore | None = None,
+        limit_headers: Callable[[ApiKey], Mapping[str, str]] = lambda _: {},
+    ) -> None:
+        self._limit_headers = limit_headers
         self._digests = [_digest(key) for key in keys]
         self._store = store
 
@@ -41,7 +50,10 @@ class Authenticator:
         key = ANONYMOUS if self.is_open else self._authenticate(headers.get("authorization", ""))
         address = request.client.host if request.client else ""
         flow = f"client:{address}" if self.is_open else f"key:{key.name}"
-        return Identity(key, flow, headers.get(TIMEOUT_HEADER), headers.get("traceparent"))
+        fields: dict[str, object] = {"key": key.name}
+        request.state.log_fields = fields
+        request.state.limit_headers = partial(self._limit_headers, key)
+        return Identity(key, flow, headers.get(TIMEOUT_HEADER), headers.get("traceparent"), fields)
 
     def _authenticate(self, header: str) -> ApiKey:
         scheme, _, secret = header.partition(" ")

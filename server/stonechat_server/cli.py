@@ -18,6 +18,8 @@ class CommandEntry:
 
 COMMANDS: Mapping[str, CommandEntry] = {
     "serve": CommandEntry("stonechat_server.commands.serve", "start the server"),
+    "keys": CommandEntry("stonechat_server.commands.keys", "add, list and revoke API keys"),
+    "usage": CommandEntry("stonechat_server.commands.usage", "print who used what"),
     "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
 }
 

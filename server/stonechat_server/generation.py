@@ -122,5 +122,24 @@ class Generation:
             finished=finished,
             traceparent=self.identity.traceparent,
         )
+        self.identity.log_fields.update(_log_fields(record))
         for sink in self.state.sinks:
             sink(record)
+
+
+def _log_fields(record: FinishedRequest) -> dict[str, object]:
+    """What the access line says of a request beside its HTTP side."""
+    fields: dict[str, object] = {
+        "model": record.model,
+        "stream": record.stream,
+        "prompt_tokens": record.num_prompt_tokens,
+        "cached_tokens": record.num_cached_tokens,
+        "completion_tokens": record.num_completion_tokens,
+        "finish": ",".join(record.finish_reasons),
+    }
+    first_token = record.timings.first_token if record.timings else None
+    if first_token is not None:
+        fields["first_token_milliseconds"] = round((first_token - record.started) * 1000, 1)
+    if record.error_code is not None:
+        fields |= {"result": record.status, "error": record.error_code}
+    return fields

@@ -2,18 +2,27 @@
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
+from stonechat_server.lifecycle import DrainingServer, Lifecycle
+from stonechat_server.state import ServerState
+
 IDLE_CONNECTION_SECONDS = 75
 """Longer than common clients keep a connection, so that it is they who close it."""
 
+CLOSING_SECONDS = 5
+"""For what is left of answers when the drain is over."""
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
+
+class _Server(DrainingServer):
+    def __init__(
+        self, config: uvicorn.Config, lifecycle: Lifecycle, on_started: Callable[[], None]
+    ) -> None:
+        super().__init__(config, lifecycle)
         self._on_started = on_started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -23,9 +32,14 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    app: FastAPI, listener: socket.socket, grace_seconds: int, on_started: Callable[[], None]
+    app: FastAPI,
+    listener: socket.socket,
+    on_started: Callable[[], None],
+    *,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
 ) -> int:
-    """Serve until a signal; 0, or 1 when the start failed."""
+    """Serve until a signal and the drain after it; 0, or 1 when the start failed."""
     # Streams end by themselves within the grace period; sse-starlette would cut them at once.
     AppStatus.disable_automatic_graceful_drain()
     config = uvicorn.Config(
@@ -34,9 +48,12 @@ def serve(
         access_log=False,
         server_header=False,
         timeout_keep_alive=IDLE_CONNECTION_SECONDS,
-        timeout_graceful_shutdown=grace_seconds,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
         lifespan="on",
     )
-    server = _Server(config, on_started)
+    state: ServerState = app.state.server
+    server = _Server(config, state.operations.lifecycle, on_started)
     server.run(sockets=[listener])
     return 0 if server.started else 1

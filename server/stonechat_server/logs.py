@@ -4,11 +4,14 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable, Mapping
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stonechat_server.errors import server_error, to_api_error, unwrap
+from stonechat_server.log_format import JsonFormatter
 
 access_log = logging.getLogger("stonechat.access")
 log = logging.getLogger("stonechat")
@@ -25,10 +28,14 @@ class RequestContext:
     """ASGI middleware: `request.state.request_id`, header `x-request-id`, access log, 500s.
 
     A client's own `x-request-id` is kept when it is 1 to 128 visible ASCII characters.
+    `on_response` is told the route's pattern and the status of every answer. What a route leaves
+    in `request.state.log_fields` joins the access line, and the headers that
+    `request.state.limit_headers()` gives join the answer.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, on_response: Callable[[str, int], None]) -> None:
         self.app = app
+        self._on_response = on_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,11 +46,17 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.perf_counter(), 0
 
+        def limit_headers() -> Mapping[str, str]:
+            get: Callable[[], Mapping[str, str]] = scope["state"].get("limit_headers", dict)
+            return get()
+
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers.update(limit_headers())
             await send(message)
 
         try:
@@ -57,21 +70,35 @@ class RequestContext:
                 log.exception("request %s failed", request_id)
             await (known or server_error()).response()(scope, receive, send_with_id)
         finally:
-            access_log.info(
-                '%s "%s %s" %d %.1f ms',
-                request_id,
-                scope["method"],
-                scope["path"],
-                status,
-                (time.perf_counter() - started) * 1000,
-            )
+            self._log(scope, status, (time.perf_counter() - started) * 1000)
+
+    def _log(self, scope: Scope, status: int, milliseconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        self._on_response(route, status)
+        fields: dict[str, object] = {
+            "request_id": scope["state"]["request_id"],
+            "method": scope["method"],
+            "path": quote(scope["path"]),  # a decoded line break would begin a line of its own
+            "status": status,
+            "milliseconds": round(milliseconds, 1),
+            **scope["state"].get("log_fields", {}),
+        }
+        line = " ".join(f"{name}={value}" for name, value in fields.items())
+        access_log.info(line, extra={"fields": fields})
 
 
-def configure_logging(level: str) -> None:
-    """Send the server's log lines to stderr."""
+def configure_logging(level: str, format: str = "text") -> None:
+    """Send the server's log lines to stderr, as `text` for people or as `json`."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger("stonechat")
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    root.propagate = False
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if format == "json" else text)
+    for name in ("stonechat", "stonechat_models", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level.upper() if name == "stonechat" else max_level(level, "WARNING"))
+        logger.propagate = False
+
+
+def max_level(*names: str) -> int:
+    """The most severe of these levels."""
+    return max(logging.getLevelNamesMapping()[name.upper()] for name in names)

@@ -165,7 +165,7 @@ class Settings(BaseSettings):
     max_messages: int = _option("Limits", 4096, "messages in a request at most", ge=1)
     max_json_depth: int = _option("Limits", 64, "nesting of a request's JSON at most", ge=4)
     max_completion_total: int = _option(
-        "Limits", 262_144, "choices times max tokens of a request at most", ge=1
+        "Limits", 1_048_576, "choices times max tokens of a request at most", ge=1
     )
 
     ledger: str = _option(

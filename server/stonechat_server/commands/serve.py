@@ -9,6 +9,7 @@ from stonechat_server.options import add_settings_arguments, read_settings
 
 if TYPE_CHECKING:
     from stonechat_server.engine import EngineLike
+    from stonechat_server.ledger import Ledger
     from stonechat_server.settings import Settings
 
 
@@ -22,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments, "stonechat serve")
     from stonechat_server.logs import configure_logging
 
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
@@ -49,27 +50,51 @@ def _serve(settings: "Settings", listener: socket.socket) -> int:
     from stonechat_server.app import create_app
     from stonechat_server.banner import start_banner
     from stonechat_server.http_server import serve
+    from stonechat_server.keys import KeysFileError
+    from stonechat_server.ledger import LedgerError
+    from stonechat_server.tracing import Tracing, TracingUnavailableError
 
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        return _fail("--tls-cert and --tls-key go together")
     try:
+        ledger = _open_ledger(settings)
+        tracing = Tracing.from_environment() if settings.otel else None
         engine: EngineLike = AsyncEngine.from_config(settings.engine_config())
-        app = create_app(settings, engine)
-    except (EngineError, OSError) as error:
+        app = create_app(settings, engine, ledger=ledger, tracing=tracing)
+    except (EngineError, KeysFileError, LedgerError, TracingUnavailableError, OSError) as error:
         return _fail(str(error))
     state = app.state.server
     banner = start_banner(
         engine.model,
         state.model_names[0],
-        base_url(settings.host, listener),
+        base_url(settings.host, listener, "http" if settings.tls_cert is None else "https"),
         not state.authenticator.is_open,
     )
-    return serve(app, listener, settings.shutdown_grace, lambda: print(banner, flush=True))
+    return serve(
+        app,
+        listener,
+        lambda: print(banner, flush=True),
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+    )
 
 
-def base_url(host: str, listener: socket.socket) -> str:
+def _open_ledger(settings: "Settings") -> "Ledger | None":
+    """The ledger that the settings name. Raises `LedgerError`."""
+    from stonechat_server.ledger import Ledger
+    from stonechat_server.ledger.place import ledger_place
+
+    place = ledger_place(settings.ledger, settings.ledger_journal)
+    return None if place is None else Ledger(place.url, place.journal)
+
+
+def base_url(host: str, listener: socket.socket, scheme: str = "http") -> str:
     """Where a client on this machine reaches the server."""
     port = listener.getsockname()[1]
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    return (
+        f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
+    )
 
 
 def _fail(message: str) -> int:

@@ -3,6 +3,6 @@
 from stonechat_server.ledger.entry import LedgerEntry
 from stonechat_server.ledger.report import UsageRow, usage
 from stonechat_server.ledger.table import open_database
-from stonechat_server.ledger.writer import Ledger
+from stonechat_server.ledger.writer import Ledger, LedgerError
 
-__all__ = ["Ledger", "LedgerEntry", "UsageRow", "open_database", "usage"]
+__all__ = ["Ledger", "LedgerEntry", "LedgerError", "UsageRow", "open_database", "usage"]

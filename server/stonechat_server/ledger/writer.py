@@ -17,6 +17,10 @@ ROWS_AT_ONCE = 500
 logger = logging.getLogger("stonechat.ledger")
 
 
+class LedgerError(Exception):
+    """The ledger cannot be opened; the message says why."""
+
+
 class Ledger:
     """Records requests. `record` only appends to the journal; rows reach the database in batches.
 
@@ -25,9 +29,13 @@ class Ledger:
     """
 
     def __init__(self, url: str, journal_folder: Path, flush_seconds: float = 1.0) -> None:
-        self._engine = open_database(url)
-        self._insert = insert_new(self._engine)
-        self._journal = Journal(journal_folder)
+        """Raises `LedgerError` when the database or the folder cannot be opened."""
+        try:
+            self._engine = open_database(url)
+            self._insert = insert_new(self._engine)
+            self._journal = Journal(journal_folder)
+        except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
+            raise LedgerError(f"cannot open the usage ledger (see --ledger): {error}") from error
         self._flush_seconds = flush_seconds
         self._stopping = threading.Event()
         self._flush_mutex = threading.Lock()

@@ -3,19 +3,20 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
+from stonechat_server.auth import Identity
 from stonechat_server.checks import check_unknown, ignored_params
 from stonechat_server.collect import collect
 from stonechat_server.completion import ChunkBuilder, ChunkOptions, CompletionHead
 from stonechat_server.disconnect import ClientDisconnectedError, run_while_connected
 from stonechat_server.errors import APIError
 from stonechat_server.generation import CLIENT_GONE, Generation
+from stonechat_server.limits import check_depth, check_length, check_messages, read_body
 from stonechat_server.openapi import CHAT_EXTRA, CHAT_RESPONSES
 from stonechat_server.parse import parse_request
 from stonechat_server.prepare import Plan, prepare
@@ -42,12 +43,15 @@ async def create_chat_completion(http_request: Request) -> Response:
     """Continue a conversation; plain, or as a stream of events."""
     state = server_state(http_request)
     identity = state.authenticator.identify(http_request)
-    body = await _read_body(http_request, state.settings.max_body_size)
+    body = await read_body(http_request, state.settings)
+    check_depth(body, state.settings.max_json_depth)
     request = parse_request(body)
-    check_model(state, request.model)
+    check_model(state, request.model, identity)
+    check_messages(request, state.settings)
     if state.settings.strict_params:
         check_unknown(request)
     plan = await _prepare(state, request, len(body))
+    check_length(plan.params, state.settings)
     head = _head(state, request)
     generation = Generation(
         state,
@@ -69,10 +73,11 @@ async def create_chat_completion(http_request: Request) -> Response:
     return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
 
 
-def check_model(state: ServerState, name: str) -> None:
-    """Raises `APIError` 404 for a model that is not served."""
-    if name not in state.model_names:
-        served = ", ".join(f"'{served}'" for served in state.model_names)
+def check_model(state: ServerState, name: str, identity: Identity) -> None:
+    """Raises `APIError` 404 for a model that is not served, or not to this key."""
+    names = [served for served in state.model_names if identity.key.may_use(served)]
+    if name not in names:
+        served = ", ".join(f"'{served}'" for served in names)
         raise APIError(
             404,
             f"The model '{name[:200]}' does not exist here. Served: {served}.",
@@ -85,32 +90,6 @@ async def _prepare(state: ServerState, request: ChatCompletionRequest, size: int
     if size <= INLINE_BODY_BYTES:
         return prepare(request, state.engine, state.templates)
     return await asyncio.to_thread(prepare, request, state.engine, state.templates)
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit)
-    return await _join(request.stream(), limit)
-
-
-async def _join(stream: AsyncIterator[bytes], limit: int) -> bytes:
-    pieces, size = [], 0
-    async for piece in stream:
-        size += len(piece)
-        if size > limit:
-            raise _too_large(limit)
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-def _too_large(limit: int) -> APIError:
-    return APIError(
-        413,
-        f"The body is larger than {limit} bytes.",
-        code="request_too_large",
-        headers={"connection": "close"},
-    )
 
 
 def _head(state: ServerState, request: ChatCompletionRequest) -> CompletionHead:

@@ -21,8 +21,8 @@ router = APIRouter()
 async def list_models(http_request: Request) -> Response:
     """The names that `model` may have."""
     state = server_state(http_request)
-    state.authenticator.identify(http_request)
-    return _json(ModelList([_card(state, name) for name in state.model_names]))
+    key = state.authenticator.identify(http_request).key
+    return _json(ModelList([_card(state, name) for name in state.model_names if key.may_use(name)]))
 
 
 @router.get(
@@ -33,8 +33,7 @@ async def list_models(http_request: Request) -> Response:
 async def retrieve_model(http_request: Request, model: str) -> Response:
     """One of them; a name may have slashes."""
     state = server_state(http_request)
-    state.authenticator.identify(http_request)
-    check_model(state, model)
+    check_model(state, model, state.authenticator.identify(http_request))
     return _json(_card(state, model))
 
 

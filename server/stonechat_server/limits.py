@@ -1,0 +1,97 @@
+"""Bounds on the size and shape of a request, checked before any work is done for it."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from stonechat_server.errors import APIError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from stonechat_models import SamplingParams
+    from stonechat_server.schema.requests import ChatCompletionRequest
+    from stonechat_server.settings import Settings
+
+_OPEN = frozenset(b"[{")
+# Strings are skipped whole; possessive, so that a broken one costs no backtracking.
+_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+
+
+async def read_body(request: "Request", settings: "Settings") -> bytes:
+    """The body. Raises `APIError`: 413 beyond `max_body_size`, 408 after `body_timeout`."""
+    limit = settings.max_body_size
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    try:
+        async with asyncio.timeout(settings.body_timeout):
+            return await _join(request.stream(), limit)
+    except TimeoutError:
+        raise APIError(
+            408,
+            f"The body did not arrive within {settings.body_timeout:g} s.",
+            code="request_timeout",
+            headers={"connection": "close"},
+        ) from None
+
+
+async def _join(stream: AsyncIterator[bytes], limit: int) -> bytes:
+    pieces, size = [], 0
+    async for piece in stream:
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _too_large(limit: int) -> APIError:
+    return APIError(
+        413,
+        f"The body is larger than {limit} bytes.",
+        code="request_too_large",
+        headers={"connection": "close"},
+    )
+
+
+def check_depth(body: bytes, limit: int) -> None:
+    """Raises `APIError` 400 when brackets are nested deeper. Linear in the length of the body."""
+    if body.count(b"[") + body.count(b"{") <= limit:
+        return
+    depth = 0
+    for match in _TOKENS.finditer(body):
+        character = body[match.start()]
+        if character in _OPEN:
+            depth += 1
+            if depth > limit:
+                message = f"The JSON is nested deeper than {limit} levels."
+                raise APIError(400, message, code="json_too_deep")
+        elif character != ord('"'):
+            depth -= 1
+
+
+def check_length(params: "SamplingParams", settings: "Settings") -> None:
+    """Raises `APIError` 400 for more choices times tokens than one request may ask for."""
+    total = params.n * (params.max_tokens or 0)
+    if total > settings.max_completion_total and params.n > 1:
+        raise APIError(
+            400,
+            f"{params.n} choices of up to {params.max_tokens} tokens are {total} tokens, and a "
+            f"request may ask for {settings.max_completion_total} at most. Set max_completion_tokens.",
+            param="n",
+            code="request_too_large",
+        )
+
+
+def check_messages(request: "ChatCompletionRequest", settings: "Settings") -> None:
+    """Raises `APIError` 400 for more messages than allowed."""
+    if len(request.messages) > settings.max_messages:
+        raise APIError(
+            400,
+            f"There are {len(request.messages)} messages, and at most {settings.max_messages} "
+            "are allowed.",
+            param="messages",
+            code="too_many_messages",
+        )

@@ -1,0 +1,17 @@
+"""`GET /metrics`: Prometheus text. Open unless `--metrics-key` is set."""
+
+from fastapi import APIRouter, Request, Response
+
+from stonechat_server.metrics import CONTENT_TYPE
+from stonechat_server.state import server_state
+
+router = APIRouter()
+
+
+@router.get("/metrics", operation_id="metrics")
+async def metrics(http_request: Request) -> Response:
+    """All metrics of this server."""
+    state = server_state(http_request)
+    if state.settings.metrics_key:
+        state.authenticator.identify(http_request)
+    return Response(state.operations.metrics.render(), headers={"content-type": CONTENT_TYPE})

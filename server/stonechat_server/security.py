@@ -1,0 +1,126 @@
+"""What keeps other web sites out: headers on every answer, and checks of `Host` and `Origin`.
+
+A server without keys is reachable from any page open in a browser on the same machine. So a request
+that a page of another origin makes is refused unless that origin is allowed, and an open server
+answers only to names that cannot be pointed at it by others (DNS rebinding).
+"""
+
+import ipaddress
+import socket
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stonechat_server.errors import APIError
+
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+NO_SNOOPING_POLICY = "default-src 'none'; frame-ancestors 'none'"
+CORS_METHODS = "GET, POST, OPTIONS"
+CORS_SECONDS = "600"
+
+
+class BrowserGuard:
+    """ASGI middleware. `allowed_hosts` None: any `Host` (keys protect the server).
+
+    CORS answers are given to `cors_origins` only, and never with credentials.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        cors_origins: Collection[str],
+        allowed_hosts: Collection[str] | None,
+    ) -> None:
+        self.app = app
+        self._origins = {origin.rstrip("/").lower() for origin in cors_origins}
+        self._hosts = None if allowed_hosts is None else {host.lower() for host in allowed_hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Headers(scope=scope)
+        origin = request.get("origin", "").lower()
+        is_allowed = bool(origin) and ("*" in self._origins or origin in self._origins)
+        cors = _cors_headers(origin, request) if is_allowed else {}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("content-security-policy", NO_SNOOPING_POLICY)
+                headers.update(cors)
+            await send(message)
+
+        refusal = self._refusal(request, origin, is_allowed)
+        if refusal is not None:
+            await refusal.response()(scope, receive, send_with_headers)
+        elif is_allowed and _is_preflight(scope, request):
+            await _no_content(send_with_headers)
+        else:
+            await self.app(scope, receive, send_with_headers)
+
+    def _refusal(self, request: Headers, origin: str, is_allowed: bool) -> APIError | None:
+        host = request.get("host", "").lower()
+        if self._hosts is not None and not _is_own_name(host_name(host), self._hosts):
+            message = "This server is not known by that Host; see --allowed-host."
+            return APIError(403, message, code="host_not_allowed")
+        if origin and not is_allowed and urlsplit(origin).netloc != host:
+            message = "Pages of that origin may not use this server; see --cors-origin."
+            return APIError(403, message, code="origin_not_allowed")
+        return None
+
+
+def own_names(listen_host: str, further: Collection[str]) -> set[str]:
+    """Names that an open server answers to; addresses are always allowed."""
+    return {"localhost", socket.gethostname().lower(), listen_host.lower(), *further}
+
+
+def host_name(host: str) -> str:
+    """A `Host` header without its port, and an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _is_own_name(name: str, names: Collection[str]) -> bool:
+    if name.rstrip(".") in names or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_preflight(scope: Scope, request: Headers) -> bool:
+    return scope["method"] == "OPTIONS" and "access-control-request-method" in request
+
+
+def _cors_headers(origin: str, request: Headers) -> dict[str, str]:
+    headers = {
+        "access-control-allow-origin": origin,
+        "access-control-expose-headers": "*",
+        "cross-origin-resource-policy": "cross-origin",
+        "vary": "Origin",
+    }
+    if "access-control-request-method" in request:
+        asked = request.get("access-control-request-headers", "")
+        headers["access-control-allow-methods"] = CORS_METHODS
+        headers["access-control-allow-headers"] = asked
+        headers["access-control-max-age"] = CORS_SECONDS
+    return headers
+
+
+async def _no_content(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
