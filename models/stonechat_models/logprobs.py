@@ -36,7 +36,8 @@ class RawLogprobs:
     def of(self, tokens: torch.Tensor, num_rows: int) -> list[TokenLogprobs | None]:
         """Return one entry a row of the batch, None for rows that asked for none.
 
-        `tokens` is int64[num_rows], what was chosen. A row that is not finite gives NaN.
+        `tokens` is int64[num_rows], what was chosen. A row that is not finite gives NaN. Tokens
+        that cannot occur (a logit of -inf) may be missing from the tops.
         """
         entries: list[TokenLogprobs | None] = [None] * num_rows
         if not self.rows:

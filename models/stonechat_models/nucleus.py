@@ -30,12 +30,12 @@ class Cuts:
     any_top_p: bool
 
 
-def cut_weights(weights: torch.Tensor, cuts: Cuts) -> None:
+def cut_weights(weights: torch.Tensor, cuts: Cuts, *, on_host: bool) -> None:
     """Zero what the filters remove, in place: top_k, then min_p, then top_p of what they left.
 
     `weights` is float32[R, n], each row's largest exactly 1, n a multiple of `ROW_MULTIPLE`.
+    `on_host` takes the ways that are quickest on CPU; without it, the device is never waited for.
     """
-    on_host = weights.device.type == "cpu"
     tops = top_values(weights, FAST_TOP)[0] if on_host else None
     if cuts.any_top_k or cuts.any_min_p:
         floor = cuts.min_p.float()

@@ -6,6 +6,7 @@ the row's seed, choice index and position determine (`seeds`). No random generat
 and no sum depends on the batch: a row's token has the same bits alone and in any batch.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from stonechat_models.logprobs import RawLogprobs
 from stonechat_models.nucleus import Cuts, cut_weights
 from stonechat_models.sampling_state import SampledTokens, SamplingState
 from stonechat_models.seeds import uniform_variate
-from stonechat_models.types import SamplingParams
+from stonechat_models.types import SamplingParams, TokenLogprobs
 
 _LEAST_TEMPERATURE = 1e-30
 
@@ -47,7 +48,7 @@ class Sampler:
         tokens, peaks = self._choose(logits, states)
         logprobs = raw.of(tokens, len(states))
         token_ids = tokens.tolist()
-        _flag_rows(peaks.tolist(), errors)
+        _flag_rows(peaks.tolist(), logprobs, errors)
         for row in errors:
             token_ids[row] = -1
             logprobs[row] = None
@@ -81,7 +82,8 @@ class Sampler:
 
     def _choose_cut(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "_Choice":
         weights, peaks = self._weigh(logits, states)
-        cut_weights(weights, _cuts([state.params for state in states], logits.device))
+        cuts = _cuts([state.params for state in states], logits.device)
+        cut_weights(weights, cuts, on_host=logits.device.type == "cpu")
         return self._draw(weights, states), peaks
 
     def _weigh(
@@ -135,10 +137,12 @@ def _cuts(params: Sequence[SamplingParams], device: torch.device) -> Cuts:
     )
 
 
-def _flag_rows(peaks: list[float], errors: dict[int, str]) -> None:
-    """Add a message for each row whose largest edited logit is not a finite number."""
-    for row, peak in enumerate(peaks):
-        if peak == float("-inf"):
+def _flag_rows(
+    peaks: list[float], logprobs: list[TokenLogprobs | None], errors: dict[int, str]
+) -> None:
+    """Add a message for each row whose logits, edited or raw, give no distribution."""
+    for row, (peak, entry) in enumerate(zip(peaks, logprobs, strict=True)):
+        if peak == -math.inf:
             errors.setdefault(row, "no token is allowed")
-        elif not abs(peak) < float("inf"):  # NaN or +inf
+        elif not math.isfinite(peak) or (entry is not None and math.isnan(entry.logprob)):
             errors.setdefault(row, "the model's logits are not finite")

@@ -1,0 +1,49 @@
+"""The distribution that a row should be drawn from, in float64 numpy, by the plain definitions."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stonechat_models.sampling_state import SamplingState
+
+Array = NDArray[np.float64]
+
+
+def edited(logits: Array, state: SamplingState) -> Array:
+    params, z = state.params, logits.astype(np.float64).copy()
+    for token, bias in params.logit_bias.items():
+        z[token] += bias
+    for token in range(len(z)):
+        count = state.output_token_ids.count(token)
+        z[token] -= params.frequency_penalty * count + params.presence_penalty * (count > 0)
+    for token in {*state.prompt_token_ids, *state.output_token_ids}:
+        penalty = params.repetition_penalty
+        z[token] = z[token] / penalty if z[token] > 0 else z[token] * penalty
+    z[[token for token in state.suppressed_ids if token < len(z)]] = -np.inf
+    return z
+
+
+def keep_heaviest(p: Array, enough: float, amounts: Array) -> Array:
+    """The fewest heaviest tokens whose amounts reach `enough`, with all that tie with the last."""
+    order = np.argsort(-p, kind="stable")
+    reached = np.cumsum(amounts[order])
+    last = order[min(int(np.sum(reached < enough)), len(p) - 1)]
+    return np.where(p >= p[last], p, 0.0)
+
+
+def distribution(logits: Array, state: SamplingState) -> Array:
+    params = state.params
+    z = edited(logits, state) / params.temperature
+    p = np.exp(z - z.max())
+    if params.top_k:
+        p = keep_heaviest(p, params.top_k, np.ones_like(p))
+    p[p < params.min_p * p.max()] = 0.0
+    if params.top_p < 1.0:
+        p = keep_heaviest(p, params.top_p * p.sum(), p)
+    return p / p.sum()
+
+
+def log_softmax(logits: Array) -> Array:
+    z = logits.astype(np.float64)
+    shifted = z - z.max()
+    result: Array = shifted - np.log(np.exp(shifted).sum())
+    return result
