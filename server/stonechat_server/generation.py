@@ -16,6 +16,7 @@ from stonechat_server.schema.responses import ChatCompletionChunk
 if TYPE_CHECKING:
     from stonechat_models import RequestOutput
     from stonechat_server.auth import Identity
+    from stonechat_server.operations import Run
     from stonechat_server.prepare import Plan
     from stonechat_server.schema.requests import ChatCompletionRequest
     from stonechat_server.state import ServerState
@@ -38,7 +39,7 @@ class Generation:
     builder: ChunkBuilder
     endpoint: str = "/v1/chat/completions"
     started: float = field(default_factory=time.monotonic)
-    is_admitted: bool = field(default=False, init=False)
+    run: "Run | None" = field(default=None, init=False)
     status: int = field(default=CLIENT_GONE, init=False)
     error: APIError | None = field(default=None, init=False)
 
@@ -52,7 +53,7 @@ class Generation:
                 self.state.operations.admit(self._ticket()) as run,
                 aclosing(run.limit(self._outputs())) as outputs,
             ):
-                self.is_admitted = True
+                self.run = run
                 async for output in outputs:
                     yield self._add(output)
                 self.status = 200
@@ -61,8 +62,8 @@ class Generation:
             self.status = self.error.status
             raise
         finally:
-            if self.is_admitted:
-                self._record()
+            if self.run is not None:
+                self._record(self.run)
 
     def _ticket(self) -> Ticket:
         params, request = self.plan.params, self.request
@@ -98,7 +99,10 @@ class Generation:
             log.error("request %s failed in the engine: %s", self.request_id, output.error)
         return self.builder.add(output)
 
-    def _record(self) -> None:
+    def _prompt(self) -> str:
+        return self.request.model_dump_json(include={"messages"}, exclude_unset=True)
+
+    def _record(self, run: "Run") -> None:
         builder, output = self.builder, self.builder.output
         unfinished = "abort" if self.status == CLIENT_GONE else "error"
         finished = time.monotonic()
@@ -121,6 +125,8 @@ class Generation:
             started=self.started,
             finished=finished,
             traceparent=self.identity.traceparent,
+            prompt=self._prompt() if self.state.settings.ledger_text else None,
+            completion=run.completion(),
         )
         self.identity.log_fields.update(_log_fields(record))
         for sink in self.state.sinks:

@@ -7,7 +7,7 @@ from stonechat_server.ledger import Ledger, LedgerEntry
 
 
 class LedgerSink:
-    """A `FinishedSink` that records in the ledger. The text is kept only with `store_text`."""
+    """A `FinishedSink` that records in the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -41,4 +41,6 @@ def to_entry(record: FinishedRequest) -> LedgerEntry:
         queue_seconds=None if scheduled is None else max(0.0, scheduled - record.started),
         first_token_seconds=None if first_token is None else first_token - record.started,
         total_seconds=record.finished - record.started,
+        prompt=record.prompt,
+        completion=record.completion,
     )

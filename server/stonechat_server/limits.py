@@ -79,7 +79,7 @@ def check_length(params: "SamplingParams", settings: "Settings") -> None:
         raise APIError(
             400,
             f"{params.n} choices of up to {params.max_tokens} tokens are {total} tokens, and a "
-            f"request may ask for {settings.max_completion_total} at most. Set max_completion_tokens.",
+            f"request may ask for {settings.max_completion_total}: lower max_completion_tokens.",
             param="n",
             code="request_too_large",
         )

@@ -1,5 +1,6 @@
 """What every request passes on its way to the engine, and what is recorded when it has ended."""
 
+import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -34,6 +35,8 @@ class Run:
     deadline: Deadline
     clock: TokenClock
     num_tokens: int = 0
+    texts: dict[int, list[str]] | None = None
+    """What each choice said, where the ledger is to keep it."""
 
     async def limit(
         self, outputs: "AsyncGenerator[RequestOutput, None]"
@@ -47,7 +50,16 @@ class Run:
                 self.clock.add(output, time.monotonic())
                 self.num_tokens = self.num_tokens or output.num_prompt_tokens
                 self.num_tokens += sum(delta.num_tokens for delta in output.deltas)
+                if self.texts is not None:
+                    for delta in output.deltas:
+                        self.texts.setdefault(delta.index, []).append(delta.text)
                 yield output
+
+    def completion(self) -> str | None:
+        """A JSON list of the choices' texts; None: they are not kept."""
+        if self.texts is None:
+            return None
+        return json.dumps(["".join(self.texts[index]) for index in sorted(self.texts)])
 
 
 class Operations:
@@ -91,6 +103,7 @@ class Operations:
                 stack.enter_context(self.lifecycle.running(deadline))
                 slot = await deadline.run(stack.enter_async_context(entry))
                 run = Run(slot.queue_seconds, deadline, self.metrics.token_clock())
+                run.texts = {} if settings.ledger_text else None
                 try:
                     yield run
                 finally:

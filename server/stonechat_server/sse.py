@@ -6,6 +6,7 @@ from contextlib import aclosing
 
 import msgspec
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
 from stonechat_server.completion import ChunkStream
@@ -33,12 +34,17 @@ class EventStream(EventSourceResponse):
     """Sends the chunks of one request, then `[DONE]`, with comments between to keep it alive.
 
     The status line waits for the first chunk, or the first comment: until then an error is an
-    ordinary HTTP error, afterwards an event whose JSON has `error`. When the client goes away the
-    chunks' iterator is cancelled at once.
+    ordinary HTTP error, afterwards an event whose JSON has `error`. When the client goes away, or
+    reads nothing for `write_timeout` seconds, the chunks' iterator is ended at once.
     """
 
     def __init__(
-        self, chunks: ChunkStream, *, keep_alive: float, headers: Mapping[str, str] | None = None
+        self,
+        chunks: ChunkStream,
+        *,
+        keep_alive: float,
+        write_timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             self._events(chunks),
@@ -46,6 +52,7 @@ class EventStream(EventSourceResponse):
             ping=keep_alive,
             ping_message_factory=_keep_alive,
             sep="\n",
+            send_timeout=write_timeout,
         )
         self._started = False
 
@@ -62,7 +69,10 @@ class EventStream(EventSourceResponse):
                 await send(start)
             await send(message)
 
-        await super().__call__(scope, receive, send_late)
+        try:
+            await super().__call__(scope, receive, send_late)
+        except SendTimeoutError:
+            log.info("a client that stopped reading was cut off")
 
     async def _events(self, chunks: ChunkStream) -> AsyncGenerator[bytes, None]:
         try:

@@ -63,8 +63,12 @@ async def create_chat_completion(http_request: Request) -> Response:
     )
     headers = _headers(request)
     if request.stream:
-        keep_alive = state.settings.keep_alive_interval
-        return EventStream(generation.chunks(), keep_alive=keep_alive, headers=headers)
+        return EventStream(
+            generation.chunks(),
+            keep_alive=state.settings.keep_alive_interval,
+            write_timeout=state.settings.write_timeout,
+            headers=headers,
+        )
     work = collect(generation.chunks(), head, request.metadata)
     try:
         answer = await run_while_connected(http_request.receive, work)
