@@ -39,3 +39,5 @@ class EngineConfig:
     allow_pickle: bool = False
     eager: bool = False
     """Switch off CUDA graphs."""
+    engine_process: bool | None = None
+    """Run the engine in a process of its own. None: on CUDA only."""

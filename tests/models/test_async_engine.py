@@ -171,7 +171,7 @@ def test_a_dead_engine_says_so(run_with_engine):
 
         stream = engine.generate(request(max_tokens=100))
         await anext(stream)
-        engine._engine.step = die
+        engine._runner.engine.step = die
         with pytest.raises(EngineDeadError, match="no more"):
             async for _ in stream:
                 pass

@@ -1,0 +1,105 @@
+"""The pipe between a server and its engine process: typed records as length-prefixed MessagePack.
+
+A frame is one byte that tells the record's type, then its fields. Nothing is unpickled.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgspec
+
+from stonechat_models.config import EngineConfig
+from stonechat_models.engine_runner import Abort, Add, Died, Refused, Stop
+from stonechat_models.types import EngineStats, ModelInfo, TokenOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first frame to the process: load this. Log records below `log_level` are not sent."""
+
+    config: EngineConfig
+    log_level: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A line for people, while loading."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Loaded; requests may come. The tokenizer's files lie in `tokenizer_folder`."""
+
+    model: ModelInfo
+    tokenizer_folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The model cannot be served; `error` is the name of an exception of `errors`."""
+
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The news of a step, and the engine's stats after it."""
+
+    outputs: Sequence[TokenOutput]
+    stats: EngineStats
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A log record of the process, formatted but for its time."""
+
+    logger: str
+    level: int
+    text: str
+
+
+Frame = Start | Add | Abort | Stop | Progress | Ready | LoadFailed | Step | Refused | Died | Log
+_TYPES: tuple[type[Frame], ...] = (
+    Start,
+    Add,
+    Abort,
+    Stop,
+    Progress,
+    Ready,
+    LoadFailed,
+    Step,
+    Refused,
+    Died,
+    Log,
+)
+
+
+class FramePipe:
+    """One end of a pipe. Any thread may send; one thread at a time receives."""
+
+    def __init__(self, connection: "Connection[Any, Any]") -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoders = [msgspec.msgpack.Decoder(kind) for kind in _TYPES]
+
+    def send(self, frame: Frame) -> None:
+        """Raises `OSError` when the other end is gone."""
+        kind = _TYPES.index(type(frame))
+        with self._lock:
+            self._connection.send_bytes(bytes((kind,)) + self._encoder.encode(frame))
+
+    def receive(self) -> Frame:
+        """Wait for a frame. Raises `EOFError` or `OSError` when the other end is gone."""
+        data = self._connection.recv_bytes()
+        frame: Frame = self._decoders[data[0]].decode(memoryview(data)[1:])
+        return frame
+
+    def close(self) -> None:
+        self._connection.close()

@@ -1,0 +1,90 @@
+"""What runs an engine beside the event loop, in a thread or a process, and the messages it takes.
+
+Messages go in by `send`, reports come out through the function given to `start`; nothing else is
+shared. Every message and report is a plain record that can also cross a pipe.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from stonechat_models.errors import EngineError, GrammarError
+from stonechat_models.types import EngineStats, GenerateRequest, ModelInfo, TokenOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Start a request; its grammar is compiled first, off the step loop."""
+
+    request: GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End a request, or one choice of it."""
+
+    request_id: str
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the runner after the current step."""
+
+
+Message = Add | Abort | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutputs:
+    """The news of one step; may be empty."""
+
+    outputs: Sequence[TokenOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that was not started."""
+
+    request_id: str
+    kind: Literal["grammar", "internal"]
+    message: str
+
+    @property
+    def error(self) -> EngineError:
+        return (GrammarError if self.kind == "grammar" else EngineError)(self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The engine has stopped; requests sent before this get no more outputs."""
+
+    reason: str
+
+
+Report = StepOutputs | Refused | Died
+Deliver = Callable[[Report], None]
+
+
+class EngineRunner(Protocol):
+    """Owns an engine. `send` never blocks; reports are delivered from a thread of the runner."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    @property
+    def is_alive(self) -> bool:
+        """True while messages are answered; False before `start`."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the engine stopped, if it has failed and does not run again."""
+
+    def start(self, deliver: Deliver) -> None: ...
+
+    def send(self, message: Message) -> None: ...
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end after `Stop`, at most `timeout` seconds."""
+
+    def stats(self) -> EngineStats: ...
