@@ -18,6 +18,8 @@ from stonechat_models.errors import GrammarError
 
 MAX_DEPTH = 64
 MAX_NODES = 20_000
+MAX_PROPERTIES = 1_500
+"""Of one object; the cost of optional ones grows with the square of their number."""
 
 # At most one run of whitespace between two JSON tokens: a space, or a line break and indentation.
 WHITESPACE = r" |\n {0,16}"
@@ -189,8 +191,11 @@ def _asks_nothing(key: str, value: object, node: dict[str, Any]) -> bool:
 def _check_texts(node: dict[str, Any]) -> None:
     """A fixed text with a character that only `\\u` can write cannot be written at all."""
     fixed = [node.get(key) for key in ("const", "enum", "required")]
-    if isinstance(node.get("properties"), dict):
-        fixed.append(list(node["properties"]))
+    properties = node.get("properties")
+    if isinstance(properties, dict):
+        fixed.append(list(properties))
+        if len(properties) > MAX_PROPERTIES:
+            raise GrammarError(f"an object of the JSON schema has over {MAX_PROPERTIES} properties")
     if any(_UNWRITABLE.search(text) for text in _strings(fixed)):
         raise GrammarError("a JSON schema must not demand control characters or lone surrogates")
 

@@ -1,0 +1,98 @@
+"""Calls of custom tools, the same in every format: the input stands as it is between two tags.
+
+<custom_tool_call name="NAME">
+INPUT
+</custom_tool_call>
+"""
+
+from collections.abc import Callable, Collection
+
+from stonechat_server.parsers.format import CallArguments, CallEvent, CallStart, hold_back
+
+TRIGGER = "<custom_tool_call"
+BEFORE_NAME = ' name="'
+AFTER_NAME = '">\n'
+CLOSING = "\n</custom_tool_call>"
+
+
+class CustomCallReader:
+    """A `SectionReader` of one call.
+
+    A closing tag counts only if the answer ends there or another call follows (`triggers`), so
+    an input may hold one.
+    """
+
+    rest: str | None = None
+
+    def __init__(self, names: Collection[str], triggers: tuple[str, ...]) -> None:
+        self._names = names
+        self._triggers = triggers
+        self._raw = ""
+        self._held = ""
+        """Input that may be part of the closing tag, or what follows a tag that may be closing."""
+        self._state: Callable[[str], list[CallEvent]] = self._before_input
+
+    def push(self, char: str) -> list[CallEvent]:
+        self._raw += char
+        return self._state(char)
+
+    def finish(self) -> list[CallEvent]:
+        if self.rest is not None:
+            return []
+        if self._state == self._before_input:
+            self.rest = self._raw
+            return []
+        self.rest = ""
+        events: list[CallEvent] = []
+        if self._state == self._in_input and self._held:
+            events.append(CallArguments(self._held))
+        return events
+
+    def _before_input(self, char: str) -> list[CallEvent]:
+        head, found, name = self._raw.partition(BEFORE_NAME)
+        is_open = found and not head and '"' not in name
+        if (not found and BEFORE_NAME.startswith(self._raw)) or is_open:
+            return []
+        if not found or head:
+            return self._broken()
+        name, _, tail = name.partition('"')
+        if tail and not AFTER_NAME[1:].startswith(tail):
+            return self._broken()
+        if tail != AFTER_NAME[1:]:
+            return []
+        if name not in self._names:
+            return self._broken()
+        self._state = self._in_input
+        return [CallStart(name, "custom")]
+
+    def _broken(self) -> list[CallEvent]:
+        self.rest = self._raw
+        return []
+
+    def _in_input(self, char: str) -> list[CallEvent]:
+        self._held += char
+        if self._held.endswith(CLOSING):
+            text, self._held = self._held[: -len(CLOSING)], ""
+            self._state = self._after_closing
+            return [CallArguments(text)] if text else []
+        keep = hold_back(self._held, (CLOSING,))
+        text, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
+        return [CallArguments(text)] if text else []
+
+    def _after_closing(self, char: str) -> list[CallEvent]:
+        self._held += char
+        after = self._held.lstrip()
+        if any(after.startswith(trigger) for trigger in self._triggers):
+            self.rest = self._held
+            return []
+        if not after or any(trigger.startswith(after) for trigger in self._triggers):
+            return []
+        text, self._held = CLOSING + self._held, ""
+        self._state = self._in_input
+        events: list[CallEvent] = [CallArguments(text[0])]
+        for one in text[1:]:
+            events += self._state(one)
+        return events

@@ -1,0 +1,105 @@
+"""The interface of a tool-call format: how calls are written, and how they are read back.
+
+A format says it once, as literal pieces of text around names and arguments. The grammar that the
+model's output must follow and the reader of that output are both made from these pieces.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+CallType = Literal["function", "custom"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallStart:
+    """A call begins."""
+
+    name: str
+    type: CallType = "function"
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """A piece of the latest call's arguments (JSON text) or input."""
+
+    text: str
+
+
+CallEvent = CallStart | CallArguments
+
+
+class SectionReader(Protocol):
+    """Reads the calls that follow a trigger, character by character."""
+
+    def push(self, char: str) -> list[CallEvent]:
+        """The next character. Must not be called once `rest` is set."""
+
+    def finish(self) -> list[CallEvent]:
+        """The text has ended; may set `rest`."""
+
+    @property
+    def rest(self) -> str | None:
+        """None while reading; at the end of the section, characters that were not part of it.
+
+        If no call was read at all, these are all characters pushed.
+        """
+
+
+def new_call_id() -> str:
+    """A unique id."""
+    return "call_" + secrets.token_hex(12)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFormat:
+    """A section is `trigger`, then what `reader` reads; `name` is what the flag calls it."""
+
+    name: str
+    trigger: str
+    """Opens a section within free text. Empty: a section can only be a whole answer."""
+    first: str
+    """First character of a section where `trigger` is empty."""
+    layout: "JsonLayout | PythonicLayout"
+    is_parallel: bool = True
+    """Whether a section can hold several calls."""
+    new_id: Callable[[], str] = new_call_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonLayout:
+    """A section of calls whose arguments are one JSON object each.
+
+    It reads: `opening`, then calls separated by `separator`, then `closing`. A call reads
+    `before_name`, the name, `after_name`, the arguments, `after_arguments`. Readers take any
+    whitespace where the pieces have some, and none where they have it.
+    """
+
+    opening: str = ""
+    before_name: str
+    after_name: str
+    after_arguments: str
+    separator: str
+    closing: str = ""
+
+    @property
+    def is_object(self) -> bool:
+        """Whether a call is itself a JSON object with the arguments inside."""
+        return self.after_arguments.startswith("}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PythonicLayout:
+    """A Python list of calls with keyword arguments: `[f(a=1, b="x"), g(**{"c d": 2})]`."""
+
+
+def hold_back(text: str, markers: tuple[str, ...]) -> int:
+    """Length of the longest end of `text` that may be the beginning of a marker."""
+    longest = 0
+    for marker in markers:
+        for length in range(min(len(text), len(marker) - 1), longest, -1):
+            if text.endswith(marker[:length]):
+                longest = length
+                break
+    return longest

@@ -1,0 +1,175 @@
+"""Reads sections of calls with JSON arguments (see `JsonLayout`)."""
+
+import json
+from collections.abc import Callable, Collection
+
+from stonechat_server.parsers.format import CallArguments, CallEvent, CallStart, JsonLayout
+from stonechat_server.parsers.json_scan import JsonScanner
+from stonechat_server.parsers.literal import LiteralMatcher
+
+_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+_ARGUMENT_KEYS = ("arguments", "parameters")
+
+
+class JsonCallsReader:
+    """A `SectionReader`. A call of a name that is not in `names` is not a call but text.
+
+    Arguments come out as they come in. Objects with their keys in another order, or with further
+    keys, are read too; their arguments come out at their end.
+    """
+
+    rest: str | None = None
+
+    def __init__(self, layout: JsonLayout, names: Collection[str]) -> None:
+        self._layout = layout
+        self._names = names
+        self._num_calls = 0
+        self._raw = ""
+        """Characters since the last point at which all were used."""
+        self._name = ""
+        self._scanner = JsonScanner()
+        self._matcher = LiteralMatcher([layout.opening + layout.before_name])
+        is_named_first = self._matcher.matched is not None
+        self._state: Callable[[str], list[CallEvent]] = (
+            self._in_name if is_named_first else self._before_name
+        )
+
+    def push(self, char: str) -> list[CallEvent]:
+        self._raw += char
+        return self._state(char)
+
+    def finish(self) -> list[CallEvent]:
+        if self.rest is None:
+            self.rest = "" if self._num_calls else self._raw
+        return []
+
+    def _expect(self, texts: list[str], state: Callable[[str], list[CallEvent]]) -> None:
+        self._matcher, self._state = LiteralMatcher(texts), state
+
+    def _broken(self) -> list[CallEvent]:
+        self.rest = self._raw
+        return []
+
+    def _used(self) -> None:
+        self._raw = ""
+
+    def _before_name(self, char: str) -> list[CallEvent]:
+        if not self._matcher.push(char):
+            return self._as_object()
+        if self._matcher.matched is not None:
+            self._name, self._state = "", self._in_name
+        return []
+
+    def _in_name(self, char: str) -> list[CallEvent]:
+        if char in _NAME_CHARS:
+            self._name += char
+            return []
+        self._expect([self._layout.after_name], self._after_name)
+        return self._after_name(char)
+
+    def _after_name(self, char: str) -> list[CallEvent]:
+        if not self._matcher.push(char):
+            return self._as_object()
+        if self._matcher.matched is None:
+            return []
+        if self._name not in self._names:
+            return self._broken()
+        self._num_calls += 1
+        self._used()
+        self._scanner, self._state = JsonScanner(), self._in_arguments
+        return [CallStart(self._name)]
+
+    def _in_arguments(self, char: str) -> list[CallEvent]:
+        if self._scanner.is_outside and char != "{":
+            # Whitespace before the object; anything else is no object and ends the call.
+            if char.isspace():
+                return []
+            return self._broken()
+        self._used()
+        if self._scanner.push(char):
+            self._expect([self._layout.after_arguments], self._after_arguments)
+            if self._matcher.matched is not None:
+                self._end_call()
+        return [CallArguments(char)]
+
+    def _after_arguments(self, char: str) -> list[CallEvent]:
+        if self._layout.is_object and self._matcher.raw.strip() == "" and char == ",":
+            self._scanner, self._state = JsonScanner(depth=1), self._in_other_keys
+            return []
+        if not self._matcher.push(char):
+            return self._broken()
+        if self._matcher.matched is not None:
+            self._end_call()
+        return []
+
+    def _in_other_keys(self, char: str) -> list[CallEvent]:
+        if self._scanner.push(char):
+            self._end_object()
+        return []
+
+    def _end_object(self) -> None:
+        after = self._layout.after_arguments.removeprefix("}").strip()
+        if after:
+            self._expect([after], self._after_arguments)
+        else:
+            self._end_call()
+
+    def _end_call(self) -> None:
+        self._used()
+        layout = self._layout
+        again = layout.separator + layout.before_name
+        self._expect([again, layout.closing] if layout.closing else [again], self._between)
+
+    def _between(self, char: str) -> list[CallEvent]:
+        if not self._matcher.push(char):
+            if self._layout.is_object and self._may_be_object():
+                return self._as_object()
+            return self._broken()
+        match self._matcher.matched:
+            case 0:
+                self._name, self._state = "", self._in_name
+            case 1:
+                self.rest = ""
+        return []
+
+    def _may_be_object(self) -> bool:
+        separator = "".join(self._layout.separator.split())
+        return "".join(self._raw.split()).startswith(separator + "{")
+
+    def _as_object(self) -> list[CallEvent]:
+        """The call does not read as the layout says: take the whole object that began, if one."""
+        start = self._raw.find("{")
+        if not self._layout.is_object or start < 0:
+            return self._broken()
+        self._scanner, self._state = JsonScanner(), self._in_object
+        for position, char in enumerate(self._raw[start:]):
+            if self._scanner.push(char):
+                # An object that has ended leaves nothing but the last character to look at.
+                assert start + position == len(self._raw) - 1
+                return self._take_object()
+        return []
+
+    def _in_object(self, char: str) -> list[CallEvent]:
+        return self._take_object() if self._scanner.push(char) else []
+
+    def _take_object(self) -> list[CallEvent]:
+        call = _read_call(self._raw[self._raw.find("{") :])
+        if call is None or call[0] not in self._names:
+            return self._broken()
+        self._num_calls += 1
+        self._used()
+        self._end_object()
+        return [CallStart(call[0]), CallArguments(call[1])]
+
+
+def _read_call(text: str) -> tuple[str, str] | None:
+    """Name and arguments (JSON text) of a call's object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    name = value.get("name")
+    arguments: object = next((value[key] for key in _ARGUMENT_KEYS if key in value), {})
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return None
+    return name, json.dumps(arguments, ensure_ascii=False)

@@ -1,0 +1,45 @@
+"""Finds where a JSON value that comes character by character ends."""
+
+from dataclasses import dataclass
+
+_OPENERS, _CLOSERS = "{[", "}]"
+
+
+@dataclass(slots=True)
+class JsonScanner:
+    """Follows nesting and strings; says nothing about validity.
+
+    `quotes`: characters that delimit strings (both kinds for Python literals).
+    """
+
+    quotes: str = '"'
+    depth: int = 0
+    quote: str | None = None
+    is_escaped: bool = False
+
+    def push(self, char: str) -> bool:
+        """Take a character; True when it ends an object or array that began at depth 0."""
+        if self.quote is not None:
+            self._push_in_string(char)
+            return False
+        if char in self.quotes:
+            self.quote = char
+        elif char in _OPENERS:
+            self.depth += 1
+        elif char in _CLOSERS:
+            self.depth -= 1
+            return self.depth == 0
+        return False
+
+    def _push_in_string(self, char: str) -> None:
+        if self.is_escaped:
+            self.is_escaped = False
+        elif char == "\\":
+            self.is_escaped = True
+        elif char == self.quote:
+            self.quote = None
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the next character is neither in a string nor nested."""
+        return self.depth == 0 and self.quote is None

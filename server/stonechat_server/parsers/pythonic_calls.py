@@ -1,0 +1,112 @@
+"""Reads a Python list of calls (see `PythonicLayout`); values may be Python or JSON literals."""
+
+import ast
+import json
+from collections.abc import Callable, Collection
+from typing import Any
+
+from stonechat_server.parsers.format import CallArguments, CallEvent, CallStart
+from stonechat_server.parsers.json_scan import JsonScanner
+
+UNPACK = "**"
+
+
+class PythonicReader:
+    """A `SectionReader`. Each argument comes out as a piece of JSON at its end."""
+
+    rest: str | None = None
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+        self._num_calls = 0
+        self._raw = ""
+        self._word = ""
+        self._keys: list[str] = []
+        self._value = ""
+        self._scanner = JsonScanner()
+        self._state: Callable[[str], list[CallEvent]] = self._at_start
+
+    def push(self, char: str) -> list[CallEvent]:
+        self._raw += char
+        return self._state(char)
+
+    def finish(self) -> list[CallEvent]:
+        if self.rest is None:
+            self.rest = "" if self._num_calls else self._raw
+        return []
+
+    def _broken(self) -> list[CallEvent]:
+        self.rest = self._raw
+        return []
+
+    def _at_start(self, char: str) -> list[CallEvent]:
+        if char == "[":
+            self._word, self._state = "", self._in_name
+        elif not char.isspace():
+            return self._broken()
+        return []
+
+    def _in_name(self, char: str) -> list[CallEvent]:
+        if char != "(":
+            self._word += char
+            return self._broken() if char in "[]{}'\"=," else []
+        name = self._word.strip()
+        if name not in self._names:
+            return self._broken()
+        self._num_calls += 1
+        self._raw, self._word, self._keys, self._state = "", "", [], self._in_key
+        return [CallStart(name)]
+
+    def _in_key(self, char: str) -> list[CallEvent]:
+        if char == ")" and not self._word.strip():
+            return self._end_call()
+        self._word += char
+        if char == "=" or self._word.strip() == UNPACK:
+            self._keys.append(self._word.strip().removesuffix("=").strip())
+            self._word, self._value = "", ""
+            self._scanner, self._state = JsonScanner(quotes="\"'"), self._in_value
+        return []
+
+    def _in_value(self, char: str) -> list[CallEvent]:
+        if self._scanner.is_outside and char in ",)":
+            pieces = self._end_value()
+            if char == ")":
+                pieces += self._end_call()
+            else:
+                self._state = self._in_key
+            return pieces
+        self._value += char
+        self._scanner.push(char)
+        return []
+
+    def _end_value(self) -> list[CallEvent]:
+        value = _literal(self._value)
+        self._raw = ""
+        if self._keys[-1] == UNPACK and isinstance(value, dict):
+            text = json.dumps(value, ensure_ascii=False)[1:-1]
+        else:
+            text = f"{json.dumps(self._keys[-1])}: {json.dumps(value, ensure_ascii=False)}"
+        return [CallArguments(("{" if len(self._keys) == 1 else ", ") + text)]
+
+    def _end_call(self) -> list[CallEvent]:
+        self._raw, self._state = "", self._between
+        return [CallArguments("}" if self._keys else "{}")]
+
+    def _between(self, char: str) -> list[CallEvent]:
+        if char == ",":
+            self._word, self._state = "", self._in_name
+        elif char == "]":
+            self.rest = ""
+        elif not char.isspace():
+            return self._broken()
+        return []
+
+
+def _literal(text: str) -> Any:
+    """A JSON value or a Python literal; text that is neither stays text."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    return text.strip()
