@@ -11,7 +11,7 @@ from stonechat_server.bench.results import Environment
 
 def describe_environment() -> Environment:
     """Look at processor, memory, GPUs and versions; what cannot be found out is left empty."""
-    from stonechat_models.version import __version__
+    from stonechat_models import __version__
 
     return Environment(
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
