@@ -90,7 +90,9 @@ def _load_transformers_model(
     import torch
 
     from stonechat_models.attention.batched import BatchedBackend
+    from stonechat_models.attention.row import RowBackend
     from stonechat_models.attention.sdpa import SdpaBackend
+    from stonechat_models.deterministic import ROWS, make_deterministic
     from stonechat_models.device import choose_dtype
     from stonechat_models.loader import load_module
     from stonechat_models.transformers_model import TransformersModel
@@ -122,6 +124,9 @@ def _load_transformers_model(
         max_num_seqs=0,
         threads=config.threads or 1,
     )
+    if config.deterministic:
+        make_deterministic(module)
+        return TransformersModel(module, info, RowBackend(), row_multiple=ROWS)
     is_reference = config.attention_backend == "sdpa"
     return TransformersModel(module, info, SdpaBackend() if is_reference else BatchedBackend())
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from stonechat_models.attention.backend import AttentionBackend
 from stonechat_models.attention.interface import (
@@ -24,9 +25,18 @@ SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16:
 
 
 class TransformersModel:
-    """Runs `module` on packed tokens. Raises `UnsupportedModelError` if that would be wrong."""
+    """Runs `module` on packed tokens. Raises `UnsupportedModelError` if that would be wrong.
 
-    def __init__(self, module: torch.nn.Module, info: ModelInfo, backend: AttentionBackend) -> None:
+    `row_multiple`: each step's tokens are filled up to a multiple of this.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        info: ModelInfo,
+        backend: AttentionBackend,
+        row_multiple: int = 1,
+    ) -> None:
         self.module = module
         self.info = replace(info, attention_backend=backend.name)
         self.backend = backend
@@ -34,6 +44,7 @@ class TransformersModel:
         self.dtype = next(module.parameters()).dtype
         parameters = inspect.signature(module.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
+        self._row_multiple = row_multiple
         self._cache: KVCache | None = None
         self._probe = self_check(module, self.device, info.vocab_size)
 
@@ -63,10 +74,11 @@ class TransformersModel:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         assert self._cache is not None
+        padding = (0, -batch.num_tokens % self._row_multiple)
         logits = _forward(
             self.module,
-            batch.token_ids,
-            batch.positions,
+            F.pad(batch.token_ids, padding),
+            F.pad(batch.positions, padding),
             PagedContext(batch, self._cache, self.backend),
             logits_to_keep=batch.logits_index if self._keeps_logits else None,
         )

@@ -40,10 +40,17 @@ def model_info(**changes) -> ModelInfo:
 
 
 def make_engine(
-    module, backend=None, *, num_blocks=128, prefix_caching=True, eos=frozenset(), **limits
+    module,
+    backend=None,
+    *,
+    num_blocks=128,
+    prefix_caching=True,
+    eos=frozenset(),
+    row_multiple=1,
+    **limits,
 ):
     info = model_info(**limits)
-    model = TransformersModel(module, info, backend or BatchedBackend())
+    model = TransformersModel(module, info, backend or BatchedBackend(), row_multiple)
     model.allocate_kv_cache(num_blocks, info.block_size)
     return Engine(
         model,

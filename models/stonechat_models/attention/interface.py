@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from stonechat_models.attention.backend import AttentionBackend, AttentionSpec
 from stonechat_models.attention.dense import attend_dense, visible
@@ -20,7 +21,8 @@ ATTENTION_NAME = "stonechat_paged"
 
 @dataclass(slots=True)
 class PagedContext:
-    """A step over the KV cache."""
+    """A step over the KV cache. The model may be given more rows than the step has tokens: those
+    beyond are neither kept nor attended, and come back as zeros."""
 
     batch: ForwardBatch
     cache: KVCache
@@ -36,10 +38,13 @@ class PagedContext:
         spec: AttentionSpec,
     ) -> torch.Tensor:
         cache, batch = self.cache, self._batch_on(query.device)
-        cache.write(layer, batch.slot_mapping, key, value)
-        return self.backend.attend(
-            query, cache.keys[layer], cache.values[layer], batch, cache.block_size, spec
+        num_tokens, num_rows = batch.num_tokens, query.shape[0]
+        cache.write(layer, batch.slot_mapping, key[:num_tokens], value[:num_tokens])
+        keys, values = cache.keys[layer], cache.values[layer]
+        attended = self.backend.attend(
+            query[:num_tokens], keys, values, batch, cache.block_size, spec
         )
+        return F.pad(attended, (0, 0, 0, 0, 0, num_rows - num_tokens))
 
     def _batch_on(self, device: torch.device) -> ForwardBatch:
         """The step's metadata on the layer's device: a model may be spread over several."""

@@ -1,0 +1,37 @@
+"""A backend that gives a query the same bits in any batch: one row at a time, keys in one order."""
+
+import torch
+
+from stonechat_models.attention.backend import AttentionSpec
+from stonechat_models.attention.dense import attend_dense
+from stonechat_models.attention.sdpa import sequence_slots
+from stonechat_models.forward_batch import ForwardBatch
+
+
+class RowBackend:
+    """Every query attends alone, over exactly the keys it sees: slow, and always the same."""
+
+    name = "row"
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        batch: ForwardBatch,
+        block_size: int,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        output = query.new_empty(*query.shape[:2], values.shape[2])
+        for i in range(batch.num_seqs):
+            start, end = batch.query_start_list[i : i + 2]
+            slots = sequence_slots(batch, i, block_size, 0, batch.context_lens_list[i])
+            for row in range(start, end):
+                last = batch.context_lens_list[i] - (end - row) + 1
+                first = 0 if spec.sliding_window is None else max(0, last - spec.sliding_window)
+                seen = slots[first:last]
+                key = keys[seen].transpose(0, 1).unsqueeze(0).to(query.dtype)
+                value = values[seen].transpose(0, 1).unsqueeze(0).to(query.dtype)
+                one = query[row].unsqueeze(1).unsqueeze(0)
+                output[row] = attend_dense(one, key, value, None, spec).squeeze(2).squeeze(0)
+        return output
