@@ -34,7 +34,7 @@ class TiledLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         num_rows = rows.shape[0]
         padding = -num_rows % self.tile
-        tiles = F.pad(rows, (0, 0, 0, padding)).split(self.tile)
+        tiles = torch.split(F.pad(rows, (0, 0, 0, padding)), self.tile)
         # A clone is aligned as the trial's rows are; kernels may differ for other addresses.
         output = torch.cat([F.linear(tile.clone(), self.weight, self.bias) for tile in tiles])
         return output[:num_rows].view(*x.shape[:-1], self.out_features)
