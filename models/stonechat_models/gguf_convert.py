@@ -12,7 +12,7 @@ from stonechat_models.gguf import GgufFile, gguf_parts, read_gguf
 from stonechat_models.gguf_config import Config, config_of, eos_token_ids
 
 # Part of the cache key: raise it whenever a conversion gives something else than before.
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 
 
 def converted_folder(path: Path, progress: Progress) -> Path:

@@ -48,6 +48,8 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 # Families that look a whole word up before merging it, and that begin with BOS unless told not to.
 IGNORE_MERGES = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken", "gpt-4o", "llama4"})
+# Families whose text is composed (NFC) first; the file does not say so, their tokenizer.json does.
+COMPOSED = frozenset({"qwen2"})
 BOS_BY_DEFAULT = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})
 
 
@@ -86,6 +88,8 @@ def _byte_level(gguf: GgufFile) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(vocab=vocab, merges=merges, ignore_merges=name in IGNORE_MERGES)
     )
+    if name in COMPOSED:
+        tokenizer.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[name]]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])

@@ -1,6 +1,7 @@
 """Tokenizers built from GGUF metadata against transformers' own conversion and against facts."""
 
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,15 @@ def test_the_default_model_splits_digits_and_else_equals_transformers(
 @pytest.mark.parametrize("pre", ["gpt-2", "qwen2", "tekken", "gpt-4o", "llama-bpe"])
 def test_byte_level_equals_transformers(pre: str) -> None:
     gguf = byte_level(pre)
-    assert_same(build_tokenizer(gguf), by_transformers(gguf), TEXTS + random_texts(300))
+    texts = [unicodedata.normalize("NFC", text) for text in TEXTS + random_texts(300)]
+    assert_same(build_tokenizer(gguf), by_transformers(gguf), texts)
+
+
+def test_qwen_composes_characters() -> None:
+    apart, composed = (build_tokenizer(byte_level("qwen2")).encode(t).ids for t in ("e\u0301", "é"))
+    assert apart == composed
+    others = [build_tokenizer(byte_level("gpt-2")).encode(t).ids for t in ("e\u0301", "é")]
+    assert others[0] != others[1]
 
 
 def test_special_tokens_are_whole_and_special() -> None:
