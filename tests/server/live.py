@@ -1,0 +1,74 @@
+"""A real server on a scripted engine, on a port of 127.0.0.1, in a thread."""
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from fake_engine import FakeEngine
+from fastapi import FastAPI
+
+from stonechat_server.app import create_app
+from stonechat_server.ledger import Ledger
+from stonechat_server.lifecycle import DrainingServer
+from stonechat_server.operations import Operations
+from stonechat_server.settings import Settings
+
+
+@dataclass
+class Live:
+    """`url` to send to; `stop` is what a signal does."""
+
+    app: FastAPI
+    server: DrainingServer
+    port: int
+    thread: threading.Thread
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def operations(self) -> Operations:
+        operations: Operations = self.app.state.server.operations
+        return operations
+
+    def signal(self) -> None:
+        self.server.handle_exit(signal.SIGTERM, None)
+
+
+@contextmanager
+def live_server(
+    engine: FakeEngine, ledger: Ledger | None = None, **settings: Any
+) -> Iterator[Live]:
+    """Started before the body runs, stopped at its end."""
+    app = create_app(Settings(**settings), engine, ledger=ledger)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="on"
+    )
+    server = DrainingServer(config, app.state.server.operations.lifecycle)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield Live(app, server, listener.getsockname()[1], thread)
+    finally:
+        server.handle_exit(signal.SIGTERM, None)
+        server.handle_exit(signal.SIGTERM, None)
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive()
+
+
+def wait_until(condition: Any, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)

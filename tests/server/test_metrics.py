@@ -1,0 +1,77 @@
+from bodies import post
+from conftest import ClientFactory
+from fake_engine import FakeEngine, text_script
+from prometheus_client.parser import text_string_to_metric_families
+
+VLLM_DASHBOARD_NAMES = {
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:prefix_cache_queries_total",
+    "vllm:prefix_cache_hits_total",
+    "vllm:request_success_total",
+    "vllm:time_to_first_token_seconds_bucket",
+    "vllm:inter_token_latency_seconds_bucket",
+    "vllm:request_time_per_output_token_seconds_bucket",
+    "vllm:e2e_request_latency_seconds_bucket",
+    "vllm:request_queue_time_seconds_bucket",
+    "vllm:request_prefill_time_seconds_bucket",
+    "vllm:request_decode_time_seconds_bucket",
+    "vllm:request_prompt_tokens_sum",
+    "vllm:request_generation_tokens_count",
+    "vllm:request_params_n_bucket",
+    "vllm:num_preemptions_total",
+}
+
+
+def samples(text: str) -> dict[str, float]:
+    """Values by name, summed over labels."""
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            values[sample.name] = values.get(sample.name, 0.0) + sample.value
+    return values
+
+
+def test_what_requests_did_is_counted(engine: FakeEngine, new_client: ClientFactory) -> None:
+    engine.script = text_script("a", "b", "c", pause=0.01)
+    client = new_client()
+    prompt_tokens = post(client, n=2).json()["usage"]["prompt_tokens"]
+    post(client, stream=True)
+    post(client, temperature=9)
+    values = samples(client.get("/metrics").text)
+    assert values["stonechat:request_success_total"] == 3
+    assert values["stonechat:e2e_request_latency_seconds_count"] == 2
+    assert values["stonechat:request_prompt_tokens_sum"] == 2 * prompt_tokens
+    assert values["stonechat:request_generation_tokens_sum"] == 9
+    assert values["stonechat:inter_token_latency_seconds_count"] == 6
+    assert 0.01 < values["stonechat:inter_token_latency_seconds_sum"] / 6 < 0.2
+    assert values["stonechat:request_params_n_sum"] == 3
+    assert values["stonechat:http_responses_total"] == 3
+    assert values["stonechat:num_requests_running"] == 0
+    assert not any(name.startswith("vllm:") for name in values)
+
+
+def test_unknown_paths_do_not_make_labels(new_client: ClientFactory) -> None:
+    client = new_client()
+    for number in range(5):
+        client.get(f"/nowhere/{number}")
+    text = client.get("/metrics").text
+    assert 'http_responses_total{model_name="tiny-test",route="other",status="404"} 5.0' in text
+    assert "nowhere" not in text
+
+
+def test_the_names_of_vllm(new_client: ClientFactory) -> None:
+    client = new_client(metrics_vllm_names=True)
+    post(client)
+    values = samples(client.get("/metrics").text)
+    assert set(values) >= VLLM_DASHBOARD_NAMES
+    assert values["vllm:request_success_total"] == values["stonechat:request_success_total"] == 1
+
+
+def test_metrics_can_need_a_key(new_client: ClientFactory) -> None:
+    client = new_client(metrics_key=True, api_key=["k"])
+    assert client.get("/metrics").status_code == 401
+    assert client.get("/metrics", headers={"authorization": "Bearer k"}).status_code == 200
