@@ -44,8 +44,17 @@ def sum_tree(weights: torch.Tensor) -> list[torch.Tensor]:
 
 def row_sums(weights: torch.Tensor) -> torch.Tensor:
     """Return float64[R], the sums of float32[R, n]."""
-    roots = sum_tree(weights)[-1].double()
-    return roots.cumsum(1)[:, -1]
+    return _root_sums(sum_tree(weights)[-1])
+
+
+def _root_sums(roots: torch.Tensor) -> torch.Tensor:
+    sums = roots.double()
+    while sums.shape[1] > 1:
+        rest = sums.shape[1] // 2
+        kept = sums[:, rest:].clone()
+        kept[:, :rest] += sums[:, :rest]
+        sums = kept
+    return sums.squeeze(1)
 
 
 def draw(weights: torch.Tensor, variates: torch.Tensor) -> torch.Tensor:
@@ -55,9 +64,7 @@ def draw(weights: torch.Tensor, variates: torch.Tensor) -> torch.Tensor:
     of zero is never drawn, unless its whole row is zero.
     """
     levels = sum_tree(weights)
-    roots = levels[-1].double()
-    target = variates * roots.cumsum(1)[:, -1]
-    index, target = _pick(roots, target)
+    index, target = _pick(levels[-1].double(), variates * _root_sums(levels[-1]))
     for level in reversed(levels[:-1]):
         stride = level.shape[1] // FANOUT
         steps = torch.arange(0, level.shape[1], stride, device=level.device)
@@ -67,15 +74,33 @@ def draw(weights: torch.Tensor, variates: torch.Tensor) -> torch.Tensor:
     return index
 
 
-def _pick(sums: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first entry of each row whose prefix sum exceeds `target`, and the rest of it.
+def prefix_sums(sums: torch.Tensor, *, in_order: bool) -> torch.Tensor:
+    """Return the inclusive prefix sums of float64[R, n] along each row.
 
-    Rounding may leave `target` at or past the end: then it is the last entry that is not zero.
+    `in_order` adds one after the other, which is quickest on CPU. On a GPU the order in which
+    `cumsum` adds depends on R, so there it is log2(n) elementwise additions.
     """
-    prefix = sums.cumsum(1)
-    found = (prefix <= target.unsqueeze(1)).sum(1)
-    last = (prefix < prefix[:, -1:]).sum(1)
-    index = torch.minimum(found, last)
+    if in_order:
+        return sums.cumsum(1)
+    shift = 1
+    while shift < sums.shape[1]:
+        sums = torch.cat([sums[:, :shift], sums[:, shift:] + sums[:, :-shift]], 1)
+        shift *= 2
+    return sums
+
+
+def _pick(sums: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first positive entry whose prefix sum exceeds `target`, and what is left of it.
+
+    Rounding may leave `target` at or past the end: then it is the last positive entry.
+    """
+    prefix = prefix_sums(sums, in_order=sums.device.type == "cpu")
+    is_positive = sums > 0
+    hits = (prefix > target.unsqueeze(1)) & is_positive
+    places = torch.arange(sums.shape[1], device=sums.device)
+    last = torch.where(is_positive, places, 0).amax(1)
+    first = torch.where(hits, places, sums.shape[1]).amin(1)
+    index = torch.where(first < sums.shape[1], first, last)
     at = index.unsqueeze(1)
     before = (prefix.gather(1, at) - sums.gather(1, at)).squeeze(1)
     return index, (target - before).clamp_(min=0.0)

@@ -120,7 +120,10 @@ def _kind(params: SamplingParams) -> int:
 
 def _choose_greedy(logits: torch.Tensor, states: Sequence[SamplingState]) -> _Choice:
     """Choose the largest logit of each row, the lowest token id of a tie."""
-    tokens = logits.argmax(1)
+    if logits.device.type == "cpu":  # numpy's is vectorised, torch's is not
+        tokens = torch.from_numpy(logits.numpy().argmax(1))
+    else:
+        tokens = logits.argmax(1)
     return tokens, logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
 
 

@@ -1,7 +1,6 @@
 """The uniform variate behind a draw: a hash of its counters, so there is no generator's state."""
 
 import hashlib
-import secrets
 import struct
 
 _MASK = (1 << 64) - 1
@@ -15,8 +14,3 @@ def uniform_variate(seed: int, choice_index: int, position: int) -> float:
     counters = struct.pack("<QQQ", seed & _MASK, choice_index & _MASK, position & _MASK)
     digest = hashlib.blake2b(counters, digest_size=8).digest()
     return ((int.from_bytes(digest, "little") >> 12) + 0.5) * 2.0**-52
-
-
-def random_seed() -> int:
-    """Return a fresh int64 seed from the operating system."""
-    return secrets.randbits(64) - (1 << 63)

@@ -5,6 +5,7 @@ digits. On a GPU three rounds of ten bits find the answer with integer sums only
 waiting for the device; on the host one round does, and the few entries of one bin are sorted.
 """
 
+import numpy as np
 import torch
 
 _FIXED_POINT = 2.0**40
@@ -59,19 +60,19 @@ def select_on_host(
     Masses are summed in float64, row by row in a fixed order.
     """
     found = torch.empty(len(weights))
-    for i, row in enumerate(weights):
-        digits = row.view(torch.int32) >> _TOP_SHIFT
-        histogram = torch.bincount(
-            digits, weights=None if share is None else row, minlength=_DIGITS
-        ).double()
-        at_least = histogram.flip(0).cumsum(0).flip(0)
-        target = float(at_least[0] * share[i]) if share is not None else 0.0
-        if count is not None:
+    for i, row in enumerate(weights.numpy()):
+        digits = row.view(np.int32) >> _TOP_SHIFT
+        histogram = np.bincount(digits, None if share is None else row, _DIGITS).astype(np.float64)
+        at_least = histogram[::-1].cumsum()[::-1]
+        target = 0.0
+        if share is not None:
+            target = float(share[i]) * at_least[0]
+        elif count is not None:
             target = float(count[i])
         digit = max(int((at_least >= target).sum()) - 1, 0)
-        above = float(at_least[digit] - histogram[digit])
-        inside = row[digits == digit].sort(descending=True).values
-        amounts = inside.double() if share is not None else torch.ones_like(inside).double()
-        at = int((amounts.cumsum(0) < target - above).sum())
-        found[i] = inside[min(at, len(inside) - 1)]
+        above = at_least[digit] - histogram[digit]
+        inside = np.sort(row[digits == digit])[::-1]
+        amounts = inside.astype(np.float64) if share is not None else np.ones(len(inside))
+        at = int((amounts.cumsum() < target - above).sum())
+        found[i] = float(inside[min(at, len(inside) - 1)])
     return found

@@ -4,7 +4,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stonechat_models.inverse_cdf import draw, fold_max, fold_sum, padded_width, row_sums, sum_tree
+from stonechat_models.inverse_cdf import (
+    draw,
+    fold_max,
+    fold_sum,
+    padded_width,
+    prefix_sums,
+    row_sums,
+    sum_tree,
+)
 
 
 def weights_of(values: list[float], width: int = 4096) -> torch.Tensor:
@@ -71,3 +79,17 @@ def test_a_row_is_drawn_alike_in_any_batch() -> None:
     for i in range(33):
         assert draw(weights[i : i + 1], variates[i : i + 1]) == together[i]
         assert torch.equal(row_sums(weights[i : i + 1]), row_sums(weights)[i : i + 1])
+
+
+@pytest.mark.parametrize("width", [1, 2, 12, 16, 64])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_prefix_sums(width: int, in_order: bool) -> None:
+    sums = torch.rand(5, width, dtype=torch.float64)
+    expected = torch.from_numpy(np.cumsum(sums.numpy(), axis=1))
+    torch.testing.assert_close(prefix_sums(sums, in_order=in_order), expected)
+
+
+@pytest.mark.parametrize("num_groups", [1, 3, 7, 12])
+def test_row_sums_of_any_width(num_groups: int) -> None:
+    weights = torch.rand(2, 4096 * num_groups)
+    torch.testing.assert_close(row_sums(weights), weights.double().sum(1), rtol=1e-6, atol=0)

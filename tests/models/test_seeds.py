@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from stonechat_models import seeds
-from stonechat_models.seeds import random_seed, uniform_variate
+from stonechat_models.seeds import uniform_variate
 
 
 def test_inside_the_open_interval_for_any_int64() -> None:
@@ -37,9 +37,3 @@ def test_uniform_along_each_counter() -> None:
         values = np.array([uniform_variate(*counter) for counter in counters])
         assert stats.kstest(values, "uniform").pvalue > 1e-3
         assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.03
-
-
-def test_fresh_seeds_are_int64_and_differ() -> None:
-    fresh = {random_seed() for _ in range(100)}
-    assert len(fresh) == 100
-    assert all(-(2**63) <= seed < 2**63 for seed in fresh)
