@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_void_p
 from enum import IntEnum
 from functools import cache
 
@@ -16,6 +16,9 @@ PANEL = 16
 """Output columns that are packed together."""
 KV_TILE = 16
 """Tokens of a KV cache tile: a block is one or more of them."""
+
+PARTS = ("norms", "qkv", "attention", "output", "gate_up", "down", "head")
+"""What a step's time is counted under."""
 
 
 class Kind(IntEnum):
@@ -125,6 +128,7 @@ class Library:
             "sc_model_set_cache",
             *(None, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int),
         )
+        self.seconds = bind("sc_model_seconds", POINTER(c_double), c_void_p)
         self.forward = bind("sc_model_forward", None, c_void_p, POINTER(BatchStruct))
 
 

@@ -16,6 +16,7 @@ from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelE
 from stonechat_models.forward_batch import ForwardBatch
 from stonechat_models.native.library import (
     KV_TILE,
+    PARTS,
     BatchStruct,
     ConfigStruct,
     Kind,
@@ -198,6 +199,11 @@ class NativeModel:
         )
         self._library.forward(self._handle, ctypes.byref(step))
         return logits
+
+    def part_seconds(self) -> dict[str, float]:
+        """Seconds spent in each part of all steps so far."""
+        seconds = self._library.seconds(self._handle)
+        return {part: seconds[i] for i, part in enumerate(PARTS)}
 
     def _config(self) -> ConfigStruct:
         spec = self._spec

@@ -45,10 +45,9 @@ void sc_read_row(const Matrix* w, int row, float* out) { read_row(*w, row, out);
 
 // y[m][n] = x[m][k] W^T (+ bias), on the calling thread: for tests and measurements.
 void sc_matmul(const Matrix* w, const float* x, int m, float* y) {
-  std::vector<uint8_t> memory(Act::bytes(w->k, m, true) + 64);
+  std::vector<uint8_t> memory(Act::bytes(w->k, m, true));
   Act act;
-  size_t base = reinterpret_cast<size_t>(memory.data());
-  act.place(memory.data() + ((base + 63) / 64 * 64 - base), w->k, m, true);
+  act.place(memory.data(), w->k, m, true);
   for (int r = 0; r < m; ++r) {
     for (int i = 0; i < w->k; i += kGroup) {
       const float* at = x + size_t(r) * size_t(w->k) + i;
@@ -59,7 +58,7 @@ void sc_matmul(const Matrix* w, const float* x, int m, float* y) {
     for (int r = 0; r < m; r += kTileRows) {
       F16 acc[kTileRows];
       int rows = std::min(kTileRows, m - r);
-      multiply(*w, p, act, r / kTileRows, rows, acc);
+      multiply(*w, p, act, r, rows, acc);
       for (int i = 0; i < rows; ++i) {
         float t[kPanel];
         store(t, acc[i]);
@@ -93,6 +92,9 @@ void sc_model_set_cache(void* model, int layer, half_t* keys, half_t* values, in
 }
 void sc_model_forward(void* model, const Batch* batch) {
   static_cast<Model*>(model)->forward(*batch);
+}
+const double* sc_model_seconds(const void* model) {
+  return static_cast<const Model*>(model)->seconds();
 }
 
 }  // extern "C"

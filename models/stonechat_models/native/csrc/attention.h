@@ -168,19 +168,27 @@ inline void attend(AttentionScratch& s, const KvCache& cache, int head, const in
     for (int d = 0; d < cache.dim; d += 16) store(s.out + r * kMaxHeadDim + d, set1(0.0f));
   }
   int start = window > 0 ? std::max(0, first - window + 1) / kSpan * kSpan : 0;
+  const size_t tile_bytes = size_t(cache.dim) * kTokens * sizeof(half_t);
+  auto tile_at = [&](int position) {
+    int logical = position / kTokens;
+    return blocks[logical / cache.tiles_per_block] * cache.tiles_per_block +
+           logical % cache.tiles_per_block;
+  };
   for (; start <= last; start += kSpan) {
     const half_t *keys[kSpan / kTokens], *values[kSpan / kTokens];
     int tiles = std::min(kSpan, last + kTokens - start) / kTokens;
     for (int t = 0; t < tiles; ++t) {
-      int logical = start / kTokens + t;
-      int tile = blocks[logical / cache.tiles_per_block] * cache.tiles_per_block +
-                 logical % cache.tiles_per_block;
+      int tile = tile_at(start + t * kTokens);
       keys[t] = cache.key_tile(tile, head);
       values[t] = cache.value_tile(tile, head);
+      prefetch(values[t], tile_bytes);
     }
     for (int r = 0; r < rows; r += kQueryRows) {
       scores_up_to<>(std::min(kQueryRows, rows - r), keys, tiles, cache.dim, s.q + r,
                      s.scores + r * kSpan);
+    }
+    for (int p = start + kSpan; p < start + 2 * kSpan && p <= last; p += kTokens) {
+      prefetch(cache.key_tile(tile_at(p), head), tile_bytes);
     }
     for (int r = 0; r < rows; ++r) softmax_row(s, r, start, tiles, window, cache.dim);
     for (int r = 0; r < rows; r += kQueryRows) {

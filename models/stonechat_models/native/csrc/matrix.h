@@ -8,8 +8,9 @@
 //   float kinds: [k][16]
 // A weight is d * (code - offset), or d * code + m for kAffine4.
 //
-// Activations are cut into tiles of 8 rows, so that one pointer serves all rows of a kernel.
-// Quantised: for each row and group of 32, int8 q with x ~ scale * q.
+// Activations are rows of groups of 48 bytes: 32 values int8 q with x ~ scale * q, then the scale
+// and two sums that the products need.  A row is thus written by one stream, and threads that
+// write different rows share no cache line.
 //
 // Invariant: every output element is computed by one fixed sequence of operations over k, whatever
 // the number of rows, the thread or the tile: a row has the same bits alone and among others.
@@ -24,7 +25,7 @@ enum Kind : int { kAffine4 = 0, kSymmetric4 = 1, kInt8 = 2, kBf16 = 3, kHalf = 4
 inline constexpr int kKinds = 6;
 inline constexpr int kPanel = 16;    // output columns of a panel
 inline constexpr int kGroup = 32;    // weights (and activations) that share a scale
-inline constexpr int kTileRows = 8;  // rows of an activation tile
+inline constexpr int kTileRows = 8;  // rows that meet a panel together
 
 inline bool is_quantised(int kind) { return kind <= kInt8; }
 inline int code_bits(int kind) { return kind == kInt8 ? 8 : 4; }
@@ -49,114 +50,119 @@ struct Matrix {
 
 // ---------------------------------------------------------------- activations
 
+// A group of quantised activations.
+struct ActGroup {
+  int8_t q[kGroup];
+  float scale;
+  float sum;     // scale * (sum of q)
+  int32_t isum;  // sum of q
+  int32_t unused;
+};
+static_assert(sizeof(ActGroup) == 48);
+
 // Rows of k values, quantised and (if a float matrix reads them) as they are.
 struct Act {
   int k = 0;
-  int8_t* q = nullptr;      // [tile][k / 4][8][4]
-  float* scale = nullptr;   // [tile][k / 32][8]
-  float* sum = nullptr;     // [tile][k / 32][8]: scale * sum of q
-  int32_t* isum = nullptr;  // [tile][k / 32][8]: sum of q
-  float* f = nullptr;       // [tile][k][8], or null
+  uint8_t* groups = nullptr;  // row r, group g: ActGroup at r * stride + g * 48
+  size_t stride = 0;          // an odd number of cache lines, so that rows differ in cache set
+  float* f = nullptr;         // [row][k], or null
 
+  static size_t row_stride(int k) {
+    size_t lines = (size_t(k / kGroup) * sizeof(ActGroup) + 63) / 64;
+    return (lines | 1) * 64;
+  }
   static size_t bytes(int k, int rows, bool floats) {
-    size_t tiles = size_t(rows + kTileRows - 1) / kTileRows;
-    size_t per_tile = size_t(k) * 8 + size_t(k / kGroup) * 8 * 12 + (floats ? size_t(k) * 32 : 0);
-    return tiles * per_tile + 5 * 64;
+    return size_t(rows) * (row_stride(k) + (floats ? size_t(k) * 4 : 0)) + 64;
   }
 
   void place(uint8_t* memory, int k_, int rows, bool floats) {
-    size_t tiles = size_t(rows + kTileRows - 1) / kTileRows, groups = size_t(k_ / kGroup);
-    auto take = [&](size_t bytes) {
-      uint8_t* p = memory;
-      memory += (bytes + 63) / 64 * 64;
-      return p;
-    };
+    memory += (64 - reinterpret_cast<size_t>(memory) % 64) % 64;
     k = k_;
-    q = reinterpret_cast<int8_t*>(take(tiles * size_t(k) * 8));
-    scale = reinterpret_cast<float*>(take(tiles * groups * 32));
-    sum = reinterpret_cast<float*>(take(tiles * groups * 32));
-    isum = reinterpret_cast<int32_t*>(take(tiles * groups * 32));
-    f = floats ? reinterpret_cast<float*>(take(tiles * size_t(k) * 32)) : nullptr;
+    groups = memory;
+    stride = row_stride(k);
+    f = floats ? reinterpret_cast<float*>(memory + size_t(rows) * stride) : nullptr;
   }
+
+  const uint8_t* row(int r) const { return groups + size_t(r) * stride; }
 
   // Stores group g (32 values) of a row.
   void put(int row, int g, F16 lo, F16 hi) const {
-    size_t tile = size_t(row / kTileRows), r = size_t(row % kTileRows);
-    size_t groups = size_t(k / kGroup), at = (tile * groups + size_t(g)) * 8 + r;
     float top = reduce_max(max(abs(lo), abs(hi)));
-    float inverse = top > 0.0f ? 127.0f / top : 0.0f;
-    alignas(64) int8_t codes[kGroup];
-    store_i8(codes, mul(lo, set1(inverse)));
-    store_i8(codes + 16, mul(hi, set1(inverse)));
-    int32_t total = 0;
-    for (int i = 0; i < kGroup; ++i) total += codes[i];
-    scale[at] = top / 127.0f;
-    sum[at] = scale[at] * float(total);
-    isum[at] = total;
-    int8_t* out = q + (tile * size_t(k) + size_t(g) * kGroup) * 8 + r * 4;
-    for (int j = 0; j < kGroup / 4; ++j) std::memcpy(out + j * 32, codes + 4 * j, 4);
+    F16 inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
+    F16 q_lo = round(mul(lo, inverse)), q_hi = round(mul(hi, inverse));
+    float total = reduce_add(add(q_lo, q_hi));  // whole numbers: exact
+    auto* out = reinterpret_cast<ActGroup*>(groups + size_t(row) * stride) + g;
+    store_i8(out->q, q_lo);
+    store_i8(out->q + 16, q_hi);
+    out->scale = top / 127.0f;
+    out->sum = out->scale * total;
+    out->isum = int32_t(total);
     if (f != nullptr) {
-      alignas(64) float values[kGroup];
-      store(values, lo);
-      store(values + 16, hi);
-      float* to = f + (tile * size_t(k) + size_t(g) * kGroup) * 8 + r;
-      for (int i = 0; i < kGroup; ++i) to[i * 8] = values[i];
+      float* to = f + size_t(row) * size_t(k) + size_t(g) * kGroup;
+      store(to, lo);
+      store(to + 16, hi);
     }
   }
 };
 
 // ---------------------------------------------------------------- products
 
-// acc[r] += rows r0..r0+Rows-1 of a tile times one panel.
+// acc[r] += rows r0..r0+Rows-1 of x times one panel.
 template <int KindOf, int Rows>
-inline void quantised_panel(const uint8_t* panel, const Act& x, size_t tile, int r0, F16* acc) {
+inline void quantised_panel(const uint8_t* panel, const Act& x, int r0, F16* acc) {
   constexpr int kBits = KindOf == kInt8 ? 8 : 4;
   constexpr int kOffset = (KindOf == kInt8 && kSignedDot8) ? 0
                           : KindOf == kInt8                ? 128
                           : KindOf == kSymmetric4          ? 8
                                                            : 0;
-  const size_t groups = size_t(x.k / kGroup);
+  const size_t groups = size_t(x.k / kGroup), ahead = panel_bytes(KindOf, x.k);
   const half_t* d = reinterpret_cast<const half_t*>(panel);
   const half_t* m = d + groups * kPanel;
   const uint8_t* codes = panel + scale_bytes(KindOf, x.k);
-  const int8_t* q = x.q + tile * size_t(x.k) * 8 + r0 * 4;
-  const size_t at = tile * groups * 8 + size_t(r0);
-  const float *scale = x.scale + at, *sum = x.sum + at;
-  const int32_t* isum = x.isum + at;
+  const uint8_t* row[Rows];
+  for (int r = 0; r < Rows; ++r) row[r] = x.row(r0 + r);
   F16 total[Rows];
   for (int r = 0; r < Rows; ++r) total[r] = acc[r];
   for (size_t g = 0; g < groups; ++g) {
+    const size_t at = g * sizeof(ActGroup);
+    auto group = [&](int r) { return reinterpret_cast<const ActGroup*>(row[r] + at); };
     I16 dot[Rows];
-    for (int r = 0; r < Rows; ++r) dot[r] = set1_i32(kOffset ? -kOffset * isum[r] : 0);
+    for (int r = 0; r < Rows; ++r) dot[r] = set1_i32(kOffset ? -kOffset * group(r)->isum : 0);
     if constexpr (kBits == 8) {
       for (int j = 0; j < 8; ++j) {
+        prefetch_far(codes + 64 * j + ahead);
         B64 w = load_bytes(codes + 64 * j);
-        for (int r = 0; r < Rows; ++r) dot[r] = dot4<8>(dot[r], w, load_i32(q + 32 * j + 4 * r));
+        for (int r = 0; r < Rows; ++r) {
+          dot[r] = dot4<8>(dot[r], w, load_i32(group(r)->q + 4 * j));
+        }
       }
     } else {
       for (int j = 0; j < 4; ++j) {
+        prefetch_far(codes + 64 * j + ahead);
         B64 both = load_bytes(codes + 64 * j);
         B64 w = low_nibbles(both);
-        for (int r = 0; r < Rows; ++r) dot[r] = dot4<4>(dot[r], w, load_i32(q + 64 * j + 4 * r));
+        for (int r = 0; r < Rows; ++r) {
+          dot[r] = dot4<4>(dot[r], w, load_i32(group(r)->q + 8 * j));
+        }
         w = high_nibbles(both);
         for (int r = 0; r < Rows; ++r) {
-          dot[r] = dot4<4>(dot[r], w, load_i32(q + 64 * j + 32 + 4 * r));
+          dot[r] = dot4<4>(dot[r], w, load_i32(group(r)->q + 8 * j + 4));
         }
       }
     }
     F16 dg = load_half(d);
+    prefetch_far(reinterpret_cast<const uint8_t*>(d) + ahead);
     for (int r = 0; r < Rows; ++r) {
-      total[r] = fma(to_float(dot[r]), mul(dg, set1(scale[r])), total[r]);
+      total[r] = fma(to_float(dot[r]), mul(dg, set1(group(r)->scale)), total[r]);
     }
     if constexpr (KindOf == kAffine4) {
       F16 mg = load_half(m);
-      for (int r = 0; r < Rows; ++r) total[r] = fma(mg, set1(sum[r]), total[r]);
+      prefetch_far(reinterpret_cast<const uint8_t*>(m) + ahead);
+      for (int r = 0; r < Rows; ++r) total[r] = fma(mg, set1(group(r)->sum), total[r]);
       m += kPanel;
     }
     d += kPanel;
     codes += kBits * 64;
-    q += kGroup * 8;
-    scale += 8, sum += 8, isum += 8;
   }
   for (int r = 0; r < Rows; ++r) acc[r] = total[r];
 }
@@ -172,53 +178,54 @@ inline F16 load_weights(const uint8_t* panel, size_t i) {
 }
 
 template <int KindOf, int Rows>
-inline void float_panel(const uint8_t* panel, const Act& x, size_t tile, int r0, F16* acc) {
-  const float* f = x.f + tile * size_t(x.k) * 8 + r0;
+inline void float_panel(const uint8_t* panel, const Act& x, int r0, F16* acc) {
+  const size_t ahead = panel_bytes(KindOf, x.k), width = size_t(x.k);
+  const float* f = x.f + size_t(r0) * width;
   F16 total[Rows];
   for (int r = 0; r < Rows; ++r) total[r] = acc[r];
-  for (size_t i = 0; i < size_t(x.k); ++i) {
+  for (size_t i = 0; i < width; ++i) {
     F16 w = load_weights<KindOf>(panel, i);
-    for (int r = 0; r < Rows; ++r) total[r] = fma(w, set1(f[i * 8 + size_t(r)]), total[r]);
+    prefetch_far(panel + ahead + i * kPanel * (KindOf == kFloat ? 4 : 2));
+    for (int r = 0; r < Rows; ++r) total[r] = fma(w, set1(f[size_t(r) * width + i]), total[r]);
   }
   for (int r = 0; r < Rows; ++r) acc[r] = total[r];
 }
 
 template <int KindOf, int Rows>
-inline void panel_rows(const uint8_t* panel, const Act& x, size_t tile, int r0, F16* acc) {
-  if constexpr (KindOf <= kInt8) quantised_panel<KindOf, Rows>(panel, x, tile, r0, acc);
-  else float_panel<KindOf, Rows>(panel, x, tile, r0, acc);
+inline void panel_rows(const uint8_t* panel, const Act& x, int r0, F16* acc) {
+  if constexpr (KindOf <= kInt8) quantised_panel<KindOf, Rows>(panel, x, r0, acc);
+  else float_panel<KindOf, Rows>(panel, x, r0, acc);
 }
 
 // rows <= kRowsPerKernel
 template <int KindOf, int Rows = kRowsPerKernel>
-inline void panel_up_to(const uint8_t* panel, const Act& x, size_t tile, int r0, int rows,
-                        F16* acc) {
+inline void panel_up_to(const uint8_t* panel, const Act& x, int r0, int rows, F16* acc) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return panel_up_to<KindOf, Rows - 1>(panel, x, tile, r0, rows, acc);
+    if (rows < Rows) return panel_up_to<KindOf, Rows - 1>(panel, x, r0, rows, acc);
   }
-  panel_rows<KindOf, Rows>(panel, x, tile, r0, acc);
+  panel_rows<KindOf, Rows>(panel, x, r0, acc);
 }
 
 template <int KindOf>
-inline void panel_tile(const uint8_t* panel, const Act& x, size_t tile, int rows, F16* acc) {
+inline void panel_tile(const uint8_t* panel, const Act& x, int r0, int rows, F16* acc) {
   for (int r = 0; r < rows; r += kRowsPerKernel) {
     int n = rows - r < kRowsPerKernel ? rows - r : kRowsPerKernel;
-    panel_up_to<KindOf>(panel, x, tile, r, n, acc + r);
+    panel_up_to<KindOf>(panel, x, r0 + r, n, acc + r);
   }
 }
 
-// out[r] = (row r of the tile) . panel + bias, for rows <= 8 rows.
-inline void multiply(const Matrix& w, int p, const Act& x, int tile, int rows, F16* out) {
+// out[r] = (row r0 + r) . panel p + bias, for at most 8 rows.
+inline void multiply(const Matrix& w, int p, const Act& x, int r0, int rows, F16* out) {
   F16 start = w.bias ? load(w.bias + p * kPanel) : set1(0.0f);
   for (int r = 0; r < rows; ++r) out[r] = start;
   const uint8_t* panel = w.panel(p);
   switch (w.kind) {
-    case kAffine4: return panel_tile<kAffine4>(panel, x, size_t(tile), rows, out);
-    case kSymmetric4: return panel_tile<kSymmetric4>(panel, x, size_t(tile), rows, out);
-    case kInt8: return panel_tile<kInt8>(panel, x, size_t(tile), rows, out);
-    case kBf16: return panel_tile<kBf16>(panel, x, size_t(tile), rows, out);
-    case kHalf: return panel_tile<kHalf>(panel, x, size_t(tile), rows, out);
-    default: return panel_tile<kFloat>(panel, x, size_t(tile), rows, out);
+    case kAffine4: return panel_tile<kAffine4>(panel, x, r0, rows, out);
+    case kSymmetric4: return panel_tile<kSymmetric4>(panel, x, r0, rows, out);
+    case kInt8: return panel_tile<kInt8>(panel, x, r0, rows, out);
+    case kBf16: return panel_tile<kBf16>(panel, x, r0, rows, out);
+    case kHalf: return panel_tile<kHalf>(panel, x, r0, rows, out);
+    default: return panel_tile<kFloat>(panel, x, r0, rows, out);
   }
 }
 

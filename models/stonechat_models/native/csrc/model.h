@@ -7,6 +7,7 @@
 // With few rows every member norms all rows for itself, and with one token a sequence the rotary
 // phase is part of attention's items, which saves barriers.
 #pragma once
+#include <chrono>
 #include <memory>
 
 #include "attention.h"
@@ -30,6 +31,9 @@ struct Layer {
   int32_t window;                          // keys a query sees, itself included; 0: all
   int32_t rotary;                          // 0: no rotary embedding in this layer
 };
+
+// What the time of a step goes to; the order is that of PARTS in library.py.
+enum Part : int { kNorms, kQkv, kAttention, kOutput, kGateUp, kDown, kHead, kParts };
 
 struct Batch {
   int32_t tokens, sequences, block_width, outputs;
@@ -66,7 +70,9 @@ class Model {
   Matrix embedding, head;
   const float* final_norm = nullptr;
 
-  Pool& pool() { return pool_; }
+
+  // Seconds spent in each part so far, as member 0 sees it: its waits for the others included.
+  const double* seconds() const { return seconds_; }
 
   void forward(const Batch& batch) {
     batch_ = &batch;
@@ -78,7 +84,7 @@ class Model {
   }
 
  private:
-  static constexpr int kOwnNormRows = 2;
+  static constexpr int kOwnNormRows = 8;
   static constexpr int kRowBlock = 128;  // rows whose activations stay in the L2 cache
 
   int q_size() const { return c_.heads * c_.head_dim; }
@@ -115,23 +121,25 @@ class Model {
   }
 
   static void place(Act* act, std::vector<uint8_t>* memory, int k, int rows, bool floats) {
-    memory->assign(Act::bytes(k, rows, floats) + 64, 0);
-    size_t base = reinterpret_cast<size_t>(memory->data());
-    act->place(memory->data() + ((base + 63) / 64 * 64 - base), k, rows, floats);
+    memory->assign(Act::bytes(k, rows, floats), 0);
+    act->place(memory->data(), k, rows, floats);
   }
 
   // ------------------------------------------------------------- the step
 
   void run(int member) {
     int phase = 0;
+    if (member == 0) mark_ = Clock::now();
     embed(phase++);
     pool_.barrier();
     for (size_t i = 0; i < layers.size(); ++i) {
       const Layer& l = layers[i];
       const KvCache& cache = caches[i];
       const Act& x = norm_rows(l.attention_norm, member, phase++);
+      spent(member, kNorms);
       project_qkv(l, x, phase++);
       pool_.barrier();
+      spent(member, kQkv);
       if (!decode_only_) {
         for (int t; queue_.next(phase, batch_->tokens, &t);) {
           for (int h = 0; h < c_.kv_heads; ++h) rotate_and_store(l, cache, t, h);
@@ -141,16 +149,30 @@ class Model {
       ++phase;
       attention(l, cache, scratch_[size_t(member)], phase++);
       pool_.barrier();
+      spent(member, kAttention);
       add_product(l.o, attended_, phase++);
       pool_.barrier();
+      spent(member, kOutput);
       const Act& y = norm_rows(l.mlp_norm, member, phase++);
+      spent(member, kNorms);
       gate_up(l, y, phase++);
       pool_.barrier();
+      spent(member, kGateUp);
       add_product(l.down, mlp_, phase++);
       pool_.barrier();
+      spent(member, kDown);
     }
     if (batch_->outputs == 0) return;
     output(phase);
+    pool_.barrier();
+    spent(member, kHead);
+  }
+
+  void spent(int member, Part part) {
+    if (member != 0) return;
+    Clock::time_point now = Clock::now();
+    seconds_[part] += std::chrono::duration<double>(now - mark_).count();
+    mark_ = now;
   }
 
   void embed(int phase) {
@@ -189,7 +211,7 @@ class Model {
     return in_;
   }
 
-  // Calls body(panel, tile) for all panels and row tiles.  An item is a run of panels for a block
+  // Calls body(panel, first row, rows) for all panels and tiles of rows.  An item is a run of panels for a block
   // of rows; a panel meets all row tiles of its block while it is in the L1 cache.
   template <class Body>
   void each_panel(int phase, int panels, int rows, Body body) {
@@ -200,7 +222,7 @@ class Model {
       const int p0 = item % chunks * chunk, p1 = std::min(panels, p0 + chunk);
       for (int p = p0; p < p1; ++p) {
         for (int r = row0; r < row1; r += kTileRows) {
-          body(p, r / kTileRows, std::min(kTileRows, row1 - r));
+          body(p, r, std::min(kTileRows, row1 - r));
         }
       }
     }
@@ -218,12 +240,12 @@ class Model {
     const Matrix* parts[3] = {&l.q, &l.k, &l.v};
     const int starts[3] = {0, q_size(), q_size() + kv_size()};
     const int nq = l.q.panels(), nk = l.k.panels();
-    each_panel(phase, nq + nk + l.v.panels(), batch_->tokens, [&](int p, int tile, int rows) {
+    each_panel(phase, nq + nk + l.v.panels(), batch_->tokens, [&](int p, int r0, int rows) {
       const int part = p < nq ? 0 : p < nq + nk ? 1 : 2;
       const int panel = p - (part == 0 ? 0 : part == 1 ? nq : nq + nk);
       F16 acc[kTileRows];
-      multiply(*parts[part], panel, x, tile, rows, acc);
-      float* out = qkv_.data() + size_t(tile * kTileRows) * size_t(qkv_size()) + starts[part];
+      multiply(*parts[part], panel, x, r0, rows, acc);
+      float* out = qkv_.data() + size_t(r0) * size_t(qkv_size()) + starts[part];
       for (int r = 0; r < rows; ++r) {
         store(out + size_t(r) * size_t(qkv_size()) + panel * kPanel, acc[r]);
       }
@@ -232,11 +254,11 @@ class Model {
 
   void add_product(const Matrix& w, const Act& x, int phase) {
     const size_t width = size_t(c_.hidden);
-    each_panel(phase, w.panels(), batch_->tokens, [&](int p, int tile, int rows) {
+    each_panel(phase, w.panels(), batch_->tokens, [&](int p, int r0, int rows) {
       F16 acc[kTileRows];
-      multiply(w, p, x, tile, rows, acc);
+      multiply(w, p, x, r0, rows, acc);
       for (int r = 0; r < rows; ++r) {
-        float* out = hidden_.data() + size_t(tile * kTileRows + r) * width + p * kPanel;
+        float* out = hidden_.data() + size_t(r0 + r) * width + p * kPanel;
         store(out, add(load(out), acc[r]));
       }
     });
@@ -244,14 +266,14 @@ class Model {
 
   // A unit is 32 columns of gate and of up: one group of the activations that `down` reads.
   void gate_up(const Layer& l, const Act& x, int phase) {
-    each_panel(phase, c_.mlp / kGroup, batch_->tokens, [&](int g, int tile, int rows) {
+    each_panel(phase, c_.mlp / kGroup, batch_->tokens, [&](int g, int r0, int rows) {
       F16 gate[2][kTileRows], up[2][kTileRows];
       for (int i = 0; i < 2; ++i) {
-        multiply(l.gate, 2 * g + i, x, tile, rows, gate[i]);
-        multiply(l.up, 2 * g + i, x, tile, rows, up[i]);
+        multiply(l.gate, 2 * g + i, x, r0, rows, gate[i]);
+        multiply(l.up, 2 * g + i, x, r0, rows, up[i]);
       }
       for (int r = 0; r < rows; ++r) {
-        mlp_.put(tile * kTileRows + r, g, mul(silu(gate[0][r]), up[0][r]),
+        mlp_.put(r0 + r, g, mul(silu(gate[0][r]), up[0][r]),
                  mul(silu(gate[1][r]), up[1][r]));
       }
     });
@@ -263,11 +285,11 @@ class Model {
       norm_row(hidden_.data() + row * size_t(c_.hidden), final_norm, in_, i);
     }
     pool_.barrier();
-    each_panel(phase + 1, head.panels(), batch_->outputs, [&](int p, int tile, int rows) {
+    each_panel(phase + 1, head.panels(), batch_->outputs, [&](int p, int r0, int rows) {
       F16 acc[kTileRows];
-      multiply(head, p, in_, tile, rows, acc);
+      multiply(head, p, in_, r0, rows, acc);
       for (int r = 0; r < rows; ++r) {
-        float* out = batch_->logits + size_t(tile * kTileRows + r) * size_t(c_.vocab);
+        float* out = batch_->logits + size_t(r0 + r) * size_t(c_.vocab);
         put_columns(out, p * kPanel, c_.vocab, acc[r]);
       }
     });
@@ -275,7 +297,7 @@ class Model {
 
   // ------------------------------------------------------------- attention
 
-  void rotate(float* x, const float* rope) const {
+  void rotate(float* __restrict x, const float* __restrict rope) const {
     const int half = c_.rotary_dim / 2;
     for (int i = 0; i < half; ++i) {
       float a = x[i], b = x[i + half];
@@ -348,7 +370,11 @@ class Model {
     }
   }
 
+  using Clock = std::chrono::steady_clock;
+
   Config c_;
+  Clock::time_point mark_;
+  double seconds_[kParts] = {};
   Pool pool_;
   WorkQueue queue_;
   std::unique_ptr<AttentionScratch[]> scratch_;

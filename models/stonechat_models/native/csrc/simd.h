@@ -272,12 +272,17 @@ inline I16 dot4(I16 acc, B64 w, int32_t x) {
 
 // Lanes are folded in halves, always in this order.
 inline float reduce_add(F16 a) {
+#if SC_AVX512
+  return _mm512_reduce_add_ps(a.v);
+#else
   float t[16];
   store(t, a);
   for (int w = 8; w; w /= 2)
     for (int i = 0; i < w; ++i) t[i] += t[i + w];
   return t[0];
+#endif
 }
+
 inline float reduce_max(F16 a) {
 #if SC_AVX512
   return _mm512_reduce_max_ps(a.v);
@@ -305,6 +310,15 @@ inline F16 exp(F16 x) {
   p = fma(mul(p, r), r, add(r, set1(1.0f)));
   return zero_below(scale_exp2(p, n), x, -87.0f);
 }
+
+inline void prefetch(const void* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(static_cast<const char*>(p) + i);
+  }
+}
+
+// Into the L2 cache: what is wanted after the next few thousand cycles.  Any address will do.
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 inline float half_value(half_t h) {
   half_t t[16] = {h};
