@@ -1,7 +1,7 @@
 """What generates: engine, sampler and models. Knows no HTTP.
 
-These names are the whole public surface. `AsyncEngine` and `Tokenizer` are imported on first use,
-so that the types cost no import of torch.
+These names are the whole public surface. Those that need torch are imported on first use, so that
+the types cost no import of it.
 """
 
 from typing import TYPE_CHECKING
@@ -38,6 +38,10 @@ from stonechat_models.version import __version__
 
 if TYPE_CHECKING:
     from stonechat_models.async_engine import AsyncEngine
+    from stonechat_models.bandwidth import measure_bandwidth
+    from stonechat_models.grammar import check_grammar
+    from stonechat_models.machine import Machine, inspect_machine
+    from stonechat_models.survey import ModelSurvey, ServingForm, survey_model
     from stonechat_models.tokenizer import Tokenizer
 
 __all__ = [
@@ -56,21 +60,38 @@ __all__ = [
     "GrammarSpec",
     "InvalidParamsError",
     "LogprobEntry",
+    "Machine",
     "ModelInfo",
     "ModelLoadError",
+    "ModelSurvey",
     "PromptTooLongError",
     "ReasoningSpec",
     "RequestOutput",
     "RequestTimings",
     "SamplingParams",
+    "ServingForm",
     "StepError",
     "Tokenizer",
     "TopLogprob",
     "UnsupportedModelError",
     "__version__",
+    "check_grammar",
+    "inspect_machine",
+    "measure_bandwidth",
+    "survey_model",
 ]
 
-_LAZY = {"AsyncEngine": "async_engine", "Tokenizer": "tokenizer"}
+_LAZY = {
+    "AsyncEngine": "async_engine",
+    "Machine": "machine",
+    "ModelSurvey": "survey",
+    "ServingForm": "survey",
+    "Tokenizer": "tokenizer",
+    "check_grammar": "grammar",
+    "inspect_machine": "machine",
+    "measure_bandwidth": "bandwidth",
+    "survey_model": "survey",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -21,6 +21,8 @@ COMMANDS: Mapping[str, CommandEntry] = {
     "keys": CommandEntry("stonechat_server.commands.keys", "add, list and revoke API keys"),
     "usage": CommandEntry("stonechat_server.commands.usage", "print who used what"),
     "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
+    "plan": CommandEntry("stonechat_server.plan", "what a model would take, before loading it"),
+    "doctor": CommandEntry("stonechat_server.doctor", "what this machine has and how it is used"),
 }
 
 

@@ -7,7 +7,7 @@ machine of the load generator, on its CPU.
 
 from collections.abc import Mapping, Sequence
 
-from stonechat_server.bandwidth import measure_read_bandwidth
+from stonechat_models import measure_bandwidth
 from stonechat_server.bench.results import LevelResult, Roofline
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.target import BenchError
@@ -32,7 +32,7 @@ def measure_roofline(
         raise BenchError(
             f"--roofline measures this machine's main memory; the model is on {device}"
         )
-    return Roofline(bandwidth=measure_read_bandwidth(), weight_bytes=weight_bytes, source=source)
+    return Roofline(bandwidth=measure_bandwidth(), weight_bytes=weight_bytes, source=source)
 
 
 def add_shares(levels: Sequence[LevelResult], roofline: Roofline) -> None:

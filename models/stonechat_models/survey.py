@@ -1,0 +1,266 @@
+"""What serving a model would take, worked out from its headers before anything is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from stonechat_models.architecture import context_length, refuse_unserved_layers
+from stonechat_models.cache import Progress
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.headers import ModelHeaders, TensorHeader, read_headers
+
+GGUF_INPUT, GGUF_HEAD = "token_embd.weight", "output.weight"
+INPUT_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
+EXPERT_MARKS = (".experts.", "_exps.")
+GGUF_ONLY = ("rope_freqs.weight",)
+NATIVE_BITS = {
+    "affine4": 5.0,
+    "symmetric4": 4.5,
+    "int8": 8.5,
+    "bf16": 16.0,
+    "f16": 16.0,
+    "f32": 32.0,
+}
+"""Bits a weight in the compiled path, scales included."""
+NATIVE_OWN = {
+    "Q4_1": "affine4", "Q4_0": "symmetric4", "Q8_0": "int8", "BF16": "bf16", "F16": "f16",
+    "F32": "f32",
+}  # fmt: skip
+NATIVE_KV_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ServingForm:
+    """One way to hold the weights. Sizes in bytes."""
+
+    name: str
+    backend: str
+    weight_bytes: int
+    decode_bytes: int
+    """Weights that a decode step of one sequence reads."""
+    kv_bytes_per_token: int
+    is_default: bool
+    """What is used when nothing is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSurvey:
+    """A model before it is loaded. `refusal`: why it is not served; None: it is."""
+
+    name: str
+    architecture: str
+    model_type: str
+    num_parameters: int
+    num_active_parameters: int
+    """Parameters that one token uses: fewer than all in a mixture of experts."""
+    stored_bytes: int
+    stored_types: Mapping[str, int]
+    """Parameters by stored type."""
+    max_model_len: int
+    kv_elements_per_token: int
+    device: str
+    total_memory: int
+    free_memory: int
+    refusal: str | None
+    native_refusal: str | None
+    """Why the compiled CPU path does not serve it; None: it does."""
+    forms: tuple[ServingForm, ...]
+
+    def kv_budget(self, form: ServingForm, config: EngineConfig) -> int:
+        """Bytes of KV cache that would be taken, after the weights are loaded; 0: no room."""
+        from stonechat_models.build import DEFAULT_KV_FRACTION, MAX_DEFAULT_CPU_KV_BYTES
+
+        left = max(0, self.free_memory - form.weight_bytes)
+        if config.kv_cache_bytes is not None:
+            return min(left, config.kv_cache_bytes)
+        kind = self.device.partition(":")[0]
+        budget = int(left * (config.kv_cache_fraction or DEFAULT_KV_FRACTION[kind]))
+        if kind == "cpu" and config.kv_cache_fraction is None:
+            budget = min(budget, MAX_DEFAULT_CPU_KV_BYTES)
+        return budget
+
+
+def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
+    """Work out what the model of `config` would take on its device.
+
+    Raises `ModelLoadError` when its headers cannot be read, or the device is not there. A model
+    that would be refused is surveyed as far as it goes, with `refusal` set.
+    """
+    from stonechat_models.device import choose_device, free_memory, total_memory
+
+    device = choose_device(config.device)
+    headers = read_headers(config, progress)
+    weights = [t for t in headers.tensors if t.name not in GGUF_ONLY]
+    text = _text_config(headers.config)
+    refusal, limit = _served_length(text, config.max_model_len)
+    native_refusal = _native_refusal(headers, config, device.type)
+    kv_elements = _kv_elements(text)
+    forms = _forms(headers, weights, config, device.type, native_refusal, kv_elements)
+    types: dict[str, int] = {}
+    for tensor in weights:
+        types[tensor.type_name] = types.get(tensor.type_name, 0) + tensor.num_elements
+    share = _active_share(text)
+    return ModelSurvey(
+        name=headers.name,
+        architecture=str((headers.config.get("architectures") or ["?"])[0]),
+        model_type=str(headers.config.get("model_type")),
+        num_parameters=sum(types.values()),
+        num_active_parameters=round(
+            sum(t.num_elements * (share if _is_expert(t) else 1.0) for t in weights)
+        ),
+        stored_bytes=sum(tensor.num_bytes for tensor in weights),
+        stored_types=types,
+        max_model_len=limit,
+        kv_elements_per_token=kv_elements,
+        device=str(device),
+        total_memory=total_memory(device),
+        free_memory=free_memory(device),
+        refusal=refusal,
+        native_refusal=native_refusal,
+        forms=forms,
+    )
+
+
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's part of a config that has others too."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, Mapping) else dict(config)
+
+
+def _served_length(config: dict[str, Any], requested: int | None) -> tuple[str | None, int]:
+    try:
+        refuse_unserved_layers(config)
+        _refuse_unknown(str(config.get("model_type")))
+        return None, context_length(config, requested)
+    except UnsupportedModelError as error:
+        return str(error), context_length(config, None)
+
+
+def _refuse_unknown(model_type: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"transformers knows no causal language model of type {model_type}"
+        )
+
+
+def _native_refusal(headers: ModelHeaders, config: EngineConfig, device_type: str) -> str | None:
+    from stonechat_models.native.build import find_compiler
+    from stonechat_models.native.spec import read_spec
+
+    if device_type != "cpu":
+        return f"it runs on the CPU, and the device is {device_type}"
+    if config.backend == "transformers":
+        return "the transformers backend was asked for"
+    if config.dtype != "auto":
+        return "a dtype was asked for, and it keeps weights as stored"
+    if find_compiler() is None:
+        return "there is no C++ compiler (g++ or clang++)"
+    try:
+        read_spec(dict(headers.config))
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
+
+
+def _kv_elements(config: dict[str, Any]) -> int:
+    """Elements that keys and values of one token take over all layers."""
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    if config.get("kv_lora_rank"):  # latent attention, cached as the full keys and values it makes
+        key = int(config.get("qk_nope_head_dim") or 0) + int(config.get("qk_rope_head_dim") or 0)
+        return layers * heads * (key + int(config.get("v_head_dim") or key))
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    return layers * 2 * kv_heads * int(config.get("head_dim") or hidden // heads)
+
+
+def _active_share(config: dict[str, Any]) -> float:
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((int(config[name]) for name in names if config.get(name)), 0)
+    return min(1.0, int(config.get("num_experts_per_tok") or experts) / experts) if experts else 1.0
+
+
+def _is_input(tensor: TensorHeader) -> bool:
+    return tensor.name == GGUF_INPUT or tensor.name.endswith(INPUT_NAMES)
+
+
+def _is_head(tensor: TensorHeader) -> bool:
+    return tensor.name == GGUF_HEAD or tensor.name.endswith(HEAD_NAMES)
+
+
+def _is_expert(tensor: TensorHeader) -> bool:
+    return any(mark in tensor.name for mark in EXPERT_MARKS)
+
+
+def _forms(
+    headers: ModelHeaders,
+    weights: list[TensorHeader],
+    config: EngineConfig,
+    device_type: str,
+    native_refusal: str | None,
+    kv_elements: int,
+) -> tuple[ServingForm, ...]:
+    def form(
+        name: str, backend: str, kind: str | None, kv_bytes: int, default: bool
+    ) -> ServingForm:
+        sizes = [(t, _bytes(t, kind)) for t in weights]
+        return ServingForm(
+            name=name,
+            backend=backend,
+            weight_bytes=sum(size for _, size in sizes),
+            decode_bytes=_decode_bytes(_text_config(headers.config), sizes),
+            kv_bytes_per_token=kv_elements * kv_bytes,
+            is_default=default,
+        )
+
+    forms = []
+    if native_refusal is None:
+        asked = config.quantize if config.quantize in ("int8", "int4") else "stored"
+        for kind, name in (("stored", "as stored"), ("int8", "int8"), ("int4", "int4")):
+            forms.append(form(name, "native", kind, NATIVE_KV_BYTES, kind == asked))
+    if config.backend != "native":
+        default = _default_dtype(headers, config, device_type) if native_refusal else ""
+        for dtype, size in (("float32", 4), ("bfloat16", 2), ("float16", 2)):
+            if device_type != "cpu" or dtype != "float16" or dtype == default:
+                forms.append(form(dtype, "transformers", dtype, size, dtype == default))
+    return tuple(forms)
+
+
+def _default_dtype(headers: ModelHeaders, config: EngineConfig, device_type: str) -> str:
+    import torch
+
+    from stonechat_models.device import choose_dtype
+
+    dtype = choose_dtype(config.dtype, dict(headers.config), torch.device(device_type))
+    return str(dtype).removeprefix("torch.")
+
+
+def _bytes(tensor: TensorHeader, kind: str | None) -> int:
+    """Bytes of a tensor held as `kind`: a dtype, or a form of the compiled path."""
+    if kind in ("float32", "bfloat16", "float16"):
+        return tensor.num_elements * (4 if kind == "float32" else 2)
+    if len(tensor.shape) < 2:
+        return tensor.num_elements * 4
+    own = NATIVE_OWN.get(tensor.type_name, "int8")
+    is_end = _is_input(tensor) or _is_head(tensor)
+    if kind == "int8" or (kind == "int4" and is_end):
+        own = own if own == "symmetric4" and is_end else "int8"
+    elif kind == "int4":
+        own = own if own == "symmetric4" else "affine4"
+    return round(prod(tensor.shape) * NATIVE_BITS[own] / 8)
+
+
+def _decode_bytes(config: dict[str, Any], sizes: list[tuple[TensorHeader, int]]) -> int:
+    share = _active_share(config)
+    has_head = any(_is_head(tensor) for tensor, _ in sizes)
+    total = 0.0
+    for tensor, size in sizes:
+        if has_head and _is_input(tensor):
+            continue  # one row of it is read
+        total += size * share if _is_expert(tensor) else size
+    return round(total)

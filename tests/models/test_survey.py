@@ -1,0 +1,121 @@
+"""What is worked out from headers equals what loading finds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import FAMILIES, tiny_config
+from transformers import AutoModelForCausalLM
+
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.headers import safetensors_headers
+from stonechat_models.loader import ModelFiles
+from stonechat_models.survey import ModelSurvey, ServingForm, survey_model
+from stonechat_models.transformers_model import self_check
+
+
+def survey(model: Path | str, **changes: object) -> ModelSurvey:
+    config = EngineConfig(model=str(model), device="cpu", **changes)  # type: ignore[arg-type]
+    return survey_model(config, lambda line: None)
+
+
+def form(found: ModelSurvey, name: str) -> ServingForm:
+    return next(one for one in found.forms if one.name == name)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_sizes_are_those_of_the_loaded_module(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    # GPT-NeoX has no key heads of its own, whatever a config says.
+    own = {"num_key_value_heads": 4} if family == "gpt_neox" else {}
+    config = tiny_config(family, **own)
+    module = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    module.save_pretrained(tmp_path)
+    found = survey(tmp_path)
+    parameters = list({id(p): p for p in module.parameters()}.values())
+    assert found.num_parameters == sum(p.numel() for p in parameters)
+    assert found.refusal is None
+    assert found.architecture == type(module).__name__
+    assert form(found, "float32").weight_bytes == sum(p.numel() * 4 for p in parameters)
+    shapes = self_check(module.eval(), torch.device("cpu"), module.config.vocab_size).shapes
+    assert found.kv_elements_per_token == sum(shape.num_elements for shape in shapes.values())
+    assert found.max_model_len == 256
+
+
+def test_a_mixture_reads_only_its_active_experts(tmp_path: Path) -> None:
+    module = AutoModelForCausalLM.from_config(tiny_config("qwen3_moe"))
+    module.save_pretrained(tmp_path)
+    found = survey(tmp_path)
+    experts = sum(p.numel() for name, p in module.named_parameters() if ".experts." in name)
+    assert found.num_active_parameters == found.num_parameters - experts // 2  # 2 of 4
+    embedding = module.get_input_embeddings().weight.numel()
+    assert form(found, "float32").decode_bytes == 4 * (found.num_active_parameters - embedding)
+
+
+def test_the_default_models_sizes_are_those_of_the_compiled_path(
+    default_model_files: ModelFiles,
+) -> None:
+    from stonechat_models import native
+
+    found = survey("")
+    assert found.num_parameters == 134_515_008
+    for quantize in ("auto", "int8", "int4"):
+        config = EngineConfig(model="", quantize=quantize, threads=1)  # type: ignore[arg-type]
+        if native.supports(default_model_files, config) is not None:
+            pytest.skip("the compiled path cannot be used here")
+        model = native.NativeModel.load(default_model_files, config, lambda line: None)
+        mine = form(found, "as stored" if quantize == "auto" else quantize)
+        assert mine.weight_bytes == pytest.approx(model.info.weight_bytes, rel=0.01)
+        assert mine.kv_bytes_per_token == model.kv_bytes_per_token
+    assert [one.name for one in found.forms if one.is_default] == ["as stored"]
+
+
+def test_a_model_that_would_be_wrong_is_refused_with_the_reason(tmp_path: Path) -> None:
+    config = tiny_config("qwen3").to_dict()
+    AutoModelForCausalLM.from_config(tiny_config("qwen3")).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**config, "layer_types": ["linear_attention"] * 2}))
+    assert "linear_attention" in (survey(tmp_path).refusal or "")
+    path.write_text(json.dumps({**config, "model_type": "nothing_known"}))
+    assert "nothing_known" in (survey(tmp_path).refusal or "")
+    path.write_text(json.dumps(config))
+    assert "256" in (survey(tmp_path, max_model_len=999).refusal or "")
+
+
+def test_the_kv_budget_follows_the_settings(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(tiny_config("llama")).save_pretrained(tmp_path)
+    found = survey(tmp_path)
+    one = form(found, "float32")
+    left = found.free_memory - one.weight_bytes
+
+    def budget(**changes: object) -> int:
+        return found.kv_budget(one, EngineConfig(model="x", **changes))  # type: ignore[arg-type]
+
+    assert budget(kv_cache_bytes=12345) == 12345
+    assert budget(kv_cache_fraction=0.5) == pytest.approx(left * 0.5, abs=1)
+    assert 0 < budget() <= 4 << 30
+    assert budget(kv_cache_bytes=1 << 60) == left
+
+
+def test_headers_equal_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.bfloat16)}, path)
+    found = {t.name: (t.type_name, t.shape, t.num_bytes) for t in safetensors_headers(path)}
+    assert found == {"a": ("F32", (3, 4), 48), "b": ("BF16", (5,), 10)}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0[]", b"{}" * 50])
+def test_damaged_headers_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match="no safetensors file"):
+        safetensors_headers(path)
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    for model in (tmp_path, tmp_path / "x.gguf", "nobody/nothing"):
+        with pytest.raises(ModelLoadError, match=r"config|not on this machine|hub did not give"):
+            survey(model)
