@@ -58,6 +58,21 @@ class Settings(BaseSettings):
     chat_template: str | None = _option(
         "Model", None, "Jinja chat template (a file, or the text itself) in place of the model's"
     )
+    tool_format: Literal[
+        "auto",
+        "hermes",
+        "llama_json",
+        "pythonic",
+        "mistral",
+        "mistral_list",
+        "deepseek_v3",
+        "deepseek_v31",
+        "generic",
+    ] = _option("Model", "auto", "how the model writes tool calls (auto: as its template shows)")
+    schema_in_prompt: bool = _option(
+        "Model", True, "show the model the form its answer must have, in the system message"
+    )
+    reasoning: bool = _option("Model", True, "tell the model's reasoning from its answer")
     trust_remote_code: bool = _option("Model", False, "run Python code that comes with the model")
     allow_pickle: bool = _option(
         "Model", False, "load pickled weights, which can run code of their author"
@@ -82,6 +97,11 @@ class Settings(BaseSettings):
         "Computing", False, "only kernels whose result does not depend on the batch"
     )
     eager: bool = _option("Computing", False, "switch CUDA graphs off")
+    engine_process: bool | None = _option(
+        "Computing",
+        None,
+        "run the engine in a process of its own, restarted after a crash (default: on CUDA)",
+    )
 
     max_model_len: int | None = _option(
         "Memory and batching", None, "context length in tokens (default: the model's)", ge=1
@@ -121,7 +141,7 @@ class Settings(BaseSettings):
     )
     max_body_size: ByteSize = _option("Server", ByteSize(8 * 2**20), "largest request body", ge=1)
     keep_alive_interval: float = _option(
-        "Server", 15.0, "seconds of silence after which a stream gets a comment; 0: never", ge=0.0
+        "Server", 15.0, "seconds between the comments that keep a stream alive; 0: none", ge=0.0
     )
     shutdown_grace: int = _option(
         "Server", 30, "seconds that running requests get to end after SIGTERM", ge=0
@@ -238,6 +258,7 @@ class Settings(BaseSettings):
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
             eager=self.eager,
+            engine_process=self.engine_process,
         )
 
 

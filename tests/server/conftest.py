@@ -1,5 +1,6 @@
 """A server on a scripted engine, called in process."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,12 @@ from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
 
 ClientFactory = Callable[..., TestClient]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("STONECHAT_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

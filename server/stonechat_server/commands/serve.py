@@ -49,6 +49,7 @@ def _serve(settings: "Settings", listener: socket.socket) -> int:
     from stonechat_models import AsyncEngine, EngineError
     from stonechat_server.app import create_app
     from stonechat_server.banner import start_banner
+    from stonechat_server.errors import APIError
     from stonechat_server.http_server import serve
     from stonechat_server.keys import KeysFileError
     from stonechat_server.ledger import LedgerError
@@ -59,9 +60,16 @@ def _serve(settings: "Settings", listener: socket.socket) -> int:
     try:
         ledger = _open_ledger(settings)
         tracing = Tracing.from_environment() if settings.otel else None
-        engine: EngineLike = AsyncEngine.from_config(settings.engine_config())
+        engine: EngineLike = AsyncEngine.from_config(settings.engine_config(), _progress)
         app = create_app(settings, engine, ledger=ledger, tracing=tracing)
-    except (EngineError, KeysFileError, LedgerError, TracingUnavailableError, OSError) as error:
+    except (
+        EngineError,
+        APIError,  # the chat template does not compile
+        KeysFileError,
+        LedgerError,
+        TracingUnavailableError,
+        OSError,
+    ) as error:
         return _fail(str(error))
     state = app.state.server
     banner = start_banner(
@@ -95,6 +103,10 @@ def base_url(host: str, listener: socket.socket, scheme: str = "http") -> str:
     return (
         f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
     )
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _fail(message: str) -> int:
