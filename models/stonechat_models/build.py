@@ -1,6 +1,5 @@
 """From an `EngineConfig` to an engine: find the model, choose how to run it, size its KV cache."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -30,12 +29,11 @@ DEFAULT_NUM_SEQS = {"cuda": 256, "mps": 64, "cpu": 128}
 
 def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Tokenizer]:
     """Load everything. Raises `ModelLoadError`; `UnsupportedModelError` for what would be wrong."""
-    from stonechat_models.device import choose_device
+    from stonechat_models.device import choose_device, usable_cores
     from stonechat_models.sampler import Sampler
 
     device = choose_device(config.device)
-    threads = config.threads or os.cpu_count() or 1
-    config = replace(config, threads=threads)
+    config = replace(config, threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
     refuse_unserved_layers(files.config)
     max_model_len = context_length(files.config, config.max_model_len)

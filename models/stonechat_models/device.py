@@ -1,6 +1,7 @@
 """Chooses device and dtype, and says how much memory there is."""
 
 import os
+import os
 import sys
 from pathlib import Path
 
@@ -81,6 +82,34 @@ def cpu_has_bfloat16() -> bool:
     return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
 
 
+def usable_cores() -> int:
+    """Cores this process may keep busy: of two hardware threads of a core one, and no more than
+    its affinity and its cgroup's CPU quota give."""
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = set()
+    for cpu in allowed:
+        try:
+            cores.add(Path(siblings.format(cpu)).read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    quotas = [quota for folder in _cgroup_folders("cpu") if (quota := _cpu_quota(folder))]
+    return max(1, min([len(cores), *(int(quota) for quota in quotas)]))
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    """CPUs that a cgroup may use at once; None without a limit."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return None if int(quota) <= 0 else max(1.0, int(quota) / int(period))
+    except (OSError, ValueError):  # "max": no limit
+        return None
+
+
 def total_memory(device: torch.device) -> int:
     """Bytes of memory of a device; on a CPU what this process may use, by its cgroup too."""
     if device.type == "cuda":
@@ -125,7 +154,7 @@ def _cgroup_memory() -> list[tuple[int, int]]:
     return found
 
 
-def _cgroup_folders() -> list[Path]:
+def _cgroup_folders(controller: str = "memory") -> list[Path]:
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -133,9 +162,9 @@ def _cgroup_folders() -> list[Path]:
     folders: list[Path] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        root = CGROUP_V2 if not controllers else CGROUP_V1
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
+        root = CGROUP_V1.with_name(controller) if controllers else CGROUP_V2
         here = root / path.lstrip("/")
         folders += [here, *(p for p in here.parents if p == root or root in p.parents)]
     return [folder for folder in folders if folder.is_dir()]

@@ -71,3 +71,14 @@ def test_a_control_group_limits_memory(
     assert free_memory(CPU) == (1 << 20) - 500_000
     (tmp_path / names[0]).write_text("max\n")
     assert total_memory(CPU) > 1 << 20
+
+
+def test_cores_are_those_of_the_affinity_and_the_quota(monkeypatch, tmp_path):
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    monkeypatch.setattr(device, "_cgroup_folders", lambda controller: [tmp_path])
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: range(1000, 1008), raising=False)
+    assert device.usable_cores() == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert device.usable_cores() == 8
+    (tmp_path / "cpu.max").write_text("450000 100000\n")
+    assert device.usable_cores() == 4
