@@ -1,7 +1,6 @@
 """Chooses device and dtype, and says how much memory there is."""
 
 import os
-import os
 import sys
 from pathlib import Path
 

@@ -59,9 +59,8 @@ def inspect_machine(progress: Progress) -> Machine:
     """Look at everything. Compiles the CPU kernels if that was not done yet."""
     import torch
 
-    from stonechat_models.device import free_memory, total_memory
+    from stonechat_models.device import free_memory, total_memory, usable_cores
     from stonechat_models.native.build import find_compiler
-    from stonechat_models.native.model import default_threads
 
     cpu = torch.device("cpu")
     isa, refusal = _native(progress)
@@ -71,7 +70,7 @@ def inspect_machine(progress: Progress) -> Machine:
         cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
         num_cpus=os.cpu_count() or 1,
         usable_cpus=_usable_cpus(),
-        num_cores=default_threads(),
+        num_cores=usable_cores(),
         cpu_quota=_cpu_quota(),
         instruction_sets=_instruction_sets(),
         total_memory=total_memory(cpu),

@@ -1,10 +1,8 @@
 """A Llama-like decoder on the CPU: one call of the compiled library a step."""
 
 import ctypes
-import os
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 
 from stonechat_models.cache import Progress
 from stonechat_models.config import EngineConfig
+from stonechat_models.device import usable_cores
 from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelError
 from stonechat_models.forward_batch import ForwardBatch
 from stonechat_models.native.library import (
@@ -76,21 +75,6 @@ def _check_settings(files: "ModelFiles", config: EngineConfig) -> None:
         raise UnsupportedModelError("its weights are not in safetensors")
 
 
-def default_threads() -> int:
-    """The cores this process may use; of two hardware threads of a core, one."""
-    cpus = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
-    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    cores = set()
-    for cpu in cpus:
-        try:
-            cores.add(Path(siblings.format(cpu)).read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, len(cores))
-
-
 class NativeModel:
     """The compiled path's `CausalModel`.
 
@@ -143,7 +127,7 @@ class NativeModel:
                 kv_bytes_per_token=0,
                 max_batch_tokens=0,
                 max_num_seqs=0,
-                threads=config.threads or default_threads(),
+                threads=config.threads or usable_cores(),
             )
             return cls(library, spec, plan, info)
         finally:
