@@ -10,6 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # read when a kernel's module is imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from stonechat_models.config import EngineConfig
 from stonechat_models.loader import ModelFiles, resolve_model
 

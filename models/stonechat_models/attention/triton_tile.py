@@ -1,0 +1,97 @@
+"""The inner loop of the Triton kernels: one tile of query rows over a range of cached keys.
+
+Softmax is computed online (arXiv 2205.14135), in base 2 and float32. Rows of a tile are pairs of
+a query token and a head of one KV head's group, so that a key is read once for the whole group.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def tanh(x):
+    """By an exponential that cannot overflow."""
+    decay = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+    magnitude = (1.0 - decay) / (1.0 + decay)
+    return tl.where(x < 0.0, -magnitude, magnitude)
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """The product in float32. UPCAST: the interpreter cannot multiply bfloat16 itself."""
+    if UPCAST:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def attend_tile(
+    query,  # [BLOCK_M, BLOCK_DK]
+    row_positions,  # int32[BLOCK_M]: position of each row's token
+    first,  # keys from here, a multiple of BLOCK_K
+    last,  # to here, exclusive
+    keys,  # the layer's keys at the KV head
+    values,
+    block_table,  # the sequence's row
+    stride_key,  # elements from a slot to the next
+    stride_value,
+    scaling,
+    softcap,
+    window,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Unnormalised output float32[BLOCK_M, BLOCK_DV], largest score and sum of weights [BLOCK_M].
+
+    Scores are in base 2. A row that sees no key has the largest score -inf and the sum 0.
+    """
+    offsets_k = tl.arange(0, BLOCK_K)
+    offsets_dk = tl.arange(0, BLOCK_DK)
+    offsets_dv = tl.arange(0, BLOCK_DV)
+    peak = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK_M], dtype=tl.float32)
+    output = tl.zeros([BLOCK_M, BLOCK_DV], dtype=tl.float32)
+    for start in range(first, last, BLOCK_K):
+        positions = start + offsets_k
+        in_range = positions < last
+        blocks = tl.load(block_table + positions // BLOCK_SIZE, mask=in_range, other=0)
+        slots = blocks.to(tl.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
+        key = tl.load(
+            keys + slots[:, None] * stride_key + offsets_dk[None, :],
+            mask=in_range[:, None] & (offsets_dk < DK)[None, :],
+            other=0.0,
+        ).to(query.dtype)
+        scores = dot(query, tl.trans(key), PRECISION, UPCAST) * scaling
+        if HAS_SOFTCAP:
+            scores = softcap * tanh(scores / softcap)
+        seen = in_range[None, :] & (positions[None, :] <= row_positions[:, None])
+        if HAS_WINDOW:
+            seen = seen & (row_positions[:, None] - positions[None, :] < window)
+        scores = tl.where(seen, scores * LOG2E, float("-inf"))
+
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        # A row that has seen nothing yet must not compute -inf minus -inf.
+        shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+        weights = tl.exp2(scores - shift[:, None])
+        rescale = tl.exp2(peak - shift)
+        total = total * rescale + tl.sum(weights, 1)
+        value = tl.load(
+            values + slots[:, None] * stride_value + offsets_dv[None, :],
+            mask=in_range[:, None] & (offsets_dv < DV)[None, :],
+            other=0.0,
+        ).to(query.dtype)
+        output = output * rescale[:, None]
+        output += dot(weights.to(query.dtype), value, PRECISION, UPCAST)
+        peak = new_peak
+    return output, peak, total
