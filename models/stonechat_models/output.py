@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from stonechat_models.detokenizer import Detokenizer
-from stonechat_models.stop_strings import StopAutomaton
+from stonechat_models.stop_strings import StopStrings
 from stonechat_models.tokenizer import Tokenizer
 from stonechat_models.types import (
     CompletionDelta,
@@ -38,9 +38,9 @@ class OutputProcessor:
 
     def __init__(self, tokenizer: Tokenizer, request: GenerateRequest) -> None:
         params = request.params
-        automaton = StopAutomaton(params.stop) if params.stop else None
+        stops = StopStrings(params.stop) if params.stop else None
         self._request = request
-        self._choices = [_Choice(i, tokenizer, params, automaton) for i in range(params.n)]
+        self._choices = [_Choice(i, tokenizer, params, stops) for i in range(params.n)]
         self._num_unfinished = params.n
         self._stopped: list[int] = []
         self._num_cached_tokens = 0
@@ -113,18 +113,19 @@ class _Choice:
         index: int,
         tokenizer: Tokenizer,
         params: SamplingParams,
-        automaton: StopAutomaton | None,
+        stops: StopStrings | None,
     ) -> None:
         self.finish_reason: FinishReason | None = None
         self._index = index
         self._tokenizer = tokenizer
         self._params = params
-        self._automaton = automaton
-        self._state = 0
+        self._stops = stops
         self._detokenizer = Detokenizer(tokenizer)
         self._skipped = tokenizer.special_ids if params.skip_special_tokens else frozenset()
         self._num_tokens = 0
+        self._shows_stop = params.include_stop_str_in_output
         self._held = ""
+        """The end of the text that may become a stop string; given out only if those are shown."""
         self._num_given = 0
         self._entries: deque[tuple[int, LogprobEntry]] = deque()
         self._stop_reason: str | int | None = None
@@ -165,7 +166,7 @@ class _Choice:
         return delta
 
     def _shows_end(self, token_id: int) -> bool:
-        return self._params.include_stop_str_in_output and not self._is_eos(token_id)
+        return self._shows_stop and not self._is_eos(token_id)
 
     def _is_eos(self, token_id: int) -> bool:
         return token_id in self._tokenizer.eos_token_ids and not self._params.ignore_eos
@@ -174,32 +175,24 @@ class _Choice:
         """Give out what can be of the text so far; True when a stop string has ended the choice."""
         if not text:
             return False
-        automaton = self._automaton
-        if automaton is None:
+        stops = self._stops
+        if stops is None:
             self._give(text)
             return False
-        if self._num_tokens < self._params.min_tokens:
-            self._state = automaton.skip(self._state, text)
-        else:
-            self._state, end, stop = automaton.find(self._state, text)
+        known, num_seen = self._held + text, len(self._held)
+        first = num_seen if self._shows_stop else 0
+        if self._num_tokens >= self._params.min_tokens:
+            end, stop = stops.find(known, num_seen)
             if end >= 0:
-                self._stop_at(self._held + text[:end], stop)
+                self._give(known[first : end if self._shows_stop else end - len(stop)])
+                self._held = ""
+                self._entries.clear()
+                self.finish_reason, self._stop_reason = FinishReason.STOP, stop
                 return True
-        known = self._held + text
-        num_held = 0 if self._params.include_stop_str_in_output else automaton.held[self._state]
-        split = len(known) - num_held
+        split = len(known) - stops.num_held(known)
         self._held = known[split:]
-        self._give(known[:split])
+        self._give(known[first:] if self._shows_stop else known[:split])
         return False
-
-    def _stop_at(self, known: str, stop: str) -> None:
-        """End with the text not given out yet, `known`, at whose end `stop` stands."""
-        if not self._params.include_stop_str_in_output:
-            known = known[: len(known) - len(stop)]
-        self._held = ""
-        self._give(known)
-        self._entries.clear()
-        self.finish_reason, self._stop_reason = FinishReason.STOP, stop
 
     def _end(self, reason: FinishReason, stop_token_id: int | None) -> None:
         """End as the engine says, unless the last bytes complete a stop string after all."""
@@ -207,7 +200,8 @@ class _Choice:
             if reason in (FinishReason.ABORT, FinishReason.ERROR):
                 self.finish_reason, self._stop_reason = reason, None
             return
-        self._give(self._held)
+        if not self._shows_stop:
+            self._give(self._held)
         self._held = ""
         self._new_entries.extend(entry for _, entry in self._entries)
         self._entries.clear()

@@ -1,75 +1,49 @@
-"""Finds stop strings in a text that arrives in pieces (Aho and Corasick, CACM 18(6), 1975).
+"""Finds stop strings in a text that arrives in pieces.
 
 The text ends where the first of the stop strings is complete; of several that end there, the
 longest counts. So the answer depends on the text alone, not on how it was cut into tokens.
 """
 
-from collections import deque
 from collections.abc import Sequence
 
 
-class StopAutomaton:
-    """All stop strings of a request in one machine. Immutable: choices keep only a state, an int.
+class StopStrings:
+    """The stop strings of a request. Keeps nothing of any text: all its choices share it.
 
-    State 0 is the beginning. A step costs one dictionary look-up or a few, however many strings.
+    Nothing is built from the strings either, so that thousands of characters cost nothing
+    until a text begins like them.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._next: list[dict[str, int]] = [{}]
-        self._match: list[str | None] = [None]
-        depths = [0]
-        for stop in stops:
-            state = 0
-            for char in stop:
-                found = self._next[state].get(char)
-                if found is None:
-                    found = len(depths)
-                    self._next[state][char] = found
-                    self._next.append({})
-                    self._match.append(None)
-                    depths.append(depths[state] + 1)
-                state = found
-            self._match[state] = stop
-        self._fallback = [0] * len(depths)
-        self.held = [0] * len(depths)
-        """Per state: how many last characters may still become (part of) a stop string."""
-        self._link(depths)
+        self._stops = tuple(dict.fromkeys(stops))
 
-    def _link(self, depths: list[int]) -> None:
-        """Give each state, shallow ones first, the state of its longest proper suffix."""
-        waiting = deque(self._next[0].values())
-        while waiting:
-            state = waiting.popleft()
-            fallback = self._fallback[state]
-            self._match[state] = self._match[state] or self._match[fallback]
-            self.held[state] = depths[state] if self._next[state] else self.held[fallback]
-            for char, child in self._next[state].items():
-                self._fallback[child] = self._step(fallback, char)
-                waiting.append(child)
+    def find(self, text: str, num_seen: int) -> tuple[int, str]:
+        """Return the end of the first match in `text` and its stop string; -1 and "" if none.
 
-    def _step(self, state: int, char: str) -> int:
-        while True:
-            found = self._next[state].get(char)
-            if found is not None:
-                return found
-            if state == 0:
-                return 0
-            state = self._fallback[state]
-
-    def find(self, state: int, text: str) -> tuple[int, int, str]:
-        """Go on from `state` over `text`: (new state, end, stop) at the first stop string to end.
-
-        `end` counts the characters of `text` up to the end of the match; -1 and "" without one.
+        Matches that end within the first `num_seen` characters do not count.
         """
-        for end, char in enumerate(text, 1):
-            state = self._step(state, char)
-            stop = self._match[state]
-            if stop is not None:
-                return state, end, stop
-        return state, -1, ""
+        first_end, found = -1, ""
+        for stop in self._stops:
+            start = text.find(stop, max(0, num_seen - len(stop) + 1))
+            if start < 0:
+                continue
+            end = start + len(stop)
+            if first_end < 0 or (end, -len(stop)) < (first_end, -len(found)):
+                first_end, found = end, stop
+        return first_end, found
 
-    def skip(self, state: int, text: str) -> int:
-        """Go on from `state` over `text` where no match counts; return the new state."""
-        for char in text:
-            state = self._step(state, char)
-        return state
+    def num_held(self, text: str) -> int:
+        """Return how many last characters of `text` may still become a stop string.
+
+        That is the longest end of `text` that begins a stop string without being all of it.
+        """
+        held, size = 0, len(text)
+        for stop in self._stops:
+            start = max(0, size - len(stop) + 1)
+            at = text.find(stop[0], start, size - held)
+            while at >= 0:
+                if stop[size - at - 1] == text[-1] and stop.startswith(text[at:]):
+                    held = size - at
+                    break
+                at = text.find(stop[0], at + 1, size - held)
+        return held

@@ -1,7 +1,9 @@
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stonechat_models.stop_strings import StopAutomaton
+from stonechat_models.stop_strings import StopStrings
 
 LETTERS = st.text(alphabet="ab", max_size=12)
 STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=5), min_size=1, max_size=5)
@@ -21,37 +23,43 @@ def longest_prefix_at_end(stops: list[str], text: str) -> int:
     return max(lengths, default=0)
 
 
-@given(STOPS, LETTERS, st.integers(0, 12))
-def test_finds_what_the_definition_says_wherever_the_text_is_cut(
-    stops: list[str], text: str, cut: int
-) -> None:
-    automaton = StopAutomaton(stops)
-    state, end, stop = automaton.find(0, text[:cut])
-    if end < 0:
-        state, end, stop = automaton.find(state, text[cut:])
-        end = end if end < 0 else end + len(text[:cut])
-    assert (end, stop) == first_end(stops, text)
-    if end < 0:
-        assert automaton.held[state] == longest_prefix_at_end(stops, text)
+@given(STOPS, LETTERS, LETTERS)
+def test_the_first_end_after_what_was_seen(stops: list[str], seen: str, more: str) -> None:
+    expected = (-1, "")
+    for end in range(len(seen) + 1, len(seen + more) + 1):
+        if found := [stop for stop in stops if (seen + more)[:end].endswith(stop)]:
+            expected = end, max(found, key=len)
+            break
+    assert StopStrings(stops).find(seen + more, len(seen)) == expected
 
 
 @given(STOPS, LETTERS)
-def test_skipping_keeps_the_state(stops: list[str], text: str) -> None:
-    automaton = StopAutomaton(stops)
-    state = automaton.skip(0, text)
-    assert automaton.held[state] == longest_prefix_at_end(stops, text)
-    _, end, stop = automaton.find(state, "ab")
-    expected = [
-        (n, max(found, key=len))
-        for n in (1, 2)
-        if (found := [s for s in stops if (text + "ab"[:n]).endswith(s)])
-    ]
-    assert (end, stop) == (expected[0] if expected else (-1, ""))
+def test_holds_the_longest_beginning_of_a_stop_string(stops: list[str], text: str) -> None:
+    assert StopStrings(stops).num_held(text) == longest_prefix_at_end(stops, text)
 
 
-def test_one_of_many_long_strings() -> None:
-    stops = ["x" * 1000 + chr(0x4E00 + i) for i in range(64)]
-    automaton = StopAutomaton(stops)
-    state, end, _ = automaton.find(0, "x" * 5000)
-    assert (end, automaton.held[state]) == (-1, 1000)
-    assert automaton.find(state, "一")[1:] == (1, stops[0])
+@given(STOPS, LETTERS, st.lists(st.integers(1, 4), max_size=12))
+def test_cuts_do_not_matter(stops: list[str], text: str, sizes: list[int]) -> None:
+    """Following the text piece by piece, keeping only what is held, finds the same place."""
+    strings, held, at = StopStrings(stops), "", 0
+    for size in [*sizes, len(text) + 1]:
+        piece = text[at : at + size]
+        end, stop = strings.find(held + piece, len(held))
+        if end >= 0:
+            assert (at - len(held) + end, stop) == first_end(stops, text)
+            return
+        at += len(piece)
+        held = (held + piece)[len(held + piece) - strings.num_held(held + piece) :]
+    assert first_end(stops, text) == (-1, "")
+
+
+def test_many_long_strings_cost_little() -> None:
+    stops = ["x" * 100_000 + chr(0x4E00 + i) for i in range(64)]
+    started = time.perf_counter()
+    strings = StopStrings(stops)
+    text = "x" * 5000
+    assert strings.find(text, 0) == (-1, "")
+    assert strings.num_held(text) == 5000
+    assert strings.num_held(text + "y") == 0
+    assert time.perf_counter() - started < 1.0
+    assert strings.find("x" * 100_001 + "一", 5000) == (100_002, stops[0])
