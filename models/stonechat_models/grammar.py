@@ -46,6 +46,14 @@ def _limits() -> LLParserLimits:
     )
 
 
+def check_grammar(spec: GrammarSpec) -> None:
+    """Raises `GrammarError` for what cannot be compiled; costs about as much as compiling."""
+    grammar = _to_llguidance(spec)
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, None, limits=_limits())
+    if is_error:
+        raise GrammarError(_reason(messages[0]))
+
+
 class GrammarConstraint:
     """One sequence's place in a grammar. Owned by one thread at a time."""
 

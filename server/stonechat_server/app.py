@@ -26,6 +26,7 @@ from stonechat_server.routes import chat, health, metrics, models
 from stonechat_server.security import BrowserGuard, own_names
 from stonechat_server.settings import Settings
 from stonechat_server.state import ServerState
+from stonechat_server.structure import Structure
 from stonechat_server.templates import Templates
 from stonechat_server.tracing import Tracing
 
@@ -52,6 +53,12 @@ def create_app(
         engine=engine,
         templates=Templates(
             engine.tokenizer, settings.chat_template, settings.allow_request_templates
+        ),
+        structure=Structure(
+            engine.tokenizer,
+            settings.tool_format,
+            schema_in_prompt=settings.schema_in_prompt,
+            has_reasoning=settings.reasoning,
         ),
         authenticator=Authenticator(
             settings.all_api_keys(), store, operations.admission.rate_limiter.headers

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stonechat_server.engine import EngineLike
     from stonechat_server.operations import Operations
     from stonechat_server.settings import Settings
+    from stonechat_server.structure import Structure
     from stonechat_server.templates import Templates
 
 
@@ -24,6 +25,7 @@ class ServerState:
     settings: "Settings"
     engine: "EngineLike"
     templates: "Templates"
+    structure: "Structure"
     authenticator: "Authenticator"
     operations: "Operations"
     sinks: "Sequence[FinishedSink]"

@@ -19,10 +19,11 @@ SPECIALS = (b"<|end|>", b"<|start|>", b"<|tool|>")
 
 
 class ByteVocabulary:
-    """Ids 0-255 are bytes, then `PIECES`, then `SPECIALS`; `<|end|>` ends a sequence."""
+    """Ids 0-255 are bytes, then `PIECES`, `SPECIALS` and further ones; `<|end|>` is the end."""
 
-    def __init__(self) -> None:
-        self._tokens = [bytes([i]) for i in range(256)] + [*PIECES, *SPECIALS]
+    def __init__(self, specials: Iterable[str] = ()) -> None:
+        self._specials = [*SPECIALS, *(text.encode() for text in specials)]
+        self._tokens = [bytes([i]) for i in range(256)] + [*PIECES, *self._specials]
         self._ids = {token: i for i, token in enumerate(self._tokens)}
 
     @property
@@ -31,7 +32,7 @@ class ByteVocabulary:
 
     @property
     def special_ids(self) -> Collection[int]:
-        return frozenset(self._ids[token] for token in SPECIALS)
+        return frozenset(self._ids[token] for token in self._specials)
 
     @property
     def eos_token_ids(self) -> Collection[int]:

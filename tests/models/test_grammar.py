@@ -7,9 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import jsonschema
-import numpy as np
 import pytest
-import torch
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar import GrammarCompiler
@@ -17,8 +15,7 @@ from stonechat_models.sampling_state import TokenConstraint
 from stonechat_models.types import GrammarSpec
 from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.example_schemas import SCHEMAS
-
-PADDED_VOCAB = 320
+from tests.models.walks import PADDED_VOCAB, allowed_ids, walk
 
 
 @pytest.fixture(scope="module")
@@ -29,36 +26,6 @@ def vocabulary() -> ByteVocabulary:
 @pytest.fixture(scope="module")
 def compiler(vocabulary: ByteVocabulary) -> GrammarCompiler:
     return GrammarCompiler(vocabulary, PADDED_VOCAB)
-
-
-def allowed_ids(constraint: TokenConstraint) -> list[int]:
-    row = torch.zeros(PADDED_VOCAB // 32, dtype=torch.int32)
-    assert constraint.fill_bitmask(row)
-    bits = np.unpackbits(row.numpy().view(np.uint8), bitorder="little")
-    return [int(i) for i in np.nonzero(bits)[0]]
-
-
-def walk(
-    constraint: TokenConstraint, vocabulary: ByteVocabulary, rng: random.Random, limit: int = 400
-) -> bytes | None:
-    """Random allowed tokens to the end; None when there is none within `limit` tokens.
-
-    Quotes and brackets are drawn more often, so that most walks end.
-    """
-    token_ids: list[int] = []
-    closers = [vocabulary.id_of(c) for c in (b'"', b"}", b"]", b'"}')]
-    for _ in range(limit):
-        if constraint.is_finished:
-            return vocabulary.decode(token_ids)
-        allowed = allowed_ids(constraint)
-        assert allowed
-        likely = [i for i in closers if i in allowed]
-        token_id = rng.choice(likely if likely and rng.random() < 0.3 else allowed)
-        if token_id in vocabulary.eos_token_ids:
-            return vocabulary.decode(token_ids)
-        token_ids.append(token_id)
-        constraint.accept(token_id)
-    return None
 
 
 def accepts(constraint: TokenConstraint, vocabulary: ByteVocabulary, text: str) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from functools import partial
 from urllib.parse import quote
 
 import msgspec
@@ -19,7 +20,7 @@ from stonechat_server.generation import CLIENT_GONE, Generation
 from stonechat_server.limits import check_depth, check_length, check_messages, read_body
 from stonechat_server.openapi import CHAT_EXTRA, CHAT_RESPONSES
 from stonechat_server.parse import parse_request
-from stonechat_server.prepare import Plan, prepare
+from stonechat_server.prepare import Plan, has_grammar, prepare
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.sse import EventStream
 from stonechat_server.state import ServerState, server_state
@@ -27,7 +28,7 @@ from stonechat_server.state import ServerState, server_state
 router = APIRouter()
 
 INLINE_BODY_BYTES = 16_384
-"""Larger bodies are prepared in a thread, so that they hold up no stream."""
+"""Larger bodies, and those with grammars, are prepared in a thread: they hold up no stream."""
 
 MAX_HEADER_BYTES = 1_024
 
@@ -91,9 +92,10 @@ def check_model(state: ServerState, name: str, identity: Identity) -> None:
 
 
 async def _prepare(state: ServerState, request: ChatCompletionRequest, size: int) -> Plan:
-    if size <= INLINE_BODY_BYTES:
-        return prepare(request, state.engine, state.templates)
-    return await asyncio.to_thread(prepare, request, state.engine, state.templates)
+    work = partial(prepare, request, state.engine, state.templates, state.structure)
+    if size <= INLINE_BODY_BYTES and not has_grammar(request):
+        return work()
+    return await asyncio.to_thread(work)
 
 
 def _head(state: ServerState, request: ChatCompletionRequest) -> CompletionHead:

@@ -55,14 +55,19 @@ FIELDS: dict[str, FieldNote] = {
         "`include_usage`, `include_obfuscation` (off by default), `continuous_usage_stats`; "
         "only with `stream: true`"
     ),
-    "tools": _rejected("an empty list is accepted", []),
-    "tool_choice": _rejected("`none` and `auto` are accepted", "none", "auto"),
-    "parallel_tool_calls": _no_effect("as there are no tools", True),
+    "tools": _honoured("functions and custom tools, at most 128; see `tools.md`"),
+    "tool_choice": _honoured("`none`, `auto`, `required`, one tool, or `allowed_tools`"),
+    "parallel_tool_calls": _honoured("default true; false: at most one call"),
     "functions": _rejected("the form before `tools`", []),
     "function_call": _rejected("the form before `tool_choice`", "none", "auto"),
-    "response_format": _rejected("`text` is accepted", {"type": "text"}),
-    "structured_outputs": _rejected("", {}),
-    "reasoning_effort": _honoured("reaches the chat template as `reasoning_effort`"),
+    "response_format": _honoured("`text`, `json_object`, `json_schema`; always enforced"),
+    "structured_outputs": _honoured("extension; one of `json`, `regex`, `choice`, `grammar`"),
+    "reasoning_effort": _honoured(
+        "reaches the chat template; `none` switches thinking off where the template can"
+    ),
+    "thinking_budget": _honoured(
+        "extension; at most so many reasoning tokens; 400 for a model without reasoning marks"
+    ),
     "verbosity": _no_effect("", "medium"),
     "prediction": _rejected(""),
     "modalities": _rejected('`["text"]` is accepted', ["text"], []),

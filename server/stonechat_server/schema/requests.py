@@ -96,6 +96,7 @@ class ChatCompletionRequest(WireModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Fraction | None = None
     repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
+    thinking_budget: Annotated[int, Field(ge=0)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None

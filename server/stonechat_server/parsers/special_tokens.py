@@ -1,0 +1,25 @@
+"""Takes special tokens out of text that had to keep some of them."""
+
+import re
+from collections.abc import Collection
+
+from stonechat_server.parsing import DeltaParser, ParsedDelta
+
+
+class SpecialTokenFilter:
+    """A `DeltaParser` around another one, which does not see `dropped`.
+
+    Needed where markers of calls or reasoning are special tokens: the engine then leaves every
+    special token in the text. Each comes whole, as one token.
+    """
+
+    def __init__(self, dropped: Collection[str], inner: DeltaParser) -> None:
+        self._pattern = re.compile("|".join(map(re.escape, sorted(dropped))) or r"(?!)")
+        self._inner = inner
+
+    @property
+    def in_reasoning(self) -> bool:
+        return self._inner.in_reasoning
+
+    def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
+        return self._inner.feed(self._pattern.sub("", text), finished)

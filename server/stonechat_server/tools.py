@@ -1,0 +1,112 @@
+"""Which tools a request offers, and which of them may or must be called."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stonechat_server.errors import invalid
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.tools import (
+    AllowedToolsChoice,
+    CustomChoice,
+    CustomTool,
+    FunctionChoice,
+    FunctionTool,
+    Tool,
+)
+
+MAX_TOOLS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolPlan:
+    """`offered` tools are shown to the model, `callable` ones are what its grammar allows."""
+
+    offered: tuple[Tool, ...]
+    callable: tuple[Tool, ...]
+    is_required: bool
+    is_parallel: bool
+
+    @property
+    def functions(self) -> list[FunctionTool]:
+        return [tool for tool in self.callable if isinstance(tool, FunctionTool)]
+
+    @property
+    def customs(self) -> list[CustomTool]:
+        return [tool for tool in self.callable if isinstance(tool, CustomTool)]
+
+
+def plan_tools(request: ChatCompletionRequest) -> ToolPlan | None:
+    """None where nothing may be called. Raises `APIError` 400 for a choice that makes no sense."""
+    tools = request.tools or []
+    _check_tools(tools)
+    choice = request.tool_choice
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise invalid("tool_choice", "tool_choice is only allowed when tools are given.")
+        return None
+    if choice == "none":
+        return None
+    offered = callable_ = tuple(tools)
+    is_required = choice == "required"
+    if isinstance(choice, FunctionChoice | CustomChoice):
+        offered = callable_ = (_find(tools, choice, "tool_choice"),)
+        is_required = True
+    elif isinstance(choice, AllowedToolsChoice):
+        allowed = choice.allowed_tools
+        callable_ = tuple(
+            _find(tools, reference, f"tool_choice.allowed_tools.tools[{i}]")
+            for i, reference in enumerate(allowed.tools)
+        )
+        callable_ = tuple(tool for tool in tools if tool in callable_)
+        is_required = allowed.mode == "required"
+    return ToolPlan(
+        offered=offered,
+        callable=callable_,
+        is_required=is_required,
+        is_parallel=request.parallel_tool_calls is not False,
+    )
+
+
+def tool_name(tool: Tool) -> str:
+    """The name the model calls it by."""
+    return tool.function.name if isinstance(tool, FunctionTool) else tool.custom.name
+
+
+def parameters(tool: FunctionTool) -> dict[str, Any]:
+    """The JSON schema of a function's arguments; without one it takes none."""
+    schema = tool.function.parameters
+    if not schema:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    return schema if "type" in schema else {"type": "object", **schema}
+
+
+def _check_tools(tools: Sequence[Tool]) -> None:
+    if len(tools) > MAX_TOOLS:
+        raise invalid("tools", f"At most {MAX_TOOLS} tools are allowed.")
+    seen: set[str] = set()
+    for i, tool in enumerate(tools):
+        name = tool_name(tool)
+        if name in seen:
+            kind = "function" if isinstance(tool, FunctionTool) else "custom"
+            raise invalid(f"tools[{i}].{kind}.name", f"There are two tools named '{name}'.")
+        seen.add(name)
+        if isinstance(tool, FunctionTool) and parameters(tool)["type"] != "object":
+            raise invalid(
+                f"tools[{i}].function.parameters",
+                "The parameters of a function must be a JSON schema of type object.",
+            )
+
+
+def _find(tools: Sequence[Tool], reference: FunctionChoice | CustomChoice, where: str) -> Tool:
+    is_function = isinstance(reference, FunctionChoice)
+    name = (
+        reference.function.name
+        if isinstance(reference, FunctionChoice)
+        else (reference.custom.name)
+    )
+    for tool in tools:
+        if isinstance(tool, FunctionTool) is is_function and tool_name(tool) == name:
+            return tool
+    kind = "function" if is_function else "custom"
+    raise invalid(f"{where}.{kind}.name", f"There is no {kind} tool named '{name[:64]}'.")

@@ -1,0 +1,41 @@
+"""Random ways through a grammar."""
+
+import random
+
+import numpy as np
+import torch
+
+from stonechat_models.sampling_state import TokenConstraint
+from tests.models.byte_vocabulary import ByteVocabulary
+
+PADDED_VOCAB = 320
+
+
+def allowed_ids(constraint: TokenConstraint) -> list[int]:
+    row = torch.zeros(PADDED_VOCAB // 32, dtype=torch.int32)
+    assert constraint.fill_bitmask(row)
+    bits = np.unpackbits(row.numpy().view(np.uint8), bitorder="little")
+    return [int(i) for i in np.nonzero(bits)[0]]
+
+
+def walk(
+    constraint: TokenConstraint, vocabulary: ByteVocabulary, rng: random.Random, limit: int = 400
+) -> bytes | None:
+    """Random allowed tokens to the end; None when there is none within `limit` tokens.
+
+    Quotes and brackets are drawn more often, so that most walks end.
+    """
+    token_ids: list[int] = []
+    closers = [vocabulary.id_of(c) for c in (b'"', b"}", b"]", b'"}')]
+    for _ in range(limit):
+        if constraint.is_finished:
+            return vocabulary.decode(token_ids)
+        allowed = allowed_ids(constraint)
+        assert allowed
+        likely = [i for i in closers if i in allowed]
+        token_id = rng.choice(likely if likely and rng.random() < 0.3 else allowed)
+        if token_id in vocabulary.eos_token_ids:
+            return vocabulary.decode(token_ids)
+        token_ids.append(token_id)
+        constraint.accept(token_id)
+    return None
