@@ -4,12 +4,13 @@ Names and meanings follow vLLM's where both servers measure the same, under the 
 `stonechat:`; with `vllm_names` the same figures are served under `vllm:` as well.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
+    CONTENT_TYPE_PLAIN_0_0_4,
     CollectorRegistry,
     Counter,
     Histogram,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from stonechat_models import EngineStats, RequestOutput
     from stonechat_server.admission_control import AdmissionControl
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "stonechat:"
 VLLM_PREFIX = "vllm:"
 LATENCY_BUCKETS = (
@@ -194,6 +195,7 @@ class _EngineCollector(Collector):
         yield self._gauge("num_requests_admitted", "Holding a slot", admission.num_running)
         yield self._gauge("num_requests_queued", "Waiting for a slot", admission.num_queued)
         yield self._gauge("queued_tokens", "Expected tokens waiting", admission.num_queued_tokens)
+        yield self._gauge("event_loop_tasks", "Tasks of the server's event loop", _num_tasks())
         yield self._gauge("last_step_seconds", "Last engine step", stats.last_step_seconds)
         for name, text, value in (
             ("prompt_tokens", "Prompt tokens computed", stats.num_prompt_tokens),
@@ -230,6 +232,14 @@ class _Renamed(Collector):
                 sample._replace(name=_alias(sample.name)) for sample in metric.samples
             ]
             yield renamed
+
+
+def _num_tasks() -> int:
+    """0 outside of the event loop."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
 
 
 def _alias(name: str) -> str:

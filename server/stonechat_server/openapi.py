@@ -57,7 +57,7 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
             "text/event-stream": {"schema": {"type": "string"}},
         },
     },
-    **errors(400, 401, 404, 413, 429, 500, 503),
+    **errors(400, 401, 403, 404, 408, 413, 429, 500, 503, 504),
 }
 CHAT_EXTRA = {
     "requestBody": {"required": True, "content": json_body("ChatCompletionRequest")},

@@ -1,14 +1,21 @@
 """`GET /metrics`: Prometheus text. Open unless `--metrics-key` is set."""
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from stonechat_server.metrics import CONTENT_TYPE
+from stonechat_server.openapi import errors
 from stonechat_server.state import server_state
 
 router = APIRouter()
 
 
-@router.get("/metrics", operation_id="metrics")
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=PlainTextResponse,
+    responses={**errors(401, 403)},
+)
 async def metrics(http_request: Request) -> Response:
     """All metrics of this server."""
     state = server_state(http_request)

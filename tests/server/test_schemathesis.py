@@ -1,0 +1,41 @@
+"""Requests made from our own OpenAPI document never get a 5xx, nor an answer it does not tell of."""
+
+import pytest
+from fake_engine import FakeEngine
+from hypothesis import HealthCheck, settings
+
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
+
+schemathesis = pytest.importorskip("schemathesis")
+
+
+class LastingEngine(FakeEngine):
+    """Stays alive: every case has a lifespan of its own."""
+
+    async def shutdown(self) -> None:
+        pass
+
+
+app = create_app(Settings(allowed_host=["testserver"]), LastingEngine())
+schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+@schema.parametrize()
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_server_error(case: "schemathesis.Case") -> None:
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    response = case.call()
+    checks = [
+        not_a_server_error,
+        status_code_conformance,
+        content_type_conformance,
+        response_schema_conformance,
+    ]
+    case.validate_response(response, checks=checks)
