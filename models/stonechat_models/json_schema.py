@@ -5,6 +5,7 @@ Every rewriting accepts the same documents as the schema, or fewer, never more:
 - an object that declares `properties` and says nothing about others takes no others (unless the
   schema joins parts with `allOf` or the like, where closing one part could leave nothing);
 - `format` of dates and times becomes a pattern that knows the calendar and has no leap seconds;
+- an integer without bounds stays below 2^53, so that it ends and every reader keeps its value;
 - `\\s` and `\\S` of a `pattern` mean whitespace both for ECMA 262 and for Python;
 - keywords that ask for nothing, such as `uniqueItems: false`, are left out.
 """
@@ -20,6 +21,8 @@ MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_PROPERTIES = 1_500
 """Of one object; the cost of optional ones grows with the square of their number."""
+
+MAX_SAFE_INTEGER = 2**53 - 1
 
 # At most one run of whitespace between two JSON tokens: a space, or a line break and indentation.
 WHITESPACE = r" |\n {0,16}"
@@ -47,6 +50,18 @@ _SCHEMA_MAP_KEYS = frozenset(
 )
 _CONJUNCTIONS = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"))
 _OBJECT_KEYS = frozenset(("properties", "required", "additionalProperties", "patternProperties"))
+_NUMBER_KEYS = frozenset(
+    (
+        "const",
+        "enum",
+        "exclusiveMaximum",
+        "exclusiveMinimum",
+        "maximum",
+        "minimum",
+        "multipleOf",
+        *_CONJUNCTIONS,
+    )
+)
 _OTHER_PROPERTIES = frozenset(
     ("additionalProperties", "patternProperties", "unevaluatedProperties")
 )
@@ -157,6 +172,7 @@ def _prepare(node: dict[str, Any], can_close: bool) -> dict[str, Any]:
     _check_texts(prepared)
     _check_min_properties(prepared)
     _replace_format(prepared)
+    _bound_integer(prepared)
     if isinstance(prepared.get("pattern"), str):
         prepared["pattern"] = portable_pattern(prepared["pattern"])
     if can_close and _is_open_record(prepared):
@@ -222,6 +238,14 @@ def _replace_format(node: dict[str, Any]) -> None:
         node["allOf"] = [*node.get("allOf", []), {"pattern": pattern}]
     else:
         node["pattern"] = pattern
+
+
+def _bound_integer(node: dict[str, Any]) -> None:
+    types = node.get("type")
+    kinds = types if isinstance(types, list) else [types]
+    if "integer" not in kinds or "number" in kinds or _NUMBER_KEYS & node.keys():
+        return
+    node["minimum"], node["maximum"] = -MAX_SAFE_INTEGER, MAX_SAFE_INTEGER
 
 
 def portable_pattern(pattern: str) -> str:

@@ -15,8 +15,8 @@ from stonechat_server.parsers.format import JsonLayout, PythonicLayout, ToolForm
 from stonechat_server.schema.tools import CustomTool, GrammarFormat
 from stonechat_server.tools import ToolPlan, parameters
 
-MAX_CALLS = 16
-"""In one answer, so that it ends."""
+MAX_CALLS = 8
+"""In one answer, so that it ends: small models repeat themselves."""
 
 _RECORD_KEYS = frozenset(
     ("type", "properties", "required", "title", "description", "$defs", "definitions", "$schema")

@@ -49,9 +49,10 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan | None:
         return None
     offered = callable_ = tuple(tools)
     is_required = choice == "required"
+    is_parallel = request.parallel_tool_calls is not False
     if isinstance(choice, FunctionChoice | CustomChoice):
         offered = callable_ = (_find(tools, choice, "tool_choice"),)
-        is_required = True
+        is_required, is_parallel = True, False
     elif isinstance(choice, AllowedToolsChoice):
         allowed = choice.allowed_tools
         callable_ = tuple(
@@ -64,7 +65,7 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan | None:
         offered=offered,
         callable=callable_,
         is_required=is_required,
-        is_parallel=request.parallel_tool_calls is not False,
+        is_parallel=is_parallel,
     )
 
 

@@ -134,6 +134,17 @@ def test_declared_keys_cannot_be_written_with_escapes_or_repeated(
         assert not accepts(compiled.new_constraint(), vocabulary, text)
 
 
+def test_an_integer_ends_before_it_leaves_the_exact_range(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    compiled = compiler.compile(schema_spec({"type": ["integer", "null"]}))
+    for text in ("-9007199254740991", "9007199254740991", "0", "null"):
+        assert accepts(compiled.new_constraint(), vocabulary, text)
+    assert not accepts(compiled.new_constraint(), vocabulary, "9007199254740992")
+    bounded = compiler.compile(schema_spec({"type": "integer", "minimum": 10**16}))
+    assert accepts(bounded.new_constraint(), vocabulary, "20000000000000000")
+
+
 def test_an_object_takes_only_declared_properties_unless_it_says_so(
     compiler: GrammarCompiler, vocabulary: ByteVocabulary
 ) -> None:
