@@ -1,6 +1,7 @@
 """Measure the engine alone (no HTTP) against plain `transformers` generate, in one run.
 
-Tokens a second at several numbers of concurrent requests, and for the prefill of one long prompt.
+Tokens a second at several numbers of concurrent requests, and for the prefill of one long prompt;
+where a decode step's time goes; and the share of the memory's bandwidth that one request reaches.
 The engine runs as configured; `generate` runs the same weights one request at a time, in the same
 dtype when `--backend transformers` is given (a native or quantised engine has a dtype of its own:
 the report names it). Example:
@@ -13,12 +14,15 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from stonechat_models import EngineConfig, GenerateRequest, SamplingParams
+from stonechat_models.bandwidth import measure_bandwidth
 from stonechat_models.build import build_engine
 from stonechat_models.engine import Engine
 
@@ -57,7 +61,15 @@ def main() -> None:
         print(f"engine, {n:3d} requests: {speed:8.1f} tokens/s")
     prefill = max(bench_prefill(engine, i) for i in range(arguments.repeats))
     print(f"engine, prefill of {PREFILL_TOKENS}: {prefill:8.1f} tokens/s")
-    report["engine"] = {"decode": measured, "prefill": prefill}
+    parts = {n: step_parts(engine, n) for n in arguments.concurrency}
+    print_parts(parts)
+    roofline = measure_roofline(engine, measured)
+    report["engine"] = {
+        "decode": measured,
+        "prefill": prefill,
+        "step_milliseconds": parts,
+        "roofline": roofline,
+    }
     if arguments.reference:
         report["generate"] = bench_reference(config, arguments.repeats, measured, prefill)
     if arguments.json:
@@ -97,13 +109,7 @@ def bench_decode(engine: Engine, concurrency: int, repeats: int) -> float:
 def _one_decode(engine: Engine, concurrency: int, seed: int) -> float:
     for i in range(concurrency):
         prompt = prompt_of(PROMPT_TOKENS, 1000 * seed + i)
-        engine.add(
-            GenerateRequest(
-                request_id=f"d{seed}-{concurrency}-{i}",
-                prompt_token_ids=prompt,
-                params=params_of(OUTPUT_TOKENS),
-            )
-        )
+        add(engine, f"d{seed}-{concurrency}-{i}", prompt, OUTPUT_TOKENS)
     started, num_tokens = time.perf_counter(), 0
     while engine.has_work:
         num_tokens += len(engine.step())
@@ -111,15 +117,81 @@ def _one_decode(engine: Engine, concurrency: int, seed: int) -> float:
     return num_tokens / (time.perf_counter() - started)
 
 
-def bench_prefill(engine: Engine, seed: int) -> float:
-    """Prompt tokens a second of one long prompt, to its first token."""
+class Timed:
+    """Calls `function` and adds up the time it takes."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.seconds = 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return self.function(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def step_parts(engine: Engine, concurrency: int) -> dict[str, float]:
+    """Milliseconds of a decode step: in the model (its kernels too, where it tells), in the
+    sampler, and in Python around both."""
+    for i in range(concurrency):
+        add(engine, f"s{concurrency}-{i}", prompt_of(PROMPT_TOKENS, i), OUTPUT_TOKENS)
+    while any(s.num_remaining > 1 for s in engine.scheduler.running) or engine.scheduler.waiting:
+        engine.step()
+    forward, sampler = Timed(engine.model.forward), Timed(engine.sampler)
+    kernels = getattr(engine.model, "part_seconds", dict)
+    before, started, num_steps = kernels(), time.perf_counter(), 0
+    engine.model.forward, engine.sampler = forward, sampler  # type: ignore[method-assign]
+    while engine.has_work:
+        engine.step()
+        num_steps += 1
+    seconds = time.perf_counter() - started
+    engine.model.forward, engine.sampler = (  # type: ignore[method-assign]
+        forward.function,
+        sampler.function,
+    )
+    parts = {
+        "step": seconds,
+        "model": forward.seconds,
+        "sampler": sampler.seconds,
+        "python": seconds - forward.seconds - sampler.seconds,
+    }
+    after = kernels()
+    parts |= {f"model: {name}": after[name] - before[name] for name in after}
+    return {name: value * 1e3 / num_steps for name, value in parts.items()}
+
+
+def print_parts(parts: dict[int, dict[str, float]]) -> None:
+    print(f"{'milliseconds a decode step':28}" + "".join(f"{n:>9}" for n in parts))
+    for name in next(iter(parts.values())):
+        print(f"  {name:26}" + "".join(f"{p[name]:9.2f}" for p in parts.values()))
+
+
+def measure_roofline(engine: Engine, measured: dict[int, float]) -> dict[str, float] | None:
+    """The share of the memory's bandwidth that decoding one sequence reaches, weights alone."""
+    if engine.device.type != "cpu" or 1 not in measured:
+        return None
+    bandwidth = measure_bandwidth("cpu", engine.model.info.threads)
+    reached = engine.model.info.weight_bytes * measured[1]
+    print(
+        f"memory reads {bandwidth / 1e9:.1f} GB/s; one request reads weights at "
+        f"{reached / 1e9:.1f} GB/s: {reached / bandwidth:.0%}"
+    )
+    return {"bandwidth": bandwidth, "reached": reached}
+
+
+def add(engine: Engine, request_id: str, prompt: list[int], max_tokens: int) -> None:
     engine.add(
         GenerateRequest(
-            request_id=f"p{seed}",
-            prompt_token_ids=prompt_of(PREFILL_TOKENS, seed),
-            params=params_of(1),
+            request_id=request_id, prompt_token_ids=prompt, params=params_of(max_tokens)
         )
     )
+
+
+def bench_prefill(engine: Engine, seed: int) -> float:
+    """Prompt tokens a second of one long prompt, to its first token."""
+    add(engine, f"p{seed}", prompt_of(PREFILL_TOKENS, seed), 1)
     started = time.perf_counter()
     while engine.has_work:
         engine.step()
