@@ -1,4 +1,4 @@
-"""Requests made from our own OpenAPI document never get a 5xx, nor an answer it does not tell of."""
+"""Requests made from our OpenAPI document never get a 5xx, nor an answer it does not tell of."""
 
 import pytest
 from fake_engine import FakeEngine

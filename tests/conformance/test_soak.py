@@ -1,0 +1,32 @@
+"""A bounded run of `scripts/soak.py`; run the script for a longer one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stonechat_models.loader import ModelFiles
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="it sends signals")
+@pytest.mark.parametrize("end", [[], ["--kill"]], ids=["drained", "killed"])
+def test_all_is_back_and_accounted_for(
+    end: list[str], default_model_files: ModelFiles, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "scripts/soak.py", "--requests", "250", "--out", str(report), *end]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    document = json.loads(report.read_text())
+    assert document["problems"] == []
+    assert document["ledger"]["answers_compared"] > 50
+    assert document["outcomes"]["left: stream"] > 0
+    assert document["exit_status"] == (-9 if end else 0)
