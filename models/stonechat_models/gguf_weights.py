@@ -141,7 +141,8 @@ def dequantize(tensor: GgufTensor, index: int | None = None) -> np.ndarray:
         raise UnsupportedModelError(
             f"{tensor.name}: weights of type {tensor.type_name} cannot be converted"
         ) from error
-    result: np.ndarray = np.array(values, dtype=np.float32).reshape(shape)
+    # Plain float32 comes as a read-only view of the file.
+    result: np.ndarray = np.require(values, np.float32, ["C", "W"]).reshape(shape)
     return result
 
 
