@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
     "serve": CommandEntry("stonechat_server.commands.serve", "start the server"),
     "keys": CommandEntry("stonechat_server.commands.keys", "add, list and revoke API keys"),
     "usage": CommandEntry("stonechat_server.commands.usage", "print who used what"),
+    "chat": CommandEntry("stonechat_server.terminal_chat.command", "talk in the terminal"),
     "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
     "plan": CommandEntry("stonechat_server.plan", "what a model would take, before loading it"),
     "doctor": CommandEntry("stonechat_server.doctor", "what this machine has and how it is used"),

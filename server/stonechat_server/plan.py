@@ -118,15 +118,15 @@ def print_plan(
     console.print(facts)
     table = Table(box=SIMPLE_HEAD)
     table.add_column("held as", no_wrap=True)
-    for heading in ("weights", "KV/token", "KV tokens", "at most", "requests", "tokens/s"):
+    for heading in ("weights", "KV/token", "KV tokens", "requests", "tokens/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row), style="" if row["fits"] else "dim")
     console.print(table)
     console.print(
-        "*: used by default. KV tokens: by default, and at most, if all free memory is given to "
-        "the KV cache; requests of full length alike. Tokens/s: the ceiling that memory bandwidth "
-        "sets for one request with a short context.",
+        "*: used by default. KV tokens: what the cache holds by default. Requests: of full length, "
+        "by default / if all free memory is given to the cache. Tokens/s: the ceiling that memory "
+        "bandwidth sets for one request with a short context.",
         style="dim",
     )
 
@@ -164,13 +164,12 @@ def _cells(row: PlanRow) -> list[str]:
     mark = " *" if row["default"] else ""
     if not row["fits"]:
         return [f"{row['form']}{mark}", format_bytes(int(row["weight_bytes"] or 0)),
-                "does not fit", "", "", "", ""]  # fmt: skip
+                "does not fit", "", "", ""]  # fmt: skip
     return [
         f"{row['form']}{mark}",
         format_bytes(int(row["weight_bytes"] or 0)),
         format_bytes(int(row["kv_bytes_per_token"] or 0)),
         f"{row['kv_tokens']:,}",
-        f"{row['kv_tokens_at_most']:,}",
         f"{row['full_length_requests']:,} / {row['full_length_requests_at_most']:,}",
         f"{row['decode_tokens_per_second_at_most']:,.0f}",
     ]

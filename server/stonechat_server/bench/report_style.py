@@ -35,5 +35,5 @@ th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align
   white-space: nowrap; } th:first-child, td:first-child, .facts td { text-align: left; }
 .facts th { font-weight: normal; color: var(--quiet); } .facts td { white-space: normal;
   overflow-wrap: anywhere; }
-summary { cursor: pointer; margin: .5rem 0; }
+details figure { max-width: 46rem; } summary { cursor: pointer; margin: .5rem 0; }
 """

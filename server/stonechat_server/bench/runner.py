@@ -6,7 +6,6 @@ from itertools import count
 from typing import Protocol
 
 from stonechat_server.bench.checks import run_checks
-from stonechat_server.bench.client import HttpClient
 from stonechat_server.bench.environment import describe_environment
 from stonechat_server.bench.load import LevelRun, poisson_schedule, run_closed, run_open
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
@@ -21,6 +20,7 @@ from stonechat_server.bench.workload import (
     read_prompts_file,
     read_sharegpt,
 )
+from stonechat_server.http_client import HttpClient
 
 
 class Watcher(Protocol):

@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from stonechat_server.bench.client import HttpClient
 from stonechat_server.bench.load import run_closed
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.target import BenchError, Target
 from stonechat_server.bench.workload import SyntheticWorkload
+from stonechat_server.http_client import HttpClient
 
 REQUIRED_TOKENS_PER_SECOND = 20_000
 NUM_STREAMS = 32

@@ -67,7 +67,7 @@ def milliseconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     value = seconds * 1000
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def rates_table(result: BenchResult) -> Table:
@@ -99,11 +99,11 @@ def rates_table(result: BenchResult) -> Table:
 
 def latency_table(result: BenchResult) -> Table:
     """Latencies in milliseconds, one line a level: first token, between tokens, end to end."""
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("ms", no_wrap=True)
     for name in ("TTFT", "ITL", "E2E"):
         for heading in (f"{name} p50", "p90", "p99"):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
     for level in result.levels:
         cells = [
             milliseconds(value)

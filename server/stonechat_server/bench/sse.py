@@ -58,6 +58,7 @@ class StreamRecorder:
         "done",
         "error",
         "finish_reasons",
+        "reasoning",
         "text",
         "token_times",
         "usage",
@@ -70,6 +71,7 @@ class StreamRecorder:
         self.token_times: list[float] = []
         """When each chunk that carries generated text (or a part of a tool call) arrived."""
         self.text: list[str] = []
+        self.reasoning: list[str] = []
         self.finish_reasons: dict[int, str] = {}
         self.usage: Usage | None = None
         self.done = False
@@ -107,9 +109,11 @@ class StreamRecorder:
                 self._delta(choice.delta, now)
 
     def _delta(self, delta: _Delta, now: float) -> None:
-        text = delta.content or delta.reasoning_content or delta.reasoning or delta.refusal
+        text = delta.content or delta.refusal
+        reasoning = delta.reasoning_content or delta.reasoning
         if text:
             self.text.append(text)
-            self.token_times.append(now)
-        elif delta.tool_calls:
+        if reasoning:
+            self.reasoning.append(reasoning)
+        if text or reasoning or delta.tool_calls:
             self.token_times.append(now)

@@ -7,11 +7,11 @@ from time import perf_counter
 
 import msgspec
 
-from stonechat_server.bench.client import Answer, HttpClient, TransportError
 from stonechat_server.bench.results import RequestRecord
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.sse import ChunkDecoder, StreamRecorder, new_chunk_decoder
 from stonechat_server.bench.workload import Prompt, SyntheticWorkload
+from stonechat_server.http_client import Answer, HttpClient, TransportError
 
 ServerFacts = dict[str, str | int | float | bool | None]
 

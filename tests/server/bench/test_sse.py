@@ -27,7 +27,8 @@ def test_a_stream_reads_the_same_however_it_is_cut(cuts: list[int]) -> None:
     places = [0, *sorted(cuts), len(STREAM)]
     for number, (start, end) in enumerate(pairwise(places)):
         recorder.feed(STREAM[start:end], float(number))
-    assert "".join(recorder.text) == "héhm"
+    assert "".join(recorder.text) == "hé"
+    assert "".join(recorder.reasoning) == "hm"
     assert len(recorder.token_times) == 3
     assert recorder.finish_reasons == {0: "stop"}
     assert recorder.usage is not None

@@ -2,30 +2,16 @@
 
 import math
 import shutil
-import socket
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
-import uvicorn
-from fake_engine import FakeEngine, Script, delta, output
+from fake_engine import Script, delta, output
+from live_server import LiveServer, live_server
 
 from stonechat_models import FinishReason, GenerateRequest, LogprobEntry, RequestOutput, TopLogprob
-from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
 
 KEY = "sk-page-test"
-
-
-@dataclass
-class PageServer:
-    url: str
-    engine: FakeEngine
-
-    @property
-    def body_of_last_request(self) -> GenerateRequest:
-        return self.engine.requests[-1]
 
 
 def entry(text: str, probability: float, *others: tuple[str, float]) -> LogprobEntry:
@@ -55,27 +41,16 @@ def script(*pieces: str, pause: float = 0.0) -> Script:
     return play
 
 
-def serve(settings: Settings) -> Iterator[PageServer]:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(128)
-    engine = FakeEngine()
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, engine), log_level="error"))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    yield PageServer(f"http://127.0.0.1:{listener.getsockname()[1]}/", engine)
-    server.should_exit = True
-    thread.join(10)
+@pytest.fixture(scope="module")
+def open_server() -> Iterator[LiveServer]:
+    with live_server(Settings()) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def open_server() -> Iterator[PageServer]:
-    yield from serve(Settings())
-
-
-@pytest.fixture(scope="module")
-def locked_server() -> Iterator[PageServer]:
-    yield from serve(Settings(api_key=KEY))
+def locked_server() -> Iterator[LiveServer]:
+    with live_server(Settings(api_key=KEY)) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

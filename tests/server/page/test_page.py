@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 from fake_engine import delta, output
+from live_server import LiveServer
 
 from stonechat_models import FinishReason, GenerateRequest, RequestOutput
 
-from .conftest import KEY, PageServer, script
+from .conftest import KEY, script
 
 
 @pytest.fixture
-def page(browser: Any, open_server: PageServer) -> Iterator[Any]:
+def page(browser: Any, open_server: LiveServer) -> Iterator[Any]:
     """A fresh tab on the page; fails when the page logged an error or asked another host."""
     open_server.engine.script = script("Hello", " **wörld**", " 👋")
     open_server.engine.requests.clear()
@@ -51,7 +52,7 @@ def test_an_answer_streams_in_as_markdown_with_usage_and_speed(page: Any) -> Non
     assert "stop" in page.inner_text(".choice .foot")
 
 
-def test_the_conversation_goes_on_with_its_history(page: Any, open_server: PageServer) -> None:
+def test_the_conversation_goes_on_with_its_history(page: Any, open_server: LiveServer) -> None:
     page.fill("#system", "Be brief.")
     ask(page, "first")
     page.wait_for_selector(".choice .foot button")
@@ -67,7 +68,7 @@ def test_the_conversation_goes_on_with_its_history(page: Any, open_server: PageS
         assert part in prompt
 
 
-def test_stop_ends_the_request_and_keeps_the_text(page: Any, open_server: PageServer) -> None:
+def test_stop_ends_the_request_and_keeps_the_text(page: Any, open_server: LiveServer) -> None:
     open_server.engine.script = script(*["word "] * 200, pause=0.05)
     ask(page)
     page.wait_for_function("() => document.querySelector('.choice .text')?.innerText.length > 8")
@@ -79,7 +80,7 @@ def test_stop_ends_the_request_and_keeps_the_text(page: Any, open_server: PageSe
     assert open_server.engine.requests[-1].request_id in open_server.engine.aborted
 
 
-def test_every_field_reaches_the_engine(page: Any, open_server: PageServer) -> None:
+def test_every_field_reaches_the_engine(page: Any, open_server: LiveServer) -> None:
     fields = {
         "temperature": "0.3", "top_p": "0.8", "top_k": "40", "min_p": "0.05", "seed": "7", "n": "2",
         "max_completion_tokens": "99", "frequency_penalty": "0.5", "presence_penalty": "-0.5",
@@ -105,7 +106,7 @@ def test_every_field_reaches_the_engine(page: Any, open_server: PageServer) -> N
 
 
 def test_several_answers_stand_side_by_side_and_one_is_gone_on_with(
-    page: Any, open_server: PageServer
+    page: Any, open_server: LiveServer
 ) -> None:
     def play(request: GenerateRequest) -> list[RequestOutput | Exception | float]:
         stop = FinishReason.STOP
@@ -148,7 +149,7 @@ def test_the_token_view_shades_and_tells_the_alternatives(page: Any) -> None:
     assert page.is_visible("#popover")
 
 
-def test_model_text_can_run_nothing(page: Any, open_server: PageServer) -> None:
+def test_model_text_can_run_nothing(page: Any, open_server: LiveServer) -> None:
     evil = (
         "<img src=x onerror=window.hacked=1><script>window.hacked=1</script> "
         "[a](javascript:window.hacked=1) ![b](https://elsewhere.invalid/x.png) "
@@ -207,7 +208,7 @@ def test_markdown_takes_any_text_in_little_time(page: Any) -> None:
     assert seconds < 5
 
 
-def test_a_table_and_code_render(page: Any, open_server: PageServer) -> None:
+def test_a_table_and_code_render(page: Any, open_server: LiveServer) -> None:
     open_server.engine.script = script("| a | b |\n|---|---|\n| 1 | 2 |\n\n```py\nx = 1\n```")
     ask(page)
     page.wait_for_selector(".choice .foot button")
@@ -215,7 +216,7 @@ def test_a_table_and_code_render(page: Any, open_server: PageServer) -> None:
     assert page.inner_text(".code-head span") == "py"
 
 
-def test_tools_are_sent_called_and_answered(page: Any, open_server: PageServer) -> None:
+def test_tools_are_sent_called_and_answered(page: Any, open_server: LiveServer) -> None:
     bodies: list[dict[str, Any]] = []
     chunks = [
         {"delta": {"role": "assistant", "content": None}},
@@ -294,7 +295,7 @@ def test_the_request_can_be_copied_as_code(page: Any) -> None:
     assert page.is_hidden("#code-dialog")
 
 
-def test_errors_of_the_server_are_shown(page: Any, open_server: PageServer) -> None:
+def test_errors_of_the_server_are_shown(page: Any, open_server: LiveServer) -> None:
     open_server.engine.script = lambda request: [RuntimeError("broken")]
     ask(page)
     page.wait_for_selector(".turn.assistant .problem:not([hidden])")
@@ -321,7 +322,7 @@ def test_the_keyboard_alone_does(page: Any) -> None:
     assert page.locator(".choice").count() == 0
 
 
-def test_an_edited_message_is_asked_again(page: Any, open_server: PageServer) -> None:
+def test_an_edited_message_is_asked_again(page: Any, open_server: LiveServer) -> None:
     ask(page, "teh")
     page.wait_for_selector(".choice .foot button")
     page.get_by_role("button", name="Edit").click()
@@ -331,7 +332,7 @@ def test_an_edited_message_is_asked_again(page: Any, open_server: PageServer) ->
     assert "teh" not in open_server.engine.prompt
 
 
-def test_the_load_is_live(page: Any, open_server: PageServer) -> None:
+def test_the_load_is_live(page: Any, open_server: LiveServer) -> None:
     page.wait_for_function(
         "() => document.querySelector('#load').textContent.startsWith('0 running')"
     )
@@ -345,7 +346,7 @@ def test_the_load_is_live(page: Any, open_server: PageServer) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_follows_the_theme(
-    browser: Any, open_server: PageServer, scheme: str
+    browser: Any, open_server: LiveServer, scheme: str
 ) -> None:
     open_server.engine.script = script("A long answer. " * 40, "\n\n```\n" + "x" * 300 + "\n```\n")
     context = browser.new_context(
@@ -367,7 +368,7 @@ def test_it_fits_a_phone_and_follows_the_theme(
     context.close()
 
 
-def test_the_key_stays_in_the_tab(browser: Any, locked_server: PageServer) -> None:
+def test_the_key_stays_in_the_tab(browser: Any, locked_server: LiveServer) -> None:
     context = browser.new_context()
     tab = context.new_page()
     tab.set_default_timeout(8000)

@@ -1,4 +1,4 @@
-"""A lean HTTP/1.1 client on asyncio transports: the load generator must not be the bottleneck.
+"""A lean HTTP/1.1 client on asyncio transports, so that a load generator is not the bottleneck.
 
 One origin, keep-alive connections in a pool, httptools for the wire format. No redirects, no
 proxies, no content encodings: none is asked for.

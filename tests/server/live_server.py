@@ -1,0 +1,35 @@
+"""The real server on a scripted engine, over a real socket."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from fake_engine import FakeEngine
+
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
+
+
+@dataclass
+class LiveServer:
+    url: str
+    """With a slash at its end; the API is at `v1` below it."""
+    engine: FakeEngine
+
+
+@contextmanager
+def live_server(settings: Settings) -> Iterator[LiveServer]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        engine = FakeEngine()
+        config = uvicorn.Config(create_app(settings, engine), log_level="error")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}/", engine)
+        server.should_exit = True
+        thread.join(10)
