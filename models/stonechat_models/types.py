@@ -28,8 +28,8 @@ class FinishReason(StrEnum):
 class GrammarSpec:
     """A grammar for the output, hashable so that compiled grammars can be cached.
 
-    `source` is a JSON schema (as JSON text), a regex, a Lark grammar, a JSON object of Lark grammars
-    by name (the first may refer to another as `@name`), or a JSON list of choices.
+    `source` is a JSON schema (as JSON text), a regex, a Lark grammar, a JSON object of Lark
+    grammars by name (the first may refer to another as `@name`), or a JSON list of choices.
     """
 
     kind: Literal["json_schema", "regex", "lark", "lark_bundle", "choice"]
