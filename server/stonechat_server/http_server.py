@@ -41,7 +41,7 @@ def serve(
 ) -> int:
     """Serve until a signal and the drain after it; 0, or 1 when the start failed."""
     # Streams end by themselves within the grace period; sse-starlette would cut them at once.
-    AppStatus.disable_automatic_graceful_drain()
+    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_void_p
 from enum import IntEnum
 from functools import cache
+from typing import Any
 
 from stonechat_models.cache import Progress
 from stonechat_models.errors import UnsupportedModelError
@@ -128,7 +129,7 @@ class Library:
             "sc_model_set_cache",
             *(None, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int),
         )
-        self.seconds = bind("sc_model_seconds", POINTER(c_double), c_void_p)
+        self.seconds: Callable[..., Any] = bind("sc_model_seconds", POINTER(c_double), c_void_p)
         self.forward = bind("sc_model_forward", None, c_void_p, POINTER(BatchStruct))
 
 
