@@ -34,24 +34,22 @@ ROOT = Path(__file__).resolve().parent.parent
 STONECHAT = [sys.executable, "-m", "stonechat_server.cli"]
 PATH = "/v1/chat/completions"
 EXPECTED_STATUSES = {200, 429, 504}
-WORDS = tuple(
-    [
-        "stone",
-        "river",
-        "cold",
-        "bright",
-        "seven",
-        "window",
-        "music",
-        "tell",
-        "me",
-        "about",
-        "the",
-        "old",
-        "house",
-        "near",
-        "that",
-    ]
+WORDS = (
+    "stone",
+    "river",
+    "cold",
+    "bright",
+    "seven",
+    "window",
+    "music",
+    "tell",
+    "me",
+    "about",
+    "the",
+    "old",
+    "house",
+    "near",
+    "that",
 )
 
 
