@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from stonechat_server.schema.requests import ChatCompletionRequest
     from stonechat_server.settings import Settings
 
-_OPEN = frozenset(b"[{")
+_OPEN, _CLOSE, _QUOTE = frozenset(b"[{"), frozenset(b"]}"), ord('"')
 # Strings are skipped whole; possessive, so that a broken one costs no backtracking.
-_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{},]', re.DOTALL)
 
 
 async def read_body(request: "Request", settings: "Settings") -> bytes:
@@ -56,20 +56,31 @@ def _too_large(limit: int) -> APIError:
     )
 
 
-def check_depth(body: bytes, limit: int) -> None:
-    """Raises `APIError` 400 when brackets are nested deeper. Linear in the length of the body."""
-    if body.count(b"[") + body.count(b"{") <= limit:
+def check_json(body: bytes, settings: "Settings") -> None:
+    """Raises `APIError` 400 when brackets are nested too deep, or there are too many values.
+
+    Either would keep the parser, and with it every stream, busy for long. Linear in the length of
+    the body, and over early for a bad one.
+    """
+    most_values = sum(map(body.count, (b"[", b"{", b",")))
+    if most_values <= min(settings.max_json_depth, settings.max_json_values):
         return
-    depth = 0
+    depth = num_values = 0
     for match in _TOKENS.finditer(body):
         character = body[match.start()]
-        if character in _OPEN:
-            depth += 1
-            if depth > limit:
-                message = f"The JSON is nested deeper than {limit} levels."
-                raise APIError(400, message, code="json_too_deep")
-        elif character != ord('"'):
+        if character == _QUOTE:
+            continue
+        if character in _CLOSE:
             depth -= 1
+            continue
+        num_values += 1
+        depth += character in _OPEN
+        if depth > settings.max_json_depth:
+            message = f"The JSON is nested deeper than {settings.max_json_depth} levels."
+            raise APIError(400, message, code="json_too_deep")
+        if num_values > settings.max_json_values:
+            message = f"The JSON has more than {settings.max_json_values} values."
+            raise APIError(400, message, code="json_too_large")
 
 
 def check_length(params: "SamplingParams", settings: "Settings") -> None:

@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     )
     strict_params: bool = _option("Server", False, "answer 400 to unknown fields of requests")
     allow_request_templates: bool = _option(
-        "Server", False, "let requests bring a `chat_template` of their own"
+        "Server", False, "let requests bring a `chat_template` of their own, which may run for long"
     )
     max_body_size: ByteSize = _option("Server", ByteSize(8 * 2**20), "largest request body", ge=1)
     keep_alive_interval: float = _option(
@@ -184,6 +184,9 @@ class Settings(BaseSettings):
     )
     max_messages: int = _option("Limits", 4096, "messages in a request at most", ge=1)
     max_json_depth: int = _option("Limits", 64, "nesting of a request's JSON at most", ge=4)
+    max_json_values: int = _option(
+        "Limits", 50_000, "values in a request's JSON at most, over all lists and objects", ge=64
+    )
     max_completion_total: int = _option(
         "Limits", 1_048_576, "choices times max tokens of a request at most", ge=1
     )

@@ -1,4 +1,6 @@
 import json
+import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -8,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stonechat_server.errors import APIError
-from stonechat_server.limits import check_depth
+from stonechat_server.limits import check_json
+from stonechat_server.settings import Settings
 
 JSON = st.recursive(
     st.none() | st.text(max_size=8) | st.integers(),
@@ -25,20 +28,41 @@ def depth_of(value: Any) -> int:
     return 0
 
 
-@given(value=JSON, limit=st.integers(0, 6))
-def test_depth_is_that_of_the_json(value: Any, limit: int) -> None:
+def size_of(value: Any) -> int:
+    """Containers, and commas between their members."""
+    if not isinstance(value, dict | list):
+        return 0
+    members = list(value.values()) if isinstance(value, dict) else value
+    return 1 + max(0, len(members) - 1) + sum(map(size_of, members))
+
+
+@given(value=JSON, depth=st.integers(1, 6), size=st.integers(1, 12))
+def test_depth_and_size_are_those_of_the_json(value: Any, depth: int, size: int) -> None:
+    limits = Settings.model_construct(max_json_depth=depth, max_json_values=size)
     encoded = json.dumps(value).encode()
-    if depth_of(value) > limit:
+    if depth_of(value) > depth or size_of(value) > size:
         with pytest.raises(APIError):
-            check_depth(encoded, limit)
+            check_json(encoded, limits)
     else:
-        check_depth(encoded, limit)
+        check_json(encoded, limits)
 
 
-def test_depth_is_checked_in_linear_time() -> None:
-    check_depth(b'{"a": "' + b"[" * 4_000_000, 64)
-    check_depth(b'"\\' * 1_000_000 + b"[{" * 40, 10_000)
-    check_depth(b"[]" * 300_000, 64)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a": "' + b"[" * 4_000_000,
+        b'"\\' * 1_000_000 + b"[{" * 20_000,
+        b"[]" * 3_000_000,
+        b"null," * 1_500_000,
+        b'"' * 4_000_000,
+        b'{"a": "' + b"x, y" * 2_000_000 + b'"}',
+    ],
+)
+def test_json_is_checked_in_linear_time(data: bytes) -> None:
+    started = time.process_time()
+    with suppress(APIError):
+        check_json(data, Settings())
+    assert time.process_time() - started < 2.0
 
 
 def test_limits_are_client_errors(new_client: ClientFactory) -> None:

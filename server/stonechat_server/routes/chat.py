@@ -17,7 +17,7 @@ from stonechat_server.completion import ChunkBuilder, ChunkOptions, CompletionHe
 from stonechat_server.disconnect import ClientDisconnectedError, run_while_connected
 from stonechat_server.errors import APIError
 from stonechat_server.generation import CLIENT_GONE, Generation
-from stonechat_server.limits import check_depth, check_length, check_messages, read_body
+from stonechat_server.limits import check_json, check_length, check_messages, read_body
 from stonechat_server.openapi import CHAT_EXTRA, CHAT_RESPONSES
 from stonechat_server.parse import parse_request
 from stonechat_server.prepare import Plan, has_grammar, prepare
@@ -45,7 +45,7 @@ async def create_chat_completion(http_request: Request) -> Response:
     state = server_state(http_request)
     identity = state.authenticator.identify(http_request)
     body = await read_body(http_request, state.settings)
-    check_depth(body, state.settings.max_json_depth)
+    check_json(body, state.settings)
     request = parse_request(body)
     check_model(state, request.model, identity)
     check_messages(request, state.settings)

@@ -39,7 +39,7 @@ class ChatCompletionRequest(WireModel):
     """A conversation to continue, and how."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Fraction | None = None
