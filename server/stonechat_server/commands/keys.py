@@ -20,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     add = actions.add_parser("add", help="make a key and print it, once")
     add.add_argument("name", metavar="NAME")
-    add.add_argument(
-        "--models", default="", help="that it may use, comma-separated (default: all)"
-    )
+    add.add_argument("--models", default="", help="that it may use, comma-separated (default: all)")
     add.add_argument("--requests-per-minute", type=int, metavar="N")
     add.add_argument("--tokens-per-minute", type=int, metavar="N")
     add.add_argument("--max-concurrency", type=int, metavar="N", help="requests running at once")
