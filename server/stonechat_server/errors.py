@@ -129,17 +129,19 @@ def from_validation_error(error: ValidationError, body: bytes) -> APIError:
         400,
         _message(candidates[best], paths[best]),
         param=format_path(paths[best]) or None,
-        code="missing_required_parameter" if kind == "missing" else _code(kind),
+        code=_code(kind),
     )
 
 
 def _code(kind: str) -> str:
+    if kind in ("missing", "union_tag_not_found"):
+        return "missing_required_parameter"
     return "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
 
 
 def _message(detail: "ErrorDetails", path: Sequence[str | int]) -> str:
     where = f"'{format_path(path)}'" if path else "body"
-    if detail["type"] == "missing":
+    if _code(detail["type"]) == "missing_required_parameter":
         return f"Missing required parameter: {where}."
     return f"Invalid {where}: {detail['msg']}."
 

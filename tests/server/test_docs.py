@@ -1,0 +1,27 @@
+"""The docs say what the code does: generated tables, and every code that an error may have."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVER = ROOT / "server" / "stonechat_server"
+
+
+def test_the_tables_are_up_to_date() -> None:
+    script = ROOT / "scripts" / "update_docs.py"
+    result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def error_codes() -> set[str]:
+    sources = [path.read_text(encoding="utf-8") for path in SERVER.rglob("*.py")]
+    return {code for text in sources for code in re.findall(r'\bcode="(\w+)"', text)}
+
+
+@pytest.mark.parametrize("code", sorted(error_codes()))
+def test_every_error_code_is_documented(code: str) -> None:
+    assert f"`{code}`" in (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
