@@ -41,6 +41,14 @@ if TYPE_CHECKING:
     from stonechat_models.bandwidth import measure_bandwidth
     from stonechat_models.grammar import check_grammar
     from stonechat_models.machine import Machine, inspect_machine
+    from stonechat_models.store import (
+        StoredModel,
+        fetch_model,
+        list_models,
+        read_aliases,
+        remove_model,
+        set_alias,
+    )
     from stonechat_models.survey import ModelSurvey, ServingForm, survey_model
     from stonechat_models.tokenizer import Tokenizer
 
@@ -71,13 +79,19 @@ __all__ = [
     "SamplingParams",
     "ServingForm",
     "StepError",
+    "StoredModel",
     "Tokenizer",
     "TopLogprob",
     "UnsupportedModelError",
     "__version__",
     "check_grammar",
+    "fetch_model",
     "inspect_machine",
+    "list_models",
     "measure_bandwidth",
+    "read_aliases",
+    "remove_model",
+    "set_alias",
     "survey_model",
 ]
 
@@ -86,10 +100,16 @@ _LAZY = {
     "Machine": "machine",
     "ModelSurvey": "survey",
     "ServingForm": "survey",
+    "StoredModel": "store",
     "Tokenizer": "tokenizer",
     "check_grammar": "grammar",
+    "fetch_model": "store",
     "inspect_machine": "machine",
+    "list_models": "store",
     "measure_bandwidth": "bandwidth",
+    "read_aliases": "store",
+    "remove_model": "store",
+    "set_alias": "store",
     "survey_model": "survey",
 }
 

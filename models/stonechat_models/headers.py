@@ -3,7 +3,7 @@
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from stonechat_models.cache import Progress
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.loader import DEFAULT_NAMES
+from stonechat_models.store import resolve_alias
 
 MAX_HEADER_BYTES = 100 << 20
 SAFETENSORS_BITS = {
@@ -52,6 +53,7 @@ def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
     the headers are fetched. Raises `ModelLoadError` when there is no such model or it cannot be
     read.
     """
+    config = replace(config, model=resolve_alias(config.model))
     if config.model in DEFAULT_NAMES and not Path(config.model or ".missing").is_dir():
         return _gguf_headers(default_model.NAME, default_model.fetch_default_model(progress))
     path = Path(config.model).expanduser()

@@ -1,12 +1,12 @@
 """From what the user names as a model to files on disk, and from those to a PyTorch module.
 
-A model is the default one, a `.gguf` file, a local folder, or a Hugging Face id. Whatever it is,
-it becomes a `ModelFiles`: a folder of Hugging Face files beside the weights.
+A model is the default one, a `.gguf` file, a local folder, a Hugging Face id, or an alias. Whatever
+it is, it becomes a `ModelFiles`: a folder of Hugging Face files beside the weights.
 """
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.gguf import gguf_parts
 from stonechat_models.gguf_convert import converted_folder
+from stonechat_models.store import resolve_alias
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,7 @@ def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
     Raises `ModelLoadError` when there is no such model or it cannot be read, and its subclass
     `UnsupportedModelError` when it would be read wrongly.
     """
+    config = replace(config, model=resolve_alias(config.model))
     if config.model in DEFAULT_NAMES and not Path(config.model or ".missing").is_dir():
         return _from_gguf(default_model.NAME, default_model.fetch_default_model(progress), progress)
     path = Path(config.model).expanduser()

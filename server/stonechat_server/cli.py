@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, CommandEntry] = {
     "chat": CommandEntry("stonechat_server.terminal_chat.command", "talk in the terminal"),
     "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
     "plan": CommandEntry("stonechat_server.plan", "what a model would take, before loading it"),
+    "models": CommandEntry("stonechat_server.model_store", "the models on this machine"),
     "doctor": CommandEntry("stonechat_server.doctor", "what this machine has and how it is used"),
 }
 
