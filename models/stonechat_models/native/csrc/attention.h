@@ -17,6 +17,7 @@ namespace sc {
 
 inline constexpr int kTokens = 16;       // tokens of a cache tile
 inline constexpr int kSpan = 64;         // keys of one online-softmax step
+inline constexpr int kSpanTiles = kSpan / kTokens;
 inline constexpr int kBlockRows = 32;    // query rows of a block: tokens x heads of a group
 inline constexpr int kMaxHeadDim = 256;
 
@@ -55,14 +56,20 @@ struct AttentionScratch {
   int position[kBlockRows];
 };
 
+// `ahead`, if any, are tiles of the same size that are wanted next: they are fetched line by line
+// while this span is computed, so that memory and arithmetic overlap.
 template <int Rows, int Tiles>
-inline void scores_rows(const half_t* const* keys, int dim, const float* q, float* out) {
+inline void scores_rows(const half_t* const* keys, const half_t* const* ahead, int dim,
+                        const float* q, float* out) {
   F16 acc[Rows][Tiles];
   for (int r = 0; r < Rows; ++r)
     for (int t = 0; t < Tiles; ++t) acc[r][t] = set1(0.0f);
   for (int d = 0; d < dim; ++d) {
     F16 k[Tiles];
     for (int t = 0; t < Tiles; ++t) k[t] = load_half(keys[t] + d * kTokens);
+    if (ahead && d % 2 == 0) {
+      for (int t = 0; t < Tiles; ++t) prefetch(ahead[t] + d * kTokens);
+    }
     for (int r = 0; r < Rows; ++r) {
       F16 qr = set1(q[d * kBlockRows + r]);
       for (int t = 0; t < Tiles; ++t) acc[r][t] = fma(qr, k[t], acc[r][t]);
@@ -73,23 +80,25 @@ inline void scores_rows(const half_t* const* keys, int dim, const float* q, floa
 }
 
 template <int Rows = kQueryRows>
-inline void scores_up_to(int rows, const half_t* const* keys, int tiles, int dim, const float* q,
-                         float* out) {
+inline void scores_up_to(int rows, const half_t* const* keys, const half_t* const* ahead, int tiles,
+                         int dim, const float* q, float* out) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return scores_up_to<Rows - 1>(rows, keys, tiles, dim, q, out);
+    if (rows < Rows) return scores_up_to<Rows - 1>(rows, keys, ahead, tiles, dim, q, out);
   }
   constexpr int kTiles = Rows <= 3 ? 4 : 2;  // enough independent sums to hide the latency
   int t = 0;
   for (; t + kTiles <= tiles; t += kTiles) {
-    scores_rows<Rows, kTiles>(keys + t, dim, q, out + t * kTokens);
+    scores_rows<Rows, kTiles>(keys + t, ahead ? ahead + t : nullptr, dim, q, out + t * kTokens);
   }
-  for (; t < tiles; ++t) scores_rows<Rows, 1>(keys + t, dim, q, out + t * kTokens);
+  for (; t < tiles; ++t) {
+    scores_rows<Rows, 1>(keys + t, ahead ? ahead + t : nullptr, dim, q, out + t * kTokens);
+  }
 }
 
 // out[r][0..16 Width) += p[r][key] * value[key] over the span's keys.
 template <int Rows, int Width>
-inline void values_rows(const half_t* const* values, int tiles, int dim, const float* p,
-                        float* out) {
+inline void values_rows(const half_t* const* values, const half_t* const* ahead, int tiles, int dim,
+                        const float* p, float* out) {
   F16 acc[Rows][Width];
   for (int r = 0; r < Rows; ++r)
     for (int w = 0; w < Width; ++w) acc[r][w] = load(out + r * kMaxHeadDim + w * 16);
@@ -97,6 +106,9 @@ inline void values_rows(const half_t* const* values, int tiles, int dim, const f
     for (int i = 0; i < kTokens; ++i) {
       F16 v[Width];
       for (int w = 0; w < Width; ++w) v[w] = load_half(values[t] + i * dim + w * 16);
+      if (ahead) {
+        for (int w = 0; w < Width; w += 2) prefetch(ahead[t] + i * dim + w * 16);
+      }
       for (int r = 0; r < Rows; ++r) {
         F16 pr = set1(p[r * kSpan + t * kTokens + i]);
         for (int w = 0; w < Width; ++w) acc[r][w] = fma(pr, v[w], acc[r][w]);
@@ -108,17 +120,24 @@ inline void values_rows(const half_t* const* values, int tiles, int dim, const f
 }
 
 template <int Rows = kQueryRows>
-inline void values_up_to(int rows, const half_t* const* values, int tiles, int dim, const float* p,
-                         float* out) {
+inline void values_up_to(int rows, const half_t* const* values, const half_t* const* ahead,
+                         int tiles, int dim, const float* p, float* out) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return values_up_to<Rows - 1>(rows, values, tiles, dim, p, out);
+    if (rows < Rows) return values_up_to<Rows - 1>(rows, values, ahead, tiles, dim, p, out);
   }
-  const half_t* at[kSpan / kTokens];
-  for (int d = 0; d < dim; d += 16) {
-    int width = dim - d >= 64 ? 4 : 1;
-    for (int t = 0; t < tiles; ++t) at[t] = values[t] + d;
-    if (width == 4) values_rows<Rows, 4>(at, tiles, dim, p, out + d), d += 48;
-    else values_rows<Rows, 1>(at, tiles, dim, p, out + d);
+  const half_t *at[kSpanTiles], *next[kSpanTiles];
+  for (int d = 0; d < dim;) {
+    for (int t = 0; t < tiles; ++t) {
+      at[t] = values[t] + d;
+      next[t] = ahead ? ahead[t] + d : nullptr;
+    }
+    if (dim - d >= 64) {
+      values_rows<Rows, 4>(at, ahead ? next : nullptr, tiles, dim, p, out + d);
+      d += 64;
+    } else {
+      values_rows<Rows, 2>(at, ahead ? next : nullptr, tiles, dim, p, out + d);
+      d += 32;
+    }
   }
 }
 
@@ -126,7 +145,7 @@ inline void values_up_to(int rows, const half_t* const* values, int tiles, int d
 inline void softmax_row(AttentionScratch& s, int r, int start, int tiles, int window, int dim) {
   float* row = s.scores + r * kSpan;
   const int last = s.position[r], first = window > 0 ? last - window + 1 : 0;
-  F16 x[kSpan / kTokens], top = set1(s.top[r]);
+  F16 x[kSpanTiles], top = set1(s.top[r]);
   for (int t = 0; t < tiles; ++t) {
     int base = start + t * kTokens;
     x[t] = load(row + t * kTokens);
@@ -154,9 +173,37 @@ inline void softmax_row(AttentionScratch& s, int r, int start, int tiles, int wi
   store(s.sums + r * 16, total);
 }
 
+// The tiles of a sequence, in order.
+struct BlockTable {
+  const KvCache& cache;
+  const int32_t* blocks;
+  int head;
+
+  int tile(int position) const {
+    int logical = position / kTokens, per_block = cache.tiles_per_block;
+    return blocks[logical / per_block] * per_block + logical % per_block;
+  }
+  // Keys of the span at `start`; tiles past `last` repeat the last one.
+  void keys(int start, int last, const half_t** out) const {
+    for (int t = 0; t < kSpanTiles; ++t) {
+      out[t] = cache.key_tile(tile(std::min(start + t * kTokens, last)), head);
+    }
+  }
+  void values(int start, int last, const half_t** out) const {
+    for (int t = 0; t < kSpanTiles; ++t) {
+      out[t] = cache.value_tile(tile(std::min(start + t * kTokens, last)), head);
+    }
+  }
+  static int first_span(int position, int window) {
+    return window > 0 ? std::max(0, position - window + 1) / kSpan * kSpan : 0;
+  }
+};
+
 // s.q, s.position and `rows` are set; leaves softmax(q K) V in s.out[row][0..dim).
-inline void attend(AttentionScratch& s, const KvCache& cache, int head, const int32_t* blocks,
-                   int rows, int window) {
+// `after`: keys of the span that the caller will need next, or null.
+inline void attend(AttentionScratch& s, const BlockTable& table, int rows, int window,
+                   const half_t* const* after) {
+  const int dim = table.cache.dim;
   int first = s.position[0], last = s.position[0];
   for (int r = 1; r < rows; ++r) {
     first = std::min(first, s.position[r]);
@@ -165,41 +212,32 @@ inline void attend(AttentionScratch& s, const KvCache& cache, int head, const in
   for (int r = 0; r < rows; ++r) {
     s.top[r] = -1e30f;  // below any score, and finite so that no NaN arises
     store(s.sums + r * 16, set1(0.0f));
-    for (int d = 0; d < cache.dim; d += 16) store(s.out + r * kMaxHeadDim + d, set1(0.0f));
+    for (int d = 0; d < dim; d += 16) store(s.out + r * kMaxHeadDim + d, set1(0.0f));
   }
-  int start = window > 0 ? std::max(0, first - window + 1) / kSpan * kSpan : 0;
-  const size_t tile_bytes = size_t(cache.dim) * kTokens * sizeof(half_t);
-  auto tile_at = [&](int position) {
-    int logical = position / kTokens;
-    return blocks[logical / cache.tiles_per_block] * cache.tiles_per_block +
-           logical % cache.tiles_per_block;
-  };
+  const half_t *keys[kSpanTiles], *values[kSpanTiles], *next[kSpanTiles];
+  int start = BlockTable::first_span(first, window);
+  table.keys(start, last, keys);
   for (; start <= last; start += kSpan) {
-    const half_t *keys[kSpan / kTokens], *values[kSpan / kTokens];
-    int tiles = std::min(kSpan, last + kTokens - start) / kTokens;
-    for (int t = 0; t < tiles; ++t) {
-      int tile = tile_at(start + t * kTokens);
-      keys[t] = cache.key_tile(tile, head);
-      values[t] = cache.value_tile(tile, head);
-      prefetch(values[t], tile_bytes);
-    }
+    const int tiles = std::min(kSpan, last + kTokens - start) / kTokens;
+    table.values(start, last, values);
+    const bool more = start + kSpan <= last;
+    if (more) table.keys(start + kSpan, last, next);
+    const half_t* const* ahead = more ? next : after;
     for (int r = 0; r < rows; r += kQueryRows) {
-      scores_up_to<>(std::min(kQueryRows, rows - r), keys, tiles, cache.dim, s.q + r,
-                     s.scores + r * kSpan);
+      scores_up_to<>(std::min(kQueryRows, rows - r), keys, r == 0 ? values : nullptr, tiles, dim,
+                     s.q + r, s.scores + r * kSpan);
     }
-    for (int p = start + kSpan; p < start + 2 * kSpan && p <= last; p += kTokens) {
-      prefetch(cache.key_tile(tile_at(p), head), tile_bytes);
-    }
-    for (int r = 0; r < rows; ++r) softmax_row(s, r, start, tiles, window, cache.dim);
+    for (int r = 0; r < rows; ++r) softmax_row(s, r, start, tiles, window, dim);
     for (int r = 0; r < rows; r += kQueryRows) {
-      values_up_to<>(std::min(kQueryRows, rows - r), values, tiles, cache.dim,
+      values_up_to<>(std::min(kQueryRows, rows - r), values, r == 0 ? ahead : nullptr, tiles, dim,
                      s.scores + r * kSpan, s.out + r * kMaxHeadDim);
     }
+    std::copy(next, next + kSpanTiles, keys);
   }
   for (int r = 0; r < rows; ++r) {
     F16 inverse = set1(1.0f / reduce_add(load(s.sums + r * 16)));
     float* out = s.out + r * kMaxHeadDim;
-    for (int d = 0; d < cache.dim; d += 16) store(out + d, mul(load(out + d), inverse));
+    for (int d = 0; d < dim; d += 16) store(out + d, mul(load(out + d), inverse));
   }
 }
 

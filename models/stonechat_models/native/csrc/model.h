@@ -329,40 +329,68 @@ class Model {
     cache.put(batch_->slots[t], h, key, value);
   }
 
-  // An item is (sequence, kv head, block of query tokens).
+  struct Item {
+    int sequence, head, from, to;  // query tokens from..to-1
+  };
+
+  const int32_t* blocks_of(int sequence) const {
+    return batch_->block_table + size_t(sequence) * size_t(batch_->block_width);
+  }
+
   void attention(const Layer& l, const KvCache& cache, AttentionScratch& s, int phase) {
+    if (decode_only_) return attention_decode(l, cache, s, phase);
     const int group = c_.heads / c_.kv_heads;
     int step = 1;
     while (step * 2 * group <= kBlockRows) step *= 2;
-    int base = 0, item = 0;
-    bool more = queue_.next(phase, INT32_MAX, &item);
-    for (int i = 0; more && i < batch_->sequences; ++i) {
-      const int t0 = batch_->query_start[i], t1 = batch_->query_start[i + 1];
-      const int blocks = (t1 - t0 + step - 1) / step, items = blocks * c_.kv_heads;
-      for (; item < base + items; more = queue_.next(phase, INT32_MAX, &item)) {
-        const int h = (item - base) % c_.kv_heads;
-        const int block = blocks - 1 - (item - base) / c_.kv_heads;  // the longest first
-        const int from = t0 + block * step, to = std::min(t1, from + step);
-        if (decode_only_) rotate_and_store(l, cache, from, h);
-        attend_block(l, cache, s, h, i, from, to);
+    int base = 0, i = 0;  // items of the sequences before i
+    for (int n; queue_.next(phase, INT32_MAX, &n);) {
+      int items = 0, blocks = 0;
+      for (; i < batch_->sequences; ++i, base += items) {
+        const int tokens = batch_->query_start[i + 1] - batch_->query_start[i];
+        blocks = (tokens + step - 1) / step, items = blocks * c_.kv_heads;
+        if (n < base + items) break;
       }
-      base += items;
+      if (i == batch_->sequences) return;
+      const int block = blocks - 1 - (n - base) / c_.kv_heads;  // the longest first
+      const int from = batch_->query_start[i] + block * step;
+      const int to = std::min(batch_->query_start[i + 1], from + step);
+      attend_item(l, cache, s, {i, (n - base) % c_.kv_heads, from, to}, nullptr);
     }
   }
 
-  void attend_block(const Layer& l, const KvCache& cache, AttentionScratch& s, int h, int sequence,
-                    int from, int to) {
-    const int group = c_.heads / c_.kv_heads, dim = c_.head_dim, rows = (to - from) * group;
+  // One token a sequence: the item also rotates its heads and writes the cache, and the keys that
+  // the next item starts with are fetched meanwhile.
+  void attention_decode(const Layer& l, const KvCache& cache, AttentionScratch& s, int phase) {
+    const int items = batch_->sequences * c_.kv_heads;
+    int n;
+    bool more = queue_.next(phase, items, &n);
+    while (more) {
+      const Item item{n / c_.kv_heads, n % c_.kv_heads, n / c_.kv_heads, n / c_.kv_heads + 1};
+      more = queue_.next(phase, items, &n);
+      const half_t* after[kSpanTiles];
+      if (more) {
+        const int i = n / c_.kv_heads, last = int(batch_->positions[i]);
+        const BlockTable table{cache, blocks_of(i), n % c_.kv_heads};
+        table.keys(BlockTable::first_span(last, l.window), last, after);
+      }
+      rotate_and_store(l, cache, item.from, item.head);
+      attend_item(l, cache, s, item, more ? after : nullptr);
+    }
+  }
+
+  void attend_item(const Layer& l, const KvCache& cache, AttentionScratch& s, const Item& item,
+                   const half_t* const* after) {
+    const int group = c_.heads / c_.kv_heads, dim = c_.head_dim;
+    const int rows = (item.to - item.from) * group;
     for (int r = 0; r < rows; ++r) {
-      const int t = from + r / group, head = h * group + r % group;
+      const int t = item.from + r / group, head = item.head * group + r % group;
       const float* q = qkv_.data() + size_t(t) * size_t(qkv_size()) + head * dim;
       for (int d = 0; d < dim; ++d) s.q[d * kBlockRows + r] = q[d] * c_.attention_scale;
       s.position[r] = int(batch_->positions[t]);
     }
-    const int32_t* blocks = batch_->block_table + size_t(sequence) * size_t(batch_->block_width);
-    attend(s, cache, h, blocks, rows, l.window);
+    attend(s, {cache, blocks_of(item.sequence), item.head}, rows, l.window, after);
     for (int r = 0; r < rows; ++r) {
-      const int t = from + r / group, head = h * group + r % group;
+      const int t = item.from + r / group, head = item.head * group + r % group;
       const float* out = s.out + r * kMaxHeadDim;
       for (int d = 0; d < dim; d += kGroup) {
         attended_.put(t, (head * dim + d) / kGroup, load(out + d), load(out + d + 16));

@@ -311,11 +311,7 @@ inline F16 exp(F16 x) {
   return zero_below(scale_exp2(p, n), x, -87.0f);
 }
 
-inline void prefetch(const void* p, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(static_cast<const char*>(p) + i);
-  }
-}
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // Into the L2 cache: what is wanted after the next few thousand cycles.  Any address will do.
 inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
