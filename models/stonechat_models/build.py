@@ -40,7 +40,22 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
     tokenizer = Tokenizer.from_folder(files.folder)
     model = _load_model(files, config, device, progress)
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
-    num_blocks = _num_kv_blocks(model, config, device, max_model_len * max_num_seqs)
+    max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
+    sampler = Sampler(model.info.vocab_size, device)
+    reserved = 0
+    if device.type == "cuda":
+        from stonechat_models.cuda import step_memory
+
+        reserved = step_memory(
+            model,
+            sampler,
+            device,
+            max_model_len=max_model_len,
+            max_batch_tokens=max_batch_tokens,
+            max_num_seqs=max_num_seqs,
+            block_size=config.block_size,
+        )
+    num_blocks = _num_kv_blocks(model, config, device, max_model_len * max_num_seqs, reserved)
     capacity = num_blocks * config.block_size
     if capacity < max_model_len:
         if config.max_model_len is not None:
@@ -53,12 +68,16 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
     model.info = replace(
         model.info,
         max_model_len=max_model_len,
-        max_batch_tokens=config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type],
+        max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
     )
+    if model.info.attention_backend == "triton" and not (config.eager or config.device_map):
+        from stonechat_models.cuda import with_cuda_graphs
+
+        model = with_cuda_graphs(model, device, progress)
     engine = Engine(
         model,
-        Sampler(model.info.vocab_size, device),
+        sampler,
         eos_token_ids=tokenizer.eos_token_ids,
         device=device,
         prefix_caching=config.prefix_caching,
@@ -87,9 +106,8 @@ def _load_transformers_model(
 ) -> "TransformersModel":
     import torch
 
-    from stonechat_models.attention.batched import BatchedBackend
+    from stonechat_models.attention.choose import choose_attention
     from stonechat_models.attention.row import RowBackend
-    from stonechat_models.attention.sdpa import SdpaBackend
     from stonechat_models.deterministic import ROWS, make_deterministic
     from stonechat_models.device import choose_dtype
     from stonechat_models.loader import load_module
@@ -125,17 +143,24 @@ def _load_transformers_model(
     if config.deterministic:
         make_deterministic(module)
         return TransformersModel(module, info, RowBackend(), row_multiple=ROWS)
-    is_reference = config.attention_backend == "sdpa"
-    return TransformersModel(module, info, SdpaBackend() if is_reference else BatchedBackend())
+    backend = choose_attention(config.attention_backend, device)
+    return TransformersModel(module, info, backend)
 
 
 def _num_kv_blocks(
-    model: CausalModel, config: EngineConfig, device: "torch.device", useful_tokens: int
+    model: CausalModel,
+    config: EngineConfig,
+    device: "torch.device",
+    useful_tokens: int,
+    reserved: int,
 ) -> int:
-    """Blocks that the asked-for memory holds, and no more than all sequences could ever fill."""
+    """Blocks that the asked-for memory holds, and no more than all sequences could ever fill.
+
+    `reserved` bytes of what is free are left to the steps.
+    """
     from stonechat_models.device import free_memory
 
-    free = free_memory(device)
+    free = max(0, free_memory(device) - reserved)
     if config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes
     else:

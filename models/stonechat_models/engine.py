@@ -3,6 +3,7 @@
 import logging
 import secrets
 import time
+import traceback
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
@@ -162,6 +163,7 @@ class Engine:
             sampled = self._forward_and_sample(items)
         except Exception as error:
             self.counters.num_failed_steps += 1
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
             return self._run_in_halves(items, error)
         return self._postprocess(items, sampled)
 
