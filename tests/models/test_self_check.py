@@ -7,7 +7,7 @@ import transformers
 from stonechat_models.architecture import context_length, refuse_unserved_layers
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.kv_cache import KVCache, LayerKVShape
-from stonechat_models.transformers_model import self_check
+from stonechat_models.self_check import self_check
 from tests.models.tiny_models import COMMON, VOCAB_SIZE, tiny_model
 
 CPU = torch.device("cpu")
@@ -91,3 +91,25 @@ def test_block_copies_read_every_source_first():
     cache.keys[0][:, 0, 0] = torch.arange(6)
     cache.copy_blocks([(0, 1), (1, 2)])
     assert cache.keys[0].flatten().tolist() == [0, 1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "gemma2"])
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_in_half_precision_is_no_reason_to_refuse(family, seed):
+    model = tiny_model(family, seed, vocab_size=4096).to(torch.bfloat16)
+    self_check(model, CPU, 4096)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_short_convolution_is_noticed(dtype):
+    """It mixes a packed sequence's first tokens with another sequence's last ones."""
+    config = transformers.Lfm2Config(
+        **{**COMMON, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+    )
+    model = from_config(config)
+    if dtype is torch.bfloat16:  # rounding would hide the small effect of newly made weights
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(8.0)
+    with pytest.raises(UnsupportedModelError, match="other logits"):
+        self_check(model.to(dtype), CPU, VOCAB_SIZE)
