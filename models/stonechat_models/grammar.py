@@ -37,6 +37,7 @@ _UNKNOWN_KEYS = re.compile(r"Unimplemented keys: (\[.*\])(?: |\n|.)*")
 
 def _limits() -> LLParserLimits:
     return LLParserLimits(
+        max_items_in_row=10_000,
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
         step_max_items=50_000,

@@ -19,7 +19,7 @@ from stonechat_models.errors import GrammarError
 
 MAX_DEPTH = 64
 MAX_NODES = 20_000
-MAX_PROPERTIES = 1_500
+MAX_PROPERTIES = 1_000
 """Of one object; the cost of optional ones grows with the square of their number."""
 
 MAX_SAFE_INTEGER = 2**53 - 1
