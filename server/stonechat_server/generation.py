@@ -130,7 +130,11 @@ class Generation:
         )
         self.identity.log_fields.update(_log_fields(record))
         for sink in self.state.sinks:
-            sink(record)
+            try:
+                sink(record)
+            except Exception:  # the answer is good all the same
+                log.exception("request %s could not be recorded", self.request_id)
+                self.state.operations.metrics.record_lost()
 
 
 def _log_fields(record: FinishedRequest) -> dict[str, object]:

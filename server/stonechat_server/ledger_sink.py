@@ -5,6 +5,9 @@ import uuid
 from stonechat_server.admission import FinishedRequest
 from stonechat_server.ledger import Ledger, LedgerEntry
 
+MAX_USER_LENGTH = 256
+"""Characters of `user` and `safety_identifier` that are kept."""
+
 
 class LedgerSink:
     """A `FinishedSink` that records in the ledger."""
@@ -28,8 +31,8 @@ def to_entry(record: FinishedRequest) -> LedgerEntry:
         key=record.key,
         model=record.model,
         endpoint=record.endpoint,
-        user=record.user,
-        safety_identifier=record.safety_identifier,
+        user=_clean(record.user),
+        safety_identifier=_clean(record.safety_identifier),
         status=record.status,
         error_code=record.error_code,
         stream=record.stream,
@@ -41,6 +44,13 @@ def to_entry(record: FinishedRequest) -> LedgerEntry:
         queue_seconds=None if scheduled is None else max(0.0, scheduled - record.started),
         first_token_seconds=None if first_token is None else first_token - record.started,
         total_seconds=record.finished - record.started,
-        prompt=record.prompt,
-        completion=record.completion,
+        prompt=_clean(record.prompt, None),
+        completion=_clean(record.completion, None),
     )
+
+
+def _clean(text: str | None, max_length: int | None = MAX_USER_LENGTH) -> str | None:
+    """What every database can store: no NUL, no half of a surrogate pair, and not too long."""
+    if text is None:
+        return None
+    return text[:max_length].encode("utf-8", "replace").decode().replace("\0", "\ufffd")

@@ -75,6 +75,9 @@ class Metrics:
         self._refused = self._counter(
             "requests_refused", "Requests refused by admission control", "reason"
         )
+        self._lost = self._counter(
+            "records_lost", "Requests that could not be recorded in the ledger or a trace"
+        ).labels(model_name)
         self._responses = self._counter(
             "http_responses", "HTTP answers by route and status", "route", "status"
         )
@@ -93,6 +96,10 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """Count a request that admission control has refused."""
         self._refused.labels(self._model_name, reason).inc()
+
+    def record_lost(self) -> None:
+        """Count a request whose record a sink could not keep; the log has the cause."""
+        self._lost.inc()
 
     def responded(self, route: str, status: int) -> None:
         """Count an HTTP answer; `route` is a route's pattern, never a client's path."""

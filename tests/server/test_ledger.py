@@ -137,3 +137,42 @@ def test_usage_by_key_user_and_day(tmp_path: Path) -> None:
     assert delete_before(engine, 1_001.0 * DAY) == 3
     assert [row.num_requests for row in usage(engine, by=())] == [1]
     engine.dispose()
+
+
+def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    ledger = Ledger(url_of(tmp_path), tmp_path / "journal", flush_seconds=60)
+    with ledger._engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "CREATE TRIGGER picky BEFORE INSERT ON requests WHEN NEW.completion_tokens = 2 "
+                "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+            )
+        )
+    for number in range(5):
+        ledger.record(entry(number))
+    ledger.close()
+    assert ids(url_of(tmp_path)) == ["id-0", "id-1", "id-3", "id-4"]
+    assert ledger.num_written == 4
+
+
+def test_a_line_cut_by_a_full_disk_costs_that_line_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(url_of(tmp_path), tmp_path / "journal", flush_seconds=60)
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        monkeypatch.setattr(os, "write", broken)
+        return write(descriptor, data[:10])
+
+    def broken(descriptor: int, data: bytes) -> int:
+        raise OSError("No space left on device")
+
+    ledger.record(entry(1))
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        ledger.record(entry(2))
+    monkeypatch.setattr(os, "write", write)
+    ledger.record(entry(3))
+    ledger.close()
+    assert ids(url_of(tmp_path)) == ["id-1", "id-3"]

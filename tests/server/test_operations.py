@@ -184,3 +184,34 @@ def test_a_request_cannot_raise_its_own_priority(
         client.post(URL, json=body(priority=priority, cache_salt="s"), headers=bearer(secret))
     assert [request.priority for request in engine.requests] == [3, 3, 8]
     assert {request.cache_salt for request in engine.requests} == {"alice\ns"}
+
+
+def test_a_ledger_that_fails_costs_no_answer(engine: FakeEngine, tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'usage.db'}", tmp_path / "journal", flush_seconds=60)
+
+    def full_disk(entry: object) -> None:
+        raise OSError("No space left on device")
+
+    with TestClient(create_app(Settings(), engine, ledger=ledger), "http://localhost") as client:
+        ledger.record = full_disk  # type: ignore[method-assign]
+        assert client.post(URL, json=body()).status_code == 200
+        streamed = client.post(URL, json=body(stream=True)).text
+        assert streamed.endswith("data: [DONE]\n\n")
+        text = client.get("/metrics").text
+    assert 'stonechat:records_lost_total{model_name="tiny-test"} 2.0' in text
+
+
+def test_no_user_can_break_the_ledger(engine: FakeEngine, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'usage.db'}"
+    ledger = Ledger(url, tmp_path / "journal", flush_seconds=60)
+    with TestClient(create_app(Settings(), engine, ledger=ledger), "http://localhost") as client:
+        for user in ("a\0b", "x" * 100_000, "line\nbreak\u2028", "\ufffe"):
+            assert client.post(URL, json=body(user=user)).status_code == 200
+        raw = json.dumps(body(user="S")).replace('"S"', r'"\ud800"')
+        assert client.post(URL, content=raw).status_code in (200, 400)
+        lost = client.get("/metrics").text
+    assert 'stonechat:records_lost_total{model_name="tiny-test"} 0.0' in lost
+    database = open_database(url)
+    users = {row.group[0] for row in usage(database, by=("user",))}
+    assert {"a\ufffdb", "x" * 256, "line\nbreak\u2028", "\ufffe"} <= users
+    database.dispose()

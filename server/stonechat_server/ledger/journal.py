@@ -44,15 +44,19 @@ class Journal:
         self._encoder = msgspec.json.Encoder()
         self._path, self._descriptor = self._open_new()
         self._num_lines = 0
+        self._is_torn = False
 
     def append(self, entry: LedgerEntry) -> None:
-        """Write one line; a few microseconds, no waiting for the disk."""
+        """Write one line; a few microseconds, no waiting for the disk. Raises `OSError`."""
         line = self._encoder.encode(entry) + b"\n"
         with self._mutex:
-            written = os.write(self._descriptor, line)
-            while written < len(line):
-                written += os.write(self._descriptor, line[written:])
+            if self._is_torn:  # a full disk has cut the last line
+                line = b"\n" + line
+            self._is_torn = True
             self._num_lines += 1
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+            self._is_torn = False
 
     def closed_files(self) -> list[Path]:
         """Close the current file if it holds anything, and give every file free to be taken.
@@ -64,6 +68,7 @@ class Journal:
                 os.close(self._descriptor)
                 self._path, self._descriptor = self._open_new()
                 self._num_lines = 0
+                self._is_torn = False
             current = self._path
         others = (path for path in self._folder.glob("*" + SUFFIX) if path != current)
         return [path for path in sorted(others) if _is_free(path)]
@@ -101,7 +106,7 @@ def read_file(path: Path) -> tuple[list[LedgerEntry], int]:
     decoder = msgspec.json.Decoder(LedgerEntry)
     entries: list[LedgerEntry] = []
     num_unreadable = 0
-    for line in path.read_bytes().splitlines():
+    for line in filter(None, path.read_bytes().split(b"\n")):
         try:
             entries.append(decoder.decode(line))
         except msgspec.DecodeError:

@@ -70,10 +70,22 @@ class Ledger:
 
     def _insert_all(self, entries: list[LedgerEntry]) -> None:
         rows = [msgspec.structs.asdict(entry) for entry in entries]
-        with self._engine.begin() as connection:
-            for start in range(0, len(rows), ROWS_AT_ONCE):
-                connection.execute(self._insert, rows[start : start + ROWS_AT_ONCE])
-        self.num_written += len(rows)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            self._insert_rows(rows[start : start + ROWS_AT_ONCE])
+
+    def _insert_rows(self, rows: list[dict[str, object]]) -> None:
+        """One transaction, or one a row when the database refuses what is in some row."""
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(self._insert, rows)
+        except (sa.exc.DataError, sa.exc.IntegrityError) as error:
+            if len(rows) == 1:
+                logger.error("the database refuses entry %s: %s", rows[0]["id"], error.orig)
+                return
+            for row in rows:
+                self._insert_rows([row])
+        else:
+            self.num_written += len(rows)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._pause()):
