@@ -1,6 +1,7 @@
 // The C interface that library.py binds.  Pointers are borrowed: the caller keeps them alive.
 #include <new>
 
+#include "linear.h"
 #include "model.h"
 #include "pack.h"
 
@@ -68,6 +69,14 @@ void sc_matmul(const Matrix* w, const float* x, int m, float* y) {
       }
     }
   }
+}
+
+void* sc_linear_team_create(void* pool) {
+  return new (std::nothrow) LinearTeam(static_cast<Pool*>(pool));
+}
+void sc_linear_team_destroy(void* team) { delete static_cast<LinearTeam*>(team); }
+void sc_linear(void* team, const Matrix* w, const float* x, int m, float* y) {
+  static_cast<LinearTeam*>(team)->run(*w, x, m, y);
 }
 
 void* sc_model_create(const Config* config, int threads) {
