@@ -5,7 +5,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import openai
 import pytest
@@ -40,12 +42,20 @@ class LiveServer:
 
 @pytest.fixture(scope="session")
 def server(say: Callable[[str], None]) -> Iterator[LiveServer]:
-    settings = Settings(
-        kv_cache_size=KV_CACHE_BYTES,
-        threads=int(os.environ["OMP_NUM_THREADS"]),
-        log_level="warning",
-        ledger="off",
-    )
+    with live_server(say) as running:
+        yield running
+
+
+@contextmanager
+def live_server(say: Callable[[str], None], **changes: Any) -> Iterator[LiveServer]:
+    """A server on the default model; `changes` are settings."""
+    defaults = {
+        "kv_cache_size": KV_CACHE_BYTES,
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+        "log_level": "warning",
+        "ledger": "off",
+    }
+    settings = Settings(**{**defaults, **changes})
     engine = AsyncEngine.from_config(settings.engine_config(), say)
     app = create_app(settings, engine)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -1,0 +1,95 @@
+"""Same request, same answer, as a client sees it: text and logprobs bit by bit over HTTP, alone and
+among others, after a cache hit, and on a server that cuts prompts into chunks and preempts."""
+
+import asyncio
+
+import openai
+import pytest
+
+from tests.conformance.conftest import live_server
+
+NUM_OTHERS = 31
+FIELDS = [
+    {"temperature": 0},
+    {"temperature": 1.1, "seed": 7, "n": 2},
+    {"temperature": 0.8, "seed": -3, "top_p": 0.9, "frequency_penalty": 0.4},
+]
+QUESTION = "Write a story about a lighthouse keeper who collects maps of places that are not there."
+
+
+async def ask(client, model, fields, question=QUESTION):
+    """(text, tokens with their log-probabilities) of each choice."""
+    answer = await client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        logprobs=True,
+        top_logprobs=2,
+        **{"max_completion_tokens": 64, **fields},
+    )
+    return [
+        (
+            choice.message.content,
+            [
+                (t.token, t.logprob, [(top.token, top.logprob) for top in t.top_logprobs])
+                for t in choice.logprobs.content
+            ],
+        )
+        for choice in answer.choices
+    ]
+
+
+def run(server, test):
+    async def main():
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key="any", max_retries=0
+        ) as client:
+            return await test(client)
+
+    return asyncio.run(main())
+
+
+async def one_by_one(client, model):
+    return [await ask(client, model, fields) for fields in FIELDS]
+
+
+@pytest.fixture(scope="module")
+def expected(server):
+    if server.engine.model.backend != "native":
+        pytest.skip(f"no compiled CPU path here: {server.engine.model.backend}")
+    return run(server, lambda client: one_by_one(client, server.model))
+
+
+def test_after_a_cache_hit(server, expected):
+    hits = server.engine.stats().num_cache_hit_tokens
+    assert run(server, lambda client: one_by_one(client, server.model)) == expected
+    assert server.engine.stats().num_cache_hit_tokens > hits
+
+
+async def among_others(client, model):
+    others = [
+        ask(
+            client,
+            model,
+            {"seed": i, "max_completion_tokens": 24},
+            f"Tell me about the number {i}.",
+        )
+        for i in range(NUM_OTHERS)
+    ]
+    wanted = [ask(client, model, fields) for fields in FIELDS]
+    answers = await asyncio.gather(*others[:16], *wanted, *others[16:])
+    return answers[16 : 16 + len(FIELDS)]
+
+
+def test_among_thirty_one_others(server, expected):
+    assert run(server, lambda client: among_others(client, server.model)) == expected
+
+
+def test_on_a_server_that_chunks_and_preempts(server, expected, say):
+    tokens = 20 * 16
+    small = tokens * server.engine.model.kv_bytes_per_token
+    with live_server(
+        say, kv_cache_size=small, max_model_len=160, max_batch_tokens=9, prefix_caching=False
+    ) as other:
+        actual = run(other, lambda client: among_others(client, other.model))
+        assert other.engine.stats().num_preemptions > 0
+    assert actual == expected
