@@ -32,7 +32,7 @@ def own_server(engine: EngineLike, settings: Settings) -> Iterator[OwnServer]:
     """Serve `engine` until the context ends. Raises `EngineError` when it does not start."""
     from stonechat_server.app import create_app
 
-    key = secrets.token_urlsafe(24)
+    key = "sk-" + secrets.token_urlsafe(24)  # one that began with - would pass for a flag
     app = create_app(settings.model_copy(update={"api_key": [_secret(key)]}), engine)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
