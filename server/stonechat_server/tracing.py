@@ -32,16 +32,14 @@ class Tracing:
         """Export by OTLP over HTTP. Raises `TracingUnavailableError` without the extra."""
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
             message = "traces need OpenTelemetry: pip install 'stonechat[otel]'"
             raise TracingUnavailableError(message) from error
-        # Attributes from OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME win over ours.
-        resource = Resource({"service.name": "stonechat"}).merge(Resource.create())
-        if resource.attributes.get("service.name") in (None, "unknown_service"):
-            resource = resource.merge(Resource({"service.name": "stonechat"}))
+        named = Resource.create().merge(Resource({"service.name": "stonechat"}))
+        resource = named.merge(OTELResourceDetector().detect())  # variables win
         provider = TracerProvider(resource=resource)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return cls(provider)

@@ -1,3 +1,6 @@
+import gzip
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from stonechat_server.tracing import Tracing
 
 pytest.importorskip("opentelemetry.sdk")
 
+NAMED = {"OTEL_SERVICE_NAME": "mine"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -41,6 +45,38 @@ def test_a_trace_has_the_phases_and_no_text(engine: FakeEngine) -> None:
     assert root.attributes["gen_ai.usage.output_tokens"] == 2
     assert root.attributes["gen_ai.response.finish_reasons"] == ("stop",)
     assert not any("private" in str(span.to_json()) for span in spans.values())
+
+
+@pytest.mark.parametrize(("variables", "name"), [({}, "stonechat"), (NAMED, "mine")])
+def test_export_by_otlp(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str
+) -> None:
+    received: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    collector = HTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{collector.server_port}"
+    for variable, value in {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **variables}.items():
+        monkeypatch.setenv(variable, value)
+    app = create_app(Settings(), engine, tracing=Tracing.from_environment())
+    with TestClient(app, "http://localhost") as client:
+        client.post(URL, json=body())
+    collector.shutdown()
+    collector.server_close()
+    ((path, data),) = received
+    assert path == "/v1/traces"
+    assert gzip_free(data).count(b"prefill") == 1
+    assert name.encode() in gzip_free(data)
+
+
+def gzip_free(data: bytes) -> bytes:
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
 
 
 def test_a_broken_traceparent_starts_a_new_trace(engine: FakeEngine) -> None:
