@@ -1,0 +1,18 @@
+"""Lets the tests of this folder share helpers, and skips them where nothing can be compiled."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from stonechat_models.native.build import find_compiler
+
+    if find_compiler() is not None:
+        return
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="there is no C++ compiler"))
