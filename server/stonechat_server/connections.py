@@ -6,6 +6,7 @@ the end of an answer that the client does not read.
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
@@ -70,3 +71,15 @@ def _is_silent(connection: _Connection) -> bool:
         return True
     is_between = connection.cycle is None or connection.cycle.response_complete
     return is_between and connection.timeout_keep_alive_task is None
+
+
+def allow_many() -> None:
+    """Raise the number of files, and so of connections, that the process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

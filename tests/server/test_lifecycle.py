@@ -2,7 +2,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +146,10 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
         wait_until(lambda: engine.num_running == 0)
         wait_until(lambda: live.operations.admission.num_running == 0)
         assert len(engine.aborted) == 1
+
+
+def test_many_idle_connections_do_not_keep_others_out() -> None:
+    with live_server(FakeEngine()) as live, ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(("127.0.0.1", live.port)))
+        assert httpx.post(live.url + URL, json=body(), timeout=10).status_code == 200
