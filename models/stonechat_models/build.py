@@ -30,7 +30,6 @@ DEFAULT_NUM_SEQS = {"cuda": 256, "mps": 64, "cpu": 128}
 def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Tokenizer]:
     """Load everything. Raises `ModelLoadError`; `UnsupportedModelError` for what would be wrong."""
     from stonechat_models.device import choose_device, usable_cores
-    from stonechat_models.sampler import Sampler
 
     device = choose_device(config.device)
     config = replace(config, threads=config.threads or usable_cores())
@@ -39,6 +38,32 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
     max_model_len = context_length(files.config, config.max_model_len)
     tokenizer = Tokenizer.from_folder(files.folder)
     model = _load_model(files, config, device, progress)
+    engine = assemble_engine(
+        model,
+        config,
+        device,
+        max_model_len=max_model_len,
+        eos_token_ids=tokenizer.eos_token_ids,
+        progress=progress,
+    )
+    return engine, tokenizer
+
+
+def assemble_engine(
+    model: CausalModel,
+    config: EngineConfig,
+    device: "torch.device",
+    *,
+    max_model_len: int,
+    eos_token_ids: frozenset[int],
+    progress: Progress,
+) -> Engine:
+    """An engine over a loaded model: its KV cache sized, its graphs captured.
+
+    Raises `ModelLoadError` with the numbers when memory does not suffice.
+    """
+    from stonechat_models.sampler import Sampler
+
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     sampler = Sampler(model.info.vocab_size, device)
@@ -75,14 +100,13 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
         from stonechat_models.cuda import with_cuda_graphs
 
         model = with_cuda_graphs(model, device, progress)
-    engine = Engine(
+    return Engine(
         model,
         sampler,
-        eos_token_ids=tokenizer.eos_token_ids,
+        eos_token_ids=eos_token_ids,
         device=device,
         prefix_caching=config.prefix_caching,
     )
-    return engine, tokenizer
 
 
 def _load_model(

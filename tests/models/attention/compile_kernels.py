@@ -1,0 +1,103 @@
+"""Compiles the Triton kernels for GPUs that need not be there; run by `test_triton_compiles`.
+
+Prints one JSON object a kernel: its name, what it was compiled for, its shared memory in bytes,
+and whether its machine code uses tensor cores.
+"""
+
+import json
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from stonechat_models.attention.triton_backend import decode_tile, prefill_tile
+from stonechat_models.attention.triton_decode import combine_kernel, decode_kernel
+from stonechat_models.attention.triton_prefill import prefill_kernel
+
+ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+OWN_DTYPE = {"query", "keys", "values", "sinks", "output"}
+FLOAT32 = {"partial", "peaks", "totals"}
+INT32 = {"query_start", "context_lens", "block_table"}
+SHAPES = [  # dtype, head size, group, window and soft cap
+    (torch.bfloat16, 128, 4, False),
+    (torch.float16, 64, 3, False),
+    (torch.bfloat16, 256, 2, True),
+    (torch.bfloat16, 80, 1, False),
+    (torch.float32, 32, 1, False),
+]
+
+
+def argument_type(name: str, dtype: torch.dtype, constants: dict[str, Any]) -> str:
+    if name in constants:
+        return "constexpr"
+    if name in OWN_DTYPE:
+        return f"*{ELEMENTS[dtype]}"
+    if name in FLOAT32:
+        return "*fp32"
+    if name in INT32:
+        return "*i32"
+    return "fp32" if name in ("scaling", "softcap") else "i32"
+
+
+def compile_kernel(kernel, dtype, constants, num_warps, num_stages, capability) -> None:
+    signature = {n: argument_type(n, dtype, constants) for n in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*") or name.startswith("stride_")
+    }
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages},
+    )
+    assembly = compiled.asm["ptx"]
+    result = {
+        "kernel": kernel.__name__,
+        "capability": capability,
+        "dtype": str(dtype),
+        "head_size": constants["DV"],
+        "shared": compiled.metadata.shared,
+        "tensor_cores": "wgmma" in assembly or "mma.sync" in assembly,
+        "cubin_bytes": len(compiled.asm["cubin"]),
+    }
+    print(json.dumps(result), flush=True)
+
+
+def compile_shape(dtype, size, group, window, capability) -> None:
+    padded = max(16, triton.next_power_of_2(size))
+    shape = {
+        "GROUP": group,
+        "BLOCK_SIZE": 16,
+        "DK": size,
+        "DV": size,
+        "BLOCK_DK": padded,
+        "BLOCK_DV": padded,
+        "HAS_SOFTCAP": window,
+        "HAS_WINDOW": window,
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "UPCAST": False,
+    }
+    tile = decode_tile(group, padded, dtype)
+    constants = {**shape, "NUM_SPLITS": 16, "BLOCK_M": tile.rows, "BLOCK_K": tile.keys}
+    compile_kernel(decode_kernel, dtype, constants, tile.num_warps, tile.num_stages, capability)
+    tile = prefill_tile(group, padded, dtype)
+    constants = {
+        **shape,
+        "BLOCK_Q": tile.rows // group,
+        "BLOCK_M": tile.rows,
+        "BLOCK_K": tile.keys,
+        "HAS_SINKS": True,
+        "MIN_QUERIES": 2,
+    }
+    compile_kernel(prefill_kernel, dtype, constants, tile.num_warps, tile.num_stages, capability)
+    constants = {"NUM_SPLITS": 16, "DV": size, "BLOCK_DV": padded, "HAS_SINKS": True}
+    compile_kernel(combine_kernel, dtype, constants, 4, 2, capability)
+
+
+if __name__ == "__main__":
+    for case in SHAPES:
+        compile_shape(*case, 90)
+    compile_shape(*SHAPES[0], 80)

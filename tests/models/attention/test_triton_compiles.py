@@ -1,0 +1,37 @@
+"""The Triton kernels compile to machine code for GPUs of two generations, with no GPU at hand."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
+"""Most bytes of shared memory that a block can have, by compute capability."""
+
+
+def test_kernels_compile(tmp_path):
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.models.attention.compile_kernels"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(compiled) == 6 * 3
+    for kernel in compiled:
+        assert kernel["cubin_bytes"] > 0
+        assert kernel["shared"] <= SHARED_MEMORY[kernel["capability"]], kernel
+        if kernel["kernel"] != "combine_kernel" and kernel["dtype"] != "torch.float32":
+            assert kernel["tensor_cores"], kernel
