@@ -3,10 +3,14 @@
 python scripts/update_docs.py [--check]
 """
 
+import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from stonechat_server.cli import COMMANDS, load_command
 from stonechat_server.options import default_text, flag, group_of
 from stonechat_server.schema.fields import FIELDS, FieldStatus
 from stonechat_server.settings import Settings
@@ -35,6 +39,44 @@ def settings_table() -> Iterator[str]:
                 yield f"| `{flag(name)}` | {_cell(default_text(field))} | {meaning} |"
 
 
+def command_table(name: str) -> Iterator[str]:
+    """Flags of a command, and of its actions where it has some."""
+    command = load_command(name)
+    parser = argparse.ArgumentParser(prog=f"stonechat {name}", add_help=False)
+    command.add_arguments(parser)
+    yield from ("", str(command.__doc__).strip())
+    yield from _parser_tables(parser)
+
+
+def _parser_tables(parser: argparse.ArgumentParser) -> Iterator[str]:
+    plain = [one for one in parser._actions if not isinstance(one, argparse._SubParsersAction)]
+    shown = [one for one in plain if not isinstance(one, argparse._HelpAction)]
+    if shown:
+        yield from ("", "| Flag | Default | Meaning |", "|---|---|---|")
+        for action in shown:
+            yield f"| `{_flag(action)}` | {_default(action)} | {_cell(action.help or '')} |"
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for choice, inner in action.choices.items():
+                yield from ("", f"`{parser.prog} {choice}`")
+                yield from _parser_tables(inner)
+
+
+def _flag(action: argparse.Action) -> str:
+    name = action.option_strings[-1] if action.option_strings else ""
+    takes_none = action.nargs == 0
+    value = "" if takes_none else str(action.metavar or action.dest.upper())
+    return f"{name} {value}".strip()
+
+
+def _default(action: argparse.Action) -> str:
+    if action.default in (None, "", argparse.SUPPRESS) or action.nargs == 0:
+        return ""
+    if isinstance(action.default, tuple | list):
+        return ",".join(map(str, action.default))
+    return _cell(str(action.default))
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -42,6 +84,9 @@ def _cell(text: str) -> str:
 TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "docs/api.md": {"fields": field_table},
     "docs/configuration.md": {"settings": settings_table},
+    "docs/commands.md": {
+        name: partial(command_table, name) for name in COMMANDS if name != "serve"
+    },
 }
 
 
@@ -58,6 +103,7 @@ def updated(text: str, name: str, lines: Iterator[str]) -> str:
 def main() -> int:
     """0, or 1 when `--check` finds an old table."""
     is_check = "--check" in sys.argv[1:]
+    os.environ.pop("OPENAI_API_KEY", None)  # a default of flags, which is nobody's business
     status = 0
     for file, tables in TABLES.items():
         path = ROOT / file

@@ -42,12 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in COMMANDS:
         return _top(words)
-    command = cast(Command, import_module(COMMANDS[words[0]].module))
+    command = load_command(words[0])
     parser = argparse.ArgumentParser(
         prog=f"stonechat {words[0]}", description=command.__doc__, allow_abbrev=False
     )
     command.add_arguments(parser)
     return command.run(parser.parse_args(words[1:]))
+
+
+def load_command(name: str) -> Command:
+    """Import the module of a subcommand."""
+    return cast(Command, import_module(COMMANDS[name].module))
 
 
 def _top(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The command line of `stonechat bench`."""
+"""Measure a server under load, check the measurement, and report it."""
 
 import argparse
 import asyncio
@@ -37,14 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = prompts.add_argument
     add("--input-tokens", type=_positive, default=default.input_tokens,
         help="prompt length in tokens, chat template included")  # fmt: skip
-    add("--output-tokens", type=_positive, default=default.output_tokens)
+    add("--output-tokens", type=_positive, default=default.output_tokens,
+        help="tokens an answer has, where the server honours ignore_eos, else at most")  # fmt: skip
     add("--prefix-share", type=_share, default=default.prefix_share,
         help="share of each prompt, 0 to 1, that all prompts begin with")  # fmt: skip
     source = prompts.add_mutually_exclusive_group()
     source.add_argument("--prompts", type=Path, help="a file: one prompt a line, or .jsonl")
     source.add_argument("--sharegpt", type=Path, help="ShareGPT-style JSON")
     add("--no-ignore-eos", action="store_true", help="let answers end where the model ends them")
-    add("--temperature", type=float, default=default.temperature)
+    add("--temperature", type=float, default=default.temperature, help="sent with every request")
     add("--extra-body", type=_json_object, default={}, help="JSON fields for every request")
     add("--seed", type=int, default=default.seed, help="of prompts and arrival times")
     results = parser.add_argument_group("results")

@@ -57,13 +57,13 @@ async def run_bench(settings: BenchSettings, watcher: Watcher) -> BenchResult:
         target = Target(client, settings)
         await target.discover()
         workload = await _workload(target)
+        roofline = measure_roofline(settings, target.facts) if settings.roofline else None
         indices = count()
         levels = [
             await _level(target, workload, value, indices, watcher)
             for value in settings.rates or settings.concurrency
         ]
     notes = _notes(target, levels)
-    roofline = measure_roofline(settings, target.facts) if settings.roofline else None
     if roofline is not None:
         add_shares(levels, roofline)
     return BenchResult(

@@ -74,7 +74,8 @@ def _app(fake: FakeServer) -> FastAPI:
     @app.get("/v1/models")
     def models() -> dict[str, object]:
         facts = {"weight_bytes": 50_000_000, "device": "cpu", "dtype": "bfloat16"}
-        return {"object": "list", "data": [{"id": name, "stonechat": facts} for name in MODELS]}
+        cards: list[object] = [{"id": name, "stonechat": facts} for name in MODELS]
+        return {"object": "list", "data": [*cards, {"id": "no-facts", "object": "model"}]}
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:

@@ -135,3 +135,12 @@ def test_the_roofline_uses_the_servers_weight_size(fake: FakeServer) -> None:
     assert level.tpot.p50 is not None
     expected = 50_000_000 / level.tpot.p50 / result.roofline.bandwidth
     assert level.roofline_share == pytest.approx(expected)
+
+
+def test_a_roofline_that_cannot_be_told_ends_the_run_before_it_starts(fake: FakeServer) -> None:
+    with pytest.raises(BenchError, match="weight size"):
+        bench(fake, "no-facts", roofline=True)
+    assert all(body["max_tokens"] == 1 for body in fake.bodies)
+    given = bench(fake, "no-facts", roofline=True, weight_bytes=1_000_000)
+    assert given.roofline is not None
+    assert given.roofline.source == "--weight-bytes"

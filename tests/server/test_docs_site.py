@@ -1,0 +1,30 @@
+"""The docs site: its table of contents is whole, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def _files(entry: object) -> list[str]:
+    if isinstance(entry, str):
+        return [entry]
+    parts = entry.values() if isinstance(entry, dict) else entry
+    return [file for part in parts for file in _files(part)]  # type: ignore[attr-defined]
+
+
+def test_every_page_is_in_the_contents_once() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert sorted(_files(site["nav"])) == sorted(path.name for path in DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (DOCS / target).exists(), target
