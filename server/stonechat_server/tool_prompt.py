@@ -91,7 +91,10 @@ def write_custom_call(name: str, text: str) -> str:
 
 
 def with_modern_calls(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
-    """`function_call` and role `function`, the forms before tools, as calls and their results."""
+    """`function_call` and role `function`, the forms before tools, as calls and their results.
+
+    Every result has the name of what was called, which some templates want.
+    """
     modern: list[TemplateMessage] = []
     call_id = ""
     for position, message in enumerate(messages):
@@ -103,7 +106,15 @@ def with_modern_calls(messages: Sequence[TemplateMessage]) -> list[TemplateMessa
         elif message["role"] == "function":
             message = {**message, "role": "tool", "tool_call_id": call_id}
         modern.append(message)
-    return modern
+    names = _call_names(modern)
+    return [_with_name(message, names) for message in modern]
+
+
+def _with_name(message: TemplateMessage, names: Mapping[str, str]) -> TemplateMessage:
+    name = names.get(message.get("tool_call_id", ""))
+    if message["role"] != "tool" or name is None or "name" in message:
+        return message
+    return {**message, "name": name}
 
 
 def _parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +134,6 @@ def without_tool_messages(
     messages: Sequence[TemplateMessage], format: ToolFormat
 ) -> list[TemplateMessage]:
     """Calls and results as text, for templates that know neither."""
-    names = _call_names(messages)
     rendered: list[TemplateMessage] = []
     is_after_result = False
     for message in messages:
@@ -134,10 +144,10 @@ def without_tool_messages(
             last = rendered[-1]
             rendered[-1] = {
                 **last,
-                "content": f"{last['content']}\n{_write_result(message, names)}",
+                "content": f"{last['content']}\n{_write_result(message)}",
             }
         else:
-            rendered.append({"role": "user", "content": _write_result(message, names)})
+            rendered.append({"role": "user", "content": _write_result(message)})
         is_after_result = is_result
     return rendered
 
@@ -147,8 +157,8 @@ def _call_names(messages: Sequence[TemplateMessage]) -> dict[str, str]:
     return {call["id"]: (call.get("function") or call["custom"])["name"] for call in calls}
 
 
-def _write_result(message: TemplateMessage, names: Mapping[str, str]) -> str:
-    name = message.get("name") or names.get(message.get("tool_call_id", ""))
+def _write_result(message: TemplateMessage) -> str:
+    name = message.get("name")
     opening = f'<tool_response name="{name}">' if name else "<tool_response>"
     return f"{opening}\n{message['content']}\n</tool_response>"
 

@@ -33,7 +33,7 @@ CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</t
 TOOL_TEMPLATE = """\
 {%- if tools %}TOOLS {{ tools | tojson }}
 {% endif -%}
-{%- for message in messages %}{{ message.role }}: {{ message.content }}
+{%- for message in messages %}{{ message.role }} {{ message.name }}: {{ message.content }}
 {%- for call in message.tool_calls or [] %} CALL {{ call.function.name }} \
 {{ call.function.arguments | tojson }}{% endfor %}
 {% endfor -%}
@@ -235,8 +235,8 @@ def test_a_template_that_knows_tools_gets_them(
     prompt = engine.prompt
     assert 'TOOLS [{"type": "function", "function": {"name": "get_weather"' in prompt
     assert 'CALL get_weather {"city": "Rome"}' in prompt
-    assert "tool: Sunny" in prompt
-    assert 'assistant: <custom_tool_call name="sql">' in prompt
+    assert "tool get_weather: Sunny" in prompt
+    assert 'assistant : <custom_tool_call name="sql">' in prompt
     assert "You can call these tools, which take plain text" in prompt
     assert "You can call these functions" not in prompt
 

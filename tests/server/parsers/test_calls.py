@@ -49,6 +49,13 @@ CASES: dict[str, Case] = {
         "",
         [SUM, ("now", {})],
     ),
+    "hermes, as the template of Hermes 2 Pro writes it": (
+        HERMES,
+        f'\n<tool_call>\n{{ "arguments": {SUM_JSON}, "name": "add"}}\n</tool_call> '
+        '\n<tool_call>\n{ "arguments": {}, "name": "now"}\n</tool_call> ',
+        "",
+        [SUM, ("now", {})],
+    ),
     "hermes, further keys": (
         HERMES,
         f'<tool_call>\n{{"name": "add", "arguments": {SUM_JSON}, "id": "}}1"}}\n</tool_call>',
