@@ -5,6 +5,8 @@ from typing import Protocol
 
 from llguidance import LLTokenizer
 
+from stonechat_models.errors import GrammarError
+
 
 class VocabularyLike(Protocol):
     """What of a `Tokenizer` grammars need."""
@@ -47,9 +49,12 @@ def _token_bytes(tokenizer: VocabularyLike, token_id: int) -> bytes:
 
 
 def build_llguidance_tokenizer(tokenizer: VocabularyLike, vocab_size: int) -> LLTokenizer:
-    """A tokenizer of exactly `vocab_size` entries (the logits' width). Takes about 0.1 s."""
+    """A tokenizer of exactly `vocab_size` entries (the logits' width). Takes about 0.1 s.
+
+    Raises `GrammarError` without an end token.
+    """
     eos_ids = sorted(i for i in tokenizer.eos_token_ids if i < vocab_size)
     if not eos_ids:
-        raise ValueError("the tokenizer has no end-of-sequence token, which grammars need")
+        raise GrammarError("the tokenizer has no end-of-sequence token, which grammars need")
     wrapper = _Wrapper(tokenizer, eos_ids[0], vocab_size)
     return LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=eos_ids)
