@@ -99,6 +99,18 @@ class AdmissionControl:
         finally:
             self._leave(slot)
 
+    def refuse_early(self, key: ApiKey, flow: str) -> None:
+        """Raise what `slot` would raise for the smallest request, before work is spent on one.
+
+        A flood is then refused for little more than the reading of its headers.
+        """
+        self.rate_limiter.check(key)
+        queue = self._queue
+        if len(queue) < queue.max_requests or queue.peek(self._below_concurrency) is None:
+            return
+        if queue.victim_for(flow, key.priority) is None:
+            raise self._queue_full()
+
     def retry_after(self) -> float:
         """Seconds in which, at the pace of late, all that waits now will have been served."""
         pace = self._pace.tokens_per_second(self._clock())
@@ -128,7 +140,7 @@ class AdmissionControl:
         if self._queue.peek(self._below_concurrency) is None and self._may_run(newcomer):
             return
         while not self._queue.has_room(newcomer.cost):
-            victim = self._queue.victim_for(newcomer)
+            victim = self._queue.victim_for(newcomer.flow, newcomer.priority)
             if victim is None:
                 raise self._queue_full()
             self._queue.remove(victim)

@@ -118,8 +118,8 @@ class FairQueue:
         if not flow.waiters:
             del self._flows[waiter.flow]
 
-    def victim_for(self, newcomer: Waiter) -> Waiter | None:
-        """Who leaves so that the newcomer gets a place; None: the newcomer has to go itself.
+    def victim_for(self, flow_name: str, priority: int) -> Waiter | None:
+        """Who leaves so that a newcomer of the flow gets a place; None: it has to go itself.
 
         The newest waiter of the longest flow of the worst priority, if that flow would still be
         longer than the newcomer's, or is of a worse priority than the newcomer.
@@ -127,12 +127,12 @@ class FairQueue:
         longest = max(
             self._flows.values(), key=lambda flow: (flow.priority, len(flow.waiters)), default=None
         )
-        if longest is None or longest.priority < newcomer.priority:
+        if longest is None or longest.priority < priority:
             return None
-        own = self._flows.get(newcomer.flow)
+        own = self._flows.get(flow_name)
         own_length = len(own.waiters) if own else 0
         if longest is own or (
-            longest.priority == newcomer.priority and len(longest.waiters) <= own_length + 1
+            longest.priority == priority and len(longest.waiters) <= own_length + 1
         ):
             return None
         return longest.waiters[-1]

@@ -50,13 +50,17 @@ class Lifecycle:
     @contextmanager
     def running(self, deadline: Deadline) -> Iterator[None]:
         """Count a request as running. Raises `APIError` 503 while draining."""
-        if self.phase is Phase.DRAINING:
-            raise unavailable("The server is shutting down.", reason="draining", retry_after=5)
+        self.check()
         self._running.add(deadline)
         try:
             yield
         finally:
             self._running.discard(deadline)
+
+    def check(self) -> None:
+        """Raises `APIError` 503 while draining."""
+        if self.phase is Phase.DRAINING:
+            raise unavailable("The server is shutting down.", reason="draining", retry_after=5)
 
     def serving(self) -> None:
         """The start is complete."""

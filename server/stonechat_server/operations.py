@@ -17,6 +17,7 @@ from stonechat_server.refusals import RefusedError
 
 if TYPE_CHECKING:
     from stonechat_models import ModelInfo, RequestOutput
+    from stonechat_server.auth import Identity
     from stonechat_server.engine import EngineLike
     from stonechat_server.ledger import Ledger
     from stonechat_server.settings import Settings
@@ -86,6 +87,15 @@ class Operations:
             self.sinks.append(LedgerSink(ledger))
         if tracing is not None:
             self.sinks.append(tracing.request_finished)
+
+    def refuse_early(self, identity: "Identity") -> None:
+        """Raise `APIError` 429 or 503 if `admit` would, whatever the request asks for."""
+        try:
+            self.lifecycle.check()
+            self.admission.refuse_early(identity.key, identity.flow)
+        except RefusedError as error:
+            self.metrics.refused(error.reason)
+            raise
 
     @asynccontextmanager
     async def admit(self, ticket: Ticket) -> AsyncIterator[Run]:

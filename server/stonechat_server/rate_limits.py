@@ -61,16 +61,9 @@ class RateLimiter:
 
     def charge(self, key: ApiKey, num_tokens: int) -> None:
         """Take one request and its expected tokens, or raise `RefusedError` (429) and take none."""
+        self.check(key)
         now = self._clock()
         buckets = self._buckets_of(key, now)
-        if buckets.requests and (wait := buckets.requests.seconds_until(1, now)) > 0:
-            raise too_many_requests(
-                f"Rate limit reached for requests per minute: the limit is "
-                f"{buckets.requests.capacity}. Try again in {format_duration(wait)}.",
-                reason="requests_per_minute",
-                retry_after=wait,
-                headers=self.headers(key),
-            )
         if buckets.tokens and num_tokens > buckets.tokens.capacity:
             raise too_many_requests(
                 f"Request too large for tokens per minute: the limit is "
@@ -92,6 +85,19 @@ class RateLimiter:
             buckets.requests.take(1, now)
         if buckets.tokens:
             buckets.tokens.take(num_tokens, now)
+
+    def check(self, key: ApiKey) -> None:
+        """Raise `RefusedError` (429) when the key may not make a request of any size now."""
+        now = self._clock()
+        buckets = self._buckets_of(key, now)
+        if buckets.requests and (wait := buckets.requests.seconds_until(1, now)) > 0:
+            raise too_many_requests(
+                f"Rate limit reached for requests per minute: the limit is "
+                f"{buckets.requests.capacity}. Try again in {format_duration(wait)}.",
+                reason="requests_per_minute",
+                retry_after=wait,
+                headers=self.headers(key),
+            )
 
     def settle(self, key: ApiKey, num_charged: int, num_used: int) -> None:
         """Replace a charge of expected tokens by what was used; more than expected is a debt."""

@@ -229,3 +229,28 @@ def test_rate_limit_tokens_are_settled() -> None:
         assert admission.rate_limiter.headers(key)["x-ratelimit-remaining-tokens"] == "940"
 
     asyncio.run(scenario())
+
+
+def test_a_flood_is_refused_before_its_bodies_are_read() -> None:
+    async def scenario() -> None:
+        admission = make(queue=2)
+        jobs = [Job(admission, A) for _ in range(2)]
+        await settle()
+        admission.refuse_early(A, "key:a")
+        jobs.append(Job(admission, A))
+        await settle()
+        with pytest.raises(RefusedError) as caught:
+            admission.refuse_early(A, "key:a")
+        assert int(caught.value.headers["Retry-After"]) >= 1
+        admission.refuse_early(B, "key:b")  # would take the place of one of the flood
+        admission.refuse_early(ApiKey(name="a", priority=-1), "key:a2")
+        for job in jobs:
+            await job.finish()
+        single = ApiKey(name="single", requests_per_minute=1)
+        admission.refuse_early(single, "key:single")
+        admission.rate_limiter.charge(single, 1)
+        with pytest.raises(RefusedError):
+            admission.refuse_early(single, "key:single")
+        assert_idle(admission)
+
+    asyncio.run(scenario())

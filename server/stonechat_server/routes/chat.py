@@ -44,6 +44,7 @@ async def create_chat_completion(http_request: Request) -> Response:
     """Continue a conversation; plain, or as a stream of events."""
     state = server_state(http_request)
     identity = state.authenticator.identify(http_request)
+    state.operations.refuse_early(identity)
     body = await read_body(http_request, state.settings)
     check_json(body, state.settings)
     request = parse_request(body)
