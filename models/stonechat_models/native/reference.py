@@ -52,7 +52,7 @@ def weights_of_blocks(type_name: str, blocks: np.ndarray) -> GroupedWeights:
 
 def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """float32[m, k] gives int32[m, groups, 32] in [-127, 127] and scales float32[m, groups]."""
-    groups = x.unflatten(1, (-1, GROUP))
+    groups = x.reshape(x.shape[0], -1, GROUP)
     top = groups.abs().amax(-1, keepdim=True)
     inverse = torch.where(top > 0, 127.0 / top, torch.zeros_like(top))
     return torch.round(groups * inverse).int(), (top / 127.0).squeeze(-1)

@@ -1,0 +1,69 @@
+"""GGUF files on the compiled path: their own codes, row orders and merged projections."""
+
+from pathlib import Path
+
+import pytest
+import tiny_gguf
+import torch
+from native_helpers import load_native, make_batch, random_ids
+
+from stonechat_models.config import EngineConfig
+from stonechat_models.loader import ModelFiles, load_module, resolve_model
+
+IDS = random_ids(75, vocab_size=tiny_gguf.VOCAB)
+BLOCKS = [7, 3, 11, 2, 20]
+
+
+@pytest.fixture
+def tiny_file(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ModelFiles:
+    architecture, weight_type = request.param
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(tiny_gguf.HEAD_DIMS, architecture, 32)
+    path = tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf", architecture, weight_type)
+    return resolve_model(EngineConfig(model=str(path)), lambda line: None)
+
+
+def errors(files: ModelFiles, quantize: str = "auto") -> tuple[float, str]:
+    """Root mean square error of logits against dequantised float32, and what was kept.
+
+    Wrong weights give errors above 1; the large random weights amplify the activations' own.
+    """
+    config = EngineConfig(model="x")
+    module = load_module(files, config, torch.device("cpu"), torch.float32)
+    with torch.inference_mode():
+        expected = module(torch.tensor([IDS]), use_cache=False).logits[0]
+    model = load_native(files, quantize=quantize)
+    actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    error = (actual - expected).square().mean().sqrt() / expected.std()
+    return float(error), model.info.quantization
+
+
+@pytest.mark.parametrize("tiny_file", [(a, "F32") for a in ("llama", "phi3")], indirect=True)
+def test_rows_are_in_transformers_order(tiny_file: ModelFiles) -> None:
+    error, quantization = errors(tiny_file)
+    assert error < 1.5e-3
+    assert quantization == "none"
+
+
+@pytest.mark.parametrize(
+    "tiny_file",
+    [("llama", "Q4_1"), ("qwen2", "Q4_0"), ("qwen3", "Q8_0"), ("llama", "Q5_1")],
+    indirect=True,
+    ids=["Q4_1", "Q4_0", "Q8_0", "Q5_1"],
+)
+def test_quantised_files_keep_their_weights(
+    tiny_file: ModelFiles, request: pytest.FixtureRequest
+) -> None:
+    error, quantization = errors(tiny_file)
+    assert error < 0.12
+    assert quantization in request.node.name
+
+
+@pytest.mark.parametrize("tiny_file", [("llama", "F16")], indirect=True)
+@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.12), ("int4", 0.6)])
+def test_float_files_can_be_quantised(tiny_file: ModelFiles, quantize: str, bound: float) -> None:
+    error, quantization = errors(tiny_file, quantize)
+    assert error < bound
+    assert quantization == quantize
