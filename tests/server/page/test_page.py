@@ -386,3 +386,67 @@ def test_the_key_stays_in_the_tab(browser: Any, locked_server: LiveServer) -> No
     other.goto(locked_server.url)
     assert other.evaluate("sessionStorage.length") == 0
     context.close()
+
+
+def stream_of(page: Any, *events: object, end: str = "data: [DONE]\n\n") -> None:
+    """Answers every chat request with these events."""
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + end
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(body=text, content_type="text/event-stream"),
+    )
+
+
+def piece(**delta: object) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+
+def test_reasoning_is_kept_apart_and_not_sent_back(page: Any) -> None:
+    stream_of(page, piece(reasoning_content="Hmm **so**."), piece(content="Four."))
+    ask(page, "2+2?")
+    page.wait_for_selector(".choice .foot button")
+    assert page.inner_text(".choice .text") == "Four."
+    assert "Hmm **so**." in page.text_content(".reasoning")
+    page.click("#copy-as")
+    assert "Hmm" not in page.inner_text("#code-text")
+
+
+@pytest.mark.parametrize(
+    ("events", "end", "problem"),
+    [
+        ([piece(content="half")], "", "cut off"),
+        ([piece(content="half"), {"error": {"message": "the step failed"}}], "", "the step failed"),
+    ],
+)
+def test_an_answer_that_breaks_off_is_kept_and_told(
+    page: Any, events: list[object], end: str, problem: str
+) -> None:
+    stream_of(page, *events, end=end)
+    ask(page)
+    page.wait_for_selector(".choice .foot button")
+    assert problem in page.inner_text(".turn.assistant .problem")
+    assert page.inner_text(".choice .text") == "half"
+    assert page.is_visible("#send")
+
+
+def test_keep_alives_and_a_character_cut_in_two_do_no_harm(page: Any) -> None:
+    chunks = page.evaluate(
+        """async () => {
+          const { events } = await import('./page/api.js');
+          const text = ': ping\\n\\ndata: "wö👋"\\r\\n\\r\\ndata:x\\n\\n';
+          const bytes = new TextEncoder().encode(text);
+          const found = [];
+          for (let cut = 0; cut <= bytes.length; cut += 1) {
+            const stream = new ReadableStream({ start(control) {
+              control.enqueue(bytes.slice(0, cut));
+              control.enqueue(bytes.slice(cut));
+              control.close();
+            } });
+            const read = [];
+            for await (const data of events(stream)) read.push(data);
+            found.push(read.join('|'));
+          }
+          return [...new Set(found)];
+        }"""
+    )
+    assert chunks == ['"wö👋"|x']
