@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from stonechat_models import EngineError, __version__
 from stonechat_server.admission import FinishedSink
@@ -31,6 +32,9 @@ from stonechat_server.templates import Templates
 from stonechat_server.tracing import Tracing
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+CLIENT_LEFT = (ClientDisconnectedError, ClientDisconnect)
+"""While its answer was made, or before its body was read."""
 
 
 def create_app(
@@ -78,7 +82,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.server = state
-    for kind in (APIError, EngineError, HTTPException, ClientDisconnectedError):
+    for kind in (APIError, EngineError, HTTPException, *CLIENT_LEFT):
         app.add_exception_handler(kind, _on_known_error)
     app.add_middleware(
         BrowserGuard,
@@ -115,7 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _on_known_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, ClientDisconnectedError):
+    if isinstance(error, CLIENT_LEFT):
         return Response(status_code=CLIENT_GONE)
     known = to_api_error(error)
     if known is None:

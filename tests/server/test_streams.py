@@ -21,6 +21,7 @@ async def exchange(
     request: Message,
     *,
     is_gone: Callable[[list[Message]], Awaitable[None]] | None = None,
+    leaves_at_once: bool = False,
     **settings: Any,
 ) -> list[Message]:
     """What the server sends; `is_gone` returns when the client goes away."""
@@ -29,6 +30,8 @@ async def exchange(
     inbox = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]
 
     async def receive() -> Message:
+        if leaves_at_once:
+            return {"type": "http.disconnect"}
         if inbox:
             return inbox.pop()
         await (is_gone(sent) if is_gone else asyncio.Event().wait())
@@ -91,6 +94,14 @@ def test_a_client_that_leaves_before_the_first_token_aborts_the_request(stream: 
     assert engine.aborted == [engine.requests[0].request_id]
     assert engine.num_running == 0
     assert not any(write for write in bodies_of(sent))
+
+
+def test_a_client_that_leaves_in_its_body_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine()
+    sent = asyncio.run(exchange(engine, {}, leaves_at_once=True))
+    assert [m["status"] for m in sent if m["type"] == "http.response.start"] == [499]
+    assert not engine.requests
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_silence_is_filled_with_comments() -> None:
