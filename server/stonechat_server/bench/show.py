@@ -99,10 +99,10 @@ def rates_table(result: BenchResult) -> Table:
 
 def latency_table(result: BenchResult) -> Table:
     """Latencies in milliseconds, one line a level: first token, between tokens, end to end."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("ms", no_wrap=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("\nms", no_wrap=True)
     for name in ("TTFT", "ITL", "E2E"):
-        for heading in (f"{name} p50", "p90", "p99"):
+        for heading in (f"{name}\np50", "\np90", "\np99"):
             table.add_column(heading, justify="right", no_wrap=True)
     for level in result.levels:
         cells = [
