@@ -1,6 +1,7 @@
 """Start the server on a model."""
 
 import argparse
+import gc
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal; 1 when the server cannot start."""
+    gc.disable()  # what is made while starting stays
     settings = read_settings(arguments, "stonechat serve")
     from stonechat_server.logs import configure_logging
 
@@ -78,6 +80,8 @@ def _serve(settings: "Settings", listener: socket.socket) -> int:
         base_url(settings.host, listener, "http" if settings.tls_cert is None else "https"),
         not state.authenticator.is_open,
     )
+    gc.freeze()  # else each full collection would look at all of it, and pause the streams
+    gc.enable()
     return serve(
         app,
         listener,
