@@ -130,6 +130,7 @@ def _load_transformers_model(
 ) -> "TransformersModel":
     import torch
 
+    from stonechat_models import quantize
     from stonechat_models.attention.choose import choose_attention
     from stonechat_models.attention.row import RowBackend
     from stonechat_models.deterministic import ROWS, make_deterministic
@@ -139,11 +140,24 @@ def _load_transformers_model(
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    dtype = choose_dtype(config.dtype, files.config, device)
+    bits = quantize.bits_of(config)
+    load_dtype = dtype = choose_dtype(config.dtype, files.config, device)
+    if bits is not None:
+        quantize.refuse_settings(config, device)
+        load_dtype, dtype = quantize.dtypes(config, files.config, device)
     module = load_module(
-        files, config, device, dtype, attn_implementation="eager", progress=progress
+        files, config, device, load_dtype, attn_implementation="eager", progress=progress
     )
-    parameters = list(module.parameters())
+    num_parameters = sum(p.numel() for p in module.parameters())
+    quantization, probe = "none", None
+    if bits is not None:
+        quantization, probe = quantize.check_and_quantize(
+            module,
+            bits,
+            dtype,
+            quantize.load_team(config.threads or 1, progress),
+            deterministic=config.deterministic,
+        )
     info = ModelInfo(
         name=files.name,
         architecture=str((files.config.get("architectures") or ["?"])[0]),  # type: ignore[index]
@@ -151,11 +165,11 @@ def _load_transformers_model(
         max_model_len=0,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
-        quantization="none",
+        quantization=quantization,
         backend="transformers",
         attention_backend="",
-        num_parameters=sum(p.numel() for p in parameters),
-        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        num_parameters=num_parameters,
+        weight_bytes=quantize.weight_bytes(module),
         weights_hash=weights_hash(files),
         block_size=config.block_size,
         num_blocks=0,
@@ -166,9 +180,9 @@ def _load_transformers_model(
     )
     if config.deterministic:
         make_deterministic(module)
-        return TransformersModel(module, info, RowBackend(), row_multiple=ROWS)
+        return TransformersModel(module, info, RowBackend(), row_multiple=ROWS, probe=probe)
     backend = choose_attention(config.attention_backend, device)
-    return TransformersModel(module, info, backend)
+    return TransformersModel(module, info, backend, probe=probe)
 
 
 def _num_kv_blocks(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from stonechat_models.attention.backend import AttentionBackend
-from stonechat_models.attention.interface import PagedContext
+from stonechat_models.attention.interface import PagedContext, ProbeContext
 from stonechat_models.forward_batch import ForwardBatch
 from stonechat_models.kv_cache import KVCache
 from stonechat_models.self_check import packed_forward, self_check
@@ -17,7 +17,8 @@ from stonechat_models.types import ModelInfo
 class TransformersModel:
     """Runs `module` on packed tokens. Raises `UnsupportedModelError` if that would be wrong.
 
-    `row_multiple`: each step's tokens are filled up to a multiple of this.
+    `row_multiple`: each step's tokens are filled up to a multiple of this. `probe`: what the check
+    at load found, where it was made before the module was changed.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class TransformersModel:
         info: ModelInfo,
         backend: AttentionBackend,
         row_multiple: int = 1,
+        probe: ProbeContext | None = None,
     ) -> None:
         self.module = module
         self.info = replace(info, attention_backend=backend.name)
@@ -36,7 +38,7 @@ class TransformersModel:
         self._keeps_logits = "logits_to_keep" in parameters
         self._row_multiple = row_multiple
         self._cache: KVCache | None = None
-        self._probe = self_check(module, self.device, info.vocab_size)
+        self._probe = probe or self_check(module, self.device, info.vocab_size)
 
     @property
     def kv_bytes_per_token(self) -> int:

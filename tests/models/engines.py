@@ -47,10 +47,11 @@ def make_engine(
     prefix_caching=True,
     eos=frozenset(),
     row_multiple=1,
+    probe=None,
     **limits,
 ):
     info = model_info(**limits)
-    model = TransformersModel(module, info, backend or BatchedBackend(), row_multiple)
+    model = TransformersModel(module, info, backend or BatchedBackend(), row_multiple, probe)
     model.allocate_kv_cache(num_blocks, info.block_size)
     return Engine(
         model,
