@@ -9,7 +9,7 @@ from stonechat_models.config import Quantize
 from stonechat_models.native.library import Kind
 from stonechat_models.native.packing import Plan
 from stonechat_models.native.spec import ModelSpec
-from stonechat_models.native.weights import GGUF_SOURCES, OWN_KINDS, Rows, Store
+from stonechat_models.native.weights import Rows, Store, own_kind
 
 Vector = npt.NDArray[np.float32]
 
@@ -52,8 +52,7 @@ class _Planner:
 
     def kind(self, rows: Rows, *, is_end: bool) -> Kind:
         """As stored, or as asked; embedding and head are never kept in 4 bits by request."""
-        source = GGUF_SOURCES.get(rows.type_name)
-        own = Kind.INT8 if source is None else OWN_KINDS[source]
+        own = own_kind(rows.type_name)
         if self.quantize == "int8" or (self.quantize == "int4" and is_end):
             return own if own == Kind.SYMMETRIC4 and is_end else Kind.INT8
         if self.quantize == "int4":

@@ -139,17 +139,51 @@ class GgufStore:
 
     def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
         tensor = self._tensor(rows.name)
+        recoded = tensor.type_name == "Q4_K" and kind == Kind.AFFINE4
         source = GGUF_SOURCES.get(tensor.type_name)
         if source is not None and (source > Source.Q8_0 or OWN_KINDS[source] == kind):
             yield Chunk(source, tensor.data, rows.index)
             return
         for start in range(0, rows.n, CHUNK_ROWS):
             index = rows.index[start : start + CHUNK_ROWS]
-            yield _dequantised(tensor, index)
+            if recoded:
+                data = q4_k_as_q4_1(tensor.data[index])
+                yield Chunk(Source.Q4_1, data, np.arange(index.size, dtype=np.int32))
+            else:
+                yield _dequantised(tensor, index)
 
     def close(self) -> None:
         self._tensors = {}
         self._file = None
+
+
+def own_kind(type_name: str) -> Kind:
+    """How weights of a stored type are kept when nothing else is asked for."""
+    if type_name == "Q4_K":
+        return Kind.AFFINE4
+    source = GGUF_SOURCES.get(type_name)
+    return Kind.INT8 if source is None else OWN_KINDS[source]
+
+
+def q4_k_as_q4_1(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Q4_K rows as Q4_1 rows with the same codes.
+
+    A Q4_K block is 8 groups of 32 whose scales and minima are 6-bit multiples of two half-precision
+    numbers; the products are rounded to half precision.
+    """
+    blocks = np.ascontiguousarray(rows).reshape(-1, 144)
+    factors = blocks[:, :4].copy().view(np.float16).astype(np.float32)
+    packed = blocks[:, 4:16].reshape(-1, 3, 4)
+    low, high, mixed = packed[:, 0], packed[:, 1], packed[:, 2]
+    scales = np.concatenate([low & 63, (mixed & 15) | (low >> 6 << 4)], axis=1)
+    minima = np.concatenate([high & 63, (mixed >> 4) | (high >> 6 << 4)], axis=1)
+    out = np.empty((blocks.shape[0], 8, 20), dtype=np.uint8)
+    pair = np.stack([factors[:, :1] * scales, -factors[:, 1:] * minima], axis=-1)
+    out[..., :4] = pair.astype(np.float16).view(np.uint8)
+    nibbles = blocks[:, 16:].reshape(-1, 4, 1, 32)
+    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(-1, 8, 32)
+    out[..., 4:] = codes[..., :16] | (codes[..., 16:] << 4)
+    return out.reshape(rows.shape[0], -1)
 
 
 def _dequantised(tensor: "GgufTensor", index: npt.NDArray[np.int32]) -> Chunk:

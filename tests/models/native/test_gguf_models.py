@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import tiny_gguf
 import torch
@@ -9,6 +11,7 @@ from native_helpers import load_native, make_batch, random_ids
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.loader import ModelFiles, load_module, resolve_model
+from stonechat_models.native.weights import q4_k_as_q4_1
 
 IDS = random_ids(75, vocab_size=tiny_gguf.VOCAB)
 BLOCKS = [7, 3, 11, 2, 20]
@@ -67,3 +70,14 @@ def test_float_files_can_be_quantised(tiny_file: ModelFiles, quantize: str, boun
     error, quantization = errors(tiny_file, quantize)
     assert error < bound
     assert quantization == quantize
+
+
+def test_k_quants_of_four_bits_keep_their_codes() -> None:
+    generator = np.random.default_rng(0)
+    blocks = generator.integers(0, 256, (6, 3, 144), dtype=np.uint8)
+    factors = generator.uniform(1e-3, 1e-2, (6, 3, 2)).astype(np.float16)
+    blocks[..., :4] = factors.view(np.uint8)
+    rows = blocks.reshape(6, -1)
+    expected = gguf.dequantize(rows, gguf.GGMLQuantizationType.Q4_K)
+    actual = gguf.dequantize(q4_k_as_q4_1(rows), gguf.GGMLQuantizationType.Q4_1)
+    assert np.abs(actual - expected).max() < np.abs(expected).max() * 2**-10
