@@ -46,7 +46,8 @@ class StepCounters:
     num_generated_tokens: int = 0
     num_failed_steps: int = 0
     num_fruitless_steps: int = 0
-    """Steps in a row in which every sequence failed."""
+    """Steps in a row in which the model raised for every sequence. A row that cannot be sampled
+    (its grammar allows nothing, say) does not count: no request may bring the engine down."""
     last_step_seconds: float = 0.0
 
 
@@ -131,7 +132,7 @@ class Engine:
         if plan.block_copies:
             self.model.copy_blocks(plan.block_copies)
         outputs = self._run(plan.scheduled) if plan.scheduled else []
-        num_failed = sum(output.error is not None for output in outputs)
+        num_failed = sum(output.error == STEP_FAILED for output in outputs)
         all_failed = 0 < num_failed == len(plan.scheduled)
         counters = self.counters
         counters.num_fruitless_steps = counters.num_fruitless_steps + 1 if all_failed else 0

@@ -182,6 +182,15 @@ def test_an_engine_whose_every_step_fails_is_broken(module):
     assert engine.is_broken
 
 
+def test_rows_that_cannot_be_sampled_never_break_the_engine(module):
+    engine = make_engine(module)
+    engine.model = FailingModel(engine.model, 200, nan_row)
+    for i in range(20):
+        add(engine, str(i), [200], sampled())
+        assert run(engine)[str(i), 0].error
+    assert not engine.is_broken
+
+
 class OnlyEven:
     """A constraint: even tokens alone, and nothing more after three of them."""
 
