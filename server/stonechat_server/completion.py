@@ -53,6 +53,8 @@ class ChunkOptions:
     include_usage: bool = False
     continuous_usage: bool = False
     obfuscation: bool = False
+    may_call: bool = False
+    """Whether calls may take the place of content: then it begins as null, not as ""."""
 
 
 @dataclass(slots=True)
@@ -139,7 +141,8 @@ class ChunkBuilder:
             chunks.append(self._choice_chunk(delta.index, DeltaBody(), reason))
 
     def _role_chunk(self, index: int) -> ChatCompletionChunk:
-        return self._choice_chunk(index, DeltaBody(role="assistant", content="", refusal=None))
+        content = None if self.options.may_call else ""
+        return self._choice_chunk(index, DeltaBody(role="assistant", content=content, refusal=None))
 
     def _delta_chunk(
         self, index: int, choice: ChoiceState, parsed: ParsedDelta

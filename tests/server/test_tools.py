@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from bodies import error_of, post
+from bodies import error_of, post, stream
 from conftest import ClientFactory
 from fake_engine import CHATML, ByteTokenizer, FakeEngine, text_script
 from fastapi.testclient import TestClient
@@ -135,6 +135,15 @@ def test_content_is_null_beside_a_call(client: TestClient, engine: FakeEngine) -
     engine.script = text_script(CALL)
     message = post(client, tools=[WEATHER]).json()["choices"][0]["message"]
     assert message["content"] is None
+
+
+def test_streamed_content_is_null_beside_a_call(client: TestClient, engine: FakeEngine) -> None:
+    engine.script = text_script(*CALL)
+    chunks = stream(client, tools=[WEATHER])
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": None, "refusal": None}
+    assert all("content" not in delta for delta in deltas[1:])
+    assert stream(client)[0]["choices"][0]["delta"]["content"] == ""
 
 
 def test_a_custom_call(client: TestClient, engine: FakeEngine) -> None:

@@ -111,12 +111,14 @@ def _head(state: ServerState, request: ChatCompletionRequest) -> CompletionHead:
 
 def _options(request: ChatCompletionRequest) -> ChunkOptions:
     options = request.stream_options
+    may_call = bool(request.tools) and request.tool_choice != "none"
     if not request.stream or options is None:
-        return ChunkOptions(include_usage=not request.stream)
+        return ChunkOptions(include_usage=not request.stream, may_call=may_call)
     return ChunkOptions(
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
         obfuscation=bool(options.include_obfuscation),
+        may_call=may_call,
     )
 
 
