@@ -55,7 +55,7 @@ def supports(
         _check_settings(files, config)
         read_spec(files.config)
         load_library(progress)
-    except UnsupportedModelError as error:
+    except ModelLoadError as error:
         return str(error)
     return None
 

@@ -45,22 +45,26 @@ class ModelPlan:
         return matrices + sum(v.size for v in (*vectors, *biases, self.final_norm))
 
 
+def kept_kind(type_name: str, quantize: Quantize, *, is_end: bool) -> Kind:
+    """How a matrix of a stored type is kept: as it is, or as asked.
+
+    `is_end`: the embedding or the head, which are never put in 4 bits by request.
+    """
+    own = own_kind(type_name)
+    if quantize == "int8" or (quantize == "int4" and is_end):
+        return own if own == Kind.SYMMETRIC4 and is_end else Kind.INT8
+    if quantize == "int4":
+        return own if own == Kind.SYMMETRIC4 else Kind.AFFINE4
+    return own
+
+
 class _Planner:
     def __init__(self, store: Store, quantize: Quantize) -> None:
         self.store = store
         self.quantize = quantize
 
-    def kind(self, rows: Rows, *, is_end: bool) -> Kind:
-        """As stored, or as asked; embedding and head are never kept in 4 bits by request."""
-        own = own_kind(rows.type_name)
-        if self.quantize == "int8" or (self.quantize == "int4" and is_end):
-            return own if own == Kind.SYMMETRIC4 and is_end else Kind.INT8
-        if self.quantize == "int4":
-            return own if own == Kind.SYMMETRIC4 else Kind.AFFINE4
-        return own
-
     def plan(self, rows: Rows, bias: Vector | None = None, *, is_end: bool = False) -> Plan:
-        return Plan(rows, self.kind(rows, is_end=is_end), bias)
+        return Plan(rows, kept_kind(rows.type_name, self.quantize, is_end=is_end), bias)
 
     def split(self, name: str, parts: dict[str, int]) -> dict[str, Plan]:
         """A merged projection, cut into consecutive parts of the given numbers of rows."""

@@ -123,3 +123,18 @@ def random_ids(count: int, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> list[
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = torch.randint(0, vocab_size, (count,), generator=generator).tolist()
     return ids
+
+
+def cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+ARCHITECTURES = ["native"]
+if "sse2" in cpu_flags():
+    ARCHITECTURES.append("x86-64")
+if {"avx2", "fma", "f16c", "bmi2"} <= cpu_flags():
+    ARCHITECTURES.append("haswell")

@@ -1,12 +1,12 @@
 """The compiled products equal the oracle in plain PyTorch, on each instruction set."""
 
 import ctypes
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from native_helpers import ARCHITECTURES
 
 from stonechat_models.native import reference
 from stonechat_models.native.library import Kind, Library, MatrixStruct, Source, load_library
@@ -22,21 +22,6 @@ FLOAT_TYPES = {
     torch.float16: (Kind.HALF, Source.HALF),
     torch.float32: (Kind.FLOAT, Source.FLOAT),
 }
-
-
-def cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-ARCHITECTURES = ["native"]
-if "sse2" in cpu_flags():
-    ARCHITECTURES.append("x86-64")
-if {"avx2", "fma", "f16c", "bmi2"} <= cpu_flags():
-    ARCHITECTURES.append("haswell")
 
 
 @pytest.fixture(params=ARCHITECTURES, scope="module")

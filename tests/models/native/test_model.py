@@ -5,11 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from native_helpers import BLOCK_SIZE, FAMILIES, load_native, make_batch, make_model, random_ids
+from native_helpers import (
+    ARCHITECTURES,
+    BLOCK_SIZE,
+    FAMILIES,
+    load_native,
+    make_batch,
+    make_model,
+    random_ids,
+)
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError
 from stonechat_models.native import NativeModel, supports
+from stonechat_models.native.library import load_library
 
 IDS = random_ids(90)
 BLOCKS = [7, 3, 11, 2, 20, 5]
@@ -40,6 +49,24 @@ def test_float_models_equal_transformers(family: str, tmp_path: Path) -> None:
     assert error.square().mean().sqrt() < 1.5e-3
     assert error.abs().max() < 0.02
     assert model.info.num_parameters == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
+def test_other_instruction_sets(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention and the rest of the model, on what older processors have."""
+    library = load_library(architecture=architecture)
+    monkeypatch.setattr("stonechat_models.native.model.load_library", lambda progress: library)
+    module, files = make_model("mistral", tmp_path)
+    model = load_native(files)
+    assert model.info.attention_backend == f"native-{library.isa}"
+    assert library.isa == {"x86-64": "generic", "haswell": "avx2"}[architecture]
+    whole = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    expected = reference_logits(module, IDS)
+    assert ((whole - expected) / expected.std()).square().mean().sqrt() < 1.5e-3
+    again = model.forward(make_batch([([3], 0, [40]), (IDS[-1:], len(IDS) - 1, BLOCKS)]))
+    assert torch.equal(again[1], whole[-1])
 
 
 @pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.05), ("int4", 0.6)])
