@@ -114,22 +114,33 @@ class Bench:
     def _model(self, shape: Shape) -> dict[str, Any]:
         say(f"{shape.name}: building")
         module = build_module(shape, self.device, self.dtype)
-        result: dict[str, Any] = {"checks": self._checks(shape, module)}
-        started = time.perf_counter()
-        engine = self._engine(
-            shape, module, self.arguments.attention, eager=False, kv_bytes=self.arguments.kv_bytes
-        )
-        result["seconds_to_ready"] = time.perf_counter() - started
-        result["kv_capacity_tokens"] = engine.model.info.kv_capacity_tokens
-        result |= self._timings(Load(engine, self.device), module)
-        del engine
-        free(self.device)
-        if self.arguments.compare:
+        reference = self._logprobs(shape, module, "sdpa", eager=True)
+        attention = self.arguments.attention
+        checks = {
+            "kernels": self._logprobs(shape, module, attention, eager=True),
+        }
+        result: dict[str, Any] = {}
+        if self.arguments.compare:  # before anything is fused
             result["transformers"] = {
                 "generate": self._attempt(lambda: self._generate(module)),
                 "generate_batch": self._attempt(lambda: self._generate_batch(module)),
             }
-        return result
+            free(self.device)
+        if choose_attention(attention, self.device).name == "triton":
+            from stonechat_models.fused.replace import fuse_modules
+
+            result["fused_modules"] = fuse_modules(module)
+        checks["fused, in graphs"] = self._logprobs(shape, module, attention, eager=False)
+        result["checks"] = {
+            name: compare(name, reference, found, CHECK_LIMIT) for name, found in checks.items()
+        }
+        started = time.perf_counter()
+        engine = self._engine(
+            shape, module, attention, eager=False, kv_bytes=self.arguments.kv_bytes
+        )
+        result["seconds_to_ready"] = time.perf_counter() - started
+        result["kv_capacity_tokens"] = engine.model.info.kv_capacity_tokens
+        return result | self._timings(Load(engine, self.device), module)
 
     def _timings(self, load: Load, module: Any) -> dict[str, Any]:
         def decode(batch: int) -> Callable[[], dict[str, Any]]:
@@ -140,27 +151,19 @@ class Bench:
             "prefill": self._attempt(lambda: self._prefill(load, module)),
         }
 
-    def _checks(self, shape: Shape, module: Any) -> dict[str, float]:
-        """Reference, kernels and graphs, one after the other over the same weights."""
+    def _logprobs(self, shape: Shape, module: Any, attention: str, *, eager: bool) -> torch.Tensor:
+        """What an engine of these settings answers, to be held against another's."""
         generator = torch.Generator().manual_seed(2)
         vocab_size = module.config.vocab_size
         prompts = [
             torch.randint(3, vocab_size, (n,), generator=generator).tolist() for n in (3, 60, 130)
         ]
-        found = {}
-        for name, attention, eager in (
-            ("reference", "sdpa", True),
-            ("kernels", self.arguments.attention, True),
-            ("graphs", self.arguments.attention, False),
-        ):
-            engine = self._engine(shape, module, attention, eager=eager, kv_bytes=256 << 20)
-            found[name] = first_logprobs(engine, prompts, CHECK_TOKENS)
-            del engine
-            free(self.device)
-        return {
-            name: compare(name, found["reference"], found[name], CHECK_LIMIT)
-            for name in ("kernels", "graphs")
-        }
+        kv_bytes = self.arguments.kv_bytes or 256 << 20
+        engine = self._engine(shape, module, attention, eager=eager, kv_bytes=kv_bytes)
+        found = first_logprobs(engine, prompts, CHECK_TOKENS)
+        del engine
+        free(self.device)
+        return found
 
     def _decode(self, load: Load, module: Any, batch: int) -> dict[str, Any]:
         arguments = self.arguments

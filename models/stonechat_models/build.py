@@ -182,6 +182,10 @@ def _load_transformers_model(
         make_deterministic(module)
         return TransformersModel(module, info, RowBackend(), row_multiple=ROWS, probe=probe)
     backend = choose_attention(config.attention_backend, device)
+    if backend.name == "triton":
+        from stonechat_models.fused.replace import fuse_modules
+
+        fuse_modules(module)
     return TransformersModel(module, info, backend, probe=probe)
 
 

@@ -18,7 +18,7 @@ def test_dry_run(tmp_path):
     assert results["bandwidth_bytes_per_second"] > 0
     assert results["kernel_errors"].keys() == {"decode", "prefill"}
     tiny = results["models"]["tiny"]
-    assert tiny["checks"].keys() == {"kernels", "graphs"}
+    assert tiny["checks"].keys() == {"kernels", "fused, in graphs"}
     for batch in ("1", "2"):
         decode = tiny["decode"][batch]
         assert decode["tokens_per_second"] > 0

@@ -15,11 +15,14 @@ from triton.compiler import ASTSource
 from stonechat_models.attention.triton_backend import decode_tile, prefill_tile
 from stonechat_models.attention.triton_decode import combine_kernel, decode_kernel
 from stonechat_models.attention.triton_prefill import prefill_kernel
+from stonechat_models.fused.kernels import rms_norm_kernel, silu_mul_kernel
 
 ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 OWN_DTYPE = {"query", "keys", "values", "sinks", "output"}
+FUSED = {"x", "weight", "gate_up"}
 FLOAT32 = {"partial", "peaks", "totals"}
 INT32 = {"query_start", "context_lens", "block_table"}
+FLOATS = {"scaling", "softcap", "epsilon", "offset"}
 SHAPES = [  # dtype, head size, group, window and soft cap
     (torch.bfloat16, 128, 4, False),
     (torch.float16, 64, 3, False),
@@ -32,13 +35,13 @@ SHAPES = [  # dtype, head size, group, window and soft cap
 def argument_type(name: str, dtype: torch.dtype, constants: dict[str, Any]) -> str:
     if name in constants:
         return "constexpr"
-    if name in OWN_DTYPE:
+    if name in OWN_DTYPE | FUSED:
         return f"*{ELEMENTS[dtype]}"
     if name in FLOAT32:
         return "*fp32"
     if name in INT32:
         return "*i32"
-    return "fp32" if name in ("scaling", "softcap") else "i32"
+    return "fp32" if name in FLOATS else "i32"
 
 
 def compile_kernel(kernel, dtype, constants, num_warps, num_stages, capability) -> None:
@@ -58,7 +61,6 @@ def compile_kernel(kernel, dtype, constants, num_warps, num_stages, capability) 
         "kernel": kernel.__name__,
         "capability": capability,
         "dtype": str(dtype),
-        "head_size": constants["DV"],
         "shared": compiled.metadata.shared,
         "tensor_cores": "wgmma" in assembly or "mma.sync" in assembly,
         "cubin_bytes": len(compiled.asm["cubin"]),
@@ -101,3 +103,7 @@ if __name__ == "__main__":
     for case in SHAPES:
         compile_shape(*case, 90)
     compile_shape(*SHAPES[0], 80)
+    norm = {"SIZE": 4096, "BLOCK": 4096, "ROUNDS_FIRST": True}
+    compile_kernel(rms_norm_kernel, torch.bfloat16, norm, 8, 2, 90)
+    silu = {"SIZE": 14336, "BLOCK": 1024}
+    compile_kernel(silu_mul_kernel, torch.bfloat16, silu, 4, 2, 90)
