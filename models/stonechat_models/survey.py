@@ -1,13 +1,13 @@
 """What serving a model would take, worked out from its headers before anything is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
+from functools import partial
 from typing import Any
 
 from stonechat_models.architecture import context_length, refuse_unserved_layers
 from stonechat_models.cache import Progress
-from stonechat_models.config import EngineConfig
+from stonechat_models.config import EngineConfig, Quantize
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.headers import ModelHeaders, TensorHeader, read_headers
 
@@ -16,20 +16,12 @@ INPUT_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
 EXPERT_MARKS = (".experts.", "_exps.")
 GGUF_ONLY = ("rope_freqs.weight",)
-NATIVE_BITS = {
-    "affine4": 5.0,
-    "symmetric4": 4.5,
-    "int8": 8.5,
-    "bf16": 16.0,
-    "f16": 16.0,
-    "f32": 32.0,
-}
-"""Bits a weight in the compiled path, scales included."""
-NATIVE_OWN = {
-    "Q4_1": "affine4", "Q4_0": "symmetric4", "Q8_0": "int8", "BF16": "bf16", "F16": "f16",
-    "F32": "f32",
-}  # fmt: skip
 NATIVE_KV_BYTES = 2
+NATIVE_FORMS: dict[Quantize, str] = {"auto": "as stored", "int8": "int8", "int4": "int4"}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZED_BITS = {"int8": 8.5, "int4": 5.0}
+"""Bits a weight with its scales, in groups of 32."""
+ROUTER_NAMES = ("gate.weight", "router.weight", "shared_expert_gate.weight", "ffn_gate_inp.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,30 +197,73 @@ def _forms(
     native_refusal: str | None,
     kv_elements: int,
 ) -> tuple[ServingForm, ...]:
-    def form(
-        name: str, backend: str, kind: str | None, kv_bytes: int, default: bool
-    ) -> ServingForm:
-        sizes = [(t, _bytes(t, kind)) for t in weights]
+    text = _text_config(headers.config)
+    tied = not any(_is_head(tensor) for tensor in weights)
+
+    def form(name: str, backend: str, size: Callable[[TensorHeader], int], kv_bytes: int,
+             is_default: bool, head: int = 0) -> ServingForm:  # fmt: skip
+        """`head`: bytes of a head that is kept beside the embedding it is tied to."""
+        sizes = [(tensor, size(tensor)) for tensor in weights]
         return ServingForm(
             name=name,
             backend=backend,
-            weight_bytes=sum(size for _, size in sizes),
-            decode_bytes=_decode_bytes(_text_config(headers.config), sizes),
+            weight_bytes=sum(number for _, number in sizes) + head,
+            decode_bytes=_decode_bytes(text, sizes, has_head=not tied or head > 0) + head,
             kv_bytes_per_token=kv_elements * kv_bytes,
-            is_default=default,
+            is_default=is_default,
         )
 
     forms = []
     if native_refusal is None:
-        asked = config.quantize if config.quantize in ("int8", "int4") else "stored"
-        for kind, name in (("stored", "as stored"), ("int8", "int8"), ("int4", "int4")):
-            forms.append(form(name, "native", kind, NATIVE_KV_BYTES, kind == asked))
-    if config.backend != "native":
-        default = _default_dtype(headers, config, device_type) if native_refusal else ""
-        for dtype, size in (("float32", 4), ("bfloat16", 2), ("float16", 2)):
-            if device_type != "cpu" or dtype != "float16" or dtype == default:
-                forms.append(form(dtype, "transformers", dtype, size, dtype == default))
+        asked: Quantize = "auto" if config.quantize == "none" else config.quantize
+        for quantize, name in NATIVE_FORMS.items():
+            packed = partial(native_bytes, quantize=quantize)
+            forms.append(form(name, "native", packed, NATIVE_KV_BYTES, quantize == asked))
+    if config.backend == "native":
+        return tuple(forms)
+    default = _default_dtype(headers, config, device_type)
+    is_float = native_refusal is not None and config.quantize in ("auto", "none")
+    for dtype, size in (("float32", 4), ("bfloat16", 2), ("float16", 2)):
+        if device_type != "cpu" or dtype != "float16" or dtype == default:
+            plain = partial(_plain_bytes, size=size)
+            forms.append(form(dtype, "transformers", plain, size, is_float and dtype == default))
+    # Quantised through PyTorch: on a CPU float32 beside the codes, elsewhere int8 alone.
+    size = 4 if device_type == "cpu" and config.dtype == "auto" else DTYPE_BYTES[default]
+    for quantize in ("int8", "int4") if device_type == "cpu" else ("int8",):
+        if native_refusal is None:
+            break
+        mixed = partial(_mixed_bytes, bits=QUANTIZED_BITS[quantize], size=size)
+        head = sum(round(t.num_elements * 8.5 / 8) for t in weights if _is_input(t)) if tied else 0
+        is_default = config.quantize == quantize
+        forms.append(form(quantize, "transformers", mixed, size, is_default, head))
     return tuple(forms)
+
+
+def native_bytes(tensor: TensorHeader, quantize: Quantize) -> int:
+    """Bytes of a tensor in the compiled path, scales included; vectors are kept as float32."""
+    from stonechat_models.native.library import Kind
+    from stonechat_models.native.plan import kept_kind
+
+    if len(tensor.shape) < 2:
+        return tensor.num_elements * 4
+    bits = {
+        Kind.AFFINE4: 5.0, Kind.SYMMETRIC4: 4.5, Kind.INT8: 8.5,
+        Kind.BF16: 16.0, Kind.HALF: 16.0, Kind.FLOAT: 32.0,
+    }  # fmt: skip
+    is_end = _is_input(tensor) or _is_head(tensor)
+    kind = kept_kind(tensor.type_name, quantize, is_end=is_end)
+    return round(tensor.num_elements * bits[kind] / 8)
+
+
+def _plain_bytes(tensor: TensorHeader, size: int) -> int:
+    return tensor.num_elements * size
+
+
+def _mixed_bytes(tensor: TensorHeader, bits: float, size: int) -> int:
+    """Linears and experts in codes, the head in 8 bits; embedding, routers, vectors as they are."""
+    if len(tensor.shape) < 2 or _is_input(tensor) or tensor.name.endswith(ROUTER_NAMES):
+        return tensor.num_elements * size
+    return round(tensor.num_elements * (8.5 if _is_head(tensor) else bits) / 8)
 
 
 def _default_dtype(headers: ModelHeaders, config: EngineConfig, device_type: str) -> str:
@@ -240,24 +275,10 @@ def _default_dtype(headers: ModelHeaders, config: EngineConfig, device_type: str
     return str(dtype).removeprefix("torch.")
 
 
-def _bytes(tensor: TensorHeader, kind: str | None) -> int:
-    """Bytes of a tensor held as `kind`: a dtype, or a form of the compiled path."""
-    if kind in ("float32", "bfloat16", "float16"):
-        return tensor.num_elements * (4 if kind == "float32" else 2)
-    if len(tensor.shape) < 2:
-        return tensor.num_elements * 4
-    own = NATIVE_OWN.get(tensor.type_name, "int8")
-    is_end = _is_input(tensor) or _is_head(tensor)
-    if kind == "int8" or (kind == "int4" and is_end):
-        own = own if own == "symmetric4" and is_end else "int8"
-    elif kind == "int4":
-        own = own if own == "symmetric4" else "affine4"
-    return round(prod(tensor.shape) * NATIVE_BITS[own] / 8)
-
-
-def _decode_bytes(config: dict[str, Any], sizes: list[tuple[TensorHeader, int]]) -> int:
+def _decode_bytes(
+    config: dict[str, Any], sizes: list[tuple[TensorHeader, int]], *, has_head: bool
+) -> int:
     share = _active_share(config)
-    has_head = any(_is_head(tensor) for tensor, _ in sizes)
     total = 0.0
     for tensor, size in sizes:
         if has_head and _is_input(tensor):

@@ -9,12 +9,13 @@ from safetensors.torch import save_file
 from tiny_models import FAMILIES, tiny_config
 from transformers import AutoModelForCausalLM
 
+from stonechat_models import quantize as quantizing
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.headers import safetensors_headers
 from stonechat_models.loader import ModelFiles
+from stonechat_models.self_check import self_check
 from stonechat_models.survey import ModelSurvey, ServingForm, survey_model
-from stonechat_models.transformers_model import self_check
 
 
 def survey(model: Path | str, **changes: object) -> ModelSurvey:
@@ -71,6 +72,30 @@ def test_the_default_models_sizes_are_those_of_the_compiled_path(
         assert mine.weight_bytes == pytest.approx(model.info.weight_bytes, rel=0.01)
         assert mine.kv_bytes_per_token == model.kv_bytes_per_token
     assert [one.name for one in found.forms if one.is_default] == ["as stored"]
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "qwen3_moe"])
+def test_sizes_of_quantised_models_are_those_of_the_loaded_ones(
+    family: str, tmp_path: Path
+) -> None:
+    own = {"num_key_value_heads": 4} if family == "gpt_neox" else {}
+    moe = {"moe_intermediate_size": 96} if family == "qwen3_moe" else {}
+    sizes = {"hidden_size": 96, "intermediate_size": 192, "vocab_size": 512, **own, **moe}
+    config = tiny_config(family, **sizes)
+    team = quantizing.load_team(1, lambda line: None)
+    if team is None:
+        pytest.skip("the compiled kernels cannot be used here")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    found = survey(tmp_path)
+    assert found.native_refusal is not None
+    for bits in ("int8", "int4"):
+        module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        quantizing.check_and_quantize(module, bits, torch.float32, team)
+        expected = quantizing.weight_bytes(module)
+        assert form(found, bits).weight_bytes == pytest.approx(expected, rel=0.02)
+    assert survey(tmp_path, quantize="int4").forms[-1].is_default
+    assert [one.name for one in found.forms if one.is_default] == ["float32"]
 
 
 def test_a_model_that_would_be_wrong_is_refused_with_the_reason(tmp_path: Path) -> None:
