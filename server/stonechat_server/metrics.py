@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
-    CONTENT_TYPE_PLAIN_0_0_4,
     CollectorRegistry,
     Counter,
     Histogram,
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from stonechat_models import EngineStats, RequestOutput
     from stonechat_server.admission_control import AdmissionControl
 
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "stonechat:"
 VLLM_PREFIX = "vllm:"
 LATENCY_BUCKETS = (
