@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from stonechat_models.forward_batch import ForwardBatch
+from stonechat_models.host_copy import to_device
 from stonechat_models.scheduler import Scheduled
 
 
@@ -28,7 +29,7 @@ def build_batch(items: Many[Scheduled], block_size: int, device: torch.device) -
     logits_index = [query_start[i + 1] - 1 for i, item in enumerate(items) if item.reaches_end]
 
     def tensor(values: object, dtype: torch.dtype) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=dtype).to(device, non_blocking=True)
+        return to_device(np.asarray(values), device, dtype)
 
     return ForwardBatch(
         token_ids=tensor(token_ids, torch.int64),

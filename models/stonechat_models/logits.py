@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from stonechat_models.host_copy import to_device
 from stonechat_models.sampling_state import SamplingState, TokenConstraint
 
 _NEVER = float("-inf")
@@ -71,8 +72,8 @@ class _SparseEdit:
 
     def apply(self, logits: torch.Tensor) -> None:
         if self.places:
-            places = torch.tensor(self.places, device=logits.device)
-            amounts = torch.tensor(self.amounts, dtype=logits.dtype, device=logits.device)
+            places = to_device(self.places, logits.device)
+            amounts = to_device(self.amounts, logits.device, logits.dtype)
             logits.view(-1).index_add_(0, places, amounts)
 
 
@@ -80,8 +81,8 @@ def _penalise_repetition(row: torch.Tensor, state: SamplingState) -> None:
     """Apply repetition_penalty to float32[V]. A token met twice is written twice, alike."""
     if state.prompt_ids_tensor is None:
         known = sorted({token for token in state.prompt_token_ids if 0 <= token < len(row)})
-        state.prompt_ids_tensor = torch.tensor(known, dtype=torch.int64, device=row.device)
-    generated = torch.tensor(list(state.output_counts), dtype=torch.int64, device=row.device)
+        state.prompt_ids_tensor = to_device(known, row.device, torch.int64)
+    generated = to_device(list(state.output_counts), row.device, torch.int64)
     ids = torch.cat([state.prompt_ids_tensor, generated])
     penalty = state.params.repetition_penalty
     values = row[ids]
@@ -108,7 +109,7 @@ def _constrain(
             errors[row] = f"the constraint failed: {error}"
     if not active:
         return
-    words = masks[: len(active)].to(logits.device)
+    words = to_device(masks[: len(active)].numpy(), logits.device)
     bits = torch.arange(_WORD_BITS, dtype=torch.int32, device=logits.device)
     allowed = ((words.unsqueeze(-1) >> bits) & 1).flatten(1)[:, : logits.shape[1]]
     for row, allowed_row in zip(active, allowed, strict=True):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from stonechat_models.host_copy import to_device
 from stonechat_models.inverse_cdf import padded_width, row_sums
 from stonechat_models.nucleus import top_values
 from stonechat_models.sampling_state import SamplingState
@@ -22,7 +23,7 @@ class RawLogprobs:
         self._vocab_size = logits.shape[1]
         if not self.rows:
             return
-        chosen_rows = logits if len(self.rows) == len(states) else logits[self.rows]
+        chosen_rows = self._of_wanted_rows(logits)
         shape = (len(self.rows), padded_width(self._vocab_size))
         self._raw = torch.full(shape, float("-inf"), device=logits.device)
         self._raw[:, : self._vocab_size] = chosen_rows
@@ -33,6 +34,12 @@ class RawLogprobs:
             # Always the most that can be asked for, so that a row's ties do not depend on others.
             self._tops = top_values(self._raw, min(MAX_TOP_LOGPROBS, self._vocab_size))
 
+    def _of_wanted_rows(self, values: torch.Tensor) -> torch.Tensor:
+        """The rows that want logprobs, of one entry a row of the batch."""
+        if len(self.rows) == len(values):
+            return values
+        return values[to_device(self.rows, values.device)]
+
     def of(self, tokens: torch.Tensor, num_rows: int) -> list[TokenLogprobs | None]:
         """Return one entry a row of the batch, None for rows that asked for none.
 
@@ -42,7 +49,7 @@ class RawLogprobs:
         entries: list[TokenLogprobs | None] = [None] * num_rows
         if not self.rows:
             return entries
-        chosen = tokens if len(self.rows) == num_rows else tokens[self.rows]
+        chosen = self._of_wanted_rows(tokens)
         values = self._raw.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
         ids, peaks, masses = chosen.tolist(), self._peak.tolist(), self._mass.tolist()
         tops = self._top_lists()

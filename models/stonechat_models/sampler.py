@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from stonechat_models.host_copy import to_device
 from stonechat_models.inverse_cdf import draw, padded_width
 from stonechat_models.logits import edit_logits
 from stonechat_models.logprobs import RawLogprobs
@@ -72,7 +73,7 @@ class Sampler:
         peaks = torch.empty(len(states), device=logits.device)
         for rows, choose in groups:
             if rows:
-                where = torch.tensor(rows, device=logits.device)
+                where = to_device(rows, logits.device)
                 tokens[where], peaks[where] = choose(logits[where], [states[r] for r in rows])
         return tokens, peaks
 
@@ -96,7 +97,7 @@ class Sampler:
         weights[:, self._vocab_size :] = float("-inf")
         torch.sub(logits, peaks.unsqueeze(1), out=weights[:, : self._vocab_size])
         if any(temperature != 1.0 for temperature in temperatures):
-            weights /= torch.tensor(temperatures, device=logits.device).unsqueeze(1)
+            weights /= to_device(temperatures, logits.device).unsqueeze(1)
         return weights.exp_(), peaks
 
     def _draw(self, weights: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
@@ -104,7 +105,7 @@ class Sampler:
             uniform_variate(state.seed, state.choice_index, len(state.output_token_ids))
             for state in states
         ]
-        on_device = torch.tensor(variates, dtype=torch.float64, device=weights.device)
+        on_device = to_device(variates, weights.device, torch.float64)
         return draw(weights, on_device).clamp_(max=self._vocab_size - 1)
 
 
@@ -129,7 +130,7 @@ def _choose_greedy(logits: torch.Tensor, states: Sequence[SamplingState]) -> _Ch
 
 def _cuts(params: Sequence[SamplingParams], device: torch.device) -> Cuts:
     rows = [(float(p.top_k), p.min_p, p.top_p) for p in params]
-    top_k, min_p, top_p = torch.tensor(rows, dtype=torch.float64, device=device).unbind(1)
+    top_k, min_p, top_p = to_device(rows, device, torch.float64).unbind(1)
     return Cuts(
         top_k=top_k,
         min_p=min_p,
