@@ -10,14 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stonechat_models import AsyncEngine, EngineConfig
-from stonechat_server.settings import Settings
-from stonechat_server.terminal_chat.own_server import OwnServer, own_server
+from .conftest import LiveServer
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 RECIPE = re.compile(r"<!-- recipe: ([\w-]+) -->\n```(\w+)\n(.*?)```", re.DOTALL)
@@ -30,21 +27,14 @@ NEEDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def server(default_model_files: object) -> Iterator[OwnServer]:
-    engine = AsyncEngine.from_config(EngineConfig(model="", threads=1), lambda line: None)
-    with own_server(engine, Settings()) as own:
-        yield own
-
-
-def run(name: str, server: OwnServer, folder: Path) -> str:
+def run(name: str, server: LiveServer, folder: Path) -> str:
     """What the recipe prints."""
     language, code = RECIPES[name]
-    code = code.replace("http://127.0.0.1:8000/v1", server.url)
+    code = code.replace("http://127.0.0.1:8000", server.url)
     command = {"sh": _shell, "python": _python, "js": _node}[language](name, folder)
     path = folder / command.pop()
     path.write_text(code)
-    environment = {**os.environ, "OPENAI_API_KEY": server.key, "NO_PROXY": "127.0.0.1"}
+    environment = {**os.environ, "OPENAI_API_KEY": "none", "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
         [*command, str(path)], capture_output=True, text=True, timeout=120, env=environment
     )
@@ -77,7 +67,7 @@ def _node(name: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_the_recipe_works(name: str, server: OwnServer, tmp_path: Path) -> None:
+def test_the_recipe_works(name: str, server: LiveServer, tmp_path: Path) -> None:
     shown = run(name, server, tmp_path)
     if name == "curl":
         assert json.loads(shown)["choices"][0]["message"]["content"].strip()

@@ -1,0 +1,34 @@
+"""The benchmark against the real server on the default model: its checks hold, its counts agree."""
+
+import asyncio
+
+from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.settings import BenchSettings
+
+from .conftest import LiveServer
+
+
+def test_every_check_holds_and_the_counts_agree(server: LiveServer) -> None:
+    settings = BenchSettings(
+        base_url=server.url,
+        concurrency=(1, 4),
+        num_requests=4,
+        input_tokens=96,
+        output_tokens=12,
+        prefix_share=0.5,
+        warmup=1,
+        roofline=True,
+    )
+    result = asyncio.run(run_bench(settings, QuietWatcher()))
+    assert [check.name for check in result.checks if not check.passed] == []
+    assert result.notes == []
+    assert result.roofline is not None
+    assert result.roofline.weight_bytes == result.server["weight_bytes"]
+    for level in result.levels:
+        assert level.completion_tokens == 4 * 12
+        lengths = {record.prompt_tokens for record in level.records}
+        assert all(abs(length - 96) <= 5 for length in lengths)
+        assert level.cached_tokens is not None
+        # Whole blocks of 16 tokens of the common half, and of the chat template before it.
+        assert 4 * 32 <= level.cached_tokens <= 4 * 80
+        assert 0 < (level.roofline_share or 0) < 4
