@@ -114,3 +114,15 @@ def test_the_largest_step_can_be_run():
     assert batch.context_lens_list[0] == 8
     torch.testing.assert_close(logits[0].log_softmax(0), expected[0].float())
     assert largest_batch(50, 2, 16, 4).context_lens_list == [16, 16]
+
+
+def test_no_step_builds_a_mask(prompts, monkeypatch):
+    """Building one would wait for the device, to see whether sequences are packed."""
+    engine = make_engine(tiny_model("mistral"), TritonBackend(8))
+
+    def build(*args):
+        raise AssertionError("a mask is built")
+
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", build)
+    results = generate_all(engine, prompts, greedy(2))
+    assert all(result.error is None for result in results)

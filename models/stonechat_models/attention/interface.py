@@ -86,11 +86,14 @@ class ProbeContext:
 
 
 def register_attention() -> None:
-    """Make the attention function known to transformers; may be called again."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Make the attention function known to transformers; may be called again.
+
+    With no mask function of that name, models build no mask at all, and so never wait for a
+    device to learn whether sequences are packed.
+    """
+    from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION_NAME, paged_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
 
 
 def paged_attention(
@@ -121,7 +124,3 @@ def paged_attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     return stonechat.attend(layer, query, key, value, spec).unsqueeze(0), None
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
