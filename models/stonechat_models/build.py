@@ -116,7 +116,7 @@ def _load_model(
     if config.backend != "transformers" and device.type == "cpu":
         from stonechat_models import native
 
-        reason = native.supports(files, config)
+        reason = native.supports(files, config, progress)
         if reason is None:
             return native.NativeModel.load(files, config, progress)
         if config.backend == "native":
