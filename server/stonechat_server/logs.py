@@ -29,8 +29,8 @@ class RequestContext:
 
     A client's own `x-request-id` is kept when it is 1 to 128 visible ASCII characters.
     `on_response` is told the route's pattern and the status of every answer. What a route leaves
-    in `request.state.log_fields` joins the access line, and the headers that
-    `request.state.limit_headers()` gives join the answer.
+    in `request.state.log_fields` joins the access line, `request.state.log_level` is the line's
+    level (else INFO), and the headers that `request.state.limit_headers()` gives join the answer.
     """
 
     def __init__(self, app: ASGIApp, on_response: Callable[[str, int], None]) -> None:
@@ -84,7 +84,8 @@ class RequestContext:
             **scope["state"].get("log_fields", {}),
         }
         line = " ".join(f"{name}={value}" for name, value in fields.items())
-        access_log.info(line, extra={"fields": fields})
+        level = scope["state"].get("log_level", logging.INFO)
+        access_log.log(level, line, extra={"fields": fields})
 
 
 def configure_logging(level: str, format: str = "text") -> None:

@@ -5,6 +5,7 @@ talk to its own server and to nothing else.
 """
 
 import hashlib
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def page_router() -> APIRouter:
     def load(request: Request) -> Response:
         state = server_state(request)
         state.authenticator.identify(request)
+        request.state.log_level = logging.DEBUG  # asked for every two seconds by every open page
         return JSONResponse(asdict(state.engine.stats()), headers={"Cache-Control": "no-store"})
 
     @router.get("/page/{name}")

@@ -1,5 +1,6 @@
 """The page's files over HTTP."""
 
+import logging
 from typing import Protocol
 
 import pytest
@@ -49,3 +50,21 @@ def test_the_load_needs_the_key(new_client: NewClient) -> None:
     assert locked.get("/page/load").status_code == 401
     answer = locked.get("/page/load", headers={"Authorization": "Bearer sk-1"})
     assert answer.json()["num_running"] == 0
+
+
+def test_polling_the_load_does_not_fill_the_log(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("stonechat.access")
+    with caplog.at_level(logging.DEBUG, logger=logger.name):
+        logger.addHandler(caplog.handler)
+        try:
+            client.get("/page/load")
+            client.get("/")
+        finally:
+            logger.removeHandler(caplog.handler)
+    levels = {
+        record.getMessage().split("path=")[1].split()[0]: record.levelno
+        for record in caplog.records
+    }
+    assert levels == {"/page/load": logging.DEBUG, "/": logging.INFO}
