@@ -221,3 +221,18 @@ def test_a_constraint_masks_its_row_and_ends_its_sequence(module):
         assert all(token_id % 2 == 0 for token_id in masked.token_ids)
         assert masked.finish_reason is FinishReason.STOP
     assert any(token_id % 2 for token_id in results["free", 0].token_ids)
+
+
+def test_a_constraint_survives_preemption(module):
+    engine = make_engine(module, num_blocks=7, max_model_len=28, prefix_caching=False)
+    constraints = [OnlyEven() for _ in PROMPTS]
+    for constraint in constraints:
+        constraint.count = -9  # ends after twelve tokens
+    for i, prompt in enumerate(PROMPTS):
+        add(engine, str(i), prompt, sampled(max_tokens=30), [constraints[i]])
+    results = run(engine)
+    assert engine.stats().num_preemptions > 0
+    for i in range(len(PROMPTS)):
+        assert len(results[str(i), 0].token_ids) == 12
+        assert all(token_id % 2 == 0 for token_id in results[str(i), 0].token_ids)
+        assert results[str(i), 0].finish_reason is FinishReason.STOP
