@@ -92,7 +92,8 @@ def start_server(
             if process.poll() is not None:
                 break
             time.sleep(0.1)
-    raise RuntimeError(f"the server did not start; see {folder / 'server.log'}")
+    process.kill()
+    raise RuntimeError(f"the server did not start: {(folder / 'server.log').read_text()}")
 
 
 def ledger_url(folder: Path) -> str:
