@@ -106,11 +106,11 @@ class AsyncEngine:
         self._check(request)
         stream = _Stream(OutputProcessor(self.tokenizer, request))
         self._streams[request.request_id] = stream
-        self._runner.send(Add(request))
-        if not self.is_alive:  # it may have died after the check
-            self._fail_streams("the engine is not running")
         is_finished = False
         try:
+            self._runner.send(Add(request))
+            if not self.is_alive:  # it may have died after the check
+                self._fail_streams("the engine is not running")
             while not is_finished:
                 output = await stream.outputs.get()
                 if isinstance(output, EngineError):

@@ -40,7 +40,7 @@ class ChildProcess:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )
         self._pipe = FramePipe(ours)
-        self._outbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="stonechat-outbox", daemon=True).start()
         self.send(Start(config, logging.getLogger().getEffectiveLevel()))
 
@@ -53,8 +53,8 @@ class ChildProcess:
         return self._process.poll() is None
 
     def send(self, frame: Frame) -> None:
-        """Queue a frame; one for a process that is gone is dropped."""
-        self._outbox.put(frame)
+        """Queue a frame; one for a process that is gone is dropped. Raises `TypeError`."""
+        self._outbox.put(self._pipe.encode(frame))
 
     def load(self, progress: Callable[[str], None]) -> Ready:
         """Wait until the model is loaded. Raises `ModelLoadError`, and then the process is gone."""
@@ -98,9 +98,9 @@ class ChildProcess:
         return _describe(self._process.returncode)
 
     def _write(self) -> None:
-        while (frame := self._outbox.get()) is not None:
+        while (data := self._outbox.get()) is not None:
             try:
-                self._pipe.send(frame)
+                self._pipe.send_encoded(data)
             except OSError:
                 logger.debug("a message was dropped: the engine process is gone")
 

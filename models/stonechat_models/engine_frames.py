@@ -4,7 +4,7 @@ A frame is one byte that tells the record's type, then its fields. Nothing is un
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -86,14 +86,22 @@ class FramePipe:
     def __init__(self, connection: "Connection[Any, Any]") -> None:
         self._connection = connection
         self._lock = threading.Lock()
-        self._encoder = msgspec.msgpack.Encoder()
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
         self._decoders = [msgspec.msgpack.Decoder(kind) for kind in _TYPES]
+
+    def encode(self, frame: Frame) -> bytes:
+        """A frame as `send_encoded` takes it. Raises `TypeError` for what no frame can hold."""
+        kind = _TYPES.index(type(frame))
+        return bytes((kind,)) + self._encoder.encode(frame)
 
     def send(self, frame: Frame) -> None:
         """Raises `OSError` when the other end is gone."""
-        kind = _TYPES.index(type(frame))
+        self.send_encoded(self.encode(frame))
+
+    def send_encoded(self, data: bytes) -> None:
+        """Raises `OSError` when the other end is gone."""
         with self._lock:
-            self._connection.send_bytes(bytes((kind,)) + self._encoder.encode(frame))
+            self._connection.send_bytes(data)
 
     def receive(self) -> Frame:
         """Wait for a frame. Raises `EOFError` or `OSError` when the other end is gone."""
@@ -103,3 +111,18 @@ class FramePipe:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _plain(value: object) -> object:
+    """The built-in form of a subclass or another kind of collection."""
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} cannot be sent to the engine process")
