@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from stonechat_server.schema.requests import ChatCompletionRequest
     from stonechat_server.settings import Settings
 
+MAX_DISCARDED_BYTES = 64 * 2**20
+"""Of a body that is too large, so much beyond the limit is still read."""
+
 _OPEN, _CLOSE, _QUOTE = frozenset(b"[{"), frozenset(b"]}"), ord('"')
 # Strings are skipped whole; possessive, so that a broken one costs no backtracking.
 _TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{},]', re.DOTALL)
@@ -23,7 +26,7 @@ async def read_body(request: "Request", settings: "Settings") -> bytes:
     """The body. Raises `APIError`: 413 beyond `max_body_size`, 408 after `body_timeout`."""
     limit = settings.max_body_size
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdigit() and int(declared) > limit + MAX_DISCARDED_BYTES:
         raise _too_large(limit)
     try:
         async with asyncio.timeout(settings.body_timeout):
@@ -38,12 +41,19 @@ async def read_body(request: "Request", settings: "Settings") -> bytes:
 
 
 async def _join(stream: AsyncIterator[bytes], limit: int) -> bytes:
-    pieces, size = [], 0
+    """What is too large is read and dropped: a client that still sends could not read a 413."""
+    pieces: list[bytes] = []
+    size = 0
     async for piece in stream:
         size += len(piece)
-        if size > limit:
-            raise _too_large(limit)
-        pieces.append(piece)
+        if size <= limit:
+            pieces.append(piece)
+        elif size > limit + MAX_DISCARDED_BYTES:
+            break
+        else:
+            pieces.clear()
+    if size > limit:
+        raise _too_large(limit)
     return b"".join(pieces)
 
 

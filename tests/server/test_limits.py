@@ -1,13 +1,17 @@
 import json
+import socket
 import time
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 from bodies import URL, body, error_of
 from conftest import ClientFactory
+from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
+from live import live_server
 
 from stonechat_server.errors import APIError
 from stonechat_server.limits import check_json
@@ -76,3 +80,16 @@ def test_limits_are_client_errors(new_client: ClientFactory) -> None:
     error = error_of(client.post(URL, json=body(n=11, max_tokens=100)))
     assert (error["param"], error["code"]) == ("n", "request_too_large")
     assert client.post(URL, json=body(n=10, max_tokens=100)).status_code == 200
+
+
+def test_a_client_that_sends_too_much_can_read_the_answer() -> None:
+    with live_server(FakeEngine(), max_body_size=1000) as live:
+        for _ in range(5):
+            response = httpx.post(live.url + URL, content=b"x" * 4_000_000)
+            assert response.status_code == 413
+        chunks = (b"x" * 100_000 for _ in range(40))
+        assert httpx.post(live.url + URL, content=chunks).status_code == 413
+        with socket.create_connection(("127.0.0.1", live.port), timeout=10) as client:
+            head = f"POST {URL} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {10**12}\r\n\r\n"
+            client.sendall(head.encode())
+            assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
