@@ -229,7 +229,8 @@ class ModelInfo:
     device: str
     dtype: str
     quantization: str
-    """none, int8, int4, or the GGUF type that is kept, such as Q4_1."""
+    """none, int8, int4 (with what is not, if anything: `int8 (not: mixer)`), or the GGUF type that
+    is kept, such as Q4_1."""
     backend: str
     attention_backend: str
     num_parameters: int
