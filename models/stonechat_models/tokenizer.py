@@ -12,6 +12,10 @@ from stonechat_models.token_bytes import token_spelling
 from stonechat_models.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 
+LONG_TEXT = 16_384
+"""Characters from which on a text is encoded without the interpreter lock."""
+
+
 class Tokenizer:
     """A model's vocabulary. Safe to share among threads.
 
@@ -71,9 +75,16 @@ class Tokenizer:
         """Return the ids of `text`; special tokens written out in it become their ids.
 
         `add_special_tokens`: with what the tokenizer puts around a text (BOS), which chat
-        templates write out themselves.
+        templates write out themselves. A megabyte takes about half a second, in which other
+        threads run: call it in a thread of its own for long texts.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        if len(text) < LONG_TEXT:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        else:  # `encode` holds the lock all the time, a batch of one does not
+            encoding = self._backend.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )[0]
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:

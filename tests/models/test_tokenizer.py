@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,31 @@ def test_a_long_text_is_not_truncated(tmp_path: Path) -> None:
     backend.enable_padding(length=8)
     backend.save(str(tmp_path / "tokenizer.json"))
     assert len(Tokenizer.from_folder(tmp_path).encode("abcdefghij")) == 10
+
+
+def test_a_long_text_leaves_other_threads_running() -> None:
+    tokenizer = wrap(byte_level_backend())
+    text = "hello wide world " * 60_000
+    gaps = [0.0]
+    is_over = threading.Event()
+
+    def beat() -> None:
+        last = time.perf_counter()
+        while not is_over.is_set():
+            time.sleep(0.001)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    started = time.perf_counter()
+    ids = tokenizer.encode(text)
+    seconds = time.perf_counter() - started
+    is_over.set()
+    thread.join()
+    assert ids == byte_level_backend().encode(text, add_special_tokens=False).ids
+    assert max(gaps) < seconds / 2
 
 
 def test_clear_errors(tmp_path: Path) -> None:
