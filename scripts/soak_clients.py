@@ -301,9 +301,9 @@ async def abuse(target: Target, num_requests: int, concurrency: int) -> None:
             try:
                 async with asyncio.timeout(300):
                     await client(target)
-            except (OSError, asyncio.IncompleteReadError) as error:
-                target.log.statuses[f"connection: {type(error).__name__}"] += 1
-            except TimeoutError:
+            except TimeoutError:  # is an OSError too
                 target.log.problem(f"{client.__name__} hung for 300 s")
+            except (OSError, asyncio.IncompleteReadError) as error:
+                target.log.problem(f"{client.__name__}: {error!r}")
 
     await asyncio.gather(*(worker() for _ in range(concurrency)))
