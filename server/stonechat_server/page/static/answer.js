@@ -19,8 +19,12 @@ class Choice {
     this.view = "text";
     this.node = el("article", { class: "choice" });
     this.reasoningBody = el("div", { class: "reasoning-text" });
-    this.reasoningNode = el("details", { class: "reasoning", hidden: true },
-      el("summary", {}, "Reasoning"), this.reasoningBody);
+    this.reasoningNode = el(
+      "details",
+      { class: "reasoning", hidden: true },
+      el("summary", {}, "Reasoning"),
+      this.reasoningBody,
+    );
     this.body = el("div", { class: "text" });
     this.foot = el("div", { class: "row foot" });
     this.node.append(this.reasoningNode, this.body, this.foot);
@@ -44,7 +48,8 @@ class Choice {
     for (const kind of ["function", "custom"]) {
       if (!part[kind]) continue;
       call[kind] ??= {};
-      for (const [name, text] of Object.entries(part[kind])) call[kind][name] = (call[kind][name] ?? "") + text;
+      for (const [name, text] of Object.entries(part[kind]))
+        call[kind][name] = (call[kind][name] ?? "") + text;
     }
   }
 
@@ -67,7 +72,8 @@ class Choice {
     if (this.view === "raw") return [codeBlock(JSON.stringify(this.message(), null, 2), "message")];
     const nodes = [];
     if (this.refusal) nodes.push(el("p", { class: "problem" }, this.refusal));
-    if (this.content) nodes.push(this.isJson ? codeBlock(this.content, "json") : renderMarkdown(this.content));
+    if (this.content)
+      nodes.push(this.isJson ? codeBlock(this.content, "json") : renderMarkdown(this.content));
     for (const call of this.toolCalls.filter(Boolean)) nodes.push(toolCallNode(call));
     return nodes;
   }
@@ -78,8 +84,15 @@ function toolCallNode(call) {
   let text = inner.arguments ?? inner.input ?? "";
   try {
     text = JSON.stringify(JSON.parse(text), null, 2);
-  } catch { /* still arriving, or free text */ }
-  return el("div", { class: "tool-call" }, el("strong", {}, `Calls ${inner.name ?? "…"}`), codeBlock(text, "arguments"));
+  } catch {
+    /* still arriving, or free text */
+  }
+  return el(
+    "div",
+    { class: "tool-call" },
+    el("strong", {}, `Calls ${inner.name ?? "…"}`),
+    codeBlock(text, "arguments"),
+  );
 }
 
 export class Answer {
@@ -141,39 +154,71 @@ export class Answer {
   }
 
   drawFoot(choice) {
-    const buttons = [["text", "Text"], ["tokens", "Tokens"], ["raw", "Raw"]]
+    const buttons = [
+      ["text", "Text"],
+      ["tokens", "Tokens"],
+      ["raw", "Raw"],
+    ]
       .filter(([view]) => view !== "tokens" || choice.logprobs.length)
-      .map(([view, text]) => el("button", {
-        type: "button", class: "small", "aria-pressed": String(choice.view === view),
-        onclick: () => { choice.view = view; choice.draw(); this.drawFoot(choice); },
-      }, text));
+      .map(([view, text]) =>
+        el(
+          "button",
+          {
+            type: "button",
+            class: "small",
+            "aria-pressed": String(choice.view === view),
+            onclick: () => {
+              choice.view = view;
+              choice.draw();
+              this.drawFoot(choice);
+            },
+          },
+          text,
+        ),
+      );
     const copy = el("button", { type: "button", class: "small" }, "Copy");
     copy.addEventListener("click", () => copyText(choice.content, copy));
     buttons.push(copy);
     if (choice.index === 0) {
-      buttons.push(el("button", { type: "button", class: "small", onclick: () => this.actions.retry() }, "Again"));
+      buttons.push(
+        el(
+          "button",
+          { type: "button", class: "small", onclick: () => this.actions.retry() },
+          "Again",
+        ),
+      );
     }
     if (this.choices.length > 1) buttons.push(this.pickButton(choice));
-    choice.foot.replaceChildren(...buttons, el("span", { class: "quiet" }, choice.finishReason ?? "stopped"));
+    choice.foot.replaceChildren(
+      ...buttons,
+      el("span", { class: "quiet" }, choice.finishReason ?? "stopped"),
+    );
   }
 
   pickButton(choice) {
     const picked = this.picked === choice.index;
-    return el("button", {
-      type: "button", class: "small pick", "aria-pressed": String(picked),
-      onclick: () => {
-        this.picked = choice.index;
-        this.actions.pick(choice.index);
-        for (const one of this.choices) this.drawFoot(one);
+    return el(
+      "button",
+      {
+        type: "button",
+        class: "small pick",
+        "aria-pressed": String(picked),
+        onclick: () => {
+          this.picked = choice.index;
+          this.actions.pick(choice.index);
+          for (const one of this.choices) this.drawFoot(one);
+        },
       },
-    }, picked ? "Going on with this" : "Go on with this");
+      picked ? "Going on with this" : "Go on with this",
+    );
   }
 
   describe() {
     if (this.firstAt === null) return "";
     const parts = [];
     const { usage } = this;
-    const tokens = usage?.completion_tokens ?? this.choices.reduce((sum, one) => sum + one.logprobs.length, 0);
+    const tokens =
+      usage?.completion_tokens ?? this.choices.reduce((sum, one) => sum + one.logprobs.length, 0);
     if (usage) {
       const cached = usage.prompt_tokens_details?.cached_tokens;
       parts.push(`${usage.prompt_tokens} prompt tokens${cached ? ` (${cached} cached)` : ""}`);

@@ -30,7 +30,9 @@ async function failure(response) {
     const { error } = await response.json();
     if (error?.message) message = `${response.status}: ${error.message}`;
     if (error?.param) message += ` (${error.param})`;
-  } catch { /* not JSON: the status must do */ }
+  } catch {
+    /* not JSON: the status must do */
+  }
   return new ApiError(response.status, message);
 }
 

@@ -47,7 +47,11 @@ export class Conversation {
     const message = { role: "user", content: text };
     const node = el("div", { class: "turn user" }, el("div", { class: "bubble" }, text));
     const turn = { node, messages: () => [message] };
-    const edit = el("button", { type: "button", class: "small", title: "Edit and ask again" }, "Edit");
+    const edit = el(
+      "button",
+      { type: "button", class: "small", title: "Edit and ask again" },
+      "Edit",
+    );
     edit.addEventListener("click", () => {
       if (this.busy) return;
       this.cutTo(this.turns.indexOf(turn));
@@ -121,14 +125,26 @@ export class Conversation {
     turn.form?.remove();
     const calls = answer.choices[answer.picked].message().tool_calls ?? [];
     if (!calls.length || answer.choices[answer.picked].finishReason === null) return;
-    const areas = calls.map((call) => el("textarea", { rows: 2, "aria-label": `Result of ${call[call.type]?.name}` }));
+    const areas = calls.map((call) =>
+      el("textarea", { rows: 2, "aria-label": `Result of ${call[call.type]?.name}` }),
+    );
     const rows = calls.map((call, number) =>
-      el("label", { class: "wide" }, `Result of ${call[call.type]?.name}`, areas[number]));
-    turn.form = el("form", { class: "tool-results" }, ...rows,
-      el("button", { type: "submit", class: "primary" }, "Send results"));
+      el("label", { class: "wide" }, `Result of ${call[call.type]?.name}`, areas[number]),
+    );
+    turn.form = el(
+      "form",
+      { class: "tool-results" },
+      ...rows,
+      el("button", { type: "submit", class: "primary" }, "Send results"),
+    );
     turn.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      if (!this.busy) this.sendResults(turn, calls, areas.map((area) => area.value));
+      if (!this.busy)
+        this.sendResults(
+          turn,
+          calls,
+          areas.map((area) => area.value),
+        );
     });
     turn.node.append(turn.form);
     areas[0].focus();
@@ -136,11 +152,18 @@ export class Conversation {
 
   sendResults(turn, calls, results) {
     turn.form.remove();
-    const messages = calls.map((call, number) =>
-      ({ role: "tool", tool_call_id: call.id, content: results[number] }));
+    const messages = calls.map((call, number) => ({
+      role: "tool",
+      tool_call_id: call.id,
+      content: results[number],
+    }));
     const text = messages.map((message) => message.content).join("\n");
     this.push({
-      node: el("div", { class: "turn tool" }, el("div", { class: "bubble" }, `Tool result: ${text}`)),
+      node: el(
+        "div",
+        { class: "turn tool" },
+        el("div", { class: "bubble" }, `Tool result: ${text}`),
+      ),
       messages: () => messages,
     });
     this.answer();
@@ -152,6 +175,8 @@ export class Conversation {
 
   follow() {
     this.log.scrollTop = this.log.scrollHeight;
-    requestAnimationFrame(() => { this.log.scrollTop = this.log.scrollHeight; });
+    requestAnimationFrame(() => {
+      this.log.scrollTop = this.log.scrollHeight;
+    });
   }
 }

@@ -22,7 +22,9 @@ export async function copyText(text, button) {
   } catch {
     button.textContent = copyBySelection(text) ? "Copied" : "Could not copy";
   }
-  setTimeout(() => { button.textContent = label; }, 1200);
+  setTimeout(() => {
+    button.textContent = label;
+  }, 1200);
 }
 
 // Clipboard access needs a secure context; a server on the local network has none.

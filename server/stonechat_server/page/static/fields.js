@@ -17,8 +17,11 @@ export const FIELDS = [
   { name: "repetition_penalty", ...numbers(0.01, 10, 0.05) },
   { name: "min_tokens", ...numbers(0, 1000000, 1) },
   { name: "top_logprobs", ...numbers(0, 20, 1), hint: "alternatives in the token view" },
-  { name: "reasoning_effort", type: "select",
-    options: ["none", "minimal", "low", "medium", "high", "xhigh", "max"] },
+  {
+    name: "reasoning_effort",
+    type: "select",
+    options: ["none", "minimal", "low", "medium", "high", "xhigh", "max"],
+  },
   { name: "stop", type: "lines", hint: "one a line" },
   { name: "stop_token_ids", type: "json", hint: "[2, 50256]" },
   { name: "logit_bias", type: "json", hint: '{"50256": -100}' },
@@ -85,14 +88,18 @@ export class FieldsForm {
     }
     try {
       localStorage.setItem(STORED, JSON.stringify(state));
-    } catch { /* storage may be switched off; the form works without it */ }
+    } catch {
+      /* storage may be switched off; the form works without it */
+    }
   }
 
   restore() {
     let state = {};
     try {
       state = JSON.parse(localStorage.getItem(STORED) ?? "{}");
-    } catch { return; }
+    } catch {
+      return;
+    }
     for (const [name, control] of this.controls) {
       if (!(name in state)) continue;
       if (control.type === "checkbox") control.checked = state[name] === true;
@@ -104,7 +111,9 @@ export class FieldsForm {
 function draw(field) {
   const id = `field-${field.name}`;
   if (field.type === "select") {
-    const options = ["", ...field.options].map((value) => el("option", { value }, value || "default"));
+    const options = ["", ...field.options].map((value) =>
+      el("option", { value }, value || "default"),
+    );
     return el("select", { id }, ...options);
   }
   if (field.type === "lines") return el("textarea", { id, rows: 2, placeholder: field.hint });
@@ -113,14 +122,26 @@ function draw(field) {
     return el("input", { id, class: "code", spellcheck: "false", placeholder: field.hint });
   }
   const { min, max, step } = field;
-  return el("input", { id, type: "number", min, max, step, placeholder: "default", title: field.hint });
+  return el("input", {
+    id,
+    type: "number",
+    min,
+    max,
+    step,
+    placeholder: "default",
+    title: field.hint,
+  });
 }
 
 function labelled(field, control) {
   const text = field.label ?? field.name;
   if (field.type === "check") return el("label", { class: "check" }, control, text);
-  return el("label", { class: field.type === "number" || field.type === "select" ? "half" : "wide" },
-    text, control);
+  return el(
+    "label",
+    { class: field.type === "number" || field.type === "select" ? "half" : "wide" },
+    text,
+    control,
+  );
 }
 
 function read(field, control) {

@@ -25,7 +25,8 @@ async function show(output, before) {
   output.classList.remove("bad");
   const parts = [`${load.num_running} running`];
   if (load.num_waiting) parts.push(`${load.num_waiting} waiting`);
-  if (load.num_blocks) parts.push(`KV ${Math.round((100 * load.num_used_blocks) / load.num_blocks)} %`);
+  if (load.num_blocks)
+    parts.push(`KV ${Math.round((100 * load.num_used_blocks) / load.num_blocks)} %`);
   const now = performance.now();
   if (before) {
     const speed = ((load.num_generated_tokens - before.tokens) * 1000) / (now - before.now);

@@ -38,12 +38,14 @@ async function loadModels() {
     const { data } = await getJson("v1/models");
     select.replaceChildren(...data.map(({ id }) => el("option", { value: id }, id)));
   } catch (error) {
-    select.replaceChildren(el("option", { value: "" }, error.status === 401 ? "key needed" : "no answer"));
+    select.replaceChildren(
+      el("option", { value: "" }, error.status === 401 ? "key needed" : "no answer"),
+    );
     if (error.status === 401) byId("tab-key").click();
   }
 }
 
-// -- composer ------------------------------------------------------------------------------------
+// -- composer --
 
 const prompt = byId("prompt");
 
@@ -85,7 +87,7 @@ function newChat() {
 byId("new-chat").addEventListener("click", newChat);
 byId("reset").addEventListener("click", () => fields.reset());
 
-// -- key, tabs, theme, shortcuts -------------------------------------------------------------------
+// -- key, tabs, theme, shortcuts --
 
 byId("key").value = getKey();
 byId("key").addEventListener("change", () => {
@@ -110,13 +112,25 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// -- copy as -----------------------------------------------------------------------------------------
+// -- copy as --
 
 const SNIPPETS = { curl: curlSnippet, Python: pythonSnippet, JavaScript: jsSnippet };
 
-byId("code-tabs").append(...Object.keys(SNIPPETS).map((name, number) =>
-  el("button", { role: "tab", type: "button", "aria-selected": String(number === 0), "aria-controls": "code-text",
-    tabindex: number ? "-1" : "0" }, name)));
+byId("code-tabs").append(
+  ...Object.keys(SNIPPETS).map((name, number) =>
+    el(
+      "button",
+      {
+        role: "tab",
+        type: "button",
+        "aria-selected": String(number === 0),
+        "aria-controls": "code-text",
+        tabindex: number ? "-1" : "0",
+      },
+      name,
+    ),
+  ),
+);
 
 function showSnippet(name) {
   let text;
@@ -136,7 +150,9 @@ byId("copy-as").addEventListener("click", () => {
   showSnippet(document.querySelector("#code-tabs [aria-selected=true]").textContent);
   byId("code-dialog").showModal();
 });
-byId("code-copy").addEventListener("click", () => copyText(byId("code-text").textContent, byId("code-copy")));
+byId("code-copy").addEventListener("click", () =>
+  copyText(byId("code-text").textContent, byId("code-copy")),
+);
 
 loadModels();
 startLoad(byId("load"));

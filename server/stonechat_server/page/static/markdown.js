@@ -22,7 +22,10 @@ function blocks(lines, depth) {
   const nodes = [];
   let at = 0;
   while (at < lines.length) {
-    if (!lines[at].trim()) { at += 1; continue; }
+    if (!lines[at].trim()) {
+      at += 1;
+      continue;
+    }
     const [node, next] = block(lines, at, depth);
     nodes.push(node);
     at = next;
@@ -34,7 +37,8 @@ function block(lines, at, depth) {
   const line = lines[at];
   if (FENCE.test(line)) return fence(lines, at);
   const heading = HEADING.exec(line);
-  if (heading) return [el(`h${Math.min(6, heading[1].length + 2)}`, {}, ...inline(heading[2])), at + 1];
+  if (heading)
+    return [el(`h${Math.min(6, heading[1].length + 2)}`, {}, ...inline(heading[2])), at + 1];
   if (RULE.test(line)) return [el("hr"), at + 1];
   if (QUOTE.test(line)) return quote(lines, at, depth);
   if (ITEM.test(line)) return list(lines, at, depth);
@@ -55,9 +59,12 @@ function fence(lines, at) {
 export function codeBlock(text, language) {
   const button = el("button", { type: "button", class: "small" }, "Copy");
   button.addEventListener("click", () => copyText(text, button));
-  return el("div", { class: "code-block" },
+  return el(
+    "div",
+    { class: "code-block" },
     el("div", { class: "code-head" }, el("span", {}, language || "code"), button),
-    el("pre", { tabindex: "0" }, el("code", {}, text)));
+    el("pre", { tabindex: "0" }, el("code", {}, text)),
+  );
 }
 
 function quote(lines, at, depth) {
@@ -95,7 +102,8 @@ const leading = (line) => line.length - line.trimStart().length;
 
 function belongs(lines, at, indent) {
   const line = lines[at];
-  if (!line.trim()) return leading(lines[at + 1] ?? "") > indent + 1 && !!(lines[at + 1] ?? "").trim();
+  if (!line.trim())
+    return leading(lines[at + 1] ?? "") > indent + 1 && !!(lines[at + 1] ?? "").trim();
   if (leading(line) > indent + 1) return true;
   return !ITEM.test(line) && !!lines[at - 1].trim() && !startsBlock(line);
 }
@@ -121,7 +129,11 @@ function table(lines, at) {
 }
 
 function cells(line) {
-  return line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim());
+  return line
+    .trim()
+    .replace(/^\||\|$/g, "")
+    .split(/(?<!\\)\|/)
+    .map((cell) => cell.trim());
 }
 
 const startsBlock = (line) =>
@@ -139,7 +151,7 @@ function paragraph(lines, at) {
   return [node, at];
 }
 
-// -- within a line -------------------------------------------------------------------------------
+// -- within a line --
 
 const SPANS = [
   [/^(`+)([^`]|[^`].*?[^`])\1(?!`)/, (found) => el("code", {}, found[2].replace(/^ (.+) $/, "$1"))],
@@ -151,8 +163,14 @@ const SPANS = [
   [/^\*\*(?=\S)(.+?\S|\S)\*\*/, (found, depth) => el("strong", {}, ...inline(found[1], depth))],
   [/^__(?=\S)(.+?\S|\S)__(?!\w)/, (found, depth) => el("strong", {}, ...inline(found[1], depth))],
   [/^~~(?=\S)(.+?)~~/, (found, depth) => el("del", {}, ...inline(found[1], depth))],
-  [/^\*(?=[^\s*])(.+?[^\s*]|[^\s*])\*(?!\*)/, (found, depth) => el("em", {}, ...inline(found[1], depth))],
-  [/^_(?=[^\s_])(.+?[^\s_]|[^\s_])_(?!\w)/, (found, depth) => el("em", {}, ...inline(found[1], depth))],
+  [
+    /^\*(?=[^\s*])(.+?[^\s*]|[^\s*])\*(?!\*)/,
+    (found, depth) => el("em", {}, ...inline(found[1], depth)),
+  ],
+  [
+    /^_(?=[^\s_])(.+?[^\s_]|[^\s_])_(?!\w)/,
+    (found, depth) => el("em", {}, ...inline(found[1], depth)),
+  ],
 ];
 const STARTS = /[`\\![<*_~h]/;
 

@@ -14,18 +14,20 @@ const SCHEMA_EXAMPLE = {
   additionalProperties: false,
 };
 
-const TOOLS_EXAMPLE = [{
-  type: "function",
-  function: {
-    name: "get_weather",
-    description: "The weather at a place.",
-    parameters: {
-      type: "object",
-      properties: { city: { type: "string" }, unit: { enum: ["celsius", "fahrenheit"] } },
-      required: ["city"],
+const TOOLS_EXAMPLE = [
+  {
+    type: "function",
+    function: {
+      name: "get_weather",
+      description: "The weather at a place.",
+      parameters: {
+        type: "object",
+        properties: { city: { type: "string" }, unit: { enum: ["celsius", "fahrenheit"] } },
+        required: ["city"],
+      },
     },
   },
-}];
+];
 
 const pretty = (value) => JSON.stringify(value, null, 2);
 
@@ -63,14 +65,22 @@ function watch(areaId, problemId) {
 function drawChoices() {
   const select = byId("tool-choice");
   const chosen = select.value;
-  const options = [["", "default"], ["auto", "auto"], ["none", "none"], ["required", "required"]];
+  const options = [
+    ["", "default"],
+    ["auto", "auto"],
+    ["none", "none"],
+    ["required", "required"],
+  ];
   let tools = [];
   try {
     tools = parse("Tools", byId("tools").value, []);
-  } catch { /* shown beside the text */ }
+  } catch {
+    /* shown beside the text */
+  }
   for (const tool of Array.isArray(tools) ? tools : []) {
     const name = tool?.[tool?.type]?.name;
-    if (typeof name === "string") options.push([JSON.stringify({ type: tool.type, [tool.type]: { name } }), name]);
+    if (typeof name === "string")
+      options.push([JSON.stringify({ type: tool.type, [tool.type]: { name } }), name]);
   }
   select.replaceChildren(...options.map(([value, text]) => el("option", { value }, text)));
   select.value = options.some(([value]) => value === chosen) ? chosen : "";

@@ -39,12 +39,16 @@ export function startTheme(button) {
     button.textContent = `Theme: ${theme}`;
     try {
       localStorage.setItem(THEME, theme);
-    } catch { /* the choice lasts as long as the page */ }
+    } catch {
+      /* the choice lasts as long as the page */
+    }
   };
   let stored = null;
   try {
     stored = localStorage.getItem(THEME);
-  } catch { /* as above */ }
+  } catch {
+    /* as above */
+  }
   let theme = THEMES.includes(stored) ? stored : "system";
   set(theme);
   button.addEventListener("click", () => {

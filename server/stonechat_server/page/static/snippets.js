@@ -12,10 +12,14 @@ export function curlSnippet(url, body, hasKey) {
 }
 
 // What the official Python client takes as arguments; other fields go into extra_body.
-const KNOWN = new Set(("model messages temperature top_p n max_completion_tokens max_tokens stop seed "
-  + "frequency_penalty presence_penalty logit_bias logprobs top_logprobs stream stream_options tools "
-  + "tool_choice parallel_tool_calls response_format reasoning_effort metadata store user "
-  + "service_tier prediction verbosity").split(" "));
+const KNOWN = new Set(
+  (
+    "model messages temperature top_p n max_completion_tokens max_tokens stop seed " +
+    "frequency_penalty presence_penalty logit_bias logprobs top_logprobs stream stream_options " +
+    "tools tool_choice parallel_tool_calls response_format reasoning_effort metadata store user " +
+    "service_tier prediction verbosity"
+  ).split(" "),
+);
 
 export function python(value, indent = "") {
   const inner = `${indent}    `;
@@ -27,7 +31,9 @@ export function python(value, indent = "") {
   const [open, close] = Array.isArray(value) ? "[]" : "{}";
   const items = Array.isArray(value)
     ? value.map((item) => python(item, inner))
-    : Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${python(item, inner)}`);
+    : Object.entries(value).map(
+        ([name, item]) => `${JSON.stringify(name)}: ${python(item, inner)}`,
+      );
   if (!items.length) return open + close;
   return `${open}\n${items.map((item) => `${inner}${item},\n`).join("")}${indent}${close}`;
 }

@@ -12,8 +12,14 @@ const hex = (bytes) => (bytes ?? []).map((byte) => byte.toString(16).padStart(2,
 // What a token looks like on its own: white space and control characters get a visible form.
 export function visible(token) {
   if (token === "") return "∅";
-  return token.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "·")
-    .replace(/[\u0000-\u001f\u007f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`);
+  return token
+    .replace(/\n/g, "⏎")
+    .replace(/\t/g, "⇥")
+    .replace(/ /g, "·")
+    .replace(
+      /[\u0000-\u001f\u007f]/g,
+      (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
+    );
 }
 
 export function renderTokens(entries) {
@@ -28,8 +34,15 @@ export function renderTokens(entries) {
 function tokenNode(entry) {
   const probability = Math.exp(entry.logprob);
   const text = entry.token.includes("\n") ? entry.token.replace(/\n/g, "⏎") : entry.token;
-  const node = el("span", { class: "token", tabindex: "0", "aria-label": `${visible(entry.token)}, ${percent(entry.logprob)}` },
-    text || "∅");
+  const node = el(
+    "span",
+    {
+      class: "token",
+      tabindex: "0",
+      "aria-label": `${visible(entry.token)}, ${percent(entry.logprob)}`,
+    },
+    text || "∅",
+  );
   node.style.setProperty("--doubt", (1 - probability).toFixed(3));
   const show = () => showPopover(node, entry);
   for (const event of ["mouseenter", "focus", "click"]) node.addEventListener(event, show);
@@ -41,7 +54,11 @@ function showPopover(node, entry) {
   const popover = byId("popover");
   const rows = (entry.top_logprobs ?? []).map((top) => row(top, top.token === entry.token));
   if (!rows.some((one) => one.classList.contains("chosen"))) rows.push(row(entry, true));
-  const head = el("tr", {}, ...["token", "bytes", "probability", ""].map((text) => el("th", {}, text)));
+  const head = el(
+    "tr",
+    {},
+    ...["token", "bytes", "probability", ""].map((text) => el("th", {}, text)),
+  );
   popover.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
   popover.hidden = false;
   const at = node.getBoundingClientRect();
@@ -55,11 +72,18 @@ function showPopover(node, entry) {
 function row(entry, chosen) {
   const bar = el("span", { class: "bar" });
   bar.style.width = `${(Math.exp(entry.logprob) * 60).toFixed(1)}px`;
-  return el("tr", { class: chosen ? "chosen" : "" },
+  return el(
+    "tr",
+    { class: chosen ? "chosen" : "" },
     el("td", { class: "code" }, visible(entry.token)),
     el("td", { class: "code quiet" }, hex(entry.bytes)),
-    el("td", { class: "number", title: `log-probability ${entry.logprob.toFixed(4)}` }, percent(entry.logprob)),
-    el("td", {}, bar));
+    el(
+      "td",
+      { class: "number", title: `log-probability ${entry.logprob.toFixed(4)}` },
+      percent(entry.logprob),
+    ),
+    el("td", {}, bar),
+  );
 }
 
 export function hidePopover() {
