@@ -24,18 +24,17 @@ def edit_logits(logits: torch.Tensor, states: Sequence[SamplingState]) -> dict[i
     """
     errors: dict[int, str] = {}
     vocab_size = logits.shape[1]
-    biases, penalties, suppressed = _SparseEdit(), _SparseEdit(), _SparseEdit()
+    biases, penalties, suppressed = _Biases(logits), _SparseEdit(), _SparseEdit()
     repeated: list[int] = []
     constrained: list[int] = []
     for row, state in enumerate(states):
         params = state.params
         start = row * vocab_size
         if params.logit_bias:
-            outside = [token for token in params.logit_bias if not 0 <= token < vocab_size]
-            if outside:
-                errors[row] = f"logit_bias names token {outside[0]}; there are {vocab_size} tokens"
+            outside = biases.add(start, state)
+            if outside is not None:
+                errors[row] = f"logit_bias names token {outside}; there are {vocab_size} tokens"
                 continue
-            biases.add(start, params.logit_bias, params.logit_bias.values())
         if state.output_counts and (params.frequency_penalty or params.presence_penalty):
             frequency, presence = params.frequency_penalty, params.presence_penalty
             counts = state.output_counts
@@ -47,13 +46,48 @@ def edit_logits(logits: torch.Tensor, states: Sequence[SamplingState]) -> dict[i
             suppressed.add(start, ids, (_NEVER for _ in ids))
         if state.constraint is not None:
             constrained.append(row)
-    biases.apply(logits)
+    biases.apply()
     penalties.apply(logits)
     for row in repeated:
         _penalise_repetition(logits[row], states[row])
     suppressed.apply(logits)
     _constrain(logits, states, constrained, errors)
     return errors
+
+
+class _Biases:
+    """The rows' `logit_bias`, made tensors once a request, however large, and added at once."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self._logits = logits
+        self._of_params: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._places: list[torch.Tensor] = []
+        self._amounts: list[torch.Tensor] = []
+
+    def add(self, start: int, state: SamplingState) -> int | None:
+        """Gather those of the row that starts at `start`; return a token that is none, if any."""
+        bias = state.params.logit_bias
+        if state.bias_tensors is None:
+            known = self._of_params.get(id(state.params))
+            if known is None:
+                vocab_size = self._logits.shape[1]
+                outside = next((token for token in bias if not 0 <= token < vocab_size), None)
+                if outside is not None:
+                    return outside
+                device = self._logits.device
+                ids = torch.tensor(list(bias), device=device)
+                known = ids, torch.tensor(list(bias.values()), dtype=torch.float32, device=device)
+            state.bias_tensors = known
+        self._of_params[id(state.params)] = state.bias_tensors
+        ids, amounts = state.bias_tensors
+        self._places.append(ids + start)
+        self._amounts.append(amounts)
+        return None
+
+    def apply(self) -> None:
+        if self._places:
+            places, amounts = torch.cat(self._places), torch.cat(self._amounts)
+            self._logits.view(-1).index_add_(0, places, amounts.to(self._logits.dtype))
 
 
 class _SparseEdit:

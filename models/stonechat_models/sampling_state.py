@@ -43,6 +43,9 @@ class SamplingState:
     """How often each generated token occurs; kept by the engine with `append`."""
     prompt_ids_tensor: torch.Tensor | None = None
     """The prompt's distinct tokens, int64; kept by the sampler once a penalty needs them."""
+    bias_tensors: tuple[torch.Tensor, torch.Tensor] | None = None
+    """`logit_bias` as token ids, int64, and amounts, float32; kept by the sampler, and the same
+    for all choices of a request."""
 
     def append(self, token_id: int) -> None:
         """Record a chosen token; the constraint advances too."""

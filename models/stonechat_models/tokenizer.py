@@ -11,7 +11,6 @@ from stonechat_models.errors import ModelLoadError
 from stonechat_models.token_bytes import token_spelling
 from stonechat_models.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
-
 LONG_TEXT = 16_384
 """Characters from which on a text is encoded without the interpreter lock."""
 

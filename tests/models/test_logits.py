@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +115,17 @@ def test_errors_concern_their_row_only() -> None:
         1: "the constraint failed: no such state",
     }
     assert logits[2, 1] == original[2, 1] + 1.0
+
+
+def test_a_large_bias_is_read_once_a_request() -> None:
+    """Its cost a step must not grow with Python's work on every entry of every choice."""
+    params = SamplingParams(n=64, logit_bias={token: token / 1000 for token in range(40_000)})
+    states = [SamplingState(params, 0, index, [1]) for index in range(64)]
+    logits = torch.randn(64, 40_000)
+    expected = logits + torch.arange(40_000) / 1000
+    assert edit_logits(logits, states) == {}
+    torch.testing.assert_close(logits, expected)
+    assert all(state.bias_tensors is states[0].bias_tensors for state in states)
+    started = time.perf_counter()
+    edit_logits(logits, states)
+    assert time.perf_counter() - started < 0.4  # 0.8 s if all entries were read
