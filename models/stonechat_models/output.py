@@ -119,7 +119,7 @@ class _Choice:
         self._index = index
         self._tokenizer = tokenizer
         self._params = params
-        self._stops = stops
+        self._stops = stops.new_match() if stops else None
         self._detokenizer = Detokenizer(tokenizer)
         self._skipped = tokenizer.special_ids if params.skip_special_tokens else frozenset()
         self._num_tokens = 0
@@ -181,15 +181,18 @@ class _Choice:
             return False
         known, num_seen = self._held + text, len(self._held)
         first = num_seen if self._shows_stop else 0
-        if self._num_tokens >= self._params.min_tokens:
-            end, stop = stops.find(known, num_seen)
+        if self._num_tokens < self._params.min_tokens:
+            stops.skip(text)
+        else:
+            end, stop = stops.find(text)
             if end >= 0:
+                end += num_seen
                 self._give(known[first : end if self._shows_stop else end - len(stop)])
                 self._held = ""
                 self._entries.clear()
                 self.finish_reason, self._stop_reason = FinishReason.STOP, stop
                 return True
-        split = len(known) - stops.num_held(known)
+        split = len(known) - stops.num_held
         self._held = known[split:]
         self._give(known[first:] if self._shows_stop else known[:split])
         return False
