@@ -3,7 +3,7 @@
 import logging
 import queue
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[Message | _Compiled] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="stonechat-engine", daemon=True)
         self._grammars = _GrammarThread(tokenizer, engine.model.info.vocab_size, self._inbox)
-        self._compiling: dict[str, GenerateRequest] = {}
+        self._compiling: dict[str, tuple[GenerateRequest, Future[None]]] = {}
         self._is_reported = True
         """False after messages whose effect on the stats no report has followed yet."""
 
@@ -114,17 +114,18 @@ class EngineThread:
         self._is_reported = False
         match message:
             case Abort(request_id, index):
-                if index is None:
-                    self._compiling.pop(request_id, None)
+                if index is None and request_id in self._compiling:
+                    self._compiling.pop(request_id)[1].cancel()  # if it has not begun
                 self.engine.abort(request_id, index)
             case Add(request):
                 if request.params.grammar is None and request.params.reasoning is None:
                     self.engine.add(request)
                 else:
-                    self._compiling[request.request_id] = request
-                    self._grammars.compile(request)
+                    compiling = self._grammars.compile(request)
+                    self._compiling[request.request_id] = request, compiling
             case _Compiled(request, constraints, refused):
-                if self._compiling.get(request.request_id) is not request:  # aborted meanwhile
+                known = self._compiling.get(request.request_id)
+                if known is None or known[0] is not request:  # aborted meanwhile
                     return
                 del self._compiling[request.request_id]
                 if refused is not None:
@@ -148,11 +149,11 @@ class _GrammarThread:
         self._executor: ThreadPoolExecutor | None = None
         self._compiler: GrammarCompiler | None = None
 
-    def compile(self, request: GenerateRequest) -> None:
+    def compile(self, request: GenerateRequest) -> "Future[None]":
         """Put a `_Compiled` into `done`, soon."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="stonechat-grammar")
-        self._executor.submit(self._compile, request)
+        return self._executor.submit(self._compile, request)
 
     def stop(self) -> None:
         if self._executor is not None:

@@ -1,6 +1,7 @@
 """The engine behind asyncio: concurrency, aborts, refusals, and what happens when it dies."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -9,10 +10,13 @@ from stonechat_models import (
     EngineDeadError,
     FinishReason,
     GenerateRequest,
+    GrammarError,
+    GrammarSpec,
     InvalidParamsError,
     PromptTooLongError,
     SamplingParams,
 )
+from stonechat_models.grammar import GrammarCompiler
 from stonechat_models.tokenizer import Tokenizer
 from tests.models.engines import make_engine
 from tests.models.tiny_models import tiny_model
@@ -195,3 +199,36 @@ def test_shutdown_ends_what_runs(module, tokenizer):
         assert not engine.is_alive
 
     asyncio.run(main())
+
+
+def test_grammars_of_requests_that_are_gone_are_not_compiled(run_with_engine, monkeypatch):
+    compiled = []
+    may_go_on = threading.Event()
+
+    def slow(self, spec, reasoning=None):
+        compiled.append(spec.source)
+        may_go_on.wait(30)
+        raise GrammarError("no")
+
+    monkeypatch.setattr(GrammarCompiler, "compile", slow)
+
+    async def test(engine):
+        tasks = [
+            asyncio.create_task(
+                collect(engine, request(str(i), grammar=GrammarSpec("regex", str(i))))
+            )
+            for i in range(4)
+        ]
+        while not compiled:
+            await asyncio.sleep(0.01)
+        for task in tasks[1:3]:
+            task.cancel()
+        await asyncio.wait(tasks[1:3])
+        await asyncio.sleep(0.1)
+        may_go_on.set()
+        for task in (tasks[0], tasks[3]):
+            with pytest.raises(GrammarError):
+                await task
+
+    run_with_engine(test)
+    assert compiled == ["0", "3"]
