@@ -7,11 +7,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from tiny_gguf import write_tiny_gguf
 
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.gguf import TENSOR_TYPES, gguf_parts, read_gguf
 from stonechat_models.loader import ModelFiles
+from tests.models.tiny_gguf import write_tiny_gguf
 
 
 @pytest.mark.parametrize("weight_type", ["F32", "Q4_1", "Q8_0", "Q5_0", "F16"])

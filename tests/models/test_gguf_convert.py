@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_gguf import HEAD_DIMS, TEMPLATE, vocabulary, write_tiny_gguf
 from transformers import AutoModelForCausalLM
 
 from stonechat_models.config import EngineConfig
@@ -13,6 +12,7 @@ from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.gguf import read_gguf
 from stonechat_models.gguf_config import config_of
 from stonechat_models.loader import load_module, resolve_model
+from tests.models.tiny_gguf import HEAD_DIMS, TEMPLATE, vocabulary, write_tiny_gguf
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,6 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from tiny_gguf import vocabulary
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers.integrations.gguf import convert_gguf_tokenizer
 
@@ -13,6 +12,7 @@ from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.gguf import GgufFile, GgufValue, read_gguf
 from stonechat_models.gguf_tokenizer import SPACE, SPLITS, adds_bos, build_tokenizer
 from stonechat_models.loader import ModelFiles
+from tests.models.tiny_gguf import vocabulary
 
 TEXTS = [
     "Hello, world! It's 1,234.56 or 2026-11-22.",

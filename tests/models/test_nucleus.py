@@ -3,11 +3,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampling_reference import keep_heaviest
 
 from stonechat_models.inverse_cdf import padded_width
 from stonechat_models.nucleus import Cuts, cut_weights, top_values
 from stonechat_models.selection import select, select_on_host, select_share
+from tests.models.sampling_reference import keep_heaviest
 
 NUM_TOKENS = 6000
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import EOS, EXTRA, OTHER, byte_level_backend, sentencepiece_backend, wrap
 
 from stonechat_models.output import OutputProcessor
 from stonechat_models.tokenizer import Tokenizer
@@ -16,6 +15,14 @@ from stonechat_models.types import (
     SamplingParams,
     TokenLogprobs,
     TokenOutput,
+)
+from tests.models.tiny_tokenizers import (
+    EOS,
+    EXTRA,
+    OTHER,
+    byte_level_backend,
+    sentencepiece_backend,
+    wrap,
 )
 
 BACKEND = byte_level_backend(parts=("世".encode()[1:], "👩".encode()[:3], b"\xf0\x9f", b"\xffa"))

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from sampling_reference import distribution, edited, log_softmax
 from scipy import stats
-from test_logits import Allow
 
 from stonechat_models.sampler import Sampler
 from stonechat_models.sampling_state import SamplingState
 from stonechat_models.types import SamplingParams
+from tests.models.sampling_reference import distribution, edited, log_softmax
+from tests.models.test_logits import Allow
 
 NUM_TOKENS = 700
 OUTPUT = [1, 1, 1, 2, 5, 5, 690]

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import FAMILIES, tiny_config
 from transformers import AutoModelForCausalLM
 
 from stonechat_models import quantize as quantizing
@@ -16,6 +15,7 @@ from stonechat_models.headers import safetensors_headers
 from stonechat_models.loader import ModelFiles
 from stonechat_models.self_check import self_check
 from stonechat_models.survey import ModelSurvey, ServingForm, survey_model
+from tests.models.tiny_models import FAMILIES, tiny_config
 
 
 def survey(model: Path | str, **changes: object) -> ModelSurvey:

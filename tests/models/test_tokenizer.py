@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizers import EOS, OTHER, byte_level_backend, sentencepiece_backend, wrap
 from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
 
@@ -14,6 +13,7 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.loader import resolve_model
 from stonechat_models.tokenizer import Tokenizer
+from tests.models.tiny_tokenizers import EOS, OTHER, byte_level_backend, sentencepiece_backend, wrap
 
 BYTE_LEVEL = byte_level_backend()
 LLAMA = sentencepiece_backend()

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
 
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
+from tests.server.fake_engine import FakeEngine
 
 ClientFactory = Callable[..., TestClient]
 

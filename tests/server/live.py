@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
-from fake_engine import FakeEngine
 from fastapi import FastAPI
 
 from stonechat_server.app import create_app
@@ -18,6 +17,7 @@ from stonechat_server.ledger import Ledger
 from stonechat_server.lifecycle import DrainingServer
 from stonechat_server.operations import Operations
 from stonechat_server.settings import Settings
+from tests.server.fake_engine import FakeEngine
 
 
 @dataclass

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvicorn
-from fake_engine import FakeEngine
 
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
+from tests.server.fake_engine import FakeEngine
 
 
 @dataclass

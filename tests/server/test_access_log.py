@@ -2,10 +2,10 @@ import json
 import logging
 
 import pytest
-from bodies import URL, body
-from conftest import ClientFactory
 
 from stonechat_server.log_format import JsonFormatter
+from tests.server.bodies import URL, body
+from tests.server.conftest import ClientFactory
 
 
 def test_the_access_line_of_a_request(

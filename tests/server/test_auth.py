@@ -1,9 +1,10 @@
 """Keys, and the ids and headers of answers."""
 
 import pytest
-from bodies import URL, body, error_of
-from conftest import ClientFactory
 from fastapi.testclient import TestClient
+
+from tests.server.bodies import URL, body, error_of
+from tests.server.conftest import ClientFactory
 
 GOOD = ["secret-one", "secret-two"]
 

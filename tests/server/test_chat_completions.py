@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from bodies import ask, body, post, stream
-from conftest import ClientFactory
-from fake_engine import FakeEngine, delta, output, text_script
 from fastapi.testclient import TestClient
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from stonechat_models import FinishReason, GenerateRequest, LogprobEntry, TopLogprob
+from tests.server.bodies import ask, body, post, stream
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import FakeEngine, delta, output, text_script
 
 TEXT = "Hello wörld 👋"
 

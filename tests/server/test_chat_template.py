@@ -3,9 +3,6 @@
 from typing import Any
 
 import pytest
-from bodies import ask, error_of, post
-from conftest import ClientFactory
-from fake_engine import CHATML, ByteTokenizer, FakeEngine, model_info
 from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -14,6 +11,9 @@ from stonechat_server.chat_template import ChatTemplate, RenderOptions
 from stonechat_server.errors import APIError
 from stonechat_server.schema.messages import Message
 from stonechat_server.template_messages import to_template_messages
+from tests.server.bodies import ask, error_of, post
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import CHATML, ByteTokenizer, FakeEngine, model_info
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 TOOLS = [{"type": "function", "function": {"name": "add", "description": 'sum "of" <two>'}}]

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_engine import model_info
 
 from stonechat_server import cli
 from stonechat_server.banner import curl_line, start_banner
 from stonechat_server.settings import Settings
+from tests.server.fake_engine import model_info
 
 STONECHAT = [sys.executable, "-m", "stonechat_server.cli"]
 

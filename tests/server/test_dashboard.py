@@ -2,9 +2,8 @@ import json
 import re
 from pathlib import Path
 
-from bodies import post
-from conftest import ClientFactory
-
+from tests.server.bodies import post
+from tests.server.conftest import ClientFactory
 from tests.server.test_metrics import samples
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -3,14 +3,15 @@
 from typing import Any
 
 import pytest
-from bodies import URL, body, error_of, post
-from conftest import ClientFactory
-from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
 
 from stonechat_models import EngineDeadError, GrammarError
+from tests.server.bodies import URL, body, error_of, post
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import FakeEngine
 
 USER = {"role": "user", "content": "hi"}
+DEEP = '{"not":' * 500 + "{}" + "}" * 500
 NO_TEXT = [{"role": "user", "content": [{"type": "text"}]}]
 
 
@@ -27,6 +28,12 @@ NO_TEXT = [{"role": "user", "content": [{"type": "text"}]}]
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": NO_TEXT}, "messages[0].content[0].text"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [USER | {"tool_calls": ["a"]}]}, "messages[0].tool_calls"),
+        ({"messages": [USER | {"tool_calls": 5}]}, "messages[0].tool_calls"),
+        ({"messages": [USER | {"tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [USER | {"function_call": 5}]}, "messages[0].function_call"),
+        ({"structured_outputs": {"json": "[" * 100_000}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": DEEP}}, "structured_outputs.json"),
         ({"model": None}, "model"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": -0.1}, "temperature"),

@@ -8,8 +8,6 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from bodies import URL, body
-from live import Live, live_server, wait_until
 
 from stonechat_models import AsyncEngine
 from stonechat_models.loader import ModelFiles
@@ -17,6 +15,8 @@ from stonechat_models.tokenizer import Tokenizer
 from stonechat_server.ledger import Ledger, open_database, usage
 from tests.models.engines import make_engine
 from tests.models.tiny_models import tiny_model
+from tests.server.bodies import URL, body
+from tests.server.live import Live, live_server, wait_until
 from tests.server.test_metrics import samples
 
 VOCAB_SIZE = 49152

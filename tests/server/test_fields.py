@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from bodies import ask, error_of, post
-from conftest import ClientFactory
 from fastapi.testclient import TestClient
 
 from stonechat_server.schema.fields import FIELDS, FieldStatus
 from stonechat_server.schema.requests import ChatCompletionRequest
+from tests.server.bodies import ask, error_of, post
+from tests.server.conftest import ClientFactory
 
 SAMPLES: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "f"}}],

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from bodies import URL, error_of
-from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +12,8 @@ from hypothesis import strategies as st
 from stonechat_server.app import create_app
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.settings import Settings
+from tests.server.bodies import URL, error_of
+from tests.server.fake_engine import FakeEngine
 
 JSON = st.recursive(
     st.none()

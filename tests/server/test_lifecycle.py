@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from bodies import URL, body
-from fake_engine import FakeEngine, text_script
-from live import Live, live_server, wait_until
 
 from stonechat_server.connections import SilentConnections
 from stonechat_server.ledger import Ledger, open_database, usage
+from tests.server.bodies import URL, body
+from tests.server.fake_engine import FakeEngine, text_script
+from tests.server.live import Live, live_server, wait_until
 
 SLOW = text_script(*["x"] * 1000, pause=0.05)
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import httpx
 import pytest
-from bodies import URL, body, error_of
-from conftest import ClientFactory
-from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
-from live import live_server
 
 from stonechat_server.errors import APIError
 from stonechat_server.limits import check_json
 from stonechat_server.settings import Settings
+from tests.server.bodies import URL, body, error_of
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import FakeEngine
+from tests.server.live import live_server
 
 JSON = st.recursive(
     st.none() | st.text(max_size=8) | st.integers(),

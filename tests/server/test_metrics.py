@@ -1,7 +1,8 @@
-from bodies import post
-from conftest import ClientFactory
-from fake_engine import FakeEngine, text_script
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.bodies import post
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import FakeEngine, text_script
 
 VLLM_DASHBOARD_NAMES = {
     "vllm:num_requests_running",

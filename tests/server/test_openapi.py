@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from bodies import URL, ask, body, post, stream
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
+
+from tests.server.bodies import URL, ask, body, post, stream
 
 Document = dict[str, Any]
 

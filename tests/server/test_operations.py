@@ -6,11 +6,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from bodies import URL, body, error_of
-from conftest import ClientFactory
-from fake_engine import FakeEngine, text_script
 from fastapi.testclient import TestClient
-from live import live_server, wait_until
 
 from stonechat_server.admission_control import AdmissionLimits
 from stonechat_server.app import create_app
@@ -18,6 +14,10 @@ from stonechat_server.keys_file import add_key, revoke_key
 from stonechat_server.ledger import Ledger, open_database, usage
 from stonechat_server.ledger.journal import read_file
 from stonechat_server.settings import Settings
+from tests.server.bodies import URL, body, error_of
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import FakeEngine, text_script
+from tests.server.live import live_server, wait_until
 
 ONE_AT_A_TIME = AdmissionLimits(
     max_running_sequences=1,

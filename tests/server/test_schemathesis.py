@@ -1,11 +1,11 @@
 """Requests made from our OpenAPI document never get a 5xx, nor an answer it does not tell of."""
 
 import pytest
-from fake_engine import FakeEngine
 from hypothesis import HealthCheck, settings
 
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
+from tests.server.fake_engine import FakeEngine
 
 schemathesis = pytest.importorskip("schemathesis")
 

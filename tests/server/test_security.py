@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
-from bodies import URL, body, error_of
-from conftest import ClientFactory
 
 from stonechat_server.keys_file import add_key
 from stonechat_server.security import host_name
+from tests.server.bodies import URL, body, error_of
+from tests.server.conftest import ClientFactory
 
 
 def test_an_open_server_answers_to_its_own_names_only(new_client: ClientFactory) -> None:

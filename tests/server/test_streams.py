@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from bodies import URL, body
-from fake_engine import FakeEngine, delta, output, text_script
 
 from stonechat_models import EngineDeadError, FinishReason, GenerateRequest
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
+from tests.server.bodies import URL, body
+from tests.server.fake_engine import FakeEngine, delta, output, text_script
 
 Message = dict[str, Any]
 

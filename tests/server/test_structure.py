@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from bodies import post
-from conftest import ClientFactory
-from fake_engine import ByteTokenizer, FakeEngine, text_script
 from fastapi.testclient import TestClient
 
 from stonechat_server.parsers.select import FORMATS, select_format
 from stonechat_server.settings import Settings
+from tests.server.bodies import post
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import ByteTokenizer, FakeEngine, text_script
 
 SPECIALS = ("<s>", "[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]")
 TEMPLATE = "{% if tools %}[AVAILABLE_TOOLS]{% endif %}{# [TOOL_CALLS] [ARGS] #}x"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
-from live import wait_until
 
 from stonechat_server import http_server
 from stonechat_server.app import create_app
 from stonechat_server.cli import main
 from stonechat_server.settings import Settings
+from tests.server.fake_engine import FakeEngine
+from tests.server.live import wait_until
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from bodies import error_of, post, stream
-from conftest import ClientFactory
-from fake_engine import CHATML, ByteTokenizer, FakeEngine, text_script
 from fastapi.testclient import TestClient
+
+from tests.server.bodies import error_of, post, stream
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import CHATML, ByteTokenizer, FakeEngine, text_script
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -222,6 +223,22 @@ def test_history_reaches_the_prompt_without_tools_in_the_request(
     assert CALL in engine.prompt
     assert "Sunny" in engine.prompt
     assert "You can call" not in engine.prompt
+
+
+@pytest.mark.parametrize(
+    "arguments", ["[" * 1500, '{"a":' * 200 + "1" + "}" * 200, '{"a": "\\ud800"}', "no JSON"]
+)
+def test_arguments_that_are_no_usable_json_stay_text(
+    client: TestClient, engine: FakeEngine, arguments: str
+) -> None:
+    function = {"name": "look", "arguments": arguments}
+    for fields in (
+        {"tool_calls": [{"id": "1", "type": "function", "function": function}]},
+        {"function_call": function},
+    ):
+        call = {"role": "assistant", **fields}
+        ask(client, messages=[{"role": "user", "content": "hi"}, call])
+        assert arguments in engine.prompt
 
 
 def test_the_older_form_of_calls_reaches_the_prompt(client: TestClient, engine: FakeEngine) -> None:

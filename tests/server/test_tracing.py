@@ -4,13 +4,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from bodies import URL, body
-from fake_engine import FakeEngine, text_script
 from fastapi.testclient import TestClient
 
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
 from stonechat_server.tracing import Tracing
+from tests.server.bodies import URL, body
+from tests.server.fake_engine import FakeEngine, text_script
 
 pytest.importorskip("opentelemetry.sdk")
 

@@ -1,11 +1,8 @@
 """Lets the tests of this folder share helpers, and skips them where nothing can be compiled."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from native_helpers import make_model
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.native import build, supports
+from tests.models.native.native_helpers import make_model
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import tiny_gguf
 import torch
-from native_helpers import load_native, make_batch, random_ids
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.loader import ModelFiles, load_module, resolve_model
 from stonechat_models.native.weights import q4_k_as_q4_1
+from tests.models import tiny_gguf
+from tests.models.native.native_helpers import load_native, make_batch, random_ids
 
 IDS = random_ids(75, vocab_size=tiny_gguf.VOCAB)
 BLOCKS = [7, 3, 11, 2, 20]

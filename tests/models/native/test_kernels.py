@@ -6,11 +6,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from native_helpers import ARCHITECTURES
 
 from stonechat_models.native import reference
 from stonechat_models.native.library import Kind, Library, MatrixStruct, Source, load_library
 from stonechat_models.native.packing import Arena, unpacked_row
+from tests.models.native.native_helpers import ARCHITECTURES
 
 BLOCK_TYPES = {
     "Q4_1": (Kind.AFFINE4, Source.Q4_1),

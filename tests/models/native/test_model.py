@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from native_helpers import (
+
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError, StepError
+from stonechat_models.native import NativeModel, supports
+from stonechat_models.native.library import load_library
+from tests.models.native.native_helpers import (
     ARCHITECTURES,
     BLOCK_SIZE,
     FAMILIES,
@@ -14,11 +19,6 @@ from native_helpers import (
     make_model,
     random_ids,
 )
-
-from stonechat_models.config import EngineConfig
-from stonechat_models.errors import ModelLoadError, StepError
-from stonechat_models.native import NativeModel, supports
-from stonechat_models.native.library import load_library
 
 IDS = random_ids(90)
 BLOCKS = [7, 3, 11, 2, 20, 5]

@@ -5,11 +5,11 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from fake_engine import Script, delta, output
-from live_server import LiveServer, live_server
 
 from stonechat_models import FinishReason, GenerateRequest, LogprobEntry, RequestOutput, TopLogprob
 from stonechat_server.settings import Settings
+from tests.server.fake_engine import Script, delta, output
+from tests.server.live_server import LiveServer, live_server
 
 KEY = "sk-page-test"
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_engine import delta, output
-from live_server import LiveServer
 
 from stonechat_models import FinishReason, GenerateRequest, RequestOutput
+from tests.server.fake_engine import delta, output
+from tests.server.live_server import LiveServer
 
 from .conftest import KEY, script
 

@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fake_engine import FakeEngine, text_script
-from live_server import LiveServer, live_server
 
 from stonechat_server.cli import main
 from stonechat_server.settings import Settings
 from stonechat_server.terminal_chat.own_server import own_server
+from tests.server.fake_engine import FakeEngine, text_script
+from tests.server.live_server import LiveServer, live_server
 
 KEY = "sk-chat"
 
