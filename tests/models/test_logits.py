@@ -3,11 +3,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from sampling_reference import edited
 
 from stonechat_models.logits import edit_logits
 from stonechat_models.sampling_state import SamplingState
 from stonechat_models.types import SamplingParams
+from tests.models.sampling_reference import edited
 
 NUM_TOKENS = 77
 
