@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stonechat_server.errors import APIError
@@ -40,6 +41,12 @@ async def read_body(request: "Request", settings: "Settings") -> bytes:
         ) from None
 
 
+async def discard_body(request: "Request", settings: "Settings") -> None:
+    """Read a body that is not wanted, within the same bounds: see `_join`."""
+    with suppress(APIError):
+        await read_body(request, settings)
+
+
 async def _join(stream: AsyncIterator[bytes], limit: int) -> bytes:
     """What is too large is read and dropped: a client that still sends could not read a 413."""
     pieces: list[bytes] = []
@@ -75,13 +82,18 @@ def check_json(body: bytes, settings: "Settings") -> None:
     most_values = sum(map(body.count, (b"[", b"{", b",")))
     if most_values <= min(settings.max_json_depth, settings.max_json_values):
         return
-    depth = num_values = 0
+    depth = num_values = num_strings = 0
     for match in _TOKENS.finditer(body):
         character = body[match.start()]
         if character == _QUOTE:
+            num_strings += 1
+            if num_strings > 2 * num_values + 1:
+                return  # no JSON has so many: the parser will say so
             continue
         if character in _CLOSE:
             depth -= 1
+            if depth < 0:
+                return
             continue
         num_values += 1
         depth += character in _OPEN

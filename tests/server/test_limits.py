@@ -2,6 +2,7 @@ import json
 import socket
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stonechat_server.errors import APIError
+from stonechat_server.keys_file import add_key
 from stonechat_server.limits import check_json
 from stonechat_server.settings import Settings
 from tests.server.bodies import URL, body, error_of
@@ -59,6 +61,8 @@ def test_depth_and_size_are_those_of_the_json(value: Any, depth: int, size: int)
         b"[]" * 3_000_000,
         b"null," * 1_500_000,
         b'"' * 4_000_000,
+        b"[" + b"[]," * 100 + b'""' * 4_000_000,
+        b"[]," * 100 + b"]" * 8_000_000,
         b'{"a": "' + b"x, y" * 2_000_000 + b'"}',
     ],
 )
@@ -66,7 +70,7 @@ def test_json_is_checked_in_linear_time(data: bytes) -> None:
     started = time.process_time()
     with suppress(APIError):
         check_json(data, Settings())
-    assert time.process_time() - started < 2.0
+    assert time.process_time() - started < 0.5
 
 
 def test_limits_are_client_errors(new_client: ClientFactory) -> None:
@@ -93,3 +97,13 @@ def test_a_client_that_sends_too_much_can_read_the_answer() -> None:
             head = f"POST {URL} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {10**12}\r\n\r\n"
             client.sendall(head.encode())
             assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_key_that_is_refused_early_can_read_the_answer(tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys.toml", "alice", requests_per_minute=1)
+    headers = {"authorization": f"Bearer {secret}", "connection": "close"}
+    with live_server(FakeEngine(), keys_file=tmp_path / "keys.toml") as live:
+        assert httpx.post(live.url + URL, json=body(), headers=headers).status_code == 200
+        for _ in range(5):
+            response = httpx.post(live.url + URL, content=b"x" * 4_000_000, headers=headers)
+            assert response.status_code == 429

@@ -17,7 +17,13 @@ from stonechat_server.completion import ChunkBuilder, ChunkOptions, CompletionHe
 from stonechat_server.disconnect import ClientDisconnectedError, run_while_connected
 from stonechat_server.errors import APIError
 from stonechat_server.generation import CLIENT_GONE, Generation
-from stonechat_server.limits import check_json, check_length, check_messages, read_body
+from stonechat_server.limits import (
+    check_json,
+    check_length,
+    check_messages,
+    discard_body,
+    read_body,
+)
 from stonechat_server.openapi import CHAT_EXTRA, CHAT_RESPONSES
 from stonechat_server.parse import parse_request
 from stonechat_server.prepare import Plan, has_grammar, prepare
@@ -44,7 +50,11 @@ async def create_chat_completion(http_request: Request) -> Response:
     """Continue a conversation; plain, or as a stream of events."""
     state = server_state(http_request)
     identity = state.authenticator.identify(http_request)
-    state.operations.refuse_early(identity)
+    try:
+        state.operations.refuse_early(identity)
+    except APIError:
+        await discard_body(http_request, state.settings)
+        raise
     body = await read_body(http_request, state.settings)
     check_json(body, state.settings)
     request = parse_request(body)
