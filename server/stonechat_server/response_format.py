@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from stonechat_models import GrammarSpec
 from stonechat_server.errors import invalid
+from stonechat_server.json_text import load_json
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.response_format import (
     JsonObjectResponseFormat,
@@ -100,6 +101,6 @@ def _parsed(value: object, param: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return load_json(value)
     except ValueError as error:
         raise invalid(param, f"The JSON schema is not valid JSON: {error}") from error

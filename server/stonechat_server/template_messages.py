@@ -1,11 +1,11 @@
 """Messages of a request as a chat template sees them: plain dicts with text content."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from stonechat_server.chat_template import TemplateMessage
-from stonechat_server.errors import unsupported
+from stonechat_server.errors import invalid, unsupported
+from stonechat_server.json_text import load_json
 from stonechat_server.schema.messages import Message, RefusalPart, TextPart
 
 
@@ -13,13 +13,16 @@ def to_template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
     """Roles, names, calls and unknown keys are kept; `developer` becomes `system`.
 
     Text parts are joined with newlines; a call's arguments become an object where they are one.
-    Raises `APIError` 400 for images, audio and files.
+    Raises `APIError` 400 for images, audio and files, and for calls that are not the assistant's.
     """
     return [_convert(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
 def _convert(message: Message, where: str) -> TemplateMessage:
     converted: TemplateMessage = message.model_dump(exclude_none=True, by_alias=True)
+    for key in ("tool_calls", "function_call"):
+        if message.role != "assistant" and converted.get(key):
+            raise invalid(f"{where}.{key}", f"Only messages of the assistant have {key}.")
     if message.role == "developer":
         converted["role"] = "system"
     converted["content"] = _text(message.content, f"{where}.content")
@@ -47,7 +50,7 @@ def _call_with_object(call: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(function, dict):
         return call
     try:
-        arguments = json.loads(function.get("arguments") or "{}")
+        arguments = load_json(function.get("arguments") or "{}")
     except ValueError:
         return call
     if not isinstance(arguments, dict):

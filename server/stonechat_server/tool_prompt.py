@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stonechat_server.chat_template import TemplateMessage
+from stonechat_server.json_text import load_json
 from stonechat_server.parsers import custom_calls
 from stonechat_server.parsers.format import PythonicLayout, ToolFormat
 from stonechat_server.schema.tools import CustomTool, FunctionTool, GrammarFormat, Tool
@@ -119,7 +120,7 @@ def _with_name(message: TemplateMessage, names: Mapping[str, str]) -> TemplateMe
 
 def _parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        arguments = json.loads(call.get("arguments") or "{}")
+        arguments = load_json(call.get("arguments") or "{}")
     except ValueError:
         arguments = call["arguments"]
     return {"name": call["name"], "arguments": arguments}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.server.bodies import error_of, post, stream
+from tests.server.bodies import ask, error_of, post, stream
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import CHATML, ByteTokenizer, FakeEngine, text_script
 

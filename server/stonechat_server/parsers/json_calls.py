@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Collection
 
+from stonechat_server.json_text import load_json
 from stonechat_server.parsers.format import CallArguments, CallEvent, CallStart, JsonLayout
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.literal import LiteralMatcher
@@ -165,7 +166,7 @@ class JsonCallsReader:
 def _read_call(text: str) -> tuple[str, str] | None:
     """Name and arguments (JSON text) of a call's object."""
     try:
-        value = json.loads(text)
+        value = load_json(text)
     except ValueError:
         return None
     name = value.get("name")

@@ -1,0 +1,41 @@
+"""JSON that comes as text inside a body, which the checks of the body itself do not reach."""
+
+import json
+from typing import Any
+
+MAX_DEPTH = 128
+
+
+def load_json(text: str) -> Any:
+    """The value. Raises `ValueError`, also for what could not be written again safely.
+
+    That is nesting beyond `MAX_DEPTH`, and escapes that name half a surrogate pair.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
+    if _is_deep(value):
+        raise _too_deep()
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
+            return False
+    return True
+
+
+def _children(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
