@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 INVALID_REQUEST = "invalid_request_error"
 
+MAX_PROBLEMS = 100
+"""Of a body with more, only the first ones are looked at."""
+
 
 class APIError(Exception):
     """An answer other than 200: HTTP status, and the fields of the error object."""
@@ -116,7 +119,7 @@ def from_validation_error(error: ValidationError, body: bytes) -> APIError:
 
     Of a union's problems the one deepest in the body is meant: there the value fitted best.
     """
-    details = error.errors(include_url=False)
+    details = error.errors(include_url=False, include_input=False)[:MAX_PROBLEMS]
     if details[0]["type"] == "json_invalid":
         return APIError(400, "The body is not valid JSON in UTF-8.", code="invalid_json")
     decoded: object = msgspec.json.decode(body)
