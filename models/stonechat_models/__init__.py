@@ -18,6 +18,7 @@ from stonechat_models.errors import (
     UnsupportedModelError,
 )
 from stonechat_models.types import (
+    GRAMMAR_FAILED,
     MAX_N,
     MAX_STOP_STRINGS,
     MAX_TOP_LOGPROBS,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from stonechat_models.tokenizer import Tokenizer
 
 __all__ = [
+    "GRAMMAR_FAILED",
     "MAX_N",
     "MAX_STOP_STRINGS",
     "MAX_TOP_LOGPROBS",

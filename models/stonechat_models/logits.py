@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from stonechat_models.errors import GrammarError
 from stonechat_models.host_copy import to_device
 from stonechat_models.sampling_state import SamplingState, TokenConstraint
+from stonechat_models.types import GRAMMAR_FAILED
 
 _NEVER = float("-inf")
 _WORD_BITS = 32
@@ -139,6 +141,8 @@ def _constrain(
         try:
             if _fill(states[row].constraint, masks[len(active)]):
                 active.append(row)
+        except GrammarError as error:
+            errors[row] = f"{GRAMMAR_FAILED}{error}"
         except Exception as error:  # whatever a grammar raises concerns its own row only
             errors[row] = f"the constraint failed: {error}"
     if not active:

@@ -14,6 +14,9 @@ MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_N = 128
 
+GRAMMAR_FAILED = "the grammar cannot be followed further: "
+"""An `error` of an output that begins like this is the grammar's, not the engine's."""
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from msgspec import UNSET, UnsetType
 
 from stonechat_models import CompletionDelta, FinishReason, LogprobEntry, RequestOutput
-from stonechat_server.errors import APIError, server_error
+from stonechat_server.errors import APIError, engine_failure, server_error
 from stonechat_server.parsing import (
     ContentDelta,
     DeltaParser,
@@ -95,7 +95,7 @@ class ChunkBuilder:
             chunks += [self._role_chunk(index) for index in range(len(self.choices))]
         self.output = output
         if output.error is not None:
-            raise server_error()
+            raise engine_failure(output.error)
         for delta in output.deltas:
             self._add_delta(delta, chunks)
         if output.finished and self.options.include_usage:

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from stonechat_models import (
+    GRAMMAR_FAILED,
     EngineDeadError,
     GrammarError,
     InvalidParamsError,
@@ -84,6 +85,13 @@ def server_error() -> APIError:
     return APIError(
         500, "The server failed to process the request.", type="server_error", code="server_error"
     )
+
+
+def engine_failure(reason: str) -> APIError:
+    """What a failed output is answered with; a grammar that proved too complex is the client's."""
+    if not reason.startswith(GRAMMAR_FAILED):
+        return server_error()
+    return APIError(400, reason[0].upper() + reason[1:], code="invalid_grammar")
 
 
 def to_api_error(error: BaseException) -> APIError | None:

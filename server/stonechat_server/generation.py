@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from stonechat_models import GenerateRequest
+from stonechat_models import GRAMMAR_FAILED, GenerateRequest
 from stonechat_server.admission import FinishedRequest, Ticket, expected_cost
 from stonechat_server.completion import ChunkBuilder
 from stonechat_server.errors import APIError, server_error, to_api_error
@@ -96,7 +96,8 @@ class Generation:
 
     def _add(self, output: "RequestOutput") -> list[ChatCompletionChunk]:
         if output.error is not None:
-            log.error("request %s failed in the engine: %s", self.request_id, output.error)
+            level = logging.INFO if output.error.startswith(GRAMMAR_FAILED) else logging.ERROR
+            log.log(level, "request %s failed in the engine: %s", self.request_id, output.error)
         return self.builder.add(output)
 
     def _prompt(self) -> str:

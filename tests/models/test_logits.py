@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from stonechat_models.errors import GrammarError
 from stonechat_models.logits import edit_logits
 from stonechat_models.sampling_state import SamplingState
 from stonechat_models.types import SamplingParams
@@ -32,9 +33,13 @@ class Allow:
 
 
 class Broken(Allow):
+    def __init__(self, error: Exception) -> None:
+        super().__init__(None)
+        self.error = error
+
     def fill_bitmask(self, row: torch.Tensor) -> bool:
         row.fill_(-1)
-        raise RuntimeError("no such state")
+        raise self.error
 
 
 def state_of(output: list[int] | None = None, **params: object) -> SamplingState:
@@ -105,14 +110,21 @@ def test_a_constraint_forbids_the_rest(allowed: set[int]) -> None:
 
 
 def test_errors_concern_their_row_only() -> None:
-    states = [state_of(logit_bias={NUM_TOKENS: 1.0}), state_of(), state_of(logit_bias={1: 1.0})]
-    states[1].constraint = Broken(None)
-    logits = random_logits(3)
+    states = [
+        state_of(logit_bias={NUM_TOKENS: 1.0}),
+        state_of(),
+        state_of(logit_bias={1: 1.0}),
+        state_of(),
+    ]
+    states[1].constraint = Broken(RuntimeError("no such state"))
+    states[3].constraint = Broken(GrammarError("too many states"))
+    logits = random_logits(4)
     original = logits.clone()
     errors = edit_logits(logits, states)
     assert errors == {
         0: "logit_bias names token 77; there are 77 tokens",
         1: "the constraint failed: no such state",
+        3: "the grammar cannot be followed further: too many states",
     }
     assert logits[2, 1] == original[2, 1] + 1.0
 

@@ -1,14 +1,15 @@
 """Everything that is refused, and how."""
 
+import json
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from stonechat_models import EngineDeadError, GrammarError
+from stonechat_models import GRAMMAR_FAILED, EngineDeadError, GrammarError
 from tests.server.bodies import URL, body, error_of, post
 from tests.server.conftest import ClientFactory
-from tests.server.fake_engine import FakeEngine
+from tests.server.fake_engine import FakeEngine, delta, output
 
 USER = {"role": "user", "content": "hi"}
 DEEP = '{"not":' * 500 + "{}" + "}" * 500
@@ -209,6 +210,27 @@ def test_errors_before_the_first_output_are_http_errors(
     assert response.headers["content-type"] == "application/json"
     assert error_of(response)["code"] == code
     assert "secret" not in response.text
+
+
+def test_a_grammar_that_fails_later_is_the_clients_error(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    for reason, status, code in (
+        (GRAMMAR_FAILED + "too many states", 400, "invalid_grammar"),
+        ("secret", 500, "server_error"),
+    ):
+        engine.script = lambda request, reason=reason: [
+            output(request, delta("a")),
+            output(request, error=reason),
+        ]
+        response = post(client)
+        assert response.status_code == status
+        assert error_of(response)["code"] == code
+        assert "secret" not in response.text
+        streamed = post(client, stream=True)
+        assert streamed.status_code == 200
+        last = json.loads(streamed.text.strip().rpartition("data: ")[2])
+        assert last["error"]["code"] == code
 
 
 def test_health_is_503_once_the_engine_is_dead(client: TestClient, engine: FakeEngine) -> None:
