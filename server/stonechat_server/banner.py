@@ -29,7 +29,8 @@ def start_banner(model: "ModelInfo", name: str, url: str, needs_key: bool) -> st
 
 def curl_line(name: str, url: str, needs_key: bool) -> str:
     """A request for a POSIX shell."""
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Say hello."}]})
+    messages = [{"role": "user", "content": "Say hello."}]
+    body = json.dumps({"model": name, "messages": messages, "max_completion_tokens": 100})
     quoted = body.replace("'", "'\\''")
     key = ' -H "Authorization: Bearer $STONECHAT_API_KEY"' if needs_key else ""
     return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"
