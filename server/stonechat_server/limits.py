@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stonechat_server.errors import APIError
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from stonechat_models import SamplingParams
     from stonechat_server.schema.requests import ChatCompletionRequest
     from stonechat_server.settings import Settings
+
+KEPT_ALTERNATIVES = 4
+"""So many times `max_completion_total` alternatives a plain answer may have."""
 
 MAX_DISCARDED_BYTES = 64 * 2**20
 """Of a body that is too large, so much beyond the limit is still read."""
@@ -105,17 +109,33 @@ def check_json(body: bytes, settings: "Settings") -> None:
             raise APIError(400, message, code="json_too_large")
 
 
-def check_length(params: "SamplingParams", settings: "Settings") -> None:
-    """Raises `APIError` 400 for more choices times tokens than one request may ask for."""
-    total = params.n * (params.max_tokens or 0)
-    if total > settings.max_completion_total and params.n > 1:
-        raise APIError(
-            400,
-            f"{params.n} choices of up to {params.max_tokens} tokens are {total} tokens, and a "
-            f"request may ask for {settings.max_completion_total}: lower max_completion_tokens.",
-            param="n",
-            code="request_too_large",
-        )
+def limit_length(
+    params: "SamplingParams", request: "ChatCompletionRequest", settings: "Settings"
+) -> "SamplingParams":
+    """The parameters with a token limit that `max_completion_total` allows.
+
+    A limit that the client asked for is not changed: `APIError` 400 if choices times tokens are
+    too many. In a plain answer, which is kept whole, alternatives (`top_logprobs`) count too.
+    """
+    total = settings.max_completion_total
+    most = total // params.n
+    if params.top_logprobs and not request.stream:
+        most = min(most, KEPT_ALTERNATIVES * total // (params.n * params.top_logprobs))
+    most = max(most, 1)
+    is_single = params.n == 1 and not params.top_logprobs
+    if is_single or params.max_tokens is None or params.max_tokens <= most:
+        return params
+    if request.max_completion_tokens is None and request.max_tokens is None:
+        return replace(params, max_tokens=most, min_tokens=min(params.min_tokens, most))
+    raise APIError(
+        400,
+        f"{params.n} choices of up to {params.max_tokens} tokens"
+        + (f" with {params.top_logprobs} alternatives each" if params.top_logprobs else "")
+        + f" are more than one request may ask for: lower max_completion_tokens to {most}"
+        + (", or stream." if params.top_logprobs and not request.stream else "."),
+        param="n" if params.n > 1 else "top_logprobs",
+        code="request_too_large",
+    )
 
 
 def check_messages(request: "ChatCompletionRequest", settings: "Settings") -> None:

@@ -86,6 +86,27 @@ def test_limits_are_client_errors(new_client: ClientFactory) -> None:
     assert client.post(URL, json=body(n=10, max_tokens=100)).status_code == 200
 
 
+def test_a_length_that_nobody_asked_for_is_lowered(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
+    client = new_client(max_completion_total=1000)
+    assert client.post(URL, json=body(n=3, min_tokens=500)).status_code == 200
+    assert engine.requests[-1].params.max_tokens == 333
+    assert engine.requests[-1].params.min_tokens == 333
+
+
+def test_kept_alternatives_count(new_client: ClientFactory, engine: FakeEngine) -> None:
+    client = new_client(max_completion_total=1000)
+    many = {"n": 2, "logprobs": True, "top_logprobs": 20}
+    error = error_of(client.post(URL, json=body(max_tokens=101, **many)))
+    assert (error["param"], error["code"]) == ("n", "request_too_large")
+    assert "max_completion_tokens to 100, or stream" in error["message"]
+    assert client.post(URL, json=body(max_tokens=100, **many)).status_code == 200
+    assert client.post(URL, json=body(max_tokens=101, stream=True, **many)).status_code == 200
+    assert client.post(URL, json=body(**many)).status_code == 200
+    assert engine.requests[-1].params.max_tokens == 100
+
+
 def test_a_client_that_sends_too_much_can_read_the_answer() -> None:
     with live_server(FakeEngine(), max_body_size=1000) as live:
         for _ in range(5):

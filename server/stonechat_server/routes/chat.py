@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from dataclasses import replace
 from functools import partial
 from urllib.parse import quote
 
@@ -19,9 +20,9 @@ from stonechat_server.errors import APIError
 from stonechat_server.generation import CLIENT_GONE, Generation
 from stonechat_server.limits import (
     check_json,
-    check_length,
     check_messages,
     discard_body,
+    limit_length,
     read_body,
 )
 from stonechat_server.openapi import CHAT_EXTRA, CHAT_RESPONSES
@@ -63,7 +64,7 @@ async def create_chat_completion(http_request: Request) -> Response:
     if state.settings.strict_params:
         check_unknown(request)
     plan = await _prepare(state, request, len(body))
-    check_length(plan.params, state.settings)
+    plan = replace(plan, params=limit_length(plan.params, request, state.settings))
     head = _head(state, request)
     generation = Generation(
         state,
