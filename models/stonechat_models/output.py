@@ -120,6 +120,8 @@ class _Choice:
         self._tokenizer = tokenizer
         self._params = params
         self._stops = stops.new_match() if stops else None
+        self._openings = StopStrings(params.unstoppable_after).new_match()
+        self._is_blank = True
         self._detokenizer = Detokenizer(tokenizer)
         self._skipped = tokenizer.special_ids if params.skip_special_tokens else frozenset()
         self._num_tokens = 0
@@ -175,6 +177,27 @@ class _Choice:
         """Give out what can be of the text so far; True when a stop string has ended the choice."""
         if not text:
             return False
+        start = self._unstoppable_start(text) if self._stops is not None else -1
+        if start < 0:
+            return self._add_stoppable(text)
+        if self._add_stoppable(text[:start]):
+            return True
+        if not self._shows_stop:
+            self._give(self._held)
+        self._stops, self._held = None, ""
+        self._give(text[start:])
+        return False
+
+    def _unstoppable_start(self, text: str) -> int:
+        """Return where in `text` the part begins in which no stop string counts; -1: nowhere."""
+        begins = text.lstrip() if self._is_blank else ""
+        if begins:
+            self._is_blank = False
+            if begins[0] == self._params.unstoppable_first:
+                return len(text) - len(begins)
+        return self._openings.find(text)[0]
+
+    def _add_stoppable(self, text: str) -> bool:
         stops = self._stops
         if stops is None:
             self._give(text)

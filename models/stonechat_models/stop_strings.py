@@ -103,4 +103,4 @@ class StopMatch:
 
         That is the longest end of the text that begins a stop string without being all of it.
         """
-        return max(self._matched)
+        return max(self._matched, default=0)

@@ -73,6 +73,10 @@ class SamplingParams:
     """None: what fits the context."""
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    unstoppable_after: tuple[str, ...] = ()
+    """Once one of these texts has come no stop string counts: they open calls of tools."""
+    unstoppable_first: str = ""
+    """Nor does one in a text whose first character, whitespace aside, is this."""
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True

@@ -55,6 +55,9 @@ def prepare(
         params,
         grammar=answer.grammar,
         reasoning=reading.reasoning,
+        stop=params.stop if reading.is_stoppable else (),
+        unstoppable_after=reading.unstoppable_after,
+        unstoppable_first=reading.unstoppable_first,
         skip_special_tokens=params.skip_special_tokens and not reading.keep_special_tokens,
     )
     return Plan(prompt_token_ids=prompt_token_ids, params=params, new_parser=reading.new_parser)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stonechat_models import GrammarError, GrammarSpec, ReasoningSpec
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.lark import LarkWriter
-from stonechat_server.parsers.calls import ToolCallParser, ToolNames
+from stonechat_server.parsers.calls import ToolCallParser, ToolNames, triggers
 from stonechat_server.parsers.format import JsonLayout, ToolFormat
 from stonechat_server.parsers.generic import GENERIC
 from stonechat_server.parsers.reasoning import ReasoningMarkers, ReasoningParser, find_markers
@@ -65,6 +65,11 @@ class Reading:
     reasoning: ReasoningSpec | None
     keep_special_tokens: bool
     new_parser: ParserFactory
+    is_stoppable: bool
+    """False: the whole answer is calls, in which stop strings do not count."""
+    unstoppable_after: tuple[str, ...]
+    unstoppable_first: str
+    """See `SamplingParams`."""
 
 
 @dataclass(slots=True)
@@ -139,7 +144,18 @@ class Structure:
                 parser = ReasoningParser(markers, starts_open, parser)
             return SpecialTokenFilter(dropped, parser) if dropped else parser
 
-        return Reading(reasoning=reasoning, keep_special_tokens=bool(needed), new_parser=new_parser)
+        tools, format = plan.tool_plan, plan.format
+        names = _names(tools) if tools is not None else None
+        return Reading(
+            reasoning=reasoning,
+            keep_special_tokens=bool(needed),
+            new_parser=new_parser,
+            is_stoppable=tools is None or not tools.is_required,
+            unstoppable_after=triggers(format, names) if names else (),
+            unstoppable_first=format.first
+            if names and names.functions and not format.trigger
+            else "",
+        )
 
     def _format(self, template: str) -> ToolFormat:
         if self.tool_format != "auto":

@@ -332,3 +332,38 @@ def test_numbers_and_times() -> None:
     assert last.timings.first_token == first.timings.first_token is not None
     assert last.timings.finished is not None
     assert last.num_cached_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "params", "expected"),
+    [
+        ("a b<call>\n{b}", {"stop": ("\n", "}")}, "a b<call>\n{b}"),
+        ("a\nb<call>", {"stop": ("\n",)}, "a"),
+        ("a <ca}<call>", {"stop": ("}",)}, "a <ca"),
+        ("a<call>b", {"stop": ("<call>b", "l>bc")}, "a<call>b"),
+        ("a<call>b", {"stop": ("<call>",)}, "a"),
+        (" {b\n}", {"stop": ("\n",), "unstoppable_first": "{"}, " {b\n}"),
+        ("a{b\n}", {"stop": ("\n",), "unstoppable_first": "{"}, "a{b"),
+        ("a b<call>\nb", {"stop": ("\n",), "include_stop_str_in_output": True}, "a b<call>\nb"),
+        ("ab<call>b", {"stop": ("b",), "min_tokens": 4}, "ab<call>b"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 3, 20])
+def test_no_stop_string_counts_in_a_call(
+    text: str, params: dict[str, object], expected: str, size: int
+) -> None:
+    sampling = SamplingParams(unstoppable_after=("<call>",), **params)  # type: ignore[arg-type]
+    processor = OutputProcessor(
+        TOKENIZER, GenerateRequest(request_id="r", prompt_token_ids=[1], params=sampling)
+    )
+    ids = list(text.encode())
+    got = ""
+    for at in range(0, len(ids), size):
+        piece = tuple(ids[at : at + size])
+        is_last = at + size >= len(ids)
+        reason = FinishReason.LENGTH if is_last else None
+        output = processor.process([TokenOutput("r", 0, piece, None, reason, 0)])
+        got += "".join(delta.text for delta in output.deltas)
+        if output.finished:
+            break
+    assert got == expected

@@ -157,6 +157,23 @@ def test_a_custom_call(client: TestClient, engine: FakeEngine) -> None:
     assert "Runs a query" in engine.prompt
 
 
+def test_stop_strings_do_not_cut_calls(new_client: ClientFactory, engine: FakeEngine) -> None:
+    client = new_client()
+    given = {"tools": [WEATHER, SQL], "stop": ["\n"]}
+    post(client, **given)
+    params = engine.requests[-1].params
+    assert params.stop == ("\n",)
+    assert params.unstoppable_after == ("<tool_call>", "<custom_tool_call")
+    post(client, **given, tool_choice="required")
+    assert engine.requests[-1].params.stop == ()
+    post(client, **given, tool_choice="none")
+    params = engine.requests[-1].params
+    assert (params.stop, params.unstoppable_after) == (("\n",), ())
+    for tool_format, first in (("llama_json", "{"), ("pythonic", "["), ("hermes", "")):
+        post(new_client(tool_format=tool_format), **given)
+        assert engine.requests[-1].params.unstoppable_first == first
+
+
 def test_without_tools_a_call_is_text(client: TestClient, engine: FakeEngine) -> None:
     engine.script = text_script(CALL)
     for fields in ({}, {"tools": [WEATHER], "tool_choice": "none"}, {"tools": []}):

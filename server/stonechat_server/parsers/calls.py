@@ -26,6 +26,12 @@ class ToolNames:
     custom: Collection[str] = ()
 
 
+def triggers(format: ToolFormat, names: ToolNames) -> tuple[str, ...]:
+    """Texts that open a section of calls."""
+    found = (format.trigger,) if format.trigger and names.functions else ()
+    return (*found, custom_calls.TRIGGER) if names.custom else found
+
+
 @dataclass(slots=True)
 class ToolCallParser:
     """A `DeltaParser`. Text around calls is content; whitespace next to a call is dropped."""
@@ -54,8 +60,7 @@ class ToolCallParser:
 
     @property
     def _triggers(self) -> tuple[str, ...]:
-        triggers = (self.format.trigger,) if self.format.trigger and self.names.functions else ()
-        return (*triggers, custom_calls.TRIGGER) if self.names.custom else triggers
+        return triggers(self.format, self.names)
 
     def _step(self, deltas: list[ParsedDelta]) -> bool:
         """Use some of the held text; False when more must come."""

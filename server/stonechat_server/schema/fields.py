@@ -43,7 +43,9 @@ FIELDS: dict[str, FieldNote] = {
     "n": _honoured("1 to 128, default 1"),
     "max_completion_tokens": _honoured("default, and at most: what fits the context"),
     "max_tokens": _honoured("older name; `max_completion_tokens` wins when both are given"),
-    "stop": _honoured("a string or up to 64; never part of the output"),
+    "stop": _honoured(
+        "a string or up to 64; never part of the output; does not count within calls of tools"
+    ),
     "frequency_penalty": _honoured("-2 to 2, over generated tokens"),
     "presence_penalty": _honoured("-2 to 2, over generated tokens"),
     "logit_bias": _honoured("token id to -100 … 100"),
