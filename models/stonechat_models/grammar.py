@@ -240,7 +240,7 @@ def _prepare_lark(source: str) -> str:
 
 
 def _reason(error: str) -> str:
-    first_line = error.strip().split("\n<state>")[0].strip()[:500]
+    first_line = re.split(r"\n<(?:state|non-verbose)", error.strip())[0].strip()[:500]
     if not first_line or first_line.startswith("NoExtension"):
         return "no output can satisfy this grammar"
     if unknown := _UNKNOWN_KEYS.fullmatch(first_line):

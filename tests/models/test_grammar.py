@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import jsonschema
 import pytest
+import torch
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar import GrammarCompiler
@@ -320,3 +321,20 @@ def test_json_values_can_be_written(compiler: GrammarCompiler, vocabulary: ByteV
     compiled = compiler.compile(schema_spec({}))
     for text in _json_texts():
         assert accepts(compiled.new_constraint(), vocabulary, text)
+
+
+def test_a_grammar_that_proves_too_complex_says_so_in_one_line(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    pattern = "((((a{1,30}){1,30}){1,30}){1,30})"
+    constraint = compiler.compile(GrammarSpec("regex", pattern)).new_constraint()
+    row = torch.zeros((PADDED_VOCAB + 31) // 32, dtype=torch.int32)
+
+    def write_letters() -> None:
+        for _ in range(10_000):
+            constraint.fill_bitmask(row)
+            constraint.accept(vocabulary.encode("a")[0])
+
+    with pytest.raises(GrammarError) as raised:
+        write_letters()
+    assert "\n" not in str(raised.value)
