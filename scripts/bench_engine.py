@@ -40,6 +40,7 @@ def main() -> None:
         device=arguments.device,
         quantize=arguments.quantize,
         threads=arguments.threads,
+        deterministic=arguments.deterministic,
         max_batch_tokens=arguments.max_batch_tokens,
         prefix_caching=False,
     )
@@ -84,6 +85,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quantize", default="auto", choices=["auto", "none", "int8", "int4"])
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--max-batch-tokens", type=int)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=2, help="the best of these is reported")
