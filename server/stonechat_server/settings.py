@@ -137,7 +137,9 @@ class Settings(BaseSettings):
     )
     strict_params: bool = _option("Server", False, "answer 400 to unknown fields of requests")
     allow_request_templates: bool = _option(
-        "Server", False, "let requests bring a `chat_template` of their own, which may run for long"
+        "Server",
+        False,
+        "let requests of clients you trust bring a `chat_template` of their own, which may run for long",
     )
     max_body_size: ByteSize = _option("Server", ByteSize(8 * 2**20), "largest request body", ge=1)
     keep_alive_interval: float = _option(
