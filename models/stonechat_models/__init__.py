@@ -40,6 +40,7 @@ from stonechat_models.version import __version__
 if TYPE_CHECKING:
     from stonechat_models.async_engine import AsyncEngine
     from stonechat_models.bandwidth import measure_bandwidth
+    from stonechat_models.cpus import usable_cpus
     from stonechat_models.grammar import check_grammar
     from stonechat_models.machine import Machine, inspect_machine
     from stonechat_models.store import (
@@ -95,6 +96,7 @@ __all__ = [
     "remove_model",
     "set_alias",
     "survey_model",
+    "usable_cpus",
 ]
 
 _LAZY = {
@@ -109,6 +111,7 @@ _LAZY = {
     "inspect_machine": "machine",
     "list_models": "store",
     "measure_bandwidth": "bandwidth",
+    "usable_cpus": "cpus",
     "read_aliases": "store",
     "remove_model": "store",
     "set_alias": "store",

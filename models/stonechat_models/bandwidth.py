@@ -1,11 +1,12 @@
 """How fast a device's memory can be read: the bound on decoding one sequence."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stonechat_models.cpus import usable_cpus
 
 ARRAY_BYTES = 256 * 2**20
 """Read per thread and pass: far more than any cache a thread can call its own."""
@@ -20,7 +21,7 @@ def measure_bandwidth(device: str = "cpu", num_threads: int | None = None) -> fl
     about a second. Raises `RuntimeError` when the device is not there or has no memory free.
     """
     if device.partition(":")[0] == "cpu":
-        return _cpu_bandwidth(num_threads or _usable_cpus())
+        return _cpu_bandwidth(num_threads or usable_cpus())
     return _torch_bandwidth(device)
 
 
@@ -60,9 +61,3 @@ def _torch_bandwidth(device: str, num_passes: int = 8) -> float:
         synchronize()
         seconds.append(perf_counter() - start)
     return 2 * source.numel() * source.element_size() / min(seconds)
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

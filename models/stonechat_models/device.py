@@ -92,19 +92,24 @@ def usable_cores() -> int:
             cores.add(Path(siblings.format(cpu)).read_text().strip())
         except OSError:
             cores.add(str(cpu))
-    quotas = [quota for folder in _cgroup_folders("cpu") if (quota := _cpu_quota(folder))]
-    return max(1, min([len(cores), *(int(quota) for quota in quotas)]))
+    quota = cpu_quota()
+    return len(cores) if quota is None else max(1, min(len(cores), int(quota)))
 
 
-def _cpu_quota(folder: Path) -> float | None:
-    """CPUs that a cgroup may use at once; None without a limit."""
+def cpu_quota() -> float | None:
+    """CPUs' worth of time that the tightest cgroup above this process allows; None: no limit."""
+    quotas = [_quota_of(folder) for folder in _cgroup_folders("cpu")]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of(folder: Path) -> float | None:
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()
         else:
             quota = (folder / "cpu.cfs_quota_us").read_text()
             period = (folder / "cpu.cfs_period_us").read_text()
-        return None if int(quota) <= 0 else max(1.0, int(quota) / int(period))
+        return None if int(quota) <= 0 else int(quota) / int(period)
     except (OSError, ValueError):  # "max": no limit
         return None
 

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stonechat_models.cache import Progress, cache_root
+from stonechat_models.cpus import usable_cpus
 from stonechat_models.errors import UnsupportedModelError
 
 INSTRUCTION_SETS = (
@@ -59,7 +60,7 @@ def inspect_machine(progress: Progress) -> Machine:
     """Look at everything. Compiles the CPU kernels if that was not done yet."""
     import torch
 
-    from stonechat_models.device import free_memory, total_memory, usable_cores
+    from stonechat_models.device import cpu_quota, free_memory, total_memory, usable_cores
     from stonechat_models.native.build import find_compiler
 
     cpu = torch.device("cpu")
@@ -69,9 +70,9 @@ def inspect_machine(progress: Progress) -> Machine:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
         num_cpus=os.cpu_count() or 1,
-        usable_cpus=_usable_cpus(),
+        usable_cpus=usable_cpus(),
         num_cores=usable_cores(),
-        cpu_quota=_cpu_quota(),
+        cpu_quota=cpu_quota(),
         instruction_sets=_instruction_sets(),
         total_memory=total_memory(cpu),
         free_memory=free_memory(cpu),
@@ -118,12 +119,6 @@ def _gpus() -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _cpu_field(name: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -136,14 +131,6 @@ def _cpu_field(name: str) -> str:
 def _instruction_sets() -> tuple[str, ...]:
     flags = set((_cpu_field("flags") or _cpu_field("Features")).split())
     return tuple(name for name in INSTRUCTION_SETS if name in flags)
-
-
-def _cpu_quota() -> float | None:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _version(name: str) -> str:

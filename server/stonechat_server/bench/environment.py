@@ -11,7 +11,7 @@ from stonechat_server.bench.results import Environment
 
 def describe_environment() -> Environment:
     """Look at processor, memory, GPUs and versions; what cannot be found out is left empty."""
-    from stonechat_models import __version__
+    from stonechat_models import __version__, usable_cpus
 
     return Environment(
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -34,13 +34,6 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def usable_cpus() -> int:
-    """Logical processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
