@@ -13,6 +13,7 @@ from stonechat_server.schema.responses import (
     CustomCallBody,
     FinishReasonName,
     FunctionCallBody,
+    FunctionCallDelta,
     LogprobsBody,
     MessageBody,
     TokenLogprobBody,
@@ -35,17 +36,23 @@ class _Call:
         if delta.type is not UNSET:
             self.type = delta.type
         if delta.function is not UNSET:
-            self.name = delta.function.name or self.name
-            self.arguments.append(delta.function.arguments or "")
+            self.add_fragment(delta.function)
         if delta.custom is not UNSET:
             self.name = delta.custom.name or self.name
             self.arguments.append(delta.custom.input or "")
+
+    def add_fragment(self, delta: FunctionCallDelta) -> None:
+        self.name = delta.name or self.name
+        self.arguments.append(delta.arguments or "")
+
+    def function_body(self) -> FunctionCallBody:
+        return FunctionCallBody(self.name, "".join(self.arguments))
 
     def body(self) -> ToolCallBody:
         text = "".join(self.arguments)
         if self.type == "custom":
             return ToolCallBody(id=self.id, type="custom", custom=CustomCallBody(self.name, text))
-        return ToolCallBody(id=self.id, type="function", function=FunctionCallBody(self.name, text))
+        return ToolCallBody(id=self.id, type="function", function=self.function_body())
 
 
 @dataclass(slots=True)
@@ -53,6 +60,7 @@ class _Choice:
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: dict[int, _Call] = field(default_factory=dict)
+    function_call: _Call | None = None
     logprobs: list[TokenLogprobBody] | None = None
     finish_reason: FinishReasonName | None = None
 
@@ -64,6 +72,9 @@ class _Choice:
             self.reasoning.append(delta.reasoning_content)
         for call in delta.tool_calls or ():
             self.calls.setdefault(call.index, _Call()).add(call)
+        if delta.function_call:
+            self.function_call = self.function_call or _Call()
+            self.function_call.add_fragment(delta.function_call)
         if choice.logprobs is not None and choice.logprobs.content is not None:
             self.logprobs = (self.logprobs or []) + choice.logprobs.content
         self.finish_reason = choice.finish_reason or self.finish_reason
@@ -71,11 +82,14 @@ class _Choice:
     def body(self, index: int) -> Choice:
         assert self.finish_reason is not None, "the stream ended before the choice did"
         text = "".join(self.content)
-        message = MessageBody(content=None if self.calls and not text else text)
+        has_call = bool(self.calls) or self.function_call is not None
+        message = MessageBody(content=None if has_call and not text else text)
         if self.reasoning:
             message.reasoning_content = message.reasoning = "".join(self.reasoning)
         if self.calls:
             message.tool_calls = [self.calls[i].body() for i in sorted(self.calls)]
+        if self.function_call is not None:
+            message.function_call = self.function_call.function_body()
         return Choice(
             index=index,
             message=message,

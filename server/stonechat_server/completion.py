@@ -55,6 +55,8 @@ class ChunkOptions:
     obfuscation: bool = False
     may_call: bool = False
     """Whether calls may take the place of content: then it begins as null, not as ""."""
+    legacy_calls: bool = False
+    """Whether the call, the only one, is a `function_call`: the form before `tool_calls`."""
 
 
 @dataclass(slots=True)
@@ -137,6 +139,8 @@ class ChunkBuilder:
         if delta.finish_reason is not None:
             choice.finish_reason = delta.finish_reason
             reason = _finish_reason_name(delta.finish_reason, choice.has_tool_calls)
+            if reason == "tool_calls" and self.options.legacy_calls:
+                reason = "function_call"
             choice.finish_reason_name = reason
             chunks.append(self._choice_chunk(delta.index, DeltaBody(), reason))
 
@@ -148,7 +152,7 @@ class ChunkBuilder:
         self, index: int, choice: ChoiceState, parsed: ParsedDelta
     ) -> ChatCompletionChunk:
         choice.has_tool_calls |= isinstance(parsed, ToolCallDelta)
-        return self._choice_chunk(index, _delta_body(parsed))
+        return self._choice_chunk(index, _delta_body(parsed, self.options.legacy_calls))
 
     def _choice_chunk(
         self, index: int, delta: DeltaBody, finish_reason: FinishReasonName | None = None
@@ -179,11 +183,15 @@ class ChunkBuilder:
         )
 
 
-def _delta_body(parsed: ParsedDelta) -> DeltaBody:
+def _delta_body(parsed: ParsedDelta, legacy_calls: bool) -> DeltaBody:
     if isinstance(parsed, ContentDelta):
         return DeltaBody(content=parsed.text)
     if isinstance(parsed, ReasoningDelta):
         return DeltaBody(reasoning_content=parsed.text, reasoning=parsed.text)
+    if legacy_calls:
+        assert parsed.index == 0, "functions were planned without parallel calls"
+        name = UNSET if parsed.name is None else parsed.name
+        return DeltaBody(function_call=FunctionCallDelta(name=name, arguments=parsed.arguments))
     return DeltaBody(tool_calls=[_call_body(parsed)])
 
 

@@ -34,7 +34,7 @@ from stonechat_server.tool_prompt import (
     without_custom_calls,
     without_tool_messages,
 )
-from stonechat_server.tools import ToolPlan, parameters, plan_tools
+from stonechat_server.tools import ToolPlan, parameters, plan_tools, tool_path
 
 if TYPE_CHECKING:
     from stonechat_server.chat_template import TemplateMessage
@@ -203,16 +203,16 @@ class Structure:
         if tool_plan is None:
             return
         for i, tool in enumerate(request.tools or ()):
-            self._check_tool(tool, f"tools[{i}]")
+            self._check_tool(tool, tool_path(request, i))
 
     def _check_tool(self, tool: Tool, where: str) -> None:
         if isinstance(tool, FunctionTool):
             schema = GrammarSpec("json_schema", json.dumps(parameters(tool)))
-            self._checks.check(schema, f"{where}.function.parameters")
+            self._checks.check(schema, f"{where}.parameters")
         elif isinstance(tool.custom.format, GrammarFormat):
             grammar = tool.custom.format.grammar
             spec = GrammarSpec(grammar.syntax, grammar.definition)
-            self._checks.check(spec, f"{where}.custom.format.grammar.definition")
+            self._checks.check(spec, f"{where}.format.grammar.definition")
 
 
 class GrammarChecks:

@@ -39,7 +39,7 @@ class ToolPlan:
 def plan_tools(request: ChatCompletionRequest) -> ToolPlan | None:
     """None where nothing may be called. Raises `APIError` 400 for a choice that makes no sense."""
     tools = request.tools or []
-    _check_tools(tools)
+    _check_tools(request)
     choice = request.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):
@@ -51,12 +51,12 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan | None:
     is_required = choice == "required"
     is_parallel = request.parallel_tool_calls is not False
     if isinstance(choice, FunctionChoice | CustomChoice):
-        offered = callable_ = (_find(tools, choice, "tool_choice"),)
+        offered = callable_ = (_find(tools, choice, choice_path(request, choice)),)
         is_required, is_parallel = True, False
     elif isinstance(choice, AllowedToolsChoice):
         allowed = choice.allowed_tools
         callable_ = tuple(
-            _find(tools, reference, f"tool_choice.allowed_tools.tools[{i}]")
+            _find(tools, reference, f"tool_choice.allowed_tools.tools[{i}].{reference.type}")
             for i, reference in enumerate(allowed.tools)
         )
         callable_ = tuple(tool for tool in tools if tool in callable_)
@@ -82,19 +82,32 @@ def parameters(tool: FunctionTool) -> dict[str, Any]:
     return schema if "type" in schema else {"type": "object", **schema}
 
 
-def _check_tools(tools: Sequence[Tool]) -> None:
+def tool_path(request: ChatCompletionRequest, index: int) -> str:
+    """Where the definition of a tool stands in what the client sent."""
+    if request.functions is not None:
+        return f"functions[{index}]"
+    tool = (request.tools or ())[index]
+    return f"tools[{index}].{tool.type}"
+
+
+def choice_path(request: ChatCompletionRequest, choice: FunctionChoice | CustomChoice) -> str:
+    """Where the name of the one chosen tool stands in what the client sent."""
+    return "function_call" if request.functions is not None else f"tool_choice.{choice.type}"
+
+
+def _check_tools(request: ChatCompletionRequest) -> None:
+    tools = request.tools or ()
     if len(tools) > MAX_TOOLS:
         raise invalid("tools", f"At most {MAX_TOOLS} tools are allowed.")
     seen: set[str] = set()
     for i, tool in enumerate(tools):
         name = tool_name(tool)
         if name in seen:
-            kind = "function" if isinstance(tool, FunctionTool) else "custom"
-            raise invalid(f"tools[{i}].{kind}.name", f"There are two tools named '{name}'.")
+            raise invalid(f"{tool_path(request, i)}.name", f"There are two tools named '{name}'.")
         seen.add(name)
         if isinstance(tool, FunctionTool) and parameters(tool)["type"] != "object":
             raise invalid(
-                f"tools[{i}].function.parameters",
+                f"{tool_path(request, i)}.parameters",
                 "The parameters of a function must be a JSON schema of type object.",
             )
 
@@ -110,4 +123,4 @@ def _find(tools: Sequence[Tool], reference: FunctionChoice | CustomChoice, where
         if isinstance(tool, FunctionTool) is is_function and tool_name(tool) == name:
             return tool
     kind = "function" if is_function else "custom"
-    raise invalid(f"{where}.{kind}.name", f"There is no {kind} tool named '{name[:64]}'.")
+    raise invalid(f"{where}.name", f"There is no {kind} tool named '{name[:64]}'.")

@@ -181,6 +181,37 @@ def test_continuing_the_final_message(ask: Asker) -> None:
     assert "five" in text(answer)
 
 
+def test_a_function_call_in_the_form_before_tools(ask: Asker) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+    }
+    fields: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "What is the weather in Rome?"}],
+        "functions": [{"name": "get_weather", "parameters": schema}],
+        "function_call": {"name": "get_weather"},
+        "max_completion_tokens": 100,
+    }
+    (choice,) = ask.plain(**fields).choices
+    assert choice.finish_reason == "function_call"
+    call = choice.message.function_call
+    assert call is not None
+    assert call.name == "get_weather"
+    assert list(json.loads(call.arguments)) == ["city"]
+    deltas = [c.choices[0] for c in ask.stream(**fields) if c.choices]
+    assert deltas[-1].finish_reason == "function_call"
+    pieces = [d.delta.function_call for d in deltas if d.delta.function_call is not None]
+    assert pieces[0].name == call.name
+    assert "".join(piece.arguments or "" for piece in pieces) == call.arguments
+    history = [
+        *fields["messages"],
+        choice.message.model_dump(exclude_none=True),
+        {"role": "function", "name": "get_weather", "content": "Sunny, 21 degrees"},
+    ]
+    assert ask.plain(**(fields | {"messages": history, "function_call": "none"})).choices
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_errors_are_the_clients_own_exceptions(ask: Asker, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as too_long:

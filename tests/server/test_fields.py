@@ -14,8 +14,6 @@ SAMPLES: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "tool_choice": "required",
     "parallel_tool_calls": False,
-    "functions": [{"name": "f"}],
-    "function_call": {"name": "f"},
     "response_format": {"type": "json_object"},
     "structured_outputs": {"regex": "a+"},
     "verbosity": "low",

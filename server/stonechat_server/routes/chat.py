@@ -18,6 +18,7 @@ from stonechat_server.completion import ChunkBuilder, ChunkOptions, CompletionHe
 from stonechat_server.disconnect import ClientDisconnectedError, run_while_connected
 from stonechat_server.errors import APIError
 from stonechat_server.generation import CLIENT_GONE, Generation
+from stonechat_server.legacy_functions import with_tools
 from stonechat_server.limits import (
     check_json,
     check_messages,
@@ -63,6 +64,7 @@ async def create_chat_completion(http_request: Request) -> Response:
     check_messages(request, state.settings)
     if state.settings.strict_params:
         check_unknown(request)
+    request = with_tools(request)
     plan = await _prepare(state, request, len(body))
     plan = replace(plan, params=limit_length(plan.params, request, state.settings))
     head = _head(state, request)
@@ -123,13 +125,17 @@ def _head(state: ServerState, request: ChatCompletionRequest) -> CompletionHead:
 def _options(request: ChatCompletionRequest) -> ChunkOptions:
     options = request.stream_options
     may_call = bool(request.tools) and request.tool_choice != "none"
+    is_legacy = request.functions is not None
     if not request.stream or options is None:
-        return ChunkOptions(include_usage=not request.stream, may_call=may_call)
+        return ChunkOptions(
+            include_usage=not request.stream, may_call=may_call, legacy_calls=is_legacy
+        )
     return ChunkOptions(
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
         obfuscation=bool(options.include_obfuscation),
         may_call=may_call,
+        legacy_calls=is_legacy,
     )
 
 

@@ -60,8 +60,10 @@ FIELDS: dict[str, FieldNote] = {
     "tools": _honoured("functions and custom tools, at most 128; see `tools.md`"),
     "tool_choice": _honoured("`none`, `auto`, `required`, one tool, or `allowed_tools`"),
     "parallel_tool_calls": _honoured("default true; false: at most one call"),
-    "functions": _rejected("the form before `tools`", []),
-    "function_call": _rejected("the form before `tool_choice`", "none", "auto"),
+    "functions": _honoured(
+        "the form before `tools`, 1 to 128; answered with `function_call`, one call at most"
+    ),
+    "function_call": _honoured("the form before `tool_choice`: `none`, `auto`, or `{name}`"),
     "response_format": _honoured("`text`, `json_object`, `json_schema`; always enforced"),
     "structured_outputs": _honoured("extension; one of `json`, `regex`, `choice`, `grammar`"),
     "reasoning_effort": _honoured(

@@ -10,7 +10,7 @@ from pydantic import Field
 from stonechat_server.schema.base import WireModel
 from stonechat_server.schema.messages import Message, TextParts
 from stonechat_server.schema.response_format import ResponseFormat, StructuredOutputs
-from stonechat_server.schema.tools import Tool, ToolChoice
+from stonechat_server.schema.tools import FunctionDefinition, NamedTool, Tool, ToolChoice
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
@@ -60,8 +60,11 @@ class ChatCompletionRequest(WireModel):
     tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[dict[str, Any]] | None = None
-    function_call: str | dict[str, Any] | None = None
+    functions: (
+        Annotated[list[FunctionDefinition], Field(min_length=1, max_length=128, fail_fast=True)]
+        | None
+    ) = None
+    function_call: Literal["none", "auto"] | NamedTool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (

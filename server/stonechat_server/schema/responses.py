@@ -97,6 +97,7 @@ class DeltaBody(msgspec.Struct, kw_only=True):
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCallDeltaBody] | UnsetType = UNSET
+    function_call: FunctionCallDelta | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, kw_only=True):
@@ -154,6 +155,7 @@ class MessageBody(msgspec.Struct, kw_only=True):
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCallBody] | UnsetType = UNSET
+    function_call: FunctionCallBody | UnsetType = UNSET
 
 
 class Choice(msgspec.Struct, kw_only=True):
