@@ -33,6 +33,7 @@ from stonechat_models.types import (
     RequestOutput,
     RequestTimings,
     SamplingParams,
+    StopScope,
     TopLogprob,
 )
 from stonechat_models.version import __version__
@@ -82,6 +83,7 @@ __all__ = [
     "SamplingParams",
     "ServingForm",
     "StepError",
+    "StopScope",
     "StoredModel",
     "Tokenizer",
     "TopLogprob",

@@ -5,7 +5,8 @@ Conventions, per choice:
   has no text and no logprobs entry, except one of `stop_token_ids` under
   `include_stop_str_in_output`. `stop_reason` is None for EOS, else the token's id.
 - A stop string ends the choice at the token that completes it; tokens after it are ignored, and
-  `stop_reason` is the string. Before `min_tokens` tokens no stop string counts.
+  `stop_reason` is the string. Before `min_tokens` tokens no stop string counts, nor does one in
+  reasoning (`stop_scope`); text that may begin reasoning is looked at when that is known.
 - Skipped special tokens count in `num_tokens` and have no logprobs entry.
 - Logprobs entries are given out with the character they begin in, so their joined bytes are the
   text's (but for a leading space that the tokenizer drops, a token that reaches into a stop
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from stonechat_models.detokenizer import Detokenizer
+from stonechat_models.stop_scope import ScopeTracker
 from stonechat_models.stop_strings import StopStrings
 from stonechat_models.tokenizer import Tokenizer
 from stonechat_models.types import (
@@ -119,7 +121,9 @@ class _Choice:
         self._index = index
         self._tokenizer = tokenizer
         self._params = params
+        self._stop_strings = stops
         self._stops = stops.new_match() if stops else None
+        self._scope = ScopeTracker(params.stop_scope) if stops and params.stop_scope else None
         self._openings = StopStrings(params.unstoppable_after).new_match()
         self._is_blank = True
         self._detokenizer = Detokenizer(tokenizer)
@@ -173,8 +177,26 @@ class _Choice:
     def _is_eos(self, token_id: int) -> bool:
         return token_id in self._tokenizer.eos_token_ids and not self._params.ignore_eos
 
-    def _add_text(self, text: str) -> bool:
+    def _add_text(self, text: str, is_last: bool = False) -> bool:
         """Give out what can be of the text so far; True when a stop string has ended the choice."""
+        if self._scope is None:
+            return self._add_answer(text)
+        for piece, counts in self._scope.split(text, is_last):
+            if not counts:
+                self._add_reasoning(piece)
+            elif self._add_answer(piece):
+                return True
+        return False
+
+    def _add_reasoning(self, text: str) -> None:
+        if self._stop_strings is not None and self._stops is not None:
+            self._stops = self._stop_strings.new_match()
+        if not self._shows_stop:
+            self._give(self._held)
+        self._held = ""
+        self._give(text)
+
+    def _add_answer(self, text: str) -> bool:
         if not text:
             return False
         start = self._unstoppable_start(text) if self._stops is not None else -1
@@ -222,7 +244,7 @@ class _Choice:
 
     def _end(self, reason: FinishReason, stop_token_id: int | None) -> None:
         """End as the engine says, unless the last bytes complete a stop string after all."""
-        if self._add_text(self._detokenizer.flush()):
+        if self._add_text(self._detokenizer.flush(), is_last=True):
             if reason in (FinishReason.ABORT, FinishReason.ERROR):
                 self.finish_reason, self._stop_reason = reason, None
             return

@@ -51,6 +51,19 @@ class ReasoningSpec:
     """At most this many reasoning tokens; then `end` is forced."""
 
 
+@dataclass(frozen=True, slots=True)
+class StopScope:
+    """Which part of a text stop strings count in: not in the model's reasoning."""
+
+    after: tuple[str, ...]
+    """They count once one of these texts has come, which end reasoning,"""
+    until: tuple[str, ...] = ()
+    """and until one of these has, which end a message; then from the next of `after` on."""
+    unless: str = ""
+    """Not empty: they count from the start in a text that does not begin with this, whitespace
+    aside."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the tokens of a request are chosen. Ranges are checked; `docs/api.md` has meanings."""
@@ -77,6 +90,8 @@ class SamplingParams:
     """Once one of these texts has come no stop string counts: they open calls of tools."""
     unstoppable_first: str = ""
     """Nor does one in a text whose first character, whitespace aside, is this."""
+    stop_scope: StopScope | None = None
+    """None: stop strings count from the start. Both of the above look at its text only."""
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True

@@ -58,6 +58,7 @@ def prepare(
         stop=params.stop if reading.is_stoppable else (),
         unstoppable_after=reading.unstoppable_after,
         unstoppable_first=reading.unstoppable_first,
+        stop_scope=reading.stop_scope if params.stop else None,
         skip_special_tokens=params.skip_special_tokens and not reading.keep_special_tokens,
     )
     return Plan(prompt_token_ids=prompt_token_ids, params=params, new_parser=reading.new_parser)

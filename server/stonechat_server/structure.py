@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stonechat_models import GrammarError, GrammarSpec, ReasoningSpec
+from stonechat_models import GrammarError, GrammarSpec, ReasoningSpec, StopScope
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.lark import LarkWriter
 from stonechat_server.parsers.calls import ToolCallParser, ToolNames, triggers
@@ -69,6 +69,7 @@ class Reading:
     """False: the whole answer is calls, in which stop strings do not count."""
     unstoppable_after: tuple[str, ...]
     unstoppable_first: str
+    stop_scope: StopScope | None
     """See `SamplingParams`."""
 
 
@@ -155,6 +156,7 @@ class Structure:
             unstoppable_first=format.first
             if names and names.functions and not format.trigger
             else "",
+            stop_scope=_stop_scope(markers, starts_open),
         )
 
     def _format(self, template: str) -> ToolFormat:
@@ -255,6 +257,12 @@ def _instruction(form: AnswerForm, tool_plan: ToolPlan | None) -> str | None:
     if form.instruction is None or tool_plan is None:
         return form.instruction
     return f"When you call no tool: {form.instruction}"
+
+
+def _stop_scope(markers: ReasoningMarkers | None, starts_open: bool) -> StopScope | None:
+    if markers is None:
+        return None
+    return StopScope(after=(markers.end,), unless="" if starts_open else markers.start)
 
 
 def _names(plan: ToolPlan) -> ToolNames:

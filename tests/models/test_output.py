@@ -13,6 +13,7 @@ from stonechat_models.types import (
     GenerateRequest,
     LogprobEntry,
     SamplingParams,
+    StopScope,
     TokenLogprobs,
     TokenOutput,
 )
@@ -352,7 +353,48 @@ def test_numbers_and_times() -> None:
 def test_no_stop_string_counts_in_a_call(
     text: str, params: dict[str, object], expected: str, size: int
 ) -> None:
-    sampling = SamplingParams(unstoppable_after=("<call>",), **params)  # type: ignore[arg-type]
+    assert processed(text, size, unstoppable_after=("<call>",), **params) == expected
+
+
+OPEN = StopScope(("</r>",))
+MAYBE = StopScope(("</r>",), unless="<r>")
+CHANNELS = StopScope(("[final]", "[say]"), until=("[end]",))
+
+
+@pytest.mark.parametrize(
+    ("text", "params", "expected"),
+    [
+        ("a\nb</r>\nc", {"stop_scope": OPEN}, "a\nb</r>"),
+        ("a\nb</r", {"stop_scope": OPEN}, "a\nb</r"),
+        ("<r>a\n</r>b\nc", {"stop_scope": OPEN}, "<r>a\n</r>b"),
+        (" \n<r>a\nb</r>c\nd", {"stop_scope": MAYBE}, " \n<r>a\nb</r>c"),
+        ("<ra\nb</r>", {"stop_scope": MAYBE}, "<ra"),
+        ("\n<r", {"stop_scope": MAYBE}, ""),
+        ("ab\n<r>", {"stop_scope": MAYBE}, "ab"),
+        ("<r>a</r>b<r>c\nd</r>", {"stop_scope": MAYBE}, "<r>a</r>b<r>c"),
+        ("<r>a</r>b", {"stop_scope": MAYBE, "stop": ("</r>", "r>b")}, "<r>a</r>b"),
+        ("<r>\n</r>a\n", {"stop_scope": MAYBE, "include_stop_str_in_output": True},
+         "<r>\n</r>a\n"),
+        ("\n[say]a[end]\n[final]b\nc", {"stop_scope": CHANNELS}, "\n[say]a[end]\n[final]b"),
+        ("[say]a\n[end]", {"stop_scope": CHANNELS}, "[say]a"),
+        ("[say]ab[end]c[final]c", {"stop_scope": CHANNELS, "stop": ("bc", "]c")},
+         "[say]ab[end]c[final]c"),
+        ("<call>\n</r>a<call>\n", {"stop_scope": OPEN, "unstoppable_after": ("<call>",)},
+         "<call>\n</r>a<call>\n"),
+        ("<call></r>\n", {"stop_scope": OPEN, "unstoppable_after": ("<call>",)}, "<call></r>"),
+        ("{</r> {\n}", {"stop_scope": OPEN, "unstoppable_first": "{"}, "{</r> {\n}"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_no_stop_string_counts_in_reasoning(
+    text: str, params: dict[str, object], expected: str, size: int
+) -> None:
+    assert processed(text, size, **({"stop": ("\n",)} | params)) == expected
+
+
+def processed(text: str, size: int, **params: object) -> str:
+    """What is given out of a text whose tokens are bytes, `size` of them a step."""
+    sampling = SamplingParams(**params)  # type: ignore[arg-type]
     processor = OutputProcessor(
         TOKENIZER, GenerateRequest(request_id="r", prompt_token_ids=[1], params=sampling)
     )
@@ -366,4 +408,4 @@ def test_no_stop_string_counts_in_a_call(
         got += "".join(delta.text for delta in output.deltas)
         if output.finished:
             break
-    assert got == expected
+    return got

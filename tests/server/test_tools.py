@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from stonechat_models import StopScope
 from tests.server.bodies import ask, error_of, post, stream
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import CHATML, ByteTokenizer, FakeEngine, text_script
@@ -389,3 +390,18 @@ def test_a_budget_without_reasoning_is_a_400(client: TestClient) -> None:
     response = post(client, thinking_budget=7)
     assert error_of(response)["param"] == "thinking_budget"
     assert error_of(response)["code"] == "unsupported_parameter"
+
+
+def test_stop_strings_count_after_the_reasoning(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
+    client = thinking_client(new_client, engine)
+    post(client, stop="\n")
+    assert engine.requests[-1].params.stop_scope == StopScope(("</think>",))
+    post(client, stop="\n", reasoning_effort="none")
+    assert engine.requests[-1].params.stop_scope is None
+    post(thinking_client(new_client, engine, reasoning=False), stop="\n")
+    assert engine.requests[-1].params.stop_scope is None
+    engine.tokenizer = ByteTokenizer(chat_template=CHATML + "{# <think></think> #}")
+    post(new_client(), stop="\n")
+    assert engine.requests[-1].params.stop_scope == StopScope(("</think>",), unless="<think>")

@@ -44,7 +44,8 @@ FIELDS: dict[str, FieldNote] = {
     "max_completion_tokens": _honoured("default, and at most: what fits the context"),
     "max_tokens": _honoured("older name; `max_completion_tokens` wins when both are given"),
     "stop": _honoured(
-        "a string or up to 64; never part of the output; does not count within calls of tools"
+        "a string or up to 64; never part of the output; does not count within reasoning and calls "
+        "of tools"
     ),
     "frequency_penalty": _honoured("-2 to 2, over generated tokens"),
     "presence_penalty": _honoured("-2 to 2, over generated tokens"),
