@@ -138,7 +138,8 @@ class ChunkBuilder:
         ]
         if delta.finish_reason is not None:
             choice.finish_reason = delta.finish_reason
-            reason = _finish_reason_name(delta.finish_reason, choice.has_tool_calls)
+            is_called = choice.has_tool_calls and not choice.parser.is_call_cut
+            reason = _finish_reason_name(delta.finish_reason, is_called)
             if reason == "tool_calls" and self.options.legacy_calls:
                 reason = "function_call"
             choice.finish_reason_name = reason
@@ -207,10 +208,10 @@ def _call_body(call: ToolCallDelta) -> ToolCallDeltaBody:
     return body
 
 
-def _finish_reason_name(reason: FinishReason, has_tool_calls: bool) -> FinishReasonName:
+def _finish_reason_name(reason: FinishReason, is_called: bool) -> FinishReasonName:
     match reason:
         case FinishReason.STOP:
-            return "tool_calls" if has_tool_calls else "stop"
+            return "tool_calls" if is_called else "stop"
         case FinishReason.LENGTH:
             return "length"
         case FinishReason.ABORT:

@@ -40,6 +40,10 @@ class DeltaParser(Protocol):
     def in_reasoning(self) -> bool:
         """Whether the next token counts as reasoning."""
 
+    @property
+    def is_call_cut(self) -> bool:
+        """Whether the latest call's arguments, or its input, have not come to their end."""
+
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         """What `text` adds; with `finished`, also everything held back."""
 
@@ -51,6 +55,7 @@ class ContentParser:
     """All text is content."""
 
     in_reasoning = False
+    is_call_cut = False
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         return [ContentDelta(text)] if text else []

@@ -405,3 +405,14 @@ def test_stop_strings_count_after_the_reasoning(
     engine.tokenizer = ByteTokenizer(chat_template=CHATML + "{# <think></think> #}")
     post(new_client(), stop="\n")
     assert engine.requests[-1].params.stop_scope == StopScope(("</think>",), unless="<think>")
+
+
+@pytest.mark.parametrize("fields", [{"tools": [WEATHER]}, {"functions": [WEATHER["function"]]}])
+def test_a_call_that_is_cut_is_none_to_run(
+    client: TestClient, engine: FakeEngine, fields: dict[str, Any]
+) -> None:
+    engine.script = text_script(CALL[:-20])
+    choice = ask(client, **fields)["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    chunks = stream(client, **fields)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"

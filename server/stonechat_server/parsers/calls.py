@@ -39,6 +39,7 @@ class ToolCallParser:
     format: ToolFormat
     names: ToolNames
     in_reasoning: bool = field(default=False, init=False)
+    is_call_cut: bool = field(default=False, init=False)
     _held: str = field(default="", init=False)
     _reader: SectionReader | None = field(default=None, init=False)
     _trigger: str = field(default="", init=False)
@@ -122,6 +123,7 @@ class ToolCallParser:
 
     def _close(self, deltas: list[ParsedDelta]) -> None:
         """The section is over. One without a call was not a section but text."""
+        self.is_call_cut |= self._reader is not None and self._reader.is_cut
         self._reader = None
         if self._call is None:
             length = 0 if self._trigger else 1

@@ -32,6 +32,10 @@ class CustomCallReader:
         """Input that may be part of the closing tag, or what follows a tag that may be closing."""
         self._state: Callable[[str], list[CallEvent]] = self._before_input
 
+    @property
+    def is_cut(self) -> bool:
+        return self._state == self._in_input
+
     def push(self, char: str) -> list[CallEvent]:
         self._raw += char
         return self._state(char)

@@ -40,6 +40,10 @@ class SectionReader(Protocol):
         """The text has ended; may set `rest`."""
 
     @property
+    def is_cut(self) -> bool:
+        """Whether a call has begun and its arguments, or its input, are not complete."""
+
+    @property
     def rest(self) -> str | None:
         """None while reading; at the end of the section, characters that were not part of it.
 

@@ -20,6 +20,7 @@ class JsonCallsReader:
     """
 
     rest: str | None = None
+    is_cut: bool = False
 
     def __init__(self, layout: JsonLayout, names: Collection[str]) -> None:
         self._layout = layout
@@ -76,6 +77,7 @@ class JsonCallsReader:
         if self._name not in self._names:
             return self._broken()
         self._num_calls += 1
+        self.is_cut = True
         self._used()
         self._scanner, self._state = JsonScanner(), self._in_arguments
         return [CallStart(self._name)]
@@ -88,6 +90,7 @@ class JsonCallsReader:
             return self._broken()
         self._used()
         if self._scanner.push(char):
+            self.is_cut = False
             self._expect([self._layout.after_arguments], self._after_arguments)
             if self._matcher.matched is not None:
                 self._end_call()

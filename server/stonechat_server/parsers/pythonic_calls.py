@@ -15,6 +15,7 @@ class PythonicReader:
     """A `SectionReader`. Each argument comes out as a piece of JSON at its end."""
 
     rest: str | None = None
+    is_cut: bool = False
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
@@ -54,6 +55,7 @@ class PythonicReader:
         if name not in self._names:
             return self._broken()
         self._num_calls += 1
+        self.is_cut = True
         self._raw, self._word, self._keys, self._state = "", "", [], self._in_key
         return [CallStart(name)]
 
@@ -89,7 +91,7 @@ class PythonicReader:
         return [CallArguments(("{" if len(self._keys) == 1 else ", ") + text)]
 
     def _end_call(self) -> list[CallEvent]:
-        self._raw, self._state = "", self._between
+        self._raw, self._state, self.is_cut = "", self._between, False
         return [CallArguments("}" if self._keys else "{}")]
 
     def _between(self, char: str) -> list[CallEvent]:

@@ -63,6 +63,10 @@ class ReasoningParser:
             return self.starts_open
         return self._state is _State.REASONING
 
+    @property
+    def is_call_cut(self) -> bool:
+        return self.inner.is_call_cut
+
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         self._held += text
         deltas: list[ParsedDelta] = []

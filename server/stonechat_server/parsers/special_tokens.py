@@ -21,5 +21,9 @@ class SpecialTokenFilter:
     def in_reasoning(self) -> bool:
         return self._inner.in_reasoning
 
+    @property
+    def is_call_cut(self) -> bool:
+        return self._inner.is_call_cut
+
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         return self._inner.feed(self._pattern.sub("", text), finished)

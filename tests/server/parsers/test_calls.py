@@ -241,6 +241,42 @@ def test_a_call_cut_off_in_its_arguments_keeps_what_came() -> None:
     assert call.arguments == '{"a": "x'
 
 
+def is_functions_only(name: str) -> bool:
+    calls = CASES[name][3]
+    return bool(calls) and all(isinstance(arguments, dict) for _, arguments in calls)
+
+
+@pytest.mark.parametrize("name", filter(is_functions_only, CASES))
+def test_a_call_is_cut_until_its_arguments_end(name: str) -> None:
+    format, text, _, calls = CASES[name]
+    for end in range(len(text) + 1):
+        parser = ToolCallParser(format=format, names=NAMES)
+        arguments: list[str] = []
+        for delta in parser.feed(text[:end], finished=True):
+            if isinstance(delta, ToolCallDelta):
+                arguments += [""] * (delta.name is not None)
+                arguments[-1] += delta.arguments
+        is_whole = not arguments or _is_json(arguments[-1], calls[len(arguments) - 1][1])
+        assert parser.is_call_cut is not is_whole, text[:end]
+
+
+def _is_json(text: str, expected: object) -> bool:
+    try:
+        return bool(json.loads(text) == expected)
+    except ValueError:
+        return False
+
+
+def test_a_custom_call_is_cut_until_its_closing_tag() -> None:
+    _, text, _, _ = CASES["custom"]
+    closing = text.index("</custom_tool_call>") + len("</custom_tool_call>")
+    opened = text.index("SELECT")
+    for end in range(closing + 1):
+        parser = ToolCallParser(format=HERMES, names=NAMES)
+        parser.feed(text[:end], finished=True)
+        assert parser.is_call_cut is (opened <= end < closing)
+
+
 def test_mistral_ids_are_nine_letters_or_digits() -> None:
     ids = {MISTRAL.new_id() for _ in range(100)}
     assert len(ids) == 100
