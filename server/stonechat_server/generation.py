@@ -60,6 +60,10 @@ class Generation:
         except Exception as error:
             self.error = to_api_error(error) or server_error()
             self.status = self.error.status
+            if self.error.code == "invalid_grammar":
+                self.error.param = self.plan.grammar_param
+            if self.error is not error and self.error.status == 400:
+                raise self.error from error
             raise
         finally:
             if self.run is not None:

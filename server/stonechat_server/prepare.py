@@ -25,6 +25,8 @@ class Plan:
     params: SamplingParams
     new_parser: ParserFactory
     """Called once a choice."""
+    grammar_param: str | None = None
+    """The part of the request that `params.grammar` comes from."""
 
 
 def prepare(
@@ -61,7 +63,12 @@ def prepare(
         stop_scope=reading.stop_scope if params.stop else None,
         skip_special_tokens=params.skip_special_tokens and not reading.keep_special_tokens,
     )
-    return Plan(prompt_token_ids=prompt_token_ids, params=params, new_parser=reading.new_parser)
+    return Plan(
+        prompt_token_ids=prompt_token_ids,
+        params=params,
+        new_parser=reading.new_parser,
+        grammar_param=answer.grammar_param,
+    )
 
 
 def has_grammar(request: "ChatCompletionRequest") -> bool:

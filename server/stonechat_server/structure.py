@@ -52,6 +52,7 @@ class AnswerPlan:
     tools: list[dict[str, Any]]
     variables: dict[str, Any]
     grammar: GrammarSpec | None
+    grammar_param: str | None
     tool_plan: ToolPlan | None
     format: ToolFormat
     markers: ReasoningMarkers | None
@@ -114,6 +115,7 @@ class Structure:
             tools=_template_tools(offered) if knows_tools else [],
             variables=_variables(request),
             grammar=self._grammar(tool_plan, form, format),
+            grammar_param=_grammar_param(request, tool_plan, form),
             tool_plan=tool_plan,
             format=format,
             markers=self._markers(template),
@@ -257,6 +259,15 @@ def _instruction(form: AnswerForm, tool_plan: ToolPlan | None) -> str | None:
     if form.instruction is None or tool_plan is None:
         return form.instruction
     return f"When you call no tool: {form.instruction}"
+
+
+def _grammar_param(
+    request: "ChatCompletionRequest", tool_plan: ToolPlan | None, form: AnswerForm | None
+) -> str | None:
+    """Whom an error of the whole grammar concerns; each part of it has been checked before."""
+    if tool_plan is None:
+        return form.param if form is not None else None
+    return "tools" if request.functions is None else "functions"
 
 
 def _stop_scope(markers: ReasoningMarkers | None, starts_open: bool) -> StopScope | None:

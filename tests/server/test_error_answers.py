@@ -233,6 +233,26 @@ def test_a_grammar_that_fails_later_is_the_clients_error(
         assert last["error"]["code"] == code
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+    ],
+)
+def test_a_grammar_that_fails_has_its_param(
+    client: TestClient, engine: FakeEngine, fields: dict[str, Any], param: str
+) -> None:
+    for script in (
+        lambda request: [GrammarError("nothing can follow")],
+        lambda request: [output(request, error=GRAMMAR_FAILED + "too many states")],
+    ):
+        engine.script = script
+        assert error_of(post(client, **fields))["param"] == param
+
+
 def test_health_is_503_once_the_engine_is_dead(client: TestClient, engine: FakeEngine) -> None:
     assert client.get("/health").status_code == 200
     assert client.get("/ready").status_code == 200

@@ -246,7 +246,7 @@ def is_functions_only(name: str) -> bool:
     return bool(calls) and all(isinstance(arguments, dict) for _, arguments in calls)
 
 
-@pytest.mark.parametrize("name", filter(is_functions_only, CASES))
+@pytest.mark.parametrize("name", list(filter(is_functions_only, CASES)))
 def test_a_call_is_cut_until_its_arguments_end(name: str) -> None:
     format, text, _, calls = CASES[name]
     for end in range(len(text) + 1):
