@@ -42,8 +42,25 @@ def test_attention_without_cuda():
     assert choose_attention("auto", CPU).name == "batched"
     with pytest.raises(ModelLoadError, match="needs a CUDA device"):
         choose_attention("triton", CPU)
-    with pytest.raises(ModelLoadError, match="try auto, triton"):
+    with pytest.raises(ModelLoadError, match="try auto, flashinfer, triton"):
         choose_attention("flash", CPU)
+
+
+def test_flashinfer_is_used_where_it_is_installed(capability, monkeypatch):
+    capability(9, 0)
+    with pytest.raises(ModelLoadError, match="FlashInfer is not installed"):
+        choose_attention("flashinfer", CUDA)
+    monkeypatch.setattr("stonechat_models.attention.choose.find_spec", lambda _: True)
+    built = []
+    monkeypatch.setattr(
+        "stonechat_models.attention.choose._build", lambda name, _: built.append(name)
+    )
+    choose_attention("auto", CUDA)
+    choose_attention("flashinfer", CUDA)
+    assert built == ["flashinfer", "flashinfer"]
+    capability(7, 5)
+    choose_attention("auto", CUDA)
+    assert built[-1] == "batched"
 
 
 def test_attention_without_triton(capability, monkeypatch):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from stonechat_models.attention.backend import AttentionBackend, AttentionSpec
 from stonechat_models.attention.dense import attend_dense, visible
+from stonechat_models.attention.trial import LayerKind
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.forward_batch import ForwardBatch
 from stonechat_models.kv_cache import KVCache, LayerKVShape
@@ -63,6 +64,8 @@ class ProbeContext:
     query_start: list[int]
     shapes: dict[int, LayerKVShape] = field(default_factory=dict)
     devices: dict[int, torch.device] = field(default_factory=dict)
+    kinds: list[LayerKind] = field(default_factory=list)
+    """What the layers' attention is, one of each sort."""
 
     def attend(
         self,
@@ -74,7 +77,11 @@ class ProbeContext:
     ) -> torch.Tensor:
         if layer in self.shapes:
             raise UnsupportedModelError(f"layer {layer} attends more than once")
-        self.shapes[layer] = LayerKVShape(key.shape[1], key.shape[2], value.shape[2])
+        shape = LayerKVShape(key.shape[1], key.shape[2], value.shape[2])
+        self.shapes[layer] = shape
+        self._note(
+            LayerKind(query.shape[1], shape.num_kv_heads, shape.key_size, shape.value_size, spec)
+        )
         self.devices[layer] = key.device
         parts = []
         for start, end in zip(self.query_start, self.query_start[1:], strict=False):
@@ -83,6 +90,10 @@ class ProbeContext:
             mask = visible(positions, positions, spec.sliding_window).unsqueeze(0)
             parts.append(attend_dense(q, k, v, mask, spec).squeeze(0).transpose(0, 1))
         return torch.cat(parts)
+
+    def _note(self, kind: LayerKind) -> None:
+        if all(known.key != kind.key for known in self.kinds):
+            self.kinds.append(kind)
 
 
 def register_attention() -> None:
