@@ -13,6 +13,7 @@ import torch
 from stonechat_models.batch_builder import build_batch
 from stonechat_models.errors import StepError
 from stonechat_models.forward_batch import CausalModel
+from stonechat_models.host_copy import to_device
 from stonechat_models.sampling_state import SampledTokens, SamplingState, TokenConstraint
 from stonechat_models.scheduler import Scheduled, Scheduler
 from stonechat_models.sequence import Request, Sequence
@@ -30,11 +31,32 @@ STEP_FAILED = "the model failed on this request"
 MAX_FRUITLESS_STEPS = 8
 
 
+class SamplingLike(Protocol):
+    """Tokens under way; see `sampler.Sampling`."""
+
+    tokens: torch.Tensor
+
+    def read(self) -> SampledTokens:
+        """Wait for the tokens."""
+
+
 class SamplerLike(Protocol):
     """Chooses one token a row; see `sampler.Sampler`."""
 
     def __call__(self, logits: torch.Tensor, states: Many[SamplingState]) -> SampledTokens:
         """Logits float32[R, V], which may be overwritten, and R states."""
+
+    def launch(self, logits: torch.Tensor, states: Many[SamplingState]) -> SamplingLike:
+        """The same, without waiting."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step under way: its logits are computed, then its tokens chosen."""
+
+    items: list[Scheduled]
+    logits: torch.Tensor
+    sampling: SamplingLike | None = None
 
 
 @dataclass(slots=True)
@@ -54,6 +76,11 @@ class StepCounters:
 class Engine:
     """Generates for many requests at once over one model.
 
+    With `overlap`, for devices that work while the host goes on, a call of `step` reads the tokens
+    of one step while the device runs the next one: it samples from that one, then schedules and
+    launches a third on tokens that only the device knows. What was computed for sequences that
+    turn out to have ended is dropped.
+
     A step never raises for a fault of the model: the work is run again in halves until the
     sequences that fail alone are known, and only those end, with `FinishReason.ERROR`.
     """
@@ -66,6 +93,7 @@ class Engine:
         eos_token_ids: frozenset[int],
         device: torch.device,
         prefix_caching: bool = True,
+        overlap: bool = False,
     ) -> None:
         info = model.info
         self.model = model
@@ -81,6 +109,11 @@ class Engine:
             max_num_seqs=info.max_num_seqs,
             prefix_caching=prefix_caching,
         )
+        self._overlap = overlap
+        self._sampled: _Step | None = None
+        self._forwarded: _Step | None = None
+        """With `overlap`, the steps under way: the older one, then the one that builds on it."""
+        self._num_processed = 0
         self._requests: dict[str, Request] = {}
 
     @property
@@ -128,12 +161,10 @@ class Engine:
     def step(self) -> list[TokenOutput]:
         """Give every scheduled sequence its tokens; returns the news of those that got one."""
         started = time.perf_counter()
-        plan = self.scheduler.schedule()
-        if plan.block_copies:
-            self.model.copy_blocks(plan.block_copies)
-        outputs = self._run(plan.scheduled) if plan.scheduled else []
+        self._num_processed = 0
+        outputs = self._step_ahead() if self._overlap else self._run(self._schedule())
         num_failed = sum(output.error == STEP_FAILED for output in outputs)
-        all_failed = 0 < num_failed == len(plan.scheduled)
+        all_failed = 0 < num_failed == self._num_processed
         counters = self.counters
         counters.num_fruitless_steps = counters.num_fruitless_steps + 1 if all_failed else 0
         counters.num_steps += 1
@@ -157,57 +188,132 @@ class Engine:
             last_step_seconds=counters.last_step_seconds,
         )
 
-    # --- run and sample ---
+    # --- run and sample, one step after the other ---
+
+    def _schedule(self) -> list[Scheduled]:
+        plan = self.scheduler.schedule()
+        if plan.block_copies:
+            self.model.copy_blocks(plan.block_copies)
+        return plan.scheduled
 
     def _run(self, items: list[Scheduled]) -> list[TokenOutput]:
+        if not items:
+            return []
         try:
-            sampled = self._forward_and_sample(items)
+            step = self._forward(items)
+            self._sample(step)
+            sampled = self._read(step)
         except Exception as error:
-            self.counters.num_failed_steps += 1
-            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
             return self._run_in_halves(items, error)
         return self._postprocess(items, sampled)
 
     def _run_in_halves(self, items: list[Scheduled], error: Exception) -> list[TokenOutput]:
+        self.counters.num_failed_steps += 1
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
+        items = [item for item in items if not item.is_void]
         if len(items) > 1:
             logger.warning("a step of %d sequences failed, runs again in halves", len(items))
             middle = len(items) // 2
             return self._run(items[:middle]) + self._run(items[middle:])
+        if not items:
+            return []
         sequence = items[0].sequence
         logger.error("request %s failed in a step", sequence.group.request_id, exc_info=error)
+        self._num_processed += 1
         return [self._fail(sequence, STEP_FAILED)]
 
-    def _forward_and_sample(self, items: list[Scheduled]) -> SampledTokens:
-        batch = build_batch(items, self.scheduler.block_size, self.device)
-        states = [item.sequence.sampling for item in items if item.reaches_end]
-        logits = self.model.forward(batch)
-        return self.sampler(logits, states) if states else SampledTokens([], [])
+    def _forward(self, items: list[Scheduled]) -> _Step:
+        promised = self._sampled.sampling if self._sampled is not None else None
+        batch = build_batch(
+            items,
+            self.scheduler.block_size,
+            self.device,
+            promised=None if promised is None else promised.tokens,
+        )
+        return _Step(items, self.model.forward(batch))
+
+    def _sample(self, step: _Step) -> None:
+        """Begin to choose the tokens of what still counts in a step."""
+        ending = [item for item in step.items if item.reaches_end]
+        rows = [row for row, item in enumerate(ending) if not item.is_void]
+        logits = step.logits
+        if len(rows) < len(ending):
+            logits = logits[to_device(rows, logits.device, torch.int64)]
+        items = [ending[row] for row in rows]
+        for row, item in enumerate(items):
+            item.row = row
+        step.sampling = self.sampler.launch(logits, [item.sequence.sampling for item in items])
+
+    def _read(self, step: _Step) -> SampledTokens:
+        assert step.sampling is not None, "a step is sampled before it is read"
+        return step.sampling.read()
+
+    # --- the same, with the next step launched before the tokens of one are read ---
+
+    def _step_ahead(self) -> list[TokenOutput]:
+        outputs = self._finish_sampled()
+        if self._forwarded is not None:
+            outputs += self._sample_forwarded()
+        items = self._schedule()
+        if items:
+            try:
+                self._forwarded = self._forward(items)
+            except Exception as error:
+                outputs += self._finish_sampled()
+                outputs += self._run_in_halves(items, error)
+        return outputs
+
+    def _finish_sampled(self) -> list[TokenOutput]:
+        """Read the older step, and run it again if that fails: what builds on it is dropped."""
+        step, self._sampled = self._sampled, None
+        if step is None:
+            return []
+        try:
+            sampled = self._read(step)
+        except Exception as error:
+            self._drop_forwarded()
+            return self._run_in_halves(step.items, error)
+        return self._postprocess(step.items, sampled)
+
+    def _sample_forwarded(self) -> list[TokenOutput]:
+        step, self._forwarded = self._forwarded, None
+        assert step is not None
+        try:
+            self._sample(step)
+        except Exception as error:
+            return self._run_in_halves(step.items, error)
+        self._sampled = step
+        return []
+
+    def _drop_forwarded(self) -> None:
+        step, self._forwarded = self._forwarded, None
+        if step is not None:
+            for item in step.items:
+                self.scheduler.cancel(item)
 
     # --- postprocess ---
 
     def _postprocess(self, items: list[Scheduled], sampled: SampledTokens) -> list[TokenOutput]:
         outputs = []
-        row = 0
         for item in items:
-            sequence, reaches_end = item.sequence, item.reaches_end
+            if item.is_void:
+                continue
+            sequence = item.sequence
             self._count(item)
             self.scheduler.finish_step(item)
-            if not reaches_end:
+            if not item.reaches_end:
                 continue
-            error = sampled.errors.get(row)
+            error = sampled.errors.get(item.row)
             if error is None:
-                token_id, logprobs = sampled.token_ids[row], sampled.logprobs[row]
+                token_id, logprobs = sampled.token_ids[item.row], sampled.logprobs[item.row]
                 outputs.append(self._accept(sequence, token_id, logprobs))
             else:
                 outputs.append(self._fail(sequence, error))
-            row += 1
         return outputs
 
     def _count(self, item: Scheduled) -> None:
-        sequence = item.sequence
-        num_prompt = min(
-            item.num_tokens, max(0, sequence.num_prompt_tokens - sequence.num_computed)
-        )
+        self._num_processed += 1
+        num_prompt = min(item.num_tokens, max(0, item.sequence.num_prompt_tokens - item.start))
         self.counters.num_prompt_tokens += num_prompt
         self.counters.num_generated_tokens += item.reaches_end
 

@@ -1,4 +1,4 @@
-"""Numbers from the host to a device, without waiting for what the device is doing."""
+"""Numbers to a device and back, without waiting for what the device is doing."""
 
 from collections.abc import Sequence
 
@@ -20,3 +20,28 @@ def to_device(
         return torch.tensor(numbers, dtype=dtype, device=device)
     host = torch.tensor(numbers, dtype=dtype, pin_memory=True)
     return host.to(device, non_blocking=True)
+
+
+class HostCopies:
+    """Copies of tensors to the host, begun now and waited for when they are read.
+
+    On a device other than CUDA nothing is pending: the tensors themselves are read.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._tensors = list(tensors)
+        if not tensors or tensors[0].device.type != "cuda":
+            return
+        self._tensors = [
+            torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+            for t in tensors
+        ]
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record(torch.cuda.current_stream(tensors[0].device))
+
+    def read(self) -> list[torch.Tensor]:
+        """Wait for the copies, and for nothing that was queued after them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensors

@@ -77,8 +77,8 @@ class _Biases:
                 if outside is not None:
                     return outside
                 device = self._logits.device
-                ids = torch.tensor(list(bias), device=device)
-                known = ids, torch.tensor(list(bias.values()), dtype=torch.float32, device=device)
+                ids = to_device(list(bias), device, torch.int64)
+                known = ids, to_device(list(bias.values()), device, torch.float32)
             state.bias_tensors = known
         self._of_params[id(state.params)] = state.bias_tensors
         ids, amounts = state.bias_tensors
@@ -150,6 +150,9 @@ def _constrain(
     words = to_device(masks[: len(active)].numpy(), logits.device)
     bits = torch.arange(_WORD_BITS, dtype=torch.int32, device=logits.device)
     allowed = ((words.unsqueeze(-1) >> bits) & 1).flatten(1)[:, : logits.shape[1]]
+    if len(active) == len(logits):
+        logits.masked_fill_(allowed == 0, _NEVER)
+        return
     for row, allowed_row in zip(active, allowed, strict=True):
         logits[row].masked_fill_(allowed_row == 0, _NEVER)
 

@@ -40,19 +40,25 @@ class RawLogprobs:
             return values
         return values[to_device(self.rows, values.device)]
 
-    def of(self, tokens: torch.Tensor, num_rows: int) -> list[TokenLogprobs | None]:
+    def choose(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """Return what `read` needs on the host; `tokens` int64[rows of the batch] were chosen."""
+        if not self.rows:
+            return []
+        chosen = self._of_wanted_rows(tokens)
+        values = self._raw.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        return [chosen, values, self._peak, self._mass, *(self._tops or ())]
+
+    def read(self, tensors: Sequence[torch.Tensor], num_rows: int) -> list[TokenLogprobs | None]:
         """Return one entry a row of the batch, None for rows that asked for none.
 
-        `tokens` is int64[num_rows], what was chosen. A row that is not finite gives NaN. Tokens
-        that cannot occur (a logit of -inf) may be missing from the tops.
+        `tensors` are those of `choose`. A row that is not finite gives NaN. Tokens that cannot
+        occur (a logit of -inf) may be missing from the tops.
         """
         entries: list[TokenLogprobs | None] = [None] * num_rows
         if not self.rows:
             return entries
-        chosen = self._of_wanted_rows(tokens)
-        values = self._raw.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
-        ids, peaks, masses = chosen.tolist(), self._peak.tolist(), self._mass.tolist()
-        tops = self._top_lists()
+        ids, values, peaks, masses = (tensor.tolist() for tensor in tensors[:4])
+        tops = self._top_lists(tensors[4:])
         for i, row in enumerate(self.rows):
             norm = peaks[i] + math.log(masses[i]) if masses[i] > 0 else math.nan
             best = tops[i][: self._num_tops[i]]
@@ -64,11 +70,11 @@ class RawLogprobs:
             )
         return entries
 
-    def _top_lists(self) -> list[list[tuple[float, int]]]:
+    def _top_lists(self, tops: Sequence[torch.Tensor]) -> list[list[tuple[float, int]]]:
         """Return (-logit, token) of each row's tops, best first, ties by token id."""
-        if self._tops is None:
+        if not tops:
             return [[] for _ in self.rows]
-        values, columns = self._tops
+        values, columns = tops
         pairs = zip((-values).tolist(), columns.tolist(), strict=True)
         return [
             sorted((v, c) for v, c in zip(vs, cs, strict=True) if c < self._vocab_size)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from stonechat_models.host_copy import to_device
+from stonechat_models.host_copy import HostCopies, to_device
 from stonechat_models.inverse_cdf import draw, padded_width
 from stonechat_models.logits import edit_logits
 from stonechat_models.logprobs import RawLogprobs
@@ -32,28 +32,27 @@ class Sampler:
         self._width = padded_width(vocab_size)
 
     def __call__(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SampledTokens:
-        """Choose a token for each row of float[R, V]; `logits` may be modified in place.
+        """Choose a token for each row of float[R, V], and wait for them; see `launch`."""
+        return self.launch(logits, states).read()
 
-        A row that cannot be sampled (NaN or infinite logits, every token forbidden, a constraint
-        that fails) gets a message in `errors` and the token -1; the other rows are not affected.
+    def launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "Sampling":
+        """Begin to choose a token for each row of float[R, V]; `logits` may be modified in place.
+
+        Nothing waits for the device before `Sampling.read`. A row that cannot be sampled (NaN or
+        infinite logits, every token forbidden, a constraint that fails) gets a message in `errors`
+        and the token -1; the other rows are not affected.
         """
         if logits.shape != (len(states), self._vocab_size):
             raise ValueError(f"{len(states)} rows of {self._vocab_size}, not {tuple(logits.shape)}")
-        if not states:
-            return SampledTokens([], [])
         if self._device.type == "mps":  # no float64 there, and memory is shared anyway
             logits = logits.cpu()
+        if not states:
+            return Sampling(torch.empty(0, dtype=torch.int64), torch.empty(0), None, {})
         logits = logits.float().contiguous()
         raw = RawLogprobs(logits, states)
         errors = edit_logits(logits, states)
         tokens, peaks = self._choose(logits, states)
-        logprobs = raw.of(tokens, len(states))
-        token_ids = tokens.tolist()
-        _flag_rows(peaks.tolist(), logprobs, errors)
-        for row in errors:
-            token_ids[row] = -1
-            logprobs[row] = None
-        return SampledTokens(token_ids, logprobs, errors)
+        return Sampling(tokens, peaks, raw, errors)
 
     def _choose(
         self, logits: torch.Tensor, states: Sequence[SamplingState]
@@ -107,6 +106,37 @@ class Sampler:
         ]
         on_device = to_device(variates, weights.device, torch.float64)
         return draw(weights, on_device).clamp_(max=self._vocab_size - 1)
+
+
+class Sampling:
+    """Tokens under way: on the device at once, on the host when they are read."""
+
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        peaks: torch.Tensor,
+        raw: RawLogprobs | None,
+        errors: dict[int, str],
+    ) -> None:
+        self.tokens = tokens
+        """int64[R], on the device; some token of the vocabulary for a row that has none."""
+        self._raw = raw
+        self._errors = errors
+        of_logprobs = [] if raw is None else raw.choose(tokens)
+        self._copies = HostCopies([tokens, peaks, *of_logprobs])
+
+    def read(self) -> SampledTokens:
+        """Wait for the tokens. To be called once."""
+        tokens, peaks, *of_logprobs = self._copies.read()
+        token_ids, errors = tokens.tolist(), self._errors
+        if self._raw is None:
+            return SampledTokens(token_ids, [], errors)
+        logprobs = self._raw.read(of_logprobs, len(token_ids))
+        _flag_rows(peaks.tolist(), logprobs, errors)
+        for row in errors:
+            token_ids[row] = -1
+            logprobs[row] = None
+        return SampledTokens(token_ids, logprobs, errors)
 
 
 _Choice = tuple[torch.Tensor, torch.Tensor]

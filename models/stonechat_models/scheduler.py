@@ -13,17 +13,21 @@ from stonechat_models.prefix_cache import PrefixCache
 from stonechat_models.sequence import Request, Sequence
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Scheduled:
-    """A sequence and how many of its tokens the step computes."""
+    """A sequence and which of its tokens a step computes: `num_tokens` from `start` on."""
 
     sequence: Sequence
+    start: int
     num_tokens: int
-
-    @property
-    def reaches_end(self) -> bool:
-        """True when the step computes the last known token, so that a new one can be sampled."""
-        return self.num_tokens == self.sequence.num_remaining
+    reaches_end: bool
+    """The step computes the last token there is, so that a new one can be sampled."""
+    builds_on: "Scheduled | None" = None
+    """Where the last of these tokens comes from, if it is only promised."""
+    row: int = -1
+    """Which of the sampled rows is this one's; known once sampling has begun."""
+    is_void: bool = False
+    """Nothing of it counts any more: the sequence ended, or lost its blocks."""
 
 
 @dataclass(slots=True)
@@ -88,13 +92,24 @@ class Scheduler:
         return output
 
     def finish_step(self, item: Scheduled) -> None:
-        """Record that the step computed the tokens, and offer its full blocks to the cache."""
+        """Record that the step computed the tokens, and offer its full blocks to the cache.
+
+        Steps finish in the order in which they were scheduled.
+        """
         sequence = item.sequence
+        assert sequence.in_flight[0] is item, "steps finish in order"
+        del sequence.in_flight[0]
         was_prefilling = sequence.num_computed < sequence.num_prompt_tokens
         sequence.num_computed += item.num_tokens
         self._register_blocks(sequence)
         if was_prefilling and sequence.num_computed >= sequence.num_prompt_tokens:
             self._release_followers(sequence)
+
+    def cancel(self, item: Scheduled) -> None:
+        """Take a share of a step back that will not be computed; later ones must be back before."""
+        if not item.is_void:
+            assert item.sequence.in_flight.pop() is item, "the last one is taken back first"
+            item.is_void = True
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
@@ -116,13 +131,15 @@ class Scheduler:
         self.pool.check_integrity(held)
         for sequence in everyone:
             assert 0 <= sequence.num_computed <= len(sequence.token_ids)
-            assert len(sequence.block_table) >= self._num_blocks(sequence.num_computed)
+            assert len(sequence.block_table) >= self._num_blocks(sequence.num_launched)
 
     # --- one sequence ---
 
     def _schedule_running(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
         num_tokens = min(sequence.num_remaining, budget)
-        needed = self._num_blocks(sequence.num_computed + num_tokens) - len(sequence.block_table)
+        if num_tokens == 0:
+            return 0
+        needed = self._num_blocks(sequence.num_launched + num_tokens) - len(sequence.block_table)
         while needed > self.pool.num_free:
             if self._drop_a_fork_source():
                 continue
@@ -133,7 +150,7 @@ class Scheduler:
             if victim is sequence:
                 return 0
         self._grow(sequence, needed)
-        output.scheduled.append(Scheduled(sequence, num_tokens))
+        self._launch(sequence, num_tokens, output)
         return num_tokens
 
     def _admit(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
@@ -155,8 +172,21 @@ class Scheduler:
         self._drop_unneeded_fork_source(sequence.group)
         sequence.group.mark_scheduled()
         num_tokens = min(sequence.num_remaining, budget)
-        output.scheduled.append(Scheduled(sequence, num_tokens))
+        self._launch(sequence, num_tokens, output)
         return num_tokens
+
+    def _launch(self, sequence: Sequence, num_tokens: int, output: SchedulerOutput) -> None:
+        reaches_end = num_tokens == sequence.num_remaining
+        is_promised = reaches_end and sequence.num_promised > 0
+        item = Scheduled(
+            sequence,
+            sequence.num_launched,
+            num_tokens,
+            reaches_end,
+            builds_on=sequence.in_flight[-1] if is_promised else None,
+        )
+        sequence.in_flight.append(item)
+        output.scheduled.append(item)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -183,6 +213,10 @@ class Scheduler:
             sequence.block_table.append(self.pool.allocate())
 
     def _free(self, sequence: Sequence) -> None:
+        """Give the blocks back. What is in flight still writes to them, before any later step."""
+        for item in sequence.in_flight:
+            item.is_void = True
+        sequence.in_flight = []
         self.pool.release(sequence.block_table)
         sequence.block_table = []
 

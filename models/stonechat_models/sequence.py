@@ -2,10 +2,14 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from stonechat_models.prefix_cache import block_hash, root_hash
 from stonechat_models.sampling_state import SamplingState
 from stonechat_models.types import FinishReason, GenerateRequest
+
+if TYPE_CHECKING:
+    from stonechat_models.scheduler import Scheduled
 
 
 @dataclass(slots=True, eq=False)
@@ -40,8 +44,11 @@ class Request:
 class Sequence:
     """One choice: its known tokens, how many are computed, and where their keys and values are.
 
-    Invariant: `num_computed <= len(token_ids)`, and the blocks in `block_table` cover all computed
-    tokens. `block_hashes[i]` is the chained hash of full block i.
+    Tokens that steps under way compute are in flight; each such step that reaches the end of what
+    is known promises a token more, which the next step may already build on.
+
+    Invariant: `num_computed <= len(token_ids)`, and the blocks in `block_table` cover all tokens
+    that are computed or in flight. `block_hashes[i]` is the chained hash of full block i.
     """
 
     group: Request
@@ -52,6 +59,8 @@ class Sequence:
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
+    in_flight: list["Scheduled"] = field(default_factory=list)
+    """The sequence's share of the steps under way, oldest first."""
     num_registered_blocks: int = 0
     """Leading blocks already offered to the prefix cache."""
     is_waiting_for_leader: bool = False
@@ -62,9 +71,24 @@ class Sequence:
         return self.sampling.choice_index
 
     @property
+    def num_launched(self) -> int:
+        """Tokens that are computed or in flight."""
+        return self.num_computed + sum(item.num_tokens for item in self.in_flight)
+
+    @property
+    def num_promised(self) -> int:
+        return sum(item.reaches_end for item in self.in_flight)
+
+    @property
     def num_remaining(self) -> int:
-        """Known tokens that are not computed yet: 1 when decoding, more when prefilling."""
-        return len(self.token_ids) - self.num_computed
+        """Known and promised tokens that no step has yet: 1 when decoding, more when prefilling.
+
+        0 while the last token that the sequence may have is on its way.
+        """
+        num_promised = self.num_promised
+        if num_promised and self.num_output_tokens + num_promised >= self.max_tokens:
+            return 0
+        return len(self.token_ids) + num_promised - self.num_launched
 
     @property
     def num_output_tokens(self) -> int:

@@ -48,10 +48,13 @@ def make_engine(
     eos=frozenset(),
     row_multiple=1,
     probe=None,
+    kv_dtype=None,
+    overlap=False,
     **limits,
 ):
     info = model_info(**limits)
-    model = TransformersModel(module, info, backend or BatchedBackend(), row_multiple, probe)
+    backend = backend or BatchedBackend()
+    model = TransformersModel(module, info, backend, row_multiple, probe, kv_dtype)
     model.allocate_kv_cache(num_blocks, info.block_size)
     return Engine(
         model,
@@ -59,6 +62,7 @@ def make_engine(
         eos_token_ids=eos,
         device=CPU,
         prefix_caching=prefix_caching,
+        overlap=overlap,
     )
 
 

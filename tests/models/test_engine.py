@@ -1,17 +1,13 @@
 """The engine's step: ends, aborts, seeds, choices and faults, on a tiny model."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from stonechat_models.types import FinishReason, SamplingParams
-from tests.models.engines import (
-    add,
-    generate_all,
-    greedy,
-    make_engine,
-    reference_greedy,
-    run,
-)
+from tests.models import engines
+from tests.models.engines import add, generate_all, greedy, reference_greedy, run
 from tests.models.tiny_models import tiny_model
 
 PROMPTS = [[5, 6, 7], [9] * 13, [100, 3, 50, 60, 70, 80]]
@@ -22,24 +18,29 @@ def module():
     return tiny_model("llama")
 
 
+@pytest.fixture(params=[False, True], ids=["in-order", "overlap"])
+def make_engine(request):
+    return partial(engines.make_engine, overlap=request.param)
+
+
 def sampled(**changes):
     return SamplingParams(**{"max_tokens": 10, "seed": 11, "top_logprobs": 0, **changes})
 
 
-def test_length_ends_a_sequence(module):
+def test_length_ends_a_sequence(make_engine, module):
     (result,) = generate_all(make_engine(module), PROMPTS[:1], greedy(4))
     assert len(result.token_ids) == 4
     assert result.finish_reason is FinishReason.LENGTH
 
 
-def test_context_ends_a_sequence(module):
+def test_context_ends_a_sequence(make_engine, module):
     (result,) = generate_all(make_engine(module, max_model_len=10), PROMPTS[:1], greedy(50))
     assert len(result.token_ids) == 7
     assert result.finish_reason is FinishReason.LENGTH
 
 
 @pytest.mark.parametrize("kind", ["eos", "stop_token_ids"])
-def test_a_stop_token_ends_a_sequence_and_counts(module, kind):
+def test_a_stop_token_ends_a_sequence_and_counts(make_engine, module, kind):
     expected, _ = reference_greedy(module, PROMPTS[0], 8)
     stop = expected[3]
     cut = expected.index(stop) + 1
@@ -52,14 +53,14 @@ def test_a_stop_token_ends_a_sequence_and_counts(module, kind):
     assert result.finish_reason is FinishReason.STOP
 
 
-def test_ignore_eos_goes_on(module):
+def test_ignore_eos_goes_on(make_engine, module):
     expected, _ = reference_greedy(module, PROMPTS[0], 8)
     engine = make_engine(module, eos=frozenset(expected))
     (result,) = generate_all(engine, PROMPTS[:1], greedy(8, ignore_eos=True))
     assert result.token_ids == expected
 
 
-def test_min_tokens_keeps_end_tokens_out(module):
+def test_min_tokens_keeps_end_tokens_out(make_engine, module):
     expected, _ = reference_greedy(module, PROMPTS[0], 8)
     engine = make_engine(module, eos=frozenset({expected[0]}))
     (result,) = generate_all(engine, PROMPTS[:1], greedy(8, min_tokens=5))
@@ -67,7 +68,7 @@ def test_min_tokens_keeps_end_tokens_out(module):
     assert len(result.token_ids) >= 5
 
 
-def test_a_seed_gives_the_same_alone_in_a_batch_and_after_a_cache_hit(module):
+def test_a_seed_gives_the_same_alone_in_a_batch_and_after_a_cache_hit(make_engine, module):
     alone = generate_all(make_engine(module), PROMPTS[1:2], sampled())[0].token_ids
     engine = make_engine(module)
     for i in range(6):
@@ -80,7 +81,7 @@ def test_a_seed_gives_the_same_alone_in_a_batch_and_after_a_cache_hit(module):
     assert again.token_ids == alone
 
 
-def test_a_seed_survives_preemption(module):
+def test_a_seed_survives_preemption(make_engine, module):
     alone = [generate_all(make_engine(module), [p], sampled())[0].token_ids for p in PROMPTS]
     engine = make_engine(module, num_blocks=7, max_model_len=28, prefix_caching=False)
     results = generate_all(engine, PROMPTS, sampled())
@@ -88,7 +89,7 @@ def test_a_seed_survives_preemption(module):
     assert [r.token_ids for r in results] == alone
 
 
-def test_choices_differ_and_the_first_equals_a_lone_request(module):
+def test_choices_differ_and_the_first_equals_a_lone_request(make_engine, module):
     engine = make_engine(module)
     add(engine, "r", PROMPTS[0], sampled(n=4))
     results = run(engine)
@@ -99,13 +100,13 @@ def test_choices_differ_and_the_first_equals_a_lone_request(module):
     )
 
 
-def test_no_seed_draws_afresh(module):
+def test_no_seed_draws_afresh(make_engine, module):
     params = sampled(seed=None, max_tokens=20)
     first, second = generate_all(make_engine(module), [PROMPTS[0], PROMPTS[0]], params)
     assert first.token_ids != second.token_ids
 
 
-def test_abort_frees_everything(module):
+def test_abort_frees_everything(make_engine, module):
     engine = make_engine(module)
     add(engine, "gone", PROMPTS[1], sampled(n=3, max_tokens=100))
     add(engine, "kept", PROMPTS[0], sampled(max_tokens=6))
@@ -121,7 +122,7 @@ def test_abort_frees_everything(module):
     assert engine.stats().num_used_blocks == 0
 
 
-def test_counters(module):
+def test_counters(make_engine, module):
     engine = make_engine(module)
     generate_all(engine, PROMPTS, greedy(5))
     stats = engine.stats()
@@ -156,7 +157,7 @@ def nan_row(batch, logits):
 
 
 @pytest.mark.parametrize("fail", [raise_error, nan_row])
-def test_a_fault_ends_only_the_request_that_causes_it(module, fail):
+def test_a_fault_ends_only_the_request_that_causes_it(make_engine, module, fail):
     expected = generate_all(make_engine(module), PROMPTS, sampled(logit_bias={200: -100}))
     engine = make_engine(module)
     engine.model = FailingModel(engine.model, 200, fail)
@@ -172,7 +173,7 @@ def test_a_fault_ends_only_the_request_that_causes_it(module, fail):
     assert engine.stats().num_used_blocks == 0
 
 
-def test_an_engine_whose_every_step_fails_is_broken(module):
+def test_an_engine_whose_every_step_fails_is_broken(make_engine, module):
     engine = make_engine(module)
     engine.model = FailingModel(engine.model, 200, raise_error)
     for i in range(20):
@@ -182,7 +183,7 @@ def test_an_engine_whose_every_step_fails_is_broken(module):
     assert engine.is_broken
 
 
-def test_rows_that_cannot_be_sampled_never_break_the_engine(module):
+def test_rows_that_cannot_be_sampled_never_break_the_engine(make_engine, module):
     engine = make_engine(module)
     engine.model = FailingModel(engine.model, 200, nan_row)
     for i in range(20):
@@ -210,7 +211,7 @@ class OnlyEven:
         return self.count == 3
 
 
-def test_a_constraint_masks_its_row_and_ends_its_sequence(module):
+def test_a_constraint_masks_its_row_and_ends_its_sequence(make_engine, module):
     engine = make_engine(module)
     add(engine, "masked", PROMPTS[0], sampled(n=2, temperature=2.0), [OnlyEven(), OnlyEven()])
     add(engine, "free", PROMPTS[0], sampled(temperature=2.0, max_tokens=30))
@@ -223,7 +224,7 @@ def test_a_constraint_masks_its_row_and_ends_its_sequence(module):
     assert any(token_id % 2 for token_id in results["free", 0].token_ids)
 
 
-def test_a_constraint_survives_preemption(module):
+def test_a_constraint_survives_preemption(make_engine, module):
     engine = make_engine(module, num_blocks=7, max_model_len=28, prefix_caching=False)
     constraints = [OnlyEven() for _ in PROMPTS]
     for constraint in constraints:
