@@ -16,6 +16,7 @@ from stonechat_models.types import ModelInfo
 if TYPE_CHECKING:
     import torch
 
+    from stonechat_models.attention.backend import AttentionBackend
     from stonechat_models.transformers_model import TransformersModel
 
 Progress = Callable[[str], None]
@@ -30,8 +31,10 @@ DEFAULT_NUM_SEQS = {"cuda": 256, "mps": 64, "cpu": 128}
 def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Tokenizer]:
     """Load everything. Raises `ModelLoadError`; `UnsupportedModelError` for what would be wrong."""
     from stonechat_models.device import choose_device, usable_cores
+    from stonechat_models.number_formats import refuse_weight_format
 
     device = choose_device(config.device)
+    refuse_weight_format(config, device)
     config = replace(config, threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
     refuse_unserved_layers(files.config)
@@ -136,26 +139,35 @@ def _load_transformers_model(
     from stonechat_models.deterministic import ROWS, make_deterministic
     from stonechat_models.device import choose_dtype
     from stonechat_models.loader import load_module
+    from stonechat_models.number_formats import kv_dtype, precision_of, refuse_kv_format
     from stonechat_models.transformers_model import TransformersModel
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    bits = quantize.bits_of(config)
+    backend: AttentionBackend = RowBackend()
+    if not config.deterministic:
+        backend = choose_attention(config.attention_backend, device)
+    refuse_kv_format(config.kv_cache_dtype, backend.name, device)
+    precision = precision_of(config)
     load_dtype = dtype = choose_dtype(config.dtype, files.config, device)
-    if bits is not None:
-        quantize.refuse_settings(config, device)
+    if precision is not None:
         load_dtype, dtype = quantize.dtypes(config, files.config, device)
     module = load_module(
         files, config, device, load_dtype, attn_implementation="eager", progress=progress
     )
     num_parameters = sum(p.numel() for p in module.parameters())
+    if backend.name == "triton":
+        from stonechat_models.fused.replace import fuse_modules
+
+        fuse_modules(module)
     quantization, probe = "none", None
-    if bits is not None:
+    if precision is not None:
+        has_cpu_layers = device.type == "cpu" or config.device_map is not None
         quantization, probe = quantize.check_and_quantize(
             module,
-            bits,
+            precision,
             dtype,
-            quantize.load_team(config.threads or 1, progress),
+            quantize.load_team(config.threads or 1, progress) if has_cpu_layers else None,
             deterministic=config.deterministic,
         )
     info = ModelInfo(
@@ -180,13 +192,14 @@ def _load_transformers_model(
     )
     if config.deterministic:
         make_deterministic(module)
-        return TransformersModel(module, info, RowBackend(), row_multiple=ROWS, probe=probe)
-    backend = choose_attention(config.attention_backend, device)
-    if backend.name == "triton":
-        from stonechat_models.fused.replace import fuse_modules
-
-        fuse_modules(module)
-    return TransformersModel(module, info, backend, probe=probe)
+    return TransformersModel(
+        module,
+        info,
+        backend,
+        row_multiple=ROWS if config.deterministic else 1,
+        probe=probe,
+        kv_dtype=kv_dtype(config.kv_cache_dtype, dtype),
+    )
 
 
 def _num_kv_blocks(

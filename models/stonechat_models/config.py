@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Quantize = Literal["auto", "none", "int8", "int4"]
+Precision = Literal["int8", "int4", "fp8"]
+Quantize = Literal["auto", "none"] | Precision
+KvCacheDtype = Literal["auto", "bfloat16", "fp8"]
 Backend = Literal["auto", "native", "transformers"]
 
 
@@ -29,6 +31,8 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     kv_cache_fraction: float | None = None
     """Share of the memory free after loading that the KV cache takes, when no size is given."""
+    kv_cache_dtype: KvCacheDtype = "auto"
+    """auto: that of the activations; fp8: float8_e4m3fn, values beyond 448 cut to it."""
     block_size: int = 16
     max_batch_tokens: int | None = None
     max_num_seqs: int | None = None

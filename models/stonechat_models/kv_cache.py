@@ -6,6 +6,8 @@ import torch
 
 from stonechat_models.errors import ModelLoadError
 
+FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
+
 
 @dataclass(frozen=True, slots=True)
 class LayerKVShape:
@@ -55,13 +57,29 @@ class KVCache:
         self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
         """Store key [T, Hkv, Dk] and value [T, Hkv, Dv] at `slots` int64[T]."""
-        self.keys[layer].index_copy_(0, slots, key.to(self.keys[layer].dtype))
-        self.values[layer].index_copy_(0, slots, value.to(self.values[layer].dtype))
+        _store(self.keys[layer], slots, key)
+        _store(self.values[layer], slots, value)
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copy blocks, (source, destination); every source is read before any is written."""
         for tensors in (self.keys, self.values):
             for tensor in tensors.values():
-                blocks = tensor.view(-1, self.block_size, *tensor.shape[1:])
+                blocks = _as_bits(tensor).view(-1, self.block_size, *tensor.shape[1:])
                 index = torch.tensor(pairs, device=tensor.device)
                 blocks.index_copy_(0, index[:, 1], blocks[index[:, 0]])
+
+
+def read_rows(cache: torch.Tensor, slots: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of keys or values at `slots`, of any shape, in `dtype`."""
+    return _as_bits(cache)[slots].view(cache.dtype).to(dtype)
+
+
+def _store(cache: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
+    if cache.dtype is torch.float8_e4m3fn:  # whether a cast saturates or overflows differs
+        rows = rows.clamp(-FP8_MAX, FP8_MAX)
+    _as_bits(cache).index_copy_(0, slots, _as_bits(rows.to(cache.dtype)))
+
+
+def _as_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """float8 as bytes: not every operator that moves elements knows the type."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor

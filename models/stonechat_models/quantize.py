@@ -2,7 +2,8 @@
 
 Replaced are `nn.Linear` and GPT-2's `Conv1D` (the head too) and the experts of a mixture, where
 they are stored in transformers' common form. Kept are embeddings, norms, and the routers that
-choose experts, which are small and sensitive. In int4 the head is kept in 8 bits.
+choose experts, which are small and sensitive. In int4 the head is kept in 8 bits. On CUDA the head
+is kept too: a step would write it out of int8 codes, and fp8 would show in every logit.
 
 The check at load (`self_check`) runs before that, on the float module: rounding to codes would
 turn its last-bit differences into larger ones, that hide what it looks for. Afterwards the
@@ -10,7 +11,7 @@ quantised module only has to run, and to give finite logits.
 
 A device map: each layer is quantised where it lies, in the form for that device. A dtype: what is
 not quantised (embeddings, norms, attention, the KV cache) is computed in it; by default in float32
-on a CPU, and as without quantisation elsewhere.
+on a CPU, in bfloat16 for int4 and fp8 on CUDA, and as without quantisation elsewhere.
 """
 
 from collections.abc import Iterator
@@ -20,15 +21,15 @@ from torch import nn
 
 from stonechat_models.attention.interface import ProbeContext
 from stonechat_models.cache import Progress
-from stonechat_models.config import EngineConfig
+from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.device import checkpoint_dtype, choose_dtype
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.group_codes import Bits
 from stonechat_models.quantized_experts import QuantizedExperts, is_experts
 from stonechat_models.quantized_linear import (
     LinearTeam,
+    NativeLinear,
     QuantizedLinear,
-    WeightOnlyLinear,
+    TorchLinear,
     quantized_linear,
 )
 from stonechat_models.self_check import packed_forward, self_check
@@ -36,32 +37,21 @@ from stonechat_models.self_check import packed_forward, self_check
 ROUTER_NAMES = frozenset({"gate", "router", "shared_expert_gate", "classifier"})
 
 
-def bits_of(config: EngineConfig) -> Bits | None:
-    """What was asked for; `auto` asks for nothing here."""
-    return None if config.quantize == "auto" or config.quantize == "none" else config.quantize
-
-
-def refuse_settings(config: EngineConfig, device: torch.device) -> None:
-    """Raises `UnsupportedModelError` for what cannot be quantised, before anything is loaded."""
-    if device.type == "cpu":
-        return
-    if config.quantize == "int4":
-        raise UnsupportedModelError(f"int4 is for the CPU, and the device is {device}: try int8")
-    if config.deterministic:
-        raise UnsupportedModelError(
-            f"quantised weights on {device} are not multiplied in one fixed order "
-            "(--quantize with --deterministic is for the CPU)"
-        )
-
-
 def dtypes(
     config: EngineConfig, model_config: dict[str, object], device: torch.device
 ) -> tuple[torch.dtype, torch.dtype]:
     """The dtype to load in and the one to run in.
 
-    On a CPU a bfloat16 checkpoint is loaded as it is, so that its pages need not be copied.
+    On a CPU a bfloat16 checkpoint is loaded as it is, so that its pages need not be copied. Raises
+    `UnsupportedModelError` for a dtype that the asked-for kernels do not multiply.
     """
     chosen = choose_dtype(config.dtype, model_config, device)
+    if device.type == "cuda" and config.quantize in ("int4", "fp8"):
+        if config.dtype != "auto" and chosen is not torch.bfloat16:
+            raise UnsupportedModelError(
+                f"{config.quantize} weights on a GPU are multiplied in bfloat16, not {config.dtype}"
+            )
+        return torch.bfloat16, torch.bfloat16
     if device.type != "cpu" or config.dtype != "auto":
         return chosen, chosen
     stored = checkpoint_dtype(model_config)
@@ -70,7 +60,7 @@ def dtypes(
 
 def check_and_quantize(
     module: nn.Module,
-    bits: Bits,
+    precision: Precision,
     dtype: torch.dtype,
     team: LinearTeam | None,
     *,
@@ -84,8 +74,11 @@ def check_and_quantize(
     embedding = module.get_input_embeddings()  # type: ignore[operator]
     device, vocab_size = embedding.weight.device, int(module.config.vocab_size)  # type: ignore
     probe = self_check(module, device, vocab_size)
-    name = quantize_module(module, bits, team)
-    if deterministic and any(isinstance(m, WeightOnlyLinear) for m in module.modules()):
+    name = quantize_module(module, precision, team)
+    on_cpu = (NativeLinear, TorchLinear)
+    if deterministic and any(
+        isinstance(m, QuantizedLinear) and not isinstance(m, on_cpu) for m in module.modules()
+    ):
         raise UnsupportedModelError(
             "layers quantised off the CPU are not multiplied in one fixed order (--deterministic)"
         )
@@ -120,24 +113,26 @@ def load_team(threads: int, progress: Progress) -> LinearTeam | None:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def quantize_module(module: nn.Module, bits: Bits, team: LinearTeam | None) -> str:
+def quantize_module(module: nn.Module, precision: Precision, team: LinearTeam | None) -> str:
     """Replace what can be; each float weight is let go before the next is quantised.
 
-    Returns `bits`, with the names of what could not be replaced, if anything. Raises
+    Returns `precision`, with the names of what was not replaced, if anything. Raises
     `UnsupportedModelError` with the reason when nothing can be replaced.
     """
     head = module.get_output_embeddings()  # type: ignore[operator]
     num_replaced = 0
     for parent, name in _places(module):
         child = getattr(parent, name)
-        found = _quantised(name, child, "int8" if child is head else bits, team)
+        if child is head and is_on_cuda(child):
+            continue
+        found = _quantised(name, child, "int8" if child is head else precision, team)
         if found is not None:
             setattr(parent, name, found)
             num_replaced += 1
     if not num_replaced:
         raise UnsupportedModelError("it has no linear layers that can be quantised")
-    left = sorted({name.rpartition(".")[2] for name in _left(module)})
-    return f"{bits} (not: {', '.join(left)})" if left else bits
+    left = sorted({_short(name) for name in _left(module)})
+    return f"{precision} (not: {', '.join(left)})" if left else precision
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -146,24 +141,35 @@ def weight_bytes(module: nn.Module) -> int:
     return quantised + sum(p.numel() * p.element_size() for p in module.parameters())
 
 
+def is_on_cuda(module: nn.Module) -> bool:
+    """Whether its weights are on a CUDA device."""
+    return any(parameter.device.type == "cuda" for parameter in module.parameters())
+
+
+def _short(name: str) -> str:
+    """A matrix by its own name, or by its layer's where that is only `weight`."""
+    parts = name.split(".")
+    return parts[-2] if parts[-1] == "weight" and len(parts) > 1 else parts[-1]
+
+
 def _places(module: nn.Module) -> list[tuple[nn.Module, str]]:
     """Every submodule as its parent and its name there, so that none is kept alive by the list."""
     return [(parent, name) for parent in module.modules() for name, _ in parent.named_children()]
 
 
 def _quantised(
-    name: str, child: nn.Module, bits: Bits, team: LinearTeam | None
+    name: str, child: nn.Module, precision: Precision, team: LinearTeam | None
 ) -> nn.Module | None:
     from transformers.pytorch_utils import Conv1D
 
     if name in ROUTER_NAMES:
         return None
     if type(child) is nn.Linear:
-        return quantized_linear(child.weight, child.bias, bits, team)
+        return quantized_linear(child.weight, child.bias, precision, team)
     if type(child) is Conv1D:
-        return quantized_linear(child.weight.T, child.bias, bits, team)  # type: ignore[arg-type]
-    if is_experts(child):
-        return QuantizedExperts(child, bits, team)
+        return quantized_linear(child.weight.T, child.bias, precision, team)  # type: ignore[arg-type]
+    if precision != "fp8" and is_experts(child):
+        return QuantizedExperts(child, precision, team)
     return None
 
 

@@ -72,7 +72,9 @@ def _take(source: nn.Module, name: str, bits: Bits, team: LinearTeam | None) -> 
     for i, weight in enumerate(weights):
         bias = None if biases is None else biases[i]
         weight = weight.T if source.is_transposed else weight
-        linears.append(quantized_linear(weight, bias, bits, team))
+        linear = quantized_linear(weight, bias, bits, team)
+        assert linear is not None, "on a CPU any shape can be taken"
+        linears.append(linear)
     delattr(source, name)
     if biases is not None:
         delattr(source, bias_name)

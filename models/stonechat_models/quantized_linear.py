@@ -2,7 +2,8 @@
 
 On a CPU weights and activations are quantised in groups of 32, and their products are exact
 integers: a row of the output has the same bits in any batch. The compiled kernels do it where
-there is a compiler, else PyTorch does, slowly. On other devices only weights are quantised.
+there is a compiler, else PyTorch does, slowly. On CUDA torchao does it (`torchao_linear`); on other
+devices weights are int8.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stonechat_models.config import Precision
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.group_codes import Bits, GroupCodes, encode, pad_to_groups, product
 from stonechat_models.native.library import PANEL, Kind, Library, MatrixStruct, Source
@@ -174,21 +176,26 @@ class WeightOnlyLinear(QuantizedLinear):
 
 
 def quantized_linear(
-    weight: torch.Tensor, bias: torch.Tensor | None, bits: Bits, team: LinearTeam | None
-) -> QuantizedLinear:
+    weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision, team: LinearTeam | None
+) -> QuantizedLinear | None:
     """The form for the device that weight[n, k] is on; `team`: the compiled kernels, if any.
 
-    Raises `UnsupportedModelError` for a weight that is nowhere, and for int4 off the CPU.
+    None for a shape that the device's kernels cannot take. Raises `UnsupportedModelError` for a
+    weight that is nowhere, and for a precision that its kind of device does not have.
     """
     kind = weight.device.type
     if kind == "meta":
         raise UnsupportedModelError(
             "a device map that keeps weights on disk or off their device cannot be quantised"
         )
-    if kind != "cpu":
-        if bits == "int4":
-            raise UnsupportedModelError(f"int4 is for the CPU, and the weights are on {kind}")
-        return WeightOnlyLinear(weight, bias)
+    if kind != "cpu" and precision == "int8" and (kind != "cuda" or weight.dtype == torch.half):
+        return WeightOnlyLinear(weight, bias)  # torchao's sums of codes overflow in half precision
+    if kind == "cuda":
+        from stonechat_models.torchao_linear import torchao_linear
+
+        return torchao_linear(weight, bias, precision)
+    if kind != "cpu" or precision == "fp8":
+        raise UnsupportedModelError(f"{precision} is not for weights on {kind}")
     if team is None:
-        return TorchLinear(weight, bias, bits)
-    return NativeLinear(weight, bias, bits, team)
+        return TorchLinear(weight, bias, precision)
+    return NativeLinear(weight, bias, precision, team)

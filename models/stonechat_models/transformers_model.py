@@ -18,7 +18,8 @@ class TransformersModel:
     """Runs `module` on packed tokens. Raises `UnsupportedModelError` if that would be wrong.
 
     `row_multiple`: each step's tokens are filled up to a multiple of this. `probe`: what the check
-    at load found, where it was made before the module was changed.
+    at load found, where it was made before the module was changed. `kv_dtype`: that of the KV
+    cache, by default the module's.
     """
 
     def __init__(
@@ -28,12 +29,13 @@ class TransformersModel:
         backend: AttentionBackend,
         row_multiple: int = 1,
         probe: ProbeContext | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.module = module
         self.info = replace(info, attention_backend=backend.name)
         self.backend = backend
         self.device = module.get_input_embeddings().weight.device  # type: ignore[operator]
-        self.dtype = next(module.parameters()).dtype
+        self.kv_dtype = kv_dtype or next(module.parameters()).dtype
         parameters = inspect.signature(module.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
         self._row_multiple = row_multiple
@@ -42,14 +44,14 @@ class TransformersModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return sum(s.num_elements for s in self._probe.shapes.values()) * self.dtype.itemsize
+        return sum(s.num_elements for s in self._probe.shapes.values()) * self.kv_dtype.itemsize
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         self._cache = KVCache(
             self._probe.shapes,
             num_blocks=num_blocks + 1,  # the last one takes what padding rows of a graph write
             block_size=block_size,
-            dtype=self.dtype,
+            dtype=self.kv_dtype,
             devices=self._probe.devices,
         )
         self.info = replace(

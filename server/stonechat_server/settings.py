@@ -82,8 +82,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "Computing", "auto", "type of the weights and activations"
     )
-    quantize: Literal["auto", "none", "int8", "int4"] = _option(
-        "Computing", "auto", "auto: a quantised GGUF keeps its precision, others stay as they are"
+    quantize: Literal["auto", "none", "int8", "int4", "fp8"] = _option(
+        "Computing",
+        "auto",
+        "auto: a quantised GGUF keeps its precision, others stay as they are; fp8: on a GPU of "
+        "compute capability 8.9 or more",
     )
     backend: Literal["auto", "native", "transformers"] = _option(
         "Computing", "auto", "native: compiled CPU kernels; transformers: the model's PyTorch code"
@@ -115,6 +118,12 @@ class Settings(BaseSettings):
         "share of the memory free after loading that the KV cache takes, when no size is given",
         gt=0.0,
         le=1.0,
+    )
+    kv_cache_dtype: Literal["auto", "bfloat16", "fp8"] = _option(
+        "Memory and batching",
+        "auto",
+        "type of cached keys and values (auto: as the activations; others: not on the compiled "
+        "CPU path)",
     )
     block_size: int = _option("Memory and batching", 16, "tokens in a KV block", ge=1)
     max_batch_tokens: int | None = _option(
@@ -254,6 +263,7 @@ class Settings(BaseSettings):
             max_model_len=self.max_model_len,
             kv_cache_bytes=self.kv_cache_size,
             kv_cache_fraction=self.kv_cache_fraction,
+            kv_cache_dtype=self.kv_cache_dtype,
             block_size=self.block_size,
             max_batch_tokens=self.max_batch_tokens,
             max_num_seqs=self.max_num_seqs,

@@ -82,6 +82,7 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
         "max_model_len": 100,
         "kv_cache_size": 1000,
         "kv_cache_fraction": 0.5,
+        "kv_cache_dtype": "fp8",
         "block_size": 32,
         "max_batch_tokens": 64,
         "max_num_seqs": 4,

@@ -6,6 +6,7 @@ from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.dense import attend_dense
 from stonechat_models.attention.sdpa import attend_sequence
 from stonechat_models.forward_batch import ForwardBatch
+from stonechat_models.kv_cache import read_rows
 
 MAX_PADDING = 4.0
 """Decode in groups of like length, so that at most this many times the needed keys are read."""
@@ -75,7 +76,7 @@ def _decode(
     positions = positions.clamp(min=0)
     blocks = batch.block_table[index].long().gather(1, positions // block_size)
     slots = blocks * block_size + positions % block_size
-    key = keys[slots].transpose(1, 2).to(query.dtype)
-    value = values[slots].transpose(1, 2).to(query.dtype)
+    key = read_rows(keys, slots, query.dtype).transpose(1, 2)
+    value = read_rows(values, slots, query.dtype).transpose(1, 2)
     attended = attend_dense(query.unsqueeze(2), key, value, mask.unsqueeze(1), spec)
     return attended.squeeze(2)

@@ -6,6 +6,7 @@ from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.dense import attend_dense
 from stonechat_models.attention.sdpa import sequence_slots
 from stonechat_models.forward_batch import ForwardBatch
+from stonechat_models.kv_cache import read_rows
 
 
 class RowBackend:
@@ -30,8 +31,8 @@ class RowBackend:
                 last = batch.context_lens_list[i] - (end - row) + 1
                 first = 0 if spec.sliding_window is None else max(0, last - spec.sliding_window)
                 seen = slots[first:last]
-                key = keys[seen].transpose(0, 1).unsqueeze(0).to(query.dtype)
-                value = values[seen].transpose(0, 1).unsqueeze(0).to(query.dtype)
+                key = read_rows(keys, seen, query.dtype).transpose(0, 1).unsqueeze(0)
+                value = read_rows(values, seen, query.dtype).transpose(0, 1).unsqueeze(0)
                 one = query[row].unsqueeze(1).unsqueeze(0)
                 output[row] = attend_dense(one, key, value, None, spec).squeeze(2).squeeze(0)
         return output

@@ -5,6 +5,7 @@ import torch
 from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.dense import attend_dense, visible
 from stonechat_models.forward_batch import ForwardBatch
+from stonechat_models.kv_cache import read_rows
 
 
 class SdpaBackend:
@@ -44,8 +45,8 @@ def attend_sequence(
     if spec.sliding_window is not None:  # keys before the window of the first query are never seen
         first = max(0, context_len - num_queries - spec.sliding_window + 1)
     slots = sequence_slots(batch, i, block_size, first, context_len)
-    key = keys[slots].transpose(0, 1).unsqueeze(0).to(query.dtype)
-    value = values[slots].transpose(0, 1).unsqueeze(0).to(query.dtype)
+    key = read_rows(keys, slots, query.dtype).transpose(0, 1).unsqueeze(0)
+    value = read_rows(values, slots, query.dtype).transpose(0, 1).unsqueeze(0)
     mask = None
     if num_queries > 1:
         positions = torch.arange(first, context_len, device=query.device)

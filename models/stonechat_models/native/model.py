@@ -69,6 +69,12 @@ def _check_settings(files: "ModelFiles", config: EngineConfig) -> None:
         raise UnsupportedModelError(f"the block size {config.block_size} is no multiple of 16")
     if config.dtype != "auto":
         raise UnsupportedModelError("a dtype was asked for, and it keeps weights as stored")
+    if config.kv_cache_dtype != "auto":
+        raise UnsupportedModelError(
+            f"it keeps keys and values in half precision, and not in {config.kv_cache_dtype}"
+        )
+    if config.quantize == "fp8":
+        raise UnsupportedModelError("fp8 weights are for CUDA devices")
     if files.gguf is not None and config.quantize == "none":
         raise UnsupportedModelError("dequantised weights were asked for (quantize none)")
     if files.gguf is None and any(path.suffix != ".safetensors" for path in files.weights):

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompt", help="ask this, print the answer, and leave")
     add("--no-markdown", action="store_true", help="show answers as plain text")
     add("--device", default="auto", help="for a model loaded here")
-    add("--quantize", default="auto", choices=("auto", "none", "int8", "int4"),
+    add("--quantize", default="auto", choices=("auto", "none", "int8", "int4", "fp8"),
         help="for a model loaded here")  # fmt: skip
     add("--max-model-len", type=int, help="context length of a model loaded here")
 

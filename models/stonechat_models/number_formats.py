@@ -1,0 +1,81 @@
+"""What a device must have for the number formats that were asked for, and which those are."""
+
+from importlib.util import find_spec
+
+import torch
+
+from stonechat_models.config import EngineConfig, KvCacheDtype, Precision
+from stonechat_models.errors import UnsupportedModelError
+
+FP8 = torch.float8_e4m3fn
+LEAST_CAPABILITY = {"int8": (0, 0), "int4": (8, 0), "fp8": (8, 9)}
+"""CUDA compute capability that quantised weights need."""
+FP8_KV_CAPABILITY = (8, 9)
+"""From which on Triton converts float8."""
+FP8_KV_BACKENDS = frozenset({"sdpa", "batched", "row", "triton"})
+
+
+def precision_of(config: EngineConfig) -> Precision | None:
+    """What the weights are to be quantised to; `auto` asks for nothing here."""
+    return None if config.quantize == "auto" or config.quantize == "none" else config.quantize
+
+
+def refuse_weight_format(config: EngineConfig, device: torch.device) -> None:
+    """Raises `UnsupportedModelError` for weights that the device cannot have, before loading."""
+    precision = precision_of(config)
+    if precision is None:
+        return
+    if precision == "fp8" and device.type != "cuda":
+        raise UnsupportedModelError(
+            f"fp8 weights need a CUDA device of compute capability 8.9 or more, not {device}"
+        )
+    if device.type == "cpu":
+        return
+    if config.deterministic:
+        raise UnsupportedModelError(
+            f"quantised weights on {device} are not multiplied in one fixed order "
+            "(--quantize with --deterministic is for the CPU)"
+        )
+    if device.type == "cuda":
+        _refuse_on_cuda(precision, device)
+    elif precision != "int8":
+        raise UnsupportedModelError(f"{precision} is not for {device}: try int8")
+
+
+def _refuse_on_cuda(precision: Precision, device: torch.device) -> None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY[precision]:
+        found, needed = (_dotted(c) for c in (capability, LEAST_CAPABILITY[precision]))
+        raise UnsupportedModelError(
+            f"{precision} weights need compute capability {needed}, and {device} has {found}: "
+            "try int8"
+        )
+    if find_spec("torchao") is None:
+        raise UnsupportedModelError(
+            f"{precision} weights on a GPU need torchao: pip install 'stonechat[gpu]'"
+        )
+
+
+def kv_dtype(asked: KvCacheDtype, activations: torch.dtype) -> torch.dtype:
+    """The type of cached keys and values."""
+    return {"auto": activations, "bfloat16": torch.bfloat16, "fp8": FP8}[asked]
+
+
+def refuse_kv_format(asked: KvCacheDtype, backend: str, device: torch.device) -> None:
+    """Raises `UnsupportedModelError` for a KV cache that the attention backend cannot read."""
+    if asked != "fp8":
+        return
+    if backend not in FP8_KV_BACKENDS:
+        raise UnsupportedModelError(f"the {backend} attention backend reads no fp8 KV cache")
+    if backend == "triton" and device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < FP8_KV_CAPABILITY:
+            raise UnsupportedModelError(
+                f"the Triton kernels read an fp8 KV cache from compute capability "
+                f"{_dotted(FP8_KV_CAPABILITY)} on, and {device} has {_dotted(capability)} "
+                "(--attention-backend batched reads it on any device)"
+            )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
