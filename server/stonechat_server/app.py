@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from stonechat_models import EngineError, __version__
+from stonechat_models import EngineError, __version__, usable_cpus
 from stonechat_server.admission import FinishedSink
 from stonechat_server.auth import Authenticator
 from stonechat_server.disconnect import ClientDisconnectedError
@@ -23,6 +23,7 @@ from stonechat_server.logs import RequestContext
 from stonechat_server.openapi import openapi_document
 from stonechat_server.operations import Operations
 from stonechat_server.page.routes import page_router
+from stonechat_server.preparation import Preparations
 from stonechat_server.routes import chat, health, metrics, models
 from stonechat_server.security import BrowserGuard, own_names
 from stonechat_server.settings import Settings
@@ -32,6 +33,10 @@ from stonechat_server.templates import Templates
 from stonechat_server.tracing import Tracing
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+MAX_PREPARING = 4
+PREPARED_BODIES = 8
+"""So many bodies of the largest size may be prepared or wait for it."""
 
 CLIENT_LEFT = (ClientDisconnectedError, ClientDisconnect)
 """While its answer was made, or before its body was read."""
@@ -68,6 +73,11 @@ def create_app(
             settings.all_api_keys(), store, operations.admission.rate_limiter.headers
         ),
         operations=operations,
+        preparations=Preparations(
+            num_threads=min(MAX_PREPARING, max(1, usable_cpus() // 2)),
+            max_waiting=settings.max_queued_requests,
+            max_bytes=PREPARED_BODIES * settings.max_body_size,
+        ),
         sinks=(*operations.sinks, *sinks),
         model_names=tuple(settings.served_model_name) or (engine.model.name,),
         fingerprint=system_fingerprint(engine.model),
@@ -115,6 +125,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         state.operations.lifecycle.begin_drain()
         await state.engine.shutdown()
+        state.preparations.close()
         await asyncio.to_thread(state.operations.close)
 
 

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,9 +90,15 @@ class Operations:
 
     def refuse_early(self, identity: "Identity") -> None:
         """Raise `APIError` 429 or 503 if `admit` would, whatever the request asks for."""
-        try:
+        with self.counting_refusals():
             self.lifecycle.check()
             self.admission.refuse_early(identity.key, identity.flow)
+
+    @contextmanager
+    def counting_refusals(self) -> Iterator[None]:
+        """Count in the metrics a refusal that the body raises."""
+        try:
+            yield
         except RefusedError as error:
             self.metrics.refused(error.reason)
             raise
@@ -108,19 +114,16 @@ class Operations:
             flow=identity.flow,
             queue_timeout=settings.queue_timeout or None,
         )
-        try:
-            async with AsyncExitStack() as stack:
-                stack.enter_context(self.lifecycle.running(deadline))
-                slot = await deadline.run(stack.enter_async_context(entry))
-                run = Run(slot.queue_seconds, deadline, self.metrics.token_clock())
-                run.texts = {} if settings.ledger_text else None
-                try:
-                    yield run
-                finally:
-                    slot.used_tokens = run.num_tokens
-        except RefusedError as error:
-            self.metrics.refused(error.reason)
-            raise
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self.counting_refusals())
+            stack.enter_context(self.lifecycle.running(deadline))
+            slot = await deadline.run(stack.enter_async_context(entry))
+            run = Run(slot.queue_seconds, deadline, self.metrics.token_clock())
+            run.texts = {} if settings.ledger_text else None
+            try:
+                yield run
+            finally:
+                slot.used_tokens = run.num_tokens
 
     def close(self) -> None:
         """Write what is pending (blocking); the server answers no more requests."""

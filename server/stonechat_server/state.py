@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stonechat_server.auth import Authenticator
     from stonechat_server.engine import EngineLike
     from stonechat_server.operations import Operations
+    from stonechat_server.preparation import Preparations
     from stonechat_server.settings import Settings
     from stonechat_server.structure import Structure
     from stonechat_server.templates import Templates
@@ -28,6 +29,7 @@ class ServerState:
     structure: "Structure"
     authenticator: "Authenticator"
     operations: "Operations"
+    preparations: "Preparations"
     sinks: "Sequence[FinishedSink]"
     model_names: tuple[str, ...]
     fingerprint: str

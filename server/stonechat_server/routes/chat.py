@@ -1,6 +1,5 @@
 """`POST /v1/chat/completions`."""
 
-import asyncio
 import secrets
 import time
 from dataclasses import replace
@@ -36,7 +35,8 @@ from stonechat_server.state import ServerState, server_state
 router = APIRouter()
 
 INLINE_BODY_BYTES = 16_384
-"""Larger bodies, and those with grammars, are prepared in a thread: they hold up no stream."""
+"""Larger bodies, those with grammars and with templates of their own are prepared in a thread:
+they hold up no stream."""
 
 MAX_HEADER_BYTES = 1_024
 
@@ -54,6 +54,10 @@ async def create_chat_completion(http_request: Request) -> Response:
     identity = state.authenticator.identify(http_request)
     try:
         state.operations.refuse_early(identity)
+        declared = http_request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > INLINE_BODY_BYTES:
+            with state.operations.counting_refusals():
+                state.preparations.check(int(declared))
     except APIError:
         await discard_body(http_request, state.settings)
         raise
@@ -107,9 +111,11 @@ def check_model(state: ServerState, name: str, identity: Identity) -> None:
 
 async def _prepare(state: ServerState, request: ChatCompletionRequest, size: int) -> Plan:
     work = partial(prepare, request, state.engine, state.templates, state.structure)
-    if size <= INLINE_BODY_BYTES and not has_grammar(request):
+    is_own_template = request.chat_template is not None
+    if size <= INLINE_BODY_BYTES and not has_grammar(request) and not is_own_template:
         return work()
-    return await asyncio.to_thread(work)
+    with state.operations.counting_refusals():
+        return await state.preparations.run(work, size)
 
 
 def _head(state: ServerState, request: ChatCompletionRequest) -> CompletionHead:
