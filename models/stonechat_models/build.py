@@ -109,6 +109,7 @@ def assemble_engine(
         eos_token_ids=eos_token_ids,
         device=device,
         prefix_caching=config.prefix_caching,
+        overlap=device.type == "cuda" if config.overlap is None else config.overlap,
     )
 
 

@@ -43,5 +43,7 @@ class EngineConfig:
     allow_pickle: bool = False
     eager: bool = False
     """Switch off CUDA graphs."""
+    overlap: bool | None = None
+    """Launch a step before the tokens of the one before are read. None: on CUDA only."""
     engine_process: bool | None = None
     """Run the engine in a process of its own. None: on CUDA only."""

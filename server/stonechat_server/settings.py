@@ -100,6 +100,11 @@ class Settings(BaseSettings):
         "Computing", False, "only kernels whose result does not depend on the batch"
     )
     eager: bool = _option("Computing", False, "switch CUDA graphs off")
+    overlap: bool | None = _option(
+        "Computing",
+        None,
+        "launch a step before the tokens of the one before are read (default: on CUDA only)",
+    )
     engine_process: bool | None = _option(
         "Computing",
         None,
@@ -273,6 +278,7 @@ class Settings(BaseSettings):
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
             eager=self.eager,
+            overlap=self.overlap,
             engine_process=self.engine_process,
         )
 
