@@ -12,7 +12,9 @@ LEAST_CAPABILITY = {"int8": (0, 0), "int4": (8, 0), "fp8": (8, 9)}
 """CUDA compute capability that quantised weights need."""
 FP8_KV_CAPABILITY = (8, 9)
 """From which on Triton converts float8."""
-FP8_KV_BACKENDS = frozenset({"sdpa", "batched", "row", "triton"})
+FP8_KV_BACKENDS = frozenset({"sdpa", "batched", "row", "triton", "flashinfer"})
+TRITON_BACKENDS = frozenset({"triton", "flashinfer"})
+"""Those whose reading of float8 is Triton's: FlashInfer leaves it to the Triton kernels."""
 
 
 def precision_of(config: EngineConfig) -> Precision | None:
@@ -67,7 +69,7 @@ def refuse_kv_format(asked: KvCacheDtype, backend: str, device: torch.device) ->
         return
     if backend not in FP8_KV_BACKENDS:
         raise UnsupportedModelError(f"the {backend} attention backend reads no fp8 KV cache")
-    if backend == "triton" and device.type == "cuda":
+    if backend in TRITON_BACKENDS and device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability < FP8_KV_CAPABILITY:
             raise UnsupportedModelError(

@@ -17,8 +17,14 @@ from stonechat_models.attention.triton_decode import combine_kernel, decode_kern
 from stonechat_models.attention.triton_prefill import prefill_kernel
 from stonechat_models.fused.kernels import rms_norm_kernel, silu_mul_kernel
 
-ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-OWN_DTYPE = {"query", "keys", "values", "sinks", "output"}
+ELEMENTS = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float8_e4m3fn: "fp8e4nv",
+}
+OWN_DTYPE = {"query", "sinks", "output"}
+KV_DTYPE = {"keys", "values"}
 FUSED = {"x", "weight", "gate_up"}
 FLOAT32 = {"partial", "peaks", "totals"}
 INT32 = {"query_start", "context_lens", "block_table"}
@@ -32,11 +38,15 @@ SHAPES = [  # dtype, head size, group, window and soft cap
 ]
 
 
-def argument_type(name: str, dtype: torch.dtype, constants: dict[str, Any]) -> str:
+def argument_type(
+    name: str, dtype: torch.dtype, kv_dtype: torch.dtype, constants: dict[str, Any]
+) -> str:
     if name in constants:
         return "constexpr"
     if name in OWN_DTYPE | FUSED:
         return f"*{ELEMENTS[dtype]}"
+    if name in KV_DTYPE:
+        return f"*{ELEMENTS[kv_dtype]}"
     if name in FLOAT32:
         return "*fp32"
     if name in INT32:
@@ -44,8 +54,11 @@ def argument_type(name: str, dtype: torch.dtype, constants: dict[str, Any]) -> s
     return "fp32" if name in FLOATS else "i32"
 
 
-def compile_kernel(kernel, dtype, constants, num_warps, num_stages, capability) -> None:
-    signature = {n: argument_type(n, dtype, constants) for n in kernel.arg_names}
+def compile_kernel(
+    kernel, dtype, constants, num_warps, num_stages, capability, kv_dtype=None
+) -> None:
+    kv_dtype = kv_dtype or dtype
+    signature = {n: argument_type(n, dtype, kv_dtype, constants) for n in kernel.arg_names}
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
@@ -61,14 +74,16 @@ def compile_kernel(kernel, dtype, constants, num_warps, num_stages, capability) 
         "kernel": kernel.__name__,
         "capability": capability,
         "dtype": str(dtype),
+        "kv_dtype": str(kv_dtype),
         "shared": compiled.metadata.shared,
         "tensor_cores": "wgmma" in assembly or "mma.sync" in assembly,
+        "converts_fp8": "e4m3x2" in assembly,
         "cubin_bytes": len(compiled.asm["cubin"]),
     }
     print(json.dumps(result), flush=True)
 
 
-def compile_shape(dtype, size, group, window, capability) -> None:
+def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None:
     padded = max(16, triton.next_power_of_2(size))
     shape = {
         "GROUP": group,
@@ -84,7 +99,8 @@ def compile_shape(dtype, size, group, window, capability) -> None:
     }
     tile = decode_tile(group, padded, dtype)
     constants = {**shape, "NUM_SPLITS": 16, "BLOCK_M": tile.rows, "BLOCK_K": tile.keys}
-    compile_kernel(decode_kernel, dtype, constants, tile.num_warps, tile.num_stages, capability)
+    launch = (tile.num_warps, tile.num_stages, capability, kv_dtype)
+    compile_kernel(decode_kernel, dtype, constants, *launch)
     tile = prefill_tile(group, padded, dtype)
     constants = {
         **shape,
@@ -94,7 +110,10 @@ def compile_shape(dtype, size, group, window, capability) -> None:
         "HAS_SINKS": True,
         "MIN_QUERIES": 2,
     }
-    compile_kernel(prefill_kernel, dtype, constants, tile.num_warps, tile.num_stages, capability)
+    launch = (tile.num_warps, tile.num_stages, capability, kv_dtype)
+    compile_kernel(prefill_kernel, dtype, constants, *launch)
+    if kv_dtype is not None:  # the sum of splits reads neither keys nor values
+        return
     constants = {"NUM_SPLITS": 16, "DV": size, "BLOCK_DV": padded, "HAS_SINKS": True}
     compile_kernel(combine_kernel, dtype, constants, 4, 2, capability)
 
@@ -103,6 +122,8 @@ if __name__ == "__main__":
     for case in SHAPES:
         compile_shape(*case, 90)
     compile_shape(*SHAPES[0], 80)
+    for case, capability in ((SHAPES[0], 89), (SHAPES[0], 90), (SHAPES[1], 90)):
+        compile_shape(*case, capability, kv_dtype=torch.float8_e4m3fn)
     norm = {"SIZE": 4096, "BLOCK": 4096, "ROUNDS_FIRST": True}
     compile_kernel(rms_norm_kernel, torch.bfloat16, norm, 8, 2, 90)
     silu = {"SIZE": 14336, "BLOCK": 1024}

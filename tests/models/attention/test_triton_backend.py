@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.sdpa import SdpaBackend
 from stonechat_models.attention.triton_backend import TritonBackend
+from stonechat_models.number_formats import FP8_KV_CAPABILITY
 from tests.models.attention.packed import packed_batch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,6 +31,7 @@ def check(
     sizes=(64, 64),
     block_size=16,
     dtype=torch.float32,
+    kv_dtype=None,
     num_programs=16,
     seed=0,
     **spec,
@@ -43,8 +45,8 @@ def check(
 
     # Laid out [H, T, D] like a model's projections after its rotary embedding.
     query = random(heads[0], batch.num_tokens, sizes[0]).transpose(0, 1)
-    keys = random(num_blocks * block_size, heads[1], sizes[0])
-    values = random(num_blocks * block_size, heads[1], sizes[1])
+    keys = random(num_blocks * block_size, heads[1], sizes[0]).to(kv_dtype or dtype)
+    values = random(num_blocks * block_size, heads[1], sizes[1]).to(kv_dtype or dtype)
     if "sinks" in spec:
         spec["sinks"] = random(heads[0])
     full = AttentionSpec(**{"scaling": sizes[0] ** -0.5, **spec})
@@ -62,6 +64,14 @@ def check(
 @pytest.mark.parametrize("lengths", [DECODES, PREFILLS, MIXED], ids=["decode", "prefill", "mixed"])
 def test_dtypes(lengths, dtype):
     check(lengths, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("lengths", [DECODES, PREFILLS, MIXED], ids=["decode", "prefill", "mixed"])
+def test_fp8_keys_and_values(lengths, dtype):
+    if DEVICE == "cuda" and torch.cuda.get_device_capability() < FP8_KV_CAPABILITY:
+        pytest.skip("Triton converts no float8 here")
+    check(lengths, dtype=dtype, kv_dtype=torch.float8_e4m3fn)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (9, 3), (7, 1), (8, 2), (20, 1)], ids=str)
