@@ -65,11 +65,14 @@ def assemble_engine(
 
     Raises `ModelLoadError` with the numbers when memory does not suffice.
     """
+    from stonechat_models.number_formats import TRITON_BACKENDS
     from stonechat_models.sampler import Sampler
 
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     sampler = Sampler(model.info.vocab_size, device)
+    decodes_in_triton = model.info.attention_backend in TRITON_BACKENDS
+    graphs = decodes_in_triton and not (config.eager or config.device_map)
     reserved = 0
     if device.type == "cuda":
         from stonechat_models.cuda import step_memory
@@ -82,6 +85,7 @@ def assemble_engine(
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,
             block_size=config.block_size,
+            graphs=graphs,
         )
     num_blocks = _num_kv_blocks(model, config, device, max_model_len * max_num_seqs, reserved)
     capacity = num_blocks * config.block_size
@@ -99,7 +103,7 @@ def assemble_engine(
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
     )
-    if model.info.attention_backend == "triton" and not (config.eager or config.device_map):
+    if graphs:
         from stonechat_models.cuda import with_cuda_graphs
 
         model = with_cuda_graphs(model, device, progress)
@@ -140,7 +144,12 @@ def _load_transformers_model(
     from stonechat_models.deterministic import ROWS, make_deterministic
     from stonechat_models.device import choose_dtype
     from stonechat_models.loader import load_module
-    from stonechat_models.number_formats import kv_dtype, precision_of, refuse_kv_format
+    from stonechat_models.number_formats import (
+        TRITON_BACKENDS,
+        kv_dtype,
+        precision_of,
+        refuse_kv_format,
+    )
     from stonechat_models.transformers_model import TransformersModel
 
     if config.threads is not None:
@@ -157,7 +166,7 @@ def _load_transformers_model(
         files, config, device, load_dtype, attn_implementation="eager", progress=progress
     )
     num_parameters = sum(p.numel() for p in module.parameters())
-    if backend.name == "triton":
+    if backend.name in TRITON_BACKENDS and config.device_map is None:
         from stonechat_models.fused.replace import fuse_modules
 
         fuse_modules(module)
@@ -193,7 +202,7 @@ def _load_transformers_model(
     )
     if config.deterministic:
         make_deterministic(module)
-    return TransformersModel(
+    model = TransformersModel(
         module,
         info,
         backend,
@@ -201,6 +210,11 @@ def _load_transformers_model(
         probe=probe,
         kv_dtype=kv_dtype(config.kv_cache_dtype, dtype),
     )
+    if device.type == "cuda" and not config.deterministic:
+        tried = choose_attention(config.attention_backend, device, model.attention_trial, progress)
+        refuse_kv_format(config.kv_cache_dtype, tried.name, device)
+        model.set_attention(tried)
+    return model
 
 
 def _num_kv_blocks(

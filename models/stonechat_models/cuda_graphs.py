@@ -2,24 +2,30 @@
 
 Everything that a captured step reads lies in static buffers: a step copies its numbers there, and
 rows that it does not fill see no keys and write to a cache slot that nobody reads. What captures
-and replays is handed in, so that all but that can run anywhere.
+and replays is handed in, so that all but that can run anywhere. Before it is used, each graph is
+replayed on a few sequences beside the step that it was made of.
 """
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Protocol
 
 import torch
 
+from stonechat_models.attention.trial import random_batch
 from stonechat_models.forward_batch import CausalModel, ForwardBatch
+from stonechat_models.self_check import TOLERANCE
 from stonechat_models.types import ModelInfo
 
 logger = logging.getLogger(__name__)
 
 Step = Callable[[], torch.Tensor]
+
+TRIAL_LENGTHS = (3, 50, 19, 7)
+"""Tokens of the sequences that graphs are checked on, as far as the KV cache holds them."""
 
 
 class Capturer(Protocol):
@@ -69,6 +75,11 @@ class StaticBuffers:
             padding_slot=padding_slot,
         )
 
+    @property
+    def num_bytes(self) -> int:
+        tensors = (getattr(self, f.name) for f in fields(self))
+        return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+
     def view(self, size: int, block_size: int) -> ForwardBatch:
         """A batch of `size` sequences that shares this memory.
 
@@ -113,6 +124,7 @@ class GraphedModel:
         info = model.info
         self.model = model
         self.info: ModelInfo = info
+        self._device = device
         self._buckets = buckets(info.max_num_seqs)
         width = -(-info.max_model_len // info.block_size)
         padding_slot = info.num_blocks * info.block_size
@@ -130,23 +142,59 @@ class GraphedModel:
         self.model.copy_blocks(pairs)
 
     def capture(self, capturer: Capturer, progress: Callable[[str], None]) -> None:
-        """Capture every bucket, the largest first, which sizes the memory they share.
+        """Capture every bucket, the largest first, which sizes the memory they share, and check it.
 
-        A model that cannot be captured runs without graphs, and `progress` is told.
+        A model that cannot be captured, or whose graphs give other logits, runs without graphs,
+        and `progress` is told. Overwrites the KV cache.
         """
         started = time.perf_counter()
         progress(f"capturing CUDA graphs for up to {self._buckets[-1]} sequences")
-        for size in reversed(self._buckets):
-            batch = self._buffers.view(size, self.info.block_size)
-            try:
+        try:
+            for size in reversed(self._buckets):
+                batch = self._buffers.view(size, self.info.block_size)
                 self._graphs[size] = capturer.capture(partial(self.model.forward, batch))
-            except RuntimeError as error:
-                logger.warning("capturing failed", exc_info=error)
-                progress(f"running without CUDA graphs: {error}")
-                self._graphs.clear()
-                return
+            self._check()
+        except RuntimeError as error:
+            logger.warning("capturing failed", exc_info=error)
+            progress(f"running without CUDA graphs: {str(error).splitlines()[0]}")
+            self._graphs.clear()
+            return
         seconds = time.perf_counter() - started
-        progress(f"captured {len(self._graphs)} CUDA graphs in {seconds:.1f} s")
+        progress(f"captured {len(self._graphs)} CUDA graphs in {seconds:.1f} s, and checked them")
+
+    @torch.inference_mode()
+    def _check(self) -> None:
+        """Raises `RuntimeError` when a replay differs from the same step without a graph, or the
+        rows of a step from those without the padding.
+
+        For the second, half of the rows decide: rounding may differ between batch sizes, and a
+        router of experts then choose otherwise at single ones.
+        """
+        tolerance = TOLERANCE.get(getattr(torch, self.info.dtype), 0.25)
+        sequences = trial_sequences(self.info).to(self._device)
+        self.model.forward(sequences)
+        off_without_padding = []
+        smaller = 0
+        for size in self._buckets:
+            batch = last_tokens(sequences, smaller + 1)
+            smaller = size
+            self._buffers.fill(batch, size)
+            used = batch.num_seqs
+            replayed = self._graphs[size]()[:used].clone()
+            same = self.model.forward(self._buffers.view(size, self.info.block_size))[:used]
+            off = float(_differences(same, replayed).max())
+            if not off <= tolerance:
+                raise RuntimeError(
+                    f"the graph for {size} sequences gives logits that are off by {off:.2g} "
+                    f"standard deviations, and {tolerance:g} is rounding"
+                )
+            off_without_padding.append(_differences(self.model.forward(batch), replayed))
+        typical = float(torch.cat(off_without_padding).median())
+        if not typical <= tolerance:
+            raise RuntimeError(
+                f"padded decode steps give logits that are off by {typical:.2g} standard "
+                f"deviations, and {tolerance:g} is rounding"
+            )
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """As `CausalModel`; the logits of a decode step are overwritten by the next one."""
@@ -157,3 +205,41 @@ class GraphedModel:
         size = next(size for size in self._buckets if size >= num_seqs)
         self._buffers.fill(batch, size)
         return self._graphs[size]()[:num_seqs]
+
+
+def trial_sequences(info: ModelInfo) -> ForwardBatch:
+    """A prefill of a few sequences of random tokens that the KV cache holds; on the CPU."""
+    num_seqs = min(len(TRIAL_LENGTHS), info.num_blocks)
+    longest = min(info.max_model_len, info.num_blocks // num_seqs * info.block_size)
+    lengths = [min(length, longest) for length in TRIAL_LENGTHS[:num_seqs]]
+    generator = torch.Generator().manual_seed(0)
+    batch = random_batch([(n, n) for n in lengths], info.block_size, generator)
+    batch.token_ids.random_(info.vocab_size, generator=generator)
+    return batch
+
+
+def last_tokens(batch: ForwardBatch, num_seqs: int) -> ForwardBatch:
+    """The decode step that computes the last tokens of `batch` again, of its sequences in turn.
+
+    With more rows than sequences some compute the same.
+    """
+    rows = torch.arange(num_seqs, device=batch.token_ids.device) % batch.num_seqs
+    last = batch.logits_index[rows]
+    return ForwardBatch(
+        token_ids=batch.token_ids[last],
+        positions=batch.positions[last],
+        slot_mapping=batch.slot_mapping[last],
+        query_start=torch.arange(num_seqs + 1, dtype=torch.int32, device=rows.device),
+        context_lens=batch.context_lens[rows],
+        block_table=batch.block_table[rows],
+        logits_index=torch.arange(num_seqs, device=rows.device),
+        query_start_list=list(range(num_seqs + 1)),
+        context_lens_list=[batch.context_lens_list[i % batch.num_seqs] for i in range(num_seqs)],
+    )
+
+
+def _differences(expected: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
+    """For each row, how far it is off, in standard deviations of the logits; inf for NaN."""
+    spread = float(expected.std()) or 1.0
+    off = (expected - actual).abs().amax(dim=-1) / spread
+    return torch.nan_to_num(off, nan=float("inf"), posinf=float("inf"))

@@ -1,6 +1,7 @@
 """Any Hugging Face causal model, unmodified, over the paged KV cache."""
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from stonechat_models.attention.backend import AttentionBackend
 from stonechat_models.attention.interface import PagedContext, ProbeContext
+from stonechat_models.attention.trial import Trial
 from stonechat_models.forward_batch import ForwardBatch
 from stonechat_models.kv_cache import KVCache
 from stonechat_models.self_check import packed_forward, self_check
@@ -43,6 +45,17 @@ class TransformersModel:
         self._probe = probe or self_check(module, self.device, info.vocab_size)
 
     @property
+    def attention_trial(self) -> Trial:
+        """What an attention backend has to compute right for this model."""
+        dtype = getattr(torch, self.info.dtype)
+        return Trial(self.device, dtype, self.kv_dtype, self.info.block_size, self._probe.kinds)
+
+    def set_attention(self, backend: AttentionBackend) -> None:
+        """Use another backend, from the next step on."""
+        self.backend = backend
+        self.info = replace(self.info, attention_backend=backend.name)
+
+    @property
     def kv_bytes_per_token(self) -> int:
         return sum(s.num_elements for s in self._probe.shapes.values()) * self.kv_dtype.itemsize
 
@@ -68,14 +81,24 @@ class TransformersModel:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         assert self._cache is not None
-        padding = (0, -batch.num_tokens % self._row_multiple)
-        logits = packed_forward(
-            self.module,
-            F.pad(batch.token_ids, padding),
-            F.pad(batch.positions, padding),
-            PagedContext(batch, self._cache, self.backend),
-            logits_to_keep=batch.logits_index if self._keeps_logits else None,
-        )
-        if not self._keeps_logits:
-            logits = logits[batch.logits_index.to(logits.device)]
-        return logits.float()
+        with self._as_current_device():
+            logits = packed_forward(
+                self.module,
+                *self._padded(batch),
+                PagedContext(batch, self._cache, self.backend),
+                logits_to_keep=batch.logits_index if self._keeps_logits else None,
+            )
+            if not self._keeps_logits:
+                logits = logits[batch.logits_index.to(logits.device)]
+            return logits.float()
+
+    def _padded(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and positions."""
+        missing = -batch.num_tokens % self._row_multiple
+        if not missing:
+            return batch.token_ids, batch.positions
+        return F.pad(batch.token_ids, (0, missing)), F.pad(batch.positions, (0, missing))
+
+    def _as_current_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the thread's current device, wherever the tensors are."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from stonechat_models.attention.choose import choose_attention
-from stonechat_models.cuda import step_memory
+from stonechat_models.cuda import GRAPH_BYTES, step_memory
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.sampler import Sampler
 from tests.models.engines import CPU, make_engine
@@ -92,6 +92,20 @@ def test_a_step_is_measured_by_running_it(memory):
 
     assert step_memory(model, counting_sampler, CPU, **LIMITS) == 3500
     assert sizes == [7]
+    assert model.info.num_blocks == 1  # what the run needed is given back
+
+
+def test_memory_of_graphs_is_left_over(memory):
+    model = make_engine(tiny_model("llama")).model
+    forwarded = []
+    forward = model.forward
+    model.forward = lambda batch: forwarded.append(batch.num_tokens) or forward(batch)
+    sampler = Sampler(VOCAB_SIZE, CPU)
+    found = step_memory(model, sampler, CPU, **LIMITS, graphs=True)
+    assert forwarded == [50, 7]  # the largest prefill, and the largest decode step
+    logits = 4 * VOCAB_SIZE * (1 + 2 + 4)
+    buffers = 7 * (3 * 8 + 4 + 32 * 4 + 8) + 8 * 4
+    assert found == 3500 + 3500 + logits + buffers + 4 * GRAPH_BYTES
 
 
 def test_a_step_that_does_not_fit_is_refused_with_the_numbers(memory):

@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from stonechat_models.attention.batched import BatchedBackend
 from stonechat_models.attention.triton_backend import TritonBackend
 from stonechat_models.cuda import largest_batch
 from stonechat_models.cuda_graphs import GraphedModel, StaticBuffers, buckets
@@ -38,8 +39,8 @@ class FailingCapturer:
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-def graphed_engine(module, capturer, said=None, **limits):
-    engine = make_engine(module, TritonBackend(8), **limits)
+def graphed_engine(module, capturer, said=None, backend=None, **limits):
+    engine = make_engine(module, backend or TritonBackend(8), **limits)
     model = GraphedModel(engine.model, CPU)
     model.capture(capturer, (said if said is not None else []).append)
     engine.model = model
@@ -126,3 +127,80 @@ def test_no_step_builds_a_mask(prompts, monkeypatch):
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", build)
     results = generate_all(engine, prompts, greedy(2))
     assert all(result.error is None for result in results)
+
+
+class ChangingCapturer(RerunCapturer):
+    """Its replays are right but for what `change` does to the logits."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def capture(self, step):
+        replay = super().capture(step)
+        return lambda: self.change(replay())
+
+
+class StaleCapturer:
+    """Replays give what the capture gave."""
+
+    def capture(self, step):
+        output = step()
+        return lambda: output
+
+
+def raise_in_replay(logits):
+    raise RuntimeError("an illegal memory access was encountered\nand pages of more")
+
+
+def one_row_wrong(logits):
+    if len(logits) == 4:
+        logits[2] = logits[2].flip(0)
+    return logits
+
+
+LYING = {
+    "stale": StaleCapturer(),
+    "rows shifted": ChangingCapturer(lambda logits: logits.roll(1, 0) + 1e-2),
+    "one row of one bucket": ChangingCapturer(one_row_wrong),
+    "a little off": ChangingCapturer(lambda logits: logits * 1.01),
+    "NaN": ChangingCapturer(lambda logits: logits.fill_(float("nan"))),
+    "raises": ChangingCapturer(raise_in_replay),
+}
+
+
+@pytest.mark.parametrize("capturer", LYING.values(), ids=LYING)
+def test_graphs_that_give_other_logits_are_not_used(capturer, prompts):
+    module = tiny_model("llama")
+    expected, _ = reference_greedy(module, prompts[2], 5)
+    said = []
+    engine = graphed_engine(module, capturer, said, BatchedBackend(), max_num_seqs=4)
+    assert said[-1].startswith("running without CUDA graphs: ")
+    assert "\n" not in said[-1]
+    assert engine.model._graphs == {}
+    assert generate_all(engine, prompts[2:3], greedy(5))[0].token_ids == expected
+
+
+def test_padding_that_changes_the_rows_is_found():
+    engine = make_engine(tiny_model("llama"), BatchedBackend(), max_num_seqs=8)
+    forward = engine.model.forward
+
+    def padded_rows_disturb(batch):
+        logits = forward(batch)
+        is_padded = (batch.context_lens == 0).any()
+        return logits + torch.linspace(0, 1, logits.shape[1]) if is_padded else logits
+
+    engine.model.forward = padded_rows_disturb
+    said = []
+    model = GraphedModel(engine.model, CPU)
+    model.capture(RerunCapturer(), said.append)
+    assert "padded decode steps give logits that are off by" in said[-1]
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 5])
+def test_graphs_are_checked_in_the_smallest_kv_cache(num_blocks):
+    engine = make_engine(tiny_model("qwen3_moe"), BatchedBackend(), num_blocks=num_blocks)
+    model = GraphedModel(engine.model, CPU)
+    said = []
+    model.capture(RerunCapturer(), said.append)
+    assert said[-1].endswith("and checked them")

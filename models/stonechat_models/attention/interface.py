@@ -38,13 +38,29 @@ class PagedContext:
         value: torch.Tensor,
         spec: AttentionSpec,
     ) -> torch.Tensor:
+        slots, _, _ = self.places(layer, query.device)
+        num_tokens = len(slots)
+        self.cache.write(layer, slots, key[:num_tokens], value[:num_tokens])
+        return self.attend_kept(layer, query, spec)
+
+    def places(
+        self, layer: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the step's keys and values go: slots int64[T], for the layer's keys and values
+        [slots, Hkv, D] of the cache."""
+        slots = self._batch_on(device).slot_mapping
+        return slots, self.cache.keys[layer], self.cache.values[layer]
+
+    def attend_kept(self, layer: int, query: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        """As `attend`, with the step's keys and values in the cache already."""
         cache, batch = self.cache, self._batch_on(query.device)
         num_tokens, num_rows = batch.num_tokens, query.shape[0]
-        cache.write(layer, batch.slot_mapping, key[:num_tokens], value[:num_tokens])
         keys, values = cache.keys[layer], cache.values[layer]
         attended = self.backend.attend(
             query[:num_tokens], keys, values, batch, cache.block_size, spec
         )
+        if num_rows == num_tokens:
+            return attended
         return F.pad(attended, (0, 0, 0, 0, 0, num_rows - num_tokens))
 
     def _batch_on(self, device: torch.device) -> ForwardBatch:

@@ -59,10 +59,11 @@ class TritonBackend:
         output = query.new_empty(query.shape[0], query.shape[1], values.shape[2])
         num_decodes = _num_decodes(batch)
         shape = _shape(query, keys, values, block_size, spec)
-        if num_decodes:
-            self._decode(query, keys, values, batch, spec, shape, output)
-        if num_decodes < batch.num_seqs:
-            _prefill(query, keys, values, batch, spec, shape, num_decodes > 0, output)
+        with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+            if num_decodes:
+                self._decode(query, keys, values, batch, spec, shape, output)
+            if num_decodes < batch.num_seqs:
+                _prefill(query, keys, values, batch, spec, shape, num_decodes > 0, output)
         return output
 
     def num_splits(self, num_seqs: int, num_kv_heads: int, max_context_len: int, keys: int) -> int:

@@ -148,3 +148,24 @@ def test_what_is_right_is_taken(offered):
 def test_nothing_is_tried_elsewhere():
     assert choose.choose_attention("auto", CPU, trial()).name == "batched"
     assert choose.choose_attention("sdpa", CPU, trial()).name == "sdpa"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
+def test_the_trial_of_a_model_is_of_its_own_layers(family):
+    from stonechat_models.transformers_model import TransformersModel
+    from tests.models.engines import model_info
+    from tests.models.tiny_models import tiny_model
+
+    model = TransformersModel(tiny_model(family), model_info(), SdpaBackend())
+    model.attention_trial.run(BatchedBackend())
+    features = {
+        (k.spec.sliding_window is not None, k.spec.softcap is not None, k.spec.sinks is not None)
+        for k in model.attention_trial.kinds
+    }
+    assert features == {
+        "llama": {(False, False, False)},
+        "gemma2": {(True, True, False), (False, True, False)},
+        "gpt_oss": {(True, False, True), (False, False, True)},
+    }[family]
+    model.set_attention(BatchedBackend())
+    assert model.info.attention_backend == "batched"
