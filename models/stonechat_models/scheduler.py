@@ -79,10 +79,12 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         output = SchedulerOutput()
         budget = self.max_batch_tokens
+        num_preemptions = self.num_preemptions
         for sequence in sorted(self.running, key=_decode_first):
             if budget == 0:
                 break
-            if sequence in self.running:  # an earlier one may have preempted it
+            # An earlier one may have preempted it.
+            if self.num_preemptions == num_preemptions or sequence in self.running:
                 budget -= self._schedule_running(sequence, budget, output)
         while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
             num_tokens = self._admit(self.waiting[0], budget, output)
@@ -101,6 +103,7 @@ class Scheduler:
         del sequence.in_flight[0]
         was_prefilling = sequence.num_computed < sequence.num_prompt_tokens
         sequence.num_computed += item.num_tokens
+        sequence.num_promised -= item.reaches_end
         self._register_blocks(sequence)
         if was_prefilling and sequence.num_computed >= sequence.num_prompt_tokens:
             self._release_followers(sequence)
@@ -108,7 +111,10 @@ class Scheduler:
     def cancel(self, item: Scheduled) -> None:
         """Take a share of a step back that will not be computed; later ones must be back before."""
         if not item.is_void:
-            assert item.sequence.in_flight.pop() is item, "the last one is taken back first"
+            sequence = item.sequence
+            assert sequence.in_flight.pop() is item, "the last one is taken back first"
+            sequence.num_launched -= item.num_tokens
+            sequence.num_promised -= item.reaches_end
             item.is_void = True
 
     def remove(self, sequence: Sequence) -> None:
@@ -132,6 +138,9 @@ class Scheduler:
         for sequence in everyone:
             assert 0 <= sequence.num_computed <= len(sequence.token_ids)
             assert len(sequence.block_table) >= self._num_blocks(sequence.num_launched)
+            num_in_flight = sum(item.num_tokens for item in sequence.in_flight)
+            assert sequence.num_launched == sequence.num_computed + num_in_flight
+            assert sequence.num_promised == sum(item.reaches_end for item in sequence.in_flight)
 
     # --- one sequence ---
 
@@ -183,15 +192,16 @@ class Scheduler:
             sequence.num_launched,
             num_tokens,
             reaches_end,
-            builds_on=sequence.in_flight[-1] if is_promised else None,
+            sequence.in_flight[-1] if is_promised else None,
         )
+        sequence.num_launched += num_tokens
+        sequence.num_promised += reaches_end
         sequence.in_flight.append(item)
         output.scheduled.append(item)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free(sequence)
-        sequence.num_computed = 0
         sequence.num_registered_blocks = 0
         self.num_preemptions += 1
         self._enqueue(sequence)
@@ -217,6 +227,8 @@ class Scheduler:
         for item in sequence.in_flight:
             item.is_void = True
         sequence.in_flight = []
+        sequence.num_promised = 0
+        sequence.set_computed(0)
         self.pool.release(sequence.block_table)
         sequence.block_table = []
 
@@ -236,7 +248,7 @@ class Scheduler:
         for block_id in shared:
             self.pool.share(block_id)
         sequence.block_table = shared
-        sequence.num_computed = len(shared) * self.block_size
+        sequence.set_computed(len(shared) * self.block_size)
         sequence.num_registered_blocks = len(shared)
         group = sequence.group
         if group.scheduled_time is None:
@@ -281,7 +293,7 @@ class Scheduler:
         copy = self.pool.allocate()
         output.block_copies.append((source[-1], copy))
         sequence.block_table = [*source[:-1], copy]
-        sequence.num_computed = sequence.num_prompt_tokens - 1
+        sequence.set_computed(sequence.num_prompt_tokens - 1)
         sequence.num_registered_blocks = len(source) - 1
 
     def _promote(self, group: Request) -> None:

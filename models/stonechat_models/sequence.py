@@ -59,6 +59,10 @@ class Sequence:
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
+    num_launched: int = 0
+    """Tokens that are computed or in flight."""
+    num_promised: int = 0
+    """Tokens that the steps under way will add."""
     in_flight: list["Scheduled"] = field(default_factory=list)
     """The sequence's share of the steps under way, oldest first."""
     num_registered_blocks: int = 0
@@ -71,24 +75,15 @@ class Sequence:
         return self.sampling.choice_index
 
     @property
-    def num_launched(self) -> int:
-        """Tokens that are computed or in flight."""
-        return self.num_computed + sum(item.num_tokens for item in self.in_flight)
-
-    @property
-    def num_promised(self) -> int:
-        return sum(item.reaches_end for item in self.in_flight)
-
-    @property
     def num_remaining(self) -> int:
         """Known and promised tokens that no step has yet: 1 when decoding, more when prefilling.
 
         0 while the last token that the sequence may have is on its way.
         """
-        num_promised = self.num_promised
-        if num_promised and self.num_output_tokens + num_promised >= self.max_tokens:
+        num_tokens, num_promised = len(self.token_ids), self.num_promised
+        if num_promised and num_tokens - self.num_prompt_tokens + num_promised >= self.max_tokens:
             return 0
-        return len(self.token_ids) + num_promised - self.num_launched
+        return num_tokens + num_promised - self.num_launched
 
     @property
     def num_output_tokens(self) -> int:
@@ -97,6 +92,10 @@ class Sequence:
     @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None
+
+    def set_computed(self, num_tokens: int) -> None:
+        """Say how many tokens have their keys and values in `block_table`; none are in flight."""
+        self.num_computed = self.num_launched = num_tokens
 
     def append(self, token_id: int) -> None:
         self.token_ids.append(token_id)
