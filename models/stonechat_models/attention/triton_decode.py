@@ -11,7 +11,7 @@ import triton.language as tl
 from stonechat_models.attention.triton_tile import LOG2E, attend_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_table"])  # it differs from step to step
 def decode_kernel(
     query,  # [T, H, DK]
     keys,  # [slots, Hkv, DK]

@@ -25,7 +25,7 @@ def sequence_of_tile(query_start, tile, num_seqs, BLOCK_Q: tl.constexpr):
     return low - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs", "stride_table"])  # they differ from step to step
 def prefill_kernel(
     query,  # [T, H, DK]
     keys,  # [slots, Hkv, DK]
