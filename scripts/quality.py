@@ -1,25 +1,32 @@
 """Measure what quantisation costs: perplexity and KL divergence against float32, on one text.
 
-The reference is the model's own PyTorch code in float32, with a GGUF's weights dequantised. The
-compiled path is measured once for each way of keeping the weights. Example:
+The reference is the model's own PyTorch code in float32 without a cache, with a GGUF's weights
+dequantised. A backend is measured once for each way of keeping weights and KV cache. Examples:
 
     python scripts/quality.py --model model.gguf --quantize auto int8
+    python scripts/quality.py --backend transformers --kv-cache-dtype auto fp8
+
+`--torchao` measures the layers that a GPU would have (not int4, whose kernels are for CUDA alone):
+computed here, in bfloat16, and without a cache.
 """
 
 import argparse
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from stonechat_models.build import build_engine
 from stonechat_models.config import EngineConfig
-from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.forward_batch import ForwardBatch
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.forward_batch import CausalModel, ForwardBatch
 from stonechat_models.loader import ModelFiles, load_module, resolve_model
-from stonechat_models.native import NativeModel, supports
 from stonechat_models.tokenizer import Tokenizer
+from stonechat_models.torchao_linear import torchao_linear
 
 TEXT = Path(__file__).parent.parent / "tests" / "data" / "quality_text.txt"
 BLOCK_SIZE = 16
@@ -40,35 +47,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="default")
     parser.add_argument("--quantize", nargs="+", default=["auto"])
+    parser.add_argument("--backend", default="native", choices=("native", "transformers"))
+    parser.add_argument("--kv-cache-dtype", nargs="+", default=["auto"])
+    parser.add_argument("--torchao", nargs="+", default=[], choices=("none", "int8", "fp8"))
     parser.add_argument("--text", type=Path, default=TEXT)
     arguments = parser.parse_args()
-    config = EngineConfig(model=arguments.model, device="cpu")
-    files = resolve_model(config, report)
+    plain = EngineConfig(
+        model=arguments.model,
+        device="cpu",
+        backend=arguments.backend,
+        max_model_len=WINDOW,
+        max_num_seqs=1,
+    )
+    files = resolve_model(plain, report)
     ids = Tokenizer.from_folder(files.folder).encode(arguments.text.read_text(encoding="utf-8"))
     windows = [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW)]
-    expected = [w.float() for w in reference_logits(files, config, windows)]
-    print(f"{files.name}, {len(ids)} tokens in windows of {WINDOW}\n")
-    print("| weights | perplexity | against float32 | mean KL | largest KL | same argmax |")
-    print("|---|---|---|---|---|---|")
+    expected = [w.float() for w in reference_logits(files, plain, windows)]
+    print(f"{files.name}, {len(ids)} tokens in windows of {WINDOW}, {arguments.backend}\n")
+    print("| weights | KV cache | perplexity | against float32 | mean KL | largest KL | argmax |")
+    print("|---|---|---|---|---|---|---|")
     base = compare(windows, expected, expected)
-    print(f"| float32 (transformers) | {base.perplexity:.4f} | | | | |")
-    for quantize in arguments.quantize:
-        settings = EngineConfig(model=arguments.model, device="cpu", quantize=quantize)
-        reason = supports(files, settings)
-        if reason is not None:
-            print(f"| {quantize}: not compiled ({reason}) | | | | | |")
-            continue
+    print(f"| float32 (reference) | none | {base.perplexity:.4f} | | | | |")
+    for quantize, kv_cache_dtype in product(arguments.quantize, arguments.kv_cache_dtype):
+        config = replace(plain, quantize=quantize, kv_cache_dtype=kv_cache_dtype)
         try:
-            model = NativeModel.load(files, settings, report)
-        except UnsupportedModelError as error:
-            print(f"| {quantize}: not compiled ({error}) | | | | | |")
+            model = build_engine(config, report)[0].model
+        except ModelLoadError as error:
+            print(f"| {quantize}: {error} | {kv_cache_dtype} | | | | | |")
             continue
-        found = compare(windows, expected, [native_logits(model, w) for w in windows])
-        change = found.perplexity / base.perplexity - 1
-        print(
-            f"| {model.info.quantization} ({quantize}) | {found.perplexity:.4f} | {change:+.2%} "
-            f"| {found.mean_kl:.5f} | {found.largest_kl:.3f} | {found.same_argmax:.1%} |"
-        )
+        found = compare(windows, expected, [logits_of(model, w) for w in windows])
+        print(row(f"{model.info.quantization} ({quantize})", kv_cache_dtype, found, base))
+    for precision in arguments.torchao:
+        found = compare(windows, expected, torchao_logits(files, plain, windows, precision))
+        print(row(f"{precision} (bfloat16, torchao)", "none", found, base))
+
+
+def row(weights: str, kv_cache: str, found: Quality, base: Quality) -> str:
+    change = found.perplexity / base.perplexity - 1
+    return (
+        f"| {weights} | {kv_cache} | {found.perplexity:.4f} | {change:+.2%} "
+        f"| {found.mean_kl:.5f} | {found.largest_kl:.3f} | {found.same_argmax:.1%} |"
+    )
 
 
 def report(line: str) -> None:
@@ -83,7 +102,21 @@ def reference_logits(
         return [module(torch.tensor([w]), use_cache=False).logits[0] for w in windows]
 
 
-def native_logits(model: NativeModel, ids: list[int]) -> torch.Tensor:
+def torchao_logits(
+    files: ModelFiles, config: EngineConfig, windows: list[list[int]], precision: str
+) -> list[torch.Tensor]:
+    module = load_module(files, config, torch.device("cpu"), torch.bfloat16, progress=report)
+    head = module.get_output_embeddings()
+    linears = [(n, m) for n, m in module.named_modules() if type(m) is nn.Linear and m is not head]
+    for name, linear in linears if precision != "none" else ():
+        layer = torchao_linear(linear.weight, linear.bias, precision)
+        if layer is not None:
+            module.set_submodule(name, layer)
+    with torch.inference_mode():
+        return [module(torch.tensor([w]), use_cache=False).logits[0] for w in windows]
+
+
+def logits_of(model: CausalModel, ids: list[int]) -> torch.Tensor:
     num_blocks = math.ceil(len(ids) / BLOCK_SIZE)
     model.allocate_kv_cache(num_blocks, BLOCK_SIZE)
     positions = torch.arange(len(ids))
