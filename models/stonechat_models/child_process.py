@@ -27,14 +27,14 @@ logger = logging.getLogger(__name__)
 
 
 class ChildProcess:
-    """Runs `engine_child`. A thread of its own writes to the pipe, so `send` never waits."""
+    """Runs `module`. A thread of its own writes to the pipe, so `send` never waits."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, module: str = "stonechat_models.engine_child") -> None:
         ours, theirs = Pipe()
         with theirs:
             number = theirs.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "stonechat_models.engine_child", str(number)],
+                [sys.executable, "-P", "-m", module, str(number)],
                 pass_fds=[number],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},

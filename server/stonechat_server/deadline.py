@@ -23,6 +23,9 @@ class Deadline:
         self._when = None if seconds is None else self._loop.time() + seconds
         self._error: APIError | None = None
         self._scope: asyncio.Timeout | None = None
+        self._waiting: asyncio.Task[object] | None = None
+        """The task that waits for an output."""
+        self._is_over = False
 
     def remaining(self) -> float | None:
         """Seconds left, never below 0."""
@@ -34,6 +37,7 @@ class Deadline:
         self._when = self._loop.time()
         if self._scope is not None:
             self._scope.reschedule(self._when)
+        self._on_time()
 
     async def run(self, work: Awaitable[T]) -> T:
         """The result of `work`. At the deadline it is cancelled, and `APIError` raised."""
@@ -52,14 +56,38 @@ class Deadline:
             self._scope = None
 
     async def limit(self, outputs: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-        """The outputs until the deadline; then raises `APIError` (504, or what expired it)."""
+        """The outputs until the deadline; then raises `APIError` (504, or what expired it).
+
+        One timer serves all outputs, so that each of them costs little.
+        """
         iterator = aiter(outputs)
-        while True:
-            try:
-                output = await self.run(anext(iterator))
-            except StopAsyncIteration:
-                return
-            yield output
+        timer = None if self._when is None else self._loop.call_at(self._when, self._on_time)
+        try:
+            while not self._is_over:
+                try:
+                    yield await self._next(iterator)
+                except StopAsyncIteration:
+                    return
+            raise self._exceeded()
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def _next(self, iterator: AsyncIterator[T]) -> T:
+        task = self._waiting = asyncio.current_task()
+        try:
+            return await anext(iterator)
+        except asyncio.CancelledError:
+            if self._is_over and task is not None and task.uncancel() == 0:
+                raise self._exceeded() from None
+            raise
+        finally:
+            self._waiting = None
+
+    def _on_time(self) -> None:
+        self._is_over = True
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     def _exceeded(self) -> APIError:
         return self._error or timed_out(

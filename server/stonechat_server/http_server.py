@@ -6,7 +6,6 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from sse_starlette.sse import AppStatus
 
 from stonechat_server.connections import allow_many
 from stonechat_server.lifecycle import DrainingServer, Lifecycle
@@ -41,8 +40,6 @@ def serve(
     tls_key: Path | None = None,
 ) -> int:
     """Serve until a signal and the drain after it; 0, or 1 when the start failed."""
-    # Streams end by themselves within the grace period; sse-starlette would cut them at once.
-    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     allow_many()
     config = uvicorn.Config(
         app,

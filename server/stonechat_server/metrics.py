@@ -5,8 +5,10 @@ Names and meanings follow vLLM's where both servers measure the same, under the 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -16,7 +18,12 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from stonechat_server.admission import FinishedRequest
@@ -43,7 +50,6 @@ CHOICE_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 @dataclass(frozen=True, slots=True)
 class _Histograms:
     first_token: Histogram
-    inter_token: Histogram
     per_token: Histogram
     end_to_end: Histogram
     queue: Histogram
@@ -68,6 +74,13 @@ class Metrics:
         self._model_name = model_name
         self._registry = CollectorRegistry()
         self._histograms = self._make_histograms()
+        self._inter_token = _TokenHistogram(
+            PREFIX + "inter_token_latency_seconds",
+            "Between a choice's steps with tokens",
+            model_name,
+            TOKEN_LATENCY_BUCKETS,
+        )
+        self._registry.register(self._inter_token)
         self._success = self._counter(
             "request_success", "Requests by the reason that each choice ended", "finished_reason"
         )
@@ -106,7 +119,7 @@ class Metrics:
 
     def token_clock(self) -> "TokenClock":
         """Times the tokens of one request."""
-        return TokenClock(self._histograms.inter_token.observe)
+        return TokenClock(self._inter_token.observe)
 
     def request_finished(self, record: FinishedRequest) -> None:
         """Observe a request that reached the engine."""
@@ -136,7 +149,6 @@ class Metrics:
         make = self._histogram
         return _Histograms(
             make("time_to_first_token_seconds", "From arrival to the first token", latency),
-            make("inter_token_latency_seconds", "Between a choice's steps with tokens", token),
             make("request_time_per_output_token_seconds", "Decode time a token", token),
             make("e2e_request_latency_seconds", "From arrival to the end", latency),
             make("request_queue_time_seconds", "From arrival to the first scheduling", latency),
@@ -174,6 +186,34 @@ class TokenClock:
                 if last is not None:
                     self._observe(now - last)
                 self._last[delta.index] = now
+
+
+class _TokenHistogram(Collector):
+    """A histogram that is observed with every token: by the event loop alone, so without a lock."""
+
+    def __init__(
+        self, name: str, documentation: str, model_name: str, bounds: Sequence[float]
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._model_name = model_name
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        names = [*map(str, self._bounds), "+Inf"]
+        buckets = list(zip(names, accumulate(self._counts), strict=True))
+        family = HistogramMetricFamily(self._name, self._documentation, labels=["model_name"])
+        family.add_metric([self._model_name], buckets, self._sum)
+        yield family
 
 
 class _EngineCollector(Collector):

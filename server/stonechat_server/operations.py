@@ -50,7 +50,8 @@ class Run:
             async for output in limited:
                 self.clock.add(output, time.monotonic())
                 self.num_tokens = self.num_tokens or output.num_prompt_tokens
-                self.num_tokens += sum(delta.num_tokens for delta in output.deltas)
+                for delta in output.deltas:
+                    self.num_tokens += delta.num_tokens
                 if self.texts is not None:
                     for delta in output.deltas:
                         self.texts.setdefault(delta.index, []).append(delta.text)
