@@ -8,7 +8,7 @@ from stonechat_models.config import EngineConfig, KvCacheDtype, Precision
 from stonechat_models.errors import UnsupportedModelError
 
 FP8 = torch.float8_e4m3fn
-LEAST_CAPABILITY = {"int8": (0, 0), "int4": (8, 0), "fp8": (8, 9)}
+LEAST_CAPABILITY: dict[Precision, tuple[int, int]] = {"int8": (0, 0), "int4": (8, 0), "fp8": (8, 9)}
 """CUDA compute capability that quantised weights need."""
 FP8_KV_CAPABILITY = (8, 9)
 """From which on Triton converts float8."""

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stonechat_models.architecture import context_length, refuse_unserved_layers
 from stonechat_models.cache import Progress
-from stonechat_models.config import EngineConfig, Quantize
+from stonechat_models.config import EngineConfig, Precision, Quantize
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.headers import ModelHeaders, TensorHeader, read_headers
+
+if TYPE_CHECKING:
+    import torch
 
 GGUF_INPUT, GGUF_HEAD = "token_embd.weight", "output.weight"
 INPUT_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
@@ -21,6 +24,8 @@ NATIVE_FORMS: dict[Quantize, str] = {"auto": "as stored", "int8": "int8", "int4"
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BITS = {"int8": 8.5, "int4": 5.0}
 """Bits a weight with its scales, in groups of 32."""
+INT4_MULTIPLE = 1024
+"""Inputs to a multiple of which an int4 matrix on CUDA is filled up."""
 ROUTER_NAMES = ("gate.weight", "router.weight", "shared_expert_gate.weight", "ffn_gate_inp.weight")
 
 
@@ -88,6 +93,7 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
     weights = [t for t in headers.tensors if t.name not in GGUF_ONLY]
     text = _text_config(headers.config)
     refusal, limit = _served_length(text, config.max_model_len)
+    refusal = refusal or _format_refusal(config, device)
     native_refusal = _native_refusal(headers, config, device.type)
     kv_elements = _kv_elements(text)
     forms = _forms(headers, weights, config, device.type, native_refusal, kv_elements)
@@ -131,6 +137,16 @@ def _served_length(config: dict[str, Any], requested: int | None) -> tuple[str |
         return str(error), context_length(config, None)
 
 
+def _format_refusal(config: EngineConfig, device: "torch.device") -> str | None:
+    from stonechat_models.number_formats import refuse_weight_format
+
+    try:
+        refuse_weight_format(config, device)
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
+
+
 def _refuse_unknown(model_type: str) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -150,6 +166,8 @@ def _native_refusal(headers: ModelHeaders, config: EngineConfig, device_type: st
         return "the transformers backend was asked for"
     if config.dtype != "auto":
         return "a dtype was asked for, and it keeps weights as stored"
+    if config.kv_cache_dtype != "auto":
+        return f"it keeps keys and values in half precision, and not in {config.kv_cache_dtype}"
     if find_compiler() is None:
         return "there is no C++ compiler (g++ or clang++)"
     try:
@@ -200,9 +218,10 @@ def _forms(
     text = _text_config(headers.config)
     tied = not any(_is_head(tensor) for tensor in weights)
 
-    def form(name: str, backend: str, size: Callable[[TensorHeader], int], kv_bytes: int,
+    def form(name: str, backend: str, size: Callable[[TensorHeader], int], own_kv_bytes: int,
              is_default: bool, head: int = 0) -> ServingForm:  # fmt: skip
         """`head`: bytes of a head that is kept beside the embedding it is tied to."""
+        kv_bytes = {"auto": own_kv_bytes, "bfloat16": 2, "fp8": 1}[config.kv_cache_dtype]
         sizes = [(tensor, size(tensor)) for tensor in weights]
         return ServingForm(
             name=name,
@@ -227,6 +246,13 @@ def _forms(
         if device_type != "cpu" or dtype != "float16" or dtype == default:
             plain = partial(_plain_bytes, size=size)
             forms.append(form(dtype, "transformers", plain, size, is_float and dtype == default))
+    if device_type == "cuda":
+        for precision in _gpu_precisions():
+            size = 2 if precision != "int8" else DTYPE_BYTES[default]
+            mixed = partial(_gpu_bytes, precision=precision, size=size)
+            is_default = config.quantize == precision
+            forms.append(form(precision, "transformers", mixed, size, is_default))
+        return tuple(forms)
     # Quantised through PyTorch: on a CPU float32 beside the codes, elsewhere int8 alone.
     size = 4 if device_type == "cpu" and config.dtype == "auto" else DTYPE_BYTES[default]
     for quantize in ("int8", "int4") if device_type == "cpu" else ("int8",):
@@ -264,6 +290,33 @@ def _mixed_bytes(tensor: TensorHeader, bits: float, size: int) -> int:
     if len(tensor.shape) < 2 or _is_input(tensor) or tensor.name.endswith(ROUTER_NAMES):
         return tensor.num_elements * size
     return round(tensor.num_elements * (8.5 if _is_head(tensor) else bits) / 8)
+
+
+def _gpu_precisions() -> list[Precision]:
+    """What the first CUDA device can have."""
+    import torch
+
+    from stonechat_models.number_formats import LEAST_CAPABILITY
+
+    capability = torch.cuda.get_device_capability()
+    return [precision for precision, least in LEAST_CAPABILITY.items() if capability >= least]
+
+
+def _gpu_bytes(tensor: TensorHeader, precision: Precision, size: int) -> int:
+    """Linears that fit in codes (`torchao_linear`); the head, experts and all else as they are."""
+    names = (*INPUT_NAMES, *HEAD_NAMES, *ROUTER_NAMES)
+    is_linear = len(tensor.shape) == 2 and not tensor.name.endswith(names)
+    if not is_linear or tensor.name in (GGUF_INPUT, GGUF_HEAD) or _is_expert(tensor):
+        return tensor.num_elements * size
+    rows, columns = tensor.shape
+    if precision == "int8":
+        return rows * (columns + 5)
+    if precision == "fp8" and rows % 16 == columns % 16 == 0:
+        return rows * (columns + 4)
+    if precision == "int4" and columns % 32 == 0:
+        padded = -(-columns // INT4_MULTIPLE) * INT4_MULTIPLE
+        return round(rows * padded * QUANTIZED_BITS["int4"] / 8)
+    return tensor.num_elements * size
 
 
 def _default_dtype(headers: ModelHeaders, config: EngineConfig, device_type: str) -> str:

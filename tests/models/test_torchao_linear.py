@@ -6,15 +6,17 @@ place the test puts a packing that keeps the codes, and a product that follows t
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("torchao")
 
-from stonechat_models import quantize, quantized_linear
-from stonechat_models.config import Precision
+from stonechat_models import device, quantize, quantized_linear
+from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.quantized_linear import QuantizedLinear, TorchLinear, WeightOnlyLinear
+from stonechat_models.survey import ServingForm, survey_model
 from stonechat_models.torchao_linear import TorchaoLinear, torchao_linear
 from tests.models.engines import generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
@@ -189,6 +191,43 @@ def test_what_is_left_is_named(int4_kernels: None, as_on_cuda: None) -> None:
     assert len(replaced) == 2 * 4
     saved = sum(m.in_features * m.out_features * 2 - m.num_bytes for m in replaced)
     assert quantize.weight_bytes(module) == before - saved
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "qwen3_moe"])
+def test_the_survey_knows_the_sizes(
+    int4_kernels: None,
+    as_on_cuda: None,
+    family: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(device, "choose_device", lambda _: cuda)
+    monkeypatch.setattr(device, "free_memory", lambda _: 1 << 33)
+    monkeypatch.setattr(device, "total_memory", lambda _: 1 << 34)
+    sizes = {"hidden_size": 96, "intermediate_size": 200, "vocab_size": 512}
+    module = tiny_model(family, **sizes).to(torch.bfloat16)
+    module.save_pretrained(tmp_path)
+
+    def forms(**changes: object) -> dict[str, ServingForm]:
+        config = EngineConfig(model=str(tmp_path), **changes)  # type: ignore[arg-type]
+        return {form.name: form for form in survey_model(config, lambda line: None).forms}
+
+    found = forms()
+    for precision in PRECISIONS:
+        copied = copy.deepcopy(module)
+        quantize.quantize_module(copied, precision, None)
+        assert found[precision].weight_bytes == pytest.approx(
+            quantize.weight_bytes(copied), rel=0.01
+        )
+        assert [n for n, f in forms(quantize=precision).items() if f.is_default] == [precision]
+    assert (
+        found["fp8"].kv_bytes_per_token == 2 * forms(kv_cache_dtype="fp8")["fp8"].kv_bytes_per_token
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (8, 0))
+    assert not {"fp8"} & set(forms())
+    config = EngineConfig(model=str(tmp_path), quantize="fp8")
+    assert "has 8.0" in str(survey_model(config, lambda line: None).refusal)
 
 
 def test_layers_on_cuda_go_to_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
