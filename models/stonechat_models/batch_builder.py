@@ -19,14 +19,14 @@ def build_batch(
     device: torch.device,
     promised: torch.Tensor | None = None,
 ) -> ForwardBatch:
-    """Pack each item's tokens; items that reach their end get a logits row.
+    """Pack each item's tokens; items that reach their end get a logits row, and one a guess.
 
     `promised`, int64[rows], are the tokens that items build on and the host does not know yet.
     """
-    sizes = [item.num_tokens for item in items]
+    sizes = [item.num_tokens + len(item.draft) for item in items]
     query_start = [0, *np.cumsum(sizes).tolist()]
     starts = [item.start for item in items]
-    context_lens = [start + size for start, size in zip(starts, sizes, strict=True)]
+    context_lens = [item.context_len for item in items]
     widths = [-(-length // block_size) for length in context_lens]
     block_table = np.zeros((len(items), max(widths)), dtype=np.int32)
     token_ids: list[int] = []
@@ -35,12 +35,17 @@ def build_batch(
         token_ids += sequence.token_ids[starts[i] : context_lens[i]]
         if _is_promised(item):
             token_ids.append(0)
+        token_ids += item.draft
         block_table[i, : widths[i]] = sequence.block_table[: widths[i]]
     row_of_token = np.repeat(np.arange(len(items)), sizes)
     offsets = np.arange(query_start[-1]) - np.repeat(query_start[:-1], sizes)
     positions = np.repeat(starts, sizes) + offsets
     blocks = block_table[row_of_token, positions // block_size].astype(np.int64)
-    logits_index = [query_start[i + 1] - 1 for i, item in enumerate(items) if item.reaches_end]
+    logits_index = [
+        row
+        for item, end in zip(items, query_start[1:], strict=True)
+        for row in range(end - item.num_rows, end)
+    ]
     # Two copies to the device rather than seven.
     ids, at, slots, rows = _to_device(
         [token_ids, positions, blocks * block_size + positions % block_size, logits_index],

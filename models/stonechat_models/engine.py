@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from stonechat_models.batch_builder import build_batch
+from stonechat_models.drafter import Drafter, PastFollower, TextFollower
 from stonechat_models.errors import StepError
 from stonechat_models.forward_batch import CausalModel
 from stonechat_models.host_copy import to_device
@@ -66,6 +67,8 @@ class StepCounters:
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
     num_failed_steps: int = 0
     num_fruitless_steps: int = 0
     """Steps in a row in which the model raised for every sequence. A row that cannot be sampled
@@ -81,6 +84,9 @@ class Engine:
     launches a third on tokens that only the device knows. What was computed for sequences that
     turn out to have ended is dropped.
 
+    Sequences with a prediction (all sequences, with `prompt_lookup`) guess tokens ahead, which a
+    step verifies.
+
     A step never raises for a fault of the model: the work is run again in halves until the
     sequences that fail alone are known, and only those end, with `FinishReason.ERROR`.
     """
@@ -94,6 +100,7 @@ class Engine:
         device: torch.device,
         prefix_caching: bool = True,
         overlap: bool = False,
+        prompt_lookup: bool = False,
     ) -> None:
         info = model.info
         self.model = model
@@ -110,6 +117,7 @@ class Engine:
             prefix_caching=prefix_caching,
         )
         self._overlap = overlap
+        self._prompt_lookup = prompt_lookup
         self._sampled: _Step | None = None
         self._forwarded: _Step | None = None
         """With `overlap`, the steps under way: the older one, then the one that builds on it."""
@@ -146,8 +154,16 @@ class Engine:
                     max_tokens=min(params.max_tokens or room, room),
                 )
             )
+            group.sequences[-1].drafter = self._new_drafter(request, group.sequences[-1])
         self._requests[request.request_id] = group
         self.scheduler.add(group)
+
+    def _new_drafter(self, request: GenerateRequest, sequence: Sequence) -> Drafter | None:
+        if request.prediction_token_ids:
+            return Drafter(TextFollower(request.prediction_token_ids))
+        if self._prompt_lookup:
+            return Drafter(PastFollower(sequence.token_ids))
+        return None
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Drop a request, or one choice of it, and free its blocks; unknown ones are fine."""
@@ -183,6 +199,8 @@ class Engine:
             num_generated_tokens=counters.num_generated_tokens,
             num_cache_queried_tokens=scheduler.num_queried_tokens,
             num_cache_hit_tokens=scheduler.num_hit_tokens,
+            num_drafted_tokens=counters.num_drafted_tokens,
+            num_accepted_draft_tokens=counters.num_accepted_draft_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_failed_steps=counters.num_failed_steps,
             last_step_seconds=counters.last_step_seconds,
@@ -234,15 +252,19 @@ class Engine:
 
     def _sample(self, step: _Step) -> None:
         """Begin to choose the tokens of what still counts in a step."""
-        ending = [item for item in step.items if item.reaches_end]
-        rows = [row for row, item in enumerate(ending) if not item.is_void]
+        rows: list[int] = []
+        states: list[SamplingState] = []
+        num_rows = 0
+        for item in step.items:
+            if item.reaches_end and not item.is_void:
+                item.row = len(rows)
+                rows += range(num_rows, num_rows + item.num_rows)
+                states += _states(item)
+            num_rows += item.num_rows
         logits = step.logits
-        if len(rows) < len(ending):
+        if len(rows) < num_rows:
             logits = logits[to_device(rows, logits.device, torch.int64)]
-        items = [ending[row] for row in rows]
-        for row, item in enumerate(items):
-            item.row = row
-        step.sampling = self.sampler.launch(logits, [item.sequence.sampling for item in items])
+        step.sampling = self.sampler.launch(logits, states)
 
     def _read(self, step: _Step) -> SampledTokens:
         assert step.sampling is not None, "a step is sampled before it is read"
@@ -298,24 +320,38 @@ class Engine:
         for item in items:
             if item.is_void:
                 continue
-            sequence = item.sequence
             self._count(item)
             self.scheduler.finish_step(item)
             if not item.reaches_end:
                 continue
-            error = sampled.errors.get(item.row)
-            if error is None:
-                token_id, logprobs = sampled.token_ids[item.row], sampled.logprobs[item.row]
-                outputs.append(self._accept(sequence, token_id, logprobs))
-            else:
+            outputs += self._accept_rows(item, sampled)
+        return outputs
+
+    def _accept_rows(self, item: Scheduled, sampled: SampledTokens) -> list[TokenOutput]:
+        """The token of an item's first row, and of each further one whose guess was right."""
+        sequence, outputs = item.sequence, []
+        for i, row in enumerate(range(item.row, item.row + item.num_rows)):
+            error = sampled.errors.get(row)
+            if error is not None:
                 outputs.append(self._fail(sequence, error))
+                break
+            self.counters.num_generated_tokens += 1
+            outputs.append(self._accept(sequence, sampled.token_ids[row], sampled.logprobs[row]))
+            is_guessed = i < len(item.draft) and item.draft[i] == sampled.token_ids[row]
+            if sequence.is_finished or not is_guessed:
+                break
+            self.scheduler.keep_guess(sequence)
+        if item.draft and sequence.drafter is not None:
+            num_kept = len(outputs) - 1
+            sequence.drafter.judge(len(item.draft), num_kept)
+            self.counters.num_drafted_tokens += len(item.draft)
+            self.counters.num_accepted_draft_tokens += num_kept
         return outputs
 
     def _count(self, item: Scheduled) -> None:
         self._num_processed += 1
         num_prompt = min(item.num_tokens, max(0, item.sequence.num_prompt_tokens - item.start))
         self.counters.num_prompt_tokens += num_prompt
-        self.counters.num_generated_tokens += item.reaches_end
 
     def _accept(
         self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
@@ -325,8 +361,6 @@ class Engine:
         except StepError as error:
             return self._fail(sequence, str(error))
         state = sequence.sampling
-        if state.suppressed_ids and sequence.num_output_tokens >= state.params.min_tokens:
-            state.suppressed_ids = ()
         is_stop_token = self._is_stop_token(sequence, token_id)
         finish_reason = None
         if is_stop_token or (state.constraint is not None and state.constraint.is_finished):
@@ -372,3 +406,9 @@ class Engine:
         self.scheduler.remove(sequence)
         if not sequence.group.sequences:
             del self._requests[sequence.group.request_id]
+
+
+def _states(item: Scheduled) -> list[SamplingState]:
+    """What each of an item's rows is sampled with."""
+    state = item.sequence.sampling
+    return [state, *state.ahead(item.draft)]

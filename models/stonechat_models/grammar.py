@@ -79,6 +79,12 @@ class GrammarConstraint:
         """Whether this token may come next."""
         return bool(self._matcher.validate_tokens([token_id]) == 1)
 
+    def fork(self) -> "GrammarConstraint":
+        """See `TokenConstraint`."""
+        forked = GrammarConstraint(self._matcher.deep_copy())
+        forked._is_finished = self._is_finished
+        return forked
+
     @property
     def is_finished(self) -> bool:
         return self._is_finished

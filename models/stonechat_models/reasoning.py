@@ -1,5 +1,6 @@
 """Reasoning as a token constraint: a grammar starts after it, and a budget can end it."""
 
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -23,6 +24,8 @@ class StartedConstraint(Protocol):
     def accept(self, token_id: int) -> None: ...
 
     def allows(self, token_id: int) -> bool: ...
+
+    def fork(self) -> "StartedConstraint": ...
 
     @property
     def is_finished(self) -> bool: ...
@@ -97,6 +100,14 @@ class ReasoningConstraint:
         self._forced: list[int] = []
         self._tail = b""
         self._check_budget()
+
+    def fork(self) -> "ReasoningConstraint":
+        """See `TokenConstraint`."""
+        forked = copy(self)
+        forked._forced = [*self._forced]
+        if self._constraint is not None:
+            forked._constraint = self._constraint.fork()
+        return forked
 
     @property
     def is_finished(self) -> bool:

@@ -1,6 +1,7 @@
 """What the sampler keeps for one sequence from step to step."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -18,6 +19,9 @@ class TokenConstraint(Protocol):
 
     def accept(self, token_id: int) -> None:
         """Advance past a chosen token."""
+
+    def fork(self) -> "TokenConstraint":
+        """A constraint of its own at the same place."""
 
     @property
     def is_finished(self) -> bool:
@@ -47,10 +51,34 @@ class SamplingState:
     """`logit_bias` as token ids, int64, and amounts, float32; kept by the sampler, and the same
     for all choices of a request."""
 
+    def ahead(self, draft: Sequence[int]) -> "list[SamplingState]":
+        """The states after 1, 2, … tokens of `draft`; this one stays as it is.
+
+        A constraint that cannot go on is left out: the token before cannot be chosen then, and
+        what is chosen after it does not count.
+        """
+        states, state = [], self
+        for token_id in draft:
+            state = replace(
+                state,
+                output_token_ids=[*state.output_token_ids],
+                output_counts={**state.output_counts},
+            )
+            try:
+                if state.constraint is not None:
+                    state.constraint = state.constraint.fork()
+                state.append(token_id)
+            except Exception:
+                state.constraint = None
+            states.append(state)
+        return states
+
     def append(self, token_id: int) -> None:
-        """Record a chosen token; the constraint advances too."""
+        """Record a chosen token; the constraint advances too, and end tokens may be allowed."""
         self.output_token_ids.append(token_id)
         self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
+        if len(self.output_token_ids) >= self.params.min_tokens:
+            self.suppressed_ids = ()
         if self.constraint is not None:
             self.constraint.accept(token_id)
 

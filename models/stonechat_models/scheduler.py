@@ -15,7 +15,8 @@ from stonechat_models.sequence import Request, Sequence
 
 @dataclass(slots=True, eq=False)
 class Scheduled:
-    """A sequence and which of its tokens a step computes: `num_tokens` from `start` on."""
+    """A sequence and which of its tokens a step computes: `num_tokens` from `start` on, and then
+    those of `draft`, which are guesses at the tokens that follow."""
 
     sequence: Sequence
     start: int
@@ -24,10 +25,20 @@ class Scheduled:
     """The step computes the last token there is, so that a new one can be sampled."""
     builds_on: "Scheduled | None" = None
     """Where the last of these tokens comes from, if it is only promised."""
+    draft: tuple[int, ...] = ()
     row: int = -1
-    """Which of the sampled rows is this one's; known once sampling has begun."""
+    """Which of the sampled rows is its first; known once sampling has begun."""
     is_void: bool = False
     """Nothing of it counts any more: the sequence ended, or lost its blocks."""
+
+    @property
+    def context_len(self) -> int:
+        return self.start + self.num_tokens + len(self.draft)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that are sampled from: one, and one more for each guess."""
+        return 1 + len(self.draft) if self.reaches_end else 0
 
 
 @dataclass(slots=True)
@@ -108,6 +119,11 @@ class Scheduler:
         if was_prefilling and sequence.num_computed >= sequence.num_prompt_tokens:
             self._release_followers(sequence)
 
+    def keep_guess(self, sequence: Sequence) -> None:
+        """Record that a guess of the step just finished was right: it is computed already."""
+        sequence.set_computed(sequence.num_computed + 1)
+        self._register_blocks(sequence)
+
     def cancel(self, item: Scheduled) -> None:
         """Take a share of a step back that will not be computed; later ones must be back before."""
         if not item.is_void:
@@ -160,7 +176,26 @@ class Scheduler:
                 return 0
         self._grow(sequence, needed)
         self._launch(sequence, num_tokens, output)
-        return num_tokens
+        return num_tokens + self._add_draft(output.scheduled[-1], budget - num_tokens)
+
+    def _add_draft(self, item: Scheduled, budget: int) -> int:
+        """Let the sequence guess, where nobody else needs the tokens or the blocks for it."""
+        sequence = item.sequence
+        if sequence.drafter is None or not item.reaches_end:
+            return 0
+        num_others = len(self.running) - 1
+        room = (len(sequence.block_table) + max(0, self.pool.num_free - num_others)) * (
+            self.block_size
+        )
+        item.draft = sequence.drafter.draft(
+            min(
+                budget - num_others,
+                room - item.context_len,
+                sequence.max_tokens - sequence.num_output_tokens - 1,
+            )
+        )
+        self._grow(sequence, self._num_blocks(item.context_len) - len(sequence.block_table))
+        return len(item.draft)
 
     def _admit(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
         """Give a waiting sequence the blocks of all its known tokens, or return 0."""

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stonechat_models.drafter import Drafter
 from stonechat_models.prefix_cache import block_hash, root_hash
 from stonechat_models.sampling_state import SamplingState
 from stonechat_models.types import FinishReason, GenerateRequest
@@ -67,6 +68,8 @@ class Sequence:
     """The sequence's share of the steps under way, oldest first."""
     num_registered_blocks: int = 0
     """Leading blocks already offered to the prefix cache."""
+    drafter: Drafter | None = None
+    """Guesses what may come next; then a step is not launched before the last one is read."""
     is_waiting_for_leader: bool = False
     finish_reason: FinishReason | None = None
 
@@ -78,9 +81,11 @@ class Sequence:
     def num_remaining(self) -> int:
         """Known and promised tokens that no step has yet: 1 when decoding, more when prefilling.
 
-        0 while the last token that the sequence may have is on its way.
+        0 while the last token that the sequence may have is on its way, or a draft might follow.
         """
         num_tokens, num_promised = len(self.token_ids), self.num_promised
+        if num_promised and self.drafter is not None:
+            return 0
         if num_promised and num_tokens - self.num_prompt_tokens + num_promised >= self.max_tokens:
             return 0
         return num_tokens + num_promised - self.num_launched
@@ -99,6 +104,8 @@ class Sequence:
 
     def append(self, token_id: int) -> None:
         self.token_ids.append(token_id)
+        if self.drafter is not None:
+            self.drafter.follow(token_id)
         self.sampling.append(token_id)
 
     def hash_of_block(self, i: int, block_size: int) -> bytes:

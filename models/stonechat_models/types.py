@@ -146,6 +146,8 @@ class GenerateRequest:
     cache_salt: str = ""
     """Prefix-cache blocks are shared only among requests of the same salt."""
     arrival_time: float = 0.0
+    prediction_token_ids: Sequence[int] = ()
+    """What the answer may largely repeat. It makes the answer quicker and does not change it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +287,10 @@ class EngineStats:
     num_generated_tokens: int = 0
     num_cache_queried_tokens: int = 0
     num_cache_hit_tokens: int = 0
+    num_drafted_tokens: int = 0
+    """Tokens guessed ahead, from predictions or from the context,"""
+    num_accepted_draft_tokens: int = 0
+    """and how many of them were right."""
     num_preemptions: int = 0
     num_failed_steps: int = 0
     last_step_seconds: float = 0.0
