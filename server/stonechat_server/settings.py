@@ -67,6 +67,16 @@ class Settings(BaseSettings):
         "mistral_list",
         "deepseek_v3",
         "deepseek_v31",
+        "harmony",
+        "qwen_coder",
+        "glm",
+        "kimi",
+        "minimax",
+        "seed",
+        "nemotron",
+        "granite",
+        "phi",
+        "lfm2",
         "generic",
     ] = _option("Model", "auto", "how the model writes tool calls (auto: as its template shows)")
     schema_in_prompt: bool = _option(

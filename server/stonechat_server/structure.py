@@ -4,6 +4,7 @@ Made once a server from the model's tokenizer; `plan` then brings together a req
 `response_format` and reasoning.
 """
 
+import dataclasses
 import json
 import re
 import threading
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from stonechat_models import GrammarError, GrammarSpec, ReasoningSpec, StopScope
 from stonechat_server.errors import APIError, invalid, unsupported
+from stonechat_server.harmony_grammar import HarmonyGrammar
 from stonechat_server.lark import LarkWriter
+from stonechat_server.parsers import harmony
 from stonechat_server.parsers.calls import ToolCallParser, ToolNames, triggers
-from stonechat_server.parsers.format import JsonLayout, ToolFormat
+from stonechat_server.parsers.format import HarmonyLayout, ToolFormat
 from stonechat_server.parsers.generic import GENERIC
+from stonechat_server.parsers.harmony import HarmonyParser
 from stonechat_server.parsers.reasoning import ReasoningMarkers, ReasoningParser, find_markers
 from stonechat_server.parsers.select import FORMATS, select_format
 from stonechat_server.parsers.special_tokens import SpecialTokenFilter
@@ -57,6 +61,8 @@ class AnswerPlan:
     format: ToolFormat
     markers: ReasoningMarkers | None
     budget: int | None
+    is_open: bool
+    """Whether the prompt ends within the assistant's message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,20 +116,26 @@ class Structure:
             texts.append(_instruction(form, tool_plan))
         if any(texts):
             messages = with_system_text(messages, "\n\n".join(text for text in texts if text))
+        is_open = bool(request.continue_final_message)
         return AnswerPlan(
             messages=messages,
             tools=_template_tools(offered) if knows_tools else [],
             variables=_variables(request),
-            grammar=self._grammar(tool_plan, form, format),
+            grammar=self._grammar(
+                tool_plan, form, format, budget=request.thinking_budget, is_open=is_open
+            ),
             grammar_param=_grammar_param(request, tool_plan, form),
             tool_plan=tool_plan,
             format=format,
             markers=self._markers(template),
             budget=request.thinking_budget,
+            is_open=is_open,
         )
 
     def read(self, plan: AnswerPlan, prompt: str, skip_special_tokens: bool = True) -> Reading:
         """`prompt` tells whether reasoning has begun. Raises `APIError` 400."""
+        if isinstance(plan.format.layout, HarmonyLayout):
+            return self._read_harmony(plan, skip_special_tokens)
         text = prompt.rstrip()
         markers = plan.markers
         if markers is not None and text.endswith(markers.end):  # switched off by the template
@@ -161,6 +173,31 @@ class Structure:
             stop_scope=_stop_scope(markers, starts_open),
         )
 
+    def _read_harmony(self, plan: AnswerPlan, skip_special_tokens: bool) -> Reading:
+        tools = plan.tool_plan
+        names = _names(tools) if tools is not None else None
+        custom = ToolNames(functions=(), custom=names.custom) if names else None
+        needed = self._special_tokens.keys() & set(harmony.TOKENS)
+        dropped = self._special_tokens.keys() - needed if skip_special_tokens else set()
+
+        def new_parser() -> DeltaParser:
+            inner: DeltaParser = ContentParser()
+            if custom is not None and custom.custom:
+                inner = ToolCallParser(format=GENERIC, names=custom)
+            parser = HarmonyParser(names, inner, plan.is_open, self.has_reasoning)
+            return SpecialTokenFilter(dropped, parser) if dropped else parser
+
+        scope = StopScope(harmony.VISIBLE_HEADERS, until=(harmony.END,), unless=harmony.CHANNEL)
+        return Reading(
+            reasoning=None,
+            keep_special_tokens=bool(needed),
+            new_parser=new_parser,
+            is_stoppable=tools is None or not tools.is_required,
+            unstoppable_after=triggers(GENERIC, custom) if custom else (),
+            unstoppable_first="",
+            stop_scope=scope if self.has_reasoning and not plan.is_open else None,
+        )
+
     def _format(self, template: str) -> ToolFormat:
         if self.tool_format != "auto":
             return FORMATS[self.tool_format]
@@ -180,16 +217,24 @@ class Structure:
         texts = [markers.start, markers.end] if markers else []
         layout = plan.format.layout
         if plan.tool_plan is not None and plan.tool_plan.functions:
-            texts.append(plan.format.trigger)
-            if isinstance(layout, JsonLayout):
-                texts += [layout.opening, layout.before_name, layout.after_name]
-                texts += [layout.after_arguments, layout.separator, layout.closing]
+            texts += [plan.format.trigger, *dataclasses.asdict(layout).values()]
         return {token for token in self._special_tokens for text in texts if token in text}
 
     def _grammar(
-        self, tool_plan: ToolPlan | None, form: AnswerForm | None, format: ToolFormat
+        self,
+        tool_plan: ToolPlan | None,
+        form: AnswerForm | None,
+        format: ToolFormat,
+        *,
+        budget: int | None,
+        is_open: bool,
     ) -> GrammarSpec | None:
         answer = form.grammar if form else None
+        if isinstance(format.layout, HarmonyLayout):
+            if tool_plan is None and answer is None and budget is None:
+                return None
+            writer = LarkWriter(self._special_tokens)
+            return HarmonyGrammar(tool_plan, writer, answer, budget, is_open).build()
         if tool_plan is None:
             return answer
         writer = LarkWriter(self._special_tokens)
@@ -280,6 +325,7 @@ def _names(plan: ToolPlan) -> ToolNames:
     return ToolNames(
         functions=[tool.function.name for tool in plan.functions],
         custom=[tool.custom.name for tool in plan.customs],
+        schemas={tool.function.name: parameters(tool) for tool in plan.functions},
     )
 
 

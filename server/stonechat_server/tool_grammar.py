@@ -11,16 +11,19 @@ from typing import Any
 from stonechat_models import GrammarSpec
 from stonechat_server.lark import ANY_TEXT, LarkWriter, choice, json_value, quoted, regex, sequence
 from stonechat_server.parsers import custom_calls
-from stonechat_server.parsers.format import JsonLayout, PythonicLayout, ToolFormat
+from stonechat_server.parsers.format import (
+    HarmonyLayout,
+    JsonLayout,
+    PythonicLayout,
+    TagLayout,
+    ToolFormat,
+)
 from stonechat_server.schema.tools import CustomTool, GrammarFormat
+from stonechat_server.tag_grammar import TagArguments, is_record
 from stonechat_server.tools import ToolPlan, parameters
 
 MAX_CALLS = 8
 """In one answer, so that it ends: small models repeat themselves."""
-
-_RECORD_KEYS = frozenset(
-    ("type", "properties", "required", "title", "description", "$defs", "definitions", "$schema")
-)
 
 
 @dataclass(slots=True)
@@ -38,8 +41,15 @@ class ToolGrammar:
 
     def build(self) -> GrammarSpec:
         """The whole grammar."""
+        return self.write(self.answer_rule())
+
+    def answer_rule(self) -> str:
+        """What an answer is; adds the rules that it refers to."""
         self._add_calls()
-        start = choice(self._first_sections() if self.plan.is_required else self._optional())
+        return choice(self._first_sections() if self.plan.is_required else self._optional())
+
+    def write(self, start: str) -> GrammarSpec:
+        """All rules, with this start."""
         lines = [f"start: {start}", *(f"{name}: {body}" for name, body in self.rules.items())]
         text = "\n".join(lines) + "\n"
         if not self.grammars:
@@ -102,10 +112,15 @@ class ToolGrammar:
             self.rules["functions"] = sequence(
                 self.writer.literal(self.format.trigger), "functions_body"
             )
-            if isinstance(self.format.layout, PythonicLayout):
-                self._add_pythonic()
-            else:
-                self._add_json(self.format.layout)
+            match self.format.layout:
+                case PythonicLayout(closing=closing):
+                    self._add_pythonic(closing)
+                case JsonLayout() as layout:
+                    self._add_json(layout)
+                case TagLayout() as layout:
+                    self._add_tags(layout)
+                case HarmonyLayout():
+                    raise AssertionError("answers with channels have a grammar of their own")
         if self.plan.customs:
             self.rules["customs"] = sequence(quoted(custom_calls.TRIGGER), "customs_body")
             self._add_customs()
@@ -129,17 +144,41 @@ class ToolGrammar:
             literal(layout.opening), calls, literal(layout.closing)
         )
         options = []
+        if layout.after_number:
+            self.rules["CALL_NUMBER"] = "/0|[1-9][0-9]{0,2}/"
         for i, tool in enumerate(self.plan.functions):
             options.append(f"function_{i}")
             self.rules[f"function_{i}"] = sequence(
                 literal(tool.function.name + layout.after_name),
+                "CALL_NUMBER" if layout.after_number else "",
+                literal(layout.after_number),
                 json_value(parameters(tool)),
                 literal(layout.after_arguments),
             )
         self.rules["function_call"] = sequence(literal(layout.before_name), choice(options))
 
-    def _add_pythonic(self) -> None:
-        self.rules["functions_body"] = f'"[" {self._repeated("function_call", ", ")} "]"'
+    def _add_tags(self, layout: TagLayout) -> None:
+        literal = self.writer.literal
+        self.rules["functions_body"] = sequence(
+            literal(layout.opening),
+            self._repeated("function_call", layout.separator),
+            literal(layout.closing),
+        )
+        options = []
+        for i, tool in enumerate(self.plan.functions):
+            options.append(f"function_{i}")
+            self.rules[f"function_{i}"] = sequence(
+                literal(tool.function.name + layout.after_name),
+                TagArguments(layout, self.writer, self.rules, f"function_{i}").write(
+                    parameters(tool)
+                ),
+                literal(layout.after_arguments),
+            )
+        self.rules["function_call"] = sequence(literal(layout.before_name), choice(options))
+
+    def _add_pythonic(self, closing: str) -> None:
+        calls = self._repeated("function_call", ", ")
+        self.rules["functions_body"] = sequence('"["', calls, '"]"', self.writer.literal(closing))
         options = []
         for i, tool in enumerate(self.plan.functions):
             options.append(f"function_{i}")
@@ -152,7 +191,7 @@ class ToolGrammar:
 
         Rule `first_i` writes properties from the i-th on with none before, `next_i` with some.
         """
-        if not _is_record(schema):
+        if not is_record(schema, str.isidentifier):
             return f'"**" {json_value(schema)}'
         defs = {key: value for key, value in schema.items() if key in ("$defs", "definitions")}
         required = schema.get("required", [])
@@ -191,24 +230,3 @@ class ToolGrammar:
             f"start: {regex(definition)}\n" if is_regex else definition
         )
         return f"@custom_{index} {quoted(custom_calls.CLOSING)}"
-
-
-def _is_record(schema: dict[str, Any]) -> bool:
-    """Whether keyword arguments can say all that the schema says."""
-    extra = schema.keys() - _RECORD_KEYS
-    if extra - {"additionalProperties"} or schema.get("additionalProperties", False) is not False:
-        return False
-    properties = schema.get("properties", {})
-    if not isinstance(properties, dict) or not all(name.isidentifier() for name in properties):
-        return False
-    return set(schema.get("required", [])) <= properties.keys() and not _has_other_refs(schema)
-
-
-def _has_other_refs(value: object) -> bool:
-    """Whether a reference leads to anything but the schema's own definitions."""
-    if isinstance(value, dict):
-        target = value.get("$ref")
-        if isinstance(target, str) and not target.startswith(("#/$defs/", "#/definitions/")):
-            return True
-        return any(_has_other_refs(child) for child in value.values())
-    return isinstance(value, list) and any(_has_other_refs(child) for child in value)

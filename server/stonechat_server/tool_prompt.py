@@ -11,7 +11,13 @@ from typing import Any
 from stonechat_server.chat_template import TemplateMessage
 from stonechat_server.json_text import load_json
 from stonechat_server.parsers import custom_calls
-from stonechat_server.parsers.format import PythonicLayout, ToolFormat
+from stonechat_server.parsers.format import (
+    HarmonyLayout,
+    JsonLayout,
+    PythonicLayout,
+    TagLayout,
+    ToolFormat,
+)
 from stonechat_server.schema.tools import CustomTool, FunctionTool, GrammarFormat, Tool
 
 
@@ -78,11 +84,34 @@ def _describe_custom(tool: CustomTool) -> str:
 def write_function_call(format: ToolFormat, name: str, arguments: Mapping[str, Any] | str) -> str:
     """One call as a section of its own."""
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    layout = format.layout
-    if isinstance(layout, PythonicLayout):
-        return f"[{name}(**{text})]"
-    call = layout.before_name + name + layout.after_name + text + layout.after_arguments
+    match format.layout:
+        case PythonicLayout(closing=closing):
+            return f"{format.trigger}[{name}(**{text})]{closing}"
+        case HarmonyLayout():
+            return (
+                f"{format.trigger}commentary to=functions.{name} <|constrain|>json<|message|>{text}"
+            )
+        case TagLayout() as layout:
+            text = _write_tags(layout, arguments)
+            call = layout.before_name + name + layout.after_name + text + layout.after_arguments
+        case JsonLayout() as layout:
+            number = "0" + layout.after_number if layout.after_number else ""
+            call = layout.before_name + name + layout.after_name + number + text
+            call += layout.after_arguments
     return format.trigger + layout.opening + call + layout.closing
+
+
+def _write_tags(layout: TagLayout, arguments: Mapping[str, Any] | str) -> str:
+    if isinstance(arguments, str):
+        return f"{arguments}\n"
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in arguments.items()
+    }
+    return "".join(
+        layout.before_key + key + layout.after_key + text + layout.after_value
+        for key, text in texts.items()
+    )
 
 
 def write_custom_call(name: str, text: str) -> str:

@@ -15,11 +15,11 @@ PIECES = (
     b"</",
     b">{",
 )
-SPECIALS = (b"<|end|>", b"<|start|>", b"<|tool|>")
+SPECIALS = (b"<|eos|>", b"<|bos|>", b"<|tool|>")
 
 
 class ByteVocabulary:
-    """Ids 0-255 are bytes, then `PIECES`, `SPECIALS` and further ones; `<|end|>` is the end."""
+    """Ids 0-255 are bytes, then `PIECES`, `SPECIALS` and further ones; `<|eos|>` is the end."""
 
     def __init__(self, specials: Iterable[str] = ()) -> None:
         self._specials = [*SPECIALS, *(text.encode() for text in specials)]

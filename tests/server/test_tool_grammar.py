@@ -9,18 +9,21 @@ import pytest
 
 from stonechat_models.grammar import GrammarCompiler
 from stonechat_models.types import GrammarSpec
+from stonechat_server.harmony_grammar import HarmonyGrammar
 from stonechat_server.lark import LarkWriter, regex
+from stonechat_server.parsers import harmony
 from stonechat_server.parsers.calls import ToolCallParser, ToolNames
 from stonechat_server.parsers.format import ToolFormat
+from stonechat_server.parsers.generic import GENERIC
 from stonechat_server.parsers.select import FORMATS
-from stonechat_server.parsing import ContentDelta, ToolCallDelta
+from stonechat_server.parsing import ContentDelta, DeltaParser, ReasoningDelta, ToolCallDelta
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.tool_grammar import MAX_CALLS, ToolGrammar
-from stonechat_server.tools import ToolPlan, plan_tools
+from stonechat_server.tools import ToolPlan, parameters, plan_tools
 from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.walks import PADDED_VOCAB, allowed_ids, walk
 
-SPECIALS = ("[TOOL_CALLS]", "[ARGS]")
+SPECIALS = ("[TOOL_CALLS]", "[ARGS]", *harmony.TOKENS, "<|tool_call_begin|>", "</arg_value>")
 VOCABULARY = ByteVocabulary(SPECIALS)
 COMPILER = GrammarCompiler(VOCABULARY, PADDED_VOCAB)
 WRITER = LarkWriter({text: VOCABULARY.id_of(text.encode()) for text in SPECIALS})
@@ -55,6 +58,21 @@ SCHEMAS: dict[str, Any] = {
         "properties": {"root": {"$ref": "#/$defs/node"}},
         "required": ["root"],
     },
+    "text": {
+        "type": "object",
+        "properties": {
+            "body": {"type": "string"},
+            "kind": {"enum": ["a", "b </parameter>c"]},
+            "note": {"anyOf": [{"type": "string", "maxLength": 6}, {"type": "null"}]},
+            "code": {"type": "string", "minLength": 2},
+            "day": {"type": "string", "pattern": "^[0-9]{2}$"},
+            "where": {"$ref": "#/$defs/place"},
+            "any": {},
+        },
+        "required": ["kind", "code", "where"],
+        "$defs": {"place": {"type": "string", "enum": ["null", "7"]}},
+    },
+    "open": {"type": "object", "maxProperties": 2},
     "odd": {
         "type": "object",
         "properties": {"a b": {"type": "null"}},
@@ -92,13 +110,26 @@ def plan(tools: list[dict[str, Any]], **fields: Any) -> ToolPlan:
     return planned
 
 
+def grammar(tool_plan: ToolPlan, format: ToolFormat) -> GrammarSpec:
+    if format is harmony.HARMONY:
+        return HarmonyGrammar(tool_plan, WRITER).build()
+    return ToolGrammar(tool_plan, format, WRITER).build()
+
+
 def read(tool_plan: ToolPlan, format: ToolFormat, text: str) -> tuple[str, list[tuple[str, str]]]:
     names = ToolNames(
         functions=[tool.function.name for tool in tool_plan.functions],
         custom=[tool.custom.name for tool in tool_plan.customs],
+        schemas={tool.function.name: parameters(tool) for tool in tool_plan.functions},
     )
+    parser: DeltaParser = ToolCallParser(format=format, names=names)
+    if format is harmony.HARMONY:
+        custom = ToolNames(functions=(), custom=names.custom)
+        parser = harmony.HarmonyParser(names, ToolCallParser(format=GENERIC, names=custom))
     content, calls = "", []
-    for delta in ToolCallParser(format=format, names=names).feed(text, finished=True):
+    for delta in parser.feed(text, finished=True):
+        if isinstance(delta, ReasoningDelta):
+            continue
         if isinstance(delta, ContentDelta):
             content += delta.text
         else:
@@ -137,7 +168,7 @@ def texts(spec: GrammarSpec, count: int, limit: int = 500) -> list[str]:
 def test_required_calls(name: str, is_parallel: bool, tools: list[dict[str, Any]]) -> None:
     format = FORMATS[name]
     tool_plan = plan(tools, tool_choice="required", parallel_tool_calls=is_parallel)
-    spec = ToolGrammar(tool_plan, format, WRITER).build()
+    spec = grammar(tool_plan, format)
     found = texts(spec, 15)
     assert found
     num_calls = 0
@@ -155,7 +186,7 @@ def test_required_calls(name: str, is_parallel: bool, tools: list[dict[str, Any]
 def test_a_named_tool_is_the_only_one(name: str) -> None:
     choice = {"type": "function", "function": {"name": "get_all"}}
     tool_plan = plan(TOOLS, tool_choice=choice)
-    for text in texts(ToolGrammar(tool_plan, FORMATS[name], WRITER).build(), 10):
+    for text in texts(grammar(tool_plan, FORMATS[name]), 10):
         _, calls = read(tool_plan, FORMATS[name], text)
         assert {called for called, _ in calls} == {"get_all"}
 
@@ -190,12 +221,20 @@ def _split(text: str, special: str) -> list[str]:
         ("mistral", "Text first.[TOOL_CALLS]"),
         ("mistral_list", "[TOOL_CALLS]"),
         ("deepseek_v3", "Hm.\n<\uff5ctool\u2581calls\u2581begin\uff5c>"),
+        ("qwen_coder", "Hm <tool_call>"),
+        ("glm", "Hm\n<tool_call>"),
+        ("minimax", "<minimax:tool_call>"),
+        ("seed", "<seed:tool_call>"),
+        ("kimi", "I look.<|tool_calls_section_begin|>"),
+        ("lfm2", "<|tool_call_start|>"),
+        ("nemotron", "<TOOLCALL>"),
+        ("phi", "<|tool_call|>"),
     ],
 )
 def test_auto_is_free_until_a_call_opens_and_then_strict(name: str, opening: str) -> None:
     format = FORMATS[name]
     tool_plan = plan(TOOLS)
-    spec = ToolGrammar(tool_plan, format, WRITER).build()
+    spec = grammar(tool_plan, format)
     end = set(VOCABULARY.eos_token_ids)
     assert end <= set(accept_text(spec, "Plain text, with < and { and é and <too"))
     after = accept_text(spec, opening)

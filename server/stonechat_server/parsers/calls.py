@@ -1,20 +1,26 @@
 """Splits an answer's text into content and calls of tools."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from stonechat_server.parsers import custom_calls
 from stonechat_server.parsers.format import (
     CallArguments,
     CallEvent,
     CallStart,
+    HarmonyLayout,
+    JsonLayout,
     PythonicLayout,
     SectionReader,
+    TagLayout,
     ToolFormat,
     hold_back,
 )
 from stonechat_server.parsers.json_calls import JsonCallsReader
 from stonechat_server.parsers.pythonic_calls import PythonicReader
+from stonechat_server.parsers.tag_calls import TagCallsReader
 from stonechat_server.parsing import ContentDelta, ParsedDelta, ToolCallDelta
 
 
@@ -24,6 +30,8 @@ class ToolNames:
 
     functions: Collection[str]
     custom: Collection[str] = ()
+    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """JSON schemas of functions' arguments: formats that write values as text need their types."""
 
 
 def triggers(format: ToolFormat, names: ToolNames) -> tuple[str, ...]:
@@ -49,6 +57,7 @@ class ToolCallParser:
     """Whether nothing but whitespace has come since the beginning or since a call."""
     _num_calls: int = field(default=0, init=False)
     _call: CallStart | None = field(default=None, init=False)
+    _ids: set[str] = field(default_factory=set, init=False)
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         self._held += text
@@ -106,10 +115,16 @@ class ToolCallParser:
         self._trigger = trigger
         if trigger == custom_calls.TRIGGER:
             self._reader = custom_calls.CustomCallReader(self.names.custom, self._triggers)
-        elif isinstance(self.format.layout, PythonicLayout):
-            self._reader = PythonicReader(self.names.functions)
-        else:
-            self._reader = JsonCallsReader(self.format.layout, self.names.functions)
+            return
+        match self.format.layout:
+            case PythonicLayout(closing=closing):
+                self._reader = PythonicReader(self.names.functions, closing)
+            case JsonLayout() as layout:
+                self._reader = JsonCallsReader(layout, self.names.functions)
+            case TagLayout() as layout:
+                self._reader = TagCallsReader(layout, self.names.functions, self.names.schemas)
+            case HarmonyLayout():
+                raise AssertionError("answers with channels have a parser of their own")
 
     def _read_section(self, reader: SectionReader, deltas: list[ParsedDelta]) -> bool:
         for position, char in enumerate(self._held):
@@ -139,7 +154,7 @@ class ToolCallParser:
             if isinstance(event, CallStart):
                 self._call = event
                 self._num_calls += 1
-                index, call_id = self._num_calls - 1, self.format.new_id()
+                index, call_id = self._num_calls - 1, self._new_id(event)
                 deltas.append(
                     ToolCallDelta(index=index, id=call_id, name=event.name, type=event.type)
                 )
@@ -150,6 +165,17 @@ class ToolCallParser:
                         index=self._num_calls - 1, arguments=event.text, type=self._call.type
                     )
                 )
+
+    def _new_id(self, call: CallStart) -> str:
+        """The model's own id where it is new, else one made up."""
+        if call.id is None:
+            return self.format.new_id()
+        call_id, number = call.id, 0
+        while call_id in self._ids:
+            number += 1
+            call_id = re.sub(r"[0-9]*$", str(number), call.id)
+        self._ids.add(call_id)
+        return call_id
 
     def _finish(self, deltas: list[ParsedDelta]) -> None:
         if self._reader is not None:

@@ -18,6 +18,8 @@ class CallStart:
 
     name: str
     type: CallType = "function"
+    id: str | None = None
+    """Where the format itself gives calls their ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class ToolFormat:
     """Opens a section within free text. Empty: a section can only be a whole answer."""
     first: str
     """First character of a section where `trigger` is empty."""
-    layout: "JsonLayout | PythonicLayout"
+    layout: "Layout"
     is_parallel: bool = True
     """Whether a section can hold several calls."""
     new_id: Callable[[], str] = new_call_id
@@ -78,11 +80,15 @@ class JsonLayout:
     It reads: `opening`, then calls separated by `separator`, then `closing`. A call reads
     `before_name`, the name, `after_name`, the arguments, `after_arguments`. Readers take any
     whitespace where the pieces have some, and none where they have it.
+
+    With `after_number`, a number and that text stand before the arguments; then `before_name`
+    without its first token, name and number are the call's id.
     """
 
     opening: str = ""
     before_name: str
     after_name: str
+    after_number: str = ""
     after_arguments: str
     separator: str
     closing: str = ""
@@ -96,6 +102,36 @@ class JsonLayout:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonicLayout:
     """A Python list of calls with keyword arguments: `[f(a=1, b="x"), g(**{"c d": 2})]`."""
+
+    closing: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagLayout:
+    """A section of calls whose arguments stand each between tags of their own.
+
+    It reads as with `JsonLayout`, but for the arguments: for each `before_key`, the key,
+    `after_key`, the value, `after_value`. See `tag_values` for how values are written. Arguments
+    that keys cannot say stand there as one JSON object.
+    """
+
+    opening: str = ""
+    before_name: str
+    after_name: str
+    before_key: str
+    after_key: str
+    after_value: str
+    after_arguments: str
+    separator: str
+    closing: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarmonyLayout:
+    """The whole answer is messages with channels: see `harmony`."""
+
+
+Layout = JsonLayout | PythonicLayout | TagLayout | HarmonyLayout
 
 
 def hold_back(text: str, markers: tuple[str, ...]) -> int:

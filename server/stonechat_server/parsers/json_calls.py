@@ -29,6 +29,7 @@ class JsonCallsReader:
         self._raw = ""
         """Characters since the last point at which all were used."""
         self._name = ""
+        self._number = ""
         self._scanner = JsonScanner()
         self._matcher = LiteralMatcher([layout.opening + layout.before_name])
         is_named_first = self._matcher.matched is not None
@@ -76,11 +77,30 @@ class JsonCallsReader:
             return []
         if self._name not in self._names:
             return self._broken()
+        if self._layout.after_number and not self._number:
+            self._state = self._in_number
+            return []
         self._num_calls += 1
         self.is_cut = True
         self._used()
         self._scanner, self._state = JsonScanner(), self._in_arguments
-        return [CallStart(self._name)]
+        return [CallStart(self._name, id=self._id())]
+
+    def _in_number(self, char: str) -> list[CallEvent]:
+        if char.isascii() and char.isdigit():
+            self._number += char
+            return []
+        if not self._number:
+            return self._broken()
+        self._expect([self._layout.after_number], self._after_name)
+        return self._after_name(char)
+
+    def _id(self) -> str | None:
+        if not self._number:
+            return None
+        prefix = self._layout.before_name.rpartition(">")[2]
+        number, self._number = self._number, ""
+        return f"{prefix}{self._name}{self._layout.after_name}{number}"
 
     def _in_arguments(self, char: str) -> list[CallEvent]:
         if self._scanner.is_outside and char != "{":

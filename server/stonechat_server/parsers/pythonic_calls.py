@@ -7,6 +7,7 @@ from typing import Any
 
 from stonechat_server.parsers.format import CallArguments, CallEvent, CallStart
 from stonechat_server.parsers.json_scan import JsonScanner
+from stonechat_server.parsers.literal import LiteralMatcher
 
 UNPACK = "**"
 
@@ -17,8 +18,9 @@ class PythonicReader:
     rest: str | None = None
     is_cut: bool = False
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], closing: str = "") -> None:
         self._names = names
+        self._closing = LiteralMatcher([closing])
         self._num_calls = 0
         self._raw = ""
         self._word = ""
@@ -82,7 +84,7 @@ class PythonicReader:
         return []
 
     def _end_value(self) -> list[CallEvent]:
-        value = _literal(self._value)
+        value = read_literal(self._value)
         self._raw = ""
         if self._keys[-1] == UNPACK and isinstance(value, dict):
             text = json.dumps(value, ensure_ascii=False)[1:-1]
@@ -98,17 +100,28 @@ class PythonicReader:
         if char == ",":
             self._word, self._state = "", self._in_name
         elif char == "]":
-            self.rest = ""
+            self._state = self._at_closing
+            if self._closing.matched is not None:
+                self.rest = ""
         elif not char.isspace():
             return self._broken()
         return []
 
+    def _at_closing(self, char: str) -> list[CallEvent]:
+        if not self._closing.push(char):
+            return self._broken()
+        if self._closing.matched is not None:
+            self.rest = ""
+        return []
 
-def _literal(text: str) -> Any:
-    """A JSON value or a Python literal; text that is neither stays text."""
+
+def read_literal(text: str) -> Any:
+    """A JSON value or a Python literal that can be one; text that is neither stays text."""
     for read in (json.loads, ast.literal_eval):
         try:
-            return read(text.strip())
+            value = read(text.strip())
+            json.dumps(value, allow_nan=False)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
+        return value
     return text.strip()

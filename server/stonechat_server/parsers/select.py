@@ -3,10 +3,17 @@
 from stonechat_server.parsers.deepseek import BEGIN, DEEPSEEK_V3, DEEPSEEK_V31
 from stonechat_server.parsers.format import ToolFormat
 from stonechat_server.parsers.generic import GENERIC
+from stonechat_server.parsers.glm import GLM
+from stonechat_server.parsers.harmony import HARMONY
 from stonechat_server.parsers.hermes import HERMES
+from stonechat_server.parsers.kimi import KIMI
 from stonechat_server.parsers.llama import LLAMA_JSON
+from stonechat_server.parsers.minimax import MINIMAX
 from stonechat_server.parsers.mistral import MISTRAL, MISTRAL_LIST
 from stonechat_server.parsers.pythonic import PYTHONIC
+from stonechat_server.parsers.qwen_coder import QWEN_CODER
+from stonechat_server.parsers.seed import SEED
+from stonechat_server.parsers.tool_list import GRANITE, LFM2, NEMOTRON, PHI
 
 FORMATS: dict[str, ToolFormat] = {
     format.name: format
@@ -18,19 +25,48 @@ FORMATS: dict[str, ToolFormat] = {
         MISTRAL_LIST,
         DEEPSEEK_V3,
         DEEPSEEK_V31,
+        HARMONY,
+        QWEN_CODER,
+        GLM,
+        KIMI,
+        MINIMAX,
+        SEED,
+        NEMOTRON,
+        GRANITE,
+        PHI,
+        LFM2,
         GENERIC,
     )
 }
 
 
+_MARKS = (
+    ("<minimax:tool_call>", MINIMAX),
+    ("<seed:tool_call>", SEED),
+    ("<arg_key>", GLM),
+    ("<parameter=", QWEN_CODER),
+    ("<tool_call>", HERMES),
+    (KIMI.trigger, KIMI),
+    ("<|im_system|>tool_declare", KIMI),
+    (NEMOTRON.trigger, NEMOTRON),
+    ("<|/tool|>", PHI),
+    (GRANITE.trigger, GRANITE),
+    ("<|tool_list_start|>", LFM2),
+)
+"""What a format's templates have, and those of formats further down do not have alone."""
+
+
 def select_format(template: str) -> ToolFormat:
     """The format that the template's own text shows; the generic one if none."""
+    if HARMONY.trigger in template:
+        return HARMONY
     if "[TOOL_CALLS]" in template:
         return MISTRAL if "[ARGS]" in template else MISTRAL_LIST
     if BEGIN in template:
         return DEEPSEEK_V3 if "```json" in template else DEEPSEEK_V31
-    if "<tool_call>" in template:
-        return HERMES
+    for mark, format in _MARKS:
+        if mark in template:
+            return format
     if "[func_name1(" in template or "<|python_start|>" in template:
         return PYTHONIC
     if "<|python_tag|>" in template or '"parameters": ' in template:

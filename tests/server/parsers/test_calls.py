@@ -8,10 +8,13 @@ from stonechat_server.parsers.calls import ToolCallParser, ToolNames
 from stonechat_server.parsers.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from stonechat_server.parsers.format import ToolFormat
 from stonechat_server.parsers.generic import GENERIC
+from stonechat_server.parsers.glm import GLM
 from stonechat_server.parsers.hermes import HERMES
 from stonechat_server.parsers.llama import LLAMA_JSON
 from stonechat_server.parsers.mistral import MISTRAL, MISTRAL_LIST
 from stonechat_server.parsers.pythonic import PYTHONIC
+from stonechat_server.parsers.qwen_coder import QWEN_CODER
+from stonechat_server.parsers.tool_list import GRANITE, LFM2, PHI
 from stonechat_server.parsing import ContentDelta, ToolCallDelta
 
 NAMES = ToolNames(functions=("get_weather", "add", "now"), custom=("sql", "note"))
@@ -162,6 +165,72 @@ CASES: dict[str, Case] = {
         "<\uff5ctool▁call▁end\uff5c><\uff5ctool▁calls▁end\uff5c>",
         "One moment.",
         [SUM, ("now", {})],
+    ),
+    "granite": (
+        GRANITE,
+        f'<|tool_call|>[{{"name": "add", "arguments": {SUM_JSON}}}]',
+        "",
+        [SUM],
+    ),
+    "phi": (
+        PHI,
+        f'<|tool_call|>[{{"name": "add", "arguments": {SUM_JSON}}}, '
+        '{"name": "now", "arguments": {}}]<|/tool_call|>',
+        "",
+        [SUM, ("now", {})],
+    ),
+    "lfm2": (
+        LFM2,
+        "<|tool_call_start|>[add(a=1, b=[2, {'c': '}\\\\\"'}]), now()]<|tool_call_end|>Wait.",
+        "Wait.",
+        [SUM, ("now", {})],
+    ),
+    "qwen coder, as JSON": (
+        QWEN_CODER,
+        f"One.\n<tool_call>\n<function=add>\n{SUM_JSON}\n</function>\n</tool_call>\n"
+        "<tool_call>\n<function=now>\n</function>\n</tool_call>",
+        "One.",
+        [SUM, ("now", {})],
+    ),
+    "qwen coder, without line breaks": (
+        QWEN_CODER,
+        "<tool_call><function=add><parameter=a>1</parameter><parameter=b>"
+        '[2, {"c": "}\\\\\\""}]</parameter></function></tool_call>',
+        "",
+        [SUM],
+    ),
+    "qwen coder, tags in a value": (
+        QWEN_CODER,
+        "<tool_call>\n<function=add>\n<parameter=a>\n"
+        '["</parameter>", "\\n</function>"]\n</parameter>\n</function>\n</tool_call>',
+        "",
+        [("add", {"a": ["</parameter>", "\n</function>"]})],
+    ),
+    "qwen coder, tag within text": (
+        QWEN_CODER,
+        "The tags <tool_call>\n<function=rm> open a call.",
+        "The tags <tool_call>\n<function=rm> open a call.",
+        [],
+    ),
+    "glm": (
+        GLM,
+        "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris <tool_call> }"
+        "</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>",
+        "",
+        [PARIS, ("now", {})],
+    ),
+    "glm, without line breaks": (
+        GLM,
+        "Ok<tool_call>add<arg_key>a</arg_key><arg_value>1</arg_value><arg_key>b</arg_key><arg_value>"
+        "[2]</arg_value></tool_call><tool_call>now</tool_call>",
+        "Ok",
+        [("add", {"a": 1, "b": [2]}), ("now", {})],
+    ),
+    "glm, tag within text": (
+        GLM,
+        "The tag <tool_call> opens a call.",
+        "The tag <tool_call> opens a call.",
+        [],
     ),
     "custom": (
         HERMES,

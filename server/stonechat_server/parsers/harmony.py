@@ -1,0 +1,148 @@
+"""gpt-oss: an answer of messages with channels, reasoning and calls among them ("harmony").
+
+A message is `<|start|>assistant`, which the prompt has for the first one, a header, `<|message|>`,
+the text, and `<|end|>`. The header names the channel: `analysis` is reasoning, `final` the answer,
+`commentary` what is said to the user before a call. A call has its recipient in the header, before
+the channel or after it: `<|channel|>commentary to=functions.NAME <|constrain|>json`; it ends the
+answer, so there is one call at most.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from stonechat_server.parsers.calls import ToolNames
+from stonechat_server.parsers.format import HarmonyLayout, ToolFormat, hold_back, new_call_id
+from stonechat_server.parsers.json_scan import JsonScanner
+from stonechat_server.parsing import DeltaParser, ParsedDelta, ReasoningDelta, ToolCallDelta
+
+CHANNEL, MESSAGE, END, START = "<|channel|>", "<|message|>", "<|end|>", "<|start|>"
+CALL, RETURN, CONSTRAIN = "<|call|>", "<|return|>", "<|constrain|>"
+TOKENS = (CHANNEL, MESSAGE, END, START, CALL, RETURN, CONSTRAIN)
+
+HARMONY = ToolFormat(
+    name="harmony", trigger=CHANNEL, first="<", layout=HarmonyLayout(), is_parallel=False
+)
+
+VISIBLE_HEADERS = tuple(
+    f"{CHANNEL}{header}{MESSAGE}"
+    for header in ("final", "commentary", f"final {CONSTRAIN}json", f"final{CONSTRAIN}json")
+)
+"""Headers of messages to the user."""
+
+_ENDS = (END, CALL, RETURN, START)
+_RECIPIENT = re.compile(r"\bto=functions\.([a-zA-Z0-9_-]+)")
+_GAP = "\n\n"
+"""Between the texts of two messages of a kind."""
+
+
+@dataclass(slots=True)
+class HarmonyParser:
+    """A `DeltaParser`. `inner` gets the text of messages to the user.
+
+    `is_open`: the prompt ends within such a message. Without `has_reasoning` reasoning is content.
+    An answer that does not begin with a header is one such message.
+    """
+
+    names: ToolNames | None
+    inner: DeltaParser
+    is_open: bool = False
+    has_reasoning: bool = True
+    _held: str = field(default="", init=False)
+    _is_header: bool = field(default=True, init=False)
+    _is_first: bool = field(default=True, init=False)
+    _in_reasoning: bool = field(default=False, init=False)
+    _call: str | None = field(default=None, init=False)
+    _num_calls: int = field(default=0, init=False)
+    _scanner: JsonScanner = field(default_factory=JsonScanner, init=False)
+    _is_cut: bool = field(default=False, init=False)
+    _gap: str = field(default="", init=False)
+    """What goes before the message's text."""
+    _kinds: set[bool] = field(default_factory=set, init=False)
+    """Whether there was reasoning (True), and text for the user (False)."""
+
+    def __post_init__(self) -> None:
+        self._is_header = not self.is_open
+
+    @property
+    def in_reasoning(self) -> bool:
+        return self._in_reasoning and not self._is_header and self.has_reasoning
+
+    @property
+    def is_call_cut(self) -> bool:
+        return self._is_cut or self.inner.is_call_cut
+
+    def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
+        self._held += text
+        deltas: list[ParsedDelta] = []
+        while self._read_header(finished) if self._is_header else self._read_text(deltas, finished):
+            pass
+        if finished:
+            deltas += self.inner.feed("", True)
+        return deltas
+
+    def _read_header(self, finished: bool) -> bool:
+        header, found, rest = self._held.partition(MESSAGE)
+        if found:
+            self._held, self._is_header, self._is_first = rest, False, False
+            self._open(header)
+            return True
+        if not self._is_first or _may_be_header(self._held, finished):
+            return False
+        self._is_header = self._is_first = False
+        return True
+
+    def _open(self, header: str) -> None:
+        recipient = _RECIPIENT.search(header)
+        known = self.names.functions if self.names is not None else ()
+        self._call = recipient[1] if recipient is not None and recipient[1] in known else None
+        self._in_reasoning = f"{CHANNEL}analysis" in header and self._call is None
+        self._is_cut = self._call is not None
+        self._scanner = JsonScanner()
+        is_thought = self._in_reasoning and self.has_reasoning
+        self._gap = _GAP if is_thought in self._kinds else ""
+
+    def _read_text(self, deltas: list[ParsedDelta], finished: bool) -> bool:
+        ends = [(self._held.find(end), end) for end in _ENDS if end in self._held]
+        position, end = min(ends, default=(-1, ""))
+        if position < 0:
+            keep = 0 if finished else hold_back(self._held, _ENDS)
+            position = len(self._held) - keep
+        text, self._held = self._held[:position], self._held[position + len(end) :]
+        self._emit(text, deltas)
+        if end:
+            self._is_header = True
+            self._call = None
+        return bool(end)
+
+    def _emit(self, text: str, deltas: list[ParsedDelta]) -> None:
+        if self._call is not None:
+            self._emit_call(text, deltas)
+        elif text:
+            is_thought = self._in_reasoning and self.has_reasoning
+            self._kinds.add(is_thought)
+            text, self._gap = self._gap + text, ""
+            deltas += [ReasoningDelta(text)] if is_thought else self.inner.feed(text, False)
+
+    def _emit_call(self, text: str, deltas: list[ParsedDelta]) -> None:
+        if self._call:
+            self._num_calls += 1
+            name, self._call = self._call, ""
+            deltas.append(ToolCallDelta(index=self._num_calls - 1, id=new_call_id(), name=name))
+        for position, char in enumerate(text):
+            if self._scanner.push(char):
+                self._is_cut = False
+                text = text[: position + 1]
+                break
+        if text:
+            deltas.append(ToolCallDelta(index=self._num_calls - 1, arguments=text))
+
+
+def _may_be_header(text: str, finished: bool) -> bool:
+    """Whether an answer that begins like this may begin with a header."""
+    begun = text.lstrip()
+    if finished:
+        return begun.startswith((CHANNEL, "to=functions."))
+    return any(
+        begun.startswith(opening) or opening.startswith(begun)
+        for opening in (CHANNEL, "to=functions.")
+    )

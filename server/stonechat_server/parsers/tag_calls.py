@@ -1,0 +1,235 @@
+"""Reads sections of calls with an argument between two tags each (see `TagLayout`)."""
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from stonechat_server.parsers.format import (
+    CallArguments,
+    CallEvent,
+    CallStart,
+    TagLayout,
+    hold_back,
+)
+from stonechat_server.parsers.json_scan import JsonScanner
+from stonechat_server.parsers.literal import LiteralMatcher
+from stonechat_server.parsers.tag_values import (
+    ValueForm,
+    is_whole,
+    read_value,
+    resolve,
+    value_form,
+)
+
+_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+_NULLS = ("null", "None")
+
+State = Callable[[str], list[CallEvent]]
+
+
+class TagCallsReader:
+    """A `SectionReader`. Strings come out as they come in, other values at their end.
+
+    A line break next to a tag is the tag's where the layout has one there.
+    """
+
+    rest: str | None = None
+    is_cut: bool = False
+
+    def __init__(
+        self,
+        layout: TagLayout,
+        names: Collection[str],
+        schemas: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self._layout = layout
+        self._names = names
+        self._schemas = schemas
+        self._num_calls = 0
+        self._raw = ""
+        """Characters since the last point at which all were used."""
+        self._name = self._key = self._held = ""
+        self._num_keys = 0
+        self._schema: object = None
+        self._form = ValueForm.JSON
+        self._is_open = False
+        """Whether the quotation mark of a string has been given out."""
+        self._key_end, _, key_rest = layout.after_key.partition("\n")
+        self._key_rest = key_rest.strip()
+        self._value_end = layout.after_value.strip()
+        self._scanner = JsonScanner()
+        self._matcher = LiteralMatcher([layout.opening + layout.before_name])
+        is_named_first = self._matcher.matched is not None
+        self._state: State = self._in_name if is_named_first else self._before_name
+
+    def push(self, char: str) -> list[CallEvent]:
+        self._raw += char
+        return self._state(char)
+
+    def finish(self) -> list[CallEvent]:
+        if self.rest is not None:
+            return []
+        self.rest = "" if self._num_calls else self._raw
+        if self._state == self._in_value and self._is_open and self._held:
+            return [CallArguments(_quoted(self._held))]
+        return []
+
+    def _expect(self, texts: list[str], state: State) -> None:
+        self._matcher, self._state = LiteralMatcher(texts), state
+
+    def _broken(self) -> list[CallEvent]:
+        self.rest = self._raw
+        return []
+
+    def _before_name(self, char: str) -> list[CallEvent]:
+        if not self._matcher.push(char):
+            return self._broken()
+        if self._matcher.matched is not None:
+            self._name, self._state = "", self._in_name
+        return []
+
+    def _in_name(self, char: str) -> list[CallEvent]:
+        if char in _NAME_CHARS:
+            self._name += char
+            return []
+        if not self._name and char.isspace():
+            return []
+        if self._name not in self._names:
+            return self._broken()
+        self._expect([self._layout.after_name], self._after_name)
+        if self._matcher.matched is not None:
+            return [*self._start(), *self._in_body(char)]
+        return self._after_name(char)
+
+    def _after_name(self, char: str) -> list[CallEvent]:
+        if not self._matcher.push(char):
+            return self._broken()
+        return self._start() if self._matcher.matched is not None else []
+
+    def _start(self) -> list[CallEvent]:
+        self._num_calls += 1
+        self.is_cut, self._num_keys = True, 0
+        self._raw = ""
+        self._expect_argument()
+        return [CallStart(self._name)]
+
+    def _expect_argument(self) -> None:
+        self._expect([self._layout.before_key, self._layout.after_arguments], self._in_body)
+
+    def _in_body(self, char: str) -> list[CallEvent]:
+        if char == "{" and not self._num_keys and not self._matcher.raw.strip():
+            self._scanner, self._state = JsonScanner(), self._in_object
+            return self._in_object(char)
+        if not self._matcher.push(char):
+            return self._broken()
+        match self._matcher.matched:
+            case 0:
+                self._key, self._state = "", self._in_key
+            case 1:
+                return self._end_call([CallArguments("}" if self._num_keys else "{}")])
+        return []
+
+    def _in_object(self, char: str) -> list[CallEvent]:
+        self._raw = ""
+        if self._scanner.push(char):
+            self.is_cut = False
+            self._expect([self._layout.after_arguments], self._after_object)
+        return [CallArguments(char)]
+
+    def _after_object(self, char: str) -> list[CallEvent]:
+        if not self._matcher.push(char):
+            return self._broken()
+        return self._end_call([]) if self._matcher.matched is not None else []
+
+    def _in_key(self, char: str) -> list[CallEvent]:
+        self._key += char
+        if not self._key.endswith(self._key_end):
+            return []
+        self._key = self._key.removesuffix(self._key_end)
+        if self._key_rest:
+            self._expect([self._key_rest], self._after_key)
+            return []
+        return self._start_value()
+
+    def _after_key(self, char: str) -> list[CallEvent]:
+        if not self._matcher.push(char):
+            return self._broken()
+        return self._start_value() if self._matcher.matched is not None else []
+
+    def _start_value(self) -> list[CallEvent]:
+        schema = self._schemas.get(self._name, {})
+        self._schema = resolve(schema.get("properties", {}).get(self._key), schema)
+        self._form = value_form(self._schema, self._value_end)
+        self._num_keys += 1
+        self._raw = self._held = ""
+        self._is_open, self._state = False, self._in_value
+        key = json.dumps(self._key, ensure_ascii=False)
+        return [CallArguments(("{" if self._num_keys == 1 else ", ") + key + ": ")]
+
+    def _in_value(self, char: str) -> list[CallEvent]:
+        self._raw = ""
+        self._held += char
+        if self._held.endswith(self._value_end):
+            text = self._strip(self._held.removesuffix(self._value_end))
+            if self._form is ValueForm.JSON and not is_whole(text):
+                return []
+            self._held = ""
+            self._expect_argument()
+            return [CallArguments(self._last_piece(text))]
+        return self._stream()
+
+    def _strip(self, text: str) -> str:
+        """Without the line breaks that belong to the tags."""
+        if self._layout.after_key.endswith("\n") and not self._is_open:
+            text = text.removeprefix("\n")
+        if self._layout.after_value.startswith("\n"):
+            text = text.removesuffix("\n")
+        return text
+
+    def _last_piece(self, text: str) -> str:
+        if self._is_open:
+            return _quoted(text) + '"'
+        if self._form is ValueForm.JSON:
+            return json.dumps(read_value(text, self._schema), ensure_ascii=False)
+        if self._form is ValueForm.TEXT_OR_NULL and text in _NULLS:
+            return "null"
+        return f'"{_quoted(text)}"'
+
+    def _stream(self) -> list[CallEvent]:
+        """What of a string's text is certain."""
+        if self._form is ValueForm.JSON:
+            return []
+        keep = hold_back(self._held, (self._value_end, "\n" + self._value_end))
+        text = self._held[: len(self._held) - keep]
+        if not self._is_open:
+            if self._layout.after_key.endswith("\n"):
+                text = text.removeprefix("\n")
+            may_be_null = any(null.startswith(text) for null in _NULLS)
+            if not text or (self._form is ValueForm.TEXT_OR_NULL and may_be_null):
+                return []
+        self._held = self._held[len(self._held) - keep :]
+        piece = _quoted(text) if self._is_open else f'"{_quoted(text)}'
+        self._is_open = True
+        return [CallArguments(piece)] if text else []
+
+    def _end_call(self, events: list[CallEvent]) -> list[CallEvent]:
+        self._raw, self.is_cut = "", False
+        layout = self._layout
+        again = layout.separator + layout.before_name
+        self._expect([again, layout.closing] if layout.closing else [again], self._between)
+        return events
+
+    def _between(self, char: str) -> list[CallEvent]:
+        if not self._matcher.push(char):
+            return self._broken()
+        match self._matcher.matched:
+            case 0:
+                self._name, self._state = "", self._in_name
+            case 1:
+                self.rest = ""
+        return []
+
+
+def _quoted(text: str) -> str:
+    """Text as a part of a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -1,0 +1,126 @@
+"""Values that stand as they are between tags: what a schema makes of their text, and the reverse.
+
+A string is its own text. Anything else is JSON; other literals that templates write for it
+(`True`, `None`, `{'a': 1}`) are read too.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from stonechat_server.parsers.pythonic_calls import read_literal
+
+_ANNOTATIONS = frozenset(("title", "description", "default", "examples", "$comment", "deprecated"))
+_PLAIN = _ANNOTATIONS | {"type", "enum", "const", "minLength", "maxLength"}
+_TYPES: dict[type, str] = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    list: "array",
+    dict: "object",
+    type(None): "null",
+}
+
+
+class ValueForm(Enum):
+    """How values of a schema are written."""
+
+    TEXT = "text"
+    TEXT_OR_NULL = "text or null"
+    """Text, but for `null` (and `None`, which some templates write)."""
+    JSON = "json"
+
+
+def resolve(value: object, schema: Mapping[str, Any]) -> object:
+    """The schema of a property, where it is but a reference to a definition of `schema`."""
+    for _ in range(8):
+        if not isinstance(value, dict) or not isinstance(value.get("$ref"), str):
+            break
+        root, _, name = value["$ref"].rpartition("/")
+        group = {"#/$defs": "$defs", "#/definitions": "definitions"}.get(root, "")
+        if value.keys() - _ANNOTATIONS - {"$ref"} or name not in schema.get(group, {}):
+            break
+        value = schema[group][name]
+    return value
+
+
+def value_form(value: object, tag: str) -> ValueForm:
+    """Text for strings whose bounds are those of a text; patterns and formats go with JSON.
+
+    So do strings that cannot stand before the closing tag as they are.
+    """
+    if not isinstance(value, dict):
+        return ValueForm.JSON
+    if _is_text(value, tag):
+        return ValueForm.TEXT
+    options = value.get("anyOf")
+    if options is not None and not value.keys() - _ANNOTATIONS - {"anyOf"}:
+        texts = [option for option in options if _is_text(option, tag)]
+        is_pair = len(options) == 2 and len(texts) == 1 and any(map(_is_null, options))
+        has_null = is_pair and {"null", "None"} & set(_literals(texts[0]))
+        return ValueForm.TEXT_OR_NULL if is_pair and not has_null else ValueForm.JSON
+    if sorted(_listed(value.get("type"))) == ["null", "string"]:
+        is_free = not value.keys() - _ANNOTATIONS - {"type"}
+        return ValueForm.TEXT_OR_NULL if is_free else ValueForm.JSON
+    return ValueForm.JSON
+
+
+def text_schema(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of the text itself where it may be null too."""
+    return next((option for option in value.get("anyOf", ()) if not _is_null(option)), value)
+
+
+def _is_null(value: object) -> bool:
+    return isinstance(value, dict) and value.get("type") == "null"
+
+
+def _literals(value: Mapping[str, Any]) -> list[Any]:
+    """What the value can be, where a schema lists it."""
+    return [*value.get("enum", ()), *([value["const"]] if "const" in value else ())]
+
+
+def _is_text(value: object, tag: str) -> bool:
+    if not isinstance(value, dict) or value.keys() - _PLAIN or {"enum", "const"} <= value.keys():
+        return False
+    literals = _literals(value)
+    has_bounds = not {"minLength", "maxLength"}.isdisjoint(value)
+    if literals and has_bounds:
+        return False
+    if any(not isinstance(text, str) or tag in text for text in literals):
+        return False
+    return value.get("type") == "string" or (bool(literals) and "type" not in value)
+
+
+def read_value(text: str, value: object) -> Any:
+    """The value that a text stands for; text that no literal of the right type is, is a string."""
+    literal = read_literal(text)
+    allowed = _types(value)
+    if not isinstance(literal, (*_TYPES,)):
+        return text
+    kind = _TYPES[type(literal)]
+    if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
+        return text if "string" in allowed else literal
+    return literal
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text that begins like a composed literal is one to its end."""
+    text = text.strip()
+    return text[:1] not in ('"', "[", "{") or read_literal(text) != text
+
+
+def _types(value: object) -> set[str]:
+    """The JSON types that a schema allows; empty: it does not say."""
+    if not isinstance(value, dict):
+        return set()
+    types = set(_listed(value.get("type")))
+    for key in ("anyOf", "oneOf"):
+        options = [_types(option) for option in value.get(key, ())]
+        if options and all(options):
+            types |= set().union(*options)
+    return types or {_TYPES[type(x)] for x in _literals(value) if type(x) in _TYPES}
+
+
+def _listed(value: object) -> list[str]:
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
