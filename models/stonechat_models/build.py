@@ -114,6 +114,7 @@ def assemble_engine(
         device=device,
         prefix_caching=config.prefix_caching,
         overlap=device.type == "cuda" if config.overlap is None else config.overlap,
+        prompt_lookup=config.prompt_lookup,
     )
 
 

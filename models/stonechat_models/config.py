@@ -45,5 +45,7 @@ class EngineConfig:
     """Switch off CUDA graphs."""
     overlap: bool | None = None
     """Launch a step before the tokens of the one before are read. None: on CUDA only."""
+    prompt_lookup: bool = False
+    """Guess tokens from what the context repeats, and verify several in a step."""
     engine_process: bool | None = None
     """Run the engine in a process of its own. None: on CUDA only."""

@@ -187,13 +187,12 @@ class Scheduler:
         room = (len(sequence.block_table) + max(0, self.pool.num_free - num_others)) * (
             self.block_size
         )
-        item.draft = sequence.drafter.draft(
-            min(
-                budget - num_others,
-                room - item.context_len,
-                sequence.max_tokens - sequence.num_output_tokens - 1,
-            )
+        limit = min(
+            budget - num_others,
+            room - item.context_len,
+            sequence.max_tokens - sequence.num_output_tokens - 1,
         )
+        item.draft = sequence.drafter.draft(max(0, limit))
         self._grow(sequence, self._num_blocks(item.context_len) - len(sequence.block_table))
         return len(item.draft)
 

@@ -115,6 +115,12 @@ class Settings(BaseSettings):
         None,
         "launch a step before the tokens of the one before are read (default: on CUDA only)",
     )
+    prompt_lookup: bool = _option(
+        "Computing",
+        False,
+        "guess tokens from what the context repeats and verify several in a step; answers stay "
+        "the same",
+    )
     engine_process: bool | None = _option(
         "Computing",
         None,
@@ -289,6 +295,7 @@ class Settings(BaseSettings):
             allow_pickle=self.allow_pickle,
             eager=self.eager,
             overlap=self.overlap,
+            prompt_lookup=self.prompt_lookup,
             engine_process=self.engine_process,
         )
 

@@ -50,6 +50,7 @@ def make_engine(
     probe=None,
     kv_dtype=None,
     overlap=False,
+    prompt_lookup=False,
     **limits,
 ):
     info = model_info(**limits)
@@ -63,6 +64,7 @@ def make_engine(
         device=CPU,
         prefix_caching=prefix_caching,
         overlap=overlap,
+        prompt_lookup=prompt_lookup,
     )
 
 
@@ -79,9 +81,15 @@ def greedy(max_tokens: int, **changes) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, top_logprobs=5, **changes)
 
 
-def add(engine, request_id, prompt, params, constraints=()):
+def add(engine, request_id, prompt, params, constraints=(), prediction=()):
     engine.add(
-        GenerateRequest(request_id=request_id, prompt_token_ids=prompt, params=params), constraints
+        GenerateRequest(
+            request_id=request_id,
+            prompt_token_ids=prompt,
+            params=params,
+            prediction_token_ids=prediction,
+        ),
+        constraints,
     )
 
 

@@ -109,6 +109,11 @@ class NoRepeats:
         assert token_id not in self.seen
         self.seen.append(token_id)
 
+    def fork(self):
+        forked = NoRepeats(self.length)
+        forked.seen = [*self.seen]
+        return forked
+
     @property
     def is_finished(self):
         return len(self.seen) == self.length
@@ -135,13 +140,15 @@ def workload(rng, num_requests):
         yield rng.randint(0, 12), f"r{i}", prompt, settings, lengths
 
 
-def run_workload(engine, requests, aborts=()):
-    """What each choice got, logprobs included; `aborts` are (when, id)."""
+def run_workload(engine, requests, aborts=(), predictions=None):
+    """What each choice got, logprobs included; `aborts` are (when, id), `predictions` by id."""
     results = {}
     for step in range(3000):
         for when, request_id, prompt, settings, lengths in requests:
             if when == step:
-                add(engine, request_id, prompt, settings, [NoRepeats(n) for n in lengths])
+                constraints = [NoRepeats(n) for n in lengths]
+                prediction = (predictions or {}).get(request_id, ())
+                add(engine, request_id, prompt, settings, constraints, prediction)
         for when, request_id in aborts:
             if when == step:
                 engine.abort(request_id)
