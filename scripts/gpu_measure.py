@@ -1,13 +1,18 @@
 """Measurements for `bench_gpu.py`: what the device can do, and what an engine makes of it."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from stonechat_models.engine import Engine
 from stonechat_models.types import GenerateRequest, SamplingParams
+
+NUM_KERNELS = 12
+"""Kernels listed by name, those that take longest."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -35,6 +40,13 @@ def bandwidth(device: torch.device) -> float:
     return 2 * num_bytes / seconds
 
 
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes a second of a sum over a large tensor, which is only read, as weights are."""
+    num_bytes = 4 << 30 if device.type == "cuda" else 64 << 20
+    source = torch.zeros(num_bytes // 4, dtype=torch.float32, device=device)
+    return num_bytes / seconds_of(source.sum, device, 10)
+
+
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large square product."""
     size = 8192 if device.type == "cuda" else 512
@@ -43,6 +55,18 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     out = torch.empty_like(a)
     seconds = seconds_of(lambda: torch.matmul(a, b, out=out), device, 20)
     return 2 * size**3 / seconds
+
+
+@dataclass(slots=True)
+class DecodeTimes:
+    """Of a decode step; `context` is the mean length that it read."""
+
+    seconds: float
+    context: float
+    kernel_seconds: float | None = None
+    """Of all kernels; None where there is no profile of them."""
+    kernels: dict[str, float] = field(default_factory=dict)
+    """Seconds a step, by name."""
 
 
 class Load:
@@ -72,22 +96,25 @@ class Load:
         synchronize(self._device)
 
     def decode(
-        self, batch: int, context: int, num_steps: int, **params: Any
-    ) -> tuple[float, float | None]:
-        """Seconds of a decode step of `batch` sequences, sampling included; share in kernels.
-
-        The share is only known on CUDA.
-        """
+        self, batch: int, context: int, num_steps: int, *, profiled: bool = True, **params: Any
+    ) -> DecodeTimes:
+        """Decode steps of `batch` sequences, sampling included, from `context` tokens on."""
+        started_at = self._num_generated
         ids = [self.add(context, num_steps * 3 + 64, **params) for _ in range(batch)]
         while len(self.engine.step()) < batch:
             pass
+        before = self._num_generated
         seconds = seconds_of(self.engine.step, self._device, num_steps)
-        busy = None
-        if self._device.type == "cuda":
-            busy = self._kernel_seconds(num_steps) / (seconds * num_steps)
+        generated = (before + self._num_generated) / 2 - started_at
+        times = DecodeTimes(seconds, context + generated / batch)
+        if profiled and self._device.type == "cuda":
+            times.kernels = self._kernels(num_steps)
+            times.kernel_seconds = sum(times.kernels.values())
+            times.kernels = dict(Counter(times.kernels).most_common(NUM_KERNELS))
         for request_id in ids:
             self.engine.abort(request_id)
-        return seconds, busy
+        self.drain()
+        return times
 
     def prefill(self, batch: int, prompt_len: int) -> float:
         """Prompt tokens a second."""
@@ -99,12 +126,35 @@ class Load:
         self.drain()
         return batch * prompt_len / (time.perf_counter() - started)
 
-    def _kernel_seconds(self, num_steps: int) -> float:
+    def closed_loop(
+        self, streams: int, num_requests: int, prompt_len: int, num_tokens: int
+    ) -> float:
+        """Tokens a second of `num_requests` requests, `streams` of them at any time."""
+        started = time.perf_counter()
+        num_left, running = num_requests, 0
+        while num_left or running:
+            while num_left and running < streams:
+                self.add(prompt_len, num_tokens, temperature=0.0)
+                num_left, running = num_left - 1, running + 1
+            for output in self.engine.step():
+                if output.error is not None:
+                    raise RuntimeError(output.error)
+                running -= output.finish_reason is not None
+        return num_requests * num_tokens / (time.perf_counter() - started)
+
+    @property
+    def _num_generated(self) -> int:
+        return self.engine.stats().num_generated_tokens
+
+    def _kernels(self, num_steps: int) -> dict[str, float]:
+        """Seconds a step that each kernel takes."""
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             for _ in range(num_steps):
                 self.engine.step()
             synchronize(self._device)
-        averages = profiler.key_averages()
-        return float(sum(event.self_device_time_total for event in averages)) * 1e-6
+        return {
+            event.key: float(event.self_device_time_total) * 1e-6 / num_steps
+            for event in profiler.key_averages()
+        }

@@ -82,7 +82,7 @@ SHAPES = {
             "tiny",
             "LlamaConfig",
             {
-                "vocab_size": 512,
+                "vocab_size": 2048,
                 "hidden_size": 64,
                 "intermediate_size": 128,
                 "num_hidden_layers": 2,
@@ -92,7 +92,6 @@ SHAPES = {
         ),
     )
 }
-DEFAULT_SHAPES = tuple(name for name in SHAPES if name != "tiny")
 
 
 def build_module(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
@@ -136,11 +135,14 @@ def model_info(shape: Shape, module: Any, device: torch.device, dtype: torch.dty
     )
 
 
-def active_parameters(module: torch.nn.Module, num_tokens: int) -> float:
-    """Parameters that a step of `num_tokens` must read, in expectation for a mixture of experts.
+def bytes_of_a_step(module: torch.nn.Module, num_tokens: int) -> float:
+    """Bytes of weights that a step of `num_tokens` must read, in expectation for a mixture of
+    experts.
 
     The input embedding is not read but for single rows, unless it is the output layer's too.
     """
+    from stonechat_models.quantized_linear import QuantizedLinear
+
     config: Any = module.config
     num_experts = getattr(config, "num_experts", None)
     touched = 1.0
@@ -150,7 +152,11 @@ def active_parameters(module: torch.nn.Module, num_tokens: int) -> float:
     for name, parameter in module.named_parameters():
         if "embed_tokens" in name and not config.tie_word_embeddings:
             continue
-        total += parameter.numel() * (touched if ".experts." in name else 1.0)
+        size = parameter.numel() * parameter.element_size()
+        total += size * (touched if ".experts." in name else 1.0)
+    for name, part in module.named_modules():
+        if isinstance(part, QuantizedLinear):
+            total += part.num_bytes * (touched if ".experts" in name else 1.0)
     return total
 
 
