@@ -67,6 +67,7 @@ class Settings(BaseSettings):
         "mistral_list",
         "deepseek_v3",
         "deepseek_v31",
+        "deepseek_v32",
         "harmony",
         "qwen_coder",
         "glm",

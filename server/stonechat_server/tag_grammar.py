@@ -32,37 +32,37 @@ class TagArguments:
         required = schema.get("required", [])
         for i, (key, value) in enumerate(schema.get("properties", {}).items()):
             rule = f"{self.name}_argument_{i}"
-            opening = self.layout.before_key + key + self.layout.after_key
-            self.rules[rule] = sequence(
-                self.writer.literal(opening), self._value(resolve(value, schema), schema, rule)
-            )
+            options = self._values(resolve(value, schema), schema, rule)
+            opening = self.writer.literal(self.layout.before_key + key)
+            self.rules[rule] = sequence(opening, choice(options))
             items.append(rule if key in required else f"({rule})?")
         return sequence(*items) or '""'
 
-    def _value(self, value: Any, schema: Mapping[str, Any], rule: str) -> str:
-        """The value with its closing tag."""
-        closing = self.writer.literal(self.layout.after_value)
+    def _values(self, value: Any, schema: Mapping[str, Any], rule: str) -> list[str]:
+        """What may follow the key, up to and with the closing tag."""
         match value_form(value, self._closing()[0]):
             case ValueForm.TEXT:
-                return self._text(value, closing, rule)
+                return [self._text(value, rule)]
             case ValueForm.TEXT_OR_NULL:
-                return self._text(text_schema(value), closing, rule, ["null"])
+                return [self._text(text_schema(value), rule), self._json({"type": "null"})]
             case ValueForm.JSON:
                 defs = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
-                if isinstance(value, dict):
-                    value = {**value, **defs}
-                return sequence(json_value(value), closing)
+                return [self._json({**value, **defs} if isinstance(value, dict) else value)]
 
-    def _text(
-        self, value: Mapping[str, Any], closing: str, rule: str, more: list[str] | None = None
-    ) -> str:
+    def _json(self, value: Mapping[str, Any] | bool) -> str:
+        opening = self.layout.after_json_key or self.layout.after_key
+        literal = self.writer.literal
+        return sequence(literal(opening), json_value(value), literal(self.layout.after_value))
+
+    def _text(self, value: Mapping[str, Any], rule: str) -> str:
+        opening = self.writer.literal(self.layout.after_key)
         literals = value.get("enum", [value["const"]] if "const" in value else None)
         if literals is not None:
-            texts = (quoted(text) for text in [*literals, *(more or ())])
-            return sequence(choice(texts), closing)
+            closing = self.writer.literal(self.layout.after_value)
+            return sequence(opening, choice(quoted(text) for text in literals), closing)
         bounds = (value.get("minLength", 0), value.get("maxLength"))
         text = self._bounded(rule, *bounds) if bounds != (0, None) else self._free()
-        return choice([text, *(sequence(quoted(t), closing) for t in more or ())])
+        return sequence(opening, text)
 
     def _free(self) -> str:
         """Any text without the closing tag, before which a line break may be left out."""

@@ -104,14 +104,13 @@ def write_function_call(format: ToolFormat, name: str, arguments: Mapping[str, A
 def _write_tags(layout: TagLayout, arguments: Mapping[str, Any] | str) -> str:
     if isinstance(arguments, str):
         return f"{arguments}\n"
-    texts = {
-        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for key, value in arguments.items()
-    }
-    return "".join(
-        layout.before_key + key + layout.after_key + text + layout.after_value
-        for key, text in texts.items()
-    )
+    written = []
+    for key, value in arguments.items():
+        is_text = isinstance(value, str)
+        text = value if is_text else json.dumps(value, ensure_ascii=False)
+        after_key = layout.after_key if is_text else layout.after_json_key or layout.after_key
+        written.append(f"{layout.before_key}{key}{after_key}{text}{layout.after_value}")
+    return "".join(written)
 
 
 def write_custom_call(name: str, text: str) -> str:

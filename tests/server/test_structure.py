@@ -88,6 +88,7 @@ def test_special_tokens_that_nobody_needs_stay_out(
         ("<|tool_calls_section_begin|>", "kimi"),
         ("<|im_system|>tool_declare<|im_middle|>", "kimi"),
         ("<|channel|>commentary", "harmony"),
+        ("<\uff5cDSML\uff5cfunction_calls>", "deepseek_v32"),
         ("<TOOLCALL>", "nemotron"),
         ("<|tool_call|>", "granite"),
         ("<|tool|>[]<|/tool|>", "phi"),

@@ -223,6 +223,7 @@ def _split(text: str, special: str) -> list[str]:
         ("deepseek_v3", "Hm.\n<\uff5ctool\u2581calls\u2581begin\uff5c>"),
         ("qwen_coder", "Hm <tool_call>"),
         ("glm", "Hm\n<tool_call>"),
+        ("deepseek_v32", "<\uff5cDSML\uff5cfunction_calls>"),
         ("minimax", "<minimax:tool_call>"),
         ("seed", "<seed:tool_call>"),
         ("kimi", "I look.<|tool_calls_section_begin|>"),

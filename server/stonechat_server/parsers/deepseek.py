@@ -1,6 +1,9 @@
-"""DeepSeek: calls between tokens of their own; V3 and R1 fence the arguments, V3.1 does not."""
+"""DeepSeek: calls between tokens of their own; V3 and R1 fence the arguments, V3.1 does not.
 
-from stonechat_server.parsers.format import JsonLayout, ToolFormat
+V3.2 writes `invoke` and `parameter` elements, which say whether their value is a text.
+"""
+
+from stonechat_server.parsers.format import JsonLayout, TagLayout, ToolFormat
 
 
 def _token(words: str) -> str:
@@ -36,5 +39,25 @@ DEEPSEEK_V31 = ToolFormat(
         after_arguments=_CALL_END,
         separator="",
         closing=_END,
+    ),
+)
+
+DSML = "\uff5cDSML\uff5c"
+
+DEEPSEEK_V32 = ToolFormat(
+    name="deepseek_v32",
+    trigger=f"<{DSML}function_calls>",
+    first="<",
+    layout=TagLayout(
+        opening="\n",
+        before_name=f'<{DSML}invoke name="',
+        after_name='">\n',
+        before_key=f'<{DSML}parameter name="',
+        after_key='" string="true">',
+        after_json_key='" string="false">',
+        after_value=f"</{DSML}parameter>\n",
+        after_arguments=f"</{DSML}invoke>\n",
+        separator="",
+        closing=f"</{DSML}function_calls>",
     ),
 )

@@ -111,8 +111,9 @@ class TagLayout:
     """A section of calls whose arguments stand each between tags of their own.
 
     It reads as with `JsonLayout`, but for the arguments: for each `before_key`, the key,
-    `after_key`, the value, `after_value`. See `tag_values` for how values are written. Arguments
-    that keys cannot say stand there as one JSON object.
+    `after_key`, the value, `after_value`. See `tag_values` for how values are written; with
+    `after_json_key`, which goes before those that are JSON, they say so themselves. Arguments that
+    keys cannot say stand there as one JSON object.
     """
 
     opening: str = ""
@@ -120,6 +121,7 @@ class TagLayout:
     after_name: str
     before_key: str
     after_key: str
+    after_json_key: str = ""
     after_value: str
     after_arguments: str
     separator: str

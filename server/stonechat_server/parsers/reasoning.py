@@ -22,6 +22,7 @@ KNOWN_MARKERS = (
     ReasoningMarkers("<|START_THINKING|>", "<|END_THINKING|>"),
     ReasoningMarkers("<seed:think>", "</seed:think>"),
     ReasoningMarkers("<reasoning>", "</reasoning>"),
+    ReasoningMarkers("<|channel>thought", "<channel|>"),
 )
 
 

@@ -1,6 +1,6 @@
 """Which format of tool calls a model uses."""
 
-from stonechat_server.parsers.deepseek import BEGIN, DEEPSEEK_V3, DEEPSEEK_V31
+from stonechat_server.parsers.deepseek import BEGIN, DEEPSEEK_V3, DEEPSEEK_V31, DEEPSEEK_V32, DSML
 from stonechat_server.parsers.format import ToolFormat
 from stonechat_server.parsers.generic import GENERIC
 from stonechat_server.parsers.glm import GLM
@@ -25,6 +25,7 @@ FORMATS: dict[str, ToolFormat] = {
         MISTRAL_LIST,
         DEEPSEEK_V3,
         DEEPSEEK_V31,
+        DEEPSEEK_V32,
         HARMONY,
         QWEN_CODER,
         GLM,
@@ -41,6 +42,7 @@ FORMATS: dict[str, ToolFormat] = {
 
 
 _MARKS = (
+    (DSML, DEEPSEEK_V32),
     ("<minimax:tool_call>", MINIMAX),
     ("<seed:tool_call>", SEED),
     ("<arg_key>", GLM),

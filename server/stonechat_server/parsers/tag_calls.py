@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from itertools import takewhile
 from typing import Any
 
 from stonechat_server.parsers.format import (
@@ -54,8 +55,7 @@ class TagCallsReader:
         self._form = ValueForm.JSON
         self._is_open = False
         """Whether the quotation mark of a string has been given out."""
-        self._key_end, _, key_rest = layout.after_key.partition("\n")
-        self._key_rest = key_rest.strip()
+        self._key_end, self._key_rests = _split_key(layout)
         self._value_end = layout.after_value.strip()
         self._scanner = JsonScanner()
         self._matcher = LiteralMatcher([layout.opening + layout.before_name])
@@ -146,20 +146,26 @@ class TagCallsReader:
         if not self._key.endswith(self._key_end):
             return []
         self._key = self._key.removesuffix(self._key_end)
-        if self._key_rest:
-            self._expect([self._key_rest], self._after_key)
+        if self._key_rests:
+            self._expect(self._key_rests, self._after_key)
             return []
-        return self._start_value()
+        return self._start_value(None)
 
     def _after_key(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):
             return self._broken()
-        return self._start_value() if self._matcher.matched is not None else []
+        matched = self._matcher.matched
+        if matched is None:
+            return []
+        if not self._layout.after_json_key:
+            return self._start_value(None)
+        return self._start_value(ValueForm.JSON if matched == 1 else ValueForm.TEXT)
 
-    def _start_value(self) -> list[CallEvent]:
+    def _start_value(self, form: ValueForm | None) -> list[CallEvent]:
+        """`form`: where the value says it; else the schema does."""
         schema = self._schemas.get(self._name, {})
         self._schema = resolve(schema.get("properties", {}).get(self._key), schema)
-        self._form = value_form(self._schema, self._value_end)
+        self._form = form or value_form(self._schema, self._value_end)
         self._num_keys += 1
         self._raw = self._held = ""
         self._is_open, self._state = False, self._in_value
@@ -228,6 +234,16 @@ class TagCallsReader:
             case 1:
                 self.rest = ""
         return []
+
+
+def _split_key(layout: TagLayout) -> tuple[str, list[str]]:
+    """What ends a key, and the texts of which one follows before the value."""
+    if layout.after_json_key:
+        pairs = zip(layout.after_key, layout.after_json_key, strict=False)
+        end = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return end, [layout.after_key.removeprefix(end), layout.after_json_key.removeprefix(end)]
+    end, _, rest = layout.after_key.partition("\n")
+    return end, [rest.strip()] if rest.strip() else []
 
 
 def _quoted(text: str) -> str:

@@ -181,6 +181,22 @@ FAMILIES = [
         end=deepseek("end of sentence"),
     ),
     Family(
+        "deepseek_v32",
+        "{{ '\\n<\uff5cDSML\uff5cinvoke name=\"' ~ c.name ~ '\">\\n' }}"
+        + tags(
+            '<\uff5cDSML\uff5cparameter name="',
+            "\" string=\"' ~ ('true' if v is string else 'false') ~ '\">",
+            "</\uff5cDSML\uff5cparameter>\\n",
+            JSON_OR_TEXT,
+        )
+        + "{{ '</\uff5cDSML\uff5cinvoke>' }}",
+        first="\\n\\n<\uff5cDSML\uff5cfunction_calls>",
+        last="\\n</\uff5cDSML\uff5cfunction_calls>",
+        user=deepseek("User") + "{}",
+        prompt=deepseek("Assistant") + "</think>",
+        end=deepseek("end of sentence"),
+    ),
+    Family(
         "harmony",
         "{{ ' to=functions.' ~ c.name ~ '<|channel|>commentary json<|message|>' ~ (a | tojson) }}",
         content="<|channel|>commentary<|message|>{}<|end|><|start|>assistant",
