@@ -6,8 +6,8 @@ dequantised. A backend is measured once for each way of keeping weights and KV c
     python scripts/quality.py --model model.gguf --quantize auto int8
     python scripts/quality.py --backend transformers --kv-cache-dtype auto fp8
 
-`--torchao` measures the layers that a GPU would have (not int4, whose kernels are for CUDA alone):
-computed here, in bfloat16, and without a cache.
+`--as-on-cuda` measures the layers that a GPU would have (not int4, whose kernels are for CUDA
+alone): computed here, in bfloat16, and without a cache.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.forward_batch import CausalModel, ForwardBatch
 from stonechat_models.loader import ModelFiles, load_module, resolve_model
+from stonechat_models.quantized_linear import cuda_linear
 from stonechat_models.tokenizer import Tokenizer
-from stonechat_models.torchao_linear import torchao_linear
 
 TEXT = Path(__file__).parent.parent / "tests" / "data" / "quality_text.txt"
 BLOCK_SIZE = 16
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--quantize", nargs="+", default=["auto"])
     parser.add_argument("--backend", default="native", choices=("native", "transformers"))
     parser.add_argument("--kv-cache-dtype", nargs="+", default=["auto"])
-    parser.add_argument("--torchao", nargs="+", default=[], choices=("none", "int8", "fp8"))
+    parser.add_argument("--as-on-cuda", nargs="+", default=[], choices=("none", "int8", "fp8"))
     parser.add_argument("--text", type=Path, default=TEXT)
     arguments = parser.parse_args()
     plain = EngineConfig(
@@ -77,9 +77,9 @@ def main() -> None:
             continue
         found = compare(windows, expected, [logits_of(model, w) for w in windows])
         print(row(f"{model.info.quantization} ({quantize})", kv_cache_dtype, found, base))
-    for precision in arguments.torchao:
-        found = compare(windows, expected, torchao_logits(files, plain, windows, precision))
-        print(row(f"{precision} (bfloat16, torchao)", "none", found, base))
+    for precision in arguments.as_on_cuda:
+        found = compare(windows, expected, cuda_logits(files, plain, windows, precision))
+        print(row(f"{precision} (bfloat16, as on CUDA)", "none", found, base))
 
 
 def row(weights: str, kv_cache: str, found: Quality, base: Quality) -> str:
@@ -102,14 +102,14 @@ def reference_logits(
         return [module(torch.tensor([w]), use_cache=False).logits[0] for w in windows]
 
 
-def torchao_logits(
+def cuda_logits(
     files: ModelFiles, config: EngineConfig, windows: list[list[int]], precision: str
 ) -> list[torch.Tensor]:
     module = load_module(files, config, torch.device("cpu"), torch.bfloat16, progress=report)
     head = module.get_output_embeddings()
     linears = [(n, m) for n, m in module.named_modules() if type(m) is nn.Linear and m is not head]
     for name, linear in linears if precision != "none" else ():
-        layer = torchao_linear(linear.weight, linear.bias, precision)
+        layer = cuda_linear(linear.weight, linear.bias, precision)
         if layer is not None:
             module.set_submodule(name, layer)
     with torch.inference_mode():

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from stonechat_models.errors import ModelLoadError
-
-FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
+from stonechat_models.number_formats import FP8, FP8_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def read_rows(cache: torch.Tensor, slots: torch.Tensor, dtype: torch.dtype) -> t
 
 
 def _store(cache: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
-    if cache.dtype is torch.float8_e4m3fn:  # whether a cast saturates or overflows differs
+    if cache.dtype is FP8:  # whether a cast saturates or overflows differs
         rows = rows.clamp(-FP8_MAX, FP8_MAX)
     _as_bits(cache).index_copy_(0, slots, _as_bits(rows.to(cache.dtype)))
 

@@ -8,6 +8,7 @@ from stonechat_models.config import EngineConfig, KvCacheDtype, Precision
 from stonechat_models.errors import UnsupportedModelError
 
 FP8 = torch.float8_e4m3fn
+FP8_MAX = torch.finfo(FP8).max
 LEAST_CAPABILITY: dict[Precision, tuple[int, int]] = {"int8": (0, 0), "int4": (8, 0), "fp8": (8, 9)}
 """CUDA compute capability that quantised weights need."""
 FP8_KV_CAPABILITY = (8, 9)
@@ -52,9 +53,10 @@ def _refuse_on_cuda(precision: Precision, device: torch.device) -> None:
             f"{precision} weights need compute capability {needed}, and {device} has {found}: "
             "try int8"
         )
-    if find_spec("torchao") is None:
+    package = "triton" if precision == "fp8" else "torchao"
+    if find_spec(package) is None:
         raise UnsupportedModelError(
-            f"{precision} weights on a GPU need torchao: pip install 'stonechat[gpu]'"
+            f"{precision} weights on a GPU need {package}: pip install 'stonechat[gpu]'"
         )
 
 

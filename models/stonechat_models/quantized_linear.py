@@ -2,8 +2,8 @@
 
 On a CPU weights and activations are quantised in groups of 32, and their products are exact
 integers: a row of the output has the same bits in any batch. The compiled kernels do it where
-there is a compiler, else PyTorch does, slowly. On CUDA torchao does it (`torchao_linear`); on other
-devices weights are int8.
+there is a compiler, else PyTorch does, slowly. On CUDA weights go through torchao or are float8
+(`torchao_linear`, `fp8_linear`); on other devices they are int8.
 """
 
 import ctypes
@@ -191,11 +191,22 @@ def quantized_linear(
     if kind != "cpu" and precision == "int8" and (kind != "cuda" or weight.dtype == torch.half):
         return WeightOnlyLinear(weight, bias)  # torchao's sums of codes overflow in half precision
     if kind == "cuda":
-        from stonechat_models.torchao_linear import torchao_linear
-
-        return torchao_linear(weight, bias, precision)
+        return cuda_linear(weight, bias, precision)
     if kind != "cpu" or precision == "fp8":
         raise UnsupportedModelError(f"{precision} is not for weights on {kind}")
     if team is None:
         return TorchLinear(weight, bias, precision)
     return NativeLinear(weight, bias, precision, team)
+
+
+def cuda_linear(
+    weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision
+) -> QuantizedLinear | None:
+    """The form for CUDA; None for a shape that its kernels cannot take."""
+    if precision == "fp8":
+        from stonechat_models.fp8_linear import fp8_linear
+
+        return fp8_linear(weight, bias)
+    from stonechat_models.torchao_linear import torchao_linear
+
+    return torchao_linear(weight, bias, precision)

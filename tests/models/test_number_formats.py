@@ -17,7 +17,7 @@ CONFIGS = {p: EngineConfig(model="x", quantize=p) for p in ("int8", "int4", "fp8
 
 
 @pytest.fixture(autouse=True)
-def torchao_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def the_packages_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(number_formats, "find_spec", lambda _: object())
 
 
@@ -56,8 +56,10 @@ def test_a_gpu_has_what_its_capability_allows(
 def test_a_missing_library_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with_capability(monkeypatch, 9, 0)
     monkeypatch.setattr(number_formats, "find_spec", lambda _: None)
-    for config in CONFIGS.values():
-        with pytest.raises(UnsupportedModelError, match=r"torchao: pip install 'stonechat\[gpu\]'"):
+    for precision, config in CONFIGS.items():
+        package = "triton" if precision == "fp8" else "torchao"
+        hint = rf"{package}: pip install 'stonechat\[gpu\]'"
+        with pytest.raises(UnsupportedModelError, match=hint):
             refuse_weight_format(config, CUDA)
         refuse_weight_format(replace(config, quantize="none"), CUDA)
     refuse_weight_format(CONFIGS["int8"], MPS)

@@ -1,4 +1,4 @@
-"""Layers that torchao quantises, on a CPU.
+"""The layers that a model gets on CUDA, torchao's and those in fp8, on a CPU.
 
 int8 and fp8 products run there as they are. The kernels of int4 are for CUDA alone: in their
 place the test puts a packing that keeps the codes, and a product that follows their definition.
@@ -15,9 +15,14 @@ pytest.importorskip("torchao")
 
 from stonechat_models import device, quantize, quantized_linear
 from stonechat_models.config import EngineConfig, Precision
-from stonechat_models.quantized_linear import QuantizedLinear, TorchLinear, WeightOnlyLinear
+from stonechat_models.quantized_linear import (
+    QuantizedLinear,
+    TorchLinear,
+    WeightOnlyLinear,
+    cuda_linear,
+)
 from stonechat_models.survey import ServingForm, survey_model
-from stonechat_models.torchao_linear import TorchaoLinear, torchao_linear
+from stonechat_models.torchao_linear import TorchaoLinear
 from tests.models.engines import generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 
@@ -76,7 +81,7 @@ def test_products_are_near_the_float_ones(
 ) -> None:
     weight, bias, x = random_layer(*shape)
     for b in (bias, None):
-        layer = torchao_linear(weight, b, precision)
+        layer = cuda_linear(weight, b, precision)
         assert layer is not None
         exact = x.double() @ weight.double().T + (0.0 if b is None else b.double())
         actual = layer(x.view(1, 37, -1))
@@ -86,7 +91,7 @@ def test_products_are_near_the_float_ones(
 
 def test_int4_is_no_worse_than_groups_of_32_should_be(int4_kernels: None) -> None:
     weight, _, x = random_layer(96, 64)
-    layer, oracle = torchao_linear(weight, None, "int4"), TorchLinear(weight, None, "int4")
+    layer, oracle = cuda_linear(weight, None, "int4"), TorchLinear(weight, None, "int4")
     assert layer is not None
     exact = x.double() @ weight.double().T
     assert relative_error(layer(x), exact) < 1.3 * relative_error(oracle(x), exact)
@@ -96,7 +101,7 @@ def test_int4_is_no_worse_than_groups_of_32_should_be(int4_kernels: None) -> Non
 def test_rows_of_zeros_give_zeros(int4_kernels: None, precision: Precision) -> None:
     weight, _, x = random_layer(48, 64)
     weight[3], x[5] = 0.0, 0.0
-    layer = torchao_linear(weight, None, precision)
+    layer = cuda_linear(weight, None, precision)
     assert layer is not None
     output = layer(x)
     assert torch.isfinite(output).all()
@@ -106,7 +111,7 @@ def test_rows_of_zeros_give_zeros(int4_kernels: None, precision: Precision) -> N
 
 def test_bytes_are_those_of_codes_and_scales(int4_kernels: None) -> None:
     weight, bias, _ = random_layer(48, 64)
-    layers = {p: torchao_linear(weight, bias, p) for p in PRECISIONS}
+    layers = {p: cuda_linear(weight, bias, p) for p in PRECISIONS}
     sizes = {p: layer.num_bytes for p, layer in layers.items() if layer is not None}
     own = 2 * 48  # the bias
     assert sizes == {
@@ -119,7 +124,7 @@ def test_bytes_are_those_of_codes_and_scales(int4_kernels: None) -> None:
 def test_shapes_that_kernels_cannot_take(int4_kernels: None) -> None:
     def can(n: int, k: int) -> list[Precision]:
         weight = random_layer(n, k)[0]
-        return [p for p in PRECISIONS if torchao_linear(weight, None, p) is not None]
+        return [p for p in PRECISIONS if cuda_linear(weight, None, p) is not None]
 
     assert can(48, 64) == PRECISIONS
     assert can(48, 48) == ["int8", "fp8"]
@@ -130,7 +135,7 @@ def test_shapes_that_kernels_cannot_take(int4_kernels: None) -> None:
 def test_int8_in_half_precision_is_not_left_to_torchao() -> None:
     """It sums codes first, and 64 products of a code of 127 and a 10 exceed 65504."""
     weight, x = torch.full((4, 64), 0.5, dtype=torch.half), torch.full((1, 64), 10.0).half()
-    layer = torchao_linear(weight, None, "int8")
+    layer = cuda_linear(weight, None, "int8")
     assert layer is not None
     assert torch.isinf(layer(x)).all()
     torch.testing.assert_close(WeightOnlyLinear(weight, None)(x), torch.full((1, 4), 320.0).half())
@@ -143,7 +148,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_cuda(
         weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision, team: object
     ) -> QuantizedLinear | None:
-        return torchao_linear(weight, bias, precision)
+        return cuda_linear(weight, bias, precision)
 
     monkeypatch.setattr(quantize, "quantized_linear", on_cuda)
     monkeypatch.setattr(quantize, "is_on_cuda", lambda _: True)
@@ -230,7 +235,7 @@ def test_the_survey_knows_the_sizes(
     assert "has 8.0" in str(survey_model(config, lambda line: None).refusal)
 
 
-def test_layers_on_cuda_go_to_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_on_cuda_get_that_form(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnCuda:
         """As much of a weight as the choice looks at."""
 
@@ -240,13 +245,11 @@ def test_layers_on_cuda_go_to_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, dtype: torch.dtype) -> None:
             self.dtype = dtype
 
-    monkeypatch.setattr(
-        "stonechat_models.torchao_linear.torchao_linear", lambda *given: ("torchao", *given)
-    )
+    monkeypatch.setattr(quantized_linear, "cuda_linear", lambda *given: ("for CUDA", *given))
     monkeypatch.setattr(quantized_linear, "WeightOnlyLinear", lambda *given: ("own", *given))
     bfloat16, half = OnCuda(torch.bfloat16), OnCuda(torch.half)
     for precision in PRECISIONS:
         chosen = quantized_linear.quantized_linear(bfloat16, None, precision, None)  # type: ignore[arg-type]
-        assert chosen == ("torchao", bfloat16, None, precision)
+        assert chosen == ("for CUDA", bfloat16, None, precision)
     chosen = quantized_linear.quantized_linear(half, None, "int8", None)  # type: ignore[arg-type]
     assert chosen == ("own", half, None)
