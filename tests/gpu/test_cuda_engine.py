@@ -1,12 +1,17 @@
 """An engine on a CUDA device: kernels, graphs, memory and recovery, against plain transformers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from stonechat_models.attention.choose import choose_attention, why_no_flashinfer
 from stonechat_models.build import assemble_engine
 from stonechat_models.config import EngineConfig
 from stonechat_models.cuda_graphs import GraphedModel
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.fused.replace import fuse_modules
+from stonechat_models.number_formats import FP8_KV_CAPABILITY
 from stonechat_models.transformers_model import TransformersModel
 from tests.models.engines import generate_all, greedy, model_info
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
@@ -14,21 +19,34 @@ from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 PROMPT_LENS = [1, 30, 9, 100]
 
 
-def build(module, device, **settings):
-    from stonechat_models.attention.choose import choose_attention
-
+def build(
+    module,
+    device,
+    *,
+    fuse=True,
+    dtype="float32",
+    progress=lambda _: None,
+    kv_dtype=None,
+    **settings,
+):
+    """As `build.py` does for a loaded module."""
     backend = choose_attention("auto", device)
+    if fuse:
+        fuse_modules(module)
     config = EngineConfig(
         model="tiny",
         **{"max_num_seqs": 6, "max_batch_tokens": 64, "kv_cache_bytes": 8 << 20, **settings},
     )
+    info = model_info(device=str(device), dtype=dtype)
+    model = TransformersModel(module, info, backend, kv_dtype=kv_dtype)
+    model.set_attention(choose_attention("auto", device, model.attention_trial, progress))
     return assemble_engine(
-        TransformersModel(module, model_info(device=str(device)), backend),
+        model,
         config,
         device,
         max_model_len=200,
         eos_token_ids=frozenset(),
-        progress=lambda _: None,
+        progress=progress,
     )
 
 
@@ -71,8 +89,9 @@ def test_a_cache_that_does_not_fit_is_refused_with_numbers(device):
         build(tiny_model("llama").to(device), device, kv_cache_bytes=1 << 50)
 
 
-def test_out_of_memory_ends_only_the_request_that_needs_it(device):
-    engine = build(tiny_model("llama").to(device), device, eager=True)
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "graphs"])
+def test_out_of_memory_ends_only_the_request_that_needs_it(eager, device):
+    engine = build(tiny_model("llama").to(device), device, eager=eager)
     forward = engine.model.forward
 
     def forward_short_on_memory(batch):
@@ -83,3 +102,47 @@ def test_out_of_memory_ends_only_the_request_that_needs_it(device):
     engine.model.forward = forward_short_on_memory
     results = generate_all(engine, prompts(), greedy(4))
     assert [r.finish_reason for r in results] == ["length", "length", "length", "error"]
+    assert generate_all(engine, prompts()[:1], greedy(4))[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["flashinfer", "triton", "batched", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_attention_backends_pass_their_trial(name, family, dtype, device):
+    if name == "flashinfer" and (reason := why_no_flashinfer(device)) is not None:
+        pytest.skip(reason)
+    module = tiny_model(family, head_dim=64).to(device)
+    info = model_info(device=str(device))
+    model = TransformersModel(module, info, choose_attention("sdpa", device))
+    for kv_dtype in (dtype, torch.bfloat16):
+        trial = replace(model.attention_trial, dtype=dtype, kv_dtype=kv_dtype)
+        assert choose_attention(name, device, trial).name == name
+
+
+def test_tokens_of_steps_in_flight_are_those_without(device):
+    """With the next step launched before the last one is read, and without."""
+    module = tiny_model("llama").to(device)
+    answers = [
+        [
+            r.token_ids
+            for r in generate_all(
+                build(module, device, overlap=overlap), prompts(), greedy(24, seed=3)
+            )
+        ]
+        for overlap in (True, False)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_kv_cache_in_fp8(device):
+    if torch.cuda.get_device_capability(device) < FP8_KV_CAPABILITY:
+        pytest.skip("the device does not convert float8")
+    module = tiny_model("llama").to(device, torch.bfloat16)
+    wide = build(module, device, dtype="bfloat16")
+    narrow = build(module, device, dtype="bfloat16", kv_dtype=torch.float8_e4m3fn)
+    wide_info, narrow_info = wide.model.info, narrow.model.info
+    assert narrow_info.kv_bytes_per_token * 2 == wide_info.kv_bytes_per_token
+    assert narrow_info.attention_backend in ("triton", "flashinfer")
+    expected, found = (generate_all(engine, prompts(), greedy(1)) for engine in (wide, narrow))
+    for one, other in zip(expected, found, strict=True):
+        assert one.logprobs[0].logprob == pytest.approx(other.logprobs[0].logprob, abs=0.7)

@@ -162,10 +162,13 @@ def test_the_trial_of_a_model_is_of_its_own_layers(family):
         (k.spec.sliding_window is not None, k.spec.softcap is not None, k.spec.sinks is not None)
         for k in model.attention_trial.kinds
     }
-    assert features == {
-        "llama": {(False, False, False)},
-        "gemma2": {(True, True, False), (False, True, False)},
-        "gpt_oss": {(True, False, True), (False, False, True)},
-    }[family]
+    assert (
+        features
+        == {
+            "llama": {(False, False, False)},
+            "gemma2": {(True, True, False), (False, True, False)},
+            "gpt_oss": {(True, False, True), (False, False, True)},
+        }[family]
+    )
     model.set_attention(BatchedBackend())
     assert model.info.attention_backend == "batched"

@@ -1,0 +1,81 @@
+"""Captured decode steps on a CUDA device: the same bits as the steps that they were made of."""
+
+import pytest
+import torch
+
+from stonechat_models.cuda_graphs import GraphedModel, buckets, last_tokens, trial_sequences
+from tests.gpu.test_cuda_engine import build
+from tests.models.engines import generate_all, greedy
+from tests.models.tiny_models import tiny_model
+
+MAX_NUM_SEQS = 33
+
+
+@pytest.fixture(scope="module")
+def said():
+    return []
+
+
+@pytest.fixture(scope="module")
+def model(said):
+    """Of a family with windows and without, so that a step has kernels of two kinds."""
+    device = torch.device("cuda", 0)
+    engine = build(
+        tiny_model("gemma2").to(device, torch.bfloat16),
+        device,
+        max_num_seqs=MAX_NUM_SEQS,
+        dtype="bfloat16",
+        progress=said.append,
+    )
+    assert isinstance(engine.model, GraphedModel)
+    return engine.model
+
+
+def test_every_bucket_is_captured_and_checked(model, said):
+    assert model._graphs.keys() == set(buckets(MAX_NUM_SEQS))
+    assert said[-1].startswith("captured 7 CUDA graphs in ")
+
+
+@pytest.mark.parametrize("num_seqs", range(1, MAX_NUM_SEQS + 1))
+@torch.inference_mode()
+def test_a_replay_has_the_bits_of_its_step(model, num_seqs, device):
+    sequences = trial_sequences(model.info).to(device)
+    model.model.forward(sequences)
+    batch = last_tokens(sequences, num_seqs)
+    replayed = model.forward(batch).clone()
+    size = next(size for size in model._buckets if size >= num_seqs)
+    same = model.model.forward(model._buffers.view(size, model.info.block_size))[:num_seqs]
+    assert torch.equal(replayed, same)
+    plain = model.model.forward(batch)
+    spread = float(plain.std())
+    assert float((replayed - plain).abs().max()) < 0.1 * spread
+
+
+@torch.inference_mode()
+def test_replays_of_several_buckets_in_turn_do_not_disturb_each_other(model, device):
+    """They share memory: each must be right after any other."""
+    sequences = trial_sequences(model.info).to(device)
+    model.model.forward(sequences)
+    alone = {n: model.forward(last_tokens(sequences, n)).clone() for n in (1, 3, 9, 33)}
+    for num_seqs in (33, 1, 9, 3, 33, 9, 1, 3):
+        again = model.forward(last_tokens(sequences, num_seqs))
+        assert torch.equal(again, alone[num_seqs])
+
+
+def test_a_model_that_waits_for_the_device_runs_without_graphs(device):
+    module = tiny_model("llama").to(device)
+    norm = module.model.norm
+    forward = norm.forward
+
+    def waiting(x):
+        assert float(x.abs().max()) >= 0.0
+        return forward(x)
+
+    said = []
+    plain = generate_all(build(module, device, eager=True, fuse=False), [[5, 6, 7]], greedy(6))
+    norm.forward = waiting
+    engine = build(module, device, fuse=False, progress=said.append)
+    assert said[-1].startswith("running without CUDA graphs: ")
+    assert engine.model._graphs == {}
+    found = generate_all(engine, [[5, 6, 7]], greedy(6))
+    assert [r.token_ids for r in found] == [r.token_ids for r in plain]
