@@ -23,7 +23,7 @@ from stonechat_models.errors import (
     InvalidParamsError,
     PromptTooLongError,
 )
-from stonechat_models.output import OutputProcessor
+from stonechat_models.output import OutputProcessor, join_outputs
 from stonechat_models.tokenizer import Tokenizer
 from stonechat_models.types import (
     EngineStats,
@@ -37,11 +37,39 @@ logger = logging.getLogger(__name__)
 
 
 class _Stream:
-    """Where the outputs of one live request wait for whoever reads them."""
+    """Where the outputs of one live request wait for the one task that reads them."""
+
+    __slots__ = ("_error", "_outputs", "_waiter", "processor")
 
     def __init__(self, processor: OutputProcessor) -> None:
         self.processor = processor
-        self.outputs: asyncio.Queue[RequestOutput | EngineError] = asyncio.Queue()
+        self._outputs: list[RequestOutput] = []
+        self._error: EngineError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, output: RequestOutput) -> None:
+        self._outputs.append(output)
+        self._wake()
+
+    def fail(self, error: EngineError) -> None:
+        """What waits is still read before the error; only the first error counts."""
+        self._error = self._error or error
+        self._wake()
+
+    async def take(self) -> RequestOutput:
+        """Wait for news; what has come since the last call is taken together."""
+        if not self._outputs and self._error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if not self._outputs:
+            assert self._error is not None
+            raise self._error
+        outputs, self._outputs = self._outputs, []
+        return join_outputs(outputs)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class AsyncEngine:
@@ -112,12 +140,12 @@ class AsyncEngine:
             if not self.is_alive:  # it may have died after the check
                 self._fail_streams("the engine is not running")
             while not is_finished:
-                output = await stream.outputs.get()
-                if isinstance(output, EngineError):
-                    is_finished = True
-                    raise output
+                output = await stream.take()
                 is_finished = output.finished
                 yield output
+        except EngineError:
+            is_finished = True
+            raise
         finally:
             self._streams.pop(request.request_id, None)
             if not is_finished:
@@ -155,7 +183,7 @@ class AsyncEngine:
         elif isinstance(report, Refused):
             stream = self._streams.get(report.request_id)
             if stream is not None:
-                stream.outputs.put_nowait(report.error)
+                stream.fail(report.error)
         else:
             self._fail_streams(report.reason)
 
@@ -168,10 +196,10 @@ class AsyncEngine:
             if stream is None:  # closed meanwhile; its abort is on the way
                 continue
             try:
-                stream.outputs.put_nowait(stream.processor.process(news))
+                stream.put(stream.processor.process(news))
             except Exception:
                 logger.exception("the output of request %s cannot be read", request_id)
-                stream.outputs.put_nowait(EngineDeadError("the output cannot be read"))
+                stream.fail(EngineDeadError("the output cannot be read"))
                 self._runner.send(Abort(request_id))
                 continue
             for index in stream.processor.take_stopped():
@@ -179,7 +207,7 @@ class AsyncEngine:
 
     def _fail_streams(self, reason: str) -> None:
         for stream in self._streams.values():
-            stream.outputs.put_nowait(EngineDeadError(reason))
+            stream.fail(EngineDeadError(reason))
         self._streams.clear()
 
 

@@ -17,6 +17,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+import msgspec
+
 from stonechat_models.detokenizer import Detokenizer
 from stonechat_models.stop_scope import ScopeTracker
 from stonechat_models.stop_strings import StopStrings
@@ -105,6 +107,15 @@ class OutputProcessor:
             first_token=self._first_token,
             finished=self._finished,
         )
+
+
+def join_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
+    """Return successive outputs of a request as one: all their deltas, the rest as of the last."""
+    last = outputs[-1]
+    if len(outputs) == 1:
+        return last
+    deltas = tuple([delta for output in outputs for delta in output.deltas])
+    return msgspec.structs.replace(last, deltas=deltas)
 
 
 class _Choice:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from msgspec import UNSET, UnsetType
 
 from stonechat_models import CompletionDelta, FinishReason, LogprobEntry, RequestOutput
+from stonechat_server.chunk_joining import ChunkJoiner
 from stonechat_server.errors import APIError, engine_failure, server_error
 from stonechat_server.parsing import (
     ContentDelta,
@@ -91,15 +92,19 @@ class ChunkBuilder:
         return cls(head, options, [ChoiceState(new_parser()) for _ in range(n)])
 
     def add(self, output: RequestOutput) -> list[ChatCompletionChunk]:
-        """The chunks of one step. Raises `APIError` when the engine reports a failure."""
+        """The chunks of one step, or of several joined.
+
+        Raises `APIError` when the engine reports a failure.
+        """
         chunks: list[ChatCompletionChunk] = []
         if self.output is None:
             chunks += [self._role_chunk(index) for index in range(len(self.choices))]
         self.output = output
         if output.error is not None:
             raise engine_failure(output.error)
+        joiner = ChunkJoiner() if self._may_join(output) else None
         for delta in output.deltas:
-            self._add_delta(delta, chunks)
+            self._add_delta(delta, chunks, joiner)
         if output.finished and self.options.include_usage:
             chunks.append(self._chunk([], usage=self.usage()))
         return chunks
@@ -124,7 +129,17 @@ class ChunkBuilder:
             cache_read_input_tokens=num_cached,
         )
 
-    def _add_delta(self, delta: CompletionDelta, chunks: list[ChatCompletionChunk]) -> None:
+    def _may_join(self, output: RequestOutput) -> bool:
+        """Not where every chunk tells of itself: its usage, or a length to hide."""
+        options = self.options
+        return len(output.deltas) > 1 and not (options.continuous_usage or options.obfuscation)
+
+    def _add_delta(
+        self,
+        delta: CompletionDelta,
+        chunks: list[ChatCompletionChunk],
+        joiner: ChunkJoiner | None,
+    ) -> None:
         choice = self.choices[delta.index]
         finished = delta.finish_reason is not None
         choice.num_tokens += delta.num_tokens
@@ -132,10 +147,11 @@ class ChunkBuilder:
             choice.num_reasoning_tokens += delta.num_tokens
         if delta.logprobs is not None:
             choice.logprobs = (choice.logprobs or []) + [_logprob(e) for e in delta.logprobs]
-        chunks += [
-            self._delta_chunk(delta.index, choice, parsed)
-            for parsed in choice.parser.feed(delta.text, finished)
-        ]
+        for parsed in choice.parser.feed(delta.text, finished):
+            choice.has_tool_calls |= isinstance(parsed, ToolCallDelta)
+            news = self._news(delta.index, _delta_body(parsed, self.options.legacy_calls))
+            if joiner is None or not joiner.join(news):
+                chunks.append(self._chunk([news]))
         if delta.finish_reason is not None:
             choice.finish_reason = delta.finish_reason
             is_called = choice.has_tool_calls and not choice.parser.is_call_cut
@@ -143,29 +159,21 @@ class ChunkBuilder:
             if reason == "tool_calls" and self.options.legacy_calls:
                 reason = "function_call"
             choice.finish_reason_name = reason
-            chunks.append(self._choice_chunk(delta.index, DeltaBody(), reason))
+            chunks.append(self._chunk([self._news(delta.index, DeltaBody(), reason)]))
 
     def _role_chunk(self, index: int) -> ChatCompletionChunk:
         content = None if self.options.may_call else ""
-        return self._choice_chunk(index, DeltaBody(role="assistant", content=content, refusal=None))
+        body = DeltaBody(role="assistant", content=content, refusal=None)
+        return self._chunk([self._news(index, body)])
 
-    def _delta_chunk(
-        self, index: int, choice: ChoiceState, parsed: ParsedDelta
-    ) -> ChatCompletionChunk:
-        choice.has_tool_calls |= isinstance(parsed, ToolCallDelta)
-        return self._choice_chunk(index, _delta_body(parsed, self.options.legacy_calls))
-
-    def _choice_chunk(
+    def _news(
         self, index: int, delta: DeltaBody, finish_reason: FinishReasonName | None = None
-    ) -> ChatCompletionChunk:
+    ) -> ChunkChoice:
         state = self.choices[index]
         logprobs = None
         if state.logprobs is not None and delta.role is UNSET:
             logprobs, state.logprobs = LogprobsBody(state.logprobs), None
-        choice = ChunkChoice(
-            index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason
-        )
-        return self._chunk([choice])
+        return ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)
 
     def _chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
         head, options = self.head, self.options
