@@ -12,6 +12,9 @@ from stonechat_models.block_pool import BlockPool
 from stonechat_models.prefix_cache import PrefixCache
 from stonechat_models.sequence import Request, Sequence
 
+MAX_GUESSING_TOKENS = 128
+"""Nobody guesses beyond so many tokens in a step: it would take longer by what is guessed."""
+
 
 @dataclass(slots=True, eq=False)
 class Scheduled:
@@ -188,6 +191,7 @@ class Scheduler:
             self.block_size
         )
         limit = min(
+            MAX_GUESSING_TOKENS // len(self.running) - 1,
             budget - num_others,
             room - item.context_len,
             sequence.max_tokens - sequence.num_output_tokens - 1,
