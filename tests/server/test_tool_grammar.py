@@ -169,7 +169,7 @@ def test_required_calls(name: str, is_parallel: bool, tools: list[dict[str, Any]
     format = FORMATS[name]
     tool_plan = plan(tools, tool_choice="required", parallel_tool_calls=is_parallel)
     spec = grammar(tool_plan, format)
-    found = texts(spec, 15)
+    found = texts(spec, 8)
     assert found
     num_calls = 0
     for text in found:
@@ -241,7 +241,7 @@ def test_auto_is_free_until_a_call_opens_and_then_strict(name: str, opening: str
     after = accept_text(spec, opening)
     assert not end & set(after)
     assert len(after) < 8
-    for seed in range(10):
+    for seed in range(5):
         compiled = COMPILER.compile(spec).new_constraint()
         for token_id in _token_ids(opening):
             compiled.accept(token_id)

@@ -81,15 +81,14 @@ class HarmonyParser:
         return deltas
 
     def _read_header(self, finished: bool) -> bool:
+        if self._is_first and not _may_be_header(self._held, finished):
+            self._is_header = self._is_first = False
+            return True
         header, found, rest = self._held.partition(MESSAGE)
         if found:
             self._held, self._is_header, self._is_first = rest, False, False
             self._open(header)
-            return True
-        if not self._is_first or _may_be_header(self._held, finished):
-            return False
-        self._is_header = self._is_first = False
-        return True
+        return bool(found)
 
     def _open(self, header: str) -> None:
         recipient = _RECIPIENT.search(header)
@@ -128,13 +127,14 @@ class HarmonyParser:
             self._num_calls += 1
             name, self._call = self._call, ""
             deltas.append(ToolCallDelta(index=self._num_calls - 1, id=new_call_id(), name=name))
-        for position, char in enumerate(text):
+        arguments = ""
+        for char in text if self._is_cut else "":
+            arguments += char
             if self._scanner.push(char):
-                self._is_cut = False
-                text = text[: position + 1]
+                self._is_cut = False  # nothing after the object is part of it
                 break
-        if text:
-            deltas.append(ToolCallDelta(index=self._num_calls - 1, arguments=text))
+        if arguments:
+            deltas.append(ToolCallDelta(index=self._num_calls - 1, arguments=arguments))
 
 
 def _may_be_header(text: str, finished: bool) -> bool:

@@ -88,6 +88,7 @@ ARGUMENTS = '{"city": "Rome <|"}'
         ("No channels <|end here", ("", "No channels <|end here", [], False)),
         ("<|channel|>fin", ("", "", [], False)),
         ("<", ("", "<", [], False)),
+        ("Not <|message|>one", ("", "Not <|message|>one", [], False)),
     ],
 )
 def test_every_split(text: str, expected: tuple[str, str, list[list[str]], bool]) -> None:
