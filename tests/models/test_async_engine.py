@@ -16,6 +16,7 @@ from stonechat_models import (
     PromptTooLongError,
     SamplingParams,
 )
+from stonechat_models.engine_runner import StepOutputs
 from stonechat_models.grammar import GrammarCompiler
 from stonechat_models.tokenizer import Tokenizer
 from tests.models.engines import make_engine
@@ -148,6 +149,53 @@ def test_a_cancelled_reader_frees_its_blocks(run_with_engine):
         await idle(engine)
 
     run_with_engine(test)
+
+
+def test_what_waits_for_a_slow_reader_is_taken_together(run_with_engine):
+    async def test(engine):
+        expected = await collect(engine, request("quick", n=2))
+        stream = engine.generate(request("slow", n=2))
+        outputs = [await anext(stream)]
+        while engine.stats().num_running:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        outputs += [output async for output in stream]
+        return expected, outputs
+
+    (texts, ids, reasons, _), outputs = run_with_engine(test)
+    assert len(outputs) <= 3
+    assert outputs[-1].finished
+    deltas = [delta for output in outputs for delta in output.deltas]
+    for index in range(2):
+        own = [delta for delta in deltas if delta.index == index]
+        assert "".join(delta.text for delta in own) == texts[index]
+        assert [i for delta in own for i in delta.token_ids] == list(ids[index])
+        assert own[-1].finish_reason == reasons[index]
+
+
+def test_news_does_not_wait_for_more(run_with_engine):
+    async def test(engine):
+        stream = engine.generate(request(max_tokens=2))
+        release = threading.Event()
+        step = engine._runner.engine.step
+
+        def one_step_then_wait():
+            outputs = step()
+            if outputs:
+                engine._runner._report(StepOutputs(outputs))
+                release.wait(10)
+            return []
+
+        engine._runner.engine.step = one_step_then_wait
+        try:
+            first = await asyncio.wait_for(anext(stream), 10)  # while the engine stands still
+        finally:
+            release.set()
+        return [first] + [output async for output in stream]
+
+    first, *others = run_with_engine(test)
+    assert sum(delta.num_tokens for delta in first.deltas) == 1
+    assert others[-1].finished
 
 
 def test_what_cannot_be_served_is_refused_before_the_first_output(run_with_engine):

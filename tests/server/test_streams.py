@@ -114,6 +114,13 @@ def test_silence_is_filled_with_comments() -> None:
     assert writes[-2] == b"data: [DONE]\n\n"
 
 
+def test_a_stream_that_is_not_silent_has_no_comments() -> None:
+    engine = FakeEngine(script=text_script(*"abcdefgh", pause=0.05))
+    sent = asyncio.run(exchange(engine, body(stream=True), keep_alive_interval=0.25))
+    assert [write.count(b"data: ") for write in bodies_of(sent)] == [2, 1, 1, 1, 1, 1, 1, 2, 1, 0]
+    assert not any(b"keep-alive" in write for write in bodies_of(sent))
+
+
 def test_keep_alives_can_be_switched_off() -> None:
     engine = FakeEngine(script=text_script("a", pause=0.2))
     sent = asyncio.run(exchange(engine, body(stream=True), keep_alive_interval=0))
