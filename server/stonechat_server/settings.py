@@ -102,7 +102,9 @@ class Settings(BaseSettings):
     backend: Literal["auto", "native", "transformers"] = _option(
         "Computing", "auto", "native: compiled CPU kernels; transformers: the model's PyTorch code"
     )
-    attention_backend: str = _option("Computing", "auto", "kernel for attention")
+    attention_backend: str = _option(
+        "Computing", "auto", "kernel for attention: auto, flashinfer, triton, batched or sdpa"
+    )
     device_map: str | None = _option(
         "Computing", None, "auto: spread a model larger than one device over several"
     )
