@@ -22,11 +22,13 @@ from gpu_measure import Load, bandwidth, matmul_rate, read_bandwidth, seconds_of
 from gpu_shapes import SHAPES, Shape, build_module, bytes_of_a_step, matmul_parameters, model_info
 
 from stonechat_models.attention.choose import choose_attention
+from stonechat_models.attention.interface import ProbeContext
 from stonechat_models.build import assemble_engine, build_engine
 from stonechat_models.config import EngineConfig
 from stonechat_models.device import choose_device
 from stonechat_models.engine import Engine
 from stonechat_models.number_formats import TRITON_BACKENDS
+from stonechat_models.self_check import self_check
 from stonechat_models.transformers_model import TransformersModel
 
 CHECK_TOKENS = 4
@@ -54,6 +56,7 @@ class Section:
         self.found: dict[str, Any] = {}
         self._deadline = deadline
         self._note = note
+        self._probe: ProbeContext | None = None
 
     def run(self, name: str) -> None:
         """Raises what the part does."""
@@ -104,6 +107,8 @@ class Section:
         self.keep(seconds_to_build=time.perf_counter() - started)
         attention = self.arguments.attention
         checks = {}
+        # Fused modules run no longer as the model's own code, so this is learnt before.
+        self._probe = self_check(module, self.device, module.config.vocab_size)
         reference = self._logprobs(shape, module, "sdpa", eager=True)
         plain = self._logprobs(shape, module, attention, eager=True)
         checks["kernels"] = require("kernels", difference(reference, plain), CHECK_LIMIT)
@@ -120,15 +125,15 @@ class Section:
         self._timings(shape, module, fused)
 
     def _timings(self, shape: Shape, module: Any, reference: torch.Tensor) -> None:
-        probe, quantization = None, "none"
+        quantization = "none"
         if self.arguments.quantize is not None:
             from stonechat_models.quantize import check_and_quantize
 
-            quantization, probe = check_and_quantize(
-                module, self.arguments.quantize, self.dtype, None
+            quantization, self._probe = check_and_quantize(
+                module, self.arguments.quantize, self.dtype, None, probe=self._probe
             )
         started = time.perf_counter()
-        engine = self._engine(shape, module, self.arguments.attention, eager=False, probe=probe)
+        engine = self._engine(shape, module)
         info = engine.model.info
         self.keep(
             quantization=quantization,
@@ -179,25 +184,22 @@ class Section:
             "flops_per_second": rate * (2 * matmul_parameters(module) + attention),
         }
 
-    def _engine(
-        self, shape: Shape, module: Any, attention: str, *, eager: bool, probe: Any = None
-    ) -> Engine:
+    def _engine(self, shape: Shape, module: Any) -> Engine:
         config = EngineConfig(
             model=shape.name,
-            attention_backend=attention,
-            eager=eager,
+            attention_backend=self.arguments.attention,
             kv_cache_bytes=self.arguments.kv_bytes,
             max_num_seqs=max(self.arguments.batches),
             prefix_caching=False,
         )
-        return self._assemble(shape, module, config, 4 * self.arguments.context, probe)
+        return self._assemble(shape, module, config, 4 * self.arguments.context)
 
     def _assemble(
-        self, shape: Shape, module: Any, config: EngineConfig, max_model_len: int, probe: Any = None
+        self, shape: Shape, module: Any, config: EngineConfig, max_model_len: int
     ) -> Engine:
         info = model_info(shape, module, self.device, self.dtype)
         first = choose_attention(config.attention_backend, self.device)
-        model = TransformersModel(module, info, first, probe=probe)
+        model = TransformersModel(module, info, first, probe=self._probe)
         trial = model.attention_trial
         model.set_attention(choose_attention(config.attention_backend, self.device, trial, say))
         return assemble_engine(

@@ -112,7 +112,8 @@ def build_module(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def model_info(shape: Shape, module: Any, device: torch.device, dtype: torch.dtype) -> ModelInfo:
-    parameters = list(module.parameters())
+    from stonechat_models.quantize import weight_bytes
+
     return ModelInfo(
         name=shape.name,
         architecture=type(module).__name__,
@@ -123,8 +124,8 @@ def model_info(shape: Shape, module: Any, device: torch.device, dtype: torch.dty
         quantization="none",
         backend="transformers",
         attention_backend="",
-        num_parameters=sum(p.numel() for p in parameters),
-        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        num_parameters=sum(p.numel() for p in module.parameters()),
+        weight_bytes=weight_bytes(module),
         weights_hash="random",
         block_size=16,
         num_blocks=0,

@@ -12,6 +12,7 @@ from stonechat_models.cuda_graphs import GraphedModel
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.fused.replace import fuse_modules
 from stonechat_models.number_formats import FP8_KV_CAPABILITY
+from stonechat_models.self_check import self_check
 from stonechat_models.transformers_model import TransformersModel
 from tests.models.engines import generate_all, greedy, model_info
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
@@ -29,8 +30,9 @@ def build(
     kv_dtype=None,
     **settings,
 ):
-    """As `build.py` does for a loaded module."""
+    """As `build.py` does for a loaded module, which it changes."""
     backend = choose_attention("auto", device)
+    probe = self_check(module, device, module.config.vocab_size)
     if fuse:
         fuse_modules(module)
     config = EngineConfig(
@@ -38,7 +40,7 @@ def build(
         **{"max_num_seqs": 6, "max_batch_tokens": 64, "kv_cache_bytes": 8 << 20, **settings},
     )
     info = model_info(device=str(device), dtype=dtype)
-    model = TransformersModel(module, info, backend, kv_dtype=kv_dtype)
+    model = TransformersModel(module, info, backend, probe=probe, kv_dtype=kv_dtype)
     model.set_attention(choose_attention("auto", device, model.attention_trial, progress))
     return assemble_engine(
         model,
@@ -121,25 +123,26 @@ def test_attention_backends_pass_their_trial(name, family, dtype, device):
 
 def test_tokens_of_steps_in_flight_are_those_without(device):
     """With the next step launched before the last one is read, and without."""
-    module = tiny_model("llama").to(device)
-    answers = [
-        [
-            r.token_ids
-            for r in generate_all(
-                build(module, device, overlap=overlap), prompts(), greedy(24, seed=3)
-            )
-        ]
-        for overlap in (True, False)
-    ]
-    assert answers[0] == answers[1]
+
+    def answers(overlap):
+        engine = build(tiny_model("llama").to(device), device, overlap=overlap)
+        return [r.token_ids for r in generate_all(engine, prompts(), greedy(24))]
+
+    assert answers(True) == answers(False)
 
 
 def test_a_kv_cache_in_fp8(device):
     if torch.cuda.get_device_capability(device) < FP8_KV_CAPABILITY:
         pytest.skip("the device does not convert float8")
-    module = tiny_model("llama").to(device, torch.bfloat16)
-    wide = build(module, device, dtype="bfloat16")
-    narrow = build(module, device, dtype="bfloat16", kv_dtype=torch.float8_e4m3fn)
+    wide, narrow = (
+        build(
+            tiny_model("llama").to(device, torch.bfloat16),
+            device,
+            dtype="bfloat16",
+            kv_dtype=kv_dtype,
+        )
+        for kv_dtype in (None, torch.float8_e4m3fn)
+    )
     wide_info, narrow_info = wide.model.info, narrow.model.info
     assert narrow_info.kv_bytes_per_token * 2 == wide_info.kv_bytes_per_token
     assert narrow_info.attention_backend in ("triton", "flashinfer")
