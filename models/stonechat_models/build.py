@@ -167,11 +167,16 @@ def _load_transformers_model(
         files, config, device, load_dtype, attn_implementation="eager", progress=progress
     )
     num_parameters = sum(p.numel() for p in module.parameters())
+    probe = None
     if backend.name in TRITON_BACKENDS and config.device_map is None:
         from stonechat_models.fused.replace import fuse_modules
+        from stonechat_models.self_check import self_check
 
-        fuse_modules(module)
-    quantization, probe = "none", None
+        # What is fused runs on packed tokens only, and no longer as the model's own code.
+        probe = self_check(module, device, int(module.config.vocab_size))  # type: ignore[union-attr,arg-type]
+        fused = ", ".join(f"{n} {name}" for name, n in sorted(fuse_modules(module).items()))
+        progress(f"fused modules: {fused or 'none'}")
+    quantization = "none"
     if precision is not None:
         has_cpu_layers = device.type == "cpu" or config.device_map is not None
         quantization, probe = quantize.check_and_quantize(
@@ -180,6 +185,7 @@ def _load_transformers_model(
             dtype,
             quantize.load_team(config.threads or 1, progress) if has_cpu_layers else None,
             deterministic=config.deterministic,
+            probe=probe,
         )
     info = ModelInfo(
         name=files.name,

@@ -65,15 +65,17 @@ def check_and_quantize(
     team: LinearTeam | None,
     *,
     deterministic: bool = False,
+    probe: ProbeContext | None = None,
 ) -> tuple[str, ProbeContext]:
     """Check the float module, quantise it in place, and see that it runs in `dtype`.
 
+    `probe`: what the check found, where it was made before parts of the module were fused.
     Returns what was done, for `ModelInfo.quantization`: int8, or with what was left as it was.
     Raises `UnsupportedModelError` with the reason.
     """
     embedding = module.get_input_embeddings()  # type: ignore[operator]
     device, vocab_size = embedding.weight.device, int(module.config.vocab_size)  # type: ignore
-    probe = self_check(module, device, vocab_size)
+    probe = probe or self_check(module, device, vocab_size)
     name = quantize_module(module, precision, team)
     on_cpu = (NativeLinear, TorchLinear)
     if deterministic and any(

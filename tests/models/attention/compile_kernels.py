@@ -1,10 +1,14 @@
 """Compiles the Triton kernels for GPUs that need not be there; run by `test_triton_compiles`.
 
 Prints one JSON object a kernel: its name, what it was compiled for, its shared memory in bytes,
-and whether its machine code uses tensor cores.
+whether its machine code uses tensor cores, and the bytes of its threads' stacks.
 """
 
 import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +19,8 @@ from triton.compiler import ASTSource
 from stonechat_models.attention.triton_backend import decode_tile, prefill_tile
 from stonechat_models.attention.triton_decode import combine_kernel, decode_kernel
 from stonechat_models.attention.triton_prefill import prefill_kernel
-from stonechat_models.fused.kernels import rms_norm_kernel, silu_mul_kernel
+from stonechat_models.fused.kernels import gated_kernel, rms_norm_kernel, turn_and_store_kernel
+from stonechat_models.fused.rotary import HEADS_AT_ONCE, NUM_WARPS
 
 ELEMENTS = {
     torch.bfloat16: "bf16",
@@ -25,10 +30,22 @@ ELEMENTS = {
 }
 OWN_DTYPE = {"query", "sinks", "output"}
 KV_DTYPE = {"keys", "values"}
-FUSED = {"x", "weight", "gate_up"}
+FUSED = {
+    "x",
+    "added",
+    "summed",
+    "weight",
+    "gate_up",
+    "qkv",
+    "cosines",
+    "sines",
+    "query_weight",
+    "key_weight",
+}
 FLOAT32 = {"partial", "peaks", "totals"}
 INT32 = {"query_start", "context_lens", "block_table"}
-FLOATS = {"scaling", "softcap", "epsilon", "offset"}
+INT64 = {"slots"}
+FLOATS = {"scaling", "softcap", "epsilon", "offset", "query_epsilon", "key_epsilon", "limit"}
 SHAPES = [  # dtype, head size, group, window and soft cap
     (torch.bfloat16, 128, 4, False),
     (torch.float16, 64, 3, False),
@@ -51,6 +68,8 @@ def argument_type(
         return "*fp32"
     if name in INT32:
         return "*i32"
+    if name in INT64:
+        return "*i64"
     return "fp32" if name in FLOATS else "i32"
 
 
@@ -78,9 +97,22 @@ def compile_kernel(
         "shared": compiled.metadata.shared,
         "tensor_cores": "wgmma" in assembly or "mma.sync" in assembly,
         "converts_fp8": "e4m3x2" in assembly,
+        "stack": stack_bytes(compiled.asm["cubin"]),
         "cubin_bytes": len(compiled.asm["cubin"]),
     }
     print(json.dumps(result), flush=True)
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """Bytes a thread keeps outside its registers, which is where it spills them to."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
+    return max(int(n) for n in re.findall(r"STACK:(\d+)", done.stdout))
 
 
 def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None:
@@ -118,13 +150,41 @@ def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None
     compile_kernel(combine_kernel, dtype, constants, 4, 2, capability)
 
 
+def compile_fused(dtype, capability) -> None:
+    for adds in (False, True):
+        norm = {"SIZE": 4096, "BLOCK": 4096, "ROUNDS_FIRST": True, "ADDS": adds}
+        compile_kernel(rms_norm_kernel, dtype, norm, 8, 3, capability)
+    for gelu in (False, True):
+        gated = {"SIZE": 14336, "BLOCK": 1024, "GELU": gelu}
+        compile_kernel(gated_kernel, dtype, gated, 4, 3, capability)
+    for size in (128, 256, 80):
+        compile_turn(dtype, dtype, capability, size)
+
+
+def compile_turn(dtype, kv_dtype, capability, size) -> None:
+    constants = {
+        "HEADS": 32,
+        "KV_HEADS": 8,
+        "SIZE": size,
+        "ROTARY": size // 2 if size == 80 else size,
+        "ANGLES": size // 2,
+        "BLOCK": triton.next_power_of_2(size),
+        "BLOCK_HEADS": HEADS_AT_ONCE,
+        "HAS_NORM": True,
+        "ROUNDS_FIRST": True,
+        "CLAMPS": kv_dtype != dtype,
+    }
+    launch = (NUM_WARPS, 3, capability, kv_dtype)
+    compile_kernel(turn_and_store_kernel, dtype, constants, *launch)
+
+
 if __name__ == "__main__":
     for case in SHAPES:
         compile_shape(*case, 90)
     compile_shape(*SHAPES[0], 80)
     for case, capability in ((SHAPES[0], 89), (SHAPES[0], 90), (SHAPES[1], 90)):
         compile_shape(*case, capability, kv_dtype=torch.float8_e4m3fn)
-    norm = {"SIZE": 4096, "BLOCK": 4096, "ROUNDS_FIRST": True}
-    compile_kernel(rms_norm_kernel, torch.bfloat16, norm, 8, 2, 90)
-    silu = {"SIZE": 14336, "BLOCK": 1024}
-    compile_kernel(silu_mul_kernel, torch.bfloat16, silu, 4, 2, 90)
+    for capability in (80, 90):
+        compile_fused(torch.bfloat16, capability)
+    for capability in (89, 90):
+        compile_turn(torch.bfloat16, torch.float8_e4m3fn, capability, 128)
