@@ -22,7 +22,11 @@ class Detokenizer:
 
     def add(self, token_id: int) -> str:
         """Return the text that `token_id` completes, which may be empty."""
-        data = self._waiting + self._piece(token_id)
+        data = self._piece(token_id)
+        if not self._waiting and data.isascii():
+            self.num_chars += len(data)
+            return data.decode("ascii")
+        data = self._waiting + data
         text, used = codecs.utf_8_decode(data, "replace", False)
         self._waiting = data[used:]
         self.num_chars += len(text)

@@ -52,6 +52,8 @@ class Tokenizer:
         self.eos_token_ids = files.eos_token_ids | ({eos} if eos is not None else set())
         self._spelling = token_spelling(backend)
         self._bytes: list[bytes | None] = [None] * self.vocab_size
+        self._texts: dict[int, str] = {}
+        """What `token_text` has been asked for."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
@@ -116,7 +118,12 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str:
         """Return a token's own text, U+FFFD for what is not a whole character."""
-        return self.token_bytes(token_id).decode("utf-8", "replace")
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self.token_bytes(token_id).decode("utf-8", "replace")
+            if 0 <= token_id < self.vocab_size:
+                self._texts[token_id] = text
+        return text
 
 
 def _flag_special(backend: Backend, texts: frozenset[str]) -> None:
