@@ -7,6 +7,7 @@ the types cost no import of it.
 from typing import TYPE_CHECKING
 
 from stonechat_models.config import EngineConfig
+from stonechat_models.drafter import TextFollower
 from stonechat_models.errors import (
     EngineDeadError,
     EngineError,
@@ -85,6 +86,7 @@ __all__ = [
     "StepError",
     "StopScope",
     "StoredModel",
+    "TextFollower",
     "Tokenizer",
     "TopLogprob",
     "UnsupportedModelError",

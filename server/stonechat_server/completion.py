@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
 
-from stonechat_models import CompletionDelta, FinishReason, LogprobEntry, RequestOutput
+from stonechat_models import (
+    CompletionDelta,
+    FinishReason,
+    LogprobEntry,
+    RequestOutput,
+    TextFollower,
+)
 from stonechat_server.chunk_joining import ChunkJoiner
 from stonechat_server.errors import APIError, engine_failure, server_error
 from stonechat_server.parsing import (
@@ -65,6 +71,8 @@ class ChoiceState:
     """Where one choice stands."""
 
     parser: DeltaParser
+    predicted: TextFollower | None = None
+    """What of the request's prediction came true."""
     num_tokens: int = 0
     num_reasoning_tokens: int = 0
     has_tool_calls: bool = False
@@ -86,10 +94,19 @@ class ChunkBuilder:
 
     @classmethod
     def create(
-        cls, head: CompletionHead, options: ChunkOptions, n: int, new_parser: ParserFactory
+        cls,
+        head: CompletionHead,
+        options: ChunkOptions,
+        n: int,
+        new_parser: ParserFactory,
+        prediction: Sequence[int] = (),
     ) -> "ChunkBuilder":
         """A builder for `n` choices."""
-        return cls(head, options, [ChoiceState(new_parser()) for _ in range(n)])
+        choices = [ChoiceState(new_parser()) for _ in range(n)]
+        if prediction:
+            for choice in choices:
+                choice.predicted = TextFollower(prediction)
+        return cls(head, options, choices)
 
     def add(self, output: RequestOutput) -> list[ChatCompletionChunk]:
         """The chunks of one step, or of several joined.
@@ -117,6 +134,9 @@ class ChunkBuilder:
         num_written = output.num_cache_written_tokens if output else 0
         num_completion = sum(choice.num_tokens for choice in self.choices)
         num_reasoning = sum(choice.num_reasoning_tokens for choice in self.choices)
+        predictions = [choice.predicted for choice in self.choices if choice.predicted]
+        num_predicted = sum(len(predicted.text) for predicted in predictions)
+        num_accepted = sum(len(predicted.matched) for predicted in predictions)
         return Usage(
             prompt_tokens=num_prompt,
             completion_tokens=num_completion,
@@ -124,7 +144,11 @@ class ChunkBuilder:
             prompt_tokens_details=PromptTokensDetails(
                 cached_tokens=num_cached, cache_write_tokens=num_written
             ),
-            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=num_reasoning),
+            completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=num_reasoning,
+                accepted_prediction_tokens=num_accepted,
+                rejected_prediction_tokens=num_predicted - num_accepted,
+            ),
             cache_creation_input_tokens=num_written,
             cache_read_input_tokens=num_cached,
         )
@@ -143,6 +167,9 @@ class ChunkBuilder:
         choice = self.choices[delta.index]
         finished = delta.finish_reason is not None
         choice.num_tokens += delta.num_tokens
+        if choice.predicted is not None:
+            for token_id in delta.token_ids:
+                choice.predicted.follow(token_id)
         if choice.parser.in_reasoning:
             choice.num_reasoning_tokens += delta.num_tokens
         if delta.logprobs is not None:

@@ -88,6 +88,7 @@ class Generation:
                 priority=self.identity.key.priority + max(0, request.priority or 0),
                 cache_salt=self._cache_salt(),
                 arrival_time=self.started,
+                prediction_token_ids=self.plan.prediction_token_ids,
             )
         )
         return cast("AsyncGenerator[RequestOutput, None]", outputs)

@@ -248,6 +248,12 @@ class _EngineCollector(Collector):
             ("generation_tokens", "Tokens generated", stats.num_generated_tokens),
             ("prefix_cache_queries", "Prompt tokens looked up", stats.num_cache_queried_tokens),
             ("prefix_cache_hits", "Prompt tokens found cached", stats.num_cache_hit_tokens),
+            ("spec_decode_num_draft_tokens", "Tokens guessed ahead", stats.num_drafted_tokens),
+            (
+                "spec_decode_num_accepted_tokens",
+                "Tokens guessed rightly",
+                stats.num_accepted_draft_tokens,
+            ),
             ("num_preemptions", "Sequences preempted", stats.num_preemptions),
             ("engine_steps", "Engine steps", stats.num_steps),
             ("engine_failed_steps", "Engine steps that raised", stats.num_failed_steps),

@@ -27,6 +27,7 @@ class Plan:
     """Called once a choice."""
     grammar_param: str | None = None
     """The part of the request that `params.grammar` comes from."""
+    prediction_token_ids: tuple[int, ...] = ()
 
 
 def prepare(
@@ -68,7 +69,17 @@ def prepare(
         params=params,
         new_parser=reading.new_parser,
         grammar_param=answer.grammar_param,
+        prediction_token_ids=tuple(_predicted(request, engine)),
     )
+
+
+def _predicted(request: "ChatCompletionRequest", engine: "EngineLike") -> list[int]:
+    """The tokens of the request's `prediction`."""
+    if request.prediction is None:
+        return []
+    content = request.prediction.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    return engine.tokenizer.encode(text, add_special_tokens=False)
 
 
 def has_grammar(request: "ChatCompletionRequest") -> bool:

@@ -65,6 +65,19 @@ def test_after_a_cache_hit(server, expected):
     assert server.engine.stats().num_cache_hit_tokens > hits
 
 
+async def predicted(client, model, answers):
+    text = "Once upon a time, " + answers[0][0][0]
+    fields = {"prediction": {"type": "content", "content": text}}
+    return [await ask(client, model, {**given, **fields}) for given in FIELDS]
+
+
+def test_with_a_prediction(server, expected):
+    before = server.engine.stats().num_accepted_draft_tokens
+    answers = run(server, lambda client: predicted(client, server.model, expected))
+    assert answers == expected
+    assert server.engine.stats().num_accepted_draft_tokens - before > 32
+
+
 async def among_others(client, model):
     others = [
         ask(

@@ -17,7 +17,6 @@ SAMPLES: dict[str, Any] = {
     "response_format": {"type": "json_object"},
     "structured_outputs": {"regex": "a+"},
     "verbosity": "low",
-    "prediction": {"type": "content", "content": "x"},
     "modalities": ["text", "audio"],
     "audio": {"voice": "x", "format": "wav"},
     "web_search_options": {},

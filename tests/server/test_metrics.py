@@ -24,6 +24,8 @@ VLLM_DASHBOARD_NAMES = {
     "vllm:request_generation_tokens_count",
     "vllm:request_params_n_bucket",
     "vllm:num_preemptions_total",
+    "vllm:spec_decode_num_draft_tokens_total",
+    "vllm:spec_decode_num_accepted_tokens_total",
 }
 
 

@@ -78,7 +78,13 @@ async def create_chat_completion(http_request: Request) -> Response:
         request,
         http_request.state.request_id,
         plan,
-        ChunkBuilder.create(head, _options(request), plan.params.n, plan.new_parser),
+        ChunkBuilder.create(
+            head,
+            _options(request),
+            plan.params.n,
+            plan.new_parser,
+            plan.prediction_token_ids,
+        ),
     )
     headers = _headers(request)
     if request.stream:

@@ -74,7 +74,9 @@ FIELDS: dict[str, FieldNote] = {
         "extension; at most so many reasoning tokens; 400 for a model without reasoning marks"
     ),
     "verbosity": _no_effect("", "medium"),
-    "prediction": _rejected(""),
+    "prediction": _honoured(
+        "text or text parts that the answer may repeat: it comes quicker, and is the same"
+    ),
     "modalities": _rejected('`["text"]` is accepted', ["text"], []),
     "audio": _rejected(""),
     "web_search_options": _rejected(""),
