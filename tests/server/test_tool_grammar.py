@@ -169,7 +169,7 @@ def test_required_calls(name: str, is_parallel: bool, tools: list[dict[str, Any]
     format = FORMATS[name]
     tool_plan = plan(tools, tool_choice="required", parallel_tool_calls=is_parallel)
     spec = grammar(tool_plan, format)
-    found = texts(spec, 8)
+    found = texts(spec, 12)
     assert found
     num_calls = 0
     for text in found:
