@@ -5,7 +5,7 @@ Types and ranges are checked here; what a field does, or why it is refused, is i
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from stonechat_server.schema.base import WireModel
 from stonechat_server.schema.messages import Message, TextParts
@@ -18,6 +18,22 @@ Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 StopString = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
+
+
+def _first_wrong_bias(biases: object) -> object:
+    """Only the first entry that is wrong, if one is: all errors of a vocabulary take long."""
+    if isinstance(biases, dict):
+        for key, bias in biases.items():
+            is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+            if bias is not None and not (is_number and -100.0 <= bias <= 100.0):
+                return {key: bias}
+    return biases
+
+
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100.0, le=100.0)] | None],
+    BeforeValidator(_first_wrong_bias),
+]
 
 
 class StreamOptions(WireModel):
@@ -49,7 +65,7 @@ class ChatCompletionRequest(WireModel):
     stop: StopString | Annotated[list[StopString], Field(max_length=64)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)] | None] | None = None
+    logit_bias: LogitBias | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
