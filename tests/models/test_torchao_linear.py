@@ -21,9 +21,10 @@ from stonechat_models.quantized_linear import (
     WeightOnlyLinear,
     cuda_linear,
 )
+from stonechat_models.self_check import self_check
 from stonechat_models.survey import ServingForm, survey_model
 from stonechat_models.torchao_linear import TorchaoLinear
-from tests.models.engines import generate_all, greedy, make_engine, reference_greedy
+from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 
 PRECISIONS: list[Precision] = ["int8", "int4", "fp8"]
@@ -185,6 +186,34 @@ def test_quantised_engines_give_what_their_module_gives(
             ]
     assert max(off) < 0.1  # of bfloat16, in another batch
     assert max(off_plain) < {"int8": 0.15, "int4": 1.0, "fp8": 0.4}[precision]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_fused_modules_are_quantised_as_they_are(
+    as_on_cuda: None, precision: Precision, family: str
+) -> None:
+    pytest.importorskip("triton")
+    from stonechat_models.attention.triton_backend import TritonBackend
+    from stonechat_models.fused.replace import fuse_modules
+
+    module = tiny_model(family)
+    for parameter in module.parameters():  # the scale of trained weights, not of varied output
+        parameter.data.mul_(0.5)
+    module = module.to(torch.bfloat16)
+    own = copy.deepcopy(module)
+    probe = self_check(module, CPU, VOCAB_SIZE)
+    fuse_modules(module)
+    name, _ = quantize.check_and_quantize(module, precision, torch.bfloat16, None, probe=probe)
+    assert name == f"{precision} (not: lm_head)"
+    quantised = [n for n, m in module.named_modules() if isinstance(m, QuantizedLinear)]
+    ends = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+    assert [n.rpartition(".")[2] for n in quantised] == [*ends, *ends]
+    prompt = [5, 9, 11, 30, 7, 8, 100]
+    result = generate_all(make_engine(module, TritonBackend(16), probe=probe), [prompt], greedy(2))
+    entry, expected = result[0].logprobs[0], reference_greedy(own, prompt, 1)[1][0]
+    off = [abs(a - float(expected[i])) for i, a in zip(entry.top_ids, entry.top_logprobs)]
+    assert max(off) < {"int8": 0.1, "fp8": 0.3}[precision]
 
 
 def test_what_is_left_is_named(int4_kernels: None, as_on_cuda: None) -> None:
