@@ -24,6 +24,8 @@ INVALID_REQUEST = "invalid_request_error"
 
 MAX_PROBLEMS = 100
 """Of a body with more, only the first ones are looked at."""
+ENGINE_RETRY_AFTER = "5"
+"""Seconds in which an engine process may have been started again."""
 
 
 class APIError(Exception):
@@ -107,7 +109,11 @@ def to_api_error(error: BaseException) -> APIError | None:
             return APIError(400, str(error), code="invalid_grammar")
         case EngineDeadError():
             return APIError(
-                503, "The engine is not running.", type="server_error", code="engine_dead"
+                503,
+                "The engine is not running.",
+                type="server_error",
+                code="engine_dead",
+                headers={"Retry-After": ENGINE_RETRY_AFTER},
             )
         case HTTPException():
             return _from_http_exception(error)

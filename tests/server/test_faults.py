@@ -166,5 +166,6 @@ def test_a_stream_that_fails_gets_an_error_event(live: Live) -> None:
     later = ask(live, "hello")
     assert later.status_code == 503
     assert later.json()["error"]["code"] == "engine_dead"
+    assert later.headers["retry-after"] == "5"
     assert httpx.get(live.url + "/metrics").status_code == 200
     assert live.operations.admission.num_running == 0
