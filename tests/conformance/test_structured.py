@@ -286,7 +286,10 @@ def test_calls_or_an_answer_of_the_form(chat: Chat) -> None:
             "tools[1].function.parameters",
         ),
         ({"extra_body": {"structured_outputs": {"regex": "(a"}}}, "structured_outputs.regex"),
-        ({"extra_body": {"structured_outputs": {"json": {"$ref": "#"}}}}, "structured_outputs.json"),
+        (
+            {"extra_body": {"structured_outputs": {"json": {"$ref": "#"}}}},
+            "structured_outputs.json",
+        ),
         ({"extra_body": {"structured_outputs": {"grammar": "x"}}}, "structured_outputs.grammar"),
     ],
 )
