@@ -57,6 +57,7 @@ class Section:
         self._deadline = deadline
         self._note = note
         self._probe: ProbeContext | None = None
+        self._matmul_parameters = 0.0
 
     def run(self, name: str) -> None:
         """Raises what the part does."""
@@ -109,6 +110,7 @@ class Section:
         checks = {}
         # Fused modules run no longer as the model's own code, so this is learnt before.
         self._probe = self_check(module, self.device, module.config.vocab_size)
+        self._matmul_parameters = matmul_parameters(module)
         reference = self._logprobs(shape, module, "sdpa", eager=True)
         plain = self._logprobs(shape, module, attention, eager=True)
         checks["kernels"] = require("kernels", difference(reference, plain), CHECK_LIMIT)
@@ -181,7 +183,7 @@ class Section:
         say(f"  prefill: {rate:.0f} tokens/s")
         return {
             "tokens_per_second": rate,
-            "flops_per_second": rate * (2 * matmul_parameters(module) + attention),
+            "flops_per_second": rate * (2 * self._matmul_parameters + attention),
         }
 
     def _engine(self, shape: Shape, module: Any) -> Engine:

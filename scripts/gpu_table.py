@@ -103,7 +103,8 @@ def _http(results: Results) -> list[str]:
         if "share_of_in_process" in at
     ]
     return _table(
-        "Over HTTP from `stonechat serve`, beside the same load on an engine in process.",
+        "Over HTTP from `stonechat serve`, beside the same load on an engine in process; from the "
+        "command to the first token with files and compiled kernels cached.",
         ("model", "streams", "in process, tokens/s", "HTTP, tokens/s", "share",
          "first token p50, s", "command to first token, s"),
         rows,

@@ -159,6 +159,10 @@ def one_row_wrong(logits):
     return logits
 
 
+def fail_without_a_word(logits):
+    raise AssertionError
+
+
 LYING = {
     "stale": StaleCapturer(),
     "rows shifted": ChangingCapturer(lambda logits: logits.roll(1, 0) + 1e-2),
@@ -166,6 +170,7 @@ LYING = {
     "a little off": ChangingCapturer(lambda logits: logits * 1.01),
     "NaN": ChangingCapturer(lambda logits: logits.fill_(float("nan"))),
     "raises": ChangingCapturer(raise_in_replay),
+    "fails": ChangingCapturer(fail_without_a_word),
 }
 
 
@@ -179,6 +184,23 @@ def test_graphs_that_give_other_logits_are_not_used(capturer, prompts):
     assert "\n" not in said[-1]
     assert engine.model._graphs == {}
     assert generate_all(engine, prompts[2:3], greedy(5))[0].token_ids == expected
+
+
+def test_steps_that_differ_from_themselves_are_no_fault_of_a_graph():
+    """One row of each step, as when a router chooses between two experts that nearly tie."""
+    engine = make_engine(tiny_model("llama"), BatchedBackend(), max_num_seqs=4)
+    forward = engine.model.forward
+    generator = torch.Generator().manual_seed(0)
+
+    def unsteady(batch):
+        logits = forward(batch)
+        logits[0] += 0.1 * torch.randn(logits.shape[1], generator=generator)
+        return logits
+
+    engine.model.forward = unsteady
+    said = []
+    GraphedModel(engine.model, CPU).capture(RerunCapturer(), said.append)
+    assert said[-1].endswith("and checked them")
 
 
 def test_padding_that_changes_the_rows_is_found():
