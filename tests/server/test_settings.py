@@ -84,7 +84,7 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
         "kv_cache_fraction": 0.5,
         "kv_cache_dtype": "fp8",
         "overlap": False,
-        "prompt_lookup": 3,
+        "prompt_lookup": True,
         "block_size": 32,
         "max_batch_tokens": 64,
         "max_num_seqs": 4,
