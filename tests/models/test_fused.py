@@ -38,6 +38,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ONE_LAYER = {"num_hidden_layers": 1}
 GRANITE = {"attention_multiplier": 0.2, "residual_multiplier": 0.3}
 GLM = {"head_dim": 16, "use_qk_norm": True, "first_k_dense_replace": 1}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 needs_interpreter = pytest.mark.skipif(DEVICE == "cuda", reason="counts what the interpreter runs")
 
@@ -108,6 +114,12 @@ def test_families(family, expected):
         ("GraniteConfig", ONE_LAYER | GRANITE, counts(3, 1, 1)),
         ("Glm4MoeConfig", ONE_LAYER | GLM, counts(5, 1, 1, 1)),
         ("LlamaConfig", ONE_LAYER | BIASED, counts(3, 1, 1, 1)),
+        ("GemmaConfig", ONE_LAYER | {"head_dim": 16}, counts(3, 1, 1, 1)),
+        ("Qwen2MoeConfig", ONE_LAYER | EXPERTS, counts(3, 1, 1, 1)),  # the MLP of its shared expert
+        ("ArceeConfig", ONE_LAYER, counts(3, 0, 1, 1)),  # its MLP has no gate
+        ("Exaone4Config", ONE_LAYER | {"layer_types": ["full_attention"]}, counts(5, 1, 1)),
+        ("ApertusConfig", ONE_LAYER, counts(5, 0, 1)),
+        ("Starcoder2Config", ONE_LAYER, counts(0, 0, 1)),
         ("Olmo2Config", ONE_LAYER, counts(5, 1)),  # norms over all heads at once
         ("OlmoConfig", ONE_LAYER | {"clip_qkv": 1e-3}, counts(0, 1)),
         ("CohereConfig", ONE_LAYER, counts(0, 1)),  # turns pairs of neighbours

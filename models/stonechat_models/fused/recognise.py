@@ -54,7 +54,6 @@ ATTENTIONS = LLAMA_LIKE | frozenset(
         "Granite",
         "GraniteMoe",
         "GraniteMoeShared",
-        "Nemotron",
         "Starcoder2",
     }
 )
@@ -140,7 +139,7 @@ def fused_attention(own: nn.Module, call: Call) -> nn.Module | None:
             norms=_head_norms(own),
             spec=asked.spec,
         )
-        context = TrialContext()
+        context = TrialContext(asked.output)
         found = call.run(fused, hidden, context)
         if not isinstance(found, tuple) or not agree(expected[0], found[0]):
             continue

@@ -26,6 +26,14 @@ def fuse_modules(module: nn.Module) -> Counter[str]:
     whose replacement gives other numbers on random input, stays as it is. The weights of merged
     layers are let go, part by part.
     """
+    parameter = next(module.parameters(), None)
+    if parameter is None or parameter.device.type != "cuda":
+        return _fuse(module)
+    with torch.cuda.device(parameter.device):  # Triton launches on the thread's current one
+        return _fuse(module)
+
+
+def _fuse(module: nn.Module) -> Counter[str]:
     replaced: Counter[str] = Counter()
     attentions, layers = _names(module, is_known_attention), _names(module, is_known_layer)
     calls = record_calls(module, attentions + layers)

@@ -56,17 +56,23 @@ class Attended:
     key: torch.Tensor
     value: torch.Tensor
     spec: AttentionSpec
+    output: torch.Tensor
 
 
 class TrialContext(ProbeContext):
-    """Attends each packed sequence alone, and remembers what it was asked."""
+    """Attends each packed sequence alone, and remembers what it was asked.
 
-    def __init__(self) -> None:
+    `answer`: what it gives instead. Large scores make of a rounding in queries and keys another
+    weighting of values, so these are compared, and what follows from one and the same output.
+    """
+
+    def __init__(self, answer: torch.Tensor | None = None) -> None:
         starts = [0]
         for length in LENGTHS:
             starts.append(starts[-1] + length)
         super().__init__(starts)
         self.attended: list[Attended] = []
+        self._answer = answer
 
     def attend(
         self,
@@ -76,8 +82,11 @@ class TrialContext(ProbeContext):
         value: torch.Tensor,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        self.attended.append(Attended(layer, query, key, value, spec))
-        return super().attend(layer, query, key, value, spec)
+        output = self._answer
+        if output is None:
+            output = super().attend(layer, query, key, value, spec)
+        self.attended.append(Attended(layer, query, key, value, spec, output))
+        return output
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,7 @@ def record_calls(module: nn.Module, names: Sequence[str]) -> dict[str, Call]:
     """How a packed forward of `module` calls its parts of these names.
 
     A part that is called otherwise than with hidden states and keywords, or not at all, is left
-    out, and all are where the module is no causal model of transformers.
+    out, and all are where the module is no causal model of transformers, or cannot run here.
     """
     calls: dict[str, Call] = {}
     if not names or not hasattr(module, "set_attn_implementation"):
@@ -114,6 +123,9 @@ def record_calls(module: nn.Module, names: Sequence[str]) -> dict[str, Call]:
     ]
     try:
         _packed_forward(module)
+    except Exception as error:
+        logger.warning("a trial of %s failed", type(module).__name__, exc_info=error)
+        return {}
     finally:
         for handle in handles:
             handle.remove()
