@@ -49,7 +49,6 @@ PARTS = {
     ),
     "SSE and ASGI": (
         "sse",
-        "sse_starlette",
         "security",
         "logs",
         "/starlette/",

@@ -18,7 +18,6 @@ SERVER_ONLY = frozenset(
         "fastapi",
         "starlette",
         "uvicorn",
-        "sse_starlette",
         "pydantic",
         "pydantic_settings",
         "httpx",

@@ -150,7 +150,7 @@ class GenerateRequest:
     cache_salt: str = ""
     """Prefix-cache blocks are shared only among requests of the same salt."""
     arrival_time: float = 0.0
-    prediction_token_ids: Sequence[int] = ()
+    prediction_token_ids: tuple[int, ...] = ()
     """What the answer may largely repeat. It makes the answer quicker and does not change it."""
 
 
