@@ -8,6 +8,7 @@ from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.sdpa import SdpaBackend
 from stonechat_models.attention.trial import random_batch
 from stonechat_models.engine import Engine
+from stonechat_models.kv_cache import LayerKV
 from stonechat_models.types import GenerateRequest, SamplingParams
 
 KERNEL_TOLERANCE = {torch.bfloat16: 1.6e-2, torch.float16: 2e-3, torch.float32: 1e-4}
@@ -53,8 +54,9 @@ def _error(
     query, keys, values = (
         torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes
     )
-    actual = backend.attend(query, keys, values, batch, BLOCK_SIZE, spec)
-    expected = SdpaBackend().attend(query.double(), keys, values, batch, BLOCK_SIZE, spec)
+    kv = LayerKV(keys, values, BLOCK_SIZE)
+    actual = backend.attend(query, kv, batch, spec)
+    expected = SdpaBackend().attend(query.double(), kv, batch, spec)
     return float((actual.double() - expected).abs().max() / expected.abs().max())
 
 

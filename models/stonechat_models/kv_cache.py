@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.host_copy import to_device
 from stonechat_models.number_formats import FP8, FP8_MAX
 
 
@@ -19,6 +20,27 @@ class LayerKVShape:
     @property
     def num_elements(self) -> int:
         return self.num_kv_heads * (self.key_size + self.value_size)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKV:
+    """One layer's keys [num_blocks * block_size, num_kv_heads, key_size], and values alike."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    block_size: int
+
+    def read(self, slots: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [*slots, Hkv, Dk] and values [*slots, Hkv, Dv] at `slots`, in `dtype`."""
+        return _read(self.keys, slots, dtype), _read(self.values, slots, dtype)
+
+    def pages(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values by block, [num_blocks, block_size, Hkv, D]."""
+        shape = (-1, self.block_size)
+        return (
+            self.keys.view(*shape, *self.keys.shape[1:]),
+            self.values.view(*shape, *self.values.shape[1:]),
+        )
 
 
 class KVCache:
@@ -52,6 +74,9 @@ class KVCache:
                 f"no memory for a KV cache of {num_slots} tokens, {needed / 2**20:.0f} MiB: {error}"
             ) from error
 
+    def layer(self, layer: int) -> LayerKV:
+        return LayerKV(self.keys[layer], self.values[layer], self.block_size)
+
     def write(
         self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
@@ -64,12 +89,11 @@ class KVCache:
         for tensors in (self.keys, self.values):
             for tensor in tensors.values():
                 blocks = _as_bits(tensor).view(-1, self.block_size, *tensor.shape[1:])
-                index = torch.tensor(pairs, device=tensor.device)
-                blocks.index_copy_(0, index[:, 1], blocks[index[:, 0]])
+                sources, copies = to_device(list(zip(*pairs, strict=True)), tensor.device)
+                blocks.index_copy_(0, copies, blocks[sources])
 
 
-def read_rows(cache: torch.Tensor, slots: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rows of keys or values at `slots`, of any shape, in `dtype`."""
+def _read(cache: torch.Tensor, slots: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return _as_bits(cache)[slots].view(cache.dtype).to(dtype)
 
 

@@ -9,7 +9,7 @@ from stonechat_models.attention.sdpa import SdpaBackend
 from stonechat_models.build import build_engine
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
-from stonechat_models.kv_cache import KVCache, LayerKVShape, read_rows
+from stonechat_models.kv_cache import KVCache, LayerKVShape
 from stonechat_models.number_formats import FP8, kv_dtype, refuse_kv_format
 from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
@@ -37,13 +37,14 @@ def test_what_is_written_is_read_back_rounded(dtype: torch.dtype) -> None:
     # Laid out [H, T, D], as a model's projections are.
     key, value = random_rows(2, 3, 8).transpose(0, 1), random_rows(2, 3, 6, seed=1).transpose(0, 1)
     cache.write(0, slots, key, value)
-    for stored, rows in ((cache.keys[0], key), (cache.values[0], value)):
-        assert stored.dtype == dtype
-        read = read_rows(stored, slots.view(3, 1), torch.float32)
-        assert torch.equal(read.squeeze(1), rows.to(dtype).float())
-        others = torch.ones(20, dtype=torch.bool).index_fill(0, slots, False)
-        assert (read_rows(stored, others.nonzero().squeeze(1), torch.float32) == 0).all()
-    assert (read_rows(cache.keys[3], slots, torch.float32) == 0).all()
+    assert cache.keys[0].dtype == cache.values[0].dtype == dtype
+    others = torch.ones(20, dtype=torch.bool).index_fill(0, slots, False).nonzero().squeeze(1)
+    read = cache.layer(0).read(slots.view(3, 1), torch.float32)
+    untouched = cache.layer(0).read(others, torch.float32)
+    for found, rest, rows in zip(read, untouched, (key, value), strict=True):
+        assert torch.equal(found.squeeze(1), rows.to(dtype).float())
+        assert (rest == 0).all()
+    assert (cache.layer(3).read(slots, torch.float32)[0] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -52,7 +53,7 @@ def test_large_values_saturate_in_fp8(dtype: torch.dtype) -> None:
     large = torch.tensor([448.0, 449.0, 500.0, 60000.0, -450.0, -60000.0, float("inf"), 1.0])
     rows = large.to(dtype).expand(1, 2, 8)
     cache.write(0, torch.tensor([2]), rows, rows[..., :6])
-    read = read_rows(cache.keys[0], torch.tensor([2]), torch.float32)[0, 1]
+    read = cache.layer(0).read(torch.tensor([2]), torch.float32)[0][0, 1]
     assert read.tolist() == [448.0, 448.0, 448.0, 448.0, -448.0, -448.0, 448.0, 1.0]
 
 
@@ -61,9 +62,9 @@ def test_blocks_are_copied_from_what_was_there(dtype: torch.dtype) -> None:
     cache = make_cache(dtype)
     slots = torch.arange(20)
     cache.write(0, slots, random_rows(20, 2, 8), random_rows(20, 2, 6, seed=1))
-    before = read_rows(cache.keys[0], slots, torch.float32).view(5, BLOCK_SIZE, 2, 8)
+    before = cache.layer(0).read(slots, torch.float32)[0].view(5, BLOCK_SIZE, 2, 8)
     cache.copy_blocks([(1, 0), (0, 3)])  # the source of the second is the first's destination
-    after = read_rows(cache.keys[0], slots, torch.float32).view(5, BLOCK_SIZE, 2, 8)
+    after = cache.layer(0).read(slots, torch.float32)[0].view(5, BLOCK_SIZE, 2, 8)
     assert torch.equal(after, before[[1, 1, 2, 0, 4]])
 
 

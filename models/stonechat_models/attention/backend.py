@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 
 from stonechat_models.forward_batch import ForwardBatch
+from stonechat_models.kv_cache import LayerKV
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,8 @@ class AttentionBackend(Protocol):
     name: str
 
     def attend(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        batch: ForwardBatch,
-        block_size: int,
-        spec: AttentionSpec,
+        self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
-        """Query [T, H, Dk] over keys [slots, Hkv, Dk] and values [slots, Hkv, Dv] (this step's
-        already written) gives [T, H, Dv]. Query head h uses KV head h * Hkv // H.
+        """Query [T, H, Dk] over a layer's keys and values (this step's already written) gives
+        [T, H, Dv]. Query head h uses KV head h * Hkv // H.
         """

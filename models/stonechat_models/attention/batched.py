@@ -6,7 +6,7 @@ from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.dense import attend_dense
 from stonechat_models.attention.sdpa import attend_sequence
 from stonechat_models.forward_batch import ForwardBatch
-from stonechat_models.kv_cache import read_rows
+from stonechat_models.kv_cache import LayerKV
 
 MAX_PADDING = 4.0
 """Decode in groups of like length, so that at most this many times the needed keys are read."""
@@ -18,15 +18,9 @@ class BatchedBackend:
     name = "batched"
 
     def attend(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        batch: ForwardBatch,
-        block_size: int,
-        spec: AttentionSpec,
+        self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
-        output = query.new_empty(*query.shape[:2], values.shape[2])
+        output = query.new_empty(*query.shape[:2], kv.values.shape[2])
         starts = batch.query_start_list
         decoding = []
         for i in range(batch.num_seqs):
@@ -34,14 +28,10 @@ class BatchedBackend:
                 decoding.append(i)
             else:
                 rows = slice(starts[i], starts[i + 1])
-                output[rows] = attend_sequence(
-                    query[rows], keys, values, batch, i, block_size, spec
-                )
+                output[rows] = attend_sequence(query[rows], kv, batch, i, spec)
         for group in _groups(decoding, batch.context_lens_list):
             rows_of_group = torch.tensor([starts[i] for i in group], device=query.device)
-            output[rows_of_group] = _decode(
-                query[rows_of_group], keys, values, batch, group, block_size, spec
-            )
+            output[rows_of_group] = _decode(query[rows_of_group], kv, batch, group, spec)
         return output
 
 
@@ -56,13 +46,7 @@ def _groups(sequences: list[int], context_lens: list[int]) -> list[list[int]]:
 
 
 def _decode(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    batch: ForwardBatch,
-    group: list[int],
-    block_size: int,
-    spec: AttentionSpec,
+    query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, group: list[int], spec: AttentionSpec
 ) -> torch.Tensor:
     """One query row a sequence, [N, H, Dk], gives [N, H, Dv]."""
     device = query.device
@@ -74,9 +58,8 @@ def _decode(
     positions = batch.context_lens[index].long().unsqueeze(1) - width + columns
     mask = positions >= 0
     positions = positions.clamp(min=0)
-    blocks = batch.block_table[index].long().gather(1, positions // block_size)
-    slots = blocks * block_size + positions % block_size
-    key = read_rows(keys, slots, query.dtype).transpose(1, 2)
-    value = read_rows(values, slots, query.dtype).transpose(1, 2)
+    blocks = batch.block_table[index].long().gather(1, positions // kv.block_size)
+    slots = blocks * kv.block_size + positions % kv.block_size
+    key, value = (rows.transpose(1, 2) for rows in kv.read(slots, query.dtype))
     attended = attend_dense(query.unsqueeze(2), key, value, mask.unsqueeze(1), spec)
     return attended.squeeze(2)

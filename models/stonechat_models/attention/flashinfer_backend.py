@@ -13,6 +13,7 @@ import torch
 from stonechat_models.attention.backend import AttentionBackend, AttentionSpec
 from stonechat_models.forward_batch import ForwardBatch
 from stonechat_models.host_copy import to_device
+from stonechat_models.kv_cache import LayerKV
 
 WORKSPACE_BYTES = 256 << 20
 HEAD_SIZES = frozenset({64, 128, 256})
@@ -101,27 +102,18 @@ class FlashInferBackend:
         return cls(import_module("flashinfer"), fallback, device)
 
     def attend(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        batch: ForwardBatch,
-        block_size: int,
-        spec: AttentionSpec,
+        self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
-        if batch.num_tokens == batch.num_seqs or not self._serves(query, keys, values, spec):
-            return self._fallback.attend(query, keys, values, batch, block_size, spec)
-        planned = self._plan(query, keys, batch, block_size, spec)
+        if batch.num_tokens == batch.num_seqs or not self._serves(query, kv, spec):
+            return self._fallback.attend(query, kv, batch, spec)
+        planned = self._plan(query, kv, batch, spec)
         output: torch.Tensor = planned.wrapper.run(
-            query.contiguous(),
-            (_as_pages(keys, block_size), _as_pages(values, block_size)),
-            out=query.new_empty(query.shape),
+            query.contiguous(), kv.pages(), out=query.new_empty(query.shape)
         )
         return output
 
-    def _serves(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, spec: AttentionSpec
-    ) -> bool:
+    def _serves(self, query: torch.Tensor, kv: LayerKV, spec: AttentionSpec) -> bool:
+        keys, values = kv.keys, kv.values
         return (
             query.device == self._workspace.device
             and query.dtype in DTYPES
@@ -132,13 +124,9 @@ class FlashInferBackend:
         )
 
     def _plan(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        batch: ForwardBatch,
-        block_size: int,
-        spec: AttentionSpec,
+        self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> Planned:
+        keys, block_size = kv.keys, kv.block_size
         shape = (query.shape[1], keys.shape[1], keys.shape[2], block_size, query.dtype)
         key = (*shape, spec.scaling, spec.sliding_window, spec.softcap)
         planned = self._planned.get(key)
@@ -166,8 +154,3 @@ class FlashInferBackend:
         if self._table is None or self._table[0] is not batch:
             self._table = (batch, PagedTable.of(batch, block_size))
         return self._table[1]
-
-
-def _as_pages(slots: torch.Tensor, block_size: int) -> torch.Tensor:
-    """Keys or values [slots, Hkv, D] as [blocks, block_size, Hkv, D]."""
-    return slots.view(-1, block_size, *slots.shape[1:])

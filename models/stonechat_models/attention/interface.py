@@ -55,10 +55,7 @@ class PagedContext:
         """As `attend`, with the step's keys and values in the cache already."""
         cache, batch = self.cache, self._batch_on(query.device)
         num_tokens, num_rows = batch.num_tokens, query.shape[0]
-        keys, values = cache.keys[layer], cache.values[layer]
-        attended = self.backend.attend(
-            query[:num_tokens], keys, values, batch, cache.block_size, spec
-        )
+        attended = self.backend.attend(query[:num_tokens], cache.layer(layer), batch, spec)
         if num_rows == num_tokens:
             return attended
         return F.pad(attended, (0, 0, 0, 0, 0, num_rows - num_tokens))

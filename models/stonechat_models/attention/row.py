@@ -6,7 +6,7 @@ from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.dense import attend_dense
 from stonechat_models.attention.sdpa import sequence_slots
 from stonechat_models.forward_batch import ForwardBatch
-from stonechat_models.kv_cache import read_rows
+from stonechat_models.kv_cache import LayerKV
 
 
 class RowBackend:
@@ -15,24 +15,17 @@ class RowBackend:
     name = "row"
 
     def attend(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        batch: ForwardBatch,
-        block_size: int,
-        spec: AttentionSpec,
+        self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
-        output = query.new_empty(*query.shape[:2], values.shape[2])
+        output = query.new_empty(*query.shape[:2], kv.values.shape[2])
         for i in range(batch.num_seqs):
             start, end = batch.query_start_list[i : i + 2]
-            slots = sequence_slots(batch, i, block_size, 0, batch.context_lens_list[i])
+            slots = sequence_slots(batch, i, kv.block_size, 0, batch.context_lens_list[i])
             for row in range(start, end):
                 last = batch.context_lens_list[i] - (end - row) + 1
                 first = 0 if spec.sliding_window is None else max(0, last - spec.sliding_window)
                 seen = slots[first:last]
-                key = read_rows(keys, seen, query.dtype).transpose(0, 1).unsqueeze(0)
-                value = read_rows(values, seen, query.dtype).transpose(0, 1).unsqueeze(0)
+                key, value = (x.transpose(0, 1).unsqueeze(0) for x in kv.read(seen, query.dtype))
                 one = query[row].unsqueeze(1).unsqueeze(0)
                 output[row] = attend_dense(one, key, value, None, spec).squeeze(2).squeeze(0)
         return output

@@ -5,7 +5,7 @@ import torch
 from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.dense import attend_dense, visible
 from stonechat_models.forward_batch import ForwardBatch
-from stonechat_models.kv_cache import read_rows
+from stonechat_models.kv_cache import LayerKV
 
 
 class SdpaBackend:
@@ -14,29 +14,17 @@ class SdpaBackend:
     name = "sdpa"
 
     def attend(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        batch: ForwardBatch,
-        block_size: int,
-        spec: AttentionSpec,
+        self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
-        output = query.new_empty(*query.shape[:2], values.shape[2])
+        output = query.new_empty(*query.shape[:2], kv.values.shape[2])
         for i in range(batch.num_seqs):
             rows = slice(batch.query_start_list[i], batch.query_start_list[i + 1])
-            output[rows] = attend_sequence(query[rows], keys, values, batch, i, block_size, spec)
+            output[rows] = attend_sequence(query[rows], kv, batch, i, spec)
         return output
 
 
 def attend_sequence(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    batch: ForwardBatch,
-    i: int,
-    block_size: int,
-    spec: AttentionSpec,
+    query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, i: int, spec: AttentionSpec
 ) -> torch.Tensor:
     """Attention of sequence i's query rows [Q, H, Dk] over its whole context: [Q, H, Dv]."""
     context_len = batch.context_lens_list[i]
@@ -44,9 +32,8 @@ def attend_sequence(
     first = 0
     if spec.sliding_window is not None:  # keys before the window of the first query are never seen
         first = max(0, context_len - num_queries - spec.sliding_window + 1)
-    slots = sequence_slots(batch, i, block_size, first, context_len)
-    key = read_rows(keys, slots, query.dtype).transpose(0, 1).unsqueeze(0)
-    value = read_rows(values, slots, query.dtype).transpose(0, 1).unsqueeze(0)
+    slots = sequence_slots(batch, i, kv.block_size, first, context_len)
+    key, value = (rows.transpose(0, 1).unsqueeze(0) for rows in kv.read(slots, query.dtype))
     mask = None
     if num_queries > 1:
         positions = torch.arange(first, context_len, device=query.device)

@@ -14,6 +14,7 @@ from stonechat_models.attention.backend import AttentionBackend, AttentionSpec
 from stonechat_models.attention.sdpa import SdpaBackend
 from stonechat_models.errors import EngineError
 from stonechat_models.forward_batch import ForwardBatch
+from stonechat_models.kv_cache import LayerKV
 
 CASES = {
     "decode": ((1, 1), (1, 40), (1, 300), (1, 129)),
@@ -93,18 +94,11 @@ class Trial:
         keys = random(self.kv_dtype, num_slots, kind.num_kv_heads, kind.key_size)
         values = random(self.kv_dtype, num_slots, kind.num_kv_heads, kind.value_size)
         spec = _shortened(kind, random(self.dtype, kind.num_heads))
-        expected = SdpaBackend().attend(
-            query.float(), keys.float(), values.float(), batch, self.block_size, spec
-        )
+        kv = LayerKV(keys.float(), values.float(), self.block_size)
+        expected = SdpaBackend().attend(query.float(), kv, batch, spec)
         on_device = replace(spec, sinks=None if spec.sinks is None else spec.sinks.to(self.device))
-        actual = backend.attend(
-            query.to(self.device),
-            keys.to(self.device),
-            values.to(self.device),
-            batch.to(self.device),
-            self.block_size,
-            on_device,
-        )
+        kv = LayerKV(keys.to(self.device), values.to(self.device), self.block_size)
+        actual = backend.attend(query.to(self.device), kv, batch.to(self.device), on_device)
         error = relative_error(expected, actual.float().cpu())
         limit = TOLERANCE[self.dtype]
         if not error <= limit:

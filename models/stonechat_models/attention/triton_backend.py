@@ -14,6 +14,7 @@ from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.triton_decode import combine_kernel, decode_kernel
 from stonechat_models.attention.triton_prefill import prefill_kernel
 from stonechat_models.forward_batch import ForwardBatch
+from stonechat_models.kv_cache import LayerKV
 
 MAX_SPLITS = 64
 WAVES = 2
@@ -46,24 +47,18 @@ class TritonBackend:
         return cls(WAVES * properties.multi_processor_count)
 
     def attend(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        batch: ForwardBatch,
-        block_size: int,
-        spec: AttentionSpec,
+        self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
         if query.stride(2) != 1:
             query = query.contiguous()
-        output = query.new_empty(query.shape[0], query.shape[1], values.shape[2])
+        output = query.new_empty(query.shape[0], query.shape[1], kv.values.shape[2])
         num_decodes = _num_decodes(batch)
-        shape = _shape(query, keys, values, block_size, spec)
+        shape = _shape(query, kv, spec)
         with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
             if num_decodes:
-                self._decode(query, keys, values, batch, spec, shape, output)
+                self._decode(query, kv, batch, spec, shape, output)
             if num_decodes < batch.num_seqs:
-                _prefill(query, keys, values, batch, spec, shape, num_decodes > 0, output)
+                _prefill(query, kv, batch, spec, shape, num_decodes > 0, output)
         return output
 
     def num_splits(self, num_seqs: int, num_kv_heads: int, max_context_len: int, keys: int) -> int:
@@ -76,35 +71,32 @@ class TritonBackend:
     def _decode(
         self,
         query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        kv: LayerKV,
         batch: ForwardBatch,
         spec: AttentionSpec,
         shape: dict[str, Any],
         output: torch.Tensor,
     ) -> None:
-        num_seqs, num_heads, num_kv_heads = batch.num_seqs, query.shape[1], keys.shape[1]
+        num_seqs, num_heads, num_kv_heads = batch.num_seqs, query.shape[1], kv.keys.shape[1]
         tile = decode_tile(shape["GROUP"], shape["BLOCK_DK"], query.dtype)
         longest = max(batch.context_lens_list)
         if spec.sliding_window is not None:  # a window that starts inside a tile needs one more
             longest = min(longest, spec.sliding_window + tile.keys)
         splits = self.num_splits(num_seqs, num_kv_heads, longest, tile.keys)
-        partial = query.new_empty(
-            (num_seqs, num_heads, splits, values.shape[2]), dtype=torch.float32
-        )
+        partial = query.new_empty((num_seqs, num_heads, splits, shape["DV"]), dtype=torch.float32)
         peaks = partial.new_empty(partial.shape[:3])
         totals = torch.empty_like(peaks)
         decode_kernel[(num_seqs, num_kv_heads, splits)](
             query,
-            keys,
-            values,
+            kv.keys,
+            kv.values,
             batch.query_start,
             batch.context_lens,
             batch.block_table,
             partial,
             peaks,
             totals,
-            *_strides(query, keys, values, batch),
+            *_strides(query, kv, batch),
             *_scalars(spec),
             NUM_SPLITS=splits,
             BLOCK_M=tile.rows,
@@ -129,8 +121,7 @@ class TritonBackend:
 
 def _prefill(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    kv: LayerKV,
     batch: ForwardBatch,
     spec: AttentionSpec,
     shape: dict[str, Any],
@@ -140,17 +131,17 @@ def _prefill(
     tile = prefill_tile(shape["GROUP"], shape["BLOCK_DK"], query.dtype)
     tokens_of_tile = tile.rows // shape["GROUP"]
     num_tiles = batch.num_tokens // tokens_of_tile + batch.num_seqs
-    prefill_kernel[(num_tiles, keys.shape[1])](
+    prefill_kernel[(num_tiles, kv.keys.shape[1])](
         query,
-        keys,
-        values,
+        kv.keys,
+        kv.values,
         batch.query_start,
         batch.context_lens,
         batch.block_table,
         output if spec.sinks is None else spec.sinks,
         output,
         batch.num_seqs,
-        *_strides(query, keys, values, batch),
+        *_strides(query, kv, batch),
         *_scalars(spec),
         BLOCK_Q=tokens_of_tile,
         BLOCK_M=tile.rows,
@@ -183,17 +174,12 @@ def _num_decodes(batch: ForwardBatch) -> int:
     return sum(starts[i + 1] - starts[i] == 1 for i in range(batch.num_seqs))
 
 
-def _shape(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_size: int,
-    spec: AttentionSpec,
-) -> dict[str, Any]:
+def _shape(query: torch.Tensor, kv: LayerKV, spec: AttentionSpec) -> dict[str, Any]:
     """Compile-time arguments that both kernels take."""
+    keys, values = kv.keys, kv.values
     return {
         "GROUP": query.shape[1] // keys.shape[1],
-        "BLOCK_SIZE": block_size,
+        "BLOCK_SIZE": kv.block_size,
         "DK": keys.shape[2],
         "DV": values.shape[2],
         "BLOCK_DK": max(16, triton.next_power_of_2(keys.shape[2])),
@@ -205,18 +191,9 @@ def _shape(
     }
 
 
-def _strides(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: ForwardBatch
-) -> tuple[int, ...]:
-    return (
-        query.stride(0),
-        query.stride(1),
-        keys.stride(0),
-        keys.stride(1),
-        values.stride(0),
-        values.stride(1),
-        batch.block_table.stride(0),
-    )
+def _strides(query: torch.Tensor, kv: LayerKV, batch: ForwardBatch) -> tuple[int, ...]:
+    strides = [x.stride(i) for x in (query, kv.keys, kv.values) for i in range(2)]
+    return (*strides, batch.block_table.stride(0))
 
 
 def _scalars(spec: AttentionSpec) -> tuple[float, float, int]:

@@ -9,6 +9,7 @@ from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.batched import BatchedBackend
 from stonechat_models.attention.sdpa import SdpaBackend
 from stonechat_models.forward_batch import ForwardBatch
+from stonechat_models.kv_cache import LayerKV
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 40
@@ -92,5 +93,5 @@ def test_backend_equals_a_loop(backend, lengths, spec, num_kv_heads, value_size)
     keys = torch.randn(slots, num_kv_heads, 8, generator=generator)
     values = torch.randn(slots, num_kv_heads, value_size, generator=generator)
     expected = attend_by_hand(query, keys, values, batch, spec)
-    actual = backend.attend(query, keys, values, batch, BLOCK_SIZE, spec)
+    actual = backend.attend(query, LayerKV(keys, values, BLOCK_SIZE), batch, spec)
     torch.testing.assert_close(actual.double(), expected, atol=2e-6, rtol=1e-5)

@@ -8,6 +8,7 @@ import torch
 from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.flashinfer_backend import FlashInferBackend
 from stonechat_models.attention.sdpa import SdpaBackend
+from stonechat_models.kv_cache import LayerKV
 from tests.models.attention.fake_flashinfer import BatchPrefillWithPagedKVCacheWrapper
 from tests.models.attention.packed import packed_batch
 
@@ -53,7 +54,7 @@ def inputs(lengths, *, sizes=(64, 64), dtype=torch.bfloat16, block_size=16):
     query = random(4, batch.num_tokens, sizes[0]).transpose(0, 1)
     keys = random(num_blocks * block_size, 2, sizes[0])
     values = random(num_blocks * block_size, 2, sizes[1])
-    return query, keys, values, batch, block_size
+    return query, LayerKV(keys, values, block_size), batch
 
 
 SPECS = {

@@ -31,8 +31,8 @@ class Lying(SdpaBackend):
         self.change_spec = change_spec
         self.change_output = change_output
 
-    def attend(self, query, keys, values, batch, block_size, spec):
-        output = super().attend(query, keys, values, batch, block_size, self.change_spec(spec))
+    def attend(self, query, kv, batch, spec):
+        output = super().attend(query, kv, batch, self.change_spec(spec))
         return self.change_output(batch, output)
 
 

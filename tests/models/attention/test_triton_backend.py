@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 from stonechat_models.attention.backend import AttentionSpec
 from stonechat_models.attention.sdpa import SdpaBackend
 from stonechat_models.attention.triton_backend import TritonBackend
+from stonechat_models.kv_cache import LayerKV
 from stonechat_models.number_formats import FP8_KV_CAPABILITY
 from tests.models.attention.packed import packed_batch
 
@@ -50,10 +51,11 @@ def check(
     if "sinks" in spec:
         spec["sinks"] = random(heads[0])
     full = AttentionSpec(**{"scaling": sizes[0] ** -0.5, **spec})
-    actual = TritonBackend(num_programs).attend(query, keys, values, batch, block_size, full)
+    kv = LayerKV(keys, values, block_size)
+    actual = TritonBackend(num_programs).attend(query, kv, batch, full)
     if full.sinks is not None:
         full = replace(full, sinks=full.sinks.double())
-    expected = SdpaBackend().attend(query.double(), keys, values, batch, block_size, full)
+    expected = SdpaBackend().attend(query.double(), kv, batch, full)
     assert actual.dtype == dtype
     assert actual.is_contiguous()
     error = (actual.double() - expected).abs().max() / expected.abs().max()
@@ -133,7 +135,8 @@ def test_a_padding_row_gives_zeros():
     batch = packed_batch([(1, 40), (1, 0)], 16, 8, generator, DEVICE)
     query = torch.randn(2, 4, 32, generator=generator).to(DEVICE)
     cache = torch.randn(128, 2, 32, generator=generator).to(DEVICE)
-    output = TritonBackend(16).attend(query, cache, cache, batch, 16, AttentionSpec(scaling=1.0))
+    kv = LayerKV(cache, cache, 16)
+    output = TritonBackend(16).attend(query, kv, batch, AttentionSpec(scaling=1.0))
     assert torch.isfinite(output).all()
     assert (output[1] == 0).all()
 
