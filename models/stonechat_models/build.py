@@ -9,15 +9,12 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.engine import Engine
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.forward_batch import CausalModel
-from stonechat_models.loader import ModelFiles, resolve_model, weights_hash
+from stonechat_models.loader import ModelFiles, resolve_model
 from stonechat_models.tokenizer import Tokenizer
-from stonechat_models.types import ModelInfo
 
 if TYPE_CHECKING:
     import torch
 
-    from stonechat_models.attention.backend import AttentionBackend
-    from stonechat_models.transformers_model import TransformersModel
 
 Progress = Callable[[str], None]
 
@@ -88,14 +85,7 @@ def assemble_engine(
             graphs=graphs,
         )
     num_blocks = _num_kv_blocks(model, config, device, max_model_len * max_num_seqs, reserved)
-    capacity = num_blocks * config.block_size
-    if capacity < max_model_len:
-        if config.max_model_len is not None:
-            raise ModelLoadError(
-                f"the KV cache holds {capacity} tokens and the context length is {max_model_len}: "
-                "give it more memory, or lower the context length (--max-model-len)"
-            )
-        max_model_len = capacity
+    max_model_len = _fitting_context(num_blocks * config.block_size, max_model_len, config)
     model.allocate_kv_cache(num_blocks, config.block_size)
     model.info = replace(
         model.info,
@@ -118,6 +108,16 @@ def assemble_engine(
     )
 
 
+def _fitting_context(capacity: int, max_model_len: int, config: EngineConfig) -> int:
+    """The context length that a KV cache of `capacity` tokens holds, unless one was asked for."""
+    if capacity < max_model_len and config.max_model_len is not None:
+        raise ModelLoadError(
+            f"the KV cache holds {capacity} tokens and the context length is {max_model_len}: "
+            "give it more memory, or lower the context length (--max-model-len)"
+        )
+    return min(capacity, max_model_len)
+
+
 def _load_model(
     files: ModelFiles, config: EngineConfig, device: "torch.device", progress: Progress
 ) -> CausalModel:
@@ -131,97 +131,9 @@ def _load_model(
         if config.backend == "native":
             raise ModelLoadError(f"the native backend cannot run {files.name}: {reason}")
         progress(f"running {files.name} through PyTorch: {reason}")
-    return _load_transformers_model(files, config, device, progress)
+    from stonechat_models.load_transformers import load_transformers_model
 
-
-def _load_transformers_model(
-    files: ModelFiles, config: EngineConfig, device: "torch.device", progress: Progress
-) -> "TransformersModel":
-    import torch
-
-    from stonechat_models import quantize
-    from stonechat_models.attention.choose import choose_attention
-    from stonechat_models.attention.row import RowBackend
-    from stonechat_models.deterministic import ROWS, make_deterministic
-    from stonechat_models.device import choose_dtype
-    from stonechat_models.loader import load_module
-    from stonechat_models.number_formats import (
-        TRITON_BACKENDS,
-        kv_dtype,
-        precision_of,
-        refuse_kv_format,
-    )
-    from stonechat_models.transformers_model import TransformersModel
-
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    backend: AttentionBackend = RowBackend()
-    if not config.deterministic:
-        backend = choose_attention(config.attention_backend, device)
-    refuse_kv_format(config.kv_cache_dtype, backend.name, device)
-    precision = precision_of(config)
-    load_dtype = dtype = choose_dtype(config.dtype, files.config, device)
-    if precision is not None:
-        load_dtype, dtype = quantize.dtypes(config, files.config, device)
-    module = load_module(
-        files, config, device, load_dtype, attn_implementation="eager", progress=progress
-    )
-    num_parameters = sum(p.numel() for p in module.parameters())
-    probe = None
-    if backend.name in TRITON_BACKENDS and config.device_map is None:
-        from stonechat_models.fused.replace import fuse_modules
-        from stonechat_models.self_check import self_check
-
-        # What is fused runs on packed tokens only, and no longer as the model's own code.
-        probe = self_check(module, device, int(module.config.vocab_size))  # type: ignore[union-attr,arg-type]
-        fused = ", ".join(f"{n} {name}" for name, n in sorted(fuse_modules(module).items()))
-        progress(f"fused modules: {fused or 'none'}")
-    quantization = "none"
-    if precision is not None:
-        has_cpu_layers = device.type == "cpu" or config.device_map is not None
-        quantization, probe = quantize.check_and_quantize(
-            module,
-            precision,
-            dtype,
-            quantize.load_team(config.threads or 1, progress) if has_cpu_layers else None,
-            deterministic=config.deterministic,
-            probe=probe,
-        )
-    info = ModelInfo(
-        name=files.name,
-        architecture=str((files.config.get("architectures") or ["?"])[0]),  # type: ignore[index]
-        vocab_size=int(module.config.vocab_size),  # type: ignore[union-attr,arg-type]
-        max_model_len=0,
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        quantization=quantization,
-        backend="transformers",
-        attention_backend="",
-        num_parameters=num_parameters,
-        weight_bytes=quantize.weight_bytes(module),
-        weights_hash=weights_hash(files),
-        block_size=config.block_size,
-        num_blocks=0,
-        kv_bytes_per_token=0,
-        max_batch_tokens=0,
-        max_num_seqs=0,
-        threads=config.threads or 1,
-    )
-    if config.deterministic:
-        make_deterministic(module)
-    model = TransformersModel(
-        module,
-        info,
-        backend,
-        row_multiple=ROWS if config.deterministic else 1,
-        probe=probe,
-        kv_dtype=kv_dtype(config.kv_cache_dtype, dtype),
-    )
-    if device.type == "cuda" and not config.deterministic:
-        tried = choose_attention(config.attention_backend, device, model.attention_trial, progress)
-        refuse_kv_format(config.kv_cache_dtype, tried.name, device)
-        model.set_attention(tried)
-    return model
+    return load_transformers_model(files, config, device, progress)
 
 
 def _num_kv_blocks(

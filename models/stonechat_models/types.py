@@ -249,23 +249,24 @@ class ModelInfo:
     name: str
     architecture: str
     vocab_size: int
-    max_model_len: int
     device: str
     dtype: str
     quantization: str
-    """none, int8, int4 (with what is not, if anything: `int8 (not: mixer)`), or the GGUF type that
-    is kept, such as Q4_1."""
+    """none, int8, int4, fp8 (with what is not, if anything: `int8 (not: mixer)`), or the GGUF type
+    that is kept, such as Q4_1."""
     backend: str
-    attention_backend: str
     num_parameters: int
     weight_bytes: int
     weights_hash: str
     block_size: int
-    num_blocks: int
-    kv_bytes_per_token: int
-    max_batch_tokens: int
-    max_num_seqs: int
     threads: int
+    attention_backend: str = ""
+    kv_bytes_per_token: int = 0
+    num_blocks: int = 0
+    max_model_len: int = 0
+    max_batch_tokens: int = 0
+    max_num_seqs: int = 0
+    """These six are known when the model is there and its KV cache allocated; 0 or empty before."""
 
     @property
     def kv_capacity_tokens(self) -> int:
