@@ -115,6 +115,7 @@ class Scheduler:
         sequence = item.sequence
         assert sequence.in_flight[0] is item, "steps finish in order"
         del sequence.in_flight[0]
+        item.builds_on = None  # else each keeps all before it
         was_prefilling = sequence.num_computed < sequence.num_prompt_tokens
         sequence.num_computed += item.num_tokens
         sequence.num_promised -= item.reaches_end

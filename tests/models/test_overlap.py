@@ -81,6 +81,19 @@ def test_nothing_is_computed_past_the_last_token_that_may_come(module):
     assert recorder.events.count("forward") == 1
 
 
+def test_steps_that_are_over_are_not_kept(module):
+    """Each builds on the one before it: a long answer must not hold all of them."""
+    engine = make_engine(module, overlap=True)
+    add(engine, "r", [5, 6, 7], params(max_tokens=60))
+    for _ in range(40):
+        engine.step()
+    (sequence,) = engine.scheduler.running
+    item, num_kept = sequence.in_flight[-1], 0
+    while item is not None:
+        item, num_kept = item.builds_on, num_kept + 1
+    assert num_kept <= 2
+
+
 def test_a_step_whose_sequences_have_all_ended_is_dropped(module):
     engine = make_engine(module, overlap=True)
     add(engine, "first", [5, 6, 7], params(max_tokens=9))
