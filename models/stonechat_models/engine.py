@@ -179,10 +179,11 @@ class Engine:
         started = time.perf_counter()
         self._num_processed = 0
         outputs = self._step_ahead() if self._overlap else self._run(self._schedule())
-        num_failed = sum(output.error == STEP_FAILED for output in outputs)
-        all_failed = 0 < num_failed == self._num_processed
         counters = self.counters
-        counters.num_fruitless_steps = counters.num_fruitless_steps + 1 if all_failed else 0
+        if self._num_processed > 0:  # else the step only launched something
+            num_failed = sum(output.error == STEP_FAILED for output in outputs)
+            all_failed = num_failed == self._num_processed
+            counters.num_fruitless_steps = counters.num_fruitless_steps + 1 if all_failed else 0
         counters.num_steps += 1
         counters.last_step_seconds = time.perf_counter() - started
         return outputs

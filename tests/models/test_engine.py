@@ -183,6 +183,26 @@ def test_an_engine_whose_every_step_fails_is_broken(make_engine, module):
     assert engine.is_broken
 
 
+def test_an_engine_whose_tokens_can_never_be_read_is_broken(make_engine, module):
+    """On a device that runs beside the host, a fault may show up no earlier."""
+
+    class Unreadable:
+        def __init__(self, sampling):
+            self.tokens = sampling.tokens
+
+        def read(self):
+            raise RuntimeError("the device is gone")
+
+    engine = make_engine(module)
+    launch = engine.sampler.launch
+    engine.sampler.launch = lambda logits, states: Unreadable(launch(logits, states))
+    for i in range(8):
+        assert not engine.is_broken
+        add(engine, str(i), PROMPTS[0], sampled())
+        assert run(engine)[str(i), 0].error
+    assert engine.is_broken
+
+
 def test_rows_that_cannot_be_sampled_never_break_the_engine(make_engine, module):
     engine = make_engine(module)
     engine.model = FailingModel(engine.model, 200, nan_row)
