@@ -5,7 +5,9 @@ guesses with logits that it computes along the way: one that is not just what wo
 chosen is dropped, so that guessing changes the speed and not the answer.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence as Many
+from itertools import takewhile
 
 MAX_DRAFT = 16
 """Tokens guessed at once, at most."""
@@ -14,6 +16,30 @@ _PREDICTION_KEYS = 2
 _PAST_KEYS = 3
 """So many of the last tokens must occur in the text for it to be taken up there: fewer in a text
 that is known to be like the answer."""
+_MAX_LISTED_AT_ONCE = 4096
+"""Some milliseconds' work: a text may be far longer, and every sequence waits meanwhile."""
+
+
+class PlaceIndex:
+    """Lists the places of a text by the `num_keys` tokens before each; its end is none.
+
+    It grows with every question by a part of the text, which may be growing too.
+    """
+
+    def __init__(self, text: Many[int], num_keys: int) -> None:
+        self.text = text
+        self.num_keys = num_keys
+        self._places: dict[tuple[int, ...], list[int]] = {}
+        self._end = num_keys
+
+    def find(self, tail: tuple[int, ...]) -> Many[int]:
+        """Return the places known by now that `tail` comes before, in order."""
+        end = min(len(self.text), self._end + _MAX_LISTED_AT_ONCE)
+        for place in range(self._end, end):
+            key = tuple(self.text[place - self.num_keys : place])
+            self._places.setdefault(key, []).append(place)
+        self._end = max(self._end, end)
+        return self._places.get(tail, ())
 
 
 class TextFollower:
@@ -24,72 +50,77 @@ class TextFollower:
     after the last known one, or else at the last one before.
     """
 
-    def __init__(self, text: Many[int], num_keys: int = _PREDICTION_KEYS) -> None:
+    def __init__(self, text: Many[int], index: PlaceIndex | None = None) -> None:
+        """`index` is that of the text, where others follow it too."""
         self.text = text
         self.matched: set[int] = set()
         """Places of the text whose tokens the sequence repeated."""
-        self._num_keys = num_keys
+        self._index = index or PlaceIndex(text, _PREDICTION_KEYS)
         self._tail: tuple[int, ...] = ()
         self._place = 0
         self._is_lost = False
-        self._places: dict[tuple[int, ...], list[int]] = {}
-        self._num_indexed = num_keys
-        self._index()
+
+    @classmethod
+    def for_choices(cls, text: Many[int], n: int) -> "list[TextFollower]":
+        """One follower a choice; they share what they list of the text."""
+        index = PlaceIndex(text, _PREDICTION_KEYS)
+        return [cls(text, index) for _ in range(n)]
+
+    @property
+    def is_lost(self) -> bool:
+        """True where the text does not say what comes next."""
+        return self._is_lost or self._place >= len(self.text)
 
     def follow(self, token_id: int) -> None:
         """Take the sequence's next token."""
-        self._tail = (*self._tail, token_id)[-self._num_keys :]
-        is_inside = not self._is_lost and self._place < len(self.text)
-        if is_inside and self.text[self._place] == token_id:
+        self._tail = (*self._tail, token_id)[-self._index.num_keys :]
+        if not self.is_lost and self.text[self._place] == token_id:
             self.matched.add(self._place)
             self._place += 1
             return
-        places = self._places.get(self._tail, ())
-        self._is_lost = not places
-        if places:
-            self._place = self._choose(places)
+        self._take_up()
 
     def next_tokens(self, limit: int) -> list[int]:
         """What the text goes on with; nothing while the sequence is lost."""
         return [] if self._is_lost else list(self.text[self._place : self._place + limit])
 
-    def _choose(self, places: list[int]) -> int:
-        return next((place for place in places if place > self._place), places[-1])
+    def _take_up(self) -> None:
+        places = self._index.find(self._tail)
+        self._is_lost = not places
+        if places:
+            self._place = self._choose(places)
 
-    def _index(self) -> None:
-        """List the places of the text by the tokens before each; its end is none."""
-        for place in range(self._num_indexed, len(self.text)):
-            key = tuple(self.text[place - self._num_keys : place])
-            self._places.setdefault(key, []).append(place)
-        self._num_indexed = max(self._num_indexed, len(self.text))
+    def _choose(self, places: Many[int]) -> int:
+        later = bisect_right(places, self._place)
+        return places[later] if later < len(places) else places[-1]
 
 
 class PastFollower(TextFollower):
     """Follows a sequence in its own growing past, at the latest place where its tail occurred."""
 
     def __init__(self, token_ids: Many[int]) -> None:
-        super().__init__(token_ids, _PAST_KEYS)
+        """`token_ids` are the sequence's, and hold each token before it is followed."""
+        super().__init__(token_ids, PlaceIndex(token_ids, _PAST_KEYS))
         self._tail = tuple(token_ids[-_PAST_KEYS:])
-        places = self._places.get(self._tail, ())
-        self._is_lost = not places
-        if places:
-            self._place = self._choose(places)
+        self._take_up()
 
-    def follow(self, token_id: int) -> None:
-        """Take the sequence's next token, which is in the text already."""
-        self._index()
-        super().follow(token_id)
-
-    def _choose(self, places: list[int]) -> int:
+    def _choose(self, places: Many[int]) -> int:
         return places[-1]
 
 
 class Drafter:
     """Drafts for one sequence: longer ones after a draft that held, shorter ones after others."""
 
-    def __init__(self, follower: TextFollower) -> None:
+    def __init__(self, follower: TextFollower, vocab_size: int) -> None:
+        """Of tokens that the text may hold beyond the model's `vocab_size`, none is guessed."""
         self._follower = follower
+        self._vocab_size = vocab_size
         self._length = _FIRST_DRAFT
+
+    @property
+    def is_lost(self) -> bool:
+        """True when there is nothing to guess."""
+        return self._follower.is_lost
 
     def follow(self, token_id: int) -> None:
         """Take the sequence's next token."""
@@ -97,7 +128,8 @@ class Drafter:
 
     def draft(self, limit: int) -> tuple[int, ...]:
         """At most `limit` tokens that may come next."""
-        return tuple(self._follower.next_tokens(min(limit, self._length)))
+        tokens = self._follower.next_tokens(min(limit, self._length))
+        return tuple(takewhile(lambda token: token < self._vocab_size, tokens))
 
     def judge(self, num_drafted: int, num_accepted: int) -> None:
         """Learn what became of the last draft."""

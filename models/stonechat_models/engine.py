@@ -154,16 +154,19 @@ class Engine:
                     max_tokens=min(params.max_tokens or room, room),
                 )
             )
-            group.sequences[-1].drafter = self._new_drafter(request, group.sequences[-1])
+        self._add_drafters(group)
         self._requests[request.request_id] = group
         self.scheduler.add(group)
 
-    def _new_drafter(self, request: GenerateRequest, sequence: Sequence) -> Drafter | None:
-        if request.prediction_token_ids:
-            return Drafter(TextFollower(request.prediction_token_ids))
-        if self._prompt_lookup:
-            return Drafter(PastFollower(sequence.token_ids))
-        return None
+    def _add_drafters(self, group: Request) -> None:
+        prediction = group.request.prediction_token_ids
+        predicted = TextFollower.for_choices(prediction, len(group.sequences))
+        vocab_size = self.model.info.vocab_size
+        for sequence, follower in zip(group.sequences, predicted, strict=True):
+            if prediction:
+                sequence.drafter = Drafter(follower, vocab_size)
+            elif self._prompt_lookup:
+                sequence.drafter = Drafter(PastFollower(sequence.token_ids), vocab_size)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Drop a request, or one choice of it, and free its blocks; unknown ones are fine."""

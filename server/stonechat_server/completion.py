@@ -104,8 +104,9 @@ class ChunkBuilder:
         """A builder for `n` choices."""
         choices = [ChoiceState(new_parser()) for _ in range(n)]
         if prediction:
-            for choice in choices:
-                choice.predicted = TextFollower(prediction)
+            predicted = TextFollower.for_choices(prediction, n)
+            for choice, follower in zip(choices, predicted, strict=True):
+                choice.predicted = follower
         return cls(head, options, choices)
 
     def add(self, output: RequestOutput) -> list[ChatCompletionChunk]:

@@ -67,7 +67,7 @@ def test_a_prompt_that_repeats_itself_is_followed_at_once():
 
 
 def test_drafts_grow_while_they_hold_and_shrink_when_they_do_not():
-    drafter = Drafter(TextFollower(list(range(1000))))
+    drafter = Drafter(TextFollower(list(range(1000))), 1000)
     lengths = []
     for num_wrong in (0, 0, 0, 15, 0):
         draft = drafter.draft(100)
@@ -75,6 +75,29 @@ def test_drafts_grow_while_they_hold_and_shrink_when_they_do_not():
         drafter.judge(len(draft), len(draft) - num_wrong)
     assert lengths == [4, 8, 16, MAX_DRAFT, 1]
     assert drafter.draft(0) == ()
+
+
+def test_a_long_text_is_listed_in_parts_while_a_sequence_is_lost():
+    text = list(range(100_000))
+    first, second = TextFollower.for_choices(text, 2)
+    num_asked = 0
+    while first.next_tokens(2) != [90_002, 90_003]:
+        follow(first, [90_000, 90_001])
+        num_asked += 1
+    assert 10 < num_asked < 30
+    assert follow(second, [90_000, 90_001]).next_tokens(2) == [90_002, 90_003]
+    assert second.matched == set()
+
+
+def test_a_text_of_one_token_is_taken_up_again_after_each_other():
+    follower = TextFollower([7] * 20)
+    for place in range(2, 20):
+        assert not follow(follower, [1, 7, 7]).is_lost
+        assert len(follower.next_tokens(99)) == 20 - place
+
+
+def test_tokens_that_the_model_does_not_know_are_not_guessed():
+    assert Drafter(TextFollower([1, 2, 50, 3]), 50).draft(9) == (1, 2)
 
 
 # --- answers stay what they are ---
@@ -144,6 +167,13 @@ def test_a_right_prediction_takes_few_steps(module):
     assert run(engine)["predicted", 0].token_ids == tokens
     assert num_steps == 60
     assert engine.stats().num_steps - num_steps <= 8
+
+
+def test_a_prediction_of_unknown_tokens_does_no_harm(module):
+    engine = make_engine(module)
+    add(engine, "r", [5, 6, 7], SamplingParams(seed=1, max_tokens=9), prediction=[10**6] * 20)
+    assert len(run(engine)["r", 0].token_ids) == 9
+    assert engine.stats().num_failed_steps == 0
 
 
 def test_a_wrong_prediction_takes_no_more_steps(module):
