@@ -166,7 +166,7 @@ class Scheduler:
 
     def _schedule_running(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
         num_tokens = min(sequence.num_remaining, budget)
-        if num_tokens == 0:
+        if num_tokens == 0 or self._awaits_guesses(sequence):
             return 0
         needed = self._num_blocks(sequence.num_launched + num_tokens) - len(sequence.block_table)
         while needed > self.pool.num_free:
@@ -182,17 +182,29 @@ class Scheduler:
         self._launch(sequence, num_tokens, output)
         return num_tokens + self._add_draft(output.scheduled[-1], budget - num_tokens)
 
+    def _max_draft(self) -> int:
+        """How many tokens each sequence may guess: half the budget is left to prompts."""
+        num_tokens = min(MAX_GUESSING_TOKENS, self.max_batch_tokens // 2)
+        return max(0, num_tokens // len(self.running) - 1)
+
+    def _awaits_guesses(self, sequence: Sequence) -> bool:
+        """True while what is in flight decides on guesses: those made, or those to come next."""
+        if sequence.drafter is None or not sequence.num_promised:
+            return False
+        may_guess = self._max_draft() > 0 and not sequence.drafter.is_lost
+        return may_guess or bool(sequence.in_flight[-1].draft)
+
     def _add_draft(self, item: Scheduled, budget: int) -> int:
         """Let the sequence guess, where nobody else needs the tokens or the blocks for it."""
         sequence = item.sequence
-        if sequence.drafter is None or not item.reaches_end:
+        if sequence.drafter is None or not item.reaches_end or item.builds_on is not None:
             return 0
         num_others = len(self.running) - 1
         room = (len(sequence.block_table) + max(0, self.pool.num_free - num_others)) * (
             self.block_size
         )
         limit = min(
-            MAX_GUESSING_TOKENS // len(self.running) - 1,
+            self._max_draft(),
             budget - num_others,
             room - item.context_len,
             sequence.max_tokens - sequence.num_output_tokens - 1,

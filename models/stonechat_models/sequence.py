@@ -69,7 +69,7 @@ class Sequence:
     num_registered_blocks: int = 0
     """Leading blocks already offered to the prefix cache."""
     drafter: Drafter | None = None
-    """Guesses what may come next; then a step is not launched before the last one is read."""
+    """Guesses what may come next. A step waits for the last one's tokens if it may have guesses."""
     is_waiting_for_leader: bool = False
     finish_reason: FinishReason | None = None
 
@@ -81,11 +81,9 @@ class Sequence:
     def num_remaining(self) -> int:
         """Known and promised tokens that no step has yet: 1 when decoding, more when prefilling.
 
-        0 while the last token that the sequence may have is on its way, or a draft might follow.
+        0 while the last token that the sequence may have is on its way.
         """
         num_tokens, num_promised = len(self.token_ids), self.num_promised
-        if num_promised and self.drafter is not None:
-            return 0
         if num_promised and num_tokens - self.num_prompt_tokens + num_promised >= self.max_tokens:
             return 0
         return num_tokens + num_promised - self.num_launched

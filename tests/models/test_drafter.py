@@ -6,7 +6,7 @@ import pytest
 
 from stonechat_models.drafter import MAX_DRAFT, Drafter, PastFollower, TextFollower
 from stonechat_models.types import SamplingParams
-from tests.models.engines import add, make_engine, run
+from tests.models.engines import add, generate_all, make_engine, run
 from tests.models.test_overlap import LIMITS, Recorder, assert_same, run_workload, workload
 from tests.models.tiny_models import tiny_model
 
@@ -176,9 +176,35 @@ def test_a_prediction_of_unknown_tokens_does_no_harm(module):
     assert engine.stats().num_failed_steps == 0
 
 
-def test_a_wrong_prediction_takes_no_more_steps(module):
+@pytest.mark.parametrize("overlap", [False, True], ids=["in-order", "overlap"])
+def test_a_wrong_prediction_takes_no_more_steps(module, overlap):
     params = SamplingParams(seed=1, max_tokens=30, temperature=1.0)
-    engine = make_engine(module)
+    engine = make_engine(module, overlap=overlap)
     add(engine, "r", [5, 6, 7], params, prediction=[200] * 40)
     run(engine)
-    assert engine.stats().num_steps <= 30
+    assert engine.stats().num_steps <= 30 + 4 * overlap
+
+
+def test_where_too_many_run_to_guess_steps_overlap_as_ever(module):
+    params = SamplingParams(seed=1, max_tokens=30, temperature=1.0)
+    tokens = generate_all(make_engine(module), [[5, 6, 7]], params)[0].token_ids
+    engine = make_engine(module, overlap=True, max_batch_tokens=20)
+    for i in range(6):
+        add(engine, str(i), [5, 6, 7], params, prediction=tokens)
+    results = run(engine)
+    assert all(results[str(i), 0].token_ids == tokens for i in range(6))
+    assert engine.stats().num_drafted_tokens == 0
+    assert engine.stats().num_steps <= 34
+
+
+def test_guesses_leave_room_for_those_who_wait(module):
+    params = SamplingParams(seed=1, max_tokens=60, temperature=1.0)
+    tokens = generate_all(make_engine(module), [[5, 6, 7]], params)[0].token_ids
+    engine = make_engine(module, max_batch_tokens=8)
+    add(engine, "predicted", [5, 6, 7], params, prediction=tokens)
+    for _ in range(4):
+        engine.step()
+    assert engine.stats().num_accepted_draft_tokens > 0
+    add(engine, "next", [9], params)
+    engine.step()
+    assert engine.stats().num_waiting == 0
