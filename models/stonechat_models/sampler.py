@@ -101,7 +101,7 @@ class Sampler:
 
     def _draw(self, weights: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
         variates = [
-            uniform_variate(state.seed, state.choice_index, len(state.output_token_ids))
+            uniform_variate(state.seed, state.choice_index, state.num_output_tokens)
             for state in states
         ]
         on_device = to_device(variates, weights.device, torch.float64)

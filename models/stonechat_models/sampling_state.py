@@ -37,8 +37,8 @@ class SamplingState:
     """int64; resolved once per request, so that `params.seed is None` is also reproducible."""
     choice_index: int
     prompt_token_ids: list[int]
-    output_token_ids: list[int] = field(default_factory=list)
-    """Tokens generated so far; `len()` is the position that seeds the next draw."""
+    num_output_tokens: int = 0
+    """Tokens generated so far: the position that seeds the next draw."""
     constraint: TokenConstraint | None = None
     suppressed_ids: tuple[int, ...] = ()
     """End tokens that may not be chosen until `min_tokens` are generated (or ever: ignore_eos
@@ -59,11 +59,7 @@ class SamplingState:
         """
         states, state = [], self
         for token_id in draft:
-            state = replace(
-                state,
-                output_token_ids=[*state.output_token_ids],
-                output_counts={**state.output_counts},
-            )
+            state = replace(state, output_counts={**state.output_counts})
             try:
                 if state.constraint is not None:
                     state.constraint = state.constraint.fork()
@@ -75,9 +71,9 @@ class SamplingState:
 
     def append(self, token_id: int) -> None:
         """Record a chosen token; the constraint advances too, and end tokens may be allowed."""
-        self.output_token_ids.append(token_id)
+        self.num_output_tokens += 1
         self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
-        if len(self.output_token_ids) >= self.params.min_tokens:
+        if self.num_output_tokens >= self.params.min_tokens:
             self.suppressed_ids = ()
         if self.constraint is not None:
             self.constraint.accept(token_id)

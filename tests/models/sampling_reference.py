@@ -13,9 +13,9 @@ def edited(logits: Array, state: SamplingState) -> Array:
     for token, bias in params.logit_bias.items():
         z[token] += bias
     for token in range(len(z)):
-        count = state.output_token_ids.count(token)
+        count = state.output_counts.get(token, 0)
         z[token] -= params.frequency_penalty * count + params.presence_penalty * (count > 0)
-    for token in {*state.prompt_token_ids, *state.output_token_ids}:
+    for token in {*state.prompt_token_ids, *state.output_counts}:
         penalty = params.repetition_penalty
         z[token] = z[token] / penalty if z[token] > 0 else z[token] * penalty
     z[[token for token in state.suppressed_ids if token < len(z)]] = -np.inf

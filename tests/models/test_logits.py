@@ -80,10 +80,11 @@ def test_each_row_gets_its_own_edits_in_order() -> None:
 
 def test_penalties_follow_the_growing_output() -> None:
     state = state_of(repetition_penalty=1.5, frequency_penalty=1.0)
-    for token in (4, 4, 9):
+    tokens = (4, 4, 9)
+    for num_tokens, token in enumerate(tokens):
         logits = random_logits(1)
         expected_state = state_of(
-            state.output_token_ids, repetition_penalty=1.5, frequency_penalty=1.0
+            tokens[:num_tokens], repetition_penalty=1.5, frequency_penalty=1.0
         )
         expected_state.prompt_token_ids = [3, 70]
         expected = edited(logits[0].numpy(), expected_state)

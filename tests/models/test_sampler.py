@@ -95,7 +95,7 @@ def test_successive_positions_are_drawn_as_the_reference_says() -> None:
     for _ in range(2000):
         (token,) = sampler(logits.clone(), [state]).token_ids
         counts[token] += 1
-        state.output_token_ids.append(token)
+        state.append(token)
     expected = distribution(logits[0].numpy(), state_of(top_p=0.8)) * 2000
     assert counts[expected == 0].sum() == 0
     kept = expected > 0
