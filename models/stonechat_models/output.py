@@ -65,6 +65,7 @@ class OutputProcessor:
             choice = self._choices[output.index]
             if choice.finish_reason is not None:
                 continue
+            self._error = self._error or output.error
             choice.add(output)
             touched[output.index] = choice
             if choice.finish_reason is not None:
@@ -94,7 +95,6 @@ class OutputProcessor:
         self._num_cache_written_tokens = max(
             self._num_cache_written_tokens, output.num_cache_written_tokens
         )
-        self._error = self._error or output.error
         if self._scheduled is None:
             self._scheduled = output.scheduled_time
         if self._first_token is None and output.token_ids:

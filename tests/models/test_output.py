@@ -300,6 +300,16 @@ def test_other_ends_keep_their_reason_and_their_text(reason: FinishReason) -> No
     assert (output.finished, output.error) == (True, "it broke")
 
 
+def test_an_error_after_the_end_concerns_nobody() -> None:
+    """A step may bring several tokens, and what follows the stop string does not count."""
+    processor = OutputProcessor(TOKENIZER, request(stop=("ab",)))
+    failed = news([], FinishReason.ERROR, error="no token is allowed")
+    output = processor.process([news([97]), news([98]), news([99]), failed])
+    (delta,) = output.deltas
+    assert (delta.finish_reason, delta.stop_reason) == (FinishReason.STOP, "ab")
+    assert (output.finished, output.error) == (True, None)
+
+
 def test_choices_are_independent_and_what_stopped_is_told_once() -> None:
     processor = OutputProcessor(TOKENIZER, request(n=3, stop=("ab",)))
     first = processor.process([news([97], index=i) for i in range(3)])
