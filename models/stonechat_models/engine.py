@@ -56,7 +56,8 @@ class _Step:
     """A step under way: its logits are computed, then its tokens chosen."""
 
     items: list[Scheduled]
-    logits: torch.Tensor
+    logits: torch.Tensor | None
+    """None once sampling has begun: they are large, and the next step needs room for its own."""
     sampling: SamplingLike | None = None
 
 
@@ -245,13 +246,9 @@ class Engine:
         return [self._fail(sequence, STEP_FAILED)]
 
     def _forward(self, items: list[Scheduled]) -> _Step:
-        promised = self._sampled.sampling if self._sampled is not None else None
-        batch = build_batch(
-            items,
-            self.scheduler.block_size,
-            self.device,
-            promised=None if promised is None else promised.tokens,
-        )
+        sampling = self._sampled.sampling if self._sampled is not None else None
+        promised = None if sampling is None else sampling.tokens.to(self.device)
+        batch = build_batch(items, self.scheduler.block_size, self.device, promised)
         return _Step(items, self.model.forward(batch))
 
     def _sample(self, step: _Step) -> None:
@@ -265,7 +262,8 @@ class Engine:
                 rows += range(num_rows, num_rows + item.num_rows)
                 states += _states(item)
             num_rows += item.num_rows
-        logits = step.logits
+        logits, step.logits = step.logits, None
+        assert logits is not None, "a step is sampled once"
         if len(rows) < num_rows:
             logits = logits[to_device(rows, logits.device, torch.int64)]
         step.sampling = self.sampler.launch(logits, states)

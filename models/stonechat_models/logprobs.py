@@ -41,11 +41,15 @@ class RawLogprobs:
         return values[to_device(self.rows, values.device)]
 
     def choose(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """Return what `read` needs on the host; `tokens` int64[rows of the batch] were chosen."""
+        """Return what `read` needs on the host; `tokens` int64[rows of the batch] were chosen.
+
+        To be called once: the raw logits are not kept longer.
+        """
         if not self.rows:
             return []
         chosen = self._of_wanted_rows(tokens)
         values = self._raw.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        del self._raw
         return [chosen, values, self._peak, self._mass, *(self._tops or ())]
 
     def read(self, tensors: Sequence[torch.Tensor], num_rows: int) -> list[TokenLogprobs | None]:

@@ -1,6 +1,7 @@
 """Steps launched before the tokens of the last one are read: the same answers, in any weather."""
 
 import random
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -92,6 +93,22 @@ def test_steps_that_are_over_are_not_kept(module):
     while item is not None:
         item, num_kept = item.builds_on, num_kept + 1
     assert num_kept <= 3
+
+
+def test_the_logits_of_one_step_alone_are_kept(module):
+    engine = make_engine(module, overlap=True)
+    forward, kept = engine.model.forward, []
+
+    def watched(batch):
+        logits = forward(batch)
+        kept.append(weakref.ref(logits))
+        return logits
+
+    engine.model.forward = watched
+    add(engine, "r", [5, 6, 7], params())
+    for _ in range(4):
+        engine.step()
+    assert [ref() is not None for ref in kept] == [False, False, False, True]
 
 
 def test_a_step_whose_sequences_have_all_ended_is_dropped(module):
