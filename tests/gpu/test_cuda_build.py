@@ -1,0 +1,79 @@
+"""From a model's folder to an engine on a CUDA device, as a server does it."""
+
+import shutil
+
+import pytest
+import torch
+
+from stonechat_models.build import build_engine
+from stonechat_models.config import EngineConfig
+from stonechat_models.cuda_graphs import GraphedModel
+from stonechat_models.number_formats import FP8_KV_CAPABILITY
+from tests.models.engines import generate_all, greedy
+from tests.models.tiny_models import tiny_model
+
+VOCAB_SIZE = 49152
+PROMPTS = [[400, 500, 600], list(range(1000, 1040)), [7000]]
+
+
+@pytest.fixture
+def folder(default_model_files, tmp_path):
+    """A tiny random model with a real tokenizer."""
+    shutil.copytree(
+        default_model_files.folder,
+        tmp_path / "tiny",
+        ignore=shutil.ignore_patterns("*.safetensors", "*.gguf"),
+    )
+    tiny_model("qwen3", vocab_size=VOCAB_SIZE).save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@torch.inference_mode()
+def reference(module, prompt, num_tokens):
+    token_ids = list(prompt)
+    for _ in range(num_tokens):
+        logits = module(input_ids=torch.tensor([token_ids]), use_cache=False).logits
+        token_ids.append(int(logits[0, -1].argmax()))
+    return token_ids[len(prompt) :]
+
+
+def build(folder, **settings):
+    """An engine, and what was told on the way."""
+    lines: list[str] = []
+    config = EngineConfig(
+        model=str(folder),
+        device="cuda",
+        max_num_seqs=3,
+        max_batch_tokens=32,
+        max_model_len=64,
+        kv_cache_bytes=4 << 20,
+        **settings,
+    )
+    engine, _ = build_engine(config, lines.append)
+    return engine, "\n".join(lines)
+
+
+def test_all_of_it_is_in_use_and_right(folder, device):
+    module = tiny_model("qwen3", vocab_size=VOCAB_SIZE)
+    expected = [reference(module, prompt, 6) for prompt in PROMPTS]
+    engine, progress = build(folder, dtype="float32")
+    assert "fused modules: 2 FusedAttention, 2 FusedDecoderLayer" in progress
+    assert "captured 3 CUDA graphs" in progress
+    assert isinstance(engine.model, GraphedModel)
+    assert engine.model.info.attention_backend == "triton"
+    results = generate_all(engine, PROMPTS, greedy(6, ignore_eos=True))
+    assert [result.token_ids for result in results] == expected
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_quantised_weights_and_an_fp8_cache(folder, device, precision):
+    if torch.cuda.get_device_capability(device) < FP8_KV_CAPABILITY:
+        pytest.skip("the device has no float8")
+    engine, progress = build(folder, quantize=precision, kv_cache_dtype="fp8")
+    info = engine.model.info
+    assert info.quantization.startswith(precision)
+    assert (info.dtype, info.attention_backend) == ("bfloat16", "triton")
+    assert "FusedAttention" in progress
+    results = generate_all(engine, PROMPTS, greedy(6, ignore_eos=True))
+    assert [len(result.token_ids) for result in results] == [6, 6, 6]
+    assert all(-20 < entry.logprob <= 0 for result in results for entry in result.logprobs)

@@ -1,0 +1,146 @@
+"""A CUDA device that is none: what is asked of it happens on the CPU, at once.
+
+For running the code paths of CUDA, and the tests of `tests/gpu`, where there is no device: as a
+plugin of pytest (`-p tests.models.fake_cuda`), with `TRITON_INTERPRET=1`. Tensors that are put on
+the device stay on the CPU, a graph runs its step again, and memory is what `FREE_BYTES` says. It
+shows that the paths hold together and give the right numbers, and nothing about streams or speed.
+"""
+
+import os
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+CPU = torch.device("cpu")
+FREE_BYTES = 1 << 30
+TOTAL_BYTES = 2 << 30
+CAPABILITY = (9, 0)
+
+
+def on_cpu(value: Any) -> Any:
+    """`value`, or the CPU where it names a CUDA device."""
+    if isinstance(value, torch.device) and value.type == "cuda":
+        return CPU
+    if isinstance(value, str) and value.startswith("cuda"):
+        return CPU
+    return value
+
+
+class ToCpu(TorchFunctionMode):
+    """Sends every operation that names a CUDA device to the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        kwargs = {name: on_cpu(value) for name, value in (kwargs or {}).items()}
+        if "pin_memory" in kwargs:
+            kwargs["pin_memory"] = False
+        return func(*map(on_cpu, args), **kwargs)
+
+
+class Stream:
+    def __init__(self, *_args: object) -> None:
+        pass
+
+    def wait_stream(self, _other: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Event(Stream):
+    def record(self, *_args: object) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
+class Graph:
+    def replay(self) -> None:
+        pass
+
+
+class Allocator:
+    """Counts nothing, so that every step seems to need no memory."""
+
+    sync_debug_mode = 0
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        self.sync_debug_mode = {"default": 0, "warn": 1, "error": 2}.get(mode, mode)
+
+    def get_sync_debug_mode(self) -> int:
+        return self.sync_debug_mode
+
+
+def rerun(capture: Any) -> Any:
+    """A `CudaCapturer.capture` whose replays run the step again, into the same tensor."""
+
+    def captured(self: Any, step: Any) -> Any:
+        output = capture(self, step)()
+
+        @torch.inference_mode()
+        def replay() -> torch.Tensor:
+            return output.copy_(step())
+
+        return replay
+
+    return captured
+
+
+def install() -> None:
+    """Replace what there is of `torch.cuda`, for the rest of the process."""
+    assert not torch.cuda.is_available(), "there is a real device"
+    assert os.environ.get("TRITON_INTERPRET") == "1"
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # a mode of torch's functions is one thread's
+    allocator = Allocator()
+    properties = SimpleNamespace(
+        name="fake", multi_processor_count=4, total_memory=TOTAL_BYTES, major=9, minor=0
+    )
+    replacements = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_name": lambda *_: "fake",
+        "get_device_capability": lambda *_: CAPABILITY,
+        "get_device_properties": lambda *_: properties,
+        "is_bf16_supported": lambda *_: True,
+        "mem_get_info": lambda *_: (FREE_BYTES, TOTAL_BYTES),
+        "memory_allocated": lambda *_: 0,
+        "max_memory_allocated": lambda *_: 0,
+        "reset_peak_memory_stats": lambda *_: None,
+        "empty_cache": lambda: None,
+        "synchronize": lambda *_: None,
+        "set_sync_debug_mode": allocator.set_sync_debug_mode,
+        "get_sync_debug_mode": allocator.get_sync_debug_mode,
+        "device": lambda *_: nullcontext(),
+        "device_of": lambda *_: nullcontext(),
+        "set_device": lambda *_: None,
+        "Stream": Stream,
+        "Event": Event,
+        "current_stream": lambda *_: Stream(),
+        "stream": lambda *_: nullcontext(),
+        "graph_pool_handle": lambda: 0,
+        "CUDAGraph": Graph,
+        "graph": contextmanager(lambda *_args, **_settings: iter([None])),
+    }
+    for name, value in replacements.items():
+        setattr(torch.cuda, name, value)
+    from stonechat_models.cuda import CudaCapturer
+
+    CudaCapturer.capture = rerun(CudaCapturer.capture)
+    from stonechat_models import quantize, quantized_linear
+
+    def on_cuda(weight: Any, bias: Any, precision: Any, _team: Any) -> Any:
+        return quantized_linear.cuda_linear(weight, bias, precision)
+
+    quantize.quantized_linear = on_cuda  # it goes by where the weights are
+    ToCpu().__enter__()
+
+
+def pytest_configure() -> None:
+    install()

@@ -1,0 +1,36 @@
+"""The whole way from a folder to answers on a CUDA device, over one that is faked on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs on the device itself")
+@pytest.mark.parametrize(
+    "test",
+    ["test_all_of_it_is_in_use_and_right", "test_quantised_weights_and_an_fp8_cache[fp8]"],
+    ids=["float32", "fp8"],
+)
+def test_an_engine_is_built_and_answers(test):
+    """Fused layers, the trial of attention, sizing, graphs, overlap: all of it takes part."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "tests.models.fake_cuda", "-q"),
+            f"tests/gpu/test_cuda_build.py::{test}",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "1 passed" in done.stdout
