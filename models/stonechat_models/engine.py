@@ -408,6 +408,8 @@ class Engine:
         self.scheduler.remove(sequence)
         if not sequence.group.sequences:
             del self._requests[sequence.group.request_id]
+        if not self.has_work:  # all that is under way is for sequences that have ended
+            self._sampled = self._forwarded = None
 
 
 def _states(item: Scheduled) -> list[SamplingState]:

@@ -149,6 +149,18 @@ class NoRepeats:
         return len(self.seen) == self.length
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_an_idle_engine_keeps_nothing_of_what_was_under_way(module, num_steps):
+    engine = make_engine(module, overlap=True)
+    add(engine, "r", [5, 6, 7], params(), [NoRepeats(9)])
+    for _ in range(num_steps):
+        engine.step()
+    constraint = weakref.ref(engine.scheduler.running[0].sampling.constraint)
+    engine.abort("r")
+    assert not engine.has_work
+    assert constraint() is None
+
+
 def workload(rng, num_requests):
     """Requests of every kind, as (when, id, prompt, params, lengths of their constraints)."""
     for i in range(num_requests):
