@@ -74,12 +74,13 @@ def prepare(
 
 
 def _predicted(request: "ChatCompletionRequest", engine: "EngineLike") -> list[int]:
-    """The tokens of the request's `prediction`."""
+    """The tokens of the request's `prediction`, no more of them than an answer can have."""
     if request.prediction is None:
         return []
     content = request.prediction.content
     text = content if isinstance(content, str) else "".join(part.text for part in content)
-    return engine.tokenizer.encode(text, add_special_tokens=False)
+    token_ids = engine.tokenizer.encode(text, add_special_tokens=False)
+    return token_ids[: engine.model.max_model_len]
 
 
 def has_grammar(request: "ChatCompletionRequest") -> bool:

@@ -56,6 +56,15 @@ def test_each_choice_counts(client: TestClient, engine: FakeEngine) -> None:
     assert details(usage) == (9, 3)
 
 
+def test_of_a_long_one_counts_what_an_answer_can_have(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    context = engine.model.max_model_len
+    usage = ask(client, prediction=prediction(ANSWER + "!" * 2 * context))["usage"]
+    assert len(engine.requests[-1].prediction_token_ids) == context
+    assert details(usage) == (len(ANSWER.encode()), context - len(ANSWER.encode()))
+
+
 def test_nothing_is_counted_without_one(client: TestClient) -> None:
     assert details(ask(client)["usage"]) == (0, 0)
     assert details(ask(client, prediction=None)["usage"]) == (0, 0)
