@@ -5,7 +5,9 @@ import random
 import pytest
 
 from stonechat_models.drafter import MAX_DRAFT, Drafter, PastFollower, TextFollower
-from stonechat_models.types import SamplingParams
+from stonechat_models.grammar import GrammarCompiler
+from stonechat_models.types import GrammarSpec, ReasoningSpec, SamplingParams
+from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.engines import add, generate_all, make_engine, run
 from tests.models.test_overlap import LIMITS, Recorder, assert_same, run_workload, workload
 from tests.models.tiny_models import tiny_model
@@ -155,6 +157,36 @@ def test_faults_while_guessing_lose_nothing(module, seed):
         {key: value for key, value in results.items() if key not in failed},
         {key: value for key, value in expected.items() if key not in failed},
     )
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in-order", "overlap"])
+@pytest.mark.parametrize("budget", [None, 5], ids=["free", "budget"])
+def test_grammars_and_reasoning_are_guessed_along(overlap, budget):
+    """Real matchers, forked for each guess: of what they allow, forbid, force and end."""
+    vocabulary = ByteVocabulary()
+    vocab_size = 288
+    module = tiny_model("llama", vocab_size=vocab_size)
+    compiler = GrammarCompiler(vocabulary, vocab_size)
+    spec = GrammarSpec("regex", '\\{"[a-e]{12}": "[a-e]{9}"\\}')
+    reasoning = ReasoningSpec(start="<think>", end="</think>", starts_open=True, budget=budget)
+    bias = dict.fromkeys(vocabulary.encode("</think>"), 9.0)
+    params = SamplingParams(seed=3, n=3, max_tokens=60, logit_bias=bias)
+
+    def generate(prediction=(), **changes):
+        engine = make_engine(module, vocab_size=vocab_size, **changes)
+        compiled = compiler.compile(spec, reasoning)
+        constraints = [compiled.new_constraint() for _ in range(params.n)]
+        add(engine, "r", [97, 98, 99], params, constraints, prediction)
+        results = run(engine)
+        choices = [results["r", index] for index in range(params.n)]
+        return [(c.token_ids, c.finish_reason) for c in choices], engine.stats()
+
+    expected, _ = generate()
+    assert all(reason == "stop" for _, reason in expected)
+    predicted = [*expected[0][0][:-3], 120, *expected[1][0]]
+    results, stats = generate(predicted, overlap=overlap)
+    assert results == expected
+    assert 10 < stats.num_accepted_draft_tokens < stats.num_drafted_tokens
 
 
 def test_a_right_prediction_takes_few_steps(module):
