@@ -18,7 +18,7 @@ from stonechat_models.sampling_state import SamplingState
 from stonechat_models.types import SamplingParams
 
 if TYPE_CHECKING:
-    from stonechat_models.engine import SamplerLike
+    from stonechat_models.step import SamplerLike
 
 logger = logging.getLogger(__name__)
 

@@ -6,18 +6,16 @@ import time
 import traceback
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from stonechat_models.batch_builder import build_batch
 from stonechat_models.drafter import Drafter, PastFollower, TextFollower
 from stonechat_models.errors import StepError
 from stonechat_models.forward_batch import CausalModel
-from stonechat_models.host_copy import to_device
 from stonechat_models.sampling_state import SampledTokens, SamplingState, TokenConstraint
 from stonechat_models.scheduler import Scheduled, Scheduler
 from stonechat_models.sequence import Request, Sequence
+from stonechat_models.step import SamplerLike, Step
 from stonechat_models.types import (
     EngineStats,
     FinishReason,
@@ -30,35 +28,6 @@ logger = logging.getLogger(__name__)
 
 STEP_FAILED = "the model failed on this request"
 MAX_FRUITLESS_STEPS = 8
-
-
-class SamplingLike(Protocol):
-    """Tokens under way; see `sampler.Sampling`."""
-
-    tokens: torch.Tensor
-
-    def read(self) -> SampledTokens:
-        """Wait for the tokens."""
-
-
-class SamplerLike(Protocol):
-    """Chooses one token a row; see `sampler.Sampler`."""
-
-    def __call__(self, logits: torch.Tensor, states: Many[SamplingState]) -> SampledTokens:
-        """Logits float32[R, V], which may be overwritten, and R states."""
-
-    def launch(self, logits: torch.Tensor, states: Many[SamplingState]) -> SamplingLike:
-        """The same, without waiting."""
-
-
-@dataclass(slots=True)
-class _Step:
-    """A step under way: its logits are computed, then its tokens chosen."""
-
-    items: list[Scheduled]
-    logits: torch.Tensor | None
-    """None once sampling has begun: they are large, and the next step needs room for its own."""
-    sampling: SamplingLike | None = None
 
 
 @dataclass(slots=True)
@@ -119,8 +88,8 @@ class Engine:
         )
         self._overlap = overlap
         self._prompt_lookup = prompt_lookup
-        self._sampled: _Step | None = None
-        self._forwarded: _Step | None = None
+        self._sampled: Step | None = None
+        self._forwarded: Step | None = None
         """With `overlap`, the steps under way: the older one, then the one that builds on it."""
         self._num_processed = 0
         self._requests: dict[str, Request] = {}
@@ -223,9 +192,9 @@ class Engine:
         if not items:
             return []
         try:
-            step = self._forward(items)
-            self._sample(step)
-            sampled = self._read(step)
+            step = self._launch(items)
+            step.sample(self.sampler)
+            sampled = step.read()
         except Exception as error:
             return self._run_in_halves(items, error)
         return self._postprocess(items, sampled)
@@ -245,32 +214,14 @@ class Engine:
         self._num_processed += 1
         return [self._fail(sequence, STEP_FAILED)]
 
-    def _forward(self, items: list[Scheduled]) -> _Step:
-        sampling = self._sampled.sampling if self._sampled is not None else None
-        promised = None if sampling is None else sampling.tokens.to(self.device)
-        batch = build_batch(items, self.scheduler.block_size, self.device, promised)
-        return _Step(items, self.model.forward(batch))
-
-    def _sample(self, step: _Step) -> None:
-        """Begin to choose the tokens of what still counts in a step."""
-        rows: list[int] = []
-        states: list[SamplingState] = []
-        num_rows = 0
-        for item in step.items:
-            if item.reaches_end and not item.is_void:
-                item.row = len(rows)
-                rows += range(num_rows, num_rows + item.num_rows)
-                states += _states(item)
-            num_rows += item.num_rows
-        logits, step.logits = step.logits, None
-        assert logits is not None, "a step is sampled once"
-        if len(rows) < num_rows:
-            logits = logits[to_device(rows, logits.device, torch.int64)]
-        step.sampling = self.sampler.launch(logits, states)
-
-    def _read(self, step: _Step) -> SampledTokens:
-        assert step.sampling is not None, "a step is sampled before it is read"
-        return step.sampling.read()
+    def _launch(self, items: list[Scheduled]) -> Step:
+        return Step(
+            self.model,
+            items,
+            block_size=self.scheduler.block_size,
+            device=self.device,
+            after=self._sampled,
+        )
 
     # --- the same, with the next step launched before the tokens of one are read ---
 
@@ -281,7 +232,7 @@ class Engine:
         items = self._schedule()
         if items:
             try:
-                self._forwarded = self._forward(items)
+                self._forwarded = self._launch(items)
             except Exception as error:
                 outputs += self._finish_sampled()
                 outputs += self._run_in_halves(items, error)
@@ -293,7 +244,7 @@ class Engine:
         if step is None:
             return []
         try:
-            sampled = self._read(step)
+            sampled = step.read()
         except Exception as error:
             self._drop_forwarded()
             return self._run_in_halves(step.items, error)
@@ -303,7 +254,7 @@ class Engine:
         step, self._forwarded = self._forwarded, None
         assert step is not None
         try:
-            self._sample(step)
+            step.sample(self.sampler)
         except Exception as error:
             return self._run_in_halves(step.items, error)
         self._sampled = step
@@ -410,9 +361,3 @@ class Engine:
             del self._requests[sequence.group.request_id]
         if not self.has_work:  # all that is under way is for sequences that have ended
             self._sampled = self._forwarded = None
-
-
-def _states(item: Scheduled) -> list[SamplingState]:
-    """What each of an item's rows is sampled with."""
-    state = item.sequence.sampling
-    return [state, *state.ahead(item.draft)]
