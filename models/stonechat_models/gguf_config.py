@@ -220,11 +220,23 @@ def _gemma2(gguf: GgufFile, config: Config) -> None:
     config["final_logit_softcapping"] = _number(gguf, "final_logit_softcapping", 30.0)
 
 
+def _gemma3_layer_types(gguf: GgufFile, config: Config) -> list[str]:
+    """Newer files say which layers have a window, as a period or one flag a layer."""
+    pattern = gguf.value("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        types = ["sliding_attention" if flag else "full_attention" for flag in pattern]
+        if len(types) != config["num_hidden_layers"]:
+            raise _refuse(gguf, "its sliding windows do not fit the number of layers")
+        return types
+    return _layer_types(config, _integer(gguf, "attention.sliding_window_pattern", GEMMA3_PATTERN))
+
+
 def _gemma3(gguf: GgufFile, config: Config) -> None:
     _gemma(gguf, config, GEMMA3_27B_LAYERS)
-    config["layer_types"] = _layer_types(config, GEMMA3_PATTERN)
+    config["layer_types"] = _gemma3_layer_types(gguf, config)
     config.update(attn_logit_softcapping=None, final_logit_softcapping=None)
-    local = {"rope_type": "default", "rope_theta": GEMMA3_LOCAL_THETA}
+    theta = _number(gguf, "rope.freq_base_swa", GEMMA3_LOCAL_THETA)
+    local = {"rope_type": "default", "rope_theta": theta}
     full = _rope(gguf)
     if gguf.value("rope.freq_base") is None:
         full["rope_theta"] = 1e6

@@ -95,6 +95,8 @@ def write_weights(
 def module_name(gguf: GgufFile, name: str) -> str:
     """The transformers name of a tensor that maps to one parameter.
 
+    A projection of all experts in one tensor has their names, without a number.
+
     Raises `UnsupportedModelError` when the architecture has no such tensor.
     """
     top = re.fullmatch(r"(\w+)\.(weight|bias)", name)
@@ -102,6 +104,8 @@ def module_name(gguf: GgufFile, name: str) -> str:
         return f"{TOP_NAMES[top[1]]}.{top[2]}"
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     names = LAYER_NAMES | ARCHITECTURE_NAMES.get(gguf.architecture, {})
+    if layer is not None and layer[2] in EXPERTS and layer[3] == "weight":
+        return f"model.layers.{layer[1]}.mlp.experts.{EXPERTS[layer[2]]}.weight"
     if layer is None or layer[2] not in names:
         raise UnsupportedModelError(f"{gguf.path.name}: the tensor {name} is not known")
     return f"model.layers.{layer[1]}.{names[layer[2]]}.{layer[3]}"

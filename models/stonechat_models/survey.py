@@ -277,7 +277,9 @@ def native_bytes(tensor: TensorHeader, quantize: Quantize) -> int:
         Kind.BF16: 16.0, Kind.HALF: 16.0, Kind.FLOAT: 32.0,
     }  # fmt: skip
     is_end = _is_input(tensor) or _is_head(tensor)
-    kind = kept_kind(tensor.type_name, quantize, is_end=is_end)
+    is_router = tensor.name.endswith((".gate.weight", "ffn_gate_inp.weight"))
+    kept: Quantize = "auto" if is_router else quantize
+    kind = kept_kind(tensor.type_name, kept, is_end=is_end)
     return round(tensor.num_elements * bits[kind] / 8)
 
 

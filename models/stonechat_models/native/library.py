@@ -1,4 +1,4 @@
-"""ctypes bindings of `csrc/api.cpp`. The structures mirror those of `csrc/model.h`, in order."""
+"""ctypes bindings of `csrc/api.cpp`. The structures mirror those of `csrc/layers.h`, in order."""
 
 import ctypes
 from collections.abc import Callable
@@ -60,6 +60,13 @@ class MatrixStruct(ctypes.Structure):
     )
 
 
+class Activation(IntEnum):
+    """What the gate of a feed-forward block goes through."""
+
+    SILU = 0
+    GELU_TANH = 1
+
+
 class ConfigStruct(ctypes.Structure):
     """Sizes and constants of a model."""
 
@@ -68,11 +75,12 @@ class ConfigStruct(ctypes.Structure):
             (name, c_int32)
             for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "mlp", "vocab")
         ),
-        ("rotary_dim", c_int32),
-        ("rms_eps", c_float),
-        ("attention_scale", c_float),
-        ("rotary_scale", c_float),
-        ("inverse_frequencies", c_void_p),
+        *((name, c_int32) for name in ("rotary_dim", "rotary_tables", "activation")),
+        *((name, c_int32) for name in ("expert_mlp", "experts_per_token", "scale_chosen")),
+        *((name, c_float) for name in ("rms_eps", "attention_scale")),
+        *((name, c_float) for name in ("embedding_scale", "residual_scale", "logit_scale")),
+        *((name, c_float) for name in ("attention_cap", "logit_cap")),
+        *((name, c_void_p) for name in ("inverse_frequencies", "rotary_scales")),
     )
 
 
@@ -80,10 +88,11 @@ class LayerStruct(ctypes.Structure):
     """Weights of one layer."""
 
     _fields_ = (
-        *((name, MatrixStruct) for name in ("q", "k", "v", "o", "gate", "up", "down")),
-        *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
-        ("window", c_int32),
-        ("rotary", c_int32),
+        *((name, MatrixStruct) for name in ("q", "k", "v", "o", "gate", "up", "down", "router")),
+        *((name, c_void_p) for name in ("attention_norm", "mlp_norm")),
+        *((name, c_void_p) for name in ("attention_out_norm", "mlp_out_norm")),
+        *((name, c_void_p) for name in ("q_norm", "k_norm")),
+        *((name, c_int32) for name in ("whole_norms", "window", "rotary", "experts")),
     )
 
 

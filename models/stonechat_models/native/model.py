@@ -196,7 +196,8 @@ class NativeModel:
         return {part: seconds[i] for i, part in enumerate(PARTS)}
 
     def _config(self) -> ConfigStruct:
-        spec = self._spec
+        spec, scales, experts = self._spec, self._spec.scales, self._spec.experts
+        rotary_scales = np.array([table.scale for table in spec.rotary], dtype=np.float32)
         return ConfigStruct(
             layers=spec.num_layers,
             hidden=spec.hidden_size,
@@ -205,17 +206,33 @@ class NativeModel:
             head_dim=spec.head_dim,
             mlp=spec.intermediate_size,
             vocab=spec.vocab_size,
-            rotary_dim=2 * spec.inverse_frequencies.size,
+            rotary_dim=2 * spec.inverse_frequencies.shape[1],
+            rotary_tables=len(spec.rotary),
+            activation=spec.activation,
+            expert_mlp=experts.size if experts else 0,
+            experts_per_token=experts.per_token if experts else 0,
+            scale_chosen=experts.scale_chosen if experts else 0,
             rms_eps=spec.rms_norm_eps,
-            attention_scale=spec.attention_scale,
-            rotary_scale=spec.rotary_scale,
+            attention_scale=scales.attention,
+            embedding_scale=scales.embedding,
+            residual_scale=scales.residual,
+            logit_scale=scales.logits,
+            attention_cap=scales.attention_cap,
+            logit_cap=scales.logit_cap,
             inverse_frequencies=self._weights.vector(spec.inverse_frequencies),
+            rotary_scales=self._weights.vector(rotary_scales),
         )
 
     def _set_weights(self, plan: ModelPlan) -> None:
         packed = iter(self._weights.matrices)
         for i, layer in enumerate(plan.layers):
-            struct = LayerStruct(window=self._spec.windows[i], rotary=self._spec.rotary_layers[i])
+            experts = self._spec.experts
+            struct = LayerStruct(
+                whole_norms=self._spec.family.whole_norms,
+                window=self._spec.windows[i],
+                rotary=self._spec.rotary_tables[i],
+                experts=experts.count if experts and self._spec.has_experts(i) else 0,
+            )
             for name in layer.matrices:
                 setattr(struct, name, next(packed))
             for name, values in layer.vectors.items():
@@ -231,11 +248,12 @@ class NativeModel:
 
 def check_shapes(spec: ModelSpec, plan: ModelPlan) -> None:
     """Raises `ModelLoadError` when a matrix does not have the shape that the config says."""
-    hidden, mlp = spec.hidden_size, spec.intermediate_size
-    shapes = {"q": (spec.q_size, hidden), "o": (hidden, spec.q_size), "down": (hidden, mlp)}
-    shapes |= dict.fromkeys("kv", (spec.kv_size, hidden))
-    shapes |= dict.fromkeys(("gate", "up"), (mlp, hidden))
-    wanted = [(p, shapes[name]) for layer in plan.layers for name, p in layer.matrices.items()]
+    hidden = spec.hidden_size
+    wanted = [
+        (plan, _shapes(spec, i)[name])
+        for i, layer in enumerate(plan.layers)
+        for name, plan in layer.matrices.items()
+    ]
     ends = (spec.vocab_size, hidden)
     wanted += [(p, ends) for p in (plan.embedding, plan.head) if p is not None]
     for matrix, shape in wanted:
@@ -245,11 +263,27 @@ def check_shapes(spec: ModelSpec, plan: ModelPlan) -> None:
             )
         if matrix.bias is not None and matrix.bias.size != shape[0]:
             raise ModelLoadError(f"the bias of {matrix.rows.name} does not fit it")
-    sizes = {"q_norm": spec.head_dim, "k_norm": spec.head_dim}
+    whole = spec.family.whole_norms
+    sizes = {
+        "q_norm": spec.q_size if whole else spec.head_dim,
+        "k_norm": spec.kv_size if whole else spec.head_dim,
+    }
     for layer in plan.layers:
         for name, vector in layer.vectors.items():
             if vector.size != sizes.get(name, hidden):
                 raise ModelLoadError(f"{name} has {vector.size} elements")
+
+
+def _shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, int]]:
+    """Rows and columns of a layer's matrices; those of its experts lie behind each other."""
+    hidden, mlp, count = spec.hidden_size, spec.intermediate_size, 1
+    shapes = {"q": (spec.q_size, hidden), "o": (hidden, spec.q_size)}
+    shapes |= dict.fromkeys("kv", (spec.kv_size, hidden))
+    if spec.experts is not None and spec.has_experts(layer):
+        mlp, count = spec.experts.size, spec.experts.count
+        shapes["router"] = (count, hidden)
+    shapes |= dict.fromkeys(("gate", "up"), (count * mlp, hidden))
+    return shapes | {"down": (count * hidden, mlp)}
 
 
 def _quantization(plan: ModelPlan, config: EngineConfig) -> str:

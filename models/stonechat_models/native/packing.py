@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.native.library import PANEL, Kind, Library, MatrixStruct
-from stonechat_models.native.weights import Rows
+from stonechat_models.native.weights import Rows, Stack
 
 ALIGNMENT = 64
 
@@ -19,7 +19,7 @@ ALIGNMENT = 64
 class Plan:
     """A matrix to pack: its rows, how to keep them, and a bias float32[n] or None."""
 
-    rows: Rows
+    rows: Rows | Stack
     kind: Kind
     bias: npt.NDArray[np.float32] | None = None
 
@@ -70,7 +70,7 @@ class PackedWeights:
 
     def _pack(self, pool: int, plan: Plan, address: int) -> MatrixStruct:
         rows, at = plan.rows, address
-        for chunk in rows.store.chunks(rows, plan.kind):
+        for chunk in rows.chunks(plan.kind):
             index = np.ascontiguousarray(chunk.index, dtype=np.int32)
             stride = chunk.data.shape[-1]
             self._library.pack(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from stonechat_models.errors import UnsupportedModelError
 
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
 Frequencies = npt.NDArray[np.float32]
 
 
@@ -23,12 +24,15 @@ class Rotary:
     scale: float
 
 
-def rotary_frequencies(config: dict[str, Any], head_dim: int) -> Rotary:
-    """Raises `UnsupportedModelError` for types whose frequencies depend on the length at hand."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise UnsupportedModelError("rotary embeddings that differ between layers are not compiled")
-    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+def rotary_frequencies(
+    config: dict[str, Any], head_dim: int, theta: float = 10000.0, layer_type: str | None = None
+) -> Rotary:
+    """Of layers of `layer_type`, where they differ. `theta`: the base if the config has none.
+
+    Raises `UnsupportedModelError` for types whose frequencies depend on the length at hand.
+    """
+    rope = _parameters(config, layer_type)
+    rope.setdefault("rope_theta", config.get("rope_theta", theta))
     kind = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     rotary_dim = int(head_dim * float(partial or 1.0))
@@ -41,9 +45,22 @@ def rotary_frequencies(config: dict[str, Any], head_dim: int) -> Rotary:
         return Rotary((base / np.float32(rope["factor"])).astype(np.float32), 1.0)
     if kind == "llama3":
         return Rotary(_llama3(base, rope), 1.0)
-    if kind == "yarn":
+    if kind == "yarn" and layer_type is None:
         return _through_transformers(config, kind)
     raise UnsupportedModelError(f"rotary embeddings of type {kind} are not compiled")
+
+
+def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
+    """The entry for `layer_type`. Older files have none, and Gemma 3's local base beside it all."""
+    rope = dict(config.get("rope_parameters") or {})
+    nested = any(isinstance(value, dict) for value in rope.values())
+    if nested and layer_type is not None:
+        return dict(rope.get(layer_type) or {})
+    if nested:
+        raise UnsupportedModelError("rotary embeddings that differ between layers are not compiled")
+    if layer_type == LOCAL:
+        return {"rope_theta": config.get("rope_local_base_freq", 10000.0)}
+    return rope or dict(config.get("rope_scaling") or {})
 
 
 def _base(theta: float, rotary_dim: int) -> Frequencies:

@@ -54,6 +54,38 @@ class Rows:
     def take(self, start: int, stop: int) -> "Rows":
         return replace(self, index=self.index[start:stop])
 
+    def chunks(self, kind: Kind) -> Iterator["Chunk"]:
+        """The rows in their order, in a form that can be packed as `kind`."""
+        return self.store.chunks(self, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Matrices behind each other; each has a number of rows that is a multiple of a panel's."""
+
+    parts: tuple[Rows, ...]
+
+    @property
+    def name(self) -> str:
+        return self.parts[0].name
+
+    @property
+    def type_name(self) -> str:
+        return self.parts[0].type_name
+
+    @property
+    def k(self) -> int:
+        return self.parts[0].k
+
+    @property
+    def n(self) -> int:
+        return sum(part.n for part in self.parts)
+
+    def chunks(self, kind: Kind) -> Iterator["Chunk"]:
+        """The rows of all parts."""
+        for part in self.parts:
+            yield from part.chunks(kind)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -67,11 +99,17 @@ class Chunk:
 class Store(Protocol):
     """A model's tensors under their transformers names."""
 
+    norm_offset: float
+    """What the stored weights of norms have more than transformers'."""
+
     def has(self, name: str) -> bool:
         """True when there is such a tensor."""
 
     def rows(self, name: str) -> Rows:
-        """A matrix. Raises `ModelLoadError` when there is none of that name."""
+        """A matrix, or those of one tensor behind each other.
+
+        Raises `ModelLoadError` when there is none of that name.
+        """
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         """A vector as float32."""
@@ -100,7 +138,9 @@ class GgufStore:
 
         assert files.gguf is not None
         self._file: GgufFile | None = read_gguf(files.gguf)
-        self._permuted = heads if architecture_of(self._file).permuted_rope else {}
+        architecture = architecture_of(self._file)
+        self._permuted = heads if architecture.permuted_rope else {}
+        self.norm_offset = architecture.norm_offset
         self._tensors: dict[str, GgufTensor] = {
             module_name(self._file, tensor.name): tensor
             for tensor in self._file.tensors.values()
@@ -126,10 +166,10 @@ class GgufStore:
 
     def rows(self, name: str) -> Rows:
         tensor = self._tensor(name)
-        if len(tensor.shape) != 2:
+        if len(tensor.shape) not in (2, 3):
             raise ModelLoadError(f"{tensor.name} is no matrix")
-        order = self._order(name, tensor.shape[0])
-        return Rows(name, tensor.type_name, tensor.shape[1], order, self)
+        order = self._order(name, int(np.prod(tensor.shape[:-1])))
+        return Rows(name, tensor.type_name, tensor.shape[-1], order, self)
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         from stonechat_models.gguf_weights import dequantize
@@ -139,18 +179,19 @@ class GgufStore:
 
     def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
         tensor = self._tensor(rows.name)
+        stored = tensor.data.reshape(-1, tensor.data.shape[-1])
         recoded = tensor.type_name == "Q4_K" and kind == Kind.AFFINE4
         source = GGUF_SOURCES.get(tensor.type_name)
         if source is not None and (source > Source.Q8_0 or OWN_KINDS[source] == kind):
-            yield Chunk(source, tensor.data, rows.index)
+            yield Chunk(source, stored, rows.index)
             return
         for start in range(0, rows.n, CHUNK_ROWS):
             index = rows.index[start : start + CHUNK_ROWS]
             if recoded:
-                data = q4_k_as_q4_1(tensor.data[index])
+                data = q4_k_as_q4_1(stored[index])
                 yield Chunk(Source.Q4_1, data, np.arange(index.size, dtype=np.int32))
             else:
-                yield _dequantised(tensor, index)
+                yield _dequantised(tensor, stored[index])
 
     def close(self) -> None:
         self._tensors = {}
@@ -186,18 +227,18 @@ def q4_k_as_q4_1(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return out.reshape(rows.shape[0], -1)
 
 
-def _dequantised(tensor: "GgufTensor", index: npt.NDArray[np.int32]) -> Chunk:
+def _dequantised(tensor: "GgufTensor", rows: npt.NDArray[np.uint8]) -> Chunk:
     import gguf
 
     try:
         kind = gguf.GGMLQuantizationType[tensor.type_name]
-        values = gguf.dequantize(tensor.data[index], kind)
+        values = gguf.dequantize(rows, kind)
     except (NotImplementedError, KeyError) as error:
         raise UnsupportedModelError(
             f"{tensor.name}: weights of type {tensor.type_name} cannot be read"
         ) from error
     data = np.ascontiguousarray(values, dtype=np.float32).view(np.uint8)
-    return Chunk(Source.FLOAT, data, np.arange(index.size, dtype=np.int32))
+    return Chunk(Source.FLOAT, data, np.arange(rows.shape[0], dtype=np.int32))
 
 
 class SafetensorsStore:
@@ -208,6 +249,7 @@ class SafetensorsStore:
     def __init__(self, files: "ModelFiles") -> None:
         from safetensors import safe_open
 
+        self.norm_offset = 0.0
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         for path in files.weights:
@@ -227,10 +269,11 @@ class SafetensorsStore:
         if name not in self._files:
             raise ModelLoadError(f"the files have no weights for {name}")
         stored = self._files[name].get_slice(name)
-        n, k = stored.get_shape()
+        *counts, k = stored.get_shape()
         type_name = str(stored.get_dtype())
         if type_name not in self.TYPES:
             raise UnsupportedModelError(f"{name}: weights of type {type_name} are not compiled")
+        n = int(np.prod(counts))
         return Rows(name, type_name, k, np.arange(n, dtype=np.int32), self)
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
@@ -240,7 +283,7 @@ class SafetensorsStore:
         import torch
 
         tensor = self._tensor(rows.name).contiguous()
-        data = tensor.view(torch.uint8).numpy()
+        data = tensor.view(-1, tensor.shape[-1]).view(torch.uint8).numpy()
         yield Chunk(GGUF_SOURCES[rows.type_name], data, rows.index)
 
     def close(self) -> None:

@@ -56,6 +56,57 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {"head_dim": 96}),
     "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 3}),
     "phi3": ("Phi3Config", {"sliding_window": 40, "partial_rotary_factor": 0.5}),
+    "gemma": ("GemmaConfig", {"head_dim": 256, "tie_word_embeddings": True}),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            "head_dim": 64,
+            "sliding_window": 21,
+            "query_pre_attn_scalar": 48,
+            "attn_logit_softcapping": 4.0,
+            "final_logit_softcapping": 5.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 256,
+            "sliding_window": 19,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            },
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granite": (
+        "GraniteConfig",
+        {
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "olmo2": ("Olmo2Config", {}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 64,
+            "num_experts": 10,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 96,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "qwen3_moe-shares": (
+        "Qwen3MoeConfig",
+        {"num_experts": 24, "num_experts_per_tok": 6, "moe_intermediate_size": 64},
+    ),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": 30}),
 }
 
 
@@ -70,7 +121,7 @@ def make_model(family: str, folder: Path) -> tuple[Any, ModelFiles]:
     with torch.no_grad():
         for parameter_name, parameter in module.named_parameters():
             if parameter.dim() == 1:
-                center = 1.0 if "norm" in parameter_name else 0.0
+                center = 1.0 if "norm" in parameter_name and not family.startswith("gemma") else 0.0
                 parameter.copy_(center + 0.3 * torch.randn_like(parameter))
             else:
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[1] ** -0.5)

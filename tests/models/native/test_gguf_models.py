@@ -14,6 +14,7 @@ from tests.models import tiny_gguf
 from tests.models.native.native_helpers import load_native, make_batch, random_ids
 
 IDS = random_ids(75, vocab_size=tiny_gguf.VOCAB)
+FLOAT_FILES = ("llama", "phi3", "gemma3", "qwen3moe")
 BLOCKS = [7, 3, 11, 2, 20]
 
 
@@ -24,6 +25,7 @@ def tiny_file(
     architecture, weight_type = request.param
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(tiny_gguf.HEAD_DIMS, architecture, 32)
+    monkeypatch.setattr(tiny_gguf, "EXPERT_FFN", 96)
     path = tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf", architecture, weight_type)
     return resolve_model(EngineConfig(model=str(path)), lambda line: None)
 
@@ -43,7 +45,7 @@ def errors(files: ModelFiles, quantize: str = "auto") -> tuple[float, str]:
     return float(error), model.info.quantization
 
 
-@pytest.mark.parametrize("tiny_file", [(a, "F32") for a in ("llama", "phi3")], indirect=True)
+@pytest.mark.parametrize("tiny_file", [(a, "F32") for a in FLOAT_FILES], indirect=True)
 def test_rows_are_in_transformers_order(tiny_file: ModelFiles) -> None:
     error, quantization = errors(tiny_file)
     assert error < 1.5e-3
@@ -52,15 +54,22 @@ def test_rows_are_in_transformers_order(tiny_file: ModelFiles) -> None:
 
 @pytest.mark.parametrize(
     "tiny_file",
-    [("llama", "Q4_1"), ("qwen2", "Q4_0"), ("qwen3", "Q8_0"), ("llama", "Q5_1")],
+    [
+        ("llama", "Q4_1"),
+        ("qwen2", "Q4_0"),
+        ("qwen3", "Q8_0"),
+        ("llama", "Q5_1"),
+        ("qwen3moe", "Q4_1"),
+    ],
     indirect=True,
-    ids=["Q4_1", "Q4_0", "Q8_0", "Q5_1"],
+    ids=["Q4_1", "Q4_0", "Q8_0", "Q5_1", "experts-Q4_1"],
 )
 def test_quantised_files_keep_their_weights(
     tiny_file: ModelFiles, request: pytest.FixtureRequest
 ) -> None:
     error, quantization = errors(tiny_file)
-    assert error < 0.12
+    # Rounded activations send some rows to another expert.
+    assert error < (0.2 if "experts" in request.node.name else 0.12)
     assert quantization in request.node.name
 
 

@@ -52,13 +52,14 @@ def test_float_models_equal_transformers(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
 def test_other_instruction_sets(
-    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention and the rest of the model, on what older processors have."""
     library = load_library(architecture=architecture)
     monkeypatch.setattr("stonechat_models.native.model.load_library", lambda progress: library)
-    module, files = make_model("mistral", tmp_path)
+    module, files = make_model(family, tmp_path)
     model = load_native(files)
     assert model.info.attention_backend == f"native-{library.isa}"
     assert library.isa == {"x86-64": "generic", "haswell": "avx2"}[architecture]
@@ -70,7 +71,7 @@ def test_other_instruction_sets(
 
 
 @pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.05), ("int4", 0.6)])
-@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3"])
 def test_quantised_models_are_close(
     family: str, quantize: str, bound: float, tmp_path: Path
 ) -> None:
@@ -103,6 +104,26 @@ def test_a_decoding_row_has_the_same_bits_among_others(llama: tuple[Any, NativeM
         others = [([i % 100], 0, [30 + i]) for i in range(count)]
         rows = model.forward(make_batch([*others, again]))
         assert torch.equal(rows[-1], alone)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2", "qwen3_moe", "mixtral"])
+def test_other_families_keep_their_bits(family: str, tmp_path: Path) -> None:
+    """In chunks, in company and with another number of threads."""
+    _, files = make_model(family, tmp_path)
+    model = load_native(files, quantize="int4")
+    whole = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    single = load_native(files, quantize="int4", threads=1)
+    assert torch.equal(single.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True)), whole)
+    elsewhere, other = [40, 31, 33, 35, 37, 39], [50, 51, 52]
+    for chunk in (7, 32):
+        for start in range(0, len(IDS), chunk):
+            tokens = IDS[start : start + chunk]
+            batch = [(random_ids(37, chunk), 0, other), (tokens, start, elsewhere)]
+            last = model.forward(make_batch(batch))[1]
+            assert torch.equal(last, whole[start + len(tokens) - 1])
+    others = [([i], 0, [30 + i]) for i in range(11)]
+    again = model.forward(make_batch([*others, (IDS[-1:], len(IDS) - 1, BLOCKS)]))
+    assert torch.equal(again[-1], whole[-1])
 
 
 def test_threads_change_no_bit(tmp_path: Path) -> None:
@@ -145,6 +166,7 @@ def test_tokens_outside_the_vocabulary_are_refused(llama: tuple[Any, NativeModel
     [
         ({"model_type": "gpt_neox"}, {}, "gpt_neox"),
         ({"hidden_act": "gelu"}, {}, "gelu"),
+        ({"use_bidirectional_attention": True}, {}, "both directions"),
         ({"head_dim": 40}, {}, "head_dim"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, {}, "dynamic"),
         ({}, {"device": "cuda"}, "cuda"),

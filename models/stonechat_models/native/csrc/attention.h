@@ -11,6 +11,7 @@
 #pragma once
 #include <algorithm>
 
+#include "functions.h"
 #include "matrix.h"
 
 namespace sc {
@@ -141,14 +142,21 @@ inline void values_up_to(int rows, const half_t* const* values, const half_t* co
   }
 }
 
+// What a query sees, and how.
+struct View {
+  int window;  // keys, itself included; 0: all
+  float cap;   // of the scores (soft_cap); 0: none
+};
+
 // Scores of one span become probabilities; earlier output is rescaled to the new maximum.
-inline void softmax_row(AttentionScratch& s, int r, int start, int tiles, int window, int dim) {
+inline void softmax_row(AttentionScratch& s, int r, int start, int tiles, View view, int dim) {
   float* row = s.scores + r * kSpan;
-  const int last = s.position[r], first = window > 0 ? last - window + 1 : 0;
+  const int last = s.position[r], first = view.window > 0 ? last - view.window + 1 : 0;
   F16 x[kSpanTiles], top = set1(s.top[r]);
   for (int t = 0; t < tiles; ++t) {
     int base = start + t * kTokens;
     x[t] = load(row + t * kTokens);
+    if (view.cap != 0.0f) x[t] = soft_cap(x[t], view.cap);
     if (base + kTokens - 1 > last || base < first) {
       int from = std::min(kTokens, std::max(0, first - base));
       int to = std::min(kTokens, std::max(0, last + 1 - base));
@@ -201,7 +209,7 @@ struct BlockTable {
 
 // s.q, s.position and `rows` are set; leaves softmax(q K) V in s.out[row][0..dim).
 // `after`: keys of the span that the caller will need next, or null.
-inline void attend(AttentionScratch& s, const BlockTable& table, int rows, int window,
+inline void attend(AttentionScratch& s, const BlockTable& table, int rows, View view,
                    const half_t* const* after) {
   const int dim = table.cache.dim;
   int first = s.position[0], last = s.position[0];
@@ -215,7 +223,7 @@ inline void attend(AttentionScratch& s, const BlockTable& table, int rows, int w
     for (int d = 0; d < dim; d += 16) store(s.out + r * kMaxHeadDim + d, set1(0.0f));
   }
   const half_t *keys[kSpanTiles], *values[kSpanTiles], *next[kSpanTiles];
-  int start = BlockTable::first_span(first, window);
+  int start = BlockTable::first_span(first, view.window);
   table.keys(start, last, keys);
   for (; start <= last; start += kSpan) {
     const int tiles = std::min(kSpan, last + kTokens - start) / kTokens;
@@ -227,7 +235,7 @@ inline void attend(AttentionScratch& s, const BlockTable& table, int rows, int w
       scores_up_to<>(std::min(kQueryRows, rows - r), keys, r == 0 ? values : nullptr, tiles, dim,
                      s.q + r, s.scores + r * kSpan);
     }
-    for (int r = 0; r < rows; ++r) softmax_row(s, r, start, tiles, window, dim);
+    for (int r = 0; r < rows; ++r) softmax_row(s, r, start, tiles, view, dim);
     for (int r = 0; r < rows; r += kQueryRows) {
       values_up_to<>(std::min(kQueryRows, rows - r), values, r == 0 ? ahead : nullptr, tiles, dim,
                      s.scores + r * kSpan, s.out + r * kMaxHeadDim);

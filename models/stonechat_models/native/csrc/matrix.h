@@ -85,6 +85,13 @@ struct Act {
 
   const uint8_t* row(int r) const { return groups + size_t(r) * stride; }
 
+  void copy(int row_to, const Act& from, int row_from) const {
+    std::memcpy(groups + size_t(row_to) * stride, from.row(row_from), stride);
+    if (f == nullptr) return;
+    const size_t width = size_t(k);
+    std::memcpy(f + size_t(row_to) * width, from.f + size_t(row_from) * width, width * 4);
+  }
+
   // Stores group g (32 values) of a row.
   void put(int row, int g, F16 lo, F16 hi) const {
     float top = reduce_max(max(abs(lo), abs(hi)));

@@ -1,66 +1,30 @@
-// A decoder-only transformer of the Llama family: one call runs one step for all its rows.
+// A decoder-only transformer like Llama: one call runs one step for all its rows.
 //
 // The step is one job of the thread pool; members share out the items of each phase through a
 // work queue and meet at barriers.  Phases of a layer:
 //   norm + quantise | q k v products | rotary + cache write | attention + quantise |
 //   output product + residual | norm + quantise | gate, up, SwiGLU + quantise | down + residual
 // With few rows every member norms all rows for itself, and with one token a sequence the rotary
-// phase is part of attention's items, which saves barriers.
+// phase is part of attention's items, which saves barriers.  Norms of outputs (Gemma) and of whole
+// query and key rows (OLMo 2) are phases of their own.  Layers with experts replace the last two
+// phases: router product | choice | grouping | gathering | gate, up | down | weighted sum.
 #pragma once
 #include <chrono>
 #include <memory>
 
 #include "attention.h"
+#include "functions.h"
+#include "layers.h"
 #include "matrix.h"
 #include "pool.h"
+#include "routing.h"
 
 namespace sc {
-
-// Mirrored by ctypes in library.py: keep the order.
-struct Config {
-  int32_t layers, hidden, heads, kv_heads, head_dim, mlp, vocab;
-  int32_t rotary_dim;
-  float rms_eps, attention_scale, rotary_scale;
-  const float* inverse_frequencies;  // [rotary_dim / 2]
-};
-
-struct Layer {
-  Matrix q, k, v, o, gate, up, down;
-  const float *attention_norm, *mlp_norm;  // [hidden]
-  const float *q_norm, *k_norm;            // [head_dim], or null
-  int32_t window;                          // keys a query sees, itself included; 0: all
-  int32_t rotary;                          // 0: no rotary embedding in this layer
-};
-
-// What the time of a step goes to; the order is that of PARTS in library.py.
-enum Part : int { kNorms, kQkv, kAttention, kOutput, kGateUp, kDown, kHead, kParts };
-
-struct Batch {
-  int32_t tokens, sequences, block_width, outputs;
-  const int64_t *token_ids, *positions, *slots;
-  const int32_t *query_start, *block_table;
-  const int64_t* logits_index;
-  float* logits;  // [outputs][vocab]
-};
-
-// Root mean square of a row, as the factor 1 / sqrt(mean + eps).
-inline float inverse_rms(const float* x, int n, float eps) {
-  F16 squares = set1(0.0f);
-  for (int i = 0; i < n; i += 16) {
-    F16 v = load(x + i);
-    squares = fma(v, v, squares);
-  }
-  return 1.0f / std::sqrt(reduce_add(squares) / float(n) + eps);
-}
-
-inline F16 silu(F16 x) { return div(x, add(set1(1.0f), exp(sub(set1(0.0f), x)))); }
 
 class Model {
  public:
   Model(const Config& config, int threads)
       : c_(config), pool_(threads), scratch_(new AttentionScratch[size_t(pool_.size())]) {
-    frequencies_.assign(config.inverse_frequencies,
-                        config.inverse_frequencies + config.rotary_dim / 2);
     layers.resize(size_t(config.layers));
     caches.resize(size_t(config.layers));
   }
@@ -70,7 +34,6 @@ class Model {
   Matrix embedding, head;
   const float* final_norm = nullptr;
 
-
   // Seconds spent in each part so far, as member 0 sees it: its waits for the others included.
   const double* seconds() const { return seconds_; }
 
@@ -79,7 +42,7 @@ class Model {
     decode_only_ = batch.tokens == batch.sequences;
     own_norms_ = batch.tokens <= kOwnNormRows;
     reserve();
-    queue_.reset(c_.layers * 8 + 8);
+    queue_.reset(c_.layers * phases_ + 8);
     pool_.run([](void* self, int member) { static_cast<Model*>(self)->run(member); }, this);
   }
 
@@ -99,25 +62,44 @@ class Model {
     int rows = std::max(batch_->tokens, batch_->outputs);
     if (rows <= capacity_) return;
     capacity_ = (rows + kTileRows - 1) / kTileRows * kTileRows;
-    bool in = wants_floats(head), out = false, mid = false;
+    phases_ = 8;
+    bool in = wants_floats(head), out = false, mid = false, out_norms = false;
+    int experts = 0, mlp = 0;
     for (const Layer& l : layers) {
       in |= wants_floats(l.q) || wants_floats(l.k) || wants_floats(l.v) || wants_floats(l.gate) ||
             wants_floats(l.up);
       out |= wants_floats(l.o);
       mid |= wants_floats(l.down);
+      in |= l.experts && wants_floats(l.router);
+      experts = std::max(experts, l.experts);
+      mlp = std::max(mlp, l.experts ? 0 : c_.mlp);
+      out_norms |= l.has_out_norms();
+      if (l.has_out_norms() || l.experts || l.whole_norms) phases_ = 16;
     }
     const size_t n = size_t(capacity_);
     hidden_.assign(n * size_t(c_.hidden), 0.0f);
     qkv_.assign(n * size_t(qkv_size()), 0.0f);
-    rope_.assign(n * size_t(c_.rotary_dim), 0.0f);
+    rope_.assign(n * size_t(rope_width()), 0.0f);
     place(&in_, &in_memory_, c_.hidden, capacity_, in);
     place(&attended_, &attended_memory_, q_size(), capacity_, out);
-    place(&mlp_, &mlp_memory_, c_.mlp, capacity_, mid);
+    place(&mlp_, &mlp_memory_, mlp, capacity_, mid);
+    if (out_norms) branch_.assign(n * size_t(c_.hidden), 0.0f);
+    if (experts) reserve_experts(experts, in, mid);
     own_.resize(size_t(pool_.size()));
     own_memory_.resize(size_t(pool_.size()));
     for (size_t i = 0; i < own_.size(); ++i) {
       place(&own_[i], &own_memory_[i], c_.hidden, kOwnNormRows, in);
     }
+  }
+
+  // A slot is a row at one of its experts.
+  void reserve_experts(int experts, bool in, bool mid) {
+    const int slots = capacity_ * c_.experts_per_token;
+    routing_.reserve(capacity_, c_.experts_per_token, experts);
+    router_logits_.assign(size_t(capacity_) * size_t(experts), 0.0f);
+    place(&routed_, &routed_memory_, c_.hidden, slots, in);
+    place(&expert_mlp_, &expert_mlp_memory_, c_.expert_mlp, slots, mid);
+    branch_.assign(size_t(slots) * size_t(c_.hidden), 0.0f);
   }
 
   static void place(Act* act, std::vector<uint8_t>* memory, int k, int rows, bool floats) {
@@ -140,6 +122,10 @@ class Model {
       project_qkv(l, x, phase++);
       pool_.barrier();
       spent(member, kQkv);
+      if (l.whole_norms) {
+        norm_whole(l, phase++);
+        pool_.barrier();
+      }
       if (!decode_only_) {
         for (int t; queue_.next(phase, batch_->tokens, &t);) {
           for (int h = 0; h < c_.kv_heads; ++h) rotate_and_store(l, cache, t, h);
@@ -150,15 +136,22 @@ class Model {
       attention(l, cache, scratch_[size_t(member)], phase++);
       pool_.barrier();
       spent(member, kAttention);
-      add_product(l.o, attended_, phase++);
+      add_product(l.o, attended_, l.attention_out_norm, phase);
+      phase += l.attention_out_norm ? 2 : 1;
       pool_.barrier();
       spent(member, kOutput);
       const Act& y = norm_rows(l.mlp_norm, member, phase++);
       spent(member, kNorms);
-      gate_up(l, y, phase++);
-      pool_.barrier();
-      spent(member, kGateUp);
-      add_product(l.down, mlp_, phase++);
+      if (l.experts) {
+        experts(l, y, member, phase);
+        phase += 7;
+      } else {
+        gate_up(l, y, phase++);
+        pool_.barrier();
+        spent(member, kGateUp);
+        add_product(l.down, mlp_, l.mlp_out_norm, phase);
+        phase += l.mlp_out_norm ? 2 : 1;
+      }
       pool_.barrier();
       spent(member, kDown);
     }
@@ -175,20 +168,33 @@ class Model {
     mark_ = now;
   }
 
+  int rope_width() const { return c_.rotary_tables * c_.rotary_dim; }
+
   void embed(int phase) {
     const int half = c_.rotary_dim / 2;
     for (int t; queue_.next(phase, batch_->tokens, &t);) {
-      read_row(embedding, int(batch_->token_ids[t]), hidden_.data() + size_t(t) * size_t(c_.hidden));
-      float* rope = rope_.data() + size_t(t) * size_t(c_.rotary_dim);
-      for (int i = 0; i < half; ++i) {
-        float angle = float(batch_->positions[t]) * frequencies_[size_t(i)];
-        rope[i] = std::cos(angle) * c_.rotary_scale;
-        rope[half + i] = std::sin(angle) * c_.rotary_scale;
+      float* row = hidden_.data() + size_t(t) * size_t(c_.hidden);
+      read_row(embedding, int(batch_->token_ids[t]), row);
+      if (c_.embedding_scale != 1.0f) {
+        for (int i = 0; i < c_.hidden; ++i) row[i] *= c_.embedding_scale;
+      }
+      float* rope = rope_.data() + size_t(t) * size_t(rope_width());
+      for (int table = 0; table < c_.rotary_tables; ++table, rope += c_.rotary_dim) {
+        const float* frequencies = c_.inverse_frequencies + table * half;
+        for (int i = 0; i < half; ++i) {
+          float angle = float(batch_->positions[t]) * frequencies[i];
+          rope[i] = std::cos(angle) * c_.rotary_scales[table];
+          rope[half + i] = std::sin(angle) * c_.rotary_scales[table];
+        }
       }
     }
   }
 
   void norm_row(const float* x, const float* weight, const Act& to, int row) const {
+    if (weight == nullptr) {
+      for (int i = 0; i < c_.hidden; i += kGroup) to.put(row, i / kGroup, load(x + i), load(x + i + 16));
+      return;
+    }
     F16 factor = set1(inverse_rms(x, c_.hidden, c_.rms_eps));
     for (int g = 0; g * kGroup < c_.hidden; ++g) {
       const int i = g * kGroup;
@@ -252,31 +258,123 @@ class Model {
     });
   }
 
-  void add_product(const Matrix& w, const Act& x, int phase) {
+  // Adds x W to the hidden rows, through `norm` if there is one, which takes a
+  // second phase.
+  void add_product(const Matrix& w, const Act& x, const float* norm, int phase) {
     const size_t width = size_t(c_.hidden);
+    const F16 scale = set1(c_.residual_scale);
     each_panel(phase, w.panels(), batch_->tokens, [&](int p, int r0, int rows) {
       F16 acc[kTileRows];
       multiply(w, p, x, r0, rows, acc);
       for (int r = 0; r < rows; ++r) {
-        float* out = hidden_.data() + size_t(r0 + r) * width + p * kPanel;
-        store(out, add(load(out), acc[r]));
+        const size_t at = size_t(r0 + r) * width + size_t(p * kPanel);
+        if (norm) store(branch_.data() + at, acc[r]);
+        else store(hidden_.data() + at, fma(acc[r], scale, load(hidden_.data() + at)));
       }
+    });
+    if (norm == nullptr) return;
+    pool_.barrier();
+    for (int t; queue_.next(phase + 1, batch_->tokens, &t);) {
+      float *from = branch_.data() + size_t(t) * width, *to = hidden_.data() + size_t(t) * width;
+      norm_in_place(from, norm, c_.hidden);
+      for (int i = 0; i < c_.hidden; i += 16) {
+        store(to + i, fma(load(from + i), scale, load(to + i)));
+      }
+    }
+  }
+
+  // 32 columns of gate and of up for a tile of rows: one group of the activations that `down` reads.
+  template <bool Gelu>
+  static void gate_up_tile(const Layer& l, int panel, const Act& x, int r0, int rows, const Act& to,
+                           int g) {
+    F16 gate[2][kTileRows], up[2][kTileRows];
+    for (int i = 0; i < 2; ++i) {
+      multiply(l.gate, panel + i, x, r0, rows, gate[i]);
+      multiply(l.up, panel + i, x, r0, rows, up[i]);
+    }
+    auto activate = [](F16 v) { return Gelu ? gelu_tanh(v) : silu(v); };
+    for (int r = 0; r < rows; ++r) {
+      to.put(r0 + r, g, mul(activate(gate[0][r]), up[0][r]), mul(activate(gate[1][r]), up[1][r]));
+    }
+  }
+
+  void gate_up(const Layer& l, const Act& x, int phase) {
+    each_panel(phase, c_.mlp / kGroup, batch_->tokens, [&](int g, int r0, int rows) {
+      if (c_.activation == kGeluTanh) gate_up_tile<true>(l, 2 * g, x, r0, rows, mlp_, g);
+      else gate_up_tile<false>(l, 2 * g, x, r0, rows, mlp_, g);
     });
   }
 
-  // A unit is 32 columns of gate and of up: one group of the activations that `down` reads.
-  void gate_up(const Layer& l, const Act& x, int phase) {
-    each_panel(phase, c_.mlp / kGroup, batch_->tokens, [&](int g, int r0, int rows) {
-      F16 gate[2][kTileRows], up[2][kTileRows];
-      for (int i = 0; i < 2; ++i) {
-        multiply(l.gate, 2 * g + i, x, r0, rows, gate[i]);
-        multiply(l.up, 2 * g + i, x, r0, rows, up[i]);
-      }
+  // ------------------------------------------------------------- experts
+
+  // Takes seven phases.
+  void experts(const Layer& l, const Act& x, int member, int phase) {
+    const int tokens = batch_->tokens;
+    each_panel(phase, l.router.panels(), tokens, [&](int p, int r0, int rows) {
+      F16 acc[kTileRows];
+      multiply(l.router, p, x, r0, rows, acc);
       for (int r = 0; r < rows; ++r) {
-        mlp_.put(r0 + r, g, mul(silu(gate[0][r]), up[0][r]),
-                 mul(silu(gate[1][r]), up[1][r]));
+        put_columns(router_logits_.data() + (r0 + r) * l.experts, p * kPanel, l.experts, acc[r]);
       }
     });
+    pool_.barrier();
+    for (int t; queue_.next(phase + 1, tokens, &t);) {
+      routing_.choose(t, router_logits_.data() + t * l.experts, l.experts, c_.scale_chosen);
+    }
+    pool_.barrier();
+    for (int i; queue_.next(phase + 2, 1, &i);) routing_.group(tokens, l.experts, kRowBlock);
+    pool_.barrier();
+    for (int slot; queue_.next(phase + 3, tokens * c_.experts_per_token, &slot);) {
+      routed_.copy(slot, x, routing_.row_of(slot));
+    }
+    pool_.barrier();
+    const int units = c_.expert_mlp / kGroup;
+    each_expert_panel(phase + 4, units, [&](int e, int g, int r0, int rows) {
+      gate_up_tile<false>(l, 2 * (e * units + g), routed_, r0, rows, expert_mlp_, g);
+    });
+    pool_.barrier();
+    spent(member, kGateUp);
+    const int panels = c_.hidden / kPanel;
+    each_expert_panel(phase + 5, panels, [&](int e, int p, int r0, int rows) {
+      F16 acc[kTileRows];
+      multiply(l.down, e * panels + p, expert_mlp_, r0, rows, acc);
+      for (int r = 0; r < rows; ++r) {
+        store(branch_.data() + size_t(r0 + r) * size_t(c_.hidden) + p * kPanel, acc[r]);
+      }
+    });
+    pool_.barrier();
+    for (int t; queue_.next(phase + 6, tokens, &t);) add_experts(t);
+  }
+
+  // The outputs of a row's experts, in the experts' order.
+  void add_experts(int t) {
+    float* to = hidden_.data() + size_t(t) * size_t(c_.hidden);
+    for (int i = 0; i < c_.hidden; i += 16) {
+      F16 total = set1(0.0f);
+      for (int k = 0; k < c_.experts_per_token; ++k) {
+        const size_t slot = size_t(routing_.slot_of(t, k));
+        const float* out = branch_.data() + slot * size_t(c_.hidden) + i;
+        total = fma(load(out), set1(routing_.weight_of(t, k)), total);
+      }
+      store(to + i, fma(total, set1(c_.residual_scale), load(to + i)));
+    }
+  }
+
+  // As each_panel, for the slots of each expert; calls body(expert, panel, first slot, slots).
+  template <class Body>
+  void each_expert_panel(int phase, int panels, Body body) {
+    const auto& blocks = routing_.blocks();
+    const int chunk = std::max(1, std::min(32, panels / (pool_.size() * 2)));
+    const int chunks = (panels + chunk - 1) / chunk;
+    for (int item; queue_.next(phase, chunks * int(blocks.size()), &item);) {
+      const Routing::Block& b = blocks[size_t(item / chunks)];
+      const int p0 = item % chunks * chunk, p1 = std::min(panels, p0 + chunk);
+      for (int p = p0; p < p1; ++p) {
+        for (int r = b.from; r < b.to; r += kTileRows) {
+          body(b.expert, p, r, std::min(kTileRows, b.to - r));
+        }
+      }
+    }
   }
 
   void output(int phase) {
@@ -290,7 +388,9 @@ class Model {
       multiply(head, p, in_, r0, rows, acc);
       for (int r = 0; r < rows; ++r) {
         float* out = batch_->logits + size_t(r0 + r) * size_t(c_.vocab);
-        put_columns(out, p * kPanel, c_.vocab, acc[r]);
+        F16 x = mul(acc[r], set1(c_.logit_scale));
+        if (c_.logit_cap != 0.0f) x = soft_cap(x, c_.logit_cap);
+        put_columns(out, p * kPanel, c_.vocab, x);
       }
     });
   }
@@ -306,10 +406,19 @@ class Model {
     }
   }
 
-  void norm_head(float* x, const float* weight) const {
-    F16 factor = set1(inverse_rms(x, c_.head_dim, c_.rms_eps));
-    for (int i = 0; i < c_.head_dim; i += 16) {
+  void norm_in_place(float* x, const float* weight, int n) const {
+    F16 factor = set1(inverse_rms(x, n, c_.rms_eps));
+    for (int i = 0; i < n; i += 16) {
       store(x + i, mul(mul(load(x + i), factor), load(weight + i)));
+    }
+  }
+
+  // Query and key rows of all heads at once.
+  void norm_whole(const Layer& l, int phase) {
+    for (int t; queue_.next(phase, batch_->tokens, &t);) {
+      float* row = qkv_.data() + size_t(t) * size_t(qkv_size());
+      norm_in_place(row, l.q_norm, q_size());
+      norm_in_place(row + q_size(), l.k_norm, kv_size());
     }
   }
 
@@ -318,14 +427,15 @@ class Model {
     const int group = c_.heads / c_.kv_heads, dim = c_.head_dim;
     float* row = qkv_.data() + size_t(t) * size_t(qkv_size());
     float *key = row + q_size() + h * dim, *value = key + kv_size();
-    const float* rope = rope_.data() + size_t(t) * size_t(c_.rotary_dim);
+    const float* rope = rope_.data() + size_t(t) * size_t(rope_width()) + l.rotary * c_.rotary_dim;
+    const bool norms = l.q_norm && !l.whole_norms;
     for (int i = 0; i < group; ++i) {
       float* q = row + (h * group + i) * dim;
-      if (l.q_norm) norm_head(q, l.q_norm);
-      if (l.rotary) rotate(q, rope);
+      if (norms) norm_in_place(q, l.q_norm, dim);
+      if (l.rotary >= 0) rotate(q, rope);
     }
-    if (l.k_norm) norm_head(key, l.k_norm);
-    if (l.rotary) rotate(key, rope);
+    if (norms) norm_in_place(key, l.k_norm, dim);
+    if (l.rotary >= 0) rotate(key, rope);
     cache.put(batch_->slots[t], h, key, value);
   }
 
@@ -388,7 +498,7 @@ class Model {
       for (int d = 0; d < dim; ++d) s.q[d * kBlockRows + r] = q[d] * c_.attention_scale;
       s.position[r] = int(batch_->positions[t]);
     }
-    attend(s, {cache, blocks_of(item.sequence), item.head}, rows, l.window, after);
+    attend(s, {cache, blocks_of(item.sequence), item.head}, rows, {l.window, c_.attention_cap}, after);
     for (int r = 0; r < rows; ++r) {
       const int t = item.from + r / group, head = item.head * group + r % group;
       const float* out = s.out + r * kMaxHeadDim;
@@ -406,13 +516,17 @@ class Model {
   Pool pool_;
   WorkQueue queue_;
   std::unique_ptr<AttentionScratch[]> scratch_;
-  std::vector<float> frequencies_;
   const Batch* batch_ = nullptr;
   bool decode_only_ = false, own_norms_ = false;
-  int capacity_ = 0;
+  int capacity_ = 0, phases_ = 0;
   std::vector<float> hidden_, qkv_, rope_;
+  std::vector<float> branch_;  // outputs before their norm, or of the experts' slots
   Act in_, attended_, mlp_;
   std::vector<uint8_t> in_memory_, attended_memory_, mlp_memory_;
+  Routing routing_;
+  std::vector<float> router_logits_;
+  Act routed_, expert_mlp_;
+  std::vector<uint8_t> routed_memory_, expert_mlp_memory_;
   std::vector<Act> own_;
   std::vector<std::vector<uint8_t>> own_memory_;
 };
