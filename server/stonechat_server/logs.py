@@ -3,6 +3,7 @@
 import logging
 import re
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
 from urllib.parse import quote
@@ -88,9 +89,23 @@ class RequestContext:
         access_log.log(level, line, extra={"fields": fields})
 
 
+class StderrHandler(logging.Handler):
+    """Writes lines to what `sys.stderr` is at the time, which may change or be closed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr
+        if stream is None or stream.closed:
+            return
+        try:
+            stream.write(self.format(record) + "\n")
+            stream.flush()
+        except Exception:
+            self.handleError(record)
+
+
 def configure_logging(level: str, format: str = "text") -> None:
     """Send the server's log lines to stderr, as `text` for people or as `json`."""
-    handler = logging.StreamHandler()
+    handler = StderrHandler()
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if format == "json" else text)
     for name in ("stonechat", "stonechat_models", "uvicorn"):

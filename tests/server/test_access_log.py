@@ -1,9 +1,12 @@
+import io
 import json
 import logging
+import sys
 
 import pytest
 
 from stonechat_server.log_format import JsonFormatter
+from stonechat_server.logs import StderrHandler
 from tests.server.bodies import URL, body
 from tests.server.conftest import ClientFactory
 
@@ -39,3 +42,17 @@ def test_an_exception_is_one_json_line() -> None:
     line = json.loads(text)
     assert (line["level"], line["message"]) == ("error", "it failed")
     assert "broken" in line["exception"]
+
+
+def test_lines_follow_stderr_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = io.StringIO(), io.StringIO()
+    logger = logging.Logger("of its own")
+    monkeypatch.setattr(sys, "stderr", first)
+    logger.addHandler(StderrHandler())
+    logger.info("one")
+    first_text = first.getvalue()
+    first.close()
+    logger.info("lost")
+    monkeypatch.setattr(sys, "stderr", second)
+    logger.info("two")
+    assert (first_text, second.getvalue()) == ("one\n", "two\n")
