@@ -111,6 +111,19 @@ def test_a_missing_weight_is_refused(tmp_path: Path) -> None:
         load_module(files, config, CPU, torch.float32)
 
 
+def test_windows_of_newer_gemma_files_reach_the_config(tmp_path: Path) -> None:
+    metadata: dict[str, float | int | str] = {
+        "attention.sliding_window_pattern": 2,
+        "rope.freq_base_swa": 20000.0,
+    }
+    config = config_of(read_gguf(write_tiny_gguf(tmp_path / "a.gguf", "gemma3", metadata=metadata)))
+    assert config["layer_types"] == ["sliding_attention", "full_attention"]
+    rope = config["rope_parameters"]
+    assert isinstance(rope, dict)
+    assert rope["sliding_attention"]["rope_theta"] == 20000.0
+    assert rope["full_attention"]["rope_theta"] == 50000.0
+
+
 def test_yarn_and_linear_scaling_reach_the_config(tmp_path: Path) -> None:
     scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
     scaling["rope.scaling.original_context_length"] = 64

@@ -1,10 +1,12 @@
 """The compiled model against transformers, and its promise of the same bits in any batch."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError
@@ -124,6 +126,18 @@ def test_other_families_keep_their_bits(family: str, tmp_path: Path) -> None:
     others = [([i], 0, [30 + i]) for i in range(11)]
     again = model.forward(make_batch([*others, (IDS[-1:], len(IDS) - 1, BLOCKS)]))
     assert torch.equal(again[-1], whole[-1])
+
+
+def test_merged_experts_are_those_of_single_tensors(tmp_path: Path) -> None:
+    """Experts as transformers holds them, in one tensor, and as published files have them."""
+    module, files = make_model("qwen3_moe-shares", tmp_path)
+    expected = load_native(files).forward(make_batch([(IDS, 0, BLOCKS)]))
+    merged = tmp_path / "merged.safetensors"
+    tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
+    assert tensors["model.layers.0.mlp.experts.gate_up_proj"].dim() == 3
+    save_file(tensors, merged)
+    found = load_native(replace(files, weights=(merged,)))
+    assert torch.equal(found.forward(make_batch([(IDS, 0, BLOCKS)])), expected)
 
 
 def test_threads_change_no_bit(tmp_path: Path) -> None:
