@@ -172,7 +172,8 @@ class Settings(BaseSettings):
     allow_request_templates: bool = _option(
         "Server",
         False,
-        "let requests of trusted clients bring a `chat_template`, which may run for long",
+        "let requests of trusted clients bring a `chat_template`, "
+        "which may run for long and take all memory",
     )
     max_body_size: ByteSize = _option("Server", ByteSize(8 * 2**20), "largest request body", ge=1)
     keep_alive_interval: float = _option(
