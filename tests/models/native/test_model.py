@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,6 +13,7 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError
 from stonechat_models.native import NativeModel, supports
 from stonechat_models.native.library import load_library
+from stonechat_models.native.spec import read_spec
 from tests.models.native.native_helpers import (
     ARCHITECTURES,
     BLOCK_SIZE,
@@ -138,6 +140,18 @@ def test_merged_experts_are_those_of_single_tensors(tmp_path: Path) -> None:
     save_file(tensors, merged)
     found = load_native(replace(files, weights=(merged,)))
     assert torch.equal(found.forward(make_batch([(IDS, 0, BLOCKS)])), expected)
+
+
+def test_older_gemma_configs_say_the_same(tmp_path: Path) -> None:
+    config = make_model("gemma3", tmp_path)[1].config
+    new = {"rope_parameters", "layer_types", "head_dim", "tie_word_embeddings"}
+    older = {key: value for key, value in config.items() if key not in new}
+    older |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2}
+    older["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    expected, found = read_spec(config), read_spec(older)
+    assert (found.windows, found.rotary_tables) == (expected.windows, expected.rotary_tables)
+    assert (found.head_dim, found.tied) == (expected.head_dim, expected.tied)
+    assert np.array_equal(found.inverse_frequencies, expected.inverse_frequencies)
 
 
 def test_threads_change_no_bit(tmp_path: Path) -> None:
