@@ -26,7 +26,12 @@ QUANTIZED_BITS = {"int8": 8.5, "int4": 5.0}
 """Bits a weight with its scales, in groups of 32."""
 INT4_MULTIPLE = 1024
 """Inputs to a multiple of which an int4 matrix on CUDA is filled up."""
-ROUTER_NAMES = ("gate.weight", "router.weight", "shared_expert_gate.weight", "ffn_gate_inp.weight")
+ROUTER_NAMES = (
+    ".gate.weight",
+    ".router.weight",
+    ".shared_expert_gate.weight",
+    ".ffn_gate_inp.weight",
+)
 
 
 @dataclass(frozen=True, slots=True)

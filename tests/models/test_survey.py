@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from stonechat_models import quantize as quantizing
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
-from stonechat_models.headers import safetensors_headers
+from stonechat_models.headers import TensorHeader, safetensors_headers
 from stonechat_models.loader import ModelFiles
 from stonechat_models.self_check import self_check
-from stonechat_models.survey import ModelSurvey, ServingForm, survey_model
+from stonechat_models.survey import ModelSurvey, ServingForm, _mixed_bytes, survey_model
 from tests.models.tiny_models import FAMILIES, tiny_config
 
 
@@ -144,3 +144,17 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     for model in (tmp_path, tmp_path / "x.gguf", "nobody/nothing"):
         with pytest.raises(ModelLoadError, match=r"config|not on this machine|hub did not give"):
             survey(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_router"),
+    [
+        ("blk.0.ffn_gate.weight", False),
+        ("blk.0.ffn_gate_inp.weight", True),
+        ("model.layers.0.mlp.gate.weight", True),
+        ("model.layers.0.mlp.gate_proj.weight", False),
+    ],
+)
+def test_a_gate_is_not_taken_for_a_router(name: str, is_router: bool) -> None:
+    tensor = TensorHeader(name, "F32", (64, 64), 64 * 64 * 4)
+    assert _mixed_bytes(tensor, 4.5, 4) == (64 * 64 * 4 if is_router else 64 * 64 * 4.5 / 8)
