@@ -1,6 +1,7 @@
 """From scheduled sequences to the flat tensors of a step."""
 
 from collections.abc import Sequence as Many
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -23,40 +24,35 @@ def build_batch(
 
     `promised`, int64[rows], are the tokens that items build on and the host does not know yet.
     """
-    sizes = [item.num_tokens + len(item.draft) for item in items]
-    query_start = [0, *np.cumsum(sizes).tolist()]
-    starts = [item.start for item in items]
+    query_start = [0, *accumulate(item.num_tokens + len(item.draft) for item in items)]
     context_lens = [item.context_len for item in items]
     widths = [-(-length // block_size) for length in context_lens]
     block_table = np.zeros((len(items), max(widths)), dtype=np.int32)
     token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    logits_index: list[int] = []
     for i, item in enumerate(items):
-        sequence = item.sequence
-        token_ids += sequence.token_ids[starts[i] : context_lens[i]]
+        sequence, first, last = item.sequence, item.start, context_lens[i]
+        token_ids += sequence.token_ids[first:last]
         if _is_promised(item):
             token_ids.append(0)
         token_ids += item.draft
+        positions += range(first, last)
+        slots += _slots(sequence.block_table, first, last, block_size)
         block_table[i, : widths[i]] = sequence.block_table[: widths[i]]
-    row_of_token = np.repeat(np.arange(len(items)), sizes)
-    offsets = np.arange(query_start[-1]) - np.repeat(query_start[:-1], sizes)
-    positions = np.repeat(starts, sizes) + offsets
-    blocks = block_table[row_of_token, positions // block_size].astype(np.int64)
-    logits_index = [
-        row
-        for item, end in zip(items, query_start[1:], strict=True)
-        for row in range(end - item.num_rows, end)
-    ]
+        logits_index += range(query_start[i + 1] - item.num_rows, query_start[i + 1])
     # Two copies to the device rather than seven.
-    ids, at, slots, rows = _to_device(
-        [token_ids, positions, blocks * block_size + positions % block_size, logits_index],
-        np.int64,
-        device,
+    ids, at, places, rows = _to_device(
+        [token_ids, positions, slots, logits_index], np.int64, device
     )
-    bounds, lens, table = _to_device([query_start, context_lens, block_table], np.int32, device)
+    bounds, lens, table = _to_device(
+        [query_start, context_lens, block_table.ravel()], np.int32, device
+    )
     return ForwardBatch(
         token_ids=_with_promised(ids, items, query_start, promised),
         positions=at,
-        slot_mapping=slots,
+        slot_mapping=places,
         query_start=bounds,
         context_lens=lens,
         block_table=table.view(block_table.shape),
@@ -66,21 +62,32 @@ def build_batch(
     )
 
 
+def _slots(block_table: list[int], first: int, last: int, block_size: int) -> list[int]:
+    """Cache slots of positions first … last - 1."""
+    if last - first == 1:
+        return [block_table[first // block_size] * block_size + first % block_size]
+    positions = np.arange(first, last)
+    blocks = np.asarray(block_table, dtype=np.int64)[positions // block_size]
+    found: list[int] = (blocks * block_size + positions % block_size).tolist()
+    return found
+
+
 def _to_device(
     parts: Many[list[int] | np.ndarray], dtype: type[np.integer], device: torch.device
-) -> Many[torch.Tensor]:
-    """Flat tensors of each part's numbers, which share memory; each begins at 16 bytes.
+) -> list[torch.Tensor]:
+    """Tensors of each part's numbers, which share memory; each begins at 16 bytes.
 
     Triton compiles a kernel anew for a pointer of another alignment.
     """
-    arrays = [np.asarray(part, dtype=dtype).ravel() for part in parts]
     step = _ALIGNMENT // np.dtype(dtype).itemsize
-    starts = np.cumsum([0, *(-(-array.size // step) * step for array in arrays)])
+    starts = [0]
+    for part in parts:
+        starts.append(starts[-1] + -(-len(part) // step) * step)
     packed = np.zeros(starts[-1], dtype=dtype)
-    for array, start in zip(arrays, starts[:-1], strict=True):
-        packed[start : start + array.size] = array
-    moved = to_device(packed, device)
-    return [moved[s : s + a.size] for a, s in zip(arrays, starts[:-1].tolist(), strict=True)]
+    for part, start in zip(parts, starts, strict=False):
+        packed[start : start + len(part)] = part
+    moved = torch.from_numpy(packed) if device.type == "cpu" else to_device(packed, device)
+    return [moved[s : s + len(part)] for part, s in zip(parts, starts, strict=False)]
 
 
 def _with_promised(
