@@ -1,70 +1,38 @@
 """Reads sections of calls with JSON arguments (see `JsonLayout`)."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from stonechat_server.json_text import load_json
 from stonechat_server.parsers.format import CallArguments, CallEvent, CallStart, JsonLayout
 from stonechat_server.parsers.json_scan import JsonScanner
-from stonechat_server.parsers.literal import LiteralMatcher
+from stonechat_server.parsers.layout_reader import NAME_CHARS, LayoutReader
 
-_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 _ARGUMENT_KEYS = ("arguments", "parameters")
 
 
-class JsonCallsReader:
+class JsonCallsReader(LayoutReader[JsonLayout]):
     """A `SectionReader`. A call of a name that is not in `names` is not a call but text.
 
     Arguments come out as they come in. Objects with their keys in another order, or with further
     keys, are read too; their arguments come out at their end.
     """
 
-    rest: str | None = None
-    is_cut: bool = False
-
     def __init__(self, layout: JsonLayout, names: Collection[str]) -> None:
-        self._layout = layout
-        self._names = names
-        self._num_calls = 0
-        self._raw = ""
-        """Characters since the last point at which all were used."""
-        self._name = ""
+        super().__init__(layout, names)
         self._number = ""
         self._scanner = JsonScanner()
-        self._matcher = LiteralMatcher([layout.opening + layout.before_name])
-        is_named_first = self._matcher.matched is not None
-        self._state: Callable[[str], list[CallEvent]] = (
-            self._in_name if is_named_first else self._before_name
-        )
-
-    def push(self, char: str) -> list[CallEvent]:
-        self._raw += char
-        return self._state(char)
 
     def finish(self) -> list[CallEvent]:
         if self.rest is None:
             self.rest = "" if self._num_calls else self._raw
         return []
 
-    def _expect(self, texts: list[str], state: Callable[[str], list[CallEvent]]) -> None:
-        self._matcher, self._state = LiteralMatcher(texts), state
-
-    def _broken(self) -> list[CallEvent]:
-        self.rest = self._raw
-        return []
-
     def _used(self) -> None:
         self._raw = ""
 
-    def _before_name(self, char: str) -> list[CallEvent]:
-        if not self._matcher.push(char):
-            return self._as_object()
-        if self._matcher.matched is not None:
-            self._name, self._state = "", self._in_name
-        return []
-
     def _in_name(self, char: str) -> list[CallEvent]:
-        if char in _NAME_CHARS:
+        if char in NAME_CHARS:
             self._name += char
             return []
         self._expect([self._layout.after_name], self._after_name)
@@ -72,7 +40,7 @@ class JsonCallsReader:
 
     def _after_name(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):
-            return self._as_object()
+            return self._misread()
         if self._matcher.matched is None:
             return []
         if self._name not in self._names:
@@ -140,21 +108,15 @@ class JsonCallsReader:
 
     def _end_call(self) -> None:
         self._used()
-        layout = self._layout
-        again = layout.separator + layout.before_name
-        self._expect([again, layout.closing] if layout.closing else [again], self._between)
+        self._expect_next_call()
 
-    def _between(self, char: str) -> list[CallEvent]:
-        if not self._matcher.push(char):
-            if self._layout.is_object and self._may_be_object():
-                return self._as_object()
-            return self._broken()
-        match self._matcher.matched:
-            case 0:
-                self._name, self._state = "", self._in_name
-            case 1:
-                self.rest = ""
-        return []
+    def _misread(self) -> list[CallEvent]:
+        return self._as_object()
+
+    def _misread_between(self) -> list[CallEvent]:
+        if self._layout.is_object and self._may_be_object():
+            return self._as_object()
+        return self._broken()
 
     def _may_be_object(self) -> bool:
         separator = "".join(self._layout.separator.split())

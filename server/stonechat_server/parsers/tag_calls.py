@@ -1,7 +1,7 @@
 """Reads sections of calls with an argument between two tags each (see `TagLayout`)."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -13,7 +13,7 @@ from stonechat_server.parsers.format import (
     hold_back,
 )
 from stonechat_server.parsers.json_scan import JsonScanner
-from stonechat_server.parsers.literal import LiteralMatcher
+from stonechat_server.parsers.layout_reader import NAME_CHARS, LayoutReader
 from stonechat_server.parsers.tag_values import (
     ValueForm,
     is_whole,
@@ -22,20 +22,14 @@ from stonechat_server.parsers.tag_values import (
     value_form,
 )
 
-_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 _NULLS = ("null", "None")
 
-State = Callable[[str], list[CallEvent]]
 
-
-class TagCallsReader:
+class TagCallsReader(LayoutReader[TagLayout]):
     """A `SectionReader`. Strings come out as they come in, other values at their end.
 
     A line break next to a tag is the tag's where the layout has one there.
     """
-
-    rest: str | None = None
-    is_cut: bool = False
 
     def __init__(
         self,
@@ -43,13 +37,9 @@ class TagCallsReader:
         names: Collection[str],
         schemas: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        self._layout = layout
-        self._names = names
+        super().__init__(layout, names)
         self._schemas = schemas
-        self._num_calls = 0
-        self._raw = ""
-        """Characters since the last point at which all were used."""
-        self._name = self._key = self._held = ""
+        self._key = self._held = ""
         self._num_keys = 0
         self._schema: object = None
         self._form = ValueForm.JSON
@@ -58,13 +48,6 @@ class TagCallsReader:
         self._key_end, self._key_rests = _split_key(layout)
         self._value_end = layout.after_value.strip()
         self._scanner = JsonScanner()
-        self._matcher = LiteralMatcher([layout.opening + layout.before_name])
-        is_named_first = self._matcher.matched is not None
-        self._state: State = self._in_name if is_named_first else self._before_name
-
-    def push(self, char: str) -> list[CallEvent]:
-        self._raw += char
-        return self._state(char)
 
     def finish(self) -> list[CallEvent]:
         if self.rest is not None:
@@ -74,22 +57,8 @@ class TagCallsReader:
             return [CallArguments(_quoted(self._held))]
         return []
 
-    def _expect(self, texts: list[str], state: State) -> None:
-        self._matcher, self._state = LiteralMatcher(texts), state
-
-    def _broken(self) -> list[CallEvent]:
-        self.rest = self._raw
-        return []
-
-    def _before_name(self, char: str) -> list[CallEvent]:
-        if not self._matcher.push(char):
-            return self._broken()
-        if self._matcher.matched is not None:
-            self._name, self._state = "", self._in_name
-        return []
-
     def _in_name(self, char: str) -> list[CallEvent]:
-        if char in _NAME_CHARS:
+        if char in NAME_CHARS:
             self._name += char
             return []
         if not self._name and char.isspace():
@@ -220,20 +189,8 @@ class TagCallsReader:
 
     def _end_call(self, events: list[CallEvent]) -> list[CallEvent]:
         self._raw, self.is_cut = "", False
-        layout = self._layout
-        again = layout.separator + layout.before_name
-        self._expect([again, layout.closing] if layout.closing else [again], self._between)
+        self._expect_next_call()
         return events
-
-    def _between(self, char: str) -> list[CallEvent]:
-        if not self._matcher.push(char):
-            return self._broken()
-        match self._matcher.matched:
-            case 0:
-                self._name, self._state = "", self._in_name
-            case 1:
-                self.rest = ""
-        return []
 
 
 def _split_key(layout: TagLayout) -> tuple[str, list[str]]:
