@@ -1,7 +1,5 @@
 """From a model's folder to an engine on a CUDA device, as a server does it."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -9,8 +7,8 @@ from stonechat_models.build import build_engine
 from stonechat_models.config import EngineConfig
 from stonechat_models.cuda_graphs import GraphedModel
 from stonechat_models.number_formats import FP8_KV_CAPABILITY
-from tests.models.engines import generate_all, greedy
-from tests.models.tiny_models import tiny_model
+from tests.models.engines import generate_all, greedy, reference_greedy
+from tests.models.tiny_models import save_tiny_model, tiny_model
 
 VOCAB_SIZE = 49152
 PROMPTS = [[400, 500, 600], list(range(1000, 1040)), [7000]]
@@ -19,22 +17,8 @@ PROMPTS = [[400, 500, 600], list(range(1000, 1040)), [7000]]
 @pytest.fixture
 def folder(default_model_files, tmp_path):
     """A tiny random model with a real tokenizer."""
-    shutil.copytree(
-        default_model_files.folder,
-        tmp_path / "tiny",
-        ignore=shutil.ignore_patterns("*.safetensors", "*.gguf"),
-    )
-    tiny_model("qwen3", vocab_size=VOCAB_SIZE).save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-@torch.inference_mode()
-def reference(module, prompt, num_tokens):
-    token_ids = list(prompt)
-    for _ in range(num_tokens):
-        logits = module(input_ids=torch.tensor([token_ids]), use_cache=False).logits
-        token_ids.append(int(logits[0, -1].argmax()))
-    return token_ids[len(prompt) :]
+    tokenizer_folder = default_model_files.folder
+    return save_tiny_model(tmp_path / "tiny", "qwen3", tokenizer_folder, vocab_size=VOCAB_SIZE)
 
 
 def build(folder, **settings):
@@ -55,7 +39,7 @@ def build(folder, **settings):
 
 def test_all_of_it_is_in_use_and_right(folder, device):
     module = tiny_model("qwen3", vocab_size=VOCAB_SIZE)
-    expected = [reference(module, prompt, 6) for prompt in PROMPTS]
+    expected = [reference_greedy(module, prompt, 6)[0] for prompt in PROMPTS]
     engine, progress = build(folder, dtype="float32")
     assert "fused modules: 2 FusedAttention, 2 FusedDecoderLayer" in progress
     assert "captured 3 CUDA graphs" in progress

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import time
 from dataclasses import replace
@@ -16,7 +15,7 @@ from stonechat_models.engine_process import EngineProcess, RestartPolicy
 from stonechat_models.tokenizer import Tokenizer
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
-from tests.models.tiny_models import tiny_model
+from tests.models.tiny_models import save_tiny_model
 
 VOCAB_SIZE = 49152
 NUM_STREAMS = 24
@@ -26,10 +25,7 @@ NUM_STREAMS = 24
 def config(default_model_files, tmp_path_factory) -> EngineConfig:
     """A tiny random model with a real tokenizer, on disk."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    shutil.copytree(
-        default_model_files.folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.gguf")
-    )
-    tiny_model("llama", vocab_size=VOCAB_SIZE).save_pretrained(folder)
+    save_tiny_model(folder, "llama", default_model_files.folder, vocab_size=VOCAB_SIZE)
     return EngineConfig(
         model=str(folder), device="cuda", dtype="float32", max_num_seqs=32, max_batch_tokens=256
     )

@@ -1,5 +1,7 @@
 """Tiny random models of several families, built from configs; nothing is downloaded."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,3 +72,11 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> torch.nn.Module:
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.3 if "embed" in name else 0.25)
     return model.float()
+
+
+def save_tiny_model(folder: Path, family: str, tokenizer_folder: Path, **changes: Any) -> Path:
+    """A tiny model on disk, in a new folder, with the tokenizer of another."""
+    weights = shutil.ignore_patterns("*.safetensors", "*.gguf")
+    shutil.copytree(tokenizer_folder, folder, ignore=weights)
+    tiny_model(family, **changes).save_pretrained(folder)  # type: ignore[operator]
+    return folder

@@ -119,7 +119,6 @@ class NativeModel:
                 name=files.name,
                 architecture=str(architectures[0]) if isinstance(architectures, list) else "?",
                 vocab_size=spec.vocab_size,
-                max_model_len=0,
                 device="cpu",
                 dtype="float32",
                 quantization=_quantization(plan, config),
@@ -129,10 +128,6 @@ class NativeModel:
                 weight_bytes=0,
                 weights_hash=weights_hash(files),
                 block_size=config.block_size,
-                num_blocks=0,
-                kv_bytes_per_token=0,
-                max_batch_tokens=0,
-                max_num_seqs=0,
                 threads=config.threads or usable_cores(),
             )
             return cls(library, spec, plan, info)
