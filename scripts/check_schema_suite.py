@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import GrammarError
-from stonechat_models.grammar import CompiledGrammar, GrammarCompiler
-from stonechat_models.loader import resolve_model
-from stonechat_models.tokenizer import Tokenizer
+from stonechat_models.grammar.compiler import CompiledGrammar, GrammarCompiler
+from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import GrammarSpec
 
 DRAFTS = ("draft2020-12", "draft2019-09", "draft7", "draft6", "draft4")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from stonechat_server.cli import COMMANDS, load_command
-from stonechat_server.options import default_text, flag, group_of
+from stonechat_server.commands.flags import default_text, flag, group_of
 from stonechat_server.schema.fields import FIELDS, FieldStatus
 from stonechat_server.settings import Settings
 

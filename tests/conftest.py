@@ -13,8 +13,8 @@ import torch
 if not torch.cuda.is_available():  # read when a kernel's module is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
+from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
-from stonechat_models.loader import ModelFiles, resolve_model
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ the types cost no import of it.
 from typing import TYPE_CHECKING
 
 from stonechat_models.config import EngineConfig
-from stonechat_models.drafter import TextFollower
+from stonechat_models.engine.prompt_lookup import TextFollower
 from stonechat_models.errors import (
     EngineDeadError,
     EngineError,
@@ -40,12 +40,7 @@ from stonechat_models.types import (
 from stonechat_models.version import __version__
 
 if TYPE_CHECKING:
-    from stonechat_models.async_engine import AsyncEngine
-    from stonechat_models.bandwidth import measure_bandwidth
-    from stonechat_models.cpus import usable_cpus
-    from stonechat_models.grammar import check_grammar
-    from stonechat_models.machine import Machine, inspect_machine
-    from stonechat_models.store import (
+    from stonechat_models.checkpoint.store import (
         StoredModel,
         fetch_model,
         list_models,
@@ -53,8 +48,13 @@ if TYPE_CHECKING:
         remove_model,
         set_alias,
     )
-    from stonechat_models.survey import ModelSurvey, ServingForm, survey_model
-    from stonechat_models.tokenizer import Tokenizer
+    from stonechat_models.diagnostics.bandwidth import measure_bandwidth
+    from stonechat_models.diagnostics.machine import Machine, inspect_machine
+    from stonechat_models.diagnostics.memory_plan import ModelSurvey, ServingForm, survey_model
+    from stonechat_models.grammar.compiler import check_grammar
+    from stonechat_models.hardware.cpus import usable_cpus
+    from stonechat_models.runtime.async_engine import AsyncEngine
+    from stonechat_models.text.tokenizer import Tokenizer
 
 __all__ = [
     "GRAMMAR_FAILED",
@@ -104,22 +104,22 @@ __all__ = [
 ]
 
 _LAZY = {
-    "AsyncEngine": "async_engine",
-    "Machine": "machine",
-    "ModelSurvey": "survey",
-    "ServingForm": "survey",
-    "StoredModel": "store",
-    "Tokenizer": "tokenizer",
-    "check_grammar": "grammar",
-    "fetch_model": "store",
-    "inspect_machine": "machine",
-    "list_models": "store",
-    "measure_bandwidth": "bandwidth",
-    "usable_cpus": "cpus",
-    "read_aliases": "store",
-    "remove_model": "store",
-    "set_alias": "store",
-    "survey_model": "survey",
+    "AsyncEngine": "runtime.async_engine",
+    "Machine": "diagnostics.machine",
+    "ModelSurvey": "diagnostics.memory_plan",
+    "ServingForm": "diagnostics.memory_plan",
+    "StoredModel": "checkpoint.store",
+    "Tokenizer": "text.tokenizer",
+    "check_grammar": "grammar.compiler",
+    "fetch_model": "checkpoint.store",
+    "inspect_machine": "diagnostics.machine",
+    "list_models": "checkpoint.store",
+    "measure_bandwidth": "diagnostics.bandwidth",
+    "usable_cpus": "hardware.cpus",
+    "read_aliases": "checkpoint.store",
+    "remove_model": "checkpoint.store",
+    "set_alias": "checkpoint.store",
+    "survey_model": "diagnostics.memory_plan",
 }
 
 

@@ -10,27 +10,27 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from stonechat_models import EngineError, __version__, usable_cpus
-from stonechat_server.admission import FinishedSink
-from stonechat_server.auth import Authenticator
-from stonechat_server.disconnect import ClientDisconnectedError
-from stonechat_server.engine import EngineLike
+from stonechat_server.access.auth import Authenticator
+from stonechat_server.access.browser_guard import BrowserGuard, own_names
+from stonechat_server.access.keys import KeyStore
+from stonechat_server.admission.records import FinishedSink
+from stonechat_server.api import chat, health, metrics, models
+from stonechat_server.api.openapi import openapi_document
+from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.errors import APIError, to_api_error
-from stonechat_server.fingerprint import system_fingerprint
-from stonechat_server.generation import CLIENT_GONE
-from stonechat_server.keys import KeyStore
-from stonechat_server.ledger import Ledger
-from stonechat_server.logs import RequestContext
-from stonechat_server.openapi import openapi_document
-from stonechat_server.operations import Operations
+from stonechat_server.observability.access_log import RequestContext
+from stonechat_server.observability.ledger import Ledger
+from stonechat_server.observability.tracing import Tracing
 from stonechat_server.page.routes import page_router
-from stonechat_server.preparation import Preparations
-from stonechat_server.routes import chat, health, metrics, models
-from stonechat_server.security import BrowserGuard, own_names
+from stonechat_server.prompt.template_choice import Templates
+from stonechat_server.request.prepare_pool import Preparations
+from stonechat_server.serving.fingerprint import system_fingerprint
+from stonechat_server.serving.gate import Operations
+from stonechat_server.serving.generation import CLIENT_GONE
 from stonechat_server.settings import Settings
 from stonechat_server.state import ServerState
-from stonechat_server.structure import Structure
-from stonechat_server.templates import Templates
-from stonechat_server.tracing import Tracing
+from stonechat_server.streaming.disconnect import ClientDisconnectedError
+from stonechat_server.structured.answer_plan import Structure
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 

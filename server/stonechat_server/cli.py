@@ -20,11 +20,15 @@ COMMANDS: Mapping[str, CommandEntry] = {
     "serve": CommandEntry("stonechat_server.commands.serve", "start the server"),
     "keys": CommandEntry("stonechat_server.commands.keys", "add, list and revoke API keys"),
     "usage": CommandEntry("stonechat_server.commands.usage", "print who used what"),
-    "chat": CommandEntry("stonechat_server.terminal_chat.command", "talk in the terminal"),
+    "chat": CommandEntry("stonechat_server.commands.chat.command", "talk in the terminal"),
     "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
-    "plan": CommandEntry("stonechat_server.plan", "what a model would take, before loading it"),
-    "models": CommandEntry("stonechat_server.model_store", "the models on this machine"),
-    "doctor": CommandEntry("stonechat_server.doctor", "what this machine has and how it is used"),
+    "plan": CommandEntry(
+        "stonechat_server.commands.plan", "what a model would take, before loading it"
+    ),
+    "models": CommandEntry("stonechat_server.commands.models", "the models on this machine"),
+    "doctor": CommandEntry(
+        "stonechat_server.commands.doctor", "what this machine has and how it is used"
+    ),
 }
 
 

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, cast
 
 from starlette.requests import Request
 
-from stonechat_server.lifecycle import Phase
+from stonechat_server.serving.lifecycle import Phase
 
 if TYPE_CHECKING:
-    from stonechat_server.admission import FinishedSink
-    from stonechat_server.auth import Authenticator
-    from stonechat_server.engine import EngineLike
-    from stonechat_server.operations import Operations
-    from stonechat_server.preparation import Preparations
+    from stonechat_server.access.auth import Authenticator
+    from stonechat_server.admission.records import FinishedSink
+    from stonechat_server.engine_protocol import EngineLike
+    from stonechat_server.prompt.template_choice import Templates
+    from stonechat_server.request.prepare_pool import Preparations
+    from stonechat_server.serving.gate import Operations
     from stonechat_server.settings import Settings
-    from stonechat_server.structure import Structure
-    from stonechat_server.templates import Templates
+    from stonechat_server.structured.answer_plan import Structure
 
 
 @dataclass(slots=True, kw_only=True)

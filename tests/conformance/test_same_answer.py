@@ -4,7 +4,7 @@ alone, among others, after a cache hit, with its prompt computed in chunks, and 
 import pytest
 
 from stonechat_models import EngineConfig, GenerateRequest, SamplingParams
-from stonechat_models.build import build_engine
+from stonechat_models.runtime.build import build_engine
 
 PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 QUESTIONS = [

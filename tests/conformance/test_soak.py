@@ -1,4 +1,4 @@
-"""A bounded run of `scripts/soak.py`; run the script for a longer one."""
+"""A bounded run of `scripts/soak/soak.py`; run the script for a longer one."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stonechat_models.loader import ModelFiles
+from stonechat_models.checkpoint.resolve import ModelFiles
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,15 @@ def test_all_is_back_and_accounted_for(
 ) -> None:
     report = tmp_path / "report.json"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "scripts/soak.py", "--requests", "250", "--out", str(report), *end]
+    command = [
+        sys.executable,
+        "scripts/soak/soak.py",
+        "--requests",
+        "250",
+        "--out",
+        str(report),
+        *end,
+    ]
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )

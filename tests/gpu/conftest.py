@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stonechat_models.attention.choose import why_no_triton
+from stonechat_models.backends.transformers.attention.choose import why_no_triton
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

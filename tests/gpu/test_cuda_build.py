@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from stonechat_models.build import build_engine
+from stonechat_models.backends.quantization.device_support import FP8_KV_CAPABILITY
+from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.config import EngineConfig
-from stonechat_models.cuda_graphs import GraphedModel
-from stonechat_models.number_formats import FP8_KV_CAPABILITY
+from stonechat_models.runtime.build import build_engine
 from tests.models.engines import generate_all, greedy, reference_greedy
 from tests.models.tiny_models import save_tiny_model, tiny_model
 

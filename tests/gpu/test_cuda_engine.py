@@ -5,15 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stonechat_models.attention.choose import choose_attention, why_no_flashinfer
-from stonechat_models.build import assemble_engine
+from stonechat_models.backends.quantization.device_support import FP8_KV_CAPABILITY
+from stonechat_models.backends.transformers.attention.choose import (
+    choose_attention,
+    why_no_flashinfer,
+)
+from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.fused.replace import fuse_modules
+from stonechat_models.backends.transformers.model import TransformersModel
+from stonechat_models.backends.transformers.packing_check import self_check
 from stonechat_models.config import EngineConfig
-from stonechat_models.cuda_graphs import GraphedModel
 from stonechat_models.errors import ModelLoadError
-from stonechat_models.fused.replace import fuse_modules
-from stonechat_models.number_formats import FP8_KV_CAPABILITY
-from stonechat_models.self_check import self_check
-from stonechat_models.transformers_model import TransformersModel
+from stonechat_models.runtime.build import assemble_engine
 from tests.models.engines import generate_all, greedy, model_info
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from stonechat_models.cuda_graphs import GraphedModel, buckets, last_tokens, trial_sequences
+from stonechat_models.backends.transformers.cuda_graphs import (
+    GraphedModel,
+    buckets,
+    last_tokens,
+    trial_sequences,
+)
 from tests.gpu.test_cuda_engine import build
 from tests.models.engines import generate_all, greedy
 from tests.models.tiny_models import tiny_model

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from stonechat_models import AsyncEngine, EngineConfig, EngineDeadError
-from stonechat_models.engine_process import EngineProcess, RestartPolicy
-from stonechat_models.tokenizer import Tokenizer
+from stonechat_models.runtime.process_runner import EngineProcess, RestartPolicy
+from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
 from tests.models.tiny_models import save_tiny_model

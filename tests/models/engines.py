@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from stonechat_models.attention.batched import BatchedBackend
-from stonechat_models.engine import Engine
-from stonechat_models.sampler import Sampler
-from stonechat_models.transformers_model import TransformersModel
+from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.model import TransformersModel
+from stonechat_models.engine.engine import Engine
+from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import GenerateRequest, ModelInfo, SamplingParams, TokenLogprobs
 from tests.models.tiny_models import VOCAB_SIZE
 

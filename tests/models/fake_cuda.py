@@ -130,13 +130,14 @@ def install() -> None:
     }
     for name, value in replacements.items():
         setattr(torch.cuda, name, value)
-    from stonechat_models.cuda import CudaCapturer
+    from stonechat_models.backends.transformers.cuda_memory import CudaCapturer
 
     CudaCapturer.capture = rerun(CudaCapturer.capture)
-    from stonechat_models import quantize, quantized_linear
+    from stonechat_models.backends.quantization import linear
+    from stonechat_models.backends.transformers import quantize
 
     def on_cuda(weight: Any, bias: Any, precision: Any, _team: Any) -> Any:
-        return quantized_linear.cuda_linear(weight, bias, precision)
+        return linear.cuda_linear(weight, bias, precision)
 
     quantize.quantized_linear = on_cuda  # it goes by where the weights are
     ToCpu().__enter__()

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from stonechat_models.sampling_state import SamplingState
+from stonechat_models.sampling.state import SamplingState
 
 Array = NDArray[np.float64]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from stonechat_models.tokenizer import Tokenizer
-from stonechat_models.tokenizer_files import TokenizerFiles
+from stonechat_models.text.tokenizer import Tokenizer
+from stonechat_models.text.tokenizer_config import TokenizerFiles
 
 EOS = "<|end|>"
 OTHER = "<|other|>"

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from stonechat_models.sampling_state import TokenConstraint
+from stonechat_models.sampling.state import TokenConstraint
 from tests.models.byte_vocabulary import ByteVocabulary
 
 PADDED_VOCAB = 320

@@ -13,9 +13,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from stonechat_server.app import create_app
-from stonechat_server.ledger import Ledger
-from stonechat_server.lifecycle import DrainingServer
-from stonechat_server.operations import Operations
+from stonechat_server.observability.ledger import Ledger
+from stonechat_server.serving.gate import Operations
+from stonechat_server.serving.lifecycle import DrainingServer
 from stonechat_server.settings import Settings
 from tests.server.fake_engine import FakeEngine
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stonechat_server import cli
-from stonechat_server.banner import curl_line, start_banner
+from stonechat_server.commands.banner import curl_line, start_banner
 from stonechat_server.settings import Settings
 from tests.server.fake_engine import model_info
 

@@ -20,7 +20,7 @@ from stonechat_server.bench.workload import (
     read_prompts_file,
     read_sharegpt,
 )
-from stonechat_server.http_client import HttpClient
+from stonechat_server.client.http import HttpClient
 
 
 class Watcher(Protocol):

@@ -10,7 +10,7 @@ from stonechat_server.bench.load import run_closed
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.target import BenchError, Target
 from stonechat_server.bench.workload import SyntheticWorkload
-from stonechat_server.http_client import HttpClient
+from stonechat_server.client.http import HttpClient
 
 REQUIRED_TOKENS_PER_SECOND = 20_000
 NUM_STREAMS = 32

@@ -9,9 +9,9 @@ import msgspec
 
 from stonechat_server.bench.results import RequestRecord
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.sse import ChunkDecoder, StreamRecorder, new_chunk_decoder
 from stonechat_server.bench.workload import Prompt, SyntheticWorkload
-from stonechat_server.http_client import Answer, HttpClient, TransportError
+from stonechat_server.client.http import Answer, HttpClient, TransportError
+from stonechat_server.client.stream_recorder import ChunkDecoder, StreamRecorder, new_chunk_decoder
 
 ServerFacts = dict[str, str | int | float | bool | None]
 

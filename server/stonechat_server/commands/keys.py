@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0, or 1 when the file says otherwise."""
-    from stonechat_server.keys import KeysFileError
+    from stonechat_server.access.keys import KeysFileError
 
     if arguments.keys_file is None:
         print(f"stonechat keys: name a file with --keys-file or {VARIABLE}", file=sys.stderr)
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _add(path: Path, arguments: argparse.Namespace) -> None:
-    from stonechat_server.keys_file import add_key
+    from stonechat_server.access.keys_file import add_key
 
     secret = add_key(
         path,
@@ -68,15 +68,15 @@ def _add(path: Path, arguments: argparse.Namespace) -> None:
 
 
 def _revoke(path: Path, name: str) -> None:
-    from stonechat_server.keys_file import revoke_key
+    from stonechat_server.access.keys_file import revoke_key
 
     revoke_key(path, name)
     print(f"Revoked {name} in {path}.", file=sys.stderr)
 
 
 def _list(path: Path) -> None:
-    from stonechat_server.keys import read_keys
-    from stonechat_server.text_table import text_table
+    from stonechat_server.access.keys import read_keys
+    from stonechat_server.commands.text_table import text_table
 
     headings = ("name", "state", "requests/min", "tokens/min", "concurrency", "priority", "models")
     rows = [

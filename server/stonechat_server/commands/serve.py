@@ -6,11 +6,11 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from stonechat_server.options import add_settings_arguments, read_settings
+from stonechat_server.commands.flags import add_settings_arguments, read_settings
 
 if TYPE_CHECKING:
-    from stonechat_server.engine import EngineLike
-    from stonechat_server.ledger import Ledger
+    from stonechat_server.engine_protocol import EngineLike
+    from stonechat_server.observability.ledger import Ledger
     from stonechat_server.settings import Settings
 
 
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal; 1 when the server cannot start."""
     gc.disable()  # what is made while starting stays
     settings = read_settings(arguments, "stonechat serve")
-    from stonechat_server.logs import configure_logging
+    from stonechat_server.observability.access_log import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
     try:
@@ -49,13 +49,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _serve(settings: "Settings", listener: socket.socket) -> int:
     from stonechat_models import AsyncEngine, EngineError
+    from stonechat_server.access.keys import KeysFileError
     from stonechat_server.app import create_app
-    from stonechat_server.banner import start_banner
+    from stonechat_server.commands.banner import start_banner
     from stonechat_server.errors import APIError
-    from stonechat_server.http_server import serve
-    from stonechat_server.keys import KeysFileError
-    from stonechat_server.ledger import LedgerError
-    from stonechat_server.tracing import Tracing, TracingUnavailableError
+    from stonechat_server.observability.ledger import LedgerError
+    from stonechat_server.observability.tracing import Tracing, TracingUnavailableError
+    from stonechat_server.serving.http_server import serve
 
     if (settings.tls_cert is None) != (settings.tls_key is None):
         return _fail("--tls-cert and --tls-key go together")
@@ -93,8 +93,8 @@ def _serve(settings: "Settings", listener: socket.socket) -> int:
 
 def _open_ledger(settings: "Settings") -> "Ledger | None":
     """The ledger that the settings name. Raises `LedgerError`."""
-    from stonechat_server.ledger import Ledger
-    from stonechat_server.ledger.place import ledger_place
+    from stonechat_server.observability.ledger import Ledger
+    from stonechat_server.observability.ledger.location import ledger_place
 
     place = ledger_place(settings.ledger, settings.ledger_journal)
     return None if place is None else Ledger(place.url, place.journal)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stonechat_server.ledger.report import UsageRow
+    from stonechat_server.observability.ledger.report import UsageRow
 
 VARIABLE = "STONECHAT_LEDGER"
 SUMS = ("requests", "failed", "prompt_tokens", "cached_tokens", "completion_tokens")
@@ -48,9 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from stonechat_server.ledger import open_database, usage
-    from stonechat_server.ledger.place import ledger_place
-    from stonechat_server.ledger.report import DIMENSIONS, delete_before
+    from stonechat_server.observability.ledger import open_database, usage
+    from stonechat_server.observability.ledger.location import ledger_place
+    from stonechat_server.observability.ledger.report import DIMENSIONS, delete_before
 
     by = [part.strip() for part in arguments.by.split(",") if part.strip()]
     dimensions = [dimension for part in by for dimension in DIMENSIONS if dimension == part]
@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _print(kind: str, headings: Sequence[str], rows: "Sequence[UsageRow]", num_left: int) -> None:
-    from stonechat_server.text_table import text_table
+    from stonechat_server.commands.text_table import text_table
 
     values = [[*row.group, *map(str, _sums(row))] for row in rows]
     if kind == "table":

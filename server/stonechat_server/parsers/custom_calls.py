@@ -7,7 +7,7 @@ INPUT
 
 from collections.abc import Callable, Collection
 
-from stonechat_server.parsers.format import CallArguments, CallEvent, CallStart, hold_back
+from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart, hold_back
 
 TRIGGER = "<custom_tool_call"
 BEFORE_NAME = ' name="'

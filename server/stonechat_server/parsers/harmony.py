@@ -10,10 +10,10 @@ answer, so there is one call at most.
 import re
 from dataclasses import dataclass, field
 
-from stonechat_server.parsers.calls import ToolNames
-from stonechat_server.parsers.format import HarmonyLayout, ToolFormat, hold_back, new_call_id
+from stonechat_server.parsers.deltas import DeltaParser, ParsedDelta, ReasoningDelta, ToolCallDelta
 from stonechat_server.parsers.json_scan import JsonScanner
-from stonechat_server.parsing import DeltaParser, ParsedDelta, ReasoningDelta, ToolCallDelta
+from stonechat_server.parsers.tool_calls import ToolNames
+from stonechat_server.tool_formats.layout import HarmonyLayout, ToolFormat, hold_back, new_call_id
 
 CHANNEL, MESSAGE, END, START = "<|channel|>", "<|message|>", "<|end|>", "<|start|>"
 CALL, RETURN, CONSTRAIN = "<|call|>", "<|return|>", "<|constrain|>"

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Collection
 
-from stonechat_server.json_text import load_json
-from stonechat_server.parsers.format import CallArguments, CallEvent, CallStart, JsonLayout
 from stonechat_server.parsers.json_scan import JsonScanner
+from stonechat_server.parsers.json_text import load_json
 from stonechat_server.parsers.layout_reader import NAME_CHARS, LayoutReader
+from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart, JsonLayout
 
 _ARGUMENT_KEYS = ("arguments", "parameters")
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
-from stonechat_server.parsers.format import CallEvent, JsonLayout, TagLayout
 from stonechat_server.parsers.literal import LiteralMatcher
+from stonechat_server.tool_formats.layout import CallEvent, JsonLayout, TagLayout
 
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 

@@ -5,9 +5,9 @@ import json
 from collections.abc import Callable, Collection
 from typing import Any
 
-from stonechat_server.parsers.format import CallArguments, CallEvent, CallStart
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.literal import LiteralMatcher
+from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart
 
 UNPACK = "**"
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from stonechat_server.parsers.format import hold_back
-from stonechat_server.parsing import DeltaParser, ParsedDelta, ReasoningDelta
+from stonechat_server.parsers.deltas import DeltaParser, ParsedDelta, ReasoningDelta
+from stonechat_server.tool_formats.layout import hold_back
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from stonechat_server.parsing import DeltaParser, ParsedDelta
+from stonechat_server.parsers.deltas import DeltaParser, ParsedDelta
 
 
 class SpecialTokenFilter:

@@ -5,13 +5,6 @@ from collections.abc import Collection, Mapping
 from itertools import takewhile
 from typing import Any
 
-from stonechat_server.parsers.format import (
-    CallArguments,
-    CallEvent,
-    CallStart,
-    TagLayout,
-    hold_back,
-)
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.layout_reader import NAME_CHARS, LayoutReader
 from stonechat_server.parsers.tag_values import (
@@ -20,6 +13,13 @@ from stonechat_server.parsers.tag_values import (
     read_value,
     resolve,
     value_form,
+)
+from stonechat_server.tool_formats.layout import (
+    CallArguments,
+    CallEvent,
+    CallStart,
+    TagLayout,
+    hold_back,
 )
 
 _NULLS = ("null", "None")

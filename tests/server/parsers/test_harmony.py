@@ -8,13 +8,18 @@ import pytest
 from fastapi.testclient import TestClient
 
 from stonechat_models import GrammarSpec, StopScope
-from stonechat_models.grammar import GrammarCompiler
-from stonechat_server.harmony_grammar import HarmonyGrammar
-from stonechat_server.lark import LarkWriter
+from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_server.parsers import harmony
-from stonechat_server.parsers.calls import ToolNames
+from stonechat_server.parsers.deltas import (
+    ContentDelta,
+    ContentParser,
+    ReasoningDelta,
+    ToolCallDelta,
+)
 from stonechat_server.parsers.harmony import HarmonyParser
-from stonechat_server.parsing import ContentDelta, ContentParser, ReasoningDelta, ToolCallDelta
+from stonechat_server.parsers.tool_calls import ToolNames
+from stonechat_server.structured.harmony_grammar import HarmonyGrammar
+from stonechat_server.structured.lark import LarkWriter
 from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.walks import PADDED_VOCAB, walk
 from tests.server.bodies import ask, post

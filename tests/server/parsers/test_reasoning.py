@@ -2,8 +2,8 @@
 
 import pytest
 
+from stonechat_server.parsers.deltas import ContentDelta, ContentParser, ReasoningDelta
 from stonechat_server.parsers.reasoning import ReasoningMarkers, ReasoningParser, find_markers
-from stonechat_server.parsing import ContentDelta, ContentParser, ReasoningDelta
 
 THINK = ReasoningMarkers("<think>", "</think>")
 

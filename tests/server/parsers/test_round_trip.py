@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from stonechat_server.chat_template import ChatTemplate, RenderOptions
-from stonechat_server.parsers.select import FORMATS, select_format
-from stonechat_server.parsing import ContentDelta, ReasoningDelta, ToolCallDelta
+from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCallDelta
+from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions
 from stonechat_server.schema.requests import ChatCompletionRequest
-from stonechat_server.structure import Structure
+from stonechat_server.structured.answer_plan import Structure
+from stonechat_server.tool_formats.select import FORMATS, select_format
 from tests.server.fake_engine import ByteTokenizer
 
 TOOLS: list[dict[str, Any]] = [

@@ -1,0 +1,1 @@
+"""The ways to compute logits: the protocol in `base`, and the packages that implement it."""

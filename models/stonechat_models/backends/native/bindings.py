@@ -1,0 +1,166 @@
+"""ctypes bindings of `csrc/api.cpp`. The structures mirror those of `csrc/layers.h`, in order."""
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_void_p
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+from stonechat_models.backends.native.compile import build_library
+from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.errors import UnsupportedModelError
+
+GROUP = 32
+"""Weights, and activations, that share a scale."""
+PANEL = 16
+"""Output columns that are packed together."""
+KV_TILE = 16
+"""Tokens of a KV cache tile: a block is one or more of them."""
+
+PARTS = ("norms", "qkv", "attention", "output", "gate_up", "down", "head")
+"""What a step's time is counted under."""
+
+
+class Kind(IntEnum):
+    """How packed weights are kept; see `csrc/matrix.h`."""
+
+    AFFINE4 = 0
+    SYMMETRIC4 = 1
+    INT8 = 2
+    BF16 = 3
+    HALF = 4
+    FLOAT = 5
+
+    @property
+    def is_quantised(self) -> bool:
+        return self <= Kind.INT8
+
+
+class Source(IntEnum):
+    """How rows of weights lie in a file; see `csrc/pack.h`."""
+
+    Q4_1 = 0
+    Q4_0 = 1
+    Q8_0 = 2
+    BF16 = 3
+    HALF = 4
+    FLOAT = 5
+
+
+class MatrixStruct(ctypes.Structure):
+    """A packed matrix W[n, k]."""
+
+    _fields_ = (
+        ("kind", c_int),
+        ("n", c_int),
+        ("k", c_int),
+        ("data", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class Activation(IntEnum):
+    """What the gate of a feed-forward block goes through."""
+
+    SILU = 0
+    GELU_TANH = 1
+
+
+class ConfigStruct(ctypes.Structure):
+    """Sizes and constants of a model."""
+
+    _fields_ = (
+        *(
+            (name, c_int32)
+            for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "mlp", "vocab")
+        ),
+        *((name, c_int32) for name in ("rotary_dim", "rotary_tables", "activation")),
+        *((name, c_int32) for name in ("expert_mlp", "experts_per_token", "scale_chosen")),
+        *((name, c_float) for name in ("rms_eps", "attention_scale")),
+        *((name, c_float) for name in ("embedding_scale", "residual_scale", "logit_scale")),
+        *((name, c_float) for name in ("attention_cap", "logit_cap")),
+        *((name, c_void_p) for name in ("inverse_frequencies", "rotary_scales")),
+    )
+
+
+class LayerStruct(ctypes.Structure):
+    """Weights of one layer."""
+
+    _fields_ = (
+        *((name, MatrixStruct) for name in ("q", "k", "v", "o", "gate", "up", "down", "router")),
+        *((name, c_void_p) for name in ("attention_norm", "mlp_norm")),
+        *((name, c_void_p) for name in ("attention_out_norm", "mlp_out_norm")),
+        *((name, c_void_p) for name in ("q_norm", "k_norm")),
+        *((name, c_int32) for name in ("whole_norms", "window", "rotary", "experts")),
+    )
+
+
+class BatchStruct(ctypes.Structure):
+    """The tensors of one step."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("tokens", "sequences", "block_width", "outputs")),
+        *((name, c_void_p) for name in ("token_ids", "positions", "slots")),
+        *((name, c_void_p) for name in ("query_start", "block_table", "logits_index", "logits")),
+    )
+
+
+class Library:
+    """The loaded library. Calls release the interpreter lock."""
+
+    def __init__(self, path: str) -> None:
+        lib = ctypes.CDLL(path)
+
+        def bind(name: str, result: object, *arguments: object) -> Callable[..., int]:
+            function = getattr(lib, name)
+            function.restype, function.argtypes = result, arguments
+            bound: Callable[..., int] = function
+            return bound
+
+        matrix = POINTER(MatrixStruct)
+        self.isa = _text(bind("sc_isa", c_char_p)())
+        self.packed_bytes = bind("sc_packed_bytes", c_size_t, c_int, c_int, c_int)
+        self.pool_create = bind("sc_pool_create", c_void_p, c_int)
+        self.pool_destroy = bind("sc_pool_destroy", None, c_void_p)
+        self.pack = bind(
+            "sc_pack",
+            *(None, c_void_p, c_int, c_int, c_int, c_int),
+            *(c_void_p, c_size_t, c_void_p, c_void_p),
+        )
+        self.read_row = bind("sc_read_row", None, matrix, c_int, c_void_p)
+        self.matmul = bind("sc_matmul", None, matrix, c_void_p, c_int, c_void_p)
+        self.linear_team_create = bind("sc_linear_team_create", c_void_p, c_void_p)
+        self.linear_team_destroy = bind("sc_linear_team_destroy", None, c_void_p)
+        self.linear = bind("sc_linear", None, c_void_p, matrix, c_void_p, c_int, c_void_p)
+        self.model_create = bind("sc_model_create", c_void_p, POINTER(ConfigStruct), c_int)
+        self.model_destroy = bind("sc_model_destroy", None, c_void_p)
+        self.set_layer = bind("sc_model_set_layer", None, c_void_p, c_int, POINTER(LayerStruct))
+        self.set_ends = bind("sc_model_set_ends", None, c_void_p, matrix, matrix, c_void_p)
+        self.set_cache = bind(
+            "sc_model_set_cache",
+            *(None, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int),
+        )
+        self.seconds: Callable[..., Any] = bind("sc_model_seconds", POINTER(c_double), c_void_p)
+        self.forward = bind("sc_model_forward", None, c_void_p, POINTER(BatchStruct))
+
+
+def _text(value: object) -> str:
+    assert isinstance(value, bytes)
+    return value.decode()
+
+
+@cache
+def _open(path: str) -> Library:
+    try:
+        return Library(path)
+    except (OSError, AttributeError) as error:
+        raise UnsupportedModelError(f"the compiled kernels cannot be loaded: {error}") from error
+
+
+def load_library(progress: Progress = lambda line: None, architecture: str = "native") -> Library:
+    """The library for this processor, compiled if need be.
+
+    Raises `UnsupportedModelError` with the reason when there can be none.
+    """
+    return _open(str(build_library(progress, architecture)))

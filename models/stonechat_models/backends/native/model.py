@@ -1,0 +1,291 @@
+"""A Llama-like decoder on the CPU: one call of the compiled library a step."""
+
+import ctypes
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.native.bindings import (
+    KV_TILE,
+    PARTS,
+    BatchStruct,
+    ConfigStruct,
+    Kind,
+    LayerStruct,
+    Library,
+    load_library,
+)
+from stonechat_models.backends.native.packing import Arena, PackedWeights
+from stonechat_models.backends.native.spec import ModelSpec, read_spec
+from stonechat_models.backends.native.tensor_source import open_store
+from stonechat_models.backends.native.weight_plan import ModelPlan, plan_model
+from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelError
+from stonechat_models.hardware.device import usable_cores
+from stonechat_models.types import ModelInfo
+
+if TYPE_CHECKING:
+    from stonechat_models.checkpoint.resolve import ModelFiles
+
+KV_BYTES = 2
+"""Bytes of a cached element: keys and values are kept in half precision (float16)."""
+KIND_NAMES = {
+    Kind.AFFINE4: "int4",
+    Kind.SYMMETRIC4: "int4",
+    Kind.INT8: "int8",
+    Kind.BF16: "bfloat16",
+    Kind.HALF: "float16",
+    Kind.FLOAT: "float32",
+}
+
+
+def supports(
+    files: "ModelFiles", config: EngineConfig, progress: Progress = lambda line: None
+) -> str | None:
+    """None when the compiled path serves this model, else the reason why not.
+
+    Compiles the library if that was not done yet.
+    """
+    try:
+        _check_settings(files, config)
+        read_spec(files.config)
+        load_library(progress)
+    except ModelLoadError as error:
+        return str(error)
+    return None
+
+
+def _check_settings(files: "ModelFiles", config: EngineConfig) -> None:
+    if config.device not in ("auto", "cpu"):
+        raise UnsupportedModelError(f"it runs on the CPU, and the device is {config.device}")
+    if config.device_map is not None:
+        raise UnsupportedModelError("a device map is for the transformers backend")
+    if config.block_size % KV_TILE:
+        raise UnsupportedModelError(f"the block size {config.block_size} is no multiple of 16")
+    if config.dtype != "auto":
+        raise UnsupportedModelError("a dtype was asked for, and it keeps weights as stored")
+    if config.kv_cache_dtype != "auto":
+        raise UnsupportedModelError(
+            f"it keeps keys and values in half precision, and not in {config.kv_cache_dtype}"
+        )
+    if config.quantize == "fp8":
+        raise UnsupportedModelError("fp8 weights are for CUDA devices")
+    if files.gguf is not None and config.quantize == "none":
+        raise UnsupportedModelError("dequantised weights were asked for (quantize none)")
+    if files.gguf is None and any(path.suffix != ".safetensors" for path in files.weights):
+        raise UnsupportedModelError("its weights are not in safetensors")
+
+
+class NativeModel:
+    """The compiled path's `CausalModel`.
+
+    A row's logits have the same bits whatever else is in the batch and however its prompt was
+    cut into chunks.
+    """
+
+    def __init__(self, library: Library, spec: ModelSpec, plan: ModelPlan, info: ModelInfo) -> None:
+        self._library = library
+        self._spec = spec
+        self._weights = PackedWeights(library, plan.plans, info.threads)
+        self._handle = library.model_create(ctypes.byref(self._config()), info.threads)
+        self._set_weights(plan)
+        self._caches: list[torch.Tensor] = []
+        self._arena: Arena | None = None
+        self.info = replace(info, weight_bytes=self._weights.num_bytes)
+
+    @classmethod
+    def load(cls, files: "ModelFiles", config: EngineConfig, progress: Progress) -> "NativeModel":
+        """Read and repack the weights.
+
+        Raises `UnsupportedModelError` for what `supports` refuses or a type of weights it cannot
+        read, `ModelLoadError` when weights are missing or there is no memory for them.
+        """
+        from stonechat_models.checkpoint.resolve import weights_hash
+
+        _check_settings(files, config)
+        spec, library = read_spec(files.config), load_library(progress)
+        heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}
+        store = open_store(files, heads)
+        try:
+            plan = plan_model(spec, store, config.quantize)
+            check_shapes(spec, plan)
+            architectures = files.config.get("architectures")
+            info = ModelInfo(
+                name=files.name,
+                architecture=str(architectures[0]) if isinstance(architectures, list) else "?",
+                vocab_size=spec.vocab_size,
+                device="cpu",
+                dtype="float32",
+                quantization=_quantization(plan, config),
+                backend="native",
+                attention_backend=f"native-{library.isa}",
+                num_parameters=plan.num_parameters,
+                weight_bytes=0,
+                weights_hash=weights_hash(files),
+                block_size=config.block_size,
+                threads=config.threads or usable_cores(),
+            )
+            return cls(library, spec, plan, info)
+        finally:
+            store.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.model_destroy(self._handle)
+            self._handle = 0
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self._spec.num_layers * 2 * self._spec.kv_size * KV_BYTES
+
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
+        """`block_size` is a multiple of 16. Pages are taken from the system as they fill."""
+        if block_size % KV_TILE:
+            raise ModelLoadError(f"the block size {block_size} is no multiple of {KV_TILE}")
+        spec = self._spec
+        elements = block_size * spec.kv_size
+        shape = (spec.num_layers, 2, num_blocks, elements)
+        self._arena = Arena(int(np.prod(shape)) * KV_BYTES)
+        whole = torch.from_numpy(self._arena.array.view(np.int16)[: int(np.prod(shape))])
+        self._caches = list(whole.view(shape).unbind(0))
+        for i, (keys, values) in enumerate(self._caches):
+            self._library.set_cache(
+                *(self._handle, i, keys.data_ptr(), values.data_ptr()),
+                *(spec.num_kv_heads, spec.head_dim, block_size // KV_TILE),
+            )
+        self.info = replace(
+            self.info,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+        )
+
+    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
+        for source, target in pairs:
+            for cache in self._caches:
+                cache[:, target].copy_(cache[:, source])
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Raises `StepError` for a token outside the vocabulary."""
+        ids = batch.token_ids
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self._spec.vocab_size:
+            raise StepError("a token is outside the vocabulary")
+        logits = torch.empty((batch.logits_index.numel(), self._spec.vocab_size))
+        step = BatchStruct(
+            *(batch.num_tokens, batch.num_seqs, batch.block_table.shape[1], logits.shape[0]),
+            *(ids.data_ptr(), batch.positions.data_ptr(), batch.slot_mapping.data_ptr()),
+            *(batch.query_start.data_ptr(), batch.block_table.data_ptr()),
+            *(batch.logits_index.data_ptr(), logits.data_ptr()),
+        )
+        self._library.forward(self._handle, ctypes.byref(step))
+        return logits
+
+    def part_seconds(self) -> dict[str, float]:
+        """Seconds spent in each part of all steps so far."""
+        seconds = self._library.seconds(self._handle)
+        return {part: seconds[i] for i, part in enumerate(PARTS)}
+
+    def _config(self) -> ConfigStruct:
+        spec, scales, experts = self._spec, self._spec.scales, self._spec.experts
+        rotary_scales = np.array([table.scale for table in spec.rotary], dtype=np.float32)
+        return ConfigStruct(
+            layers=spec.num_layers,
+            hidden=spec.hidden_size,
+            heads=spec.num_heads,
+            kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            mlp=spec.intermediate_size,
+            vocab=spec.vocab_size,
+            rotary_dim=2 * spec.inverse_frequencies.shape[1],
+            rotary_tables=len(spec.rotary),
+            activation=spec.activation,
+            expert_mlp=experts.size if experts else 0,
+            experts_per_token=experts.per_token if experts else 0,
+            scale_chosen=experts.scale_chosen if experts else 0,
+            rms_eps=spec.rms_norm_eps,
+            attention_scale=scales.attention,
+            embedding_scale=scales.embedding,
+            residual_scale=scales.residual,
+            logit_scale=scales.logits,
+            attention_cap=scales.attention_cap,
+            logit_cap=scales.logit_cap,
+            inverse_frequencies=self._weights.vector(spec.inverse_frequencies),
+            rotary_scales=self._weights.vector(rotary_scales),
+        )
+
+    def _set_weights(self, plan: ModelPlan) -> None:
+        packed = iter(self._weights.matrices)
+        for i, layer in enumerate(plan.layers):
+            experts = self._spec.experts
+            struct = LayerStruct(
+                whole_norms=self._spec.family.whole_norms,
+                window=self._spec.windows[i],
+                rotary=self._spec.rotary_tables[i],
+                experts=experts.count if experts and self._spec.has_experts(i) else 0,
+            )
+            for name in layer.matrices:
+                setattr(struct, name, next(packed))
+            for name, values in layer.vectors.items():
+                setattr(struct, name, self._weights.vector(values))
+            self._library.set_layer(self._handle, i, ctypes.byref(struct))
+        embedding = next(packed)
+        head = next(packed, embedding)
+        final_norm = self._weights.vector(plan.final_norm)
+        self._library.set_ends(
+            self._handle, ctypes.byref(embedding), ctypes.byref(head), final_norm
+        )
+
+
+def check_shapes(spec: ModelSpec, plan: ModelPlan) -> None:
+    """Raises `ModelLoadError` when a matrix does not have the shape that the config says."""
+    hidden = spec.hidden_size
+    wanted = [
+        (plan, _shapes(spec, i)[name])
+        for i, layer in enumerate(plan.layers)
+        for name, plan in layer.matrices.items()
+    ]
+    ends = (spec.vocab_size, hidden)
+    wanted += [(p, ends) for p in (plan.embedding, plan.head) if p is not None]
+    for matrix, shape in wanted:
+        if (matrix.rows.n, matrix.rows.k) != shape:
+            raise ModelLoadError(
+                f"{matrix.rows.name} is {matrix.rows.n} x {matrix.rows.k}, expected {shape}"
+            )
+        if matrix.bias is not None and matrix.bias.size != shape[0]:
+            raise ModelLoadError(f"the bias of {matrix.rows.name} does not fit it")
+    whole = spec.family.whole_norms
+    sizes = {
+        "q_norm": spec.q_size if whole else spec.head_dim,
+        "k_norm": spec.kv_size if whole else spec.head_dim,
+    }
+    for layer in plan.layers:
+        for name, vector in layer.vectors.items():
+            if vector.size != sizes.get(name, hidden):
+                raise ModelLoadError(f"{name} has {vector.size} elements")
+
+
+def _shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, int]]:
+    """Rows and columns of a layer's matrices; those of its experts lie behind each other."""
+    hidden, mlp, count = spec.hidden_size, spec.intermediate_size, 1
+    shapes = {"q": (spec.q_size, hidden), "o": (hidden, spec.q_size)}
+    shapes |= dict.fromkeys("kv", (spec.kv_size, hidden))
+    if spec.experts is not None and spec.has_experts(layer):
+        mlp, count = spec.experts.size, spec.experts.count
+        shapes["router"] = (count, hidden)
+    shapes |= dict.fromkeys(("gate", "up"), (count * mlp, hidden))
+    return shapes | {"down": (count * hidden, mlp)}
+
+
+def _quantization(plan: ModelPlan, config: EngineConfig) -> str:
+    """The stored type that most weights keep, or what was asked for."""
+    sizes: Counter[str] = Counter()
+    for matrix in (p for layer in plan.layers for p in layer.matrices.values()):
+        own = matrix.rows.type_name if config.quantize == "auto" else KIND_NAMES[matrix.kind]
+        sizes[own] += matrix.rows.n * matrix.rows.k
+    name = sizes.most_common(1)[0][0]
+    return "none" if name in ("BF16", "F16", "F32", "bfloat16", "float16", "float32") else name

@@ -1,0 +1,101 @@
+"""Packs matrices from a store into one block of memory, in the layout of `csrc/matrix.h`."""
+
+import ctypes
+import mmap
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stonechat_models.backends.native.bindings import PANEL, Kind, Library, MatrixStruct
+from stonechat_models.backends.native.tensor_source import Rows, Stack
+from stonechat_models.errors import ModelLoadError
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A matrix to pack: its rows, how to keep them, and a bias float32[n] or None."""
+
+    rows: Rows | Stack
+    kind: Kind
+    bias: npt.NDArray[np.float32] | None = None
+
+
+class Arena:
+    """Anonymous memory, zeroed and taken page by page as it is touched; aligned to pages."""
+
+    def __init__(self, num_bytes: int) -> None:
+        try:
+            self._memory = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE))
+        except (OSError, ValueError, OverflowError) as error:
+            raise ModelLoadError(f"cannot take {num_bytes / 2**20:.0f} MiB: {error}") from error
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._advise_huge_pages()
+        self.array: npt.NDArray[np.uint8] = np.frombuffer(self._memory, dtype=np.uint8)
+        self.address = self.array.ctypes.data
+
+    def _advise_huge_pages(self) -> None:
+        try:
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:  # a kernel without them
+            return
+
+
+class PackedWeights:
+    """Packed matrices in one arena, with their biases."""
+
+    def __init__(self, library: Library, plans: Iterable[Plan], threads: int) -> None:
+        self._library = library
+        self._keep: list[npt.NDArray[np.float32]] = []
+        wanted = list(plans)
+        sizes = [self._bytes(plan) for plan in wanted]
+        self.num_bytes = sum(sizes)
+        self._arena = Arena(self.num_bytes)
+        pool = library.pool_create(threads)
+        try:
+            offsets = [0, *np.cumsum(sizes).tolist()]
+            self.matrices = [
+                self._pack(pool, plan, self._arena.address + offset)
+                for plan, offset in zip(wanted, offsets, strict=False)
+            ]
+        finally:
+            library.pool_destroy(pool)
+
+    def _bytes(self, plan: Plan) -> int:
+        size = self._library.packed_bytes(plan.kind, plan.rows.n, plan.rows.k)
+        return -(-size // ALIGNMENT) * ALIGNMENT
+
+    def _pack(self, pool: int, plan: Plan, address: int) -> MatrixStruct:
+        rows, at = plan.rows, address
+        for chunk in rows.chunks(plan.kind):
+            index = np.ascontiguousarray(chunk.index, dtype=np.int32)
+            stride = chunk.data.shape[-1]
+            self._library.pack(
+                *(pool, plan.kind, chunk.source, index.size, rows.k),
+                *(chunk.data.ctypes.data, stride, index.ctypes.data, at),
+            )
+            at += self._library.packed_bytes(plan.kind, index.size, rows.k)
+        return MatrixStruct(plan.kind, rows.n, rows.k, address, self._bias(plan))
+
+    def _bias(self, plan: Plan) -> int | None:
+        if plan.bias is None:
+            return None
+        padded = np.zeros(-(-plan.rows.n // PANEL) * PANEL, dtype=np.float32)
+        padded[: plan.rows.n] = plan.bias
+        return self.vector(padded)
+
+    def vector(self, values: npt.NDArray[np.float32]) -> int:
+        """Keep a vector as long as this object lives, and return its address."""
+        kept = np.ascontiguousarray(values, dtype=np.float32)
+        self._keep.append(kept)
+        return int(kept.ctypes.data)
+
+
+def unpacked_row(library: Library, matrix: MatrixStruct, row: int) -> npt.NDArray[np.float32]:
+    """Row `row` of a packed matrix, float32[k]."""
+    out = np.empty(matrix.k, dtype=np.float32)
+    library.read_row(ctypes.byref(matrix), row, out.ctypes.data)
+    return out

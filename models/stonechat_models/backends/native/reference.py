@@ -1,0 +1,81 @@
+"""The compiled products in plain PyTorch: the same arithmetic, step for step, as a test oracle.
+
+A group is 32 consecutive values along k. Weights are codes with half-precision scales, activations
+are int8 with a float32 scale; the products of a group are exact integers, and groups are added up
+in float32 in their order.
+"""
+
+from dataclasses import dataclass
+
+import gguf
+import numpy as np
+import torch
+
+from stonechat_models.backends.native.bindings import GROUP
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedWeights:
+    """W[n, k] = scale * codes + low, per group."""
+
+    codes: torch.Tensor
+    """int32[n, groups, 32]"""
+    scale: torch.Tensor
+    """float32[n, groups]"""
+    low: torch.Tensor
+    """float32[n, groups]; zero where the type has none."""
+
+    def dequantized(self) -> torch.Tensor:
+        """float32[n, k]"""
+        values = self.codes * self.scale.unsqueeze(-1) + self.low.unsqueeze(-1)
+        return values.flatten(1)
+
+
+def weights_of_blocks(type_name: str, blocks: np.ndarray) -> GroupedWeights:
+    """Rows of GGUF blocks uint8[n, bytes] of type Q4_0, Q4_1 or Q8_0."""
+    sizes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
+    raw = np.ascontiguousarray(blocks).reshape(blocks.shape[0], -1, sizes[1])
+    halves = raw[..., : 4 if type_name == "Q4_1" else 2].copy().view(np.float16)
+    scale = torch.from_numpy(halves[..., 0].astype(np.float32))
+    low = torch.zeros_like(scale)
+    if type_name == "Q8_0":
+        codes = raw[..., 2:].view(np.int8).astype(np.int32)
+        return GroupedWeights(torch.from_numpy(codes), scale, low)
+    packed = raw[..., -GROUP // 2 :]
+    codes = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int32)
+    if type_name == "Q4_1":
+        low = torch.from_numpy(halves[..., 1].astype(np.float32))
+    else:
+        codes -= 8
+    return GroupedWeights(torch.from_numpy(codes), scale, low)
+
+
+def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32[m, k] gives int32[m, groups, 32] in [-127, 127] and scales float32[m, groups]."""
+    groups = x.reshape(x.shape[0], -1, GROUP)
+    top = groups.abs().amax(-1, keepdim=True)
+    inverse = torch.where(top > 0, 127.0 / top, torch.zeros_like(top))
+    return torch.round(groups * inverse).int(), (top / 127.0).squeeze(-1)
+
+
+def integer_products(codes: torch.Tensor, weights: GroupedWeights) -> torch.Tensor:
+    """Exact products of each group, int32[m, n, groups]."""
+    return torch.einsum("mgk,ngk->mng", codes.double(), weights.codes.double()).int()
+
+
+def matmul(x: torch.Tensor, weights: GroupedWeights) -> torch.Tensor:
+    """float32[m, k] gives float32[m, n], groups added in their order with fused multiply-adds."""
+    codes, scale = quantize_activations(x)
+    products = integer_products(codes, weights)
+    sums = codes.sum(-1).float() * scale
+    total = torch.zeros(x.shape[0], weights.codes.shape[0])
+    for g in range(weights.codes.shape[1]):
+        factor = weights.scale[:, g] * scale[:, g, None]
+        total = _fused(products[..., g].float(), factor, total)
+        total = _fused(weights.low[:, g].expand_as(total), sums[:, g, None], total)
+    return total
+
+
+def _fused(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """a * b + c rounded once (but for the rare case that float64 rounds to a tie)."""
+    return (a.double() * b.double() + c.double()).float()

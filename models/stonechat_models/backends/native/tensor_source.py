@@ -1,0 +1,291 @@
+"""Where a model's weights lie: rows in memory-mapped files, under their transformers names."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stonechat_models.backends.native.bindings import Kind, Source
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
+    from stonechat_models.checkpoint.resolve import ModelFiles
+
+CHUNK_ROWS = 1024
+"""Rows dequantised at a time, a multiple of the panel width."""
+GGUF_SOURCES = {
+    "Q4_1": Source.Q4_1,
+    "Q4_0": Source.Q4_0,
+    "Q8_0": Source.Q8_0,
+    "BF16": Source.BF16,
+    "F16": Source.HALF,
+    "F32": Source.FLOAT,
+}
+OWN_KINDS = {
+    Source.Q4_1: Kind.AFFINE4,
+    Source.Q4_0: Kind.SYMMETRIC4,
+    Source.Q8_0: Kind.INT8,
+    Source.BF16: Kind.BF16,
+    Source.HALF: Kind.HALF,
+    Source.FLOAT: Kind.FLOAT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a matrix [n, k], not read yet. Row i is row `index[i]` of the stored tensor."""
+
+    name: str
+    type_name: str
+    k: int
+    index: npt.NDArray[np.int32]
+    store: "Store"
+
+    @property
+    def n(self) -> int:
+        return int(self.index.size)
+
+    def take(self, start: int, stop: int) -> "Rows":
+        return replace(self, index=self.index[start:stop])
+
+    def chunks(self, kind: Kind) -> Iterator["Chunk"]:
+        """The rows in their order, in a form that can be packed as `kind`."""
+        return self.store.chunks(self, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Matrices behind each other; each has a number of rows that is a multiple of a panel's."""
+
+    parts: tuple[Rows, ...]
+
+    @property
+    def name(self) -> str:
+        return self.parts[0].name
+
+    @property
+    def type_name(self) -> str:
+        return self.parts[0].type_name
+
+    @property
+    def k(self) -> int:
+        return self.parts[0].k
+
+    @property
+    def n(self) -> int:
+        return sum(part.n for part in self.parts)
+
+    def chunks(self, kind: Kind) -> Iterator["Chunk"]:
+        """The rows of all parts."""
+        for part in self.parts:
+            yield from part.chunks(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Stored rows, as `csrc/pack.h` reads them: row i at `data` row `index[i]`."""
+
+    source: Source
+    data: npt.NDArray[np.uint8]
+    index: npt.NDArray[np.int32]
+
+
+class Store(Protocol):
+    """A model's tensors under their transformers names."""
+
+    norm_offset: float
+    """What the stored weights of norms have more than transformers'."""
+
+    def has(self, name: str) -> bool:
+        """True when there is such a tensor."""
+
+    def rows(self, name: str) -> Rows:
+        """A matrix, or those of one tensor behind each other.
+
+        Raises `ModelLoadError` when there is none of that name.
+        """
+
+    def vector(self, name: str) -> npt.NDArray[np.float32]:
+        """A vector as float32."""
+
+    def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
+        """The rows in their order, in a form that can be packed as `kind`."""
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+
+def open_store(files: "ModelFiles", permuted_heads: dict[str, int]) -> Store:
+    """`permuted_heads`: heads of the projections whose GGUF rows are in interleaved order."""
+    if files.gguf is not None:
+        return GgufStore(files, permuted_heads)
+    return SafetensorsStore(files)
+
+
+class GgufStore:
+    """A GGUF file; block types without a kernel are dequantised some rows at a time."""
+
+    def __init__(self, files: "ModelFiles", heads: dict[str, int]) -> None:
+        from stonechat_models.checkpoint.gguf.config import architecture_of
+        from stonechat_models.checkpoint.gguf.reader import read_gguf
+        from stonechat_models.checkpoint.gguf.weights import NOT_WEIGHTS, module_name
+
+        assert files.gguf is not None
+        self._file: GgufFile | None = read_gguf(files.gguf)
+        architecture = architecture_of(self._file)
+        self._permuted = heads if architecture.permuted_rope else {}
+        self.norm_offset = architecture.norm_offset
+        self._tensors: dict[str, GgufTensor] = {
+            module_name(self._file, tensor.name): tensor
+            for tensor in self._file.tensors.values()
+            if tensor.name not in NOT_WEIGHTS
+        }
+
+    def has(self, name: str) -> bool:
+        return name in self._tensors
+
+    def _tensor(self, name: str) -> "GgufTensor":
+        if name not in self._tensors:
+            raise ModelLoadError(f"the file has no weights for {name}")
+        return self._tensors[name]
+
+    def _order(self, name: str, count: int) -> npt.NDArray[np.int32]:
+        """Stored rows in transformers' order: interleaved rotary pairs become two halves."""
+        order = np.arange(count, dtype=np.int32)
+        projection = name.split(".")[-2]
+        if projection in self._permuted:
+            paired = order.reshape(self._permuted[projection], -1, 2)
+            order = np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(-1)
+        return order
+
+    def rows(self, name: str) -> Rows:
+        tensor = self._tensor(name)
+        if len(tensor.shape) not in (2, 3):
+            raise ModelLoadError(f"{tensor.name} is no matrix")
+        order = self._order(name, int(np.prod(tensor.shape[:-1])))
+        return Rows(name, tensor.type_name, tensor.shape[-1], order, self)
+
+    def vector(self, name: str) -> npt.NDArray[np.float32]:
+        from stonechat_models.checkpoint.gguf.weights import dequantize
+
+        values = dequantize(self._tensor(name)).reshape(-1)
+        return np.asarray(values[self._order(name, values.size)], dtype=np.float32)
+
+    def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
+        tensor = self._tensor(rows.name)
+        stored = tensor.data.reshape(-1, tensor.data.shape[-1])
+        recoded = tensor.type_name == "Q4_K" and kind == Kind.AFFINE4
+        source = GGUF_SOURCES.get(tensor.type_name)
+        if source is not None and (source > Source.Q8_0 or OWN_KINDS[source] == kind):
+            yield Chunk(source, stored, rows.index)
+            return
+        for start in range(0, rows.n, CHUNK_ROWS):
+            index = rows.index[start : start + CHUNK_ROWS]
+            if recoded:
+                data = q4_k_as_q4_1(stored[index])
+                yield Chunk(Source.Q4_1, data, np.arange(index.size, dtype=np.int32))
+            else:
+                yield _dequantised(tensor, stored[index])
+
+    def close(self) -> None:
+        self._tensors = {}
+        self._file = None
+
+
+def own_kind(type_name: str) -> Kind:
+    """How weights of a stored type are kept when nothing else is asked for."""
+    if type_name == "Q4_K":
+        return Kind.AFFINE4
+    source = GGUF_SOURCES.get(type_name)
+    return Kind.INT8 if source is None else OWN_KINDS[source]
+
+
+def q4_k_as_q4_1(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Q4_K rows as Q4_1 rows with the same codes.
+
+    A Q4_K block is 8 groups of 32 whose scales and minima are 6-bit multiples of two half-precision
+    numbers; the products are rounded to half precision.
+    """
+    blocks = np.ascontiguousarray(rows).reshape(-1, 144)
+    factors = blocks[:, :4].copy().view(np.float16).astype(np.float32)
+    packed = blocks[:, 4:16].reshape(-1, 3, 4)
+    low, high, mixed = packed[:, 0], packed[:, 1], packed[:, 2]
+    scales = np.concatenate([low & 63, (mixed & 15) | (low >> 6 << 4)], axis=1)
+    minima = np.concatenate([high & 63, (mixed >> 4) | (high >> 6 << 4)], axis=1)
+    out = np.empty((blocks.shape[0], 8, 20), dtype=np.uint8)
+    pair = np.stack([factors[:, :1] * scales, -factors[:, 1:] * minima], axis=-1)
+    out[..., :4] = pair.astype(np.float16).view(np.uint8)
+    nibbles = blocks[:, 16:].reshape(-1, 4, 1, 32)
+    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(-1, 8, 32)
+    out[..., 4:] = codes[..., :16] | (codes[..., 16:] << 4)
+    return out.reshape(rows.shape[0], -1)
+
+
+def _dequantised(tensor: "GgufTensor", rows: npt.NDArray[np.uint8]) -> Chunk:
+    import gguf
+
+    try:
+        kind = gguf.GGMLQuantizationType[tensor.type_name]
+        values = gguf.dequantize(rows, kind)
+    except (NotImplementedError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"{tensor.name}: weights of type {tensor.type_name} cannot be read"
+        ) from error
+    data = np.ascontiguousarray(values, dtype=np.float32).view(np.uint8)
+    return Chunk(Source.FLOAT, data, np.arange(rows.shape[0], dtype=np.int32))
+
+
+class SafetensorsStore:
+    """Safetensors files, read one tensor at a time."""
+
+    TYPES = ("BF16", "F16", "F32")
+
+    def __init__(self, files: "ModelFiles") -> None:
+        from safetensors import safe_open
+
+        self.norm_offset = 0.0
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        for path in files.weights:
+            opened = self._stack.enter_context(safe_open(path, framework="pt"))
+            self._files.update(dict.fromkeys(opened.keys(), opened))
+
+    def has(self, name: str) -> bool:
+        return name in self._files
+
+    def _tensor(self, name: str) -> "torch.Tensor":
+        if name not in self._files:
+            raise ModelLoadError(f"the files have no weights for {name}")
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def rows(self, name: str) -> Rows:
+        if name not in self._files:
+            raise ModelLoadError(f"the files have no weights for {name}")
+        stored = self._files[name].get_slice(name)
+        *counts, k = stored.get_shape()
+        type_name = str(stored.get_dtype())
+        if type_name not in self.TYPES:
+            raise UnsupportedModelError(f"{name}: weights of type {type_name} are not compiled")
+        n = int(np.prod(counts))
+        return Rows(name, type_name, k, np.arange(n, dtype=np.int32), self)
+
+    def vector(self, name: str) -> npt.NDArray[np.float32]:
+        return np.asarray(self._tensor(name).float().numpy(), dtype=np.float32)
+
+    def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
+        import torch
+
+        tensor = self._tensor(rows.name).contiguous()
+        data = tensor.view(-1, tensor.shape[-1]).view(torch.uint8).numpy()
+        yield Chunk(GGUF_SOURCES[rows.type_name], data, rows.index)
+
+    def close(self) -> None:
+        self._files = {}
+        self._stack.close()

@@ -1,0 +1,176 @@
+"""Which tensors a decoder has, and how each is kept: the plan that loading carries out."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from stonechat_models.backends.native.bindings import Kind
+from stonechat_models.backends.native.families import Family
+from stonechat_models.backends.native.packing import Plan
+from stonechat_models.backends.native.spec import ModelSpec
+from stonechat_models.backends.native.tensor_source import Rows, Stack, Store, own_kind
+from stonechat_models.config import Quantize
+
+EXPERT_PARTS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+MIXTRAL_PARTS = {"gate": "w1", "up": "w3", "down": "w2"}
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class LayerPlan:
+    """One layer's matrices by their name in `LayerStruct`, and its vectors."""
+
+    matrices: dict[str, Plan] = field(default_factory=dict)
+    vectors: dict[str, Vector] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ModelPlan:
+    """All of a model's weights. `head` is None when the embedding serves as head too."""
+
+    layers: list[LayerPlan]
+    embedding: Plan
+    head: Plan | None
+    final_norm: Vector
+
+    @property
+    def plans(self) -> list[Plan]:
+        """All matrices: those of the layers in order, the embedding, the head."""
+        found = [plan for layer in self.layers for plan in layer.matrices.values()]
+        return [*found, self.embedding, *([self.head] if self.head else [])]
+
+    @property
+    def num_parameters(self) -> int:
+        vectors = [v for layer in self.layers for v in layer.vectors.values()]
+        biases = [plan.bias for plan in self.plans if plan.bias is not None]
+        matrices = sum(plan.rows.n * plan.rows.k for plan in self.plans)
+        return matrices + sum(v.size for v in (*vectors, *biases, self.final_norm))
+
+
+def kept_kind(type_name: str, quantize: Quantize, *, is_end: bool) -> Kind:
+    """How a matrix of a stored type is kept: as it is, or as asked.
+
+    `is_end`: the embedding or the head, which are never put in 4 bits by request.
+    """
+    own = own_kind(type_name)
+    if quantize == "int8" or (quantize == "int4" and is_end):
+        return own if own == Kind.SYMMETRIC4 and is_end else Kind.INT8
+    if quantize == "int4":
+        return own if own == Kind.SYMMETRIC4 else Kind.AFFINE4
+    return own
+
+
+class _Planner:
+    def __init__(self, store: Store, quantize: Quantize) -> None:
+        self.store = store
+        self.quantize = quantize
+
+    def plan(self, rows: Rows | Stack, bias: Vector | None = None, *, is_end: bool = False) -> Plan:
+        return Plan(rows, kept_kind(rows.type_name, self.quantize, is_end=is_end), bias)
+
+    def split(self, name: str, parts: dict[str, int]) -> dict[str, Plan]:
+        """A merged projection, cut into consecutive parts of the given numbers of rows."""
+        rows, bias = self.store.rows(name + ".weight"), self.bias(name)
+        found, start = {}, 0
+        for part, size in parts.items():
+            piece = None if bias is None else bias[start : start + size]
+            found[part] = self.plan(rows.take(start, start + size), piece)
+            start += size
+        return found
+
+    def one(self, name: str) -> Plan:
+        return self.plan(self.store.rows(name + ".weight"), self.bias(name))
+
+    def bias(self, name: str) -> Vector | None:
+        return self.store.vector(name + ".bias") if self.store.has(name + ".bias") else None
+
+    def layer(self, spec: ModelSpec, i: int) -> LayerPlan:
+        base = f"model.layers.{i}."
+        attention = base + "self_attn."
+        plan = LayerPlan()
+        if self.store.has(attention + "qkv_proj.weight"):
+            sizes = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
+            plan.matrices |= self.split(attention + "qkv_proj", sizes)
+        else:
+            plan.matrices |= {part: self.one(f"{attention}{part}_proj") for part in "qkv"}
+        plan.matrices["o"] = self.one(attention + "o_proj")
+        if spec.has_experts(i):
+            plan.matrices |= self.experts(spec, base)
+        else:
+            plan.matrices |= self.feed_forward(spec, base + "mlp.")
+        for part, name in norm_names(spec.family).items():
+            plan.vectors[part] = self.norm(spec, f"{base}{name}.weight")
+        for part in ("q_norm", "k_norm"):
+            if self.store.has(f"{attention}{part}.weight"):
+                plan.vectors[part] = self.norm(spec, f"{attention}{part}.weight")
+        return plan
+
+    def feed_forward(self, spec: ModelSpec, base: str) -> dict[str, Plan]:
+        if self.store.has(base + "gate_up_proj.weight"):
+            size = spec.intermediate_size
+            found = self.split(base + "gate_up_proj", {"gate": size, "up": size})
+        else:
+            found = {part: self.one(f"{base}{part}_proj") for part in ("gate", "up")}
+        return found | {"down": self.one(base + "down_proj")}
+
+    def experts(self, spec: ModelSpec, base: str) -> dict[str, Plan]:
+        """The router, and each projection of all experts behind each other."""
+        experts = spec.experts
+        assert experts is not None
+        is_mixtral = self.store.has(base + "block_sparse_moe.gate.weight")
+        base += "block_sparse_moe." if is_mixtral else "mlp."
+        router = self.store.rows(base + "gate.weight")
+        kind = own_kind(router.type_name)
+        found = {"router": Plan(router, Kind.FLOAT if kind.is_quantised else kind)}
+        if self.store.has(base + "experts.gate_up_proj"):
+            merged = self.store.rows(base + "experts.gate_up_proj")
+            order = merged.index.reshape(experts.count, 2, -1)
+            halves = [replace(merged, index=order[:, i].reshape(-1)) for i in range(2)]
+            down = self.store.rows(base + "experts.down_proj")
+            rows: dict[str, Rows | Stack] = {"gate": halves[0], "up": halves[1], "down": down}
+        elif self.store.has(base + "experts.gate_proj.weight"):
+            parts = {part: f"{base}experts.{part}_proj.weight" for part in EXPERT_PARTS}
+            rows = {part: self.store.rows(name) for part, name in parts.items()}
+        else:
+            rows = {
+                part: Stack(
+                    tuple(
+                        self.store.rows(f"{base}experts.{i}.{name}.weight")
+                        for i in range(experts.count)
+                    )
+                )
+                for part, name in (EXPERT_PARTS if not is_mixtral else MIXTRAL_PARTS).items()
+            }
+        return found | {part: self.plan(found_rows) for part, found_rows in rows.items()}
+
+    def norm(self, spec: ModelSpec, name: str) -> Vector:
+        """The factors of a norm: what is added to its weights is folded in here."""
+        offset = spec.family.norm_offset - self.store.norm_offset
+        return np.asarray(self.store.vector(name) + np.float32(offset), dtype=np.float32)
+
+
+def norm_names(family: Family) -> dict[str, str]:
+    """The norms of a layer's rows: their names in `LayerStruct` and in transformers."""
+    if not family.output_norms:
+        return {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    names = {
+        "attention_out_norm": "post_attention_layernorm",
+        "mlp_out_norm": "post_feedforward_layernorm",
+    }
+    if family.input_norms:
+        names |= {"attention_norm": "input_layernorm", "mlp_norm": "pre_feedforward_layernorm"}
+    return names
+
+
+def plan_model(spec: ModelSpec, store: Store, quantize: Quantize) -> ModelPlan:
+    """Raises `ModelLoadError` for a missing tensor, `UnsupportedModelError` for its type."""
+    planner = _Planner(store, quantize)
+    embedding = planner.plan(store.rows("model.embed_tokens.weight"), is_end=True)
+    head = None if spec.tied else planner.plan(store.rows("lm_head.weight"), is_end=True)
+    return ModelPlan(
+        layers=[planner.layer(spec, i) for i in range(spec.num_layers)],
+        embedding=embedding,
+        head=head,
+        final_norm=planner.norm(spec, "model.norm.weight"),
+    )

@@ -1,0 +1,72 @@
+"""Linear layers with float8_e4m3fn weights, multiplied by activations in float8.
+
+Weights have a scale an output channel, activations a scale a row that is found in each call. The
+product of float8 numbers is PyTorch's: for CUDA devices of compute capability 8.9 or more (and for
+CPUs, where it tests this file).
+"""
+
+import torch
+
+from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX
+from stonechat_models.backends.quantization.linear import QuantizedLinear
+
+MULTIPLE = 16
+"""Both sizes of a matrix that the product takes are multiples of this."""
+LEAST_PEAK = 1e-10
+"""Largest value that a row of zeros is taken to have: its scale would be 0, and 0 / 0 its codes."""
+
+
+class Fp8Linear(QuantizedLinear):
+    """For bfloat16 activations."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight.shape)
+        self._codes, self._scales = encode_rows(weight.detach())
+        self._bias = None if bias is None else bias.detach().to(torch.bfloat16)
+        self._encode = encode_rows
+        if weight.device.type == "cuda":
+            from stonechat_models.backends.quantization.fp8_triton import fp8_rows
+
+            self._encode = fp8_rows
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = [self._codes, self._scales, *([] if self._bias is None else [self._bias])]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """x may come from another device: a device map's hooks do not know this layer."""
+        codes, scales = self._encode(x.to(self._codes.device))
+        product: torch.Tensor = torch._scaled_mm(
+            codes,
+            self._codes.T,
+            scale_a=scales,
+            scale_b=self._scales.T,
+            bias=self._bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=fast_sums(),
+        )
+        return product
+
+    def dequantised(self) -> torch.Tensor:
+        """float32[out_features, in_features]."""
+        return self._codes.float() * self._scales
+
+
+def fp8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Fp8Linear | None:
+    """Quantise weight[n, k]; None for a shape that the product cannot take."""
+    if any(size % MULTIPLE for size in weight.shape):
+        return None
+    return Fp8Linear(weight, bias)
+
+
+def encode_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [R, K] give codes float8_e4m3fn[R, K] and scales float32[R, 1]: x is codes * scales."""
+    values = x.float()
+    scales = values.abs().amax(dim=1, keepdim=True).clamp(min=LEAST_PEAK) / FP8_MAX
+    return (values / scales).clamp(-FP8_MAX, FP8_MAX).to(FP8), scales
+
+
+def fast_sums() -> bool:
+    """Sums in the tensor cores' own precision. CUDA 12.9 refuses some shapes with them."""
+    return not (torch.version.cuda or "").startswith("12.9")

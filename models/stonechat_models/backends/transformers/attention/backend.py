@@ -1,0 +1,41 @@
+"""The seam between a model's attention layers and the kernels that compute them."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.transformers.kv_cache import LayerKV
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """What a layer asks of its attention.
+
+    A query at position p sees keys p - sliding_window < k <= p. Scores are scaled, then capped as
+    softcap * tanh(score / softcap). `sinks` float[H] adds one score a head that has no value.
+    """
+
+    scaling: float
+    sliding_window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """True when `scaled_dot_product_attention` with a mask can compute it."""
+        return self.softcap is None and self.sinks is None
+
+
+class AttentionBackend(Protocol):
+    """Computes causal attention of a step's tokens over the cached keys and values."""
+
+    name: str
+
+    def attend(
+        self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """Query [T, H, Dk] over a layer's keys and values (this step's already written) gives
+        [T, H, Dv]. Query head h uses KV head h * Hkv // H.
+        """

@@ -1,0 +1,50 @@
+"""Attention on dense tensors: what every backend must equal, and what the torch ones call."""
+
+import torch
+import torch.nn.functional as F
+
+from stonechat_models.backends.transformers.attention.backend import AttentionSpec
+
+
+def visible(
+    query_positions: torch.Tensor, key_positions: torch.Tensor, window: int | None
+) -> torch.Tensor:
+    """Which keys a query sees: bool[..., Q, K] from positions [..., Q] and [..., K]."""
+    distance = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def attend_dense(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    spec: AttentionSpec,
+) -> torch.Tensor:
+    """Query [B, H, Q, Dk], key [B, Hkv, K, Dk], value [B, Hkv, K, Dv], mask bool[B, Q, K] or None.
+
+    Gives [B, H, Q, Dv]. A row whose mask is all False gives an unspecified finite or NaN result.
+    """
+    if spec.is_plain:
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if mask is None else mask.unsqueeze(1),
+            scale=spec.scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    num_groups = query.shape[1] // key.shape[1]
+    key = key.repeat_interleave(num_groups, dim=1)
+    value = value.repeat_interleave(num_groups, dim=1)
+    scores = torch.matmul(query, key.transpose(2, 3)).float() * spec.scaling
+    if spec.softcap is not None:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(1), float("-inf"))
+    if spec.sinks is not None:
+        sinks = spec.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, sinks), dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]]
+    return torch.matmul(weights.to(value.dtype), value)

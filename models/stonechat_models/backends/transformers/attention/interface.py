@@ -1,0 +1,150 @@
+"""The attention function that Hugging Face models call, and what a step hands to it.
+
+Registered under one name with `transformers.AttentionInterface`; the step's context travels as a
+keyword argument of the model's forward, which transformers passes down to every layer.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.transformers.attention.backend import AttentionBackend, AttentionSpec
+from stonechat_models.backends.transformers.attention.dense import attend_dense, visible
+from stonechat_models.backends.transformers.attention.trial import LayerKind
+from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShape
+from stonechat_models.errors import UnsupportedModelError
+
+ATTENTION_NAME = "stonechat_paged"
+
+
+@dataclass(slots=True)
+class PagedContext:
+    """A step over the KV cache. The model may be given more rows than the step has tokens: those
+    beyond are neither kept nor attended, and come back as zeros."""
+
+    batch: ForwardBatch
+    cache: KVCache
+    backend: AttentionBackend
+    _batches: dict[torch.device, ForwardBatch] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        slots, _, _ = self.places(layer, query.device)
+        num_tokens = len(slots)
+        self.cache.write(layer, slots, key[:num_tokens], value[:num_tokens])
+        return self.attend_kept(layer, query, spec)
+
+    def places(
+        self, layer: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the step's keys and values go: slots int64[T], for the layer's keys and values
+        [slots, Hkv, D] of the cache."""
+        slots = self._batch_on(device).slot_mapping
+        return slots, self.cache.keys[layer], self.cache.values[layer]
+
+    def attend_kept(self, layer: int, query: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        """As `attend`, with the step's keys and values in the cache already."""
+        cache, batch = self.cache, self._batch_on(query.device)
+        num_tokens, num_rows = batch.num_tokens, query.shape[0]
+        attended = self.backend.attend(query[:num_tokens], cache.layer(layer), batch, spec)
+        if num_rows == num_tokens:
+            return attended
+        return F.pad(attended, (0, 0, 0, 0, 0, num_rows - num_tokens))
+
+    def _batch_on(self, device: torch.device) -> ForwardBatch:
+        """The step's metadata on the layer's device: a model may be spread over several."""
+        if device not in self._batches:
+            self._batches[device] = self.batch.to(device)
+        return self._batches[device]
+
+
+@dataclass(slots=True)
+class ProbeContext:
+    """A packed forward without a cache, which learns what each layer keeps.
+
+    `query_start` lists where each packed sequence starts, and the end of the last.
+    """
+
+    query_start: list[int]
+    shapes: dict[int, LayerKVShape] = field(default_factory=dict)
+    devices: dict[int, torch.device] = field(default_factory=dict)
+    kinds: list[LayerKind] = field(default_factory=list)
+    """What the layers' attention is, one of each sort."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        if layer in self.shapes:
+            raise UnsupportedModelError(f"layer {layer} attends more than once")
+        shape = LayerKVShape(key.shape[1], key.shape[2], value.shape[2])
+        self.shapes[layer] = shape
+        self._note(
+            LayerKind(query.shape[1], shape.num_kv_heads, shape.key_size, shape.value_size, spec)
+        )
+        self.devices[layer] = key.device
+        parts = []
+        for start, end in zip(self.query_start, self.query_start[1:], strict=False):
+            q, k, v = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+            positions = torch.arange(end - start, device=query.device)
+            mask = visible(positions, positions, spec.sliding_window).unsqueeze(0)
+            parts.append(attend_dense(q, k, v, mask, spec).squeeze(0).transpose(0, 1))
+        return torch.cat(parts)
+
+    def _note(self, kind: LayerKind) -> None:
+        if all(known.key != kind.key for known in self.kinds):
+            self.kinds.append(kind)
+
+
+def register_attention() -> None:
+    """Make the attention function known to transformers; may be called again.
+
+    With no mask function of that name, models build no mask at all, and so never wait for a
+    device to learn whether sequences are packed.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, paged_attention)
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    stonechat: PagedContext | ProbeContext | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Query [1, H, T, Dk], key [1, Hkv, T, Dk], value [1, Hkv, T, Dv] give [1, T, H, Dv]."""
+    if stonechat is None:
+        raise UnsupportedModelError("this model does not pass keyword arguments to its attention")
+    if attention_mask is not None:
+        raise UnsupportedModelError("this model adds a mask of its own to its attention")
+    spec = AttentionSpec(
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    return stonechat.attend(layer, query, key, value, spec).unsqueeze(0), None

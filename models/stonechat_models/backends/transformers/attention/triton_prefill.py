@@ -1,0 +1,139 @@
+"""Attention of packed query tokens over paged contexts, cached prefixes included."""
+
+import triton
+import triton.language as tl
+
+from stonechat_models.backends.transformers.attention.triton_tile import LOG2E, attend_tile
+
+
+@triton.jit
+def sequence_of_tile(query_start, tile, num_seqs, BLOCK_Q: tl.constexpr):
+    """The sequence that owns a tile of query tokens, by binary search.
+
+    Sequence i is given the tiles from `query_start[i] // BLOCK_Q + i`: enough for its tokens, and
+    known without counting those of the sequences before it.
+    """
+    low = 0
+    high = num_seqs
+    while low < high:
+        middle = (low + high) // 2
+        first = tl.load(query_start + middle) // BLOCK_Q + middle
+        if first <= tile:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+@triton.jit(do_not_specialize=["num_seqs", "stride_table"])  # they differ from step to step
+def prefill_kernel(
+    query,  # [T, H, DK]
+    keys,  # [slots, Hkv, DK]
+    values,  # [slots, Hkv, DV]
+    query_start,  # int32[N + 1]
+    context_lens,  # int32[N]
+    block_table,  # int32[N, W]
+    sinks,  # [H]
+    output,  # [T, H, DV], contiguous
+    num_seqs,
+    stride_query_token,
+    stride_query_head,
+    stride_key,
+    stride_key_head,
+    stride_value,
+    stride_value_head,
+    stride_table,
+    scaling,
+    softcap,
+    window,
+    GROUP: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_DK: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    MIN_QUERIES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Program (tile, kv_head): BLOCK_Q tokens of one sequence, each with GROUP heads.
+
+    Sequences of fewer than MIN_QUERIES query tokens are passed over.
+    """
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    i = sequence_of_tile(query_start, tile, num_seqs, BLOCK_Q)
+    start = tl.load(query_start + i)
+    num_queries = tl.load(query_start + i + 1) - start
+    tile_start = (tile - (start // BLOCK_Q + i)) * BLOCK_Q
+    if (tile_start >= num_queries) | (num_queries < MIN_QUERIES):
+        return
+    context_len = tl.load(context_lens + i)
+
+    rows = tl.arange(0, BLOCK_M)
+    token_of_row = tile_start + rows // GROUP
+    is_row = (rows < BLOCK_Q * GROUP) & (token_of_row < num_queries)
+    heads = kv_head * GROUP + rows % GROUP
+    tokens = (start + token_of_row).to(tl.int64)
+    first_position = context_len - num_queries + tile_start
+    row_positions = context_len - num_queries + token_of_row
+    last = tl.minimum(first_position + BLOCK_Q, context_len)
+    first = 0
+    if HAS_WINDOW:
+        first = tl.maximum(first_position - window + 1, 0) // BLOCK_K * BLOCK_K
+
+    offsets_dk = tl.arange(0, BLOCK_DK)
+    loaded = tl.load(
+        query
+        + tokens[:, None] * stride_query_token
+        + heads[:, None] * stride_query_head
+        + offsets_dk[None, :],
+        mask=is_row[:, None] & (offsets_dk < DK)[None, :],
+        other=0.0,
+    )
+    result, peak, total = attend_tile(
+        loaded,
+        row_positions,
+        first,
+        last,
+        keys + kv_head * stride_key_head,
+        values + kv_head * stride_value_head,
+        block_table + i.to(tl.int64) * stride_table,
+        stride_key,
+        stride_value,
+        scaling,
+        softcap,
+        window,
+        BLOCK_SIZE,
+        BLOCK_M,
+        BLOCK_K,
+        DK,
+        DV,
+        BLOCK_DK,
+        BLOCK_DV,
+        HAS_SOFTCAP,
+        HAS_WINDOW,
+        PRECISION,
+        UPCAST,
+    )
+    if HAS_SINKS:
+        sink = tl.load(sinks + heads, mask=is_row, other=0.0).to(tl.float32) * LOG2E
+        new_peak = tl.maximum(peak, sink)
+        rescale = tl.exp2(peak - new_peak)
+        total = total * rescale + tl.exp2(sink - new_peak)
+        result = result * rescale[:, None]
+    result = result / tl.where(total == 0.0, 1.0, total)[:, None]
+    num_heads = tl.num_programs(1) * GROUP
+    at = tokens * num_heads + heads
+    offsets_dv = tl.arange(0, BLOCK_DV)
+    tl.store(
+        output + at[:, None] * DV + offsets_dv[None, :],
+        result.to(output.dtype.element_ty),
+        mask=is_row[:, None] & (offsets_dv < DV)[None, :],
+    )

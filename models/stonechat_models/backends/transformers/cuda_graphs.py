@@ -1,0 +1,254 @@
+"""Decode steps as CUDA graphs: a step of any size replays the graph of the next larger bucket.
+
+Everything that a captured step reads lies in static buffers: a step copies its numbers there, and
+rows that it does not fill see no keys and write to a cache slot that nobody reads. What captures
+and replays is handed in, so that all but that can run anywhere. Before it is used, each graph is
+replayed on a few sequences beside the step that it was made of.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from stonechat_models.backends.base import CausalModel, ForwardBatch
+from stonechat_models.backends.transformers.attention.trial import random_batch
+from stonechat_models.backends.transformers.packing_check import TOLERANCE
+from stonechat_models.types import ModelInfo
+
+logger = logging.getLogger(__name__)
+
+Step = Callable[[], torch.Tensor]
+
+TRIAL_LENGTHS = (3, 50, 19, 7)
+"""Tokens of the sequences that graphs are checked on, as far as the KV cache holds them."""
+
+
+class Capturer(Protocol):
+    """Turns a step into something that repeats it on the same memory."""
+
+    def capture(self, step: Step) -> Step:
+        """Run `step` now; the result repeats its kernels and returns the same tensor each time.
+
+        Raises when the step cannot be captured.
+        """
+
+
+def buckets(max_num_seqs: int) -> list[int]:
+    """Powers of two up to `max_num_seqs`, and that number itself."""
+    sizes = [1 << i for i in range(max_num_seqs.bit_length()) if 1 << i < max_num_seqs]
+    return [*sizes, max_num_seqs]
+
+
+@dataclass(slots=True)
+class StaticBuffers:
+    """The input of a decode step of up to `size` sequences, one token each."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    query_start: torch.Tensor
+    context_lens: torch.Tensor
+    block_table: torch.Tensor
+    logits_index: torch.Tensor
+    padding_slot: int
+
+    @classmethod
+    def allocate(
+        cls, size: int, table_width: int, padding_slot: int, device: torch.device
+    ) -> "StaticBuffers":
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        return cls(
+            token_ids=zeros(size),
+            positions=zeros(size),
+            slot_mapping=zeros(size).fill_(padding_slot),
+            query_start=torch.arange(size + 1, dtype=torch.int32, device=device),
+            context_lens=zeros(size, dtype=torch.int32),
+            block_table=zeros(size, table_width, dtype=torch.int32),
+            logits_index=torch.arange(size, device=device),
+            padding_slot=padding_slot,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = (getattr(self, f.name) for f in fields(self))
+        return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+
+    def view(self, size: int, block_size: int) -> ForwardBatch:
+        """A batch of `size` sequences that shares this memory.
+
+        Its context lengths on the host are the longest possible: kernels may choose a grid by
+        them, which then suits every step.
+        """
+        return ForwardBatch(
+            token_ids=self.token_ids[:size],
+            positions=self.positions[:size],
+            slot_mapping=self.slot_mapping[:size],
+            query_start=self.query_start[: size + 1],
+            context_lens=self.context_lens[:size],
+            block_table=self.block_table[:size],
+            logits_index=self.logits_index[:size],
+            query_start_list=list(range(size + 1)),
+            context_lens_list=[self.block_table.shape[1] * block_size] * size,
+        )
+
+    def fill(self, batch: ForwardBatch, size: int) -> None:
+        """Copy a decode step in, and make the rows from there to `size` see and change nothing."""
+        used = batch.num_seqs
+        self.token_ids[:used].copy_(batch.token_ids, non_blocking=True)
+        self.positions[:used].copy_(batch.positions, non_blocking=True)
+        self.slot_mapping[:used].copy_(batch.slot_mapping, non_blocking=True)
+        self.context_lens[:used].copy_(batch.context_lens, non_blocking=True)
+        width = batch.block_table.shape[1]
+        self.block_table[:used, :width].copy_(batch.block_table, non_blocking=True)
+        if used < size:
+            self.token_ids[used:size].zero_()
+            self.positions[used:size].zero_()
+            self.slot_mapping[used:size].fill_(self.padding_slot)
+            self.context_lens[used:size].zero_()
+
+
+class GraphedModel:
+    """A model whose decode steps are replayed; every other step runs as it is.
+
+    The model's KV cache must be allocated, with one more block than `info.num_blocks`.
+    """
+
+    def __init__(self, model: CausalModel, device: torch.device) -> None:
+        info = model.info
+        self.model = model
+        self.info: ModelInfo = info
+        self._device = device
+        self._buckets = buckets(info.max_num_seqs)
+        width = -(-info.max_model_len // info.block_size)
+        padding_slot = info.num_blocks * info.block_size
+        self._buffers = StaticBuffers.allocate(info.max_num_seqs, width, padding_slot, device)
+        self._graphs: dict[int, Step] = {}
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.model.kv_bytes_per_token
+
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
+        raise RuntimeError("the graphs refer to the KV cache that was there when they were made")
+
+    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
+        self.model.copy_blocks(pairs)
+
+    def capture(self, capturer: Capturer, progress: Callable[[str], None]) -> None:
+        """Capture every bucket, the largest first, which sizes the memory they share, and check it.
+
+        A model that cannot be captured, or whose graphs give other logits, runs without graphs,
+        and `progress` is told. Overwrites the KV cache.
+        """
+        started = time.perf_counter()
+        progress(f"capturing CUDA graphs for up to {self._buckets[-1]} sequences")
+        try:
+            for size in reversed(self._buckets):
+                batch = self._buffers.view(size, self.info.block_size)
+                self._graphs[size] = capturer.capture(partial(self.model.forward, batch))
+            self._check()
+        except Exception as error:  # whatever it is, steps run without graphs too
+            logger.warning("capturing failed", exc_info=error)
+            reason = str(error).strip() or type(error).__name__
+            progress(f"running without CUDA graphs: {reason.splitlines()[0]}")
+            self._graphs.clear()
+            return
+        seconds = time.perf_counter() - started
+        progress(f"captured {len(self._graphs)} CUDA graphs in {seconds:.1f} s, and checked them")
+
+    @torch.inference_mode()
+    def _check(self) -> None:
+        """Raises `RuntimeError` when a replay differs from the same step without a graph, or the
+        rows of a step from those without the padding.
+
+        For the second, half of the rows decide: rounding may differ between batch sizes, and a
+        router of experts then choose otherwise at single ones.
+        """
+        tolerance = TOLERANCE.get(getattr(torch, self.info.dtype), 0.25)
+        sequences = trial_sequences(self.info).to(self._device)
+        self.model.forward(sequences)
+        off_without_padding = []
+        smaller = 0
+        for size in self._buckets:
+            batch = last_tokens(sequences, smaller + 1)
+            smaller = size
+            self._buffers.fill(batch, size)
+            used = batch.num_seqs
+            replayed = self._graphs[size]()[:used].clone()
+            same = self.model.forward(self._buffers.view(size, self.info.block_size))[:used]
+            off = float(_differences(same, replayed).max())
+            if off > tolerance and off > 2 * self._noise(size, same):
+                raise RuntimeError(
+                    f"the graph for {size} sequences gives logits that are off by {off:.2g} "
+                    f"standard deviations, and {tolerance:g} is rounding"
+                )
+            off_without_padding.append(_differences(self.model.forward(batch), replayed))
+        typical = float(torch.cat(off_without_padding).median())
+        if not typical <= tolerance:
+            raise RuntimeError(
+                f"padded decode steps give logits that are off by {typical:.2g} standard "
+                f"deviations, and {tolerance:g} is rounding"
+            )
+
+    def _noise(self, size: int, logits: torch.Tensor) -> float:
+        """How far a step without a graph is off itself when it runs again, as kernels may that add
+        in any order; 0 when that says nothing."""
+        again = self.model.forward(self._buffers.view(size, self.info.block_size))
+        noise = float(_differences(logits, again[: len(logits)]).max())
+        return noise if math.isfinite(noise) else 0.0
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """As `CausalModel`; the logits of a decode step are overwritten by the next one."""
+        num_seqs = batch.num_seqs
+        is_decode = batch.num_tokens == num_seqs == len(batch.logits_index)
+        if not is_decode or not self._graphs:
+            return self.model.forward(batch)
+        size = next(size for size in self._buckets if size >= num_seqs)
+        self._buffers.fill(batch, size)
+        return self._graphs[size]()[:num_seqs]
+
+
+def trial_sequences(info: ModelInfo) -> ForwardBatch:
+    """A prefill of a few sequences of random tokens that the KV cache holds; on the CPU."""
+    num_seqs = min(len(TRIAL_LENGTHS), info.num_blocks)
+    longest = min(info.max_model_len, info.num_blocks // num_seqs * info.block_size)
+    lengths = [min(length, longest) for length in TRIAL_LENGTHS[:num_seqs]]
+    generator = torch.Generator().manual_seed(0)
+    batch = random_batch([(n, n) for n in lengths], info.block_size, generator)
+    batch.token_ids.random_(info.vocab_size, generator=generator)
+    return batch
+
+
+def last_tokens(batch: ForwardBatch, num_seqs: int) -> ForwardBatch:
+    """The decode step that computes the last tokens of `batch` again, of its sequences in turn.
+
+    With more rows than sequences some compute the same.
+    """
+    rows = torch.arange(num_seqs, device=batch.token_ids.device) % batch.num_seqs
+    last = batch.logits_index[rows]
+    return ForwardBatch(
+        token_ids=batch.token_ids[last],
+        positions=batch.positions[last],
+        slot_mapping=batch.slot_mapping[last],
+        query_start=torch.arange(num_seqs + 1, dtype=torch.int32, device=rows.device),
+        context_lens=batch.context_lens[rows],
+        block_table=batch.block_table[rows],
+        logits_index=torch.arange(num_seqs, device=rows.device),
+        query_start_list=list(range(num_seqs + 1)),
+        context_lens_list=[batch.context_lens_list[i % batch.num_seqs] for i in range(num_seqs)],
+    )
+
+
+def _differences(expected: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
+    """For each row, how far it is off, in standard deviations of the logits; inf for NaN."""
+    spread = float(expected.std()) or 1.0
+    off = (expected - actual).abs().amax(dim=-1) / spread
+    return torch.nan_to_num(off, nan=float("inf"), posinf=float("inf"))

@@ -1,0 +1,206 @@
+"""What only a CUDA device has: graph capture, and a profile of what a step needs.
+
+Written against PyTorch's documentation; see docs/gpu.md for what has been run.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from stonechat_models.backends.base import CausalModel, ForwardBatch
+from stonechat_models.backends.transformers.cuda_graphs import (
+    GraphedModel,
+    StaticBuffers,
+    Step,
+    buckets,
+)
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.sampling.state import SamplingState
+from stonechat_models.types import SamplingParams
+
+if TYPE_CHECKING:
+    from stonechat_models.engine.step import SamplerLike
+
+logger = logging.getLogger(__name__)
+
+GRAPH_BYTES = 16 << 20
+"""Memory of the driver for a graph, beside the tensors in it; generous."""
+
+
+class CudaCapturer:
+    """Captures steps into graphs that share one pool of memory.
+
+    Graphs may share it because they run one after the other on one stream, and what a replay
+    returns is read before the next one: only the outputs stay apart.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @torch.inference_mode()
+    def capture(self, step: Step) -> Step:
+        """See `Capturer`. A first run compiles kernels and sets libraries up on the stream of the
+        capture; a second one raises where the step waits for the device, which a capture could
+        not survive as well."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            step()
+            with _no_waiting():
+                step()
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of the process may allocate meanwhile; that does no harm here.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            output = step()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """PyTorch raises `RuntimeError` when an operator waits for the device."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def with_cuda_graphs(
+    model: CausalModel, device: torch.device, progress: Callable[[str], None]
+) -> CausalModel:
+    """The model with its decode steps captured, or as it was when it cannot be captured.
+
+    Raises `ModelLoadError` when the device does not work any more after the attempt.
+    """
+    graphed = GraphedModel(model, device)
+    with torch.cuda.device(device):
+        gc.collect()
+        before, _ = torch.cuda.mem_get_info(device)
+        graphed.capture(CudaCapturer(device), progress)
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError as error:
+            raise ModelLoadError(
+                f"{device} failed while CUDA graphs were captured ({error}); "
+                "--eager starts without them"
+            ) from error
+        torch.cuda.empty_cache()
+        taken = before - torch.cuda.mem_get_info(device)[0]
+    logger.info("the CUDA graphs take %.0f MiB", taken / 2**20)
+    return graphed
+
+
+def largest_batch(
+    num_tokens: int, num_seqs: int, max_model_len: int, block_size: int
+) -> ForwardBatch:
+    """A prefill of as many tokens and sequences as a step may have; every sequence needs logits.
+
+    On the CPU. Its blocks are the first `sum(ceil(length / block_size))` ones.
+    """
+    num_seqs = min(num_seqs, num_tokens)
+    share, rest = divmod(num_tokens, num_seqs)
+    lengths = [min(share + (i < rest), max_model_len) for i in range(num_seqs)]
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    widths = [-(-length // block_size) for length in lengths]
+    table = torch.zeros(num_seqs, max(widths), dtype=torch.int32)
+    first_block, slots, positions = 0, [], []
+    for i, (length, width) in enumerate(zip(lengths, widths, strict=True)):
+        table[i, :width] = torch.arange(first_block, first_block + width)
+        positions.append(torch.arange(length))
+        slots.append(first_block * block_size + positions[i])
+        first_block += width
+    return ForwardBatch(
+        token_ids=torch.zeros(starts[-1], dtype=torch.int64),
+        positions=torch.cat(positions),
+        slot_mapping=torch.cat(slots),
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        context_lens=torch.tensor(lengths, dtype=torch.int32),
+        block_table=table,
+        logits_index=torch.tensor(starts[1:]) - 1,
+        query_start_list=starts,
+        context_lens_list=lengths,
+    )
+
+
+@torch.inference_mode()
+def step_memory(
+    model: CausalModel,
+    sampler: "SamplerLike",
+    device: torch.device,
+    *,
+    max_model_len: int,
+    max_batch_tokens: int,
+    max_num_seqs: int,
+    block_size: int,
+    graphs: bool = False,
+) -> int:
+    """Bytes that steps need beside weights and KV cache, found by running the largest one; with
+    `graphs` those that CUDA graphs of decode steps keep are added.
+
+    Leaves a KV cache of one block behind, which the next `allocate_kv_cache` replaces. Raises
+    `ModelLoadError` when not even one such step fits.
+    """
+    batch = largest_batch(max_batch_tokens, max_num_seqs, max_model_len, block_size)
+    num_blocks = sum(-(-length // block_size) for length in batch.context_lens_list)
+    params = SamplingParams(top_p=0.9, top_logprobs=20)
+    states = [SamplingState(params, i, 0, []) for i in range(batch.num_seqs)]
+    free, _ = torch.cuda.mem_get_info(device)
+    try:
+        model.allocate_kv_cache(num_blocks, block_size)
+        on_device = batch.to(device)
+        needed = _peak(lambda: sampler(model.forward(on_device), states), device)
+        if graphs:
+            needed += _graph_memory(
+                model, device, max_num_seqs, -(-max_model_len // block_size), num_blocks, block_size
+            )
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"a step of {batch.num_tokens} tokens and {batch.num_seqs} sequences does not fit the "
+            f"{free / 2**20:.0f} MiB that are free on {device}: lower --max-batch-tokens or "
+            "--max-num-seqs"
+        ) from error
+    model.allocate_kv_cache(1, block_size)
+    torch.cuda.empty_cache()
+    return needed
+
+
+def _graph_memory(
+    model: CausalModel,
+    device: torch.device,
+    max_num_seqs: int,
+    table_width: int,
+    num_blocks: int,
+    block_size: int,
+) -> int:
+    """Bytes that the graphs of all buckets keep: they share the memory of the largest step, but
+    each keeps its own logits."""
+    buffers = StaticBuffers.allocate(max_num_seqs, table_width, num_blocks * block_size, device)
+    step = buffers.view(max_num_seqs, block_size)
+    shared = _peak(lambda: model.forward(step), device)
+    sizes = buckets(max_num_seqs)
+    logits = 4 * model.info.vocab_size * sum(sizes[:-1])
+    return shared + logits + buffers.num_bytes + len(sizes) * GRAPH_BYTES
+
+
+def _peak(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes allocated at most while `run` runs, beyond those before."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) - before

@@ -1,0 +1,107 @@
+"""Self-attention with one product for query, key and value, and one kernel from it to the cache."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from stonechat_models.backends.transformers.attention.backend import AttentionSpec
+from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
+from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
+from stonechat_models.backends.transformers.fused.rotary import turn_and_store
+from stonechat_models.errors import UnsupportedModelError
+
+PositionEmbeddings = tuple[torch.Tensor, torch.Tensor]
+
+
+class FusedAttention(nn.Module):
+    """Takes the place of a decoder layer's `self_attn`; runs on packed tokens only.
+
+    `rotary_size`: how many of a head's elements are turned, 0 for a layer without positions.
+    """
+
+    def __init__(
+        self,
+        qkv: nn.Module,
+        output: nn.Module,
+        *,
+        layer: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_size: int,
+        rotary_size: int,
+        norms: tuple[FusedRMSNorm, FusedRMSNorm] | None,
+        spec: AttentionSpec,
+    ) -> None:
+        super().__init__()
+        self.qkv_proj = qkv
+        self.o_proj = output
+        self.layer_idx = layer
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_size
+        self.rotary_size = rotary_size
+        self.q_norm = None if norms is None else norms[0]
+        self.k_norm = None if norms is None else norms[1]
+        self.sinks = spec.sinks
+        self.spec = spec
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: PositionEmbeddings | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        stonechat: PagedContext | ProbeContext | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Tokens [1, T, size] give [1, T, size]."""
+        if attention_mask is not None:
+            raise UnsupportedModelError("this model adds a mask of its own to its attention")
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        attended = self.attend(rows, position_embeddings, stonechat)
+        return self.o_proj(attended).view(hidden_states.shape), None
+
+    def attend(
+        self,
+        rows: torch.Tensor,
+        position_embeddings: PositionEmbeddings | None,
+        context: PagedContext | ProbeContext | None,
+    ) -> torch.Tensor:
+        """Tokens [T, size] give what the output projection takes, [T, H * D]."""
+        if context is None or position_embeddings is None:
+            raise UnsupportedModelError("fused attention runs on packed tokens only")
+        qkv = self.qkv_proj(rows).contiguous()
+        if isinstance(context, PagedContext):
+            slots, keys, values = context.places(self.layer_idx, rows.device)
+            query = self._turn(qkv, position_embeddings, slots, keys, values)
+            attended = context.attend_kept(self.layer_idx, query, self.spec)
+        else:
+            slots = torch.arange(len(rows), device=rows.device)
+            keys = qkv.new_empty(len(rows), self.num_kv_heads, self.head_dim)
+            values = torch.empty_like(keys)
+            query = self._turn(qkv, position_embeddings, slots, keys, values)
+            attended = context.attend(self.layer_idx, query, keys, values, self.spec)
+        return attended.reshape(len(rows), -1)
+
+    def _turn(
+        self,
+        qkv: torch.Tensor,
+        position_embeddings: PositionEmbeddings,
+        slots: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        norms = None
+        if self.q_norm is not None and self.k_norm is not None:
+            norms = (self.q_norm, self.k_norm)
+        return turn_and_store(
+            qkv,
+            position_embeddings,
+            slots,
+            keys,
+            values,
+            num_heads=self.num_heads,
+            rotary_size=self.rotary_size,
+            norms=norms,
+        )

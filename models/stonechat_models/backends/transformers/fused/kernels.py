@@ -1,0 +1,222 @@
+"""Triton kernels for what a model does between its matrix products."""
+
+import triton
+import triton.language as tl
+
+from stonechat_models.backends.transformers.attention.triton_tile import tanh
+
+
+@triton.jit
+def scaled_row(values, mean_square, weight, epsilon, offset, ROUNDED: tl.constexpr):
+    """RMS norm of float32 values. ROUNDED: the dtype of the normalised row before its scaling."""
+    normalised = values * (1.0 / tl.sqrt(mean_square + epsilon))
+    return normalised.to(ROUNDED).to(tl.float32) * (weight.to(tl.float32) + offset)
+
+
+@triton.jit
+def rms_norm_kernel(
+    x,  # [rows, SIZE]
+    added,  # [rows, SIZE], contiguous
+    weight,  # [SIZE]
+    summed,  # [rows, SIZE], contiguous
+    output,  # [rows, SIZE], contiguous
+    stride_x,  # elements from a row to the next
+    epsilon,
+    offset,  # added to the weight
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROUNDS_FIRST: tl.constexpr,
+    ADDS: tl.constexpr,
+):
+    """A program a row, in float32. ROUNDS_FIRST: the normalised row is rounded before scaling.
+
+    ADDS: the row is that of `x` plus that of `added`, rounded, and is kept in `summed`.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < SIZE
+    loaded = tl.load(x + row * stride_x + columns, mask=inside, other=0.0)
+    if ADDS:
+        more = tl.load(added + row * SIZE + columns, mask=inside, other=0.0)
+        loaded = (loaded.to(tl.float32) + more.to(tl.float32)).to(loaded.dtype)
+        tl.store(summed + row * SIZE + columns, loaded, mask=inside)
+    values = loaded.to(tl.float32)
+    scale = tl.load(weight + columns, mask=inside, other=0.0)
+    mean_square = tl.sum(values * values, 0) / SIZE
+    rounded: tl.constexpr = loaded.dtype if ROUNDS_FIRST else tl.float32
+    result = scaled_row(values, mean_square, scale, epsilon, offset, rounded)
+    tl.store(output + row * SIZE + columns, result.to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gated_kernel(
+    gate_up,  # [rows, 2 * SIZE], contiguous
+    output,  # [rows, SIZE], contiguous
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GELU: tl.constexpr,
+):
+    """Program (row, part): act(first half) times second half, rounded after the activation too.
+
+    GELU: the tanh approximation, otherwise SiLU.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < SIZE
+    loaded = tl.load(gate_up + row * 2 * SIZE + columns, mask=inside, other=0.0)
+    up = tl.load(gate_up + row * 2 * SIZE + SIZE + columns, mask=inside, other=0.0)
+    gate = loaded.to(tl.float32)
+    if GELU:
+        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        activated = 0.5 * gate * (1.0 + tanh(inner))
+    else:
+        activated = gate / (1.0 + tl.exp(-gate))
+    result = activated.to(loaded.dtype).to(tl.float32) * up.to(tl.float32)
+    tl.store(output + row * SIZE + columns, result.to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def turned_heads(
+    row,  # a token's heads of one kind, [heads, SIZE], contiguous
+    heads,  # int32[BLOCK_HEADS]
+    is_head,  # bool[BLOCK_HEADS]
+    weight,  # [SIZE]
+    cosines,  # the token's, [ANGLES]
+    sines,
+    epsilon,
+    offset,
+    SIZE: tl.constexpr,
+    ROTARY: tl.constexpr,
+    ANGLES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    ROUNDS_FIRST: tl.constexpr,
+):
+    """Heads [BLOCK_HEADS, BLOCK], normalised and turned, in their own dtype.
+
+    Their first ROTARY elements are pairs of (first half, second half). Every product is rounded,
+    as it is when each is an operator of its own.
+    """
+    columns = tl.arange(0, BLOCK)
+    inside = is_head[:, None] & (columns < SIZE)[None, :]
+    loaded = tl.load(row + heads[:, None] * SIZE + columns[None, :], mask=inside, other=0.0)
+    dtype: tl.constexpr = loaded.dtype
+    own = loaded.to(tl.float32)
+    if HAS_NORM:
+        mean_square = (tl.sum(own * own, 1) / SIZE)[:, None]
+        rounded: tl.constexpr = dtype if ROUNDS_FIRST else tl.float32
+        scale = tl.load(weight + columns, mask=columns < SIZE, other=0.0)[None, :]
+        own = scaled_row(own, mean_square, scale, epsilon, offset, rounded).to(dtype)
+        own = own.to(tl.float32)
+    if ROTARY > 0:
+        half: tl.constexpr = ROTARY // 2
+        turns = columns < ROTARY
+        others = tl.where(columns < half, columns + half, columns - half)
+        has_other = is_head[:, None] & turns[None, :]
+        other = tl.load(row + heads[:, None] * SIZE + others[None, :], mask=has_other, other=0.0)
+        other = other.to(tl.float32)
+        if HAS_NORM:
+            scale = tl.load(weight + others, mask=turns, other=0.0)[None, :]
+            other = scaled_row(other, mean_square, scale, epsilon, offset, rounded).to(dtype)
+            other = other.to(tl.float32)
+        other = tl.where((columns < half)[None, :], -other, other)
+        angles = columns % ANGLES
+        cosine = tl.load(cosines + angles, mask=turns, other=1.0).to(tl.float32)[None, :]
+        sine = tl.load(sines + angles, mask=turns, other=0.0).to(tl.float32)[None, :]
+        own = (own * cosine).to(dtype).to(tl.float32) + (other * sine).to(dtype).to(tl.float32)
+    return own.to(dtype)
+
+
+@triton.jit
+def store_cached(pointers, heads, inside, limit, CLAMPS: tl.constexpr):
+    """Store in the dtype of the cache. CLAMPS: to its range, since casts differ beyond it."""
+    if CLAMPS:
+        heads = tl.minimum(tl.maximum(heads.to(tl.float32), -limit), limit)
+    tl.store(pointers, heads.to(pointers.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def turn_and_store_kernel(
+    qkv,  # [T, (HEADS + 2 * KV_HEADS) * SIZE], contiguous
+    cosines,  # [T, ANGLES]
+    sines,  # [T, ANGLES]
+    query_weight,  # [SIZE]
+    key_weight,  # [SIZE]
+    slots,  # int64[T]
+    query,  # [T, HEADS, SIZE], contiguous
+    keys,  # [slots, KV_HEADS, SIZE], contiguous
+    values,  # [slots, KV_HEADS, SIZE], contiguous
+    stride_cosines,  # elements from a token to the next
+    stride_sines,
+    query_epsilon,
+    key_epsilon,
+    offset,  # added to the weights
+    limit,  # largest number that the cache holds
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROTARY: tl.constexpr,
+    ANGLES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    ROUNDS_FIRST: tl.constexpr,
+    CLAMPS: tl.constexpr,
+):
+    """Program (token, part): some query heads, or some key heads with their values."""
+    token = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    query_parts: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    columns = tl.arange(0, BLOCK)
+    row = qkv + token * (HEADS + 2 * KV_HEADS) * SIZE
+    cosines += token * stride_cosines
+    sines += token * stride_sines
+    if part < query_parts:
+        heads = part * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+        is_head = heads < HEADS
+        turned = turned_heads(
+            row,
+            heads,
+            is_head,
+            query_weight,
+            cosines,
+            sines,
+            query_epsilon,
+            offset,
+            SIZE,
+            ROTARY,
+            ANGLES,
+            BLOCK,
+            HAS_NORM,
+            ROUNDS_FIRST,
+        )
+        tl.store(
+            query + (token * HEADS + heads)[:, None] * SIZE + columns[None, :],
+            turned,
+            mask=is_head[:, None] & (columns < SIZE)[None, :],
+        )
+    else:
+        heads = (part - query_parts) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+        is_head = heads < KV_HEADS
+        inside = is_head[:, None] & (columns < SIZE)[None, :]
+        turned = turned_heads(
+            row + HEADS * SIZE,
+            heads,
+            is_head,
+            key_weight,
+            cosines,
+            sines,
+            key_epsilon,
+            offset,
+            SIZE,
+            ROTARY,
+            ANGLES,
+            BLOCK,
+            HAS_NORM,
+            ROUNDS_FIRST,
+        )
+        at = heads[:, None] * SIZE + columns[None, :]
+        value = tl.load(row + (HEADS + KV_HEADS) * SIZE + at, mask=inside, other=0.0)
+        kept = tl.load(slots + token) * KV_HEADS * SIZE + at
+        store_cached(keys + kept, turned, inside, limit, CLAMPS)
+        store_cached(values + kept, value, inside, limit, CLAMPS)

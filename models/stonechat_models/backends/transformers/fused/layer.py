@@ -1,0 +1,64 @@
+"""A decoder layer whose residual additions are part of its products or norms."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
+from stonechat_models.backends.transformers.fused.attention import (
+    FusedAttention,
+    PositionEmbeddings,
+)
+from stonechat_models.backends.transformers.fused.linears import add_product, adds_in_product
+from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
+from stonechat_models.errors import UnsupportedModelError
+
+
+class FusedDecoderLayer(nn.Module):
+    """norm, attention, add, norm, MLP, add. Changes the hidden states that it is given.
+
+    Of the layer it replaces it keeps the parts, so that more of them can be replaced later, as
+    quantisation does with linear layers.
+    """
+
+    def __init__(
+        self,
+        input_norm: FusedRMSNorm,
+        attention: FusedAttention,
+        attention_norm: FusedRMSNorm,
+        mlp: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = input_norm
+        self.self_attn = attention
+        self.post_attention_layernorm = attention_norm
+        self.mlp = mlp
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        position_embeddings: PositionEmbeddings | None = None,
+        stonechat: PagedContext | ProbeContext | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Tokens [1, T, size] give [1, T, size]."""
+        if attention_mask is not None:
+            raise UnsupportedModelError("this model adds a mask of its own to its attention")
+        shape = hidden_states.shape
+        residual = hidden_states.reshape(-1, shape[-1])
+        normed = self.input_layernorm(residual)
+        attended = self.self_attn.attend(normed, position_embeddings, stonechat)
+        projection, norm = self.self_attn.o_proj, self.post_attention_layernorm
+        if adds_in_product(projection):
+            residual = add_product(residual, projection, attended)
+            normed = norm(residual)
+        else:
+            residual, normed = norm.add_and_norm(residual, projection(attended))
+        if isinstance(self.mlp, MergedMLP):
+            return self.mlp.add_to(residual, normed).view(shape)
+        # Routers and experts are written for a batch of sequences.
+        added = self.mlp(normed.view(shape))
+        return residual.view(shape).add_(added[0] if isinstance(added, tuple) else added)

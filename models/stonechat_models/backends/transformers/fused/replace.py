@@ -1,0 +1,75 @@
+"""Puts fused modules in place of a model's own, where a trial shows that they are the same."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from stonechat_models.backends.transformers.fused.recognise import (
+    fused_attention,
+    fused_layer,
+    fused_norm,
+    is_known_attention,
+    is_known_layer,
+    merged_mlp,
+)
+from stonechat_models.backends.transformers.fused.trial import record_calls
+
+
+@torch.no_grad()
+def fuse_modules(module: nn.Module) -> Counter[str]:
+    """Replace parts of `module` in place; says how many of each kind, by the name of its class.
+
+    These are RMS norms, gated MLPs, and, in a causal model of transformers, attention and whole
+    decoder layers, which then run on packed tokens only. A part that is not of a known kind, or
+    whose replacement gives other numbers on random input, stays as it is. The weights of merged
+    layers are let go, part by part.
+    """
+    parameter = next(module.parameters(), None)
+    if parameter is None or parameter.device.type != "cuda":
+        return _fuse(module)
+    with torch.cuda.device(parameter.device):  # Triton launches on the thread's current one
+        return _fuse(module)
+
+
+def _fuse(module: nn.Module) -> Counter[str]:
+    replaced: Counter[str] = Counter()
+    attentions, layers = _names(module, is_known_attention), _names(module, is_known_layer)
+    calls = record_calls(module, attentions + layers)
+
+    def attention(name: str, part: nn.Module) -> nn.Module | None:
+        return fused_attention(part, calls[name]) if name in calls else None
+
+    def layer(name: str, part: nn.Module) -> nn.Module | None:
+        return fused_layer(part, calls[name]) if name in calls else None
+
+    names = [name for name, _ in module.named_modules() if name]
+    _replace(module, names, lambda _, part: fused_norm(part) or merged_mlp(part), replaced)
+    _replace(module, attentions, attention, replaced)
+    _replace(module, layers, layer, replaced)  # last, since it wants the others in place
+    return replaced
+
+
+def _names(module: nn.Module, is_wanted: Callable[[nn.Module], bool]) -> list[str]:
+    return [name for name, part in module.named_modules() if is_wanted(part)]
+
+
+def _replace(
+    module: nn.Module,
+    names: list[str],
+    replacement_of: Callable[[str, nn.Module], nn.Module | None],
+    replaced: Counter[str],
+) -> None:
+    """By name, so that nothing keeps the weights of a replaced part."""
+    for name in names:
+        parent_name, _, own_name = name.rpartition(".")
+        try:
+            parent = module.get_submodule(parent_name)
+            part = parent.get_submodule(own_name)
+        except AttributeError:  # inside a part that was replaced
+            continue
+        replacement = replacement_of(name, part)
+        if replacement is not None:
+            setattr(parent, own_name, replacement)
+            replaced[type(replacement).__name__] += 1

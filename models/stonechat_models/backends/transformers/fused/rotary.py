@@ -1,0 +1,69 @@
+"""From projected tokens to turned queries, and keys and values in the cache, in one launch."""
+
+import torch
+import triton
+
+from stonechat_models.backends.quantization.device_support import FP8_MAX
+from stonechat_models.backends.transformers.fused.kernels import turn_and_store_kernel
+from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
+
+HEADS_AT_ONCE = 4
+"""That a program handles."""
+NUM_WARPS = 2
+
+
+def turn_and_store(
+    qkv: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    slots: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    num_heads: int,
+    rotary_size: int,
+    norms: tuple[FusedRMSNorm, FusedRMSNorm] | None,
+) -> torch.Tensor:
+    """Normalise and turn the heads of projected tokens [rows, (H + 2 * Hkv) * D], and keep keys
+    and values [slots, Hkv, D] at `slots` int64[T], in the dtype of these.
+
+    Gives the query [rows, H, D]. Rows from T on are padding: nothing of them is kept, and their
+    queries are unspecified. Cosines and sines are [1, rows, angles]; there may be one angle for
+    each of the `rotary_size` elements that are turned, or one for each pair. `norms` are those of
+    query and key heads, of one kind.
+    """
+    num_kv_heads, size = keys.shape[1:]
+    query = qkv.new_empty(qkv.shape[0], num_heads, size)
+    num_tokens = slots.shape[0]
+    cosines, sines = (angles.squeeze(0) for angles in position_embeddings)
+    num_parts = triton.cdiv(num_heads, HEADS_AT_ONCE) + triton.cdiv(num_kv_heads, HEADS_AT_ONCE)
+    assert all(tensor.is_contiguous() for tensor in (qkv, keys, values))
+    assert cosines.stride(1) == sines.stride(1) == 1
+    turn_and_store_kernel[(num_tokens, num_parts)](
+        qkv,
+        cosines,
+        sines,
+        qkv if norms is None else norms[0].weight,
+        qkv if norms is None else norms[1].weight,
+        slots,
+        query,
+        keys,
+        values,
+        cosines.stride(0),
+        sines.stride(0),
+        0.0 if norms is None else norms[0].epsilon,
+        0.0 if norms is None else norms[1].epsilon,
+        0.0 if norms is None else norms[0].offset,
+        FP8_MAX,
+        HEADS=num_heads,
+        KV_HEADS=num_kv_heads,
+        SIZE=size,
+        ROTARY=rotary_size,
+        ANGLES=cosines.shape[1],
+        BLOCK=triton.next_power_of_2(size),
+        BLOCK_HEADS=HEADS_AT_ONCE,
+        HAS_NORM=norms is not None,
+        ROUNDS_FIRST=norms is not None and norms[0].rounds_first,
+        CLAMPS=keys.dtype is torch.float8_e4m3fn,
+        num_warps=NUM_WARPS,
+    )
+    return query

@@ -1,0 +1,148 @@
+"""Trials of fused parts against what they replace, on random input with the loaded weights."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from stonechat_models.backends.transformers.attention.backend import AttentionSpec
+from stonechat_models.backends.transformers.attention.interface import (
+    ATTENTION_NAME,
+    ProbeContext,
+    register_attention,
+)
+from stonechat_models.backends.transformers.packing_check import packed_forward
+
+logger = logging.getLogger(__name__)
+
+TRIAL_ROWS = 5
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest difference in a trial, relative to the largest output: a few roundings."""
+LENGTHS = (4, 1, 3)
+"""Tokens of the packed sequences in a trial of attention; the last ones are far in its context."""
+MAX_POSITION = 4096
+
+
+def random_rows(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Normal numbers, the same each time, in the dtype of `like` and where it is."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=generator).to(like)
+
+
+def agree(expected: object, actual: object) -> bool:
+    """Whether both are tensors, and the same within a few roundings."""
+    if not isinstance(expected, torch.Tensor) or not isinstance(actual, torch.Tensor):
+        return False
+    if (expected.dtype, expected.shape) != (actual.dtype, actual.shape):
+        return False
+    difference = (expected.float() - actual.float()).abs().max()
+    return bool(difference <= TOLERANCE[expected.dtype] * expected.float().abs().max())
+
+
+def output_of(part: nn.Module, *args: Any, **kwargs: Any) -> object:
+    """What a part gives; None where it wants other arguments, or cannot run here."""
+    try:
+        return part(*args, **kwargs)
+    except Exception as error:  # whatever it raises, the model runs with its own parts
+        logger.info("a trial of %s failed", type(part).__name__, exc_info=error)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """What a layer handed to its attention."""
+
+    layer: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    spec: AttentionSpec
+    output: torch.Tensor
+
+
+class TrialContext(ProbeContext):
+    """Attends each packed sequence alone, and remembers what it was asked.
+
+    `answer`: what it gives instead. Large scores make of a rounding in queries and keys another
+    weighting of values, so these are compared, and what follows from one and the same output.
+    """
+
+    def __init__(self, answer: torch.Tensor | None = None) -> None:
+        starts = [0]
+        for length in LENGTHS:
+            starts.append(starts[-1] + length)
+        super().__init__(starts)
+        self.attended: list[Attended] = []
+        self._answer = answer
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        output = self._answer
+        if output is None:
+            output = super().attend(layer, query, key, value, spec)
+        self.attended.append(Attended(layer, query, key, value, spec, output))
+        return output
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a model calls a part with, beside the hidden states."""
+
+    arguments: Mapping[str, Any]
+
+    def run(self, part: nn.Module, hidden: torch.Tensor, context: TrialContext) -> object:
+        return output_of(part, hidden, **{**self.arguments, "stonechat": context})
+
+
+def record_calls(module: nn.Module, names: Sequence[str]) -> dict[str, Call]:
+    """How a packed forward of `module` calls its parts of these names.
+
+    A part that is called otherwise than with hidden states and keywords, or not at all, is left
+    out, and all are where the module is no causal model of transformers, or cannot run here.
+    """
+    calls: dict[str, Call] = {}
+    if not names or not hasattr(module, "set_attn_implementation"):
+        return calls
+
+    def hook(name: str) -> Callable[..., None]:
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            keywords = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+            if len(args) == (0 if "hidden_states" in kwargs else 1):
+                calls[name] = Call(keywords)
+
+        return record
+
+    handles = [
+        module.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
+        for name in names
+    ]
+    try:
+        _packed_forward(module)
+    except Exception as error:
+        logger.warning("a trial of %s failed", type(module).__name__, exc_info=error)
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _packed_forward(module: nn.Module) -> None:
+    register_attention()
+    module.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+    config: Any = module.config
+    last = min(MAX_POSITION, getattr(config, "max_position_embeddings", MAX_POSITION))
+    positions = [torch.arange(length) for length in LENGTHS]
+    positions[-1] += max(0, last - LENGTHS[-1])
+    device = module.get_input_embeddings().weight.device  # type: ignore[operator]
+    ids = torch.arange(sum(LENGTHS), device=device) % int(config.vocab_size)
+    packed_forward(module, ids, torch.cat(positions).to(device), TrialContext())

@@ -1,0 +1,108 @@
+"""The paged KV cache of a PyTorch model: per layer, one row a token slot."""
+
+from dataclasses import dataclass
+
+import torch
+
+from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.hardware.transfers import to_device
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKVShape:
+    """What one layer keeps for a token. Keys and values may differ in head size (MLA)."""
+
+    num_kv_heads: int
+    key_size: int
+    value_size: int
+
+    @property
+    def num_elements(self) -> int:
+        return self.num_kv_heads * (self.key_size + self.value_size)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKV:
+    """One layer's keys [num_blocks * block_size, num_kv_heads, key_size], and values alike."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    block_size: int
+
+    def read(self, slots: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [*slots, Hkv, Dk] and values [*slots, Hkv, Dv] at `slots`, in `dtype`."""
+        return _read(self.keys, slots, dtype), _read(self.values, slots, dtype)
+
+    def pages(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values by block, [num_blocks, block_size, Hkv, D]."""
+        shape = (-1, self.block_size)
+        return (
+            self.keys.view(*shape, *self.keys.shape[1:]),
+            self.values.view(*shape, *self.values.shape[1:]),
+        )
+
+
+class KVCache:
+    """`keys[layer]` is [num_blocks * block_size, num_kv_heads, key_size], `values` alike."""
+
+    def __init__(
+        self,
+        shapes: dict[int, LayerKVShape],
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        devices: dict[int, torch.device],
+    ) -> None:
+        self.block_size = block_size
+        num_slots = num_blocks * block_size
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        try:
+            for layer, shape in shapes.items():
+                for tensors, size in (
+                    (self.keys, shape.key_size),
+                    (self.values, shape.value_size),
+                ):
+                    tensors[layer] = torch.zeros(
+                        (num_slots, shape.num_kv_heads, size), dtype=dtype, device=devices[layer]
+                    )
+        except (RuntimeError, MemoryError) as error:
+            needed = sum(s.num_elements for s in shapes.values()) * num_slots * dtype.itemsize
+            raise ModelLoadError(
+                f"no memory for a KV cache of {num_slots} tokens, {needed / 2**20:.0f} MiB: {error}"
+            ) from error
+
+    def layer(self, layer: int) -> LayerKV:
+        return LayerKV(self.keys[layer], self.values[layer], self.block_size)
+
+    def write(
+        self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Store key [T, Hkv, Dk] and value [T, Hkv, Dv] at `slots` int64[T]."""
+        _store(self.keys[layer], slots, key)
+        _store(self.values[layer], slots, value)
+
+    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
+        """Copy blocks, (source, destination); every source is read before any is written."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors.values():
+                blocks = _as_bits(tensor).view(-1, self.block_size, *tensor.shape[1:])
+                sources, copies = to_device(list(zip(*pairs, strict=True)), tensor.device)
+                blocks.index_copy_(0, copies, blocks[sources])
+
+
+def _read(cache: torch.Tensor, slots: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return _as_bits(cache)[slots].view(cache.dtype).to(dtype)
+
+
+def _store(cache: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
+    if cache.dtype is FP8:  # whether a cast saturates or overflows differs
+        rows = rows.clamp(-FP8_MAX, FP8_MAX)
+    _as_bits(cache).index_copy_(0, slots, _as_bits(rows.to(cache.dtype)))
+
+
+def _as_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """float8 as bytes: not every operator that moves elements knows the type."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor

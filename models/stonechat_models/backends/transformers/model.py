@@ -1,0 +1,104 @@
+"""Any Hugging Face causal model, unmodified, over the paged KV cache."""
+
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.transformers.attention.backend import AttentionBackend
+from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
+from stonechat_models.backends.transformers.attention.trial import Trial
+from stonechat_models.backends.transformers.kv_cache import KVCache
+from stonechat_models.backends.transformers.packing_check import packed_forward, self_check
+from stonechat_models.types import ModelInfo
+
+
+class TransformersModel:
+    """Runs `module` on packed tokens. Raises `UnsupportedModelError` if that would be wrong.
+
+    `row_multiple`: each step's tokens are filled up to a multiple of this. `probe`: what the check
+    at load found, where it was made before the module was changed. `kv_dtype`: that of the KV
+    cache, by default the module's.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        info: ModelInfo,
+        backend: AttentionBackend,
+        row_multiple: int = 1,
+        probe: ProbeContext | None = None,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.module = module
+        self.info = replace(info, attention_backend=backend.name)
+        self.backend = backend
+        self.device = module.get_input_embeddings().weight.device  # type: ignore[operator]
+        self.kv_dtype = kv_dtype or next(module.parameters()).dtype
+        parameters = inspect.signature(module.forward).parameters
+        self._keeps_logits = "logits_to_keep" in parameters
+        self._row_multiple = row_multiple
+        self._cache: KVCache | None = None
+        self._probe = probe or self_check(module, self.device, info.vocab_size)
+
+    @property
+    def attention_trial(self) -> Trial:
+        """What an attention backend has to compute right for this model."""
+        dtype = getattr(torch, self.info.dtype)
+        return Trial(self.device, dtype, self.kv_dtype, self.info.block_size, self._probe.kinds)
+
+    def set_attention(self, backend: AttentionBackend) -> None:
+        """Use another backend, from the next step on."""
+        self.backend = backend
+        self.info = replace(self.info, attention_backend=backend.name)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return sum(s.num_elements for s in self._probe.shapes.values()) * self.kv_dtype.itemsize
+
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
+        self._cache = KVCache(
+            self._probe.shapes,
+            num_blocks=num_blocks + 1,  # the last one takes what padding rows of a graph write
+            block_size=block_size,
+            dtype=self.kv_dtype,
+            devices=self._probe.devices,
+        )
+        self.info = replace(
+            self.info,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+        )
+
+    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
+        assert self._cache is not None
+        self._cache.copy_blocks(pairs)
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        assert self._cache is not None
+        with self._as_current_device():
+            logits = packed_forward(
+                self.module,
+                *self._padded(batch),
+                PagedContext(batch, self._cache, self.backend),
+                logits_to_keep=batch.logits_index if self._keeps_logits else None,
+            )
+            if not self._keeps_logits:
+                logits = logits[batch.logits_index.to(logits.device)]
+            return logits.float()
+
+    def _padded(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and positions."""
+        missing = -batch.num_tokens % self._row_multiple
+        if not missing:
+            return batch.token_ids, batch.positions
+        return F.pad(batch.token_ids, (0, missing)), F.pad(batch.positions, (0, missing))
+
+    def _as_current_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the thread's current device, wherever the tensors are."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()

@@ -1,0 +1,143 @@
+"""The check at load: packed sequences against each alone, with the model's own attention.
+
+What a model keeps outside its attention (a recurrent state, a convolution) leaks from one packed
+sequence into the next, and shows in the logits of the second and not of the first. In half
+precision a router of experts may also choose otherwise at single tokens because of rounding;
+what is not clear then is decided in float32, on a random copy of the first layers.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from stonechat_models.backends.transformers.attention.interface import (
+    ATTENTION_NAME,
+    PagedContext,
+    ProbeContext,
+    register_attention,
+)
+from stonechat_models.errors import EngineError, UnsupportedModelError
+
+LENGTHS = (7, 4)
+"""Tokens of the packed sequences."""
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
+"""Largest difference of logits allowed, in standard deviations of the logits."""
+LEAK_RATIO = 30.0
+"""How much more than the first sequence the second may be off: both have the same rounding."""
+COPY_VOCAB_SIZE = 256
+
+
+def self_check(module: torch.nn.Module, device: torch.device, vocab_size: int) -> ProbeContext:
+    """Returns what the check learned of the layers. Raises `UnsupportedModelError` with a reason.
+
+    Leaves `module` with the paged attention function set.
+    """
+    probe, differences = _compare(module, device, vocab_size)
+    dtype = next(module.parameters()).dtype
+    tolerance = TOLERANCE.get(dtype, 0.25)
+    if dtype is not torch.float32 and _is_unclear(differences, tolerance):
+        tolerance = TOLERANCE[torch.float32]
+        _, differences = _compare(small_copy(module), torch.device("cpu"), COPY_VOCAB_SIZE)
+    worst = max(float(d.max()) for d in differences)
+    if worst > tolerance or _leaks(*differences):
+        raise UnsupportedModelError(
+            "a packed forward pass gives other logits than the model alone (off by "
+            f"{worst:.2g} standard deviations): it keeps state that is not in its attention"
+        )
+    return probe
+
+
+def _is_unclear(differences: list[torch.Tensor], tolerance: float) -> bool:
+    """Off at single positions, and right at most."""
+    worst = max(float(d.max()) for d in differences)
+    typical = max(float(d.median()) for d in differences)
+    return typical <= tolerance < worst
+
+
+def _leaks(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return float(second.median()) > LEAK_RATIO * max(float(first.median()), 1e-7)
+
+
+def small_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """A random float32 model of the same kind, with as few layers as show every type of layer."""
+    config: Any = copy.deepcopy(module.config)
+    types: Sequence[str] = getattr(config, "layer_types", None) or ()
+    num_layers = max(2, *(types.index(kind) + 1 for kind in set(types)), 2)
+    config.num_hidden_layers = min(num_layers, config.num_hidden_layers)
+    if types:
+        config.layer_types = list(types[: config.num_hidden_layers])
+    config.vocab_size = COPY_VOCAB_SIZE
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = None
+    config.dtype = torch.float32
+    try:
+        return type(module)(config).float().eval()
+    except Exception as error:
+        raise UnsupportedModelError(f"no trial copy of the model can be made: {error}") from error
+
+
+@torch.inference_mode()
+def _compare(
+    module: torch.nn.Module, device: torch.device, vocab_size: int
+) -> tuple[ProbeContext, list[torch.Tensor]]:
+    """For each sequence, how far each position's logits are off, in standard deviations."""
+    register_attention()
+    generator = torch.Generator().manual_seed(0)
+    sequences = [
+        torch.randint(0, vocab_size, (length,), generator=generator).to(device)
+        for length in LENGTHS
+    ]
+    starts = [0]
+    for length in LENGTHS:
+        starts.append(starts[-1] + length)
+    probe = ProbeContext(starts)
+    positions = torch.cat([torch.arange(length, device=device) for length in LENGTHS])
+    try:
+        _set_attention(module, "eager")
+        expected = torch.cat([_forward_alone(module, ids) for ids in sequences]).float()
+        _set_attention(module, ATTENTION_NAME)
+        actual = packed_forward(module, torch.cat(sequences), positions, probe).float()
+    except EngineError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(f"a trial forward pass fails: {error}") from error
+    if not probe.shapes:
+        raise UnsupportedModelError("the model never calls the registered attention function")
+    if not torch.isfinite(expected).all():
+        dtype = next(module.parameters()).dtype
+        raise UnsupportedModelError(f"the model gives logits that are not finite in {dtype}")
+    spread = float(expected.std()) or 1.0
+    off = torch.nan_to_num((expected - actual).abs().amax(dim=-1) / spread, nan=float("inf"))
+    return probe, list(torch.split(off, list(LENGTHS)))
+
+
+def _set_attention(module: torch.nn.Module, name: str) -> None:
+    module.set_attn_implementation(name)  # type: ignore[operator]
+
+
+def _forward_alone(module: torch.nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = module(input_ids=token_ids.unsqueeze(0), use_cache=False).logits
+    return logits[0]
+
+
+def packed_forward(
+    module: torch.nn.Module,
+    token_ids: torch.Tensor,
+    positions: torch.Tensor,
+    context: PagedContext | ProbeContext,
+    logits_to_keep: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Packed tokens int64[T] give logits [T, V], or [R, V] of the rows to keep."""
+    extra: dict[str, Any] = {}
+    if logits_to_keep is not None:
+        extra["logits_to_keep"] = logits_to_keep
+    output = module(
+        input_ids=token_ids.unsqueeze(0),
+        position_ids=positions.unsqueeze(0),
+        use_cache=False,
+        stonechat=context,
+        **extra,
+    )
+    logits: torch.Tensor = output.logits[0]
+    return logits

@@ -1,0 +1,254 @@
+"""Turns a GGUF file's metadata into a transformers config, for the architectures listed here.
+
+Whatever cannot be said exactly in that config (an unknown architecture, another rope scaling, heads
+that differ per layer) is refused with `UnsupportedModelError`, since the model would run and be
+wrong. The keys are those of the GGUF specification; the model classes' own defaults are not
+relied on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufValue
+from stonechat_models.errors import UnsupportedModelError
+
+Config = dict[str, object]
+
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
+LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_CONTEXT = 1.0, 4.0, 8192
+GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
+GEMMA3_LOCAL_THETA, GEMMA3_PATTERN = 10000.0, 6
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How one ggml architecture is named and configured in transformers."""
+
+    model_type: str
+    class_name: str
+    adapt: Callable[[GgufFile, Config], None]
+    permuted_rope: bool = False
+    """The query and key rows lie in the order of interleaved rotary pairs."""
+    norm_offset: float = 0.0
+    """What the file's norm weights have more than the module's."""
+
+
+def config_of(gguf: GgufFile) -> Config:
+    """The content of config.json. Raises `UnsupportedModelError` when there is no exact one."""
+    architecture = architecture_of(gguf)
+    heads = _integer(gguf, "attention.head_count")
+    hidden_size = _integer(gguf, "embedding_length")
+    config: Config = {
+        "model_type": architecture.model_type,
+        "architectures": [architecture.class_name],
+        "vocab_size": gguf.tensors["token_embd.weight"].shape[0],
+        "hidden_size": hidden_size,
+        "num_hidden_layers": _integer(gguf, "block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _integer(gguf, "attention.head_count_kv", heads),
+        "head_dim": _integer(gguf, "attention.key_length", hidden_size // heads),
+        "max_position_embeddings": _integer(gguf, "context_length"),
+        "rms_norm_eps": _number(gguf, "attention.layer_norm_rms_epsilon"),
+        "hidden_act": "silu",
+        "tie_word_embeddings": "output.weight" not in gguf.tensors,
+        "rope_parameters": _rope(gguf),
+        "bos_token_id": gguf.integer("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": gguf.integer("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": gguf.integer("tokenizer.ggml.padding_token_id"),
+    }
+    if gguf.value("feed_forward_length") is not None:
+        config["intermediate_size"] = _integer(gguf, "feed_forward_length")
+    _check_heads(gguf, config)
+    architecture.adapt(gguf, config)
+    return config
+
+
+def architecture_of(gguf: GgufFile) -> Architecture:
+    """The entry of a file's architecture. Raises `UnsupportedModelError` if there is none."""
+    if gguf.architecture not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise UnsupportedModelError(
+            f"{gguf.path.name}: GGUF files of architecture {gguf.architecture!r} are not read "
+            f"(known: {known}); the model's safetensors files may work"
+        )
+    return ARCHITECTURES[gguf.architecture]
+
+
+def eos_token_ids(gguf: GgufFile) -> list[int]:
+    """Tokens that end an answer: the file's own, and its end-of-turn tokens."""
+    named = ("eos_token_id", "eot_token_id", "eom_token_id")
+    found = [gguf.integer(f"tokenizer.ggml.{name}") for name in named]
+    tokens = gguf.strings("tokenizer.ggml.tokens")
+    types = gguf.metadata.get("tokenizer.ggml.token_type")
+    control = {i for i, kind in enumerate(types) if kind != 1} if isinstance(types, list) else set()
+    found += [i for i in sorted(control) if i < len(tokens) and tokens[i] in END_OF_TURN]
+    return list(dict.fromkeys(i for i in found if i is not None))
+
+
+def _refuse(gguf: GgufFile, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{gguf.path.name} ({gguf.architecture}): {what}")
+
+
+def _integer(gguf: GgufFile, key: str, default: int | None = None) -> int:
+    value = gguf.value(key)
+    if isinstance(value, list) and value and all(item == value[0] for item in value):
+        value = value[0]
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _refuse(gguf, f"{key} is {'missing' if value is None else 'not one whole number'}")
+    return value
+
+
+def _number(gguf: GgufFile, key: str, default: float | None = None) -> float:
+    value: GgufValue | None = gguf.value(key)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _refuse(gguf, f"{key} is missing or no number")
+    # The file has float32; the shortest decimal of it is what the model's author wrote.
+    return float(str(np.float32(value)))
+
+
+def _check_heads(gguf: GgufFile, config: Config) -> None:
+    head_dim = config["head_dim"]
+    if gguf.value("attention.value_length") not in (None, head_dim):
+        raise _refuse(gguf, "values have another head size than keys")
+    if gguf.architecture != "phi3" and gguf.value("rope.dimension_count") not in (None, head_dim):
+        raise _refuse(gguf, "rotary embeddings cover a part of each head only")
+
+
+def _rope(gguf: GgufFile) -> Config:
+    theta = _number(gguf, "rope.freq_base", 10000.0)
+    kind = gguf.value("rope.scaling.type")
+    if "rope_freqs.weight" in gguf.tensors:
+        return {"rope_theta": theta, **_llama3_rope(gguf, theta)}
+    if any(name.startswith("rope_factors") for name in gguf.tensors):
+        raise _refuse(gguf, "rotary scaling with factors for long contexts is not supported")
+    if kind in (None, "none"):
+        return {"rope_theta": theta, "rope_type": "default"}
+    if kind not in ("linear", "yarn"):
+        raise _refuse(gguf, f"rotary scaling of type {kind} is not supported")
+    rope: Config = {"rope_theta": theta, "rope_type": kind}
+    rope["factor"] = _number(gguf, "rope.scaling.factor")
+    if kind == "yarn":
+        rope["original_max_position_embeddings"] = _integer(
+            gguf, "rope.scaling.original_context_length"
+        )
+    return rope
+
+
+def _llama3_rope(gguf: GgufFile, theta: float) -> Config:
+    """Recover Llama 3's scaling from the divisors that the file stores, and check them."""
+    divisors = gguf.tensors["rope_freqs.weight"].data.view(np.float32).astype(np.float64)
+    factor = float(divisors.max())
+    wavelengths = 2 * np.pi * theta ** (np.arange(divisors.size) / divisors.size)
+    smooth = (LLAMA3_CONTEXT / wavelengths - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW)
+    smooth = np.clip(smooth, 0.0, 1.0)
+    if not np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
+        raise _refuse(gguf, "its rotary frequencies are not those of Llama 3's scaling")
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": LLAMA3_LOW,
+        "high_freq_factor": LLAMA3_HIGH,
+        "original_max_position_embeddings": LLAMA3_CONTEXT,
+    }
+
+
+def _llama(gguf: GgufFile, config: Config) -> None:
+    if gguf.value("expert_count"):
+        raise _refuse(gguf, "mixtures of experts of the llama architecture are not read")
+    config["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
+    config["mlp_bias"] = "blk.0.ffn_up.bias" in gguf.tensors
+
+
+def _qwen2(gguf: GgufFile, config: Config) -> None:
+    config["use_sliding_window"] = False
+
+
+def _qwen3(gguf: GgufFile, config: Config) -> None:
+    config["use_sliding_window"] = False
+    config["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
+
+
+def _qwen3_moe(gguf: GgufFile, config: Config) -> None:
+    _qwen3(gguf, config)
+    config["moe_intermediate_size"] = _integer(gguf, "expert_feed_forward_length")
+    config["num_experts"] = _integer(gguf, "expert_count")
+    config["num_experts_per_tok"] = _integer(gguf, "expert_used_count")
+    config.update(norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[])
+
+
+def _phi3(gguf: GgufFile, config: Config) -> None:
+    head_dim = config["head_dim"]
+    assert isinstance(head_dim, int)
+    rope = config["rope_parameters"]
+    assert isinstance(rope, dict)
+    rope["partial_rotary_factor"] = _integer(gguf, "rope.dimension_count", head_dim) / head_dim
+    window = gguf.value("attention.sliding_window")
+    config["sliding_window"] = window or None
+    config["original_max_position_embeddings"] = config["max_position_embeddings"]
+
+
+def _gemma(gguf: GgufFile, config: Config, largest: int) -> None:
+    heads, hidden_size = config["num_attention_heads"], config["hidden_size"]
+    assert isinstance(heads, int)
+    assert isinstance(hidden_size, int)
+    is_largest = config["num_hidden_layers"] == largest
+    config["query_pre_attn_scalar"] = hidden_size // heads if is_largest else config["head_dim"]
+    del config["hidden_act"]
+    config["hidden_activation"] = "gelu_pytorch_tanh"
+    config["sliding_window"] = _integer(gguf, "attention.sliding_window")
+    config["attention_bias"] = False
+
+
+def _layer_types(config: Config, period: int) -> list[str]:
+    num_layers = config["num_hidden_layers"]
+    assert isinstance(num_layers, int)
+    return [
+        "sliding_attention" if (i + 1) % period else "full_attention" for i in range(num_layers)
+    ]
+
+
+def _gemma2(gguf: GgufFile, config: Config) -> None:
+    _gemma(gguf, config, GEMMA2_27B_LAYERS)
+    config["layer_types"] = _layer_types(config, 2)
+    config["attn_logit_softcapping"] = _number(gguf, "attn_logit_softcapping", 50.0)
+    config["final_logit_softcapping"] = _number(gguf, "final_logit_softcapping", 30.0)
+
+
+def _gemma3_layer_types(gguf: GgufFile, config: Config) -> list[str]:
+    """Newer files say which layers have a window, as a period or one flag a layer."""
+    pattern = gguf.value("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        types = ["sliding_attention" if flag else "full_attention" for flag in pattern]
+        if len(types) != config["num_hidden_layers"]:
+            raise _refuse(gguf, "its sliding windows do not fit the number of layers")
+        return types
+    return _layer_types(config, _integer(gguf, "attention.sliding_window_pattern", GEMMA3_PATTERN))
+
+
+def _gemma3(gguf: GgufFile, config: Config) -> None:
+    _gemma(gguf, config, GEMMA3_27B_LAYERS)
+    config["layer_types"] = _gemma3_layer_types(gguf, config)
+    config.update(attn_logit_softcapping=None, final_logit_softcapping=None)
+    theta = _number(gguf, "rope.freq_base_swa", GEMMA3_LOCAL_THETA)
+    local = {"rope_type": "default", "rope_theta": theta}
+    full = _rope(gguf)
+    if gguf.value("rope.freq_base") is None:
+        full["rope_theta"] = 1e6
+    config["rope_parameters"] = {"sliding_attention": local, "full_attention": full}
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture("llama", "LlamaForCausalLM", _llama, permuted_rope=True),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _qwen2),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _qwen3),
+    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _qwen3_moe),
+    "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _gemma2, norm_offset=1.0),
+    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _gemma3, norm_offset=1.0),
+}

@@ -1,0 +1,85 @@
+"""Converts what a GGUF file says beside its weights into a folder of Hugging Face files, once.
+
+The folder lies in the user's cache under a hash of the file, so a copy or a renamed file finds it
+again, and another file never does.
+"""
+
+import json
+from pathlib import Path
+
+from stonechat_models.checkpoint.cache import Progress, build_once, cache_root, sampled_hash
+from stonechat_models.checkpoint.gguf.config import Config, config_of, eos_token_ids
+from stonechat_models.checkpoint.gguf.reader import GgufFile, gguf_parts, read_gguf
+
+# Part of the cache key: raise it whenever a conversion gives something else than before.
+CONVERSION_VERSION = 2
+
+
+def converted_folder(path: Path, progress: Progress) -> Path:
+    """Return the folder with config.json, generation_config.json, tokenizer.json and
+    tokenizer_config.json (with the chat template) of a GGUF file, converting it the first time.
+
+    Raises `ModelLoadError` for a file that cannot be read, or cannot be read right.
+    """
+    key = sampled_hash(gguf_parts(path))[:24]
+    folder = cache_root() / "gguf" / f"{key}-v{CONVERSION_VERSION}"
+
+    def build(target: Path) -> None:
+        progress(f"converting the tokenizer and configuration of {path.name} (once)")
+        convert(read_gguf(path), target)
+
+    return build_once(folder, progress, build)
+
+
+def convert(gguf: GgufFile, folder: Path) -> None:
+    """Write the Hugging Face files that describe a GGUF file into `folder`."""
+    from stonechat_models.checkpoint.gguf.tokenizer import build_tokenizer
+
+    config = config_of(gguf)
+    _write(folder / "config.json", config)
+    _write(folder / "generation_config.json", _generation_config(gguf, config))
+    build_tokenizer(gguf).save(str(folder / "tokenizer.json"), pretty=False)
+    _write(folder / "tokenizer_config.json", _tokenizer_config(gguf))
+
+
+def _write(path: Path, content: Config) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _generation_config(gguf: GgufFile, config: Config) -> Config:
+    return {
+        "bos_token_id": config["bos_token_id"],
+        "eos_token_id": eos_token_ids(gguf),
+        "pad_token_id": config["pad_token_id"],
+    }
+
+
+def _tokenizer_config(gguf: GgufFile) -> Config:
+    from stonechat_models.checkpoint.gguf.tokenizer import adds_bos
+
+    tokens = gguf.strings("tokenizer.ggml.tokens")
+    content: Config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": gguf.value("context_length"),
+        "add_bos_token": adds_bos(gguf),
+        "add_eos_token": gguf.metadata.get("tokenizer.ggml.add_eos_token", False),
+    }
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        token_id = gguf.integer(f"tokenizer.ggml.{key}_token_id")
+        if token_id is not None and token_id < len(tokens):
+            content[f"{name}_token"] = tokens[token_id]
+    templates = _chat_templates(gguf)
+    if set(templates) == {"default"}:
+        content["chat_template"] = templates["default"]
+    elif templates:
+        content["chat_template"] = [{"name": n, "template": t} for n, t in templates.items()]
+    return content
+
+
+def _chat_templates(gguf: GgufFile) -> dict[str, str]:
+    key = "tokenizer.chat_template"
+    found = {"default": gguf.metadata.get(key)}
+    for name in gguf.strings("tokenizer.chat_templates"):
+        found[name] = gguf.metadata.get(f"{key}.{name}")
+    return {name: text for name, text in found.items() if isinstance(text, str)}

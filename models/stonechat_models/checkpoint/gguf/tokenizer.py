@@ -1,0 +1,171 @@
+"""Builds a `tokenizers.Tokenizer` from a GGUF file's metadata, in well under a second.
+
+Two kinds are known: `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how text is split first)
+and `llama` (SentencePiece BPE with byte fallback). The split patterns are those of the models' own
+`tokenizer.json` files. A kind or split that is not known is refused, since a wrong one gives tokens
+that are almost right.
+"""
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from stonechat_models.checkpoint.gguf.reader import GgufFile
+from stonechat_models.errors import UnsupportedModelError
+
+CONTROL, USER_DEFINED = 3, 4
+SPACE = "\u2581"
+
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_SPLIT = _WORDS % "{1,3}"
+QWEN2_SPLIT = _WORDS % ""
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN_SPLIT = _CASED % ("", "") + r"|\p{N}" + _REST
+GPT4O_SPLIT = _CASED % (("(?i:'s|'t|'re|'ve|'m|'ll|'d)?",) * 2) + r"|\p{N}{1,3}" + _REST
+
+# Names of `tokenizer.ggml.pre`: the patterns that split the text, one after the other.
+SPLITS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("gpt-2", "default", "olmo", "mpt", "phi-2", "jais", "roberta-bpe"), (GPT2_SPLIT,)
+    ),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b"),
+        (r"\p{N}", GPT2_SPLIT),
+    ),
+    **dict.fromkeys(
+        ("llama3", "llama-v3", "llama-bpe", "falcon3", "smaug-bpe", "dbrx"), (LLAMA3_SPLIT,)
+    ),
+    **dict.fromkeys(
+        ("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan"), (QWEN2_SPLIT,)
+    ),
+    "tekken": (TEKKEN_SPLIT,),
+    **dict.fromkeys(("gpt-4o", "llama4"), (GPT4O_SPLIT,)),
+}
+# Families that look a whole word up before merging it, and that begin with BOS unless told not to.
+IGNORE_MERGES = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken", "gpt-4o", "llama4"})
+# Families whose text is composed (NFC) first; the file does not say so, their tokenizer.json does.
+COMPOSED = frozenset({"qwen2"})
+BOS_BY_DEFAULT = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})
+
+
+def build_tokenizer(gguf: GgufFile) -> Tokenizer:
+    """The tokenizer that a GGUF file describes.
+
+    Raises `UnsupportedModelError` for a kind or a way to split text that is not known here.
+    """
+    kind = gguf.metadata.get("tokenizer.ggml.model")
+    if kind == "gpt2":
+        tokenizer = _byte_level(gguf)
+    elif kind == "llama":
+        tokenizer = _sentencepiece(gguf)
+    else:
+        raise UnsupportedModelError(f"{gguf.path.name}: tokenizers of kind {kind} are not read")
+    _add_special_tokens(tokenizer, gguf)
+    _add_template(tokenizer, gguf)
+    return tokenizer
+
+
+def adds_bos(gguf: GgufFile) -> bool:
+    """Whether encoding with special tokens begins with BOS, by the file's flag or its family."""
+    flag = gguf.metadata.get("tokenizer.ggml.add_bos_token")
+    if isinstance(flag, bool):
+        return flag
+    is_llama = gguf.metadata.get("tokenizer.ggml.model") == "llama"
+    return is_llama or gguf.metadata.get("tokenizer.ggml.pre") in BOS_BY_DEFAULT
+
+
+def _byte_level(gguf: GgufFile) -> Tokenizer:
+    name = str(gguf.metadata.get("tokenizer.ggml.pre", "default"))
+    if name not in SPLITS:
+        raise UnsupportedModelError(f"{gguf.path.name}: the pre-tokenizer {name} is not known")
+    vocab = {token: i for i, token in enumerate(gguf.strings("tokenizer.ggml.tokens"))}
+    merges = [_pair(merge) for merge in gguf.strings("tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocab, merges=merges, ignore_merges=name in IGNORE_MERGES)
+    )
+    if name in COMPOSED:
+        tokenizer.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[name]]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    return left, right
+
+
+def _sentencepiece(gguf: GgufFile) -> Tokenizer:
+    tokens = gguf.strings("tokenizer.ggml.tokens")
+    if gguf.architecture.startswith("gemma"):  # runs of spaces are spelt with real spaces there
+        tokens = [SPACE * len(t) if t and not t.strip(" ") else t for t in tokens]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    unknown = gguf.integer("tokenizer.ggml.unknown_token_id")
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocab,
+            merges=_merges_of_vocabulary(vocab, _ranks(gguf, tokens)),
+            unk_token=tokens[0 if unknown is None else unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    adds_space = gguf.metadata.get("tokenizer.ggml.add_space_prefix", True) is not False
+    replace = normalizers.Replace(" ", SPACE)
+    prefix = [normalizers.Prepend(SPACE)] if adds_space else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, replace])
+    strip = [decoders.Strip(" ", 1, 0)] if adds_space else []
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
+def _ranks(gguf: GgufFile, tokens: list[str]) -> list[float]:
+    """What orders the merges, best first when sorted: minus the score, or the place for Gemma."""
+    scores = gguf.metadata.get("tokenizer.ggml.scores")
+    if gguf.architecture.startswith("gemma") or not isinstance(scores, list):
+        return [float(i) for i in range(len(tokens))]
+    return [-score if isinstance(score, int | float) else 0.0 for score in scores]
+
+
+def _merges_of_vocabulary(vocab: dict[str, int], ranks: list[float]) -> list[tuple[str, str]]:
+    """Every way to make a token of two others, in the order in which SentencePiece would merge."""
+    merges: list[tuple[float, int, int, str, str]] = []
+    for token, i in vocab.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in vocab and right in vocab:
+                merges.append((ranks[i], vocab[left], vocab[right], left, right))
+    merges.sort()
+    return [(left, right) for *_, left, right in merges]
+
+
+def _add_special_tokens(tokenizer: Tokenizer, gguf: GgufFile) -> None:
+    types = gguf.metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(types, list):
+        return
+    special: list[AddedToken] = []
+    plain: list[AddedToken] = []
+    for i, kind in enumerate(types):
+        token = tokenizer.id_to_token(i) if kind in (CONTROL, USER_DEFINED) else None
+        if token:
+            added = AddedToken(token, normalized=False, special=kind == CONTROL)
+            (special if kind == CONTROL else plain).append(added)
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens(plain)
+
+
+def _add_template(tokenizer: Tokenizer, gguf: GgufFile) -> None:
+    bos = gguf.integer("tokenizer.ggml.bos_token_id")
+    token = None if bos is None else tokenizer.id_to_token(bos)
+    if bos is not None and token is not None and adds_bos(gguf):
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{token} $A", pair=f"{token} $A $B", special_tokens=[(token, bos)]
+        )

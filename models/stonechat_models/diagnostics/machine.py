@@ -1,0 +1,145 @@
+"""What this machine has that decides how models run: processors, memory, GPUs, libraries."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from stonechat_models.checkpoint.cache import Progress, cache_root
+from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.hardware.cpus import usable_cpus
+
+INSTRUCTION_SETS = (
+    "avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16",
+    "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU that torch can use; memory in bytes."""
+
+    name: str
+    kind: str
+    total_memory: int
+    free_memory: int
+    capability: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Facts only; memory in bytes. Versions are empty for packages that are not installed."""
+
+    system: str
+    cpu: str
+    num_cpus: int
+    usable_cpus: int
+    num_cores: int
+    """Physical cores among the usable processors."""
+    cpu_quota: float | None
+    """Processors' worth of time that the cgroup allows; None: no limit."""
+    instruction_sets: tuple[str, ...]
+    total_memory: int
+    free_memory: int
+    gpus: tuple[Gpu, ...]
+    has_nvidia_driver: bool
+    torch_version: str
+    torch_cuda: str
+    package_versions: dict[str, str]
+    compiler: str | None
+    native_isa: str | None
+    """The instruction set that the compiled CPU path uses; None when it cannot be used."""
+    native_refusal: str | None
+    cache_folder: Path
+    cache_free_bytes: int
+
+
+def inspect_machine(progress: Progress) -> Machine:
+    """Look at everything. Compiles the CPU kernels if that was not done yet."""
+    import torch
+
+    from stonechat_models.backends.native.compile import find_compiler
+    from stonechat_models.hardware.device import cpu_quota, free_memory, total_memory, usable_cores
+
+    cpu = torch.device("cpu")
+    isa, refusal = _native(progress)
+    folder = cache_root()
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
+        num_cpus=os.cpu_count() or 1,
+        usable_cpus=usable_cpus(),
+        num_cores=usable_cores(),
+        cpu_quota=cpu_quota(),
+        instruction_sets=_instruction_sets(),
+        total_memory=total_memory(cpu),
+        free_memory=free_memory(cpu),
+        gpus=_gpus(),
+        has_nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
+        torch_version=torch.__version__,
+        torch_cuda=torch.version.cuda or "",
+        package_versions={
+            name: _version(name)
+            for name in ("transformers", "tokenizers", "triton", "llguidance", "uvloop")
+        },
+        compiler=find_compiler(),
+        native_isa=isa,
+        native_refusal=refusal,
+        cache_folder=folder,
+        cache_free_bytes=_free_bytes(folder),
+    )
+
+
+def _native(progress: Progress) -> tuple[str | None, str | None]:
+    from stonechat_models.backends.native.bindings import load_library
+
+    try:
+        return load_library(progress).isa, None
+    except UnsupportedModelError as error:
+        return None, str(error)
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    import torch
+
+    from stonechat_models.hardware.device import free_memory, total_memory
+
+    found = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        major, minor = torch.cuda.get_device_capability(device)
+        name = torch.cuda.get_device_name(device)
+        sizes = total_memory(device), free_memory(device)
+        found.append(Gpu(name, "cuda", *sizes, f"{major}.{minor}"))
+    if torch.backends.mps.is_available():
+        device = torch.device("mps")
+        found.append(Gpu("Apple GPU", "mps", total_memory(device), free_memory(device), ""))
+    return tuple(found)
+
+
+def _cpu_field(name: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in found if key.strip() == name), "")
+
+
+def _instruction_sets() -> tuple[str, ...]:
+    flags = set((_cpu_field("flags") or _cpu_field("Features")).split())
+    return tuple(name for name in INSTRUCTION_SETS if name in flags)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _free_bytes(folder: Path) -> int:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free

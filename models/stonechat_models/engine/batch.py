@@ -1,0 +1,117 @@
+"""From scheduled sequences to the flat tensors of a step."""
+
+from collections.abc import Sequence as Many
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.engine.scheduler import Scheduled
+from stonechat_models.hardware.transfers import to_device
+
+_ALIGNMENT = 16
+"""Bytes."""
+
+
+def build_batch(
+    items: Many[Scheduled],
+    block_size: int,
+    device: torch.device,
+    promised: torch.Tensor | None = None,
+) -> ForwardBatch:
+    """Pack each item's tokens; items that reach their end get a logits row, and one a guess.
+
+    `promised`, int64[rows], are the tokens that items build on and the host does not know yet.
+    """
+    query_start = [0, *accumulate(item.num_tokens + len(item.draft) for item in items)]
+    context_lens = [item.context_len for item in items]
+    widths = [-(-length // block_size) for length in context_lens]
+    block_table = np.zeros((len(items), max(widths)), dtype=np.int32)
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    logits_index: list[int] = []
+    for i, item in enumerate(items):
+        sequence, first, last = item.sequence, item.start, context_lens[i]
+        token_ids += sequence.token_ids[first:last]
+        if _is_promised(item):
+            token_ids.append(0)
+        token_ids += item.draft
+        positions += range(first, last)
+        slots += _slots(sequence.block_table, first, last, block_size)
+        block_table[i, : widths[i]] = sequence.block_table[: widths[i]]
+        logits_index += range(query_start[i + 1] - item.num_rows, query_start[i + 1])
+    # Two copies to the device rather than seven.
+    ids, at, places, rows = _to_device(
+        [token_ids, positions, slots, logits_index], np.int64, device
+    )
+    bounds, lens, table = _to_device(
+        [query_start, context_lens, block_table.ravel()], np.int32, device
+    )
+    return ForwardBatch(
+        token_ids=_with_promised(ids, items, query_start, promised),
+        positions=at,
+        slot_mapping=places,
+        query_start=bounds,
+        context_lens=lens,
+        block_table=table.view(block_table.shape),
+        logits_index=rows,
+        query_start_list=query_start,
+        context_lens_list=context_lens,
+    )
+
+
+def _slots(block_table: list[int], first: int, last: int, block_size: int) -> list[int]:
+    """Cache slots of positions first … last - 1."""
+    if last - first == 1:
+        return [block_table[first // block_size] * block_size + first % block_size]
+    positions = np.arange(first, last)
+    blocks = np.asarray(block_table, dtype=np.int64)[positions // block_size]
+    found: list[int] = (blocks * block_size + positions % block_size).tolist()
+    return found
+
+
+def _to_device(
+    parts: Many[list[int] | np.ndarray], dtype: type[np.integer], device: torch.device
+) -> list[torch.Tensor]:
+    """Tensors of each part's numbers, which share memory; each begins at 16 bytes.
+
+    Triton compiles a kernel anew for a pointer of another alignment.
+    """
+    step = _ALIGNMENT // np.dtype(dtype).itemsize
+    starts = [0]
+    for part in parts:
+        starts.append(starts[-1] + -(-len(part) // step) * step)
+    packed = np.zeros(starts[-1], dtype=dtype)
+    for part, start in zip(parts, starts, strict=False):
+        packed[start : start + len(part)] = part
+    moved = torch.from_numpy(packed) if device.type == "cpu" else to_device(packed, device)
+    return [moved[s : s + len(part)] for part, s in zip(parts, starts, strict=False)]
+
+
+def _with_promised(
+    token_ids: torch.Tensor,
+    items: Many[Scheduled],
+    query_start: list[int],
+    promised: torch.Tensor | None,
+) -> torch.Tensor:
+    """Token ids int64[T] with those filled in that only the device knows."""
+    places, rows = [], []
+    for i, item in enumerate(items):
+        if _is_promised(item):
+            assert item.builds_on is not None, "a token is promised by no step"
+            places.append(query_start[i + 1] - 1)
+            rows.append(item.builds_on.row)
+    if not places:
+        return token_ids
+    assert promised is not None, "the step that promises a token is not sampled"
+    if len(promised) == len(token_ids) == len(rows) and rows == list(range(len(rows))):
+        return promised  # a decode step of the same sequences
+    place, row = to_device([places, rows], token_ids.device).unbind()
+    return token_ids.index_copy_(0, place, promised[row])
+
+
+def _is_promised(item: Scheduled) -> bool:
+    """True when the host does not know the last of the item's tokens yet."""
+    return item.start + item.num_tokens > len(item.sequence.token_ids)

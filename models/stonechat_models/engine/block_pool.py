@@ -1,0 +1,66 @@
+"""The KV cache's blocks: reference counts, and free blocks in the order they will be reused."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from stonechat_models.engine.prefix_cache import PrefixCache
+
+
+class BlockPool:
+    """Hands out block ids `0 … num_blocks - 1`.
+
+    Invariant: a block is free exactly when its reference count is 0. A free block may still be
+    listed in the prefix cache; it is evicted from there only when it is handed out again, and the
+    block that was freed longest ago goes first (those that cache nothing before all others).
+    """
+
+    def __init__(self, num_blocks: int, prefix_cache: PrefixCache | None) -> None:
+        self.num_blocks = num_blocks
+        self.prefix_cache = prefix_cache
+        self._ref_counts = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - len(self._free)
+
+    def ref_count(self, block_id: int) -> int:
+        return self._ref_counts[block_id]
+
+    def allocate(self) -> int:
+        """A block to write to, with one reference. The caller has checked `num_free`."""
+        block_id, _ = self._free.popitem(last=False)
+        if self.prefix_cache is not None:
+            self.prefix_cache.evict(block_id)
+        assert self._ref_counts[block_id] == 0, "a free block is referenced"
+        self._ref_counts[block_id] = 1
+        return block_id
+
+    def share(self, block_id: int) -> None:
+        """One more reference; revives a free block that the prefix cache found."""
+        if self._ref_counts[block_id] == 0:
+            del self._free[block_id]
+        self._ref_counts[block_id] += 1
+
+    def release(self, block_ids: Iterable[int]) -> None:
+        """Drop one reference each. The last block of a sequence becomes the first to be reused."""
+        for block_id in reversed(list(block_ids)):
+            self._ref_counts[block_id] -= 1
+            assert self._ref_counts[block_id] >= 0, "a block was released twice"
+            if self._ref_counts[block_id] == 0:
+                self._free[block_id] = None
+                if self.prefix_cache is None or not self.prefix_cache.holds(block_id):
+                    self._free.move_to_end(block_id, last=False)
+
+    def check_integrity(self, held: Iterable[Iterable[int]]) -> None:
+        """Raise AssertionError unless the counts are just those of the block tables `held`."""
+        counts = [0] * self.num_blocks
+        for block_ids in held:
+            for block_id in block_ids:
+                counts[block_id] += 1
+        assert counts == self._ref_counts, "reference counts differ from the block tables"
+        assert set(self._free) == {i for i, c in enumerate(counts) if c == 0}, "free list is wrong"

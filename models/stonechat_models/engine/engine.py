@@ -1,0 +1,363 @@
+"""The engine's step: schedule, run, sample, postprocess. Synchronous; one thread owns it."""
+
+import logging
+import secrets
+import time
+import traceback
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import torch
+
+from stonechat_models.backends.base import CausalModel
+from stonechat_models.engine.prompt_lookup import Drafter, PastFollower, TextFollower
+from stonechat_models.engine.scheduler import Scheduled, Scheduler
+from stonechat_models.engine.sequence import Request, Sequence
+from stonechat_models.engine.step import SamplerLike, Step
+from stonechat_models.errors import StepError
+from stonechat_models.sampling.state import SampledTokens, SamplingState, TokenConstraint
+from stonechat_models.types import (
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    TokenLogprobs,
+    TokenOutput,
+)
+
+logger = logging.getLogger(__name__)
+
+STEP_FAILED = "the model failed on this request"
+MAX_FRUITLESS_STEPS = 8
+
+
+@dataclass(slots=True)
+class StepCounters:
+    """What the engine counts from its start."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
+    num_failed_steps: int = 0
+    num_fruitless_steps: int = 0
+    """Steps in a row in which the model raised for every sequence. A row that cannot be sampled
+    (its grammar allows nothing, say) does not count: no request may bring the engine down."""
+    last_step_seconds: float = 0.0
+
+
+class Engine:
+    """Generates for many requests at once over one model.
+
+    With `overlap`, for devices that work while the host goes on, a call of `step` reads the tokens
+    of one step while the device runs the next one: it samples from that one, then schedules and
+    launches a third on tokens that only the device knows. What was computed for sequences that
+    turn out to have ended is dropped.
+
+    Sequences with a prediction (all sequences, with `prompt_lookup`) guess tokens ahead, which a
+    step verifies.
+
+    A step never raises for a fault of the model: the work is run again in halves until the
+    sequences that fail alone are known, and only those end, with `FinishReason.ERROR`.
+    """
+
+    def __init__(
+        self,
+        model: CausalModel,
+        sampler: SamplerLike,
+        *,
+        eos_token_ids: frozenset[int],
+        device: torch.device,
+        prefix_caching: bool = True,
+        overlap: bool = False,
+        prompt_lookup: bool = False,
+    ) -> None:
+        info = model.info
+        self.model = model
+        self.sampler = sampler
+        self.eos_token_ids = eos_token_ids
+        self.device = device
+        self.max_model_len = info.max_model_len
+        self.counters = StepCounters()
+        self.scheduler = Scheduler(
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            max_batch_tokens=info.max_batch_tokens,
+            max_num_seqs=info.max_num_seqs,
+            prefix_caching=prefix_caching,
+        )
+        self._overlap = overlap
+        self._prompt_lookup = prompt_lookup
+        self._sampled: Step | None = None
+        self._forwarded: Step | None = None
+        """With `overlap`, the steps under way: the older one, then the one that builds on it."""
+        self._num_processed = 0
+        self._requests: dict[str, Request] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    @property
+    def is_broken(self) -> bool:
+        """True once several steps in a row failed whole: the device or the model is gone."""
+        return self.counters.num_fruitless_steps >= MAX_FRUITLESS_STEPS
+
+    def add(self, request: GenerateRequest, constraints: Many[TokenConstraint | None] = ()) -> None:
+        """Queue a request; `constraints` has one entry a choice, or is empty."""
+        group = Request(request)
+        params = request.params
+        seed = secrets.randbits(64) - 2**63 if params.seed is None else params.seed
+        prompt = list(request.prompt_token_ids)
+        room = self.max_model_len - len(prompt)
+        for index in range(params.n):
+            state = SamplingState(params, seed, index, prompt)
+            state.constraint = constraints[index] if constraints else None
+            if params.min_tokens > 0:
+                state.suppressed_ids = (*self.eos_token_ids, *params.stop_token_ids)
+            group.sequences.append(
+                Sequence(
+                    group=group,
+                    sampling=state,
+                    token_ids=list(prompt),
+                    num_prompt_tokens=len(prompt),
+                    max_tokens=min(params.max_tokens or room, room),
+                )
+            )
+        self._add_drafters(group)
+        self._requests[request.request_id] = group
+        self.scheduler.add(group)
+
+    def _add_drafters(self, group: Request) -> None:
+        prediction = group.request.prediction_token_ids
+        predicted = TextFollower.for_choices(prediction, len(group.sequences))
+        vocab_size = self.model.info.vocab_size
+        for sequence, follower in zip(group.sequences, predicted, strict=True):
+            if prediction:
+                sequence.drafter = Drafter(follower, vocab_size)
+            elif self._prompt_lookup:
+                sequence.drafter = Drafter(PastFollower(sequence.token_ids), vocab_size)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request, or one choice of it, and free its blocks; unknown ones are fine."""
+        group = self._requests.get(request_id)
+        if group is None:
+            return
+        for sequence in [s for s in group.sequences if index is None or s.index == index]:
+            self._finish(sequence, FinishReason.ABORT)
+
+    @torch.inference_mode()
+    def step(self) -> list[TokenOutput]:
+        """Give every scheduled sequence its tokens; returns the news of those that got one."""
+        started = time.perf_counter()
+        self._num_processed = 0
+        outputs = self._step_ahead() if self._overlap else self._run(self._schedule())
+        counters = self.counters
+        if self._num_processed > 0:  # else the step only launched something
+            num_failed = sum(output.error == STEP_FAILED for output in outputs)
+            all_failed = num_failed == self._num_processed
+            counters.num_fruitless_steps = counters.num_fruitless_steps + 1 if all_failed else 0
+        counters.num_steps += 1
+        counters.last_step_seconds = time.perf_counter() - started
+        return outputs
+
+    def stats(self) -> EngineStats:
+        scheduler, counters = self.scheduler, self.counters
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=scheduler.pool.num_blocks,
+            num_used_blocks=scheduler.pool.num_used,
+            num_steps=counters.num_steps,
+            num_prompt_tokens=counters.num_prompt_tokens,
+            num_generated_tokens=counters.num_generated_tokens,
+            num_cache_queried_tokens=scheduler.num_queried_tokens,
+            num_cache_hit_tokens=scheduler.num_hit_tokens,
+            num_drafted_tokens=counters.num_drafted_tokens,
+            num_accepted_draft_tokens=counters.num_accepted_draft_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_failed_steps=counters.num_failed_steps,
+            last_step_seconds=counters.last_step_seconds,
+        )
+
+    # --- run and sample, one step after the other ---
+
+    def _schedule(self) -> list[Scheduled]:
+        plan = self.scheduler.schedule()
+        if plan.block_copies:
+            self.model.copy_blocks(plan.block_copies)
+        return plan.scheduled
+
+    def _run(self, items: list[Scheduled]) -> list[TokenOutput]:
+        if not items:
+            return []
+        try:
+            step = self._launch(items)
+            step.sample(self.sampler)
+            sampled = step.read()
+        except Exception as error:
+            return self._run_in_halves(items, error)
+        return self._postprocess(items, sampled)
+
+    def _run_in_halves(self, items: list[Scheduled], error: Exception) -> list[TokenOutput]:
+        self.counters.num_failed_steps += 1
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
+        items = [item for item in items if not item.is_void]
+        if len(items) > 1:
+            logger.warning("a step of %d sequences failed, runs again in halves", len(items))
+            middle = len(items) // 2
+            return self._run(items[:middle]) + self._run(items[middle:])
+        if not items:
+            return []
+        sequence = items[0].sequence
+        logger.error("request %s failed in a step", sequence.group.request_id, exc_info=error)
+        self._num_processed += 1
+        return [self._fail(sequence, STEP_FAILED)]
+
+    def _launch(self, items: list[Scheduled]) -> Step:
+        return Step(
+            self.model,
+            items,
+            block_size=self.scheduler.block_size,
+            device=self.device,
+            after=self._sampled,
+        )
+
+    # --- the same, with the next step launched before the tokens of one are read ---
+
+    def _step_ahead(self) -> list[TokenOutput]:
+        outputs = self._finish_sampled()
+        if self._forwarded is not None:
+            outputs += self._sample_forwarded()
+        items = self._schedule()
+        if items:
+            try:
+                self._forwarded = self._launch(items)
+            except Exception as error:
+                outputs += self._finish_sampled()
+                outputs += self._run_in_halves(items, error)
+        return outputs
+
+    def _finish_sampled(self) -> list[TokenOutput]:
+        """Read the older step, and run it again if that fails: what builds on it is dropped."""
+        step, self._sampled = self._sampled, None
+        if step is None:
+            return []
+        try:
+            sampled = step.read()
+        except Exception as error:
+            self._drop_forwarded()
+            return self._run_in_halves(step.items, error)
+        return self._postprocess(step.items, sampled)
+
+    def _sample_forwarded(self) -> list[TokenOutput]:
+        step, self._forwarded = self._forwarded, None
+        assert step is not None
+        try:
+            step.sample(self.sampler)
+        except Exception as error:
+            return self._run_in_halves(step.items, error)
+        self._sampled = step
+        return []
+
+    def _drop_forwarded(self) -> None:
+        step, self._forwarded = self._forwarded, None
+        if step is not None:
+            for item in step.items:
+                self.scheduler.cancel(item)
+
+    # --- postprocess ---
+
+    def _postprocess(self, items: list[Scheduled], sampled: SampledTokens) -> list[TokenOutput]:
+        outputs = []
+        for item in items:
+            if item.is_void:
+                continue
+            self._count(item)
+            self.scheduler.finish_step(item)
+            if not item.reaches_end:
+                continue
+            outputs += self._accept_rows(item, sampled)
+        return outputs
+
+    def _accept_rows(self, item: Scheduled, sampled: SampledTokens) -> list[TokenOutput]:
+        """The token of an item's first row, and of each further one whose guess was right."""
+        sequence, outputs = item.sequence, []
+        for i, row in enumerate(range(item.row, item.row + item.num_rows)):
+            error = sampled.errors.get(row)
+            if error is not None:
+                outputs.append(self._fail(sequence, error))
+                break
+            self.counters.num_generated_tokens += 1
+            outputs.append(self._accept(sequence, sampled.token_ids[row], sampled.logprobs[row]))
+            is_guessed = i < len(item.draft) and item.draft[i] == sampled.token_ids[row]
+            if sequence.is_finished or not is_guessed:
+                break
+            self.scheduler.keep_guess(sequence)
+        if item.draft and sequence.drafter is not None:
+            num_kept = len(outputs) - 1
+            sequence.drafter.judge(len(item.draft), num_kept)
+            self.counters.num_drafted_tokens += len(item.draft)
+            self.counters.num_accepted_draft_tokens += num_kept
+        return outputs
+
+    def _count(self, item: Scheduled) -> None:
+        self._num_processed += 1
+        num_prompt = min(item.num_tokens, max(0, item.sequence.num_prompt_tokens - item.start))
+        self.counters.num_prompt_tokens += num_prompt
+
+    def _accept(
+        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
+    ) -> TokenOutput:
+        try:
+            sequence.append(token_id)
+        except StepError as error:
+            return self._fail(sequence, str(error))
+        state = sequence.sampling
+        is_stop_token = self._is_stop_token(sequence, token_id)
+        finish_reason = None
+        if is_stop_token or (state.constraint is not None and state.constraint.is_finished):
+            finish_reason = FinishReason.STOP
+        elif sequence.num_output_tokens >= sequence.max_tokens:
+            finish_reason = FinishReason.LENGTH
+        output = TokenOutput(
+            request_id=sequence.group.request_id,
+            index=sequence.index,
+            token_ids=(token_id,),
+            logprobs=None if logprobs is None else (logprobs,),
+            finish_reason=finish_reason,
+            num_cached_tokens=sequence.group.num_cached_tokens,
+            stop_token_id=token_id if is_stop_token else None,
+            num_cache_written_tokens=sequence.group.num_cache_written_tokens,
+            scheduled_time=sequence.group.scheduled_time,
+        )
+        if finish_reason is not None:
+            self._finish(sequence, finish_reason)
+        return output
+
+    def _is_stop_token(self, sequence: Sequence, token_id: int) -> bool:
+        params = sequence.sampling.params
+        if token_id in params.stop_token_ids:
+            return True
+        return token_id in self.eos_token_ids and not params.ignore_eos
+
+    def _fail(self, sequence: Sequence, error: str) -> TokenOutput:
+        self._finish(sequence, FinishReason.ERROR)
+        return TokenOutput(
+            request_id=sequence.group.request_id,
+            index=sequence.index,
+            token_ids=(),
+            logprobs=None,
+            finish_reason=FinishReason.ERROR,
+            num_cached_tokens=sequence.group.num_cached_tokens,
+            scheduled_time=sequence.group.scheduled_time,
+            error=error,
+        )
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        sequence.finish_reason = reason
+        self.scheduler.remove(sequence)
+        if not sequence.group.sequences:
+            del self._requests[sequence.group.request_id]
+        if not self.has_work:  # all that is under way is for sequences that have ended
+            self._sampled = self._forwarded = None

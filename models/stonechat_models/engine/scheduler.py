@@ -1,0 +1,381 @@
+"""Which sequences compute how many tokens in the next step.
+
+One rule: every running sequence has known and computed tokens, and a step gives it tokens until
+computed reaches known, under one token budget. Prefill in chunks, decode, and recomputing after
+a preemption are all that rule.
+"""
+
+from bisect import insort
+from dataclasses import dataclass, field
+
+from stonechat_models.engine.block_pool import BlockPool
+from stonechat_models.engine.prefix_cache import PrefixCache
+from stonechat_models.engine.sequence import Request, Sequence
+
+MAX_GUESSING_TOKENS = 128
+"""Nobody guesses beyond so many tokens in a step: it would take longer by what is guessed."""
+
+
+@dataclass(slots=True, eq=False)
+class Scheduled:
+    """A sequence and which of its tokens a step computes: `num_tokens` from `start` on, and then
+    those of `draft`, which are guesses at the tokens that follow."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    reaches_end: bool
+    """The step computes the last token there is, so that a new one can be sampled."""
+    builds_on: "Scheduled | None" = None
+    """Where the last of these tokens comes from, if it is only promised."""
+    draft: tuple[int, ...] = ()
+    row: int = -1
+    """Which of the sampled rows is its first; known once sampling has begun."""
+    is_void: bool = False
+    """Nothing of it counts any more: the sequence ended, or lost its blocks."""
+
+    @property
+    def context_len(self) -> int:
+        return self.start + self.num_tokens + len(self.draft)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that are sampled from: one, and one more for each guess."""
+        return 1 + len(self.draft) if self.reaches_end else 0
+
+
+@dataclass(slots=True)
+class SchedulerOutput:
+    """One step's work; `block_copies` are done before it."""
+
+    scheduled: list[Scheduled] = field(default_factory=list)
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Scheduler:
+    """Owns the waiting and the running sequences and all their blocks.
+
+    Decoding sequences come first, so that a long prompt does not stall them; then running
+    prefills; then waiting requests by priority and arrival. When blocks run out, the sequence that
+    would run last gives its own up and is computed again later (its tokens and draws stay).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_batch_tokens: int,
+        max_num_seqs: int,
+        prefix_caching: bool = True,
+    ) -> None:
+        self.block_size = block_size
+        self.max_batch_tokens = max_batch_tokens
+        self.max_num_seqs = max_num_seqs
+        self.prefix_cache = PrefixCache() if prefix_caching else None
+        self.pool = BlockPool(num_blocks, self.prefix_cache)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.num_queried_tokens = 0
+        self.num_hit_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        """Queue the request's leader; its other sequences follow once the prompt is computed."""
+        self._enqueue(request.sequences[0])
+        for sequence in request.sequences[1:]:
+            sequence.is_waiting_for_leader = True
+
+    def schedule(self) -> SchedulerOutput:
+        output = SchedulerOutput()
+        budget = self.max_batch_tokens
+        num_preemptions = self.num_preemptions
+        for sequence in sorted(self.running, key=_decode_first):
+            if budget == 0:
+                break
+            # An earlier one may have preempted it.
+            if self.num_preemptions == num_preemptions or sequence in self.running:
+                budget -= self._schedule_running(sequence, budget, output)
+        while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
+            num_tokens = self._admit(self.waiting[0], budget, output)
+            if num_tokens == 0 and (self.running or not self._drop_a_fork_source()):
+                break
+            budget -= num_tokens
+        return output
+
+    def finish_step(self, item: Scheduled) -> None:
+        """Record that the step computed the tokens, and offer its full blocks to the cache.
+
+        Steps finish in the order in which they were scheduled.
+        """
+        sequence = item.sequence
+        assert sequence.in_flight[0] is item, "steps finish in order"
+        del sequence.in_flight[0]
+        item.builds_on = None  # else each keeps all before it
+        was_prefilling = sequence.num_computed < sequence.num_prompt_tokens
+        sequence.num_computed += item.num_tokens
+        sequence.num_promised -= item.reaches_end
+        self._register_blocks(sequence)
+        if was_prefilling and sequence.num_computed >= sequence.num_prompt_tokens:
+            self._release_followers(sequence)
+
+    def keep_guess(self, sequence: Sequence) -> None:
+        """Record that a guess of the step just finished was right: it is computed already."""
+        sequence.set_computed(sequence.num_computed + 1)
+        self._register_blocks(sequence)
+
+    def cancel(self, item: Scheduled) -> None:
+        """Take a share of a step back that will not be computed; later ones must be back before."""
+        if not item.is_void:
+            sequence = item.sequence
+            assert sequence.in_flight.pop() is item, "the last one is taken back first"
+            sequence.num_launched -= item.num_tokens
+            sequence.num_promised -= item.reaches_end
+            item.is_void = True
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and give its blocks back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._free(sequence)
+        group = sequence.group
+        group.sequences.remove(sequence)
+        self._promote(group)
+        self._drop_unneeded_fork_source(group)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError when a block is leaked, or shared by mistake."""
+        everyone = self.running + self.waiting
+        groups = {id(s.group): s.group for s in everyone}.values()
+        held = [s.block_table for s in everyone] + [g.prompt_blocks for g in groups]
+        self.pool.check_integrity(held)
+        for sequence in everyone:
+            assert 0 <= sequence.num_computed <= len(sequence.token_ids)
+            assert len(sequence.block_table) >= self._num_blocks(sequence.num_launched)
+            num_in_flight = sum(item.num_tokens for item in sequence.in_flight)
+            assert sequence.num_launched == sequence.num_computed + num_in_flight
+            assert sequence.num_promised == sum(item.reaches_end for item in sequence.in_flight)
+
+    # --- one sequence ---
+
+    def _schedule_running(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
+        num_tokens = min(sequence.num_remaining, budget)
+        if num_tokens == 0 or self._awaits_guesses(sequence):
+            return 0
+        needed = self._num_blocks(sequence.num_launched + num_tokens) - len(sequence.block_table)
+        while needed > self.pool.num_free:
+            if self._drop_a_fork_source():
+                continue
+            scheduled = {id(item.sequence) for item in output.scheduled}
+            candidates = [s for s in self.running if id(s) not in scheduled]
+            victim = max(candidates, key=_order)
+            self._preempt(victim)
+            if victim is sequence:
+                return 0
+        self._grow(sequence, needed)
+        self._launch(sequence, num_tokens, output)
+        return num_tokens + self._add_draft(output.scheduled[-1], budget - num_tokens)
+
+    def _max_draft(self) -> int:
+        """How many tokens each sequence may guess: half the budget is left to prompts."""
+        num_tokens = min(MAX_GUESSING_TOKENS, self.max_batch_tokens // 2)
+        return max(0, num_tokens // len(self.running) - 1)
+
+    def _awaits_guesses(self, sequence: Sequence) -> bool:
+        """True while what is in flight decides on guesses: those made, or those to come next."""
+        if sequence.drafter is None or not sequence.num_promised:
+            return False
+        may_guess = self._max_draft() > 0 and not sequence.drafter.is_lost
+        return may_guess or bool(sequence.in_flight[-1].draft)
+
+    def _add_draft(self, item: Scheduled, budget: int) -> int:
+        """Let the sequence guess, where nobody else needs the tokens or the blocks for it."""
+        sequence = item.sequence
+        if sequence.drafter is None or not item.reaches_end or item.builds_on is not None:
+            return 0
+        num_others = len(self.running) - 1
+        room = (len(sequence.block_table) + max(0, self.pool.num_free - num_others)) * (
+            self.block_size
+        )
+        limit = min(
+            self._max_draft(),
+            budget - num_others,
+            room - item.context_len,
+            sequence.max_tokens - sequence.num_output_tokens - 1,
+        )
+        item.draft = sequence.drafter.draft(max(0, limit))
+        self._grow(sequence, self._num_blocks(item.context_len) - len(sequence.block_table))
+        return len(item.draft)
+
+    def _admit(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
+        """Give a waiting sequence the blocks of all its known tokens, or return 0."""
+        if _can_fork(sequence):
+            if not self._has_room(1):
+                return 0
+            self._fork(sequence, output)
+        else:
+            shared = self._cached_blocks(sequence)
+            needed = self._num_blocks(len(sequence.token_ids)) - len(shared)
+            revived = sum(self.pool.ref_count(block_id) == 0 for block_id in shared)
+            if not self._has_room(needed + revived):
+                return 0
+            self._take_cached(sequence, shared)
+            self._grow(sequence, needed)
+        self.waiting.pop(0)
+        self.running.append(sequence)
+        self._drop_unneeded_fork_source(sequence.group)
+        sequence.group.mark_scheduled()
+        num_tokens = min(sequence.num_remaining, budget)
+        self._launch(sequence, num_tokens, output)
+        return num_tokens
+
+    def _launch(self, sequence: Sequence, num_tokens: int, output: SchedulerOutput) -> None:
+        reaches_end = num_tokens == sequence.num_remaining
+        is_promised = reaches_end and sequence.num_promised > 0
+        item = Scheduled(
+            sequence,
+            sequence.num_launched,
+            num_tokens,
+            reaches_end,
+            sequence.in_flight[-1] if is_promised else None,
+        )
+        sequence.num_launched += num_tokens
+        sequence.num_promised += reaches_end
+        sequence.in_flight.append(item)
+        output.scheduled.append(item)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._free(sequence)
+        sequence.num_registered_blocks = 0
+        self.num_preemptions += 1
+        self._enqueue(sequence)
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_order)
+
+    # --- blocks ---
+
+    def _has_room(self, num_blocks: int) -> bool:
+        """Each running sequence may soon need a block: keep that many, so as not to thrash."""
+        return num_blocks + len(self.running) <= self.pool.num_free
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def _grow(self, sequence: Sequence, num_blocks: int) -> None:
+        for _ in range(num_blocks):
+            sequence.block_table.append(self.pool.allocate())
+
+    def _free(self, sequence: Sequence) -> None:
+        """Give the blocks back. What is in flight still writes to them, before any later step."""
+        for item in sequence.in_flight:
+            item.is_void = True
+        sequence.in_flight = []
+        sequence.num_promised = 0
+        sequence.set_computed(0)
+        self.pool.release(sequence.block_table)
+        sequence.block_table = []
+
+    def _cached_blocks(self, sequence: Sequence) -> list[int]:
+        """Blocks of the longest cached prefix short of the last token, which gives the logits."""
+        found: list[int] = []
+        if self.prefix_cache is None:
+            return found
+        for i in range((len(sequence.token_ids) - 1) // self.block_size):
+            block_id = self.prefix_cache.find(sequence.hash_of_block(i, self.block_size))
+            if block_id is None:
+                break
+            found.append(block_id)
+        return found
+
+    def _take_cached(self, sequence: Sequence, shared: list[int]) -> None:
+        for block_id in shared:
+            self.pool.share(block_id)
+        sequence.block_table = shared
+        sequence.set_computed(len(shared) * self.block_size)
+        sequence.num_registered_blocks = len(shared)
+        group = sequence.group
+        if group.scheduled_time is None:
+            self.num_queried_tokens += sequence.num_prompt_tokens
+            self.num_hit_tokens += sequence.num_computed
+            group.num_cached_tokens = sequence.num_computed
+
+    def _register_blocks(self, sequence: Sequence) -> None:
+        if self.prefix_cache is None:
+            return
+        num_full = sequence.num_computed // self.block_size
+        for i in range(sequence.num_registered_blocks, num_full):
+            content = sequence.hash_of_block(i, self.block_size)
+            is_new = self.prefix_cache.insert(content, sequence.block_table[i])
+            if is_new and (i + 1) * self.block_size <= sequence.num_prompt_tokens:
+                sequence.group.num_cache_written_tokens += self.block_size
+        sequence.num_registered_blocks = max(num_full, sequence.num_registered_blocks)
+
+    # --- n > 1: followers fork from the computed prompt ---
+
+    def _release_followers(self, leader: Sequence) -> None:
+        followers = [s for s in leader.group.sequences if s.is_waiting_for_leader]
+        if not followers:
+            return
+        group = leader.group
+        if not group.prompt_blocks:
+            group.prompt_blocks = leader.block_table[: self._num_blocks(leader.num_prompt_tokens)]
+            for block_id in group.prompt_blocks:
+                self.pool.share(block_id)
+        for sequence in followers:
+            sequence.is_waiting_for_leader = False
+            self._enqueue(sequence)
+
+    def _fork(self, sequence: Sequence, output: SchedulerOutput) -> None:
+        """Share the prompt's full blocks, copy the one that holds its last token.
+
+        That token is computed again, for its logits, into the copy: never into a shared block.
+        """
+        source = sequence.group.prompt_blocks
+        for block_id in source[:-1]:
+            self.pool.share(block_id)
+        copy = self.pool.allocate()
+        output.block_copies.append((source[-1], copy))
+        sequence.block_table = [*source[:-1], copy]
+        sequence.set_computed(sequence.num_prompt_tokens - 1)
+        sequence.num_registered_blocks = len(source) - 1
+
+    def _promote(self, group: Request) -> None:
+        """If the leader is gone before the prompt was computed, the next sequence leads."""
+        if group.sequences and all(s.is_waiting_for_leader for s in group.sequences):
+            group.sequences[0].is_waiting_for_leader = False
+            self._enqueue(group.sequences[0])
+
+    def _drop_unneeded_fork_source(self, group: Request) -> None:
+        if group.prompt_blocks and not any(s in self.waiting for s in group.sequences):
+            self._drop_prompt_blocks(group)
+
+    def _drop_prompt_blocks(self, group: Request) -> None:
+        self.pool.release(group.prompt_blocks)
+        group.prompt_blocks = []
+
+    def _drop_a_fork_source(self) -> bool:
+        for sequence in reversed(self.waiting):
+            if sequence.group.prompt_blocks:
+                self._drop_prompt_blocks(sequence.group)
+                return True
+        return False
+
+
+def _can_fork(sequence: Sequence) -> bool:
+    return bool(sequence.group.prompt_blocks) and sequence.num_output_tokens == 0
+
+
+def _order(sequence: Sequence) -> tuple[tuple[int, float, str], int]:
+    return (sequence.group.sort_key, sequence.index)
+
+
+def _decode_first(sequence: Sequence) -> tuple[bool, tuple[tuple[int, float, str], int]]:
+    return (sequence.num_remaining > 1, _order(sequence))

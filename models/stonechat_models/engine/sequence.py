@@ -1,0 +1,116 @@
+"""A request in the engine and its sequences, one a choice."""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stonechat_models.engine.prefix_cache import block_hash, root_hash
+from stonechat_models.engine.prompt_lookup import Drafter
+from stonechat_models.sampling.state import SamplingState
+from stonechat_models.types import FinishReason, GenerateRequest
+
+if TYPE_CHECKING:
+    from stonechat_models.engine.scheduler import Scheduled
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A prompt with its n sequences.
+
+    The first sequence (the leader) computes the prompt; when it has, the others fork from
+    `prompt_blocks`, on which the request holds a reference until the last of them has.
+    """
+
+    request: GenerateRequest
+    sequences: list["Sequence"] = field(default_factory=list)
+    prompt_blocks: list[int] = field(default_factory=list)
+    num_cached_tokens: int = 0
+    num_cache_written_tokens: int = 0
+    scheduled_time: float | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def sort_key(self) -> tuple[int, float, str]:
+        return (self.request.priority, self.request.arrival_time, self.request_id)
+
+    def mark_scheduled(self) -> None:
+        if self.scheduled_time is None:
+            self.scheduled_time = time.monotonic()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One choice: its known tokens, how many are computed, and where their keys and values are.
+
+    Tokens that steps under way compute are in flight; each such step that reaches the end of what
+    is known promises a token more, which the next step may already build on.
+
+    Invariant: `num_computed <= len(token_ids)`, and the blocks in `block_table` cover all tokens
+    that are computed or in flight. `block_hashes[i]` is the chained hash of full block i.
+    """
+
+    group: Request
+    sampling: SamplingState
+    token_ids: list[int]
+    num_prompt_tokens: int
+    max_tokens: int
+    num_computed: int = 0
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_launched: int = 0
+    """Tokens that are computed or in flight."""
+    num_promised: int = 0
+    """Tokens that the steps under way will add."""
+    in_flight: list["Scheduled"] = field(default_factory=list)
+    """The sequence's share of the steps under way, oldest first."""
+    num_registered_blocks: int = 0
+    """Leading blocks already offered to the prefix cache."""
+    drafter: Drafter | None = None
+    """Guesses what may come next. A step waits for the last one's tokens if it may have guesses."""
+    is_waiting_for_leader: bool = False
+    finish_reason: FinishReason | None = None
+
+    @property
+    def index(self) -> int:
+        return self.sampling.choice_index
+
+    @property
+    def num_remaining(self) -> int:
+        """Known and promised tokens that no step has yet: 1 when decoding, more when prefilling.
+
+        0 while the last token that the sequence may have is on its way.
+        """
+        num_tokens, num_promised = len(self.token_ids), self.num_promised
+        if num_promised and num_tokens - self.num_prompt_tokens + num_promised >= self.max_tokens:
+            return 0
+        return num_tokens + num_promised - self.num_launched
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def set_computed(self, num_tokens: int) -> None:
+        """Say how many tokens have their keys and values in `block_table`; none are in flight."""
+        self.num_computed = self.num_launched = num_tokens
+
+    def append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        if self.drafter is not None:
+            self.drafter.follow(token_id)
+        self.sampling.append(token_id)
+
+    def hash_of_block(self, i: int, block_size: int) -> bytes:
+        """The chained hash of block i, all of whose tokens are known."""
+        while len(self.block_hashes) <= i:
+            j = len(self.block_hashes)
+            parent = self.block_hashes[-1] if j else root_hash(self.group.request.cache_salt)
+            tokens = self.token_ids[j * block_size : (j + 1) * block_size]
+            self.block_hashes.append(block_hash(parent, tokens))
+        return self.block_hashes[i]

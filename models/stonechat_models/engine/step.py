@@ -1,0 +1,79 @@
+"""One step under way: its logits are computed, then its tokens chosen, then they are read.
+
+Nothing waits for the device before the last of the three.
+"""
+
+from collections.abc import Sequence as Many
+from typing import Protocol
+
+import torch
+
+from stonechat_models.backends.base import CausalModel
+from stonechat_models.engine.batch import build_batch
+from stonechat_models.engine.scheduler import Scheduled
+from stonechat_models.hardware.transfers import to_device
+from stonechat_models.sampling.state import SampledTokens, SamplingState
+
+
+class SamplingLike(Protocol):
+    """Tokens under way; see `sampler.Sampling`."""
+
+    tokens: torch.Tensor
+
+    def read(self) -> SampledTokens:
+        """Wait for the tokens."""
+
+
+class SamplerLike(Protocol):
+    """Chooses one token a row; see `sampler.Sampler`."""
+
+    def __call__(self, logits: torch.Tensor, states: Many[SamplingState]) -> SampledTokens:
+        """Logits float32[R, V], which may be overwritten, and R states."""
+
+    def launch(self, logits: torch.Tensor, states: Many[SamplingState]) -> SamplingLike:
+        """The same, without waiting."""
+
+
+class Step:
+    """What the scheduler chose for a step, launched on construction."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        items: list[Scheduled],
+        *,
+        block_size: int,
+        device: torch.device,
+        after: "Step | None",
+    ) -> None:
+        """`after`: the step whose tokens, sampled but not read, this one may build on."""
+        self.items = items
+        sampling = None if after is None else after._sampling
+        promised = None if sampling is None else sampling.tokens.to(device)
+        batch = build_batch(items, block_size, device, promised)
+        self._logits: torch.Tensor | None = model.forward(batch)
+        """None once sampling has begun: they are large, and the next step needs room too."""
+        self._sampling: SamplingLike | None = None
+
+    def sample(self, sampler: SamplerLike) -> None:
+        """Begin to choose the tokens of what still counts."""
+        rows: list[int] = []
+        states: list[SamplingState] = []
+        num_rows = 0
+        for item in self.items:
+            if item.reaches_end and not item.is_void:
+                item.row = len(rows)
+                rows += range(num_rows, num_rows + item.num_rows)
+                state = item.sequence.sampling
+                states += [state, *state.ahead(item.draft)]
+            num_rows += item.num_rows
+        logits, self._logits = self._logits, None
+        assert logits is not None, "a step is sampled once"
+        if len(rows) < num_rows:
+            logits = logits[to_device(rows, logits.device, torch.int64)]
+        self._sampling = sampler.launch(logits, states)
+
+    def read(self) -> SampledTokens:
+        """Wait for the tokens; an item's are from its `row` on."""
+        assert self._sampling is not None, "a step is sampled before it is read"
+        return self._sampling.read()

@@ -1,0 +1,233 @@
+"""Reasoning as a token constraint: a grammar starts after it, and a budget can end it."""
+
+from copy import copy
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stonechat_models.grammar.vocabulary import VocabularyLike
+from stonechat_models.types import ReasoningSpec
+
+GAP_TEXTS = (b"\n", b"\n\n")
+"""What a model may write between the end of its reasoning and a grammar's text, once."""
+
+
+class StartedConstraint(Protocol):
+    """A `TokenConstraint` that can also tell about one token."""
+
+    def fill_bitmask(self, row: torch.Tensor) -> bool: ...
+
+    def accept(self, token_id: int) -> None: ...
+
+    def allows(self, token_id: int) -> bool: ...
+
+    def fork(self) -> "StartedConstraint": ...
+
+    @property
+    def is_finished(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningMarkers:
+    """A `ReasoningSpec` in tokens of one vocabulary; shared by all choices.
+
+    `thought_mask` (int32 words, as `TokenConstraint` rows) allows what may be part of reasoning:
+    all but special tokens, end tokens, and tokens that hold the end marker and more.
+    """
+
+    spec: ReasoningSpec
+    start_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+    end: bytes
+    token_texts: tuple[bytes, ...]
+    thought_mask: npt.NDArray[np.int32]
+    overlong_ids: tuple[int, ...]
+    """Tokens with the marker's last byte inside: they could end the marker and go on."""
+    gap_ids: tuple[int, ...]
+
+    @classmethod
+    def build(
+        cls, spec: ReasoningSpec, tokenizer: VocabularyLike, vocab_size: int
+    ) -> "ReasoningMarkers":
+        """Takes some tens of milliseconds; call it off the event loop."""
+        num_tokens = min(tokenizer.vocab_size, vocab_size)
+        texts = tuple(tokenizer.token_bytes(i) for i in range(num_tokens))
+        texts += (b"",) * (vocab_size - num_tokens)
+        start, end = spec.start.encode(), spec.end.encode()
+        start_ids = tuple(tokenizer.encode(spec.start, add_special_tokens=False))
+        end_ids = tuple(tokenizer.encode(spec.end, add_special_tokens=False))
+        if not start or not end or not start_ids or not end_ids:
+            raise ValueError("the markers of reasoning must not be empty")
+        barred = {*tokenizer.special_ids, *tokenizer.eos_token_ids} - set(end_ids)
+        allowed = np.zeros((vocab_size + 31) // 32 * 32, dtype=np.uint8)
+        for token_id, text in enumerate(texts):
+            holds_more = end in text and not text.endswith(end)
+            allowed[token_id] = bool(text) and token_id not in barred and not holds_more
+        return cls(
+            spec=spec,
+            start_ids=start_ids,
+            end_ids=end_ids,
+            end=end,
+            token_texts=texts,
+            thought_mask=np.packbits(allowed, bitorder="little").view(np.int32),
+            overlong_ids=tuple(i for i, text in enumerate(texts) if end[-1:] in text[:-1]),
+            gap_ids=tuple(i for i, text in enumerate(texts) if text in GAP_TEXTS),
+        )
+
+
+class _Phase(Enum):
+    OPENING = "opening"
+    """Nothing but, perhaps, a part of the start marker has come."""
+    THINKING = "thinking"
+    GAP = "gap"
+    """The reasoning has just ended; a line break may come before the answer."""
+    ANSWER = "answer"
+
+
+class ReasoningConstraint:
+    """Follows one sequence through its reasoning into its answer (`constraint`, or free text)."""
+
+    def __init__(self, markers: ReasoningMarkers, constraint: StartedConstraint | None) -> None:
+        self._markers = markers
+        self._constraint = constraint
+        self._phase = _Phase.THINKING if markers.spec.starts_open else _Phase.OPENING
+        self._num_opened = 0
+        self._num_thought = 0
+        self._forced: list[int] = []
+        self._tail = b""
+        self._check_budget()
+
+    def fork(self) -> "ReasoningConstraint":
+        """See `TokenConstraint`."""
+        forked = copy(self)
+        forked._forced = [*self._forced]
+        if self._constraint is not None:
+            forked._constraint = self._constraint.fork()
+        return forked
+
+    @property
+    def is_finished(self) -> bool:
+        return self._constraint is not None and self._constraint.is_finished
+
+    def fill_bitmask(self, row: torch.Tensor) -> bool:
+        if self._phase is _Phase.THINKING:
+            return self._fill_thinking(row)
+        if self._num_opened > 0 and self._phase is _Phase.OPENING and self._constraint is not None:
+            _only(row, self._markers.start_ids[self._num_opened])
+            return True
+        if self._constraint is None or not self._constraint.fill_bitmask(row):
+            return False
+        if self._phase is _Phase.OPENING:
+            _allow(row, self._markers.start_ids[:1])
+        elif self._phase is _Phase.GAP:
+            _allow(row, self._markers.gap_ids)
+        return True
+
+    def _fill_thinking(self, row: torch.Tensor) -> bool:
+        markers = self._markers
+        if self._forced:
+            _only(row, self._forced[0])
+            return True
+        if self._constraint is None and markers.spec.budget is None:
+            return False
+        words = row.numpy()
+        words[:] = markers.thought_mask
+        if self._tail:
+            for token_id in markers.overlong_ids:
+                text = self._tail + markers.token_texts[token_id]
+                if markers.end in text and not text.endswith(markers.end):
+                    _forbid(row, token_id)
+        return True
+
+    def accept(self, token_id: int) -> None:
+        match self._phase:
+            case _Phase.OPENING:
+                self._accept_opening(token_id)
+            case _Phase.THINKING:
+                self._accept_thought(token_id)
+            case _Phase.GAP | _Phase.ANSWER:
+                self._accept_answer(token_id)
+
+    def _accept_opening(self, token_id: int) -> None:
+        if not self._opens(token_id):
+            is_blank = self._constraint is None and token_id in self._markers.gap_ids
+            if not is_blank:
+                self._phase = _Phase.ANSWER
+                self._accept_answer(token_id)
+            return
+        self._num_opened += 1
+        if self._num_opened == len(self._markers.start_ids):
+            self._phase = _Phase.THINKING
+            self._check_budget()
+
+    def _opens(self, token_id: int) -> bool:
+        """Whether the token goes on with the start marker; in doubt it is the answer's."""
+        start_ids = self._markers.start_ids
+        if token_id != start_ids[self._num_opened]:
+            return False
+        if self._constraint is None or self._num_opened > 0 or len(start_ids) == 1:
+            return True
+        return not self._constraint.allows(token_id)
+
+    def _accept_thought(self, token_id: int) -> None:
+        markers = self._markers
+        self._num_thought += 1
+        text = self._tail + markers.token_texts[token_id]
+        if self._forced:
+            self._forced.pop(0)
+            is_over = not self._forced
+        else:
+            is_over = markers.end in text
+        if is_over:
+            self._phase = _Phase.GAP
+            return
+        self._tail = _partial_marker(text, markers.end)
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        budget = self._markers.spec.budget
+        if self._phase is not _Phase.THINKING or budget is None or self._forced:
+            return
+        if self._num_thought >= budget:
+            self._forced = list(self._markers.end_ids)
+
+    def _accept_answer(self, token_id: int) -> None:
+        was_gap, self._phase = self._phase is _Phase.GAP, _Phase.ANSWER
+        if self._constraint is None:
+            return
+        if was_gap and token_id in self._markers.gap_ids and not self._constraint.allows(token_id):
+            return
+        self._constraint.accept(token_id)
+
+
+def _partial_marker(text: bytes, marker: bytes) -> bytes:
+    """The longest end of `text` that is a proper beginning of `marker`."""
+    for length in range(min(len(text), len(marker) - 1), 0, -1):
+        if marker.startswith(text[-length:]):
+            return text[-length:]
+    return b""
+
+
+def _bit(token_id: int) -> int:
+    """The bit of `token_id` in its word, as a signed 32-bit integer."""
+    bit = token_id % 32
+    return 1 << bit if bit < 31 else -(1 << 31)
+
+
+def _allow(row: torch.Tensor, token_ids: tuple[int, ...]) -> None:
+    words = row.numpy()
+    for token_id in token_ids:
+        words[token_id // 32] |= _bit(token_id)
+
+
+def _forbid(row: torch.Tensor, token_id: int) -> None:
+    row.numpy()[token_id // 32] &= ~_bit(token_id)
+
+
+def _only(row: torch.Tensor, token_id: int) -> None:
+    row.zero_()
+    _allow(row, (token_id,))

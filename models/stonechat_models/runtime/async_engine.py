@@ -1,0 +1,220 @@
+"""The engine for asyncio: a runner steps it, messages go in and out, nothing else is shared."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from stonechat_models.config import EngineConfig
+from stonechat_models.engine.engine import Engine
+from stonechat_models.errors import (
+    EngineDeadError,
+    EngineError,
+    InvalidParamsError,
+    PromptTooLongError,
+)
+from stonechat_models.runtime.runner import (
+    Abort,
+    Add,
+    EngineRunner,
+    Refused,
+    Report,
+    StepOutputs,
+    Stop,
+)
+from stonechat_models.runtime.thread_runner import EngineThread
+from stonechat_models.text.output_processor import OutputProcessor, join_outputs
+from stonechat_models.text.tokenizer import Tokenizer
+from stonechat_models.types import (
+    EngineStats,
+    GenerateRequest,
+    ModelInfo,
+    RequestOutput,
+    TokenOutput,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class _Stream:
+    """Where the outputs of one live request wait for the one task that reads them."""
+
+    __slots__ = ("_error", "_outputs", "_waiter", "processor")
+
+    def __init__(self, processor: OutputProcessor) -> None:
+        self.processor = processor
+        self._outputs: list[RequestOutput] = []
+        self._error: EngineError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, output: RequestOutput) -> None:
+        self._outputs.append(output)
+        self._wake()
+
+    def fail(self, error: EngineError) -> None:
+        """What waits is still read before the error; only the first error counts."""
+        self._error = self._error or error
+        self._wake()
+
+    async def take(self) -> RequestOutput:
+        """Wait for news; what has come since the last call is taken together."""
+        if not self._outputs and self._error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if not self._outputs:
+            assert self._error is not None
+            raise self._error
+        outputs, self._outputs = self._outputs, []
+        return join_outputs(outputs)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class AsyncEngine:
+    """The public engine. Build with `from_config`, then `start` it in a running event loop."""
+
+    def __init__(self, engine: Engine | EngineRunner, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._runner = EngineThread(engine, tokenizer) if isinstance(engine, Engine) else engine
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: dict[str, _Stream] = {}
+
+    @classmethod
+    def from_config(
+        cls, config: EngineConfig, progress: Callable[[str], None] = lambda _: None
+    ) -> "AsyncEngine":
+        """Load the model (blocking). `progress` gets one line for each slow thing begun.
+
+        Raises `ModelLoadError` or `UnsupportedModelError` with a reason for people.
+        """
+        if _wants_process(config):
+            from stonechat_models.runtime.process_runner import EngineProcess
+
+            process = EngineProcess.load(config, progress)
+            return cls(process, Tokenizer.from_folder(process.tokenizer_folder))
+        from stonechat_models.runtime.build import build_engine
+
+        return cls(*build_engine(config, progress))
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._runner.model
+
+    @property
+    def is_alive(self) -> bool:
+        return self._runner.is_alive
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the engine stopped, if it has failed."""
+        return self._runner.failure
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._runner.start(self._deliver)
+
+    async def shutdown(self) -> None:
+        """Stop after the current step. Requests still running end with `EngineDeadError`."""
+        self._runner.send(Stop())
+        await asyncio.to_thread(self._runner.join, 30.0)
+        self._fail_streams("the engine was shut down")
+
+    def stats(self) -> EngineStats:
+        return self._runner.stats()
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[RequestOutput]:
+        """Yield a request's news until its last, which has `finished` set.
+
+        Closing the iterator early aborts the request. Raises, before the first output,
+        `PromptTooLongError`, `InvalidParamsError`, `GrammarError` or `EngineDeadError`; after it,
+        `EngineDeadError` if the engine stops.
+        """
+        self._check(request)
+        stream = _Stream(OutputProcessor(self.tokenizer, request))
+        self._streams[request.request_id] = stream
+        is_finished = False
+        try:
+            self._runner.send(Add(request))
+            if not self.is_alive:  # it may have died after the check
+                self._fail_streams("the engine is not running")
+            while not is_finished:
+                output = await stream.take()
+                is_finished = output.finished
+                yield output
+        except EngineError:
+            is_finished = True
+            raise
+        finally:
+            self._streams.pop(request.request_id, None)
+            if not is_finished:
+                self._runner.send(Abort(request.request_id))
+
+    def _check(self, request: GenerateRequest) -> None:
+        if not self.is_alive:
+            raise EngineDeadError("the engine is not running")
+        if request.request_id in self._streams:
+            raise InvalidParamsError("request_id", "a request of this id is running")
+        num_prompt_tokens = len(request.prompt_token_ids)
+        if num_prompt_tokens == 0:
+            raise InvalidParamsError("messages", "the prompt has no tokens")
+        if num_prompt_tokens >= self.model.max_model_len:
+            raise PromptTooLongError(num_prompt_tokens, self.model.max_model_len)
+        vocab_size = self.model.vocab_size
+        for token_id in request.params.logit_bias:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidParamsError(
+                    "logit_bias", f"token id {token_id} is not in the vocabulary of {vocab_size}"
+                )
+
+    # --- from the runner's thread to the event loop: one hop a step ---
+
+    def _deliver(self, report: Report) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._on_report, report)
+        except RuntimeError:  # the loop is closed: nobody is left to read
+            logger.debug("a report was dropped: the event loop is closed")
+
+    def _on_report(self, report: Report) -> None:
+        if isinstance(report, StepOutputs):
+            self._on_step(report.outputs)
+        elif isinstance(report, Refused):
+            stream = self._streams.get(report.request_id)
+            if stream is not None:
+                stream.fail(report.error)
+        else:
+            self._fail_streams(report.reason)
+
+    def _on_step(self, outputs: Sequence[TokenOutput]) -> None:
+        by_request: defaultdict[str, list[TokenOutput]] = defaultdict(list)
+        for output in outputs:
+            by_request[output.request_id].append(output)
+        for request_id, news in by_request.items():
+            stream = self._streams.get(request_id)
+            if stream is None:  # closed meanwhile; its abort is on the way
+                continue
+            try:
+                stream.put(stream.processor.process(news))
+            except Exception:
+                logger.exception("the output of request %s cannot be read", request_id)
+                stream.fail(EngineDeadError("the output cannot be read"))
+                self._runner.send(Abort(request_id))
+                continue
+            for index in stream.processor.take_stopped():
+                self._runner.send(Abort(request_id, index))
+
+    def _fail_streams(self, reason: str) -> None:
+        for stream in self._streams.values():
+            stream.fail(EngineDeadError(reason))
+        self._streams.clear()
+
+
+def _wants_process(config: EngineConfig) -> bool:
+    """By default only on CUDA, where a step is short and the interpreter lock would hold it up."""
+    if config.engine_process is not None:
+        return config.engine_process
+    from stonechat_models.hardware.device import choose_device
+
+    return choose_device(config.device).type == "cuda"

@@ -1,0 +1,171 @@
+"""From an `EngineConfig` to an engine: find the model, choose how to run it, size its KV cache."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stonechat_models.backends.base import CausalModel
+from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
+from stonechat_models.checkpoint.support import context_length, refuse_unserved_layers
+from stonechat_models.config import EngineConfig
+from stonechat_models.engine.engine import Engine
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+
+Progress = Callable[[str], None]
+
+DEFAULT_KV_FRACTION = {"cuda": 0.9, "mps": 0.5, "cpu": 0.25}
+"""Share of the memory free after loading. A CPU's cache is only touched as it fills."""
+MAX_DEFAULT_CPU_KV_BYTES = 4 << 30
+DEFAULT_BATCH_TOKENS = {"cuda": 8192, "mps": 2048, "cpu": 512}
+DEFAULT_NUM_SEQS = {"cuda": 256, "mps": 64, "cpu": 128}
+
+
+def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Tokenizer]:
+    """Load everything. Raises `ModelLoadError`; `UnsupportedModelError` for what would be wrong."""
+    from stonechat_models.backends.quantization.device_support import refuse_weight_format
+    from stonechat_models.hardware.device import choose_device, usable_cores
+
+    device = choose_device(config.device)
+    refuse_weight_format(config, device)
+    config = replace(config, threads=config.threads or usable_cores())
+    files = resolve_model(config, progress)
+    refuse_unserved_layers(files.config)
+    max_model_len = context_length(files.config, config.max_model_len)
+    tokenizer = Tokenizer.from_folder(files.folder)
+    model = _load_model(files, config, device, progress)
+    engine = assemble_engine(
+        model,
+        config,
+        device,
+        max_model_len=max_model_len,
+        eos_token_ids=tokenizer.eos_token_ids,
+        progress=progress,
+    )
+    return engine, tokenizer
+
+
+def assemble_engine(
+    model: CausalModel,
+    config: EngineConfig,
+    device: "torch.device",
+    *,
+    max_model_len: int,
+    eos_token_ids: frozenset[int],
+    progress: Progress,
+) -> Engine:
+    """An engine over a loaded model: its KV cache sized, its graphs captured.
+
+    Raises `ModelLoadError` with the numbers when memory does not suffice.
+    """
+    from stonechat_models.backends.quantization.device_support import TRITON_BACKENDS
+    from stonechat_models.sampling.sampler import Sampler
+
+    max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
+    max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
+    sampler = Sampler(model.info.vocab_size, device)
+    decodes_in_triton = model.info.attention_backend in TRITON_BACKENDS
+    graphs = decodes_in_triton and not (config.eager or config.device_map)
+    reserved = 0
+    if device.type == "cuda":
+        from stonechat_models.backends.transformers.cuda_memory import step_memory
+
+        reserved = step_memory(
+            model,
+            sampler,
+            device,
+            max_model_len=max_model_len,
+            max_batch_tokens=max_batch_tokens,
+            max_num_seqs=max_num_seqs,
+            block_size=config.block_size,
+            graphs=graphs,
+        )
+    num_blocks = _num_kv_blocks(model, config, device, max_model_len * max_num_seqs, reserved)
+    max_model_len = _fitting_context(num_blocks * config.block_size, max_model_len, config)
+    model.allocate_kv_cache(num_blocks, config.block_size)
+    model.info = replace(
+        model.info,
+        max_model_len=max_model_len,
+        max_batch_tokens=max_batch_tokens,
+        max_num_seqs=max_num_seqs,
+    )
+    if graphs:
+        from stonechat_models.backends.transformers.cuda_memory import with_cuda_graphs
+
+        model = with_cuda_graphs(model, device, progress)
+    return Engine(
+        model,
+        sampler,
+        eos_token_ids=eos_token_ids,
+        device=device,
+        prefix_caching=config.prefix_caching,
+        overlap=device.type == "cuda" if config.overlap is None else config.overlap,
+        prompt_lookup=config.prompt_lookup,
+    )
+
+
+def _fitting_context(capacity: int, max_model_len: int, config: EngineConfig) -> int:
+    """The context length that a KV cache of `capacity` tokens holds, unless one was asked for."""
+    if capacity < max_model_len and config.max_model_len is not None:
+        raise ModelLoadError(
+            f"the KV cache holds {capacity} tokens and the context length is {max_model_len}: "
+            "give it more memory, or lower the context length (--max-model-len)"
+        )
+    return min(capacity, max_model_len)
+
+
+def _load_model(
+    files: ModelFiles, config: EngineConfig, device: "torch.device", progress: Progress
+) -> CausalModel:
+    """The compiled CPU path where it serves this model, else the model's own PyTorch code."""
+    if config.backend != "transformers" and device.type == "cpu":
+        from stonechat_models.backends import native
+
+        reason = native.supports(files, config, progress)
+        if reason is None:
+            return native.NativeModel.load(files, config, progress)
+        if config.backend == "native":
+            raise ModelLoadError(f"the native backend cannot run {files.name}: {reason}")
+        progress(f"running {files.name} through PyTorch: {reason}")
+    from stonechat_models.backends.transformers.load import load_transformers_model
+
+    return load_transformers_model(files, config, device, progress)
+
+
+def _num_kv_blocks(
+    model: CausalModel,
+    config: EngineConfig,
+    device: "torch.device",
+    useful_tokens: int,
+    reserved: int,
+) -> int:
+    """Blocks that the asked-for memory holds, and no more than all sequences could ever fill.
+
+    `reserved` bytes of what is free are left to the steps.
+    """
+    from stonechat_models.hardware.device import free_memory
+
+    free = max(0, free_memory(device) - reserved)
+    if config.kv_cache_bytes is not None:
+        budget = config.kv_cache_bytes
+    else:
+        budget = int(free * (config.kv_cache_fraction or DEFAULT_KV_FRACTION[device.type]))
+        if config.kv_cache_fraction is None and device.type == "cpu":
+            budget = min(budget, MAX_DEFAULT_CPU_KV_BYTES)
+    if budget > free:
+        raise ModelLoadError(
+            f"a KV cache of {budget / 2**20:.0f} MiB was asked for, and {free / 2**20:.0f} MiB "
+            f"are free on {device}"
+        )
+    tokens = min(budget // model.kv_bytes_per_token, useful_tokens)
+    num_blocks = tokens // config.block_size
+    if num_blocks < 1:
+        raise ModelLoadError(
+            f"{budget / 2**20:.1f} MiB hold no block of {config.block_size} tokens at "
+            f"{model.kv_bytes_per_token} bytes a token; {free / 2**20:.0f} MiB are free on {device}"
+        )
+    return int(num_blocks)

@@ -1,0 +1,170 @@
+"""The engine in a process of its own, started again after a crash.
+
+The event loop and the step loop then share no interpreter lock, and no fault of a driver or a
+kernel ends the server: `is_alive` turns False, what ran is reported as lost, and a new process
+loads the model.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import EngineDeadError, ModelLoadError
+from stonechat_models.runtime.ipc import Ready, Step
+from stonechat_models.runtime.runner import Deliver, Died, Message, Refused, StepOutputs, Stop
+from stonechat_models.runtime.worker_process import ChildProcess
+from stonechat_models.types import EngineStats, ModelInfo
+
+logger = logging.getLogger(__name__)
+
+SECONDS_TO_EXIT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """How often a crashed engine is started again, with waits that double."""
+
+    max_restarts: int = 5
+    """In a row: an engine that has run for `healthy_seconds` starts the count anew."""
+    first_delay: float = 1.0
+    healthy_seconds: float = 600.0
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait before restart number `attempt`, from 0."""
+        return float(self.first_delay * 2**attempt)
+
+
+class EngineProcess:
+    """Runs an engine in a child process. See `EngineRunner`; build with `load`."""
+
+    def __init__(
+        self, config: EngineConfig, child: ChildProcess, ready: Ready, restarts: RestartPolicy
+    ) -> None:
+        self._config = config
+        self._child = child
+        self._ready = ready
+        self._restarts = restarts
+        self._num_restarts = 0
+        self._deliver: Deliver = lambda _: None
+        self._failure: BaseException | None = None
+        self._is_serving = False
+        self._stopping = threading.Event()
+        self._stats = EngineStats(num_blocks=ready.model.num_blocks)
+        self._thread = threading.Thread(
+            target=self._main, name="stonechat-engine-process", daemon=True
+        )
+
+    @classmethod
+    def load(
+        cls,
+        config: EngineConfig,
+        progress: Callable[[str], None],
+        restarts: RestartPolicy | None = None,
+    ) -> "EngineProcess":
+        """Start the process and wait until the model is loaded. Raises `ModelLoadError`."""
+        child = ChildProcess(config)
+        return cls(config, child, child.load(progress), restarts or RestartPolicy())
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._ready.model
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return Path(self._ready.tokenizer_folder)
+
+    @property
+    def process_id(self) -> int:
+        return self._child.process_id
+
+    @property
+    def is_alive(self) -> bool:
+        return self._is_serving and self._child.is_running
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._failure
+
+    def start(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        self._is_serving = True
+        self._thread.start()
+
+    def send(self, message: Message) -> None:
+        if isinstance(message, Stop):
+            self._stopping.set()
+        self._child.send(message)
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end; a process still there after `timeout` seconds is killed."""
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        self._child.end(0.0)
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    # --- in this class's own thread ---
+
+    def _main(self) -> None:
+        while True:
+            started = time.monotonic()
+            reason = self._pass_on_reports()
+            self._is_serving = False
+            if self._stopping.is_set():
+                self._child.end(SECONDS_TO_EXIT)
+                return
+            ending = self._child.end(SECONDS_TO_EXIT)
+            reason = reason or f"the engine process {ending}"
+            logger.error("%s", reason)
+            self._stats = EngineStats()
+            self._deliver(Died(reason))
+            if time.monotonic() - started >= self._restarts.healthy_seconds:
+                self._num_restarts = 0
+            if not self._restart():
+                return
+
+    def _pass_on_reports(self) -> str | None:
+        """Until the process ends; gives the reason it names, if any."""
+        while (frame := self._child.receive()) is not None:
+            match frame:
+                case Step(outputs, stats):
+                    self._stats = stats
+                    self._deliver(StepOutputs(outputs))
+                case Refused():
+                    self._deliver(frame)
+                case Died(reason):
+                    return reason
+        return None
+
+    def _restart(self) -> bool:
+        """False when stopped meanwhile, or when it was tried often enough."""
+        while self._num_restarts < self._restarts.max_restarts:
+            if self._stopping.wait(self._restarts.delay(self._num_restarts)):
+                return False
+            self._num_restarts += 1
+            logger.warning(
+                "starting the engine again (%d of %d)",
+                self._num_restarts,
+                self._restarts.max_restarts,
+            )
+            self._child = ChildProcess(self._config)
+            if self._stopping.is_set():  # it may have been sent to the last process
+                self._child.send(Stop())
+            try:
+                self._ready = self._child.load(logger.info)
+            except ModelLoadError as error:
+                logger.error("%s", error)
+                continue
+            self._is_serving = not self._stopping.is_set()
+            return True
+        if not self._stopping.is_set():
+            self._failure = EngineDeadError(
+                f"the engine has stopped, and {self._num_restarts} restarts did not help"
+            )
+            logger.critical("%s", self._failure)
+        return False

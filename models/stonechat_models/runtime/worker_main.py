@@ -1,0 +1,116 @@
+"""The engine process: `python -m stonechat_models.runtime.worker_main FD`, FD an end of a pipe.
+
+It loads the model, steps the engine until it is told to stop, and ends when the pipe's other end
+is gone. Signals meant for the server (SIGINT, SIGTERM to a whole group) do not end it: the server
+drains first and then says so.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.runtime.ipc import FramePipe, LoadFailed, Log, Progress, Ready, Start, Step
+from stonechat_models.runtime.runner import Abort, Add, Report, StepOutputs, Stop
+
+if TYPE_CHECKING:
+    from stonechat_models.runtime.thread_runner import EngineThread
+
+logger = logging.getLogger(__name__)
+
+
+def main(file_descriptor: int) -> int:
+    """Run until told to stop; the exit status is 0 then, and 1 after a failure."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    pipe = FramePipe(Connection(file_descriptor))
+    try:
+        start = pipe.receive()
+    except EOFError:
+        return 0
+    assert isinstance(start, Start)
+    _send_logs(pipe, start.log_level)
+    inbox = _Inbox(pipe)
+    inbox.start()
+    runner = _load(start.config, pipe)
+    if runner is None:
+        return 1
+    inbox.runner = runner
+    pipe.send(Ready(runner.model, str(runner.tokenizer.path.parent)))
+    runner.start(lambda report: _deliver(pipe, runner, report))
+    runner.join(threading.TIMEOUT_MAX)
+    return 0 if runner.failure is None else 1
+
+
+def _load(config: EngineConfig, pipe: FramePipe) -> "EngineThread | None":
+    try:
+        from stonechat_models.runtime.build import build_engine
+        from stonechat_models.runtime.thread_runner import EngineThread
+
+        return EngineThread(*build_engine(config, lambda line: pipe.send(Progress(line))))
+    except ModelLoadError as error:
+        pipe.send(LoadFailed(type(error).__name__, str(error)))
+    except Exception as error:
+        logger.exception("loading failed")
+        pipe.send(LoadFailed("ModelLoadError", f"loading failed: {type(error).__name__}: {error}"))
+    return None
+
+
+def _deliver(pipe: FramePipe, runner: "EngineThread", report: Report) -> None:
+    try:
+        if isinstance(report, StepOutputs):
+            pipe.send(Step(report.outputs, runner.stats()))
+        else:
+            pipe.send(report)
+    except OSError:  # the server is gone, and this process is about to be
+        logger.debug("a report was dropped: the pipe is closed")
+
+
+class _Inbox:
+    """Reads the pipe from the start on, so that a load ends too when the server does."""
+
+    def __init__(self, pipe: FramePipe) -> None:
+        self.runner: EngineThread | None = None
+        self._pipe = pipe
+        self._thread = threading.Thread(target=self._main, name="stonechat-inbox", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _main(self) -> None:
+        while True:
+            try:
+                frame = self._pipe.receive()
+            except (EOFError, OSError):
+                os._exit(0)
+            assert isinstance(frame, Add | Abort | Stop)
+            if self.runner is None:  # stopped while loading
+                os._exit(0)
+            self.runner.send(frame)
+
+
+class _LogHandler(logging.Handler):
+    """Sends records to the server, which writes all of the log."""
+
+    def __init__(self, pipe: FramePipe) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._pipe.send(Log(record.name, record.levelno, self.format(record)))
+        except Exception:
+            self.handleError(record)
+
+
+def _send_logs(pipe: FramePipe, level: int) -> None:
+    logging.basicConfig(handlers=[_LogHandler(pipe)], level=level, format="%(message)s")
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

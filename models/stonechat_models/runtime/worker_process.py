@@ -1,0 +1,124 @@
+"""One engine process as its server sees it: started, loaded, read from, ended."""
+
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing import Pipe
+
+from stonechat_models import errors
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.runtime.ipc import (
+    Frame,
+    FramePipe,
+    LoadFailed,
+    Log,
+    Progress,
+    Ready,
+    Start,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ChildProcess:
+    """Runs `module`. A thread of its own writes to the pipe, so `send` never waits."""
+
+    def __init__(
+        self, config: EngineConfig, module: str = "stonechat_models.runtime.worker_main"
+    ) -> None:
+        ours, theirs = Pipe()
+        with theirs:
+            number = theirs.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, str(number)],
+                pass_fds=[number],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )
+        self._pipe = FramePipe(ours)
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=self._write, name="stonechat-outbox", daemon=True).start()
+        self.send(Start(config, logging.getLogger().getEffectiveLevel()))
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame; one for a process that is gone is dropped. Raises `TypeError`."""
+        self._outbox.put(self._pipe.encode(frame))
+
+    def load(self, progress: Callable[[str], None]) -> Ready:
+        """Wait until the model is loaded. Raises `ModelLoadError`, and then the process is gone."""
+        try:
+            while True:
+                frame = self.receive()
+                match frame:
+                    case Ready():
+                        return frame
+                    case Progress(line):
+                        progress(line)
+                    case LoadFailed(name, message):
+                        raise _load_error(name, message)
+                    case None:
+                        raise ModelLoadError(
+                            f"the engine process {self.end(1.0)} while loading the model"
+                        )
+        except BaseException:
+            self.end(0.0)
+            raise
+
+    def receive(self) -> Frame | None:
+        """The next frame but for log records, which are logged; None when the process is gone."""
+        while True:
+            try:
+                frame = self._pipe.receive()
+            except (EOFError, OSError):
+                return None
+            if not isinstance(frame, Log):
+                return frame
+            logging.getLogger(frame.logger).log(frame.level, "%s", frame.text)
+
+    def end(self, patience: float) -> str:
+        """Wait `patience` seconds for the process to exit, then kill it; says how it ended."""
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._outbox.put(None)
+        return _describe(self._process.returncode)
+
+    def _write(self) -> None:
+        while (data := self._outbox.get()) is not None:
+            try:
+                self._pipe.send_encoded(data)
+            except OSError:
+                logger.debug("a message was dropped: the engine process is gone")
+
+
+def _load_error(name: str, message: str) -> ModelLoadError:
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, ModelLoadError):
+        return kind(message)
+    return ModelLoadError(message)
+
+
+def _describe(status: int) -> str:
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

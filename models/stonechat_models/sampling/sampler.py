@@ -1,0 +1,182 @@
+"""Turns a step's logits into one token a row, rows of every kind in one pass.
+
+Order per row, on raw logits: bias, penalties, suppressed tokens and constraint (`logits`), then
+temperature, top_k, min_p, top_p (`nucleus`), then the draw (`inverse_cdf`) at a variate that only
+the row's seed, choice index and position determine (`seeds`). No random generator is involved,
+and no sum depends on the batch: a row's token has the same bits alone and in any batch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from stonechat_models.hardware.transfers import HostCopies, to_device
+from stonechat_models.sampling.inverse_cdf import draw, padded_width
+from stonechat_models.sampling.logits import edit_logits
+from stonechat_models.sampling.logprobs import RawLogprobs
+from stonechat_models.sampling.rng import uniform_variate
+from stonechat_models.sampling.state import SampledTokens, SamplingState
+from stonechat_models.sampling.truncation import Cuts, cut_weights
+from stonechat_models.types import SamplingParams, TokenLogprobs
+
+_LEAST_TEMPERATURE = 1e-30
+
+
+class Sampler:
+    """Chooses tokens in plain PyTorch on any device; results move to the host once, at the end."""
+
+    def __init__(self, vocab_size: int, device: torch.device | str) -> None:
+        self._vocab_size = vocab_size
+        self._device = torch.device(device)
+        self._width = padded_width(vocab_size)
+
+    def __call__(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SampledTokens:
+        """Choose a token for each row of float[R, V], and wait for them; see `launch`."""
+        return self.launch(logits, states).read()
+
+    def launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "Sampling":
+        """Begin to choose a token for each row of float[R, V]; `logits` may be modified in place.
+
+        Nothing waits for the device before `Sampling.read`. A row that cannot be sampled (NaN or
+        infinite logits, every token forbidden, a constraint that fails) gets a message in `errors`
+        and the token -1; the other rows are not affected.
+        """
+        if logits.shape != (len(states), self._vocab_size):
+            raise ValueError(f"{len(states)} rows of {self._vocab_size}, not {tuple(logits.shape)}")
+        if self._device.type == "mps":  # no float64 there, and memory is shared anyway
+            logits = logits.cpu()
+        if not states:
+            return Sampling(torch.empty(0, dtype=torch.int64), torch.empty(0), None, {})
+        logits = logits.float().contiguous()
+        raw = RawLogprobs(logits, states)
+        errors = edit_logits(logits, states)
+        tokens, peaks = self._choose(logits, states)
+        return Sampling(tokens, peaks, raw, errors)
+
+    def _choose(
+        self, logits: torch.Tensor, states: Sequence[SamplingState]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return int64[R], the tokens, and float32[R], the largest edited logit of each row."""
+        groups: tuple[tuple[list[int], Callable[..., _Choice]], ...] = (
+            ([], _choose_greedy),
+            ([], self._choose_plain),
+            ([], self._choose_cut),
+        )
+        for row, state in enumerate(states):
+            groups[_kind(state.params)][0].append(row)
+        for rows, choose in groups:
+            if len(rows) == len(states):
+                return choose(logits, states)
+        tokens = torch.empty(len(states), dtype=torch.int64, device=logits.device)
+        peaks = torch.empty(len(states), device=logits.device)
+        for rows, choose in groups:
+            if rows:
+                where = to_device(rows, logits.device)
+                tokens[where], peaks[where] = choose(logits[where], [states[r] for r in rows])
+        return tokens, peaks
+
+    def _choose_plain(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "_Choice":
+        weights, peaks = self._weigh(logits, states)
+        return self._draw(weights, states), peaks
+
+    def _choose_cut(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "_Choice":
+        weights, peaks = self._weigh(logits, states)
+        cuts = _cuts([state.params for state in states], logits.device)
+        cut_weights(weights, cuts, on_host=logits.device.type == "cpu")
+        return self._draw(weights, states), peaks
+
+    def _weigh(
+        self, logits: torch.Tensor, states: Sequence[SamplingState]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return float32[R, padded V], exp((logit - peak) / temperature), and the peaks [R]."""
+        temperatures = [max(state.params.temperature, _LEAST_TEMPERATURE) for state in states]
+        peaks = logits.amax(1)
+        weights = torch.empty(len(states), self._width, device=logits.device)
+        weights[:, self._vocab_size :] = float("-inf")
+        torch.sub(logits, peaks.unsqueeze(1), out=weights[:, : self._vocab_size])
+        if any(temperature != 1.0 for temperature in temperatures):
+            weights /= to_device(temperatures, logits.device).unsqueeze(1)
+        return weights.exp_(), peaks
+
+    def _draw(self, weights: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+        variates = [
+            uniform_variate(state.seed, state.choice_index, state.num_output_tokens)
+            for state in states
+        ]
+        on_device = to_device(variates, weights.device, torch.float64)
+        return draw(weights, on_device).clamp_(max=self._vocab_size - 1)
+
+
+class Sampling:
+    """Tokens under way: on the device at once, on the host when they are read."""
+
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        peaks: torch.Tensor,
+        raw: RawLogprobs | None,
+        errors: dict[int, str],
+    ) -> None:
+        self.tokens = tokens
+        """int64[R], on the device; some token of the vocabulary for a row that has none."""
+        self._raw = raw
+        self._errors = errors
+        of_logprobs = [] if raw is None else raw.choose(tokens)
+        self._copies = HostCopies([tokens, peaks, *of_logprobs])
+
+    def read(self) -> SampledTokens:
+        """Wait for the tokens. To be called once."""
+        tokens, peaks, *of_logprobs = self._copies.read()
+        token_ids, errors = tokens.tolist(), self._errors
+        if self._raw is None:
+            return SampledTokens(token_ids, [], errors)
+        logprobs = self._raw.read(of_logprobs, len(token_ids))
+        _flag_rows(peaks.tolist(), logprobs, errors)
+        for row in errors:
+            token_ids[row] = -1
+            logprobs[row] = None
+        return SampledTokens(token_ids, logprobs, errors)
+
+
+_Choice = tuple[torch.Tensor, torch.Tensor]
+"""Tokens int64[R] and peaks float32[R] of a group of rows."""
+
+
+def _kind(params: SamplingParams) -> int:
+    if params.temperature == 0.0 or params.top_k == 1:
+        return 0
+    return 2 if params.top_k or params.min_p > 0.0 or params.top_p < 1.0 else 1
+
+
+def _choose_greedy(logits: torch.Tensor, states: Sequence[SamplingState]) -> _Choice:
+    """Choose the largest logit of each row, the lowest token id of a tie."""
+    if logits.device.type == "cpu":  # numpy's is vectorised, torch's is not
+        tokens = torch.from_numpy(logits.numpy().argmax(1))
+    else:
+        tokens = logits.argmax(1)
+    return tokens, logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+def _cuts(params: Sequence[SamplingParams], device: torch.device) -> Cuts:
+    rows = [(float(p.top_k), p.min_p, p.top_p) for p in params]
+    top_k, min_p, top_p = to_device(rows, device, torch.float64).unbind(1)
+    return Cuts(
+        top_k=top_k,
+        min_p=min_p,
+        top_p=top_p,
+        any_top_k=any(row[0] > 0 for row in rows),
+        any_min_p=any(row[1] > 0 for row in rows),
+        any_top_p=any(row[2] < 1 for row in rows),
+    )
+
+
+def _flag_rows(
+    peaks: list[float], logprobs: list[TokenLogprobs | None], errors: dict[int, str]
+) -> None:
+    """Add a message for each row whose logits, edited or raw, give no distribution."""
+    for row, (peak, entry) in enumerate(zip(peaks, logprobs, strict=True)):
+        if peak == -math.inf:
+            errors.setdefault(row, "no token is allowed")
+        elif not math.isfinite(peak) or (entry is not None and math.isnan(entry.logprob)):
+            errors.setdefault(row, "the model's logits are not finite")

@@ -1,0 +1,234 @@
+"""The server that `http_overhead.py` measures, and the engine process it reads tokens from.
+
+Everything is the real thing but the model: `EngineThread` in a process of its own steps a paced
+engine that gives every sequence the next tokens of a text, and its frames cross the real pipe.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+from stonechat_models import EngineConfig
+from stonechat_models.checkpoint.resolve import resolve_model
+from stonechat_models.text.tokenizer import Tokenizer
+from stonechat_models.types import (
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    ModelInfo,
+    TokenLogprobs,
+    TokenOutput,
+)
+
+RATE = "BENCH_HTTP_TOKENS_A_SECOND"
+TEXT = Path(__file__).resolve().parents[2] / "tests" / "data" / "quality_text.txt"
+SAMPLE_SECONDS = 0.001
+
+PARTS = {
+    "frames and delivery": ("engine_frames", "engine_process", "child_process", "async_engine"),
+    "output processing": ("output", "detokenizer", "stop_strings", "stop_scope", "tokenizer"),
+    "chunks and parsers": ("completion", "generation", "parsing", "/parsers/", "responses"),
+    "metrics, deadline, ledger": (
+        "operations",
+        "deadline",
+        "metrics",
+        "prometheus_client",
+        "ledger",
+    ),
+    "SSE and ASGI": (
+        "sse",
+        "security",
+        "logs",
+        "/starlette/",
+        "/fastapi/",
+        "/uvicorn/protocols/",
+    ),
+}
+
+
+@dataclass
+class PacedEngine:
+    """What `EngineThread` needs of an engine; `rate` tokens a second over all sequences."""
+
+    tokens: Sequence[int]
+    info: ModelInfo
+    rate: float
+    running: dict[str, list[tuple[GenerateRequest, "itertools.count[int]"]]] = field(
+        default_factory=dict
+    )
+    is_broken = False
+
+    def __post_init__(self) -> None:
+        self.model = SimpleNamespace(info=self.info)
+        self._due = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running)
+
+    def add(self, request: GenerateRequest, constraints: Sequence[object] = ()) -> None:
+        n = request.params.n
+        self.running[request.request_id] = [(request, itertools.count(1)) for _ in range(n)]
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        self.running.pop(request_id, None)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(num_running=len(self.running))
+
+    def step(self) -> list[TokenOutput]:
+        num_sequences = sum(map(len, self.running.values()))
+        now = time.monotonic()
+        self._due = max(self._due, now - 0.05) + num_sequences / self.rate
+        if self._due > now:
+            time.sleep(self._due - now)
+        outputs = [
+            self._output(request, index, next(count))
+            for choices in self.running.values()
+            for index, (request, count) in enumerate(choices)
+        ]
+        for output in outputs:
+            if output.finish_reason is not None:
+                self.running.pop(output.request_id, None)
+        return outputs
+
+    def _output(self, request: GenerateRequest, index: int, number: int) -> TokenOutput:
+        tokens, top = self.tokens, request.params.top_logprobs
+        token_id = tokens[number % len(tokens)]
+        logprobs = None
+        if top is not None:
+            ids = tuple(tokens[(number + k) % len(tokens)] for k in range(top))
+            logprobs = (TokenLogprobs(token_id, -0.5, ids, tuple(-0.5 - k for k in range(top))),)
+        is_last = number >= (request.params.max_tokens or math.inf)
+        return TokenOutput(
+            request_id=request.request_id,
+            index=index,
+            token_ids=(token_id,),
+            logprobs=logprobs,
+            finish_reason=FinishReason.LENGTH if is_last else None,
+            num_cached_tokens=0,
+            scheduled_time=time.monotonic(),
+        )
+
+
+def paced_engine(config: EngineConfig, progress: Callable[[str], None]) -> tuple[Any, Tokenizer]:
+    """In place of `build_engine`: the tokenizer of the configured model, and no model."""
+    tokenizer = Tokenizer.from_folder(resolve_model(config, progress).folder)
+    info = ModelInfo(
+        name="paced",
+        architecture="none",
+        vocab_size=tokenizer.vocab_size,
+        max_model_len=1 << 20,
+        device="none",
+        dtype="none",
+        quantization="none",
+        backend="none",
+        attention_backend="none",
+        num_parameters=0,
+        weight_bytes=0,
+        weights_hash="0" * 16,
+        block_size=16,
+        num_blocks=1 << 20,
+        kv_bytes_per_token=0,
+        max_batch_tokens=8192,
+        max_num_seqs=256,
+        threads=1,
+    )
+    return PacedEngine(tokenizer.encode(TEXT.read_text()), info, float(os.environ[RATE])), tokenizer
+
+
+def run_child(file_descriptor: int) -> int:
+    """The engine process."""
+    from stonechat_models.runtime import build, worker_main
+
+    build.build_engine = paced_engine
+    return worker_main.main(file_descriptor)
+
+
+def run_server(model: str, port_to: Path, profile_to: Path | None) -> int:
+    """Serve on any free port until SIGTERM; the port is written to `port_to`."""
+    from stonechat_models import AsyncEngine
+    from stonechat_models.runtime.process_runner import EngineProcess, RestartPolicy
+    from stonechat_models.runtime.worker_process import ChildProcess
+    from stonechat_server.app import create_app
+    from stonechat_server.commands.serve import listen
+    from stonechat_server.serving.http_server import serve
+    from stonechat_server.settings import Settings
+
+    gc.disable()
+    config = EngineConfig(model=model)
+    child = ChildProcess(config, module="http_overhead_server")
+    process = EngineProcess(config, child, child.load(lambda _: None), RestartPolicy(0))
+    engine = AsyncEngine(process, Tokenizer.from_folder(process.tokenizer_folder))
+    app = create_app(Settings(), engine)
+    listener = listen("127.0.0.1", 0)
+    samples: Counter[str] = Counter()
+    if profile_to is not None:
+        sample_parts(samples)
+    gc.freeze()
+    gc.enable()
+    status = serve(app, listener, lambda: _write(port_to, listener.getsockname()[1]))
+    if profile_to is not None:
+        _write(profile_to, samples)
+    return status
+
+
+def sample_parts(samples: Counter[str]) -> None:
+    """Count, every millisecond of CPU, which part the event loop's thread is in."""
+
+    def sample(number: int, frame: FrameType | None) -> None:
+        samples[_part(frame)] += 1
+
+    signal.signal(signal.SIGPROF, sample)
+    signal.siginterrupt(signal.SIGPROF, False)
+    signal.setitimer(signal.ITIMER_PROF, SAMPLE_SECONDS, SAMPLE_SECONDS)
+
+
+def _part(frame: FrameType | None) -> str:
+    while frame is not None:
+        path, name = frame.f_code.co_filename, frame.f_code.co_name
+        if name in ("encode_event", "encode_events"):
+            return "JSON"
+        for part, words in PARTS.items():
+            for word in words:
+                if (
+                    word in path
+                    if word.startswith("/")
+                    else f"/{word}." in path or f"/{word}/" in path
+                ):
+                    return part
+        frame = frame.f_back
+    return "event loop and sockets"
+
+
+def _write(path: Path, value: object) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value))
+    part.rename(path)
+
+
+def main() -> int:
+    if sys.argv[1].isdigit():
+        return run_child(int(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="")
+    parser.add_argument("--port-to", type=Path, required=True)
+    parser.add_argument("--profile-to", type=Path)
+    arguments = parser.parse_args()
+    return run_server(arguments.model, arguments.port_to, arguments.profile_to)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

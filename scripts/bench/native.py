@@ -1,0 +1,133 @@
+"""Time the compiled CPU path alone: no scheduler, sampler or HTTP.
+
+Decoding at several batch sizes, the prefill of one prompt, what each part of a step takes, and the
+share of the memory's bandwidth that reading the weights reaches at batch 1. Example:
+
+    python scripts/bench/native.py --context 200 --threads 2
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.native import NativeModel, supports
+from stonechat_models.checkpoint.resolve import resolve_model
+from stonechat_models.config import EngineConfig
+from stonechat_models.diagnostics.bandwidth import measure_bandwidth
+
+BLOCK_SIZE = 16
+PREFILL_CHUNK = 512
+
+Span = tuple[int, int, int]
+"""(sequence, first position, number of tokens)"""
+
+
+class Bench:
+    """Runs steps for sequences that each own `width` consecutive blocks."""
+
+    def __init__(self, model: NativeModel, num_seqs: int, num_tokens: int) -> None:
+        self.model = model
+        self.width = -(-num_tokens // BLOCK_SIZE)
+        model.allocate_kv_cache(num_seqs * self.width, BLOCK_SIZE)
+
+    def batch(self, spans: list[Span]) -> ForwardBatch:
+        positions = torch.cat([torch.arange(first, first + n) for _, first, n in spans])
+        owner = torch.cat([torch.full((n,), sequence) for sequence, _, n in spans])
+        sizes = torch.tensor([0, *(n for _, _, n in spans)])
+        starts = sizes.cumsum(0)
+        table = torch.arange(self.width) + self.width * torch.tensor([[s] for s, _, _ in spans])
+        lengths = [first + n for _, first, n in spans]
+        return ForwardBatch(
+            token_ids=(positions * 7919 + owner * 31) % self.model.info.vocab_size,
+            positions=positions,
+            slot_mapping=owner * self.width * BLOCK_SIZE + positions,
+            query_start=starts.to(torch.int32),
+            context_lens=torch.tensor(lengths, dtype=torch.int32),
+            block_table=table.to(torch.int32),
+            logits_index=starts[1:] - 1,
+            query_start_list=starts.tolist(),
+            context_lens_list=lengths,
+        )
+
+    def prefill(self, sequence: int, num_tokens: int) -> None:
+        for first in range(0, num_tokens, PREFILL_CHUNK):
+            size = min(PREFILL_CHUNK, num_tokens - first)
+            self.model.forward(self.batch([(sequence, first, size)]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--quantize", default="auto", choices=("auto", "none", "int8", "int4"))
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--context", type=int, default=200)
+    parser.add_argument("--prefill", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=40)
+    arguments = parser.parse_args()
+    config = EngineConfig(
+        model=arguments.model,
+        device="cpu",
+        quantize=arguments.quantize,
+        threads=arguments.threads,
+    )
+    files = resolve_model(config, report)
+    reason = supports(files, config, report)
+    if reason is not None:
+        sys.exit(f"not compiled: {reason}")
+    started = time.perf_counter()
+    model = NativeModel.load(files, config, report)
+    info = model.info
+    print(
+        f"{info.name}, {info.quantization}, {info.attention_backend}, {info.threads} threads, "
+        f"{info.weight_bytes / 1e6:.0f} MB, loaded in {time.perf_counter() - started:.2f} s"
+    )
+    for num_seqs in arguments.batch:
+        bench = Bench(model, num_seqs, arguments.context + arguments.steps)
+        for sequence in range(num_seqs):
+            bench.prefill(sequence, arguments.context)
+
+        def step(i: int, bench: Bench = bench, num_seqs: int = num_seqs) -> None:
+            position = arguments.context + i
+            bench.model.forward(bench.batch([(s, position, 1) for s in range(num_seqs)]))
+
+        seconds = show(f"decode {num_seqs}", model, num_seqs, arguments.steps, step)
+        if num_seqs == 1:
+            measured = measure_bandwidth()
+            share = info.weight_bytes / seconds / measured
+            print(f"  weights read at {share:.0%} of {measured / 1e9:.1f} GB/s")
+    bench = Bench(model, 1, arguments.prefill)
+    show("prefill", model, arguments.prefill, 3, lambda i: bench.prefill(0, arguments.prefill))
+
+
+def show(
+    name: str, model: NativeModel, num_tokens: int, repeats: int, run: Callable[[int], None]
+) -> float:
+    """Print the median time of a run, its tokens a second, and its parts' share. Seconds."""
+    times, before = [], model.part_seconds()
+    for i in range(repeats):
+        started = time.perf_counter()
+        run(i)
+        times.append(time.perf_counter() - started)
+    median = statistics.median(times)
+    parts = {k: v - before[k] for k, v in model.part_seconds().items()}
+    print(
+        f"{name}: median {median * 1e3:.2f} ms, fastest {min(times) * 1e3:.2f} ms, "
+        f"{num_tokens / median:.0f} tokens/s"
+    )
+    mean = " ".join(f"{k} {v / repeats * 1e3:.2f}" for k, v in parts.items())
+    print(f"  mean ms: {mean}")
+    return median
+
+
+def report(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

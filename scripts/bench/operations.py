@@ -1,0 +1,87 @@
+"""Microseconds that operations add to a request and to a token, without a model.
+
+PYTHONPATH=server:models .venv/bin/python scripts/bench/operations.py
+"""
+
+import asyncio
+import json
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from stonechat_server.access.keys import ApiKey
+from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits
+from stonechat_server.admission.deadline import Deadline
+from stonechat_server.admission.fair_queue import Cost
+from stonechat_server.observability.ledger import Ledger, LedgerEntry
+
+NUMBER = 20_000
+LIMITS = AdmissionLimits(
+    max_running_sequences=64,
+    max_running_tokens=10**9,
+    max_queued_requests=512,
+    max_queued_tokens=10**9,
+)
+KEY = ApiKey(name="k", requests_per_minute=10**9, tokens_per_minute=10**9)
+
+
+def per_item(seconds: float) -> float:
+    return round(seconds / NUMBER * 1e6, 1)
+
+
+async def slots() -> float:
+    """Entering and leaving a slot, with a rate-limited key."""
+    admission = AdmissionControl(LIMITS)
+    started = time.perf_counter()
+    for _ in range(NUMBER):
+        async with admission.slot(KEY, Cost(100, 100), queue_timeout=60):
+            pass
+    return time.perf_counter() - started
+
+
+async def numbers() -> AsyncIterator[int]:
+    for number in range(NUMBER):
+        yield number
+
+
+async def outputs(wrap: Callable[[AsyncIterator[int]], AsyncIterator[int]]) -> float:
+    started = time.perf_counter()
+    async for _ in wrap(numbers()):
+        pass
+    return time.perf_counter() - started
+
+
+async def deadline() -> float:
+    """What a deadline adds to an output of the engine."""
+    return await outputs(Deadline(600.0).limit) - await outputs(lambda plain: plain)
+
+
+def ledger() -> tuple[float, float]:
+    """Recording an entry; and until all are in SQLite."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(f"sqlite:///{folder}/usage.db", Path(folder) / "journal", 0.2)
+        started = time.perf_counter()
+        for _ in range(NUMBER):
+            ledger.record(
+                LedgerEntry(id=uuid.uuid4().hex, created=1.0, request_id="r", key="k", model="m")
+            )
+        recorded = time.perf_counter() - started
+        ledger.close()
+        return recorded, time.perf_counter() - started
+
+
+def main() -> None:
+    recorded, written = ledger()
+    report = {
+        "slot_microseconds": per_item(asyncio.run(slots())),
+        "deadline_microseconds_an_output": per_item(asyncio.run(deadline())),
+        "ledger_record_microseconds": per_item(recorded),
+        "ledger_rows_a_second_into_sqlite": round(NUMBER / written),
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

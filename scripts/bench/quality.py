@@ -1,0 +1,158 @@
+"""Measure what quantisation costs: perplexity and KL divergence against float32, on one text.
+
+The reference is the model's own PyTorch code in float32 without a cache, with a GGUF's weights
+dequantised. A backend is measured once for each way of keeping weights and KV cache. Examples:
+
+    python scripts/bench/quality.py --model model.gguf --quantize auto int8
+    python scripts/bench/quality.py --backend transformers --kv-cache-dtype auto fp8
+
+`--as-on-cuda` measures the layers that a GPU would have (not int4, whose kernels are for CUDA
+alone): computed here, in bfloat16, and without a cache.
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stonechat_models.backends.base import CausalModel, ForwardBatch
+from stonechat_models.backends.quantization.linear import cuda_linear
+from stonechat_models.checkpoint.resolve import ModelFiles, load_module, resolve_model
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.runtime.build import build_engine
+from stonechat_models.text.tokenizer import Tokenizer
+
+TEXT = Path(__file__).parents[2] / "tests" / "data" / "quality_text.txt"
+BLOCK_SIZE = 16
+WINDOW = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Over all positions that predict a token of the text."""
+
+    perplexity: float
+    mean_kl: float
+    largest_kl: float
+    same_argmax: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--quantize", nargs="+", default=["auto"])
+    parser.add_argument("--backend", default="native", choices=("native", "transformers"))
+    parser.add_argument("--kv-cache-dtype", nargs="+", default=["auto"])
+    parser.add_argument("--as-on-cuda", nargs="+", default=[], choices=("none", "int8", "fp8"))
+    parser.add_argument("--text", type=Path, default=TEXT)
+    arguments = parser.parse_args()
+    plain = EngineConfig(
+        model=arguments.model,
+        device="cpu",
+        backend=arguments.backend,
+        max_model_len=WINDOW,
+        max_num_seqs=1,
+    )
+    files = resolve_model(plain, report)
+    ids = Tokenizer.from_folder(files.folder).encode(arguments.text.read_text(encoding="utf-8"))
+    windows = [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW)]
+    expected = [w.float() for w in reference_logits(files, plain, windows)]
+    print(f"{files.name}, {len(ids)} tokens in windows of {WINDOW}, {arguments.backend}\n")
+    print("| weights | KV cache | perplexity | against float32 | mean KL | largest KL | argmax |")
+    print("|---|---|---|---|---|---|---|")
+    base = compare(windows, expected, expected)
+    print(f"| float32 (reference) | none | {base.perplexity:.4f} | | | | |")
+    for quantize, kv_cache_dtype in product(arguments.quantize, arguments.kv_cache_dtype):
+        config = replace(plain, quantize=quantize, kv_cache_dtype=kv_cache_dtype)
+        try:
+            model = build_engine(config, report)[0].model
+        except ModelLoadError as error:
+            print(f"| {quantize}: {error} | {kv_cache_dtype} | | | | | |")
+            continue
+        found = compare(windows, expected, [logits_of(model, w) for w in windows])
+        print(row(f"{model.info.quantization} ({quantize})", kv_cache_dtype, found, base))
+    for precision in arguments.as_on_cuda:
+        found = compare(windows, expected, cuda_logits(files, plain, windows, precision))
+        print(row(f"{precision} (bfloat16, as on CUDA)", "none", found, base))
+
+
+def row(weights: str, kv_cache: str, found: Quality, base: Quality) -> str:
+    change = found.perplexity / base.perplexity - 1
+    return (
+        f"| {weights} | {kv_cache} | {found.perplexity:.4f} | {change:+.2%} "
+        f"| {found.mean_kl:.5f} | {found.largest_kl:.3f} | {found.same_argmax:.1%} |"
+    )
+
+
+def report(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def reference_logits(
+    files: ModelFiles, config: EngineConfig, windows: list[list[int]]
+) -> list[torch.Tensor]:
+    module = load_module(files, config, torch.device("cpu"), torch.float32, progress=report)
+    with torch.inference_mode():
+        return [module(torch.tensor([w]), use_cache=False).logits[0] for w in windows]
+
+
+def cuda_logits(
+    files: ModelFiles, config: EngineConfig, windows: list[list[int]], precision: str
+) -> list[torch.Tensor]:
+    module = load_module(files, config, torch.device("cpu"), torch.bfloat16, progress=report)
+    head = module.get_output_embeddings()
+    linears = [(n, m) for n, m in module.named_modules() if type(m) is nn.Linear and m is not head]
+    for name, linear in linears if precision != "none" else ():
+        layer = cuda_linear(linear.weight, linear.bias, precision)
+        if layer is not None:
+            module.set_submodule(name, layer)
+    with torch.inference_mode():
+        return [module(torch.tensor([w]), use_cache=False).logits[0] for w in windows]
+
+
+def logits_of(model: CausalModel, ids: list[int]) -> torch.Tensor:
+    num_blocks = math.ceil(len(ids) / BLOCK_SIZE)
+    model.allocate_kv_cache(num_blocks, BLOCK_SIZE)
+    positions = torch.arange(len(ids))
+    return model.forward(
+        ForwardBatch(
+            token_ids=torch.tensor(ids),
+            positions=positions,
+            slot_mapping=positions,
+            query_start=torch.tensor([0, len(ids)], dtype=torch.int32),
+            context_lens=torch.tensor([len(ids)], dtype=torch.int32),
+            block_table=torch.arange(num_blocks, dtype=torch.int32).unsqueeze(0),
+            logits_index=positions,
+            query_start_list=[0, len(ids)],
+            context_lens_list=[len(ids)],
+        )
+    )
+
+
+def compare(
+    windows: list[list[int]], expected: list[torch.Tensor], actual: list[torch.Tensor]
+) -> Quality:
+    losses, kls, same = [], [], []
+    for ids, reference, logits in zip(windows, expected, actual, strict=True):
+        log_p = torch.log_softmax(reference[:-1].double(), -1)
+        log_q = torch.log_softmax(logits[:-1].double(), -1)
+        losses.append(-log_q.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1))
+        kls.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        same.append(log_p.argmax(-1) == log_q.argmax(-1))
+    kl = torch.cat(kls)
+    return Quality(
+        perplexity=float(torch.cat(losses).mean().exp()),
+        mean_kl=float(kl.mean()),
+        largest_kl=float(kl.max()),
+        same_argmax=float(torch.cat(same).double().mean()),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The server's own command under load, for `bench.py`: a model folder of random weights with a
+made-up tokenizer of the model's size, and `stonechat bench`'s load generator."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.settings import BenchSettings
+from stonechat_server.bench.workload import WORDS
+
+SPECIAL = ("<|pad|>", "<|begin|>", "<|end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}> {% endif %}"
+)
+MODEL_NAME = "random"
+SECONDS_TO_EXIT = 20.0
+
+
+def save_model(module: Any, folder: Path) -> None:
+    """Weights, config, tokenizer and chat template, as a model has them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    module.save_pretrained(folder)
+    size = module.config.vocab_size
+    merges = _merges(WORDS)
+    texts = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    if len(texts) > size:
+        raise ValueError(f"a vocabulary of {size} cannot hold the {len(texts)} tokens needed")
+    texts += [f"Ġw{i}" for i in range(size - len(texts))]
+    tokenizer = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": SPECIAL[2], "chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Merges that make each word, with the space before it, one token: letter by letter."""
+    pairs = {}
+    for word in words:
+        for end in range(1, len(word) + 1):
+            pairs["Ġ" + word[: end - 1], word[end - 1]] = None
+    return list(pairs)
+
+
+def measure_over_http(
+    folder: Path,
+    flags: Sequence[str],
+    *,
+    streams: int,
+    num_requests: int,
+    num_tokens: int,
+    timeout: float,
+) -> dict[str, Any]:
+    """Start `stonechat serve` on `folder`, wait for a first token, then measure.
+
+    Raises `RuntimeError` with the end of the server's output when it does not come up in
+    `timeout` seconds.
+    """
+    started = time.perf_counter()
+    with _server(folder, flags) as (process, port, log):
+        url = f"http://127.0.0.1:{port}/v1"
+        _wait_for_first_token(url, process, log, time.monotonic() + timeout)
+        first = time.perf_counter() - started
+        print(f"  over HTTP: first token {first:.1f} s after the command", flush=True)
+        settings = BenchSettings(
+            base_url=url,
+            concurrency=(streams,),
+            num_requests=num_requests,
+            input_tokens=num_tokens,
+            output_tokens=num_tokens,
+            warmup=streams,
+            timeout=timeout,
+        )
+        result = asyncio.run(run_bench(settings, QuietWatcher()))
+    (level,) = result.levels
+    print(f"  over HTTP: {level.tokens_per_second:.0f} tokens/s", flush=True)
+    return {
+        "seconds_from_command_to_first_token": first,
+        "tokens_per_second": level.tokens_per_second,
+        "num_errors": level.num_errors,
+        "first_token_p50_seconds": level.ttft.p50,
+        "first_token_p99_seconds": level.ttft.p99,
+        "between_tokens_p99_seconds": level.inter_token.p99,
+        "load_generator_cores": level.generator_cpu,
+        "failed_checks": [f"{c.name}: {c.detail}" for c in result.checks if not c.passed],
+    }
+
+
+@contextlib.contextmanager
+def _server(
+    folder: Path, flags: Sequence[str]
+) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "stonechat_server.cli", "serve", str(folder)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--engine-process"]
+    command += ["--served-model-name", MODEL_NAME, *flags]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+    try:
+        yield process, port, log
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(SECONDS_TO_EXIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for_first_token(
+    url: str, process: subprocess.Popen[bytes], log: Path, deadline: float
+) -> None:
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            return _first_token(url, deadline)
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise RuntimeError(f"{error.code}: {error.read()[:500]!r}") from error
+            time.sleep(0.05)
+        except OSError:  # not listening yet
+            time.sleep(0.05)
+    how = "did not come up in time" if process.poll() is None else f"ended: {process.returncode}"
+    raise RuntimeError(f"the server {how}\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def _first_token(url: str, deadline: float) -> None:
+    body = {
+        "model": MODEL_NAME,
+        "messages": [{"role": "user", "content": "stone"}],
+        "max_tokens": 8,
+        "stream": True,
+        "ignore_eos": True,
+    }
+    request = urllib.request.Request(
+        f"{url}/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=max(1.0, deadline - time.monotonic())) as answer:
+        for line in answer:
+            data = line.removeprefix(b"data: ").strip()
+            if not data.startswith(b"{"):
+                continue
+            choices = json.loads(data).get("choices")
+            if choices and choices[0].get("delta", {}).get("content"):
+                return
+    raise RuntimeError("the first answer has no text")

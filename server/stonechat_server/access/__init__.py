@@ -1,0 +1,4 @@
+"""Who may call: API keys, the keys file, and the guard against other web pages.
+
+May import `client`, `settings` and what stands below them.
+"""

@@ -1,0 +1,95 @@
+"""Edits of the keys file, which keep its comments and layout; each replaces the file at once."""
+
+import os
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import tomlkit
+from tomlkit.items import AoT
+
+from stonechat_server.access.keys import (
+    ApiKey,
+    KeysFileError,
+    digest_of,
+    new_secret,
+    parse_keys,
+    read_keys,
+)
+
+
+def add_key(
+    path: Path,
+    name: str,
+    *,
+    models: tuple[str, ...] = (),
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    max_concurrency: int | None = None,
+    priority: int = 0,
+) -> str:
+    """Append a key to the file (made if missing) and return its secret, which is stored nowhere.
+
+    Raises `KeysFileError` for an invalid field, or a name that a live key already has.
+    """
+    secret = new_secret()
+    table = tomlkit.table()
+    table["name"] = name
+    table["digest"] = digest_of(secret)
+    table["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+    optional = {
+        "models": list(models),
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "max_concurrency": max_concurrency,
+        "priority": priority,
+    }
+    for field, value in optional.items():
+        if value not in (None, []) and (field, value) != ("priority", 0):
+            table[field] = value
+    document = _read_document(path)
+    keys = document.setdefault("keys", tomlkit.aot())
+    keys.append(table)
+    _write(path, document)
+    return secret
+
+
+def revoke_key(path: Path, name: str) -> ApiKey:
+    """Mark the live key of that name as revoked. Raises `KeysFileError` when there is none."""
+    live = {key.name: key for key in read_keys(path) if not key.revoked}
+    if name not in live:
+        raise KeysFileError(f"there is no live key named {name} in {path}")
+    document = _read_document(path)
+    keys = document["keys"]
+    assert isinstance(keys, AoT)
+    for table in keys:
+        if table["name"] == name and not table.get("revoked", False):
+            table["revoked"] = True
+    _write(path, document)
+    return live[name]
+
+
+def _read_document(path: Path) -> tomlkit.TOMLDocument:
+    if not path.exists():
+        return tomlkit.document()
+    read_keys(path)
+    return tomlkit.parse(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, document: tomlkit.TOMLDocument) -> None:
+    """Replace the file by an atomic rename, so that a server never reads half of it."""
+    text = tomlkit.dumps(document)
+    parse_keys(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode & 0o777)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,151 @@
+"""Requests and tokens a minute for each key: token buckets, and the headers that tell their state.
+
+The headers and their duration format (`6m0s`, `120ms`) are those that OpenAI's API sends.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stonechat_server.access.keys import ApiKey
+from stonechat_server.admission.refusals import too_many_requests
+
+
+class TokenBucket:
+    """Holds up to `capacity`, refilled evenly within a minute. A settled debt may be negative."""
+
+    __slots__ = ("_level", "_updated", "capacity")
+
+    def __init__(self, capacity: int, now: float) -> None:
+        self.capacity = capacity
+        self._level = float(capacity)
+        self._updated = now
+
+    def level(self, now: float) -> float:
+        """What is in the bucket at that time."""
+        self._level = min(
+            float(self.capacity),
+            self._level + max(0.0, now - self._updated) * self.capacity / 60.0,
+        )
+        self._updated = now
+        return self._level
+
+    def take(self, amount: float, now: float) -> None:
+        """Take an amount out; a negative one puts it back."""
+        self._level = min(float(self.capacity), self.level(now) - amount)
+
+    def seconds_until(self, amount: float, now: float) -> float:
+        """How long until the bucket holds that amount (at most its capacity is possible)."""
+        return max(0.0, (amount - self.level(now)) * 60.0 / self.capacity)
+
+
+@dataclass(slots=True)
+class _Buckets:
+    requests: TokenBucket | None
+    tokens: TokenBucket | None
+
+
+def _make_buckets(key: ApiKey, now: float) -> _Buckets:
+    return _Buckets(
+        TokenBucket(key.requests_per_minute, now) if key.requests_per_minute else None,
+        TokenBucket(key.tokens_per_minute, now) if key.tokens_per_minute else None,
+    )
+
+
+class RateLimiter:
+    """Charges each request to its key's buckets, or refuses it with 429 and when to come back."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: dict[str, _Buckets] = {}
+
+    def charge(self, key: ApiKey, num_tokens: int) -> None:
+        """Take one request and its expected tokens, or raise `RefusedError` (429) and take none."""
+        self.check(key)
+        now = self._clock()
+        buckets = self._buckets_of(key, now)
+        if buckets.tokens and num_tokens > buckets.tokens.capacity:
+            raise too_many_requests(
+                f"Request too large for tokens per minute: the limit is "
+                f"{buckets.tokens.capacity}, and the prompt with its max tokens is {num_tokens}.",
+                reason="tokens_per_minute",
+                retry_after=None,
+                headers=self.headers(key),
+            )
+        if buckets.tokens and (wait := buckets.tokens.seconds_until(num_tokens, now)) > 0:
+            raise too_many_requests(
+                f"Rate limit reached for tokens per minute: the limit is "
+                f"{buckets.tokens.capacity}, and {num_tokens} are requested. "
+                f"Try again in {format_duration(wait)}.",
+                reason="tokens_per_minute",
+                retry_after=wait,
+                headers=self.headers(key),
+            )
+        if buckets.requests:
+            buckets.requests.take(1, now)
+        if buckets.tokens:
+            buckets.tokens.take(num_tokens, now)
+
+    def check(self, key: ApiKey) -> None:
+        """Raise `RefusedError` (429) when the key may not make a request of any size now."""
+        now = self._clock()
+        buckets = self._buckets_of(key, now)
+        if buckets.requests and (wait := buckets.requests.seconds_until(1, now)) > 0:
+            raise too_many_requests(
+                f"Rate limit reached for requests per minute: the limit is "
+                f"{buckets.requests.capacity}. Try again in {format_duration(wait)}.",
+                reason="requests_per_minute",
+                retry_after=wait,
+                headers=self.headers(key),
+            )
+
+    def settle(self, key: ApiKey, num_charged: int, num_used: int) -> None:
+        """Replace a charge of expected tokens by what was used; more than expected is a debt."""
+        tokens = self._buckets_of(key, self._clock()).tokens
+        if tokens:
+            tokens.take(num_used - num_charged, self._clock())
+
+    def headers(self, key: ApiKey) -> dict[str, str]:
+        """The `x-ratelimit-*` headers of a key; none for a key without limits."""
+        now = self._clock()
+        buckets = self._buckets_of(key, now)
+        headers: dict[str, str] = {}
+        for kind, bucket in (("requests", buckets.requests), ("tokens", buckets.tokens)):
+            if bucket:
+                full = bucket.seconds_until(bucket.capacity, now)
+                headers[f"x-ratelimit-limit-{kind}"] = str(bucket.capacity)
+                headers[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(bucket.level(now))))
+                headers[f"x-ratelimit-reset-{kind}"] = format_duration(full)
+        return headers
+
+    def _buckets_of(self, key: ApiKey, now: float) -> _Buckets:
+        """The buckets of a key, made anew when its limits have changed in the keys file."""
+        buckets = self._buckets.get(key.name)
+        if buckets is None or _capacities(buckets) != (
+            key.requests_per_minute,
+            key.tokens_per_minute,
+        ):
+            buckets = self._buckets[key.name] = _make_buckets(key, now)
+        return buckets
+
+
+def _capacities(buckets: _Buckets) -> tuple[int | None, int | None]:
+    return (
+        buckets.requests.capacity if buckets.requests else None,
+        buckets.tokens.capacity if buckets.tokens else None,
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as `1h2m3s`, `6m0s`, `8.64s`, `120ms` or `0s`, to a millisecond."""
+    milliseconds = round(seconds * 1000)
+    if milliseconds == 0:
+        return "0s"
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{milliseconds / 1000:g}s"
+    if hours:
+        return f"{hours}h{minutes}m{text}"
+    return f"{minutes}m{text}" if minutes else text

@@ -1,0 +1,163 @@
+"""`POST /v1/chat/completions`."""
+
+import secrets
+import time
+from dataclasses import replace
+from functools import partial
+from urllib.parse import quote
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from msgspec import UNSET
+
+from stonechat_server.access.auth import Identity
+from stonechat_server.api.openapi import CHAT_EXTRA, CHAT_RESPONSES
+from stonechat_server.errors import APIError
+from stonechat_server.request.body import (
+    check_json,
+    check_messages,
+    discard_body,
+    limit_length,
+    read_body,
+)
+from stonechat_server.request.field_checks import check_unknown, ignored_params
+from stonechat_server.request.legacy_functions import with_tools
+from stonechat_server.request.parse import parse_request
+from stonechat_server.request.prepare import Plan, has_grammar, prepare
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.serving.generation import CLIENT_GONE, Generation
+from stonechat_server.state import ServerState, server_state
+from stonechat_server.streaming.chunks import ChunkBuilder, ChunkOptions, CompletionHead
+from stonechat_server.streaming.collect import collect
+from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
+from stonechat_server.streaming.sse import EventStream
+
+router = APIRouter()
+
+INLINE_BODY_BYTES = 16_384
+"""Larger bodies, those with grammars and with templates of their own are prepared in a thread:
+they hold up no stream."""
+
+MAX_HEADER_BYTES = 1_024
+
+
+@router.post(
+    "/v1/chat/completions",
+    operation_id="createChatCompletion",
+    responses=CHAT_RESPONSES,
+    openapi_extra=CHAT_EXTRA,
+)
+@router.post("/chat/completions", include_in_schema=False)
+async def create_chat_completion(http_request: Request) -> Response:
+    """Continue a conversation; plain, or as a stream of events."""
+    state = server_state(http_request)
+    identity = state.authenticator.identify(http_request)
+    try:
+        state.operations.refuse_early(identity)
+        declared = http_request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > INLINE_BODY_BYTES:
+            with state.operations.counting_refusals():
+                state.preparations.check(int(declared))
+    except APIError:
+        await discard_body(http_request, state.settings)
+        raise
+    body = await read_body(http_request, state.settings)
+    check_json(body, state.settings)
+    request = parse_request(body)
+    check_model(state, request.model, identity)
+    check_messages(request, state.settings)
+    if state.settings.strict_params:
+        check_unknown(request)
+    request = with_tools(request)
+    plan = await _prepare(state, request, len(body))
+    plan = replace(plan, params=limit_length(plan.params, request, state.settings))
+    head = _head(state, request)
+    generation = Generation(
+        state,
+        identity,
+        request,
+        http_request.state.request_id,
+        plan,
+        ChunkBuilder.create(
+            head,
+            _options(request),
+            plan.params.n,
+            plan.new_parser,
+            plan.prediction_token_ids,
+        ),
+    )
+    headers = _headers(request)
+    if request.stream:
+        return EventStream(
+            generation.chunks(),
+            keep_alive=state.settings.keep_alive_interval,
+            write_timeout=state.settings.write_timeout,
+            headers=headers,
+        )
+    work = collect(generation.chunks(), head, request.metadata)
+    try:
+        answer = await run_while_connected(http_request.receive, work)
+    except ClientDisconnectedError:
+        return Response(status_code=CLIENT_GONE)
+    return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
+
+
+def check_model(state: ServerState, name: str, identity: Identity) -> None:
+    """Raises `APIError` 404 for a model that is not served, or not to this key."""
+    names = [served for served in state.model_names if identity.key.may_use(served)]
+    if name not in names:
+        served = ", ".join(f"'{served}'" for served in names)
+        raise APIError(
+            404,
+            f"The model '{name[:200]}' does not exist here. Served: {served}.",
+            param="model",
+            code="model_not_found",
+        )
+
+
+async def _prepare(state: ServerState, request: ChatCompletionRequest, size: int) -> Plan:
+    work = partial(prepare, request, state.engine, state.templates, state.structure)
+    is_own_template = request.chat_template is not None
+    if size <= INLINE_BODY_BYTES and not has_grammar(request) and not is_own_template:
+        return work()
+    with state.operations.counting_refusals():
+        return await state.preparations.run(work, size)
+
+
+def _head(state: ServerState, request: ChatCompletionRequest) -> CompletionHead:
+    return CompletionHead(
+        id="chatcmpl-" + secrets.token_hex(12),
+        created=int(time.time()),
+        model=request.model,
+        system_fingerprint=state.fingerprint,
+        service_tier=UNSET if request.service_tier is None else "default",
+    )
+
+
+def _options(request: ChatCompletionRequest) -> ChunkOptions:
+    options = request.stream_options
+    may_call = bool(request.tools) and request.tool_choice != "none"
+    is_legacy = request.functions is not None
+    if not request.stream or options is None:
+        return ChunkOptions(
+            include_usage=not request.stream, may_call=may_call, legacy_calls=is_legacy
+        )
+    return ChunkOptions(
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.continuous_usage_stats),
+        obfuscation=bool(options.include_obfuscation),
+        may_call=may_call,
+        legacy_calls=is_legacy,
+    )
+
+
+def _headers(request: ChatCompletionRequest) -> dict[str, str]:
+    ignored = ignored_params(request)
+    if not ignored:
+        return {}
+    # Names come from the client: quoted, they cannot break the header.
+    names = [quote(name, safe="._-") for name in ignored]
+    text = ", ".join(names)
+    if len(text) > MAX_HEADER_BYTES:
+        text = text[:MAX_HEADER_BYTES].rpartition(", ")[0] + ", ..."
+    return {"x-ignored-params": text}

@@ -1,0 +1,24 @@
+"""`GET /metrics`: Prometheus text. Open unless `--metrics-key` is set."""
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from stonechat_server.api.openapi import errors
+from stonechat_server.observability.metrics import CONTENT_TYPE
+from stonechat_server.state import server_state
+
+router = APIRouter()
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=PlainTextResponse,
+    responses={**errors(401, 403)},
+)
+async def metrics(http_request: Request) -> Response:
+    """All metrics of this server."""
+    state = server_state(http_request)
+    if state.settings.metrics_key:
+        state.authenticator.identify(http_request)
+    return Response(state.operations.metrics.render(), headers={"content-type": CONTENT_TYPE})

@@ -1,0 +1,53 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from dataclasses import asdict
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from stonechat_server.api.chat import check_model
+from stonechat_server.api.openapi import errors, json_body
+from stonechat_server.schema.responses import ModelCard, ModelList
+from stonechat_server.state import ServerState, server_state
+
+router = APIRouter()
+
+
+@router.get(
+    "/v1/models",
+    operation_id="listModels",
+    responses={200: {"content": json_body("ModelList")}, **errors(401)},
+)
+async def list_models(http_request: Request) -> Response:
+    """The names that `model` may have."""
+    state = server_state(http_request)
+    key = state.authenticator.identify(http_request).key
+    return _json(ModelList([_card(state, name) for name in state.model_names if key.may_use(name)]))
+
+
+@router.get(
+    "/v1/models/{model:path}",
+    operation_id="retrieveModel",
+    responses={200: {"content": json_body("ModelCard")}, **errors(401, 404)},
+)
+async def retrieve_model(http_request: Request, model: str) -> Response:
+    """One of them; a name may have slashes."""
+    state = server_state(http_request)
+    check_model(state, model, state.authenticator.identify(http_request))
+    return _json(_card(state, model))
+
+
+def _card(state: ServerState, name: str) -> ModelCard:
+    model = state.engine.model
+    return ModelCard(
+        id=name,
+        created=state.created,
+        owned_by="stonechat",
+        root=model.name,
+        max_model_len=model.max_model_len,
+        stonechat=asdict(model),
+    )
+
+
+def _json(body: ModelCard | ModelList) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -1,0 +1,145 @@
+"""The API as the terminal chat needs it: the models of a server, and streamed answers."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from stonechat_server.client.http import HttpClient, TransportError
+from stonechat_server.client.stream_recorder import StreamRecorder, new_chunk_decoder
+
+Message = dict[str, Any]
+TIMEOUT = 3600.0
+
+
+class ChatError(Exception):
+    """A request failed; the message is for the person."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer as far as it has come. Times are `perf_counter` seconds."""
+
+    started_at: float
+    text: str = ""
+    reasoning: str = ""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    first_at: float | None = None
+    last_at: float | None = None
+    finish_reason: str | None = None
+    ignored: str = ""
+    """Fields that the server does not know, as it names them."""
+    chunks: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """After the first token; None when there is too little to tell."""
+        count = self.completion_tokens or self.chunks
+        if self.first_at is None or self.last_at is None or count < 2:
+            return None
+        return (count - 1) / max(self.last_at - self.first_at, 1e-9)
+
+
+@dataclass(slots=True)
+class ChatApi:
+    """One server. `client` carries the key."""
+
+    client: HttpClient
+    _decoder: Any = field(default_factory=new_chunk_decoder)
+
+    async def models(self) -> list[str]:
+        """The names that the server lists. Raises `ChatError`."""
+        parts: list[bytes] = []
+        path = self.client.api_path + "/models"
+        try:
+            answer = await self.client.request(
+                "GET", path, b"", lambda data, _: parts.append(data), 30.0
+            )
+        except (TransportError, TimeoutError) as error:
+            raise ChatError(str(error) or "the server does not answer") from error
+        if answer.status != 200:
+            raise ChatError(_error_text(answer.status, b"".join(parts)))
+        try:
+            return [card["id"] for card in msgspec.json.decode(b"".join(parts))["data"]]
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise ChatError(f"no list of models: {error!r}") from error
+
+    async def stream(
+        self, model: str, messages: Sequence[Message], settings: Mapping[str, object]
+    ) -> AsyncGenerator[Answer, None]:
+        """Yields the same `Answer` each time something came, the last time when it is whole.
+
+        Closing the iterator ends the request. Raises `ChatError`.
+        """
+        body = {
+            "model": model,
+            "messages": messages,
+            **settings,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        answer = Answer(started_at=perf_counter())
+        recorder = StreamRecorder(self._decoder)
+        changed = asyncio.Event()
+        head: list[bytes] = []
+
+        def on_body(data: bytes, now: float) -> None:
+            if not recorder.token_times:
+                head.append(data)
+            recorder.feed(data, now)
+            _fold(answer, recorder)
+            changed.set()
+
+        path = self.client.api_path + "/chat/completions"
+        request = asyncio.ensure_future(
+            self.client.request("POST", path, msgspec.json.encode(body), on_body, TIMEOUT)
+        )
+        request.add_done_callback(lambda _: changed.set())
+        try:
+            while not request.done():
+                await changed.wait()
+                changed.clear()
+                if answer.chunks:
+                    yield answer
+            done = request.result()
+        except (TransportError, TimeoutError) as error:
+            raise ChatError(str(error) or "no complete answer in time") from error
+        finally:
+            request.cancel()
+        if done.status != 200:
+            raise ChatError(_error_text(done.status, b"".join(head)))
+        if recorder.error is not None:
+            raise ChatError(recorder.error)
+        answer.ignored = done.headers.get("x-ignored-params", "")
+        yield answer
+
+
+def _fold(answer: Answer, recorder: StreamRecorder) -> None:
+    answer.text = "".join(recorder.text)
+    answer.reasoning = "".join(recorder.reasoning)
+    answer.chunks = len(recorder.token_times)
+    answer.finish_reason = recorder.finish_reasons.get(0)
+    if recorder.token_times:
+        answer.first_at, answer.last_at = recorder.token_times[0], recorder.token_times[-1]
+    usage = recorder.usage
+    if usage is not None:
+        answer.prompt_tokens, answer.completion_tokens = (
+            usage.prompt_tokens,
+            usage.completion_tokens,
+        )
+        if usage.prompt_tokens_details is not None:
+            answer.cached_tokens = usage.prompt_tokens_details.cached_tokens
+
+
+def _error_text(status: int, body: bytes) -> str:
+    try:
+        error = msgspec.json.decode(body)["error"]
+        where = f" ({error['param']})" if error.get("param") else ""
+        return f"{status}: {error['message']}{where}"
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return f"{status}: {body[:300].decode('utf-8', 'replace')}"

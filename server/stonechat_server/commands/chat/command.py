@@ -1,0 +1,237 @@
+"""Talk to a model in the terminal: one loaded here, or any OpenAI-compatible URL."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stonechat_server.client.http import HttpClient
+from stonechat_server.commands.chat.api import Answer, ChatApi, ChatError
+from stonechat_server.commands.chat.session import CommandError, Session
+from stonechat_server.commands.chat.view import AnswerView
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of the command."""
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="the model to load, or to ask for at --url")
+    add("--url", help="API root of a running server, such as http://127.0.0.1:8000/v1")
+    add("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="default: $OPENAI_API_KEY")
+    add("--system", default="", help="system prompt")
+    add("--set", action="append", default=[], type=_field, metavar="NAME=VALUE",
+        help="request field, such as temperature=0.2 (repeatable)")  # fmt: skip
+    add("--prompt", help="ask this, print the answer, and leave")
+    add("--no-markdown", action="store_true", help="show answers as plain text")
+    add("--device", default="auto", help="for a model loaded here")
+    add("--quantize", default="auto", choices=("auto", "none", "int8", "int4", "fp8"),
+        help="for a model loaded here")  # fmt: skip
+    add("--max-model-len", type=int, help="context length of a model loaded here")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Talk until the end of the input; 1 when there is no model to talk to."""
+    console = Console()
+    try:
+        with _server(arguments) as (url, key, model):
+            return asyncio.run(_talk(arguments, console, url, key, model))
+    except (ChatError, _CannotLoadError, ValueError) as error:
+        print(f"stonechat chat: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+class _CannotLoadError(Exception):
+    pass
+
+
+@contextmanager
+def _server(arguments: argparse.Namespace) -> Iterator[tuple[str, str | None, str | None]]:
+    """URL, key, and the model's name where it is known already."""
+    if arguments.url is not None:
+        yield arguments.url, arguments.api_key, arguments.model
+        return
+    from stonechat_models import AsyncEngine, EngineError
+    from stonechat_server.commands.chat.own_server import own_server
+    from stonechat_server.observability.access_log import configure_logging
+    from stonechat_server.settings import Settings
+
+    given = {"model": arguments.model, "max_model_len": arguments.max_model_len}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = Settings(
+        **chosen, device=arguments.device, quantize=arguments.quantize, log_level="error"
+    )
+    configure_logging("error", "text")
+    try:
+        engine = AsyncEngine.from_config(
+            settings.engine_config(), lambda line: print(line, file=sys.stderr)
+        )
+        with own_server(engine, settings) as own:
+            yield own.url, own.key, None
+    except EngineError as error:
+        raise _CannotLoadError(str(error)) from error
+
+
+async def _talk(
+    arguments: argparse.Namespace, console: Console, url: str, key: str | None, model: str | None
+) -> int:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with HttpClient(url, headers) as client:
+        api = ChatApi(client)
+        name = model or next(iter(await api.models()), "")
+        session = Session(name, arguments.system, dict(arguments.set))
+        markdown = not arguments.no_markdown
+        if arguments.prompt is not None:
+            session.ask(arguments.prompt)
+            return 0 if await _answer(api, session, console, markdown) else 1
+        if console.is_terminal:
+            console.print(f"[bold]{name}[/]  /help lists commands, Ctrl-D leaves", highlight=False)
+        await _loop(api, session, console, markdown)
+    return 0
+
+
+async def _loop(api: ChatApi, session: Session, console: Console, markdown: bool) -> None:
+    _on_interrupt(asyncio.get_running_loop(), None)
+    with _line_history():
+        while not session.is_over:
+            line = _read(console)  # nothing else runs in this loop between answers
+            if line is None:
+                return
+            if not line.strip():
+                continue
+            if line.startswith("/"):
+                await _command(api, session, console, line)
+                if not session.wants_answer:
+                    continue
+            else:
+                session.ask(line)
+            await _answer(api, session, console, markdown)
+
+
+async def _command(api: ChatApi, session: Session, console: Console, line: str) -> None:
+    try:
+        shown = session.command(line)
+        if session.wants_models:
+            shown = "\n".join(await api.models())
+    except (CommandError, ChatError) as error:
+        console.print(str(error), style="red", highlight=False, markup=False)
+        return
+    if shown:
+        console.print(shown, style="dim", highlight=False, markup=False)
+
+
+async def _answer(api: ChatApi, session: Session, console: Console, markdown: bool) -> bool:
+    """Ask, show, and remember what came; Ctrl-C stops it. False when it failed."""
+    answer: Answer | None = None
+    view = AnswerView(console, markdown)
+    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+    assert task is not None
+    with view:
+        stream = api.stream(session.model, session.messages, session.settings)
+        _on_interrupt(loop, task.cancel)
+        try:
+            async for answer in stream:
+                view.update(answer)
+        except asyncio.CancelledError:
+            task.uncancel()
+            if answer is not None:
+                answer.finish_reason = "stopped"
+        except ChatError as error:
+            view.__exit__()
+            session.take_back()
+            console.print(str(error), style="red", highlight=False, markup=False)
+            return False
+        finally:
+            _on_interrupt(loop, None)
+            await stream.aclose()
+    if answer is None:
+        session.take_back()
+        return False
+    view.finish(answer)
+    session.answer(answer.text)
+    return True
+
+
+def _on_interrupt(loop: asyncio.AbstractEventLoop, action: Any) -> None:
+    """What Ctrl-C does; None: as before. Without signal support it ends the program."""
+    import signal
+
+    try:
+        if action is None:
+            loop.remove_signal_handler(signal.SIGINT)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        else:
+            loop.add_signal_handler(signal.SIGINT, action)
+    except (NotImplementedError, ValueError, RuntimeError):
+        return
+
+
+def _read(console: Console) -> str | None:
+    """A line, or several joined where they end in a backslash; None at the end of the input."""
+    prompt = "> " if console.is_terminal and sys.stdin.isatty() else ""
+    lines: list[str] = []
+    while True:
+        try:
+            line = input(prompt if not lines else "… ")
+        except EOFError:
+            return "\n".join(lines) if lines else None
+        except KeyboardInterrupt:
+            if not prompt:
+                raise
+            console.print("\nCtrl-D leaves", style="dim")
+            return ""
+        if not line.endswith("\\"):
+            return "\n".join([*lines, line])
+        lines.append(line[:-1])
+
+
+@contextmanager
+def _line_history() -> Iterator[None]:
+    """Line editing, and what was typed before, where readline is there and someone types."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    if not sys.stdin.isatty():
+        yield
+        return
+    from platformdirs import user_state_path
+
+    path = user_state_path("stonechat", appauthor=False) / "chat_history"
+    with suppress(OSError):  # none yet
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        _write_history(path)
+
+
+def _write_history(path: Path) -> None:
+    import readline
+
+    readline.set_history_length(1000)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        readline.write_history_file(path)
+    except OSError:
+        return  # a read-only home: nothing is kept
+
+
+def _field(text: str) -> tuple[str, object]:
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,0 +1,87 @@
+"""How a streamed answer is shown: Markdown that grows, or plain text where there is no terminal."""
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.segment import Segment
+from rich.text import Text
+
+from stonechat_server.commands.chat.api import Answer
+
+LINES_KEPT_FREE = 3
+
+
+class Tail:
+    """The last lines of what is being written, so that a live view never outgrows the screen."""
+
+    def __init__(self, content: RenderableType) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._content, options, pad=False)
+        for line in lines[-max(1, console.size.height - LINES_KEPT_FREE) :]:
+            yield from line
+            yield Segment.line()
+
+
+class AnswerView:
+    """Shows one answer while it comes, and leaves it whole when it is over."""
+
+    def __init__(self, console: Console, markdown: bool) -> None:
+        self._console = console
+        self._live: Live | None = None
+        if markdown and console.is_terminal:
+            self._live = Live(console=console, refresh_per_second=12, transient=True)
+        self._shown = 0
+
+    def __enter__(self) -> "AnswerView":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, answer: Answer) -> None:
+        """Show what is new."""
+        if self._live is not None:
+            self._live.update(Tail(_rendered(answer)))
+            return
+        self._console.out(answer.text[self._shown :], end="", highlight=False)
+        self._shown = len(answer.text)
+
+    def finish(self, answer: Answer) -> None:
+        """Leave the whole answer, and its figures in a terminal."""
+        self.__exit__()
+        if self._live is not None:
+            self._console.print(_rendered(answer))
+        else:
+            self._console.out("")
+        if self._console.is_terminal:
+            self._console.print(figures(answer), style="dim", highlight=False)
+
+
+def _rendered(answer: Answer) -> RenderableType:
+    if not answer.reasoning:
+        return Markdown(answer.text)
+    return Group(Text(answer.reasoning.strip(), style="dim italic"), Markdown(answer.text))
+
+
+def figures(answer: Answer) -> str:
+    """Counts and speed in a line."""
+    parts = []
+    if answer.prompt_tokens is not None:
+        cached = f" ({answer.cached_tokens} cached)" if answer.cached_tokens else ""
+        parts.append(f"{answer.prompt_tokens} prompt tokens{cached}")
+    if answer.completion_tokens is not None:
+        parts.append(f"{answer.completion_tokens} generated")
+    if answer.first_at is not None:
+        parts.append(f"first after {(answer.first_at - answer.started_at) * 1000:.0f} ms")
+    if answer.tokens_per_second is not None:
+        parts.append(f"{answer.tokens_per_second:.1f} tokens/s")
+    if answer.finish_reason not in (None, "stop"):
+        parts.append(str(answer.finish_reason))
+    if answer.ignored:
+        parts.append(f"ignored by the server: {answer.ignored}")
+    return " · ".join(parts)

@@ -1,0 +1,140 @@
+"""Tell what this machine has, which paths will be used, and what would make it faster."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from stonechat_server.commands.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from stonechat_models import Machine
+
+LOW_DISK = 2 * 10**9
+LOW_MEMORY = 2 * 10**9
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of the command."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--no-measure", action="store_true", help="do not measure bandwidth")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Inspect and print; always 0: advice is not an error."""
+    from stonechat_models import inspect_machine, measure_bandwidth
+
+    machine = inspect_machine(lambda line: print(line, file=sys.stderr))
+    device = chosen_device(machine)
+    bandwidth = {}
+    if not arguments.no_measure:
+        bandwidth["cpu"] = measure_bandwidth("cpu")
+        if device != "cpu":
+            bandwidth[device] = measure_bandwidth(device)
+    found = list(advice(machine))
+    if arguments.json:
+        fields = dataclasses.asdict(machine) | {"cache_folder": str(machine.cache_folder)}
+        whole = {**fields, "device": device, "bandwidth": bandwidth, "advice": found}
+        print(json.dumps(whole, indent=2))
+    else:
+        print_report(Console(), machine, device, bandwidth, found)
+    return 0
+
+
+def chosen_device(machine: "Machine") -> str:
+    """The device that `--device auto` takes."""
+    return machine.gpus[0].kind if machine.gpus else "cpu"
+
+
+def chosen_path(machine: "Machine") -> str:
+    """How models will be run."""
+    if machine.gpus:
+        return f"PyTorch on {machine.gpus[0].name}"
+    if machine.native_isa is not None:
+        return f"compiled CPU kernels ({machine.native_isa}) for models of the Llama family"
+    return "PyTorch on the CPU"
+
+
+def advice(machine: "Machine") -> Iterator[str]:
+    """What would make it faster, the most important first."""
+    if machine.has_nvidia_driver and not machine.gpus:
+        why = "" if machine.torch_cuda else f" (torch {machine.torch_version} is built without it)"
+        yield f"there is an NVIDIA driver, but torch cannot use CUDA{why}: install a CUDA build"
+    if machine.gpus and machine.gpus[0].kind == "cuda" and not machine.package_versions["triton"]:
+        yield "install triton: the GPU's attention kernels are written in it"
+    if not machine.gpus and machine.native_isa is None:
+        yield f"the compiled CPU kernels cannot be used: {machine.native_refusal}"
+        if machine.compiler is None:
+            yield "install a C++ compiler (on Debian: apt-get install g++): decoding gets faster"
+    x86 = "x86_64" in machine.system
+    if not machine.gpus and x86 and "avx512_vnni" not in machine.instruction_sets:
+        yield "this processor has no AVX512-VNNI, so quantised models run at a lower speed"
+    if machine.cpu_quota is not None and machine.cpu_quota < machine.usable_cpus:
+        yield (
+            f"the container may use {machine.cpu_quota:g} processors' worth of time but sees "
+            f"{machine.usable_cpus}: set --threads {max(1, int(machine.cpu_quota))}, or raise it"
+        )
+    if machine.num_cores < machine.usable_cpus:
+        yield (
+            f"{machine.usable_cpus} processors are {machine.num_cores} cores with two threads "
+            "each: more threads than cores rarely help"
+        )
+    if machine.free_memory < LOW_MEMORY:
+        yield f"only {format_bytes(machine.free_memory)} of memory are free"
+    if machine.cache_free_bytes < LOW_DISK:
+        yield f"only {format_bytes(machine.cache_free_bytes)} are free at {machine.cache_folder}"
+    if not machine.package_versions["uvloop"]:
+        yield "install uvloop: a faster event loop for many streams"
+
+
+def print_report(
+    console: Console,
+    machine: "Machine",
+    device: str,
+    bandwidth: dict[str, float],
+    found: list[str],
+) -> None:
+    """The report for people."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in _facts(machine, bandwidth):
+        table.add_row(f"[bold]{name}[/]", value)
+    console.print(table)
+    console.print(f"\nWill run on [bold]{device}[/]: {chosen_path(machine)}", highlight=False)
+    for line in found:
+        console.print(f"[yellow]![/] {line}", highlight=False)
+    if not found:
+        console.print("[green]Nothing to improve was found.[/]")
+
+
+def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[str, str]]:
+    quota = f", quota {machine.cpu_quota:g}" if machine.cpu_quota is not None else ""
+    yield "system", machine.system
+    yield "processor", machine.cpu
+    yield "cores", f"{machine.num_cores} ({machine.usable_cpus} of {machine.num_cpus}{quota})"
+    yield "instructions", ", ".join(machine.instruction_sets) or "none that matter"
+    speed = f", reads {bandwidth['cpu'] / 1e9:.1f} GB/s" if "cpu" in bandwidth else ""
+    free, total = format_bytes(machine.free_memory), format_bytes(machine.total_memory)
+    yield "memory", f"{free} of {total} free{speed}"
+    for gpu in machine.gpus:
+        speed = f", moves {bandwidth[gpu.kind] / 1e9:,.0f} GB/s" if gpu.kind in bandwidth else ""
+        yield (
+            "GPU",
+            (
+                f"{gpu.name} (capability {gpu.capability}), {format_bytes(gpu.free_memory)} of "
+                f"{format_bytes(gpu.total_memory)} free{speed}"
+            ),
+        )
+    if not machine.gpus:
+        yield "GPU", "none that torch can use"
+    cuda = f", CUDA {machine.torch_cuda}" if machine.torch_cuda else ", no CUDA"
+    yield "torch", f"{machine.torch_version}{cuda}"
+    versions = machine.package_versions.items()
+    yield "packages", ", ".join(f"{name} {version or 'missing'}" for name, version in versions)
+    yield "compiler", machine.compiler or "none"
+    yield "CPU kernels", machine.native_isa or f"not used: {machine.native_refusal}"
+    yield "cache", f"{machine.cache_folder}, {format_bytes(machine.cache_free_bytes)} free"

@@ -1,0 +1,175 @@
+"""Tell what serving a model would take, from its configuration and file headers alone."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from stonechat_models import EngineConfig, ModelLoadError
+from stonechat_server.commands.sizes import format_bytes, format_count, parse_bytes
+
+if TYPE_CHECKING:
+    from stonechat_models import ModelSurvey, ServingForm
+
+PlanRow = dict[str, str | int | float | bool | None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of the command."""
+    add = parser.add_argument
+    help_text = "Hugging Face id, local folder, or .gguf file (default: the default model)"
+    add("model", nargs="?", metavar="MODEL", default="default", help=help_text)
+    add("--revision", help="branch, tag or commit of a Hugging Face id")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--max-model-len", type=int, help="context length in tokens (default: the model's)")
+    add("--kv-cache-size", type=parse_bytes, help="memory of the KV cache, such as 2GiB")
+    add("--bandwidth", type=float, metavar="GB/S",
+        help="memory bandwidth to reckon with, in place of a measurement")  # fmt: skip
+    add("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Survey and print; 1 when the model cannot be surveyed or is refused."""
+    from stonechat_models import measure_bandwidth, survey_model
+
+    config = EngineConfig(
+        model=arguments.model,
+        revision=arguments.revision,
+        device=arguments.device,
+        max_model_len=arguments.max_model_len,
+        kv_cache_bytes=arguments.kv_cache_size,
+    )
+    try:
+        survey = survey_model(config, lambda line: print(line, file=sys.stderr))
+    except ModelLoadError as error:
+        print(f"stonechat plan: {error}", file=sys.stderr)
+        return 1
+    if arguments.bandwidth is not None:
+        bandwidth = arguments.bandwidth * 1e9
+    else:
+        bandwidth = measure_bandwidth(survey.device)
+    rows = [plan_row(survey, form, config, bandwidth) for form in survey.forms]
+    if arguments.json:
+        print(json.dumps(describe(survey, rows, bandwidth), indent=2))
+    else:
+        print_plan(Console(), survey, rows, bandwidth)
+    return 0 if survey.refusal is None else 1
+
+
+def plan_row(
+    survey: "ModelSurvey", form: "ServingForm", config: EngineConfig, bandwidth: float
+) -> PlanRow:
+    """What one way of holding the weights takes and gives; `bandwidth` in bytes a second."""
+    per_token = form.kv_bytes_per_token
+    free = max(0, survey.free_memory - form.weight_bytes)
+    default_tokens = survey.kv_budget(form, config) // per_token if per_token else 0
+    return {
+        "form": form.name,
+        "backend": form.backend,
+        "default": form.is_default,
+        "weight_bytes": form.weight_bytes,
+        "fits": form.weight_bytes < survey.free_memory,
+        "kv_bytes_per_token": per_token,
+        "kv_tokens": default_tokens,
+        "kv_tokens_at_most": free // per_token if per_token else 0,
+        "full_length_requests": default_tokens // survey.max_model_len,
+        "full_length_requests_at_most": free // (per_token * survey.max_model_len)
+        if per_token
+        else 0,
+        "decode_tokens_per_second_at_most": bandwidth / max(1, form.decode_bytes),
+        "decode_tokens_per_second_at_full_length": bandwidth
+        / max(1, form.decode_bytes + per_token * survey.max_model_len),
+    }
+
+
+def describe(survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float) -> dict[str, object]:
+    """The whole plan as JSON."""
+    return {
+        "model": survey.name,
+        "architecture": survey.architecture,
+        "served": survey.refusal is None,
+        "refusal": survey.refusal,
+        "native_refusal": survey.native_refusal,
+        "parameters": survey.num_parameters,
+        "active_parameters": survey.num_active_parameters,
+        "stored_bytes": survey.stored_bytes,
+        "stored_types": dict(survey.stored_types),
+        "max_model_len": survey.max_model_len,
+        "device": survey.device,
+        "total_memory": survey.total_memory,
+        "free_memory": survey.free_memory,
+        "bandwidth": bandwidth,
+        "forms": rows,
+    }
+
+
+def print_plan(
+    console: Console, survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float
+) -> None:
+    """The plan for people."""
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(survey, bandwidth).items():
+        facts.add_row(f"[bold]{name}[/]", value)
+    console.print(facts)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("held as", no_wrap=True)
+    for heading in ("weights", "KV/token", "KV tokens", "requests", "tokens/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row), style="" if row["fits"] else "dim")
+    console.print(table)
+    console.print(
+        "*: used by default. KV tokens: what the cache holds by default. Requests: of full length, "
+        "by default / if all free memory is given to the cache. Tokens/s: the ceiling that memory "
+        "bandwidth sets for one request with a short context.",
+        style="dim",
+    )
+
+
+def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
+    active = survey.num_active_parameters
+    mixture = f", {format_count(active)} a token" if active < survey.num_parameters else ""
+    stored = ", ".join(
+        f"{name} {share / survey.num_parameters:.0%}"
+        for name, share in sorted(survey.stored_types.items(), key=lambda item: -item[1])
+    )
+    return {
+        "model": f"{survey.name} ({survey.architecture})",
+        "served": _served(survey),
+        "parameters": f"{format_count(survey.num_parameters)}{mixture}",
+        "stored": f"{format_bytes(survey.stored_bytes)} ({stored})",
+        "context": f"{survey.max_model_len:,} tokens",
+        "device": f"{survey.device}, {format_bytes(survey.free_memory)} of "
+        f"{format_bytes(survey.total_memory)} free, reads {bandwidth / 1e9:.1f} GB/s",
+    }
+
+
+def _served(survey: "ModelSurvey") -> str:
+    if survey.refusal is not None:
+        return f"[bold red]no[/]: {survey.refusal}"
+    if survey.native_refusal is None:
+        return "[green]yes[/], by the compiled CPU path"
+    return (
+        "[green]yes[/], through PyTorch, if the check at load finds its attention right "
+        f"(not by the compiled CPU path: {survey.native_refusal})"
+    )
+
+
+def _cells(row: PlanRow) -> list[str]:
+    mark = " *" if row["default"] else ""
+    if not row["fits"]:
+        return [f"{row['form']}{mark}", format_bytes(int(row["weight_bytes"] or 0)),
+                "does not fit", "", "", ""]  # fmt: skip
+    return [
+        f"{row['form']}{mark}",
+        format_bytes(int(row["weight_bytes"] or 0)),
+        format_bytes(int(row["kv_bytes_per_token"] or 0)),
+        f"{row['kv_tokens']:,}",
+        f"{row['full_length_requests']:,} / {row['full_length_requests_at_most']:,}",
+        f"{row['decode_tokens_per_second_at_most']:,.0f}",
+    ]

@@ -1,8 +1,0 @@
-"""The usage ledger: who used what. A journal on the hot path, a database behind it."""
-
-from stonechat_server.ledger.entry import LedgerEntry
-from stonechat_server.ledger.report import UsageRow, usage
-from stonechat_server.ledger.table import open_database
-from stonechat_server.ledger.writer import Ledger, LedgerError
-
-__all__ = ["Ledger", "LedgerEntry", "LedgerError", "UsageRow", "open_database", "usage"]

@@ -1,0 +1,1 @@
+"""Metrics, traces, logs and the usage ledger. Nothing here changes an answer."""

@@ -1,0 +1,120 @@
+"""Request ids on every answer, one access line a request, and the last net for exceptions."""
+
+import logging
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stonechat_server.errors import server_error, to_api_error, unwrap
+from stonechat_server.observability.json_log import JsonFormatter
+
+access_log = logging.getLogger("stonechat.access")
+log = logging.getLogger("stonechat")
+
+_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def new_request_id() -> str:
+    """A fresh id; unique for all that matters (96 random bits)."""
+    return "req_" + secrets.token_hex(12)
+
+
+class RequestContext:
+    """ASGI middleware: `request.state.request_id`, header `x-request-id`, access log, 500s.
+
+    A client's own `x-request-id` is kept when it is 1 to 128 visible ASCII characters.
+    `on_response` is told the route's pattern and the status of every answer. What a route leaves
+    in `request.state.log_fields` joins the access line, `request.state.log_level` is the line's
+    level (else INFO), and the headers that `request.state.limit_headers()` gives join the answer.
+    """
+
+    def __init__(self, app: ASGIApp, on_response: Callable[[str, int], None]) -> None:
+        self.app = app
+        self._on_response = on_response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent_id if _ID.fullmatch(sent_id) else new_request_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.perf_counter(), 0
+
+        def limit_headers() -> Mapping[str, str]:
+            get: Callable[[], Mapping[str, str]] = scope["state"].get("limit_headers", dict)
+            return get()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers.update(limit_headers())
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as error:
+            if status:  # the answer has begun: it can only be cut
+                log.exception("request %s failed after its answer began", request_id)
+                raise
+            known = to_api_error(unwrap(error))
+            if known is None:
+                log.exception("request %s failed", request_id)
+            await (known or server_error()).response()(scope, receive, send_with_id)
+        finally:
+            self._log(scope, status, (time.perf_counter() - started) * 1000)
+
+    def _log(self, scope: Scope, status: int, milliseconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        self._on_response(route, status)
+        fields: dict[str, object] = {
+            "request_id": scope["state"]["request_id"],
+            "method": scope["method"],
+            "path": quote(scope["path"]),  # a decoded line break would begin a line of its own
+            "status": status,
+            "milliseconds": round(milliseconds, 1),
+            **scope["state"].get("log_fields", {}),
+        }
+        line = " ".join(f"{name}={value}" for name, value in fields.items())
+        level = scope["state"].get("log_level", logging.INFO)
+        access_log.log(level, line, extra={"fields": fields})
+
+
+class StderrHandler(logging.Handler):
+    """Writes lines to what `sys.stderr` is at the time, which may change or be closed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr
+        if stream is None or stream.closed:
+            return
+        try:
+            stream.write(self.format(record) + "\n")
+            stream.flush()
+        except Exception:
+            self.handleError(record)
+
+
+def configure_logging(level: str, format: str = "text") -> None:
+    """Send the server's log lines to stderr, as `text` for people or as `json`."""
+    handler = StderrHandler()
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if format == "json" else text)
+    for name in ("stonechat", "stonechat_models", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level.upper() if name == "stonechat" else max_level(level, "WARNING"))
+        logger.propagate = False
+
+
+def max_level(*names: str) -> int:
+    """The most severe of these levels."""
+    return max(logging.getLevelNamesMapping()[name.upper()] for name in names)

@@ -1,0 +1,107 @@
+"""Moves the journal into the database, on a thread of its own."""
+
+import logging
+import threading
+from pathlib import Path
+
+import msgspec
+import sqlalchemy as sa
+
+from stonechat_server.observability.ledger.entry import LedgerEntry
+from stonechat_server.observability.ledger.journal import Journal, read_file
+from stonechat_server.observability.ledger.table import insert_new, open_database
+
+MAX_BACKOFF_SECONDS = 30.0
+ROWS_AT_ONCE = 500
+
+logger = logging.getLogger("stonechat.ledger")
+
+
+class LedgerError(Exception):
+    """The ledger cannot be opened; the message says why."""
+
+
+class Ledger:
+    """Records requests. `record` only appends to the journal; rows reach the database in batches.
+
+    While the database cannot be reached the journal grows, and its rows follow later; each row is
+    inserted once, by its id, however often the writer has to try. Thread-safe.
+    """
+
+    def __init__(self, url: str, journal_folder: Path, flush_seconds: float = 1.0) -> None:
+        """Raises `LedgerError` when the database or the folder cannot be opened."""
+        try:
+            self._engine = open_database(url)
+            self._insert = insert_new(self._engine)
+            self._journal = Journal(journal_folder)
+        except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
+            raise LedgerError(f"cannot open the usage ledger (see --ledger): {error}") from error
+        self._flush_seconds = flush_seconds
+        self._stopping = threading.Event()
+        self._flush_mutex = threading.Lock()
+        self._num_failures = 0
+        self.num_recorded = 0
+        self.num_written = 0
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
+
+    def record(self, entry: LedgerEntry) -> None:
+        """Keep an entry; it survives the process from here on."""
+        self._journal.append(entry)
+        self.num_recorded += 1
+
+    def flush(self) -> None:
+        """Write all that is recorded to the database. Raises `sqlalchemy.exc.SQLAlchemyError`."""
+        with self._flush_mutex:
+            for path in self._journal.closed_files():
+                entries, num_unreadable = read_file(path)
+                if num_unreadable:
+                    logger.error("%d unreadable lines in %s", num_unreadable, path)
+                self._insert_all(entries)
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Flush and stop the thread. What cannot be written stays in the journal."""
+        self._stopping.set()
+        self._thread.join()
+        self._try_flush()
+        self._journal.close()
+        self._engine.dispose()
+
+    def _insert_all(self, entries: list[LedgerEntry]) -> None:
+        rows = [msgspec.structs.asdict(entry) for entry in entries]
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            self._insert_rows(rows[start : start + ROWS_AT_ONCE])
+
+    def _insert_rows(self, rows: list[dict[str, object]]) -> None:
+        """One transaction, or one a row when the database refuses what is in some row."""
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(self._insert, rows)
+        except (sa.exc.DataError, sa.exc.IntegrityError) as error:
+            if len(rows) == 1:
+                logger.error("the database refuses entry %s: %s", rows[0]["id"], error.orig)
+                return
+            for row in rows:
+                self._insert_rows([row])
+        else:
+            self.num_written += len(rows)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._pause()):
+            self._try_flush()
+
+    def _pause(self) -> float:
+        return min(self._flush_seconds * 2.0**self._num_failures, MAX_BACKOFF_SECONDS)
+
+    def _try_flush(self) -> None:
+        try:
+            self.flush()
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            if not self._num_failures:
+                logger.error("the ledger cannot be written, its journal grows: %s", error)
+            self._num_failures = min(self._num_failures + 1, 16)
+        else:
+            if self._num_failures:
+                logger.info("the ledger is written again")
+            self._num_failures = 0

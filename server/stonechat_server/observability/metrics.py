@@ -1,0 +1,298 @@
+"""Prometheus metrics: histograms and counters of requests, and the engine's own counters.
+
+Names and meanings follow vLLM's where both servers measure the same, under the prefix
+`stonechat:`; with `vllm_names` the same figures are served under `vllm:` as well.
+"""
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from stonechat_server.admission.records import FinishedRequest
+
+if TYPE_CHECKING:
+    from stonechat_models import EngineStats, RequestOutput
+    from stonechat_server.admission.controller import AdmissionControl
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX = "stonechat:"
+VLLM_PREFIX = "vllm:"
+LATENCY_BUCKETS = (
+    *(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5),
+    *(10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0),
+)
+TOKEN_LATENCY_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2),
+    *(0.3, 0.5, 0.75, 1.0, 2.5, 5.0),
+)
+LENGTH_BUCKETS = tuple(float(k * 10**e) for e in range(6) for k in (1, 2, 5))
+CHOICE_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Histograms:
+    first_token: Histogram
+    per_token: Histogram
+    end_to_end: Histogram
+    queue: Histogram
+    prefill: Histogram
+    decode: Histogram
+    prompt_tokens: Histogram
+    generation_tokens: Histogram
+    num_choices: Histogram
+
+
+class Metrics:
+    """One server's metrics, in a registry of their own."""
+
+    def __init__(
+        self,
+        model_name: str,
+        stats: "Callable[[], EngineStats]",
+        admission: "AdmissionControl",
+        *,
+        vllm_names: bool = False,
+    ) -> None:
+        self._model_name = model_name
+        self._registry = CollectorRegistry()
+        self._histograms = self._make_histograms()
+        self._inter_token = _TokenHistogram(
+            PREFIX + "inter_token_latency_seconds",
+            "Between a choice's steps with tokens",
+            model_name,
+            TOKEN_LATENCY_BUCKETS,
+        )
+        self._registry.register(self._inter_token)
+        self._success = self._counter(
+            "request_success", "Requests by the reason that each choice ended", "finished_reason"
+        )
+        self._refused = self._counter(
+            "requests_refused", "Requests refused by admission control", "reason"
+        )
+        self._lost = self._counter(
+            "records_lost", "Requests that could not be recorded in the ledger or a trace"
+        ).labels(model_name)
+        self._responses = self._counter(
+            "http_responses", "HTTP answers by route and status", "route", "status"
+        )
+        self._registry.register(_EngineCollector(model_name, stats, admission))
+        self._aliases = CollectorRegistry()
+        if vllm_names:
+            self._aliases.register(_Renamed(self._registry))
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+
+    def render(self) -> bytes:
+        """The text that `/metrics` serves, of type `CONTENT_TYPE`."""
+        registries = (self._registry, self._aliases, self._process)
+        return b"".join(generate_latest(registry) for registry in registries)
+
+    def refused(self, reason: str) -> None:
+        """Count a request that admission control has refused."""
+        self._refused.labels(self._model_name, reason).inc()
+
+    def record_lost(self) -> None:
+        """Count a request whose record a sink could not keep; the log has the cause."""
+        self._lost.inc()
+
+    def responded(self, route: str, status: int) -> None:
+        """Count an HTTP answer; `route` is a route's pattern, never a client's path."""
+        self._responses.labels(self._model_name, route, str(status)).inc()
+
+    def token_clock(self) -> "TokenClock":
+        """Times the tokens of one request."""
+        return TokenClock(self._inter_token.observe)
+
+    def request_finished(self, record: FinishedRequest) -> None:
+        """Observe a request that reached the engine."""
+        histograms, timings = self._histograms, record.timings
+        for reason in record.finish_reasons:
+            self._success.labels(self._model_name, reason).inc()
+        histograms.end_to_end.observe(record.finished - record.started)
+        histograms.prompt_tokens.observe(record.num_prompt_tokens)
+        histograms.generation_tokens.observe(record.num_completion_tokens)
+        histograms.num_choices.observe(len(record.finish_reasons))
+        if timings is None or timings.scheduled is None:
+            return
+        histograms.queue.observe(max(0.0, timings.scheduled - record.started))
+        if timings.first_token is None:
+            return
+        histograms.first_token.observe(timings.first_token - record.started)
+        histograms.prefill.observe(max(0.0, timings.first_token - timings.scheduled))
+        if timings.finished is not None:
+            decode = timings.finished - timings.first_token
+            num_steps = record.num_completion_tokens / max(1, len(record.finish_reasons)) - 1
+            histograms.decode.observe(decode)
+            if num_steps > 0:
+                histograms.per_token.observe(decode / num_steps)
+
+    def _make_histograms(self) -> _Histograms:
+        latency, token, length = LATENCY_BUCKETS, TOKEN_LATENCY_BUCKETS, LENGTH_BUCKETS
+        make = self._histogram
+        return _Histograms(
+            make("time_to_first_token_seconds", "From arrival to the first token", latency),
+            make("request_time_per_output_token_seconds", "Decode time a token", token),
+            make("e2e_request_latency_seconds", "From arrival to the end", latency),
+            make("request_queue_time_seconds", "From arrival to the first scheduling", latency),
+            make("request_prefill_time_seconds", "From scheduling to the first token", latency),
+            make("request_decode_time_seconds", "From the first token to the last", latency),
+            make("request_prompt_tokens", "Prompt tokens of a request", length),
+            make("request_generation_tokens", "Generated tokens, over all choices", length),
+            make("request_params_n", "Choices asked for", CHOICE_BUCKETS),
+        )
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(
+            PREFIX + name, text, ["model_name"], buckets=buckets, registry=self._registry
+        )
+        return histogram.labels(self._model_name)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text, ["model_name", *labels], registry=self._registry)
+
+
+class TokenClock:
+    """Observes the time between the steps that give a choice tokens."""
+
+    __slots__ = ("_last", "_observe")
+
+    def __init__(self, observe: Callable[[float], None]) -> None:
+        self._observe = observe
+        self._last: dict[int, float] = {}
+
+    def add(self, output: "RequestOutput", now: float) -> None:
+        """An output that came at that time, in `time.monotonic()` seconds."""
+        for delta in output.deltas:
+            if delta.num_tokens:
+                last = self._last.get(delta.index)
+                if last is not None:
+                    self._observe(now - last)
+                self._last[delta.index] = now
+
+
+class _TokenHistogram(Collector):
+    """A histogram that is observed with every token: by the event loop alone, so without a lock."""
+
+    def __init__(
+        self, name: str, documentation: str, model_name: str, bounds: Sequence[float]
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._model_name = model_name
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        names = [*map(str, self._bounds), "+Inf"]
+        buckets = list(zip(names, accumulate(self._counts), strict=True))
+        family = HistogramMetricFamily(self._name, self._documentation, labels=["model_name"])
+        family.add_metric([self._model_name], buckets, self._sum)
+        yield family
+
+
+class _EngineCollector(Collector):
+    """Reads the engine's snapshot and the queue at the time of a scrape."""
+
+    def __init__(
+        self, model_name: str, stats: "Callable[[], EngineStats]", admission: "AdmissionControl"
+    ) -> None:
+        self._model_name = model_name
+        self._stats = stats
+        self._admission = admission
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        stats, admission = self._stats(), self._admission
+        usage = stats.num_used_blocks / stats.num_blocks if stats.num_blocks else 0.0
+        waiting = stats.num_waiting + admission.num_queued
+        yield self._gauge(
+            "num_requests_running", "Sequences that the engine runs", stats.num_running
+        )
+        yield self._gauge("num_requests_waiting", "Waiting for a slot or in the engine", waiting)
+        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", usage)
+        yield self._gauge("num_requests_admitted", "Holding a slot", admission.num_running)
+        yield self._gauge("num_requests_queued", "Waiting for a slot", admission.num_queued)
+        yield self._gauge("queued_tokens", "Expected tokens waiting", admission.num_queued_tokens)
+        yield self._gauge("event_loop_tasks", "Tasks of the server's event loop", _num_tasks())
+        yield self._gauge("last_step_seconds", "Last engine step", stats.last_step_seconds)
+        for name, text, value in (
+            ("prompt_tokens", "Prompt tokens computed", stats.num_prompt_tokens),
+            ("generation_tokens", "Tokens generated", stats.num_generated_tokens),
+            ("prefix_cache_queries", "Prompt tokens looked up", stats.num_cache_queried_tokens),
+            ("prefix_cache_hits", "Prompt tokens found cached", stats.num_cache_hit_tokens),
+            ("spec_decode_num_draft_tokens", "Tokens guessed ahead", stats.num_drafted_tokens),
+            (
+                "spec_decode_num_accepted_tokens",
+                "Tokens guessed rightly",
+                stats.num_accepted_draft_tokens,
+            ),
+            ("num_preemptions", "Sequences preempted", stats.num_preemptions),
+            ("engine_steps", "Engine steps", stats.num_steps),
+            ("engine_failed_steps", "Engine steps that raised", stats.num_failed_steps),
+        ):
+            family = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
+            family.add_metric([self._model_name], value)
+            yield family
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
+        family.add_metric([self._model_name], value)
+        return family
+
+
+class _Renamed(Collector):
+    """The metrics of a registry under vLLM's prefix."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            renamed = Metric(_alias(metric.name), metric.documentation, metric.type, metric.unit)
+            renamed.samples = [
+                sample._replace(name=_alias(sample.name)) for sample in metric.samples
+            ]
+            yield renamed
+
+
+def _num_tasks() -> int:
+    """0 outside of the event loop."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
+
+
+def _alias(name: str) -> str:
+    return VLLM_PREFIX + name.removeprefix(PREFIX)

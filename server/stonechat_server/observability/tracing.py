@@ -1,0 +1,113 @@
+"""OpenTelemetry traces of requests: one server span with its queue, prefill and decode inside.
+
+Needs the `otel` extra. The exporter is set up by OpenTelemetry's own variables, such as
+`OTEL_EXPORTER_OTLP_ENDPOINT`. A client's `traceparent` (W3C Trace Context) becomes the parent.
+Attribute names are those of OpenTelemetry's conventions for generative AI; never any text.
+"""
+
+from typing import TYPE_CHECKING
+
+from stonechat_server.admission.records import FinishedRequest
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span, Tracer
+
+NANOSECONDS = 1_000_000_000
+
+
+class TracingUnavailableError(Exception):
+    """OpenTelemetry is not installed."""
+
+
+class Tracing:
+    """Exports a trace for each finished request, with the times that were measured."""
+
+    def __init__(self, provider: "TracerProvider") -> None:
+        self._provider = provider
+        self._tracer: Tracer = provider.get_tracer("stonechat")
+
+    @classmethod
+    def from_environment(cls) -> "Tracing":
+        """Export by OTLP over HTTP. Raises `TracingUnavailableError` without the extra."""
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ImportError as error:
+            message = "traces need OpenTelemetry: pip install 'stonechat[otel]'"
+            raise TracingUnavailableError(message) from error
+        named = Resource.create().merge(Resource({"service.name": "stonechat"}))
+        resource = named.merge(OTELResourceDetector().detect())  # variables win
+        provider = TracerProvider(resource=resource)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        return cls(provider)
+
+    def request_finished(self, record: FinishedRequest) -> None:
+        """Make the spans of a request that has ended."""
+        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        offset = record.created - record.started
+        carrier = {"traceparent": record.traceparent} if record.traceparent else {}
+        span = self._tracer.start_span(
+            f"chat {record.model}",
+            context=TraceContextTextMapPropagator().extract(carrier),
+            kind=SpanKind.SERVER,
+            start_time=_nanoseconds(record.started + offset),
+        )
+        span.set_attributes(_attributes(record))
+        if record.status >= 500:
+            span.set_status(Status(StatusCode.ERROR, record.error_code))
+        context = set_span_in_context(span)
+        for name, start, end in _phases(record):
+            child = self._tracer.start_span(
+                name, context=context, start_time=_nanoseconds(start + offset)
+            )
+            child.end(_nanoseconds(end + offset))
+        _end(span, record.finished + offset)
+
+    def close(self) -> None:
+        """Export what is pending."""
+        self._provider.shutdown()
+
+
+def _end(span: "Span", seconds: float) -> None:
+    span.end(_nanoseconds(seconds))
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * NANOSECONDS)
+
+
+def _phases(record: FinishedRequest) -> list[tuple[str, float, float]]:
+    """Queue, prefill and decode as far as the request came, in `time.monotonic()` seconds."""
+    timings = record.timings
+    names = ("queue", "prefill", "decode")
+    marks = [record.started]
+    for moment in (timings.scheduled, timings.first_token) if timings else ():
+        if moment is None:
+            break
+        marks.append(moment)
+    marks.append(record.finished)
+    return [
+        (name, start, max(start, end))
+        for name, start, end in zip(names, marks, marks[1:], strict=False)
+    ]
+
+
+def _attributes(record: FinishedRequest) -> dict[str, str | int | bool | tuple[str, ...]]:
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": record.model,
+        "gen_ai.usage.input_tokens": record.num_prompt_tokens,
+        "gen_ai.usage.output_tokens": record.num_completion_tokens,
+        "gen_ai.response.finish_reasons": record.finish_reasons,
+        "gen_ai.request.choice.count": len(record.finish_reasons),
+        "http.response.status_code": record.status,
+        "stonechat.request_id": record.request_id,
+        "stonechat.key": record.key,
+        "stonechat.stream": record.stream,
+        "stonechat.cached_tokens": record.num_cached_tokens,
+    }

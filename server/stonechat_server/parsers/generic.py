@@ -1,7 +1,0 @@
-"""The form for models whose template knows no tools; `tool_prompt` explains it to the model."""
-
-from dataclasses import replace
-
-from stonechat_server.parsers.hermes import HERMES
-
-GENERIC = replace(HERMES, name="generic")

@@ -1,5 +1,0 @@
-"""Pythonic calls (Llama 3.2 and 4, and others): the whole answer is a list of Python calls."""
-
-from stonechat_server.parsers.format import PythonicLayout, ToolFormat
-
-PYTHONIC = ToolFormat(name="pythonic", trigger="", first="[", layout=PythonicLayout())

@@ -1,0 +1,213 @@
+"""Splits an answer's text into content and calls of tools."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stonechat_server.parsers import custom_calls
+from stonechat_server.parsers.deltas import ContentDelta, ParsedDelta, ToolCallDelta
+from stonechat_server.parsers.json_calls import JsonCallsReader
+from stonechat_server.parsers.pythonic_calls import PythonicReader
+from stonechat_server.parsers.tag_calls import TagCallsReader
+from stonechat_server.tool_formats.layout import (
+    CallArguments,
+    CallEvent,
+    CallStart,
+    HarmonyLayout,
+    JsonLayout,
+    PythonicLayout,
+    SectionReader,
+    TagLayout,
+    ToolFormat,
+    hold_back,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolNames:
+    """The tools that may be called."""
+
+    functions: Collection[str]
+    custom: Collection[str] = ()
+    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """JSON schemas of functions' arguments: formats that write values as text need their types."""
+
+
+def triggers(format: ToolFormat, names: ToolNames) -> tuple[str, ...]:
+    """Texts that open a section of calls."""
+    found = (format.trigger,) if format.trigger and names.functions else ()
+    return (*found, custom_calls.TRIGGER) if names.custom else found
+
+
+@dataclass(slots=True)
+class ToolCallParser:
+    """A `DeltaParser`. Text around calls is content; whitespace next to a call is dropped."""
+
+    format: ToolFormat
+    names: ToolNames
+    in_reasoning: bool = field(default=False, init=False)
+    is_call_cut: bool = field(default=False, init=False)
+    _held: str = field(default="", init=False)
+    _reader: SectionReader | None = field(default=None, init=False)
+    _trigger: str = field(default="", init=False)
+    _gap: str = field(default="", init=False)
+    """Whitespace before the trigger."""
+    _is_blank: bool = field(default=True, init=False)
+    """Whether nothing but whitespace has come since the beginning or since a call."""
+    _num_calls: int = field(default=0, init=False)
+    _call: CallStart | None = field(default=None, init=False)
+    _ids: set[str] = field(default_factory=set, init=False)
+
+    def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
+        self._held += text
+        deltas: list[ParsedDelta] = []
+        while self._step(deltas):
+            pass
+        if finished:
+            self._finish(deltas)
+        return _merged(deltas)
+
+    @property
+    def _triggers(self) -> tuple[str, ...]:
+        return triggers(self.format, self.names)
+
+    def _step(self, deltas: list[ParsedDelta]) -> bool:
+        """Use some of the held text; False when more must come."""
+        if self._reader is not None:
+            return self._read_section(self._reader, deltas)
+        if self._opens_at_start():
+            if not self._held.strip():
+                return False
+            if self._held.lstrip()[0] == self.format.first:
+                text = self._held.lstrip()
+                self._gap, self._held = self._held[: -len(text)], text
+                self._open("")
+                return True
+        return self._read_text(deltas)
+
+    def _opens_at_start(self) -> bool:
+        return not self.format.trigger and self._is_blank and not self._num_calls
+
+    def _read_text(self, deltas: list[ParsedDelta]) -> bool:
+        found = [(self._held.find(t), t) for t in self._triggers if t in self._held]
+        if found:
+            position, trigger = min(found)
+            before, self._held = self._held[:position], self._held[position + len(trigger) :]
+            self._gap = before[len(before.rstrip()) :]
+            self._content(before.rstrip(), deltas)
+            self._open(trigger)
+            return True
+        keep = hold_back(self._held, self._triggers)
+        text = self._held[: len(self._held) - keep].rstrip()
+        self._held = self._held[len(text) :]
+        self._content(text, deltas)
+        return False
+
+    def _content(self, text: str, deltas: list[ParsedDelta]) -> None:
+        if self._is_blank and self._num_calls:
+            text = text.lstrip()
+        if text:
+            self._is_blank = False
+            deltas.append(ContentDelta(text))
+
+    def _open(self, trigger: str) -> None:
+        self._trigger = trigger
+        if trigger == custom_calls.TRIGGER:
+            self._reader = custom_calls.CustomCallReader(self.names.custom, self._triggers)
+            return
+        match self.format.layout:
+            case PythonicLayout(closing=closing):
+                self._reader = PythonicReader(self.names.functions, closing)
+            case JsonLayout() as layout:
+                self._reader = JsonCallsReader(layout, self.names.functions)
+            case TagLayout() as layout:
+                self._reader = TagCallsReader(layout, self.names.functions, self.names.schemas)
+            case HarmonyLayout():
+                raise AssertionError("answers with channels have a parser of their own")
+
+    def _read_section(self, reader: SectionReader, deltas: list[ParsedDelta]) -> bool:
+        for position, char in enumerate(self._held):
+            self._add(reader.push(char), deltas)
+            if reader.rest is not None:
+                self._held = reader.rest + self._held[position + 1 :]
+                self._close(deltas)
+                return True
+        self._held = ""
+        return False
+
+    def _close(self, deltas: list[ParsedDelta]) -> None:
+        """The section is over. One without a call was not a section but text."""
+        self.is_call_cut |= self._reader is not None and self._reader.is_cut
+        self._reader = None
+        if self._call is None:
+            length = 0 if self._trigger else 1
+            deltas.append(ContentDelta(self._gap + self._trigger + self._held[:length]))
+            self._held = self._held[length:]
+            self._is_blank = False
+            return
+        self._call = None
+        self._is_blank = True
+
+    def _add(self, events: list[CallEvent], deltas: list[ParsedDelta]) -> None:
+        for event in events:
+            if isinstance(event, CallStart):
+                self._call = event
+                self._num_calls += 1
+                index, call_id = self._num_calls - 1, self._new_id(event)
+                deltas.append(
+                    ToolCallDelta(index=index, id=call_id, name=event.name, type=event.type)
+                )
+            elif isinstance(event, CallArguments):
+                assert self._call is not None
+                deltas.append(
+                    ToolCallDelta(
+                        index=self._num_calls - 1, arguments=event.text, type=self._call.type
+                    )
+                )
+
+    def _new_id(self, call: CallStart) -> str:
+        """The model's own id where it is new, else one made up."""
+        if call.id is None:
+            return self.format.new_id()
+        call_id, number = call.id, 0
+        while call_id in self._ids:
+            number += 1
+            call_id = re.sub(r"[0-9]*$", str(number), call.id)
+        self._ids.add(call_id)
+        return call_id
+
+    def _finish(self, deltas: list[ParsedDelta]) -> None:
+        if self._reader is not None:
+            self._add(self._reader.finish(), deltas)
+            self._held = (self._reader.rest or "") + self._held
+            self._close(deltas)
+            while self._step(deltas):
+                pass
+        if self._held and not (self._is_blank and self._num_calls):
+            deltas.append(ContentDelta(self._held))
+        self._held = ""
+
+
+def _merged(deltas: list[ParsedDelta]) -> list[ParsedDelta]:
+    """Neighbouring pieces of the same text as one."""
+    merged: list[ParsedDelta] = []
+    for delta in deltas:
+        last = merged[-1] if merged else None
+        if isinstance(delta, ContentDelta) and isinstance(last, ContentDelta):
+            merged[-1] = ContentDelta(last.text + delta.text)
+        elif (
+            isinstance(delta, ToolCallDelta)
+            and isinstance(last, ToolCallDelta)
+            and delta.index == last.index
+        ):
+            merged[-1] = ToolCallDelta(
+                index=last.index,
+                arguments=last.arguments + delta.arguments,
+                id=last.id,
+                name=last.name,
+                type=last.type,
+            )
+        else:
+            merged.append(delta)
+    return merged

@@ -1,0 +1,58 @@
+"""Messages of a request as a chat template sees them: plain dicts with text content."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from stonechat_server.errors import invalid, unsupported
+from stonechat_server.parsers.json_text import load_json
+from stonechat_server.prompt.chat_template import TemplateMessage
+from stonechat_server.schema.messages import Message, RefusalPart, TextPart
+
+
+def to_template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
+    """Roles, names, calls and unknown keys are kept; `developer` becomes `system`.
+
+    Text parts are joined with newlines; a call's arguments become an object where they are one.
+    Raises `APIError` 400 for images, audio and files, and for calls that are not the assistant's.
+    """
+    return [_convert(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _convert(message: Message, where: str) -> TemplateMessage:
+    converted: TemplateMessage = message.model_dump(exclude_none=True, by_alias=True)
+    for key in ("tool_calls", "function_call"):
+        if message.role != "assistant" and converted.get(key):
+            raise invalid(f"{where}.{key}", f"Only messages of the assistant have {key}.")
+    if message.role == "developer":
+        converted["role"] = "system"
+    converted["content"] = _text(message.content, f"{where}.content")
+    if calls := converted.get("tool_calls"):
+        converted["tool_calls"] = [_call_with_object(call) for call in calls]
+    return converted
+
+
+def _text(content: str | Sequence[object] | None, where: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(_part_text(part, f"{where}[{i}]") for i, part in enumerate(content))
+
+
+def _part_text(part: object, where: str) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    if isinstance(part, RefusalPart):
+        return part.refusal
+    raise unsupported(where, "This model takes text only: no images, audio or files.")
+
+
+def _call_with_object(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return call
+    try:
+        arguments = load_json(function.get("arguments") or "{}")
+    except ValueError:
+        return call
+    if not isinstance(arguments, dict):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}

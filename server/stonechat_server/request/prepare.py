@@ -1,0 +1,105 @@
+"""A request as the engine needs it: the one seam that formats, tools and reasoning extend."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from stonechat_models import SamplingParams
+from stonechat_server.errors import invalid
+from stonechat_server.parsers.deltas import ParserFactory
+from stonechat_server.prompt.chat_template import RenderOptions
+from stonechat_server.prompt.template_choice import Templates
+from stonechat_server.request.field_checks import check_supported
+from stonechat_server.request.sampling_params import to_sampling_params
+
+if TYPE_CHECKING:
+    from stonechat_server.engine_protocol import EngineLike
+    from stonechat_server.schema.requests import ChatCompletionRequest
+    from stonechat_server.structured.answer_plan import AnswerPlan, Structure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to generate, and how to read what comes."""
+
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    new_parser: ParserFactory
+    """Called once a choice."""
+    grammar_param: str | None = None
+    """The part of the request that `params.grammar` comes from."""
+    prediction_token_ids: tuple[int, ...] = ()
+
+
+def prepare(
+    request: "ChatCompletionRequest",
+    engine: "EngineLike",
+    templates: Templates,
+    structure: "Structure",
+) -> Plan:
+    """Raises `APIError` 400, or an engine error that `errors.py` knows, where it cannot be done.
+
+    Work for the processor only (rendering, tokenizing, checking grammars), in any thread.
+    """
+    check_supported(request)
+    template = templates.select(request)
+    answer = structure.plan(request, template.source)
+    prompt = template.render(answer.messages, render_options(request, answer))
+    prompt_token_ids = engine.tokenizer.encode(prompt, add_special_tokens=False)
+    if not prompt_token_ids:
+        raise invalid("messages", "The messages give an empty prompt.")
+    params = to_sampling_params(
+        request,
+        num_prompt_tokens=len(prompt_token_ids),
+        max_model_len=engine.model.max_model_len,
+        vocab_size=engine.model.vocab_size,
+    )
+    reading = structure.read(answer, prompt, params.skip_special_tokens)
+    params = replace(
+        params,
+        grammar=answer.grammar,
+        reasoning=reading.reasoning,
+        stop=params.stop if reading.is_stoppable else (),
+        unstoppable_after=reading.unstoppable_after,
+        unstoppable_first=reading.unstoppable_first,
+        stop_scope=reading.stop_scope if params.stop else None,
+        skip_special_tokens=params.skip_special_tokens and not reading.keep_special_tokens,
+    )
+    return Plan(
+        prompt_token_ids=prompt_token_ids,
+        params=params,
+        new_parser=reading.new_parser,
+        grammar_param=answer.grammar_param,
+        prediction_token_ids=tuple(_predicted(request, engine)),
+    )
+
+
+def _predicted(request: "ChatCompletionRequest", engine: "EngineLike") -> list[int]:
+    """The tokens of the request's `prediction`, no more of them than an answer can have."""
+    if request.prediction is None:
+        return []
+    content = request.prediction.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    token_ids = engine.tokenizer.encode(text, add_special_tokens=False)
+    return token_ids[: engine.model.max_model_len]
+
+
+def has_grammar(request: "ChatCompletionRequest") -> bool:
+    """Whether schemas or grammars of the request must be checked, which can take long."""
+    return bool(request.tools or request.response_format or request.structured_outputs)
+
+
+def render_options(request: "ChatCompletionRequest", answer: "AnswerPlan") -> RenderOptions:
+    """What the template is told beside the messages."""
+    continue_final = bool(request.continue_final_message)
+    if continue_final and request.add_generation_prompt:
+        raise invalid(
+            "continue_final_message",
+            "continue_final_message and add_generation_prompt cannot both be true.",
+        )
+    return RenderOptions(
+        tools=answer.tools,
+        documents=request.documents or (),
+        add_generation_prompt=not continue_final and request.add_generation_prompt is not False,
+        continue_final_message=continue_final,
+        variables={**answer.variables, **(request.chat_template_kwargs or {})},
+    )

@@ -1,0 +1,68 @@
+"""Preparing requests beside the event loop: few at a time, and not too many waiting.
+
+Rendering a template holds the interpreter, so more threads would only take the event loop's turns;
+and what waits here keeps its body in memory.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from stonechat_server.admission.refusals import RefusedError, too_many_requests
+
+T = TypeVar("T")
+
+RETRY_AFTER_SECONDS = 1.0
+
+
+class Preparations:
+    """Runs work in `num_threads` threads of its own; refuses what goes beyond the bounds.
+
+    `max_waiting` counts requests, `max_bytes` the bodies of all that wait or are under way; one
+    body alone is never too large. Everything but the work runs on the event loop.
+    """
+
+    def __init__(self, num_threads: int, max_waiting: int, max_bytes: int) -> None:
+        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
+        self._max_requests = num_threads + max_waiting
+        self._max_bytes = max_bytes
+        self.num_requests = 0
+        self.num_bytes = 0
+
+    def check(self, size: int = 0) -> None:
+        """Raise `RefusedError` 429 if a body of so many bytes cannot be taken on now."""
+        is_full = self.num_requests >= self._max_requests
+        if is_full or (self.num_requests and self.num_bytes + size > self._max_bytes):
+            raise _full()
+
+    async def run(self, work: Callable[[], T], size: int) -> T:
+        """The result of `work`, for a body of `size` bytes. Raises what it raises, and 429."""
+        self.check(size)
+        self._count(1, size)
+        # Work whose request was cancelled is still counted while it runs.
+        future = self._executor.submit(work)
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda _: _call_soon(loop, lambda: self._count(-1, -size)))
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Start no further work, and do not wait for any."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _count(self, num_requests: int, size: int) -> None:
+        self.num_requests += num_requests
+        self.num_bytes += size
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(callback)
+
+
+def _full() -> RefusedError:
+    return too_many_requests(
+        "Too many large requests are being prepared. Try again later.",
+        reason="preparation_full",
+        retry_after=RETRY_AFTER_SECONDS,
+    )

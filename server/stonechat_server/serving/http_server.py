@@ -1,0 +1,58 @@
+"""uvicorn around the application, with uvloop and httptools where they are installed."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from stonechat_server.serving.connections import allow_many
+from stonechat_server.serving.lifecycle import DrainingServer, Lifecycle
+from stonechat_server.state import ServerState
+
+IDLE_CONNECTION_SECONDS = 75
+"""Longer than common clients keep a connection, so that it is they who close it."""
+
+CLOSING_SECONDS = 5
+"""For what is left of answers when the drain is over."""
+
+
+class _Server(DrainingServer):
+    def __init__(
+        self, config: uvicorn.Config, lifecycle: Lifecycle, on_started: Callable[[], None]
+    ) -> None:
+        super().__init__(config, lifecycle)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and not self.should_exit:
+            self._on_started()
+
+
+def serve(
+    app: FastAPI,
+    listener: socket.socket,
+    on_started: Callable[[], None],
+    *,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+) -> int:
+    """Serve until a signal and the drain after it; 0, or 1 when the start failed."""
+    allow_many()
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_CONNECTION_SECONDS,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+        lifespan="on",
+    )
+    state: ServerState = app.state.server
+    server = _Server(config, state.operations.lifecycle, on_started)
+    server.run(sockets=[listener])
+    return 0 if server.started else 1

@@ -1,0 +1,122 @@
+"""Starting, serving and draining; and the server whose signals drive it.
+
+The first SIGTERM or SIGINT begins the drain: `/ready` answers 503 at once, new requests are refused
+with 503, and running ones may finish within the grace period, after which they are ended with an
+error. A second signal stops without waiting.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from types import FrameType
+
+import uvicorn
+
+from stonechat_server.admission.deadline import Deadline
+from stonechat_server.admission.refusals import unavailable
+from stonechat_server.errors import APIError
+from stonechat_server.serving.connections import SilentConnections
+
+SECONDS_TO_SEND_ERRORS = 2.0
+
+logger = logging.getLogger("stonechat.lifecycle")
+
+
+class Phase(StrEnum):
+    """Where the server stands."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class Lifecycle:
+    """Knows the phase and the requests that run."""
+
+    def __init__(self, grace_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.phase = Phase.STARTING
+        self._grace_seconds = grace_seconds
+        self._clock = clock
+        self._drain_until = 0.0
+        self._running: set[Deadline] = set()
+
+    @property
+    def num_running(self) -> int:
+        """Requests inside `running`."""
+        return len(self._running)
+
+    @contextmanager
+    def running(self, deadline: Deadline) -> Iterator[None]:
+        """Count a request as running. Raises `APIError` 503 while draining."""
+        self.check()
+        self._running.add(deadline)
+        try:
+            yield
+        finally:
+            self._running.discard(deadline)
+
+    def check(self) -> None:
+        """Raises `APIError` 503 while draining."""
+        if self.phase is Phase.DRAINING:
+            raise unavailable("The server is shutting down.", reason="draining", retry_after=5)
+
+    def serving(self) -> None:
+        """The start is complete."""
+        self.phase = Phase.SERVING
+
+    def begin_drain(self) -> None:
+        """Take no more requests; those that run have the grace period to finish."""
+        if self.phase is not Phase.DRAINING:
+            self.phase = Phase.DRAINING
+            self._drain_until = self._clock() + self._grace_seconds
+
+    def is_drained(self) -> bool:
+        """Whether the server may stop. Ends what still runs when the grace period is over."""
+        if self.phase is not Phase.DRAINING:
+            return False
+        if not self._running:
+            return True
+        now = self._clock()
+        if now >= self._drain_until:
+            for deadline in self._running:
+                deadline.expire(_stopping())
+        return now >= self._drain_until + SECONDS_TO_SEND_ERRORS
+
+
+def _stopping() -> APIError:
+    return unavailable(
+        "The server is shutting down and could not finish this request in time.",
+        reason="drained",
+        retry_after=5,
+    )
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn with our signals; it also drops connections that never send a request."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._silent = SilentConnections()
+        self._num_signals = 0
+        self._is_drain_logged = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._num_signals += 1
+        if self._num_signals == 1:
+            self._lifecycle.begin_drain()
+            return
+        self.should_exit = True
+        self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._num_signals and not self._is_drain_logged:
+            self._is_drain_logged = True
+            logger.info("draining: %d requests still run", self._lifecycle.num_running)
+        if self._lifecycle.is_drained():
+            self.should_exit = True
+        if not counter % 10:
+            self._silent.drop(self.server_state.connections, time.monotonic())
+        return await super().on_tick(counter)

@@ -1,0 +1,123 @@
+"""The plain answer: a fold of the chunks of the stream, so that the two cannot disagree."""
+
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from msgspec import UNSET
+
+from stonechat_server.schema.responses import (
+    ChatCompletion,
+    Choice,
+    ChunkChoice,
+    CustomCallBody,
+    FinishReasonName,
+    FunctionCallBody,
+    FunctionCallDelta,
+    LogprobsBody,
+    MessageBody,
+    TokenLogprobBody,
+    ToolCallBody,
+    ToolCallDeltaBody,
+    Usage,
+)
+from stonechat_server.streaming.chunks import ChunkStream, CompletionHead
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str = ""
+    type: str = "function"
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+    def add(self, delta: ToolCallDeltaBody) -> None:
+        if delta.id is not UNSET:
+            self.id = delta.id
+        if delta.type is not UNSET:
+            self.type = delta.type
+        if delta.function is not UNSET:
+            self.add_fragment(delta.function)
+        if delta.custom is not UNSET:
+            self.name = delta.custom.name or self.name
+            self.arguments.append(delta.custom.input or "")
+
+    def add_fragment(self, delta: FunctionCallDelta) -> None:
+        self.name = delta.name or self.name
+        self.arguments.append(delta.arguments or "")
+
+    def function_body(self) -> FunctionCallBody:
+        return FunctionCallBody(self.name, "".join(self.arguments))
+
+    def body(self) -> ToolCallBody:
+        text = "".join(self.arguments)
+        if self.type == "custom":
+            return ToolCallBody(id=self.id, type="custom", custom=CustomCallBody(self.name, text))
+        return ToolCallBody(id=self.id, type="function", function=self.function_body())
+
+
+@dataclass(slots=True)
+class _Choice:
+    content: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: dict[int, _Call] = field(default_factory=dict)
+    function_call: _Call | None = None
+    logprobs: list[TokenLogprobBody] | None = None
+    finish_reason: FinishReasonName | None = None
+
+    def add(self, choice: ChunkChoice) -> None:
+        delta = choice.delta
+        if delta.content:
+            self.content.append(delta.content)
+        if delta.reasoning_content:
+            self.reasoning.append(delta.reasoning_content)
+        for call in delta.tool_calls or ():
+            self.calls.setdefault(call.index, _Call()).add(call)
+        if delta.function_call:
+            self.function_call = self.function_call or _Call()
+            self.function_call.add_fragment(delta.function_call)
+        if choice.logprobs is not None and choice.logprobs.content is not None:
+            self.logprobs = (self.logprobs or []) + choice.logprobs.content
+        self.finish_reason = choice.finish_reason or self.finish_reason
+
+    def body(self, index: int) -> Choice:
+        assert self.finish_reason is not None, "the stream ended before the choice did"
+        text = "".join(self.content)
+        has_call = bool(self.calls) or self.function_call is not None
+        message = MessageBody(content=None if has_call and not text else text)
+        if self.reasoning:
+            message.reasoning_content = message.reasoning = "".join(self.reasoning)
+        if self.calls:
+            message.tool_calls = [self.calls[i].body() for i in sorted(self.calls)]
+        if self.function_call is not None:
+            message.function_call = self.function_call.function_body()
+        return Choice(
+            index=index,
+            message=message,
+            logprobs=None if self.logprobs is None else LogprobsBody(self.logprobs),
+            finish_reason=self.finish_reason,
+        )
+
+
+async def collect(
+    chunks: ChunkStream, head: CompletionHead, metadata: dict[str, str] | None
+) -> ChatCompletion:
+    """The whole answer. The chunks must include the usage."""
+    choices: dict[int, _Choice] = {}
+    usage: Usage | None = None
+    async with aclosing(chunks):
+        async for batch in chunks:
+            for chunk in batch:
+                for choice in chunk.choices:
+                    choices.setdefault(choice.index, _Choice()).add(choice)
+                usage = chunk.usage or usage
+    assert usage is not None, "the stream ended without its usage"
+    return ChatCompletion(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        choices=[choices[index].body(index) for index in sorted(choices)],
+        usage=usage,
+        system_fingerprint=head.system_fingerprint,
+        service_tier=head.service_tier,
+        metadata=UNSET if metadata is None else metadata,
+    )

@@ -1,0 +1,354 @@
+"""The form of an answer: its grammar, its parser, and what the prompt says about both.
+
+Made once a server from the model's tokenizer; `plan` then brings together a request's tools,
+`response_format` and reasoning.
+"""
+
+import dataclasses
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stonechat_models import GrammarError, GrammarSpec, ReasoningSpec, StopScope
+from stonechat_server.errors import APIError, invalid, unsupported
+from stonechat_server.parsers import harmony
+from stonechat_server.parsers.deltas import ContentParser, DeltaParser, ParserFactory
+from stonechat_server.parsers.harmony import HarmonyParser
+from stonechat_server.parsers.reasoning import ReasoningMarkers, ReasoningParser, find_markers
+from stonechat_server.parsers.special_tokens import SpecialTokenFilter
+from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames, triggers
+from stonechat_server.prompt.template_messages import to_template_messages
+from stonechat_server.prompt.tool_prompt import (
+    describe_customs,
+    describe_functions,
+    with_modern_calls,
+    with_system_text,
+    without_custom_calls,
+    without_tool_messages,
+)
+from stonechat_server.schema.tools import CustomTool, FunctionTool, GrammarFormat, Tool
+from stonechat_server.structured.answer_form import AnswerForm, answer_form
+from stonechat_server.structured.harmony_grammar import HarmonyGrammar
+from stonechat_server.structured.lark import LarkWriter
+from stonechat_server.structured.tool_grammar import ToolGrammar
+from stonechat_server.structured.tool_plan import ToolPlan, parameters, plan_tools, tool_path
+from stonechat_server.tool_formats.generic import GENERIC
+from stonechat_server.tool_formats.layout import HarmonyLayout, ToolFormat
+from stonechat_server.tool_formats.select import FORMATS, select_format
+
+if TYPE_CHECKING:
+    from stonechat_server.engine_protocol import TokenizerLike
+    from stonechat_server.prompt.chat_template import TemplateMessage
+    from stonechat_server.schema.requests import ChatCompletionRequest
+
+CHECKED_GRAMMARS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerPlan:
+    """What `Structure.plan` made of a request. `tools` are for templates that know them."""
+
+    messages: "list[TemplateMessage]"
+    tools: list[dict[str, Any]]
+    variables: dict[str, Any]
+    grammar: GrammarSpec | None
+    grammar_param: str | None
+    tool_plan: ToolPlan | None
+    format: ToolFormat
+    markers: ReasoningMarkers | None
+    budget: int | None
+    is_open: bool
+    """Whether the prompt ends within the assistant's message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How the answer to one prompt is generated and read."""
+
+    reasoning: ReasoningSpec | None
+    keep_special_tokens: bool
+    new_parser: ParserFactory
+    is_stoppable: bool
+    """False: the whole answer is calls, in which stop strings do not count."""
+    unstoppable_after: tuple[str, ...]
+    unstoppable_first: str
+    stop_scope: StopScope | None
+    """See `SamplingParams`."""
+
+
+@dataclass(slots=True)
+class Structure:
+    """`tool_format`: a name of `FORMATS`, or `auto`: the one that a request's template shows."""
+
+    tokenizer: "TokenizerLike"
+    tool_format: str = "auto"
+    schema_in_prompt: bool = True
+    has_reasoning: bool = True
+    """False: reasoning is not told from content."""
+    _special_tokens: dict[str, int] = field(init=False)
+    _checks: "GrammarChecks" = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokenizer = self.tokenizer
+        self._special_tokens = {tokenizer.token_text(i): i for i in tokenizer.special_ids}
+        self._special_tokens.pop("", None)
+        self._checks = GrammarChecks()
+
+    def plan(self, request: "ChatCompletionRequest", template: str) -> AnswerPlan:
+        """`template`: the source it will be rendered with. Raises `APIError` 400."""
+        tool_plan, form = plan_tools(request), answer_form(request)
+        knows_tools = re.search(r"\btools\b", template) is not None
+        format = self._format(template if knows_tools else "")
+        self._check(request, tool_plan, form)
+        messages = with_modern_calls(to_template_messages(request.messages))
+        offered = tool_plan.offered if tool_plan else ()
+        texts: list[str | None] = [describe_customs(offered)]
+        if knows_tools:
+            messages = without_custom_calls(messages)
+        else:
+            messages = without_tool_messages(messages, format)
+            texts.insert(0, describe_functions(offered, format))
+        if form is not None and self.schema_in_prompt:
+            texts.append(_instruction(form, tool_plan))
+        if any(texts):
+            messages = with_system_text(messages, "\n\n".join(text for text in texts if text))
+        is_open = bool(request.continue_final_message)
+        return AnswerPlan(
+            messages=messages,
+            tools=_template_tools(offered) if knows_tools else [],
+            variables=_variables(request),
+            grammar=self._grammar(
+                tool_plan, form, format, budget=request.thinking_budget, is_open=is_open
+            ),
+            grammar_param=_grammar_param(request, tool_plan, form),
+            tool_plan=tool_plan,
+            format=format,
+            markers=self._markers(template),
+            budget=request.thinking_budget,
+            is_open=is_open,
+        )
+
+    def read(self, plan: AnswerPlan, prompt: str, skip_special_tokens: bool = True) -> Reading:
+        """`prompt` tells whether reasoning has begun. Raises `APIError` 400."""
+        if isinstance(plan.format.layout, HarmonyLayout):
+            return self._read_harmony(plan, skip_special_tokens)
+        text = prompt.rstrip()
+        markers = plan.markers
+        if markers is not None and text.endswith(markers.end):  # switched off by the template
+            markers = None
+        elif markers is None and plan.budget is not None:
+            raise unsupported(
+                "thinking_budget", "This model's reasoning has no marks to end it by."
+            )
+        starts_open = markers is not None and text.endswith(markers.start)
+        reasoning = None
+        if markers is not None and (plan.grammar is not None or plan.budget is not None):
+            reasoning = ReasoningSpec(markers.start, markers.end, starts_open, plan.budget)
+        needed = self._needed_special_tokens(plan, markers)
+        dropped = self._special_tokens.keys() - needed if needed and skip_special_tokens else set()
+
+        def new_parser() -> DeltaParser:
+            parser: DeltaParser = ContentParser()
+            if plan.tool_plan is not None:
+                parser = ToolCallParser(format=plan.format, names=_names(plan.tool_plan))
+            if markers is not None:
+                parser = ReasoningParser(markers, starts_open, parser)
+            return SpecialTokenFilter(dropped, parser) if dropped else parser
+
+        tools, format = plan.tool_plan, plan.format
+        names = _names(tools) if tools is not None else None
+        return Reading(
+            reasoning=reasoning,
+            keep_special_tokens=bool(needed),
+            new_parser=new_parser,
+            is_stoppable=tools is None or not tools.is_required,
+            unstoppable_after=triggers(format, names) if names else (),
+            unstoppable_first=format.first
+            if names and names.functions and not format.trigger
+            else "",
+            stop_scope=_stop_scope(markers, starts_open),
+        )
+
+    def _read_harmony(self, plan: AnswerPlan, skip_special_tokens: bool) -> Reading:
+        tools = plan.tool_plan
+        names = _names(tools) if tools is not None else None
+        custom = ToolNames(functions=(), custom=names.custom) if names else None
+        needed = self._special_tokens.keys() & set(harmony.TOKENS)
+        dropped = self._special_tokens.keys() - needed if skip_special_tokens else set()
+
+        def new_parser() -> DeltaParser:
+            inner: DeltaParser = ContentParser()
+            if custom is not None and custom.custom:
+                inner = ToolCallParser(format=GENERIC, names=custom)
+            parser = HarmonyParser(names, inner, plan.is_open, self.has_reasoning)
+            return SpecialTokenFilter(dropped, parser) if dropped else parser
+
+        scope = StopScope(harmony.VISIBLE_HEADERS, until=(harmony.END,), unless=harmony.CHANNEL)
+        return Reading(
+            reasoning=None,
+            keep_special_tokens=bool(needed),
+            new_parser=new_parser,
+            is_stoppable=tools is None or not tools.is_required,
+            unstoppable_after=triggers(GENERIC, custom) if custom else (),
+            unstoppable_first="",
+            stop_scope=scope if self.has_reasoning and not plan.is_open else None,
+        )
+
+    def _format(self, template: str) -> ToolFormat:
+        if self.tool_format != "auto":
+            return FORMATS[self.tool_format]
+        return select_format(template) if template else GENERIC
+
+    def _markers(self, template: str) -> ReasoningMarkers | None:
+        return find_markers(template, self._is_token) if self.has_reasoning else None
+
+    def _is_token(self, text: str) -> bool:
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return len(ids) == 1 and self.tokenizer.token_text(ids[0]) == text
+
+    def _needed_special_tokens(
+        self, plan: AnswerPlan, markers: ReasoningMarkers | None
+    ) -> set[str]:
+        """Special tokens that the parser must see."""
+        texts = [markers.start, markers.end] if markers else []
+        layout = plan.format.layout
+        if plan.tool_plan is not None and plan.tool_plan.functions:
+            texts += [plan.format.trigger, *dataclasses.asdict(layout).values()]
+        return {token for token in self._special_tokens for text in texts if token in text}
+
+    def _grammar(
+        self,
+        tool_plan: ToolPlan | None,
+        form: AnswerForm | None,
+        format: ToolFormat,
+        *,
+        budget: int | None,
+        is_open: bool,
+    ) -> GrammarSpec | None:
+        answer = form.grammar if form else None
+        if isinstance(format.layout, HarmonyLayout):
+            if tool_plan is None and answer is None and budget is None:
+                return None
+            writer = LarkWriter(self._special_tokens)
+            return HarmonyGrammar(tool_plan, writer, answer, budget, is_open).build()
+        if tool_plan is None:
+            return answer
+        writer = LarkWriter(self._special_tokens)
+        return ToolGrammar(tool_plan, format, writer, answer).build()
+
+    def _check(
+        self,
+        request: "ChatCompletionRequest",
+        tool_plan: ToolPlan | None,
+        form: AnswerForm | None,
+    ) -> None:
+        """Name the part of the request that cannot be enforced, before all parts are joined."""
+        if form is not None:
+            self._checks.check(form.grammar, form.param)
+        if tool_plan is None:
+            return
+        for i, tool in enumerate(request.tools or ()):
+            self._check_tool(tool, tool_path(request, i))
+
+    def _check_tool(self, tool: Tool, where: str) -> None:
+        if isinstance(tool, FunctionTool):
+            schema = GrammarSpec("json_schema", json.dumps(parameters(tool)))
+            self._checks.check(schema, f"{where}.parameters")
+        elif isinstance(tool.custom.format, GrammarFormat):
+            grammar = tool.custom.format.grammar
+            spec = GrammarSpec(grammar.syntax, grammar.definition)
+            self._checks.check(spec, f"{where}.format.grammar.definition")
+
+
+class GrammarChecks:
+    """Remembers which grammars can be enforced, and why others cannot. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._reasons: OrderedDict[GrammarSpec, str | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, spec: GrammarSpec, param: str) -> None:
+        """Raises `APIError` 400 that names `param` and says what cannot be enforced."""
+        with self._lock:
+            is_known = spec in self._reasons
+            reason = self._reasons.get(spec)
+        if not is_known:
+            reason = _reason(spec)
+            with self._lock:
+                self._reasons[spec] = reason
+                if len(self._reasons) > CHECKED_GRAMMARS:
+                    self._reasons.popitem(last=False)
+        if reason is not None:
+            raise _refusal(param, reason)
+
+
+def _reason(spec: GrammarSpec) -> str | None:
+    from stonechat_models import check_grammar  # needs torch, which a start should not wait for
+
+    try:
+        check_grammar(spec)
+    except GrammarError as error:
+        return str(error)
+    return None
+
+
+def _refusal(param: str, reason: str) -> APIError:
+    return invalid(param, f"This cannot be enforced: {reason}", code="invalid_grammar")
+
+
+def _instruction(form: AnswerForm, tool_plan: ToolPlan | None) -> str | None:
+    if form.instruction is None or tool_plan is None:
+        return form.instruction
+    return f"When you call no tool: {form.instruction}"
+
+
+def _grammar_param(
+    request: "ChatCompletionRequest", tool_plan: ToolPlan | None, form: AnswerForm | None
+) -> str | None:
+    """Whom an error of the whole grammar concerns; each part of it has been checked before."""
+    if tool_plan is None:
+        return form.param if form is not None else None
+    return "tools" if request.functions is None else "functions"
+
+
+def _stop_scope(markers: ReasoningMarkers | None, starts_open: bool) -> StopScope | None:
+    if markers is None:
+        return None
+    return StopScope(after=(markers.end,), unless="" if starts_open else markers.start)
+
+
+def _names(plan: ToolPlan) -> ToolNames:
+    return ToolNames(
+        functions=[tool.function.name for tool in plan.functions],
+        custom=[tool.custom.name for tool in plan.customs],
+        schemas={tool.function.name: parameters(tool) for tool in plan.functions},
+    )
+
+
+def _template_tools(offered: Sequence[Tool]) -> list[dict[str, Any]]:
+    """Function tools as templates take them, all keys there."""
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.function.name,
+                "description": tool.function.description or "",
+                "parameters": tool.function.parameters or {"type": "object", "properties": {}},
+            },
+        }
+        for tool in offered
+        if not isinstance(tool, CustomTool)
+    ]
+
+
+def _variables(request: "ChatCompletionRequest") -> dict[str, Any]:
+    """Template variables by which templates switch reasoning on and off."""
+    effort = request.reasoning_effort
+    if effort is None:
+        return {}
+    thinks = effort != "none"
+    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}

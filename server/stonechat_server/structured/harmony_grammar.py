@@ -1,0 +1,79 @@
+"""The grammar of an answer of messages with channels (see `parsers.harmony`)."""
+
+from dataclasses import dataclass, replace
+
+from stonechat_models import GrammarSpec
+from stonechat_server.parsers.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START
+from stonechat_server.structured.lark import ANY_TEXT, LarkWriter, choice, json_value, sequence
+from stonechat_server.structured.tool_grammar import ToolGrammar
+from stonechat_server.structured.tool_plan import ToolPlan, parameters
+from stonechat_server.tool_formats.generic import GENERIC
+
+MAX_THOUGHTS = 8
+"""Messages of reasoning; one with a budget."""
+
+_NO_TOOLS = ToolPlan(offered=(), callable=(), is_required=False, is_parallel=True)
+
+
+@dataclass(slots=True)
+class HarmonyGrammar:
+    """Builds the grammar of one request. `budget`: tokens of its reasoning.
+
+    `is_open`: the prompt ends within the final message. Custom tools are called in that message.
+    """
+
+    plan: ToolPlan | None
+    writer: LarkWriter
+    answer: GrammarSpec | None = None
+    budget: int | None = None
+    is_open: bool = False
+
+    def build(self) -> GrammarSpec:
+        """The whole grammar."""
+        plan = self.plan or _NO_TOOLS
+        customs = replace(plan, callable=tuple(plan.customs))
+        final = ToolGrammar(customs, GENERIC, self.writer, self.answer)
+        can_end = bool(plan.customs) or not plan.is_required
+        rule = final.answer_rule() if can_end else ""
+        if self.is_open and can_end:
+            return final.write(rule)
+        rules = final.rules
+        limit = "" if self.budget is None else f"[max_tokens={self.budget}]"
+        rules["THOUGHT"] = rules["PREAMBLE"] = ANY_TEXT
+        rules[f"thought{limit}"] = "THOUGHT"
+        rules["thinking"] = self._message("analysis", "thought")
+        last = [sequence(self.writer.literal(f"{CHANNEL}final{MESSAGE}"), rule)] * can_end
+        if plan.functions:
+            self._add_calls(plan, rules)
+            rules["preamble"] = self._message("commentary", "PREAMBLE")
+            last.append("function_call" if plan.is_required else "(preamble)? function_call")
+        return final.write(sequence(self._thoughts(), choice(last)))
+
+    def _thoughts(self) -> str:
+        if self.budget is None:
+            return f"thinking{{0,{MAX_THOUGHTS}}}"
+        return "(thinking)?" if self.budget else ""
+
+    def _message(self, channel: str, text: str) -> str:
+        literal = self.writer.literal
+        opening, closing = f"{CHANNEL}{channel}{MESSAGE}", f"{END}{START}assistant"
+        return sequence(literal(opening), text, literal(closing))
+
+    def _add_calls(self, plan: ToolPlan, rules: dict[str, str]) -> None:
+        """A call has its recipient after the channel, or before it as templates show it."""
+        literal = self.writer.literal
+        rules["json_mark"] = choice([literal("json"), literal(f"{CONSTRAIN}json")])
+        options = []
+        for i, tool in enumerate(plan.functions):
+            recipient = f" to=functions.{tool.function.name}"
+            header = choice(
+                [
+                    literal(f"{CHANNEL}commentary{recipient} "),
+                    literal(f"{recipient}{CHANNEL}commentary "),
+                ]
+            )
+            rules[f"call_{i}"] = sequence(
+                header, "json_mark", literal(MESSAGE), json_value(parameters(tool))
+            )
+            options.append(f"call_{i}")
+        rules["function_call"] = choice(options)

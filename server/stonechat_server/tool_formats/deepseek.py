@@ -1,0 +1,63 @@
+"""DeepSeek: calls between tokens of their own; V3 and R1 fence the arguments, V3.1 does not.
+
+V3.2 writes `invoke` and `parameter` elements, which say whether their value is a text.
+"""
+
+from stonechat_server.tool_formats.layout import JsonLayout, TagLayout, ToolFormat
+
+
+def _token(words: str) -> str:
+    """DeepSeek's tokens have a fullwidth bar around their words and U+2581 between them."""
+    return "<\uff5c" + words.replace(" ", "\u2581") + "\uff5c>"
+
+
+BEGIN = _token("tool calls begin")
+_END = _token("tool calls end")
+_CALL, _CALL_END, _SEP = (
+    _token(words) for words in ("tool call begin", "tool call end", "tool sep")
+)
+
+DEEPSEEK_V3 = ToolFormat(
+    name="deepseek_v3",
+    trigger=BEGIN,
+    first="<",
+    layout=JsonLayout(
+        before_name=f"{_CALL}function{_SEP}",
+        after_name="\n```json\n",
+        after_arguments=f"\n```{_CALL_END}",
+        separator="\n",
+        closing=_END,
+    ),
+)
+DEEPSEEK_V31 = ToolFormat(
+    name="deepseek_v31",
+    trigger=BEGIN,
+    first="<",
+    layout=JsonLayout(
+        before_name=_CALL,
+        after_name=_SEP,
+        after_arguments=_CALL_END,
+        separator="",
+        closing=_END,
+    ),
+)
+
+DSML = "\uff5cDSML\uff5c"
+
+DEEPSEEK_V32 = ToolFormat(
+    name="deepseek_v32",
+    trigger=f"<{DSML}function_calls>",
+    first="<",
+    layout=TagLayout(
+        opening="\n",
+        before_name=f'<{DSML}invoke name="',
+        after_name='">\n',
+        before_key=f'<{DSML}parameter name="',
+        after_key='" string="true">',
+        after_json_key='" string="false">',
+        after_value=f"</{DSML}parameter>\n",
+        after_arguments=f"</{DSML}invoke>\n",
+        separator="",
+        closing=f"</{DSML}function_calls>",
+    ),
+)

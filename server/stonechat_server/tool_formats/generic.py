@@ -1,0 +1,7 @@
+"""The form for models whose template knows no tools; `tool_prompt` explains it to the model."""
+
+from dataclasses import replace
+
+from stonechat_server.tool_formats.hermes import HERMES
+
+GENERIC = replace(HERMES, name="generic")

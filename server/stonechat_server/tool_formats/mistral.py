@@ -1,0 +1,37 @@
+"""Mistral: `[TOOL_CALLS]` and a JSON list; newer tokenizers, `[TOOL_CALLS]name[ARGS]{…}` a call."""
+
+import secrets
+import string
+
+from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
+
+
+def new_short_id() -> str:
+    """Nine letters and digits: Mistral's templates take no other ids."""
+    alphabet = string.ascii_letters + string.digits
+    return "".join(secrets.choice(alphabet) for _ in range(9))
+
+
+MISTRAL_LIST = ToolFormat(
+    name="mistral_list",
+    trigger="[TOOL_CALLS]",
+    first="[",
+    layout=JsonLayout(
+        opening=" [",
+        before_name='{"name": "',
+        after_name='", "arguments": ',
+        after_arguments="}",
+        separator=", ",
+        closing="]",
+    ),
+    new_id=new_short_id,
+)
+MISTRAL = ToolFormat(
+    name="mistral",
+    trigger="[TOOL_CALLS]",
+    first="[",
+    layout=JsonLayout(
+        before_name="", after_name="[ARGS]", after_arguments="", separator="[TOOL_CALLS]"
+    ),
+    new_id=new_short_id,
+)

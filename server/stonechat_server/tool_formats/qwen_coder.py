@@ -1,0 +1,18 @@
+"""Qwen3-Coder, and others after it: XML-like tags with the names inside them, one pair a call."""
+
+from stonechat_server.tool_formats.layout import TagLayout, ToolFormat
+
+QWEN_CODER = ToolFormat(
+    name="qwen_coder",
+    trigger="<tool_call>",
+    first="<",
+    layout=TagLayout(
+        before_name="\n<function=",
+        after_name=">\n",
+        before_key="<parameter=",
+        after_key=">\n",
+        after_value="\n</parameter>\n",
+        after_arguments="</function>\n</tool_call>",
+        separator="\n<tool_call>",
+    ),
+)

@@ -1,0 +1,15 @@
+"""Lets the tests of this folder share helpers, and skips them where nothing can be compiled."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from stonechat_models.backends.native.compile import find_compiler
+
+    if find_compiler() is not None:
+        return
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="there is no C++ compiler"))

@@ -1,0 +1,191 @@
+"""Tiny models and batches for the tests of the compiled path."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.native import NativeModel
+from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.config import EngineConfig
+
+BLOCK_SIZE = 16
+NUM_BLOCKS = 64
+VOCAB_SIZE = 203
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 128,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+    "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "llama3-rope": ("LlamaConfig", {"rope_parameters": LLAMA3_ROPE, "num_key_value_heads": 1}),
+    "yarn-rope": ("LlamaConfig", {"rope_parameters": YARN_ROPE}),
+    "mistral": ("MistralConfig", {"sliding_window": 21, "head_dim": 64}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen2-window": (
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 2},
+    ),
+    "qwen3": ("Qwen3Config", {"head_dim": 96}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 3}),
+    "phi3": ("Phi3Config", {"sliding_window": 40, "partial_rotary_factor": 0.5}),
+    "gemma": ("GemmaConfig", {"head_dim": 256, "tie_word_embeddings": True}),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            "head_dim": 64,
+            "sliding_window": 21,
+            "query_pre_attn_scalar": 48,
+            "attn_logit_softcapping": 4.0,
+            "final_logit_softcapping": 5.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 256,
+            "sliding_window": 19,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            },
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granite": (
+        "GraniteConfig",
+        {
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "olmo2": ("Olmo2Config", {}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 64,
+            "num_experts": 10,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 96,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "qwen3_moe-shares": (
+        "Qwen3MoeConfig",
+        {"num_experts": 24, "num_experts_per_tok": 6, "moe_intermediate_size": 64},
+    ),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": 30}),
+}
+
+
+def make_model(family: str, folder: Path) -> tuple[Any, ModelFiles]:
+    """A random module of a family, and its files; every weight is random, biases included."""
+    import transformers
+
+    name, own = FAMILIES[family]
+    config = getattr(transformers, name)(**{**COMMON, **own})
+    torch.manual_seed(len(family))
+    module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for parameter_name, parameter in module.named_parameters():
+            if parameter.dim() == 1:
+                center = 1.0 if "norm" in parameter_name and not family.startswith("gemma") else 0.0
+                parameter.copy_(center + 0.3 * torch.randn_like(parameter))
+            else:
+                parameter.copy_(torch.randn_like(parameter) * parameter.shape[1] ** -0.5)
+    module.eval().save_pretrained(folder)
+    raw = json.loads((folder / "config.json").read_text())
+    files = ModelFiles(family, folder, raw, None, tuple(sorted(folder.glob("*.safetensors"))))
+    return module, files
+
+
+def load_native(files: ModelFiles, **settings: Any) -> NativeModel:
+    config = EngineConfig(model=files.name, **{"threads": 2, **settings})
+    model = NativeModel.load(files, config, lambda line: None)
+    model.allocate_kv_cache(NUM_BLOCKS, BLOCK_SIZE)
+    return model
+
+
+def make_batch(
+    sequences: list[tuple[list[int], int, list[int]]], *, all_rows: bool = False
+) -> ForwardBatch:
+    """Sequences are (the step's tokens, position of the first, block table)."""
+    ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts, lengths = [0], []
+    width = max(len(blocks) for _, _, blocks in sequences)
+    table = torch.zeros(len(sequences), width, dtype=torch.int32)
+    for i, (tokens, start, blocks) in enumerate(sequences):
+        span = range(start, start + len(tokens))
+        ids += tokens
+        positions += span
+        slots += [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in span]
+        starts.append(len(ids))
+        lengths.append(start + len(tokens))
+        table[i, : len(blocks)] = torch.tensor(blocks)
+    rows = list(range(len(ids))) if all_rows else [end - 1 for end in starts[1:]]
+    return ForwardBatch(
+        token_ids=torch.tensor(ids),
+        positions=torch.tensor(positions),
+        slot_mapping=torch.tensor(slots),
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        context_lens=torch.tensor(lengths, dtype=torch.int32),
+        block_table=table,
+        logits_index=torch.tensor(rows),
+        query_start_list=starts,
+        context_lens_list=lengths,
+    )
+
+
+def random_ids(count: int, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = torch.randint(0, vocab_size, (count,), generator=generator).tolist()
+    return ids
+
+
+def cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+ARCHITECTURES = ["native"]
+if "sse2" in cpu_flags():
+    ARCHITECTURES.append("x86-64")
+if {"avx2", "fma", "f16c", "bmi2"} <= cpu_flags():
+    ARCHITECTURES.append("haswell")

@@ -1,0 +1,92 @@
+"""GGUF files on the compiled path: their own codes, row orders and merged projections."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from stonechat_models.backends.native.tensor_source import q4_k_as_q4_1
+from stonechat_models.checkpoint.resolve import ModelFiles, load_module, resolve_model
+from stonechat_models.config import EngineConfig
+from tests.models import tiny_gguf
+from tests.models.backends.native.native_helpers import load_native, make_batch, random_ids
+
+IDS = random_ids(75, vocab_size=tiny_gguf.VOCAB)
+FLOAT_FILES = ("llama", "phi3", "gemma3", "qwen3moe")
+BLOCKS = [7, 3, 11, 2, 20]
+
+
+@pytest.fixture
+def tiny_file(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ModelFiles:
+    architecture, weight_type = request.param
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(tiny_gguf.HEAD_DIMS, architecture, 32)
+    monkeypatch.setattr(tiny_gguf, "EXPERT_FFN", 96)
+    path = tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf", architecture, weight_type)
+    return resolve_model(EngineConfig(model=str(path)), lambda line: None)
+
+
+def errors(files: ModelFiles, quantize: str = "auto") -> tuple[float, str]:
+    """Root mean square error of logits against dequantised float32, and what was kept.
+
+    Wrong weights give errors above 1; the large random weights amplify the activations' own.
+    """
+    config = EngineConfig(model="x")
+    module = load_module(files, config, torch.device("cpu"), torch.float32)
+    with torch.inference_mode():
+        expected = module(torch.tensor([IDS]), use_cache=False).logits[0]
+    model = load_native(files, quantize=quantize)
+    actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    error = (actual - expected).square().mean().sqrt() / expected.std()
+    return float(error), model.info.quantization
+
+
+@pytest.mark.parametrize("tiny_file", [(a, "F32") for a in FLOAT_FILES], indirect=True)
+def test_rows_are_in_transformers_order(tiny_file: ModelFiles) -> None:
+    error, quantization = errors(tiny_file)
+    assert error < 1.5e-3
+    assert quantization == "none"
+
+
+@pytest.mark.parametrize(
+    "tiny_file",
+    [
+        ("llama", "Q4_1"),
+        ("qwen2", "Q4_0"),
+        ("qwen3", "Q8_0"),
+        ("llama", "Q5_1"),
+        ("qwen3moe", "Q4_1"),
+    ],
+    indirect=True,
+    ids=["Q4_1", "Q4_0", "Q8_0", "Q5_1", "experts-Q4_1"],
+)
+def test_quantised_files_keep_their_weights(
+    tiny_file: ModelFiles, request: pytest.FixtureRequest
+) -> None:
+    error, quantization = errors(tiny_file)
+    # Rounded activations send some rows to another expert.
+    assert error < (0.2 if "experts" in request.node.name else 0.12)
+    assert quantization in request.node.name
+
+
+@pytest.mark.parametrize("tiny_file", [("llama", "F16")], indirect=True)
+@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.12), ("int4", 0.6)])
+def test_float_files_can_be_quantised(tiny_file: ModelFiles, quantize: str, bound: float) -> None:
+    error, quantization = errors(tiny_file, quantize)
+    assert error < bound
+    assert quantization == quantize
+
+
+def test_k_quants_of_four_bits_keep_their_codes() -> None:
+    generator = np.random.default_rng(0)
+    blocks = generator.integers(0, 256, (6, 3, 144), dtype=np.uint8)
+    factors = generator.uniform(1e-3, 1e-2, (6, 3, 2)).astype(np.float16)
+    blocks[..., :4] = factors.view(np.uint8)
+    rows = blocks.reshape(6, -1)
+    expected = gguf.dequantize(rows, gguf.GGMLQuantizationType.Q4_K)
+    actual = gguf.dequantize(q4_k_as_q4_1(rows), gguf.GGMLQuantizationType.Q4_1)
+    assert np.abs(actual - expected).max() < np.abs(expected).max() * 2**-10

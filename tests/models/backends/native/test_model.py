@@ -1,0 +1,224 @@
+"""The compiled model against transformers, and its promise of the same bits in any batch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stonechat_models.backends.native import NativeModel, supports
+from stonechat_models.backends.native.bindings import load_library
+from stonechat_models.backends.native.spec import read_spec
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError, StepError
+from tests.models.backends.native.native_helpers import (
+    ARCHITECTURES,
+    BLOCK_SIZE,
+    FAMILIES,
+    load_native,
+    make_batch,
+    make_model,
+    random_ids,
+)
+
+IDS = random_ids(90)
+BLOCKS = [7, 3, 11, 2, 20, 5]
+
+
+def reference_logits(module: Any, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = module(torch.tensor([ids]), use_cache=False).logits[0]
+    return logits.float()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, NativeModel]:
+    """A Llama in int8, whose activations are quantised too: the path that the promise is for."""
+    module, files = make_model("llama", tmp_path_factory.mktemp("llama"))
+    return module, load_native(files, quantize="int8")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float_models_equal_transformers(family: str, tmp_path: Path) -> None:
+    module, files = make_model(family, tmp_path)
+    assert supports(files, EngineConfig(model="x")) is None
+    model = load_native(files)
+    actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    expected = reference_logits(module, IDS)
+    # What remains is the rounding of keys and values to half precision.
+    error = (actual - expected) / expected.std()
+    assert error.square().mean().sqrt() < 1.5e-3
+    assert error.abs().max() < 0.02
+    assert model.info.num_parameters == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_other_instruction_sets(
+    architecture: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention and the rest of the model, on what older processors have."""
+    library = load_library(architecture=architecture)
+    monkeypatch.setattr(
+        "stonechat_models.backends.native.model.load_library", lambda progress: library
+    )
+    module, files = make_model(family, tmp_path)
+    model = load_native(files)
+    assert model.info.attention_backend == f"native-{library.isa}"
+    assert library.isa == {"x86-64": "generic", "haswell": "avx2"}[architecture]
+    whole = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    expected = reference_logits(module, IDS)
+    assert ((whole - expected) / expected.std()).square().mean().sqrt() < 1.5e-3
+    again = model.forward(make_batch([([3], 0, [40]), (IDS[-1:], len(IDS) - 1, BLOCKS)]))
+    assert torch.equal(again[1], whole[-1])
+
+
+@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.05), ("int4", 0.6)])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3"])
+def test_quantised_models_are_close(
+    family: str, quantize: str, bound: float, tmp_path: Path
+) -> None:
+    module, files = make_model(family, tmp_path)
+    model = load_native(files, quantize=quantize)
+    actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    expected = reference_logits(module, IDS)
+    assert (actual - expected).square().mean().sqrt() / expected.std() < bound
+    assert model.info.quantization == quantize
+
+
+def test_chunks_company_and_place_change_no_bit(llama: tuple[Any, NativeModel]) -> None:
+    model = llama[1]
+    whole = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    elsewhere, other = [40, 31, 33, 35, 37, 39], [50, 51, 52]
+    for chunk in (1, 5, 16, 33):
+        for start in range(0, len(IDS), chunk):
+            tokens = IDS[start : start + chunk]
+            batch = [(random_ids(37, chunk), 0, other), (tokens, start, elsewhere)]
+            last = model.forward(make_batch(batch))[1]
+            assert torch.equal(last, whole[start + len(tokens) - 1])
+
+
+def test_a_decoding_row_has_the_same_bits_among_others(llama: tuple[Any, NativeModel]) -> None:
+    model, length = llama[1], len(IDS)
+    alone = model.forward(make_batch([(IDS, 0, BLOCKS)]))[0]
+    again = (IDS[-1:], length - 1, BLOCKS)
+    assert torch.equal(model.forward(make_batch([again]))[0], alone)
+    for count in (3, 8, 31):
+        others = [([i % 100], 0, [30 + i]) for i in range(count)]
+        rows = model.forward(make_batch([*others, again]))
+        assert torch.equal(rows[-1], alone)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2", "qwen3_moe", "mixtral"])
+def test_other_families_keep_their_bits(family: str, tmp_path: Path) -> None:
+    """In chunks, in company and with another number of threads."""
+    _, files = make_model(family, tmp_path)
+    model = load_native(files, quantize="int4")
+    whole = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    single = load_native(files, quantize="int4", threads=1)
+    assert torch.equal(single.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True)), whole)
+    elsewhere, other = [40, 31, 33, 35, 37, 39], [50, 51, 52]
+    for chunk in (7, 32):
+        for start in range(0, len(IDS), chunk):
+            tokens = IDS[start : start + chunk]
+            batch = [(random_ids(37, chunk), 0, other), (tokens, start, elsewhere)]
+            last = model.forward(make_batch(batch))[1]
+            assert torch.equal(last, whole[start + len(tokens) - 1])
+    others = [([i], 0, [30 + i]) for i in range(11)]
+    again = model.forward(make_batch([*others, (IDS[-1:], len(IDS) - 1, BLOCKS)]))
+    assert torch.equal(again[-1], whole[-1])
+
+
+def test_merged_experts_are_those_of_single_tensors(tmp_path: Path) -> None:
+    """Experts as transformers holds them, in one tensor, and as published files have them."""
+    module, files = make_model("qwen3_moe-shares", tmp_path)
+    expected = load_native(files).forward(make_batch([(IDS, 0, BLOCKS)]))
+    merged = tmp_path / "merged.safetensors"
+    tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
+    assert tensors["model.layers.0.mlp.experts.gate_up_proj"].dim() == 3
+    save_file(tensors, merged)
+    found = load_native(replace(files, weights=(merged,)))
+    assert torch.equal(found.forward(make_batch([(IDS, 0, BLOCKS)])), expected)
+
+
+def test_older_gemma_configs_say_the_same(tmp_path: Path) -> None:
+    config = make_model("gemma3", tmp_path)[1].config
+    new = {"rope_parameters", "layer_types", "head_dim", "tie_word_embeddings"}
+    older = {key: value for key, value in config.items() if key not in new}
+    older |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2}
+    older["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    expected, found = read_spec(config), read_spec(older)
+    assert (found.windows, found.rotary_tables) == (expected.windows, expected.rotary_tables)
+    assert (found.head_dim, found.tied) == (expected.head_dim, expected.tied)
+    assert np.array_equal(found.inverse_frequencies, expected.inverse_frequencies)
+
+
+def test_threads_change_no_bit(tmp_path: Path) -> None:
+    _, files = make_model("qwen3", tmp_path)
+    results = []
+    for threads in (1, 2, 3):
+        model = load_native(files, quantize="int4", threads=threads)
+        results.append(model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True)))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_larger_blocks_and_copies(tmp_path: Path) -> None:
+    _, files = make_model("llama", tmp_path)
+    model = load_native(files)
+    expected = model.forward(make_batch([(IDS, 0, BLOCKS)]))
+    model.copy_blocks([(b, b + 30) for b in BLOCKS])
+    copied = [b + 30 for b in BLOCKS]
+    step = ([5], len(IDS), BLOCKS)
+    original = model.forward(make_batch([step]))
+    assert torch.equal(model.forward(make_batch([([5], len(IDS), copied)])), original)
+    model.allocate_kv_cache(8, 3 * BLOCK_SIZE)
+    batch = make_batch([(IDS, 0, BLOCKS)])
+    positions = torch.arange(len(IDS))
+    batch.block_table = torch.tensor([[6, 1]], dtype=torch.int32)
+    batch.slot_mapping = batch.block_table[0, positions // 48].long() * 48 + positions % 48
+    assert torch.equal(model.forward(batch), expected)
+    with pytest.raises(ModelLoadError):
+        model.allocate_kv_cache(8, 24)
+
+
+def test_tokens_outside_the_vocabulary_are_refused(llama: tuple[Any, NativeModel]) -> None:
+    for token in (-1, llama[1].info.vocab_size):
+        with pytest.raises(StepError):
+            llama[1].forward(make_batch([([token], 0, [0])]))
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "reason"),
+    [
+        ({"model_type": "gpt_neox"}, {}, "gpt_neox"),
+        ({"hidden_act": "gelu"}, {}, "gelu"),
+        ({"use_bidirectional_attention": True}, {}, "both directions"),
+        ({"head_dim": 40}, {}, "head_dim"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, {}, "dynamic"),
+        ({}, {"device": "cuda"}, "cuda"),
+        ({}, {"block_size": 8}, "block size"),
+        ({}, {"dtype": "bfloat16"}, "dtype"),
+    ],
+)
+def test_what_is_not_served_has_a_reason(
+    change: dict[str, Any], settings: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    _, files = make_model("llama", tmp_path)
+    files.config.update(change)
+    found = supports(files, EngineConfig(model="x", **settings))
+    assert found is not None
+    assert reason in found
+
+
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    _, files = make_model("llama", tmp_path)
+    files.config["num_hidden_layers"] = 5
+    with pytest.raises(ModelLoadError, match=r"model\.layers\.4"):
+        load_native(files)
+    files.config.update(num_hidden_layers=4, intermediate_size=192)
+    with pytest.raises(ModelLoadError, match="expected"):
+        load_native(files)

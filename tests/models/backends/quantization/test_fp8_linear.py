@@ -1,0 +1,122 @@
+"""float8 layers against float64, and their kernel against PyTorch's operators, bit by bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stonechat_models.backends.quantization import fp8_linear
+from stonechat_models.backends.quantization.device_support import FP8, FP8_KV_CAPABILITY
+from stonechat_models.backends.quantization.fp8_linear import Fp8Linear, encode_rows, fast_sums
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COMPILE = """
+import json, torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from stonechat_models.backends.quantization.fp8_triton import fp8_rows_kernel as kernel
+for capability in (89, 90):
+    for size, warps in ((4096, 8), (28672, 16)):
+        constants = {"SIZE": size, "BLOCK": triton.next_power_of_2(size)}
+        types = dict(x="*bf16", codes="*fp8e4nv", scales="*fp32", stride_x="i32")
+        types |= dict(limit="fp32", least="fp32")
+        signature = {n: types.get(n, "constexpr") for n in kernel.arg_names}
+        target = GPUTarget("cuda", capability, 32)
+        compiled = triton.compile(
+            ASTSource(kernel, signature, constants, {(3,): [["tt.divisibility", 16]]}),
+            target=target, options={"num_warps": warps})
+        print(json.dumps([len(compiled.asm["cubin"]), "e4m3x2" in compiled.asm["ptx"]]))
+"""
+
+
+def random_rows(num_rows: int, size: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_rows, size, generator=generator).bfloat16()
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("size", [64, 576, 1000])
+def test_the_kernel_gives_the_codes_of_the_operators(size: int) -> None:
+    pytest.importorskip("triton")
+    if DEVICE == "cuda" and torch.cuda.get_device_capability() < FP8_KV_CAPABILITY:
+        pytest.skip("Triton converts no float8 here")
+    from stonechat_models.backends.quantization.fp8_triton import fp8_rows
+
+    rows = random_rows(37, size).float()
+    if DEVICE == "cpu":  # numbers that float8 has: Triton's interpreter rounds others wrongly
+        rows = (rows * 100).to(FP8).float()
+        rows[:, 7] = 448.0
+    rows = (rows * torch.logspace(-20, 100, 37, 2.0).log2().round().exp2()[:, None]).bfloat16()
+    rows[5] = 0.0
+    wide = torch.cat((rows, rows), dim=1).to(DEVICE)[:, :size]  # rows that are not contiguous
+    codes, scales = fp8_rows(wide)
+    expected_codes, expected_scales = encode_rows(wide)
+    assert torch.equal(scales, expected_scales)
+    assert torch.equal(codes.view(torch.uint8), expected_codes.view(torch.uint8))
+
+
+def test_codes_use_their_whole_range_and_no_more() -> None:
+    codes, scales = encode_rows(random_rows(16, 64) * 1e4)
+    assert (codes.float().abs().amax(dim=1) == 448.0).all()
+    assert (scales > 0).all()
+    assert (encode_rows(torch.zeros(2, 64))[0].float() == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (1008, 576)])
+def test_products_are_near_the_float_ones(shape: tuple[int, int]) -> None:
+    weight, x, bias = random_rows(*shape), random_rows(37, shape[1], 1), random_rows(1, shape[0])[0]
+    for b in (bias, None):
+        layer = Fp8Linear(weight, b)
+        added = 0.0 if b is None else b.double()
+        exact = x.double() @ weight.double().T + added
+        assert 0 < relative_error(layer(x), exact) < 0.05
+        codes, scales = encode_rows(x)
+        own = (codes.double() * scales.double()) @ layer.dequantised().double().T + added
+        assert relative_error(layer(x), own) < 4e-3  # one rounding to bfloat16
+    assert relative_error(layer.dequantised(), weight.double()) < 0.03
+    assert layer.num_bytes == shape[0] * (shape[1] + 4)
+
+
+def test_a_rows_product_does_not_depend_on_the_others_sizes() -> None:
+    """A scale a row: a large row takes no precision from a small one."""
+    weight, x = random_rows(48, 64), random_rows(2, 64, 1)
+    layer = Fp8Linear(weight, None)
+    together = layer(torch.cat((x[:1], x[1:] * 1e4)))
+    torch.testing.assert_close(together[:1], layer(x[:1]))
+
+
+def test_shapes_that_the_product_cannot_take() -> None:
+    assert fp8_linear.fp8_linear(random_rows(33, 64), None) is None
+    assert fp8_linear.fp8_linear(random_rows(32, 40), None) is None
+    layer = fp8_linear.fp8_linear(random_rows(32, 48), None)
+    assert layer is not None
+    assert layer._codes.dtype == FP8
+
+
+def test_fast_sums_are_for_versions_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, fast in (("12.8", True), ("12.9", False), ("13.0", True), (None, True)):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        assert fast_sums() == fast
+
+
+def test_the_kernel_compiles(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    path = os.pathsep.join(p for p in sys.path if p)
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": path}
+    environment.pop("TRITON_INTERPRET", None)
+    script = tmp_path / "compile_fp8_rows.py"
+    script.write_text(COMPILE)
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(compiled) == 4
+    assert all(num_bytes > 0 and converts for num_bytes, converts in compiled)

@@ -1,0 +1,286 @@
+"""The layers that a model gets on CUDA, torchao's and those in fp8, on a CPU.
+
+int8 and fp8 products run there as they are. The kernels of int4 are for CUDA alone: in their
+place the test puts a packing that keeps the codes, and a product that follows their definition.
+"""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("torchao")
+
+from stonechat_models.backends.quantization import linear
+from stonechat_models.backends.quantization.linear import (
+    QuantizedLinear,
+    TorchLinear,
+    WeightOnlyLinear,
+    cuda_linear,
+)
+from stonechat_models.backends.quantization.torchao_linear import TorchaoLinear
+from stonechat_models.backends.transformers import quantize
+from stonechat_models.backends.transformers.packing_check import self_check
+from stonechat_models.config import EngineConfig, Precision
+from stonechat_models.diagnostics.memory_plan import ServingForm, survey_model
+from stonechat_models.hardware import device
+from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
+from tests.models.tiny_models import VOCAB_SIZE, tiny_model
+
+PRECISIONS: list[Precision] = ["int8", "int4", "fp8"]
+RELATIVE_ERROR = {"int8": 0.015, "int4": 0.13, "fp8": 0.05}
+"""Of a product of normally distributed numbers, in the Euclidean norm."""
+
+
+def unpacked(codes: torch.Tensor) -> torch.Tensor:
+    """uint8[n, k / 2], the first code in the high bits, as int64[n, k]."""
+    return torch.stack((codes >> 4, codes & 15), dim=-1).flatten(1).long()
+
+
+def int4_product(
+    x: torch.Tensor, packed: torch.Tensor, group_size: int, scale_and_zero: torch.Tensor
+) -> torch.Tensor:
+    """As `aten::_weight_int4pack_mm` is defined: w = (code - 8) * scale + zero."""
+    codes = unpacked(packed.flatten(1)).float() - 8.0
+    scale, zero = scale_and_zero.float().unbind(-1)  # [k / group, n]
+    weight = codes * scale.T.repeat_interleave(group_size, 1)
+    weight += zero.T.repeat_interleave(group_size, 1)
+    return (x.float() @ weight.T).to(x.dtype)
+
+
+@pytest.fixture
+def int4_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (9, 0))
+    library = torch.library.Library("aten", "IMPL")
+    library.impl(
+        "_convert_weight_to_int4pack",
+        lambda codes, inner_k_tiles: codes.view(codes.shape[0], -1, 32, inner_k_tiles // 2),
+        "CPU",
+    )
+    library.impl("_weight_int4pack_mm", int4_product, "CPU")
+    yield
+    library._destroy()
+
+
+def random_layer(
+    n: int, k: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((n, k), (n,), (37, k))
+    weight, bias, x = (torch.randn(*shape, generator=generator).to(dtype) for shape in shapes)
+    return weight, bias, x
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", [(96, 64), (1008, 576), (48, 1024)])
+def test_products_are_near_the_float_ones(
+    int4_kernels: None, precision: Precision, shape: tuple[int, int]
+) -> None:
+    weight, bias, x = random_layer(*shape)
+    for b in (bias, None):
+        layer = cuda_linear(weight, b, precision)
+        assert layer is not None
+        exact = x.double() @ weight.double().T + (0.0 if b is None else b.double())
+        actual = layer(x.view(1, 37, -1))
+        assert (actual.shape, actual.dtype) == ((1, 37, shape[0]), torch.bfloat16)
+        assert 0 < relative_error(actual[0], exact) < RELATIVE_ERROR[precision]
+
+
+def test_int4_is_no_worse_than_groups_of_32_should_be(int4_kernels: None) -> None:
+    weight, _, x = random_layer(96, 64)
+    layer, oracle = cuda_linear(weight, None, "int4"), TorchLinear(weight, None, "int4")
+    assert layer is not None
+    exact = x.double() @ weight.double().T
+    assert relative_error(layer(x), exact) < 1.3 * relative_error(oracle(x), exact)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rows_of_zeros_give_zeros(int4_kernels: None, precision: Precision) -> None:
+    weight, _, x = random_layer(48, 64)
+    weight[3], x[5] = 0.0, 0.0
+    layer = cuda_linear(weight, None, precision)
+    assert layer is not None
+    output = layer(x)
+    assert torch.isfinite(output).all()
+    assert (output[5] == 0).all()
+    assert (output[:, 3] == 0).all()
+
+
+def test_bytes_are_those_of_codes_and_scales(int4_kernels: None) -> None:
+    weight, bias, _ = random_layer(48, 64)
+    layers = {p: cuda_linear(weight, bias, p) for p in PRECISIONS}
+    sizes = {p: layer.num_bytes for p, layer in layers.items() if layer is not None}
+    own = 2 * 48  # the bias
+    assert sizes == {
+        "int8": 48 * 64 + 48 * (4 + 1) + own,  # a scale and a zero point each
+        "int4": 48 * 1024 // 2 + 48 * 1024 // 32 * 4 + own,  # filled up
+        "fp8": 48 * 64 + 48 * 4 + own,
+    }
+
+
+def test_shapes_that_kernels_cannot_take(int4_kernels: None) -> None:
+    def can(n: int, k: int) -> list[Precision]:
+        weight = random_layer(n, k)[0]
+        return [p for p in PRECISIONS if cuda_linear(weight, None, p) is not None]
+
+    assert can(48, 64) == PRECISIONS
+    assert can(48, 48) == ["int8", "fp8"]
+    assert can(33, 64) == ["int8", "int4"]
+    assert can(33, 7) == ["int8"]
+
+
+def test_int8_in_half_precision_is_not_left_to_torchao() -> None:
+    """It sums codes first, and 64 products of a code of 127 and a 10 exceed 65504."""
+    weight, x = torch.full((4, 64), 0.5, dtype=torch.half), torch.full((1, 64), 10.0).half()
+    layer = cuda_linear(weight, None, "int8")
+    assert layer is not None
+    assert torch.isinf(layer(x)).all()
+    torch.testing.assert_close(WeightOnlyLinear(weight, None)(x), torch.full((1, 4), 320.0).half())
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's layers get what they would get on CUDA."""
+
+    def on_cuda(
+        weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision, team: object
+    ) -> QuantizedLinear | None:
+        return cuda_linear(weight, bias, precision)
+
+    monkeypatch.setattr(quantize, "quantized_linear", on_cuda)
+    monkeypatch.setattr(quantize, "is_on_cuda", lambda _: True)
+    monkeypatch.setattr(quantize, "is_experts", lambda _: False)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+def test_quantised_engines_give_what_their_module_gives(
+    int4_kernels: None, as_on_cuda: None, precision: Precision, family: str
+) -> None:
+    plain = tiny_model(family)
+    for parameter in plain.parameters():  # the scale of trained weights, not of varied output
+        parameter.data.mul_(0.5)
+    module = copy.deepcopy(plain).to(torch.bfloat16)
+    head = module.get_output_embeddings()
+    name, probe = quantize.check_and_quantize(module, precision, torch.bfloat16, None)
+    assert module.get_output_embeddings() is head
+    left = [] if family == "gemma2" else ["lm_head"]  # tied: it is the embedding
+    if precision == "int4":  # 48 inputs, no multiple of the group
+        left.insert(0, "dense_4h_to_h" if family == "gpt_neox" else "down_proj")
+    assert name == (f"{precision} (not: {', '.join(left)})" if left else precision)
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in (3, 17, 9)]
+    engine = make_engine(module, probe=probe)
+    off, off_plain = [], []
+    for prompt, result in zip(prompts, generate_all(engine, prompts, greedy(1)), strict=True):
+        entry = result.logprobs[0]
+        for reference, found in ((module, off), (plain, off_plain)):
+            logprobs = reference_greedy(reference, prompt, 1)[1][0]
+            found += [
+                abs(a - float(logprobs[i]))
+                for i, a in zip(entry.top_ids, entry.top_logprobs, strict=True)
+            ]
+    assert max(off) < 0.1  # of bfloat16, in another batch
+    assert max(off_plain) < {"int8": 0.15, "int4": 1.0, "fp8": 0.4}[precision]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_fused_modules_are_quantised_as_they_are(
+    as_on_cuda: None, precision: Precision, family: str
+) -> None:
+    pytest.importorskip("triton")
+    from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
+    from stonechat_models.backends.transformers.fused.replace import fuse_modules
+
+    module = tiny_model(family)
+    for parameter in module.parameters():  # the scale of trained weights, not of varied output
+        parameter.data.mul_(0.5)
+    module = module.to(torch.bfloat16)
+    own = copy.deepcopy(module)
+    probe = self_check(module, CPU, VOCAB_SIZE)
+    fuse_modules(module)
+    name, _ = quantize.check_and_quantize(module, precision, torch.bfloat16, None, probe=probe)
+    assert name == f"{precision} (not: lm_head)"
+    quantised = [n for n, m in module.named_modules() if isinstance(m, QuantizedLinear)]
+    ends = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+    assert [n.rpartition(".")[2] for n in quantised] == [*ends, *ends]
+    prompt = [5, 9, 11, 30, 7, 8, 100]
+    result = generate_all(make_engine(module, TritonBackend(16), probe=probe), [prompt], greedy(2))
+    entry, expected = result[0].logprobs[0], reference_greedy(own, prompt, 1)[1][0]
+    off = [abs(a - float(expected[i])) for i, a in zip(entry.top_ids, entry.top_logprobs)]
+    assert max(off) < {"int8": 0.1, "fp8": 0.3}[precision]
+
+
+def test_what_is_left_is_named(int4_kernels: None, as_on_cuda: None) -> None:
+    module = tiny_model("qwen3_moe").to(torch.bfloat16)
+    before = quantize.weight_bytes(module)
+    name, _ = quantize.check_and_quantize(module, "int8", torch.bfloat16, None)
+    assert name == "int8 (not: down_proj, gate_up_proj, lm_head)"
+    replaced = [m for m in module.modules() if isinstance(m, TorchaoLinear)]
+    assert len(replaced) == 2 * 4
+    saved = sum(m.in_features * m.out_features * 2 - m.num_bytes for m in replaced)
+    assert quantize.weight_bytes(module) == before - saved
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "qwen3_moe"])
+def test_the_survey_knows_the_sizes(
+    int4_kernels: None,
+    as_on_cuda: None,
+    family: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(device, "choose_device", lambda _: cuda)
+    monkeypatch.setattr(device, "free_memory", lambda _: 1 << 33)
+    monkeypatch.setattr(device, "total_memory", lambda _: 1 << 34)
+    sizes = {"hidden_size": 96, "intermediate_size": 200, "vocab_size": 512}
+    module = tiny_model(family, **sizes).to(torch.bfloat16)
+    module.save_pretrained(tmp_path)
+
+    def forms(**changes: object) -> dict[str, ServingForm]:
+        config = EngineConfig(model=str(tmp_path), **changes)  # type: ignore[arg-type]
+        return {form.name: form for form in survey_model(config, lambda line: None).forms}
+
+    found = forms()
+    for precision in PRECISIONS:
+        copied = copy.deepcopy(module)
+        quantize.quantize_module(copied, precision, None)
+        assert found[precision].weight_bytes == pytest.approx(
+            quantize.weight_bytes(copied), rel=0.01
+        )
+        assert [n for n, f in forms(quantize=precision).items() if f.is_default] == [precision]
+    assert (
+        found["fp8"].kv_bytes_per_token == 2 * forms(kv_cache_dtype="fp8")["fp8"].kv_bytes_per_token
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (8, 0))
+    assert not {"fp8"} & set(forms())
+    config = EngineConfig(model=str(tmp_path), quantize="fp8")
+    assert "has 8.0" in str(survey_model(config, lambda line: None).refusal)
+
+
+def test_layers_on_cuda_get_that_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnCuda:
+        """As much of a weight as the choice looks at."""
+
+        device = torch.device("cuda", 0)
+        shape = torch.Size((4, 4))
+
+        def __init__(self, dtype: torch.dtype) -> None:
+            self.dtype = dtype
+
+    monkeypatch.setattr(linear, "cuda_linear", lambda *given: ("for CUDA", *given))
+    monkeypatch.setattr(linear, "WeightOnlyLinear", lambda *given: ("own", *given))
+    bfloat16, half = OnCuda(torch.bfloat16), OnCuda(torch.half)
+    for precision in PRECISIONS:
+        chosen = linear.quantized_linear(bfloat16, None, precision, None)  # type: ignore[arg-type]
+        assert chosen == ("for CUDA", bfloat16, None, precision)
+    chosen = linear.quantized_linear(half, None, "int8", None)  # type: ignore[arg-type]
+    assert chosen == ("own", half, None)

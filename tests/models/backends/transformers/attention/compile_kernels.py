@@ -1,0 +1,200 @@
+"""Compiles the Triton kernels for GPUs that need not be there; run by `test_triton_compiles`.
+
+Prints one JSON object a kernel: its name, what it was compiled for, its shared memory in bytes,
+whether its machine code uses tensor cores, and the bytes of its threads' stacks.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from stonechat_models.backends.transformers.attention.triton_backend import (
+    decode_tile,
+    prefill_tile,
+)
+from stonechat_models.backends.transformers.attention.triton_decode import (
+    combine_kernel,
+    decode_kernel,
+)
+from stonechat_models.backends.transformers.attention.triton_prefill import prefill_kernel
+from stonechat_models.backends.transformers.fused.kernels import (
+    gated_kernel,
+    rms_norm_kernel,
+    turn_and_store_kernel,
+)
+from stonechat_models.backends.transformers.fused.rotary import HEADS_AT_ONCE, NUM_WARPS
+
+ELEMENTS = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float8_e4m3fn: "fp8e4nv",
+}
+OWN_DTYPE = {"query", "sinks", "output"}
+KV_DTYPE = {"keys", "values"}
+FUSED = {
+    "x",
+    "added",
+    "summed",
+    "weight",
+    "gate_up",
+    "qkv",
+    "cosines",
+    "sines",
+    "query_weight",
+    "key_weight",
+}
+FLOAT32 = {"partial", "peaks", "totals"}
+INT32 = {"query_start", "context_lens", "block_table"}
+INT64 = {"slots"}
+FLOATS = {"scaling", "softcap", "epsilon", "offset", "query_epsilon", "key_epsilon", "limit"}
+SHAPES = [  # dtype, head size, group, window and soft cap
+    (torch.bfloat16, 128, 4, False),
+    (torch.float16, 64, 3, False),
+    (torch.bfloat16, 256, 2, True),
+    (torch.bfloat16, 80, 1, False),
+    (torch.float32, 32, 1, False),
+]
+
+
+def argument_type(
+    name: str, dtype: torch.dtype, kv_dtype: torch.dtype, constants: dict[str, Any]
+) -> str:
+    if name in constants:
+        return "constexpr"
+    if name in OWN_DTYPE | FUSED:
+        return f"*{ELEMENTS[dtype]}"
+    if name in KV_DTYPE:
+        return f"*{ELEMENTS[kv_dtype]}"
+    if name in FLOAT32:
+        return "*fp32"
+    if name in INT32:
+        return "*i32"
+    if name in INT64:
+        return "*i64"
+    return "fp32" if name in FLOATS else "i32"
+
+
+def compile_kernel(
+    kernel, dtype, constants, num_warps, num_stages, capability, kv_dtype=None
+) -> None:
+    kv_dtype = kv_dtype or dtype
+    signature = {n: argument_type(n, dtype, kv_dtype, constants) for n in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*") or name.startswith("stride_")
+    }
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages},
+    )
+    assembly = compiled.asm["ptx"]
+    result = {
+        "kernel": kernel.__name__,
+        "capability": capability,
+        "dtype": str(dtype),
+        "kv_dtype": str(kv_dtype),
+        "shared": compiled.metadata.shared,
+        "tensor_cores": "wgmma" in assembly or "mma.sync" in assembly,
+        "converts_fp8": "e4m3x2" in assembly,
+        "stack": stack_bytes(compiled.asm["cubin"]),
+        "cubin_bytes": len(compiled.asm["cubin"]),
+    }
+    print(json.dumps(result), flush=True)
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """Bytes a thread keeps outside its registers, which is where it spills them to."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
+    return max(int(n) for n in re.findall(r"STACK:(\d+)", done.stdout))
+
+
+def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None:
+    padded = max(16, triton.next_power_of_2(size))
+    shape = {
+        "GROUP": group,
+        "BLOCK_SIZE": 16,
+        "DK": size,
+        "DV": size,
+        "BLOCK_DK": padded,
+        "BLOCK_DV": padded,
+        "HAS_SOFTCAP": window,
+        "HAS_WINDOW": window,
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "UPCAST": False,
+    }
+    tile = decode_tile(group, padded, dtype)
+    constants = {**shape, "NUM_SPLITS": 16, "BLOCK_M": tile.rows, "BLOCK_K": tile.keys}
+    launch = (tile.num_warps, tile.num_stages, capability, kv_dtype)
+    compile_kernel(decode_kernel, dtype, constants, *launch)
+    tile = prefill_tile(group, padded, dtype)
+    constants = {
+        **shape,
+        "BLOCK_Q": tile.rows // group,
+        "BLOCK_M": tile.rows,
+        "BLOCK_K": tile.keys,
+        "HAS_SINKS": True,
+        "MIN_QUERIES": 2,
+    }
+    launch = (tile.num_warps, tile.num_stages, capability, kv_dtype)
+    compile_kernel(prefill_kernel, dtype, constants, *launch)
+    if kv_dtype is not None:  # the sum of splits reads neither keys nor values
+        return
+    constants = {"NUM_SPLITS": 16, "DV": size, "BLOCK_DV": padded, "HAS_SINKS": True}
+    compile_kernel(combine_kernel, dtype, constants, 4, 2, capability)
+
+
+def compile_fused(dtype, capability) -> None:
+    for adds in (False, True):
+        norm = {"SIZE": 4096, "BLOCK": 4096, "ROUNDS_FIRST": True, "ADDS": adds}
+        compile_kernel(rms_norm_kernel, dtype, norm, 8, 3, capability)
+    for gelu in (False, True):
+        gated = {"SIZE": 14336, "BLOCK": 1024, "GELU": gelu}
+        compile_kernel(gated_kernel, dtype, gated, 4, 3, capability)
+    for size in (128, 256, 80):
+        compile_turn(dtype, dtype, capability, size)
+
+
+def compile_turn(dtype, kv_dtype, capability, size) -> None:
+    constants = {
+        "HEADS": 32,
+        "KV_HEADS": 8,
+        "SIZE": size,
+        "ROTARY": size // 2 if size == 80 else size,
+        "ANGLES": size // 2,
+        "BLOCK": triton.next_power_of_2(size),
+        "BLOCK_HEADS": HEADS_AT_ONCE,
+        "HAS_NORM": True,
+        "ROUNDS_FIRST": True,
+        "CLAMPS": kv_dtype != dtype,
+    }
+    launch = (NUM_WARPS, 3, capability, kv_dtype)
+    compile_kernel(turn_and_store_kernel, dtype, constants, *launch)
+
+
+if __name__ == "__main__":
+    for case in SHAPES:
+        compile_shape(*case, 90)
+    compile_shape(*SHAPES[0], 80)
+    for case, capability in ((SHAPES[0], 89), (SHAPES[0], 90), (SHAPES[1], 90)):
+        compile_shape(*case, capability, kv_dtype=torch.float8_e4m3fn)
+    for capability in (80, 90):
+        compile_fused(torch.bfloat16, capability)
+    for capability in (89, 90):
+        compile_turn(torch.bfloat16, torch.float8_e4m3fn, capability, 128)

@@ -1,0 +1,179 @@
+"""The trial of attention backends at the start, with backends that compute something else."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stonechat_models.backends.transformers.attention import choose
+from stonechat_models.backends.transformers.attention.backend import AttentionSpec
+from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.attention.interface import ProbeContext
+from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
+from stonechat_models.backends.transformers.attention.trial import (
+    LayerKind,
+    Trial,
+    TrialError,
+    common_kinds,
+)
+from stonechat_models.errors import ModelLoadError
+
+CPU = torch.device("cpu")
+KINDS = [
+    *common_kinds(),
+    LayerKind(4, 1, 32, 16, AttentionSpec(0.2, 4096, 30.0, torch.zeros(4))),
+]
+
+
+def trial(dtype=torch.float32, kinds=KINDS, kv_dtype=None):
+    return Trial(CPU, dtype, kv_dtype or dtype, 16, kinds)
+
+
+class Lying(SdpaBackend):
+    """The reference but for one thing."""
+
+    def __init__(self, change_spec=lambda spec: spec, change_output=lambda batch, output: output):
+        self.change_spec = change_spec
+        self.change_output = change_output
+
+    def attend(self, query, kv, batch, spec):
+        output = super().attend(query, kv, batch, self.change_spec(spec))
+        return self.change_output(batch, output)
+
+
+def is_prefill(batch):
+    return batch.num_tokens > batch.num_seqs
+
+
+def one_token_zeroed(batch, output):
+    if is_prefill(batch):
+        output[75] = 0  # in the chunk behind a cached prefix
+    return output
+
+
+LIES = {
+    "no window": Lying(lambda spec: replace(spec, sliding_window=None)),
+    "window off by one": Lying(
+        lambda spec: spec if spec.sliding_window is None else replace(spec, sliding_window=99)
+    ),
+    "no soft cap": Lying(lambda spec: replace(spec, softcap=None)),
+    "no sinks": Lying(lambda spec: replace(spec, sinks=None)),
+    "scaling": Lying(lambda spec: replace(spec, scaling=spec.scaling * 1.5)),
+    "heads swapped": Lying(change_output=lambda batch, output: output.flip(1)),
+    "one token": Lying(change_output=one_token_zeroed),
+    "NaN": Lying(change_output=lambda batch, output: output.log()),
+    "shape": Lying(change_output=lambda batch, output: output[:, :1]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", [SdpaBackend(), BatchedBackend()], ids=lambda b: b.name)
+def test_right_backends_pass(backend, dtype):
+    trial(dtype).run(backend)
+
+
+def test_right_backends_pass_with_a_float8_cache():
+    trial(torch.bfloat16, kv_dtype=torch.float8_e4m3fn).run(BatchedBackend())
+
+
+@pytest.mark.parametrize("backend", LIES.values(), ids=LIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_wrong_results_are_found(backend, dtype):
+    with pytest.raises(TrialError, match=r"is off by [\d.inf]+ of a token's largest number"):
+        trial(dtype).run(backend)
+
+
+def test_triton_passes_in_the_interpreter():
+    pytest.importorskip("triton")
+    from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
+
+    trial(torch.bfloat16).run(TritonBackend(16))
+
+
+def test_a_models_kinds_of_layers_are_tried():
+    probe = ProbeContext([0, 3])
+    plain = AttentionSpec(0.1)
+    specs = [plain, plain, replace(plain, sliding_window=8), plain]
+    for layer, spec in enumerate(specs):
+        tensors = (torch.randn(3, heads, 8) for heads in (4, 2, 2))
+        probe.attend(layer, *tensors, spec)
+    assert [kind.spec.sliding_window for kind in probe.kinds] == [None, 8]
+    assert {(k.num_heads, k.num_kv_heads, k.key_size, k.value_size) for k in probe.kinds} == {
+        (4, 2, 8, 8)
+    }
+
+
+class Raising(SdpaBackend):
+    def attend(self, *args):
+        raise RuntimeError("no kernel image is available\nand pages of more")
+
+
+@pytest.fixture
+def offered(monkeypatch):
+    """Backends that `choose_attention` finds, by name, as if on CUDA; trials run on the CPU."""
+    backends = {"triton": Lying(), "batched": Lying(), "sdpa": Lying()}
+    reasons = {"flashinfer": "FlashInfer is not installed"}
+    monkeypatch.setattr(choose, "_build", lambda name, device: backends[name])
+    monkeypatch.setattr(choose, "_why_not", lambda name, device: reasons.get(name))
+    return backends
+
+
+CUDA = torch.device("cuda", 0)
+
+
+def test_auto_falls_back_and_tells_why(offered):
+    said = []
+    offered["triton"] = LIES["heads swapped"]
+    chosen = choose.choose_attention("auto", CUDA, trial(), said.append)
+    assert chosen is offered["batched"]
+    (line,) = said
+    assert line.startswith("not using triton attention: decode of 8 heads of 64 over 2")
+    offered["batched"] = Raising()
+    assert choose.choose_attention("auto", CUDA, trial(), said.append) is offered["sdpa"]
+    assert said[-1] == "not using batched attention: no kernel image is available"
+
+
+def test_nothing_works(offered):
+    offered.update(dict.fromkeys(offered, Raising()))
+    with pytest.raises(ModelLoadError, match=r"no attention .* sdpa: no kernel image is available"):
+        choose.choose_attention("auto", CUDA, trial())
+
+
+def test_who_insists_gets_an_error_with_the_figures(offered):
+    offered["triton"] = LIES["NaN"]
+    with pytest.raises(ModelLoadError, match=r"triton attention .* off by inf .* 0\.001 is round"):
+        choose.choose_attention("triton", CUDA, trial())
+
+
+def test_what_is_right_is_taken(offered):
+    assert choose.choose_attention("auto", CUDA, trial()) is offered["triton"]
+    assert choose.choose_attention("auto", CUDA) is offered["triton"]
+
+
+def test_nothing_is_tried_elsewhere():
+    assert choose.choose_attention("auto", CPU, trial()).name == "batched"
+    assert choose.choose_attention("sdpa", CPU, trial()).name == "sdpa"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
+def test_the_trial_of_a_model_is_of_its_own_layers(family):
+    from stonechat_models.backends.transformers.model import TransformersModel
+    from tests.models.engines import model_info
+    from tests.models.tiny_models import tiny_model
+
+    model = TransformersModel(tiny_model(family), model_info(), SdpaBackend())
+    model.attention_trial.run(BatchedBackend())
+    features = {
+        (k.spec.sliding_window is not None, k.spec.softcap is not None, k.spec.sinks is not None)
+        for k in model.attention_trial.kinds
+    }
+    assert (
+        features
+        == {
+            "llama": {(False, False, False)},
+            "gemma2": {(True, True, False), (False, True, False)},
+            "gpt_oss": {(True, False, True), (False, False, True)},
+        }[family]
+    )
+    model.set_attention(BatchedBackend())
+    assert model.info.attention_backend == "batched"

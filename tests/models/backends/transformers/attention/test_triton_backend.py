@@ -1,0 +1,164 @@
+"""The Triton kernels against the reference backend in float64.
+
+Without CUDA they run in Triton's interpreter, which shows that their results are right, not that
+they compile or how fast they are.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from stonechat_models.backends.quantization.device_support import FP8_KV_CAPABILITY
+from stonechat_models.backends.transformers.attention.backend import AttentionSpec
+from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
+from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
+from stonechat_models.backends.transformers.kv_cache import LayerKV
+from tests.models.backends.transformers.attention.packed import packed_batch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+DECODES = [(1, 1), (1, 7), (1, 65), (1, 130), (1, 64)]
+PREFILLS = [(5, 5), (40, 40), (2, 70), (33, 90)]
+MIXED = [(1, 30), (7, 7), (1, 1), (20, 75), (1, 100)]
+
+
+def check(
+    lengths,
+    *,
+    heads=(4, 2),
+    sizes=(64, 64),
+    block_size=16,
+    dtype=torch.float32,
+    kv_dtype=None,
+    num_programs=16,
+    seed=0,
+    **spec,
+):
+    generator = torch.Generator().manual_seed(seed)
+    num_blocks = sum(-(-c // block_size) for _, c in lengths) + 3
+    batch = packed_batch(lengths, block_size, num_blocks, generator, DEVICE)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE)
+
+    # Laid out [H, T, D] like a model's projections after its rotary embedding.
+    query = random(heads[0], batch.num_tokens, sizes[0]).transpose(0, 1)
+    keys = random(num_blocks * block_size, heads[1], sizes[0]).to(kv_dtype or dtype)
+    values = random(num_blocks * block_size, heads[1], sizes[1]).to(kv_dtype or dtype)
+    if "sinks" in spec:
+        spec["sinks"] = random(heads[0])
+    full = AttentionSpec(**{"scaling": sizes[0] ** -0.5, **spec})
+    kv = LayerKV(keys, values, block_size)
+    actual = TritonBackend(num_programs).attend(query, kv, batch, full)
+    if full.sinks is not None:
+        full = replace(full, sinks=full.sinks.double())
+    expected = SdpaBackend().attend(query.double(), kv, batch, full)
+    assert actual.dtype == dtype
+    assert actual.is_contiguous()
+    error = (actual.double() - expected).abs().max() / expected.abs().max()
+    assert error < TOLERANCE[dtype], float(error)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("lengths", [DECODES, PREFILLS, MIXED], ids=["decode", "prefill", "mixed"])
+def test_dtypes(lengths, dtype):
+    check(lengths, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("lengths", [DECODES, PREFILLS, MIXED], ids=["decode", "prefill", "mixed"])
+def test_fp8_keys_and_values(lengths, dtype):
+    if DEVICE == "cuda" and torch.cuda.get_device_capability() < FP8_KV_CAPABILITY:
+        pytest.skip("Triton converts no float8 here")
+    check(lengths, dtype=dtype, kv_dtype=torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (9, 3), (7, 1), (8, 2), (20, 1)], ids=str)
+def test_head_groups(heads):
+    check(MIXED, heads=heads, sizes=(32, 32))
+
+
+@pytest.mark.parametrize("sizes", [(16, 16), (80, 80), (96, 96), (128, 128), (72, 40), (256, 256)])
+def test_head_sizes(sizes):
+    check(MIXED, sizes=sizes, heads=(2, 1))
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 24, 32, 128])
+def test_block_sizes(block_size):
+    check(MIXED, block_size=block_size, sizes=(32, 32))
+
+
+@pytest.mark.parametrize("window", [1, 6, 32, 33, 500])
+def test_sliding_window(window):
+    check(MIXED, sliding_window=window, sizes=(32, 32))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"softcap": 3.0},
+        {"sinks": True},
+        {"scaling": 1.0},
+        {"softcap": 2.0, "sinks": True, "sliding_window": 20, "scaling": 0.3},
+    ],
+    ids=lambda spec: "-".join(spec),
+)
+@pytest.mark.parametrize("lengths", [DECODES, PREFILLS], ids=["decode", "prefill"])
+def test_what_layers_ask_for(lengths, spec):
+    check(lengths, sizes=(32, 32), **spec)
+
+
+@pytest.mark.parametrize("num_programs", [1, 4, 64, 1000])
+def test_any_number_of_splits(num_programs):
+    check([(1, 300)], num_programs=num_programs, heads=(2, 1), sizes=(32, 32), sinks=True)
+
+
+def test_number_of_splits():
+    backend = TritonBackend(num_programs=264)
+    assert backend.num_splits(1, 8, 131072, 64) == 32
+    assert backend.num_splits(64, 8, 131072, 64) == 1
+    assert backend.num_splits(1, 8, 130, 64) == 2
+    assert backend.num_splits(1, 1, 10**6, 64) == 64
+
+
+def test_large_scores_do_not_overflow():
+    check(DECODES, sizes=(32, 32), scaling=300.0)
+    check(DECODES, sizes=(32, 32), scaling=300.0, softcap=50.0)
+
+
+def test_a_padding_row_gives_zeros():
+    """A sequence of no context, as the unused rows of a CUDA graph's buffers are."""
+    generator = torch.Generator().manual_seed(0)
+    batch = packed_batch([(1, 40), (1, 0)], 16, 8, generator, DEVICE)
+    query = torch.randn(2, 4, 32, generator=generator).to(DEVICE)
+    cache = torch.randn(128, 2, 32, generator=generator).to(DEVICE)
+    kv = LayerKV(cache, cache, 16)
+    output = TritonBackend(16).attend(query, kv, batch, AttentionSpec(scaling=1.0))
+    assert torch.isfinite(output).all()
+    assert (output[1] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_batches(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    lengths = []
+    for _ in range(draw(1, 9)):
+        context = draw(1, 150)
+        lengths.append((1 if draw(0, 2) else draw(1, context + 1), context))
+    kv_heads = draw(1, 4)
+    check(
+        lengths,
+        heads=(kv_heads * draw(1, 9), kv_heads),
+        sizes=(8 * draw(1, 13),) * 2,
+        block_size=draw(1, 40),
+        num_programs=draw(1, 100),
+        seed=seed,
+        sliding_window=draw(1, 200) if draw(0, 2) else None,
+    )

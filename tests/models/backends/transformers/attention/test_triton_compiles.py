@@ -1,0 +1,42 @@
+"""The Triton kernels compile to machine code for GPUs of two generations, with no GPU at hand."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+MATRIX_KERNELS = {"decode_kernel", "prefill_kernel"}
+FUSED_KERNELS = {"rms_norm_kernel", "gated_kernel", "turn_and_store_kernel"}
+SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+"""Most bytes of shared memory that a block can have, by compute capability."""
+
+
+def test_kernels_compile(tmp_path):
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.models.backends.transformers.attention.compile_kernels"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(compiled) == 6 * 3 + 3 * 2 + 2 * 7 + 2
+    for kernel in compiled:
+        assert kernel["cubin_bytes"] > 0
+        assert kernel["shared"] <= SHARED_MEMORY[kernel["capability"]], kernel
+        assert ("float8" in kernel["kv_dtype"]) == kernel["converts_fp8"], kernel
+        if kernel["kernel"] in FUSED_KERNELS:
+            assert kernel["stack"] == 0, kernel
+        if kernel["kernel"] in MATRIX_KERNELS and kernel["dtype"] != "torch.float32":
+            assert kernel["tensor_cores"], kernel

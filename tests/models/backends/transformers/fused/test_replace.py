@@ -1,0 +1,319 @@
+"""Fused modules in place of a model's own: the same numbers, and nothing replaced that differs."""
+
+import copy
+import weakref
+from collections import Counter
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+pytest.importorskip("triton")
+
+from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.attention.interface import ProbeContext
+from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
+from stonechat_models.backends.transformers.fused.attention import FusedAttention
+from stonechat_models.backends.transformers.fused.layer import FusedDecoderLayer
+from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
+from stonechat_models.backends.transformers.fused.replace import fuse_modules
+from stonechat_models.backends.transformers.model import TransformersModel
+from stonechat_models.backends.transformers.packing_check import packed_forward, self_check
+from stonechat_models.backends.transformers.quantize import quantize_module
+from stonechat_models.errors import UnsupportedModelError
+from tests.models.backends.transformers.attention.packed import packed_batch
+from tests.models.engines import (
+    CPU,
+    generate_all,
+    greedy,
+    make_engine,
+    model_info,
+    reference_greedy,
+)
+from tests.models.launches import WAITS, counted_launches
+from tests.models.tiny_models import COMMON, VOCAB_SIZE, tiny_model
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ONE_LAYER = {"num_hidden_layers": 1}
+GRANITE = {"attention_multiplier": 0.2, "residual_multiplier": 0.3}
+GLM = {"head_dim": 16, "use_qk_norm": True, "first_k_dense_replace": 1}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+}
+BIASED = {"attention_bias": True, "mlp_bias": True}
+needs_interpreter = pytest.mark.skipif(DEVICE == "cuda", reason="counts what the interpreter runs")
+
+
+@torch.inference_mode()
+def logits(module):
+    """Of two packed sequences; `self_check` must have set the attention function."""
+    ids = torch.arange(9, device=DEVICE) * 23 % VOCAB_SIZE
+    positions = torch.cat([torch.arange(5), torch.arange(4)]).to(DEVICE)
+    return packed_forward(module, ids, positions, ProbeContext([0, 5, 9])).float()
+
+
+def counts(norms=0, mlps=0, attentions=0, layers=0):
+    kinds = (FusedRMSNorm, MergedMLP, FusedAttention, FusedDecoderLayer)
+    pairs = zip(kinds, (norms, mlps, attentions, layers), strict=True)
+    return Counter({kind.__name__: n for kind, n in pairs if n})
+
+
+def checked(module):
+    return self_check(module, torch.device(DEVICE), VOCAB_SIZE)
+
+
+def shaken(module):
+    """Norms that are not all ones, and biases that are not zero."""
+    for name, parameter in module.named_parameters():
+        if "norm" in name or "bias" in name or "sinks" in name:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return module.to(DEVICE)
+
+
+def from_config(name, **own):
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**{**COMMON, **own})
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+# Of each: norms a layer, those of heads too, and one at the end; an MLP a layer where it is gated.
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("mistral", counts(3, 1, 1, 1)),
+        ("qwen2", counts(3, 1, 1, 1)),
+        ("qwen3", counts(5, 1, 1, 1)),
+        ("phi3", counts(3, 1, 1, 1)),
+        ("mixtral", counts(3, 0, 1, 1)),
+        ("qwen3_moe", counts(5, 0, 1, 1)),
+        ("gpt_oss", counts(5, 0, 2, 2)),
+        ("gemma2", counts(9, 2, 2)),
+        ("gemma3", counts(19, 3, 3)),
+        ("gpt_neox", counts()),
+    ],
+)
+def test_families(family, expected):
+    changes = {} if family[0] == "g" else {"num_hidden_layers": 1}  # those have layers of two kinds
+    module = shaken(tiny_model(family, **changes))
+    probe = checked(module)
+    before = logits(module)
+    assert fuse_modules(module) == expected
+    torch.testing.assert_close(logits(module), before, rtol=1e-4, atol=1e-4)
+    assert not fuse_modules(module)
+    assert probe.shapes.keys() == set(range(module.config.num_hidden_layers))
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "expected"),
+    [
+        ("SmolLM3Config", {"no_rope_layers": [1, 0]}, counts(5, 2, 2, 2)),
+        ("GraniteConfig", ONE_LAYER | GRANITE, counts(3, 1, 1)),
+        ("Glm4MoeConfig", ONE_LAYER | GLM, counts(5, 1, 1, 1)),
+        ("LlamaConfig", ONE_LAYER | BIASED, counts(3, 1, 1, 1)),
+        ("GemmaConfig", ONE_LAYER | {"head_dim": 16}, counts(3, 1, 1, 1)),
+        ("Qwen2MoeConfig", ONE_LAYER | EXPERTS, counts(3, 1, 1, 1)),  # the MLP of its shared expert
+        ("ArceeConfig", ONE_LAYER, counts(3, 0, 1, 1)),  # its MLP has no gate
+        ("Exaone4Config", ONE_LAYER | {"layer_types": ["full_attention"]}, counts(5, 1, 1)),
+        ("ApertusConfig", ONE_LAYER, counts(5, 0, 1)),
+        ("Starcoder2Config", ONE_LAYER, counts(0, 0, 1)),
+        ("Olmo2Config", ONE_LAYER, counts(5, 1)),  # norms over all heads at once
+        ("OlmoConfig", ONE_LAYER | {"clip_qkv": 1e-3}, counts(0, 1)),
+        ("CohereConfig", ONE_LAYER, counts(0, 1)),  # turns pairs of neighbours
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_families(name, own, expected):
+    module = shaken(from_config(name, **own))
+    checked(module)
+    before = logits(module)
+    assert fuse_modules(module) == expected
+    torch.testing.assert_close(logits(module), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype):
+    module = shaken(tiny_model("qwen3", num_hidden_layers=1)).to(dtype)
+    checked(module)
+    before = logits(module)
+    assert fuse_modules(module) == counts(5, 1, 1, 1)
+    assert (logits(module) - before).abs().max() < 0.1 * before.std()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the engines of tests are on the CPU")
+@pytest.mark.parametrize(("family", "row_multiple"), [("qwen3", 8), ("gemma3", 1), ("gpt_oss", 1)])
+def test_token_by_token(family, row_multiple):
+    """Chunked prefill and decoding in one batch; the rows of steps filled up to a multiple."""
+    module = shaken(tiny_model(family))
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [3], [9, 8, 7]]
+    references = [reference_greedy(module, prompt, 3) for prompt in prompts]
+    probe = checked(module)
+    assert fuse_modules(module)["FusedAttention"]
+    engine = make_engine(
+        module, BatchedBackend(), probe=probe, row_multiple=row_multiple, max_batch_tokens=6
+    )
+    results = generate_all(engine, prompts, greedy(3))
+    assert [r.token_ids for r in results] == [token_ids for token_ids, _ in references]
+    for result, (_, logprobs) in zip(results, references, strict=True):
+        for row, entry in zip(logprobs, result.logprobs, strict=True):
+            assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-4)
+
+
+def test_merged_weights_are_held_once():
+    module = tiny_model("qwen2").to(DEVICE)
+    checked(module)
+    num_parameters = sum(p.numel() for p in module.parameters())
+    layer = module.model.layers[1]
+    parts = (layer.self_attn, layer.mlp)
+    weights = [weakref.ref(p) for part in parts for p in part.parameters()]
+    kept = {layer.self_attn.o_proj.weight.data_ptr(), layer.mlp.down_proj.weight.data_ptr()}
+    del layer, parts
+    fuse_modules(module)
+    alive = {parameter.data_ptr() for ref in weights if (parameter := ref()) is not None}
+    assert alive == kept
+    assert sum(p.numel() for p in module.parameters()) == num_parameters
+    attention, mlp = module.model.layers[1].self_attn, module.model.layers[1].mlp
+    assert type(attention.qkv_proj) is type(mlp.gate_up_proj) is nn.Linear
+    assert attention.qkv_proj.bias is not None
+
+
+def fuse_with(change):
+    """What is fused of a model whose first layer was changed."""
+    module = tiny_model("llama", num_hidden_layers=1).to(DEVICE)
+    change(module.model.layers[0])
+    checked(module)
+    before = logits(module)
+    replaced = fuse_modules(module)
+    torch.testing.assert_close(logits(module), before, rtol=1e-4, atol=1e-4)
+    return replaced
+
+
+def test_attention_that_does_something_else_stays():
+    def scale_far_queries(layer):
+        own = layer.self_attn.forward
+
+        def forward(hidden_states, position_ids=None, **kwargs):
+            far = 1.0 + (position_ids > 100).float().unsqueeze(-1).to(hidden_states.dtype)
+            return own(hidden_states * far, position_ids=position_ids, **kwargs)
+
+        layer.self_attn.forward = forward
+
+    assert fuse_with(scale_far_queries) == counts(3, 1)
+
+
+@pytest.mark.parametrize("extra", [nn.Linear(4, 4), nn.ReLU()], ids=["weights", "function"])
+def test_attention_with_a_part_that_is_not_known_stays(extra):
+    assert fuse_with(lambda layer: layer.self_attn.add_module("extra", extra)) == counts(3, 1)
+
+
+def test_attention_of_a_class_that_is_not_known_stays():
+    def rename(layer):
+        own = type(layer.self_attn)
+        layer.self_attn.__class__ = type("OtherAttention", (own,), {})
+
+    assert fuse_with(rename) == counts(3, 1)
+
+
+def test_a_layer_that_does_something_else_stays():
+    def double(layer):
+        own = layer.forward
+        layer.forward = lambda *args, **kwargs: 2 * own(*args, **kwargs)
+
+    assert fuse_with(double) == counts(3, 1, 1)
+
+
+def test_fused_attention_refuses_what_it_cannot_do():
+    module = tiny_model("llama", num_hidden_layers=1).to(DEVICE)
+    fuse_modules(module)
+    with pytest.raises(UnsupportedModelError, match="packed"):
+        module(input_ids=torch.tensor([[1, 2, 3]], device=DEVICE), use_cache=False)
+
+
+def test_quantised_after_fusing():
+    """Products that are no plain matrices any more: the sums are made in the norm, or alone."""
+    module = tiny_model("llama", hidden_size=64, intermediate_size=96, num_hidden_layers=1)
+    checked(module)
+    expected = copy.deepcopy(module)
+    fuse_modules(module)
+    assert quantize_module(module, "int8", None) == "int8"
+    assert quantize_module(expected, "int8", None) == "int8"
+    torch.testing.assert_close(logits(module), logits(expected), rtol=1e-3, atol=1e-3)
+
+
+def launches_of_step(num_layers, is_fused, monkeypatch):
+    """Of a decode step of two sequences."""
+    module = tiny_model("qwen3", num_hidden_layers=num_layers).to(torch.bfloat16)
+    probe = self_check(module, CPU, VOCAB_SIZE)
+    if is_fused:
+        fuse_modules(module)
+    model = TransformersModel(module, model_info(), TritonBackend(16), probe=probe)
+    model.allocate_kv_cache(16, 16)
+    batch = packed_batch([(1, 5), (1, 7)], 16, 8, torch.Generator())
+    batch.logits_index = torch.tensor([0, 1])
+    with counted_launches(monkeypatch) as launches:
+        model.forward(batch)
+    return launches
+
+
+@needs_interpreter
+def test_launches_a_layer(monkeypatch):
+    def a_layer(is_fused):
+        one, two = (launches_of_step(n, is_fused, monkeypatch) for n in (1, 2))
+        assert not WAITS & two.keys()
+        return two - one
+
+    assert a_layer(False).total() == 57
+    assert a_layer(True) == Counter(
+        {
+            "rms_norm_kernel": 2,
+            "linear": 2,
+            "turn_and_store_kernel": 1,
+            "decode_kernel": 1,
+            "combine_kernel": 1,
+            "addmm_": 2,
+            "gated_kernel": 1,
+        }
+    )
+
+
+def test_what_differs_stays():
+    class OtherRMSNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8))
+            self.eps = 1e-6
+
+        def forward(self, x):
+            return 3 * self.weight * x / x.pow(2).mean(-1, keepdim=True).sqrt()
+
+    class ReluMLP(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_proj, self.up_proj = nn.Linear(8, 16), nn.Linear(8, 16)
+            self.down_proj = nn.Linear(16, 8)
+
+        def forward(self, x):
+            return self.down_proj(nn.functional.relu(self.gate_proj(x)) * self.up_proj(x))
+
+    module = nn.Sequential(OtherRMSNorm(), ReluMLP()).to(DEVICE)
+    assert fuse_modules(module) == counts()
+
+
+def test_a_bias_is_merged_too():
+    class BiasedMLP(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_proj, self.up_proj = nn.Linear(8, 1030), nn.Linear(8, 1030)
+            self.down_proj = nn.Linear(1030, 8)
+
+        def forward(self, x):
+            return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    module = nn.Sequential(BiasedMLP()).to(DEVICE)
+    x = torch.randn(2, 3, 8, device=DEVICE)
+    expected = module(x)
+    assert fuse_modules(module) == counts(mlps=1)
+    torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)

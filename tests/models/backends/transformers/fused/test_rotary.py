@@ -1,0 +1,159 @@
+"""The kernel between projection and attention, against PyTorch operators in transformers' order."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
+from stonechat_models.backends.transformers.fused.rotary import turn_and_store
+from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShape
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NUM_SLOTS = 24
+MARK = 3.0
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 0.0, torch.bfloat16: 4e-2}
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    norm = LlamaRMSNorm(weight.shape[0], eps=1e-5)
+    norm.weight = torch.nn.Parameter(weight)
+    return norm(x)
+
+
+class Case:
+    """Random projected tokens, of which the last ones are padding, and where they go."""
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int = 5,
+        num_padding: int = 0,
+        heads: tuple[int, int] = (4, 2),
+        size: int = 16,
+        rotary: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | None = None,
+        has_norm: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE)
+
+        rows = num_tokens + num_padding
+        self.heads, self.size, self.rotary = heads, size, size if rotary is None else rotary
+        self.qkv = random(rows, (heads[0] + 2 * heads[1]) * size) * scale
+        angles = torch.rand(1, rows, max(2, self.rotary) // 2, generator=generator) * 6
+        angles = torch.cat((angles, angles), dim=-1)
+        self.cos, self.sin = (f(angles).to(dtype).to(DEVICE) for f in (torch.cos, torch.sin))
+        slots = max(NUM_SLOTS, rows)
+        self.slots = torch.randperm(slots, generator=generator)[:num_tokens].to(DEVICE)
+        self.weights = (random(size) + 1.0, random(size) + 1.0) if has_norm else None
+        self.cache = self.new_cache(slots, kv_dtype or dtype)
+
+    def new_cache(self, slots: int, dtype: torch.dtype) -> KVCache:
+        shape = LayerKVShape(self.heads[1], self.size, self.size)
+        cache = KVCache(
+            {0: shape}, num_blocks=slots, block_size=1, dtype=dtype, devices={0: self.qkv.device}
+        )
+        for tensor in (cache.keys[0], cache.values[0]):
+            tensor.copy_(torch.full(tensor.shape, MARK))
+        return cache
+
+    def run(self, angles: int | None = None) -> torch.Tensor:
+        norms = None
+        if self.weights is not None:
+            query, key = (torch.nn.Parameter(weight) for weight in self.weights)
+            norms = (FusedRMSNorm(query, 1e-5, 0.0, True), FusedRMSNorm(key, 1e-5, 0.0, True))
+        with torch.no_grad():
+            return turn_and_store(
+                self.qkv,
+                (self.cos[..., :angles], self.sin[..., :angles]),
+                self.slots,
+                self.cache.keys[0],
+                self.cache.values[0],
+                num_heads=self.heads[0],
+                rotary_size=self.rotary,
+                norms=norms,
+            )
+
+    @torch.no_grad()
+    def expected(self) -> tuple[torch.Tensor, KVCache]:
+        num_heads, num_kv_heads = self.heads
+        sizes = [n * self.size for n in (num_heads, num_kv_heads, num_kv_heads)]
+        query, key, value = (x.unflatten(1, (-1, self.size)) for x in self.qkv.split(sizes, dim=1))
+        if self.weights is not None:
+            query, key = rms_norm(query, self.weights[0]), rms_norm(key, self.weights[1])
+        if self.rotary:
+            first = [x[..., : self.rotary].transpose(0, 1).unsqueeze(0) for x in (query, key)]
+            turned = apply_rotary_pos_emb(*first, self.cos, self.sin)
+            query, key = (
+                torch.cat((new.squeeze(0).transpose(0, 1), x[..., self.rotary :]), dim=-1)
+                for x, new in zip((query, key), turned, strict=True)
+            )
+        cache = self.new_cache(*(self.cache.keys[0].shape[0], self.cache.keys[0].dtype))
+        n = len(self.slots)
+        cache.write(0, self.slots, key[:n], value[:n])
+        return query[:n], cache
+
+    def check(self, angles: int | None = None) -> None:
+        """Bit for bit in float16, where every rounding is the same. The interpreter cuts bfloat16
+        off instead of rounding it."""
+        query, cache = self.expected()
+        found = self.run(angles)[: len(self.slots)]
+        rtol = TOLERANCE[self.qkv.dtype]
+        torch.testing.assert_close(found, query, rtol=rtol, atol=rtol)
+        for actual, wanted in (
+            (self.cache.keys[0], cache.keys[0]),
+            (self.cache.values[0], cache.values[0]),
+        ):
+            torch.testing.assert_close(actual.float(), wanted.float(), rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_dtypes(dtype, has_norm):
+    Case(dtype=dtype, has_norm=has_norm).check()
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (9, 3), (8, 1)], ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 70])
+def test_heads(heads, num_tokens):
+    Case(heads=heads, num_tokens=num_tokens).check()
+
+
+@pytest.mark.parametrize(
+    ("size", "rotary"), [(16, 8), (24, 24), (80, 32), (16, 0), (128, 128)], ids=str
+)
+def test_sizes(size, rotary):
+    Case(size=size, rotary=rotary, has_norm=True).check()
+
+
+def test_one_angle_for_each_pair():
+    Case(size=16, rotary=8).check(angles=4)
+
+
+def test_padding_is_neither_kept_nor_read():
+    case = Case(num_tokens=3, num_padding=4)
+    case.qkv[3:] = float("nan")
+    case.check()
+    kept = (case.cache.keys[0] != MARK).flatten(1).any(dim=1)
+    assert kept.sum() == 3
+    assert kept[case.slots].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_fp8_cache_is_saturated(dtype):
+    """With numbers that float8 has, or beyond them: the interpreter rounds others wrongly."""
+    case = Case(dtype=dtype, kv_dtype=torch.float8_e4m3fn, scale=100.0, rotary=0)
+    case.qkv = case.qkv.clamp(-448, 448).to(torch.float8_e4m3fn).to(dtype)
+    case.qkv[:, ::7] *= 64
+    assert case.qkv.abs().max() > 1000
+    case.check()
+    kept = case.cache.values[0].float()
+    assert torch.isfinite(kept).all()
+    assert kept.abs().max() == 448

@@ -1,0 +1,228 @@
+"""Graphed decoding, with captures that run the step again on the same static memory.
+
+What a CUDA device adds, capture and replay themselves, is tested in `tests/gpu`.
+"""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
+from stonechat_models.backends.transformers.cuda_graphs import GraphedModel, StaticBuffers, buckets
+from stonechat_models.backends.transformers.cuda_memory import largest_batch
+from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
+from tests.models.tiny_models import VOCAB_SIZE, tiny_model
+
+PROMPT_LENS = [1, 30, 9]
+
+
+class RerunCapturer:
+    """Repeats a step by running it; its output always lies in the same tensor, as a graph's."""
+
+    def __init__(self):
+        self.num_replays = 0
+
+    def capture(self, step):
+        output = step().clone()
+
+        def replay():
+            self.num_replays += 1
+            return output.copy_(step())
+
+        return replay
+
+
+class FailingCapturer:
+    def capture(self, step):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def graphed_engine(module, capturer, said=None, backend=None, **limits):
+    engine = make_engine(module, backend or TritonBackend(8), **limits)
+    model = GraphedModel(engine.model, CPU)
+    model.capture(capturer, (said if said is not None else []).append)
+    engine.model = model
+    return engine
+
+
+@pytest.fixture
+def prompts():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in PROMPT_LENS]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "qwen3_moe"])
+def test_tokens_are_those_of_plain_transformers(family, prompts):
+    module = tiny_model(family)
+    references = [reference_greedy(module, prompt, 6) for prompt in prompts]
+    capturer = RerunCapturer()
+    engine = graphed_engine(module, capturer, max_num_seqs=3, max_batch_tokens=24)
+    results = generate_all(engine, prompts, greedy(6))
+    assert [r.token_ids for r in results] == [token_ids for token_ids, _ in references]
+    for result, (_, logprobs) in zip(results, references, strict=True):
+        for row, entry in zip(logprobs, result.logprobs, strict=True):
+            assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-4)
+    assert capturer.num_replays >= 5
+
+
+def test_a_model_that_cannot_be_captured_runs_without(prompts):
+    module = tiny_model("llama")
+    expected, _ = reference_greedy(module, prompts[2], 5)
+    said = []
+    engine = graphed_engine(module, FailingCapturer(), said, max_num_seqs=4)
+    assert "without CUDA graphs" in said[-1]
+    assert generate_all(engine, prompts[2:3], greedy(5))[0].token_ids == expected
+
+
+def test_progress_is_told(prompts):
+    said = []
+    graphed_engine(tiny_model("llama"), RerunCapturer(), said, max_num_seqs=6)
+    assert "up to 6" in said[0]
+    assert said[1].startswith("captured 4 CUDA graphs in ")
+
+
+def test_buckets():
+    assert buckets(1) == [1]
+    assert buckets(8) == [1, 2, 4, 8]
+    assert buckets(6) == [1, 2, 4, 6]
+    assert buckets(256) == [2**i for i in range(9)]
+
+
+def test_rows_that_a_step_does_not_fill_write_to_the_padding_slot():
+    buffers = StaticBuffers.allocate(4, table_width=3, padding_slot=99, device=CPU)
+    full, single = (largest_batch(n, n, 8, 2) for n in (4, 1))
+    buffers.fill(full, 4)
+    assert buffers.slot_mapping.tolist() == [0, 2, 4, 6]
+    buffers.fill(single, 2)
+    view = buffers.view(2, block_size=2)
+    assert view.slot_mapping.tolist() == [0, 99]
+    assert view.context_lens.tolist() == [1, 0]
+    assert view.token_ids.data_ptr() == buffers.token_ids.data_ptr()
+    assert view.context_lens_list == [6, 6]
+
+
+def test_the_largest_step_can_be_run():
+    batch = largest_batch(num_tokens=50, num_seqs=7, max_model_len=128, block_size=4)
+    assert batch.num_tokens == 50
+    assert batch.num_seqs == 7 == len(batch.logits_index)
+    assert len(set(batch.slot_mapping.tolist())) == 50
+    module = tiny_model("llama")
+    logits = make_engine(module, num_blocks=20).model.forward(batch)
+    assert logits.shape == (7, VOCAB_SIZE)
+    _, expected = reference_greedy(module, [0] * 8, 1)
+    assert batch.context_lens_list[0] == 8
+    torch.testing.assert_close(logits[0].log_softmax(0), expected[0].float())
+    assert largest_batch(50, 2, 16, 4).context_lens_list == [16, 16]
+
+
+def test_no_step_builds_a_mask(prompts, monkeypatch):
+    """Building one would wait for the device, to see whether sequences are packed."""
+    engine = make_engine(tiny_model("mistral"), TritonBackend(8))
+
+    def build(*args):
+        raise AssertionError("a mask is built")
+
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", build)
+    results = generate_all(engine, prompts, greedy(2))
+    assert all(result.error is None for result in results)
+
+
+class ChangingCapturer(RerunCapturer):
+    """Its replays are right but for what `change` does to the logits."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def capture(self, step):
+        replay = super().capture(step)
+        return lambda: self.change(replay())
+
+
+class StaleCapturer:
+    """Replays give what the capture gave."""
+
+    def capture(self, step):
+        output = step()
+        return lambda: output
+
+
+def raise_in_replay(logits):
+    raise RuntimeError("an illegal memory access was encountered\nand pages of more")
+
+
+def one_row_wrong(logits):
+    if len(logits) == 4:
+        logits[2] = logits[2].flip(0)
+    return logits
+
+
+def fail_without_a_word(logits):
+    raise AssertionError
+
+
+LYING = {
+    "stale": StaleCapturer(),
+    "rows shifted": ChangingCapturer(lambda logits: logits.roll(1, 0) + 1e-2),
+    "one row of one bucket": ChangingCapturer(one_row_wrong),
+    "a little off": ChangingCapturer(lambda logits: logits * 1.01),
+    "NaN": ChangingCapturer(lambda logits: logits.fill_(float("nan"))),
+    "raises": ChangingCapturer(raise_in_replay),
+    "fails": ChangingCapturer(fail_without_a_word),
+}
+
+
+@pytest.mark.parametrize("capturer", LYING.values(), ids=LYING)
+def test_graphs_that_give_other_logits_are_not_used(capturer, prompts):
+    module = tiny_model("llama")
+    expected, _ = reference_greedy(module, prompts[2], 5)
+    said = []
+    engine = graphed_engine(module, capturer, said, BatchedBackend(), max_num_seqs=4)
+    assert said[-1].startswith("running without CUDA graphs: ")
+    assert "\n" not in said[-1]
+    assert engine.model._graphs == {}
+    assert generate_all(engine, prompts[2:3], greedy(5))[0].token_ids == expected
+
+
+def test_steps_that_differ_from_themselves_are_no_fault_of_a_graph():
+    """One row of each step, as when a router chooses between two experts that nearly tie."""
+    engine = make_engine(tiny_model("llama"), BatchedBackend(), max_num_seqs=4)
+    forward = engine.model.forward
+    generator = torch.Generator().manual_seed(0)
+
+    def unsteady(batch):
+        logits = forward(batch).clone()
+        logits[0] += 0.1 * torch.randn(logits.shape[1], generator=generator)
+        return logits
+
+    engine.model.forward = unsteady
+    said = []
+    GraphedModel(engine.model, CPU).capture(RerunCapturer(), said.append)
+    assert said[-1].endswith("and checked them")
+
+
+def test_padding_that_changes_the_rows_is_found():
+    engine = make_engine(tiny_model("llama"), BatchedBackend(), max_num_seqs=8)
+    forward = engine.model.forward
+
+    def padded_rows_disturb(batch):
+        logits = forward(batch)
+        is_padded = (batch.context_lens == 0).any()
+        return logits + torch.linspace(0, 1, logits.shape[1]) if is_padded else logits
+
+    engine.model.forward = padded_rows_disturb
+    said = []
+    model = GraphedModel(engine.model, CPU)
+    model.capture(RerunCapturer(), said.append)
+    assert "padded decode steps give logits that are off by" in said[-1]
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 5])
+def test_graphs_are_checked_in_the_smallest_kv_cache(num_blocks):
+    engine = make_engine(tiny_model("qwen3_moe"), BatchedBackend(), num_blocks=num_blocks)
+    model = GraphedModel(engine.model, CPU)
+    said = []
+    model.capture(RerunCapturer(), said.append)
+    assert said[-1].endswith("and checked them")

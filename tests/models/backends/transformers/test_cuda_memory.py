@@ -1,0 +1,124 @@
+"""What is decided by a CUDA device's answers, with the answers given by the test."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from stonechat_models.backends.transformers.attention.choose import choose_attention
+from stonechat_models.backends.transformers.cuda_memory import GRAPH_BYTES, step_memory
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.sampling.sampler import Sampler
+from tests.models.engines import CPU, make_engine
+from tests.models.tiny_models import VOCAB_SIZE, tiny_model
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def capability(monkeypatch):
+    def set_to(major, minor):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (major, minor))
+
+    class Properties:
+        multi_processor_count = 132
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    return set_to
+
+
+def test_attention_is_chosen_by_capability(capability):
+    capability(9, 0)
+    assert choose_attention("auto", CUDA).name == "triton"
+    assert choose_attention("sdpa", CUDA).name == "sdpa"
+    assert choose_attention("batched", CUDA).name == "batched"
+    capability(7, 5)
+    assert choose_attention("auto", CUDA).name == "batched"
+    with pytest.raises(ModelLoadError, match=r"capability 7\.5, and it needs 8\.0"):
+        choose_attention("triton", CUDA)
+
+
+def test_attention_without_cuda():
+    assert choose_attention("auto", CPU).name == "batched"
+    with pytest.raises(ModelLoadError, match="needs a CUDA device"):
+        choose_attention("triton", CPU)
+    with pytest.raises(ModelLoadError, match="try auto, flashinfer, triton"):
+        choose_attention("flash", CPU)
+
+
+def test_flashinfer_is_used_where_it_is_installed(capability, monkeypatch):
+    capability(9, 0)
+    with pytest.raises(ModelLoadError, match="FlashInfer is not installed"):
+        choose_attention("flashinfer", CUDA)
+    monkeypatch.setattr(
+        "stonechat_models.backends.transformers.attention.choose.find_spec", lambda _: True
+    )
+    built = []
+    monkeypatch.setattr(
+        "stonechat_models.backends.transformers.attention.choose._build",
+        lambda name, _: built.append(name),
+    )
+    choose_attention("auto", CUDA)
+    choose_attention("flashinfer", CUDA)
+    assert built == ["flashinfer", "flashinfer"]
+    capability(7, 5)
+    choose_attention("auto", CUDA)
+    assert built[-1] == "batched"
+
+
+def test_attention_without_triton(capability, monkeypatch):
+    capability(9, 0)
+    monkeypatch.setattr(
+        "stonechat_models.backends.transformers.attention.choose.find_spec", lambda _: None
+    )
+    assert choose_attention("auto", CUDA).name == "batched"
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 << 20, 9 << 20))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 4500)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+
+LIMITS = {"max_model_len": 128, "max_batch_tokens": 50, "max_num_seqs": 7, "block_size": 4}
+
+
+def test_a_step_is_measured_by_running_it(memory):
+    model = make_engine(tiny_model("llama")).model
+    sizes = []
+    sampler = Sampler(VOCAB_SIZE, CPU)
+
+    def counting_sampler(logits, states):
+        sizes.append(len(logits))
+        return sampler(logits, states)
+
+    assert step_memory(model, counting_sampler, CPU, **LIMITS) == 3500
+    assert sizes == [7]
+    assert model.info.num_blocks == 1  # what the run needed is given back
+
+
+def test_memory_of_graphs_is_left_over(memory):
+    model = make_engine(tiny_model("llama")).model
+    forwarded = []
+    forward = model.forward
+    model.forward = lambda batch: forwarded.append(batch.num_tokens) or forward(batch)
+    sampler = Sampler(VOCAB_SIZE, CPU)
+    found = step_memory(model, sampler, CPU, **LIMITS, graphs=True)
+    assert forwarded == [50, 7]  # the largest prefill, and the largest decode step
+    logits = 4 * VOCAB_SIZE * (1 + 2 + 4)
+    buffers = 7 * (3 * 8 + 4 + 32 * 4 + 8) + 8 * 4
+    assert found == 3500 + 3500 + logits + buffers + 4 * GRAPH_BYTES
+
+
+def test_a_step_that_does_not_fit_is_refused_with_the_numbers(memory):
+    model = make_engine(tiny_model("llama")).model
+
+    def forward(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.forward = forward
+    with pytest.raises(ModelLoadError, match=r"50 tokens and 7 sequences .* 5 MiB"):
+        step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS)

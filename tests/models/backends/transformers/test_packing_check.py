@@ -1,0 +1,115 @@
+"""What is refused at load, and why; and what the self-check learns."""
+
+import pytest
+import torch
+import transformers
+
+from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShape
+from stonechat_models.backends.transformers.packing_check import self_check
+from stonechat_models.checkpoint.support import context_length, refuse_unserved_layers
+from stonechat_models.errors import UnsupportedModelError
+from tests.models.tiny_models import COMMON, VOCAB_SIZE, tiny_model
+
+CPU = torch.device("cpu")
+
+
+def from_config(config):
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=2, n_head=4),
+        transformers.MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2),
+    ],
+    ids=["bloom", "mamba"],
+)
+def test_models_without_the_attention_function_are_refused(config):
+    with pytest.raises(UnsupportedModelError, match="never calls"):
+        self_check(from_config(config), CPU, VOCAB_SIZE)
+
+
+def test_state_outside_attention_is_noticed():
+    model = tiny_model("llama")
+
+    class Leaky(torch.nn.Module):
+        """Mixes each token with the one before it, whichever sequence that was in."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x + 0.5 * torch.roll(x, 1, dims=1))
+
+    model.model.layers[0].mlp = Leaky(model.model.layers[0].mlp)
+    with pytest.raises(UnsupportedModelError, match="other logits"):
+        self_check(model, CPU, VOCAB_SIZE)
+
+
+def test_self_check_learns_what_layers_keep():
+    probe = self_check(tiny_model("gemma3"), CPU, VOCAB_SIZE)
+    assert probe.shapes == {i: LayerKVShape(2, 16, 16) for i in range(3)}
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    with pytest.raises(UnsupportedModelError, match="not finite"):
+        self_check(model, CPU, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("kind", ["linear_attention", "mamba"])
+def test_layers_with_other_state_are_refused(kind):
+    with pytest.raises(UnsupportedModelError, match=kind):
+        refuse_unserved_layers({"layer_types": ["full_attention", kind]})
+
+
+def test_context_length_is_what_is_right():
+    assert context_length({"max_position_embeddings": 100}, None) == 100
+    assert context_length({"max_position_embeddings": 100}, 40) == 40
+    with pytest.raises(UnsupportedModelError, match="200"):
+        context_length({"max_position_embeddings": 100}, 200)
+    longrope = {
+        "max_position_embeddings": 1000,
+        "rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 64},
+    }
+    assert context_length(longrope, None) == 64
+    assert context_length({**COMMON, "attention_chunk_size": 32}, None) == 32
+
+
+def test_block_copies_read_every_source_first():
+    cache = KVCache(
+        {0: LayerKVShape(1, 1, 1)},
+        num_blocks=3,
+        block_size=2,
+        dtype=torch.float32,
+        devices={0: CPU},
+    )
+    cache.keys[0][:, 0, 0] = torch.arange(6)
+    cache.copy_blocks([(0, 1), (1, 2)])
+    assert cache.keys[0].flatten().tolist() == [0, 1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "gemma2"])
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_in_half_precision_is_no_reason_to_refuse(family, seed):
+    model = tiny_model(family, seed, vocab_size=4096).to(torch.bfloat16)
+    self_check(model, CPU, 4096)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_short_convolution_is_noticed(dtype):
+    """It mixes a packed sequence's first tokens with another sequence's last ones."""
+    config = transformers.Lfm2Config(
+        **{**COMMON, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+    )
+    model = from_config(config)
+    if dtype is torch.bfloat16:  # rounding would hide the small effect of newly made weights
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(8.0)
+    with pytest.raises(UnsupportedModelError, match="other logits"):
+        self_check(model.to(dtype), CPU, VOCAB_SIZE)

@@ -1,0 +1,136 @@
+"""A converted GGUF against transformers' own, independent reading of the same file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from stonechat_models.checkpoint.gguf.config import config_of
+from stonechat_models.checkpoint.gguf.reader import read_gguf
+from stonechat_models.checkpoint.resolve import load_module, resolve_model
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from tests.models.tiny_gguf import HEAD_DIMS, TEMPLATE, vocabulary, write_tiny_gguf
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def silent(line: str) -> None:
+    assert line
+
+
+@pytest.mark.parametrize("architecture", sorted(HEAD_DIMS))
+def test_logits_equal_those_of_transformers(architecture: str, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", architecture)
+    config = EngineConfig(model=str(path))
+    files = resolve_model(config, silent)
+    module = load_module(files, config, CPU, torch.float32, attn_implementation="eager")
+    reference = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="tiny.gguf", dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    ids = torch.randint(0, 256, (1, 24), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        found, expected = module(ids).logits, reference(ids).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight_type", ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16"])
+def test_quantised_weights_equal_those_of_transformers(weight_type: str, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", weight_type)
+    config = EngineConfig(model=str(path))
+    module = load_module(resolve_model(config, silent), config, CPU, torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="tiny.gguf", dtype=torch.float32
+    )
+    expected = reference.state_dict()
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_half_precision_is_the_rounded_float(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "qwen2", "Q8_0")
+    config = EngineConfig(model=str(path))
+    files = resolve_model(config, silent)
+    whole = load_module(files, config, CPU, torch.float32).state_dict()
+    half = load_module(files, config, CPU, torch.bfloat16).state_dict()
+    assert all(torch.equal(half[name], whole[name].to(torch.bfloat16)) for name in whole)
+
+
+def test_the_folder_describes_the_model(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama")
+    folder = resolve_model(EngineConfig(model=str(path)), silent).folder
+    tokens = vocabulary()[0]
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer_config["chat_template"] == TEMPLATE
+    assert tokenizer_config["eos_token"] == "<|endoftext|>"
+    generation = json.loads((folder / "generation_config.json").read_text())
+    ends = [tokens.index("<|endoftext|>"), tokens.index("<|im_end|>")]
+    assert generation["eos_token_id"] == ends
+
+
+def test_converting_happens_once_and_survives_a_rename(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama")
+    lines: list[str] = []
+    first = resolve_model(EngineConfig(model=str(path)), lines.append)
+    assert len(lines) == 1
+    moved = path.rename(tmp_path / "moved.gguf")
+    second = resolve_model(EngineConfig(model=str(moved)), lines.append)
+    assert second.folder == first.folder
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"expert_count": 8}, "mixtures of experts"),
+        ({"rope.scaling.type": "longrope"}, "longrope"),
+        ({"rope.dimension_count": 8}, "part of each head"),
+    ],
+)
+def test_what_would_run_wrongly_is_refused(
+    metadata: dict[str, int | str], message: str, tmp_path: Path
+) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", metadata=metadata)
+    with pytest.raises(UnsupportedModelError, match=message):
+        resolve_model(EngineConfig(model=str(path)), silent)
+
+
+def test_a_missing_weight_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "t.gguf", "llama", skip=frozenset({"blk.1.ffn_up.weight"}))
+    config = EngineConfig(model=str(path))
+    files = resolve_model(config, silent)
+    with pytest.raises(ModelLoadError, match=r"layers\.1\.mlp\.up_proj"):
+        load_module(files, config, CPU, torch.float32)
+
+
+def test_windows_of_newer_gemma_files_reach_the_config(tmp_path: Path) -> None:
+    metadata: dict[str, float | int | str] = {
+        "attention.sliding_window_pattern": 2,
+        "rope.freq_base_swa": 20000.0,
+    }
+    config = config_of(read_gguf(write_tiny_gguf(tmp_path / "a.gguf", "gemma3", metadata=metadata)))
+    assert config["layer_types"] == ["sliding_attention", "full_attention"]
+    rope = config["rope_parameters"]
+    assert isinstance(rope, dict)
+    assert rope["sliding_attention"]["rope_theta"] == 20000.0
+    assert rope["full_attention"]["rope_theta"] == 50000.0
+
+
+def test_yarn_and_linear_scaling_reach_the_config(tmp_path: Path) -> None:
+    scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+    scaling["rope.scaling.original_context_length"] = 64
+    path = write_tiny_gguf(tmp_path / "yarn.gguf", "qwen2", metadata=scaling)
+    assert config_of(read_gguf(path))["rope_parameters"] == {
+        "rope_theta": 50000.0,
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }

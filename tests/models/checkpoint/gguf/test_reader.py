@@ -1,0 +1,104 @@
+"""The GGUF reader against the `gguf` package's, and on damaged files."""
+
+import struct
+import time
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from stonechat_models.checkpoint.gguf.reader import TENSOR_TYPES, gguf_parts, read_gguf
+from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.errors import ModelLoadError
+from tests.models.tiny_gguf import write_tiny_gguf
+
+
+@pytest.mark.parametrize("weight_type", ["F32", "Q4_1", "Q8_0", "Q5_0", "F16"])
+def test_reads_what_the_gguf_package_reads(weight_type: str, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "qwen3moe", weight_type)
+    found, expected = read_gguf(path), gguf.GGUFReader(path)
+    for key, field in expected.fields.items():
+        if not key.startswith("GGUF."):
+            assert found.metadata[key] == field.contents(), key
+    assert list(found.tensors) == [tensor.name for tensor in expected.tensors]
+    for tensor in expected.tensors:
+        ours = found.tensors[tensor.name]
+        assert ours.type_name == tensor.tensor_type.name
+        assert ours.shape == tuple(int(n) for n in tensor.shape[::-1])
+        assert np.array_equal(ours.data.ravel(), tensor.data.view(np.uint8).ravel())
+
+
+def test_block_sizes_are_those_of_the_gguf_package() -> None:
+    sizes = {t.value: (t.name, *gguf.GGML_QUANT_SIZES[t]) for t in gguf.GGMLQuantizationType}
+    assert {i: sizes[i] for i in TENSOR_TYPES if i in sizes} == TENSOR_TYPES
+
+
+def test_tensors_cannot_be_written(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama")
+    data = read_gguf(path).tensors["output_norm.weight"].data
+    with pytest.raises(ValueError, match="read-only"):
+        data[0] = 1
+
+
+def test_a_large_vocabulary_is_read_quickly(default_model_files: ModelFiles) -> None:
+    assert default_model_files.gguf is not None
+    start = time.perf_counter()
+    found = read_gguf(default_model_files.gguf)
+    assert time.perf_counter() - start < 1.0
+    assert len(found.strings("tokenizer.ggml.tokens")) == 49152
+
+
+@pytest.mark.parametrize("size", [0, 3, 20, 200, 5000, -1])
+def test_a_cut_file_is_refused(size: int, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ModelLoadError):
+        read_gguf(path)
+
+
+def test_garbage_never_raises_anything_else(tmp_path: Path) -> None:
+    whole = write_tiny_gguf(tmp_path / "tiny.gguf", "llama").read_bytes()
+    path, rng = tmp_path / "bad.gguf", np.random.default_rng(0)
+    for _ in range(200):
+        bad = bytearray(whole[:8000])
+        for place in rng.integers(0, len(bad), size=5):
+            bad[place] = int(rng.integers(0, 256))
+        path.write_bytes(bytes(bad) + whole[8000:])
+        try:
+            read_gguf(path)
+        except ModelLoadError:
+            continue
+
+
+def test_other_versions_and_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<I", 1) + bytes(64))
+    with pytest.raises(ModelLoadError, match="version 1"):
+        read_gguf(path)
+    path.write_bytes(b"PK\x03\x04" + bytes(64))
+    with pytest.raises(ModelLoadError, match="not a GGUF"):
+        read_gguf(path)
+    with pytest.raises(ModelLoadError, match="cannot read"):
+        read_gguf(tmp_path / "missing.gguf")
+
+
+def test_all_parts_of_a_split_file_are_read(tmp_path: Path) -> None:
+    paths = [tmp_path / f"m-{i:05d}-of-00002.gguf" for i in (1, 2)]
+    for i, path in enumerate(paths):
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_uint16("split.count", 2)
+        writer.add_uint16("split.no", i)
+        writer.add_tensor(f"t{i}", np.full((2, 3), i, dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    assert gguf_parts(paths[0]) == paths
+    tensors = read_gguf(paths[0]).tensors
+    assert {n: float(t.data.view(np.float32).max()) for n, t in tensors.items()} == {
+        "t0": 0.0,
+        "t1": 1.0,
+    }
+    with pytest.raises(ModelLoadError, match="name the first"):
+        read_gguf(paths[1])

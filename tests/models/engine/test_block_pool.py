@@ -1,0 +1,82 @@
+"""Reference counts, the order of reuse, and the prefix cache's view of free blocks."""
+
+import pytest
+
+from stonechat_models.engine.block_pool import BlockPool
+from stonechat_models.engine.prefix_cache import PrefixCache, block_hash, root_hash
+
+
+def test_a_shared_block_is_free_only_after_its_last_reference():
+    pool = BlockPool(2, None)
+    block = pool.allocate()
+    pool.share(block)
+    pool.release([block])
+    assert pool.num_free == 1
+    pool.release([block])
+    assert pool.num_free == 2
+
+
+def test_blocks_that_cache_nothing_are_reused_first_then_the_oldest():
+    cache = PrefixCache()
+    pool = BlockPool(4, cache)
+    blocks = [pool.allocate() for _ in range(4)]
+    for block in blocks[:3]:
+        cache.insert(bytes([block]), block)
+    pool.release([blocks[1]])
+    pool.release([blocks[0]])
+    pool.release([blocks[3]])
+    assert [pool.allocate() for _ in range(3)] == [blocks[3], blocks[1], blocks[0]]
+    assert cache.find(bytes([blocks[1]])) is None
+    assert cache.find(bytes([blocks[2]])) == blocks[2]
+
+
+def test_the_end_of_a_prefix_is_reused_before_its_start():
+    cache = PrefixCache()
+    pool = BlockPool(3, cache)
+    blocks = [pool.allocate() for _ in range(3)]
+    for block in blocks:
+        cache.insert(bytes([block]), block)
+    pool.release(blocks)
+    assert pool.allocate() == blocks[2]
+
+
+def test_a_found_free_block_is_revived():
+    cache = PrefixCache()
+    pool = BlockPool(1, cache)
+    block = pool.allocate()
+    cache.insert(b"x", block)
+    pool.release([block])
+    pool.share(block)
+    assert pool.num_free == 0
+    assert pool.ref_count(block) == 1
+
+
+def test_integrity_check_sees_a_leak_and_a_double_release():
+    pool = BlockPool(2, None)
+    block = pool.allocate()
+    pool.check_integrity([[block]])
+    with pytest.raises(AssertionError, match="reference counts"):
+        pool.check_integrity([])
+    pool.release([block])
+    with pytest.raises(AssertionError, match="twice"):
+        pool.release([block])
+
+
+def test_hashes_depend_on_parent_tokens_and_salt():
+    root = root_hash("")
+    assert block_hash(root, [1, 2]) == block_hash(root, [1, 2])
+    assert block_hash(root, [1, 2]) != block_hash(root, [2, 1])
+    assert block_hash(block_hash(root, [0]), [1, 2]) != block_hash(root, [1, 2])
+    assert root_hash("a") != root
+
+
+def test_the_first_block_of_a_content_stays_listed():
+    cache = PrefixCache()
+    assert cache.insert(b"x", 1)
+    assert not cache.insert(b"x", 2)
+    assert cache.find(b"x") == 1
+    cache.evict(2)
+    assert cache.find(b"x") == 1
+    cache.evict(1)
+    assert cache.find(b"x") is None
+    assert len(cache) == 0

@@ -1,0 +1,340 @@
+"""Every way to the end of a grammar gives what the grammar says."""
+
+import json
+import random
+import re
+import threading
+from collections.abc import Iterator
+
+import jsonschema
+import pytest
+import torch
+
+from stonechat_models.errors import GrammarError
+from stonechat_models.grammar.compiler import GrammarCompiler
+from stonechat_models.sampling.state import TokenConstraint
+from stonechat_models.types import GrammarSpec
+from tests.models.byte_vocabulary import ByteVocabulary
+from tests.models.example_schemas import SCHEMAS
+from tests.models.walks import PADDED_VOCAB, allowed_ids, walk
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> ByteVocabulary:
+    return ByteVocabulary()
+
+
+@pytest.fixture(scope="module")
+def compiler(vocabulary: ByteVocabulary) -> GrammarCompiler:
+    return GrammarCompiler(vocabulary, PADDED_VOCAB)
+
+
+def accepts(constraint: TokenConstraint, vocabulary: ByteVocabulary, text: str) -> bool:
+    for token_id in vocabulary.encode(text):
+        if constraint.is_finished or token_id not in allowed_ids(constraint):
+            return False
+        constraint.accept(token_id)
+    return constraint.is_finished or not vocabulary.eos_token_ids.isdisjoint(
+        allowed_ids(constraint)
+    )
+
+
+def refused(compiler: GrammarCompiler, spec: GrammarSpec) -> str:
+    with pytest.raises(GrammarError) as caught:
+        compiler.compile(spec)
+    return str(caught.value)
+
+
+def schema_spec(schema: object) -> GrammarSpec:
+    return GrammarSpec("json_schema", json.dumps(schema))
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_random_walks_under_a_schema_validate(
+    name: str, compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    schema = SCHEMAS[name]
+    compiled = compiler.compile(schema_spec(schema))
+    validator = jsonschema.Draft202012Validator(
+        schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+    )
+    rng = random.Random(name)
+    num_finished = 0
+    for _ in range(40):
+        text = walk(compiled.new_constraint(), vocabulary, rng)
+        if text is not None:
+            num_finished += 1
+            validator.validate(json.loads(text.decode("utf-8")))
+    assert num_finished > 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "good", "bad"),
+    [
+        (GrammarSpec("regex", "^[a-c]{2}$"), ["ab", "cc"], ["", "a", "abc", "dd"]),
+        (GrammarSpec("regex", r"cost: \$"), ["cost: $"], ["cost: "]),
+        (GrammarSpec("choice", '["yes", "no \\"x\\""]'), ["yes", 'no "x"'], ["no", "y"]),
+        (GrammarSpec("lark", 'start: "a"+ | "b"'), ["a", "aaa", "b"], ["", "ab"]),
+        (
+            GrammarSpec(
+                "lark", 'start: "n=" %json {"type": "integer", "x-guidance": {}} "%json {"'
+            ),
+            ["n=12%json {"],
+            ["n=12", "n=x%json {"],
+        ),
+        (
+            GrammarSpec(
+                "lark_bundle", json.dumps({"m": 'start: "<" @n ">"', "n": "start: /[0-9]/"})
+            ),
+            ["<7>"],
+            ["<a>", "7"],
+        ),
+    ],
+)
+def test_other_kinds_of_grammar(
+    spec: GrammarSpec,
+    good: list[str],
+    bad: list[str],
+    compiler: GrammarCompiler,
+    vocabulary: ByteVocabulary,
+) -> None:
+    compiled = compiler.compile(spec)
+    assert [t for t in good if not accepts(compiled.new_constraint(), vocabulary, t)] == []
+    assert [t for t in bad if accepts(compiled.new_constraint(), vocabulary, t)] == []
+
+
+def test_special_tokens_and_padding_are_never_part_of_a_text(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    for spec in (schema_spec({"type": "string"}), GrammarSpec("regex", r"(?s:.)*x")):
+        constraint = compiler.compile(spec).new_constraint()
+        for token_id in vocabulary.encode('"abc'):
+            constraint.accept(token_id)
+        allowed = set(allowed_ids(constraint))
+        assert len(allowed) > 90
+        assert not allowed & set(vocabulary.special_ids)
+        assert max(allowed) < vocabulary.vocab_size
+
+
+def test_whitespace_between_json_tokens_is_bounded(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    compiled = compiler.compile(schema_spec({"type": "array", "items": {"type": "integer"}}))
+    for text in ("[1, 2]", "[\n  1,\n  2\n]", "[1,2]"):
+        assert accepts(compiled.new_constraint(), vocabulary, text)
+    for text in ("[  1]", "[\n\n1]", "[" + "\n" + " " * 17 + "1]", " [1]", "[1] ", "[1 \n]"):
+        assert not accepts(compiled.new_constraint(), vocabulary, text)
+
+
+def test_declared_keys_cannot_be_written_with_escapes_or_repeated(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    compiled = compiler.compile(schema_spec(SCHEMAS["declared and other keys"]))
+    assert accepts(compiled.new_constraint(), vocabulary, '{"a": "x", "b": 1}')
+    for text in ('{"\\u0061": 1}', '{"b": 1, "a": 2}', '{"a": "x", "a": 1}'):
+        assert not accepts(compiled.new_constraint(), vocabulary, text)
+
+
+def test_an_integer_ends_before_it_leaves_the_exact_range(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    compiled = compiler.compile(schema_spec({"type": ["integer", "null"]}))
+    for text in ("-9007199254740991", "9007199254740991", "0", "null"):
+        assert accepts(compiled.new_constraint(), vocabulary, text)
+    assert not accepts(compiled.new_constraint(), vocabulary, "9007199254740992")
+    bounded = compiler.compile(schema_spec({"type": "integer", "minimum": 10**16}))
+    assert accepts(bounded.new_constraint(), vocabulary, "20000000000000000")
+
+
+def test_an_object_takes_only_declared_properties_unless_it_says_so(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    record = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    open_record = {**record, "additionalProperties": True}
+    text = '{"a": 1, "b": 2}'
+    closed = compiler.compile(schema_spec(record)).new_constraint()
+    assert not accepts(closed, vocabulary, text)
+    assert accepts(compiler.compile(schema_spec(open_record)).new_constraint(), vocabulary, text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "word"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
+        ({"if": {"type": "string"}, "then": {"maxLength": 1}}, "if"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"type": "string", "format": "phone"}, "phone"),
+        ({"$ref": "https://example.com/x"}, "example.com"),
+        ({"$ref": "#"}, "no output"),
+        (False, "not"),
+        ({"type": "object", "minProperties": 3}, "minProperties"),
+        ({"const": "a\u0000b"}, "control"),
+        ({"properties": {"\ud800": {}}}, "surrogate"),
+        ({"oneOf": [{"type": "string"}, {"maxLength": 3}]}, "oneOf"),
+        ({"$ref": "#/$defs/a", "$id": "x", "$defs": {"a": {}}}, "$id"),
+        ({"type": "strin"}, "strin"),
+        ([], "object"),
+    ],
+)
+def test_what_cannot_be_enforced_is_named(
+    schema: object, word: str, compiler: GrammarCompiler
+) -> None:
+    assert word in refused(compiler, schema_spec(schema))
+
+
+def test_keywords_that_ask_for_nothing_are_accepted(compiler: GrammarCompiler) -> None:
+    schema = {"type": "array", "items": {"type": "null"}, "uniqueItems": False, "then": {}}
+    compiler.compile(schema_spec({**schema, "x-guidance": {"lenient": True}}))
+    assert "not" in refused(compiler, schema_spec({"not": {}, "x-guidance": {"lenient": True}}))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        GrammarSpec("json_schema", '{"type":'),
+        GrammarSpec("json_schema", '{"items":' * 5000 + "{}" + "}" * 5000),
+        GrammarSpec("json_schema", json.dumps({"enum": ["x" * 300_000]})),
+        GrammarSpec("json_schema", json.dumps({"enum": [*range(30_000)]})),
+        GrammarSpec("regex", "(" * 20_000 + ")" * 20_000),
+        GrammarSpec("regex", "(a"),
+        GrammarSpec("regex", "\ud800"),
+        GrammarSpec("lark", "start: " + "(" * 20_000 + '"a"' + ")" * 20_000),
+        GrammarSpec("lark", "start: nothing"),
+        GrammarSpec("lark", "start: %json {"),
+        GrammarSpec("lark", "start: %json " + "[" * 20_000),
+        GrammarSpec("choice", "[]"),
+        GrammarSpec("choice", '[""]'),
+        GrammarSpec("choice", "[1]"),
+    ],
+)
+def test_broken_or_oversized_sources_are_refused(
+    spec: GrammarSpec, compiler: GrammarCompiler
+) -> None:
+    assert refused(compiler, spec)
+    assert refused(compiler, spec) == refused(compiler, spec)
+
+
+HOSTILE = {
+    "repeated repeats": {"type": "string", "pattern": "^((a|b|c|ab|bc){1,500}x){1,500}$"},
+    "exponential automaton": {"type": "string", "pattern": "(a|b)*a(a|b){40}$"},
+    "doubling references": {
+        "$defs": {
+            **{f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(30)},
+            "d30": {"type": "object"},
+        },
+        "$ref": "#/$defs/d0",
+    },
+    "product of choices": {
+        "allOf": [
+            {"anyOf": [{"required": [f"p{i}"]}, {"required": [f"q{i}"]}], "type": "object"}
+            for i in range(18)
+        ]
+    },
+    "long array": {"type": "array", "items": {"type": "string"}, "minItems": 1_000_000},
+    "long string": {"type": "string", "minLength": 1_000_000},
+    "many properties": {
+        "type": "object",
+        "properties": {
+            f"p{i}": {"type": "string", "pattern": f"[a-z]{{{i % 50}}}"} for i in range(3000)
+        },
+    },
+    "many patterns": {
+        "type": "object",
+        "patternProperties": {f"^x{i}.*[a-z]{{{i}}}y$": {"type": "string"} for i in range(200)},
+    },
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_schema_is_refused_or_stays_cheap(
+    name: str, compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    def attempt() -> None:
+        try:
+            constraint = compiler.compile(schema_spec(HOSTILE[name])).new_constraint()
+            walk(constraint, vocabulary, random.Random(1), limit=60)
+        except GrammarError:
+            pass
+
+    worker = threading.Thread(target=attempt, daemon=True)
+    worker.start()
+    worker.join(timeout=20.0)
+    assert not worker.is_alive()
+
+
+def test_a_forbidden_token_is_an_error_at_the_next_mask(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    constraint = compiler.compile(GrammarSpec("regex", "abc")).new_constraint()
+    constraint.accept(vocabulary.id_of(b"x"))
+    assert not constraint.is_finished
+    with pytest.raises(GrammarError):
+        allowed_ids(constraint)
+
+
+def test_matchers_of_one_grammar_are_independent(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    compiled = compiler.compile(GrammarSpec("regex", "ab|cd"))
+    first, second = compiled.new_constraint(), compiled.new_constraint()
+    first.accept(vocabulary.id_of(b"a"))
+    assert allowed_ids(first) == [ord("b")]
+    assert allowed_ids(second) == [ord("a"), ord("c")]
+
+
+def test_a_grammar_that_can_only_end_is_finished(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    constraint = compiler.compile(schema_spec({"type": "boolean"})).new_constraint()
+    for token_id in vocabulary.encode("true"):
+        assert not constraint.is_finished
+        constraint.accept(token_id)
+    assert constraint.is_finished
+    constraint.accept(next(iter(vocabulary.eos_token_ids)))
+    assert constraint.is_finished
+
+
+def test_compiling_in_many_threads_at_once(vocabulary: ByteVocabulary) -> None:
+    compiler = GrammarCompiler(vocabulary, PADDED_VOCAB)
+    texts: list[bytes | None] = []
+
+    def use(seed: int) -> None:
+        compiled = compiler.compile(GrammarSpec("regex", f"[a-c]{{{seed % 3 + 1}}}"))
+        texts.append(walk(compiled.new_constraint(), vocabulary, random.Random(seed)))
+
+    threads = [threading.Thread(target=use, args=(seed,)) for seed in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(texts) == 12
+    assert all(text and re.fullmatch(rb"[a-c]{1,3}", text) for text in texts)
+
+
+def _json_texts() -> Iterator[str]:
+    yield from ('{"a": [1, "x", null]}', "[]", '"é😀"', "-1.5e3")
+
+
+def test_json_values_can_be_written(compiler: GrammarCompiler, vocabulary: ByteVocabulary) -> None:
+    compiled = compiler.compile(schema_spec({}))
+    for text in _json_texts():
+        assert accepts(compiled.new_constraint(), vocabulary, text)
+
+
+def test_a_grammar_that_proves_too_complex_says_so_in_one_line(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    pattern = "((((a{1,30}){1,30}){1,30}){1,30})"
+    constraint = compiler.compile(GrammarSpec("regex", pattern)).new_constraint()
+    row = torch.zeros((PADDED_VOCAB + 31) // 32, dtype=torch.int32)
+
+    def write_letters() -> None:
+        for _ in range(10_000):
+            constraint.fill_bitmask(row)
+            constraint.accept(vocabulary.encode("a")[0])
+
+    with pytest.raises(GrammarError) as raised:
+        write_letters()
+    assert "\n" not in str(raised.value)

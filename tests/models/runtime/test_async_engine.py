@@ -1,0 +1,282 @@
+"""The engine behind asyncio: concurrency, aborts, refusals, and what happens when it dies."""
+
+import asyncio
+import threading
+
+import pytest
+
+from stonechat_models import (
+    AsyncEngine,
+    EngineDeadError,
+    FinishReason,
+    GenerateRequest,
+    GrammarError,
+    GrammarSpec,
+    InvalidParamsError,
+    PromptTooLongError,
+    SamplingParams,
+)
+from stonechat_models.grammar.compiler import GrammarCompiler
+from stonechat_models.runtime.runner import StepOutputs
+from stonechat_models.text.tokenizer import Tokenizer
+from tests.models.engines import make_engine
+from tests.models.tiny_models import tiny_model
+
+VOCAB_SIZE = 49152
+PROMPT = [400, 500, 600, 700, 800]
+
+
+@pytest.fixture(scope="module")
+def module():
+    return tiny_model("llama", vocab_size=VOCAB_SIZE)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(default_model_files):
+    return Tokenizer.from_folder(default_model_files.folder)
+
+
+@pytest.fixture
+def run_with_engine(module, tokenizer):
+    """Runs a coroutine function with a started engine, and shuts the engine down."""
+
+    def run(test, **limits):
+        async def main():
+            engine = make_engine(module, vocab_size=VOCAB_SIZE, **limits)
+            async_engine = AsyncEngine(engine, tokenizer)
+            await async_engine.start()
+            try:
+                return await asyncio.wait_for(test(async_engine), 60)
+            finally:
+                await async_engine.shutdown()
+
+        return asyncio.run(main())
+
+    return run
+
+
+def request(request_id="r", prompt=PROMPT, **params):
+    defaults = {"max_tokens": 8, "seed": 1, "ignore_eos": True}
+    return GenerateRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        params=SamplingParams(**{**defaults, **params}),
+    )
+
+
+async def collect(engine, wanted):
+    """Text, ids and finish reason of each choice, and the last output."""
+    texts, ids, reasons = {}, {}, {}
+    last = None
+    async for last in engine.generate(wanted):
+        for delta in last.deltas:
+            texts[delta.index] = texts.get(delta.index, "") + delta.text
+            ids.setdefault(delta.index, []).extend(delta.token_ids)
+            reasons[delta.index] = delta.finish_reason
+    return texts, ids, reasons, last
+
+
+def test_text_is_that_of_the_tokens(run_with_engine, tokenizer):
+    async def test(engine):
+        texts, ids, reasons, last = await collect(engine, request(n=3))
+        assert set(texts) == {0, 1, 2}
+        for index in texts:
+            assert len(ids[index]) == 8
+            assert texts[index] == tokenizer.decode(ids[index])
+            assert reasons[index] is FinishReason.LENGTH
+        assert last.finished
+        assert last.num_prompt_tokens == 5
+        assert last.timings.arrival <= last.timings.scheduled <= last.timings.first_token
+        assert last.timings.first_token <= last.timings.finished
+
+    run_with_engine(test)
+
+
+def test_requests_at_once_equal_requests_alone(run_with_engine):
+    wanted = [request(f"r{i}", [400 + i] * (i + 1), seed=i) for i in range(12)]
+
+    async def alone(engine):
+        return [await collect(engine, w) for w in wanted]
+
+    async def together(engine):
+        return await asyncio.gather(*(collect(engine, w) for w in wanted))
+
+    expected = run_with_engine(alone)
+    actual = run_with_engine(together)
+    assert [a[1] for a in actual] == [e[1] for e in expected]
+
+
+def test_a_stop_string_ends_a_choice_and_frees_it(run_with_engine):
+    async def test(engine):
+        texts, *_ = await collect(engine, request(max_tokens=30))
+        whole = texts[0]
+        stop = whole[len(whole) // 2 :][:3]
+        texts, _, reasons, _ = await collect(engine, request(max_tokens=30, stop=(stop,)))
+        assert texts[0] == whole[: whole.index(stop)]
+        assert reasons[0] is FinishReason.STOP
+        await idle(engine)
+
+    run_with_engine(test)
+
+
+async def idle(engine):
+    for _ in range(1000):
+        if engine.stats().num_used_blocks == 0 and engine.stats().num_running == 0:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("blocks are still held")
+
+
+def test_a_closed_iterator_frees_its_blocks(run_with_engine):
+    async def test(engine):
+        stream = engine.generate(request(n=4, max_tokens=100))
+        await anext(stream)
+        await stream.aclose()
+        await idle(engine)
+        assert engine.stats().num_generated_tokens < 400
+
+    run_with_engine(test)
+
+
+def test_a_cancelled_reader_frees_its_blocks(run_with_engine):
+    async def test(engine):
+        task = asyncio.create_task(collect(engine, request(max_tokens=100)))
+        while engine.stats().num_steps < 2:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await idle(engine)
+
+    run_with_engine(test)
+
+
+def test_what_waits_for_a_slow_reader_is_taken_together(run_with_engine):
+    async def test(engine):
+        expected = await collect(engine, request("quick", n=2))
+        stream = engine.generate(request("slow", n=2))
+        outputs = [await anext(stream)]
+        while engine.stats().num_running:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        outputs += [output async for output in stream]
+        return expected, outputs
+
+    (texts, ids, reasons, _), outputs = run_with_engine(test)
+    assert len(outputs) <= 3
+    assert outputs[-1].finished
+    deltas = [delta for output in outputs for delta in output.deltas]
+    for index in range(2):
+        own = [delta for delta in deltas if delta.index == index]
+        assert "".join(delta.text for delta in own) == texts[index]
+        assert [i for delta in own for i in delta.token_ids] == list(ids[index])
+        assert own[-1].finish_reason == reasons[index]
+
+
+def test_news_does_not_wait_for_more(run_with_engine):
+    async def test(engine):
+        stream = engine.generate(request(max_tokens=2))
+        release = threading.Event()
+        step = engine._runner.engine.step
+
+        def one_step_then_wait():
+            outputs = step()
+            if outputs:
+                engine._runner._report(StepOutputs(outputs))
+                release.wait(10)
+            return []
+
+        engine._runner.engine.step = one_step_then_wait
+        try:
+            first = await asyncio.wait_for(anext(stream), 10)  # while the engine stands still
+        finally:
+            release.set()
+        return [first] + [output async for output in stream]
+
+    first, *others = run_with_engine(test)
+    assert sum(delta.num_tokens for delta in first.deltas) == 1
+    assert others[-1].finished
+
+
+def test_what_cannot_be_served_is_refused_before_the_first_output(run_with_engine):
+    async def test(engine):
+        with pytest.raises(PromptTooLongError) as refused:
+            await collect(engine, request(prompt=[400] * 128))
+        assert (refused.value.num_prompt_tokens, refused.value.max_model_len) == (128, 128)
+        with pytest.raises(InvalidParamsError, match="no tokens"):
+            await collect(engine, request(prompt=[]))
+        with pytest.raises(InvalidParamsError, match="49152"):
+            await collect(engine, request(logit_bias={VOCAB_SIZE: 1.0}))
+        stream = engine.generate(request("twice", max_tokens=50))
+        await anext(stream)
+        with pytest.raises(InvalidParamsError, match="is running"):
+            await collect(engine, request("twice"))
+        await stream.aclose()
+
+    run_with_engine(test)
+
+
+def test_a_dead_engine_says_so(run_with_engine):
+    async def test(engine):
+        def die():
+            raise MemoryError("no more")
+
+        stream = engine.generate(request(max_tokens=100))
+        await anext(stream)
+        engine._runner.engine.step = die
+        with pytest.raises(EngineDeadError, match="no more"):
+            async for _ in stream:
+                pass
+        assert not engine.is_alive
+        with pytest.raises(EngineDeadError):
+            await collect(engine, request("later"))
+
+    run_with_engine(test)
+
+
+def test_shutdown_ends_what_runs(module, tokenizer):
+    async def main():
+        engine = AsyncEngine(make_engine(module, vocab_size=VOCAB_SIZE), tokenizer)
+        await engine.start()
+        stream = engine.generate(request(max_tokens=120))
+        await anext(stream)
+        await engine.shutdown()
+        with pytest.raises(EngineDeadError):
+            async for _ in stream:
+                pass
+        assert not engine.is_alive
+
+    asyncio.run(main())
+
+
+def test_grammars_of_requests_that_are_gone_are_not_compiled(run_with_engine, monkeypatch):
+    compiled = []
+    may_go_on = threading.Event()
+
+    def slow(self, spec, reasoning=None):
+        compiled.append(spec.source)
+        may_go_on.wait(30)
+        raise GrammarError("no")
+
+    monkeypatch.setattr(GrammarCompiler, "compile", slow)
+
+    async def test(engine):
+        tasks = [
+            asyncio.create_task(
+                collect(engine, request(str(i), grammar=GrammarSpec("regex", str(i))))
+            )
+            for i in range(4)
+        ]
+        while not compiled:
+            await asyncio.sleep(0.01)
+        for task in tasks[1:3]:
+            task.cancel()
+        await asyncio.wait(tasks[1:3])
+        await asyncio.sleep(0.1)
+        may_go_on.set()
+        for task in (tasks[0], tasks[3]):
+            with pytest.raises(GrammarError):
+                await task
+
+    run_with_engine(test)
+    assert compiled == ["0", "3"]

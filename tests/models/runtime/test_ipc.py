@@ -1,0 +1,96 @@
+"""What crosses the pipe between a server and its engine process arrives as it was."""
+
+from dataclasses import replace
+from multiprocessing import Pipe
+from types import MappingProxyType
+
+import pytest
+from pydantic import ByteSize
+
+from stonechat_models import (
+    EngineConfig,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    GrammarSpec,
+    ReasoningSpec,
+    SamplingParams,
+)
+from stonechat_models.runtime.ipc import FramePipe, LoadFailed, Log, Progress, Ready, Start, Step
+from stonechat_models.runtime.runner import Abort, Add, Died, Refused, Stop
+from stonechat_models.types import TokenLogprobs, TokenOutput
+from tests.models.engines import model_info
+
+PARAMS = SamplingParams(
+    n=3,
+    seed=-(2**63),
+    logit_bias={7: -100.0, 8: 1},
+    stop=("\x00", "é"),
+    stop_token_ids=(1, 2),
+    grammar=GrammarSpec("regex", "[0-9]"),
+    reasoning=ReasoningSpec("<think>", "</think>", True, 5),
+)
+REQUEST = GenerateRequest(request_id="r", prompt_token_ids=[1, 2, 100_000], params=PARAMS)
+OUTPUT = TokenOutput(
+    request_id="r",
+    index=1,
+    token_ids=(5,),
+    logprobs=(TokenLogprobs(5, -0.25, (5, 6), (-0.25, float("-inf"))),),
+    finish_reason=FinishReason.LENGTH,
+    num_cached_tokens=3,
+    scheduled_time=1.5,
+)
+
+
+def sent(frame):
+    ours, theirs = Pipe()
+    with ours, theirs:
+        FramePipe(ours).send(frame)
+        return FramePipe(theirs).receive()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Start(EngineConfig(model="m", kv_cache_fraction=0.5, engine_process=True), 30),
+        Add(REQUEST),
+        Abort("r"),
+        Abort("r", 2),
+        Stop(),
+        Progress("loading"),
+        Ready(model_info(), "/folder"),
+        LoadFailed("ModelLoadError", "why"),
+        Step([OUTPUT], EngineStats(num_running=1)),
+        Refused("r", "grammar", "why"),
+        Died("why"),
+        Log("a.b", 30, "line\nline"),
+    ],
+    ids=lambda frame: type(frame).__name__,
+)
+def test_frames_arrive_equal(frame):
+    assert sent(frame) == frame
+
+
+def test_other_kinds_of_numbers_and_collections_arrive_plain():
+    start = sent(Start(EngineConfig(model="m", kv_cache_bytes=ByteSize(1 << 40)), 30))
+    assert start.config.kv_cache_bytes == 1 << 40
+    params = replace(PARAMS, logit_bias=MappingProxyType({7: -100.0, 8: 1.0}))
+    add = sent(Add(replace(REQUEST, prompt_token_ids=range(5), params=params)))
+    assert add.request.prompt_token_ids == [0, 1, 2, 3, 4]
+    assert add.request.params.logit_bias == {7: -100.0, 8: 1.0}
+
+
+def test_what_cannot_be_sent_is_refused_to_the_sender():
+    with pytest.raises(TypeError, match="object cannot be sent"):
+        sent(Add(replace(REQUEST, cache_salt=object())))
+
+
+def test_the_other_end_gone():
+    ours, theirs = Pipe()
+    theirs.close()
+    pipe = FramePipe(ours)
+    with pytest.raises(OSError):  # noqa: PT011
+        pipe.send(Stop())
+    with pytest.raises((EOFError, OSError)):
+        pipe.receive()
+    pipe.close()

@@ -1,0 +1,72 @@
+"""Sampling off the CPU queues its work and never waits for the device, shown without one.
+
+Tensors on the meta device have a shape but no numbers, so whatever would need one on the host (and
+so would wait for a real device) raises.
+"""
+
+import pytest
+import torch
+
+from stonechat_models.sampling.sampler import Sampler
+from stonechat_models.sampling.state import SamplingState
+from stonechat_models.types import SamplingParams
+
+META = torch.device("meta")
+VOCAB_SIZE = 300
+
+
+class EveryOther:
+    is_finished = False
+
+    def fill_bitmask(self, row):
+        row.numpy().fill(0x55555555)
+        return True
+
+    def accept(self, token_id):
+        pass
+
+
+def state(constraint=None, outputs=(), **params):
+    made = SamplingState(SamplingParams(**params), 7, 0, [1, 2, 3])
+    for token in outputs:
+        made.append(token)
+    made.constraint = constraint
+    return made
+
+
+ROWS = {
+    "greedy": lambda: state(temperature=0.0),
+    "plain": state,
+    "cooler": lambda: state(temperature=0.7),
+    "top_p": lambda: state(top_p=0.9),
+    "top_k": lambda: state(top_k=20, min_p=0.1, top_p=0.5),
+    "logprobs": lambda: state(temperature=0.0, top_logprobs=20),
+    "bias": lambda: state(logit_bias={5: 3.0, 9: -100.0}),
+    "penalties": lambda: state(
+        outputs=(4, 4, 8), frequency_penalty=0.5, presence_penalty=0.1, repetition_penalty=1.3
+    ),
+    "grammar": lambda: state(constraint=EveryOther(), temperature=0.0),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_no_kind_of_row_waits_for_the_device(kind):
+    states = [ROWS[kind]() for _ in range(3)]
+    sampling = Sampler(VOCAB_SIZE, META).launch(torch.empty(3, VOCAB_SIZE, device=META), states)
+    assert sampling.tokens.is_meta
+    assert sampling.tokens.shape == (3,)
+
+
+def test_rows_of_all_kinds_together_do_not_either():
+    states = [make() for make in ROWS.values()]
+    rows = torch.empty(len(states), VOCAB_SIZE, device=META, dtype=torch.bfloat16)
+    sampling = Sampler(VOCAB_SIZE, META).launch(rows, states)
+    assert sampling.tokens.shape == (len(ROWS),)
+
+
+def test_what_waits_is_caught():
+    sampling = Sampler(VOCAB_SIZE, META).launch(
+        torch.empty(1, VOCAB_SIZE, device=META), [ROWS["plain"]()]
+    )
+    with pytest.raises(RuntimeError):
+        sampling.read()

@@ -1,0 +1,85 @@
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stonechat_models.text.stop_strings import StopStrings
+
+LETTERS = st.text(alphabet="ab", max_size=12)
+STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=5), min_size=1, max_size=5)
+
+
+def first_end(stops: list[str], text: str) -> tuple[int, str]:
+    """The definition, tried at every end."""
+    for end in range(1, len(text) + 1):
+        matches = [stop for stop in stops if text[:end].endswith(stop)]
+        if matches:
+            return end, max(matches, key=len)
+    return -1, ""
+
+
+def longest_prefix_at_end(stops: list[str], text: str) -> int:
+    lengths = (n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n]))
+    return max(lengths, default=0)
+
+
+@given(STOPS, LETTERS, LETTERS)
+def test_the_first_end_after_what_was_skipped(stops: list[str], seen: str, more: str) -> None:
+    expected = (-1, "")
+    for end in range(len(seen) + 1, len(seen + more) + 1):
+        if found := [stop for stop in stops if (seen + more)[:end].endswith(stop)]:
+            expected = end - len(seen), max(found, key=len)
+            break
+    match = StopStrings(stops).new_match()
+    match.skip(seen)
+    assert match.find(more) == expected
+
+
+@given(STOPS, LETTERS)
+def test_holds_the_longest_beginning_of_a_stop_string(stops: list[str], text: str) -> None:
+    match = StopStrings(stops).new_match()
+    match.skip(text)
+    assert match.num_held == longest_prefix_at_end(stops, text)
+
+
+@given(STOPS, LETTERS, st.lists(st.integers(1, 4), max_size=12))
+def test_cuts_do_not_matter(stops: list[str], text: str, sizes: list[int]) -> None:
+    match, at = StopStrings(stops).new_match(), 0
+    for size in [*sizes, len(text) + 1]:
+        piece = text[at : at + size]
+        end, stop = match.find(piece)
+        if end >= 0:
+            assert (at + end, stop) == first_end(stops, text)
+            return
+        at += len(piece)
+        assert match.num_held == longest_prefix_at_end(stops, text[:at])
+    assert first_end(stops, text) == (-1, "")
+
+
+def test_texts_share_nothing() -> None:
+    stops = StopStrings(["abc"])
+    one, other = stops.new_match(), stops.new_match()
+    assert one.find("xab") == (-1, "")
+    assert other.find("c") == (-1, "")
+    assert one.find("c") == (1, "abc")
+
+
+def test_many_long_strings_cost_little() -> None:
+    started = time.perf_counter()
+    match = StopStrings(["x" * 100_000 + chr(0x4E00 + i) for i in range(64)]).new_match()
+    assert match.find("x" * 5000) == (-1, "")
+    assert match.num_held == 5000
+    match.skip("y")
+    assert match.num_held == 0
+    assert time.perf_counter() - started < 1.0
+
+
+def test_no_text_is_gone_through_again_and_again() -> None:
+    """Each stop string nearly matches from every place of the text, which comes in small pieces."""
+    stops = ["ab" + "a" * (9000 + i) for i in range(20)] + ["a" * 9000 + "c"]
+    match = StopStrings(stops).new_match()
+    started = time.perf_counter()
+    for _ in range(1000):
+        assert match.find("aaaaaaaa") == (-1, "")
+    assert match.num_held == 8000
+    assert time.perf_counter() - started < 2.0

@@ -1,0 +1,256 @@
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack
+
+import pytest
+
+from stonechat_server.access.keys import ApiKey
+from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits
+from stonechat_server.admission.fair_queue import Cost
+from stonechat_server.admission.rate_limits import RateLimiter
+from stonechat_server.admission.refusals import RefusedError
+
+A, B = ApiKey(name="a"), ApiKey(name="b")
+COST = Cost(50, 50)
+
+
+def make(
+    sequences: int = 1, tokens: int = 10_000, queue: int = 4, queue_tokens: int = 10_000
+) -> AdmissionControl:
+    return AdmissionControl(
+        AdmissionLimits(
+            max_running_sequences=sequences,
+            max_running_tokens=tokens,
+            max_queued_requests=queue,
+            max_queued_tokens=queue_tokens,
+        )
+    )
+
+
+class Job:
+    """A task that holds a slot until it is told to end."""
+
+    def __init__(self, admission: AdmissionControl, key: ApiKey, cost: Cost = COST) -> None:
+        self.end = asyncio.Event()
+        self.started = False
+        self.task = asyncio.create_task(self._run(admission, key, cost))
+
+    async def _run(self, admission: AdmissionControl, key: ApiKey, cost: Cost) -> None:
+        async with admission.slot(key, cost) as slot:
+            self.started = True
+            await self.end.wait()
+            slot.used_tokens = cost.tokens
+
+    async def finish(self) -> None:
+        self.end.set()
+        await self.task
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def assert_idle(admission: AdmissionControl) -> None:
+    assert admission.num_running == 0
+    assert admission.num_running_sequences == 0
+    assert admission.num_running_tokens == 0
+    assert admission.num_queued == 0
+    assert admission.num_queued_tokens == 0
+
+
+def test_bounds_on_sequences_and_tokens() -> None:
+    async def scenario() -> None:
+        admission = make(sequences=4, tokens=1000)
+        first = Job(admission, A, Cost(10, 10, num_sequences=3))
+        second = Job(admission, A, Cost(10, 10, num_sequences=2))
+        await settle()
+        assert (first.started, second.started) == (True, False)
+        await first.finish()
+        third = Job(admission, A, Cost(500, 500))
+        await settle()
+        assert (second.started, third.started) == (True, False)
+        await second.finish()
+        await settle()
+        assert third.started
+        await third.finish()
+        assert_idle(admission)
+
+    asyncio.run(scenario())
+
+
+def test_a_request_larger_than_the_bounds_runs_alone() -> None:
+    async def scenario() -> None:
+        admission = make(sequences=2, tokens=100, queue_tokens=100)
+        job = Job(admission, A, Cost(500, 500, num_sequences=8))
+        await settle()
+        assert job.started
+        await job.finish()
+        assert_idle(admission)
+
+    asyncio.run(scenario())
+
+
+def test_full_queue_answers_429_with_the_pace_of_late() -> None:
+    async def scenario() -> None:
+        now = [0.0]
+        admission = make(queue=3)
+        admission = AdmissionControl(admission.limits, RateLimiter(), lambda: now[0])
+        jobs = [Job(admission, A) for _ in range(4)]
+        await settle()
+        with pytest.raises(RefusedError) as caught:
+            async with admission.slot(A, COST):
+                pass
+        assert caught.value.headers == {"Retry-After": "5"}
+        now[0] = 10.0
+        await jobs[0].finish()
+        jobs.append(Job(admission, A))
+        await settle()
+        with pytest.raises(RefusedError) as caught:
+            async with admission.slot(A, COST):
+                pass
+        # 100 tokens took 10 s and 300 wait.
+        assert caught.value.status == 429
+        assert caught.value.headers == {"Retry-After": "30"}
+        for job in jobs[1:]:
+            await job.finish()
+        assert_idle(admission)
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_of_one_key_does_not_starve_another() -> None:
+    async def scenario() -> None:
+        admission = make(queue=20)
+        flood = [Job(admission, A) for _ in range(15)]
+        await settle()
+        other = [Job(admission, B) for _ in range(3)]
+        await settle()
+        order = []
+        pending = {job: name for name, jobs in (("a", flood), ("b", other)) for job in jobs}
+        while pending:
+            job = next(job for job in pending if job.started)
+            order.append(pending.pop(job))
+            await job.finish()
+            await settle()
+        assert Counter(order[:7])["b"] == 3
+        assert_idle(admission)
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_leaves_the_queue_to_others() -> None:
+    async def scenario() -> None:
+        admission = make(queue=4)
+        flood = [Job(admission, A) for _ in range(5)]
+        await settle()
+        assert admission.num_queued == 4
+        others = [Job(admission, B) for _ in range(2)]
+        await settle()
+        dropped = [job for job in flood if job.task.done()]
+        assert len(dropped) == 2
+        for job in dropped:
+            error = job.task.exception()
+            assert isinstance(error, RefusedError)
+            assert error.status == 429
+        with pytest.raises(RefusedError):
+            async with admission.slot(B, COST):
+                pass
+        for job in [*flood, *others]:
+            if not job.task.done():
+                await settle()
+                job.end.set()
+        await asyncio.gather(*(job.task for job in [*flood, *others]), return_exceptions=True)
+        assert_idle(admission)
+
+    asyncio.run(scenario())
+
+
+def test_priority_goes_first_and_concurrency_of_a_key_is_kept() -> None:
+    async def scenario() -> None:
+        admission = make(sequences=2)
+        single = ApiKey(name="single", max_concurrency=1)
+        urgent = ApiKey(name="urgent", priority=-1)
+        first, second = Job(admission, single), Job(admission, single)
+        await settle()
+        assert (first.started, second.started) == (True, False)
+        third = Job(admission, B)
+        await settle()
+        assert third.started
+        fourth, fifth = Job(admission, B), Job(admission, urgent)
+        await third.finish()
+        await settle()
+        assert (fourth.started, fifth.started) == (False, True)
+        for job in (first, fifth, second, fourth):
+            await job.finish()
+        assert_idle(admission)
+
+    asyncio.run(scenario())
+
+
+def test_queue_deadline_is_a_504() -> None:
+    async def scenario() -> None:
+        admission = make()
+        async with admission.slot(A, COST):
+            with pytest.raises(RefusedError) as caught:
+                async with admission.slot(B, COST, queue_timeout=0.02):
+                    pass
+        assert caught.value.status == 504
+        assert_idle(admission)
+
+    asyncio.run(scenario())
+
+
+def test_cancelled_at_any_moment_gives_everything_back() -> None:
+    async def scenario(steps: int) -> None:
+        admission = make()
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(admission.slot(A, COST))
+            job = Job(admission, B)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        job.task.cancel()
+        await asyncio.gather(job.task, return_exceptions=True)
+        assert_idle(admission)
+
+    for steps in range(6):
+        asyncio.run(scenario(steps))
+
+
+def test_rate_limit_tokens_are_settled() -> None:
+    async def scenario() -> None:
+        admission = make()
+        key = ApiKey(name="k", tokens_per_minute=1000)
+        async with admission.slot(key, COST) as slot:
+            assert admission.rate_limiter.headers(key)["x-ratelimit-remaining-tokens"] == "900"
+            slot.used_tokens = 60
+        assert admission.rate_limiter.headers(key)["x-ratelimit-remaining-tokens"] == "940"
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_is_refused_before_its_bodies_are_read() -> None:
+    async def scenario() -> None:
+        admission = make(queue=2)
+        jobs = [Job(admission, A) for _ in range(2)]
+        await settle()
+        admission.refuse_early(A, "key:a")
+        jobs.append(Job(admission, A))
+        await settle()
+        with pytest.raises(RefusedError) as caught:
+            admission.refuse_early(A, "key:a")
+        assert int(caught.value.headers["Retry-After"]) >= 1
+        admission.refuse_early(B, "key:b")  # would take the place of one of the flood
+        admission.refuse_early(ApiKey(name="a", priority=-1), "key:a2")
+        for job in jobs:
+            await job.finish()
+        single = ApiKey(name="single", requests_per_minute=1)
+        admission.refuse_early(single, "key:single")
+        admission.rate_limiter.charge(single, 1)
+        with pytest.raises(RefusedError):
+            admission.refuse_early(single, "key:single")
+        assert_idle(admission)
+
+    asyncio.run(scenario())

@@ -1,0 +1,110 @@
+"""`stonechat plan` and `stonechat doctor`."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from stonechat_models import Machine, inspect_machine
+from stonechat_server.cli import main
+from stonechat_server.commands import doctor, plan
+from stonechat_server.commands.sizes import format_bytes, format_count, parse_bytes
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
+    config = LlamaConfig(vocab_size=96, **sizes, **heads)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_plan_reckons_right(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--device", "cpu", "--bandwidth", "10", "--kv-cache-size", "1MiB", "--json"]
+    assert main(["plan", str(tiny), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["served"] is True
+    row = next(row for row in found["forms"] if row["form"] == "float32")
+    assert row["weight_bytes"] == found["parameters"] * 4
+    assert row["kv_bytes_per_token"] == 2 * 2 * 32 * 4  # layers, K and V, head size, bytes
+    assert row["kv_tokens"] == 2**20 // 512
+    assert row["full_length_requests"] == 2048 // 128
+    read = row["weight_bytes"] - 96 * 64 * 4  # of the embedding only a row is read
+    assert row["decode_tokens_per_second_at_most"] == pytest.approx(10e9 / read)
+
+
+def test_the_plan_is_shown_and_measures(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tiny), "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "LlamaForCausalLM" in shown
+    assert "GB/s" in shown
+
+
+def test_a_missing_model_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tmp_path / "none.gguf")]) == 1
+    assert "none.gguf" in capsys.readouterr().err
+
+
+def test_the_doctor_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--no-measure", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["usable_cpus"] >= 1
+    assert main(["doctor", "--no-measure"]) == 0
+    assert "Will run on" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    good = {"cpu_quota": None, "free_memory": 10**11, "cache_free_bytes": 10**11, "gpus": ()}
+    return replace(
+        inspect_machine(lambda line: None),
+        **good,
+        system="Linux x86_64",
+        usable_cpus=4,
+        num_cores=4,
+        has_nvidia_driver=False,
+        instruction_sets=("avx512_vnni",),
+        native_isa="avx512-vnni",
+        native_refusal=None,
+        package_versions={"triton": "3", "uvloop": "1"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"native_isa": None, "native_refusal": "x", "compiler": None}, ["cannot be used", "g++"]),
+        ({"instruction_sets": ()}, ["AVX512-VNNI"]),
+        ({"cpu_quota": 1.5}, ["--threads 1"]),
+        ({"num_cores": 2}, ["two threads"]),
+        ({"has_nvidia_driver": True, "torch_cuda": ""}, ["CUDA build"]),
+        ({"free_memory": 10**8}, ["100.0 MB of memory"]),
+        ({"cache_free_bytes": 10**8}, ["100.0 MB are free at"]),
+    ],
+)
+def test_advice(machine: Machine, changes: dict[str, object], expected: list[str]) -> None:
+    found = list(doctor.advice(replace(machine, **changes)))  # type: ignore[arg-type]
+    assert len(found) == len(expected)
+    for line, part in zip(found, expected, strict=True):
+        assert part in line
+
+
+def test_sizes_read_and_print() -> None:
+    assert parse_bytes("2GiB") == 2 << 30
+    assert parse_bytes("1.5 mb") == 1_500_000
+    assert parse_bytes("12") == 12
+    assert (format_bytes(95_400_000), format_bytes(12)) == ("95.4 MB", "12 B")
+    assert format_count(134_515_008) == "134.5 M"
+    with pytest.raises(ValueError, match="not a size"):
+        parse_bytes("many")
+
+
+def test_commands_need_no_torch_to_be_listed() -> None:
+    for command in (plan, doctor):
+        command.add_arguments(argparse.ArgumentParser())

@@ -1,0 +1,58 @@
+import io
+import json
+import logging
+import sys
+
+import pytest
+
+from stonechat_server.observability.access_log import StderrHandler
+from stonechat_server.observability.json_log import JsonFormatter
+from tests.server.bodies import URL, body
+from tests.server.conftest import ClientFactory
+
+
+def test_the_access_line_of_a_request(
+    new_client: ClientFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="stonechat.access")
+    client = new_client(api_key=["k"])
+    request = body(messages=[{"role": "user", "content": "a private question"}])
+    headers = {"authorization": "Bearer k", "x-request-id": "mine"}
+    usage = client.post(URL, json=request, headers=headers).json()["usage"]
+    record = caplog.records[-1]
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["request_id"], line["status"], line["path"]) == ("mine", 200, URL)
+    assert line["key"].startswith("key-")
+    assert line["prompt_tokens"] == usage["prompt_tokens"]
+    assert line["completion_tokens"] == usage["completion_tokens"]
+    assert (line["finish"], line["stream"]) == ("stop", False)
+    assert line["first_token_milliseconds"] >= 0
+    assert "private" not in caplog.text
+    assert f"completion_tokens={usage['completion_tokens']}" in record.getMessage()
+
+
+def test_an_exception_is_one_json_line() -> None:
+    try:
+        raise ValueError("broken\nin two")
+    except ValueError as error:
+        info = (ValueError, error, error.__traceback__)
+    record = logging.LogRecord("stonechat", logging.ERROR, "f", 1, "it %s", ("failed",), info)
+    text = JsonFormatter().format(record)
+    assert "\n" not in text
+    line = json.loads(text)
+    assert (line["level"], line["message"]) == ("error", "it failed")
+    assert "broken" in line["exception"]
+
+
+def test_lines_follow_stderr_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = io.StringIO(), io.StringIO()
+    logger = logging.Logger("of its own")
+    monkeypatch.setattr(sys, "stderr", first)
+    logger.addHandler(StderrHandler())
+    logger.info("one")
+    first_text = first.getvalue()
+    first.close()
+    logger.info("lost")
+    monkeypatch.setattr(sys, "stderr", second)
+    logger.info("two")
+    assert (first_text, second.getvalue()) == ("one\n", "two\n")

@@ -1,0 +1,130 @@
+import json
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stonechat_server.access.keys_file import add_key
+from stonechat_server.errors import APIError
+from stonechat_server.request.body import check_json
+from stonechat_server.settings import Settings
+from tests.server.bodies import URL, body, error_of
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import FakeEngine
+from tests.server.live import live_server
+
+JSON = st.recursive(
+    st.none() | st.text(max_size=8) | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=20,
+)
+
+
+def depth_of(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(depth_of, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(depth_of, value), default=0)
+    return 0
+
+
+def size_of(value: Any) -> int:
+    """Containers, and commas between their members."""
+    if not isinstance(value, dict | list):
+        return 0
+    members = list(value.values()) if isinstance(value, dict) else value
+    return 1 + max(0, len(members) - 1) + sum(map(size_of, members))
+
+
+@given(value=JSON, depth=st.integers(1, 6), size=st.integers(1, 12))
+def test_depth_and_size_are_those_of_the_json(value: Any, depth: int, size: int) -> None:
+    limits = Settings.model_construct(max_json_depth=depth, max_json_values=size)
+    encoded = json.dumps(value).encode()
+    if depth_of(value) > depth or size_of(value) > size:
+        with pytest.raises(APIError):
+            check_json(encoded, limits)
+    else:
+        check_json(encoded, limits)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a": "' + b"[" * 4_000_000,
+        b'"\\' * 1_000_000 + b"[{" * 20_000,
+        b"[]" * 3_000_000,
+        b"null," * 1_500_000,
+        b'"' * 4_000_000,
+        b"[" + b"[]," * 100 + b'""' * 4_000_000,
+        b"[]," * 100 + b"]" * 8_000_000,
+        b'{"a": "' + b"x, y" * 2_000_000 + b'"}',
+    ],
+)
+def test_json_is_checked_in_linear_time(data: bytes) -> None:
+    started = time.process_time()
+    with suppress(APIError):
+        check_json(data, Settings())
+    assert time.process_time() - started < 0.5
+
+
+def test_limits_are_client_errors(new_client: ClientFactory) -> None:
+    client = new_client(max_messages=3, max_json_depth=8, max_completion_total=1000)
+    message = {"role": "user", "content": "hi"}
+    error = error_of(client.post(URL, json=body(messages=[message] * 4)))
+    assert (error["param"], error["code"]) == ("messages", "too_many_messages")
+    assert client.post(URL, json=body(messages=[message] * 3)).status_code == 200
+    deep = b'{"model": "tiny-test", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert error_of(client.post(URL, content=deep))["code"] == "json_too_deep"
+    error = error_of(client.post(URL, json=body(n=11, max_tokens=100)))
+    assert (error["param"], error["code"]) == ("n", "request_too_large")
+    assert client.post(URL, json=body(n=10, max_tokens=100)).status_code == 200
+
+
+def test_a_length_that_nobody_asked_for_is_lowered(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
+    client = new_client(max_completion_total=1000)
+    assert client.post(URL, json=body(n=3, min_tokens=500)).status_code == 200
+    assert engine.requests[-1].params.max_tokens == 333
+    assert engine.requests[-1].params.min_tokens == 333
+
+
+def test_kept_alternatives_count(new_client: ClientFactory, engine: FakeEngine) -> None:
+    client = new_client(max_completion_total=1000)
+    many = {"n": 2, "logprobs": True, "top_logprobs": 20}
+    error = error_of(client.post(URL, json=body(max_tokens=101, **many)))
+    assert (error["param"], error["code"]) == ("n", "request_too_large")
+    assert "max_completion_tokens to 100, or stream" in error["message"]
+    assert client.post(URL, json=body(max_tokens=100, **many)).status_code == 200
+    assert client.post(URL, json=body(max_tokens=101, stream=True, **many)).status_code == 200
+    assert client.post(URL, json=body(**many)).status_code == 200
+    assert engine.requests[-1].params.max_tokens == 100
+
+
+def test_a_client_that_sends_too_much_can_read_the_answer() -> None:
+    with live_server(FakeEngine(), max_body_size=1000) as live:
+        for _ in range(5):
+            response = httpx.post(live.url + URL, content=b"x" * 4_000_000)
+            assert response.status_code == 413
+        chunks = (b"x" * 100_000 for _ in range(40))
+        assert httpx.post(live.url + URL, content=chunks).status_code == 413
+        with socket.create_connection(("127.0.0.1", live.port), timeout=10) as client:
+            head = f"POST {URL} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {10**12}\r\n\r\n"
+            client.sendall(head.encode())
+            assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_key_that_is_refused_early_can_read_the_answer(tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys.toml", "alice", requests_per_minute=1)
+    headers = {"authorization": f"Bearer {secret}", "connection": "close"}
+    with live_server(FakeEngine(), keys_file=tmp_path / "keys.toml") as live:
+        assert httpx.post(live.url + URL, json=body(), headers=headers).status_code == 200
+        for _ in range(5):
+            response = httpx.post(live.url + URL, content=b"x" * 4_000_000, headers=headers)
+            assert response.status_code == 429

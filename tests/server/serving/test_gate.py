@@ -1,0 +1,217 @@
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from fastapi.testclient import TestClient
+
+from stonechat_server.access.keys_file import add_key, revoke_key
+from stonechat_server.admission.controller import AdmissionLimits
+from stonechat_server.app import create_app
+from stonechat_server.observability.ledger import Ledger, open_database, usage
+from stonechat_server.observability.ledger.journal import read_file
+from stonechat_server.settings import Settings
+from tests.server.bodies import URL, body, error_of
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import FakeEngine, text_script
+from tests.server.live import live_server, wait_until
+
+ONE_AT_A_TIME = AdmissionLimits(
+    max_running_sequences=1,
+    max_running_tokens=10**9,
+    max_queued_requests=2,
+    max_queued_tokens=10**9,
+)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_keys_have_limits_and_models(new_client: ClientFactory, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    alice = add_key(path, "alice", requests_per_minute=2, tokens_per_minute=5000)
+    bob = add_key(path, "bob", models=("other",))
+    client = new_client(keys_file=path, served_model_name=["tiny-test", "other"])
+    first = client.post(URL, json=body(max_tokens=100), headers=bearer(alice))
+    assert first.status_code == 200
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert first.headers["x-ratelimit-limit-tokens"] == "5000"
+    used = 5000 - int(first.headers["x-ratelimit-remaining-tokens"])
+    assert used == first.json()["usage"]["total_tokens"]  # settled: not the 100 that were asked for
+    assert client.post(URL, json=body(), headers=bearer(alice)).status_code == 200
+    refused = client.post(URL, json=body(), headers=bearer(alice))
+    assert refused.status_code == 429
+    assert error_of(refused)["code"] == "rate_limit_exceeded"
+    assert 1 <= int(refused.headers["retry-after"]) <= 30
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+
+    assert client.post(URL, json=body(), headers=bearer(bob)).status_code == 404
+    assert client.post(URL, json=body(model="other"), headers=bearer(bob)).status_code == 200
+    models = client.get("/v1/models", headers=bearer(bob)).json()["data"]
+    assert [model["id"] for model in models] == ["other"]
+    assert client.get("/v1/models/tiny-test", headers=bearer(bob)).status_code == 404
+    assert client.post(URL, json=body(), headers=bearer("sk-unknown")).status_code == 401
+    text = client.get("/metrics").text
+    assert 'requests_refused_total{model_name="tiny-test",reason="requests_per_minute"} 1.0' in text
+
+
+def test_a_revoked_key_is_refused(new_client: ClientFactory, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    secret = add_key(path, "alice")
+    client = new_client(keys_file=path)
+    assert client.post(URL, json=body(), headers=bearer(secret)).status_code == 200
+    revoke_key(path, "alice")
+    wait_until(lambda: client.get("/v1/models", headers=bearer(secret)).status_code == 401, 3)
+
+
+def test_deadlines(engine: FakeEngine, new_client: ClientFactory) -> None:
+    engine.script = text_script("a", "b", "c", pause=0.2)
+    client = new_client(request_timeout=0.3)
+    plain = client.post(URL, json=body())
+    assert plain.status_code == 504
+    assert error_of(plain)["code"] == "timeout"
+    streamed = client.post(URL, json=body(stream=True)).text.split("\n\n")
+    assert json.loads(streamed[-2].removeprefix("data: "))["error"]["code"] == "timeout"
+    early = client.post(URL, json=body(), headers={"X-Request-Timeout": "0.05"})
+    assert early.status_code == 504
+    longer = client.post(URL, json=body(), headers={"X-Request-Timeout": "100"})
+    assert longer.status_code == 504
+    for header in ("0", "-1", "soon", "nan", "inf"):
+        response = client.post(URL, json=body(), headers={"X-Request-Timeout": header})
+        assert response.status_code == 400
+        assert error_of(response)["param"] == "X-Request-Timeout"
+    assert engine.num_running == 0
+    assert len(engine.aborted) == 4
+
+
+def test_a_full_queue_and_its_deadline() -> None:
+    engine = FakeEngine(text_script(*["x"] * 200, pause=0.02))
+    with live_server(engine, queue_timeout=1.0) as live:
+        admission = live.operations.admission
+        admission.limits = ONE_AT_A_TIME
+        admission._queue.max_requests = 2
+        answers: list[int] = []
+
+        def ask() -> None:
+            answers.append(httpx.post(live.url + URL, json=body(), timeout=30).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: admission.num_queued == 2)
+        refused = httpx.post(live.url + URL, json=body())
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        metrics = httpx.get(live.url + "/metrics").text
+        assert 'num_requests_waiting{model_name="tiny-test"} 2.0' in metrics
+        for thread in threads:
+            thread.join(20)
+        assert sorted(answers) == [200, 504, 504]
+        assert (admission.num_running, admission.num_queued_tokens) == (0, 0)
+
+
+def test_a_client_that_leaves_the_queue_gives_its_place_up() -> None:
+    with live_server(FakeEngine(text_script(*["x"] * 100, pause=0.02))) as live:
+        admission = live.operations.admission
+        admission.limits = ONE_AT_A_TIME
+        with httpx.Client(timeout=20) as first, first.stream("POST", live.url + URL, json=body()):
+            pass
+        thread = threading.Thread(
+            target=httpx.post, args=(live.url + URL,), kwargs={"json": body()}
+        )
+        thread.start()
+        wait_until(lambda: admission.num_running == 1)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(live.url + URL, json=body(), timeout=0.2)
+        wait_until(lambda: admission.num_queued == 0)
+        thread.join(10)
+        wait_until(lambda: admission.num_running == 0)
+
+
+def test_the_ledger_says_what_clients_saw(engine: FakeEngine, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'usage.db'}"
+    engine.script = text_script("one", "two", cached=4)
+    ledger = Ledger(url, tmp_path / "journal", flush_seconds=60)
+    settings = Settings(api_key=["k"], ledger_text=True)
+    with TestClient(create_app(settings, engine, ledger=ledger), "http://localhost") as client:
+        plain = client.post(URL, json=body(user="u", n=2), headers=bearer("k")).json()
+        client.post(URL, json=body(safety_identifier="s", stream=True), headers=bearer("k"))
+        client.post(URL, json=body(temperature=9), headers=bearer("k"))
+        client.post(URL, json=body())
+        (journal,) = (tmp_path / "journal").iterdir()
+        first, second = read_file(journal)[0]
+    expected = plain["usage"]
+    assert first.prompt_tokens == second.prompt_tokens == expected["prompt_tokens"]
+    assert (first.completion_tokens, second.completion_tokens) == (4, 2)
+    assert first.completion_tokens == expected["completion_tokens"]
+    assert (first.finish_reasons, second.finish_reasons) == ("stop,stop", "stop")
+    assert (first.user, second.safety_identifier) == ("u", "s")
+    assert (first.stream, second.stream, first.cached_tokens) == (False, True, 4)
+    assert first.key.startswith("key-")
+    assert first.completion == '["onetwo", "onetwo"]'
+    assert first.prompt is not None
+    assert msgspec.json.decode(first.prompt) == {"messages": body()["messages"]}
+    assert first.first_token_seconds is not None
+    database = open_database(url)
+    rows = usage(database, by=("user",))
+    assert [(row.group, row.num_requests) for row in rows] == [(("s",), 1), (("u",), 1)]
+    database.dispose()
+
+
+def test_no_text_in_the_ledger_unless_asked(engine: FakeEngine, tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'usage.db'}", tmp_path / "journal", flush_seconds=60)
+    with TestClient(create_app(Settings(), engine, ledger=ledger), "http://localhost") as client:
+        secret: list[dict[str, Any]] = [{"role": "user", "content": "a most private matter"}]
+        client.post(URL, json=body(messages=secret))
+        (journal,) = (tmp_path / "journal").iterdir()
+        text = journal.read_text()
+    assert "private matter" not in text
+    assert "wörld" not in text
+
+
+def test_a_request_cannot_raise_its_own_priority(
+    engine: FakeEngine, new_client: ClientFactory, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.toml"
+    secret = add_key(path, "alice", priority=3)
+    client = new_client(keys_file=path, private_prefix_cache=True)
+    for priority in (None, -100, 5):
+        client.post(URL, json=body(priority=priority, cache_salt="s"), headers=bearer(secret))
+    assert [request.priority for request in engine.requests] == [3, 3, 8]
+    assert {request.cache_salt for request in engine.requests} == {"alice\ns"}
+
+
+def test_a_ledger_that_fails_costs_no_answer(engine: FakeEngine, tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'usage.db'}", tmp_path / "journal", flush_seconds=60)
+
+    def full_disk(entry: object) -> None:
+        raise OSError("No space left on device")
+
+    with TestClient(create_app(Settings(), engine, ledger=ledger), "http://localhost") as client:
+        ledger.record = full_disk  # type: ignore[method-assign]
+        assert client.post(URL, json=body()).status_code == 200
+        streamed = client.post(URL, json=body(stream=True)).text
+        assert streamed.endswith("data: [DONE]\n\n")
+        text = client.get("/metrics").text
+    assert 'stonechat:records_lost_total{model_name="tiny-test"} 2.0' in text
+
+
+def test_no_user_can_break_the_ledger(engine: FakeEngine, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'usage.db'}"
+    ledger = Ledger(url, tmp_path / "journal", flush_seconds=60)
+    with TestClient(create_app(Settings(), engine, ledger=ledger), "http://localhost") as client:
+        for user in ("a\0b", "x" * 100_000, "line\nbreak\u2028", "\ufffe"):
+            assert client.post(URL, json=body(user=user)).status_code == 200
+        raw = json.dumps(body(user="S")).replace('"S"', r'"\ud800"')
+        assert client.post(URL, content=raw).status_code in (200, 400)
+        lost = client.get("/metrics").text
+    assert 'stonechat:records_lost_total{model_name="tiny-test"} 0.0' in lost
+    database = open_database(url)
+    users = {row.group[0] for row in usage(database, by=("user",))}
+    assert {"a\ufffdb", "x" * 256, "line\nbreak\u2028", "\ufffe"} <= users
+    database.dispose()

@@ -1,0 +1,155 @@
+import json
+import socket
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from stonechat_server.observability.ledger import Ledger, open_database, usage
+from stonechat_server.serving.connections import SilentConnections
+from tests.server.bodies import URL, body
+from tests.server.fake_engine import FakeEngine, text_script
+from tests.server.live import Live, live_server, wait_until
+
+SLOW = text_script(*["x"] * 1000, pause=0.05)
+
+
+class Reader:
+    """A client that streams on a thread of its own."""
+
+    def __init__(self, live: Live, **fields: Any) -> None:
+        self.lines: list[str] = []
+        self._live, self._fields = live, fields
+        self.thread = threading.Thread(target=self._read)
+        self.thread.start()
+
+    def _read(self) -> None:
+        request = {"json": body(stream=True, **self._fields), "timeout": 30}
+        with (
+            suppress(httpx.RemoteProtocolError),  # cut off by a second signal
+            httpx.stream("POST", self._live.url + URL, **request) as response,  # type: ignore[arg-type]
+        ):
+            self.lines.extend(line for line in response.iter_lines() if line)
+
+    def last(self) -> Any:
+        self.thread.join(15)
+        return json.loads(self.lines[-1].removeprefix("data: "))
+
+
+def test_a_drain_lets_streams_finish_and_refuses_new_requests() -> None:
+    engine = FakeEngine(text_script(*["x"] * 12, pause=0.1))
+    with live_server(engine, shutdown_grace=20) as live:
+        reader = Reader(live)
+        wait_until(lambda: len(reader.lines) > 2)
+        live.signal()
+        assert httpx.get(live.url + "/ready").status_code == 503
+        assert httpx.get(live.url + "/health").status_code == 200
+        refused = httpx.post(live.url + URL, json=body())
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "service_unavailable"
+        reader.thread.join(15)
+        assert reader.lines[-1] == "data: [DONE]"
+        live.thread.join(10)
+        assert not live.thread.is_alive()
+
+
+def test_the_grace_period_ends_in_an_error_event(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'usage.db'}"
+    ledger = Ledger(url, tmp_path / "journal", flush_seconds=60)
+    engine = FakeEngine(SLOW)
+    with live_server(engine, ledger, shutdown_grace=1) as live:
+        reader = Reader(live)
+        wait_until(lambda: len(reader.lines) > 2)
+        started = time.monotonic()
+        live.signal()
+        assert reader.last()["error"]["code"] == "service_unavailable"
+        live.thread.join(10)
+        assert not live.thread.is_alive()
+        assert 0.8 < time.monotonic() - started < 6
+    assert engine.num_running == 0
+    database = open_database(url)
+    assert [(row.num_requests, row.num_failed) for row in usage(database, by=())] == [(1, 1)]
+    database.dispose()
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    with live_server(FakeEngine(SLOW), shutdown_grace=60) as live:
+        reader = Reader(live)
+        wait_until(lambda: len(reader.lines) > 2)
+        started = time.monotonic()
+        live.signal()
+        live.signal()
+        live.thread.join(10)
+        assert not live.thread.is_alive()
+        assert time.monotonic() - started < 3
+        reader.thread.join(10)
+
+
+def test_a_request_in_the_queue_is_ended_by_the_drain_too() -> None:
+    with live_server(FakeEngine(SLOW), shutdown_grace=1) as live:
+        live.operations.admission.limits = type(live.operations.admission.limits)(
+            max_running_sequences=1,
+            max_running_tokens=10**9,
+            max_queued_requests=5,
+            max_queued_tokens=10**9,
+        )
+        first, second = Reader(live), Reader(live, n=1)
+        wait_until(lambda: live.operations.admission.num_queued == 1)
+        live.signal()
+        for reader in (first, second):
+            reader.thread.join(15)
+        errors = [json.loads(r.lines[-1].removeprefix("data: "))["error"] for r in (first, second)]
+        assert [error["code"] for error in errors] == ["service_unavailable"] * 2
+
+
+def test_half_a_request_does_not_hold_a_socket() -> None:
+    with live_server(FakeEngine()) as live:
+        live.server._silent = SilentConnections(seconds=0.5)
+        with socket.create_connection(("127.0.0.1", live.port)) as client:
+            client.settimeout(10)
+            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127")
+            with suppress(ConnectionError):
+                assert client.recv(1) == b""
+        with httpx.Client() as kept:  # a connection between two requests is not one of those
+            assert kept.get(live.url + "/health").status_code == 200
+            time.sleep(2.5)
+            assert len(live.server.server_state.connections) == 1
+
+
+def test_a_body_that_does_not_come_is_a_408() -> None:
+    with (
+        live_server(FakeEngine(), body_timeout=0.3) as live,
+        socket.create_connection(("127.0.0.1", live.port)) as client,
+    ):
+        client.settimeout(10)
+        head = (
+            f"POST {URL} HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\nContent-Length: 100\r\n\r\n{{"
+        )
+        client.sendall(head.encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_stops_reading_is_cut_off() -> None:
+    engine = FakeEngine(text_script(*["x" * 4000] * 20_000))
+    with (
+        live_server(engine, write_timeout=0.5) as live,
+        socket.create_connection(("127.0.0.1", live.port)) as client,
+    ):
+        data = json.dumps(body(stream=True)).encode()
+        head = f"POST {URL} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
+        client.sendall(head.encode() + data)
+        wait_until(lambda: engine.num_running == 1)
+        wait_until(lambda: engine.num_running == 0)
+        wait_until(lambda: live.operations.admission.num_running == 0)
+        assert len(engine.aborted) == 1
+
+
+def test_many_idle_connections_do_not_keep_others_out() -> None:
+    with live_server(FakeEngine()) as live, ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(("127.0.0.1", live.port)))
+        assert httpx.post(live.url + URL, json=body(), timeout=10).status_code == 200
