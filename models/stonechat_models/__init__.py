@@ -40,14 +40,9 @@ from stonechat_models.types import (
 from stonechat_models.version import __version__
 
 if TYPE_CHECKING:
-    from stonechat_models.checkpoint.store import (
-        StoredModel,
-        fetch_model,
-        list_models,
-        read_aliases,
-        remove_model,
-        set_alias,
-    )
+    from stonechat_models.checkpoint.aliases import read_aliases, set_alias
+    from stonechat_models.checkpoint.resolve import fetch_model
+    from stonechat_models.checkpoint.store import StoredModel, list_models, remove_model
     from stonechat_models.diagnostics.bandwidth import measure_bandwidth
     from stonechat_models.diagnostics.machine import Machine, inspect_machine
     from stonechat_models.diagnostics.memory_plan import ModelSurvey, ServingForm, survey_model
@@ -111,14 +106,14 @@ _LAZY = {
     "StoredModel": "checkpoint.store",
     "Tokenizer": "text.tokenizer",
     "check_grammar": "grammar.compiler",
-    "fetch_model": "checkpoint.store",
+    "fetch_model": "checkpoint.resolve",
     "inspect_machine": "diagnostics.machine",
     "list_models": "checkpoint.store",
     "measure_bandwidth": "diagnostics.bandwidth",
     "usable_cpus": "hardware.cpus",
-    "read_aliases": "checkpoint.store",
+    "read_aliases": "checkpoint.aliases",
     "remove_model": "checkpoint.store",
-    "set_alias": "checkpoint.store",
+    "set_alias": "checkpoint.aliases",
     "survey_model": "diagnostics.memory_plan",
 }
 

@@ -204,7 +204,8 @@ def bench_reference(
     config: EngineConfig, repeats: int, measured: dict[int, float], prefill: float
 ) -> dict[str, float]:
     """`transformers` generate, one request at a time, on the same weights, float32 on a CPU."""
-    from stonechat_models.checkpoint.resolve import load_module, resolve_model
+    from stonechat_models.backends.transformers.load import load_module
+    from stonechat_models.checkpoint.resolve import resolve_model
     from stonechat_models.hardware.device import choose_device, choose_dtype
 
     device = choose_device(config.device)

@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from stonechat_models.backends.base import CausalModel, ForwardBatch
-from stonechat_models.backends.quantization.linear import cuda_linear
-from stonechat_models.checkpoint.resolve import ModelFiles, load_module, resolve_model
+from stonechat_models.backends.quantization.choose import cuda_linear
+from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.runtime.build import build_engine

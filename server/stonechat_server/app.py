@@ -27,8 +27,8 @@ from stonechat_server.request.prepare_pool import Preparations
 from stonechat_server.serving.fingerprint import system_fingerprint
 from stonechat_server.serving.gate import Operations
 from stonechat_server.serving.generation import CLIENT_GONE
+from stonechat_server.serving.services import Services
 from stonechat_server.settings import Settings
-from stonechat_server.state import ServerState
 from stonechat_server.streaming.disconnect import ClientDisconnectedError
 from stonechat_server.structured.answer_plan import Structure
 
@@ -57,7 +57,7 @@ def create_app(
     """
     operations = Operations(settings, engine, ledger=ledger, tracing=tracing)
     store = None if settings.keys_file is None else KeyStore(settings.keys_file)
-    state = ServerState(
+    state = Services(
         settings=settings,
         engine=engine,
         templates=Templates(
@@ -107,7 +107,7 @@ def create_app(
     return app
 
 
-def _allowed_hosts(state: ServerState) -> set[str] | None:
+def _allowed_hosts(state: Services) -> set[str] | None:
     """Names that an open server on this machine answers to; None: any."""
     settings = state.settings
     if not state.authenticator.is_open or settings.host not in LOOPBACK:
@@ -117,7 +117,7 @@ def _allowed_hosts(state: ServerState) -> set[str] | None:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    state: ServerState = app.state.server
+    state: Services = app.state.server
     await state.engine.start()
     state.operations.lifecycle.serving()
     try:

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
+from stonechat_models.backends.quantization.choose import quantized_linear
 from stonechat_models.backends.quantization.device_support import refuse_weight_format
-from stonechat_models.backends.quantization.linear import QuantizedLinear, quantized_linear
+from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers import quantize
 from stonechat_models.backends.transformers.attention.choose import choose_attention
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel

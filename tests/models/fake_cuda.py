@@ -133,11 +133,11 @@ def install() -> None:
     from stonechat_models.backends.transformers.cuda_memory import CudaCapturer
 
     CudaCapturer.capture = rerun(CudaCapturer.capture)
-    from stonechat_models.backends.quantization import linear
+    from stonechat_models.backends.quantization.choose import cuda_linear
     from stonechat_models.backends.transformers import quantize
 
     def on_cuda(weight: Any, bias: Any, precision: Any, _team: Any) -> Any:
-        return linear.cuda_linear(weight, bias, precision)
+        return cuda_linear(weight, bias, precision)
 
     quantize.quantized_linear = on_cuda  # it goes by where the weights are
     ToCpu().__enter__()

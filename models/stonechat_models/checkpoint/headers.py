@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from stonechat_models.checkpoint import default_model
+from stonechat_models.checkpoint.aliases import resolve_alias
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.resolve import DEFAULT_NAMES
-from stonechat_models.checkpoint.store import resolve_alias
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 

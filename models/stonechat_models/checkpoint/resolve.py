@@ -1,26 +1,20 @@
-"""From what the user names as a model to files on disk, and from those to a PyTorch module.
+"""From what the user names as a model to files on disk.
 
 A model is the default one, a `.gguf` file, a local folder, a Hugging Face id, or an alias. Whatever
 it is, it becomes a `ModelFiles`: a folder of Hugging Face files beside the weights.
 """
 
 import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stonechat_models.checkpoint import default_model, hub
+from stonechat_models.checkpoint.aliases import resolve_alias
 from stonechat_models.checkpoint.cache import Progress, build_once, cache_root, sampled_hash
 from stonechat_models.checkpoint.gguf.convert import converted_folder
 from stonechat_models.checkpoint.gguf.reader import gguf_parts
-from stonechat_models.checkpoint.store import resolve_alias
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 DEFAULT_NAMES = frozenset({"", "default", default_model.NAME})
 TOKENIZER_SOURCES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "tekken.json")
@@ -64,60 +58,18 @@ def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
     return _from_folder(config.model, folder, config.allow_pickle, progress)
 
 
+def fetch_model(config: EngineConfig, progress: Progress) -> Path:
+    """Make the model of `config` ready: downloaded (going on where a download stopped) and
+    converted; its folder.
+
+    Raises `ModelLoadError` when there is no such model, or it is neither here nor reachable.
+    """
+    return resolve_model(config, progress).folder
+
+
 def weights_hash(files: ModelFiles) -> str:
     """A hash that tells the weights of two models apart; it samples the files, so it is quick."""
     return sampled_hash(list(files.weights))
-
-
-def load_module(
-    files: ModelFiles,
-    config: EngineConfig,
-    device: "torch.device",
-    dtype: "torch.dtype",
-    *,
-    attn_implementation: str = "sdpa",
-    progress: Progress = lambda line: None,
-) -> "nn.Module":
-    """Load the model's own PyTorch code, unmodified, in eval mode, with its weights on `device`
-    (or spread by accelerate when `config.device_map` is set).
-
-    The weights of a GGUF are dequantised to safetensors of `dtype` in the cache the first time.
-    Raises `ModelLoadError` when the weights do not fill the module exactly.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    folder = files.folder
-    if files.gguf is not None:
-        folder = _dequantised_folder(files, files.gguf, dtype, progress)
-    try:
-        with torch.inference_mode(False):
-            module, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=attn_implementation,
-                device_map=config.device_map or {"": device},
-                trust_remote_code=config.trust_remote_code,
-                use_safetensors=None if config.allow_pickle else True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        raise ModelLoadError(f"cannot load {files.name}: {error}") from error
-    _check_report(files.name, report)
-    loaded: nn.Module = module.eval().requires_grad_(False)
-    return loaded
-
-
-def _check_report(name: str, report: dict[str, object]) -> None:
-    """Missing or mismatched weights would be filled at random: refuse. Extra ones do no harm."""
-    for key in ("missing_keys", "mismatched_keys", "error_msgs"):
-        found = report.get(key)
-        if isinstance(found, list | set | tuple) and found:
-            listed = ", ".join(sorted(map(str, found))[:5])
-            raise ModelLoadError(f"{name}: {key.replace('_', ' ')}: {listed}")
 
 
 def _from_gguf(name: str, path: Path, progress: Progress) -> ModelFiles:
@@ -188,22 +140,3 @@ def _with_tokenizer(folder: Path, progress: Progress) -> Path:
                 (target / path.name).symlink_to(path.resolve())
 
     return build_once(cache_root() / "tokenizers" / key[:24], progress, build)
-
-
-def _dequantised_folder(
-    files: ModelFiles, path: Path, dtype: "torch.dtype", progress: Progress
-) -> Path:
-    """The cache folder with a GGUF's weights as safetensors of `dtype` beside its config."""
-
-    def build(target: Path) -> None:
-        from stonechat_models.checkpoint.gguf.reader import read_gguf
-        from stonechat_models.checkpoint.gguf.weights import write_weights
-
-        progress(f"converting the weights of {path.name} to {name} (once)")
-        for source in files.folder.iterdir():
-            if source.is_file():
-                shutil.copy(source, target / source.name)
-        write_weights(read_gguf(path), files.config, target, dtype, progress)
-
-    name = str(dtype).removeprefix("torch.")
-    return build_once(files.folder.with_name(f"{files.folder.name}-{name}"), progress, build)

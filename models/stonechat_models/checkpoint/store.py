@@ -1,7 +1,5 @@
-"""The models on this machine: those of the Hugging Face cache, the default one, and aliases."""
+"""The models on this machine: those of the Hugging Face cache, and the default one."""
 
-import json
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,14 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stonechat_models.checkpoint import default_model
-from stonechat_models.checkpoint.cache import Progress, cache_root, sampled_hash
-from stonechat_models.config import EngineConfig
+from stonechat_models.checkpoint.cache import cache_root, sampled_hash
 from stonechat_models.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from huggingface_hub import HFCacheInfo
-
-ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +60,6 @@ def _scan() -> "HFCacheInfo | None":
         return None
 
 
-def fetch_model(config: EngineConfig, progress: Progress) -> Path:
-    """Make the model of `config` ready: downloaded (going on where a download stopped) and
-    converted; its folder.
-
-    Raises `ModelLoadError` when there is no such model, or it is neither here nor reachable.
-    """
-    from stonechat_models.checkpoint.resolve import resolve_model
-
-    return resolve_model(config, progress).folder
-
-
 def remove_model(name: str) -> int:
     """Delete a model and what was converted from it; the bytes that are free again.
 
@@ -116,54 +100,3 @@ def _remove_folder(folder: Path) -> int:
 
 def _folder_bytes(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-# -- aliases -------------------------------------------------------------------------------------
-
-
-def alias_file() -> Path:
-    """Where this user's aliases are kept; it may not exist."""
-    from platformdirs import user_config_path
-
-    return user_config_path("stonechat", appauthor=False) / "aliases.json"
-
-
-def read_aliases() -> dict[str, str]:
-    """Names and the models they stand for. Raises `ModelLoadError` for a damaged file."""
-    path = alias_file()
-    try:
-        aliases = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {path}: {error}") from error
-    if not isinstance(aliases, dict) or not all(isinstance(v, str) for v in aliases.values()):
-        raise ModelLoadError(f"{path} is no JSON object of names and models")
-    return aliases
-
-
-def set_alias(name: str, model: str | None) -> None:
-    """Let `name` stand for `model`; None: forget it.
-
-    Raises `ModelLoadError` for a name that could be a path or an id, or one to forget that is not
-    there.
-    """
-    aliases = read_aliases()
-    if model is None:
-        if name not in aliases:
-            raise ModelLoadError(f"there is no alias {name}")
-        del aliases[name]
-    else:
-        if ALIAS.fullmatch(name) is None or name in ("default", default_model.NAME):
-            raise ModelLoadError(f"{name!r} cannot be an alias: letters, digits, . _ and - only")
-        aliases[name] = model
-    path = alias_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(aliases, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def resolve_alias(name: str) -> str:
-    """The model that `name` stands for, or `name` itself. A file or folder of that name wins."""
-    if ALIAS.fullmatch(name) is None or Path(name).exists():
-        return name
-    return read_aliases().get(name, name)

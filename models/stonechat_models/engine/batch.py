@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from stonechat_models.backends.base import ForwardBatch
-from stonechat_models.engine.scheduler import Scheduled
+from stonechat_models.engine.sequence import Scheduled
 from stonechat_models.hardware.transfers import to_device
 
 _ALIGNMENT = 16

@@ -11,11 +11,16 @@ import torch
 
 from stonechat_models.backends.base import CausalModel
 from stonechat_models.engine.prompt_lookup import Drafter, PastFollower, TextFollower
-from stonechat_models.engine.scheduler import Scheduled, Scheduler
-from stonechat_models.engine.sequence import Request, Sequence
-from stonechat_models.engine.step import SamplerLike, Step
+from stonechat_models.engine.scheduler import Scheduler
+from stonechat_models.engine.sequence import Request, Scheduled, Sequence
+from stonechat_models.engine.step import Step
 from stonechat_models.errors import StepError
-from stonechat_models.sampling.state import SampledTokens, SamplingState, TokenConstraint
+from stonechat_models.sampling.state import (
+    SampledTokens,
+    SamplerLike,
+    SamplingState,
+    TokenConstraint,
+)
 from stonechat_models.types import (
     EngineStats,
     FinishReason,

@@ -10,38 +10,10 @@ from dataclasses import dataclass, field
 
 from stonechat_models.engine.block_pool import BlockPool
 from stonechat_models.engine.prefix_cache import PrefixCache
-from stonechat_models.engine.sequence import Request, Sequence
+from stonechat_models.engine.sequence import Request, Scheduled, Sequence
 
 MAX_GUESSING_TOKENS = 128
 """Nobody guesses beyond so many tokens in a step: it would take longer by what is guessed."""
-
-
-@dataclass(slots=True, eq=False)
-class Scheduled:
-    """A sequence and which of its tokens a step computes: `num_tokens` from `start` on, and then
-    those of `draft`, which are guesses at the tokens that follow."""
-
-    sequence: Sequence
-    start: int
-    num_tokens: int
-    reaches_end: bool
-    """The step computes the last token there is, so that a new one can be sampled."""
-    builds_on: "Scheduled | None" = None
-    """Where the last of these tokens comes from, if it is only promised."""
-    draft: tuple[int, ...] = ()
-    row: int = -1
-    """Which of the sampled rows is its first; known once sampling has begun."""
-    is_void: bool = False
-    """Nothing of it counts any more: the sequence ended, or lost its blocks."""
-
-    @property
-    def context_len(self) -> int:
-        return self.start + self.num_tokens + len(self.draft)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of logits that are sampled from: one, and one more for each guess."""
-        return 1 + len(self.draft) if self.reaches_end else 0
 
 
 @dataclass(slots=True)

@@ -2,15 +2,11 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from stonechat_models.engine.prefix_cache import block_hash, root_hash
 from stonechat_models.engine.prompt_lookup import Drafter
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.types import FinishReason, GenerateRequest
-
-if TYPE_CHECKING:
-    from stonechat_models.engine.scheduler import Scheduled
 
 
 @dataclass(slots=True, eq=False)
@@ -114,3 +110,31 @@ class Sequence:
             tokens = self.token_ids[j * block_size : (j + 1) * block_size]
             self.block_hashes.append(block_hash(parent, tokens))
         return self.block_hashes[i]
+
+
+@dataclass(slots=True, eq=False)
+class Scheduled:
+    """A sequence and which of its tokens a step computes: `num_tokens` from `start` on, and then
+    those of `draft`, which are guesses at the tokens that follow."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    reaches_end: bool
+    """The step computes the last token there is, so that a new one can be sampled."""
+    builds_on: "Scheduled | None" = None
+    """Where the last of these tokens comes from, if it is only promised."""
+    draft: tuple[int, ...] = ()
+    row: int = -1
+    """Which of the sampled rows is its first; known once sampling has begun."""
+    is_void: bool = False
+    """Nothing of it counts any more: the sequence ended, or lost its blocks."""
+
+    @property
+    def context_len(self) -> int:
+        return self.start + self.num_tokens + len(self.draft)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that are sampled from: one, and one more for each guess."""
+        return 1 + len(self.draft) if self.reaches_end else 0

@@ -3,35 +3,13 @@
 Nothing waits for the device before the last of the three.
 """
 
-from collections.abc import Sequence as Many
-from typing import Protocol
-
 import torch
 
 from stonechat_models.backends.base import CausalModel
 from stonechat_models.engine.batch import build_batch
-from stonechat_models.engine.scheduler import Scheduled
+from stonechat_models.engine.sequence import Scheduled
 from stonechat_models.hardware.transfers import to_device
-from stonechat_models.sampling.state import SampledTokens, SamplingState
-
-
-class SamplingLike(Protocol):
-    """Tokens under way; see `sampler.Sampling`."""
-
-    tokens: torch.Tensor
-
-    def read(self) -> SampledTokens:
-        """Wait for the tokens."""
-
-
-class SamplerLike(Protocol):
-    """Chooses one token a row; see `sampler.Sampler`."""
-
-    def __call__(self, logits: torch.Tensor, states: Many[SamplingState]) -> SampledTokens:
-        """Logits float32[R, V], which may be overwritten, and R states."""
-
-    def launch(self, logits: torch.Tensor, states: Many[SamplingState]) -> SamplingLike:
-        """The same, without waiting."""
+from stonechat_models.sampling.state import SampledTokens, SamplerLike, SamplingLike, SamplingState
 
 
 class Step:

@@ -88,3 +88,22 @@ class SampledTokens:
     logprobs: list[TokenLogprobs | None]
     errors: dict[int, str] = field(default_factory=dict)
     """Why a row has no token, by row; its sequence ends with an error, the others go on."""
+
+
+class SamplingLike(Protocol):
+    """Tokens under way; see `sampler.Sampling`."""
+
+    tokens: torch.Tensor
+
+    def read(self) -> SampledTokens:
+        """Wait for the tokens."""
+
+
+class SamplerLike(Protocol):
+    """Chooses one token a row; see `sampler.Sampler`."""
+
+    def __call__(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SampledTokens:
+        """Logits float32[R, V], which may be overwritten, and R states."""
+
+    def launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SamplingLike:
+        """The same, without waiting."""

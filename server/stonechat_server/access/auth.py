@@ -1,29 +1,24 @@
-"""API keys: which of them a request carries."""
+"""API keys: which of them a request carries, and which models it may use."""
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from starlette.requests import Request
 
 from stonechat_server.access.keys import ANONYMOUS, ApiKey, KeyStore
-from stonechat_server.admission.deadline import HEADER as TIMEOUT_HEADER
 from stonechat_server.errors import APIError
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who asks, and what the headers say of the deadline and the trace."""
+    """Who sent a request."""
 
     key: ApiKey
-    flow: str
-    """What fairness is kept between: the key, or the client's address where there is none."""
-    timeout: str | None = None
-    traceparent: str | None = None
-    log_fields: dict[str, object] = field(default_factory=dict, compare=False)
-    """Joins the access line of the request."""
+    tenant: str
+    """Fairness is kept between tenants: the key, or the client's address where there is no key."""
 
 
 class Authenticator:
@@ -45,15 +40,17 @@ class Authenticator:
         return not self._digests and self._store is None
 
     def identify(self, request: Request) -> Identity:
-        """Raises `APIError` 401 for a missing or unknown key."""
-        headers = request.headers
-        key = ANONYMOUS if self.is_open else self._authenticate(headers.get("authorization", ""))
+        """Find the key, and name it in the request's access line.
+
+        Raises `APIError` 401 for a missing or unknown key.
+        """
+        header = request.headers.get("authorization", "")
+        key = ANONYMOUS if self.is_open else self._authenticate(header)
         address = request.client.host if request.client else ""
-        flow = f"client:{address}" if self.is_open else f"key:{key.name}"
-        fields: dict[str, object] = {"key": key.name}
-        request.state.log_fields = fields
+        tenant = f"client:{address}" if self.is_open else f"key:{key.name}"
+        request.state.log_fields = {"key": key.name}
         request.state.limit_headers = partial(self._limit_headers, key)
-        return Identity(key, flow, headers.get(TIMEOUT_HEADER), headers.get("traceparent"), fields)
+        return Identity(key, tenant)
 
     def _authenticate(self, header: str) -> ApiKey:
         scheme, _, secret = header.partition(" ")
@@ -69,6 +66,19 @@ class Authenticator:
         if key is None:
             raise _unauthorized("The API key is not known here.")
         return key
+
+
+def check_model(name: str, served_names: Collection[str], identity: Identity) -> None:
+    """Raises `APIError` 404 for a model that is not served, or not to this key."""
+    names = [served for served in served_names if identity.key.may_use(served)]
+    if name not in names:
+        served = ", ".join(f"'{served}'" for served in names)
+        raise APIError(
+            404,
+            f"The model '{name[:200]}' does not exist here. Served: {served}.",
+            param="model",
+            code="model_not_found",
+        )
 
 
 def _digest(key: str) -> bytes:

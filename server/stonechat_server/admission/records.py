@@ -19,10 +19,11 @@ log = logging.getLogger("stonechat")
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Who asks, and what it is expected to cost."""
+    """Who sends the request, what it is expected to cost, and its `X-Request-Timeout` header."""
 
     identity: "Identity"
     cost: Cost
+    timeout: str | None
 
 
 def expected_cost(

@@ -10,7 +10,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
-from stonechat_server.access.auth import Identity
+from stonechat_server.access.auth import check_model
 from stonechat_server.api.openapi import CHAT_EXTRA, CHAT_RESPONSES
 from stonechat_server.errors import APIError
 from stonechat_server.request.body import (
@@ -26,7 +26,7 @@ from stonechat_server.request.parse import parse_request
 from stonechat_server.request.prepare import Plan, has_grammar, prepare
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.generation import CLIENT_GONE, Generation
-from stonechat_server.state import ServerState, server_state
+from stonechat_server.serving.services import Services, services_of
 from stonechat_server.streaming.chunks import ChunkBuilder, ChunkOptions, CompletionHead
 from stonechat_server.streaming.collect import collect
 from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
@@ -50,7 +50,7 @@ MAX_HEADER_BYTES = 1_024
 @router.post("/chat/completions", include_in_schema=False)
 async def create_chat_completion(http_request: Request) -> Response:
     """Continue a conversation; plain, or as a stream of events."""
-    state = server_state(http_request)
+    state = services_of(http_request)
     identity = state.authenticator.identify(http_request)
     try:
         state.operations.refuse_early(identity)
@@ -64,7 +64,7 @@ async def create_chat_completion(http_request: Request) -> Response:
     body = await read_body(http_request, state.settings)
     check_json(body, state.settings)
     request = parse_request(body)
-    check_model(state, request.model, identity)
+    check_model(request.model, state.model_names, identity)
     check_messages(request, state.settings)
     if state.settings.strict_params:
         check_unknown(request)
@@ -76,7 +76,7 @@ async def create_chat_completion(http_request: Request) -> Response:
         state,
         identity,
         request,
-        http_request.state.request_id,
+        http_request,
         plan,
         ChunkBuilder.create(
             head,
@@ -102,20 +102,7 @@ async def create_chat_completion(http_request: Request) -> Response:
     return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
 
 
-def check_model(state: ServerState, name: str, identity: Identity) -> None:
-    """Raises `APIError` 404 for a model that is not served, or not to this key."""
-    names = [served for served in state.model_names if identity.key.may_use(served)]
-    if name not in names:
-        served = ", ".join(f"'{served}'" for served in names)
-        raise APIError(
-            404,
-            f"The model '{name[:200]}' does not exist here. Served: {served}.",
-            param="model",
-            code="model_not_found",
-        )
-
-
-async def _prepare(state: ServerState, request: ChatCompletionRequest, size: int) -> Plan:
+async def _prepare(state: Services, request: ChatCompletionRequest, size: int) -> Plan:
     work = partial(prepare, request, state.engine, state.templates, state.structure)
     is_own_template = request.chat_template is not None
     if size <= INLINE_BODY_BYTES and not has_grammar(request) and not is_own_template:
@@ -124,7 +111,7 @@ async def _prepare(state: ServerState, request: ChatCompletionRequest, size: int
         return await state.preparations.run(work, size)
 
 
-def _head(state: ServerState, request: ChatCompletionRequest) -> CompletionHead:
+def _head(state: Services, request: ChatCompletionRequest) -> CompletionHead:
     return CompletionHead(
         id="chatcmpl-" + secrets.token_hex(12),
         created=int(time.time()),

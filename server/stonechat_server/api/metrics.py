@@ -5,7 +5,7 @@ from fastapi.responses import PlainTextResponse
 
 from stonechat_server.api.openapi import errors
 from stonechat_server.observability.metrics import CONTENT_TYPE
-from stonechat_server.state import server_state
+from stonechat_server.serving.services import services_of
 
 router = APIRouter()
 
@@ -18,7 +18,7 @@ router = APIRouter()
 )
 async def metrics(http_request: Request) -> Response:
     """All metrics of this server."""
-    state = server_state(http_request)
+    state = services_of(http_request)
     if state.settings.metrics_key:
         state.authenticator.identify(http_request)
     return Response(state.operations.metrics.render(), headers={"content-type": CONTENT_TYPE})

@@ -5,10 +5,10 @@ from dataclasses import asdict
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from stonechat_server.api.chat import check_model
+from stonechat_server.access.auth import check_model
 from stonechat_server.api.openapi import errors, json_body
 from stonechat_server.schema.responses import ModelCard, ModelList
-from stonechat_server.state import ServerState, server_state
+from stonechat_server.serving.services import Services, services_of
 
 router = APIRouter()
 
@@ -20,7 +20,7 @@ router = APIRouter()
 )
 async def list_models(http_request: Request) -> Response:
     """The names that `model` may have."""
-    state = server_state(http_request)
+    state = services_of(http_request)
     key = state.authenticator.identify(http_request).key
     return _json(ModelList([_card(state, name) for name in state.model_names if key.may_use(name)]))
 
@@ -32,12 +32,12 @@ async def list_models(http_request: Request) -> Response:
 )
 async def retrieve_model(http_request: Request, model: str) -> Response:
     """One of them; a name may have slashes."""
-    state = server_state(http_request)
-    check_model(state, model, state.authenticator.identify(http_request))
+    state = services_of(http_request)
+    check_model(model, state.model_names, state.authenticator.identify(http_request))
     return _json(_card(state, model))
 
 
-def _card(state: ServerState, name: str) -> ModelCard:
+def _card(state: Services, name: str) -> ModelCard:
     model = state.engine.model
     return ModelCard(
         id=name,

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from stonechat_server.state import server_state
+from stonechat_server.serving.services import services_of
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {
@@ -52,7 +52,7 @@ def page_router() -> APIRouter:
 
     @router.get("/page/load")
     def load(request: Request) -> Response:
-        state = server_state(request)
+        state = services_of(request)
         state.authenticator.identify(request)
         request.state.log_level = logging.DEBUG  # asked for every two seconds by every open page
         return JSONResponse(asdict(state.engine.stats()), headers={"Cache-Control": "no-store"})

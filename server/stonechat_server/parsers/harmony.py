@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from stonechat_server.parsers.deltas import DeltaParser, ParsedDelta, ReasoningDelta, ToolCallDelta
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.tool_calls import ToolNames
-from stonechat_server.tool_formats.layout import HarmonyLayout, ToolFormat, hold_back, new_call_id
-
-CHANNEL, MESSAGE, END, START = "<|channel|>", "<|message|>", "<|end|>", "<|start|>"
-CALL, RETURN, CONSTRAIN = "<|call|>", "<|return|>", "<|constrain|>"
-TOKENS = (CHANNEL, MESSAGE, END, START, CALL, RETURN, CONSTRAIN)
-
-HARMONY = ToolFormat(
-    name="harmony", trigger=CHANNEL, first="<", layout=HarmonyLayout(), is_parallel=False
+from stonechat_server.tool_formats.harmony import (
+    CALL,
+    CHANNEL,
+    CONSTRAIN,
+    END,
+    MESSAGE,
+    RETURN,
+    START,
 )
+from stonechat_server.tool_formats.layout import hold_back, new_call_id
 
 VISIBLE_HEADERS = tuple(
     f"{CHANNEL}{header}{MESSAGE}"

@@ -93,7 +93,7 @@ class Operations:
         """Raise `APIError` 429 or 503 if `admit` would, whatever the request asks for."""
         with self.counting_refusals():
             self.lifecycle.check()
-            self.admission.refuse_early(identity.key, identity.flow)
+            self.admission.refuse_early(identity.key, identity.tenant)
 
     @contextmanager
     def counting_refusals(self) -> Iterator[None]:
@@ -108,11 +108,11 @@ class Operations:
     async def admit(self, ticket: Ticket) -> AsyncIterator[Run]:
         """Wait for a slot and hold it. Raises `APIError`: 429, 503 or 504."""
         identity, settings = ticket.identity, self._settings
-        deadline = Deadline(request_timeout(identity.timeout, settings.request_timeout or None))
+        deadline = Deadline(request_timeout(ticket.timeout, settings.request_timeout or None))
         entry = self.admission.slot(
             identity.key,
             ticket.cost,
-            flow=identity.flow,
+            flow=identity.tenant,
             queue_timeout=settings.queue_timeout or None,
         )
         async with AsyncExitStack() as stack:

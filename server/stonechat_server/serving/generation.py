@@ -8,18 +8,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from stonechat_models import GRAMMAR_FAILED, GenerateRequest
+from stonechat_server.admission.deadline import HEADER as TIMEOUT_HEADER
 from stonechat_server.admission.records import FinishedRequest, Ticket, expected_cost
 from stonechat_server.errors import APIError, server_error, to_api_error
 from stonechat_server.schema.responses import ChatCompletionChunk
 from stonechat_server.streaming.chunks import ChunkBuilder
 
 if TYPE_CHECKING:
+    from starlette.requests import Request as HTTPRequest
+
     from stonechat_models import RequestOutput
     from stonechat_server.access.auth import Identity
     from stonechat_server.request.prepare import Plan
     from stonechat_server.schema.requests import ChatCompletionRequest
     from stonechat_server.serving.gate import Run
-    from stonechat_server.state import ServerState
+    from stonechat_server.serving.services import Services
 
 log = logging.getLogger("stonechat")
 
@@ -31,10 +34,10 @@ CLIENT_GONE = 499
 class Generation:
     """`chunks()` may be run once; closing it aborts the request in the engine."""
 
-    state: "ServerState"
+    state: "Services"
     identity: "Identity"
     request: "ChatCompletionRequest"
-    request_id: str
+    http_request: "HTTPRequest"
     plan: "Plan"
     builder: ChunkBuilder
     endpoint: str = "/v1/chat/completions"
@@ -76,7 +79,11 @@ class Generation:
         cost = expected_cost(
             len(self.plan.prompt_token_ids), params.n, params.max_tokens or room, is_limited
         )
-        return Ticket(self.identity, cost)
+        return Ticket(self.identity, cost, self.http_request.headers.get(TIMEOUT_HEADER))
+
+    @property
+    def _request_id(self) -> str:
+        return cast(str, self.http_request.state.request_id)
 
     def _outputs(self) -> "AsyncGenerator[RequestOutput, None]":
         request = self.request
@@ -102,7 +109,7 @@ class Generation:
     def _add(self, output: "RequestOutput") -> list[ChatCompletionChunk]:
         if output.error is not None:
             level = logging.INFO if output.error.startswith(GRAMMAR_FAILED) else logging.ERROR
-            log.log(level, "request %s failed in the engine: %s", self.request_id, output.error)
+            log.log(level, "request %s failed in the engine: %s", self._request_id, output.error)
         return self.builder.add(output)
 
     def _prompt(self) -> str:
@@ -113,7 +120,7 @@ class Generation:
         unfinished = "abort" if self.status == CLIENT_GONE else "error"
         finished = time.monotonic()
         record = FinishedRequest(
-            request_id=self.request_id,
+            request_id=self._request_id,
             endpoint=self.endpoint,
             key=self.identity.key.name,
             user=self.request.user,
@@ -130,16 +137,16 @@ class Generation:
             created=time.time() - (finished - self.started),
             started=self.started,
             finished=finished,
-            traceparent=self.identity.traceparent,
+            traceparent=self.http_request.headers.get("traceparent"),
             prompt=self._prompt() if self.state.settings.ledger_text else None,
             completion=run.completion(),
         )
-        self.identity.log_fields.update(_log_fields(record))
+        self.http_request.state.log_fields.update(_log_fields(record))
         for sink in self.state.sinks:
             try:
                 sink(record)
             except Exception:  # the answer is good all the same
-                log.exception("request %s could not be recorded", self.request_id)
+                log.exception("request %s could not be recorded", self._request_id)
                 self.state.operations.metrics.record_lost()
 
 

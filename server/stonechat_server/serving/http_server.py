@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from stonechat_server.serving.connections import allow_many
 from stonechat_server.serving.lifecycle import DrainingServer, Lifecycle
-from stonechat_server.state import ServerState
+from stonechat_server.serving.services import Services
 
 IDLE_CONNECTION_SECONDS = 75
 """Longer than common clients keep a connection, so that it is they who close it."""
@@ -52,7 +52,7 @@ def serve(
         ssl_keyfile=tls_key,
         lifespan="on",
     )
-    state: ServerState = app.state.server
+    state: Services = app.state.server
     server = _Server(config, state.operations.lifecycle, on_started)
     server.run(sockets=[listener])
     return 0 if server.started else 1

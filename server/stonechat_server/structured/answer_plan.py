@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from stonechat_models import GrammarError, GrammarSpec, ReasoningSpec, StopScope
 from stonechat_server.errors import APIError, invalid, unsupported
-from stonechat_server.parsers import harmony
 from stonechat_server.parsers.deltas import ContentParser, DeltaParser, ParserFactory
-from stonechat_server.parsers.harmony import HarmonyParser
+from stonechat_server.parsers.harmony import VISIBLE_HEADERS, HarmonyParser
 from stonechat_server.parsers.reasoning import ReasoningMarkers, ReasoningParser, find_markers
 from stonechat_server.parsers.special_tokens import SpecialTokenFilter
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames, triggers
@@ -36,6 +35,7 @@ from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter
 from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_plan import ToolPlan, parameters, plan_tools, tool_path
+from stonechat_server.tool_formats import harmony
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.layout import HarmonyLayout, ToolFormat
 from stonechat_server.tool_formats.select import FORMATS, select_format
@@ -187,7 +187,7 @@ class Structure:
             parser = HarmonyParser(names, inner, plan.is_open, self.has_reasoning)
             return SpecialTokenFilter(dropped, parser) if dropped else parser
 
-        scope = StopScope(harmony.VISIBLE_HEADERS, until=(harmony.END,), unless=harmony.CHANNEL)
+        scope = StopScope(VISIBLE_HEADERS, until=(harmony.END,), unless=harmony.CHANNEL)
         return Reading(
             reasoning=None,
             keep_special_tokens=bool(needed),

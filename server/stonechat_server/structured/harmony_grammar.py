@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 
 from stonechat_models import GrammarSpec
-from stonechat_server.parsers.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START
 from stonechat_server.structured.lark import ANY_TEXT, LarkWriter, choice, json_value, sequence
 from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_plan import ToolPlan, parameters
 from stonechat_server.tool_formats.generic import GENERIC
+from stonechat_server.tool_formats.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START
 
 MAX_THOUGHTS = 8
 """Messages of reasoning; one with a budget."""

@@ -1,6 +1,5 @@
 """Which format of tool calls a model uses."""
 
-from stonechat_server.parsers.harmony import HARMONY
 from stonechat_server.tool_formats.deepseek import (
     BEGIN,
     DEEPSEEK_V3,
@@ -10,6 +9,7 @@ from stonechat_server.tool_formats.deepseek import (
 )
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.glm import GLM
+from stonechat_server.tool_formats.harmony import HARMONY
 from stonechat_server.tool_formats.hermes import HERMES
 from stonechat_server.tool_formats.kimi import KIMI
 from stonechat_server.tool_formats.layout import ToolFormat

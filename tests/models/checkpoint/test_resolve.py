@@ -8,9 +8,10 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from stonechat_models.backends.transformers.load import load_module
 from stonechat_models.checkpoint import hub
 from stonechat_models.checkpoint.default_model import NAME
-from stonechat_models.checkpoint.resolve import ModelFiles, load_module, resolve_model, weights_hash
+from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model, weights_hash
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 

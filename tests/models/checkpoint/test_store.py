@@ -4,22 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
-from stonechat_models.checkpoint import default_model, resolve, store
-from stonechat_models.checkpoint.headers import read_headers
-from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.checkpoint import default_model, store
+from stonechat_models.checkpoint.resolve import ModelFiles, fetch_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
-
-
-@pytest.fixture
-def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty caches and an empty configuration folder."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
 
 
 def add_hub_model(caches: Path, name: str, files: dict[str, bytes]) -> Path:
@@ -61,7 +50,7 @@ def test_the_default_model_goes_with_its_conversion(
     folder = caches / "cache" / "stonechat" / "default-model" / default_model.GGUF_SHA256[:16]
     folder.mkdir(parents=True)
     shutil.copy(default_model_files.gguf, folder)
-    ready = store.fetch_model(EngineConfig(model="default"), lambda line: None)
+    ready = fetch_model(EngineConfig(model="default"), lambda line: None)
     assert ready.is_relative_to(caches)
     (model,) = store.list_models()
     assert model.name == default_model.NAME
@@ -69,41 +58,3 @@ def test_the_default_model_goes_with_its_conversion(
     assert store.remove_model("default") == model.num_bytes
     assert not ready.exists()
     assert store.list_models() == []
-
-
-def test_an_alias_stands_for_a_model_everywhere(
-    caches: Path, default_model_files: ModelFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.set_alias("tiny", str(default_model_files.gguf))
-    assert store.read_aliases() == {"tiny": str(default_model_files.gguf)}
-    monkeypatch.setattr(resolve, "converted_folder", lambda *_: default_model_files.folder)
-    files = resolve.resolve_model(EngineConfig(model="tiny"), lambda line: None)
-    assert files.gguf == default_model_files.gguf
-    assert read_headers(EngineConfig(model="tiny"), lambda line: None).is_gguf
-    store.set_alias("tiny", None)
-    assert store.resolve_alias("tiny") == "tiny"
-    with pytest.raises(ModelLoadError, match="no alias"):
-        store.set_alias("tiny", None)
-
-
-@pytest.mark.parametrize("name", ["a/b", "", "../x", "default", "-x"])
-def test_what_cannot_be_an_alias(caches: Path, name: str) -> None:
-    with pytest.raises(ModelLoadError, match="cannot be an alias"):
-        store.set_alias(name, "x")
-
-
-def test_a_folder_wins_over_an_alias(
-    caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.set_alias("mine", "other/model")
-    assert store.resolve_alias("mine") == "other/model"
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
-    assert store.resolve_alias("mine") == "mine"
-
-
-def test_a_damaged_alias_file_is_told(caches: Path) -> None:
-    store.set_alias("a", "b")
-    store.alias_file().write_text("[1]")
-    with pytest.raises(ModelLoadError, match=r"aliases\.json"):
-        store.read_aliases()

@@ -9,17 +9,17 @@ from fastapi.testclient import TestClient
 
 from stonechat_models import GrammarSpec, StopScope
 from stonechat_models.grammar.compiler import GrammarCompiler
-from stonechat_server.parsers import harmony
 from stonechat_server.parsers.deltas import (
     ContentDelta,
     ContentParser,
     ReasoningDelta,
     ToolCallDelta,
 )
-from stonechat_server.parsers.harmony import HarmonyParser
+from stonechat_server.parsers.harmony import VISIBLE_HEADERS, HarmonyParser
 from stonechat_server.parsers.tool_calls import ToolNames
 from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter
+from stonechat_server.tool_formats import harmony
 from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.walks import PADDED_VOCAB, walk
 from tests.server.bodies import ask, post
@@ -154,7 +154,7 @@ def test_stop_strings_count_in_what_the_user_reads(
 ) -> None:
     post(client, stop="\n", tools=[WEATHER])
     scope = engine.requests[-1].params.stop_scope
-    assert scope == StopScope(harmony.VISIBLE_HEADERS, until=("<|end|>",), unless="<|channel|>")
+    assert scope == StopScope(VISIBLE_HEADERS, until=("<|end|>",), unless="<|channel|>")
     post(new_client(reasoning=False), stop="\n")
     assert engine.requests[-1].params.stop_scope is None
 

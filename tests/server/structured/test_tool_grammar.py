@@ -9,14 +9,15 @@ import pytest
 
 from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.types import GrammarSpec
-from stonechat_server.parsers import harmony
 from stonechat_server.parsers.deltas import ContentDelta, DeltaParser, ReasoningDelta, ToolCallDelta
+from stonechat_server.parsers.harmony import HarmonyParser
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter, regex
 from stonechat_server.structured.tool_grammar import MAX_CALLS, ToolGrammar
 from stonechat_server.structured.tool_plan import ToolPlan, parameters, plan_tools
+from stonechat_server.tool_formats import harmony
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.select import FORMATS
@@ -125,7 +126,7 @@ def read(tool_plan: ToolPlan, format: ToolFormat, text: str) -> tuple[str, list[
     parser: DeltaParser = ToolCallParser(format=format, names=names)
     if format is harmony.HARMONY:
         custom = ToolNames(functions=(), custom=names.custom)
-        parser = harmony.HarmonyParser(names, ToolCallParser(format=GENERIC, names=custom))
+        parser = HarmonyParser(names, ToolCallParser(format=GENERIC, names=custom))
     content, calls = "", []
     for delta in parser.feed(text, finished=True):
         if isinstance(delta, ReasoningDelta):

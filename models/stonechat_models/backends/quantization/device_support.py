@@ -9,6 +9,8 @@ from stonechat_models.errors import UnsupportedModelError
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
+LEAST_PEAK = 1e-10
+"""Largest value that a row of zeros is taken to have: its scale would be 0, and 0 / 0 its codes."""
 LEAST_CAPABILITY: dict[Precision, tuple[int, int]] = {"int8": (0, 0), "int4": (8, 0), "fp8": (8, 9)}
 """CUDA compute capability that quantised weights need."""
 FP8_KV_CAPABILITY = (8, 9)

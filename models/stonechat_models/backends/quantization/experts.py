@@ -7,8 +7,9 @@ There the experts of a layer are one module with 3-D weights, which says of itse
 import torch
 from torch import nn
 
+from stonechat_models.backends.quantization.choose import quantized_linear
+from stonechat_models.backends.quantization.cpu_linear import LinearTeam
 from stonechat_models.backends.quantization.groupwise import Bits
-from stonechat_models.backends.quantization.linear import LinearTeam, quantized_linear
 
 FLAGS = ("is_transposed", "has_gate", "has_bias", "has_post_expert_norm", "_apply_gate")
 

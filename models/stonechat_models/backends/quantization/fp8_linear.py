@@ -7,13 +7,11 @@ CPUs, where it tests this file).
 
 import torch
 
-from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX
+from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX, LEAST_PEAK
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 
 MULTIPLE = 16
 """Both sizes of a matrix that the product takes are multiples of this."""
-LEAST_PEAK = 1e-10
-"""Largest value that a row of zeros is taken to have: its scale would be 0, and 0 / 0 its codes."""
 
 
 class Fp8Linear(QuantizedLinear):

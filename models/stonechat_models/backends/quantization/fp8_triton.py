@@ -7,8 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX
-from stonechat_models.backends.quantization.fp8_linear import LEAST_PEAK
+from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX, LEAST_PEAK
 
 
 @triton.jit

@@ -7,7 +7,6 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,11 +18,8 @@ from stonechat_models.backends.transformers.cuda_graphs import (
     buckets,
 )
 from stonechat_models.errors import ModelLoadError
-from stonechat_models.sampling.state import SamplingState
+from stonechat_models.sampling.state import SamplerLike, SamplingState
 from stonechat_models.types import SamplingParams
-
-if TYPE_CHECKING:
-    from stonechat_models.engine.step import SamplerLike
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +137,7 @@ def largest_batch(
 @torch.inference_mode()
 def step_memory(
     model: CausalModel,
-    sampler: "SamplerLike",
+    sampler: SamplerLike,
     device: torch.device,
     *,
     max_model_len: int,

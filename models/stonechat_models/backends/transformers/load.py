@@ -1,8 +1,12 @@
 """A Hugging Face model from its files, ready to run: fused, quantised, its attention chosen."""
 
-from collections.abc import Callable
+import shutil
+from pathlib import Path
 
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from stonechat_models.backends.quantization.device_support import (
     TRITON_BACKENDS,
@@ -18,12 +22,14 @@ from stonechat_models.backends.transformers.attention.row import RowBackend
 from stonechat_models.backends.transformers.deterministic import ROWS, make_deterministic
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import self_check
-from stonechat_models.checkpoint.resolve import ModelFiles, load_module, weights_hash
+from stonechat_models.checkpoint.cache import Progress, build_once
+from stonechat_models.checkpoint.gguf.reader import read_gguf
+from stonechat_models.checkpoint.gguf.weights import write_weights
+from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
 from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype
 from stonechat_models.types import ModelInfo
-
-Progress = Callable[[str], None]
 
 
 def load_transformers_model(
@@ -83,6 +89,69 @@ def load_transformers_model(
     if device.type == "cuda" and not config.deterministic:
         _try_attention(model, config, device, progress)
     return model
+
+
+def load_module(
+    files: ModelFiles,
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    attn_implementation: str = "sdpa",
+    progress: Progress = lambda line: None,
+) -> nn.Module:
+    """Load the model's own PyTorch code, unmodified, in eval mode, with its weights on `device`
+    (or spread by accelerate when `config.device_map` is set).
+
+    The weights of a GGUF are dequantised to safetensors of `dtype` in the cache the first time.
+    Raises `ModelLoadError` when the weights do not fill the module exactly.
+    """
+    disable_progress_bar()
+    folder = files.folder
+    if files.gguf is not None:
+        folder = _dequantised_folder(files, files.gguf, dtype, progress)
+    try:
+        with torch.inference_mode(False):
+            module, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                device_map=config.device_map or {"": device},
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=None if config.allow_pickle else True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        raise ModelLoadError(f"cannot load {files.name}: {error}") from error
+    _check_report(files.name, report)
+    loaded: nn.Module = module.eval().requires_grad_(False)
+    return loaded
+
+
+def _check_report(name: str, report: dict[str, object]) -> None:
+    """Missing or mismatched weights would be filled at random: refuse. Extra ones do no harm."""
+    for key in ("missing_keys", "mismatched_keys", "error_msgs"):
+        found = report.get(key)
+        if isinstance(found, list | set | tuple) and found:
+            listed = ", ".join(sorted(map(str, found))[:5])
+            raise ModelLoadError(f"{name}: {key.replace('_', ' ')}: {listed}")
+
+
+def _dequantised_folder(
+    files: ModelFiles, path: Path, dtype: torch.dtype, progress: Progress
+) -> Path:
+    """The cache folder with a GGUF's weights as safetensors of `dtype` beside its config."""
+
+    def build(target: Path) -> None:
+        progress(f"converting the weights of {path.name} to {name} (once)")
+        for source in files.folder.iterdir():
+            if source.is_file():
+                shutil.copy(source, target / source.name)
+        write_weights(read_gguf(path), files.config, target, dtype, progress)
+
+    name = str(dtype).removeprefix("torch.")
+    return build_once(files.folder.with_name(f"{files.folder.name}-{name}"), progress, build)
 
 
 def _fuse(module: torch.nn.Module, device: torch.device, progress: Progress) -> ProbeContext:

@@ -19,14 +19,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from stonechat_models.backends.quantization.choose import quantized_linear
+from stonechat_models.backends.quantization.cpu_linear import LinearTeam, NativeLinear, TorchLinear
 from stonechat_models.backends.quantization.experts import QuantizedExperts, is_experts
-from stonechat_models.backends.quantization.linear import (
-    LinearTeam,
-    NativeLinear,
-    QuantizedLinear,
-    TorchLinear,
-    quantized_linear,
-)
+from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.packing_check import packed_forward, self_check
 from stonechat_models.checkpoint.cache import Progress

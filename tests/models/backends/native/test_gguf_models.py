@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from stonechat_models.backends.native.tensor_source import q4_k_as_q4_1
-from stonechat_models.checkpoint.resolve import ModelFiles, load_module, resolve_model
+from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
 from tests.models import tiny_gguf
 from tests.models.backends.native.native_helpers import load_native, make_batch, random_ids

@@ -13,13 +13,10 @@ import torch
 
 pytest.importorskip("torchao")
 
-from stonechat_models.backends.quantization import linear
-from stonechat_models.backends.quantization.linear import (
-    QuantizedLinear,
-    TorchLinear,
-    WeightOnlyLinear,
-    cuda_linear,
-)
+from stonechat_models.backends.quantization import choose
+from stonechat_models.backends.quantization.choose import cuda_linear
+from stonechat_models.backends.quantization.cpu_linear import TorchLinear, WeightOnlyLinear
+from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.quantization.torchao_linear import TorchaoLinear
 from stonechat_models.backends.transformers import quantize
 from stonechat_models.backends.transformers.packing_check import self_check
@@ -276,11 +273,11 @@ def test_layers_on_cuda_get_that_form(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, dtype: torch.dtype) -> None:
             self.dtype = dtype
 
-    monkeypatch.setattr(linear, "cuda_linear", lambda *given: ("for CUDA", *given))
-    monkeypatch.setattr(linear, "WeightOnlyLinear", lambda *given: ("own", *given))
+    monkeypatch.setattr(choose, "cuda_linear", lambda *given: ("for CUDA", *given))
+    monkeypatch.setattr(choose, "WeightOnlyLinear", lambda *given: ("own", *given))
     bfloat16, half = OnCuda(torch.bfloat16), OnCuda(torch.half)
     for precision in PRECISIONS:
-        chosen = linear.quantized_linear(bfloat16, None, precision, None)  # type: ignore[arg-type]
+        chosen = choose.quantized_linear(bfloat16, None, precision, None)  # type: ignore[arg-type]
         assert chosen == ("for CUDA", bfloat16, None, precision)
-    chosen = linear.quantized_linear(half, None, "int8", None)  # type: ignore[arg-type]
+    chosen = choose.quantized_linear(half, None, "int8", None)  # type: ignore[arg-type]
     assert chosen == ("own", half, None)

@@ -9,16 +9,16 @@ import transformers
 from torch import nn
 
 from stonechat_models.backends.native.bindings import load_library
-from stonechat_models.backends.quantization.experts import QuantizedExperts
-from stonechat_models.backends.quantization.groupwise import encode
-from stonechat_models.backends.quantization.linear import (
+from stonechat_models.backends.quantization.choose import quantized_linear
+from stonechat_models.backends.quantization.cpu_linear import (
     LinearTeam,
     NativeLinear,
-    QuantizedLinear,
     TorchLinear,
     WeightOnlyLinear,
-    quantized_linear,
 )
+from stonechat_models.backends.quantization.experts import QuantizedExperts
+from stonechat_models.backends.quantization.groupwise import encode
+from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers import quantize
 from stonechat_models.backends.transformers.attention.row import RowBackend
 from stonechat_models.backends.transformers.deterministic import ROWS, make_deterministic

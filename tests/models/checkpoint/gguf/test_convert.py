@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from stonechat_models.backends.transformers.load import load_module
 from stonechat_models.checkpoint.gguf.config import config_of
 from stonechat_models.checkpoint.gguf.reader import read_gguf
-from stonechat_models.checkpoint.resolve import load_module, resolve_model
+from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.tiny_gguf import HEAD_DIMS, TEMPLATE, vocabulary, write_tiny_gguf

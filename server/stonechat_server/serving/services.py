@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, kw_only=True)
-class ServerState:
+class Services:
     """One server's collaborators."""
 
     settings: "Settings"
@@ -41,6 +41,6 @@ class ServerState:
         return self.operations.lifecycle.phase is Phase.SERVING
 
 
-def server_state(request: Request) -> ServerState:
+def services_of(request: Request) -> Services:
     """The state of the app that serves this request."""
-    return cast(ServerState, request.app.state.server)
+    return cast(Services, request.app.state.server)

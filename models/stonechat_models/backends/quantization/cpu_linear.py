@@ -1,0 +1,154 @@
+"""Linear layers with quantised weights in plain PyTorch and in the compiled kernels.
+
+On a CPU weights and activations are quantised in groups of 32, and their products are exact
+integers: a row of the output has the same bits in any batch. `NativeLinear` uses the compiled
+kernels, `TorchLinear` does the same in PyTorch, slowly. `WeightOnlyLinear` is for other devices.
+"""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+
+from stonechat_models.backends.native.bindings import PANEL, Kind, Library, MatrixStruct, Source
+from stonechat_models.backends.quantization.groupwise import (
+    Bits,
+    GroupCodes,
+    encode,
+    pad_to_groups,
+    product,
+)
+from stonechat_models.backends.quantization.linear import QuantizedLinear
+
+KINDS = {"int8": Kind.INT8, "int4": Kind.AFFINE4}
+SOURCES = {
+    torch.bfloat16: Source.BF16,
+    torch.float16: Source.HALF,
+    torch.float32: Source.FLOAT,
+}
+ALIGNMENT = 64
+
+
+class LinearTeam:
+    """The compiled kernels with threads to run them, shared by a model's layers.
+
+    One call at a time: it belongs to the thread that runs the model.
+    """
+
+    def __init__(self, library: Library, threads: int) -> None:
+        self.library = library
+        self.pool = library.pool_create(threads)
+        self.handle = library.linear_team_create(self.pool)
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.library.linear_team_destroy(self.handle)
+            self.library.pool_destroy(self.pool)
+            self.handle = 0
+
+
+class NativeLinear(QuantizedLinear):
+    """Packed for the compiled kernels (`csrc/matrix.h`)."""
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, bits: Bits, team: LinearTeam
+    ) -> None:
+        super().__init__(weight.shape)
+        self._team = team
+        self._packed = self._pack(weight.detach(), KINDS[bits])
+        self._bias = None
+        if bias is not None:
+            self._bias = F.pad(bias.detach().float(), (0, -bias.numel() % PANEL))
+        self._matrix = MatrixStruct(
+            KINDS[bits],
+            self.out_features,
+            self._k,
+            self._packed.data_ptr() + self._offset,
+            None if self._bias is None else self._bias.data_ptr(),
+        )
+
+    def _pack(self, weight: torch.Tensor, kind: Kind) -> torch.Tensor:
+        if weight.dtype not in SOURCES:
+            weight = weight.float()
+        rows = pad_to_groups(weight).contiguous()
+        n, self._k = rows.shape
+        library = self._team.library
+        memory = torch.empty(library.packed_bytes(kind, n, self._k) + ALIGNMENT, dtype=torch.uint8)
+        self._offset = -memory.data_ptr() % ALIGNMENT
+        index = torch.arange(n, dtype=torch.int32)
+        library.pack(
+            *(self._team.pool, kind, SOURCES[rows.dtype], n, self._k),
+            *(rows.data_ptr(), rows.stride(0) * rows.element_size(), index.data_ptr()),
+            memory.data_ptr() + self._offset,
+        )
+        return memory
+
+    @property
+    def num_bytes(self) -> int:
+        return self._packed.numel() + (0 if self._bias is None else 4 * self._bias.numel())
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        x = pad_to_groups(x.float()).contiguous()
+        output = torch.empty(x.shape[0], self.out_features)
+        matrix = ctypes.byref(self._matrix)
+        self._team.library.linear(
+            self._team.handle, matrix, x.data_ptr(), x.shape[0], output.data_ptr()
+        )
+        return output
+
+    def dequantised(self) -> torch.Tensor:
+        """The weight as the kernels see it, float32[out_features, in_features]."""
+        values = torch.empty(self.out_features, self._k)
+        for i, row in enumerate(values):
+            self._team.library.read_row(ctypes.byref(self._matrix), i, row.data_ptr())
+        return values[:, : self.in_features]
+
+
+class TorchLinear(QuantizedLinear):
+    """The same arithmetic in PyTorch: where there is no compiler, and to test the kernels."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: Bits) -> None:
+        super().__init__(weight.shape)
+        self._codes: GroupCodes = encode(pad_to_groups(weight.detach()), bits)
+        self._bias = None if bias is None else bias.detach().float()
+
+    @property
+    def num_bytes(self) -> int:
+        return self._codes.num_bytes + (0 if self._bias is None else 4 * self._bias.numel())
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        return product(pad_to_groups(x.float()), self._codes, self._bias)
+
+    def dequantised(self) -> torch.Tensor:
+        """The weight as the product sees it, float32[out_features, in_features]."""
+        return self._codes.dequantised()[:, : self.in_features]
+
+
+class WeightOnlyLinear(QuantizedLinear):
+    """int8 weights with a scale an output channel, multiplied in the dtype they had.
+
+    It saves memory, not time: each call writes the weight out in that dtype first.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight.shape)
+        values = weight.detach().float()
+        self._scales = (values.abs().amax(dim=-1, keepdim=True) / 127.0).to(weight.dtype)
+        scales = self._scales.float()
+        codes = torch.where(scales > 0, values / scales, 0.0).round().clamp(-127, 127)
+        self._codes = codes.to(torch.int8)
+        self._bias = None if bias is None else bias.detach()
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = [self._codes, self._scales, *([] if self._bias is None else [self._bias])]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """x may come from another device: a device map's hooks do not know this layer."""
+        weight = self._codes * self._scales  # one operator: int8 times float gives float
+        return F.linear(x.to(weight.device, weight.dtype), weight, self._bias)
+
+    def dequantised(self) -> torch.Tensor:
+        """float32[out_features, in_features]."""
+        return self._codes.float() * self._scales.float()

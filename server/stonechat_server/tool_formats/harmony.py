@@ -1,0 +1,11 @@
+"""gpt-oss: calls are messages with a recipient; `parsers.harmony` describes them."""
+
+from stonechat_server.tool_formats.layout import HarmonyLayout, ToolFormat
+
+CHANNEL, MESSAGE, END, START = "<|channel|>", "<|message|>", "<|end|>", "<|start|>"
+CALL, RETURN, CONSTRAIN = "<|call|>", "<|return|>", "<|constrain|>"
+TOKENS = (CHANNEL, MESSAGE, END, START, CALL, RETURN, CONSTRAIN)
+
+HARMONY = ToolFormat(
+    name="harmony", trigger=CHANNEL, first="<", layout=HarmonyLayout(), is_parallel=False
+)
