@@ -161,7 +161,7 @@ def run_server(model: str, port_to: Path, profile_to: Path | None) -> int:
     """Serve on any free port until SIGTERM; the port is written to `port_to`."""
     from stonechat_models import AsyncEngine
     from stonechat_models.runtime.process_runner import EngineProcess, RestartPolicy
-    from stonechat_models.runtime.worker_process import ChildProcess
+    from stonechat_models.runtime.worker_process import WorkerProcess
     from stonechat_server.app import create_app
     from stonechat_server.commands.serve import listen
     from stonechat_server.serving.http_server import serve
@@ -169,7 +169,7 @@ def run_server(model: str, port_to: Path, profile_to: Path | None) -> int:
 
     gc.disable()
     config = EngineConfig(model=model)
-    child = ChildProcess(config, module="http_overhead_server")
+    child = WorkerProcess(config, module="http_overhead_server")
     process = EngineProcess(config, child, child.load(lambda _: None), RestartPolicy(0))
     engine = AsyncEngine(process, Tokenizer.from_folder(process.tokenizer_folder))
     app = create_app(Settings(), engine)

@@ -25,7 +25,7 @@ from stonechat_models.backends.quantization.device_support import TRITON_BACKEND
 from stonechat_models.backends.transformers.attention.choose import choose_attention
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.model import TransformersModel
-from stonechat_models.backends.transformers.packing_check import self_check
+from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
 from stonechat_models.hardware.device import choose_device
@@ -109,7 +109,7 @@ class Section:
         attention = self.arguments.attention
         checks = {}
         # Fused modules run no longer as the model's own code, so this is learnt before.
-        self._probe = self_check(module, self.device, module.config.vocab_size)
+        self._probe = check_packing(module, self.device, module.config.vocab_size)
         self._matmul_parameters = matmul_parameters(module)
         reference = self._logprobs(shape, module, "sdpa", eager=True)
         plain = self._logprobs(shape, module, attention, eager=True)
@@ -129,9 +129,9 @@ class Section:
     def _timings(self, shape: Shape, module: Any, reference: torch.Tensor) -> None:
         quantization = "none"
         if self.arguments.quantize is not None:
-            from stonechat_models.backends.transformers.quantize import check_and_quantize
+            from stonechat_models.backends.transformers.quantize import quantize_checked
 
-            quantization, self._probe = check_and_quantize(
+            quantization, self._probe = quantize_checked(
                 module, self.arguments.quantize, self.dtype, None, probe=self._probe
             )
         started = time.perf_counter()
@@ -202,8 +202,10 @@ class Section:
         info = model_info(shape, module, self.device, self.dtype)
         first = choose_attention(config.attention_backend, self.device)
         model = TransformersModel(module, info, first, probe=self._probe)
-        trial = model.attention_trial
-        model.set_attention(choose_attention(config.attention_backend, self.device, trial, say))
+        parity_check = model.attention_parity_check
+        model.set_attention(
+            choose_attention(config.attention_backend, self.device, parity_check, say)
+        )
         return assemble_engine(
             model,
             config,

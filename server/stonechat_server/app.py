@@ -30,7 +30,7 @@ from stonechat_server.serving.generation import CLIENT_GONE
 from stonechat_server.serving.services import Services
 from stonechat_server.settings import Settings
 from stonechat_server.streaming.disconnect import ClientDisconnectedError
-from stonechat_server.structured.answer_plan import Structure
+from stonechat_server.structured.answer_spec import Structure
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 

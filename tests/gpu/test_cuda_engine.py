@@ -13,7 +13,7 @@ from stonechat_models.backends.transformers.attention.choose import (
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.model import TransformersModel
-from stonechat_models.backends.transformers.packing_check import self_check
+from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.runtime.build import assemble_engine
@@ -35,7 +35,7 @@ def build(
 ):
     """As `build.py` does for a loaded module, which it changes."""
     backend = choose_attention("auto", device)
-    probe = self_check(module, device, module.config.vocab_size)
+    probe = check_packing(module, device, module.config.vocab_size)
     if fuse:
         fuse_modules(module)
     config = EngineConfig(
@@ -44,7 +44,7 @@ def build(
     )
     info = model_info(device=str(device), dtype=dtype)
     model = TransformersModel(module, info, backend, probe=probe, kv_dtype=kv_dtype)
-    model.set_attention(choose_attention("auto", device, model.attention_trial, progress))
+    model.set_attention(choose_attention("auto", device, model.attention_parity_check, progress))
     return assemble_engine(
         model,
         config,
@@ -120,8 +120,8 @@ def test_attention_backends_pass_their_trial(name, family, dtype, device):
     info = model_info(device=str(device))
     model = TransformersModel(module, info, choose_attention("sdpa", device))
     for kv_dtype in (dtype, torch.bfloat16):
-        trial = replace(model.attention_trial, dtype=dtype, kv_dtype=kv_dtype)
-        assert choose_attention(name, device, trial).name == name
+        parity_check = replace(model.attention_parity_check, dtype=dtype, kv_dtype=kv_dtype)
+        assert choose_attention(name, device, parity_check).name == name
 
 
 def test_tokens_of_steps_in_flight_are_those_without(device):

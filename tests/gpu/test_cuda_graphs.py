@@ -7,7 +7,7 @@ from stonechat_models.backends.transformers.cuda_graphs import (
     GraphedModel,
     buckets,
     last_tokens,
-    trial_sequences,
+    parity_sequences,
 )
 from tests.gpu.test_cuda_engine import build
 from tests.models.engines import generate_all, greedy
@@ -44,7 +44,7 @@ def test_every_bucket_is_captured_and_checked(model, said):
 @pytest.mark.parametrize("num_seqs", range(1, MAX_NUM_SEQS + 1))
 @torch.inference_mode()
 def test_a_replay_has_the_bits_of_its_step(model, num_seqs, device):
-    sequences = trial_sequences(model.info).to(device)
+    sequences = parity_sequences(model.info).to(device)
     model.model.forward(sequences)
     batch = last_tokens(sequences, num_seqs)
     replayed = model.forward(batch).clone()
@@ -59,7 +59,7 @@ def test_a_replay_has_the_bits_of_its_step(model, num_seqs, device):
 @torch.inference_mode()
 def test_replays_of_several_buckets_in_turn_do_not_disturb_each_other(model, device):
     """They share memory: each must be right after any other."""
-    sequences = trial_sequences(model.info).to(device)
+    sequences = parity_sequences(model.info).to(device)
     model.model.forward(sequences)
     alone = {n: model.forward(last_tokens(sequences, n)).clone() for n in (1, 3, 9, 33)}
     for num_seqs in (33, 1, 9, 3, 33, 9, 1, 3):

@@ -13,7 +13,7 @@ from stonechat_models.backends.transformers.attention.choose import choose_atten
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.model import TransformersModel
-from stonechat_models.backends.transformers.packing_check import self_check
+from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.runtime.build import assemble_engine
@@ -58,10 +58,10 @@ def test_engines_with_graphs_give_what_plain_ones_give(device, precision):
         """First the prompt, then a decode step, which replays a graph."""
         module = copy.deepcopy(module)
         backend = choose_attention("auto", device)
-        probe = self_check(module, device, VOCAB_SIZE)
+        probe = check_packing(module, device, VOCAB_SIZE)
         fuse_modules(module)
         if not eager:
-            quantize.check_and_quantize(module, precision, torch.bfloat16, None, probe=probe)
+            quantize.quantize_checked(module, precision, torch.bfloat16, None, probe=probe)
             assert sum(isinstance(m, QuantizedLinear) for m in module.modules()) == 2 * 4
         info = model_info(device=str(device), dtype="bfloat16")
         engine = assemble_engine(

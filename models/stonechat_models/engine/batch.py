@@ -1,6 +1,6 @@
 """From scheduled sequences to the flat tensors of a step."""
 
-from collections.abc import Sequence as Many
+from collections import abc
 from itertools import accumulate
 
 import numpy as np
@@ -15,14 +15,14 @@ _ALIGNMENT = 16
 
 
 def build_batch(
-    items: Many[Scheduled],
+    items: abc.Sequence[Scheduled],
     block_size: int,
     device: torch.device,
-    promised: torch.Tensor | None = None,
+    sampled_ids: torch.Tensor | None = None,
 ) -> ForwardBatch:
     """Pack each item's tokens; items that reach their end get a logits row, and one a guess.
 
-    `promised`, int64[rows], are the tokens that items build on and the host does not know yet.
+    `sampled_ids`, int64[rows], are the tokens that items build on and the host does not know yet.
     """
     query_start = [0, *accumulate(item.num_tokens + len(item.draft) for item in items)]
     context_lens = [item.context_len for item in items]
@@ -35,7 +35,7 @@ def build_batch(
     for i, item in enumerate(items):
         sequence, first, last = item.sequence, item.start, context_lens[i]
         token_ids += sequence.token_ids[first:last]
-        if _is_promised(item):
+        if _has_placeholder(item):
             token_ids.append(0)
         token_ids += item.draft
         positions += range(first, last)
@@ -50,7 +50,7 @@ def build_batch(
         [query_start, context_lens, block_table.ravel()], np.int32, device
     )
     return ForwardBatch(
-        token_ids=_with_promised(ids, items, query_start, promised),
+        token_ids=_fill_placeholders(ids, items, query_start, sampled_ids),
         positions=at,
         slot_mapping=places,
         query_start=bounds,
@@ -73,7 +73,7 @@ def _slots(block_table: list[int], first: int, last: int, block_size: int) -> li
 
 
 def _to_device(
-    parts: Many[list[int] | np.ndarray], dtype: type[np.integer], device: torch.device
+    parts: abc.Sequence[list[int] | np.ndarray], dtype: type[np.integer], device: torch.device
 ) -> list[torch.Tensor]:
     """Tensors of each part's numbers, which share memory; each begins at 16 bytes.
 
@@ -90,28 +90,28 @@ def _to_device(
     return [moved[s : s + len(part)] for part, s in zip(parts, starts, strict=False)]
 
 
-def _with_promised(
+def _fill_placeholders(
     token_ids: torch.Tensor,
-    items: Many[Scheduled],
+    items: abc.Sequence[Scheduled],
     query_start: list[int],
-    promised: torch.Tensor | None,
+    sampled_ids: torch.Tensor | None,
 ) -> torch.Tensor:
     """Token ids int64[T] with those filled in that only the device knows."""
     places, rows = [], []
     for i, item in enumerate(items):
-        if _is_promised(item):
-            assert item.builds_on is not None, "a token is promised by no step"
+        if _has_placeholder(item):
+            assert item.depends_on is not None, "a token is sampled_ids by no step"
             places.append(query_start[i + 1] - 1)
-            rows.append(item.builds_on.row)
+            rows.append(item.depends_on.row)
     if not places:
         return token_ids
-    assert promised is not None, "the step that promises a token is not sampled"
-    if len(promised) == len(token_ids) == len(rows) and rows == list(range(len(rows))):
-        return promised  # a decode step of the same sequences
+    assert sampled_ids is not None, "the step that promises a token is not sampled"
+    if len(sampled_ids) == len(token_ids) == len(rows) and rows == list(range(len(rows))):
+        return sampled_ids  # a decode step of the same sequences
     place, row = to_device([places, rows], token_ids.device).unbind()
-    return token_ids.index_copy_(0, place, promised[row])
+    return token_ids.index_copy_(0, place, sampled_ids[row])
 
 
-def _is_promised(item: Scheduled) -> bool:
+def _has_placeholder(item: Scheduled) -> bool:
     """True when the host does not know the last of the item's tokens yet."""
     return item.start + item.num_tokens > len(item.sequence.token_ids)

@@ -4,7 +4,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import Sequence as Many
+from collections import abc
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,8 @@ import torch
 from stonechat_models.backends.base import CausalModel
 from stonechat_models.engine.prompt_lookup import Drafter, PastFollower, TextFollower
 from stonechat_models.engine.scheduler import Scheduler
-from stonechat_models.engine.sequence import Request, Scheduled, Sequence
-from stonechat_models.engine.step import Step
+from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
+from stonechat_models.engine.step import InFlightStep
 from stonechat_models.errors import StepError
 from stonechat_models.sampling.state import (
     SampledTokens,
@@ -32,7 +32,7 @@ from stonechat_models.types import (
 logger = logging.getLogger(__name__)
 
 STEP_FAILED = "the model failed on this request"
-MAX_FRUITLESS_STEPS = 8
+MAX_CONSECUTIVE_FAILED_STEPS = 8
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class StepCounters:
     num_drafted_tokens: int = 0
     num_accepted_draft_tokens: int = 0
     num_failed_steps: int = 0
-    num_fruitless_steps: int = 0
+    num_consecutive_failed_steps: int = 0
     """Steps in a row in which the model raised for every sequence. A row that cannot be sampled
     (its grammar allows nothing, say) does not count: no request may bring the engine down."""
     last_step_seconds: float = 0.0
@@ -93,11 +93,11 @@ class Engine:
         )
         self._overlap = overlap
         self._prompt_lookup = prompt_lookup
-        self._sampled: Step | None = None
-        self._forwarded: Step | None = None
+        self._sampled: InFlightStep | None = None
+        self._forwarded: InFlightStep | None = None
         """With `overlap`, the steps under way: the older one, then the one that builds on it."""
         self._num_processed = 0
-        self._requests: dict[str, Request] = {}
+        self._requests: dict[str, SequenceGroup] = {}
 
     @property
     def has_work(self) -> bool:
@@ -106,11 +106,13 @@ class Engine:
     @property
     def is_broken(self) -> bool:
         """True once several steps in a row failed whole: the device or the model is gone."""
-        return self.counters.num_fruitless_steps >= MAX_FRUITLESS_STEPS
+        return self.counters.num_consecutive_failed_steps >= MAX_CONSECUTIVE_FAILED_STEPS
 
-    def add(self, request: GenerateRequest, constraints: Many[TokenConstraint | None] = ()) -> None:
+    def add(
+        self, request: GenerateRequest, constraints: abc.Sequence[TokenConstraint | None] = ()
+    ) -> None:
         """Queue a request; `constraints` has one entry a choice, or is empty."""
-        group = Request(request)
+        group = SequenceGroup(request)
         params = request.params
         seed = secrets.randbits(64) - 2**63 if params.seed is None else params.seed
         prompt = list(request.prompt_token_ids)
@@ -133,7 +135,7 @@ class Engine:
         self._requests[request.request_id] = group
         self.scheduler.add(group)
 
-    def _add_drafters(self, group: Request) -> None:
+    def _add_drafters(self, group: SequenceGroup) -> None:
         prediction = group.request.prediction_token_ids
         predicted = TextFollower.for_choices(prediction, len(group.sequences))
         vocab_size = self.model.info.vocab_size
@@ -161,7 +163,9 @@ class Engine:
         if self._num_processed > 0:  # else the step only launched something
             num_failed = sum(output.error == STEP_FAILED for output in outputs)
             all_failed = num_failed == self._num_processed
-            counters.num_fruitless_steps = counters.num_fruitless_steps + 1 if all_failed else 0
+            counters.num_consecutive_failed_steps = (
+                counters.num_consecutive_failed_steps + 1 if all_failed else 0
+            )
         counters.num_steps += 1
         counters.last_step_seconds = time.perf_counter() - started
         return outputs
@@ -188,10 +192,10 @@ class Engine:
     # --- run and sample, one step after the other ---
 
     def _schedule(self) -> list[Scheduled]:
-        plan = self.scheduler.schedule()
-        if plan.block_copies:
-            self.model.copy_blocks(plan.block_copies)
-        return plan.scheduled
+        output = self.scheduler.schedule()
+        if output.block_copies:
+            self.model.copy_blocks(output.block_copies)
+        return output.scheduled
 
     def _run(self, items: list[Scheduled]) -> list[TokenOutput]:
         if not items:
@@ -207,7 +211,7 @@ class Engine:
     def _run_in_halves(self, items: list[Scheduled], error: Exception) -> list[TokenOutput]:
         self.counters.num_failed_steps += 1
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
-        items = [item for item in items if not item.is_void]
+        items = [item for item in items if not item.is_dropped]
         if len(items) > 1:
             logger.warning("a step of %d sequences failed, runs again in halves", len(items))
             middle = len(items) // 2
@@ -219,8 +223,8 @@ class Engine:
         self._num_processed += 1
         return [self._fail(sequence, STEP_FAILED)]
 
-    def _launch(self, items: list[Scheduled]) -> Step:
-        return Step(
+    def _launch(self, items: list[Scheduled]) -> InFlightStep:
+        return InFlightStep(
             self.model,
             items,
             block_size=self.scheduler.block_size,
@@ -276,7 +280,7 @@ class Engine:
     def _postprocess(self, items: list[Scheduled], sampled: SampledTokens) -> list[TokenOutput]:
         outputs = []
         for item in items:
-            if item.is_void:
+            if item.is_dropped:
                 continue
             self._count(item)
             self.scheduler.finish_step(item)
@@ -295,10 +299,10 @@ class Engine:
                 break
             self.counters.num_generated_tokens += 1
             outputs.append(self._accept(sequence, sampled.token_ids[row], sampled.logprobs[row]))
-            is_guessed = i < len(item.draft) and item.draft[i] == sampled.token_ids[row]
-            if sequence.is_finished or not is_guessed:
+            is_accepted = i < len(item.draft) and item.draft[i] == sampled.token_ids[row]
+            if sequence.is_finished or not is_accepted:
                 break
-            self.scheduler.keep_guess(sequence)
+            self.scheduler.accept_draft_token(sequence)
         if item.draft and sequence.drafter is not None:
             num_kept = len(outputs) - 1
             sequence.drafter.judge(len(item.draft), num_kept)

@@ -6,7 +6,7 @@ chosen is dropped, so that guessing changes the speed and not the answer.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence as Many
+from collections import abc
 from itertools import takewhile
 
 MAX_DRAFT = 16
@@ -20,19 +20,19 @@ _MAX_LISTED_AT_ONCE = 4096
 """Some milliseconds' work: a text may be far longer, and every sequence waits meanwhile."""
 
 
-class PlaceIndex:
+class PositionIndex:
     """Lists the places of a text by the `num_keys` tokens before each; its end is none.
 
     It grows with every question by a part of the text, which may be growing too.
     """
 
-    def __init__(self, text: Many[int], num_keys: int) -> None:
+    def __init__(self, text: abc.Sequence[int], num_keys: int) -> None:
         self.text = text
         self.num_keys = num_keys
         self._places: dict[tuple[int, ...], list[int]] = {}
         self._end = num_keys
 
-    def find(self, tail: tuple[int, ...]) -> Many[int]:
+    def find(self, tail: tuple[int, ...]) -> abc.Sequence[int]:
         """Return the places known by now that `tail` comes before, in order."""
         end = min(len(self.text), self._end + _MAX_LISTED_AT_ONCE)
         for place in range(self._end, end):
@@ -50,31 +50,31 @@ class TextFollower:
     after the last known one, or else at the last one before.
     """
 
-    def __init__(self, text: Many[int], index: PlaceIndex | None = None) -> None:
+    def __init__(self, text: abc.Sequence[int], index: PositionIndex | None = None) -> None:
         """`index` is that of the text, where others follow it too."""
         self.text = text
         self.matched: set[int] = set()
         """Places of the text whose tokens the sequence repeated."""
-        self._index = index or PlaceIndex(text, _PREDICTION_KEYS)
+        self._index = index or PositionIndex(text, _PREDICTION_KEYS)
         self._tail: tuple[int, ...] = ()
         self._place = 0
-        self._is_lost = False
+        self._has_match = True
 
     @classmethod
-    def for_choices(cls, text: Many[int], n: int) -> "list[TextFollower]":
+    def for_choices(cls, text: abc.Sequence[int], n: int) -> "list[TextFollower]":
         """One follower a choice; they share what they list of the text."""
-        index = PlaceIndex(text, _PREDICTION_KEYS)
+        index = PositionIndex(text, _PREDICTION_KEYS)
         return [cls(text, index) for _ in range(n)]
 
     @property
-    def is_lost(self) -> bool:
-        """True where the text does not say what comes next."""
-        return self._is_lost or self._place >= len(self.text)
+    def has_match(self) -> bool:
+        """True where the text says what comes next."""
+        return self._has_match and self._place < len(self.text)
 
     def follow(self, token_id: int) -> None:
         """Take the sequence's next token."""
         self._tail = (*self._tail, token_id)[-self._index.num_keys :]
-        if not self.is_lost and self.text[self._place] == token_id:
+        if self.has_match and self.text[self._place] == token_id:
             self.matched.add(self._place)
             self._place += 1
             return
@@ -82,15 +82,15 @@ class TextFollower:
 
     def next_tokens(self, limit: int) -> list[int]:
         """What the text goes on with; nothing while the sequence is lost."""
-        return [] if self._is_lost else list(self.text[self._place : self._place + limit])
+        return list(self.text[self._place : self._place + limit]) if self._has_match else []
 
     def _take_up(self) -> None:
         places = self._index.find(self._tail)
-        self._is_lost = not places
+        self._has_match = bool(places)
         if places:
             self._place = self._choose(places)
 
-    def _choose(self, places: Many[int]) -> int:
+    def _choose(self, places: abc.Sequence[int]) -> int:
         later = bisect_right(places, self._place)
         return places[later] if later < len(places) else places[-1]
 
@@ -98,13 +98,13 @@ class TextFollower:
 class PastFollower(TextFollower):
     """Follows a sequence in its own growing past, at the latest place where its tail occurred."""
 
-    def __init__(self, token_ids: Many[int]) -> None:
+    def __init__(self, token_ids: abc.Sequence[int]) -> None:
         """`token_ids` are the sequence's, and hold each token before it is followed."""
-        super().__init__(token_ids, PlaceIndex(token_ids, _PAST_KEYS))
+        super().__init__(token_ids, PositionIndex(token_ids, _PAST_KEYS))
         self._tail = tuple(token_ids[-_PAST_KEYS:])
         self._take_up()
 
-    def _choose(self, places: Many[int]) -> int:
+    def _choose(self, places: abc.Sequence[int]) -> int:
         return places[-1]
 
 
@@ -118,9 +118,9 @@ class Drafter:
         self._length = _FIRST_DRAFT
 
     @property
-    def is_lost(self) -> bool:
-        """True when there is nothing to guess."""
-        return self._follower.is_lost
+    def has_match(self) -> bool:
+        """True when there are tokens to draft."""
+        return self._follower.has_match
 
     def follow(self, token_id: int) -> None:
         """Take the sequence's next token."""

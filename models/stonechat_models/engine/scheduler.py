@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from stonechat_models.engine.block_pool import BlockPool
 from stonechat_models.engine.prefix_cache import PrefixCache
-from stonechat_models.engine.sequence import Request, Scheduled, Sequence
+from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
 
-MAX_GUESSING_TOKENS = 128
+MAX_DRAFT_TOKENS_PER_STEP = 128
 """Nobody guesses beyond so many tokens in a step: it would take longer by what is guessed."""
 
 
@@ -56,7 +56,7 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: SequenceGroup) -> None:
         """Queue the request's leader; its other sequences follow once the prompt is computed."""
         self._enqueue(request.sequences[0])
         for sequence in request.sequences[1:]:
@@ -87,27 +87,27 @@ class Scheduler:
         sequence = item.sequence
         assert sequence.in_flight[0] is item, "steps finish in order"
         del sequence.in_flight[0]
-        item.builds_on = None  # else each keeps all before it
+        item.depends_on = None  # else each keeps all before it
         was_prefilling = sequence.num_computed < sequence.num_prompt_tokens
         sequence.num_computed += item.num_tokens
-        sequence.num_promised -= item.reaches_end
+        sequence.num_placeholders -= item.reaches_end
         self._register_blocks(sequence)
         if was_prefilling and sequence.num_computed >= sequence.num_prompt_tokens:
             self._release_followers(sequence)
 
-    def keep_guess(self, sequence: Sequence) -> None:
+    def accept_draft_token(self, sequence: Sequence) -> None:
         """Record that a guess of the step just finished was right: it is computed already."""
         sequence.set_computed(sequence.num_computed + 1)
         self._register_blocks(sequence)
 
     def cancel(self, item: Scheduled) -> None:
         """Take a share of a step back that will not be computed; later ones must be back before."""
-        if not item.is_void:
+        if not item.is_dropped:
             sequence = item.sequence
             assert sequence.in_flight.pop() is item, "the last one is taken back first"
-            sequence.num_launched -= item.num_tokens
-            sequence.num_promised -= item.reaches_end
-            item.is_void = True
+            sequence.num_scheduled -= item.num_tokens
+            sequence.num_placeholders -= item.reaches_end
+            item.is_dropped = True
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
@@ -129,26 +129,26 @@ class Scheduler:
         self.pool.check_integrity(held)
         for sequence in everyone:
             assert 0 <= sequence.num_computed <= len(sequence.token_ids)
-            assert len(sequence.block_table) >= self._num_blocks(sequence.num_launched)
+            assert len(sequence.block_table) >= self._num_blocks(sequence.num_scheduled)
             num_in_flight = sum(item.num_tokens for item in sequence.in_flight)
-            assert sequence.num_launched == sequence.num_computed + num_in_flight
-            assert sequence.num_promised == sum(item.reaches_end for item in sequence.in_flight)
+            assert sequence.num_scheduled == sequence.num_computed + num_in_flight
+            assert sequence.num_placeholders == sum(item.reaches_end for item in sequence.in_flight)
 
     # --- one sequence ---
 
     def _schedule_running(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
         num_tokens = min(sequence.num_remaining, budget)
-        if num_tokens == 0 or self._awaits_guesses(sequence):
+        if num_tokens == 0 or self._awaits_draft(sequence):
             return 0
-        needed = self._num_blocks(sequence.num_launched + num_tokens) - len(sequence.block_table)
+        needed = self._num_blocks(sequence.num_scheduled + num_tokens) - len(sequence.block_table)
         while needed > self.pool.num_free:
             if self._drop_a_fork_source():
                 continue
             scheduled = {id(item.sequence) for item in output.scheduled}
             candidates = [s for s in self.running if id(s) not in scheduled]
-            victim = max(candidates, key=_order)
-            self._preempt(victim)
-            if victim is sequence:
+            evicted = max(candidates, key=_order)
+            self._preempt(evicted)
+            if evicted is sequence:
                 return 0
         self._grow(sequence, needed)
         self._launch(sequence, num_tokens, output)
@@ -156,20 +156,20 @@ class Scheduler:
 
     def _max_draft(self) -> int:
         """How many tokens each sequence may guess: half the budget is left to prompts."""
-        num_tokens = min(MAX_GUESSING_TOKENS, self.max_batch_tokens // 2)
+        num_tokens = min(MAX_DRAFT_TOKENS_PER_STEP, self.max_batch_tokens // 2)
         return max(0, num_tokens // len(self.running) - 1)
 
-    def _awaits_guesses(self, sequence: Sequence) -> bool:
+    def _awaits_draft(self, sequence: Sequence) -> bool:
         """True while what is in flight decides on guesses: those made, or those to come next."""
-        if sequence.drafter is None or not sequence.num_promised:
+        if sequence.drafter is None or not sequence.num_placeholders:
             return False
-        may_guess = self._max_draft() > 0 and not sequence.drafter.is_lost
-        return may_guess or bool(sequence.in_flight[-1].draft)
+        may_draft = self._max_draft() > 0 and sequence.drafter.has_match
+        return may_draft or bool(sequence.in_flight[-1].draft)
 
     def _add_draft(self, item: Scheduled, budget: int) -> int:
         """Let the sequence guess, where nobody else needs the tokens or the blocks for it."""
         sequence = item.sequence
-        if sequence.drafter is None or not item.reaches_end or item.builds_on is not None:
+        if sequence.drafter is None or not item.reaches_end or item.depends_on is not None:
             return 0
         num_others = len(self.running) - 1
         room = (len(sequence.block_table) + max(0, self.pool.num_free - num_others)) * (
@@ -209,16 +209,16 @@ class Scheduler:
 
     def _launch(self, sequence: Sequence, num_tokens: int, output: SchedulerOutput) -> None:
         reaches_end = num_tokens == sequence.num_remaining
-        is_promised = reaches_end and sequence.num_promised > 0
+        needs_placeholder = reaches_end and sequence.num_placeholders > 0
         item = Scheduled(
             sequence,
-            sequence.num_launched,
+            sequence.num_scheduled,
             num_tokens,
             reaches_end,
-            sequence.in_flight[-1] if is_promised else None,
+            sequence.in_flight[-1] if needs_placeholder else None,
         )
-        sequence.num_launched += num_tokens
-        sequence.num_promised += reaches_end
+        sequence.num_scheduled += num_tokens
+        sequence.num_placeholders += reaches_end
         sequence.in_flight.append(item)
         output.scheduled.append(item)
 
@@ -248,9 +248,9 @@ class Scheduler:
     def _free(self, sequence: Sequence) -> None:
         """Give the blocks back. What is in flight still writes to them, before any later step."""
         for item in sequence.in_flight:
-            item.is_void = True
+            item.is_dropped = True
         sequence.in_flight = []
-        sequence.num_promised = 0
+        sequence.num_placeholders = 0
         sequence.set_computed(0)
         self.pool.release(sequence.block_table)
         sequence.block_table = []
@@ -319,17 +319,17 @@ class Scheduler:
         sequence.set_computed(sequence.num_prompt_tokens - 1)
         sequence.num_registered_blocks = len(source) - 1
 
-    def _promote(self, group: Request) -> None:
+    def _promote(self, group: SequenceGroup) -> None:
         """If the leader is gone before the prompt was computed, the next sequence leads."""
         if group.sequences and all(s.is_waiting_for_leader for s in group.sequences):
             group.sequences[0].is_waiting_for_leader = False
             self._enqueue(group.sequences[0])
 
-    def _drop_unneeded_fork_source(self, group: Request) -> None:
+    def _drop_unneeded_fork_source(self, group: SequenceGroup) -> None:
         if group.prompt_blocks and not any(s in self.waiting for s in group.sequences):
             self._drop_prompt_blocks(group)
 
-    def _drop_prompt_blocks(self, group: Request) -> None:
+    def _drop_prompt_blocks(self, group: SequenceGroup) -> None:
         self.pool.release(group.prompt_blocks)
         group.prompt_blocks = []
 

@@ -10,7 +10,7 @@ from stonechat_models.types import FinishReason, GenerateRequest
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class SequenceGroup:
     """A prompt with its n sequences.
 
     The first sequence (the leader) computes the prompt; when it has, the others fork from
@@ -48,7 +48,7 @@ class Sequence:
     that are computed or in flight. `block_hashes[i]` is the chained hash of full block i.
     """
 
-    group: Request
+    group: SequenceGroup
     sampling: SamplingState
     token_ids: list[int]
     num_prompt_tokens: int
@@ -56,9 +56,9 @@ class Sequence:
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
-    num_launched: int = 0
+    num_scheduled: int = 0
     """Tokens that are computed or in flight."""
-    num_promised: int = 0
+    num_placeholders: int = 0
     """Tokens that the steps under way will add."""
     in_flight: list["Scheduled"] = field(default_factory=list)
     """The sequence's share of the steps under way, oldest first."""
@@ -79,10 +79,13 @@ class Sequence:
 
         0 while the last token that the sequence may have is on its way.
         """
-        num_tokens, num_promised = len(self.token_ids), self.num_promised
-        if num_promised and num_tokens - self.num_prompt_tokens + num_promised >= self.max_tokens:
+        num_tokens, num_placeholders = len(self.token_ids), self.num_placeholders
+        if (
+            num_placeholders
+            and num_tokens - self.num_prompt_tokens + num_placeholders >= self.max_tokens
+        ):
             return 0
-        return num_tokens + num_promised - self.num_launched
+        return num_tokens + num_placeholders - self.num_scheduled
 
     @property
     def num_output_tokens(self) -> int:
@@ -94,7 +97,7 @@ class Sequence:
 
     def set_computed(self, num_tokens: int) -> None:
         """Say how many tokens have their keys and values in `block_table`; none are in flight."""
-        self.num_computed = self.num_launched = num_tokens
+        self.num_computed = self.num_scheduled = num_tokens
 
     def append(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -122,12 +125,12 @@ class Scheduled:
     num_tokens: int
     reaches_end: bool
     """The step computes the last token there is, so that a new one can be sampled."""
-    builds_on: "Scheduled | None" = None
+    depends_on: "Scheduled | None" = None
     """Where the last of these tokens comes from, if it is only promised."""
     draft: tuple[int, ...] = ()
     row: int = -1
     """Which of the sampled rows is its first; known once sampling has begun."""
-    is_void: bool = False
+    is_dropped: bool = False
     """Nothing of it counts any more: the sequence ended, or lost its blocks."""
 
     @property

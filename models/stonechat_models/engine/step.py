@@ -12,7 +12,7 @@ from stonechat_models.hardware.transfers import to_device
 from stonechat_models.sampling.state import SampledTokens, SamplerLike, SamplingLike, SamplingState
 
 
-class Step:
+class InFlightStep:
     """What the scheduler chose for a step, launched on construction."""
 
     def __init__(
@@ -22,13 +22,13 @@ class Step:
         *,
         block_size: int,
         device: torch.device,
-        after: "Step | None",
+        after: "InFlightStep | None",
     ) -> None:
         """`after`: the step whose tokens, sampled but not read, this one may build on."""
         self.items = items
         sampling = None if after is None else after._sampling
-        promised = None if sampling is None else sampling.tokens.to(device)
-        batch = build_batch(items, block_size, device, promised)
+        sampled_ids = None if sampling is None else sampling.tokens.to(device)
+        batch = build_batch(items, block_size, device, sampled_ids)
         self._logits: torch.Tensor | None = model.forward(batch)
         """None once sampling has begun: they are large, and the next step needs room too."""
         self._sampling: SamplingLike | None = None
@@ -39,7 +39,7 @@ class Step:
         states: list[SamplingState] = []
         num_rows = 0
         for item in self.items:
-            if item.reaches_end and not item.is_void:
+            if item.reaches_end and not item.is_dropped:
                 item.row = len(rows)
                 rows += range(num_rows, num_rows + item.num_rows)
                 state = item.sequence.sampling

@@ -19,7 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.json_schema import prepare_schema, prepare_value
-from stonechat_models.grammar.reasoning_budget import ReasoningConstraint, ReasoningMarkers
+from stonechat_models.grammar.reasoning_budget import MarkerTokens, ReasoningConstraint
 from stonechat_models.grammar.vocabulary import VocabularyLike, build_llguidance_tokenizer
 from stonechat_models.sampling.state import TokenConstraint
 from stonechat_models.types import GrammarSpec, ReasoningSpec
@@ -109,7 +109,7 @@ class CompiledGrammar:
     """What a request's choices must follow: a grammar, the bounds of its reasoning, or both."""
 
     _grammar: _Compiled | None
-    _markers: ReasoningMarkers | None
+    _markers: MarkerTokens | None
 
     def new_constraint(self) -> TokenConstraint:
         """A constraint for one choice, at its start. May be called from any thread."""
@@ -129,7 +129,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._ll_tokenizer: LLTokenizer | None = None
         self._cache: OrderedDict[GrammarSpec, _Compiled | GrammarError] = OrderedDict()
-        self._markers: dict[ReasoningSpec, ReasoningMarkers] = {}
+        self._markers: dict[ReasoningSpec, MarkerTokens] = {}
         self._lock = threading.Lock()
 
     def compile(
@@ -155,11 +155,11 @@ class GrammarCompiler:
             raise GrammarError(str(found))
         return found
 
-    def _cached_markers(self, reasoning: ReasoningSpec) -> ReasoningMarkers:
+    def _cached_markers(self, reasoning: ReasoningSpec) -> MarkerTokens:
         if reasoning not in self._markers:
             if len(self._markers) >= CACHE_SIZE:
                 self._markers.clear()
-            self._markers[reasoning] = ReasoningMarkers.build(
+            self._markers[reasoning] = MarkerTokens.build(
                 reasoning, self._tokenizer, self._vocab_size
             )
         return self._markers[reasoning]

@@ -32,7 +32,7 @@ class StartedConstraint(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ReasoningMarkers:
+class MarkerTokens:
     """A `ReasoningSpec` in tokens of one vocabulary; shared by all choices.
 
     `thought_mask` (int32 words, as `TokenConstraint` rows) allows what may be part of reasoning:
@@ -52,7 +52,7 @@ class ReasoningMarkers:
     @classmethod
     def build(
         cls, spec: ReasoningSpec, tokenizer: VocabularyLike, vocab_size: int
-    ) -> "ReasoningMarkers":
+    ) -> "MarkerTokens":
         """Takes some tens of milliseconds; call it off the event loop."""
         num_tokens = min(tokenizer.vocab_size, vocab_size)
         texts = tuple(tokenizer.token_bytes(i) for i in range(num_tokens))
@@ -91,7 +91,7 @@ class _Phase(Enum):
 class ReasoningConstraint:
     """Follows one sequence through its reasoning into its answer (`constraint`, or free text)."""
 
-    def __init__(self, markers: ReasoningMarkers, constraint: StartedConstraint | None) -> None:
+    def __init__(self, markers: MarkerTokens, constraint: StartedConstraint | None) -> None:
         self._markers = markers
         self._constraint = constraint
         self._phase = _Phase.THINKING if markers.spec.starts_open else _Phase.OPENING

@@ -191,12 +191,12 @@ class AsyncEngine:
         by_request: defaultdict[str, list[TokenOutput]] = defaultdict(list)
         for output in outputs:
             by_request[output.request_id].append(output)
-        for request_id, news in by_request.items():
+        for request_id, outputs_of_request in by_request.items():
             stream = self._streams.get(request_id)
             if stream is None:  # closed meanwhile; its abort is on the way
                 continue
             try:
-                stream.put(stream.processor.process(news))
+                stream.put(stream.processor.process(outputs_of_request))
             except Exception:
                 logger.exception("the output of request %s cannot be read", request_id)
                 stream.fail(EngineDeadError("the output cannot be read"))

@@ -48,7 +48,7 @@ class LoadFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepReport:
     """The news of a step, and the engine's stats after it."""
 
     outputs: Sequence[TokenOutput]
@@ -64,7 +64,9 @@ class Log:
     text: str
 
 
-Frame = Start | Add | Abort | Stop | Progress | Ready | LoadFailed | Step | Refused | Died | Log
+Frame = (
+    Start | Add | Abort | Stop | Progress | Ready | LoadFailed | StepReport | Refused | Died | Log
+)
 _TYPES: tuple[type[Frame], ...] = (
     Start,
     Add,
@@ -73,7 +75,7 @@ _TYPES: tuple[type[Frame], ...] = (
     Progress,
     Ready,
     LoadFailed,
-    Step,
+    StepReport,
     Refused,
     Died,
     Log,

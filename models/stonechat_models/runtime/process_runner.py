@@ -14,9 +14,9 @@ from pathlib import Path
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import EngineDeadError, ModelLoadError
-from stonechat_models.runtime.ipc import Ready, Step
+from stonechat_models.runtime.ipc import Ready, StepReport
 from stonechat_models.runtime.runner import Deliver, Died, Message, Refused, StepOutputs, Stop
-from stonechat_models.runtime.worker_process import ChildProcess
+from stonechat_models.runtime.worker_process import WorkerProcess
 from stonechat_models.types import EngineStats, ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class EngineProcess:
     """Runs an engine in a child process. See `EngineRunner`; build with `load`."""
 
     def __init__(
-        self, config: EngineConfig, child: ChildProcess, ready: Ready, restarts: RestartPolicy
+        self, config: EngineConfig, child: WorkerProcess, ready: Ready, restarts: RestartPolicy
     ) -> None:
         self._config = config
         self._child = child
@@ -66,7 +66,7 @@ class EngineProcess:
         restarts: RestartPolicy | None = None,
     ) -> "EngineProcess":
         """Start the process and wait until the model is loaded. Raises `ModelLoadError`."""
-        child = ChildProcess(config)
+        child = WorkerProcess(config)
         return cls(config, child, child.load(progress), restarts or RestartPolicy())
 
     @property
@@ -132,7 +132,7 @@ class EngineProcess:
         """Until the process ends; gives the reason it names, if any."""
         while (frame := self._child.receive()) is not None:
             match frame:
-                case Step(outputs, stats):
+                case StepReport(outputs, stats):
                     self._stats = stats
                     self._deliver(StepOutputs(outputs))
                 case Refused():
@@ -152,7 +152,7 @@ class EngineProcess:
                 self._num_restarts,
                 self._restarts.max_restarts,
             )
-            self._child = ChildProcess(self._config)
+            self._child = WorkerProcess(self._config)
             if self._stopping.is_set():  # it may have been sent to the last process
                 self._child.send(Stop())
             try:

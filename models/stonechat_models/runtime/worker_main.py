@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
-from stonechat_models.runtime.ipc import FramePipe, LoadFailed, Log, Progress, Ready, Start, Step
+from stonechat_models.runtime.ipc import (
+    FramePipe,
+    LoadFailed,
+    Log,
+    Progress,
+    Ready,
+    Start,
+    StepReport,
+)
 from stonechat_models.runtime.runner import Abort, Add, Report, StepOutputs, Stop
 
 if TYPE_CHECKING:
@@ -64,7 +72,7 @@ def _load(config: EngineConfig, pipe: FramePipe) -> "EngineThread | None":
 def _deliver(pipe: FramePipe, runner: "EngineThread", report: Report) -> None:
     try:
         if isinstance(report, StepOutputs):
-            pipe.send(Step(report.outputs, runner.stats()))
+            pipe.send(StepReport(report.outputs, runner.stats()))
         else:
             pipe.send(report)
     except OSError:  # the server is gone, and this process is about to be

@@ -26,7 +26,7 @@ from stonechat_models.runtime.ipc import (
 logger = logging.getLogger(__name__)
 
 
-class ChildProcess:
+class WorkerProcess:
     """Runs `module`. A thread of its own writes to the pipe, so `send` never waits."""
 
     def __init__(

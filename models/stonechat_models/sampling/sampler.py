@@ -58,7 +58,7 @@ class Sampler:
         self, logits: torch.Tensor, states: Sequence[SamplingState]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return int64[R], the tokens, and float32[R], the largest edited logit of each row."""
-        groups: tuple[tuple[list[int], Callable[..., _Choice]], ...] = (
+        groups: tuple[tuple[list[int], Callable[..., _TokensAndLogprobs]], ...] = (
             ([], _choose_greedy),
             ([], self._choose_plain),
             ([], self._choose_cut),
@@ -76,11 +76,15 @@ class Sampler:
                 tokens[where], peaks[where] = choose(logits[where], [states[r] for r in rows])
         return tokens, peaks
 
-    def _choose_plain(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "_Choice":
+    def _choose_plain(
+        self, logits: torch.Tensor, states: Sequence[SamplingState]
+    ) -> "_TokensAndLogprobs":
         weights, peaks = self._weigh(logits, states)
         return self._draw(weights, states), peaks
 
-    def _choose_cut(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "_Choice":
+    def _choose_cut(
+        self, logits: torch.Tensor, states: Sequence[SamplingState]
+    ) -> "_TokensAndLogprobs":
         weights, peaks = self._weigh(logits, states)
         cuts = _cuts([state.params for state in states], logits.device)
         cut_weights(weights, cuts, on_host=logits.device.type == "cpu")
@@ -139,7 +143,7 @@ class Sampling:
         return SampledTokens(token_ids, logprobs, errors)
 
 
-_Choice = tuple[torch.Tensor, torch.Tensor]
+_TokensAndLogprobs = tuple[torch.Tensor, torch.Tensor]
 """Tokens int64[R] and peaks float32[R] of a group of rows."""
 
 
@@ -149,7 +153,7 @@ def _kind(params: SamplingParams) -> int:
     return 2 if params.top_k or params.min_p > 0.0 or params.top_p < 1.0 else 1
 
 
-def _choose_greedy(logits: torch.Tensor, states: Sequence[SamplingState]) -> _Choice:
+def _choose_greedy(logits: torch.Tensor, states: Sequence[SamplingState]) -> _TokensAndLogprobs:
     """Choose the largest logit of each row, the lowest token id of a tie."""
     if logits.device.type == "cpu":  # numpy's is vectorised, torch's is not
         tokens = torch.from_numpy(logits.numpy().argmax(1))

@@ -44,7 +44,7 @@ class OutputProcessor:
         params = request.params
         stops = StopStrings(params.stop) if params.stop else None
         self._request = request
-        self._choices = [_Choice(i, tokenizer, params, stops) for i in range(params.n)]
+        self._choices = [_ChoiceOutput(i, tokenizer, params, stops) for i in range(params.n)]
         self._num_unfinished = params.n
         self._stopped: list[int] = []
         self._num_cached_tokens = 0
@@ -59,7 +59,7 @@ class OutputProcessor:
 
         News of a choice that has ended already is ignored.
         """
-        touched: dict[int, _Choice] = {}
+        touched: dict[int, _ChoiceOutput] = {}
         for output in outputs:
             self._note(output)
             choice = self._choices[output.index]
@@ -118,7 +118,7 @@ def join_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
     return msgspec.structs.replace(last, deltas=deltas)
 
 
-class _Choice:
+class _ChoiceOutput:
     """One choice: its text so far that is not given out yet, and its news since the last delta."""
 
     def __init__(

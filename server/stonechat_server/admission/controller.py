@@ -14,10 +14,10 @@ from stonechat_server.access.keys import ApiKey
 from stonechat_server.admission.fair_queue import Cost, FairQueue, Waiter
 from stonechat_server.admission.rate_limits import RateLimiter
 from stonechat_server.admission.refusals import RefusedError, timed_out, too_many_requests
-from stonechat_server.admission.throughput import PaceMeter
+from stonechat_server.admission.throughput import ThroughputMeter
 
 MAX_RETRY_AFTER_SECONDS = 600.0
-RETRY_AFTER_WITHOUT_PACE = 5.0
+RETRY_AFTER_WITHOUT_THROUGHPUT = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Slot:
     """A place among the running requests."""
 
     key: ApiKey
-    flow: str
+    tenant: str
     cost: Cost
     queue_seconds: float = 0.0
     used_tokens: int = 0
@@ -43,7 +43,7 @@ class Slot:
 
 
 class AdmissionControl:
-    """Grants slots to requests, fairly between flows; see `slot`."""
+    """Grants slots to requests, fairly between tenants; see `slot`."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class AdmissionControl:
         self.num_running_tokens = 0
         self._clock = clock
         self._queue = FairQueue(limits.max_queued_requests, limits.max_queued_tokens)
-        self._running_of_flow: Counter[str] = Counter()
-        self._pace = PaceMeter()
+        self._running_of_tenant: Counter[str] = Counter()
+        self._throughput = ThroughputMeter()
 
     @property
     def num_queued(self) -> int:
@@ -77,15 +77,15 @@ class AdmissionControl:
         key: ApiKey,
         cost: Cost,
         *,
-        flow: str | None = None,
+        tenant: str | None = None,
         queue_timeout: float | None = None,
     ) -> AsyncIterator[Slot]:
         """Hold a slot for the body of the `async with`, after waiting for it in the queue.
 
-        `flow` is what fairness is kept between; by default the key. Raises `RefusedError`: 429
+        `tenant` is what fairness is kept between; by default the key. Raises `RefusedError`: 429
         for a rate limit or a full queue, 504 after `queue_timeout` seconds in the queue.
         """
-        slot = Slot(key, f"key:{key.name}" if flow is None else flow, cost)
+        slot = Slot(key, f"key:{key.name}" if tenant is None else tenant, cost)
         self.rate_limiter.charge(key, cost.tokens)
         arrival = self._clock()
         try:
@@ -99,7 +99,7 @@ class AdmissionControl:
         finally:
             self._leave(slot)
 
-    def refuse_early(self, key: ApiKey, flow: str) -> None:
+    def refuse_early(self, key: ApiKey, tenant: str) -> None:
         """Raise what `slot` would raise for the smallest request, before work is spent on one.
 
         A flood is then refused for little more than the reading of its headers.
@@ -108,21 +108,21 @@ class AdmissionControl:
         queue = self._queue
         if len(queue) < queue.max_requests or queue.peek(self._below_concurrency) is None:
             return
-        if queue.victim_for(flow, key.priority) is None:
+        if queue.evicted_for(tenant, key.priority) is None:
             raise self._queue_full()
 
     def retry_after(self) -> float:
-        """Seconds in which, at the pace of late, all that waits now will have been served."""
-        pace = self._pace.tokens_per_second(self._clock())
-        if pace is None:
-            return RETRY_AFTER_WITHOUT_PACE
-        return min(self._queue.num_tokens / pace, MAX_RETRY_AFTER_SECONDS)
+        """Seconds in which, at the throughput of late, all that waits now will have been served."""
+        throughput = self._throughput.tokens_per_second(self._clock())
+        if throughput is None:
+            return RETRY_AFTER_WITHOUT_THROUGHPUT
+        return min(self._queue.num_tokens / throughput, MAX_RETRY_AFTER_SECONDS)
 
     async def _enter(self, slot: Slot, arrival: float, timeout: float | None) -> None:
         granted = asyncio.get_running_loop().create_future()
         key = slot.key
-        waiter = Waiter(slot.flow, key.priority, slot.cost, granted, key.max_concurrency)
-        self._pace.note_busy(arrival)
+        waiter = Waiter(slot.tenant, key.priority, slot.cost, granted, key.max_concurrency)
+        self._throughput.note_busy(arrival)
         self._make_room(waiter)
         self._queue.push(waiter)
         self._dispatch()
@@ -136,15 +136,15 @@ class AdmissionControl:
             raise
 
     def _make_room(self, newcomer: Waiter) -> None:
-        """Drop waiters of the longest flow until the newcomer fits, or refuse it."""
+        """Drop waiters of the longest tenant until the newcomer fits, or refuse it."""
         if self._queue.peek(self._below_concurrency) is None and self._may_run(newcomer):
             return
         while not self._queue.has_room(newcomer.cost):
-            victim = self._queue.victim_for(newcomer.flow, newcomer.priority)
-            if victim is None:
+            evicted = self._queue.evicted_for(newcomer.tenant, newcomer.priority)
+            if evicted is None:
                 raise self._queue_full()
-            self._queue.remove(victim)
-            victim.granted.set_exception(self._queue_full())
+            self._queue.remove(evicted)
+            evicted.granted.set_exception(self._queue_full())
 
     def _queue_full(self) -> RefusedError:
         return too_many_requests(
@@ -156,7 +156,7 @@ class AdmissionControl:
 
     def _below_concurrency(self, waiter: Waiter) -> bool:
         limit = waiter.max_concurrency
-        return limit is None or self._running_of_flow[waiter.flow] < limit
+        return limit is None or self._running_of_tenant[waiter.tenant] < limit
 
     def _may_run(self, waiter: Waiter) -> bool:
         if not self._below_concurrency(waiter):
@@ -173,7 +173,7 @@ class AdmissionControl:
             if not self._may_run(waiter):
                 return
             self._queue.serve(waiter)
-            self._count(waiter.flow, waiter.cost, 1)
+            self._count(waiter.tenant, waiter.cost, 1)
             waiter.granted.set_result(None)
 
     def _withdraw(self, waiter: Waiter) -> None:
@@ -182,26 +182,26 @@ class AdmissionControl:
             self._queue.remove(waiter)
             waiter.granted.cancel()
         elif waiter.granted.exception() is None:
-            self._count(waiter.flow, waiter.cost, -1)
-            self._queue.charge(waiter.flow, -waiter.cost.tokens)
+            self._count(waiter.tenant, waiter.cost, -1)
+            self._queue.charge(waiter.tenant, -waiter.cost.tokens)
         self._settle_down()
 
     def _leave(self, slot: Slot) -> None:
-        self._count(slot.flow, slot.cost, -1)
-        self._queue.charge(slot.flow, slot.used_tokens - slot.cost.tokens)
+        self._count(slot.tenant, slot.cost, -1)
+        self._queue.charge(slot.tenant, slot.used_tokens - slot.cost.tokens)
         self.rate_limiter.settle(slot.key, slot.cost.tokens, slot.used_tokens)
-        self._pace.note_finished(slot.cost.tokens, self._clock())
+        self._throughput.note_finished(slot.cost.tokens, self._clock())
         self._settle_down()
 
     def _settle_down(self) -> None:
         self._dispatch()
         if not self.num_running and not self._queue:
-            self._pace.note_idle()
+            self._throughput.note_idle()
 
-    def _count(self, flow: str, cost: Cost, sign: int) -> None:
+    def _count(self, tenant: str, cost: Cost, sign: int) -> None:
         self.num_running += sign
         self.num_running_sequences += sign * cost.num_sequences
         self.num_running_tokens += sign * cost.tokens
-        self._running_of_flow[flow] += sign
-        if not self._running_of_flow[flow]:
-            del self._running_of_flow[flow]
+        self._running_of_tenant[tenant] += sign
+        if not self._running_of_tenant[tenant]:
+            del self._running_of_tenant[tenant]

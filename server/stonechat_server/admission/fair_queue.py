@@ -1,8 +1,8 @@
-"""A bounded queue that is fair between flows (keys, or client addresses where there are no keys).
+"""A bounded queue that is fair between tenants (keys, or client addresses where there are no keys).
 
-Flows of the best priority go first. Among them the one that has been given the fewest tokens so
-far goes first, and a flow that was idle starts level with the others (start-time fair queueing,
-Goyal et al., 1996). A full queue drops from the longest flow (McKenney, 1990), so that a flood
+Tenants of the best priority go first. Among them the one that has been given the fewest tokens so
+far goes first, and a tenant that was idle starts level with the others (start-time fair queueing,
+Goyal et al., 1996). A full queue drops from the longest tenant (McKenney, 1990), so that a flood
 fills the queue only as long as nobody else wants a place.
 """
 
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-MAX_REMEMBERED_FLOWS = 4096
+MAX_REMEMBERED_TENANTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Cost:
 class Waiter:
     """One queued request. `granted` is resolved when it may run, or fails when it is dropped."""
 
-    flow: str
+    tenant: str
     priority: int
     cost: Cost
     granted: asyncio.Future[None]
@@ -41,7 +41,7 @@ class Waiter:
 
 
 @dataclass(slots=True)
-class _Flow:
+class _Tenant:
     priority: int
     order: int
     waiters: deque[Waiter] = field(default_factory=deque)
@@ -49,16 +49,16 @@ class _Flow:
 
 
 class FairQueue:
-    """Waiters by flow, with a bound on their number and on their tokens."""
+    """Waiters by tenant, with a bound on their number and on their tokens."""
 
     def __init__(self, max_requests: int, max_tokens: int) -> None:
         self.max_requests = max_requests
         self.max_tokens = max_tokens
         self.num_tokens = 0
         self._num_waiters = 0
-        self._flows: dict[str, _Flow] = {}
+        self._tenants: dict[str, _Tenant] = {}
         self._served: dict[str, float] = {}
-        """Tokens given to each flow, on a clock that idle flows are pulled forward on."""
+        """Tokens given to each tenant, on a clock that idle tenants are pulled forward on."""
         self._virtual_time = 0.0
         self._order = itertools.count()
 
@@ -66,8 +66,8 @@ class FairQueue:
         return self._num_waiters
 
     def __iter__(self) -> Iterator[Waiter]:
-        for flow in self._flows.values():
-            yield from flow.waiters
+        for tenant in self._tenants.values():
+            yield from tenant.waiters
 
     def has_room(self, cost: Cost) -> bool:
         """Whether a waiter of that cost fits; one larger than the bound fits an empty queue."""
@@ -76,60 +76,64 @@ class FairQueue:
         )
 
     def push(self, waiter: Waiter) -> None:
-        """Queue a waiter behind those of its flow."""
-        flow = self._flows.get(waiter.flow)
-        if flow is None:
-            flow = self._flows[waiter.flow] = _Flow(waiter.priority, next(self._order))
-            self._served[waiter.flow] = max(self._served.get(waiter.flow, 0.0), self._virtual_time)
-        flow.priority = waiter.priority
-        flow.waiters.append(waiter)
-        flow.num_tokens += waiter.cost.tokens
+        """Queue a waiter behind those of its tenant."""
+        tenant = self._tenants.get(waiter.tenant)
+        if tenant is None:
+            tenant = self._tenants[waiter.tenant] = _Tenant(waiter.priority, next(self._order))
+            self._served[waiter.tenant] = max(
+                self._served.get(waiter.tenant, 0.0), self._virtual_time
+            )
+        tenant.priority = waiter.priority
+        tenant.waiters.append(waiter)
+        tenant.num_tokens += waiter.cost.tokens
         self.num_tokens += waiter.cost.tokens
         self._num_waiters += 1
 
     def peek(self, may_run: Callable[[Waiter], bool]) -> Waiter | None:
-        """The waiter whose turn it is, among the flows whose first waiter passes `may_run`."""
+        """The waiter whose turn it is, among the tenants whose first waiter passes `may_run`."""
         candidates = [
-            (flow.priority, self._served[name], flow.order, flow.waiters[0])
-            for name, flow in self._flows.items()
-            if may_run(flow.waiters[0])
+            (tenant.priority, self._served[name], tenant.order, tenant.waiters[0])
+            for name, tenant in self._tenants.items()
+            if may_run(tenant.waiters[0])
         ]
         return min(candidates, key=lambda candidate: candidate[:3])[3] if candidates else None
 
     def serve(self, waiter: Waiter) -> None:
-        """Take out a waiter that runs now, and charge its flow."""
-        self._virtual_time = max(self._virtual_time, self._served[waiter.flow])
+        """Take out a waiter that runs now, and charge its tenant."""
+        self._virtual_time = max(self._virtual_time, self._served[waiter.tenant])
         self.remove(waiter)
-        self.charge(waiter.flow, waiter.cost.tokens)
+        self.charge(waiter.tenant, waiter.cost.tokens)
 
-    def charge(self, flow: str, num_tokens: int) -> None:
-        """Count tokens as given to a flow (negative: fewer were used than expected)."""
-        self._served[flow] = max(self._served.get(flow, 0.0), 0.0) + num_tokens
-        if len(self._served) > MAX_REMEMBERED_FLOWS:
+    def charge(self, tenant: str, num_tokens: int) -> None:
+        """Count tokens as given to a tenant (negative: fewer were used than expected)."""
+        self._served[tenant] = max(self._served.get(tenant, 0.0), 0.0) + num_tokens
+        if len(self._served) > MAX_REMEMBERED_TENANTS:
             self._forget_idle()
 
     def remove(self, waiter: Waiter) -> None:
         """Take out a waiter that gave up, was dropped or is served."""
-        flow = self._flows[waiter.flow]
-        flow.waiters.remove(waiter)
-        flow.num_tokens -= waiter.cost.tokens
+        tenant = self._tenants[waiter.tenant]
+        tenant.waiters.remove(waiter)
+        tenant.num_tokens -= waiter.cost.tokens
         self.num_tokens -= waiter.cost.tokens
         self._num_waiters -= 1
-        if not flow.waiters:
-            del self._flows[waiter.flow]
+        if not tenant.waiters:
+            del self._tenants[waiter.tenant]
 
-    def victim_for(self, flow_name: str, priority: int) -> Waiter | None:
-        """Who leaves so that a newcomer of the flow gets a place; None: it has to go itself.
+    def evicted_for(self, tenant_name: str, priority: int) -> Waiter | None:
+        """Who leaves so that a newcomer of the tenant gets a place; None: it has to go itself.
 
-        The newest waiter of the longest flow of the worst priority, if that flow would still be
+        The newest waiter of the longest tenant of the worst priority, if that tenant would still be
         longer than the newcomer's, or is of a worse priority than the newcomer.
         """
         longest = max(
-            self._flows.values(), key=lambda flow: (flow.priority, len(flow.waiters)), default=None
+            self._tenants.values(),
+            key=lambda tenant: (tenant.priority, len(tenant.waiters)),
+            default=None,
         )
         if longest is None or longest.priority < priority:
             return None
-        own = self._flows.get(flow_name)
+        own = self._tenants.get(tenant_name)
         own_length = len(own.waiters) if own else 0
         if longest is own or (
             longest.priority == priority and len(longest.waiters) <= own_length + 1
@@ -142,5 +146,5 @@ class FairQueue:
         self._served = {
             name: served
             for name, served in self._served.items()
-            if name in self._flows or served > self._virtual_time
+            if name in self._tenants or served > self._virtual_time
         }

@@ -5,7 +5,7 @@ from collections import deque
 WINDOW_SECONDS = 60.0
 
 
-class PaceMeter:
+class ThroughputMeter:
     """Expected tokens of the requests that finish, over the busy seconds of the last minute."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ from stonechat_server.request.body import (
 from stonechat_server.request.field_checks import check_unknown, ignored_params
 from stonechat_server.request.legacy_functions import with_tools
 from stonechat_server.request.parse import parse_request
-from stonechat_server.request.prepare import Plan, has_grammar, prepare
+from stonechat_server.request.prepare import PreparedRequest, has_grammar, prepare
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.generation import CLIENT_GONE, Generation
 from stonechat_server.serving.services import Services, services_of
@@ -69,21 +69,21 @@ async def create_chat_completion(http_request: Request) -> Response:
     if state.settings.strict_params:
         check_unknown(request)
     request = with_tools(request)
-    plan = await _prepare(state, request, len(body))
-    plan = replace(plan, params=limit_length(plan.params, request, state.settings))
+    prepared = await _prepare(state, request, len(body))
+    prepared = replace(prepared, params=limit_length(prepared.params, request, state.settings))
     head = _head(state, request)
     generation = Generation(
         state,
         identity,
         request,
         http_request,
-        plan,
+        prepared,
         ChunkBuilder.create(
             head,
             _options(request),
-            plan.params.n,
-            plan.new_parser,
-            plan.prediction_token_ids,
+            prepared.params.n,
+            prepared.new_parser,
+            prepared.prediction_token_ids,
         ),
     )
     headers = _headers(request)
@@ -102,7 +102,7 @@ async def create_chat_completion(http_request: Request) -> Response:
     return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
 
 
-async def _prepare(state: Services, request: ChatCompletionRequest, size: int) -> Plan:
+async def _prepare(state: Services, request: ChatCompletionRequest, size: int) -> PreparedRequest:
     work = partial(prepare, request, state.engine, state.templates, state.structure)
     is_own_template = request.chat_template is not None
     if size <= INLINE_BODY_BYTES and not has_grammar(request) and not is_own_template:

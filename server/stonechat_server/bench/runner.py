@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Protocol
 
-from stonechat_server.bench.checks import run_checks
 from stonechat_server.bench.environment import describe_environment
 from stonechat_server.bench.load import LevelRun, poisson_schedule, run_closed, run_open
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
@@ -13,6 +12,7 @@ from stonechat_server.bench.roofline import add_shares, measure_roofline
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.summary import summarise
 from stonechat_server.bench.target import BenchError, Target, request_headers
+from stonechat_server.bench.validity import run_checks
 from stonechat_server.bench.workload import (
     ListWorkload,
     SyntheticWorkload,

@@ -10,7 +10,7 @@ import msgspec
 from stonechat_server.bench.results import RequestRecord
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.workload import Prompt, SyntheticWorkload
-from stonechat_server.client.http import Answer, HttpClient, TransportError
+from stonechat_server.client.http import HttpAnswer, HttpClient, TransportError
 from stonechat_server.client.stream_recorder import ChunkDecoder, StreamRecorder, new_chunk_decoder
 
 ServerFacts = dict[str, str | int | float | bool | None]
@@ -174,7 +174,7 @@ class Target:
                 head.append(data)
 
         called_at = perf_counter()
-        answer: Answer | None = None
+        answer: HttpAnswer | None = None
         error: str | None = None
         try:
             answer = await self.client.request(

@@ -126,7 +126,7 @@ class _Connection(asyncio.Protocol):
             exchange.waiter.set_exception(error)
 
 
-class Answer:
+class HttpAnswer:
     """Status and headers of an answer whose body went to the sink; `sent_at` is `perf_counter`."""
 
     __slots__ = ("headers", "sent_at", "status")
@@ -172,7 +172,7 @@ class HttpClient:
 
     async def request(
         self, method: str, path: str, body: bytes, on_body: BodySink, timeout: float
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Send, and return once the whole body went through `on_body`.
 
         Cancelling closes the connection. Raises TransportError, and TimeoutError after `timeout`
@@ -190,7 +190,9 @@ class HttpClient:
                 except _StaleConnectionError:
                     continue
 
-    async def _exchange(self, connection: _Connection, message: bytes, on_body: BodySink) -> Answer:
+    async def _exchange(
+        self, connection: _Connection, message: bytes, on_body: BodySink
+    ) -> HttpAnswer:
         exchange = _Exchange(on_body, asyncio.get_running_loop().create_future())
         sent_at = perf_counter()
         connection.send(message, exchange)
@@ -203,7 +205,7 @@ class HttpClient:
             self._idle.append(connection)
         else:
             connection.close()
-        return Answer(exchange.status, exchange.headers, sent_at)
+        return HttpAnswer(exchange.status, exchange.headers, sent_at)
 
     async def _connect(self) -> _Connection:
         while self._idle:

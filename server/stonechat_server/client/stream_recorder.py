@@ -3,18 +3,18 @@
 import msgspec
 
 
-class PromptTokensDetails(msgspec.Struct):
+class MeasuredPromptDetails(msgspec.Struct):
     """The part of `usage` that tells how much of the prompt came from a cache."""
 
     cached_tokens: int | None = None
 
 
-class Usage(msgspec.Struct):
+class MeasuredUsage(msgspec.Struct):
     """Token counts as the server states them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    prompt_tokens_details: PromptTokensDetails | None = None
+    prompt_tokens_details: MeasuredPromptDetails | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -25,15 +25,15 @@ class _Delta(msgspec.Struct):
     tool_calls: list[object] | None = None
 
 
-class _Choice(msgspec.Struct):
+class _RecordedChoice(msgspec.Struct):
     index: int = 0
     delta: _Delta | None = None
     finish_reason: str | None = None
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: Usage | None = None
+    choices: list[_RecordedChoice] | None = None
+    usage: MeasuredUsage | None = None
     error: object = None
 
 
@@ -73,7 +73,7 @@ class StreamRecorder:
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.finish_reasons: dict[int, str] = {}
-        self.usage: Usage | None = None
+        self.usage: MeasuredUsage | None = None
         self.done = False
         self.error: str | None = None
 

@@ -14,11 +14,11 @@ from stonechat_server.request.sampling_params import to_sampling_params
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.schema.requests import ChatCompletionRequest
-    from stonechat_server.structured.answer_plan import AnswerPlan, Structure
+    from stonechat_server.structured.answer_spec import AnswerSpec, Structure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class PreparedRequest:
     """What to generate, and how to read what comes."""
 
     prompt_token_ids: list[int]
@@ -35,14 +35,14 @@ def prepare(
     engine: "EngineLike",
     templates: Templates,
     structure: "Structure",
-) -> Plan:
+) -> PreparedRequest:
     """Raises `APIError` 400, or an engine error that `errors.py` knows, where it cannot be done.
 
     Work for the processor only (rendering, tokenizing, checking grammars), in any thread.
     """
     check_supported(request)
     template = templates.select(request)
-    answer = structure.plan(request, template.source)
+    answer = structure.specify(request, template.source)
     prompt = template.render(answer.messages, render_options(request, answer))
     prompt_token_ids = engine.tokenizer.encode(prompt, add_special_tokens=False)
     if not prompt_token_ids:
@@ -64,7 +64,7 @@ def prepare(
         stop_scope=reading.stop_scope if params.stop else None,
         skip_special_tokens=params.skip_special_tokens and not reading.keep_special_tokens,
     )
-    return Plan(
+    return PreparedRequest(
         prompt_token_ids=prompt_token_ids,
         params=params,
         new_parser=reading.new_parser,
@@ -88,7 +88,7 @@ def has_grammar(request: "ChatCompletionRequest") -> bool:
     return bool(request.tools or request.response_format or request.structured_outputs)
 
 
-def render_options(request: "ChatCompletionRequest", answer: "AnswerPlan") -> RenderOptions:
+def render_options(request: "ChatCompletionRequest", answer: "AnswerSpec") -> RenderOptions:
     """What the template is told beside the messages."""
     continue_final = bool(request.continue_final_message)
     if continue_final and request.add_generation_prompt:

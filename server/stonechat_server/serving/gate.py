@@ -112,7 +112,7 @@ class Operations:
         entry = self.admission.slot(
             identity.key,
             ticket.cost,
-            flow=identity.tenant,
+            tenant=identity.tenant,
             queue_timeout=settings.queue_timeout or None,
         )
         async with AsyncExitStack() as stack:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from stonechat_models import RequestOutput
     from stonechat_server.access.auth import Identity
-    from stonechat_server.request.prepare import Plan
+    from stonechat_server.request.prepare import PreparedRequest
     from stonechat_server.schema.requests import ChatCompletionRequest
     from stonechat_server.serving.gate import Run
     from stonechat_server.serving.services import Services
@@ -38,7 +38,7 @@ class Generation:
     identity: "Identity"
     request: "ChatCompletionRequest"
     http_request: "HTTPRequest"
-    plan: "Plan"
+    prepared: "PreparedRequest"
     builder: ChunkBuilder
     endpoint: str = "/v1/chat/completions"
     started: float = field(default_factory=time.monotonic)
@@ -64,7 +64,7 @@ class Generation:
             self.error = to_api_error(error) or server_error()
             self.status = self.error.status
             if self.error.code == "invalid_grammar":
-                self.error.param = self.plan.grammar_param
+                self.error.param = self.prepared.grammar_param
             if self.error is not error and self.error.status == 400:
                 raise self.error from error
             raise
@@ -73,11 +73,11 @@ class Generation:
                 self._record(self.run)
 
     def _ticket(self) -> Ticket:
-        params, request = self.plan.params, self.request
-        room = self.state.engine.model.max_model_len - len(self.plan.prompt_token_ids)
+        params, request = self.prepared.params, self.request
+        room = self.state.engine.model.max_model_len - len(self.prepared.prompt_token_ids)
         is_limited = (request.max_completion_tokens or request.max_tokens) is not None
         cost = expected_cost(
-            len(self.plan.prompt_token_ids), params.n, params.max_tokens or room, is_limited
+            len(self.prepared.prompt_token_ids), params.n, params.max_tokens or room, is_limited
         )
         return Ticket(self.identity, cost, self.http_request.headers.get(TIMEOUT_HEADER))
 
@@ -90,12 +90,12 @@ class Generation:
         outputs = self.state.engine.generate(
             GenerateRequest(
                 request_id=self.builder.head.id,
-                prompt_token_ids=self.plan.prompt_token_ids,
-                params=self.plan.params,
+                prompt_token_ids=self.prepared.prompt_token_ids,
+                params=self.prepared.params,
                 priority=self.identity.key.priority + max(0, request.priority or 0),
                 cache_salt=self._cache_salt(),
                 arrival_time=self.started,
-                prediction_token_ids=self.plan.prediction_token_ids,
+                prediction_token_ids=self.prepared.prediction_token_ids,
             )
         )
         return cast("AsyncGenerator[RequestOutput, None]", outputs)
@@ -129,7 +129,7 @@ class Generation:
             status=self.status,
             error_code=self.error.code if self.error else None,
             stream=bool(self.request.stream),
-            num_prompt_tokens=len(self.plan.prompt_token_ids),
+            num_prompt_tokens=len(self.prepared.prompt_token_ids),
             num_cached_tokens=output.num_cached_tokens if output else 0,
             num_completion_tokens=sum(choice.num_tokens for choice in builder.choices),
             finish_reasons=tuple(c.finish_reason_name or unfinished for c in builder.choices),

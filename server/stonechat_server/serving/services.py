@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stonechat_server.request.prepare_pool import Preparations
     from stonechat_server.serving.gate import Operations
     from stonechat_server.settings import Settings
-    from stonechat_server.structured.answer_plan import Structure
+    from stonechat_server.structured.answer_spec import Structure
 
 
 @dataclass(slots=True, kw_only=True)

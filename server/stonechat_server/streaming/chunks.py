@@ -177,9 +177,9 @@ class ChunkBuilder:
             choice.logprobs = (choice.logprobs or []) + [_logprob(e) for e in delta.logprobs]
         for parsed in choice.parser.feed(delta.text, finished):
             choice.has_tool_calls |= isinstance(parsed, ToolCallDelta)
-            news = self._news(delta.index, _delta_body(parsed, self.options.legacy_calls))
-            if joiner is None or not joiner.join(news):
-                chunks.append(self._chunk([news]))
+            choice_delta = self._choice(delta.index, _delta_body(parsed, self.options.legacy_calls))
+            if joiner is None or not joiner.join(choice_delta):
+                chunks.append(self._chunk([choice_delta]))
         if delta.finish_reason is not None:
             choice.finish_reason = delta.finish_reason
             is_called = choice.has_tool_calls and not choice.parser.is_call_cut
@@ -187,14 +187,14 @@ class ChunkBuilder:
             if reason == "tool_calls" and self.options.legacy_calls:
                 reason = "function_call"
             choice.finish_reason_name = reason
-            chunks.append(self._chunk([self._news(delta.index, DeltaBody(), reason)]))
+            chunks.append(self._chunk([self._choice(delta.index, DeltaBody(), reason)]))
 
     def _role_chunk(self, index: int) -> ChatCompletionChunk:
         content = None if self.options.may_call else ""
         body = DeltaBody(role="assistant", content=content, refusal=None)
-        return self._chunk([self._news(index, body)])
+        return self._chunk([self._choice(index, body)])
 
-    def _news(
+    def _choice(
         self, index: int, delta: DeltaBody, finish_reason: FinishReasonName | None = None
     ) -> ChunkChoice:
         state = self.choices[index]

@@ -56,7 +56,7 @@ class _Call:
 
 
 @dataclass(slots=True)
-class _Choice:
+class _CollectedChoice:
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: dict[int, _Call] = field(default_factory=dict)
@@ -102,13 +102,13 @@ async def collect(
     chunks: ChunkStream, head: CompletionHead, metadata: dict[str, str] | None
 ) -> ChatCompletion:
     """The whole answer. The chunks must include the usage."""
-    choices: dict[int, _Choice] = {}
+    choices: dict[int, _CollectedChoice] = {}
     usage: Usage | None = None
     async with aclosing(chunks):
         async for batch in chunks:
             for chunk in batch:
                 for choice in chunk.choices:
-                    choices.setdefault(choice.index, _Choice()).add(choice)
+                    choices.setdefault(choice.index, _CollectedChoice()).add(choice)
                 usage = chunk.usage or usage
     assert usage is not None, "the stream ended without its usage"
     return ChatCompletion(

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from stonechat_models import GrammarSpec
 from stonechat_server.structured.lark import ANY_TEXT, LarkWriter, choice, json_value, sequence
 from stonechat_server.structured.tool_grammar import ToolGrammar
-from stonechat_server.structured.tool_plan import ToolPlan, parameters
+from stonechat_server.structured.tool_options import ToolOptions, parameters
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START
 
 MAX_THOUGHTS = 8
 """Messages of reasoning; one with a budget."""
 
-_NO_TOOLS = ToolPlan(offered=(), callable=(), is_required=False, is_parallel=True)
+_NO_TOOLS = ToolOptions(offered=(), callable=(), is_required=False, is_parallel=True)
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class HarmonyGrammar:
     `is_open`: the prompt ends within the final message. Custom tools are called in that message.
     """
 
-    plan: ToolPlan | None
+    options: ToolOptions | None
     writer: LarkWriter
     answer: GrammarSpec | None = None
     budget: int | None = None
@@ -30,10 +30,10 @@ class HarmonyGrammar:
 
     def build(self) -> GrammarSpec:
         """The whole grammar."""
-        plan = self.plan or _NO_TOOLS
-        customs = replace(plan, callable=tuple(plan.customs))
+        options = self.options or _NO_TOOLS
+        customs = replace(options, callable=tuple(options.customs))
         final = ToolGrammar(customs, GENERIC, self.writer, self.answer)
-        can_end = bool(plan.customs) or not plan.is_required
+        can_end = bool(options.customs) or not options.is_required
         rule = final.answer_rule() if can_end else ""
         if self.is_open and can_end:
             return final.write(rule)
@@ -43,10 +43,10 @@ class HarmonyGrammar:
         rules[f"thought{limit}"] = "THOUGHT"
         rules["thinking"] = self._message("analysis", "thought")
         last = [sequence(self.writer.literal(f"{CHANNEL}final{MESSAGE}"), rule)] * can_end
-        if plan.functions:
-            self._add_calls(plan, rules)
+        if options.functions:
+            self._add_calls(options, rules)
             rules["preamble"] = self._message("commentary", "PREAMBLE")
-            last.append("function_call" if plan.is_required else "(preamble)? function_call")
+            last.append("function_call" if options.is_required else "(preamble)? function_call")
         return final.write(sequence(self._thoughts(), choice(last)))
 
     def _thoughts(self) -> str:
@@ -59,12 +59,12 @@ class HarmonyGrammar:
         opening, closing = f"{CHANNEL}{channel}{MESSAGE}", f"{END}{START}assistant"
         return sequence(literal(opening), text, literal(closing))
 
-    def _add_calls(self, plan: ToolPlan, rules: dict[str, str]) -> None:
+    def _add_calls(self, options: ToolOptions, rules: dict[str, str]) -> None:
         """A call has its recipient after the channel, or before it as templates show it."""
         literal = self.writer.literal
         rules["json_mark"] = choice([literal("json"), literal(f"{CONSTRAIN}json")])
-        options = []
-        for i, tool in enumerate(plan.functions):
+        calls = []
+        for i, tool in enumerate(options.functions):
             recipient = f" to=functions.{tool.function.name}"
             header = choice(
                 [
@@ -75,5 +75,5 @@ class HarmonyGrammar:
             rules[f"call_{i}"] = sequence(
                 header, "json_mark", literal(MESSAGE), json_value(parameters(tool))
             )
-            options.append(f"call_{i}")
-        rules["function_call"] = choice(options)
+            calls.append(f"call_{i}")
+        rules["function_call"] = choice(calls)

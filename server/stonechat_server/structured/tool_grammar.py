@@ -21,7 +21,7 @@ from stonechat_server.structured.lark import (
     sequence,
 )
 from stonechat_server.structured.tag_grammar import TagArguments, is_record
-from stonechat_server.structured.tool_plan import ToolPlan, parameters
+from stonechat_server.structured.tool_options import ToolOptions, parameters
 from stonechat_server.tool_formats.layout import (
     HarmonyLayout,
     JsonLayout,
@@ -38,7 +38,7 @@ MAX_CALLS = 8
 class ToolGrammar:
     """Builds the rules for one request."""
 
-    plan: ToolPlan
+    options: ToolOptions
     format: ToolFormat
     writer: LarkWriter
     answer: GrammarSpec | None = None
@@ -54,7 +54,7 @@ class ToolGrammar:
     def answer_rule(self) -> str:
         """What an answer is; adds the rules that it refers to."""
         self._add_calls()
-        return choice(self._first_sections() if self.plan.is_required else self._optional())
+        return choice(self._first_sections() if self.options.is_required else self._optional())
 
     def write(self, start: str) -> GrammarSpec:
         """All rules, with this start."""
@@ -90,7 +90,7 @@ class ToolGrammar:
 
     def _text(self) -> str:
         """Free text; where calls have no trigger, it must not begin like one."""
-        if self.format.trigger or not self.plan.functions:
+        if self.format.trigger or not self.options.functions:
             return ANY_TEXT
         return rf"/([^\{self.format.first}\s](?s:.*))?/"
 
@@ -116,7 +116,7 @@ class ToolGrammar:
         return "@answer"
 
     def _add_calls(self) -> None:
-        if self.plan.functions:
+        if self.options.functions:
             self.rules["functions"] = sequence(
                 self.writer.literal(self.format.trigger), "functions_body"
             )
@@ -129,10 +129,10 @@ class ToolGrammar:
                     self._add_tags(layout)
                 case HarmonyLayout():
                     raise AssertionError("answers with channels have a grammar of their own")
-        if self.plan.customs:
+        if self.options.customs:
             self.rules["customs"] = sequence(quoted(custom_calls.TRIGGER), "customs_body")
             self._add_customs()
-            if self.plan.is_parallel:
+            if self.options.is_parallel:
                 again = [name for name in self._section_names() if self._can_repeat(name)]
                 self.rules["more"] = f'("\\n" {choice(again)}){{0,{MAX_CALLS - 1}}}'
 
@@ -140,7 +140,7 @@ class ToolGrammar:
         return section == "customs" or bool(self.format.trigger)
 
     def _repeated(self, call: str, separator: str) -> str:
-        if not (self.plan.is_parallel and self.format.is_parallel):
+        if not (self.options.is_parallel and self.format.is_parallel):
             return call
         again = sequence(self.writer.literal(separator), call)
         return f"{call} ({again}){{0,{MAX_CALLS - 1}}}"
@@ -154,7 +154,7 @@ class ToolGrammar:
         options = []
         if layout.after_number:
             self.rules["CALL_NUMBER"] = "/0|[1-9][0-9]{0,2}/"
-        for i, tool in enumerate(self.plan.functions):
+        for i, tool in enumerate(self.options.functions):
             options.append(f"function_{i}")
             self.rules[f"function_{i}"] = sequence(
                 literal(tool.function.name + layout.after_name),
@@ -173,7 +173,7 @@ class ToolGrammar:
             literal(layout.closing),
         )
         options = []
-        for i, tool in enumerate(self.plan.functions):
+        for i, tool in enumerate(self.options.functions):
             options.append(f"function_{i}")
             self.rules[f"function_{i}"] = sequence(
                 literal(tool.function.name + layout.after_name),
@@ -188,7 +188,7 @@ class ToolGrammar:
         calls = self._repeated("function_call", ", ")
         self.rules["functions_body"] = sequence('"["', calls, '"]"', self.writer.literal(closing))
         options = []
-        for i, tool in enumerate(self.plan.functions):
+        for i, tool in enumerate(self.options.functions):
             options.append(f"function_{i}")
             opening = quoted(tool.function.name + "(")
             self.rules[f"function_{i}"] = f'{opening} {self._keywords(i, parameters(tool))} ")"'
@@ -220,7 +220,7 @@ class ToolGrammar:
 
     def _add_customs(self) -> None:
         options = []
-        for i, tool in enumerate(self.plan.customs):
+        for i, tool in enumerate(self.options.customs):
             opening = quoted(tool.custom.name + custom_calls.AFTER_NAME)
             options.append(f"{opening} {self._custom_input(i, tool)}")
         self.rules["customs_body"] = f"{quoted(custom_calls.BEFORE_NAME)} {choice(options)}"

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from stonechat_models.backends.transformers import quantize
-from stonechat_models.backends.transformers.packing_check import self_check
+from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.checkpoint.headers import TensorHeader, safetensors_headers
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.config import EngineConfig
@@ -46,7 +46,7 @@ def test_sizes_are_those_of_the_loaded_module(family: str, tmp_path: Path) -> No
     assert found.refusal is None
     assert found.architecture == type(module).__name__
     assert form(found, "float32").weight_bytes == sum(p.numel() * 4 for p in parameters)
-    shapes = self_check(module.eval(), torch.device("cpu"), module.config.vocab_size).shapes
+    shapes = check_packing(module.eval(), torch.device("cpu"), module.config.vocab_size).shapes
     assert found.kv_elements_per_token == sum(shape.num_elements for shape in shapes.values())
     assert found.max_model_len == 256
 
@@ -96,7 +96,7 @@ def test_sizes_of_quantised_models_are_those_of_the_loaded_ones(
     assert found.native_refusal is not None
     for bits in ("int8", "int4"):
         module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        quantize.check_and_quantize(module, bits, torch.float32, team)
+        quantize.quantize_checked(module, bits, torch.float32, team)
         expected = quantize.weight_bytes(module)
         assert form(found, bits).weight_bytes == pytest.approx(expected, rel=0.02)
     assert survey(tmp_path, quantize="int4").forms[-1].is_default

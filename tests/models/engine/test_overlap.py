@@ -91,7 +91,7 @@ def test_steps_that_are_over_are_not_kept(module):
     (sequence,) = engine.scheduler.running
     item, num_kept = sequence.in_flight[-1], 0
     while item is not None:
-        item, num_kept = item.builds_on, num_kept + 1
+        item, num_kept = item.depends_on, num_kept + 1
     assert num_kept <= 3
 
 

@@ -94,7 +94,7 @@ def test_a_long_text_is_listed_in_parts_while_a_sequence_is_lost():
 def test_a_text_of_one_token_is_taken_up_again_after_each_other():
     follower = TextFollower([7] * 20)
     for place in range(2, 20):
-        assert not follow(follower, [1, 7, 7]).is_lost
+        assert follow(follower, [1, 7, 7]).has_match
         assert len(follower.next_tokens(99)) == 20 - place
 
 

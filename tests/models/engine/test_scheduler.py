@@ -5,7 +5,7 @@ import random
 import pytest
 
 from stonechat_models.engine.scheduler import Scheduler
-from stonechat_models.engine.sequence import Request, Sequence
+from stonechat_models.engine.sequence import Sequence, SequenceGroup
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.types import GenerateRequest, SamplingParams
 
@@ -19,7 +19,7 @@ def make_request(request_id, prompt, n=1, max_tokens=8, priority=0, arrival=0.0,
         cache_salt=salt,
         arrival_time=arrival,
     )
-    group = Request(request)
+    group = SequenceGroup(request)
     for index in range(n):
         state = SamplingState(request.params, 0, index, prompt)
         group.sequences.append(Sequence(group, state, list(prompt), len(prompt), max_tokens))
@@ -205,7 +205,7 @@ def test_random_load_leaks_nothing_and_ends(seed):
         caching=rng.random() < 0.7,
     )
     capacity = num_blocks * block_size
-    live: list[Request] = []
+    live: list[SequenceGroup] = []
     expected, lengths = {}, {}
     for step in range(5000):
         if step >= 250 and not scheduler.has_work:

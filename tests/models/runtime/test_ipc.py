@@ -16,7 +16,15 @@ from stonechat_models import (
     ReasoningSpec,
     SamplingParams,
 )
-from stonechat_models.runtime.ipc import FramePipe, LoadFailed, Log, Progress, Ready, Start, Step
+from stonechat_models.runtime.ipc import (
+    FramePipe,
+    LoadFailed,
+    Log,
+    Progress,
+    Ready,
+    Start,
+    StepReport,
+)
 from stonechat_models.runtime.runner import Abort, Add, Died, Refused, Stop
 from stonechat_models.types import TokenLogprobs, TokenOutput
 from tests.models.engines import model_info
@@ -60,7 +68,7 @@ def sent(frame):
         Progress("loading"),
         Ready(model_info(), "/folder"),
         LoadFailed("ModelLoadError", "why"),
-        Step([OUTPUT], EngineStats(num_running=1)),
+        StepReport([OUTPUT], EngineStats(num_running=1)),
         Refused("r", "grammar", "why"),
         Died("why"),
         Log("a.b", 30, "line\nline"),

@@ -22,7 +22,7 @@ from stonechat_models import (
     UnsupportedModelError,
 )
 from stonechat_models.runtime.process_runner import EngineProcess, RestartPolicy
-from stonechat_models.runtime.worker_process import ChildProcess
+from stonechat_models.runtime.worker_process import WorkerProcess
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
@@ -211,7 +211,7 @@ def test_what_cannot_be_loaded_is_said(config):
 
 
 def test_it_ends_when_the_server_is_gone_even_while_loading(config):
-    child = ChildProcess(config)
+    child = WorkerProcess(config)
     time.sleep(0.5)
     child._pipe.close()  # as the system does for a process that ends
     assert child._process.wait(30) == 0

@@ -12,7 +12,7 @@ import pytest
 from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCallDelta
 from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions
 from stonechat_server.schema.requests import ChatCompletionRequest
-from stonechat_server.structured.answer_plan import Structure
+from stonechat_server.structured.answer_spec import Structure
 from stonechat_server.tool_formats.select import FORMATS, select_format
 from tests.server.fake_engine import ByteTokenizer
 

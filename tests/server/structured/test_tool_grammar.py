@@ -16,7 +16,7 @@ from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter, regex
 from stonechat_server.structured.tool_grammar import MAX_CALLS, ToolGrammar
-from stonechat_server.structured.tool_plan import ToolPlan, parameters, plan_tools
+from stonechat_server.structured.tool_options import ToolOptions, parameters, read_tool_options
 from stonechat_server.tool_formats import harmony
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.layout import ToolFormat
@@ -104,24 +104,24 @@ CUSTOM: list[dict[str, Any]] = [
 ]
 
 
-def plan(tools: list[dict[str, Any]], **fields: Any) -> ToolPlan:
+def options_for(tools: list[dict[str, Any]], **fields: Any) -> ToolOptions:
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": tools}
-    planned = plan_tools(ChatCompletionRequest.model_validate({**body, **fields}))
-    assert planned is not None
-    return planned
+    options = read_tool_options(ChatCompletionRequest.model_validate({**body, **fields}))
+    assert options is not None
+    return options
 
 
-def grammar(tool_plan: ToolPlan, format: ToolFormat) -> GrammarSpec:
+def grammar(options: ToolOptions, format: ToolFormat) -> GrammarSpec:
     if format is harmony.HARMONY:
-        return HarmonyGrammar(tool_plan, WRITER).build()
-    return ToolGrammar(tool_plan, format, WRITER).build()
+        return HarmonyGrammar(options, WRITER).build()
+    return ToolGrammar(options, format, WRITER).build()
 
 
-def read(tool_plan: ToolPlan, format: ToolFormat, text: str) -> tuple[str, list[tuple[str, str]]]:
+def read(options: ToolOptions, format: ToolFormat, text: str) -> tuple[str, list[tuple[str, str]]]:
     names = ToolNames(
-        functions=[tool.function.name for tool in tool_plan.functions],
-        custom=[tool.custom.name for tool in tool_plan.customs],
-        schemas={tool.function.name: parameters(tool) for tool in tool_plan.functions},
+        functions=[tool.function.name for tool in options.functions],
+        custom=[tool.custom.name for tool in options.customs],
+        schemas={tool.function.name: parameters(tool) for tool in options.functions},
     )
     parser: DeltaParser = ToolCallParser(format=format, names=names)
     if format is harmony.HARMONY:
@@ -168,13 +168,13 @@ def texts(spec: GrammarSpec, count: int, limit: int = 500) -> list[str]:
 )
 def test_required_calls(name: str, is_parallel: bool, tools: list[dict[str, Any]]) -> None:
     format = FORMATS[name]
-    tool_plan = plan(tools, tool_choice="required", parallel_tool_calls=is_parallel)
-    spec = grammar(tool_plan, format)
+    options = options_for(tools, tool_choice="required", parallel_tool_calls=is_parallel)
+    spec = grammar(options, format)
     found = texts(spec, 12)
     assert found
     num_calls = 0
     for text in found:
-        content, calls = read(tool_plan, format, text)
+        content, calls = read(options, format, text)
         assert content == "", text
         assert calls, text
         num_calls = max(num_calls, len(calls))
@@ -186,9 +186,9 @@ def test_required_calls(name: str, is_parallel: bool, tools: list[dict[str, Any]
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_named_tool_is_the_only_one(name: str) -> None:
     choice = {"type": "function", "function": {"name": "get_all"}}
-    tool_plan = plan(TOOLS, tool_choice=choice)
-    for text in texts(grammar(tool_plan, FORMATS[name]), 10):
-        _, calls = read(tool_plan, FORMATS[name], text)
+    options = options_for(TOOLS, tool_choice=choice)
+    for text in texts(grammar(options, FORMATS[name]), 10):
+        _, calls = read(options, FORMATS[name], text)
         assert {called for called, _ in calls} == {"get_all"}
 
 
@@ -235,8 +235,8 @@ def _split(text: str, special: str) -> list[str]:
 )
 def test_auto_is_free_until_a_call_opens_and_then_strict(name: str, opening: str) -> None:
     format = FORMATS[name]
-    tool_plan = plan(TOOLS)
-    spec = grammar(tool_plan, format)
+    options = options_for(TOOLS)
+    spec = grammar(options, format)
     end = set(VOCABULARY.eos_token_ids)
     assert end <= set(accept_text(spec, "Plain text, with < and { and é and <too"))
     after = accept_text(spec, opening)
@@ -248,7 +248,7 @@ def test_auto_is_free_until_a_call_opens_and_then_strict(name: str, opening: str
             compiled.accept(token_id)
         rest = walk(compiled, VOCABULARY, random.Random(seed), 500)
         if rest is not None:
-            content, calls = read(tool_plan, format, opening + rest.decode())
+            content, calls = read(options, format, opening + rest.decode())
             assert content == opening.removesuffix(format.trigger or format.first).rstrip()
             assert calls
             for call in calls:
@@ -276,11 +276,11 @@ def _token_ids(text: str) -> list[int]:
 def test_a_final_answer_has_its_form_and_calls_theirs(
     answer: GrammarSpec, good: set[str], name: str
 ) -> None:
-    tool_plan = plan(TOOLS + CUSTOM)
-    found = texts(ToolGrammar(tool_plan, FORMATS[name], WRITER, answer).build(), 30)
+    options = options_for(TOOLS + CUSTOM)
+    found = texts(ToolGrammar(options, FORMATS[name], WRITER, answer).build(), 30)
     kinds = set()
     for text in found:
-        content, calls = read(tool_plan, FORMATS[name], text)
+        content, calls = read(options, FORMATS[name], text)
         assert bool(content) != bool(calls)
         assert not content or content in good
         kinds.add(bool(calls))

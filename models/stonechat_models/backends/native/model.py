@@ -22,7 +22,7 @@ from stonechat_models.backends.native.bindings import (
 from stonechat_models.backends.native.packing import Arena, PackedWeights
 from stonechat_models.backends.native.spec import ModelSpec, read_spec
 from stonechat_models.backends.native.tensor_source import open_store
-from stonechat_models.backends.native.weight_plan import ModelPlan, plan_model
+from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelError
@@ -88,10 +88,12 @@ class NativeModel:
     cut into chunks.
     """
 
-    def __init__(self, library: Library, spec: ModelSpec, plan: ModelPlan, info: ModelInfo) -> None:
+    def __init__(
+        self, library: Library, spec: ModelSpec, plan: WeightPlan, info: ModelInfo
+    ) -> None:
         self._library = library
         self._spec = spec
-        self._weights = PackedWeights(library, plan.plans, info.threads)
+        self._weights = PackedWeights(library, plan.matrices, info.threads)
         self._handle = library.model_create(ctypes.byref(self._config()), info.threads)
         self._set_weights(plan)
         self._caches: list[torch.Tensor] = []
@@ -112,7 +114,7 @@ class NativeModel:
         heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}
         store = open_store(files, heads)
         try:
-            plan = plan_model(spec, store, config.quantize)
+            plan = plan_weights(spec, store, config.quantize)
             check_shapes(spec, plan)
             architectures = files.config.get("architectures")
             info = ModelInfo(
@@ -218,7 +220,7 @@ class NativeModel:
             rotary_scales=self._weights.vector(rotary_scales),
         )
 
-    def _set_weights(self, plan: ModelPlan) -> None:
+    def _set_weights(self, plan: WeightPlan) -> None:
         packed = iter(self._weights.matrices)
         for i, layer in enumerate(plan.layers):
             experts = self._spec.experts
@@ -241,13 +243,13 @@ class NativeModel:
         )
 
 
-def check_shapes(spec: ModelSpec, plan: ModelPlan) -> None:
+def check_shapes(spec: ModelSpec, plan: WeightPlan) -> None:
     """Raises `ModelLoadError` when a matrix does not have the shape that the config says."""
     hidden = spec.hidden_size
     wanted = [
-        (plan, _shapes(spec, i)[name])
+        (matrix, _shapes(spec, i)[name])
         for i, layer in enumerate(plan.layers)
-        for name, plan in layer.matrices.items()
+        for name, matrix in layer.matrices.items()
     ]
     ends = (spec.vocab_size, hidden)
     wanted += [(p, ends) for p in (plan.embedding, plan.head) if p is not None]
@@ -281,7 +283,7 @@ def _shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, int]]:
     return shapes | {"down": (count * hidden, mlp)}
 
 
-def _quantization(plan: ModelPlan, config: EngineConfig) -> str:
+def _quantization(plan: WeightPlan, config: EngineConfig) -> str:
     """The stored type that most weights keep, or what was asked for."""
     sizes: Counter[str] = Counter()
     for matrix in (p for layer in plan.layers for p in layer.matrices.values()):

@@ -16,7 +16,7 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MatrixSpec:
     """A matrix to pack: its rows, how to keep them, and a bias float32[n] or None."""
 
     rows: Rows | Stack
@@ -47,44 +47,44 @@ class Arena:
 class PackedWeights:
     """Packed matrices in one arena, with their biases."""
 
-    def __init__(self, library: Library, plans: Iterable[Plan], threads: int) -> None:
+    def __init__(self, library: Library, matrices: Iterable[MatrixSpec], threads: int) -> None:
         self._library = library
         self._keep: list[npt.NDArray[np.float32]] = []
-        wanted = list(plans)
-        sizes = [self._bytes(plan) for plan in wanted]
+        specs = list(matrices)
+        sizes = [self._bytes(spec) for spec in specs]
         self.num_bytes = sum(sizes)
         self._arena = Arena(self.num_bytes)
         pool = library.pool_create(threads)
         try:
             offsets = [0, *np.cumsum(sizes).tolist()]
             self.matrices = [
-                self._pack(pool, plan, self._arena.address + offset)
-                for plan, offset in zip(wanted, offsets, strict=False)
+                self._pack(pool, spec, self._arena.address + offset)
+                for spec, offset in zip(specs, offsets, strict=False)
             ]
         finally:
             library.pool_destroy(pool)
 
-    def _bytes(self, plan: Plan) -> int:
-        size = self._library.packed_bytes(plan.kind, plan.rows.n, plan.rows.k)
+    def _bytes(self, spec: MatrixSpec) -> int:
+        size = self._library.packed_bytes(spec.kind, spec.rows.n, spec.rows.k)
         return -(-size // ALIGNMENT) * ALIGNMENT
 
-    def _pack(self, pool: int, plan: Plan, address: int) -> MatrixStruct:
-        rows, at = plan.rows, address
-        for chunk in rows.chunks(plan.kind):
+    def _pack(self, pool: int, spec: MatrixSpec, address: int) -> MatrixStruct:
+        rows, at = spec.rows, address
+        for chunk in rows.chunks(spec.kind):
             index = np.ascontiguousarray(chunk.index, dtype=np.int32)
             stride = chunk.data.shape[-1]
             self._library.pack(
-                *(pool, plan.kind, chunk.source, index.size, rows.k),
+                *(pool, spec.kind, chunk.source, index.size, rows.k),
                 *(chunk.data.ctypes.data, stride, index.ctypes.data, at),
             )
-            at += self._library.packed_bytes(plan.kind, index.size, rows.k)
-        return MatrixStruct(plan.kind, rows.n, rows.k, address, self._bias(plan))
+            at += self._library.packed_bytes(spec.kind, index.size, rows.k)
+        return MatrixStruct(spec.kind, rows.n, rows.k, address, self._bias(spec))
 
-    def _bias(self, plan: Plan) -> int | None:
-        if plan.bias is None:
+    def _bias(self, spec: MatrixSpec) -> int | None:
+        if spec.bias is None:
             return None
-        padded = np.zeros(-(-plan.rows.n // PANEL) * PANEL, dtype=np.float32)
-        padded[: plan.rows.n] = plan.bias
+        padded = np.zeros(-(-spec.rows.n // PANEL) * PANEL, dtype=np.float32)
+        padded[: spec.rows.n] = spec.bias
         return self.vector(padded)
 
     def vector(self, values: npt.NDArray[np.float32]) -> int:

@@ -1,8 +1,8 @@
 """The compiled products in plain PyTorch: the same arithmetic, step for step, as a test oracle.
 
-A group is 32 consecutive values along k. Weights are codes with half-precision scales, activations
-are int8 with a float32 scale; the products of a group are exact integers, and groups are added up
-in float32 in their order.
+A group is 32 consecutive values along k. Weights are small integers with
+half-precision scales, activations are int8 with a float32 scale. The products of a group are
+exact integers, and groups are added up in float32 in their order.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from stonechat_models.backends.native.bindings import GROUP
 
 @dataclass(frozen=True, slots=True)
 class GroupedWeights:
-    """W[n, k] = scale * codes + low, per group."""
+    """W[n, k] = scale * quantised + low, per group."""
 
-    codes: torch.Tensor
+    quantised: torch.Tensor
     """int32[n, groups, 32]"""
     scale: torch.Tensor
     """float32[n, groups]"""
@@ -27,7 +27,7 @@ class GroupedWeights:
 
     def dequantized(self) -> torch.Tensor:
         """float32[n, k]"""
-        values = self.codes * self.scale.unsqueeze(-1) + self.low.unsqueeze(-1)
+        values = self.quantised * self.scale.unsqueeze(-1) + self.low.unsqueeze(-1)
         return values.flatten(1)
 
 
@@ -39,15 +39,15 @@ def weights_of_blocks(type_name: str, blocks: np.ndarray) -> GroupedWeights:
     scale = torch.from_numpy(halves[..., 0].astype(np.float32))
     low = torch.zeros_like(scale)
     if type_name == "Q8_0":
-        codes = raw[..., 2:].view(np.int8).astype(np.int32)
-        return GroupedWeights(torch.from_numpy(codes), scale, low)
+        quantised = raw[..., 2:].view(np.int8).astype(np.int32)
+        return GroupedWeights(torch.from_numpy(quantised), scale, low)
     packed = raw[..., -GROUP // 2 :]
-    codes = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int32)
+    quantised = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int32)
     if type_name == "Q4_1":
         low = torch.from_numpy(halves[..., 1].astype(np.float32))
     else:
-        codes -= 8
-    return GroupedWeights(torch.from_numpy(codes), scale, low)
+        quantised -= 8
+    return GroupedWeights(torch.from_numpy(quantised), scale, low)
 
 
 def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,18 +58,18 @@ def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.round(groups * inverse).int(), (top / 127.0).squeeze(-1)
 
 
-def integer_products(codes: torch.Tensor, weights: GroupedWeights) -> torch.Tensor:
+def integer_products(quantised: torch.Tensor, weights: GroupedWeights) -> torch.Tensor:
     """Exact products of each group, int32[m, n, groups]."""
-    return torch.einsum("mgk,ngk->mng", codes.double(), weights.codes.double()).int()
+    return torch.einsum("mgk,ngk->mng", quantised.double(), weights.quantised.double()).int()
 
 
 def matmul(x: torch.Tensor, weights: GroupedWeights) -> torch.Tensor:
     """float32[m, k] gives float32[m, n], groups added in their order with fused multiply-adds."""
-    codes, scale = quantize_activations(x)
-    products = integer_products(codes, weights)
-    sums = codes.sum(-1).float() * scale
-    total = torch.zeros(x.shape[0], weights.codes.shape[0])
-    for g in range(weights.codes.shape[1]):
+    quantised, scale = quantize_activations(x)
+    products = integer_products(quantised, weights)
+    sums = quantised.sum(-1).float() * scale
+    total = torch.zeros(x.shape[0], weights.quantised.shape[0])
+    for g in range(weights.quantised.shape[1]):
         factor = weights.scale[:, g] * scale[:, g, None]
         total = _fused(products[..., g].float(), factor, total)
         total = _fused(weights.low[:, g].expand_as(total), sums[:, g, None], total)

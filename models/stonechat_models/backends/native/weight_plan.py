@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from stonechat_models.backends.native.bindings import Kind
 from stonechat_models.backends.native.families import Family
-from stonechat_models.backends.native.packing import Plan
+from stonechat_models.backends.native.packing import MatrixSpec
 from stonechat_models.backends.native.spec import ModelSpec
 from stonechat_models.backends.native.tensor_source import Rows, Stack, Store, own_kind
 from stonechat_models.config import Quantize
@@ -21,30 +21,30 @@ Vector = npt.NDArray[np.float32]
 class LayerPlan:
     """One layer's matrices by their name in `LayerStruct`, and its vectors."""
 
-    matrices: dict[str, Plan] = field(default_factory=dict)
+    matrices: dict[str, MatrixSpec] = field(default_factory=dict)
     vectors: dict[str, Vector] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class ModelPlan:
+class WeightPlan:
     """All of a model's weights. `head` is None when the embedding serves as head too."""
 
     layers: list[LayerPlan]
-    embedding: Plan
-    head: Plan | None
+    embedding: MatrixSpec
+    head: MatrixSpec | None
     final_norm: Vector
 
     @property
-    def plans(self) -> list[Plan]:
+    def matrices(self) -> list[MatrixSpec]:
         """All matrices: those of the layers in order, the embedding, the head."""
-        found = [plan for layer in self.layers for plan in layer.matrices.values()]
-        return [*found, self.embedding, *([self.head] if self.head else [])]
+        specs = [spec for layer in self.layers for spec in layer.matrices.values()]
+        return [*specs, self.embedding, *([self.head] if self.head else [])]
 
     @property
     def num_parameters(self) -> int:
         vectors = [v for layer in self.layers for v in layer.vectors.values()]
-        biases = [plan.bias for plan in self.plans if plan.bias is not None]
-        matrices = sum(plan.rows.n * plan.rows.k for plan in self.plans)
+        biases = [spec.bias for spec in self.matrices if spec.bias is not None]
+        matrices = sum(spec.rows.n * spec.rows.k for spec in self.matrices)
         return matrices + sum(v.size for v in (*vectors, *biases, self.final_norm))
 
 
@@ -66,21 +66,23 @@ class _Planner:
         self.store = store
         self.quantize = quantize
 
-    def plan(self, rows: Rows | Stack, bias: Vector | None = None, *, is_end: bool = False) -> Plan:
-        return Plan(rows, kept_kind(rows.type_name, self.quantize, is_end=is_end), bias)
+    def matrix(
+        self, rows: Rows | Stack, bias: Vector | None = None, *, is_end: bool = False
+    ) -> MatrixSpec:
+        return MatrixSpec(rows, kept_kind(rows.type_name, self.quantize, is_end=is_end), bias)
 
-    def split(self, name: str, parts: dict[str, int]) -> dict[str, Plan]:
+    def split(self, name: str, parts: dict[str, int]) -> dict[str, MatrixSpec]:
         """A merged projection, cut into consecutive parts of the given numbers of rows."""
         rows, bias = self.store.rows(name + ".weight"), self.bias(name)
         found, start = {}, 0
         for part, size in parts.items():
             piece = None if bias is None else bias[start : start + size]
-            found[part] = self.plan(rows.take(start, start + size), piece)
+            found[part] = self.matrix(rows.take(start, start + size), piece)
             start += size
         return found
 
-    def one(self, name: str) -> Plan:
-        return self.plan(self.store.rows(name + ".weight"), self.bias(name))
+    def one(self, name: str) -> MatrixSpec:
+        return self.matrix(self.store.rows(name + ".weight"), self.bias(name))
 
     def bias(self, name: str) -> Vector | None:
         return self.store.vector(name + ".bias") if self.store.has(name + ".bias") else None
@@ -88,25 +90,25 @@ class _Planner:
     def layer(self, spec: ModelSpec, i: int) -> LayerPlan:
         base = f"model.layers.{i}."
         attention = base + "self_attn."
-        plan = LayerPlan()
+        layer = LayerPlan()
         if self.store.has(attention + "qkv_proj.weight"):
             sizes = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
-            plan.matrices |= self.split(attention + "qkv_proj", sizes)
+            layer.matrices |= self.split(attention + "qkv_proj", sizes)
         else:
-            plan.matrices |= {part: self.one(f"{attention}{part}_proj") for part in "qkv"}
-        plan.matrices["o"] = self.one(attention + "o_proj")
+            layer.matrices |= {part: self.one(f"{attention}{part}_proj") for part in "qkv"}
+        layer.matrices["o"] = self.one(attention + "o_proj")
         if spec.has_experts(i):
-            plan.matrices |= self.experts(spec, base)
+            layer.matrices |= self.experts(spec, base)
         else:
-            plan.matrices |= self.feed_forward(spec, base + "mlp.")
+            layer.matrices |= self.feed_forward(spec, base + "mlp.")
         for part, name in norm_names(spec.family).items():
-            plan.vectors[part] = self.norm(spec, f"{base}{name}.weight")
+            layer.vectors[part] = self.norm(spec, f"{base}{name}.weight")
         for part in ("q_norm", "k_norm"):
             if self.store.has(f"{attention}{part}.weight"):
-                plan.vectors[part] = self.norm(spec, f"{attention}{part}.weight")
-        return plan
+                layer.vectors[part] = self.norm(spec, f"{attention}{part}.weight")
+        return layer
 
-    def feed_forward(self, spec: ModelSpec, base: str) -> dict[str, Plan]:
+    def feed_forward(self, spec: ModelSpec, base: str) -> dict[str, MatrixSpec]:
         if self.store.has(base + "gate_up_proj.weight"):
             size = spec.intermediate_size
             found = self.split(base + "gate_up_proj", {"gate": size, "up": size})
@@ -114,7 +116,7 @@ class _Planner:
             found = {part: self.one(f"{base}{part}_proj") for part in ("gate", "up")}
         return found | {"down": self.one(base + "down_proj")}
 
-    def experts(self, spec: ModelSpec, base: str) -> dict[str, Plan]:
+    def experts(self, spec: ModelSpec, base: str) -> dict[str, MatrixSpec]:
         """The router, and each projection of all experts behind each other."""
         experts = spec.experts
         assert experts is not None
@@ -122,7 +124,7 @@ class _Planner:
         base += "block_sparse_moe." if is_mixtral else "mlp."
         router = self.store.rows(base + "gate.weight")
         kind = own_kind(router.type_name)
-        found = {"router": Plan(router, Kind.FLOAT if kind.is_quantised else kind)}
+        found = {"router": MatrixSpec(router, Kind.FLOAT if kind.is_quantised else kind)}
         if self.store.has(base + "experts.gate_up_proj"):
             merged = self.store.rows(base + "experts.gate_up_proj")
             order = merged.index.reshape(experts.count, 2, -1)
@@ -142,7 +144,7 @@ class _Planner:
                 )
                 for part, name in (EXPERT_PARTS if not is_mixtral else MIXTRAL_PARTS).items()
             }
-        return found | {part: self.plan(found_rows) for part, found_rows in rows.items()}
+        return found | {part: self.matrix(found_rows) for part, found_rows in rows.items()}
 
     def norm(self, spec: ModelSpec, name: str) -> Vector:
         """The factors of a norm: what is added to its weights is folded in here."""
@@ -163,12 +165,12 @@ def norm_names(family: Family) -> dict[str, str]:
     return names
 
 
-def plan_model(spec: ModelSpec, store: Store, quantize: Quantize) -> ModelPlan:
+def plan_weights(spec: ModelSpec, store: Store, quantize: Quantize) -> WeightPlan:
     """Raises `ModelLoadError` for a missing tensor, `UnsupportedModelError` for its type."""
     planner = _Planner(store, quantize)
-    embedding = planner.plan(store.rows("model.embed_tokens.weight"), is_end=True)
-    head = None if spec.tied else planner.plan(store.rows("lm_head.weight"), is_end=True)
-    return ModelPlan(
+    embedding = planner.matrix(store.rows("model.embed_tokens.weight"), is_end=True)
+    head = None if spec.tied else planner.matrix(store.rows("lm_head.weight"), is_end=True)
+    return WeightPlan(
         layers=[planner.layer(spec, i) for i in range(spec.num_layers)],
         embedding=embedding,
         head=head,

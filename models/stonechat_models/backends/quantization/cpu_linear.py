@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from stonechat_models.backends.native.bindings import PANEL, Kind, Library, MatrixStruct, Source
 from stonechat_models.backends.quantization.groupwise import (
     Bits,
-    GroupCodes,
-    encode,
+    GroupwiseWeight,
     pad_to_groups,
     product,
+    quantise,
 )
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 
@@ -109,19 +109,19 @@ class TorchLinear(QuantizedLinear):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: Bits) -> None:
         super().__init__(weight.shape)
-        self._codes: GroupCodes = encode(pad_to_groups(weight.detach()), bits)
+        self._quantised: GroupwiseWeight = quantise(pad_to_groups(weight.detach()), bits)
         self._bias = None if bias is None else bias.detach().float()
 
     @property
     def num_bytes(self) -> int:
-        return self._codes.num_bytes + (0 if self._bias is None else 4 * self._bias.numel())
+        return self._quantised.num_bytes + (0 if self._bias is None else 4 * self._bias.numel())
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
-        return product(pad_to_groups(x.float()), self._codes, self._bias)
+        return product(pad_to_groups(x.float()), self._quantised, self._bias)
 
     def dequantised(self) -> torch.Tensor:
         """The weight as the product sees it, float32[out_features, in_features]."""
-        return self._codes.dequantised()[:, : self.in_features]
+        return self._quantised.dequantised()[:, : self.in_features]
 
 
 class WeightOnlyLinear(QuantizedLinear):
@@ -135,20 +135,20 @@ class WeightOnlyLinear(QuantizedLinear):
         values = weight.detach().float()
         self._scales = (values.abs().amax(dim=-1, keepdim=True) / 127.0).to(weight.dtype)
         scales = self._scales.float()
-        codes = torch.where(scales > 0, values / scales, 0.0).round().clamp(-127, 127)
-        self._codes = codes.to(torch.int8)
+        quantised = torch.where(scales > 0, values / scales, 0.0).round().clamp(-127, 127)
+        self._quantised = quantised.to(torch.int8)
         self._bias = None if bias is None else bias.detach()
 
     @property
     def num_bytes(self) -> int:
-        tensors = [self._codes, self._scales, *([] if self._bias is None else [self._bias])]
+        tensors = [self._quantised, self._scales, *([] if self._bias is None else [self._bias])]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """x may come from another device: a device map's hooks do not know this layer."""
-        weight = self._codes * self._scales  # one operator: int8 times float gives float
+        weight = self._quantised * self._scales  # one operator: int8 times float gives float
         return F.linear(x.to(weight.device, weight.dtype), weight, self._bias)
 
     def dequantised(self) -> torch.Tensor:
         """float32[out_features, in_features]."""
-        return self._codes.float() * self._scales.float()
+        return self._quantised.float() * self._scales.float()

@@ -19,25 +19,25 @@ class Fp8Linear(QuantizedLinear):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight.shape)
-        self._codes, self._scales = encode_rows(weight.detach())
+        self._quantised, self._scales = quantise_rows(weight.detach())
         self._bias = None if bias is None else bias.detach().to(torch.bfloat16)
-        self._encode = encode_rows
+        self._quantise_rows = quantise_rows
         if weight.device.type == "cuda":
             from stonechat_models.backends.quantization.fp8_triton import fp8_rows
 
-            self._encode = fp8_rows
+            self._quantise_rows = fp8_rows
 
     @property
     def num_bytes(self) -> int:
-        tensors = [self._codes, self._scales, *([] if self._bias is None else [self._bias])]
+        tensors = [self._quantised, self._scales, *([] if self._bias is None else [self._bias])]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """x may come from another device: a device map's hooks do not know this layer."""
-        codes, scales = self._encode(x.to(self._codes.device))
+        quantised, scales = self._quantise_rows(x.to(self._quantised.device))
         product: torch.Tensor = torch._scaled_mm(
-            codes,
-            self._codes.T,
+            quantised,
+            self._quantised.T,
             scale_a=scales,
             scale_b=self._scales.T,
             bias=self._bias,
@@ -48,7 +48,7 @@ class Fp8Linear(QuantizedLinear):
 
     def dequantised(self) -> torch.Tensor:
         """float32[out_features, in_features]."""
-        return self._codes.float() * self._scales
+        return self._quantised.float() * self._scales
 
 
 def fp8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Fp8Linear | None:
@@ -58,8 +58,8 @@ def fp8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Fp8Linear | N
     return Fp8Linear(weight, bias)
 
 
-def encode_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows [R, K] give codes float8_e4m3fn[R, K] and scales float32[R, 1]: x is codes * scales."""
+def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise x[R, K] to float8_e4m3fn[R, K] with scales float32[R, 1]: x is their product."""
     values = x.float()
     scales = values.abs().amax(dim=1, keepdim=True).clamp(min=LEAST_PEAK) / FP8_MAX
     return (values / scales).clamp(-FP8_MAX, FP8_MAX).to(FP8), scales

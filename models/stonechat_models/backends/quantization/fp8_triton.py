@@ -1,4 +1,4 @@
-"""A Triton kernel that turns rows into float8 codes, each row with a scale of its own.
+"""A Triton kernel that turns rows into float8 quantised, each row with a scale of its own.
 
 PyTorch's operators would read and write the rows several times, in as many kernels.
 """
@@ -13,7 +13,7 @@ from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX, 
 @triton.jit
 def fp8_rows_kernel(
     x,  # [rows, SIZE]
-    codes,  # float8_e4m3fn[rows, SIZE], contiguous
+    quantised,  # float8_e4m3fn[rows, SIZE], contiguous
     scales,  # float32[rows]
     stride_x,  # elements from a row to the next
     limit,  # largest code
@@ -21,28 +21,28 @@ def fp8_rows_kernel(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program a row: x is codes times scale."""
+    """A program a row: x is quantised times scale."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < SIZE
     values = tl.load(x + row * stride_x + columns, mask=inside, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(values), 0), least) / limit
     scaled = tl.minimum(tl.maximum(values / scale, -limit), limit)
-    tl.store(codes + row * SIZE + columns, scaled.to(codes.dtype.element_ty), mask=inside)
+    tl.store(quantised + row * SIZE + columns, scaled.to(quantised.dtype.element_ty), mask=inside)
     tl.store(scales + row, scale)
 
 
 def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `encode_rows`."""
+    """As `quantise_rows`."""
     num_rows, size = x.shape
     if x.stride(1) != 1:
         x = x.contiguous()
-    codes = torch.empty((num_rows, size), dtype=FP8, device=x.device)
+    quantised = torch.empty((num_rows, size), dtype=FP8, device=x.device)
     scales = torch.empty((num_rows, 1), dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(size)
     fp8_rows_kernel[(num_rows,)](
         x,
-        codes,
+        quantised,
         scales,
         x.stride(0),
         FP8_MAX,
@@ -51,4 +51,4 @@ def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         BLOCK=block,
         num_warps=max(1, min(16, block // 512)),
     )
-    return codes, scales
+    return quantised, scales

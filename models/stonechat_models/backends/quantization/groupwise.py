@@ -1,4 +1,4 @@
-"""Weights in groups of 32 codes along k that share a scale, in plain PyTorch.
+"""Weights quantised in groups of 32 along k that share a scale, in plain PyTorch.
 
 The same numbers as `native/csrc/pack.h` makes: int8 keeps w = d * q with q in [-127, 127]; int4
 keeps w = d * q + m with q in [0, 15]. Scales are in half precision.
@@ -18,21 +18,21 @@ RANGE_STEP = 0.03
 
 
 @dataclass(frozen=True, slots=True)
-class GroupCodes:
-    """A matrix [n, k] in groups g: codes int8[n, g, 32], scales and lows float16[n, g]."""
+class GroupwiseWeight:
+    """A matrix [n, k] in groups g: quantised int8[n, g, 32], scales and lows float16[n, g]."""
 
-    codes: torch.Tensor
+    quantised: torch.Tensor
     scales: torch.Tensor
     lows: torch.Tensor | None
 
     @property
     def num_bytes(self) -> int:
-        tensors = [self.codes, self.scales, *([] if self.lows is None else [self.lows])]
+        tensors = [self.quantised, self.scales, *([] if self.lows is None else [self.lows])]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def dequantised(self) -> torch.Tensor:
         """float32[n, k]."""
-        values = self.codes * self.scales.float()[..., None]
+        values = self.quantised * self.scales.float()[..., None]
         if self.lows is not None:
             values += self.lows.float()[..., None]
         return values.flatten(1)
@@ -44,23 +44,23 @@ def pad_to_groups(values: torch.Tensor) -> torch.Tensor:
     return F.pad(values, (0, padding)) if padding else values
 
 
-def encode(weight: torch.Tensor, bits: Bits) -> GroupCodes:
+def quantise(weight: torch.Tensor, bits: Bits) -> GroupwiseWeight:
     """Quantise the rows of weight[n, k]; k is a multiple of 32."""
     groups = weight.float().reshape(weight.shape[0], -1, GROUP)
-    return _encode_int8(groups) if bits == "int8" else _encode_int4(groups)
+    return _quantise_int8(groups) if bits == "int8" else _quantise_int4(groups)
 
 
 def _inverse(scales: torch.Tensor) -> torch.Tensor:
     return torch.where(scales > 0, 1.0 / scales.float(), 0.0)[..., None]
 
 
-def _encode_int8(groups: torch.Tensor) -> GroupCodes:
+def _quantise_int8(groups: torch.Tensor) -> GroupwiseWeight:
     scales = (groups.abs().amax(dim=-1) / 127.0).half()
-    codes = (groups * _inverse(scales)).round().clamp(-127, 127)
-    return GroupCodes(codes.to(torch.int8), scales, None)
+    quantised = (groups * _inverse(scales)).round().clamp(-127, 127)
+    return GroupwiseWeight(quantised.to(torch.int8), scales, None)
 
 
-def _encode_int4(groups: torch.Tensor) -> GroupCodes:
+def _quantise_int4(groups: torch.Tensor) -> GroupwiseWeight:
     low, high = groups.amin(dim=-1), groups.amax(dim=-1)
     best = torch.full_like(low, float("inf"))
     scales, lows = torch.zeros_like(low).half(), torch.zeros_like(low).half()
@@ -69,23 +69,23 @@ def _encode_int4(groups: torch.Tensor) -> GroupCodes:
             start = low + (high - low) * (RANGE_STEP * i)
             end = high - (high - low) * (RANGE_STEP * j)
             d, m = ((end - start) / 15.0).half(), start.half()
-            codes = _codes4(groups, d, m)
-            off = groups - (d.float()[..., None] * codes + m.float()[..., None])
+            quantised = _round_to_int4(groups, d, m)
+            off = groups - (d.float()[..., None] * quantised + m.float()[..., None])
             error = off.square().sum(dim=-1)
             better = error < best
             best = torch.where(better, error, best)
             scales, lows = torch.where(better, d, scales), torch.where(better, m, lows)
-    return GroupCodes(_codes4(groups, scales, lows).to(torch.int8), scales, lows)
+    return GroupwiseWeight(_round_to_int4(groups, scales, lows).to(torch.int8), scales, lows)
 
 
-def _codes4(groups: torch.Tensor, d: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+def _round_to_int4(groups: torch.Tensor, d: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
     return ((groups - m.float()[..., None]) * _inverse(d)).round().clamp(0, 15)
 
 
-def product(x: torch.Tensor, w: GroupCodes, bias: torch.Tensor | None) -> torch.Tensor:
+def product(x: torch.Tensor, w: GroupwiseWeight, bias: torch.Tensor | None) -> torch.Tensor:
     """x float32[rows, k] gives float32[rows, n]: x is quantised to int8 in the same groups.
 
-    Group products of codes are whole numbers below 2**24, hence exact in float32 in any order; the
+    The products of a group are whole numbers below 2**24, hence exact in float32 in any order. The
     groups are then added up one by one, as the kernel's fused multiply-adds do (exact products,
     one rounding: the float64 sum). So a row has the same bits in any batch.
     """
@@ -94,11 +94,11 @@ def product(x: torch.Tensor, w: GroupCodes, bias: torch.Tensor | None) -> torch.
     q = (groups * torch.where(top > 0, 127.0 / top, 0.0)).round()
     scale = top / 127.0
     sums = scale * q.sum(dim=-1, keepdim=True)
-    total = x.new_zeros(x.shape[0], w.codes.shape[0])
+    total = x.new_zeros(x.shape[0], w.quantised.shape[0])
     if bias is not None:
         total += bias
     for g in range(groups.shape[1]):
-        dots = q[:, g] @ w.codes[:, g].float().T
+        dots = q[:, g] @ w.quantised[:, g].float().T
         factor = scale[:, g] * w.scales[:, g].float()
         total = (dots.double() * factor.double() + total.double()).float()
         if w.lows is not None:

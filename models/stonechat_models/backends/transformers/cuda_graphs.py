@@ -17,13 +17,13 @@ from typing import Protocol
 import torch
 
 from stonechat_models.backends.base import CausalModel, ForwardBatch
-from stonechat_models.backends.transformers.attention.trial import random_batch
+from stonechat_models.backends.transformers.attention.parity_check import random_batch
 from stonechat_models.backends.transformers.packing_check import TOLERANCE
 from stonechat_models.types import ModelInfo
 
 logger = logging.getLogger(__name__)
 
-Step = Callable[[], torch.Tensor]
+Forward = Callable[[], torch.Tensor]
 
 TRIAL_LENGTHS = (3, 50, 19, 7)
 """Tokens of the sequences that graphs are checked on, as far as the KV cache holds them."""
@@ -32,7 +32,7 @@ TRIAL_LENGTHS = (3, 50, 19, 7)
 class Capturer(Protocol):
     """Turns a step into something that repeats it on the same memory."""
 
-    def capture(self, step: Step) -> Step:
+    def capture(self, step: Forward) -> Forward:
         """Run `step` now; the result repeats its kernels and returns the same tensor each time.
 
         Raises when the step cannot be captured.
@@ -130,7 +130,7 @@ class GraphedModel:
         width = -(-info.max_model_len // info.block_size)
         padding_slot = info.num_blocks * info.block_size
         self._buffers = StaticBuffers.allocate(info.max_num_seqs, width, padding_slot, device)
-        self._graphs: dict[int, Step] = {}
+        self._graphs: dict[int, Forward] = {}
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -173,7 +173,7 @@ class GraphedModel:
         router of experts then choose otherwise at single ones.
         """
         tolerance = TOLERANCE.get(getattr(torch, self.info.dtype), 0.25)
-        sequences = trial_sequences(self.info).to(self._device)
+        sequences = parity_sequences(self.info).to(self._device)
         self.model.forward(sequences)
         off_without_padding = []
         smaller = 0
@@ -216,7 +216,7 @@ class GraphedModel:
         return self._graphs[size]()[:num_seqs]
 
 
-def trial_sequences(info: ModelInfo) -> ForwardBatch:
+def parity_sequences(info: ModelInfo) -> ForwardBatch:
     """A prefill of a few sequences of random tokens that the KV cache holds; on the CPU."""
     num_seqs = min(len(TRIAL_LENGTHS), info.num_blocks)
     longest = min(info.max_model_len, info.num_blocks // num_seqs * info.block_size)

@@ -12,9 +12,9 @@ import torch
 
 from stonechat_models.backends.base import CausalModel, ForwardBatch
 from stonechat_models.backends.transformers.cuda_graphs import (
+    Forward,
     GraphedModel,
     StaticBuffers,
-    Step,
     buckets,
 )
 from stonechat_models.errors import ModelLoadError
@@ -40,7 +40,7 @@ class CudaCapturer:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
-    def capture(self, step: Step) -> Step:
+    def capture(self, step: Forward) -> Forward:
         """See `Capturer`. A first run compiles kernels and sets libraries up on the stream of the
         capture; a second one raises where the step waits for the device, which a capture could
         not survive as well."""

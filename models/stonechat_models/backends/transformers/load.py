@@ -21,7 +21,7 @@ from stonechat_models.backends.transformers.attention.interface import ProbeCont
 from stonechat_models.backends.transformers.attention.row import RowBackend
 from stonechat_models.backends.transformers.deterministic import ROWS, make_deterministic
 from stonechat_models.backends.transformers.model import TransformersModel
-from stonechat_models.backends.transformers.packing_check import self_check
+from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.checkpoint.cache import Progress, build_once
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.gguf.weights import write_weights
@@ -55,7 +55,7 @@ def load_transformers_model(
         probe = _fuse(module, device, progress)
     if precision is not None:
         has_cpu_layers = device.type == "cpu" or config.device_map is not None
-        quantization, probe = quantize.check_and_quantize(
+        quantization, probe = quantize.quantize_checked(
             module,
             precision,
             dtype,
@@ -161,7 +161,7 @@ def _fuse(module: torch.nn.Module, device: torch.device, progress: Progress) -> 
     """
     from stonechat_models.backends.transformers.fused.replace import fuse_modules
 
-    probe = self_check(module, device, _vocab_size(module))
+    probe = check_packing(module, device, _vocab_size(module))
     fused = ", ".join(f"{n} {name}" for name, n in sorted(fuse_modules(module).items()))
     progress(f"fused modules: {fused or 'none'}")
     return probe
@@ -171,7 +171,9 @@ def _try_attention(
     model: TransformersModel, config: EngineConfig, device: torch.device, progress: Progress
 ) -> None:
     """Choose again, now that the kinds of attention of the model's layers are known."""
-    tried = choose_attention(config.attention_backend, device, model.attention_trial, progress)
+    tried = choose_attention(
+        config.attention_backend, device, model.attention_parity_check, progress
+    )
     refuse_kv_format(config.kv_cache_dtype, tried.name, device)
     model.set_attention(tried)
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend
 from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
-from stonechat_models.backends.transformers.attention.trial import Trial
+from stonechat_models.backends.transformers.attention.parity_check import ParityCheck
 from stonechat_models.backends.transformers.kv_cache import KVCache
-from stonechat_models.backends.transformers.packing_check import packed_forward, self_check
+from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.types import ModelInfo
 
 
@@ -42,13 +42,15 @@ class TransformersModel:
         self._keeps_logits = "logits_to_keep" in parameters
         self._row_multiple = row_multiple
         self._cache: KVCache | None = None
-        self._probe = probe or self_check(module, self.device, info.vocab_size)
+        self._probe = probe or check_packing(module, self.device, info.vocab_size)
 
     @property
-    def attention_trial(self) -> Trial:
+    def attention_parity_check(self) -> ParityCheck:
         """What an attention backend has to compute right for this model."""
         dtype = getattr(torch, self.info.dtype)
-        return Trial(self.device, dtype, self.kv_dtype, self.info.block_size, self._probe.kinds)
+        return ParityCheck(
+            self.device, dtype, self.kv_dtype, self.info.block_size, self._probe.kinds
+        )
 
     def set_attention(self, backend: AttentionBackend) -> None:
         """Use another backend, from the next step on."""

@@ -29,7 +29,7 @@ LEAK_RATIO = 30.0
 COPY_VOCAB_SIZE = 256
 
 
-def self_check(module: torch.nn.Module, device: torch.device, vocab_size: int) -> ProbeContext:
+def check_packing(module: torch.nn.Module, device: torch.device, vocab_size: int) -> ProbeContext:
     """Returns what the check learned of the layers. Raises `UnsupportedModelError` with a reason.
 
     Leaves `module` with the paged attention function set.

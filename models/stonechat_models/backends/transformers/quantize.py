@@ -5,7 +5,7 @@ they are stored in transformers' common form. Kept are embeddings, norms, and th
 choose experts, which are small and sensitive. In int4 the head is kept in 8 bits. On CUDA the head
 is kept too: a step would write it out of int8 codes, and fp8 would show in every logit.
 
-The check at load (`self_check`) runs before that, on the float module: rounding to codes would
+The check at load (`check_packing`) runs before that, on the float module: rounding to codes would
 turn its last-bit differences into larger ones, that hide what it looks for. Afterwards the
 quantised module only has to run, and to give finite logits.
 
@@ -24,7 +24,7 @@ from stonechat_models.backends.quantization.cpu_linear import LinearTeam, Native
 from stonechat_models.backends.quantization.experts import QuantizedExperts, is_experts
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
-from stonechat_models.backends.transformers.packing_check import packed_forward, self_check
+from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import UnsupportedModelError
@@ -54,7 +54,7 @@ def dtypes(
     return (stored if stored is torch.bfloat16 else torch.float32), torch.float32
 
 
-def check_and_quantize(
+def quantize_checked(
     module: nn.Module,
     precision: Precision,
     dtype: torch.dtype,
@@ -71,7 +71,7 @@ def check_and_quantize(
     """
     embedding = module.get_input_embeddings()  # type: ignore[operator]
     device, vocab_size = embedding.weight.device, int(module.config.vocab_size)  # type: ignore
-    probe = probe or self_check(module, device, vocab_size)
+    probe = probe or check_packing(module, device, vocab_size)
     name = quantize_module(module, precision, team)
     on_cpu = (NativeLinear, TorchLinear)
     if deterministic and any(

@@ -20,7 +20,7 @@ class ChatError(Exception):
 
 
 @dataclass(slots=True)
-class Answer:
+class ChatAnswer:
     """An answer as far as it has come. Times are `perf_counter` seconds."""
 
     started_at: float
@@ -71,8 +71,8 @@ class ChatApi:
 
     async def stream(
         self, model: str, messages: Sequence[Message], settings: Mapping[str, object]
-    ) -> AsyncGenerator[Answer, None]:
-        """Yields the same `Answer` each time something came, the last time when it is whole.
+    ) -> AsyncGenerator[ChatAnswer, None]:
+        """Yields the same `ChatAnswer` each time something came, the last time when it is whole.
 
         Closing the iterator ends the request. Raises `ChatError`.
         """
@@ -83,7 +83,7 @@ class ChatApi:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        answer = Answer(started_at=perf_counter())
+        answer = ChatAnswer(started_at=perf_counter())
         recorder = StreamRecorder(self._decoder)
         changed = asyncio.Event()
         head: list[bytes] = []
@@ -119,7 +119,7 @@ class ChatApi:
         yield answer
 
 
-def _fold(answer: Answer, recorder: StreamRecorder) -> None:
+def _fold(answer: ChatAnswer, recorder: StreamRecorder) -> None:
     answer.text = "".join(recorder.text)
     answer.reasoning = "".join(recorder.reasoning)
     answer.chunks = len(recorder.token_times)

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from stonechat_server.client.http import HttpClient
-from stonechat_server.commands.chat.api import Answer, ChatApi, ChatError
+from stonechat_server.commands.chat.api import ChatAnswer, ChatApi, ChatError
 from stonechat_server.commands.chat.session import CommandError, Session
 from stonechat_server.commands.chat.view import AnswerView
 
@@ -129,7 +129,7 @@ async def _command(api: ChatApi, session: Session, console: Console, line: str) 
 
 async def _answer(api: ChatApi, session: Session, console: Console, markdown: bool) -> bool:
     """Ask, show, and remember what came; Ctrl-C stops it. False when it failed."""
-    answer: Answer | None = None
+    answer: ChatAnswer | None = None
     view = AnswerView(console, markdown)
     task = asyncio.current_task()
     loop = asyncio.get_running_loop()

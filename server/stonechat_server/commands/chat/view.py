@@ -6,7 +6,7 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
-from stonechat_server.commands.chat.api import Answer
+from stonechat_server.commands.chat.api import ChatAnswer
 
 LINES_KEPT_FREE = 3
 
@@ -43,7 +43,7 @@ class AnswerView:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, answer: Answer) -> None:
+    def update(self, answer: ChatAnswer) -> None:
         """Show what is new."""
         if self._live is not None:
             self._live.update(Tail(_rendered(answer)))
@@ -51,7 +51,7 @@ class AnswerView:
         self._console.out(answer.text[self._shown :], end="", highlight=False)
         self._shown = len(answer.text)
 
-    def finish(self, answer: Answer) -> None:
+    def finish(self, answer: ChatAnswer) -> None:
         """Leave the whole answer, and its figures in a terminal."""
         self.__exit__()
         if self._live is not None:
@@ -62,13 +62,13 @@ class AnswerView:
             self._console.print(figures(answer), style="dim", highlight=False)
 
 
-def _rendered(answer: Answer) -> RenderableType:
+def _rendered(answer: ChatAnswer) -> RenderableType:
     if not answer.reasoning:
         return Markdown(answer.text)
     return Group(Text(answer.reasoning.strip(), style="dim italic"), Markdown(answer.text))
 
 
-def figures(answer: Answer) -> str:
+def figures(answer: ChatAnswer) -> str:
     """Counts and speed in a line."""
     parts = []
     if answer.prompt_tokens is not None:

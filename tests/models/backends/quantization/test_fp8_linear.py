@@ -11,7 +11,7 @@ import torch
 
 from stonechat_models.backends.quantization import fp8_linear
 from stonechat_models.backends.quantization.device_support import FP8, FP8_KV_CAPABILITY
-from stonechat_models.backends.quantization.fp8_linear import Fp8Linear, encode_rows, fast_sums
+from stonechat_models.backends.quantization.fp8_linear import Fp8Linear, fast_sums, quantise_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPILE = """
@@ -22,7 +22,7 @@ from stonechat_models.backends.quantization.fp8_triton import fp8_rows_kernel as
 for capability in (89, 90):
     for size, warps in ((4096, 8), (28672, 16)):
         constants = {"SIZE": size, "BLOCK": triton.next_power_of_2(size)}
-        types = dict(x="*bf16", codes="*fp8e4nv", scales="*fp32", stride_x="i32")
+        types = dict(x="*bf16", quantised="*fp8e4nv", scales="*fp32", stride_x="i32")
         types |= dict(limit="fp32", least="fp32")
         signature = {n: types.get(n, "constexpr") for n in kernel.arg_names}
         target = GPUTarget("cuda", capability, 32)
@@ -56,17 +56,17 @@ def test_the_kernel_gives_the_codes_of_the_operators(size: int) -> None:
     rows = (rows * torch.logspace(-20, 100, 37, 2.0).log2().round().exp2()[:, None]).bfloat16()
     rows[5] = 0.0
     wide = torch.cat((rows, rows), dim=1).to(DEVICE)[:, :size]  # rows that are not contiguous
-    codes, scales = fp8_rows(wide)
-    expected_codes, expected_scales = encode_rows(wide)
+    quantised, scales = fp8_rows(wide)
+    expected, expected_scales = quantise_rows(wide)
     assert torch.equal(scales, expected_scales)
-    assert torch.equal(codes.view(torch.uint8), expected_codes.view(torch.uint8))
+    assert torch.equal(quantised.view(torch.uint8), expected.view(torch.uint8))
 
 
 def test_codes_use_their_whole_range_and_no_more() -> None:
-    codes, scales = encode_rows(random_rows(16, 64) * 1e4)
-    assert (codes.float().abs().amax(dim=1) == 448.0).all()
+    quantised, scales = quantise_rows(random_rows(16, 64) * 1e4)
+    assert (quantised.float().abs().amax(dim=1) == 448.0).all()
     assert (scales > 0).all()
-    assert (encode_rows(torch.zeros(2, 64))[0].float() == 0).all()
+    assert (quantise_rows(torch.zeros(2, 64))[0].float() == 0).all()
 
 
 @pytest.mark.parametrize("shape", [(96, 64), (1008, 576)])
@@ -77,8 +77,8 @@ def test_products_are_near_the_float_ones(shape: tuple[int, int]) -> None:
         added = 0.0 if b is None else b.double()
         exact = x.double() @ weight.double().T + added
         assert 0 < relative_error(layer(x), exact) < 0.05
-        codes, scales = encode_rows(x)
-        own = (codes.double() * scales.double()) @ layer.dequantised().double().T + added
+        quantised, scales = quantise_rows(x)
+        own = (quantised.double() * scales.double()) @ layer.dequantised().double().T + added
         assert relative_error(layer(x), own) < 4e-3  # one rounding to bfloat16
     assert relative_error(layer.dequantised(), weight.double()) < 0.03
     assert layer.num_bytes == shape[0] * (shape[1] + 4)
@@ -97,7 +97,7 @@ def test_shapes_that_the_product_cannot_take() -> None:
     assert fp8_linear.fp8_linear(random_rows(32, 40), None) is None
     layer = fp8_linear.fp8_linear(random_rows(32, 48), None)
     assert layer is not None
-    assert layer._codes.dtype == FP8
+    assert layer._quantised.dtype == FP8
 
 
 def test_fast_sums_are_for_versions_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from stonechat_models.backends.quantization.cpu_linear import TorchLinear, Weigh
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.quantization.torchao_linear import TorchaoLinear
 from stonechat_models.backends.transformers import quantize
-from stonechat_models.backends.transformers.packing_check import self_check
+from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.diagnostics.memory_plan import ServingForm, survey_model
 from stonechat_models.hardware import device
@@ -165,7 +165,7 @@ def test_quantised_engines_give_what_their_module_gives(
         parameter.data.mul_(0.5)
     module = copy.deepcopy(plain).to(torch.bfloat16)
     head = module.get_output_embeddings()
-    name, probe = quantize.check_and_quantize(module, precision, torch.bfloat16, None)
+    name, probe = quantize.quantize_checked(module, precision, torch.bfloat16, None)
     assert module.get_output_embeddings() is head
     left = [] if family == "gemma2" else ["lm_head"]  # tied: it is the embedding
     if precision == "int4":  # 48 inputs, no multiple of the group
@@ -201,9 +201,9 @@ def test_fused_modules_are_quantised_as_they_are(
         parameter.data.mul_(0.5)
     module = module.to(torch.bfloat16)
     own = copy.deepcopy(module)
-    probe = self_check(module, CPU, VOCAB_SIZE)
+    probe = check_packing(module, CPU, VOCAB_SIZE)
     fuse_modules(module)
-    name, _ = quantize.check_and_quantize(module, precision, torch.bfloat16, None, probe=probe)
+    name, _ = quantize.quantize_checked(module, precision, torch.bfloat16, None, probe=probe)
     assert name == f"{precision} (not: lm_head)"
     quantised = [n for n, m in module.named_modules() if isinstance(m, QuantizedLinear)]
     ends = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
@@ -218,7 +218,7 @@ def test_fused_modules_are_quantised_as_they_are(
 def test_what_is_left_is_named(int4_kernels: None, as_on_cuda: None) -> None:
     module = tiny_model("qwen3_moe").to(torch.bfloat16)
     before = quantize.weight_bytes(module)
-    name, _ = quantize.check_and_quantize(module, "int8", torch.bfloat16, None)
+    name, _ = quantize.quantize_checked(module, "int8", torch.bfloat16, None)
     assert name == "int8 (not: down_proj, gate_up_proj, lm_head)"
     replaced = [m for m in module.modules() if isinstance(m, TorchaoLinear)]
     assert len(replaced) == 2 * 4

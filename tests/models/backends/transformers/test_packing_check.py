@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShape
-from stonechat_models.backends.transformers.packing_check import self_check
+from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.checkpoint.support import context_length, refuse_unserved_layers
 from stonechat_models.errors import UnsupportedModelError
 from tests.models.tiny_models import COMMON, VOCAB_SIZE, tiny_model
@@ -27,7 +27,7 @@ def from_config(config):
 )
 def test_models_without_the_attention_function_are_refused(config):
     with pytest.raises(UnsupportedModelError, match="never calls"):
-        self_check(from_config(config), CPU, VOCAB_SIZE)
+        check_packing(from_config(config), CPU, VOCAB_SIZE)
 
 
 def test_state_outside_attention_is_noticed():
@@ -45,11 +45,11 @@ def test_state_outside_attention_is_noticed():
 
     model.model.layers[0].mlp = Leaky(model.model.layers[0].mlp)
     with pytest.raises(UnsupportedModelError, match="other logits"):
-        self_check(model, CPU, VOCAB_SIZE)
+        check_packing(model, CPU, VOCAB_SIZE)
 
 
 def test_self_check_learns_what_layers_keep():
-    probe = self_check(tiny_model("gemma3"), CPU, VOCAB_SIZE)
+    probe = check_packing(tiny_model("gemma3"), CPU, VOCAB_SIZE)
     assert probe.shapes == {i: LayerKVShape(2, 16, 16) for i in range(3)}
 
 
@@ -58,7 +58,7 @@ def test_weights_that_are_not_finite_are_refused():
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(UnsupportedModelError, match="not finite"):
-        self_check(model, CPU, VOCAB_SIZE)
+        check_packing(model, CPU, VOCAB_SIZE)
 
 
 @pytest.mark.parametrize("kind", ["linear_attention", "mamba"])
@@ -97,7 +97,7 @@ def test_block_copies_read_every_source_first():
 @pytest.mark.parametrize("seed", range(4))
 def test_rounding_in_half_precision_is_no_reason_to_refuse(family, seed):
     model = tiny_model(family, seed, vocab_size=4096).to(torch.bfloat16)
-    self_check(model, CPU, 4096)
+    check_packing(model, CPU, 4096)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -112,4 +112,4 @@ def test_a_short_convolution_is_noticed(dtype):
             for parameter in model.parameters():
                 parameter.mul_(8.0)
     with pytest.raises(UnsupportedModelError, match="other logits"):
-        self_check(model.to(dtype), CPU, VOCAB_SIZE)
+        check_packing(model.to(dtype), CPU, VOCAB_SIZE)

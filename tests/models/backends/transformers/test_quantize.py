@@ -17,7 +17,7 @@ from stonechat_models.backends.quantization.cpu_linear import (
     WeightOnlyLinear,
 )
 from stonechat_models.backends.quantization.experts import QuantizedExperts
-from stonechat_models.backends.quantization.groupwise import encode
+from stonechat_models.backends.quantization.groupwise import quantise
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers import quantize
 from stonechat_models.backends.transformers.attention.row import RowBackend
@@ -121,7 +121,7 @@ def test_int4_codes_are_no_worse_than_plain_rounding():
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     step = (high - low) / 15
     plain = (((groups - low) / step).round() * step + low).reshape(64, 64)
-    mine = encode(weight, "int4").dequantised()
+    mine = quantise(weight, "int4").dequantised()
     assert (mine - weight).norm() < (plain - weight).norm()
 
 
@@ -137,7 +137,7 @@ def test_weight_only_layers_multiply_the_dequantised_weight(dtype):
 
 def quantised_copy(module, bits="int8", team=None, **options):
     copied = copy.deepcopy(module)
-    name, probe = quantize.check_and_quantize(copied, bits, torch.float32, team, **options)
+    name, probe = quantize.quantize_checked(copied, bits, torch.float32, team, **options)
     return copied, name, probe
 
 

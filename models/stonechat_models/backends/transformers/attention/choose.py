@@ -1,4 +1,4 @@
-"""Chooses the attention backend: what the device can do, and what a trial there shows."""
+"""Chooses the attention backend: what the device can do, and what a parity_check there shows."""
 
 import logging
 from collections.abc import Callable
@@ -8,8 +8,8 @@ import torch
 
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.attention.parity_check import ParityCheck
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
-from stonechat_models.backends.transformers.attention.trial import Trial
 from stonechat_models.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
@@ -21,20 +21,20 @@ LEAST_CAPABILITY = (8, 0)
 def choose_attention(
     name: str,
     device: torch.device,
-    trial: Trial | None = None,
+    parity_check: ParityCheck | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> AttentionBackend:
-    """`auto`: on CUDA the first that can run and passes the trial, of FlashInfer where it is
-    installed, Triton, and PyTorch's own operators; `batched` on other devices.
+    """`auto`: on CUDA the first that can run and passes the parity check, of FlashInfer where it
+    is installed, Triton, and PyTorch's own operators; `batched` on other devices.
 
-    What `auto` passes over is told to `progress` with the reason. Without a `trial` nothing is
-    tried. Raises `ModelLoadError` for a name that is none, and for a backend that cannot run here
-    or whose results are wrong here.
+    `progress` receives a line for each backend that `auto` passes over, with the reason. Without a
+    `parity_check` the results are not checked. Raises `ModelLoadError` for an unknown name, and for
+    a backend that cannot run here or gives wrong results here.
     """
     if name not in NAMES:
         raise ModelLoadError(f"{name!r} is no attention backend; try {', '.join(NAMES)}")
     if name != "auto":
-        return _insist(name, device, trial)
+        return _insist(name, device, parity_check)
     if device.type != "cuda":
         return BatchedBackend()
     reasons = []
@@ -42,7 +42,7 @@ def choose_attention(
         reason = _why_not(candidate, device)
         if reason is None:
             try:
-                return _tried(candidate, device, trial)
+                return _tried(candidate, device, parity_check)
             except Exception as error:  # whatever it raises, another one may serve
                 logger.warning("attention backend %s failed", candidate, exc_info=error)
                 reason = _told(error)
@@ -51,22 +51,22 @@ def choose_attention(
     raise ModelLoadError(f"no attention backend works on {device}; {'; '.join(reasons)}")
 
 
-def _insist(name: str, device: torch.device, trial: Trial | None) -> AttentionBackend:
+def _insist(name: str, device: torch.device, parity_check: ParityCheck | None) -> AttentionBackend:
     reason = _why_not(name, device)
     if reason is not None:
         raise ModelLoadError(f"the {name} attention backend cannot run: {reason}")
     try:
-        return _tried(name, device, trial if device.type == "cuda" else None)
+        return _tried(name, device, parity_check if device.type == "cuda" else None)
     except Exception as error:
         raise ModelLoadError(
             f"the {name} attention backend fails on {device}: {_told(error)}"
         ) from error
 
 
-def _tried(name: str, device: torch.device, trial: Trial | None) -> AttentionBackend:
+def _tried(name: str, device: torch.device, parity_check: ParityCheck | None) -> AttentionBackend:
     backend = _build(name, device)
-    if trial is not None:
-        trial.run(backend)
+    if parity_check is not None:
+        parity_check.run(backend)
     return backend
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend, AttentionSpec
 from stonechat_models.backends.transformers.attention.dense import attend_dense, visible
-from stonechat_models.backends.transformers.attention.trial import LayerKind
+from stonechat_models.backends.transformers.attention.parity_check import LayerKind
 from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShape
 from stonechat_models.errors import UnsupportedModelError
 

@@ -8,7 +8,7 @@ from torch import nn
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
 from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
-from stonechat_models.backends.transformers.fused.rotary import turn_and_store
+from stonechat_models.backends.transformers.fused.rotary import rope_and_store
 from stonechat_models.errors import UnsupportedModelError
 
 PositionEmbeddings = tuple[torch.Tensor, torch.Tensor]
@@ -95,7 +95,7 @@ class FusedAttention(nn.Module):
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm, self.k_norm)
-        return turn_and_store(
+        return rope_and_store(
             qkv,
             position_embeddings,
             slots,

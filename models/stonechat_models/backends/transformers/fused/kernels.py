@@ -136,7 +136,7 @@ def store_cached(pointers, heads, inside, limit, CLAMPS: tl.constexpr):
 
 
 @triton.jit
-def turn_and_store_kernel(
+def rope_and_store_kernel(
     qkv,  # [T, (HEADS + 2 * KV_HEADS) * SIZE], contiguous
     cosines,  # [T, ANGLES]
     sines,  # [T, ANGLES]

@@ -11,11 +11,11 @@ from stonechat_models.backends.transformers.fused.attention import FusedAttentio
 from stonechat_models.backends.transformers.fused.layer import FusedDecoderLayer
 from stonechat_models.backends.transformers.fused.linears import is_plain, merged_linear
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
-from stonechat_models.backends.transformers.fused.trial import (
-    TRIAL_ROWS,
+from stonechat_models.backends.transformers.fused.parity_check import (
+    PARITY_ROWS,
     Attended,
     Call,
-    TrialContext,
+    ParityContext,
     agree,
     output_of,
     random_rows,
@@ -75,7 +75,7 @@ def fused_norm(norm: nn.Module) -> nn.Module | None:
         return None
     if weight.is_meta:
         return None
-    rows = random_rows((1, TRIAL_ROWS, weight.shape[0]), weight)
+    rows = random_rows((1, PARITY_ROWS, weight.shape[0]), weight)
     expected = output_of(norm, rows)
     for offset, rounds_first in NORM_VARIANTS:
         fused = FusedRMSNorm(weight, epsilon, offset, rounds_first)
@@ -92,7 +92,7 @@ def merged_mlp(mlp: nn.Module) -> nn.Module | None:
     merged = _plain(mlp, "gate_up_proj") or _merged(mlp, "gate_proj", "up_proj")
     if merged is None or down is None or merged.out_features != 2 * down.in_features:
         return None
-    rows = random_rows((1, TRIAL_ROWS, merged.in_features), merged.weight)
+    rows = random_rows((1, PARITY_ROWS, merged.in_features), merged.weight)
     expected = output_of(mlp, rows)
     for uses_gelu in (False, True):
         fused = MergedMLP(merged, down, uses_gelu=uses_gelu)
@@ -116,8 +116,8 @@ def fused_attention(own: nn.Module, call: Call) -> nn.Module | None:
     qkv, output = _merged_qkv(own), _plain(own, "o_proj")
     if qkv is None or output is None or not _has_known_norms(own):
         return None
-    hidden = random_rows((1, TrialContext().query_start[-1], qkv.in_features), qkv.weight)
-    context = TrialContext()
+    hidden = random_rows((1, ParityContext().query_start[-1], qkv.in_features), qkv.weight)
+    context = ParityContext()
     expected = call.run(own, hidden, context)
     if len(context.attended) != 1 or not isinstance(expected, tuple):
         return None
@@ -139,7 +139,7 @@ def fused_attention(own: nn.Module, call: Call) -> nn.Module | None:
             norms=_head_norms(own),
             spec=asked.spec,
         )
-        context = TrialContext(asked.output)
+        context = ParityContext(asked.output)
         found = call.run(fused, hidden, context)
         if not isinstance(found, tuple) or not agree(expected[0], found[0]):
             continue
@@ -164,12 +164,12 @@ def fused_layer(own: nn.Module, call: Call) -> nn.Module | None:
         return None
     if not isinstance(attention, FusedAttention):
         return None
-    rows = TrialContext().query_start[-1]
+    rows = ParityContext().query_start[-1]
     hidden = random_rows((1, rows, input_norm.weight.shape[0]), input_norm.weight)
     fused = FusedDecoderLayer(input_norm, attention, attention_norm, parts["mlp"])
     with _without_experts(own, fused, hidden):
-        expected = call.run(own, hidden.clone(), TrialContext())
-        found = call.run(fused, hidden.clone(), TrialContext())
+        expected = call.run(own, hidden.clone(), ParityContext())
+        found = call.run(fused, hidden.clone(), ParityContext())
     return fused if agree(expected, found) else None
 
 

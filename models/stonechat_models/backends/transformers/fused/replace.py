@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from stonechat_models.backends.transformers.fused.parity_check import record_calls
 from stonechat_models.backends.transformers.fused.recognise import (
     fused_attention,
     fused_layer,
@@ -14,7 +15,6 @@ from stonechat_models.backends.transformers.fused.recognise import (
     is_known_layer,
     merged_mlp,
 )
-from stonechat_models.backends.transformers.fused.trial import record_calls
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import torch
 import triton
 
 from stonechat_models.backends.quantization.device_support import FP8_MAX
-from stonechat_models.backends.transformers.fused.kernels import turn_and_store_kernel
+from stonechat_models.backends.transformers.fused.kernels import rope_and_store_kernel
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
 
 HEADS_AT_ONCE = 4
@@ -12,7 +12,7 @@ HEADS_AT_ONCE = 4
 NUM_WARPS = 2
 
 
-def turn_and_store(
+def rope_and_store(
     qkv: torch.Tensor,
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     slots: torch.Tensor,
@@ -38,7 +38,7 @@ def turn_and_store(
     num_parts = triton.cdiv(num_heads, HEADS_AT_ONCE) + triton.cdiv(num_kv_heads, HEADS_AT_ONCE)
     assert all(tensor.is_contiguous() for tensor in (qkv, keys, values))
     assert cosines.stride(1) == sines.stride(1) == 1
-    turn_and_store_kernel[(num_tokens, num_parts)](
+    rope_and_store_kernel[(num_tokens, num_parts)](
         qkv,
         cosines,
         sines,

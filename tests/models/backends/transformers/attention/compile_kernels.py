@@ -28,7 +28,7 @@ from stonechat_models.backends.transformers.attention.triton_prefill import pref
 from stonechat_models.backends.transformers.fused.kernels import (
     gated_kernel,
     rms_norm_kernel,
-    turn_and_store_kernel,
+    rope_and_store_kernel,
 )
 from stonechat_models.backends.transformers.fused.rotary import HEADS_AT_ONCE, NUM_WARPS
 
@@ -185,7 +185,7 @@ def compile_turn(dtype, kv_dtype, capability, size) -> None:
         "CLAMPS": kv_dtype != dtype,
     }
     launch = (NUM_WARPS, 3, capability, kv_dtype)
-    compile_kernel(turn_and_store_kernel, dtype, constants, *launch)
+    compile_kernel(rope_and_store_kernel, dtype, constants, *launch)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 MATRIX_KERNELS = {"decode_kernel", "prefill_kernel"}
-FUSED_KERNELS = {"rms_norm_kernel", "gated_kernel", "turn_and_store_kernel"}
+FUSED_KERNELS = {"rms_norm_kernel", "gated_kernel", "rope_and_store_kernel"}
 SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 """Most bytes of shared memory that a block can have, by compute capability."""
 

@@ -19,7 +19,7 @@ from stonechat_models.backends.transformers.fused.layer import FusedDecoderLayer
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.model import TransformersModel
-from stonechat_models.backends.transformers.packing_check import packed_forward, self_check
+from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.backends.transformers.quantize import quantize_module
 from stonechat_models.errors import UnsupportedModelError
 from tests.models.backends.transformers.attention.packed import packed_batch
@@ -50,7 +50,7 @@ needs_interpreter = pytest.mark.skipif(DEVICE == "cuda", reason="counts what the
 
 @torch.inference_mode()
 def logits(module):
-    """Of two packed sequences; `self_check` must have set the attention function."""
+    """Of two packed sequences; `check_packing` must have set the attention function."""
     ids = torch.arange(9, device=DEVICE) * 23 % VOCAB_SIZE
     positions = torch.cat([torch.arange(5), torch.arange(4)]).to(DEVICE)
     return packed_forward(module, ids, positions, ProbeContext([0, 5, 9])).float()
@@ -63,7 +63,7 @@ def counts(norms=0, mlps=0, attentions=0, layers=0):
 
 
 def checked(module):
-    return self_check(module, torch.device(DEVICE), VOCAB_SIZE)
+    return check_packing(module, torch.device(DEVICE), VOCAB_SIZE)
 
 
 def shaken(module):
@@ -246,7 +246,7 @@ def test_quantised_after_fusing():
 def launches_of_step(num_layers, is_fused, monkeypatch):
     """Of a decode step of two sequences."""
     module = tiny_model("qwen3", num_hidden_layers=num_layers).to(torch.bfloat16)
-    probe = self_check(module, CPU, VOCAB_SIZE)
+    probe = check_packing(module, CPU, VOCAB_SIZE)
     if is_fused:
         fuse_modules(module)
     model = TransformersModel(module, model_info(), TritonBackend(16), probe=probe)
@@ -270,7 +270,7 @@ def test_launches_a_layer(monkeypatch):
         {
             "rms_norm_kernel": 2,
             "linear": 2,
-            "turn_and_store_kernel": 1,
+            "rope_and_store_kernel": 1,
             "decode_kernel": 1,
             "combine_kernel": 1,
             "addmm_": 2,

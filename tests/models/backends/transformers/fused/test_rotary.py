@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
-from stonechat_models.backends.transformers.fused.rotary import turn_and_store
+from stonechat_models.backends.transformers.fused.rotary import rope_and_store
 from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShape
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,7 +70,7 @@ class Case:
             query, key = (torch.nn.Parameter(weight) for weight in self.weights)
             norms = (FusedRMSNorm(query, 1e-5, 0.0, True), FusedRMSNorm(key, 1e-5, 0.0, True))
         with torch.no_grad():
-            return turn_and_store(
+            return rope_and_store(
                 self.qkv,
                 (self.cos[..., :angles], self.sin[..., :angles]),
                 self.slots,

@@ -18,7 +18,7 @@ from stonechat_models.backends.transformers.packing_check import packed_forward
 
 logger = logging.getLogger(__name__)
 
-TRIAL_ROWS = 5
+PARITY_ROWS = 5
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference in a trial, relative to the largest output: a few roundings."""
 LENGTHS = (4, 1, 3)
@@ -63,7 +63,7 @@ class Attended:
     output: torch.Tensor
 
 
-class TrialContext(ProbeContext):
+class ParityContext(ProbeContext):
     """Attends each packed sequence alone, and remembers what it was asked.
 
     `answer`: what it gives instead. Large scores make of a rounding in queries and keys another
@@ -99,7 +99,7 @@ class Call:
 
     arguments: Mapping[str, Any]
 
-    def run(self, part: nn.Module, hidden: torch.Tensor, context: TrialContext) -> object:
+    def run(self, part: nn.Module, hidden: torch.Tensor, context: ParityContext) -> object:
         return output_of(part, hidden, **{**self.arguments, "stonechat": context})
 
 
@@ -145,4 +145,4 @@ def _packed_forward(module: nn.Module) -> None:
     positions[-1] += max(0, last - LENGTHS[-1])
     device = module.get_input_embeddings().weight.device  # type: ignore[operator]
     ids = torch.arange(sum(LENGTHS), device=device) % int(config.vocab_size)
-    packed_forward(module, ids, torch.cat(positions).to(device), TrialContext())
+    packed_forward(module, ids, torch.cat(positions).to(device), ParityContext())

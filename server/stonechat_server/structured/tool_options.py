@@ -19,7 +19,7 @@ MAX_TOOLS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolPlan:
+class ToolOptions:
     """`offered` tools are shown to the model, `callable` ones are what its grammar allows."""
 
     offered: tuple[Tool, ...]
@@ -36,7 +36,7 @@ class ToolPlan:
         return [tool for tool in self.callable if isinstance(tool, CustomTool)]
 
 
-def plan_tools(request: ChatCompletionRequest) -> ToolPlan | None:
+def read_tool_options(request: ChatCompletionRequest) -> ToolOptions | None:
     """None where nothing may be called. Raises `APIError` 400 for a choice that makes no sense."""
     tools = request.tools or []
     _check_tools(request)
@@ -61,7 +61,7 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan | None:
         )
         callable_ = tuple(tool for tool in tools if tool in callable_)
         is_required = allowed.mode == "required"
-    return ToolPlan(
+    return ToolOptions(
         offered=offered,
         callable=callable_,
         is_required=is_required,

@@ -1,6 +1,6 @@
 """The form of an answer: its grammar, its parser, and what the prompt says about both.
 
-Made once a server from the model's tokenizer; `plan` then brings together a request's tools,
+Made once a server from the model's tokenizer; `specify` then brings together a request's tools,
 `response_format` and reasoning.
 """
 
@@ -34,7 +34,12 @@ from stonechat_server.structured.answer_form import AnswerForm, answer_form
 from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter
 from stonechat_server.structured.tool_grammar import ToolGrammar
-from stonechat_server.structured.tool_plan import ToolPlan, parameters, plan_tools, tool_path
+from stonechat_server.structured.tool_options import (
+    ToolOptions,
+    parameters,
+    read_tool_options,
+    tool_path,
+)
 from stonechat_server.tool_formats import harmony
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.layout import HarmonyLayout, ToolFormat
@@ -49,15 +54,15 @@ CHECKED_GRAMMARS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerPlan:
-    """What `Structure.plan` made of a request. `tools` are for templates that know them."""
+class AnswerSpec:
+    """What `Structure.specify` made of a request. `tools` are for templates that know them."""
 
     messages: "list[TemplateMessage]"
     tools: list[dict[str, Any]]
     variables: dict[str, Any]
     grammar: GrammarSpec | None
     grammar_param: str | None
-    tool_plan: ToolPlan | None
+    tool_options: ToolOptions | None
     format: ToolFormat
     markers: ReasoningMarkers | None
     budget: int | None
@@ -90,22 +95,22 @@ class Structure:
     has_reasoning: bool = True
     """False: reasoning is not told from content."""
     _special_tokens: dict[str, int] = field(init=False)
-    _checks: "GrammarChecks" = field(init=False)
+    _checks: "GrammarCache" = field(init=False)
 
     def __post_init__(self) -> None:
         tokenizer = self.tokenizer
         self._special_tokens = {tokenizer.token_text(i): i for i in tokenizer.special_ids}
         self._special_tokens.pop("", None)
-        self._checks = GrammarChecks()
+        self._checks = GrammarCache()
 
-    def plan(self, request: "ChatCompletionRequest", template: str) -> AnswerPlan:
+    def specify(self, request: "ChatCompletionRequest", template: str) -> AnswerSpec:
         """`template`: the source it will be rendered with. Raises `APIError` 400."""
-        tool_plan, form = plan_tools(request), answer_form(request)
+        tool_options, form = read_tool_options(request), answer_form(request)
         knows_tools = re.search(r"\btools\b", template) is not None
         format = self._format(template if knows_tools else "")
-        self._check(request, tool_plan, form)
+        self._check(request, tool_options, form)
         messages = with_modern_calls(to_template_messages(request.messages))
-        offered = tool_plan.offered if tool_plan else ()
+        offered = tool_options.offered if tool_options else ()
         texts: list[str | None] = [describe_customs(offered)]
         if knows_tools:
             messages = without_custom_calls(messages)
@@ -113,53 +118,53 @@ class Structure:
             messages = without_tool_messages(messages, format)
             texts.insert(0, describe_functions(offered, format))
         if form is not None and self.schema_in_prompt:
-            texts.append(_instruction(form, tool_plan))
+            texts.append(_instruction(form, tool_options))
         if any(texts):
             messages = with_system_text(messages, "\n\n".join(text for text in texts if text))
         is_open = bool(request.continue_final_message)
-        return AnswerPlan(
+        return AnswerSpec(
             messages=messages,
             tools=_template_tools(offered) if knows_tools else [],
             variables=_variables(request),
             grammar=self._grammar(
-                tool_plan, form, format, budget=request.thinking_budget, is_open=is_open
+                tool_options, form, format, budget=request.thinking_budget, is_open=is_open
             ),
-            grammar_param=_grammar_param(request, tool_plan, form),
-            tool_plan=tool_plan,
+            grammar_param=_grammar_param(request, tool_options, form),
+            tool_options=tool_options,
             format=format,
             markers=self._markers(template),
             budget=request.thinking_budget,
             is_open=is_open,
         )
 
-    def read(self, plan: AnswerPlan, prompt: str, skip_special_tokens: bool = True) -> Reading:
+    def read(self, spec: AnswerSpec, prompt: str, skip_special_tokens: bool = True) -> Reading:
         """`prompt` tells whether reasoning has begun. Raises `APIError` 400."""
-        if isinstance(plan.format.layout, HarmonyLayout):
-            return self._read_harmony(plan, skip_special_tokens)
+        if isinstance(spec.format.layout, HarmonyLayout):
+            return self._read_harmony(spec, skip_special_tokens)
         text = prompt.rstrip()
-        markers = plan.markers
+        markers = spec.markers
         if markers is not None and text.endswith(markers.end):  # switched off by the template
             markers = None
-        elif markers is None and plan.budget is not None:
+        elif markers is None and spec.budget is not None:
             raise unsupported(
                 "thinking_budget", "This model's reasoning has no marks to end it by."
             )
         starts_open = markers is not None and text.endswith(markers.start)
         reasoning = None
-        if markers is not None and (plan.grammar is not None or plan.budget is not None):
-            reasoning = ReasoningSpec(markers.start, markers.end, starts_open, plan.budget)
-        needed = self._needed_special_tokens(plan, markers)
+        if markers is not None and (spec.grammar is not None or spec.budget is not None):
+            reasoning = ReasoningSpec(markers.start, markers.end, starts_open, spec.budget)
+        needed = self._needed_special_tokens(spec, markers)
         dropped = self._special_tokens.keys() - needed if needed and skip_special_tokens else set()
 
         def new_parser() -> DeltaParser:
             parser: DeltaParser = ContentParser()
-            if plan.tool_plan is not None:
-                parser = ToolCallParser(format=plan.format, names=_names(plan.tool_plan))
+            if spec.tool_options is not None:
+                parser = ToolCallParser(format=spec.format, names=_names(spec.tool_options))
             if markers is not None:
                 parser = ReasoningParser(markers, starts_open, parser)
             return SpecialTokenFilter(dropped, parser) if dropped else parser
 
-        tools, format = plan.tool_plan, plan.format
+        tools, format = spec.tool_options, spec.format
         names = _names(tools) if tools is not None else None
         return Reading(
             reasoning=reasoning,
@@ -173,8 +178,8 @@ class Structure:
             stop_scope=_stop_scope(markers, starts_open),
         )
 
-    def _read_harmony(self, plan: AnswerPlan, skip_special_tokens: bool) -> Reading:
-        tools = plan.tool_plan
+    def _read_harmony(self, spec: AnswerSpec, skip_special_tokens: bool) -> Reading:
+        tools = spec.tool_options
         names = _names(tools) if tools is not None else None
         custom = ToolNames(functions=(), custom=names.custom) if names else None
         needed = self._special_tokens.keys() & set(harmony.TOKENS)
@@ -184,7 +189,7 @@ class Structure:
             inner: DeltaParser = ContentParser()
             if custom is not None and custom.custom:
                 inner = ToolCallParser(format=GENERIC, names=custom)
-            parser = HarmonyParser(names, inner, plan.is_open, self.has_reasoning)
+            parser = HarmonyParser(names, inner, spec.is_open, self.has_reasoning)
             return SpecialTokenFilter(dropped, parser) if dropped else parser
 
         scope = StopScope(VISIBLE_HEADERS, until=(harmony.END,), unless=harmony.CHANNEL)
@@ -195,7 +200,7 @@ class Structure:
             is_stoppable=tools is None or not tools.is_required,
             unstoppable_after=triggers(GENERIC, custom) if custom else (),
             unstoppable_first="",
-            stop_scope=scope if self.has_reasoning and not plan.is_open else None,
+            stop_scope=scope if self.has_reasoning and not spec.is_open else None,
         )
 
     def _format(self, template: str) -> ToolFormat:
@@ -211,18 +216,18 @@ class Structure:
         return len(ids) == 1 and self.tokenizer.token_text(ids[0]) == text
 
     def _needed_special_tokens(
-        self, plan: AnswerPlan, markers: ReasoningMarkers | None
+        self, spec: AnswerSpec, markers: ReasoningMarkers | None
     ) -> set[str]:
         """Special tokens that the parser must see."""
         texts = [markers.start, markers.end] if markers else []
-        layout = plan.format.layout
-        if plan.tool_plan is not None and plan.tool_plan.functions:
-            texts += [plan.format.trigger, *dataclasses.asdict(layout).values()]
+        layout = spec.format.layout
+        if spec.tool_options is not None and spec.tool_options.functions:
+            texts += [spec.format.trigger, *dataclasses.asdict(layout).values()]
         return {token for token in self._special_tokens for text in texts if token in text}
 
     def _grammar(
         self,
-        tool_plan: ToolPlan | None,
+        tool_options: ToolOptions | None,
         form: AnswerForm | None,
         format: ToolFormat,
         *,
@@ -231,25 +236,25 @@ class Structure:
     ) -> GrammarSpec | None:
         answer = form.grammar if form else None
         if isinstance(format.layout, HarmonyLayout):
-            if tool_plan is None and answer is None and budget is None:
+            if tool_options is None and answer is None and budget is None:
                 return None
             writer = LarkWriter(self._special_tokens)
-            return HarmonyGrammar(tool_plan, writer, answer, budget, is_open).build()
-        if tool_plan is None:
+            return HarmonyGrammar(tool_options, writer, answer, budget, is_open).build()
+        if tool_options is None:
             return answer
         writer = LarkWriter(self._special_tokens)
-        return ToolGrammar(tool_plan, format, writer, answer).build()
+        return ToolGrammar(tool_options, format, writer, answer).build()
 
     def _check(
         self,
         request: "ChatCompletionRequest",
-        tool_plan: ToolPlan | None,
+        tool_options: ToolOptions | None,
         form: AnswerForm | None,
     ) -> None:
         """Name the part of the request that cannot be enforced, before all parts are joined."""
         if form is not None:
             self._checks.check(form.grammar, form.param)
-        if tool_plan is None:
+        if tool_options is None:
             return
         for i, tool in enumerate(request.tools or ()):
             self._check_tool(tool, tool_path(request, i))
@@ -264,7 +269,7 @@ class Structure:
             self._checks.check(spec, f"{where}.format.grammar.definition")
 
 
-class GrammarChecks:
+class GrammarCache:
     """Remembers which grammars can be enforced, and why others cannot. Thread-safe."""
 
     def __init__(self) -> None:
@@ -300,17 +305,17 @@ def _refusal(param: str, reason: str) -> APIError:
     return invalid(param, f"This cannot be enforced: {reason}", code="invalid_grammar")
 
 
-def _instruction(form: AnswerForm, tool_plan: ToolPlan | None) -> str | None:
-    if form.instruction is None or tool_plan is None:
+def _instruction(form: AnswerForm, tool_options: ToolOptions | None) -> str | None:
+    if form.instruction is None or tool_options is None:
         return form.instruction
     return f"When you call no tool: {form.instruction}"
 
 
 def _grammar_param(
-    request: "ChatCompletionRequest", tool_plan: ToolPlan | None, form: AnswerForm | None
+    request: "ChatCompletionRequest", tool_options: ToolOptions | None, form: AnswerForm | None
 ) -> str | None:
     """Whom an error of the whole grammar concerns; each part of it has been checked before."""
-    if tool_plan is None:
+    if tool_options is None:
         return form.param if form is not None else None
     return "tools" if request.functions is None else "functions"
 
@@ -321,11 +326,11 @@ def _stop_scope(markers: ReasoningMarkers | None, starts_open: bool) -> StopScop
     return StopScope(after=(markers.end,), unless="" if starts_open else markers.start)
 
 
-def _names(plan: ToolPlan) -> ToolNames:
+def _names(options: ToolOptions) -> ToolNames:
     return ToolNames(
-        functions=[tool.function.name for tool in plan.functions],
-        custom=[tool.custom.name for tool in plan.customs],
-        schemas={tool.function.name: parameters(tool) for tool in plan.functions},
+        functions=[tool.function.name for tool in options.functions],
+        custom=[tool.custom.name for tool in options.customs],
+        schemas={tool.function.name: parameters(tool) for tool in options.functions},
     )
 
 

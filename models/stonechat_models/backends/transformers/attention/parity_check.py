@@ -28,7 +28,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest error of a token's output, relative to its largest number: some roundings."""
 
 
-class TrialError(EngineError):
+class ParityError(EngineError):
     """What a backend gives is wrong, with the figures."""
 
 
@@ -59,7 +59,7 @@ def common_kinds() -> list[LayerKind]:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class ParityCheck:
     """Where a backend is to run and what it is to compute."""
 
     device: torch.device
@@ -70,7 +70,7 @@ class Trial:
 
     @torch.inference_mode()
     def run(self, backend: AttentionBackend) -> None:
-        """Raises `TrialError` with the figures when a result is wrong, or what the backend does."""
+        """Raises `ParityError` with figures if a result is wrong, or the error of the backend."""
         generator = torch.Generator().manual_seed(0)
         for kind in self.kinds:
             for name, lengths in CASES.items():
@@ -102,7 +102,7 @@ class Trial:
         error = relative_error(expected, actual.float().cpu())
         limit = TOLERANCE[self.dtype]
         if not error <= limit:
-            raise TrialError(
+            raise ParityError(
                 f"{case} of {kind.num_heads} heads of {kind.key_size} over {kind.num_kv_heads}"
                 f"{_features(spec)} in {str(self.dtype).removeprefix('torch.')} is off by "
                 f"{error:.2g} of a token's largest number, and {limit:.2g} is rounding"

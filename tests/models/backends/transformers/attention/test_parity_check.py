@@ -1,4 +1,4 @@
-"""The trial of attention backends at the start, with backends that compute something else."""
+"""The parity check of attention backends at the start, with backends that compute wrongly."""
 
 from dataclasses import replace
 
@@ -9,13 +9,13 @@ from stonechat_models.backends.transformers.attention import choose
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
-from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
-from stonechat_models.backends.transformers.attention.trial import (
+from stonechat_models.backends.transformers.attention.parity_check import (
     LayerKind,
-    Trial,
-    TrialError,
+    ParityCheck,
+    ParityError,
     common_kinds,
 )
+from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.errors import ModelLoadError
 
 CPU = torch.device("cpu")
@@ -25,8 +25,8 @@ KINDS = [
 ]
 
 
-def trial(dtype=torch.float32, kinds=KINDS, kv_dtype=None):
-    return Trial(CPU, dtype, kv_dtype or dtype, 16, kinds)
+def parity_check(dtype=torch.float32, kinds=KINDS, kv_dtype=None):
+    return ParityCheck(CPU, dtype, kv_dtype or dtype, 16, kinds)
 
 
 class Lying(SdpaBackend):
@@ -69,25 +69,25 @@ LIES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("backend", [SdpaBackend(), BatchedBackend()], ids=lambda b: b.name)
 def test_right_backends_pass(backend, dtype):
-    trial(dtype).run(backend)
+    parity_check(dtype).run(backend)
 
 
 def test_right_backends_pass_with_a_float8_cache():
-    trial(torch.bfloat16, kv_dtype=torch.float8_e4m3fn).run(BatchedBackend())
+    parity_check(torch.bfloat16, kv_dtype=torch.float8_e4m3fn).run(BatchedBackend())
 
 
 @pytest.mark.parametrize("backend", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_wrong_results_are_found(backend, dtype):
-    with pytest.raises(TrialError, match=r"is off by [\d.inf]+ of a token's largest number"):
-        trial(dtype).run(backend)
+    with pytest.raises(ParityError, match=r"is off by [\d.inf]+ of a token's largest number"):
+        parity_check(dtype).run(backend)
 
 
 def test_triton_passes_in_the_interpreter():
     pytest.importorskip("triton")
     from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
 
-    trial(torch.bfloat16).run(TritonBackend(16))
+    parity_check(torch.bfloat16).run(TritonBackend(16))
 
 
 def test_a_models_kinds_of_layers_are_tried():
@@ -124,35 +124,35 @@ CUDA = torch.device("cuda", 0)
 def test_auto_falls_back_and_tells_why(offered):
     said = []
     offered["triton"] = LIES["heads swapped"]
-    chosen = choose.choose_attention("auto", CUDA, trial(), said.append)
+    chosen = choose.choose_attention("auto", CUDA, parity_check(), said.append)
     assert chosen is offered["batched"]
     (line,) = said
     assert line.startswith("not using triton attention: decode of 8 heads of 64 over 2")
     offered["batched"] = Raising()
-    assert choose.choose_attention("auto", CUDA, trial(), said.append) is offered["sdpa"]
+    assert choose.choose_attention("auto", CUDA, parity_check(), said.append) is offered["sdpa"]
     assert said[-1] == "not using batched attention: no kernel image is available"
 
 
 def test_nothing_works(offered):
     offered.update(dict.fromkeys(offered, Raising()))
     with pytest.raises(ModelLoadError, match=r"no attention .* sdpa: no kernel image is available"):
-        choose.choose_attention("auto", CUDA, trial())
+        choose.choose_attention("auto", CUDA, parity_check())
 
 
 def test_who_insists_gets_an_error_with_the_figures(offered):
     offered["triton"] = LIES["NaN"]
     with pytest.raises(ModelLoadError, match=r"triton attention .* off by inf .* 0\.001 is round"):
-        choose.choose_attention("triton", CUDA, trial())
+        choose.choose_attention("triton", CUDA, parity_check())
 
 
 def test_what_is_right_is_taken(offered):
-    assert choose.choose_attention("auto", CUDA, trial()) is offered["triton"]
+    assert choose.choose_attention("auto", CUDA, parity_check()) is offered["triton"]
     assert choose.choose_attention("auto", CUDA) is offered["triton"]
 
 
 def test_nothing_is_tried_elsewhere():
-    assert choose.choose_attention("auto", CPU, trial()).name == "batched"
-    assert choose.choose_attention("sdpa", CPU, trial()).name == "sdpa"
+    assert choose.choose_attention("auto", CPU, parity_check()).name == "batched"
+    assert choose.choose_attention("sdpa", CPU, parity_check()).name == "sdpa"
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
@@ -162,10 +162,10 @@ def test_the_trial_of_a_model_is_of_its_own_layers(family):
     from tests.models.tiny_models import tiny_model
 
     model = TransformersModel(tiny_model(family), model_info(), SdpaBackend())
-    model.attention_trial.run(BatchedBackend())
+    model.attention_parity_check.run(BatchedBackend())
     features = {
         (k.spec.sliding_window is not None, k.spec.softcap is not None, k.spec.sinks is not None)
-        for k in model.attention_trial.kinds
+        for k in model.attention_parity_check.kinds
     }
     assert (
         features
