@@ -6,7 +6,7 @@ from tests.server.bodies import post
 from tests.server.conftest import ClientFactory
 from tests.server.observability.test_metrics import samples
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 def test_the_dashboard_asks_for_metrics_that_exist(new_client: ClientFactory) -> None:
