@@ -1,4 +1,4 @@
-"""The docs say what the code does: generated tables, and every code that an error may have."""
+"""The docs match the code: generated tables are current, and all error codes are documented."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The docs site: its table of contents is whole, and its links lead somewhere."""
+"""The docs site: its table of contents lists all pages, and links lead to existing pages."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_every_page_is_in_the_contents_once() -> None:
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_lead_to_files(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (DOCS / target).exists(), target

@@ -1,4 +1,4 @@
-"""A small vocabulary of single bytes, some longer pieces and special tokens: no files needed."""
+"""A small vocabulary of single bytes, longer pieces and special tokens. It needs no files."""
 
 from collections.abc import Collection, Iterable
 
@@ -19,7 +19,7 @@ SPECIALS = (b"<|eos|>", b"<|bos|>", b"<|tool|>")
 
 
 class ByteVocabulary:
-    """Ids 0-255 are bytes, then `PIECES`, `SPECIALS` and further ones; `<|eos|>` is the end."""
+    """Ids 0-255 are bytes. Then come `PIECES`, `SPECIALS` and further special tokens."""
 
     def __init__(self, specials: Iterable[str] = ()) -> None:
         self._specials = [*SPECIALS, *(text.encode() for text in specials)]
@@ -45,7 +45,7 @@ class ByteVocabulary:
         return self._ids[token]
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Greedy, longest piece first; special tokens are text here."""
+        """Encode greedily, with the longest piece first. Special tokens count as text here."""
         data, ids = text.encode(), []
         pieces = sorted(PIECES, key=len, reverse=True)
         while data:

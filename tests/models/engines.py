@@ -1,4 +1,4 @@
-"""Engines over tiny models, and plain `transformers` as the reference to hold them against."""
+"""Engines with tiny models, and plain `transformers` as the reference for their tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ def add(engine, request_id, prompt, params, constraints=(), prediction=()):
 
 
 def run(engine, limit=2000) -> dict[tuple[str, int], Generated]:
-    """Step to the end; what each (request, choice) got."""
+    """Step until all requests end. Return the results by (request id, choice)."""
     results: dict[tuple[str, int], Generated] = {}
     for _ in range(limit):
         if not engine.has_work:
@@ -107,7 +107,7 @@ def run(engine, limit=2000) -> dict[tuple[str, int], Generated]:
             result.error = output.error
             result.num_cached_tokens = output.num_cached_tokens
         engine.scheduler.check_integrity()
-    raise AssertionError("the engine did not come to an end")
+    raise AssertionError("the engine did not finish its requests")
 
 
 def generate_all(engine, prompts: Sequence[list[int]], params: SamplingParams) -> list[Generated]:
@@ -119,7 +119,7 @@ def generate_all(engine, prompts: Sequence[list[int]], params: SamplingParams) -
 
 @torch.inference_mode()
 def reference_greedy(module, prompt: list[int], num_tokens: int) -> tuple[list[int], torch.Tensor]:
-    """Greedy tokens, and the log-probabilities [num_tokens, V] at each, one full pass a token."""
+    """Return greedy tokens and the log-probabilities [num_tokens, V]: one full pass per token."""
     module.set_attn_implementation("eager")
     token_ids, rows = list(prompt), []
     for _ in range(num_tokens):

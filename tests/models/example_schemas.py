@@ -1,4 +1,4 @@
-"""Schemas of many shapes, all of which the server enforces."""
+"""JSON schemas of many shapes. The server enforces all of them."""
 
 from typing import Any
 

@@ -1,9 +1,10 @@
-"""A CUDA device that is none: what is asked of it happens on the CPU, at once.
+"""A fake CUDA device: all its operations run on the CPU, at once.
 
-For running the code paths of CUDA, and the tests of `tests/gpu`, where there is no device: as a
-plugin of pytest (`-p tests.models.fake_cuda`), with `TRITON_INTERPRET=1`. Tensors that are put on
-the device stay on the CPU, a graph runs its step again, and memory is what `FREE_BYTES` says. It
-shows that the paths hold together and give the right numbers, and nothing about streams or speed.
+It runs the code paths of CUDA, and the tests of `tests/gpu`, on a machine without a GPU. Load it as
+a plugin of pytest (`-p tests.models.fake_cuda`), with `TRITON_INTERPRET=1`. Tensors for the device
+stay on the CPU, a graph runs its step again, and `FREE_BYTES` of memory are free whatever is
+allocated. It shows that the code paths work together and give the right numbers. It shows nothing
+about streams or speed.
 """
 
 import os
@@ -21,7 +22,7 @@ CAPABILITY = (9, 0)
 
 
 def on_cpu(value: Any) -> Any:
-    """`value`, or the CPU where it names a CUDA device."""
+    """Return the CPU if `value` names a CUDA device, else `value`."""
     if isinstance(value, torch.device) and value.type == "cuda":
         return CPU
     if isinstance(value, str) and value.startswith("cuda"):
@@ -65,8 +66,8 @@ class Graph:
         pass
 
 
-class Allocator:
-    """Counts nothing, so that every step seems to need no memory."""
+class SyncDebug:
+    """Stores the sync debug mode, which has no effect here."""
 
     sync_debug_mode = 0
 
@@ -78,9 +79,9 @@ class Allocator:
 
 
 def rerun(capture: Any) -> Any:
-    """A `CudaCapturer.capture` whose replays run the step again, into the same tensor."""
+    """Return a `CudaCapturer.capture` whose replays run the step again, into the same tensor."""
 
-    def captured(self: Any, step: Any) -> Any:
+    def capture_step(self: Any, step: Any) -> Any:
         output = capture(self, step)()
 
         @torch.inference_mode()
@@ -89,15 +90,15 @@ def rerun(capture: Any) -> Any:
 
         return replay
 
-    return captured
+    return capture_step
 
 
 def install() -> None:
-    """Replace what there is of `torch.cuda`, for the rest of the process."""
-    assert not torch.cuda.is_available(), "there is a real device"
+    """Replace the functions of `torch.cuda` for the rest of the process."""
+    assert not torch.cuda.is_available(), "there is a real CUDA device"
     assert os.environ.get("TRITON_INTERPRET") == "1"
-    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # a mode of torch's functions is one thread's
-    allocator = Allocator()
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # `ToCpu` is active in one thread only
+    sync_debug = SyncDebug()
     properties = SimpleNamespace(
         name="fake", multi_processor_count=4, total_memory=TOTAL_BYTES, major=9, minor=0
     )
@@ -115,8 +116,8 @@ def install() -> None:
         "reset_peak_memory_stats": lambda *_: None,
         "empty_cache": lambda: None,
         "synchronize": lambda *_: None,
-        "set_sync_debug_mode": allocator.set_sync_debug_mode,
-        "get_sync_debug_mode": allocator.get_sync_debug_mode,
+        "set_sync_debug_mode": sync_debug.set_sync_debug_mode,
+        "get_sync_debug_mode": sync_debug.get_sync_debug_mode,
         "device": lambda *_: nullcontext(),
         "device_of": lambda *_: nullcontext(),
         "set_device": lambda *_: None,
@@ -139,7 +140,7 @@ def install() -> None:
     def on_cuda(weight: Any, bias: Any, precision: Any, _team: Any) -> Any:
         return cuda_linear(weight, bias, precision)
 
-    quantize.quantized_linear = on_cuda  # it goes by where the weights are
+    quantize.quantized_linear = on_cuda  # the original looks at the weights' device
     ToCpu().__enter__()
 
 

@@ -1,4 +1,4 @@
-"""Counts what a device would be given to do, from operators that run on a CPU."""
+"""Counts the kernels that a device would run, from operators that run on a CPU."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from triton.runtime.interpreter import GridExecutor
 
 NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty"}
 WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select"}
-"""Operators that hold the host until the device is done, so that no graph can have them."""
+"""Operators that make the host wait for the device. A CUDA graph cannot contain them."""
 
 
 class _Operators(TorchDispatchMode):
@@ -32,15 +32,15 @@ class _Operators(TorchDispatchMode):
 
 
 def _storages(values: Any) -> set[int]:
-    """Of all tensors: a view, or a cast that has nothing to do, shares its input's."""
+    """Return the storages of all tensors. A view, or a no-op cast, shares its input's."""
     tensors = [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
     return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
 
 @contextmanager
 def counted_launches(monkeypatch: Any) -> Iterator[Counter[str]]:
-    """Operators and interpreted Triton kernels, by name. What a kernel's interpreter does with
-    tensors does not count."""
+    """Count operators and interpreted Triton kernels, by name. Operators that Triton's interpreter
+    runs inside a kernel do not count."""
     launches: Counter[str] = Counter()
     run = GridExecutor.__call__
 
@@ -49,6 +49,6 @@ def counted_launches(monkeypatch: Any) -> Iterator[Counter[str]]:
         with _disable_current_modes():
             return run(self, *args, **kwargs)
 
-    with monkeypatch.context() as patched, _Operators(launches):
-        patched.setattr(GridExecutor, "__call__", launch)
+    with monkeypatch.context() as patch, _Operators(launches):
+        patch.setattr(GridExecutor, "__call__", launch)
         yield launches

@@ -1,4 +1,4 @@
-"""The distribution that a row should be drawn from, in float64 numpy, by the plain definitions."""
+"""Calculates the distribution that a row should be drawn from, by definition, in float64 numpy."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,13 @@ def edited(logits: Array, state: SamplingState) -> Array:
 
 
 def keep_heaviest(p: Array, enough: float, amounts: Array) -> Array:
-    """The fewest heaviest tokens whose amounts reach `enough`, with all that tie with the last."""
+    """Keep the fewest most likely tokens whose amounts reach `enough`, and all ties with the last.
+
+    `p` has one probability per token. The others become 0.
+    """
     order = np.argsort(-p, kind="stable")
-    reached = np.cumsum(amounts[order])
-    last = order[min(int(np.sum(reached < enough)), len(p) - 1)]
+    totals = np.cumsum(amounts[order])
+    last = order[min(int(np.sum(totals < enough)), len(p) - 1)]
     return np.where(p >= p[last], p, 0.0)
 
 

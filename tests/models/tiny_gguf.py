@@ -1,4 +1,4 @@
-"""Writes tiny GGUF files with random weights, with the `gguf` package's own writer."""
+"""Writes tiny GGUF files with random weights, using the writer of the `gguf` package."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,14 +25,14 @@ HEAD_DIMS = {
 
 
 def byte_alphabet() -> list[str]:
-    """The printable characters that stand for the bytes in byte-level BPE."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other = [b for b in range(256) if b not in shown]
-    return [chr(c) for c in [*shown, *range(256, 256 + len(other))]]
+    """Return the printable characters that stand for the bytes in byte-level BPE."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = [b for b in range(256) if b not in printable]
+    return [chr(c) for c in [*printable, *range(256, 256 + len(other))]]
 
 
 def vocabulary() -> tuple[list[str], list[int], list[str]]:
-    """Tokens, token types and merges."""
+    """Return tokens, token types and merges."""
     merges = ["Ġ t", "h e", "i n", "Ġt he", "Ġ Ġ", "1 2", "Ġ 1"]
     tokens = [*byte_alphabet(), *(merge.replace(" ", "") for merge in merges)]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -50,7 +50,7 @@ def write_tiny_gguf(
     metadata: Mapping[str, float | int | str] | None = None,
     skip: frozenset[str] = frozenset(),
 ) -> Path:
-    """A random model; `metadata` is added under `<architecture>.`, `skip` leaves tensors out."""
+    """Write a random model. `metadata` goes under `<architecture>.`; `skip` leaves tensors out."""
     writer = gguf.GGUFWriter(path, architecture)
     head_dim = HEAD_DIMS[architecture]
     writer.add_name("tiny")

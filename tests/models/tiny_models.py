@@ -1,4 +1,4 @@
-"""Tiny random models of several families, built from configs; nothing is downloaded."""
+"""Tiny random models of several families, built from configs without a download."""
 
 import shutil
 from pathlib import Path
@@ -56,12 +56,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def tiny_config(family: str, **changes: Any) -> Any:
     import transformers
 
-    name, own = FAMILIES[family]
-    return getattr(transformers, name)(**{**COMMON, **own, **changes})
+    name, settings = FAMILIES[family]
+    return getattr(transformers, name)(**{**COMMON, **settings, **changes})
 
 
 def tiny_model(family: str, seed: int = 0, **changes: Any) -> torch.nn.Module:
-    """A float32 model in eval mode whose weights are large enough for varied greedy output."""
+    """Return a float32 model in eval mode. Its large weights make the greedy output varied."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -75,7 +75,7 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> torch.nn.Module:
 
 
 def save_tiny_model(folder: Path, family: str, tokenizer_folder: Path, **changes: Any) -> Path:
-    """A tiny model on disk, in a new folder, with the tokenizer of another."""
+    """Save a tiny model, with the tokenizer of another model, in the new folder `folder`."""
     weights = shutil.ignore_patterns("*.safetensors", "*.gguf")
     shutil.copytree(tokenizer_folder, folder, ignore=weights)
     tiny_model(family, **changes).save_pretrained(folder)  # type: ignore[operator]

@@ -15,7 +15,7 @@ SPACE = "\u2581"
 
 
 def byte_alphabet() -> list[str]:
-    """GPT-2's characters in the order of their bytes, by the definition in its `encoder.py`."""
+    """Return GPT-2's characters in the order of their bytes, as its `encoder.py` defines them."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
     printable += [*range(ord("®"), ord("ÿ") + 1)]
     alphabet, num_others = {}, 0
@@ -29,7 +29,7 @@ def byte_alphabet() -> list[str]:
 
 
 def byte_level_backend(parts: tuple[bytes, ...] = ()) -> Backend:
-    """Ids 0-255 are the bytes; then EXTRA and `parts`; then the special EOS and OTHER."""
+    """Ids 0-255 are the bytes. Then come EXTRA and `parts`, then the special EOS and OTHER."""
     alphabet = byte_alphabet()
     tokens = list(alphabet)
     for piece in (*(text.encode() for text in EXTRA), *parts):
@@ -44,7 +44,10 @@ def byte_level_backend(parts: tuple[bytes, ...] = ()) -> Backend:
 
 
 def sentencepiece_backend(prefix: bool = True) -> Backend:
-    """`<unk>`, `</s>`, the 256 byte tokens, then words; as Llama 2 (with prefix) or Gemma."""
+    """Return a backend like Llama 2's (with `prefix`) or Gemma's.
+
+    Its tokens are `<unk>`, `</s>`, the 256 byte tokens, then words.
+    """
     tokens = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += [SPACE, SPACE * 2, SPACE + "Hi", SPACE + "a", "Hi", "a", "b", "ab", "é", "世", "."]
     backend = Backend(

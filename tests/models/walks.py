@@ -1,4 +1,4 @@
-"""Random ways through a grammar."""
+"""Random walks through a grammar."""
 
 import random
 
@@ -21,7 +21,7 @@ def allowed_ids(constraint: TokenConstraint) -> list[int]:
 def walk(
     constraint: TokenConstraint, vocabulary: ByteVocabulary, rng: random.Random, limit: int = 400
 ) -> bytes | None:
-    """Random allowed tokens to the end; None when there is none within `limit` tokens.
+    """Return the bytes of random allowed tokens, or None if no end comes within `limit` tokens.
 
     Quotes and brackets are drawn more often, so that most walks end.
     """

@@ -1,4 +1,4 @@
-"""Short names that a user gives to models, kept in a file of theirs."""
+"""The user's short names for models (aliases), kept in a file in the configuration folder."""
 
 import json
 import re
@@ -11,31 +11,33 @@ ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def alias_file() -> Path:
-    """Where this user's aliases are kept; it may not exist."""
+    """Return the path of the user's alias file. The file may not exist."""
     from platformdirs import user_config_path
 
     return user_config_path("stonechat", appauthor=False) / "aliases.json"
 
 
 def read_aliases() -> dict[str, str]:
-    """Names and the models they stand for. Raises `ModelLoadError` for a damaged file."""
+    """Return the model of each alias. Raises `ModelLoadError` for a file that cannot be read."""
     path = alias_file()
     try:
         aliases = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {path}: {error}") from error
+        raise ModelLoadError(f"cannot read {path} (correct or delete it): {error}") from error
     if not isinstance(aliases, dict) or not all(isinstance(v, str) for v in aliases.values()):
-        raise ModelLoadError(f"{path} is no JSON object of names and models")
+        raise ModelLoadError(
+            f"{path} is not a JSON object of names and models; correct or delete it"
+        )
     return aliases
 
 
 def set_alias(name: str, model: str | None) -> None:
-    """Let `name` stand for `model`; None: forget it.
+    """Make `name` an alias of `model`. If `model` is None, remove the alias.
 
-    Raises `ModelLoadError` for a name that could be a path or an id, or one to forget that is not
-    there.
+    Raises `ModelLoadError` for a name that could be a path, an id such as `owner/name` or the
+    default model, and when the alias to remove does not exist.
     """
     aliases = read_aliases()
     if model is None:
@@ -44,7 +46,10 @@ def set_alias(name: str, model: str | None) -> None:
         del aliases[name]
     else:
         if ALIAS.fullmatch(name) is None or name in ("default", default_model.NAME):
-            raise ModelLoadError(f"{name!r} cannot be an alias: letters, digits, . _ and - only")
+            raise ModelLoadError(
+                f"{name!r} cannot be an alias: use letters, digits, '.', '_' and '-', begin with a "
+                "letter or digit, and do not use a name of the default model"
+            )
         aliases[name] = model
     path = alias_file()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +57,10 @@ def set_alias(name: str, model: str | None) -> None:
 
 
 def resolve_alias(name: str) -> str:
-    """The model that `name` stands for, or `name` itself. A file or folder of that name wins."""
+    """Return the model that `name` is an alias of, or else `name` itself.
+
+    If a file or folder has this name, the alias does not count.
+    """
     if ALIAS.fullmatch(name) is None or Path(name).exists():
         return name
     return read_aliases().get(name, name)

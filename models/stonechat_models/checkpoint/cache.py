@@ -1,7 +1,7 @@
-"""The user's cache folder: where fetched and converted models are kept, each written once.
+"""The user's cache folder. It keeps fetched and converted models, each written once.
 
-A folder in the cache is either complete or absent: it is built under another name and renamed. A
-lock beside it keeps two processes from building the same folder.
+A folder in the cache is complete or absent: it is filled under a temporary name, then renamed. A
+lock file beside it keeps two processes from filling it at the same time.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ NUM_SAMPLES = 64
 
 
 def cache_root() -> Path:
-    """The cache folder of this user (on Linux under `$XDG_CACHE_HOME`); it may not exist yet."""
+    """Return the user's cache folder, on Linux under `$XDG_CACHE_HOME`. It may not exist yet."""
     from platformdirs import user_cache_path
 
     return user_cache_path("stonechat", appauthor=False)
 
 
-def build_once(folder: Path, progress: Progress, build: Callable[[Path], None]) -> Path:
-    """Return `folder`, after `build` has filled it if it was not there.
+def fill_once(folder: Path, progress: Progress, build: Callable[[Path], None]) -> Path:
+    """Return `folder`. If it does not exist, `build` fills it first.
 
-    `build` is given an empty folder to fill; what it raises leaves no trace in the cache.
-    Raises `ModelLoadError` when the cache cannot be written.
+    `build` receives an empty folder. If it raises, nothing stays in the cache. Raises
+    `ModelLoadError` when the cache cannot be written; an `OSError` from `build` counts as that.
     """
     if folder.is_dir():
         return folder
@@ -42,9 +42,11 @@ def build_once(folder: Path, progress: Progress, build: Callable[[Path], None]) 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_name(folder.name + ".lock"), progress):
             if not folder.is_dir():
-                _build(folder, build)
+                _fill(folder, build)
     except OSError as error:
-        raise ModelLoadError(f"cannot write the cache folder {folder.parent}: {error}") from error
+        raise ModelLoadError(
+            f"cannot write the cache folder {folder.parent} (check space and permissions): {error}"
+        ) from error
     return folder
 
 
@@ -54,7 +56,7 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        progress(f"waiting for another process that prepares {path.stem}")
+        progress(f"waiting while another process prepares {path.stem}")
         lock.acquire()
     try:
         yield
@@ -62,7 +64,7 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _build(folder: Path, build: Callable[[Path], None]) -> None:
+def _fill(folder: Path, build: Callable[[Path], None]) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         build(temporary)
@@ -73,16 +75,16 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a whole file, in hexadecimal."""
+    """Return the SHA-256 of a whole file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sampled_hash(paths: list[Path]) -> str:
-    """A hash of large files that reads little of each: its size, its header, and samples of it.
+    """Return a hash of large files that reads little of each: its size, its header and samples.
 
     It does not depend on the files' names, places or times. Two files that differ only between
-    the samples have the same hash, so it tells models apart and is no protection.
+    the samples have the same hash. So it distinguishes models, but does not detect tampering.
     """
     digest = hashlib.sha256()
     for path in paths:

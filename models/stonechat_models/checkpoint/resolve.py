@@ -1,7 +1,7 @@
-"""From what the user names as a model to files on disk.
+"""Finds the files of the model that the user names.
 
-A model is the default one, a `.gguf` file, a local folder, a Hugging Face id, or an alias. Whatever
-it is, it becomes a `ModelFiles`: a folder of Hugging Face files beside the weights.
+A model is the default one, a `.gguf` file, a local folder, a Hugging Face id, or an alias. Each
+becomes a `ModelFiles`: a folder of Hugging Face files, and the files that hold the weights.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stonechat_models.checkpoint import default_model, hub
 from stonechat_models.checkpoint.aliases import resolve_alias
-from stonechat_models.checkpoint.cache import Progress, build_once, cache_root, sampled_hash
+from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once, sampled_hash
 from stonechat_models.checkpoint.gguf.convert import converted_folder
 from stonechat_models.checkpoint.gguf.reader import gguf_parts
 from stonechat_models.config import EngineConfig
@@ -24,9 +24,10 @@ TOKENIZER_SOURCES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.mode
 class ModelFiles:
     """A model on disk.
 
-    `folder` has config.json and tokenizer.json, and what is known of tokenizer_config.json,
-    generation_config.json and chat templates. For a GGUF it lies in the cache; weights are then
-    those of the file alone. `weights` are the files that hold them, in a stable order.
+    `folder` has config.json and tokenizer.json. It also has tokenizer_config.json,
+    generation_config.json and chat templates if the model has them. For a GGUF, `folder` lies in
+    the cache, and only the GGUF holds weights. `weights` are the files with the weights, in a
+    stable order.
     """
 
     name: str
@@ -37,10 +38,10 @@ class ModelFiles:
 
 
 def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
-    """Find the model that `config` names, fetching and converting it as needed.
+    """Find the model that `config` names. Fetch and convert it if needed.
 
-    `progress` is given lines for a person, only while something slow is done.
-    Raises `ModelLoadError` when there is no such model or it cannot be read, and its subclass
+    `progress` receives lines to show to the user, only when something slow is done.
+    Raises `ModelLoadError` when the model does not exist or cannot be read, and its subclass
     `UnsupportedModelError` when it would be read wrongly.
     """
     config = replace(config, model=resolve_alias(config.model))
@@ -50,25 +51,25 @@ def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
     if path.is_dir():
         return _from_folder(path.resolve().name, path.resolve(), config.allow_pickle, progress)
     if config.model.endswith(".gguf"):
-        found = path if path.is_file() else hub.fetch_gguf(config.model, config.revision, progress)
-        return _from_gguf(found.stem, found.resolve(), progress)
+        gguf = path if path.is_file() else hub.fetch_gguf(config.model, config.revision, progress)
+        return _from_gguf(gguf.stem, gguf.resolve(), progress)
     if path.exists():
-        raise ModelLoadError(f"{path} is neither a folder nor a .gguf file")
+        raise ModelLoadError(f"{path} is neither a folder nor a .gguf file; name one of these")
     folder = hub.fetch_snapshot(config.model, config.revision, config.allow_pickle, progress)
     return _from_folder(config.model, folder, config.allow_pickle, progress)
 
 
 def fetch_model(config: EngineConfig, progress: Progress) -> Path:
-    """Make the model of `config` ready: downloaded (going on where a download stopped) and
-    converted; its folder.
+    """Download and convert the model of `config`. Return its folder.
 
-    Raises `ModelLoadError` when there is no such model, or it is neither here nor reachable.
+    A download that stopped before continues. Raises `ModelLoadError` when the model does not
+    exist, or is neither on this machine nor reachable.
     """
     return resolve_model(config, progress).folder
 
 
 def weights_hash(files: ModelFiles) -> str:
-    """A hash that tells the weights of two models apart; it samples the files, so it is quick."""
+    """Return a hash that distinguishes models by their weights. It samples them, so it is quick."""
     return sampled_hash(list(files.weights))
 
 
@@ -76,7 +77,9 @@ def _from_gguf(name: str, path: Path, progress: Progress) -> ModelFiles:
     weights = tuple(gguf_parts(path))
     missing = [part.name for part in weights if not part.is_file()]
     if missing:
-        raise ModelLoadError(f"{path}: missing {', '.join(missing)}")
+        raise ModelLoadError(
+            f"{path} is split; put all its parts into one folder. Missing: {', '.join(missing)}"
+        )
     folder = converted_folder(path, progress)
     return ModelFiles(name, folder, _read_config(folder), path, weights)
 
@@ -94,35 +97,41 @@ def _read_config(folder: Path) -> dict[str, object]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelLoadError(f"{folder} has no config.json") from error
+        raise ModelLoadError(
+            f"{folder} has no config.json; name a folder with a Hugging Face model"
+        ) from error
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {path}: {error}") from error
+        raise ModelLoadError(f"cannot read {path}; download it again: {error}") from error
     if not isinstance(config, dict):
-        raise ModelLoadError(f"{path} is no JSON object")
+        raise ModelLoadError(f"{path} is not a JSON object; download it again")
     return config
 
 
 def _weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
-    found = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
-    if found:
-        return tuple(found)
+    files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
+    if files:
+        return tuple(files)
     pickled = sorted(folder.glob("pytorch_model*.bin"))
     if pickled and not allow_pickle:
         raise ModelLoadError(
             f"{folder} has weights only as pickled .bin files, which can run code when read; "
-            "use safetensors, or allow it (--allow-pickle) if you trust their source"
+            "use a model with safetensors, or --allow-pickle if you trust the source"
         )
     if not pickled:
-        raise ModelLoadError(f"{folder} has no safetensors files")
+        raise ModelLoadError(f"{folder} has no safetensors files; name a folder that has them")
     return tuple(pickled)
 
 
 def _with_tokenizer(folder: Path, progress: Progress) -> Path:
-    """A folder in the cache with the files of `folder` (links to the weights) and a tokenizer.json
-    that transformers converts from another format."""
+    """Convert another tokenizer format to tokenizer.json. Return the cache folder that holds it.
+
+    The cache folder links to the other files of `folder`, the weights included.
+    """
     sources = [folder / name for name in TOKENIZER_SOURCES if (folder / name).is_file()]
     if not sources:
-        raise ModelLoadError(f"{folder} has no tokenizer.json nor another tokenizer file")
+        raise ModelLoadError(
+            f"{folder} has neither tokenizer.json nor another tokenizer file; add the model's own"
+        )
     key = sampled_hash([folder / "config.json", *sources, *sorted(folder.glob("*.safetensors"))])
 
     def build(target: Path) -> None:
@@ -132,11 +141,15 @@ def _with_tokenizer(folder: Path, progress: Progress) -> Path:
         try:
             AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(target)
         except (OSError, ValueError, ImportError) as error:
-            raise ModelLoadError(f"{folder}: cannot convert its tokenizer: {error}") from error
+            raise ModelLoadError(
+                f"{folder}: cannot convert its tokenizer to tokenizer.json; add that file: {error}"
+            ) from error
         if not (target / "tokenizer.json").is_file():
-            raise ModelLoadError(f"{folder}: its tokenizer has no fast form (tokenizer.json)")
+            raise ModelLoadError(
+                f"{folder}: its tokenizer cannot be converted to tokenizer.json; add that file"
+            )
         for path in folder.iterdir():
             if path.is_file() and not (target / path.name).exists():
                 (target / path.name).symlink_to(path.resolve())
 
-    return build_once(cache_root() / "tokenizers" / key[:24], progress, build)
+    return fill_once(cache_root() / "tokenizers" / key[:24], progress, build)

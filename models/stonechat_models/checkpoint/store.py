@@ -1,4 +1,4 @@
-"""The models on this machine: those of the Hugging Face cache, and the default one."""
+"""The models on this machine: those in the Hugging Face cache, and the default model."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model in a cache. `num_bytes` is what its files take, conversions included."""
+    """A model in a cache.
+
+    `num_bytes` is the size of its files. For the default model it includes the converted files.
+    """
 
     name: str
     place: Path
@@ -26,11 +29,11 @@ class StoredModel:
 
 
 def list_models() -> list[StoredModel]:
-    """The models that are here, by name; whatever was downloaded for other programs too."""
-    return sorted([*_default(), *_hub()], key=lambda model: model.name.lower())
+    """Return the models on this machine by name, including those other programs downloaded."""
+    return sorted([*_default_model(), *_hub_models()], key=lambda model: model.name.lower())
 
 
-def _default() -> Iterator[StoredModel]:
+def _default_model() -> Iterator[StoredModel]:
     for path in _default_files():
         folders = [path.parent, *_conversions(path)]
         size = sum(_folder_bytes(folder) for folder in folders)
@@ -41,16 +44,16 @@ def _default_files() -> list[Path]:
     return sorted((cache_root() / "default-model").glob("*/*.gguf"))
 
 
-def _hub() -> Iterator[StoredModel]:
+def _hub_models() -> Iterator[StoredModel]:
     cache = _scan()
     for repo in cache.repos if cache is not None else ():
         if repo.repo_type == "model":
-            size, used = repo.size_on_disk, repo.last_accessed
-            yield StoredModel(repo.repo_id, repo.repo_path, size, used)
+            size, last_used = repo.size_on_disk, repo.last_accessed
+            yield StoredModel(repo.repo_id, repo.repo_path, size, last_used)
 
 
 def _scan() -> "HFCacheInfo | None":
-    """None: nothing was ever downloaded."""
+    """Return what the Hugging Face cache holds, or None if there is no such cache."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -61,20 +64,24 @@ def _scan() -> "HFCacheInfo | None":
 
 
 def remove_model(name: str) -> int:
-    """Delete a model and what was converted from it; the bytes that are free again.
+    """Delete a model and what was converted from its GGUF files. Return the bytes freed.
 
-    Raises `ModelLoadError` when it is not here.
+    Raises `ModelLoadError` when the model is not on this machine.
     """
     if name in ("default", default_model.NAME):
         freed = sum(_remove_with_conversions(path, path.parent) for path in _default_files())
         if not freed:
-            raise ModelLoadError(f"{name} is not here")
+            raise ModelLoadError(
+                f"{name} is not on this machine; `stonechat models list` shows the models that are"
+            )
         return freed
     cache = _scan()
     repos = cache.repos if cache is not None else ()
     repo = next((r for r in repos if r.repo_type == "model" and r.repo_id == name), None)
     if repo is None:
-        raise ModelLoadError(f"{name} is not here; `stonechat models list` tells what is")
+        raise ModelLoadError(
+            f"{name} is not on this machine; `stonechat models list` shows the models that are"
+        )
     freed = 0
     for path in sorted(repo.repo_path.glob("snapshots/*/**/*.gguf")):
         freed += sum(_remove_folder(folder) for folder in _conversions(path))
@@ -83,13 +90,13 @@ def remove_model(name: str) -> int:
 
 
 def _remove_with_conversions(path: Path, folder: Path) -> int:
-    return sum(_remove_folder(one) for one in [*_conversions(path), folder])
+    return sum(_remove_folder(target) for target in [*_conversions(path), folder])
 
 
 def _conversions(path: Path) -> list[Path]:
-    """Folders converted from a GGUF file."""
+    """Return the folders that were converted from a GGUF file."""
     key = sampled_hash([path])[:24]
-    return [one for one in (cache_root() / "gguf").glob(f"{key}-*") if one.is_dir()]
+    return [folder for folder in (cache_root() / "gguf").glob(f"{key}-*") if folder.is_dir()]
 
 
 def _remove_folder(folder: Path) -> int:

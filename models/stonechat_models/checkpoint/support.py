@@ -1,4 +1,4 @@
-"""What a model's config says about whether, and how far, the paged engine can serve it."""
+"""Decides from a config whether the paged engine can serve a model, and up to which length."""
 
 from typing import Any
 
@@ -6,40 +6,45 @@ from stonechat_models.errors import UnsupportedModelError
 
 SERVED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
-"""Rotary types whose frequencies change with the longest sequence at hand."""
+"""RoPE types whose frequencies depend on the longest sequence in a step."""
 
 
 def refuse_unserved_layers(config: dict[str, Any]) -> None:
-    """Raise `UnsupportedModelError` for layers whose state is not keys and values."""
+    """Raise `UnsupportedModelError` for a model that the paged engine cannot serve.
+
+    These are models with layers whose state is not keys and values, and encoder-decoder models.
+    """
     unserved = set(config.get("layer_types") or ()) - SERVED_LAYER_TYPES
     if unserved:
         raise UnsupportedModelError(
-            f"layers of type {', '.join(sorted(unserved))} keep a state that the paged KV cache "
-            "does not hold"
+            f"the paged KV cache cannot hold the state of {', '.join(sorted(unserved))} layers; "
+            "choose a model with attention layers only"
         )
     if config.get("is_encoder_decoder"):
-        raise UnsupportedModelError("encoder-decoder models are not served")
+        raise UnsupportedModelError(
+            "encoder-decoder models are not served; choose a decoder-only model"
+        )
 
 
 def context_length(config: dict[str, Any], requested: int | None) -> int:
-    """The longest sequence served right, in tokens; `requested` may lower it.
+    """Return the length in tokens up to which the model is served correctly, or `requested`.
 
-    Raises `UnsupportedModelError` when more is requested than can be served.
+    Raises `UnsupportedModelError` when `requested` is above that length.
     """
-    limit = _right_limit(config)
+    limit = _correct_length(config)
     if requested is None:
         return limit
     if requested > limit:
         raise UnsupportedModelError(
-            f"a context length of {requested} was asked for, and this model is right up to {limit}"
+            f"a context length of {requested} tokens exceeds this model's limit of {limit}"
         )
     return requested
 
 
-def _right_limit(config: dict[str, Any]) -> int:
+def _correct_length(config: dict[str, Any]) -> int:
     limits = [int(config[k]) for k in ("max_position_embeddings", "n_positions") if config.get(k)]
     limit = limits[0] if limits else 2048
-    if config.get("attention_chunk_size"):  # chunks are only expressed in a mask, which is lost
+    if config.get("attention_chunk_size"):  # only a mask holds the chunks, and none is built
         limit = min(limit, int(config["attention_chunk_size"]))
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     for parameters in (rope, *(v for v in rope.values() if isinstance(v, dict))):

@@ -1,4 +1,4 @@
-"""What this machine has and what a model would need, found without loading the model.
+"""Reports what this machine has and what a model needs, without loading the model.
 
 May import every other package of `stonechat_models`.
 """

@@ -1,4 +1,4 @@
-"""How fast a device's memory can be read: the bound on decoding one sequence."""
+"""Measures how fast a device's memory is read, which bounds the decoding of one sequence."""
 
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 from stonechat_models.hardware.cpus import usable_cpus
 
 ARRAY_BYTES = 256 * 2**20
-"""Read per thread and pass: far more than any cache a thread can call its own."""
+"""Bytes that each thread reads per pass: far more than its share of any cache."""
 GPU_ARRAY_BYTES = 2 * 2**30
 
 
 def measure_bandwidth(device: str = "cpu", num_threads: int | None = None) -> float:
-    """Bytes a second that `device` (cpu, cuda, cuda:1, mps) reads from its memory.
+    """Return how many bytes per second `device` (cpu, cuda, cuda:1, mps) reads from its memory.
 
-    On a CPU `num_threads` threads (default: one a usable processor) read separate arrays together;
-    on a GPU a copy counts once for reading and once for writing. The best of several passes, in
-    about a second. Raises `RuntimeError` when the device is not there or has no memory free.
+    On a CPU, `num_threads` threads (default: one per usable processor) read separate arrays at the
+    same time. On a GPU, a copy counts twice: once for reading and once for writing. The result is
+    the best of several passes and takes about a second. Raises `RuntimeError` when the device does
+    not exist or has no free memory, and `AssertionError` when torch is built without CUDA.
     """
     if device.partition(":")[0] == "cpu":
         return _cpu_bandwidth(num_threads or usable_cpus())
@@ -41,8 +42,8 @@ def _touched_array() -> NDArray[np.float32]:
 
 
 def _read(array: NDArray[np.float32]) -> float:
-    # A minimum keeps one running vector, so the reads are what takes the time; it also lets go
-    # of the interpreter lock.
+    # A minimum needs only one running vector, so reading takes most of the time. numpy releases
+    # the interpreter lock meanwhile.
     return float(array.min())
 
 

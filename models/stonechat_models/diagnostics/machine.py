@@ -1,4 +1,4 @@
-"""What this machine has that decides how models run: processors, memory, GPUs, libraries."""
+"""Finds what decides how models run on this machine: processors, memory, GPUs, libraries."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ INSTRUCTION_SETS = (
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU that torch can use; memory in bytes."""
+    """A GPU that torch can use. Memory is in bytes."""
 
     name: str
     kind: str
@@ -30,7 +30,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Facts only; memory in bytes. Versions are empty for packages that are not installed."""
+    """Facts about the machine. Memory is in bytes. The version of an absent package is empty."""
 
     system: str
     cpu: str
@@ -39,7 +39,7 @@ class Machine:
     num_cores: int
     """Physical cores among the usable processors."""
     cpu_quota: float | None
-    """Processors' worth of time that the cgroup allows; None: no limit."""
+    """CPU time that the cgroup allows, in processors. None: no limit."""
     instruction_sets: tuple[str, ...]
     total_memory: int
     free_memory: int
@@ -50,14 +50,15 @@ class Machine:
     package_versions: dict[str, str]
     compiler: str | None
     native_isa: str | None
-    """The instruction set that the compiled CPU path uses; None when it cannot be used."""
+    """The instruction set that the compiled CPU path uses. None: the path cannot be used."""
     native_refusal: str | None
+    """Why the compiled CPU path cannot be used. None: it can."""
     cache_folder: Path
     cache_free_bytes: int
 
 
 def inspect_machine(progress: Progress) -> Machine:
-    """Look at everything. Compiles the CPU kernels if that was not done yet."""
+    """Return the facts about this machine. Compiles the CPU kernels if they are not cached."""
     import torch
 
     from stonechat_models.backends.native.compile import find_compiler
@@ -106,17 +107,17 @@ def _gpus() -> tuple[Gpu, ...]:
 
     from stonechat_models.hardware.device import free_memory, total_memory
 
-    found = []
+    gpus = []
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         major, minor = torch.cuda.get_device_capability(device)
         name = torch.cuda.get_device_name(device)
         sizes = total_memory(device), free_memory(device)
-        found.append(Gpu(name, "cuda", *sizes, f"{major}.{minor}"))
+        gpus.append(Gpu(name, "cuda", *sizes, f"{major}.{minor}"))
     if torch.backends.mps.is_available():
         device = torch.device("mps")
-        found.append(Gpu("Apple GPU", "mps", total_memory(device), free_memory(device), ""))
-    return tuple(found)
+        gpus.append(Gpu("Apple GPU", "mps", total_memory(device), free_memory(device), ""))
+    return tuple(gpus)
 
 
 def _cpu_field(name: str) -> str:
@@ -124,8 +125,8 @@ def _cpu_field(name: str) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return ""
-    found = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in found if key.strip() == name), "")
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in fields if key.strip() == name), "")
 
 
 def _instruction_sets() -> tuple[str, ...]:

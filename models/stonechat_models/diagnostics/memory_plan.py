@@ -1,4 +1,4 @@
-"""What serving a model would take, worked out from its headers before anything is loaded."""
+"""Calculates from a model's headers what serving it takes, before anything is loaded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ NATIVE_KV_BYTES = 2
 NATIVE_FORMS: dict[Quantize, str] = {"auto": "as stored", "int8": "int8", "int4": "int4"}
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BITS = {"int8": 8.5, "int4": 5.0}
-"""Bits a weight with its scales, in groups of 32."""
+"""Bits per weight, with its share of the scales, in groups of 32 weights."""
 INT4_MULTIPLE = 1024
-"""Inputs to a multiple of which an int4 matrix on CUDA is filled up."""
+"""On CUDA, the inputs of an int4 matrix are padded to a multiple of this."""
 ROUTER_NAMES = (
     ".gate.weight",
     ".router.weight",
@@ -36,31 +36,31 @@ ROUTER_NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class ServingForm:
-    """One way to hold the weights. Sizes in bytes."""
+    """A precision and a backend that can serve a model. Sizes are in bytes."""
 
     name: str
     backend: str
     weight_bytes: int
     decode_bytes: int
-    """Weights that a decode step of one sequence reads."""
+    """Bytes of weights that a decode step of one sequence reads."""
     kv_bytes_per_token: int
     is_default: bool
-    """What is used when nothing is asked for."""
+    """Whether the settings, as they are, choose this form."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSurvey:
-    """A model before it is loaded. `refusal`: why it is not served; None: it is."""
+    """A model before it is loaded. `refusal` says why it is not served. None: it is served."""
 
     name: str
     architecture: str
     model_type: str
     num_parameters: int
     num_active_parameters: int
-    """Parameters that one token uses: fewer than all in a mixture of experts."""
+    """Parameters that one token uses. In a mixture of experts they are fewer than all."""
     stored_bytes: int
     stored_types: Mapping[str, int]
-    """Parameters by stored type."""
+    """Number of parameters per stored type."""
     max_model_len: int
     kv_elements_per_token: int
     device: str
@@ -68,28 +68,28 @@ class ModelSurvey:
     free_memory: int
     refusal: str | None
     native_refusal: str | None
-    """Why the compiled CPU path does not serve it; None: it does."""
+    """Why the compiled CPU path does not serve the model. None: it does."""
     forms: tuple[ServingForm, ...]
 
     def kv_budget(self, form: ServingForm, config: EngineConfig) -> int:
-        """Bytes of KV cache that would be taken, after the weights are loaded; 0: no room."""
+        """Return the bytes that the KV cache gets after the weights are loaded; 0: no room."""
         from stonechat_models.runtime.build import DEFAULT_KV_FRACTION, MAX_DEFAULT_CPU_KV_BYTES
 
-        left = max(0, self.free_memory - form.weight_bytes)
+        available = max(0, self.free_memory - form.weight_bytes)
         if config.kv_cache_bytes is not None:
-            return min(left, config.kv_cache_bytes)
+            return min(available, config.kv_cache_bytes)
         kind = self.device.partition(":")[0]
-        budget = int(left * (config.kv_cache_fraction or DEFAULT_KV_FRACTION[kind]))
+        budget = int(available * (config.kv_cache_fraction or DEFAULT_KV_FRACTION[kind]))
         if kind == "cpu" and config.kv_cache_fraction is None:
             budget = min(budget, MAX_DEFAULT_CPU_KV_BYTES)
         return budget
 
 
 def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
-    """Work out what the model of `config` would take on its device.
+    """Calculate what the model of `config` takes on its device.
 
-    Raises `ModelLoadError` when its headers cannot be read, or the device is not there. A model
-    that would be refused is surveyed as far as it goes, with `refusal` set.
+    Raises `ModelLoadError` when its headers cannot be read, or the device does not exist. A model
+    that would be refused is surveyed as far as possible, with `refusal` set.
     """
     from stonechat_models.hardware.device import choose_device, free_memory, total_memory
 
@@ -128,7 +128,7 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's part of a config that has others too."""
+    """Return the config of the language model, also from a config that has other parts."""
     nested = config.get("text_config")
     return {**config, **nested} if isinstance(nested, Mapping) else dict(config)
 
@@ -157,7 +157,7 @@ def _refuse_unknown(model_type: str) -> None:
 
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
-            f"transformers knows no causal language model of type {model_type}"
+            f"the installed transformers has no causal language model of type {model_type}"
         )
 
 
@@ -166,15 +166,15 @@ def _native_refusal(headers: ModelHeaders, config: EngineConfig, device_type: st
     from stonechat_models.backends.native.spec import read_spec
 
     if device_type != "cpu":
-        return f"it runs on the CPU, and the device is {device_type}"
+        return f"it runs only on a CPU, and the device is {device_type}"
     if config.backend == "transformers":
-        return "the transformers backend was asked for"
+        return "the settings name the transformers backend"
     if config.dtype != "auto":
-        return "a dtype was asked for, and it keeps weights as stored"
+        return "the settings name a dtype, and it keeps weights as stored"
     if config.kv_cache_dtype != "auto":
-        return f"it keeps keys and values in half precision, and not in {config.kv_cache_dtype}"
+        return f"it keeps keys and values in half precision, not in {config.kv_cache_dtype}"
     if find_compiler() is None:
-        return "there is no C++ compiler (g++ or clang++)"
+        return "there is no C++ compiler; install g++ or clang++"
     try:
         read_spec(dict(headers.config))
     except UnsupportedModelError as error:
@@ -183,10 +183,10 @@ def _native_refusal(headers: ModelHeaders, config: EngineConfig, device_type: st
 
 
 def _kv_elements(config: dict[str, Any]) -> int:
-    """Elements that keys and values of one token take over all layers."""
+    """Return how many elements the keys and values of one token have, over all layers."""
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
-    if config.get("kv_lora_rank"):  # latent attention, cached as the full keys and values it makes
+    if config.get("kv_lora_rank"):  # latent attention: the cache holds full keys and values
         key = int(config.get("qk_nope_head_dim") or 0) + int(config.get("qk_rope_head_dim") or 0)
         return layers * heads * (key + int(config.get("v_head_dim") or key))
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
@@ -221,57 +221,59 @@ def _forms(
     kv_elements: int,
 ) -> tuple[ServingForm, ...]:
     text = _text_config(headers.config)
-    tied = not any(_is_head(tensor) for tensor in weights)
+    is_tied = not any(_is_head(tensor) for tensor in weights)
 
-    def form(name: str, backend: str, size: Callable[[TensorHeader], int], own_kv_bytes: int,
+    def form(name: str, backend: str, size: Callable[[TensorHeader], int], default_kv_bytes: int,
              is_default: bool, head: int = 0) -> ServingForm:  # fmt: skip
-        """`head`: bytes of a head that is kept beside the embedding it is tied to."""
-        kv_bytes = {"auto": own_kv_bytes, "bfloat16": 2, "fp8": 1}[config.kv_cache_dtype]
+        """`head`: bytes of a head that is stored beside the embedding it is tied to."""
+        kv_bytes = {"auto": default_kv_bytes, "bfloat16": 2, "fp8": 1}[config.kv_cache_dtype]
         sizes = [(tensor, size(tensor)) for tensor in weights]
         return ServingForm(
             name=name,
             backend=backend,
             weight_bytes=sum(number for _, number in sizes) + head,
-            decode_bytes=_decode_bytes(text, sizes, has_head=not tied or head > 0) + head,
+            decode_bytes=_decode_bytes(text, sizes, has_head=not is_tied or head > 0) + head,
             kv_bytes_per_token=kv_elements * kv_bytes,
             is_default=is_default,
         )
 
     forms = []
     if native_refusal is None:
-        asked: Quantize = "auto" if config.quantize == "none" else config.quantize
+        requested: Quantize = "auto" if config.quantize == "none" else config.quantize
         for quantize, name in NATIVE_FORMS.items():
-            packed = partial(native_bytes, quantize=quantize)
-            forms.append(form(name, "native", packed, NATIVE_KV_BYTES, quantize == asked))
+            size_of = partial(native_bytes, quantize=quantize)
+            forms.append(form(name, "native", size_of, NATIVE_KV_BYTES, quantize == requested))
     if config.backend == "native":
         return tuple(forms)
     default = _default_dtype(headers, config, device_type)
     is_float = native_refusal is not None and config.quantize in ("auto", "none")
     for dtype, size in (("float32", 4), ("bfloat16", 2), ("float16", 2)):
         if device_type != "cpu" or dtype != "float16" or dtype == default:
-            plain = partial(_plain_bytes, size=size)
-            forms.append(form(dtype, "transformers", plain, size, is_float and dtype == default))
+            size_of = partial(_plain_bytes, size=size)
+            forms.append(form(dtype, "transformers", size_of, size, is_float and dtype == default))
     if device_type == "cuda":
         for precision in _gpu_precisions():
             size = 2 if precision != "int8" else DTYPE_BYTES[default]
-            mixed = partial(_gpu_bytes, precision=precision, size=size)
+            size_of = partial(_gpu_bytes, precision=precision, size=size)
             is_default = config.quantize == precision
-            forms.append(form(precision, "transformers", mixed, size, is_default))
+            forms.append(form(precision, "transformers", size_of, size, is_default))
         return tuple(forms)
-    # Quantised through PyTorch: on a CPU float32 beside the codes, elsewhere int8 alone.
+    # Quantised weights in PyTorch: int8 or int4 on a CPU, with the rest in float32; else only int8.
     size = 4 if device_type == "cpu" and config.dtype == "auto" else DTYPE_BYTES[default]
     for quantize in ("int8", "int4") if device_type == "cpu" else ("int8",):
         if native_refusal is None:
             break
-        mixed = partial(_mixed_bytes, bits=QUANTIZED_BITS[quantize], size=size)
-        head = sum(round(t.num_elements * 8.5 / 8) for t in weights if _is_input(t)) if tied else 0
+        size_of = partial(_mixed_bytes, bits=QUANTIZED_BITS[quantize], size=size)
+        head = (
+            sum(round(t.num_elements * 8.5 / 8) for t in weights if _is_input(t)) if is_tied else 0
+        )
         is_default = config.quantize == quantize
-        forms.append(form(quantize, "transformers", mixed, size, is_default, head))
+        forms.append(form(quantize, "transformers", size_of, size, is_default, head))
     return tuple(forms)
 
 
 def native_bytes(tensor: TensorHeader, quantize: Quantize) -> int:
-    """Bytes of a tensor in the compiled path, scales included; vectors are kept as float32."""
+    """Return the bytes of a tensor in the compiled path, scales included. Vectors are float32."""
     from stonechat_models.backends.native.bindings import Kind
     from stonechat_models.backends.native.weight_plan import kept_kind
 
@@ -283,8 +285,8 @@ def native_bytes(tensor: TensorHeader, quantize: Quantize) -> int:
     }  # fmt: skip
     is_end = _is_input(tensor) or _is_head(tensor)
     is_router = tensor.name.endswith((".gate.weight", "ffn_gate_inp.weight"))
-    kept: Quantize = "auto" if is_router else quantize
-    kind = kept_kind(tensor.type_name, kept, is_end=is_end)
+    target: Quantize = "auto" if is_router else quantize
+    kind = kept_kind(tensor.type_name, target, is_end=is_end)
     return round(tensor.num_elements * bits[kind] / 8)
 
 
@@ -293,14 +295,17 @@ def _plain_bytes(tensor: TensorHeader, size: int) -> int:
 
 
 def _mixed_bytes(tensor: TensorHeader, bits: float, size: int) -> int:
-    """Linears and experts in codes, the head in 8 bits; embedding, routers, vectors as they are."""
+    """Return the bytes of a tensor when linear layers and experts have `bits` per weight.
+
+    The head has 8 bits and scales. The embedding, routers and vectors keep `size` bytes per weight.
+    """
     if len(tensor.shape) < 2 or _is_input(tensor) or tensor.name.endswith(ROUTER_NAMES):
         return tensor.num_elements * size
     return round(tensor.num_elements * (8.5 if _is_head(tensor) else bits) / 8)
 
 
 def _gpu_precisions() -> list[Precision]:
-    """What the first CUDA device can have."""
+    """Return the precisions that the first CUDA device supports."""
     import torch
 
     from stonechat_models.backends.quantization.device_support import LEAST_CAPABILITY
@@ -310,7 +315,10 @@ def _gpu_precisions() -> list[Precision]:
 
 
 def _gpu_bytes(tensor: TensorHeader, precision: Precision, size: int) -> int:
-    """Linears that fit in codes (`torchao_linear`); the head, experts and all else as they are."""
+    """Return the bytes of a tensor on CUDA, where linear layers are quantised if they fit.
+
+    See `torchao_linear`. The head, experts and all else keep `size` bytes per weight.
+    """
     names = (*INPUT_NAMES, *HEAD_NAMES, *ROUTER_NAMES)
     is_linear = len(tensor.shape) == 2 and not tensor.name.endswith(names)
     if not is_linear or tensor.name in (GGUF_INPUT, GGUF_HEAD) or _is_expert(tensor):
@@ -342,6 +350,6 @@ def _decode_bytes(
     total = 0.0
     for tensor, size in sizes:
         if has_head and _is_input(tensor):
-            continue  # one row of it is read
+            continue  # a step reads one row of it
         total += size * share if _is_expert(tensor) else size
     return round(total)

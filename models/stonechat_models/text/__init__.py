@@ -1,4 +1,4 @@
-"""Token ids to text and back: tokenizer, detokenizer, stop strings and the output of a choice.
+"""Turns token ids into text and back: tokenizer, detokenizer, stop strings, output of a choice.
 
 May import `sampling` and the modules at the root.
 """

@@ -1,4 +1,4 @@
-"""Token ids to text, one token at a time, never splitting a character."""
+"""Turns token ids into text, one token at a time. It never splits a character."""
 
 import codecs
 
@@ -6,47 +6,47 @@ from stonechat_models.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Joins tokens' bytes into text; all of it together is what `Tokenizer.decode` returns.
+    """Joins the bytes of tokens into text. All of it together is what `Tokenizer.decode` returns.
 
-    Bytes that may still become a character wait; what cannot becomes U+FFFD.
+    Bytes that may still become a character are held back. Invalid bytes become U+FFFD.
     """
 
-    __slots__ = ("_at_start", "_tokenizer", "_waiting", "num_chars")
+    __slots__ = ("_at_start", "_pending", "_tokenizer", "num_chars")
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._waiting = b""
+        self._pending = b""
         self._at_start = True
         self.num_chars = 0
-        """Characters returned so far."""
+        """Number of characters returned so far."""
 
     def add(self, token_id: int) -> str:
         """Return the text that `token_id` completes, which may be empty."""
         data = self._piece(token_id)
-        if not self._waiting and data.isascii():
+        if not self._pending and data.isascii():
             self.num_chars += len(data)
             return data.decode("ascii")
-        data = self._waiting + data
-        text, used = codecs.utf_8_decode(data, "replace", False)
-        self._waiting = data[used:]
+        data = self._pending + data
+        text, num_used = codecs.utf_8_decode(data, "replace", False)
+        self._pending = data[num_used:]
         self.num_chars += len(text)
         return text
 
     def flush(self) -> str:
-        """Return what the bytes still waiting come to: U+FFFD, or nothing."""
-        text = self._waiting.decode("utf-8", "replace")
-        self._waiting = b""
+        """Return the text of the bytes held back: U+FFFD, or nothing."""
+        text = self._pending.decode("utf-8", "replace")
+        self._pending = b""
         self.num_chars += len(text)
         return text
 
     def start_of(self, token_id: int) -> int:
-        """Return the index of the character in which `token_id`, if added next, begins.
+        """Return the index of the character in which `token_id` begins if it is added next.
 
-        That is the character under way when the token's first byte carries it on.
+        That is the unfinished character if the token's first byte continues it.
         """
-        if not self._waiting:
+        if not self._pending:
             return self.num_chars
-        joined = self._waiting + self._tokenizer.token_bytes(token_id)[:1]
+        joined = self._pending + self._tokenizer.token_bytes(token_id)[:1]
         text, _ = codecs.utf_8_decode(joined, "replace", False)
         is_cut_off = text.startswith("\ufffd") and joined != b"\xef\xbf\xbd"
         return self.num_chars + is_cut_off

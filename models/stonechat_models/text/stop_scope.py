@@ -1,13 +1,13 @@
-"""Follows a text into and out of the part that stop strings count in (see `StopScope`)."""
+"""Finds the parts of a text in which stop strings count (see `StopScope`)."""
 
 from stonechat_models.text.stop_strings import StopStrings
 from stonechat_models.types import StopScope
 
 
 class ScopeTracker:
-    """Splits one text, which arrives in pieces, at the borders of its scope.
+    """Splits a text that arrives in pieces where stop strings start or cease to count.
 
-    Where the text may begin reasoning it waits until it does, or does not.
+    Text that may begin reasoning is held back until it is clear whether it does.
     """
 
     def __init__(self, scope: StopScope) -> None:
@@ -15,34 +15,34 @@ class ScopeTracker:
         self._until = StopStrings(scope.until)
         self._unless = scope.unless
         self._is_opening = bool(scope.unless)
-        self._waiting = ""
-        self._counts = False
+        self._pending = ""
+        self._is_counting = False
         self._match = self._after.new_match()
 
     def split(self, text: str, is_last: bool = False) -> list[tuple[str, bool]]:
-        """The pieces that can be told so far, and whether stop strings count in each."""
+        """Return the pieces that are decided so far, each with whether stop strings count in it."""
         if self._is_opening:
-            text = self._waiting + text
-            begun = text.lstrip()
-            if not is_last and begun != self._unless and self._unless.startswith(begun):
-                self._waiting = text
+            text = self._pending + text
+            stripped = text.lstrip()
+            if not is_last and stripped != self._unless and self._unless.startswith(stripped):
+                self._pending = text
                 return []
             self._is_opening = False
-            if not begun.startswith(self._unless):
-                self._turn()
+            if not stripped.startswith(self._unless):
+                self._toggle()
         pieces: list[tuple[str, bool]] = []
         while text:
-            end, mark = self._match.find(text)
+            end, marker = self._match.find(text)
             if end < 0:
-                pieces.append((text, self._counts))
+                pieces.append((text, self._is_counting))
                 break
-            start = max(0, end - len(mark)) if self._counts else 0
+            start = max(0, end - len(marker)) if self._is_counting else 0
             pieces += [(text[:start], True)] if start else []
             pieces.append((text[start:end], False))
             text = text[end:]
-            self._turn()
+            self._toggle()
         return pieces
 
-    def _turn(self) -> None:
-        self._counts = not self._counts
-        self._match = (self._until if self._counts else self._after).new_match()
+    def _toggle(self) -> None:
+        self._is_counting = not self._is_counting
+        self._match = (self._until if self._is_counting else self._after).new_match()

@@ -1,8 +1,8 @@
-"""The exact bytes that a vocabulary's tokens stand for, as its decoder spells them out.
+"""Finds the exact bytes of a vocabulary's tokens, as its decoder spells them.
 
-Three families: byte-level BPE (GPT-2's printable alphabet for the 256 bytes), SentencePiece with
-byte fallback (`<0xNN>` tokens), and whatever else a `tokenizers` decoder does token by token
-(metaspace, WordPiece, word-end suffixes), which is found by decoding a token between two others.
+There are three families. Byte-level BPE uses GPT-2's printable alphabet for the 256 bytes.
+SentencePiece with byte fallback has `<0xNN>` tokens. For every other decoder that works token by
+token (metaspace, WordPiece, word-end suffixes), a token is decoded between two others.
 """
 
 import json
@@ -18,17 +18,17 @@ _ANCHOR = "a"
 
 
 class TokenSpelling(Protocol):
-    """Spells tokens out, given as the vocabulary writes them."""
+    """Turns a token, as the vocabulary writes it, into bytes."""
 
     def bytes_of(self, token: str) -> bytes:
         """Return the bytes of a token in the middle of a text."""
 
     def bytes_at_start(self, token: str) -> bytes:
-        """Return the bytes of a token that begins a text: some decoders drop a leading space."""
+        """Return the bytes of a token at the start of a text, where some decoders drop a space."""
 
 
 def token_spelling(backend: Backend) -> TokenSpelling:
-    """Return the way in which `backend` spells its tokens out."""
+    """Return the spelling of `backend`'s tokens."""
     kinds = _decoder_kinds(backend)
     if "ByteLevel" in kinds:
         return ByteLevelSpelling(frozenset(t.content for t in _added_tokens(backend)))
@@ -36,15 +36,15 @@ def token_spelling(backend: Backend) -> TokenSpelling:
 
 
 class ByteLevelSpelling:
-    """Each character of a token is one byte; added tokens are text as it stands."""
+    """Each character of a token is one byte. Added tokens are plain text."""
 
-    def __init__(self, added: frozenset[str]) -> None:
-        self._added = added
+    def __init__(self, added_tokens: frozenset[str]) -> None:
+        self._added_tokens = added_tokens
         self._to_latin1 = {ord(char): byte for byte, char in enumerate(_byte_alphabet())}
         self._alphabet = frozenset(self._to_latin1)
 
     def bytes_of(self, token: str) -> bytes:
-        if token in self._added or not self._alphabet.issuperset(map(ord, token)):
+        if token in self._added_tokens or not self._alphabet.issuperset(map(ord, token)):
             return token.encode("utf-8")
         return token.translate(self._to_latin1).encode("latin-1")
 
@@ -52,7 +52,7 @@ class ByteLevelSpelling:
 
 
 class DecoderSpelling:
-    """Reads a token's text off what a decoder makes of it beside other tokens."""
+    """Decodes a token beside other tokens, and takes its text from the result."""
 
     def __init__(self, decode: Callable[[list[str]], str], *, has_byte_tokens: bool) -> None:
         self._decode = decode
@@ -84,14 +84,14 @@ class DecoderSpelling:
 
 
 def _byte_alphabet() -> list[str]:
-    """Return GPT-2's character for each byte: itself where printable, else from U+0100 on."""
+    """Return GPT-2's character for each byte: itself if printable, else one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _decoder_kinds(backend: Backend) -> set[str]:
-    """Return the names of the decoder's steps, none for a tokenizer without one."""
+    """Return the types of the decoder's steps, or an empty set if there is no decoder."""
     if backend.decoder is None:
         return set()
     description = json.loads(backend.decoder.__getstate__())

@@ -1,4 +1,4 @@
-"""Text to token ids and back, on the `tokenizers` library alone, so that it loads quickly."""
+"""Turns text into token ids and back. It needs only the `tokenizers` library, to load quickly."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,26 +12,26 @@ from stonechat_models.text.token_bytes import token_spelling
 from stonechat_models.text.tokenizer_config import TokenizerFiles, read_tokenizer_files
 
 LONG_TEXT = 16_384
-"""Characters from which on a text is encoded without the interpreter lock."""
+"""A text of at least this many characters is encoded without the interpreter lock."""
 
 
 class Tokenizer:
-    """A model's vocabulary. Safe to share among threads.
+    """A model's vocabulary. Threads can share it.
 
-    A text is the UTF-8 reading of its tokens' bytes, each invalid part of them one U+FFFD. For
-    valid UTF-8 this is what the `tokenizers` library decodes, a leading space dropped alike.
+    The text of tokens is their bytes decoded as UTF-8. Each invalid part becomes one U+FFFD. For
+    valid UTF-8 the text equals that of the `tokenizers` library, a dropped leading space included.
     """
 
     path: Path
-    """The `tokenizer.json` it was read from."""
+    """The `tokenizer.json` that the vocabulary comes from."""
     vocab_size: int
-    """Ids are below this; the model's logits may be wider."""
+    """All ids are below this. The model's logits may be wider."""
     special_ids: frozenset[int]
-    """Control tokens, which `decode` skips when asked."""
+    """Control tokens, which `decode` skips by default."""
     eos_token_ids: frozenset[int]
-    """Tokens that end an answer: the tokenizer's own and those of the generation config."""
+    """Tokens that end an answer: that of the tokenizer, and those of the generation config."""
     special_tokens: Mapping[str, str]
-    """bos_token, eos_token, …: their texts, for chat templates."""
+    """The texts of bos_token, eos_token, …, for chat templates."""
     chat_templates: Mapping[str, str]
     """Jinja sources by name."""
 
@@ -53,35 +53,35 @@ class Tokenizer:
         self._spelling = token_spelling(backend)
         self._bytes: list[bytes | None] = [None] * self.vocab_size
         self._texts: dict[int, str] = {}
-        """What `token_text` has been asked for."""
+        """The texts that `token_text` has returned, by id."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
-        """Read a model folder. Raises `ModelLoadError` without a readable `tokenizer.json`."""
+        """Read a model folder. Raises `ModelLoadError` if it has no readable `tokenizer.json`."""
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise ModelLoadError(f"{folder} has no tokenizer.json")
+            raise ModelLoadError(f"{folder} has no tokenizer.json; name a folder that has one")
         try:
             backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise ModelLoadError(f"cannot read {path}: {error}") from error
+        except Exception as error:  # the library raises no narrower type
+            raise ModelLoadError(f"cannot read {path}; download it again: {error}") from error
         return cls(backend, read_tokenizer_files(folder), path)
 
     @property
     def chat_template(self) -> str | None:
-        """The usual chat template, if the model has one."""
+        """The default chat template, or None if the model has none."""
         return self.chat_templates.get("default")
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Return the ids of `text`; special tokens written out in it become their ids.
+        """Return the ids of `text`. The text of a special token becomes the token's id.
 
-        `add_special_tokens`: with what the tokenizer puts around a text (BOS), which chat
-        templates write out themselves. A megabyte takes about half a second, in which other
-        threads run: call it in a thread of its own for long texts.
+        `add_special_tokens` adds what the tokenizer puts around a text (BOS). Chat templates write
+        that themselves. A megabyte takes about half a second. Other threads run meanwhile, so call
+        this in a thread of its own for long texts.
         """
         if len(text) < LONG_TEXT:
             encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
-        else:  # `encode` holds the lock all the time, a batch of one does not
+        else:  # `encode` holds the lock throughout; a batch of one does not
             encoding = self._backend.encode_batch_fast(
                 [text], add_special_tokens=add_special_tokens
             )[0]
@@ -89,7 +89,7 @@ class Tokenizer:
         return ids
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of `token_ids`; ids outside the vocabulary are passed over."""
+        """Return the text of `token_ids`. Ids outside the vocabulary are skipped."""
         pieces: list[bytes] = []
         for token_id in token_ids:
             if skip_special_tokens and token_id in self.special_ids:
@@ -101,23 +101,23 @@ class Tokenizer:
         return b"".join(pieces).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return a token's exact bytes, which may be part of a character; b"" if there is none."""
+        """Return a token's exact bytes, perhaps a part of a character; b"" for an unknown id."""
         if not 0 <= token_id < self.vocab_size:
             return b""
-        known = self._bytes[token_id]
-        if known is None:
+        data = self._bytes[token_id]
+        if data is None:
             token = self._backend.id_to_token(token_id)
-            known = b"" if token is None else self._spelling.bytes_of(token)
-            self._bytes[token_id] = known
-        return known
+            data = b"" if token is None else self._spelling.bytes_of(token)
+            self._bytes[token_id] = data
+        return data
 
     def bytes_at_start(self, token_id: int) -> bytes:
-        """Return the bytes of a token that begins a text, where decoders may drop a space."""
+        """Return a token's bytes at the start of a text, where decoders may drop a space."""
         token = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
         return b"" if token is None else self._spelling.bytes_at_start(token)
 
     def token_text(self, token_id: int) -> str:
-        """Return a token's own text, U+FFFD for what is not a whole character."""
+        """Return a token's own text. An incomplete character becomes U+FFFD."""
         text = self._texts.get(token_id)
         if text is None:
             text = self.token_bytes(token_id).decode("utf-8", "replace")
@@ -127,7 +127,7 @@ class Tokenizer:
 
 
 def _flag_special(backend: Backend, texts: frozenset[str]) -> None:
-    """Make special what the configuration calls so and the vocabulary has without saying it."""
+    """Mark as special the tokens of `texts` that the vocabulary has but does not mark itself."""
     flagged = {
         token.content for token in backend.get_added_tokens_decoder().values() if token.special
     }

@@ -1,4 +1,4 @@
-"""What the files beside a `tokenizer.json` say: special tokens, end tokens, chat templates."""
+"""Reads the files beside a `tokenizer.json`: special tokens, end tokens, chat templates."""
 
 import json
 from dataclasses import dataclass, field
@@ -20,20 +20,23 @@ _DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """Read from a model folder; whatever a folder lacks is empty."""
+    """What a model folder says of its tokenizer. A field is empty if the folder does not say it."""
 
     special_tokens: dict[str, str] = field(default_factory=dict)
-    """bos_token, eos_token, …: their texts."""
+    """The texts of bos_token, eos_token, …"""
     special_texts: frozenset[str] = frozenset()
-    """Every text that the configuration calls special, those above included."""
+    """All texts that the configuration calls special, those of `special_tokens` included."""
     eos_token_ids: frozenset[int] = frozenset()
-    """Of the generation configuration, or of the model's where there is none."""
+    """Those of the generation config. If it has none, those of the model's config."""
     chat_templates: dict[str, str] = field(default_factory=dict)
-    """Jinja sources by name; the usual one is `default`."""
+    """Jinja sources by name. The usual template is `default`."""
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Read what `folder` has. Raises `ModelLoadError` for a file that is no JSON object."""
+    """Read the files that `folder` has.
+
+    Raises `ModelLoadError` for a file that cannot be read or is not a JSON object.
+    """
     config = {**_read_json(folder / "special_tokens_map.json")}
     config.update(_read_json(folder / "tokenizer_config.json"))
     special_tokens = {
@@ -53,31 +56,31 @@ def _read_json(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {path}: {error}") from error
+        raise ModelLoadError(f"cannot read {path}; download it again: {error}") from error
     if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} is no JSON object")
+        raise ModelLoadError(f"{path} is not a JSON object; download it again")
     return content
 
 
 def _token_text(value: object) -> str | None:
-    """Return a token's text, which is written as a string or as an object with `content`."""
+    """Return the text of a token that is written as a string or as an object with `content`."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) and value else None
 
 
 def _other_special_texts(config: dict[str, object]) -> frozenset[str]:
-    listed: list[object] = []
+    tokens: list[object] = []
     for name in ("additional_special_tokens", "extra_special_tokens"):
         value = config.get(name)
         if isinstance(value, dict):
-            listed.extend(value.values())
+            tokens.extend(value.values())
         elif isinstance(value, list):
-            listed.extend(value)
-    added = config.get("added_tokens_decoder")
-    if isinstance(added, dict):
-        listed.extend(t for t in added.values() if isinstance(t, dict) and t.get("special"))
-    return frozenset(text for item in listed if (text := _token_text(item)))
+            tokens.extend(value)
+    added_tokens = config.get("added_tokens_decoder")
+    if isinstance(added_tokens, dict):
+        tokens.extend(t for t in added_tokens.values() if isinstance(t, dict) and t.get("special"))
+    return frozenset(text for item in tokens if (text := _token_text(item)))
 
 
 def _eos_token_ids(folder: Path) -> frozenset[int]:
@@ -87,28 +90,28 @@ def _eos_token_ids(folder: Path) -> frozenset[int]:
         if value is None and isinstance(inner := config.get("text_config"), dict):
             value = inner.get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
-        found = frozenset(i for i in ids if isinstance(i, int))
-        if found:
-            return found
+        token_ids = frozenset(i for i in ids if isinstance(i, int))
+        if token_ids:
+            return token_ids
     return frozenset()
 
 
 def _chat_templates(folder: Path, config: dict[str, object]) -> dict[str, str]:
-    """Collect templates; files of their own come before what the configuration holds."""
-    found: dict[str, str] = {}
+    """Return the chat templates. Separate template files override those of the configuration."""
+    templates: dict[str, str] = {}
     for source in (_read_json(folder / "chat_template.json"), config):
         value = source.get("chat_template")
         if isinstance(value, str):
-            found[_DEFAULT] = value
+            templates[_DEFAULT] = value
         elif isinstance(value, list):
-            found.update(
+            templates.update(
                 (str(item["name"]), str(item["template"]))
                 for item in value
                 if isinstance(item, dict) and "name" in item and "template" in item
             )
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = path.read_text(encoding="utf-8")
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        found[_DEFAULT] = own.read_text(encoding="utf-8")
-    return found
+        templates[path.stem] = path.read_text(encoding="utf-8")
+    template_file = folder / "chat_template.jinja"
+    if template_file.is_file():
+        templates[_DEFAULT] = template_file.read_text(encoding="utf-8")
+    return templates

@@ -1,1 +1,1 @@
-"""Text of one choice to content, reasoning and calls; one format of tool calls a file."""
+"""Parse the text of a choice into content, reasoning and tool calls; one file per call format."""

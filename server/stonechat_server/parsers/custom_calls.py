@@ -1,4 +1,4 @@
-"""Calls of custom tools, the same in every format: the input stands as it is between two tags.
+"""Reads calls of custom tools. In every format the input stands verbatim between two tags:
 
 <custom_tool_call name="NAME">
 INPUT
@@ -18,8 +18,8 @@ CLOSING = "\n</custom_tool_call>"
 class CustomCallReader:
     """A `SectionReader` of one call.
 
-    A closing tag counts only if the answer ends there or another call follows (`triggers`), so
-    an input may hold one.
+    A closing tag counts only if the answer ends there or another call follows (one of `triggers`).
+    The input may therefore contain the tag itself.
     """
 
     rest: str | None = None
@@ -29,7 +29,7 @@ class CustomCallReader:
         self._triggers = triggers
         self._raw = ""
         self._held = ""
-        """Input that may be part of the closing tag, or what follows a tag that may be closing."""
+        """Text held back: a possible part of the closing tag, or the text after a possible one."""
         self._state: Callable[[str], list[CallEvent]] = self._before_input
 
     @property
@@ -53,23 +53,23 @@ class CustomCallReader:
         return events
 
     def _before_input(self, char: str) -> list[CallEvent]:
-        head, found, name = self._raw.partition(BEFORE_NAME)
-        is_open = found and not head and '"' not in name
-        if (not found and BEFORE_NAME.startswith(self._raw)) or is_open:
+        head, opening, name = self._raw.partition(BEFORE_NAME)
+        is_open = opening and not head and '"' not in name
+        if (not opening and BEFORE_NAME.startswith(self._raw)) or is_open:
             return []
-        if not found or head:
-            return self._broken()
+        if not opening or head:
+            return self._end_with_rest()
         name, _, tail = name.partition('"')
         if tail and not AFTER_NAME[1:].startswith(tail):
-            return self._broken()
+            return self._end_with_rest()
         if tail != AFTER_NAME[1:]:
             return []
         if name not in self._names:
-            return self._broken()
+            return self._end_with_rest()
         self._state = self._in_input
         return [CallStart(name, "custom")]
 
-    def _broken(self) -> list[CallEvent]:
+    def _end_with_rest(self) -> list[CallEvent]:
         self.rest = self._raw
         return []
 
@@ -79,10 +79,10 @@ class CustomCallReader:
             text, self._held = self._held[: -len(CLOSING)], ""
             self._state = self._after_closing
             return [CallArguments(text)] if text else []
-        keep = hold_back(self._held, (CLOSING,))
+        num_held = hold_back(self._held, (CLOSING,))
         text, self._held = (
-            self._held[: len(self._held) - keep],
-            self._held[len(self._held) - keep :],
+            self._held[: len(self._held) - num_held],
+            self._held[len(self._held) - num_held :],
         )
         return [CallArguments(text)] if text else []
 
@@ -97,6 +97,6 @@ class CustomCallReader:
         text, self._held = CLOSING + self._held, ""
         self._state = self._in_input
         events: list[CallEvent] = [CallArguments(text[0])]
-        for one in text[1:]:
-            events += self._state(one)
+        for held_char in text[1:]:
+            events += self._state(held_char)
         return events

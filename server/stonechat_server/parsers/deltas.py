@@ -1,4 +1,4 @@
-"""The seam between a choice's text and its message: content, reasoning or calls of tools."""
+"""The interface between a choice's text and its message: content, reasoning or tool calls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A fragment of call `index`; `id` and `name` come with its first fragment only."""
+    """A fragment of call `index`; only its first fragment has `id` and `name`."""
 
     index: int
     arguments: str = ""
@@ -34,7 +34,7 @@ ParsedDelta = ContentDelta | ReasoningDelta | ToolCallDelta
 
 
 class DeltaParser(Protocol):
-    """Reads the text of one choice as it comes. It may hold text back until `finished`."""
+    """Parses the text of one choice piece by piece. It may hold text back until `finished`."""
 
     @property
     def in_reasoning(self) -> bool:
@@ -42,17 +42,17 @@ class DeltaParser(Protocol):
 
     @property
     def is_call_cut(self) -> bool:
-        """Whether the latest call's arguments, or its input, have not come to their end."""
+        """Whether the latest call's arguments, or its input, are incomplete."""
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
-        """What `text` adds; with `finished`, also everything held back."""
+        """Return the deltas of `text`; with `finished`, also those of the text held back."""
 
 
 ParserFactory = Callable[[], DeltaParser]
 
 
 class ContentParser:
-    """All text is content."""
+    """A `DeltaParser` for which all text is content."""
 
     in_reasoning = False
     is_call_cut = False

@@ -1,10 +1,11 @@
-"""gpt-oss: an answer of messages with channels, reasoning and calls among them ("harmony").
+"""Parses answers of gpt-oss ("harmony"): messages with channels for text, reasoning and calls.
 
-A message is `<|start|>assistant`, which the prompt has for the first one, a header, `<|message|>`,
-the text, and `<|end|>`. The header names the channel: `analysis` is reasoning, `final` the answer,
-`commentary` what is said to the user before a call. A call has its recipient in the header, before
-the channel or after it: `<|channel|>commentary to=functions.NAME <|constrain|>json`; it ends the
-answer, so there is one call at most.
+A message consists of `<|start|>assistant`, a header, `<|message|>`, the text, and `<|end|>`. The
+`<|start|>assistant` of the first message is part of the prompt. The header names the channel:
+`analysis` is reasoning, `final` the answer, `commentary` a text to the user before a call. The
+header of a call also names its recipient, before or after the channel:
+`<|channel|>commentary to=functions.NAME <|constrain|>json`. A call ends the answer, so an answer
+has at most one.
 """
 
 import re
@@ -33,15 +34,15 @@ VISIBLE_HEADERS = tuple(
 _ENDS = (END, CALL, RETURN, START)
 _RECIPIENT = re.compile(r"\bto=functions\.([a-zA-Z0-9_-]+)")
 _GAP = "\n\n"
-"""Between the texts of two messages of a kind."""
+"""Separates the texts of two messages of the same kind."""
 
 
 @dataclass(slots=True)
 class HarmonyParser:
-    """A `DeltaParser`. `inner` gets the text of messages to the user.
+    """A `DeltaParser`. `inner` parses the text of messages to the user.
 
-    `is_open`: the prompt ends within such a message. Without `has_reasoning` reasoning is content.
-    An answer that does not begin with a header is one such message.
+    `is_open` means that the prompt ends inside such a message. Without `has_reasoning` reasoning is
+    content. An answer that does not begin with a header counts as one message to the user.
     """
 
     names: ToolNames | None
@@ -57,9 +58,9 @@ class HarmonyParser:
     _scanner: JsonScanner = field(default_factory=JsonScanner, init=False)
     _is_cut: bool = field(default=False, init=False)
     _gap: str = field(default="", init=False)
-    """What goes before the message's text."""
+    """Separator that precedes the message's text."""
     _kinds: set[bool] = field(default_factory=set, init=False)
-    """Whether there was reasoning (True), and text for the user (False)."""
+    """Kinds of text so far: True for reasoning, False for text to the user."""
 
     def __post_init__(self) -> None:
         self._is_header = not self.is_open
@@ -85,16 +86,16 @@ class HarmonyParser:
         if self._is_first and not _may_be_header(self._held, finished):
             self._is_header = self._is_first = False
             return True
-        header, found, rest = self._held.partition(MESSAGE)
-        if found:
+        header, marker, rest = self._held.partition(MESSAGE)
+        if marker:
             self._held, self._is_header, self._is_first = rest, False, False
             self._open(header)
-        return bool(found)
+        return bool(marker)
 
     def _open(self, header: str) -> None:
         recipient = _RECIPIENT.search(header)
-        known = self.names.functions if self.names is not None else ()
-        self._call = recipient[1] if recipient is not None and recipient[1] in known else None
+        functions = self.names.functions if self.names is not None else ()
+        self._call = recipient[1] if recipient is not None and recipient[1] in functions else None
         self._in_reasoning = f"{CHANNEL}analysis" in header and self._call is None
         self._is_cut = self._call is not None
         self._scanner = JsonScanner()
@@ -105,8 +106,8 @@ class HarmonyParser:
         ends = [(self._held.find(end), end) for end in _ENDS if end in self._held]
         position, end = min(ends, default=(-1, ""))
         if position < 0:
-            keep = 0 if finished else hold_back(self._held, _ENDS)
-            position = len(self._held) - keep
+            num_held = 0 if finished else hold_back(self._held, _ENDS)
+            position = len(self._held) - num_held
         text, self._held = self._held[:position], self._held[position + len(end) :]
         self._emit(text, deltas)
         if end:
@@ -132,18 +133,18 @@ class HarmonyParser:
         for char in text if self._is_cut else "":
             arguments += char
             if self._scanner.push(char):
-                self._is_cut = False  # nothing after the object is part of it
+                self._is_cut = False  # text after the object is not part of the call
                 break
         if arguments:
             deltas.append(ToolCallDelta(index=self._num_calls - 1, arguments=arguments))
 
 
 def _may_be_header(text: str, finished: bool) -> bool:
-    """Whether an answer that begins like this may begin with a header."""
-    begun = text.lstrip()
+    """Whether an answer that begins with `text` may begin with a header."""
+    beginning = text.lstrip()
     if finished:
-        return begun.startswith((CHANNEL, "to=functions."))
+        return beginning.startswith((CHANNEL, "to=functions."))
     return any(
-        begun.startswith(opening) or opening.startswith(begun)
+        beginning.startswith(opening) or opening.startswith(beginning)
         for opening in (CHANNEL, "to=functions.")
     )

@@ -12,10 +12,11 @@ _ARGUMENT_KEYS = ("arguments", "parameters")
 
 
 class JsonCallsReader(LayoutReader[JsonLayout]):
-    """A `SectionReader`. A call of a name that is not in `names` is not a call but text.
+    """A `SectionReader`. A call whose name is not in `names` is text.
 
-    Arguments come out as they come in. Objects with their keys in another order, or with further
-    keys, are read too; their arguments come out at their end.
+    Arguments are emitted character by character. If other keys precede them, or the keys are in
+    another order, they are emitted when the call's object ends. Keys after the arguments are
+    ignored.
     """
 
     def __init__(self, layout: JsonLayout, names: Collection[str]) -> None:
@@ -28,7 +29,7 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
             self.rest = "" if self._num_calls else self._raw
         return []
 
-    def _used(self) -> None:
+    def _consume_raw(self) -> None:
         self._raw = ""
 
     def _in_name(self, char: str) -> list[CallEvent]:
@@ -40,17 +41,17 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
 
     def _after_name(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):
-            return self._misread()
+            return self._handle_mismatch()
         if self._matcher.matched is None:
             return []
         if self._name not in self._names:
-            return self._broken()
+            return self._end_with_rest()
         if self._layout.after_number and not self._number:
             self._state = self._in_number
             return []
         self._num_calls += 1
         self.is_cut = True
-        self._used()
+        self._consume_raw()
         self._scanner, self._state = JsonScanner(), self._in_arguments
         return [CallStart(self._name, id=self._id())]
 
@@ -59,7 +60,7 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
             self._number += char
             return []
         if not self._number:
-            return self._broken()
+            return self._end_with_rest()
         self._expect([self._layout.after_number], self._after_name)
         return self._after_name(char)
 
@@ -72,11 +73,11 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
 
     def _in_arguments(self, char: str) -> list[CallEvent]:
         if self._scanner.is_outside and char != "{":
-            # Whitespace before the object; anything else is no object and ends the call.
+            # Only whitespace may precede the arguments object. Anything else ends the section.
             if char.isspace():
                 return []
-            return self._broken()
-        self._used()
+            return self._end_with_rest()
+        self._consume_raw()
         if self._scanner.push(char):
             self.is_cut = False
             self._expect([self._layout.after_arguments], self._after_arguments)
@@ -89,7 +90,7 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
             self._scanner, self._state = JsonScanner(depth=1), self._in_other_keys
             return []
         if not self._matcher.push(char):
-            return self._broken()
+            return self._end_with_rest()
         if self._matcher.matched is not None:
             self._end_call()
         return []
@@ -100,37 +101,37 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
         return []
 
     def _end_object(self) -> None:
-        after = self._layout.after_arguments.removeprefix("}").strip()
-        if after:
-            self._expect([after], self._after_arguments)
+        closing = self._layout.after_arguments.removeprefix("}").strip()
+        if closing:
+            self._expect([closing], self._after_arguments)
         else:
             self._end_call()
 
     def _end_call(self) -> None:
-        self._used()
+        self._consume_raw()
         self._expect_next_call()
 
-    def _misread(self) -> list[CallEvent]:
+    def _handle_mismatch(self) -> list[CallEvent]:
         return self._as_object()
 
-    def _misread_between(self) -> list[CallEvent]:
+    def _handle_mismatch_between(self) -> list[CallEvent]:
         if self._layout.is_object and self._may_be_object():
             return self._as_object()
-        return self._broken()
+        return self._end_with_rest()
 
     def _may_be_object(self) -> bool:
         separator = "".join(self._layout.separator.split())
         return "".join(self._raw.split()).startswith(separator + "{")
 
     def _as_object(self) -> list[CallEvent]:
-        """The call does not read as the layout says: take the whole object that began, if one."""
+        """Read the call, which does not match the layout, as a whole object if one has begun."""
         start = self._raw.find("{")
         if not self._layout.is_object or start < 0:
-            return self._broken()
+            return self._end_with_rest()
         self._scanner, self._state = JsonScanner(), self._in_object
         for position, char in enumerate(self._raw[start:]):
             if self._scanner.push(char):
-                # An object that has ended leaves nothing but the last character to look at.
+                # The layout has no `}` before the arguments, so only the last character ends it.
                 assert start + position == len(self._raw) - 1
                 return self._take_object()
         return []
@@ -141,15 +142,15 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
     def _take_object(self) -> list[CallEvent]:
         call = _read_call(self._raw[self._raw.find("{") :])
         if call is None or call[0] not in self._names:
-            return self._broken()
+            return self._end_with_rest()
         self._num_calls += 1
-        self._used()
+        self._consume_raw()
         self._end_object()
         return [CallStart(call[0]), CallArguments(call[1])]
 
 
 def _read_call(text: str) -> tuple[str, str] | None:
-    """Name and arguments (JSON text) of a call's object."""
+    """The name and arguments (JSON text) of a call's object; None if it is not a call."""
     try:
         value = load_json(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Finds where a JSON value that comes character by character ends."""
+"""Finds the end of a JSON value that arrives character by character."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ _OPENERS, _CLOSERS = "{[", "}]"
 
 @dataclass(slots=True)
 class JsonScanner:
-    """Follows nesting and strings; says nothing about validity.
+    """Tracks nesting and strings. It does not check that the value is valid.
 
-    `quotes`: characters that delimit strings (both kinds for Python literals).
+    `quotes` are the characters that delimit strings: both kinds for Python literals.
     """
 
     quotes: str = '"'
@@ -18,7 +18,7 @@ class JsonScanner:
     is_escaped: bool = False
 
     def push(self, char: str) -> bool:
-        """Take a character; True when it ends an object or array that began at depth 0."""
+        """Scan a character. True if it ends an object or array that began at depth 0."""
         if self.quote is not None:
             self._push_in_string(char)
             return False

@@ -1,4 +1,4 @@
-"""JSON that comes as text inside a body, which the checks of the body itself do not reach."""
+"""Loads JSON that is a string inside a request body, which the body's own checks do not cover."""
 
 import json
 from typing import Any
@@ -7,9 +7,9 @@ MAX_DEPTH = 128
 
 
 def load_json(text: str) -> Any:
-    """The value. Raises `ValueError`, also for what could not be written again safely.
+    """Return the value. Raises `ValueError` also for JSON that cannot safely be written again.
 
-    That is nesting beyond `MAX_DEPTH`, and escapes that name half a surrogate pair.
+    Such JSON is nested deeper than `MAX_DEPTH`, or escapes one half of a surrogate pair.
     """
     try:
         value = json.loads(text)

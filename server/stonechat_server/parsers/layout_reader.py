@@ -1,4 +1,4 @@
-"""What readers of sections have in common where a layout gives the texts around names."""
+"""The common part of section readers whose layout defines the texts around names."""
 
 from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
@@ -13,9 +13,9 @@ State = Callable[[str], list[CallEvent]]
 
 
 class LayoutReader(Generic[Layout]):
-    """The part of a `SectionReader` up to a call's name, and from its end to the next call.
+    """Reads up to a call's name, and from the call's end to the next call.
 
-    What comes between is the subclass's, from its `_in_name` on.
+    A subclass is a `SectionReader`. It reads what lies between, beginning with `_in_name`.
     """
 
     rest: str | None = None
@@ -26,7 +26,7 @@ class LayoutReader(Generic[Layout]):
         self._names = names
         self._num_calls = 0
         self._raw = ""
-        """Characters since the last point at which all were used."""
+        """Characters that are not consumed yet: they are the `rest` if the section ends here."""
         self._name = ""
         self._matcher = LiteralMatcher([layout.opening + layout.before_name])
         is_named_first = self._matcher.matched is not None
@@ -39,20 +39,20 @@ class LayoutReader(Generic[Layout]):
     def _in_name(self, char: str) -> list[CallEvent]:
         raise NotImplementedError
 
-    def _misread(self) -> list[CallEvent]:
-        """The section does not begin as the layout says."""
-        return self._broken()
+    def _handle_mismatch(self) -> list[CallEvent]:
+        """Called if the text around a name does not match the layout."""
+        return self._end_with_rest()
 
     def _expect(self, texts: list[str], state: State) -> None:
         self._matcher, self._state = LiteralMatcher(texts), state
 
-    def _broken(self) -> list[CallEvent]:
+    def _end_with_rest(self) -> list[CallEvent]:
         self.rest = self._raw
         return []
 
     def _before_name(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):
-            return self._misread()
+            return self._handle_mismatch()
         if self._matcher.matched is not None:
             self._begin_name()
         return []
@@ -62,12 +62,14 @@ class LayoutReader(Generic[Layout]):
 
     def _expect_next_call(self) -> None:
         layout = self._layout
-        again = layout.separator + layout.before_name
-        self._expect([again, layout.closing] if layout.closing else [again], self._between)
+        next_opening = layout.separator + layout.before_name
+        self._expect(
+            [next_opening, layout.closing] if layout.closing else [next_opening], self._between
+        )
 
     def _between(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):
-            return self._misread_between()
+            return self._handle_mismatch_between()
         match self._matcher.matched:
             case 0:
                 self._begin_name()
@@ -75,6 +77,6 @@ class LayoutReader(Generic[Layout]):
                 self.rest = ""
         return []
 
-    def _misread_between(self) -> list[CallEvent]:
-        """What follows a call is neither another one nor the end of the section."""
-        return self._broken()
+    def _handle_mismatch_between(self) -> list[CallEvent]:
+        """Called if neither another call nor the end of the section follows a call."""
+        return self._end_with_rest()

@@ -1,29 +1,29 @@
-"""Matches fixed text character by character, whitespace aside."""
+"""Matches fixed text character by character, and ignores whitespace."""
 
 from collections.abc import Sequence
 
 
 class LiteralMatcher:
-    """Compares what comes with several texts at once; whitespace is skipped on both sides."""
+    """Compares the input with several texts at once. Whitespace is ignored in both."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = [_squeeze(text) for text in texts]
-        self._seen = ""
+        self._input = ""
         self.raw = ""
         """All characters pushed."""
 
     @property
     def matched(self) -> int | None:
-        """Index of a text that is complete now."""
-        return self._texts.index(self._seen) if self._seen in self._texts else None
+        """Index of the text that the input equals, or None."""
+        return self._texts.index(self._input) if self._input in self._texts else None
 
     def push(self, char: str) -> bool:
-        """False if no text goes on like this."""
+        """Add a character. False if no text begins with the input any more."""
         self.raw += char
         if char.isspace():
             return True
-        self._seen += char
-        return any(text.startswith(self._seen) for text in self._texts)
+        self._input += char
+        return any(text.startswith(self._input) for text in self._texts)
 
 
 def _squeeze(text: str) -> str:

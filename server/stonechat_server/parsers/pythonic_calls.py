@@ -13,7 +13,7 @@ UNPACK = "**"
 
 
 class PythonicReader:
-    """A `SectionReader`. Each argument comes out as a piece of JSON at its end."""
+    """A `SectionReader`. Each argument is emitted as a piece of JSON when it ends."""
 
     rest: str | None = None
     is_cut: bool = False
@@ -38,7 +38,7 @@ class PythonicReader:
             self.rest = "" if self._num_calls else self._raw
         return []
 
-    def _broken(self) -> list[CallEvent]:
+    def _end_with_rest(self) -> list[CallEvent]:
         self.rest = self._raw
         return []
 
@@ -46,16 +46,16 @@ class PythonicReader:
         if char == "[":
             self._word, self._state = "", self._in_name
         elif not char.isspace():
-            return self._broken()
+            return self._end_with_rest()
         return []
 
     def _in_name(self, char: str) -> list[CallEvent]:
         if char != "(":
             self._word += char
-            return self._broken() if char in "[]{}'\"=," else []
+            return self._end_with_rest() if char in "[]{}'\"=," else []
         name = self._word.strip()
         if name not in self._names:
-            return self._broken()
+            return self._end_with_rest()
         self._num_calls += 1
         self.is_cut = True
         self._raw, self._word, self._keys, self._state = "", "", [], self._in_key
@@ -104,19 +104,19 @@ class PythonicReader:
             if self._closing.matched is not None:
                 self.rest = ""
         elif not char.isspace():
-            return self._broken()
+            return self._end_with_rest()
         return []
 
     def _at_closing(self, char: str) -> list[CallEvent]:
         if not self._closing.push(char):
-            return self._broken()
+            return self._end_with_rest()
         if self._closing.matched is not None:
             self.rest = ""
         return []
 
 
 def read_literal(text: str) -> Any:
-    """A JSON value or a Python literal that can be one; text that is neither stays text."""
+    """Read a JSON value or a Python literal that JSON can express. Return other text, stripped."""
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(text.strip())

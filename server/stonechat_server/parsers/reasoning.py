@@ -1,4 +1,4 @@
-"""Splits the reasoning off an answer's text, and knows which markers a model uses."""
+"""Separates reasoning from an answer's text, and finds the markers that a model uses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ KNOWN_MARKERS = (
 
 
 def find_markers(template: str, is_token: Callable[[str], bool]) -> ReasoningMarkers | None:
-    """The markers that the template mentions, or that are tokens of the vocabulary."""
+    """The known markers whose end the template contains, or both of which are tokens; else None."""
     for markers in KNOWN_MARKERS:
         if markers.end in template or (is_token(markers.start) and is_token(markers.end)):
             return markers
@@ -44,10 +44,10 @@ class _State(Enum):
 
 @dataclass(slots=True)
 class ReasoningParser:
-    """A `DeltaParser` around another one, which gets what follows the reasoning.
+    """A `DeltaParser`. `inner` parses the text after the reasoning.
 
-    `starts_open`: the prompt has the start marker already. Whitespace next to the markers is
-    dropped.
+    `starts_open` means that the prompt already has the start marker. Whitespace next to the markers
+    is removed.
     """
 
     markers: ReasoningMarkers
@@ -56,7 +56,7 @@ class ReasoningParser:
     _state: _State = field(default=_State.START, init=False)
     _held: str = field(default="", init=False)
     _has_begun: bool = field(default=False, init=False)
-    """Whether any reasoning has been given out."""
+    """Whether any reasoning has been emitted."""
 
     @property
     def in_reasoning(self) -> bool:
@@ -93,14 +93,14 @@ class ReasoningParser:
             self._state = _State.REASONING if self.starts_open else _State.ANSWER
 
     def _read_reasoning(self, finished: bool, deltas: list[ParsedDelta]) -> None:
-        reasoning, found, after = self._held.partition(self.markers.end)
-        if found:
+        reasoning, end_marker, after = self._held.partition(self.markers.end)
+        if end_marker:
             self._held, self._state = after, _State.END
         elif finished:
             self._held = ""
         else:
-            keep = hold_back(reasoning, (self.markers.end,))
-            reasoning = reasoning[: len(reasoning) - keep].rstrip()
+            num_held = hold_back(reasoning, (self.markers.end,))
+            reasoning = reasoning[: len(reasoning) - num_held].rstrip()
             self._held = self._held[len(reasoning) :]
         self._emit(reasoning.rstrip(), deltas)
 

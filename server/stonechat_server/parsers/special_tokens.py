@@ -1,4 +1,4 @@
-"""Takes special tokens out of text that had to keep some of them."""
+"""Removes special tokens from text in which the parser needs others."""
 
 import re
 from collections.abc import Collection
@@ -7,10 +7,10 @@ from stonechat_server.parsers.deltas import DeltaParser, ParsedDelta
 
 
 class SpecialTokenFilter:
-    """A `DeltaParser` around another one, which does not see `dropped`.
+    """A `DeltaParser` that removes the tokens `dropped` before `inner` parses the text.
 
-    Needed where markers of calls or reasoning are special tokens: the engine then leaves every
-    special token in the text. Each comes whole, as one token.
+    It is needed if markers of calls or reasoning are special tokens: the engine then leaves every
+    special token in the text. A special token always arrives whole.
     """
 
     def __init__(self, dropped: Collection[str], inner: DeltaParser) -> None:

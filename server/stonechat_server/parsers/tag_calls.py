@@ -1,4 +1,4 @@
-"""Reads sections of calls with an argument between two tags each (see `TagLayout`)."""
+"""Reads sections of calls whose arguments stand between tags (see `TagLayout`)."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -26,9 +26,9 @@ _NULLS = ("null", "None")
 
 
 class TagCallsReader(LayoutReader[TagLayout]):
-    """A `SectionReader`. Strings come out as they come in, other values at their end.
+    """A `SectionReader`. Strings are emitted as they arrive, other values when they end.
 
-    A line break next to a tag is the tag's where the layout has one there.
+    A line break next to a tag belongs to the tag if the layout has a line break there.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
         self._schema: object = None
         self._form = ValueForm.JSON
         self._is_open = False
-        """Whether the quotation mark of a string has been given out."""
+        """Whether the opening quotation mark of a string has been emitted."""
         self._key_end, self._key_rests = _split_key(layout)
         self._value_end = layout.after_value.strip()
         self._scanner = JsonScanner()
@@ -64,7 +64,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
         if not self._name and char.isspace():
             return []
         if self._name not in self._names:
-            return self._broken()
+            return self._end_with_rest()
         self._expect([self._layout.after_name], self._after_name)
         if self._matcher.matched is not None:
             return [*self._start(), *self._in_body(char)]
@@ -72,7 +72,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
 
     def _after_name(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):
-            return self._broken()
+            return self._end_with_rest()
         return self._start() if self._matcher.matched is not None else []
 
     def _start(self) -> list[CallEvent]:
@@ -90,7 +90,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
             self._scanner, self._state = JsonScanner(), self._in_object
             return self._in_object(char)
         if not self._matcher.push(char):
-            return self._broken()
+            return self._end_with_rest()
         match self._matcher.matched:
             case 0:
                 self._key, self._state = "", self._in_key
@@ -107,7 +107,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
 
     def _after_object(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):
-            return self._broken()
+            return self._end_with_rest()
         return self._end_call([]) if self._matcher.matched is not None else []
 
     def _in_key(self, char: str) -> list[CallEvent]:
@@ -122,7 +122,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
 
     def _after_key(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):
-            return self._broken()
+            return self._end_with_rest()
         matched = self._matcher.matched
         if matched is None:
             return []
@@ -131,7 +131,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
         return self._start_value(ValueForm.JSON if matched == 1 else ValueForm.TEXT)
 
     def _start_value(self, form: ValueForm | None) -> list[CallEvent]:
-        """`form`: where the value says it; else the schema does."""
+        """Begin a value of this form. None: the call does not state it, so the schema decides."""
         schema = self._schemas.get(self._name, {})
         self._schema = resolve(schema.get("properties", {}).get(self._key), schema)
         self._form = form or value_form(self._schema, self._value_end)
@@ -154,7 +154,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
         return self._stream()
 
     def _strip(self, text: str) -> str:
-        """Without the line breaks that belong to the tags."""
+        """Remove the line breaks that belong to the tags."""
         if self._layout.after_key.endswith("\n") and not self._is_open:
             text = text.removeprefix("\n")
         if self._layout.after_value.startswith("\n"):
@@ -171,18 +171,18 @@ class TagCallsReader(LayoutReader[TagLayout]):
         return f'"{_quoted(text)}"'
 
     def _stream(self) -> list[CallEvent]:
-        """What of a string's text is certain."""
+        """Emit the text of a string, except an end that may be part of the closing tag."""
         if self._form is ValueForm.JSON:
             return []
-        keep = hold_back(self._held, (self._value_end, "\n" + self._value_end))
-        text = self._held[: len(self._held) - keep]
+        num_held = hold_back(self._held, (self._value_end, "\n" + self._value_end))
+        text = self._held[: len(self._held) - num_held]
         if not self._is_open:
             if self._layout.after_key.endswith("\n"):
                 text = text.removeprefix("\n")
             may_be_null = any(null.startswith(text) for null in _NULLS)
             if not text or (self._form is ValueForm.TEXT_OR_NULL and may_be_null):
                 return []
-        self._held = self._held[len(self._held) - keep :]
+        self._held = self._held[len(self._held) - num_held :]
         piece = _quoted(text) if self._is_open else f'"{_quoted(text)}'
         self._is_open = True
         return [CallArguments(piece)] if text else []
@@ -194,7 +194,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
 
 
 def _split_key(layout: TagLayout) -> tuple[str, list[str]]:
-    """What ends a key, and the texts of which one follows before the value."""
+    """The text that ends a key, and the texts one of which follows it before the value."""
     if layout.after_json_key:
         pairs = zip(layout.after_key, layout.after_json_key, strict=False)
         end = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -204,5 +204,5 @@ def _split_key(layout: TagLayout) -> tuple[str, list[str]]:
 
 
 def _quoted(text: str) -> str:
-    """Text as a part of a JSON string."""
+    """`text` as the inside of a JSON string."""
     return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -1,7 +1,7 @@
-"""Values that stand as they are between tags: what a schema makes of their text, and the reverse.
+"""Decides by a schema how a value is written between tags, and reads values from their text.
 
-A string is its own text. Anything else is JSON; other literals that templates write for it
-(`True`, `None`, `{'a': 1}`) are read too.
+A string is written verbatim, any other value as JSON. Python literals that some templates write
+instead of JSON (`True`, `None`, `{'a': 1}`) are read too.
 """
 
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ _TYPES: dict[type, str] = {
 
 
 class ValueForm(Enum):
-    """How values of a schema are written."""
+    """How the values that a schema allows are written."""
 
     TEXT = "text"
     TEXT_OR_NULL = "text or null"
-    """Text, but for `null` (and `None`, which some templates write)."""
+    """Text, but `null` (or `None`, which some templates write) is null."""
     JSON = "json"
 
 
 def resolve(value: object, schema: Mapping[str, Any]) -> object:
-    """The schema of a property, where it is but a reference to a definition of `schema`."""
+    """A property's schema. If it is only a `$ref` to a definition of `schema`, that definition."""
     for _ in range(8):
         if not isinstance(value, dict) or not isinstance(value.get("$ref"), str):
             break
@@ -46,9 +46,10 @@ def resolve(value: object, schema: Mapping[str, Any]) -> object:
 
 
 def value_form(value: object, tag: str) -> ValueForm:
-    """Text for strings whose bounds are those of a text; patterns and formats go with JSON.
+    """How the values of schema `value` are written; `tag` is the closing tag.
 
-    So do strings that cannot stand before the closing tag as they are.
+    Strings are text if the schema only limits their length or only lists them. Strings with a
+    pattern or a format are JSON, and so are listed strings that contain the tag.
     """
     if not isinstance(value, dict):
         return ValueForm.JSON
@@ -60,14 +61,14 @@ def value_form(value: object, tag: str) -> ValueForm:
         is_pair = len(options) == 2 and len(texts) == 1 and any(map(_is_null, options))
         has_null = is_pair and {"null", "None"} & set(_literals(texts[0]))
         return ValueForm.TEXT_OR_NULL if is_pair and not has_null else ValueForm.JSON
-    if sorted(_listed(value.get("type"))) == ["null", "string"]:
+    if sorted(_as_list(value.get("type"))) == ["null", "string"]:
         is_free = not value.keys() - _ANNOTATIONS - {"type"}
         return ValueForm.TEXT_OR_NULL if is_free else ValueForm.JSON
     return ValueForm.JSON
 
 
 def text_schema(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of the text itself where it may be null too."""
+    """The schema of the text alone, if the value may be null too."""
     return next((option for option in value.get("anyOf", ()) if not _is_null(option)), value)
 
 
@@ -76,7 +77,7 @@ def _is_null(value: object) -> bool:
 
 
 def _literals(value: Mapping[str, Any]) -> list[Any]:
-    """What the value can be, where a schema lists it."""
+    """The values that a schema lists."""
     return [*value.get("enum", ()), *([value["const"]] if "const" in value else ())]
 
 
@@ -93,7 +94,10 @@ def _is_text(value: object, tag: str) -> bool:
 
 
 def read_value(text: str, value: object) -> Any:
-    """The value that a text stands for; text that no literal of the right type is, is a string."""
+    """The value of `text` by the schema `value`.
+
+    A literal of a type that the schema does not allow is a string, if the schema allows strings.
+    """
     literal = read_literal(text)
     allowed = _types(value)
     if not isinstance(literal, (*_TYPES,)):
@@ -105,16 +109,16 @@ def read_value(text: str, value: object) -> Any:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text that begins like a composed literal is one to its end."""
+    """False if `text` begins like a string, list or object literal that is not complete."""
     text = text.strip()
     return text[:1] not in ('"', "[", "{") or read_literal(text) != text
 
 
 def _types(value: object) -> set[str]:
-    """The JSON types that a schema allows; empty: it does not say."""
+    """The JSON types that a schema allows; empty if it does not restrict them."""
     if not isinstance(value, dict):
         return set()
-    types = set(_listed(value.get("type")))
+    types = set(_as_list(value.get("type")))
     for key in ("anyOf", "oneOf"):
         options = [_types(option) for option in value.get(key, ())]
         if options and all(options):
@@ -122,5 +126,5 @@ def _types(value: object) -> set[str]:
     return types or {_TYPES[type(x)] for x in _literals(value) if type(x) in _TYPES}
 
 
-def _listed(value: object) -> list[str]:
+def _as_list(value: object) -> list[str]:
     return value if isinstance(value, list) else [value] if isinstance(value, str) else []

@@ -1,4 +1,4 @@
-"""Splits an answer's text into content and calls of tools."""
+"""Splits an answer's text into content and tool calls."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -31,18 +31,18 @@ class ToolNames:
     functions: Collection[str]
     custom: Collection[str] = ()
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """JSON schemas of functions' arguments: formats that write values as text need their types."""
+    """JSON schemas of the functions' arguments. Formats that write values as text need them."""
 
 
 def triggers(format: ToolFormat, names: ToolNames) -> tuple[str, ...]:
-    """Texts that open a section of calls."""
-    found = (format.trigger,) if format.trigger and names.functions else ()
-    return (*found, custom_calls.TRIGGER) if names.custom else found
+    """The texts that open a section of calls."""
+    function_triggers = (format.trigger,) if format.trigger and names.functions else ()
+    return (*function_triggers, custom_calls.TRIGGER) if names.custom else function_triggers
 
 
 @dataclass(slots=True)
 class ToolCallParser:
-    """A `DeltaParser`. Text around calls is content; whitespace next to a call is dropped."""
+    """A `DeltaParser`. Text around calls is content; whitespace next to a call is removed."""
 
     format: ToolFormat
     names: ToolNames
@@ -54,7 +54,7 @@ class ToolCallParser:
     _gap: str = field(default="", init=False)
     """Whitespace before the trigger."""
     _is_blank: bool = field(default=True, init=False)
-    """Whether nothing but whitespace has come since the beginning or since a call."""
+    """Whether only whitespace has come since the beginning or since the last call."""
     _num_calls: int = field(default=0, init=False)
     _call: CallStart | None = field(default=None, init=False)
     _ids: set[str] = field(default_factory=set, init=False)
@@ -66,14 +66,14 @@ class ToolCallParser:
             pass
         if finished:
             self._finish(deltas)
-        return _merged(deltas)
+        return _merge(deltas)
 
     @property
     def _triggers(self) -> tuple[str, ...]:
         return triggers(self.format, self.names)
 
     def _step(self, deltas: list[ParsedDelta]) -> bool:
-        """Use some of the held text; False when more must come."""
+        """Consume some of the held text. False if more text must arrive first."""
         if self._reader is not None:
             return self._read_section(self._reader, deltas)
         if self._opens_at_start():
@@ -90,16 +90,16 @@ class ToolCallParser:
         return not self.format.trigger and self._is_blank and not self._num_calls
 
     def _read_text(self, deltas: list[ParsedDelta]) -> bool:
-        found = [(self._held.find(t), t) for t in self._triggers if t in self._held]
-        if found:
-            position, trigger = min(found)
+        matches = [(self._held.find(t), t) for t in self._triggers if t in self._held]
+        if matches:
+            position, trigger = min(matches)
             before, self._held = self._held[:position], self._held[position + len(trigger) :]
             self._gap = before[len(before.rstrip()) :]
             self._content(before.rstrip(), deltas)
             self._open(trigger)
             return True
-        keep = hold_back(self._held, self._triggers)
-        text = self._held[: len(self._held) - keep].rstrip()
+        num_held = hold_back(self._held, self._triggers)
+        text = self._held[: len(self._held) - num_held].rstrip()
         self._held = self._held[len(text) :]
         self._content(text, deltas)
         return False
@@ -124,7 +124,7 @@ class ToolCallParser:
             case TagLayout() as layout:
                 self._reader = TagCallsReader(layout, self.names.functions, self.names.schemas)
             case HarmonyLayout():
-                raise AssertionError("answers with channels have a parser of their own")
+                raise AssertionError("harmony answers have their own parser: HarmonyParser")
 
     def _read_section(self, reader: SectionReader, deltas: list[ParsedDelta]) -> bool:
         for position, char in enumerate(self._held):
@@ -137,7 +137,7 @@ class ToolCallParser:
         return False
 
     def _close(self, deltas: list[ParsedDelta]) -> None:
-        """The section is over. One without a call was not a section but text."""
+        """End the section. A section without a call is text after all."""
         self.is_call_cut |= self._reader is not None and self._reader.is_cut
         self._reader = None
         if self._call is None:
@@ -167,7 +167,7 @@ class ToolCallParser:
                 )
 
     def _new_id(self, call: CallStart) -> str:
-        """The model's own id where it is new, else one made up."""
+        """The id that the model wrote, renumbered if it is not unique; else a random one."""
         if call.id is None:
             return self.format.new_id()
         call_id, number = call.id, 0
@@ -189,8 +189,8 @@ class ToolCallParser:
         self._held = ""
 
 
-def _merged(deltas: list[ParsedDelta]) -> list[ParsedDelta]:
-    """Neighbouring pieces of the same text as one."""
+def _merge(deltas: list[ParsedDelta]) -> list[ParsedDelta]:
+    """Join neighbouring deltas of content, and of the same call."""
     merged: list[ParsedDelta] = []
     for delta in deltas:
         last = merged[-1] if merged else None

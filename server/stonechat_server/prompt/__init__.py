@@ -1,4 +1,4 @@
-"""Messages to prompt text, by the model's chat template.
+"""Renders messages to prompt text with the model's chat template.
 
-May import `parsers`, `tool_formats` and what stands below them.
+May import `parsers`, `tool_formats` and the packages below them.
 """

@@ -1,4 +1,4 @@
-"""Messages to prompt text, by the model's own Jinja template in a sandbox.
+"""Renders messages to prompt text with the model's Jinja template, in a sandbox.
 
 The template sees what Hugging Face chat templates expect: `messages`, `tools`, `documents`,
 `add_generation_prompt`, the special tokens by name, `raise_exception`, `strftime_now`, the
@@ -26,7 +26,7 @@ PLAIN_TEMPLATE = """\
 {% endfor -%}
 {%- if add_generation_prompt %}assistant:{% endif -%}
 """
-"""For a model that has no template of its own: `role: content`, a blank line between messages."""
+"""For a model without a template: `role: content`, with a blank line after each message."""
 
 TemplateMessage = dict[str, Any]
 
@@ -36,7 +36,7 @@ class TemplateRefusalError(Exception):
 
 
 class GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's text; it renders as its body."""
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text. It renders as its body."""
 
     tags = {"generation"}  # noqa: RUF012 (an attribute that jinja2 defines)
 
@@ -60,7 +60,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # jinja2's own filter escapes HTML characters, which a prompt must not have.
+    # jinja2's own filter escapes HTML characters; in a prompt they must stay as they are.
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -78,7 +78,7 @@ def _environment() -> jinja2.Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderOptions:
-    """What a request says about its prompt beside the messages."""
+    """What a request specifies about its prompt besides the messages."""
 
     tools: Sequence[Mapping[str, Any]] = ()
     documents: Sequence[Mapping[str, Any]] = ()
@@ -88,7 +88,7 @@ class RenderOptions:
 
 
 class ChatTemplate:
-    """One compiled template. Raises `APIError` 400 for a template that does not compile."""
+    """A compiled template. Raises `APIError` 400 if the template does not compile."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
@@ -99,34 +99,38 @@ class ChatTemplate:
             raise invalid("chat_template", f"The chat template is not valid: {error}") from error
 
     def render(self, messages: Sequence[TemplateMessage], options: RenderOptions) -> str:
-        """The prompt's text. Raises `APIError` 400 where the template refuses the messages."""
+        """Return the prompt. Raises `APIError` 400 if the template cannot render it."""
         if options.continue_final_message:
             return self._render_open(messages, options)
         return self._render(messages, options)
 
     def _render_open(self, messages: Sequence[TemplateMessage], options: RenderOptions) -> str:
-        """Everything up to the end of the last message's content, which stays open."""
+        """Render the prompt up to the end of the last message's content; the message stays open."""
         content = messages[-1].get("content")
         if not isinstance(content, str):
             raise invalid("messages", "continue_final_message needs text in the last message.")
         mark = "\ue000stonechat-open-end\ue001"
         text = self._render([*messages[:-1], {**messages[-1], "content": content + mark}], options)
-        head, found, _ = text.rpartition(mark)
-        if not found:
-            raise invalid("messages", "The chat template does not show the last message.")
+        head, separator, _ = text.rpartition(mark)
+        if not separator:
+            raise invalid("messages", "The chat template does not render the last message.")
         return head
 
     def _render(self, messages: Sequence[TemplateMessage], options: RenderOptions) -> str:
         try:
             return self._render_once(messages, options)
         except TypeError as error:
-            # Most templates take a call's arguments as an object, some as its JSON text.
+            # Most templates expect a call's arguments as an object, some as JSON text.
             if not any(message.get("tool_calls") for message in messages):
-                raise _refused(f"The chat template cannot show these messages: {error}") from error
+                raise _template_error(
+                    f"The chat template cannot render these messages: {error}"
+                ) from error
         except TemplateRefusalError as error:
-            raise _refused(f"The chat template refuses these messages: {error}") from error
-        except Exception as error:  # a template is a program of someone else's
-            raise _refused(f"The chat template cannot show these messages: {error}") from error
+            raise _template_error(f"The chat template refuses these messages: {error}") from error
+        except Exception as error:  # a template is foreign code and may raise anything
+            raise _template_error(
+                f"The chat template cannot render these messages: {error}"
+            ) from error
         return self._render([_with_text_arguments(message) for message in messages], options)
 
     def _render_once(self, messages: Sequence[TemplateMessage], options: RenderOptions) -> str:
@@ -155,5 +159,5 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": _to_json(function["arguments"])}}
 
 
-def _refused(message: str) -> APIError:
+def _template_error(message: str) -> APIError:
     return invalid("messages", message, code="chat_template_error")

@@ -1,4 +1,4 @@
-"""Which chat template a request is rendered with."""
+"""Selects the chat template with which a request is rendered."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 class Templates:
-    """The server's template (given, the model's, or the plain one), and a request's own if allowed.
+    """The server's chat templates, and a request's own template if that is allowed.
 
-    `override` is a file's path or the template itself.
+    The default is `override`, else the model's template, else the plain one. `override` is a file's
+    path or the text of a template.
     """
 
     def __init__(
@@ -25,16 +26,19 @@ class Templates:
         source = _read(override) if override else tokenizer.chat_template
         self.is_plain = source is None
         self.default = self._compile(source or PLAIN_TEMPLATE)
-        named = {} if override else tokenizer.chat_templates
-        self._named = {name: self._compile(text) for name, text in named.items()}
+        model_templates = {} if override else tokenizer.chat_templates
+        self._named = {name: self._compile(text) for name, text in model_templates.items()}
 
     def select(self, request: "ChatCompletionRequest") -> ChatTemplate:
-        """Raises `APIError` 400 for a request's own template where that is not allowed."""
+        """Return the template for a request.
+
+        Raises `APIError` 400 if the request has its own template and that is forbidden or invalid.
+        """
         if request.chat_template is not None:
             if not self._allow_request:
                 raise invalid(
                     "chat_template",
-                    "This server does not take templates from requests.",
+                    "This server does not accept chat templates from requests.",
                     code="unsupported_parameter",
                 )
             return self._compile(request.chat_template)

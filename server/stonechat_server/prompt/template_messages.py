@@ -1,4 +1,4 @@
-"""Messages of a request as a chat template sees them: plain dicts with text content."""
+"""Converts a request's messages to what a chat template sees: plain dicts with text content."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from stonechat_server.schema.messages import Message, RefusalPart, TextPart
 
 
 def to_template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
-    """Roles, names, calls and unknown keys are kept; `developer` becomes `system`.
+    """Convert messages. Roles, names, calls and unknown keys stay; `developer` becomes `system`.
 
-    Text parts are joined with newlines; a call's arguments become an object where they are one.
-    Raises `APIError` 400 for images, audio and files, and for calls that are not the assistant's.
+    Text parts are joined with newlines. A call's arguments become an object if their text is one.
+    Raises `APIError` 400 for images, audio and files, and for calls outside assistant messages.
     """
     return [_convert(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
@@ -22,7 +22,7 @@ def _convert(message: Message, where: str) -> TemplateMessage:
     converted: TemplateMessage = message.model_dump(exclude_none=True, by_alias=True)
     for key in ("tool_calls", "function_call"):
         if message.role != "assistant" and converted.get(key):
-            raise invalid(f"{where}.{key}", f"Only messages of the assistant have {key}.")
+            raise invalid(f"{where}.{key}", f"Only assistant messages may have {key}.")
     if message.role == "developer":
         converted["role"] = "system"
     converted["content"] = _text(message.content, f"{where}.content")
@@ -42,7 +42,7 @@ def _part_text(part: object, where: str) -> str:
         return part.text
     if isinstance(part, RefusalPart):
         return part.refusal
-    raise unsupported(where, "This model takes text only: no images, audio or files.")
+    raise unsupported(where, "This model accepts text only: no images, audio or files.")
 
 
 def _call_with_object(call: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What the model is told where its template cannot: tools, calls, results, the answer's form.
+"""Adds to the prompt what the chat template does not render: tools, calls, results, answer form.
 
-Tools go to the system message; a call is written in the answer's text just as the model must write
-it; results follow in a user message, each in a `<tool_response>` element of the call's order.
+Tools are described in the system message. A call is written into its message's text, just as the
+model must write it. Results follow in a user message, each in a `<tool_response>` element.
 """
 
 import json
@@ -22,7 +22,7 @@ from stonechat_server.tool_formats.layout import (
 
 
 def with_system_text(messages: Sequence[TemplateMessage], text: str) -> list[TemplateMessage]:
-    """The messages with `text` at the end of the first system message, or in one of its own."""
+    """Append `text` to the system message at the beginning, or add such a message."""
     if messages and messages[0]["role"] == "system":
         first = messages[0]
         joined = f"{first['content']}\n\n{text}" if first["content"] else text
@@ -31,7 +31,7 @@ def with_system_text(messages: Sequence[TemplateMessage], text: str) -> list[Tem
 
 
 def describe_functions(tools: Sequence[Tool], format: ToolFormat) -> str | None:
-    """Functions with their schemas, and how to call them."""
+    """Describe the functions and how to call them; None without functions."""
     functions = [tool for tool in tools if isinstance(tool, FunctionTool)]
     if not functions:
         return None
@@ -58,7 +58,7 @@ def _describe_function(tool: FunctionTool) -> str:
 
 
 def describe_customs(tools: Sequence[Tool]) -> str | None:
-    """Custom tools with their grammars; no template knows them."""
+    """Describe the custom tools, which no template renders; None without custom tools."""
     customs = [tool for tool in tools if isinstance(tool, CustomTool)]
     if not customs:
         return None
@@ -82,7 +82,7 @@ def _describe_custom(tool: CustomTool) -> str:
 
 
 def write_function_call(format: ToolFormat, name: str, arguments: Mapping[str, Any] | str) -> str:
-    """One call as a section of its own."""
+    """Write a section with one call."""
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     match format.layout:
         case PythonicLayout(closing=closing):
@@ -104,34 +104,34 @@ def write_function_call(format: ToolFormat, name: str, arguments: Mapping[str, A
 def _write_tags(layout: TagLayout, arguments: Mapping[str, Any] | str) -> str:
     if isinstance(arguments, str):
         return f"{arguments}\n"
-    written = []
+    elements = []
     for key, value in arguments.items():
         is_text = isinstance(value, str)
         text = value if is_text else json.dumps(value, ensure_ascii=False)
         after_key = layout.after_key if is_text else layout.after_json_key or layout.after_key
-        written.append(f"{layout.before_key}{key}{after_key}{text}{layout.after_value}")
-    return "".join(written)
+        elements.append(f"{layout.before_key}{key}{after_key}{text}{layout.after_value}")
+    return "".join(elements)
 
 
 def write_custom_call(name: str, text: str) -> str:
-    """One call of a custom tool."""
+    """Write one call of a custom tool."""
     opening = custom_calls.TRIGGER + custom_calls.BEFORE_NAME + name + custom_calls.AFTER_NAME
     return opening + text + custom_calls.CLOSING
 
 
 def with_modern_calls(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
-    """`function_call` and role `function`, the forms before tools, as calls and their results.
+    """Replace the older `function_call` and role `function` with tool calls and their results.
 
-    Every result has the name of what was called, which some templates want.
+    Each result gets the name of the called tool, because some templates need it.
     """
     modern: list[TemplateMessage] = []
     call_id = ""
     for position, message in enumerate(messages):
         if call := message.get("function_call"):
             call_id = f"call_{position:05d}"[-9:]
-            old = {k: v for k, v in message.items() if k != "function_call"}
+            other_keys = {k: v for k, v in message.items() if k != "function_call"}
             new_call = {"id": call_id, "type": "function", "function": _parsed_call(call)}
-            message = {**old, "tool_calls": [*message.get("tool_calls", ()), new_call]}
+            message = {**other_keys, "tool_calls": [*message.get("tool_calls", ()), new_call]}
         elif message["role"] == "function":
             message = {**message, "role": "tool", "tool_call_id": call_id}
         modern.append(message)
@@ -155,14 +155,14 @@ def _parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_custom_calls(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
-    """Calls of custom tools as text of their message, for templates that know function calls."""
+    """Write custom calls into their message's text, for templates that render function calls."""
     return [_write_calls(message, None) for message in messages]
 
 
 def without_tool_messages(
     messages: Sequence[TemplateMessage], format: ToolFormat
 ) -> list[TemplateMessage]:
-    """Calls and results as text, for templates that know neither."""
+    """Write calls and results as text, for templates that render neither."""
     rendered: list[TemplateMessage] = []
     is_after_result = False
     for message in messages:
@@ -193,18 +193,20 @@ def _write_result(message: TemplateMessage) -> str:
 
 
 def _write_calls(message: TemplateMessage, format: ToolFormat | None) -> TemplateMessage:
-    """`format` None: only calls of custom tools."""
+    """Write calls into the message's text; without a `format`, only calls of custom tools."""
     calls = message.get("tool_calls") or []
-    written = [call for call in calls if format is not None or call["type"] == "custom"]
-    if not written:
+    text_calls = [call for call in calls if format is not None or call["type"] == "custom"]
+    if not text_calls:
         return message
     texts = [message["content"]] if message["content"] else []
-    for call in written:
+    for call in text_calls:
         if call["type"] == "custom":
             texts.append(write_custom_call(call["custom"]["name"], call["custom"]["input"]))
         elif format is not None:
             function = call["function"]
             texts.append(write_function_call(format, function["name"], function["arguments"]))
-    kept = [call for call in calls if call not in written]
-    changed = {**message, "content": "\n".join(texts), "tool_calls": kept}
-    return changed if kept else {k: v for k, v in changed.items() if k != "tool_calls"}
+    other_calls = [call for call in calls if call not in text_calls]
+    new_message = {**message, "content": "\n".join(texts), "tool_calls": other_calls}
+    return (
+        new_message if other_calls else {k: v for k, v in new_message.items() if k != "tool_calls"}
+    )

@@ -1,17 +1,17 @@
-"""The base of everything a client sends."""
+"""The base class of all models of what a client sends."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-"""Name of a tool or of a schema."""
+"""The name of a tool or of a schema."""
 
 
 class WireModel(BaseModel):
-    """Part of a request body: JSON types are taken as they are (no "1" for 1, no NaN).
+    """Part of a request body. JSON types are not converted ("1" is not 1), and NaN is refused.
 
-    Unknown keys are kept, so that they can be named to the client, or reach the chat template.
+    Unknown keys are kept: they reach the chat template, or an answer's header names them.
     """
 
     model_config = ConfigDict(

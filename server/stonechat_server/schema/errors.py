@@ -4,7 +4,7 @@ import msgspec
 
 
 class ErrorBody(msgspec.Struct, kw_only=True):
-    """What went wrong; `code` is a string or null."""
+    """What went wrong, and which part of the request caused it (`param`)."""
 
     message: str
     type: str

@@ -1,4 +1,4 @@
-"""What each field of a request does here: the one table that docs, tests and checks share."""
+"""What each request field does here: one table that the docs, the tests and the checks share."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,14 +9,14 @@ class FieldStatus(StrEnum):
 
     HONOURED = "honoured"
     REJECTED = "rejected"
-    """A value that asks for something is a 400 with code `unsupported_parameter`."""
+    """Any value that is not neutral is a 400 with code `unsupported_parameter`."""
     NO_EFFECT = "no effect"
-    """Accepted and checked, but the answer is the same without it; named in `X-Ignored-Params`."""
+    """Checked and accepted, but the answer does not depend on it; `X-Ignored-Params` names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldNote:
-    """A row of the table. `neutral` are values that ask for nothing (null never does)."""
+    """A row of the table. `neutral` are the values that request nothing; null always is one."""
 
     status: FieldStatus
     note: str
@@ -36,23 +36,23 @@ def _no_effect(note: str, *neutral: object) -> FieldNote:
 
 
 FIELDS: dict[str, FieldNote] = {
-    "model": _honoured("a name from `/v1/models`; another is a 404 `model_not_found`"),
+    "model": _honoured("a name from `/v1/models`; any other name is a 404 `model_not_found`"),
     "messages": _honoured("all roles; text as a string or as parts; images, audio, files: 400"),
-    "temperature": _honoured("0 to 2, default 1; 0 always takes the most likely token"),
-    "top_p": _honoured("0 to 1, default 1, exact"),
+    "temperature": _honoured("0 to 2, default 1; 0 always chooses the most likely token"),
+    "top_p": _honoured("0 to 1, default 1; computed exactly"),
     "n": _honoured("1 to 128, default 1"),
-    "max_completion_tokens": _honoured("default, and at most: what fits the context"),
-    "max_tokens": _honoured("older name; `max_completion_tokens` wins when both are given"),
+    "max_completion_tokens": _honoured("default and maximum: what fits into the context"),
+    "max_tokens": _honoured("older name; `max_completion_tokens` applies if both are given"),
     "stop": _honoured(
-        "a string or up to 64; never part of the output; does not count within reasoning and calls "
-        "of tools"
+        "a string or up to 64 strings; left out of the output; does not apply within reasoning and "
+        "tool calls"
     ),
     "frequency_penalty": _honoured("-2 to 2, over generated tokens"),
     "presence_penalty": _honoured("-2 to 2, over generated tokens"),
     "logit_bias": _honoured("token id to -100 … 100"),
     "logprobs": _honoured("of the model's own distribution, before temperature and penalties"),
     "top_logprobs": _honoured("0 to 20; needs `logprobs: true`"),
-    "seed": _honoured("any 64-bit integer; the same draws alone or in any batch"),
+    "seed": _honoured("any signed 64-bit integer; equal seeds draw equally, alone or in any batch"),
     "stream": _honoured("server-sent events"),
     "stream_options": _honoured(
         "`include_usage`, `include_obfuscation` (off by default), `continuous_usage_stats`; "
@@ -62,39 +62,39 @@ FIELDS: dict[str, FieldNote] = {
     "tool_choice": _honoured("`none`, `auto`, `required`, one tool, or `allowed_tools`"),
     "parallel_tool_calls": _honoured("default true; false: at most one call"),
     "functions": _honoured(
-        "the form before `tools`, 1 to 128; answered with `function_call`, one call at most"
+        "older form of `tools`, 1 to 128; the answer has at most one call, in `function_call`"
     ),
-    "function_call": _honoured("the form before `tool_choice`: `none`, `auto`, or `{name}`"),
+    "function_call": _honoured("older form of `tool_choice`: `none`, `auto`, or `{name}`"),
     "response_format": _honoured("`text`, `json_object`, `json_schema`; always enforced"),
     "structured_outputs": _honoured("extension; one of `json`, `regex`, `choice`, `grammar`"),
     "reasoning_effort": _honoured(
-        "reaches the chat template; `none` switches thinking off where the template can"
+        "reaches the chat template; `none` switches thinking off if the template can"
     ),
     "thinking_budget": _honoured(
-        "extension; at most so many reasoning tokens; 400 for a model without reasoning marks"
+        "extension; maximum number of reasoning tokens; 400 if the model has no reasoning markers"
     ),
     "verbosity": _no_effect("", "medium"),
     "prediction": _honoured(
-        "text or text parts that the answer may repeat: it comes quicker, and is the same"
+        "text or text parts that the answer may repeat; makes the answer faster, does not change it"
     ),
     "modalities": _rejected('`["text"]` is accepted', ["text"], []),
     "audio": _rejected(""),
     "web_search_options": _rejected(""),
     "moderation": _rejected(""),
-    "metadata": _honoured("echoed in the plain answer; at most 16 pairs"),
+    "metadata": _honoured("returned in the answer if it is not streamed; at most 16 pairs"),
     "store": _no_effect("nothing is stored", False),
-    "service_tier": _honoured("answered with `default`, the only tier"),
-    "user": _honoured("whom the usage ledger counts the request for"),
-    "safety_identifier": _honoured("as `user`, which it goes before"),
+    "service_tier": _honoured("the answer has `default`, the only tier"),
+    "user": _honoured("the user for whom the usage ledger counts the request"),
+    "safety_identifier": _honoured("like `user`, and takes precedence over it"),
     "prompt_cache_key": _no_effect("every prompt's prefix is looked up in the cache"),
     "prompt_cache_options": _no_effect("prefixes are cached until their memory is needed"),
     "prompt_cache_retention": _no_effect("prefixes are cached until their memory is needed"),
     "top_k": _honoured("extension; 0 or -1: off"),
     "min_p": _honoured("extension; 0 to 1, default 0"),
     "repetition_penalty": _honoured("extension; above 0, to 10, default 1; prompt and output"),
-    "min_tokens": _honoured("extension; no end before that many tokens"),
-    "stop_token_ids": _honoured("extension; up to 64"),
-    "ignore_eos": _honoured("extension; generate past the end token"),
+    "min_tokens": _honoured("extension; the answer does not stop before that many tokens"),
+    "stop_token_ids": _honoured("extension; up to 64 ids; a token with such an id ends the answer"),
+    "ignore_eos": _honoured("extension; generation continues past EOS"),
     "skip_special_tokens": _honoured("extension; default true"),
     "include_stop_str_in_output": _honoured("extension; default false"),
     "chat_template": _honoured(
@@ -104,7 +104,9 @@ FIELDS: dict[str, FieldNote] = {
     "chat_template_kwargs": _honoured("extension; variables for the chat template"),
     "documents": _honoured("extension; reach the chat template as `documents`"),
     "add_generation_prompt": _honoured("extension; default true"),
-    "continue_final_message": _honoured("extension; go on where the last message ends"),
-    "priority": _honoured("extension; lower runs first, default and least 0"),
-    "cache_salt": _honoured("extension; cached prefixes are shared only within one salt"),
+    "continue_final_message": _honoured("extension; continue where the last message ends"),
+    "priority": _honoured(
+        "extension; lower values run first; default 0, negative values count as 0"
+    ),
+    "cache_salt": _honoured("extension; only requests with the same salt share cached prefixes"),
 }

@@ -1,4 +1,4 @@
-"""Messages of a conversation, by role, and the parts their content may have."""
+"""The messages of a conversation, by role, and the parts of their content."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,28 +15,28 @@ class TextPart(WireModel):
 
 
 class RefusalPart(WireModel):
-    """A refusal of the assistant, sent back to it."""
+    """A refusal that the assistant gave earlier in the conversation."""
 
     type: Literal["refusal"]
     refusal: str
 
 
 class ImagePart(WireModel):
-    """An image; known to the schema so that it can be refused by name."""
+    """An image. The schema has it so that the error can name it."""
 
     type: Literal["image_url"]
     image_url: dict[str, Any]
 
 
 class AudioPart(WireModel):
-    """Audio; known to the schema so that it can be refused by name."""
+    """Audio. The schema has it so that the error can name it."""
 
     type: Literal["input_audio"]
     input_audio: dict[str, Any]
 
 
 class FilePart(WireModel):
-    """A file; known to the schema so that it can be refused by name."""
+    """A file. The schema has it so that the error can name it."""
 
     type: Literal["file"]
     file: dict[str, Any]
@@ -83,7 +83,7 @@ ToolCall = Annotated[FunctionToolCall | CustomToolCall, Field(discriminator="typ
 
 
 class DeveloperMessage(WireModel):
-    """Instructions; the same as a system message here."""
+    """Instructions; treated like a system message."""
 
     role: Literal["developer"]
     content: str | TextParts
@@ -107,7 +107,7 @@ class UserMessage(WireModel):
 
 
 class AssistantMessage(WireModel):
-    """What the model said: text, a refusal, or calls of tools."""
+    """What the model said: text, a refusal, or tool calls."""
 
     role: Literal["assistant"]
     content: str | AssistantParts | None = None
@@ -128,7 +128,7 @@ class ToolMessage(WireModel):
 
 
 class FunctionMessage(WireModel):
-    """The result of a function call in the form that came before tools."""
+    """The result of a `function_call`, the older form of tool calls."""
 
     role: Literal["function"]
     content: str | None

@@ -1,6 +1,6 @@
 """The body of `POST /v1/chat/completions`.
 
-Types and ranges are checked here; what a field does, or why it is refused, is in `fields.py`.
+Types and ranges are checked here. `fields.py` says what each field does.
 """
 
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ TokenId = Annotated[int, Field(ge=0)]
 
 
 def _first_wrong_bias(biases: object) -> object:
-    """Only the first entry that is wrong, if one is: all errors of a vocabulary take long."""
+    """Return only the first invalid entry, if there is one: an error per token would take long."""
     if isinstance(biases, dict):
         for key, bias in biases.items():
             is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
@@ -37,7 +37,7 @@ LogitBias = Annotated[
 
 
 class StreamOptions(WireModel):
-    """What a stream carries beside the deltas."""
+    """What a stream has besides the deltas."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -45,14 +45,14 @@ class StreamOptions(WireModel):
 
 
 class Prediction(WireModel):
-    """Text that much of the answer is expected to repeat."""
+    """Text that the answer is expected to repeat in large part."""
 
     type: Literal["content"]
     content: str | TextParts
 
 
 class ChatCompletionRequest(WireModel):
-    """A conversation to continue, and how."""
+    """A conversation to continue, and the options for doing so."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]

@@ -1,4 +1,4 @@
-"""The form an answer must have."""
+"""The form that an answer must have."""
 
 from typing import Annotated, Any, Literal
 
@@ -42,7 +42,7 @@ ResponseFormat = Annotated[
 
 
 class StructuredOutputs(WireModel):
-    """An extension: exactly one of a JSON schema, a regex, a list of choices, a Lark grammar."""
+    """An extension: exactly one of a JSON schema, a regex, a list of choices, or a Lark grammar."""
 
     json_value: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
     regex: str | None = None

@@ -1,6 +1,6 @@
-"""What clients receive: chunks of a stream, and the plain answer folded from them.
+"""What clients receive: the chunks of a stream, or one answer that is made from the chunks.
 
-A key that must be null is null; a key that is `UNSET` is left out.
+A key whose value is None is sent as null. A key whose value is `UNSET` is left out.
 """
 
 from typing import Literal
@@ -20,7 +20,7 @@ class TopLogprobBody(msgspec.Struct):
 
 
 class TokenLogprobBody(msgspec.Struct):
-    """One token with its log-probability; `bytes` are the token's own."""
+    """One token with its log-probability; `bytes` are those of this token alone."""
 
     token: str
     logprob: float
@@ -44,7 +44,7 @@ class PromptTokensDetails(msgspec.Struct, kw_only=True):
 
 
 class CompletionTokensDetails(msgspec.Struct, kw_only=True):
-    """What kind the generated tokens are of."""
+    """The generated tokens by kind."""
 
     reasoning_tokens: int = 0
     accepted_prediction_tokens: int = 0
@@ -53,7 +53,7 @@ class CompletionTokensDetails(msgspec.Struct, kw_only=True):
 
 
 class Usage(msgspec.Struct, kw_only=True):
-    """Tokens of a whole request: the prompt once, the completion summed over choices."""
+    """Tokens of a whole request: the prompt counts once, the completion is summed over choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -65,7 +65,7 @@ class Usage(msgspec.Struct, kw_only=True):
 
 
 class FunctionCallDelta(msgspec.Struct, kw_only=True):
-    """A fragment of a call: the name comes once, the arguments in pieces."""
+    """A fragment of a call: the name comes once, the arguments come in pieces."""
 
     name: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
@@ -79,7 +79,7 @@ class CustomCallDelta(msgspec.Struct, kw_only=True):
 
 
 class ToolCallDeltaBody(msgspec.Struct, kw_only=True):
-    """News of one call; `id` and `type` come once."""
+    """What a chunk adds to a call; only the first one has `id` and `type`."""
 
     index: int
     id: str | UnsetType = UNSET
@@ -101,7 +101,7 @@ class DeltaBody(msgspec.Struct, kw_only=True):
 
 
 class ChunkChoice(msgspec.Struct, kw_only=True):
-    """News of one choice; `finish_reason` is null until its last chunk."""
+    """What a chunk adds to a choice; `finish_reason` is null until the last one."""
 
     index: int
     delta: DeltaBody
@@ -159,7 +159,7 @@ class MessageBody(msgspec.Struct, kw_only=True):
 
 
 class Choice(msgspec.Struct, kw_only=True):
-    """One of the n completions."""
+    """One of the `n` choices."""
 
     index: int
     message: MessageBody
@@ -168,7 +168,7 @@ class Choice(msgspec.Struct, kw_only=True):
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
-    """The plain answer."""
+    """The answer to a request without `stream`."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -191,7 +191,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     root: str
     max_model_len: int
     stonechat: dict[str, str | int]
-    """How the model is run: device, precision, sizes in bytes and tokens."""
+    """How the server runs the model: device, precision, sizes in bytes and tokens."""
 
 
 class ModelList(msgspec.Struct):

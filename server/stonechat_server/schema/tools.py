@@ -1,4 +1,4 @@
-"""Tools a model may call, and how the client restricts the choice among them."""
+"""The tools that a model may call, and how a client restricts the choice among them."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ from stonechat_server.schema.base import Name, WireModel
 
 
 class FunctionDefinition(WireModel):
-    """A function: its name, what it is for, and a JSON schema of its arguments."""
+    """A function: its name, its purpose, and a JSON schema of its arguments."""
 
     name: Name
     description: str | None = None

@@ -1,4 +1,4 @@
-"""What form an answer must have: the grammar that forces it and the parser that reads it.
+"""Chooses the grammar that enforces the form of an answer, and the parser that reads it.
 
-May import `prompt`, `parsers`, `tool_formats` and what stands below them.
+May import `prompt`, `parsers`, `tool_formats` and the packages below them.
 """

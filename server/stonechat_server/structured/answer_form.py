@@ -1,4 +1,4 @@
-"""The form that a final answer must have, from `response_format` or `structured_outputs`."""
+"""Reads the form of the final answer from `response_format` or `structured_outputs`."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ ANY_OBJECT = "Answer with a JSON object and nothing else."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerForm:
-    """`instruction` tells the model; the grammar makes sure. `param`: whom an error concerns."""
+    """The grammar enforces the form; `instruction` describes it to the model.
+
+    `param` is the request field that an error names.
+    """
 
     grammar: GrammarSpec
     instruction: str | None
@@ -28,24 +31,30 @@ class AnswerForm:
 
 
 def answer_form(request: ChatCompletionRequest) -> AnswerForm | None:
-    """None: any text. Raises `APIError` 400 where the request asks for two things at once."""
-    given = request.structured_outputs
-    wanted = request.response_format
-    is_structured = given is not None and bool(given.model_fields_set)
-    if isinstance(wanted, JsonObjectResponseFormat | JsonSchemaResponseFormat) and is_structured:
+    """Return the form that the request sets, or None for any text.
+
+    Raises `APIError` 400 if the request sets two forms, or a schema that is not valid JSON.
+    """
+    outputs = request.structured_outputs
+    response_format = request.response_format
+    is_structured = outputs is not None and bool(outputs.model_fields_set)
+    if (
+        isinstance(response_format, JsonObjectResponseFormat | JsonSchemaResponseFormat)
+        and is_structured
+    ):
         raise invalid(
             "structured_outputs", "response_format and structured_outputs cannot both be given."
         )
-    if is_structured and given is not None:
-        return _structured(given)
-    if isinstance(wanted, JsonObjectResponseFormat):
+    if is_structured and outputs is not None:
+        return _from_outputs(outputs)
+    if isinstance(response_format, JsonObjectResponseFormat):
         return AnswerForm(
             grammar=GrammarSpec("json_schema", JSON_OBJECT),
             instruction=ANY_OBJECT,
             param="response_format",
         )
-    if isinstance(wanted, JsonSchemaResponseFormat):
-        return _from_definition(wanted.json_schema)
+    if isinstance(response_format, JsonSchemaResponseFormat):
+        return _from_definition(response_format.json_schema)
     return None
 
 
@@ -54,8 +63,8 @@ def _from_definition(definition: JsonSchemaDefinition) -> AnswerForm:
     schema = definition.json_schema
     if schema is None:
         schema = json.loads(JSON_OBJECT)
-    about = f" ({definition.description})" if definition.description else ""
-    return _json_form(schema, param, f" '{definition.name}'{about}")
+    description = f" ({definition.description})" if definition.description else ""
+    return _json_form(schema, param, f" '{definition.name}'{description}")
 
 
 def _json_form(schema: object, param: str, name: str = "") -> AnswerForm:
@@ -68,36 +77,36 @@ def _json_form(schema: object, param: str, name: str = "") -> AnswerForm:
     )
 
 
-def _structured(given: StructuredOutputs) -> AnswerForm:
+def _from_outputs(outputs: StructuredOutputs) -> AnswerForm:
     values = {
-        "json": given.json_value,
-        "regex": given.regex,
-        "choice": given.choice,
-        "grammar": given.grammar,
+        "json": outputs.json_value,
+        "regex": outputs.regex,
+        "choice": outputs.choice,
+        "grammar": outputs.grammar,
     }
-    chosen = [name for name, value in values.items() if value is not None]
-    if len(chosen) != 1:
+    names = [name for name, value in values.items() if value is not None]
+    if len(names) != 1:
         raise invalid(
             "structured_outputs",
             f"structured_outputs takes exactly one of {', '.join(values)}.",
         )
-    param = f"structured_outputs.{chosen[0]}"
-    if given.json_value is not None:
-        return _json_form(_parsed(given.json_value, param), param)
-    if given.choice is not None:
-        source = json.dumps(given.choice, ensure_ascii=False)
+    param = f"structured_outputs.{names[0]}"
+    if outputs.json_value is not None:
+        return _json_form(_load_schema(outputs.json_value, param), param)
+    if outputs.choice is not None:
+        source = json.dumps(outputs.choice, ensure_ascii=False)
         instruction = f"Answer with exactly one of these texts and nothing else: {source}"
         return AnswerForm(
             grammar=GrammarSpec("choice", source), instruction=instruction, param=param
         )
-    if given.regex is not None:
-        grammar = GrammarSpec("regex", given.regex)
+    if outputs.regex is not None:
+        grammar = GrammarSpec("regex", outputs.regex)
     else:
-        grammar = GrammarSpec("lark", given.grammar or "")
+        grammar = GrammarSpec("lark", outputs.grammar or "")
     return AnswerForm(grammar=grammar, instruction=None, param=param)
 
 
-def _parsed(value: object, param: str) -> object:
+def _load_schema(value: object, param: str) -> object:
     if not isinstance(value, str):
         return value
     try:

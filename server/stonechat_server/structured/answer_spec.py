@@ -1,7 +1,7 @@
-"""The form of an answer: its grammar, its parser, and what the prompt says about both.
+"""Chooses how an answer is written and read: its grammar, its parser and the text in its prompt.
 
-Made once a server from the model's tokenizer; `specify` then brings together a request's tools,
-`response_format` and reasoning.
+A server makes one `Structure` from the model's tokenizer. `specify` combines a request's tools,
+`response_format` and reasoning before the prompt is rendered; `read` follows after that.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ CHECKED_GRAMMARS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSpec:
-    """What `Structure.specify` made of a request. `tools` are for templates that know them."""
+    """The result of `Structure.specify`. `tools` is empty if the template does not render tools."""
 
     messages: "list[TemplateMessage]"
     tools: list[dict[str, Any]]
@@ -67,7 +67,7 @@ class AnswerSpec:
     markers: ReasoningMarkers | None
     budget: int | None
     is_open: bool
-    """Whether the prompt ends within the assistant's message."""
+    """Whether the prompt ends inside the assistant's message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,22 +78,25 @@ class Reading:
     keep_special_tokens: bool
     new_parser: ParserFactory
     is_stoppable: bool
-    """False: the whole answer is calls, in which stop strings do not count."""
+    """False if the answer consists of calls only. Stop strings do not apply within calls."""
     unstoppable_after: tuple[str, ...]
     unstoppable_first: str
     stop_scope: StopScope | None
-    """See `SamplingParams`."""
+    """This field and the two above: see `SamplingParams`."""
 
 
 @dataclass(slots=True)
 class Structure:
-    """`tool_format`: a name of `FORMATS`, or `auto`: the one that a request's template shows."""
+    """Makes an `AnswerSpec` from a request, and a `Reading` from its prompt.
+
+    `tool_format` is a name in `FORMATS`, or `auto`: the format that the request's template shows.
+    """
 
     tokenizer: "TokenizerLike"
     tool_format: str = "auto"
     schema_in_prompt: bool = True
     has_reasoning: bool = True
-    """False: reasoning is not told from content."""
+    """False: reasoning is part of the content."""
     _special_tokens: dict[str, int] = field(init=False)
     _checks: "GrammarCache" = field(init=False)
 
@@ -104,15 +107,18 @@ class Structure:
         self._checks = GrammarCache()
 
     def specify(self, request: "ChatCompletionRequest", template: str) -> AnswerSpec:
-        """`template`: the source it will be rendered with. Raises `APIError` 400."""
+        """Choose the form of the answer. `template` is the source of the request's chat template.
+
+        Raises `APIError` 400 for invalid tools, and for a grammar that cannot be enforced.
+        """
         tool_options, form = read_tool_options(request), answer_form(request)
-        knows_tools = re.search(r"\btools\b", template) is not None
-        format = self._format(template if knows_tools else "")
+        renders_tools = re.search(r"\btools\b", template) is not None
+        format = self._format(template if renders_tools else "")
         self._check(request, tool_options, form)
         messages = with_modern_calls(to_template_messages(request.messages))
         offered = tool_options.offered if tool_options else ()
         texts: list[str | None] = [describe_customs(offered)]
-        if knows_tools:
+        if renders_tools:
             messages = without_custom_calls(messages)
         else:
             messages = without_tool_messages(messages, format)
@@ -124,7 +130,7 @@ class Structure:
         is_open = bool(request.continue_final_message)
         return AnswerSpec(
             messages=messages,
-            tools=_template_tools(offered) if knows_tools else [],
+            tools=_template_tools(offered) if renders_tools else [],
             variables=_variables(request),
             grammar=self._grammar(
                 tool_options, form, format, budget=request.thinking_budget, is_open=is_open
@@ -138,23 +144,31 @@ class Structure:
         )
 
     def read(self, spec: AnswerSpec, prompt: str, skip_special_tokens: bool = True) -> Reading:
-        """`prompt` tells whether reasoning has begun. Raises `APIError` 400."""
+        """Choose how to read the answer. The end of `prompt` shows whether reasoning has begun.
+
+        Raises `APIError` 400 for a budget if the model has no reasoning markers.
+        """
         if isinstance(spec.format.layout, HarmonyLayout):
             return self._read_harmony(spec, skip_special_tokens)
         text = prompt.rstrip()
         markers = spec.markers
-        if markers is not None and text.endswith(markers.end):  # switched off by the template
+        if markers is not None and text.endswith(markers.end):  # the template has switched it off
             markers = None
         elif markers is None and spec.budget is not None:
             raise unsupported(
-                "thinking_budget", "This model's reasoning has no marks to end it by."
+                "thinking_budget",
+                "This model has no reasoning markers, so thinking_budget cannot be enforced.",
             )
         starts_open = markers is not None and text.endswith(markers.start)
         reasoning = None
         if markers is not None and (spec.grammar is not None or spec.budget is not None):
             reasoning = ReasoningSpec(markers.start, markers.end, starts_open, spec.budget)
-        needed = self._needed_special_tokens(spec, markers)
-        dropped = self._special_tokens.keys() - needed if needed and skip_special_tokens else set()
+        parser_tokens = self._parser_tokens(spec, markers)
+        hidden_tokens = (
+            self._special_tokens.keys() - parser_tokens
+            if parser_tokens and skip_special_tokens
+            else set()
+        )
 
         def new_parser() -> DeltaParser:
             parser: DeltaParser = ContentParser()
@@ -162,13 +176,13 @@ class Structure:
                 parser = ToolCallParser(format=spec.format, names=_names(spec.tool_options))
             if markers is not None:
                 parser = ReasoningParser(markers, starts_open, parser)
-            return SpecialTokenFilter(dropped, parser) if dropped else parser
+            return SpecialTokenFilter(hidden_tokens, parser) if hidden_tokens else parser
 
         tools, format = spec.tool_options, spec.format
         names = _names(tools) if tools is not None else None
         return Reading(
             reasoning=reasoning,
-            keep_special_tokens=bool(needed),
+            keep_special_tokens=bool(parser_tokens),
             new_parser=new_parser,
             is_stoppable=tools is None or not tools.is_required,
             unstoppable_after=triggers(format, names) if names else (),
@@ -182,20 +196,22 @@ class Structure:
         tools = spec.tool_options
         names = _names(tools) if tools is not None else None
         custom = ToolNames(functions=(), custom=names.custom) if names else None
-        needed = self._special_tokens.keys() & set(harmony.TOKENS)
-        dropped = self._special_tokens.keys() - needed if skip_special_tokens else set()
+        parser_tokens = self._special_tokens.keys() & set(harmony.TOKENS)
+        hidden_tokens = (
+            self._special_tokens.keys() - parser_tokens if skip_special_tokens else set()
+        )
 
         def new_parser() -> DeltaParser:
             inner: DeltaParser = ContentParser()
             if custom is not None and custom.custom:
                 inner = ToolCallParser(format=GENERIC, names=custom)
             parser = HarmonyParser(names, inner, spec.is_open, self.has_reasoning)
-            return SpecialTokenFilter(dropped, parser) if dropped else parser
+            return SpecialTokenFilter(hidden_tokens, parser) if hidden_tokens else parser
 
         scope = StopScope(VISIBLE_HEADERS, until=(harmony.END,), unless=harmony.CHANNEL)
         return Reading(
             reasoning=None,
-            keep_special_tokens=bool(needed),
+            keep_special_tokens=bool(parser_tokens),
             new_parser=new_parser,
             is_stoppable=tools is None or not tools.is_required,
             unstoppable_after=triggers(GENERIC, custom) if custom else (),
@@ -215,10 +231,8 @@ class Structure:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return len(ids) == 1 and self.tokenizer.token_text(ids[0]) == text
 
-    def _needed_special_tokens(
-        self, spec: AnswerSpec, markers: ReasoningMarkers | None
-    ) -> set[str]:
-        """Special tokens that the parser must see."""
+    def _parser_tokens(self, spec: AnswerSpec, markers: ReasoningMarkers | None) -> set[str]:
+        """The special tokens that the parser must see."""
         texts = [markers.start, markers.end] if markers else []
         layout = spec.format.layout
         if spec.tool_options is not None and spec.tool_options.functions:
@@ -251,7 +265,10 @@ class Structure:
         tool_options: ToolOptions | None,
         form: AnswerForm | None,
     ) -> None:
-        """Name the part of the request that cannot be enforced, before all parts are joined."""
+        """Check each grammar of the request on its own.
+
+        Raises `APIError` 400 that names the part. The joined grammar could not tell the part.
+        """
         if form is not None:
             self._checks.check(form.grammar, form.param)
         if tool_options is None:
@@ -277,11 +294,11 @@ class GrammarCache:
         self._lock = threading.Lock()
 
     def check(self, spec: GrammarSpec, param: str) -> None:
-        """Raises `APIError` 400 that names `param` and says what cannot be enforced."""
+        """Check a grammar. Raises `APIError` 400 that names `param` and the reason."""
         with self._lock:
-            is_known = spec in self._reasons
+            is_checked = spec in self._reasons
             reason = self._reasons.get(spec)
-        if not is_known:
+        if not is_checked:
             reason = _reason(spec)
             with self._lock:
                 self._reasons[spec] = reason
@@ -292,7 +309,7 @@ class GrammarCache:
 
 
 def _reason(spec: GrammarSpec) -> str | None:
-    from stonechat_models import check_grammar  # needs torch, which a start should not wait for
+    from stonechat_models import check_grammar  # imports torch, which would slow down the start
 
     try:
         check_grammar(spec)
@@ -314,7 +331,7 @@ def _instruction(form: AnswerForm, tool_options: ToolOptions | None) -> str | No
 def _grammar_param(
     request: "ChatCompletionRequest", tool_options: ToolOptions | None, form: AnswerForm | None
 ) -> str | None:
-    """Whom an error of the whole grammar concerns; each part of it has been checked before."""
+    """The field that an error in the joined grammar names; its parts have been checked before."""
     if tool_options is None:
         return form.param if form is not None else None
     return "tools" if request.functions is None else "functions"
@@ -335,7 +352,7 @@ def _names(options: ToolOptions) -> ToolNames:
 
 
 def _template_tools(offered: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Function tools as templates take them, all keys there."""
+    """Function tools as templates expect them, with every key present."""
     return [
         {
             "type": "function",
@@ -351,9 +368,9 @@ def _template_tools(offered: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 def _variables(request: "ChatCompletionRequest") -> dict[str, Any]:
-    """Template variables by which templates switch reasoning on and off."""
+    """The variables with which templates switch reasoning on and off."""
     effort = request.reasoning_effort
     if effort is None:
         return {}
-    thinks = effort != "none"
-    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
+    is_thinking = effort != "none"
+    return {"reasoning_effort": effort, "enable_thinking": is_thinking, "thinking": is_thinking}

@@ -1,4 +1,4 @@
-"""The grammar of an answer of messages with channels (see `parsers.harmony`)."""
+"""Writes the grammar of a gpt-oss answer: messages with channels (see `parsers.harmony`)."""
 
 from dataclasses import dataclass, replace
 
@@ -10,16 +10,17 @@ from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START
 
 MAX_THOUGHTS = 8
-"""Messages of reasoning; one with a budget."""
+"""At most this many reasoning messages per answer; with a budget, at most one."""
 
 _NO_TOOLS = ToolOptions(offered=(), callable=(), is_required=False, is_parallel=True)
 
 
 @dataclass(slots=True)
 class HarmonyGrammar:
-    """Builds the grammar of one request. `budget`: tokens of its reasoning.
+    """Builds the grammar of one request.
 
-    `is_open`: the prompt ends within the final message. Custom tools are called in that message.
+    `budget` is the maximum number of reasoning tokens. `is_open` means that the prompt ends inside
+    the final message. Custom tools are called in the final message.
     """
 
     options: ToolOptions | None
@@ -29,7 +30,7 @@ class HarmonyGrammar:
     is_open: bool = False
 
     def build(self) -> GrammarSpec:
-        """The whole grammar."""
+        """Return the whole grammar."""
         options = self.options or _NO_TOOLS
         customs = replace(options, callable=tuple(options.customs))
         final = ToolGrammar(customs, GENERIC, self.writer, self.answer)
@@ -42,12 +43,12 @@ class HarmonyGrammar:
         rules["THOUGHT"] = rules["PREAMBLE"] = ANY_TEXT
         rules[f"thought{limit}"] = "THOUGHT"
         rules["thinking"] = self._message("analysis", "thought")
-        last = [sequence(self.writer.literal(f"{CHANNEL}final{MESSAGE}"), rule)] * can_end
+        endings = [sequence(self.writer.literal(f"{CHANNEL}final{MESSAGE}"), rule)] * can_end
         if options.functions:
             self._add_calls(options, rules)
             rules["preamble"] = self._message("commentary", "PREAMBLE")
-            last.append("function_call" if options.is_required else "(preamble)? function_call")
-        return final.write(sequence(self._thoughts(), choice(last)))
+            endings.append("function_call" if options.is_required else "(preamble)? function_call")
+        return final.write(sequence(self._thoughts(), choice(endings)))
 
     def _thoughts(self) -> str:
         if self.budget is None:
@@ -60,7 +61,7 @@ class HarmonyGrammar:
         return sequence(literal(opening), text, literal(closing))
 
     def _add_calls(self, options: ToolOptions, rules: dict[str, str]) -> None:
-        """A call has its recipient after the channel, or before it as templates show it."""
+        """Add the rules of calls: the recipient after the channel, or before it as in templates."""
         literal = self.writer.literal
         rules["json_mark"] = choice([literal("json"), literal(f"{CONSTRAIN}json")])
         calls = []

@@ -1,4 +1,4 @@
-"""Writing Lark grammars: literal text that may hold special tokens, choices, schemas."""
+"""Writes parts of Lark grammars: literal text with special tokens, choices, JSON schemas."""
 
 import json
 import re
@@ -9,7 +9,11 @@ ANY_TEXT = "/(?s:.*)/"
 
 
 class LarkWriter:
-    """Writes for one vocabulary. `special_tokens`: ids of the tokens that text cannot spell."""
+    """Writes literal text for one vocabulary.
+
+    `special_tokens` has the id of each special token by its text: the token's id must be written,
+    because the characters of its text would be other tokens.
+    """
 
     def __init__(self, special_tokens: Mapping[str, int]) -> None:
         self._special_tokens = special_tokens
@@ -25,7 +29,7 @@ class LarkWriter:
         return self._pattern.search(text) is not None
 
     def literal(self, text: str) -> str:
-        """Exactly this text; nothing at all for an empty one."""
+        """An expression for exactly `text`; empty for an empty text."""
         items: list[str] = []
         position = 0
         for match in self._pattern.finditer(text):
@@ -38,17 +42,17 @@ class LarkWriter:
 
 
 def quoted(text: str) -> str:
-    """Plain text as a string of the grammar."""
+    """`text`, which has no special tokens, as a string of the grammar."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def json_value(schema: Mapping[str, Any] | bool) -> str:
-    """A JSON value that validates against the schema."""
+    """An expression for a JSON value that validates against `schema`."""
     return f"%json {json.dumps(schema, ensure_ascii=False)}"
 
 
 def regex(pattern: str) -> str:
-    """A whole text that matches the pattern (anchors at its ends are dropped)."""
+    """An expression for a text that matches all of `pattern`; anchors at its ends are removed."""
     pattern = pattern.removeprefix("^")
     if re.search(r"(?<!\\)(?:\\\\)*\$$", pattern):
         pattern = pattern[:-1]
@@ -61,10 +65,10 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def choice(items: Iterable[str]) -> str:
-    """One of the items."""
+    """An expression for one of the items."""
     return "( " + " | ".join(items) + " )"
 
 
 def sequence(*items: str) -> str:
-    """The items one after the other; empty ones do not count."""
+    """An expression for the items in this order; empty items are left out."""
     return " ".join(item for item in items if item)

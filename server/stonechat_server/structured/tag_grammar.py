@@ -1,4 +1,4 @@
-"""The grammar of arguments that stand between tags: strings as they are, other values as JSON."""
+"""Writes the grammar of arguments between tags: strings verbatim, other values as JSON."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -24,7 +24,10 @@ _KEY = re.compile(r"[^<>\"\s][^<>\"\n]*")
 
 @dataclass(slots=True)
 class TagArguments:
-    """Writes the arguments of one function; further rules, named after `name`, go to `rules`."""
+    """Writes the arguments of one function.
+
+    The rules that they need are added to `rules`; those of single arguments begin with `name`.
+    """
 
     layout: TagLayout
     writer: LarkWriter
@@ -32,7 +35,7 @@ class TagArguments:
     name: str
 
     def write(self, schema: Mapping[str, Any]) -> str:
-        """In the order of the schema; or one JSON object, where keys cannot say it all."""
+        """Arguments in the order of the schema, or one JSON object if it is not a plain record."""
         if not is_record(schema, lambda key: _KEY.fullmatch(key) is not None):
             return sequence(json_value(schema), quoted("\n"))
         items = []
@@ -46,7 +49,7 @@ class TagArguments:
         return sequence(*items) or '""'
 
     def _values(self, value: Any, schema: Mapping[str, Any], rule: str) -> list[str]:
-        """What may follow the key, up to and with the closing tag."""
+        """What may follow the key, up to and including the closing tag."""
         match value_form(value, self._closing()[0]):
             case ValueForm.TEXT:
                 return [self._text(value, rule)]
@@ -68,11 +71,11 @@ class TagArguments:
             closing = self.writer.literal(self.layout.after_value)
             return sequence(opening, choice(quoted(text) for text in literals), closing)
         bounds = (value.get("minLength", 0), value.get("maxLength"))
-        text = self._bounded(rule, *bounds) if bounds != (0, None) else self._free()
+        text = self._bounded_text(rule, *bounds) if bounds != (0, None) else self._free_text()
         return sequence(opening, text)
 
-    def _free(self) -> str:
-        """Any text without the closing tag, before which a line break may be left out."""
+    def _free_text(self) -> str:
+        """Any text up to the first closing tag. A line break before the tag may be missing."""
         tag, rest = self._closing()
         if self.writer.has_special(tag):
             return sequence(ANY_TEXT, self.writer.literal(tag + rest))
@@ -80,11 +83,11 @@ class TagArguments:
         self.rules["free_text[lazy]"] = "FREE_TEXT"
         return sequence("free_text", self.writer.literal(rest))
 
-    def _bounded(self, rule: str, least: int, most: int | None) -> str:
+    def _bounded_text(self, rule: str, min_length: int, max_length: int | None) -> str:
         tag, rest = self._closing()
         before = self.layout.after_value.partition(tag)[0]
         terminal = rule.upper()
-        chars = f"/(?s:.{{{least},{'' if most is None else most}}})/"
+        chars = f"/(?s:.{{{min_length},{'' if max_length is None else max_length}}})/"
         if self.writer.has_special(tag):
             return sequence(chars, self.writer.literal(self.layout.after_value))
         inner = re.escape(tag).replace("/", r"\/")
@@ -93,13 +96,16 @@ class TagArguments:
         return sequence(f"{rule}_text", self.writer.literal(rest))
 
     def _closing(self) -> tuple[str, str]:
-        """The closing tag, and what the layout has after it."""
+        """The closing tag, and the text that the layout has after it."""
         tag = self.layout.after_value.strip()
         return tag, self.layout.after_value.partition(tag)[2]
 
 
 def is_record(schema: Mapping[str, Any], is_key: Callable[[str], bool]) -> bool:
-    """Whether a list of keys with values can say all that the schema of an object says."""
+    """Whether `schema` is a plain record: a fixed set of keys, all of which `is_key` accepts.
+
+    Only then can pairs of key and value express every object that the schema allows.
+    """
     extra = schema.keys() - _RECORD_KEYS
     if extra - {"additionalProperties"} or schema.get("additionalProperties", False) is not False:
         return False
@@ -112,7 +118,7 @@ def is_record(schema: Mapping[str, Any], is_key: Callable[[str], bool]) -> bool:
 
 
 def _has_other_refs(value: object) -> bool:
-    """Whether a reference leads to anything but the schema's own definitions."""
+    """Whether a `$ref` points anywhere but to the schema's own definitions."""
     if isinstance(value, dict):
         target = value.get("$ref")
         if isinstance(target, str) and not target.startswith(("#/$defs/", "#/definitions/")):

@@ -1,7 +1,7 @@
-"""The grammar of an answer that may call tools.
+"""Writes the grammar of an answer that may call tools.
 
-One Lark grammar holds both: free text (or the final answer's form) and sections of calls. Free text
-ends the moment it spells the trigger of a section, and from there on only a call can be written.
+One Lark grammar covers free text (or the final answer's form) and sections of calls. As soon as
+free text contains the trigger of a section, only a call may follow.
 """
 
 import json
@@ -31,33 +31,35 @@ from stonechat_server.tool_formats.layout import (
 )
 
 MAX_CALLS = 8
-"""In one answer, so that it ends: small models repeat themselves."""
+"""Calls per section, and sections per answer. The limit stops small models that repeat calls."""
 
 
 @dataclass(slots=True)
 class ToolGrammar:
-    """Builds the rules for one request."""
+    """Builds the grammar of one request."""
 
     options: ToolOptions
     format: ToolFormat
     writer: LarkWriter
     answer: GrammarSpec | None = None
-    """The form of a final answer; None: free text."""
+    """The form of the final answer; None: free text."""
     rules: dict[str, str] = field(default_factory=dict, init=False)
     grammars: dict[str, str] = field(default_factory=dict, init=False)
-    """Grammars of their own that the rules refer to, by name."""
+    """Separate grammars, by the name with which the rules refer to them."""
 
     def build(self) -> GrammarSpec:
-        """The whole grammar."""
+        """Return the whole grammar."""
         return self.write(self.answer_rule())
 
     def answer_rule(self) -> str:
-        """What an answer is; adds the rules that it refers to."""
+        """Return the rule of a whole answer, and add the rules that it refers to."""
         self._add_calls()
-        return choice(self._first_sections() if self.options.is_required else self._optional())
+        return choice(
+            self._first_sections() if self.options.is_required else self._optional_sections()
+        )
 
     def write(self, start: str) -> GrammarSpec:
-        """All rules, with this start."""
+        """Return the grammar of all rules, which begins with `start`."""
         lines = [f"start: {start}", *(f"{name}: {body}" for name, body in self.rules.items())]
         text = "\n".join(lines) + "\n"
         if not self.grammars:
@@ -71,7 +73,7 @@ class ToolGrammar:
     def _section_names(self) -> list[str]:
         return [name for name in ("functions", "customs") if name in self.rules]
 
-    def _optional(self) -> list[str]:
+    def _optional_sections(self) -> list[str]:
         if self.answer is not None:
             return [self._final_answer(self.answer), *self._first_sections()]
         more = "more" if "more" in self.rules else ""
@@ -89,13 +91,13 @@ class ToolGrammar:
         return options
 
     def _text(self) -> str:
-        """Free text; where calls have no trigger, it must not begin like one."""
+        """Free text. If calls have no trigger, it must not begin with their first character."""
         if self.format.trigger or not self.options.functions:
             return ANY_TEXT
         return rf"/([^\{self.format.first}\s](?s:.*))?/"
 
     def _lead(self, name: str, trigger: str) -> str:
-        """Free text up to and with the first trigger in it."""
+        """Free text up to and including the first `trigger`."""
         if self.writer.is_special(trigger):
             return sequence("TEXT", self.writer.literal(trigger))
         terminal = f"{name.upper()}_LEAD"
@@ -128,26 +130,26 @@ class ToolGrammar:
                 case TagLayout() as layout:
                     self._add_tags(layout)
                 case HarmonyLayout():
-                    raise AssertionError("answers with channels have a grammar of their own")
+                    raise AssertionError("harmony answers have their own grammar: HarmonyGrammar")
         if self.options.customs:
             self.rules["customs"] = sequence(quoted(custom_calls.TRIGGER), "customs_body")
             self._add_customs()
             if self.options.is_parallel:
-                again = [name for name in self._section_names() if self._can_repeat(name)]
-                self.rules["more"] = f'("\\n" {choice(again)}){{0,{MAX_CALLS - 1}}}'
+                repeatable = [name for name in self._section_names() if self._can_repeat(name)]
+                self.rules["more"] = f'("\\n" {choice(repeatable)}){{0,{MAX_CALLS - 1}}}'
 
     def _can_repeat(self, section: str) -> bool:
         return section == "customs" or bool(self.format.trigger)
 
-    def _repeated(self, call: str, separator: str) -> str:
+    def _repeat(self, call: str, separator: str) -> str:
         if not (self.options.is_parallel and self.format.is_parallel):
             return call
-        again = sequence(self.writer.literal(separator), call)
-        return f"{call} ({again}){{0,{MAX_CALLS - 1}}}"
+        next_call = sequence(self.writer.literal(separator), call)
+        return f"{call} ({next_call}){{0,{MAX_CALLS - 1}}}"
 
     def _add_json(self, layout: JsonLayout) -> None:
         literal = self.writer.literal
-        calls = self._repeated("function_call", layout.separator)
+        calls = self._repeat("function_call", layout.separator)
         self.rules["functions_body"] = sequence(
             literal(layout.opening), calls, literal(layout.closing)
         )
@@ -169,7 +171,7 @@ class ToolGrammar:
         literal = self.writer.literal
         self.rules["functions_body"] = sequence(
             literal(layout.opening),
-            self._repeated("function_call", layout.separator),
+            self._repeat("function_call", layout.separator),
             literal(layout.closing),
         )
         options = []
@@ -185,7 +187,7 @@ class ToolGrammar:
         self.rules["function_call"] = sequence(literal(layout.before_name), choice(options))
 
     def _add_pythonic(self, closing: str) -> None:
-        calls = self._repeated("function_call", ", ")
+        calls = self._repeat("function_call", ", ")
         self.rules["functions_body"] = sequence('"["', calls, '"]"', self.writer.literal(closing))
         options = []
         for i, tool in enumerate(self.options.functions):
@@ -195,9 +197,10 @@ class ToolGrammar:
         self.rules["function_call"] = choice(options)
 
     def _keywords(self, tool: int, schema: dict[str, Any]) -> str:
-        """Keyword arguments in the order of the schema, or `**{...}` where it is no plain record.
+        """Keyword arguments in the order of the schema, or `**{...}` if it is not a plain record.
 
-        Rule `first_i` writes properties from the i-th on with none before, `next_i` with some.
+        Rules `first_i` and `next_i` write the properties from index i on. No argument precedes
+        `first_i`. An argument precedes `next_i`, so the next one begins with a comma.
         """
         if not is_record(schema, str.isidentifier):
             return f'"**" {json_value(schema)}'
@@ -207,13 +210,13 @@ class ToolGrammar:
         for i, (name, value) in enumerate(properties.items()):
             key, prefix = f"function_{tool}_value_{i}", f"function_{tool}"
             self.rules[key] = json_value({**value, **defs} if isinstance(value, dict) else value)
-            first = f"{quoted(name + '=')} {key} {prefix}_next_{i + 1}"
-            again = f"{quoted(', ' + name + '=')} {key} {prefix}_next_{i + 1}"
+            first_rule = f"{quoted(name + '=')} {key} {prefix}_next_{i + 1}"
+            next_rule = f"{quoted(', ' + name + '=')} {key} {prefix}_next_{i + 1}"
             if name not in required:
-                first = choice([first, f"{prefix}_first_{i + 1}"])
-                again = choice([again, f"{prefix}_next_{i + 1}"])
-            self.rules[f"{prefix}_first_{i}"] = first
-            self.rules[f"{prefix}_next_{i}"] = again
+                first_rule = choice([first_rule, f"{prefix}_first_{i + 1}"])
+                next_rule = choice([next_rule, f"{prefix}_next_{i + 1}"])
+            self.rules[f"{prefix}_first_{i}"] = first_rule
+            self.rules[f"{prefix}_next_{i}"] = next_rule
         for kind in ("first", "next"):
             self.rules[f"function_{tool}_{kind}_{len(properties)}"] = '""'
         return f"function_{tool}_first_0"
@@ -226,7 +229,7 @@ class ToolGrammar:
         self.rules["customs_body"] = f"{quoted(custom_calls.BEFORE_NAME)} {choice(options)}"
 
     def _custom_input(self, index: int, tool: CustomTool) -> str:
-        """The input with the closing tag."""
+        """The input of a custom tool, and the closing tag."""
         format = tool.custom.format
         if not isinstance(format, GrammarFormat):
             self.rules["CUSTOM_TEXT"] = f"{ANY_TEXT} {quoted(custom_calls.CLOSING)}"

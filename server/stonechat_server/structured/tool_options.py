@@ -1,4 +1,4 @@
-"""Which tools a request offers, and which of them may or must be called."""
+"""Reads which tools a request offers, and which of them may or must be called."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MAX_TOOLS = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolOptions:
-    """`offered` tools are shown to the model, `callable` ones are what its grammar allows."""
+    """The model is shown the `offered` tools; the grammar allows calls of the `callable` tools."""
 
     offered: tuple[Tool, ...]
     callable: tuple[Tool, ...]
@@ -37,7 +37,10 @@ class ToolOptions:
 
 
 def read_tool_options(request: ChatCompletionRequest) -> ToolOptions | None:
-    """None where nothing may be called. Raises `APIError` 400 for a choice that makes no sense."""
+    """Return the tools of a request, or None if no tool may be called.
+
+    Raises `APIError` 400 for invalid tools, and for a choice that does not fit the tools.
+    """
     tools = request.tools or []
     _check_tools(request)
     choice = request.tool_choice
@@ -70,12 +73,12 @@ def read_tool_options(request: ChatCompletionRequest) -> ToolOptions | None:
 
 
 def tool_name(tool: Tool) -> str:
-    """The name the model calls it by."""
+    """The name by which the model calls the tool."""
     return tool.function.name if isinstance(tool, FunctionTool) else tool.custom.name
 
 
 def parameters(tool: FunctionTool) -> dict[str, Any]:
-    """The JSON schema of a function's arguments; without one it takes none."""
+    """The JSON schema of a function's arguments. A function without a schema has no arguments."""
     schema = tool.function.parameters
     if not schema:
         return {"type": "object", "properties": {}, "additionalProperties": False}
@@ -83,7 +86,7 @@ def parameters(tool: FunctionTool) -> dict[str, Any]:
 
 
 def tool_path(request: ChatCompletionRequest, index: int) -> str:
-    """Where the definition of a tool stands in what the client sent."""
+    """The path of a tool's definition in the request body."""
     if request.functions is not None:
         return f"functions[{index}]"
     tool = (request.tools or ())[index]
@@ -91,7 +94,7 @@ def tool_path(request: ChatCompletionRequest, index: int) -> str:
 
 
 def choice_path(request: ChatCompletionRequest, choice: FunctionChoice | CustomChoice) -> str:
-    """Where the name of the one chosen tool stands in what the client sent."""
+    """The path in the request body of the object that names the one chosen tool."""
     return "function_call" if request.functions is not None else f"tool_choice.{choice.type}"
 
 
@@ -99,12 +102,12 @@ def _check_tools(request: ChatCompletionRequest) -> None:
     tools = request.tools or ()
     if len(tools) > MAX_TOOLS:
         raise invalid("tools", f"At most {MAX_TOOLS} tools are allowed.")
-    seen: set[str] = set()
+    names: set[str] = set()
     for i, tool in enumerate(tools):
         name = tool_name(tool)
-        if name in seen:
+        if name in names:
             raise invalid(f"{tool_path(request, i)}.name", f"There are two tools named '{name}'.")
-        seen.add(name)
+        names.add(name)
         if isinstance(tool, FunctionTool) and parameters(tool)["type"] != "object":
             raise invalid(
                 f"{tool_path(request, i)}.parameters",

@@ -1,4 +1,4 @@
-"""How each model family writes tool calls, one family a file, and which format a template uses.
+"""How each model family writes tool calls, one file per family, and which format a template uses.
 
-May import `admission` and what stands below it, but no parser.
+May import `admission` and the packages below it, but no parser.
 """

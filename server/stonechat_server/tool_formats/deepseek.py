@@ -1,13 +1,14 @@
-"""DeepSeek: calls between tokens of their own; V3 and R1 fence the arguments, V3.1 does not.
+"""DeepSeek: special tokens around calls.
 
-V3.2 writes `invoke` and `parameter` elements, which say whether their value is a text.
+V3 and R1 put the arguments into a code fence, V3.1 does not. V3.2 writes `invoke` and `parameter`
+elements; an attribute of a parameter states whether its value is a string.
 """
 
 from stonechat_server.tool_formats.layout import JsonLayout, TagLayout, ToolFormat
 
 
 def _token(words: str) -> str:
-    """DeepSeek's tokens have a fullwidth bar around their words and U+2581 between them."""
+    """A special token: fullwidth bars around its words, and U+2581 between the words."""
     return "<\uff5c" + words.replace(" ", "\u2581") + "\uff5c>"
 
 

@@ -1,4 +1,4 @@
-"""The form for models whose template knows no tools; `tool_prompt` explains it to the model."""
+"""The format for models whose template renders no tools. `tool_prompt` explains it to the model."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""GLM-4.5 and later: the name, then a pair of elements for each argument's key and value."""
+"""GLM-4.5 and later: the name, then two elements per argument: its key and its value."""
 
 from stonechat_server.tool_formats.layout import TagLayout, ToolFormat
 

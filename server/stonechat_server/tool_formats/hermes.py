@@ -1,4 +1,4 @@
-"""Hermes and Qwen: a JSON object between `<tool_call>` tags, one pair a call."""
+"""Hermes and Qwen: a JSON object between `<tool_call>` tags, one pair per call."""
 
 from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
 

@@ -1,4 +1,4 @@
-"""Kimi K2: a section of calls between tokens; a call's id is its name with a number."""
+"""Kimi K2: a section of calls between tokens; a call's id is its name and a number."""
 
 from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
 

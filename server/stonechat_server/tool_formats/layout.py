@@ -1,7 +1,7 @@
-"""The interface of a tool-call format: how calls are written, and how they are read back.
+"""The interface of a tool format: how calls are written, and how they are read back.
 
-A format says it once, as literal pieces of text around names and arguments. The grammar that the
-model's output must follow and the reader of that output are both made from these pieces.
+A format defines this once, as literal pieces of text around names and arguments. Both the grammar
+that the model's output must follow and the reader of that output are made from these pieces.
 """
 
 import secrets
@@ -19,7 +19,7 @@ class CallStart:
     name: str
     type: CallType = "function"
     id: str | None = None
-    """Where the format itself gives calls their ids."""
+    """The id that the model wrote, if the format has ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,40 +36,41 @@ class SectionReader(Protocol):
     """Reads the calls that follow a trigger, character by character."""
 
     def push(self, char: str) -> list[CallEvent]:
-        """The next character. Must not be called once `rest` is set."""
+        """Read the next character. Must not be called once `rest` is set."""
 
     def finish(self) -> list[CallEvent]:
-        """The text has ended; may set `rest`."""
+        """End the text, and return its last events. May set `rest`."""
 
     @property
     def is_cut(self) -> bool:
-        """Whether a call has begun and its arguments, or its input, are not complete."""
+        """Whether the latest call's arguments, or its input, are incomplete."""
 
     @property
     def rest(self) -> str | None:
-        """None while reading; at the end of the section, characters that were not part of it.
+        """None while reading; at the end of the section, the characters that are not part of it.
 
-        If no call was read at all, these are all characters pushed.
+        If the section has no call, these are all the characters pushed.
         """
 
 
 def new_call_id() -> str:
-    """A unique id."""
+    """A unique id for a call."""
     return "call_" + secrets.token_hex(12)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolFormat:
-    """A section is `trigger`, then what `reader` reads; `name` is what the flag calls it."""
+    """A tool format. A section consists of `trigger`, then calls as `layout` describes them."""
 
     name: str
+    """Its value of `--tool-format`."""
     trigger: str
-    """Opens a section within free text. Empty: a section can only be a whole answer."""
+    """Opens a section within free text. If it is empty, a section can only be the whole answer."""
     first: str
-    """First character of a section where `trigger` is empty."""
+    """First character of a section if `trigger` is empty."""
     layout: "Layout"
     is_parallel: bool = True
-    """Whether a section can hold several calls."""
+    """Whether a section may have several calls."""
     new_id: Callable[[], str] = new_call_id
 
 
@@ -77,12 +78,12 @@ class ToolFormat:
 class JsonLayout:
     """A section of calls whose arguments are one JSON object each.
 
-    It reads: `opening`, then calls separated by `separator`, then `closing`. A call reads
-    `before_name`, the name, `after_name`, the arguments, `after_arguments`. Readers take any
-    whitespace where the pieces have some, and none where they have it.
+    It consists of `opening`, calls separated by `separator`, and `closing`. A call consists of
+    `before_name`, the name, `after_name`, the arguments, `after_arguments`. Where a piece contains
+    whitespace, the reader accepts any amount of it, including none.
 
-    With `after_number`, a number and that text stand before the arguments; then `before_name`
-    without its first token, name and number are the call's id.
+    With `after_number`, a number and `after_number` precede the arguments. The call's id is then
+    the text from the end of the token in `before_name` to the number, such as `functions.NAME:0`.
     """
 
     opening: str = ""
@@ -95,7 +96,7 @@ class JsonLayout:
 
     @property
     def is_object(self) -> bool:
-        """Whether a call is itself a JSON object with the arguments inside."""
+        """Whether a call is itself a JSON object that contains the arguments."""
         return self.after_arguments.startswith("}")
 
 
@@ -108,12 +109,12 @@ class PythonicLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagLayout:
-    """A section of calls whose arguments stand each between tags of their own.
+    """A section of calls with tags around each argument.
 
-    It reads as with `JsonLayout`, but for the arguments: for each `before_key`, the key,
-    `after_key`, the value, `after_value`. See `tag_values` for how values are written; with
-    `after_json_key`, which goes before those that are JSON, they say so themselves. Arguments that
-    keys cannot say stand there as one JSON object.
+    It is like that of a `JsonLayout`, except for the arguments. An argument consists of
+    `before_key`, the key, `after_key`, the value, `after_value`. `tag_values` describes how values
+    are written. With `after_json_key`, a JSON value follows that text in place of `after_key`.
+    Arguments that pairs of key and value cannot express are written as one JSON object.
     """
 
     opening: str = ""
@@ -130,14 +131,14 @@ class TagLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HarmonyLayout:
-    """The whole answer is messages with channels: see `harmony`."""
+    """The whole answer consists of messages with channels (see `parsers.harmony`)."""
 
 
 Layout = JsonLayout | PythonicLayout | TagLayout | HarmonyLayout
 
 
 def hold_back(text: str, markers: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` that may be the beginning of a marker."""
+    """Length of the longest suffix of `text` that may be the beginning of a marker."""
     longest = 0
     for marker in markers:
         for length in range(min(len(text), len(marker) - 1), longest, -1):

@@ -1,4 +1,7 @@
-"""Mistral: `[TOOL_CALLS]` and a JSON list; newer tokenizers, `[TOOL_CALLS]name[ARGS]{…}` a call."""
+"""Mistral: `[TOOL_CALLS]` and a JSON list.
+
+Models with newer tokenizers write `[TOOL_CALLS]name[ARGS]{…}` per call.
+"""
 
 import secrets
 import string
@@ -7,7 +10,7 @@ from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
 
 
 def new_short_id() -> str:
-    """Nine letters and digits: Mistral's templates take no other ids."""
+    """Nine letters and digits: Mistral's templates accept no other ids."""
     alphabet = string.ascii_letters + string.digits
     return "".join(secrets.choice(alphabet) for _ in range(9))
 

@@ -1,4 +1,4 @@
-"""Qwen3-Coder, and others after it: XML-like tags with the names inside them, one pair a call."""
+"""Qwen3-Coder and models that follow it: XML-like tags that contain the names, a pair per call."""
 
 from stonechat_server.tool_formats.layout import TagLayout, ToolFormat
 

@@ -1,4 +1,4 @@
-"""Seed-OSS: as Qwen3-Coder, with tags of its own and no line breaks around values."""
+"""Seed-OSS: like Qwen3-Coder, with its own tags and without line breaks around values."""
 
 from stonechat_server.tool_formats.layout import TagLayout, ToolFormat
 

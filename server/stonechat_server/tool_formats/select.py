@@ -1,4 +1,4 @@
-"""Which format of tool calls a model uses."""
+"""Selects the tool format of a model."""
 
 from stonechat_server.tool_formats.deepseek import (
     BEGIN,
@@ -61,11 +61,12 @@ _MARKS = (
     (GRANITE.trigger, GRANITE),
     ("<|tool_list_start|>", LFM2),
 )
-"""What a format's templates have, and those of formats further down do not have alone."""
+"""Texts by which a format's templates are recognised. Order matters: the templates of a format may
+also contain the texts of formats further down."""
 
 
 def select_format(template: str) -> ToolFormat:
-    """The format that the template's own text shows; the generic one if none."""
+    """The format that the text of the template shows; the generic format if it shows none."""
     if HARMONY.trigger in template:
         return HARMONY
     if "[TOOL_CALLS]" in template:

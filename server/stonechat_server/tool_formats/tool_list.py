@@ -1,4 +1,4 @@
-"""Formats with a marker and a JSON list of calls: Nemotron, Granite, Phi-4-mini, and LFM2's."""
+"""Formats of a marker and a list of calls: JSON (Nemotron, Granite, Phi-4-mini), Python (LFM2)."""
 
 from stonechat_server.tool_formats.layout import JsonLayout, PythonicLayout, ToolFormat
 

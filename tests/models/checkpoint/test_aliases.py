@@ -1,4 +1,4 @@
-"""Short names for models, and what they stand for."""
+"""Aliases: short names for models."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_an_alias_stands_for_a_model_everywhere(
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "../x", "default", "-x"])
-def test_what_cannot_be_an_alias(caches: Path, name: str) -> None:
+def test_some_names_cannot_be_an_alias(caches: Path, name: str) -> None:
     with pytest.raises(ModelLoadError, match="cannot be an alias"):
         aliases.set_alias(name, "x")
 
@@ -42,7 +42,7 @@ def test_a_folder_wins_over_an_alias(
     assert aliases.resolve_alias("mine") == "mine"
 
 
-def test_a_damaged_alias_file_is_told(caches: Path) -> None:
+def test_a_damaged_alias_file_is_named(caches: Path) -> None:
     aliases.set_alias("a", "b")
     aliases.alias_file().write_text("[1]")
     with pytest.raises(ModelLoadError, match=r"aliases\.json"):

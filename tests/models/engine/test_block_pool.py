@@ -1,4 +1,4 @@
-"""Reference counts, the order of reuse, and the prefix cache's view of free blocks."""
+"""Reference counts, the order of reuse, and free blocks that the prefix cache lists."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_the_end_of_a_prefix_is_reused_before_its_start():
     assert pool.allocate() == blocks[2]
 
 
-def test_a_found_free_block_is_revived():
+def test_sharing_a_free_block_takes_it_off_the_free_list():
     cache = PrefixCache()
     pool = BlockPool(1, cache)
     block = pool.allocate()
@@ -70,7 +70,7 @@ def test_hashes_depend_on_parent_tokens_and_salt():
     assert root_hash("a") != root
 
 
-def test_the_first_block_of_a_content_stays_listed():
+def test_only_the_first_block_with_a_content_is_listed():
     cache = PrefixCache()
     assert cache.insert(b"x", 1)
     assert not cache.insert(b"x", 2)

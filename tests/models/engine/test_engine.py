@@ -53,14 +53,14 @@ def test_a_stop_token_ends_a_sequence_and_counts(make_engine, module, kind):
     assert result.finish_reason is FinishReason.STOP
 
 
-def test_ignore_eos_goes_on(make_engine, module):
+def test_ignore_eos_generates_past_eos(make_engine, module):
     expected, _ = reference_greedy(module, PROMPTS[0], 8)
     engine = make_engine(module, eos=frozenset(expected))
     (result,) = generate_all(engine, PROMPTS[:1], greedy(8, ignore_eos=True))
     assert result.token_ids == expected
 
 
-def test_min_tokens_keeps_end_tokens_out(make_engine, module):
+def test_min_tokens_suppresses_end_tokens(make_engine, module):
     expected, _ = reference_greedy(module, PROMPTS[0], 8)
     engine = make_engine(module, eos=frozenset({expected[0]}))
     (result,) = generate_all(engine, PROMPTS[:1], greedy(8, min_tokens=5))
@@ -68,7 +68,7 @@ def test_min_tokens_keeps_end_tokens_out(make_engine, module):
     assert len(result.token_ids) >= 5
 
 
-def test_a_seed_gives_the_same_alone_in_a_batch_and_after_a_cache_hit(make_engine, module):
+def test_a_seed_gives_the_same_tokens_alone_in_a_batch_and_after_a_cache_hit(make_engine, module):
     alone = generate_all(make_engine(module), PROMPTS[1:2], sampled())[0].token_ids
     engine = make_engine(module)
     for i in range(6):
@@ -89,7 +89,7 @@ def test_a_seed_survives_preemption(make_engine, module):
     assert [r.token_ids for r in results] == alone
 
 
-def test_choices_differ_and_the_first_equals_a_lone_request(make_engine, module):
+def test_choices_differ_and_the_first_equals_a_request_alone(make_engine, module):
     engine = make_engine(module)
     add(engine, "r", PROMPTS[0], sampled(n=4))
     results = run(engine)
@@ -100,7 +100,7 @@ def test_choices_differ_and_the_first_equals_a_lone_request(make_engine, module)
     )
 
 
-def test_no_seed_draws_afresh(make_engine, module):
+def test_requests_without_a_seed_differ(make_engine, module):
     params = sampled(seed=None, max_tokens=20)
     first, second = generate_all(make_engine(module), [PROMPTS[0], PROMPTS[0]], params)
     assert first.token_ids != second.token_ids
@@ -132,7 +132,7 @@ def test_counters(make_engine, module):
 
 
 class FailingModel:
-    """Passes everything on, but fails whenever a poisoned token is computed."""
+    """Wraps a model, and fails whenever the poisoned token is computed."""
 
     def __init__(self, model, poison, fail):
         self._model, self._poison, self._fail = model, poison, fail
@@ -184,7 +184,7 @@ def test_an_engine_whose_every_step_fails_is_broken(make_engine, module):
 
 
 def test_an_engine_whose_tokens_can_never_be_read_is_broken(make_engine, module):
-    """On a device that runs beside the host, a fault may show up no earlier."""
+    """On a device that runs beside the host, a fault may only show when the tokens are read."""
 
     class Unreadable:
         def __init__(self, sampling):
@@ -213,7 +213,7 @@ def test_rows_that_cannot_be_sampled_never_break_the_engine(make_engine, module)
 
 
 class OnlyEven:
-    """A constraint: even tokens alone, and nothing more after three of them."""
+    """A constraint that allows only even tokens, and ends after three of them."""
 
     def __init__(self):
         self.count = 0

@@ -1,4 +1,4 @@
-"""Steps launched before the tokens of the last one are read: the same answers, in any weather."""
+"""Overlap gives the same answers as running in order, also under preemption, aborts and faults."""
 
 import random
 import weakref
@@ -18,7 +18,7 @@ def module():
 
 
 class Recorder:
-    """Stands before a model and a sampler; notes what is asked of them, and may fail there."""
+    """Wraps a model and a sampler. It records the calls to them, and may make one fail."""
 
     def __init__(self, engine, chance=0.0, seed=0):
         self.model, self.sampler = engine.model, engine.sampler
@@ -35,7 +35,7 @@ class Recorder:
 
     def launch(self, logits, states):
         self.note("sample")
-        return Watched(self, self.sampler.launch(logits, states))
+        return RecordedSampling(self, self.sampler.launch(logits, states))
 
     def note(self, event):
         self.events.append(event)
@@ -44,7 +44,7 @@ class Recorder:
 
 
 @dataclass
-class Watched:
+class RecordedSampling:
     recorder: Recorder
     sampling: object
 
@@ -61,7 +61,7 @@ def params(**changes):
     return SamplingParams(**{"max_tokens": 6, "seed": 3, "top_logprobs": 2, **changes})
 
 
-def test_the_next_step_is_launched_before_the_tokens_of_one_are_read(module):
+def test_the_next_step_is_launched_before_the_previous_tokens_are_read(module):
     engine = make_engine(module, overlap=True)
     recorder = Recorder(engine)
     add(engine, "r", [5, 6, 7], params(max_tokens=4))
@@ -74,7 +74,7 @@ def test_the_next_step_is_launched_before_the_tokens_of_one_are_read(module):
     ]
 
 
-def test_nothing_is_computed_past_the_last_token_that_may_come(module):
+def test_nothing_is_computed_past_the_last_possible_token(module):
     engine = make_engine(module, overlap=True)
     recorder = Recorder(engine)
     add(engine, "r", [5, 6, 7], params(max_tokens=1))
@@ -82,33 +82,33 @@ def test_nothing_is_computed_past_the_last_token_that_may_come(module):
     assert recorder.events.count("forward") == 1
 
 
-def test_steps_that_are_over_are_not_kept(module):
-    """Each builds on the one before it: a long answer must not hold all of them."""
+def test_finished_steps_are_not_kept_alive(module):
+    """Each item depends on the one before. A long answer must not keep all of them alive."""
     engine = make_engine(module, overlap=True)
     add(engine, "r", [5, 6, 7], params(max_tokens=60))
     for _ in range(40):
         engine.step()
     (sequence,) = engine.scheduler.running
-    item, num_kept = sequence.in_flight[-1], 0
+    item, num_items = sequence.in_flight[-1], 0
     while item is not None:
-        item, num_kept = item.depends_on, num_kept + 1
-    assert num_kept <= 3
+        item, num_items = item.depends_on, num_items + 1
+    assert num_items <= 3
 
 
-def test_the_logits_of_one_step_alone_are_kept(module):
+def test_only_one_steps_logits_are_kept_alive(module):
     engine = make_engine(module, overlap=True)
-    forward, kept = engine.model.forward, []
+    forward, logits_refs = engine.model.forward, []
 
-    def watched(batch):
+    def recording_forward(batch):
         logits = forward(batch)
-        kept.append(weakref.ref(logits))
+        logits_refs.append(weakref.ref(logits))
         return logits
 
-    engine.model.forward = watched
+    engine.model.forward = recording_forward
     add(engine, "r", [5, 6, 7], params())
     for _ in range(4):
         engine.step()
-    assert [ref() is not None for ref in kept] == [False, False, False, True]
+    assert [ref() is not None for ref in logits_refs] == [False, False, False, True]
 
 
 def test_a_step_whose_sequences_have_all_ended_is_dropped(module):
@@ -116,41 +116,41 @@ def test_a_step_whose_sequences_have_all_ended_is_dropped(module):
     add(engine, "first", [5, 6, 7], params(max_tokens=9))
     tokens = run(engine)["first", 0].token_ids
     add(engine, "stopped", [5, 6, 7], params(max_tokens=9, stop_token_ids=(tokens[2],)))
-    stopped = run(engine)["stopped", 0]
-    assert stopped.token_ids == tokens[: tokens.index(tokens[2]) + 1]
+    result = run(engine)["stopped", 0]
+    assert result.token_ids == tokens[: tokens.index(tokens[2]) + 1]
     add(engine, "next", [5, 6, 7], params(max_tokens=9))
     assert run(engine)["next", 0].token_ids == tokens
     assert engine.stats().num_used_blocks == 0
 
 
 class NoRepeats:
-    """A constraint that depends on what was chosen: no token twice; ends after `length`."""
+    """A constraint that allows no token twice, and ends after `length` tokens."""
 
     def __init__(self, length):
-        self.length, self.seen = length, []
+        self.length, self.token_ids = length, []
 
     def fill_bitmask(self, row):
         row.fill_(-1)
-        for token in self.seen:
+        for token in self.token_ids:
             row[token // 32] &= ~(1 << (token % 32)) if token % 32 < 31 else 0x7FFFFFFF
         return True
 
     def accept(self, token_id):
-        assert token_id not in self.seen
-        self.seen.append(token_id)
+        assert token_id not in self.token_ids
+        self.token_ids.append(token_id)
 
     def fork(self):
-        forked = NoRepeats(self.length)
-        forked.seen = [*self.seen]
-        return forked
+        fork = NoRepeats(self.length)
+        fork.token_ids = [*self.token_ids]
+        return fork
 
     @property
     def is_finished(self):
-        return len(self.seen) == self.length
+        return len(self.token_ids) == self.length
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
-def test_an_idle_engine_keeps_nothing_of_what_was_under_way(module, num_steps):
+def test_an_idle_engine_keeps_nothing_in_flight(module, num_steps):
     engine = make_engine(module, overlap=True)
     add(engine, "r", [5, 6, 7], params(), [NoRepeats(9)])
     for _ in range(num_steps):
@@ -162,7 +162,7 @@ def test_an_idle_engine_keeps_nothing_of_what_was_under_way(module, num_steps):
 
 
 def workload(rng, num_requests):
-    """Requests of every kind, as (when, id, prompt, params, lengths of their constraints)."""
+    """Yield requests of every kind, as (step, id, prompt, params, lengths of the constraints)."""
     for i in range(num_requests):
         n = rng.choice([1, 1, 1, 2, 3])
         prompt = [rng.choice([1, 2]) for _ in range(rng.randint(1, 24))]
@@ -183,16 +183,19 @@ def workload(rng, num_requests):
 
 
 def run_workload(engine, requests, aborts=(), predictions=None):
-    """What each choice got, logprobs included; `aborts` are (when, id), `predictions` by id."""
+    """Run all requests; return (tokens, logprobs, finish reason) by (request id, choice).
+
+    `aborts` are (step, id), `predictions` are by request id.
+    """
     results = {}
     for step in range(3000):
-        for when, request_id, prompt, settings, lengths in requests:
-            if when == step:
+        for start_step, request_id, prompt, settings, lengths in requests:
+            if start_step == step:
                 constraints = [NoRepeats(n) for n in lengths]
                 prediction = (predictions or {}).get(request_id, ())
                 add(engine, request_id, prompt, settings, constraints, prediction)
-        for when, request_id in aborts:
-            if when == step:
+        for abort_step, request_id in aborts:
+            if abort_step == step:
                 engine.abort(request_id)
         if step > 24 and not engine.has_work:
             break
@@ -211,7 +214,7 @@ def run_workload(engine, requests, aborts=(), predictions=None):
 
 
 def assert_same(results, expected):
-    """Tokens and ends equal, logprobs within what another batch may change of a float32."""
+    """Tokens and finish reasons are equal; logprobs may differ by float32 rounding in a batch."""
     assert results.keys() == expected.keys()
     for key, (tokens, logprobs, end) in results.items():
         assert (tokens, end) == (expected[key][0], expected[key][2]), key
@@ -227,7 +230,7 @@ LIMITS = [
 
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
 @pytest.mark.parametrize("seed", [0, 1, 4])
-def test_any_load_gets_what_it_gets_in_order(module, limits, seed):
+def test_overlap_changes_no_answer_under_any_load(module, limits, seed):
     requests = list(workload(random.Random(seed), 14))
     expected = run_workload(make_engine(module, **limits), requests)
     engine = make_engine(module, overlap=True, **limits)
@@ -238,30 +241,32 @@ def test_any_load_gets_what_it_gets_in_order(module, limits, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_aborts_disturb_nobody_else(module, seed):
+def test_aborts_change_no_other_answer(module, seed):
     rng = random.Random(seed)
     requests = list(workload(rng, 14))
     expected = run_workload(make_engine(module, **LIMITS[1]), requests)
-    aborts = [(when + rng.randint(0, 12), name) for when, name, *_ in requests[::3]]
-    gone = {name for _, name in aborts}
+    aborts = [(step + rng.randint(0, 12), name) for step, name, *_ in requests[::3]]
+    aborted_ids = {name for _, name in aborts}
     engine = make_engine(module, overlap=True, **LIMITS[1])
     results = run_workload(engine, requests, aborts)
-    kept = {key: value for key, value in results.items() if key[0] not in gone}
-    assert_same(kept, {key: value for key, value in expected.items() if key[0] not in gone})
+    others = {key: value for key, value in results.items() if key[0] not in aborted_ids}
+    assert_same(
+        others, {key: value for key, value in expected.items() if key[0] not in aborted_ids}
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_passing_fault_anywhere_changes_no_answer(module, seed):
-    """Forward, sampling and reading fail now and then; each is run again and nothing is lost."""
+def test_a_transient_fault_anywhere_changes_no_answer(module, seed):
+    """Forward, sampling and reading fail at random. The step runs again, and nothing is lost."""
     requests = list(workload(random.Random(seed), 14))
     expected = run_workload(make_engine(module, **LIMITS[0]), requests)
     engine = make_engine(module, overlap=True, **LIMITS[0])
     recorder = Recorder(engine, chance=0.03, seed=seed)
     results = run_workload(engine, requests)
     assert engine.stats().num_failed_steps > 0
-    failed = [key for key, value in results.items() if value[2] is FinishReason.ERROR]
-    assert len(failed) < len(results)  # a request alone in a step that fails twice ends
-    for key in failed:
+    failed_keys = [key for key, value in results.items() if value[2] is FinishReason.ERROR]
+    assert len(failed_keys) < len(results)  # a request that is alone in a failing step ends
+    for key in failed_keys:
         tokens, _, _ = results.pop(key)
         assert tokens == expected[key][0][: len(tokens)]
     assert_same(results, {key: expected[key] for key in results})
@@ -269,27 +274,27 @@ def test_a_passing_fault_anywhere_changes_no_answer(module, seed):
 
 
 def test_tokens_that_only_the_device_knows_reach_the_next_step(module):
-    """The host's copy of a token is wrong until it is read: nothing may depend on it earlier."""
+    """The host's copy of a token is wrong until it is read. Nothing may use it earlier."""
     expected = run_workload(make_engine(module), list(workload(random.Random(9), 10)))
     engine = make_engine(module, overlap=True)
     launch = engine.sampler.launch
 
-    class Late:
+    class LateSampling:
         def __init__(self, sampling):
             self._sampling, self._sampled = sampling, None
             self.tokens = sampling.tokens.clone()
-            sampling.tokens.fill_(VOCAB_SIZE - 1)  # what a copy that is not there yet may hold
+            sampling.tokens.fill_(VOCAB_SIZE - 1)  # a host copy may hold anything at first
 
         def read(self):
             self._sampling.tokens.copy_(self.tokens)
             return self._sampling.read()
 
-    engine.sampler.launch = lambda logits, states: Late(launch(logits, states))
+    engine.sampler.launch = lambda logits, states: LateSampling(launch(logits, states))
     assert_same(run_workload(engine, list(workload(random.Random(9), 10))), expected)
 
 
 @torch.inference_mode()
-def test_promised_tokens_are_put_where_they_belong():
+def test_placeholders_are_filled_with_the_sampled_tokens():
     from stonechat_models.engine.batch import build_batch
     from stonechat_models.engine.scheduler import Scheduler
     from tests.models.engine.test_scheduler import make_request
@@ -305,14 +310,14 @@ def test_promised_tokens_are_put_where_they_belong():
     ]
     first[0].row, first[1].row = 1, 0
     second = scheduler.schedule().scheduled
-    promised = torch.tensor([51, 50])
-    batch = build_batch(second, 4, torch.device("cpu"), promised)
+    sampled_ids = torch.tensor([51, 50])
+    batch = build_batch(second, 4, torch.device("cpu"), sampled_ids)
     assert batch.token_ids.tolist() == [50, 51, 12, 12, 12, 12, 12]
     assert batch.positions.tolist() == [3, 4, 2, 3, 4, 5, 6]
     assert batch.logits_index.tolist() == [0, 1, 6]
 
 
-def test_a_step_of_as_many_tokens_as_were_promised_is_not_taken_for_the_same_sequences():
+def test_an_equal_number_of_tokens_does_not_mean_the_same_sequences():
     from stonechat_models.engine.batch import build_batch
     from stonechat_models.engine.scheduler import Scheduler
     from tests.models.engine.test_scheduler import make_request

@@ -1,4 +1,4 @@
-"""Guessing tokens ahead: where guesses come from, and that they never change an answer."""
+"""Speculative decoding: where draft tokens come from, and that they never change an answer."""
 
 import random
 
@@ -24,7 +24,7 @@ def follow(follower, tokens):
     return follower
 
 
-# --- where a sequence is in a text ---
+# --- a sequence's position in a text ---
 
 
 def test_a_prediction_is_followed_from_its_start():
@@ -35,7 +35,7 @@ def test_a_prediction_is_followed_from_its_start():
     assert follower.matched == {0, 1, 2, 3, 4}
 
 
-def test_another_token_loses_the_place_until_the_text_is_met_again():
+def test_after_a_mismatch_nothing_is_drafted_until_the_text_matches_again():
     follower = follow(TextFollower([1, 2, 3, 4, 5, 6, 7]), [1, 2, 99])
     assert follower.next_tokens(9) == []
     assert follow(follower, [4]).next_tokens(9) == []
@@ -43,7 +43,7 @@ def test_another_token_loses_the_place_until_the_text_is_met_again():
     assert follow(follower, [6]).matched == {0, 1, 5}
 
 
-def test_the_next_place_is_taken_before_an_earlier_one():
+def test_a_later_match_is_preferred_to_an_earlier_one():
     text = [8, 9, 1, 8, 9, 2, 8, 9, 3]
     follower = follow(TextFollower(text), [8, 9, 1, 77, 8, 9])
     assert follower.next_tokens(1) == [2]
@@ -51,7 +51,7 @@ def test_the_next_place_is_taken_before_an_earlier_one():
     assert follow(follower, [77, 8, 9]).next_tokens(1) == [3]
 
 
-def test_the_past_is_followed_at_its_latest_place():
+def test_the_past_is_followed_from_its_latest_match():
     token_ids = [1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 1, 2]
     follower = PastFollower(token_ids)
     assert follower.next_tokens(4) == []
@@ -68,7 +68,7 @@ def test_a_prompt_that_repeats_itself_is_followed_at_once():
     assert PastFollower([4, 5, 6, 7, 4, 5, 6]).next_tokens(9) == [7, 4, 5, 6]
 
 
-def test_drafts_grow_while_they_hold_and_shrink_when_they_do_not():
+def test_drafts_grow_after_success_and_shrink_after_failure():
     drafter = Drafter(TextFollower(list(range(1000))), 1000)
     lengths = []
     for num_wrong in (0, 0, 0, 15, 0):
@@ -79,34 +79,34 @@ def test_drafts_grow_while_they_hold_and_shrink_when_they_do_not():
     assert drafter.draft(0) == ()
 
 
-def test_a_long_text_is_listed_in_parts_while_a_sequence_is_lost():
+def test_a_long_text_is_indexed_in_parts_after_a_mismatch():
     text = list(range(100_000))
     first, second = TextFollower.for_choices(text, 2)
-    num_asked = 0
+    num_searches = 0
     while first.next_tokens(2) != [90_002, 90_003]:
         follow(first, [90_000, 90_001])
-        num_asked += 1
-    assert 10 < num_asked < 30
+        num_searches += 1
+    assert 10 < num_searches < 30
     assert follow(second, [90_000, 90_001]).next_tokens(2) == [90_002, 90_003]
     assert second.matched == set()
 
 
-def test_a_text_of_one_token_is_taken_up_again_after_each_other():
+def test_a_text_of_equal_tokens_is_matched_one_position_after_another():
     follower = TextFollower([7] * 20)
-    for place in range(2, 20):
+    for position in range(2, 20):
         assert follow(follower, [1, 7, 7]).has_match
-        assert len(follower.next_tokens(99)) == 20 - place
+        assert len(follower.next_tokens(99)) == 20 - position
 
 
-def test_tokens_that_the_model_does_not_know_are_not_guessed():
+def test_tokens_outside_the_vocabulary_are_not_drafted():
     assert Drafter(TextFollower([1, 2, 50, 3]), 50).draft(9) == (1, 2)
 
 
-# --- answers stay what they are ---
+# --- drafts change no answer ---
 
 
 def altered(rng, token_ids):
-    """Much like `token_ids`: some tokens are others, some are missing, some are new."""
+    """Yield `token_ids` with some tokens missing and some new ones in between."""
     for token in token_ids:
         chance = rng.random()
         if chance < 0.1:
@@ -133,7 +133,7 @@ def test_predictions_change_no_answer(module, limits, overlap):
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in-order", "overlap"])
-def test_guesses_from_the_context_change_no_answer(module, overlap):
+def test_drafts_from_the_context_change_no_answer(module, overlap):
     requests = list(workload(random.Random(6), 14))
     expected = run_workload(make_engine(module, **LIMITS[1]), requests)
     engine = make_engine(module, overlap=overlap, prompt_lookup=True, **LIMITS[1])
@@ -142,7 +142,7 @@ def test_guesses_from_the_context_change_no_answer(module, overlap):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_faults_while_guessing_lose_nothing(module, seed):
+def test_faults_while_drafting_lose_nothing(module, seed):
     rng = random.Random(seed)
     requests = list(workload(rng, 14))
     expected = run_workload(make_engine(module), requests)
@@ -151,18 +151,18 @@ def test_faults_while_guessing_lose_nothing(module, seed):
     Recorder(engine, chance=0.03, seed=seed)
     results = run_workload(engine, requests, predictions=predictions)
     assert engine.stats().num_failed_steps > 0
-    failed = [key for key, value in results.items() if value[2] == "error"]
-    assert len(failed) < len(results) / 2
+    failed_keys = [key for key, value in results.items() if value[2] == "error"]
+    assert len(failed_keys) < len(results) / 2
     assert_same(
-        {key: value for key, value in results.items() if key not in failed},
-        {key: value for key, value in expected.items() if key not in failed},
+        {key: value for key, value in results.items() if key not in failed_keys},
+        {key: value for key, value in expected.items() if key not in failed_keys},
     )
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in-order", "overlap"])
 @pytest.mark.parametrize("budget", [None, 5], ids=["free", "budget"])
-def test_grammars_and_reasoning_are_guessed_along(overlap, budget):
-    """Real matchers, forked for each guess: of what they allow, forbid, force and end."""
+def test_drafts_respect_grammars_and_reasoning(overlap, budget):
+    """Real matchers are forked per draft token. They allow, forbid or force tokens, or end."""
     vocabulary = ByteVocabulary()
     vocab_size = 288
     module = tiny_model("llama", vocab_size=vocab_size)
@@ -183,8 +183,8 @@ def test_grammars_and_reasoning_are_guessed_along(overlap, budget):
 
     expected, _ = generate()
     assert all(reason == "stop" for _, reason in expected)
-    predicted = [*expected[0][0][:-3], 120, *expected[1][0]]
-    results, stats = generate(predicted, overlap=overlap)
+    mixed_prediction = [*expected[0][0][:-3], 120, *expected[1][0]]
+    results, stats = generate(mixed_prediction, overlap=overlap)
     assert results == expected
     assert 10 < stats.num_accepted_draft_tokens < stats.num_drafted_tokens
 
@@ -217,7 +217,7 @@ def test_a_wrong_prediction_takes_no_more_steps(module, overlap):
     assert engine.stats().num_steps <= 30 + 4 * overlap
 
 
-def test_where_too_many_run_to_guess_steps_overlap_as_ever(module):
+def test_steps_overlap_when_too_many_sequences_run_to_draft(module):
     params = SamplingParams(seed=1, max_tokens=30, temperature=1.0)
     tokens = generate_all(make_engine(module), [[5, 6, 7]], params)[0].token_ids
     engine = make_engine(module, overlap=True, max_batch_tokens=20)
@@ -229,7 +229,7 @@ def test_where_too_many_run_to_guess_steps_overlap_as_ever(module):
     assert engine.stats().num_steps <= 34
 
 
-def test_guesses_leave_room_for_those_who_wait(module):
+def test_drafts_leave_room_for_waiting_requests(module):
     params = SamplingParams(seed=1, max_tokens=60, temperature=1.0)
     tokens = generate_all(make_engine(module), [[5, 6, 7]], params)[0].token_ids
     engine = make_engine(module, max_batch_tokens=8)

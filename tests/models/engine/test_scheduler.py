@@ -1,4 +1,4 @@
-"""The scheduler against its invariants, over random loads; no model is needed."""
+"""The scheduler keeps its invariants, also under random loads. No model is needed."""
 
 import random
 
@@ -37,9 +37,9 @@ def make_scheduler(num_blocks=32, block_size=4, max_batch_tokens=32, max_num_seq
 
 
 def run_step(scheduler, choose=lambda sequence: 7):
-    """One engine step without a model; returns the schedule and the sequences that ended."""
+    """Run one engine step without a model. Return the schedule and the sequences that ended."""
     plan = scheduler.schedule()
-    ended = []
+    ended_sequences = []
     for item in plan.scheduled:
         reaches_end = item.reaches_end
         scheduler.finish_step(item)
@@ -48,10 +48,10 @@ def run_step(scheduler, choose=lambda sequence: 7):
         sequence = item.sequence
         sequence.append(choose(sequence))
         if sequence.num_output_tokens >= sequence.max_tokens:
-            ended.append(sequence)
-    for sequence in ended:
+            ended_sequences.append(sequence)
+    for sequence in ended_sequences:
         scheduler.remove(sequence)
-    return plan, ended
+    return plan, ended_sequences
 
 
 def run_to_end(scheduler, limit=1000):
@@ -63,11 +63,11 @@ def run_to_end(scheduler, limit=1000):
     pytest.fail("requests did not end")
 
 
-def test_prompt_is_computed_in_chunks_under_the_budget():
+def test_prompt_is_computed_in_parts_under_the_budget():
     scheduler = make_scheduler(max_batch_tokens=10)
     scheduler.add(make_request("a", list(range(25))))
-    chunks = [run_step(scheduler)[0].scheduled[0].num_tokens for _ in range(4)]
-    assert chunks == [10, 10, 5, 1]
+    num_tokens = [run_step(scheduler)[0].scheduled[0].num_tokens for _ in range(4)]
+    assert num_tokens == [10, 10, 5, 1]
 
 
 def test_decoding_goes_before_a_long_prompt():
@@ -163,9 +163,9 @@ def test_leader_that_ends_at_once_still_lets_the_others_fork():
     group = make_request("a", list(range(9)), n=4, max_tokens=1)
     scheduler.add(group)
     run_step(scheduler)
-    plan, ended = run_step(scheduler)
+    plan, ended_sequences = run_step(scheduler)
     assert len(plan.block_copies) == 3
-    assert len(ended) == 3
+    assert len(ended_sequences) == 3
     assert scheduler.pool.num_used == 0
 
 
@@ -186,10 +186,10 @@ def test_preempted_sequence_keeps_its_tokens_and_ends():
     groups = [make_request(i, list(range(8)), max_tokens=12, arrival=n) for n, i in enumerate("ab")]
     for group in groups:
         scheduler.add(group)
-    kept = [group.sequences[0] for group in groups]
+    sequences = [group.sequences[0] for group in groups]
     run_to_end(scheduler)
     assert scheduler.num_preemptions > 0
-    assert [s.num_output_tokens for s in kept] == [12, 12]
+    assert [s.num_output_tokens for s in sequences] == [12, 12]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -227,17 +227,17 @@ def test_random_load_leaks_nothing_and_ends(seed):
                 if rng.random() < 0.7:
                     scheduler.remove(sequence)
                     expected.pop(group.request_id, None)
-        plan, ended = run_step(scheduler, lambda _: rng.choice([1, 2]))
+        plan, ended_sequences = run_step(scheduler, lambda _: rng.choice([1, 2]))
         assert sum(i.num_tokens for i in plan.scheduled) <= scheduler.max_batch_tokens
         assert len(scheduler.running) <= scheduler.max_num_seqs
-        written = [
+        written_blocks = [
             i.sequence.block_table[p // block_size]
             for i in plan.scheduled
             for p in {i.sequence.num_computed - 1}
             if i.sequence.block_table
         ]
-        assert len(written) == len(set(written)), "two sequences wrote to one block"
-        for sequence in ended:
+        assert len(written_blocks) == len(set(written_blocks)), "two sequences wrote to one block"
+        for sequence in ended_sequences:
             lengths.setdefault(sequence.group.request_id, []).append(sequence.num_output_tokens)
         scheduler.check_integrity()
         live = [g for g in live if g.sequences]

@@ -1,4 +1,4 @@
-"""Every way to the end of a grammar gives what the grammar says."""
+"""Every token sequence that a grammar allows ends in a text that the grammar describes."""
 
 import json
 import random
@@ -39,10 +39,10 @@ def accepts(constraint: TokenConstraint, vocabulary: ByteVocabulary, text: str) 
     )
 
 
-def refused(compiler: GrammarCompiler, spec: GrammarSpec) -> str:
-    with pytest.raises(GrammarError) as caught:
+def refusal(compiler: GrammarCompiler, spec: GrammarSpec) -> str:
+    with pytest.raises(GrammarError) as error_info:
         compiler.compile(spec)
-    return str(caught.value)
+    return str(error_info.value)
 
 
 def schema_spec(schema: object) -> GrammarSpec:
@@ -146,7 +146,7 @@ def test_an_integer_ends_before_it_leaves_the_exact_range(
     assert accepts(bounded.new_constraint(), vocabulary, "20000000000000000")
 
 
-def test_an_object_takes_only_declared_properties_unless_it_says_so(
+def test_an_object_accepts_only_declared_properties_unless_the_schema_says_otherwise(
     compiler: GrammarCompiler, vocabulary: ByteVocabulary
 ) -> None:
     record = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -181,13 +181,13 @@ def test_an_object_takes_only_declared_properties_unless_it_says_so(
 def test_what_cannot_be_enforced_is_named(
     schema: object, word: str, compiler: GrammarCompiler
 ) -> None:
-    assert word in refused(compiler, schema_spec(schema))
+    assert word in refusal(compiler, schema_spec(schema))
 
 
-def test_keywords_that_ask_for_nothing_are_accepted(compiler: GrammarCompiler) -> None:
+def test_keywords_without_effect_are_accepted(compiler: GrammarCompiler) -> None:
     schema = {"type": "array", "items": {"type": "null"}, "uniqueItems": False, "then": {}}
     compiler.compile(schema_spec({**schema, "x-guidance": {"lenient": True}}))
-    assert "not" in refused(compiler, schema_spec({"not": {}, "x-guidance": {"lenient": True}}))
+    assert "not" in refusal(compiler, schema_spec({"not": {}, "x-guidance": {"lenient": True}}))
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ def test_keywords_that_ask_for_nothing_are_accepted(compiler: GrammarCompiler) -
 def test_broken_or_oversized_sources_are_refused(
     spec: GrammarSpec, compiler: GrammarCompiler
 ) -> None:
-    assert refused(compiler, spec)
-    assert refused(compiler, spec) == refused(compiler, spec)
+    assert refusal(compiler, spec)
+    assert refusal(compiler, spec) == refusal(compiler, spec)
 
 
 HOSTILE = {
@@ -323,7 +323,7 @@ def test_json_values_can_be_written(compiler: GrammarCompiler, vocabulary: ByteV
         assert accepts(compiled.new_constraint(), vocabulary, text)
 
 
-def test_a_grammar_that_proves_too_complex_says_so_in_one_line(
+def test_a_grammar_that_becomes_too_complex_fails_with_one_line(
     compiler: GrammarCompiler, vocabulary: ByteVocabulary
 ) -> None:
     pattern = "((((a{1,30}){1,30}){1,30}){1,30})"
@@ -335,6 +335,6 @@ def test_a_grammar_that_proves_too_complex_says_so_in_one_line(
             constraint.fill_bitmask(row)
             constraint.accept(vocabulary.encode("a")[0])
 
-    with pytest.raises(GrammarError) as raised:
+    with pytest.raises(GrammarError) as error_info:
         write_letters()
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(error_info.value)

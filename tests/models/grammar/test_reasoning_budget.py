@@ -1,4 +1,4 @@
-"""Reasoning comes before the grammar, ends in its budget, and never eats into the answer."""
+"""Reasoning comes before the grammar, stays within its budget and takes nothing of the answer."""
 
 import random
 
@@ -14,7 +14,7 @@ from tests.models.byte_vocabulary import ByteVocabulary
 VOCAB = 320
 DIGIT = GrammarSpec("regex", "[0-9]")
 SPLIT_END = "</reasoned>"
-"""A marker that is several tokens here."""
+"""A marker that this vocabulary splits into several tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +113,12 @@ def test_the_budget_forces_the_end(
     for token_id in end_ids:
         assert allowed_ids(constraint) == [token_id]
         constraint.accept(token_id)
-    after = allowed_ids(constraint)
+    next_ids = allowed_ids(constraint)
     if grammar is None:
-        assert after is None
+        assert next_ids is None
     else:
         digits = {ord(c) for c in "0123456789"}
-        assert set(after or ()) == digits | {ord("\n"), vocabulary.id_of(b"\n\n")}
+        assert set(next_ids or ()) == digits | {ord("\n"), vocabulary.id_of(b"\n\n")}
 
 
 def test_without_grammar_and_budget_nothing_is_masked(

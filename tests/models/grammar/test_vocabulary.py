@@ -1,4 +1,4 @@
-"""Grammars on a real vocabulary: uniform random walks, hotter than any temperature."""
+"""Grammars on a real vocabulary. Random walks choose tokens more evenly than any temperature."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from stonechat_models.types import GrammarSpec
 from tests.models.example_schemas import SCHEMAS
 
 NUM_WALKS = int(os.environ.get("STONECHAT_TEST_WALKS", "10"))
-"""Per schema; set the variable to walk longer."""
+"""Walks per schema. The environment variable sets another number."""
 MAX_TOKENS = 150
 PADDING = 64
 """Logits are often wider than the vocabulary."""
@@ -35,7 +35,7 @@ def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
 
 def walk(constraint: TokenConstraint, tokenizer: Tokenizer, rng: random.Random) -> str | None:
     row = torch.zeros((tokenizer.vocab_size + PADDING + 31) // 32, dtype=torch.int32)
-    closers = [tokenizer.encode(text)[0] for text in ('"', "}", "]", '"}', "@")]
+    closer_ids = [tokenizer.encode(text)[0] for text in ('"', "}", "]", '"}', "@")]
     token_ids: list[int] = []
     while len(token_ids) < MAX_TOKENS:
         if constraint.is_finished:
@@ -45,9 +45,9 @@ def walk(constraint: TokenConstraint, tokenizer: Tokenizer, rng: random.Random) 
         allowed = np.nonzero(bits)[0]
         assert len(allowed)
         assert allowed[-1] < tokenizer.vocab_size
-        likely = [i for i in closers if bits[i]]
-        is_closing = bool(likely) and rng.random() < 0.2
-        token_id = rng.choice(likely) if is_closing else int(allowed[rng.randrange(len(allowed))])
+        closers = [i for i in closer_ids if bits[i]]
+        is_closing = bool(closers) and rng.random() < 0.2
+        token_id = rng.choice(closers) if is_closing else int(allowed[rng.randrange(len(allowed))])
         if token_id in tokenizer.eos_token_ids:
             return tokenizer.decode(token_ids)
         assert token_id not in tokenizer.special_ids
@@ -65,7 +65,7 @@ def test_walks_validate(name: str, compiler: GrammarCompiler, tokenizer: Tokeniz
     )
     rng = random.Random(name)
     texts = [walk(compiled.new_constraint(), tokenizer, rng) for _ in range(NUM_WALKS)]
-    finished = [text for text in texts if text is not None]
-    assert finished
-    for text in finished:
+    finished_texts = [text for text in texts if text is not None]
+    assert finished_texts
+    for text in finished_texts:
         validator.validate(json.loads(text))

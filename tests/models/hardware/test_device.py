@@ -1,4 +1,4 @@
-"""Choice of device and dtype, and memory within a control group's limit."""
+"""The choice of device and dtype, and memory and cores within the limits of a control group."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_devices() -> None:
         assert choose_device("auto") == CPU
         with pytest.raises(ModelLoadError, match="cuda"):
             choose_device("cuda")
-    with pytest.raises(ModelLoadError, match="is no device"):
+    with pytest.raises(ModelLoadError, match="is not a device"):
         choose_device("gpu")
     with pytest.raises(ModelLoadError, match="no device cuda:99"):
         choose_device("cuda:99")
@@ -34,7 +34,7 @@ def test_dtypes_on_a_cpu(has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert choose_dtype("auto", {"torch_dtype": "float16"}, CPU) is torch.float32
     assert choose_dtype("auto", {}, CPU) is torch.float32
     assert choose_dtype("float16", {"dtype": "bfloat16"}, CPU) is torch.float16
-    with pytest.raises(ModelLoadError, match="is no dtype"):
+    with pytest.raises(ModelLoadError, match="is not a dtype"):
         choose_dtype("int8", {}, CPU)
 
 
@@ -47,7 +47,7 @@ def test_dtypes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose_dtype("auto", {"dtype": "float16"}, gpu) is torch.float16
 
 
-def test_memory_is_within_the_machines() -> None:
+def test_free_memory_is_at_most_the_total() -> None:
     assert 0 < free_memory(CPU) <= total_memory(CPU)
 
 
@@ -73,7 +73,7 @@ def test_a_control_group_limits_memory(
     assert total_memory(CPU) > 1 << 20
 
 
-def test_cores_are_those_of_the_affinity_and_the_quota(monkeypatch, tmp_path):
+def test_cores_are_limited_by_the_affinity_and_the_quota(monkeypatch, tmp_path):
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     monkeypatch.setattr(device, "_cgroup_folders", lambda controller: [tmp_path])
     monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: range(1000, 1008), raising=False)

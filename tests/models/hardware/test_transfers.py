@@ -1,4 +1,4 @@
-"""Numbers keep their values and dtypes on the way to a device."""
+"""Numbers keep their values and dtypes when they are copied to a device."""
 
 import numpy as np
 import pytest
@@ -22,15 +22,15 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     ids=str,
 )
 def test_to_device(numbers, dtype, device):
-    moved = to_device(numbers, torch.device(device), dtype)
-    assert moved.device.type == device
+    tensor = to_device(numbers, torch.device(device), dtype)
+    assert tensor.device.type == device
     expected = torch.tensor(numbers, dtype=dtype)
-    assert moved.dtype == expected.dtype
-    assert torch.equal(moved.cpu(), expected)
+    assert tensor.dtype == expected.dtype
+    assert torch.equal(tensor.cpu(), expected)
 
 
 def test_it_copies():
     numbers = np.zeros(3, dtype=np.int64)
-    moved = to_device(numbers, torch.device("cpu"))
+    tensor = to_device(numbers, torch.device("cpu"))
     numbers[0] = 7
-    assert moved.tolist() == [0, 0, 0]
+    assert tensor.tolist() == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""The engine behind asyncio: concurrency, aborts, refusals, and what happens when it dies."""
+"""The engine for asyncio: concurrency, aborts, refusals, and the death of the engine."""
 
 import asyncio
 import threading
@@ -38,7 +38,7 @@ def tokenizer(default_model_files):
 
 @pytest.fixture
 def run_with_engine(module, tokenizer):
-    """Runs a coroutine function with a started engine, and shuts the engine down."""
+    """Return a function that runs a coroutine function with a started engine."""
 
     def run(test, **limits):
         async def main():
@@ -64,11 +64,11 @@ def request(request_id="r", prompt=PROMPT, **params):
     )
 
 
-async def collect(engine, wanted):
-    """Text, ids and finish reason of each choice, and the last output."""
+async def collect(engine, generate_request):
+    """Return text, ids and finish reason by choice, and the last output."""
     texts, ids, reasons = {}, {}, {}
     last = None
-    async for last in engine.generate(wanted):
+    async for last in engine.generate(generate_request):
         for delta in last.deltas:
             texts[delta.index] = texts.get(delta.index, "") + delta.text
             ids.setdefault(delta.index, []).extend(delta.token_ids)
@@ -76,7 +76,7 @@ async def collect(engine, wanted):
     return texts, ids, reasons, last
 
 
-def test_text_is_that_of_the_tokens(run_with_engine, tokenizer):
+def test_text_is_the_decoded_tokens(run_with_engine, tokenizer):
     async def test(engine):
         texts, ids, reasons, last = await collect(engine, request(n=3))
         assert set(texts) == {0, 1, 2}
@@ -93,13 +93,13 @@ def test_text_is_that_of_the_tokens(run_with_engine, tokenizer):
 
 
 def test_requests_at_once_equal_requests_alone(run_with_engine):
-    wanted = [request(f"r{i}", [400 + i] * (i + 1), seed=i) for i in range(12)]
+    requests = [request(f"r{i}", [400 + i] * (i + 1), seed=i) for i in range(12)]
 
     async def alone(engine):
-        return [await collect(engine, w) for w in wanted]
+        return [await collect(engine, r) for r in requests]
 
     async def together(engine):
-        return await asyncio.gather(*(collect(engine, w) for w in wanted))
+        return await asyncio.gather(*(collect(engine, r) for r in requests))
 
     expected = run_with_engine(alone)
     actual = run_with_engine(together)
@@ -151,7 +151,7 @@ def test_a_cancelled_reader_frees_its_blocks(run_with_engine):
     run_with_engine(test)
 
 
-def test_what_waits_for_a_slow_reader_is_taken_together(run_with_engine):
+def test_outputs_that_wait_for_a_slow_reader_are_joined(run_with_engine):
     async def test(engine):
         expected = await collect(engine, request("quick", n=2))
         stream = engine.generate(request("slow", n=2))
@@ -167,13 +167,13 @@ def test_what_waits_for_a_slow_reader_is_taken_together(run_with_engine):
     assert outputs[-1].finished
     deltas = [delta for output in outputs for delta in output.deltas]
     for index in range(2):
-        own = [delta for delta in deltas if delta.index == index]
-        assert "".join(delta.text for delta in own) == texts[index]
-        assert [i for delta in own for i in delta.token_ids] == list(ids[index])
-        assert own[-1].finish_reason == reasons[index]
+        choice = [delta for delta in deltas if delta.index == index]
+        assert "".join(delta.text for delta in choice) == texts[index]
+        assert [i for delta in choice for i in delta.token_ids] == list(ids[index])
+        assert choice[-1].finish_reason == reasons[index]
 
 
-def test_news_does_not_wait_for_more(run_with_engine):
+def test_an_output_does_not_wait_for_the_next_one(run_with_engine):
     async def test(engine):
         stream = engine.generate(request(max_tokens=2))
         release = threading.Event()
@@ -188,7 +188,7 @@ def test_news_does_not_wait_for_more(run_with_engine):
 
         engine._runner.engine.step = one_step_then_wait
         try:
-            first = await asyncio.wait_for(anext(stream), 10)  # while the engine stands still
+            first = await asyncio.wait_for(anext(stream), 10)  # while the engine is blocked
         finally:
             release.set()
         return [first] + [output async for output in stream]
@@ -198,11 +198,11 @@ def test_news_does_not_wait_for_more(run_with_engine):
     assert others[-1].finished
 
 
-def test_what_cannot_be_served_is_refused_before_the_first_output(run_with_engine):
+def test_an_invalid_request_is_refused_before_the_first_output(run_with_engine):
     async def test(engine):
-        with pytest.raises(PromptTooLongError) as refused:
+        with pytest.raises(PromptTooLongError) as error:
             await collect(engine, request(prompt=[400] * 128))
-        assert (refused.value.num_prompt_tokens, refused.value.max_model_len) == (128, 128)
+        assert (error.value.num_prompt_tokens, error.value.max_model_len) == (128, 128)
         with pytest.raises(InvalidParamsError, match="no tokens"):
             await collect(engine, request(prompt=[]))
         with pytest.raises(InvalidParamsError, match="49152"):
@@ -216,7 +216,7 @@ def test_what_cannot_be_served_is_refused_before_the_first_output(run_with_engin
     run_with_engine(test)
 
 
-def test_a_dead_engine_says_so(run_with_engine):
+def test_a_dead_engine_fails_its_requests(run_with_engine):
     async def test(engine):
         def die():
             raise MemoryError("no more")
@@ -234,7 +234,7 @@ def test_a_dead_engine_says_so(run_with_engine):
     run_with_engine(test)
 
 
-def test_shutdown_ends_what_runs(module, tokenizer):
+def test_shutdown_ends_running_requests(module, tokenizer):
     async def main():
         engine = AsyncEngine(make_engine(module, vocab_size=VOCAB_SIZE), tokenizer)
         await engine.start()
@@ -249,12 +249,12 @@ def test_shutdown_ends_what_runs(module, tokenizer):
     asyncio.run(main())
 
 
-def test_grammars_of_requests_that_are_gone_are_not_compiled(run_with_engine, monkeypatch):
-    compiled = []
+def test_grammars_of_cancelled_requests_are_not_compiled(run_with_engine, monkeypatch):
+    compiled_sources = []
     may_go_on = threading.Event()
 
     def slow(self, spec, reasoning=None):
-        compiled.append(spec.source)
+        compiled_sources.append(spec.source)
         may_go_on.wait(30)
         raise GrammarError("no")
 
@@ -267,7 +267,7 @@ def test_grammars_of_requests_that_are_gone_are_not_compiled(run_with_engine, mo
             )
             for i in range(4)
         ]
-        while not compiled:
+        while not compiled_sources:
             await asyncio.sleep(0.01)
         for task in tasks[1:3]:
             task.cancel()
@@ -279,4 +279,4 @@ def test_grammars_of_requests_that_are_gone_are_not_compiled(run_with_engine, mo
                 await task
 
     run_with_engine(test)
-    assert compiled == ["0", "3"]
+    assert compiled_sources == ["0", "3"]

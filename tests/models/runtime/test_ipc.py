@@ -1,4 +1,4 @@
-"""What crosses the pipe between a server and its engine process arrives as it was."""
+"""Frames between a server and its engine process arrive unchanged."""
 
 from dataclasses import replace
 from multiprocessing import Pipe
@@ -50,7 +50,7 @@ OUTPUT = TokenOutput(
 )
 
 
-def sent(frame):
+def send_and_receive(frame):
     ours, theirs = Pipe()
     with ours, theirs:
         FramePipe(ours).send(frame)
@@ -75,25 +75,25 @@ def sent(frame):
     ],
     ids=lambda frame: type(frame).__name__,
 )
-def test_frames_arrive_equal(frame):
-    assert sent(frame) == frame
+def test_frames_arrive_unchanged(frame):
+    assert send_and_receive(frame) == frame
 
 
-def test_other_kinds_of_numbers_and_collections_arrive_plain():
-    start = sent(Start(EngineConfig(model="m", kv_cache_bytes=ByteSize(1 << 40)), 30))
+def test_other_kinds_of_numbers_and_collections_arrive_as_built_in_types():
+    start = send_and_receive(Start(EngineConfig(model="m", kv_cache_bytes=ByteSize(1 << 40)), 30))
     assert start.config.kv_cache_bytes == 1 << 40
     params = replace(PARAMS, logit_bias=MappingProxyType({7: -100.0, 8: 1.0}))
-    add = sent(Add(replace(REQUEST, prompt_token_ids=range(5), params=params)))
+    add = send_and_receive(Add(replace(REQUEST, prompt_token_ids=range(5), params=params)))
     assert add.request.prompt_token_ids == [0, 1, 2, 3, 4]
     assert add.request.params.logit_bias == {7: -100.0, 8: 1.0}
 
 
-def test_what_cannot_be_sent_is_refused_to_the_sender():
+def test_a_value_that_cannot_be_encoded_is_an_error_at_the_sender():
     with pytest.raises(TypeError, match="object cannot be sent"):
-        sent(Add(replace(REQUEST, cache_salt=object())))
+        send_and_receive(Add(replace(REQUEST, cache_salt=object())))
 
 
-def test_the_other_end_gone():
+def test_a_closed_other_end_is_an_error():
     ours, theirs = Pipe()
     theirs.close()
     pipe = FramePipe(ours)

@@ -1,4 +1,4 @@
-"""The engine in a process of its own: the same answers as in a thread, and what a crash does."""
+"""The engine in a process of its own: the answers of a thread, and a restart after a crash."""
 
 import asyncio
 import os
@@ -56,7 +56,7 @@ def runner():
 
 @pytest.fixture(scope="module")
 def engine(config, runner):
-    """Restarts once, at once."""
+    """An engine that restarts once, without delay."""
     process = EngineProcess.load(config, lambda _: None, RestartPolicy(1, first_delay=0.0))
     engine = AsyncEngine(process, Tokenizer.from_folder(process.tokenizer_folder))
     runner.run(engine.start())
@@ -74,12 +74,12 @@ def request(request_id="r", prompt=PROMPT, **params) -> GenerateRequest:
     )
 
 
-async def collect(engine, wanted):
-    return [delta async for output in engine.generate(wanted) for delta in output.deltas]
+async def collect(engine, generate_request):
+    return [delta async for output in engine.generate(generate_request) for delta in output.deltas]
 
 
 def by_choice(deltas):
-    """(text, token ids) of each choice."""
+    """Return (text, token ids) by choice."""
     choices = {}
     for delta in deltas:
         text, ids = choices.get(delta.index, ("", ()))
@@ -102,26 +102,28 @@ async def wait_until(condition, seconds=30.0):
 
 
 def test_it_answers_like_a_thread(config, engine, runner):
-    wanted = [
+    requests = [
         request("greedy", temperature=0.0, top_logprobs=3),
         request("choices", n=3, logit_bias={17: 5.0, 18: -100.0}),
         request("cut", top_p=0.9, top_k=40, frequency_penalty=0.5, seed=-(2**63)),
         request("long", list(range(100, 200)), max_tokens=30, stop=("zzzz",)),
     ]
 
-    async def both(engine):
-        return await asyncio.gather(*(collect(engine, w) for w in wanted))
+    async def collect_all(engine):
+        return await asyncio.gather(*(collect(engine, r) for r in requests))
 
     async def in_a_thread():
         threaded = AsyncEngine.from_config(replace(config, engine_process=False))
         assert threaded.model.weights_hash == engine.model.weights_hash
         await threaded.start()
         try:
-            return await both(threaded)
+            return await collect_all(threaded)
         finally:
             await threaded.shutdown()
 
-    for ours, theirs in zip(runner.run(both(engine)), runner.run(in_a_thread()), strict=True):
+    for ours, theirs in zip(
+        runner.run(collect_all(engine)), runner.run(in_a_thread()), strict=True
+    ):
         assert by_choice(ours) == by_choice(theirs)
         assert logprobs(ours) == pytest.approx(logprobs(theirs), abs=1e-4)
 
@@ -196,22 +198,22 @@ def test_a_killed_process_fails_its_streams_and_is_started_again(engine, runner)
         assert engine._runner.process_id != before
         assert engine.stats().num_generated_tokens == 0
         assert len(await collect(engine, request())) == 8
-        await kill()  # one restart is allowed, and it has not run long
+        await kill()  # only one restart is allowed, and the count is not reset yet
         await wait_until(lambda: engine.failure is not None)
         assert not engine.is_alive
 
     runner.run(test())
 
 
-def test_what_cannot_be_loaded_is_said(config):
+def test_a_failed_load_gives_the_reason(config):
     with pytest.raises(UnsupportedModelError, match="100000"):
         EngineProcess.load(replace(config, max_model_len=100_000), lambda _: None)
     with pytest.raises(ModelLoadError, match="neither a folder"):
         EngineProcess.load(replace(config, model=f"{config.model}/config.json"), lambda _: None)
 
 
-def test_it_ends_when_the_server_is_gone_even_while_loading(config):
+def test_it_ends_with_the_server_even_while_loading(config):
     child = WorkerProcess(config)
     time.sleep(0.5)
-    child._pipe.close()  # as the system does for a process that ends
+    child._pipe.close()  # as the operating system does when a process ends
     assert child._process.wait(30) == 0

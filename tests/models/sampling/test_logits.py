@@ -14,7 +14,7 @@ NUM_TOKENS = 77
 
 
 class Allow:
-    """A constraint to some tokens, or to all (None)."""
+    """A constraint that allows some tokens, or all (None)."""
 
     def __init__(self, tokens: set[int] | None) -> None:
         self.tokens = tokens
@@ -104,10 +104,10 @@ def test_a_constraint_forbids_the_rest(allowed: set[int]) -> None:
     assert edit_logits(logits, states) == {}
     assert torch.equal(logits[:2], original[:2])
     for row, tokens in ((2, allowed), (3, {1, 2})):
-        finite = set(logits[row].isfinite().nonzero().flatten().tolist())
-        assert finite == tokens
-        kept = sorted(tokens)
-        assert torch.equal(logits[row, kept], original[row, kept])
+        finite_ids = set(logits[row].isfinite().nonzero().flatten().tolist())
+        assert finite_ids == tokens
+        allowed_ids = sorted(tokens)
+        assert torch.equal(logits[row, allowed_ids], original[row, allowed_ids])
 
 
 def test_errors_concern_their_row_only() -> None:
@@ -130,8 +130,8 @@ def test_errors_concern_their_row_only() -> None:
     assert logits[2, 1] == original[2, 1] + 1.0
 
 
-def test_a_large_bias_is_read_once_a_request() -> None:
-    """Its cost a step must not grow with Python's work on every entry of every choice."""
+def test_a_large_bias_is_read_once_per_request() -> None:
+    """A step must not run Python code for every entry of every choice."""
     params = SamplingParams(n=64, logit_bias={token: token / 1000 for token in range(40_000)})
     states = [SamplingState(params, 0, index, [1]) for index in range(64)]
     logits = torch.randn(64, 40_000)
@@ -141,4 +141,4 @@ def test_a_large_bias_is_read_once_a_request() -> None:
     assert all(state.bias_tensors is states[0].bias_tensors for state in states)
     started = time.perf_counter()
     edit_logits(logits, states)
-    assert time.perf_counter() - started < 0.4  # 0.8 s if all entries were read
+    assert time.perf_counter() - started < 0.4  # reading all entries again takes 0.8 s

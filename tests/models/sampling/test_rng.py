@@ -18,8 +18,8 @@ def test_inside_the_open_interval_for_any_int64() -> None:
 
 @pytest.mark.parametrize("digest", [b"\x00" * 8, b"\xff" * 8])
 def test_no_digest_reaches_an_end(monkeypatch: pytest.MonkeyPatch, digest: bytes) -> None:
-    hashed = SimpleNamespace(digest=lambda: digest)
-    monkeypatch.setattr(rng, "hashlib", SimpleNamespace(blake2b=lambda *_, **__: hashed))
+    fake_hash = SimpleNamespace(digest=lambda: digest)
+    monkeypatch.setattr(rng, "hashlib", SimpleNamespace(blake2b=lambda *_, **__: fake_hash))
     assert 0.0 < uniform_variate(1, 2, 3) < 1.0
 
 
@@ -30,10 +30,10 @@ def test_the_same_on_every_machine() -> None:
 
 
 def test_uniform_along_each_counter() -> None:
-    for along in range(3):
+    for axis in range(3):
         counters = [[7, 7, 7] for _ in range(20_000)]
         for i, counter in enumerate(counters):
-            counter[along] = i
+            counter[axis] = i
         values = np.array([uniform_variate(*counter) for counter in counters])
         assert stats.kstest(values, "uniform").pvalue > 1e-3
         assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.03

@@ -67,7 +67,7 @@ COMBINATIONS: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("params", COMBINATIONS, ids=lambda p: ",".join(p) or "plain")
-def test_drawn_as_the_reference_says(params: dict[str, object]) -> None:
+def test_draws_follow_the_reference_distribution(params: dict[str, object]) -> None:
     sampler = Sampler(NUM_TOKENS, "cpu")
     logits = random_logits(1)
     num_rows, num_draws = 128, 6_400
@@ -79,15 +79,15 @@ def test_drawn_as_the_reference_says(params: dict[str, object]) -> None:
         assert result.errors == {}
         counts += np.bincount(result.token_ids, minlength=NUM_TOKENS)
     assert counts[expected == 0].sum() == 0
-    often = expected >= 5
-    seen = np.append(counts[often], counts[~often].sum())
-    wanted = np.append(expected[often], expected[~often].sum())
-    seen, wanted = seen[wanted > 0], wanted[wanted > 0]
-    if len(seen) > 1:
-        assert stats.chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue > 1e-4
+    is_frequent = expected >= 5
+    observed = np.append(counts[is_frequent], counts[~is_frequent].sum())
+    predicted = np.append(expected[is_frequent], expected[~is_frequent].sum())
+    observed, predicted = observed[predicted > 0], predicted[predicted > 0]
+    if len(observed) > 1:
+        assert stats.chisquare(observed, predicted * observed.sum() / predicted.sum()).pvalue > 1e-4
 
 
-def test_successive_positions_are_drawn_as_the_reference_says() -> None:
+def test_draws_at_successive_positions_follow_the_reference_distribution() -> None:
     sampler = Sampler(50, "cpu")
     logits = random_logits(1, 50)
     state = state_of(seed=-5, top_p=0.8)
@@ -98,13 +98,13 @@ def test_successive_positions_are_drawn_as_the_reference_says() -> None:
         state.append(token)
     expected = distribution(logits[0].numpy(), state_of(top_p=0.8)) * 2000
     assert counts[expected == 0].sum() == 0
-    kept = expected > 0
-    assert stats.chisquare(counts[kept], expected[kept]).pvalue > 1e-4
+    is_possible = expected > 0
+    assert stats.chisquare(counts[is_possible], expected[is_possible]).pvalue > 1e-4
 
 
 def many_kinds() -> list[SamplingState]:
-    """Rows of every kind, with logprobs here and there."""
-    extra: list[dict[str, object]] = [
+    """Return rows of every kind, some with logprobs."""
+    kinds: list[dict[str, object]] = [
         {"temperature": 0.0},
         {"temperature": 0.0, "logit_bias": BIAS},
         {"top_k": 1},
@@ -118,13 +118,13 @@ def many_kinds() -> list[SamplingState]:
             **params,
             top_logprobs=[None, 0, 3, 20][i % 4],
         )
-        for i, params in enumerate(extra)
+        for i, params in enumerate(kinds)
     ]
-    constrained = state_of(5, temperature=1.5, top_p=0.9)
-    constrained.constraint = Allow({4, 5, 6, 600})
-    suppressed = state_of(6, top_logprobs=2)
-    suppressed.suppressed_ids = (0, 1)
-    return [*states, constrained, suppressed]
+    constrained_state = state_of(5, temperature=1.5, top_p=0.9)
+    constrained_state.constraint = Allow({4, 5, 6, 600})
+    suppressed_state = state_of(6, top_logprobs=2)
+    suppressed_state.suppressed_ids = (0, 1)
+    return [*states, constrained_state, suppressed_state]
 
 
 @pytest.mark.parametrize("size", [NUM_TOKENS, 20_011])
@@ -209,7 +209,7 @@ def test_logprobs_of_few_tokens_and_of_ties() -> None:
     logits = torch.tensor([[0.0, 1.0, float("-inf"), 1.0]])
     entry = sampler(logits, [state_of(top_logprobs=20)]).logprobs[0]
     assert entry is not None
-    assert entry.top_ids == (1, 3, 0)  # the fourth cannot occur
+    assert entry.top_ids == (1, 3, 0)  # token 2 cannot occur
 
 
 BAD = [float("nan"), float("inf")]
@@ -264,16 +264,16 @@ def test_other_inputs() -> None:
         sampler(torch.empty(1, 5), [state_of()])
     logits = random_logits(2)
     states = [state_of(temperature=0.0), state_of(3)]
-    in_half = logits.bfloat16()
-    expected = sampler(in_half.float(), states).token_ids
-    assert sampler(in_half, states).token_ids == expected
-    strided = torch.cat([logits, logits], 1)[:, :NUM_TOKENS]
-    assert sampler(strided, states).token_ids == sampler(logits.clone(), states).token_ids
+    half_logits = logits.bfloat16()
+    expected = sampler(half_logits.float(), states).token_ids
+    assert sampler(half_logits, states).token_ids == expected
+    strided_logits = torch.cat([logits, logits], 1)[:, :NUM_TOKENS]
+    assert sampler(strided_logits, states).token_ids == sampler(logits.clone(), states).token_ids
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Two threads wait for each other for long whenever another process has a core."""
+    """Use one thread: two wait long for each other whenever another process uses a core."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -287,14 +287,14 @@ def one_thread() -> Iterator[None]:
     ids=["greedy", "plain", "top_p"],
 )
 def test_a_full_batch_takes_milliseconds(params: dict[str, object], limit: float) -> None:
-    """Limits are far above what is measured, and far below a sort of the vocabulary per row."""
+    """Limits are far above the measured times, and far below a sort of the vocabulary per row."""
     sampler = Sampler(49_152, "cpu")
     logits = random_logits(32, 49_152, scale=3.0)
     states = [state_of(i, **params) for i in range(32)]
     best = math.inf
     for _ in range(10):
-        given = logits.clone()
+        batch = logits.clone()
         started = time.perf_counter()
-        sampler(given, states)
+        sampler(batch, states)
         best = min(best, time.perf_counter() - started)
     assert best < limit

@@ -1,7 +1,7 @@
-"""Sampling off the CPU queues its work and never waits for the device, shown without one.
+"""On an accelerator, sampling queues its work and never waits. The tests need no accelerator.
 
-Tensors on the meta device have a shape but no numbers, so whatever would need one on the host (and
-so would wait for a real device) raises.
+Tensors on the meta device have a shape but no values. An operation that needs a value on the host
+would wait for a real device. On the meta device it raises.
 """
 
 import pytest
@@ -27,11 +27,11 @@ class EveryOther:
 
 
 def state(constraint=None, outputs=(), **params):
-    made = SamplingState(SamplingParams(**params), 7, 0, [1, 2, 3])
+    result = SamplingState(SamplingParams(**params), 7, 0, [1, 2, 3])
     for token in outputs:
-        made.append(token)
-    made.constraint = constraint
-    return made
+        result.append(token)
+    result.constraint = constraint
+    return result
 
 
 ROWS = {
@@ -57,14 +57,14 @@ def test_no_kind_of_row_waits_for_the_device(kind):
     assert sampling.tokens.shape == (3,)
 
 
-def test_rows_of_all_kinds_together_do_not_either():
+def test_a_batch_of_all_kinds_does_not_wait_either():
     states = [make() for make in ROWS.values()]
     rows = torch.empty(len(states), VOCAB_SIZE, device=META, dtype=torch.bfloat16)
     sampling = Sampler(VOCAB_SIZE, META).launch(rows, states)
     assert sampling.tokens.shape == (len(ROWS),)
 
 
-def test_what_waits_is_caught():
+def test_reading_would_wait_and_so_raises():
     sampling = Sampler(VOCAB_SIZE, META).launch(
         torch.empty(1, VOCAB_SIZE, device=META), [ROWS["plain"]()]
     )

@@ -13,7 +13,7 @@ NUM_TOKENS = 6000
 
 
 def weights_of(scales: list[float], seed: int = 0) -> torch.Tensor:
-    """Rows exp(scale * normal - peak); a small scale makes a wide nucleus."""
+    """Return rows exp(scale * normal - peak). A small scale makes a wide nucleus."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.zeros(len(scales), padded_width(NUM_TOKENS))
     z = torch.randn(len(scales), NUM_TOKENS, generator=generator)

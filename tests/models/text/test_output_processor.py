@@ -32,7 +32,7 @@ EOS_ID, OTHER_ID = BACKEND.token_to_id(EOS), BACKEND.token_to_id(OTHER)
 NUM_VISIBLE = min(EOS_ID, OTHER_ID)
 LLAMA = wrap(sentencepiece_backend(), "</s>")
 
-# Bytes of a few letters and of whole and broken characters, and longer tokens.
+# Bytes of a few letters, of whole and of incomplete characters, and longer tokens.
 IDS = st.lists(
     st.one_of(
         st.sampled_from([ord("a"), ord("b"), ord("c"), ord("d")]),
@@ -49,17 +49,17 @@ VALID = st.text(alphabet="abcd世👩é\u0301\u200d ", max_size=12)
 
 @dataclass
 class Reference:
-    """What should come of a list of tokens, by definition and without streaming."""
+    """The output that a list of tokens should have, by definition and without streaming."""
 
     text: str
     num_tokens: int
     stop: str | None
     given_out: list[str]
-    """All text given out by the end of each token."""
+    """All text that is released after each token."""
 
 
 def is_incomplete(tail: bytes) -> bool:
-    """Whether some bytes after `tail` would make it one character."""
+    """Return whether some bytes after `tail` would complete it to one character."""
     probes = (0x80, 0x90, 0x9F, 0xA0, 0xBF)
     ends = [bytes(p) for n in (1, 2, 3) for p in ([x, 0x80, 0x80][:n] for x in probes)]
     for end in ends:
@@ -72,10 +72,10 @@ def is_incomplete(tail: bytes) -> bool:
 
 
 def certain_text(data: bytes) -> str:
-    """The text of `data` whatever follows."""
-    for num_waiting in (3, 2, 1):
-        if len(data) >= num_waiting and is_incomplete(data[-num_waiting:]):
-            return data[:-num_waiting].decode("utf-8", "replace")
+    """Return the text of `data` that no later bytes can change."""
+    for num_pending in (3, 2, 1):
+        if len(data) >= num_pending and is_incomplete(data[-num_pending:]):
+            return data[:-num_pending].decode("utf-8", "replace")
     return data.decode("utf-8", "replace")
 
 
@@ -93,9 +93,9 @@ def reference(ids: list[int], stops: list[str], include: bool, min_tokens: int) 
             text = certain_text(data)
         num_tokens = min(count, len(ids))
         for end in range(len(before) + 1, len(text) + 1):
-            found = [s for s in stops if text[:end].endswith(s)]
-            if found and num_tokens >= min_tokens:
-                stop = max(found, key=len)
+            matches = [s for s in stops if text[:end].endswith(s)]
+            if matches and num_tokens >= min_tokens:
+                stop = max(matches, key=len)
                 text = text[:end] if include else text[: end - len(stop)]
                 return Reference(text, num_tokens, stop, [*given_out, text])
         before = text
@@ -112,7 +112,7 @@ def request(**params: object) -> GenerateRequest:
     )
 
 
-def news(
+def token_output(
     ids: Iterable[int],
     finish: FinishReason | None = None,
     *,
@@ -128,15 +128,15 @@ def news(
 def stream(
     ids: list[int], sizes: list[int], tokenizer: Tokenizer = TOKENIZER, **params: object
 ) -> list[CompletionDelta]:
-    """Deltas of tokens that come in groups of `sizes` (then one at a time), then the length end."""
+    """Return the deltas of tokens in groups of `sizes`, then one at a time, then the length end."""
     processor = OutputProcessor(tokenizer, request(**params))
     deltas: list[CompletionDelta] = []
     rest, groups = list(ids), list(sizes)
     while rest:
         size = groups.pop(0) if groups else 1
-        deltas += processor.process([news(rest[:size])]).deltas
+        deltas += processor.process([token_output(rest[:size])]).deltas
         rest = rest[size:]
-    last = processor.process([news([], FinishReason.LENGTH)])
+    last = processor.process([token_output([], FinishReason.LENGTH)])
     assert last.finished
     return [*deltas, *last.deltas]
 
@@ -165,14 +165,14 @@ def test_text_is_what_the_definition_says(
     assert sum(delta.num_tokens for delta in deltas) == expected.num_tokens
     assert [i for delta in deltas for i in delta.token_ids] == ids[: expected.num_tokens]
     assert deltas[-1].stop_reason == expected.stop
-    wanted = FinishReason.LENGTH if expected.stop is None else FinishReason.STOP
-    assert deltas[-1].finish_reason is wanted
+    expected_reason = FinishReason.LENGTH if expected.stop is None else FinishReason.STOP
+    assert deltas[-1].finish_reason is expected_reason
     assert all(delta.finish_reason is None for delta in deltas[:-1])
 
 
 @settings(max_examples=300, deadline=None)
 @given(IDS, STOPS, st.booleans(), st.integers(0, 6))
-def test_each_token_gives_out_all_that_is_safe_and_no_more(
+def test_each_token_releases_all_safe_text_and_no_more(
     ids: list[int], stops: list[str], include: bool, min_tokens: int
 ) -> None:
     expected = reference(ids, stops, include, min_tokens)
@@ -189,8 +189,8 @@ def test_each_token_gives_out_all_that_is_safe_and_no_more(
 @given(st.lists(st.integers(0, NUM_VISIBLE + 1), max_size=20))
 def test_text_is_the_librarys_decoding(ids: list[int]) -> None:
     assert text_of(stream(ids, [])) == BACKEND.decode(ids, skip_special_tokens=True)
-    shown = stream(ids, [], skip_special_tokens=False)
-    assert text_of(shown) == BACKEND.decode(ids, skip_special_tokens=False)
+    deltas = stream(ids, [], skip_special_tokens=False)
+    assert text_of(deltas) == BACKEND.decode(ids, skip_special_tokens=False)
 
 
 @given(st.lists(st.integers(0, LLAMA.vocab_size - 1), max_size=12))
@@ -199,18 +199,18 @@ def test_sentencepiece_text_is_its_decoding(ids: list[int]) -> None:
 
 
 def byte_ids(text: str, cuts: list[int]) -> list[int]:
-    """Tokens of `text`: a vocabulary's piece where one fits at a place in `cuts`, else bytes."""
-    data, ids, at = text.encode(), [], 0
+    """Return tokens of `text`: longer pieces that match at a position in `cuts`, else bytes."""
+    data, ids, position = text.encode(), [], 0
     pieces = [extra.encode() for extra in EXTRA]
-    while at < len(data):
-        fitting = [p for p in pieces if data.startswith(p, at)]
-        if fitting and at in cuts:
-            piece = max(fitting, key=len)
+    while position < len(data):
+        matches = [p for p in pieces if data.startswith(p, position)]
+        if matches and position in cuts:
+            piece = max(matches, key=len)
             ids.append(next(i for i in range(NUM_VISIBLE) if TOKENIZER.token_bytes(i) == piece))
-            at += len(piece)
+            position += len(piece)
         else:
-            ids.append(data[at])
-            at += 1
+            ids.append(data[position])
+            position += 1
     return ids
 
 
@@ -224,12 +224,12 @@ def test_logprob_entries_follow_their_text(
     params = {"stop": tuple(stops), "include_stop_str_in_output": include, "top_logprobs": 2}
     deltas = stream(ids, [], **params)
     for i in range(len(deltas)):
-        shown = len(text_of(deltas[: i + 1]).encode())
+        num_bytes = len(text_of(deltas[: i + 1]).encode())
         entries = entries_of(deltas[: i + 1])
         assert [e.token_id for e in entries] == [
-            t for t, start in zip(ids, starts, strict=True) if start < shown
+            t for t, start in zip(ids, starts, strict=True) if start < num_bytes
         ]
-        assert b"".join(entry.bytes for entry in entries).startswith(text.encode()[:shown])
+        assert b"".join(entry.bytes for entry in entries).startswith(text.encode()[:num_bytes])
     if deltas[-1].stop_reason is None:
         assert b"".join(entry.bytes for entry in entries_of(deltas)) == text.encode()
 
@@ -252,7 +252,7 @@ def test_an_entry_wholly_in_a_stop_string_is_dropped_after_broken_bytes() -> Non
     assert [entry.token_id for entry in entries_of(deltas)] == [0xE4, 0xB8]
 
 
-def test_no_entries_unless_asked() -> None:
+def test_no_entries_unless_requested() -> None:
     assert all(delta.logprobs is None for delta in stream([97, 98], []))
 
 
@@ -274,7 +274,7 @@ def test_end_tokens() -> None:
     ]
     for end, params, text, entries, stop_reason in cases:
         processor = OutputProcessor(TOKENIZER, request(top_logprobs=0, **params))
-        output = processor.process([news([97, end], FinishReason.STOP, end=end)])
+        output = processor.process([token_output([97, end], FinishReason.STOP, end=end)])
         (delta,) = output.deltas
         assert (delta.text, delta.token_ids, delta.num_tokens) == (text, (97, end), 2)
         assert [entry.token_id for entry in delta.logprobs or ()] == entries
@@ -283,52 +283,56 @@ def test_end_tokens() -> None:
         assert processor.take_stopped() == []
 
 
-def test_held_text_comes_out_at_the_end() -> None:
+def test_held_text_is_released_at_the_end() -> None:
     processor = OutputProcessor(TOKENIZER, request(stop=("abX",)))
-    assert text_of(processor.process([news([97, 98, 0xE4])]).deltas) == ""
-    last = processor.process([news([EOS_ID], FinishReason.STOP, end=EOS_ID)])
+    assert text_of(processor.process([token_output([97, 98, 0xE4])]).deltas) == ""
+    last = processor.process([token_output([EOS_ID], FinishReason.STOP, end=EOS_ID)])
     assert text_of(last.deltas) == "ab\ufffd"
 
 
 @pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
 def test_other_ends_keep_their_reason_and_their_text(reason: FinishReason) -> None:
     processor = OutputProcessor(TOKENIZER, request(stop=("ab", "\ufffd")))
-    processor.process([news([99, 97])])
-    output = processor.process([news([0xE4], reason, error="it broke")])
+    processor.process([token_output([99, 97])])
+    output = processor.process([token_output([0xE4], reason, error="it broke")])
     (delta,) = output.deltas
     assert (delta.finish_reason, delta.stop_reason, delta.text) == (reason, None, "a")
     assert (output.finished, output.error) == (True, "it broke")
 
 
-def test_an_error_after_the_end_concerns_nobody() -> None:
-    """A step may bring several tokens, and what follows the stop string does not count."""
+def test_an_error_after_the_end_is_ignored() -> None:
+    """A step may bring several tokens. Those after the stop string do not count."""
     processor = OutputProcessor(TOKENIZER, request(stop=("ab",)))
-    failed = news([], FinishReason.ERROR, error="no token is allowed")
-    output = processor.process([news([97]), news([98]), news([99]), failed])
+    error_output = token_output([], FinishReason.ERROR, error="no token is allowed")
+    output = processor.process(
+        [token_output([97]), token_output([98]), token_output([99]), error_output]
+    )
     (delta,) = output.deltas
     assert (delta.finish_reason, delta.stop_reason) == (FinishReason.STOP, "ab")
     assert (output.finished, output.error) == (True, None)
 
 
-def test_choices_are_independent_and_what_stopped_is_told_once() -> None:
+def test_choices_are_independent_and_a_stop_is_reported_once() -> None:
     processor = OutputProcessor(TOKENIZER, request(n=3, stop=("ab",)))
-    first = processor.process([news([97], index=i) for i in range(3)])
+    first = processor.process([token_output([97], index=i) for i in range(3)])
     assert [delta.text for delta in first.deltas] == ["", "", ""]
-    second = processor.process([news([98], index=1), news([99], index=0)])
+    second = processor.process([token_output([98], index=1), token_output([99], index=0)])
     assert {d.index: d.text for d in second.deltas} == {1: "", 0: "ac"}
     assert (processor.take_stopped(), processor.take_stopped()) == ([1], [])
-    late = [news([99], index=1), news([], FinishReason.ABORT, index=1)]
-    assert processor.process(late).deltas == ()
-    third = processor.process([news([98, 99], FinishReason.LENGTH, index=2)])
+    late_outputs = [token_output([99], index=1), token_output([], FinishReason.ABORT, index=1)]
+    assert processor.process(late_outputs).deltas == ()
+    third = processor.process([token_output([98, 99], FinishReason.LENGTH, index=2)])
     assert third.deltas[0].finish_reason is FinishReason.STOP
     assert (third.deltas[0].num_tokens, processor.take_stopped()) == (1, [])
     assert not third.finished
-    assert processor.process([news([97], FinishReason.LENGTH, index=0)]).finished
+    assert processor.process([token_output([97], FinishReason.LENGTH, index=0)]).finished
 
 
 def test_several_outputs_of_a_choice_make_one_delta() -> None:
     processor = OutputProcessor(TOKENIZER, request())
-    output = processor.process([news([97]), news([98]), news([99], FinishReason.LENGTH)])
+    output = processor.process(
+        [token_output([97]), token_output([98]), token_output([99], FinishReason.LENGTH)]
+    )
     (delta,) = output.deltas
     assert (delta.text, delta.num_tokens, delta.finish_reason) == ("abc", 3, FinishReason.LENGTH)
 
@@ -339,7 +343,7 @@ def test_numbers_and_times() -> None:
     assert (first.request_id, first.num_prompt_tokens, first.num_cached_tokens) == ("r", 3, 2)
     assert first.timings.scheduled == 1.5
     assert first.timings.finished is None
-    last = processor.process([news([98], FinishReason.LENGTH)])
+    last = processor.process([token_output([98], FinishReason.LENGTH)])
     assert last.timings.first_token == first.timings.first_token is not None
     assert last.timings.finished is not None
     assert last.num_cached_tokens == 5
@@ -403,19 +407,19 @@ def test_no_stop_string_counts_in_reasoning(
 
 
 def processed(text: str, size: int, **params: object) -> str:
-    """What is given out of a text whose tokens are bytes, `size` of them a step."""
+    """Return the released text when each byte of `text` is a token, with `size` tokens per step."""
     sampling = SamplingParams(**params)  # type: ignore[arg-type]
     processor = OutputProcessor(
         TOKENIZER, GenerateRequest(request_id="r", prompt_token_ids=[1], params=sampling)
     )
     ids = list(text.encode())
-    got = ""
-    for at in range(0, len(ids), size):
-        piece = tuple(ids[at : at + size])
-        is_last = at + size >= len(ids)
+    released_text = ""
+    for start in range(0, len(ids), size):
+        piece = tuple(ids[start : start + size])
+        is_last = start + size >= len(ids)
         reason = FinishReason.LENGTH if is_last else None
         output = processor.process([TokenOutput("r", 0, piece, None, reason, 0)])
-        got += "".join(delta.text for delta in output.deltas)
+        released_text += "".join(delta.text for delta in output.deltas)
         if output.finished:
             break
-    return got
+    return released_text

@@ -10,7 +10,7 @@ STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=5), min_size=1, max
 
 
 def first_end(stops: list[str], text: str) -> tuple[int, str]:
-    """The definition, tried at every end."""
+    """Return the result by definition: try every end."""
     for end in range(1, len(text) + 1):
         matches = [stop for stop in stops if text[:end].endswith(stop)]
         if matches:
@@ -24,15 +24,17 @@ def longest_prefix_at_end(stops: list[str], text: str) -> int:
 
 
 @given(STOPS, LETTERS, LETTERS)
-def test_the_first_end_after_what_was_skipped(stops: list[str], seen: str, more: str) -> None:
+def test_the_first_end_after_skipped_text(
+    stops: list[str], skipped_text: str, next_text: str
+) -> None:
     expected = (-1, "")
-    for end in range(len(seen) + 1, len(seen + more) + 1):
-        if found := [stop for stop in stops if (seen + more)[:end].endswith(stop)]:
-            expected = end - len(seen), max(found, key=len)
+    for end in range(len(skipped_text) + 1, len(skipped_text + next_text) + 1):
+        if matches := [stop for stop in stops if (skipped_text + next_text)[:end].endswith(stop)]:
+            expected = end - len(skipped_text), max(matches, key=len)
             break
     match = StopStrings(stops).new_match()
-    match.skip(seen)
-    assert match.find(more) == expected
+    match.skip(skipped_text)
+    assert match.find(next_text) == expected
 
 
 @given(STOPS, LETTERS)
@@ -58,10 +60,10 @@ def test_cuts_do_not_matter(stops: list[str], text: str, sizes: list[int]) -> No
 
 def test_texts_share_nothing() -> None:
     stops = StopStrings(["abc"])
-    one, other = stops.new_match(), stops.new_match()
-    assert one.find("xab") == (-1, "")
-    assert other.find("c") == (-1, "")
-    assert one.find("c") == (1, "abc")
+    first, second = stops.new_match(), stops.new_match()
+    assert first.find("xab") == (-1, "")
+    assert second.find("c") == (-1, "")
+    assert first.find("c") == (1, "abc")
 
 
 def test_many_long_strings_cost_little() -> None:
@@ -74,8 +76,8 @@ def test_many_long_strings_cost_little() -> None:
     assert time.perf_counter() - started < 1.0
 
 
-def test_no_text_is_gone_through_again_and_again() -> None:
-    """Each stop string nearly matches from every place of the text, which comes in small pieces."""
+def test_a_text_is_not_scanned_repeatedly() -> None:
+    """Each stop string nearly matches everywhere in the text, which arrives in small pieces."""
     stops = ["ab" + "a" * (9000 + i) for i in range(20)] + ["a" * 9000 + "c"]
     match = StopStrings(stops).new_match()
     started = time.perf_counter()

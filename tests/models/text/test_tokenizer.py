@@ -44,8 +44,8 @@ def test_sentencepiece_decodes_as_the_library(
     backend: Backend, text: str, data: st.DataObject
 ) -> None:
     tokenizer = wrap(backend, "</s>")
-    spelt = [2 + byte for byte in text.encode()]
-    ids = [*data.draw(ids_of(backend).map(lambda i: [x for x in i if not 2 <= x < 258])), *spelt]
+    byte_ids = [2 + byte for byte in text.encode()]
+    ids = [*data.draw(ids_of(backend).map(lambda i: [x for x in i if not 2 <= x < 258])), *byte_ids]
     ids += data.draw(ids_of(backend).map(lambda i: [x for x in i if not 2 <= x < 258]))
     for skip in (False, True):
         assert tokenizer.decode(ids, skip) == backend.decode(ids, skip_special_tokens=skip)
@@ -77,7 +77,7 @@ def test_other_decoders_join_the_same(decoder: decoders.Decoder | None) -> None:
         assert tokenizer.decode(ids) == backend.decode(ids)
 
 
-def test_added_tokens_are_text_as_it_stands() -> None:
+def test_added_tokens_are_plain_text() -> None:
     backend = byte_level_backend()
     backend.add_tokens([AddedToken("é½ <x>", normalized=False)])
     tokenizer = wrap(backend)
@@ -123,7 +123,7 @@ def test_reads_what_a_folder_says(tmp_path: Path) -> None:
     eos = tokenizer.encode(EOS)[0]
     assert tokenizer.eos_token_ids == {7, 8, eos}
     assert dict(tokenizer.special_tokens) == {"eos_token": EOS, "bos_token": "ab"}
-    assert tokenizer.encode("ab")[0] in tokenizer.special_ids  # called special, so it is
+    assert tokenizer.encode("ab")[0] in tokenizer.special_ids  # the config calls it special
     assert dict(tokenizer.chat_templates) == {"default": "D", "tool_use": "T"}
     (folder / "chat_template.jinja").write_text("own")
     (folder / "additional_chat_templates").mkdir()
@@ -172,14 +172,14 @@ def test_a_long_text_leaves_other_threads_running() -> None:
     assert max(gaps) < seconds / 2
 
 
-def test_clear_errors(tmp_path: Path) -> None:
+def test_errors_name_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="has no tokenizer"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelLoadError, match="cannot read"):
         Tokenizer.from_folder(tmp_path)
     write_folder(tmp_path, tokenizer_config=[1])
-    with pytest.raises(ModelLoadError, match="no JSON object"):
+    with pytest.raises(ModelLoadError, match="is not a JSON object"):
         Tokenizer.from_folder(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Messages with channels, as gpt-oss writes them: read, forced, and stopped in the right place."""
+"""The messages of gpt-oss, with channels: how they are read, enforced and stopped."""
 
 import json
 import random
@@ -51,7 +51,7 @@ CALL = (
 def read(
     pieces: list[str], is_open: bool = False, has_reasoning: bool = True
 ) -> tuple[str, str, list[list[str]], bool]:
-    """Reasoning, content, calls, and whether the last call is cut."""
+    """Return the reasoning, the content, the calls, and whether the last call is incomplete."""
     names = ToolNames(functions=["get_weather"])
     parser = HarmonyParser(names, ContentParser(), is_open, has_reasoning)
     reasoning = content = ""
@@ -103,7 +103,7 @@ def test_every_split(text: str, expected: tuple[str, str, list[list[str]], bool]
         assert read([text[:first], text[first:]]) == expected, text[:first]
 
 
-def test_an_open_message_and_reasoning_left_in_the_content() -> None:
+def test_an_open_message_and_reasoning_as_content() -> None:
     assert read(["sunny."], is_open=True) == ("", "sunny.", [], False)
     assert read([THOUGHT + FINAL], has_reasoning=False)[:2] == (
         "",
@@ -112,7 +112,7 @@ def test_an_open_message_and_reasoning_left_in_the_content() -> None:
 
 
 class HarmonyTokenizer(ByteTokenizer):
-    """Bytes, and the tokens of the format."""
+    """Byte tokens and the special tokens of the format."""
 
     def __init__(self) -> None:
         num = len(harmony.TOKENS)
@@ -149,7 +149,7 @@ def test_an_answer_through_the_server(client: TestClient, engine: FakeEngine) ->
     assert engine.requests[-1].params.grammar is None
 
 
-def test_stop_strings_count_in_what_the_user_reads(
+def test_stop_strings_apply_to_messages_to_the_user(
     client: TestClient, new_client: ClientFactory, engine: FakeEngine
 ) -> None:
     post(client, stop="\n", tools=[WEATHER])
@@ -166,11 +166,11 @@ WRITER = LarkWriter({text: VOCABULARY.id_of(text.encode()) for text in harmony.T
 
 def walks(source: HarmonyGrammar, count: int = 40) -> list[str]:
     compiled, rng = COMPILER.compile(source.build()), random.Random(5)
-    found = [walk(compiled.new_constraint(), VOCABULARY, rng, 600) for _ in range(count)]
-    return [text.decode(errors="replace") for text in found if text is not None]
+    answers = [walk(compiled.new_constraint(), VOCABULARY, rng, 600) for _ in range(count)]
+    return [text.decode(errors="replace") for text in answers if text is not None]
 
 
-def test_a_form_is_that_of_the_final_message(client: TestClient, engine: FakeEngine) -> None:
+def test_the_final_message_has_the_required_form(client: TestClient, engine: FakeEngine) -> None:
     post(client, response_format={"type": "json_object"})
     spec = engine.requests[-1].params.grammar
     assert spec is not None
@@ -180,15 +180,15 @@ def test_a_form_is_that_of_the_final_message(client: TestClient, engine: FakeEng
         reasoning, content, _, _ = read([text])
         assert json.loads(content) in ("yes", "no")
         assert ("analysis" in text) == bool(reasoning or "<|message|><|end|>" in text)
-    found = walks(HarmonyGrammar(None, WRITER, answer, is_open=True))
-    assert set(found) == {'"yes"', '"no"'}
+    texts = walks(HarmonyGrammar(None, WRITER, answer, is_open=True))
+    assert set(texts) == {'"yes"', '"no"'}
 
 
 @pytest.mark.parametrize("budget", [0, 3])
 def test_a_budget_bounds_the_reasoning(budget: int) -> None:
-    found = walks(HarmonyGrammar(None, WRITER, budget=budget), 20)
-    assert found
-    for text in found:
+    texts = walks(HarmonyGrammar(None, WRITER, budget=budget), 20)
+    assert texts
+    for text in texts:
         thought = text.partition("analysis<|message|>")[2].partition("<|end|>")[0]
         assert len(VOCABULARY.encode(thought)) <= 3 * budget
         assert text.count("analysis<|message|>") <= min(budget, 1)

@@ -1,4 +1,4 @@
-"""Reasoning is split off the same way wherever the text is cut."""
+"""Reasoning is separated in the same way wherever the text is cut into pieces."""
 
 import pytest
 

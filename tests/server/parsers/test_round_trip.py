@@ -1,6 +1,6 @@
-"""Calls that a model's template writes are read back as the same calls.
+"""The calls that a model's template writes are read back as the same calls.
 
-The templates are short ones of our own that write a conversation as those of the families do.
+The templates are short and our own, but they write calls as the templates of the families do.
 """
 
 import json
@@ -62,7 +62,10 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
 
 @dataclass(frozen=True)
 class Family:
-    """`call` writes call `c`, of arguments `a`; `first`, `between` and `last` go around calls."""
+    """Parts of a template. `call` writes the call `c` with arguments `a`.
+
+    `first`, `between` and `last` stand before, between and after the calls.
+    """
 
     name: str
     call: str
@@ -98,7 +101,7 @@ class Family:
 
 
 def tags(before: str, key_end: str, after: str, value: str) -> str:
-    """Arguments between tags."""
+    """Template code that writes arguments between tags."""
     return (
         "{%- for k, v in a|items %}"
         f"{{{{ '{before}' ~ k ~ '{key_end}' ~ ({value}) ~ '{after}' }}}}"
@@ -268,7 +271,7 @@ FAMILIES = [
 
 @dataclass
 class FamilyTokenizer(ByteTokenizer):
-    """Bytes, and a family's special tokens."""
+    """Byte tokens and the special tokens of a family."""
 
     specials: tuple[str, ...] = ()
     special_ids: frozenset[int] = field(init=False)
@@ -287,8 +290,8 @@ def request(**fields: Any) -> ChatCompletionRequest:
     )
 
 
-def rendered(family: Family, content: str, calls: list[tuple[str, dict[str, Any]]]) -> str:
-    """The assistant's message as the template writes it after the generation prompt."""
+def render(family: Family, content: str, calls: list[tuple[str, dict[str, Any]]]) -> str:
+    """Render the assistant's message, without the generation prompt and the end token."""
     template = ChatTemplate(family.template, {})
     user = {"role": "user", "content": "Go."}
     tool_calls = [
@@ -309,9 +312,9 @@ def rendered(family: Family, content: str, calls: list[tuple[str, dict[str, Any]
 
 def read(family: Family, pieces: list[str]) -> tuple[str, list[tuple[str, Any]], list[str]]:
     structure = Structure(FamilyTokenizer(specials=family.specials))
-    plan = structure.plan(request(), family.template)
-    prompt = ChatTemplate(family.template, {}).render(plan.messages, RenderOptions())
-    parser = structure.read(plan, prompt).new_parser()
+    spec = structure.specify(request(), family.template)
+    prompt = ChatTemplate(family.template, {}).render(spec.messages, RenderOptions())
+    parser = structure.read(spec, prompt).new_parser()
     content, calls, ids = "", [], []
     for i, piece in enumerate(pieces):
         for delta in parser.feed(piece, finished=i == len(pieces) - 1):
@@ -335,7 +338,7 @@ def test_what_the_template_writes_is_read_back(family: Family, content: str) -> 
     if family.name in ("llama_json", "pythonic") and content:
         pytest.skip("a call is the whole answer in this format")
     for calls in [[call] for call in CALLS] if family.is_single else [CALLS, CALLS[:1]]:
-        text = rendered(family, content, calls)
+        text = render(family, content, calls)
         whole, pieces = read(family, [text]), read(family, [*text, ""])
         assert whole[:2] == (content, calls)
         assert pieces[:2] == (content, calls)
@@ -343,7 +346,7 @@ def test_what_the_template_writes_is_read_back(family: Family, content: str) -> 
             assert whole[2] == [f"functions.{name}:{i}" for i, (name, _) in enumerate(calls)]
 
 
-def test_every_format_whose_templates_write_calls_is_tried() -> None:
-    # Those of Granite, Phi and LFM2 show tools only; the generic form has no template.
-    untried = {"generic", "granite", "phi", "lfm2"}
-    assert {family.name for family in FAMILIES} == FORMATS.keys() - untried
+def test_every_format_whose_templates_write_calls_is_tested() -> None:
+    # Templates of Granite, Phi and LFM2 render tools but no calls; `generic` has no template.
+    untested = {"generic", "granite", "phi", "lfm2"}
+    assert {family.name for family in FAMILIES} == FORMATS.keys() - untested

@@ -1,4 +1,4 @@
-"""Every format's real output, cut at every point, gives the same content and calls."""
+"""Real output of each format is read as the same content and calls, wherever it is cut."""
 
 import json
 
@@ -339,11 +339,11 @@ def _is_json(text: str, expected: object) -> bool:
 def test_a_custom_call_is_cut_until_its_closing_tag() -> None:
     _, text, _, _ = CASES["custom"]
     closing = text.index("</custom_tool_call>") + len("</custom_tool_call>")
-    opened = text.index("SELECT")
+    opening = text.index("SELECT")
     for end in range(closing + 1):
         parser = ToolCallParser(format=HERMES, names=NAMES)
         parser.feed(text[:end], finished=True)
-        assert parser.is_call_cut is (opened <= end < closing)
+        assert parser.is_call_cut is (opening <= end < closing)
 
 
 def test_mistral_ids_are_nine_letters_or_digits() -> None:

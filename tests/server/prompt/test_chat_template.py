@@ -1,4 +1,4 @@
-"""Prompts against transformers' own rendering of the same templates."""
+"""Rendered prompts equal those that transformers renders from the same templates."""
 
 from typing import Any
 
@@ -151,9 +151,9 @@ def test_arguments_are_text_for_a_template_that_joins_them() -> None:
     ],
 )
 def test_the_sandbox_holds(template: str) -> None:
-    with pytest.raises(APIError) as caught:
+    with pytest.raises(APIError) as error_info:
         ChatTemplate(template, {}).render(CHAT, RenderOptions())
-    assert caught.value.status == 400
+    assert error_info.value.status == 400
 
 
 def test_a_broken_template_is_a_400() -> None:

@@ -1,4 +1,4 @@
-"""The table of fields: complete, and true."""
+"""The table of request fields is complete and true."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ SAMPLES: dict[str, Any] = {
     "prompt_cache_options": {"ttl": "30m"},
     "prompt_cache_retention": "24h",
 }
-"""Values that ask for something."""
+"""Values that are not neutral."""
 
 
 def names(status: FieldStatus) -> list[str]:

@@ -1,4 +1,4 @@
-"""Formats and markers made of special tokens: seen by the parser, never by the client."""
+"""Special tokens of formats and markers reach the parser, but never the client."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
 
 @dataclass
 class MistralTokenizer(ByteTokenizer):
-    """Bytes, and the special tokens of Mistral."""
+    """Byte tokens and the special tokens of Mistral."""
 
     chat_template: str | None = TEMPLATE
     special_ids: frozenset[int] = field(
@@ -61,7 +61,7 @@ def test_markers_that_are_special_tokens(client: TestClient, engine: FakeEngine)
     assert not params.reasoning.starts_open
 
 
-def test_special_tokens_that_nobody_needs_stay_out(
+def test_special_tokens_that_no_parser_needs_are_skipped(
     new_client: ClientFactory, engine: FakeEngine
 ) -> None:
     engine.tokenizer = MistralTokenizer()

@@ -1,4 +1,4 @@
-"""Whatever the grammar of a request lets through is read back as calls that validate."""
+"""Any answer that a request's grammar allows is read back as calls that validate."""
 
 import json
 import random
@@ -157,8 +157,8 @@ def check_call(name: str, arguments: str) -> None:
 def texts(spec: GrammarSpec, count: int, limit: int = 500) -> list[str]:
     compiled = COMPILER.compile(spec)
     rng = random.Random(spec.source)
-    found = [walk(compiled.new_constraint(), VOCABULARY, rng, limit) for _ in range(count)]
-    return [text.decode() for text in found if text is not None]
+    walks = [walk(compiled.new_constraint(), VOCABULARY, rng, limit) for _ in range(count)]
+    return [text.decode() for text in walks if text is not None]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -170,10 +170,10 @@ def test_required_calls(name: str, is_parallel: bool, tools: list[dict[str, Any]
     format = FORMATS[name]
     options = options_for(tools, tool_choice="required", parallel_tool_calls=is_parallel)
     spec = grammar(options, format)
-    found = texts(spec, 12)
-    assert found
+    answers = texts(spec, 12)
+    assert answers
     num_calls = 0
-    for text in found:
+    for text in answers:
         content, calls = read(options, format, text)
         assert content == "", text
         assert calls, text
@@ -189,11 +189,14 @@ def test_a_named_tool_is_the_only_one(name: str) -> None:
     options = options_for(TOOLS, tool_choice=choice)
     for text in texts(grammar(options, FORMATS[name]), 10):
         _, calls = read(options, FORMATS[name], text)
-        assert {called for called, _ in calls} == {"get_all"}
+        assert {tool_name for tool_name, _ in calls} == {"get_all"}
 
 
 def accept_text(spec: GrammarSpec, text: str) -> list[int]:
-    """What may follow `text`, which must be allowed; special tokens are written out in it."""
+    """Return the token ids that may follow `text`, which the grammar must allow.
+
+    `text` has special tokens written out.
+    """
     constraint = COMPILER.compile(spec).new_constraint()
     parts = [text]
     for special in SPECIALS:
@@ -264,7 +267,7 @@ def _token_ids(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "good"),
+    ("answer", "expected"),
     [
         (GrammarSpec("json_schema", '{"enum": ["yes", "no"]}'), {'"yes"', '"no"'}),
         (GrammarSpec("choice", '["yes", "no"]'), {"yes", "no"}),
@@ -274,15 +277,15 @@ def _token_ids(text: str) -> list[int]:
 )
 @pytest.mark.parametrize("name", ["hermes", "llama_json", "mistral"])
 def test_a_final_answer_has_its_form_and_calls_theirs(
-    answer: GrammarSpec, good: set[str], name: str
+    answer: GrammarSpec, expected: set[str], name: str
 ) -> None:
     options = options_for(TOOLS + CUSTOM)
-    found = texts(ToolGrammar(options, FORMATS[name], WRITER, answer).build(), 30)
+    answers = texts(ToolGrammar(options, FORMATS[name], WRITER, answer).build(), 30)
     kinds = set()
-    for text in found:
+    for text in answers:
         content, calls = read(options, FORMATS[name], text)
         assert bool(content) != bool(calls)
-        assert not content or content in good
+        assert not content or content in expected
         kinds.add(bool(calls))
         for call in calls:
             check_call(*call)

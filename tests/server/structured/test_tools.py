@@ -1,4 +1,4 @@
-"""Tools, their choice, and their way into the prompt and out of the answer."""
+"""Tools and tool choices: how they reach the prompt and the grammar, and how calls are read."""
 
 import json
 from typing import Any
@@ -160,18 +160,18 @@ def test_a_custom_call(client: TestClient, engine: FakeEngine) -> None:
 
 def test_stop_strings_do_not_cut_calls(new_client: ClientFactory, engine: FakeEngine) -> None:
     client = new_client()
-    given = {"tools": [WEATHER, SQL], "stop": ["\n"]}
-    post(client, **given)
+    fields = {"tools": [WEATHER, SQL], "stop": ["\n"]}
+    post(client, **fields)
     params = engine.requests[-1].params
     assert params.stop == ("\n",)
     assert params.unstoppable_after == ("<tool_call>", "<custom_tool_call")
-    post(client, **given, tool_choice="required")
+    post(client, **fields, tool_choice="required")
     assert engine.requests[-1].params.stop == ()
-    post(client, **given, tool_choice="none")
+    post(client, **fields, tool_choice="none")
     params = engine.requests[-1].params
     assert (params.stop, params.unstoppable_after) == (("\n",), ())
     for tool_format, first in (("llama_json", "{"), ("pythonic", "["), ("hermes", "")):
-        post(new_client(tool_format=tool_format), **given)
+        post(new_client(tool_format=tool_format), **fields)
         assert engine.requests[-1].params.unstoppable_first == first
 
 
@@ -191,11 +191,11 @@ def test_the_choice_decides_what_the_grammar_allows(client: TestClient, engine: 
     assert "TEXT" in grammar_of(engine)
     post(client, tools=tools, tool_choice="required")
     assert "TEXT" not in grammar_of(engine)
-    named = {"type": "function", "function": {"name": "now"}}
-    post(client, tools=tools, tool_choice=named)
+    now_choice = {"type": "function", "function": {"name": "now"}}
+    post(client, tools=tools, tool_choice=now_choice)
     assert "get_weather" not in grammar_of(engine)
     assert "get_weather" not in engine.prompt
-    allowed = {"mode": "auto", "tools": [named]}
+    allowed = {"mode": "auto", "tools": [now_choice]}
     post(client, tools=tools, tool_choice={"type": "allowed_tools", "allowed_tools": allowed})
     assert "get_weather" not in grammar_of(engine)
     assert "get_weather" in engine.prompt
@@ -246,7 +246,7 @@ def test_history_reaches_the_prompt_without_tools_in_the_request(
 @pytest.mark.parametrize(
     "arguments", ["[" * 1500, '{"a":' * 200 + "1" + "}" * 200, '{"a": "\\ud800"}', "no JSON"]
 )
-def test_arguments_that_are_no_usable_json_stay_text(
+def test_arguments_without_usable_json_stay_text(
     client: TestClient, engine: FakeEngine, arguments: str
 ) -> None:
     function = {"name": "look", "arguments": arguments}
@@ -297,13 +297,13 @@ def test_the_form_of_the_answer_is_shown_unless_switched_off(
     new_client: ClientFactory, engine: FakeEngine
 ) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    wanted = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}}
+    response_format = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}}
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]
-    post(new_client(), response_format=wanted, messages=messages)
+    post(new_client(), response_format=response_format, messages=messages)
     instruction = "Answer with JSON and nothing else. It must follow this JSON schema 'thing':"
     assert f"Be brief.\n\n{instruction}\n{json.dumps(schema)}<|im_end|>" in engine.prompt
     assert json.loads(grammar_of(engine)) == schema
-    post(new_client(schema_in_prompt=False), response_format=wanted, messages=messages)
+    post(new_client(schema_in_prompt=False), response_format=response_format, messages=messages)
     assert "schema" not in engine.prompt
     assert json.loads(grammar_of(engine)) == schema
 
@@ -408,7 +408,7 @@ def test_stop_strings_count_after_the_reasoning(
 
 
 @pytest.mark.parametrize("fields", [{"tools": [WEATHER]}, {"functions": [WEATHER["function"]]}])
-def test_a_call_that_is_cut_is_none_to_run(
+def test_an_incomplete_call_has_finish_reason_stop(
     client: TestClient, engine: FakeEngine, fields: dict[str, Any]
 ) -> None:
     engine.script = text_script(CALL[:-20])

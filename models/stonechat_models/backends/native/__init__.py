@@ -1,7 +1,7 @@
-"""The compiled CPU path: decoders like Llama, and mixtures of experts, in a small C++ library.
+"""The native backend: decoders like Llama, and mixtures of experts, in a small C++ library.
 
-`supports` says whether a model can be served here, `NativeModel.load` loads it. The library is
-compiled on first use (`build.py`); its layouts and invariants are told in `csrc/*.h`.
+`supports` checks whether a model can be served here. `NativeModel.load` loads it. `compile.py`
+compiles the library on first use. `csrc/*.h` describe its memory layouts and invariants.
 """
 
 from stonechat_models.backends.native.model import NativeModel, supports

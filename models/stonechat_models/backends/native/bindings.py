@@ -1,4 +1,7 @@
-"""ctypes bindings of `csrc/api.cpp`. The structures mirror those of `csrc/layers.h`, in order."""
+"""ctypes bindings of `csrc/api.cpp`.
+
+The structures mirror those of `csrc/matrix.h` and `csrc/layers.h`: same fields, same order.
+"""
 
 import ctypes
 from collections.abc import Callable
@@ -12,18 +15,18 @@ from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.errors import UnsupportedModelError
 
 GROUP = 32
-"""Weights, and activations, that share a scale."""
+"""Number of consecutive weights, or activations, that share a scale."""
 PANEL = 16
-"""Output columns that are packed together."""
+"""Number of output columns that are packed together."""
 KV_TILE = 16
-"""Tokens of a KV cache tile: a block is one or more of them."""
+"""Tokens per KV cache tile. A block is one or more tiles."""
 
 PARTS = ("norms", "qkv", "attention", "output", "gate_up", "down", "head")
-"""What a step's time is counted under."""
+"""The parts of a step whose time is measured, in the order of `Part` in `csrc/layers.h`."""
 
 
 class Kind(IntEnum):
-    """How packed weights are kept; see `csrc/matrix.h`."""
+    """Formats of packed weights; see `csrc/matrix.h`."""
 
     AFFINE4 = 0
     SYMMETRIC4 = 1
@@ -38,7 +41,7 @@ class Kind(IntEnum):
 
 
 class Source(IntEnum):
-    """How rows of weights lie in a file; see `csrc/pack.h`."""
+    """Formats of rows of weights in a file; see `csrc/pack.h`."""
 
     Q4_1 = 0
     Q4_0 = 1
@@ -61,7 +64,7 @@ class MatrixStruct(ctypes.Structure):
 
 
 class Activation(IntEnum):
-    """What the gate of a feed-forward block goes through."""
+    """The activation function that the gate of a feed-forward block is passed through."""
 
     SILU = 0
     GELU_TANH = 1
@@ -85,7 +88,7 @@ class ConfigStruct(ctypes.Structure):
 
 
 class LayerStruct(ctypes.Structure):
-    """Weights of one layer."""
+    """Weights and attention settings of one layer."""
 
     _fields_ = (
         *((name, MatrixStruct) for name in ("q", "k", "v", "o", "gate", "up", "down", "router")),
@@ -115,8 +118,8 @@ class Library:
         def bind(name: str, result: object, *arguments: object) -> Callable[..., int]:
             function = getattr(lib, name)
             function.restype, function.argtypes = result, arguments
-            bound: Callable[..., int] = function
-            return bound
+            binding: Callable[..., int] = function
+            return binding
 
         matrix = POINTER(MatrixStruct)
         self.isa = _text(bind("sc_isa", c_char_p)())
@@ -159,8 +162,8 @@ def _open(path: str) -> Library:
 
 
 def load_library(progress: Progress = lambda line: None, architecture: str = "native") -> Library:
-    """The library for this processor, compiled if need be.
+    """Return the library for this processor; compile it if it is not cached.
 
-    Raises `UnsupportedModelError` with the reason when there can be none.
+    Raises `UnsupportedModelError` with the reason if it cannot be compiled or loaded.
     """
     return _open(str(build_library(progress, architecture)))

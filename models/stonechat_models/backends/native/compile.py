@@ -1,7 +1,7 @@
 """Compiles the library in `csrc/` on first use and keeps it in the user's cache.
 
-The name of the cached file is a hash of the sources, the flags, the compiler's version and the
-processor, so that a change of any of them compiles anew.
+The name of its cache folder is a hash of the sources, the flags, the compiler and the processor.
+A change to any of them therefore causes a new compilation.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from stonechat_models.checkpoint.cache import Progress, build_once, cache_root
+from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once
 from stonechat_models.errors import UnsupportedModelError
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -31,21 +31,24 @@ LIBRARY_NAME = "stonechat_native.so"
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler: `$CXX`, else the first found of the usual names."""
-    named = os.environ.get("CXX")
-    candidates = (named,) if named else COMPILERS
+    """Return the path of the C++ compiler: `$CXX`, or else the first usual name that exists.
+
+    Returns None if there is no such program.
+    """
+    cxx = os.environ.get("CXX")
+    candidates = (cxx,) if cxx else COMPILERS
     return next((path for name in candidates if (path := shutil.which(name))), None)
 
 
 def build_library(progress: Progress, architecture: str = "native") -> Path:
-    """Return the path of the library for this processor, compiling it if it is not cached.
+    """Return the path of the library for this processor; compile it if it is not cached.
 
-    `architecture` is the value of `-march`. Raises `UnsupportedModelError` with the reason when it
-    cannot be built.
+    `architecture` is the value of `-march`. Raises `UnsupportedModelError` with the reason if the
+    library cannot be built.
     """
     compiler = find_compiler()
     if compiler is None:
-        raise UnsupportedModelError("there is no C++ compiler (g++ or clang++)")
+        raise UnsupportedModelError("there is no C++ compiler (install g++ or clang++)")
     flags = (*FLAGS, f"-march={architecture}")
     key = _fingerprint(compiler, flags)
     folder = cache_root() / "native" / key[:24]
@@ -54,13 +57,13 @@ def build_library(progress: Progress, architecture: str = "native") -> Path:
         progress("compiling the CPU kernels (once, a few seconds)")
         _compile(compiler, flags, target / LIBRARY_NAME)
 
-    return build_once(folder, progress, compile_into) / LIBRARY_NAME
+    return fill_once(folder, progress, compile_into) / LIBRARY_NAME
 
 
 def _compile(compiler: str, flags: tuple[str, ...], output: Path) -> None:
     command = [compiler, *flags, str(SOURCES / "api.cpp"), "-o", str(output)]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -70,9 +73,11 @@ def _compile(compiler: str, flags: tuple[str, ...], output: Path) -> None:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnsupportedModelError(f"the C++ compiler fails: {error}") from error
-    if done.returncode:
-        first = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
-        raise UnsupportedModelError(f"the C++ compiler fails: {first.strip()}")
+    if result.returncode:
+        message = next(
+            (line for line in result.stderr.splitlines() if "error" in line), "no message"
+        )
+        raise UnsupportedModelError(f"the C++ compiler fails: {message.strip()}")
 
 
 def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
@@ -85,18 +90,18 @@ def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
 
 
 def _compiler_identity(compiler: str) -> str:
-    """Path, size and time of the binary: asking it for its version would take longer."""
+    """Path, size and modification time of the binary; to run it for its version takes longer."""
     resolved = Path(compiler).resolve()
     status = resolved.stat()
     return f"{resolved} {status.st_size} {status.st_mtime_ns}"
 
 
 def _processor() -> str:
-    """Model and instruction sets of the processor, as far as the system tells them."""
-    wanted = ("model name", "flags", "features", "cpu family", "model", "stepping")
+    """Model and instruction sets of the processor, as far as the system reports them."""
+    keys = ("model name", "flags", "features", "cpu family", "model", "stepping")
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    kept = [line for line in lines if line.split(":")[0].strip().lower() in wanted]
-    return platform.machine() + "\n".join(kept)
+    properties = [line for line in lines if line.split(":")[0].strip().lower() in keys]
+    return platform.machine() + "\n".join(properties)

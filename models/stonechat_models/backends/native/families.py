@@ -1,4 +1,4 @@
-"""In what the compiled model families differ, beyond what a config.json says."""
+"""How the model families of the native backend differ, beyond what a config.json says."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,24 +6,24 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Traits of the models of one `model_type`, and its defaults as transformers has them."""
+    """Traits of one `model_type`. The defaults for absent config keys are those of transformers."""
 
     tied: bool = False
-    """The embedding serves as head where the config does not say."""
+    """Whether the embedding also serves as the head if the config does not say."""
     head_dim: int | None = None
     theta: float = 10000.0
-    """Base of the rotary embedding."""
+    """Base of the rotary embedding if the config has none."""
     activation: str = "silu"
     norm_offset: float = 0.0
-    """What is added to the weights of norms before they multiply."""
+    """An offset that is added to the weights of norms before they multiply."""
     input_norms: bool = True
-    """Attention and the feed-forward block read normed rows."""
+    """The inputs of attention and of the feed-forward block are normed."""
     output_norms: bool = False
-    """Their outputs are normed before they are added."""
+    """The outputs of attention and of the feed-forward block are normed before they are added."""
     whole_norms: bool = False
-    """Queries and keys are normed over all heads at once, and not head by head."""
+    """The norms of queries and keys, if any, span all heads at once instead of one head."""
     window_needs_flag: bool = False
-    """A `sliding_window` counts only with `use_sliding_window`."""
+    """`sliding_window` counts only if `use_sliding_window` is set."""
     has_experts: bool = False
 
 
@@ -48,7 +48,7 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """Constant factors, and soft caps (0: none): x becomes cap * tanh(x / cap)."""
+    """Constant factors, and soft caps. A cap replaces x by cap * tanh(x / cap); 0 means no cap."""
 
     attention: float
     embedding: float = 1.0
@@ -59,7 +59,7 @@ class Scales:
 
 
 def read_scales(config: dict[str, Any], model_type: str, head_dim: int) -> Scales:
-    """As the model's class in transformers computes them, in float32."""
+    """Return the scales that the model's class in transformers computes when it runs in float32."""
     if model_type == "granite":
         return Scales(
             attention=float(config.get("attention_multiplier", 1.0)),
@@ -73,7 +73,7 @@ def read_scales(config: dict[str, Any], model_type: str, head_dim: int) -> Scale
     if model_type == "gemma":
         return Scales(attention=head_dim**-0.5, embedding=embedding)
     scalar = float(config.get("query_pre_attn_scalar", 256))
-    if model_type == "gemma3_text":  # its attention reads no cap of the scores
+    if model_type == "gemma3_text":  # its attention does not cap the scores
         cap = float(config.get("final_logit_softcapping") or 0.0)
         return Scales(attention=scalar**-0.5, embedding=embedding, logit_cap=cap)
     return Scales(
@@ -86,19 +86,19 @@ def read_scales(config: dict[str, Any], model_type: str, head_dim: int) -> Scale
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A mixture: how many experts, how many of them a token goes to, and their size."""
+    """A mixture: the number of experts, the number per token, and an expert's inner size."""
 
     count: int
     per_token: int
     size: int
     scale_chosen: bool
-    """The chosen experts' weights add up to one."""
+    """Whether the weights of a token's experts are scaled to add up to one."""
     layers: tuple[bool, ...]
-    """Which layers have experts."""
+    """For each layer: whether it has experts."""
 
 
 def read_experts(config: dict[str, Any], model_type: str, num_layers: int) -> Experts | None:
-    """None for a family without experts."""
+    """Return the mixture that the config describes, or None for a family without experts."""
     if not FAMILIES[model_type].has_experts:
         return None
     if model_type == "mixtral":
@@ -109,7 +109,7 @@ def read_experts(config: dict[str, Any], model_type: str, num_layers: int) -> Ex
             scale_chosen=True,
             layers=(True,) * num_layers,
         )
-    # transformers writes num_experts under its common name.
+    # transformers saves num_experts as num_local_experts, the name that all its mixtures share.
     count = int(config.get("num_local_experts", config.get("num_experts", 128)))
     step = int(config.get("decoder_sparse_step", 1))
     dense = set(config.get("mlp_only_layers") or [])

@@ -1,4 +1,4 @@
-"""A Llama-like decoder on the CPU: one call of the compiled library a step."""
+"""A decoder like Llama on the CPU. Each step is one call of the compiled library."""
 
 import ctypes
 from collections import Counter
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from stonechat_models.checkpoint.resolve import ModelFiles
 
 KV_BYTES = 2
-"""Bytes of a cached element: keys and values are kept in half precision (float16)."""
+"""Bytes per cached element: keys and values are kept in half precision (float16)."""
 KIND_NAMES = {
     Kind.AFFINE4: "int4",
     Kind.SYMMETRIC4: "int4",
@@ -47,9 +47,9 @@ KIND_NAMES = {
 def supports(
     files: "ModelFiles", config: EngineConfig, progress: Progress = lambda line: None
 ) -> str | None:
-    """None when the compiled path serves this model, else the reason why not.
+    """Return None if the native backend serves this model, else the reason why not.
 
-    Compiles the library if that was not done yet.
+    Compiles the library if it is not cached.
     """
     try:
         _check_settings(files, config)
@@ -62,30 +62,37 @@ def supports(
 
 def _check_settings(files: "ModelFiles", config: EngineConfig) -> None:
     if config.device not in ("auto", "cpu"):
-        raise UnsupportedModelError(f"it runs on the CPU, and the device is {config.device}")
+        raise UnsupportedModelError(
+            f"the native backend runs on the CPU only, not on {config.device}"
+        )
     if config.device_map is not None:
-        raise UnsupportedModelError("a device map is for the transformers backend")
+        raise UnsupportedModelError("the native backend does not support --device-map")
     if config.block_size % KV_TILE:
-        raise UnsupportedModelError(f"the block size {config.block_size} is no multiple of 16")
+        raise UnsupportedModelError(f"the block size {config.block_size} is not a multiple of 16")
     if config.dtype != "auto":
-        raise UnsupportedModelError("a dtype was asked for, and it keeps weights as stored")
+        raise UnsupportedModelError(
+            "the native backend keeps weights as stored and supports only dtype auto"
+        )
     if config.kv_cache_dtype != "auto":
         raise UnsupportedModelError(
-            f"it keeps keys and values in half precision, and not in {config.kv_cache_dtype}"
+            "the native backend keeps keys and values in half precision, "
+            f"not in {config.kv_cache_dtype}"
         )
     if config.quantize == "fp8":
-        raise UnsupportedModelError("fp8 weights are for CUDA devices")
+        raise UnsupportedModelError("fp8 weights need a CUDA device")
     if files.gguf is not None and config.quantize == "none":
-        raise UnsupportedModelError("dequantised weights were asked for (quantize none)")
+        raise UnsupportedModelError(
+            "the native backend does not dequantise GGUF weights (--quantize none)"
+        )
     if files.gguf is None and any(path.suffix != ".safetensors" for path in files.weights):
-        raise UnsupportedModelError("its weights are not in safetensors")
+        raise UnsupportedModelError("its weights are not in safetensors files")
 
 
 class NativeModel:
-    """The compiled path's `CausalModel`.
+    """The `CausalModel` of the native backend.
 
-    A row's logits have the same bits whatever else is in the batch and however its prompt was
-    cut into chunks.
+    A row's logits have the same bits whatever else is in the batch, and however its prompt is
+    split into chunks.
     """
 
     def __init__(
@@ -104,8 +111,9 @@ class NativeModel:
     def load(cls, files: "ModelFiles", config: EngineConfig, progress: Progress) -> "NativeModel":
         """Read and repack the weights.
 
-        Raises `UnsupportedModelError` for what `supports` refuses or a type of weights it cannot
-        read, `ModelLoadError` when weights are missing or there is no memory for them.
+        Raises `UnsupportedModelError` if `supports` refuses the model or a type of weights cannot
+        be read. Raises `ModelLoadError` if weights are missing, have the wrong shape or do not fit
+        into memory.
         """
         from stonechat_models.checkpoint.resolve import weights_hash
 
@@ -146,15 +154,18 @@ class NativeModel:
         return self._spec.num_layers * 2 * self._spec.kv_size * KV_BYTES
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
-        """`block_size` is a multiple of 16. Pages are taken from the system as they fill."""
+        """Allocate the KV cache. The system provides its pages only as they fill.
+
+        Raises `ModelLoadError` if `block_size` is not a multiple of 16 or memory runs out.
+        """
         if block_size % KV_TILE:
-            raise ModelLoadError(f"the block size {block_size} is no multiple of {KV_TILE}")
+            raise ModelLoadError(f"the block size {block_size} is not a multiple of {KV_TILE}")
         spec = self._spec
         elements = block_size * spec.kv_size
         shape = (spec.num_layers, 2, num_blocks, elements)
         self._arena = Arena(int(np.prod(shape)) * KV_BYTES)
-        whole = torch.from_numpy(self._arena.array.view(np.int16)[: int(np.prod(shape))])
-        self._caches = list(whole.view(shape).unbind(0))
+        memory = torch.from_numpy(self._arena.array.view(np.int16)[: int(np.prod(shape))])
+        self._caches = list(memory.view(shape).unbind(0))
         for i, (keys, values) in enumerate(self._caches):
             self._library.set_cache(
                 *(self._handle, i, keys.data_ptr(), values.data_ptr()),
@@ -173,7 +184,10 @@ class NativeModel:
                 cache[:, target].copy_(cache[:, source])
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Raises `StepError` for a token outside the vocabulary."""
+        """Return the logits of the rows in `logits_index`, float32[rows, vocab_size].
+
+        Raises `StepError` for a token outside the vocabulary.
+        """
         ids = batch.token_ids
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self._spec.vocab_size:
             raise StepError("a token is outside the vocabulary")
@@ -188,7 +202,7 @@ class NativeModel:
         return logits
 
     def part_seconds(self) -> dict[str, float]:
-        """Seconds spent in each part of all steps so far."""
+        """Seconds spent in each part, over all steps so far."""
         seconds = self._library.seconds(self._handle)
         return {part: seconds[i] for i, part in enumerate(PARTS)}
 
@@ -244,35 +258,37 @@ class NativeModel:
 
 
 def check_shapes(spec: ModelSpec, plan: WeightPlan) -> None:
-    """Raises `ModelLoadError` when a matrix does not have the shape that the config says."""
+    """Raises `ModelLoadError` if a matrix or vector does not have the shape that `spec` implies."""
     hidden = spec.hidden_size
-    wanted = [
+    expected = [
         (matrix, _shapes(spec, i)[name])
         for i, layer in enumerate(plan.layers)
         for name, matrix in layer.matrices.items()
     ]
     ends = (spec.vocab_size, hidden)
-    wanted += [(p, ends) for p in (plan.embedding, plan.head) if p is not None]
-    for matrix, shape in wanted:
+    expected += [(p, ends) for p in (plan.embedding, plan.head) if p is not None]
+    for matrix, shape in expected:
         if (matrix.rows.n, matrix.rows.k) != shape:
             raise ModelLoadError(
                 f"{matrix.rows.name} is {matrix.rows.n} x {matrix.rows.k}, expected {shape}"
             )
         if matrix.bias is not None and matrix.bias.size != shape[0]:
-            raise ModelLoadError(f"the bias of {matrix.rows.name} does not fit it")
-    whole = spec.family.whole_norms
+            raise ModelLoadError(f"the bias of {matrix.rows.name} does not have one value per row")
+    whole_norms = spec.family.whole_norms
     sizes = {
-        "q_norm": spec.q_size if whole else spec.head_dim,
-        "k_norm": spec.kv_size if whole else spec.head_dim,
+        "q_norm": spec.q_size if whole_norms else spec.head_dim,
+        "k_norm": spec.kv_size if whole_norms else spec.head_dim,
     }
     for layer in plan.layers:
         for name, vector in layer.vectors.items():
             if vector.size != sizes.get(name, hidden):
-                raise ModelLoadError(f"{name} has {vector.size} elements")
+                raise ModelLoadError(
+                    f"{name} has {vector.size} elements, which does not match config.json"
+                )
 
 
 def _shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, int]]:
-    """Rows and columns of a layer's matrices; those of its experts lie behind each other."""
+    """Rows and columns of a layer's matrices. The rows of all experts lie one behind the other."""
     hidden, mlp, count = spec.hidden_size, spec.intermediate_size, 1
     shapes = {"q": (spec.q_size, hidden), "o": (hidden, spec.q_size)}
     shapes |= dict.fromkeys("kv", (spec.kv_size, hidden))
@@ -284,10 +300,10 @@ def _shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, int]]:
 
 
 def _quantization(plan: WeightPlan, config: EngineConfig) -> str:
-    """The stored type that most weights keep, or what was asked for."""
+    """The format of most weights; "none" for floats. `auto` keeps the name of the stored type."""
     sizes: Counter[str] = Counter()
     for matrix in (p for layer in plan.layers for p in layer.matrices.values()):
-        own = matrix.rows.type_name if config.quantize == "auto" else KIND_NAMES[matrix.kind]
-        sizes[own] += matrix.rows.n * matrix.rows.k
+        type_name = matrix.rows.type_name if config.quantize == "auto" else KIND_NAMES[matrix.kind]
+        sizes[type_name] += matrix.rows.n * matrix.rows.k
     name = sizes.most_common(1)[0][0]
     return "none" if name in ("BF16", "F16", "F32", "bfloat16", "float16", "float32") else name

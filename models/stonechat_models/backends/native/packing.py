@@ -17,7 +17,7 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True)
 class MatrixSpec:
-    """A matrix to pack: its rows, how to keep them, and a bias float32[n] or None."""
+    """A matrix to pack: its rows, the packed format, and a bias float32[n] or None."""
 
     rows: Rows | Stack
     kind: Kind
@@ -25,13 +25,13 @@ class MatrixSpec:
 
 
 class Arena:
-    """Anonymous memory, zeroed and taken page by page as it is touched; aligned to pages."""
+    """Zeroed memory, aligned to pages. The system provides each page when it is first touched."""
 
     def __init__(self, num_bytes: int) -> None:
         try:
             self._memory = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE))
         except (OSError, ValueError, OverflowError) as error:
-            raise ModelLoadError(f"cannot take {num_bytes / 2**20:.0f} MiB: {error}") from error
+            raise ModelLoadError(f"cannot allocate {num_bytes / 2**20:.0f} MiB: {error}") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._advise_huge_pages()
         self.array: npt.NDArray[np.uint8] = np.frombuffer(self._memory, dtype=np.uint8)
@@ -40,16 +40,16 @@ class Arena:
     def _advise_huge_pages(self) -> None:
         try:
             self._memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them
+        except OSError:  # the kernel has no huge pages
             return
 
 
 class PackedWeights:
-    """Packed matrices in one arena, with their biases."""
+    """Packed matrices in one arena, with their biases and a model's other vectors."""
 
     def __init__(self, library: Library, matrices: Iterable[MatrixSpec], threads: int) -> None:
         self._library = library
-        self._keep: list[npt.NDArray[np.float32]] = []
+        self._vectors: list[npt.NDArray[np.float32]] = []
         specs = list(matrices)
         sizes = [self._bytes(spec) for spec in specs]
         self.num_bytes = sum(sizes)
@@ -89,13 +89,13 @@ class PackedWeights:
 
     def vector(self, values: npt.NDArray[np.float32]) -> int:
         """Keep a vector as long as this object lives, and return its address."""
-        kept = np.ascontiguousarray(values, dtype=np.float32)
-        self._keep.append(kept)
-        return int(kept.ctypes.data)
+        array = np.ascontiguousarray(values, dtype=np.float32)
+        self._vectors.append(array)
+        return int(array.ctypes.data)
 
 
 def unpacked_row(library: Library, matrix: MatrixStruct, row: int) -> npt.NDArray[np.float32]:
-    """Row `row` of a packed matrix, float32[k]."""
+    """Return row `row` of a packed matrix as float32[k]."""
     out = np.empty(matrix.k, dtype=np.float32)
     library.read_row(ctypes.byref(matrix), row, out.ctypes.data)
     return out

@@ -1,8 +1,8 @@
 """The compiled products in plain PyTorch: the same arithmetic, step for step, as a test oracle.
 
-A group is 32 consecutive values along k. Weights are small integers with
-half-precision scales, activations are int8 with a float32 scale. The products of a group are
-exact integers, and groups are added up in float32 in their order.
+A group is 32 consecutive values along k. Weights are small integers with half-precision scales.
+Activations are int8 with a float32 scale per group. The products of a group are exact integers.
+The groups are added in float32, in order.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class GroupedWeights:
     scale: torch.Tensor
     """float32[n, groups]"""
     low: torch.Tensor
-    """float32[n, groups]; zero where the type has none."""
+    """float32[n, groups]; zero for a type without lows."""
 
     def dequantized(self) -> torch.Tensor:
         """float32[n, k]"""
@@ -32,7 +32,7 @@ class GroupedWeights:
 
 
 def weights_of_blocks(type_name: str, blocks: np.ndarray) -> GroupedWeights:
-    """Rows of GGUF blocks uint8[n, bytes] of type Q4_0, Q4_1 or Q8_0."""
+    """Unpack rows of GGUF blocks, uint8[n, bytes], of type Q4_0, Q4_1 or Q8_0."""
     sizes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
     raw = np.ascontiguousarray(blocks).reshape(blocks.shape[0], -1, sizes[1])
     halves = raw[..., : 4 if type_name == "Q4_1" else 2].copy().view(np.float16)
@@ -51,7 +51,7 @@ def weights_of_blocks(type_name: str, blocks: np.ndarray) -> GroupedWeights:
 
 
 def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32[m, k] gives int32[m, groups, 32] in [-127, 127] and scales float32[m, groups]."""
+    """Quantise x[m, k] to int32[m, groups, 32] in [-127, 127] and scales float32[m, groups]."""
     groups = x.reshape(x.shape[0], -1, GROUP)
     top = groups.abs().amax(-1, keepdim=True)
     inverse = torch.where(top > 0, 127.0 / top, torch.zeros_like(top))
@@ -64,7 +64,7 @@ def integer_products(quantised: torch.Tensor, weights: GroupedWeights) -> torch.
 
 
 def matmul(x: torch.Tensor, weights: GroupedWeights) -> torch.Tensor:
-    """float32[m, k] gives float32[m, n], groups added in their order with fused multiply-adds."""
+    """Return x[m, k] W^T, float32[m, n]. Groups are added in order with fused multiply-adds."""
     quantised, scale = quantize_activations(x)
     products = integer_products(quantised, weights)
     sums = quantised.sum(-1).float() * scale
@@ -77,5 +77,5 @@ def matmul(x: torch.Tensor, weights: GroupedWeights) -> torch.Tensor:
 
 
 def _fused(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """a * b + c rounded once (but for the rare case that float64 rounds to a tie)."""
+    """a * b + c, rounded once (except in the rare case that float64 rounds to a float32 tie)."""
     return (a.double() * b.double() + c.double()).float()

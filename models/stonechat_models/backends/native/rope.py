@@ -1,6 +1,6 @@
 """Rotary frequencies, as `transformers.modeling_rope_utils` computes them.
 
-The common types are computed here, without the seconds that importing transformers takes.
+The common types are computed here, because importing transformers takes seconds.
 """
 
 import math
@@ -18,7 +18,7 @@ Frequencies = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """Frequencies float32[rotary_dim / 2], and the factor that cosines and sines are scaled by."""
+    """Frequencies float32[rotary_dim / 2], and a factor that multiplies all cosines and sines."""
 
     inverse_frequencies: Frequencies
     scale: float
@@ -27,9 +27,10 @@ class Rotary:
 def rotary_frequencies(
     config: dict[str, Any], head_dim: int, theta: float = 10000.0, layer_type: str | None = None
 ) -> Rotary:
-    """Of layers of `layer_type`, where they differ. `theta`: the base if the config has none.
+    """Return the frequencies of the layers of `layer_type`, or of all layers if it is None.
 
-    Raises `UnsupportedModelError` for types whose frequencies depend on the length at hand.
+    `theta` is the base if the config has none. Raises `UnsupportedModelError` for a type that is
+    not implemented here, such as one whose frequencies depend on the sequence's length.
     """
     rope = _parameters(config, layer_type)
     rope.setdefault("rope_theta", config.get("rope_theta", theta))
@@ -47,17 +48,24 @@ def rotary_frequencies(
         return Rotary(_llama3(base, rope), 1.0)
     if kind == "yarn" and layer_type is None:
         return _through_transformers(config, kind)
-    raise UnsupportedModelError(f"rotary embeddings of type {kind} are not compiled")
+    raise UnsupportedModelError(
+        f"rotary embeddings of type {kind} are not supported by the native backend"
+    )
 
 
 def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
-    """The entry for `layer_type`. Older files have none, and Gemma 3's local base beside it all."""
+    """The RoPE parameters of `layer_type`.
+
+    Older files have no entry per layer type. There `rope_local_base_freq` is Gemma 3's local base.
+    """
     rope = dict(config.get("rope_parameters") or {})
     nested = any(isinstance(value, dict) for value in rope.values())
     if nested and layer_type is not None:
         return dict(rope.get(layer_type) or {})
     if nested:
-        raise UnsupportedModelError("rotary embeddings that differ between layers are not compiled")
+        raise UnsupportedModelError(
+            "rotary embeddings that differ by layer are not supported by the native backend"
+        )
     if layer_type == LOCAL:
         return {"rope_theta": config.get("rope_local_base_freq", 10000.0)}
     return rope or dict(config.get("rope_scaling") or {})
@@ -69,7 +77,7 @@ def _base(theta: float, rotary_dim: int) -> Frequencies:
 
 
 def _llama3(base: Frequencies, rope: dict[str, Any]) -> Frequencies:
-    """Long wavelengths are stretched by `factor`, short ones kept, those between are blended."""
+    """Stretch long wavelengths by `factor`, keep short ones, and blend those in between."""
     factor = float(rope["factor"])
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     context = float(rope["original_max_position_embeddings"])

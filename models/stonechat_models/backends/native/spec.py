@@ -1,4 +1,4 @@
-"""What the compiled path needs to know of a model, read from its config.json."""
+"""What the native backend needs to know about a model, read from its config.json."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ MAX_HEADS_PER_GROUP = 32
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Sizes, constants and per-layer attention of a decoder like Llama."""
+    """Sizes, constants and per-layer attention settings of a decoder like Llama."""
 
     model_type: str
     family: Family
@@ -45,11 +45,11 @@ class ModelSpec:
     activation: Activation
     tied: bool
     rotary: tuple[Rotary, ...]
-    """Tables of frequencies, of the same size."""
+    """Tables of rotary frequencies, all of the same size."""
     windows: tuple[int, ...]
-    """Keys that a query of each layer sees, itself included; 0: all."""
+    """For each layer: the number of keys that a query sees, its own included; 0 means all."""
     rotary_tables: tuple[int, ...]
-    """Which table each layer uses; -1: no rotary embedding."""
+    """For each layer: the index of its table in `rotary`; -1 means no rotary embedding."""
     experts: Experts | None
 
     @property
@@ -66,17 +66,24 @@ class ModelSpec:
         return np.stack([table.inverse_frequencies for table in self.rotary])
 
     def has_experts(self, layer: int) -> bool:
-        """True when the layer's feed-forward block is a mixture."""
+        """True if the layer's feed-forward block is a mixture of experts."""
         return self.experts is not None and self.experts.layers[layer]
 
 
 def read_spec(config: dict[str, Any]) -> ModelSpec:
-    """Raises `UnsupportedModelError` with the reason when the compiled path cannot serve it."""
+    """Read the spec of a model.
+
+    Raises `UnsupportedModelError` with the reason if the native backend cannot serve the model.
+    """
     model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
-        raise UnsupportedModelError(f"models of type {model_type} are not compiled")
+        raise UnsupportedModelError(
+            f"models of type {model_type} are not supported by the native backend"
+        )
     if config.get("use_bidirectional_attention"):
-        raise UnsupportedModelError("attention in both directions is not compiled")
+        raise UnsupportedModelError(
+            "attention in both directions is not supported by the native backend"
+        )
     family = FAMILIES[model_type]
     num_layers = _size(config, "num_hidden_layers")
     hidden_size, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
@@ -110,7 +117,7 @@ def read_spec(config: dict[str, Any]) -> ModelSpec:
 def _size(config: dict[str, Any], key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or value <= 0:
-        raise UnsupportedModelError(f"its config has no {key}")
+        raise UnsupportedModelError(f"its config has no positive integer {key}")
     return value
 
 
@@ -119,18 +126,18 @@ def _activation(config: dict[str, Any], model_type: str) -> Activation:
     key = "hidden_activation" if model_type in ("gemma2", "gemma3_text") else "hidden_act"
     name = config.get(key, family.activation)
     if name not in ACTIVATIONS or (family.has_experts and ACTIVATIONS[name] != Activation.SILU):
-        raise UnsupportedModelError(f"the activation {name} is not compiled")
+        raise UnsupportedModelError(f"the activation {name} is not supported by the native backend")
     return ACTIVATIONS[name]
 
 
 def _check_sizes(spec: ModelSpec) -> None:
     for name in ("hidden_size", "head_dim", "intermediate_size"):
         if getattr(spec, name) % GROUP:
-            raise UnsupportedModelError(f"its {name} is no multiple of {GROUP}")
+            raise UnsupportedModelError(f"its {name} is not a multiple of {GROUP}")
     if spec.head_dim > MAX_HEAD_DIM:
         raise UnsupportedModelError(f"its head_dim is above {MAX_HEAD_DIM}")
     if spec.num_heads % spec.num_kv_heads:
-        raise UnsupportedModelError("its query heads are no multiple of its key heads")
+        raise UnsupportedModelError("its number of query heads is not a multiple of its key heads")
     if spec.num_heads // spec.num_kv_heads > MAX_HEADS_PER_GROUP:
         raise UnsupportedModelError(f"more than {MAX_HEADS_PER_GROUP} query heads share a key head")
     if spec.experts is not None and any(spec.experts.layers):
@@ -139,13 +146,15 @@ def _check_sizes(spec: ModelSpec) -> None:
 
 def _check_experts(experts: Experts) -> None:
     if experts.size % GROUP:
-        raise UnsupportedModelError(f"its experts' size is no multiple of {GROUP}")
+        raise UnsupportedModelError(f"its experts' size is not a multiple of {GROUP}")
     if not 0 < experts.per_token <= experts.count:
-        raise UnsupportedModelError("a token goes to more experts than there are")
+        raise UnsupportedModelError(
+            "its experts per token are fewer than 1 or more than its experts"
+        )
 
 
 def _windows(config: dict[str, Any], model_type: str, num_layers: int) -> tuple[int, ...]:
-    """As transformers' configuration classes decide it."""
+    """The window of each layer, as transformers' configuration classes decide it."""
     default = 4096 if model_type in ("gemma2", "gemma3_text") else 0
     window = int(config.get("sliding_window", default) or 0)
     needs_flag = FAMILIES[model_type].window_needs_flag
@@ -161,8 +170,8 @@ def _windows(config: dict[str, Any], model_type: str, num_layers: int) -> tuple[
     if layer_types:
         return tuple(window if kind == "sliding_attention" else 0 for kind in layer_types)
     if model_type in ("qwen2", "qwen3"):
-        full = int(config.get("max_window_layers", 28))
-        return tuple(window if i >= full else 0 for i in range(num_layers))
+        num_full_layers = int(config.get("max_window_layers", 28))
+        return tuple(window if i >= num_full_layers else 0 for i in range(num_layers))
     if model_type == "smollm3":
         tables = _smollm3_tables(config, num_layers)
         return tuple(window if table >= 0 else 0 for table in tables)
@@ -170,7 +179,7 @@ def _windows(config: dict[str, Any], model_type: str, num_layers: int) -> tuple[
 
 
 def _layer_types(config: dict[str, Any], model_type: str, num_layers: int) -> list[str]:
-    """Gemma's: every second or every sixth layer sees everything."""
+    """The layer types of Gemma 2 and 3: every second or every sixth layer sees all keys."""
     if config.get("layer_types"):
         return list(config["layer_types"])
     period = 2 if model_type == "gemma2" else int(config.get("sliding_window_pattern", 6))
@@ -183,16 +192,18 @@ def _rotary(
     theta = FAMILIES[model_type].theta
     if model_type == "gemma3_text":
         kinds = _layer_types(config, model_type, num_layers)
-        both = tuple(rotary_frequencies(config, head_dim, theta, kind) for kind in (LOCAL, GLOBAL))
-        return both, tuple((LOCAL, GLOBAL).index(kind) for kind in kinds)
-    one = (rotary_frequencies(config, head_dim, theta),)
+        tables = tuple(
+            rotary_frequencies(config, head_dim, theta, kind) for kind in (LOCAL, GLOBAL)
+        )
+        return tables, tuple((LOCAL, GLOBAL).index(kind) for kind in kinds)
+    single_table = (rotary_frequencies(config, head_dim, theta),)
     if model_type == "smollm3":
-        return one, _smollm3_tables(config, num_layers)
-    return one, (0,) * num_layers
+        return single_table, _smollm3_tables(config, num_layers)
+    return single_table, (0,) * num_layers
 
 
 def _smollm3_tables(config: dict[str, Any], num_layers: int) -> tuple[int, ...]:
-    flags = config.get("no_rope_layers")  # 1: with rotary embedding, despite the name
+    flags = config.get("no_rope_layers")  # 1: has a rotary embedding, despite the name
     if flags:
         return tuple(0 if flag else -1 for flag in flags)
     interval = int(config.get("no_rope_layer_interval") or 4)

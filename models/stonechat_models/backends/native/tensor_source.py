@@ -1,4 +1,4 @@
-"""Where a model's weights lie: rows in memory-mapped files, under their transformers names."""
+"""A model's weights: rows of memory-mapped files, under their transformers names."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stonechat_models.checkpoint.resolve import ModelFiles
 
 CHUNK_ROWS = 1024
-"""Rows dequantised at a time, a multiple of the panel width."""
+"""Number of rows that are dequantised at a time, a multiple of `PANEL`."""
 GGUF_SOURCES = {
     "Q4_1": Source.Q4_1,
     "Q4_0": Source.Q4_0,
@@ -39,7 +39,7 @@ OWN_KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a matrix [n, k], not read yet. Row i is row `index[i]` of the stored tensor."""
+    """A matrix [n, k] that is not read yet. Row i is row `index[i]` of the stored tensor."""
 
     name: str
     type_name: str
@@ -55,13 +55,13 @@ class Rows:
         return replace(self, index=self.index[start:stop])
 
     def chunks(self, kind: Kind) -> Iterator["Chunk"]:
-        """The rows in their order, in a form that can be packed as `kind`."""
+        """Yield the rows in order, in a format that can be packed as `kind`."""
         return self.store.chunks(self, kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Matrices behind each other; each has a number of rows that is a multiple of a panel's."""
+    """Matrices one behind the other. Each has a multiple of `PANEL` rows."""
 
     parts: tuple[Rows, ...]
 
@@ -82,14 +82,14 @@ class Stack:
         return sum(part.n for part in self.parts)
 
     def chunks(self, kind: Kind) -> Iterator["Chunk"]:
-        """The rows of all parts."""
+        """Yield the rows of all parts in order."""
         for part in self.parts:
             yield from part.chunks(kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Stored rows, as `csrc/pack.h` reads them: row i at `data` row `index[i]`."""
+    """Stored rows, as `csrc/pack.h` reads them: row i is row `index[i]` of `data`."""
 
     source: Source
     data: npt.NDArray[np.uint8]
@@ -100,36 +100,39 @@ class Store(Protocol):
     """A model's tensors under their transformers names."""
 
     norm_offset: float
-    """What the stored weights of norms have more than transformers'."""
+    """Stored weights of norms minus those of transformers."""
 
     def has(self, name: str) -> bool:
-        """True when there is such a tensor."""
+        """True if there is such a tensor."""
 
     def rows(self, name: str) -> Rows:
-        """A matrix, or those of one tensor behind each other.
+        """Return a matrix. The matrices of a 3-D tensor lie one behind the other.
 
-        Raises `ModelLoadError` when there is none of that name.
+        Raises `ModelLoadError` if there is no tensor of that name, or it cannot be used.
         """
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
-        """A vector as float32."""
+        """Return a vector as float32."""
 
     def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
-        """The rows in their order, in a form that can be packed as `kind`."""
+        """Yield the rows in order, in a format that can be packed as `kind`."""
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Release the files."""
 
 
 def open_store(files: "ModelFiles", permuted_heads: dict[str, int]) -> Store:
-    """`permuted_heads`: heads of the projections whose GGUF rows are in interleaved order."""
+    """Open a model's weights.
+
+    `permuted_heads` holds the heads of each projection whose rows GGUF files may interleave.
+    """
     if files.gguf is not None:
         return GgufStore(files, permuted_heads)
     return SafetensorsStore(files)
 
 
 class GgufStore:
-    """A GGUF file; block types without a kernel are dequantised some rows at a time."""
+    """A GGUF file. Block types without a kernel are dequantised, `CHUNK_ROWS` rows at a time."""
 
     def __init__(self, files: "ModelFiles", heads: dict[str, int]) -> None:
         from stonechat_models.checkpoint.gguf.config import architecture_of
@@ -139,7 +142,7 @@ class GgufStore:
         assert files.gguf is not None
         self._file: GgufFile | None = read_gguf(files.gguf)
         architecture = architecture_of(self._file)
-        self._permuted = heads if architecture.permuted_rope else {}
+        self._permuted_heads = heads if architecture.permuted_rope else {}
         self.norm_offset = architecture.norm_offset
         self._tensors: dict[str, GgufTensor] = {
             module_name(self._file, tensor.name): tensor
@@ -156,18 +159,18 @@ class GgufStore:
         return self._tensors[name]
 
     def _order(self, name: str, count: int) -> npt.NDArray[np.int32]:
-        """Stored rows in transformers' order: interleaved rotary pairs become two halves."""
+        """Indices of rows in transformers' order: interleaved RoPE pairs become two halves."""
         order = np.arange(count, dtype=np.int32)
         projection = name.split(".")[-2]
-        if projection in self._permuted:
-            paired = order.reshape(self._permuted[projection], -1, 2)
+        if projection in self._permuted_heads:
+            paired = order.reshape(self._permuted_heads[projection], -1, 2)
             order = np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(-1)
         return order
 
     def rows(self, name: str) -> Rows:
         tensor = self._tensor(name)
         if len(tensor.shape) not in (2, 3):
-            raise ModelLoadError(f"{tensor.name} is no matrix")
+            raise ModelLoadError(f"{tensor.name} is not a matrix")
         order = self._order(name, int(np.prod(tensor.shape[:-1])))
         return Rows(name, tensor.type_name, tensor.shape[-1], order, self)
 
@@ -179,19 +182,19 @@ class GgufStore:
 
     def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
         tensor = self._tensor(rows.name)
-        stored = tensor.data.reshape(-1, tensor.data.shape[-1])
-        recoded = tensor.type_name == "Q4_K" and kind == Kind.AFFINE4
+        stored_rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+        becomes_q4_1 = tensor.type_name == "Q4_K" and kind == Kind.AFFINE4
         source = GGUF_SOURCES.get(tensor.type_name)
         if source is not None and (source > Source.Q8_0 or OWN_KINDS[source] == kind):
-            yield Chunk(source, stored, rows.index)
+            yield Chunk(source, stored_rows, rows.index)
             return
         for start in range(0, rows.n, CHUNK_ROWS):
             index = rows.index[start : start + CHUNK_ROWS]
-            if recoded:
-                data = q4_k_as_q4_1(stored[index])
+            if becomes_q4_1:
+                data = q4_k_as_q4_1(stored_rows[index])
                 yield Chunk(Source.Q4_1, data, np.arange(index.size, dtype=np.int32))
             else:
-                yield _dequantised(tensor, stored[index])
+                yield _dequantised(tensor, stored_rows[index])
 
     def close(self) -> None:
         self._tensors = {}
@@ -199,7 +202,7 @@ class GgufStore:
 
 
 def own_kind(type_name: str) -> Kind:
-    """How weights of a stored type are kept when nothing else is asked for."""
+    """The packed format of a stored type if no quantisation is requested."""
     if type_name == "Q4_K":
         return Kind.AFFINE4
     source = GGUF_SOURCES.get(type_name)
@@ -207,10 +210,10 @@ def own_kind(type_name: str) -> Kind:
 
 
 def q4_k_as_q4_1(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Q4_K rows as Q4_1 rows with the same codes.
+    """Convert Q4_K rows to Q4_1 rows with the same quantised values.
 
-    A Q4_K block is 8 groups of 32 whose scales and minima are 6-bit multiples of two half-precision
-    numbers; the products are rounded to half precision.
+    A Q4_K block is 8 groups of 32. Their scales and minima are 6-bit multiples of two
+    half-precision numbers. These products are rounded to half precision.
     """
     blocks = np.ascontiguousarray(rows).reshape(-1, 144)
     factors = blocks[:, :4].copy().view(np.float16).astype(np.float32)
@@ -222,8 +225,8 @@ def q4_k_as_q4_1(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     pair = np.stack([factors[:, :1] * scales, -factors[:, 1:] * minima], axis=-1)
     out[..., :4] = pair.astype(np.float16).view(np.uint8)
     nibbles = blocks[:, 16:].reshape(-1, 4, 1, 32)
-    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(-1, 8, 32)
-    out[..., 4:] = codes[..., :16] | (codes[..., 16:] << 4)
+    quantised = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(-1, 8, 32)
+    out[..., 4:] = quantised[..., :16] | (quantised[..., 16:] << 4)
     return out.reshape(rows.shape[0], -1)
 
 
@@ -253,8 +256,8 @@ class SafetensorsStore:
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         for path in files.weights:
-            opened = self._stack.enter_context(safe_open(path, framework="pt"))
-            self._files.update(dict.fromkeys(opened.keys(), opened))
+            file = self._stack.enter_context(safe_open(path, framework="pt"))
+            self._files.update(dict.fromkeys(file.keys(), file))
 
     def has(self, name: str) -> bool:
         return name in self._files
@@ -268,11 +271,13 @@ class SafetensorsStore:
     def rows(self, name: str) -> Rows:
         if name not in self._files:
             raise ModelLoadError(f"the files have no weights for {name}")
-        stored = self._files[name].get_slice(name)
-        *counts, k = stored.get_shape()
-        type_name = str(stored.get_dtype())
+        tensor_slice = self._files[name].get_slice(name)
+        *counts, k = tensor_slice.get_shape()
+        type_name = str(tensor_slice.get_dtype())
         if type_name not in self.TYPES:
-            raise UnsupportedModelError(f"{name}: weights of type {type_name} are not compiled")
+            raise UnsupportedModelError(
+                f"{name}: weights of type {type_name} are not supported by the native backend"
+            )
         n = int(np.prod(counts))
         return Rows(name, type_name, k, np.arange(n, dtype=np.int32), self)
 

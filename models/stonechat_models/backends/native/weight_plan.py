@@ -1,4 +1,4 @@
-"""Which tensors a decoder has, and how each is kept: the plan that loading carries out."""
+"""Plans the loading of a decoder: which tensors it has, and the packed format of each."""
 
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +19,7 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(slots=True)
 class LayerPlan:
-    """One layer's matrices by their name in `LayerStruct`, and its vectors."""
+    """One layer's matrices and vectors, by their names in `LayerStruct`."""
 
     matrices: dict[str, MatrixSpec] = field(default_factory=dict)
     vectors: dict[str, Vector] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class LayerPlan:
 
 @dataclass(slots=True)
 class WeightPlan:
-    """All of a model's weights. `head` is None when the embedding serves as head too."""
+    """All weights of a model. `head` is None if the embedding also serves as the head."""
 
     layers: list[LayerPlan]
     embedding: MatrixSpec
@@ -36,7 +36,7 @@ class WeightPlan:
 
     @property
     def matrices(self) -> list[MatrixSpec]:
-        """All matrices: those of the layers in order, the embedding, the head."""
+        """All matrices in order: those of the layers, the embedding, the head if there is one."""
         specs = [spec for layer in self.layers for spec in layer.matrices.values()]
         return [*specs, self.embedding, *([self.head] if self.head else [])]
 
@@ -49,16 +49,17 @@ class WeightPlan:
 
 
 def kept_kind(type_name: str, quantize: Quantize, *, is_end: bool) -> Kind:
-    """How a matrix of a stored type is kept: as it is, or as asked.
+    """The packed format of a matrix of a stored type: as stored, or as `quantize` requests.
 
-    `is_end`: the embedding or the head, which are never put in 4 bits by request.
+    `is_end` is True for the embedding and the head. int4 quantises them to 8 bits only; a Q4_0 end
+    stays as stored.
     """
-    own = own_kind(type_name)
+    stored_kind = own_kind(type_name)
     if quantize == "int8" or (quantize == "int4" and is_end):
-        return own if own == Kind.SYMMETRIC4 and is_end else Kind.INT8
+        return stored_kind if stored_kind == Kind.SYMMETRIC4 and is_end else Kind.INT8
     if quantize == "int4":
-        return own if own == Kind.SYMMETRIC4 else Kind.AFFINE4
-    return own
+        return stored_kind if stored_kind == Kind.SYMMETRIC4 else Kind.AFFINE4
+    return stored_kind
 
 
 class _Planner:
@@ -72,16 +73,16 @@ class _Planner:
         return MatrixSpec(rows, kept_kind(rows.type_name, self.quantize, is_end=is_end), bias)
 
     def split(self, name: str, parts: dict[str, int]) -> dict[str, MatrixSpec]:
-        """A merged projection, cut into consecutive parts of the given numbers of rows."""
+        """Split a merged projection into consecutive parts; `parts` holds their numbers of rows."""
         rows, bias = self.store.rows(name + ".weight"), self.bias(name)
-        found, start = {}, 0
+        matrices, start = {}, 0
         for part, size in parts.items():
             piece = None if bias is None else bias[start : start + size]
-            found[part] = self.matrix(rows.take(start, start + size), piece)
+            matrices[part] = self.matrix(rows.take(start, start + size), piece)
             start += size
-        return found
+        return matrices
 
-    def one(self, name: str) -> MatrixSpec:
+    def projection(self, name: str) -> MatrixSpec:
         return self.matrix(self.store.rows(name + ".weight"), self.bias(name))
 
     def bias(self, name: str) -> Vector | None:
@@ -95,8 +96,8 @@ class _Planner:
             sizes = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
             layer.matrices |= self.split(attention + "qkv_proj", sizes)
         else:
-            layer.matrices |= {part: self.one(f"{attention}{part}_proj") for part in "qkv"}
-        layer.matrices["o"] = self.one(attention + "o_proj")
+            layer.matrices |= {part: self.projection(f"{attention}{part}_proj") for part in "qkv"}
+        layer.matrices["o"] = self.projection(attention + "o_proj")
         if spec.has_experts(i):
             layer.matrices |= self.experts(spec, base)
         else:
@@ -111,24 +112,24 @@ class _Planner:
     def feed_forward(self, spec: ModelSpec, base: str) -> dict[str, MatrixSpec]:
         if self.store.has(base + "gate_up_proj.weight"):
             size = spec.intermediate_size
-            found = self.split(base + "gate_up_proj", {"gate": size, "up": size})
+            matrices = self.split(base + "gate_up_proj", {"gate": size, "up": size})
         else:
-            found = {part: self.one(f"{base}{part}_proj") for part in ("gate", "up")}
-        return found | {"down": self.one(base + "down_proj")}
+            matrices = {part: self.projection(f"{base}{part}_proj") for part in ("gate", "up")}
+        return matrices | {"down": self.projection(base + "down_proj")}
 
     def experts(self, spec: ModelSpec, base: str) -> dict[str, MatrixSpec]:
-        """The router, and each projection of all experts behind each other."""
+        """The router, and for each projection the rows of all experts, one behind the other."""
         experts = spec.experts
         assert experts is not None
         is_mixtral = self.store.has(base + "block_sparse_moe.gate.weight")
         base += "block_sparse_moe." if is_mixtral else "mlp."
         router = self.store.rows(base + "gate.weight")
         kind = own_kind(router.type_name)
-        found = {"router": MatrixSpec(router, Kind.FLOAT if kind.is_quantised else kind)}
+        matrices = {"router": MatrixSpec(router, Kind.FLOAT if kind.is_quantised else kind)}
         if self.store.has(base + "experts.gate_up_proj"):
-            merged = self.store.rows(base + "experts.gate_up_proj")
-            order = merged.index.reshape(experts.count, 2, -1)
-            halves = [replace(merged, index=order[:, i].reshape(-1)) for i in range(2)]
+            gate_up = self.store.rows(base + "experts.gate_up_proj")
+            order = gate_up.index.reshape(experts.count, 2, -1)
+            halves = [replace(gate_up, index=order[:, i].reshape(-1)) for i in range(2)]
             down = self.store.rows(base + "experts.down_proj")
             rows: dict[str, Rows | Stack] = {"gate": halves[0], "up": halves[1], "down": down}
         elif self.store.has(base + "experts.gate_proj.weight"):
@@ -144,16 +145,16 @@ class _Planner:
                 )
                 for part, name in (EXPERT_PARTS if not is_mixtral else MIXTRAL_PARTS).items()
             }
-        return found | {part: self.matrix(found_rows) for part, found_rows in rows.items()}
+        return matrices | {part: self.matrix(part_rows) for part, part_rows in rows.items()}
 
     def norm(self, spec: ModelSpec, name: str) -> Vector:
-        """The factors of a norm: what is added to its weights is folded in here."""
+        """The factors of a norm: its weights, with the family's offset already added."""
         offset = spec.family.norm_offset - self.store.norm_offset
         return np.asarray(self.store.vector(name) + np.float32(offset), dtype=np.float32)
 
 
 def norm_names(family: Family) -> dict[str, str]:
-    """The norms of a layer's rows: their names in `LayerStruct` and in transformers."""
+    """Map the names in `LayerStruct` of the norms of hidden rows to those in transformers."""
     if not family.output_norms:
         return {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     names = {
@@ -166,7 +167,10 @@ def norm_names(family: Family) -> dict[str, str]:
 
 
 def plan_weights(spec: ModelSpec, store: Store, quantize: Quantize) -> WeightPlan:
-    """Raises `ModelLoadError` for a missing tensor, `UnsupportedModelError` for its type."""
+    """Plan the loading of all weights.
+
+    Raises `ModelLoadError` for a missing tensor and `UnsupportedModelError` for its type.
+    """
     planner = _Planner(store, quantize)
     embedding = planner.matrix(store.rows("model.embed_tokens.weight"), is_end=True)
     head = None if spec.tied else planner.matrix(store.rows("lm_head.weight"), is_end=True)

@@ -1,4 +1,4 @@
 """Linear layers with quantised weights, for CPUs and CUDA devices.
 
-May import `backends.native`, whose kernels the CPU layers use, and what stands below it.
+May import `backends.native`, whose kernels the CPU layers use, and the packages below it.
 """

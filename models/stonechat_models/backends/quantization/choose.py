@@ -1,7 +1,7 @@
-"""Chooses the layer with quantised weights that a device can run.
+"""Chooses the kind of quantised linear layer for a device.
 
-On a CPU the compiled kernels run where there is a compiler, else PyTorch does. On CUDA weights go
-through torchao or are float8; on other devices they are int8.
+On a CPU it uses the compiled kernels, or PyTorch if there is no compiler. On CUDA it uses torchao
+for int8 and int4, and PyTorch's float8 product for fp8. On other devices there is only int8.
 """
 
 import torch
@@ -22,22 +22,23 @@ from stonechat_models.errors import UnsupportedModelError
 def quantized_linear(
     weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision, team: LinearTeam | None
 ) -> QuantizedLinear | None:
-    """The form for the device that weight[n, k] is on; `team`: the compiled kernels, if any.
+    """Build the layer for the device of weight[n, k]; `team`: the compiled kernels, if any.
 
-    None for a shape that the device's kernels cannot take. Raises `UnsupportedModelError` for a
-    weight that is nowhere, and for a precision that its kind of device does not have.
+    Returns None for a shape that the device's kernels do not support. Raises
+    `UnsupportedModelError` for a weight without data (on the meta device), and for a precision
+    that the kind of device does not support.
     """
     kind = weight.device.type
     if kind == "meta":
         raise UnsupportedModelError(
-            "a device map that keeps weights on disk or off their device cannot be quantised"
+            "weights that a device map keeps on disk or off their device cannot be quantised"
         )
     if kind != "cpu" and precision == "int8" and (kind != "cuda" or weight.dtype == torch.half):
-        return WeightOnlyLinear(weight, bias)  # torchao's sums of codes overflow in half precision
+        return WeightOnlyLinear(weight, bias)  # torchao's unscaled sums overflow in half precision
     if kind == "cuda":
         return cuda_linear(weight, bias, precision)
     if kind != "cpu" or precision == "fp8":
-        raise UnsupportedModelError(f"{precision} is not for weights on {kind}")
+        raise UnsupportedModelError(f"{precision} weights are not supported on {kind}")
     if team is None:
         return TorchLinear(weight, bias, precision)
     return NativeLinear(weight, bias, precision, team)
@@ -46,7 +47,7 @@ def quantized_linear(
 def cuda_linear(
     weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision
 ) -> QuantizedLinear | None:
-    """The form for CUDA; None for a shape that its kernels cannot take."""
+    """Build the layer for CUDA; return None for a shape that its kernels do not support."""
     if precision == "fp8":
         return fp8_linear(weight, bias)
     return torchao_linear(weight, bias, precision)

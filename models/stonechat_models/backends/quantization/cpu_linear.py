@@ -1,8 +1,8 @@
-"""Linear layers with quantised weights in plain PyTorch and in the compiled kernels.
+"""Linear layers with quantised weights, with the compiled kernels and in plain PyTorch.
 
-On a CPU weights and activations are quantised in groups of 32, and their products are exact
-integers: a row of the output has the same bits in any batch. `NativeLinear` uses the compiled
-kernels, `TorchLinear` does the same in PyTorch, slowly. `WeightOnlyLinear` is for other devices.
+On a CPU weights and activations are quantised in groups of 32. Their products are exact integers,
+so a row of the output has the same bits in any batch. `NativeLinear` uses the compiled kernels.
+`TorchLinear` computes the same in PyTorch, slowly. `WeightOnlyLinear` is for other devices.
 """
 
 import ctypes
@@ -30,9 +30,9 @@ ALIGNMENT = 64
 
 
 class LinearTeam:
-    """The compiled kernels with threads to run them, shared by a model's layers.
+    """The compiled kernels and the threads that run them, shared by a model's layers.
 
-    One call at a time: it belongs to the thread that runs the model.
+    It runs one call at a time: only the thread that runs the model may use it.
     """
 
     def __init__(self, library: Library, threads: int) -> None:
@@ -48,7 +48,7 @@ class LinearTeam:
 
 
 class NativeLinear(QuantizedLinear):
-    """Packed for the compiled kernels (`csrc/matrix.h`)."""
+    """A layer whose weights are packed for the compiled kernels (`csrc/matrix.h`)."""
 
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor | None, bits: Bits, team: LinearTeam
@@ -97,7 +97,7 @@ class NativeLinear(QuantizedLinear):
         return output
 
     def dequantised(self) -> torch.Tensor:
-        """The weight as the kernels see it, float32[out_features, in_features]."""
+        """The weight that the kernels multiply by, float32[out_features, in_features]."""
         values = torch.empty(self.out_features, self._k)
         for i, row in enumerate(values):
             self._team.library.read_row(ctypes.byref(self._matrix), i, row.data_ptr())
@@ -105,7 +105,7 @@ class NativeLinear(QuantizedLinear):
 
 
 class TorchLinear(QuantizedLinear):
-    """The same arithmetic in PyTorch: where there is no compiler, and to test the kernels."""
+    """The same arithmetic in PyTorch: for use without a compiler, and to test the kernels."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: Bits) -> None:
         super().__init__(weight.shape)
@@ -120,14 +120,14 @@ class TorchLinear(QuantizedLinear):
         return product(pad_to_groups(x.float()), self._quantised, self._bias)
 
     def dequantised(self) -> torch.Tensor:
-        """The weight as the product sees it, float32[out_features, in_features]."""
+        """The weight that the product multiplies by, float32[out_features, in_features]."""
         return self._quantised.dequantised()[:, : self.in_features]
 
 
 class WeightOnlyLinear(QuantizedLinear):
-    """int8 weights with a scale an output channel, multiplied in the dtype they had.
+    """int8 weights with one scale per output channel, multiplied in their original dtype.
 
-    It saves memory, not time: each call writes the weight out in that dtype first.
+    This saves memory, not time: each call first dequantises the weight to that dtype.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -145,10 +145,10 @@ class WeightOnlyLinear(QuantizedLinear):
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """x may come from another device: a device map's hooks do not know this layer."""
+        """x may be on another device, because a device map's hooks do not know this layer."""
         weight = self._quantised * self._scales  # one operator: int8 times float gives float
         return F.linear(x.to(weight.device, weight.dtype), weight, self._bias)
 
     def dequantised(self) -> torch.Tensor:
-        """float32[out_features, in_features]."""
+        """The dequantised weight, float32[out_features, in_features]."""
         return self._quantised.float() * self._scales.float()

@@ -1,4 +1,4 @@
-"""What a device must have for the number formats that were asked for, and which those are."""
+"""Which precisions the configuration requests, and whether a device supports them."""
 
 from importlib.util import find_spec
 
@@ -10,23 +10,26 @@ from stonechat_models.errors import UnsupportedModelError
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
 LEAST_PEAK = 1e-10
-"""Largest value that a row of zeros is taken to have: its scale would be 0, and 0 / 0 its codes."""
+"""Lower bound of a row's largest value: with a scale of 0, a row of zeros would become 0 / 0."""
 LEAST_CAPABILITY: dict[Precision, tuple[int, int]] = {"int8": (0, 0), "int4": (8, 0), "fp8": (8, 9)}
-"""CUDA compute capability that quantised weights need."""
+"""Lowest CUDA compute capability for each precision."""
 FP8_KV_CAPABILITY = (8, 9)
-"""From which on Triton converts float8."""
+"""Lowest CUDA compute capability for which Triton converts float8."""
 FP8_KV_BACKENDS = frozenset({"sdpa", "batched", "row", "triton", "flashinfer"})
 TRITON_BACKENDS = frozenset({"triton", "flashinfer"})
-"""Those whose reading of float8 is Triton's: FlashInfer leaves it to the Triton kernels."""
+"""Backends that read float8 through Triton. FlashInfer leaves float8 to the Triton kernels."""
 
 
 def precision_of(config: EngineConfig) -> Precision | None:
-    """What the weights are to be quantised to; `auto` asks for nothing here."""
+    """Return the precision to quantise weights to; None for `auto` and `none`."""
     return None if config.quantize == "auto" or config.quantize == "none" else config.quantize
 
 
 def refuse_weight_format(config: EngineConfig, device: torch.device) -> None:
-    """Raises `UnsupportedModelError` for weights that the device cannot have, before loading."""
+    """Refuse, before loading, a precision that the device does not support.
+
+    Raises `UnsupportedModelError` with the reason.
+    """
     precision = precision_of(config)
     if precision is None:
         return
@@ -39,20 +42,20 @@ def refuse_weight_format(config: EngineConfig, device: torch.device) -> None:
     if config.deterministic:
         raise UnsupportedModelError(
             f"quantised weights on {device} are not multiplied in one fixed order "
-            "(--quantize with --deterministic is for the CPU)"
+            "(--quantize with --deterministic works only on the CPU)"
         )
     if device.type == "cuda":
         _refuse_on_cuda(precision, device)
     elif precision != "int8":
-        raise UnsupportedModelError(f"{precision} is not for {device}: try int8")
+        raise UnsupportedModelError(f"{precision} weights are not supported on {device}: try int8")
 
 
 def _refuse_on_cuda(precision: Precision, device: torch.device) -> None:
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY[precision]:
-        found, needed = (_dotted(c) for c in (capability, LEAST_CAPABILITY[precision]))
+        actual, needed = (_dotted(c) for c in (capability, LEAST_CAPABILITY[precision]))
         raise UnsupportedModelError(
-            f"{precision} weights need compute capability {needed}, and {device} has {found}: "
+            f"{precision} weights need compute capability {needed}, and {device} has {actual}: "
             "try int8"
         )
     package = "triton" if precision == "fp8" else "torchao"
@@ -62,14 +65,14 @@ def _refuse_on_cuda(precision: Precision, device: torch.device) -> None:
         )
 
 
-def kv_dtype(asked: KvCacheDtype, activations: torch.dtype) -> torch.dtype:
-    """The type of cached keys and values."""
-    return {"auto": activations, "bfloat16": torch.bfloat16, "fp8": FP8}[asked]
+def kv_dtype(requested: KvCacheDtype, activations: torch.dtype) -> torch.dtype:
+    """Return the dtype of cached keys and values; `auto` means that of the activations."""
+    return {"auto": activations, "bfloat16": torch.bfloat16, "fp8": FP8}[requested]
 
 
-def refuse_kv_format(asked: KvCacheDtype, backend: str, device: torch.device) -> None:
+def refuse_kv_format(requested: KvCacheDtype, backend: str, device: torch.device) -> None:
     """Raises `UnsupportedModelError` for a KV cache that the attention backend cannot read."""
-    if asked != "fp8":
+    if requested != "fp8":
         return
     if backend not in FP8_KV_BACKENDS:
         raise UnsupportedModelError(f"the {backend} attention backend reads no fp8 KV cache")

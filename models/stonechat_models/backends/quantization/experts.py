@@ -1,7 +1,7 @@
-"""The experts of a mixture with quantised weights, in transformers' common form of them.
+"""Quantises the experts of a mixture, for the common experts module of transformers.
 
-There the experts of a layer are one module with 3-D weights, which says of itself how they lie
-(`is_transposed`, `has_gate`, `has_bias`, `has_post_expert_norm`) and how a gate is applied.
+That module holds all experts of a layer in 3-D weights. Its attributes describe the weights
+(`is_transposed`, `has_gate`, `has_bias`, `has_post_expert_norm`); its `_apply_gate` applies a gate.
 """
 
 import torch
@@ -15,9 +15,9 @@ FLAGS = ("is_transposed", "has_gate", "has_bias", "has_post_expert_norm", "_appl
 
 
 def is_experts(module: nn.Module) -> bool:
-    """True for a module of that form whose weights are on the CPU.
+    """True for such an experts module if its weights are on the CPU.
 
-    Elsewhere a loop over the experts in use would make the device wait for Python.
+    On other devices, a loop over the experts in use would make the device wait for Python.
     """
     if not all(hasattr(module, flag) for flag in FLAGS):
         return False
@@ -33,39 +33,41 @@ def _up_name(module: nn.Module) -> str:
 
 
 class QuantizedExperts(nn.Module):
-    """Stands for `source`, whose gate or activation it uses and whose weights it takes away."""
+    """Replaces the module `source`: removes its weights, and still uses its gate and its norm."""
 
     def __init__(self, source: nn.Module, bits: Bits, team: LinearTeam | None) -> None:
         super().__init__()
-        self.up = _take(source, _up_name(source), bits, team)
-        self.down = _take(source, "down_proj", bits, team)
+        self.up = _remove_quantised(source, _up_name(source), bits, team)
+        self.down = _remove_quantised(source, "down_proj", bits, team)
         self.source = source
 
     def forward(
         self, hidden_states: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
     ) -> torch.Tensor:
-        """Tokens [T, H] with experts int64[T, K] and their weights [T, K] give [T, H].
+        """Apply experts int64[T, K] with weights [T, K] to tokens [T, H]; return [T, H].
 
-        Each pair of token and expert has a row of its own until the K of a token are added up,
-        always in the same order: its result does not depend on the other tokens.
+        Each pair of token and expert gets its own row. The K rows of a token are then added, always
+        in the same order. So a token's result does not depend on the other tokens.
         """
         output = hidden_states.new_zeros(*expert_ids.shape, hidden_states.shape[-1])
         for expert in sorted(set(expert_ids.flatten().tolist())):
-            token, place = torch.where(expert_ids == expert)
+            token, column = torch.where(expert_ids == expert)
             rows = self._expert(expert, hidden_states[token])
-            output[token, place] = rows * expert_weights[token, place, None].to(rows.dtype)
+            output[token, column] = rows * expert_weights[token, column, None].to(rows.dtype)
         return output.sum(dim=1)
 
     def _expert(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
         source = self.source
-        between = source._apply_gate if source.has_gate else source.act_fn
-        rows = self.down[expert](between(self.up[expert](rows)))  # type: ignore[operator]
+        activation = source._apply_gate if source.has_gate else source.act_fn
+        rows = self.down[expert](activation(self.up[expert](rows)))  # type: ignore[operator]
         if source.has_post_expert_norm:
             rows = source.post_expert_norm(rows)  # type: ignore[operator]
         return rows
 
 
-def _take(source: nn.Module, name: str, bits: Bits, team: LinearTeam | None) -> nn.ModuleList:
+def _remove_quantised(
+    source: nn.Module, name: str, bits: Bits, team: LinearTeam | None
+) -> nn.ModuleList:
     weights: torch.Tensor = getattr(source, name)
     bias_name = f"{name}_bias"
     biases: torch.Tensor | None = getattr(source, bias_name) if source.has_bias else None
@@ -74,7 +76,7 @@ def _take(source: nn.Module, name: str, bits: Bits, team: LinearTeam | None) -> 
         bias = None if biases is None else biases[i]
         weight = weight.T if source.is_transposed else weight
         linear = quantized_linear(weight, bias, bits, team)
-        assert linear is not None, "on a CPU any shape can be taken"
+        assert linear is not None, "on a CPU every shape is supported"
         linears.append(linear)
     delattr(source, name)
     if biases is not None:

@@ -1,8 +1,8 @@
 """Linear layers with float8_e4m3fn weights, multiplied by activations in float8.
 
-Weights have a scale an output channel, activations a scale a row that is found in each call. The
-product of float8 numbers is PyTorch's: for CUDA devices of compute capability 8.9 or more (and for
-CPUs, where it tests this file).
+Weights have one scale per output channel. Activations have one scale per row, which each call
+computes. The product of float8 numbers is PyTorch's. It needs a CUDA device of compute capability
+8.9 or more; it also runs on CPUs, where the tests of this file use it.
 """
 
 import torch
@@ -11,11 +11,11 @@ from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX, 
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 
 MULTIPLE = 16
-"""Both sizes of a matrix that the product takes are multiples of this."""
+"""Both sizes of a weight must be multiples of this for the product."""
 
 
 class Fp8Linear(QuantizedLinear):
-    """For bfloat16 activations."""
+    """A linear layer for bfloat16 activations."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight.shape)
@@ -33,7 +33,7 @@ class Fp8Linear(QuantizedLinear):
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """x may come from another device: a device map's hooks do not know this layer."""
+        """x may be on another device, because a device map's hooks do not know this layer."""
         quantised, scales = self._quantise_rows(x.to(self._quantised.device))
         product: torch.Tensor = torch._scaled_mm(
             quantised,
@@ -47,24 +47,24 @@ class Fp8Linear(QuantizedLinear):
         return product
 
     def dequantised(self) -> torch.Tensor:
-        """float32[out_features, in_features]."""
+        """The dequantised weight, float32[out_features, in_features]."""
         return self._quantised.float() * self._scales
 
 
 def fp8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Fp8Linear | None:
-    """Quantise weight[n, k]; None for a shape that the product cannot take."""
+    """Quantise weight[n, k]; return None for a shape that the product does not support."""
     if any(size % MULTIPLE for size in weight.shape):
         return None
     return Fp8Linear(weight, bias)
 
 
 def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise x[R, K] to float8_e4m3fn[R, K] with scales float32[R, 1]: x is their product."""
+    """Quantise x[R, K] to float8_e4m3fn[R, K] and scales float32[R, 1]; x ~ values * scales."""
     values = x.float()
     scales = values.abs().amax(dim=1, keepdim=True).clamp(min=LEAST_PEAK) / FP8_MAX
     return (values / scales).clamp(-FP8_MAX, FP8_MAX).to(FP8), scales
 
 
 def fast_sums() -> bool:
-    """Sums in the tensor cores' own precision. CUDA 12.9 refuses some shapes with them."""
+    """True if sums may use the tensor cores' precision. CUDA 12.9 then refuses some shapes."""
     return not (torch.version.cuda or "").startswith("12.9")

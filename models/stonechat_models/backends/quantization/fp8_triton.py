@@ -1,6 +1,6 @@
-"""A Triton kernel that turns rows into float8 quantised, each row with a scale of its own.
+"""A Triton kernel that quantises rows to float8, with one scale per row.
 
-PyTorch's operators would read and write the rows several times, in as many kernels.
+PyTorch's operators would need several kernels, each of which reads and writes the rows.
 """
 
 import torch
@@ -15,13 +15,13 @@ def fp8_rows_kernel(
     x,  # [rows, SIZE]
     quantised,  # float8_e4m3fn[rows, SIZE], contiguous
     scales,  # float32[rows]
-    stride_x,  # elements from a row to the next
-    limit,  # largest code
-    least,  # largest value of a row at least
+    stride_x,  # elements from one row to the next
+    limit,  # largest float8 value
+    least,  # lower bound of a row's largest value
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program a row: x is quantised times scale."""
+    """One program per row: x ~ quantised * scale."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < SIZE
@@ -33,7 +33,7 @@ def fp8_rows_kernel(
 
 
 def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `quantise_rows`."""
+    """Compute `quantise_rows` in one kernel."""
     num_rows, size = x.shape
     if x.stride(1) != 1:
         x = x.contiguous()

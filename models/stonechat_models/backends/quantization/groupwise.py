@@ -1,7 +1,7 @@
-"""Weights quantised in groups of 32 along k that share a scale, in plain PyTorch.
+"""Weights that are quantised in groups of 32 along k, in plain PyTorch. A group shares a scale.
 
-The same numbers as `native/csrc/pack.h` makes: int8 keeps w = d * q with q in [-127, 127]; int4
-keeps w = d * q + m with q in [0, 15]. Scales are in half precision.
+The numbers are the same as in `native/csrc/pack.h`. int8 stores w = d * q with q in [-127, 127].
+int4 stores w = d * q + m with q in [0, 15]. d and m are in half precision.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,17 @@ import torch.nn.functional as F
 Bits = Literal["int8", "int4"]
 GROUP = 32
 RANGE_STEPS = 5
-"""How many lower and upper ends of a group's range are tried for int4."""
+"""int4 tries this many lower ends, and this many upper ends, of a group's range."""
 RANGE_STEP = 0.03
+"""Distance between two of these ends, as a fraction of the range."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupwiseWeight:
-    """A matrix [n, k] in groups g: quantised int8[n, g, 32], scales and lows float16[n, g]."""
+    """A matrix [n, k] in groups g: quantised int8[n, g, 32], scales and lows float16[n, g].
+
+    int8 has no lows.
+    """
 
     quantised: torch.Tensor
     scales: torch.Tensor
@@ -31,7 +35,7 @@ class GroupwiseWeight:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def dequantised(self) -> torch.Tensor:
-        """float32[n, k]."""
+        """The dequantised weights, float32[n, k]."""
         values = self.quantised * self.scales.float()[..., None]
         if self.lows is not None:
             values += self.lows.float()[..., None]
@@ -39,7 +43,7 @@ class GroupwiseWeight:
 
 
 def pad_to_groups(values: torch.Tensor) -> torch.Tensor:
-    """[..., k] with zeros after it up to a multiple of 32: they change no product."""
+    """Pad [..., k] with zeros to a multiple of 32. The zeros do not change any product."""
     padding = -values.shape[-1] % GROUP
     return F.pad(values, (0, padding)) if padding else values
 
@@ -62,7 +66,7 @@ def _quantise_int8(groups: torch.Tensor) -> GroupwiseWeight:
 
 def _quantise_int4(groups: torch.Tensor) -> GroupwiseWeight:
     low, high = groups.amin(dim=-1), groups.amax(dim=-1)
-    best = torch.full_like(low, float("inf"))
+    best_error = torch.full_like(low, float("inf"))
     scales, lows = torch.zeros_like(low).half(), torch.zeros_like(low).half()
     for i in range(RANGE_STEPS):
         for j in range(RANGE_STEPS):
@@ -70,11 +74,11 @@ def _quantise_int4(groups: torch.Tensor) -> GroupwiseWeight:
             end = high - (high - low) * (RANGE_STEP * j)
             d, m = ((end - start) / 15.0).half(), start.half()
             quantised = _round_to_int4(groups, d, m)
-            off = groups - (d.float()[..., None] * quantised + m.float()[..., None])
-            error = off.square().sum(dim=-1)
-            better = error < best
-            best = torch.where(better, error, best)
-            scales, lows = torch.where(better, d, scales), torch.where(better, m, lows)
+            difference = groups - (d.float()[..., None] * quantised + m.float()[..., None])
+            error = difference.square().sum(dim=-1)
+            is_better = error < best_error
+            best_error = torch.where(is_better, error, best_error)
+            scales, lows = torch.where(is_better, d, scales), torch.where(is_better, m, lows)
     return GroupwiseWeight(_round_to_int4(groups, scales, lows).to(torch.int8), scales, lows)
 
 
@@ -83,11 +87,12 @@ def _round_to_int4(groups: torch.Tensor, d: torch.Tensor, m: torch.Tensor) -> to
 
 
 def product(x: torch.Tensor, w: GroupwiseWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """x float32[rows, k] gives float32[rows, n]: x is quantised to int8 in the same groups.
+    """Return x[rows, k] w^T + bias, float32[rows, n]. x is quantised to int8 in the same groups.
 
-    The products of a group are whole numbers below 2**24, hence exact in float32 in any order. The
-    groups are then added up one by one, as the kernel's fused multiply-adds do (exact products,
-    one rounding: the float64 sum). So a row has the same bits in any batch.
+    The products of a group are integers, and their sums stay below 2**24. So they are exact in
+    float32 in any order. The groups are then added one by one, as the kernel's fused multiply-adds
+    do: the float64 sums have exact products and one rounding. So a row has the same bits in any
+    batch.
     """
     groups = x.reshape(x.shape[0], x.shape[1] // GROUP, GROUP)
     top = groups.abs().amax(dim=-1, keepdim=True)

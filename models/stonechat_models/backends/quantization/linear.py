@@ -1,11 +1,11 @@
-"""The base of linear layers with quantised weights, which stand in the place of `nn.Linear`."""
+"""The base class of linear layers with quantised weights, which replace `nn.Linear`."""
 
 import torch
 from torch import nn
 
 
 class QuantizedLinear(nn.Module):
-    """Base: y = x W^T + b for x [..., in_features], in the dtype of x."""
+    """Computes y = x W^T + b for x [..., in_features], in the dtype of x."""
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
@@ -13,11 +13,11 @@ class QuantizedLinear(nn.Module):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that weights, scales and bias take."""
+        """Bytes of the weights, scales and bias."""
         raise NotImplementedError
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """[rows, in_features] gives [rows, out_features]."""
+        """Multiply x[rows, in_features]; return [rows, out_features]."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

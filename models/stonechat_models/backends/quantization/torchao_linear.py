@@ -1,10 +1,10 @@
 """Linear layers on a CUDA device with weights that torchao quantises and multiplies.
 
-- int8: a scale an output channel. Each call writes the weight out in the dtype of the activations.
-- int4: groups of 32 with a scale and an offset, for PyTorch's kernel that reads the codes. The
-  weight is filled up to a multiple of 1024 inputs.
+- int8: one scale per output channel. Each call casts the int8 values to the activations' dtype.
+- int4: a scale and an offset per group of 32. PyTorch's kernel reads the quantised values as they
+  are. The inputs of the weight are padded to a multiple of 1024.
 
-Written for torchao 0.18; see docs/gpu.md for what has been run.
+The code is written for torchao 0.18; docs/gpu.md says what has been run.
 """
 
 import torch
@@ -15,7 +15,7 @@ from stonechat_models.backends.quantization.linear import QuantizedLinear
 
 
 class TorchaoLinear(QuantizedLinear):
-    """Multiplies by a weight of torchao's, which keeps codes and scales as tensors of its own."""
+    """Multiplies by a torchao tensor, which holds quantised values and scales as inner tensors."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight.shape)
@@ -28,7 +28,7 @@ class TorchaoLinear(QuantizedLinear):
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """x may come from another device: a device map's hooks do not know this layer."""
+        """x may be on another device, because a device map's hooks do not know this layer."""
         x = x.to(self._weight.device, self._weight.dtype).contiguous()
         return F.linear(x, self._weight, self._bias)
 
@@ -36,9 +36,9 @@ class TorchaoLinear(QuantizedLinear):
 def torchao_linear(
     weight: torch.Tensor, bias: torch.Tensor | None, bits: Bits
 ) -> TorchaoLinear | None:
-    """Quantise weight[n, k]; None for a shape that the kernels cannot take.
+    """Quantise weight[n, k]; return None for a shape that the kernels do not support.
 
-    int4 is for bfloat16 weights.
+    int4 needs bfloat16 weights.
     """
     if bits == "int4" and weight.shape[1] % GROUP:
         return None
@@ -61,6 +61,6 @@ def _int4(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _parts(weight: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that a tensor subclass is made of."""
+    """The plain tensors that a tensor subclass consists of."""
     names, _ = weight.__tensor_flatten__()  # type: ignore[attr-defined]
     return [getattr(weight, name) for name in names]

@@ -1,4 +1,4 @@
-"""A Hugging Face model from its files, ready to run: fused, quantised, its attention chosen."""
+"""Loads a Hugging Face model from its files: fuses, quantises and chooses its attention."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ from stonechat_models.backends.transformers.attention.row import RowBackend
 from stonechat_models.backends.transformers.deterministic import ROWS, make_deterministic
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
-from stonechat_models.checkpoint.cache import Progress, build_once
+from stonechat_models.checkpoint.cache import Progress, fill_once
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.gguf.weights import write_weights
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
@@ -35,7 +35,10 @@ from stonechat_models.types import ModelInfo
 def load_transformers_model(
     files: ModelFiles, config: EngineConfig, device: torch.device, progress: Progress
 ) -> TransformersModel:
-    """Raises `ModelLoadError`; `UnsupportedModelError` for what packing would make wrong."""
+    """Load a model, ready to run.
+
+    Raises `ModelLoadError`, or `UnsupportedModelError` if packing would give wrong logits.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     backend: AttentionBackend = RowBackend()
@@ -87,7 +90,7 @@ def load_transformers_model(
         kv_dtype=kv_dtype(config.kv_cache_dtype, dtype),
     )
     if device.type == "cuda" and not config.deterministic:
-        _try_attention(model, config, device, progress)
+        _choose_checked_attention(model, config, device, progress)
     return model
 
 
@@ -100,11 +103,11 @@ def load_module(
     attn_implementation: str = "sdpa",
     progress: Progress = lambda line: None,
 ) -> nn.Module:
-    """Load the model's own PyTorch code, unmodified, in eval mode, with its weights on `device`
-    (or spread by accelerate when `config.device_map` is set).
+    """Load the model's own PyTorch code, unmodified, in eval mode.
 
-    The weights of a GGUF are dequantised to safetensors of `dtype` in the cache the first time.
-    Raises `ModelLoadError` when the weights do not fill the module exactly.
+    The weights are on `device`, or spread by accelerate if `config.device_map` is set. The first
+    load of a GGUF file writes its weights to the cache, dequantised to safetensors of `dtype`.
+    Raises `ModelLoadError` if weights are missing or do not fit the module.
     """
     disable_progress_bar()
     folder = files.folder
@@ -125,23 +128,23 @@ def load_module(
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
         raise ModelLoadError(f"cannot load {files.name}: {error}") from error
     _check_report(files.name, report)
-    loaded: nn.Module = module.eval().requires_grad_(False)
-    return loaded
+    eval_module: nn.Module = module.eval().requires_grad_(False)
+    return eval_module
 
 
 def _check_report(name: str, report: dict[str, object]) -> None:
-    """Missing or mismatched weights would be filled at random: refuse. Extra ones do no harm."""
+    """Refuse missing and mismatched weights: they would be random. Extra weights do no harm."""
     for key in ("missing_keys", "mismatched_keys", "error_msgs"):
-        found = report.get(key)
-        if isinstance(found, list | set | tuple) and found:
-            listed = ", ".join(sorted(map(str, found))[:5])
-            raise ModelLoadError(f"{name}: {key.replace('_', ' ')}: {listed}")
+        names = report.get(key)
+        if isinstance(names, list | set | tuple) and names:
+            listing = ", ".join(sorted(map(str, names))[:5])
+            raise ModelLoadError(f"{name}: {key.replace('_', ' ')}: {listing}")
 
 
 def _dequantised_folder(
     files: ModelFiles, path: Path, dtype: torch.dtype, progress: Progress
 ) -> Path:
-    """The cache folder with a GGUF's weights as safetensors of `dtype` beside its config."""
+    """The cache folder with a GGUF file's config and its weights as safetensors of `dtype`."""
 
     def build(target: Path) -> None:
         progress(f"converting the weights of {path.name} to {name} (once)")
@@ -151,13 +154,13 @@ def _dequantised_folder(
         write_weights(read_gguf(path), files.config, target, dtype, progress)
 
     name = str(dtype).removeprefix("torch.")
-    return build_once(files.folder.with_name(f"{files.folder.name}-{name}"), progress, build)
+    return fill_once(files.folder.with_name(f"{files.folder.name}-{name}"), progress, build)
 
 
 def _fuse(module: torch.nn.Module, device: torch.device, progress: Progress) -> ProbeContext:
-    """Fuse what can be; returns what the check before it found.
+    """Fuse the parts of `module` that can be fused. Returns the probe of the packing check.
 
-    What is fused runs on packed tokens only, and no longer as the model's own code.
+    The check runs first, since fused parts run on packed tokens only and replace the model's code.
     """
     from stonechat_models.backends.transformers.fused.replace import fuse_modules
 
@@ -167,15 +170,15 @@ def _fuse(module: torch.nn.Module, device: torch.device, progress: Progress) -> 
     return probe
 
 
-def _try_attention(
+def _choose_checked_attention(
     model: TransformersModel, config: EngineConfig, device: torch.device, progress: Progress
 ) -> None:
-    """Choose again, now that the kinds of attention of the model's layers are known."""
-    tried = choose_attention(
+    """Choose the attention backend again: the kinds of the model's layers are now known."""
+    backend = choose_attention(
         config.attention_backend, device, model.attention_parity_check, progress
     )
-    refuse_kv_format(config.kv_cache_dtype, tried.name, device)
-    model.set_attention(tried)
+    refuse_kv_format(config.kv_cache_dtype, backend.name, device)
+    model.set_attention(backend)
 
 
 def _vocab_size(module: torch.nn.Module) -> int:

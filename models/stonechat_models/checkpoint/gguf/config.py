@@ -1,9 +1,9 @@
 """Turns a GGUF file's metadata into a transformers config, for the architectures listed here.
 
-Whatever cannot be said exactly in that config (an unknown architecture, another rope scaling, heads
-that differ per layer) is refused with `UnsupportedModelError`, since the model would run and be
-wrong. The keys are those of the GGUF specification; the model classes' own defaults are not
-relied on.
+A file that such a config cannot describe exactly (an unknown architecture, another RoPE scaling,
+heads that differ per layer) is refused with `UnsupportedModelError`, since the model would run and
+be wrong. The metadata keys are those of the GGUF specification. Nothing relies on the defaults of
+the model classes.
 """
 
 from collections.abc import Callable
@@ -24,19 +24,19 @@ GEMMA3_LOCAL_THETA, GEMMA3_PATTERN = 10000.0, 6
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How one ggml architecture is named and configured in transformers."""
+    """How transformers names and configures one ggml architecture."""
 
     model_type: str
     class_name: str
     adapt: Callable[[GgufFile, Config], None]
     permuted_rope: bool = False
-    """The query and key rows lie in the order of interleaved rotary pairs."""
+    """The file stores query and key rows in the order of interleaved RoPE pairs."""
     norm_offset: float = 0.0
-    """What the file's norm weights have more than the module's."""
+    """The file's norm weights are larger than the module's by this much."""
 
 
 def config_of(gguf: GgufFile) -> Config:
-    """The content of config.json. Raises `UnsupportedModelError` when there is no exact one."""
+    """Return the content of config.json. Raises `UnsupportedModelError` if it cannot be exact."""
     architecture = architecture_of(gguf)
     heads = _integer(gguf, "attention.head_count")
     hidden_size = _integer(gguf, "embedding_length")
@@ -66,29 +66,32 @@ def config_of(gguf: GgufFile) -> Config:
 
 
 def architecture_of(gguf: GgufFile) -> Architecture:
-    """The entry of a file's architecture. Raises `UnsupportedModelError` if there is none."""
+    """Return the entry of a file's architecture. Raises `UnsupportedModelError` if none exists."""
     if gguf.architecture not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
+        supported = ", ".join(sorted(ARCHITECTURES))
         raise UnsupportedModelError(
-            f"{gguf.path.name}: GGUF files of architecture {gguf.architecture!r} are not read "
-            f"(known: {known}); the model's safetensors files may work"
+            f"{gguf.path.name}: GGUF files of architecture {gguf.architecture!r} are not "
+            f"supported ({supported} are); try the model's safetensors files"
         )
     return ARCHITECTURES[gguf.architecture]
 
 
 def eos_token_ids(gguf: GgufFile) -> list[int]:
-    """Tokens that end an answer: the file's own, and its end-of-turn tokens."""
-    named = ("eos_token_id", "eot_token_id", "eom_token_id")
-    found = [gguf.integer(f"tokenizer.ggml.{name}") for name in named]
+    """Return the tokens that end an answer: the file's end tokens and its end-of-turn tokens."""
+    names = ("eos_token_id", "eot_token_id", "eom_token_id")
+    token_ids = [gguf.integer(f"tokenizer.ggml.{name}") for name in names]
     tokens = gguf.strings("tokenizer.ggml.tokens")
     types = gguf.metadata.get("tokenizer.ggml.token_type")
-    control = {i for i, kind in enumerate(types) if kind != 1} if isinstance(types, list) else set()
-    found += [i for i in sorted(control) if i < len(tokens) and tokens[i] in END_OF_TURN]
-    return list(dict.fromkeys(i for i in found if i is not None))
+    special = {i for i, kind in enumerate(types) if kind != 1} if isinstance(types, list) else set()
+    token_ids += [i for i in sorted(special) if i < len(tokens) and tokens[i] in END_OF_TURN]
+    return list(dict.fromkeys(i for i in token_ids if i is not None))
 
 
-def _refuse(gguf: GgufFile, what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{gguf.path.name} ({gguf.architecture}): {what}")
+def _refusal(gguf: GgufFile, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{gguf.path.name} ({gguf.architecture}) cannot be converted exactly; try the model's "
+        f"safetensors files: {reason}"
+    )
 
 
 def _integer(gguf: GgufFile, key: str, default: int | None = None) -> int:
@@ -98,7 +101,7 @@ def _integer(gguf: GgufFile, key: str, default: int | None = None) -> int:
     if value is None and default is not None:
         return default
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _refuse(gguf, f"{key} is {'missing' if value is None else 'not one whole number'}")
+        raise _refusal(gguf, f"{key} is {'missing' if value is None else 'not a single integer'}")
     return value
 
 
@@ -107,17 +110,17 @@ def _number(gguf: GgufFile, key: str, default: float | None = None) -> float:
     if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _refuse(gguf, f"{key} is missing or no number")
-    # The file has float32; the shortest decimal of it is what the model's author wrote.
+        raise _refusal(gguf, f"{key} is missing or not a number")
+    # The file stores a float32. Its shortest decimal is what the model's author wrote.
     return float(str(np.float32(value)))
 
 
 def _check_heads(gguf: GgufFile, config: Config) -> None:
     head_dim = config["head_dim"]
     if gguf.value("attention.value_length") not in (None, head_dim):
-        raise _refuse(gguf, "values have another head size than keys")
+        raise _refusal(gguf, "the head sizes of keys and values differ")
     if gguf.architecture != "phi3" and gguf.value("rope.dimension_count") not in (None, head_dim):
-        raise _refuse(gguf, "rotary embeddings cover a part of each head only")
+        raise _refusal(gguf, "RoPE covers only a part of each head")
 
 
 def _rope(gguf: GgufFile) -> Config:
@@ -126,11 +129,11 @@ def _rope(gguf: GgufFile) -> Config:
     if "rope_freqs.weight" in gguf.tensors:
         return {"rope_theta": theta, **_llama3_rope(gguf, theta)}
     if any(name.startswith("rope_factors") for name in gguf.tensors):
-        raise _refuse(gguf, "rotary scaling with factors for long contexts is not supported")
+        raise _refusal(gguf, "RoPE scaling with factors for long contexts is not supported")
     if kind in (None, "none"):
         return {"rope_theta": theta, "rope_type": "default"}
     if kind not in ("linear", "yarn"):
-        raise _refuse(gguf, f"rotary scaling of type {kind} is not supported")
+        raise _refusal(gguf, f"RoPE scaling of type {kind} is not supported")
     rope: Config = {"rope_theta": theta, "rope_type": kind}
     rope["factor"] = _number(gguf, "rope.scaling.factor")
     if kind == "yarn":
@@ -141,14 +144,14 @@ def _rope(gguf: GgufFile) -> Config:
 
 
 def _llama3_rope(gguf: GgufFile, theta: float) -> Config:
-    """Recover Llama 3's scaling from the divisors that the file stores, and check them."""
+    """Recover Llama 3's RoPE scaling from the divisors in the file, and check them."""
     divisors = gguf.tensors["rope_freqs.weight"].data.view(np.float32).astype(np.float64)
     factor = float(divisors.max())
     wavelengths = 2 * np.pi * theta ** (np.arange(divisors.size) / divisors.size)
     smooth = (LLAMA3_CONTEXT / wavelengths - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW)
     smooth = np.clip(smooth, 0.0, 1.0)
     if not np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
-        raise _refuse(gguf, "its rotary frequencies are not those of Llama 3's scaling")
+        raise _refusal(gguf, "its RoPE frequencies are not those of Llama 3's scaling")
     return {
         "rope_type": "llama3",
         "factor": factor,
@@ -160,7 +163,7 @@ def _llama3_rope(gguf: GgufFile, theta: float) -> Config:
 
 def _llama(gguf: GgufFile, config: Config) -> None:
     if gguf.value("expert_count"):
-        raise _refuse(gguf, "mixtures of experts of the llama architecture are not read")
+        raise _refusal(gguf, "mixtures of experts of the llama architecture are not supported")
     config["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
     config["mlp_bias"] = "blk.0.ffn_up.bias" in gguf.tensors
 
@@ -193,12 +196,12 @@ def _phi3(gguf: GgufFile, config: Config) -> None:
     config["original_max_position_embeddings"] = config["max_position_embeddings"]
 
 
-def _gemma(gguf: GgufFile, config: Config, largest: int) -> None:
+def _gemma(gguf: GgufFile, config: Config, num_layers_27b: int) -> None:
     heads, hidden_size = config["num_attention_heads"], config["hidden_size"]
     assert isinstance(heads, int)
     assert isinstance(hidden_size, int)
-    is_largest = config["num_hidden_layers"] == largest
-    config["query_pre_attn_scalar"] = hidden_size // heads if is_largest else config["head_dim"]
+    is_27b = config["num_hidden_layers"] == num_layers_27b
+    config["query_pre_attn_scalar"] = hidden_size // heads if is_27b else config["head_dim"]
     del config["hidden_act"]
     config["hidden_activation"] = "gelu_pytorch_tanh"
     config["sliding_window"] = _integer(gguf, "attention.sliding_window")
@@ -221,12 +224,15 @@ def _gemma2(gguf: GgufFile, config: Config) -> None:
 
 
 def _gemma3_layer_types(gguf: GgufFile, config: Config) -> list[str]:
-    """Newer files say which layers have a window, as a period or one flag a layer."""
+    """Return the type of each layer.
+
+    Newer files say which layers have a sliding window: by a period, or by one flag per layer.
+    """
     pattern = gguf.value("attention.sliding_window_pattern")
     if isinstance(pattern, list):
         types = ["sliding_attention" if flag else "full_attention" for flag in pattern]
         if len(types) != config["num_hidden_layers"]:
-            raise _refuse(gguf, "its sliding windows do not fit the number of layers")
+            raise _refusal(gguf, "it does not have one sliding-window flag per layer")
         return types
     return _layer_types(config, _integer(gguf, "attention.sliding_window_pattern", GEMMA3_PATTERN))
 

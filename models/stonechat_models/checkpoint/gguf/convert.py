@@ -1,25 +1,25 @@
-"""Converts what a GGUF file says beside its weights into a folder of Hugging Face files, once.
+"""Converts all of a GGUF file but its weights into a folder of Hugging Face files, once.
 
-The folder lies in the user's cache under a hash of the file, so a copy or a renamed file finds it
-again, and another file never does.
+The folder lies in the user's cache under a hash of the file. So a copied or renamed file finds it
+again, and another file does not.
 """
 
 import json
 from pathlib import Path
 
-from stonechat_models.checkpoint.cache import Progress, build_once, cache_root, sampled_hash
+from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once, sampled_hash
 from stonechat_models.checkpoint.gguf.config import Config, config_of, eos_token_ids
 from stonechat_models.checkpoint.gguf.reader import GgufFile, gguf_parts, read_gguf
 
-# Part of the cache key: raise it whenever a conversion gives something else than before.
+# Part of the cache key. Raise it whenever the result of a conversion changes.
 CONVERSION_VERSION = 2
 
 
 def converted_folder(path: Path, progress: Progress) -> Path:
-    """Return the folder with config.json, generation_config.json, tokenizer.json and
-    tokenizer_config.json (with the chat template) of a GGUF file, converting it the first time.
+    """Return the folder of Hugging Face files for a GGUF file. The first call converts it.
 
-    Raises `ModelLoadError` for a file that cannot be read, or cannot be read right.
+    The files are config.json, generation_config.json, tokenizer.json and tokenizer_config.json
+    (with the chat template). Raises `ModelLoadError` for a file that cannot be read correctly.
     """
     key = sampled_hash(gguf_parts(path))[:24]
     folder = cache_root() / "gguf" / f"{key}-v{CONVERSION_VERSION}"
@@ -28,7 +28,7 @@ def converted_folder(path: Path, progress: Progress) -> Path:
         progress(f"converting the tokenizer and configuration of {path.name} (once)")
         convert(read_gguf(path), target)
 
-    return build_once(folder, progress, build)
+    return fill_once(folder, progress, build)
 
 
 def convert(gguf: GgufFile, folder: Path) -> None:
@@ -79,7 +79,7 @@ def _tokenizer_config(gguf: GgufFile) -> Config:
 
 def _chat_templates(gguf: GgufFile) -> dict[str, str]:
     key = "tokenizer.chat_template"
-    found = {"default": gguf.metadata.get(key)}
+    templates = {"default": gguf.metadata.get(key)}
     for name in gguf.strings("tokenizer.chat_templates"):
-        found[name] = gguf.metadata.get(f"{key}.{name}")
-    return {name: text for name, text in found.items() if isinstance(text, str)}
+        templates[name] = gguf.metadata.get(f"{key}.{name}")
+    return {name: text for name, text in templates.items() if isinstance(text, str)}

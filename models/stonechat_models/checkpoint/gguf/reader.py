@@ -1,8 +1,8 @@
 """Reads GGUF files (versions 2 and 3, little-endian): metadata, and tensors mapped from the file.
 
-The layout is that of the specification in the ggml project (`docs/gguf.md`). The reader of the
-`gguf` package wraps each token of a vocabulary in arrays of its own, which takes seconds for
-49,152 tokens; this one takes tens of milliseconds. It imports neither torch nor `gguf`.
+The layout follows the specification in the ggml project (`docs/gguf.md`). The reader of the `gguf`
+package wraps each token of a vocabulary in arrays of its own, which takes seconds for 49,152
+tokens. This reader takes tens of milliseconds. It imports neither torch nor `gguf`.
 """
 
 import mmap
@@ -23,7 +23,7 @@ MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
 
-# id: (name, weights in a block, bytes of a block)
+# id: (name, weights per block, bytes per block)
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -61,7 +61,7 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     41: ("Q1_0", 128, 18),
 }
 
-# Metadata value types: struct format of the scalars; 8 is a string, 9 an array.
+# Metadata value types. A scalar has a struct format; 8 is a string, 9 an array.
 _SCALARS = {
     0: "B",
     1: "b",
@@ -83,7 +83,7 @@ class GgufTensor:
     """One tensor as it lies in the file.
 
     `shape` is in numpy's order (rows first, the reverse of the file's). `data` is uint8, read-only
-    and mapped from the file: `shape[:-1]` followed by the bytes of a row.
+    and mapped from the file. Its shape is `shape[:-1]` followed by the number of bytes of a row.
     """
 
     name: str
@@ -94,7 +94,10 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """Metadata and tensors, of all parts of a split file. The mapping lives as long as the data."""
+    """Metadata and tensors of a GGUF file, of all its parts if it is split.
+
+    The file stays mapped as long as the tensors' data is in use.
+    """
 
     path: Path
     metadata: dict[str, GgufValue]
@@ -106,22 +109,22 @@ class GgufFile:
         return str(self.metadata.get("general.architecture", ""))
 
     def value(self, key: str) -> GgufValue | None:
-        """Metadata under `<architecture>.<key>`."""
+        """Return the metadata under `<architecture>.<key>`, or None if it is missing."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
     def strings(self, key: str) -> list[str]:
-        """An array of strings, empty when the key is missing."""
+        """Return an array of strings, which is empty if the key is missing or not an array."""
         value = self.metadata.get(key, [])
         return [str(item) for item in value] if isinstance(value, list) else []
 
     def integer(self, key: str) -> int | None:
-        """A scalar integer, None when the key is missing or something else."""
+        """Return an integer, or None if the key is missing or not an integer."""
         value = self.metadata.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read a GGUF file, and the other parts if it is the first of a split one.
+    """Read a GGUF file. If it is the first part of a split file, read the other parts too.
 
     Raises `ModelLoadError` when a part is missing, cut short, or not GGUF.
     """
@@ -136,7 +139,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def gguf_parts(path: Path) -> list[Path]:
-    """The files that a GGUF path stands for: itself, or all parts of a split file."""
+    """Return the path itself, or the paths of all parts if it is the first of a split file."""
     match = re.search(r"-00001-of-(\d{5})\.gguf$", path.name)
     return [path, *_other_parts(path, int(match[1]))] if match else [path]
 
@@ -144,7 +147,7 @@ def gguf_parts(path: Path) -> list[Path]:
 def _other_parts(path: Path, count: int) -> list[Path]:
     match = re.search(r"-00001-of-\d{5}\.gguf$", path.name)
     if match is None:
-        raise ModelLoadError(f"{path} is one part of {count}: name the first, -00001-of-…")
+        raise ModelLoadError(f"{path} is one of {count} parts: name the first, -00001-of-…")
     stem = path.name[: match.start()]
     return [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(2, count + 1)]
 
@@ -152,13 +155,15 @@ def _other_parts(path: Path, count: int) -> list[Path]:
 def _read_part(path: Path) -> GgufFile:
     try:
         with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"cannot read {path}: {error}") from error
     try:
-        return _parse(path, mapped)
+        return _parse(path, buffer)
     except (struct.error, ValueError, OverflowError, IndexError) as error:
-        raise ModelLoadError(f"{path} is damaged or cut short: {error}") from error
+        raise ModelLoadError(
+            f"{path} is damaged or cut short; download it again: {error}"
+        ) from error
 
 
 class _Cursor:
@@ -182,16 +187,16 @@ class _Cursor:
 
     def strings(self, count: int) -> list[str]:
         buffer, position, unpack = self.buffer, self.position, struct.Struct("<Q").unpack_from
-        found: list[str] = []
-        append: Callable[[str], None] = found.append
+        texts: list[str] = []
+        append: Callable[[str], None] = texts.append
         for _ in range(count):
             start = position + 8
             position = start + unpack(buffer, position)[0]
             if position > len(buffer):
-                raise struct.error("a string runs past the end")
+                raise struct.error("a string runs past the end of the file")
             append(buffer[start:position].decode())
         self.position = position
-        return found
+        return texts
 
     def value(self, kind: int) -> GgufValue:
         if kind in _SCALARS:
@@ -213,12 +218,15 @@ class _Cursor:
 
 def _parse(path: Path, buffer: mmap.mmap) -> GgufFile:
     if buffer[:4] != MAGIC:
-        raise ModelLoadError(f"{path} is not a GGUF file")
+        raise ModelLoadError(f"{path} is not a GGUF file; name one, or download it again")
     cursor = _Cursor(buffer)
     cursor.position = 4
     version = cursor.count("I")
     if version not in (2, 3):
-        raise ModelLoadError(f"{path} is GGUF version {version} (or big-endian); 2 and 3 are read")
+        raise ModelLoadError(
+            f"{path} has GGUF version {version} or is big-endian; use a little-endian file of "
+            "version 2 or 3"
+        )
     num_tensors, num_values = cursor.count(), cursor.count()
     metadata: dict[str, GgufValue] = {}
     for _ in range(num_values):
@@ -227,7 +235,7 @@ def _parse(path: Path, buffer: mmap.mmap) -> GgufFile:
     headers = [_tensor_header(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
-        raise ModelLoadError(f"{path} has a wrong alignment: {alignment}")
+        raise ModelLoadError(f"{path} is damaged; download it again: alignment {alignment}")
     start = -(-cursor.position // alignment) * alignment
     raw = np.frombuffer(buffer, dtype=np.uint8)
     tensors = [_map_tensor(path, raw, start, *header) for header in headers]
@@ -253,14 +261,22 @@ def _map_tensor(
     offset: int,
 ) -> GgufTensor:
     if type_id not in TENSOR_TYPES:
-        raise ModelLoadError(f"{path}: tensor {name} has the unknown type {type_id}")
+        raise ModelLoadError(
+            f"{path}: use a file with another quantisation; tensor {name} has the unknown type "
+            f"{type_id}"
+        )
     type_name, block_size, block_bytes = TENSOR_TYPES[type_id]
     row = shape[-1] if shape else 1
     if row % block_size:
-        raise ModelLoadError(f"{path}: rows of {name} are no multiple of {block_size} weights")
+        raise ModelLoadError(
+            f"{path} is damaged; download it again: the rows of {name} are not a multiple of "
+            f"{block_size} weights"
+        )
     byte_shape = (*shape[:-1], row // block_size * block_bytes)
     first = start + offset
     last = first + int(np.prod(byte_shape, dtype=np.uint64))
     if last > raw.size:
-        raise ModelLoadError(f"{path} is cut short: tensor {name} runs past its end")
+        raise ModelLoadError(
+            f"{path} is cut short: tensor {name} runs past its end; download it again"
+        )
     return GgufTensor(name, type_name, shape, raw[first:last].reshape(byte_shape))

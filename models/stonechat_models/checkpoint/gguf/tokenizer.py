@@ -1,9 +1,9 @@
 """Builds a `tokenizers.Tokenizer` from a GGUF file's metadata, in well under a second.
 
-Two kinds are known: `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how text is split first)
-and `llama` (SentencePiece BPE with byte fallback). The split patterns are those of the models' own
-`tokenizer.json` files. A kind or split that is not known is refused, since a wrong one gives tokens
-that are almost right.
+Two kinds are supported: `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how the text is split
+first) and `llama` (SentencePiece BPE with byte fallback). The split patterns are those of the
+models' own `tokenizer.json` files. An unknown kind or split is refused, since a wrong one produces
+tokens that are almost right.
 """
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -28,7 +28,7 @@ _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEKKEN_SPLIT = _CASED % ("", "") + r"|\p{N}" + _REST
 GPT4O_SPLIT = _CASED % (("(?i:'s|'t|'re|'ve|'m|'ll|'d)?",) * 2) + r"|\p{N}{1,3}" + _REST
 
-# Names of `tokenizer.ggml.pre`: the patterns that split the text, one after the other.
+# For each value of `tokenizer.ggml.pre`, the patterns that split the text, in order.
 SPLITS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("gpt-2", "default", "olmo", "mpt", "phi-2", "jais", "roberta-bpe"), (GPT2_SPLIT,)
@@ -46,17 +46,18 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "tekken": (TEKKEN_SPLIT,),
     **dict.fromkeys(("gpt-4o", "llama4"), (GPT4O_SPLIT,)),
 }
-# Families that look a whole word up before merging it, and that begin with BOS unless told not to.
+# Families that look up a whole word in the vocabulary before they merge its parts.
 IGNORE_MERGES = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken", "gpt-4o", "llama4"})
-# Families whose text is composed (NFC) first; the file does not say so, their tokenizer.json does.
+# Families that first compose the text (NFC). The GGUF does not say so; their tokenizer.json does.
 COMPOSED = frozenset({"qwen2"})
+# Families that begin a text with BOS unless the file says otherwise.
 BOS_BY_DEFAULT = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})
 
 
 def build_tokenizer(gguf: GgufFile) -> Tokenizer:
-    """The tokenizer that a GGUF file describes.
+    """Return the tokenizer that a GGUF file describes.
 
-    Raises `UnsupportedModelError` for a kind or a way to split text that is not known here.
+    Raises `UnsupportedModelError` for an unknown kind of tokenizer or an unknown split.
     """
     kind = gguf.metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
@@ -64,14 +65,20 @@ def build_tokenizer(gguf: GgufFile) -> Tokenizer:
     elif kind == "llama":
         tokenizer = _sentencepiece(gguf)
     else:
-        raise UnsupportedModelError(f"{gguf.path.name}: tokenizers of kind {kind} are not read")
+        raise UnsupportedModelError(
+            f"{gguf.path.name}: tokenizers of kind {kind} are not supported; try the model's "
+            "safetensors files"
+        )
     _add_special_tokens(tokenizer, gguf)
     _add_template(tokenizer, gguf)
     return tokenizer
 
 
 def adds_bos(gguf: GgufFile) -> bool:
-    """Whether encoding with special tokens begins with BOS, by the file's flag or its family."""
+    """Return whether encoding with special tokens begins with BOS.
+
+    The file's flag decides, or else its family.
+    """
     flag = gguf.metadata.get("tokenizer.ggml.add_bos_token")
     if isinstance(flag, bool):
         return flag
@@ -82,7 +89,10 @@ def adds_bos(gguf: GgufFile) -> bool:
 def _byte_level(gguf: GgufFile) -> Tokenizer:
     name = str(gguf.metadata.get("tokenizer.ggml.pre", "default"))
     if name not in SPLITS:
-        raise UnsupportedModelError(f"{gguf.path.name}: the pre-tokenizer {name} is not known")
+        raise UnsupportedModelError(
+            f"{gguf.path.name}: the pre-tokenizer {name} is not supported; try the model's "
+            "safetensors files"
+        )
     vocab = {token: i for i, token in enumerate(gguf.strings("tokenizer.ggml.tokens"))}
     merges = [_pair(merge) for merge in gguf.strings("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(
@@ -104,7 +114,7 @@ def _pair(merge: str) -> tuple[str, str]:
 
 def _sentencepiece(gguf: GgufFile) -> Tokenizer:
     tokens = gguf.strings("tokenizer.ggml.tokens")
-    if gguf.architecture.startswith("gemma"):  # runs of spaces are spelt with real spaces there
+    if gguf.architecture.startswith("gemma"):  # Gemma writes runs of spaces as real spaces
         tokens = [SPACE * len(t) if t and not t.strip(" ") else t for t in tokens]
     vocab = {token: i for i, token in enumerate(tokens)}
     unknown = gguf.integer("tokenizer.ggml.unknown_token_id")
@@ -128,7 +138,10 @@ def _sentencepiece(gguf: GgufFile) -> Tokenizer:
 
 
 def _ranks(gguf: GgufFile, tokens: list[str]) -> list[float]:
-    """What orders the merges, best first when sorted: minus the score, or the place for Gemma."""
+    """Return the rank of each token in the order of merges; the lowest merges first.
+
+    It is minus the token's score. For Gemma, or without scores, it is the token's id.
+    """
     scores = gguf.metadata.get("tokenizer.ggml.scores")
     if gguf.architecture.startswith("gemma") or not isinstance(scores, list):
         return [float(i) for i in range(len(tokens))]
@@ -136,7 +149,7 @@ def _ranks(gguf: GgufFile, tokens: list[str]) -> list[float]:
 
 
 def _merges_of_vocabulary(vocab: dict[str, int], ranks: list[float]) -> list[tuple[str, str]]:
-    """Every way to make a token of two others, in the order in which SentencePiece would merge."""
+    """Return every way to make a token of two others, in the order of SentencePiece's merges."""
     merges: list[tuple[float, int, int, str, str]] = []
     for token, i in vocab.items():
         for cut in range(1, len(token)):

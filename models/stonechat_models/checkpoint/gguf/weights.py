@@ -1,7 +1,7 @@
 """Writes a GGUF file's weights as safetensors under transformers' names, one tensor at a time.
 
-Needed only where the model's own PyTorch code runs: the compiled path reads the file's codes
-themselves. Memory: one shard (`SHARD_BYTES`) and the largest tensor.
+Only the model's own PyTorch code needs this. The compiled path reads the file's quantised weights
+directly. The conversion needs memory for one shard (`SHARD_BYTES`) and the largest tensor.
 """
 
 import json
@@ -51,7 +51,7 @@ ARCHITECTURE_NAMES: dict[str, dict[str, str]] = {
     "gemma3": _GEMMA_NAMES,
 }
 EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
-# Said by the config instead.
+# The config describes these instead.
 NOT_WEIGHTS = frozenset({"rope_freqs.weight"})
 
 
@@ -60,8 +60,8 @@ def write_weights(
 ) -> None:
     """Fill `folder` with safetensors shards of `dtype` and their index.
 
-    Raises `UnsupportedModelError` for a tensor that has no place in the model or a type that
-    cannot be read.
+    Raises `UnsupportedModelError` for a tensor that the model does not have, and for a weight type
+    that cannot be converted.
     """
     from safetensors.torch import save_file
 
@@ -93,9 +93,9 @@ def write_weights(
 
 
 def module_name(gguf: GgufFile, name: str) -> str:
-    """The transformers name of a tensor that maps to one parameter.
+    """Return the transformers name of a tensor that maps to one parameter.
 
-    A projection of all experts in one tensor has their names, without a number.
+    A tensor with one projection of all experts gets the experts' name without their number.
 
     Raises `UnsupportedModelError` when the architecture has no such tensor.
     """
@@ -107,7 +107,10 @@ def module_name(gguf: GgufFile, name: str) -> str:
     if layer is not None and layer[2] in EXPERTS and layer[3] == "weight":
         return f"model.layers.{layer[1]}.mlp.experts.{EXPERTS[layer[2]]}.weight"
     if layer is None or layer[2] not in names:
-        raise UnsupportedModelError(f"{gguf.path.name}: the tensor {name} is not known")
+        raise UnsupportedModelError(
+            f"{gguf.path.name}: the tensor {name} is not supported; try the model's safetensors "
+            "files"
+        )
     return f"model.layers.{layer[1]}.{names[layer[2]]}.{layer[3]}"
 
 
@@ -134,7 +137,7 @@ def _weights_of(
 
 
 def dequantize(tensor: GgufTensor, index: int | None = None) -> np.ndarray:
-    """The values of a tensor, or of its slice `index`, as float32."""
+    """Return the values of a tensor, or of its slice `index`, as float32."""
     import gguf
 
     data = tensor.data if index is None else tensor.data[index]
@@ -143,20 +146,24 @@ def dequantize(tensor: GgufTensor, index: int | None = None) -> np.ndarray:
         values = gguf.dequantize(data, gguf.GGMLQuantizationType[tensor.type_name])
     except (NotImplementedError, KeyError) as error:
         raise UnsupportedModelError(
-            f"{tensor.name}: weights of type {tensor.type_name} cannot be converted"
+            f"{tensor.name}: weights of type {tensor.type_name} cannot be converted; "
+            "use a file with another quantisation"
         ) from error
-    # Plain float32 comes as a read-only view of the file.
+    # Float32 values are a read-only view of the file.
     result: np.ndarray = np.require(values, np.float32, ["C", "W"]).reshape(shape)
     return result
 
 
 def split_rope_pairs(rows: np.ndarray, num_heads: object) -> np.ndarray:
-    """Reorder the rows of each head from interleaved rotary pairs to two halves.
+    """Reorder the rows of each head from interleaved RoPE pairs to two halves.
 
-    ggml's llama rotates rows 2i and 2i + 1 together, transformers rows i and i + D/2.
+    ggml's llama rotates rows 2i and 2i + 1 together; transformers rotates rows i and i + D/2.
     """
     if not isinstance(num_heads, int) or rows.shape[0] % (2 * num_heads):
-        raise ModelLoadError("the projections do not fit the number of heads")
+        raise ModelLoadError(
+            "the rows of the query or key projections do not fit the number of heads; download the "
+            "file again"
+        )
     half = rows.shape[0] // num_heads // 2
     paired = rows.reshape(num_heads, half, 2, *rows.shape[1:])
     return paired.swapaxes(1, 2).reshape(rows.shape)

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder share helpers, and skips them where nothing can be compiled."""
+"""Skips the tests of this folder if there is no C++ compiler."""
 
 from pathlib import Path
 

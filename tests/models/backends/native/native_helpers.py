@@ -1,4 +1,4 @@
-"""Tiny models and batches for the tests of the compiled path."""
+"""Tiny models and batches for the tests of the native backend."""
 
 import json
 from pathlib import Path
@@ -111,11 +111,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_model(family: str, folder: Path) -> tuple[Any, ModelFiles]:
-    """A random module of a family, and its files; every weight is random, biases included."""
+    """Create a random module of a family and its files. All weights and biases are random."""
     import transformers
 
-    name, own = FAMILIES[family]
-    config = getattr(transformers, name)(**{**COMMON, **own})
+    name, settings = FAMILIES[family]
+    config = getattr(transformers, name)(**{**COMMON, **settings})
     torch.manual_seed(len(family))
     module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
@@ -141,7 +141,7 @@ def load_native(files: ModelFiles, **settings: Any) -> NativeModel:
 def make_batch(
     sequences: list[tuple[list[int], int, list[int]]], *, all_rows: bool = False
 ) -> ForwardBatch:
-    """Sequences are (the step's tokens, position of the first, block table)."""
+    """Build a batch. A sequence is (the step's tokens, position of the first, block table)."""
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []

@@ -1,4 +1,4 @@
-"""The library is compiled once, and a reason is given where that cannot be done."""
+"""The library is compiled once. If it cannot be compiled, there is a reason."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.models.backends.native.native_helpers import make_model
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -30,12 +30,12 @@ def test_without_a_compiler_there_is_a_reason(
 
 
 def test_a_compiler_that_fails_is_a_reason(
-    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(UnsupportedModelError, match="compiler fails"):
         native_compile.build_library(lambda line: None)
-    assert not list(own_cache.glob("**/*.so"))
+    assert not list(cache_folder.glob("**/*.so"))
 
 
 def test_a_cache_that_cannot_be_written_is_a_reason(
@@ -49,7 +49,7 @@ def test_a_cache_that_cannot_be_written_is_a_reason(
     assert "cache" in reason
 
 
-def test_it_is_compiled_once_for_each_source(
+def test_the_library_is_compiled_once_per_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = tmp_path / "csrc"

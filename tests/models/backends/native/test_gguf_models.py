@@ -1,4 +1,4 @@
-"""GGUF files on the compiled path: their own codes, row orders and merged projections."""
+"""GGUF files in the native backend: quantised values, row orders and merged projections."""
 
 from pathlib import Path
 
@@ -31,10 +31,10 @@ def tiny_file(
     return resolve_model(EngineConfig(model=str(path)), lambda line: None)
 
 
-def errors(files: ModelFiles, quantize: str = "auto") -> tuple[float, str]:
-    """Root mean square error of logits against dequantised float32, and what was kept.
+def logits_error(files: ModelFiles, quantize: str = "auto") -> tuple[float, str]:
+    """Return the root mean square error of logits to dequantised float32, and the quantisation.
 
-    Wrong weights give errors above 1; the large random weights amplify the activations' own.
+    Wrong weights cause errors above 1. The large random weights amplify the activations' errors.
     """
     config = EngineConfig(model="x")
     module = load_module(files, config, torch.device("cpu"), torch.float32)
@@ -48,7 +48,7 @@ def errors(files: ModelFiles, quantize: str = "auto") -> tuple[float, str]:
 
 @pytest.mark.parametrize("tiny_file", [(a, "F32") for a in FLOAT_FILES], indirect=True)
 def test_rows_are_in_transformers_order(tiny_file: ModelFiles) -> None:
-    error, quantization = errors(tiny_file)
+    error, quantization = logits_error(tiny_file)
     assert error < 1.5e-3
     assert quantization == "none"
 
@@ -68,8 +68,8 @@ def test_rows_are_in_transformers_order(tiny_file: ModelFiles) -> None:
 def test_quantised_files_keep_their_weights(
     tiny_file: ModelFiles, request: pytest.FixtureRequest
 ) -> None:
-    error, quantization = errors(tiny_file)
-    # Rounded activations send some rows to another expert.
+    error, quantization = logits_error(tiny_file)
+    # The rounding of activations sends some rows to another expert.
     assert error < (0.2 if "experts" in request.node.name else 0.12)
     assert quantization in request.node.name
 
@@ -77,12 +77,12 @@ def test_quantised_files_keep_their_weights(
 @pytest.mark.parametrize("tiny_file", [("llama", "F16")], indirect=True)
 @pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.12), ("int4", 0.6)])
 def test_float_files_can_be_quantised(tiny_file: ModelFiles, quantize: str, bound: float) -> None:
-    error, quantization = errors(tiny_file, quantize)
+    error, quantization = logits_error(tiny_file, quantize)
     assert error < bound
     assert quantization == quantize
 
 
-def test_k_quants_of_four_bits_keep_their_codes() -> None:
+def test_q4_k_keeps_its_quantised_values() -> None:
     generator = np.random.default_rng(0)
     blocks = generator.integers(0, 256, (6, 3, 144), dtype=np.uint8)
     factors = generator.uniform(1e-3, 1e-2, (6, 3, 2)).astype(np.float16)

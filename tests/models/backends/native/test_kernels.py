@@ -36,7 +36,7 @@ def library(request: pytest.FixtureRequest) -> Library:
 
 
 class Packed:
-    """Rows of bytes packed as a kind, with an optional bias."""
+    """Stored rows that are packed as `kind`, with an optional bias."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ def random_blocks(type_name: str, n: int, k: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("type_name", BLOCK_TYPES)
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 21])
 def test_products_equal_the_oracle(library: Library, type_name: str, rows: int) -> None:
-    n, k = 37, 224  # a last panel that is partly padding
+    n, k = 37, 224  # the last panel is partly padding
     blocks = random_blocks(type_name, n, k)
     kind, source = BLOCK_TYPES[type_name]
     packed = Packed(library, kind, source, blocks, k)
@@ -96,19 +96,19 @@ def test_products_equal_the_oracle(library: Library, type_name: str, rows: int) 
 
 @pytest.mark.parametrize("type_name", BLOCK_TYPES)
 def test_integer_products_are_exact(library: Library, type_name: str) -> None:
-    """With scales of one all results are whole numbers, the extremes of codes included."""
+    """Scales of one make all results integers. The weights include the extreme quantised values."""
     n, k = 16, 64
     generator = np.random.default_rng(1)
     blocks = random_blocks(type_name, n, k).reshape(n, k // 32, -1)
-    codes_at = 4 if type_name == "Q4_1" else 2
-    blocks[..., codes_at:] = generator.integers(0, 256, blocks[..., codes_at:].shape)
-    blocks[0, :, codes_at:] = 0x80 if type_name == "Q8_0" else 0xFF
-    halves = np.array([1.0, 3.0][: codes_at // 2], dtype=np.float16)
-    blocks[..., :codes_at] = halves.view(np.uint8)
+    header_bytes = 4 if type_name == "Q4_1" else 2
+    blocks[..., header_bytes:] = generator.integers(0, 256, blocks[..., header_bytes:].shape)
+    blocks[0, :, header_bytes:] = 0x80 if type_name == "Q8_0" else 0xFF
+    halves = np.array([1.0, 3.0][: header_bytes // 2], dtype=np.float16)
+    blocks[..., :header_bytes] = halves.view(np.uint8)
     kind, source = BLOCK_TYPES[type_name]
     packed = Packed(library, kind, source, blocks.reshape(n, -1), k)
     x = torch.from_numpy(generator.integers(-127, 128, (9, k))).float()
-    x[:, ::32], x[0], x[1] = 127.0, 127.0, -127.0  # the scale of every group is one
+    x[:, ::32], x[0], x[1] = 127.0, 127.0, -127.0  # so every group has a scale of one
     weights = reference.weights_of_blocks(type_name, blocks.reshape(n, -1))
     expected = x.double() @ weights.dequantized().double().T
     assert torch.equal(packed.times(x).double(), expected)
@@ -152,7 +152,7 @@ def test_rows_read_back_as_stored(library: Library, type_name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "bound"), [(Kind.INT8, 0.0065), (Kind.AFFINE4, 0.085)])
 def test_quantising_floats(library: Library, kind: Kind, bound: float) -> None:
-    """Root mean square error relative to the weights' own, for normal weights."""
+    """The relative root mean square error, for normally distributed weights, is small."""
     torch.manual_seed(0)
     weights = torch.randn(64, 256) * 0.02
     weights[3] = 0.0

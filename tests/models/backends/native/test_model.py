@@ -1,4 +1,4 @@
-"""The compiled model against transformers, and its promise of the same bits in any batch."""
+"""The native backend equals transformers, and a row has the same bits in any batch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ def reference_logits(module: Any, ids: list[int]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, NativeModel]:
-    """A Llama in int8, whose activations are quantised too: the path that the promise is for."""
+    """A Llama in int8: activations are quantised too, and a row must still have the same bits."""
     module, files = make_model("llama", tmp_path_factory.mktemp("llama"))
     return module, load_native(files, quantize="int8")
 
@@ -60,7 +60,7 @@ def test_float_models_equal_transformers(family: str, tmp_path: Path) -> None:
 def test_other_instruction_sets(
     architecture: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attention and the rest of the model, on what older processors have."""
+    """Attention and the rest of the model, with the instruction sets of older processors."""
     library = load_library(architecture=architecture)
     monkeypatch.setattr(
         "stonechat_models.backends.native.model.load_library", lambda progress: library
@@ -69,11 +69,11 @@ def test_other_instruction_sets(
     model = load_native(files)
     assert model.info.attention_backend == f"native-{library.isa}"
     assert library.isa == {"x86-64": "generic", "haswell": "avx2"}[architecture]
-    whole = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
     expected = reference_logits(module, IDS)
-    assert ((whole - expected) / expected.std()).square().mean().sqrt() < 1.5e-3
-    again = model.forward(make_batch([([3], 0, [40]), (IDS[-1:], len(IDS) - 1, BLOCKS)]))
-    assert torch.equal(again[1], whole[-1])
+    assert ((actual - expected) / expected.std()).square().mean().sqrt() < 1.5e-3
+    rows = model.forward(make_batch([([3], 0, [40]), (IDS[-1:], len(IDS) - 1, BLOCKS)]))
+    assert torch.equal(rows[1], actual[-1])
 
 
 @pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.05), ("int4", 0.6)])
@@ -89,71 +89,73 @@ def test_quantised_models_are_close(
     assert model.info.quantization == quantize
 
 
-def test_chunks_company_and_place_change_no_bit(llama: tuple[Any, NativeModel]) -> None:
+def test_chunks_other_sequences_and_other_blocks_change_no_bit(
+    llama: tuple[Any, NativeModel],
+) -> None:
     model = llama[1]
-    whole = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
-    elsewhere, other = [40, 31, 33, 35, 37, 39], [50, 51, 52]
+    expected = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    new_blocks, other_blocks = [40, 31, 33, 35, 37, 39], [50, 51, 52]
     for chunk in (1, 5, 16, 33):
         for start in range(0, len(IDS), chunk):
             tokens = IDS[start : start + chunk]
-            batch = [(random_ids(37, chunk), 0, other), (tokens, start, elsewhere)]
+            batch = [(random_ids(37, chunk), 0, other_blocks), (tokens, start, new_blocks)]
             last = model.forward(make_batch(batch))[1]
-            assert torch.equal(last, whole[start + len(tokens) - 1])
+            assert torch.equal(last, expected[start + len(tokens) - 1])
 
 
 def test_a_decoding_row_has_the_same_bits_among_others(llama: tuple[Any, NativeModel]) -> None:
     model, length = llama[1], len(IDS)
-    alone = model.forward(make_batch([(IDS, 0, BLOCKS)]))[0]
-    again = (IDS[-1:], length - 1, BLOCKS)
-    assert torch.equal(model.forward(make_batch([again]))[0], alone)
+    expected = model.forward(make_batch([(IDS, 0, BLOCKS)]))[0]
+    sequence = (IDS[-1:], length - 1, BLOCKS)
+    assert torch.equal(model.forward(make_batch([sequence]))[0], expected)
     for count in (3, 8, 31):
         others = [([i % 100], 0, [30 + i]) for i in range(count)]
-        rows = model.forward(make_batch([*others, again]))
-        assert torch.equal(rows[-1], alone)
+        rows = model.forward(make_batch([*others, sequence]))
+        assert torch.equal(rows[-1], expected)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2", "qwen3_moe", "mixtral"])
-def test_other_families_keep_their_bits(family: str, tmp_path: Path) -> None:
-    """In chunks, in company and with another number of threads."""
+def test_other_families_have_the_same_bits_in_any_batch(family: str, tmp_path: Path) -> None:
+    """Also in chunks, among other sequences and with another number of threads."""
     _, files = make_model(family, tmp_path)
     model = load_native(files, quantize="int4")
-    whole = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    expected = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
     single = load_native(files, quantize="int4", threads=1)
-    assert torch.equal(single.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True)), whole)
-    elsewhere, other = [40, 31, 33, 35, 37, 39], [50, 51, 52]
+    assert torch.equal(single.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True)), expected)
+    new_blocks, other_blocks = [40, 31, 33, 35, 37, 39], [50, 51, 52]
     for chunk in (7, 32):
         for start in range(0, len(IDS), chunk):
             tokens = IDS[start : start + chunk]
-            batch = [(random_ids(37, chunk), 0, other), (tokens, start, elsewhere)]
+            batch = [(random_ids(37, chunk), 0, other_blocks), (tokens, start, new_blocks)]
             last = model.forward(make_batch(batch))[1]
-            assert torch.equal(last, whole[start + len(tokens) - 1])
+            assert torch.equal(last, expected[start + len(tokens) - 1])
     others = [([i], 0, [30 + i]) for i in range(11)]
-    again = model.forward(make_batch([*others, (IDS[-1:], len(IDS) - 1, BLOCKS)]))
-    assert torch.equal(again[-1], whole[-1])
+    rows = model.forward(make_batch([*others, (IDS[-1:], len(IDS) - 1, BLOCKS)]))
+    assert torch.equal(rows[-1], expected[-1])
 
 
-def test_merged_experts_are_those_of_single_tensors(tmp_path: Path) -> None:
-    """Experts as transformers holds them, in one tensor, and as published files have them."""
+def test_merged_experts_equal_experts_in_separate_tensors(tmp_path: Path) -> None:
+    """transformers holds all experts in one tensor; published files have one tensor per expert."""
     module, files = make_model("qwen3_moe-shares", tmp_path)
     expected = load_native(files).forward(make_batch([(IDS, 0, BLOCKS)]))
-    merged = tmp_path / "merged.safetensors"
+    merged_file = tmp_path / "merged.safetensors"
     tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
     assert tensors["model.layers.0.mlp.experts.gate_up_proj"].dim() == 3
-    save_file(tensors, merged)
-    found = load_native(replace(files, weights=(merged,)))
-    assert torch.equal(found.forward(make_batch([(IDS, 0, BLOCKS)])), expected)
+    save_file(tensors, merged_file)
+    model = load_native(replace(files, weights=(merged_file,)))
+    assert torch.equal(model.forward(make_batch([(IDS, 0, BLOCKS)])), expected)
 
 
 def test_older_gemma_configs_say_the_same(tmp_path: Path) -> None:
     config = make_model("gemma3", tmp_path)[1].config
-    new = {"rope_parameters", "layer_types", "head_dim", "tie_word_embeddings"}
-    older = {key: value for key, value in config.items() if key not in new}
-    older |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2}
-    older["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
-    expected, found = read_spec(config), read_spec(older)
-    assert (found.windows, found.rotary_tables) == (expected.windows, expected.rotary_tables)
-    assert (found.head_dim, found.tied) == (expected.head_dim, expected.tied)
-    assert np.array_equal(found.inverse_frequencies, expected.inverse_frequencies)
+    new_keys = {"rope_parameters", "layer_types", "head_dim", "tie_word_embeddings"}
+    older_config = {key: value for key, value in config.items() if key not in new_keys}
+    older_config |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2}
+    older_config["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    expected, actual = read_spec(config), read_spec(older_config)
+    assert (actual.windows, actual.rotary_tables) == (expected.windows, expected.rotary_tables)
+    assert (actual.head_dim, actual.tied) == (expected.head_dim, expected.tied)
+    assert np.array_equal(actual.inverse_frequencies, expected.inverse_frequencies)
 
 
 def test_threads_change_no_bit(tmp_path: Path) -> None:
@@ -171,10 +173,10 @@ def test_larger_blocks_and_copies(tmp_path: Path) -> None:
     model = load_native(files)
     expected = model.forward(make_batch([(IDS, 0, BLOCKS)]))
     model.copy_blocks([(b, b + 30) for b in BLOCKS])
-    copied = [b + 30 for b in BLOCKS]
+    copies = [b + 30 for b in BLOCKS]
     step = ([5], len(IDS), BLOCKS)
     original = model.forward(make_batch([step]))
-    assert torch.equal(model.forward(make_batch([([5], len(IDS), copied)])), original)
+    assert torch.equal(model.forward(make_batch([([5], len(IDS), copies)])), original)
     model.allocate_kv_cache(8, 3 * BLOCK_SIZE)
     batch = make_batch([(IDS, 0, BLOCKS)])
     positions = torch.arange(len(IDS))
@@ -204,14 +206,14 @@ def test_tokens_outside_the_vocabulary_are_refused(llama: tuple[Any, NativeModel
         ({}, {"dtype": "bfloat16"}, "dtype"),
     ],
 )
-def test_what_is_not_served_has_a_reason(
+def test_unsupported_models_have_a_reason(
     change: dict[str, Any], settings: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     _, files = make_model("llama", tmp_path)
     files.config.update(change)
-    found = supports(files, EngineConfig(model="x", **settings))
-    assert found is not None
-    assert reason in found
+    refusal = supports(files, EngineConfig(model="x", **settings))
+    assert refusal is not None
+    assert reason in refusal
 
 
 def test_missing_weights_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which weights a device can have, with the device's answers given by the test."""
+"""Which precisions a device supports. The tests replace what the device reports."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ CONFIGS = {p: EngineConfig(model="x", quantize=p) for p in ("int8", "int4", "fp8
 
 
 @pytest.fixture(autouse=True)
-def the_packages_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def all_packages_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_support, "find_spec", lambda _: object())
 
 
@@ -26,7 +26,7 @@ def with_capability(monkeypatch: pytest.MonkeyPatch, *capability: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "served"),
+    ("capability", "supported"),
     [
         ((7, 5), ["int8"]),
         ((8, 0), ["int8", "int4"]),
@@ -36,12 +36,12 @@ def with_capability(monkeypatch: pytest.MonkeyPatch, *capability: int) -> None:
         ((12, 0), ["int8", "int4", "fp8"]),
     ],
 )
-def test_a_gpu_has_what_its_capability_allows(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], served: list[str]
+def test_a_gpu_supports_what_its_capability_allows(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], supported: list[str]
 ) -> None:
     with_capability(monkeypatch, *capability)
     for precision, config in CONFIGS.items():
-        if precision in served:
+        if precision in supported:
             refuse_weight_format(config, CUDA)
             continue
         needed = {"int4": r"8\.0", "fp8": r"8\.9"}[precision]
@@ -70,7 +70,7 @@ def test_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in (CPU, MPS):
         with pytest.raises(UnsupportedModelError, match=f"compute capability 8.9.*not {device}"):
             refuse_weight_format(CONFIGS["fp8"], device)
-    with pytest.raises(UnsupportedModelError, match="int4 is not for mps"):
+    with pytest.raises(UnsupportedModelError, match="int4 weights are not supported on mps"):
         refuse_weight_format(CONFIGS["int4"], MPS)
     for precision in ("int8", "int4"):
         deterministic = replace(CONFIGS[precision], deterministic=True)
@@ -85,19 +85,19 @@ def test_fp8_weights_are_refused_before_anything_is_loaded() -> None:
         build_engine(config, lambda line: None)
 
 
-def test_the_dtypes_beside_quantised_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dtypes_of_models_with_quantised_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     with_capability(monkeypatch, 9, 0)
     half = {"dtype": "float16"}
     for precision, expected in (("int8", torch.float16), ("int4", torch.bfloat16)):
         assert dtypes(CONFIGS[precision], half, CUDA) == (expected, expected)
     for precision in ("int4", "fp8"):
-        asked = replace(CONFIGS[precision], dtype="bfloat16")
-        assert dtypes(asked, half, CUDA) == (torch.bfloat16, torch.bfloat16)
+        config = replace(CONFIGS[precision], dtype="bfloat16")
+        assert dtypes(config, half, CUDA) == (torch.bfloat16, torch.bfloat16)
         with pytest.raises(UnsupportedModelError, match="in bfloat16, not float16"):
-            dtypes(replace(asked, dtype="float16"), half, CUDA)
+            dtypes(replace(config, dtype="float16"), half, CUDA)
 
 
-def test_what_was_asked_for() -> None:
+def test_the_precision_of_a_configuration() -> None:
     assert precision_of(EngineConfig(model="x")) is None
     assert precision_of(EngineConfig(model="x", quantize="none")) is None
     assert precision_of(CONFIGS["fp8"]) == "fp8"

@@ -1,4 +1,4 @@
-"""float8 layers against float64, and their kernel against PyTorch's operators, bit by bit."""
+"""float8 layers are near float64. Their kernel equals PyTorch's operators, bit by bit."""
 
 import json
 import os
@@ -43,26 +43,26 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("size", [64, 576, 1000])
-def test_the_kernel_gives_the_codes_of_the_operators(size: int) -> None:
+def test_the_kernel_quantises_like_the_operators(size: int) -> None:
     pytest.importorskip("triton")
     if DEVICE == "cuda" and torch.cuda.get_device_capability() < FP8_KV_CAPABILITY:
-        pytest.skip("Triton converts no float8 here")
+        pytest.skip("Triton cannot convert float8 on this GPU")
     from stonechat_models.backends.quantization.fp8_triton import fp8_rows
 
     rows = random_rows(37, size).float()
-    if DEVICE == "cpu":  # numbers that float8 has: Triton's interpreter rounds others wrongly
+    if DEVICE == "cpu":  # only float8 numbers: Triton's interpreter rounds others wrongly
         rows = (rows * 100).to(FP8).float()
         rows[:, 7] = 448.0
     rows = (rows * torch.logspace(-20, 100, 37, 2.0).log2().round().exp2()[:, None]).bfloat16()
     rows[5] = 0.0
-    wide = torch.cat((rows, rows), dim=1).to(DEVICE)[:, :size]  # rows that are not contiguous
+    wide = torch.cat((rows, rows), dim=1).to(DEVICE)[:, :size]  # the rows are not contiguous
     quantised, scales = fp8_rows(wide)
     expected, expected_scales = quantise_rows(wide)
     assert torch.equal(scales, expected_scales)
     assert torch.equal(quantised.view(torch.uint8), expected.view(torch.uint8))
 
 
-def test_codes_use_their_whole_range_and_no_more() -> None:
+def test_quantised_values_use_the_whole_range_of_float8() -> None:
     quantised, scales = quantise_rows(random_rows(16, 64) * 1e4)
     assert (quantised.float().abs().amax(dim=1) == 448.0).all()
     assert (scales > 0).all()
@@ -74,25 +74,25 @@ def test_products_are_near_the_float_ones(shape: tuple[int, int]) -> None:
     weight, x, bias = random_rows(*shape), random_rows(37, shape[1], 1), random_rows(1, shape[0])[0]
     for b in (bias, None):
         layer = Fp8Linear(weight, b)
-        added = 0.0 if b is None else b.double()
-        exact = x.double() @ weight.double().T + added
+        offset = 0.0 if b is None else b.double()
+        exact = x.double() @ weight.double().T + offset
         assert 0 < relative_error(layer(x), exact) < 0.05
         quantised, scales = quantise_rows(x)
-        own = (quantised.double() * scales.double()) @ layer.dequantised().double().T + added
-        assert relative_error(layer(x), own) < 4e-3  # one rounding to bfloat16
+        expected = (quantised.double() * scales.double()) @ layer.dequantised().double().T + offset
+        assert relative_error(layer(x), expected) < 4e-3  # one rounding to bfloat16
     assert relative_error(layer.dequantised(), weight.double()) < 0.03
     assert layer.num_bytes == shape[0] * (shape[1] + 4)
 
 
-def test_a_rows_product_does_not_depend_on_the_others_sizes() -> None:
-    """A scale a row: a large row takes no precision from a small one."""
+def test_the_product_of_a_row_does_not_depend_on_other_rows() -> None:
+    """Each row has its own scale, so a large row does not make a small one less precise."""
     weight, x = random_rows(48, 64), random_rows(2, 64, 1)
     layer = Fp8Linear(weight, None)
     together = layer(torch.cat((x[:1], x[1:] * 1e4)))
     torch.testing.assert_close(together[:1], layer(x[:1]))
 
 
-def test_shapes_that_the_product_cannot_take() -> None:
+def test_shapes_that_the_product_does_not_support() -> None:
     assert fp8_linear.fp8_linear(random_rows(33, 64), None) is None
     assert fp8_linear.fp8_linear(random_rows(32, 40), None) is None
     layer = fp8_linear.fp8_linear(random_rows(32, 48), None)
@@ -100,7 +100,7 @@ def test_shapes_that_the_product_cannot_take() -> None:
     assert layer._quantised.dtype == FP8
 
 
-def test_fast_sums_are_for_versions_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_sums_depend_on_the_cuda_version(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, fast in (("12.8", True), ("12.9", False), ("13.0", True), (None, True)):
         monkeypatch.setattr(torch.version, "cuda", version)
         assert fast_sums() == fast
@@ -113,10 +113,10 @@ def test_the_kernel_compiles(tmp_path: Path) -> None:
     environment.pop("TRITON_INTERPRET", None)
     script = tmp_path / "compile_fp8_rows.py"
     script.write_text(COMPILE)
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    assert result.returncode == 0, result.stderr[-2000:]
+    compiled = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(compiled) == 4
     assert all(num_bytes > 0 and converts for num_bytes, converts in compiled)

@@ -1,7 +1,7 @@
-"""The layers that a model gets on CUDA, torchao's and those in fp8, on a CPU.
+"""Tests on a CPU of the layers that a model gets on CUDA: torchao's layers, and those in fp8.
 
-int8 and fp8 products run there as they are. The kernels of int4 are for CUDA alone: in their
-place the test puts a packing that keeps the codes, and a product that follows their definition.
+int8 and fp8 products run on a CPU as they are. The int4 kernels run only on CUDA. The tests replace
+them by a packing that keeps the quantised values, and by a product that follows their definition.
 """
 
 import copy
@@ -28,21 +28,21 @@ from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 
 PRECISIONS: list[Precision] = ["int8", "int4", "fp8"]
 RELATIVE_ERROR = {"int8": 0.015, "int4": 0.13, "fp8": 0.05}
-"""Of a product of normally distributed numbers, in the Euclidean norm."""
+"""Bounds for a product of normally distributed numbers, in the Euclidean norm."""
 
 
-def unpacked(codes: torch.Tensor) -> torch.Tensor:
-    """uint8[n, k / 2], the first code in the high bits, as int64[n, k]."""
-    return torch.stack((codes >> 4, codes & 15), dim=-1).flatten(1).long()
+def unpacked(packed: torch.Tensor) -> torch.Tensor:
+    """Unpack uint8[n, k / 2] to int64[n, k]. The high bits of a byte hold the first value."""
+    return torch.stack((packed >> 4, packed & 15), dim=-1).flatten(1).long()
 
 
 def int4_product(
     x: torch.Tensor, packed: torch.Tensor, group_size: int, scale_and_zero: torch.Tensor
 ) -> torch.Tensor:
-    """As `aten::_weight_int4pack_mm` is defined: w = (code - 8) * scale + zero."""
-    codes = unpacked(packed.flatten(1)).float() - 8.0
+    """The definition of `aten::_weight_int4pack_mm`: w = (quantised - 8) * scale + zero."""
+    quantised = unpacked(packed.flatten(1)).float() - 8.0
     scale, zero = scale_and_zero.float().unbind(-1)  # [k / group, n]
-    weight = codes * scale.T.repeat_interleave(group_size, 1)
+    weight = quantised * scale.T.repeat_interleave(group_size, 1)
     weight += zero.T.repeat_interleave(group_size, 1)
     return (x.float() @ weight.T).to(x.dtype)
 
@@ -53,7 +53,7 @@ def int4_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library = torch.library.Library("aten", "IMPL")
     library.impl(
         "_convert_weight_to_int4pack",
-        lambda codes, inner_k_tiles: codes.view(codes.shape[0], -1, 32, inner_k_tiles // 2),
+        lambda packed, inner_k_tiles: packed.view(packed.shape[0], -1, 32, inner_k_tiles // 2),
         "CPU",
     )
     library.impl("_weight_int4pack_mm", int4_product, "CPU")
@@ -109,31 +109,31 @@ def test_rows_of_zeros_give_zeros(int4_kernels: None, precision: Precision) -> N
     assert (output[:, 3] == 0).all()
 
 
-def test_bytes_are_those_of_codes_and_scales(int4_kernels: None) -> None:
+def test_num_bytes_counts_quantised_values_scales_and_bias(int4_kernels: None) -> None:
     weight, bias, _ = random_layer(48, 64)
     layers = {p: cuda_linear(weight, bias, p) for p in PRECISIONS}
     sizes = {p: layer.num_bytes for p, layer in layers.items() if layer is not None}
-    own = 2 * 48  # the bias
+    bias_bytes = 2 * 48
     assert sizes == {
-        "int8": 48 * 64 + 48 * (4 + 1) + own,  # a scale and a zero point each
-        "int4": 48 * 1024 // 2 + 48 * 1024 // 32 * 4 + own,  # filled up
-        "fp8": 48 * 64 + 48 * 4 + own,
+        "int8": 48 * 64 + 48 * (4 + 1) + bias_bytes,  # a scale and a zero point per output
+        "int4": 48 * 1024 // 2 + 48 * 1024 // 32 * 4 + bias_bytes,  # inputs are padded to 1024
+        "fp8": 48 * 64 + 48 * 4 + bias_bytes,
     }
 
 
-def test_shapes_that_kernels_cannot_take(int4_kernels: None) -> None:
-    def can(n: int, k: int) -> list[Precision]:
+def test_shapes_that_the_kernels_support(int4_kernels: None) -> None:
+    def supported(n: int, k: int) -> list[Precision]:
         weight = random_layer(n, k)[0]
         return [p for p in PRECISIONS if cuda_linear(weight, None, p) is not None]
 
-    assert can(48, 64) == PRECISIONS
-    assert can(48, 48) == ["int8", "fp8"]
-    assert can(33, 64) == ["int8", "int4"]
-    assert can(33, 7) == ["int8"]
+    assert supported(48, 64) == PRECISIONS
+    assert supported(48, 48) == ["int8", "fp8"]
+    assert supported(33, 64) == ["int8", "int4"]
+    assert supported(33, 7) == ["int8"]
 
 
 def test_int8_in_half_precision_is_not_left_to_torchao() -> None:
-    """It sums codes first, and 64 products of a code of 127 and a 10 exceed 65504."""
+    """torchao adds before it scales: the sum of 64 products of 127 and 10 exceeds 65504."""
     weight, x = torch.full((4, 64), 0.5, dtype=torch.half), torch.full((1, 64), 10.0).half()
     layer = cuda_linear(weight, None, "int8")
     assert layer is not None
@@ -143,7 +143,7 @@ def test_int8_in_half_precision_is_not_left_to_torchao() -> None:
 
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module's layers get what they would get on CUDA."""
+    """Quantised modules get the layers that they would get on CUDA."""
 
     def on_cuda(
         weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision, team: object
@@ -157,39 +157,39 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
-def test_quantised_engines_give_what_their_module_gives(
+def test_quantised_engines_match_their_module(
     int4_kernels: None, as_on_cuda: None, precision: Precision, family: str
 ) -> None:
     plain = tiny_model(family)
-    for parameter in plain.parameters():  # the scale of trained weights, not of varied output
+    for parameter in plain.parameters():  # like trained weights; tiny_model's vary the output more
         parameter.data.mul_(0.5)
     module = copy.deepcopy(plain).to(torch.bfloat16)
     head = module.get_output_embeddings()
     name, probe = quantize.quantize_checked(module, precision, torch.bfloat16, None)
     assert module.get_output_embeddings() is head
-    left = [] if family == "gemma2" else ["lm_head"]  # tied: it is the embedding
-    if precision == "int4":  # 48 inputs, no multiple of the group
-        left.insert(0, "dense_4h_to_h" if family == "gpt_neox" else "down_proj")
-    assert name == (f"{precision} (not: {', '.join(left)})" if left else precision)
+    float_layers = [] if family == "gemma2" else ["lm_head"]  # a tied head is the embedding
+    if precision == "int4":  # 48 inputs are not a multiple of the group
+        float_layers.insert(0, "dense_4h_to_h" if family == "gpt_neox" else "down_proj")
+    assert name == (f"{precision} (not: {', '.join(float_layers)})" if float_layers else precision)
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in (3, 17, 9)]
     engine = make_engine(module, probe=probe)
-    off, off_plain = [], []
+    errors, plain_errors = [], []
     for prompt, result in zip(prompts, generate_all(engine, prompts, greedy(1)), strict=True):
         entry = result.logprobs[0]
-        for reference, found in ((module, off), (plain, off_plain)):
+        for reference, differences in ((module, errors), (plain, plain_errors)):
             logprobs = reference_greedy(reference, prompt, 1)[1][0]
-            found += [
+            differences += [
                 abs(a - float(logprobs[i]))
                 for i, a in zip(entry.top_ids, entry.top_logprobs, strict=True)
             ]
-    assert max(off) < 0.1  # of bfloat16, in another batch
-    assert max(off_plain) < {"int8": 0.15, "int4": 1.0, "fp8": 0.4}[precision]
+    assert max(errors) < 0.1  # the rounding of bfloat16 in another batch
+    assert max(plain_errors) < {"int8": 0.15, "int4": 1.0, "fp8": 0.4}[precision]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_fused_modules_are_quantised_as_they_are(
+def test_fused_modules_are_quantised_as_one(
     as_on_cuda: None, precision: Precision, family: str
 ) -> None:
     pytest.importorskip("triton")
@@ -197,10 +197,10 @@ def test_fused_modules_are_quantised_as_they_are(
     from stonechat_models.backends.transformers.fused.replace import fuse_modules
 
     module = tiny_model(family)
-    for parameter in module.parameters():  # the scale of trained weights, not of varied output
+    for parameter in module.parameters():  # like trained weights; tiny_model's vary the output more
         parameter.data.mul_(0.5)
     module = module.to(torch.bfloat16)
-    own = copy.deepcopy(module)
+    original = copy.deepcopy(module)
     probe = check_packing(module, CPU, VOCAB_SIZE)
     fuse_modules(module)
     name, _ = quantize.quantize_checked(module, precision, torch.bfloat16, None, probe=probe)
@@ -210,19 +210,19 @@ def test_fused_modules_are_quantised_as_they_are(
     assert [n.rpartition(".")[2] for n in quantised] == [*ends, *ends]
     prompt = [5, 9, 11, 30, 7, 8, 100]
     result = generate_all(make_engine(module, TritonBackend(16), probe=probe), [prompt], greedy(2))
-    entry, expected = result[0].logprobs[0], reference_greedy(own, prompt, 1)[1][0]
-    off = [abs(a - float(expected[i])) for i, a in zip(entry.top_ids, entry.top_logprobs)]
-    assert max(off) < {"int8": 0.1, "fp8": 0.3}[precision]
+    entry, expected = result[0].logprobs[0], reference_greedy(original, prompt, 1)[1][0]
+    errors = [abs(a - float(expected[i])) for i, a in zip(entry.top_ids, entry.top_logprobs)]
+    assert max(errors) < {"int8": 0.1, "fp8": 0.3}[precision]
 
 
-def test_what_is_left_is_named(int4_kernels: None, as_on_cuda: None) -> None:
+def test_layers_that_stay_float_are_named(int4_kernels: None, as_on_cuda: None) -> None:
     module = tiny_model("qwen3_moe").to(torch.bfloat16)
     before = quantize.weight_bytes(module)
     name, _ = quantize.quantize_checked(module, "int8", torch.bfloat16, None)
     assert name == "int8 (not: down_proj, gate_up_proj, lm_head)"
-    replaced = [m for m in module.modules() if isinstance(m, TorchaoLinear)]
-    assert len(replaced) == 2 * 4
-    saved = sum(m.in_features * m.out_features * 2 - m.num_bytes for m in replaced)
+    layers = [m for m in module.modules() if isinstance(m, TorchaoLinear)]
+    assert len(layers) == 2 * 4
+    saved = sum(m.in_features * m.out_features * 2 - m.num_bytes for m in layers)
     assert quantize.weight_bytes(module) == before - saved
 
 
@@ -246,16 +246,17 @@ def test_the_survey_knows_the_sizes(
         config = EngineConfig(model=str(tmp_path), **changes)  # type: ignore[arg-type]
         return {form.name: form for form in survey_model(config, lambda line: None).forms}
 
-    found = forms()
+    all_forms = forms()
     for precision in PRECISIONS:
-        copied = copy.deepcopy(module)
-        quantize.quantize_module(copied, precision, None)
-        assert found[precision].weight_bytes == pytest.approx(
-            quantize.weight_bytes(copied), rel=0.01
+        duplicate = copy.deepcopy(module)
+        quantize.quantize_module(duplicate, precision, None)
+        assert all_forms[precision].weight_bytes == pytest.approx(
+            quantize.weight_bytes(duplicate), rel=0.01
         )
         assert [n for n, f in forms(quantize=precision).items() if f.is_default] == [precision]
     assert (
-        found["fp8"].kv_bytes_per_token == 2 * forms(kv_cache_dtype="fp8")["fp8"].kv_bytes_per_token
+        all_forms["fp8"].kv_bytes_per_token
+        == 2 * forms(kv_cache_dtype="fp8")["fp8"].kv_bytes_per_token
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (8, 0))
     assert not {"fp8"} & set(forms())
@@ -263,9 +264,9 @@ def test_the_survey_knows_the_sizes(
     assert "has 8.0" in str(survey_model(config, lambda line: None).refusal)
 
 
-def test_layers_on_cuda_get_that_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_on_cuda_get_the_layers_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnCuda:
-        """As much of a weight as the choice looks at."""
+        """The attributes of a weight that `quantized_linear` reads."""
 
         device = torch.device("cuda", 0)
         shape = torch.Size((4, 4))
@@ -273,11 +274,11 @@ def test_layers_on_cuda_get_that_form(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, dtype: torch.dtype) -> None:
             self.dtype = dtype
 
-    monkeypatch.setattr(choose, "cuda_linear", lambda *given: ("for CUDA", *given))
-    monkeypatch.setattr(choose, "WeightOnlyLinear", lambda *given: ("own", *given))
+    monkeypatch.setattr(choose, "cuda_linear", lambda *arguments: ("for CUDA", *arguments))
+    monkeypatch.setattr(choose, "WeightOnlyLinear", lambda *arguments: ("weight only", *arguments))
     bfloat16, half = OnCuda(torch.bfloat16), OnCuda(torch.half)
     for precision in PRECISIONS:
-        chosen = choose.quantized_linear(bfloat16, None, precision, None)  # type: ignore[arg-type]
-        assert chosen == ("for CUDA", bfloat16, None, precision)
-    chosen = choose.quantized_linear(half, None, "int8", None)  # type: ignore[arg-type]
-    assert chosen == ("own", half, None)
+        layer = choose.quantized_linear(bfloat16, None, precision, None)  # type: ignore[arg-type]
+        assert layer == ("for CUDA", bfloat16, None, precision)
+    layer = choose.quantized_linear(half, None, "int8", None)  # type: ignore[arg-type]
+    assert layer == ("weight only", half, None)

@@ -1,6 +1,6 @@
-"""Graphed decoding, with captures that run the step again on the same static memory.
+"""Decoding with CUDA graphs, with captures that run the step again on the same static memory.
 
-What a CUDA device adds, capture and replay themselves, is tested in `tests/gpu`.
+`tests/gpu` tests real capture and replay on a CUDA device.
 """
 
 import pytest
@@ -19,7 +19,7 @@ PROMPT_LENS = [1, 30, 9]
 
 
 class RerunCapturer:
-    """Repeats a step by running it; its output always lies in the same tensor, as a graph's."""
+    """Repeats a step by running it. Its output is always in the same tensor, as with a graph."""
 
     def __init__(self):
         self.num_replays = 0
@@ -39,10 +39,10 @@ class FailingCapturer:
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-def graphed_engine(module, capturer, said=None, backend=None, **limits):
+def graphed_engine(module, capturer, lines=None, backend=None, **limits):
     engine = make_engine(module, backend or TritonBackend(8), **limits)
     model = GraphedModel(engine.model, CPU)
-    model.capture(capturer, (said if said is not None else []).append)
+    model.capture(capturer, (lines if lines is not None else []).append)
     engine.model = model
     return engine
 
@@ -67,20 +67,20 @@ def test_tokens_are_those_of_plain_transformers(family, prompts):
     assert capturer.num_replays >= 5
 
 
-def test_a_model_that_cannot_be_captured_runs_without(prompts):
+def test_a_model_that_cannot_be_captured_runs_without_graphs(prompts):
     module = tiny_model("llama")
     expected, _ = reference_greedy(module, prompts[2], 5)
-    said = []
-    engine = graphed_engine(module, FailingCapturer(), said, max_num_seqs=4)
-    assert "without CUDA graphs" in said[-1]
+    lines = []
+    engine = graphed_engine(module, FailingCapturer(), lines, max_num_seqs=4)
+    assert "without CUDA graphs" in lines[-1]
     assert generate_all(engine, prompts[2:3], greedy(5))[0].token_ids == expected
 
 
-def test_progress_is_told(prompts):
-    said = []
-    graphed_engine(tiny_model("llama"), RerunCapturer(), said, max_num_seqs=6)
-    assert "up to 6" in said[0]
-    assert said[1].startswith("captured 4 CUDA graphs in ")
+def test_progress_is_reported(prompts):
+    lines = []
+    graphed_engine(tiny_model("llama"), RerunCapturer(), lines, max_num_seqs=6)
+    assert "up to 6" in lines[0]
+    assert lines[1].startswith("captured 4 CUDA graphs in ")
 
 
 def test_buckets():
@@ -118,7 +118,7 @@ def test_the_largest_step_can_be_run():
 
 
 def test_no_step_builds_a_mask(prompts, monkeypatch):
-    """Building one would wait for the device, to see whether sequences are packed."""
+    """Building a mask would wait for the device, to see whether sequences are packed."""
     engine = make_engine(tiny_model("mistral"), TritonBackend(8))
 
     def build(*args):
@@ -130,7 +130,7 @@ def test_no_step_builds_a_mask(prompts, monkeypatch):
 
 
 class ChangingCapturer(RerunCapturer):
-    """Its replays are right but for what `change` does to the logits."""
+    """Its replays are right, except for what `change` does to the logits."""
 
     def __init__(self, change):
         super().__init__()
@@ -142,7 +142,7 @@ class ChangingCapturer(RerunCapturer):
 
 
 class StaleCapturer:
-    """Replays give what the capture gave."""
+    """Every replay returns the logits of the capture."""
 
     def capture(self, step):
         output = step()
@@ -159,35 +159,35 @@ def one_row_wrong(logits):
     return logits
 
 
-def fail_without_a_word(logits):
+def fail_without_a_message(logits):
     raise AssertionError
 
 
-LYING = {
+FAULTY_CAPTURERS = {
     "stale": StaleCapturer(),
     "rows shifted": ChangingCapturer(lambda logits: logits.roll(1, 0) + 1e-2),
     "one row of one bucket": ChangingCapturer(one_row_wrong),
     "a little off": ChangingCapturer(lambda logits: logits * 1.01),
     "NaN": ChangingCapturer(lambda logits: logits.fill_(float("nan"))),
     "raises": ChangingCapturer(raise_in_replay),
-    "fails": ChangingCapturer(fail_without_a_word),
+    "fails": ChangingCapturer(fail_without_a_message),
 }
 
 
-@pytest.mark.parametrize("capturer", LYING.values(), ids=LYING)
+@pytest.mark.parametrize("capturer", FAULTY_CAPTURERS.values(), ids=FAULTY_CAPTURERS)
 def test_graphs_that_give_other_logits_are_not_used(capturer, prompts):
     module = tiny_model("llama")
     expected, _ = reference_greedy(module, prompts[2], 5)
-    said = []
-    engine = graphed_engine(module, capturer, said, BatchedBackend(), max_num_seqs=4)
-    assert said[-1].startswith("running without CUDA graphs: ")
-    assert "\n" not in said[-1]
+    lines = []
+    engine = graphed_engine(module, capturer, lines, BatchedBackend(), max_num_seqs=4)
+    assert lines[-1].startswith("running without CUDA graphs: ")
+    assert "\n" not in lines[-1]
     assert engine.model._graphs == {}
     assert generate_all(engine, prompts[2:3], greedy(5))[0].token_ids == expected
 
 
-def test_steps_that_differ_from_themselves_are_no_fault_of_a_graph():
-    """One row of each step, as when a router chooses between two experts that nearly tie."""
+def test_graphs_are_used_if_plain_steps_differ_from_themselves():
+    """One row of each step differs, as if a router chooses between two experts that nearly tie."""
     engine = make_engine(tiny_model("llama"), BatchedBackend(), max_num_seqs=4)
     forward = engine.model.forward
     generator = torch.Generator().manual_seed(0)
@@ -198,12 +198,12 @@ def test_steps_that_differ_from_themselves_are_no_fault_of_a_graph():
         return logits
 
     engine.model.forward = unsteady
-    said = []
-    GraphedModel(engine.model, CPU).capture(RerunCapturer(), said.append)
-    assert said[-1].endswith("and checked them")
+    lines = []
+    GraphedModel(engine.model, CPU).capture(RerunCapturer(), lines.append)
+    assert lines[-1].endswith("and checked them")
 
 
-def test_padding_that_changes_the_rows_is_found():
+def test_padding_that_changes_other_rows_is_found():
     engine = make_engine(tiny_model("llama"), BatchedBackend(), max_num_seqs=8)
     forward = engine.model.forward
 
@@ -213,16 +213,16 @@ def test_padding_that_changes_the_rows_is_found():
         return logits + torch.linspace(0, 1, logits.shape[1]) if is_padded else logits
 
     engine.model.forward = padded_rows_disturb
-    said = []
+    lines = []
     model = GraphedModel(engine.model, CPU)
-    model.capture(RerunCapturer(), said.append)
-    assert "padded decode steps give logits that are off by" in said[-1]
+    model.capture(RerunCapturer(), lines.append)
+    assert "padded decode steps give logits that are off by" in lines[-1]
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 5])
 def test_graphs_are_checked_in_the_smallest_kv_cache(num_blocks):
     engine = make_engine(tiny_model("qwen3_moe"), BatchedBackend(), num_blocks=num_blocks)
     model = GraphedModel(engine.model, CPU)
-    said = []
-    model.capture(RerunCapturer(), said.append)
-    assert said[-1].endswith("and checked them")
+    lines = []
+    model.capture(RerunCapturer(), lines.append)
+    assert lines[-1].endswith("and checked them")

@@ -1,4 +1,4 @@
-"""What is decided by a CUDA device's answers, with the answers given by the test."""
+"""Decisions that depend on what a CUDA device reports, with reports made up by the test."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_attention_is_chosen_by_capability(capability):
     assert choose_attention("batched", CUDA).name == "batched"
     capability(7, 5)
     assert choose_attention("auto", CUDA).name == "batched"
-    with pytest.raises(ModelLoadError, match=r"capability 7\.5, and it needs 8\.0"):
+    with pytest.raises(ModelLoadError, match=r"capability 7\.5; the Triton kernels need 8\.0"):
         choose_attention("triton", CUDA)
 
 
@@ -53,17 +53,17 @@ def test_flashinfer_is_used_where_it_is_installed(capability, monkeypatch):
     monkeypatch.setattr(
         "stonechat_models.backends.transformers.attention.choose.find_spec", lambda _: True
     )
-    built = []
+    names = []
     monkeypatch.setattr(
         "stonechat_models.backends.transformers.attention.choose._build",
-        lambda name, _: built.append(name),
+        lambda name, _: names.append(name),
     )
     choose_attention("auto", CUDA)
     choose_attention("flashinfer", CUDA)
-    assert built == ["flashinfer", "flashinfer"]
+    assert names == ["flashinfer", "flashinfer"]
     capability(7, 5)
     choose_attention("auto", CUDA)
-    assert built[-1] == "batched"
+    assert names[-1] == "batched"
 
 
 def test_attention_without_triton(capability, monkeypatch):
@@ -97,20 +97,20 @@ def test_a_step_is_measured_by_running_it(memory):
 
     assert step_memory(model, counting_sampler, CPU, **LIMITS) == 3500
     assert sizes == [7]
-    assert model.info.num_blocks == 1  # what the run needed is given back
+    assert model.info.num_blocks == 1  # the blocks of the run are freed
 
 
-def test_memory_of_graphs_is_left_over(memory):
+def test_memory_of_graphs_is_included(memory):
     model = make_engine(tiny_model("llama")).model
-    forwarded = []
+    step_sizes = []
     forward = model.forward
-    model.forward = lambda batch: forwarded.append(batch.num_tokens) or forward(batch)
+    model.forward = lambda batch: step_sizes.append(batch.num_tokens) or forward(batch)
     sampler = Sampler(VOCAB_SIZE, CPU)
-    found = step_memory(model, sampler, CPU, **LIMITS, graphs=True)
-    assert forwarded == [50, 7]  # the largest prefill, and the largest decode step
+    num_bytes = step_memory(model, sampler, CPU, **LIMITS, graphs=True)
+    assert step_sizes == [50, 7]  # the largest prefill, and the largest decode step
     logits = 4 * VOCAB_SIZE * (1 + 2 + 4)
     buffers = 7 * (3 * 8 + 4 + 32 * 4 + 8) + 8 * 4
-    assert found == 3500 + 3500 + logits + buffers + 4 * GRAPH_BYTES
+    assert num_bytes == 3500 + 3500 + logits + buffers + 4 * GRAPH_BYTES
 
 
 def test_a_step_that_does_not_fit_is_refused_with_the_numbers(memory):

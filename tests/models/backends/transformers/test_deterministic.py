@@ -1,4 +1,4 @@
-"""In deterministic mode float models have the same bits however their rows are batched."""
+"""In deterministic mode, float models return the same bits however their rows are batched."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def engine_of(module, **limits):
 
 def test_same_bits_however_scheduled(module):
     alone = [generate_all(engine_of(module), [prompt], PARAMS)[0] for prompt in PROMPTS]
-    wanted = [(r.token_ids, r.logprobs) for r in alone]
+    expected = [(r.token_ids, r.logprobs) for r in alone]
     for limits in (
         {},
         {"max_batch_tokens": 6, "prefix_caching": False},
@@ -54,12 +54,12 @@ def test_same_bits_however_scheduled(module):
     ):
         engine = engine_of(module, **limits)
         results = generate_all(engine, PROMPTS, PARAMS)
-        assert [(r.token_ids, r.logprobs) for r in results] == wanted, limits
+        assert [(r.token_ids, r.logprobs) for r in results] == expected, limits
     engine = engine_of(module)
     generate_all(engine, PROMPTS, PARAMS)
     again = generate_all(engine, PROMPTS, PARAMS)
     assert sum(r.num_cached_tokens for r in again) > 0
-    assert [(r.token_ids, r.logprobs) for r in again] == wanted
+    assert [(r.token_ids, r.logprobs) for r in again] == expected
 
 
 def test_experts_are_refused():

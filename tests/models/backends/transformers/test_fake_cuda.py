@@ -1,4 +1,4 @@
-"""The whole way from a folder to answers on a CUDA device, over one that is faked on the CPU."""
+"""The whole way from a model's folder to answers, on a CUDA device that is faked on the CPU."""
 
 import os
 import subprocess
@@ -16,12 +16,15 @@ ROOT = Path(__file__).parents[4]
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs on the device itself")
 @pytest.mark.parametrize(
     "test",
-    ["test_all_of_it_is_in_use_and_right", "test_quantised_weights_and_an_fp8_cache[fp8]"],
+    [
+        "test_every_optimisation_is_used_and_tokens_are_right",
+        "test_quantised_weights_and_an_fp8_cache[fp8]",
+    ],
     ids=["float32", "fp8"],
 )
 def test_an_engine_is_built_and_answers(test):
-    """Fused layers, the trial of attention, sizing, graphs, overlap: all of it takes part."""
-    done = subprocess.run(
+    """Fused layers, the parity check of attention, sizing, graphs and overlap all take part."""
+    result = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.models.fake_cuda", "-q"),
             f"tests/gpu/test_cuda_build.py::{test}",
@@ -32,5 +35,5 @@ def test_an_engine_is_built_and_answers(test):
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert "1 passed" in done.stdout
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+    assert "1 passed" in result.stdout

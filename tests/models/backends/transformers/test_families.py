@@ -1,4 +1,4 @@
-"""Every served family gives what plain `transformers` gives, however its requests are scheduled."""
+"""Every family returns what plain `transformers` returns, however its requests are scheduled."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the KV cache keeps and gives back, in every type that it can have."""
+"""What the KV cache stores and returns, in every dtype that it supports."""
 
 import pytest
 import torch
@@ -38,11 +38,11 @@ def test_what_is_written_is_read_back_rounded(dtype: torch.dtype) -> None:
     key, value = random_rows(2, 3, 8).transpose(0, 1), random_rows(2, 3, 6, seed=1).transpose(0, 1)
     cache.write(0, slots, key, value)
     assert cache.keys[0].dtype == cache.values[0].dtype == dtype
-    others = torch.ones(20, dtype=torch.bool).index_fill(0, slots, False).nonzero().squeeze(1)
+    other_slots = torch.ones(20, dtype=torch.bool).index_fill(0, slots, False).nonzero().squeeze(1)
     read = cache.layer(0).read(slots.view(3, 1), torch.float32)
-    untouched = cache.layer(0).read(others, torch.float32)
-    for found, rest, rows in zip(read, untouched, (key, value), strict=True):
-        assert torch.equal(found.squeeze(1), rows.to(dtype).float())
+    untouched = cache.layer(0).read(other_slots, torch.float32)
+    for actual, rest, rows in zip(read, untouched, (key, value), strict=True):
+        assert torch.equal(actual.squeeze(1), rows.to(dtype).float())
         assert (rest == 0).all()
     assert (cache.layer(3).read(slots, torch.float32)[0] == 0).all()
 
@@ -58,7 +58,7 @@ def test_large_values_saturate_in_fp8(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_blocks_are_copied_from_what_was_there(dtype: torch.dtype) -> None:
+def test_blocks_are_copied_from_their_old_contents(dtype: torch.dtype) -> None:
     cache = make_cache(dtype)
     slots = torch.arange(20)
     cache.write(0, slots, random_rows(20, 2, 8), random_rows(20, 2, 6, seed=1))
@@ -72,7 +72,7 @@ def test_blocks_are_copied_from_what_was_there(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("backend", [BatchedBackend(), SdpaBackend(), RowBackend()])
 def test_answers_over_an_fp8_cache_are_near_plain_ones(family: str, backend: object) -> None:
     module = tiny_model(family)
-    for parameter in module.parameters():  # the scale of trained weights, not of varied output
+    for parameter in module.parameters():  # to the scale of trained weights
         parameter.data.mul_(0.5)
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in (3, 30, 9)]
@@ -80,13 +80,13 @@ def test_answers_over_an_fp8_cache_are_near_plain_ones(family: str, backend: obj
     plain = make_engine(module, backend, max_batch_tokens=16)
     assert engine.model.kv_bytes_per_token * 4 == plain.model.kv_bytes_per_token
     assert engine.model.info.kv_bytes_per_token == engine.model.kv_bytes_per_token
-    off = []
+    differences = []
     for prompt, result in zip(prompts, generate_all(engine, prompts, greedy(1)), strict=True):
         _, logprobs = reference_greedy(module, prompt, 1)
         entry = result.logprobs[0]
         expected = [float(logprobs[0][token_id]) for token_id in entry.top_ids]
-        off += [abs(a - b) for a, b in zip(entry.top_logprobs, expected, strict=True)]
-    assert 1e-6 < max(off) < 0.1, max(off)
+        differences += [abs(a - b) for a, b in zip(entry.top_logprobs, expected, strict=True)]
+    assert 1e-6 < max(differences) < 0.1, max(differences)
 
 
 def test_cached_prefixes_and_copied_blocks_are_the_same_in_fp8() -> None:
@@ -99,7 +99,7 @@ def test_cached_prefixes_and_copied_blocks_are_the_same_in_fp8() -> None:
         assert again.token_ids == first.token_ids
 
 
-def test_types_by_name() -> None:
+def test_dtypes_by_name() -> None:
     assert kv_dtype("auto", torch.float16) == torch.float16
     assert kv_dtype("bfloat16", torch.float32) == torch.bfloat16
     assert kv_dtype("fp8", torch.bfloat16) == FP8
@@ -127,24 +127,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("asked", "itemsize"), [("auto", 4), ("bfloat16", 2), ("fp8", 1)])
-def test_build_engine_allocates_what_was_asked_for(folder: str, asked: str, itemsize: int) -> None:
+@pytest.mark.parametrize(("name", "itemsize"), [("auto", 4), ("bfloat16", 2), ("fp8", 1)])
+def test_build_engine_allocates_the_configured_dtype(folder: str, name: str, itemsize: int) -> None:
     config = EngineConfig(
         model=folder,
         device="cpu",
         backend="transformers",
-        kv_cache_dtype=asked,  # type: ignore[arg-type]
+        kv_cache_dtype=name,  # type: ignore[arg-type]
         kv_cache_bytes=1 << 20,
     )
     engine, _ = build_engine(config, lambda line: None)
     info, cache = engine.model.info, engine.model._cache  # type: ignore[attr-defined]
     tensors = [*cache.keys.values(), *cache.values.values()]
     assert {t.dtype.itemsize for t in tensors} == {itemsize}
-    held = sum(t.numel() * t.element_size() for t in tensors)
-    assert held == info.kv_bytes_per_token * (info.num_blocks + 1) * info.block_size
+    num_bytes = sum(t.numel() * t.element_size() for t in tensors)
+    assert num_bytes == info.kv_bytes_per_token * (info.num_blocks + 1) * info.block_size
 
 
-def test_the_compiled_path_refuses_another_type(folder: str) -> None:
+def test_the_native_backend_refuses_other_dtypes(folder: str) -> None:
     config = EngineConfig(model=folder, device="cpu", backend="native", kv_cache_dtype="fp8")
     with pytest.raises(ModelLoadError, match="keeps keys and values in half precision"):
         build_engine(config, lambda line: None)

@@ -1,4 +1,4 @@
-"""What is refused at load, and why; and what the self-check learns."""
+"""What the checks at load refuse, and what the packing check records."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_state_outside_attention_is_noticed():
     model = tiny_model("llama")
 
     class Leaky(torch.nn.Module):
-        """Mixes each token with the one before it, whichever sequence that was in."""
+        """Mixes each token with the one before it, even if that is in another sequence."""
 
         def __init__(self, inner):
             super().__init__()
@@ -48,7 +48,7 @@ def test_state_outside_attention_is_noticed():
         check_packing(model, CPU, VOCAB_SIZE)
 
 
-def test_self_check_learns_what_layers_keep():
+def test_the_probe_records_what_layers_keep():
     probe = check_packing(tiny_model("gemma3"), CPU, VOCAB_SIZE)
     assert probe.shapes == {i: LayerKVShape(2, 16, 16) for i in range(3)}
 
@@ -67,7 +67,7 @@ def test_layers_with_other_state_are_refused(kind):
         refuse_unserved_layers({"layer_types": ["full_attention", kind]})
 
 
-def test_context_length_is_what_is_right():
+def test_context_length():
     assert context_length({"max_position_embeddings": 100}, None) == 100
     assert context_length({"max_position_embeddings": 100}, 40) == 40
     with pytest.raises(UnsupportedModelError, match="200"):
@@ -95,7 +95,7 @@ def test_block_copies_read_every_source_first():
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "gemma2"])
 @pytest.mark.parametrize("seed", range(4))
-def test_rounding_in_half_precision_is_no_reason_to_refuse(family, seed):
+def test_rounding_in_half_precision_is_not_refused(family, seed):
     model = tiny_model(family, seed, vocab_size=4096).to(torch.bfloat16)
     check_packing(model, CPU, 4096)
 
@@ -107,7 +107,7 @@ def test_a_short_convolution_is_noticed(dtype):
         **{**COMMON, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
     )
     model = from_config(config)
-    if dtype is torch.bfloat16:  # rounding would hide the small effect of newly made weights
+    if dtype is torch.bfloat16:  # rounding would hide the small effect of new weights
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(8.0)

@@ -1,4 +1,4 @@
-"""Quantised layers against their oracle, and quantised models against their float selves."""
+"""Quantised layers against their oracle, and quantised models against their float originals."""
 
 import copy
 from dataclasses import replace
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 SHAPES = [(96, 64), (1000, 576), (33, 7), (130, 100)]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 RELATIVE_ERROR = {"int8": 0.012, "int4": 0.11}
-"""Of a product of normally distributed numbers, in the Euclidean norm."""
+"""The largest error of a product of normally distributed numbers, in the Euclidean norm."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_kernel_equals_the_oracle(team, bits, dtype, shape):
     weight, bias, x = random_layer(*shape, dtype)
     kernel, oracle = NativeLinear(weight, bias, bits, team), TorchLinear(weight, bias, bits)
     same = kernel.dequantised() == oracle.dequantised()
-    assert same.float().mean() >= (1.0 if bits == "int8" else 0.99)  # int4 may choose among equals
+    assert same.float().mean() >= (1.0 if bits == "int8" else 0.99)  # int4 may break ties otherwise
     tolerance = 1e-5 if bool(same.all()) else 0.05
     torch.testing.assert_close(kernel(x), oracle(x), rtol=tolerance, atol=tolerance)
     no_bias = NativeLinear(weight, None, bits, team)
@@ -83,7 +83,7 @@ def test_the_oracle_is_near_the_float_product(bits, shape):
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 def test_a_row_has_the_same_bits_in_any_batch(team, kind, bits):
     weight, bias, x = random_layer(200, 96)
-    x = torch.cat([x] * 5)  # more rows than the kernel takes at once
+    x = torch.cat([x] * 5)  # more rows than the kernel computes at once
     layer = quantized_linear(weight, bias, bits, team if kind == "kernel" else None)
     whole = layer(x)
     for start, end in [(0, 1), (3, 8), (36, 37), (5, 185), (180, 185)]:
@@ -115,14 +115,14 @@ def test_zero_weights_and_activations_give_zeros(team):
             assert torch.equal(layer(torch.zeros(2, 40)), torch.zeros(2, 5))
 
 
-def test_int4_codes_are_no_worse_than_plain_rounding():
+def test_int4_weights_are_no_worse_than_plain_rounding():
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     groups = weight.reshape(64, 2, 32)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     step = (high - low) / 15
     plain = (((groups - low) / step).round() * step + low).reshape(64, 64)
-    mine = quantise(weight, "int4").dequantised()
-    assert (mine - weight).norm() < (plain - weight).norm()
+    actual = quantise(weight, "int4").dequantised()
+    assert (actual - weight).norm() < (plain - weight).norm()
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -158,7 +158,7 @@ def test_families_stay_near_their_float_logits(team, family, bits):
         ).eval()
     else:
         module = tiny_model(family)
-        for parameter in module.parameters():  # the scale of trained weights, not of varied output
+        for parameter in module.parameters():  # to the scale of trained weights
             parameter.data.mul_(0.5)
     ids = torch.randint(3, VOCAB_SIZE, (4, 30), generator=torch.Generator().manual_seed(1))
     expected = logits_of(module, ids)
@@ -166,11 +166,11 @@ def test_families_stay_near_their_float_logits(team, family, bits):
     assert name == bits
     actual = logits_of(copied, ids)
     spread = expected.std()
-    off = float((actual - expected).abs().median() / spread)
-    assert 0 < off < (0.05 if bits == "int8" else 0.4)
+    difference = float((actual - expected).abs().median() / spread)
+    assert 0 < difference < (0.05 if bits == "int8" else 0.4)
     oracle, _, _ = quantised_copy(module, bits, None)
-    off = float((actual - logits_of(oracle, ids)).abs().median() / spread)
-    assert off < 1e-4 or bits == "int4"
+    difference = float((actual - logits_of(oracle, ids)).abs().median() / spread)
+    assert difference < 1e-4 or bits == "int4"
     assert quantize.weight_bytes(copied) < quantize.weight_bytes(module) * 0.75
 
 
@@ -183,7 +183,7 @@ def test_quantised_engines_give_what_their_module_gives(team, family):
     for prompt, result in zip(prompts, results, strict=True):
         token_ids, logprobs = reference_greedy(copied, prompt, 8)
         assert result.token_ids[0] == token_ids[0]
-        entry = result.logprobs[0]  # rounding to codes makes last bits grow: first tokens only
+        entry = result.logprobs[0]  # first tokens only: quantisation amplifies rounding
         assert entry.logprob == pytest.approx(float(logprobs[0][entry.token_id]), abs=0.1)
 
 
@@ -240,9 +240,9 @@ def test_int4_keeps_the_head_in_8_bits(team):
     assert bits[1] < 8
 
 
-def test_what_is_left_as_it_was_is_named(team):
+def test_matrices_that_are_not_quantised_are_named(team):
     class Mixing(nn.Module):
-        """A product with weights of its own, as some models have it."""
+        """Multiplies by a weight of its own, as some models do."""
 
         def __init__(self):
             super().__init__()
@@ -282,8 +282,8 @@ def test_dtypes():
     bf16 = {"dtype": "bfloat16"}
     assert quantize.dtypes(config, bf16, CPU) == (torch.bfloat16, torch.float32)
     assert quantize.dtypes(config, {"dtype": "float16"}, CPU) == (torch.float32, torch.float32)
-    asked = replace(config, dtype="bfloat16")
-    assert quantize.dtypes(asked, {}, CPU) == (torch.bfloat16, torch.bfloat16)
+    with_dtype = replace(config, dtype="bfloat16")
+    assert quantize.dtypes(with_dtype, {}, CPU) == (torch.bfloat16, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])

@@ -1,4 +1,4 @@
-"""A converted GGUF against transformers' own, independent reading of the same file."""
+"""Compares a converted GGUF with transformers' independent reading of the same file."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -38,9 +38,9 @@ def test_logits_equal_those_of_transformers(architecture: str, tmp_path: Path) -
     ).eval()
     ids = torch.randint(0, 256, (1, 24), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        found, expected = module(ids).logits, reference(ids).logits
+        logits, expected = module(ids).logits, reference(ids).logits
     assert expected.std() > 0.1
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("weight_type", ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16"])
@@ -82,8 +82,8 @@ def test_converting_happens_once_and_survives_a_rename(tmp_path: Path) -> None:
     lines: list[str] = []
     first = resolve_model(EngineConfig(model=str(path)), lines.append)
     assert len(lines) == 1
-    moved = path.rename(tmp_path / "moved.gguf")
-    second = resolve_model(EngineConfig(model=str(moved)), lines.append)
+    new_path = path.rename(tmp_path / "moved.gguf")
+    second = resolve_model(EngineConfig(model=str(new_path)), lines.append)
     assert second.folder == first.folder
     assert len(lines) == 1
 
@@ -96,7 +96,7 @@ def test_converting_happens_once_and_survives_a_rename(tmp_path: Path) -> None:
         ({"rope.dimension_count": 8}, "part of each head"),
     ],
 )
-def test_what_would_run_wrongly_is_refused(
+def test_a_model_that_would_run_wrongly_is_refused(
     metadata: dict[str, int | str], message: str, tmp_path: Path
 ) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", metadata=metadata)

@@ -1,4 +1,4 @@
-"""The GGUF reader against the `gguf` package's, and on damaged files."""
+"""Compares the GGUF reader with the `gguf` package's, and reads damaged files."""
 
 import struct
 import time
@@ -17,16 +17,16 @@ from tests.models.tiny_gguf import write_tiny_gguf
 @pytest.mark.parametrize("weight_type", ["F32", "Q4_1", "Q8_0", "Q5_0", "F16"])
 def test_reads_what_the_gguf_package_reads(weight_type: str, tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", "qwen3moe", weight_type)
-    found, expected = read_gguf(path), gguf.GGUFReader(path)
+    gguf_file, expected = read_gguf(path), gguf.GGUFReader(path)
     for key, field in expected.fields.items():
         if not key.startswith("GGUF."):
-            assert found.metadata[key] == field.contents(), key
-    assert list(found.tensors) == [tensor.name for tensor in expected.tensors]
+            assert gguf_file.metadata[key] == field.contents(), key
+    assert list(gguf_file.tensors) == [tensor.name for tensor in expected.tensors]
     for tensor in expected.tensors:
-        ours = found.tensors[tensor.name]
-        assert ours.type_name == tensor.tensor_type.name
-        assert ours.shape == tuple(int(n) for n in tensor.shape[::-1])
-        assert np.array_equal(ours.data.ravel(), tensor.data.view(np.uint8).ravel())
+        our_tensor = gguf_file.tensors[tensor.name]
+        assert our_tensor.type_name == tensor.tensor_type.name
+        assert our_tensor.shape == tuple(int(n) for n in tensor.shape[::-1])
+        assert np.array_equal(our_tensor.data.ravel(), tensor.data.view(np.uint8).ravel())
 
 
 def test_block_sizes_are_those_of_the_gguf_package() -> None:
@@ -44,9 +44,9 @@ def test_tensors_cannot_be_written(tmp_path: Path) -> None:
 def test_a_large_vocabulary_is_read_quickly(default_model_files: ModelFiles) -> None:
     assert default_model_files.gguf is not None
     start = time.perf_counter()
-    found = read_gguf(default_model_files.gguf)
+    gguf_file = read_gguf(default_model_files.gguf)
     assert time.perf_counter() - start < 1.0
-    assert len(found.strings("tokenizer.ggml.tokens")) == 49152
+    assert len(gguf_file.strings("tokenizer.ggml.tokens")) == 49152
 
 
 @pytest.mark.parametrize("size", [0, 3, 20, 200, 5000, -1])
@@ -57,7 +57,7 @@ def test_a_cut_file_is_refused(size: int, tmp_path: Path) -> None:
         read_gguf(path)
 
 
-def test_garbage_never_raises_anything_else(tmp_path: Path) -> None:
+def test_damaged_files_raise_no_other_error(tmp_path: Path) -> None:
     whole = write_tiny_gguf(tmp_path / "tiny.gguf", "llama").read_bytes()
     path, rng = tmp_path / "bad.gguf", np.random.default_rng(0)
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""Tokenizers built from GGUF metadata against transformers' own conversion and against facts."""
+"""Compares tokenizers built from GGUF metadata with transformers' conversion and with facts."""
 
 import random
 import unicodedata
@@ -55,39 +55,39 @@ def byte_level(pre: str) -> GgufFile:
 def by_transformers(gguf: GgufFile) -> Tokenizer:
     keys = {"model": "tokenizer_type", "pre": "pre_tokenizer_type"}
     prefix = "tokenizer.ggml."
-    named = {
+    options = {
         keys.get(key.removeprefix(prefix), key.removeprefix(prefix)): value
         for key, value in gguf.metadata.items()
         if key.startswith(prefix)
     }
-    tokenizer: Tokenizer = convert_gguf_tokenizer(gguf.architecture, named)[0]
+    tokenizer: Tokenizer = convert_gguf_tokenizer(gguf.architecture, options)[0]
     return tokenizer
 
 
-def assert_same(found: Tokenizer, expected: Tokenizer, texts: list[str]) -> None:
+def assert_same(actual: Tokenizer, expected: Tokenizer, texts: list[str]) -> None:
     for text in texts:
-        ids = found.encode(text, add_special_tokens=False).ids
+        ids = actual.encode(text, add_special_tokens=False).ids
         assert ids == expected.encode(text, add_special_tokens=False).ids, text
-        assert found.decode(ids, skip_special_tokens=False) == text
+        assert actual.decode(ids, skip_special_tokens=False) == text
 
 
-def test_the_default_model_splits_digits_and_else_equals_transformers(
+def test_the_default_model_splits_digits_and_otherwise_equals_transformers(
     default_model_files: ModelFiles,
 ) -> None:
-    # transformers groups digits for this family; the model's own tokenizer.json has them apart.
+    # transformers groups digits for this family; the model's own tokenizer.json splits them.
     assert default_model_files.gguf is not None
     expected = by_transformers(read_gguf(default_model_files.gguf))
-    found = Tokenizer.from_file(str(default_model_files.folder / "tokenizer.json"))
+    actual = Tokenizer.from_file(str(default_model_files.folder / "tokenizer.json"))
     words = [t for t in TEXTS + random_texts(500) if not any(c.isnumeric() for c in t)]
-    assert_same(found, expected, words)
+    assert_same(actual, expected, words)
     expected.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
-    assert_same(found, expected, TEXTS + random_texts(2000))
-    assert found.get_vocab_size() == 49152
+    assert_same(actual, expected, TEXTS + random_texts(2000))
+    assert actual.get_vocab_size() == 49152
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "qwen2", "tekken", "gpt-4o", "llama-bpe"])
@@ -98,8 +98,10 @@ def test_byte_level_equals_transformers(pre: str) -> None:
 
 
 def test_qwen_composes_characters() -> None:
-    apart, composed = (build_tokenizer(byte_level("qwen2")).encode(t).ids for t in ("e\u0301", "é"))
-    assert apart == composed
+    decomposed, composed = (
+        build_tokenizer(byte_level("qwen2")).encode(t).ids for t in ("e\u0301", "é")
+    )
+    assert decomposed == composed
     others = [build_tokenizer(byte_level("gpt-2")).encode(t).ids for t in ("e\u0301", "é")]
     assert others[0] != others[1]
 
@@ -114,12 +116,12 @@ def test_special_tokens_are_whole_and_special() -> None:
 
 def test_sentencepiece_equals_transformers() -> None:
     gguf = sentencepiece()
-    found, expected = build_tokenizer(gguf), by_transformers(gguf)
+    actual, expected = build_tokenizer(gguf), by_transformers(gguf)
     texts = ["hello there", "hell o", "héllo  there\n", "o\u20ac", "the hello", "hello" * 5]
     for text in texts:
-        ids = found.encode(text, add_special_tokens=False).ids
+        ids = actual.encode(text, add_special_tokens=False).ids
         assert ids == expected.encode(text, add_special_tokens=False).ids, text
-        assert found.decode(ids) == text
+        assert actual.decode(ids) == text
 
 
 def test_bos_is_added_by_flag_or_family() -> None:

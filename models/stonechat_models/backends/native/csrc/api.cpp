@@ -1,4 +1,4 @@
-// The C interface that library.py binds.  Pointers are borrowed: the caller keeps them alive.
+// The C interface that bindings.py binds.  Pointers are borrowed: the caller keeps them alive.
 #include <new>
 
 #include "linear.h"
@@ -44,7 +44,7 @@ void sc_pack(void* pool, int kind, int source, int n, int k, const uint8_t* rows
 
 void sc_read_row(const Matrix* w, int row, float* out) { read_row(*w, row, out); }
 
-// y[m][n] = x[m][k] W^T (+ bias), on the calling thread: for tests and measurements.
+// y[m][n] = x[m][k] W^T (+ bias) on the calling thread, for tests and measurements.
 void sc_matmul(const Matrix* w, const float* x, int m, float* y) {
   std::vector<uint8_t> memory(Act::bytes(w->k, m, true));
   Act act;

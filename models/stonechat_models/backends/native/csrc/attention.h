@@ -4,10 +4,10 @@
 //   keys   [tile][kv head][head_dim][16]    so that a lane is a token
 //   values [tile][kv head][16][head_dim]    so that a lane is a dimension
 //
-// Invariant: a query row walks its keys in spans of 64 at absolute positions with one fixed
-// sequence of operations (a running maximum per span), so that its result does not depend on
-// which rows share its block, on chunking, or on where its blocks lie.  Keys that a row may not
-// see have probability exactly 0 and change nothing.
+// Invariant: a query row processes its keys in spans of 64 at absolute positions, with one fixed
+// sequence of operations (a running maximum per span).  So its result does not depend on the other
+// rows of its block, on how the prompt is split, or on where its cache blocks lie.  Keys that a row
+// may not see get probability exactly 0 and change nothing.
 #pragma once
 #include <algorithm>
 
@@ -33,7 +33,8 @@ struct KvCache {
   half_t* value_tile(int tile, int head) const {
     return values + (size_t(tile) * size_t(heads) + size_t(head)) * size_t(dim) * kTokens;
   }
-  // Values beyond half precision are clamped: an infinity would outlive its sequence.
+  // Numbers beyond the range of half precision are clamped.  An infinity would outlive its sequence
+  // in the block, and a probability of 0 times infinity is NaN.
   void put(int64_t slot, int head, const float* k, const float* v) const {
     int tile = int(slot / kTokens), lane = int(slot % kTokens);
     half_t* to = key_tile(tile, head);
@@ -47,7 +48,7 @@ struct KvCache {
   static F16 clamp(F16 x) { return min(max(x, set1(-65504.0f)), set1(65504.0f)); }
 };
 
-// Scratch of one thread.
+// Scratch memory of one thread.
 struct AttentionScratch {
   alignas(64) float q[kMaxHeadDim * kBlockRows];       // [d][row], scaled
   alignas(64) float scores[kBlockRows * kSpan];        // then probabilities
@@ -57,8 +58,9 @@ struct AttentionScratch {
   int position[kBlockRows];
 };
 
-// `ahead`, if any, are tiles of the same size that are wanted next: they are fetched line by line
-// while this span is computed, so that memory and arithmetic overlap.
+// Scores of `Rows` query rows against the keys of `Tiles` tiles.
+// `ahead`, if not null, are the tiles of the same size that are needed next.  They are prefetched
+// line by line while this span is computed, so that memory and arithmetic overlap.
 template <int Rows, int Tiles>
 inline void scores_rows(const half_t* const* keys, const half_t* const* ahead, int dim,
                         const float* q, float* out) {
@@ -142,13 +144,14 @@ inline void values_up_to(int rows, const half_t* const* values, const half_t* co
   }
 }
 
-// What a query sees, and how.
+// Which keys a query sees, and the cap of its scores.
 struct View {
-  int window;  // keys, itself included; 0: all
-  float cap;   // of the scores (soft_cap); 0: none
+  int window;  // number of keys that a query sees, its own included; 0: all
+  float cap;   // argument of soft_cap; 0: no cap
 };
 
-// Scores of one span become probabilities; earlier output is rescaled to the new maximum.
+// Replaces the scores of one span by exp(score - maximum), and rescales the earlier output to the
+// new maximum.
 inline void softmax_row(AttentionScratch& s, int r, int start, int tiles, View view, int dim) {
   float* row = s.scores + r * kSpan;
   const int last = s.position[r], first = view.window > 0 ? last - view.window + 1 : 0;
@@ -181,7 +184,7 @@ inline void softmax_row(AttentionScratch& s, int r, int start, int tiles, View v
   store(s.sums + r * 16, total);
 }
 
-// The tiles of a sequence, in order.
+// Finds the tiles of a sequence, in order.
 struct BlockTable {
   const KvCache& cache;
   const int32_t* blocks;
@@ -191,7 +194,7 @@ struct BlockTable {
     int logical = position / kTokens, per_block = cache.tiles_per_block;
     return blocks[logical / per_block] * per_block + logical % per_block;
   }
-  // Keys of the span at `start`; tiles past `last` repeat the last one.
+  // Keys of the span at `start`.  Tiles past position `last` repeat the last tile.
   void keys(int start, int last, const half_t** out) const {
     for (int t = 0; t < kSpanTiles; ++t) {
       out[t] = cache.key_tile(tile(std::min(start + t * kTokens, last)), head);
@@ -207,8 +210,8 @@ struct BlockTable {
   }
 };
 
-// s.q, s.position and `rows` are set; leaves softmax(q K) V in s.out[row][0..dim).
-// `after`: keys of the span that the caller will need next, or null.
+// Writes softmax(q K) V to s.out[row][0..dim).  The caller has set s.q and s.position for `rows`
+// rows.  `after`: keys of the span that the caller needs next, or null.
 inline void attend(AttentionScratch& s, const BlockTable& table, int rows, View view,
                    const half_t* const* after) {
   const int dim = table.cache.dim;

@@ -1,10 +1,10 @@
-// Functions of vectors that layers apply between their products.
+// Vector functions that layers apply between their matrix products.
 #pragma once
 #include "simd.h"
 
 namespace sc {
 
-// Root mean square of a row, as the factor 1 / sqrt(mean + eps).
+// The factor that norms a row to a root mean square of one: 1 / sqrt(mean of squares + eps).
 inline float inverse_rms(const float* x, int n, float eps) {
   F16 squares = set1(0.0f);
   for (int i = 0; i < n; i += 16) {

@@ -1,5 +1,5 @@
-// What a model consists of and what a step is given.  Mirrored by ctypes in library.py: keep the
-// order.
+// The structures that describe a model and the input of a step.  bindings.py mirrors them with
+// ctypes: keep the order of the fields.
 #pragma once
 #include "matrix.h"
 
@@ -19,21 +19,22 @@ struct Config {
   const float* rotary_scales;        // [rotary_tables]
 };
 
-// A layer with experts has a router, and their matrices behind each other in gate, up and down.
+// A layer with experts has a router.  Its gate, up and down hold the matrices of all experts, one
+// behind the other.
 struct Layer {
   Matrix q, k, v, o, gate, up, down, router;
-  const float *attention_norm, *mlp_norm;          // [hidden], or null: the input as it is
-  const float *attention_out_norm, *mlp_out_norm;  // [hidden], or null: the output as it is
-  const float *q_norm, *k_norm;  // [head_dim], or of a whole row if whole_norms; or null
+  const float *attention_norm, *mlp_norm;          // [hidden], or null: no norm of the input
+  const float *attention_out_norm, *mlp_out_norm;  // [hidden], or null: no norm of the output
+  const float *q_norm, *k_norm;  // [head_dim]; [all heads] if whole_norms; or null
   int32_t whole_norms;
-  int32_t window;   // keys a query sees, itself included; 0: all
-  int32_t rotary;   // which table of frequencies; -1: no rotary embedding in this layer
-  int32_t experts;  // 0: one feed-forward block
+  int32_t window;   // number of keys that a query sees, its own included; 0: all
+  int32_t rotary;   // index of the table of frequencies; -1: no rotary embedding
+  int32_t experts;  // number of experts; 0: one feed-forward block
 
   bool has_out_norms() const { return attention_out_norm != nullptr; }
 };
 
-// What the time of a step goes to; the order is that of PARTS in library.py.
+// The parts of a step whose time is measured, in the order of PARTS in bindings.py.
 enum Part : int { kNorms, kQkv, kAttention, kOutput, kGateUp, kDown, kHead, kParts };
 
 struct Batch {

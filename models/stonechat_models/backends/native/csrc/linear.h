@@ -1,4 +1,4 @@
-// One linear layer at a time, for models whose other operators run elsewhere.
+// Runs one linear layer at a time, for models whose other operators run elsewhere.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace sc {
 
-// y[m][n] = x[m][k] W^T (+ bias) on a pool of threads; one call at a time.
+// Computes y[m][n] = x[m][k] W^T (+ bias) on a pool of threads, one call at a time.
 class LinearTeam {
  public:
   explicit LinearTeam(Pool* pool) : pool_(*pool), own_(size_t(pool->size())) {}
@@ -27,7 +27,7 @@ class LinearTeam {
   }
 
  private:
-  static constexpr int kOwnRows = 4;     // up to here each member quantises all rows for itself
+  static constexpr int kOwnRows = 4;     // up to here, each member quantises all rows itself
   static constexpr int kRowBlock = 128;  // rows whose activations stay in the L2 cache
 
   struct Own {
@@ -57,7 +57,8 @@ class LinearTeam {
 
   void quantise(const Act& act, int r) const {
     const float* row = x_ + size_t(r) * size_t(w_->k);
-    for (int i = 0; i < w_->k; i += kGroup) act.put(r, i / kGroup, load(row + i), load(row + i + 16));
+    for (int i = 0; i < w_->k; i += kGroup)
+      act.put(r, i / kGroup, load(row + i), load(row + i + 16));
   }
 
   void tile(const Act& act, int p, int r0, int rows) const {

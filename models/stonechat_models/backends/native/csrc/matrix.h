@@ -2,18 +2,19 @@
 //
 // A matrix W[n, k] is cut into panels of 16 output columns, so that a vector lane is a column:
 //   quantised kinds (groups g of 32 along k, half-precision scales):
-//     d[g][16], (m[g][16] for kAffine4,) padding to 64 bytes, then the codes of each group:
-//     8 bits: 8 x 64 bytes, byte [4 c + i] of row j is the code of column c at k = 4 j + i
+//     d[g][16], (m[g][16] for kAffine4,) padding to 64 bytes, then the quantised values of each
+//     group (`codes` in the source), as unsigned numbers u:
+//     8 bits: 8 x 64 bytes, byte [4 c + i] of row j is u of column c at k = 4 j + i
 //     4 bits: 4 x 64 bytes, the low nibbles of row j are 8-bit row 2 j, the high ones row 2 j + 1
 //   float kinds: [k][16]
-// A weight is d * (code - offset), or d * code + m for kAffine4.
+// A weight is d * (u - offset), or d * u + m for kAffine4.
 //
-// Activations are rows of groups of 48 bytes: 32 values int8 q with x ~ scale * q, then the scale
-// and two sums that the products need.  A row is thus written by one stream, and threads that
-// write different rows share no cache line.
+// A row of activations consists of groups of 48 bytes: 32 int8 values q with x ~ scale * q, then
+// the scale and two sums that the products need.  So a row is written as one stream, and threads
+// that write different rows share no cache line.
 //
 // Invariant: every output element is computed by one fixed sequence of operations over k, whatever
-// the number of rows, the thread or the tile: a row has the same bits alone and among others.
+// the number of rows, the thread or the tile.  So a row has the same bits alone and in any batch.
 #pragma once
 #include <cstddef>
 
@@ -25,7 +26,7 @@ enum Kind : int { kAffine4 = 0, kSymmetric4 = 1, kInt8 = 2, kBf16 = 3, kHalf = 4
 inline constexpr int kKinds = 6;
 inline constexpr int kPanel = 16;    // output columns of a panel
 inline constexpr int kGroup = 32;    // weights (and activations) that share a scale
-inline constexpr int kTileRows = 8;  // rows that meet a panel together
+inline constexpr int kTileRows = 8;  // rows that are multiplied by a panel together
 
 inline bool is_quantised(int kind) { return kind <= kInt8; }
 inline int code_bits(int kind) { return kind == kInt8 ? 8 : 4; }
@@ -60,11 +61,11 @@ struct ActGroup {
 };
 static_assert(sizeof(ActGroup) == 48);
 
-// Rows of k values, quantised and (if a float matrix reads them) as they are.
+// Rows of k values: quantised and, if a float matrix reads them, also as floats.
 struct Act {
   int k = 0;
   uint8_t* groups = nullptr;  // row r, group g: ActGroup at r * stride + g * 48
-  size_t stride = 0;          // an odd number of cache lines, so that rows differ in cache set
+  size_t stride = 0;          // an odd number of cache lines: rows fall into different cache sets
   float* f = nullptr;         // [row][k], or null
 
   static size_t row_stride(int k) {
@@ -97,7 +98,7 @@ struct Act {
     float top = reduce_max(max(abs(lo), abs(hi)));
     F16 inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
     F16 q_lo = round(mul(lo, inverse)), q_hi = round(mul(hi, inverse));
-    float total = reduce_add(add(q_lo, q_hi));  // whole numbers: exact
+    float total = reduce_add(add(q_lo, q_hi));  // integers: exact
     auto* out = reinterpret_cast<ActGroup*>(groups + size_t(row) * stride) + g;
     store_i8(out->q, q_lo);
     store_i8(out->q + 16, q_hi);
@@ -114,7 +115,7 @@ struct Act {
 
 // ---------------------------------------------------------------- products
 
-// acc[r] += rows r0..r0+Rows-1 of x times one panel.
+// acc[r] += (row r0 + r of x) . one panel, for r < Rows.
 template <int KindOf, int Rows>
 inline void quantised_panel(const uint8_t* panel, const Act& x, int r0, F16* acc) {
   constexpr int kBits = KindOf == kInt8 ? 8 : 4;
@@ -204,7 +205,7 @@ inline void panel_rows(const uint8_t* panel, const Act& x, int r0, F16* acc) {
   else float_panel<KindOf, Rows>(panel, x, r0, acc);
 }
 
-// rows <= kRowsPerKernel
+// Requires rows <= kRowsPerKernel.
 template <int KindOf, int Rows = kRowsPerKernel>
 inline void panel_up_to(const uint8_t* panel, const Act& x, int r0, int rows, F16* acc) {
   if constexpr (Rows > 1) {
@@ -221,7 +222,7 @@ inline void panel_tile(const uint8_t* panel, const Act& x, int r0, int rows, F16
   }
 }
 
-// out[r] = (row r0 + r) . panel p + bias, for at most 8 rows.
+// out[r] = (row r0 + r of x) . panel p + bias, for at most 8 rows.
 inline void multiply(const Matrix& w, int p, const Act& x, int r0, int rows, F16* out) {
   F16 start = w.bias ? load(w.bias + p * kPanel) : set1(0.0f);
   for (int r = 0; r < rows; ++r) out[r] = start;
@@ -236,7 +237,7 @@ inline void multiply(const Matrix& w, int p, const Act& x, int r0, int rows, F16
   }
 }
 
-// Row i of W as floats: an embedding lookup.
+// Writes row i of W as floats: an embedding lookup.
 inline void read_row(const Matrix& w, int i, float* out) {
   const uint8_t* panel = w.panel(i / kPanel);
   const size_t c = size_t(i % kPanel), groups = size_t(w.k / kGroup);

@@ -1,13 +1,14 @@
 // A decoder-only transformer like Llama: one call runs one step for all its rows.
 //
-// The step is one job of the thread pool; members share out the items of each phase through a
-// work queue and meet at barriers.  Phases of a layer:
+// A step is one job of the thread pool.  The members take the items of each phase from a work queue
+// and wait for each other at barriers.  Phases of a layer:
 //   norm + quantise | q k v products | rotary + cache write | attention + quantise |
 //   output product + residual | norm + quantise | gate, up, SwiGLU + quantise | down + residual
-// With few rows every member norms all rows for itself, and with one token a sequence the rotary
-// phase is part of attention's items, which saves barriers.  Norms of outputs (Gemma) and of whole
-// query and key rows (OLMo 2) are phases of their own.  Layers with experts replace the last two
-// phases: router product | choice | grouping | gathering | gate, up | down | weighted sum.
+// With few rows, every member norms all rows itself.  With one token per sequence, the items of
+// attention include the rotary phase.  Both save barriers.  Norms of outputs (Gemma) and of whole
+// query and key rows (OLMo 2) are separate phases.  In layers with experts, the last two phases are
+// replaced by:
+//   router product | choice | grouping | gathering | gate, up | down | weighted sum
 #pragma once
 #include <chrono>
 #include <memory>
@@ -34,7 +35,7 @@ class Model {
   Matrix embedding, head;
   const float* final_norm = nullptr;
 
-  // Seconds spent in each part so far, as member 0 sees it: its waits for the others included.
+  // Seconds that member 0 has spent in each part so far, its waits for the others included.
   const double* seconds() const { return seconds_; }
 
   void forward(const Batch& batch) {
@@ -92,7 +93,7 @@ class Model {
     }
   }
 
-  // A slot is a row at one of its experts.
+  // A slot is one row at one of its experts.
   void reserve_experts(int experts, bool in, bool mid) {
     const int slots = capacity_ * c_.experts_per_token;
     routing_.reserve(capacity_, c_.experts_per_token, experts);
@@ -192,7 +193,8 @@ class Model {
 
   void norm_row(const float* x, const float* weight, const Act& to, int row) const {
     if (weight == nullptr) {
-      for (int i = 0; i < c_.hidden; i += kGroup) to.put(row, i / kGroup, load(x + i), load(x + i + 16));
+      for (int i = 0; i < c_.hidden; i += kGroup)
+        to.put(row, i / kGroup, load(x + i), load(x + i + 16));
       return;
     }
     F16 factor = set1(inverse_rms(x, c_.hidden, c_.rms_eps));
@@ -217,8 +219,9 @@ class Model {
     return in_;
   }
 
-  // Calls body(panel, first row, rows) for all panels and tiles of rows.  An item is a run of panels for a block
-  // of rows; a panel meets all row tiles of its block while it is in the L1 cache.
+  // Calls body(panel, first row, rows) for all panels and tiles of rows.  An item is a run of
+  // panels for a block of rows.  A panel is multiplied by all row tiles of its block while it is in
+  // the L1 cache.
   template <class Body>
   void each_panel(int phase, int panels, int rows, Body body) {
     const int chunk = std::max(1, std::min(32, panels / (pool_.size() * 6)));
@@ -234,7 +237,8 @@ class Model {
     }
   }
 
-  // Columns p * 16 ... of a row-major output; the last panel may be partly padding.
+  // Stores 16 columns from `column` on in a row of `columns` columns.  The last panel may be partly
+  // padding, which is not stored.
   static void put_columns(float* out, int column, int columns, F16 x) {
     if (column + kPanel <= columns) return store(out + column, x);
     float t[kPanel];
@@ -258,8 +262,8 @@ class Model {
     });
   }
 
-  // Adds x W to the hidden rows, through `norm` if there is one, which takes a
-  // second phase.
+  // Adds x W^T, times the residual scale, to the hidden rows.  A `norm` that is not null is applied
+  // first, in a second phase.
   void add_product(const Matrix& w, const Act& x, const float* norm, int phase) {
     const size_t width = size_t(c_.hidden);
     const F16 scale = set1(c_.residual_scale);
@@ -283,7 +287,8 @@ class Model {
     }
   }
 
-  // 32 columns of gate and of up for a tile of rows: one group of the activations that `down` reads.
+  // Computes 32 columns of gate and of up for a tile of rows: one group of the activations that
+  // `down` reads.
   template <bool Gelu>
   static void gate_up_tile(const Layer& l, int panel, const Act& x, int r0, int rows, const Act& to,
                            int g) {
@@ -307,7 +312,7 @@ class Model {
 
   // ------------------------------------------------------------- experts
 
-  // Takes seven phases.
+  // Uses seven phases, from `phase` on.
   void experts(const Layer& l, const Act& x, int member, int phase) {
     const int tokens = batch_->tokens;
     each_panel(phase, l.router.panels(), tokens, [&](int p, int r0, int rows) {
@@ -346,7 +351,7 @@ class Model {
     for (int t; queue_.next(phase + 6, tokens, &t);) add_experts(t);
   }
 
-  // The outputs of a row's experts, in the experts' order.
+  // Adds the weighted outputs of a row's experts to the hidden row, in the experts' order.
   void add_experts(int t) {
     float* to = hidden_.data() + size_t(t) * size_t(c_.hidden);
     for (int i = 0; i < c_.hidden; i += 16) {
@@ -360,7 +365,7 @@ class Model {
     }
   }
 
-  // As each_panel, for the slots of each expert; calls body(expert, panel, first slot, slots).
+  // Like each_panel, for the slots of each expert: calls body(expert, panel, first slot, slots).
   template <class Body>
   void each_expert_panel(int phase, int panels, Body body) {
     const auto& blocks = routing_.blocks();
@@ -413,7 +418,7 @@ class Model {
     }
   }
 
-  // Query and key rows of all heads at once.
+  // Norms the query and key rows over all heads at once.
   void norm_whole(const Layer& l, int phase) {
     for (int t; queue_.next(phase, batch_->tokens, &t);) {
       float* row = qkv_.data() + size_t(t) * size_t(qkv_size());
@@ -422,7 +427,8 @@ class Model {
     }
   }
 
-  // Query heads of group h in place; the key and the value into the cache.
+  // Norms and rotates the query heads of group h of token t, in place.  Does the same to the key,
+  // then writes key and value to the cache.
   void rotate_and_store(const Layer& l, const KvCache& cache, int t, int h) {
     const int group = c_.heads / c_.kv_heads, dim = c_.head_dim;
     float* row = qkv_.data() + size_t(t) * size_t(qkv_size());
@@ -452,7 +458,7 @@ class Model {
     const int group = c_.heads / c_.kv_heads;
     int step = 1;
     while (step * 2 * group <= kBlockRows) step *= 2;
-    int base = 0, i = 0;  // items of the sequences before i
+    int base = 0, i = 0;  // number of items of the sequences before i
     for (int n; queue_.next(phase, INT32_MAX, &n);) {
       int items = 0, blocks = 0;
       for (; i < batch_->sequences; ++i, base += items) {
@@ -461,15 +467,15 @@ class Model {
         if (n < base + items) break;
       }
       if (i == batch_->sequences) return;
-      const int block = blocks - 1 - (n - base) / c_.kv_heads;  // the longest first
+      const int block = blocks - 1 - (n - base) / c_.kv_heads;  // the most keys first
       const int from = batch_->query_start[i] + block * step;
       const int to = std::min(batch_->query_start[i + 1], from + step);
       attend_item(l, cache, s, {i, (n - base) % c_.kv_heads, from, to}, nullptr);
     }
   }
 
-  // One token a sequence: the item also rotates its heads and writes the cache, and the keys that
-  // the next item starts with are fetched meanwhile.
+  // For one token per sequence.  Each item also rotates its heads and writes to the cache.
+  // Meanwhile the first keys of the next item are prefetched.
   void attention_decode(const Layer& l, const KvCache& cache, AttentionScratch& s, int phase) {
     const int items = batch_->sequences * c_.kv_heads;
     int n;
@@ -498,7 +504,8 @@ class Model {
       for (int d = 0; d < dim; ++d) s.q[d * kBlockRows + r] = q[d] * c_.attention_scale;
       s.position[r] = int(batch_->positions[t]);
     }
-    attend(s, {cache, blocks_of(item.sequence), item.head}, rows, {l.window, c_.attention_cap}, after);
+    attend(s, {cache, blocks_of(item.sequence), item.head}, rows, {l.window, c_.attention_cap},
+           after);
     for (int r = 0; r < rows; ++r) {
       const int t = item.from + r / group, head = item.head * group + r % group;
       const float* out = s.out + r * kMaxHeadDim;
@@ -520,7 +527,7 @@ class Model {
   bool decode_only_ = false, own_norms_ = false;
   int capacity_ = 0, phases_ = 0;
   std::vector<float> hidden_, qkv_, rope_;
-  std::vector<float> branch_;  // outputs before their norm, or of the experts' slots
+  std::vector<float> branch_;  // outputs that await their norm, or outputs of the experts' slots
   Act in_, attended_, mlp_;
   std::vector<uint8_t> in_memory_, attended_memory_, mlp_memory_;
   Routing routing_;

@@ -1,4 +1,4 @@
-// Repacks rows of weights, as they lie in a file, into panels (matrix.h).
+// Repacks rows of weights from the layout of a file into panels (matrix.h).
 #pragma once
 #include <algorithm>
 
@@ -13,7 +13,7 @@ inline int block_bytes(int source) { return source == kQ4_1 ? 20 : source == kQ4
 
 struct GroupCodes {
   half_t d, m;
-  uint8_t code[kGroup];  // code + offset, one a byte
+  uint8_t code[kGroup];  // quantised value + offset, one per byte
 };
 
 // w ~ d * q with q in [-127, 127].
@@ -38,7 +38,7 @@ inline float affine4_error(const float* w, float d, float m) {
   return error;
 }
 
-// w ~ d * q + m with q in [0, 15]: the range of w, shrunk at either end where that lowers the
+// w ~ d * q + m with q in [0, 15].  The range of w is shrunk at either end if that lowers the
 // squared error.
 inline void encode_affine4(const float* w, GroupCodes* out) {
   float low = w[0], high = w[0];
@@ -46,7 +46,8 @@ inline void encode_affine4(const float* w, GroupCodes* out) {
   float best = INFINITY, d = 0.0f, m = 0.0f;
   for (int a = 0; a < 5; ++a) {
     for (int b = 0; b < 5; ++b) {
-      float from = low + (high - low) * 0.03f * float(a), to = high - (high - low) * 0.03f * float(b);
+      float from = low + (high - low) * 0.03f * float(a),
+            to = high - (high - low) * 0.03f * float(b);
       half_t dh = to_half((to - from) / 15.0f), mh = to_half(from);
       float error = affine4_error(w, half_value(dh), half_value(mh));
       if (error < best) best = error, out->d = dh, out->m = mh;
@@ -71,7 +72,8 @@ inline void read_floats(int source, const uint8_t* row, int from, int count, flo
   }
 }
 
-// Group g of a row that is a GGUF block of the same kind, straight into the panel's codes.
+// Copies one group of a row, a GGUF block of the same kind, into column c of the panel without
+// quantising it again.
 inline void copy_block(int source, const uint8_t* block, size_t c, half_t* d, half_t* m,
                        uint8_t* codes) {
   std::memcpy(d, block, 2);
@@ -111,7 +113,7 @@ struct PackJob {
   uint8_t* out;
 };
 
-// Column c of panel p for one row of a float kind.
+// Writes one row into column c of a panel of a float kind.
 inline void pack_float_row(const PackJob& job, const uint8_t* row, size_t c, uint8_t* panel) {
   for (int i = 0; i < job.k; ++i) {
     float w;

@@ -1,8 +1,8 @@
 // A team of threads that runs one job at a time; the calling thread is member 0.
 //
-// Waiting spins for a bounded time only: idle workers then sleep on a condition variable, and
-// members at a barrier give up their core with sched_yield, so that other threads of the process
-// (Python's event loop) get to run when cores are shared.
+// A waiting thread spins for a limited time only.  Then an idle worker sleeps on a condition
+// variable, and a member at a barrier gives up its core with sched_yield.  So other threads of the
+// process (Python's event loop) can run when cores are shared.
 #pragma once
 #include <sched.h>
 
@@ -106,7 +106,7 @@ class Pool {
   std::vector<std::thread> threads_;
 };
 
-// Hands out items 0..n-1 of the phases of a job: members call next() until it returns false.
+// Hands out items 0..n-1 of each phase of a job.  Members call next() until it returns false.
 class WorkQueue {
  public:
   void reset(int phases) {

@@ -1,4 +1,4 @@
-// Which experts the rows of a step go to, and the rows of each expert behind each other.
+// Chooses the experts for each row of a step, and sorts the rows by expert.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -22,8 +22,9 @@ class Routing {
     used_.resize(size_t(experts) + 1);
   }
 
-  // The experts of a row with the largest logits (of equal ones the first), in their order, and
-  // their share of the softmax over all; `rescale` makes the shares add up to one.
+  // Chooses the experts with the largest logits for a row (of equal ones the first), in ascending
+  // order.  Their weights are their shares of the softmax over all experts.  `rescale` makes these
+  // add up to one.
   void choose(int row, const float* logits, int experts, bool rescale) {
     int* expert = expert_.data() + row * chosen_;
     float* weight = weight_.data() + row * chosen_;
@@ -45,7 +46,8 @@ class Routing {
     for (int i = 0; i < count; ++i) weight[i] = std::exp(logits[expert[i]] - top) / total;
   }
 
-  // Sorts the chosen experts of `rows` rows by expert, in blocks of at most `block` slots.
+  // Gives each pair of a row and a chosen expert a slot, sorted by expert.  Splits the slots of
+  // each expert into blocks of at most `block`.
   void group(int rows, int experts, int block) {
     std::fill(used_.begin(), used_.end(), 0);
     for (int i = 0; i < rows * chosen_; ++i) ++used_[size_t(expert_[size_t(i)]) + 1];

@@ -1,13 +1,13 @@
 // Sixteen-lane vectors: F16 (float), I16 (int32), and the few operations the kernels need.
 //
-// Three backends with the same interface, chosen by what the compiler may use:
-//   AVX-512 with VNNI   one register a vector
-//   AVX2, FMA, F16C     two registers a vector
+// There are three backends with the same interface.  The compiler's target selects one:
+//   AVX-512 with VNNI   one register per vector
+//   AVX2, FMA, F16C     two registers per vector
 //   plain C++           arrays, left to the compiler
 //
-// dot4<Bits>(acc, w, x): lane i of acc += w[4i..4i+3] . x[0..3], exact; w is unsigned of Bits bits
-// (8-bit weights are stored as q + 128), x is int8 in [-127, 127].  If kSignedDot8 the 8-bit
-// product is with q itself; else it is with q + 128, and the caller starts from -128 * sum(x).
+// dot4<Bits>(acc, w, x): lane i of acc += w[4i..4i+3] . x[0..3], exact.  w holds unsigned numbers
+// of Bits bits (8-bit weights are stored as q + 128).  x is int8 in [-127, 127].  If kSignedDot8,
+// the 8-bit product uses q itself; else it uses q + 128, and the caller starts from -128 * sum(x).
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -270,7 +270,7 @@ inline I16 dot4(I16 acc, B64 w, int32_t x) {
 }
 #endif
 
-// Lanes are folded in halves, always in this order.
+// Adds the lanes by folding halves, always in this order.
 inline float reduce_add(F16 a) {
 #if SC_AVX512
   return _mm512_reduce_add_ps(a.v);
@@ -313,7 +313,7 @@ inline F16 exp(F16 x) {
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
-// Into the L2 cache: what is wanted after the next few thousand cycles.  Any address will do.
+// Prefetches into the L2 cache what is needed in a few thousand cycles.  Any address is allowed.
 inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 inline float half_value(half_t h) {

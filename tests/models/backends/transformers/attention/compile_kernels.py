@@ -1,7 +1,7 @@
-"""Compiles the Triton kernels for GPUs that need not be there; run by `test_triton_compiles`.
+"""Compiles the Triton kernels for GPUs that need not be present. `test_triton_compiles` runs it.
 
-Prints one JSON object a kernel: its name, what it was compiled for, its shared memory in bytes,
-whether its machine code uses tensor cores, and the bytes of its threads' stacks.
+Prints one JSON object per kernel: its name, what it was compiled for, its shared memory in bytes,
+whether its machine code uses tensor cores or converts float8, and the stack bytes of its threads.
 """
 
 import json
@@ -38,7 +38,7 @@ ELEMENTS = {
     torch.float32: "fp32",
     torch.float8_e4m3fn: "fp8e4nv",
 }
-OWN_DTYPE = {"query", "sinks", "output"}
+QUERY_DTYPE = {"query", "sinks", "output"}
 KV_DTYPE = {"keys", "values"}
 FUSED = {
     "x",
@@ -70,7 +70,7 @@ def argument_type(
 ) -> str:
     if name in constants:
         return "constexpr"
-    if name in OWN_DTYPE | FUSED:
+    if name in QUERY_DTYPE | FUSED:
         return f"*{ELEMENTS[dtype]}"
     if name in KV_DTYPE:
         return f"*{ELEMENTS[kv_dtype]}"
@@ -114,15 +114,15 @@ def compile_kernel(
 
 
 def stack_bytes(cubin: bytes) -> int:
-    """Bytes a thread keeps outside its registers, which is where it spills them to."""
+    """Bytes per thread outside its registers, to which it spills registers."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run(
+        dump = subprocess.run(
             [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         )
-    return max(int(n) for n in re.findall(r"STACK:(\d+)", done.stdout))
+    return max(int(n) for n in re.findall(r"STACK:(\d+)", dump.stdout))
 
 
 def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None:
@@ -154,7 +154,7 @@ def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None
     }
     launch = (tile.num_warps, tile.num_stages, capability, kv_dtype)
     compile_kernel(prefill_kernel, dtype, constants, *launch)
-    if kv_dtype is not None:  # the sum of splits reads neither keys nor values
+    if kv_dtype is not None:  # the combining kernel reads neither keys nor values
         return
     constants = {"NUM_SPLITS": 16, "DV": size, "BLOCK_DV": padded, "HAS_SINKS": True}
     compile_kernel(combine_kernel, dtype, constants, 4, 2, capability)
@@ -168,10 +168,10 @@ def compile_fused(dtype, capability) -> None:
         gated = {"SIZE": 14336, "BLOCK": 1024, "GELU": gelu}
         compile_kernel(gated_kernel, dtype, gated, 4, 3, capability)
     for size in (128, 256, 80):
-        compile_turn(dtype, dtype, capability, size)
+        compile_rotary(dtype, dtype, capability, size)
 
 
-def compile_turn(dtype, kv_dtype, capability, size) -> None:
+def compile_rotary(dtype, kv_dtype, capability, size) -> None:
     constants = {
         "HEADS": 32,
         "KV_HEADS": 8,
@@ -197,4 +197,4 @@ if __name__ == "__main__":
     for capability in (80, 90):
         compile_fused(torch.bfloat16, capability)
     for capability in (89, 90):
-        compile_turn(torch.bfloat16, torch.float8_e4m3fn, capability, 128)
+        compile_rotary(torch.bfloat16, torch.float8_e4m3fn, capability, 128)

@@ -1,6 +1,7 @@
-"""What flashinfer-python 0.7.2 documents of its prefill wrapper, in plain loops.
+"""The prefill wrapper that flashinfer-python 0.7.2 documents, in plain loops.
 
-`plan` and `run` have the parameters, in their order, that the real ones have up to those used.
+`plan` and `run` have the parameters of the real methods, in the same order, up to the last one that
+is used.
 """
 
 import math
@@ -75,10 +76,10 @@ class BatchPrefillWithPagedKVCacheWrapper:
                 last = position + 1 if self.causal else length
                 first = max(0, position - self.window_left) if self.window_left >= 0 else 0
                 for head in range(heads):
-                    own = head // (heads // kv_heads)
-                    scores = key[first:last, own] @ q[row, head].double() * self.scale
+                    kv_head = head // (heads // kv_heads)
+                    scores = key[first:last, kv_head] @ q[row, head].double() * self.scale
                     if self.soft_cap > 0:
                         scores = self.soft_cap * torch.tanh(scores / self.soft_cap)
-                    out[row, head] = (scores.softmax(0) @ value[first:last, own]).to(out.dtype)
+                    out[row, head] = (scores.softmax(0) @ value[first:last, kv_head]).to(out.dtype)
         self.num_runs += 1
         return out

@@ -14,7 +14,7 @@ def packed_batch(
     generator: torch.Generator,
     device: str = "cpu",
 ) -> ForwardBatch:
-    """`lengths` are (query tokens, context length) of each sequence; blocks are scattered."""
+    """`lengths` are (query tokens, context length) per sequence. Blocks are scattered."""
     query_start = [0, *itertools.accumulate(q for q, _ in lengths)]
     context_lens = [context for _, context in lengths]
     free = torch.randperm(num_blocks, generator=generator).tolist()

@@ -16,7 +16,7 @@ NUM_BLOCKS = 40
 
 
 def make_batch(lengths: list[tuple[int, int]], generator) -> ForwardBatch:
-    """`lengths` are (query tokens, context length) of each sequence; blocks are scattered."""
+    """`lengths` are (query tokens, context length) per sequence. Blocks are scattered."""
     query_start = [0, *itertools.accumulate(q for q, _ in lengths)]
     context_lens = [context for _, context in lengths]
     free = torch.randperm(NUM_BLOCKS, generator=generator).tolist()
@@ -55,15 +55,17 @@ def attend_by_hand(query, keys, values, batch, spec):
         for row, head in itertools.product(range(start, end), range(query.shape[1])):
             position = context - (end - row)
             first = 0 if spec.sliding_window is None else position - spec.sliding_window + 1
-            seen = slot[max(0, first) : position + 1]
-            scores = keys[seen, head // groups].double() @ query[row, head].double() * spec.scaling
+            visible = slot[max(0, first) : position + 1]
+            scores = (
+                keys[visible, head // groups].double() @ query[row, head].double() * spec.scaling
+            )
             if spec.softcap is not None:
                 scores = spec.softcap * torch.tanh(scores / spec.softcap)
             weights = scores.exp()
             total = weights.sum()
             if spec.sinks is not None:
                 total = total + spec.sinks[head].double().exp()
-            output[row, head] = (weights / total) @ values[seen, head // groups].double()
+            output[row, head] = (weights / total) @ values[visible, head // groups].double()
     return output
 
 

@@ -1,4 +1,4 @@
-"""The FlashInfer backend over a module that computes what FlashInfer documents."""
+"""The FlashInfer backend, with a stand-in module that computes what FlashInfer documents."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ DECODES = [(1, 9), (1, 33)]
 CPU = torch.device("cpu")
 
 
-class Counting(SdpaBackend):
+class CountingBackend(SdpaBackend):
     num_calls = 0
 
     def attend(self, *args):
@@ -44,7 +44,7 @@ def backend(wrappers, monkeypatch):
         return wrappers[-1]
 
     library = SimpleNamespace(BatchPrefillWithPagedKVCacheWrapper=wrapper)
-    return FlashInferBackend(library, Counting(), CPU)
+    return FlashInferBackend(library, CountingBackend(), CPU)
 
 
 def inputs(lengths, *, sizes=(64, 64), dtype=torch.bfloat16, block_size=16):
@@ -71,10 +71,10 @@ SPECS = {
 
 @pytest.mark.parametrize("lengths", [PREFILLS, MIXED], ids=["prefill", "mixed"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_results_are_the_reference_ones(backend, wrappers, lengths, spec):
-    query, *rest = inputs(lengths)
-    actual = backend.attend(query, *rest, spec)
-    expected = SdpaBackend().attend(query.double(), *rest, spec)
+def test_results_equal_the_reference(backend, wrappers, lengths, spec):
+    query, *cache_and_batch = inputs(lengths)
+    actual = backend.attend(query, *cache_and_batch, spec)
+    expected = SdpaBackend().attend(query.double(), *cache_and_batch, spec)
     assert actual.dtype == torch.bfloat16
     torch.testing.assert_close(actual.double(), expected, atol=1e-2, rtol=1e-2)
     assert wrappers[0].num_runs == 1
@@ -100,13 +100,13 @@ def test_a_step_is_planned_once_for_all_layers_of_a_kind(backend, wrappers):
     ],
     ids=["float32", "other values", "head size", "sinks"],
 )
-def test_what_it_does_not_serve_goes_to_the_fallback(backend, wrappers, changes, spec):
+def test_unsupported_layers_use_the_fallback(backend, wrappers, changes, spec):
     backend.attend(*inputs(PREFILLS, **changes), spec)
     assert backend._fallback.num_calls == 1
     assert wrappers == []
 
 
-def test_decoding_goes_to_the_fallback(backend, wrappers):
+def test_decoding_uses_the_fallback(backend, wrappers):
     backend.attend(*inputs(DECODES), SPECS["plain"])
     assert backend._fallback.num_calls == 1
     assert wrappers == []

@@ -1,4 +1,4 @@
-"""The parity check of attention backends at the start, with backends that compute wrongly."""
+"""The parity check of attention backends at start, with backends that compute wrong results."""
 
 from dataclasses import replace
 
@@ -29,8 +29,8 @@ def parity_check(dtype=torch.float32, kinds=KINDS, kv_dtype=None):
     return ParityCheck(CPU, dtype, kv_dtype or dtype, 16, kinds)
 
 
-class Lying(SdpaBackend):
-    """The reference but for one thing."""
+class FaultyBackend(SdpaBackend):
+    """The reference backend with one fault."""
 
     def __init__(self, change_spec=lambda spec: spec, change_output=lambda batch, output: output):
         self.change_spec = change_spec
@@ -47,22 +47,22 @@ def is_prefill(batch):
 
 def one_token_zeroed(batch, output):
     if is_prefill(batch):
-        output[75] = 0  # in the chunk behind a cached prefix
+        output[75] = 0  # in a chunk after a cached prefix
     return output
 
 
-LIES = {
-    "no window": Lying(lambda spec: replace(spec, sliding_window=None)),
-    "window off by one": Lying(
+FAULTY_BACKENDS = {
+    "no window": FaultyBackend(lambda spec: replace(spec, sliding_window=None)),
+    "window off by one": FaultyBackend(
         lambda spec: spec if spec.sliding_window is None else replace(spec, sliding_window=99)
     ),
-    "no soft cap": Lying(lambda spec: replace(spec, softcap=None)),
-    "no sinks": Lying(lambda spec: replace(spec, sinks=None)),
-    "scaling": Lying(lambda spec: replace(spec, scaling=spec.scaling * 1.5)),
-    "heads swapped": Lying(change_output=lambda batch, output: output.flip(1)),
-    "one token": Lying(change_output=one_token_zeroed),
-    "NaN": Lying(change_output=lambda batch, output: output.log()),
-    "shape": Lying(change_output=lambda batch, output: output[:, :1]),
+    "no soft cap": FaultyBackend(lambda spec: replace(spec, softcap=None)),
+    "no sinks": FaultyBackend(lambda spec: replace(spec, sinks=None)),
+    "scaling": FaultyBackend(lambda spec: replace(spec, scaling=spec.scaling * 1.5)),
+    "heads swapped": FaultyBackend(change_output=lambda batch, output: output.flip(1)),
+    "one token": FaultyBackend(change_output=one_token_zeroed),
+    "NaN": FaultyBackend(change_output=lambda batch, output: output.log()),
+    "shape": FaultyBackend(change_output=lambda batch, output: output[:, :1]),
 }
 
 
@@ -76,7 +76,7 @@ def test_right_backends_pass_with_a_float8_cache():
     parity_check(torch.bfloat16, kv_dtype=torch.float8_e4m3fn).run(BatchedBackend())
 
 
-@pytest.mark.parametrize("backend", LIES.values(), ids=LIES)
+@pytest.mark.parametrize("backend", FAULTY_BACKENDS.values(), ids=FAULTY_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_wrong_results_are_found(backend, dtype):
     with pytest.raises(ParityError, match=r"is off by [\d.inf]+ of a token's largest number"):
@@ -90,7 +90,7 @@ def test_triton_passes_in_the_interpreter():
     parity_check(torch.bfloat16).run(TritonBackend(16))
 
 
-def test_a_models_kinds_of_layers_are_tried():
+def test_every_kind_of_a_models_layers_is_checked():
     probe = ProbeContext([0, 3])
     plain = AttentionSpec(0.1)
     specs = [plain, plain, replace(plain, sliding_window=8), plain]
@@ -103,15 +103,15 @@ def test_a_models_kinds_of_layers_are_tried():
     }
 
 
-class Raising(SdpaBackend):
+class RaisingBackend(SdpaBackend):
     def attend(self, *args):
         raise RuntimeError("no kernel image is available\nand pages of more")
 
 
 @pytest.fixture
-def offered(monkeypatch):
-    """Backends that `choose_attention` finds, by name, as if on CUDA; trials run on the CPU."""
-    backends = {"triton": Lying(), "batched": Lying(), "sdpa": Lying()}
+def fake_backends(monkeypatch):
+    """The backends that `choose_attention` builds, by name. Parity checks run on the CPU."""
+    backends = {"triton": FaultyBackend(), "batched": FaultyBackend(), "sdpa": FaultyBackend()}
     reasons = {"flashinfer": "FlashInfer is not installed"}
     monkeypatch.setattr(choose, "_build", lambda name, device: backends[name])
     monkeypatch.setattr(choose, "_why_not", lambda name, device: reasons.get(name))
@@ -121,42 +121,46 @@ def offered(monkeypatch):
 CUDA = torch.device("cuda", 0)
 
 
-def test_auto_falls_back_and_tells_why(offered):
-    said = []
-    offered["triton"] = LIES["heads swapped"]
-    chosen = choose.choose_attention("auto", CUDA, parity_check(), said.append)
-    assert chosen is offered["batched"]
-    (line,) = said
-    assert line.startswith("not using triton attention: decode of 8 heads of 64 over 2")
-    offered["batched"] = Raising()
-    assert choose.choose_attention("auto", CUDA, parity_check(), said.append) is offered["sdpa"]
-    assert said[-1] == "not using batched attention: no kernel image is available"
+def test_auto_falls_back_and_reports_why(fake_backends):
+    lines = []
+    fake_backends["triton"] = FAULTY_BACKENDS["heads swapped"]
+    chosen = choose.choose_attention("auto", CUDA, parity_check(), lines.append)
+    assert chosen is fake_backends["batched"]
+    (line,) = lines
+    assert line.startswith(
+        "not using triton attention: decode of 8 query and 2 KV heads of size 64"
+    )
+    fake_backends["batched"] = RaisingBackend()
+    assert (
+        choose.choose_attention("auto", CUDA, parity_check(), lines.append) is fake_backends["sdpa"]
+    )
+    assert lines[-1] == "not using batched attention: no kernel image is available"
 
 
-def test_nothing_works(offered):
-    offered.update(dict.fromkeys(offered, Raising()))
+def test_nothing_works(fake_backends):
+    fake_backends.update(dict.fromkeys(fake_backends, RaisingBackend()))
     with pytest.raises(ModelLoadError, match=r"no attention .* sdpa: no kernel image is available"):
         choose.choose_attention("auto", CUDA, parity_check())
 
 
-def test_who_insists_gets_an_error_with_the_figures(offered):
-    offered["triton"] = LIES["NaN"]
-    with pytest.raises(ModelLoadError, match=r"triton attention .* off by inf .* 0\.001 is round"):
+def test_a_named_backend_that_fails_raises_with_the_figures(fake_backends):
+    fake_backends["triton"] = FAULTY_BACKENDS["NaN"]
+    with pytest.raises(ModelLoadError, match=r"triton attention .* off by inf .* explains 0\.001"):
         choose.choose_attention("triton", CUDA, parity_check())
 
 
-def test_what_is_right_is_taken(offered):
-    assert choose.choose_attention("auto", CUDA, parity_check()) is offered["triton"]
-    assert choose.choose_attention("auto", CUDA) is offered["triton"]
+def test_the_first_right_backend_is_chosen(fake_backends):
+    assert choose.choose_attention("auto", CUDA, parity_check()) is fake_backends["triton"]
+    assert choose.choose_attention("auto", CUDA) is fake_backends["triton"]
 
 
-def test_nothing_is_tried_elsewhere():
+def test_nothing_is_checked_on_other_devices():
     assert choose.choose_attention("auto", CPU, parity_check()).name == "batched"
     assert choose.choose_attention("sdpa", CPU, parity_check()).name == "sdpa"
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
-def test_the_trial_of_a_model_is_of_its_own_layers(family):
+def test_the_parity_check_of_a_model_has_its_own_kinds_of_layers(family):
     from stonechat_models.backends.transformers.model import TransformersModel
     from tests.models.engines import model_info
     from tests.models.tiny_models import tiny_model

@@ -1,7 +1,7 @@
 """The Triton kernels against the reference backend in float64.
 
-Without CUDA they run in Triton's interpreter, which shows that their results are right, not that
-they compile or how fast they are.
+Without CUDA they run in Triton's interpreter. That shows that their results are right, but not that
+they compile, or how fast they are.
 """
 
 from dataclasses import replace
@@ -44,18 +44,18 @@ def check(
     def random(*shape):
         return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE)
 
-    # Laid out [H, T, D] like a model's projections after its rotary embedding.
+    # Laid out [H, T, D], as a model's projections are after RoPE.
     query = random(heads[0], batch.num_tokens, sizes[0]).transpose(0, 1)
     keys = random(num_blocks * block_size, heads[1], sizes[0]).to(kv_dtype or dtype)
     values = random(num_blocks * block_size, heads[1], sizes[1]).to(kv_dtype or dtype)
     if "sinks" in spec:
         spec["sinks"] = random(heads[0])
-    full = AttentionSpec(**{"scaling": sizes[0] ** -0.5, **spec})
+    full_spec = AttentionSpec(**{"scaling": sizes[0] ** -0.5, **spec})
     kv = LayerKV(keys, values, block_size)
-    actual = TritonBackend(num_programs).attend(query, kv, batch, full)
-    if full.sinks is not None:
-        full = replace(full, sinks=full.sinks.double())
-    expected = SdpaBackend().attend(query.double(), kv, batch, full)
+    actual = TritonBackend(num_programs).attend(query, kv, batch, full_spec)
+    if full_spec.sinks is not None:
+        full_spec = replace(full_spec, sinks=full_spec.sinks.double())
+    expected = SdpaBackend().attend(query.double(), kv, batch, full_spec)
     assert actual.dtype == dtype
     assert actual.is_contiguous()
     error = (actual.double() - expected).abs().max() / expected.abs().max()
@@ -107,7 +107,7 @@ def test_sliding_window(window):
     ids=lambda spec: "-".join(spec),
 )
 @pytest.mark.parametrize("lengths", [DECODES, PREFILLS], ids=["decode", "prefill"])
-def test_what_layers_ask_for(lengths, spec):
+def test_features_of_layers(lengths, spec):
     check(lengths, sizes=(32, 32), **spec)
 
 
@@ -129,8 +129,8 @@ def test_large_scores_do_not_overflow():
     check(DECODES, sizes=(32, 32), scaling=300.0, softcap=50.0)
 
 
-def test_a_padding_row_gives_zeros():
-    """A sequence of no context, as the unused rows of a CUDA graph's buffers are."""
+def test_the_output_of_a_padding_row_is_zero():
+    """A sequence without context, like the unused rows of a CUDA graph's buffers."""
     generator = torch.Generator().manual_seed(0)
     batch = packed_batch([(1, 40), (1, 0)], 16, 8, generator, DEVICE)
     query = torch.randn(2, 4, 32, generator=generator).to(DEVICE)

@@ -1,4 +1,4 @@
-"""The Triton kernels compile to machine code for GPUs of two generations, with no GPU at hand."""
+"""The Triton kernels compile to machine code for GPUs of several generations, without a GPU."""
 
 import json
 import os
@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 MATRIX_KERNELS = {"decode_kernel", "prefill_kernel"}
 FUSED_KERNELS = {"rms_norm_kernel", "gated_kernel", "rope_and_store_kernel"}
 SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
-"""Most bytes of shared memory that a block can have, by compute capability."""
+"""The largest shared memory of a thread block in bytes, by compute capability."""
 
 
 def test_kernels_compile(tmp_path):
@@ -22,15 +22,15 @@ def test_kernels_compile(tmp_path):
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "tests.models.backends.transformers.attention.compile_kernels"],
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    assert result.returncode == 0, result.stderr[-2000:]
+    compiled = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(compiled) == 6 * 3 + 3 * 2 + 2 * 7 + 2
     for kernel in compiled:
         assert kernel["cubin_bytes"] > 0

@@ -1,4 +1,4 @@
-"""Fused modules in place of a model's own: the same numbers, and nothing replaced that differs."""
+"""Fused modules return the numbers of a model's own modules. Other modules are not replaced."""
 
 import copy
 import weakref
@@ -50,7 +50,7 @@ needs_interpreter = pytest.mark.skipif(DEVICE == "cuda", reason="counts what the
 
 @torch.inference_mode()
 def logits(module):
-    """Of two packed sequences; `check_packing` must have set the attention function."""
+    """The logits of two packed sequences. `check_packing` must have set the attention function."""
     ids = torch.arange(9, device=DEVICE) * 23 % VOCAB_SIZE
     positions = torch.cat([torch.arange(5), torch.arange(4)]).to(DEVICE)
     return packed_forward(module, ids, positions, ProbeContext([0, 5, 9])).float()
@@ -62,25 +62,25 @@ def counts(norms=0, mlps=0, attentions=0, layers=0):
     return Counter({kind.__name__: n for kind, n in pairs if n})
 
 
-def checked(module):
+def packing_probe(module):
     return check_packing(module, torch.device(DEVICE), VOCAB_SIZE)
 
 
-def shaken(module):
-    """Norms that are not all ones, and biases that are not zero."""
+def with_random_norms(module):
+    """The module on the device, with norms that are not all ones and biases that are not zero."""
     for name, parameter in module.named_parameters():
         if "norm" in name or "bias" in name or "sinks" in name:
             parameter.data += 0.3 * torch.randn_like(parameter)
     return module.to(DEVICE)
 
 
-def from_config(name, **own):
+def from_config(name, **options):
     torch.manual_seed(0)
-    config = getattr(transformers, name)(**{**COMMON, **own})
+    config = getattr(transformers, name)(**{**COMMON, **options})
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-# Of each: norms a layer, those of heads too, and one at the end; an MLP a layer where it is gated.
+# Norms: those of each layer, including q and k norms, and the final one. MLPs: only gated ones.
 @pytest.mark.parametrize(
     ("family", "expected"),
     [
@@ -97,9 +97,9 @@ def from_config(name, **own):
     ],
 )
 def test_families(family, expected):
-    changes = {} if family[0] == "g" else {"num_hidden_layers": 1}  # those have layers of two kinds
-    module = shaken(tiny_model(family, **changes))
-    probe = checked(module)
+    changes = {} if family[0] == "g" else {"num_hidden_layers": 1}  # these have two kinds of layers
+    module = with_random_norms(tiny_model(family, **changes))
+    probe = packing_probe(module)
     before = logits(module)
     assert fuse_modules(module) == expected
     torch.testing.assert_close(logits(module), before, rtol=1e-4, atol=1e-4)
@@ -108,7 +108,7 @@ def test_families(family, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "own", "expected"),
+    ("name", "options", "expected"),
     [
         ("SmolLM3Config", {"no_rope_layers": [1, 0]}, counts(5, 2, 2, 2)),
         ("GraniteConfig", ONE_LAYER | GRANITE, counts(3, 1, 1)),
@@ -122,13 +122,13 @@ def test_families(family, expected):
         ("Starcoder2Config", ONE_LAYER, counts(0, 0, 1)),
         ("Olmo2Config", ONE_LAYER, counts(5, 1)),  # norms over all heads at once
         ("OlmoConfig", ONE_LAYER | {"clip_qkv": 1e-3}, counts(0, 1)),
-        ("CohereConfig", ONE_LAYER, counts(0, 1)),  # turns pairs of neighbours
+        ("CohereConfig", ONE_LAYER, counts(0, 1)),  # rotates pairs of neighbours
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_families(name, own, expected):
-    module = shaken(from_config(name, **own))
-    checked(module)
+def test_other_families(name, options, expected):
+    module = with_random_norms(from_config(name, **options))
+    packing_probe(module)
     before = logits(module)
     assert fuse_modules(module) == expected
     torch.testing.assert_close(logits(module), before, rtol=1e-4, atol=1e-4)
@@ -136,8 +136,8 @@ def test_other_families(name, own, expected):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(dtype):
-    module = shaken(tiny_model("qwen3", num_hidden_layers=1)).to(dtype)
-    checked(module)
+    module = with_random_norms(tiny_model("qwen3", num_hidden_layers=1)).to(dtype)
+    packing_probe(module)
     before = logits(module)
     assert fuse_modules(module) == counts(5, 1, 1, 1)
     assert (logits(module) - before).abs().max() < 0.1 * before.std()
@@ -146,11 +146,11 @@ def test_half_precision(dtype):
 @pytest.mark.skipif(DEVICE == "cuda", reason="the engines of tests are on the CPU")
 @pytest.mark.parametrize(("family", "row_multiple"), [("qwen3", 8), ("gemma3", 1), ("gpt_oss", 1)])
 def test_token_by_token(family, row_multiple):
-    """Chunked prefill and decoding in one batch; the rows of steps filled up to a multiple."""
-    module = shaken(tiny_model(family))
+    """A batch mixes prefill chunks with decoding. Steps are padded to a multiple of rows."""
+    module = with_random_norms(tiny_model(family))
     prompts = [[5, 6, 7, 8, 9, 10, 11], [3], [9, 8, 7]]
     references = [reference_greedy(module, prompt, 3) for prompt in prompts]
-    probe = checked(module)
+    probe = packing_probe(module)
     assert fuse_modules(module)["FusedAttention"]
     engine = make_engine(
         module, BatchedBackend(), probe=probe, row_multiple=row_multiple, max_batch_tokens=6
@@ -164,16 +164,19 @@ def test_token_by_token(family, row_multiple):
 
 def test_merged_weights_are_held_once():
     module = tiny_model("qwen2").to(DEVICE)
-    checked(module)
+    packing_probe(module)
     num_parameters = sum(p.numel() for p in module.parameters())
     layer = module.model.layers[1]
     parts = (layer.self_attn, layer.mlp)
     weights = [weakref.ref(p) for part in parts for p in part.parameters()]
-    kept = {layer.self_attn.o_proj.weight.data_ptr(), layer.mlp.down_proj.weight.data_ptr()}
+    unmerged_addresses = {
+        layer.self_attn.o_proj.weight.data_ptr(),
+        layer.mlp.down_proj.weight.data_ptr(),
+    }
     del layer, parts
     fuse_modules(module)
-    alive = {parameter.data_ptr() for ref in weights if (parameter := ref()) is not None}
-    assert alive == kept
+    live_addresses = {parameter.data_ptr() for ref in weights if (parameter := ref()) is not None}
+    assert live_addresses == unmerged_addresses
     assert sum(p.numel() for p in module.parameters()) == num_parameters
     attention, mlp = module.model.layers[1].self_attn, module.model.layers[1].mlp
     assert type(attention.qkv_proj) is type(mlp.gate_up_proj) is nn.Linear
@@ -181,10 +184,10 @@ def test_merged_weights_are_held_once():
 
 
 def fuse_with(change):
-    """What is fused of a model whose first layer was changed."""
+    """How many modules of each kind are fused after `change` has modified the only layer."""
     module = tiny_model("llama", num_hidden_layers=1).to(DEVICE)
     change(module.model.layers[0])
-    checked(module)
+    packing_probe(module)
     before = logits(module)
     replaced = fuse_modules(module)
     torch.testing.assert_close(logits(module), before, rtol=1e-4, atol=1e-4)
@@ -193,11 +196,11 @@ def fuse_with(change):
 
 def test_attention_that_does_something_else_stays():
     def scale_far_queries(layer):
-        own = layer.self_attn.forward
+        original_forward = layer.self_attn.forward
 
         def forward(hidden_states, position_ids=None, **kwargs):
             far = 1.0 + (position_ids > 100).float().unsqueeze(-1).to(hidden_states.dtype)
-            return own(hidden_states * far, position_ids=position_ids, **kwargs)
+            return original_forward(hidden_states * far, position_ids=position_ids, **kwargs)
 
         layer.self_attn.forward = forward
 
@@ -211,16 +214,16 @@ def test_attention_with_a_part_that_is_not_known_stays(extra):
 
 def test_attention_of_a_class_that_is_not_known_stays():
     def rename(layer):
-        own = type(layer.self_attn)
-        layer.self_attn.__class__ = type("OtherAttention", (own,), {})
+        original_class = type(layer.self_attn)
+        layer.self_attn.__class__ = type("OtherAttention", (original_class,), {})
 
     assert fuse_with(rename) == counts(3, 1)
 
 
 def test_a_layer_that_does_something_else_stays():
     def double(layer):
-        own = layer.forward
-        layer.forward = lambda *args, **kwargs: 2 * own(*args, **kwargs)
+        original_forward = layer.forward
+        layer.forward = lambda *args, **kwargs: 2 * original_forward(*args, **kwargs)
 
     assert fuse_with(double) == counts(3, 1, 1)
 
@@ -233,9 +236,9 @@ def test_fused_attention_refuses_what_it_cannot_do():
 
 
 def test_quantised_after_fusing():
-    """Products that are no plain matrices any more: the sums are made in the norm, or alone."""
+    """A quantised product cannot add the residual: the norm adds it, or a separate operator."""
     module = tiny_model("llama", hidden_size=64, intermediate_size=96, num_hidden_layers=1)
-    checked(module)
+    packing_probe(module)
     expected = copy.deepcopy(module)
     fuse_modules(module)
     assert quantize_module(module, "int8", None) == "int8"
@@ -244,7 +247,7 @@ def test_quantised_after_fusing():
 
 
 def launches_of_step(num_layers, is_fused, monkeypatch):
-    """Of a decode step of two sequences."""
+    """The launches of a decode step of two sequences."""
     module = tiny_model("qwen3", num_hidden_layers=num_layers).to(torch.bfloat16)
     probe = check_packing(module, CPU, VOCAB_SIZE)
     if is_fused:
@@ -259,14 +262,14 @@ def launches_of_step(num_layers, is_fused, monkeypatch):
 
 
 @needs_interpreter
-def test_launches_a_layer(monkeypatch):
-    def a_layer(is_fused):
-        one, two = (launches_of_step(n, is_fused, monkeypatch) for n in (1, 2))
-        assert not WAITS & two.keys()
-        return two - one
+def test_launches_per_layer(monkeypatch):
+    def per_layer(is_fused):
+        one_layer, two_layers = (launches_of_step(n, is_fused, monkeypatch) for n in (1, 2))
+        assert not WAITS & two_layers.keys()
+        return two_layers - one_layer
 
-    assert a_layer(False).total() == 57
-    assert a_layer(True) == Counter(
+    assert per_layer(False).total() == 57
+    assert per_layer(True) == Counter(
         {
             "rms_norm_kernel": 2,
             "linear": 2,
@@ -279,7 +282,7 @@ def test_launches_a_layer(monkeypatch):
     )
 
 
-def test_what_differs_stays():
+def test_parts_that_compute_something_else_stay():
     class OtherRMSNorm(nn.Module):
         def __init__(self):
             super().__init__()

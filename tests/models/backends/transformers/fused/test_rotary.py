@@ -14,6 +14,7 @@ from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShap
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NUM_SLOTS = 24
 MARK = 3.0
+"""The content of unwritten cache slots."""
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 0.0, torch.bfloat16: 4e-2}
 
 
@@ -24,7 +25,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 class Case:
-    """Random projected tokens, of which the last ones are padding, and where they go."""
+    """Random projected tokens, the last of them padding, and the cache slots of the others."""
 
     def __init__(
         self,
@@ -89,11 +90,13 @@ class Case:
         if self.weights is not None:
             query, key = rms_norm(query, self.weights[0]), rms_norm(key, self.weights[1])
         if self.rotary:
-            first = [x[..., : self.rotary].transpose(0, 1).unsqueeze(0) for x in (query, key)]
-            turned = apply_rotary_pos_emb(*first, self.cos, self.sin)
+            rotary_parts = [
+                x[..., : self.rotary].transpose(0, 1).unsqueeze(0) for x in (query, key)
+            ]
+            rotated = apply_rotary_pos_emb(*rotary_parts, self.cos, self.sin)
             query, key = (
-                torch.cat((new.squeeze(0).transpose(0, 1), x[..., self.rotary :]), dim=-1)
-                for x, new in zip((query, key), turned, strict=True)
+                torch.cat((rotated_part.squeeze(0).transpose(0, 1), x[..., self.rotary :]), dim=-1)
+                for x, rotated_part in zip((query, key), rotated, strict=True)
             )
         cache = self.new_cache(*(self.cache.keys[0].shape[0], self.cache.keys[0].dtype))
         n = len(self.slots)
@@ -101,17 +104,19 @@ class Case:
         return query[:n], cache
 
     def check(self, angles: int | None = None) -> None:
-        """Bit for bit in float16, where every rounding is the same. The interpreter cuts bfloat16
-        off instead of rounding it."""
+        """Compare `run` with `expected`: bit for bit in float16, where every rounding is the same.
+
+        The interpreter truncates bfloat16 instead of rounding it.
+        """
         query, cache = self.expected()
-        found = self.run(angles)[: len(self.slots)]
+        actual_query = self.run(angles)[: len(self.slots)]
         rtol = TOLERANCE[self.qkv.dtype]
-        torch.testing.assert_close(found, query, rtol=rtol, atol=rtol)
-        for actual, wanted in (
+        torch.testing.assert_close(actual_query, query, rtol=rtol, atol=rtol)
+        for actual, expected in (
             (self.cache.keys[0], cache.keys[0]),
             (self.cache.values[0], cache.values[0]),
         ):
-            torch.testing.assert_close(actual.float(), wanted.float(), rtol=rtol, atol=rtol)
+            torch.testing.assert_close(actual.float(), expected.float(), rtol=rtol, atol=rtol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -137,23 +142,23 @@ def test_one_angle_for_each_pair():
     Case(size=16, rotary=8).check(angles=4)
 
 
-def test_padding_is_neither_kept_nor_read():
+def test_padding_is_neither_stored_nor_read():
     case = Case(num_tokens=3, num_padding=4)
     case.qkv[3:] = float("nan")
     case.check()
-    kept = (case.cache.keys[0] != MARK).flatten(1).any(dim=1)
-    assert kept.sum() == 3
-    assert kept[case.slots].all()
+    is_written = (case.cache.keys[0] != MARK).flatten(1).any(dim=1)
+    assert is_written.sum() == 3
+    assert is_written[case.slots].all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_an_fp8_cache_is_saturated(dtype):
-    """With numbers that float8 has, or beyond them: the interpreter rounds others wrongly."""
+    """With numbers that float8 has or that exceed it: the interpreter rounds others wrongly."""
     case = Case(dtype=dtype, kv_dtype=torch.float8_e4m3fn, scale=100.0, rotary=0)
     case.qkv = case.qkv.clamp(-448, 448).to(torch.float8_e4m3fn).to(dtype)
     case.qkv[:, ::7] *= 64
     assert case.qkv.abs().max() > 1000
     case.check()
-    kept = case.cache.values[0].float()
-    assert torch.isfinite(kept).all()
-    assert kept.abs().max() == 448
+    values = case.cache.values[0].float()
+    assert torch.isfinite(values).all()
+    assert values.abs().max() == 448
