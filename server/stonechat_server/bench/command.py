@@ -16,56 +16,68 @@ from stonechat_server.bench.target import BenchError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of the command."""
+    """Add the flags of the command."""
     default = BenchSettings()
     add = parser.add_argument
     add("--base-url", default=default.base_url, help="API root of any OpenAI-compatible server")
-    add("--model", help="model to ask for (default: the first that the server lists)")
-    add("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="default: $OPENAI_API_KEY")
+    add("--model", help="model to request (default: the first that the server lists)")
+    add("--api-key", default=os.environ.get("OPENAI_API_KEY"),
+        help="API key (default: $OPENAI_API_KEY)")  # fmt: skip
     add("--insecure", action="store_true", help="do not verify the server's certificate")
     load = parser.add_argument_group("load")
     add = load.add_argument
     add("--concurrency", type=_ints, default=default.concurrency, metavar="N,N,…",
-        help="closed loop: requests in flight, one level each (default: 1,4,16)")  # fmt: skip
+        help="closed loop: requests in flight, one level per number (default: 1,4,16)")  # fmt: skip
     add("--rate", type=_floats, default=(), metavar="R,R,…",
-        help="open loop: Poisson arrivals at these requests a second instead")  # fmt: skip
-    add("--requests", type=_positive, help="requests a level (default: 4 for each in flight)")
-    add("--warmup", type=_natural, default=default.warmup, help="unmeasured requests a level")
-    add("--repeats", type=_positive, default=default.repeats, help="passes over each level")
-    add("--timeout", type=float, default=default.timeout, help="seconds a request may take")
+        help="open loop instead: Poisson arrivals at these rates (requests/s)")  # fmt: skip
+    add("--requests", type=_positive,
+        help="requests per level (default: 32 with --rate, else 4 per request in flight, "
+        "at least 8)")  # fmt: skip
+    add("--warmup", type=_natural, default=default.warmup,
+        help="unmeasured requests before each level")  # fmt: skip
+    add("--repeats", type=_positive, default=default.repeats, help="how often to run each level")
+    add("--timeout", type=float, default=default.timeout,
+        help="longest duration of a request in seconds")  # fmt: skip
     prompts = parser.add_argument_group("prompts")
     add = prompts.add_argument
     add("--input-tokens", type=_positive, default=default.input_tokens,
-        help="prompt length in tokens, chat template included")  # fmt: skip
+        help="length of a prompt in tokens, including the chat template")  # fmt: skip
     add("--output-tokens", type=_positive, default=default.output_tokens,
-        help="tokens an answer has, where the server honours ignore_eos, else at most")  # fmt: skip
+        help="length of an answer in tokens; a maximum where ignore_eos has no effect")  # fmt: skip
     add("--prefix-share", type=_share, default=default.prefix_share,
-        help="share of each prompt, 0 to 1, that all prompts begin with")  # fmt: skip
+        help="share of each prompt, 0 to 1, that is a common prefix of all prompts")  # fmt: skip
     source = prompts.add_mutually_exclusive_group()
-    source.add_argument("--prompts", type=Path, help="a file: one prompt a line, or .jsonl")
-    source.add_argument("--sharegpt", type=Path, help="ShareGPT-style JSON")
+    source.add_argument("--prompts", type=Path,
+        help="file of prompts: plain text, one prompt per line, or .jsonl")  # fmt: skip
+    source.add_argument("--sharegpt", type=Path, help="file of prompts: ShareGPT-style JSON")
     add("--no-ignore-eos", action="store_true", help="let answers end where the model ends them")
-    add("--temperature", type=float, default=default.temperature, help="sent with every request")
-    add("--extra-body", type=_json_object, default={}, help="JSON fields for every request")
-    add("--seed", type=int, default=default.seed, help="of prompts and arrival times")
+    add("--temperature", type=float, default=default.temperature,
+        help="temperature, sent with every request")  # fmt: skip
+    add("--extra-body", type=_json_object, default={},
+        help="JSON object whose fields are sent with every request")  # fmt: skip
+    add("--seed", type=int, default=default.seed, help="seed of prompts and arrival times")
     results = parser.add_argument_group("results")
     add = results.add_argument
-    add("--slo", type=_slo, metavar="ttft=MS,tpot=MS,e2e=MS", help="bounds for goodput")
+    add("--slo", type=_slo, metavar="ttft=MS,tpot=MS,e2e=MS",
+        help="latency bounds that a request must meet to count as goodput")  # fmt: skip
     add("--label", help="name of this run in reports")
-    add("--json", type=Path, metavar="FILE", help="write everything measured")
-    add("--html", type=Path, metavar="FILE", help="write a self-contained report")
+    add("--json", type=Path, metavar="FILE", help="write all results as JSON")
+    add("--html", type=Path, metavar="FILE", help="write a self-contained HTML report")
     add("--compare", type=Path, nargs="+", default=[], metavar="JSON",
-        help="earlier results to show beside this one in the report")  # fmt: skip
-    add("--report-only", action="store_true", help="only draw --compare files into --html")
+        help="JSON files of earlier runs to show beside this run in the report")  # fmt: skip
+    add("--report-only", action="store_true",
+        help="measure nothing; write a report of the --compare files to --html")  # fmt: skip
     add("--roofline", action="store_true",
-        help="measure this machine's memory bandwidth and the share reached")  # fmt: skip
-    add("--weight-bytes", type=_positive, help="for --roofline, when the server does not tell")
-    add("--self-test", action="store_true", help="measure the load generator alone")
-    add("--quiet", action="store_true", help="no progress and no table")
+        help="measure this machine's memory bandwidth, and report the share that decoding "
+        "uses")  # fmt: skip
+    add("--weight-bytes", type=_positive,
+        help="size of the weights for --roofline, if the server does not report it")  # fmt: skip
+    add("--self-test", action="store_true", help="measure only the load generator")
+    add("--quiet", action="store_true", help="print no progress and no tables")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 1 when it could not run or a check failed."""
+    """Run the command. The exit status is 1 if it could not run or a check failed."""
     parser = argparse.ArgumentParser(prog="stonechat bench", description=__doc__)
     add_arguments(parser)
     return run(parser.parse_args(argv))
@@ -85,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.html.write_text(render_report(results), encoding="utf-8")
             console.print(f"report: {arguments.html}", highlight=False)
         elif arguments.report_only:
-            raise BenchError("--report-only wants --compare and --html")
+            raise BenchError("--report-only needs --compare and --html")
     except (BenchError, ValueError, OSError) as error:
         print(f"stonechat bench: {error}", file=sys.stderr)
         return 1
@@ -114,15 +126,15 @@ def _self_test(console: Console) -> int:
 
     speed = measure_generator()
     console.print(
-        f"the load generator read {speed.num_tokens:,} tokens of SSE, one chunk each, at "
-        f"{speed.tokens_per_second:,.0f} a second; by its own processor time, "
-        f"{speed.tokens_per_core_second:,.0f} a second on one core"
+        f"the load generator read {speed.num_tokens:,} tokens as SSE, one chunk per token: "
+        f"{speed.tokens_per_second:,.0f} per second, or by its own processor time "
+        f"{speed.tokens_per_core_second:,.0f} per second on one core"
     )
     return 0 if speed.tokens_per_core_second >= REQUIRED_TOKENS_PER_SECOND else 1
 
 
 def settings_from(arguments: argparse.Namespace) -> BenchSettings:
-    """The settings that the flags give."""
+    """The settings that the parsed flags describe."""
     return BenchSettings(
         base_url=arguments.base_url,
         model=arguments.model,

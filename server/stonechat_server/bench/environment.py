@@ -1,4 +1,4 @@
-"""The machine a result was measured on."""
+"""Describes the machine that a result was measured on."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from stonechat_server.bench.results import Environment
 
 
 def describe_environment() -> Environment:
-    """Look at processor, memory, GPUs and versions; what cannot be found out is left empty."""
+    """Describe processor, memory, GPUs and versions; values that cannot be read are empty."""
     from stonechat_models import __version__, usable_cpus
 
     return Environment(
@@ -37,7 +37,7 @@ def cpu_name() -> str:
 
 
 def memory_bytes() -> int:
-    """Physical memory; 0 when the system does not tell."""
+    """Bytes of physical memory; 0 if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -45,12 +45,12 @@ def memory_bytes() -> int:
 
 
 def gpu_names() -> list[str]:
-    """NVIDIA GPUs as `nvidia-smi` names them."""
+    """Names of the NVIDIA GPUs; empty without `nvidia-smi`."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (subprocess.SubprocessError, OSError):
         return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return [line.strip() for line in process.stdout.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""The two ways to load a server: closed loop (so many in flight) and open loop (a Poisson rate)."""
+"""The two ways to load a server: closed loop (fixed concurrency) and open loop (Poisson rate)."""
 
 import asyncio
 import random
@@ -23,9 +23,9 @@ class LevelRun:
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
 
-    def add(self, measured: Measured) -> None:
-        self.records.append(measured.record)
-        self.gaps.extend(measured.gaps)
+    def add(self, measurement: Measured) -> None:
+        self.records.append(measurement.record)
+        self.gaps.extend(measurement.gaps)
 
 
 async def run_closed(
@@ -38,17 +38,20 @@ async def run_closed(
 ) -> LevelRun:
     """Keep `in_flight` requests open until all of `indices` are answered."""
     run = LevelRun()
-    pending = iter(indices)
+    pending_indices = iter(indices)
     origin = perf_counter()
 
     async def worker(source: Iterator[int]) -> None:
-        for index in source:  # shared: next() never awaits, so each index is taken once
-            measured = await target.measure(workload.prompt(index), origin=origin, repeat=repeat)
-            run.add(measured)
-            on_record(measured.record)
+        # The workers share `source`. next() never awaits, so each index is used once.
+        for index in source:
+            measurement = await target.measure(workload.prompt(index), origin=origin, repeat=repeat)
+            run.add(measurement)
+            on_record(measurement.record)
 
     with _Cpu(run):
-        await asyncio.gather(*(worker(pending) for _ in range(min(in_flight, len(indices)))))
+        await asyncio.gather(
+            *(worker(pending_indices) for _ in range(min(in_flight, len(indices))))
+        )
     return run
 
 
@@ -70,27 +73,27 @@ async def run_open(
     on_record: OnRecord,
     repeat: int = 0,
 ) -> LevelRun:
-    """Start request i at `schedule[i]`, however many are open; latencies count from then."""
+    """Start request i at `schedule[i]`, however many are in flight; latencies count from then."""
     run = LevelRun()
     origin = perf_counter()
 
-    async def one(index: int, due: float) -> None:
+    async def send(index: int, due: float) -> None:
         await asyncio.sleep(max(0.0, due - perf_counter()))
-        measured = await target.measure(
+        measurement = await target.measure(
             workload.prompt(index), origin=origin, due=due, repeat=repeat
         )
-        run.add(measured)
-        on_record(measured.record)
+        run.add(measurement)
+        on_record(measurement.record)
 
     with _Cpu(run):
         await asyncio.gather(
-            *(one(index, origin + at) for index, at in zip(indices, schedule, strict=True))
+            *(send(index, origin + start) for index, start in zip(indices, schedule, strict=True))
         )
     return run
 
 
 class _Cpu:
-    """Notes how much processor time this process took for a run."""
+    """Measures how much processor and wall time this process spends on a run."""
 
     def __init__(self, run: LevelRun) -> None:
         self._run = run

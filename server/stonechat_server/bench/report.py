@@ -1,4 +1,4 @@
-"""The HTML report: one file with no outside request, of one run or of several side by side."""
+"""The HTML report of one run, or of several side by side: one file without outside requests."""
 
 from collections.abc import Callable, Sequence
 from html import escape
@@ -19,7 +19,7 @@ MAX_TIMELINE_BARS = 400
 
 
 def render_report(results: Sequence[BenchResult]) -> str:
-    """The whole page. Raises ValueError when there is nothing to show."""
+    """The whole page. Raises ValueError if there are no results."""
     if not results:
         raise ValueError("there are no results to report")
     sections = [
@@ -50,10 +50,10 @@ def _legend(results: Sequence[BenchResult]) -> str:
 
 
 def _verdict(result: BenchResult) -> str:
-    failed = [check for check in result.checks if not check.passed]
-    if not failed:
+    failed_checks = [check for check in result.checks if not check.passed]
+    if not failed_checks:
         return f' <span class="good">all {len(result.checks)} checks passed</span>'
-    names = "; ".join(f"{check.name} ({check.detail})" for check in failed)
+    names = "; ".join(f"{check.name} ({check.detail})" for check in failed_checks)
     return f' <span class="bad">failed: {escape(names)}</span>'
 
 
@@ -76,15 +76,16 @@ def _sweep(results: Sequence[BenchResult]) -> str:
                     number,
                 )
             )
-        xs = [px for one in series for px, _ in one.points]
-        ys = [py for one in series for _, py in one.points]
+        xs = [px for line in series for px, _ in line.points]
+        ys = [py for line in series for _, py in line.points]
         chart = line_chart(
             log_axis(title, xs), linear_axis("tokens/s", ys), series, f"tokens/s against {title}"
         )
-        charts.append(_figure(chart, f"Tokens a second against {title}"))
+        charts.append(_figure(chart, f"Tokens per second against {title}"))
     return (
-        "<section><h2>Throughput against latency</h2><p>One dot a level; the number beside it is "
-        "the requests in flight, or the request rate. Up and to the left is better.</p>"
+        "<section><h2>Throughput against latency</h2><p>One dot per level; the number beside "
+        "it is the number of requests in flight, or the request rate. Up and to the left is "
+        "better.</p>"
         f'<div class="charts">{"".join(charts)}</div></section>'
     )
 
@@ -122,12 +123,12 @@ def _figures(results: Sequence[BenchResult]) -> str:
 
 
 def _row(label: str, level: LevelResult) -> list[str]:
-    cached = level.cached_tokens
-    share = "-" if cached is None else f"{cached / max(1, level.prompt_tokens):.0%}"
+    num_cached = level.cached_tokens
+    share = "-" if num_cached is None else f"{num_cached / max(1, level.prompt_tokens):.0%}"
     latencies = [
         _ms(value)
-        for one in (level.ttft, level.inter_token, level.e2e)
-        for value in (one.p50, one.p90, one.p99)
+        for measure in (level.ttft, level.inter_token, level.e2e)
+        for value in (measure.p50, measure.p90, measure.p99)
     ]
     return [
         label,
@@ -160,7 +161,7 @@ def _distributions(results: Sequence[BenchResult]) -> str:
                         name = level.name
                         series.append(_cdf(result.label, pick(level), number))
             if series:
-                axis = log_axis(title, [px for one in series for px, _ in one.points])
+                axis = log_axis(title, [px for line in series for px, _ in line.points])
                 percent = linear_axis("percent of samples", [94.0])
                 chart = line_chart(axis, percent, series, f"distribution of {title}, {name}")
                 charts.append(_figure(chart, title.capitalize()))
@@ -173,8 +174,8 @@ def _level_keys(results: Sequence[BenchResult]) -> list[tuple[str, float]]:
     return sorted({(level.kind, level.value) for result in results for level in result.levels})
 
 
-def _cdf(label: str, measured: Quantiles, number: int) -> Series:
-    points = [(value * 1000, float(percent)) for percent, value in enumerate(measured.curve)]
+def _cdf(label: str, quantiles: Quantiles, number: int) -> Series:
+    points = [(value * 1000, float(percent)) for percent, value in enumerate(quantiles.curve)]
     return Series(label, points, colour=number, dots=False)
 
 
@@ -183,17 +184,21 @@ def _timelines(results: Sequence[BenchResult]) -> str:
     for number, result in enumerate(results):
         for level in result.levels:
             records = [record for record in level.records if record.repeat == 0]
-            shown = sorted(records, key=lambda record: record.start)[:MAX_TIMELINE_BARS]
+            first_records = sorted(records, key=lambda record: record.start)[:MAX_TIMELINE_BARS]
             title = f"{result.label}, {level.name}"
-            note = "" if len(shown) == len(records) else f" (the first {len(shown)})"
-            chart = timeline([_bar(record) for record in shown], number, f"timeline: {title}")
+            note = (
+                "" if len(first_records) == len(records) else f" (the first {len(first_records)})"
+            )
+            chart = timeline(
+                [_bar(record) for record in first_records], number, f"timeline: {title}"
+            )
             blocks.append(
                 f"<details{' open' if len(blocks) == 0 else ''}><summary>{escape(title)}: "
                 f"{len(records)} requests{note}</summary>{_figure(chart, '')}</details>"
             )
     return (
-        "<section><h2>Timeline</h2><p>One bar a request of the first pass: pale while it waits "
-        f"for its first token, full while it answers.</p>{''.join(blocks)}</section>"
+        "<section><h2>Timeline</h2><p>One bar per request of the first pass: pale until "
+        f"its first token, solid from then on.</p>{''.join(blocks)}</section>"
     )
 
 

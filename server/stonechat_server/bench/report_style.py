@@ -1,4 +1,4 @@
-"""Style sheet of the HTML report: light and dark by the reader's setting."""
+"""Style sheet of the HTML report: light or dark, as the reader's system prefers."""
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c2430; --quiet: #5a6675; --page: #fbfbfa;

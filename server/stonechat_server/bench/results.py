@@ -1,6 +1,6 @@
-"""What a benchmark leaves behind: the JSON file, which is also what the report is drawn from.
+"""The result of a benchmark: the contents of its JSON file, from which the report is made.
 
-Times are in seconds, from the start of the level where nothing else is said.
+Times are in seconds. Those of a request count from the start of its pass over the level.
 """
 
 from typing import Literal
@@ -28,30 +28,30 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     """The stream ended with `[DONE]`."""
     usage_stated: bool = False
     expected_tokens: int | None = None
-    """The tokens asked for, when the end of text is ignored."""
+    """The requested number of tokens; None if the answer may end before it."""
     error: str | None = None
     repeat: int = 0
 
     @property
     def ttft(self) -> float | None:
-        """Time to the first token."""
+        """Seconds from `start` to the first token."""
         return None if self.first_token is None else self.first_token - self.start
 
     @property
     def e2e(self) -> float:
-        """Time from start to the end of the answer."""
+        """Seconds from `start` to the end of the answer."""
         return self.end - self.start
 
     @property
     def tpot(self) -> float | None:
-        """Mean time per token after the first."""
+        """Mean seconds per token after the first."""
         if self.first_token is None or self.completion_tokens < 2:
             return None
         return (self.end - self.first_token) / (self.completion_tokens - 1)
 
 
 class Quantiles(msgspec.Struct, kw_only=True):
-    """Summary of one latency; all None when nothing was measured."""
+    """Distribution of one latency; the values are None if nothing was measured."""
 
     mean: float | None = None
     p50: float | None = None
@@ -59,11 +59,11 @@ class Quantiles(msgspec.Struct, kw_only=True):
     p99: float | None = None
     max: float | None = None
     curve: list[float] = []
-    """The 0th to 100th percentile, for plots."""
+    """All percentiles from 0 to 100, for plots."""
 
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds a request must keep to count for goodput, in seconds."""
+    """The latency bounds, in seconds, that a request must meet to count as goodput."""
 
     ttft: float | None = None
     tpot: float | None = None
@@ -75,7 +75,7 @@ class LevelResult(msgspec.Struct, kw_only=True):
 
     kind: Literal["closed", "open"]
     value: float
-    """Requests in flight, or requests a second."""
+    """Requests in flight, or requests per second."""
     num_requests: int
     num_errors: int
     seconds: float
@@ -87,7 +87,7 @@ class LevelResult(msgspec.Struct, kw_only=True):
     requests_per_second: float
     repeat_tokens_per_second: list[float]
     goodput: float | None
-    """Requests a second within the SLO; None when no SLO was given."""
+    """Requests per second that met the SLO; None if there is no SLO."""
     ttft: Quantiles
     inter_token: Quantiles
     """Gaps between chunks of text as they arrive."""
@@ -100,7 +100,7 @@ class LevelResult(msgspec.Struct, kw_only=True):
 
     @property
     def name(self) -> str:
-        """How people see the level."""
+        """The level's name in tables and reports."""
         if self.kind == "closed":
             return f"{self.value:g} in flight"
         return f"{self.value:g} requests/s"
@@ -115,7 +115,7 @@ class Check(msgspec.Struct, kw_only=True):
 
 
 class Environment(msgspec.Struct, kw_only=True):
-    """The machine of the load generator, which is the server's too when it is local."""
+    """The machine of the load generator. A local server runs on the same machine."""
 
     platform: str
     cpu: str
@@ -128,22 +128,22 @@ class Environment(msgspec.Struct, kw_only=True):
 
 
 class Roofline(msgspec.Struct, kw_only=True):
-    """The bound memory sets on decoding: every step reads the weights once."""
+    """The bound that memory sets on decoding: every step reads the weights once."""
 
     bandwidth: float
-    """Bytes a second, measured by reading on this machine."""
+    """Measured bytes per second that this machine reads from memory."""
     weight_bytes: int
     source: str
     """Where `weight_bytes` comes from."""
 
     @property
     def ceiling(self) -> float:
-        """Decode steps a second that the bandwidth allows."""
+        """Decode steps per second that the bandwidth allows."""
         return self.bandwidth / self.weight_bytes
 
 
 class BenchResult(msgspec.Struct, kw_only=True):
-    """A whole run."""
+    """The result of a whole run."""
 
     schema_version: int = SCHEMA_VERSION
     label: str
@@ -151,7 +151,7 @@ class BenchResult(msgspec.Struct, kw_only=True):
     model: str
     base_url: str
     server: dict[str, str | int | float | bool | None]
-    """What the server says of itself in `/v1/models`."""
+    """The facts that the server reports in `/v1/models`."""
     settings: dict[str, str | int | float | bool | list[float] | None]
     environment: Environment
     levels: list[LevelResult]
@@ -166,9 +166,9 @@ def write_json(result: BenchResult) -> bytes:
 
 
 def read_json(data: bytes) -> BenchResult:
-    """Read back what `write_json` wrote.
+    """Read a result that `write_json` wrote.
 
-    Raises ValueError when it is something else or of another schema version.
+    Raises ValueError if the data is not a result or has another schema version.
     """
     try:
         result = msgspec.json.decode(data, type=BenchResult)
@@ -176,6 +176,7 @@ def read_json(data: bytes) -> BenchResult:
         raise ValueError(f"not a benchmark result: {error}") from error
     if result.schema_version != SCHEMA_VERSION:
         raise ValueError(
-            f"schema version {result.schema_version}; this program reads {SCHEMA_VERSION}"
+            f"the result has schema version {result.schema_version}; this program reads version "
+            f"{SCHEMA_VERSION}"
         )
     return result

@@ -1,4 +1,4 @@
-"""One run: find the server, calibrate, warm up, measure every level, check, sum up."""
+"""Runs a benchmark: find the model, calibrate, warm up, measure every level, check, summarise."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from stonechat_server.client.http import HttpClient
 
 
 class Watcher(Protocol):
-    """Is told how the run goes."""
+    """Receives the progress of a run."""
 
     def level_started(self, name: str, num_requests: int) -> None: ...
 
@@ -34,7 +34,7 @@ class Watcher(Protocol):
 
 
 class QuietWatcher:
-    """Shows nothing."""
+    """A watcher that shows nothing."""
 
     def level_started(self, name: str, num_requests: int) -> None:
         pass
@@ -47,10 +47,10 @@ class QuietWatcher:
 
 
 async def run_bench(settings: BenchSettings, watcher: Watcher) -> BenchResult:
-    """Measure as `settings` say.
+    """Run a benchmark with these settings.
 
-    Raises BenchError when the server cannot be measured at all, ValueError for a prompts file that
-    cannot be read. Requests that fail are in the result, and fail its checks.
+    Raises BenchError if the server cannot be measured at all, and ValueError if the file of prompts
+    is invalid. A request that fails is part of the result and makes a check fail.
     """
     headers = request_headers(settings)
     async with HttpClient(settings.base_url, headers, verify_tls=settings.verify_tls) as client:
@@ -104,19 +104,23 @@ async def _level(
     name = f"{value:g} requests/s" if is_open else f"{value:g} in flight"
     watcher.level_started(name, num_requests * settings.repeats)
     if settings.warmup:
-        warm = _take(indices, settings.warmup)
-        await run_closed(target, workload, warm, settings.warmup, lambda _: None)
+        warmup_indices = _take(indices, settings.warmup)
+        await run_closed(target, workload, warmup_indices, settings.warmup, lambda _: None)
     passes: list[LevelRun] = []
     for repeat in range(settings.repeats):
-        chosen = _take(indices, num_requests)
+        pass_indices = _take(indices, num_requests)
         if is_open:
             schedule = poisson_schedule(value, num_requests, f"{settings.seed}/{value}/{repeat}")
             passes.append(
-                await run_open(target, workload, chosen, schedule, watcher.request_done, repeat)
+                await run_open(
+                    target, workload, pass_indices, schedule, watcher.request_done, repeat
+                )
             )
         else:
             passes.append(
-                await run_closed(target, workload, chosen, int(value), watcher.request_done, repeat)
+                await run_closed(
+                    target, workload, pass_indices, int(value), watcher.request_done, repeat
+                )
             )
     level = summarise(
         "open" if is_open else "closed",
@@ -144,10 +148,10 @@ def _notes(target: Target, levels: Sequence[LevelResult]) -> list[str]:
         if records and all(r.completion_tokens != r.expected_tokens for r in records):
             notes.append(
                 "the server does not honour `ignore_eos`: answers end where the model ends them; "
-                "--no-ignore-eos measures that on purpose"
+                "use --no-ignore-eos to measure that on purpose"
             )
     if target.settings.prefix_share and all(level.cached_tokens is None for level in levels):
-        notes.append("the server does not say how many prompt tokens came from its cache")
+        notes.append("the server does not report how many prompt tokens came from its cache")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""How fast the load generator itself is: it reads a source that only writes ready-made chunks."""
+"""Measures the load generator alone, against a source that only writes ready-made chunks."""
 
 import asyncio
 import multiprocessing
@@ -14,7 +14,7 @@ from stonechat_server.client.http import HttpClient
 
 REQUIRED_TOKENS_PER_SECOND = 20_000
 NUM_STREAMS = 32
-TOKENS_A_STREAM = 1_000
+TOKENS_PER_STREAM = 1_000
 
 _HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
@@ -44,7 +44,7 @@ def _last_events(num_tokens: int) -> bytes:
 
 
 class _Source(asyncio.Protocol):
-    """Answers every request with the same stream, one write a token, as a server's steps do."""
+    """Answers every request with the same stream, one write per token as in a server's steps."""
 
     def __init__(self, events: list[bytes], last: bytes) -> None:
         self._events = events
@@ -75,8 +75,8 @@ class _Source(asyncio.Protocol):
 
 
 async def _serve(ready: Connection) -> None:
-    events = [_token_event(number) for number in range(TOKENS_A_STREAM)]
-    last = _last_events(TOKENS_A_STREAM)
+    events = [_token_event(number) for number in range(TOKENS_PER_STREAM)]
+    last = _last_events(TOKENS_PER_STREAM)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Source(events, last), "127.0.0.1", 0)
     ready.send(server.sockets[0].getsockname()[1])
@@ -89,8 +89,10 @@ def _source_process(ready: Connection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSpeed:
-    """`tokens_per_second` as seen with source and generator sharing the machine;
-    `tokens_per_core_second` by the processor time that the generator itself took.
+    """The speed of the load generator.
+
+    `tokens_per_second` is measured in wall time, with the source on the same machine;
+    `tokens_per_core_second` in the processor time of the generator alone.
     """
 
     num_tokens: int
@@ -99,9 +101,9 @@ class GeneratorSpeed:
 
 
 def measure_generator(num_requests: int = 4 * NUM_STREAMS) -> GeneratorSpeed:
-    """Drive a local source of SSE chunks in another process as fast as the generator can.
+    """Read SSE chunks from a local source in another process, as fast as possible.
 
-    Raises BenchError when a stream was not read whole.
+    Raises BenchError if the source does not start or a stream is incomplete.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -124,9 +126,9 @@ async def _drive(port: int, num_requests: int) -> GeneratorSpeed:
         started = time.perf_counter()
         run = await run_closed(target, workload, range(num_requests), NUM_STREAMS, lambda _: None)
         seconds = time.perf_counter() - started
-    whole = [r for r in run.records if r.done and r.num_chunks == TOKENS_A_STREAM]
-    if len(whole) != num_requests:
+    complete_records = [r for r in run.records if r.done and r.num_chunks == TOKENS_PER_STREAM]
+    if len(complete_records) != num_requests:
         errors = {record.error for record in run.records if record.error}
-        raise BenchError(f"{num_requests - len(whole)} streams were not read whole: {errors}")
-    num_tokens = num_requests * TOKENS_A_STREAM
+        raise BenchError(f"{num_requests - len(complete_records)} streams are incomplete: {errors}")
+    num_tokens = num_requests * TOKENS_PER_STREAM
     return GeneratorSpeed(num_tokens, num_tokens / seconds, num_tokens / run.cpu_seconds)

@@ -1,4 +1,4 @@
-"""What a run measures."""
+"""The settings of a benchmark."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,18 +9,18 @@ from stonechat_server.bench.results import Slo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSettings:
-    """Settings of one run. Lengths are in tokens, times in seconds, rates in requests a second."""
+    """Settings of one run: lengths in tokens, times in seconds, rates in requests per second."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
     model: str | None = None
-    """None: the first that the server lists."""
+    """None: the first model that the server lists."""
     api_key: str | None = None
     verify_tls: bool = True
     concurrency: tuple[int, ...] = (1, 4, 16)
     rates: tuple[float, ...] = ()
-    """When given, open loop at these rates instead of the concurrency sweep."""
+    """If not empty: open loop at these rates, instead of the concurrency sweep."""
     num_requests: int | None = None
-    """A level; None: four for each in flight, or 32 at a rate, but at least eight."""
+    """Requests per level. None: 32 for a rate, else four per request in flight, at least eight."""
     input_tokens: int = 128
     output_tokens: int = 128
     prefix_share: float = 0.0
@@ -40,13 +40,13 @@ class BenchSettings:
     label: str | None = None
 
     def requests_of_level(self, in_flight: int | None) -> int:
-        """How many requests a level has; `in_flight` is None for an open loop."""
+        """The number of requests of a level; `in_flight` is None for an open loop."""
         if self.num_requests is not None:
             return self.num_requests
         return 32 if in_flight is None else max(8, 4 * in_flight)
 
     def described(self) -> dict[str, str | int | float | bool | list[float] | None]:
-        """What goes into the result file; no key."""
+        """The settings as the result file has them, without the API key."""
         return {
             "concurrency": [] if self.rates else [float(value) for value in self.concurrency],
             "rates": list(self.rates),

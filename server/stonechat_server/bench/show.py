@@ -1,4 +1,4 @@
-"""What people see in the terminal: live progress, and a table at the end."""
+"""The output in the terminal: live progress, and tables at the end."""
 
 from types import TracebackType
 from typing import Self
@@ -20,7 +20,7 @@ from stonechat_server.bench.results import BenchResult, LevelResult, RequestReco
 
 
 class LiveWatcher:
-    """A progress line a level: requests done, tokens a second so far, errors."""
+    """A progress line per level: requests done, throughput so far, errors."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -63,7 +63,7 @@ class LiveWatcher:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """A latency for people."""
+    """A latency in milliseconds with about three digits; `-` for None."""
     if seconds is None:
         return "-"
     value = seconds * 1000
@@ -71,7 +71,7 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def rates_table(result: BenchResult) -> Table:
-    """Rates, one line a level."""
+    """Rates and errors, one line per level."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("load", no_wrap=True)
     for heading in ("tokens/s", "requests/s", "errors"):
@@ -98,7 +98,7 @@ def rates_table(result: BenchResult) -> Table:
 
 
 def latency_table(result: BenchResult) -> Table:
-    """Latencies in milliseconds, one line a level: first token, between tokens, end to end."""
+    """Latencies in milliseconds, one line per level: first token, between tokens, end to end."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("\nms", no_wrap=True)
     for name in ("TTFT", "ITL", "E2E"):
@@ -107,15 +107,15 @@ def latency_table(result: BenchResult) -> Table:
     for level in result.levels:
         cells = [
             milliseconds(value)
-            for one in (level.ttft, level.inter_token, level.e2e)
-            for value in (one.p50, one.p90, one.p99)
+            for measure in (level.ttft, level.inter_token, level.e2e)
+            for value in (measure.p50, measure.p90, measure.p99)
         ]
         table.add_row(level.name, *cells)
     return table
 
 
 def print_result(console: Console, result: BenchResult) -> None:
-    """Table, roofline, checks and notes."""
+    """Print the tables, the roofline, the checks, the notes and a few errors."""
     console.print(f"[bold]{escape(result.label)}[/] at {result.base_url}", highlight=False)
     console.print(rates_table(result))
     console.print(latency_table(result))
@@ -124,7 +124,7 @@ def print_result(console: Console, result: BenchResult) -> None:
         console.print(
             f"memory reads at {roofline.bandwidth / 1e9:.1f} GB/s; weights of "
             f"{roofline.weight_bytes / 1e6:,.1f} MB ({roofline.source}): at most "
-            f"{roofline.ceiling:,.0f} decode steps a second"
+            f"{roofline.ceiling:,.0f} decode steps per second"
         )
     for check in result.checks:
         mark = "[green]ok[/]" if check.passed else "[bold red]FAILED[/]"

@@ -1,4 +1,4 @@
-"""From records to figures: quantiles, rates, goodput."""
+"""Computes the figures of a level from its records: quantiles, rates, goodput."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -25,7 +25,7 @@ def quantiles(values: Sequence[float]) -> Quantiles:
 
 
 def meets_slo(record: RequestRecord, slo: Slo) -> bool:
-    """True when the request was answered and kept every bound that is set."""
+    """Whether the request was answered and met every bound that is set."""
     if record.error is not None or record.ttft is None:
         return False
     within_ttft = slo.ttft is None or record.ttft <= slo.ttft
@@ -48,8 +48,8 @@ def summarise(
     spans = [_span(repeat) for repeat in repeats]
     seconds = sum(spans)
     num_tokens = sum(record.completion_tokens for record in good)
-    kept = None if slo is None else sum(meets_slo(record, slo) for record in records) / seconds
-    cached = [record.cached_tokens for record in good if record.cached_tokens is not None]
+    goodput = None if slo is None else sum(meets_slo(record, slo) for record in records) / seconds
+    cached_counts = [record.cached_tokens for record in good if record.cached_tokens is not None]
     return LevelResult(
         kind=kind,
         value=value,
@@ -58,14 +58,14 @@ def summarise(
         seconds=seconds,
         prompt_tokens=sum(record.prompt_tokens for record in good),
         completion_tokens=num_tokens,
-        cached_tokens=sum(cached) if cached else None,
+        cached_tokens=sum(cached_counts) if cached_counts else None,
         tokens_per_second=num_tokens / seconds,
         requests_per_second=len(good) / seconds,
         repeat_tokens_per_second=[
             sum(r.completion_tokens for r in repeat if r.error is None) / span
             for repeat, span in zip(repeats, spans)
         ],
-        goodput=kept,
+        goodput=goodput,
         ttft=quantiles([record.ttft for record in good if record.ttft is not None]),
         inter_token=quantiles(gaps),
         tpot=quantiles([record.tpot for record in good if record.tpot is not None]),

@@ -15,7 +15,7 @@ NUM_COLOURS = 6
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line. `labels` are shown when a point is hovered; `marks` beside the point."""
+    """One line. `labels` appear when a point is hovered; `marks` stand beside the points."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -28,7 +28,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A scale from data to pixels."""
+    """A scale that maps values to the range from 0 (low) to 1 (high)."""
 
     title: str
     low: float
@@ -48,12 +48,12 @@ class Axis:
 
 
 def linear_axis(title: str, values: Sequence[float]) -> Axis:
-    """From 0 to a little above the largest value."""
+    """An axis from 0 to a little above the largest value."""
     return Axis(title, 0.0, max([*values, 0.0]) * 1.06 or 1.0)
 
 
 def log_axis(title: str, values: Sequence[float]) -> Axis:
-    """Around the positive values, a factor of two wide or more, but no more than 10,000."""
+    """A logarithmic axis around the positive values. It spans a factor of 2 to 10,000."""
     positive = [value for value in values if value > 0] or [1.0]
     high = max(positive) * 1.15
     low = max(min(positive) / 1.15, high / 10_000)
@@ -63,25 +63,25 @@ def log_axis(title: str, values: Sequence[float]) -> Axis:
 def line_chart(x: Axis, y: Axis, series: Sequence[Series], label: str) -> str:
     """A chart of lines with dots; `label` names it for screen readers."""
     parts = [_open(label, HEIGHT), _grid(x, y, HEIGHT)]
-    for one in series:
-        colour = f"var(--series-{one.colour % NUM_COLOURS})"
-        spots = [(_x(x, px), _y(y, py, HEIGHT)) for px, py in one.points]
+    for line in series:
+        colour = f"var(--series-{line.colour % NUM_COLOURS})"
+        spots = [(_x(x, px), _y(y, py, HEIGHT)) for px, py in line.points]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in spots)
-        dash = ' stroke-dasharray="5 4"' if one.dashed else ""
+        dash = ' stroke-dasharray="5 4"' if line.dashed else ""
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}>'
-            f"<title>{escape(one.name)}</title></polyline>"
+            f"<title>{escape(line.name)}</title></polyline>"
         )
-        for number, (px, py) in enumerate(spots if one.dots else []):
-            title = escape(one.labels[number]) if one.labels else escape(one.name)
+        for number, (px, py) in enumerate(spots if line.dots else []):
+            title = escape(line.labels[number]) if line.labels else escape(line.name)
             parts.append(
                 f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" fill="{colour}">'
                 f"<title>{title}</title></circle>"
             )
-            if one.marks:
+            if line.marks:
                 parts.append(
                     f'<text class="mark" x="{px + 6:.1f}" y="{py - 6:.1f}">'
-                    f"{escape(one.marks[number])}</text>"
+                    f"{escape(line.marks[number])}</text>"
                 )
     parts.append("</svg>")
     return "".join(parts)
@@ -99,7 +99,7 @@ class Bar:
 
 
 def timeline(bars: Sequence[Bar], colour: int, label: str) -> str:
-    """Requests as lines from top to bottom in order of start; seconds to the right."""
+    """A chart of requests as bars, one per row from top to bottom, over time in seconds."""
     row = max(2.0, min(10.0, 420 / max(1, len(bars))))
     height = round(TOP + BOTTOM + row * len(bars))
     x = linear_axis("seconds", [bar.end for bar in bars])
@@ -120,7 +120,7 @@ def timeline(bars: Sequence[Bar], colour: int, label: str) -> str:
 
 
 def format_number(value: float) -> str:
-    """A tick's label: three significant digits."""
+    """The label of a tick: three significant digits, or a whole number from 1000 on."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
@@ -176,9 +176,9 @@ def _grid(x: Axis, y: Axis | None, height: int) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = min((m * power for m in (1, 2, 5, 10)), key=lambda size: abs(size - rough))
+    rough_step = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough_step))
+    step = min((m * power for m in (1, 2, 5, 10)), key=lambda size: abs(size - rough_step))
     first = math.ceil(low / step)
     return [n * step for n in range(first, math.floor(high / step) + 1)]
 

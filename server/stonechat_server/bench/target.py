@@ -1,4 +1,4 @@
-"""The server under test: its model, what it accepts, and one measured request to it."""
+"""The server under test: its model, the fields that it accepts, and measured requests to it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ ServerFacts = dict[str, str | int | float | bool | None]
 
 
 class BenchError(Exception):
-    """The run cannot go on; the message tells the person why."""
+    """The run cannot continue; the message tells the user why."""
 
 
 class _ModelCard(msgspec.Struct):
@@ -32,7 +32,7 @@ class _ModelList(msgspec.Struct):
 
 @dataclass(slots=True)
 class Measured:
-    """One request's record and the gaps between its chunks of text, in seconds."""
+    """The record of a request, the gaps between its chunks of text in seconds, and its text."""
 
     record: RequestRecord
     gaps: list[float]
@@ -41,7 +41,7 @@ class Measured:
 
 @dataclass(slots=True)
 class Target:
-    """A server and how it is spoken to. `dropped` names fields that it refused."""
+    """A server and the requests to it. `dropped` names the fields that it refused."""
 
     client: HttpClient
     settings: BenchSettings
@@ -51,32 +51,33 @@ class Target:
     decoder: ChunkDecoder = field(default_factory=new_chunk_decoder)
 
     async def discover(self) -> None:
-        """Find the model's name and what the server tells of it.
+        """Find the model's name and the facts that the server reports about it.
 
-        Raises BenchError when the server cannot be reached or does not know the model.
+        Raises BenchError if the server cannot be reached, if its list of models is invalid, or if
+        neither the list nor the settings name a model.
         """
-        status, body = await self._plain("GET", "/models", b"")
+        status, body = await self._request("GET", "/models", b"")
         if status != 200:
             if self.settings.model is None:
-                raise BenchError(f"GET /models answers {status}: name the model with --model")
+                raise BenchError(f"GET /models returned {status}: name the model with --model")
             self.model = self.settings.model
             return
         try:
             cards = msgspec.json.decode(body, type=_ModelList).data
         except msgspec.DecodeError as error:
-            raise BenchError(f"GET /models gives no list of models: {error}") from error
-        wanted = self.settings.model
-        known = [card for card in cards if wanted is None or card.id == wanted]
-        if not known and wanted is None:
-            raise BenchError("the server lists no model")
-        self.model = known[0].id if known else str(wanted)
-        self.facts = (known[0].stonechat or {}) if known else {}
+            raise BenchError(f"GET /models did not return a list of models: {error}") from error
+        requested = self.settings.model
+        matches = [card for card in cards if requested is None or card.id == requested]
+        if not matches and requested is None:
+            raise BenchError("the server lists no model; name one with --model")
+        self.model = matches[0].id if matches else str(requested)
+        self.facts = (matches[0].stonechat or {}) if matches else {}
 
     async def calibrate(self) -> int:
         """Find how many words make a prompt of `input_tokens`, from the server's own counts.
 
-        Also learns which extension fields the server refuses. Raises BenchError when it gives no
-        answer or the length is below what the chat template alone takes.
+        Also finds the fields that the server refuses. Raises BenchError if it does not answer, or
+        if the chat template alone has more tokens than `input_tokens`.
         """
         sizes = (16, 16 + max(64, self.settings.input_tokens))
         counts = []
@@ -102,7 +103,7 @@ class Target:
             if record.error is None:
                 return record.prompt_tokens
             if not (record.status in (400, 422) and self._drop_refused(record.error)):
-                raise BenchError(f"the server does not answer: {record.error}")
+                raise BenchError(f"the calibration request failed: {record.error}")
 
     def _drop_refused(self, error: str) -> bool:
         for name in ("ignore_eos", "stream_options", "temperature"):
@@ -111,10 +112,10 @@ class Target:
                 return True
         if "ignore_eos" in self.dropped or not self.settings.ignore_eos:
             return False
-        self.dropped.add("ignore_eos")  # refused without being named
+        self.dropped.add("ignore_eos")  # the error names no field: this is the least common one
         return True
 
-    async def _plain(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    async def _request(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         parts: list[bytes] = []
         try:
             answer = await self.client.request(
@@ -125,7 +126,7 @@ class Target:
                 self.settings.timeout,
             )
         except (TransportError, TimeoutError) as error:
-            raise BenchError(str(error) or "the server gave no answer in time") from error
+            raise BenchError(str(error) or "the server did not answer in time") from error
         return answer.status, b"".join(parts)
 
     def body(self, prompt: Prompt, num_tokens: int | None = None) -> bytes:
@@ -146,7 +147,7 @@ class Target:
         return msgspec.json.encode(fields)
 
     def expected_tokens(self, prompt: Prompt) -> int | None:
-        """Tokens each answer must have, when the server was not seen to refuse `ignore_eos`."""
+        """Tokens that the answer must have; None if the server may end it earlier."""
         if not self.settings.ignore_eos or "ignore_eos" in self.dropped:
             return None
         return prompt.max_tokens or self.settings.output_tokens
@@ -160,10 +161,10 @@ class Target:
         num_tokens: int | None = None,
         repeat: int = 0,
     ) -> Measured:
-        """Send one request and record it; a failure is in the record, never raised.
+        """Send one request and record it. A failure is in the record; it is never raised.
 
-        `origin` and `due` are `perf_counter` times; the record's times count from `origin`, and
-        latencies from `due`, so that a late start counts against the server's answer.
+        `origin` and `due` are `perf_counter` times. The times of the record count from `origin`.
+        Latencies count from `due`, so that they include a late start.
         """
         recorder = StreamRecorder(self.decoder)
         head: list[bytes] = []

@@ -1,26 +1,28 @@
-"""The benchmark's own checks: a figure counts only when every stream was what it should be."""
+"""The benchmark's self-checks: its figures are valid only if every stream was correct."""
 
 from collections.abc import Callable, Sequence
 
 from stonechat_server.bench.results import Check, LevelResult, RequestRecord
 
 GENERATOR_LIMIT = 0.85
-"""Above this share of one core the load generator may be what is measured."""
+"""Above this share of one core the load generator may be the bottleneck."""
 
 
 def run_checks(levels: Sequence[LevelResult]) -> list[Check]:
     """Check all records of all levels."""
     records = [record for level in levels for record in level.records]
-    good = [record for record in records if record.error is None]
-    exact = [record for record in good if record.expected_tokens is not None]
+    good_records = [record for record in records if record.error is None]
+    exact = [record for record in good_records if record.expected_tokens is not None]
     checks = [
         _check("every request was answered", records, lambda r: r.error is None),
-        _check("every stream ended with [DONE]", good, lambda r: r.done),
-        _check("every stream gave a finish_reason", good, lambda r: r.finish_reason is not None),
-        _check("every stream stated its usage", good, lambda r: r.usage_stated),
+        _check("every stream ended with [DONE]", good_records, lambda r: r.done),
+        _check(
+            "every stream gave a finish_reason", good_records, lambda r: r.finish_reason is not None
+        ),
+        _check("every stream stated its usage", good_records, lambda r: r.usage_stated),
         _check(
             "no stream had more chunks of text than tokens",
-            [record for record in good if record.usage_stated],
+            [record for record in good_records if record.usage_stated],
             lambda r: r.num_chunks <= r.completion_tokens,
         ),
         _check(
@@ -43,9 +45,9 @@ def run_checks(levels: Sequence[LevelResult]) -> list[Check]:
 def _check(
     name: str, records: Sequence[RequestRecord], holds: Callable[[RequestRecord], bool]
 ) -> Check:
-    failed = sum(not holds(record) for record in records)
+    num_failed = sum(not holds(record) for record in records)
     return Check(
         name=name,
-        passed=failed == 0,
-        detail=f"{len(records) - failed} of {len(records)}" if records else "none to check",
+        passed=num_failed == 0,
+        detail=f"{len(records) - num_failed} of {len(records)}" if records else "none to check",
     )

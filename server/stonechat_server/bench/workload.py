@@ -1,4 +1,4 @@
-"""Where prompts come from: made up to a token length, a file of prompts, or ShareGPT-style JSON."""
+"""Sources of prompts: random words of a given length, a file, or ShareGPT-style JSON."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ import msgspec
 Message = Mapping[str, object]
 
 CHARS_PER_TOKEN = 4
-"""Used only to guess a length for a ShareGPT answer when `--output-tokens` is not given."""
+"""Used only to estimate the length of a ShareGPT answer in tokens."""
 
-# Common English words: one token each, with the space before it, in most vocabularies.
+# Common English words. In most vocabularies each is one token with the space before it.
 WORDS = """
 stone river mountain bread water summer winter window garden morning evening paper music
 letter number picture city village road bridge station train market school teacher student doctor
@@ -30,14 +30,14 @@ remember forget travel visit return arrive leave stand walk run swim climb measu
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request to send. `max_tokens` None: as `--output-tokens` says."""
+    """One request to send. If `max_tokens` is None, `--output-tokens` applies."""
 
     messages: Sequence[Message]
     max_tokens: int | None = None
 
 
 class Workload(Protocol):
-    """An endless source of prompts: the same index gives the same prompt."""
+    """An endless source of prompts. The same index returns the same prompt."""
 
     def prompt(self, index: int) -> Prompt:
         """The prompt of request `index`, counted over the whole run."""
@@ -45,10 +45,10 @@ class Workload(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SyntheticWorkload:
-    """Random words, `num_words` of them, of which the first `prefix_share` are common to all.
+    """Prompts of `num_words` random words, of which a share of `prefix_share` is a common prefix.
 
-    Two prompts differ from the first word after the common prefix, so that a prefix cache helps
-    with that prefix and with nothing else.
+    The words after the prefix are drawn for each prompt, so a prefix cache helps with the prefix
+    only.
     """
 
     num_words: int
@@ -58,22 +58,22 @@ class SyntheticWorkload:
     def prompt(self, index: int) -> Prompt:
         num_common = round(self.num_words * self.prefix_share)
         common = random.Random(f"{self.seed}/prefix").choices(WORDS, k=num_common)
-        own = random.Random(f"{self.seed}/{index}").choices(WORDS, k=self.num_words - num_common)
-        return Prompt([{"role": "user", "content": " ".join(common + own)}])
+        rest = random.Random(f"{self.seed}/{index}").choices(WORDS, k=self.num_words - num_common)
+        return Prompt([{"role": "user", "content": " ".join(common + rest)}])
 
 
 @dataclass(frozen=True, slots=True)
 class ListWorkload:
-    """Given prompts, in an order that the seed decides, from the start again when they run out."""
+    """A list of prompts without end: each pass over the list has an order that the seed decides."""
 
     prompts: Sequence[Prompt]
     seed: int
 
     def prompt(self, index: int) -> Prompt:
-        cycle, place = divmod(index, len(self.prompts))
+        cycle, position = divmod(index, len(self.prompts))
         order = list(range(len(self.prompts)))
         random.Random(f"{self.seed}/{cycle}").shuffle(order)
-        return self.prompts[order[place]]
+        return self.prompts[order[position]]
 
 
 class _Line(msgspec.Struct):
@@ -83,10 +83,10 @@ class _Line(msgspec.Struct):
 
 
 def read_prompts_file(path: Path) -> list[Prompt]:
-    """Read prompts: plain text, one a line; or JSON Lines (`.jsonl`) with `prompt` or `messages`
-    and, if wanted, `max_tokens`.
+    """Read a file of prompts: plain text with one prompt per line, or JSON Lines (`.jsonl`).
 
-    Raises ValueError, naming the line, when one cannot be used.
+    A JSON object has `prompt` or `messages`, and optionally `max_tokens`. Raises ValueError with
+    the number of the prompt that is invalid.
     """
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines:
@@ -98,14 +98,14 @@ def read_prompts_file(path: Path) -> list[Prompt]:
 
 def _json_prompt(path: Path, number: int, line: str) -> Prompt:
     try:
-        parsed = msgspec.json.decode(line, type=_Line)
+        fields = msgspec.json.decode(line, type=_Line)
     except msgspec.DecodeError as error:
         raise ValueError(f"{path}, prompt {number}: {error}") from error
-    if parsed.messages:
-        return Prompt(parsed.messages, parsed.max_tokens)
-    if parsed.prompt:
-        return Prompt([{"role": "user", "content": parsed.prompt}], parsed.max_tokens)
-    raise ValueError(f"{path}, prompt {number}: neither `prompt` nor `messages`")
+    if fields.messages:
+        return Prompt(fields.messages, fields.max_tokens)
+    if fields.prompt:
+        return Prompt([{"role": "user", "content": fields.prompt}], fields.max_tokens)
+    raise ValueError(f"{path}, prompt {number}: has neither `prompt` nor `messages`")
 
 
 class _Turn(msgspec.Struct):
@@ -118,10 +118,10 @@ class _Conversation(msgspec.Struct):
 
 
 def read_sharegpt(path: Path) -> list[Prompt]:
-    """Read ShareGPT-style JSON: the first human turn of each conversation is the prompt, and the
-    answer's length, guessed at four characters a token, its `max_tokens`.
+    """Read ShareGPT-style JSON. The first human turn of each conversation is a prompt.
 
-    Raises ValueError when the file holds no such pair.
+    Its `max_tokens` is the length of the turn after it, estimated at four characters per token.
+    Raises ValueError if the file has no such pair of turns.
     """
     try:
         conversations = msgspec.json.decode(path.read_bytes(), type=list[_Conversation])
@@ -135,5 +135,5 @@ def read_sharegpt(path: Path) -> list[Prompt]:
                 prompts.append(Prompt([{"role": "user", "content": turn.value}], max_tokens))
                 break
     if not prompts:
-        raise ValueError(f"{path} holds no conversation that starts with a human turn")
+        raise ValueError(f"{path} has no conversation with an answered human turn")
     return prompts

@@ -1,7 +1,7 @@
 """A lean HTTP/1.1 client on asyncio transports, so that a load generator is not the bottleneck.
 
-One origin, keep-alive connections in a pool, httptools for the wire format. No redirects, no
-proxies, no content encodings: none is asked for.
+It talks to one origin, keeps idle connections in a pool, and parses answers with httptools. It
+does not follow redirects, use proxies, or request content encodings.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from urllib.parse import urlsplit
 import httptools
 
 BodySink = Callable[[bytes, float], None]
-"""Takes body bytes and the `perf_counter` time at which they were read."""
+"""Receives body bytes and the `perf_counter` time at which they were read."""
 
 
 class TransportError(Exception):
-    """The connection failed, was cut, or what came was not HTTP; the message says which."""
+    """The connection failed or was cut, or the answer was not HTTP; the message says which."""
 
 
 class _StaleConnectionError(TransportError):
-    """A kept-alive connection was closed before it gave a byte: safe to try on a fresh one."""
+    """The server closed a kept-alive connection before it sent a byte, so a retry is safe."""
 
 
 class _Exchange:
@@ -40,7 +40,7 @@ class _Exchange:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection; carries one exchange at a time."""
+    """One connection. It carries one exchange at a time."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -70,7 +70,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._now = perf_counter()
         exchange = self._exchange
-        if exchange is None:  # bytes that nobody asked for
+        if exchange is None:  # bytes without a request
             self.close()
             return
         exchange.first_byte = exchange.first_byte or self._now
@@ -87,13 +87,13 @@ class _Connection(asyncio.Protocol):
             return
         if self.used and not exchange.first_byte:
             self._fail(_StaleConnectionError("a kept-alive connection was closed"))
-        elif exchange.status and not self._framed(exchange):
+        elif exchange.status and not self._is_framed(exchange):
             self._complete()
         else:
             self._fail(TransportError(f"the connection was cut: {exc or 'end of file'}"))
 
     @staticmethod
-    def _framed(exchange: _Exchange) -> bool:
+    def _is_framed(exchange: _Exchange) -> bool:
         return "transfer-encoding" in exchange.headers or "content-length" in exchange.headers
 
     # -- called by httptools ---------------------------------------------------------------
@@ -127,7 +127,10 @@ class _Connection(asyncio.Protocol):
 
 
 class HttpAnswer:
-    """Status and headers of an answer whose body went to the sink; `sent_at` is `perf_counter`."""
+    """Status and headers of an answer, whose body went to the sink.
+
+    `sent_at` is the `perf_counter` time at which the request was sent.
+    """
 
     __slots__ = ("headers", "sent_at", "status")
 
@@ -138,10 +141,10 @@ class HttpAnswer:
 
 
 class HttpClient:
-    """Requests to one origin. Not for use from more than one event loop.
+    """Sends requests to one origin, from one event loop only.
 
-    `base_url` is the API's root; a URL without a path is taken to mean `/v1`.
-    Raises ValueError when it is no http(s) URL.
+    `base_url` is the root of the API; its default path is `/v1`, its default scheme http.
+    Raises ValueError if it is not an http or https URL.
     """
 
     def __init__(
@@ -154,8 +157,8 @@ class HttpClient:
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self.api_path = parts.path.rstrip("/") or "/v1"
         self._tls = _tls_context(verify_tls) if parts.scheme == "https" else None
-        fixed = {"Host": parts.netloc.rpartition("@")[2], "Accept": "*/*", **headers}
-        self._head = "".join(f"{name}: {value}\r\n" for name, value in fixed.items())
+        all_headers = {"Host": parts.netloc.rpartition("@")[2], "Accept": "*/*", **headers}
+        self._head = "".join(f"{name}: {value}\r\n" for name, value in all_headers.items())
         self._idle: list[_Connection] = []
 
     async def __aenter__(self) -> Self:
@@ -173,7 +176,7 @@ class HttpClient:
     async def request(
         self, method: str, path: str, body: bytes, on_body: BodySink, timeout: float
     ) -> HttpAnswer:
-        """Send, and return once the whole body went through `on_body`.
+        """Send a request, and return when its whole body has gone to `on_body`.
 
         Cancelling closes the connection. Raises TransportError, and TimeoutError after `timeout`
         seconds.
@@ -214,12 +217,12 @@ class HttpClient:
                 return connection
         loop = asyncio.get_running_loop()
         try:
-            _, fresh = await loop.create_connection(
+            _, new_connection = await loop.create_connection(
                 _Connection, self._host, self._port, ssl=self._tls
             )
         except OSError as error:
             raise TransportError(f"cannot connect to {self._host}:{self._port}: {error}") from error
-        return fresh
+        return new_connection
 
 
 def _tls_context(verify: bool) -> ssl.SSLContext:

@@ -1,16 +1,16 @@
-"""What one streamed answer was, as it came off the wire: times, counts and how it ended."""
+"""Records one streamed answer as it arrives: times, token counts and how it ended."""
 
 import msgspec
 
 
 class MeasuredPromptDetails(msgspec.Struct):
-    """The part of `usage` that tells how much of the prompt came from a cache."""
+    """The part of `usage` that says how much of the prompt came from a cache."""
 
     cached_tokens: int | None = None
 
 
 class MeasuredUsage(msgspec.Struct):
-    """Token counts as the server states them."""
+    """Token counts as the server reports them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -41,14 +41,14 @@ ChunkDecoder = msgspec.json.Decoder[_Chunk]
 
 
 def new_chunk_decoder() -> ChunkDecoder:
-    """A decoder for the fields of a chunk that are measured; it skips all others."""
+    """A decoder for the measured fields of a chunk; it skips all others."""
     return msgspec.json.Decoder(_Chunk)
 
 
 class StreamRecorder:
-    """Folds the bytes of one `text/event-stream` body; `feed` may be cut anywhere.
+    """Parses the bytes of one `text/event-stream` body, which `feed` receives in any pieces.
 
-    Times are whatever clock the caller passes to `feed`; events of one call share a time.
+    Times come from the caller's clock. All events of one call of `feed` have the same time.
     """
 
     __slots__ = (
@@ -69,7 +69,7 @@ class StreamRecorder:
         self._rest = b""
         self._data: list[bytes] = []
         self.token_times: list[float] = []
-        """When each chunk that carries generated text (or a part of a tool call) arrived."""
+        """Arrival time of each chunk with generated text or a part of a tool call."""
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.finish_reasons: dict[int, str] = {}
@@ -78,7 +78,7 @@ class StreamRecorder:
         self.error: str | None = None
 
     def feed(self, body: bytes, now: float) -> None:
-        """Take the next bytes of the body, which arrived at `now`."""
+        """Parse the next bytes of the body, which arrived at `now`."""
         lines = (self._rest + body if self._rest else body).split(b"\n")
         self._rest = lines.pop()
         for line in lines:
@@ -96,10 +96,10 @@ class StreamRecorder:
         try:
             chunk = self._decoder.decode(payload)
         except msgspec.DecodeError as error:
-            self.error = f"a chunk that is not valid: {error}"
+            self.error = f"a chunk is not valid: {error}"
             return
         if chunk.error is not None:
-            self.error = f"an error event: {chunk.error}"[:500]
+            self.error = f"the server sent an error event: {chunk.error}"[:500]
         if chunk.usage is not None:
             self.usage = chunk.usage
         for choice in chunk.choices or ():

@@ -1,4 +1,4 @@
-"""What the server tells when it has started."""
+"""The text that the server prints when it has started."""
 
 import json
 from typing import TYPE_CHECKING
@@ -8,7 +8,10 @@ if TYPE_CHECKING:
 
 
 def start_banner(model: "ModelInfo", name: str, url: str, needs_key: bool) -> str:
-    """What was chosen, and a curl line that works when pasted (with a key: once it is set)."""
+    """The model and its limits, and a curl command to paste into a shell.
+
+    With `needs_key` the command reads the key from the variable `STONECHAT_API_KEY`.
+    """
     quantization = "" if model.quantization == "none" else f", {model.quantization}"
     rows = {
         "model": f"{name} ({model.architecture}, {model.num_parameters / 1e6:,.0f}M parameters)",
@@ -19,7 +22,7 @@ def start_banner(model: "ModelInfo", name: str, url: str, needs_key: bool) -> st
         + mebibytes(model.kv_capacity_tokens * model.kv_bytes_per_token),
         "context": f"{model.max_model_len:,} tokens; "
         f"{model.kv_capacity_tokens / model.max_model_len:.1f} requests of full length fit",
-        "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens a step",
+        "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens per step",
     }
     lines = [f"  {label:<9} {text}" for label, text in rows.items()]
     return "\n".join(
@@ -28,7 +31,7 @@ def start_banner(model: "ModelInfo", name: str, url: str, needs_key: bool) -> st
 
 
 def curl_line(name: str, url: str, needs_key: bool) -> str:
-    """A request for a POSIX shell."""
+    """A curl command for a POSIX shell that sends a chat request."""
     messages = [{"role": "user", "content": "Say hello."}]
     body = json.dumps({"model": name, "messages": messages, "max_completion_tokens": 100})
     quoted = body.replace("'", "'\\''")
@@ -37,5 +40,5 @@ def curl_line(name: str, url: str, needs_key: bool) -> str:
 
 
 def mebibytes(size: int) -> str:
-    """`1,234 MiB`."""
+    """Format a number of bytes as `1,234 MiB`."""
     return f"{size / 2**20:,.0f} MiB"

@@ -1,4 +1,4 @@
-"""Tell what this machine has, which paths will be used, and what would make it faster."""
+"""Report what this machine has, how models will run on it, and what would make them faster."""
 
 import argparse
 import dataclasses
@@ -20,13 +20,13 @@ LOW_MEMORY = 2 * 10**9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of the command."""
+    """Add the flags of the command."""
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--no-measure", action="store_true", help="do not measure bandwidth")
+    parser.add_argument("--no-measure", action="store_true", help="do not measure memory bandwidth")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect and print; always 0: advice is not an error."""
+    """Inspect the machine and print a report. Always returns 0: advice is not an error."""
     from stonechat_models import inspect_machine, measure_bandwidth
 
     machine = inspect_machine(lambda line: print(line, file=sys.stderr))
@@ -36,23 +36,23 @@ def run(arguments: argparse.Namespace) -> int:
         bandwidth["cpu"] = measure_bandwidth("cpu")
         if device != "cpu":
             bandwidth[device] = measure_bandwidth(device)
-    found = list(advice(machine))
+    suggestions = list(advice(machine))
     if arguments.json:
         fields = dataclasses.asdict(machine) | {"cache_folder": str(machine.cache_folder)}
-        whole = {**fields, "device": device, "bandwidth": bandwidth, "advice": found}
-        print(json.dumps(whole, indent=2))
+        report = {**fields, "device": device, "bandwidth": bandwidth, "advice": suggestions}
+        print(json.dumps(report, indent=2))
     else:
-        print_report(Console(), machine, device, bandwidth, found)
+        print_report(Console(), machine, device, bandwidth, suggestions)
     return 0
 
 
 def chosen_device(machine: "Machine") -> str:
-    """The device that `--device auto` takes."""
+    """The device that `--device auto` chooses."""
     return machine.gpus[0].kind if machine.gpus else "cpu"
 
 
 def chosen_path(machine: "Machine") -> str:
-    """How models will be run."""
+    """A description of how models will run."""
     if machine.gpus:
         return f"PyTorch on {machine.gpus[0].name}"
     if machine.native_isa is not None:
@@ -61,23 +61,27 @@ def chosen_path(machine: "Machine") -> str:
 
 
 def advice(machine: "Machine") -> Iterator[str]:
-    """What would make it faster, the most important first."""
+    """Yield suggestions that would make models faster, the most important first."""
     if machine.has_nvidia_driver and not machine.gpus:
         why = "" if machine.torch_cuda else f" (torch {machine.torch_version} is built without it)"
-        yield f"there is an NVIDIA driver, but torch cannot use CUDA{why}: install a CUDA build"
+        yield (
+            f"there is an NVIDIA driver, but torch cannot use CUDA{why}: install a CUDA build of "
+            "torch"
+        )
     if machine.gpus and machine.gpus[0].kind == "cuda" and not machine.package_versions["triton"]:
-        yield "install triton: the GPU's attention kernels are written in it"
+        yield "install triton: the attention kernels for GPUs need it"
     if not machine.gpus and machine.native_isa is None:
         yield f"the compiled CPU kernels cannot be used: {machine.native_refusal}"
         if machine.compiler is None:
             yield "install a C++ compiler (on Debian: apt-get install g++): decoding gets faster"
     x86 = "x86_64" in machine.system
     if not machine.gpus and x86 and "avx512_vnni" not in machine.instruction_sets:
-        yield "this processor has no AVX512-VNNI, so quantised models run at a lower speed"
+        yield "this processor has no AVX512-VNNI, so quantised models run more slowly"
     if machine.cpu_quota is not None and machine.cpu_quota < machine.usable_cpus:
         yield (
-            f"the container may use {machine.cpu_quota:g} processors' worth of time but sees "
-            f"{machine.usable_cpus}: set --threads {max(1, int(machine.cpu_quota))}, or raise it"
+            f"the container has a CPU quota of {machine.cpu_quota:g} processors but sees "
+            f"{machine.usable_cpus}: set --threads {max(1, int(machine.cpu_quota))}, or raise the "
+            "quota"
         )
     if machine.num_cores < machine.usable_cpus:
         yield (
@@ -97,18 +101,18 @@ def print_report(
     machine: "Machine",
     device: str,
     bandwidth: dict[str, float],
-    found: list[str],
+    suggestions: list[str],
 ) -> None:
-    """The report for people."""
+    """Print the report as text."""
     table = Table.grid(padding=(0, 2))
     for name, value in _facts(machine, bandwidth):
         table.add_row(f"[bold]{name}[/]", value)
     console.print(table)
     console.print(f"\nWill run on [bold]{device}[/]: {chosen_path(machine)}", highlight=False)
-    for line in found:
+    for line in suggestions:
         console.print(f"[yellow]![/] {line}", highlight=False)
-    if not found:
-        console.print("[green]Nothing to improve was found.[/]")
+    if not suggestions:
+        console.print("[green]There is nothing to improve.[/]")
 
 
 def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[str, str]]:
@@ -116,7 +120,7 @@ def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[st
     yield "system", machine.system
     yield "processor", machine.cpu
     yield "cores", f"{machine.num_cores} ({machine.usable_cpus} of {machine.num_cpus}{quota})"
-    yield "instructions", ", ".join(machine.instruction_sets) or "none that matter"
+    yield "instructions", ", ".join(machine.instruction_sets) or "none that make models faster"
     speed = f", reads {bandwidth['cpu'] / 1e9:.1f} GB/s" if "cpu" in bandwidth else ""
     free, total = format_bytes(machine.free_memory), format_bytes(machine.total_memory)
     yield "memory", f"{free} of {total} free{speed}"

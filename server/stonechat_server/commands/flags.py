@@ -15,7 +15,7 @@ CONFIG_VARIABLE = "STONECHAT_CONFIG"
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
-    """`MODEL`, `--config`, and a flag for each further setting, in groups."""
+    """Add `--config`, `MODEL`, and a flag for each other setting, in groups."""
     parser.add_argument(
         "--config",
         type=Path,
@@ -36,14 +36,14 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_settings(arguments: argparse.Namespace, parser_name: str) -> Settings:
     """Settings from parsed flags. Raises `SystemExit` with a message for a bad value or file."""
-    given = {
+    flag_values = {
         name: value
         for name, value in vars(arguments).items()
         if name in Settings.model_fields and value is not None
     }
     config = Path(arguments.config) if arguments.config else None
     try:
-        return load_settings(given, config)
+        return load_settings(flag_values, config)
     except ValidationError as error:
         lines = [f"  {flag(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
         raise SystemExit("\n".join([f"{parser_name}: bad settings", *lines])) from error
@@ -52,7 +52,7 @@ def read_settings(arguments: argparse.Namespace, parser_name: str) -> Settings:
 
 
 def flag(name: str) -> str:
-    """The flag of a setting; the model is positional."""
+    """The flag of a setting, or `MODEL`, which is a positional argument."""
     return "MODEL" if name == "model" else "--" + name.replace("_", "-")
 
 
@@ -64,7 +64,7 @@ def group_of(field: FieldInfo) -> str:
 
 
 def default_text(field: FieldInfo) -> str:
-    """The default as it is shown; empty: none."""
+    """The default as the help shows it; empty if there is none."""
     if field.default in (None, ()):
         return ""
     if isinstance(field.default, bool):
@@ -78,8 +78,8 @@ def _names(name: str) -> list[str]:
 
 def _keywords(name: str, field: FieldInfo) -> dict[str, Any]:
     default = default_text(field)
-    shown = f"{field.description}" + (f" (default: {default})" if default else "")
-    keywords: dict[str, Any] = {"help": shown.replace("%", "%%"), "default": None}
+    help_text = f"{field.description}" + (f" (default: {default})" if default else "")
+    keywords: dict[str, Any] = {"help": help_text.replace("%", "%%"), "default": None}
     kind = _plain_type(field.annotation)
     if name == "model":
         return keywords | {"nargs": "?", "metavar": "MODEL"}
@@ -97,7 +97,7 @@ def _keywords(name: str, field: FieldInfo) -> dict[str, Any]:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """`int` for `int | None`."""
+    """The type without `None`: `int` for `int | None`."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next(member for member in get_args(annotation) if member is not type(None))
     return annotation

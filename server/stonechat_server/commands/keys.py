@@ -1,4 +1,4 @@
-"""Add, list and revoke API keys; a running server follows the file within a second."""
+"""Add, list and revoke API keys. A running server reads the changed file within a second."""
 
 import argparse
 import os
@@ -9,33 +9,42 @@ VARIABLE = "STONECHAT_KEYS_FILE"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`add NAME`, `list` and `revoke NAME`."""
+    """Add the actions `add NAME`, `list` and `revoke NAME`, and their flags."""
     parser.add_argument(
         "--keys-file",
         type=Path,
         default=os.environ.get(VARIABLE),
         metavar="FILE",
-        help=f"the TOML file of keys (environment: {VARIABLE})",
+        help=f"TOML file with the API keys (environment: {VARIABLE})",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    add = actions.add_parser("add", help="make a key and print it, once")
+    add = actions.add_parser("add", help="create a key and print it once")
     add.add_argument("name", metavar="NAME")
-    add.add_argument("--models", default="", help="that it may use, comma-separated (default: all)")
+    add.add_argument(
+        "--models", default="", help="models that the key may use, comma-separated (default: all)"
+    )
     add.add_argument("--requests-per-minute", type=int, metavar="N")
     add.add_argument("--tokens-per-minute", type=int, metavar="N")
-    add.add_argument("--max-concurrency", type=int, metavar="N", help="requests running at once")
-    add.add_argument("--priority", type=int, default=0, metavar="N", help="lower goes first")
-    actions.add_parser("list", help="print the keys' names and limits")
-    revoke = actions.add_parser("revoke", help="refuse a key from now on")
+    add.add_argument(
+        "--max-concurrency", type=int, metavar="N", help="requests that may run at the same time"
+    )
+    add.add_argument(
+        "--priority", type=int, default=0, metavar="N", help="a key with a lower number goes first"
+    )
+    actions.add_parser("list", help="list the keys with their limits")
+    revoke = actions.add_parser("revoke", help="revoke a key: it is refused from now on")
     revoke.add_argument("name", metavar="NAME")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0, or 1 when the file says otherwise."""
+    """Run the action. Returns 1 if no keys file is named, or if the action fails."""
     from stonechat_server.access.keys import KeysFileError
 
     if arguments.keys_file is None:
-        print(f"stonechat keys: name a file with --keys-file or {VARIABLE}", file=sys.stderr)
+        print(
+            f"stonechat keys: no keys file: give --keys-file FILE or set {VARIABLE}",
+            file=sys.stderr,
+        )
         return 1
     path = Path(arguments.keys_file)
     try:

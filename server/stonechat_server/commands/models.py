@@ -1,4 +1,4 @@
-"""List, fetch, remove and rename the models on this machine."""
+"""List, download and delete the models on this machine, and give them aliases."""
 
 import argparse
 import sys
@@ -13,24 +13,29 @@ from stonechat_server.commands.sizes import format_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The actions and their flags."""
+    """Add the actions and their flags."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="models and aliases on this machine")
-    pull = actions.add_parser("pull", help="download a model, going on where it stopped before")
+    actions.add_parser("list", help="list the models and aliases on this machine")
+    pull = actions.add_parser("pull", help="download a model, or resume its download")
     pull.add_argument(
         "model", metavar="MODEL", help="Hugging Face id, owner/name/file.gguf, or default"
     )
     pull.add_argument("--revision", help="branch, tag or commit")
-    pull.add_argument("--allow-pickle", action="store_true", help="take pickled weights too")
-    remove = actions.add_parser("rm", help="delete a model and what was converted from it")
+    pull.add_argument("--allow-pickle", action="store_true", help="also accept pickled weights")
+    remove = actions.add_parser("rm", help="delete a model and all files converted from it")
     remove.add_argument("model", metavar="MODEL", nargs="+")
-    alias = actions.add_parser("alias", help="let a short name stand for a model")
+    alias = actions.add_parser("alias", help="give a model a short name")
     alias.add_argument("name", metavar="NAME")
-    alias.add_argument("model", metavar="MODEL", nargs="?", help="left out: forget the alias")
+    alias.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="the model that NAME stands for; without it, the alias is removed",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do the action; 1 when it cannot be done."""
+    """Run the action. Returns 1 if it fails, 130 if it is interrupted."""
     try:
         if arguments.action == "list":
             return _list(Console())
@@ -43,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"stonechat models: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
 
 
@@ -55,14 +60,14 @@ def _list(console: Console) -> int:
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("last used", no_wrap=True)
     for model in list_models():
-        used = datetime.fromtimestamp(model.last_used, UTC).strftime("%Y-%m-%d")
-        table.add_row(model.name, format_bytes(model.num_bytes), used)
+        last_used = datetime.fromtimestamp(model.last_used, UTC).strftime("%Y-%m-%d")
+        table.add_row(model.name, format_bytes(model.num_bytes), last_used)
     for name, target in sorted(read_aliases().items()):
         table.add_row(f"{name} = {target}", "alias", "")
     if table.row_count:
         console.print(table)
     else:
-        console.print("no models yet; `stonechat models pull default` fetches a small one")
+        console.print("no models yet; `stonechat models pull default` downloads a small one")
     return 0
 
 
@@ -81,7 +86,7 @@ def _remove(names: list[str]) -> int:
     from stonechat_models import remove_model
 
     for name in names:
-        print(f"{name} is gone: {format_bytes(remove_model(name))} are free again")
+        print(f"{name} removed; {format_bytes(remove_model(name))} freed")
     return 0
 
 
@@ -89,5 +94,5 @@ def _alias(name: str, model: str | None) -> int:
     from stonechat_models import set_alias
 
     set_alias(name, model)
-    print(f"{name} stands for {model}" if model is not None else f"{name} is forgotten")
+    print(f"{name} stands for {model}" if model is not None else f"{name} is no longer an alias")
     return 0

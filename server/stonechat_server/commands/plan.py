@@ -1,4 +1,4 @@
-"""Tell what serving a model would take, from its configuration and file headers alone."""
+"""Estimate a model's memory use and speed from its configuration and file headers alone."""
 
 import argparse
 import json
@@ -20,21 +20,21 @@ PlanRow = dict[str, str | int | float | bool | None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of the command."""
+    """Add the flags of the command."""
     add = parser.add_argument
     help_text = "Hugging Face id, local folder, or .gguf file (default: the default model)"
     add("model", nargs="?", metavar="MODEL", default="default", help=help_text)
     add("--revision", help="branch, tag or commit of a Hugging Face id")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--max-model-len", type=int, help="context length in tokens (default: the model's)")
-    add("--kv-cache-size", type=parse_bytes, help="memory of the KV cache, such as 2GiB")
+    add("--kv-cache-size", type=parse_bytes, help="memory for the KV cache, such as 2GiB")
     add("--bandwidth", type=float, metavar="GB/S",
-        help="memory bandwidth to reckon with, in place of a measurement")  # fmt: skip
+        help="memory bandwidth to assume (default: measure it)")  # fmt: skip
     add("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Survey and print; 1 when the model cannot be surveyed or is refused."""
+    """Print the plan. Returns 1 if the model cannot be surveyed or would be refused."""
     from stonechat_models import measure_bandwidth, survey_model
 
     config = EngineConfig(
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 def plan_row(
     survey: "ModelSurvey", form: "ServingForm", config: EngineConfig, bandwidth: float
 ) -> PlanRow:
-    """What one way of holding the weights takes and gives; `bandwidth` in bytes a second."""
+    """The memory, capacity and speed of one `ServingForm`; `bandwidth` is in bytes per second."""
     per_token = form.kv_bytes_per_token
     free = max(0, survey.free_memory - form.weight_bytes)
     default_tokens = survey.kv_budget(form, config) // per_token if per_token else 0
@@ -88,7 +88,7 @@ def plan_row(
 
 
 def describe(survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float) -> dict[str, object]:
-    """The whole plan as JSON."""
+    """The whole plan as a JSON object."""
     return {
         "model": survey.name,
         "architecture": survey.architecture,
@@ -111,51 +111,51 @@ def describe(survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float) -> di
 def print_plan(
     console: Console, survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float
 ) -> None:
-    """The plan for people."""
+    """Print the plan as tables."""
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(survey, bandwidth).items():
         facts.add_row(f"[bold]{name}[/]", value)
     console.print(facts)
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("held as", no_wrap=True)
+    table.add_column("precision", no_wrap=True)
     for heading in ("weights", "KV/token", "KV tokens", "requests", "tokens/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row), style="" if row["fits"] else "dim")
     console.print(table)
     console.print(
-        "*: used by default. KV tokens: what the cache holds by default. Requests: of full length, "
-        "by default / if all free memory is given to the cache. Tokens/s: the ceiling that memory "
-        "bandwidth sets for one request with a short context.",
+        "*: the default. KV tokens: capacity of the KV cache by default. Requests: how many of "
+        "full length fit, by default / with all free memory for the cache. Tokens/s: the upper "
+        "bound that memory bandwidth sets for one request with a short context.",
         style="dim",
     )
 
 
 def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
     active = survey.num_active_parameters
-    mixture = f", {format_count(active)} a token" if active < survey.num_parameters else ""
-    stored = ", ".join(
+    mixture = f", {format_count(active)} active per token" if active < survey.num_parameters else ""
+    stored_types = ", ".join(
         f"{name} {share / survey.num_parameters:.0%}"
         for name, share in sorted(survey.stored_types.items(), key=lambda item: -item[1])
     )
     return {
         "model": f"{survey.name} ({survey.architecture})",
-        "served": _served(survey),
+        "served": _served_text(survey),
         "parameters": f"{format_count(survey.num_parameters)}{mixture}",
-        "stored": f"{format_bytes(survey.stored_bytes)} ({stored})",
+        "stored": f"{format_bytes(survey.stored_bytes)} ({stored_types})",
         "context": f"{survey.max_model_len:,} tokens",
         "device": f"{survey.device}, {format_bytes(survey.free_memory)} of "
         f"{format_bytes(survey.total_memory)} free, reads {bandwidth / 1e9:.1f} GB/s",
     }
 
 
-def _served(survey: "ModelSurvey") -> str:
+def _served_text(survey: "ModelSurvey") -> str:
     if survey.refusal is not None:
         return f"[bold red]no[/]: {survey.refusal}"
     if survey.native_refusal is None:
         return "[green]yes[/], by the compiled CPU path"
     return (
-        "[green]yes[/], through PyTorch, if the check at load finds its attention right "
+        "[green]yes[/], through PyTorch, if its attention passes the parity check at load "
         f"(not by the compiled CPU path: {survey.native_refusal})"
     )
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting."""
+    """Add a flag for every setting."""
     add_settings_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal; 1 when the server cannot start."""
-    gc.disable()  # what is made while starting stays
+    """Serve until a signal arrives. Returns 1 if the server cannot start."""
+    gc.disable()  # objects made at start live on, so a collection frees nothing
     settings = read_settings(arguments, "stonechat serve")
     from stonechat_server.observability.access_log import configure_logging
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, taken before the model is loaded, so that a taken port is told at once."""
+    """A bound socket. Bind it before the model loads, so that a port in use is reported at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -58,7 +58,7 @@ def _serve(settings: "Settings", listener: socket.socket) -> int:
     from stonechat_server.serving.http_server import serve
 
     if (settings.tls_cert is None) != (settings.tls_key is None):
-        return _fail("--tls-cert and --tls-key go together")
+        return _fail("--tls-cert and --tls-key must be given together")
     try:
         ledger = _open_ledger(settings)
         tracing = Tracing.from_environment() if settings.otel else None
@@ -80,7 +80,7 @@ def _serve(settings: "Settings", listener: socket.socket) -> int:
         base_url(settings.host, listener, "http" if settings.tls_cert is None else "https"),
         not state.authenticator.is_open,
     )
-    gc.freeze()  # else each full collection would look at all of it, and pause the streams
+    gc.freeze()  # otherwise each full collection scans these objects and pauses the streams
     gc.enable()
     return serve(
         app,
@@ -101,7 +101,7 @@ def _open_ledger(settings: "Settings") -> "Ledger | None":
 
 
 def base_url(host: str, listener: socket.socket, scheme: str = "http") -> str:
-    """Where a client on this machine reaches the server."""
+    """The URL at which a client on this machine reaches the server."""
     port = listener.getsockname()[1]
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return (

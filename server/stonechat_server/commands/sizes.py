@@ -1,4 +1,4 @@
-"""Sizes and counts for people."""
+"""Sizes and counts in a short form for people."""
 
 import re
 
@@ -7,7 +7,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
 
 
 def format_bytes(value: int) -> str:
-    """Such as `95.4 MB`, in powers of ten."""
+    """Format a number of bytes with a decimal unit, such as `95.4 MB`."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if value >= size:
             return f"{value / size:,.1f} {unit}"
@@ -15,7 +15,7 @@ def format_bytes(value: int) -> str:
 
 
 def format_count(value: int) -> str:
-    """Such as `134.5 M`."""
+    """Format a count with a decimal unit, such as `134.5 M`."""
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if value >= size:
             return f"{value / size:,.1f} {unit}"
@@ -23,7 +23,7 @@ def format_count(value: int) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """`2GiB`, `500MB`, `1000`: a number of bytes. Raises ValueError for anything else."""
+    """The number of bytes of `2GiB`, `500MB` or `1000`. Raises ValueError for other texts."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", text.lower())
     if match is None:
         raise ValueError(f"not a size: {text!r}")

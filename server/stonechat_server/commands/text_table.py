@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_left: int) -> str:
-    """Lines of aligned columns; the first `num_left` are aligned to the left, others right."""
+    """Lines of aligned columns: the first `num_left` left-aligned, the others right-aligned."""
     columns = list(zip(headings, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     lines = []

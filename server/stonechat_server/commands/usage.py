@@ -17,27 +17,35 @@ SUMS = ("requests", "failed", "prompt_tokens", "cached_tokens", "completion_toke
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which ledger, which requests, summed by what."""
+    """Add the flags that choose the ledger, the requests and the groups."""
     parser.add_argument(
         "--ledger",
         default=os.environ.get(VARIABLE, "auto"),
         metavar="URL",
-        help=f"as for `stonechat serve` (environment: {VARIABLE}; default: auto)",
+        help=f"ledger, as for `stonechat serve` (environment: {VARIABLE}; default: auto)",
     )
     parser.add_argument(
-        "--by", default="key,user,day", metavar="LIST", help="of key, user, model and day"
+        "--by",
+        default="key,user,day",
+        metavar="LIST",
+        help="columns to group by, comma-separated: key, user, model, day",
     )
-    parser.add_argument("--since", type=_date, metavar="DATE", help="first day (UTC), 2026-01-31")
+    parser.add_argument(
+        "--since", type=_date, metavar="DATE", help="first day (UTC), such as 2026-01-31"
+    )
     parser.add_argument("--until", type=_date, metavar="DATE", help="last day (UTC)")
-    parser.add_argument("--key", metavar="NAME", help="requests of this key only")
+    parser.add_argument("--key", metavar="NAME", help="only requests of this key")
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
     parser.add_argument(
-        "--delete-before", type=_date, metavar="DATE", help="delete older entries, print nothing"
+        "--delete-before",
+        type=_date,
+        metavar="DATE",
+        help="delete the entries of earlier days, and print no usage",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0, or 1 when the ledger cannot be read."""
+    """Print the usage. Returns 1 if the ledger cannot be read."""
     import sqlalchemy as sa
 
     try:
@@ -55,10 +63,10 @@ def _run(arguments: argparse.Namespace) -> int:
     by = [part.strip() for part in arguments.by.split(",") if part.strip()]
     dimensions = [dimension for part in by for dimension in DIMENSIONS if dimension == part]
     if len(dimensions) < len(by):
-        raise ValueError(f"--by takes {', '.join(DIMENSIONS)}, not {arguments.by}")
+        raise ValueError(f"--by accepts {', '.join(DIMENSIONS)}, not {arguments.by}")
     place = ledger_place(arguments.ledger)
     if place is None:
-        raise ValueError("the ledger is off")
+        raise ValueError("the ledger is off; choose one with --ledger")
     engine = open_database(place.url)
     try:
         if arguments.delete_before is not None:

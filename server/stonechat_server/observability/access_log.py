@@ -1,4 +1,4 @@
-"""Request ids on every answer, one access line a request, and the last net for exceptions."""
+"""Adds request ids, writes the access log, and answers exceptions that nothing else handled."""
 
 import logging
 import re
@@ -21,17 +21,21 @@ _ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def new_request_id() -> str:
-    """A fresh id; unique for all that matters (96 random bits)."""
+    """A new request id, unique in practice (96 random bits)."""
     return "req_" + secrets.token_hex(12)
 
 
 class RequestContext:
-    """ASGI middleware: `request.state.request_id`, header `x-request-id`, access log, 500s.
+    """ASGI middleware: request ids, the access log, and error answers for exceptions.
 
-    A client's own `x-request-id` is kept when it is 1 to 128 visible ASCII characters.
-    `on_response` is told the route's pattern and the status of every answer. What a route leaves
-    in `request.state.log_fields` joins the access line, `request.state.log_level` is the line's
-    level (else INFO), and the headers that `request.state.limit_headers()` gives join the answer.
+    The id is in `request.state.request_id` and in the answer's `x-request-id`. A client's own
+    `x-request-id` is kept if it has 1 to 128 characters of visible ASCII. `on_response` receives
+    the route's pattern and the status of every answer.
+
+    A route may set `request.state.log_fields`, which are added to the access line, and
+    `request.state.log_level`, the level of that line (default: INFO). If `limit_headers` is set,
+    the headers that it returns are added to the answer. An unknown exception is logged and
+    answered with 500.
     """
 
     def __init__(self, app: ASGIApp, on_response: Callable[[str, int], None]) -> None:
@@ -42,8 +46,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        sent_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent_id if _ID.fullmatch(sent_id) else new_request_id()
+        header_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = header_id if _ID.fullmatch(header_id) else new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.perf_counter(), 0
 
@@ -63,13 +67,13 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
-            if status:  # the answer has begun: it can only be cut
+            if status:  # the answer has begun: an error answer is too late
                 log.exception("request %s failed after its answer began", request_id)
                 raise
-            known = to_api_error(unwrap(error))
-            if known is None:
+            api_error = to_api_error(unwrap(error))
+            if api_error is None:
                 log.exception("request %s failed", request_id)
-            await (known or server_error()).response()(scope, receive, send_with_id)
+            await (api_error or server_error()).response()(scope, receive, send_with_id)
         finally:
             self._log(scope, status, (time.perf_counter() - started) * 1000)
 
@@ -79,7 +83,7 @@ class RequestContext:
         fields: dict[str, object] = {
             "request_id": scope["state"]["request_id"],
             "method": scope["method"],
-            "path": quote(scope["path"]),  # a decoded line break would begin a line of its own
+            "path": quote(scope["path"]),  # a decoded line break would start a new log line
             "status": status,
             "milliseconds": round(milliseconds, 1),
             **scope["state"].get("log_fields", {}),
@@ -90,7 +94,7 @@ class RequestContext:
 
 
 class StderrHandler(logging.Handler):
-    """Writes lines to what `sys.stderr` is at the time, which may change or be closed."""
+    """Writes each line to the current `sys.stderr`, which may be replaced or closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr

@@ -1,4 +1,4 @@
-"""Log lines as JSON, one object a line."""
+"""Log lines as JSON, one object per line."""
 
 import logging
 import traceback
@@ -8,7 +8,7 @@ import msgspec
 
 
 class JsonFormatter(logging.Formatter):
-    """Time, level, logger and message; the `fields` of a record as further members."""
+    """Formats time, level, logger and message, then the members of the record's `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {

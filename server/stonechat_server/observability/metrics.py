@@ -1,7 +1,7 @@
 """Prometheus metrics: histograms and counters of requests, and the engine's own counters.
 
-Names and meanings follow vLLM's where both servers measure the same, under the prefix
-`stonechat:`; with `vllm_names` the same figures are served under `vllm:` as well.
+Names start with `stonechat:`. Where vLLM has the same metric, the rest of the name and the meaning
+are vLLM's. With `vllm_names` they are served a second time under `vllm:`.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class _Histograms:
 
 
 class Metrics:
-    """One server's metrics, in a registry of their own."""
+    """The metrics of one server, in registries of their own."""
 
     def __init__(
         self,
@@ -76,13 +76,13 @@ class Metrics:
         self._histograms = self._make_histograms()
         self._inter_token = _TokenHistogram(
             PREFIX + "inter_token_latency_seconds",
-            "Between a choice's steps with tokens",
+            "Time between two outputs that add tokens to a choice",
             model_name,
             TOKEN_LATENCY_BUCKETS,
         )
         self._registry.register(self._inter_token)
         self._success = self._counter(
-            "request_success", "Requests by the reason that each choice ended", "finished_reason"
+            "request_success", "Choices of finished requests by finish reason", "finished_reason"
         )
         self._refused = self._counter(
             "requests_refused", "Requests refused by admission control", "reason"
@@ -96,7 +96,7 @@ class Metrics:
         self._registry.register(_EngineCollector(model_name, stats, admission))
         self._aliases = CollectorRegistry()
         if vllm_names:
-            self._aliases.register(_Renamed(self._registry))
+            self._aliases.register(_VllmAliases(self._registry))
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
 
@@ -110,7 +110,7 @@ class Metrics:
         self._refused.labels(self._model_name, reason).inc()
 
     def record_lost(self) -> None:
-        """Count a request whose record a sink could not keep; the log has the cause."""
+        """Count a request that a sink could not record; the log has the cause."""
         self._lost.inc()
 
     def responded(self, route: str, status: int) -> None:
@@ -118,11 +118,11 @@ class Metrics:
         self._responses.labels(self._model_name, route, str(status)).inc()
 
     def token_clock(self) -> "TokenClock":
-        """Times the tokens of one request."""
+        """A clock for the tokens of one request."""
         return TokenClock(self._inter_token.observe)
 
     def request_finished(self, record: FinishedRequest) -> None:
-        """Observe a request that reached the engine."""
+        """Observe an admitted request that has ended."""
         histograms, timings = self._histograms, record.timings
         for reason in record.finish_reasons:
             self._success.labels(self._model_name, reason).inc()
@@ -149,14 +149,22 @@ class Metrics:
         make = self._histogram
         return _Histograms(
             make("time_to_first_token_seconds", "From arrival to the first token", latency),
-            make("request_time_per_output_token_seconds", "Decode time a token", token),
-            make("e2e_request_latency_seconds", "From arrival to the end", latency),
-            make("request_queue_time_seconds", "From arrival to the first scheduling", latency),
-            make("request_prefill_time_seconds", "From scheduling to the first token", latency),
+            make("request_time_per_output_token_seconds", "Decode time per output token", token),
+            make("e2e_request_latency_seconds", "From arrival to the end of the answer", latency),
+            make("request_queue_time_seconds", "From arrival to the first scheduled step", latency),
+            make(
+                "request_prefill_time_seconds",
+                "From the first scheduled step to the first token",
+                latency,
+            ),
             make("request_decode_time_seconds", "From the first token to the last", latency),
-            make("request_prompt_tokens", "Prompt tokens of a request", length),
-            make("request_generation_tokens", "Generated tokens, over all choices", length),
-            make("request_params_n", "Choices asked for", CHOICE_BUCKETS),
+            make("request_prompt_tokens", "Prompt tokens per request", length),
+            make(
+                "request_generation_tokens",
+                "Generated tokens per request, over all choices",
+                length,
+            ),
+            make("request_params_n", "Choices per request", CHOICE_BUCKETS),
         )
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
@@ -170,7 +178,7 @@ class Metrics:
 
 
 class TokenClock:
-    """Observes the time between the steps that give a choice tokens."""
+    """Observes the time between two outputs that add tokens to the same choice."""
 
     __slots__ = ("_last", "_observe")
 
@@ -179,7 +187,7 @@ class TokenClock:
         self._last: dict[int, float] = {}
 
     def add(self, output: "RequestOutput", now: float) -> None:
-        """An output that came at that time, in `time.monotonic()` seconds."""
+        """Observe an output that arrived at `now`, in `time.monotonic()` seconds."""
         for delta in output.deltas:
             if delta.num_tokens:
                 last = self._last.get(delta.index)
@@ -189,7 +197,7 @@ class TokenClock:
 
 
 class _TokenHistogram(Collector):
-    """A histogram that is observed with every token: by the event loop alone, so without a lock."""
+    """A histogram observed for every token, by the event loop alone, and so without a lock."""
 
     def __init__(
         self, name: str, documentation: str, model_name: str, bounds: Sequence[float]
@@ -217,7 +225,7 @@ class _TokenHistogram(Collector):
 
 
 class _EngineCollector(Collector):
-    """Reads the engine's snapshot and the queue at the time of a scrape."""
+    """Reads the engine's statistics and the queue when the metrics are scraped."""
 
     def __init__(
         self, model_name: str, stats: "Callable[[], EngineStats]", admission: "AdmissionControl"
@@ -232,31 +240,55 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         stats, admission = self._stats(), self._admission
         usage = stats.num_used_blocks / stats.num_blocks if stats.num_blocks else 0.0
-        waiting = stats.num_waiting + admission.num_queued
+        num_waiting = stats.num_waiting + admission.num_queued
         yield self._gauge(
-            "num_requests_running", "Sequences that the engine runs", stats.num_running
+            "num_requests_running", "Sequences running in the engine", stats.num_running
         )
-        yield self._gauge("num_requests_waiting", "Waiting for a slot or in the engine", waiting)
+        yield self._gauge(
+            "num_requests_waiting", "Requests waiting for a slot or in the engine", num_waiting
+        )
         yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", usage)
-        yield self._gauge("num_requests_admitted", "Holding a slot", admission.num_running)
-        yield self._gauge("num_requests_queued", "Waiting for a slot", admission.num_queued)
-        yield self._gauge("queued_tokens", "Expected tokens waiting", admission.num_queued_tokens)
+        yield self._gauge(
+            "num_requests_admitted", "Requests that hold a slot", admission.num_running
+        )
+        yield self._gauge(
+            "num_requests_queued", "Requests waiting for a slot", admission.num_queued
+        )
+        yield self._gauge(
+            "queued_tokens",
+            "Expected tokens of the requests waiting for a slot",
+            admission.num_queued_tokens,
+        )
         yield self._gauge("event_loop_tasks", "Tasks of the server's event loop", _num_tasks())
-        yield self._gauge("last_step_seconds", "Last engine step", stats.last_step_seconds)
+        yield self._gauge(
+            "last_step_seconds", "Duration of the last engine step", stats.last_step_seconds
+        )
         for name, text, value in (
             ("prompt_tokens", "Prompt tokens computed", stats.num_prompt_tokens),
             ("generation_tokens", "Tokens generated", stats.num_generated_tokens),
-            ("prefix_cache_queries", "Prompt tokens looked up", stats.num_cache_queried_tokens),
-            ("prefix_cache_hits", "Prompt tokens found cached", stats.num_cache_hit_tokens),
-            ("spec_decode_num_draft_tokens", "Tokens guessed ahead", stats.num_drafted_tokens),
+            (
+                "prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache",
+                stats.num_cache_queried_tokens,
+            ),
+            (
+                "prefix_cache_hits",
+                "Prompt tokens found in the prefix cache",
+                stats.num_cache_hit_tokens,
+            ),
+            (
+                "spec_decode_num_draft_tokens",
+                "Draft tokens proposed by speculative decoding",
+                stats.num_drafted_tokens,
+            ),
             (
                 "spec_decode_num_accepted_tokens",
-                "Tokens guessed rightly",
+                "Draft tokens accepted by speculative decoding",
                 stats.num_accepted_draft_tokens,
             ),
             ("num_preemptions", "Sequences preempted", stats.num_preemptions),
             ("engine_steps", "Engine steps", stats.num_steps),
-            ("engine_failed_steps", "Engine steps that raised", stats.num_failed_steps),
+            ("engine_failed_steps", "Engine steps that failed", stats.num_failed_steps),
         ):
             family = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
             family.add_metric([self._model_name], value)
@@ -268,8 +300,8 @@ class _EngineCollector(Collector):
         return family
 
 
-class _Renamed(Collector):
-    """The metrics of a registry under vLLM's prefix."""
+class _VllmAliases(Collector):
+    """Serves the metrics of a registry under vLLM's prefix."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -279,15 +311,13 @@ class _Renamed(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._registry.collect():
-            renamed = Metric(_alias(metric.name), metric.documentation, metric.type, metric.unit)
-            renamed.samples = [
-                sample._replace(name=_alias(sample.name)) for sample in metric.samples
-            ]
-            yield renamed
+            alias = Metric(_alias(metric.name), metric.documentation, metric.type, metric.unit)
+            alias.samples = [sample._replace(name=_alias(sample.name)) for sample in metric.samples]
+            yield alias
 
 
 def _num_tasks() -> int:
-    """0 outside of the event loop."""
+    """The number of tasks; 0 outside the event loop."""
     try:
         return len(asyncio.all_tasks())
     except RuntimeError:

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces of requests: one server span with its queue, prefill and decode inside.
+"""OpenTelemetry traces: one server span per request, with queue, prefill and decode inside.
 
-Needs the `otel` extra. The exporter is set up by OpenTelemetry's own variables, such as
-`OTEL_EXPORTER_OTLP_ENDPOINT`. A client's `traceparent` (W3C Trace Context) becomes the parent.
-Attribute names are those of OpenTelemetry's conventions for generative AI; never any text.
+Needs the `otel` extra. OpenTelemetry's own variables, such as `OTEL_EXPORTER_OTLP_ENDPOINT`,
+configure the exporter. A client's `traceparent` (W3C Trace Context) becomes the parent. Attribute
+names follow OpenTelemetry's conventions for generative AI. No span contains prompts or answers.
 """
 
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ class TracingUnavailableError(Exception):
 
 
 class Tracing:
-    """Exports a trace for each finished request, with the times that were measured."""
+    """Exports a trace for each finished request, with its measured times."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         self._provider = provider
@@ -29,7 +29,7 @@ class Tracing:
 
     @classmethod
     def from_environment(cls) -> "Tracing":
-        """Export by OTLP over HTTP. Raises `TracingUnavailableError` without the extra."""
+        """Export by OTLP over HTTP. Raises `TracingUnavailableError` without the `otel` extra."""
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -38,14 +38,14 @@ class Tracing:
         except ImportError as error:
             message = "traces need OpenTelemetry: pip install 'stonechat[otel]'"
             raise TracingUnavailableError(message) from error
-        named = Resource.create().merge(Resource({"service.name": "stonechat"}))
-        resource = named.merge(OTELResourceDetector().detect())  # variables win
+        default_resource = Resource.create().merge(Resource({"service.name": "stonechat"}))
+        resource = default_resource.merge(OTELResourceDetector().detect())  # variables win
         provider = TracerProvider(resource=resource)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return cls(provider)
 
     def request_finished(self, record: FinishedRequest) -> None:
-        """Make the spans of a request that has ended."""
+        """Create the spans of a request that has ended."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -69,7 +69,7 @@ class Tracing:
         _end(span, record.finished + offset)
 
     def close(self) -> None:
-        """Export what is pending."""
+        """Export the pending spans and stop."""
         self._provider.shutdown()
 
 
@@ -82,7 +82,7 @@ def _nanoseconds(seconds: float) -> int:
 
 
 def _phases(record: FinishedRequest) -> list[tuple[str, float, float]]:
-    """Queue, prefill and decode as far as the request came, in `time.monotonic()` seconds."""
+    """Name, start and end of each phase that the request reached, in `time.monotonic()` seconds."""
     timings = record.timings
     names = ("queue", "prefill", "decode")
     marks = [record.started]

@@ -1,4 +1,4 @@
-"""A scripted server that speaks real HTTP and SSE; its model's name decides how it behaves."""
+"""A scripted server that speaks real HTTP and SSE. The model's name decides how it behaves."""
 
 import asyncio
 import json
@@ -58,9 +58,9 @@ async def _stream(fake: FakeServer, body: dict[str, object]) -> AsyncIterator[st
         yield _chunk(model, _delta({}, "stop" if num_sent < num_tokens else "length"))
         if model != "no-usage":
             prompt_tokens = count_words(body["messages"])  # type: ignore[arg-type]
-            stated = num_sent - 1 if model == "greedy" else num_sent
+            num_reported = num_sent - 1 if model == "greedy" else num_sent
             details = {"cached_tokens": prompt_tokens // 2}
-            usage = {"prompt_tokens": prompt_tokens, "completion_tokens": stated}
+            usage = {"prompt_tokens": prompt_tokens, "completion_tokens": num_reported}
             yield _chunk(model, [], {**usage, "prompt_tokens_details": details})
         if model != "no-done":
             yield "data: [DONE]\n\n"
@@ -92,7 +92,7 @@ def _app(fake: FakeServer) -> FastAPI:
 
 
 @pytest.fixture(scope="session")
-def _running() -> Iterator[FakeServer]:
+def _shared_fake() -> Iterator[FakeServer]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
@@ -107,7 +107,7 @@ def _running() -> Iterator[FakeServer]:
 
 
 @pytest.fixture
-def fake(_running: FakeServer) -> FakeServer:
-    _running.bodies.clear()
-    _running.most_in_flight = 0
-    return _running
+def fake(_shared_fake: FakeServer) -> FakeServer:
+    _shared_fake.bodies.clear()
+    _shared_fake.most_in_flight = 0
+    return _shared_fake

@@ -38,7 +38,7 @@ def test_other_files_are_refused(data: bytes) -> None:
         read_json(data)
 
 
-def test_the_report_stands_alone_and_escapes_what_it_shows(result: BenchResult) -> None:
+def test_the_report_is_self_contained_and_escapes_labels(result: BenchResult) -> None:
     page = render_report([result, result])
     assert "<b>mine</b>" not in page
     assert "&lt;b&gt;mine&lt;/b&gt;" in page
@@ -53,10 +53,10 @@ def test_the_report_stands_alone_and_escapes_what_it_shows(result: BenchResult) 
 
 def test_quantiles_equal_numpys() -> None:
     values = list(np.random.default_rng(0).exponential(size=501))
-    measured = quantiles(values)
-    assert measured.p90 == pytest.approx(np.quantile(values, 0.9))
-    assert measured.p99 == pytest.approx(np.quantile(values, 0.99))
-    assert len(measured.curve) == 101
+    summary = quantiles(values)
+    assert summary.p90 == pytest.approx(np.quantile(values, 0.9))
+    assert summary.p99 == pytest.approx(np.quantile(values, 0.99))
+    assert len(summary.curve) == 101
 
 
 def test_the_command_writes_its_files(
@@ -66,13 +66,13 @@ def test_the_command_writes_its_files(
     common = ["--base-url", fake.url, "--requests", "3", "--output-tokens", "4"]
     flags = [*common, "--model", "good", "--concurrency", "1,2", "--json", str(json_file)]
     assert main([*flags, "--html", str(html_file), "--slo", "ttft=5000"]) == 0
-    shown = capsys.readouterr().out
-    assert "2 in flight" in shown
-    assert "every stream ended with [DONE]" in shown
+    output = capsys.readouterr().out
+    assert "2 in flight" in output
+    assert "every stream ended with [DONE]" in output
     assert len(read_json(json_file.read_bytes()).levels) == 2
     assert "<svg" in html_file.read_text()
-    again = ["--report-only", "--compare", str(json_file), str(json_file)]
-    assert main([*again, "--html", str(html_file)]) == 0
+    report_flags = ["--report-only", "--compare", str(json_file), str(json_file)]
+    assert main([*report_flags, "--html", str(html_file)]) == 0
     assert main([*common, "--model", "no-done", "--concurrency", "1", "--quiet"]) == 1
     assert main(["--base-url", "http://127.0.0.1:9", "--quiet"]) == 1
     assert "cannot connect" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Runs against a real HTTP server that is scripted."""
+"""Benchmark runs against a scripted server that speaks real HTTP."""
 
 import asyncio
 from itertools import pairwise
@@ -39,11 +39,11 @@ def test_a_good_server_passes_every_check(fake: FakeServer) -> None:
     assert result.server["dtype"] == "bfloat16"
 
 
-def test_prompts_have_the_tokens_asked_for_and_never_repeat(fake: FakeServer) -> None:
+def test_prompts_have_the_requested_length_and_never_repeat(fake: FakeServer) -> None:
     result = bench(fake, "good")
     assert {record.prompt_tokens for record in result.levels[0].records} == {40}
     texts = [str(body["messages"]) for body in fake.bodies if body["max_tokens"] == 8]
-    assert len(texts) == len(set(texts)) == 7  # one to warm up
+    assert len(texts) == len(set(texts)) == 7  # 6 measured, and 1 to warm up
 
 
 def test_latencies_are_those_of_the_server(fake: FakeServer) -> None:
@@ -113,13 +113,13 @@ def test_an_open_loop_keeps_its_schedule(fake: FakeServer) -> None:
     (level,) = result.levels
     assert failed(result) == set()
     starts = sorted(record.start for record in level.records)
-    assert 0.3 < starts[-1] < 1.5  # 40 arrivals at 60 a second
-    assert fake.most_in_flight > 1  # none waited for another
+    assert 0.3 < starts[-1] < 1.5  # 40 arrivals at 60 per second
+    assert fake.most_in_flight > 1  # requests did not wait for one another
     again = bench(fake, "good", rates=(60.0,), num_requests=40).levels[0]
     assert sorted(r.start for r in again.records) == pytest.approx(starts, abs=1e-6)
 
 
-def test_goodput_counts_what_keeps_the_slo(fake: FakeServer) -> None:
+def test_goodput_counts_requests_that_meet_the_slo(fake: FakeServer) -> None:
     loose = bench(fake, "good", slo=Slo(ttft=10.0, tpot=10.0)).levels[0]
     tight = bench(fake, "good", slo=Slo(e2e=1e-6)).levels[0]
     assert loose.goodput == pytest.approx(loose.requests_per_second)
@@ -137,10 +137,10 @@ def test_the_roofline_uses_the_servers_weight_size(fake: FakeServer) -> None:
     assert level.roofline_share == pytest.approx(expected)
 
 
-def test_a_roofline_that_cannot_be_told_ends_the_run_before_it_starts(fake: FakeServer) -> None:
+def test_a_roofline_without_a_weight_size_ends_the_run_before_it_starts(fake: FakeServer) -> None:
     with pytest.raises(BenchError, match="weight size"):
         bench(fake, "no-facts", roofline=True)
     assert all(body["max_tokens"] == 1 for body in fake.bodies)
-    given = bench(fake, "no-facts", roofline=True, weight_bytes=1_000_000)
-    assert given.roofline is not None
-    assert given.roofline.source == "--weight-bytes"
+    result = bench(fake, "no-facts", roofline=True, weight_bytes=1_000_000)
+    assert result.roofline is not None
+    assert result.roofline.source == "--weight-bytes"

@@ -1,4 +1,4 @@
-"""Prompts from files."""
+"""Synthetic prompts, and prompts from files."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_sharegpt_takes_the_first_human_turn(tmp_path: Path) -> None:
         read_sharegpt(path)
 
 
-def test_a_list_is_gone_through_whole_before_it_repeats() -> None:
+def test_all_prompts_of_a_list_are_used_before_one_repeats() -> None:
     prompts = [Prompt([{"content": str(n)}]) for n in range(5)]
     workload = ListWorkload(prompts, seed=3)
     first = [str(workload.prompt(n).messages) for n in range(5)]
@@ -56,6 +56,6 @@ def test_a_list_is_gone_through_whole_before_it_repeats() -> None:
 
 
 def test_the_seed_decides_synthetic_prompts() -> None:
-    same = SyntheticWorkload(30, 0.2, 1).prompt(4), SyntheticWorkload(30, 0.2, 1).prompt(4)
-    assert same[0] == same[1]
-    assert SyntheticWorkload(30, 0.2, 2).prompt(4) != same[0]
+    prompts = SyntheticWorkload(30, 0.2, 1).prompt(4), SyntheticWorkload(30, 0.2, 1).prompt(4)
+    assert prompts[0] == prompts[1]
+    assert SyntheticWorkload(30, 0.2, 2).prompt(4) != prompts[0]

@@ -1,4 +1,4 @@
-"""The lean HTTP client against raw sockets that answer as they are told."""
+"""The lean HTTP client against raw sockets with scripted answers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
 
 
 def answer(*pieces: bytes, close: bool = True) -> Serve:
-    """Answers each request with the pieces, in writes of their own."""
+    """Answers each request with the pieces, each in a write of its own."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -46,10 +46,10 @@ def ask(serve: Serve, times: int = 1, timeout: float = 5.0) -> list[tuple[int, b
             assert client.api_path == "/v1"
             for _ in range(times):
                 body: list[bytes] = []
-                done = await client.request(
+                response = await client.request(
                     "POST", "/v1/x", b"{}", lambda data, _, keep=body.append: keep(data), timeout
                 )
-                results.append((done.status, b"".join(body)))
+                results.append((response.status, b"".join(body)))
                 await asyncio.sleep(0.02)
         server.close()
         return results
@@ -80,7 +80,7 @@ def test_a_connection_is_used_again() -> None:
     assert len(connections) == 1
 
 
-def test_a_kept_connection_that_was_closed_is_replaced() -> None:
+def test_a_closed_idle_connection_is_replaced() -> None:
     assert ask(answer(OK + b"Content-Length: 2\r\n\r\nok"), times=3) == [(200, b"ok")] * 3
 
 
@@ -92,12 +92,12 @@ def test_a_kept_connection_that_was_closed_is_replaced() -> None:
         (b"",),
     ],
 )
-def test_an_answer_that_is_cut_is_an_error(pieces: tuple[bytes, ...]) -> None:
+def test_an_incomplete_answer_is_an_error(pieces: tuple[bytes, ...]) -> None:
     with pytest.raises(TransportError, match="cut"):
         ask(answer(*pieces))
 
 
-def test_what_is_not_http_is_an_error() -> None:
+def test_an_answer_that_is_not_http_is_an_error() -> None:
     with pytest.raises(TransportError, match="not HTTP"):
         ask(answer(b"SSH-2.0-OpenSSH_9.2\r\n"))
 

@@ -1,4 +1,4 @@
-"""Folding a stream's bytes, cut anywhere."""
+"""The stream recorder on bytes that are split anywhere."""
 
 from itertools import pairwise
 
@@ -24,8 +24,8 @@ STREAM = (
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_a_stream_reads_the_same_however_it_is_cut(cuts: list[int]) -> None:
     recorder = StreamRecorder(new_chunk_decoder())
-    places = [0, *sorted(cuts), len(STREAM)]
-    for number, (start, end) in enumerate(pairwise(places)):
+    positions = [0, *sorted(cuts), len(STREAM)]
+    for number, (start, end) in enumerate(pairwise(positions)):
         recorder.feed(STREAM[start:end], float(number))
     assert "".join(recorder.text) == "hé"
     assert "".join(recorder.reasoning) == "hm"

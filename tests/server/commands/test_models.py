@@ -23,14 +23,14 @@ def test_a_model_is_listed_and_removed(tmp_path: Path, capsys: pytest.CaptureFix
     (snapshot / "config.json").write_text("{}")
     assert main(["models", "alias", "mine", "a/b"]) == 0
     assert main(["models", "list"]) == 0
-    shown = capsys.readouterr().out
-    assert "2 B" in shown
-    assert "mine = a/b" in shown
+    output = capsys.readouterr().out
+    assert "2 B" in output
+    assert "mine = a/b" in output
     assert main(["models", "rm", "a/b"]) == 0
     assert not snapshot.exists()
 
 
-def test_what_cannot_be_done_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_action_prints_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["rm", "a/b"], ["pull", "a/b"], ["alias", "x/y", "z"], ["alias", "nothing"]):
         assert main(["models", *words]) == 1
         assert "stonechat models: " in capsys.readouterr().err

@@ -17,15 +17,15 @@ def test_keys_add_list_revoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     limits = ["--requests-per-minute", "60", "--models", "a,b", "--priority", "-1"]
     assert main([*base, "add", "alice", *limits]) == 0
     secret = capsys.readouterr().out.strip()
-    found = KeyStore(path).find(secret)
-    assert found is not None
-    assert (found.name, found.models, found.priority) == ("alice", ("a", "b"), -1)
+    key = KeyStore(path).find(secret)
+    assert key is not None
+    assert (key.name, key.models, key.priority) == ("alice", ("a", "b"), -1)
     assert main([*base, "add", "alice"]) == 1
     assert "same name" in capsys.readouterr().err
     assert main([*base, "list"]) == 0
-    listed = capsys.readouterr().out
-    assert listed.splitlines()[1].split() == ["alice", "live", "60", "-", "-", "-1", "a,b"]
-    assert secret not in listed
+    listing = capsys.readouterr().out
+    assert listing.splitlines()[1].split() == ["alice", "live", "60", "-", "-", "-1", "a,b"]
+    assert secret not in listing
     assert main([*base, "revoke", "alice"]) == 0
     assert main([*base, "revoke", "alice"]) == 1
     assert KeyStore(path).find(secret) is None

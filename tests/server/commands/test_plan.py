@@ -24,36 +24,38 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_plan_reckons_right(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_has_the_right_sizes_and_speed(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--device", "cpu", "--bandwidth", "10", "--kv-cache-size", "1MiB", "--json"]
     assert main(["plan", str(tiny), *flags]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["served"] is True
-    row = next(row for row in found["forms"] if row["form"] == "float32")
-    assert row["weight_bytes"] == found["parameters"] * 4
+    result = json.loads(capsys.readouterr().out)
+    assert result["served"] is True
+    row = next(row for row in result["forms"] if row["form"] == "float32")
+    assert row["weight_bytes"] == result["parameters"] * 4
     assert row["kv_bytes_per_token"] == 2 * 2 * 32 * 4  # layers, K and V, head size, bytes
     assert row["kv_tokens"] == 2**20 // 512
     assert row["full_length_requests"] == 2048 // 128
-    read = row["weight_bytes"] - 96 * 64 * 4  # of the embedding only a row is read
-    assert row["decode_tokens_per_second_at_most"] == pytest.approx(10e9 / read)
+    bytes_read = row["weight_bytes"] - 96 * 64 * 4  # a step reads one row of the embedding
+    assert row["decode_tokens_per_second_at_most"] == pytest.approx(10e9 / bytes_read)
 
 
-def test_the_plan_is_shown_and_measures(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_measures_bandwidth(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny), "--device", "cpu"]) == 0
-    shown = capsys.readouterr().out
-    assert "LlamaForCausalLM" in shown
-    assert "GB/s" in shown
+    output = capsys.readouterr().out
+    assert "LlamaForCausalLM" in output
+    assert "GB/s" in output
 
 
-def test_a_missing_model_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tmp_path / "none.gguf")]) == 1
     assert "none.gguf" in capsys.readouterr().err
 
 
 def test_the_doctor_reports(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--no-measure", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["usable_cpus"] >= 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["usable_cpus"] >= 1
     assert main(["doctor", "--no-measure"]) == 0
     assert "Will run on" in capsys.readouterr().out
 
@@ -89,13 +91,13 @@ def machine() -> Machine:
     ],
 )
 def test_advice(machine: Machine, changes: dict[str, object], expected: list[str]) -> None:
-    found = list(doctor.advice(replace(machine, **changes)))  # type: ignore[arg-type]
-    assert len(found) == len(expected)
-    for line, part in zip(found, expected, strict=True):
+    suggestions = list(doctor.advice(replace(machine, **changes)))  # type: ignore[arg-type]
+    assert len(suggestions) == len(expected)
+    for line, part in zip(suggestions, expected, strict=True):
         assert part in line
 
 
-def test_sizes_read_and_print() -> None:
+def test_sizes_are_parsed_and_formatted() -> None:
     assert parse_bytes("2GiB") == 2 << 30
     assert parse_bytes("1.5 mb") == 1_500_000
     assert parse_bytes("12") == 12
@@ -105,6 +107,6 @@ def test_sizes_read_and_print() -> None:
         parse_bytes("many")
 
 
-def test_commands_need_no_torch_to_be_listed() -> None:
+def test_the_commands_define_their_flags() -> None:
     for command in (plan, doctor):
         command.add_arguments(argparse.ArgumentParser())

@@ -38,7 +38,7 @@ def samples(text: str) -> dict[str, float]:
     return values
 
 
-def test_what_requests_did_is_counted(engine: FakeEngine, new_client: ClientFactory) -> None:
+def test_requests_are_counted_and_timed(engine: FakeEngine, new_client: ClientFactory) -> None:
     engine.script = text_script("a", "b", "c", pause=0.01)
     client = new_client()
     prompt_tokens = post(client, n=2).json()["usage"]["prompt_tokens"]

@@ -71,11 +71,11 @@ def test_export_by_otlp(
     collector.server_close()
     ((path, data),) = received
     assert path == "/v1/traces"
-    assert gzip_free(data).count(b"prefill") == 1
-    assert name.encode() in gzip_free(data)
+    assert uncompressed(data).count(b"prefill") == 1
+    assert name.encode() in uncompressed(data)
 
 
-def gzip_free(data: bytes) -> bytes:
+def uncompressed(data: bytes) -> bytes:
     return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
 
 

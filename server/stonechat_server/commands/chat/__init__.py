@@ -1,1 +1,1 @@
-"""`stonechat chat`: a conversation in the terminal, with a model of its own or at a URL."""
+"""`stonechat chat`: a conversation in the terminal with a model loaded here or at a URL."""

@@ -1,4 +1,4 @@
-"""The API as the terminal chat needs it: the models of a server, and streamed answers."""
+"""The parts of the API that the terminal chat uses: a server's models, and streamed answers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -16,12 +16,12 @@ TIMEOUT = 3600.0
 
 
 class ChatError(Exception):
-    """A request failed; the message is for the person."""
+    """A request failed. The message is shown to the user."""
 
 
 @dataclass(slots=True)
 class ChatAnswer:
-    """An answer as far as it has come. Times are `perf_counter` seconds."""
+    """The part of an answer that has arrived. Times are `perf_counter` seconds."""
 
     started_at: float
     text: str = ""
@@ -33,12 +33,12 @@ class ChatAnswer:
     last_at: float | None = None
     finish_reason: str | None = None
     ignored: str = ""
-    """Fields that the server does not know, as it names them."""
+    """Request fields that the server ignored, from its `x-ignored-params` header."""
     chunks: int = 0
 
     @property
     def tokens_per_second(self) -> float | None:
-        """After the first token; None when there is too little to tell."""
+        """Throughput after the first token; None with fewer than two tokens."""
         count = self.completion_tokens or self.chunks
         if self.first_at is None or self.last_at is None or count < 2:
             return None
@@ -47,13 +47,13 @@ class ChatAnswer:
 
 @dataclass(slots=True)
 class ChatApi:
-    """One server. `client` carries the key."""
+    """The API of one server. `client` sends the API key."""
 
     client: HttpClient
     _decoder: Any = field(default_factory=new_chunk_decoder)
 
     async def models(self) -> list[str]:
-        """The names that the server lists. Raises `ChatError`."""
+        """The names of the models that the server lists. Raises `ChatError`."""
         parts: list[bytes] = []
         path = self.client.api_path + "/models"
         try:
@@ -67,14 +67,14 @@ class ChatApi:
         try:
             return [card["id"] for card in msgspec.json.decode(b"".join(parts))["data"]]
         except (msgspec.DecodeError, KeyError, TypeError) as error:
-            raise ChatError(f"no list of models: {error!r}") from error
+            raise ChatError(f"the answer is not a list of models: {error!r}") from error
 
     async def stream(
         self, model: str, messages: Sequence[Message], settings: Mapping[str, object]
     ) -> AsyncGenerator[ChatAnswer, None]:
-        """Yields the same `ChatAnswer` each time something came, the last time when it is whole.
+        """Yield the same `ChatAnswer` each time it has grown, and once more when it is complete.
 
-        Closing the iterator ends the request. Raises `ChatError`.
+        Closing the iterator cancels the request. Raises `ChatError`.
         """
         body = {
             "model": model,
@@ -106,16 +106,16 @@ class ChatApi:
                 changed.clear()
                 if answer.chunks:
                     yield answer
-            done = request.result()
+            response = request.result()
         except (TransportError, TimeoutError) as error:
             raise ChatError(str(error) or "no complete answer in time") from error
         finally:
             request.cancel()
-        if done.status != 200:
-            raise ChatError(_error_text(done.status, b"".join(head)))
+        if response.status != 200:
+            raise ChatError(_error_text(response.status, b"".join(head)))
         if recorder.error is not None:
             raise ChatError(recorder.error)
-        answer.ignored = done.headers.get("x-ignored-params", "")
+        answer.ignored = response.headers.get("x-ignored-params", "")
         yield answer
 
 

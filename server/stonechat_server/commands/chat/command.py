@@ -1,4 +1,4 @@
-"""Talk to a model in the terminal: one loaded here, or any OpenAI-compatible URL."""
+"""Talk to a model in the terminal: a model loaded here, or one at an OpenAI-compatible URL."""
 
 import argparse
 import asyncio
@@ -19,24 +19,25 @@ from stonechat_server.commands.chat.view import AnswerView
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of the command."""
+    """Add the flags of the command."""
     add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="the model to load, or to ask for at --url")
+    add("model", nargs="?", metavar="MODEL", help="the model to load, or to request at --url")
     add("--url", help="API root of a running server, such as http://127.0.0.1:8000/v1")
-    add("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="default: $OPENAI_API_KEY")
+    add("--api-key", default=os.environ.get("OPENAI_API_KEY"),
+        help="API key for --url (default: $OPENAI_API_KEY)")  # fmt: skip
     add("--system", default="", help="system prompt")
     add("--set", action="append", default=[], type=_field, metavar="NAME=VALUE",
         help="request field, such as temperature=0.2 (repeatable)")  # fmt: skip
-    add("--prompt", help="ask this, print the answer, and leave")
+    add("--prompt", help="send this message, print the answer, and exit")
     add("--no-markdown", action="store_true", help="show answers as plain text")
-    add("--device", default="auto", help="for a model loaded here")
+    add("--device", default="auto", help="device of a model loaded here")
     add("--quantize", default="auto", choices=("auto", "none", "int8", "int4", "fp8"),
-        help="for a model loaded here")  # fmt: skip
+        help="precision of a model loaded here")  # fmt: skip
     add("--max-model-len", type=int, help="context length of a model loaded here")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Talk until the end of the input; 1 when there is no model to talk to."""
+    """Talk until the input ends. Returns 1 on an error, 130 after Ctrl-C."""
     console = Console()
     try:
         with _server(arguments) as (url, key, model):
@@ -54,7 +55,7 @@ class _CannotLoadError(Exception):
 
 @contextmanager
 def _server(arguments: argparse.Namespace) -> Iterator[tuple[str, str | None, str | None]]:
-    """URL, key, and the model's name where it is known already."""
+    """Yield the URL, the key, and the model's name; None: the first that the server lists."""
     if arguments.url is not None:
         yield arguments.url, arguments.api_key, arguments.model
         return
@@ -63,18 +64,18 @@ def _server(arguments: argparse.Namespace) -> Iterator[tuple[str, str | None, st
     from stonechat_server.observability.access_log import configure_logging
     from stonechat_server.settings import Settings
 
-    given = {"model": arguments.model, "max_model_len": arguments.max_model_len}
-    chosen = {name: value for name, value in given.items() if value is not None}
+    flag_values = {"model": arguments.model, "max_model_len": arguments.max_model_len}
+    fields = {name: value for name, value in flag_values.items() if value is not None}
     settings = Settings(
-        **chosen, device=arguments.device, quantize=arguments.quantize, log_level="error"
+        **fields, device=arguments.device, quantize=arguments.quantize, log_level="error"
     )
     configure_logging("error", "text")
     try:
         engine = AsyncEngine.from_config(
             settings.engine_config(), lambda line: print(line, file=sys.stderr)
         )
-        with own_server(engine, settings) as own:
-            yield own.url, own.key, None
+        with own_server(engine, settings) as server:
+            yield server.url, server.key, None
     except EngineError as error:
         raise _CannotLoadError(str(error)) from error
 
@@ -101,7 +102,7 @@ async def _loop(api: ChatApi, session: Session, console: Console, markdown: bool
     _on_interrupt(asyncio.get_running_loop(), None)
     with _line_history():
         while not session.is_over:
-            line = _read(console)  # nothing else runs in this loop between answers
+            line = _read(console)  # may block: nothing else runs in this loop between answers
             if line is None:
                 return
             if not line.strip():
@@ -117,18 +118,18 @@ async def _loop(api: ChatApi, session: Session, console: Console, markdown: bool
 
 async def _command(api: ChatApi, session: Session, console: Console, line: str) -> None:
     try:
-        shown = session.command(line)
+        output = session.command(line)
         if session.wants_models:
-            shown = "\n".join(await api.models())
+            output = "\n".join(await api.models())
     except (CommandError, ChatError) as error:
         console.print(str(error), style="red", highlight=False, markup=False)
         return
-    if shown:
-        console.print(shown, style="dim", highlight=False, markup=False)
+    if output:
+        console.print(output, style="dim", highlight=False, markup=False)
 
 
 async def _answer(api: ChatApi, session: Session, console: Console, markdown: bool) -> bool:
-    """Ask, show, and remember what came; Ctrl-C stops it. False when it failed."""
+    """Request an answer, show it and add it to the session; Ctrl-C stops it. False: it failed."""
     answer: ChatAnswer | None = None
     view = AnswerView(console, markdown)
     task = asyncio.current_task()
@@ -161,7 +162,7 @@ async def _answer(api: ChatApi, session: Session, console: Console, markdown: bo
 
 
 def _on_interrupt(loop: asyncio.AbstractEventLoop, action: Any) -> None:
-    """What Ctrl-C does; None: as before. Without signal support it ends the program."""
+    """Let Ctrl-C call `action`; None restores its default. Without signal support, do nothing."""
     import signal
 
     try:
@@ -175,7 +176,7 @@ def _on_interrupt(loop: asyncio.AbstractEventLoop, action: Any) -> None:
 
 
 def _read(console: Console) -> str | None:
-    """A line, or several joined where they end in a backslash; None at the end of the input."""
+    """Read a line; a backslash at its end joins it with the next. None at the end of the input."""
     prompt = "> " if console.is_terminal and sys.stdin.isatty() else ""
     lines: list[str] = []
     while True:
@@ -195,7 +196,7 @@ def _read(console: Console) -> str | None:
 
 @contextmanager
 def _line_history() -> Iterator[None]:
-    """Line editing, and what was typed before, where readline is there and someone types."""
+    """Line editing and a saved history, if readline is installed and the input is a terminal."""
     try:
         import readline
     except ImportError:
@@ -207,7 +208,7 @@ def _line_history() -> Iterator[None]:
     from platformdirs import user_state_path
 
     path = user_state_path("stonechat", appauthor=False) / "chat_history"
-    with suppress(OSError):  # none yet
+    with suppress(OSError):  # there is no history yet
         readline.read_history_file(path)
     try:
         yield
@@ -224,7 +225,7 @@ def _write_history(path: Path) -> None:
         path.touch(mode=0o600)
         readline.write_history_file(path)
     except OSError:
-        return  # a read-only home: nothing is kept
+        return  # a read-only home folder: the history is not saved
 
 
 def _field(text: str) -> tuple[str, object]:

@@ -1,6 +1,6 @@
-"""A server of one's own, in this process, on a free port of this machine and behind a random key.
+"""A private server in this process, on a free port of this machine and behind a random key.
 
-The terminal chat talks to it as to any other, so that templates, fields and limits are the same.
+The terminal chat uses it like any other server, so templates, fields and limits are the same.
 """
 
 import secrets
@@ -21,7 +21,7 @@ START_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class OwnServer:
-    """Where it is, and the key that it wants."""
+    """The API root of a private server, and its key."""
 
     url: str
     key: str
@@ -29,10 +29,10 @@ class OwnServer:
 
 @contextmanager
 def own_server(engine: EngineLike, settings: Settings) -> Iterator[OwnServer]:
-    """Serve `engine` until the context ends. Raises `EngineError` when it does not start."""
+    """Serve `engine` until the context ends. Raises `EngineError` if it does not start."""
     from stonechat_server.app import create_app
 
-    key = "sk-" + secrets.token_urlsafe(24)  # one that began with - would pass for a flag
+    key = "sk-" + secrets.token_urlsafe(24)  # "sk-": a leading "-" would look like a flag
     app = create_app(settings.model_copy(update={"api_key": [_secret(key)]}), engine)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -10,31 +10,34 @@ from typing import Any
 from stonechat_server.commands.chat.api import Message
 
 HELP = """\
-/help                 this
+/help                 show this help
 /system [TEXT]        set the system prompt; without TEXT, remove it
 /set NAME VALUE       set a request field: /set temperature 0.2, /set stop ["END"]
-/unset NAME           back to the server's default
+/unset NAME           remove a request field: the server's default applies
 /settings             show model, system prompt and fields
 /history              show the conversation
 /undo                 forget the last question and its answer
 /retry                ask the last question again
 /clear                forget the conversation; settings stay
 /file PATH            put a text file in front of the next message
-/save PATH            write conversation and settings as JSON
-/load PATH            read them back
-/models               the server's models
-/model NAME           talk to another one
+/save PATH            save conversation and settings as JSON
+/load PATH            load a saved conversation and its settings
+/models               list the server's models
+/model NAME           talk to another model
 /quit                 leave (also Ctrl-D)
-Ctrl-C stops an answer. A line that ends in \\ goes on in the next one."""
+Ctrl-C stops an answer. A line that ends in \\ continues on the next line."""
 
 
 class CommandError(Exception):
-    """A command cannot be done; the message says why."""
+    """A command failed; the message says why."""
 
 
 @dataclass(slots=True)
 class Session:
-    """What is said, to whom, and how. `wants_answer`: the last command asks for one."""
+    """A conversation, its model and its request fields.
+
+    After a command, `wants_answer` requests an answer, and `wants_models` the list of models.
+    """
 
     model: str
     system: str = ""
@@ -47,12 +50,12 @@ class Session:
 
     @property
     def messages(self) -> list[Message]:
-        """What a request carries."""
+        """The messages of a request: the system prompt, if any, and the turns."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         return [*head, *self.turns]
 
     def ask(self, text: str) -> None:
-        """Add a question, with the files attached to it."""
+        """Add a question, with the texts of the attached files in front of it."""
         self.turns.append({"role": "user", "content": "\n\n".join([*self.attached, text])})
         self.attached = []
 
@@ -61,17 +64,17 @@ class Session:
         self.turns.append({"role": "assistant", "content": text})
 
     def take_back(self) -> None:
-        """Forget a question that got no answer."""
+        """Remove the last question if it has no answer."""
         if self.turns and self.turns[-1]["role"] == "user":
             self.turns.pop()
 
     def command(self, line: str) -> str:
-        """Do a line that starts with `/`; what to show. Raises `CommandError`."""
+        """Run a line that starts with `/`; returns the text to show. Raises `CommandError`."""
         self.wants_answer = self.wants_models = False
         name, _, rest = line[1:].strip().partition(" ")
         action = self._actions().get(name)
         if action is None:
-            raise CommandError(f"there is no command /{name}; /help lists them")
+            raise CommandError(f"there is no command /{name}; /help lists the commands")
         return action(rest.strip())
 
     def _actions(self) -> dict[str, Callable[[str], str]]:
@@ -96,20 +99,22 @@ class Session:
 
     def _system(self, text: str) -> str:
         self.system = text
-        return "system prompt set" if text else "no system prompt"
+        return "system prompt set" if text else "system prompt removed"
 
     def _set(self, rest: str) -> str:
         name, _, text = rest.partition(" ")
         if not name or not text.strip():
-            raise CommandError("it is /set NAME VALUE")
+            raise CommandError("usage: /set NAME VALUE")
         self.settings[name] = _value(text.strip())
         return f"{name} = {json.dumps(self.settings[name], ensure_ascii=False)}"
 
     def _unset(self, name: str) -> str:
+        if not name:
+            raise CommandError("usage: /unset NAME")
         if name not in self.settings:
-            raise CommandError(f"{name or 'nothing'} is not set")
+            raise CommandError(f"{name} is not set")
         del self.settings[name]
-        return f"{name} is the server's default"
+        return f"{name} is unset: the server's default applies"
 
     def _describe(self) -> str:
         fields = [f"{name} = {json.dumps(value)}" for name, value in self.settings.items()]
@@ -117,11 +122,11 @@ class Session:
 
     def _history(self) -> str:
         lines = [f"{turn['role']}: {turn['content']}" for turn in self.messages]
-        return "\n\n".join(lines) or "nothing was said"
+        return "\n\n".join(lines) or "the conversation is empty"
 
     def _undo(self) -> str:
         if not self.turns:
-            raise CommandError("nothing was said")
+            raise CommandError("the conversation is empty")
         while self.turns and self.turns.pop()["role"] != "user":
             pass
         return f"{len(self.turns)} messages are left"
@@ -130,14 +135,14 @@ class Session:
         while self.turns and self.turns[-1]["role"] != "user":
             self.turns.pop()
         if not self.turns:
-            raise CommandError("nothing was asked")
+            raise CommandError("there is no question to ask again")
         self.wants_answer = True
         return ""
 
     def _clear(self) -> str:
         self.turns.clear()
         self.attached.clear()
-        return "a new conversation"
+        return "the conversation is empty now; settings stay"
 
     def _file(self, rest: str) -> str:
         path = _path(rest)
@@ -149,9 +154,9 @@ class Session:
 
     def _save(self, rest: str) -> str:
         path = _path(rest)
-        whole = {"model": self.model, "settings": self.settings, "messages": self.messages}
+        document = {"model": self.model, "settings": self.settings, "messages": self.messages}
         try:
-            path.write_text(json.dumps(whole, indent=2, ensure_ascii=False), encoding="utf-8")
+            path.write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
         except OSError as error:
             raise CommandError(f"cannot write {path}: {error}") from error
         return f"saved to {path}"
@@ -159,8 +164,8 @@ class Session:
     def _load(self, rest: str) -> str:
         path = _path(rest)
         try:
-            whole = json.loads(path.read_text(encoding="utf-8"))
-            messages, settings = list(whole["messages"]), dict(whole["settings"])
+            document = json.loads(path.read_text(encoding="utf-8"))
+            messages, settings = list(document["messages"]), dict(document["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CommandError(f"cannot read {path}: {error}") from error
         self.system = ""
@@ -175,7 +180,7 @@ class Session:
 
     def _model(self, name: str) -> str:
         if not name:
-            raise CommandError("it is /model NAME")
+            raise CommandError("usage: /model NAME")
         self.model = name
         return f"talking to {name}"
 
@@ -185,7 +190,7 @@ class Session:
 
 
 def _value(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
+    """The value that the text has as JSON; if it is not JSON, the text itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -198,5 +203,5 @@ def _path(rest: str) -> Path:
     except ValueError as error:
         raise CommandError(str(error)) from error
     if len(words) != 1:
-        raise CommandError("one path is wanted")
+        raise CommandError("give one path, in quotes if it contains spaces")
     return Path(words[0]).expanduser()

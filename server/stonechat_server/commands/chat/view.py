@@ -1,4 +1,4 @@
-"""How a streamed answer is shown: Markdown that grows, or plain text where there is no terminal."""
+"""Shows a streamed answer: as growing Markdown in a terminal, else as plain text."""
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -12,7 +12,7 @@ LINES_KEPT_FREE = 3
 
 
 class Tail:
-    """The last lines of what is being written, so that a live view never outgrows the screen."""
+    """The last lines of its content, so that a live view never outgrows the screen."""
 
     def __init__(self, content: RenderableType) -> None:
         self._content = content
@@ -25,14 +25,14 @@ class Tail:
 
 
 class AnswerView:
-    """Shows one answer while it comes, and leaves it whole when it is over."""
+    """Shows one answer while it arrives, and the complete answer at its end."""
 
     def __init__(self, console: Console, markdown: bool) -> None:
         self._console = console
         self._live: Live | None = None
         if markdown and console.is_terminal:
             self._live = Live(console=console, refresh_per_second=12, transient=True)
-        self._shown = 0
+        self._num_shown = 0
 
     def __enter__(self) -> "AnswerView":
         if self._live is not None:
@@ -44,40 +44,40 @@ class AnswerView:
             self._live.stop()
 
     def update(self, answer: ChatAnswer) -> None:
-        """Show what is new."""
+        """Show the new part of the answer."""
         if self._live is not None:
-            self._live.update(Tail(_rendered(answer)))
+            self._live.update(Tail(_renderable(answer)))
             return
-        self._console.out(answer.text[self._shown :], end="", highlight=False)
-        self._shown = len(answer.text)
+        self._console.out(answer.text[self._num_shown :], end="", highlight=False)
+        self._num_shown = len(answer.text)
 
     def finish(self, answer: ChatAnswer) -> None:
-        """Leave the whole answer, and its figures in a terminal."""
+        """Show the complete answer and, in a terminal, its figures."""
         self.__exit__()
         if self._live is not None:
-            self._console.print(_rendered(answer))
+            self._console.print(_renderable(answer))
         else:
             self._console.out("")
         if self._console.is_terminal:
             self._console.print(figures(answer), style="dim", highlight=False)
 
 
-def _rendered(answer: ChatAnswer) -> RenderableType:
+def _renderable(answer: ChatAnswer) -> RenderableType:
     if not answer.reasoning:
         return Markdown(answer.text)
     return Group(Text(answer.reasoning.strip(), style="dim italic"), Markdown(answer.text))
 
 
 def figures(answer: ChatAnswer) -> str:
-    """Counts and speed in a line."""
+    """Token counts, times and speed in one line."""
     parts = []
     if answer.prompt_tokens is not None:
-        cached = f" ({answer.cached_tokens} cached)" if answer.cached_tokens else ""
-        parts.append(f"{answer.prompt_tokens} prompt tokens{cached}")
+        cached_text = f" ({answer.cached_tokens} cached)" if answer.cached_tokens else ""
+        parts.append(f"{answer.prompt_tokens} prompt tokens{cached_text}")
     if answer.completion_tokens is not None:
         parts.append(f"{answer.completion_tokens} generated")
     if answer.first_at is not None:
-        parts.append(f"first after {(answer.first_at - answer.started_at) * 1000:.0f} ms")
+        parts.append(f"first token after {(answer.first_at - answer.started_at) * 1000:.0f} ms")
     if answer.tokens_per_second is not None:
         parts.append(f"{answer.tokens_per_second:.1f} tokens/s")
     if answer.finish_reason not in (None, "stop"):

@@ -1,4 +1,4 @@
-"""The usage ledger: who used what. A journal on the hot path, a database behind it."""
+"""The usage ledger: who used what. Requests write to a journal, which feeds a database."""
 
 from stonechat_server.observability.ledger.entry import LedgerEntry
 from stonechat_server.observability.ledger.report import UsageRow, usage

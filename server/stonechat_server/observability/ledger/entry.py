@@ -4,10 +4,13 @@ import msgspec
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one request used. Times are in seconds; texts are there only if asked for."""
+    """What one request used. Durations are in seconds.
+
+    `prompt` and `completion` are present only with the setting `ledger_text`.
+    """
 
     id: str
-    """Unique, and ours: a client may send the same request id twice."""
+    """Unique and made by the server: a client may send the same `request_id` twice."""
     created: float
     """Arrival, in seconds since 1970."""
     request_id: str
@@ -17,7 +20,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     user: str | None = None
     safety_identifier: str | None = None
     status: int = 200
-    """The HTTP status; 499 when the client went away first."""
+    """The HTTP status; 499 if the client disconnected first."""
     error_code: str | None = None
     stream: bool = False
     num_choices: int = 1
@@ -25,7 +28,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     cached_tokens: int = 0
     completion_tokens: int = 0
     finish_reasons: str = ""
-    """One a choice, joined by commas in order of the index."""
+    """One entry per choice, joined by commas in the order of the choices."""
     queue_seconds: float | None = None
     first_token_seconds: float | None = None
     total_seconds: float = 0.0

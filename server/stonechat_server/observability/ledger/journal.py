@@ -1,8 +1,9 @@
 """An append-only journal in front of the database.
 
-A line is handed to the operating system before `append` returns, so a killed process loses none.
-Files are rotated: the writer takes whole closed files and deletes each when its rows are committed.
-A live process holds a lock on the file it appends to; other files are leftovers, free to take.
+`append` hands each line to the operating system before it returns, so a killed process loses none.
+Files are rotated: the writer reads whole closed files and deletes each one after its rows are
+committed. A live process locks the file that it appends to. An unlocked file is closed, or left
+over from a dead process; any writer may take it.
 """
 
 import os
@@ -18,7 +19,7 @@ if os.name == "posix":
     import fcntl
 
     def _lock(descriptor: int) -> bool:
-        """Whether nobody else holds the file."""
+        """Lock the file; False if it is locked already."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -27,7 +28,7 @@ if os.name == "posix":
 else:
 
     def _lock(descriptor: int) -> bool:
-        """Open files cannot be deleted on Windows, which keeps a live process's file safe."""
+        """Always True: Windows never deletes an open file, so a live process's file is safe."""
         return True
 
 
@@ -47,10 +48,10 @@ class Journal:
         self._is_torn = False
 
     def append(self, entry: LedgerEntry) -> None:
-        """Write one line; a few microseconds, no waiting for the disk. Raises `OSError`."""
+        """Write one line in a few microseconds, without waiting for the disk. Raises `OSError`."""
         line = self._encoder.encode(entry) + b"\n"
         with self._mutex:
-            if self._is_torn:  # a full disk has cut the last line
+            if self._is_torn:  # a write failed in the middle of the last line
                 line = b"\n" + line
             self._is_torn = True
             self._num_lines += 1
@@ -59,9 +60,9 @@ class Journal:
             self._is_torn = False
 
     def closed_files(self) -> list[Path]:
-        """Close the current file if it holds anything, and give every file free to be taken.
+        """Close the current file if it has entries, and return all files that are not locked.
 
-        Leftovers of processes that were killed are among them, oldest first.
+        The oldest comes first. They include the leftovers of killed processes.
         """
         with self._mutex:
             if self._num_lines:
@@ -70,8 +71,8 @@ class Journal:
                 self._num_lines = 0
                 self._is_torn = False
             current = self._path
-        others = (path for path in self._folder.glob("*" + SUFFIX) if path != current)
-        return [path for path in sorted(others) if _is_free(path)]
+        other_paths = (path for path in self._folder.glob("*" + SUFFIX) if path != current)
+        return [path for path in sorted(other_paths) if _is_free(path)]
 
     def close(self) -> None:
         """Close the current file, and delete it if it is empty."""
@@ -83,10 +84,10 @@ class Journal:
     def _open_new(self) -> tuple[Path, int]:
         name = f"{uuid.uuid1().time:020d}-{os.getpid()}-{uuid.uuid4().hex[:8]}{SUFFIX}"
         path = self._folder / name
-        unlocked = path.with_suffix(".new")  # not seen by others until it is locked
-        descriptor = os.open(unlocked, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        hidden_path = path.with_suffix(".new")  # other processes ignore it until it is locked
+        descriptor = os.open(hidden_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         _lock(descriptor)
-        unlocked.rename(path)
+        hidden_path.rename(path)
         return path, descriptor
 
 
@@ -102,7 +103,7 @@ def _is_free(path: Path) -> bool:
 
 
 def read_file(path: Path) -> tuple[list[LedgerEntry], int]:
-    """The entries of a closed file, and how many lines could not be read (a torn last one)."""
+    """The entries of a closed file, and the number of its unreadable lines, such as a torn one."""
     decoder = msgspec.json.Decoder(LedgerEntry)
     entries: list[LedgerEntry] = []
     num_unreadable = 0

@@ -1,4 +1,4 @@
-"""Where the ledger is kept."""
+"""The location of the ledger."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ class LedgerPlace:
 
 
 def ledger_place(ledger: str, journal: Path | None = None) -> LedgerPlace | None:
-    """The place that the settings name; None: no ledger is kept."""
+    """The place that the settings name; None if the ledger is off."""
     if ledger == OFF:
         return None
     folder = platformdirs.user_data_path("stonechat")
     url = f"sqlite:///{folder / 'usage.db'}" if ledger == AUTO else ledger
-    for short in ("postgresql://", "postgres://"):
-        if url.startswith(short):
-            url = "postgresql+psycopg://" + url.removeprefix(short)
+    for prefix in ("postgresql://", "postgres://"):
+        if url.startswith(prefix):
+            url = "postgresql+psycopg://" + url.removeprefix(prefix)
     return LedgerPlace(url, journal or folder / "usage-journal")

@@ -11,12 +11,12 @@ from stonechat_server.observability.ledger.table import requests
 
 Dimension = Literal["key", "user", "model", "day"]
 DIMENSIONS: tuple[Dimension, ...] = ("key", "user", "model", "day")
-SECONDS_A_DAY = 86_400
+SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """Sums over the requests of one group. Failed: a status of 400 or more."""
+    """Sums over the requests of one group. A request failed if its status is 400 or more."""
 
     group: tuple[str, ...]
     num_requests: int
@@ -34,9 +34,10 @@ def usage(
     until: float | None = None,
     key: str | None = None,
 ) -> list[UsageRow]:
-    """Sums by the given dimensions, in their order. Times in seconds since 1970; days are UTC.
+    """Sum the usage per group of the dimensions in `by`; the rows are sorted by group.
 
-    A request's user is its `safety_identifier`, or `user` where that is not given.
+    `since` (inclusive) and `until` (exclusive) are seconds since 1970. Days are UTC. The user of a
+    request is its `safety_identifier`, or its `user` if there is no `safety_identifier`.
     """
     columns = [_column(dimension) for dimension in by]
     failed = sa.case((requests.c.status >= 400, 1), else_=0)
@@ -64,7 +65,7 @@ def usage(
 
 
 def delete_before(engine: sa.Engine, until: float) -> int:
-    """Delete the entries of requests that arrived before then; how many there were."""
+    """Delete the entries of requests that arrived before `until`; returns their number."""
     with engine.begin() as connection:
         return connection.execute(sa.delete(requests).where(requests.c.created < until)).rowcount
 
@@ -75,7 +76,7 @@ def _column(dimension: Dimension) -> sa.Label[object]:
         case "user":
             column = sa.func.coalesce(requests.c.safety_identifier, requests.c.user, "")
         case "day":
-            column = sa.func.floor(requests.c.created / SECONDS_A_DAY)
+            column = sa.func.floor(requests.c.created / SECONDS_PER_DAY)
         case _:
             column = requests.c[dimension]
     return column.label(f"group_{dimension}")
@@ -91,4 +92,4 @@ def _row(by: Sequence[Dimension], values: tuple[object, ...]) -> UsageRow:
 
 
 def _day(number: object) -> str:
-    return datetime.fromtimestamp(float(str(number)) * SECONDS_A_DAY, UTC).strftime("%Y-%m-%d")
+    return datetime.fromtimestamp(float(str(number)) * SECONDS_PER_DAY, UTC).strftime("%Y-%m-%d")

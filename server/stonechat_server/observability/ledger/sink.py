@@ -1,4 +1,4 @@
-"""Finished requests as entries of the ledger."""
+"""Records finished requests in the ledger."""
 
 import uuid
 
@@ -6,7 +6,7 @@ from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.observability.ledger import Ledger, LedgerEntry
 
 MAX_USER_LENGTH = 256
-"""Characters of `user` and `safety_identifier` that are kept."""
+"""Longer values of `user` and `safety_identifier` are cut to this many characters."""
 
 
 class LedgerSink:
@@ -20,9 +20,9 @@ class LedgerSink:
 
 
 def to_entry(record: FinishedRequest) -> LedgerEntry:
-    """The entry for a request."""
+    """The ledger entry of a request."""
     timings = record.timings
-    scheduled = timings.scheduled if timings else None
+    scheduled_at = timings.scheduled if timings else None
     first_token = timings.first_token if timings else None
     return LedgerEntry(
         id=uuid.uuid4().hex,
@@ -41,7 +41,7 @@ def to_entry(record: FinishedRequest) -> LedgerEntry:
         cached_tokens=record.num_cached_tokens,
         completion_tokens=record.num_completion_tokens,
         finish_reasons=",".join(record.finish_reasons),
-        queue_seconds=None if scheduled is None else max(0.0, scheduled - record.started),
+        queue_seconds=None if scheduled_at is None else max(0.0, scheduled_at - record.started),
         first_token_seconds=None if first_token is None else first_token - record.started,
         total_seconds=record.finished - record.started,
         prompt=_clean(record.prompt, None),
@@ -50,7 +50,7 @@ def to_entry(record: FinishedRequest) -> LedgerEntry:
 
 
 def _clean(text: str | None, max_length: int | None = MAX_USER_LENGTH) -> str | None:
-    """What every database can store: no NUL, no half of a surrogate pair, and not too long."""
+    """The text as every database can store it: cut to length, no NUL, no unpaired surrogate."""
     if text is None:
         return None
     return text[:max_length].encode("utf-8", "replace").decode().replace("\0", "\ufffd")

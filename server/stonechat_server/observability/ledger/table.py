@@ -37,18 +37,18 @@ requests = sa.Table(
 
 
 def open_database(url: str) -> sa.Engine:
-    """Connect to a SQLAlchemy URL and make the table if it is missing.
+    """Connect to a SQLAlchemy URL and create the table if it is missing.
 
     SQLite runs in WAL mode, so that reports can be read while the server writes.
     """
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        if parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed)
+    parsed_url = sa.make_url(url)
+    if parsed_url.get_backend_name() == "sqlite":
+        if parsed_url.database:
+            Path(parsed_url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed_url)
         sa.event.listen(engine, "connect", _use_wal)
     else:
-        engine = sa.create_engine(parsed, pool_pre_ping=True)
+        engine = sa.create_engine(parsed_url, pool_pre_ping=True)
     metadata.create_all(engine)
     return engine
 
@@ -62,9 +62,12 @@ def _use_wal(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
 
 
 def insert_new(engine: sa.Engine) -> sa.Insert:
-    """An INSERT that skips rows whose id is there already."""
+    """An INSERT that skips rows whose id is in the table already.
+
+    Raises `ValueError` if the database is neither SQLite nor PostgreSQL.
+    """
     if engine.dialect.name == "postgresql":
         return postgresql.insert(requests).on_conflict_do_nothing()
     if engine.dialect.name == "sqlite":
         return sqlite.insert(requests).on_conflict_do_nothing()
-    raise ValueError(f"the ledger can be kept in sqlite or postgresql, not {engine.dialect.name}")
+    raise ValueError(f"the ledger needs sqlite or postgresql, not {engine.dialect.name}")

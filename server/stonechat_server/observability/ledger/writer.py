@@ -1,4 +1,4 @@
-"""Moves the journal into the database, on a thread of its own."""
+"""Moves entries from the journal into the database, on a thread of its own."""
 
 import logging
 import threading
@@ -22,10 +22,10 @@ class LedgerError(Exception):
 
 
 class Ledger:
-    """Records requests. `record` only appends to the journal; rows reach the database in batches.
+    """Records requests. `record` only appends to the journal; a thread inserts the rows in batches.
 
-    While the database cannot be reached the journal grows, and its rows follow later; each row is
-    inserted once, by its id, however often the writer has to try. Thread-safe.
+    While the database is unreachable the journal grows, and its rows are inserted later. The id of
+    a row makes sure that it is inserted once, however often the writer retries. Thread-safe.
     """
 
     def __init__(self, url: str, journal_folder: Path, flush_seconds: float = 1.0) -> None:
@@ -46,12 +46,12 @@ class Ledger:
         self._thread.start()
 
     def record(self, entry: LedgerEntry) -> None:
-        """Keep an entry; it survives the process from here on."""
+        """Append an entry to the journal; from then on it survives the death of the process."""
         self._journal.append(entry)
         self.num_recorded += 1
 
     def flush(self) -> None:
-        """Write all that is recorded to the database. Raises `sqlalchemy.exc.SQLAlchemyError`."""
+        """Write all recorded entries to the database. Raises `sqlalchemy.exc.SQLAlchemyError`."""
         with self._flush_mutex:
             for path in self._journal.closed_files():
                 entries, num_unreadable = read_file(path)
@@ -61,7 +61,7 @@ class Ledger:
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Flush and stop the thread. What cannot be written stays in the journal."""
+        """Flush and stop the thread. Entries that cannot be written stay in the journal."""
         self._stopping.set()
         self._thread.join()
         self._try_flush()
@@ -74,13 +74,15 @@ class Ledger:
             self._insert_rows(rows[start : start + ROWS_AT_ONCE])
 
     def _insert_rows(self, rows: list[dict[str, object]]) -> None:
-        """One transaction, or one a row when the database refuses what is in some row."""
+        """Insert in one transaction, or row by row if the database refuses one of the rows."""
         try:
             with self._engine.begin() as connection:
                 connection.execute(self._insert, rows)
         except (sa.exc.DataError, sa.exc.IntegrityError) as error:
             if len(rows) == 1:
-                logger.error("the database refuses entry %s: %s", rows[0]["id"], error.orig)
+                logger.error(
+                    "the database refused entry %s, which is lost: %s", rows[0]["id"], error.orig
+                )
                 return
             for row in rows:
                 self._insert_rows([row])
@@ -99,9 +101,11 @@ class Ledger:
             self.flush()
         except (sa.exc.SQLAlchemyError, OSError) as error:
             if not self._num_failures:
-                logger.error("the ledger cannot be written, its journal grows: %s", error)
+                logger.error(
+                    "cannot write to the ledger's database; entries stay in the journal: %s", error
+                )
             self._num_failures = min(self._num_failures + 1, 16)
         else:
             if self._num_failures:
-                logger.info("the ledger is written again")
+                logger.info("writing to the ledger's database works again")
             self._num_failures = 0

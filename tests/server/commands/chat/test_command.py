@@ -23,8 +23,8 @@ KEY = "sk-chat"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LiveServer]:
-    with live_server(Settings(api_key=KEY)) as one:
-        yield one
+    with live_server(Settings(api_key=KEY)) as live:
+        yield live
 
 
 def chat(server: LiveServer, *flags: str) -> int:
@@ -44,16 +44,16 @@ def test_a_conversation_from_a_pipe(
     lines = "first\n/set temperature 0.25\nsecond \\\nline\n/nothing\n/models\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     assert chat(server) == 0
-    shown = capsys.readouterr().out
-    assert shown.count("Hello wörld 👋") == 2
-    assert "there is no command /nothing" in shown
-    assert "tiny-test" in shown
+    output = capsys.readouterr().out
+    assert output.count("Hello wörld 👋") == 2
+    assert "there is no command /nothing" in output
+    assert "tiny-test" in output
     for part in ("user\nfirst", "assistant\nHello wörld 👋", "user\nsecond \nline"):
         assert part in server.engine.prompt
     assert server.engine.requests[-1].params.temperature == 0.25
 
 
-def test_what_the_server_refuses_is_shown_and_not_remembered(
+def test_a_refused_question_is_reported_and_forgotten(
     server: LiveServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -69,7 +69,7 @@ def test_what_the_server_refuses_is_shown_and_not_remembered(
     [
         (["--url", "http://127.0.0.1:9"], "cannot connect"),
         (["--url", "ftp://x"], "not an http"),
-        (["/no/such/model.gguf"], "no file"),
+        (["/no/such/model.gguf"], "no local file of this name"),
     ],
 )
 def test_no_model_to_talk_to(
@@ -79,26 +79,26 @@ def test_no_model_to_talk_to(
     assert message in capsys.readouterr().err
 
 
-def test_a_wrong_key_is_told(server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_key_is_an_error(server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
     url = server.url + "v1"
     assert main(["chat", "--url", url, "--api-key", "wrong", "--prompt", "x"]) == 1
     assert "401" in capsys.readouterr().err
 
 
-def test_a_server_of_ones_own_is_behind_its_key(capsys: pytest.CaptureFixture[str]) -> None:
-    with own_server(FakeEngine(), Settings()) as own:
-        assert main(["chat", "--url", own.url, "--api-key", "", "--prompt", "x"]) == 1
-        assert main(["chat", "--url", own.url, "--api-key", own.key, "--prompt", "x"]) == 0
+def test_a_private_server_needs_its_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with own_server(FakeEngine(), Settings()) as private:
+        assert main(["chat", "--url", private.url, "--api-key", "", "--prompt", "x"]) == 1
+        assert main(["chat", "--url", private.url, "--api-key", private.key, "--prompt", "x"]) == 0
     assert "Hello wörld" in capsys.readouterr().out
 
 
 def read_until(terminal: int, text: str, seconds: float = 20.0) -> str:
-    shown, end = "", time.monotonic() + seconds
-    while text not in shown:
-        assert time.monotonic() < end, f"{text!r} never came: {shown!r}"
+    output, end = "", time.monotonic() + seconds
+    while text not in output:
+        assert time.monotonic() < end, f"{text!r} never came: {output!r}"
         if select.select([terminal], [], [], 0.2)[0]:
-            shown += os.read(terminal, 65536).decode("utf-8", "replace")
-    return shown
+            output += os.read(terminal, 65536).decode("utf-8", "replace")
+    return output
 
 
 def test_in_a_terminal_an_answer_is_rendered_and_can_be_stopped(server: LiveServer) -> None:
@@ -113,8 +113,8 @@ def test_in_a_terminal_an_answer_is_rendered_and_can_be_stopped(server: LiveServ
         read_until(ours, "Ctrl-D leaves")
         server.engine.script = text_script("**bold** text")
         os.write(ours, b"go\n")
-        shown = read_until(ours, "1 generated")
-        assert "\x1b[1mbold" in shown
+        output = read_until(ours, "1 generated")
+        assert "\x1b[1mbold" in output
         server.engine.script = text_script(*["word "] * 400, pause=0.05)
         os.write(ours, b"again\n")
         read_until(ours, "word word")
@@ -122,9 +122,9 @@ def test_in_a_terminal_an_answer_is_rendered_and_can_be_stopped(server: LiveServ
         read_until(ours, "stopped")
         server.engine.script = text_script("after")
         os.write(ours, b"more\n")
-        read_until(ours, "prompt tokens")  # the figures, after which the prompt comes
+        read_until(ours, "prompt tokens")  # the figures; the prompt follows them
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)  # at the prompt it ends nothing
+        process.send_signal(signal.SIGINT)  # at the prompt it does not end the program
         read_until(ours, "Ctrl-D leaves")
         os.write(ours, b"/quit\n")
         assert process.wait(10) == 0

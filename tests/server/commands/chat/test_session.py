@@ -9,12 +9,12 @@ from stonechat_server.commands.chat.session import CommandError, Session
 
 @pytest.fixture
 def session() -> Session:
-    one = Session("m")
-    one.ask("first")
-    one.answer("one")
-    one.ask("second")
-    one.answer("two")
-    return one
+    new_session = Session("m")
+    new_session.ask("first")
+    new_session.answer("one")
+    new_session.ask("second")
+    new_session.answer("two")
+    return new_session
 
 
 def test_settings_are_json_or_text(session: Session) -> None:
@@ -28,7 +28,7 @@ def test_settings_are_json_or_text(session: Session) -> None:
     assert "temperature = 0.2" in session.command("/settings")
 
 
-def test_the_system_prompt_comes_first_and_goes(session: Session) -> None:
+def test_the_system_prompt_comes_first_and_can_be_removed(session: Session) -> None:
     session.command("/system Be brief.")
     assert session.messages[0] == {"role": "system", "content": "Be brief."}
     session.command("/system")
@@ -71,14 +71,19 @@ def test_a_file_goes_in_front_of_the_next_message_only(session: Session, tmp_pat
 @pytest.mark.parametrize(
     "line", ["/nothing", "/set x", "/unset x", "/load /no/such", "/save", "/file 'open", "/model"]
 )
-def test_what_cannot_be_done_is_told_and_changes_nothing(session: Session, line: str) -> None:
+def test_a_failed_command_is_an_error_and_changes_nothing(session: Session, line: str) -> None:
     before = list(session.messages)
     with pytest.raises(CommandError):
         session.command(line)
     assert session.messages == before
 
 
+def test_unset_without_a_name_says_how_to_use_it(session: Session) -> None:
+    with pytest.raises(CommandError, match=r"^usage: /unset NAME$"):
+        session.command("/unset")
+
+
 def test_help_names_every_command(session: Session) -> None:
-    shown = session.command("/help")
+    help_text = session.command("/help")
     for name in session._actions():
-        assert f"/{name}" in shown or name == "exit"
+        assert f"/{name}" in help_text or name == "exit"

@@ -35,9 +35,11 @@ def url_of(folder: Path) -> str:
 def ids(url: str) -> list[str]:
     engine = open_database(url)
     with engine.connect() as connection:
-        found = list(connection.execute(sa.select(requests.c.id).order_by(requests.c.id)).scalars())
+        row_ids = list(
+            connection.execute(sa.select(requests.c.id).order_by(requests.c.id)).scalars()
+        )
     engine.dispose()
-    return found
+    return row_ids
 
 
 def test_everything_recorded_is_written_once(tmp_path: Path) -> None:
@@ -58,7 +60,7 @@ def test_everything_recorded_is_written_once(tmp_path: Path) -> None:
     assert list((tmp_path / "journal").iterdir()) == []
 
 
-def test_a_database_that_is_away_loses_nothing(tmp_path: Path) -> None:
+def test_an_unreachable_database_loses_nothing(tmp_path: Path) -> None:
     ledger = Ledger(url_of(tmp_path), tmp_path / "journal", flush_seconds=60)
     with ledger._engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE requests RENAME TO away"))
@@ -139,7 +141,7 @@ def test_usage_by_key_user_and_day(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(tmp_path: Path) -> None:
+def test_a_refused_row_does_not_block_the_others(tmp_path: Path) -> None:
     ledger = Ledger(url_of(tmp_path), tmp_path / "journal", flush_seconds=60)
     with ledger._engine.begin() as connection:
         connection.execute(

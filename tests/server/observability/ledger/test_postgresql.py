@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[str]:
-    """A PostgreSQL of this test's own, on 127.0.0.1; run by nobody when we are root."""
+    """A PostgreSQL server for one test, on 127.0.0.1. For root it runs as the user `nobody`."""
     folder = tmp_path / "postgres"
     folder.mkdir()
     user = "nobody" if os.name == "posix" and os.getuid() == 0 else None
