@@ -1,1 +1,1 @@
-"""What a client sees: the HTTP side of Stonechat."""
+"""The HTTP server of Stonechat: everything that a client sees."""

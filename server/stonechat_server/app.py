@@ -1,4 +1,4 @@
-"""The application: routes, error answers and lifespan around an engine that is handed in."""
+"""Builds the ASGI application around a given engine: routes, error answers and lifespan."""
 
 import asyncio
 import time
@@ -36,10 +36,10 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 MAX_PREPARING = 4
 PREPARED_BODIES = 8
-"""So many bodies of the largest size may be prepared or wait for it."""
+"""Bound on the bodies in preparation, running or waiting, in units of `max_body_size`."""
 
 CLIENT_LEFT = (ClientDisconnectedError, ClientDisconnect)
-"""While its answer was made, or before its body was read."""
+"""The client disconnected while its answer was made, or before its body was read."""
 
 
 def create_app(
@@ -50,10 +50,11 @@ def create_app(
     tracing: Tracing | None = None,
     sinks: Sequence[FinishedSink] = (),
 ) -> FastAPI:
-    """An ASGI app that starts and stops `engine` with its own lifespan.
+    """Return an ASGI app whose lifespan starts and stops `engine`.
 
-    `sinks` are called, with those of the operations, once for every admitted request, when it has
-    ended. The lifespan's end closes the ledger and the tracing. Raises `KeysFileError`.
+    When an admitted request has ended, each of `sinks` and each sink of the operations is called
+    once with its record. The end of the lifespan closes the ledger and the tracing.
+    Raises `KeysFileError`.
     """
     operations = Operations(settings, engine, ledger=ledger, tracing=tracing)
     store = None if settings.keys_file is None else KeyStore(settings.keys_file)
@@ -87,13 +88,13 @@ def create_app(
         title="Stonechat",
         version=__version__,
         lifespan=_lifespan,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.server = state
-    for kind in (APIError, EngineError, HTTPException, *CLIENT_LEFT):
-        app.add_exception_handler(kind, _on_known_error)
+    for error_class in (APIError, EngineError, HTTPException, *CLIENT_LEFT):
+        app.add_exception_handler(error_class, _on_known_error)
     app.add_middleware(
         BrowserGuard,
         cors_origins=settings.cors_origin,
@@ -108,7 +109,7 @@ def create_app(
 
 
 def _allowed_hosts(state: Services) -> set[str] | None:
-    """Names that an open server on this machine answers to; None: any."""
+    """The `Host` names that an open server on this machine answers to, or None for any name."""
     settings = state.settings
     if not state.authenticator.is_open or settings.host not in LOOPBACK:
         return None
@@ -132,7 +133,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _on_known_error(request: Request, error: Exception) -> Response:
     if isinstance(error, CLIENT_LEFT):
         return Response(status_code=CLIENT_GONE)
-    known = to_api_error(error)
-    if known is None:
+    api_error = to_api_error(error)
+    if api_error is None:
         raise error  # RequestContext logs it and answers 500
-    return known.response()
+    return api_error.response()

@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 @dataclass(frozen=True, slots=True)
 class CommandEntry:
-    """A subcommand: the module that is a `Command`, and a line about it."""
+    """A subcommand: the module that implements `Command`, and a summary of one line."""
 
     module: str
     summary: str
@@ -19,33 +19,37 @@ class CommandEntry:
 COMMANDS: Mapping[str, CommandEntry] = {
     "serve": CommandEntry("stonechat_server.commands.serve", "start the server"),
     "keys": CommandEntry("stonechat_server.commands.keys", "add, list and revoke API keys"),
-    "usage": CommandEntry("stonechat_server.commands.usage", "print who used what"),
-    "chat": CommandEntry("stonechat_server.commands.chat.command", "talk in the terminal"),
+    "usage": CommandEntry(
+        "stonechat_server.commands.usage", "print the usage by key, user, model and day"
+    ),
+    "chat": CommandEntry("stonechat_server.commands.chat.command", "chat in the terminal"),
     "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
     "plan": CommandEntry(
-        "stonechat_server.commands.plan", "what a model would take, before loading it"
+        "stonechat_server.commands.plan", "show what serving a model needs, without loading it"
     ),
-    "models": CommandEntry("stonechat_server.commands.models", "the models on this machine"),
+    "models": CommandEntry(
+        "stonechat_server.commands.models", "list, fetch, remove and rename models"
+    ),
     "doctor": CommandEntry(
-        "stonechat_server.commands.doctor", "what this machine has and how it is used"
+        "stonechat_server.commands.doctor", "show the hardware of this machine and how it is used"
     ),
 }
 
 
 class Command(Protocol):
-    """What a subcommand's module defines."""
+    """The functions that a subcommand's module must define."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """The exit status."""
+        """Run the command and return its exit status."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `stonechat ARGV…`; the exit status."""
+    """Run `stonechat ARGV…` and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in COMMANDS:
-        return _top(words)
+        return _run_without_command(words)
     command = load_command(words[0])
     parser = argparse.ArgumentParser(
         prog=f"stonechat {words[0]}", description=command.__doc__, allow_abbrev=False
@@ -59,14 +63,14 @@ def load_command(name: str) -> Command:
     return cast(Command, import_module(COMMANDS[name].module))
 
 
-def _top(words: list[str]) -> int:
+def _run_without_command(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="stonechat",
         description="A local inference server for the OpenAI-style chat completions endpoint.",
         epilog="\n".join(
             ["commands:"]
             + [f"  {name:<10} {entry.summary}" for name, entry in COMMANDS.items()]
-            + ["", "`stonechat COMMAND --help` tells more."]
+            + ["", "`stonechat COMMAND --help` shows the options of a command."]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""What the server needs of an engine: `AsyncEngine`, or a scripted one in tests."""
+"""The interface that the server needs of an engine: `AsyncEngine`, or a scripted one in tests."""
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Protocol
@@ -7,14 +7,14 @@ from stonechat_models import EngineStats, GenerateRequest, ModelInfo, RequestOut
 
 
 class TokenizerLike(Protocol):
-    """Text to ids, and what the model's files say about templates and special tokens."""
+    """Encodes text, and knows the chat templates and special tokens of the model's files."""
 
     @property
     def vocab_size(self) -> int: ...
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
-        """`bos_token`, `eos_token` and the like, by name."""
+        """The text of each special token by name, such as `bos_token` or `eos_token`."""
 
     @property
     def special_ids(self) -> Collection[int]: ...
@@ -24,7 +24,7 @@ class TokenizerLike(Protocol):
 
     @property
     def chat_templates(self) -> Mapping[str, str]:
-        """Further templates by name, such as `tool_use`."""
+        """Other templates by name, such as `tool_use`."""
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]: ...
 
@@ -32,7 +32,7 @@ class TokenizerLike(Protocol):
 
 
 class EngineLike(Protocol):
-    """Generates; errors as `stonechat_models` documents them."""
+    """Generates answers. Raises the errors that `stonechat_models` documents."""
 
     @property
     def model(self) -> ModelInfo: ...

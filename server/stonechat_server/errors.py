@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 INVALID_REQUEST = "invalid_request_error"
 
 MAX_PROBLEMS = 100
-"""Of a body with more, only the first ones are looked at."""
+"""At most this many validation problems of a body are examined."""
 ENGINE_RETRY_AFTER = "5"
-"""Seconds in which an engine process may have been started again."""
+"""Seconds after which a crashed engine process may be running again."""
 
 
 class APIError(Exception):
-    """An answer other than 200: HTTP status, and the fields of the error object."""
+    """An error answer: the HTTP status and the fields of the error object."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class APIError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> ErrorResponse:
-        """What is sent as JSON."""
+        """The error object that is sent as JSON."""
         return ErrorResponse(
             ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
         )
@@ -62,42 +62,45 @@ class APIError(Exception):
 
 
 def invalid(param: str | None, message: str, code: str | None = "invalid_value") -> APIError:
-    """A 400 that names the parameter."""
+    """A 400 for an invalid value of the parameter `param`."""
     return APIError(400, message, param=param, code=code)
 
 
 def unsupported(param: str, message: str) -> APIError:
-    """A 400 for a field, or a value of it, that this server does not have."""
+    """A 400 for a field, or a value of a field, that this server does not support."""
     return APIError(400, message, param=param, code="unsupported_parameter")
 
 
 def context_length_exceeded(error: PromptTooLongError) -> APIError:
-    """A 400 with the numbers."""
+    """A 400 that states the context length and the length of the prompt."""
     return APIError(
         400,
         f"This model's maximum context length is {error.max_model_len} tokens, and at least one "
-        f"is needed for the answer. Your messages came to {error.num_prompt_tokens} tokens.",
+        f"is needed for the answer. Your messages have {error.num_prompt_tokens} tokens.",
         param="messages",
         code="context_length_exceeded",
     )
 
 
 def server_error() -> APIError:
-    """A 500 that tells nothing about the inside; the log has the cause."""
+    """A 500 that reveals nothing about the cause. The cause is in the log."""
     return APIError(
         500, "The server failed to process the request.", type="server_error", code="server_error"
     )
 
 
 def engine_failure(reason: str) -> APIError:
-    """What a failed output is answered with; a grammar that proved too complex is the client's."""
+    """The error for a failed output: 400 if its grammar proved too complex, otherwise 500."""
     if not reason.startswith(GRAMMAR_FAILED):
         return server_error()
     return APIError(400, reason[0].upper() + reason[1:], code="invalid_grammar")
 
 
 def to_api_error(error: BaseException) -> APIError | None:
-    """The answer for a known exception; None: an unexpected one, to be logged and answered 500."""
+    """The error answer for a known exception.
+
+    None means that the exception is unexpected: the caller logs it and answers 500.
+    """
     match error:
         case APIError():
             return error
@@ -129,9 +132,10 @@ def _from_http_exception(error: HTTPException) -> APIError:
 
 
 def from_validation_error(error: ValidationError, body: bytes) -> APIError:
-    """The 400 for the first problem that pydantic found, its place written as `messages[0].role`.
+    """A 400 for the first problem that pydantic reports, with its path as `messages[0].role`.
 
-    Of a union's problems the one deepest in the body is meant: there the value fitted best.
+    For a union, pydantic reports a problem per member. The one deepest in the body is chosen,
+    because the value fits that member best.
     """
     details = error.errors(include_url=False, include_input=False)[:MAX_PROBLEMS]
     if details[0]["type"] == "json_invalid":
@@ -164,7 +168,7 @@ def _message(detail: "ErrorDetails", path: Sequence[str | int]) -> str:
 
 
 def _path_in_body(detail: "ErrorDetails", body: object) -> list[str | int]:
-    """The location without the names of union members that pydantic puts into it."""
+    """The path to the problem, without the names of union members that pydantic adds to it."""
     path: list[str | int] = []
     value = body
     for part in detail["loc"]:
@@ -185,7 +189,7 @@ def _has(value: object, part: str | int) -> bool:
 
 
 def format_path(path: Sequence[str | int]) -> str:
-    """`["messages", 0, "role"]` as `messages[0].role`."""
+    """Write `["messages", 0, "role"]` as `messages[0].role`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -193,7 +197,7 @@ def format_path(path: Sequence[str | int]) -> str:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The cause inside a task group's exception group of one."""
+    """Take an exception out of exception groups that hold nothing else (task groups make them)."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = cast(BaseException, error.exceptions[0])
     return error

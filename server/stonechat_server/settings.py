@@ -1,4 +1,4 @@
-"""Every setting once: flags, environment variables, TOML keys and docs derive from this class.
+"""All settings. Flags, environment variables, TOML keys and docs derive from this class.
 
 A flag beats `STONECHAT_<NAME>`, which beats the TOML file, which beats the default.
 """
@@ -51,12 +51,14 @@ class Settings(BaseSettings):
         DEFAULT_MODEL,
         "Hugging Face id, local folder with safetensors, or .gguf file",
     )
-    revision: str | None = _option("Model", None, "branch, tag or commit of a Hugging Face id")
+    revision: str | None = _option("Model", None, "branch, tag or commit of the Hugging Face model")
     served_model_name: Names = _option(
-        "Model", (), "name that requests use as `model` (repeatable; default: the model's own)"
+        "Model", (), "name that requests give as `model` (repeatable; default: the model's name)"
     )
     chat_template: str | None = _option(
-        "Model", None, "Jinja chat template (a file, or the text itself) in place of the model's"
+        "Model",
+        None,
+        "Jinja chat template to use instead of the model's own; a file, or the template's text",
     )
     tool_format: Literal[
         "auto",
@@ -79,177 +81,223 @@ class Settings(BaseSettings):
         "phi",
         "lfm2",
         "generic",
-    ] = _option("Model", "auto", "how the model writes tool calls (auto: as its template shows)")
-    schema_in_prompt: bool = _option(
-        "Model", True, "show the model the form its answer must have, in the system message"
+    ] = _option(
+        "Model", "auto", "how the model writes tool calls (auto: detect it from the chat template)"
     )
-    reasoning: bool = _option("Model", True, "tell the model's reasoning from its answer")
-    trust_remote_code: bool = _option("Model", False, "run Python code that comes with the model")
+    schema_in_prompt: bool = _option(
+        "Model", True, "describe the required answer format to the model in the system message"
+    )
+    reasoning: bool = _option("Model", True, "separate the model's reasoning from its answer")
+    trust_remote_code: bool = _option(
+        "Model", False, "run the Python code that comes with the model"
+    )
     allow_pickle: bool = _option(
-        "Model", False, "load pickled weights, which can run code of their author"
+        "Model", False, "load pickled weights; a pickle can run any code of its author"
     )
 
-    device: str = _option("Computing", "auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = _option(
+        "Computing", "auto", "device to compute on: auto, cpu, cuda, cuda:1 or mps"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
-        "Computing", "auto", "type of the weights and activations"
+        "Computing", "auto", "data type of the weights and activations"
     )
     quantize: Literal["auto", "none", "int8", "int4", "fp8"] = _option(
         "Computing",
         "auto",
-        "auto: a quantised GGUF keeps its precision, others stay as they are; fp8: on a GPU of "
-        "compute capability 8.9 or more",
+        "quantise the weights (auto: keep a quantised GGUF as it is, quantise no other model; fp8 "
+        "needs a GPU of compute capability 8.9 or more)",
     )
     backend: Literal["auto", "native", "transformers"] = _option(
-        "Computing", "auto", "native: compiled CPU kernels; transformers: the model's PyTorch code"
+        "Computing",
+        "auto",
+        "code that computes the model (native: compiled CPU kernels; transformers: the model's "
+        "PyTorch code)",
     )
     attention_backend: str = _option(
-        "Computing", "auto", "kernel for attention: auto, flashinfer, triton, batched or sdpa"
+        "Computing", "auto", "attention kernel: auto, flashinfer, triton, batched or sdpa"
     )
     device_map: str | None = _option(
-        "Computing", None, "auto: spread a model larger than one device over several"
+        "Computing", None, "set to auto to spread a model over several devices"
     )
-    threads: int | None = _option("Computing", None, "CPU threads of the engine", ge=1)
+    threads: int | None = _option(
+        "Computing", None, "number of CPU threads that the engine uses", ge=1
+    )
     deterministic: bool = _option(
-        "Computing", False, "only kernels whose result does not depend on the batch"
+        "Computing", False, "use only kernels whose results do not depend on the batch"
     )
-    eager: bool = _option("Computing", False, "switch CUDA graphs off")
+    eager: bool = _option("Computing", False, "do not use CUDA graphs")
     overlap: bool | None = _option(
         "Computing",
         None,
-        "launch a step before the tokens of the one before are read (default: on CUDA only)",
+        "start the next step before reading the previous step's tokens (default: only on CUDA)",
     )
     prompt_lookup: bool = _option(
         "Computing",
         False,
-        "guess tokens from what the context repeats and verify several in a step; answers stay "
-        "the same",
+        "draft tokens from repetitions in the context and verify several per step; answers do not "
+        "change",
     )
     engine_process: bool | None = _option(
         "Computing",
         None,
-        "run the engine in a process of its own, restarted after a crash (default: on CUDA)",
+        "run the engine in its own process and restart it after a crash (default: only on CUDA)",
     )
 
     max_model_len: int | None = _option(
-        "Memory and batching", None, "context length in tokens (default: the model's)", ge=1
+        "Memory and batching", None, "context length in tokens (default: the model's own)", ge=1
     )
     kv_cache_size: ByteSize | None = _option(
-        "Memory and batching", None, "memory of the KV cache, such as 2GiB"
+        "Memory and batching", None, "memory for the KV cache, such as 2GiB"
     )
     kv_cache_fraction: float | None = _option(
         "Memory and batching",
         None,
-        "share of the memory free after loading that the KV cache takes, when no size is given",
+        "share of the memory left after loading to use for the KV cache, if no size is set",
         gt=0.0,
         le=1.0,
     )
     kv_cache_dtype: Literal["auto", "bfloat16", "fp8"] = _option(
         "Memory and batching",
         "auto",
-        "type of cached keys and values (auto: as the activations; others: not on the compiled "
-        "CPU path)",
+        "data type of the cached keys and values (auto: that of the activations; compiled CPU "
+        "kernels always use half precision and accept only auto)",
     )
-    block_size: int = _option("Memory and batching", 16, "tokens in a KV block", ge=1)
+    block_size: int = _option("Memory and batching", 16, "tokens per block of the KV cache", ge=1)
     max_batch_tokens: int | None = _option(
-        "Memory and batching", None, "tokens that one step computes at most", ge=1
+        "Memory and batching", None, "compute at most this many tokens per step", ge=1
     )
     max_num_seqs: int | None = _option(
-        "Memory and batching", None, "sequences that run at the same time at most", ge=1
+        "Memory and batching", None, "run at most this many sequences at the same time", ge=1
     )
     prefix_caching: bool = _option(
-        "Memory and batching", True, "keep and share the KV blocks of equal prompt beginnings"
+        "Memory and batching",
+        True,
+        "keep the KV cache of prompts and reuse it for prompts with the same beginning",
     )
 
     host: str = _option("Server", "127.0.0.1", "address to listen on")
-    port: int = _option("Server", 8000, "port to listen on; 0: any free one", ge=0, le=65535)
+    port: int = _option("Server", 8000, "port to listen on (0: any free port)", ge=0, le=65535)
     api_key: Secrets = _option(
-        "Server", (), "key that requests must carry (repeatable; none at all: open)"
+        "Server", (), "accept this API key (repeatable; without any key, the server is open to all)"
     )
     api_key_file: Path | None = _option(
-        "Server", None, "file with one key a line; empty lines and lines with # first are skipped"
+        "Server",
+        None,
+        "file with one API key per line; empty lines and lines that start with # are skipped",
     )
-    strict_params: bool = _option("Server", False, "answer 400 to unknown fields of requests")
+    strict_params: bool = _option(
+        "Server", False, "refuse requests that have unknown fields (status 400)"
+    )
     allow_request_templates: bool = _option(
         "Server",
         False,
-        "let requests of trusted clients bring a `chat_template`, "
-        "which may run for long and take all memory",
+        "let requests bring their own `chat_template`; switch this on only if you trust all "
+        "clients, because a template can run for a long time and use up the memory",
     )
-    max_body_size: ByteSize = _option("Server", ByteSize(8 * 2**20), "largest request body", ge=1)
+    max_body_size: ByteSize = _option(
+        "Server", ByteSize(8 * 2**20), "largest request body, such as 8MiB", ge=1
+    )
     keep_alive_interval: float = _option(
-        "Server", 15.0, "seconds between the comments that keep a stream alive; 0: none", ge=0.0
+        "Server",
+        15.0,
+        "send a comment when a stream has been silent for this many seconds (0: never)",
+        ge=0.0,
     )
     shutdown_grace: int = _option(
-        "Server", 30, "seconds that running requests get to end after SIGTERM", ge=0
+        "Server", 30, "seconds that running requests have to finish after SIGTERM", ge=0
     )
     keys_file: Path | None = _option(
-        "Access", None, "TOML file of hashed keys with their limits; see `stonechat keys`"
+        "Access", None, "TOML file of hashed API keys and their limits; see `stonechat keys`"
     )
     private_prefix_cache: bool = _option(
         "Access", False, "never share cached prompt beginnings between keys"
     )
     cors_origin: Names = _option(
-        "Access", (), "web origin that may call this server from a browser (repeatable; or *)"
+        "Access", (), "let web pages of this origin call the server (repeatable; *: any origin)"
     )
     allowed_host: Names = _option(
-        "Access", (), "further name that clients may reach an open server by (repeatable)"
+        "Access",
+        (),
+        "extra host name to accept in the Host header when no API key is set (repeatable)",
     )
-    tls_cert: Path | None = _option("Access", None, "certificate (PEM) to serve HTTPS with")
-    tls_key: Path | None = _option("Access", None, "private key (PEM) of the certificate")
+    tls_cert: Path | None = _option("Access", None, "certificate file (PEM); switches to HTTPS")
+    tls_key: Path | None = _option("Access", None, "private key file (PEM) of the certificate")
 
     max_queued_requests: int = _option(
-        "Limits", 512, "requests that wait for a slot at most; further ones get 429", ge=1
+        "Limits", 512, "queue at most this many requests; further ones get 429", ge=1
     )
     max_queued_tokens: int | None = _option(
         "Limits",
         None,
-        "expected tokens of waiting requests at most (default: 64 times the KV cache)",
+        "queue at most this many expected tokens in total (default: 64 times the KV cache)",
         ge=1,
     )
     queue_timeout: float = _option(
-        "Limits", 120.0, "seconds a request may wait for a slot, then 504; 0: no limit", ge=0.0
+        "Limits",
+        120.0,
+        "seconds that a request may wait in the queue before it gets 504 (0: no limit)",
+        ge=0.0,
     )
     request_timeout: float = _option(
-        "Limits", 900.0, "seconds a request may take in all, then 504; 0: no limit", ge=0.0
+        "Limits",
+        900.0,
+        "seconds that a request may take in total before it gets 504 (0: no limit)",
+        ge=0.0,
     )
     body_timeout: float = _option(
-        "Limits", 30.0, "seconds in which a request's body has to arrive, then 408", gt=0.0
+        "Limits",
+        30.0,
+        "seconds within which the body of a request must arrive, or it gets 408",
+        gt=0.0,
     )
     write_timeout: float = _option(
-        "Limits", 30.0, "seconds that a client may leave a stream unread, then it is cut", gt=0.0
+        "Limits",
+        30.0,
+        "close a stream when the client has read nothing for this many seconds",
+        gt=0.0,
     )
-    max_messages: int = _option("Limits", 4096, "messages in a request at most", ge=1)
-    max_json_depth: int = _option("Limits", 64, "nesting of a request's JSON at most", ge=4)
+    max_messages: int = _option("Limits", 4096, "most messages that a request may have", ge=1)
+    max_json_depth: int = _option(
+        "Limits", 64, "deepest nesting that the JSON of a request may have", ge=4
+    )
     max_json_values: int = _option(
-        "Limits", 50_000, "values in a request's JSON at most, over all lists and objects", ge=64
+        "Limits",
+        50_000,
+        "most values that the JSON of a request may have, over all lists and objects",
+        ge=64,
     )
     max_completion_total: int = _option(
-        "Limits", 1_048_576, "choices times max tokens of a request at most", ge=1
+        "Limits",
+        1_048_576,
+        "most completion tokens that a request may ask for: choices times tokens per choice",
+        ge=1,
     )
 
     ledger: str = _option(
         "Operations",
         "auto",
-        "usage ledger: auto (SQLite in the user's data folder), off, or a SQLAlchemy URL",
+        "where to record usage: auto (SQLite in the user's data folder), off, or a SQLAlchemy URL",
     )
     ledger_journal: Path | None = _option(
-        "Operations", None, "folder of the ledger's journal (default: in the user's data folder)"
+        "Operations", None, "folder for the ledger's journal (default: in the user's data folder)"
     )
     ledger_text: bool = _option(
-        "Operations", False, "keep the text of prompts and answers in the ledger"
+        "Operations", False, "also store the text of prompts and answers in the ledger"
     )
     metrics_vllm_names: bool = _option(
-        "Operations", False, "serve the metrics under vLLM's names as well"
+        "Operations", False, "also serve the metrics under the names that vLLM uses"
     )
-    metrics_key: bool = _option("Operations", False, "require a key for /metrics")
+    metrics_key: bool = _option("Operations", False, "require an API key for /metrics")
     otel: bool = _option(
-        "Operations", False, "export OpenTelemetry traces (extra `otel`; OTEL_* variables apply)"
+        "Operations",
+        False,
+        "export OpenTelemetry traces; needs the extra `otel`, and OTEL_* variables configure it",
     )
     log_format: Literal["text", "json"] = _option(
-        "Operations", "text", "log lines for people or as JSON"
+        "Operations", "text", "write log lines as plain text or as JSON"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _option(
-        "Server", "info", "least severe log lines to show"
+        "Server", "info", "show log lines of this level and of more severe ones"
     )
 
     @classmethod
@@ -261,11 +309,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags and environment; `load_settings` adds the file."""
+        """Read the flags, then the environment. `load_settings` adds the file."""
         return init_settings, env_settings
 
     def all_api_keys(self) -> list[str]:
-        """Keys given directly and keys of the file. Raises `OSError` when it cannot be read."""
+        """The keys of `api_key` and `api_key_file`. Raises `OSError` if the file cannot be read."""
         keys = [key.get_secret_value() for key in self.api_key]
         if self.api_key_file is not None:
             lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
@@ -273,7 +321,7 @@ class Settings(BaseSettings):
         return keys
 
     def engine_config(self) -> "EngineConfig":
-        """The engine's part."""
+        """The settings of the engine."""
         from stonechat_models import EngineConfig
 
         return EngineConfig(
@@ -305,9 +353,9 @@ class Settings(BaseSettings):
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
-    """Settings from flags, environment and a TOML file of the same keys.
+    """Read settings from flags, the environment and a TOML file with the same names.
 
-    Raises `OSError` or `tomllib.TOMLDecodeError` for the file, `ValidationError` for values.
+    Raises `OSError` or `tomllib.TOMLDecodeError` for a bad file, `ValidationError` for bad values.
     """
     values = tomllib.loads(config.read_text(encoding="utf-8")) if config else {}
 
@@ -316,7 +364,7 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
         def settings_customise_sources(
             cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            above = Settings.settings_customise_sources(settings_cls, *args, **kwargs)
-            return *above, InitSettingsSource(settings_cls, init_kwargs=values)
+            sources = Settings.settings_customise_sources(settings_cls, *args, **kwargs)
+            return *sources, InitSettingsSource(settings_cls, init_kwargs=values)
 
     return Configured(**flags)

@@ -1,4 +1,4 @@
-"""Request bodies, and streams read back."""
+"""Makes request bodies, and reads answers and streams."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ URL = "/v1/chat/completions"
 
 
 def body(**fields: Any) -> dict[str, Any]:
-    """The least valid request, with more fields."""
+    """The smallest valid request, with `fields` added."""
     return {"model": "tiny-test", "messages": [{"role": "user", "content": "hi"}]} | fields
 
 
@@ -19,14 +19,14 @@ def post(client: TestClient, **fields: Any) -> Response:
 
 
 def ask(client: TestClient, **fields: Any) -> Any:
-    """The plain answer, which must be one."""
+    """The plain answer. Fails on an error."""
     response = post(client, **fields)
     assert response.status_code == 200, response.text
     return response.json()
 
 
 def events(response: Response) -> list[Any]:
-    """Chunks of a complete stream; checks its framing and its end."""
+    """The chunks of a complete stream. Checks its framing and its end."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
     parts = response.text.split("\n\n")
@@ -39,7 +39,7 @@ def stream(client: TestClient, **fields: Any) -> list[Any]:
 
 
 def error_of(response: Response) -> dict[str, Any]:
-    """The error object, whose form every error must have."""
+    """The error object. Checks that it has the fields that every error must have."""
     document = response.json()
     assert set(document) == {"error"}
     error: dict[str, Any] = document["error"]

@@ -1,4 +1,4 @@
-"""A server on a scripted engine, called in process."""
+"""A server with a scripted engine, called in the same process."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def new_client(engine: FakeEngine) -> Iterator[ClientFactory]:
-    """`new_client(**settings)`: a started server."""
+    """`new_client(**settings)` starts a server and returns its client."""
     clients = []
 
     def create(**settings: Any) -> TestClient:

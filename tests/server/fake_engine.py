@@ -1,4 +1,4 @@
-"""A scripted engine and a byte-level tokenizer: what the server sees, without a model."""
+"""A scripted engine and a byte-level tokenizer, so that a server runs without a model."""
 
 import asyncio
 import time
@@ -52,7 +52,7 @@ def model_info(**changes: object) -> ModelInfo:
 
 @dataclass
 class ByteTokenizer:
-    """A token is a byte of UTF-8."""
+    """Every byte of the UTF-8 text is a token."""
 
     chat_template: str | None = CHATML
     chat_templates: Mapping[str, str] = field(default_factory=dict)
@@ -68,12 +68,12 @@ class ByteTokenizer:
 
 
 Script = Callable[[GenerateRequest], list[RequestOutput | Exception | float]]
-"""What a request is given, in order: an output, an error to raise, or seconds to wait."""
+"""Returns the items for a request, in order: an output, an error to raise, or seconds to wait."""
 
 
 @dataclass
 class FakeEngine:
-    """Plays `script`; remembers requests, and which were closed before their end."""
+    """Plays `script`. Remembers the requests, and in `aborted` those closed before their end."""
 
     script: Script = field(default_factory=lambda: text_script("Hello", " wörld", " 👋"))
     model: ModelInfo = field(default_factory=model_info)
@@ -114,7 +114,7 @@ class FakeEngine:
 
     @property
     def prompt(self) -> str:
-        """Text of the latest prompt."""
+        """The text of the latest prompt."""
         return bytes(self.requests[-1].prompt_token_ids).decode()
 
 
@@ -154,7 +154,7 @@ def delta(
 
 
 def text_script(*pieces: str, pause: float = 0.0, cached: int = 0, written: int = 0) -> Script:
-    """Each choice gets the pieces one a step, then `stop`."""
+    """Each choice gets one piece per step, the last one with `stop`."""
 
     def play(request: GenerateRequest) -> list[RequestOutput | Exception | float]:
         items: list[RequestOutput | Exception | float] = []

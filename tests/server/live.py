@@ -1,4 +1,4 @@
-"""A real server on a scripted engine, on a port of 127.0.0.1, in a thread."""
+"""A real server with a scripted engine, in a thread, on a port of 127.0.0.1."""
 
 import signal
 import socket
@@ -22,7 +22,7 @@ from tests.server.fake_engine import FakeEngine
 
 @dataclass
 class Live:
-    """`url` to send to; `stop` is what a signal does."""
+    """A running server at `url`. `signal` does what SIGTERM does."""
 
     app: FastAPI
     server: DrainingServer
@@ -46,7 +46,7 @@ class Live:
 def live_server(
     engine: FakeEngine, ledger: Ledger | None = None, **settings: Any
 ) -> Iterator[Live]:
-    """Started before the body runs, stopped at its end."""
+    """Run a server during the `with` block."""
     app = create_app(Settings(**settings), engine, ledger=ledger)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -70,5 +70,5 @@ def live_server(
 def wait_until(condition: Any, seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.005)

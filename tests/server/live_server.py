@@ -1,4 +1,4 @@
-"""The real server on a scripted engine, over a real socket."""
+"""A real server with a scripted engine, on a real socket."""
 
 import socket
 import threading
@@ -16,7 +16,7 @@ from tests.server.fake_engine import FakeEngine
 @dataclass
 class LiveServer:
     url: str
-    """With a slash at its end; the API is at `v1` below it."""
+    """Ends with a slash. The API is at `v1` below it."""
     engine: FakeEngine
 
 

@@ -92,7 +92,7 @@ def test_a_bad_variable_is_explained() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded() -> None:
+def test_a_port_in_use_is_reported_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = stonechat("serve", "/nonexistent", "--port", str(port))
@@ -107,7 +107,7 @@ def test_a_missing_model_is_explained() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_banner_tells_what_was_chosen() -> None:
+def test_the_banner_shows_what_was_chosen() -> None:
     text = start_banner(model_info(quantization="Q4_1"), "name", "http://127.0.0.1:8000", False)
     for fact in ("cpu", "float32", "Q4_1", "16,384 tokens", "4,096 tokens", "4.0 requests"):
         assert fact in text
@@ -121,7 +121,7 @@ def test_curl_line_survives_the_shell() -> None:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`stonechat serve` on the default model, and what it has printed when it is ready."""
+    """`stonechat serve` with the default model, once it is ready, and its output so far."""
     paths = os.pathsep.join(str(Path(p).resolve()) for p in ("server", "models"))
     words = ["serve", "--port", "0", "--kv-cache-size", "64MiB", "--ledger", "off"]
     with (tmp_path / "log").open("w") as log:

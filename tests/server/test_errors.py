@@ -1,4 +1,4 @@
-"""Everything that is refused, and how."""
+"""Requests that fail, and the error answers that they get."""
 
 import json
 from typing import Any
@@ -115,14 +115,14 @@ def test_required_fields(client: TestClient, missing: str) -> None:
         b'{"a":' * 100_000,
     ],
 )
-def test_what_is_not_json_is_a_400(client: TestClient, content: bytes) -> None:
+def test_invalid_json_is_a_400(client: TestClient, content: bytes) -> None:
     response = client.post(URL, content=content)
     assert response.status_code == 400
     error_of(response)
 
 
 @pytest.mark.parametrize("content", [b"[]", b"5", b"null", b'"x"'])
-def test_json_that_is_no_object_is_a_400(client: TestClient, content: bytes) -> None:
+def test_json_that_is_not_an_object_is_a_400(client: TestClient, content: bytes) -> None:
     response = client.post(URL, content=content)
     assert response.status_code == 400
     assert error_of(response)["param"] is None
@@ -145,7 +145,7 @@ def test_other_media_are_refused_by_name(client: TestClient, part: dict[str, Any
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_context_length_is_told_with_the_numbers(client: TestClient, stream: bool) -> None:
+def test_too_long_a_prompt_is_an_error_with_the_numbers(client: TestClient, stream: bool) -> None:
     long = [{"role": "user", "content": "x" * 5000}]
     response = post(client, messages=long, stream=stream)
     assert response.status_code == 400
@@ -242,7 +242,7 @@ def test_a_grammar_that_fails_later_is_the_clients_error(
         ({"functions": [{"name": "f"}]}, "functions"),
     ],
 )
-def test_a_grammar_that_fails_has_its_param(
+def test_a_grammar_error_names_its_param(
     client: TestClient, engine: FakeEngine, fields: dict[str, Any], param: str
 ) -> None:
     for script in (

@@ -1,4 +1,4 @@
-"""Settings: their sources, which beats which, and that none is lost on its way."""
+"""Settings: their sources, the order of the sources, and their way to the engine."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_unknown_keys_of_the_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
-    """A setting of the same name (the KV cache's says that it takes units), passed on."""
+    """Each comes from the setting of its name; `kv_cache_bytes` comes from `kv_cache_size`."""
     names = {f.name for f in fields(EngineConfig)}
     values: dict[str, Any] = {
         "model": "m",
@@ -99,4 +99,4 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
     config = Settings(**values).engine_config()
     values["kv_cache_bytes"] = values.pop("kv_cache_size")
     assert {name: getattr(config, name) for name in names & set(values)} == values
-    assert names - set(values) == set(), "fields that no setting reaches"
+    assert names - set(values) == set(), "fields that come from no setting"

@@ -1,4 +1,4 @@
-"""Who may call: API keys, the keys file, and the guard against other web pages.
+"""Decides who may use the server: API keys, the keys file, the guard against other web pages.
 
-May import `client`, `settings` and what stands below them.
+May import `client`, `settings` and the layers below them.
 """

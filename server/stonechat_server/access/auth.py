@@ -1,4 +1,4 @@
-"""API keys: which of them a request carries, and which models it may use."""
+"""Finds the API key that a request carries, and checks which models the key may use."""
 
 import hashlib
 import hmac
@@ -18,11 +18,11 @@ class Identity:
 
     key: ApiKey
     tenant: str
-    """Fairness is kept between tenants: the key, or the client's address where there is no key."""
+    """The queue is fair between tenants: keys, or client addresses if the server has no keys."""
 
 
 class Authenticator:
-    """Checks `Authorization: Bearer KEY`. Without any key the server is open."""
+    """Checks `Authorization: Bearer KEY`. A server without keys is open."""
 
     def __init__(
         self,
@@ -36,11 +36,11 @@ class Authenticator:
 
     @property
     def is_open(self) -> bool:
-        """True when no key is needed."""
+        """True if requests need no key."""
         return not self._digests and self._store is None
 
     def identify(self, request: Request) -> Identity:
-        """Find the key, and name it in the request's access line.
+        """Find the key of a request and put its name into the access log.
 
         Raises `APIError` 401 for a missing or unknown key.
         """
@@ -58,24 +58,24 @@ class Authenticator:
         if scheme.lower() != "bearer" or not secret:
             raise _unauthorized("No API key was sent. Expected: 'Authorization: Bearer KEY'.")
         digest = _digest(secret)
-        # Every known key is compared, so that the time taken does not tell which one came close.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        # Compares with every key, so that the time does not reveal which key came close.
+        matches = [hmac.compare_digest(digest, key_digest) for key_digest in self._digests]
         if any(matches):
             return ApiKey(name="key-" + digest.hex()[:12])
         key = self._store.find(secret) if self._store is not None else None
         if key is None:
-            raise _unauthorized("The API key is not known here.")
+            raise _unauthorized("This server does not know the API key.")
         return key
 
 
 def check_model(name: str, served_names: Collection[str], identity: Identity) -> None:
-    """Raises `APIError` 404 for a model that is not served, or not to this key."""
-    names = [served for served in served_names if identity.key.may_use(served)]
-    if name not in names:
-        served = ", ".join(f"'{served}'" for served in names)
+    """Raise `APIError` 404 for a model that is not served, or that this key may not use."""
+    allowed_names = [served for served in served_names if identity.key.may_use(served)]
+    if name not in allowed_names:
+        name_list = ", ".join(f"'{allowed}'" for allowed in allowed_names)
         raise APIError(
             404,
-            f"The model '{name[:200]}' does not exist here. Served: {served}.",
+            f"The model '{name[:200]}' does not exist here. Available: {name_list}.",
             param="model",
             code="model_not_found",
         )

@@ -1,8 +1,8 @@
-"""What keeps other web sites out: headers on every answer, and checks of `Host` and `Origin`.
+"""Keeps other web sites out, with headers on every answer and checks of `Host` and `Origin`.
 
-A server without keys is reachable from any page open in a browser on the same machine. So a request
-that a page of another origin makes is refused unless that origin is allowed, and an open server
-answers only to names that cannot be pointed at it by others (DNS rebinding).
+Any page that is open in a browser on the same machine can reach a server without keys. So a request
+from a page of another origin is refused unless that origin is allowed. And an open server answers
+only to host names that nobody else can point at it (DNS rebinding).
 """
 
 import ipaddress
@@ -27,9 +27,10 @@ CORS_SECONDS = "600"
 
 
 class BrowserGuard:
-    """ASGI middleware. `allowed_hosts` None: any `Host` (keys protect the server).
+    """ASGI middleware that adds security headers and refuses foreign hosts and origins.
 
-    CORS answers are given to `cors_origins` only, and never with credentials.
+    If `allowed_hosts` is None, any `Host` is accepted, because keys protect the server. Only
+    `cors_origins` get CORS headers, which never allow credentials.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class BrowserGuard:
     def _refusal(self, request: Headers, origin: str, is_allowed: bool) -> APIError | None:
         host = request.get("host", "").lower()
         if self._hosts is not None and not _is_own_name(host_name(host), self._hosts):
-            message = "This server is not known by that Host; see --allowed-host."
+            message = "This server does not accept that Host; see --allowed-host."
             return APIError(403, message, code="host_not_allowed")
         if origin and not is_allowed and urlsplit(origin).netloc != host:
             message = "Pages of that origin may not use this server; see --cors-origin."
@@ -80,13 +81,13 @@ class BrowserGuard:
         return None
 
 
-def own_names(listen_host: str, further: Collection[str]) -> set[str]:
-    """Names that an open server answers to; addresses are always allowed."""
-    return {"localhost", socket.gethostname().lower(), listen_host.lower(), *further}
+def own_names(listen_host: str, extra_names: Collection[str]) -> set[str]:
+    """The host names that an open server answers to. It answers to any IP address as well."""
+    return {"localhost", socket.gethostname().lower(), listen_host.lower(), *extra_names}
 
 
 def host_name(host: str) -> str:
-    """A `Host` header without its port, and an IPv6 address without its brackets."""
+    """The name in a `Host` header, without the port and the brackets of an IPv6 address."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
@@ -114,9 +115,9 @@ def _cors_headers(origin: str, request: Headers) -> dict[str, str]:
         "vary": "Origin",
     }
     if "access-control-request-method" in request:
-        asked = request.get("access-control-request-headers", "")
+        requested_headers = request.get("access-control-request-headers", "")
         headers["access-control-allow-methods"] = CORS_METHODS
-        headers["access-control-allow-headers"] = asked
+        headers["access-control-allow-headers"] = requested_headers
         headers["access-control-max-age"] = CORS_SECONDS
     return headers
 

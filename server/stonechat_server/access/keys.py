@@ -1,7 +1,7 @@
-"""API keys: records with their limits, and a store that follows a TOML file as it changes.
+"""API keys: their records with limits, and a store that reads a TOML file again when it changes.
 
-The file holds SHA-256 digests only. Keys are 256 random bits, so a plain digest cannot be reversed
-by guessing, and looking one up by its digest tells nothing about the others.
+The file holds only SHA-256 digests. A key has 256 random bits, so nobody can find it from its
+digest by guessing. Looking up a key by its digest reveals nothing about the other keys.
 """
 
 import hashlib
@@ -25,23 +25,23 @@ logger = logging.getLogger("stonechat.keys")
 
 
 class KeysFileError(Exception):
-    """The keys file cannot be read or says something invalid; the message says what."""
+    """The keys file cannot be read or is invalid. The message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """Who a request is served for, and within which limits. `None`: no limit."""
+    """One API key and its limits. `None` means no limit."""
 
     name: str
     digest: str = ""
     models: tuple[str, ...] = ()
-    """Model names that the key may use; empty: all."""
+    """Model names that the key may use. Empty means all."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_concurrency: int | None = None
-    """Requests of the key that run at once; more wait in the queue."""
+    """How many requests of the key may run at once. Others wait in the queue."""
     priority: int = 0
-    """Lower goes first; keys of equal priority share fairly."""
+    """The lowest goes first. Keys of equal priority share fairly."""
     created: str = ""
     revoked: bool = False
 
@@ -51,21 +51,21 @@ class ApiKey:
 
 
 ANONYMOUS = ApiKey(name="anonymous")
-"""Stands for every client of a server that runs without keys."""
+"""Stands for every client of a server without keys."""
 
 
 def new_secret() -> str:
-    """A fresh key, shown to its owner once and stored nowhere."""
+    """A new random key. It is shown to its owner once and stored nowhere."""
     return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(secret: str) -> str:
-    """What the keys file stores of a key."""
+    """The digest of a key, as the keys file stores it."""
     return "sha256:" + hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def parse_keys(text: str) -> tuple[ApiKey, ...]:
-    """The records of a keys file. Raises `KeysFileError`."""
+    """The records in the text of a keys file. Raises `KeysFileError`."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -89,29 +89,29 @@ def _parse_key(number: int, table: object) -> ApiKey:
     unknown = set(table) - set(ApiKey.__dataclass_fields__)
     if unknown:
         raise KeysFileError(f"{where} has an unknown field: {sorted(unknown)[0]}")
-    name = _typed(table, "name", str, where)
-    digest = _typed(table, "digest", str, where)
+    name = _read_field(table, "name", str, where)
+    digest = _read_field(table, "digest", str, where)
     if name is None or not NAME_PATTERN.fullmatch(name):
         raise KeysFileError(f"{where} needs a name of letters, digits and ._@- (at most 64)")
     if digest is None or not _DIGEST_PATTERN.fullmatch(digest):
         raise KeysFileError(f"{where} needs a digest, sha256: and 64 hexadecimal digits")
-    models = _typed(table, "models", list, where) or []
+    models = _read_field(table, "models", list, where) or []
     if not all(isinstance(model, str) for model in models):
         raise KeysFileError(f"{where}: models must be a list of strings")
     return ApiKey(
         name=name,
         digest=digest,
         models=tuple(models),
-        requests_per_minute=_limit(table, "requests_per_minute", where),
-        tokens_per_minute=_limit(table, "tokens_per_minute", where),
-        max_concurrency=_limit(table, "max_concurrency", where),
-        priority=_typed(table, "priority", int, where) or 0,
-        created=_typed(table, "created", str, where) or "",
-        revoked=_typed(table, "revoked", bool, where) or False,
+        requests_per_minute=_read_limit(table, "requests_per_minute", where),
+        tokens_per_minute=_read_limit(table, "tokens_per_minute", where),
+        max_concurrency=_read_limit(table, "max_concurrency", where),
+        priority=_read_field(table, "priority", int, where) or 0,
+        created=_read_field(table, "created", str, where) or "",
+        revoked=_read_field(table, "revoked", bool, where) or False,
     )
 
 
-def _typed(table: Mapping[str, object], field: str, kind: type[T], where: str) -> T | None:
+def _read_field(table: Mapping[str, object], field: str, kind: type[T], where: str) -> T | None:
     value = table.get(field)
     if value is None:
         return None
@@ -120,17 +120,18 @@ def _typed(table: Mapping[str, object], field: str, kind: type[T], where: str) -
     return value
 
 
-def _limit(table: Mapping[str, object], field: str, where: str) -> int | None:
-    value = _typed(table, field, int, where)
+def _read_limit(table: Mapping[str, object], field: str, where: str) -> int | None:
+    value = _read_field(table, field, int, where)
     if value is not None and value < 1:
         raise KeysFileError(f"{where}: {field} must be at least 1")
     return value
 
 
 class KeyStore:
-    """The keys of a file by digest; a changed file is read again within a second.
+    """The keys of a file by digest. A changed file is read again within a second.
 
-    A file that becomes unreadable or invalid leaves the last good keys in force and is logged.
+    If the file becomes unreadable or invalid, the last good keys stay in force and the error is
+    logged.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -141,7 +142,7 @@ class KeyStore:
         self._next_check = clock() + CHECK_INTERVAL_SECONDS
 
     def find(self, secret: str) -> ApiKey | None:
-        """The live key that this secret belongs to."""
+        """The key with this secret, or None if it is unknown or revoked."""
         self._refresh()
         return self._keys.get(digest_of(secret))
 
@@ -176,7 +177,7 @@ class KeyStore:
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
-    """Every record of a keys file, revoked ones too. Raises `KeysFileError`."""
+    """All records of a keys file, also the revoked ones. Raises `KeysFileError`."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

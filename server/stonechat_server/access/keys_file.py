@@ -1,4 +1,4 @@
-"""Edits of the keys file, which keep its comments and layout; each replaces the file at once."""
+"""Edits the keys file and keeps its comments and layout. An edit replaces the file atomically."""
 
 import os
 import tempfile
@@ -28,9 +28,10 @@ def add_key(
     max_concurrency: int | None = None,
     priority: int = 0,
 ) -> str:
-    """Append a key to the file (made if missing) and return its secret, which is stored nowhere.
+    """Append a key to the file and return its secret, which is stored nowhere.
 
-    Raises `KeysFileError` for an invalid field, or a name that a live key already has.
+    Creates a missing file. Raises `KeysFileError` for an invalid field, or for a name that a live
+    key already has.
     """
     secret = new_secret()
     table = tomlkit.table()
@@ -55,7 +56,7 @@ def add_key(
 
 
 def revoke_key(path: Path, name: str) -> ApiKey:
-    """Mark the live key of that name as revoked. Raises `KeysFileError` when there is none."""
+    """Revoke the live key of that name and return it. Raises `KeysFileError` if there is none."""
     live = {key.name: key for key in read_keys(path) if not key.revoked}
     if name not in live:
         raise KeysFileError(f"there is no live key named {name} in {path}")
@@ -77,7 +78,7 @@ def _read_document(path: Path) -> tomlkit.TOMLDocument:
 
 
 def _write(path: Path, document: tomlkit.TOMLDocument) -> None:
-    """Replace the file by an atomic rename, so that a server never reads half of it."""
+    """Replace the file with an atomic rename, so that a server never reads half a file."""
     text = tomlkit.dumps(document)
     parse_keys(text)
     path.parent.mkdir(parents=True, exist_ok=True)

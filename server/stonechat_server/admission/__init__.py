@@ -1,4 +1,4 @@
-"""Which requests run now, wait or are refused: rate limits, the fair queue and deadlines.
+"""Decides which requests run, wait or are refused: rate limits, the fair queue and deadlines.
 
-May import `access` and what stands below it.
+May import `access` and the layers below it.
 """

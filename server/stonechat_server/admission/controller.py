@@ -1,6 +1,7 @@
-"""Admission control: who may generate now, who waits, and who is refused with which `Retry-After`.
+"""Admission control: decides which request runs now, which waits and which is refused.
 
-Everything here runs on the event loop, so nothing needs a lock.
+A refusal states in `Retry-After` when the client may try again. Everything here runs on the event
+loop, so nothing needs a lock.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ RETRY_AFTER_WITHOUT_THROUGHPUT = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionLimits:
-    """Bounds on what runs in the engine and on what waits for it. Lengths are in tokens."""
+    """Bounds on the requests that run in the engine and on those that wait for it."""
 
     max_running_sequences: int
     max_running_tokens: int
@@ -39,7 +40,7 @@ class Slot:
     cost: Cost
     queue_seconds: float = 0.0
     used_tokens: int = 0
-    """Set by the holder to prompt + completion tokens."""
+    """Prompt and completion tokens that were used. The holder of the slot sets it."""
 
 
 class AdmissionControl:
@@ -80,10 +81,10 @@ class AdmissionControl:
         tenant: str | None = None,
         queue_timeout: float | None = None,
     ) -> AsyncIterator[Slot]:
-        """Hold a slot for the body of the `async with`, after waiting for it in the queue.
+        """Wait in the queue for a slot and hold it during the body of the `async with`.
 
-        `tenant` is what fairness is kept between; by default the key. Raises `RefusedError`: 429
-        for a rate limit or a full queue, 504 after `queue_timeout` seconds in the queue.
+        The queue is fair between tenants; by default each key is a tenant. Raises `RefusedError`:
+        429 for a rate limit or a full queue, 504 after `queue_timeout` seconds in the queue.
         """
         slot = Slot(key, f"key:{key.name}" if tenant is None else tenant, cost)
         self.rate_limiter.charge(key, cost.tokens)
@@ -100,9 +101,10 @@ class AdmissionControl:
             self._leave(slot)
 
     def refuse_early(self, key: ApiKey, tenant: str) -> None:
-        """Raise what `slot` would raise for the smallest request, before work is spent on one.
+        """Raise the error that `slot` would raise for even the smallest request.
 
-        A flood is then refused for little more than the reading of its headers.
+        The caller checks this before any other work. Refusing a flood then costs little more than
+        reading its headers.
         """
         self.rate_limiter.check(key)
         queue = self._queue
@@ -112,7 +114,7 @@ class AdmissionControl:
             raise self._queue_full()
 
     def retry_after(self) -> float:
-        """Seconds in which, at the throughput of late, all that waits now will have been served."""
+        """Seconds until all requests that wait now are served, at the recent throughput."""
         throughput = self._throughput.tokens_per_second(self._clock())
         if throughput is None:
             return RETRY_AFTER_WITHOUT_THROUGHPUT
@@ -136,7 +138,7 @@ class AdmissionControl:
             raise
 
     def _make_room(self, newcomer: Waiter) -> None:
-        """Drop waiters of the longest tenant until the newcomer fits, or refuse it."""
+        """Evict waiters until the newcomer fits. Raises `RefusedError` if none may be evicted."""
         if self._queue.peek(self._below_concurrency) is None and self._may_run(newcomer):
             return
         while not self._queue.has_room(newcomer.cost):
@@ -168,7 +170,7 @@ class AdmissionControl:
         )
 
     def _dispatch(self) -> None:
-        """Grant slots in the queue's order; whose turn it is and does not fit holds the rest."""
+        """Grant slots in the queue's order. If the next waiter does not fit, the rest wait too."""
         while (waiter := self._queue.peek(self._below_concurrency)) is not None:
             if not self._may_run(waiter):
                 return
@@ -177,23 +179,23 @@ class AdmissionControl:
             waiter.granted.set_result(None)
 
     def _withdraw(self, waiter: Waiter) -> None:
-        """Undo what `_enter` did for a waiter that was dropped, timed out or cancelled."""
+        """Undo what `_enter` did for a waiter that was evicted, timed out or was cancelled."""
         if not waiter.granted.done():
             self._queue.remove(waiter)
             waiter.granted.cancel()
         elif waiter.granted.exception() is None:
             self._count(waiter.tenant, waiter.cost, -1)
             self._queue.charge(waiter.tenant, -waiter.cost.tokens)
-        self._settle_down()
+        self._dispatch_or_note_idle()
 
     def _leave(self, slot: Slot) -> None:
         self._count(slot.tenant, slot.cost, -1)
         self._queue.charge(slot.tenant, slot.used_tokens - slot.cost.tokens)
         self.rate_limiter.settle(slot.key, slot.cost.tokens, slot.used_tokens)
         self._throughput.note_finished(slot.cost.tokens, self._clock())
-        self._settle_down()
+        self._dispatch_or_note_idle()
 
-    def _settle_down(self) -> None:
+    def _dispatch_or_note_idle(self) -> None:
         self._dispatch()
         if not self.num_running and not self._queue:
             self._throughput.note_idle()

@@ -1,4 +1,4 @@
-"""Deadlines of a request: how long it may wait in the queue, and how long it may take in all."""
+"""The deadline of a request: how long it may take in total, the time in the queue included."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
@@ -12,9 +12,10 @@ HEADER = "X-Request-Timeout"
 
 
 class Deadline:
-    """Ends one request's generation in time, or earlier when `expire` says so.
+    """Ends one request at its deadline, or earlier when `expire` is called.
 
-    `seconds` counts from the construction, which needs a running event loop; None: no limit.
+    The deadline is `seconds` after the construction, which needs a running event loop. None means
+    no limit.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -23,8 +24,8 @@ class Deadline:
         self._when = None if seconds is None else self._loop.time() + seconds
         self._error: APIError | None = None
         self._scope: asyncio.Timeout | None = None
-        self._waiting: asyncio.Task[object] | None = None
-        """The task that waits for an output."""
+        self._waiting_task: asyncio.Task[object] | None = None
+        """The task that waits for the next output."""
         self._is_over = False
 
     def remaining(self) -> float | None:
@@ -32,15 +33,15 @@ class Deadline:
         return None if self._when is None else max(0.0, self._when - self._loop.time())
 
     def expire(self, error: APIError) -> None:
-        """End the request now: whoever iterates gets this error."""
+        """End the request now: `run` or `limit` raises this error."""
         self._error = error
         self._when = self._loop.time()
         if self._scope is not None:
             self._scope.reschedule(self._when)
-        self._on_time()
+        self._on_deadline()
 
     async def run(self, work: Awaitable[T]) -> T:
-        """The result of `work`. At the deadline it is cancelled, and `APIError` raised."""
+        """Await `work` and return its result. At the deadline, cancel it and raise `APIError`."""
         if self._when is not None and self._loop.time() >= self._when:
             if isinstance(work, Coroutine):
                 work.close()
@@ -56,12 +57,12 @@ class Deadline:
             self._scope = None
 
     async def limit(self, outputs: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-        """The outputs until the deadline; then raises `APIError` (504, or what expired it).
+        """Yield the outputs until the deadline. Then raise `APIError`: 504, or that of `expire`.
 
-        One timer serves all outputs, so that each of them costs little.
+        One timer serves all outputs, so that an output costs little.
         """
         iterator = aiter(outputs)
-        timer = None if self._when is None else self._loop.call_at(self._when, self._on_time)
+        timer = None if self._when is None else self._loop.call_at(self._when, self._on_deadline)
         try:
             while not self._is_over:
                 try:
@@ -74,7 +75,7 @@ class Deadline:
                 timer.cancel()
 
     async def _next(self, iterator: AsyncIterator[T]) -> T:
-        task = self._waiting = asyncio.current_task()
+        task = self._waiting_task = asyncio.current_task()
         try:
             return await anext(iterator)
         except asyncio.CancelledError:
@@ -82,12 +83,12 @@ class Deadline:
                 raise self._exceeded() from None
             raise
         finally:
-            self._waiting = None
+            self._waiting_task = None
 
-    def _on_time(self) -> None:
+    def _on_deadline(self) -> None:
         self._is_over = True
-        if self._waiting is not None:
-            self._waiting.cancel()
+        if self._waiting_task is not None:
+            self._waiting_task.cancel()
 
     def _exceeded(self) -> APIError:
         return self._error or timed_out(
@@ -97,8 +98,9 @@ class Deadline:
 
 
 def request_timeout(header: str | None, maximum: float | None) -> float | None:
-    """Seconds that a request may take: what its header asks for, within the server's maximum.
+    """Seconds that a request may take: the value of its header, but at most `maximum`.
 
+    `header` None means no header, `maximum` None and a result of None mean no limit.
     Raises `APIError` 400 for a header that is not a positive number.
     """
     if header is None:

@@ -1,9 +1,9 @@
-"""A bounded queue that is fair between tenants (keys, or client addresses where there are no keys).
+"""A bounded queue that is fair between tenants: keys, or client addresses if there are no keys.
 
-Tenants of the best priority go first. Among them the one that has been given the fewest tokens so
-far goes first, and a tenant that was idle starts level with the others (start-time fair queueing,
-Goyal et al., 1996). A full queue drops from the longest tenant (McKenney, 1990), so that a flood
-fills the queue only as long as nobody else wants a place.
+Tenants of the best priority go first. Among them, the tenant that has received the fewest tokens
+so far goes first. A tenant that was idle starts level with the others (start-time fair queueing,
+Goyal et al., 1996). A full queue evicts a waiter of the tenant with the most waiters (McKenney,
+1990), so that a flood fills the queue only while no other tenant needs a place.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ MAX_REMEMBERED_TENANTS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a request is expected to take: tokens over all its choices, and sequences."""
+    """The expected cost of a request: its prompt, the completions of all choices, its sequences."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -25,13 +25,13 @@ class Cost:
 
     @property
     def tokens(self) -> int:
-        """Prompt and completion together."""
+        """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One queued request. `granted` is resolved when it may run, or fails when it is dropped."""
+    """One queued request. `granted` is resolved when it may run, or fails when it is evicted."""
 
     tenant: str
     priority: int
@@ -58,7 +58,7 @@ class FairQueue:
         self._num_waiters = 0
         self._tenants: dict[str, _Tenant] = {}
         self._served: dict[str, float] = {}
-        """Tokens given to each tenant, on a clock that idle tenants are pulled forward on."""
+        """Tokens that each tenant has received. `push` raises a lower value to the virtual time."""
         self._virtual_time = 0.0
         self._order = itertools.count()
 
@@ -70,13 +70,13 @@ class FairQueue:
             yield from tenant.waiters
 
     def has_room(self, cost: Cost) -> bool:
-        """Whether a waiter of that cost fits; one larger than the bound fits an empty queue."""
+        """Whether a waiter of that cost fits. An empty queue has room for any cost."""
         return self._num_waiters < self.max_requests and (
             self._num_waiters == 0 or self.num_tokens + cost.tokens <= self.max_tokens
         )
 
     def push(self, waiter: Waiter) -> None:
-        """Queue a waiter behind those of its tenant."""
+        """Add a waiter behind the others of its tenant."""
         tenant = self._tenants.get(waiter.tenant)
         if tenant is None:
             tenant = self._tenants[waiter.tenant] = _Tenant(waiter.priority, next(self._order))
@@ -90,7 +90,7 @@ class FairQueue:
         self._num_waiters += 1
 
     def peek(self, may_run: Callable[[Waiter], bool]) -> Waiter | None:
-        """The waiter whose turn it is, among the tenants whose first waiter passes `may_run`."""
+        """The waiter whose turn it is. Skips tenants whose first waiter fails `may_run`."""
         candidates = [
             (tenant.priority, self._served[name], tenant.order, tenant.waiters[0])
             for name, tenant in self._tenants.items()
@@ -99,19 +99,19 @@ class FairQueue:
         return min(candidates, key=lambda candidate: candidate[:3])[3] if candidates else None
 
     def serve(self, waiter: Waiter) -> None:
-        """Take out a waiter that runs now, and charge its tenant."""
+        """Remove a waiter that runs now, and charge its tenant."""
         self._virtual_time = max(self._virtual_time, self._served[waiter.tenant])
         self.remove(waiter)
         self.charge(waiter.tenant, waiter.cost.tokens)
 
     def charge(self, tenant: str, num_tokens: int) -> None:
-        """Count tokens as given to a tenant (negative: fewer were used than expected)."""
+        """Add to the tokens that a tenant has received (negative: it used fewer than expected)."""
         self._served[tenant] = max(self._served.get(tenant, 0.0), 0.0) + num_tokens
         if len(self._served) > MAX_REMEMBERED_TENANTS:
             self._forget_idle()
 
     def remove(self, waiter: Waiter) -> None:
-        """Take out a waiter that gave up, was dropped or is served."""
+        """Remove a waiter that gave up, was evicted or is served."""
         tenant = self._tenants[waiter.tenant]
         tenant.waiters.remove(waiter)
         tenant.num_tokens -= waiter.cost.tokens
@@ -121,10 +121,11 @@ class FairQueue:
             del self._tenants[waiter.tenant]
 
     def evicted_for(self, tenant_name: str, priority: int) -> Waiter | None:
-        """Who leaves so that a newcomer of the tenant gets a place; None: it has to go itself.
+        """The waiter to evict for a newcomer of a tenant, or None to refuse the newcomer.
 
-        The newest waiter of the longest tenant of the worst priority, if that tenant would still be
-        longer than the newcomer's, or is of a worse priority than the newcomer.
+        It is the newest waiter of the tenant with the worst priority and, among those, the most
+        waiters. That must be another tenant, with a worse priority than the newcomer or with more
+        waiters than the newcomer's tenant would then have.
         """
         longest = max(
             self._tenants.values(),
@@ -133,16 +134,16 @@ class FairQueue:
         )
         if longest is None or longest.priority < priority:
             return None
-        own = self._tenants.get(tenant_name)
-        own_length = len(own.waiters) if own else 0
-        if longest is own or (
+        own_tenant = self._tenants.get(tenant_name)
+        own_length = len(own_tenant.waiters) if own_tenant else 0
+        if longest is own_tenant or (
             longest.priority == priority and len(longest.waiters) <= own_length + 1
         ):
             return None
         return longest.waiters[-1]
 
     def _forget_idle(self) -> None:
-        """Drop the accounts that the virtual time has passed: a new one would start there."""
+        """Delete the counts of idle tenants that `push` would raise to the virtual time anyway."""
         self._served = {
             name: served
             for name, served in self._served.items()

@@ -1,4 +1,4 @@
-"""Requests and tokens a minute for each key: token buckets, and the headers that tell their state.
+"""Rate limits per key, in requests and tokens per minute: token buckets, and headers about them.
 
 The headers and their duration format (`6m0s`, `120ms`) are those that OpenAI's API sends.
 """
@@ -12,7 +12,7 @@ from stonechat_server.admission.refusals import too_many_requests
 
 
 class TokenBucket:
-    """Holds up to `capacity`, refilled evenly within a minute. A settled debt may be negative."""
+    """Holds up to `capacity` and refills evenly within a minute. A debt is a negative level."""
 
     __slots__ = ("_level", "_updated", "capacity")
 
@@ -22,7 +22,7 @@ class TokenBucket:
         self._updated = now
 
     def level(self, now: float) -> float:
-        """What is in the bucket at that time."""
+        """The level of the bucket at that time."""
         self._level = min(
             float(self.capacity),
             self._level + max(0.0, now - self._updated) * self.capacity / 60.0,
@@ -31,11 +31,11 @@ class TokenBucket:
         return self._level
 
     def take(self, amount: float, now: float) -> None:
-        """Take an amount out; a negative one puts it back."""
+        """Take an amount out. A negative amount is put back."""
         self._level = min(float(self.capacity), self.level(now) - amount)
 
     def seconds_until(self, amount: float, now: float) -> float:
-        """How long until the bucket holds that amount (at most its capacity is possible)."""
+        """Seconds until the bucket holds that amount, which must not exceed its capacity."""
         return max(0.0, (amount - self.level(now)) * 60.0 / self.capacity)
 
 
@@ -53,14 +53,17 @@ def _make_buckets(key: ApiKey, now: float) -> _Buckets:
 
 
 class RateLimiter:
-    """Charges each request to its key's buckets, or refuses it with 429 and when to come back."""
+    """Charges each request to the buckets of its key, or refuses it with 429 and `Retry-After`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[str, _Buckets] = {}
 
     def charge(self, key: ApiKey, num_tokens: int) -> None:
-        """Take one request and its expected tokens, or raise `RefusedError` (429) and take none."""
+        """Charge a request and its expected tokens.
+
+        Raises `RefusedError` (429) if a limit is reached, and then charges nothing.
+        """
         self.check(key)
         now = self._clock()
         buckets = self._buckets_of(key, now)
@@ -87,7 +90,7 @@ class RateLimiter:
             buckets.tokens.take(num_tokens, now)
 
     def check(self, key: ApiKey) -> None:
-        """Raise `RefusedError` (429) when the key may not make a request of any size now."""
+        """Raise `RefusedError` (429) if the key has no request left in its limit per minute."""
         now = self._clock()
         buckets = self._buckets_of(key, now)
         if buckets.requests and (wait := buckets.requests.seconds_until(1, now)) > 0:
@@ -100,13 +103,13 @@ class RateLimiter:
             )
 
     def settle(self, key: ApiKey, num_charged: int, num_used: int) -> None:
-        """Replace a charge of expected tokens by what was used; more than expected is a debt."""
+        """Correct a charge to the tokens that were used. If they are more, a debt may remain."""
         tokens = self._buckets_of(key, self._clock()).tokens
         if tokens:
             tokens.take(num_used - num_charged, self._clock())
 
     def headers(self, key: ApiKey) -> dict[str, str]:
-        """The `x-ratelimit-*` headers of a key; none for a key without limits."""
+        """The `x-ratelimit-*` headers of a key. A key without limits has none."""
         now = self._clock()
         buckets = self._buckets_of(key, now)
         headers: dict[str, str] = {}
@@ -119,7 +122,7 @@ class RateLimiter:
         return headers
 
     def _buckets_of(self, key: ApiKey, now: float) -> _Buckets:
-        """The buckets of a key, made anew when its limits have changed in the keys file."""
+        """The buckets of a key; new ones if its limits have changed in the keys file."""
         buckets = self._buckets.get(key.name)
         if buckets is None or _capacities(buckets) != (
             key.requests_per_minute,
@@ -137,7 +140,7 @@ def _capacities(buckets: _Buckets) -> tuple[int | None, int | None]:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as `1h2m3s`, `6m0s`, `8.64s`, `120ms` or `0s`, to a millisecond."""
+    """Write seconds as `1h2m3s`, `6m0s`, `8.64s`, `120ms` or `0s`, rounded to a millisecond."""
     milliseconds = round(seconds * 1000)
     if milliseconds == 0:
         return "0s"

@@ -1,4 +1,4 @@
-"""What a request brings to admission, and what is reported when it has ended."""
+"""The data of a request at admission, and the record of it after its end."""
 
 import logging
 from collections.abc import Callable
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
 
 EXPECTED_COMPLETION_TOKENS = 512
-"""What a request without a token limit is expected to generate for each choice."""
+"""Expected completion tokens per choice of a request without a token limit."""
 
 log = logging.getLogger("stonechat")
 
@@ -29,19 +29,19 @@ class Ticket:
 def expected_cost(
     num_prompt_tokens: int, num_choices: int, max_tokens: int, is_limited: bool
 ) -> Cost:
-    """The cost of a request; `is_limited`: `max_tokens` was asked for, not only what fits."""
+    """The expected cost of a request. `is_limited`: the client set `max_tokens`."""
     num_completion = max_tokens if is_limited else min(max_tokens, EXPECTED_COMPLETION_TOKENS)
     return Cost(num_prompt_tokens, num_choices * num_completion, num_choices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedRequest:
-    """The record of an admitted request, and never its text unless the server is told to keep it.
+    """The record of an admitted request. It has no text unless the server is set to keep text.
 
-    `finish_reasons` has one entry a choice, as the client saw it; a choice that did not end has
-    `"abort"` or `"error"`. `status` is the HTTP status, 499 when the client went away first; an
-    error after the first byte of a stream counts as its own status.
-    `started` and `finished` are `time.monotonic()` seconds, `created` is `started` since 1970.
+    `finish_reasons` has one entry per choice, as the client saw it; a choice that did not end has
+    `"abort"` or `"error"`. `status` is the HTTP status, 499 if the client disconnected first. An
+    error after the first byte of a stream counts with its own status.
+    `started` and `finished` are `time.monotonic()` seconds, `created` is the start since 1970.
     """
 
     request_id: str
@@ -70,7 +70,7 @@ FinishedSink = Callable[[FinishedRequest], None]
 
 
 def log_finished(record: FinishedRequest) -> None:
-    """One line a request at level debug, without any text."""
+    """Log one line per request at level debug, without its text."""
     log.debug(
         "finished %s key=%s status=%d prompt_tokens=%d completion_tokens=%d %s",
         record.request_id,

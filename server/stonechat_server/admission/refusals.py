@@ -1,4 +1,4 @@
-"""Refusals of admission control: API errors that are counted in the metrics by their reason."""
+"""The refusals of admission control: API errors that the metrics count by their reason."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from stonechat_server.errors import APIError
 
 
 class RefusedError(APIError):
-    """A request that is not, or no longer, served. `reason` is its label in the metrics."""
+    """The server refuses or ends the request. `reason` is the label in the metrics."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ def too_many_requests(
     retry_after: float | None,
     headers: Mapping[str, str] | None = None,
 ) -> RefusedError:
-    """429 `rate_limit_exceeded`; `retry_after` in seconds, None when waiting would not help."""
+    """429 `rate_limit_exceeded`. `retry_after` is in seconds; None if waiting would not help."""
     return RefusedError(
         429,
         message,

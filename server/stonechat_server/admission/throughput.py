@@ -1,4 +1,4 @@
-"""How fast work gets done, measured only while there is some."""
+"""The throughput of the server, measured only while it has work."""
 
 from collections import deque
 
@@ -6,7 +6,7 @@ WINDOW_SECONDS = 60.0
 
 
 class ThroughputMeter:
-    """Expected tokens of the requests that finish, over the busy seconds of the last minute."""
+    """Divides the expected tokens of finished requests by the busy seconds of the last minute."""
 
     def __init__(self) -> None:
         self._finished: deque[tuple[float, int]] = deque()
@@ -14,24 +14,24 @@ class ThroughputMeter:
         self._busy_since: float | None = None
 
     def note_busy(self, now: float) -> None:
-        """There is work; if there was none before, the count begins."""
+        """Note that there is work. If there was none before, the measurement begins."""
         if self._busy_since is None:
             self._busy_since = now
 
     def note_idle(self) -> None:
-        """There is no work left; the next load has to show its own pace."""
+        """Note that no work is left. The next work is measured afresh."""
         self._busy_since = None
         self._finished.clear()
         self._num_tokens = 0
 
     def note_finished(self, num_tokens: int, now: float) -> None:
-        """A request is done."""
+        """Count a finished request and its expected tokens."""
         self._finished.append((now, num_tokens))
         self._num_tokens += num_tokens
         self._forget(now)
 
     def tokens_per_second(self, now: float) -> float | None:
-        """None: nothing has finished yet in this busy time, or in the last minute."""
+        """The throughput; None if no request has finished in this busy time or the last minute."""
         self._forget(now)
         if self._busy_since is None or not self._num_tokens:
             return None

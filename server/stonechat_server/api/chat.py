@@ -35,8 +35,8 @@ from stonechat_server.streaming.sse import EventStream
 router = APIRouter()
 
 INLINE_BODY_BYTES = 16_384
-"""Larger bodies, those with grammars and with templates of their own are prepared in a thread:
-they hold up no stream."""
+"""Larger bodies, and bodies with a grammar or a template of their own, are prepared in a thread,
+where they delay no stream."""
 
 MAX_HEADER_BYTES = 1_024
 
@@ -49,15 +49,15 @@ MAX_HEADER_BYTES = 1_024
 )
 @router.post("/chat/completions", include_in_schema=False)
 async def create_chat_completion(http_request: Request) -> Response:
-    """Continue a conversation; plain, or as a stream of events."""
+    """Continue a conversation. The answer is plain JSON or a stream of events."""
     state = services_of(http_request)
     identity = state.authenticator.identify(http_request)
     try:
         state.operations.refuse_early(identity)
-        declared = http_request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > INLINE_BODY_BYTES:
+        content_length = http_request.headers.get("content-length", "")
+        if content_length.isdigit() and int(content_length) > INLINE_BODY_BYTES:
             with state.operations.counting_refusals():
-                state.preparations.check(int(declared))
+                state.preparations.check(int(content_length))
     except APIError:
         await discard_body(http_request, state.settings)
         raise
@@ -104,8 +104,8 @@ async def create_chat_completion(http_request: Request) -> Response:
 
 async def _prepare(state: Services, request: ChatCompletionRequest, size: int) -> PreparedRequest:
     work = partial(prepare, request, state.engine, state.templates, state.structure)
-    is_own_template = request.chat_template is not None
-    if size <= INLINE_BODY_BYTES and not has_grammar(request) and not is_own_template:
+    has_own_template = request.chat_template is not None
+    if size <= INLINE_BODY_BYTES and not has_grammar(request) and not has_own_template:
         return work()
     with state.operations.counting_refusals():
         return await state.preparations.run(work, size)
@@ -142,7 +142,7 @@ def _headers(request: ChatCompletionRequest) -> dict[str, str]:
     ignored = ignored_params(request)
     if not ignored:
         return {}
-    # Names come from the client: quoted, they cannot break the header.
+    # The names come from the client. Quoting keeps them from breaking the header.
     names = [quote(name, safe="._-") for name in ignored]
     text = ", ".join(names)
     if len(text) > MAX_HEADER_BYTES:

@@ -19,7 +19,7 @@ router = APIRouter()
     responses={200: {"content": json_body("ModelList")}, **errors(401)},
 )
 async def list_models(http_request: Request) -> Response:
-    """The names that `model` may have."""
+    """List the names that requests with this key may use as `model`."""
     state = services_of(http_request)
     key = state.authenticator.identify(http_request).key
     return _json(ModelList([_card(state, name) for name in state.model_names if key.may_use(name)]))
@@ -31,7 +31,7 @@ async def list_models(http_request: Request) -> Response:
     responses={200: {"content": json_body("ModelCard")}, **errors(401, 404)},
 )
 async def retrieve_model(http_request: Request, model: str) -> Response:
-    """One of them; a name may have slashes."""
+    """Describe one model. Its name may contain slashes."""
     state = services_of(http_request)
     check_model(model, state.model_names, state.authenticator.identify(http_request))
     return _json(_card(state, model))

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI knows the routes, the wire types know their own schemas."""
+"""The OpenAPI document. FastAPI knows the routes; the wire types know their own schemas."""
 
 from typing import Any
 
@@ -16,20 +16,20 @@ from stonechat_server.schema.responses import (
 )
 
 REF = "#/components/schemas/{name}"
-SENT = (ChatCompletion, ChatCompletionChunk, ModelCard, ModelList, ErrorResponse)
+RESPONSE_TYPES = (ChatCompletion, ChatCompletionChunk, ModelCard, ModelList, ErrorResponse)
 
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:
-    """The whole document."""
+    """Build the whole document."""
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     request = ChatCompletionRequest.model_json_schema(
         ref_template="#/components/schemas/{model}", mode="validation"
     )
-    _, sent = msgspec.json.schema_components(SENT, ref_template=REF)
-    schemas = {**request.pop("$defs"), "ChatCompletionRequest": request, **sent}
+    _, response_schemas = msgspec.json.schema_components(RESPONSE_TYPES, ref_template=REF)
+    schemas = {**request.pop("$defs"), "ChatCompletionRequest": request, **response_schemas}
     for path in document["paths"].values():
         for operation in path.values():
-            operation["responses"].pop("422", None)  # we answer 400
+            operation["responses"].pop("422", None)  # this server answers 400 instead
     components = document.setdefault("components", {})
     components["schemas"] = schemas
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -37,12 +37,12 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
 
 
 def json_body(name: str) -> dict[str, Any]:
-    """`content` of a JSON body of the named schema."""
+    """The `content` entry of a JSON body with the named schema."""
     return {"application/json": {"schema": {"$ref": REF.format(name=name)}}}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` entries for error answers."""
+    """The `responses` entries of error answers with these statuses."""
     return {
         status: {"description": "Error", "content": json_body("ErrorResponse")}
         for status in statuses

@@ -1,1 +1,1 @@
-"""The page at `/`: static files with no build step and no outside requests."""
+"""The page at `/`: static files. They need no build step and no other host."""

@@ -1,7 +1,7 @@
 """Serves the page, its files, and the load figures that it shows.
 
-Everything comes from the package's own files under a Content-Security-Policy that lets the page
-talk to its own server and to nothing else.
+All files belong to the package. A Content-Security-Policy lets the page talk to its own server
+only.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def page_router() -> APIRouter:
     def load(request: Request) -> Response:
         state = services_of(request)
         state.authenticator.identify(request)
-        request.state.log_level = logging.DEBUG  # asked for every two seconds by every open page
+        request.state.log_level = logging.DEBUG  # every open page asks every two seconds
         return JSONResponse(asdict(state.engine.stats()), headers={"Cache-Control": "no-store"})
 
     @router.get("/page/{name}")

@@ -1,4 +1,4 @@
 """The way in: reads a body, checks its fields, and prepares the prompt and sampling parameters.
 
-May import `structured` and what stands below it.
+May import `structured` and the layers below it.
 """

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from stonechat_server.settings import Settings
 
 KEPT_ALTERNATIVES = 4
-"""So many times `max_completion_total` alternatives a plain answer may have."""
+"""A plain answer may have this many times `max_completion_total` alternatives."""
 
 MAX_DISCARDED_BYTES = 64 * 2**20
-"""Of a body that is too large, so much beyond the limit is still read."""
+"""If a body is too large, at most this much beyond the limit is read."""
 
 _OPEN, _CLOSE, _QUOTE = frozenset(b"[{"), frozenset(b"]}"), ord('"')
-# Strings are skipped whole; possessive, so that a broken one costs no backtracking.
+# A string is one match. Its quantifiers are possessive, so that a broken one never backtracks.
 _TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{},]', re.DOTALL)
 
 
 async def read_body(request: "Request", settings: "Settings") -> bytes:
-    """The body. Raises `APIError`: 413 beyond `max_body_size`, 408 after `body_timeout`."""
+    """Read the body. Raises `APIError`: 413 beyond `max_body_size`, 408 after `body_timeout`."""
     limit = settings.max_body_size
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit + MAX_DISCARDED_BYTES:
+    content_length = request.headers.get("content-length", "")
+    if content_length.isdigit() and int(content_length) > limit + MAX_DISCARDED_BYTES:
         raise _too_large(limit)
     try:
         async with asyncio.timeout(settings.body_timeout):
@@ -46,13 +46,16 @@ async def read_body(request: "Request", settings: "Settings") -> bytes:
 
 
 async def discard_body(request: "Request", settings: "Settings") -> None:
-    """Read a body that is not wanted, within the same bounds: see `_join`."""
+    """Read a body within the same bounds and drop it. See `_join` for the reason."""
     with suppress(APIError):
         await read_body(request, settings)
 
 
 async def _join(stream: AsyncIterator[bytes], limit: int) -> bytes:
-    """What is too large is read and dropped: a client that still sends could not read a 413."""
+    """Join the pieces of a body.
+
+    A body that is too large is still read and dropped: a client cannot read a 413 while it sends.
+    """
     pieces: list[bytes] = []
     size = 0
     async for piece in stream:
@@ -78,13 +81,13 @@ def _too_large(limit: int) -> APIError:
 
 
 def check_json(body: bytes, settings: "Settings") -> None:
-    """Raises `APIError` 400 when brackets are nested too deep, or there are too many values.
+    """Raise `APIError` 400 if the JSON is nested too deep or has too many values.
 
-    Either would keep the parser, and with it every stream, busy for long. Linear in the length of
-    the body, and over early for a bad one.
+    Either would keep the parser busy for a long time, and so delay every stream. The check is
+    linear in the length of the body and stops early for a bad one.
     """
-    most_values = sum(map(body.count, (b"[", b"{", b",")))
-    if most_values <= min(settings.max_json_depth, settings.max_json_values):
+    max_num_values = sum(map(body.count, (b"[", b"{", b",")))
+    if max_num_values <= min(settings.max_json_depth, settings.max_json_values):
         return
     depth = num_values = num_strings = 0
     for match in _TOKENS.finditer(body):
@@ -92,7 +95,7 @@ def check_json(body: bytes, settings: "Settings") -> None:
         if character == _QUOTE:
             num_strings += 1
             if num_strings > 2 * num_values + 1:
-                return  # no JSON has so many: the parser will say so
+                return  # not valid JSON: the parser will refuse it
             continue
         if character in _CLOSE:
             depth -= 1
@@ -112,26 +115,26 @@ def check_json(body: bytes, settings: "Settings") -> None:
 def limit_length(
     params: "SamplingParams", request: "ChatCompletionRequest", settings: "Settings"
 ) -> "SamplingParams":
-    """The parameters with a token limit that `max_completion_total` allows.
+    """Return the parameters with a token limit that `max_completion_total` allows.
 
-    A limit that the client asked for is not changed: `APIError` 400 if choices times tokens are
-    too many. In a plain answer, which is kept whole, alternatives (`top_logprobs`) count too.
+    A limit that the client has set is not changed: `APIError` 400 is raised if choices times tokens
+    are too many. A plain answer is kept in memory, so its alternatives (`top_logprobs`) count too.
     """
     total = settings.max_completion_total
-    most = total // params.n
+    limit = total // params.n
     if params.top_logprobs and not request.stream:
-        most = min(most, KEPT_ALTERNATIVES * total // (params.n * params.top_logprobs))
-    most = max(most, 1)
+        limit = min(limit, KEPT_ALTERNATIVES * total // (params.n * params.top_logprobs))
+    limit = max(limit, 1)
     is_single = params.n == 1 and not params.top_logprobs
-    if is_single or params.max_tokens is None or params.max_tokens <= most:
+    if is_single or params.max_tokens is None or params.max_tokens <= limit:
         return params
     if request.max_completion_tokens is None and request.max_tokens is None:
-        return replace(params, max_tokens=most, min_tokens=min(params.min_tokens, most))
+        return replace(params, max_tokens=limit, min_tokens=min(params.min_tokens, limit))
     raise APIError(
         400,
         f"{params.n} choices of up to {params.max_tokens} tokens"
         + (f" with {params.top_logprobs} alternatives each" if params.top_logprobs else "")
-        + f" are more than one request may ask for: lower max_completion_tokens to {most}"
+        + f" are more than one request may ask for: lower max_completion_tokens to {limit}"
         + (", or stream." if params.top_logprobs and not request.stream else "."),
         param="n" if params.n > 1 else "top_logprobs",
         code="request_too_large",
@@ -139,7 +142,7 @@ def limit_length(
 
 
 def check_messages(request: "ChatCompletionRequest", settings: "Settings") -> None:
-    """Raises `APIError` 400 for more messages than allowed."""
+    """Raise `APIError` 400 for more messages than allowed."""
     if len(request.messages) > settings.max_messages:
         raise APIError(
             400,

@@ -1,7 +1,7 @@
-"""`functions` and `function_call`, the request fields before tools, as the tools they stand for.
+"""Translates `functions` and `function_call`, the request fields before tools, to tools.
 
-Such a request is answered in its own form: `message.function_call` in place of `tool_calls`, and
-`finish_reason` `function_call`. That form has room for one call.
+The answer to such a request has the older format, too: `message.function_call` instead of
+`tool_calls`, and `function_call` as `finish_reason`. That format allows one call.
 """
 
 from stonechat_server.errors import invalid
@@ -10,39 +10,43 @@ from stonechat_server.schema.tools import FunctionChoice, FunctionTool, NamedToo
 
 
 def with_tools(request: ChatCompletionRequest) -> ChatCompletionRequest:
-    """The request with its functions as tools, one call at most; others as they are.
+    """Return the request with its functions as tools and at most one call.
 
-    `functions` stays set: it tells in which form to answer. Raises `APIError` 400 for a mixture
-    of both forms.
+    A request without functions is returned as it is. `functions` stays set, to show that the answer
+    needs the older format. Raises `APIError` 400 for a mixture of both formats.
     """
     if request.functions is None:
-        _check_choice(request)
+        _check_function_call(request)
         return request
     if request.tools is not None:
         raise invalid("functions", "functions and tools cannot both be given.")
     if request.tool_choice is not None:
-        raise invalid("tool_choice", "tool_choice goes with tools; functions have function_call.")
+        raise invalid("tool_choice", "tool_choice is for tools; with functions, set function_call.")
     if request.parallel_tool_calls:
-        raise invalid("parallel_tool_calls", "With functions there is at most one call.")
-    choice: ToolChoice | None
+        raise invalid(
+            "parallel_tool_calls", "parallel_tool_calls is for tools; functions allow one call."
+        )
+    tool_choice: ToolChoice | None
     if isinstance(request.function_call, NamedTool):
-        choice = FunctionChoice(type="function", function=request.function_call)
+        tool_choice = FunctionChoice(type="function", function=request.function_call)
     else:
-        choice = request.function_call
+        tool_choice = request.function_call
     return request.model_copy(
         update={
             "tools": [FunctionTool(type="function", function=f) for f in request.functions],
-            "tool_choice": choice,
+            "tool_choice": tool_choice,
             "parallel_tool_calls": False,
         }
     )
 
 
-def _check_choice(request: ChatCompletionRequest) -> None:
-    choice = request.function_call
-    if choice is None:
+def _check_function_call(request: ChatCompletionRequest) -> None:
+    function_call = request.function_call
+    if function_call is None:
         return
     if request.tools is not None:
-        raise invalid("function_call", "function_call goes with functions; tools have tool_choice.")
-    if isinstance(choice, NamedTool):
+        raise invalid(
+            "function_call", "function_call is for functions; with tools, set tool_choice."
+        )
+    if isinstance(function_call, NamedTool):
         raise invalid("function_call", "function_call is only allowed when functions are given.")

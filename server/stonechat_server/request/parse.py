@@ -1,4 +1,4 @@
-"""The body of a request, parsed and checked."""
+"""Parses and checks the body of a request."""
 
 import msgspec
 from pydantic import ValidationError
@@ -8,7 +8,7 @@ from stonechat_server.schema.requests import ChatCompletionRequest
 
 
 def parse_request(body: bytes) -> ChatCompletionRequest:
-    """Raises `APIError` 400 for anything but a valid request."""
+    """Parse a body. Raises `APIError` 400 unless it is a valid request."""
     try:
         return ChatCompletionRequest.model_validate_json(body)
     except ValidationError as error:

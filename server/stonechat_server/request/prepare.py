@@ -1,4 +1,4 @@
-"""A request as the engine needs it: the one seam that formats, tools and reasoning extend."""
+"""Turns a request into the input of the engine. Formats, tools and reasoning plug in here."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRequest:
-    """What to generate, and how to read what comes."""
+    """The input of the engine, and a parser for its output."""
 
     prompt_token_ids: list[int]
     params: SamplingParams
     new_parser: ParserFactory
-    """Called once a choice."""
+    """Called once per choice."""
     grammar_param: str | None = None
-    """The part of the request that `params.grammar` comes from."""
+    """The field of the request that `params.grammar` comes from."""
     prediction_token_ids: tuple[int, ...] = ()
 
 
@@ -36,9 +36,9 @@ def prepare(
     templates: Templates,
     structure: "Structure",
 ) -> PreparedRequest:
-    """Raises `APIError` 400, or an engine error that `errors.py` knows, where it cannot be done.
+    """Prepare a request. Raises `APIError` 400, or an engine error that `errors.py` knows.
 
-    Work for the processor only (rendering, tokenizing, checking grammars), in any thread.
+    It only computes (renders, tokenizes, checks grammars) and may run in any thread.
     """
     check_supported(request)
     template = templates.select(request)
@@ -46,7 +46,7 @@ def prepare(
     prompt = template.render(answer.messages, render_options(request, answer))
     prompt_token_ids = engine.tokenizer.encode(prompt, add_special_tokens=False)
     if not prompt_token_ids:
-        raise invalid("messages", "The messages give an empty prompt.")
+        raise invalid("messages", "The prompt made from the messages is empty.")
     params = to_sampling_params(
         request,
         num_prompt_tokens=len(prompt_token_ids),
@@ -69,12 +69,12 @@ def prepare(
         params=params,
         new_parser=reading.new_parser,
         grammar_param=answer.grammar_param,
-        prediction_token_ids=tuple(_predicted(request, engine)),
+        prediction_token_ids=tuple(_prediction_token_ids(request, engine)),
     )
 
 
-def _predicted(request: "ChatCompletionRequest", engine: "EngineLike") -> list[int]:
-    """The tokens of the request's `prediction`, no more of them than an answer can have."""
+def _prediction_token_ids(request: "ChatCompletionRequest", engine: "EngineLike") -> list[int]:
+    """The tokens of the request's `prediction`, at most as many as the context length."""
     if request.prediction is None:
         return []
     content = request.prediction.content
@@ -84,12 +84,12 @@ def _predicted(request: "ChatCompletionRequest", engine: "EngineLike") -> list[i
 
 
 def has_grammar(request: "ChatCompletionRequest") -> bool:
-    """Whether schemas or grammars of the request must be checked, which can take long."""
+    """Whether the request may have schemas or grammars to check, which can take long."""
     return bool(request.tools or request.response_format or request.structured_outputs)
 
 
 def render_options(request: "ChatCompletionRequest", answer: "AnswerSpec") -> RenderOptions:
-    """What the template is told beside the messages."""
+    """The template's input beside the messages. Raises `APIError` 400 for a contradiction."""
     continue_final = bool(request.continue_final_message)
     if continue_final and request.add_generation_prompt:
         raise invalid(

@@ -1,7 +1,7 @@
-"""Preparing requests beside the event loop: few at a time, and not too many waiting.
+"""Prepares requests outside the event loop: a few at a time, with a bound on those that wait.
 
-Rendering a template holds the interpreter, so more threads would only take the event loop's turns;
-and what waits here keeps its body in memory.
+Rendering a template holds the interpreter lock, so more threads would only delay the event loop. A
+request that waits here keeps its body in memory.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ RETRY_AFTER_SECONDS = 1.0
 
 
 class Preparations:
-    """Runs work in `num_threads` threads of its own; refuses what goes beyond the bounds.
+    """Runs work in `num_threads` threads of its own, and refuses work beyond its bounds.
 
-    `max_waiting` counts requests, `max_bytes` the bodies of all that wait or are under way; one
+    `max_waiting` bounds the requests that wait, `max_bytes` the bodies of all that wait or run. A
     body alone is never too large. Everything but the work runs on the event loop.
     """
 
@@ -31,23 +31,26 @@ class Preparations:
         self.num_bytes = 0
 
     def check(self, size: int = 0) -> None:
-        """Raise `RefusedError` 429 if a body of so many bytes cannot be taken on now."""
+        """Raise `RefusedError` 429 if there is no room for a body of `size` bytes now."""
         is_full = self.num_requests >= self._max_requests
         if is_full or (self.num_requests and self.num_bytes + size > self._max_bytes):
-            raise _full()
+            raise _pool_full()
 
     async def run(self, work: Callable[[], T], size: int) -> T:
-        """The result of `work`, for a body of `size` bytes. Raises what it raises, and 429."""
+        """Run `work` for a body of `size` bytes and return its result.
+
+        Raises `RefusedError` 429 like `check`, and the errors of `work`.
+        """
         self.check(size)
         self._count(1, size)
-        # Work whose request was cancelled is still counted while it runs.
+        # Work counts until it ends, even if its request was cancelled.
         future = self._executor.submit(work)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: _call_soon(loop, lambda: self._count(-1, -size)))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Start no further work, and do not wait for any."""
+        """Start no more work. Does not wait for work that runs."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _count(self, num_requests: int, size: int) -> None:
@@ -60,7 +63,7 @@ def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) ->
         loop.call_soon_threadsafe(callback)
 
 
-def _full() -> RefusedError:
+def _pool_full() -> RefusedError:
     return too_many_requests(
         "Too many large requests are being prepared. Try again later.",
         reason="preparation_full",

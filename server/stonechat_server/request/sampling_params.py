@@ -1,4 +1,4 @@
-"""The fields of a request that say how tokens are chosen, as `SamplingParams`."""
+"""Converts the sampling fields of a request to `SamplingParams`."""
 
 from typing import TypeVar
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 def to_sampling_params(
     request: ChatCompletionRequest, *, num_prompt_tokens: int, max_model_len: int, vocab_size: int
 ) -> SamplingParams:
-    """Defaults filled in; the token limit is at most what fits the context.
+    """Fill in defaults, and lower the token limit to what fits the context.
 
-    Raises `PromptTooLongError` when not one token fits, `APIError` 400 for fields that
-    contradict each other or the model's vocabulary.
+    Raises `PromptTooLongError` if not even one token fits, `APIError` 400 for fields that
+    contradict each other or for token ids beyond the vocabulary.
     """
     room = max_model_len - num_prompt_tokens
     if room < 1:
@@ -23,14 +23,14 @@ def to_sampling_params(
     max_tokens = min(_max_tokens(request) or room, room)
     return SamplingParams(
         n=request.n or 1,
-        temperature=_or(request.temperature, 1.0),
-        top_p=_or(request.top_p, 1.0),
+        temperature=_value_or(request.temperature, 1.0),
+        top_p=_value_or(request.top_p, 1.0),
         top_k=min(max(request.top_k or 0, 0), vocab_size),
         min_p=request.min_p or 0.0,
         seed=request.seed,
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
-        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        repetition_penalty=_value_or(request.repetition_penalty, 1.0),
         logit_bias=_logit_bias(request, vocab_size),
         top_logprobs=_top_logprobs(request),
         max_tokens=max_tokens,
@@ -38,12 +38,12 @@ def to_sampling_params(
         stop=_stop(request),
         stop_token_ids=_stop_token_ids(request, vocab_size),
         include_stop_str_in_output=bool(request.include_stop_str_in_output),
-        skip_special_tokens=_or(request.skip_special_tokens, True),
+        skip_special_tokens=_value_or(request.skip_special_tokens, True),
         ignore_eos=bool(request.ignore_eos),
     )
 
 
-def _or(value: T | None, default: T) -> T:
+def _value_or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
@@ -53,9 +53,9 @@ def _max_tokens(request: ChatCompletionRequest) -> int | None:
 
 def _min_tokens(request: ChatCompletionRequest, max_tokens: int) -> int:
     min_tokens = request.min_tokens or 0
-    asked = _max_tokens(request)
-    if asked is not None and min_tokens > asked:
-        raise invalid("min_tokens", f"min_tokens ({min_tokens}) is above the maximum ({asked}).")
+    limit = _max_tokens(request)
+    if limit is not None and min_tokens > limit:
+        raise invalid("min_tokens", f"min_tokens ({min_tokens}) is above the maximum ({limit}).")
     return min(min_tokens, max_tokens)
 
 

@@ -1,7 +1,7 @@
-"""Connections that hold a socket without doing anything with it, such as half a request line.
+"""Closes connections that hold a socket but do nothing, such as after half a request line.
 
-uvicorn has a timeout between requests, but none for a request that never becomes complete, nor for
-the end of an answer that the client does not read.
+uvicorn has a timeout between requests. It has none for a request that never becomes complete, nor
+for the end of an answer that the client does not read.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ class _Cycle(Protocol):
 
 
 class _Connection(Protocol):
-    """What uvicorn's HTTP protocols have in common."""
+    """The attributes that uvicorn's HTTP protocols have in common."""
 
     transport: asyncio.Transport
     cycle: _Cycle | None
@@ -32,18 +32,18 @@ class _Silence:
 
 
 class SilentConnections:
-    """Cuts connections on which no request has run for `SILENCE_SECONDS` and nothing was sent."""
+    """Closes connections on which no request has run and nothing was sent for `seconds`."""
 
     def __init__(self, seconds: float = SILENCE_SECONDS) -> None:
         self._seconds = seconds
         self._silent: dict[int, _Silence] = {}
 
     def drop(self, connections: Collection[object], now: float) -> int:
-        """Cut those that have been silent for too long; how many there were. Call it each second.
+        """Close the connections that have been silent for too long, and return their number.
 
-        A connection of another kind (a WebSocket) is left alone.
+        Call it every second. It leaves connections of another kind, such as WebSockets, alone.
         """
-        seen: dict[int, _Silence] = {}
+        still_silent: dict[int, _Silence] = {}
         num_dropped = 0
         for connection in list(connections):
             if not _is_http(connection) or not _is_silent(connection):
@@ -56,8 +56,8 @@ class SilentConnections:
                 connection.transport.abort()
                 num_dropped += 1
             else:
-                seen[id(connection)] = silence
-        self._silent = seen
+                still_silent[id(connection)] = silence
+        self._silent = still_silent
         return num_dropped
 
 
@@ -66,15 +66,15 @@ def _is_http(connection: object) -> TypeGuard[_Connection]:
 
 
 def _is_silent(connection: _Connection) -> bool:
-    """No request runs, and uvicorn's own timer between requests does not either."""
+    """Whether it is closing, or runs neither a request nor uvicorn's timer between requests."""
     if connection.transport.is_closing():
         return True
-    is_between = connection.cycle is None or connection.cycle.response_complete
-    return is_between and connection.timeout_keep_alive_task is None
+    is_between_requests = connection.cycle is None or connection.cycle.response_complete
+    return is_between_requests and connection.timeout_keep_alive_task is None
 
 
 def allow_many() -> None:
-    """Raise the number of files, and so of connections, that the process may have open."""
+    """Raise the limit on open files, and so on connections, of this process."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

@@ -1,4 +1,4 @@
-"""`system_fingerprint`: the same answer to the same seed is expected where it is the same."""
+"""`system_fingerprint`: while it is the same, the same seed should give the same answer."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ from stonechat_models import ModelInfo, __version__
 
 
 def system_fingerprint(model: ModelInfo) -> str:
-    """A hash of the version, the model and its weights, and of how they are computed."""
+    """A hash of the version, the model, its weights and the way they are computed."""
     device_kind = model.device.partition(":")[0]
     facts = (
         __version__,

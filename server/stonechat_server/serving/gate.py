@@ -1,4 +1,4 @@
-"""What every request passes on its way to the engine, and what is recorded when it has ended."""
+"""The checks that a request passes on its way to the engine, and the records after its end."""
 
 import json
 import time
@@ -24,27 +24,28 @@ if TYPE_CHECKING:
     from stonechat_server.settings import Settings
 
 CACHE_OVERCOMMIT = 4
-"""Admitted requests may expect this many times the tokens of the KV cache: few of them use all
-of their limit, and the engine preempts when they do."""
+"""The admitted requests may expect this many times the tokens that fit the KV cache. Few requests
+use their whole limit, and the engine preempts sequences if too many do."""
 
 
 @dataclass(slots=True)
 class Run:
-    """An admitted request. `num_tokens` is what it has used: prompt and completion."""
+    """An admitted request. `num_tokens` counts the prompt and completion tokens it has used."""
 
     queue_seconds: float
     deadline: Deadline
     clock: TokenClock
     num_tokens: int = 0
     texts: dict[int, list[str]] | None = None
-    """What each choice said, where the ledger is to keep it."""
+    """The text pieces of each choice; None if the ledger does not keep text."""
 
     async def limit(
         self, outputs: "AsyncGenerator[RequestOutput, None]"
     ) -> "AsyncGenerator[RequestOutput, None]":
-        """The outputs until the deadline, timed for the metrics; closes them at the end.
+        """Yield the outputs until the deadline, and time them for the metrics.
 
-        Raises `APIError` 504 at the deadline, 503 when a shutdown ends the request.
+        Closes `outputs` at the end. Raises `APIError` 504 at the deadline, 503 when a shutdown
+        ends the request.
         """
         async with aclosing(outputs), aclosing(self.deadline.limit(outputs)) as limited:
             async for output in limited:
@@ -58,7 +59,7 @@ class Run:
                 yield output
 
     def completion(self) -> str | None:
-        """A JSON list of the choices' texts; None: they are not kept."""
+        """The texts of the choices as a JSON list; None if text is not kept."""
         if self.texts is None:
             return None
         return json.dumps(["".join(self.texts[index]) for index in sorted(self.texts)])
@@ -90,14 +91,14 @@ class Operations:
             self.sinks.append(tracing.request_finished)
 
     def refuse_early(self, identity: "Identity") -> None:
-        """Raise `APIError` 429 or 503 if `admit` would, whatever the request asks for."""
+        """Raise `APIError` 429 or 503 if `admit` would raise it for any request of this sender."""
         with self.counting_refusals():
             self.lifecycle.check()
             self.admission.refuse_early(identity.key, identity.tenant)
 
     @contextmanager
     def counting_refusals(self) -> Iterator[None]:
-        """Count in the metrics a refusal that the body raises."""
+        """Count in the metrics a `RefusedError` that leaves the `with` block."""
         try:
             yield
         except RefusedError as error:
@@ -127,7 +128,7 @@ class Operations:
                 slot.used_tokens = run.num_tokens
 
     def close(self) -> None:
-        """Write what is pending (blocking); the server answers no more requests."""
+        """Write pending records and traces, and block until done. No request may follow."""
         if self._ledger is not None:
             self._ledger.close()
         if self._tracing is not None:
@@ -135,9 +136,10 @@ class Operations:
 
 
 def _limits(settings: "Settings", model: "ModelInfo") -> AdmissionLimits:
-    """Bounds from the settings, or else from the size of the engine.
+    """The bounds from the settings, or else from the size of the engine.
 
-    A few more requests than the engine runs at once are admitted, so that it never waits for us.
+    A few more sequences are admitted than the engine runs at once, so that it never waits for the
+    server.
     """
     num_sequences = model.max_num_seqs + max(1, model.max_num_seqs // 8)
     num_tokens = model.kv_capacity_tokens * CACHE_OVERCOMMIT

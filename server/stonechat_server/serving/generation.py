@@ -1,4 +1,4 @@
-"""One request's run through the engine: admitted, streamed as chunks, and recorded at its end."""
+"""Runs one request in the engine: admits it, yields its chunks and records it at its end."""
 
 import logging
 import time
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("stonechat")
 
 CLIENT_GONE = 499
-"""The status recorded (it is never sent) when the client went away."""
+"""The status that is recorded if the client disconnects. No client ever receives it."""
 
 
 @dataclass(slots=True)
 class Generation:
-    """`chunks()` may be run once; closing it aborts the request in the engine."""
+    """One request. `chunks()` may run once; closing it aborts the request in the engine."""
 
     state: "Services"
     identity: "Identity"
@@ -47,9 +47,9 @@ class Generation:
     error: APIError | None = field(default=None, init=False)
 
     async def chunks(self) -> AsyncGenerator[list[ChatCompletionChunk], None]:
-        """The chunks, those of a step together.
+        """Yield the chunks: one list per output of the engine.
 
-        Raises `APIError`, or an engine error, before the first chunk or after some.
+        Raises `APIError` or an engine error, before the first chunk or later.
         """
         try:
             async with (
@@ -117,7 +117,7 @@ class Generation:
 
     def _record(self, run: "Run") -> None:
         builder, output = self.builder, self.builder.output
-        unfinished = "abort" if self.status == CLIENT_GONE else "error"
+        unfinished_reason = "abort" if self.status == CLIENT_GONE else "error"
         finished = time.monotonic()
         record = FinishedRequest(
             request_id=self._request_id,
@@ -132,7 +132,9 @@ class Generation:
             num_prompt_tokens=len(self.prepared.prompt_token_ids),
             num_cached_tokens=output.num_cached_tokens if output else 0,
             num_completion_tokens=sum(choice.num_tokens for choice in builder.choices),
-            finish_reasons=tuple(c.finish_reason_name or unfinished for c in builder.choices),
+            finish_reasons=tuple(
+                c.finish_reason_name or unfinished_reason for c in builder.choices
+            ),
             timings=output.timings if output else None,
             created=time.time() - (finished - self.started),
             started=self.started,
@@ -145,13 +147,13 @@ class Generation:
         for sink in self.state.sinks:
             try:
                 sink(record)
-            except Exception:  # the answer is good all the same
+            except Exception:  # the answer is still good
                 log.exception("request %s could not be recorded", self._request_id)
                 self.state.operations.metrics.record_lost()
 
 
 def _log_fields(record: FinishedRequest) -> dict[str, object]:
-    """What the access line says of a request beside its HTTP side."""
+    """The fields that a request adds to its line in the access log."""
     fields: dict[str, object] = {
         "model": record.model,
         "stream": record.stream,

@@ -1,4 +1,4 @@
-"""uvicorn around the application, with uvloop and httptools where they are installed."""
+"""Runs the application in uvicorn, with uvloop and httptools if they are installed."""
 
 import socket
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from stonechat_server.serving.lifecycle import DrainingServer, Lifecycle
 from stonechat_server.serving.services import Services
 
 IDLE_CONNECTION_SECONDS = 75
-"""Longer than common clients keep a connection, so that it is they who close it."""
+"""Longer than common clients keep an idle connection, so that the client closes it first."""
 
 CLOSING_SECONDS = 5
-"""For what is left of answers when the drain is over."""
+"""Time for the rest of unfinished answers after the drain."""
 
 
 class _Server(DrainingServer):
@@ -39,7 +39,7 @@ def serve(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
 ) -> int:
-    """Serve until a signal and the drain after it; 0, or 1 when the start failed."""
+    """Serve until a signal, then drain. Returns 0, or 1 if the start failed."""
     allow_many()
     config = uvicorn.Config(
         app,

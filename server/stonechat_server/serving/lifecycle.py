@@ -1,8 +1,8 @@
-"""Starting, serving and draining; and the server whose signals drive it.
+"""The phases starting, serving and draining, and the server whose signals change the phase.
 
-The first SIGTERM or SIGINT begins the drain: `/ready` answers 503 at once, new requests are refused
-with 503, and running ones may finish within the grace period, after which they are ended with an
-error. A second signal stops without waiting.
+The first SIGTERM or SIGINT begins the drain: `/ready` answers 503 at once, and new requests are
+refused with 503. Running requests may finish within the grace period; after it they end with an
+error. A second signal stops the server without waiting.
 """
 
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger("stonechat.lifecycle")
 
 
 class Phase(StrEnum):
-    """Where the server stands."""
+    """The phase of the server."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -33,7 +33,7 @@ class Phase(StrEnum):
 
 
 class Lifecycle:
-    """Knows the phase and the requests that run."""
+    """Holds the phase and the deadlines of the running requests."""
 
     def __init__(self, grace_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.phase = Phase.STARTING
@@ -44,7 +44,7 @@ class Lifecycle:
 
     @property
     def num_running(self) -> int:
-        """Requests inside `running`."""
+        """How many requests are inside `running`."""
         return len(self._running)
 
     @contextmanager
@@ -58,22 +58,22 @@ class Lifecycle:
             self._running.discard(deadline)
 
     def check(self) -> None:
-        """Raises `APIError` 503 while draining."""
+        """Raise `APIError` 503 while draining."""
         if self.phase is Phase.DRAINING:
             raise unavailable("The server is shutting down.", reason="draining", retry_after=5)
 
     def serving(self) -> None:
-        """The start is complete."""
+        """Note that the start is complete."""
         self.phase = Phase.SERVING
 
     def begin_drain(self) -> None:
-        """Take no more requests; those that run have the grace period to finish."""
+        """Refuse new requests. Running requests have the grace period to finish."""
         if self.phase is not Phase.DRAINING:
             self.phase = Phase.DRAINING
             self._drain_until = self._clock() + self._grace_seconds
 
     def is_drained(self) -> bool:
-        """Whether the server may stop. Ends what still runs when the grace period is over."""
+        """Whether the server may stop. Ends running requests when the grace period is over."""
         if self.phase is not Phase.DRAINING:
             return False
         if not self._running:
@@ -81,11 +81,11 @@ class Lifecycle:
         now = self._clock()
         if now >= self._drain_until:
             for deadline in self._running:
-                deadline.expire(_stopping())
+                deadline.expire(_drained_error())
         return now >= self._drain_until + SECONDS_TO_SEND_ERRORS
 
 
-def _stopping() -> APIError:
+def _drained_error() -> APIError:
     return unavailable(
         "The server is shutting down and could not finish this request in time.",
         reason="drained",
@@ -94,7 +94,7 @@ def _stopping() -> APIError:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn with our signals; it also drops connections that never send a request."""
+    """uvicorn with these signals. It also closes connections that never send a request."""
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
         super().__init__(config)

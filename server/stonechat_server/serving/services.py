@@ -1,4 +1,4 @@
-"""What the routes share: handed in by `create_app`, never global."""
+"""The objects that the routes share. `create_app` makes them; none is global."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class Services:
-    """One server's collaborators."""
+    """The shared objects of one server."""
 
     settings: "Settings"
     engine: "EngineLike"
@@ -42,5 +42,5 @@ class Services:
 
 
 def services_of(request: Request) -> Services:
-    """The state of the app that serves this request."""
+    """The shared objects of the server that handles this request."""
     return cast(Services, request.app.state.server)

@@ -1,4 +1,4 @@
 """The way out: turns engine output into chunks, and chunks into a stream or one plain answer.
 
-May import `request` and what stands below it.
+May import `request` and the layers below it.
 """

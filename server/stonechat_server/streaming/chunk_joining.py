@@ -1,8 +1,8 @@
-"""Chunks of several steps as fewer: what one choice said in a row goes out together.
+"""Joins the chunks of several steps into fewer chunks.
 
-A client that reads slowly, or a server that is behind, has the news of many steps waiting. Their
-texts, fragments of arguments and log-probabilities are then joined, which changes neither their
-order nor what they come to.
+If a client reads slowly, or the server is behind, the deltas of many steps wait. Successive texts,
+fragments of arguments and log-probabilities of a choice are then joined. Their order and the whole
+answer stay the same.
 """
 
 from msgspec import UNSET
@@ -11,7 +11,7 @@ from stonechat_server.schema.responses import ChunkChoice, DeltaBody, FunctionCa
 
 
 class ChunkJoiner:
-    """Joins chunks of one batch, each to the last one of its choice where both are of one kind."""
+    """Joins a chunk to the previous one of its choice in a batch, if both are of the same kind."""
 
     __slots__ = ("_last",)
 
@@ -19,7 +19,7 @@ class ChunkJoiner:
         self._last: dict[int, ChunkChoice] = {}
 
     def join(self, choice: ChunkChoice) -> bool:
-        """Add `choice` to the one before it, and return whether it was: else it is a new chunk."""
+        """Join `choice` to the previous chunk, if possible. False means that it is a new chunk."""
         last = self._last.get(choice.index)
         is_plain = choice.finish_reason is None and choice.delta.role is UNSET
         if not is_plain:
@@ -36,7 +36,7 @@ class ChunkJoiner:
 
 
 def _join(last: DeltaBody, new: DeltaBody) -> bool:
-    """Add to `last` what `new` carries on; False, and nothing changed, when it begins another."""
+    """Add `new` to `last` if it continues it. Otherwise change nothing and return False."""
     if isinstance(new.content, str) and isinstance(last.content, str):
         last.content += new.content
         return True

@@ -1,4 +1,4 @@
-"""What the engine gives, as chunks; and the plain answer as a fold of the same chunks."""
+"""Turns the outputs of the engine into chunks, the messages of a streamed answer."""
 
 import secrets
 from collections.abc import AsyncGenerator, Sequence
@@ -44,7 +44,7 @@ OBFUSCATION_BLOCK = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionHead:
-    """What all chunks of a request share."""
+    """The fields that are equal in all chunks of a request."""
 
     id: str
     created: int
@@ -55,37 +55,37 @@ class CompletionHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkOptions:
-    """What the chunks carry beside deltas."""
+    """What the chunks contain beside deltas, and how they show calls."""
 
     include_usage: bool = False
     continuous_usage: bool = False
     obfuscation: bool = False
     may_call: bool = False
-    """Whether calls may take the place of content: then it begins as null, not as ""."""
+    """Whether calls may replace the content. Content then begins as null, not as ""."""
     legacy_calls: bool = False
-    """Whether the call, the only one, is a `function_call`: the form before `tool_calls`."""
+    """Whether the only call is sent as `function_call`, the format before `tool_calls`."""
 
 
 @dataclass(slots=True)
 class ChoiceState:
-    """Where one choice stands."""
+    """The state of one choice."""
 
     parser: DeltaParser
     predicted: TextFollower | None = None
-    """What of the request's prediction came true."""
+    """Tracks which part of the request's prediction the choice has repeated."""
     num_tokens: int = 0
     num_reasoning_tokens: int = 0
     has_tool_calls: bool = False
     finish_reason: FinishReason | None = None
     finish_reason_name: FinishReasonName | None = None
-    """As the client is told it."""
+    """The reason as the client sees it."""
     logprobs: list[TokenLogprobBody] | None = None
-    """Of tokens whose text has not been sent yet."""
+    """The log-probabilities of tokens whose text has not been sent yet."""
 
 
 @dataclass(slots=True)
 class ChunkBuilder:
-    """Turns the outputs of one request into chunks. `output` is the last one seen."""
+    """Turns the outputs of one request into chunks. `output` is the latest output."""
 
     head: CompletionHead
     options: ChunkOptions
@@ -101,18 +101,18 @@ class ChunkBuilder:
         new_parser: ParserFactory,
         prediction: Sequence[int] = (),
     ) -> "ChunkBuilder":
-        """A builder for `n` choices."""
+        """Create a builder for `n` choices."""
         choices = [ChoiceState(new_parser()) for _ in range(n)]
         if prediction:
-            predicted = TextFollower.for_choices(prediction, n)
-            for choice, follower in zip(choices, predicted, strict=True):
+            followers = TextFollower.for_choices(prediction, n)
+            for choice, follower in zip(choices, followers, strict=True):
                 choice.predicted = follower
         return cls(head, options, choices)
 
     def add(self, output: RequestOutput) -> list[ChatCompletionChunk]:
-        """The chunks of one step, or of several joined.
+        """Turn an output of one step, or of several joined steps, into chunks.
 
-        Raises `APIError` when the engine reports a failure.
+        Raises `APIError` if the engine reports a failure.
         """
         chunks: list[ChatCompletionChunk] = []
         if self.output is None:
@@ -128,16 +128,16 @@ class ChunkBuilder:
         return chunks
 
     def usage(self) -> Usage:
-        """Tokens so far: the prompt once, the completion summed over choices."""
+        """The tokens so far. The prompt counts once, the completions of all choices are summed."""
         output = self.output
         num_prompt = output.num_prompt_tokens if output else 0
         num_cached = output.num_cached_tokens if output else 0
         num_written = output.num_cache_written_tokens if output else 0
         num_completion = sum(choice.num_tokens for choice in self.choices)
         num_reasoning = sum(choice.num_reasoning_tokens for choice in self.choices)
-        predictions = [choice.predicted for choice in self.choices if choice.predicted]
-        num_predicted = sum(len(predicted.text) for predicted in predictions)
-        num_accepted = sum(len(predicted.matched) for predicted in predictions)
+        followers = [choice.predicted for choice in self.choices if choice.predicted]
+        num_predicted = sum(len(follower.text) for follower in followers)
+        num_accepted = sum(len(follower.matched) for follower in followers)
         return Usage(
             prompt_tokens=num_prompt,
             completion_tokens=num_completion,
@@ -155,7 +155,7 @@ class ChunkBuilder:
         )
 
     def _may_join(self, output: RequestOutput) -> bool:
-        """Not where every chunk tells of itself: its usage, or a length to hide."""
+        """False if every chunk has usage or obfuscation of its own, or if there is one delta."""
         options = self.options
         return len(output.deltas) > 1 and not (options.continuous_usage or options.obfuscation)
 
@@ -182,8 +182,8 @@ class ChunkBuilder:
                 chunks.append(self._chunk([choice_delta]))
         if delta.finish_reason is not None:
             choice.finish_reason = delta.finish_reason
-            is_called = choice.has_tool_calls and not choice.parser.is_call_cut
-            reason = _finish_reason_name(delta.finish_reason, is_called)
+            has_calls = choice.has_tool_calls and not choice.parser.is_call_cut
+            reason = _finish_reason_name(delta.finish_reason, has_calls)
             if reason == "tool_calls" and self.options.legacy_calls:
                 reason = "function_call"
             choice.finish_reason_name = reason
@@ -226,7 +226,7 @@ def _delta_body(parsed: ParsedDelta, legacy_calls: bool) -> DeltaBody:
     if isinstance(parsed, ReasoningDelta):
         return DeltaBody(reasoning_content=parsed.text, reasoning=parsed.text)
     if legacy_calls:
-        assert parsed.index == 0, "functions were planned without parallel calls"
+        assert parsed.index == 0, "functions allow only one call"
         name = UNSET if parsed.name is None else parsed.name
         return DeltaBody(function_call=FunctionCallDelta(name=name, arguments=parsed.arguments))
     return DeltaBody(tool_calls=[_call_body(parsed)])
@@ -244,10 +244,10 @@ def _call_body(call: ToolCallDelta) -> ToolCallDeltaBody:
     return body
 
 
-def _finish_reason_name(reason: FinishReason, is_called: bool) -> FinishReasonName:
+def _finish_reason_name(reason: FinishReason, has_calls: bool) -> FinishReasonName:
     match reason:
         case FinishReason.STOP:
-            return "tool_calls" if is_called else "stop"
+            return "tool_calls" if has_calls else "stop"
         case FinishReason.LENGTH:
             return "length"
         case FinishReason.ABORT:
@@ -262,10 +262,10 @@ def _logprob(entry: LogprobEntry) -> TokenLogprobBody:
 
 
 def _obfuscation(choices: Sequence[ChunkChoice]) -> str:
-    """Random letters that fill the text up to a whole block, so that its length is not told."""
+    """Random digits that pad the text to whole blocks, so that its length stays hidden."""
     length = sum(len(choice.delta.content or "") for choice in choices)
     return secrets.token_hex(OBFUSCATION_BLOCK)[: OBFUSCATION_BLOCK - length % OBFUSCATION_BLOCK]
 
 
 ChunkStream = AsyncGenerator[list[ChatCompletionChunk], None]
-"""The chunks of a request, those of one step together."""
+"""Yields the chunks of a request: one list per output of the engine."""

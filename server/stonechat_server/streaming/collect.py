@@ -1,4 +1,4 @@
-"""The plain answer: a fold of the chunks of the stream, so that the two cannot disagree."""
+"""Builds the plain answer from the chunks of the stream, so that the two cannot disagree."""
 
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -101,7 +101,7 @@ class _CollectedChoice:
 async def collect(
     chunks: ChunkStream, head: CompletionHead, metadata: dict[str, str] | None
 ) -> ChatCompletion:
-    """The whole answer. The chunks must include the usage."""
+    """Collect the chunks into the whole answer. They must include the usage."""
     choices: dict[int, _CollectedChoice] = {}
     usage: Usage | None = None
     async with aclosing(chunks):

@@ -1,4 +1,4 @@
-"""Work for a client that may go away."""
+"""Runs work for a client that may disconnect."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,30 +10,30 @@ T = TypeVar("T")
 
 
 class ClientDisconnectedError(Exception):
-    """The client went away before the answer was complete; nobody is left to be told."""
+    """The client disconnected before the answer was complete. Nobody can receive an error."""
 
 
 async def run_while_connected(
     receive: Receive, work: Coroutine[Any, Any, T], *guards: Coroutine[Any, Any, NoReturn]
 ) -> T:
-    """The result of `work`, which is cancelled (and waited for) when the client goes away.
+    """Run `work` and return its result. Raises `ClientDisconnectedError` if the client disconnects.
 
-    Raises `ClientDisconnectedError` then. So does the error of a guard, which runs beside it, end
-    the work. The request's body must have been read.
+    The guards run beside the work; the error of a guard is raised. In both cases the work is
+    cancelled and waited for. The body of the request must have been read before.
     """
-    working = asyncio.ensure_future(work)
-    watching = [asyncio.ensure_future(guard) for guard in (_disconnected(receive), *guards)]
+    work_task = asyncio.ensure_future(work)
+    guard_tasks = [asyncio.ensure_future(guard) for guard in (_disconnected(receive), *guards)]
     try:
-        await asyncio.wait({working, *watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            for watch in watching:
-                if watch.done():
-                    watch.result()
-        return working.result()
+        await asyncio.wait({work_task, *guard_tasks}, return_when=asyncio.FIRST_COMPLETED)
+        if not work_task.done():
+            for guard_task in guard_tasks:
+                if guard_task.done():
+                    guard_task.result()
+        return work_task.result()
     finally:
-        for task in (working, *watching):
+        for task in (work_task, *guard_tasks):
             task.cancel()
-        await asyncio.gather(working, *watching, return_exceptions=True)
+        await asyncio.gather(work_task, *guard_tasks, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> NoReturn:

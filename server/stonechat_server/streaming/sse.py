@@ -24,21 +24,21 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode_event(body: object) -> bytes:
-    """One event with `body` as JSON, which never has a line break of its own."""
+    """Encode one event with `body` as JSON. The JSON never contains a line break."""
     return b"data: %b\n\n" % _encode(body)
 
 
 def encode_events(chunks: Iterable[ChatCompletionChunk]) -> bytes:
-    """All events of a step as one piece, to be written at once."""
+    """Encode the events of a step as one piece, which one write sends."""
     return b"".join([encode_event(chunk) for chunk in chunks])
 
 
 class EventStream(Response):
-    """Sends the chunks of one request, then `[DONE]`, with comments in silences to keep it alive.
+    """Sends the chunks of one request, then `[DONE]`. Sends comments during silence.
 
-    The status line waits for the first chunk, or the first comment: until then an error is an
-    ordinary HTTP error, afterwards an event whose JSON has `error`. When the client goes away, or
-    reads nothing for `write_timeout` seconds, the chunks' iterator is ended at once.
+    The status line goes out with the first chunk or comment. An error before it is an ordinary
+    HTTP error; an error after it is an event whose JSON has `error`. If the client disconnects, or
+    reads nothing for `write_timeout` seconds, the iterator of the chunks is closed at once.
     """
 
     media_type = "text/event-stream"
@@ -77,7 +77,7 @@ class EventStream(Response):
             with suppress(ClientDisconnectedError):
                 await run_while_connected(receive, self._send_events(writer), watch)
         except _StuckError:
-            log.info("a client that stopped reading was cut off")
+            log.info("closed a stream because its client stopped reading")
 
     async def _send_events(self, writer: "_Writer") -> None:
         try:
@@ -98,7 +98,7 @@ class _StuckError(Exception):
 
 
 class _Writer:
-    """Sends pieces of the body, the status line with the first of them."""
+    """Sends pieces of the body. The first piece also sends the status line."""
 
     def __init__(self, send: Send, start: Message) -> None:
         self.has_started = False
@@ -110,7 +110,7 @@ class _Writer:
         self._since = self._time()
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
-        """Returns when the connection takes more; `more`: this is not the end of the body."""
+        """Send a piece. Returns when the connection accepts more. `more` is False at the end."""
         async with self._lock:
             self._is_writing, self._since = True, self._time()
             try:
@@ -124,8 +124,8 @@ class _Writer:
     async def watch(self, keep_alive: float | None, timeout: float) -> NoReturn:
         """Write a comment after each `keep_alive` seconds of silence, until cancelled.
 
-        Raises `_StuckError` when a write has taken `timeout` seconds. The timer is set anew only
-        when it has run out, so that it costs the writes nothing.
+        Raises `_StuckError` if a write has taken `timeout` seconds. The timer is set again only
+        after it has run out, so that the writes pay nothing for it.
         """
         while True:
             passed = self._time() - self._since
@@ -148,7 +148,7 @@ class _Writer:
 
 
 def _error_event(error: Exception) -> bytes:
-    known = to_api_error(error)
-    if known is None:
+    api_error = to_api_error(error)
+    if api_error is None:
         log.exception("a stream failed", exc_info=error)
-    return encode_event((known or server_error()).body())
+    return encode_event((api_error or server_error()).body())

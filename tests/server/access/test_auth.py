@@ -1,4 +1,4 @@
-"""Keys, and the ids and headers of answers."""
+"""API keys, and the request ids of answers."""
 
 import pytest
 from fastapi.testclient import TestClient
@@ -35,7 +35,7 @@ def test_the_key_is_checked_before_the_body(locked: TestClient) -> None:
 
 @pytest.mark.parametrize("key", GOOD)
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-def test_every_key_opens(locked: TestClient, key: str, scheme: str) -> None:
+def test_every_key_is_accepted(locked: TestClient, key: str, scheme: str) -> None:
     headers = {"Authorization": f"{scheme} {key}"}
     assert locked.post(URL, headers=headers, json=body()).status_code == 200
 
@@ -52,12 +52,12 @@ def test_every_answer_has_an_id(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "is_kept"),
+    ("sent_id", "is_kept"),
     [("my-id_1", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("", False)],
 )
 def test_a_clients_own_id_is_kept_if_it_is_harmless(
-    client: TestClient, sent: str, is_kept: bool
+    client: TestClient, sent_id: str, is_kept: bool
 ) -> None:
-    answered = client.get("/health", headers={"x-request-id": sent}).headers["x-request-id"]
-    assert (answered == sent) is is_kept
-    assert answered
+    answer_id = client.get("/health", headers={"x-request-id": sent_id}).headers["x-request-id"]
+    assert (answer_id == sent_id) is is_kept
+    assert answer_id

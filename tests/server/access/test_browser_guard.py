@@ -18,22 +18,22 @@ def test_an_open_server_answers_to_its_own_names_only(new_client: ClientFactory)
         assert error_of(response)["code"] == "host_not_allowed"
 
 
-def test_with_a_key_any_name_will_do(new_client: ClientFactory) -> None:
+def test_with_a_key_any_host_name_is_accepted(new_client: ClientFactory) -> None:
     client = new_client(api_key=["secret"])
     assert client.get("/health", headers={"host": "stone.example"}).status_code == 200
 
 
 def test_pages_of_other_origins_are_refused(new_client: ClientFactory) -> None:
     client = new_client()
-    own = {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"}
-    assert client.post(URL, json=body(), headers=own).status_code == 200
+    same_origin = {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"}
+    assert client.post(URL, json=body(), headers=same_origin).status_code == 200
     for origin in (
         "https://evil.example",
         "null",
         "http://127.0.0.1:9999",
         "http://localhost:8000",
     ):
-        response = client.post(URL, json=body(), headers=own | {"origin": origin})
+        response = client.post(URL, json=body(), headers=same_origin | {"origin": origin})
         assert response.status_code == 403, origin
         assert error_of(response)["code"] == "origin_not_allowed"
         assert "access-control-allow-origin" not in response.headers

@@ -49,9 +49,9 @@ def test_a_broken_edit_keeps_the_last_good_keys(
     assert store.find(secret) is not None
     path.write_text(good.replace('name = "alice"', 'name = "al"'))
     now[0] = 10.0
-    found = store.find(secret)
-    assert found is not None
-    assert found.name == "al"
+    renamed_key = store.find(secret)
+    assert renamed_key is not None
+    assert renamed_key.name == "al"
 
 
 def test_edits_keep_comments_and_permissions(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_invalid_files_are_refused(text: str) -> None:
         parse_keys(text)
 
 
-def test_duplicate_names_and_bad_names_are_not_written(tmp_path: Path) -> None:
+def test_duplicate_and_invalid_names_are_not_written(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     add_key(path, "alice")
     before = path.read_text()

@@ -28,7 +28,7 @@ def make(
 
 
 class Job:
-    """A task that holds a slot until it is told to end."""
+    """A task that holds a slot until `finish` is called."""
 
     def __init__(self, admission: AdmissionControl, key: ApiKey, cost: Cost = COST) -> None:
         self.end = asyncio.Event()
@@ -46,7 +46,7 @@ class Job:
         await self.task
 
 
-async def settle() -> None:
+async def let_tasks_run() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -64,14 +64,14 @@ def test_bounds_on_sequences_and_tokens() -> None:
         admission = make(sequences=4, tokens=1000)
         first = Job(admission, A, Cost(10, 10, num_sequences=3))
         second = Job(admission, A, Cost(10, 10, num_sequences=2))
-        await settle()
+        await let_tasks_run()
         assert (first.started, second.started) == (True, False)
         await first.finish()
         third = Job(admission, A, Cost(500, 500))
-        await settle()
+        await let_tasks_run()
         assert (second.started, third.started) == (True, False)
         await second.finish()
-        await settle()
+        await let_tasks_run()
         assert third.started
         await third.finish()
         assert_idle(admission)
@@ -83,7 +83,7 @@ def test_a_request_larger_than_the_bounds_runs_alone() -> None:
     async def scenario() -> None:
         admission = make(sequences=2, tokens=100, queue_tokens=100)
         job = Job(admission, A, Cost(500, 500, num_sequences=8))
-        await settle()
+        await let_tasks_run()
         assert job.started
         await job.finish()
         assert_idle(admission)
@@ -91,13 +91,13 @@ def test_a_request_larger_than_the_bounds_runs_alone() -> None:
     asyncio.run(scenario())
 
 
-def test_full_queue_answers_429_with_the_pace_of_late() -> None:
+def test_a_full_queue_answers_429_with_the_time_at_recent_throughput() -> None:
     async def scenario() -> None:
         now = [0.0]
         admission = make(queue=3)
         admission = AdmissionControl(admission.limits, RateLimiter(), lambda: now[0])
         jobs = [Job(admission, A) for _ in range(4)]
-        await settle()
+        await let_tasks_run()
         with pytest.raises(RefusedError) as caught:
             async with admission.slot(A, COST):
                 pass
@@ -105,7 +105,7 @@ def test_full_queue_answers_429_with_the_pace_of_late() -> None:
         now[0] = 10.0
         await jobs[0].finish()
         jobs.append(Job(admission, A))
-        await settle()
+        await let_tasks_run()
         with pytest.raises(RefusedError) as caught:
             async with admission.slot(A, COST):
                 pass
@@ -123,33 +123,33 @@ def test_a_flood_of_one_key_does_not_starve_another() -> None:
     async def scenario() -> None:
         admission = make(queue=20)
         flood = [Job(admission, A) for _ in range(15)]
-        await settle()
+        await let_tasks_run()
         other = [Job(admission, B) for _ in range(3)]
-        await settle()
+        await let_tasks_run()
         order = []
         pending = {job: name for name, jobs in (("a", flood), ("b", other)) for job in jobs}
         while pending:
             job = next(job for job in pending if job.started)
             order.append(pending.pop(job))
             await job.finish()
-            await settle()
+            await let_tasks_run()
         assert Counter(order[:7])["b"] == 3
         assert_idle(admission)
 
     asyncio.run(scenario())
 
 
-def test_a_flood_leaves_the_queue_to_others() -> None:
+def test_a_flood_makes_room_in_the_queue_for_others() -> None:
     async def scenario() -> None:
         admission = make(queue=4)
         flood = [Job(admission, A) for _ in range(5)]
-        await settle()
+        await let_tasks_run()
         assert admission.num_queued == 4
         others = [Job(admission, B) for _ in range(2)]
-        await settle()
-        dropped = [job for job in flood if job.task.done()]
-        assert len(dropped) == 2
-        for job in dropped:
+        await let_tasks_run()
+        evicted = [job for job in flood if job.task.done()]
+        assert len(evicted) == 2
+        for job in evicted:
             error = job.task.exception()
             assert isinstance(error, RefusedError)
             assert error.status == 429
@@ -158,7 +158,7 @@ def test_a_flood_leaves_the_queue_to_others() -> None:
                 pass
         for job in [*flood, *others]:
             if not job.task.done():
-                await settle()
+                await let_tasks_run()
                 job.end.set()
         await asyncio.gather(*(job.task for job in [*flood, *others]), return_exceptions=True)
         assert_idle(admission)
@@ -166,20 +166,20 @@ def test_a_flood_leaves_the_queue_to_others() -> None:
     asyncio.run(scenario())
 
 
-def test_priority_goes_first_and_concurrency_of_a_key_is_kept() -> None:
+def test_a_better_priority_goes_first_and_the_concurrency_of_a_key_is_limited() -> None:
     async def scenario() -> None:
         admission = make(sequences=2)
         single = ApiKey(name="single", max_concurrency=1)
         urgent = ApiKey(name="urgent", priority=-1)
         first, second = Job(admission, single), Job(admission, single)
-        await settle()
+        await let_tasks_run()
         assert (first.started, second.started) == (True, False)
         third = Job(admission, B)
-        await settle()
+        await let_tasks_run()
         assert third.started
         fourth, fifth = Job(admission, B), Job(admission, urgent)
         await third.finish()
-        await settle()
+        await let_tasks_run()
         assert (fourth.started, fifth.started) == (False, True)
         for job in (first, fifth, second, fourth):
             await job.finish()
@@ -201,7 +201,7 @@ def test_queue_deadline_is_a_504() -> None:
     asyncio.run(scenario())
 
 
-def test_cancelled_at_any_moment_gives_everything_back() -> None:
+def test_a_cancellation_at_any_moment_gives_everything_back() -> None:
     async def scenario(steps: int) -> None:
         admission = make()
         async with AsyncExitStack() as stack:
@@ -235,14 +235,14 @@ def test_a_flood_is_refused_before_its_bodies_are_read() -> None:
     async def scenario() -> None:
         admission = make(queue=2)
         jobs = [Job(admission, A) for _ in range(2)]
-        await settle()
+        await let_tasks_run()
         admission.refuse_early(A, "key:a")
         jobs.append(Job(admission, A))
-        await settle()
+        await let_tasks_run()
         with pytest.raises(RefusedError) as caught:
             admission.refuse_early(A, "key:a")
         assert int(caught.value.headers["Retry-After"]) >= 1
-        admission.refuse_early(B, "key:b")  # would take the place of one of the flood
+        admission.refuse_early(B, "key:b")  # would evict a waiter of the flood
         admission.refuse_early(ApiKey(name="a", priority=-1), "key:a2")
         for job in jobs:
             await job.finish()

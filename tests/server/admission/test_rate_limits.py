@@ -30,7 +30,7 @@ def test_format_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-def test_requests_a_minute() -> None:
+def test_requests_per_minute() -> None:
     clock = Clock()
     limiter = RateLimiter(clock)
     key = ApiKey(name="a", requests_per_minute=3)
@@ -50,7 +50,7 @@ def test_requests_a_minute() -> None:
     limiter.charge(key, 10)
 
 
-def test_tokens_a_minute_and_settling() -> None:
+def test_tokens_per_minute_and_their_settlement() -> None:
     clock = Clock()
     limiter = RateLimiter(clock)
     key = ApiKey(name="a", tokens_per_minute=600)
@@ -68,7 +68,7 @@ def test_tokens_a_minute_and_settling() -> None:
     assert int(caught.value.headers["Retry-After"]) == 41
 
 
-def test_larger_than_the_limit_has_no_retry_after() -> None:
+def test_a_request_larger_than_the_limit_has_no_retry_after() -> None:
     limiter = RateLimiter(Clock())
     with pytest.raises(RefusedError) as caught:
         limiter.charge(ApiKey(name="a", tokens_per_minute=100), 101)
@@ -76,7 +76,7 @@ def test_larger_than_the_limit_has_no_retry_after() -> None:
     assert caught.value.headers["x-ratelimit-remaining-tokens"] == "100"
 
 
-def test_changed_limits_start_anew_and_keys_are_apart() -> None:
+def test_changed_limits_get_new_buckets_and_keys_are_separate() -> None:
     limiter = RateLimiter(Clock())
     limiter.charge(ApiKey(name="a", requests_per_minute=1), 1)
     limiter.charge(ApiKey(name="b", requests_per_minute=1), 1)

@@ -1,4 +1,4 @@
-"""Shapes of answers and streams, and what reaches the engine."""
+"""The fields of answers and streams, and the request that reaches the engine."""
 
 from typing import Any
 
@@ -102,7 +102,7 @@ def test_obfuscation_hides_the_length_of_the_text(client: TestClient) -> None:
         assert (len(text) + len(chunk["obfuscation"])) % 16 == 0
 
 
-def test_choices_of_a_stream_are_told_apart_by_index(client: TestClient) -> None:
+def test_the_index_identifies_the_choices_of_a_stream(client: TestClient) -> None:
     chunks = stream(client, n=3)
     texts = ["", "", ""]
     for chunk in chunks:
@@ -117,7 +117,7 @@ def entry(text: str, value: float) -> LogprobEntry:
 
 
 def logprob_script(request: GenerateRequest) -> list[Any]:
-    """The second token's text is held back: it comes with the third."""
+    """The text of the second token is held back and comes with the third."""
     return [
         output(request, delta("a", logprobs=(entry("a", -0.5),))),
         output(request, delta("", logprobs=(entry("b", -1.5),))),
@@ -168,11 +168,11 @@ def test_both_paths_answer(client: TestClient) -> None:
     assert client.post("/chat/completions", json=body()).status_code == 200
 
 
-def test_served_names_are_the_models(new_client: ClientFactory, engine: FakeEngine) -> None:
+def test_the_models_have_the_served_names(new_client: ClientFactory, engine: FakeEngine) -> None:
     client = new_client(served_model_name=["one", "org/two"])
     assert ask(client, model="org/two")["model"] == "org/two"
-    listed = client.get("/v1/models").json()
-    assert [card["id"] for card in listed["data"]] == ["one", "org/two"]
+    model_list = client.get("/v1/models").json()
+    assert [card["id"] for card in model_list["data"]] == ["one", "org/two"]
     assert client.get("/v1/models/org/two").json()["root"] == "tiny-test"
     assert post(client).status_code == 404
 

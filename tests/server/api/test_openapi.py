@@ -1,4 +1,4 @@
-"""The OpenAPI document against real requests and answers."""
+"""Compares the OpenAPI document with real requests and answers."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def document(client: TestClient) -> Document:
 
 
 def problems(document: Document, name: str, value: object) -> list[str]:
-    """What is wrong with `value` by the schema `name`."""
+    """The errors of `value` against the schema `name`."""
     resource = Resource.from_contents(
         document | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     )
@@ -32,8 +32,8 @@ def problems(document: Document, name: str, value: object) -> list[str]:
 def test_every_reference_resolves(document: Document) -> None:
     def references(value: object) -> list[str]:
         if isinstance(value, dict):
-            found = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
-            return found + [ref for item in value.values() for ref in references(item)]
+            own_references = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+            return own_references + [ref for item in value.values() for ref in references(item)]
         return (
             [ref for item in value for ref in references(item)] if isinstance(value, list) else []
         )
@@ -47,7 +47,7 @@ def test_the_routes_are_there(document: Document) -> None:
     assert "422" not in document["paths"]["/v1/models/{model}"]["get"]["responses"]
 
 
-def test_answers_are_what_the_document_says(client: TestClient, document: Document) -> None:
+def test_answers_match_the_document(client: TestClient, document: Document) -> None:
     logprobs = {"logprobs": True, "n": 2, "metadata": {"a": "b"}}
     assert problems(document, "ChatCompletion", ask(client, **logprobs)) == []
     for chunk in stream(client, stream_options={"include_usage": True}):
@@ -68,7 +68,7 @@ def test_answers_are_what_the_document_says(client: TestClient, document: Docume
         ({"n": "1"}, False),
     ],
 )
-def test_requests_are_what_the_document_says(
+def test_the_server_accepts_what_the_document_allows(
     client: TestClient, document: Document, fields: dict[str, Any], is_valid: bool
 ) -> None:
     request = body(**fields)

@@ -1,4 +1,4 @@
-"""Predicted outputs: given to the engine, and counted against the answer."""
+"""Predicted outputs: they reach the engine, and the usage counts which tokens were right."""
 
 from typing import Any
 
@@ -12,8 +12,11 @@ ANSWER = "Hello wörld 👋"
 
 
 def details(usage: dict[str, Any]) -> tuple[int, int]:
-    counted = usage["completion_tokens_details"]
-    return counted["accepted_prediction_tokens"], counted["rejected_prediction_tokens"]
+    token_details = usage["completion_tokens_details"]
+    return (
+        token_details["accepted_prediction_tokens"],
+        token_details["rejected_prediction_tokens"],
+    )
 
 
 def prediction(content: object) -> dict[str, object]:
@@ -21,7 +24,7 @@ def prediction(content: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("content", [ANSWER, [{"type": "text", "text": "Hello "}] * 2])
-def test_it_reaches_the_engine_as_tokens(
+def test_a_prediction_reaches_the_engine_as_tokens(
     client: TestClient, engine: FakeEngine, content: object
 ) -> None:
     ask(client, prediction=prediction(content))
@@ -34,11 +37,11 @@ def test_it_reaches_the_engine_as_tokens(
     [
         (ANSWER, (len(ANSWER.encode()), 0)),
         ("no", (0, 2)),
-        ("Hallo wörld 👋!", (1 + 13, 4)),  # the o and the space are needed to find it again
+        ("Hallo wörld 👋!", (1 + 13, 4)),  # two letters, the l's, find the position again
         ("Hello", (5, 0)),
     ],
 )
-def test_what_came_true_is_counted(
+def test_accepted_and_rejected_tokens_are_counted(
     client: TestClient, predicted: str, counts: tuple[int, int]
 ) -> None:
     usage = ask(client, prediction=prediction(predicted))["usage"]
@@ -50,13 +53,13 @@ def test_what_came_true_is_counted(
     assert details(last["usage"]) == counts
 
 
-def test_each_choice_counts(client: TestClient, engine: FakeEngine) -> None:
+def test_every_choice_counts(client: TestClient, engine: FakeEngine) -> None:
     engine.script = text_script("Hel", "lo")
     usage = ask(client, n=3, prediction=prediction("Help"))["usage"]
     assert details(usage) == (9, 3)
 
 
-def test_of_a_long_one_counts_what_an_answer_can_have(
+def test_a_long_prediction_is_cut_to_the_context_length(
     client: TestClient, engine: FakeEngine
 ) -> None:
     context = engine.model.max_model_len
@@ -65,15 +68,15 @@ def test_of_a_long_one_counts_what_an_answer_can_have(
     assert details(usage) == (len(ANSWER.encode()), context - len(ANSWER.encode()))
 
 
-def test_nothing_is_counted_without_one(client: TestClient) -> None:
+def test_nothing_is_counted_without_a_prediction(client: TestClient) -> None:
     assert details(ask(client)["usage"]) == (0, 0)
     assert details(ask(client, prediction=None)["usage"]) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    "wrong", ["text", {"type": "content"}, {"type": "x", "content": "y"}, prediction([])]
+    "malformed", ["text", {"type": "content"}, {"type": "x", "content": "y"}, prediction([])]
 )
-def test_another_form_is_refused(client: TestClient, wrong: object) -> None:
-    response = post(client, prediction=wrong)
+def test_a_malformed_prediction_is_refused(client: TestClient, malformed: object) -> None:
+    response = post(client, prediction=malformed)
     assert response.status_code == 400
     assert (error_of(response)["param"] or "").startswith("prediction")

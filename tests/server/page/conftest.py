@@ -1,4 +1,4 @@
-"""The real server on a scripted engine, and a headless Chromium to look at its page."""
+"""A real server with a scripted engine, and a headless Chromium to open its page."""
 
 import math
 import shutil
@@ -16,13 +16,13 @@ KEY = "sk-page-test"
 
 def entry(text: str, probability: float, *others: tuple[str, float]) -> LogprobEntry:
     chosen = TopLogprob(0, text, text.encode(), math.log(probability))
-    rest = [TopLogprob(1, t, t.encode(), math.log(p)) for t, p in others]
-    top = tuple(sorted([chosen, *rest], key=lambda one: -one.logprob))
+    alternatives = [TopLogprob(1, t, t.encode(), math.log(p)) for t, p in others]
+    top = tuple(sorted([chosen, *alternatives], key=lambda alternative: -alternative.logprob))
     return LogprobEntry(0, text, text.encode(), math.log(probability), top)
 
 
 def script(*pieces: str, pause: float = 0.0) -> Script:
-    """Each choice gets the pieces with log-probabilities, one a step, then `stop`."""
+    """Each choice gets one piece with log-probabilities per step, the last one with `stop`."""
 
     def play(request: GenerateRequest) -> list[RequestOutput | Exception | float]:
         items: list[RequestOutput | Exception | float] = []

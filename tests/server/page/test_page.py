@@ -1,4 +1,4 @@
-"""The page in a real browser, against the real server on a scripted engine."""
+"""The page in a real browser, with a real server and a scripted engine."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from .conftest import KEY, script
 
 @pytest.fixture
 def page(browser: Any, open_server: LiveServer) -> Iterator[Any]:
-    """A fresh tab on the page; fails when the page logged an error or asked another host."""
+    """A new tab with the page. Fails if the page logs an error or requests another host."""
     open_server.engine.script = script("Hello", " **wörld**", " 👋")
     open_server.engine.requests.clear()
     context = browser.new_context(viewport={"width": 1200, "height": 800})
@@ -32,7 +32,9 @@ def page(browser: Any, open_server: LiveServer) -> Iterator[Any]:
     tab.wait_for_selector("#model option:not([value=''])", state="attached")
     yield tab
     context.close()
-    assert [one for one in problems if not one.startswith("Failed to load resource")] == []
+    assert [
+        problem for problem in problems if not problem.startswith("Failed to load resource")
+    ] == []
 
 
 def ask(page: Any, text: str = "Hi") -> None:
@@ -105,7 +107,7 @@ def test_every_field_reaches_the_engine(page: Any, open_server: LiveServer) -> N
     assert page.locator(".choice").count() == 0
 
 
-def test_several_answers_stand_side_by_side_and_one_is_gone_on_with(
+def test_several_answers_stand_side_by_side_and_one_is_continued(
     page: Any, open_server: LiveServer
 ) -> None:
     def play(request: GenerateRequest) -> list[RequestOutput | Exception | float]:
@@ -129,7 +131,7 @@ def test_several_answers_stand_side_by_side_and_one_is_gone_on_with(
     assert "answer 0" not in open_server.engine.prompt
 
 
-def test_the_token_view_shades_and_tells_the_alternatives(page: Any) -> None:
+def test_the_token_view_shades_tokens_and_shows_alternatives(page: Any) -> None:
     ask(page)
     page.wait_for_selector(".choice .foot button")
     page.get_by_role("button", name="Tokens").click()
@@ -149,7 +151,7 @@ def test_the_token_view_shades_and_tells_the_alternatives(page: Any) -> None:
     assert page.is_visible("#popover")
 
 
-def test_model_text_can_run_nothing(page: Any, open_server: LiveServer) -> None:
+def test_model_text_cannot_run_anything(page: Any, open_server: LiveServer) -> None:
     evil = (
         "<img src=x onerror=window.hacked=1><script>window.hacked=1</script> "
         "[a](javascript:window.hacked=1) ![b](https://elsewhere.invalid/x.png) "
@@ -193,7 +195,7 @@ def test_markdown(page: Any, source: str, expected: str) -> None:
     assert html == expected
 
 
-def test_markdown_takes_any_text_in_little_time(page: Any) -> None:
+def test_markdown_renders_any_text_quickly(page: Any) -> None:
     seconds = page.evaluate(
         """async () => {
           const { renderMarkdown } = await import('./page/markdown.js');
@@ -255,7 +257,7 @@ def test_tools_are_sent_called_and_answered(page: Any, open_server: LiveServer) 
     assert result == {"role": "tool", "tool_call_id": "call_1", "content": "22 degrees"}
 
 
-def test_a_schema_is_sent_and_a_bad_one_is_told(page: Any) -> None:
+def test_a_schema_is_sent_and_an_invalid_one_is_reported(page: Any) -> None:
     bodies: list[dict[str, Any]] = []
 
     def answer(route: Any) -> None:
@@ -302,7 +304,7 @@ def test_errors_of_the_server_are_shown(page: Any, open_server: LiveServer) -> N
     page.wait_for_selector("#send")
 
 
-def test_the_keyboard_alone_does(page: Any) -> None:
+def test_the_keyboard_is_enough(page: Any) -> None:
     assert page.evaluate("document.activeElement.id") == "prompt"
     page.keyboard.press("Alt+s")
     assert page.is_hidden("#panel")
@@ -310,19 +312,19 @@ def test_the_keyboard_alone_does(page: Any) -> None:
     page.focus("#tab-sampling")
     page.keyboard.press("ArrowRight")
     assert page.is_visible("#pane-output")
-    ask_key = page.locator("#prompt")
-    ask_key.focus()
+    prompt = page.locator("#prompt")
+    prompt.focus()
     page.keyboard.type("line 1")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("line 2")
-    assert ask_key.input_value() == "line 1\nline 2"
+    assert prompt.input_value() == "line 1\nline 2"
     page.keyboard.press("Enter")
     page.wait_for_selector(".choice .foot button")
     page.keyboard.press("Alt+n")
     assert page.locator(".choice").count() == 0
 
 
-def test_an_edited_message_is_asked_again(page: Any, open_server: LiveServer) -> None:
+def test_an_edited_message_is_sent_again(page: Any, open_server: LiveServer) -> None:
     ask(page, "teh")
     page.wait_for_selector(".choice .foot button")
     page.get_by_role("button", name="Edit").click()
@@ -345,7 +347,7 @@ def test_the_load_is_live(page: Any, open_server: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_follows_the_theme(
+def test_the_page_fits_a_phone_and_follows_the_theme(
     browser: Any, open_server: LiveServer, scheme: str
 ) -> None:
     open_server.engine.script = script("A long answer. " * 40, "\n\n```\n" + "x" * 300 + "\n```\n")
@@ -373,7 +375,7 @@ def test_the_key_stays_in_the_tab(browser: Any, locked_server: LiveServer) -> No
     tab = context.new_page()
     tab.set_default_timeout(8000)
     tab.goto(locked_server.url)
-    tab.wait_for_selector("#key", state="visible")  # the key is asked for at once
+    tab.wait_for_selector("#key", state="visible")  # the page asks for the key at once
     tab.fill("#key", KEY)
     tab.keyboard.press("Tab")
     tab.wait_for_selector("#model option[value='tiny-test']", state="attached")
@@ -389,7 +391,7 @@ def test_the_key_stays_in_the_tab(browser: Any, locked_server: LiveServer) -> No
 
 
 def stream_of(page: Any, *events: object, end: str = "data: [DONE]\n\n") -> None:
-    """Answers every chat request with these events."""
+    """Answer every chat request with these events."""
     text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + end
     page.route(
         "**/v1/chat/completions",
@@ -418,7 +420,7 @@ def test_reasoning_is_kept_apart_and_not_sent_back(page: Any) -> None:
         ([piece(content="half"), {"error": {"message": "the step failed"}}], "", "the step failed"),
     ],
 )
-def test_an_answer_that_breaks_off_is_kept_and_told(
+def test_an_answer_that_breaks_off_is_kept_and_the_problem_is_shown(
     page: Any, events: list[object], end: str, problem: str
 ) -> None:
     stream_of(page, *events, end=end)
@@ -435,7 +437,7 @@ def test_keep_alives_and_a_character_cut_in_two_do_no_harm(page: Any) -> None:
           const { events } = await import('./page/api.js');
           const text = ': ping\\n\\ndata: "wö👋"\\r\\n\\r\\ndata:x\\n\\n';
           const bytes = new TextEncoder().encode(text);
-          const found = [];
+          const results = [];
           for (let cut = 0; cut <= bytes.length; cut += 1) {
             const stream = new ReadableStream({ start(control) {
               control.enqueue(bytes.slice(0, cut));
@@ -444,9 +446,9 @@ def test_keep_alives_and_a_character_cut_in_two_do_no_harm(page: Any) -> None:
             } });
             const read = [];
             for await (const data of events(stream)) read.push(data);
-            found.push(read.join('|'));
+            results.push(read.join('|'));
           }
-          return [...new Set(found)];
+          return [...new Set(results)];
         }"""
     )
     assert chunks == ['"wö👋"|x']

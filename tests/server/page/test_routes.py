@@ -14,7 +14,7 @@ class NewClient(Protocol):
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in STATIC.iterdir()))
-def test_every_file_is_served_under_the_policy(client: TestClient, name: str) -> None:
+def test_every_file_is_served_with_the_security_policy(client: TestClient, name: str) -> None:
     answer = client.get(f"/page/{name}")
     assert answer.status_code == 200
     assert answer.content == (STATIC / name).read_bytes()
@@ -37,7 +37,7 @@ def test_no_other_file_is_served(client: TestClient, name: str) -> None:
     assert client.get(f"/page/{name}").status_code == 404
 
 
-def test_nothing_asks_another_host() -> None:
+def test_no_file_requests_another_host() -> None:
     for path in STATIC.iterdir():
         text = path.read_text().replace("http://www.w3.org/2000/svg", "")
         for sign in ('src="http', 'href="http', "@import", "url(http", "innerHTML", "eval("):

@@ -35,7 +35,7 @@ def depth_of(value: Any) -> int:
 
 
 def size_of(value: Any) -> int:
-    """Containers, and commas between their members."""
+    """How many containers there are, plus the commas between their members."""
     if not isinstance(value, dict | list):
         return 0
     members = list(value.values()) if isinstance(value, dict) else value
@@ -43,7 +43,7 @@ def size_of(value: Any) -> int:
 
 
 @given(value=JSON, depth=st.integers(1, 6), size=st.integers(1, 12))
-def test_depth_and_size_are_those_of_the_json(value: Any, depth: int, size: int) -> None:
+def test_depth_and_size_of_json_are_limited(value: Any, depth: int, size: int) -> None:
     limits = Settings.model_construct(max_json_depth=depth, max_json_values=size)
     encoded = json.dumps(value).encode()
     if depth_of(value) > depth or size_of(value) > size:
@@ -86,7 +86,7 @@ def test_limits_are_client_errors(new_client: ClientFactory) -> None:
     assert client.post(URL, json=body(n=10, max_tokens=100)).status_code == 200
 
 
-def test_a_length_that_nobody_asked_for_is_lowered(
+def test_a_limit_that_the_client_did_not_set_is_lowered(
     new_client: ClientFactory, engine: FakeEngine
 ) -> None:
     client = new_client(max_completion_total=1000)
@@ -95,7 +95,9 @@ def test_a_length_that_nobody_asked_for_is_lowered(
     assert engine.requests[-1].params.min_tokens == 333
 
 
-def test_kept_alternatives_count(new_client: ClientFactory, engine: FakeEngine) -> None:
+def test_alternatives_of_a_plain_answer_count(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
     client = new_client(max_completion_total=1000)
     many = {"n": 2, "logprobs": True, "top_logprobs": 20}
     error = error_of(client.post(URL, json=body(max_tokens=101, **many)))

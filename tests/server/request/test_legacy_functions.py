@@ -1,4 +1,4 @@
-"""`functions` and `function_call`: tools inside, their own form outside."""
+"""`functions` and `function_call`: the server treats them as tools and answers in their format."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ TOOL: dict[str, Any] = {"type": "function", "function": FUNCTION}
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
 
-def test_a_call_in_its_own_form(client: TestClient, engine: FakeEngine) -> None:
+def test_a_call_is_answered_as_a_function_call(client: TestClient, engine: FakeEngine) -> None:
     engine.script = text_script("I look.\n", *CALL)
     answer = ask(client, functions=[FUNCTION])
     ChatCompletion.model_validate(answer, strict=True)
@@ -32,7 +32,7 @@ def test_a_call_in_its_own_form(client: TestClient, engine: FakeEngine) -> None:
     assert ask(client, functions=[FUNCTION])["choices"][0]["message"]["content"] is None
 
 
-def test_a_streamed_call(client: TestClient, engine: FakeEngine) -> None:
+def test_a_call_is_streamed_as_a_function_call(client: TestClient, engine: FakeEngine) -> None:
     engine.script = text_script(*CALL)
     chunks = stream(client, functions=[FUNCTION], n=2)
     for chunk in chunks:
@@ -48,7 +48,9 @@ def test_a_streamed_call(client: TestClient, engine: FakeEngine) -> None:
         assert not any("tool_calls" in c["delta"] for c in choices)
 
 
-def test_the_choice_is_that_of_tools_with_one_call(client: TestClient, engine: FakeEngine) -> None:
+def test_function_call_equals_tool_choice_with_one_call(
+    client: TestClient, engine: FakeEngine
+) -> None:
     for choice, tool_choice in (
         (None, "auto"),
         ("auto", "auto"),
@@ -60,9 +62,9 @@ def test_the_choice_is_that_of_tools_with_one_call(client: TestClient, engine: F
     ):
         ask(client, functions=[FUNCTION], function_call=choice)
         ask(client, tools=[TOOL], tool_choice=tool_choice, parallel_tool_calls=False)
-        mine, other = engine.requests[-2:]
-        assert mine.params == other.params
-        assert mine.prompt_token_ids == other.prompt_token_ids
+        legacy_request, tools_request = engine.requests[-2:]
+        assert legacy_request.params == tools_request.params
+        assert legacy_request.prompt_token_ids == tools_request.prompt_token_ids
 
 
 def test_an_answer_without_a_call(client: TestClient) -> None:
@@ -71,7 +73,9 @@ def test_an_answer_without_a_call(client: TestClient) -> None:
     assert "function_call" not in choice["message"]
 
 
-def test_the_choice_alone_asks_for_nothing(client: TestClient, engine: FakeEngine) -> None:
+def test_function_call_without_functions_has_no_effect(
+    client: TestClient, engine: FakeEngine
+) -> None:
     for choice in ("none", "auto"):
         ask(client, function_call=choice)
         assert engine.requests[-1].params.grammar is None
@@ -99,7 +103,7 @@ def test_the_choice_alone_asks_for_nothing(client: TestClient, engine: FakeEngin
         ),
     ],
 )
-def test_mistakes_are_a_400_that_names_them(
+def test_mistakes_are_a_400_that_names_the_field(
     client: TestClient, fields: dict[str, Any], param: str
 ) -> None:
     response = post(client, **fields)
@@ -107,7 +111,7 @@ def test_mistakes_are_a_400_that_names_them(
     assert error_of(response)["param"] == param
 
 
-def test_the_log_has_the_reason_that_the_client_is_told(
+def test_the_metrics_have_the_finish_reason_that_the_client_sees(
     new_client: ClientFactory, engine: FakeEngine
 ) -> None:
     client = new_client()

@@ -1,4 +1,4 @@
-"""Preparing is bounded: in threads, in requests, and in bytes."""
+"""The preparation of requests is bounded in threads, requests and bytes."""
 
 import asyncio
 import threading
@@ -14,24 +14,24 @@ from tests.server.fake_engine import FakeEngine
 
 
 class Gate:
-    """Work that waits to be let go, and counts how much of it runs at once."""
+    """Work that waits until `opened` is set, and counts how many calls run at once."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()
-        self.num_running = self.most = 0
+        self.num_running = self.max_running = 0
         self._lock = threading.Lock()
 
     def __call__(self) -> str:
         with self._lock:
             self.num_running += 1
-            self.most = max(self.most, self.num_running)
+            self.max_running = max(self.max_running, self.num_running)
         self.opened.wait(10)
         with self._lock:
             self.num_running -= 1
         return "done"
 
 
-async def settle(is_done: Callable[[], bool]) -> None:
+async def wait_until(is_done: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not is_done():
             await asyncio.sleep(0.001)
@@ -41,20 +41,20 @@ def test_threads_requests_and_bytes_are_bounded() -> None:
     async def scenario() -> None:
         preparations, gate = Preparations(2, max_waiting=3, max_bytes=100), Gate()
         tasks = [asyncio.create_task(preparations.run(gate, 10)) for _ in range(5)]
-        await settle(lambda: gate.num_running == 2)
+        await wait_until(lambda: gate.num_running == 2)
         with pytest.raises(RefusedError) as caught:
             await preparations.run(gate, 1)
         assert (caught.value.status, caught.value.reason) == (429, "preparation_full")
         assert int(caught.value.headers["Retry-After"]) >= 1
         tasks[4].cancel()
-        await settle(lambda: preparations.num_requests == 4)
+        await wait_until(lambda: preparations.num_requests == 4)
         with pytest.raises(RefusedError):
             preparations.check(61)
         preparations.check(60)
         gate.opened.set()
         assert await asyncio.gather(*tasks[:4]) == ["done"] * 4
-        await settle(lambda: preparations.num_requests == preparations.num_bytes == 0)
-        assert gate.most == 2
+        await wait_until(lambda: preparations.num_requests == preparations.num_bytes == 0)
+        assert gate.max_running == 2
         assert await preparations.run(gate, 1000) == "done"
         preparations.close()
 
@@ -65,13 +65,13 @@ def test_work_that_goes_on_after_its_request_is_still_counted() -> None:
     async def scenario() -> None:
         preparations, gate = Preparations(1, max_waiting=1, max_bytes=100), Gate()
         task = asyncio.create_task(preparations.run(gate, 10))
-        await settle(lambda: gate.num_running == 1)
+        await wait_until(lambda: gate.num_running == 1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert preparations.num_requests == 1
         gate.opened.set()
-        await settle(lambda: preparations.num_requests == 0)
+        await wait_until(lambda: preparations.num_requests == 0)
         preparations.close()
 
     asyncio.run(scenario())

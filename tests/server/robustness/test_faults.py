@@ -1,4 +1,4 @@
-"""Faults in the engine as clients, logs, metrics and the ledger see them, on a tiny real engine."""
+"""Faults in a tiny real engine, as clients, logs, metrics and the ledger see them."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -25,11 +25,11 @@ SECRET = "the device at 0xdeadbeef"
 
 
 Fault = Callable[[Any, Any, int], Any]
-"""Takes a batch, its logits and the poisoned token."""
+"""Called with a batch, its logits and the poisoned token."""
 
 
 class FaultyModel:
-    """Passes everything on, but calls `fault` when the poisoned token is in a batch."""
+    """Calls `model`, and `fault` as well if the poisoned token is in a batch."""
 
     def __init__(self, model: Any, poison: int, fault: Fault) -> None:
         self._model, self._poison, self.fault = model, poison, fault
@@ -52,14 +52,14 @@ def out_of_memory(batch: Any, logits: Any, poison: int) -> Any:
 
 
 def not_a_number(batch: Any, logits: Any, poison: int) -> Any:
-    """In the rows of those sequences that have a poisoned token in this batch."""
+    """Put NaN into the rows of the sequences that have a poisoned token in this batch."""
     poisoned = (batch.token_ids == poison).nonzero().flatten()
     starts = batch.query_start[1:-1]
-    bad = torch.isin(
+    is_poisoned = torch.isin(
         torch.bucketize(batch.logits_index, starts, right=True),
         torch.bucketize(poisoned, starts, right=True),
     )
-    return torch.where(bad.unsqueeze(1), float("nan"), logits)
+    return torch.where(is_poisoned.unsqueeze(1), float("nan"), logits)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def module() -> Any:
 
 @pytest.fixture
 def live(tokenizer: Tokenizer, module: Any, tmp_path: Path) -> Iterator[Live]:
-    """A server whose engine can be made to fail; `live.app.state.faulty` is its model."""
+    """A server whose engine can be made to fail. `live.app.state.faulty` is the model."""
     engine = make_engine(module, vocab_size=VOCAB_SIZE)
     (poison,) = tokenizer.encode(POISON)
     engine.model = faulty = FaultyModel(engine.model, poison, kernel_error)
@@ -106,7 +106,7 @@ def usage_of(tmp_path: Path) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("fault", [kernel_error, out_of_memory, not_a_number])
-def test_a_failed_step_fails_only_what_it_must(
+def test_a_failed_step_fails_only_the_request_that_caused_it(
     live: Live, caplog: pytest.LogCaptureFixture, fault: Fault, tmp_path: Path
 ) -> None:
     live.app.state.faulty.fault = fault

@@ -1,4 +1,4 @@
-"""Random bodies, valid and invalid: never a 5xx, and errors always of the one form."""
+"""Random bodies, valid and invalid: no answer is a 5xx, and all errors have the same fields."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Requests made from our OpenAPI document never get a 5xx, nor an answer it does not tell of."""
+"""Requests made from the OpenAPI document get no 5xx and no answer that it does not describe."""
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -11,7 +11,7 @@ schemathesis = pytest.importorskip("schemathesis")
 
 
 class LastingEngine(FakeEngine):
-    """Stays alive: every case has a lifespan of its own."""
+    """Stays alive after `shutdown`, because every case has its own lifespan."""
 
     async def shutdown(self) -> None:
         pass

@@ -42,7 +42,7 @@ def test_keys_have_limits_and_models(new_client: ClientFactory, tmp_path: Path) 
     assert first.headers["x-ratelimit-remaining-requests"] == "1"
     assert first.headers["x-ratelimit-limit-tokens"] == "5000"
     used = 5000 - int(first.headers["x-ratelimit-remaining-tokens"])
-    assert used == first.json()["usage"]["total_tokens"]  # settled: not the 100 that were asked for
+    assert used == first.json()["usage"]["total_tokens"]  # the tokens used, not the 100 requested
     assert client.post(URL, json=body(), headers=bearer(alice)).status_code == 200
     refused = client.post(URL, json=body(), headers=bearer(alice))
     assert refused.status_code == 429
@@ -115,7 +115,7 @@ def test_a_full_queue_and_its_deadline() -> None:
         assert (admission.num_running, admission.num_queued_tokens) == (0, 0)
 
 
-def test_a_client_that_leaves_the_queue_gives_its_place_up() -> None:
+def test_a_client_that_disconnects_in_the_queue_frees_its_place() -> None:
     with live_server(FakeEngine(text_script(*["x"] * 100, pause=0.02))) as live:
         admission = live.operations.admission
         admission.limits = ONE_AT_A_TIME
@@ -133,7 +133,7 @@ def test_a_client_that_leaves_the_queue_gives_its_place_up() -> None:
         wait_until(lambda: admission.num_running == 0)
 
 
-def test_the_ledger_says_what_clients_saw(engine: FakeEngine, tmp_path: Path) -> None:
+def test_the_ledger_records_what_clients_saw(engine: FakeEngine, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'usage.db'}"
     engine.script = text_script("one", "two", cached=4)
     ledger = Ledger(url, tmp_path / "journal", flush_seconds=60)
@@ -163,7 +163,7 @@ def test_the_ledger_says_what_clients_saw(engine: FakeEngine, tmp_path: Path) ->
     database.dispose()
 
 
-def test_no_text_in_the_ledger_unless_asked(engine: FakeEngine, tmp_path: Path) -> None:
+def test_the_ledger_has_no_text_by_default(engine: FakeEngine, tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'usage.db'}", tmp_path / "journal", flush_seconds=60)
     with TestClient(create_app(Settings(), engine, ledger=ledger), "http://localhost") as client:
         secret: list[dict[str, Any]] = [{"role": "user", "content": "a most private matter"}]
@@ -186,7 +186,7 @@ def test_a_request_cannot_raise_its_own_priority(
     assert {request.cache_salt for request in engine.requests} == {"alice\ns"}
 
 
-def test_a_ledger_that_fails_costs_no_answer(engine: FakeEngine, tmp_path: Path) -> None:
+def test_a_failing_ledger_fails_no_answer(engine: FakeEngine, tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'usage.db'}", tmp_path / "journal", flush_seconds=60)
 
     def full_disk(entry: object) -> None:
@@ -201,7 +201,7 @@ def test_a_ledger_that_fails_costs_no_answer(engine: FakeEngine, tmp_path: Path)
     assert 'stonechat:records_lost_total{model_name="tiny-test"} 2.0' in text
 
 
-def test_no_user_can_break_the_ledger(engine: FakeEngine, tmp_path: Path) -> None:
+def test_no_value_of_user_can_break_the_ledger(engine: FakeEngine, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'usage.db'}"
     ledger = Ledger(url, tmp_path / "journal", flush_seconds=60)
     with TestClient(create_app(Settings(), engine, ledger=ledger), "http://localhost") as client:

@@ -18,7 +18,7 @@ SLOW = text_script(*["x"] * 1000, pause=0.05)
 
 
 class Reader:
-    """A client that streams on a thread of its own."""
+    """A client that streams in a thread of its own."""
 
     def __init__(self, live: Live, **fields: Any) -> None:
         self.lines: list[str] = []
@@ -57,7 +57,7 @@ def test_a_drain_lets_streams_finish_and_refuses_new_requests() -> None:
         assert not live.thread.is_alive()
 
 
-def test_the_grace_period_ends_in_an_error_event(tmp_path: Path) -> None:
+def test_after_the_grace_period_a_stream_gets_an_error_event(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'usage.db'}"
     ledger = Ledger(url, tmp_path / "journal", flush_seconds=60)
     engine = FakeEngine(SLOW)
@@ -89,7 +89,7 @@ def test_a_second_signal_does_not_wait() -> None:
         reader.thread.join(10)
 
 
-def test_a_request_in_the_queue_is_ended_by_the_drain_too() -> None:
+def test_the_drain_also_ends_a_request_in_the_queue() -> None:
     with live_server(FakeEngine(SLOW), shutdown_grace=1) as live:
         live.operations.admission.limits = type(live.operations.admission.limits)(
             max_running_sequences=1,
@@ -106,7 +106,7 @@ def test_a_request_in_the_queue_is_ended_by_the_drain_too() -> None:
         assert [error["code"] for error in errors] == ["service_unavailable"] * 2
 
 
-def test_half_a_request_does_not_hold_a_socket() -> None:
+def test_half_a_request_does_not_keep_its_socket() -> None:
     with live_server(FakeEngine()) as live:
         live.server._silent = SilentConnections(seconds=0.5)
         with socket.create_connection(("127.0.0.1", live.port)) as client:
@@ -114,13 +114,13 @@ def test_half_a_request_does_not_hold_a_socket() -> None:
             client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127")
             with suppress(ConnectionError):
                 assert client.recv(1) == b""
-        with httpx.Client() as kept:  # a connection between two requests is not one of those
-            assert kept.get(live.url + "/health").status_code == 200
+        with httpx.Client() as idle:  # a connection between two requests stays open
+            assert idle.get(live.url + "/health").status_code == 200
             time.sleep(2.5)
             assert len(live.server.server_state.connections) == 1
 
 
-def test_a_body_that_does_not_come_is_a_408() -> None:
+def test_a_body_that_does_not_arrive_is_a_408() -> None:
     with (
         live_server(FakeEngine(), body_timeout=0.3) as live,
         socket.create_connection(("127.0.0.1", live.port)) as client,

@@ -1,4 +1,4 @@
-"""News of several steps that goes out together comes to the same answer in fewer chunks."""
+"""Joined deltas of several steps give the same answer in fewer chunks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ Steps = Callable[[GenerateRequest], Sequence[RequestOutput]]
 
 
 def letters(text: str) -> Steps:
-    """A step a character, for each choice; then one that only ends."""
+    """One step per character, for each choice, then a step that only ends."""
 
     def steps(request: GenerateRequest) -> list[RequestOutput]:
         has_logprobs = request.params.top_logprobs is not None
@@ -83,28 +83,28 @@ def test_the_answer_is_the_same(
 
 
 def folded(chunks: list[Any]) -> dict[Any, Any]:
-    """What each choice said of each kind, with its log-probabilities."""
-    found: dict[Any, Any] = {}
+    """Per choice: the whole text of each kind, the log-probabilities and the finish reason."""
+    totals: dict[Any, Any] = {}
     for chunk in chunks:
         for choice in chunk["choices"]:
             index, parts = choice["index"], choice["delta"]
             for name in ("content", "reasoning", "reasoning_content"):
-                found[index, name] = found.get((index, name), "") + (parts.get(name) or "")
+                totals[index, name] = totals.get((index, name), "") + (parts.get(name) or "")
             for call in parts.get("tool_calls", ()):
                 for name in ("name", "arguments"):
                     key = (index, call["index"], name)
-                    found[key] = found.get(key, "") + call["function"].get(name, "")
+                    totals[key] = totals.get(key, "") + call["function"].get(name, "")
             for name, value in parts.get("function_call", {}).items():
-                found[index, name] = found.get((index, name), "") + value
+                totals[index, name] = totals.get((index, name), "") + value
             logprobs = choice["logprobs"]["content"] if choice["logprobs"] else []
-            found[index, "logprobs"] = found.get((index, "logprobs"), []) + logprobs
+            totals[index, "logprobs"] = totals.get((index, "logprobs"), []) + logprobs
             if choice["finish_reason"]:
                 assert not parts
-                found[index, "finish"] = choice["finish_reason"]
-    return found
+                totals[index, "finish"] = choice["finish_reason"]
+    return totals
 
 
-def test_a_backlog_of_text_is_one_chunk(engine: FakeEngine, new_client: ClientFactory) -> None:
+def test_text_that_waited_is_one_chunk(engine: FakeEngine, new_client: ClientFactory) -> None:
     engine.script = in_groups(letters("Hello"), 1000)
     role, content, finish = stream(new_client())
     assert role["choices"][0]["delta"]["role"] == "assistant"
@@ -118,7 +118,7 @@ def test_a_backlog_of_text_is_one_chunk(engine: FakeEngine, new_client: ClientFa
 
 
 @pytest.mark.parametrize("option", ["continuous_usage_stats", "include_obfuscation"])
-def test_chunks_that_tell_of_themselves_are_not_joined(
+def test_chunks_with_their_own_usage_or_obfuscation_are_not_joined(
     option: str, engine: FakeEngine, new_client: ClientFactory
 ) -> None:
     engine.script = in_groups(letters("Hello"), 1000)

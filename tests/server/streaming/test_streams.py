@@ -1,4 +1,4 @@
-"""Streams as ASGI messages: when the status goes out, keep-alives, errors, clients that leave."""
+"""Streams as ASGI messages: the status line, keep-alives, errors, clients that disconnect."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ async def exchange(
     leaves_at_once: bool = False,
     **settings: Any,
 ) -> list[Message]:
-    """What the server sends; `is_gone` returns when the client goes away."""
+    """The messages that the server sends. The client disconnects when `is_gone` returns."""
     app = create_app(Settings(**settings), engine)
     sent: list[Message] = []
     inbox = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]
@@ -96,7 +96,9 @@ def test_a_client_that_leaves_before_the_first_token_aborts_the_request(stream: 
     assert not any(write for write in bodies_of(sent))
 
 
-def test_a_client_that_leaves_in_its_body_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_disconnects_before_its_body_is_not_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     engine = FakeEngine()
     sent = asyncio.run(exchange(engine, {}, leaves_at_once=True))
     assert [m["status"] for m in sent if m["type"] == "http.response.start"] == [499]
@@ -155,9 +157,7 @@ def test_an_error_after_a_comment_is_an_event_too() -> None:
 
 @pytest.mark.parametrize("reason", [FinishReason.ERROR, FinishReason.ABORT])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_choice_that_fails_is_never_passed_off_as_complete(
-    reason: FinishReason, stream: bool
-) -> None:
+def test_a_failed_choice_never_looks_complete(reason: FinishReason, stream: bool) -> None:
     def script(request: GenerateRequest) -> list[Any]:
         return [
             output(request, delta("a")),

@@ -1,4 +1,4 @@
-// One answer of the model: its choices side by side, each folded from the deltas of the stream.
+// One answer of the model: its choices side by side, each built from the deltas of the stream.
 
 import { copyText, el } from "./dom.js";
 import { codeBlock, renderMarkdown } from "./markdown.js";
@@ -85,7 +85,7 @@ function toolCallNode(call) {
   try {
     text = JSON.stringify(JSON.parse(text), null, 2);
   } catch {
-    /* still arriving, or free text */
+    /* not complete yet, or free text */
   }
   return el(
     "div",
@@ -96,7 +96,7 @@ function toolCallNode(call) {
 }
 
 export class Answer {
-  // actions: pick(index) when another choice is to be gone on with, retry().
+  // actions: pick(index) selects the choice that the conversation continues with; retry().
   constructor(n, isJson, actions) {
     this.isJson = isJson;
     this.actions = actions;
@@ -209,7 +209,7 @@ export class Answer {
           for (const one of this.choices) this.drawFoot(one);
         },
       },
-      picked ? "Going on with this" : "Go on with this",
+      picked ? "Continuing with this" : "Continue with this",
     );
   }
 

@@ -31,7 +31,7 @@ async function failure(response) {
     if (error?.message) message = `${response.status}: ${error.message}`;
     if (error?.param) message += ` (${error.param})`;
   } catch {
-    /* not JSON: the status must do */
+    /* not JSON: show the status alone */
   }
   return new ApiError(response.status, message);
 }

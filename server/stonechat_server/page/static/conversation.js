@@ -1,4 +1,4 @@
-// The conversation: its messages, what is drawn of them, and the one request that may be running.
+// The conversation: its messages, their elements on the page, and the request that may be running.
 
 import { Answer } from "./answer.js";
 import { el } from "./dom.js";
@@ -42,7 +42,7 @@ export class Conversation {
     this.log.append(turn.node);
   }
 
-  // Returns false, with the problem shown, when the settings do not make a request.
+  // Shows the problem and returns false if the settings do not make a valid request.
   ask(text) {
     const message = { role: "user", content: text };
     const node = el("div", { class: "turn user" }, el("div", { class: "bubble" }, text));
@@ -120,7 +120,7 @@ export class Conversation {
     if (atEnd) this.follow();
   }
 
-  // When the picked choice calls tools, a form asks for their results and goes on with them.
+  // If the picked choice calls tools, shows a form for their results; sending it continues.
   drawToolResults(turn, answer) {
     turn.form?.remove();
     const calls = answer.choices[answer.picked].message().tool_calls ?? [];

@@ -27,7 +27,7 @@ export async function copyText(text, button) {
   }, 1200);
 }
 
-// Clipboard access needs a secure context; a server on the local network has none.
+// The clipboard needs a secure context. Plain HTTP from another machine is not one.
 function copyBySelection(text) {
   const area = el("textarea", { class: "offscreen" });
   area.value = text;

@@ -1,17 +1,17 @@
-// The sampling fields: one table, from which the form is drawn and the request is filled.
+// The table of sampling fields. The form and the fields of the request are made from it.
 
 import { el } from "./dom.js";
 
 const numbers = (min, max, step) => ({ type: "number", min, max, step });
 
 export const FIELDS = [
-  { name: "temperature", ...numbers(0, 2, 0.1), hint: "0 is greedy" },
+  { name: "temperature", ...numbers(0, 2, 0.1), hint: "0: always the most likely token" },
   { name: "top_p", ...numbers(0, 1, 0.05) },
-  { name: "top_k", ...numbers(0, 100000, 1), hint: "0 is off" },
+  { name: "top_k", ...numbers(0, 100000, 1), hint: "0: off" },
   { name: "min_p", ...numbers(0, 1, 0.01) },
-  { name: "max_completion_tokens", ...numbers(1, 1000000, 1), hint: "empty: what fits" },
+  { name: "max_completion_tokens", ...numbers(1, 1000000, 1), hint: "empty: as many as fit" },
   { name: "n", ...numbers(1, 128, 1), hint: "answers side by side" },
-  { name: "seed", ...numbers(undefined, undefined, 1), hint: "empty: a new one each time" },
+  { name: "seed", ...numbers(undefined, undefined, 1), hint: "empty: a new seed each time" },
   { name: "frequency_penalty", ...numbers(-2, 2, 0.1) },
   { name: "presence_penalty", ...numbers(-2, 2, 0.1) },
   { name: "repetition_penalty", ...numbers(0.01, 10, 0.05) },
@@ -22,7 +22,7 @@ export const FIELDS = [
     type: "select",
     options: ["none", "minimal", "low", "medium", "high", "xhigh", "max"],
   },
-  { name: "stop", type: "lines", hint: "one a line" },
+  { name: "stop", type: "lines", hint: "one per line" },
   { name: "stop_token_ids", type: "json", hint: "[2, 50256]" },
   { name: "logit_bias", type: "json", hint: '{"50256": -100}' },
   { name: "ignore_eos", type: "check" },
@@ -67,7 +67,7 @@ export class FieldsForm {
     this.extra.value = "";
   }
 
-  // The request's fields; empty controls are left out, so that the server's defaults hold.
+  // The request's fields. Empty controls are left out, so that the server's defaults apply.
   values() {
     const values = {};
     for (const field of FIELDS) {
@@ -89,7 +89,7 @@ export class FieldsForm {
     try {
       localStorage.setItem(STORED, JSON.stringify(state));
     } catch {
-      /* storage may be switched off; the form works without it */
+      /* storage may be disabled; the form works without it */
     }
   }
 

@@ -1,4 +1,4 @@
-// The server's load, asked for every two seconds while the page is in view.
+// Shows the server's load, read every two seconds while the page is visible.
 
 import { getJson } from "./api.js";
 

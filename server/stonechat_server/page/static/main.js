@@ -1,4 +1,4 @@
-// The page: wires the form to the conversation, and the conversation to the server.
+// The page: connects the form to the conversation, and the conversation to the server.
 
 import { apiUrl, getJson, getKey, setKey, streamChat } from "./api.js";
 import { Conversation } from "./conversation.js";

@@ -1,5 +1,5 @@
-// A small Markdown subset, turned straight into DOM nodes. The text of a model is never parsed as
-// HTML, links go to http, https and mailto only, and images are shown as links.
+// Turns a small subset of Markdown into DOM nodes. A model's text is never parsed as HTML. Links
+// may use only http, https and mailto. Images become links.
 
 import { copyText, el } from "./dom.js";
 
@@ -108,7 +108,7 @@ function belongs(lines, at, indent) {
   return !ITEM.test(line) && !!lines[at - 1].trim() && !startsBlock(line);
 }
 
-// An item of one paragraph needs no paragraph around its text.
+// The first paragraph of a list item needs no <p> around its text.
 function tight(nodes) {
   if (nodes[0]?.tagName !== "P") return nodes;
   return [...nodes[0].childNodes, ...nodes.slice(1)];

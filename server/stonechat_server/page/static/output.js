@@ -1,4 +1,4 @@
-// The two tabs whose content is JSON: the answer's schema, and the tools.
+// The two tabs that hold JSON: the schema of the answer, and the tools.
 
 import { byId, el } from "./dom.js";
 import { FieldError, parse } from "./fields.js";
@@ -75,7 +75,7 @@ function drawChoices() {
   try {
     tools = parse("Tools", byId("tools").value, []);
   } catch {
-    /* shown beside the text */
+    /* the problem is shown beside the text */
   }
   for (const tool of Array.isArray(tools) ? tools : []) {
     const name = tool?.[tool?.type]?.name;

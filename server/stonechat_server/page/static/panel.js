@@ -1,4 +1,4 @@
-// Tabs, theme, and the settings panel that can be folded away.
+// Tabs, theme, and the settings panel, which can be hidden.
 
 import { byId } from "./dom.js";
 
@@ -40,14 +40,14 @@ export function startTheme(button) {
     try {
       localStorage.setItem(THEME, theme);
     } catch {
-      /* the choice lasts as long as the page */
+      /* no storage: the theme lasts as long as the page */
     }
   };
   let stored = null;
   try {
     stored = localStorage.getItem(THEME);
   } catch {
-    /* as above */
+    /* no storage: the default theme */
   }
   let theme = THEMES.includes(stored) ? stored : "system";
   set(theme);

@@ -1,6 +1,6 @@
 // The request as code: curl, Python and JavaScript. The key is never written out.
 
-// A JSON text within single quotes of a shell.
+// Puts a text into single quotes for a shell.
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 export function curlSnippet(url, body, hasKey) {
@@ -11,7 +11,7 @@ export function curlSnippet(url, body, hasKey) {
   return lines.join(" \\\n  ");
 }
 
-// What the official Python client takes as arguments; other fields go into extra_body.
+// The arguments of the official Python client. Other fields go into extra_body.
 const KNOWN = new Set(
   (
     "model messages temperature top_p n max_completion_tokens max_tokens stop seed " +

@@ -1,4 +1,4 @@
-// The token view: each token shaded by its probability; hover, focus or tap shows the alternatives.
+// The token view: shades each token by its probability. Hover, focus or tap shows alternatives.
 
 import { byId, el } from "./dom.js";
 
@@ -9,7 +9,7 @@ const percent = (logprob) => {
 
 const hex = (bytes) => (bytes ?? []).map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
 
-// What a token looks like on its own: white space and control characters get a visible form.
+// A token's text with visible symbols for white space and control characters.
 export function visible(token) {
   if (token === "") return "∅";
   return token
