@@ -1,4 +1,4 @@
-"""Shared fixtures. Nothing here or in a test reaches a model hub: it is switched off first."""
+"""Shared fixtures. No fixture and no test reaches a model hub: offline mode is set first."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-if not torch.cuda.is_available():  # read when a kernel's module is imported
+if not torch.cuda.is_available():  # Triton reads it when a kernel's module is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
@@ -19,13 +19,13 @@ from stonechat_models.config import EngineConfig
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Small tensors only: more threads would be slower, and float sums depend on their number."""
+    """Tests use small tensors: more threads are slower, and float sums depend on their number."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Writes a line to the terminal past pytest's capture, for what takes long."""
+    """Return a function that prints a line in spite of pytest's capture, before slow work."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def write(line: str) -> None:
@@ -37,13 +37,13 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 @pytest.fixture(scope="session")
 def default_model_files(say: Callable[[str], None]) -> ModelFiles:
-    """The default model, fetched by the project's own code the first time."""
+    """The default model. The project's own code fetches it the first time."""
     return resolve_model(EngineConfig(model=""), say)
 
 
 @pytest.fixture
 def restore_threads() -> Iterator[None]:
-    """For a test that changes the number of torch's threads."""
+    """Restore the number of torch's threads after a test that changes it."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -1,7 +1,7 @@
-"""What generates: engine, sampler and models. Knows no HTTP.
+"""The inference side: engine, sampler and models. It knows nothing of HTTP.
 
-These names are the whole public surface. Those that need torch are imported on first use, so that
-the types cost no import of it.
+The names below are the whole public surface. Those in `_LAZY` are imported on first use, so that
+importing the types does not import torch.
 """
 
 from typing import TYPE_CHECKING

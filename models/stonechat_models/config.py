@@ -1,4 +1,4 @@
-"""What an engine is built from: one frozen record, with no defaults hidden elsewhere."""
+"""The settings from which an engine is built, in one frozen record."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +11,9 @@ Backend = Literal["auto", "native", "transformers"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Settings of one engine. `None` and `"auto"`: chosen at load and reported in `ModelInfo`.
+    """Settings of one engine. Sizes are in bytes, lengths in tokens.
 
-    Sizes are in bytes, lengths in tokens.
+    A value of `None` or `"auto"` is chosen at load. `ModelInfo` reports the main ones.
     """
 
     model: str
@@ -22,7 +22,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     quantize: Quantize = "auto"
-    """auto: a quantised GGUF keeps its own precision, other models are not quantised."""
+    """auto: a quantised GGUF keeps its own precision; other models are not quantised."""
     backend: Backend = "auto"
     """native: the compiled CPU path; transformers: the model's own PyTorch code."""
     attention_backend: str = "auto"
@@ -30,9 +30,9 @@ class EngineConfig:
     max_model_len: int | None = None
     kv_cache_bytes: int | None = None
     kv_cache_fraction: float | None = None
-    """Share of the memory free after loading that the KV cache takes, when no size is given."""
+    """Share of the memory free after loading for the KV cache. Ignored with `kv_cache_bytes`."""
     kv_cache_dtype: KvCacheDtype = "auto"
-    """auto: that of the activations; fp8: float8_e4m3fn, values beyond 448 cut to it."""
+    """auto: the dtype of the activations; fp8: float8_e4m3fn, with values clamped to ±448."""
     block_size: int = 16
     max_batch_tokens: int | None = None
     max_num_seqs: int | None = None
@@ -42,10 +42,10 @@ class EngineConfig:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     eager: bool = False
-    """Switch off CUDA graphs."""
+    """Do not use CUDA graphs."""
     overlap: bool | None = None
-    """Launch a step before the tokens of the one before are read. None: on CUDA only."""
+    """Start the next step before reading the previous step's tokens. None: only on CUDA."""
     prompt_lookup: bool = False
-    """Guess tokens from what the context repeats, and verify several in a step."""
+    """Draft tokens where the context repeats itself, and verify several of them per step."""
     engine_process: bool | None = None
-    """Run the engine in a process of its own. None: on CUDA only."""
+    """Run the engine in a process of its own. None: only on CUDA."""

@@ -1,4 +1,4 @@
-"""Errors the engine raises; the server turns each into an HTTP answer in one place."""
+"""Errors that the engine raises. The server turns them into HTTP answers in one place."""
 
 
 class EngineError(Exception):
@@ -10,7 +10,7 @@ class ModelLoadError(EngineError):
 
 
 class UnsupportedModelError(ModelLoadError):
-    """The model was read but would be served wrongly by the paged engine, so it is refused."""
+    """The model can be read, but the engine would compute wrong results with it: it is refused."""
 
 
 class InvalidParamsError(EngineError):
@@ -26,11 +26,12 @@ class GrammarError(EngineError):
 
 
 class PromptTooLongError(EngineError):
-    """The prompt, with at least one token to generate, does not fit the context length."""
+    """The prompt and one generated token do not fit in the context length."""
 
     def __init__(self, num_prompt_tokens: int, max_model_len: int) -> None:
         super().__init__(
-            f"the prompt has {num_prompt_tokens} tokens, and the context length is {max_model_len}"
+            f"the prompt has {num_prompt_tokens} tokens and must leave room for at least one more "
+            f"within the context length of {max_model_len}"
         )
         self.num_prompt_tokens = num_prompt_tokens
         self.max_model_len = max_model_len

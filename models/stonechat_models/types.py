@@ -1,8 +1,8 @@
-"""Messages that cross the seam between a server and the engine: small, typed, picklable.
+"""Messages between the server and the engine: small, typed, picklable.
 
 Token ids are ints, log-probabilities are natural logarithms, times are `time.monotonic()` seconds.
-What every token needs some of is a `msgspec.Struct`, which is made several times faster than a
-frozen dataclass.
+A record that is made for every token is a `msgspec.Struct`, which is created several times faster
+than a frozen dataclass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ MAX_STOP_STRINGS = 64
 MAX_N = 128
 
 GRAMMAR_FAILED = "the grammar cannot be followed further: "
-"""An `error` of an output that begins like this is the grammar's, not the engine's."""
+"""An output's `error` that starts with this is a fault of the grammar, not of the engine."""
 
 
 class FinishReason(StrEnum):
@@ -36,7 +36,7 @@ class GrammarSpec:
     """A grammar for the output, hashable so that compiled grammars can be cached.
 
     `source` is a JSON schema (as JSON text), a regex, a Lark grammar, a JSON object of Lark
-    grammars by name (the first may refer to another as `@name`), or a JSON list of choices.
+    grammars by name (the first may refer to another as `@name`), or a JSON list of allowed texts.
     """
 
     kind: Literal["json_schema", "regex", "lark", "lark_bundle", "choice"]
@@ -45,32 +45,32 @@ class GrammarSpec:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningSpec:
-    """How a model marks its reasoning: a grammar starts after it, and a budget can end it."""
+    """How a model marks its reasoning. A grammar starts after it; a budget can end it."""
 
     start: str
     end: str
     starts_open: bool
-    """True when the prompt already ends inside the reasoning."""
+    """True if the prompt already ends inside the reasoning."""
     budget: int | None = None
-    """At most this many reasoning tokens; then `end` is forced."""
+    """At most this many reasoning tokens; then `end` is forced. None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopScope:
-    """Which part of a text stop strings count in: not in the model's reasoning."""
+    """The parts of a text in which stop strings count. They do not count in reasoning."""
 
     after: tuple[str, ...]
-    """They count once one of these texts has come, which end reasoning,"""
+    """Markers that end reasoning. Stop strings count after the first of them."""
     until: tuple[str, ...] = ()
-    """and until one of these has, which end a message; then from the next of `after` on."""
+    """Markers that end a message. Stop strings are ignored from here to the next `after` marker."""
     unless: str = ""
-    """Not empty: they count from the start in a text that does not begin with this, whitespace
-    aside."""
+    """A marker that starts reasoning. If set, stop strings also count from the start of a text that
+    does not begin with it (leading whitespace is ignored)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of a request are chosen. Ranges are checked; `docs/api.md` has meanings."""
+    """How the tokens of a request are chosen. Ranges are checked. See `docs/api.md`."""
 
     n: int = 1
     temperature: float = 1.0
@@ -79,23 +79,24 @@ class SamplingParams:
     """0: off."""
     min_p: float = 0.0
     seed: int | None = None
-    """Any int64. None: the engine picks a fresh random one."""
+    """Any int64. None: the engine picks a random one."""
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int | None = None
-    """None: no logprobs; 0: of the chosen token only; k: of the k most likely as well."""
+    """None: no logprobs; 0: only the chosen token's; k: also those of the k most likely tokens."""
     max_tokens: int | None = None
-    """None: what fits the context."""
+    """None: as many as fit in the context length."""
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     unstoppable_after: tuple[str, ...] = ()
-    """Once one of these texts has come no stop string counts: they open calls of tools."""
+    """Texts that open a tool call. After the first of them no stop string counts."""
     unstoppable_first: str = ""
-    """Nor does one in a text whose first character, whitespace aside, is this."""
+    """If the first character after whitespace is this, no stop string counts from there on."""
     stop_scope: StopScope | None = None
-    """None: stop strings count from the start. Both of the above look at its text only."""
+    """None: stop strings count in the whole text. If set, the two fields above look only at the
+    text in scope."""
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
@@ -148,10 +149,10 @@ class GenerateRequest:
     priority: int = 0
     """Lower runs first; equal priorities run in order of arrival."""
     cache_salt: str = ""
-    """Prefix-cache blocks are shared only among requests of the same salt."""
+    """Only requests with the same salt share blocks of the prefix cache."""
     arrival_time: float = 0.0
     prediction_token_ids: tuple[int, ...] = ()
-    """What the answer may largely repeat. It makes the answer quicker and does not change it."""
+    """A text that the answer may largely repeat. It makes the answer faster, not different."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -164,7 +165,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class TokenOutput(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What one step gave one choice of a request, as the engine sees it: ids only."""
+    """What one step adds to one choice of a request: token ids, no text yet."""
 
     request_id: str
     index: int
@@ -173,16 +174,17 @@ class TokenOutput(msgspec.Struct, frozen=True, gc=False, array_like=True):
     finish_reason: FinishReason | None
     num_cached_tokens: int
     stop_token_id: int | None = None
-    """The token that ended the sequence (EOS or a stop token); its text is never shown."""
+    """The token that ended the sequence: EOS or a stop token. EOS has no text; a stop token's text
+    is shown only with `include_stop_str_in_output`."""
     num_cache_written_tokens: int = 0
-    """Prompt tokens that this request newly put into the prefix cache."""
+    """Prompt tokens that this request added to the prefix cache."""
     scheduled_time: float | None = None
-    """When the request first got a place in a step."""
+    """When the request was first part of a step."""
     error: str | None = None
 
 
 class TopLogprob(msgspec.Struct, frozen=True, gc=False):
-    """One alternative at a position; `bytes` are the token's own, even if part of a character."""
+    """One likely token at a position. Its `bytes` may be only part of a character."""
 
     token_id: int
     token: str
@@ -191,7 +193,7 @@ class TopLogprob(msgspec.Struct, frozen=True, gc=False):
 
 
 class LogprobEntry(msgspec.Struct, frozen=True, gc=False):
-    """The chosen token at a position with its alternatives, best first."""
+    """The chosen token at a position, and the `top` most likely ones, best first."""
 
     token_id: int
     token: str
@@ -201,10 +203,11 @@ class LogprobEntry(msgspec.Struct, frozen=True, gc=False):
 
 
 class CompletionDelta(msgspec.Struct, frozen=True, gc=False):
-    """News of one choice: text that is safe to show (whole characters, no part of a stop string).
+    """What is new in one choice. `text` is safe to show: it has whole characters, and no part of a
+    stop string that is to be removed.
 
-    Joined over a stream, `text` is the choice's text, `logprobs` its tokens, and `num_tokens`
-    sums to the tokens generated (those that text was held back for included).
+    Over a stream, the joined `text` is the choice's text, and the joined `logprobs` are those of
+    its tokens. `num_tokens` adds up to all generated tokens, even those whose text is held back.
     """
 
     index: int
@@ -218,7 +221,7 @@ class CompletionDelta(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestTimings(msgspec.Struct, frozen=True, gc=False):
-    """When things happened to a request; None: not yet."""
+    """When each event of a request happened. None: not yet."""
 
     arrival: float
     scheduled: float | None = None
@@ -227,9 +230,10 @@ class RequestTimings(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestOutput(msgspec.Struct, frozen=True, gc=False):
-    """What one step gave a request, or several whose news was waiting. The last has `finished` set.
+    """What one step adds to a request, or several steps whose outputs waited for the reader.
 
-    `deltas` are in order, and those of several steps hold several of a choice.
+    `deltas` are in order. An output of several steps may have several deltas of one choice. The
+    request's last output has `finished` set.
     """
 
     request_id: str
@@ -244,7 +248,7 @@ class RequestOutput(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What was loaded and how it is run: for the start banner, `/v1/models` and the fingerprint."""
+    """What was loaded and how it runs: for the start banner, `/v1/models` and the fingerprint."""
 
     name: str
     architecture: str
@@ -252,8 +256,8 @@ class ModelInfo:
     device: str
     dtype: str
     quantization: str
-    """none, int8, int4, fp8 (with what is not, if anything: `int8 (not: mixer)`), or the GGUF type
-    that is kept, such as Q4_1."""
+    """none, int8, int4 or fp8; or the GGUF type that is kept, such as Q4_1. Modules that are not
+    quantised are named, as in `int8 (not: mixer)`."""
     backend: str
     num_parameters: int
     weight_bytes: int
@@ -266,32 +270,32 @@ class ModelInfo:
     max_model_len: int = 0
     max_batch_tokens: int = 0
     max_num_seqs: int = 0
-    """These six are known when the model is there and its KV cache allocated; 0 or empty before."""
+    """This field and the five above it are 0 or empty until the KV cache is allocated."""
 
     @property
     def kv_capacity_tokens(self) -> int:
-        """Tokens that the KV cache holds."""
+        """How many tokens the KV cache can hold."""
         return self.num_blocks * self.block_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot of the engine; counters grow from the engine's start."""
+    """A snapshot of the engine. Counters run from the engine's start."""
 
     num_running: int = 0
     num_waiting: int = 0
     num_blocks: int = 0
     num_used_blocks: int = 0
-    """Blocks that some live request holds; free blocks that keep cached prefixes do not count."""
+    """Blocks that live requests hold. Free blocks that still cache a prefix do not count."""
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_cache_queried_tokens: int = 0
     num_cache_hit_tokens: int = 0
     num_drafted_tokens: int = 0
-    """Tokens guessed ahead, from predictions or from the context,"""
+    """Draft tokens, from predictions or from the context."""
     num_accepted_draft_tokens: int = 0
-    """and how many of them were right."""
+    """Draft tokens that were accepted."""
     num_preemptions: int = 0
     num_failed_steps: int = 0
     last_step_seconds: float = 0.0

@@ -1,1 +1,1 @@
-"""The ways to compute logits: the protocol in `base`, and the packages that implement it."""
+"""Models that compute logits: `base` has the protocol, the packages implement it."""

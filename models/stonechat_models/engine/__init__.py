@@ -1,5 +1,5 @@
-"""The engine's step: schedules sequences, runs the model, samples, and collects the output.
+"""The engine's step: it schedules sequences, runs the model, samples, and collects the outputs.
 
-Owns sequences, blocks and the prefix cache. Imports no particular model: it may import
-`backends.base`, `text`, `grammar`, `sampling`, `hardware` and the modules at the root.
+The engine owns sequences, blocks and the prefix cache. It imports no concrete model: it may import
+`backends.base`, `text`, `grammar`, `sampling`, `hardware` and the root modules.
 """

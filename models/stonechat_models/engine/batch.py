@@ -1,4 +1,4 @@
-"""From scheduled sequences to the flat tensors of a step."""
+"""Builds the packed tensors of a step from its items."""
 
 from collections import abc
 from itertools import accumulate
@@ -20,9 +20,11 @@ def build_batch(
     device: torch.device,
     sampled_ids: torch.Tensor | None = None,
 ) -> ForwardBatch:
-    """Pack each item's tokens; items that reach their end get a logits row, and one a guess.
+    """Pack the tokens of all items. An item that reaches its end gets a logits row, plus one per
+    draft token.
 
-    `sampled_ids`, int64[rows], are the tokens that items build on and the host does not know yet.
+    `sampled_ids`, int64[rows], are the previous step's tokens if the host does not know them yet.
+    They fill the placeholders.
     """
     query_start = [0, *accumulate(item.num_tokens + len(item.draft) for item in items)]
     context_lens = [item.context_len for item in items]
@@ -42,8 +44,8 @@ def build_batch(
         slots += _slots(sequence.block_table, first, last, block_size)
         block_table[i, : widths[i]] = sequence.block_table[: widths[i]]
         logits_index += range(query_start[i + 1] - item.num_rows, query_start[i + 1])
-    # Two copies to the device rather than seven.
-    ids, at, places, rows = _to_device(
+    # Two copies to the device instead of seven.
+    ids, position_ids, slot_mapping, rows = _to_device(
         [token_ids, positions, slots, logits_index], np.int64, device
     )
     bounds, lens, table = _to_device(
@@ -51,8 +53,8 @@ def build_batch(
     )
     return ForwardBatch(
         token_ids=_fill_placeholders(ids, items, query_start, sampled_ids),
-        positions=at,
-        slot_mapping=places,
+        positions=position_ids,
+        slot_mapping=slot_mapping,
         query_start=bounds,
         context_lens=lens,
         block_table=table.view(block_table.shape),
@@ -63,31 +65,31 @@ def build_batch(
 
 
 def _slots(block_table: list[int], first: int, last: int, block_size: int) -> list[int]:
-    """Cache slots of positions first … last - 1."""
+    """Return the cache slots of positions first … last - 1."""
     if last - first == 1:
         return [block_table[first // block_size] * block_size + first % block_size]
     positions = np.arange(first, last)
     blocks = np.asarray(block_table, dtype=np.int64)[positions // block_size]
-    found: list[int] = (blocks * block_size + positions % block_size).tolist()
-    return found
+    slots: list[int] = (blocks * block_size + positions % block_size).tolist()
+    return slots
 
 
 def _to_device(
     parts: abc.Sequence[list[int] | np.ndarray], dtype: type[np.integer], device: torch.device
 ) -> list[torch.Tensor]:
-    """Tensors of each part's numbers, which share memory; each begins at 16 bytes.
+    """Return one tensor per part. They share memory, and each starts at a multiple of 16 bytes.
 
-    Triton compiles a kernel anew for a pointer of another alignment.
+    Triton compiles a kernel again for a pointer with another alignment.
     """
-    step = _ALIGNMENT // np.dtype(dtype).itemsize
+    multiple = _ALIGNMENT // np.dtype(dtype).itemsize
     starts = [0]
     for part in parts:
-        starts.append(starts[-1] + -(-len(part) // step) * step)
+        starts.append(starts[-1] + -(-len(part) // multiple) * multiple)
     packed = np.zeros(starts[-1], dtype=dtype)
     for part, start in zip(parts, starts, strict=False):
         packed[start : start + len(part)] = part
-    moved = torch.from_numpy(packed) if device.type == "cpu" else to_device(packed, device)
-    return [moved[s : s + len(part)] for part, s in zip(parts, starts, strict=False)]
+    tensor = torch.from_numpy(packed) if device.type == "cpu" else to_device(packed, device)
+    return [tensor[s : s + len(part)] for part, s in zip(parts, starts, strict=False)]
 
 
 def _fill_placeholders(
@@ -96,22 +98,22 @@ def _fill_placeholders(
     query_start: list[int],
     sampled_ids: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Token ids int64[T] with those filled in that only the device knows."""
-    places, rows = [], []
+    """Return the token ids int64[T] with each placeholder replaced by its sampled token."""
+    indices, rows = [], []
     for i, item in enumerate(items):
         if _has_placeholder(item):
-            assert item.depends_on is not None, "a token is sampled_ids by no step"
-            places.append(query_start[i + 1] - 1)
+            assert item.depends_on is not None, "a placeholder depends on no step"
+            indices.append(query_start[i + 1] - 1)
             rows.append(item.depends_on.row)
-    if not places:
+    if not indices:
         return token_ids
-    assert sampled_ids is not None, "the step that promises a token is not sampled"
+    assert sampled_ids is not None, "the step that a placeholder depends on is not sampled"
     if len(sampled_ids) == len(token_ids) == len(rows) and rows == list(range(len(rows))):
         return sampled_ids  # a decode step of the same sequences
-    place, row = to_device([places, rows], token_ids.device).unbind()
-    return token_ids.index_copy_(0, place, sampled_ids[row])
+    index, row = to_device([indices, rows], token_ids.device).unbind()
+    return token_ids.index_copy_(0, index, sampled_ids[row])
 
 
 def _has_placeholder(item: Scheduled) -> bool:
-    """True when the host does not know the last of the item's tokens yet."""
+    """True if the last of the item's tokens is a placeholder: the host does not know its id yet."""
     return item.start + item.num_tokens > len(item.sequence.token_ids)

@@ -1,4 +1,4 @@
-"""The KV cache's blocks: reference counts, and free blocks in the order they will be reused."""
+"""The blocks of the KV cache: reference counts, and free blocks in the order of reuse."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ from stonechat_models.engine.prefix_cache import PrefixCache
 
 
 class BlockPool:
-    """Hands out block ids `0 … num_blocks - 1`.
+    """Allocates block ids `0 … num_blocks - 1`.
 
     Invariant: a block is free exactly when its reference count is 0. A free block may still be
-    listed in the prefix cache; it is evicted from there only when it is handed out again, and the
-    block that was freed longest ago goes first (those that cache nothing before all others).
+    listed in the prefix cache; it is evicted from there only when it is allocated again. Free
+    blocks that cache nothing are reused first, then the block that was freed longest ago.
     """
 
     def __init__(self, num_blocks: int, prefix_cache: PrefixCache | None) -> None:
@@ -32,7 +32,7 @@ class BlockPool:
         return self._ref_counts[block_id]
 
     def allocate(self) -> int:
-        """A block to write to, with one reference. The caller has checked `num_free`."""
+        """Return a block to write to, with one reference. The caller has checked `num_free`."""
         block_id, _ = self._free.popitem(last=False)
         if self.prefix_cache is not None:
             self.prefix_cache.evict(block_id)
@@ -41,13 +41,13 @@ class BlockPool:
         return block_id
 
     def share(self, block_id: int) -> None:
-        """One more reference; revives a free block that the prefix cache found."""
+        """Add a reference. A free block, found in the prefix cache, leaves the free list."""
         if self._ref_counts[block_id] == 0:
             del self._free[block_id]
         self._ref_counts[block_id] += 1
 
     def release(self, block_ids: Iterable[int]) -> None:
-        """Drop one reference each. The last block of a sequence becomes the first to be reused."""
+        """Drop one reference per block. The end of a cached prefix is reused before its start."""
         for block_id in reversed(list(block_ids)):
             self._ref_counts[block_id] -= 1
             assert self._ref_counts[block_id] >= 0, "a block was released twice"
@@ -56,10 +56,10 @@ class BlockPool:
                 if self.prefix_cache is None or not self.prefix_cache.holds(block_id):
                     self._free.move_to_end(block_id, last=False)
 
-    def check_integrity(self, held: Iterable[Iterable[int]]) -> None:
-        """Raise AssertionError unless the counts are just those of the block tables `held`."""
+    def check_integrity(self, block_tables: Iterable[Iterable[int]]) -> None:
+        """Raise AssertionError if the reference counts differ from those in `block_tables`."""
         counts = [0] * self.num_blocks
-        for block_ids in held:
+        for block_ids in block_tables:
             for block_id in block_ids:
                 counts[block_id] += 1
         assert counts == self._ref_counts, "reference counts differ from the block tables"

@@ -37,7 +37,7 @@ MAX_CONSECUTIVE_FAILED_STEPS = 8
 
 @dataclass(slots=True)
 class StepCounters:
-    """What the engine counts from its start."""
+    """Counters of the engine since its start."""
 
     num_steps: int = 0
     num_prompt_tokens: int = 0
@@ -46,24 +46,24 @@ class StepCounters:
     num_accepted_draft_tokens: int = 0
     num_failed_steps: int = 0
     num_consecutive_failed_steps: int = 0
-    """Steps in a row in which the model raised for every sequence. A row that cannot be sampled
-    (its grammar allows nothing, say) does not count: no request may bring the engine down."""
+    """Consecutive steps in which the model failed for every sequence. A row that cannot be sampled
+    (for example, its grammar allows nothing) does not count: no request may stop the engine."""
     last_step_seconds: float = 0.0
 
 
 class Engine:
-    """Generates for many requests at once over one model.
+    """Generates for many requests at once with one model.
 
-    With `overlap`, for devices that work while the host goes on, a call of `step` reads the tokens
-    of one step while the device runs the next one: it samples from that one, then schedules and
-    launches a third on tokens that only the device knows. What was computed for sequences that
-    turn out to have ended is dropped.
+    `overlap` is for devices that run beside the host. A call of `step` then reads the tokens of one
+    step while the device runs the next. It launches the sampling of that next step, and schedules
+    and launches a third, whose input tokens only the device knows. Items of sequences that turn
+    out to have ended are dropped.
 
-    Sequences with a prediction (all sequences, with `prompt_lookup`) guess tokens ahead, which a
-    step verifies.
+    Sequences with a prediction get draft tokens, which a step verifies. With `prompt_lookup` all
+    sequences do.
 
-    A step never raises for a fault of the model: the work is run again in halves until the
-    sequences that fail alone are known, and only those end, with `FinishReason.ERROR`.
+    `step` never raises for a fault of the model. It runs the items of a failed step again in halves
+    until it knows the sequences that fail alone. Only those end, with `FinishReason.ERROR`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Engine:
         self._prompt_lookup = prompt_lookup
         self._sampled: InFlightStep | None = None
         self._forwarded: InFlightStep | None = None
-        """With `overlap`, the steps under way: the older one, then the one that builds on it."""
+        """With `overlap`, the steps in flight: `_sampled` is older, `_forwarded` depends on it."""
         self._num_processed = 0
         self._requests: dict[str, SequenceGroup] = {}
 
@@ -105,13 +105,14 @@ class Engine:
 
     @property
     def is_broken(self) -> bool:
-        """True once several steps in a row failed whole: the device or the model is gone."""
+        """True after several consecutive steps failed for every sequence: the device or the model
+        does not work any more."""
         return self.counters.num_consecutive_failed_steps >= MAX_CONSECUTIVE_FAILED_STEPS
 
     def add(
         self, request: GenerateRequest, constraints: abc.Sequence[TokenConstraint | None] = ()
     ) -> None:
-        """Queue a request; `constraints` has one entry a choice, or is empty."""
+        """Queue a request. `constraints` is empty or has one entry per choice."""
         group = SequenceGroup(request)
         params = request.params
         seed = secrets.randbits(64) - 2**63 if params.seed is None else params.seed
@@ -137,16 +138,16 @@ class Engine:
 
     def _add_drafters(self, group: SequenceGroup) -> None:
         prediction = group.request.prediction_token_ids
-        predicted = TextFollower.for_choices(prediction, len(group.sequences))
+        followers = TextFollower.for_choices(prediction, len(group.sequences))
         vocab_size = self.model.info.vocab_size
-        for sequence, follower in zip(group.sequences, predicted, strict=True):
+        for sequence, follower in zip(group.sequences, followers, strict=True):
             if prediction:
                 sequence.drafter = Drafter(follower, vocab_size)
             elif self._prompt_lookup:
                 sequence.drafter = Drafter(PastFollower(sequence.token_ids), vocab_size)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """Drop a request, or one choice of it, and free its blocks; unknown ones are fine."""
+        """End a request, or one choice of it, and free its blocks. Unknown ids are ignored."""
         group = self._requests.get(request_id)
         if group is None:
             return
@@ -155,19 +156,22 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Give every scheduled sequence its tokens; returns the news of those that got one."""
-        started = time.perf_counter()
+        """Run one step. Return one output per new token and per failed sequence.
+
+        With `overlap` the outputs are those of the previous step.
+        """
+        start_time = time.perf_counter()
         self._num_processed = 0
         outputs = self._step_ahead() if self._overlap else self._run(self._schedule())
         counters = self.counters
-        if self._num_processed > 0:  # else the step only launched something
+        if self._num_processed > 0:  # else the call has only launched work
             num_failed = sum(output.error == STEP_FAILED for output in outputs)
             all_failed = num_failed == self._num_processed
             counters.num_consecutive_failed_steps = (
                 counters.num_consecutive_failed_steps + 1 if all_failed else 0
             )
         counters.num_steps += 1
-        counters.last_step_seconds = time.perf_counter() - started
+        counters.last_step_seconds = time.perf_counter() - start_time
         return outputs
 
     def stats(self) -> EngineStats:
@@ -189,7 +193,7 @@ class Engine:
             last_step_seconds=counters.last_step_seconds,
         )
 
-    # --- run and sample, one step after the other ---
+    # --- without overlap: run and sample one step after the other ---
 
     def _schedule(self) -> list[Scheduled]:
         output = self.scheduler.schedule()
@@ -203,17 +207,17 @@ class Engine:
         try:
             step = self._launch(items)
             step.sample(self.sampler)
-            sampled = step.read()
+            tokens = step.read()
         except Exception as error:
             return self._run_in_halves(items, error)
-        return self._postprocess(items, sampled)
+        return self._postprocess(items, tokens)
 
     def _run_in_halves(self, items: list[Scheduled], error: Exception) -> list[TokenOutput]:
         self.counters.num_failed_steps += 1
-        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
+        traceback.clear_frames(error.__traceback__)  # they keep the step's tensors alive
         items = [item for item in items if not item.is_dropped]
         if len(items) > 1:
-            logger.warning("a step of %d sequences failed, runs again in halves", len(items))
+            logger.warning("a step of %d sequences failed; it runs again in halves", len(items))
             middle = len(items) // 2
             return self._run(items[:middle]) + self._run(items[middle:])
         if not items:
@@ -232,7 +236,7 @@ class Engine:
             after=self._sampled,
         )
 
-    # --- the same, with the next step launched before the tokens of one are read ---
+    # --- with overlap: launch the next step before reading the previous step's tokens ---
 
     def _step_ahead(self) -> list[TokenOutput]:
         outputs = self._finish_sampled()
@@ -248,16 +252,16 @@ class Engine:
         return outputs
 
     def _finish_sampled(self) -> list[TokenOutput]:
-        """Read the older step, and run it again if that fails: what builds on it is dropped."""
+        """Read the older step. If that fails, drop the newer step and run the older one again."""
         step, self._sampled = self._sampled, None
         if step is None:
             return []
         try:
-            sampled = step.read()
+            tokens = step.read()
         except Exception as error:
             self._drop_forwarded()
             return self._run_in_halves(step.items, error)
-        return self._postprocess(step.items, sampled)
+        return self._postprocess(step.items, tokens)
 
     def _sample_forwarded(self) -> list[TokenOutput]:
         step, self._forwarded = self._forwarded, None
@@ -277,7 +281,7 @@ class Engine:
 
     # --- postprocess ---
 
-    def _postprocess(self, items: list[Scheduled], sampled: SampledTokens) -> list[TokenOutput]:
+    def _postprocess(self, items: list[Scheduled], tokens: SampledTokens) -> list[TokenOutput]:
         outputs = []
         for item in items:
             if item.is_dropped:
@@ -286,28 +290,28 @@ class Engine:
             self.scheduler.finish_step(item)
             if not item.reaches_end:
                 continue
-            outputs += self._accept_rows(item, sampled)
+            outputs += self._accept_rows(item, tokens)
         return outputs
 
-    def _accept_rows(self, item: Scheduled, sampled: SampledTokens) -> list[TokenOutput]:
-        """The token of an item's first row, and of each further one whose guess was right."""
+    def _accept_rows(self, item: Scheduled, tokens: SampledTokens) -> list[TokenOutput]:
+        """Accept the token of the item's first row, and one more per draft token that was right."""
         sequence, outputs = item.sequence, []
         for i, row in enumerate(range(item.row, item.row + item.num_rows)):
-            error = sampled.errors.get(row)
+            error = tokens.errors.get(row)
             if error is not None:
                 outputs.append(self._fail(sequence, error))
                 break
             self.counters.num_generated_tokens += 1
-            outputs.append(self._accept(sequence, sampled.token_ids[row], sampled.logprobs[row]))
-            is_accepted = i < len(item.draft) and item.draft[i] == sampled.token_ids[row]
+            outputs.append(self._accept(sequence, tokens.token_ids[row], tokens.logprobs[row]))
+            is_accepted = i < len(item.draft) and item.draft[i] == tokens.token_ids[row]
             if sequence.is_finished or not is_accepted:
                 break
             self.scheduler.accept_draft_token(sequence)
         if item.draft and sequence.drafter is not None:
-            num_kept = len(outputs) - 1
-            sequence.drafter.judge(len(item.draft), num_kept)
+            num_accepted = len(outputs) - 1
+            sequence.drafter.judge(len(item.draft), num_accepted)
             self.counters.num_drafted_tokens += len(item.draft)
-            self.counters.num_accepted_draft_tokens += num_kept
+            self.counters.num_accepted_draft_tokens += num_accepted
         return outputs
 
     def _count(self, item: Scheduled) -> None:
@@ -368,5 +372,5 @@ class Engine:
         self.scheduler.remove(sequence)
         if not sequence.group.sequences:
             del self._requests[sequence.group.request_id]
-        if not self.has_work:  # all that is under way is for sequences that have ended
+        if not self.has_work:  # the steps in flight are only for sequences that have ended
             self._sampled = self._forwarded = None

@@ -1,4 +1,4 @@
-"""Chained hashes of full blocks: two prompts that start alike share the blocks they start with."""
+"""Chained hashes of full blocks: two prompts with the same beginning share its blocks."""
 
 import hashlib
 from array import array
@@ -8,17 +8,17 @@ ROOT = b"stonechat"
 
 
 def root_hash(salt: str) -> bytes:
-    """The parent of a sequence's first block; another salt shares nothing."""
+    """Return the parent hash of a sequence's first block. Different salts share no blocks."""
     return hashlib.blake2b(salt.encode(), digest_size=16, key=ROOT).digest()
 
 
 def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """Hash of one full block that follows `parent`: 16 bytes, so no collision is to be expected."""
+    """Return the hash of a full block after `parent`: 16 bytes, so no collision is expected."""
     return hashlib.blake2b(parent + array("q", token_ids).tobytes(), digest_size=16).digest()
 
 
 class PrefixCache:
-    """Which physical block holds which content. Blocks stay listed while free, until reused."""
+    """Finds blocks by the hash of their content. A free block stays listed until it is reused."""
 
     def __init__(self) -> None:
         self._block_of_hash: dict[bytes, int] = {}
@@ -34,7 +34,7 @@ class PrefixCache:
         return block_id in self._hash_of_block
 
     def insert(self, content: bytes, block_id: int) -> bool:
-        """List a block; False when another block already holds this content."""
+        """List a block. Return False if another block already holds this content."""
         if content in self._block_of_hash:
             return False
         self._block_of_hash[content] = block_id
@@ -42,7 +42,7 @@ class PrefixCache:
         return True
 
     def evict(self, block_id: int) -> None:
-        """Forget a block that is about to be overwritten; unlisted blocks are fine."""
+        """Remove a block that will be overwritten. Unlisted blocks are ignored."""
         content = self._hash_of_block.pop(block_id, None)
         if content is not None:
             del self._block_of_hash[content]

@@ -1,8 +1,8 @@
-"""Which sequences compute how many tokens in the next step.
+"""Decides which sequences compute how many tokens in the next step.
 
-One rule: every running sequence has known and computed tokens, and a step gives it tokens until
-computed reaches known, under one token budget. Prefill in chunks, decode, and recomputing after
-a preemption are all that rule.
+There is one rule. A running sequence has known tokens, some of which are computed. A step gives it
+tokens until all known tokens are computed, within one token budget. Prefill in parts, decode, and
+recomputation after a preemption are all cases of this rule.
 """
 
 from bisect import insort
@@ -13,12 +13,12 @@ from stonechat_models.engine.prefix_cache import PrefixCache
 from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
 
 MAX_DRAFT_TOKENS_PER_STEP = 128
-"""Nobody guesses beyond so many tokens in a step: it would take longer by what is guessed."""
+"""At most this many draft tokens per step: verifying more costs more time than it saves."""
 
 
 @dataclass(slots=True)
 class SchedulerOutput:
-    """One step's work; `block_copies` are done before it."""
+    """The work of one step. `block_copies`, (source, destination), come before it."""
 
     scheduled: list[Scheduled] = field(default_factory=list)
     block_copies: list[tuple[int, int]] = field(default_factory=list)
@@ -29,7 +29,8 @@ class Scheduler:
 
     Decoding sequences come first, so that a long prompt does not stall them; then running
     prefills; then waiting requests by priority and arrival. When blocks run out, the sequence that
-    would run last gives its own up and is computed again later (its tokens and draws stay).
+    would run last is preempted: it gives up its blocks and is computed again later. Its tokens and
+    draws stay the same.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, request: SequenceGroup) -> None:
-        """Queue the request's leader; its other sequences follow once the prompt is computed."""
+        """Queue the request's leader. Its other sequences follow once the prompt is computed."""
         self._enqueue(request.sequences[0])
         for sequence in request.sequences[1:]:
             sequence.is_waiting_for_leader = True
@@ -69,7 +70,7 @@ class Scheduler:
         for sequence in sorted(self.running, key=_decode_first):
             if budget == 0:
                 break
-            # An earlier one may have preempted it.
+            # An earlier sequence may have preempted this one.
             if self.num_preemptions == num_preemptions or sequence in self.running:
                 budget -= self._schedule_running(sequence, budget, output)
         while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
@@ -80,14 +81,14 @@ class Scheduler:
         return output
 
     def finish_step(self, item: Scheduled) -> None:
-        """Record that the step computed the tokens, and offer its full blocks to the cache.
+        """Record that the item's tokens are computed, and offer its full blocks to the cache.
 
         Steps finish in the order in which they were scheduled.
         """
         sequence = item.sequence
         assert sequence.in_flight[0] is item, "steps finish in order"
         del sequence.in_flight[0]
-        item.depends_on = None  # else each keeps all before it
+        item.depends_on = None  # else each item keeps all earlier ones alive
         was_prefilling = sequence.num_computed < sequence.num_prompt_tokens
         sequence.num_computed += item.num_tokens
         sequence.num_placeholders -= item.reaches_end
@@ -96,21 +97,21 @@ class Scheduler:
             self._release_followers(sequence)
 
     def accept_draft_token(self, sequence: Sequence) -> None:
-        """Record that a guess of the step just finished was right: it is computed already."""
+        """Record that a draft token of the step just finished was right: it is computed already."""
         sequence.set_computed(sequence.num_computed + 1)
         self._register_blocks(sequence)
 
     def cancel(self, item: Scheduled) -> None:
-        """Take a share of a step back that will not be computed; later ones must be back before."""
+        """Take back an item that will not be computed; the sequence's later items come first."""
         if not item.is_dropped:
             sequence = item.sequence
-            assert sequence.in_flight.pop() is item, "the last one is taken back first"
+            assert sequence.in_flight.pop() is item, "the last item is taken back first"
             sequence.num_scheduled -= item.num_tokens
             sequence.num_placeholders -= item.reaches_end
             item.is_dropped = True
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is, and give its blocks back."""
+        """Remove a sequence, whatever its state, and release its blocks."""
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
@@ -122,12 +123,12 @@ class Scheduler:
         self._drop_unneeded_fork_source(group)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError when a block is leaked, or shared by mistake."""
-        everyone = self.running + self.waiting
-        groups = {id(s.group): s.group for s in everyone}.values()
-        held = [s.block_table for s in everyone] + [g.prompt_blocks for g in groups]
-        self.pool.check_integrity(held)
-        for sequence in everyone:
+        """Raise AssertionError if a block is leaked, or shared by mistake."""
+        sequences = self.running + self.waiting
+        groups = {id(s.group): s.group for s in sequences}.values()
+        block_tables = [s.block_table for s in sequences] + [g.prompt_blocks for g in groups]
+        self.pool.check_integrity(block_tables)
+        for sequence in sequences:
             assert 0 <= sequence.num_computed <= len(sequence.token_ids)
             assert len(sequence.block_table) >= self._num_blocks(sequence.num_scheduled)
             num_in_flight = sum(item.num_tokens for item in sequence.in_flight)
@@ -140,34 +141,40 @@ class Scheduler:
         num_tokens = min(sequence.num_remaining, budget)
         if num_tokens == 0 or self._awaits_draft(sequence):
             return 0
-        needed = self._num_blocks(sequence.num_scheduled + num_tokens) - len(sequence.block_table)
-        while needed > self.pool.num_free:
+        num_new_blocks = self._num_blocks(sequence.num_scheduled + num_tokens) - len(
+            sequence.block_table
+        )
+        while num_new_blocks > self.pool.num_free:
             if self._drop_a_fork_source():
                 continue
-            scheduled = {id(item.sequence) for item in output.scheduled}
-            candidates = [s for s in self.running if id(s) not in scheduled]
+            scheduled_ids = {id(item.sequence) for item in output.scheduled}
+            candidates = [s for s in self.running if id(s) not in scheduled_ids]
             evicted = max(candidates, key=_order)
             self._preempt(evicted)
             if evicted is sequence:
                 return 0
-        self._grow(sequence, needed)
+        self._grow(sequence, num_new_blocks)
         self._launch(sequence, num_tokens, output)
         return num_tokens + self._add_draft(output.scheduled[-1], budget - num_tokens)
 
     def _max_draft(self) -> int:
-        """How many tokens each sequence may guess: half the budget is left to prompts."""
+        """Return how many tokens each sequence may draft. Half the budget is left to prompts."""
         num_tokens = min(MAX_DRAFT_TOKENS_PER_STEP, self.max_batch_tokens // 2)
         return max(0, num_tokens // len(self.running) - 1)
 
     def _awaits_draft(self, sequence: Sequence) -> bool:
-        """True while what is in flight decides on guesses: those made, or those to come next."""
+        """True if the tokens in flight must be read first: they verify a draft, or the next draft
+        depends on them."""
         if sequence.drafter is None or not sequence.num_placeholders:
             return False
         may_draft = self._max_draft() > 0 and sequence.drafter.has_match
         return may_draft or bool(sequence.in_flight[-1].draft)
 
     def _add_draft(self, item: Scheduled, budget: int) -> int:
-        """Let the sequence guess, where nobody else needs the tokens or the blocks for it."""
+        """Add a draft to the item from tokens and blocks that no other sequence needs.
+
+        Returns the draft's length.
+        """
         sequence = item.sequence
         if sequence.drafter is None or not item.reaches_end or item.depends_on is not None:
             return 0
@@ -186,19 +193,22 @@ class Scheduler:
         return len(item.draft)
 
     def _admit(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
-        """Give a waiting sequence the blocks of all its known tokens, or return 0."""
+        """Admit a waiting sequence with the blocks of all its known tokens.
+
+        Returns how many tokens it computes; 0 if there are too few blocks to admit it.
+        """
         if _can_fork(sequence):
             if not self._has_room(1):
                 return 0
             self._fork(sequence, output)
         else:
-            shared = self._cached_blocks(sequence)
-            needed = self._num_blocks(len(sequence.token_ids)) - len(shared)
-            revived = sum(self.pool.ref_count(block_id) == 0 for block_id in shared)
-            if not self._has_room(needed + revived):
+            cached_ids = self._cached_blocks(sequence)
+            num_new_blocks = self._num_blocks(len(sequence.token_ids)) - len(cached_ids)
+            num_revived = sum(self.pool.ref_count(block_id) == 0 for block_id in cached_ids)
+            if not self._has_room(num_new_blocks + num_revived):
                 return 0
-            self._take_cached(sequence, shared)
-            self._grow(sequence, needed)
+            self._take_cached(sequence, cached_ids)
+            self._grow(sequence, num_new_blocks)
         self.waiting.pop(0)
         self.running.append(sequence)
         self._drop_unneeded_fork_source(sequence.group)
@@ -235,7 +245,10 @@ class Scheduler:
     # --- blocks ---
 
     def _has_room(self, num_blocks: int) -> bool:
-        """Each running sequence may soon need a block: keep that many, so as not to thrash."""
+        """True if the blocks are free and one per running sequence stays free.
+
+        Each running sequence may soon need a block. Without the reserve it would be preempted.
+        """
         return num_blocks + len(self.running) <= self.pool.num_free
 
     def _num_blocks(self, num_tokens: int) -> int:
@@ -246,7 +259,10 @@ class Scheduler:
             sequence.block_table.append(self.pool.allocate())
 
     def _free(self, sequence: Sequence) -> None:
-        """Give the blocks back. What is in flight still writes to them, before any later step."""
+        """Release the blocks and drop the items in flight.
+
+        Steps in flight still write to the blocks, but before any later step does.
+        """
         for item in sequence.in_flight:
             item.is_dropped = True
         sequence.in_flight = []
@@ -256,23 +272,26 @@ class Scheduler:
         sequence.block_table = []
 
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
-        """Blocks of the longest cached prefix short of the last token, which gives the logits."""
-        found: list[int] = []
+        """Return the blocks of the longest cached prefix.
+
+        The last token is never part of it: it is computed again, for its logits.
+        """
+        block_ids: list[int] = []
         if self.prefix_cache is None:
-            return found
+            return block_ids
         for i in range((len(sequence.token_ids) - 1) // self.block_size):
             block_id = self.prefix_cache.find(sequence.hash_of_block(i, self.block_size))
             if block_id is None:
                 break
-            found.append(block_id)
-        return found
+            block_ids.append(block_id)
+        return block_ids
 
-    def _take_cached(self, sequence: Sequence, shared: list[int]) -> None:
-        for block_id in shared:
+    def _take_cached(self, sequence: Sequence, block_ids: list[int]) -> None:
+        for block_id in block_ids:
             self.pool.share(block_id)
-        sequence.block_table = shared
-        sequence.set_computed(len(shared) * self.block_size)
-        sequence.num_registered_blocks = len(shared)
+        sequence.block_table = block_ids
+        sequence.set_computed(len(block_ids) * self.block_size)
+        sequence.num_registered_blocks = len(block_ids)
         group = sequence.group
         if group.scheduled_time is None:
             self.num_queried_tokens += sequence.num_prompt_tokens
@@ -306,9 +325,10 @@ class Scheduler:
             self._enqueue(sequence)
 
     def _fork(self, sequence: Sequence, output: SchedulerOutput) -> None:
-        """Share the prompt's full blocks, copy the one that holds its last token.
+        """Share the prompt's blocks, except the one with its last token, which is copied.
 
-        That token is computed again, for its logits, into the copy: never into a shared block.
+        The last token is computed again, for its logits. It is written to the copy, never to a
+        shared block.
         """
         source = sequence.group.prompt_blocks
         for block_id in source[:-1]:
@@ -320,7 +340,7 @@ class Scheduler:
         sequence.num_registered_blocks = len(source) - 1
 
     def _promote(self, group: SequenceGroup) -> None:
-        """If the leader is gone before the prompt was computed, the next sequence leads."""
+        """If the leader ended before the prompt was computed, the next sequence leads."""
         if group.sequences and all(s.is_waiting_for_leader for s in group.sequences):
             group.sequences[0].is_waiting_for_leader = False
             self._enqueue(group.sequences[0])

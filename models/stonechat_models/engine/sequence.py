@@ -1,4 +1,4 @@
-"""A request in the engine and its sequences, one a choice."""
+"""A request in the engine, and its sequences: one per choice."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from stonechat_models.types import FinishReason, GenerateRequest
 class SequenceGroup:
     """A prompt with its n sequences.
 
-    The first sequence (the leader) computes the prompt; when it has, the others fork from
-    `prompt_blocks`, on which the request holds a reference until the last of them has.
+    The first sequence, the leader, computes the prompt. The others then fork from `prompt_blocks`.
+    The group holds a reference to these blocks until the last sequence has forked.
     """
 
     request: GenerateRequest
@@ -41,8 +41,8 @@ class SequenceGroup:
 class Sequence:
     """One choice: its known tokens, how many are computed, and where their keys and values are.
 
-    Tokens that steps under way compute are in flight; each such step that reaches the end of what
-    is known promises a token more, which the next step may already build on.
+    Tokens that launched steps compute are in flight. If such a step reaches the end of the known
+    tokens, it adds a placeholder for one more token, and the next step may already depend on it.
 
     Invariant: `num_computed <= len(token_ids)`, and the blocks in `block_table` cover all tokens
     that are computed or in flight. `block_hashes[i]` is the chained hash of full block i.
@@ -59,13 +59,13 @@ class Sequence:
     num_scheduled: int = 0
     """Tokens that are computed or in flight."""
     num_placeholders: int = 0
-    """Tokens that the steps under way will add."""
+    """Output tokens that the steps in flight will add."""
     in_flight: list["Scheduled"] = field(default_factory=list)
-    """The sequence's share of the steps under way, oldest first."""
+    """The sequence's items in the steps in flight, oldest first."""
     num_registered_blocks: int = 0
     """Leading blocks already offered to the prefix cache."""
     drafter: Drafter | None = None
-    """Guesses what may come next. A step waits for the last one's tokens if it may have guesses."""
+    """Proposes draft tokens. A sequence that may draft waits for the previous step's tokens."""
     is_waiting_for_leader: bool = False
     finish_reason: FinishReason | None = None
 
@@ -75,9 +75,9 @@ class Sequence:
 
     @property
     def num_remaining(self) -> int:
-        """Known and promised tokens that no step has yet: 1 when decoding, more when prefilling.
+        """Known tokens and placeholders that no step computes yet: 1 in decode, more in prefill.
 
-        0 while the last token that the sequence may have is on its way.
+        0 while the last token that the sequence may have is in flight.
         """
         num_tokens, num_placeholders = len(self.token_ids), self.num_placeholders
         if (
@@ -96,7 +96,7 @@ class Sequence:
         return self.finish_reason is not None
 
     def set_computed(self, num_tokens: int) -> None:
-        """Say how many tokens have their keys and values in `block_table`; none are in flight."""
+        """Set how many tokens have keys and values in `block_table`. None may be in flight."""
         self.num_computed = self.num_scheduled = num_tokens
 
     def append(self, token_id: int) -> None:
@@ -106,7 +106,7 @@ class Sequence:
         self.sampling.append(token_id)
 
     def hash_of_block(self, i: int, block_size: int) -> bytes:
-        """The chained hash of block i, all of whose tokens are known."""
+        """Return the chained hash of block i. All tokens of the block must be known."""
         while len(self.block_hashes) <= i:
             j = len(self.block_hashes)
             parent = self.block_hashes[-1] if j else root_hash(self.group.request.cache_salt)
@@ -117,21 +117,22 @@ class Sequence:
 
 @dataclass(slots=True, eq=False)
 class Scheduled:
-    """A sequence and which of its tokens a step computes: `num_tokens` from `start` on, and then
-    those of `draft`, which are guesses at the tokens that follow."""
+    """An item of a step: a sequence, and which of its tokens the step computes. They are
+    `num_tokens` tokens from `start` on, then the draft tokens."""
 
     sequence: Sequence
     start: int
     num_tokens: int
     reaches_end: bool
-    """The step computes the last token there is, so that a new one can be sampled."""
+    """True if the item has the sequence's last token, so that the next one can be sampled."""
     depends_on: "Scheduled | None" = None
-    """Where the last of these tokens comes from, if it is only promised."""
+    """The earlier item that yields the last of these tokens, if that is a placeholder."""
     draft: tuple[int, ...] = ()
     row: int = -1
-    """Which of the sampled rows is its first; known once sampling has begun."""
+    """Index of the item's first sampled row; -1 until sampling starts."""
     is_dropped: bool = False
-    """Nothing of it counts any more: the sequence ended, or lost its blocks."""
+    """True if its result no longer counts: the sequence has ended or lost its blocks, or the item
+    was taken back."""
 
     @property
     def context_len(self) -> int:
@@ -139,5 +140,5 @@ class Scheduled:
 
     @property
     def num_rows(self) -> int:
-        """Rows of logits that are sampled from: one, and one more for each guess."""
+        """Rows of logits to sample from: one, plus one per draft token; 0 before the end."""
         return 1 + len(self.draft) if self.reaches_end else 0

@@ -1,6 +1,6 @@
-"""One step under way: its logits are computed, then its tokens chosen, then they are read.
+"""One step in flight: its logits are computed, its tokens are sampled, then they are read.
 
-Nothing waits for the device before the last of the three.
+Only the reading waits for the device.
 """
 
 import torch
@@ -13,7 +13,7 @@ from stonechat_models.sampling.state import SampledTokens, SamplerLike, Sampling
 
 
 class InFlightStep:
-    """What the scheduler chose for a step, launched on construction."""
+    """The items of one step. The constructor launches the forward pass."""
 
     def __init__(
         self,
@@ -24,17 +24,17 @@ class InFlightStep:
         device: torch.device,
         after: "InFlightStep | None",
     ) -> None:
-        """`after`: the step whose tokens, sampled but not read, this one may build on."""
+        """`after` is the previous step, sampled but not read. Items may depend on its tokens."""
         self.items = items
         sampling = None if after is None else after._sampling
         sampled_ids = None if sampling is None else sampling.tokens.to(device)
         batch = build_batch(items, block_size, device, sampled_ids)
         self._logits: torch.Tensor | None = model.forward(batch)
-        """None once sampling has begun: they are large, and the next step needs room too."""
+        """None once sampling starts: they are large, and the next step needs the memory."""
         self._sampling: SamplingLike | None = None
 
     def sample(self, sampler: SamplerLike) -> None:
-        """Begin to choose the tokens of what still counts."""
+        """Launch the sampling of all items that are not dropped."""
         rows: list[int] = []
         states: list[SamplingState] = []
         num_rows = 0
@@ -52,6 +52,6 @@ class InFlightStep:
         self._sampling = sampler.launch(logits, states)
 
     def read(self) -> SampledTokens:
-        """Wait for the tokens; an item's are from its `row` on."""
+        """Wait for the sampled tokens. Those of an item start at its `row`."""
         assert self._sampling is not None, "a step is sampled before it is read"
         return self._sampling.read()

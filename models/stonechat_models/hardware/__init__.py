@@ -1,4 +1,4 @@
 """Devices, CPU cores and copies between host and device memory.
 
-May import only the modules at the root.
+It may import only the root modules.
 """

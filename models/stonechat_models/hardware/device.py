@@ -1,4 +1,4 @@
-"""Chooses device and dtype, and says how much memory there is."""
+"""Chooses the device and dtype, and finds how many cores and how much memory may be used."""
 
 import os
 import sys
@@ -23,9 +23,9 @@ DTYPES = {
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: CUDA, else MPS, else the CPU; anything else is taken at its word.
+    """Return the device of a name. `auto` is CUDA, else MPS, else the CPU.
 
-    Raises `ModelLoadError` for a device that is not there.
+    Raises `ModelLoadError` for a device that does not exist.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -35,7 +35,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelLoadError(
-            f"{name!r} is no device; try auto, cpu, cuda, cuda:0 or mps"
+            f"{name!r} is not a device; use auto, cpu, cuda, cuda:0 or mps"
         ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelLoadError(
@@ -49,45 +49,47 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, config: dict[str, object], device: torch.device) -> torch.dtype:
-    """`auto`: on a GPU the checkpoint's half precision (bfloat16 for a float32 checkpoint, where
-    the GPU has it); on a CPU bfloat16 only for a bfloat16 checkpoint on a processor that
-    multiplies it natively, else float32. A name means just that dtype.
+    """Return the dtype of a name. `auto` depends on the device and on the checkpoint in `config`.
 
-    Raises `ModelLoadError` for a name that is no dtype.
+    On a GPU `auto` is float16 for a float16 checkpoint. For any other it is bfloat16 where the GPU
+    supports that, else float16. On a CPU it is bfloat16 for a bfloat16 checkpoint if the processor
+    multiplies bfloat16 natively, else float32.
+
+    Raises `ModelLoadError` for a name that is not a dtype.
     """
     if name != "auto":
         if name not in DTYPES:
-            raise ModelLoadError(f"{name!r} is no dtype; try auto, float32, float16 or bfloat16")
+            raise ModelLoadError(f"{name!r} is not a dtype; use auto, float32, float16 or bfloat16")
         return DTYPES[name]
-    stored = checkpoint_dtype(config)
+    stored_dtype = checkpoint_dtype(config)
     if device.type == "cpu":
-        native = stored is torch.bfloat16 and cpu_has_bfloat16()
-        return torch.bfloat16 if native else torch.float32
-    if stored is torch.float16:
+        is_native = stored_dtype is torch.bfloat16 and cpu_has_bfloat16()
+        return torch.bfloat16 if is_native else torch.float32
+    if stored_dtype is torch.float16:
         return torch.float16
     has_bfloat16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
 def checkpoint_dtype(config: dict[str, object]) -> torch.dtype | None:
-    """The dtype that a config.json says its weights have; None when it does not say."""
+    """Return the dtype of the weights according to config.json; None if it does not say."""
     name = config.get("dtype") or config.get("torch_dtype")
     return DTYPES.get(name.removeprefix("torch.")) if isinstance(name, str) else None
 
 
 def cpu_has_bfloat16() -> bool:
-    """True when the processor has instructions that multiply bfloat16."""
+    """True if the processor has instructions that multiply bfloat16."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
 
 
 def usable_cores() -> int:
-    """Cores this process may keep busy: of two hardware threads of a core one, and no more than
-    its affinity and its cgroup's CPU quota give."""
-    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    """Return how many cores this process may keep busy, within its affinity and its cgroup's CPU
+    quota. Two hardware threads of one core count once."""
+    cpus = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     cores = set()
-    for cpu in allowed:
+    for cpu in cpus:
         try:
             cores.add(Path(siblings.format(cpu)).read_text().strip())
         except OSError:
@@ -97,7 +99,7 @@ def usable_cores() -> int:
 
 
 def cpu_quota() -> float | None:
-    """CPUs' worth of time that the tightest cgroup above this process allows; None: no limit."""
+    """Return the CPU quota of this process's tightest cgroup, in CPUs. None: no limit."""
     quotas = [_quota_of(folder) for folder in _cgroup_folders("cpu")]
     return min((quota for quota in quotas if quota is not None), default=None)
 
@@ -115,7 +117,7 @@ def _quota_of(folder: Path) -> float | None:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory of a device; on a CPU what this process may use, by its cgroup too."""
+    """Return a device's memory in bytes. On a CPU the limits of the cgroups apply too."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
@@ -125,7 +127,7 @@ def total_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device; on a CPU within its cgroup's limit too."""
+    """Return how many bytes a device has free. On a CPU the limits of the cgroups apply too."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
@@ -135,7 +137,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _physical_memory() -> tuple[int, int]:
-    """Total and available bytes of the machine."""
+    """Return the total and the available memory of the machine, in bytes."""
     meminfo = _fields(Path("/proc/meminfo"))
     if "MemTotal" in meminfo:
         free = meminfo.get("MemAvailable", meminfo.get("MemFree", 0))
@@ -145,17 +147,20 @@ def _physical_memory() -> tuple[int, int]:
 
 
 def _cgroup_memory() -> list[tuple[int, int]]:
-    """(limit, bytes in use that cannot be dropped) of each cgroup of this process with a limit."""
-    found: list[tuple[int, int]] = []
+    """Return (limit, bytes in use) of each cgroup of this process that has a memory limit.
+
+    File cache that the kernel can reclaim does not count as in use.
+    """
+    cgroups: list[tuple[int, int]] = []
     for folder in _cgroup_folders():
         v2 = folder / "memory.max"
         limit = _number(v2 if v2.exists() else folder / "memory.limit_in_bytes")
         used = _number(folder / ("memory.current" if v2.exists() else "memory.usage_in_bytes"))
         if limit is not None and used is not None:
             statistics = _fields(folder / "memory.stat")
-            dropped = statistics.get("inactive_file", statistics.get("total_inactive_file", 0))
-            found.append((limit, max(0, used - dropped)))
-    return found
+            reclaimable = statistics.get("inactive_file", statistics.get("total_inactive_file", 0))
+            cgroups.append((limit, max(0, used - reclaimable)))
+    return cgroups
 
 
 def _cgroup_folders(controller: str = "memory") -> list[Path]:
@@ -183,7 +188,7 @@ def _number(path: Path) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """`name number` or `name: number kB` lines."""
+    """Return the numbers in lines of the form `name number` or `name: number kB`, by name."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Numbers to a device and back, without waiting for what the device is doing."""
+"""Copies numbers to a device and back, without waiting for the device's other work."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ Numbers = Sequence[int] | Sequence[float] | Sequence[Sequence[float]] | np.ndarr
 def to_device(
     numbers: Numbers, device: torch.device, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """`torch.tensor(numbers)` on `device`.
+    """Return `torch.tensor(numbers)` on `device`.
 
-    A plain copy to a CUDA device waits until all that was queued there is done, and so keeps the
-    host from queueing what comes next; one from page-locked memory does not.
+    A plain copy to a CUDA device waits until all work queued there is done, so the host cannot
+    queue more work meanwhile. A copy from page-locked memory does not wait.
     """
     if device.type != "cuda":
         return torch.tensor(numbers, dtype=dtype, device=device)
@@ -23,9 +23,9 @@ def to_device(
 
 
 class HostCopies:
-    """Copies of tensors to the host, begun now and waited for when they are read.
+    """Copies tensors to the host. The constructor starts the copies, and `read` waits for them.
 
-    On a device other than CUDA nothing is pending: the tensors themselves are read.
+    For devices other than CUDA nothing is copied: `read` returns the tensors themselves.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -41,7 +41,7 @@ class HostCopies:
         self._event.record(torch.cuda.current_stream(tensors[0].device))
 
     def read(self) -> list[torch.Tensor]:
-        """Wait for the copies, and for nothing that was queued after them."""
+        """Wait for the copies, but not for work that was queued after them."""
         if self._event is not None:
             self._event.synchronize()
         return self._tensors

@@ -1,4 +1,4 @@
-"""Builds an engine and runs it in a thread or in a process of its own, for asyncio callers.
+"""Builds an engine and runs it for asyncio callers, in a thread or in a process of its own.
 
-May import everything but `diagnostics`.
+It may import everything except `diagnostics`.
 """

@@ -1,4 +1,4 @@
-"""The engine for asyncio: a runner steps it, messages go in and out, nothing else is shared."""
+"""The engine for asyncio. A runner steps it, and only messages go in and out."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Stream:
-    """Where the outputs of one live request wait for the one task that reads them."""
+    """Holds the outputs of one live request for the one task that reads them."""
 
     __slots__ = ("_error", "_outputs", "_waiter", "processor")
 
@@ -52,12 +52,15 @@ class _Stream:
         self._wake()
 
     def fail(self, error: EngineError) -> None:
-        """What waits is still read before the error; only the first error counts."""
+        """End the stream with an error. Waiting outputs are read first; the first error counts."""
         self._error = self._error or error
         self._wake()
 
     async def take(self) -> RequestOutput:
-        """Wait for news; what has come since the last call is taken together."""
+        """Wait for an output. Those that came since the last call are joined into one.
+
+        Raises the error given to `fail` once no output waits.
+        """
         if not self._outputs and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -73,7 +76,7 @@ class _Stream:
 
 
 class AsyncEngine:
-    """The public engine. Build with `from_config`, then `start` it in a running event loop."""
+    """The public engine. Build it with `from_config`, then `start` it in a running event loop."""
 
     def __init__(self, engine: Engine | EngineRunner, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -85,9 +88,9 @@ class AsyncEngine:
     def from_config(
         cls, config: EngineConfig, progress: Callable[[str], None] = lambda _: None
     ) -> "AsyncEngine":
-        """Load the model (blocking). `progress` gets one line for each slow thing begun.
+        """Load the model (blocking). `progress` gets one line for each slow task that starts.
 
-        Raises `ModelLoadError` or `UnsupportedModelError` with a reason for people.
+        Raises `ModelLoadError` or `UnsupportedModelError`. The message is for users.
         """
         if _wants_process(config):
             from stonechat_models.runtime.process_runner import EngineProcess
@@ -125,11 +128,12 @@ class AsyncEngine:
         return self._runner.stats()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[RequestOutput]:
-        """Yield a request's news until its last, which has `finished` set.
+        """Yield a request's outputs up to the last, which has `finished` set.
 
-        Closing the iterator early aborts the request. Raises, before the first output,
-        `PromptTooLongError`, `InvalidParamsError`, `GrammarError` or `EngineDeadError`; after it,
-        `EngineDeadError` if the engine stops.
+        Closing the iterator early aborts the request. Before the first output this raises
+        `PromptTooLongError`, `InvalidParamsError`, `GrammarError` or `EngineDeadError`, and a plain
+        `EngineError` if the grammar compiler fails. Later it raises `EngineDeadError` if the engine
+        stops.
         """
         self._check(request)
         stream = _Stream(OutputProcessor(self.tokenizer, request))
@@ -155,7 +159,7 @@ class AsyncEngine:
         if not self.is_alive:
             raise EngineDeadError("the engine is not running")
         if request.request_id in self._streams:
-            raise InvalidParamsError("request_id", "a request of this id is running")
+            raise InvalidParamsError("request_id", "a request with this id is running")
         num_prompt_tokens = len(request.prompt_token_ids)
         if num_prompt_tokens == 0:
             raise InvalidParamsError("messages", "the prompt has no tokens")
@@ -165,17 +169,18 @@ class AsyncEngine:
         for token_id in request.params.logit_bias:
             if not 0 <= token_id < vocab_size:
                 raise InvalidParamsError(
-                    "logit_bias", f"token id {token_id} is not in the vocabulary of {vocab_size}"
+                    "logit_bias",
+                    f"token id {token_id} is outside the vocabulary of size {vocab_size}",
                 )
 
-    # --- from the runner's thread to the event loop: one hop a step ---
+    # --- from the runner's thread to the event loop: one call per step ---
 
     def _deliver(self, report: Report) -> None:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(self._on_report, report)
         except RuntimeError:  # the loop is closed: nobody is left to read
-            logger.debug("a report was dropped: the event loop is closed")
+            logger.debug("a report was discarded: the event loop is closed")
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, StepOutputs):
@@ -198,8 +203,8 @@ class AsyncEngine:
             try:
                 stream.put(stream.processor.process(outputs_of_request))
             except Exception:
-                logger.exception("the output of request %s cannot be read", request_id)
-                stream.fail(EngineDeadError("the output cannot be read"))
+                logger.exception("the output of request %s cannot be processed", request_id)
+                stream.fail(EngineDeadError("the output cannot be processed"))
                 self._runner.send(Abort(request_id))
                 continue
             for index in stream.processor.take_stopped():
@@ -212,7 +217,8 @@ class AsyncEngine:
 
 
 def _wants_process(config: EngineConfig) -> bool:
-    """By default only on CUDA, where a step is short and the interpreter lock would hold it up."""
+    """True if the engine gets its own process. By default only on CUDA: steps are short there, and
+    the interpreter lock would delay them."""
     if config.engine_process is not None:
         return config.engine_process
     from stonechat_models.hardware.device import choose_device

@@ -1,4 +1,4 @@
-"""From an `EngineConfig` to an engine: find the model, choose how to run it, size its KV cache."""
+"""Builds an engine from its config: finds the model, chooses how to run it, sizes the KV cache."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 
 DEFAULT_KV_FRACTION = {"cuda": 0.9, "mps": 0.5, "cpu": 0.25}
-"""Share of the memory free after loading. A CPU's cache is only touched as it fills."""
+"""Share of the memory free after loading. On a CPU the cache uses memory only as it fills."""
 MAX_DEFAULT_CPU_KV_BYTES = 4 << 30
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "mps": 2048, "cpu": 512}
 DEFAULT_NUM_SEQS = {"cuda": 256, "mps": 64, "cpu": 128}
 
 
 def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Tokenizer]:
-    """Load everything. Raises `ModelLoadError`; `UnsupportedModelError` for what would be wrong."""
+    """Load a model and build its engine.
+
+    Raises `ModelLoadError`, or `UnsupportedModelError` if the model would compute wrong results.
+    """
     from stonechat_models.backends.quantization.device_support import refuse_weight_format
     from stonechat_models.hardware.device import choose_device, usable_cores
 
@@ -58,9 +61,9 @@ def assemble_engine(
     eos_token_ids: frozenset[int],
     progress: Progress,
 ) -> Engine:
-    """An engine over a loaded model: its KV cache sized, its graphs captured.
+    """Build the engine of a loaded model: size its KV cache and capture its CUDA graphs.
 
-    Raises `ModelLoadError` with the numbers when memory does not suffice.
+    Raises `ModelLoadError` with the numbers if there is not enough memory.
     """
     from stonechat_models.backends.quantization.device_support import TRITON_BACKENDS
     from stonechat_models.sampling.sampler import Sampler
@@ -70,11 +73,11 @@ def assemble_engine(
     sampler = Sampler(model.info.vocab_size, device)
     decodes_in_triton = model.info.attention_backend in TRITON_BACKENDS
     graphs = decodes_in_triton and not (config.eager or config.device_map)
-    reserved = 0
+    reserved_bytes = 0
     if device.type == "cuda":
         from stonechat_models.backends.transformers.cuda_memory import step_memory
 
-        reserved = step_memory(
+        reserved_bytes = step_memory(
             model,
             sampler,
             device,
@@ -84,7 +87,7 @@ def assemble_engine(
             block_size=config.block_size,
             graphs=graphs,
         )
-    num_blocks = _num_kv_blocks(model, config, device, max_model_len * max_num_seqs, reserved)
+    num_blocks = _num_kv_blocks(model, config, device, max_model_len * max_num_seqs, reserved_bytes)
     max_model_len = _fitting_context(num_blocks * config.block_size, max_model_len, config)
     model.allocate_kv_cache(num_blocks, config.block_size)
     model.info = replace(
@@ -109,11 +112,14 @@ def assemble_engine(
 
 
 def _fitting_context(capacity: int, max_model_len: int, config: EngineConfig) -> int:
-    """The context length that a KV cache of `capacity` tokens holds, unless one was asked for."""
+    """Return the context length that fits a KV cache of `capacity` tokens.
+
+    Raises `ModelLoadError` if the configured context length does not fit.
+    """
     if capacity < max_model_len and config.max_model_len is not None:
         raise ModelLoadError(
-            f"the KV cache holds {capacity} tokens and the context length is {max_model_len}: "
-            "give it more memory, or lower the context length (--max-model-len)"
+            f"the KV cache holds only {capacity} tokens and the context length is {max_model_len}: "
+            "give the cache more memory, or lower the context length (--max-model-len)"
         )
     return min(capacity, max_model_len)
 
@@ -121,7 +127,7 @@ def _fitting_context(capacity: int, max_model_len: int, config: EngineConfig) ->
 def _load_model(
     files: ModelFiles, config: EngineConfig, device: "torch.device", progress: Progress
 ) -> CausalModel:
-    """The compiled CPU path where it serves this model, else the model's own PyTorch code."""
+    """Load the model with the native backend if it supports the model, else with PyTorch."""
     if config.backend != "transformers" and device.type == "cpu":
         from stonechat_models.backends import native
 
@@ -141,15 +147,16 @@ def _num_kv_blocks(
     config: EngineConfig,
     device: "torch.device",
     useful_tokens: int,
-    reserved: int,
+    reserved_bytes: int,
 ) -> int:
-    """Blocks that the asked-for memory holds, and no more than all sequences could ever fill.
+    """Return how many blocks the configured memory holds, but no more than all sequences can fill.
 
-    `reserved` bytes of what is free are left to the steps.
+    `reserved_bytes` of the free memory are left for steps. Raises `ModelLoadError` if the cache
+    does not fit in the rest, or holds no block.
     """
     from stonechat_models.hardware.device import free_memory
 
-    free = max(0, free_memory(device) - reserved)
+    free = max(0, free_memory(device) - reserved_bytes)
     if config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes
     else:
@@ -158,14 +165,15 @@ def _num_kv_blocks(
             budget = min(budget, MAX_DEFAULT_CPU_KV_BYTES)
     if budget > free:
         raise ModelLoadError(
-            f"a KV cache of {budget / 2**20:.0f} MiB was asked for, and {free / 2**20:.0f} MiB "
+            f"the KV cache needs {budget / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB "
             f"are free on {device}"
         )
     tokens = min(budget // model.kv_bytes_per_token, useful_tokens)
     num_blocks = tokens // config.block_size
     if num_blocks < 1:
         raise ModelLoadError(
-            f"{budget / 2**20:.1f} MiB hold no block of {config.block_size} tokens at "
-            f"{model.kv_bytes_per_token} bytes a token; {free / 2**20:.0f} MiB are free on {device}"
+            f"{budget / 2**20:.1f} MiB cannot hold a KV cache block of {config.block_size} tokens "
+            f"at {model.kv_bytes_per_token} bytes per token; "
+            f"{free / 2**20:.0f} MiB are free on {device}"
         )
     return int(num_blocks)

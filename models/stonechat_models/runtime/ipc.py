@@ -1,6 +1,6 @@
 """The pipe between a server and its engine process: typed records as length-prefixed MessagePack.
 
-A frame is one byte that tells the record's type, then its fields. Nothing is unpickled.
+A frame is one byte for the record's type, then the record's fields. Nothing is unpickled.
 """
 
 import threading
@@ -18,7 +18,7 @@ from stonechat_models.types import EngineStats, ModelInfo, TokenOutput
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The first frame to the process: load this. Log records below `log_level` are not sent."""
+    """The first frame to the process: what to load. No log records are sent below `log_level`."""
 
     config: EngineConfig
     log_level: int
@@ -26,14 +26,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A line for people, while loading."""
+    """A line to show to the user while loading."""
 
     line: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Loaded; requests may come. The tokenizer's files lie in `tokenizer_folder`."""
+    """The model is loaded; requests may follow. `tokenizer_folder` has the tokenizer's files."""
 
     model: ModelInfo
     tokenizer_folder: str
@@ -41,7 +41,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The model cannot be served; `error` is the name of an exception of `errors`."""
+    """The model cannot be loaded. `error` is the name of an exception in `errors`."""
 
     error: str
     message: str
@@ -49,7 +49,7 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """The news of a step, and the engine's stats after it."""
+    """The outputs of a step, and the engine's stats after it."""
 
     outputs: Sequence[TokenOutput]
     stats: EngineStats
@@ -57,7 +57,7 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log record of the process, formatted but for its time."""
+    """A log record of the process. `text` is formatted, but without the time."""
 
     logger: str
     level: int
@@ -83,7 +83,7 @@ _TYPES: tuple[type[Frame], ...] = (
 
 
 class FramePipe:
-    """One end of a pipe. Any thread may send; one thread at a time receives."""
+    """One end of a pipe. Any thread may send; only one thread at a time may receive."""
 
     def __init__(self, connection: "Connection[Any, Any]") -> None:
         self._connection = connection
@@ -92,21 +92,21 @@ class FramePipe:
         self._decoders = [msgspec.msgpack.Decoder(kind) for kind in _TYPES]
 
     def encode(self, frame: Frame) -> bytes:
-        """A frame as `send_encoded` takes it. Raises `TypeError` for what no frame can hold."""
+        """Return the bytes for `send_encoded`. Raises `TypeError` if a value cannot be encoded."""
         kind = _TYPES.index(type(frame))
         return bytes((kind,)) + self._encoder.encode(frame)
 
     def send(self, frame: Frame) -> None:
-        """Raises `OSError` when the other end is gone."""
+        """Send a frame. Raises `OSError` if the other end is closed."""
         self.send_encoded(self.encode(frame))
 
     def send_encoded(self, data: bytes) -> None:
-        """Raises `OSError` when the other end is gone."""
+        """Send the bytes from `encode`. Raises `OSError` if the other end is closed."""
         with self._lock:
             self._connection.send_bytes(data)
 
     def receive(self) -> Frame:
-        """Wait for a frame. Raises `EOFError` or `OSError` when the other end is gone."""
+        """Wait for a frame. Raises `EOFError` or `OSError` if the other end is closed."""
         data = self._connection.recv_bytes()
         frame: Frame = self._decoders[data[0]].decode(memoryview(data)[1:])
         return frame
@@ -116,7 +116,7 @@ class FramePipe:
 
 
 def _plain(value: object) -> object:
-    """The built-in form of a subclass or another kind of collection."""
+    """Return a subclass, or another kind of collection, as the built-in type."""
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):

@@ -1,7 +1,7 @@
-"""The engine in a process of its own, started again after a crash.
+"""Runs the engine in a process of its own, and starts it again after a crash.
 
-The event loop and the step loop then share no interpreter lock, and no fault of a driver or a
-kernel ends the server: `is_alive` turns False, what ran is reported as lost, and a new process
+The event loop and the step loop then share no interpreter lock, and a fault of a driver or a kernel
+does not end the server. After a crash `is_alive` turns False, `Died` is reported, and a new process
 loads the model.
 """
 
@@ -26,20 +26,20 @@ SECONDS_TO_EXIT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """How often a crashed engine is started again, with waits that double."""
+    """How often a crashed engine is started again. The wait before it doubles each time."""
 
     max_restarts: int = 5
-    """In a row: an engine that has run for `healthy_seconds` starts the count anew."""
+    """Consecutive restarts. An engine that has run for `healthy_seconds` resets the count."""
     first_delay: float = 1.0
     healthy_seconds: float = 600.0
 
     def delay(self, attempt: int) -> float:
-        """Seconds to wait before restart number `attempt`, from 0."""
+        """Return the seconds to wait before restart number `attempt`, counted from 0."""
         return float(self.first_delay * 2**attempt)
 
 
 class EngineProcess:
-    """Runs an engine in a child process. See `EngineRunner`; build with `load`."""
+    """Runs an engine in a child process; see `EngineRunner`. Build it with `load`."""
 
     def __init__(
         self, config: EngineConfig, child: WorkerProcess, ready: Ready, restarts: RestartPolicy
@@ -100,7 +100,7 @@ class EngineProcess:
         self._child.send(message)
 
     def join(self, timeout: float) -> None:
-        """Wait for the end; a process still there after `timeout` seconds is killed."""
+        """Wait at most `timeout` seconds for the process to end, then kill it."""
         if self._thread.is_alive():
             self._thread.join(timeout)
         self._child.end(0.0)
@@ -112,7 +112,7 @@ class EngineProcess:
 
     def _main(self) -> None:
         while True:
-            started = time.monotonic()
+            start_time = time.monotonic()
             reason = self._pass_on_reports()
             self._is_serving = False
             if self._stopping.is_set():
@@ -123,13 +123,13 @@ class EngineProcess:
             logger.error("%s", reason)
             self._stats = EngineStats()
             self._deliver(Died(reason))
-            if time.monotonic() - started >= self._restarts.healthy_seconds:
+            if time.monotonic() - start_time >= self._restarts.healthy_seconds:
                 self._num_restarts = 0
             if not self._restart():
                 return
 
     def _pass_on_reports(self) -> str | None:
-        """Until the process ends; gives the reason it names, if any."""
+        """Deliver reports until the process ends. Return the reason that it reports, if any."""
         while (frame := self._child.receive()) is not None:
             match frame:
                 case StepReport(outputs, stats):
@@ -142,7 +142,7 @@ class EngineProcess:
         return None
 
     def _restart(self) -> bool:
-        """False when stopped meanwhile, or when it was tried often enough."""
+        """Start a new process. Return False if stopped meanwhile, or if no restart is left."""
         while self._num_restarts < self._restarts.max_restarts:
             if self._stopping.wait(self._restarts.delay(self._num_restarts)):
                 return False
@@ -153,7 +153,7 @@ class EngineProcess:
                 self._restarts.max_restarts,
             )
             self._child = WorkerProcess(self._config)
-            if self._stopping.is_set():  # it may have been sent to the last process
+            if self._stopping.is_set():  # only the previous process may have got it
                 self._child.send(Stop())
             try:
                 self._ready = self._child.load(logger.info)

@@ -1,7 +1,7 @@
-"""What runs an engine beside the event loop, in a thread or a process, and the messages it takes.
+"""The protocol of a runner, which runs an engine in a thread or a process, and its messages.
 
-Messages go in by `send`, reports come out through the function given to `start`; nothing else is
-shared. Every message and report is a plain record that can also cross a pipe.
+Messages go in through `send`. Reports come out through the function passed to `start`. Nothing else
+is shared. Every message and report is a plain record that can also cross a pipe.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from stonechat_models.types import EngineStats, GenerateRequest, ModelInfo, Toke
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Start a request; its grammar is compiled first, off the step loop."""
+    """Start a request. Its grammar is compiled first, outside the step loop."""
 
     request: GenerateRequest
 
@@ -37,14 +37,14 @@ Message = Add | Abort | Stop
 
 @dataclass(frozen=True, slots=True)
 class StepOutputs:
-    """The news of one step; may be empty."""
+    """The outputs of one step; may be empty."""
 
     outputs: Sequence[TokenOutput]
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A request that was not started."""
+    """A request was not started; `message` says why."""
 
     request_id: str
     kind: Literal["grammar", "internal"]
@@ -57,7 +57,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The engine has stopped; requests sent before this get no more outputs."""
+    """The engine has stopped. Requests sent before this get no more outputs."""
 
     reason: str
 
@@ -67,7 +67,7 @@ Deliver = Callable[[Report], None]
 
 
 class EngineRunner(Protocol):
-    """Owns an engine. `send` never blocks; reports are delivered from a thread of the runner."""
+    """Owns an engine. `send` never blocks. A thread of the runner delivers the reports."""
 
     @property
     def model(self) -> ModelInfo: ...
@@ -78,7 +78,7 @@ class EngineRunner(Protocol):
 
     @property
     def failure(self) -> BaseException | None:
-        """Why the engine stopped, if it has failed and does not run again."""
+        """Why the engine stopped, if it has failed and is not started again."""
 
     def start(self, deliver: Deliver) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The engine in a thread: one thread steps it, another compiles grammars."""
+"""Runs the engine in a thread. Another thread compiles grammars."""
 
 import logging
 import queue
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Compiled:
-    """A request whose grammar is ready, with a constraint a choice, or why it is refused."""
+class _CompiledRequest:
+    """A request whose grammar is compiled, with one constraint per choice; or its refusal."""
 
     request: GenerateRequest
     constraints: list[TokenConstraint]
@@ -39,19 +39,19 @@ class _Compiled:
 
 
 class EngineThread:
-    """Owns the engine: no other thread calls it once started. See `EngineRunner`."""
+    """Owns the engine: once started, no other thread calls it. See `EngineRunner`."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self._failure: BaseException | None = None
         self._deliver: Deliver = lambda _: None
-        self._inbox: queue.SimpleQueue[Message | _Compiled] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message | _CompiledRequest] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="stonechat-engine", daemon=True)
         self._grammars = _GrammarThread(tokenizer, engine.model.info.vocab_size, self._inbox)
         self._compiling: dict[str, tuple[GenerateRequest, Future[None]]] = {}
         self._is_reported = True
-        """False after messages whose effect on the stats no report has followed yet."""
+        """False if messages may have changed the stats since the last report."""
 
     @property
     def model(self) -> ModelInfo:
@@ -96,7 +96,10 @@ class EngineThread:
         self._deliver(report)
 
     def _handle_messages(self) -> bool:
-        """Take what has come, waiting only when there is nothing to do; False at the end."""
+        """Handle all waiting messages; wait for one if the engine has no work.
+
+        Returns False after `Stop`.
+        """
         while True:
             try:
                 message = self._inbox.get(block=False)
@@ -110,22 +113,22 @@ class EngineThread:
                 return False
             self._handle(message)
 
-    def _handle(self, message: Add | Abort | _Compiled) -> None:
+    def _handle(self, message: Add | Abort | _CompiledRequest) -> None:
         self._is_reported = False
         match message:
             case Abort(request_id, index):
                 if index is None and request_id in self._compiling:
-                    self._compiling.pop(request_id)[1].cancel()  # if it has not begun
+                    self._compiling.pop(request_id)[1].cancel()  # has no effect once it runs
                 self.engine.abort(request_id, index)
             case Add(request):
                 if request.params.grammar is None and request.params.reasoning is None:
                     self.engine.add(request)
                 else:
-                    compiling = self._grammars.compile(request)
-                    self._compiling[request.request_id] = request, compiling
-            case _Compiled(request, constraints, refused):
-                known = self._compiling.get(request.request_id)
-                if known is None or known[0] is not request:  # aborted meanwhile
+                    future = self._grammars.compile(request)
+                    self._compiling[request.request_id] = request, future
+            case _CompiledRequest(request, constraints, refused):
+                entry = self._compiling.get(request.request_id)
+                if entry is None or entry[0] is not request:  # aborted meanwhile
                     return
                 del self._compiling[request.request_id]
                 if refused is not None:
@@ -135,22 +138,22 @@ class EngineThread:
 
 
 class _GrammarThread:
-    """Compiles in a thread of its own, started with the first grammar."""
+    """Compiles grammars in a thread of its own, which starts with the first grammar."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         vocab_size: int,
-        done: "queue.SimpleQueue[Message | _Compiled]",
+        results: "queue.SimpleQueue[Message | _CompiledRequest]",
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._done = done
+        self._results = results
         self._executor: ThreadPoolExecutor | None = None
         self._compiler: GrammarCompiler | None = None
 
     def compile(self, request: GenerateRequest) -> "Future[None]":
-        """Put a `_Compiled` into `done`, soon."""
+        """Compile a request's grammar later. The result goes into the queue `results`."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="stonechat-grammar")
         return self._executor.submit(self._compile, request)
@@ -161,14 +164,16 @@ class _GrammarThread:
 
     def _compile(self, request: GenerateRequest) -> None:
         try:
-            result = _Compiled(request, self._constraints(request))
+            result = _CompiledRequest(request, self._constraints(request))
         except GrammarError as error:
-            result = _Compiled(request, [], Refused(request.request_id, "grammar", str(error)))
+            result = _CompiledRequest(
+                request, [], Refused(request.request_id, "grammar", str(error))
+            )
         except Exception:
             logger.exception("the grammar of request %s cannot be compiled", request.request_id)
             text = "the grammar compiler has failed"
-            result = _Compiled(request, [], Refused(request.request_id, "internal", text))
-        self._done.put(result)
+            result = _CompiledRequest(request, [], Refused(request.request_id, "internal", text))
+        self._results.put(result)
 
     def _constraints(self, request: GenerateRequest) -> list[TokenConstraint]:
         if self._compiler is None:

@@ -1,8 +1,8 @@
-"""The engine process: `python -m stonechat_models.runtime.worker_main FD`, FD an end of a pipe.
+"""The engine process: `python -m stonechat_models.runtime.worker_main FD`. FD is one end of a pipe.
 
-It loads the model, steps the engine until it is told to stop, and ends when the pipe's other end
-is gone. Signals meant for the server (SIGINT, SIGTERM to a whole group) do not end it: the server
-drains first and then says so.
+It loads the model and steps the engine until it receives `Stop` or the other end of the pipe
+closes. It ignores SIGINT and SIGTERM, which may reach the whole process group but are meant for the
+server: the server drains first and then sends `Stop`.
 """
 
 import logging
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(file_descriptor: int) -> int:
-    """Run until told to stop; the exit status is 0 then, and 1 after a failure."""
+    """Run until `Stop`. Return the exit status: 0, or 1 after a failure."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     pipe = FramePipe(Connection(file_descriptor))
@@ -75,12 +75,12 @@ def _deliver(pipe: FramePipe, runner: "EngineThread", report: Report) -> None:
             pipe.send(StepReport(report.outputs, runner.stats()))
         else:
             pipe.send(report)
-    except OSError:  # the server is gone, and this process is about to be
-        logger.debug("a report was dropped: the pipe is closed")
+    except OSError:  # the server has ended, and this process is about to
+        logger.debug("a report was discarded: the pipe is closed")
 
 
 class _Inbox:
-    """Reads the pipe from the start on, so that a load ends too when the server does."""
+    """Reads the pipe from the start, so that even a loading process ends with the server."""
 
     def __init__(self, pipe: FramePipe) -> None:
         self.runner: EngineThread | None = None
@@ -103,7 +103,7 @@ class _Inbox:
 
 
 class _LogHandler(logging.Handler):
-    """Sends records to the server, which writes all of the log."""
+    """Sends log records to the server, which writes the log."""
 
     def __init__(self, pipe: FramePipe) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One engine process as its server sees it: started, loaded, read from, ended."""
+"""The server's side of one engine process: it starts, loads, receives from and ends it."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerProcess:
-    """Runs `module`. A thread of its own writes to the pipe, so `send` never waits."""
+    """Runs `module` in a child process. A thread writes to the pipe, so that `send` never waits."""
 
     def __init__(
         self, config: EngineConfig, module: str = "stonechat_models.runtime.worker_main"
@@ -55,11 +55,14 @@ class WorkerProcess:
         return self._process.poll() is None
 
     def send(self, frame: Frame) -> None:
-        """Queue a frame; one for a process that is gone is dropped. Raises `TypeError`."""
+        """Queue a frame. It is discarded if the process has ended.
+
+        Raises `TypeError` if a value cannot be encoded.
+        """
         self._outbox.put(self._pipe.encode(frame))
 
     def load(self, progress: Callable[[str], None]) -> Ready:
-        """Wait until the model is loaded. Raises `ModelLoadError`, and then the process is gone."""
+        """Wait until the model is loaded. Raises `ModelLoadError`, after ending the process."""
         try:
             while True:
                 frame = self.receive()
@@ -79,7 +82,7 @@ class WorkerProcess:
             raise
 
     def receive(self) -> Frame | None:
-        """The next frame but for log records, which are logged; None when the process is gone."""
+        """Return the next frame, or None if the process has ended. Log records are logged here."""
         while True:
             try:
                 frame = self._pipe.receive()
@@ -90,7 +93,7 @@ class WorkerProcess:
             logging.getLogger(frame.logger).log(frame.level, "%s", frame.text)
 
     def end(self, patience: float) -> str:
-        """Wait `patience` seconds for the process to exit, then kill it; says how it ended."""
+        """Wait `patience` seconds for the process to exit, then kill it. Return how it ended."""
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -104,7 +107,7 @@ class WorkerProcess:
             try:
                 self._pipe.send_encoded(data)
             except OSError:
-                logger.debug("a message was dropped: the engine process is gone")
+                logger.debug("a message was discarded: the engine process has ended")
 
 
 def _load_error(name: str, message: str) -> ModelLoadError:
