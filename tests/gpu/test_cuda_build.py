@@ -1,4 +1,4 @@
-"""From a model's folder to an engine on a CUDA device, as a server does it."""
+"""From a model's folder to an engine on a CUDA device, as a server builds it."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def folder(default_model_files, tmp_path):
 
 
 def build(folder, **settings):
-    """An engine, and what was told on the way."""
+    """Returns an engine and the text of the progress lines."""
     lines: list[str] = []
     config = EngineConfig(
         model=str(folder),
@@ -37,7 +37,7 @@ def build(folder, **settings):
     return engine, "\n".join(lines)
 
 
-def test_all_of_it_is_in_use_and_right(folder, device):
+def test_every_optimisation_is_used_and_tokens_are_right(folder, device):
     module = tiny_model("qwen3", vocab_size=VOCAB_SIZE)
     expected = [reference_greedy(module, prompt, 6)[0] for prompt in PROMPTS]
     engine, progress = build(folder, dtype="float32")

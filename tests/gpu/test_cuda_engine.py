@@ -33,7 +33,7 @@ def build(
     kv_dtype=None,
     **settings,
 ):
-    """As `build.py` does for a loaded module, which it changes."""
+    """Build an engine from `module` as `build.py` does. Changes `module`."""
     backend = choose_attention("auto", device)
     probe = check_packing(module, device, module.config.vocab_size)
     if fuse:
@@ -83,7 +83,7 @@ def test_tokens_are_those_of_plain_transformers(family, eager, device):
     assert [r.token_ids for r in results] == expected
 
 
-def test_the_kv_cache_takes_what_is_free_after_a_step(device):
+def test_the_kv_cache_uses_what_is_free_after_a_step(device):
     engine = build(tiny_model("llama").to(device), device, kv_cache_bytes=None)
     info = engine.model.info
     assert info.num_blocks * info.block_size >= 6 * 200 - info.block_size
@@ -113,7 +113,7 @@ def test_out_of_memory_ends_only_the_request_that_needs_it(eager, device):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "qwen3_moe"])
 @pytest.mark.parametrize("name", ["flashinfer", "triton", "batched", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_attention_backends_pass_their_trial(name, family, dtype, device):
+def test_attention_backends_pass_their_parity_check(name, family, dtype, device):
     if name == "flashinfer" and (reason := why_no_flashinfer(device)) is not None:
         pytest.skip(reason)
     module = tiny_model(family, head_dim=64).to(device)
@@ -124,8 +124,8 @@ def test_attention_backends_pass_their_trial(name, family, dtype, device):
         assert choose_attention(name, device, parity_check).name == name
 
 
-def test_tokens_of_steps_in_flight_are_those_without(device):
-    """With the next step launched before the last one is read, and without."""
+def test_tokens_are_the_same_with_and_without_overlap(device):
+    """With overlap, the next step is launched before the previous step's tokens are read."""
 
     def answers(overlap):
         engine = build(tiny_model("llama").to(device), device, overlap=overlap)
@@ -149,6 +149,6 @@ def test_a_kv_cache_in_fp8(device):
     wide_info, narrow_info = wide.model.info, narrow.model.info
     assert narrow_info.kv_bytes_per_token * 2 == wide_info.kv_bytes_per_token
     assert narrow_info.attention_backend in ("triton", "flashinfer")
-    expected, found = (generate_all(engine, prompts(), greedy(1)) for engine in (wide, narrow))
-    for one, other in zip(expected, found, strict=True):
-        assert one.logprobs[0].logprob == pytest.approx(other.logprobs[0].logprob, abs=0.7)
+    expected, actual = (generate_all(engine, prompts(), greedy(1)) for engine in (wide, narrow))
+    for a, b in zip(expected, actual, strict=True):
+        assert a.logprobs[0].logprob == pytest.approx(b.logprobs[0].logprob, abs=0.7)

@@ -1,4 +1,4 @@
-"""Captured decode steps on a CUDA device: the same bits as the steps that they were made of."""
+"""Captured decode steps on a CUDA device have the same bits as the original steps."""
 
 import pytest
 import torch
@@ -17,28 +17,28 @@ MAX_NUM_SEQS = 33
 
 
 @pytest.fixture(scope="module")
-def said():
+def progress_lines():
     return []
 
 
 @pytest.fixture(scope="module")
-def model(said):
-    """Of a family with windows and without, so that a step has kernels of two kinds."""
+def model(progress_lines):
+    """A model with and without sliding windows, so that a step has two kinds of kernels."""
     device = torch.device("cuda", 0)
     engine = build(
         tiny_model("gemma2").to(device, torch.bfloat16),
         device,
         max_num_seqs=MAX_NUM_SEQS,
         dtype="bfloat16",
-        progress=said.append,
+        progress=progress_lines.append,
     )
     assert isinstance(engine.model, GraphedModel)
     return engine.model
 
 
-def test_every_bucket_is_captured_and_checked(model, said):
+def test_every_bucket_is_captured_and_checked(model, progress_lines):
     assert model._graphs.keys() == set(buckets(MAX_NUM_SEQS))
-    assert said[-1].startswith("captured 7 CUDA graphs in ")
+    assert progress_lines[-1].startswith("captured 7 CUDA graphs in ")
 
 
 @pytest.mark.parametrize("num_seqs", range(1, MAX_NUM_SEQS + 1))
@@ -47,18 +47,18 @@ def test_a_replay_has_the_bits_of_its_step(model, num_seqs, device):
     sequences = parity_sequences(model.info).to(device)
     model.model.forward(sequences)
     batch = last_tokens(sequences, num_seqs)
-    replayed = model.forward(batch).clone()
+    actual = model.forward(batch).clone()
     size = next(size for size in model._buckets if size >= num_seqs)
-    same = model.model.forward(model._buffers.view(size, model.info.block_size))[:num_seqs]
-    assert torch.equal(replayed, same)
+    expected = model.model.forward(model._buffers.view(size, model.info.block_size))[:num_seqs]
+    assert torch.equal(actual, expected)
     plain = model.model.forward(batch)
     spread = float(plain.std())
-    assert float((replayed - plain).abs().max()) < 0.1 * spread
+    assert float((actual - plain).abs().max()) < 0.1 * spread
 
 
 @torch.inference_mode()
 def test_replays_of_several_buckets_in_turn_do_not_disturb_each_other(model, device):
-    """They share memory: each must be right after any other."""
+    """The graphs share memory. Each must be right after any other."""
     sequences = parity_sequences(model.info).to(device)
     model.model.forward(sequences)
     alone = {n: model.forward(last_tokens(sequences, n)).clone() for n in (1, 3, 9, 33)}
@@ -76,11 +76,11 @@ def test_a_model_that_waits_for_the_device_runs_without_graphs(device):
         assert float(x.abs().max()) >= 0.0
         return forward(x)
 
-    said = []
+    lines = []
     plain = generate_all(build(module, device, eager=True, fuse=False), [[5, 6, 7]], greedy(6))
     norm.forward = waiting
-    engine = build(module, device, fuse=False, progress=said.append)
-    assert said[-1].startswith("running without CUDA graphs: ")
+    engine = build(module, device, fuse=False, progress=lines.append)
+    assert lines[-1].startswith("running without CUDA graphs: ")
     assert engine.model._graphs == {}
-    found = generate_all(engine, [[5, 6, 7]], greedy(6))
-    assert [r.token_ids for r in found] == [r.token_ids for r in plain]
+    actual = generate_all(engine, [[5, 6, 7]], greedy(6))
+    assert [r.token_ids for r in actual] == [r.token_ids for r in plain]

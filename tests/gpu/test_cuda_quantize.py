@@ -1,4 +1,4 @@
-"""Quantised weights on a CUDA device: products against float ones, and engines with graphs."""
+"""Quantised weights on a CUDA device: products against float products, and engines with graphs."""
 
 import copy
 
@@ -21,7 +21,7 @@ from tests.models.engines import generate_all, greedy, model_info
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 
 RELATIVE_ERROR = {"int8": 0.015, "int4": 0.13, "fp8": 0.05}
-"""Of a product of normally distributed numbers, in the Euclidean norm."""
+"""The largest error of a product of normally distributed numbers, in the Euclidean norm."""
 
 
 @pytest.fixture(params=["int8", "int4", "fp8"])
@@ -36,7 +36,7 @@ def precision(request, device):
 
 @pytest.mark.parametrize("num_rows", [1, 5, 300])
 @pytest.mark.parametrize("shape", [(96, 64), (1008, 576), (4096, 4096)])
-def test_products_are_near_the_float_ones(device, precision, shape, num_rows):
+def test_products_are_near_float_products(device, precision, shape, num_rows):
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(n, shape[1], generator=generator) for n in (shape[0], num_rows))
     bias = torch.randn(shape[0], generator=generator)
@@ -48,14 +48,14 @@ def test_products_are_near_the_float_ones(device, precision, shape, num_rows):
     assert (layer(torch.zeros_like(x)) == bias).all()
 
 
-def test_engines_with_graphs_give_what_plain_ones_give(device, precision):
+def test_quantised_engines_with_graphs_are_near_plain_engines(device, precision):
     module = tiny_model("llama", hidden_size=64, intermediate_size=96)
-    for parameter in module.parameters():  # the scale of trained weights, not of varied output
+    for parameter in module.parameters():  # to the scale of trained weights
         parameter.data.mul_(0.5)
     module = module.to(device, torch.bfloat16)
 
     def answers(module, *, eager):
-        """First the prompt, then a decode step, which replays a graph."""
+        """Log-probabilities of two tokens: one after the prompt, one from a graph's replay."""
         module = copy.deepcopy(module)
         backend = choose_attention("auto", device)
         probe = check_packing(module, device, VOCAB_SIZE)

@@ -1,4 +1,4 @@
-"""The server on an engine in a process of its own on a CUDA device: answers, and `kill -9`."""
+"""The server with an engine process on a CUDA device: answers, and recovery from `kill -9`."""
 
 import asyncio
 import os
@@ -54,20 +54,20 @@ def body(i, **changes):
 
 
 async def answers(engine):
-    """What each of many requests at once is answered, some of them sampled with a seed."""
+    """The answers to many simultaneous requests, some of them sampled with a seed."""
     async with client_of(engine) as client:
         sampled = {"temperature": 1.0, "top_p": 0.9, "seed": 5}
-        found = await asyncio.gather(
+        responses = await asyncio.gather(
             *(
                 client.post("/v1/chat/completions", json=body(i, **(sampled if i % 3 else {})))
                 for i in range(NUM_STREAMS)
             )
         )
-    assert {answer.status_code for answer in found} == {200}
-    return [answer.json()["choices"][0]["message"]["content"] for answer in found]
+    assert {answer.status_code for answer in responses} == {200}
+    return [answer.json()["choices"][0]["message"]["content"] for answer in responses]
 
 
-def test_answers_with_graphs_are_those_without(config):
+def test_answers_are_the_same_with_and_without_graphs(config):
     async def both():
         texts = []
         for eager in (False, True):
@@ -104,9 +104,10 @@ def test_a_killed_engine_is_started_again_with_all_of_its_memory(config):
             ]
             await wait_until(lambda: engine.stats().num_running == 8)
             os.kill(engine._runner.process_id, signal.SIGKILL)
-            lost = await asyncio.gather(*running, return_exceptions=True)
+            outcomes = await asyncio.gather(*running, return_exceptions=True)
             assert all(
-                isinstance(answer, EngineDeadError) or answer.status_code >= 500 for answer in lost
+                isinstance(answer, EngineDeadError) or answer.status_code >= 500
+                for answer in outcomes
             )
             assert (await client.get("/health")).status_code == 503
             await wait_until(lambda: engine.is_alive)

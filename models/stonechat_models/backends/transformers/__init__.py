@@ -1,4 +1,4 @@
 """Runs a Hugging Face model, unmodified or with fused parts, on packed tokens and a paged KV cache.
 
-May import `backends.quantization`, `backends.native` and what stands below them.
+May import `backends.quantization`, `backends.native` and the packages below them.
 """

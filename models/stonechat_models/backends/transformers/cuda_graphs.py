@@ -1,9 +1,9 @@
-"""Decode steps as CUDA graphs: a step of any size replays the graph of the next larger bucket.
+"""Decode steps as CUDA graphs. A step replays the graph of the smallest bucket that it fits in.
 
-Everything that a captured step reads lies in static buffers: a step copies its numbers there, and
-rows that it does not fill see no keys and write to a cache slot that nobody reads. What captures
-and replays is handed in, so that all but that can run anywhere. Before it is used, each graph is
-replayed on a few sequences beside the step that it was made of.
+A captured step reads only static buffers, and each step copies its inputs there. Rows that a step
+does not fill see no keys and write to a cache slot that is never read. The capturer is passed in,
+so that everything else runs on any device. Before a graph is used, its replay is compared with the
+captured step on a few sequences.
 """
 
 import logging
@@ -25,29 +25,29 @@ logger = logging.getLogger(__name__)
 
 Forward = Callable[[], torch.Tensor]
 
-TRIAL_LENGTHS = (3, 50, 19, 7)
-"""Tokens of the sequences that graphs are checked on, as far as the KV cache holds them."""
+PARITY_LENGTHS = (3, 50, 19, 7)
+"""Lengths of the sequences that graphs are checked on, cut to what the KV cache holds."""
 
 
 class Capturer(Protocol):
-    """Turns a step into something that repeats it on the same memory."""
+    """Turns a step into a function that repeats it on the same memory."""
 
     def capture(self, step: Forward) -> Forward:
-        """Run `step` now; the result repeats its kernels and returns the same tensor each time.
+        """Run `step` now, and return a function that repeats its kernels.
 
-        Raises when the step cannot be captured.
+        The function returns the same tensor each time. Raises if the step cannot be captured.
         """
 
 
 def buckets(max_num_seqs: int) -> list[int]:
-    """Powers of two up to `max_num_seqs`, and that number itself."""
+    """The batch sizes to capture: powers of two below `max_num_seqs`, and that number itself."""
     sizes = [1 << i for i in range(max_num_seqs.bit_length()) if 1 << i < max_num_seqs]
     return [*sizes, max_num_seqs]
 
 
 @dataclass(slots=True)
 class StaticBuffers:
-    """The input of a decode step of up to `size` sequences, one token each."""
+    """The inputs of a decode step, with one token per sequence."""
 
     token_ids: torch.Tensor
     positions: torch.Tensor
@@ -84,8 +84,8 @@ class StaticBuffers:
     def view(self, size: int, block_size: int) -> ForwardBatch:
         """A batch of `size` sequences that shares this memory.
 
-        Its context lengths on the host are the longest possible: kernels may choose a grid by
-        them, which then suits every step.
+        Its context lengths on the host are the longest possible. Kernels may choose a grid by
+        them, and the grid must suit every step.
         """
         return ForwardBatch(
             token_ids=self.token_ids[:size],
@@ -100,23 +100,26 @@ class StaticBuffers:
         )
 
     def fill(self, batch: ForwardBatch, size: int) -> None:
-        """Copy a decode step in, and make the rows from there to `size` see and change nothing."""
-        used = batch.num_seqs
-        self.token_ids[:used].copy_(batch.token_ids, non_blocking=True)
-        self.positions[:used].copy_(batch.positions, non_blocking=True)
-        self.slot_mapping[:used].copy_(batch.slot_mapping, non_blocking=True)
-        self.context_lens[:used].copy_(batch.context_lens, non_blocking=True)
+        """Copy a decode step in. The rows from there to `size` become padding.
+
+        Padding rows see no keys and write to the padding slot.
+        """
+        num_rows = batch.num_seqs
+        self.token_ids[:num_rows].copy_(batch.token_ids, non_blocking=True)
+        self.positions[:num_rows].copy_(batch.positions, non_blocking=True)
+        self.slot_mapping[:num_rows].copy_(batch.slot_mapping, non_blocking=True)
+        self.context_lens[:num_rows].copy_(batch.context_lens, non_blocking=True)
         width = batch.block_table.shape[1]
-        self.block_table[:used, :width].copy_(batch.block_table, non_blocking=True)
-        if used < size:
-            self.token_ids[used:size].zero_()
-            self.positions[used:size].zero_()
-            self.slot_mapping[used:size].fill_(self.padding_slot)
-            self.context_lens[used:size].zero_()
+        self.block_table[:num_rows, :width].copy_(batch.block_table, non_blocking=True)
+        if num_rows < size:
+            self.token_ids[num_rows:size].zero_()
+            self.positions[num_rows:size].zero_()
+            self.slot_mapping[num_rows:size].fill_(self.padding_slot)
+            self.context_lens[num_rows:size].zero_()
 
 
 class GraphedModel:
-    """A model whose decode steps are replayed; every other step runs as it is.
+    """A model whose decode steps replay CUDA graphs. Every other step runs without a graph.
 
     The model's KV cache must be allocated, with one more block than `info.num_blocks`.
     """
@@ -137,16 +140,17 @@ class GraphedModel:
         return self.model.kv_bytes_per_token
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
-        raise RuntimeError("the graphs refer to the KV cache that was there when they were made")
+        raise RuntimeError("the CUDA graphs read the present KV cache, so it cannot be replaced")
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         self.model.copy_blocks(pairs)
 
     def capture(self, capturer: Capturer, progress: Callable[[str], None]) -> None:
-        """Capture every bucket, the largest first, which sizes the memory they share, and check it.
+        """Capture and check a graph for every bucket. Overwrites the KV cache.
 
-        A model that cannot be captured, or whose graphs give other logits, runs without graphs,
-        and `progress` is told. Overwrites the KV cache.
+        The largest bucket comes first, since it sizes the memory that all graphs share. If a
+        capture fails or a graph returns other logits, the model runs without graphs, and
+        `progress` gets the reason.
         """
         started = time.perf_counter()
         progress(f"capturing CUDA graphs for up to {self._buckets[-1]} sequences")
@@ -155,7 +159,7 @@ class GraphedModel:
                 batch = self._buffers.view(size, self.info.block_size)
                 self._graphs[size] = capturer.capture(partial(self.model.forward, batch))
             self._check()
-        except Exception as error:  # whatever it is, steps run without graphs too
+        except Exception as error:  # after any error, steps can still run without graphs
             logger.warning("capturing failed", exc_info=error)
             reason = str(error).strip() or type(error).__name__
             progress(f"running without CUDA graphs: {reason.splitlines()[0]}")
@@ -166,47 +170,49 @@ class GraphedModel:
 
     @torch.inference_mode()
     def _check(self) -> None:
-        """Raises `RuntimeError` when a replay differs from the same step without a graph, or the
-        rows of a step from those without the padding.
+        """Raises `RuntimeError` if a replay differs from the same step without a graph, or if a
+        padded step differs from the same step without padding.
 
-        For the second, half of the rows decide: rounding may differ between batch sizes, and a
-        router of experts then choose otherwise at single ones.
+        For padding the median row decides. Rounding may differ between batch sizes, and a router
+        may then choose other experts in single rows.
         """
         tolerance = TOLERANCE.get(getattr(torch, self.info.dtype), 0.25)
         sequences = parity_sequences(self.info).to(self._device)
         self.model.forward(sequences)
-        off_without_padding = []
-        smaller = 0
+        padding_differences = []
+        previous_size = 0
         for size in self._buckets:
-            batch = last_tokens(sequences, smaller + 1)
-            smaller = size
+            batch = last_tokens(sequences, previous_size + 1)
+            previous_size = size
             self._buffers.fill(batch, size)
-            used = batch.num_seqs
-            replayed = self._graphs[size]()[:used].clone()
-            same = self.model.forward(self._buffers.view(size, self.info.block_size))[:used]
-            off = float(_differences(same, replayed).max())
-            if off > tolerance and off > 2 * self._noise(size, same):
+            num_rows = batch.num_seqs
+            actual = self._graphs[size]()[:num_rows].clone()
+            expected = self.model.forward(self._buffers.view(size, self.info.block_size))[:num_rows]
+            difference = float(_differences(expected, actual).max())
+            if difference > tolerance and difference > 2 * self._noise(size, expected):
                 raise RuntimeError(
-                    f"the graph for {size} sequences gives logits that are off by {off:.2g} "
-                    f"standard deviations, and {tolerance:g} is rounding"
+                    f"the graph for {size} sequences gives logits that are off by {difference:.2g} "
+                    f"standard deviations; rounding explains {tolerance:g} at most"
                 )
-            off_without_padding.append(_differences(self.model.forward(batch), replayed))
-        typical = float(torch.cat(off_without_padding).median())
+            padding_differences.append(_differences(self.model.forward(batch), actual))
+        typical = float(torch.cat(padding_differences).median())
         if not typical <= tolerance:
             raise RuntimeError(
                 f"padded decode steps give logits that are off by {typical:.2g} standard "
-                f"deviations, and {tolerance:g} is rounding"
+                f"deviations; rounding explains {tolerance:g} at most"
             )
 
     def _noise(self, size: int, logits: torch.Tensor) -> float:
-        """How far a step without a graph is off itself when it runs again, as kernels may that add
-        in any order; 0 when that says nothing."""
-        again = self.model.forward(self._buffers.view(size, self.info.block_size))
-        noise = float(_differences(logits, again[: len(logits)]).max())
+        """How much a step without a graph differs from itself when it runs again.
+
+        Kernels that add in any order cause such differences. Returns 0 if it is not finite.
+        """
+        repeated = self.model.forward(self._buffers.view(size, self.info.block_size))
+        noise = float(_differences(logits, repeated[: len(logits)]).max())
         return noise if math.isfinite(noise) else 0.0
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """As `CausalModel`; the logits of a decode step are overwritten by the next one."""
+        """As in `CausalModel`, but each decode step overwrites the logits of the one before."""
         num_seqs = batch.num_seqs
         is_decode = batch.num_tokens == num_seqs == len(batch.logits_index)
         if not is_decode or not self._graphs:
@@ -217,10 +223,10 @@ class GraphedModel:
 
 
 def parity_sequences(info: ModelInfo) -> ForwardBatch:
-    """A prefill of a few sequences of random tokens that the KV cache holds; on the CPU."""
-    num_seqs = min(len(TRIAL_LENGTHS), info.num_blocks)
+    """A prefill of a few sequences of random tokens that fit in the KV cache; on the CPU."""
+    num_seqs = min(len(PARITY_LENGTHS), info.num_blocks)
     longest = min(info.max_model_len, info.num_blocks // num_seqs * info.block_size)
-    lengths = [min(length, longest) for length in TRIAL_LENGTHS[:num_seqs]]
+    lengths = [min(length, longest) for length in PARITY_LENGTHS[:num_seqs]]
     generator = torch.Generator().manual_seed(0)
     batch = random_batch([(n, n) for n in lengths], info.block_size, generator)
     batch.token_ids.random_(info.vocab_size, generator=generator)
@@ -228,9 +234,9 @@ def parity_sequences(info: ModelInfo) -> ForwardBatch:
 
 
 def last_tokens(batch: ForwardBatch, num_seqs: int) -> ForwardBatch:
-    """The decode step that computes the last tokens of `batch` again, of its sequences in turn.
+    """A decode step of `num_seqs` rows that computes the last tokens of `batch` again.
 
-    With more rows than sequences some compute the same.
+    Row i is sequence i of `batch`. If there are more rows than sequences, the sequences repeat.
     """
     rows = torch.arange(num_seqs, device=batch.token_ids.device) % batch.num_seqs
     last = batch.logits_index[rows]
@@ -248,7 +254,7 @@ def last_tokens(batch: ForwardBatch, num_seqs: int) -> ForwardBatch:
 
 
 def _differences(expected: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
-    """For each row, how far it is off, in standard deviations of the logits; inf for NaN."""
+    """Per row, the largest difference in standard deviations of the logits; inf for NaN."""
     spread = float(expected.std()) or 1.0
-    off = (expected - actual).abs().amax(dim=-1) / spread
-    return torch.nan_to_num(off, nan=float("inf"), posinf=float("inf"))
+    differences = (expected - actual).abs().amax(dim=-1) / spread
+    return torch.nan_to_num(differences, nan=float("inf"), posinf=float("inf"))

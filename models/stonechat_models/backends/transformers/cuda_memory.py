@@ -1,6 +1,6 @@
-"""What only a CUDA device has: graph capture, and a profile of what a step needs.
+"""Graph capture on a CUDA device, and a measurement of the memory that a step needs there.
 
-Written against PyTorch's documentation; see docs/gpu.md for what has been run.
+Written against PyTorch's documentation. docs/gpu.md lists what has run on a GPU.
 """
 
 import gc
@@ -24,14 +24,14 @@ from stonechat_models.types import SamplingParams
 logger = logging.getLogger(__name__)
 
 GRAPH_BYTES = 16 << 20
-"""Memory of the driver for a graph, beside the tensors in it; generous."""
+"""Driver memory per graph, in addition to its tensors; a generous estimate."""
 
 
 class CudaCapturer:
-    """Captures steps into graphs that share one pool of memory.
+    """Captures steps into graphs that share one memory pool.
 
-    Graphs may share it because they run one after the other on one stream, and what a replay
-    returns is read before the next one: only the outputs stay apart.
+    They may share it because they run one after the other on one stream, and the output of a replay
+    is read before the next replay. Only the outputs have separate memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,13 +41,15 @@ class CudaCapturer:
 
     @torch.inference_mode()
     def capture(self, step: Forward) -> Forward:
-        """See `Capturer`. A first run compiles kernels and sets libraries up on the stream of the
-        capture; a second one raises where the step waits for the device, which a capture could
-        not survive as well."""
+        """See `Capturer`.
+
+        A first run compiles kernels and sets up libraries on the capture's stream. A second run
+        raises if the step waits for the device: after a wait inside a capture, recovery is harder.
+        """
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             step()
-            with _no_waiting():
+            with _raise_on_wait():
                 step()
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
@@ -65,51 +67,51 @@ class CudaCapturer:
 
 
 @contextmanager
-def _no_waiting() -> Iterator[None]:
-    """PyTorch raises `RuntimeError` when an operator waits for the device."""
-    before = torch.cuda.get_sync_debug_mode()
+def _raise_on_wait() -> Iterator[None]:
+    """Inside, PyTorch raises `RuntimeError` if an operator waits for the device."""
+    previous_mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        torch.cuda.set_sync_debug_mode(previous_mode)
 
 
 def with_cuda_graphs(
     model: CausalModel, device: torch.device, progress: Callable[[str], None]
 ) -> CausalModel:
-    """The model with its decode steps captured, or as it was when it cannot be captured.
+    """The model with its decode steps captured, or running without graphs if that fails.
 
-    Raises `ModelLoadError` when the device does not work any more after the attempt.
+    Raises `ModelLoadError` if the device no longer works after the attempt.
     """
-    graphed = GraphedModel(model, device)
+    graphed_model = GraphedModel(model, device)
     with torch.cuda.device(device):
         gc.collect()
-        before, _ = torch.cuda.mem_get_info(device)
-        graphed.capture(CudaCapturer(device), progress)
+        free_before, _ = torch.cuda.mem_get_info(device)
+        graphed_model.capture(CudaCapturer(device), progress)
         try:
             torch.cuda.synchronize(device)
         except RuntimeError as error:
             raise ModelLoadError(
                 f"{device} failed while CUDA graphs were captured ({error}); "
-                "--eager starts without them"
+                "use --eager to start without graphs"
             ) from error
         torch.cuda.empty_cache()
-        taken = before - torch.cuda.mem_get_info(device)[0]
-    logger.info("the CUDA graphs take %.0f MiB", taken / 2**20)
-    return graphed
+        num_bytes = free_before - torch.cuda.mem_get_info(device)[0]
+    logger.info("the CUDA graphs use %.0f MiB", num_bytes / 2**20)
+    return graphed_model
 
 
 def largest_batch(
     num_tokens: int, num_seqs: int, max_model_len: int, block_size: int
 ) -> ForwardBatch:
-    """A prefill of as many tokens and sequences as a step may have; every sequence needs logits.
+    """A prefill of as many tokens and sequences as a step may have. Every sequence needs logits.
 
-    On the CPU. Its blocks are the first `sum(ceil(length / block_size))` ones.
+    The batch is on the CPU. It uses the first `sum(ceil(length / block_size))` blocks.
     """
     num_seqs = min(num_seqs, num_tokens)
-    share, rest = divmod(num_tokens, num_seqs)
-    lengths = [min(share + (i < rest), max_model_len) for i in range(num_seqs)]
+    share, remainder = divmod(num_tokens, num_seqs)
+    lengths = [min(share + (i < remainder), max_model_len) for i in range(num_seqs)]
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
@@ -146,11 +148,11 @@ def step_memory(
     block_size: int,
     graphs: bool = False,
 ) -> int:
-    """Bytes that steps need beside weights and KV cache, found by running the largest one; with
-    `graphs` those that CUDA graphs of decode steps keep are added.
+    """Bytes that steps need in addition to weights and KV cache, measured on the largest step.
 
-    Leaves a KV cache of one block behind, which the next `allocate_kv_cache` replaces. Raises
-    `ModelLoadError` when not even one such step fits.
+    With `graphs` this includes what the CUDA graphs of decode steps keep. Leaves a KV cache of one
+    block, which the next `allocate_kv_cache` replaces. Raises `ModelLoadError` if not even one
+    such step fits.
     """
     batch = largest_batch(max_batch_tokens, max_num_seqs, max_model_len, block_size)
     num_blocks = sum(-(-length // block_size) for length in batch.context_lens_list)
@@ -167,9 +169,9 @@ def step_memory(
             )
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
-            f"a step of {batch.num_tokens} tokens and {batch.num_seqs} sequences does not fit the "
-            f"{free / 2**20:.0f} MiB that are free on {device}: lower --max-batch-tokens or "
-            "--max-num-seqs"
+            f"a step of {batch.num_tokens} tokens and {batch.num_seqs} sequences does not fit "
+            f"in the {free / 2**20:.0f} MiB that are free on {device}: lower --max-batch-tokens "
+            "or --max-num-seqs"
         ) from error
     model.allocate_kv_cache(1, block_size)
     torch.cuda.empty_cache()
@@ -184,8 +186,10 @@ def _graph_memory(
     num_blocks: int,
     block_size: int,
 ) -> int:
-    """Bytes that the graphs of all buckets keep: they share the memory of the largest step, but
-    each keeps its own logits."""
+    """Bytes that the graphs of all buckets keep.
+
+    The graphs share the memory of the largest step, but each keeps its own logits.
+    """
     buffers = StaticBuffers.allocate(max_num_seqs, table_width, num_blocks * block_size, device)
     step = buffers.view(max_num_seqs, block_size)
     shared = _peak(lambda: model.forward(step), device)
@@ -195,8 +199,8 @@ def _graph_memory(
 
 
 def _peak(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes allocated at most while `run` runs, beyond those before."""
+    """Most bytes allocated at a time while `run` runs, in addition to those allocated before."""
     torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    allocated_before = torch.cuda.memory_allocated(device)
     run()
-    return torch.cuda.max_memory_allocated(device) - before
+    return torch.cuda.max_memory_allocated(device) - allocated_before

@@ -1,11 +1,12 @@
-"""Float linears whose rows have the same bits in any batch (`--deterministic`).
+"""Float linear layers whose rows have the same bits in any batch (`--deterministic`).
 
-A matrix product may sum in another order when it has another number of rows. So the rows are
-taken in tiles of a fixed size, the last one filled up with zeros. Whether a row's bits depend on
-its place in a tile is tried on each layer's own weights, and the tile made smaller until not.
+A matrix product may sum in another order if it has another number of rows. So the rows are
+multiplied in tiles of a fixed size, and the last tile is padded with zeros. A row's bits may still
+depend on its place in a tile. Each layer checks that with its own weights, and uses the largest
+tile in which they do not.
 
 Elementwise functions may compute the last few numbers of a tensor with other instructions than
-the rest, so a step's tokens are also filled up to a multiple of `ROWS` (see `TransformersModel`).
+the rest. So a step's tokens are also padded to a multiple of `ROWS` (see `TransformersModel`).
 """
 
 import torch
@@ -19,7 +20,7 @@ TILE_SIZES = (ROWS, 16, 8, 4, 1)
 
 
 class TiledLinear(nn.Module):
-    """`nn.Linear` over tiles of `tile` rows; shares its weight and bias."""
+    """`nn.Linear` in tiles of `tile` rows. Shares the weight and bias of the original layer."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -30,36 +31,36 @@ class TiledLinear(nn.Module):
         self.tile = next(size for size in TILE_SIZES if self._is_same_everywhere(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in_features] gives [..., out_features]."""
+        """Maps [..., in_features] to [..., out_features]."""
         rows = x.reshape(-1, self.in_features)
         num_rows = rows.shape[0]
         padding = -num_rows % self.tile
         tiles = torch.split(F.pad(rows, (0, 0, 0, padding)), self.tile)
-        # A clone is aligned as the trial's rows are; kernels may differ for other addresses.
+        # A clone is aligned like the rows of the check; kernels may differ for other addresses.
         output = torch.cat([F.linear(tile.clone(), self.weight, self.bias) for tile in tiles])
         return output[:num_rows].view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def _is_same_everywhere(self, tile: int) -> bool:
-        """Whether one row gets the same bits at every place of a tile, whatever the others are."""
+        """Whether a row has the same bits at every place of a tile, whatever the other rows are."""
         if tile == 1:
             return True
         generator = torch.Generator().manual_seed(tile)
-        others = torch.randn(tile, self.in_features, generator=generator).to(self.weight)
-        found = []
+        random_rows = torch.randn(tile, self.in_features, generator=generator).to(self.weight)
+        outputs = []
         for place in range(tile):
-            rows = others.clone()
-            rows[place] = others[0]
+            rows = random_rows.clone()
+            rows[place] = random_rows[0]
             rows[:place] *= place
-            found.append(F.linear(rows, self.weight, self.bias)[place])
-        return all(torch.equal(row, found[0]) for row in found)
+            outputs.append(F.linear(rows, self.weight, self.bias)[place])
+        return all(torch.equal(row, outputs[0]) for row in outputs)
 
 
 def make_deterministic(module: nn.Module) -> None:
-    """Replace every linear of `module` in place.
+    """Replace every `nn.Linear` of `module` in place.
 
-    Raises `UnsupportedModelError` when weights are multiplied elsewhere than in linears (the
-    experts of a mixture, say), where other rows could still change a row's bits.
+    Raises `UnsupportedModelError` if weights are multiplied outside linear layers, for example in
+    the experts of a mixture: other rows could still change a row's bits there.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

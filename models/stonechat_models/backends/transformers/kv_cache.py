@@ -1,4 +1,4 @@
-"""The paged KV cache of a PyTorch model: per layer, one row a token slot."""
+"""The paged KV cache of a PyTorch model: one row per layer and token slot."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from stonechat_models.hardware.transfers import to_device
 
 @dataclass(frozen=True, slots=True)
 class LayerKVShape:
-    """What one layer keeps for a token. Keys and values may differ in head size (MLA)."""
+    """The shape of one layer's entry per token. Key and value head sizes may differ (MLA)."""
 
     num_kv_heads: int
     key_size: int
@@ -24,7 +24,7 @@ class LayerKVShape:
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
-    """One layer's keys [num_blocks * block_size, num_kv_heads, key_size], and values alike."""
+    """One layer's keys [num_blocks * block_size, num_kv_heads, key_size], and values likewise."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -35,7 +35,7 @@ class LayerKV:
         return _read(self.keys, slots, dtype), _read(self.values, slots, dtype)
 
     def pages(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values by block, [num_blocks, block_size, Hkv, D]."""
+        """Views of keys and values by block, [num_blocks, block_size, Hkv, D]."""
         shape = (-1, self.block_size)
         return (
             self.keys.view(*shape, *self.keys.shape[1:]),
@@ -44,7 +44,7 @@ class LayerKV:
 
 
 class KVCache:
-    """`keys[layer]` is [num_blocks * block_size, num_kv_heads, key_size], `values` alike."""
+    """`keys[layer]` is [num_blocks * block_size, num_kv_heads, key_size]; `values` likewise."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class KVCache:
         _store(self.values[layer], slots, value)
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
-        """Copy blocks, (source, destination); every source is read before any is written."""
+        """Copy blocks, (source, destination). Every source is read before any block is written."""
         for tensors in (self.keys, self.values):
             for tensor in tensors.values():
                 blocks = _as_bits(tensor).view(-1, self.block_size, *tensor.shape[1:])
@@ -98,11 +98,11 @@ def _read(cache: torch.Tensor, slots: torch.Tensor, dtype: torch.dtype) -> torch
 
 
 def _store(cache: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
-    if cache.dtype is FP8:  # whether a cast saturates or overflows differs
+    if cache.dtype is FP8:  # a cast may saturate or overflow
         rows = rows.clamp(-FP8_MAX, FP8_MAX)
     _as_bits(cache).index_copy_(0, slots, _as_bits(rows.to(cache.dtype)))
 
 
 def _as_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """float8 as bytes: not every operator that moves elements knows the type."""
+    """float8 as bytes: some operators that move elements do not support float8."""
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor

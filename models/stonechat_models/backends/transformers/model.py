@@ -1,4 +1,4 @@
-"""Any Hugging Face causal model, unmodified, over the paged KV cache."""
+"""Runs any Hugging Face causal model over the paged KV cache."""
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
@@ -17,11 +17,11 @@ from stonechat_models.types import ModelInfo
 
 
 class TransformersModel:
-    """Runs `module` on packed tokens. Raises `UnsupportedModelError` if that would be wrong.
+    """Runs `module` on packed tokens. Raises `UnsupportedModelError` if packing would be wrong.
 
-    `row_multiple`: each step's tokens are filled up to a multiple of this. `probe`: what the check
-    at load found, where it was made before the module was changed. `kv_dtype`: that of the KV
-    cache, by default the module's.
+    `row_multiple`: each step's tokens are padded to a multiple of this. `probe`: the result of
+    the packing check, if it ran before the module was changed; else the check runs here.
+    `kv_dtype`: the dtype of the KV cache, by default the module's.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class TransformersModel:
 
     @property
     def attention_parity_check(self) -> ParityCheck:
-        """What an attention backend has to compute right for this model."""
+        """The parity check that an attention backend must pass for this model."""
         dtype = getattr(torch, self.info.dtype)
         return ParityCheck(
             self.device, dtype, self.kv_dtype, self.info.block_size, self._probe.kinds
         )
 
     def set_attention(self, backend: AttentionBackend) -> None:
-        """Use another backend, from the next step on."""
+        """Use another attention backend from the next step on."""
         self.backend = backend
         self.info = replace(self.info, attention_backend=backend.name)
 
@@ -64,7 +64,7 @@ class TransformersModel:
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         self._cache = KVCache(
             self._probe.shapes,
-            num_blocks=num_blocks + 1,  # the last one takes what padding rows of a graph write
+            num_blocks=num_blocks + 1,  # padding rows of a CUDA graph write to the last one
             block_size=block_size,
             dtype=self.kv_dtype,
             devices=self._probe.devices,
@@ -95,12 +95,12 @@ class TransformersModel:
             return logits.float()
 
     def _padded(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and positions."""
-        missing = -batch.num_tokens % self._row_multiple
-        if not missing:
+        """Token ids and positions, padded to a multiple of `row_multiple`."""
+        num_padding = -batch.num_tokens % self._row_multiple
+        if not num_padding:
             return batch.token_ids, batch.positions
-        return F.pad(batch.token_ids, (0, missing)), F.pad(batch.positions, (0, missing))
+        return F.pad(batch.token_ids, (0, num_padding)), F.pad(batch.positions, (0, num_padding))
 
     def _as_current_device(self) -> AbstractContextManager[object]:
-        """Triton launches on the thread's current device, wherever the tensors are."""
+        """Triton launches on the thread's current device, even if the tensors are on another."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()

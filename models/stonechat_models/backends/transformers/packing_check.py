@@ -1,9 +1,10 @@
-"""The check at load: packed sequences against each alone, with the model's own attention.
+"""The packing check at load: packed sequences against each one alone, with the model's attention.
 
-What a model keeps outside its attention (a recurrent state, a convolution) leaks from one packed
-sequence into the next, and shows in the logits of the second and not of the first. In half
-precision a router of experts may also choose otherwise at single tokens because of rounding;
-what is not clear then is decided in float32, on a random copy of the first layers.
+State that a model keeps outside its attention (a recurrent state, a convolution) leaks from one
+packed sequence into the next. It changes the logits of the second sequence, but not of the first.
+In half precision, rounding can also make a router choose other experts at single tokens. If that
+leaves the result unclear, the check is repeated in float32 on a small copy: the first layers, with
+random weights.
 """
 
 import copy
@@ -21,18 +22,20 @@ from stonechat_models.backends.transformers.attention.interface import (
 from stonechat_models.errors import EngineError, UnsupportedModelError
 
 LENGTHS = (7, 4)
-"""Tokens of the packed sequences."""
+"""Lengths of the packed sequences, in tokens."""
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
-"""Largest difference of logits allowed, in standard deviations of the logits."""
+"""Largest allowed difference of logits, in standard deviations of the logits."""
 LEAK_RATIO = 30.0
-"""How much more than the first sequence the second may be off: both have the same rounding."""
+"""The second sequence's median difference may be at most this many times the first's. Rounding
+affects both alike."""
 COPY_VOCAB_SIZE = 256
 
 
 def check_packing(module: torch.nn.Module, device: torch.device, vocab_size: int) -> ProbeContext:
-    """Returns what the check learned of the layers. Raises `UnsupportedModelError` with a reason.
+    """Check that packing does not change the logits. Returns the probe.
 
-    Leaves `module` with the paged attention function set.
+    The probe has recorded the model's layers. Raises `UnsupportedModelError` with the reason.
+    Sets the paged attention function in `module`.
     """
     probe, differences = _compare(module, device, vocab_size)
     dtype = next(module.parameters()).dtype
@@ -43,14 +46,14 @@ def check_packing(module: torch.nn.Module, device: torch.device, vocab_size: int
     worst = max(float(d.max()) for d in differences)
     if worst > tolerance or _leaks(*differences):
         raise UnsupportedModelError(
-            "a packed forward pass gives other logits than the model alone (off by "
-            f"{worst:.2g} standard deviations): it keeps state that is not in its attention"
+            "a packed forward pass gives other logits than each sequence alone (off by "
+            f"{worst:.2g} standard deviations): the model keeps state outside its attention"
         )
     return probe
 
 
 def _is_unclear(differences: list[torch.Tensor], tolerance: float) -> bool:
-    """Off at single positions, and right at most."""
+    """True if single positions are off, but the medians of both sequences are not."""
     worst = max(float(d.max()) for d in differences)
     typical = max(float(d.median()) for d in differences)
     return typical <= tolerance < worst
@@ -61,7 +64,7 @@ def _leaks(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def small_copy(module: torch.nn.Module) -> torch.nn.Module:
-    """A random float32 model of the same kind, with as few layers as show every type of layer."""
+    """A float32 model of the same class with random weights and one layer or more of every type."""
     config: Any = copy.deepcopy(module.config)
     types: Sequence[str] = getattr(config, "layer_types", None) or ()
     num_layers = max(2, *(types.index(kind) + 1 for kind in set(types)), 2)
@@ -74,14 +77,17 @@ def small_copy(module: torch.nn.Module) -> torch.nn.Module:
     try:
         return type(module)(config).float().eval()
     except Exception as error:
-        raise UnsupportedModelError(f"no trial copy of the model can be made: {error}") from error
+        raise UnsupportedModelError(f"the packing check cannot copy the model: {error}") from error
 
 
 @torch.inference_mode()
 def _compare(
     module: torch.nn.Module, device: torch.device, vocab_size: int
 ) -> tuple[ProbeContext, list[torch.Tensor]]:
-    """For each sequence, how far each position's logits are off, in standard deviations."""
+    """Returns the probe, and per sequence each position's largest difference of logits.
+
+    The unit is the standard deviation of the logits.
+    """
     register_attention()
     generator = torch.Generator().manual_seed(0)
     sequences = [
@@ -101,15 +107,15 @@ def _compare(
     except EngineError:
         raise
     except Exception as error:
-        raise UnsupportedModelError(f"a trial forward pass fails: {error}") from error
+        raise UnsupportedModelError(f"the packing check's forward pass fails: {error}") from error
     if not probe.shapes:
         raise UnsupportedModelError("the model never calls the registered attention function")
     if not torch.isfinite(expected).all():
         dtype = next(module.parameters()).dtype
         raise UnsupportedModelError(f"the model gives logits that are not finite in {dtype}")
     spread = float(expected.std()) or 1.0
-    off = torch.nan_to_num((expected - actual).abs().amax(dim=-1) / spread, nan=float("inf"))
-    return probe, list(torch.split(off, list(LENGTHS)))
+    errors = torch.nan_to_num((expected - actual).abs().amax(dim=-1) / spread, nan=float("inf"))
+    return probe, list(torch.split(errors, list(LENGTHS)))
 
 
 def _set_attention(module: torch.nn.Module, name: str) -> None:
@@ -128,7 +134,10 @@ def packed_forward(
     context: PagedContext | ProbeContext,
     logits_to_keep: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Packed tokens int64[T] give logits [T, V], or [R, V] of the rows to keep."""
+    """Run `module` on packed tokens int64[T]. Returns logits [T, V].
+
+    With `logits_to_keep` int64[R], it returns only the logits [R, V] of these rows.
+    """
     extra: dict[str, Any] = {}
     if logits_to_keep is not None:
         extra["logits_to_keep"] = logits_to_keep

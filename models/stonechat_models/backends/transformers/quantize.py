@@ -1,17 +1,19 @@
-"""Quantises the weights of an unmodified Hugging Face module in place, layer by layer.
+"""Quantises the weights of a Hugging Face module in place, layer by layer.
 
-Replaced are `nn.Linear` and GPT-2's `Conv1D` (the head too) and the experts of a mixture, where
-they are stored in transformers' common form. Kept are embeddings, norms, and the routers that
-choose experts, which are small and sensitive. In int4 the head is kept in 8 bits. On CUDA the head
-is kept too: a step would write it out of int8 codes, and fp8 would show in every logit.
+`nn.Linear` and GPT-2's `Conv1D` are replaced, including the head. So are the experts of a mixture
+on a CPU, if they are stored in transformers' common layout. Embeddings and norms stay as they are.
+So do the routers that choose experts: they are small and sensitive. With int4 the head has 8 bits.
+On CUDA the head stays as it is: with int8, each step would dequantise it in full, and the errors of
+fp8 would show in every logit.
 
-The check at load (`check_packing`) runs before that, on the float module: rounding to codes would
-turn its last-bit differences into larger ones, that hide what it looks for. Afterwards the
-quantised module only has to run, and to give finite logits.
+The packing check must run first, on the float module: after quantisation, harmless rounding
+differences become large enough to hide a real error. Afterwards the quantised module only has to
+run and to return finite logits.
 
-A device map: each layer is quantised where it lies, in the form for that device. A dtype: what is
-not quantised (embeddings, norms, attention, the KV cache) is computed in it; by default in float32
-on a CPU, in bfloat16 for int4 and fp8 on CUDA, and as without quantisation elsewhere.
+With a device map, each layer is quantised on its own device, in the format for that device. What
+is not quantised (embeddings, norms, attention, the KV cache) is computed in the dtype of the
+configuration. Its default is float32 on a CPU, bfloat16 for int4 and fp8 on CUDA, and otherwise
+the same as without quantisation.
 """
 
 from collections.abc import Iterator
@@ -36,22 +38,22 @@ ROUTER_NAMES = frozenset({"gate", "router", "shared_expert_gate", "classifier"})
 def dtypes(
     config: EngineConfig, model_config: dict[str, object], device: torch.device
 ) -> tuple[torch.dtype, torch.dtype]:
-    """The dtype to load in and the one to run in.
+    """The dtype to load in, and the dtype to run in.
 
     On a CPU a bfloat16 checkpoint is loaded as it is, so that its pages need not be copied. Raises
-    `UnsupportedModelError` for a dtype that the asked-for kernels do not multiply.
+    `UnsupportedModelError` if the kernels for the precision cannot multiply in that dtype.
     """
-    chosen = choose_dtype(config.dtype, model_config, device)
+    dtype = choose_dtype(config.dtype, model_config, device)
     if device.type == "cuda" and config.quantize in ("int4", "fp8"):
-        if config.dtype != "auto" and chosen is not torch.bfloat16:
+        if config.dtype != "auto" and dtype is not torch.bfloat16:
             raise UnsupportedModelError(
                 f"{config.quantize} weights on a GPU are multiplied in bfloat16, not {config.dtype}"
             )
         return torch.bfloat16, torch.bfloat16
     if device.type != "cpu" or config.dtype != "auto":
-        return chosen, chosen
-    stored = checkpoint_dtype(model_config)
-    return (stored if stored is torch.bfloat16 else torch.float32), torch.float32
+        return dtype, dtype
+    stored_dtype = checkpoint_dtype(model_config)
+    return (stored_dtype if stored_dtype is torch.bfloat16 else torch.float32), torch.float32
 
 
 def quantize_checked(
@@ -63,11 +65,11 @@ def quantize_checked(
     deterministic: bool = False,
     probe: ProbeContext | None = None,
 ) -> tuple[str, ProbeContext]:
-    """Check the float module, quantise it in place, and see that it runs in `dtype`.
+    """Check the float module, quantise it in place, and check that it runs in `dtype`.
 
-    `probe`: what the check found, where it was made before parts of the module were fused.
-    Returns what was done, for `ModelInfo.quantization`: int8, or with what was left as it was.
-    Raises `UnsupportedModelError` with the reason.
+    `probe`: the result of the packing check, if it ran before parts of the module were fused; else
+    the check runs here. Returns the text for `ModelInfo.quantization` (the precision, and which
+    matrices are not quantised) and the probe. Raises `UnsupportedModelError` with the reason.
     """
     embedding = module.get_input_embeddings()  # type: ignore[operator]
     device, vocab_size = embedding.weight.device, int(module.config.vocab_size)  # type: ignore
@@ -78,7 +80,7 @@ def quantize_checked(
         isinstance(m, QuantizedLinear) and not isinstance(m, on_cpu) for m in module.modules()
     ):
         raise UnsupportedModelError(
-            "layers quantised off the CPU are not multiplied in one fixed order (--deterministic)"
+            "--deterministic needs quantised layers on the CPU: other devices sum in no fixed order"
         )
     if embedding.weight.dtype is not dtype:
         module.to(dtype)
@@ -93,44 +95,45 @@ def _check_runs(module: nn.Module, device: torch.device, vocab_size: int) -> Non
     try:
         logits = packed_forward(module, ids, ids, ProbeContext([0, num_tokens]))
     except Exception as error:
-        raise UnsupportedModelError(f"it does not run once quantised: {error}") from error
+        raise UnsupportedModelError(f"the quantised model does not run: {error}") from error
     if not torch.isfinite(logits).all():
-        raise UnsupportedModelError("once quantised it gives logits that are not finite")
+        raise UnsupportedModelError("the quantised model's logits are not finite")
 
 
 def load_team(threads: int, progress: Progress) -> LinearTeam | None:
-    """The compiled kernels; None, with a line that says so, where they cannot be had."""
+    """Load the compiled kernels. If that fails, report why to `progress` and return None."""
     from stonechat_models.backends.native.bindings import load_library
 
     try:
         return LinearTeam(load_library(progress), threads)
     except UnsupportedModelError as error:
-        progress(f"quantised layers run through PyTorch, slowly: {error}")
+        progress(f"quantised layers run in PyTorch, which is slow: {error}")
         return None
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def quantize_module(module: nn.Module, precision: Precision, team: LinearTeam | None) -> str:
-    """Replace what can be; each float weight is let go before the next is quantised.
+    """Replace every layer that can be quantised.
 
-    Returns `precision`, with the names of what was not replaced, if anything. Raises
-    `UnsupportedModelError` with the reason when nothing can be replaced.
+    Each float weight is freed before the next one is quantised. Returns `precision`, followed by
+    the names of the matrices that are not quantised, if any. Raises `UnsupportedModelError` if no
+    layer can be quantised.
     """
     head = module.get_output_embeddings()  # type: ignore[operator]
     num_replaced = 0
-    for parent, name in _places(module):
+    for parent, name in _submodules(module):
         child = getattr(parent, name)
         if child is head and is_on_cuda(child):
             continue
-        found = _quantised(name, child, "int8" if child is head else precision, team)
-        if found is not None:
-            setattr(parent, name, found)
+        replacement = _quantised_layer(name, child, "int8" if child is head else precision, team)
+        if replacement is not None:
+            setattr(parent, name, replacement)
             num_replaced += 1
     if not num_replaced:
-        raise UnsupportedModelError("it has no linear layers that can be quantised")
-    left = sorted({_short(name) for name in _left(module)})
-    return f"{precision} (not: {', '.join(left)})" if left else precision
+        raise UnsupportedModelError("the model has no linear layers to quantise")
+    names = sorted({_short_name(name) for name in _unquantised_matrices(module)})
+    return f"{precision} (not: {', '.join(names)})" if names else precision
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -140,22 +143,22 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def is_on_cuda(module: nn.Module) -> bool:
-    """Whether its weights are on a CUDA device."""
+    """Whether any weight of `module` is on a CUDA device."""
     return any(parameter.device.type == "cuda" for parameter in module.parameters())
 
 
-def _short(name: str) -> str:
-    """A matrix by its own name, or by its layer's where that is only `weight`."""
+def _short_name(name: str) -> str:
+    """The last part of a matrix's name, or its layer's name if that part is only `weight`."""
     parts = name.split(".")
     return parts[-2] if parts[-1] == "weight" and len(parts) > 1 else parts[-1]
 
 
-def _places(module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Every submodule as its parent and its name there, so that none is kept alive by the list."""
+def _submodules(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every submodule as its parent and its name there: the list keeps no replaced layer alive."""
     return [(parent, name) for parent in module.modules() for name, _ in parent.named_children()]
 
 
-def _quantised(
+def _quantised_layer(
     name: str, child: nn.Module, precision: Precision, team: LinearTeam | None
 ) -> nn.Module | None:
     from transformers.pytorch_utils import Conv1D
@@ -171,8 +174,8 @@ def _quantised(
     return None
 
 
-def _left(module: nn.Module) -> Iterator[str]:
-    """Matrices that take part in products and are as they were, routers aside."""
+def _unquantised_matrices(module: nn.Module) -> Iterator[str]:
+    """Names of the matrices that are multiplied but not quantised, except for routers."""
     for name, parameter in module.named_parameters():
         owner = name.rpartition(".")[0]
         is_router = owner.rpartition(".")[2] in ROUTER_NAMES

@@ -1,4 +1,4 @@
-"""The seam between a model's attention layers and the kernels that compute them."""
+"""The interface between a model's attention layers and the kernels that compute them."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,10 +11,11 @@ from stonechat_models.backends.transformers.kv_cache import LayerKV
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """What a layer asks of its attention.
+    """The parameters of a layer's attention.
 
-    A query at position p sees keys p - sliding_window < k <= p. Scores are scaled, then capped as
-    softcap * tanh(score / softcap). `sinks` float[H] adds one score a head that has no value.
+    A query at position p sees the keys k with p - sliding_window < k <= p. Scores are scaled, then
+    capped as softcap * tanh(score / softcap). `sinks` float[H] adds one score per head; that score
+    has no value.
     """
 
     scaling: float
@@ -24,7 +25,7 @@ class AttentionSpec:
 
     @property
     def is_plain(self) -> bool:
-        """True when `scaled_dot_product_attention` with a mask can compute it."""
+        """True if `scaled_dot_product_attention` with a mask can compute it."""
         return self.softcap is None and self.sinks is None
 
 
@@ -36,6 +37,7 @@ class AttentionBackend(Protocol):
     def attend(
         self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
-        """Query [T, H, Dk] over a layer's keys and values (this step's already written) gives
-        [T, H, Dv]. Query head h uses KV head h * Hkv // H.
+        """Attend with `query` [T, H, Dk] over a layer's keys and values. Returns [T, H, Dv].
+
+        This step's keys and values are already written. Query head h uses KV head h * Hkv // H.
         """

@@ -1,4 +1,4 @@
-"""A backend that decodes all sequences in one dense call, padded to the longest context."""
+"""A backend that decodes many sequences in one dense call, padded to the longest context."""
 
 import torch
 
@@ -9,11 +9,11 @@ from stonechat_models.backends.transformers.attention.sdpa import attend_sequenc
 from stonechat_models.backends.transformers.kv_cache import LayerKV
 
 MAX_PADDING = 4.0
-"""Decode in groups of like length, so that at most this many times the needed keys are read."""
+"""A group's longest context is at most this many times its shortest, which limits the padding."""
 
 
 class BatchedBackend:
-    """Decoding rows are grouped by context length; prefilling sequences go one at a time."""
+    """Decodes in groups of similar context length, and prefills one sequence at a time."""
 
     name = "batched"
 
@@ -30,8 +30,8 @@ class BatchedBackend:
                 rows = slice(starts[i], starts[i + 1])
                 output[rows] = attend_sequence(query[rows], kv, batch, i, spec)
         for group in _groups(decoding, batch.context_lens_list):
-            rows_of_group = torch.tensor([starts[i] for i in group], device=query.device)
-            output[rows_of_group] = _decode(query[rows_of_group], kv, batch, group, spec)
+            group_rows = torch.tensor([starts[i] for i in group], device=query.device)
+            output[group_rows] = _decode(query[group_rows], kv, batch, group, spec)
         return output
 
 
@@ -48,12 +48,12 @@ def _groups(sequences: list[int], context_lens: list[int]) -> list[list[int]]:
 def _decode(
     query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, group: list[int], spec: AttentionSpec
 ) -> torch.Tensor:
-    """One query row a sequence, [N, H, Dk], gives [N, H, Dv]."""
+    """Attend with one query row per sequence, [N, H, Dk]. Returns [N, H, Dv]."""
     device = query.device
     longest = max(batch.context_lens_list[i] for i in group)
     width = longest if spec.sliding_window is None else min(longest, spec.sliding_window)
     index = torch.tensor(group, device=device)
-    # Column j of a row is position context_len - width + j, so that windows line up on the right.
+    # Column j is position context_len - width + j: every window ends in the last column.
     columns = torch.arange(width, device=device)
     positions = batch.context_lens[index].long().unsqueeze(1) - width + columns
     mask = positions >= 0

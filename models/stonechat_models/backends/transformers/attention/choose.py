@@ -1,4 +1,4 @@
-"""Chooses the attention backend: what the device can do, and what a parity_check there shows."""
+"""Chooses an attention backend that the device supports and that passes its parity check there."""
 
 import logging
 from collections.abc import Callable
@@ -24,17 +24,18 @@ def choose_attention(
     parity_check: ParityCheck | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> AttentionBackend:
-    """`auto`: on CUDA the first that can run and passes the parity check, of FlashInfer where it
-    is installed, Triton, and PyTorch's own operators; `batched` on other devices.
+    """The backend called `name`, or with `auto` the first that works.
 
-    `progress` receives a line for each backend that `auto` passes over, with the reason. Without a
+    On CUDA, `auto` tries FlashInfer, Triton and PyTorch's own operators in this order. The first
+    backend that can run and passes the parity check is used. On other devices it is `batched`.
+    For each backend that fails, `progress` receives a line with the reason. Without a
     `parity_check` the results are not checked. Raises `ModelLoadError` for an unknown name, and for
-    a backend that cannot run here or gives wrong results here.
+    a named backend that cannot run or gives wrong results.
     """
     if name not in NAMES:
-        raise ModelLoadError(f"{name!r} is no attention backend; try {', '.join(NAMES)}")
+        raise ModelLoadError(f"{name!r} is not an attention backend; try {', '.join(NAMES)}")
     if name != "auto":
-        return _insist(name, device, parity_check)
+        return _named_backend(name, device, parity_check)
     if device.type != "cuda":
         return BatchedBackend()
     reasons = []
@@ -42,36 +43,40 @@ def choose_attention(
         reason = _why_not(candidate, device)
         if reason is None:
             try:
-                return _tried(candidate, device, parity_check)
-            except Exception as error:  # whatever it raises, another one may serve
+                return _checked_backend(candidate, device, parity_check)
+            except Exception as error:  # after any error, another backend may work
                 logger.warning("attention backend %s failed", candidate, exc_info=error)
-                reason = _told(error)
+                reason = _first_line(error)
                 progress(f"not using {candidate} attention: {reason}")
         reasons.append(f"{candidate}: {reason}")
     raise ModelLoadError(f"no attention backend works on {device}; {'; '.join(reasons)}")
 
 
-def _insist(name: str, device: torch.device, parity_check: ParityCheck | None) -> AttentionBackend:
+def _named_backend(
+    name: str, device: torch.device, parity_check: ParityCheck | None
+) -> AttentionBackend:
     reason = _why_not(name, device)
     if reason is not None:
         raise ModelLoadError(f"the {name} attention backend cannot run: {reason}")
     try:
-        return _tried(name, device, parity_check if device.type == "cuda" else None)
+        return _checked_backend(name, device, parity_check if device.type == "cuda" else None)
     except Exception as error:
         raise ModelLoadError(
-            f"the {name} attention backend fails on {device}: {_told(error)}"
+            f"the {name} attention backend fails on {device}: {_first_line(error)}"
         ) from error
 
 
-def _tried(name: str, device: torch.device, parity_check: ParityCheck | None) -> AttentionBackend:
+def _checked_backend(
+    name: str, device: torch.device, parity_check: ParityCheck | None
+) -> AttentionBackend:
     backend = _build(name, device)
     if parity_check is not None:
         parity_check.run(backend)
     return backend
 
 
-def _told(error: Exception) -> str:
-    """The first line: compilers and drivers add pages."""
+def _first_line(error: Exception) -> str:
+    """The first line of the error text. Compilers and drivers add pages."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -100,20 +105,20 @@ def _why_not(name: str, device: torch.device) -> str | None:
 
 
 def why_no_flashinfer(device: torch.device) -> str | None:
-    """None where FlashInfer is installed and can run; it goes together with the Triton kernels."""
+    """Why FlashInfer cannot run on `device`, or None. It needs the Triton kernels too."""
     if find_spec("flashinfer") is None:
         return "FlashInfer is not installed"
     return why_no_triton(device)
 
 
 def why_no_triton(device: torch.device) -> str | None:
-    """None where the Triton kernels can be compiled and run."""
+    """Why the Triton kernels cannot be compiled or run on `device`, or None."""
     if device.type != "cuda":
         return f"it needs a CUDA device, not {device}"
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
-        found, needed = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
-        return f"the device has compute capability {found}, and it needs {needed}"
+        actual, needed = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
+        return f"the device has compute capability {actual}; the Triton kernels need {needed}"
     if find_spec("triton") is None:
         return "Triton is not installed"
     return None

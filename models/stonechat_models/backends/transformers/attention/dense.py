@@ -1,4 +1,4 @@
-"""Attention on dense tensors: what every backend must equal, and what the torch ones call."""
+"""Attention on dense tensors. It defines every backend's result; the PyTorch backends call it."""
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,8 @@ def visible(
 ) -> torch.Tensor:
     """Which keys a query sees: bool[..., Q, K] from positions [..., Q] and [..., K]."""
     distance = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
-    seen = distance >= 0
-    return seen if window is None else seen & (distance < window)
+    mask = distance >= 0
+    return mask if window is None else mask & (distance < window)
 
 
 def attend_dense(
@@ -24,7 +24,7 @@ def attend_dense(
 ) -> torch.Tensor:
     """Query [B, H, Q, Dk], key [B, Hkv, K, Dk], value [B, Hkv, K, Dv], mask bool[B, Q, K] or None.
 
-    Gives [B, H, Q, Dv]. A row whose mask is all False gives an unspecified finite or NaN result.
+    Returns [B, H, Q, Dv]. If a row's mask is all False, its result is unspecified, finite or NaN.
     """
     if spec.is_plain:
         return F.scaled_dot_product_attention(

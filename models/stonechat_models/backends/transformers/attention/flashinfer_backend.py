@@ -1,4 +1,4 @@
-"""FlashInfer for steps that prefill, where it is installed; decoding and all else is Triton's.
+"""FlashInfer, if it is installed, for steps that prefill. Triton computes everything else.
 
 Written against the signatures of flashinfer-python 0.7.2: `BatchPrefillWithPagedKVCacheWrapper`,
 its `plan` and its `run`.
@@ -22,14 +22,14 @@ DTYPES = frozenset({torch.float16, torch.bfloat16})
 
 @dataclass(slots=True)
 class PagedTable:
-    """A step's sequences in FlashInfer's form: pages of all sequences behind each other."""
+    """A step's sequences in FlashInfer's layout: all sequences' pages, one after the other."""
 
     query_start: torch.Tensor
-    """int32[N + 1], on the host, as the next and the one after it"""
+    """int32[N + 1], on the host"""
     page_start: torch.Tensor
-    """int32[N + 1]"""
+    """int32[N + 1], on the host: where each sequence's pages start"""
     last_page_len: torch.Tensor
-    """int32[N]: 1 … block size"""
+    """int32[N], on the host: tokens in each sequence's last page, 1 … block size"""
     pages: torch.Tensor
     """int32[page_start[-1]], on the device"""
 
@@ -49,39 +49,40 @@ class PagedTable:
         )
 
 
-class Planned:
-    """One of FlashInfer's wrappers, and the step that it is planned for."""
+class PlannedWrapper:
+    """A FlashInfer wrapper, and the step that it is planned for."""
 
     def __init__(self, wrapper: Any) -> None:
         self.wrapper = wrapper
         self._batch: ForwardBatch | None = None
-        self._copied: torch.cuda.Event | None = None
+        self._copy_done: torch.cuda.Event | None = None
 
     def plan(self, batch: ForwardBatch, table: PagedTable, **settings: Any) -> None:
         """Plan for a step, once for all its layers.
 
-        A plan goes to the device from page-locked memory that the next plan overwrites, so that
-        one waits until this one has been read.
+        A plan is copied to the device from page-locked memory, which the next plan overwrites. So
+        the next plan waits until this copy is done.
         """
         if self._batch is batch:
             return
-        if self._copied is not None:
-            self._copied.synchronize()
+        if self._copy_done is not None:
+            self._copy_done.synchronize()
         self._batch = None
         self.wrapper.plan(
             table.query_start, table.page_start, table.pages, table.last_page_len, **settings
         )
         self._batch = batch
         if table.pages.device.type == "cuda":
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record(torch.cuda.current_stream(table.pages.device))
+            self._copy_done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copy_done.record(torch.cuda.current_stream(table.pages.device))
 
 
 class FlashInferBackend:
-    """Steps with prompts in them through FlashInfer, if it serves the layer; else `fallback`.
+    """Uses FlashInfer for steps that prefill, if it supports the layer; else `fallback`.
 
-    That is: half precision in query and cache, keys and values of one of the usual head sizes, and
-    no sinks. FlashInfer compiles a kernel for each head size, type and feature on first use.
+    FlashInfer needs half precision in query and cache, keys and values of equal size, a size of
+    `HEAD_SIZES`, and no sinks. It compiles a kernel for each head size, type and feature on first
+    use.
     """
 
     name = "flashinfer"
@@ -91,12 +92,12 @@ class FlashInferBackend:
         self._library = library
         self._fallback = fallback
         self._workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
-        self._planned: dict[tuple[object, ...], Planned] = {}
+        self._wrappers: dict[tuple[object, ...], PlannedWrapper] = {}
         self._table: tuple[ForwardBatch, PagedTable] | None = None
 
     @classmethod
     def for_device(cls, device: torch.device, fallback: AttentionBackend) -> "FlashInferBackend":
-        """Raises whatever importing FlashInfer does."""
+        """Raises whatever the import of FlashInfer raises."""
         from importlib import import_module
 
         return cls(import_module("flashinfer"), fallback, device)
@@ -104,7 +105,7 @@ class FlashInferBackend:
     def attend(
         self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
-        if batch.num_tokens == batch.num_seqs or not self._serves(query, kv, spec):
+        if batch.num_tokens == batch.num_seqs or not self._supports(query, kv, spec):
             return self._fallback.attend(query, kv, batch, spec)
         planned = self._plan(query, kv, batch, spec)
         output: torch.Tensor = planned.wrapper.run(
@@ -112,7 +113,7 @@ class FlashInferBackend:
         )
         return output
 
-    def _serves(self, query: torch.Tensor, kv: LayerKV, spec: AttentionSpec) -> bool:
+    def _supports(self, query: torch.Tensor, kv: LayerKV, spec: AttentionSpec) -> bool:
         keys, values = kv.keys, kv.values
         return (
             query.device == self._workspace.device
@@ -125,14 +126,14 @@ class FlashInferBackend:
 
     def _plan(
         self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
-    ) -> Planned:
+    ) -> PlannedWrapper:
         keys, block_size = kv.keys, kv.block_size
         shape = (query.shape[1], keys.shape[1], keys.shape[2], block_size, query.dtype)
         key = (*shape, spec.scaling, spec.sliding_window, spec.softcap)
-        planned = self._planned.get(key)
+        planned = self._wrappers.get(key)
         if planned is None:
             wrapper = self._library.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD")
-            planned = self._planned[key] = Planned(wrapper)
+            planned = self._wrappers[key] = PlannedWrapper(wrapper)
         planned.plan(
             batch,
             self._table_of(batch, block_size),
@@ -142,7 +143,7 @@ class FlashInferBackend:
             page_size=block_size,
             causal=True,
             sm_scale=spec.scaling,
-            # A query at p sees keys from p - window_left on.
+            # A query at position p sees the keys from p - window_left on.
             window_left=-1 if spec.sliding_window is None else spec.sliding_window - 1,
             logits_soft_cap=spec.softcap,
             q_data_type=query.dtype,

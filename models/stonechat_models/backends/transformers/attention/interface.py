@@ -1,7 +1,7 @@
-"""The attention function that Hugging Face models call, and what a step hands to it.
+"""The attention function that Hugging Face models call, and the context of a step.
 
-Registered under one name with `transformers.AttentionInterface`; the step's context travels as a
-keyword argument of the model's forward, which transformers passes down to every layer.
+The function is registered under one name with `transformers.AttentionInterface`. The context is a
+keyword argument of the model's forward, and transformers passes it down to every layer.
 """
 
 from dataclasses import dataclass, field
@@ -22,8 +22,11 @@ ATTENTION_NAME = "stonechat_paged"
 
 @dataclass(slots=True)
 class PagedContext:
-    """A step over the KV cache. The model may be given more rows than the step has tokens: those
-    beyond are neither kept nor attended, and come back as zeros."""
+    """A step over the KV cache.
+
+    The model may compute more rows than the step has tokens. Such padding rows are not stored and
+    do not attend, and their outputs are zeros.
+    """
 
     batch: ForwardBatch
     cache: KVCache
@@ -46,13 +49,15 @@ class PagedContext:
     def places(
         self, layer: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Where the step's keys and values go: slots int64[T], for the layer's keys and values
-        [slots, Hkv, D] of the cache."""
+        """Where the step's keys and values go.
+
+        Returns slots int64[T], and the cache's keys and values of the layer, [slots, Hkv, D].
+        """
         slots = self._batch_on(device).slot_mapping
         return slots, self.cache.keys[layer], self.cache.values[layer]
 
     def attend_kept(self, layer: int, query: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
-        """As `attend`, with the step's keys and values in the cache already."""
+        """As `attend`, but the step's keys and values are already in the cache."""
         cache, batch = self.cache, self._batch_on(query.device)
         num_tokens, num_rows = batch.num_tokens, query.shape[0]
         attended = self.backend.attend(query[:num_tokens], cache.layer(layer), batch, spec)
@@ -61,7 +66,7 @@ class PagedContext:
         return F.pad(attended, (0, 0, 0, 0, 0, num_rows - num_tokens))
 
     def _batch_on(self, device: torch.device) -> ForwardBatch:
-        """The step's metadata on the layer's device: a model may be spread over several."""
+        """The step's batch on the layer's device. A model may be spread over several devices."""
         if device not in self._batches:
             self._batches[device] = self.batch.to(device)
         return self._batches[device]
@@ -69,16 +74,16 @@ class PagedContext:
 
 @dataclass(slots=True)
 class ProbeContext:
-    """A packed forward without a cache, which learns what each layer keeps.
+    """A packed forward without a cache. It records what each layer keeps per token.
 
-    `query_start` lists where each packed sequence starts, and the end of the last.
+    `query_start` lists the start of each packed sequence, and the end of the last.
     """
 
     query_start: list[int]
     shapes: dict[int, LayerKVShape] = field(default_factory=dict)
     devices: dict[int, torch.device] = field(default_factory=dict)
     kinds: list[LayerKind] = field(default_factory=list)
-    """What the layers' attention is, one of each sort."""
+    """The distinct kinds of attention layers."""
 
     def attend(
         self,
@@ -89,10 +94,10 @@ class ProbeContext:
         spec: AttentionSpec,
     ) -> torch.Tensor:
         if layer in self.shapes:
-            raise UnsupportedModelError(f"layer {layer} attends more than once")
+            raise UnsupportedModelError(f"layer {layer} calls its attention more than once")
         shape = LayerKVShape(key.shape[1], key.shape[2], value.shape[2])
         self.shapes[layer] = shape
-        self._note(
+        self._add_kind(
             LayerKind(query.shape[1], shape.num_kv_heads, shape.key_size, shape.value_size, spec)
         )
         self.devices[layer] = key.device
@@ -104,15 +109,15 @@ class ProbeContext:
             parts.append(attend_dense(q, k, v, mask, spec).squeeze(0).transpose(0, 1))
         return torch.cat(parts)
 
-    def _note(self, kind: LayerKind) -> None:
-        if all(known.key != kind.key for known in self.kinds):
+    def _add_kind(self, kind: LayerKind) -> None:
+        if all(other.key != kind.key for other in self.kinds):
             self.kinds.append(kind)
 
 
 def register_attention() -> None:
-    """Make the attention function known to transformers; may be called again.
+    """Register the attention function with transformers. May be called again.
 
-    With no mask function of that name, models build no mask at all, and so never wait for a
+    No mask function has this name, so models build no mask. They therefore never wait for the
     device to learn whether sequences are packed.
     """
     from transformers import AttentionInterface
@@ -134,11 +139,11 @@ def paged_attention(
     stonechat: PagedContext | ProbeContext | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Query [1, H, T, Dk], key [1, Hkv, T, Dk], value [1, Hkv, T, Dv] give [1, T, H, Dv]."""
+    """Maps query [1, H, T, Dk], key [1, Hkv, T, Dk], value [1, Hkv, T, Dv] to [1, T, H, Dv]."""
     if stonechat is None:
         raise UnsupportedModelError("this model does not pass keyword arguments to its attention")
     if attention_mask is not None:
-        raise UnsupportedModelError("this model adds a mask of its own to its attention")
+        raise UnsupportedModelError("this model passes a mask of its own to its attention")
     spec = AttentionSpec(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         sliding_window=sliding_window,

@@ -1,7 +1,7 @@
-"""A trial of an attention backend where it is to run: random numbers, against the reference.
+"""The parity check of an attention backend: random numbers on its device, against a reference.
 
-The reference is computed on the CPU in float32 from the same rounded inputs, so that it shares
-nothing with what is tried.
+The reference is computed on the CPU in float32 from the same rounded inputs. It shares nothing
+with the backend under test.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ CASES = {
     "decode": ((1, 1), (1, 40), (1, 300), (1, 129)),
     "prefill": ((70, 70), (1, 90), (37, 301), (1, 1), (16, 160)),
 }
-"""(query tokens, context length) of each sequence: more queries than a tile, cached prefixes of
-several lengths, and single tokens among them."""
+"""(query tokens, context length) per sequence. The prefill case has more queries than a tile,
+cached prefixes of several lengths, and single tokens among them."""
 MAX_WINDOW = 100
-"""Longer windows are cut to this, so that the contexts of the cases exceed them."""
+"""Longer windows are shortened to this, so that the contexts of the cases exceed them."""
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-"""Largest error of a token's output, relative to its largest number: some roundings."""
+"""Largest allowed error of a token's output, relative to its largest number: some roundings."""
 
 
 class ParityError(EngineError):
-    """What a backend gives is wrong, with the figures."""
+    """A backend's result is wrong. The message has the figures."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerKind:
-    """What tells attention layers apart. `spec.sinks` only says whether there are some."""
+    """What distinguishes attention layers. Only the presence of `spec.sinks` counts."""
 
     num_heads: int
     num_kv_heads: int
@@ -52,7 +52,7 @@ class LayerKind:
 
 
 def common_kinds() -> list[LayerKind]:
-    """Grouped heads with and without a window, where no model is given."""
+    """Kinds for a check without a model: grouped heads, with and without a window."""
     plain = AttentionSpec(scaling=64**-0.5)
     kind = LayerKind(8, 2, 64, 64, plain)
     return [kind, replace(kind, spec=replace(plain, sliding_window=MAX_WINDOW))]
@@ -60,7 +60,7 @@ def common_kinds() -> list[LayerKind]:
 
 @dataclass(frozen=True, slots=True)
 class ParityCheck:
-    """Where a backend is to run and what it is to compute."""
+    """The device, the dtypes and the kinds of layers that a backend must support."""
 
     device: torch.device
     dtype: torch.dtype
@@ -70,14 +70,14 @@ class ParityCheck:
 
     @torch.inference_mode()
     def run(self, backend: AttentionBackend) -> None:
-        """Raises `ParityError` with figures if a result is wrong, or the error of the backend."""
+        """Raises `ParityError` with figures if a result is wrong, or the backend's own error."""
         generator = torch.Generator().manual_seed(0)
         for kind in self.kinds:
             for name, lengths in CASES.items():
                 batch = random_batch(lengths, self.block_size, generator)
-                self._try(backend, kind, name, batch, generator)
+                self._check(backend, kind, name, batch, generator)
 
-    def _try(
+    def _check(
         self,
         backend: AttentionBackend,
         kind: LayerKind,
@@ -103,14 +103,15 @@ class ParityCheck:
         limit = TOLERANCE[self.dtype]
         if not error <= limit:
             raise ParityError(
-                f"{case} of {kind.num_heads} heads of {kind.key_size} over {kind.num_kv_heads}"
-                f"{_features(spec)} in {str(self.dtype).removeprefix('torch.')} is off by "
-                f"{error:.2g} of a token's largest number, and {limit:.2g} is rounding"
+                f"{case} of {kind.num_heads} query and {kind.num_kv_heads} KV heads of size "
+                f"{kind.key_size}{_features(spec)} in {str(self.dtype).removeprefix('torch.')} "
+                f"is off by {error:.2g} of a token's largest number; rounding explains "
+                f"{limit:.2g} at most"
             )
 
 
 def relative_error(expected: torch.Tensor, actual: torch.Tensor) -> float:
-    """The largest difference of a token [T, H, D], relative to its largest number; inf for NaN."""
+    """The largest error of any token [T, H, D], relative to its largest number; inf for NaN."""
     if expected.shape != actual.shape:
         return float("inf")
     difference = (expected - actual).abs().amax((1, 2)) / expected.abs().amax((1, 2))
@@ -128,25 +129,26 @@ def _shortened(kind: LayerKind, sinks: torch.Tensor) -> AttentionSpec:
 
 def _features(spec: AttentionSpec) -> str:
     names = {"window": spec.sliding_window, "soft cap": spec.softcap, "sinks": spec.sinks}
-    found = [name for name, value in names.items() if value is not None]
-    return f" with {', '.join(found)}" if found else ""
+    features = [name for name, value in names.items() if value is not None]
+    return f" with {', '.join(features)}" if features else ""
 
 
 def random_batch(
     lengths: Sequence[tuple[int, int]], block_size: int, generator: torch.Generator
 ) -> ForwardBatch:
-    """Sequences of (query tokens, context length) whose blocks are scattered; on the CPU."""
+    """A batch on the CPU with scattered blocks. `lengths`: (query tokens, context length) each."""
     query_start = [0, *accumulate(queries for queries, _ in lengths)]
     context_lens = [context for _, context in lengths]
     widths = [-(-context // block_size) for context in context_lens]
     blocks = torch.randperm(sum(widths), generator=generator, dtype=torch.int32)
     table = torch.zeros(len(lengths), max(widths), dtype=torch.int32)
     slots, positions = [], []
-    for i, own in enumerate(torch.split(blocks, widths)):
-        table[i, : widths[i]] = own
+    for i, sequence_blocks in enumerate(torch.split(blocks, widths)):
+        table[i, : widths[i]] = sequence_blocks
         positions.append(torch.arange(context_lens[i] - lengths[i][0], context_lens[i]))
         slots.append(
-            own[positions[i] // block_size].long() * block_size + positions[i] % block_size
+            sequence_blocks[positions[i] // block_size].long() * block_size
+            + positions[i] % block_size
         )
     return ForwardBatch(
         token_ids=torch.zeros(query_start[-1], dtype=torch.int64),

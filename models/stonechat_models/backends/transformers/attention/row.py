@@ -1,4 +1,4 @@
-"""A backend that gives a query the same bits in any batch: one row at a time, keys in one order."""
+"""A backend whose results have the same bits in any batch: one row at a time, keys in one order."""
 
 import torch
 
@@ -10,7 +10,7 @@ from stonechat_models.backends.transformers.kv_cache import LayerKV
 
 
 class RowBackend:
-    """Every query attends alone, over exactly the keys it sees: slow, and always the same."""
+    """Each query attends alone, over exactly the keys that it sees. Slow, but always the same."""
 
     name = "row"
 
@@ -24,8 +24,10 @@ class RowBackend:
             for row in range(start, end):
                 last = batch.context_lens_list[i] - (end - row) + 1
                 first = 0 if spec.sliding_window is None else max(0, last - spec.sliding_window)
-                seen = slots[first:last]
-                key, value = (x.transpose(0, 1).unsqueeze(0) for x in kv.read(seen, query.dtype))
-                one = query[row].unsqueeze(1).unsqueeze(0)
-                output[row] = attend_dense(one, key, value, None, spec).squeeze(2).squeeze(0)
+                visible_slots = slots[first:last]
+                key, value = (
+                    x.transpose(0, 1).unsqueeze(0) for x in kv.read(visible_slots, query.dtype)
+                )
+                query_row = query[row].unsqueeze(1).unsqueeze(0)
+                output[row] = attend_dense(query_row, key, value, None, spec).squeeze(2).squeeze(0)
         return output

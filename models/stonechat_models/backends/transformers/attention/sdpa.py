@@ -26,7 +26,7 @@ class SdpaBackend:
 def attend_sequence(
     query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, i: int, spec: AttentionSpec
 ) -> torch.Tensor:
-    """Attention of sequence i's query rows [Q, H, Dk] over its whole context: [Q, H, Dv]."""
+    """Attend with sequence i's query rows [Q, H, Dk] over its whole context. Returns [Q, H, Dv]."""
     context_len = batch.context_lens_list[i]
     num_queries = query.shape[0]
     first = 0

@@ -1,7 +1,7 @@
 """The Triton backend: launches the decode and prefill kernels for a step.
 
-Runs on CUDA, and on a CPU under Triton's interpreter (`TRITON_INTERPRET=1`), which is how its
-results are tested where there is no GPU.
+Runs on CUDA, and on a CPU in Triton's interpreter (`TRITON_INTERPRET=1`). Tests use the
+interpreter if there is no GPU.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from stonechat_models.backends.transformers.kv_cache import LayerKV
 
 MAX_SPLITS = 64
 WAVES = 2
-"""Decode programs wanted for each multiprocessor."""
+"""Decode programs per multiprocessor."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileSizes:
-    """Rows and keys that a program handles at once, and how Triton compiles it."""
+    """How many rows and keys a program handles at once, and how Triton compiles it."""
 
     rows: int
     keys: int
@@ -45,7 +45,7 @@ class TritonBackend:
 
     @classmethod
     def for_device(cls, device: torch.device) -> "TritonBackend":
-        """For a CUDA device."""
+        """The backend for a CUDA device, sized by its multiprocessors."""
         properties = torch.cuda.get_device_properties(device)
         return cls(WAVES * properties.multi_processor_count)
 
@@ -65,10 +65,10 @@ class TritonBackend:
         return output
 
     def num_splits(self, num_seqs: int, num_kv_heads: int, max_context_len: int, keys: int) -> int:
-        """A power of two: enough programs to fill the device, each with a tile of keys or more."""
-        wanted = self._num_programs // (num_seqs * num_kv_heads)
-        useful = -(-max_context_len // keys)
-        splits = max(1, min(wanted, useful, MAX_SPLITS))
+        """A power of two: enough splits to fill the device, each with at least one tile of keys."""
+        splits_to_fill = self._num_programs // (num_seqs * num_kv_heads)
+        num_tiles = -(-max_context_len // keys)
+        splits = max(1, min(splits_to_fill, num_tiles, MAX_SPLITS))
         return 1 << (splits.bit_length() - 1)
 
     def _decode(
@@ -158,13 +158,13 @@ def _prefill(
 
 
 def decode_tile(group: int, head_size: int, dtype: torch.dtype) -> TileSizes:
-    """Sizes for a program of the decode kernel; `head_size` is the padded one."""
+    """Sizes for a program of the decode kernel. `head_size` is the padded size."""
     keys = 32 if head_size > 128 or dtype == torch.float32 else 64
     return TileSizes(max(16, triton.next_power_of_2(group)), keys, num_warps=4, num_stages=3)
 
 
 def prefill_tile(group: int, head_size: int, dtype: torch.dtype) -> TileSizes:
-    """Sizes for a program of the prefill kernel; a tile holds at least one token's heads."""
+    """Sizes for a program of the prefill kernel. A tile holds at least one token's heads."""
     is_large = head_size > 128 or dtype == torch.float32
     rows = max(64 if is_large else 128, triton.next_power_of_2(group))
     return TileSizes(rows, 32 if is_large else 64, num_warps=4 if is_large else 8, num_stages=2)
@@ -178,7 +178,7 @@ def _num_decodes(batch: ForwardBatch) -> int:
 
 
 def _shape(query: torch.Tensor, kv: LayerKV, spec: AttentionSpec) -> dict[str, Any]:
-    """Compile-time arguments that both kernels take."""
+    """Compile-time arguments of both kernels."""
     keys, values = kv.keys, kv.values
     return {
         "GROUP": query.shape[1] // keys.shape[1],
@@ -200,5 +200,5 @@ def _strides(query: torch.Tensor, kv: LayerKV, batch: ForwardBatch) -> tuple[int
 
 
 def _scalars(spec: AttentionSpec) -> tuple[float, float, int]:
-    """Scaling, soft cap and window; 0 where there is none, and then the kernels do not look."""
+    """Scaling, soft cap and window. A missing one is 0, and the kernels do not read it."""
     return spec.scaling, spec.softcap or 0.0, spec.sliding_window or 0

@@ -1,8 +1,8 @@
-"""Attention of one query token a sequence over its paged context, its keys split among programs.
+"""Attention of one query token per sequence over its paged context, with the keys split up.
 
-A first kernel gives, for each sequence, KV head and split, a partial result; a second one combines
-the splits (flash-decoding). How many splits there are does not depend on data on the device, so
-both can be part of a CUDA graph.
+A first kernel computes a partial result for each sequence, KV head and split. A second kernel
+combines the splits (flash-decoding). The number of splits does not depend on data on the device, so
+both kernels can be part of a CUDA graph.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 from stonechat_models.backends.transformers.attention.triton_tile import LOG2E, attend_tile
 
 
-@triton.jit(do_not_specialize=["stride_table"])  # it differs from step to step
+@triton.jit(do_not_specialize=["stride_table"])  # it changes from step to step
 def decode_kernel(
     query,  # [T, H, DK]
     keys,  # [slots, Hkv, DK]
@@ -46,7 +46,7 @@ def decode_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Program (i, kv_head, split). Sequences with more than one query token are passed over."""
+    """Program (i, kv_head, split). Skips sequences with more than one query token."""
     i = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -125,7 +125,7 @@ def combine_kernel(
     BLOCK_DV: tl.constexpr,
     HAS_SINKS: tl.constexpr,
 ):
-    """Program (i, head): the sum of its splits, each scaled to the largest score of all."""
+    """Program (i, head): sums the head's splits, each scaled to the largest score of all."""
     i = tl.program_id(0)
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
@@ -141,7 +141,7 @@ def combine_kernel(
     if HAS_SINKS:
         sink = tl.load(sinks + head).to(tl.float32) * LOG2E
         peak = tl.maximum(peak, sink)
-    peak = tl.where(peak == float("-inf"), 0.0, peak)  # a padding row sees nothing
+    peak = tl.where(peak == float("-inf"), 0.0, peak)  # a padding row sees no keys
     scale = tl.exp2(split_peaks - peak)
     total = tl.sum(tl.load(totals + at + splits) * scale, 0)
     if HAS_SINKS:

@@ -1,4 +1,4 @@
-"""Attention of packed query tokens over paged contexts, cached prefixes included."""
+"""Attention of packed query tokens over paged contexts, including cached prefixes."""
 
 import triton
 import triton.language as tl
@@ -10,8 +10,8 @@ from stonechat_models.backends.transformers.attention.triton_tile import LOG2E, 
 def sequence_of_tile(query_start, tile, num_seqs, BLOCK_Q: tl.constexpr):
     """The sequence that owns a tile of query tokens, by binary search.
 
-    Sequence i is given the tiles from `query_start[i] // BLOCK_Q + i`: enough for its tokens, and
-    known without counting those of the sequences before it.
+    Sequence i owns the tiles from `query_start[i] // BLOCK_Q + i` on. They are enough for its
+    tokens, and no tiles of earlier sequences need to be counted.
     """
     low = 0
     high = num_seqs
@@ -25,7 +25,7 @@ def sequence_of_tile(query_start, tile, num_seqs, BLOCK_Q: tl.constexpr):
     return low - 1
 
 
-@triton.jit(do_not_specialize=["num_seqs", "stride_table"])  # they differ from step to step
+@triton.jit(do_not_specialize=["num_seqs", "stride_table"])  # they change from step to step
 def prefill_kernel(
     query,  # [T, H, DK]
     keys,  # [slots, Hkv, DK]
@@ -64,7 +64,7 @@ def prefill_kernel(
 ):
     """Program (tile, kv_head): BLOCK_Q tokens of one sequence, each with GROUP heads.
 
-    Sequences of fewer than MIN_QUERIES query tokens are passed over.
+    Skips sequences with fewer than MIN_QUERIES query tokens.
     """
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)

@@ -1,7 +1,7 @@
 """The inner loop of the Triton kernels: one tile of query rows over a range of cached keys.
 
-Softmax is computed online (arXiv 2205.14135), in base 2 and float32. Rows of a tile are pairs of
-a query token and a head of one KV head's group, so that a key is read once for the whole group.
+Softmax is computed online (arXiv 2205.14135), in base 2 and float32. A tile's row is a pair of a
+query token and a head of one KV head's group, so that a key is read once for the whole group.
 """
 
 import triton
@@ -12,7 +12,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def tanh(x):
-    """By an exponential that cannot overflow."""
+    """Uses an exponential that cannot overflow."""
     decay = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
     magnitude = (1.0 - decay) / (1.0 + decay)
     return tl.where(x < 0.0, -magnitude, magnitude)
@@ -20,7 +20,7 @@ def tanh(x):
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
-    """The product in float32. UPCAST: the interpreter cannot multiply bfloat16 itself."""
+    """The product in float32. UPCAST: for the interpreter, which cannot multiply bfloat16."""
     if UPCAST:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
     return tl.dot(a, b, input_precision=PRECISION)
@@ -30,12 +30,12 @@ def dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 def attend_tile(
     query,  # [BLOCK_M, BLOCK_DK]
     row_positions,  # int32[BLOCK_M]: position of each row's token
-    first,  # keys from here, a multiple of BLOCK_K
-    last,  # to here, exclusive
-    keys,  # the layer's keys at the KV head
+    first,  # the first key, a multiple of BLOCK_K
+    last,  # the end of the keys, exclusive
+    keys,  # the layer's keys, from the KV head on
     values,
     block_table,  # the sequence's row
-    stride_key,  # elements from a slot to the next
+    stride_key,  # elements from one slot to the next
     stride_value,
     scaling,
     softcap,
@@ -52,9 +52,10 @@ def attend_tile(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Unnormalised output float32[BLOCK_M, BLOCK_DV], largest score and sum of weights [BLOCK_M].
+    """Returns float32 output[BLOCK_M, BLOCK_DV], largest score and sum of weights [BLOCK_M].
 
-    Scores are in base 2. A row that sees no key has the largest score -inf and the sum 0.
+    The output is not normalised. Scores are in base 2. For a row that sees no key, the largest
+    score is -inf and the sum is 0.
     """
     offsets_k = tl.arange(0, BLOCK_K)
     offsets_dk = tl.arange(0, BLOCK_DK)
@@ -75,13 +76,13 @@ def attend_tile(
         scores = dot(query, tl.trans(key), PRECISION, UPCAST) * scaling
         if HAS_SOFTCAP:
             scores = softcap * tanh(scores / softcap)
-        seen = in_range[None, :] & (positions[None, :] <= row_positions[:, None])
+        is_visible = in_range[None, :] & (positions[None, :] <= row_positions[:, None])
         if HAS_WINDOW:
-            seen = seen & (row_positions[:, None] - positions[None, :] < window)
-        scores = tl.where(seen, scores * LOG2E, float("-inf"))
+            is_visible = is_visible & (row_positions[:, None] - positions[None, :] < window)
+        scores = tl.where(is_visible, scores * LOG2E, float("-inf"))
 
         new_peak = tl.maximum(peak, tl.max(scores, 1))
-        # A row that has seen nothing yet must not compute -inf minus -inf.
+        # For a row without visible keys so far, -inf minus -inf must not be computed.
         shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
         weights = tl.exp2(scores - shift[:, None])
         rescale = tl.exp2(peak - shift)

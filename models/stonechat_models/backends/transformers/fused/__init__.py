@@ -1,1 +1,1 @@
-"""Fused replacements for parts of a model's own code, each tried against what it replaces."""
+"""Fused replacements for parts of a model's own code, each checked against what it replaces."""

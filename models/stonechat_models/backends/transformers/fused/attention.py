@@ -1,4 +1,4 @@
-"""Self-attention with one product for query, key and value, and one kernel from it to the cache."""
+"""Self-attention with one product for query, key and value, and one kernel up to the KV cache."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ PositionEmbeddings = tuple[torch.Tensor, torch.Tensor]
 
 
 class FusedAttention(nn.Module):
-    """Takes the place of a decoder layer's `self_attn`; runs on packed tokens only.
+    """Replaces a decoder layer's `self_attn`. Runs on packed tokens only.
 
-    `rotary_size`: how many of a head's elements are turned, 0 for a layer without positions.
+    `rotary_size`: how many of a head's elements RoPE rotates, 0 for a layer without positions.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class FusedAttention(nn.Module):
         stonechat: PagedContext | ProbeContext | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Tokens [1, T, size] give [1, T, size]."""
+        """Maps hidden states [1, T, size] to the attention's output [1, T, size]."""
         if attention_mask is not None:
-            raise UnsupportedModelError("this model adds a mask of its own to its attention")
+            raise UnsupportedModelError("this model passes a mask of its own to its attention")
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         attended = self.attend(rows, position_embeddings, stonechat)
         return self.o_proj(attended).view(hidden_states.shape), None
@@ -68,23 +68,23 @@ class FusedAttention(nn.Module):
         position_embeddings: PositionEmbeddings | None,
         context: PagedContext | ProbeContext | None,
     ) -> torch.Tensor:
-        """Tokens [T, size] give what the output projection takes, [T, H * D]."""
+        """Maps hidden states [T, size] to the input of the output projection, [T, H * D]."""
         if context is None or position_embeddings is None:
             raise UnsupportedModelError("fused attention runs on packed tokens only")
         qkv = self.qkv_proj(rows).contiguous()
         if isinstance(context, PagedContext):
             slots, keys, values = context.places(self.layer_idx, rows.device)
-            query = self._turn(qkv, position_embeddings, slots, keys, values)
+            query = self._rotate_and_store(qkv, position_embeddings, slots, keys, values)
             attended = context.attend_kept(self.layer_idx, query, self.spec)
         else:
             slots = torch.arange(len(rows), device=rows.device)
             keys = qkv.new_empty(len(rows), self.num_kv_heads, self.head_dim)
             values = torch.empty_like(keys)
-            query = self._turn(qkv, position_embeddings, slots, keys, values)
+            query = self._rotate_and_store(qkv, position_embeddings, slots, keys, values)
             attended = context.attend(self.layer_idx, query, keys, values, self.spec)
         return attended.reshape(len(rows), -1)
 
-    def _turn(
+    def _rotate_and_store(
         self,
         qkv: torch.Tensor,
         position_embeddings: PositionEmbeddings,

@@ -1,4 +1,4 @@
-"""Triton kernels for what a model does between its matrix products."""
+"""Triton kernels for the operations between a model's matrix products."""
 
 import triton
 import triton.language as tl
@@ -7,10 +7,10 @@ from stonechat_models.backends.transformers.attention.triton_tile import tanh
 
 
 @triton.jit
-def scaled_row(values, mean_square, weight, epsilon, offset, ROUNDED: tl.constexpr):
-    """RMS norm of float32 values. ROUNDED: the dtype of the normalised row before its scaling."""
+def scaled_row(values, mean_square, weight, epsilon, offset, NORM_DTYPE: tl.constexpr):
+    """RMS norm of float32 values. NORM_DTYPE: the dtype of the normalised row before scaling."""
     normalised = values * (1.0 / tl.sqrt(mean_square + epsilon))
-    return normalised.to(ROUNDED).to(tl.float32) * (weight.to(tl.float32) + offset)
+    return normalised.to(NORM_DTYPE).to(tl.float32) * (weight.to(tl.float32) + offset)
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def rms_norm_kernel(
     weight,  # [SIZE]
     summed,  # [rows, SIZE], contiguous
     output,  # [rows, SIZE], contiguous
-    stride_x,  # elements from a row to the next
+    stride_x,  # elements from one row to the next
     epsilon,
     offset,  # added to the weight
     SIZE: tl.constexpr,
@@ -28,23 +28,23 @@ def rms_norm_kernel(
     ROUNDS_FIRST: tl.constexpr,
     ADDS: tl.constexpr,
 ):
-    """A program a row, in float32. ROUNDS_FIRST: the normalised row is rounded before scaling.
+    """Program (row), in float32. ROUNDS_FIRST: the normalised row is rounded before scaling.
 
-    ADDS: the row is that of `x` plus that of `added`, rounded, and is kept in `summed`.
+    ADDS: the input is the row of `x` plus that of `added`, rounded. It is also stored in `summed`.
     """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < SIZE
     loaded = tl.load(x + row * stride_x + columns, mask=inside, other=0.0)
     if ADDS:
-        more = tl.load(added + row * SIZE + columns, mask=inside, other=0.0)
-        loaded = (loaded.to(tl.float32) + more.to(tl.float32)).to(loaded.dtype)
+        addend = tl.load(added + row * SIZE + columns, mask=inside, other=0.0)
+        loaded = (loaded.to(tl.float32) + addend.to(tl.float32)).to(loaded.dtype)
         tl.store(summed + row * SIZE + columns, loaded, mask=inside)
     values = loaded.to(tl.float32)
     scale = tl.load(weight + columns, mask=inside, other=0.0)
     mean_square = tl.sum(values * values, 0) / SIZE
-    rounded: tl.constexpr = loaded.dtype if ROUNDS_FIRST else tl.float32
-    result = scaled_row(values, mean_square, scale, epsilon, offset, rounded)
+    norm_dtype: tl.constexpr = loaded.dtype if ROUNDS_FIRST else tl.float32
+    result = scaled_row(values, mean_square, scale, epsilon, offset, norm_dtype)
     tl.store(output + row * SIZE + columns, result.to(output.dtype.element_ty), mask=inside)
 
 
@@ -56,9 +56,9 @@ def gated_kernel(
     BLOCK: tl.constexpr,
     GELU: tl.constexpr,
 ):
-    """Program (row, part): act(first half) times second half, rounded after the activation too.
+    """Program (row, part): act(first half) times second half. The activation is rounded too.
 
-    GELU: the tanh approximation, otherwise SiLU.
+    GELU: act is GELU (its tanh approximation), otherwise SiLU.
     """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -76,7 +76,7 @@ def gated_kernel(
 
 
 @triton.jit
-def turned_heads(
+def rotated_heads(
     row,  # a token's heads of one kind, [heads, SIZE], contiguous
     heads,  # int32[BLOCK_HEADS]
     is_head,  # bool[BLOCK_HEADS]
@@ -92,44 +92,46 @@ def turned_heads(
     HAS_NORM: tl.constexpr,
     ROUNDS_FIRST: tl.constexpr,
 ):
-    """Heads [BLOCK_HEADS, BLOCK], normalised and turned, in their own dtype.
+    """Heads [BLOCK_HEADS, BLOCK], normalised and rotated, in their own dtype.
 
-    Their first ROTARY elements are pairs of (first half, second half). Every product is rounded,
-    as it is when each is an operator of its own.
+    RoPE rotates pairs of elements: one in the first half of a head's first ROTARY elements, and its
+    counterpart in the second half. Every product is rounded, as in separate operators.
     """
     columns = tl.arange(0, BLOCK)
     inside = is_head[:, None] & (columns < SIZE)[None, :]
     loaded = tl.load(row + heads[:, None] * SIZE + columns[None, :], mask=inside, other=0.0)
     dtype: tl.constexpr = loaded.dtype
-    own = loaded.to(tl.float32)
+    values = loaded.to(tl.float32)
     if HAS_NORM:
-        mean_square = (tl.sum(own * own, 1) / SIZE)[:, None]
-        rounded: tl.constexpr = dtype if ROUNDS_FIRST else tl.float32
+        mean_square = (tl.sum(values * values, 1) / SIZE)[:, None]
+        norm_dtype: tl.constexpr = dtype if ROUNDS_FIRST else tl.float32
         scale = tl.load(weight + columns, mask=columns < SIZE, other=0.0)[None, :]
-        own = scaled_row(own, mean_square, scale, epsilon, offset, rounded).to(dtype)
-        own = own.to(tl.float32)
+        values = scaled_row(values, mean_square, scale, epsilon, offset, norm_dtype).to(dtype)
+        values = values.to(tl.float32)
     if ROTARY > 0:
         half: tl.constexpr = ROTARY // 2
-        turns = columns < ROTARY
-        others = tl.where(columns < half, columns + half, columns - half)
-        has_other = is_head[:, None] & turns[None, :]
-        other = tl.load(row + heads[:, None] * SIZE + others[None, :], mask=has_other, other=0.0)
-        other = other.to(tl.float32)
+        is_rotary = columns < ROTARY
+        pair_columns = tl.where(columns < half, columns + half, columns - half)
+        has_pair = is_head[:, None] & is_rotary[None, :]
+        pair = tl.load(
+            row + heads[:, None] * SIZE + pair_columns[None, :], mask=has_pair, other=0.0
+        )
+        pair = pair.to(tl.float32)
         if HAS_NORM:
-            scale = tl.load(weight + others, mask=turns, other=0.0)[None, :]
-            other = scaled_row(other, mean_square, scale, epsilon, offset, rounded).to(dtype)
-            other = other.to(tl.float32)
-        other = tl.where((columns < half)[None, :], -other, other)
+            scale = tl.load(weight + pair_columns, mask=is_rotary, other=0.0)[None, :]
+            pair = scaled_row(pair, mean_square, scale, epsilon, offset, norm_dtype).to(dtype)
+            pair = pair.to(tl.float32)
+        pair = tl.where((columns < half)[None, :], -pair, pair)
         angles = columns % ANGLES
-        cosine = tl.load(cosines + angles, mask=turns, other=1.0).to(tl.float32)[None, :]
-        sine = tl.load(sines + angles, mask=turns, other=0.0).to(tl.float32)[None, :]
-        own = (own * cosine).to(dtype).to(tl.float32) + (other * sine).to(dtype).to(tl.float32)
-    return own.to(dtype)
+        cosine = tl.load(cosines + angles, mask=is_rotary, other=1.0).to(tl.float32)[None, :]
+        sine = tl.load(sines + angles, mask=is_rotary, other=0.0).to(tl.float32)[None, :]
+        values = (values * cosine).to(dtype).to(tl.float32) + (pair * sine).to(dtype).to(tl.float32)
+    return values.to(dtype)
 
 
 @triton.jit
 def store_cached(pointers, heads, inside, limit, CLAMPS: tl.constexpr):
-    """Store in the dtype of the cache. CLAMPS: to its range, since casts differ beyond it."""
+    """Store in the cache's dtype. CLAMPS: clamp to its range, since casts beyond it differ."""
     if CLAMPS:
         heads = tl.minimum(tl.maximum(heads.to(tl.float32), -limit), limit)
     tl.store(pointers, heads.to(pointers.dtype.element_ty), mask=inside)
@@ -146,7 +148,7 @@ def rope_and_store_kernel(
     query,  # [T, HEADS, SIZE], contiguous
     keys,  # [slots, KV_HEADS, SIZE], contiguous
     values,  # [slots, KV_HEADS, SIZE], contiguous
-    stride_cosines,  # elements from a token to the next
+    stride_cosines,  # elements from one token to the next
     stride_sines,
     query_epsilon,
     key_epsilon,
@@ -163,7 +165,7 @@ def rope_and_store_kernel(
     ROUNDS_FIRST: tl.constexpr,
     CLAMPS: tl.constexpr,
 ):
-    """Program (token, part): some query heads, or some key heads with their values."""
+    """Program (token, part): BLOCK_HEADS query heads, or BLOCK_HEADS key heads and their values."""
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     query_parts: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
@@ -174,7 +176,7 @@ def rope_and_store_kernel(
     if part < query_parts:
         heads = part * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
         is_head = heads < HEADS
-        turned = turned_heads(
+        rotated = rotated_heads(
             row,
             heads,
             is_head,
@@ -192,14 +194,14 @@ def rope_and_store_kernel(
         )
         tl.store(
             query + (token * HEADS + heads)[:, None] * SIZE + columns[None, :],
-            turned,
+            rotated,
             mask=is_head[:, None] & (columns < SIZE)[None, :],
         )
     else:
         heads = (part - query_parts) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
         is_head = heads < KV_HEADS
         inside = is_head[:, None] & (columns < SIZE)[None, :]
-        turned = turned_heads(
+        rotated = rotated_heads(
             row + HEADS * SIZE,
             heads,
             is_head,
@@ -215,8 +217,8 @@ def rope_and_store_kernel(
             HAS_NORM,
             ROUNDS_FIRST,
         )
-        at = heads[:, None] * SIZE + columns[None, :]
-        value = tl.load(row + (HEADS + KV_HEADS) * SIZE + at, mask=inside, other=0.0)
-        kept = tl.load(slots + token) * KV_HEADS * SIZE + at
-        store_cached(keys + kept, turned, inside, limit, CLAMPS)
-        store_cached(values + kept, value, inside, limit, CLAMPS)
+        offsets = heads[:, None] * SIZE + columns[None, :]
+        value = tl.load(row + (HEADS + KV_HEADS) * SIZE + offsets, mask=inside, other=0.0)
+        cache_offsets = tl.load(slots + token) * KV_HEADS * SIZE + offsets
+        store_cached(keys + cache_offsets, rotated, inside, limit, CLAMPS)
+        store_cached(values + cache_offsets, value, inside, limit, CLAMPS)

@@ -1,4 +1,4 @@
-"""A decoder layer whose residual additions are part of its products or norms."""
+"""A decoder layer whose residual additions are part of its matrix products or norms."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ from stonechat_models.errors import UnsupportedModelError
 
 
 class FusedDecoderLayer(nn.Module):
-    """norm, attention, add, norm, MLP, add. Changes the hidden states that it is given.
+    """Computes norm, attention, add, norm, MLP, add. Overwrites its input hidden states.
 
-    Of the layer it replaces it keeps the parts, so that more of them can be replaced later, as
-    quantisation does with linear layers.
+    Keeps the parts of the original layer as submodules, so that they can still be replaced later:
+    quantisation replaces the linear layers.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class FusedDecoderLayer(nn.Module):
         stonechat: PagedContext | ProbeContext | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        """Tokens [1, T, size] give [1, T, size]."""
+        """Maps hidden states [1, T, size] to [1, T, size]."""
         if attention_mask is not None:
-            raise UnsupportedModelError("this model adds a mask of its own to its attention")
+            raise UnsupportedModelError("this model passes a mask of its own to its attention")
         shape = hidden_states.shape
         residual = hidden_states.reshape(-1, shape[-1])
         normed = self.input_layernorm(residual)
@@ -59,6 +59,8 @@ class FusedDecoderLayer(nn.Module):
             residual, normed = norm.add_and_norm(residual, projection(attended))
         if isinstance(self.mlp, MergedMLP):
             return self.mlp.add_to(residual, normed).view(shape)
-        # Routers and experts are written for a batch of sequences.
-        added = self.mlp(normed.view(shape))
-        return residual.view(shape).add_(added[0] if isinstance(added, tuple) else added)
+        # Routers and experts expect a batch dimension.
+        mlp_output = self.mlp(normed.view(shape))
+        return residual.view(shape).add_(
+            mlp_output[0] if isinstance(mlp_output, tuple) else mlp_output
+        )

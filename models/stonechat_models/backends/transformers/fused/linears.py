@@ -1,4 +1,4 @@
-"""Linear layers merged into one, and added to a residual in the product itself."""
+"""Merges linear layers into one, and adds a residual in the matrix product itself."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def merged_linear(linears: Sequence[nn.Linear]) -> nn.Linear | None:
-    """One layer whose output is those of all behind each other; None where they do not match."""
+    """One layer with the outputs of all `linears` in order, or None if they cannot be merged."""
     first = linears[0]
     for linear in linears:
         if not is_plain(linear) or linear.weight.shape[1] != first.weight.shape[1]:
@@ -26,7 +26,7 @@ def merged_linear(linears: Sequence[nn.Linear]) -> nn.Linear | None:
 
 
 def is_plain(linear: nn.Module) -> bool:
-    """Whether this is PyTorch's own layer with an ordinary weight that is there."""
+    """Whether this is PyTorch's own `nn.Linear` with an ordinary weight, not on the meta device."""
     if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
         return False
     return not linear.weight.is_meta

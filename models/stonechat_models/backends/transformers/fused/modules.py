@@ -1,4 +1,4 @@
-"""Modules that do in one kernel what a model's own do in several."""
+"""Modules that compute in one kernel what a model's own modules compute in several."""
 
 import torch
 import triton
@@ -11,7 +11,10 @@ GATED_BLOCK = 1024
 
 
 class FusedRMSNorm(nn.Module):
-    """RMS norm over the last dimension, with the weight of the norm it replaces."""
+    """RMS norm over the last dimension, with the weight of the norm that it replaces.
+
+    `offset` is added to the weight. `rounds_first`: the normalised row is rounded before scaling.
+    """
 
     def __init__(
         self, weight: nn.Parameter, epsilon: float, offset: float, rounds_first: bool
@@ -29,7 +32,7 @@ class FusedRMSNorm(nn.Module):
     def add_and_norm(
         self, residual: torch.Tensor, added: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum, and its norm."""
+        """Returns the sum and its norm."""
         output, summed = self._launch(residual, added)
         return summed, output
 
@@ -64,8 +67,8 @@ class FusedRMSNorm(nn.Module):
 class MergedMLP(nn.Module):
     """down(act(gate(x)) * up(x)) with gate and up as one product.
 
-    `gate_up_proj` gives the gate's elements and then those of up. `uses_gelu`: the activation is
-    GELU by its tanh approximation instead of SiLU.
+    `gate_up_proj` returns the gate's elements, then those of up. `uses_gelu`: the activation is
+    GELU (its tanh approximation) instead of SiLU.
     """
 
     def __init__(self, gate_up: nn.Module, down: nn.Module, *, uses_gelu: bool = False) -> None:
@@ -75,11 +78,11 @@ class MergedMLP(nn.Module):
         self.uses_gelu = uses_gelu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = self.down_proj(self._gated(x))
-        return projected
+        output: torch.Tensor = self.down_proj(self._gated(x))
+        return output
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """`residual` plus what forward gives; both are [rows, size], and the first is changed."""
+        """Add the MLP of `x` to `residual` in place, and return it. Both are [rows, size]."""
         if adds_in_product(self.down_proj):
             return add_product(residual, self.down_proj, self._gated(x))
         return residual.add_(self.forward(x))

@@ -1,4 +1,4 @@
-"""Trials of fused parts against what they replace, on random input with the loaded weights."""
+"""Parity checks of fused parts: random input, the loaded weights, the original as reference."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,20 +20,20 @@ logger = logging.getLogger(__name__)
 
 PARITY_ROWS = 5
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest difference in a trial, relative to the largest output: a few roundings."""
+"""Largest allowed difference, relative to the largest output: a few roundings."""
 LENGTHS = (4, 1, 3)
-"""Tokens of the packed sequences in a trial of attention; the last ones are far in its context."""
+"""Lengths of the packed sequences for attention. The last sequence is at high positions."""
 MAX_POSITION = 4096
 
 
 def random_rows(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """Normal numbers, the same each time, in the dtype of `like` and where it is."""
+    """Normally distributed numbers, the same each time, with the dtype and device of `like`."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(*shape, generator=generator).to(like)
 
 
 def agree(expected: object, actual: object) -> bool:
-    """Whether both are tensors, and the same within a few roundings."""
+    """Whether both are tensors of one dtype and shape, and equal within a few roundings."""
     if not isinstance(expected, torch.Tensor) or not isinstance(actual, torch.Tensor):
         return False
     if (expected.dtype, expected.shape) != (actual.dtype, actual.shape):
@@ -43,17 +43,17 @@ def agree(expected: object, actual: object) -> bool:
 
 
 def output_of(part: nn.Module, *args: Any, **kwargs: Any) -> object:
-    """What a part gives; None where it wants other arguments, or cannot run here."""
+    """What `part` returns, or None if it needs other arguments or cannot run here."""
     try:
         return part(*args, **kwargs)
-    except Exception as error:  # whatever it raises, the model runs with its own parts
-        logger.info("a trial of %s failed", type(part).__name__, exc_info=error)
+    except Exception as error:  # after any error, the model keeps its own part
+        logger.info("a parity check of %s failed", type(part).__name__, exc_info=error)
         return None
 
 
 @dataclass(frozen=True, slots=True)
-class Attended:
-    """What a layer handed to its attention."""
+class AttentionCall:
+    """One call of a layer's attention: its arguments and its output."""
 
     layer: int
     query: torch.Tensor
@@ -64,10 +64,11 @@ class Attended:
 
 
 class ParityContext(ProbeContext):
-    """Attends each packed sequence alone, and remembers what it was asked.
+    """Attends each packed sequence alone, and records each call.
 
-    `answer`: what it gives instead. Large scores make of a rounding in queries and keys another
-    weighting of values, so these are compared, and what follows from one and the same output.
+    `answer`: the output to return instead. If scores are large, a rounding in queries and keys
+    changes the weights of the values. So the check compares queries, keys and values directly, and
+    compares the rest of the part on one and the same attention output.
     """
 
     def __init__(self, answer: torch.Tensor | None = None) -> None:
@@ -75,7 +76,7 @@ class ParityContext(ProbeContext):
         for length in LENGTHS:
             starts.append(starts[-1] + length)
         super().__init__(starts)
-        self.attended: list[Attended] = []
+        self.attention_calls: list[AttentionCall] = []
         self._answer = answer
 
     def attend(
@@ -89,13 +90,13 @@ class ParityContext(ProbeContext):
         output = self._answer
         if output is None:
             output = super().attend(layer, query, key, value, spec)
-        self.attended.append(Attended(layer, query, key, value, spec, output))
+        self.attention_calls.append(AttentionCall(layer, query, key, value, spec, output))
         return output
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a model calls a part with, beside the hidden states."""
+    """The keyword arguments that a model passes to a part, except for the hidden states."""
 
     arguments: Mapping[str, Any]
 
@@ -106,8 +107,8 @@ class Call:
 def record_calls(module: nn.Module, names: Sequence[str]) -> dict[str, Call]:
     """How a packed forward of `module` calls its parts of these names.
 
-    A part that is called otherwise than with hidden states and keywords, or not at all, is left
-    out, and all are where the module is no causal model of transformers, or cannot run here.
+    A part is left out if it is not called, or if it has positional arguments besides the hidden
+    states. All are left out if `module` is not a causal model of transformers or cannot run here.
     """
     calls: dict[str, Call] = {}
     if not names or not hasattr(module, "set_attn_implementation"):
@@ -128,7 +129,7 @@ def record_calls(module: nn.Module, names: Sequence[str]) -> dict[str, Call]:
     try:
         _packed_forward(module)
     except Exception as error:
-        logger.warning("a trial of %s failed", type(module).__name__, exc_info=error)
+        logger.warning("the parity checks of %s cannot run", type(module).__name__, exc_info=error)
         return {}
     finally:
         for handle in handles:

@@ -1,4 +1,4 @@
-"""Puts fused modules in place of a model's own, where a trial shows that they are the same."""
+"""Replaces parts of a model by fused modules, where a parity check shows that they are equal."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from stonechat_models.backends.transformers.fused.recognise import (
 
 @torch.no_grad()
 def fuse_modules(module: nn.Module) -> Counter[str]:
-    """Replace parts of `module` in place; says how many of each kind, by the name of its class.
+    """Replace parts of `module` in place. Returns the number of replacements per class name.
 
-    These are RMS norms, gated MLPs, and, in a causal model of transformers, attention and whole
-    decoder layers, which then run on packed tokens only. A part that is not of a known kind, or
-    whose replacement gives other numbers on random input, stays as it is. The weights of merged
-    layers are let go, part by part.
+    The parts are RMS norms and gated MLPs and, in a causal model of transformers, attention and
+    whole decoder layers, which then run on packed tokens only. A part stays as it is if its kind
+    is not known, or if its replacement returns other numbers on random input. The original weights
+    of merged layers are freed, part by part.
     """
     parameter = next(module.parameters(), None)
     if parameter is None or parameter.device.type != "cuda":
@@ -47,12 +47,12 @@ def _fuse(module: nn.Module) -> Counter[str]:
     names = [name for name, _ in module.named_modules() if name]
     _replace(module, names, lambda _, part: fused_norm(part) or merged_mlp(part), replaced)
     _replace(module, attentions, attention, replaced)
-    _replace(module, layers, layer, replaced)  # last, since it wants the others in place
+    _replace(module, layers, layer, replaced)  # last: it needs the fused parts
     return replaced
 
 
-def _names(module: nn.Module, is_wanted: Callable[[nn.Module], bool]) -> list[str]:
-    return [name for name, part in module.named_modules() if is_wanted(part)]
+def _names(module: nn.Module, is_match: Callable[[nn.Module], bool]) -> list[str]:
+    return [name for name, part in module.named_modules() if is_match(part)]
 
 
 def _replace(
@@ -61,15 +61,15 @@ def _replace(
     replacement_of: Callable[[str, nn.Module], nn.Module | None],
     replaced: Counter[str],
 ) -> None:
-    """By name, so that nothing keeps the weights of a replaced part."""
+    """Replace parts by name, so that nothing keeps the weights of a replaced part alive."""
     for name in names:
-        parent_name, _, own_name = name.rpartition(".")
+        parent_name, _, child_name = name.rpartition(".")
         try:
             parent = module.get_submodule(parent_name)
-            part = parent.get_submodule(own_name)
+            part = parent.get_submodule(child_name)
         except AttributeError:  # inside a part that was replaced
             continue
         replacement = replacement_of(name, part)
         if replacement is not None:
-            setattr(parent, own_name, replacement)
+            setattr(parent, child_name, replacement)
             replaced[type(replacement).__name__] += 1

@@ -1,4 +1,4 @@
-"""From projected tokens to turned queries, and keys and values in the cache, in one launch."""
+"""One kernel that rotates the projected queries and keys (RoPE) and fills the KV cache."""
 
 import torch
 import triton
@@ -8,7 +8,7 @@ from stonechat_models.backends.transformers.fused.kernels import rope_and_store_
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
 
 HEADS_AT_ONCE = 4
-"""That a program handles."""
+"""Heads that one program handles."""
 NUM_WARPS = 2
 
 
@@ -23,13 +23,13 @@ def rope_and_store(
     rotary_size: int,
     norms: tuple[FusedRMSNorm, FusedRMSNorm] | None,
 ) -> torch.Tensor:
-    """Normalise and turn the heads of projected tokens [rows, (H + 2 * Hkv) * D], and keep keys
-    and values [slots, Hkv, D] at `slots` int64[T], in the dtype of these.
+    """Normalise and rotate the heads of projected tokens `qkv` [rows, (H + 2 * Hkv) * D].
 
-    Gives the query [rows, H, D]. Rows from T on are padding: nothing of them is kept, and their
-    queries are unspecified. Cosines and sines are [1, rows, angles]; there may be one angle for
-    each of the `rotary_size` elements that are turned, or one for each pair. `norms` are those of
-    query and key heads, of one kind.
+    Stores the keys and values in `keys` and `values` [slots, Hkv, D] at `slots` int64[T], in their
+    dtype. Returns the query [rows, H, D]. Rows from T on are padding: they are not stored, and
+    their queries are unspecified. Cosines and sines are [1, rows, angles], with one angle per
+    rotated element (there are `rotary_size`) or one per pair of elements. `norms` are the norms of
+    query and key heads. They are of the same variant.
     """
     num_kv_heads, size = keys.shape[1:]
     query = qkv.new_empty(qkv.shape[0], num_heads, size)
