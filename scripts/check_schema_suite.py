@@ -1,8 +1,10 @@
-"""Hold the official JSON Schema test suite against the grammars, and print the table of the docs.
+"""Run the official JSON Schema test suite on the grammars, and print the table of the docs.
 
-Get the suite (MIT licence) from https://github.com/json-schema-org/JSON-Schema-Test-Suite, or from
-the `json` folder of the jsonschema package's source archive, and give the folder's path. Exits
-with 1 if an accepted schema lets through a document that the suite calls invalid.
+    python scripts/check_schema_suite.py FOLDER
+
+FOLDER is a copy of https://github.com/json-schema-org/JSON-Schema-Test-Suite (MIT licence), or the
+`json` folder of the jsonschema package's source archive. The exit status is 1 if an accepted schema
+lets through a document that the suite calls invalid.
 """
 
 import argparse
@@ -24,12 +26,12 @@ from stonechat_models.types import GrammarSpec
 DRAFTS = ("draft2020-12", "draft2019-09", "draft7", "draft6", "draft4")
 SEPARATORS = ((",", ":"), (", ", ": "))
 ANNOTATIONS = frozenset(("content.json",))
-"""Files about keywords that only annotate: nothing has to be enforced."""
+"""Files about keywords that only annotate. The grammars need not enforce them."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one draft. `leaks` are documents that must not have been accepted."""
+    """Counts of one draft. `leaks` are invalid documents that a grammar accepts."""
 
     schemas: Counter[str] = field(default_factory=Counter)
     documents: Counter[str] = field(default_factory=Counter)
@@ -46,7 +48,7 @@ def groups(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def accepts(compiled: CompiledGrammar, tokenizer: Tokenizer, document: object) -> bool:
-    """Whether a usual way of writing the document is allowed, token by token, to its end."""
+    """Return whether a usual spelling of the document is allowed, token by token, to its end."""
     for separators in SEPARATORS:
         text = json.dumps(document, ensure_ascii=False, separators=separators)
         constraint = compiled.new_constraint()
@@ -88,8 +90,10 @@ def _outcome(is_valid: bool, is_accepted: bool) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("suite", type=Path, help="folder of the test suite (it has `tests/`)")
-    parser.add_argument("--reasons", action="store_true", help="say why schemas are refused")
+    parser.add_argument(
+        "suite", type=Path, help="folder of the test suite, which contains `tests/`"
+    )
+    parser.add_argument("--reasons", action="store_true", help="also print why schemas are refused")
     arguments = parser.parse_args()
     files = resolve_model(EngineConfig(model=""), print)
     tokenizer = Tokenizer.from_folder(files.folder)

@@ -1,8 +1,8 @@
-"""Measure what guessed tokens gain: a right and a wrong prediction, and `--prompt-lookup`.
+"""Measure what draft tokens gain: a right and a wrong prediction, and `--prompt-lookup`.
 
 The engine alone (no HTTP) answers a prompt that holds a Python file three times. A right prediction
-is the plain answer itself, a wrong one shares nothing with it. Says whether the answers and their
-log-probabilities are the same to the bit. Example:
+is the plain answer itself; a wrong one shares nothing with it. The last column says whether all
+answers and log-probabilities have the same bits as the plain ones. Example:
 
     python scripts/bench/draft_tokens.py --concurrency 1 8 32
 """
@@ -33,7 +33,7 @@ PROMPT = (
 )
 
 Answers = list[list[tuple[int, float]]]
-"""Tokens and their log-probabilities, a list a request."""
+"""Per request, a list of its tokens with their log-probabilities."""
 
 
 def main() -> None:
@@ -50,19 +50,19 @@ def main() -> None:
     wrong = [7 + i % 50 for i in range(OUTPUT_TOKENS)]
     for engine in engines:
         answer(engine, prompt, 1, 0.0)
-    print("requests  temperature  plain  right  wrong  lookup  (tokens a second)  same bits")
+    print("tokens a second\nrequests  temperature  plain  right  wrong  lookup  same bits")
     for num_requests in arguments.concurrency:
         for temperature in (0.0, 0.8):
-            plain, speed = answer(engines[0], prompt, num_requests, temperature)
+            plain, rate = answer(engines[0], prompt, num_requests, temperature)
             right = [[token for token, _ in tokens] for tokens in plain]
-            others = [
+            runs = [
                 answer(engines[0], prompt, num_requests, temperature, right),
                 answer(engines[0], prompt, num_requests, temperature, [wrong] * num_requests),
                 answer(engines[1], prompt, num_requests, temperature),
             ]
-            speeds = "  ".join(f"{rate:5.0f}" for rate in (speed, *(rate for _, rate in others)))
-            same = all(found == plain for found, _ in others)
-            print(f"{num_requests:8}  {temperature:11}  {speeds}  {same}")
+            rates = "  ".join(f"{value:5.0f}" for value in (rate, *(value for _, value in runs)))
+            is_same = all(answers == plain for answers, _ in runs)
+            print(f"{num_requests:8}  {temperature:11}  {rates}  {is_same}")
 
 
 def answer(
@@ -72,7 +72,7 @@ def answer(
     temperature: float,
     predictions: Sequence[Sequence[int]] = (),
 ) -> tuple[Answers, float]:
-    """What requests that start together get, and the tokens a second of all of them."""
+    """Run requests that start together. Return their answers, and tokens a second over all."""
     for i in range(num_requests):
         params = SamplingParams(
             temperature=temperature,

@@ -1,10 +1,10 @@
 """Measure the engine alone (no HTTP) against plain `transformers` generate, in one run.
 
-Tokens a second at several numbers of concurrent requests, and for the prefill of one long prompt;
-where a decode step's time goes; and the share of the memory's bandwidth that one request reaches.
-The engine runs as configured; `generate` runs the same weights one request at a time, in the same
-dtype when `--backend transformers` is given (a native or quantised engine has a dtype of its own:
-the report names it). Example:
+Reports the throughput at several numbers of concurrent requests and in the prefill of one long
+prompt, the parts of a decode step's time, and the share of the memory bandwidth that one request
+reaches. The engine runs as configured. `generate` runs the same weights, one request at a time.
+With `--backend transformers` both use the same dtype. A native or quantised engine has a dtype of
+its own, which the report names. Example:
 
     python scripts/bench/engine.py --backend transformers --dtype float32 --json engine.json
 """
@@ -57,22 +57,22 @@ def main() -> None:
         f"{engine.model.info.backend}, {engine.model.info.dtype}, "
         f"{engine.model.info.quantization}, {torch.get_num_threads()} threads"
     )
-    measured = {n: bench_decode(engine, n, arguments.repeats) for n in arguments.concurrency}
-    for n, speed in measured.items():
-        print(f"engine, {n:3d} requests: {speed:8.1f} tokens/s")
+    throughput = {n: bench_decode(engine, n, arguments.repeats) for n in arguments.concurrency}
+    for n, rate in throughput.items():
+        print(f"engine, {n:3d} requests: {rate:8.1f} tokens/s")
     prefill = max(bench_prefill(engine, i) for i in range(arguments.repeats))
     print(f"engine, prefill of {PREFILL_TOKENS}: {prefill:8.1f} tokens/s")
     parts = {n: step_parts(engine, n) for n in arguments.concurrency}
     print_parts(parts)
-    roofline = measure_roofline(engine, measured)
+    roofline = measure_roofline(engine, throughput)
     report["engine"] = {
-        "decode": measured,
+        "decode": throughput,
         "prefill": prefill,
         "step_milliseconds": parts,
         "roofline": roofline,
     }
     if arguments.reference:
-        report["generate"] = bench_reference(config, arguments.repeats, measured, prefill)
+        report["generate"] = bench_reference(config, arguments.repeats, throughput, prefill)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1))
 
@@ -88,7 +88,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--max-batch-tokens", type=int)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--repeats", type=int, default=2, help="the best of these is reported")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="runs per measurement; the best counts"
+    )
     parser.add_argument("--no-reference", dest="reference", action="store_false")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -104,11 +106,11 @@ def params_of(max_tokens: int) -> SamplingParams:
 
 
 def bench_decode(engine: Engine, concurrency: int, repeats: int) -> float:
-    """Output tokens a second of `concurrency` requests that start together, prefill included."""
-    return max(_one_decode(engine, concurrency, seed) for seed in range(repeats))
+    """Return output tokens a second of `concurrency` requests, prefill included."""
+    return max(_run_decode(engine, concurrency, seed) for seed in range(repeats))
 
 
-def _one_decode(engine: Engine, concurrency: int, seed: int) -> float:
+def _run_decode(engine: Engine, concurrency: int, seed: int) -> float:
     for i in range(concurrency):
         prompt = prompt_of(PROMPT_TOKENS, 1000 * seed + i)
         add(engine, f"d{seed}-{concurrency}-{i}", prompt, OUTPUT_TOKENS)
@@ -120,7 +122,7 @@ def _one_decode(engine: Engine, concurrency: int, seed: int) -> float:
 
 
 class Timed:
-    """Calls `function` and adds up the time it takes."""
+    """Calls `function` and adds up the seconds that its calls take."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -135,15 +137,18 @@ class Timed:
 
 
 def step_parts(engine: Engine, concurrency: int) -> dict[str, float]:
-    """Milliseconds of a decode step: in the model (its kernels too, where it tells), in the
-    sampler, and in Python around both."""
+    """Return the milliseconds per decode step in each part.
+
+    The parts are the model (also by kernel, if the model measures that), the sampler, and the
+    Python code around both.
+    """
     for i in range(concurrency):
         add(engine, f"s{concurrency}-{i}", prompt_of(PROMPT_TOKENS, i), OUTPUT_TOKENS)
     while any(s.num_remaining > 1 for s in engine.scheduler.running) or engine.scheduler.waiting:
         engine.step()
     forward, sampler = Timed(engine.model.forward), Timed(engine.sampler.launch)
-    kernels = getattr(engine.model, "part_seconds", dict)
-    before, started, num_steps = kernels(), time.perf_counter(), 0
+    kernel_seconds = getattr(engine.model, "part_seconds", dict)
+    before, started, num_steps = kernel_seconds(), time.perf_counter(), 0
     engine.model.forward, engine.sampler.launch = forward, sampler  # type: ignore[method-assign]
     while engine.has_work:
         engine.step()
@@ -159,28 +164,31 @@ def step_parts(engine: Engine, concurrency: int) -> dict[str, float]:
         "sampler": sampler.seconds,
         "python": seconds - forward.seconds - sampler.seconds,
     }
-    after = kernels()
+    after = kernel_seconds()
     parts |= {f"model: {name}": after[name] - before[name] for name in after}
     return {name: value * 1e3 / num_steps for name, value in parts.items()}
 
 
 def print_parts(parts: dict[int, dict[str, float]]) -> None:
-    print(f"{'milliseconds a decode step':28}" + "".join(f"{n:>9}" for n in parts))
+    print(f"{'milliseconds per decode step':28}" + "".join(f"{n:>9}" for n in parts))
     for name in next(iter(parts.values())):
         print(f"  {name:26}" + "".join(f"{p[name]:9.2f}" for p in parts.values()))
 
 
-def measure_roofline(engine: Engine, measured: dict[int, float]) -> dict[str, float] | None:
-    """The share of the memory's bandwidth that decoding one sequence reaches, weights alone."""
-    if engine.device.type != "cpu" or 1 not in measured:
+def measure_roofline(engine: Engine, throughput: dict[int, float]) -> dict[str, float] | None:
+    """Return the memory bandwidth, and the part of it that one request uses to read weights.
+
+    None unless the engine runs on a CPU and one request was measured.
+    """
+    if engine.device.type != "cpu" or 1 not in throughput:
         return None
     bandwidth = measure_bandwidth("cpu", engine.model.info.threads)
-    reached = engine.model.info.weight_bytes * measured[1]
+    read_rate = engine.model.info.weight_bytes * throughput[1]
     print(
-        f"memory reads {bandwidth / 1e9:.1f} GB/s; one request reads weights at "
-        f"{reached / 1e9:.1f} GB/s: {reached / bandwidth:.0%}"
+        f"memory bandwidth {bandwidth / 1e9:.1f} GB/s; one request reads weights at "
+        f"{read_rate / 1e9:.1f} GB/s, which is {read_rate / bandwidth:.0%}"
     )
-    return {"bandwidth": bandwidth, "reached": reached}
+    return {"bandwidth": bandwidth, "reached": read_rate}
 
 
 def add(engine: Engine, request_id: str, prompt: list[int], max_tokens: int) -> None:
@@ -192,7 +200,7 @@ def add(engine: Engine, request_id: str, prompt: list[int], max_tokens: int) -> 
 
 
 def bench_prefill(engine: Engine, seed: int) -> float:
-    """Prompt tokens a second of one long prompt, to its first token."""
+    """Return prompt tokens a second of one long prompt, up to its first output token."""
     add(engine, f"p{seed}", prompt_of(PREFILL_TOKENS, seed), 1)
     started = time.perf_counter()
     while engine.has_work:
@@ -201,9 +209,9 @@ def bench_prefill(engine: Engine, seed: int) -> float:
 
 
 def bench_reference(
-    config: EngineConfig, repeats: int, measured: dict[int, float], prefill: float
+    config: EngineConfig, repeats: int, throughput: dict[int, float], prefill: float
 ) -> dict[str, float]:
-    """`transformers` generate, one request at a time, on the same weights, float32 on a CPU."""
+    """Measure `transformers` generate on the same weights, one request at a time."""
     from stonechat_models.backends.transformers.load import load_module
     from stonechat_models.checkpoint.resolve import resolve_model
     from stonechat_models.hardware.device import choose_device, choose_dtype
@@ -213,19 +221,19 @@ def bench_reference(
     dtype = choose_dtype(config.dtype, files.config, device)
     module = load_module(files, replace(config, threads=None), device, dtype)
     decode = max(_generate(module, PROMPT_TOKENS, OUTPUT_TOKENS, device) for _ in range(repeats))
-    one = max(_generate(module, PREFILL_TOKENS, 1, device) for _ in range(repeats))
+    prefills_a_second = max(_generate(module, PREFILL_TOKENS, 1, device) for _ in range(repeats))
     print(f"generate ({dtype}), one at a time: {decode:8.1f} tokens/s")
-    for n, speed in measured.items():
-        print(f"  engine / generate at {n:3d}: {speed / decode:5.2f}x")
-    print(f"generate, prefill: {one * PREFILL_TOKENS:8.1f} tokens/s")
-    print(f"  engine / generate: {prefill / (one * PREFILL_TOKENS):5.2f}x")
-    return {"decode": decode, "prefill": one * PREFILL_TOKENS}
+    for n, rate in throughput.items():
+        print(f"  engine / generate at {n:3d}: {rate / decode:5.2f}x")
+    print(f"generate, prefill: {prefills_a_second * PREFILL_TOKENS:8.1f} tokens/s")
+    print(f"  engine / generate: {prefill / (prefills_a_second * PREFILL_TOKENS):5.2f}x")
+    return {"decode": decode, "prefill": prefills_a_second * PREFILL_TOKENS}
 
 
 def _generate(
     module: torch.nn.Module, num_prompt: int, num_output: int, device: torch.device
 ) -> float:
-    """Output tokens a second of one call."""
+    """Return output tokens a second of one call."""
     ids = torch.tensor([prompt_of(num_prompt, 5)], device=device)
     started = time.perf_counter()
     with torch.inference_mode():

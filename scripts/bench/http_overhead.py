@@ -1,8 +1,8 @@
-"""What HTTP costs: CPU microseconds of the server a token, with an engine that has no model.
+"""Measure what HTTP costs: the server's CPU microseconds per token, with an engine without a model.
 
-The server, the engine process and this client are three processes; the engine gives tokens of a
-text at `--rate` a second over all streams. A scenario's figures are the server's CPU time (that of
-the event loop's thread, and of the thread that reads the engine's frames), what came out, and with
+The server, the engine process and this client are three processes. The engine emits the tokens of a
+text, `--rate` tokens a second over all streams. Each scenario reports the server's CPU time (of the
+event loop's thread, and of the thread that reads the engine's frames), the throughput, and with
 `--profile` the share of each part. Linux only: CPU time is read from /proc.
 
     PYTHONPATH=server:models:scripts/bench .venv/bin/python scripts/bench/http_overhead.py --profile
@@ -40,7 +40,7 @@ SCENARIOS: dict[str, dict[str, object]] = {
 
 @dataclass
 class Result:
-    """One scenario. Microseconds are of the server's CPU, a token."""
+    """The figures of one scenario. Microseconds are CPU time of the server."""
 
     scenario: str
     offered_a_second: float
@@ -58,7 +58,7 @@ class Server:
     port: int
 
     def cpu(self) -> tuple[float, float]:
-        """Seconds of the first thread, which is the event loop's, and of all others."""
+        """Return CPU seconds of the first thread, which runs the event loop, and of all others."""
         first, others = 0.0, 0.0
         for task in Path(f"/proc/{self.process_id}/task").iterdir():
             seconds = int((task / "schedstat").read_text().split()[0]) / 1e9
@@ -89,7 +89,10 @@ def server(model: str, rate: float, folder: Path, is_profiled: bool) -> Iterator
 
 
 async def request(port: int, body: bytes, count_events: bool) -> int:
-    """The number of events of one answer, which must be complete."""
+    """Send one request and return the number of events in its answer.
+
+    With `count_events`, assert that the stream is complete.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     lines = (
         "POST /v1/chat/completions HTTP/1.1",
@@ -119,7 +122,7 @@ async def load(port: int, num_streams: int, body: dict[str, object]) -> tuple[in
     return sum(counts), time.perf_counter() - started
 
 
-def measure(running: Server, name: str, arguments: argparse.Namespace) -> Result:
+def measure(target: Server, name: str, arguments: argparse.Namespace) -> Result:
     num_streams, num_tokens = arguments.streams, arguments.tokens
     body: dict[str, object] = {
         "model": "paced",
@@ -127,10 +130,10 @@ def measure(running: Server, name: str, arguments: argparse.Namespace) -> Result
         "max_tokens": num_tokens,
         **SCENARIOS[name],
     }
-    asyncio.run(load(running.port, 4, body | {"max_tokens": 50}))
-    before = running.cpu()
-    num_events, seconds = asyncio.run(load(running.port, num_streams, body))
-    loop, reader = (b - a for a, b in zip(before, running.cpu(), strict=True))
+    asyncio.run(load(target.port, 4, body | {"max_tokens": 50}))
+    before = target.cpu()
+    num_events, seconds = asyncio.run(load(target.port, num_streams, body))
+    loop, reader = (b - a for a, b in zip(before, target.cpu(), strict=True))
     total = num_streams * num_tokens
     return Result(
         scenario=name,
@@ -149,11 +152,11 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.scenario or SCENARIOS:
-            with server(arguments.model, arguments.rate, Path(folder), False) as running:
-                result = measure(running, name, arguments)
+            with server(arguments.model, arguments.rate, Path(folder), False) as target:
+                result = measure(target, name, arguments)
             if arguments.profile:
-                with server(arguments.model, arguments.rate, Path(folder), True) as running:
-                    measure(running, name, arguments)
+                with server(arguments.model, arguments.rate, Path(folder), True) as target:
+                    measure(target, name, arguments)
                 samples = json.loads((Path(folder) / "profile.json").read_text())
                 total = sum(samples.values())
                 result.parts = {
@@ -167,10 +170,12 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="", help="whose tokenizer is used")
+    parser.add_argument("--model", default="", help="model whose tokenizer is used")
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=500, help="of each stream")
-    parser.add_argument("--rate", type=float, default=20_000, help="tokens a second over all")
+    parser.add_argument("--tokens", type=int, default=500, help="tokens per stream")
+    parser.add_argument(
+        "--rate", type=float, default=20_000, help="tokens a second over all streams"
+    )
     parser.add_argument("--scenario", action="append", choices=list(SCENARIOS))
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path)

@@ -1,7 +1,7 @@
-"""The server that `http_overhead.py` measures, and the engine process it reads tokens from.
+"""The server that `http_overhead.py` measures, and the engine process that it reads tokens from.
 
-Everything is the real thing but the model: `EngineThread` in a process of its own steps a paced
-engine that gives every sequence the next tokens of a text, and its frames cross the real pipe.
+Everything is real except the model. In a process of its own, `EngineThread` steps an engine that
+emits the next token of a text for every sequence, at a fixed rate. Its frames cross the real pipe.
 """
 
 import argparse
@@ -60,7 +60,7 @@ PARTS = {
 
 @dataclass
 class PacedEngine:
-    """What `EngineThread` needs of an engine; `rate` tokens a second over all sequences."""
+    """An engine as `EngineThread` needs it. Emits `rate` tokens a second over all sequences."""
 
     tokens: Sequence[int]
     info: ModelInfo
@@ -124,7 +124,7 @@ class PacedEngine:
 
 
 def paced_engine(config: EngineConfig, progress: Callable[[str], None]) -> tuple[Any, Tokenizer]:
-    """In place of `build_engine`: the tokenizer of the configured model, and no model."""
+    """Stand in for `build_engine`: return an engine without a model, and the real tokenizer."""
     tokenizer = Tokenizer.from_folder(resolve_model(config, progress).folder)
     info = ModelInfo(
         name="paced",
@@ -150,7 +150,7 @@ def paced_engine(config: EngineConfig, progress: Callable[[str], None]) -> tuple
 
 
 def run_child(file_descriptor: int) -> int:
-    """The engine process."""
+    """Run the engine process."""
     from stonechat_models.runtime import build, worker_main
 
     build.build_engine = paced_engine
@@ -158,7 +158,7 @@ def run_child(file_descriptor: int) -> int:
 
 
 def run_server(model: str, port_to: Path, profile_to: Path | None) -> int:
-    """Serve on any free port until SIGTERM; the port is written to `port_to`."""
+    """Serve on any free port until SIGTERM. Write the port to `port_to`."""
     from stonechat_models import AsyncEngine
     from stonechat_models.runtime.process_runner import EngineProcess, RestartPolicy
     from stonechat_models.runtime.worker_process import WorkerProcess
@@ -186,7 +186,7 @@ def run_server(model: str, port_to: Path, profile_to: Path | None) -> int:
 
 
 def sample_parts(samples: Counter[str]) -> None:
-    """Count, every millisecond of CPU, which part the event loop's thread is in."""
+    """Count the part that the event loop's thread is in, every millisecond of CPU time."""
 
     def sample(number: int, frame: FrameType | None) -> None:
         samples[_part(frame)] += 1
@@ -214,9 +214,9 @@ def _part(frame: FrameType | None) -> str:
 
 
 def _write(path: Path, value: object) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value))
-    part.rename(path)
+    incomplete = path.with_suffix(".part")
+    incomplete.write_text(json.dumps(value))
+    incomplete.rename(path)
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
-"""Time the compiled CPU path alone: no scheduler, sampler or HTTP.
+"""Time the native backend alone: no scheduler, sampler or HTTP.
 
-Decoding at several batch sizes, the prefill of one prompt, what each part of a step takes, and the
-share of the memory's bandwidth that reading the weights reaches at batch 1. Example:
+Measures decoding at several batch sizes, the prefill of one prompt, the time of each part of a
+step, and the share of the memory bandwidth that reading the weights reaches at batch 1. Example:
 
     python scripts/bench/native.py --context 200 --threads 2
 """
@@ -79,7 +79,7 @@ def main() -> None:
     files = resolve_model(config, report)
     reason = supports(files, config, report)
     if reason is not None:
-        sys.exit(f"not compiled: {reason}")
+        sys.exit(f"the native backend cannot run this: {reason}")
     started = time.perf_counter()
     model = NativeModel.load(files, config, report)
     info = model.info
@@ -98,9 +98,9 @@ def main() -> None:
 
         seconds = show(f"decode {num_seqs}", model, num_seqs, arguments.steps, step)
         if num_seqs == 1:
-            measured = measure_bandwidth()
-            share = info.weight_bytes / seconds / measured
-            print(f"  weights read at {share:.0%} of {measured / 1e9:.1f} GB/s")
+            bandwidth = measure_bandwidth()
+            share = info.weight_bytes / seconds / bandwidth
+            print(f"  reads weights at {share:.0%} of the memory's {bandwidth / 1e9:.1f} GB/s")
     bench = Bench(model, 1, arguments.prefill)
     show("prefill", model, arguments.prefill, 3, lambda i: bench.prefill(0, arguments.prefill))
 
@@ -108,7 +108,7 @@ def main() -> None:
 def show(
     name: str, model: NativeModel, num_tokens: int, repeats: int, run: Callable[[int], None]
 ) -> float:
-    """Print the median time of a run, its tokens a second, and its parts' share. Seconds."""
+    """Print the median time, tokens a second, and each part's mean time. Return the median in s."""
     times, before = [], model.part_seconds()
     for i in range(repeats):
         started = time.perf_counter()

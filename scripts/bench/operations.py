@@ -1,4 +1,4 @@
-"""Microseconds that operations add to a request and to a token, without a model.
+"""Measure the microseconds that admission, deadlines and the ledger add. Needs no model.
 
 PYTHONPATH=server:models .venv/bin/python scripts/bench/operations.py
 """
@@ -32,7 +32,7 @@ def per_item(seconds: float) -> float:
 
 
 async def slots() -> float:
-    """Entering and leaving a slot, with a rate-limited key."""
+    """Return the seconds to enter and leave a slot `NUMBER` times, with a rate-limited key."""
     admission = AdmissionControl(LIMITS)
     started = time.perf_counter()
     for _ in range(NUMBER):
@@ -54,12 +54,12 @@ async def outputs(wrap: Callable[[AsyncIterator[int]], AsyncIterator[int]]) -> f
 
 
 async def deadline() -> float:
-    """What a deadline adds to an output of the engine."""
+    """Return the seconds that a deadline adds to `NUMBER` outputs of the engine."""
     return await outputs(Deadline(600.0).limit) - await outputs(lambda plain: plain)
 
 
 def ledger() -> tuple[float, float]:
-    """Recording an entry; and until all are in SQLite."""
+    """Return the seconds to record `NUMBER` entries, and until all are in SQLite."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(f"sqlite:///{folder}/usage.db", Path(folder) / "journal", 0.2)
         started = time.perf_counter()
@@ -67,18 +67,18 @@ def ledger() -> tuple[float, float]:
             ledger.record(
                 LedgerEntry(id=uuid.uuid4().hex, created=1.0, request_id="r", key="k", model="m")
             )
-        recorded = time.perf_counter() - started
+        record_seconds = time.perf_counter() - started
         ledger.close()
-        return recorded, time.perf_counter() - started
+        return record_seconds, time.perf_counter() - started
 
 
 def main() -> None:
-    recorded, written = ledger()
+    record_seconds, write_seconds = ledger()
     report = {
         "slot_microseconds": per_item(asyncio.run(slots())),
         "deadline_microseconds_an_output": per_item(asyncio.run(deadline())),
-        "ledger_record_microseconds": per_item(recorded),
-        "ledger_rows_a_second_into_sqlite": round(NUMBER / written),
+        "ledger_record_microseconds": per_item(record_seconds),
+        "ledger_rows_a_second_into_sqlite": round(NUMBER / write_seconds),
     }
     print(json.dumps(report, indent=2))
 

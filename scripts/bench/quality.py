@@ -1,13 +1,13 @@
 """Measure what quantisation costs: perplexity and KL divergence against float32, on one text.
 
-The reference is the model's own PyTorch code in float32 without a cache, with a GGUF's weights
-dequantised. A backend is measured once for each way of keeping weights and KV cache. Examples:
+The reference is the model's own PyTorch code in float32 without a cache; it dequantises the weights
+of a GGUF. Each combination of weight precision and KV cache precision is measured once. Examples:
 
     python scripts/bench/quality.py --model model.gguf --quantize auto int8
     python scripts/bench/quality.py --backend transformers --kv-cache-dtype auto fp8
 
-`--as-on-cuda` measures the layers that a GPU would have (not int4, whose kernels are for CUDA
-alone): computed here, in bfloat16, and without a cache.
+`--as-on-cuda` measures the layers that a GPU would run, but computes them on this CPU, in bfloat16
+and without a cache. It does not offer int4, whose kernels exist for CUDA only.
 """
 
 import argparse
@@ -36,7 +36,7 @@ WINDOW = 1024
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Over all positions that predict a token of the text."""
+    """Figures over all positions that predict a token of the text."""
 
     perplexity: float
     mean_kl: float
@@ -53,41 +53,41 @@ def main() -> None:
     parser.add_argument("--as-on-cuda", nargs="+", default=[], choices=("none", "int8", "fp8"))
     parser.add_argument("--text", type=Path, default=TEXT)
     arguments = parser.parse_args()
-    plain = EngineConfig(
+    base_config = EngineConfig(
         model=arguments.model,
         device="cpu",
         backend=arguments.backend,
         max_model_len=WINDOW,
         max_num_seqs=1,
     )
-    files = resolve_model(plain, report)
+    files = resolve_model(base_config, report)
     ids = Tokenizer.from_folder(files.folder).encode(arguments.text.read_text(encoding="utf-8"))
     windows = [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW)]
-    expected = [w.float() for w in reference_logits(files, plain, windows)]
+    expected = [w.float() for w in reference_logits(files, base_config, windows)]
     print(f"{files.name}, {len(ids)} tokens in windows of {WINDOW}, {arguments.backend}\n")
-    print("| weights | KV cache | perplexity | against float32 | mean KL | largest KL | argmax |")
+    print("| weights | KV cache | perplexity | change | mean KL | largest KL | same argmax |")
     print("|---|---|---|---|---|---|---|")
-    base = compare(windows, expected, expected)
-    print(f"| float32 (reference) | none | {base.perplexity:.4f} | | | | |")
+    reference = compare(windows, expected, expected)
+    print(f"| float32 (reference) | none | {reference.perplexity:.4f} | | | | |")
     for quantize, kv_cache_dtype in product(arguments.quantize, arguments.kv_cache_dtype):
-        config = replace(plain, quantize=quantize, kv_cache_dtype=kv_cache_dtype)
+        config = replace(base_config, quantize=quantize, kv_cache_dtype=kv_cache_dtype)
         try:
             model = build_engine(config, report)[0].model
         except ModelLoadError as error:
             print(f"| {quantize}: {error} | {kv_cache_dtype} | | | | | |")
             continue
-        found = compare(windows, expected, [logits_of(model, w) for w in windows])
-        print(row(f"{model.info.quantization} ({quantize})", kv_cache_dtype, found, base))
+        quality = compare(windows, expected, [logits_of(model, w) for w in windows])
+        print(row(f"{model.info.quantization} ({quantize})", kv_cache_dtype, quality, reference))
     for precision in arguments.as_on_cuda:
-        found = compare(windows, expected, cuda_logits(files, plain, windows, precision))
-        print(row(f"{precision} (bfloat16, as on CUDA)", "none", found, base))
+        quality = compare(windows, expected, cuda_logits(files, base_config, windows, precision))
+        print(row(f"{precision} (bfloat16, as on CUDA)", "none", quality, reference))
 
 
-def row(weights: str, kv_cache: str, found: Quality, base: Quality) -> str:
-    change = found.perplexity / base.perplexity - 1
+def row(weights: str, kv_cache: str, quality: Quality, reference: Quality) -> str:
+    change = quality.perplexity / reference.perplexity - 1
     return (
-        f"| {weights} | {kv_cache} | {found.perplexity:.4f} | {change:+.2%} "
-        f"| {found.mean_kl:.5f} | {found.largest_kl:.3f} | {found.same_argmax:.1%} |"
+        f"| {weights} | {kv_cache} | {quality.perplexity:.4f} | {change:+.2%} "
+        f"| {quality.mean_kl:.5f} | {quality.largest_kl:.3f} | {quality.same_argmax:.1%} |"
     )
 
 

@@ -2,17 +2,21 @@
 
     python scripts/gpu/bench.py --out results
 
-Correctness comes first: the attention kernels against float64; then for each shape Triton against
-the reference backend, fused modules against plain ones and CUDA graphs against plain steps; what is
-wrong is not timed. Then decode tokens a second at several batch sizes beside the bound that the
-measured memory bandwidth sets, how much of a step the kernels take, prefill tokens a second beside
-the measured matmul rate, start time; `stonechat serve` under load beside the same load in process,
-and the time from its command to the first token; and plain `transformers` on the same shapes.
+It checks correctness first: the attention kernels against float64, and per shape the chosen
+attention against the reference, fused modules against plain ones, and CUDA graphs against plain
+steps. A part that fails a check is not timed. Then it measures:
 
-Each part runs in a process of its own and has its share of `--minutes`, so none takes others down.
-Writes `bench_gpu.json` after each part, and at the end Markdown tables to `bench_gpu.md` and to
-standard output. What was left out or failed is named there. `--dry-run` goes through all of it on a
-CPU with a tiny model.
+- decoding at several batch sizes, beside the limit that the measured memory bandwidth sets, and the
+  share of a step that the kernels take;
+- prefill, beside the measured matmul rate, and the start time of the engine;
+- `stonechat serve` under load, beside the same load in process, and the time from its command to
+  the first token;
+- plain `transformers` on the same shapes.
+
+Each part runs in a process of its own with a time limit, so its failure does not stop the others.
+The script writes `bench_gpu.json` after each part. At the end it writes Markdown tables to
+`bench_gpu.md` and to standard output, which also name each part that was skipped or failed.
+`--dry-run` runs everything on a CPU with a tiny model.
 """
 
 import argparse
@@ -31,11 +35,11 @@ from typing import Any
 from table import markdown
 
 LEAST_SECONDS = 10.0
-"""With less time than this left, a part is not begun."""
+"""A part does not start if less time than this is left."""
 GRACE_SECONDS = 15.0
-"""A part is told to begin nothing more this long before it is ended."""
+"""A part starts no new measurement this long before its time limit."""
 SECONDS = {"device": 60.0, "model": 100.0, "http": 120.0, "compare": 60.0}
-"""The most that a part of each kind may take."""
+"""The time limit of a part, by kind."""
 DEFAULT_SHAPES = ("qwen3-0.6b", "llama-3.2-1b", "llama-3.1-8b", "qwen3-30b-a3b-12-layers")
 DRY_RUN = {
     "device": "cpu",
@@ -51,7 +55,7 @@ DRY_RUN = {
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run all parts, or with `--part` one; the exit status is 1 when any failed."""
+    """Run all parts, or one with `--part`. Return the exit status: 1 if any part failed, else 0."""
     arguments = parse_arguments(words)
     if arguments.part is not None:
         return run_part(arguments)
@@ -61,23 +65,23 @@ def main(words: list[str] | None = None) -> int:
     results: dict[str, Any] = {"command": command, "sections": {}, "seconds": 0.0}
     started = time.time()
     for name in parts(arguments):
-        left = 60 * arguments.minutes - (time.time() - started)
-        results["sections"][name] = run_child(name, left, folder, words)
+        seconds_left = 60 * arguments.minutes - (time.time() - started)
+        results["sections"][name] = run_child(name, seconds_left, folder, words)
         results["seconds"] = time.time() - started
         (folder / "bench_gpu.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
     text = markdown(results)
     (folder / "bench_gpu.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
-    return int(any("error" in found for found in results["sections"].values()))
+    return int(any("error" in section for section in results["sections"].values()))
 
 
 def parts(arguments: argparse.Namespace) -> list[str]:
-    """All parts in the order of their worth."""
+    """Return the names of all parts, the most useful first."""
     names = ["device", *(f"model {shape}" for shape in arguments.models)]
     if arguments.http:
         first = f"model {arguments.http_model}"
-        at = names.index(first) + 1 if first in names else len(names)
-        names.insert(at, f"http {arguments.http_model}")
+        position = names.index(first) + 1 if first in names else len(names)
+        names.insert(position, f"http {arguments.http_model}")
     if arguments.compare:
         names += [f"compare {shape}" for shape in arguments.models]
     return names
@@ -86,7 +90,7 @@ def parts(arguments: argparse.Namespace) -> list[str]:
 def run_child(
     name: str, seconds_left: float, folder: Path, words: list[str] | None
 ) -> dict[str, Any]:
-    """Run a part in a process of its own; what it noted, and what ended it if it did not end."""
+    """Run a part in a process of its own. Return its results, with an `error` if it failed."""
     if seconds_left < LEAST_SECONDS:
         print(f"{name}: skipped, out of time", flush=True)
         return {"skipped": "out of time"}
@@ -109,42 +113,42 @@ def run_child(
         error = f"ended after {seconds:.0f} s"
     finally:
         _end_group(process)
-    found: dict[str, Any] = json.loads(notes.read_text()) if notes.is_file() else {}
+    results: dict[str, Any] = json.loads(notes.read_text()) if notes.is_file() else {}
     notes.unlink(missing_ok=True)
     if error is not None:
-        found.setdefault("error", error)
-        print(f"  {found['error']}", flush=True)
-    return found
+        results.setdefault("error", error)
+        print(f"  {results['error']}", flush=True)
+    return results
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """The part's process and those that it started; none is left after a clean end."""
+    """Kill the part's process and those that it started. After a clean end there are none."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def run_part(arguments: argparse.Namespace) -> int:
-    """In the child: run one part and write what it finds to `--notes` as it goes."""
+    """In the child process: run one part. Write its results to `--notes` as they come."""
     notes = Path(arguments.notes)
 
-    def note(found: dict[str, Any]) -> None:
+    def note(results: dict[str, Any]) -> None:
         incomplete = notes.with_suffix(".tmp")
-        incomplete.write_text(json.dumps(found), encoding="utf-8")
+        incomplete.write_text(json.dumps(results), encoding="utf-8")
         incomplete.replace(notes)
 
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     started = time.time()
     try:
         from sections import Section
 
         section = Section(arguments, arguments.deadline, note)
-        found = section.found
+        results = section.results
         section.run(arguments.part)
-        note(found | {"seconds": time.time() - started})
+        note(results | {"seconds": time.time() - started})
     except Exception as error:
         traceback.print_exc()
-        note(found | {"error": f"{type(error).__name__}: {error}"})
+        note(results | {"error": f"{type(error).__name__}: {error}"})
         return 1
     return 0
 
@@ -156,20 +160,34 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", required=True, help="folder for bench_gpu.json and bench_gpu.md")
     add("--device", default="auto")
-    add("--models", nargs="+", default=list(DEFAULT_SHAPES), help="see scripts/gpu/shapes.py")
+    add(
+        "--models",
+        nargs="+",
+        default=list(DEFAULT_SHAPES),
+        help="model shapes, by their names in scripts/gpu/shapes.py",
+    )
     add("--batches", nargs="+", type=int, default=[1, 8, 64, 256])
-    add("--context", type=int, default=512, help="prompt tokens when decoding")
-    add("--steps", type=int, default=32, help="decode steps that are timed")
+    add("--context", type=int, default=512, help="prompt tokens of each sequence when decoding")
+    add("--steps", type=int, default=32, help="number of decode steps to time")
     add("--attention", default="auto", help="attention backend")
-    add("--quantize", choices=["fp8", "int8", "int4"], help="time quantised weights")
-    add("--kv-bytes", type=int, default=None, help="default: what is free")
-    add("--http-model", default="llama-3.2-1b", help="the shape that is served over HTTP")
-    add("--streams", type=int, default=64, help="requests at a time over HTTP")
-    add("--http-tokens", type=int, default=256, help="tokens of prompts and of answers there")
-    add("--minutes", type=float, default=8.0, help="for all of it")
+    add(
+        "--quantize",
+        choices=["fp8", "int8", "int4"],
+        help="quantise the weights to this precision before timing",
+    )
+    add(
+        "--kv-bytes",
+        type=int,
+        default=None,
+        help="bytes of the KV cache (default: the free memory)",
+    )
+    add("--http-model", default="llama-3.2-1b", help="shape to serve over HTTP")
+    add("--streams", type=int, default=64, help="concurrent requests over HTTP")
+    add("--http-tokens", type=int, default=256, help="tokens per prompt and per answer over HTTP")
+    add("--minutes", type=float, default=8.0, help="time limit of the whole run")
     add("--no-http", dest="http", action="store_false")
     add("--no-compare", dest="compare", action="store_false")
-    add("--dry-run", action="store_true", help="a tiny model on the CPU, to see that all runs")
+    add("--dry-run", action="store_true", help="run everything with a tiny model on the CPU")
     add("--part", help=argparse.SUPPRESS)
     add("--deadline", type=float, help=argparse.SUPPRESS)
     add("--notes", help=argparse.SUPPRESS)

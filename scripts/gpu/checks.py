@@ -1,4 +1,4 @@
-"""Correctness before speed: what `bench.py` refuses to time when it is wrong."""
+"""The correctness checks of `bench.py`. It does not time a part that fails them."""
 
 from typing import Any
 
@@ -20,8 +20,10 @@ HEADS, KV_HEADS, BLOCK_SIZE = 32, 8, 16
 
 
 def check_kernels(backend: Any, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Largest relative error against float64, by case, head size and window; raises above
-    tolerance."""
+    """Return the largest relative error against float64 for each case, head size and window.
+
+    Raises `RuntimeError` if an error is above the tolerance.
+    """
     errors = {}
     for head_size in (64, 128):
         for case in CASES:
@@ -30,7 +32,9 @@ def check_kernels(backend: Any, device: torch.device, dtype: torch.dtype) -> dic
                 name = f"{case}, heads of {head_size}" + (", window" if window else "")
                 error = _error(backend, CASES[case], head_size, spec, device, dtype)
                 if not error <= KERNEL_TOLERANCE[dtype]:
-                    raise RuntimeError(f"{backend.name} attention is wrong in {name} by {error}")
+                    raise RuntimeError(
+                        f"{backend.name} attention fails in {name}: relative error {error}"
+                    )
                 errors[name] = error
     return errors
 
@@ -61,7 +65,7 @@ def _error(
 
 
 def first_logprobs(engine: Engine, prompts: list[list[int]], num_tokens: int) -> torch.Tensor:
-    """The best five log-probabilities at each of the first greedy tokens: [prompts, tokens, 5]."""
+    """Return the five best log-probabilities of the first greedy tokens: [prompts, tokens, 5]."""
     params = SamplingParams(max_tokens=num_tokens, temperature=0.0, top_logprobs=5, ignore_eos=True)
     for i, prompt in enumerate(prompts):
         engine.add(GenerateRequest(request_id=f"check {i}", prompt_token_ids=prompt, params=params))
@@ -76,13 +80,16 @@ def first_logprobs(engine: Engine, prompts: list[list[int]], num_tokens: int) ->
 
 
 def difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
-    """Largest difference of the first two tokens' best log-probabilities: one of a prefill, one of
-    a decode step. Later tokens may differ for good where two are nearly as likely."""
+    """Return the largest difference of the best log-probabilities at the first two tokens.
+
+    The first comes from a prefill, the second from a decode step. Later tokens do not count: after
+    two nearly equal tokens, both continuations may be right.
+    """
     return float((expected[:, :2] - actual[:, :2]).abs().max())
 
 
-def require(name: str, found: float, limit: float) -> float:
-    """Raises when log-probabilities differ by more than `limit`."""
-    if not found <= limit:
-        raise RuntimeError(f"{name}: log-probabilities differ by {found}")
-    return found
+def require(name: str, change: float, limit: float) -> float:
+    """Return the difference of log-probabilities. Raises `RuntimeError` if it is above `limit`."""
+    if not change <= limit:
+        raise RuntimeError(f"{name}: log-probabilities differ by {change}")
+    return change

@@ -1,5 +1,8 @@
-"""The server's own command under load, for `bench.py`: a model folder of random weights with a
-made-up tokenizer of the model's size, and `stonechat bench`'s load generator."""
+"""Puts `stonechat serve` under load, for `bench.py`.
+
+It writes a model folder with random weights and an artificial tokenizer of the model's vocabulary
+size, and uses the load generator of `stonechat bench`.
+"""
 
 import asyncio
 import contextlib
@@ -30,7 +33,7 @@ SECONDS_TO_EXIT = 20.0
 
 
 def save_model(module: Any, folder: Path) -> None:
-    """Weights, config, tokenizer and chat template, as a model has them."""
+    """Save weights, config, tokenizer and chat template to `folder`, as a checkpoint has them."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     module.save_pretrained(folder)
@@ -50,7 +53,7 @@ def save_model(module: Any, folder: Path) -> None:
 
 
 def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Merges that make each word, with the space before it, one token: letter by letter."""
+    """Return merges that join each word and the space before it into one token, by letters."""
     pairs = {}
     for word in words:
         for end in range(1, len(word) + 1):
@@ -69,8 +72,8 @@ def measure_over_http(
 ) -> dict[str, Any]:
     """Start `stonechat serve` on `folder`, wait for a first token, then measure.
 
-    Raises `RuntimeError` with the end of the server's output when it does not come up in
-    `timeout` seconds.
+    Raises `RuntimeError` with the end of the server's output if there is no token within `timeout`
+    seconds.
     """
     started = time.perf_counter()
     with _server(folder, flags) as (process, port, log):
@@ -142,7 +145,7 @@ def _wait_for_first_token(
             time.sleep(0.05)
         except OSError:  # not listening yet
             time.sleep(0.05)
-    how = "did not come up in time" if process.poll() is None else f"ended: {process.returncode}"
+    how = "sent no token in time" if process.poll() is None else f"exited with {process.returncode}"
     raise RuntimeError(f"the server {how}\n{log.read_text(errors='replace')[-2000:]}")
 
 

@@ -1,4 +1,4 @@
-"""Measurements for `bench.py`: what the device can do, and what an engine makes of it."""
+"""Measurements for `bench.py`: the rates of the device, and the throughput of an engine on it."""
 
 import time
 from collections import Counter
@@ -12,7 +12,7 @@ from stonechat_models.engine.engine import Engine
 from stonechat_models.types import GenerateRequest, SamplingParams
 
 NUM_KERNELS = 12
-"""Kernels listed by name, those that take longest."""
+"""How many kernels are listed by name, the slowest first."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -21,7 +21,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_of(function: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Seconds of one call, over `repeats` after a warm-up."""
+    """Return the mean seconds of a call, over `repeats` calls after a warm-up."""
     function()
     synchronize(device)
     started = time.perf_counter()
@@ -32,7 +32,7 @@ def seconds_of(function: Callable[[], object], device: torch.device, repeats: in
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second of a large copy, read and written bytes both counted."""
+    """Return bytes a second of a large copy. Read and written bytes both count."""
     num_bytes = 4 << 30 if device.type == "cuda" else 64 << 20
     source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -41,14 +41,14 @@ def bandwidth(device: torch.device) -> float:
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a sum over a large tensor, which is only read, as weights are."""
+    """Return bytes a second of a sum over a large tensor. It only reads, as steps read weights."""
     num_bytes = 4 << 30 if device.type == "cuda" else 64 << 20
     source = torch.zeros(num_bytes // 4, dtype=torch.float32, device=device)
     return num_bytes / seconds_of(source.sum, device, 10)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square product."""
+    """Return floating-point operations a second of a large square matrix product."""
     size = 8192 if device.type == "cuda" else 512
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.randn(size, size, device=device, dtype=dtype)
@@ -59,18 +59,18 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 @dataclass(slots=True)
 class DecodeTimes:
-    """Of a decode step; `context` is the mean length that it read."""
+    """The times of a decode step. `context` is the mean context length that it read."""
 
     seconds: float
     context: float
     kernel_seconds: float | None = None
-    """Of all kernels; None where there is no profile of them."""
+    """Sum over all kernels. None: they were not profiled."""
     kernels: dict[str, float] = field(default_factory=dict)
-    """Seconds a step, by name."""
+    """Seconds per step, by kernel name."""
 
 
 class Load:
-    """Requests of random tokens for an engine, which it ends again."""
+    """Adds requests of random tokens to an engine, and times the steps that compute them."""
 
     def __init__(self, engine: Engine, device: torch.device) -> None:
         self.engine = engine
@@ -98,15 +98,15 @@ class Load:
     def decode(
         self, batch: int, context: int, num_steps: int, *, profiled: bool = True, **params: Any
     ) -> DecodeTimes:
-        """Decode steps of `batch` sequences, sampling included, from `context` tokens on."""
-        started_at = self._num_generated
+        """Time decode steps, with sampling, of `batch` sequences with `context` prompt tokens."""
+        num_at_start = self._num_generated
         ids = [self.add(context, num_steps * 3 + 64, **params) for _ in range(batch)]
         while len(self.engine.step()) < batch:
             pass
-        before = self._num_generated
+        num_before = self._num_generated
         seconds = seconds_of(self.engine.step, self._device, num_steps)
-        generated = (before + self._num_generated) / 2 - started_at
-        times = DecodeTimes(seconds, context + generated / batch)
+        mean_generated = (num_before + self._num_generated) / 2 - num_at_start
+        times = DecodeTimes(seconds, context + mean_generated / batch)
         if profiled and self._device.type == "cuda":
             times.kernels = self._kernels(num_steps)
             times.kernel_seconds = sum(times.kernels.values())
@@ -117,7 +117,7 @@ class Load:
         return times
 
     def prefill(self, batch: int, prompt_len: int) -> float:
-        """Prompt tokens a second."""
+        """Return prompt tokens a second of `batch` prompts."""
         self.add(prompt_len, 1, temperature=0.0)
         self.drain()
         for _ in range(batch):
@@ -129,7 +129,7 @@ class Load:
     def closed_loop(
         self, streams: int, num_requests: int, prompt_len: int, num_tokens: int
     ) -> float:
-        """Tokens a second of `num_requests` requests, `streams` of them at any time."""
+        """Return output tokens a second of `num_requests` requests, `streams` of them at once."""
         started = time.perf_counter()
         num_left, running = num_requests, 0
         while num_left or running:
@@ -147,7 +147,7 @@ class Load:
         return self.engine.stats().num_generated_tokens
 
     def _kernels(self, num_steps: int) -> dict[str, float]:
-        """Seconds a step that each kernel takes."""
+        """Profile `num_steps` steps. Return the seconds per step of each kernel."""
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:

@@ -1,6 +1,6 @@
-"""The parts of `bench.py`. Each runs in a process of its own and notes what it finds.
+"""The parts of `bench.py`. Each runs in a process of its own and saves its results as they come.
 
-What a part raises ends only that part, and what it noted before is kept.
+An exception ends only its part. Results that the part saved before are kept.
 """
 
 import argparse
@@ -36,12 +36,12 @@ CHECK_SEQS = 8
 CHECK_LIMIT = 0.1
 """Largest difference of log-probabilities in half precision that still counts as equal."""
 GRAPH_LIMIT = 0.03
-"""The same for a step with and without its graph: only the splits of the keys differ."""
+"""The same limit for a step with and without its graph. Only the splits of the keys differ."""
 REQUESTS_A_STREAM = 4
 
 
 class Section:
-    """One part: its settings, the time it has, and what it found so far."""
+    """One part: its settings, its deadline, and its results so far."""
 
     def __init__(
         self,
@@ -49,18 +49,18 @@ class Section:
         deadline: float,
         note: Callable[[dict[str, Any]], None],
     ) -> None:
-        """`deadline`: by `time.time`, nothing is begun after it. `note` keeps results."""
+        """Nothing new starts after `deadline`, in `time.time`. `note` saves the results."""
         self.arguments = arguments
         self.device = choose_device(arguments.device)
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.found: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}
         self._deadline = deadline
         self._note = note
         self._probe: ProbeContext | None = None
         self._matmul_parameters = 0.0
 
     def run(self, name: str) -> None:
-        """Raises what the part does."""
+        """Run the part `name`, such as "device" or "model tiny". Raises the part's exceptions."""
         part, _, shape = name.partition(" ")
         parts: dict[str, Callable[..., None]] = {
             "device": self._device,
@@ -70,13 +70,13 @@ class Section:
         }
         parts[part](*([SHAPES[shape]] if shape else []))
 
-    def keep(self, **found: Any) -> None:
-        """Add to what was found, and have it kept at once."""
-        self.found |= found
-        self._note(self.found)
+    def keep(self, **values: Any) -> None:
+        """Add `values` to the results, and save all of them at once."""
+        self.results |= values
+        self._note(self.results)
 
     def attempt(self, part: Callable[[], Any]) -> Any:
-        """What `part` gives, or why it gives nothing."""
+        """Return the result of `part`, or a dictionary that says why there is none."""
         if time.time() > self._deadline:
             return {"skipped": "out of time"}
         try:
@@ -92,10 +92,10 @@ class Section:
         self.keep(bandwidth_bytes_per_second=bandwidth(self.device))
         self.keep(read_bytes_per_second=read_bandwidth(self.device))
         self.keep(matmul_flops=matmul_rate(self.device, self.dtype))
-        chosen = choose_attention(self.arguments.attention, self.device, progress=say)
-        names = ("flashinfer", "triton") if chosen.name in TRITON_BACKENDS else (chosen.name,)
+        backend = choose_attention(self.arguments.attention, self.device, progress=say)
+        names = ("flashinfer", "triton") if backend.name in TRITON_BACKENDS else (backend.name,)
         errors = {name: self.attempt(partial(self._kernels, name)) for name in names}
-        self.keep(attention=chosen.name, kernel_errors=errors)
+        self.keep(attention=backend.name, kernel_errors=errors)
 
     def _kernels(self, name: str) -> dict[str, float]:
         return check_kernels(choose_attention(name, self.device), self.device, self.dtype)
@@ -108,7 +108,7 @@ class Section:
         self.keep(seconds_to_build=time.perf_counter() - started)
         attention = self.arguments.attention
         checks = {}
-        # Fused modules run no longer as the model's own code, so this is learnt before.
+        # This check runs the model's own code, which fusing replaces, so it comes first.
         self._probe = check_packing(module, self.device, module.config.vocab_size)
         self._matmul_parameters = matmul_parameters(module)
         reference = self._logprobs(shape, module, "sdpa", eager=True)
@@ -147,8 +147,8 @@ class Section:
             weight_bytes=info.weight_bytes,
         )
         if quantization != "none":
-            found = first_logprobs(engine, self._check_prompts(info.vocab_size), CHECK_TOKENS)
-            self.keep(quantization_changes_logprobs_by=difference(reference, found))
+            logprobs = first_logprobs(engine, self._check_prompts(info.vocab_size), CHECK_TOKENS)
+            self.keep(quantization_changes_logprobs_by=difference(reference, logprobs))
         load = Load(engine, self.device)
         decode: dict[str, Any] = {}
         for batch in self.arguments.batches:
@@ -200,8 +200,8 @@ class Section:
         self, shape: Shape, module: Any, config: EngineConfig, max_model_len: int
     ) -> Engine:
         info = model_info(shape, module, self.device, self.dtype)
-        first = choose_attention(config.attention_backend, self.device)
-        model = TransformersModel(module, info, first, probe=self._probe)
+        unchecked = choose_attention(config.attention_backend, self.device)
+        model = TransformersModel(module, info, unchecked, probe=self._probe)
         parity_check = model.attention_parity_check
         model.set_attention(
             choose_attention(config.attention_backend, self.device, parity_check, say)
@@ -222,7 +222,7 @@ class Section:
         ]
 
     def _logprobs(self, shape: Shape, module: Any, attention: str, *, eager: bool) -> torch.Tensor:
-        """What a small engine of these settings answers, to be held against another's."""
+        """Return the first log-probabilities of a small engine with these settings, to compare."""
         config = EngineConfig(
             model=shape.name,
             attention_backend=attention,
@@ -233,15 +233,15 @@ class Section:
             prefix_caching=False,
         )
         engine = self._assemble(shape, module, config, 256)
-        found = first_logprobs(engine, self._check_prompts(module.config.vocab_size), CHECK_TOKENS)
+        rows = first_logprobs(engine, self._check_prompts(module.config.vocab_size), CHECK_TOKENS)
         del engine
         free(self.device)
-        return found
+        return rows
 
     # --- the whole path ---
 
     def _http(self, shape: Shape) -> None:
-        """The same load on an engine in this process, then on the server's own command."""
+        """Run the same load on an engine in this process, then on `stonechat serve`."""
         arguments = self.arguments
         with tempfile.TemporaryDirectory(prefix="stonechat-bench-") as name:
             folder = Path(name)
@@ -256,7 +256,7 @@ class Section:
                 in_process_tokens_per_second=self._in_process(folder),
             )
             free(self.device)
-            found = measure_over_http(
+            http = measure_over_http(
                 folder,
                 self._serve_flags(),
                 streams=arguments.streams,
@@ -264,8 +264,8 @@ class Section:
                 num_tokens=arguments.http_tokens,
                 timeout=max(10.0, self._deadline - time.time()),
             )
-        rate, inside = found["tokens_per_second"], self.found["in_process_tokens_per_second"]
-        self.keep(**found, share_of_in_process=rate / inside)
+        rate, base = http["tokens_per_second"], self.results["in_process_tokens_per_second"]
+        self.keep(**http, share_of_in_process=rate / base)
 
     def _in_process(self, folder: Path) -> float:
         arguments = self.arguments
@@ -315,7 +315,7 @@ class Section:
 
     @torch.inference_mode()
     def _generate(self, module: Any, batch: int) -> float:
-        """Decode tokens a second of `generate` with a static cache."""
+        """Return decode tokens a second of `generate` with a static cache."""
         steps, prompts = self.arguments.steps, self._prompts(module, batch)
 
         def generate(num_tokens: int) -> object:
@@ -332,18 +332,25 @@ class Section:
         short = seconds_of(partial(generate, 1), self.device, 1)
         long = seconds_of(partial(generate, 1 + steps), self.device, 1)
         if long <= short:
-            raise RuntimeError(f"{steps} more tokens took {long - short:.4f} s: too noisy to tell")
+            raise RuntimeError(
+                f"{steps} more tokens took {long - short:.4f} s, so the measurement is too noisy"
+            )
         return batch * steps / (long - short)
 
     def _generate_batch(self, module: Any) -> dict[str, float]:
-        """Decode tokens a second of `generate_batch` for the largest batch, by the time that more
-        tokens take: its own start (graphs, warm-up) is in every call."""
+        """Return decode tokens a second of `generate_batch` for the largest batch size.
+
+        It times how much longer more tokens take, because each call includes the start of
+        `generate_batch` (graphs, warm-up).
+        """
         batch, steps = max(self.arguments.batches), self.arguments.steps
         prompts = self._prompts(module, batch).tolist()
         short = self._seconds_of_batch(module, prompts, 1)
         long = self._seconds_of_batch(module, prompts, 1 + steps)
         if long <= short:
-            raise RuntimeError(f"{steps} more tokens took {long - short:.4f} s: too noisy to tell")
+            raise RuntimeError(
+                f"{steps} more tokens took {long - short:.4f} s, so the measurement is too noisy"
+            )
         return {"batch": batch, "tokens_per_second": batch * steps / (long - short)}
 
     def _seconds_of_batch(self, module: Any, prompts: list[list[int]], num_tokens: int) -> float:
@@ -351,7 +358,7 @@ class Section:
         from transformers.generation import ContinuousBatchingConfig
 
         config = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1)
-        sizes = None  # what transformers chooses by the memory that is free
+        sizes = None  # transformers chooses them by the free memory
         if self.device.type == "cpu":
             sizes = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=256)
         started = time.perf_counter()
@@ -359,16 +366,18 @@ class Section:
             inputs=prompts, generation_config=config, continuous_batching_config=sizes
         )
         seconds = time.perf_counter() - started
-        found = sum(len(output.generated_tokens) for output in outputs.values())
-        if found < len(prompts) * num_tokens:
-            raise RuntimeError(f"it gave {found} of {len(prompts) * num_tokens} tokens")
+        num_returned = sum(len(output.generated_tokens) for output in outputs.values())
+        if num_returned < len(prompts) * num_tokens:
+            raise RuntimeError(
+                f"generate_batch returned {num_returned} of {len(prompts) * num_tokens} tokens"
+            )
         return seconds
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     import transformers
 
-    found = {
+    facts = {
         "device": str(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -380,7 +389,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         import triton
 
         properties = torch.cuda.get_device_properties(device)
-        found |= {
+        facts |= {
             "name": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
@@ -389,20 +398,20 @@ def environment(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "triton": triton.__version__,
         }
-    return found
+    return facts
 
 
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.split("\n")[0].strip() or None
+    return result.stdout.split("\n")[0].strip() or None
 
 
 def _context_over_http(arguments: argparse.Namespace) -> int:
-    """Room for the prompts by which the load generator learns how long words are, too."""
+    """Return a context length that also fits the prompts that calibrate the load generator."""
     return max(256, 4 * int(arguments.http_tokens))
 
 

@@ -1,4 +1,4 @@
-"""Models with random weights in published shapes, built on the device; nothing is downloaded."""
+"""Models with random weights in published shapes, built on the device. They need no download."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from stonechat_models.types import ModelInfo
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model's config, by the name of its class in transformers."""
+    """A model's config: its class in transformers, and the attributes to set."""
 
     name: str
     config_class: str
@@ -95,7 +95,7 @@ SHAPES = {
 
 
 def build_module(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model in eval mode, its weights drawn on the device from a fixed seed."""
+    """Return the model in eval mode, with weights drawn on the device from a fixed seed."""
     import transformers
 
     config = getattr(transformers, shape.config_class)(
@@ -131,32 +131,35 @@ def model_info(shape: Shape, module: Any, device: torch.device, dtype: torch.dty
 
 
 def bytes_of_a_step(module: torch.nn.Module, num_tokens: int) -> float:
-    """Bytes of weights that a step of `num_tokens` must read, in expectation for a mixture of
-    experts.
+    """Return the bytes of weights that a step of `num_tokens` must read.
 
-    The input embedding is not read but for single rows, unless it is the output layer's too.
+    For a mixture of experts this is the expected number. The input embedding does not count, since
+    a step reads only single rows of it, unless it is the output layer too.
     """
     from stonechat_models.backends.quantization.linear import QuantizedLinear
 
     config: Any = module.config
     num_experts = getattr(config, "num_experts", None)
-    touched = 1.0
+    expert_share = 1.0
     if num_experts:
-        touched = 1 - (1 - config.num_experts_per_tok / num_experts) ** num_tokens
+        expert_share = 1 - (1 - config.num_experts_per_tok / num_experts) ** num_tokens
     total = 0.0
     for name, parameter in module.named_parameters():
         if "embed_tokens" in name and not config.tie_word_embeddings:
             continue
         size = parameter.numel() * parameter.element_size()
-        total += size * (touched if ".experts." in name else 1.0)
+        total += size * (expert_share if ".experts." in name else 1.0)
     for name, part in module.named_modules():
         if isinstance(part, QuantizedLinear):
-            total += part.num_bytes * (touched if ".experts" in name else 1.0)
+            total += part.num_bytes * (expert_share if ".experts" in name else 1.0)
     return total
 
 
 def matmul_parameters(module: torch.nn.Module) -> float:
-    """Parameters that multiply every token of a prefill; the output layer sees one row only."""
+    """Return the number of parameters that multiply each token of a prefill.
+
+    The output layer does not count, because it computes one row only.
+    """
     config: Any = module.config
     share = 1.0
     if getattr(config, "num_experts", None):

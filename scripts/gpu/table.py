@@ -16,10 +16,10 @@ def markdown(results: Results) -> str:
 
 def _header(results: Results) -> Iterator[str]:
     device = results["sections"].get("device", {})
-    found = device.get("environment", {})
-    name = found.get("name") or found.get("platform", "unknown device")
+    environment = device.get("environment", {})
+    name = environment.get("name") or environment.get("platform", "unknown device")
     versions = [
-        f"{label} {found[key]}"
+        f"{label} {environment[key]}"
         for key, label in (
             ("driver", "driver"),
             ("cuda", "CUDA"),
@@ -27,23 +27,23 @@ def _header(results: Results) -> Iterator[str]:
             ("triton", "Triton"),
             ("transformers", "transformers"),
         )
-        if found.get(key)
+        if environment.get(key)
     ]
     yield f"{name}; {', '.join(versions)}. `{results['command']}`, {results['seconds']:.0f} s."
     if "matmul_flops" in device:
         yield (
-            f"Measured in the same run: {device['bandwidth_bytes_per_second'] / 1e9:.0f} GB/s of a "
-            f"copy, {device['read_bytes_per_second'] / 1e9:.0f} GB/s of reading, "
-            f"{device['matmul_flops'] / 1e12:.1f} TFLOP/s of a matrix product. "
+            f"Measured in the same run: {device['bandwidth_bytes_per_second'] / 1e9:.0f} GB/s in a "
+            f"copy, {device['read_bytes_per_second'] / 1e9:.0f} GB/s in a read, "
+            f"{device['matmul_flops'] / 1e12:.1f} TFLOP/s in a matrix product. "
             f"Attention: {device.get('attention', '?')}."
         )
 
 
 def _models(results: Results, part: str) -> Iterator[tuple[str, Results]]:
-    for name, found in results["sections"].items():
+    for name, section in results["sections"].items():
         kind, _, shape = name.partition(" ")
         if kind == part:
-            yield shape, found
+            yield shape, section
 
 
 def _share(number: float | None) -> str:
@@ -52,22 +52,22 @@ def _share(number: float | None) -> str:
 
 def _decode(results: Results) -> list[str]:
     rows = []
-    read = results["sections"].get("device", {}).get("read_bytes_per_second")
-    for shape, found in _models(results, "model"):
-        for batch, at in found.get("decode", {}).items():
-            if "tokens_per_second" not in at:
+    read_rate = results["sections"].get("device", {}).get("read_bytes_per_second")
+    for shape, section in _models(results, "model"):
+        for batch, entry in section.get("decode", {}).items():
+            if "tokens_per_second" not in entry:
                 continue
-            step, kernels = at["milliseconds_per_step"], at["kernel_milliseconds_per_step"]
-            bound = None if read is None else 1e3 * at["bytes_per_step"] / read / step
+            step, kernels = entry["milliseconds_per_step"], entry["kernel_milliseconds_per_step"]
+            bound = None if read_rate is None else 1e3 * entry["bytes_per_step"] / read_rate / step
             rows.append(
-                f"| {shape} | {batch} | {at['tokens_per_second']:.0f} | {step:.2f} | "
+                f"| {shape} | {batch} | {entry['tokens_per_second']:.0f} | {step:.2f} | "
                 f"{_share(bound)} | {'' if kernels is None else f'{kernels:.2f}'} | "
                 f"{'' if kernels is None else f'{max(0.0, step - kernels):.2f}'} | "
-                f"{at['tokens_per_second_with_top_p']:.0f} |"
+                f"{entry['tokens_per_second_with_top_p']:.0f} |"
             )
     return _table(
-        "Decoding, greedy; the bound is the time to read weights and cached keys and values once.",
-        ("model", "sequences", "tokens/s", "ms a step", "share of the bound",
+        "Greedy decoding. The bound is the time to read weights and cached keys and values once.",
+        ("model", "sequences", "tokens/s", "ms per step", "share of the bound",
          "kernels, ms", "gaps, ms", "tokens/s with top_p"),
         rows,
     )  # fmt: skip
@@ -76,14 +76,14 @@ def _decode(results: Results) -> list[str]:
 def _prefill(results: Results) -> list[str]:
     flops = results["sections"].get("device", {}).get("matmul_flops")
     rows = []
-    for shape, found in _models(results, "model"):
-        at = found.get("prefill", {})
-        if "tokens_per_second" in at:
-            share = None if flops is None else at["flops_per_second"] / flops
+    for shape, section in _models(results, "model"):
+        entry = section.get("prefill", {})
+        if "tokens_per_second" in entry:
+            share = None if flops is None else entry["flops_per_second"] / flops
             rows.append(
-                f"| {shape} | {at['tokens_per_second']:.0f} | {_share(share)} | "
-                f"{found['seconds_to_ready']:.1f} | {'yes' if found['in_graphs'] else 'no'} | "
-                f"{found['attention']} | {found['quantization']} |"
+                f"| {shape} | {entry['tokens_per_second']:.0f} | {_share(share)} | "
+                f"{section['seconds_to_ready']:.1f} | {'yes' if section['in_graphs'] else 'no'} | "
+                f"{section['attention']} | {section['quantization']} |"
             )
     return _table(
         "Prefill, and the engine's start on loaded weights (memory profile, graphs, checks).",
@@ -95,16 +95,16 @@ def _prefill(results: Results) -> list[str]:
 
 def _http(results: Results) -> list[str]:
     rows = [
-        f"| {shape} | {at['streams']} | {at['in_process_tokens_per_second']:.0f} | "
-        f"{at['tokens_per_second']:.0f} | {_share(at['share_of_in_process'])} | "
-        f"{at['first_token_p50_seconds']:.2f} | "
-        f"{at['seconds_from_command_to_first_token']:.1f} |"
-        for shape, at in _models(results, "http")
-        if "share_of_in_process" in at
+        f"| {shape} | {entry['streams']} | {entry['in_process_tokens_per_second']:.0f} | "
+        f"{entry['tokens_per_second']:.0f} | {_share(entry['share_of_in_process'])} | "
+        f"{entry['first_token_p50_seconds']:.2f} | "
+        f"{entry['seconds_from_command_to_first_token']:.1f} |"
+        for shape, entry in _models(results, "http")
+        if "share_of_in_process" in entry
     ]
     return _table(
-        "Over HTTP from `stonechat serve`, beside the same load on an engine in process; from the "
-        "command to the first token with files and compiled kernels cached.",
+        "The same load on `stonechat serve` over HTTP and on an engine in process. The time from "
+        "the command to the first token is with files and compiled kernels cached.",
         ("model", "streams", "in process, tokens/s", "HTTP, tokens/s", "share",
          "first token p50, s", "command to first token, s"),
         rows,
@@ -113,38 +113,38 @@ def _http(results: Results) -> list[str]:
 
 def _compare(results: Results) -> list[str]:
     rows = []
-    ours = dict(_models(results, "model"))
-    for shape, found in _models(results, "compare"):
-        for batch, rate in found.get("generate", {}).items():
-            own = ours.get(shape, {}).get("decode", {}).get(batch, {}).get("tokens_per_second")
+    models = dict(_models(results, "model"))
+    for shape, section in _models(results, "compare"):
+        for batch, rate in section.get("generate", {}).items():
+            ours = models.get(shape, {}).get("decode", {}).get(batch, {}).get("tokens_per_second")
             if isinstance(rate, float):
-                ratio = "" if own is None else f"{own / rate:.1f}"
+                ratio = "" if ours is None else f"{ours / rate:.1f}"
                 rows.append(f"| {shape} | generate, {batch} | {rate:.0f} | {ratio} |")
-        rate = found.get("generate_batch", {}).get("tokens_per_second")
+        rate = section.get("generate_batch", {}).get("tokens_per_second")
         if rate is not None:
-            batch = str(found["generate_batch"]["batch"])
-            own = ours.get(shape, {}).get("decode", {}).get(batch, {}).get("tokens_per_second")
-            ratio = "" if own is None else f"{own / rate:.1f}"
+            batch = str(section["generate_batch"]["batch"])
+            ours = models.get(shape, {}).get("decode", {}).get(batch, {}).get("tokens_per_second")
+            ratio = "" if ours is None else f"{ours / rate:.1f}"
             rows.append(f"| {shape} | generate_batch, {batch} | {rate:.0f} | {ratio} |")
     return _table(
         "Plain transformers in the same run: `generate` with a static cache, and `generate_batch`.",
-        ("model", "what", "tokens/s", "ours over it"),
+        ("model", "what", "tokens/s", "Stonechat / transformers"),
         rows,
     )
 
 
 def _missing(results: Results) -> list[str]:
-    found = [f"- {line}" for line in _failures(results["sections"], "")]
-    return ["", "Not measured:", "", *found] if found else []
+    failures = [f"- {line}" for line in _failures(results["sections"], "")]
+    return ["", "Not measured:", "", *failures] if failures else []
 
 
-def _failures(found: Any, path: str) -> Iterator[str]:
-    if not isinstance(found, dict):
+def _failures(node: Any, path: str) -> Iterator[str]:
+    if not isinstance(node, dict):
         return
     for key in ("error", "skipped"):
-        if isinstance(found.get(key), str):
-            yield f"{path}: {found[key].splitlines()[0]}"
-    for key, value in found.items():
+        if isinstance(node.get(key), str):
+            yield f"{path}: {node[key].splitlines()[0]}"
+    for key, value in node.items():
         yield from _failures(value, f"{path}, {key}" if path else key)
 
 

@@ -1,4 +1,4 @@
-"""Clients of all manners for `soak.py`: patient, slow, leaving, flooding, and sending nonsense."""
+"""All kinds of clients for `soak.py`: patient, slow, leaving, flooding, sending bad bodies."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ SENTENCE = "stone river cold bright seven window music tell me about the old hou
 
 @dataclass
 class Seen:
-    """What a client knows of a request that it saw to the end."""
+    """What a client knows of a request whose answer it received whole."""
 
     status: int
     key: str
@@ -27,7 +27,7 @@ class Seen:
 
 @dataclass
 class Log:
-    """What happened, by the kind of client."""
+    """The answers, the number of outcomes of each kind, and the problems."""
 
     seen: dict[str, Seen] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -40,7 +40,7 @@ class Log:
 
 @dataclass
 class Target:
-    """Where to send, with which keys; `rng` makes a run repeatable."""
+    """The server to send to, and the keys to use. `rng` makes a run repeatable."""
 
     port: int
     model: str
@@ -76,7 +76,7 @@ class Target:
 
 
 class Connection:
-    """One HTTP/1.1 exchange over a socket of its own, to be abused at will."""
+    """One HTTP/1.1 exchange over its own socket. Clients may break it off at any point."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -131,7 +131,10 @@ def dechunk(data: bytes) -> bytes:
 
 
 def answer_of(status: int, headers: dict[str, str], raw: bytes, key: str) -> Seen:
-    """Read an answer as a client does. Raises `ValueError` for one that is not complete."""
+    """Parse an answer as a client does.
+
+    Raises `ValueError`, `KeyError` or `IndexError` if it is incomplete or malformed.
+    """
     data = dechunk(raw) if headers.get("transfer-encoding") == "chunked" else raw
     if not headers["content-type"].startswith("text/event-stream"):
         document = json.loads(data)
@@ -146,13 +149,13 @@ def answer_of(status: int, headers: dict[str, str], raw: bytes, key: str) -> See
         error = json.loads(events[-1])["error"]
         return Seen(504 if error["code"] == "timeout" else 503, key)
     chunks = [json.loads(event) for event in events[:-1]]
-    finished = {
+    last_choices = {
         choice["index"]: choice
         for chunk in chunks
         for choice in chunk["choices"]
         if choice["finish_reason"]
     }
-    return seen_of(chunks[-1]["usage"], finished, key)
+    return seen_of(chunks[-1]["usage"], last_choices, key)
 
 
 def seen_of(usage: dict[str, Any], choices: dict[int, Any], key: str) -> Seen:
@@ -198,13 +201,13 @@ async def exchange(
     try:
         connection.send(json.dumps(body).encode(), headers_of(target, key, request_id, **further))
         status, headers = await connection.head()
-        seen = answer_of(status, headers, await connection.rest(pause), key)
-        target.log.seen[request_id] = seen
-        target.log.statuses[f"complete {seen.status}"] += 1
-        is_drained = seen.status == 503 and target.is_ending
-        if seen.status not in EXPECTED_STATUSES and not is_drained:
-            target.log.problem(f"{request_id}: status {seen.status}")
-        if seen.status == 429 and int(headers.get("retry-after", 0)) < 1:
+        answer = answer_of(status, headers, await connection.rest(pause), key)
+        target.log.seen[request_id] = answer
+        target.log.statuses[f"complete {answer.status}"] += 1
+        is_drained = answer.status == 503 and target.is_ending
+        if answer.status not in EXPECTED_STATUSES and not is_drained:
+            target.log.problem(f"{request_id}: unexpected status {answer.status}")
+        if answer.status == 429 and int(headers.get("retry-after", 0)) < 1:
             target.log.problem(f"{request_id}: 429 without Retry-After")
     except (ValueError, KeyError, IndexError) as error:
         if target.is_killed:
@@ -216,7 +219,7 @@ async def exchange(
 
 
 async def leaver(target: Target) -> None:
-    """A client that goes away: before it has sent all, before the answer, or within it."""
+    """A client that disconnects: within its request, before the answer, or within the answer."""
     connection = await Connection.open(target.port)
     data = json.dumps(target.body(stream=target.rng.random() < 0.7)).encode()
     headers = headers_of(target, "eager", target.request_id())
@@ -241,7 +244,7 @@ async def leaver(target: Target) -> None:
 
 
 async def bad_body(target: Target) -> None:
-    """A client that sends what is not a request, or not one that can be served."""
+    """A client that sends an invalid request, or one that cannot be served."""
     good = target.body()
     depth = target.rng.choice([100, 100_000])
     data = target.rng.choice(
@@ -267,7 +270,7 @@ async def bad_body(target: Target) -> None:
         status, headers = await connection.head()
         target.log.statuses[f"bad body {status}"] += 1
         if not 400 <= status < 500:
-            target.log.problem(f"a bad body was answered {status}: {data[:60]!r}")
+            target.log.problem(f"a bad body got status {status}: {data[:60]!r}")
         answer_of(status, headers, await connection.rest(), "eager")
     except (ValueError, KeyError) as error:
         target.log.problem(f"a bad body's answer is unreadable: {error!r}")
@@ -276,7 +279,7 @@ async def bad_body(target: Target) -> None:
 
 
 async def flood(target: Target) -> None:
-    """Many requests of one key at once."""
+    """Send many requests with one key at once."""
     await asyncio.gather(*(complete(target, "flood") for _ in range(12)))
 
 
@@ -291,7 +294,7 @@ CLIENTS = [
 
 
 async def abuse(target: Target, num_requests: int, concurrency: int) -> None:
-    """Keep that many clients busy until so many requests were sent."""
+    """Keep `concurrency` clients busy until `num_requests` requests were sent."""
     kinds = [client for client, _ in CLIENTS]
     weights = [weight for _, weight in CLIENTS]
 
@@ -301,7 +304,7 @@ async def abuse(target: Target, num_requests: int, concurrency: int) -> None:
             try:
                 async with asyncio.timeout(300):
                     await client(target)
-            except TimeoutError:  # is an OSError too
+            except TimeoutError:  # caught first, since it is an OSError too
                 target.log.problem(f"{client.__name__} hung for 300 s")
             except (OSError, asyncio.IncompleteReadError) as error:
                 target.log.problem(f"{client.__name__}: {error!r}")

@@ -1,9 +1,10 @@
-"""What a patient client notices of another key's flood.
+"""Measure how much a flood of requests with one key delays a client with another key.
 
     .venv/bin/python scripts/soak/fairness.py --flood 64
 
-One client asks again and again, first alone, then while so many clients of another key never let
-go. Prints the time that its requests took, and what became of the flood.
+One client sends requests one after another: first alone, then while `--flood` clients of another
+key send without pause. Prints the seconds that its requests took, and the statuses that the flood
+got.
 """
 
 import argparse
@@ -26,15 +27,15 @@ MAX_TOKENS = 32
 
 
 async def ask(target: Target, key: str) -> tuple[int, float]:
-    """The status and the seconds of one plain request for a fixed number of tokens."""
+    """Send one plain request for a fixed number of tokens. Return its status and seconds."""
     body = target.body(max_tokens=MAX_TOKENS, ignore_eos=True, n=1, stop=None)
     started = time.monotonic()
     connection = await Connection.open(target.port)
     connection.send(json.dumps(body).encode(), headers_of(target, key, target.request_id()))
     status, headers = await connection.head()
-    seen = answer_of(status, headers, await connection.rest(), key)
+    answer = answer_of(status, headers, await connection.rest(), key)
     await connection.close()
-    return seen.status, time.monotonic() - started
+    return answer.status, time.monotonic() - started
 
 
 async def patient(target: Target, number: int) -> list[tuple[int, float]]:
@@ -42,31 +43,31 @@ async def patient(target: Target, number: int) -> list[tuple[int, float]]:
 
 
 async def measure(target: Target, num_flooding: int, number: int) -> dict[str, object]:
-    """Latencies alone and under the flood."""
+    """Measure the latencies alone and under the flood."""
     await patient(target, 3)
     alone = await patient(target, number)
     flood: Counter[int] = Counter()
 
-    async def never_let_go() -> None:
+    async def flood_forever() -> None:
         while True:
             status, _ = await ask(target, "eager")
             flood[status] += 1
             if status == 429:
-                await asyncio.sleep(0.05)  # far sooner than Retry-After asks for
+                await asyncio.sleep(0.05)  # far less than Retry-After says
 
-    clients = [asyncio.create_task(never_let_go()) for _ in range(num_flooding)]
+    clients = [asyncio.create_task(flood_forever()) for _ in range(num_flooding)]
     await asyncio.sleep(3.0)
     flood.clear()
     started = time.monotonic()
-    flooded = await patient(target, number)
+    under_flood = await patient(target, number)
     seconds = time.monotonic() - started
     for client in clients:
         client.cancel()
     await asyncio.gather(*clients, return_exceptions=True)
     return {
         "patient_alone_seconds": summary(alone),
-        "patient_flooded_seconds": summary(flooded),
-        "patient_statuses": dict(Counter(status for status, _ in flooded)),
+        "patient_flooded_seconds": summary(under_flood),
+        "patient_statuses": dict(Counter(status for status, _ in under_flood)),
         "flood_statuses_in_that_time": dict(flood),
         "flood_seconds": round(seconds, 1),
     }
@@ -80,8 +81,12 @@ def summary(answers: list[tuple[int, float]]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model")
-    parser.add_argument("--flood", type=int, default=64, help="clients of the other key")
-    parser.add_argument("--requests", type=int, default=20, help="of the patient client")
+    parser.add_argument(
+        "--flood", type=int, default=64, help="number of flooding clients, of another key"
+    )
+    parser.add_argument(
+        "--requests", type=int, default=20, help="number of requests of the patient client"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stonechat-fairness-") as folder:
         server, keys = start_server(Path(folder), arguments.model, ["--max-num-seqs", "4"])

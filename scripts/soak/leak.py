@@ -1,9 +1,9 @@
-"""Send many short requests through one engine, and print its resident memory every thousand.
+"""Send many short requests to one engine, and print the resident memory after each thousand.
 
     .venv/bin/python scripts/soak/leak.py --requests 11000
 
-The exit status is 1 when it grew by more than `--allowed` MiB after the first thousand, or when
-blocks or streams are still held at the end.
+The exit status is 1 if the memory grows by more than `--allowed` MiB after the first thousand, or
+if sequences still hold blocks at the end.
 """
 
 import argparse
@@ -22,7 +22,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="default")
     parser.add_argument("--requests", type=int, default=11_000)
-    parser.add_argument("--allowed", type=float, default=32.0, help="MiB")
+    parser.add_argument(
+        "--allowed", type=float, default=32.0, help="growth of memory that is allowed, in MiB"
+    )
     return asyncio.run(run(parser.parse_args()))
 
 
@@ -33,19 +35,19 @@ async def run(arguments: argparse.Namespace) -> int:
     sizes = []
     for start in range(0, arguments.requests, ROUND):
         for first in range(start, start + ROUND, AT_ONCE):
-            await asyncio.gather(*(one(engine, first + i) for i in range(AT_ONCE)))
+            await asyncio.gather(*(generate(engine, first + i) for i in range(AT_ONCE)))
         gc.collect()
         sizes.append(resident_mebibytes())
         print(f"{start + ROUND:7} requests: {sizes[-1]:8.1f} MiB", flush=True)
-    held = engine.stats().num_used_blocks
+    num_held_blocks = engine.stats().num_used_blocks
     await engine.shutdown()
     growth = max(sizes) - sizes[0]
-    print(f"grew by {growth:.1f} MiB after the first {ROUND}; {held} blocks held")
-    return int(growth > arguments.allowed or held > 0)
+    print(f"grew by {growth:.1f} MiB after the first {ROUND}; {num_held_blocks} blocks still held")
+    return int(growth > arguments.allowed or num_held_blocks > 0)
 
 
-async def one(engine: AsyncEngine, i: int) -> None:
-    """Two tokens for a prompt of six, with and without logprobs and stop strings."""
+async def generate(engine: AsyncEngine, i: int) -> None:
+    """Generate two tokens for a prompt of six, with or without logprobs and stop strings."""
     request = GenerateRequest(
         request_id=str(i),
         prompt_token_ids=[(7 * i + j) % 40_000 + 100 for j in range(6)],

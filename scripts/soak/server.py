@@ -1,4 +1,4 @@
-"""A `stonechat serve` of our own for `soak.py` and `fairness.py`, and what can be seen of it."""
+"""Starts `stonechat serve` for `soak.py` and `fairness.py`, and reads its resources."""
 
 import socket
 import subprocess
@@ -17,7 +17,7 @@ STONECHAT = [sys.executable, "-m", "stonechat_server.cli"]
 
 @dataclass
 class Server:
-    """A `stonechat serve` of our own."""
+    """A `stonechat serve` that this process started."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -32,7 +32,7 @@ class Server:
         return values
 
     def footing(self) -> dict[str, float]:
-        """What must come back: counts exactly, memory within a bound."""
+        """Return the resources in use. Counts must come back exactly, memory within a bound."""
         values, process = self.metrics(), psutil.Process(self.process.pid)
         names = (
             *("num_requests_running", "num_requests_waiting", "num_requests_admitted"),
@@ -103,7 +103,7 @@ def ledger_url(folder: Path) -> str:
 def wait_for_idle(
     server: Server, before: dict[str, float], seconds: float = 60.0
 ) -> dict[str, float]:
-    """The footing once all counts are back, or when the time is over."""
+    """Wait until no count exceeds `before`, or time is up. Return the resources in use."""
     end = time.monotonic() + seconds
     while True:
         now = server.footing()

@@ -1,12 +1,13 @@
-"""Abuse a server of our own for a while, then check that everything is back and all is accounted.
+"""Abuse a server for a while, then check that its resources are free and its ledger is right.
 
     .venv/bin/python scripts/soak/soak.py --requests 3000 --out soak.json
 
-Starts `stonechat serve` on the default model (or `--model`) on 127.0.0.1 with keys, limits and a
-fresh ledger; sends a mix of good requests, clients that leave at any moment, slow readers, floods
-and bad bodies; then waits for idle and compares blocks, slots, sockets, tasks and memory with what
-they were; ends the server with SIGTERM in the middle of a last flood (or kills it with `--kill`)
-and compares the ledger with what the clients saw. The exit status is 1 when anything is off.
+It starts `stonechat serve` with the default model (or `--model`) on 127.0.0.1, with keys, limits
+and a fresh ledger. It sends good requests, slow readers, clients that leave at any moment, floods
+and bad bodies. When the server is idle again, it compares blocks, slots, sockets, tasks and memory
+with those before. In the middle of a last flood it ends the server with SIGTERM (or kills it with
+`--kill`). Then it compares the ledger with what the clients saw. The exit status is 1 if there is
+any problem.
 """
 
 import argparse
@@ -28,43 +29,43 @@ from server import COUNTS, Server, ledger_url, start_server, wait_for_idle
 
 
 def compare_ledger(folder: Path, log: Log) -> dict[str, int]:
-    """Each request that a client saw to its end is in the ledger once, with the same figures."""
+    """Check that the ledger has each whole answer of a client once, with the same figures."""
     from sqlalchemy import select
 
     from stonechat_server.observability.ledger import Ledger, open_database
     from stonechat_server.observability.ledger.table import requests
 
-    Ledger(ledger_url(folder), folder / "journal").close()  # takes in what a killed server left
+    Ledger(ledger_url(folder), folder / "journal").close()  # reads a killed server's journal
     database = open_database(ledger_url(folder))
     with database.connect() as connection:
         rows = connection.execute(select(requests)).mappings().all()
     database.dispose()
-    by_id = Counter(row["request_id"] for row in rows)
-    of_id = {row["request_id"]: row for row in rows}
+    num_rows = Counter(row["request_id"] for row in rows)
+    row_of = {row["request_id"]: row for row in rows}
     num_equal = 0
-    for request_id, seen in log.seen.items():
-        if seen.status == 200:
-            row = of_id.get(request_id)
+    for request_id, answer in log.seen.items():
+        if answer.status == 200:
+            row = row_of.get(request_id)
             expected = (
                 200,
-                seen.key,
-                seen.prompt_tokens,
-                seen.completion_tokens,
-                seen.finish_reasons,
+                answer.key,
+                answer.prompt_tokens,
+                answer.completion_tokens,
+                answer.finish_reasons,
             )
             fields = ("status", "key", "prompt_tokens", "completion_tokens", "finish_reasons")
-            found = tuple(row[name] for name in fields) if row else None
-            if found != expected or by_id[request_id] != 1:
-                log.problem(f"{request_id}: the client saw {expected}, the ledger has {found}")
+            actual = tuple(row[name] for name in fields) if row else None
+            if actual != expected or num_rows[request_id] != 1:
+                log.problem(f"{request_id}: the client got {expected}, the ledger has {actual}")
             else:
                 num_equal += 1
-        elif seen.status in (400, 401, 404, 413, 429) and request_id in of_id:
-            log.problem(f"{request_id}: refused with {seen.status}, but in the ledger")
+        elif answer.status in (400, 401, 404, 413, 429) and request_id in row_of:
+            log.problem(f"{request_id}: was refused with {answer.status}, but is in the ledger")
     return {"rows": len(rows), "answers_compared": num_equal}
 
 
 async def last_flood(target: Target, server: Server, how: int) -> None:
-    """End the server while clients are busy."""
+    """End the server with the signal `how` while clients are busy."""
     target.max_tokens = 300
     clients = [asyncio.create_task(complete(target)) for _ in range(20)]
     await asyncio.sleep(1.0)
@@ -75,7 +76,7 @@ async def last_flood(target: Target, server: Server, how: int) -> None:
 
 
 def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run everything; the report, whose `problems` are empty when all is well."""
+    """Run everything. Return the report; its `problems` are empty if all is well."""
     server, keys = start_server(folder, arguments.model, arguments.serve or [])
     log = Log()
     rng = random.Random(arguments.seed)
@@ -92,10 +93,12 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         metrics = server.metrics()
         for name in COUNTS:
             if after[name] > before[name]:
-                log.problem(f"{name} is {after[name]} after, and was {before[name]} before")
-        grown = after["resident_mib"] - before["resident_mib"]
-        if grown > arguments.memory_mib:
-            log.problem(f"memory grew by {grown} MiB")
+                log.problem(
+                    f"{name} is {after[name]} after the load, but was {before[name]} before"
+                )
+        growth = after["resident_mib"] - before["resident_mib"]
+        if growth > arguments.memory_mib:
+            log.problem(f"memory grew by {growth} MiB")
         how = signal.SIGKILL if arguments.kill else signal.SIGTERM
         asyncio.run(last_flood(target, server, how))
     finally:
@@ -121,15 +124,21 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="as for `stonechat serve` (default: the default model)")
+    parser.add_argument("--model", help="model to serve (default: the default model)")
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--concurrency", type=int, default=24)
     parser.add_argument("--max-tokens", type=int, default=24)
-    parser.add_argument("--memory-mib", type=float, default=64.0, help="growth that is tolerated")
+    parser.add_argument(
+        "--memory-mib", type=float, default=64.0, help="growth of memory that is allowed"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kill", action="store_true", help="end the server with SIGKILL")
-    parser.add_argument("--out", type=Path, help="write the report there as well")
-    parser.add_argument("--serve", nargs=argparse.REMAINDER, help="further flags of the server")
+    parser.add_argument(
+        "--kill", action="store_true", help="end the server with SIGKILL, not SIGTERM"
+    )
+    parser.add_argument("--out", type=Path, help="also write the report to this file")
+    parser.add_argument(
+        "--serve", nargs=argparse.REMAINDER, help="pass all further flags to `stonechat serve`"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stonechat-soak-") as folder:
         report = soak(arguments, Path(folder))

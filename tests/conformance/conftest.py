@@ -1,4 +1,4 @@
-"""A real server on the default model, reached over HTTP."""
+"""Runs a real server on the default model, for tests over HTTP."""
 
 import os
 import socket
@@ -29,26 +29,26 @@ class LiveServer:
     model: str
 
     def wait_until_idle(self, seconds: float = 5.0) -> None:
-        """Returns when no request holds a sequence or a block."""
+        """Wait until no request holds a sequence or a block. Fails after `seconds`."""
         end = time.monotonic() + seconds
         while True:
             stats = self.engine.stats()
-            busy = (stats.num_running, stats.num_waiting, stats.num_used_blocks)
-            if busy == (0, 0, 0):
+            counts = (stats.num_running, stats.num_waiting, stats.num_used_blocks)
+            if counts == (0, 0, 0):
                 return
-            assert time.monotonic() < end, f"running, waiting, blocks still {busy}"
+            assert time.monotonic() < end, f"running, waiting, blocks still {counts}"
             time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
 def server(say: Callable[[str], None]) -> Iterator[LiveServer]:
-    with live_server(say) as running:
-        yield running
+    with live_server(say) as live:
+        yield live
 
 
 @contextmanager
 def live_server(say: Callable[[str], None], **changes: Any) -> Iterator[LiveServer]:
-    """A server on the default model; `changes` are settings."""
+    """Run a server on the default model. `changes` override the default settings."""
     defaults = {
         "kv_cache_size": KV_CACHE_BYTES,
         "threads": int(os.environ["OMP_NUM_THREADS"]),

@@ -1,4 +1,4 @@
-"""The benchmark against the real server on the default model: its checks hold, its counts agree."""
+"""Runs the benchmark on a real server: its checks pass, and its counts agree."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from stonechat_server.bench.settings import BenchSettings
 from .conftest import LiveServer
 
 
-def test_every_check_holds_and_the_counts_agree(server: LiveServer) -> None:
+def test_every_check_passes_and_the_counts_agree(server: LiveServer) -> None:
     settings = BenchSettings(
         base_url=server.url,
         concurrency=(1, 4),
@@ -20,9 +20,9 @@ def test_every_check_holds_and_the_counts_agree(server: LiveServer) -> None:
         roofline=True,
     )
     result = asyncio.run(run_bench(settings, QuietWatcher()))
-    failed = {check.name for check in result.checks if not check.passed}
+    failed_checks = {check.name for check in result.checks if not check.passed}
     # Server and load generator share this process here, and the machine may be busy.
-    assert failed <= {"the load generator was not the bottleneck"}
+    assert failed_checks <= {"the load generator was not the bottleneck"}
     assert result.notes == []
     assert result.roofline is not None
     assert result.roofline.weight_bytes == result.server["weight_bytes"]
@@ -31,6 +31,6 @@ def test_every_check_holds_and_the_counts_agree(server: LiveServer) -> None:
         lengths = {record.prompt_tokens for record in level.records}
         assert all(abs(length - 96) <= 5 for length in lengths)
         assert level.cached_tokens is not None
-        # Whole blocks of 16 tokens of the common half, and of the chat template before it.
+        # The cached blocks of 16 tokens hold the common half and the chat template before it.
         assert 4 * 32 <= level.cached_tokens <= 4 * 80
         assert 0 < (level.roofline_share or 0) < 4

@@ -1,4 +1,4 @@
-"""The official client against a real model: every answer parsed by its own types."""
+"""Runs the official client on a real model. The client's own types parse every answer."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Say hell
 
 
 class Asker:
-    """Asks for short answers, plain or as a stream."""
+    """Requests short answers, plain or as a stream."""
 
     def __init__(self, client: openai.OpenAI, model: str) -> None:
         self.client = client
@@ -97,13 +97,13 @@ def test_a_stream_says_what_the_plain_answer_says(ask: Asker, fields: dict[str, 
     assert len({(chunk.id, chunk.created) for chunk in chunks}) == 1
     assert chunks[0].system_fingerprint == plain.system_fingerprint
     for index in range(len(plain.choices)):
-        mine = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
-        assert mine[0].delta.role == "assistant"
-        assert "".join(choice.delta.content or "" for choice in mine) == text(plain, index)
-        reasons = [choice.finish_reason for choice in mine]
-        assert reasons == [None] * (len(mine) - 1) + [plain.choices[index].finish_reason]
+        deltas = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
+        assert deltas[0].delta.role == "assistant"
+        assert "".join(choice.delta.content or "" for choice in deltas) == text(plain, index)
+        reasons = [choice.finish_reason for choice in deltas]
+        assert reasons == [None] * (len(deltas) - 1) + [plain.choices[index].finish_reason]
         logprobs = [
-            token for c in mine if c.logprobs is not None for token in c.logprobs.content or []
+            token for c in deltas if c.logprobs is not None for token in c.logprobs.content or []
         ]
         expected = plain.choices[index].logprobs
         assert logprobs == (expected.content if expected else [])
@@ -150,8 +150,8 @@ def test_stop_strings_end_the_text_before_them(ask: Asker) -> None:
 
 def test_logit_bias_forces_and_forbids(ask: Asker, server: LiveServer) -> None:
     (token,) = server.engine.tokenizer.encode("sea")
-    forced = ask.plain(logit_bias={str(token): 100}, max_completion_tokens=4)
-    assert text(forced) == "sea" * 4
+    answer = ask.plain(logit_bias={str(token): 100}, max_completion_tokens=4)
+    assert text(answer) == "sea" * 4
     one_token = {"messages": HELLO, "temperature": 0, "max_completion_tokens": 1}
     greedy = text(ask.plain(**one_token))
     (first,) = server.engine.tokenizer.encode(greedy)
@@ -163,11 +163,11 @@ def test_cached_tokens_are_reported(ask: Asker) -> None:
     first, second = (
         ask.plain(messages=unique, max_completion_tokens=1).to_dict()["usage"] for _ in range(2)
     )
-    read, written = first["cache_read_input_tokens"], first["cache_creation_input_tokens"]
-    assert written > 0
-    assert second["cache_read_input_tokens"] == read + written < second["prompt_tokens"]
+    num_read, num_written = first["cache_read_input_tokens"], first["cache_creation_input_tokens"]
+    assert num_written > 0
+    assert second["cache_read_input_tokens"] == num_read + num_written < second["prompt_tokens"]
     assert second["cache_creation_input_tokens"] == 0
-    assert second["prompt_tokens_details"]["cached_tokens"] == read + written
+    assert second["prompt_tokens_details"]["cached_tokens"] == num_read + num_written
 
 
 def test_continuing_the_final_message(ask: Asker) -> None:
@@ -181,7 +181,7 @@ def test_continuing_the_final_message(ask: Asker) -> None:
     assert "five" in text(answer)
 
 
-def test_a_function_call_in_the_form_before_tools(ask: Asker) -> None:
+def test_a_function_call_in_the_legacy_form(ask: Asker) -> None:
     schema = {
         "type": "object",
         "properties": {"city": {"type": "string", "maxLength": 20}},
@@ -243,13 +243,13 @@ def test_leaving_a_plain_request_frees_its_sequences(ask: Asker, server: LiveSer
 
 
 def test_many_streams_at_once_say_what_each_says_alone(ask: Asker, server: LiveServer) -> None:
-    def one(seed: int) -> str:
+    def stream_text(seed: int) -> str:
         chunks = ask.stream(seed=seed, temperature=1.3, max_completion_tokens=12 + seed)
         return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
 
-    alone = [one(seed) for seed in range(12)]
+    alone = [stream_text(seed) for seed in range(12)]
     with ThreadPoolExecutor(12) as pool:
-        assert list(pool.map(one, range(12))) == alone
+        assert list(pool.map(stream_text, range(12))) == alone
     server.wait_until_idle()
 
 

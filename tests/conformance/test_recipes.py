@@ -1,7 +1,8 @@
-"""The client recipes of the docs, run as they stand there against the default model.
+"""Runs the client recipes of the docs as they are, on the default model.
 
-A client that is not installed is skipped. `STONECHAT_RECIPE_PYTHON` names another Python that has
-the Python clients, `STONECHAT_RECIPE_NODE` a folder whose `node_modules` has the JavaScript ones.
+A recipe is skipped if its client is not installed. `STONECHAT_RECIPE_PYTHON` names another Python
+that has the Python clients. `STONECHAT_RECIPE_NODE` names a folder whose `node_modules` has the
+JavaScript clients.
 """
 
 import json
@@ -28,18 +29,18 @@ NEEDS = {
 
 
 def run(name: str, server: LiveServer, folder: Path) -> str:
-    """What the recipe prints."""
+    """Run the recipe and return what it prints."""
     language, code = RECIPES[name]
     code = code.replace("http://127.0.0.1:8000", server.url)
     command = {"sh": _shell, "python": _python, "js": _node}[language](name, folder)
     path = folder / command.pop()
     path.write_text(code)
     environment = {**os.environ, "OPENAI_API_KEY": "none", "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, str(path)], capture_output=True, text=True, timeout=120, env=environment
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process.stdout
 
 
 def _shell(name: str, folder: Path) -> list[str]:
@@ -68,18 +69,18 @@ def _node(name: str, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_the_recipe_works(name: str, server: LiveServer, tmp_path: Path) -> None:
-    shown = run(name, server, tmp_path)
+    output = run(name, server, tmp_path)
     if name == "curl":
-        assert json.loads(shown)["choices"][0]["message"]["content"].strip()
+        assert json.loads(output)["choices"][0]["message"]["content"].strip()
     elif name == "curl-stream":
-        assert shown.endswith("data: [DONE]\n\n")
-        assert '"usage":{"prompt_tokens"' in shown
+        assert output.endswith("data: [DONE]\n\n")
+        assert '"usage":{"prompt_tokens"' in output
     elif name == "openai-python-schema":
-        assert re.fullmatch(r"name='.{0,20}' length_km=\d+\n", shown)
+        assert re.fullmatch(r"name='.{0,20}' length_km=\d+\n", output)
     elif name == "openai-python-tools":
-        assert re.fullmatch(r"(get_weather \{'city': .{2,40}\}\n)+", shown)
+        assert re.fullmatch(r"(get_weather \{'city': .{2,40}\}\n)+", output)
     else:
-        assert len(shown.split()) >= 2
+        assert len(output.split()) >= 2
 
 
 def test_every_recipe_is_found() -> None:

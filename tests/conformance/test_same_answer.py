@@ -1,5 +1,8 @@
-"""Same request, same answer: on the default CPU path a seeded or greedy request has the same bits
-alone, among others, after a cache hit, with its prompt computed in chunks, and after preemption."""
+"""Same request, same answer, on the native backend.
+
+A seeded or greedy request has the same bits alone, among others, after a cache hit, with its prompt
+computed in chunks, and after preemption.
+"""
 
 import pytest
 
@@ -16,7 +19,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def start(say):
-    """Builds an engine over the default model; loading it is cheap."""
+    """Return a function that builds an engine on the default model. Loading it is cheap."""
 
     def build(**changes):
         config = EngineConfig(
@@ -28,7 +31,7 @@ def start(say):
 
 
 def requests(tokenizer, prefix=""):
-    """Greedy and sampled requests that use much of the sampler, logprobs included."""
+    """Return greedy and sampled requests that use much of the sampler, logprobs included."""
     kinds = [
         SamplingParams(temperature=0.0, max_tokens=24, top_logprobs=3),
         SamplingParams(temperature=1.0, seed=5, max_tokens=24, top_logprobs=0),
@@ -54,14 +57,14 @@ def requests(tokenizer, prefix=""):
     ]
 
 
-def run(engine, wanted):
-    for request in wanted:
+def run(engine, batch):
+    for request in batch:
         engine.add(request)
     return drain(engine)
 
 
 def drain(engine):
-    """(token ids, logprobs) of each (request, choice), exactly as the engine gave them."""
+    """Return (token ids, logprobs) per (request, choice), exactly as the engine returns them."""
     results = {}
     while engine.has_work:
         for output in engine.step():
@@ -73,7 +76,7 @@ def drain(engine):
 
 
 def bare(results, prefix=""):
-    """Results of the requests of `prefix`, named without it."""
+    """Return the results of the requests with `prefix`, which their new names lack."""
     return {
         (name.removeprefix(prefix), index): value
         for (name, index), value in results.items()
@@ -83,10 +86,10 @@ def bare(results, prefix=""):
 
 @pytest.fixture(scope="module")
 def expected(start):
-    """Each request alone, on an engine without a prefix cache."""
+    """Return the result of each request alone, on an engine without a prefix cache."""
     engine, tokenizer = start(prefix_caching=False)
     if engine.model.info.backend != "native":
-        pytest.skip(f"no compiled CPU path here: {engine.model.info.backend}")
+        pytest.skip(f"the native backend is not available: {engine.model.info.backend}")
     results = {}
     for request in requests(tokenizer):
         results |= run(engine, [request])
@@ -103,8 +106,8 @@ def test_among_thirty_one_others(start, expected):
         )
         for i in range(31)
     ]
-    wanted = requests(tokenizer)
-    results = run(engine, [*others[:16], *wanted, *others[16:]])
+    tested_requests = requests(tokenizer)
+    results = run(engine, [*others[:16], *tested_requests, *others[16:]])
     assert {k: v for k, v in results.items() if not k[0].startswith("other")} == expected
 
 

@@ -1,5 +1,8 @@
-"""Same request, same answer, as a client sees it: text and logprobs bit by bit over HTTP, alone and
-among others, after a cache hit, and on a server that cuts prompts into chunks and preempts."""
+"""Same request, same answer, as a client sees it.
+
+Text and logprobs over HTTP have the same bits alone and among others, after a cache hit, with a
+prediction, and on a server that computes prompts in chunks and preempts.
+"""
 
 import asyncio
 
@@ -18,7 +21,7 @@ QUESTION = "Write a story about a lighthouse keeper who collects maps of places 
 
 
 async def ask(client, model, fields, question=QUESTION):
-    """(text, tokens with their log-probabilities) of each choice."""
+    """Return (text, tokens with their log-probabilities) for each choice."""
     answer = await client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": question}],
@@ -55,7 +58,7 @@ async def one_by_one(client, model):
 @pytest.fixture(scope="module")
 def expected(server):
     if server.engine.model.backend != "native":
-        pytest.skip(f"no compiled CPU path here: {server.engine.model.backend}")
+        pytest.skip(f"the native backend is not available: {server.engine.model.backend}")
     return run(server, lambda client: one_by_one(client, server.model))
 
 
@@ -67,8 +70,8 @@ def test_after_a_cache_hit(server, expected):
 
 async def predicted(client, model, answers):
     text = "Once upon a time, " + answers[0][0][0]
-    fields = {"prediction": {"type": "content", "content": text}}
-    return [await ask(client, model, {**given, **fields}) for given in FIELDS]
+    prediction = {"prediction": {"type": "content", "content": text}}
+    return [await ask(client, model, {**fields, **prediction}) for fields in FIELDS]
 
 
 def test_with_a_prediction(server, expected):
@@ -88,8 +91,8 @@ async def among_others(client, model):
         )
         for i in range(NUM_OTHERS)
     ]
-    wanted = [ask(client, model, fields) for fields in FIELDS]
-    answers = await asyncio.gather(*others[:16], *wanted, *others[16:])
+    tested_answers = [ask(client, model, fields) for fields in FIELDS]
+    answers = await asyncio.gather(*others[:16], *tested_answers, *others[16:])
     return answers[16 : 16 + len(FIELDS)]
 
 

@@ -13,9 +13,9 @@ from stonechat_models.checkpoint.resolve import ModelFiles
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="it sends signals")
+@pytest.mark.skipif(os.name != "posix", reason="the script sends POSIX signals")
 @pytest.mark.parametrize("end", [[], ["--kill"]], ids=["drained", "killed"])
-def test_all_is_back_and_accounted_for(
+def test_resources_are_freed_and_requests_are_accounted_for(
     end: list[str], default_model_files: ModelFiles, tmp_path: Path
 ) -> None:
     report = tmp_path / "report.json"

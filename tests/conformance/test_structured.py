@@ -1,4 +1,4 @@
-"""Structured outputs and tools with the official client, on a real model."""
+"""Uses structured outputs and tools with the official client, on a real model."""
 
 import json
 from typing import Any, Literal
@@ -122,7 +122,7 @@ def test_hot_samples_of_a_schema_validate(chat: Chat, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "pattern"),
+    ("options", "pattern"),
     [
         ({"regex": "[A-Z]{3}-[0-9]{2}"}, r"^[A-Z]{3}-[0-9]{2}$"),
         ({"choice": ["red", "dark blue"]}, r"^(red|dark blue)$"),
@@ -131,8 +131,8 @@ def test_hot_samples_of_a_schema_validate(chat: Chat, name: str) -> None:
         ({"json": '{"const": 7}'}, r"^7$"),
     ],
 )
-def test_structured_outputs(chat: Chat, wanted: dict[str, Any], pattern: str) -> None:
-    answer = chat("Go.", extra_body={"structured_outputs": wanted}, n=2, temperature=2.0)
+def test_structured_outputs(chat: Chat, options: dict[str, Any], pattern: str) -> None:
+    answer = chat("Go.", extra_body={"structured_outputs": options}, n=2, temperature=2.0)
     for choice in answer.choices:
         assert choice.finish_reason == "stop"
         jsonschema.validate(choice.message.content, {"type": "string", "pattern": pattern})
@@ -161,17 +161,21 @@ def test_seed_logprobs_and_penalties_under_a_grammar(chat: Chat) -> None:
         assert all(len(t.top_logprobs) == 2 for t in tokens)
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
-def test_a_required_call_validates(chat: Chat, choice: Any) -> None:
-    answer = chat("2 + 3?", tools=[WEATHER, ADD], tool_choice=choice, temperature=1.5, n=2)
-    for one in answer.choices:
-        if one.finish_reason == "length":
+@pytest.mark.parametrize(
+    "tool_choice", ["required", {"type": "function", "function": {"name": "add"}}]
+)
+def test_a_required_call_validates(chat: Chat, tool_choice: Any) -> None:
+    answer = chat("2 + 3?", tools=[WEATHER, ADD], tool_choice=tool_choice, temperature=1.5, n=2)
+    for choice in answer.choices:
+        if choice.finish_reason == "length":
             continue
-        assert one.finish_reason == "tool_calls"
-        assert one.message.content is None
-        assert len({call.id for call in one.message.tool_calls}) == len(one.message.tool_calls)
-        for call in one.message.tool_calls:
-            assert choice == "required" or call.function.name == "add"
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        assert len({call.id for call in choice.message.tool_calls}) == len(
+            choice.message.tool_calls
+        )
+        for call in choice.message.tool_calls:
+            assert tool_choice == "required" or call.function.name == "add"
             jsonschema.validate(json.loads(call.function.arguments), PARAMETERS[call.function.name])
 
 
@@ -201,7 +205,7 @@ def test_custom_tool(chat: Chat) -> None:
         jsonschema.validate(call.custom.input, {"pattern": "^SELECT [a-z]{1,12} FROM [a-z]{1,12}$"})
 
 
-def test_streamed_calls_are_the_plain_ones(chat: Chat) -> None:
+def test_streamed_calls_equal_the_plain_calls(chat: Chat) -> None:
     fields: dict[str, Any] = {"tools": [WEATHER, ADD], "tool_choice": "required"}
     plain = chat("Weather in Rome?", **fields).choices[0].message.tool_calls
     calls: list[dict[str, str]] = []
@@ -222,10 +226,10 @@ def test_streamed_calls_are_the_plain_ones(chat: Chat) -> None:
 def test_tool_loop(chat: Chat) -> None:
     messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is 2 + 3?"}]
     fields = {**chat.fields, "tools": [ADD], "temperature": 0}
-    asked = chat.completions.create(
+    first_answer = chat.completions.create(
         **fields, messages=messages, tool_choice="required", parallel_tool_calls=False
     )
-    message = asked.choices[0].message
+    message = first_answer.choices[0].message
     (call,) = message.tool_calls or ()
     arguments = json.loads(call.function.arguments)
     result = str(arguments["a"] + arguments["b"])
@@ -236,7 +240,7 @@ def test_tool_loop(chat: Chat) -> None:
     assert answer.choices[0].finish_reason in ("stop", "length")
 
 
-def test_calls_or_an_answer_of_the_form(chat: Chat) -> None:
+def test_calls_or_an_answer_in_the_response_format(chat: Chat) -> None:
     answer = chat(
         "What is 2 + 3?",
         tools=[ADD],
@@ -294,10 +298,10 @@ def test_calls_or_an_answer_of_the_form(chat: Chat) -> None:
     ],
 )
 def test_what_cannot_be_enforced_is_a_400(chat: Chat, fields: Any, param: str) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as error_info:
         chat("Go.", **fields)
-    assert caught.value.param == param
-    assert caught.value.code == "invalid_grammar"
+    assert error_info.value.param == param
+    assert error_info.value.code == "invalid_grammar"
 
 
 def test_nothing_is_left_running(server: LiveServer) -> None:

@@ -1,11 +1,12 @@
-"""Grammars as token masks, by llguidance: compiled once, then one light matcher a sequence.
+"""Turns grammars into token masks with llguidance: compile once, then one matcher per sequence.
 
-What may be written is exactly what the grammar allows: special tokens are never part of a text,
-whitespace between JSON tokens is bounded, and the end token is allowed only where the grammar may
-end. What llguidance cannot enforce is a `GrammarError` that names it, never silently dropped.
+The output is exactly what the grammar allows. Special tokens are never part of a text, whitespace
+between JSON tokens is bounded, and the end token is allowed only where the grammar may end. A
+schema or grammar that llguidance cannot enforce raises a `GrammarError` that names the reason.
+Nothing is dropped in silence.
 
-Compiling is bounded by the size of the source and by llguidance's own limits ("fuel"), so it takes
-at most about a second; call it off the event loop. Masks are bounded by fuel too.
+The size of the source and llguidance's own limits ("fuel") bound the compile time to about a
+second. Call it off the event loop. Fuel bounds the time of each mask too.
 """
 
 import json
@@ -27,7 +28,7 @@ from stonechat_models.types import GrammarSpec, ReasoningSpec
 MAX_SOURCE_CHARS = 256 * 1024
 CACHE_SIZE = 256
 MAX_USES = 4096
-"""Matchers of a grammar share its lexer's states, which grow with use: then it is compiled anew."""
+"""A grammar is compiled again after this many matchers: they share lexer states, which grow."""
 
 _LARK_TOKEN = re.compile(
     r"""//[^\n]*|\#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|(?P<json>%json\b)""", re.VERBOSE
@@ -48,7 +49,7 @@ def _limits() -> LLParserLimits:
 
 
 def check_grammar(spec: GrammarSpec) -> None:
-    """Raises `GrammarError` for what cannot be compiled; costs about as much as compiling."""
+    """Raise `GrammarError` if `spec` cannot be compiled. Costs about as much as compiling it."""
     grammar = _to_llguidance(spec)
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, None, limits=_limits())
     if is_error:
@@ -56,27 +57,27 @@ def check_grammar(spec: GrammarSpec) -> None:
 
 
 class GrammarConstraint:
-    """One sequence's place in a grammar. Owned by one thread at a time."""
+    """The position of one sequence in a grammar. Only one thread at a time may use it."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
         self._is_finished = False
 
     def fill_bitmask(self, row: torch.Tensor) -> bool:
-        """See `TokenConstraint`. Raises `GrammarError` at a limit, or where nothing may follow."""
+        """See `TokenConstraint`. Raises `GrammarError` at a limit, or if no token may follow."""
         self._matcher.unsafe_compute_mask_ptr(row.data_ptr(), row.numel() * row.element_size())
         if self._matcher.is_error():
             raise GrammarError(_reason(self._matcher.get_error()))
         return True
 
     def accept(self, token_id: int) -> None:
-        """A token that the grammar forbids is an error, raised by the next `fill_bitmask`."""
+        """Advance past a token. If the grammar forbids it, the next `fill_bitmask` raises."""
         if not self._is_finished:
             self._matcher.consume_token(token_id)
             self._is_finished = self._matcher.is_stopped() and not self._matcher.is_error()
 
     def allows(self, token_id: int) -> bool:
-        """Whether this token may come next."""
+        """Return whether this token may come next."""
         return bool(self._matcher.validate_tokens([token_id]) == 1)
 
     def fork(self) -> "GrammarConstraint":
@@ -91,8 +92,8 @@ class GrammarConstraint:
 
 
 @dataclass(slots=True)
-class _Compiled:
-    """A grammar at its start; matchers are copied from it under the lock."""
+class _CachedGrammar:
+    """A compiled grammar. `matcher` stands at the start and is copied under the lock."""
 
     matcher: LLMatcher
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -106,13 +107,13 @@ class _Compiled:
 
 @dataclass(frozen=True, slots=True)
 class CompiledGrammar:
-    """What a request's choices must follow: a grammar, the bounds of its reasoning, or both."""
+    """What a request's choices must follow: a grammar, limits on the reasoning, or both."""
 
-    _grammar: _Compiled | None
+    _grammar: _CachedGrammar | None
     _markers: MarkerTokens | None
 
     def new_constraint(self) -> TokenConstraint:
-        """A constraint for one choice, at its start. May be called from any thread."""
+        """Return a new constraint for one choice. May be called from any thread."""
         constraint = self._grammar.new_constraint() if self._grammar else None
         if self._markers is not None:
             return ReasoningConstraint(self._markers, constraint)
@@ -121,39 +122,42 @@ class CompiledGrammar:
 
 
 class GrammarCompiler:
-    """Compiles and keeps the last `CACHE_SIZE` grammars. Thread-safe; one compiles at a time."""
+    """Compiles grammars and keeps the `CACHE_SIZE` that were used last.
+
+    Thread-safe: one thread compiles at a time.
+    """
 
     def __init__(self, tokenizer: VocabularyLike, vocab_size: int) -> None:
         """`vocab_size` is the width of the logits."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._ll_tokenizer: LLTokenizer | None = None
-        self._cache: OrderedDict[GrammarSpec, _Compiled | GrammarError] = OrderedDict()
+        self._cache: OrderedDict[GrammarSpec, _CachedGrammar | GrammarError] = OrderedDict()
         self._markers: dict[ReasoningSpec, MarkerTokens] = {}
         self._lock = threading.Lock()
 
     def compile(
         self, spec: GrammarSpec | None, reasoning: ReasoningSpec | None = None
     ) -> CompiledGrammar:
-        """At least one of the two must be given. Raises `GrammarError` with a reason for people."""
+        """Compile at least one of the two. Raises `GrammarError` with a reason for the user."""
         if spec is None and reasoning is None:
-            raise ValueError("there is nothing to compile")
+            raise ValueError("neither a grammar nor a reasoning spec is given")
         with self._lock:
             grammar = self._cached(spec) if spec is not None else None
             markers = self._cached_markers(reasoning) if reasoning is not None else None
         return CompiledGrammar(grammar, markers)
 
-    def _cached(self, spec: GrammarSpec) -> _Compiled:
-        found = self._cache.get(spec)
-        if found is None or (isinstance(found, _Compiled) and found.num_uses >= MAX_USES):
-            found = self._compile(spec)
-            self._cache[spec] = found
+    def _cached(self, spec: GrammarSpec) -> _CachedGrammar:
+        entry = self._cache.get(spec)
+        if entry is None or (isinstance(entry, _CachedGrammar) and entry.num_uses >= MAX_USES):
+            entry = self._compile(spec)
+            self._cache[spec] = entry
             if len(self._cache) > CACHE_SIZE:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(spec)
-        if isinstance(found, GrammarError):
-            raise GrammarError(str(found))
-        return found
+        if isinstance(entry, GrammarError):
+            raise GrammarError(str(entry))
+        return entry
 
     def _cached_markers(self, reasoning: ReasoningSpec) -> MarkerTokens:
         if reasoning not in self._markers:
@@ -164,7 +168,7 @@ class GrammarCompiler:
             )
         return self._markers[reasoning]
 
-    def _compile(self, spec: GrammarSpec) -> _Compiled | GrammarError:
+    def _compile(self, spec: GrammarSpec) -> _CachedGrammar | GrammarError:
         if self._ll_tokenizer is None:
             self._ll_tokenizer = build_llguidance_tokenizer(self._tokenizer, self._vocab_size)
         try:
@@ -173,11 +177,11 @@ class GrammarCompiler:
             return error
         matcher = LLMatcher(self._ll_tokenizer, grammar, limits=_limits(), log_level=0)
         if not matcher.is_error():
-            # A first mask finds grammars that cannot begin, and warms the lexer.
+            # The first mask fails if the grammar cannot begin, and it warms the lexer.
             matcher.compute_bitmask()
         if matcher.is_error():
             return GrammarError(_reason(matcher.get_error()))
-        return _Compiled(matcher)
+        return _CachedGrammar(matcher)
 
 
 def _to_llguidance(spec: GrammarSpec) -> str:
@@ -204,7 +208,7 @@ def _grammar_text(spec: GrammarSpec) -> str:
 
 
 def _unanchored(pattern: str) -> str:
-    """The whole output must match anyway, and llguidance knows no anchors."""
+    """Remove the outer anchors: the whole output must match anyway, and llguidance has none."""
     has_end = pattern.endswith("$") and not re.search(r"(?<!\\)(\\\\)*\\\$$", pattern)
     return pattern.removeprefix("^")[: -1 if has_end else None]
 
@@ -228,7 +232,7 @@ def _bundle(source: str) -> str:
 
 
 def _prepare_lark(source: str) -> str:
-    """The grammar with every inline `%json` schema made ready (see `json_schema`)."""
+    """Return the grammar with every inline `%json` schema prepared (see `json_schema`)."""
     parts: list[str] = []
     position = 0
     decoder = json.JSONDecoder()
@@ -249,7 +253,7 @@ def _reason(error: str) -> str:
     first_line = re.split(r"\n<(?:state|non-verbose)", error.strip())[0].strip()[:500]
     if not first_line or first_line.startswith("NoExtension"):
         return "no output can satisfy this grammar"
-    if unknown := _UNKNOWN_KEYS.fullmatch(first_line):
-        names = ", ".join(json.loads(unknown[1]))
+    if match := _UNKNOWN_KEYS.fullmatch(first_line):
+        names = ", ".join(json.loads(match[1]))
         return f"the JSON schema uses keywords that are not supported: {names}"
     return first_line

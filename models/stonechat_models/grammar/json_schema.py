@@ -1,13 +1,14 @@
-"""JSON schemas made ready for llguidance: what it would read too loosely is rewritten or refused.
+"""Prepares JSON schemas for llguidance: rewrites or refuses what it would enforce too loosely.
 
-Every rewriting accepts the same documents as the schema, or fewer, never more:
+A rewritten schema accepts the same documents as the original, or fewer, never more:
 
-- an object that declares `properties` and says nothing about others takes no others (unless the
-  schema joins parts with `allOf` or the like, where closing one part could leave nothing);
-- `format` of dates and times becomes a pattern that knows the calendar and has no leap seconds;
-- an integer without bounds stays below 2^53, so that it ends and every reader keeps its value;
-- `\\s` and `\\S` of a `pattern` mean whitespace both for ECMA 262 and for Python;
-- keywords that ask for nothing, such as `uniqueItems: false`, are left out.
+- An object that declares `properties` and does not mention others accepts no others. Exception: if
+  the schema joins parts with `allOf` or the like, closing one part could exclude every document.
+- `format` of dates and times becomes a pattern that knows the calendar and has no leap seconds.
+- An integer without bounds stays below 2^53, so that it ends and every reader keeps its value.
+- In a `pattern`, `\\s` matches only what both ECMA 262 and Python call whitespace, and `\\S` only
+  what neither does.
+- Keywords without effect, such as `uniqueItems: false`, are removed.
 """
 
 import json
@@ -20,14 +21,14 @@ from stonechat_models.errors import GrammarError
 MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_PROPERTIES = 1_000
-"""Of one object; the cost of optional ones grows with the square of their number."""
+"""Per object. The cost of optional properties grows with the square of their number."""
 
 MAX_SAFE_INTEGER = 2**53 - 1
 
 # At most one run of whitespace between two JSON tokens: a space, or a line break and indentation.
 WHITESPACE = r" |\n {0,16}"
 COMPILE_OPTIONS = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": 'nrbtf\\"'}
-"""Without `\\u` a key has one spelling, so no declared property can be written in another way."""
+"""Without `\\u` a key has one spelling: no declared property can be spelled in another way."""
 
 _SCHEMA_KEYS = frozenset(
     (
@@ -86,7 +87,7 @@ _NOT_SPACE = r"[^\s\uFEFF\x1c-\x1f]"
 
 
 def prepare_schema(source: str) -> str:
-    """The schema for llguidance, with its options. Raises `GrammarError` for what is refused."""
+    """Return the schema for llguidance, with options. Raises `GrammarError` if it is refused."""
     try:
         schema = json.loads(source)
     except (ValueError, RecursionError) as error:
@@ -95,7 +96,7 @@ def prepare_schema(source: str) -> str:
 
 
 def prepare_value(schema: object) -> dict[str, Any]:
-    """`prepare_schema` for a schema that is parsed already. The argument is left as it is."""
+    """Do as `prepare_schema` for a parsed schema. The argument does not change."""
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
     if not isinstance(schema, dict):
@@ -126,7 +127,7 @@ def _values(value: object) -> list[object]:
 
 
 def _strings(value: object) -> Iterator[str]:
-    """All texts in a JSON value, keys included."""
+    """Yield all strings in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -136,7 +137,7 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _nodes(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The schema and its subschemas (values of `const` and `enum` are none)."""
+    """Yield the schema and its subschemas. Values of `const` and `enum` are not schemas."""
     yield schema
     for key, value in schema.items():
         for child in _subschemas(key, value):
@@ -153,7 +154,7 @@ def _subschemas(key: str, value: object) -> Iterator[dict[str, Any]]:
 
 
 def _joins_objects(node: dict[str, Any]) -> bool:
-    """Whether this node demands several things of one object."""
+    """Return whether several parts of this node apply to the same object."""
     parts = node.get("allOf")
     if isinstance(parts, list) and len(parts) > 1:
         return True
@@ -165,7 +166,7 @@ def _prepare(node: dict[str, Any], can_close: bool) -> dict[str, Any]:
     prepared = {
         key: _prepare_child(key, value, can_close)
         for key, value in node.items()
-        if not _asks_nothing(key, value, node)
+        if not _has_no_effect(key, value, node)
     }
     if "$ref" in prepared and "$id" in prepared:
         raise GrammarError("a JSON schema with $id beside $ref is not supported")
@@ -194,8 +195,8 @@ def _prepare_child(key: str, value: Any, can_close: bool) -> Any:
     return value
 
 
-def _asks_nothing(key: str, value: object, node: dict[str, Any]) -> bool:
-    if key == "x-guidance":  # options of the compiler are not the client's to set
+def _has_no_effect(key: str, value: object, node: dict[str, Any]) -> bool:
+    if key == "x-guidance":  # clients may not set the compiler's options
         return True
     if key == "uniqueItems":
         return value is False or node.get("maxItems") in (0, 1)
@@ -205,19 +206,19 @@ def _asks_nothing(key: str, value: object, node: dict[str, Any]) -> bool:
 
 
 def _check_texts(node: dict[str, Any]) -> None:
-    """A fixed text with a character that only `\\u` can write cannot be written at all."""
-    fixed = [node.get(key) for key in ("const", "enum", "required")]
+    """Refuse too many properties, and fixed texts that need a `\\u` escape to be written."""
+    fixed_values = [node.get(key) for key in ("const", "enum", "required")]
     properties = node.get("properties")
     if isinstance(properties, dict):
-        fixed.append(list(properties))
+        fixed_values.append(list(properties))
         if len(properties) > MAX_PROPERTIES:
             raise GrammarError(f"an object of the JSON schema has over {MAX_PROPERTIES} properties")
-    if any(_UNWRITABLE.search(text) for text in _strings(fixed)):
+    if any(_UNWRITABLE.search(text) for text in _strings(fixed_values)):
         raise GrammarError("a JSON schema must not demand control characters or lone surrogates")
 
 
 def _check_min_properties(node: dict[str, Any]) -> None:
-    """Keys that are not declared can repeat, so at most one of them can be demanded."""
+    """Refuse a `minProperties` that needs two undeclared keys: they could be the same key."""
     minimum = node.get("minProperties", 0)
     required = node.get("required", [])
     if not isinstance(minimum, int | float) or not isinstance(required, list):
@@ -249,7 +250,7 @@ def _bound_integer(node: dict[str, Any]) -> None:
 
 
 def portable_pattern(pattern: str) -> str:
-    """`pattern` with whitespace classes that mean the same to every reader of the schema."""
+    """Return `pattern` with whitespace classes that every reader of the schema reads alike."""
     parts: list[str] = []
     in_class = False
     for match in re.finditer(r"\\.|.", pattern, re.DOTALL):

@@ -1,4 +1,4 @@
-"""Reasoning as a token constraint: a grammar starts after it, and a budget can end it."""
+"""Constrains reasoning: a grammar starts after it, and a token budget can end it."""
 
 from copy import copy
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from stonechat_models.grammar.vocabulary import VocabularyLike
 from stonechat_models.types import ReasoningSpec
 
 GAP_TEXTS = (b"\n", b"\n\n")
-"""What a model may write between the end of its reasoning and a grammar's text, once."""
+"""One token of these texts may come between the end of reasoning and the grammar's text."""
 
 
 class StartedConstraint(Protocol):
-    """A `TokenConstraint` that can also tell about one token."""
+    """A `TokenConstraint` that can also say whether it allows one token."""
 
     def fill_bitmask(self, row: torch.Tensor) -> bool: ...
 
@@ -33,10 +33,11 @@ class StartedConstraint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MarkerTokens:
-    """A `ReasoningSpec` in tokens of one vocabulary; shared by all choices.
+    """A `ReasoningSpec` as tokens of one vocabulary. All choices share it.
 
-    `thought_mask` (int32 words, as `TokenConstraint` rows) allows what may be part of reasoning:
-    all but special tokens, end tokens, and tokens that hold the end marker and more.
+    `thought_mask` (int32 words, as in the rows of `TokenConstraint`) allows the tokens that may be
+    part of reasoning. It excludes special tokens, end tokens, and tokens with text after a whole
+    end marker.
     """
 
     spec: ReasoningSpec
@@ -46,14 +47,17 @@ class MarkerTokens:
     token_texts: tuple[bytes, ...]
     thought_mask: npt.NDArray[np.int32]
     overlong_ids: tuple[int, ...]
-    """Tokens with the marker's last byte inside: they could end the marker and go on."""
+    """Tokens with the end marker's last byte before their own: they may go past the marker."""
     gap_ids: tuple[int, ...]
 
     @classmethod
     def build(
         cls, spec: ReasoningSpec, tokenizer: VocabularyLike, vocab_size: int
     ) -> "MarkerTokens":
-        """Takes some tens of milliseconds; call it off the event loop."""
+        """Find the marker tokens and build the mask. Raises `ValueError` if a marker is empty.
+
+        Takes tens of milliseconds: call it off the event loop.
+        """
         num_tokens = min(tokenizer.vocab_size, vocab_size)
         texts = tuple(tokenizer.token_bytes(i) for i in range(num_tokens))
         texts += (b"",) * (vocab_size - num_tokens)
@@ -62,18 +66,18 @@ class MarkerTokens:
         end_ids = tuple(tokenizer.encode(spec.end, add_special_tokens=False))
         if not start or not end or not start_ids or not end_ids:
             raise ValueError("the markers of reasoning must not be empty")
-        barred = {*tokenizer.special_ids, *tokenizer.eos_token_ids} - set(end_ids)
-        allowed = np.zeros((vocab_size + 31) // 32 * 32, dtype=np.uint8)
+        barred_ids = {*tokenizer.special_ids, *tokenizer.eos_token_ids} - set(end_ids)
+        allowed_bits = np.zeros((vocab_size + 31) // 32 * 32, dtype=np.uint8)
         for token_id, text in enumerate(texts):
-            holds_more = end in text and not text.endswith(end)
-            allowed[token_id] = bool(text) and token_id not in barred and not holds_more
+            goes_past_end = end in text and not text.endswith(end)
+            allowed_bits[token_id] = bool(text) and token_id not in barred_ids and not goes_past_end
         return cls(
             spec=spec,
             start_ids=start_ids,
             end_ids=end_ids,
             end=end,
             token_texts=texts,
-            thought_mask=np.packbits(allowed, bitorder="little").view(np.int32),
+            thought_mask=np.packbits(allowed_bits, bitorder="little").view(np.int32),
             overlong_ids=tuple(i for i, text in enumerate(texts) if end[-1:] in text[:-1]),
             gap_ids=tuple(i for i, text in enumerate(texts) if text in GAP_TEXTS),
         )
@@ -81,7 +85,7 @@ class MarkerTokens:
 
 class _Phase(Enum):
     OPENING = "opening"
-    """Nothing but, perhaps, a part of the start marker has come."""
+    """Reasoning may still begin: the output is empty, blank, or part of the start marker."""
     THINKING = "thinking"
     GAP = "gap"
     """The reasoning has just ended; a line break may come before the answer."""
@@ -89,22 +93,25 @@ class _Phase(Enum):
 
 
 class ReasoningConstraint:
-    """Follows one sequence through its reasoning into its answer (`constraint`, or free text)."""
+    """Follows one sequence through its reasoning into its answer.
+
+    `constraint` limits the answer. None: the answer is free text.
+    """
 
     def __init__(self, markers: MarkerTokens, constraint: StartedConstraint | None) -> None:
         self._markers = markers
         self._constraint = constraint
         self._phase = _Phase.THINKING if markers.spec.starts_open else _Phase.OPENING
-        self._num_opened = 0
-        self._num_thought = 0
-        self._forced: list[int] = []
+        self._num_start_tokens = 0
+        self._num_thought_tokens = 0
+        self._forced_ids: list[int] = []
         self._tail = b""
         self._check_budget()
 
     def fork(self) -> "ReasoningConstraint":
         """See `TokenConstraint`."""
         forked = copy(self)
-        forked._forced = [*self._forced]
+        forked._forced_ids = [*self._forced_ids]
         if self._constraint is not None:
             forked._constraint = self._constraint.fork()
         return forked
@@ -116,8 +123,12 @@ class ReasoningConstraint:
     def fill_bitmask(self, row: torch.Tensor) -> bool:
         if self._phase is _Phase.THINKING:
             return self._fill_thinking(row)
-        if self._num_opened > 0 and self._phase is _Phase.OPENING and self._constraint is not None:
-            _only(row, self._markers.start_ids[self._num_opened])
+        if (
+            self._num_start_tokens > 0
+            and self._phase is _Phase.OPENING
+            and self._constraint is not None
+        ):
+            _allow_only(row, self._markers.start_ids[self._num_start_tokens])
             return True
         if self._constraint is None or not self._constraint.fill_bitmask(row):
             return False
@@ -129,8 +140,8 @@ class ReasoningConstraint:
 
     def _fill_thinking(self, row: torch.Tensor) -> bool:
         markers = self._markers
-        if self._forced:
-            _only(row, self._forced[0])
+        if self._forced_ids:
+            _allow_only(row, self._forced_ids[0])
             return True
         if self._constraint is None and markers.spec.budget is None:
             return False
@@ -159,27 +170,27 @@ class ReasoningConstraint:
                 self._phase = _Phase.ANSWER
                 self._accept_answer(token_id)
             return
-        self._num_opened += 1
-        if self._num_opened == len(self._markers.start_ids):
+        self._num_start_tokens += 1
+        if self._num_start_tokens == len(self._markers.start_ids):
             self._phase = _Phase.THINKING
             self._check_budget()
 
     def _opens(self, token_id: int) -> bool:
-        """Whether the token goes on with the start marker; in doubt it is the answer's."""
+        """Return whether the token continues the start marker. If in doubt, it is the answer's."""
         start_ids = self._markers.start_ids
-        if token_id != start_ids[self._num_opened]:
+        if token_id != start_ids[self._num_start_tokens]:
             return False
-        if self._constraint is None or self._num_opened > 0 or len(start_ids) == 1:
+        if self._constraint is None or self._num_start_tokens > 0 or len(start_ids) == 1:
             return True
         return not self._constraint.allows(token_id)
 
     def _accept_thought(self, token_id: int) -> None:
         markers = self._markers
-        self._num_thought += 1
+        self._num_thought_tokens += 1
         text = self._tail + markers.token_texts[token_id]
-        if self._forced:
-            self._forced.pop(0)
-            is_over = not self._forced
+        if self._forced_ids:
+            self._forced_ids.pop(0)
+            is_over = not self._forced_ids
         else:
             is_over = markers.end in text
         if is_over:
@@ -190,10 +201,10 @@ class ReasoningConstraint:
 
     def _check_budget(self) -> None:
         budget = self._markers.spec.budget
-        if self._phase is not _Phase.THINKING or budget is None or self._forced:
+        if self._phase is not _Phase.THINKING or budget is None or self._forced_ids:
             return
-        if self._num_thought >= budget:
-            self._forced = list(self._markers.end_ids)
+        if self._num_thought_tokens >= budget:
+            self._forced_ids = list(self._markers.end_ids)
 
     def _accept_answer(self, token_id: int) -> None:
         was_gap, self._phase = self._phase is _Phase.GAP, _Phase.ANSWER
@@ -205,7 +216,7 @@ class ReasoningConstraint:
 
 
 def _partial_marker(text: bytes, marker: bytes) -> bytes:
-    """The longest end of `text` that is a proper beginning of `marker`."""
+    """Return the longest suffix of `text` that is a proper prefix of `marker`."""
     for length in range(min(len(text), len(marker) - 1), 0, -1):
         if marker.startswith(text[-length:]):
             return text[-length:]
@@ -213,7 +224,7 @@ def _partial_marker(text: bytes, marker: bytes) -> bytes:
 
 
 def _bit(token_id: int) -> int:
-    """The bit of `token_id` in its word, as a signed 32-bit integer."""
+    """Return the bit of `token_id` in its word, as a signed 32-bit integer."""
     bit = token_id % 32
     return 1 << bit if bit < 31 else -(1 << 31)
 
@@ -228,6 +239,6 @@ def _forbid(row: torch.Tensor, token_id: int) -> None:
     row.numpy()[token_id // 32] &= ~_bit(token_id)
 
 
-def _only(row: torch.Tensor, token_id: int) -> None:
+def _allow_only(row: torch.Tensor, token_id: int) -> None:
     row.zero_()
     _allow(row, (token_id,))

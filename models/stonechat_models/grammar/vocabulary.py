@@ -9,7 +9,7 @@ from stonechat_models.errors import GrammarError
 
 
 class VocabularyLike(Protocol):
-    """What of a `Tokenizer` grammars need."""
+    """The part of a `Tokenizer` that grammars need."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -26,7 +26,7 @@ class VocabularyLike(Protocol):
 
 
 class _Wrapper:
-    """The duck type that `LLTokenizer` takes; only tokens marked special count as special."""
+    """The interface that `LLTokenizer` expects. Only tokens marked special count as special."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -49,9 +49,9 @@ def _token_bytes(tokenizer: VocabularyLike, token_id: int) -> bytes:
 
 
 def build_llguidance_tokenizer(tokenizer: VocabularyLike, vocab_size: int) -> LLTokenizer:
-    """A tokenizer of exactly `vocab_size` entries (the logits' width). Takes about 0.1 s.
+    """Return a tokenizer with exactly `vocab_size` entries (the logits' width), in about 0.1 s.
 
-    Raises `GrammarError` without an end token.
+    Raises `GrammarError` if the vocabulary has no end token.
     """
     eos_ids = sorted(i for i in tokenizer.eos_token_ids if i < vocab_size)
     if not eos_ids:

@@ -1,4 +1,4 @@
-"""Logits to one token a row: edits, truncation, the draw and log-probabilities.
+"""Turns logits into one token per row: edits, truncation, the draw and log-probabilities.
 
 May import `hardware` and the modules at the root.
 """

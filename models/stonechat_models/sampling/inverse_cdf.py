@@ -1,8 +1,8 @@
-"""Draws from unnormalised distributions by inverse CDF, with sums that no batch size can change.
+"""Draws from unnormalised distributions by inverse CDF. The batch size does not change the sums.
 
-A row's sums are built by elementwise additions only (a tree of fan-out 16 over interleaved
-tokens), so that a row has the same bits alone and in any batch, on CPU and GPU. The draw descends
-that tree. No prefix sum over the vocabulary is taken, which also keeps float32 exact enough.
+A row's sums consist of elementwise additions only (a tree of fan-out 16 over interleaved tokens).
+So a row has the same bits alone and in any batch, on CPU and on GPU. The draw descends that tree.
+There is no prefix sum over the whole vocabulary, which also keeps float32 exact enough.
 """
 
 import torch
@@ -19,7 +19,7 @@ def padded_width(vocab_size: int) -> int:
 
 
 def fold_sum(rows: torch.Tensor) -> torch.Tensor:
-    """Sum float[R, n] to [R, n / 16]: entry i is that of all j with j mod (n / 16) == i."""
+    """Sum float[R, n] to [R, n / 16]: entry i is the sum of all j with j mod (n / 16) == i."""
     for _ in range(4):
         half = rows.shape[1] // 2
         rows = rows[:, :half] + rows[:, half:]
@@ -27,7 +27,7 @@ def fold_sum(rows: torch.Tensor) -> torch.Tensor:
 
 
 def fold_max(rows: torch.Tensor) -> torch.Tensor:
-    """Reduce [R, n] to [R, n / 16] as `fold_sum` does, by maximum."""
+    """Reduce [R, n] to [R, n / 16] like `fold_sum`, but by maximum."""
     for _ in range(4):
         half = rows.shape[1] // 2
         rows = torch.maximum(rows[:, :half], rows[:, half:])
@@ -50,15 +50,15 @@ def row_sums(weights: torch.Tensor) -> torch.Tensor:
 def _root_sums(roots: torch.Tensor) -> torch.Tensor:
     sums = roots.double()
     while sums.shape[1] > 1:
-        rest = sums.shape[1] // 2
-        kept = sums[:, rest:].clone()
-        kept[:, :rest] += sums[:, :rest]
-        sums = kept
+        half = sums.shape[1] // 2
+        upper = sums[:, half:].clone()
+        upper[:, :half] += sums[:, :half]
+        sums = upper
     return sums.squeeze(1)
 
 
 def draw(weights: torch.Tensor, variates: torch.Tensor) -> torch.Tensor:
-    """Return int64[R]: the token of each row at `variates` (float64[R], inside (0, 1)).
+    """Return int64[R]: the token that each row draws at its variate (float64[R], inside (0, 1)).
 
     `weights`, float32[R, n] with n a multiple of `ROW_MULTIPLE`, need not sum to one. A weight
     of zero is never drawn, unless its whole row is zero.
@@ -77,8 +77,8 @@ def draw(weights: torch.Tensor, variates: torch.Tensor) -> torch.Tensor:
 def prefix_sums(sums: torch.Tensor, *, in_order: bool) -> torch.Tensor:
     """Return the inclusive prefix sums of float64[R, n] along each row.
 
-    `in_order` adds one after the other, which is quickest on CPU. On a GPU the order in which
-    `cumsum` adds depends on R, so there it is log2(n) elementwise additions.
+    `in_order` adds one entry after the other, which is fastest on CPU. Otherwise the sums take
+    log2(n) elementwise additions: on a GPU, `cumsum` would add in an order that depends on R.
     """
     if in_order:
         return sums.cumsum(1)
@@ -90,17 +90,18 @@ def prefix_sums(sums: torch.Tensor, *, in_order: bool) -> torch.Tensor:
 
 
 def _pick(sums: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first positive entry whose prefix sum exceeds `target`, and what is left of it.
+    """Return the first positive entry whose prefix sum exceeds `target`, and the rest of `target`.
 
-    Rounding may leave `target` at or past the end: then it is the last positive entry.
+    The rest is `target` minus the sum of the entries before. If rounding leaves `target` at or
+    past the total, the last positive entry is returned.
     """
     prefix = prefix_sums(sums, in_order=sums.device.type == "cpu")
     is_positive = sums > 0
     hits = (prefix > target.unsqueeze(1)) & is_positive
-    places = torch.arange(sums.shape[1], device=sums.device)
-    last = torch.where(is_positive, places, 0).amax(1)
-    first = torch.where(hits, places, sums.shape[1]).amin(1)
+    columns = torch.arange(sums.shape[1], device=sums.device)
+    last = torch.where(is_positive, columns, 0).amax(1)
+    first = torch.where(hits, columns, sums.shape[1]).amin(1)
     index = torch.where(first < sums.shape[1], first, last)
-    at = index.unsqueeze(1)
-    before = (prefix.gather(1, at) - sums.gather(1, at)).squeeze(1)
+    column = index.unsqueeze(1)
+    before = (prefix.gather(1, column) - sums.gather(1, column)).squeeze(1)
     return index, (target - before).clamp_(min=0.0)

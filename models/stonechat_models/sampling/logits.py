@@ -1,4 +1,4 @@
-"""Edits of raw logits, row by row and sparse: biases, penalties, suppressed tokens, constraints.
+"""Edits raw logits in place: biases, penalties, suppressed tokens and constraints of each row.
 
 The order is fixed: logit_bias; frequency and presence penalties over the generated tokens
 (logit - count * frequency - presence, as OpenAI documents them); repetition_penalty over prompt
@@ -20,106 +20,109 @@ _WORD_BITS = 32
 
 
 def edit_logits(logits: torch.Tensor, states: Sequence[SamplingState]) -> dict[int, str]:
-    """Edit float32[R, V] (contiguous) in place; return an error message for each row that fails.
+    """Edit float32[R, V] (contiguous) in place. Return an error message for each row that fails.
 
-    Work is proportional to the tokens edited. Rows that ask for nothing are not touched.
+    The work is proportional to the number of edited tokens. Rows without edits are not touched.
     """
     errors: dict[int, str] = {}
     vocab_size = logits.shape[1]
-    biases, penalties, suppressed = _Biases(logits), _SparseEdit(), _SparseEdit()
-    repeated: list[int] = []
-    constrained: list[int] = []
+    biases, penalties, suppressions = _Biases(logits), _SparseEdit(), _SparseEdit()
+    repetition_rows: list[int] = []
+    constrained_rows: list[int] = []
     for row, state in enumerate(states):
         params = state.params
         start = row * vocab_size
         if params.logit_bias:
-            outside = biases.add(start, state)
-            if outside is not None:
-                errors[row] = f"logit_bias names token {outside}; there are {vocab_size} tokens"
+            unknown_id = biases.add(start, state)
+            if unknown_id is not None:
+                errors[row] = f"logit_bias names token {unknown_id}; there are {vocab_size} tokens"
                 continue
         if state.output_counts and (params.frequency_penalty or params.presence_penalty):
             frequency, presence = params.frequency_penalty, params.presence_penalty
             counts = state.output_counts
             penalties.add(start, counts, (-(n * frequency + presence) for n in counts.values()))
         if params.repetition_penalty != 1.0:
-            repeated.append(row)
+            repetition_rows.append(row)
         if state.suppressed_ids:
             ids = [token for token in state.suppressed_ids if 0 <= token < vocab_size]
-            suppressed.add(start, ids, (_NEVER for _ in ids))
+            suppressions.add(start, ids, (_NEVER for _ in ids))
         if state.constraint is not None:
-            constrained.append(row)
+            constrained_rows.append(row)
     biases.apply()
     penalties.apply(logits)
-    for row in repeated:
+    for row in repetition_rows:
         _penalise_repetition(logits[row], states[row])
-    suppressed.apply(logits)
-    _constrain(logits, states, constrained, errors)
+    suppressions.apply(logits)
+    _constrain(logits, states, constrained_rows, errors)
     return errors
 
 
 class _Biases:
-    """The rows' `logit_bias`, made tensors once a request, however large, and added at once."""
+    """The `logit_bias` of all rows, added together. Each request's becomes tensors only once."""
 
     def __init__(self, logits: torch.Tensor) -> None:
         self._logits = logits
-        self._of_params: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._places: list[torch.Tensor] = []
+        self._tensors_by_params: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._indices: list[torch.Tensor] = []
         self._amounts: list[torch.Tensor] = []
 
     def add(self, start: int, state: SamplingState) -> int | None:
-        """Gather those of the row that starts at `start`; return a token that is none, if any."""
+        """Add the row that starts at `start`. Return a token id that does not exist, if any."""
         bias = state.params.logit_bias
         if state.bias_tensors is None:
-            known = self._of_params.get(id(state.params))
-            if known is None:
+            tensors = self._tensors_by_params.get(id(state.params))
+            if tensors is None:
                 vocab_size = self._logits.shape[1]
-                outside = next((token for token in bias if not 0 <= token < vocab_size), None)
-                if outside is not None:
-                    return outside
+                unknown_id = next((token for token in bias if not 0 <= token < vocab_size), None)
+                if unknown_id is not None:
+                    return unknown_id
                 device = self._logits.device
                 ids = to_device(list(bias), device, torch.int64)
-                known = ids, to_device(list(bias.values()), device, torch.float32)
-            state.bias_tensors = known
-        self._of_params[id(state.params)] = state.bias_tensors
+                tensors = ids, to_device(list(bias.values()), device, torch.float32)
+            state.bias_tensors = tensors
+        self._tensors_by_params[id(state.params)] = state.bias_tensors
         ids, amounts = state.bias_tensors
-        self._places.append(ids + start)
+        self._indices.append(ids + start)
         self._amounts.append(amounts)
         return None
 
     def apply(self) -> None:
-        if self._places:
-            places, amounts = torch.cat(self._places), torch.cat(self._amounts)
-            self._logits.view(-1).index_add_(0, places, amounts.to(self._logits.dtype))
+        if self._indices:
+            indices, amounts = torch.cat(self._indices), torch.cat(self._amounts)
+            self._logits.view(-1).index_add_(0, indices, amounts.to(self._logits.dtype))
 
 
 class _SparseEdit:
-    """Amounts to add to single logits, gathered over all rows and added at once."""
+    """Amounts to add to single logits, collected from all rows and added together."""
 
-    __slots__ = ("amounts", "places")
+    __slots__ = ("amounts", "indices")
 
     def __init__(self) -> None:
-        self.places: list[int] = []
+        self.indices: list[int] = []
         self.amounts: list[float] = []
 
     def add(self, start: int, ids: Iterable[int], amounts: Iterable[float]) -> None:
         """Add `amounts` to the distinct tokens `ids` of the row that starts at `start`."""
-        self.places.extend(start + token for token in ids)
+        self.indices.extend(start + token for token in ids)
         self.amounts.extend(amounts)
 
     def apply(self, logits: torch.Tensor) -> None:
-        if self.places:
-            places = to_device(self.places, logits.device)
+        if self.indices:
+            indices = to_device(self.indices, logits.device)
             amounts = to_device(self.amounts, logits.device, logits.dtype)
-            logits.view(-1).index_add_(0, places, amounts)
+            logits.view(-1).index_add_(0, indices, amounts)
 
 
 def _penalise_repetition(row: torch.Tensor, state: SamplingState) -> None:
-    """Apply repetition_penalty to float32[V]. A token met twice is written twice, alike."""
+    """Apply repetition_penalty to float32[V].
+
+    A token of both prompt and output is written twice, with the same value.
+    """
     if state.prompt_ids_tensor is None:
-        known = sorted({token for token in state.prompt_token_ids if 0 <= token < len(row)})
-        state.prompt_ids_tensor = to_device(known, row.device, torch.int64)
-    generated = to_device(list(state.output_counts), row.device, torch.int64)
-    ids = torch.cat([state.prompt_ids_tensor, generated])
+        prompt_ids = sorted({token for token in state.prompt_token_ids if 0 <= token < len(row)})
+        state.prompt_ids_tensor = to_device(prompt_ids, row.device, torch.int64)
+    output_ids = to_device(list(state.output_counts), row.device, torch.int64)
+    ids = torch.cat([state.prompt_ids_tensor, output_ids])
     penalty = state.params.repetition_penalty
     values = row[ids]
     row[ids] = torch.where(values > 0, values / penalty, values * penalty)
@@ -131,29 +134,29 @@ def _constrain(
     rows: list[int],
     errors: dict[int, str],
 ) -> None:
-    """Set to -inf what the rows' constraints forbid."""
+    """Set the tokens that the constraints of `rows` forbid to -inf."""
     if not rows:
         return
     num_words = -(-logits.shape[1] // _WORD_BITS)
     masks = torch.zeros(len(rows), num_words, dtype=torch.int32)
-    active: list[int] = []
+    masked_rows: list[int] = []
     for row in rows:
         try:
-            if _fill(states[row].constraint, masks[len(active)]):
-                active.append(row)
+            if _fill(states[row].constraint, masks[len(masked_rows)]):
+                masked_rows.append(row)
         except GrammarError as error:
             errors[row] = f"{GRAMMAR_FAILED}{error}"
-        except Exception as error:  # whatever a grammar raises concerns its own row only
+        except Exception as error:  # an error of one constraint fails its own row only
             errors[row] = f"the constraint failed: {error}"
-    if not active:
+    if not masked_rows:
         return
-    words = to_device(masks[: len(active)].numpy(), logits.device)
+    words = to_device(masks[: len(masked_rows)].numpy(), logits.device)
     bits = torch.arange(_WORD_BITS, dtype=torch.int32, device=logits.device)
     allowed = ((words.unsqueeze(-1) >> bits) & 1).flatten(1)[:, : logits.shape[1]]
-    if len(active) == len(logits):
+    if len(masked_rows) == len(logits):
         logits.masked_fill_(allowed == 0, _NEVER)
         return
-    for row, allowed_row in zip(active, allowed, strict=True):
+    for row, allowed_row in zip(masked_rows, allowed, strict=True):
         logits[row].masked_fill_(allowed_row == 0, _NEVER)
 
 

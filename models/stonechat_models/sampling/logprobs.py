@@ -1,4 +1,4 @@
-"""Log-probabilities of the raw model output: before bias, penalties, masks and temperature."""
+"""Log-probabilities of the raw logits: before bias, penalties, masks and temperature."""
 
 import math
 from collections.abc import Sequence
@@ -23,40 +23,40 @@ class RawLogprobs:
         self._vocab_size = logits.shape[1]
         if not self.rows:
             return
-        chosen_rows = self._of_wanted_rows(logits)
+        logprob_rows = self._select_rows(logits)
         shape = (len(self.rows), padded_width(self._vocab_size))
         self._raw = torch.full(shape, float("-inf"), device=logits.device)
-        self._raw[:, : self._vocab_size] = chosen_rows
+        self._raw[:, : self._vocab_size] = logprob_rows
         self._peak = self._raw.amax(1)
         self._mass = row_sums(torch.sub(self._raw, self._peak.unsqueeze(1)).exp_())
         self._tops: tuple[torch.Tensor, torch.Tensor] | None = None
         if any(self._num_tops):
-            # Always the most that can be asked for, so that a row's ties do not depend on others.
+            # Always the maximum, so that a row's ties do not depend on what other rows request.
             self._tops = top_values(self._raw, min(MAX_TOP_LOGPROBS, self._vocab_size))
 
-    def _of_wanted_rows(self, values: torch.Tensor) -> torch.Tensor:
-        """The rows that want logprobs, of one entry a row of the batch."""
+    def _select_rows(self, values: torch.Tensor) -> torch.Tensor:
+        """Select the rows that want logprobs from `values`, which has one entry per batch row."""
         if len(self.rows) == len(values):
             return values
         return values[to_device(self.rows, values.device)]
 
     def choose(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """Return what `read` needs on the host; `tokens` int64[rows of the batch] were chosen.
+        """Take the chosen `tokens`, int64[rows of the batch]. Return the tensors for `read`.
 
-        To be called once: the raw logits are not kept longer.
+        Call it once: it frees the raw logits.
         """
         if not self.rows:
             return []
-        chosen = self._of_wanted_rows(tokens)
-        values = self._raw.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        chosen_tokens = self._select_rows(tokens)
+        values = self._raw.gather(1, chosen_tokens.unsqueeze(1)).squeeze(1)
         del self._raw
-        return [chosen, values, self._peak, self._mass, *(self._tops or ())]
+        return [chosen_tokens, values, self._peak, self._mass, *(self._tops or ())]
 
     def read(self, tensors: Sequence[torch.Tensor], num_rows: int) -> list[TokenLogprobs | None]:
-        """Return one entry a row of the batch, None for rows that asked for none.
+        """Return one entry per row of the batch, None for rows that do not want logprobs.
 
-        `tensors` are those of `choose`. A row that is not finite gives NaN. Tokens that cannot
-        occur (a logit of -inf) may be missing from the tops.
+        `tensors` are those that `choose` returned, on the host. The log-probability is NaN if the
+        row is not finite. Tokens that cannot occur (a logit of -inf) may be missing from the tops.
         """
         entries: list[TokenLogprobs | None] = [None] * num_rows
         if not self.rows:

@@ -1,8 +1,8 @@
-"""Turns a step's logits into one token a row, rows of every kind in one pass.
+"""Turns a step's logits into one token per row, for rows of every kind in one pass.
 
 Order per row, on raw logits: bias, penalties, suppressed tokens and constraint (`logits`), then
-temperature, top_k, min_p, top_p (`nucleus`), then the draw (`inverse_cdf`) at a variate that only
-the row's seed, choice index and position determine (`seeds`). No random generator is involved,
+temperature, top_k, min_p, top_p (`truncation`), then the draw (`inverse_cdf`). Only the row's seed,
+choice index and position determine the variate of the draw (`rng`). There is no random generator,
 and no sum depends on the batch: a row's token has the same bits alone and in any batch.
 """
 
@@ -36,15 +36,18 @@ class Sampler:
         return self.launch(logits, states).read()
 
     def launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "Sampling":
-        """Begin to choose a token for each row of float[R, V]; `logits` may be modified in place.
+        """Start to choose a token for each row of float[R, V]. May modify `logits` in place.
 
         Nothing waits for the device before `Sampling.read`. A row that cannot be sampled (NaN or
         infinite logits, every token forbidden, a constraint that fails) gets a message in `errors`
         and the token -1; the other rows are not affected.
         """
         if logits.shape != (len(states), self._vocab_size):
-            raise ValueError(f"{len(states)} rows of {self._vocab_size}, not {tuple(logits.shape)}")
-        if self._device.type == "mps":  # no float64 there, and memory is shared anyway
+            raise ValueError(
+                f"{len(states)} rows of {self._vocab_size} logits expected, "
+                f"not {tuple(logits.shape)}"
+            )
+        if self._device.type == "mps":  # MPS has no float64, and its memory is the CPU's
             logits = logits.cpu()
         if not states:
             return Sampling(torch.empty(0, dtype=torch.int64), torch.empty(0), None, {})
@@ -58,13 +61,13 @@ class Sampler:
         self, logits: torch.Tensor, states: Sequence[SamplingState]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return int64[R], the tokens, and float32[R], the largest edited logit of each row."""
-        groups: tuple[tuple[list[int], Callable[..., _TokensAndLogprobs]], ...] = (
+        groups: tuple[tuple[list[int], Callable[..., _TokensAndPeaks]], ...] = (
             ([], _choose_greedy),
             ([], self._choose_plain),
-            ([], self._choose_cut),
+            ([], self._choose_truncated),
         )
         for row, state in enumerate(states):
-            groups[_kind(state.params)][0].append(row)
+            groups[_group_index(state.params)][0].append(row)
         for rows, choose in groups:
             if len(rows) == len(states):
                 return choose(logits, states)
@@ -72,21 +75,21 @@ class Sampler:
         peaks = torch.empty(len(states), device=logits.device)
         for rows, choose in groups:
             if rows:
-                where = to_device(rows, logits.device)
-                tokens[where], peaks[where] = choose(logits[where], [states[r] for r in rows])
+                indices = to_device(rows, logits.device)
+                tokens[indices], peaks[indices] = choose(logits[indices], [states[r] for r in rows])
         return tokens, peaks
 
     def _choose_plain(
         self, logits: torch.Tensor, states: Sequence[SamplingState]
-    ) -> "_TokensAndLogprobs":
+    ) -> "_TokensAndPeaks":
         weights, peaks = self._weigh(logits, states)
         return self._draw(weights, states), peaks
 
-    def _choose_cut(
+    def _choose_truncated(
         self, logits: torch.Tensor, states: Sequence[SamplingState]
-    ) -> "_TokensAndLogprobs":
+    ) -> "_TokensAndPeaks":
         weights, peaks = self._weigh(logits, states)
-        cuts = _cuts([state.params for state in states], logits.device)
+        cuts = _build_cuts([state.params for state in states], logits.device)
         cut_weights(weights, cuts, on_host=logits.device.type == "cpu")
         return self._draw(weights, states), peaks
 
@@ -108,12 +111,12 @@ class Sampler:
             uniform_variate(state.seed, state.choice_index, state.num_output_tokens)
             for state in states
         ]
-        on_device = to_device(variates, weights.device, torch.float64)
-        return draw(weights, on_device).clamp_(max=self._vocab_size - 1)
+        variates_on_device = to_device(variates, weights.device, torch.float64)
+        return draw(weights, variates_on_device).clamp_(max=self._vocab_size - 1)
 
 
 class Sampling:
-    """Tokens under way: on the device at once, on the host when they are read."""
+    """The tokens of a launched pass: on the device at once, on the host after `read`."""
 
     def __init__(
         self,
@@ -123,19 +126,19 @@ class Sampling:
         errors: dict[int, str],
     ) -> None:
         self.tokens = tokens
-        """int64[R], on the device; some token of the vocabulary for a row that has none."""
+        """int64[R], on the device. A row that fails has an arbitrary token of the vocabulary."""
         self._raw = raw
         self._errors = errors
-        of_logprobs = [] if raw is None else raw.choose(tokens)
-        self._copies = HostCopies([tokens, peaks, *of_logprobs])
+        logprob_tensors = [] if raw is None else raw.choose(tokens)
+        self._copies = HostCopies([tokens, peaks, *logprob_tensors])
 
     def read(self) -> SampledTokens:
-        """Wait for the tokens. To be called once."""
-        tokens, peaks, *of_logprobs = self._copies.read()
+        """Wait for the tokens and return them. Call it once."""
+        tokens, peaks, *logprob_tensors = self._copies.read()
         token_ids, errors = tokens.tolist(), self._errors
         if self._raw is None:
             return SampledTokens(token_ids, [], errors)
-        logprobs = self._raw.read(of_logprobs, len(token_ids))
+        logprobs = self._raw.read(logprob_tensors, len(token_ids))
         _flag_rows(peaks.tolist(), logprobs, errors)
         for row in errors:
             token_ids[row] = -1
@@ -143,26 +146,27 @@ class Sampling:
         return SampledTokens(token_ids, logprobs, errors)
 
 
-_TokensAndLogprobs = tuple[torch.Tensor, torch.Tensor]
+_TokensAndPeaks = tuple[torch.Tensor, torch.Tensor]
 """Tokens int64[R] and peaks float32[R] of a group of rows."""
 
 
-def _kind(params: SamplingParams) -> int:
+def _group_index(params: SamplingParams) -> int:
+    """Return the index of the row's group in `Sampler._choose`."""
     if params.temperature == 0.0 or params.top_k == 1:
         return 0
     return 2 if params.top_k or params.min_p > 0.0 or params.top_p < 1.0 else 1
 
 
-def _choose_greedy(logits: torch.Tensor, states: Sequence[SamplingState]) -> _TokensAndLogprobs:
-    """Choose the largest logit of each row, the lowest token id of a tie."""
-    if logits.device.type == "cpu":  # numpy's is vectorised, torch's is not
+def _choose_greedy(logits: torch.Tensor, states: Sequence[SamplingState]) -> _TokensAndPeaks:
+    """Choose the largest logit of each row. A tie goes to the lowest token id."""
+    if logits.device.type == "cpu":  # numpy's argmax is vectorised, torch's is not
         tokens = torch.from_numpy(logits.numpy().argmax(1))
     else:
         tokens = logits.argmax(1)
     return tokens, logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
 
 
-def _cuts(params: Sequence[SamplingParams], device: torch.device) -> Cuts:
+def _build_cuts(params: Sequence[SamplingParams], device: torch.device) -> Cuts:
     rows = [(float(p.top_k), p.min_p, p.top_p) for p in params]
     top_k, min_p, top_p = to_device(rows, device, torch.float64).unbind(1)
     return Cuts(
@@ -178,7 +182,7 @@ def _cuts(params: Sequence[SamplingParams], device: torch.device) -> Cuts:
 def _flag_rows(
     peaks: list[float], logprobs: list[TokenLogprobs | None], errors: dict[int, str]
 ) -> None:
-    """Add a message for each row whose logits, edited or raw, give no distribution."""
+    """Add a message for each row whose edited or raw logits do not define a distribution."""
     for row, (peak, entry) in enumerate(zip(peaks, logprobs, strict=True)):
         if peak == -math.inf:
             errors.setdefault(row, "no token is allowed")

@@ -1,4 +1,4 @@
-"""What the sampler keeps for one sequence from step to step."""
+"""The sampler's state for one sequence, and the interfaces of samplers and constraints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,19 +13,21 @@ class TokenConstraint(Protocol):
     """Restricts which token may come next: a grammar, or a reasoning budget."""
 
     def fill_bitmask(self, row: torch.Tensor) -> bool:
-        """Write the allowed tokens into `row` (int32[ceil(V / 32)], bit i of word w is token
-        32 w + i) and return True; return False, leaving `row` alone, when every token is allowed.
+        """Write the allowed tokens into `row` and return True.
+
+        `row` is int32[ceil(V / 32)]; bit i of word w is token 32 w + i. If every token is allowed,
+        leave `row` unchanged and return False.
         """
 
     def accept(self, token_id: int) -> None:
         """Advance past a chosen token."""
 
     def fork(self) -> "TokenConstraint":
-        """A constraint of its own at the same place."""
+        """Return an independent constraint at the same position."""
 
     @property
     def is_finished(self) -> bool:
-        """True when nothing but the end may follow; the engine then ends the sequence (`stop`)."""
+        """True when only the end may follow. The engine then ends the sequence (`stop`)."""
 
 
 @dataclass(slots=True)
@@ -34,28 +36,28 @@ class SamplingState:
 
     params: SamplingParams
     seed: int
-    """int64; resolved once per request, so that `params.seed is None` is also reproducible."""
+    """int64. Fixed once per request: draws are reproducible even if `params.seed` is None."""
     choice_index: int
     prompt_token_ids: list[int]
     num_output_tokens: int = 0
-    """Tokens generated so far: the position that seeds the next draw."""
+    """Tokens generated so far. This is the position that determines the next draw."""
     constraint: TokenConstraint | None = None
     suppressed_ids: tuple[int, ...] = ()
-    """End tokens that may not be chosen until `min_tokens` are generated (or ever: ignore_eos
-    does not suppress, it only does not stop)."""
+    """End tokens that may not be chosen before `min_tokens` tokens are generated. `ignore_eos` does
+    not add to this: it lets generation run past EOS, but EOS may still be sampled."""
     output_counts: dict[int, int] = field(default_factory=dict)
-    """How often each generated token occurs; kept by the engine with `append`."""
+    """How often each generated token occurs. The engine updates it with `append`."""
     prompt_ids_tensor: torch.Tensor | None = None
-    """The prompt's distinct tokens, int64; kept by the sampler once a penalty needs them."""
+    """The prompt's distinct tokens, int64. The sampler fills it when a penalty needs it."""
     bias_tensors: tuple[torch.Tensor, torch.Tensor] | None = None
-    """`logit_bias` as token ids, int64, and amounts, float32; kept by the sampler, and the same
-    for all choices of a request."""
+    """`logit_bias` as token ids, int64, and amounts, float32. The sampler fills it. All choices of
+    a request share the tensors."""
 
     def ahead(self, draft: Sequence[int]) -> "list[SamplingState]":
-        """The states after 1, 2, … tokens of `draft`; this one stays as it is.
+        """Return the states after 1, 2, … tokens of `draft`. This state does not change.
 
-        A constraint that cannot go on is left out: the token before cannot be chosen then, and
-        what is chosen after it does not count.
+        If a constraint cannot accept a draft token, the states from there on have no constraint.
+        That is safe: the sampler cannot choose that token, so what it chooses after it is ignored.
         """
         states, state = [], self
         for token_id in draft:
@@ -70,7 +72,7 @@ class SamplingState:
         return states
 
     def append(self, token_id: int) -> None:
-        """Record a chosen token; the constraint advances too, and end tokens may be allowed."""
+        """Record a chosen token, advance the constraint, allow end tokens after `min_tokens`."""
         self.num_output_tokens += 1
         self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
         if self.num_output_tokens >= self.params.min_tokens:
@@ -81,29 +83,29 @@ class SamplingState:
 
 @dataclass(slots=True)
 class SampledTokens:
-    """One token a row, and its log-probabilities where the row asked for them."""
+    """One token per row, and its log-probabilities if the row requests them."""
 
     token_ids: list[int]
     """-1 for a row in `errors`."""
     logprobs: list[TokenLogprobs | None]
     errors: dict[int, str] = field(default_factory=dict)
-    """Why a row has no token, by row; its sequence ends with an error, the others go on."""
+    """By row, why it has no token. Its sequence ends with an error; the others continue."""
 
 
 class SamplingLike(Protocol):
-    """Tokens under way; see `sampler.Sampling`."""
+    """The tokens of a launched pass; see `sampler.Sampling`."""
 
     tokens: torch.Tensor
 
     def read(self) -> SampledTokens:
-        """Wait for the tokens."""
+        """Wait for the tokens and return them."""
 
 
 class SamplerLike(Protocol):
-    """Chooses one token a row; see `sampler.Sampler`."""
+    """Chooses one token per row; see `sampler.Sampler`."""
 
     def __call__(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SampledTokens:
-        """Logits float32[R, V], which may be overwritten, and R states."""
+        """Choose from logits float32[R, V], which may be overwritten, for R states, and wait."""
 
     def launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SamplingLike:
-        """The same, without waiting."""
+        """Do the same without waiting."""

@@ -1,7 +1,7 @@
-"""Where top_k, min_p and top_p cut a distribution, exactly and without sorting the vocabulary.
+"""Truncates distributions by top_k, min_p and top_p, exactly and without sorting the vocabulary.
 
-A cut is a threshold on a row's weights: what weighs at least that much is kept, so tokens that
-tie with the last one kept are kept too, and the answer does not depend on any order of ties.
+A cut is a threshold on a row's weights: tokens with at least that weight are kept. Tokens that tie
+with the last kept token are kept too, so the result does not depend on an order of ties.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from stonechat_models.sampling.inverse_cdf import FANOUT, fold_max, row_sums
 from stonechat_models.sampling.radix_select import select, select_on_host, select_share
 
 FAST_TOP = 256
-"""On CPU, a cut among this many heaviest tokens is found from them alone."""
+"""On CPU, a cut that lies within this many heaviest tokens is computed from them alone."""
 
 
 @dataclass(slots=True)
 class Cuts:
-    """Filters of R rows, float64[R] each, and which of them any row uses."""
+    """The filters of R rows, float64[R] each, and whether any row uses them."""
 
     top_k: torch.Tensor
     """0: off."""
@@ -31,10 +31,11 @@ class Cuts:
 
 
 def cut_weights(weights: torch.Tensor, cuts: Cuts, *, on_host: bool) -> None:
-    """Zero what the filters remove, in place: top_k, then min_p, then top_p of what they left.
+    """Zero the removed weights in place: by top_k, then min_p, then top_p of the rest.
 
-    `weights` is float32[R, n], each row's largest exactly 1, n a multiple of `ROW_MULTIPLE`.
-    `on_host` takes the ways that are quickest on CPU; without it, the device is never waited for.
+    `weights` is float32[R, n]. The largest of each row is exactly 1; n is a multiple of
+    `ROW_MULTIPLE`. `on_host` selects the algorithms that are fastest on CPU. Without it, nothing
+    waits for the device.
     """
     tops = top_values(weights, FAST_TOP)[0] if on_host else None
     if cuts.any_top_k or cuts.any_min_p:
@@ -51,7 +52,7 @@ def cut_weights(weights: torch.Tensor, cuts: Cuts, *, on_host: bool) -> None:
 def top_values(rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k largest values of each row, descending, and their columns, both [R, k].
 
-    The columns are searched in groups of 16: only the k groups with the largest maxima can matter.
+    It searches groups of 16 columns: only the k groups with the largest maxima can hold them.
     """
     maxima = fold_max(rows)
     num_groups = maxima.shape[1]
@@ -64,7 +65,7 @@ def top_values(rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def zero_below(weights: torch.Tensor, threshold: torch.Tensor) -> None:
     """Zero, in place, the entries of float32[R, n] that are below their row's threshold [R]."""
-    # A float mask: a boolean one would be converted on the way, at five times the cost.
+    # The mask is float: torch would convert a boolean mask, at five times the cost.
     weights.mul_(torch.ge(weights, threshold.unsqueeze(1), out=torch.empty_like(weights)))
 
 
@@ -74,28 +75,28 @@ def _top_k_threshold(
     """Return float32[R]: the k-th largest weight, 0 where top_k is off."""
     rank = top_k.long().clamp_(max=weights.shape[1])
     if tops is None:
-        found = select(weights, None, rank.clamp(min=1))
+        thresholds = select(weights, None, rank.clamp(min=1))
     else:
-        at = (rank - 1).clamp_(0, tops.shape[1] - 1)
-        found = tops.gather(1, at.unsqueeze(1)).squeeze(1)
-        deep = (rank > tops.shape[1]).nonzero().squeeze(1)
-        if deep.numel():
-            found[deep] = select_on_host(weights[deep], count=rank[deep])
-    return found.masked_fill_(rank == 0, 0.0)
+        column = (rank - 1).clamp_(0, tops.shape[1] - 1)
+        thresholds = tops.gather(1, column.unsqueeze(1)).squeeze(1)
+        deep_rows = (rank > tops.shape[1]).nonzero().squeeze(1)
+        if deep_rows.numel():
+            thresholds[deep_rows] = select_on_host(weights[deep_rows], count=rank[deep_rows])
+    return thresholds.masked_fill_(rank == 0, 0.0)
 
 
 def _top_p_threshold(
     weights: torch.Tensor, tops: torch.Tensor | None, top_p: torch.Tensor
 ) -> torch.Tensor:
-    """Return float32[R]: the lightest weight of the nucleus, 0 where top_p is off."""
+    """Return float32[R]: the smallest weight of the nucleus, 0 where top_p is off."""
     if tops is None:
-        found = select_share(weights, top_p)
+        thresholds = select_share(weights, top_p)
     else:
         target = top_p * row_sums(weights)
         prefix = tops.double().cumsum(1)
-        at = (prefix < target.unsqueeze(1)).sum(1).clamp_(max=tops.shape[1] - 1)
-        found = tops.gather(1, at.unsqueeze(1)).squeeze(1)
-        wide = ((prefix[:, -1] < target) & (top_p < 1.0)).nonzero().squeeze(1)
-        if wide.numel():
-            found[wide] = select_on_host(weights[wide], share=top_p[wide])
-    return found.masked_fill_(top_p >= 1.0, 0.0)
+        column = (prefix < target.unsqueeze(1)).sum(1).clamp_(max=tops.shape[1] - 1)
+        thresholds = tops.gather(1, column.unsqueeze(1)).squeeze(1)
+        wide_rows = ((prefix[:, -1] < target) & (top_p < 1.0)).nonzero().squeeze(1)
+        if wide_rows.numel():
+            thresholds[wide_rows] = select_on_host(weights[wide_rows], share=top_p[wide_rows])
+    return thresholds.masked_fill_(top_p >= 1.0, 0.0)

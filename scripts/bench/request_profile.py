@@ -1,0 +1,157 @@
+"""Count the files, functions and classes that one plain streamed request runs through.
+
+    .venv/bin/python scripts/bench/request_profile.py [--list]
+
+The server runs in this process with the default model and the ledger off. A client in another
+process sends two equal requests (streamed, temperature 0.7, a seed, 12 tokens; no tools, schema,
+stop strings or key); `sys.setprofile` records the code that every thread runs during the second.
+Counted are the project's own files, their distinct functions (each comprehension counts as one, as
+Python 3.11 runs it), and the distinct classes and modules that hold them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from types import CodeType, FrameType
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {"server": ROOT / "server", "models": ROOT / "models"}
+CLIENT = """
+import http.client, json, sys
+body = {"messages": [{"role": "user", "content": "Name three rivers of Europe."}], "stream": True,
+        "model": sys.argv[2], "temperature": 0.7, "seed": 42, "max_completion_tokens": 12}
+connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+for number in range(2):
+    sys.stdin.readline()
+    connection.request("POST", "/v1/chat/completions", json.dumps(body),
+                       {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    assert answer.status == 200 and text.endswith("data: [DONE]\\n\\n"), text
+    print("done", flush=True)
+"""
+
+
+class Recorder:
+    """Records code objects of the project while `is_on`; installed in every thread."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.codes: set[CodeType] = set()
+        self.num_calls = 0
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+        if self.is_on and event == "call":
+            self.codes.add(frame.f_code)
+            self.num_calls += 1
+
+    def install(self) -> None:
+        sys.setprofile(self)
+        threading.setprofile(self)
+
+    def functions(self) -> set[tuple[str, str, str]]:
+        """(package, path in it, qualified name) of each function."""
+        functions = set()
+        for code in self.codes:
+            for package, folder in PACKAGES.items():
+                path = Path(code.co_filename)
+                if path.is_relative_to(folder):
+                    functions.add(
+                        (
+                            package,
+                            path.relative_to(folder).as_posix(),
+                            f"{code.co_qualname}:{code.co_firstlineno}",
+                        )
+                    )
+        return functions
+
+
+def run_client(port: int, model: str, recorder: Recorder) -> None:
+    """Send both requests, and record during the second."""
+    command = [sys.executable, "-c", CLIENT, str(port), model]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        for is_second in (False, True):
+            time.sleep(0.5)  # the first request's end is not part of the second
+            recorder.is_on = is_second
+            client.stdin.write("\n")
+            client.stdin.flush()
+            assert client.stdout.readline() == "done\n", "the client failed"
+            time.sleep(0.5)
+            recorder.is_on = False
+
+
+def record() -> Recorder:
+    recorder = Recorder()
+    recorder.install()
+    from stonechat_models import AsyncEngine
+    from stonechat_server.app import create_app
+    from stonechat_server.commands.serve import listen
+    from stonechat_server.serving.http_server import serve
+    from stonechat_server.settings import Settings
+
+    settings = Settings(ledger="off")
+    engine = AsyncEngine.from_config(
+        settings.engine_config(), lambda line: print(line, file=sys.stderr)
+    )
+    app = create_app(settings, engine)
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+
+    def drive() -> None:
+        import os
+        import signal
+
+        try:
+            run_client(port, engine.model.name, recorder)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    serve(app, listener, lambda: threading.Thread(target=drive).start())
+    return recorder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--list", action="store_true", help="list the functions by file")
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+    arguments = parser.parse_args()
+    functions = record().functions()
+    own = {f for f in functions if not f[2].startswith(("drive", "run_client"))}
+    scopes = {
+        (package, path, name.partition(".<locals>")[0].rpartition(".")[0])
+        for package, path, name in own
+    }
+    counts = {
+        "files": len({(package, path) for package, path, _ in own}),
+        "functions": len(own),
+        "classes and scopes": len(scopes),
+    }
+    for package in PACKAGES:
+        counts[f"{package} files"] = len({path for p, path, _ in own if p == package})
+        counts[f"{package} functions"] = sum(p == package for p, _, _ in own)
+    if arguments.json:
+        print(json.dumps(counts))
+        return 0
+    for name, count in counts.items():
+        print(f"{count:5d}  {name}")
+    if arguments.list:
+        by_file = Counter((package, path) for package, path, _ in own)
+        for (package, path), number in sorted(by_file.items()):
+            print(f"{number:4d}  {package}/{path}")
+            for p, f, name in sorted(own):
+                if (p, f) == (package, path):
+                    print(f"        {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
