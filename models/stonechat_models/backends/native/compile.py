@@ -23,7 +23,8 @@ FLAGS = (
     "-fPIC",
     "-shared",
     "-pthread",
-    "-w",
+    "-Wall",
+    "-Wextra",
 )
 COMPILERS = ("g++", "c++", "clang++")
 COMPILE_TIMEOUT = 300.0
@@ -75,7 +76,7 @@ def _compile(compiler: str, flags: tuple[str, ...], output: Path) -> None:
         raise UnsupportedModelError(f"the C++ compiler fails: {error}") from error
     if result.returncode:
         message = next(
-            (line for line in result.stderr.splitlines() if "error" in line), "no message"
+            (line for line in result.stderr.splitlines() if "error:" in line), "no message"
         )
         raise UnsupportedModelError(f"the C++ compiler fails: {message.strip()}")
 

@@ -1,6 +1,6 @@
 """Tiny models and batches for the tests of the native backend."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.native import NativeModel
+from stonechat_models.checkpoint.hf_config import parse_config, read_config
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.config import EngineConfig
 
@@ -126,9 +127,14 @@ def make_model(family: str, folder: Path) -> tuple[Any, ModelFiles]:
             else:
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[1] ** -0.5)
     module.eval().save_pretrained(folder)
-    raw = json.loads((folder / "config.json").read_text())
-    files = ModelFiles(family, folder, raw, None, tuple(sorted(folder.glob("*.safetensors"))))
+    config = read_config(folder / "config.json")
+    files = ModelFiles(family, folder, config, None, tuple(sorted(folder.glob("*.safetensors"))))
     return module, files
+
+
+def with_config(files: ModelFiles, **changes: Any) -> ModelFiles:
+    """The same files, with other keys in config.json."""
+    return replace(files, config=parse_config({**files.config.raw, **changes}, "config.json"))
 
 
 def load_native(files: ModelFiles, **settings: Any) -> NativeModel:

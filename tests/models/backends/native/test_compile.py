@@ -1,6 +1,7 @@
 """The library is compiled once. If it cannot be compiled, there is a reason."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from stonechat_models.backends.native import compile as native_compile
 from stonechat_models.backends.native import supports
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
-from tests.models.backends.native.native_helpers import make_model
+from tests.models.backends.native.native_helpers import ARCHITECTURES, make_model
+
+STRICT = ("-Werror", "-Wconversion", "-Wshadow", "-Wold-style-cast")
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +39,30 @@ def test_a_compiler_that_fails_is_a_reason(
     with pytest.raises(UnsupportedModelError, match="compiler fails"):
         native_compile.build_library(lambda line: None)
     assert not list(cache_folder.glob("**/*.so"))
+
+
+def test_the_reason_is_the_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning before it, or a name with the word, is not taken for it."""
+    (tmp_path / "api.cpp").write_text(
+        'int error_of() { int unused; return 1; }\n#error "this is the error"\n'
+    )
+    monkeypatch.setattr(native_compile, "SOURCES", tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"error: .*this is the error"):
+        native_compile.build_library(lambda line: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_sources_cause_no_warning(architecture: str, tmp_path: Path) -> None:
+    compiler = native_compile.find_compiler()
+    assert compiler is not None
+    flags = [*native_compile.FLAGS, *STRICT, f"-march={architecture}"]
+    if architecture == "native":  # a bug in the AVX-512 header of GCC 12: GCC bug 105593
+        flags += ["-Wno-unknown-warning-option", "-Wno-error=maybe-uninitialized"]
+    command = [compiler, *flags, str(native_compile.SOURCES / "api.cpp"), "-o", str(tmp_path / "x")]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert (result.returncode, errors) == (0, [])
 
 
 def test_a_cache_that_cannot_be_written_is_a_reason(

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from stonechat_models.backends.native import NativeModel, supports
 from stonechat_models.backends.native.bindings import load_library
 from stonechat_models.backends.native.spec import read_spec
+from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError
 from tests.models.backends.native.native_helpers import (
@@ -22,6 +23,7 @@ from tests.models.backends.native.native_helpers import (
     make_batch,
     make_model,
     random_ids,
+    with_config,
 )
 
 IDS = random_ids(90)
@@ -147,12 +149,12 @@ def test_merged_experts_equal_experts_in_separate_tensors(tmp_path: Path) -> Non
 
 
 def test_older_gemma_configs_say_the_same(tmp_path: Path) -> None:
-    config = make_model("gemma3", tmp_path)[1].config
+    config = make_model("gemma3", tmp_path)[1].config.raw
     new_keys = {"rope_parameters", "layer_types", "head_dim", "tie_word_embeddings"}
     older_config = {key: value for key, value in config.items() if key not in new_keys}
     older_config |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2}
     older_config["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
-    expected, actual = read_spec(config), read_spec(older_config)
+    expected, actual = (read_spec(parse_config(c, "x")) for c in (config, older_config))
     assert (actual.windows, actual.rotary_tables) == (expected.windows, expected.rotary_tables)
     assert (actual.head_dim, actual.tied) == (expected.head_dim, expected.tied)
     assert np.array_equal(actual.inverse_frequencies, expected.inverse_frequencies)
@@ -210,17 +212,14 @@ def test_unsupported_models_have_a_reason(
     change: dict[str, Any], settings: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     _, files = make_model("llama", tmp_path)
-    files.config.update(change)
-    refusal = supports(files, EngineConfig(model="x", **settings))
+    refusal = supports(with_config(files, **change), EngineConfig(model="x", **settings))
     assert refusal is not None
     assert reason in refusal
 
 
 def test_missing_weights_are_refused(tmp_path: Path) -> None:
     _, files = make_model("llama", tmp_path)
-    files.config["num_hidden_layers"] = 5
     with pytest.raises(ModelLoadError, match=r"model\.layers\.4"):
-        load_native(files)
-    files.config.update(num_hidden_layers=4, intermediate_size=192)
+        load_native(with_config(files, num_hidden_layers=5))
     with pytest.raises(ModelLoadError, match="expected"):
-        load_native(files)
+        load_native(with_config(files, intermediate_size=192))

@@ -5,24 +5,7 @@
 #include "model.h"
 #include "pack.h"
 
-namespace {
-
 using namespace sc;
-
-struct PackContext {
-  PackJob job;
-  WorkQueue queue;
-};
-
-void pack_member(void* context, int) {
-  auto* c = static_cast<PackContext*>(context);
-  const int panels = (c->job.n + kPanel - 1) / kPanel, chunk = 8;
-  for (int i; c->queue.next(0, (panels + chunk - 1) / chunk, &i);) {
-    for (int p = i * chunk; p < std::min(panels, (i + 1) * chunk); ++p) pack_panel(c->job, p);
-  }
-}
-
-}  // namespace
 
 extern "C" {
 
@@ -37,38 +20,29 @@ void sc_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
 
 void sc_pack(void* pool, int kind, int source, int n, int k, const uint8_t* rows, size_t stride,
              const int32_t* row_index, uint8_t* out) {
-  PackContext context{{kind, source, n, k, rows, stride, row_index, out}, {}};
-  context.queue.reset(1);
-  static_cast<Pool*>(pool)->run(pack_member, &context);
+  const PackJob job{kind, source, n, k, rows, stride, row_index, out};
+  const int panels = (n + kPanel - 1) / kPanel, chunk = 8;
+  auto pack_chunk = [&](int i) {
+    for (int p = i * chunk; p < std::min(panels, (i + 1) * chunk); ++p) pack_panel(job, p);
+  };
+  auto* team = static_cast<Pool*>(pool);
+  team->run([&](int) { team->for_each((panels + chunk - 1) / chunk, pack_chunk, kLastPhase); });
 }
 
 void sc_read_row(const Matrix* w, int row, float* out) { read_row(*w, row, out); }
 
 // y[m][n] = x[m][k] W^T (+ bias) on the calling thread, for tests and measurements.
 void sc_matmul(const Matrix* w, const float* x, int m, float* y) {
-  std::vector<uint8_t> memory(Act::bytes(w->k, m, true));
-  Act act;
-  act.place(memory.data(), w->k, m, true);
-  for (int r = 0; r < m; ++r) {
-    for (int i = 0; i < w->k; i += kGroup) {
-      const float* at = x + size_t(r) * size_t(w->k) + i;
-      act.put(r, i / kGroup, load(at), load(at + 16));
+  ActBuffer act;
+  act.reserve(w->k, m, true);
+  for (int r = 0; r < m; ++r) act.put_row(r, x + size_t(r) * size_t(w->k));
+  each_tile(0, w->panels(), 0, m, [&](int p, int r0, int rows) {
+    F16 acc[kTileRows];
+    multiply(*w, p, act, r0, rows, acc);
+    for (int r = 0; r < rows; ++r) {
+      put_columns(y + size_t(r0 + r) * size_t(w->n), p * kPanel, w->n, acc[r]);
     }
-  }
-  for (int p = 0; p < w->panels(); ++p) {
-    for (int r = 0; r < m; r += kTileRows) {
-      F16 acc[kTileRows];
-      int rows = std::min(kTileRows, m - r);
-      multiply(*w, p, act, r, rows, acc);
-      for (int i = 0; i < rows; ++i) {
-        float t[kPanel];
-        store(t, acc[i]);
-        for (int j = 0; j < kPanel && p * kPanel + j < w->n; ++j) {
-          y[size_t(r + i) * size_t(w->n) + size_t(p * kPanel + j)] = t[j];
-        }
-      }
-    }
-  }
+  });
 }
 
 void* sc_linear_team_create(void* pool) {

@@ -16,10 +16,10 @@
 
 namespace sc {
 
-inline constexpr int kTokens = 16;       // tokens of a cache tile
-inline constexpr int kSpan = 64;         // keys of one online-softmax step
+inline constexpr int kTokens = 16;  // tokens of a cache tile
+inline constexpr int kSpan = 64;    // keys of one online-softmax step
 inline constexpr int kSpanTiles = kSpan / kTokens;
-inline constexpr int kBlockRows = 32;    // query rows of a block: tokens x heads of a group
+inline constexpr int kBlockRows = 32;  // query rows of a block: tokens x heads of a group
 inline constexpr int kMaxHeadDim = 256;
 
 struct KvCache {
@@ -50,10 +50,10 @@ struct KvCache {
 
 // Scratch memory of one thread.
 struct AttentionScratch {
-  alignas(64) float q[kMaxHeadDim * kBlockRows];       // [d][row], scaled
-  alignas(64) float scores[kBlockRows * kSpan];        // then probabilities
-  alignas(64) float out[kBlockRows * kMaxHeadDim];     // [row][d]
-  alignas(64) float sums[kBlockRows * 16];             // lanes of the row's sum of exponentials
+  alignas(64) float q[kMaxHeadDim * kBlockRows];    // [d][row], scaled
+  alignas(64) float scores[kBlockRows * kSpan];     // then probabilities
+  alignas(64) float out[kBlockRows * kMaxHeadDim];  // [row][d]
+  alignas(64) float sums[kBlockRows * 16];          // lanes of the row's sum of exponentials
   float top[kBlockRows];
   int position[kBlockRows];
 };

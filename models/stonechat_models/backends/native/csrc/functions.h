@@ -14,6 +14,13 @@ inline float inverse_rms(const float* x, int n, float eps) {
   return 1.0f / std::sqrt(reduce_add(squares) / float(n) + eps);
 }
 
+inline void norm_in_place(float* x, const float* weight, int n, float eps) {
+  F16 factor = set1(inverse_rms(x, n, eps));
+  for (int i = 0; i < n; i += 16) {
+    store(x + i, mul(mul(load(x + i), factor), load(weight + i)));
+  }
+}
+
 inline F16 silu(F16 x) { return div(x, add(set1(1.0f), exp(sub(set1(0.0f), x)))); }
 
 // x / 2 (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + exp(-2 u)).

@@ -14,7 +14,7 @@ struct Config {
   int32_t expert_mlp, experts_per_token, scale_chosen;  // scale_chosen: weights add up to one
   float rms_eps, attention_scale;
   float embedding_scale, residual_scale, logit_scale;
-  float attention_cap, logit_cap;  // x becomes cap * tanh(x / cap); 0: none
+  float attention_cap, logit_cap;    // x becomes cap * tanh(x / cap); 0: none
   const float* inverse_frequencies;  // [rotary_tables][rotary_dim / 2]
   const float* rotary_scales;        // [rotary_tables]
 };

@@ -1,10 +1,11 @@
 // Runs one linear layer at a time, for models whose other operators run elsewhere.
+//
+// Rows are float32, row major.  They are quantised first: few rows by every member itself, which
+// saves a barrier; many rows in a phase of their own.
 #pragma once
-#include <algorithm>
 #include <vector>
 
-#include "matrix.h"
-#include "pool.h"
+#include "panels.h"
 
 namespace sc {
 
@@ -14,77 +15,35 @@ class LinearTeam {
   explicit LinearTeam(Pool* pool) : pool_(*pool), own_(size_t(pool->size())) {}
 
   void run(const Matrix& w, const float* x, int m, float* y) {
-    w_ = &w, x_ = x, m_ = m, y_ = y;
-    own_rows_ = m <= kOwnRows;
-    queue_.reset(2);
-    for (size_t i = 0; i < (own_rows_ ? own_.size() : 1); ++i) {
-      std::vector<uint8_t>& memory = own_[i].memory;
-      const size_t bytes = Act::bytes(w.k, m, !is_quantised(w.kind));
-      if (memory.size() < bytes) memory.resize(bytes);
-      own_[i].act.place(memory.data(), w.k, m, !is_quantised(w.kind));
+    const bool own_rows = m <= kOwnRows;
+    for (size_t i = 0; i < (own_rows ? own_.size() : 1); ++i) {
+      own_[i].reserve(w.k, m, wants_floats(w));
     }
-    pool_.run([](void* self, int member) { static_cast<LinearTeam*>(self)->work(member); }, this);
+    auto multiply_tile = [&](const Act& act, int p, int r0, int rows) {
+      F16 acc[kTileRows];
+      multiply(w, p, act, r0, rows, acc);
+      for (int r = 0; r < rows; ++r) {
+        put_columns(y + size_t(r0 + r) * size_t(w.n), p * kPanel, w.n, acc[r]);
+      }
+    };
+    pool_.run([&](int member) {
+      const Act& act = own_[own_rows ? size_t(member) : 0];
+      auto quantise = [&](int r) { act.put_row(r, x + size_t(r) * size_t(w.k)); };
+      if (own_rows) {
+        for (int r = 0; r < m; ++r) quantise(r);
+      } else {
+        pool_.for_each(m, quantise);
+      }
+      auto tile = [&](int p, int r0, int rows) { multiply_tile(act, p, r0, rows); };
+      each_panel(pool_, w.panels(), m, tile, kLastPhase);
+    });
   }
 
  private:
-  static constexpr int kOwnRows = 4;     // up to here, each member quantises all rows itself
-  static constexpr int kRowBlock = 128;  // rows whose activations stay in the L2 cache
-
-  struct Own {
-    std::vector<uint8_t> memory;
-    Act act;
-  };
-
-  void work(int member) {
-    const Act& act = own_[own_rows_ ? size_t(member) : 0].act;
-    if (own_rows_) {
-      for (int r = 0; r < m_; ++r) quantise(act, r);
-    } else {
-      for (int r; queue_.next(0, m_, &r);) quantise(act, r);
-      pool_.barrier();
-    }
-    const int panels = w_->panels(), blocks = (m_ + kRowBlock - 1) / kRowBlock;
-    const int chunk = std::max(1, std::min(32, panels / (pool_.size() * 6)));
-    const int chunks = (panels + chunk - 1) / chunk;
-    for (int item; queue_.next(1, chunks * blocks, &item);) {
-      const int row0 = item / chunks * kRowBlock, row1 = std::min(m_, row0 + kRowBlock);
-      const int p0 = item % chunks * chunk, p1 = std::min(panels, p0 + chunk);
-      for (int p = p0; p < p1; ++p) {
-        for (int r = row0; r < row1; r += kTileRows) tile(act, p, r, std::min(kTileRows, row1 - r));
-      }
-    }
-  }
-
-  void quantise(const Act& act, int r) const {
-    const float* row = x_ + size_t(r) * size_t(w_->k);
-    for (int i = 0; i < w_->k; i += kGroup)
-      act.put(r, i / kGroup, load(row + i), load(row + i + 16));
-  }
-
-  void tile(const Act& act, int p, int r0, int rows) const {
-    F16 acc[kTileRows];
-    multiply(*w_, p, act, r0, rows, acc);
-    const int column = p * kPanel, columns = std::min(kPanel, w_->n - column);
-    for (int r = 0; r < rows; ++r) {
-      float* out = y_ + size_t(r0 + r) * size_t(w_->n) + column;
-      if (columns == kPanel) {
-        store(out, acc[r]);
-        continue;
-      }
-      float t[kPanel];
-      store(t, acc[r]);
-      std::copy(t, t + columns, out);
-    }
-  }
+  static constexpr int kOwnRows = 4;  // up to here, every member quantises all rows itself
 
   Pool& pool_;
-  WorkQueue queue_;
-  std::vector<Own> own_;
-  const Matrix* w_ = nullptr;
-  const float* x_ = nullptr;
-  float* y_ = nullptr;
-  int m_ = 0;
-  bool own_rows_ = false;
+  std::vector<ActBuffer> own_;  // of each member, or only the first for all
 };
 
 }  // namespace sc

@@ -17,6 +17,7 @@
 // the number of rows, the thread or the tile.  So a row has the same bits alone and in any batch.
 #pragma once
 #include <cstddef>
+#include <vector>
 
 #include "simd.h"
 
@@ -36,7 +37,9 @@ inline size_t scale_bytes(int kind, int k) {
   return (halves * sizeof(half_t) + 63) / 64 * 64;
 }
 inline size_t panel_bytes(int kind, int k) {
-  if (is_quantised(kind)) return scale_bytes(kind, k) + size_t(k) * kPanel * code_bits(kind) / 8;
+  if (is_quantised(kind)) {
+    return scale_bytes(kind, k) + size_t(k) * kPanel * size_t(code_bits(kind)) / 8;
+  }
   return size_t(k) * kPanel * (kind == kFloat ? 4 : 2);
 }
 
@@ -48,6 +51,9 @@ struct Matrix {
   int panels() const { return (n + kPanel - 1) / kPanel; }
   const uint8_t* panel(int p) const { return data + size_t(p) * panel_bytes(kind, k); }
 };
+
+// Whether the matrix multiplies activations as floats, not quantised ones.
+inline bool wants_floats(const Matrix& w) { return !is_quantised(w.kind); }
 
 // ---------------------------------------------------------------- activations
 
@@ -111,6 +117,25 @@ struct Act {
       store(to + 16, hi);
     }
   }
+
+  // Stores all k values of a row.
+  void put_row(int row, const float* x) const {
+    for (int i = 0; i < k; i += kGroup) put(row, i / kGroup, load(x + i), load(x + i + 16));
+  }
+};
+
+// Rows of activations with their own memory, which only grows.
+struct ActBuffer : Act {
+  ActBuffer() = default;
+  ActBuffer(ActBuffer&&) = default;  // a copy would point into the memory of the original
+
+  void reserve(int columns, int rows, bool floats) {
+    const size_t needed = bytes(columns, rows, floats);
+    if (memory.size() < needed) memory.assign(needed, 0);
+    place(memory.data(), columns, rows, floats);
+  }
+
+  std::vector<uint8_t> memory;
 };
 
 // ---------------------------------------------------------------- products

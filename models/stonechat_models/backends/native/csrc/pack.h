@@ -107,8 +107,8 @@ inline void put_codes(int kind, const GroupCodes& g, size_t c, half_t* d, half_t
 
 struct PackJob {
   int kind, source, n, k;
-  const uint8_t* rows;   // row i of W is at rows + row_index[i] * stride
-  size_t stride;         // bytes
+  const uint8_t* rows;  // row i of W is at rows + row_index[i] * stride
+  size_t stride;        // bytes
   const int32_t* row_index;
   uint8_t* out;
 };

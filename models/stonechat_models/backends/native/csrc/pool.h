@@ -1,5 +1,13 @@
 // A team of threads that runs one job at a time; the calling thread is member 0.
 //
+// A job consists of phases.  A phase is one call of for_each: it hands its items out to the members
+// and ends with a barrier.
+//
+// Invariant: every member calls the same phases, with the same numbers of items, in the same order.
+// So between two barriers all members are in one phase, and one counter of items serves every
+// phase: the member that arrives last at a barrier sets it back while the others wait.  What a
+// member wrote in a phase, all members may read after it.
+//
 // A waiting thread spins for a limited time only.  Then an idle worker sleeps on a condition
 // variable, and a member at a barrier gives up its core with sched_yield.  So other threads of the
 // process (Python's event loop) can run when cores are shared.
@@ -25,10 +33,10 @@ inline void relax() {
 #endif
 }
 
+inline constexpr bool kLastPhase = true;
+
 class Pool {
  public:
-  using Job = void (*)(void* context, int member);
-
   explicit Pool(int size) : size_(size < 1 ? 1 : size) {
     for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i] { work(i); });
   }
@@ -41,21 +49,50 @@ class Pool {
 
   int size() const { return size_; }
 
-  // Runs job(context, member) on every member and returns when all are done.
-  void run(Job job, void* context) {
-    job_ = job;
-    context_ = context;
+  // Runs body(member) on every member and returns when all are done.
+  template <class Body>
+  void run(Body body) {
+    job_ = [](void* context, int member) { (*static_cast<Body*>(context))(member); };
+    context_ = &body;
     start();
-    job(context, 0);
+    body(0);
     barrier();
   }
 
-  // Every member must call it the same number of times within a job.
+  // Calls body(item) for the items 0..n-1, each on one member, in ascending order on each member.
+  // Returns when all are done.  The last phase of a job may leave the wait to the end of the job
+  // (kLastPhase); a phase after that would miss items.
+  template <class Body>
+  void for_each(int n, Body body, bool is_last = false) {
+    for (int item = take(); item < n; item = take()) body(item);
+    if (!is_last) barrier();
+  }
+
+  // Like for_each, but calls body(item, next).  The member gets item `next` after this one, or none
+  // if `next` is n or more.
+  template <class Body>
+  void for_each_with_next(int n, Body body) {
+    for (int item = take(); item < n;) {
+      const int next = take();
+      body(item, next);
+      item = next;
+    }
+    barrier();
+  }
+
+ private:
+  static constexpr int kBarrierSpins = 2000;
+  static constexpr int kIdleSpins = 500;
+
+  using Job = void (*)(void* context, int member);
+
+  int take() { return next_item_.fetch_add(1, std::memory_order_relaxed); }
+
   void barrier() {
-    if (size_ == 1) return;
-    uint32_t phase = phase_.load(std::memory_order_relaxed);
+    const uint32_t phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
+      next_item_.store(0, std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
       return;
     }
@@ -64,10 +101,6 @@ class Pool {
       else sched_yield();
     }
   }
-
- private:
-  static constexpr int kBarrierSpins = 2000;
-  static constexpr int kIdleSpins = 500;
 
   void start() {
     if (size_ == 1) return;
@@ -102,29 +135,9 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> phase_{0};
+  std::atomic<int> next_item_{0};               // in the cache line that arrivals write anyway
+  alignas(64) std::atomic<uint32_t> phase_{0};  // number of barriers passed
   std::vector<std::thread> threads_;
-};
-
-// Hands out items 0..n-1 of each phase of a job.  Members call next() until it returns false.
-class WorkQueue {
- public:
-  void reset(int phases) {
-    if (size_t(phases) > counters_.size()) counters_ = std::vector<Counter>(size_t(phases));
-    for (Counter& c : counters_) c.next.store(0, std::memory_order_relaxed);
-  }
-  bool next(int phase, int n, int* item) {
-    *item = counters_[size_t(phase)].next.fetch_add(1, std::memory_order_relaxed);
-    return *item < n;
-  }
-
- private:
-  struct alignas(64) Counter {
-    std::atomic<int> next{0};
-    Counter() = default;
-    Counter(const Counter&) {}
-  };
-  std::vector<Counter> counters_;
 };
 
 }  // namespace sc

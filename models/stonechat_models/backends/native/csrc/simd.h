@@ -1,4 +1,5 @@
-// Sixteen-lane vectors: F16 (float), I16 (int32), and the few operations the kernels need.
+// Sixteen-lane vectors: F16 (float), I16 (int32), and the few operations the kernels need.  B64 is
+// 64 bytes.
 //
 // There are three backends with the same interface.  The compiler's target selects one:
 //   AVX-512 with VNNI   one register per vector
@@ -27,9 +28,21 @@ namespace sc {
 using half_t = uint16_t;  // IEEE binary16 bits
 using bf16_t = uint16_t;  // bfloat16 bits
 
-inline uint32_t bits_of(float x) { uint32_t u; std::memcpy(&u, &x, 4); return u; }
-inline float float_of(uint32_t u) { float x; std::memcpy(&x, &u, 4); return x; }
-inline int32_t load_i32(const void* p) { int32_t v; std::memcpy(&v, p, 4); return v; }
+inline uint32_t bits_of(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return u;
+}
+inline float float_of(uint32_t u) {
+  float x;
+  std::memcpy(&x, &u, 4);
+  return x;
+}
+inline int32_t load_i32(const void* p) {
+  int32_t v;
+  std::memcpy(&v, p, 4);
+  return v;
+}
 inline void store_i32(void* p, int32_t v) { std::memcpy(p, &v, 4); }
 
 inline float bf16_to_float(bf16_t h) { return float_of(uint32_t(h) << 16); }
@@ -41,12 +54,18 @@ inline bf16_t float_to_bf16(float x) {  // to nearest even
 #if SC_AVX512
 inline constexpr const char* kIsa = "avx512-vnni";
 inline constexpr bool kSignedDot8 = false;
-inline constexpr int kRowsPerKernel = 8;    // rows of a matrix product held in registers
-inline constexpr int kQueryRows = 6;        // rows of an attention tile held in registers
+inline constexpr int kRowsPerKernel = 8;  // rows of a matrix product held in registers
+inline constexpr int kQueryRows = 6;      // rows of an attention tile held in registers
 
-struct F16 { __m512 v; };
-struct I16 { __m512i v; };
-struct B64 { __m512i v; };  // 64 bytes
+struct F16 {
+  __m512 v;
+};
+struct I16 {
+  __m512i v;
+};
+struct B64 {
+  __m512i v;
+};
 
 inline F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
@@ -71,8 +90,7 @@ inline void store_half(half_t* p, F16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, 8));
 }
 inline void store_i8(int8_t* p, F16 a) {  // rounds to nearest even
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 inline F16 scale_exp2(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }  // a * 2^n
 inline F16 zero_below(F16 a, F16 x, float low) {  // a where x >= low, else 0
@@ -100,13 +118,25 @@ inline constexpr bool kSignedDot8 = true;
 inline constexpr int kRowsPerKernel = 2;
 inline constexpr int kQueryRows = 2;
 
-struct F16 { __m256 a, b; };
-struct I16 { __m256i a, b; };
-struct B64 { __m256i a, b; };
+struct F16 {
+  __m256 a, b;
+};
+struct I16 {
+  __m256i a, b;
+};
+struct B64 {
+  __m256i a, b;
+};
 
 inline F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-inline void store(float* p, F16 x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
-inline F16 set1(float x) { __m256 v = _mm256_set1_ps(x); return {v, v}; }
+inline void store(float* p, F16 x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+inline F16 set1(float x) {
+  __m256 v = _mm256_set1_ps(x);
+  return {v, v};
+}
 #define SC_PAIRWISE(name, op) \
   inline F16 name(F16 x, F16 y) { return {op(x.a, y.a), op(x.b, y.b)}; }
 SC_PAIRWISE(add, _mm256_add_ps)
@@ -165,7 +195,10 @@ inline __m256 keep_lanes_8(__m256 a, int from, int to, float other) {
 inline F16 keep_lanes(F16 x, int from, int to, float other) {
   return {keep_lanes_8(x.a, from, to, other), keep_lanes_8(x.b, from - 8, to - 8, other)};
 }
-inline I16 set1_i32(int32_t x) { __m256i v = _mm256_set1_epi32(x); return {v, v}; }
+inline I16 set1_i32(int32_t x) {
+  __m256i v = _mm256_set1_epi32(x);
+  return {v, v};
+}
 inline F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline B64 load_bytes(const uint8_t* p) {
   const __m256i* q = reinterpret_cast<const __m256i*>(p);
@@ -222,11 +255,20 @@ inline half_t float_to_half(float x) {  // to nearest even
   return half_t(sign | ((u - (112u << 23)) >> 13));
 }
 
-struct F16 { float v[16]; };
-struct I16 { int32_t v[16]; };
-struct B64 { uint8_t v[64]; };
+struct F16 {
+  float v[16];
+};
+struct I16 {
+  int32_t v[16];
+};
+struct B64 {
+  uint8_t v[64];
+};
 
-#define SC_LANES(expr) F16 r; for (int i = 0; i < 16; ++i) r.v[i] = (expr); return r
+#define SC_LANES(expr)                          \
+  F16 r;                                        \
+  for (int i = 0; i < 16; ++i) r.v[i] = (expr); \
+  return r
 inline F16 load(const float* p) { SC_LANES(p[i]); }
 inline void store(float* p, F16 a) { std::memcpy(p, a.v, 64); }
 inline F16 set1(float x) { SC_LANES(x); }
@@ -256,10 +298,24 @@ inline F16 keep_lanes(F16 a, int from, int to, float other) {
 }
 inline F16 to_float(I16 a) { SC_LANES(float(a.v[i])); }
 #undef SC_LANES
-inline I16 set1_i32(int32_t x) { I16 r; for (int32_t& v : r.v) v = x; return r; }
-inline B64 load_bytes(const uint8_t* p) { B64 r; std::memcpy(r.v, p, 64); return r; }
-inline B64 low_nibbles(B64 a) { for (uint8_t& v : a.v) v &= 15; return a; }
-inline B64 high_nibbles(B64 a) { for (uint8_t& v : a.v) v >>= 4; return a; }
+inline I16 set1_i32(int32_t x) {
+  I16 r;
+  for (int32_t& v : r.v) v = x;
+  return r;
+}
+inline B64 load_bytes(const uint8_t* p) {
+  B64 r;
+  std::memcpy(r.v, p, 64);
+  return r;
+}
+inline B64 low_nibbles(B64 a) {
+  for (uint8_t& v : a.v) v &= 15;
+  return a;
+}
+inline B64 high_nibbles(B64 a) {
+  for (uint8_t& v : a.v) v >>= 4;
+  return a;
+}
 template <int Bits>
 inline I16 dot4(I16 acc, B64 w, int32_t x) {
   int8_t b[4];

@@ -1,0 +1,116 @@
+// What the parts of a step share: the pool, the batch and the rows that flow from part to part.
+//
+// Row t belongs to token t of the batch.  All rows are row major:
+//   hidden    [t][hidden]                        the sum of the embedding and all branches so far
+//   rope      [t][table][cos, sin][rotary / 2]   factors of the rotary embedding
+//   qkv       [t][q | k | v]                     outputs of the three products
+//   branch    [t][hidden]                        outputs that await their norm
+//   input, attended, mlp                         what the products read: quantised, and as floats
+//                                                if a float matrix reads them
+//
+// Invariant: an item of a phase writes only its own rows or columns of these.  It reads what other
+// items wrote only in later phases.
+#pragma once
+#include <vector>
+
+#include "functions.h"
+#include "layers.h"
+#include "panels.h"
+
+namespace sc {
+
+struct Workspace {
+  Workspace(const Config& config, int threads) : c(config), pool(threads) {}
+
+  const Config c;
+  Pool pool;
+  const Batch* batch = nullptr;
+  std::vector<float> hidden, rope, qkv, branch;
+  ActBuffer input, attended, mlp;
+
+  int q_size() const { return c.heads * c.head_dim; }
+  int kv_size() const { return c.kv_heads * c.head_dim; }
+  int qkv_size() const { return q_size() + 2 * kv_size(); }
+  int rope_size() const { return c.rotary_tables * c.rotary_dim; }
+
+  float* hidden_row(int t) { return hidden.data() + size_t(t) * size_t(c.hidden); }
+  float* rope_row(int t) { return rope.data() + size_t(t) * size_t(rope_size()); }
+  float* qkv_row(int t) { return qkv.data() + size_t(t) * size_t(qkv_size()); }
+  float* branch_row(int t) { return branch.data() + size_t(t) * size_t(c.hidden); }
+
+  // Allocates memory for `rows` rows, on the calling thread.
+  void reserve(int rows, const std::vector<Layer>& layers, const Matrix& head) {
+    bool in = wants_floats(head), out = false, mid = false, out_norms = false;
+    int mlp_size = 0;
+    for (const Layer& l : layers) {
+      in |= wants_floats(l.q) || wants_floats(l.k) || wants_floats(l.v) || wants_floats(l.gate) ||
+            wants_floats(l.up) || (l.experts && wants_floats(l.router));
+      out |= wants_floats(l.o);
+      mid |= wants_floats(l.down);
+      out_norms |= l.has_out_norms();
+      if (!l.experts) mlp_size = c.mlp;
+    }
+    const size_t n = size_t(rows);
+    hidden.assign(n * size_t(c.hidden), 0.0f);
+    rope.assign(n * size_t(rope_size()), 0.0f);
+    qkv.assign(n * size_t(qkv_size()), 0.0f);
+    if (out_norms) branch.assign(n * size_t(c.hidden), 0.0f);
+    input.reserve(c.hidden, rows, in);
+    attended.reserve(q_size(), rows, out);
+    mlp.reserve(mlp_size, rows, mid);
+    own_inputs_.resize(size_t(pool.size()));
+    for (ActBuffer& own : own_inputs_) own.reserve(c.hidden, kOwnRows, in);
+  }
+
+  // Norms a hidden row and stores it as row `to_row` of `to`.
+  void norm_row(int t, const float* weight, const Act& to, int to_row) {
+    const float* x = hidden_row(t);
+    if (weight == nullptr) return to.put_row(to_row, x);
+    const F16 factor = set1(inverse_rms(x, c.hidden, c.rms_eps));
+    for (int i = 0; i < c.hidden; i += kGroup) {
+      to.put(to_row, i / kGroup, mul(mul(load(x + i), factor), load(weight + i)),
+             mul(mul(load(x + i + 16), factor), load(weight + i + 16)));
+    }
+  }
+
+  // Norms all hidden rows and returns the result.  With few rows, every member does it for itself:
+  // that saves a phase.
+  const Act& norm_rows(const float* weight, int member) {
+    if (batch->tokens <= kOwnRows) {
+      const Act& own = own_inputs_[size_t(member)];
+      for (int t = 0; t < batch->tokens; ++t) norm_row(t, weight, own, t);
+      return own;
+    }
+    pool.for_each(batch->tokens, [&](int t) { norm_row(t, weight, input, t); });
+    return input;
+  }
+
+  // Adds x W^T, times the residual scale, to the hidden rows.  A `norm` that is not null is applied
+  // first, in a second phase.
+  void add_product(const Matrix& w, const Act& x, const float* norm) {
+    const F16 scale = set1(c.residual_scale);
+    each_panel(pool, w.panels(), batch->tokens, [&](int p, int r0, int rows) {
+      F16 acc[kTileRows];
+      multiply(w, p, x, r0, rows, acc);
+      for (int r = 0; r < rows; ++r) {
+        float* to = (norm ? branch_row(r0 + r) : hidden_row(r0 + r)) + p * kPanel;
+        store(to, norm ? acc[r] : fma(acc[r], scale, load(to)));
+      }
+    });
+    if (norm == nullptr) return;
+    pool.for_each(batch->tokens, [&](int t) {
+      float *from = branch_row(t), *to = hidden_row(t);
+      norm_in_place(from, norm, c.hidden, c.rms_eps);
+      for (int i = 0; i < c.hidden; i += 16) {
+        store(to + i, fma(load(from + i), scale, load(to + i)));
+      }
+    });
+  }
+
+ private:
+  static constexpr int kOwnRows = 8;  // up to here, every member norms all rows itself
+
+  std::vector<ActBuffer> own_inputs_;  // of each member
+};
+
+}  // namespace sc

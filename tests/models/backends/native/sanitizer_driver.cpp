@@ -1,0 +1,328 @@
+// Runs the library through its C interface, for the sanitizers (test_sanitizers.py).
+//
+// Everything is computed with 1, 2 and 3 threads and must have the same bits.  Memory that the
+// caller owns has exactly the size that the interface asks for, so that the address sanitizer sees
+// each access past an end.  Returns 1 at the first difference.
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
+#include <memory>
+
+#include "api.cpp"
+
+namespace {
+
+constexpr int kThreads[] = {1, 2, 3};
+
+void require(bool holds, const char* what, int detail) {
+  if (holds) return;
+  std::printf("not equal: %s (%d)\n", what, detail);
+  std::exit(1);
+}
+
+// ---------------------------------------------------------------- random data
+
+struct Random {
+  uint64_t state;
+
+  uint32_t bits() {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return uint32_t(state >> 33);
+  }
+  int below(int n) { return int(bits() % uint32_t(n)); }
+  float value() { return float(bits()) / 0x1p30f - 1.0f; }  // in [-1, 1]
+  std::vector<float> values(int n, float scale, float center = 0.0f) {
+    std::vector<float> out(static_cast<size_t>(n));
+    for (float& x : out) x = center + scale * value();
+    return out;
+  }
+};
+
+// A row of weights in the format of a file.
+void put_source_row(int source, int k, Random& random, uint8_t* row) {
+  const float scale = 1.0f / std::sqrt(float(k));
+  auto put_half = [](uint8_t* to, float x) {
+    const half_t h = to_half(x);
+    std::memcpy(to, &h, 2);
+  };
+  for (int i = 0; source > kQ8_0 && i < k; ++i) {
+    const float x = scale * random.value();
+    const uint16_t b = float_to_bf16(x);
+    if (source == kSrcFloat) std::memcpy(row + 4 * i, &x, 4);
+    else if (source == kSrcBf16) std::memcpy(row + 2 * i, &b, 2);
+    else put_half(row + 2 * i, x);
+  }
+  for (int g = 0; source <= kQ8_0 && g < k / kGroup; ++g) {
+    uint8_t* block = row + g * block_bytes(source);
+    for (int i = 0; i < block_bytes(source); ++i) block[i] = uint8_t(random.bits());
+    put_half(block, scale * (source == kQ8_0 ? 0.01f : 0.15f));
+    if (source == kQ4_1) put_half(block + 2, -scale);
+  }
+}
+
+size_t source_row_bytes(int source, int k) {
+  if (source <= kQ8_0) return size_t(k / kGroup) * size_t(block_bytes(source));
+  return size_t(k) * (source == kSrcFloat ? 4 : 2);
+}
+
+// ---------------------------------------------------------------- matrices
+
+struct Format {
+  int kind, source;
+};
+constexpr Format kFormats[] = {
+    {kAffine4, kQ4_1},  {kAffine4, kSrcBf16}, {kSymmetric4, kQ4_0}, {kInt8, kQ8_0},
+    {kInt8, kSrcFloat}, {kBf16, kSrcBf16},    {kHalf, kSrcHalf},    {kFloat, kSrcFloat},
+};
+
+// Random weights that a pool has packed, with a bias or without.
+struct Packed {
+  std::vector<uint8_t> data;
+  std::vector<float> bias;
+  Matrix matrix;
+
+  Packed(void* pool, Format format, int n, int k, bool has_bias, uint64_t seed)
+      : data(sc_packed_bytes(format.kind, n, k)) {
+    Random random{seed};
+    const size_t stride = source_row_bytes(format.source, k);
+    std::vector<uint8_t> rows(size_t(n) * stride);
+    std::vector<int32_t> index;
+    for (int i = 0; i < n; ++i) {
+      put_source_row(format.source, k, random, rows.data() + size_t(i) * stride);
+      index.push_back(n - 1 - i);
+    }
+    sc_pack(pool, format.kind, format.source, n, k, rows.data(), stride, index.data(), data.data());
+    matrix.kind = format.kind, matrix.n = n, matrix.k = k, matrix.data = data.data();
+    if (!has_bias) return;
+    bias = random.values(matrix.panels() * kPanel, 0.3f);
+    matrix.bias = bias.data();
+  }
+};
+
+// The product in double precision, from the rows that read_row returns.
+void check_product(const Matrix& w, const std::vector<float>& x, int m, const float* y) {
+  std::vector<float> row(static_cast<size_t>(w.k));
+  for (int j = 0; j < w.n; ++j) {
+    sc_read_row(&w, j, row.data());
+    for (int r = 0; r < m; ++r) {
+      double sum = w.bias ? double(w.bias[j]) : 0.0;
+      for (size_t i = 0; i < row.size(); ++i) {
+        sum += double(row[i]) * double(x[size_t(r) * row.size() + i]);
+      }
+      require(std::fabs(sum - double(y[r * w.n + j])) < 0.05, "product", w.kind);
+    }
+  }
+}
+
+void check_linear(Format format, int n, int k) {
+  std::vector<std::unique_ptr<Packed>> packed;
+  for (int threads : kThreads) {
+    void* pool = sc_pool_create(threads);
+    packed.push_back(std::make_unique<Packed>(pool, format, n, k, n % 2 == 1, 7));
+    require(packed.back()->data == packed.front()->data, "packed bytes", format.kind);
+    const Matrix& w = packed.back()->matrix;
+    void* team = sc_linear_team_create(pool);
+    for (int m : {1, 4, 5, 21, 130}) {
+      const std::vector<float> x = Random{uint64_t(m)}.values(m * k, 1.0f);
+      std::vector<float> expected(size_t(m * n)), y(size_t(m * n));
+      sc_matmul(&w, x.data(), m, expected.data());
+      sc_linear(team, &w, x.data(), m, y.data());
+      require(y == expected, "linear", m);
+      if (threads == 1 && m == 5) check_product(w, x, m, y.data());
+    }
+    sc_linear_team_destroy(team);
+    sc_pool_destroy(pool);
+  }
+}
+
+// ---------------------------------------------------------------- the pool
+
+// Each item of a phase is handed out once, and a phase sees all that the phases before it wrote.
+void check_pool(int threads) {
+  constexpr int kItems = 40, kPhases = 12, kJobs = 60;
+  Pool pool(threads);
+  std::vector<int> sums(kItems, 1), next(kItems, 0);
+  for (int job = 0; job < kJobs; ++job) {
+    pool.run([&](int) {
+      for (int phase = 0; phase < kPhases; ++phase) {
+        const int n = phase % 4 == 3 ? phase % 3 : kItems;  // also no item, or fewer than members
+        auto add = [&](int i) { next[size_t(i)] += sums[size_t(i * 7 + 1) % kItems] % 1000 + i; };
+        if (phase % 2) pool.for_each(n, add);
+        else pool.for_each_with_next(n, [&](int i, int) { add(i); });
+        pool.for_each(1, [&](int) { std::swap(sums, next); });
+      }
+    });
+  }
+  std::vector<int> expected(kItems, 1), other(kItems, 0);
+  for (int i = 0; i < kJobs * kPhases; ++i) {
+    const int phase = i % kPhases, n = phase % 4 == 3 ? phase % 3 : kItems;
+    for (int j = 0; j < n; ++j) {
+      other[size_t(j)] += expected[size_t(j * 7 + 1) % kItems] % 1000 + j;
+    }
+    std::swap(expected, other);
+  }
+  require(sums == expected, "pool", threads);
+}
+
+// ---------------------------------------------------------------- models
+
+enum Shape { kPlain, kNormsAndCaps, kWholeNorms, kMixtureOfExperts, kShapes };
+
+constexpr int kVocab = 63, kBlockTokens = 32, kBlocks = 16;
+
+// A tiny model of a shape with its own weights and cache.  The kinds of its matrices take turns.
+class TinyModel {
+ public:
+  TinyModel(Shape shape, int threads) : pool_(sc_pool_create(threads)), shape_(shape) {
+    Config c{};
+    c.layers = 3, c.hidden = 64, c.heads = 4, c.kv_heads = 2, c.head_dim = 32, c.mlp = 96;
+    c.vocab = kVocab, c.rotary_dim = shape == kPlain ? 16 : 32;
+    c.rotary_tables = shape == kNormsAndCaps ? 2 : 1;
+    c.activation = shape == kNormsAndCaps ? kGeluTanh : kSilu;
+    c.rms_eps = 1e-5f, c.attention_scale = 0.2f, c.residual_scale = 0.7f, c.logit_scale = 1.0f;
+    c.embedding_scale = shape == kNormsAndCaps ? 8.0f : 1.0f;
+    if (shape == kNormsAndCaps) c.attention_cap = 4.0f, c.logit_cap = 5.0f;
+    if (shape == kMixtureOfExperts) c.expert_mlp = 64, c.experts_per_token = 2;
+    c.inverse_frequencies = vector(c.rotary_tables * c.rotary_dim / 2, 0.5f, 0.5f);
+    c.rotary_scales = vector(c.rotary_tables, 0.0f, 1.0f);
+    model_ = sc_model_create(&c, threads);
+    for (int i = 0; i < c.layers; ++i) add_layer(c, i);
+    sc_model_set_ends(model_, matrix(kVocab, c.hidden, false), matrix(kVocab, c.hidden, false),
+                      vector(c.hidden, 0.3f, 1.0f));
+  }
+  ~TinyModel() {
+    sc_model_destroy(model_);
+    sc_pool_destroy(pool_);
+  }
+  TinyModel(const TinyModel&) = delete;
+
+  struct Chunk {
+    int sequence, first, tokens;
+  };
+
+  // One step; returns the logits of the last row of each chunk.  Sequence i owns every fourth
+  // block, so there are at most four.
+  std::vector<float> step(const std::vector<Chunk>& chunks, bool outputs = true) {
+    std::vector<int64_t> ids, positions, slots, rows;
+    std::vector<int32_t> start{0}, table;
+    int width = 0;  // blocks of the longest sequence
+    for (const Chunk& chunk : chunks) {
+      width = std::max(width, (chunk.first + chunk.tokens + kBlockTokens - 1) / kBlockTokens);
+    }
+    for (const Chunk& chunk : chunks) {
+      auto block = [&](int i) { return kBlocks - 4 + chunk.sequence - 4 * i; };
+      for (int t = chunk.first; t < chunk.first + chunk.tokens; ++t) {
+        ids.push_back((t * 31 + chunk.sequence * 7) % kVocab);
+        positions.push_back(t);
+        slots.push_back(block(t / kBlockTokens) * kBlockTokens + t % kBlockTokens);
+      }
+      for (int i = 0; i < width; ++i) table.push_back(block(i));
+      start.push_back(int32_t(ids.size()));
+      if (outputs) rows.push_back(int64_t(ids.size()) - 1);
+    }
+    std::vector<float> logits(rows.size() * kVocab);
+    Batch batch{};
+    batch.tokens = int32_t(ids.size()), batch.sequences = int32_t(chunks.size());
+    batch.block_width = width, batch.outputs = int32_t(rows.size());
+    batch.token_ids = ids.data(), batch.positions = positions.data(), batch.slots = slots.data();
+    batch.query_start = start.data(), batch.block_table = table.data();
+    batch.logits_index = rows.data(), batch.logits = logits.data();
+    sc_model_forward(model_, &batch);
+    return logits;
+  }
+
+ private:
+  const float* vector(int n, float scale, float center) {
+    vectors_.push_back(Random{vectors_.size()}.values(n, scale, center));
+    return vectors_.back().data();
+  }
+
+  const Matrix* matrix(int n, int k, bool has_bias) {
+    const size_t i = packed_.size();
+    const Format format = kFormats[shape_ == kPlain ? 3 : i % 8];
+    packed_.push_back(std::make_unique<Packed>(pool_, format, n, k, has_bias, i));
+    return &packed_.back()->matrix;
+  }
+
+  void add_layer(const Config& c, int i) {
+    const int q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+    const bool bias = shape_ == kPlain, whole = shape_ == kWholeNorms;
+    Layer l{};
+    l.q = *matrix(q, c.hidden, bias), l.k = *matrix(kv, c.hidden, bias);
+    l.v = *matrix(kv, c.hidden, bias), l.o = *matrix(c.hidden, q, false);
+    l.experts = shape_ == kMixtureOfExperts && i != 1 ? 5 : 0;
+    const int count = std::max(1, l.experts), mlp = l.experts ? c.expert_mlp : c.mlp;
+    l.gate = *matrix(count * mlp, c.hidden, false), l.up = *matrix(count * mlp, c.hidden, false);
+    l.down = *matrix(count * c.hidden, mlp, false);
+    if (l.experts) l.router = *matrix(l.experts, c.hidden, false);
+    if (!whole) l.attention_norm = vector(c.hidden, 0.3f, 1.0f);
+    if (!whole) l.mlp_norm = vector(c.hidden, 0.3f, 1.0f);
+    if (whole || shape_ == kNormsAndCaps) {
+      l.attention_out_norm = vector(c.hidden, 0.3f, 1.0f);
+      l.mlp_out_norm = vector(c.hidden, 0.3f, 1.0f);
+      l.q_norm = vector(whole ? q : c.head_dim, 0.3f, 1.0f);
+      l.k_norm = vector(whole ? kv : c.head_dim, 0.3f, 1.0f);
+    }
+    l.whole_norms = whole;
+    l.window = shape_ == kNormsAndCaps && i == 0 ? 19 : 0;
+    l.rotary = i == 2 ? -1 : i % c.rotary_tables;
+    sc_model_set_layer(model_, i, &l);
+    for (int part = 0; part < 2; ++part) {
+      caches_.push_back(std::make_unique<std::vector<half_t>>(size_t(kBlocks * kBlockTokens * kv)));
+    }
+    sc_model_set_cache(model_, i, caches_[size_t(2 * i)]->data(),
+                       caches_[size_t(2 * i + 1)]->data(), c.kv_heads, c.head_dim,
+                       kBlockTokens / kTokens);
+  }
+
+  void* pool_;
+  Shape shape_;
+  void* model_ = nullptr;
+  std::vector<std::vector<float>> vectors_;  // moving one keeps its address
+  std::vector<std::unique_ptr<Packed>> packed_;
+  std::vector<std::unique_ptr<std::vector<half_t>>> caches_;
+};
+
+std::vector<float> join(std::initializer_list<std::vector<float>> parts) {
+  std::vector<float> out;
+  for (const auto& part : parts) out.insert(out.end(), part.begin(), part.end());
+  return out;
+}
+
+// Prompts whole and in chunks, decoding, both together, and a step without logits.
+void check_model(Shape shape) {
+  std::vector<float> expected;
+  for (int threads : kThreads) {
+    TinyModel model(shape, threads);
+    const std::vector<float> logits = join({
+        model.step({{0, 0, 1}}),
+        model.step({{0, 1, 4}, {1, 0, 3}}),
+        model.step({{0, 5, 100}, {1, 3, 1}, {2, 0, 37}}),
+        model.step({{0, 105, 1}, {1, 4, 1}, {2, 37, 1}}),
+        model.step({{1, 5, 40}, {3, 0, 9}}, false),
+        model.step({{0, 106, 1}}),
+    });
+    for (float x : logits) require(std::isfinite(x), "finite logits", shape);
+    if (expected.empty()) expected = logits;
+    require(logits == expected, "logits with other threads", shape);
+    TinyModel again(shape, threads);
+    again.step({{2, 0, 38}, {0, 0, 60}, {3, 0, 11}}, false);
+    again.step({{0, 60, 46}}, false);
+    const std::vector<float> last = again.step({{0, 106, 1}});
+    require(std::equal(last.begin(), last.end(), expected.end() - kVocab), "chunks", shape);
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (int threads : kThreads) check_pool(threads);
+  for (Format format : kFormats) {
+    check_linear(format, 47, 224);
+    check_linear(format, 16, 32);
+    check_linear(format, 210, 64);
+  }
+  for (int shape = 0; shape < kShapes; ++shape) check_model(Shape(shape));
+  std::printf("%s: all equal\n", sc_isa());
+  return 0;
+}
