@@ -3,18 +3,22 @@
 python scripts/update_docs.py [--check]
 """
 
-import argparse
-import os
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from stonechat_server.cli import COMMANDS, load_command
-from stonechat_server.commands.flags import default_text, flag, group_of
-from stonechat_server.schema.fields import FIELDS, FieldStatus
-from stonechat_server.settings import Settings
+from pydantic import BaseModel
 
+from stonechat_server.cli import COMMANDS, load_command
+from stonechat_server.commands import serve
+from stonechat_server.options import detail
+from stonechat_server.schema.fields import FIELDS, FieldStatus
+from stonechat_server.terminal.flags import Flag, actions_of, flags_of
+
+MAX_REPEATED = 3
+"""A command's table repeats at most so many settings of `stonechat serve`."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,55 +34,40 @@ def field_table() -> Iterator[str]:
 
 def settings_table() -> Iterator[str]:
     """Yield the settings by group."""
-    groups = dict.fromkeys(group_of(field) for field in Settings.model_fields.values())
-    for group in groups:
-        yield from ("", f"### {group}", "", "| Flag | Default | Meaning |", "|---|---|---|")
-        for name, field in Settings.model_fields.items():
-            if group_of(field) == group:
-                meaning = _cell(str(field.description))
-                yield f"| `{flag(name)}` | {_cell(default_text(field))} | {meaning} |"
+    settings = [flag for flag in flags_of(serve.Options) if flag.is_setting]
+    for group in dict.fromkeys(detail(flag.field, "group") for flag in settings):
+        yield from ("", f"### {group}")
+        yield from _flag_table(flag for flag in settings if detail(flag.field, "group") == group)
 
 
 def command_table(name: str) -> Iterator[str]:
-    """Yield the flags of a command, and of its subcommands if it has any."""
+    """Yield the flags of a command, and of its actions if it has any."""
     command = load_command(name)
-    parser = argparse.ArgumentParser(prog=f"stonechat {name}", add_help=False)
-    command.add_arguments(parser)
     yield from ("", str(command.__doc__).strip())
-    yield from _parser_tables(parser)
+    yield from _options_tables(command.Options)
+    for word, action in actions_of(command.Options).items():
+        yield from ("", f"`stonechat {name} {word}`: {action.__doc__}")
+        yield from _options_tables(action)
 
 
-def _parser_tables(parser: argparse.ArgumentParser) -> Iterator[str]:
-    plain_actions = [
-        action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)
-    ]
-    listed_actions = [
-        action for action in plain_actions if not isinstance(action, argparse._HelpAction)
-    ]
-    if listed_actions:
+def _options_tables(options: type[BaseModel]) -> Iterator[str]:
+    flags = list(flags_of(options))
+    shared = [flag for flag in flags if flag.is_setting]
+    is_long = len(shared) > MAX_REPEATED
+    yield from _flag_table(flag for flag in flags if not (is_long and flag.is_setting))
+    if is_long:
+        names = ", ".join(f"`{flag.spelling}`" for flag in shared)
+        text = f"It also takes these settings of [`stonechat serve`](configuration.md): {names}."
+        yield from ("", *textwrap.wrap(text, 100, break_on_hyphens=False))
+
+
+def _flag_table(flags: Iterable[Flag]) -> Iterator[str]:
+    rows = list(flags)
+    if rows:
         yield from ("", "| Flag | Default | Meaning |", "|---|---|---|")
-        for action in listed_actions:
-            yield f"| `{_flag(action)}` | {_default(action)} | {_cell(action.help or '')} |"
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for choice, inner in action.choices.items():
-                yield from ("", f"`{parser.prog} {choice}`")
-                yield from _parser_tables(inner)
-
-
-def _flag(action: argparse.Action) -> str:
-    name = action.option_strings[-1] if action.option_strings else ""
-    has_no_value = action.nargs == 0
-    value = "" if has_no_value else str(action.metavar or action.dest.upper())
-    return f"{name} {value}".strip()
-
-
-def _default(action: argparse.Action) -> str:
-    if action.default in (None, "", argparse.SUPPRESS) or action.nargs == 0:
-        return ""
-    if isinstance(action.default, tuple | list):
-        return ",".join(map(str, action.default))
-    return _cell(str(action.default))
+    for flag in rows:
+        value = f" {flag.metavar}" if flag.metavar and flag.spelling.startswith("-") else ""
+        yield f"| `{flag.spelling}{value}` | {_cell(flag.default)} | {_cell(flag.meaning)} |"
 
 
 def _cell(text: str) -> str:
@@ -107,7 +96,6 @@ def updated(text: str, name: str, lines: Iterator[str]) -> str:
 def main() -> int:
     """Return 0, or 1 if `--check` finds an old table."""
     is_check = "--check" in sys.argv[1:]
-    os.environ.pop("OPENAI_API_KEY", None)  # else its value would be printed as a flag's default
     status = 0
     for file, tables in TABLES.items():
         path = ROOT / file

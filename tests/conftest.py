@@ -9,12 +9,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():  # Triton reads it when a kernel's module is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
+
+# `small` makes the same examples in every run. `--hypothesis-profile full` looks for new ones.
+settings.register_profile("small", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("full", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile("small")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,6 @@ importing the types does not import torch.
 from typing import TYPE_CHECKING
 
 from stonechat_models.config import EngineConfig
-from stonechat_models.engine.prompt_lookup import TextFollower
 from stonechat_models.errors import (
     EngineDeadError,
     EngineError,
@@ -34,6 +33,7 @@ from stonechat_models.types import (
     RequestOutput,
     RequestTimings,
     SamplingParams,
+    StopRules,
     StopScope,
     TopLogprob,
 )
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from stonechat_models.checkpoint.store import StoredModel, list_models, remove_model
     from stonechat_models.diagnostics.bandwidth import measure_bandwidth
     from stonechat_models.diagnostics.machine import Machine, inspect_machine
-    from stonechat_models.diagnostics.memory_plan import ModelSurvey, ServingForm, survey_model
+    from stonechat_models.diagnostics.memory_plan import ModelSurvey, survey_model
+    from stonechat_models.diagnostics.serving_forms import ServingForm
     from stonechat_models.grammar.compiler import check_grammar
     from stonechat_models.hardware.cpus import usable_cpus
     from stonechat_models.runtime.async_engine import AsyncEngine
@@ -79,9 +80,9 @@ __all__ = [
     "SamplingParams",
     "ServingForm",
     "StepError",
+    "StopRules",
     "StopScope",
     "StoredModel",
-    "TextFollower",
     "Tokenizer",
     "TopLogprob",
     "UnsupportedModelError",
@@ -102,7 +103,7 @@ _LAZY = {
     "AsyncEngine": "runtime.async_engine",
     "Machine": "diagnostics.machine",
     "ModelSurvey": "diagnostics.memory_plan",
-    "ServingForm": "diagnostics.memory_plan",
+    "ServingForm": "diagnostics.serving_forms",
     "StoredModel": "checkpoint.store",
     "Tokenizer": "text.tokenizer",
     "check_grammar": "grammar.compiler",

@@ -69,6 +69,26 @@ class StopScope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StopRules:
+    """Which texts end a choice, and in which parts of its text they count."""
+
+    strings: tuple[str, ...]
+    scope: StopScope | None = None
+    """None: stop strings count in the whole text."""
+    never_after: tuple[str, ...] = ()
+    """Texts that open a tool call. After the first of them (in scope) no stop string counts."""
+    never_first: str = ""
+    """If the first character after whitespace (in scope) is this, no stop string counts from there
+    on."""
+
+    def __post_init__(self) -> None:
+        if len(self.strings) > MAX_STOP_STRINGS:
+            raise InvalidParamsError("stop", f"at most {MAX_STOP_STRINGS} stop strings are allowed")
+        if not all(self.strings):
+            raise InvalidParamsError("stop", "a stop string must not be empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the tokens of a request are chosen. Ranges are checked. See `docs/api.md`."""
 
@@ -89,14 +109,8 @@ class SamplingParams:
     max_tokens: int | None = None
     """None: as many as fit in the context length."""
     min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    unstoppable_after: tuple[str, ...] = ()
-    """Texts that open a tool call. After the first of them no stop string counts."""
-    unstoppable_first: str = ""
-    """If the first character after whitespace is this, no stop string counts from there on."""
-    stop_scope: StopScope | None = None
-    """None: stop strings count in the whole text. If set, the two fields above look only at the
-    text in scope."""
+    stop: StopRules | None = None
+    """None: no stop strings."""
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
@@ -126,10 +140,6 @@ class SamplingParams:
             raise InvalidParamsError("max_tokens", "max_tokens must be at least 1")
         if self.min_tokens < 0:
             raise InvalidParamsError("min_tokens", "min_tokens must not be negative")
-        if len(self.stop) > MAX_STOP_STRINGS:
-            raise InvalidParamsError("stop", f"at most {MAX_STOP_STRINGS} stop strings are allowed")
-        if any(not text for text in self.stop):
-            raise InvalidParamsError("stop", "a stop string must not be empty")
         for bias in self.logit_bias.values():
             _check_range("logit_bias", bias, -100.0, 100.0)
 
@@ -181,6 +191,8 @@ class TokenOutput(msgspec.Struct, frozen=True, gc=False, array_like=True):
     scheduled_time: float | None = None
     """When the request was first part of a step."""
     error: str | None = None
+    num_predicted: int = 0
+    """How many of these tokens repeat tokens of the request's prediction, each of them once."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True, gc=False):
@@ -218,6 +230,8 @@ class CompletionDelta(msgspec.Struct, frozen=True, gc=False):
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     """The stop string or stop token id that matched; None for EOS."""
+    num_predicted: int = 0
+    """How many of these tokens repeat tokens of the request's prediction, each of them once."""
 
 
 class RequestTimings(msgspec.Struct, frozen=True, gc=False):

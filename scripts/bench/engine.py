@@ -218,7 +218,7 @@ def bench_reference(
 
     device = choose_device(config.device)
     files = resolve_model(config, print)
-    dtype = choose_dtype(config.dtype, files.config, device)
+    dtype = choose_dtype(config.dtype, files.config.dtype, device)
     module = load_module(files, replace(config, threads=None), device, dtype)
     decode = max(_generate(module, PROMPT_TOKENS, OUTPUT_TOKENS, device) for _ in range(repeats))
     prefills_a_second = max(_generate(module, PREFILL_TOKENS, 1, device) for _ in range(repeats))

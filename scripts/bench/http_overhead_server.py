@@ -37,22 +37,12 @@ TEXT = Path(__file__).resolve().parents[2] / "tests" / "data" / "quality_text.tx
 SAMPLE_SECONDS = 0.001
 
 PARTS = {
-    "frames and delivery": ("engine_frames", "engine_process", "child_process", "async_engine"),
-    "output processing": ("output", "detokenizer", "stop_strings", "stop_scope", "tokenizer"),
-    "chunks and parsers": ("completion", "generation", "parsing", "/parsers/", "responses"),
-    "metrics, deadline, ledger": (
-        "operations",
-        "deadline",
-        "metrics",
-        "prometheus_client",
-        "ledger",
-    ),
+    "frames and delivery": ("/stonechat_models/runtime/",),
+    "output processing": ("/stonechat_models/text/",),
+    "generation, chunks, parsers": ("/serving/", "/streaming/chunks", "/parsers/", "/schema/"),
+    "admission and observability": ("/admission/", "/observability/", "/prometheus_client/"),
     "SSE and ASGI": (
-        "sse",
-        "security",
-        "logs",
-        "/starlette/",
-        "/fastapi/",
+        *("/streaming/sse", "/sse_starlette/", "/access/", "/starlette/", "/fastapi/"),
         "/uvicorn/protocols/",
     ),
 }
@@ -203,11 +193,7 @@ def _part(frame: FrameType | None) -> str:
             return "JSON"
         for part, words in PARTS.items():
             for word in words:
-                if (
-                    word in path
-                    if word.startswith("/")
-                    else f"/{word}." in path or f"/{word}/" in path
-                ):
+                if word in path:
                     return part
         frame = frame.f_back
     return "event loop and sockets"

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
-from stonechat_models.backends.transformers.attention.parity_check import random_batch
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.backends.transformers.kv_cache import LayerKV
+from stonechat_models.backends.transformers.verify import random_batch
 from stonechat_models.engine.engine import Engine
 from stonechat_models.types import GenerateRequest, SamplingParams
 

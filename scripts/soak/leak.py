@@ -12,7 +12,13 @@ import gc
 import sys
 from pathlib import Path
 
-from stonechat_models import AsyncEngine, EngineConfig, GenerateRequest, SamplingParams
+from stonechat_models import (
+    AsyncEngine,
+    EngineConfig,
+    GenerateRequest,
+    SamplingParams,
+    StopRules,
+)
 
 AT_ONCE = 50
 ROUND = 1000
@@ -54,7 +60,7 @@ async def generate(engine: AsyncEngine, i: int) -> None:
         params=SamplingParams(
             max_tokens=2,
             top_logprobs=2 if i % 3 == 0 else None,
-            stop=("zzz",) if i % 2 else (),
+            stop=StopRules(strings=("zzz",)) if i % 2 else None,
         ),
     )
     async for _ in engine.generate(request):

@@ -5,7 +5,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +40,11 @@ COMMANDS: Mapping[str, CommandEntry] = {
 
 
 class Command(Protocol):
-    """The functions that a subcommand's module must define."""
+    """What a subcommand's module must define: a class of options, and what to do with them."""
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+    Options: "type[BaseModel]"
 
-    def run(self, arguments: argparse.Namespace) -> int:
+    def run(self, options: "BaseModel") -> int:
         """Run the command and return its exit status."""
 
 
@@ -50,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in COMMANDS:
         return _run_without_command(words)
+    from stonechat_server.terminal.parse import parse
+
     command = load_command(words[0])
     parser = argparse.ArgumentParser(
         prog=f"stonechat {words[0]}", description=command.__doc__, allow_abbrev=False
     )
-    command.add_arguments(parser)
-    return command.run(parser.parse_args(words[1:]))
+    return command.run(parse(parser, command.Options, words[1:]))
 
 
 def load_command(name: str) -> Command:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, SecretStr
+from pydantic import BeforeValidator, ByteSize, SecretStr
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -17,83 +17,64 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from stonechat_server.options import detail, option, split
+from stonechat_server.tool_formats.select import FORMATS
+
 if TYPE_CHECKING:
     from stonechat_models import EngineConfig
 
+    ToolFormatName = str
+else:
+    ToolFormatName = Literal["auto", *FORMATS]
+
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+Names = Annotated[list[str], NoDecode, BeforeValidator(split)]
+Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(split)]
 
 
-def _option(group: str, default: Any, description: str, **limits: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
-
-
-def _split(value: object) -> object:
-    return (
-        [part.strip() for part in value.split(",") if part.strip()]
-        if isinstance(value, str)
-        else value
-    )
-
-
-Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
-Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)]
+def _option(group: str, default: Any, description: str, **details: Any) -> Any:
+    return option(default, description, group=group, **details)
 
 
 class Settings(BaseSettings):
     """Settings of one server. Lists are comma-separated in environment variables."""
 
     model_config = SettingsConfigDict(
-        env_prefix="STONECHAT_", extra="forbid", protected_namespaces=(), frozen=True
+        env_prefix="STONECHAT_",
+        extra="forbid",
+        protected_namespaces=(),
+        frozen=True,
+        defer_build=True,
     )
 
     model: str = _option(
         "Model",
         DEFAULT_MODEL,
         "Hugging Face id, local folder with safetensors, or .gguf file",
+        flag="MODEL",
     )
     revision: str | None = _option("Model", None, "branch, tag or commit of the Hugging Face model")
-    served_model_name: Names = _option(
-        "Model", (), "name that requests give as `model` (repeatable; default: the model's name)"
-    )
-    chat_template: str | None = _option(
-        "Model",
-        None,
-        "Jinja chat template to use instead of the model's own; a file, or the template's text",
-    )
-    tool_format: Literal[
-        "auto",
-        "hermes",
-        "llama_json",
-        "pythonic",
-        "mistral",
-        "mistral_list",
-        "deepseek_v3",
-        "deepseek_v31",
-        "deepseek_v32",
-        "harmony",
-        "qwen_coder",
-        "glm",
-        "kimi",
-        "minimax",
-        "seed",
-        "nemotron",
-        "granite",
-        "phi",
-        "lfm2",
-        "generic",
-    ] = _option(
-        "Model", "auto", "how the model writes tool calls (auto: detect it from the chat template)"
-    )
-    schema_in_prompt: bool = _option(
-        "Model", True, "describe the required answer format to the model in the system message"
-    )
-    reasoning: bool = _option("Model", True, "separate the model's reasoning from its answer")
     trust_remote_code: bool = _option(
         "Model", False, "run the Python code that comes with the model"
     )
     allow_pickle: bool = _option(
         "Model", False, "load pickled weights; a pickle can run any code of its author"
     )
+    served_model_name: Names = _option(
+        "Chat", (), "name that requests give as `model` (repeatable; default: the model's name)"
+    )
+    chat_template: str | None = _option(
+        "Chat",
+        None,
+        "Jinja chat template to use instead of the model's own; a file, or the template's text",
+    )
+    tool_format: ToolFormatName = _option(
+        "Chat", "auto", "how the model writes tool calls (auto: detect it from the chat template)"
+    )
+    schema_in_prompt: bool = _option(
+        "Chat", True, "describe the required answer format to the model in the system message"
+    )
+    reasoning: bool = _option("Chat", True, "separate the model's reasoning from its answer")
 
     device: str = _option(
         "Computing", "auto", "device to compute on: auto, cpu, cuda, cuda:1 or mps"
@@ -207,7 +188,7 @@ class Settings(BaseSettings):
         "Server", 30, "seconds that running requests have to finish after SIGTERM", ge=0
     )
     keys_file: Path | None = _option(
-        "Access", None, "TOML file of hashed API keys and their limits; see `stonechat keys`"
+        "Access", None, "TOML file of hashed API keys and their limits, written by `stonechat keys`"
     )
     private_prefix_cache: bool = _option(
         "Access", False, "never share cached prompt beginnings between keys"
@@ -324,32 +305,16 @@ class Settings(BaseSettings):
         """The settings of the engine."""
         from stonechat_models import EngineConfig
 
-        return EngineConfig(
-            model=self.model,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-            quantize=self.quantize,
-            backend=self.backend,
-            attention_backend=self.attention_backend,
-            device_map=self.device_map,
-            max_model_len=self.max_model_len,
-            kv_cache_bytes=self.kv_cache_size,
-            kv_cache_fraction=self.kv_cache_fraction,
-            kv_cache_dtype=self.kv_cache_dtype,
-            block_size=self.block_size,
-            max_batch_tokens=self.max_batch_tokens,
-            max_num_seqs=self.max_num_seqs,
-            prefix_caching=self.prefix_caching,
-            deterministic=self.deterministic,
-            threads=self.threads,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-            eager=self.eager,
-            overlap=self.overlap,
-            prompt_lookup=self.prompt_lookup,
-            engine_process=self.engine_process,
-        )
+        values = {name: getattr(self, name) for name in ENGINE_SETTINGS}
+        return EngineConfig(kv_cache_bytes=values.pop("kv_cache_size"), **values)
+
+
+ENGINE_SETTINGS = tuple(
+    name
+    for name, field in Settings.model_fields.items()
+    if detail(field, "group") in ("Model", "Computing", "Memory and batching")
+)
+"""The settings that make the `EngineConfig`."""
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:

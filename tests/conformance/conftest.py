@@ -28,7 +28,7 @@ class LiveServer:
     engine: AsyncEngine
     model: str
 
-    def wait_until_idle(self, seconds: float = 5.0) -> None:
+    def wait_until_idle(self, seconds: float = 60.0) -> None:
         """Wait until no request holds a sequence or a block. Fails after `seconds`."""
         end = time.monotonic() + seconds
         while True:

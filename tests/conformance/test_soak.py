@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from stonechat_models.checkpoint.resolve import ModelFiles
+from tests.nightly import nightly
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the script sends POSIX signals")
-@pytest.mark.parametrize("end", [[], ["--kill"]], ids=["drained", "killed"])
+@pytest.mark.parametrize("end", [[], *nightly(["--kill"])], ids=["drained", "killed"])
 def test_resources_are_freed_and_requests_are_accounted_for(
     end: list[str], default_model_files: ModelFiles, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import torch
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.engine.engine import Engine
+from stonechat_models.engine.overlapped import OverlappedEngine
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import GenerateRequest, ModelInfo, SamplingParams, TokenLogprobs
 from tests.models.tiny_models import VOCAB_SIZE
@@ -57,13 +58,13 @@ def make_engine(
     backend = backend or BatchedBackend()
     model = TransformersModel(module, info, backend, row_multiple, probe, kv_dtype)
     model.allocate_kv_cache(num_blocks, info.block_size)
-    return Engine(
+    engine_class = OverlappedEngine if overlap else Engine
+    return engine_class(
         model,
         Sampler(info.vocab_size, CPU),
         eos_token_ids=eos,
         device=CPU,
         prefix_caching=prefix_caching,
-        overlap=overlap,
         prompt_lookup=prompt_lookup,
     )
 

@@ -49,9 +49,13 @@ def write_tiny_gguf(
     weight_type: str = "F32",
     metadata: Mapping[str, float | int | str] | None = None,
     skip: frozenset[str] = frozenset(),
+    part_size: int = 0,
 ) -> Path:
-    """Write a random model. `metadata` goes under `<architecture>.`; `skip` leaves tensors out."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """Write a random model. `metadata` goes under `<architecture>.`; `skip` leaves tensors out.
+
+    `part_size`: the file is split into parts `-00001-of-…` of this many tensors; 0: it is not.
+    """
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=part_size)
     head_dim = HEAD_DIMS[architecture]
     writer.add_name("tiny")
     writer.add_context_length(256)

@@ -5,6 +5,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from stonechat_models import (
     CompletionDelta,
     EngineStats,
@@ -14,7 +16,9 @@ from stonechat_models import (
     PromptTooLongError,
     RequestOutput,
     RequestTimings,
+    StopRules,
 )
+from stonechat_models.engine.prompt_lookup import TextFollower
 
 CHATML = """\
 {%- for message in messages -%}
@@ -98,13 +102,15 @@ class FakeEngine:
             raise PromptTooLongError(len(request.prompt_token_ids), self.model.max_model_len)
         self.num_running += 1
         is_finished = False
+        predicted = TextFollower.for_choices(request.prediction_token_ids, request.params.n)
         try:
             for item in self.script(request):
                 if isinstance(item, Exception):
                     raise item
                 if isinstance(item, RequestOutput):
                     is_finished = item.finished
-                    yield item
+                    deltas = [_count_predicted(d, predicted[d.index]) for d in item.deltas]
+                    yield msgspec.structs.replace(item, deltas=tuple(deltas))
                 else:
                     await asyncio.sleep(item)
         finally:
@@ -113,9 +119,21 @@ class FakeEngine:
                 self.aborted.append(request.request_id)
 
     @property
+    def stop_rules(self) -> StopRules:
+        """The stop rules of the last request, which must have some."""
+        rules = self.requests[-1].params.stop
+        assert rules is not None
+        return rules
+
+    @property
     def prompt(self) -> str:
         """The text of the latest prompt."""
         return bytes(self.requests[-1].prompt_token_ids).decode()
+
+
+def _count_predicted(delta: CompletionDelta, follower: TextFollower) -> CompletionDelta:
+    num_predicted = sum(follower.follow(token_id) for token_id in delta.token_ids)
+    return msgspec.structs.replace(delta, num_predicted=num_predicted)
 
 
 def output(

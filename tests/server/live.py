@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 from stonechat_server.app import create_app
 from stonechat_server.observability.ledger import Ledger
-from stonechat_server.serving.gate import Operations
 from stonechat_server.serving.lifecycle import DrainingServer
+from stonechat_server.serving.services import Services
 from stonechat_server.settings import Settings
 from tests.server.fake_engine import FakeEngine
 
@@ -34,9 +34,9 @@ class Live:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def operations(self) -> Operations:
-        operations: Operations = self.app.state.server.operations
-        return operations
+    def services(self) -> Services:
+        services: Services = self.app.state.server
+        return services
 
     def signal(self) -> None:
         self.server.handle_exit(signal.SIGTERM, None)
@@ -53,7 +53,7 @@ def live_server(
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="on"
     )
-    server = DrainingServer(config, app.state.server.operations.lifecycle)
+    server = DrainingServer(config, app.state.server.lifecycle)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -62,12 +62,12 @@ def live_server(
     finally:
         server.handle_exit(signal.SIGTERM, None)
         server.handle_exit(signal.SIGTERM, None)
-        thread.join(20)
+        thread.join(60)
         listener.close()
         assert not thread.is_alive()
 
 
-def wait_until(condition: Any, seconds: float = 10.0) -> None:
+def wait_until(condition: Any, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not become true in time"

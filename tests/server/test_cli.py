@@ -74,7 +74,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--port", "99999"], "--port: Input should be less than or equal to 65535"),
         (["--threads", "none"], "--threads: Input should be a valid integer"),
         (["--config", "/nonexistent.toml"], "No such file"),
-        (["--dtype", "float8"], "invalid choice"),
+        (["--dtype", "float8"], "--dtype: Input should be 'auto', 'float32'"),
         (["--max-num", "3"], "unrecognized arguments"),
     ],
 )
@@ -143,6 +143,7 @@ def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         finally:
             process.kill()
             process.wait()
+            process.stdout.close()
 
 
 def test_the_printed_curl_line_works_and_sigterm_ends_the_server(
@@ -157,4 +158,4 @@ def test_the_printed_curl_line_works_and_sigterm_ends_the_server(
     assert answer.returncode == 0
     assert '"object":"chat.completion"' in answer.stdout
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from pydantic import ValidationError
@@ -100,3 +100,14 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
     values["kv_cache_bytes"] = values.pop("kv_cache_size")
     assert {name: getattr(config, name) for name in names & set(values)} == values
     assert names - set(values) == set(), "fields that come from no setting"
+
+
+@pytest.mark.parametrize("name", ["quantize", "backend", "kv_cache_dtype"])
+def test_a_setting_has_the_values_that_the_engine_knows(name: str) -> None:
+    values = get_args(Settings.model_fields[name].annotation)
+    assert set(values) == _literals(get_type_hints(EngineConfig)[name])
+
+
+def _literals(kind: Any) -> set[object]:
+    parts = get_args(kind)
+    return set().union(*(_literals(part) if get_args(part) else {part} for part in parts))

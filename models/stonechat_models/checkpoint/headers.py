@@ -6,16 +6,15 @@ fetched whole.
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
-from stonechat_models.checkpoint import default_model
-from stonechat_models.checkpoint.aliases import resolve_alias
+from stonechat_models.checkpoint import hub
 from stonechat_models.checkpoint.cache import Progress
-from stonechat_models.checkpoint.resolve import DEFAULT_NAMES
+from stonechat_models.checkpoint.hf_config import HFConfig, parse_config, read_config
+from stonechat_models.checkpoint.resolve import WeightFormat, locate, weights_in
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 
@@ -28,7 +27,10 @@ SAFETENSORS_BITS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """A tensor as stored. `type_name` is that of safetensors (F32, BF16, …) or GGUF (Q4_1, …)."""
+    """A tensor as stored, under its transformers name.
+
+    `type_name` is that of safetensors (F32, BF16, …) or GGUF (Q4_1, …).
+    """
 
     name: str
     type_name: str
@@ -45,9 +47,19 @@ class ModelHeaders:
     """A model's config.json and its tensors."""
 
     name: str
-    config: Mapping[str, Any]
+    config: HFConfig
     tensors: Sequence[TensorHeader]
-    is_gguf: bool
+    weight_format: WeightFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a model takes once a backend has loaded it, calculated from its headers, in bytes."""
+
+    weight_bytes: int
+    decode_bytes: int
+    """Bytes of weights that a decode step of one sequence reads."""
+    kv_bytes_per_token: int
 
 
 def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
@@ -57,43 +69,48 @@ def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
     and the headers are fetched. Raises `ModelLoadError` when the model does not exist or cannot be
     read.
     """
-    config = replace(config, model=resolve_alias(config.model))
-    if config.model in DEFAULT_NAMES and not Path(config.model or ".missing").is_dir():
-        return _gguf_headers(default_model.NAME, default_model.fetch_default_model(progress))
-    path = Path(config.model).expanduser()
-    if path.is_dir():
-        return _folder_headers(path.resolve().name, path)
-    if path.is_file() and path.suffix == ".gguf":
-        return _gguf_headers(path.stem, path)
-    if config.model.endswith(".gguf"):
-        raise ModelLoadError(
-            f"{config.model} is not on this machine: download it and name the path of the file"
-        )
-    return _hub_headers(config.model, config.revision)
+    located = locate(config, progress, only_headers=True)
+    if located.path is None:
+        return _hub_headers(located.name, config.revision)
+    if located.path.is_file():
+        return _gguf_headers(located.name, located.path)
+    return _folder_headers(located.name, located.path, config.allow_pickle)
 
 
 def _gguf_headers(name: str, path: Path) -> ModelHeaders:
     from stonechat_models.checkpoint.gguf.config import config_of
     from stonechat_models.checkpoint.gguf.reader import read_gguf
+    from stonechat_models.checkpoint.gguf.weights import NOT_WEIGHTS, module_name
 
     gguf = read_gguf(path)
     tensors = [
-        TensorHeader(tensor.name, tensor.type_name, tensor.shape, tensor.data.nbytes)
-        for tensor in gguf.tensors.values()
+        TensorHeader(module_name(gguf, t.name), t.type_name, t.shape, t.data.nbytes)
+        for t in gguf.tensors.values()
+        if t.name not in NOT_WEIGHTS
     ]
-    return ModelHeaders(name, config_of(gguf), tensors, is_gguf=True)
+    return ModelHeaders(name, parse_config(config_of(gguf), str(path)), tensors, "gguf")
 
 
-def _folder_headers(name: str, folder: Path) -> ModelHeaders:
+def _folder_headers(name: str, folder: Path, allow_pickle: bool) -> ModelHeaders:
+    config = read_config(folder / "config.json")
+    files = weights_in(folder, allow_pickle)
+    is_safe = files[0].suffix == ".safetensors"
+    read = safetensors_headers if is_safe else _pickle_headers
+    tensors = [tensor for file in files for tensor in read(file)]
+    return ModelHeaders(name, config, tensors, "safetensors" if is_safe else "pickle")
+
+
+def _pickle_headers(path: Path) -> list[TensorHeader]:
+    import torch
+
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {folder / 'config.json'}: {error}") from error
-    files = [p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated")]
-    if not files:
-        raise ModelLoadError(f"{folder} has no safetensors files; name a model that has them")
-    tensors = [tensor for path in sorted(files) for tensor in safetensors_headers(path)]
-    return ModelHeaders(name, config, tensors, is_gguf=False)
+        tensors = torch.load(path, map_location="meta", weights_only=True)
+        return [
+            TensorHeader(name, str(t.dtype).removeprefix("torch."), tuple(t.shape), t.nbytes)
+            for name, t in tensors.items()
+        ]
+    except Exception as error:  # torch raises many types; all mean the same here
+        raise ModelLoadError(f"{path} cannot be read; download it again: {error}") from error
 
 
 def safetensors_headers(path: Path) -> list[TensorHeader]:
@@ -123,27 +140,16 @@ def _tensor(name: str, type_name: str, shape: tuple[int, ...]) -> TensorHeader:
 
 
 def _hub_headers(model: str, revision: str | None) -> ModelHeaders:
-    import huggingface_hub as hub
+    import huggingface_hub
 
     try:
-        folder = hub.snapshot_download(model, revision=revision, local_files_only=True)
-        if any(Path(folder).glob("*.safetensors")):
-            return _folder_headers(model, Path(folder))
-    except (OSError, ValueError):
-        pass  # not in the local cache
-    try:
-        path = hub.hf_hub_download(model, "config.json", revision=revision)
-        metadata = hub.get_safetensors_metadata(model, revision=revision)
-    except Exception as error:  # the library raises many types; all mean the same here
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelLoadError(
-            f"{model} is not a local folder or .gguf file, and the Hugging Face hub did not return "
-            f"its headers (check the name, your access and the network): {reason}"
-        ) from error
+        path = huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
+        metadata = huggingface_hub.get_safetensors_metadata(model, revision=revision)
+    except Exception as error:
+        raise hub.not_found(model, error) from error
     tensors = [
         _tensor(name, str(info.dtype), tuple(info.shape))
         for file in metadata.files_metadata.values()
         for name, info in file.tensors.items()
     ]
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
-    return ModelHeaders(model, config, tensors, is_gguf=False)
+    return ModelHeaders(model, read_config(Path(path)), tensors, "safetensors")

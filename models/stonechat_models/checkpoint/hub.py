@@ -29,10 +29,13 @@ def fetch_snapshot(
     return folder
 
 
-def fetch_gguf(model: str, revision: str | None, progress: Progress) -> Path:
+def fetch_gguf(
+    model: str, revision: str | None, progress: Progress, *, only_cached: bool = False
+) -> Path:
     """Fetch `owner/name/path/to/file.gguf` from the hub and return its local path.
 
-    Raises `ModelLoadError` when `model` is not such a path, or is neither cached nor reachable.
+    `only_cached`: download nothing. Raises `ModelLoadError` when `model` is not such a path, or is
+    neither cached nor reachable.
     """
     from huggingface_hub import hf_hub_download
 
@@ -45,9 +48,26 @@ def fetch_gguf(model: str, revision: str | None, progress: Progress) -> Path:
     repository, name = "/".join(parts[:2]), parts[2]
     progress(f"looking for {name} of {repository} on the Hugging Face hub and in its local cache")
     try:
-        return Path(hf_hub_download(repository, name, revision=revision))
+        path = hf_hub_download(repository, name, revision=revision, local_files_only=only_cached)
     except Exception as error:
-        raise _not_found(model, error) from error
+        if only_cached:
+            raise ModelLoadError(
+                f"{model} is not on this machine; `stonechat models pull {model}` downloads it"
+            ) from error
+        raise not_found(model, error) from error
+    return Path(path)
+
+
+def cached_snapshot(model: str, revision: str | None) -> Path | None:
+    """Return the folder of a model id in the hub's local cache; None if it has no weights there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except Exception:  # the library raises many types; all mean that it is not cached
+        return None
+    patterns = ("*.safetensors", "pytorch_model*.bin")
+    return folder if any(any(folder.glob(pattern)) for pattern in patterns) else None
 
 
 def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
@@ -58,11 +78,12 @@ def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
             model, revision=revision, allow_patterns=patterns, ignore_patterns=IGNORED_PATTERNS
         )
     except Exception as error:
-        raise _not_found(model, error) from error
+        raise not_found(model, error) from error
     return Path(folder)
 
 
-def _not_found(model: str, error: Exception) -> ModelLoadError:
+def not_found(model: str, error: Exception) -> ModelLoadError:
+    """Return the error for a model that the hub did not return, and why."""
     # The library raises many types (validation, HTTP, offline, its own); all mean the same here.
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ModelLoadError(

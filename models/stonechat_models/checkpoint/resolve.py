@@ -4,20 +4,53 @@ A model is the default one, a `.gguf` file, a local folder, a Hugging Face id, o
 becomes a `ModelFiles`: a folder of Hugging Face files, and the files that hold the weights.
 """
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stonechat_models.checkpoint import default_model, hub
 from stonechat_models.checkpoint.aliases import resolve_alias
 from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once, sampled_hash
 from stonechat_models.checkpoint.gguf.convert import converted_folder
 from stonechat_models.checkpoint.gguf.reader import gguf_parts
+from stonechat_models.checkpoint.hf_config import HFConfig, read_config
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 
 DEFAULT_NAMES = frozenset({"", "default", default_model.NAME})
 TOKENIZER_SOURCES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "tekken.json")
+WeightFormat = Literal["safetensors", "gguf", "pickle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A model's name, and its folder or GGUF file. `path` is None for a model to be fetched."""
+
+    name: str
+    path: Path | None
+
+
+def locate(config: EngineConfig, progress: Progress, *, only_headers: bool = False) -> Located:
+    """Find what the name of a model means: its files on this machine. Fetch them if needed.
+
+    `only_headers`: of the models on the hub, only those in its local cache have a path. Raises
+    `ModelLoadError` when the model does not exist.
+    """
+    name = resolve_alias(config.model)
+    if name in DEFAULT_NAMES and not Path(name or ".missing").is_dir():
+        return Located(default_model.NAME, default_model.fetch_default_model(progress))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Located(path.resolve().name, path.resolve())
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            path = hub.fetch_gguf(name, config.revision, progress, only_cached=only_headers)
+        return Located(path.stem, path.absolute())
+    if path.exists():
+        raise ModelLoadError(f"{path} is neither a folder nor a .gguf file; name one of these")
+    if only_headers:
+        return Located(name, hub.cached_snapshot(name, config.revision))
+    return Located(name, hub.fetch_snapshot(name, config.revision, config.allow_pickle, progress))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +65,16 @@ class ModelFiles:
 
     name: str
     folder: Path
-    config: dict[str, object]
+    config: HFConfig
     gguf: Path | None
     weights: tuple[Path, ...]
+
+    @property
+    def weight_format(self) -> WeightFormat:
+        if self.gguf is not None:
+            return "gguf"
+        is_safe = all(path.suffix == ".safetensors" for path in self.weights)
+        return "safetensors" if is_safe else "pickle"
 
 
 def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
@@ -44,19 +84,11 @@ def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
     Raises `ModelLoadError` when the model does not exist or cannot be read, and its subclass
     `UnsupportedModelError` when it would be read wrongly.
     """
-    config = replace(config, model=resolve_alias(config.model))
-    if config.model in DEFAULT_NAMES and not Path(config.model or ".missing").is_dir():
-        return _from_gguf(default_model.NAME, default_model.fetch_default_model(progress), progress)
-    path = Path(config.model).expanduser()
-    if path.is_dir():
-        return _from_folder(path.resolve().name, path.resolve(), config.allow_pickle, progress)
-    if config.model.endswith(".gguf"):
-        gguf = path if path.is_file() else hub.fetch_gguf(config.model, config.revision, progress)
-        return _from_gguf(gguf.stem, gguf.resolve(), progress)
-    if path.exists():
-        raise ModelLoadError(f"{path} is neither a folder nor a .gguf file; name one of these")
-    folder = hub.fetch_snapshot(config.model, config.revision, config.allow_pickle, progress)
-    return _from_folder(config.model, folder, config.allow_pickle, progress)
+    located = locate(config, progress)
+    assert located.path is not None
+    if located.path.is_file():
+        return _from_gguf(located.name, located.path, progress)
+    return _from_folder(located.name, located.path, config.allow_pickle, progress)
 
 
 def fetch_model(config: EngineConfig, progress: Progress) -> Path:
@@ -74,40 +106,21 @@ def weights_hash(files: ModelFiles) -> str:
 
 
 def _from_gguf(name: str, path: Path, progress: Progress) -> ModelFiles:
-    weights = tuple(gguf_parts(path))
-    missing = [part.name for part in weights if not part.is_file()]
-    if missing:
-        raise ModelLoadError(
-            f"{path} is split; put all its parts into one folder. Missing: {', '.join(missing)}"
-        )
     folder = converted_folder(path, progress)
-    return ModelFiles(name, folder, _read_config(folder), path, weights)
+    weights = tuple(gguf_parts(path))
+    return ModelFiles(name, folder, read_config(folder / "config.json"), path, weights)
 
 
 def _from_folder(name: str, folder: Path, allow_pickle: bool, progress: Progress) -> ModelFiles:
-    config = _read_config(folder)
-    weights = _weights_in(folder, allow_pickle)
+    config = read_config(folder / "config.json")
+    weights = weights_in(folder, allow_pickle)
     if not (folder / "tokenizer.json").is_file():
         folder = _with_tokenizer(folder, progress)
     return ModelFiles(name, folder, config, None, weights)
 
 
-def _read_config(folder: Path) -> dict[str, object]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelLoadError(
-            f"{folder} has no config.json; name a folder with a Hugging Face model"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {path}; download it again: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelLoadError(f"{path} is not a JSON object; download it again")
-    return config
-
-
-def _weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
+def weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
+    """Return the files with a model's weights. Raises `ModelLoadError` if there are none to use."""
     files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
     if files:
         return tuple(files)
@@ -122,17 +135,28 @@ def _weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
     return tuple(pickled)
 
 
+def tokenizer_folder(folder: Path) -> Path | None:
+    """Return where the cache keeps the tokenizer that is converted from other files of `folder`.
+
+    None: there are no such files.
+    """
+    sources = [folder / name for name in TOKENIZER_SOURCES if (folder / name).is_file()]
+    if not sources or not (folder / "config.json").is_file():
+        return None
+    key = sampled_hash([folder / "config.json", *sources, *sorted(folder.glob("*.safetensors"))])
+    return cache_root() / "tokenizers" / key[:24]
+
+
 def _with_tokenizer(folder: Path, progress: Progress) -> Path:
     """Convert another tokenizer format to tokenizer.json. Return the cache folder that holds it.
 
     The cache folder links to the other files of `folder`, the weights included.
     """
-    sources = [folder / name for name in TOKENIZER_SOURCES if (folder / name).is_file()]
-    if not sources:
+    converted = tokenizer_folder(folder)
+    if converted is None:
         raise ModelLoadError(
             f"{folder} has neither tokenizer.json nor another tokenizer file; add the model's own"
         )
-    key = sampled_hash([folder / "config.json", *sources, *sorted(folder.glob("*.safetensors"))])
 
     def build(target: Path) -> None:
         from transformers import AutoTokenizer
@@ -152,4 +176,4 @@ def _with_tokenizer(folder: Path, progress: Progress) -> Path:
             if path.is_file() and not (target / path.name).exists():
                 (target / path.name).symlink_to(path.resolve())
 
-    return fill_once(cache_root() / "tokenizers" / key[:24], progress, build)
+    return fill_once(converted, progress, build)

@@ -2,12 +2,16 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stonechat_models.checkpoint import default_model
-from stonechat_models.checkpoint.cache import cache_root, sampled_hash
+from stonechat_models.checkpoint.cache import cache_root
+from stonechat_models.checkpoint.gguf.convert import conversion_key
+from stonechat_models.checkpoint.gguf.reader import gguf_parts
+from stonechat_models.checkpoint.resolve import tokenizer_folder
 from stonechat_models.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -16,10 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model in a cache.
-
-    `num_bytes` is the size of its files. For the default model it includes the converted files.
-    """
+    """A model in a cache. `num_bytes` is the size of its files, converted ones included."""
 
     name: str
     place: Path
@@ -35,8 +36,7 @@ def list_models() -> list[StoredModel]:
 
 def _default_model() -> Iterator[StoredModel]:
     for path in _default_files():
-        folders = [path.parent, *_conversions(path)]
-        size = sum(_folder_bytes(folder) for folder in folders)
+        size = sum(_folder_bytes(folder) for folder in (path.parent, *_conversions(path.parent)))
         yield StoredModel(default_model.NAME, path, size, path.stat().st_atime)
 
 
@@ -48,7 +48,8 @@ def _hub_models() -> Iterator[StoredModel]:
     cache = _scan()
     for repo in cache.repos if cache is not None else ():
         if repo.repo_type == "model":
-            size, last_used = repo.size_on_disk, repo.last_accessed
+            converted = sum(_folder_bytes(folder) for folder in _conversions(repo.repo_path))
+            size, last_used = repo.size_on_disk + converted, repo.last_accessed
             yield StoredModel(repo.repo_id, repo.repo_path, size, last_used)
 
 
@@ -64,45 +65,34 @@ def _scan() -> "HFCacheInfo | None":
 
 
 def remove_model(name: str) -> int:
-    """Delete a model and what was converted from its GGUF files. Return the bytes freed.
+    """Delete a model and all that was converted from its files. Return the bytes freed.
 
     Raises `ModelLoadError` when the model is not on this machine.
     """
-    if name in ("default", default_model.NAME):
-        freed = sum(_remove_with_conversions(path, path.parent) for path in _default_files())
-        if not freed:
-            raise ModelLoadError(
-                f"{name} is not on this machine; `stonechat models list` shows the models that are"
-            )
-        return freed
-    cache = _scan()
-    repos = cache.repos if cache is not None else ()
-    repo = next((r for r in repos if r.repo_type == "model" and r.repo_id == name), None)
-    if repo is None:
+    name = default_model.NAME if name == "default" else name
+    models = [model for model in list_models() if model.name == name]
+    if not models:
         raise ModelLoadError(
             f"{name} is not on this machine; `stonechat models list` shows the models that are"
         )
-    freed = 0
-    for path in sorted(repo.repo_path.glob("snapshots/*/**/*.gguf")):
-        freed += sum(_remove_folder(folder) for folder in _conversions(path))
-    shutil.rmtree(repo.repo_path)
-    return freed + repo.size_on_disk
+    for model in models:
+        folder = model.place if model.place.is_dir() else model.place.parent
+        for path in (*_conversions(folder), folder):
+            shutil.rmtree(path)
+    return sum(model.num_bytes for model in models)
 
 
-def _remove_with_conversions(path: Path, folder: Path) -> int:
-    return sum(_remove_folder(target) for target in [*_conversions(path), folder])
-
-
-def _conversions(path: Path) -> list[Path]:
-    """Return the folders that were converted from a GGUF file."""
-    key = sampled_hash([path])[:24]
-    return [folder for folder in (cache_root() / "gguf").glob(f"{key}-*") if folder.is_dir()]
-
-
-def _remove_folder(folder: Path) -> int:
-    size = _folder_bytes(folder)
-    shutil.rmtree(folder)
-    return size
+def _conversions(folder: Path) -> list[Path]:
+    """Return the folders in the cache that were converted from files below `folder`."""
+    converted: list[Path] = []
+    for path in filter(Path.is_file, folder.rglob("*.gguf")):
+        with suppress(ModelLoadError):  # parts are missing
+            key = conversion_key(gguf_parts(path))
+            converted += (cache_root() / "gguf").glob(f"{key}-*")
+    for path in folder.rglob("config.json"):
+        if not (path.parent / "tokenizer.json").is_file():
+            converted += filter(None, [tokenizer_folder(path.parent)])
+    return sorted({path for path in converted if path.is_dir()})
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """Builds the packed tensors of a step from its items."""
 
 from collections import abc
-from itertools import accumulate
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,42 +26,73 @@ def build_batch(
     `sampled_ids`, int64[rows], are the previous step's tokens if the host does not know them yet.
     They fill the placeholders.
     """
-    query_start = [0, *accumulate(item.num_tokens + len(item.draft) for item in items)]
-    context_lens = [item.context_len for item in items]
-    widths = [-(-length // block_size) for length in context_lens]
-    block_table = np.zeros((len(items), max(widths)), dtype=np.int32)
-    token_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    logits_index: list[int] = []
-    for i, item in enumerate(items):
-        sequence, first, last = item.sequence, item.start, context_lens[i]
-        token_ids += sequence.token_ids[first:last]
-        if _has_placeholder(item):
-            token_ids.append(0)
-        token_ids += item.draft
-        positions += range(first, last)
-        slots += _slots(sequence.block_table, first, last, block_size)
-        block_table[i, : widths[i]] = sequence.block_table[: widths[i]]
-        logits_index += range(query_start[i + 1] - item.num_rows, query_start[i + 1])
+    packed = _PackedItems()
+    for item in items:
+        packed.add(item, block_size)
+    query_start = [0, *packed.ends]
+    block_table = _padded_table(items, packed.context_lens, block_size)
     # Two copies to the device instead of seven.
-    ids, position_ids, slot_mapping, rows = _to_device(
-        [token_ids, positions, slots, logits_index], np.int64, device
+    token_ids, positions, slots, rows = _to_device(
+        [packed.token_ids, packed.positions, packed.slots, packed.logits_index], np.int64, device
     )
-    bounds, lens, table = _to_device(
-        [query_start, context_lens, block_table.ravel()], np.int32, device
+    starts, context_lens, table = _to_device(
+        [query_start, packed.context_lens, block_table.ravel()], np.int32, device
     )
+    if packed.placeholders:
+        token_ids = _fill_placeholders(token_ids, packed.placeholders, sampled_ids)
     return ForwardBatch(
-        token_ids=_fill_placeholders(ids, items, query_start, sampled_ids),
-        positions=position_ids,
-        slot_mapping=slot_mapping,
-        query_start=bounds,
-        context_lens=lens,
+        token_ids=token_ids,
+        positions=positions,
+        slot_mapping=slots,
+        query_start=starts,
+        context_lens=context_lens,
         block_table=table.view(block_table.shape),
         logits_index=rows,
         query_start_list=query_start,
-        context_lens_list=context_lens,
+        context_lens_list=packed.context_lens,
     )
+
+
+@dataclass(slots=True)
+class _PackedItems:
+    """The numbers of a `ForwardBatch`, one item behind the other."""
+
+    token_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    logits_index: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    """Where in `token_ids` each item ends."""
+    context_lens: list[int] = field(default_factory=list)
+    placeholders: list[tuple[int, Scheduled]] = field(default_factory=list)
+    """Where in `token_ids` the host does not know the token yet, and the item."""
+
+    def add(self, item: Scheduled, block_size: int) -> None:
+        sequence, first = item.sequence, item.start
+        end = first + item.num_tokens
+        last = end + len(item.draft)
+        self.token_ids += sequence.token_ids[first:end]
+        if end > len(sequence.token_ids):
+            self.placeholders.append((len(self.token_ids), item))
+            self.token_ids.append(0)
+        self.token_ids += item.draft
+        self.positions += range(first, last)
+        self.slots += _slots(sequence.block_table, first, last, block_size)
+        num_tokens = len(self.token_ids)
+        self.logits_index += range(num_tokens - item.num_rows, num_tokens)
+        self.ends.append(num_tokens)
+        self.context_lens.append(last)
+
+
+def _padded_table(
+    items: abc.Sequence[Scheduled], context_lens: list[int], block_size: int
+) -> np.ndarray:
+    """Return int32[N, W]: the blocks of each item's context, padded with 0."""
+    table = np.zeros((len(items), -(-max(context_lens) // block_size)), dtype=np.int32)
+    for row, item, length in zip(table, items, context_lens, strict=True):
+        width = -(-length // block_size)
+        row[:width] = item.sequence.block_table[:width]
+    return table
 
 
 def _slots(block_table: list[int], first: int, last: int, block_size: int) -> list[int]:
@@ -94,26 +125,20 @@ def _to_device(
 
 def _fill_placeholders(
     token_ids: torch.Tensor,
-    items: abc.Sequence[Scheduled],
-    query_start: list[int],
+    placeholders: abc.Sequence[tuple[int, Scheduled]],
     sampled_ids: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Return the token ids int64[T] with each placeholder replaced by its sampled token."""
+    """Return the token ids int64[T] with each placeholder replaced by its sampled token.
+
+    `placeholders` has the index and the item of each.
+    """
     indices, rows = [], []
-    for i, item in enumerate(items):
-        if _has_placeholder(item):
-            assert item.depends_on is not None, "a placeholder depends on no step"
-            indices.append(query_start[i + 1] - 1)
-            rows.append(item.depends_on.row)
-    if not indices:
-        return token_ids
+    for position, item in placeholders:
+        assert item.depends_on is not None, "a placeholder depends on no step"
+        indices.append(position)
+        rows.append(item.depends_on.row)
     assert sampled_ids is not None, "the step that a placeholder depends on is not sampled"
     if len(sampled_ids) == len(token_ids) == len(rows) and rows == list(range(len(rows))):
         return sampled_ids  # a decode step of the same sequences
     index, row = to_device([indices, rows], token_ids.device).unbind()
     return token_ids.index_copy_(0, index, sampled_ids[row])
-
-
-def _has_placeholder(item: Scheduled) -> bool:
-    """True if the last of the item's tokens is a placeholder: the host does not know its id yet."""
-    return item.start + item.num_tokens > len(item.sequence.token_ids)

@@ -28,8 +28,9 @@ class BlockPool:
     def num_used(self) -> int:
         return self.num_blocks - len(self._free)
 
-    def ref_count(self, block_id: int) -> int:
-        return self._ref_counts[block_id]
+    def num_free_among(self, block_ids: Iterable[int]) -> int:
+        """Return how many of the blocks are free."""
+        return sum(map(self._free.__contains__, block_ids))
 
     def allocate(self) -> int:
         """Return a block to write to, with one reference. The caller has checked `num_free`."""
@@ -40,11 +41,12 @@ class BlockPool:
         self._ref_counts[block_id] = 1
         return block_id
 
-    def share(self, block_id: int) -> None:
-        """Add a reference. A free block, found in the prefix cache, leaves the free list."""
-        if self._ref_counts[block_id] == 0:
-            del self._free[block_id]
-        self._ref_counts[block_id] += 1
+    def share(self, block_ids: Iterable[int]) -> None:
+        """Add a reference per block. A free block, found in the prefix cache, is free no more."""
+        for block_id in block_ids:
+            if self._ref_counts[block_id] == 0:
+                del self._free[block_id]
+            self._ref_counts[block_id] += 1
 
     def release(self, block_ids: Iterable[int]) -> None:
         """Drop one reference per block. The end of a cached prefix is reused before its start."""

@@ -16,6 +16,7 @@ from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
 from stonechat_models.engine.step import InFlightStep
 from stonechat_models.errors import StepError
 from stonechat_models.sampling.state import (
+    RequestTensors,
     SampledTokens,
     SamplerLike,
     SamplingState,
@@ -54,11 +55,6 @@ class StepCounters:
 class Engine:
     """Generates for many requests at once with one model.
 
-    `overlap` is for devices that run beside the host. A call of `step` then reads the tokens of one
-    step while the device runs the next. It launches the sampling of that next step, and schedules
-    and launches a third, whose input tokens only the device knows. Items of sequences that turn
-    out to have ended are dropped.
-
     Sequences with a prediction get draft tokens, which a step verifies. With `prompt_lookup` all
     sequences do.
 
@@ -74,7 +70,6 @@ class Engine:
         eos_token_ids: frozenset[int],
         device: torch.device,
         prefix_caching: bool = True,
-        overlap: bool = False,
         prompt_lookup: bool = False,
     ) -> None:
         info = model.info
@@ -91,12 +86,9 @@ class Engine:
             max_num_seqs=info.max_num_seqs,
             prefix_caching=prefix_caching,
         )
-        self._overlap = overlap
         self._prompt_lookup = prompt_lookup
-        self._sampled: InFlightStep | None = None
-        self._forwarded: InFlightStep | None = None
-        """With `overlap`, the steps in flight: `_sampled` is older, `_forwarded` depends on it."""
-        self._num_processed = 0
+        self._num_processed = self._num_failed = 0
+        """Items of the current step whose result is known, and those whose model failed."""
         self._requests: dict[str, SequenceGroup] = {}
 
     @property
@@ -118,8 +110,9 @@ class Engine:
         seed = secrets.randbits(64) - 2**63 if params.seed is None else params.seed
         prompt = list(request.prompt_token_ids)
         room = self.max_model_len - len(prompt)
+        tensors = RequestTensors()
         for index in range(params.n):
-            state = SamplingState(params, seed, index, prompt)
+            state = SamplingState(params, seed, index, prompt, tensors=tensors)
             state.constraint = constraints[index] if constraints else None
             if params.min_tokens > 0:
                 state.suppressed_ids = (*self.eos_token_ids, *params.stop_token_ids)
@@ -132,19 +125,10 @@ class Engine:
                     max_tokens=min(params.max_tokens or room, room),
                 )
             )
-        self._add_drafters(group)
+        if request.prediction_token_ids or self._prompt_lookup:
+            self._add_drafters(group)
         self._requests[request.request_id] = group
         self.scheduler.add(group)
-
-    def _add_drafters(self, group: SequenceGroup) -> None:
-        prediction = group.request.prediction_token_ids
-        followers = TextFollower.for_choices(prediction, len(group.sequences))
-        vocab_size = self.model.info.vocab_size
-        for sequence, follower in zip(group.sequences, followers, strict=True):
-            if prediction:
-                sequence.drafter = Drafter(follower, vocab_size)
-            elif self._prompt_lookup:
-                sequence.drafter = Drafter(PastFollower(sequence.token_ids), vocab_size)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one choice of it, and free its blocks. Unknown ids are ignored."""
@@ -156,17 +140,13 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Run one step. Return one output per new token and per failed sequence.
-
-        With `overlap` the outputs are those of the previous step.
-        """
+        """Run one step. Return one output per new token and per failed sequence."""
         start_time = time.perf_counter()
-        self._num_processed = 0
-        outputs = self._step_ahead() if self._overlap else self._run(self._schedule())
         counters = self.counters
-        if self._num_processed > 0:  # else the call has only launched work
-            num_failed = sum(output.error == STEP_FAILED for output in outputs)
-            all_failed = num_failed == self._num_processed
+        self._num_processed = self._num_failed = 0
+        outputs = self._step()
+        if self._num_processed > 0:
+            all_failed = self._num_failed == self._num_processed
             counters.num_consecutive_failed_steps = (
                 counters.num_consecutive_failed_steps + 1 if all_failed else 0
             )
@@ -193,7 +173,21 @@ class Engine:
             last_step_seconds=counters.last_step_seconds,
         )
 
-    # --- without overlap: run and sample one step after the other ---
+    def _add_drafters(self, group: SequenceGroup) -> None:
+        prediction = group.request.prediction_token_ids
+        followers: abc.Sequence[TextFollower]
+        if prediction:
+            followers = TextFollower.for_choices(prediction, len(group.sequences))
+        else:
+            followers = [PastFollower(sequence.token_ids) for sequence in group.sequences]
+        for sequence, follower in zip(group.sequences, followers, strict=True):
+            sequence.drafter = Drafter(follower, self.model.info.vocab_size)
+
+    # --- one step ---
+
+    def _step(self) -> list[TokenOutput]:
+        items = self._schedule()
+        return self._run(items) if items else []
 
     def _schedule(self) -> list[Scheduled]:
         output = self.scheduler.schedule()
@@ -202,8 +196,6 @@ class Engine:
         return output.scheduled
 
     def _run(self, items: list[Scheduled]) -> list[TokenOutput]:
-        if not items:
-            return []
         try:
             step = self._launch(items)
             step.sample(self.sampler)
@@ -212,7 +204,14 @@ class Engine:
             return self._run_in_halves(items, error)
         return self._postprocess(items, tokens)
 
+    def _launch(self, items: list[Scheduled], after: InFlightStep | None = None) -> InFlightStep:
+        block_size = self.scheduler.block_size
+        return InFlightStep(
+            self.model, items, block_size=block_size, device=self.device, after=after
+        )
+
     def _run_in_halves(self, items: list[Scheduled], error: Exception) -> list[TokenOutput]:
+        """Run the items of a step that failed with `error` again. One that is alone fails."""
         self.counters.num_failed_steps += 1
         traceback.clear_frames(error.__traceback__)  # they keep the step's tensors alive
         items = [item for item in items if not item.is_dropped]
@@ -225,72 +224,22 @@ class Engine:
         sequence = items[0].sequence
         logger.error("request %s failed in a step", sequence.group.request_id, exc_info=error)
         self._num_processed += 1
+        self._num_failed += 1
         return [self._fail(sequence, STEP_FAILED)]
 
-    def _launch(self, items: list[Scheduled]) -> InFlightStep:
-        return InFlightStep(
-            self.model,
-            items,
-            block_size=self.scheduler.block_size,
-            device=self.device,
-            after=self._sampled,
-        )
-
-    # --- with overlap: launch the next step before reading the previous step's tokens ---
-
-    def _step_ahead(self) -> list[TokenOutput]:
-        outputs = self._finish_sampled()
-        if self._forwarded is not None:
-            outputs += self._sample_forwarded()
-        items = self._schedule()
-        if items:
-            try:
-                self._forwarded = self._launch(items)
-            except Exception as error:
-                outputs += self._finish_sampled()
-                outputs += self._run_in_halves(items, error)
-        return outputs
-
-    def _finish_sampled(self) -> list[TokenOutput]:
-        """Read the older step. If that fails, drop the newer step and run the older one again."""
-        step, self._sampled = self._sampled, None
-        if step is None:
-            return []
-        try:
-            tokens = step.read()
-        except Exception as error:
-            self._drop_forwarded()
-            return self._run_in_halves(step.items, error)
-        return self._postprocess(step.items, tokens)
-
-    def _sample_forwarded(self) -> list[TokenOutput]:
-        step, self._forwarded = self._forwarded, None
-        assert step is not None
-        try:
-            step.sample(self.sampler)
-        except Exception as error:
-            return self._run_in_halves(step.items, error)
-        self._sampled = step
-        return []
-
-    def _drop_forwarded(self) -> None:
-        step, self._forwarded = self._forwarded, None
-        if step is not None:
-            for item in step.items:
-                self.scheduler.cancel(item)
-
-    # --- postprocess ---
+    # --- the results of a step ---
 
     def _postprocess(self, items: list[Scheduled], tokens: SampledTokens) -> list[TokenOutput]:
         outputs = []
         for item in items:
             if item.is_dropped:
                 continue
-            self._count(item)
+            self._num_processed += 1
+            num_prompt = item.sequence.num_prompt_tokens - item.start
+            self.counters.num_prompt_tokens += min(item.num_tokens, max(0, num_prompt))
             self.scheduler.finish_step(item)
-            if not item.reaches_end:
-                continue
-            outputs += self._accept_rows(item, tokens)
+            if item.reaches_end:
+                outputs += self._accept_rows(item, tokens)
         return outputs
 
     def _accept_rows(self, item: Scheduled, tokens: SampledTokens) -> list[TokenOutput]:
@@ -304,7 +253,7 @@ class Engine:
             self.counters.num_generated_tokens += 1
             outputs.append(self._accept(sequence, tokens.token_ids[row], tokens.logprobs[row]))
             is_accepted = i < len(item.draft) and item.draft[i] == tokens.token_ids[row]
-            if sequence.is_finished or not is_accepted:
+            if sequence.finish_reason is not None or not is_accepted:
                 break
             self.scheduler.accept_draft_token(sequence)
         if item.draft and sequence.drafter is not None:
@@ -314,45 +263,37 @@ class Engine:
             self.counters.num_accepted_draft_tokens += num_accepted
         return outputs
 
-    def _count(self, item: Scheduled) -> None:
-        self._num_processed += 1
-        num_prompt = min(item.num_tokens, max(0, item.sequence.num_prompt_tokens - item.start))
-        self.counters.num_prompt_tokens += num_prompt
-
     def _accept(
         self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
     ) -> TokenOutput:
         try:
-            sequence.append(token_id)
+            is_predicted = sequence.append(token_id)
         except StepError as error:
             return self._fail(sequence, str(error))
-        state = sequence.sampling
-        is_stop_token = self._is_stop_token(sequence, token_id)
+        group, state = sequence.group, sequence.sampling
+        params, constraint = state.params, state.constraint
+        is_eos = token_id in self.eos_token_ids and not params.ignore_eos
+        is_stop_token = is_eos or token_id in params.stop_token_ids
         finish_reason = None
-        if is_stop_token or (state.constraint is not None and state.constraint.is_finished):
+        if is_stop_token or (constraint is not None and constraint.is_finished):
             finish_reason = FinishReason.STOP
         elif sequence.num_output_tokens >= sequence.max_tokens:
             finish_reason = FinishReason.LENGTH
         output = TokenOutput(
-            request_id=sequence.group.request_id,
+            request_id=group.request_id,
             index=sequence.index,
             token_ids=(token_id,),
             logprobs=None if logprobs is None else (logprobs,),
             finish_reason=finish_reason,
-            num_cached_tokens=sequence.group.num_cached_tokens,
+            num_cached_tokens=group.num_cached_tokens,
             stop_token_id=token_id if is_stop_token else None,
-            num_cache_written_tokens=sequence.group.num_cache_written_tokens,
-            scheduled_time=sequence.group.scheduled_time,
+            num_cache_written_tokens=group.num_cache_written_tokens,
+            scheduled_time=group.scheduled_time,
+            num_predicted=int(is_predicted),
         )
         if finish_reason is not None:
             self._finish(sequence, finish_reason)
         return output
-
-    def _is_stop_token(self, sequence: Sequence, token_id: int) -> bool:
-        params = sequence.sampling.params
-        if token_id in params.stop_token_ids:
-            return True
-        return token_id in self.eos_token_ids and not params.ignore_eos
 
     def _fail(self, sequence: Sequence, error: str) -> TokenOutput:
         self._finish(sequence, FinishReason.ERROR)
@@ -372,5 +313,3 @@ class Engine:
         self.scheduler.remove(sequence)
         if not sequence.group.sequences:
             del self._requests[sequence.group.request_id]
-        if not self.has_work:  # the steps in flight are only for sequences that have ended
-            self._sampled = self._forwarded = None

@@ -73,14 +73,19 @@ class TextFollower:
         """True if the text predicts the next token."""
         return self._has_match and self._position < len(self.text)
 
-    def follow(self, token_id: int) -> None:
-        """Advance past the sequence's next token."""
+    def follow(self, token_id: int) -> bool:
+        """Advance past the sequence's next token.
+
+        Return True if it repeats a token of the text that the sequence has not repeated before.
+        """
         self._tail = (*self._tail, token_id)[-self._index.num_keys :]
-        if self.has_match and self.text[self._position] == token_id:
-            self.matched.add(self._position)
-            self._position += 1
-            return
-        self._match()
+        if not (self.has_match and self.text[self._position] == token_id):
+            self._match()
+            return False
+        is_new = self._position not in self.matched
+        self.matched.add(self._position)
+        self._position += 1
+        return is_new
 
     def next_tokens(self, limit: int) -> list[int]:
         """Return the next tokens of the text, at most `limit`; none after a mismatch."""
@@ -106,6 +111,11 @@ class PastFollower(TextFollower):
         self._tail = tuple(token_ids[-_PAST_KEYS:])
         self._match()
 
+    def follow(self, token_id: int) -> bool:
+        """Advance past the sequence's next token. Return False: no prediction had it."""
+        super().follow(token_id)
+        return False
+
     def _choose(self, positions: abc.Sequence[int]) -> int:
         return positions[-1]
 
@@ -124,9 +134,9 @@ class Drafter:
         """True if the text predicts the next token."""
         return self._follower.has_match
 
-    def follow(self, token_id: int) -> None:
-        """Advance past the sequence's next token."""
-        self._follower.follow(token_id)
+    def follow(self, token_id: int) -> bool:
+        """Advance past the sequence's next token; see the follower."""
+        return self._follower.follow(token_id)
 
     def draft(self, limit: int) -> tuple[int, ...]:
         """Return at most `limit` draft tokens."""

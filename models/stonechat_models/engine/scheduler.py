@@ -5,15 +5,15 @@ tokens until all known tokens are computed, within one token budget. Prefill in 
 recomputation after a preemption are all cases of this rule.
 """
 
+import time
 from bisect import insort
 from dataclasses import dataclass, field
 
 from stonechat_models.engine.block_pool import BlockPool
+from stonechat_models.engine.drafting import Drafting
+from stonechat_models.engine.forking import Forking
 from stonechat_models.engine.prefix_cache import PrefixCache
-from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
-
-MAX_DRAFT_TOKENS_PER_STEP = 128
-"""At most this many draft tokens per step: verifying more costs more time than it saves."""
+from stonechat_models.engine.sequence import BY_ORDER, Scheduled, Sequence, SequenceGroup
 
 
 @dataclass(slots=True)
@@ -49,6 +49,9 @@ class Scheduler:
         self.pool = BlockPool(num_blocks, self.prefix_cache)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        """Both lists are in the order in which the sequences run."""
+        self.forking = Forking(self.pool, self.waiting)
+        self.drafting = Drafting(self.pool, self.running, block_size, max_batch_tokens)
         self.num_preemptions = 0
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
@@ -57,17 +60,16 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add(self, request: SequenceGroup) -> None:
-        """Queue the request's leader. Its other sequences follow once the prompt is computed."""
-        self._enqueue(request.sequences[0])
-        for sequence in request.sequences[1:]:
-            sequence.is_waiting_for_leader = True
+    def add(self, group: SequenceGroup) -> None:
+        """Queue the group's leader. The other sequences follow once the prompt is computed."""
+        leader, *group.followers = group.sequences
+        insort(self.waiting, leader, key=BY_ORDER)
 
     def schedule(self) -> SchedulerOutput:
         output = SchedulerOutput()
         budget = self.max_batch_tokens
         num_preemptions = self.num_preemptions
-        for sequence in sorted(self.running, key=_decode_first):
+        for sequence in sorted(self.running, key=_is_prefilling):  # the sort is stable
             if budget == 0:
                 break
             # An earlier sequence may have preempted this one.
@@ -75,7 +77,7 @@ class Scheduler:
                 budget -= self._schedule_running(sequence, budget, output)
         while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
             num_tokens = self._admit(self.waiting[0], budget, output)
-            if num_tokens == 0 and (self.running or not self._drop_a_fork_source()):
+            if num_tokens == 0 and (self.running or not self.forking.drop_a_source()):
                 break
             budget -= num_tokens
         return output
@@ -89,12 +91,12 @@ class Scheduler:
         assert sequence.in_flight[0] is item, "steps finish in order"
         del sequence.in_flight[0]
         item.depends_on = None  # else each item keeps all earlier ones alive
-        was_prefilling = sequence.num_computed < sequence.num_prompt_tokens
         sequence.num_computed += item.num_tokens
         sequence.num_placeholders -= item.reaches_end
         self._register_blocks(sequence)
-        if was_prefilling and sequence.num_computed >= sequence.num_prompt_tokens:
-            self._release_followers(sequence)
+        if sequence.group.followers and sequence.num_computed >= sequence.num_prompt_tokens:
+            num_prompt_blocks = self._num_blocks(sequence.num_prompt_tokens)
+            self.forking.queue_followers(sequence, num_prompt_blocks)
 
     def accept_draft_token(self, sequence: Sequence) -> None:
         """Record that a draft token of the step just finished was right: it is computed already."""
@@ -119,8 +121,8 @@ class Scheduler:
         self._free(sequence)
         group = sequence.group
         group.sequences.remove(sequence)
-        self._promote(group)
-        self._drop_unneeded_fork_source(group)
+        if group.followers or group.prompt_blocks:
+            self.forking.leave(sequence)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a block is leaked, or shared by mistake."""
@@ -138,86 +140,66 @@ class Scheduler:
     # --- one sequence ---
 
     def _schedule_running(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
+        """Give the sequence tokens, and take blocks for them. Return how many tokens."""
         num_tokens = min(sequence.num_remaining, budget)
-        if num_tokens == 0 or self._awaits_draft(sequence):
+        drafter = sequence.drafter
+        if num_tokens == 0 or (drafter is not None and self.drafting.must_wait(sequence, drafter)):
             return 0
-        num_new_blocks = self._num_blocks(sequence.num_scheduled + num_tokens) - len(
-            sequence.block_table
-        )
-        while num_new_blocks > self.pool.num_free:
-            if self._drop_a_fork_source():
+        num_blocks = self._num_blocks(sequence.num_scheduled + num_tokens)
+        num_new_blocks = num_blocks - len(sequence.block_table)
+        if num_new_blocks > 0:
+            if not self._make_room(sequence, num_new_blocks, output):
+                return 0
+            self._grow(sequence, num_new_blocks)
+        item = self._launch(sequence, num_tokens, output)
+        if drafter is not None:
+            num_tokens += self.drafting.add_draft(item, drafter, budget - num_tokens)
+        return num_tokens
+
+    def _make_room(self, sequence: Sequence, num_blocks: int, output: SchedulerOutput) -> bool:
+        """Preempt the sequences that run last, until `num_blocks` blocks are free.
+
+        Those that are in the step already are spared. Returns False if `sequence` itself had to be
+        preempted.
+        """
+        while num_blocks > self.pool.num_free:
+            if self.forking.drop_a_source():
                 continue
-            scheduled_ids = {id(item.sequence) for item in output.scheduled}
-            candidates = [s for s in self.running if id(s) not in scheduled_ids]
-            evicted = max(candidates, key=_order)
+            spared = {id(item.sequence) for item in output.scheduled}
+            evicted = next(s for s in reversed(self.running) if id(s) not in spared)
             self._preempt(evicted)
             if evicted is sequence:
-                return 0
-        self._grow(sequence, num_new_blocks)
-        self._launch(sequence, num_tokens, output)
-        return num_tokens + self._add_draft(output.scheduled[-1], budget - num_tokens)
-
-    def _max_draft(self) -> int:
-        """Return how many tokens each sequence may draft. Half the budget is left to prompts."""
-        num_tokens = min(MAX_DRAFT_TOKENS_PER_STEP, self.max_batch_tokens // 2)
-        return max(0, num_tokens // len(self.running) - 1)
-
-    def _awaits_draft(self, sequence: Sequence) -> bool:
-        """True if the tokens in flight must be read first: they verify a draft, or the next draft
-        depends on them."""
-        if sequence.drafter is None or not sequence.num_placeholders:
-            return False
-        may_draft = self._max_draft() > 0 and sequence.drafter.has_match
-        return may_draft or bool(sequence.in_flight[-1].draft)
-
-    def _add_draft(self, item: Scheduled, budget: int) -> int:
-        """Add a draft to the item from tokens and blocks that no other sequence needs.
-
-        Returns the draft's length.
-        """
-        sequence = item.sequence
-        if sequence.drafter is None or not item.reaches_end or item.depends_on is not None:
-            return 0
-        num_others = len(self.running) - 1
-        room = (len(sequence.block_table) + max(0, self.pool.num_free - num_others)) * (
-            self.block_size
-        )
-        limit = min(
-            self._max_draft(),
-            budget - num_others,
-            room - item.context_len,
-            sequence.max_tokens - sequence.num_output_tokens - 1,
-        )
-        item.draft = sequence.drafter.draft(max(0, limit))
-        self._grow(sequence, self._num_blocks(item.context_len) - len(sequence.block_table))
-        return len(item.draft)
+                return False
+        return True
 
     def _admit(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
         """Admit a waiting sequence with the blocks of all its known tokens.
 
         Returns how many tokens it computes; 0 if there are too few blocks to admit it.
         """
-        if _can_fork(sequence):
+        group = sequence.group
+        if group.prompt_blocks and sequence.num_output_tokens == 0:
             if not self._has_room(1):
                 return 0
-            self._fork(sequence, output)
+            output.block_copies.append(self.forking.fork(sequence))
         else:
             cached_ids = self._cached_blocks(sequence)
             num_new_blocks = self._num_blocks(len(sequence.token_ids)) - len(cached_ids)
-            num_revived = sum(self.pool.ref_count(block_id) == 0 for block_id in cached_ids)
-            if not self._has_room(num_new_blocks + num_revived):
+            if not self._has_room(num_new_blocks + self.pool.num_free_among(cached_ids)):
                 return 0
             self._take_cached(sequence, cached_ids)
             self._grow(sequence, num_new_blocks)
         self.waiting.pop(0)
-        self.running.append(sequence)
-        self._drop_unneeded_fork_source(sequence.group)
-        sequence.group.mark_scheduled()
+        insort(self.running, sequence, key=BY_ORDER)
+        if group.prompt_blocks:
+            self.forking.drop_source_if_unneeded(group)
+        if group.scheduled_time is None:
+            group.scheduled_time = time.monotonic()
         num_tokens = min(sequence.num_remaining, budget)
         self._launch(sequence, num_tokens, output)
         return num_tokens
 
-    def _launch(self, sequence: Sequence, num_tokens: int, output: SchedulerOutput) -> None:
+    def _launch(self, sequence: Sequence, num_tokens: int, output: SchedulerOutput) -> Scheduled:
         reaches_end = num_tokens == sequence.num_remaining
         needs_placeholder = reaches_end and sequence.num_placeholders > 0
         item = Scheduled(
@@ -231,16 +213,14 @@ class Scheduler:
         sequence.num_placeholders += reaches_end
         sequence.in_flight.append(item)
         output.scheduled.append(item)
+        return item
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free(sequence)
         sequence.num_registered_blocks = 0
         self.num_preemptions += 1
-        self._enqueue(sequence)
-
-    def _enqueue(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=_order)
+        insort(self.waiting, sequence, key=BY_ORDER)
 
     # --- blocks ---
 
@@ -287,8 +267,7 @@ class Scheduler:
         return block_ids
 
     def _take_cached(self, sequence: Sequence, block_ids: list[int]) -> None:
-        for block_id in block_ids:
-            self.pool.share(block_id)
+        self.pool.share(block_ids)
         sequence.block_table = block_ids
         sequence.set_computed(len(block_ids) * self.block_size)
         sequence.num_registered_blocks = len(block_ids)
@@ -309,65 +288,6 @@ class Scheduler:
                 sequence.group.num_cache_written_tokens += self.block_size
         sequence.num_registered_blocks = max(num_full, sequence.num_registered_blocks)
 
-    # --- n > 1: followers fork from the computed prompt ---
 
-    def _release_followers(self, leader: Sequence) -> None:
-        followers = [s for s in leader.group.sequences if s.is_waiting_for_leader]
-        if not followers:
-            return
-        group = leader.group
-        if not group.prompt_blocks:
-            group.prompt_blocks = leader.block_table[: self._num_blocks(leader.num_prompt_tokens)]
-            for block_id in group.prompt_blocks:
-                self.pool.share(block_id)
-        for sequence in followers:
-            sequence.is_waiting_for_leader = False
-            self._enqueue(sequence)
-
-    def _fork(self, sequence: Sequence, output: SchedulerOutput) -> None:
-        """Share the prompt's blocks, except the one with its last token, which is copied.
-
-        The last token is computed again, for its logits. It is written to the copy, never to a
-        shared block.
-        """
-        source = sequence.group.prompt_blocks
-        for block_id in source[:-1]:
-            self.pool.share(block_id)
-        copy = self.pool.allocate()
-        output.block_copies.append((source[-1], copy))
-        sequence.block_table = [*source[:-1], copy]
-        sequence.set_computed(sequence.num_prompt_tokens - 1)
-        sequence.num_registered_blocks = len(source) - 1
-
-    def _promote(self, group: SequenceGroup) -> None:
-        """If the leader ended before the prompt was computed, the next sequence leads."""
-        if group.sequences and all(s.is_waiting_for_leader for s in group.sequences):
-            group.sequences[0].is_waiting_for_leader = False
-            self._enqueue(group.sequences[0])
-
-    def _drop_unneeded_fork_source(self, group: SequenceGroup) -> None:
-        if group.prompt_blocks and not any(s in self.waiting for s in group.sequences):
-            self._drop_prompt_blocks(group)
-
-    def _drop_prompt_blocks(self, group: SequenceGroup) -> None:
-        self.pool.release(group.prompt_blocks)
-        group.prompt_blocks = []
-
-    def _drop_a_fork_source(self) -> bool:
-        for sequence in reversed(self.waiting):
-            if sequence.group.prompt_blocks:
-                self._drop_prompt_blocks(sequence.group)
-                return True
-        return False
-
-
-def _can_fork(sequence: Sequence) -> bool:
-    return bool(sequence.group.prompt_blocks) and sequence.num_output_tokens == 0
-
-
-def _order(sequence: Sequence) -> tuple[tuple[int, float, str], int]:
-    return (sequence.group.sort_key, sequence.index)
-
-
-def _decode_first(sequence: Sequence) -> tuple[bool, tuple[tuple[int, float, str], int]]:
-    return (sequence.num_remaining > 1, _order(sequence))
+def _is_prefilling(sequence: Sequence) -> bool:
+    return sequence.num_remaining > 1

@@ -1,40 +1,35 @@
 """A request in the engine, and its sequences: one per choice."""
 
-import time
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from stonechat_models.engine.prefix_cache import block_hash, root_hash
 from stonechat_models.engine.prompt_lookup import Drafter
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.types import FinishReason, GenerateRequest
 
+BY_ORDER = attrgetter("order")
+"""Sorts sequences into the order in which they run. It is never equal for two sequences."""
+
 
 @dataclass(slots=True, eq=False)
 class SequenceGroup:
-    """A prompt with its n sequences.
-
-    The first sequence, the leader, computes the prompt. The others then fork from `prompt_blocks`.
-    The group holds a reference to these blocks until the last sequence has forked.
-    """
+    """A prompt with its n sequences. The fields for n > 1 are explained in `forking`."""
 
     request: GenerateRequest
     sequences: list["Sequence"] = field(default_factory=list)
+    followers: list["Sequence"] = field(default_factory=list)
+    """The sequences that wait until the first one has computed the prompt."""
     prompt_blocks: list[int] = field(default_factory=list)
+    """The blocks that the followers fork from."""
     num_cached_tokens: int = 0
     num_cache_written_tokens: int = 0
     scheduled_time: float | None = None
+    """When the group was first part of a step."""
 
     @property
     def request_id(self) -> str:
         return self.request.request_id
-
-    @property
-    def sort_key(self) -> tuple[int, float, str]:
-        return (self.request.priority, self.request.arrival_time, self.request_id)
-
-    def mark_scheduled(self) -> None:
-        if self.scheduled_time is None:
-            self.scheduled_time = time.monotonic()
 
 
 @dataclass(slots=True, eq=False)
@@ -66,12 +61,16 @@ class Sequence:
     """Leading blocks already offered to the prefix cache."""
     drafter: Drafter | None = None
     """Proposes draft tokens. A sequence that may draft waits for the previous step's tokens."""
-    is_waiting_for_leader: bool = False
     finish_reason: FinishReason | None = None
+    index: int = field(init=False)
+    """Which of the request's choices this is."""
+    order: tuple[int, float, str, int] = field(init=False)
+    """Priority, arrival, request id, choice index: lower runs first."""
 
-    @property
-    def index(self) -> int:
-        return self.sampling.choice_index
+    def __post_init__(self) -> None:
+        request = self.group.request
+        self.index = self.sampling.choice_index
+        self.order = (request.priority, request.arrival_time, request.request_id, self.index)
 
     @property
     def num_remaining(self) -> int:
@@ -91,19 +90,17 @@ class Sequence:
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
-    @property
-    def is_finished(self) -> bool:
-        return self.finish_reason is not None
-
     def set_computed(self, num_tokens: int) -> None:
         """Set how many tokens have keys and values in `block_table`. None may be in flight."""
         self.num_computed = self.num_scheduled = num_tokens
 
-    def append(self, token_id: int) -> None:
+    def append(self, token_id: int) -> bool:
+        """Add a chosen token. Return True if it repeats a token of the request's prediction that
+        the sequence has not repeated before."""
         self.token_ids.append(token_id)
-        if self.drafter is not None:
-            self.drafter.follow(token_id)
+        is_predicted = self.drafter is not None and self.drafter.follow(token_id)
         self.sampling.append(token_id)
+        return is_predicted
 
     def hash_of_block(self, i: int, block_size: int) -> bytes:
         """Return the chained hash of block i. All tokens of the block must be known."""

@@ -22,7 +22,7 @@ class InFlightStep:
         *,
         block_size: int,
         device: torch.device,
-        after: "InFlightStep | None",
+        after: "InFlightStep | None" = None,
     ) -> None:
         """`after` is the previous step, sampled but not read. Items may depend on its tokens."""
         self.items = items
@@ -42,8 +42,9 @@ class InFlightStep:
             if item.reaches_end and not item.is_dropped:
                 item.row = len(rows)
                 rows += range(num_rows, num_rows + item.num_rows)
-                state = item.sequence.sampling
-                states += [state, *state.ahead(item.draft)]
+                states.append(item.sequence.sampling)
+                if item.draft:
+                    states += item.sequence.sampling.ahead(item.draft)
             num_rows += item.num_rows
         logits, self._logits = self._logits, None
         assert logits is not None, "a step is sampled once"

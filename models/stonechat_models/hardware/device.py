@@ -48,8 +48,10 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, config: dict[str, object], device: torch.device) -> torch.dtype:
-    """Return the dtype of a name. `auto` depends on the device and on the checkpoint in `config`.
+def choose_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of a name. `auto` depends on the device and on the checkpoint's dtype.
+
+    `stored` is the name of the checkpoint's dtype, or empty if it is not known.
 
     On a GPU `auto` is float16 for a float16 checkpoint. For any other it is bfloat16 where the GPU
     supports that, else float16. On a CPU it is bfloat16 for a bfloat16 checkpoint if the processor
@@ -61,7 +63,7 @@ def choose_dtype(name: str, config: dict[str, object], device: torch.device) -> 
         if name not in DTYPES:
             raise ModelLoadError(f"{name!r} is not a dtype; use auto, float32, float16 or bfloat16")
         return DTYPES[name]
-    stored_dtype = checkpoint_dtype(config)
+    stored_dtype = DTYPES.get(stored)
     if device.type == "cpu":
         is_native = stored_dtype is torch.bfloat16 and cpu_has_bfloat16()
         return torch.bfloat16 if is_native else torch.float32
@@ -69,12 +71,6 @@ def choose_dtype(name: str, config: dict[str, object], device: torch.device) -> 
         return torch.float16
     has_bfloat16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if has_bfloat16 else torch.float16
-
-
-def checkpoint_dtype(config: dict[str, object]) -> torch.dtype | None:
-    """Return the dtype of the weights according to config.json; None if it does not say."""
-    name = config.get("dtype") or config.get("torch_dtype")
-    return DTYPES.get(name.removeprefix("torch.")) if isinstance(name, str) else None
 
 
 def cpu_has_bfloat16() -> bool:

@@ -23,25 +23,17 @@ def to_device(
 
 
 class HostCopies:
-    """Copies tensors to the host. The constructor starts the copies, and `read` waits for them.
-
-    For devices other than CUDA nothing is copied: `read` returns the tensors themselves.
-    """
+    """Copies CUDA tensors to the host. The constructor starts the copies; `read` waits for them."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        self._event: torch.cuda.Event | None = None
-        self._tensors = list(tensors)
-        if not tensors or tensors[0].device.type != "cuda":
-            return
-        self._tensors = [
+        self._copies = [
             torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
             for t in tensors
         ]
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(tensors[0].device))
 
     def read(self) -> list[torch.Tensor]:
         """Wait for the copies, but not for work that was queued after them."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._tensors
+        self._event.synchronize()
+        return self._copies

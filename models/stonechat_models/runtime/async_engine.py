@@ -68,7 +68,7 @@ class _Stream:
             assert self._error is not None
             raise self._error
         outputs, self._outputs = self._outputs, []
-        return join_outputs(outputs)
+        return outputs[0] if len(outputs) == 1 else join_outputs(outputs)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -5,10 +5,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stonechat_models.backends.base import CausalModel
+from stonechat_models.checkpoint.headers import ModelHeaders
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.checkpoint.support import context_length, refuse_unserved_layers
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
+from stonechat_models.engine.overlapped import OverlappedEngine
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.text.tokenizer import Tokenizer
 
@@ -35,7 +37,7 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
 
     device = choose_device(config.device)
     refuse_weight_format(config, device)
-    config = replace(config, threads=config.threads or usable_cores())
+    config = replace(config, device=str(device), threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
     refuse_unserved_layers(files.config)
     max_model_len = context_length(files.config, config.max_model_len)
@@ -66,6 +68,7 @@ def assemble_engine(
     Raises `ModelLoadError` with the numbers if there is not enough memory.
     """
     from stonechat_models.backends.quantization.device_support import TRITON_BACKENDS
+    from stonechat_models.hardware.device import free_memory
     from stonechat_models.sampling.sampler import Sampler
 
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
@@ -87,8 +90,13 @@ def assemble_engine(
             block_size=config.block_size,
             graphs=graphs,
         )
-    num_blocks = _num_kv_blocks(model, config, device, max_model_len * max_num_seqs, reserved_bytes)
-    max_model_len = _fitting_context(num_blocks * config.block_size, max_model_len, config)
+    num_blocks, max_model_len = size_kv_cache(
+        config,
+        device,
+        free=free_memory(device) - reserved_bytes,
+        bytes_per_token=model.kv_bytes_per_token,
+        max_model_len=max_model_len,
+    )
     model.allocate_kv_cache(num_blocks, config.block_size)
     model.info = replace(
         model.info,
@@ -100,63 +108,64 @@ def assemble_engine(
         from stonechat_models.backends.transformers.cuda_memory import with_cuda_graphs
 
         model = with_cuda_graphs(model, device, progress)
-    return Engine(
+    overlap = device.type == "cuda" if config.overlap is None else config.overlap
+    engine_class = OverlappedEngine if overlap else Engine
+    return engine_class(
         model,
         sampler,
         eos_token_ids=eos_token_ids,
         device=device,
         prefix_caching=config.prefix_caching,
-        overlap=device.type == "cuda" if config.overlap is None else config.overlap,
         prompt_lookup=config.prompt_lookup,
     )
 
 
-def _fitting_context(capacity: int, max_model_len: int, config: EngineConfig) -> int:
-    """Return the context length that fits a KV cache of `capacity` tokens.
+def native_refusal(
+    model: ModelFiles | ModelHeaders, config: EngineConfig, progress: Progress
+) -> str | None:
+    """Return why the native backend does not serve a model; None if it does.
 
-    Raises `ModelLoadError` if the configured context length does not fit.
+    Raises `ModelLoadError` with the reason if the settings name that backend.
     """
-    if capacity < max_model_len and config.max_model_len is not None:
-        raise ModelLoadError(
-            f"the KV cache holds only {capacity} tokens and the context length is {max_model_len}: "
-            "give the cache more memory, or lower the context length (--max-model-len)"
-        )
-    return min(capacity, max_model_len)
+    from stonechat_models.backends import native
+
+    reason = native.supports(model, config, progress)
+    if reason is not None and config.backend == "native":
+        raise ModelLoadError(f"the native backend cannot run {model.name}: {reason}")
+    return reason
 
 
 def _load_model(
     files: ModelFiles, config: EngineConfig, device: "torch.device", progress: Progress
 ) -> CausalModel:
     """Load the model with the native backend if it supports the model, else with PyTorch."""
-    if config.backend != "transformers" and device.type == "cpu":
+    reason = native_refusal(files, config, progress)
+    if reason is None:
         from stonechat_models.backends import native
 
-        reason = native.supports(files, config, progress)
-        if reason is None:
-            return native.NativeModel.load(files, config, progress)
-        if config.backend == "native":
-            raise ModelLoadError(f"the native backend cannot run {files.name}: {reason}")
+        return native.NativeModel.load(files, config, progress)
+    if config.backend == "auto" and device.type == "cpu":
         progress(f"running {files.name} through PyTorch: {reason}")
     from stonechat_models.backends.transformers.load import load_transformers_model
 
     return load_transformers_model(files, config, device, progress)
 
 
-def _num_kv_blocks(
-    model: CausalModel,
+def size_kv_cache(
     config: EngineConfig,
     device: "torch.device",
-    useful_tokens: int,
-    reserved_bytes: int,
-) -> int:
-    """Return how many blocks the configured memory holds, but no more than all sequences can fill.
+    *,
+    free: int,
+    bytes_per_token: int,
+    max_model_len: int,
+) -> tuple[int, int]:
+    """Return the blocks of the KV cache and the context length that fits in it.
 
-    `reserved_bytes` of the free memory are left for steps. Raises `ModelLoadError` if the cache
-    does not fit in the rest, or holds no block.
+    `free`: bytes that weights and steps leave. The cache has no more blocks than all sequences can
+    fill. Raises `ModelLoadError` with the numbers if the cache does not fit, holds no block, or is
+    too small for the configured context length.
     """
-    from stonechat_models.hardware.device import free_memory
-
-    free = max(0, free_memory(device) - reserved_bytes)
+    free = max(0, free)
     if config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes
     else:
@@ -168,12 +177,17 @@ def _num_kv_blocks(
             f"the KV cache needs {budget / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB "
             f"are free on {device}"
         )
-    tokens = min(budget // model.kv_bytes_per_token, useful_tokens)
-    num_blocks = tokens // config.block_size
+    max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
+    num_blocks = min(budget // bytes_per_token, max_model_len * max_num_seqs) // config.block_size
     if num_blocks < 1:
         raise ModelLoadError(
             f"{budget / 2**20:.1f} MiB cannot hold a KV cache block of {config.block_size} tokens "
-            f"at {model.kv_bytes_per_token} bytes per token; "
-            f"{free / 2**20:.0f} MiB are free on {device}"
+            f"at {bytes_per_token} bytes per token; {free / 2**20:.0f} MiB are free on {device}"
         )
-    return int(num_blocks)
+    capacity = num_blocks * config.block_size
+    if capacity < max_model_len and config.max_model_len is not None:
+        raise ModelLoadError(
+            f"the KV cache holds only {capacity} tokens and the context length is {max_model_len}: "
+            "give the cache more memory, or lower the context length (--max-model-len)"
+        )
+    return num_blocks, min(capacity, max_model_len)

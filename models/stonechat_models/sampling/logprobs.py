@@ -21,8 +21,7 @@ class RawLogprobs:
         ]
         self._num_tops = [states[row].params.top_logprobs or 0 for row in self.rows]
         self._vocab_size = logits.shape[1]
-        if not self.rows:
-            return
+        assert self.rows, "no row wants logprobs"
         logprob_rows = self._select_rows(logits)
         shape = (len(self.rows), padded_width(self._vocab_size))
         self._raw = torch.full(shape, float("-inf"), device=logits.device)
@@ -45,8 +44,6 @@ class RawLogprobs:
 
         Call it once: it frees the raw logits.
         """
-        if not self.rows:
-            return []
         chosen_tokens = self._select_rows(tokens)
         values = self._raw.gather(1, chosen_tokens.unsqueeze(1)).squeeze(1)
         del self._raw
@@ -59,8 +56,6 @@ class RawLogprobs:
         row is not finite. Tokens that cannot occur (a logit of -inf) may be missing from the tops.
         """
         entries: list[TokenLogprobs | None] = [None] * num_rows
-        if not self.rows:
-            return entries
         ids, values, peaks, masses = (tensor.tolist() for tensor in tensors[:4])
         tops = self._top_lists(tensors[4:])
         for i, row in enumerate(self.rows):

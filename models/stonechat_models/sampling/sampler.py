@@ -2,8 +2,8 @@
 
 Order per row, on raw logits: bias, penalties, suppressed tokens and constraint (`logits`), then
 temperature, top_k, min_p, top_p (`truncation`), then the draw (`inverse_cdf`). Only the row's seed,
-choice index and position determine the variate of the draw (`rng`). There is no random generator,
-and no sum depends on the batch: a row's token has the same bits alone and in any batch.
+choice index and position determine the variate of the draw. There is no random generator, and no
+sum depends on the batch: a row's token has the same bits alone and in any batch.
 """
 
 import math
@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from stonechat_models.hardware.transfers import HostCopies, to_device
-from stonechat_models.sampling.inverse_cdf import draw, padded_width
+from stonechat_models.sampling.inverse_cdf import draw, padded_width, uniform_variate
 from stonechat_models.sampling.logits import edit_logits
 from stonechat_models.sampling.logprobs import RawLogprobs
-from stonechat_models.sampling.rng import uniform_variate
 from stonechat_models.sampling.state import SampledTokens, SamplingState
 from stonechat_models.sampling.truncation import Cuts, cut_weights
 from stonechat_models.types import SamplingParams, TokenLogprobs
@@ -30,6 +29,10 @@ class Sampler:
         self._vocab_size = vocab_size
         self._device = torch.device(device)
         self._width = padded_width(vocab_size)
+        self._tensor: Callable[..., torch.Tensor] = torch.tensor
+        """Makes a tensor on the device."""
+        if self._device.type == "cuda":
+            self._tensor = to_device
 
     def __call__(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SampledTokens:
         """Choose a token for each row of float[R, V], and wait for them; see `launch`."""
@@ -52,8 +55,12 @@ class Sampler:
         if not states:
             return Sampling(torch.empty(0, dtype=torch.int64), torch.empty(0), None, {})
         logits = logits.float().contiguous()
-        raw = RawLogprobs(logits, states)
-        errors = edit_logits(logits, states)
+        needs_logprobs = needs_edits = False
+        for state in states:
+            needs_logprobs |= state.params.top_logprobs is not None
+            needs_edits |= state.needs_edits
+        raw = RawLogprobs(logits, states) if needs_logprobs else None
+        errors = edit_logits(logits, states) if needs_edits else {}
         tokens, peaks = self._choose(logits, states)
         return Sampling(tokens, peaks, raw, errors)
 
@@ -102,8 +109,8 @@ class Sampler:
         weights = torch.empty(len(states), self._width, device=logits.device)
         weights[:, self._vocab_size :] = float("-inf")
         torch.sub(logits, peaks.unsqueeze(1), out=weights[:, : self._vocab_size])
-        if any(temperature != 1.0 for temperature in temperatures):
-            weights /= to_device(temperatures, logits.device).unsqueeze(1)
+        if temperatures.count(1.0) < len(temperatures):
+            weights /= self._tensor(temperatures, device=logits.device).unsqueeze(1)
         return weights.exp_(), peaks
 
     def _draw(self, weights: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
@@ -111,8 +118,8 @@ class Sampler:
             uniform_variate(state.seed, state.choice_index, state.num_output_tokens)
             for state in states
         ]
-        variates_on_device = to_device(variates, weights.device, torch.float64)
-        return draw(weights, variates_on_device).clamp_(max=self._vocab_size - 1)
+        on_device = self._tensor(variates, device=weights.device, dtype=torch.float64)
+        return draw(weights, on_device).clamp_(max=self._vocab_size - 1)
 
 
 class Sampling:
@@ -130,15 +137,19 @@ class Sampling:
         self._raw = raw
         self._errors = errors
         logprob_tensors = [] if raw is None else raw.choose(tokens)
-        self._copies = HostCopies([tokens, peaks, *logprob_tensors])
+        results = [tokens, peaks, *logprob_tensors]
+        self._results = HostCopies(results) if tokens.device.type == "cuda" else results
 
     def read(self) -> SampledTokens:
         """Wait for the tokens and return them. Call it once."""
-        tokens, peaks, *logprob_tensors = self._copies.read()
+        results = self._results
+        tokens, peaks, *logprob_tensors = (
+            results.read() if isinstance(results, HostCopies) else results
+        )
         token_ids, errors = tokens.tolist(), self._errors
-        if self._raw is None:
-            return SampledTokens(token_ids, [], errors)
-        logprobs = self._raw.read(logprob_tensors, len(token_ids))
+        logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
+        if self._raw is not None:
+            logprobs = self._raw.read(logprob_tensors, len(token_ids))
         _flag_rows(peaks.tolist(), logprobs, errors)
         for row in errors:
             token_ids[row] = -1

@@ -31,6 +31,16 @@ class TokenConstraint(Protocol):
 
 
 @dataclass(slots=True)
+class RequestTensors:
+    """Tensors that all choices of a request share. The sampler makes them when it needs them."""
+
+    prompt_ids: torch.Tensor | None = None
+    """The prompt's distinct tokens, int64."""
+    bias: tuple[torch.Tensor, torch.Tensor] | None = None
+    """`logit_bias` as token ids, int64, and amounts, float32."""
+
+
+@dataclass(slots=True)
 class SamplingState:
     """Per-sequence input of the sampler. Only the engine's thread touches it."""
 
@@ -47,11 +57,20 @@ class SamplingState:
     not add to this: it lets generation run past EOS, but EOS may still be sampled."""
     output_counts: dict[int, int] = field(default_factory=dict)
     """How often each generated token occurs. The engine updates it with `append`."""
-    prompt_ids_tensor: torch.Tensor | None = None
-    """The prompt's distinct tokens, int64. The sampler fills it when a penalty needs it."""
-    bias_tensors: tuple[torch.Tensor, torch.Tensor] | None = None
-    """`logit_bias` as token ids, int64, and amounts, float32. The sampler fills it. All choices of
-    a request share the tensors."""
+    tensors: RequestTensors = field(default_factory=RequestTensors)
+
+    @property
+    def needs_edits(self) -> bool:
+        """False if `logits` has nothing to edit in this row."""
+        params = self.params
+        return bool(
+            params.logit_bias
+            or params.frequency_penalty
+            or params.presence_penalty
+            or params.repetition_penalty != 1.0
+            or self.suppressed_ids
+            or self.constraint is not None
+        )
 
     def ahead(self, draft: Sequence[int]) -> "list[SamplingState]":
         """Return the states after 1, 2, … tokens of `draft`. This state does not change.

@@ -22,7 +22,10 @@ class Detokenizer:
 
     def add(self, token_id: int) -> str:
         """Return the text that `token_id` completes, which may be empty."""
-        data = self._piece(token_id)
+        data = self._tokenizer.token_bytes(token_id)
+        if self._at_start and data:
+            self._at_start = False
+            data = self._tokenizer.bytes_at_start(token_id)
         if not self._pending and data.isascii():
             self.num_chars += len(data)
             return data.decode("ascii")
@@ -50,10 +53,3 @@ class Detokenizer:
         text, _ = codecs.utf_8_decode(joined, "replace", False)
         is_cut_off = text.startswith("\ufffd") and joined != b"\xef\xbf\xbd"
         return self.num_chars + is_cut_off
-
-    def _piece(self, token_id: int) -> bytes:
-        piece = self._tokenizer.token_bytes(token_id)
-        if self._at_start and piece:
-            self._at_start = False
-            return self._tokenizer.bytes_at_start(token_id)
-        return piece

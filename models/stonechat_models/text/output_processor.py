@@ -6,7 +6,7 @@ Rules per choice:
   `include_stop_str_in_output` is set. `stop_reason` is None for EOS, else the token's id.
 - A stop string ends the choice at the token that completes it. Later tokens are ignored, and
   `stop_reason` is the string. Stop strings do not count before `min_tokens` tokens, nor in
-  reasoning (`stop_scope`). Text that may begin reasoning is held back until that is clear.
+  reasoning (`StopRules`). Text that may begin reasoning is held back until that is clear.
 - Skipped special tokens count in `num_tokens` and have no logprobs entry.
 - A logprobs entry is released with the character in which its token begins. So the joined bytes
   of the entries are those of the text, except for a leading space that the tokenizer drops, a
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import msgspec
 
 from stonechat_models.text.detokenizer import Detokenizer
-from stonechat_models.text.stop_scope import ScopeTracker
+from stonechat_models.text.stop_filter import StopFilter
 from stonechat_models.text.stop_strings import StopStrings
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import (
@@ -43,9 +43,9 @@ class OutputProcessor:
 
     def __init__(self, tokenizer: Tokenizer, request: GenerateRequest) -> None:
         params = request.params
-        stops = StopStrings(params.stop) if params.stop else None
+        strings = StopStrings(params.stop.strings) if params.stop else None
         self._request = request
-        self._choices = [_ChoiceOutput(i, tokenizer, params, stops) for i in range(params.n)]
+        self._choices = [_ChoiceOutput(i, tokenizer, params, strings) for i in range(params.n)]
         self._num_unfinished = params.n
         self._stopped_choices: list[int] = []
         self._num_cached_tokens = 0
@@ -115,11 +115,8 @@ def join_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
 
     It has all their deltas. Its other fields are those of the last output.
     """
-    last = outputs[-1]
-    if len(outputs) == 1:
-        return last
     deltas = tuple([delta for output in outputs for delta in output.deltas])
-    return msgspec.structs.replace(last, deltas=deltas)
+    return msgspec.structs.replace(outputs[-1], deltas=deltas)
 
 
 class _ChoiceOutput:
@@ -130,33 +127,31 @@ class _ChoiceOutput:
         index: int,
         tokenizer: Tokenizer,
         params: SamplingParams,
-        stops: StopStrings | None,
+        strings: StopStrings | None,
     ) -> None:
+        """`strings` are those of `params.stop`."""
         self.finish_reason: FinishReason | None = None
         self._index = index
         self._tokenizer = tokenizer
         self._params = params
-        self._stop_strings = stops
-        self._stops = stops.new_match() if stops else None
-        self._scope = ScopeTracker(params.stop_scope) if stops and params.stop_scope else None
-        self._call_markers = StopStrings(params.unstoppable_after).new_match()
-        self._is_blank = True
         self._detokenizer = Detokenizer(tokenizer)
+        self._stop_filter: StopFilter | None = None
+        if params.stop is not None and strings is not None:
+            shows_stop = params.include_stop_str_in_output
+            self._stop_filter = StopFilter(strings, params.stop, shows_stop=shows_stop)
         self._skipped_ids = tokenizer.special_ids if params.skip_special_tokens else frozenset()
         self._num_tokens = 0
-        self._shows_stop = params.include_stop_str_in_output
-        self._held_text = ""
-        """The end of the text, which may become a stop string. It is released already if the output
-        includes stop strings."""
         self._num_released = 0
         self._entries: deque[tuple[int, LogprobEntry]] = deque()
         self._stop_reason: str | int | None = None
         self._new_text: list[str] = []
         self._new_ids: list[int] = []
         self._new_entries: list[LogprobEntry] = []
+        self._num_new_predicted = 0
 
     def add(self, output: TokenOutput) -> None:
         """Add tokens until one completes a stop string. End the choice if the output says so."""
+        self._num_new_predicted += output.num_predicted
         logprobs = output.logprobs if self._params.top_logprobs is not None else None
         last = len(output.token_ids) - 1
         for i, token_id in enumerate(output.token_ids):
@@ -168,7 +163,8 @@ class _ChoiceOutput:
             if logprobs is not None:
                 start = self._detokenizer.start_of(token_id)
                 self._entries.append((start, self._entry(logprobs[i])))
-            if self._add_text(self._detokenizer.add(token_id)):
+            self._add_text(self._detokenizer.add(token_id))
+            if self.finish_reason is not None:
                 return
         if output.finish_reason is not None:
             self._end(output.finish_reason, output.stop_token_id)
@@ -183,92 +179,39 @@ class _ChoiceOutput:
             num_tokens=len(self._new_ids),
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
+            num_predicted=self._num_new_predicted,
         )
         self._new_text, self._new_ids, self._new_entries = [], [], []
+        self._num_new_predicted = 0
         return delta
 
     def _shows_end(self, token_id: int) -> bool:
-        return self._shows_stop and not self._is_eos(token_id)
+        return self._params.include_stop_str_in_output and not self._is_eos(token_id)
 
     def _is_eos(self, token_id: int) -> bool:
         return token_id in self._tokenizer.eos_token_ids and not self._params.ignore_eos
 
-    def _add_text(self, text: str, is_last: bool = False) -> bool:
-        """Release as much text as is safe. Return True when a stop string has ended the choice."""
-        if self._scope is None:
-            return self._add_answer(text)
-        for piece, is_in_scope in self._scope.split(text, is_last):
-            if not is_in_scope:
-                self._add_reasoning(piece)
-            elif self._add_answer(piece):
-                return True
-        return False
-
-    def _add_reasoning(self, text: str) -> None:
-        if self._stop_strings is not None and self._stops is not None:
-            self._stops = self._stop_strings.new_match()
-        if not self._shows_stop:
-            self._release(self._held_text)
-        self._held_text = ""
-        self._release(text)
-
-    def _add_answer(self, text: str) -> bool:
-        if not text:
-            return False
-        start = self._unstoppable_start(text) if self._stops is not None else -1
-        if start < 0:
-            return self._add_stoppable(text)
-        if self._add_stoppable(text[:start]):
-            return True
-        if not self._shows_stop:
-            self._release(self._held_text)
-        self._stops, self._held_text = None, ""
-        self._release(text[start:])
-        return False
-
-    def _unstoppable_start(self, text: str) -> int:
-        """Return the index in `text` from which no stop string counts any more, or -1."""
-        stripped = text.lstrip() if self._is_blank else ""
-        if stripped:
-            self._is_blank = False
-            if stripped[0] == self._params.unstoppable_first:
-                return len(text) - len(stripped)
-        return self._call_markers.find(text)[0]
-
-    def _add_stoppable(self, text: str) -> bool:
-        stops = self._stops
-        if stops is None:
+    def _add_text(self, text: str, is_last: bool = False) -> None:
+        """Release as much text as is safe. A stop string ends the choice."""
+        stop_filter = self._stop_filter
+        if stop_filter is None:
             self._release(text)
-            return False
-        joined, num_old = self._held_text + text, len(self._held_text)
-        first = num_old if self._shows_stop else 0
-        if self._num_tokens < self._params.min_tokens:
-            stops.skip(text)
-        else:
-            end, stop = stops.find(text)
-            if end >= 0:
-                end += num_old
-                self._release(joined[first : end if self._shows_stop else end - len(stop)])
-                self._held_text = ""
-                self._entries.clear()
-                self.finish_reason, self._stop_reason = FinishReason.STOP, stop
-                return True
-        split = len(joined) - stops.num_held
-        self._held_text = joined[split:]
-        self._release(joined[first:] if self._shows_stop else joined[:split])
-        return False
+            return
+        may_stop = self._num_tokens >= self._params.min_tokens
+        self._release(stop_filter.add(text, may_stop=may_stop, is_last=is_last))
+        if stop_filter.stop is not None:
+            self._entries.clear()
+            self.finish_reason, self._stop_reason = FinishReason.STOP, stop_filter.stop
 
     def _end(self, reason: FinishReason, stop_token_id: int | None) -> None:
         """End the choice as the engine says, unless the last bytes complete a stop string."""
-        if self._add_text(self._detokenizer.flush(), is_last=True):
+        self._add_text(self._detokenizer.flush(), is_last=True)
+        if self.finish_reason is not None:
             if reason in (FinishReason.ABORT, FinishReason.ERROR):
                 self.finish_reason, self._stop_reason = reason, None
             return
-        if not self._shows_stop:
-            self._release(self._held_text)
-        self._held_text = ""
-        self._new_entries.extend(entry for _, entry in self._entries)
-        self._entries.clear()
+        while self._entries:
+            self._new_entries.append(self._entries.popleft()[1])
         self.finish_reason = reason
         if stop_token_id is not None and not self._is_eos(stop_token_id):
             self._stop_reason = stop_token_id

@@ -52,8 +52,9 @@ class Tokenizer:
         self.eos_token_ids = files.eos_token_ids | ({eos} if eos is not None else set())
         self._spelling = token_spelling(backend)
         self._bytes: list[bytes | None] = [None] * self.vocab_size
+        self._start_bytes: dict[int, bytes] = {}
         self._texts: dict[int, str] = {}
-        """The texts that `token_text` has returned, by id."""
+        """What `token_bytes`, `bytes_at_start` and `token_text` have returned, by id."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
@@ -113,8 +114,14 @@ class Tokenizer:
 
     def bytes_at_start(self, token_id: int) -> bytes:
         """Return a token's bytes at the start of a text, where decoders may drop a space."""
-        token = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
-        return b"" if token is None else self._spelling.bytes_at_start(token)
+        if not 0 <= token_id < self.vocab_size:
+            return b""
+        data = self._start_bytes.get(token_id)
+        if data is None:
+            token = self._backend.id_to_token(token_id)
+            data = b"" if token is None else self._spelling.bytes_at_start(token)
+            self._start_bytes[token_id] = data
+        return data
 
     def token_text(self, token_id: int) -> str:
         """Return a token's own text. An incomplete character becomes U+FFFD."""

@@ -1,6 +1,5 @@
 """Finds the API key that a request carries, and checks which models the key may use."""
 
-import hashlib
 import hmac
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from functools import partial
 
 from starlette.requests import Request
 
-from stonechat_server.access.keys import ANONYMOUS, ApiKey, KeyStore
+from stonechat_server.access.keys import ANONYMOUS, ApiKey, KeyStore, digest_of
 from stonechat_server.errors import APIError
 
 
@@ -31,13 +30,10 @@ class Authenticator:
         limit_headers: Callable[[ApiKey], Mapping[str, str]] = lambda _: {},
     ) -> None:
         self._limit_headers = limit_headers
-        self._digests = [_digest(key) for key in keys]
+        self._digests = [digest_of(key) for key in keys]
         self._store = store
-
-    @property
-    def is_open(self) -> bool:
+        self.is_open = not self._digests and store is None
         """True if requests need no key."""
-        return not self._digests and self._store is None
 
     def identify(self, request: Request) -> Identity:
         """Find the key of a request and put its name into the access log.
@@ -49,7 +45,8 @@ class Authenticator:
         address = request.client.host if request.client else ""
         tenant = f"client:{address}" if self.is_open else f"key:{key.name}"
         request.state.log_fields = {"key": key.name}
-        request.state.limit_headers = partial(self._limit_headers, key)
+        if key.requests_per_minute or key.tokens_per_minute:
+            request.state.limit_headers = partial(self._limit_headers, key)
         return Identity(key, tenant)
 
     def _authenticate(self, header: str) -> ApiKey:
@@ -57,11 +54,11 @@ class Authenticator:
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret:
             raise _unauthorized("No API key was sent. Expected: 'Authorization: Bearer KEY'.")
-        digest = _digest(secret)
+        digest = digest_of(secret)
         # Compares with every key, so that the time does not reveal which key came close.
         matches = [hmac.compare_digest(digest, key_digest) for key_digest in self._digests]
         if any(matches):
-            return ApiKey(name="key-" + digest.hex()[:12])
+            return ApiKey(name="key-" + digest.removeprefix("sha256:")[:12])
         key = self._store.find(secret) if self._store is not None else None
         if key is None:
             raise _unauthorized("This server does not know the API key.")
@@ -70,8 +67,9 @@ class Authenticator:
 
 def check_model(name: str, served_names: Collection[str], identity: Identity) -> None:
     """Raise `APIError` 404 for a model that is not served, or that this key may not use."""
-    allowed_names = [served for served in served_names if identity.key.may_use(served)]
-    if name not in allowed_names:
+    key = identity.key
+    if name not in served_names or (key.models and name not in key.models):
+        allowed_names = [served for served in served_names if key.may_use(served)]
         name_list = ", ".join(f"'{allowed}'" for allowed in allowed_names)
         raise APIError(
             404,
@@ -79,10 +77,6 @@ def check_model(name: str, served_names: Collection[str], identity: Identity) ->
             param="model",
             code="model_not_found",
         )
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _unauthorized(message: str) -> APIError:

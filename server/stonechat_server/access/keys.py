@@ -10,16 +10,32 @@ import re
 import secrets
 import time
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated
 
-T = TypeVar("T")
+import msgspec
+from msgspec import Meta, Struct
+
 KEY_PREFIX = "sk-stonechat-"
 CHECK_INTERVAL_SECONDS = 1.0
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+Limit = Annotated[int, Meta(ge=1)]
+COUNT = "a whole number of at least 1"
+FIELD_TEXTS = {
+    "name": "1 to 64 letters, digits and ._@-, beginning with a letter or digit",
+    "digest": "sha256: and 64 hexadecimal digits",
+    "models": "a list of strings",
+    "requests_per_minute": COUNT,
+    "tokens_per_minute": COUNT,
+    "max_concurrency": COUNT,
+    "priority": "a whole number",
+    "created": "a string",
+    "revoked": "true or false",
+}
+"""What each field must be, in error messages."""
 
 logger = logging.getLogger("stonechat.keys")
 
@@ -28,17 +44,16 @@ class KeysFileError(Exception):
     """The keys file cannot be read or is invalid. The message says why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKey:
+class ApiKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One API key and its limits. `None` means no limit."""
 
-    name: str
-    digest: str = ""
+    name: Name
+    digest: Digest = ""
     models: tuple[str, ...] = ()
     """Model names that the key may use. Empty means all."""
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    max_concurrency: int | None = None
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    max_concurrency: Limit | None = None
     """How many requests of the key may run at once. Others wait in the queue."""
     priority: int = 0
     """The lowest goes first. Keys of equal priority share fairly."""
@@ -48,6 +63,18 @@ class ApiKey:
     def may_use(self, model: str) -> bool:
         """Whether the key may use the model of that name."""
         return not self.models or model in self.models
+
+
+class _StoredKey(ApiKey, frozen=True, kw_only=True):
+    """A key of the keys file. It must have a digest."""
+
+    digest: Digest
+
+
+class KeysFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of a keys file."""
+
+    keys: tuple[_StoredKey, ...] = ()
 
 
 ANONYMOUS = ApiKey(name="anonymous")
@@ -60,21 +87,18 @@ def new_secret() -> str:
 
 
 def digest_of(secret: str) -> str:
-    """The digest of a key, as the keys file stores it."""
+    """The digest of a key, as the keys file stores it. Any string has one."""
     return "sha256:" + hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def parse_keys(text: str) -> tuple[ApiKey, ...]:
     """The records in the text of a keys file. Raises `KeysFileError`."""
     try:
-        document = tomllib.loads(text)
+        keys = msgspec.convert(tomllib.loads(text), KeysFile, strict=True).keys
     except tomllib.TOMLDecodeError as error:
         raise KeysFileError(f"the keys file is not valid TOML: {error}") from error
-    unknown = set(document) - {"keys"}
-    tables = document.get("keys", [])
-    if unknown or not isinstance(tables, list):
-        raise KeysFileError("the keys file may only hold [[keys]] tables")
-    keys = tuple(_parse_key(number, table) for number, table in enumerate(tables, start=1))
+    except msgspec.ValidationError as error:
+        raise KeysFileError(_explain(str(error))) from error
     for field in ("name", "digest"):
         values = [getattr(key, field) for key in keys if not key.revoked]
         if len(set(values)) < len(values):
@@ -82,49 +106,18 @@ def parse_keys(text: str) -> tuple[ApiKey, ...]:
     return keys
 
 
-def _parse_key(number: int, table: object) -> ApiKey:
-    where = f"key {number} of the keys file"
-    if not isinstance(table, dict):
-        raise KeysFileError(f"{where} is not a table")
-    unknown = set(table) - set(ApiKey.__dataclass_fields__)
-    if unknown:
-        raise KeysFileError(f"{where} has an unknown field: {sorted(unknown)[0]}")
-    name = _read_field(table, "name", str, where)
-    digest = _read_field(table, "digest", str, where)
-    if name is None or not NAME_PATTERN.fullmatch(name):
-        raise KeysFileError(f"{where} needs a name of letters, digits and ._@- (at most 64)")
-    if digest is None or not _DIGEST_PATTERN.fullmatch(digest):
-        raise KeysFileError(f"{where} needs a digest, sha256: and 64 hexadecimal digits")
-    models = _read_field(table, "models", list, where) or []
-    if not all(isinstance(model, str) for model in models):
-        raise KeysFileError(f"{where}: models must be a list of strings")
-    return ApiKey(
-        name=name,
-        digest=digest,
-        models=tuple(models),
-        requests_per_minute=_read_limit(table, "requests_per_minute", where),
-        tokens_per_minute=_read_limit(table, "tokens_per_minute", where),
-        max_concurrency=_read_limit(table, "max_concurrency", where),
-        priority=_read_field(table, "priority", int, where) or 0,
-        created=_read_field(table, "created", str, where) or "",
-        revoked=_read_field(table, "revoked", bool, where) or False,
-    )
-
-
-def _read_field(table: Mapping[str, object], field: str, kind: type[T], where: str) -> T | None:
-    value = table.get(field)
-    if value is None:
-        return None
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise KeysFileError(f"{where}: {field} must be of type {kind.__name__}")
-    return value
-
-
-def _read_limit(table: Mapping[str, object], field: str, where: str) -> int | None:
-    value = _read_field(table, field, int, where)
-    if value is not None and value < 1:
-        raise KeysFileError(f"{where}: {field} must be at least 1")
-    return value
+def _explain(error: str) -> str:
+    """Say in plain words what msgspec says, such as "Expected `int` >= 1 - at `$.keys[0].x`"."""
+    problem, _, path = error.replace("`", "").rpartition(" - at ")
+    match = re.match(r"\$\.keys\[(\d+)\]\.?(\w*)", path)
+    if match is None:
+        return "the keys file may only hold [[keys]] tables"
+    where, field = f"key {int(match[1]) + 1} of the keys file", match[2]
+    if field:
+        return f"{where}: {field} must be {FIELD_TEXTS[field]}"
+    if problem.startswith("Expected"):
+        return f"{where} is not a table"
+    return f"{where}: {problem.removeprefix('Object ')}"  # an unknown or a missing field
 
 
 class KeyStore:

@@ -7,18 +7,18 @@ loop, so nothing needs a lock.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from stonechat_server.access.keys import ApiKey
-from stonechat_server.admission.fair_queue import Cost, FairQueue, Waiter
+from stonechat_server.admission.fair_queue import Admission, Cost, FairQueue
 from stonechat_server.admission.rate_limits import RateLimiter
 from stonechat_server.admission.refusals import RefusedError, timed_out, too_many_requests
 from stonechat_server.admission.throughput import ThroughputMeter
 
 MAX_RETRY_AFTER_SECONDS = 600.0
 RETRY_AFTER_WITHOUT_THROUGHPUT = 5.0
+SMALLEST_COST = Cost(0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,18 +29,6 @@ class AdmissionLimits:
     max_running_tokens: int
     max_queued_requests: int
     max_queued_tokens: int
-
-
-@dataclass(slots=True)
-class Slot:
-    """A place among the running requests."""
-
-    key: ApiKey
-    tenant: str
-    cost: Cost
-    queue_seconds: float = 0.0
-    used_tokens: int = 0
-    """Prompt and completion tokens that were used. The holder of the slot sets it."""
 
 
 class AdmissionControl:
@@ -72,81 +60,92 @@ class AdmissionControl:
         """Expected tokens of the requests that wait."""
         return self._queue.num_tokens
 
-    @asynccontextmanager
-    async def slot(
-        self,
-        key: ApiKey,
-        cost: Cost,
-        *,
-        tenant: str | None = None,
-        queue_timeout: float | None = None,
-    ) -> AsyncIterator[Slot]:
-        """Wait in the queue for a slot and hold it during the body of the `async with`.
+    async def admit(
+        self, key: ApiKey, cost: Cost, *, tenant: str, queue_timeout: float | None = None
+    ) -> Admission:
+        """Wait in the queue for a place among the running requests. `leave` gives it back.
 
-        The queue is fair between tenants; by default each key is a tenant. Raises `RefusedError`:
-        429 for a rate limit or a full queue, 504 after `queue_timeout` seconds in the queue.
+        Fairness is kept between tenants. Raises `RefusedError`: 429 for a rate limit or a full
+        queue, 504 after `queue_timeout` seconds in the queue.
         """
-        slot = Slot(key, f"key:{key.name}" if tenant is None else tenant, cost)
-        self.rate_limiter.charge(key, cost.tokens)
-        arrival = self._clock()
+        if _is_rate_limited(key):
+            self.rate_limiter.charge(key, cost.tokens)
+        admission, arrival = Admission(key, tenant, cost), self._clock()
+        self._throughput.note_busy(arrival)
+        if not self._queue and self._may_run(admission):
+            self._queue.serve_at_once(admission)
+            self._count(admission, 1)
+            return admission
         try:
-            await self._enter(slot, arrival, queue_timeout)
+            await self._wait(admission, queue_timeout)
         except BaseException:
-            self.rate_limiter.settle(key, cost.tokens, 0)
+            if _is_rate_limited(key):
+                self.rate_limiter.settle(key, cost.tokens, 0)
             raise
-        slot.queue_seconds = self._clock() - arrival
-        try:
-            yield slot
-        finally:
-            self._leave(slot)
+        admission.queue_seconds = self._clock() - arrival
+        return admission
+
+    def leave(self, admission: Admission) -> None:
+        """Give the place back, and settle the expected tokens against the used ones."""
+        num_expected, num_used = admission.cost.tokens, admission.num_used_tokens
+        self._count(admission, -1)
+        self._queue.charge(admission.tenant, num_used - num_expected)
+        if _is_rate_limited(admission.key):
+            self.rate_limiter.settle(admission.key, num_expected, num_used)
+        self._throughput.note_finished(num_expected, self._clock())
+        self._dispatch_or_note_idle()
 
     def refuse_early(self, key: ApiKey, tenant: str) -> None:
-        """Raise the error that `slot` would raise for even the smallest request.
+        """Raise what `admit` would raise for the smallest request, before work is spent on one.
 
-        The caller checks this before any other work. Refusing a flood then costs little more than
-        reading its headers.
+        A flood is then refused for little more than the reading of its headers.
         """
-        self.rate_limiter.check(key)
-        queue = self._queue
-        if len(queue) < queue.max_requests or queue.peek(self._below_concurrency) is None:
-            return
-        if queue.evicted_for(tenant, key.priority) is None:
-            raise self._queue_full()
+        if _is_rate_limited(key):
+            self.rate_limiter.check(key)
+        if self._queue and self._queue.peek(self._below_concurrency) is not None:
+            self._evicted_for(Admission(key, tenant, SMALLEST_COST))
 
     def retry_after(self) -> float:
-        """Seconds until all requests that wait now are served, at the recent throughput."""
+        """Seconds until, at the recent throughput, everything that waits now has been served."""
         throughput = self._throughput.tokens_per_second(self._clock())
         if throughput is None:
             return RETRY_AFTER_WITHOUT_THROUGHPUT
         return min(self._queue.num_tokens / throughput, MAX_RETRY_AFTER_SECONDS)
 
-    async def _enter(self, slot: Slot, arrival: float, timeout: float | None) -> None:
-        granted = asyncio.get_running_loop().create_future()
-        key = slot.key
-        waiter = Waiter(slot.tenant, key.priority, slot.cost, granted, key.max_concurrency)
-        self._throughput.note_busy(arrival)
-        self._make_room(waiter)
-        self._queue.push(waiter)
+    async def _wait(self, admission: Admission, timeout: float | None) -> None:
+        granted = admission.granted = asyncio.get_running_loop().create_future()
+        self._make_room(admission)
+        self._queue.push(admission)
         self._dispatch()
         try:
             await asyncio.wait_for(asyncio.shield(granted), timeout)
         except BaseException as error:
-            self._withdraw(waiter)
+            self._withdraw(admission)
             if isinstance(error, TimeoutError):
                 message = f"The request waited {timeout:g} s in the queue without being started."
                 raise timed_out(message, reason="queue_timeout") from None
             raise
 
-    def _make_room(self, newcomer: Waiter) -> None:
-        """Evict waiters until the newcomer fits. Raises `RefusedError` if none may be evicted."""
+    def _make_room(self, newcomer: Admission) -> None:
+        """Evict waiters until the newcomer fits, or refuse it."""
         if self._queue.peek(self._below_concurrency) is None and self._may_run(newcomer):
             return
-        while not self._queue.has_room(newcomer.cost):
-            evicted = self._queue.evicted_for(newcomer.tenant, newcomer.priority)
-            if evicted is None:
-                raise self._queue_full()
+        while (evicted := self._evicted_for(newcomer)) is not None:
             self._queue.remove(evicted)
+            assert evicted.granted is not None
             evicted.granted.set_exception(self._queue_full())
+
+    def _evicted_for(self, newcomer: Admission) -> Admission | None:
+        """The waiter to evict so that the newcomer fits; None if it fits.
+
+        Raises `RefusedError` 429 if the newcomer itself must go.
+        """
+        if self._queue.has_room(newcomer.cost):
+            return None
+        evicted = self._queue.evicted_for(newcomer.tenant, newcomer.key.priority)
+        if evicted is None:
+            raise self._queue_full()
+        return evicted
 
     def _queue_full(self) -> RefusedError:
         return too_many_requests(
@@ -156,11 +155,11 @@ class AdmissionControl:
             retry_after=self.retry_after(),
         )
 
-    def _below_concurrency(self, waiter: Waiter) -> bool:
-        limit = waiter.max_concurrency
+    def _below_concurrency(self, waiter: Admission) -> bool:
+        limit = waiter.key.max_concurrency
         return limit is None or self._running_of_tenant[waiter.tenant] < limit
 
-    def _may_run(self, waiter: Waiter) -> bool:
+    def _may_run(self, waiter: Admission) -> bool:
         if not self._below_concurrency(waiter):
             return False
         return self.num_running == 0 or (
@@ -175,35 +174,37 @@ class AdmissionControl:
             if not self._may_run(waiter):
                 return
             self._queue.serve(waiter)
-            self._count(waiter.tenant, waiter.cost, 1)
+            self._count(waiter, 1)
+            assert waiter.granted is not None
             waiter.granted.set_result(None)
 
-    def _withdraw(self, waiter: Waiter) -> None:
-        """Undo what `_enter` did for a waiter that was evicted, timed out or was cancelled."""
-        if not waiter.granted.done():
+    def _withdraw(self, waiter: Admission) -> None:
+        """Undo `_wait` for a waiter that was evicted, timed out or cancelled."""
+        granted = waiter.granted
+        assert granted is not None
+        if not granted.done():
             self._queue.remove(waiter)
-            waiter.granted.cancel()
-        elif waiter.granted.exception() is None:
-            self._count(waiter.tenant, waiter.cost, -1)
+            granted.cancel()
+        elif granted.exception() is None:
+            self._count(waiter, -1)
             self._queue.charge(waiter.tenant, -waiter.cost.tokens)
         self._dispatch_or_note_idle()
 
-    def _leave(self, slot: Slot) -> None:
-        self._count(slot.tenant, slot.cost, -1)
-        self._queue.charge(slot.tenant, slot.used_tokens - slot.cost.tokens)
-        self.rate_limiter.settle(slot.key, slot.cost.tokens, slot.used_tokens)
-        self._throughput.note_finished(slot.cost.tokens, self._clock())
-        self._dispatch_or_note_idle()
-
     def _dispatch_or_note_idle(self) -> None:
-        self._dispatch()
-        if not self.num_running and not self._queue:
+        if self._queue:
+            self._dispatch()
+        elif not self.num_running:
             self._throughput.note_idle()
 
-    def _count(self, tenant: str, cost: Cost, sign: int) -> None:
+    def _count(self, admission: Admission, sign: int) -> None:
+        tenant, cost = admission.tenant, admission.cost
         self.num_running += sign
         self.num_running_sequences += sign * cost.num_sequences
         self.num_running_tokens += sign * cost.tokens
         self._running_of_tenant[tenant] += sign
         if not self._running_of_tenant[tenant]:
             del self._running_of_tenant[tenant]
+
+
+def _is_rate_limited(key: ApiKey) -> bool:
+    return bool(key.requests_per_minute or key.tokens_per_minute)

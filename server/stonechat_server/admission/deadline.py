@@ -1,7 +1,7 @@
 """The deadline of a request: how long it may take in total, the time in the queue included."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import TypeVar
 
 from stonechat_server.admission.refusals import timed_out
@@ -15,69 +15,41 @@ class Deadline:
     """Ends one request at its deadline, or earlier when `expire` is called.
 
     The deadline is `seconds` after the construction, which needs a running event loop. None means
-    no limit.
+    no limit. `close` stops its timer.
     """
 
     def __init__(self, seconds: float | None) -> None:
-        self._loop = asyncio.get_running_loop()
         self.seconds = seconds
-        self._when = None if seconds is None else self._loop.time() + seconds
         self._error: APIError | None = None
-        self._scope: asyncio.Timeout | None = None
         self._waiting_task: asyncio.Task[object] | None = None
-        """The task that waits for the next output."""
+        """The task that is inside `wait`."""
         self._is_over = False
-
-    def remaining(self) -> float | None:
-        """Seconds left, never below 0."""
-        return None if self._when is None else max(0.0, self._when - self._loop.time())
+        self._timer: asyncio.TimerHandle | None = None
+        if seconds is not None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._on_deadline)
 
     def expire(self, error: APIError) -> None:
-        """End the request now: `run` or `limit` raises this error."""
+        """End the request now: `wait` raises this error."""
         self._error = error
-        self._when = self._loop.time()
-        if self._scope is not None:
-            self._scope.reschedule(self._when)
         self._on_deadline()
 
-    async def run(self, work: Awaitable[T]) -> T:
-        """Await `work` and return its result. At the deadline, cancel it and raise `APIError`."""
-        if self._when is not None and self._loop.time() >= self._when:
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def wait(self, work: Awaitable[T]) -> T:
+        """Await `work` and return its result.
+
+        At the deadline, cancel it and raise `APIError`: 504, or the error of `expire`.
+        """
+        if self._is_over:
             if isinstance(work, Coroutine):
                 work.close()
             raise self._exceeded()
-        try:
-            async with asyncio.timeout_at(self._when) as self._scope:
-                return await work
-        except TimeoutError:
-            if self._scope is None or not self._scope.expired():
-                raise
-            raise self._exceeded() from None
-        finally:
-            self._scope = None
-
-    async def limit(self, outputs: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-        """Yield the outputs until the deadline. Then raise `APIError`: 504, or that of `expire`.
-
-        One timer serves all outputs, so that an output costs little.
-        """
-        iterator = aiter(outputs)
-        timer = None if self._when is None else self._loop.call_at(self._when, self._on_deadline)
-        try:
-            while not self._is_over:
-                try:
-                    yield await self._next(iterator)
-                except StopAsyncIteration:
-                    return
-            raise self._exceeded()
-        finally:
-            if timer is not None:
-                timer.cancel()
-
-    async def _next(self, iterator: AsyncIterator[T]) -> T:
         task = self._waiting_task = asyncio.current_task()
         try:
-            return await anext(iterator)
+            return await work
         except asyncio.CancelledError:
             if self._is_over and task is not None and task.uncancel() == 0:
                 raise self._exceeded() from None

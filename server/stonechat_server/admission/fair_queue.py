@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from stonechat_server.access.keys import ApiKey
+
 MAX_REMEMBERED_TENANTS = 4096
 
 
@@ -30,26 +32,29 @@ class Cost:
 
 
 @dataclass(slots=True, eq=False)
-class Waiter:
-    """One queued request. `granted` is resolved when it may run, or fails when it is evicted."""
+class Admission:
+    """The place of one request: first in the queue, then among the running requests."""
 
+    key: ApiKey
     tenant: str
-    priority: int
     cost: Cost
-    granted: asyncio.Future[None]
-    max_concurrency: int | None = None
+    granted: asyncio.Future[None] | None = None
+    """Resolved when the request may run; fails when it is evicted. None: it never had to wait."""
+    queue_seconds: float = 0.0
+    num_used_tokens: int = 0
+    """Set by the holder to prompt + completion tokens."""
 
 
 @dataclass(slots=True)
 class _Tenant:
     priority: int
     order: int
-    waiters: deque[Waiter] = field(default_factory=deque)
+    waiters: deque[Admission] = field(default_factory=deque)
     num_tokens: int = 0
 
 
 class FairQueue:
-    """Waiters by tenant, with a bound on their number and on their tokens."""
+    """Admissions by tenant, with a bound on their number and on their tokens."""
 
     def __init__(self, max_requests: int, max_tokens: int) -> None:
         self.max_requests = max_requests
@@ -65,7 +70,7 @@ class FairQueue:
     def __len__(self) -> int:
         return self._num_waiters
 
-    def __iter__(self) -> Iterator[Waiter]:
+    def __iter__(self) -> Iterator[Admission]:
         for tenant in self._tenants.values():
             yield from tenant.waiters
 
@@ -75,21 +80,21 @@ class FairQueue:
             self._num_waiters == 0 or self.num_tokens + cost.tokens <= self.max_tokens
         )
 
-    def push(self, waiter: Waiter) -> None:
+    def push(self, waiter: Admission) -> None:
         """Add a waiter behind the others of its tenant."""
         tenant = self._tenants.get(waiter.tenant)
         if tenant is None:
-            tenant = self._tenants[waiter.tenant] = _Tenant(waiter.priority, next(self._order))
+            tenant = self._tenants[waiter.tenant] = _Tenant(waiter.key.priority, next(self._order))
             self._served[waiter.tenant] = max(
                 self._served.get(waiter.tenant, 0.0), self._virtual_time
             )
-        tenant.priority = waiter.priority
+        tenant.priority = waiter.key.priority
         tenant.waiters.append(waiter)
         tenant.num_tokens += waiter.cost.tokens
         self.num_tokens += waiter.cost.tokens
         self._num_waiters += 1
 
-    def peek(self, may_run: Callable[[Waiter], bool]) -> Waiter | None:
+    def peek(self, may_run: Callable[[Admission], bool]) -> Admission | None:
         """The waiter whose turn it is. Skips tenants whose first waiter fails `may_run`."""
         candidates = [
             (tenant.priority, self._served[name], tenant.order, tenant.waiters[0])
@@ -98,11 +103,17 @@ class FairQueue:
         ]
         return min(candidates, key=lambda candidate: candidate[:3])[3] if candidates else None
 
-    def serve(self, waiter: Waiter) -> None:
+    def serve(self, waiter: Admission) -> None:
         """Remove a waiter that runs now, and charge its tenant."""
         self._virtual_time = max(self._virtual_time, self._served[waiter.tenant])
         self.remove(waiter)
         self.charge(waiter.tenant, waiter.cost.tokens)
+
+    def serve_at_once(self, admission: Admission) -> None:
+        """Charge the tenant of a request that runs without having been in the empty queue."""
+        served = max(self._served.get(admission.tenant, 0.0), self._virtual_time)
+        self._served[admission.tenant] = self._virtual_time = served
+        self.charge(admission.tenant, admission.cost.tokens)
 
     def charge(self, tenant: str, num_tokens: int) -> None:
         """Add to the tokens that a tenant has received (negative: it used fewer than expected)."""
@@ -110,7 +121,7 @@ class FairQueue:
         if len(self._served) > MAX_REMEMBERED_TENANTS:
             self._forget_idle()
 
-    def remove(self, waiter: Waiter) -> None:
+    def remove(self, waiter: Admission) -> None:
         """Remove a waiter that gave up, was evicted or is served."""
         tenant = self._tenants[waiter.tenant]
         tenant.waiters.remove(waiter)
@@ -120,7 +131,7 @@ class FairQueue:
         if not tenant.waiters:
             del self._tenants[waiter.tenant]
 
-    def evicted_for(self, tenant_name: str, priority: int) -> Waiter | None:
+    def evicted_for(self, tenant_name: str, priority: int) -> Admission | None:
         """The waiter to evict for a newcomer of a tenant, or None to refuse the newcomer.
 
         It is the newest waiter of the tenant with the worst priority and, among those, the most

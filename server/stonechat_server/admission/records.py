@@ -1,4 +1,4 @@
-"""The data of a request at admission, and the record of it after its end."""
+"""The expected cost of a request at admission, and the record of it after its end."""
 
 import logging
 from collections.abc import Callable
@@ -9,21 +9,11 @@ from stonechat_server.admission.fair_queue import Cost
 
 if TYPE_CHECKING:
     from stonechat_models import RequestTimings
-    from stonechat_server.access.auth import Identity
 
 EXPECTED_COMPLETION_TOKENS = 512
 """Expected completion tokens per choice of a request without a token limit."""
 
 log = logging.getLogger("stonechat")
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """Who sends the request, what it is expected to cost, and its `X-Request-Timeout` header."""
-
-    identity: "Identity"
-    cost: Cost
-    timeout: str | None
 
 
 def expected_cost(

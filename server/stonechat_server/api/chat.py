@@ -2,7 +2,6 @@
 
 import secrets
 import time
-from dataclasses import replace
 from functools import partial
 from urllib.parse import quote
 
@@ -10,24 +9,23 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
-from stonechat_server.access.auth import check_model
+from stonechat_server.access.auth import Identity, check_model
+from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.api.openapi import CHAT_EXTRA, CHAT_RESPONSES
 from stonechat_server.errors import APIError
-from stonechat_server.request.body import (
-    check_json,
-    check_messages,
-    discard_body,
-    limit_length,
-    read_body,
-)
+from stonechat_server.request.body import check_json, discard_body, parse_request, read_body
 from stonechat_server.request.field_checks import check_unknown, ignored_params
 from stonechat_server.request.legacy_functions import with_tools
-from stonechat_server.request.parse import parse_request
 from stonechat_server.request.prepare import PreparedRequest, has_grammar, prepare
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.generation import CLIENT_GONE, Generation
 from stonechat_server.serving.services import Services, services_of
-from stonechat_server.streaming.chunks import ChunkBuilder, ChunkOptions, CompletionHead
+from stonechat_server.streaming.chunks import (
+    ChoiceState,
+    ChunkBuilder,
+    ChunkOptions,
+    CompletionHead,
+)
 from stonechat_server.streaming.collect import collect
 from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
 from stonechat_server.streaming.sse import EventStream
@@ -50,48 +48,99 @@ MAX_HEADER_BYTES = 1_024
 @router.post("/chat/completions", include_in_schema=False)
 async def create_chat_completion(http_request: Request) -> Response:
     """Continue a conversation. The answer is plain JSON or a stream of events."""
-    state = services_of(http_request)
-    identity = state.authenticator.identify(http_request)
+    services = services_of(http_request)
+    identity = services.authenticator.identify(http_request)
     try:
-        state.operations.refuse_early(identity)
+        request, num_bytes = await receive(http_request, services, identity)
+        prepared = await prepare_where_it_fits(request, num_bytes, services)
+    except RefusedError as error:
+        services.metrics.refused(error.reason)
+        raise
+    return await respond(http_request, services, identity, request, prepared)
+
+
+async def receive(
+    http_request: Request, services: Services, identity: Identity
+) -> tuple[ChatCompletionRequest, int]:
+    """Read and check the body. Returns the request and the size of its body in bytes.
+
+    A request that would be refused anyway is refused before its body is parsed.
+    Raises `APIError`.
+    """
+    settings = services.settings
+    try:
+        services.lifecycle.check()
+        services.admission.refuse_early(identity.key, identity.tenant)
         content_length = http_request.headers.get("content-length", "")
         if content_length.isdigit() and int(content_length) > INLINE_BODY_BYTES:
-            with state.operations.counting_refusals():
-                state.preparations.check(int(content_length))
+            services.preparations.check(int(content_length))
     except APIError:
-        await discard_body(http_request, state.settings)
+        await discard_body(http_request, settings)
         raise
-    body = await read_body(http_request, state.settings)
-    check_json(body, state.settings)
+    body = await read_body(http_request, settings)
+    check_json(body, settings)
     request = parse_request(body)
-    check_model(request.model, state.model_names, identity)
-    check_messages(request, state.settings)
-    if state.settings.strict_params:
+    check_model(request.model, services.model_names, identity)
+    if len(request.messages) > settings.max_messages:
+        raise APIError(
+            400,
+            f"There are {len(request.messages)} messages, and at most {settings.max_messages} "
+            "are allowed.",
+            param="messages",
+            code="too_many_messages",
+        )
+    if settings.strict_params:
         check_unknown(request)
-    request = with_tools(request)
-    prepared = await _prepare(state, request, len(body))
-    prepared = replace(prepared, params=limit_length(prepared.params, request, state.settings))
-    head = _head(state, request)
-    generation = Generation(
-        state,
-        identity,
+    if request.functions is not None or request.function_call is not None:
+        request = with_tools(request)
+    return request, len(body)
+
+
+async def prepare_where_it_fits(
+    request: ChatCompletionRequest, num_bytes: int, services: Services
+) -> PreparedRequest:
+    """Prepare a small request at once, and any other in a thread. Raises what `prepare` raises."""
+    work = partial(
+        prepare,
         request,
-        http_request,
-        prepared,
-        ChunkBuilder.create(
-            head,
-            _options(request),
-            prepared.params.n,
-            prepared.new_parser,
-            prepared.prediction_token_ids,
-        ),
+        services.engine,
+        services.templates,
+        services.structure,
+        services.settings.max_completion_total,
     )
+    is_large = num_bytes > INLINE_BODY_BYTES or request.chat_template is not None
+    if is_large or has_grammar(request):
+        return await services.preparations.run(work, num_bytes)
+    return work()
+
+
+async def respond(
+    http_request: Request,
+    services: Services,
+    identity: Identity,
+    request: ChatCompletionRequest,
+    prepared: PreparedRequest,
+) -> Response:
+    """Generate the answer, as a stream of events or as plain JSON."""
+    head = CompletionHead(
+        id="chatcmpl-" + secrets.token_hex(12),
+        created=int(time.time()),
+        model=request.model,
+        system_fingerprint=services.fingerprint,
+        service_tier=UNSET if request.service_tier is None else "default",
+    )
+    new_parser = prepared.new_parser
+    choices = [
+        ChoiceState(None if new_parser is None else new_parser()) for _ in range(prepared.params.n)
+    ]
+    builder = ChunkBuilder(head, _options(request), choices, len(prepared.prediction_token_ids))
+    generation = Generation(services, identity, request, http_request, prepared, builder)
     headers = _headers(request)
     if request.stream:
         return EventStream(
             generation.chunks(),
-            keep_alive=state.settings.keep_alive_interval,
-            write_timeout=state.settings.write_timeout,
+            keep_alive=services.settings.keep_alive_interval,
+            write_timeout=services.settings.write_timeout,
             headers=headers,
         )
     work = collect(generation.chunks(), head, request.metadata)
@@ -102,39 +151,14 @@ async def create_chat_completion(http_request: Request) -> Response:
     return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
 
 
-async def _prepare(state: Services, request: ChatCompletionRequest, size: int) -> PreparedRequest:
-    work = partial(prepare, request, state.engine, state.templates, state.structure)
-    has_own_template = request.chat_template is not None
-    if size <= INLINE_BODY_BYTES and not has_grammar(request) and not has_own_template:
-        return work()
-    with state.operations.counting_refusals():
-        return await state.preparations.run(work, size)
-
-
-def _head(state: Services, request: ChatCompletionRequest) -> CompletionHead:
-    return CompletionHead(
-        id="chatcmpl-" + secrets.token_hex(12),
-        created=int(time.time()),
-        model=request.model,
-        system_fingerprint=state.fingerprint,
-        service_tier=UNSET if request.service_tier is None else "default",
-    )
-
-
 def _options(request: ChatCompletionRequest) -> ChunkOptions:
-    options = request.stream_options
-    may_call = bool(request.tools) and request.tool_choice != "none"
-    is_legacy = request.functions is not None
-    if not request.stream or options is None:
-        return ChunkOptions(
-            include_usage=not request.stream, may_call=may_call, legacy_calls=is_legacy
-        )
+    options = request.stream_options if request.stream else None
     return ChunkOptions(
-        include_usage=bool(options.include_usage),
-        continuous_usage=bool(options.continuous_usage_stats),
-        obfuscation=bool(options.include_obfuscation),
-        may_call=may_call,
-        legacy_calls=is_legacy,
+        include_usage=bool(options.include_usage) if options else not request.stream,
+        continuous_usage=bool(options and options.continuous_usage_stats),
+        obfuscation=bool(options and options.include_obfuscation),
+        may_call=bool(request.tools) and request.tool_choice != "none",
+        legacy_calls=request.functions is not None,
     )
 
 

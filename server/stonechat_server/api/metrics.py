@@ -21,4 +21,4 @@ async def metrics(http_request: Request) -> Response:
     state = services_of(http_request)
     if state.settings.metrics_key:
         state.authenticator.identify(http_request)
-    return Response(state.operations.metrics.render(), headers={"content-type": CONTENT_TYPE})
+    return Response(state.metrics.render(), headers={"content-type": CONTENT_TYPE})

@@ -21,7 +21,7 @@ def measure_roofline(
     Raises BenchError if the size is unknown or the model does not run on a CPU.
     """
     if settings.weight_bytes is not None:
-        weight_bytes, source = settings.weight_bytes, "--weight-bytes"
+        weight_bytes, source = int(settings.weight_bytes), "--weight-bytes"
     else:
         server_bytes = facts.get("weight_bytes")
         if not isinstance(server_bytes, int) or server_bytes <= 0:

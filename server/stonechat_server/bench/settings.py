@@ -1,43 +1,110 @@
 """The settings of a benchmark."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, ByteSize, PositiveFloat, PositiveInt, model_validator
 
 from stonechat_server.bench.results import Slo
+from stonechat_server.options import BaseOptions, option, split
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchSettings:
+def _json_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        fields = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"a JSON object is expected: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError("a JSON object is expected")
+    return fields
+
+
+def _slo(value: object) -> object:
+    """The bounds of `ttft=MS,tpot=MS,e2e=MS` in seconds."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.partition("=") for part in value.split(",")]
+    try:
+        return Slo(**{name: float(milliseconds) / 1000 for name, _, milliseconds in parts})
+    except (TypeError, ValueError) as error:
+        text = "bounds in milliseconds, such as ttft=500,tpot=50,e2e=9000, are expected"
+        raise ValueError(text) from error
+
+
+load_option = partial(option, group="load")
+prompt_option = partial(option, group="prompts")
+result_option = partial(option, group="results")
+
+
+class BenchSettings(BaseOptions):
     """Settings of one run: lengths in tokens, times in seconds, rates in requests per second."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
-    model: str | None = None
-    """None: the first model that the server lists."""
-    api_key: str | None = None
-    verify_tls: bool = True
-    concurrency: tuple[int, ...] = (1, 4, 16)
-    rates: tuple[float, ...] = ()
-    """If not empty: open loop at these rates, instead of the concurrency sweep."""
-    num_requests: int | None = None
-    """Requests per level. None: 32 for a rate, else four per request in flight, at least eight."""
-    input_tokens: int = 128
-    output_tokens: int = 128
-    prefix_share: float = 0.0
-    prompts_file: Path | None = None
-    sharegpt: Path | None = None
-    ignore_eos: bool = True
-    temperature: float = 0.0
-    extra_body: Mapping[str, object] = field(default_factory=dict)
-    warmup: int = 2
-    """Unmeasured requests before each level."""
-    repeats: int = 1
-    seed: int = 0
-    timeout: float = 600.0
-    slo: Slo | None = None
-    roofline: bool = False
-    weight_bytes: int | None = None
-    label: str | None = None
+    base_url: str = option("http://127.0.0.1:8000/v1", "API root of any OpenAI-compatible server")
+    model: str | None = option(None, "model to request (default: the first that the server lists)")
+    api_key: str | None = option(None, "API key", variable="OPENAI_API_KEY")
+    verify_tls: bool = option(True, "do not verify the server's certificate", flag="--insecure")
+
+    concurrency: Annotated[tuple[PositiveInt, ...], BeforeValidator(split)] = load_option(
+        (1, 4, 16), "closed loop: requests in flight, one level per number", metavar="N,N,…"
+    )
+    rates: Annotated[tuple[PositiveFloat, ...], BeforeValidator(split)] = load_option(
+        (), "open loop instead: Poisson arrivals at these rates (requests/s)",
+        flag="--rate", metavar="R,R,…",
+    )  # fmt: skip
+    num_requests: PositiveInt | None = load_option(
+        None,
+        "requests per level (default: 32 with --rate, else 4 per request in flight, at least 8)",
+        flag="--requests",
+    )
+    warmup: int = load_option(2, "unmeasured requests before each level", ge=0)
+    repeats: PositiveInt = load_option(1, "how often to run each level")
+    timeout: float = load_option(600.0, "longest duration of a request in seconds")
+
+    input_tokens: PositiveInt = prompt_option(
+        128, "length of a prompt in tokens, including the chat template"
+    )
+    output_tokens: PositiveInt = prompt_option(
+        128, "length of an answer in tokens; a maximum where ignore_eos has no effect"
+    )
+    prefix_share: float = prompt_option(
+        0.0, "share of each prompt, 0 to 1, that is a common prefix of all prompts", ge=0, le=1
+    )
+    prompts_file: Path | None = prompt_option(
+        None, "file of prompts: plain text, one prompt per line, or .jsonl", flag="--prompts"
+    )
+    sharegpt: Path | None = prompt_option(
+        None, "file of prompts: ShareGPT-style JSON", metavar="FILE"
+    )
+    ignore_eos: bool = prompt_option(True, "let answers end where the model ends them")
+    temperature: float = prompt_option(0.0, "temperature, sent with every request")
+    extra_body: Annotated[Mapping[str, object], BeforeValidator(_json_object)] = prompt_option(
+        {}, "JSON object whose fields are sent with every request", metavar="JSON"
+    )
+    seed: int = prompt_option(0, "seed of prompts and arrival times")
+
+    slo: Annotated[Slo | None, BeforeValidator(_slo)] = result_option(
+        None, "latency bounds that a request must meet to count as goodput",
+        metavar="ttft=MS,tpot=MS,e2e=MS",
+    )  # fmt: skip
+    label: str | None = result_option(None, "name of this run in reports")
+    roofline: bool = result_option(
+        False, "measure this machine's memory bandwidth, and report the share that decoding uses"
+    )
+    weight_bytes: ByteSize | None = result_option(
+        None, "size of the weights for --roofline, such as 96MB, if the server does not report it",
+        ge=1,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _one_source_of_prompts(self) -> Self:
+        if self.prompts_file is not None and self.sharegpt is not None:
+            raise ValueError("--prompts and --sharegpt cannot be given together")
+        return self
 
     def requests_of_level(self, in_flight: int | None) -> int:
         """The number of requests of a level; `in_flight` is None for an open loop."""
@@ -47,22 +114,13 @@ class BenchSettings:
 
     def described(self) -> dict[str, str | int | float | bool | list[float] | None]:
         """The settings as the result file has them, without the API key."""
+        names = {
+            *("rates", "num_requests", "input_tokens", "output_tokens", "prefix_share", "sharegpt"),
+            *("prompts_file", "ignore_eos", "temperature", "warmup", "repeats", "seed"),
+        }
         return {
             "concurrency": [] if self.rates else [float(value) for value in self.concurrency],
-            "rates": list(self.rates),
-            "num_requests": self.num_requests,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "prefix_share": self.prefix_share,
-            "prompts_file": str(self.prompts_file) if self.prompts_file else None,
-            "sharegpt": str(self.sharegpt) if self.sharegpt else None,
-            "ignore_eos": self.ignore_eos,
-            "temperature": self.temperature,
+            **self.model_dump(mode="json", include=names),
             "extra_body": str(dict(self.extra_body)) if self.extra_body else None,
-            "warmup": self.warmup,
-            "repeats": self.repeats,
-            "seed": self.seed,
-            "slo_ttft": self.slo.ttft if self.slo else None,
-            "slo_tpot": self.slo.tpot if self.slo else None,
-            "slo_e2e": self.slo.e2e if self.slo else None,
+            **{f"slo_{name}": getattr(self.slo, name, None) for name in ("ttft", "tpot", "e2e")},
         }

@@ -3,8 +3,8 @@
 from types import TracebackType
 from typing import Self
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
+from stonechat_server.terminal.tables import new_table
 
 
 class LiveWatcher:
@@ -72,15 +73,13 @@ def milliseconds(seconds: float | None) -> str:
 
 def rates_table(result: BenchResult) -> Table:
     """Rates and errors, one line per level."""
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("load", no_wrap=True)
-    for heading in ("tokens/s", "requests/s", "errors"):
-        table.add_column(heading, justify="right")
+    headings = ["load", "tokens/s", "requests/s", "errors"]
     has_slo = any(level.goodput is not None for level in result.levels)
     if has_slo:
-        table.add_column("goodput/s", justify="right")
+        headings.append("goodput/s")
     if result.roofline is not None:
-        table.add_column("of bandwidth", justify="right")
+        headings.append("of bandwidth")
+    table = new_table(headings)
     for level in result.levels:
         cells = [
             level.name,
@@ -99,11 +98,10 @@ def rates_table(result: BenchResult) -> Table:
 
 def latency_table(result: BenchResult) -> Table:
     """Latencies in milliseconds, one line per level: first token, between tokens, end to end."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("\nms", no_wrap=True)
-    for name in ("TTFT", "ITL", "E2E"):
-        for heading in (f"{name}\np50", "\np90", "\np99"):
-            table.add_column(heading, justify="right", no_wrap=True)
+    measures = ("TTFT", "ITL", "E2E")
+    quantiles = [text for name in measures for text in (f"{name}\np50", "\np90", "\np99")]
+    table = new_table(["\nms", *quantiles])
+    table.collapse_padding = True
     for level in result.levels:
         cells = [
             milliseconds(value)
@@ -123,7 +121,7 @@ def print_result(console: Console, result: BenchResult) -> None:
         roofline = result.roofline
         console.print(
             f"memory reads at {roofline.bandwidth / 1e9:.1f} GB/s; weights of "
-            f"{roofline.weight_bytes / 1e6:,.1f} MB ({roofline.source}): at most "
+            f"{decimal(roofline.weight_bytes)} ({roofline.source}): at most "
             f"{roofline.ceiling:,.0f} decode steps per second"
         )
     for check in result.checks:

@@ -3,6 +3,8 @@
 import json
 from typing import TYPE_CHECKING
 
+from rich.filesize import decimal
+
 if TYPE_CHECKING:
     from stonechat_models import ModelInfo
 
@@ -17,9 +19,9 @@ def start_banner(model: "ModelInfo", name: str, url: str, needs_key: bool) -> st
         "model": f"{name} ({model.architecture}, {model.num_parameters / 1e6:,.0f}M parameters)",
         "device": f"{model.device}, {model.dtype}{quantization}, {model.backend} backend, "
         f"{model.attention_backend} attention, {model.threads} threads",
-        "weights": mebibytes(model.weight_bytes),
+        "weights": decimal(model.weight_bytes),
         "KV cache": f"{model.kv_capacity_tokens:,} tokens in "
-        + mebibytes(model.kv_capacity_tokens * model.kv_bytes_per_token),
+        + decimal(model.kv_capacity_tokens * model.kv_bytes_per_token),
         "context": f"{model.max_model_len:,} tokens; "
         f"{model.kv_capacity_tokens / model.max_model_len:.1f} requests of full length fit",
         "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens per step",
@@ -37,8 +39,3 @@ def curl_line(name: str, url: str, needs_key: bool) -> str:
     quoted = body.replace("'", "'\\''")
     key = ' -H "Authorization: Bearer $STONECHAT_API_KEY"' if needs_key else ""
     return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"
-
-
-def mebibytes(size: int) -> str:
-    """Format a number of bytes as `1,234 MiB`."""
-    return f"{size / 2**20:,.0f} MiB"

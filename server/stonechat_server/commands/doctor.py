@@ -1,6 +1,5 @@
 """Report what this machine has, how models will run on it, and what would make them faster."""
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -8,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.filesize import decimal
 
-from stonechat_server.commands.sizes import format_bytes
+from stonechat_server.options import BaseOptions, option
+from stonechat_server.terminal.tables import facts_table, new_console
 
 if TYPE_CHECKING:
     from stonechat_models import Machine
@@ -19,30 +19,31 @@ LOW_DISK = 2 * 10**9
 LOW_MEMORY = 2 * 10**9
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the command."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--no-measure", action="store_true", help="do not measure memory bandwidth")
+class Options(BaseOptions):
+    """The options of `stonechat doctor`."""
+
+    prints_json: bool = option(False, "print JSON", flag="--json")
+    measure: bool = option(True, "do not measure memory bandwidth")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Inspect the machine and print a report. Always returns 0: advice is not an error."""
     from stonechat_models import inspect_machine, measure_bandwidth
 
     machine = inspect_machine(lambda line: print(line, file=sys.stderr))
     device = chosen_device(machine)
     bandwidth = {}
-    if not arguments.no_measure:
+    if options.measure:
         bandwidth["cpu"] = measure_bandwidth("cpu")
         if device != "cpu":
             bandwidth[device] = measure_bandwidth(device)
     suggestions = list(advice(machine))
-    if arguments.json:
+    if options.prints_json:
         fields = dataclasses.asdict(machine) | {"cache_folder": str(machine.cache_folder)}
         report = {**fields, "device": device, "bandwidth": bandwidth, "advice": suggestions}
         print(json.dumps(report, indent=2))
     else:
-        print_report(Console(), machine, device, bandwidth, suggestions)
+        print_report(new_console(), machine, device, bandwidth, suggestions)
     return 0
 
 
@@ -89,9 +90,9 @@ def advice(machine: "Machine") -> Iterator[str]:
             "each: more threads than cores rarely help"
         )
     if machine.free_memory < LOW_MEMORY:
-        yield f"only {format_bytes(machine.free_memory)} of memory are free"
+        yield f"only {decimal(machine.free_memory)} of memory are free"
     if machine.cache_free_bytes < LOW_DISK:
-        yield f"only {format_bytes(machine.cache_free_bytes)} are free at {machine.cache_folder}"
+        yield f"only {decimal(machine.cache_free_bytes)} are free at {machine.cache_folder}"
     if not machine.package_versions["uvloop"]:
         yield "install uvloop: a faster event loop for many streams"
 
@@ -104,10 +105,7 @@ def print_report(
     suggestions: list[str],
 ) -> None:
     """Print the report as text."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in _facts(machine, bandwidth):
-        table.add_row(f"[bold]{name}[/]", value)
-    console.print(table)
+    console.print(facts_table(_facts(machine, bandwidth)))
     console.print(f"\nWill run on [bold]{device}[/]: {chosen_path(machine)}", highlight=False)
     for line in suggestions:
         console.print(f"[yellow]![/] {line}", highlight=False)
@@ -122,15 +120,15 @@ def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[st
     yield "cores", f"{machine.num_cores} ({machine.usable_cpus} of {machine.num_cpus}{quota})"
     yield "instructions", ", ".join(machine.instruction_sets) or "none that make models faster"
     speed = f", reads {bandwidth['cpu'] / 1e9:.1f} GB/s" if "cpu" in bandwidth else ""
-    free, total = format_bytes(machine.free_memory), format_bytes(machine.total_memory)
+    free, total = decimal(machine.free_memory), decimal(machine.total_memory)
     yield "memory", f"{free} of {total} free{speed}"
     for gpu in machine.gpus:
         speed = f", moves {bandwidth[gpu.kind] / 1e9:,.0f} GB/s" if gpu.kind in bandwidth else ""
         yield (
             "GPU",
             (
-                f"{gpu.name} (capability {gpu.capability}), {format_bytes(gpu.free_memory)} of "
-                f"{format_bytes(gpu.total_memory)} free{speed}"
+                f"{gpu.name} (capability {gpu.capability}), {decimal(gpu.free_memory)} of "
+                f"{decimal(gpu.total_memory)} free{speed}"
             ),
         )
     if not machine.gpus:
@@ -141,4 +139,4 @@ def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[st
     yield "packages", ", ".join(f"{name} {version or 'missing'}" for name, version in versions)
     yield "compiler", machine.compiler or "none"
     yield "CPU kernels", machine.native_isa or f"not used: {machine.native_refusal}"
-    yield "cache", f"{machine.cache_folder}, {format_bytes(machine.cache_free_bytes)} free"
+    yield "cache", f"{machine.cache_folder}, {decimal(machine.cache_free_bytes)} free"

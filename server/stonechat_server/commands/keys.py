@@ -1,106 +1,93 @@
 """Add, list and revoke API keys. A running server reads the changed file within a second."""
 
-import argparse
-import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
-VARIABLE = "STONECHAT_KEYS_FILE"
+from pydantic import BeforeValidator
+
+from stonechat_server.options import BaseOptions, option, split
+from stonechat_server.settings import Settings
+from stonechat_server.terminal.flags import Only
+from stonechat_server.terminal.tables import new_console, new_table
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the actions `add NAME`, `list` and `revoke NAME`, and their flags."""
-    parser.add_argument(
-        "--keys-file",
-        type=Path,
-        default=os.environ.get(VARIABLE),
-        metavar="FILE",
-        help=f"TOML file with the API keys (environment: {VARIABLE})",
+class Add(BaseOptions):
+    """Create a key and print it once."""
+
+    name: str = option(..., "name of the key in the file and in the usage", flag="NAME")
+    models: Annotated[tuple[str, ...], BeforeValidator(split)] = option(
+        (), "models that the key may use, comma-separated (default: all)"
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    add = actions.add_parser("add", help="create a key and print it once")
-    add.add_argument("name", metavar="NAME")
-    add.add_argument(
-        "--models", default="", help="models that the key may use, comma-separated (default: all)"
+    requests_per_minute: int | None = option(None, "most requests per minute", metavar="N")
+    tokens_per_minute: int | None = option(None, "most tokens per minute", metavar="N")
+    max_concurrency: int | None = option(
+        None, "requests that may run at the same time", metavar="N"
     )
-    add.add_argument("--requests-per-minute", type=int, metavar="N")
-    add.add_argument("--tokens-per-minute", type=int, metavar="N")
-    add.add_argument(
-        "--max-concurrency", type=int, metavar="N", help="requests that may run at the same time"
-    )
-    add.add_argument(
-        "--priority", type=int, default=0, metavar="N", help="a key with a lower number goes first"
-    )
-    actions.add_parser("list", help="list the keys with their limits")
-    revoke = actions.add_parser("revoke", help="revoke a key: it is refused from now on")
-    revoke.add_argument("name", metavar="NAME")
+    priority: int = option(0, "a key with a lower number goes first", metavar="N")
+
+    def run(self, path: Path) -> None:
+        from stonechat_server.access.keys_file import add_key
+
+        print(add_key(path, **self.model_dump()))
+        print(f"Added {self.name} to {path}; the key is not shown again.", file=sys.stderr)
 
 
-def run(arguments: argparse.Namespace) -> int:
+class List(BaseOptions):
+    """List the keys with their limits."""
+
+    def run(self, path: Path) -> None:
+        from stonechat_server.access.keys import read_keys
+
+        headings = ("name", "state", "requests/min", "tokens/min", "concurrency", "priority",
+                    "models")  # fmt: skip
+        rows = [
+            (
+                key.name,
+                "revoked" if key.revoked else "live",
+                _limit(key.requests_per_minute),
+                _limit(key.tokens_per_minute),
+                _limit(key.max_concurrency),
+                str(key.priority),
+                ",".join(key.models) or "all",
+            )
+            for key in read_keys(path)
+        ]
+        new_console().print(new_table(headings, rows, num_left=2))
+
+
+class Revoke(BaseOptions):
+    """Revoke a key: it is refused from now on."""
+
+    name: str = option(..., "name of the key", flag="NAME")
+
+    def run(self, path: Path) -> None:
+        from stonechat_server.access.keys_file import revoke_key
+
+        revoke_key(path, self.name)
+        print(f"Revoked {self.name} in {path}.", file=sys.stderr)
+
+
+class Options(BaseOptions):
+    """The options of `stonechat keys`."""
+
+    settings: Annotated[Settings, Only("keys_file")]
+    action: Add | List | Revoke
+
+
+def run(options: Options) -> int:
     """Run the action. Returns 1 if no keys file is named, or if the action fails."""
     from stonechat_server.access.keys import KeysFileError
 
-    if arguments.keys_file is None:
-        print(
-            f"stonechat keys: no keys file: give --keys-file FILE or set {VARIABLE}",
-            file=sys.stderr,
-        )
-        return 1
-    path = Path(arguments.keys_file)
+    path = options.settings.keys_file
     try:
-        if arguments.action == "add":
-            _add(path, arguments)
-        elif arguments.action == "revoke":
-            _revoke(path, arguments.name)
-        else:
-            _list(path)
+        if path is None:
+            raise KeysFileError("no keys file: give --keys-file FILE or set STONECHAT_KEYS_FILE")
+        options.action.run(path)
     except (KeysFileError, OSError) as error:
         print(f"stonechat keys: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _add(path: Path, arguments: argparse.Namespace) -> None:
-    from stonechat_server.access.keys_file import add_key
-
-    secret = add_key(
-        path,
-        arguments.name,
-        models=tuple(part.strip() for part in arguments.models.split(",") if part.strip()),
-        requests_per_minute=arguments.requests_per_minute,
-        tokens_per_minute=arguments.tokens_per_minute,
-        max_concurrency=arguments.max_concurrency,
-        priority=arguments.priority,
-    )
-    print(secret)
-    print(f"Added {arguments.name} to {path}; the key is not shown again.", file=sys.stderr)
-
-
-def _revoke(path: Path, name: str) -> None:
-    from stonechat_server.access.keys_file import revoke_key
-
-    revoke_key(path, name)
-    print(f"Revoked {name} in {path}.", file=sys.stderr)
-
-
-def _list(path: Path) -> None:
-    from stonechat_server.access.keys import read_keys
-    from stonechat_server.commands.text_table import text_table
-
-    headings = ("name", "state", "requests/min", "tokens/min", "concurrency", "priority", "models")
-    rows = [
-        (
-            key.name,
-            "revoked" if key.revoked else "live",
-            _limit(key.requests_per_minute),
-            _limit(key.tokens_per_minute),
-            _limit(key.max_concurrency),
-            str(key.priority),
-            ",".join(key.models) or "all",
-        )
-        for key in read_keys(path)
-    ]
-    print(text_table(headings, rows, num_left=2))
 
 
 def _limit(value: int | None) -> str:

@@ -1,17 +1,18 @@
 """Estimate a model's memory use and speed from its configuration and file headers alone."""
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.filesize import decimal
 
-from stonechat_models import EngineConfig, ModelLoadError
-from stonechat_server.commands.sizes import format_bytes, format_count, parse_bytes
+from stonechat_models import ModelLoadError
+from stonechat_server.options import BaseOptions, option
+from stonechat_server.settings import ENGINE_SETTINGS, Settings
+from stonechat_server.terminal.flags import Only
+from stonechat_server.terminal.tables import facts_table, new_console, new_table
 
 if TYPE_CHECKING:
     from stonechat_models import ModelSurvey, ServingForm
@@ -19,55 +20,42 @@ if TYPE_CHECKING:
 PlanRow = dict[str, str | int | float | bool | None]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the command."""
-    add = parser.add_argument
-    help_text = "Hugging Face id, local folder, or .gguf file (default: the default model)"
-    add("model", nargs="?", metavar="MODEL", default="default", help=help_text)
-    add("--revision", help="branch, tag or commit of a Hugging Face id")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--max-model-len", type=int, help="context length in tokens (default: the model's)")
-    add("--kv-cache-size", type=parse_bytes, help="memory for the KV cache, such as 2GiB")
-    add("--bandwidth", type=float, metavar="GB/S",
-        help="memory bandwidth to assume (default: measure it)")  # fmt: skip
-    add("--json", action="store_true", help="print JSON")
+class Options(BaseOptions):
+    """The options of `stonechat plan`: those of the engine, and what to assume and print."""
+
+    settings: Annotated[Settings, Only(*ENGINE_SETTINGS)]
+    bandwidth: float | None = option(
+        None, "memory bandwidth to assume (default: measure it)", metavar="GB/S", gt=0
+    )
+    prints_json: bool = option(False, "print JSON", flag="--json")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Print the plan. Returns 1 if the model cannot be surveyed or would be refused."""
     from stonechat_models import measure_bandwidth, survey_model
 
-    config = EngineConfig(
-        model=arguments.model,
-        revision=arguments.revision,
-        device=arguments.device,
-        max_model_len=arguments.max_model_len,
-        kv_cache_bytes=arguments.kv_cache_size,
-    )
+    config = options.settings.engine_config()
     try:
         survey = survey_model(config, lambda line: print(line, file=sys.stderr))
     except ModelLoadError as error:
         print(f"stonechat plan: {error}", file=sys.stderr)
         return 1
-    if arguments.bandwidth is not None:
-        bandwidth = arguments.bandwidth * 1e9
+    if options.bandwidth is not None:
+        bandwidth = options.bandwidth * 1e9
     else:
         bandwidth = measure_bandwidth(survey.device)
-    rows = [plan_row(survey, form, config, bandwidth) for form in survey.forms]
-    if arguments.json:
+    rows = [plan_row(survey, form, bandwidth) for form in survey.forms]
+    if options.prints_json:
         print(json.dumps(describe(survey, rows, bandwidth), indent=2))
     else:
-        print_plan(Console(), survey, rows, bandwidth)
+        print_plan(new_console(), survey, rows, bandwidth)
     return 0 if survey.refusal is None else 1
 
 
-def plan_row(
-    survey: "ModelSurvey", form: "ServingForm", config: EngineConfig, bandwidth: float
-) -> PlanRow:
+def plan_row(survey: "ModelSurvey", form: "ServingForm", bandwidth: float) -> PlanRow:
     """The memory, capacity and speed of one `ServingForm`; `bandwidth` is in bytes per second."""
     per_token = form.kv_bytes_per_token
     free = max(0, survey.free_memory - form.weight_bytes)
-    default_tokens = survey.kv_budget(form, config) // per_token if per_token else 0
     return {
         "form": form.name,
         "backend": form.backend,
@@ -75,9 +63,9 @@ def plan_row(
         "weight_bytes": form.weight_bytes,
         "fits": form.weight_bytes < survey.free_memory,
         "kv_bytes_per_token": per_token,
-        "kv_tokens": default_tokens,
+        "kv_tokens": form.kv_tokens,
         "kv_tokens_at_most": free // per_token if per_token else 0,
-        "full_length_requests": default_tokens // survey.max_model_len,
+        "full_length_requests": form.kv_tokens // survey.max_model_len,
         "full_length_requests_at_most": free // (per_token * survey.max_model_len)
         if per_token
         else 0,
@@ -112,14 +100,8 @@ def print_plan(
     console: Console, survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float
 ) -> None:
     """Print the plan as tables."""
-    facts = Table.grid(padding=(0, 2))
-    for name, value in _facts(survey, bandwidth).items():
-        facts.add_row(f"[bold]{name}[/]", value)
-    console.print(facts)
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("precision", no_wrap=True)
-    for heading in ("weights", "KV/token", "KV tokens", "requests", "tokens/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    console.print(facts_table(_facts(survey, bandwidth).items()))
+    table = new_table(("precision", "weights", "KV/token", "KV tokens", "requests", "tokens/s"))
     for row in rows:
         table.add_row(*_cells(row), style="" if row["fits"] else "dim")
     console.print(table)
@@ -133,7 +115,7 @@ def print_plan(
 
 def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
     active = survey.num_active_parameters
-    mixture = f", {format_count(active)} active per token" if active < survey.num_parameters else ""
+    mixture = f", {_count(active)} active per token" if active < survey.num_parameters else ""
     stored_types = ", ".join(
         f"{name} {share / survey.num_parameters:.0%}"
         for name, share in sorted(survey.stored_types.items(), key=lambda item: -item[1])
@@ -141,11 +123,11 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
     return {
         "model": f"{survey.name} ({survey.architecture})",
         "served": _served_text(survey),
-        "parameters": f"{format_count(survey.num_parameters)}{mixture}",
-        "stored": f"{format_bytes(survey.stored_bytes)} ({stored_types})",
+        "parameters": f"{_count(survey.num_parameters)}{mixture}",
+        "stored": f"{decimal(survey.stored_bytes)} ({stored_types})",
         "context": f"{survey.max_model_len:,} tokens",
-        "device": f"{survey.device}, {format_bytes(survey.free_memory)} of "
-        f"{format_bytes(survey.total_memory)} free, reads {bandwidth / 1e9:.1f} GB/s",
+        "device": f"{survey.device}, {decimal(survey.free_memory)} of "
+        f"{decimal(survey.total_memory)} free, reads {bandwidth / 1e9:.1f} GB/s",
     }
 
 
@@ -163,13 +145,20 @@ def _served_text(survey: "ModelSurvey") -> str:
 def _cells(row: PlanRow) -> list[str]:
     mark = " *" if row["default"] else ""
     if not row["fits"]:
-        return [f"{row['form']}{mark}", format_bytes(int(row["weight_bytes"] or 0)),
+        return [f"{row['form']}{mark}", decimal(int(row["weight_bytes"] or 0)),
                 "does not fit", "", "", ""]  # fmt: skip
     return [
         f"{row['form']}{mark}",
-        format_bytes(int(row["weight_bytes"] or 0)),
-        format_bytes(int(row["kv_bytes_per_token"] or 0)),
+        decimal(int(row["weight_bytes"] or 0)),
+        decimal(int(row["kv_bytes_per_token"] or 0)),
         f"{row['kv_tokens']:,}",
         f"{row['full_length_requests']:,} / {row['full_length_requests_at_most']:,}",
         f"{row['decode_tokens_per_second_at_most']:,.0f}",
     ]
+
+
+def _count(value: int) -> str:
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= size:
+            return f"{value / size:,.1f} {unit}"
+    return str(value)

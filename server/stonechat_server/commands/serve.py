@@ -1,28 +1,28 @@
 """Start the server on a model."""
 
-import argparse
 import gc
 import socket
 import sys
 from typing import TYPE_CHECKING
 
-from stonechat_server.commands.flags import add_settings_arguments, read_settings
+from stonechat_server.options import BaseOptions
+from stonechat_server.settings import Settings
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.observability.ledger import Ledger
-    from stonechat_server.settings import Settings
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting."""
-    add_settings_arguments(parser)
+class Options(BaseOptions):
+    """The options of `stonechat serve`: a flag for every setting."""
+
+    settings: Settings
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Serve until a signal arrives. Returns 1 if the server cannot start."""
     gc.disable()  # objects made at start live on, so a collection frees nothing
-    settings = read_settings(arguments, "stonechat serve")
+    settings = options.settings
     from stonechat_server.observability.access_log import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
@@ -47,7 +47,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _serve(settings: "Settings", listener: socket.socket) -> int:
+def _serve(settings: Settings, listener: socket.socket) -> int:
     from stonechat_models import AsyncEngine, EngineError
     from stonechat_server.access.keys import KeysFileError
     from stonechat_server.app import create_app
@@ -91,7 +91,7 @@ def _serve(settings: "Settings", listener: socket.socket) -> int:
     )
 
 
-def _open_ledger(settings: "Settings") -> "Ledger | None":
+def _open_ledger(settings: Settings) -> "Ledger | None":
     """The ledger that the settings name. Raises `LedgerError`."""
     from stonechat_server.observability.ledger import Ledger
     from stonechat_server.observability.ledger.location import ledger_place

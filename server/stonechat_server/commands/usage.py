@@ -1,98 +1,87 @@
 """Print who used what, from the usage ledger."""
 
-import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, date, datetime, time, timedelta
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from stonechat_server.options import BaseOptions, option, split
+from stonechat_server.settings import Settings
+from stonechat_server.terminal.flags import Only
+from stonechat_server.terminal.tables import new_console, new_table
 
 if TYPE_CHECKING:
     from stonechat_server.observability.ledger.report import UsageRow
 
-VARIABLE = "STONECHAT_LEDGER"
 SUMS = ("requests", "failed", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose the ledger, the requests and the groups."""
-    parser.add_argument(
-        "--ledger",
-        default=os.environ.get(VARIABLE, "auto"),
-        metavar="URL",
-        help=f"ledger, as for `stonechat serve` (environment: {VARIABLE}; default: auto)",
+class Options(BaseOptions):
+    """The options of `stonechat usage`: the ledger, the requests and their groups."""
+
+    settings: Annotated[Settings, Only("ledger")]
+    by: Annotated[tuple[str, ...], BeforeValidator(split)] = option(
+        ("key", "user", "day"), "columns to group by: some of key,user,model,day", metavar="LIST"
     )
-    parser.add_argument(
-        "--by",
-        default="key,user,day",
-        metavar="LIST",
-        help="columns to group by, comma-separated: key, user, model, day",
-    )
-    parser.add_argument(
-        "--since", type=_date, metavar="DATE", help="first day (UTC), such as 2026-01-31"
-    )
-    parser.add_argument("--until", type=_date, metavar="DATE", help="last day (UTC)")
-    parser.add_argument("--key", metavar="NAME", help="only requests of this key")
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
-    parser.add_argument(
-        "--delete-before",
-        type=_date,
-        metavar="DATE",
-        help="delete the entries of earlier days, and print no usage",
+    since: date | None = option(None, "first day (UTC), such as 2026-01-31", metavar="DATE")
+    until: date | None = option(None, "last day (UTC)", metavar="DATE")
+    key: str | None = option(None, "only requests of this key", metavar="NAME")
+    format: Literal["table", "json", "csv"] = option("table", "how to print the usage")
+    delete_before: date | None = option(
+        None, "delete the entries of earlier days, and print no usage", metavar="DATE"
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Print the usage. Returns 1 if the ledger cannot be read."""
     import sqlalchemy as sa
 
     try:
-        return _run(arguments)
+        return _run(options)
     except (sa.exc.SQLAlchemyError, ValueError, ImportError) as error:
         print(f"stonechat usage: {error}", file=sys.stderr)
         return 1
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(options: Options) -> int:
     from stonechat_server.observability.ledger import open_database, usage
     from stonechat_server.observability.ledger.location import ledger_place
     from stonechat_server.observability.ledger.report import DIMENSIONS, delete_before
 
-    by = [part.strip() for part in arguments.by.split(",") if part.strip()]
+    by = options.by
     dimensions = [dimension for part in by for dimension in DIMENSIONS if dimension == part]
     if len(dimensions) < len(by):
-        raise ValueError(f"--by accepts {', '.join(DIMENSIONS)}, not {arguments.by}")
-    place = ledger_place(arguments.ledger)
+        raise ValueError(f"--by accepts {', '.join(DIMENSIONS)}, not {','.join(by)}")
+    place = ledger_place(options.settings.ledger)
     if place is None:
         raise ValueError("the ledger is off; choose one with --ledger")
     engine = open_database(place.url)
     try:
-        if arguments.delete_before is not None:
-            number = delete_before(engine, arguments.delete_before.timestamp())
+        if options.delete_before is not None:
+            number = delete_before(engine, _start(options.delete_before))
             print(f"Deleted {number} entries.", file=sys.stderr)
             return 0
-        since, until = arguments.since, arguments.until
         rows = usage(
             engine,
             dimensions,
-            since=since.timestamp() if since else None,
-            until=(until + timedelta(days=1)).timestamp() if until else None,
-            key=arguments.key,
+            since=_start(options.since) if options.since else None,
+            until=_start(options.until + timedelta(days=1)) if options.until else None,
+            key=options.key,
         )
     finally:
         engine.dispose()
-    _print(arguments.format, [*by, *SUMS], rows, len(by))
+    _print(options.format, [*by, *SUMS], rows, len(by))
     return 0
 
 
 def _print(kind: str, headings: Sequence[str], rows: "Sequence[UsageRow]", num_left: int) -> None:
-    from stonechat_server.commands.text_table import text_table
-
     values = [[*row.group, *map(str, _sums(row))] for row in rows]
     if kind == "table":
-        print(text_table(headings, values, num_left))
+        new_console().print(new_table(headings, values, num_left=num_left))
     elif kind == "csv":
         csv.writer(sys.stdout).writerows([headings, *values])
     else:
@@ -110,5 +99,6 @@ def _sums(row: "UsageRow") -> tuple[int, ...]:
     )
 
 
-def _date(text: str) -> datetime:
-    return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+def _start(day: date) -> float:
+    """Seconds from 1970 to the beginning of a day in UTC."""
+    return datetime.combine(day, time(), UTC).timestamp()

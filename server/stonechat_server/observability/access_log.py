@@ -5,7 +5,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -51,17 +51,15 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.perf_counter(), 0
 
-        def limit_headers() -> Mapping[str, str]:
-            get: Callable[[], Mapping[str, str]] = scope["state"].get("limit_headers", dict)
-            return get()
-
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                headers.update(limit_headers())
+                limit_headers = scope["state"].get("limit_headers")
+                if limit_headers is not None:
+                    headers.update(limit_headers())
             await send(message)
 
         try:

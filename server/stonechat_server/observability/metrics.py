@@ -81,6 +81,7 @@ class Metrics:
             TOKEN_LATENCY_BUCKETS,
         )
         self._registry.register(self._inter_token)
+        self.observe_gap = self._inter_token.observe
         self._success = self._counter(
             "request_success", "Choices of finished requests by finish reason", "finished_reason"
         )
@@ -116,10 +117,6 @@ class Metrics:
     def responded(self, route: str, status: int) -> None:
         """Count an HTTP answer; `route` is a route's pattern, never a client's path."""
         self._responses.labels(self._model_name, route, str(status)).inc()
-
-    def token_clock(self) -> "TokenClock":
-        """A clock for the tokens of one request."""
-        return TokenClock(self._inter_token.observe)
 
     def request_finished(self, record: FinishedRequest) -> None:
         """Observe an admitted request that has ended."""

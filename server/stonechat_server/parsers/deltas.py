@@ -1,7 +1,7 @@
 """The interface between a choice's text and its message: content, reasoning or tool calls."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 
@@ -31,6 +31,17 @@ class ToolCallDelta:
 
 
 ParsedDelta = ContentDelta | ReasoningDelta | ToolCallDelta
+
+
+def join(last: ParsedDelta, new: ParsedDelta) -> ParsedDelta | None:
+    """Return both as one delta if `new` continues the text or the call of `last`, else None."""
+    if isinstance(last, ToolCallDelta):
+        if not isinstance(new, ToolCallDelta) or new.index != last.index:
+            return None
+        return replace(last, arguments=last.arguments + new.arguments)
+    if type(last) is not type(new) or isinstance(new, ToolCallDelta):
+        return None
+    return replace(last, text=last.text + new.text)
 
 
 class DeltaParser(Protocol):

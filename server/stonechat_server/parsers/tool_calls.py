@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stonechat_server.parsers import custom_calls
-from stonechat_server.parsers.deltas import ContentDelta, ParsedDelta, ToolCallDelta
+from stonechat_server.parsers.deltas import ContentDelta, ParsedDelta, ToolCallDelta, join
 from stonechat_server.parsers.json_calls import JsonCallsReader
 from stonechat_server.parsers.pythonic_calls import PythonicReader
 from stonechat_server.parsers.tag_calls import TagCallsReader
@@ -193,21 +193,9 @@ def _merge(deltas: list[ParsedDelta]) -> list[ParsedDelta]:
     """Join neighbouring deltas of content, and of the same call."""
     merged: list[ParsedDelta] = []
     for delta in deltas:
-        last = merged[-1] if merged else None
-        if isinstance(delta, ContentDelta) and isinstance(last, ContentDelta):
-            merged[-1] = ContentDelta(last.text + delta.text)
-        elif (
-            isinstance(delta, ToolCallDelta)
-            and isinstance(last, ToolCallDelta)
-            and delta.index == last.index
-        ):
-            merged[-1] = ToolCallDelta(
-                index=last.index,
-                arguments=last.arguments + delta.arguments,
-                id=last.id,
-                name=last.name,
-                type=last.type,
-            )
-        else:
+        joined = join(merged[-1], delta) if merged else None
+        if joined is None:
             merged.append(delta)
+        else:
+            merged[-1] = joined
     return merged

@@ -25,16 +25,17 @@ def _convert(message: Message, where: str) -> TemplateMessage:
             raise invalid(f"{where}.{key}", f"Only assistant messages may have {key}.")
     if message.role == "developer":
         converted["role"] = "system"
-    converted["content"] = _text(message.content, f"{where}.content")
+    content = message.content
+    if not isinstance(content, str):
+        converted["content"] = _text(content, f"{where}.content")
     if calls := converted.get("tool_calls"):
         converted["tool_calls"] = [_call_with_object(call) for call in calls]
     return converted
 
 
-def _text(content: str | Sequence[object] | None, where: str) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "\n".join(_part_text(part, f"{where}[{i}]") for i, part in enumerate(content))
+def _text(content: Sequence[object] | None, where: str) -> str:
+    parts = enumerate(content or ())
+    return "\n".join(_part_text(part, f"{where}[{i}]") for i, part in parts)
 
 
 def _part_text(part: object, where: str) -> str:

@@ -1,23 +1,21 @@
-"""Bounds on the size and shape of a request, checked before any work is done for it."""
+"""Reads and parses the body of a request. Bounds on its size and shape are checked first."""
 
 import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stonechat_server.errors import APIError
+import msgspec
+from pydantic import ValidationError
+
+from stonechat_server.errors import APIError, from_validation_error
+from stonechat_server.schema.requests import ChatCompletionRequest
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from stonechat_models import SamplingParams
-    from stonechat_server.schema.requests import ChatCompletionRequest
     from stonechat_server.settings import Settings
-
-KEPT_ALTERNATIVES = 4
-"""A plain answer may have this many times `max_completion_total` alternatives."""
 
 MAX_DISCARDED_BYTES = 64 * 2**20
 """If a body is too large, at most this much beyond the limit is read."""
@@ -112,42 +110,16 @@ def check_json(body: bytes, settings: "Settings") -> None:
             raise APIError(400, message, code="json_too_large")
 
 
-def limit_length(
-    params: "SamplingParams", request: "ChatCompletionRequest", settings: "Settings"
-) -> "SamplingParams":
-    """Return the parameters with a token limit that `max_completion_total` allows.
-
-    A limit that the client has set is not changed: `APIError` 400 is raised if choices times tokens
-    are too many. A plain answer is kept in memory, so its alternatives (`top_logprobs`) count too.
-    """
-    total = settings.max_completion_total
-    limit = total // params.n
-    if params.top_logprobs and not request.stream:
-        limit = min(limit, KEPT_ALTERNATIVES * total // (params.n * params.top_logprobs))
-    limit = max(limit, 1)
-    is_single = params.n == 1 and not params.top_logprobs
-    if is_single or params.max_tokens is None or params.max_tokens <= limit:
-        return params
-    if request.max_completion_tokens is None and request.max_tokens is None:
-        return replace(params, max_tokens=limit, min_tokens=min(params.min_tokens, limit))
-    raise APIError(
-        400,
-        f"{params.n} choices of up to {params.max_tokens} tokens"
-        + (f" with {params.top_logprobs} alternatives each" if params.top_logprobs else "")
-        + f" are more than one request may ask for: lower max_completion_tokens to {limit}"
-        + (", or stream." if params.top_logprobs and not request.stream else "."),
-        param="n" if params.n > 1 else "top_logprobs",
-        code="request_too_large",
-    )
+def parse_request(body: bytes) -> ChatCompletionRequest:
+    """Parse a body. Raises `APIError` 400 unless it is a valid request."""
+    try:
+        return ChatCompletionRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _explain(error, body) from error
 
 
-def check_messages(request: "ChatCompletionRequest", settings: "Settings") -> None:
-    """Raise `APIError` 400 for more messages than allowed."""
-    if len(request.messages) > settings.max_messages:
-        raise APIError(
-            400,
-            f"There are {len(request.messages)} messages, and at most {settings.max_messages} "
-            "are allowed.",
-            param="messages",
-            code="too_many_messages",
-        )
+def _explain(error: ValidationError, body: bytes) -> APIError:
+    try:
+        return from_validation_error(error, body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return APIError(400, "The body is not valid JSON in UTF-8.", code="invalid_json")

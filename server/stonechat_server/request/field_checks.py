@@ -1,22 +1,24 @@
 """Finds the fields of a request that are refused or have no effect, with the table `FIELDS`."""
 
-from collections.abc import Iterator
-from typing import Any
-
 from pydantic import BaseModel
 
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.schema.fields import FIELDS, FieldStatus
 from stonechat_server.schema.requests import ChatCompletionRequest
 
+REJECTED_FIELDS = frozenset(
+    name for name, note in FIELDS.items() if note.status is FieldStatus.REJECTED
+)
+FIELDS_WITHOUT_EFFECT = tuple(
+    name for name, note in FIELDS.items() if note.status is FieldStatus.NO_EFFECT
+)
+
 
 def check_supported(request: ChatCompletionRequest) -> None:
     """Raise `APIError` 400 for a field that asks for something that is not supported."""
-    for name in request.model_fields_set & FIELDS.keys():
+    for name in request.model_fields_set & REJECTED_FIELDS:
         note = FIELDS[name]
-        if note.status is FieldStatus.REJECTED and _asks_for_something(
-            getattr(request, name), note.neutral
-        ):
+        if _asks_for_something(getattr(request, name), note.neutral):
             detail = f" ({note.note})" if note.note else ""
             raise unsupported(name, f"'{name}' is not supported here{detail}.")
     if request.stream_options is not None and not request.stream:
@@ -31,13 +33,13 @@ def check_unknown(request: ChatCompletionRequest) -> None:
 
 def ignored_params(request: ChatCompletionRequest) -> list[str]:
     """Names of fields that are set but change nothing: unknown fields, and those of the table."""
-    without_effect = (
-        name
-        for name, note in FIELDS.items()
-        if note.status is FieldStatus.NO_EFFECT
-        and _asks_for_something(getattr(request, name), note.neutral)
-    )
-    return [*unknown_params(request), *without_effect]
+    names = unknown_params(request)
+    for name in FIELDS_WITHOUT_EFFECT:
+        if name in request.model_fields_set and _asks_for_something(
+            getattr(request, name), FIELDS[name].neutral
+        ):
+            names.append(name)
+    return names
 
 
 def unknown_params(request: ChatCompletionRequest) -> list[str]:
@@ -45,12 +47,10 @@ def unknown_params(request: ChatCompletionRequest) -> list[str]:
 
     Unknown keys of messages do not count, because the chat template sees them.
     """
-    return [*_unknown(request, ""), *_unknown(request.stream_options, "stream_options.")]
-
-
-def _unknown(model: BaseModel | None, prefix: str) -> Iterator[str]:
-    extra: dict[str, Any] = (model.model_extra if model else None) or {}
-    return (prefix + name for name in extra)
+    names = list(request.model_extra or ())
+    if request.stream_options is not None:
+        names += [f"stream_options.{name}" for name in request.stream_options.model_extra or ()]
+    return names
 
 
 def _asks_for_something(value: object, neutral: tuple[object, ...]) -> bool:

@@ -1,18 +1,18 @@
 """Turns a request into the input of the engine. Formats, tools and reasoning plug in here."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stonechat_models import SamplingParams
 from stonechat_server.errors import invalid
 from stonechat_server.parsers.deltas import ParserFactory
 from stonechat_server.prompt.chat_template import RenderOptions
-from stonechat_server.prompt.template_choice import Templates
 from stonechat_server.request.field_checks import check_supported
 from stonechat_server.request.sampling_params import to_sampling_params
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import EngineLike
+    from stonechat_server.prompt.chat_template import Templates
     from stonechat_server.schema.requests import ChatCompletionRequest
     from stonechat_server.structured.answer_spec import AnswerSpec, Structure
 
@@ -23,8 +23,8 @@ class PreparedRequest:
 
     prompt_token_ids: list[int]
     params: SamplingParams
-    new_parser: ParserFactory
-    """Called once per choice."""
+    new_parser: ParserFactory | None
+    """Called once per choice. None: all text is content."""
     grammar_param: str | None = None
     """The field of the request that `params.grammar` comes from."""
     prediction_token_ids: tuple[int, ...] = ()
@@ -33,54 +33,45 @@ class PreparedRequest:
 def prepare(
     request: "ChatCompletionRequest",
     engine: "EngineLike",
-    templates: Templates,
+    templates: "Templates",
     structure: "Structure",
+    max_total: int,
 ) -> PreparedRequest:
-    """Prepare a request. Raises `APIError` 400, or an engine error that `errors.py` knows.
+    """Prepare a request. `max_total` bounds the tokens of all its choices.
 
-    It only computes (renders, tokenizes, checks grammars) and may run in any thread.
+    Raises `APIError` 400, or an engine error that `errors.py` knows. It only computes (renders,
+    tokenizes, checks grammars) and may run in any thread.
     """
     check_supported(request)
     template = templates.select(request)
-    answer = structure.specify(request, template.source)
-    prompt = template.render(answer.messages, render_options(request, answer))
+    spec = structure.specify(request, template.source)
+    prompt = template.render(spec.messages, render_options(request, spec))
     prompt_token_ids = engine.tokenizer.encode(prompt, add_special_tokens=False)
     if not prompt_token_ids:
         raise invalid("messages", "The prompt made from the messages is empty.")
-    params = to_sampling_params(
-        request,
-        num_prompt_tokens=len(prompt_token_ids),
-        max_model_len=engine.model.max_model_len,
-        vocab_size=engine.model.vocab_size,
-    )
-    reading = structure.read(answer, prompt, params.skip_special_tokens)
-    params = replace(
-        params,
-        grammar=answer.grammar,
-        reasoning=reading.reasoning,
-        stop=params.stop if reading.is_stoppable else (),
-        unstoppable_after=reading.unstoppable_after,
-        unstoppable_first=reading.unstoppable_first,
-        stop_scope=reading.stop_scope if params.stop else None,
-        skip_special_tokens=params.skip_special_tokens and not reading.keep_special_tokens,
-    )
+    params = to_sampling_params(request, engine.model, len(prompt_token_ids), max_total)
+    new_parser: ParserFactory | None = None
+    if not spec.is_plain:
+        params, new_parser = spec.after_prompt(prompt, params)
     return PreparedRequest(
         prompt_token_ids=prompt_token_ids,
         params=params,
-        new_parser=reading.new_parser,
-        grammar_param=answer.grammar_param,
-        prediction_token_ids=tuple(_prediction_token_ids(request, engine)),
+        new_parser=new_parser,
+        grammar_param=spec.grammar_param,
+        prediction_token_ids=_prediction_token_ids(request, engine) if request.prediction else (),
     )
 
 
-def _prediction_token_ids(request: "ChatCompletionRequest", engine: "EngineLike") -> list[int]:
+def _prediction_token_ids(
+    request: "ChatCompletionRequest", engine: "EngineLike"
+) -> tuple[int, ...]:
     """The tokens of the request's `prediction`, at most as many as the context length."""
     if request.prediction is None:
-        return []
+        return ()
     content = request.prediction.content
     text = content if isinstance(content, str) else "".join(part.text for part in content)
     token_ids = engine.tokenizer.encode(text, add_special_tokens=False)
-    return token_ids[: engine.model.max_model_len]
+    return tuple(token_ids[: engine.model.max_model_len])
 
 
 def has_grammar(request: "ChatCompletionRequest") -> bool:
@@ -88,7 +79,7 @@ def has_grammar(request: "ChatCompletionRequest") -> bool:
     return bool(request.tools or request.response_format or request.structured_outputs)
 
 
-def render_options(request: "ChatCompletionRequest", answer: "AnswerSpec") -> RenderOptions:
+def render_options(request: "ChatCompletionRequest", spec: "AnswerSpec") -> RenderOptions:
     """The template's input beside the messages. Raises `APIError` 400 for a contradiction."""
     continue_final = bool(request.continue_final_message)
     if continue_final and request.add_generation_prompt:
@@ -97,9 +88,9 @@ def render_options(request: "ChatCompletionRequest", answer: "AnswerSpec") -> Re
             "continue_final_message and add_generation_prompt cannot both be true.",
         )
     return RenderOptions(
-        tools=answer.tools,
+        tools=spec.tools,
         documents=request.documents or (),
         add_generation_prompt=not continue_final and request.add_generation_prompt is not False,
         continue_final_message=continue_final,
-        variables={**answer.variables, **(request.chat_template_kwargs or {})},
+        variables={**spec.variables, **(request.chat_template_kwargs or {})},
     )

@@ -1,89 +1,95 @@
 """Converts the sampling fields of a request to `SamplingParams`."""
 
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
-from stonechat_models import PromptTooLongError, SamplingParams
-from stonechat_server.errors import invalid
+from stonechat_models import ModelInfo, PromptTooLongError, SamplingParams, StopRules
+from stonechat_server.errors import APIError, invalid
 from stonechat_server.schema.requests import ChatCompletionRequest
 
-T = TypeVar("T")
+KEPT_ALTERNATIVES = 4
+"""A plain answer may have this many times `max_completion_total` alternatives."""
 
 
 def to_sampling_params(
-    request: ChatCompletionRequest, *, num_prompt_tokens: int, max_model_len: int, vocab_size: int
+    request: ChatCompletionRequest, model: ModelInfo, num_prompt_tokens: int, max_total: int
 ) -> SamplingParams:
-    """Fill in defaults, and lower the token limit to what fits the context.
+    """Fill in defaults, and lower the token limit to what fits the context and `max_total`.
 
     Raises `PromptTooLongError` if not even one token fits, `APIError` 400 for fields that
-    contradict each other or for token ids beyond the vocabulary.
+    contradict each other or exceed a bound, and for token ids beyond the vocabulary.
     """
-    room = max_model_len - num_prompt_tokens
+    room = model.max_model_len - num_prompt_tokens
     if room < 1:
-        raise PromptTooLongError(num_prompt_tokens, max_model_len)
-    max_tokens = min(_max_tokens(request) or room, room)
+        raise PromptTooLongError(num_prompt_tokens, model.max_model_len)
+    limit = request.max_completion_tokens or request.max_tokens
+    max_tokens, min_tokens = min(limit or room, room), request.min_tokens or 0
+    if limit is not None and min_tokens > limit:
+        raise invalid("min_tokens", f"min_tokens ({min_tokens}) is above the maximum ({limit}).")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise invalid("top_logprobs", "top_logprobs needs logprobs to be true.")
+    if (request.n or 1) > 1 or request.top_logprobs:
+        max_tokens = _limit_total(request, max_tokens, max_total)
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return SamplingParams(
         n=request.n or 1,
-        temperature=_value_or(request.temperature, 1.0),
-        top_p=_value_or(request.top_p, 1.0),
-        top_k=min(max(request.top_k or 0, 0), vocab_size),
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=min(max(request.top_k or 0, 0), model.vocab_size),
         min_p=request.min_p or 0.0,
         seed=request.seed,
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
-        repetition_penalty=_value_or(request.repetition_penalty, 1.0),
-        logit_bias=_logit_bias(request, vocab_size),
-        top_logprobs=_top_logprobs(request),
+        repetition_penalty=request.repetition_penalty or 1.0,
+        logit_bias=_logit_bias(request.logit_bias, model.vocab_size) if request.logit_bias else {},
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         max_tokens=max_tokens,
-        min_tokens=_min_tokens(request, max_tokens),
-        stop=_stop(request),
-        stop_token_ids=_stop_token_ids(request, vocab_size),
+        min_tokens=min(min_tokens, max_tokens),
+        stop=StopRules(strings=stop) if stop else None,
+        stop_token_ids=_stop_token_ids(request.stop_token_ids, model.vocab_size)
+        if request.stop_token_ids
+        else (),
         include_stop_str_in_output=bool(request.include_stop_str_in_output),
-        skip_special_tokens=_value_or(request.skip_special_tokens, True),
+        skip_special_tokens=request.skip_special_tokens is not False,
         ignore_eos=bool(request.ignore_eos),
     )
 
 
-def _value_or(value: T | None, default: T) -> T:
-    return default if value is None else value
+def _limit_total(request: ChatCompletionRequest, max_tokens: int, max_total: int) -> int:
+    """Bound choices times tokens by `max_total`. Returns the token limit of each choice.
+
+    A limit that the client has set is not changed: `APIError` 400 is raised if it is too large. A
+    plain answer is kept in memory, so its alternatives (`top_logprobs`) count too.
+    """
+    n, top_logprobs = request.n or 1, request.top_logprobs or 0
+    limit = max_total // n
+    if top_logprobs and not request.stream:
+        limit = min(limit, KEPT_ALTERNATIVES * max_total // (n * top_logprobs))
+    limit = max(limit, 1)
+    if max_tokens <= limit:
+        return max_tokens
+    if request.max_completion_tokens is None and request.max_tokens is None:
+        return limit
+    raise APIError(
+        400,
+        f"{n} choices of up to {max_tokens} tokens"
+        + (f" with {top_logprobs} alternatives each" if top_logprobs else "")
+        + f" are more than one request may ask for: lower max_completion_tokens to {limit}"
+        + (", or stream." if top_logprobs and not request.stream else "."),
+        param="n" if n > 1 else "top_logprobs",
+        code="request_too_large",
+    )
 
 
-def _max_tokens(request: ChatCompletionRequest) -> int | None:
-    return request.max_completion_tokens or request.max_tokens
-
-
-def _min_tokens(request: ChatCompletionRequest, max_tokens: int) -> int:
-    min_tokens = request.min_tokens or 0
-    limit = _max_tokens(request)
-    if limit is not None and min_tokens > limit:
-        raise invalid("min_tokens", f"min_tokens ({min_tokens}) is above the maximum ({limit}).")
-    return min(min_tokens, max_tokens)
-
-
-def _top_logprobs(request: ChatCompletionRequest) -> int | None:
-    if request.logprobs:
-        return request.top_logprobs or 0
-    if request.top_logprobs is not None:
-        raise invalid("top_logprobs", "top_logprobs needs logprobs to be true.")
-    return None
-
-
-def _stop(request: ChatCompletionRequest) -> tuple[str, ...]:
-    if isinstance(request.stop, str):
-        return (request.stop,)
-    return tuple(request.stop or ())
-
-
-def _stop_token_ids(request: ChatCompletionRequest, vocab_size: int) -> tuple[int, ...]:
-    token_ids = tuple(request.stop_token_ids or ())
+def _stop_token_ids(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
     for i, token_id in enumerate(token_ids):
         if token_id >= vocab_size:
             raise invalid(f"stop_token_ids[{i}]", _not_a_token(token_id, vocab_size))
-    return token_ids
+    return tuple(token_ids)
 
 
-def _logit_bias(request: ChatCompletionRequest, vocab_size: int) -> dict[int, float]:
+def _logit_bias(logit_bias: Mapping[str, float | None], vocab_size: int) -> dict[int, float]:
     biases: dict[int, float] = {}
-    for key, bias in (request.logit_bias or {}).items():
+    for key, bias in logit_bias.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
             raise invalid("logit_bias", _not_a_token(key, vocab_size))
         if bias is not None:

@@ -53,6 +53,6 @@ def serve(
         lifespan="on",
     )
     state: Services = app.state.server
-    server = _Server(config, state.operations.lifecycle, on_started)
+    server = _Server(config, state.lifecycle, on_started)
     server.run(sockets=[listener])
     return 0 if server.started else 1

@@ -7,8 +7,7 @@ error. A second signal stops the server without waiting.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from types import FrameType
 
@@ -44,18 +43,17 @@ class Lifecycle:
 
     @property
     def num_running(self) -> int:
-        """How many requests are inside `running`."""
+        """How many requests run."""
         return len(self._running)
 
-    @contextmanager
-    def running(self, deadline: Deadline) -> Iterator[None]:
+    def enter(self, deadline: Deadline) -> None:
         """Count a request as running. Raises `APIError` 503 while draining."""
         self.check()
         self._running.add(deadline)
-        try:
-            yield
-        finally:
-            self._running.discard(deadline)
+
+    def leave(self, deadline: Deadline) -> None:
+        """Count a request as ended, if it ever ran."""
+        self._running.discard(deadline)
 
     def check(self) -> None:
         """Raise `APIError` 503 while draining."""

@@ -1,7 +1,7 @@
 """Turns the outputs of the engine into chunks, the messages of a streamed answer."""
 
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
@@ -11,16 +11,15 @@ from stonechat_models import (
     FinishReason,
     LogprobEntry,
     RequestOutput,
-    TextFollower,
 )
 from stonechat_server.errors import APIError, engine_failure, server_error
 from stonechat_server.parsers.deltas import (
     ContentDelta,
     DeltaParser,
     ParsedDelta,
-    ParserFactory,
     ReasoningDelta,
     ToolCallDelta,
+    join,
 )
 from stonechat_server.schema.responses import (
     ChatCompletionChunk,
@@ -37,7 +36,6 @@ from stonechat_server.schema.responses import (
     TopLogprobBody,
     Usage,
 )
-from stonechat_server.streaming.chunk_joining import ChunkJoiner
 
 OBFUSCATION_BLOCK = 16
 
@@ -65,16 +63,21 @@ class ChunkOptions:
     legacy_calls: bool = False
     """Whether the only call is sent as `function_call`, the format before `tool_calls`."""
 
+    @property
+    def has_own_chunks(self) -> bool:
+        """Whether each delta needs a chunk of its own, with its own usage or obfuscation."""
+        return self.continuous_usage or self.obfuscation
+
 
 @dataclass(slots=True)
 class ChoiceState:
     """The state of one choice."""
 
-    parser: DeltaParser
-    predicted: TextFollower | None = None
-    """Tracks which part of the request's prediction the choice has repeated."""
+    parser: DeltaParser | None
+    """None: all text is content."""
     num_tokens: int = 0
     num_reasoning_tokens: int = 0
+    num_predicted_tokens: int = 0
     has_tool_calls: bool = False
     finish_reason: FinishReason | None = None
     finish_reason_name: FinishReasonName | None = None
@@ -84,35 +87,44 @@ class ChoiceState:
 
 
 @dataclass(slots=True)
+class _Piece:
+    """What one choice adds: a delta with its log-probabilities, or its end."""
+
+    index: int
+    delta: ParsedDelta | None
+    logprobs: list[TokenLogprobBody] | None
+    finish_reason: FinishReasonName | None = None
+
+    def extend(self, piece: "_Piece") -> bool:
+        """Append a piece of the same choice if it continues this one. Returns whether it does."""
+        if self.delta is None or piece.delta is None:
+            return False
+        joined = join(self.delta, piece.delta)
+        if joined is None:
+            return False
+        self.delta = joined
+        if piece.logprobs:
+            self.logprobs = (self.logprobs or []) + piece.logprobs
+        return True
+
+
+@dataclass(slots=True)
 class ChunkBuilder:
     """Turns the outputs of one request into chunks. `output` is the latest output."""
 
     head: CompletionHead
     options: ChunkOptions
     choices: list[ChoiceState]
+    num_predicted_tokens: int = 0
+    """The length of the request's prediction."""
     output: RequestOutput | None = field(default=None, init=False)
-
-    @classmethod
-    def create(
-        cls,
-        head: CompletionHead,
-        options: ChunkOptions,
-        n: int,
-        new_parser: ParserFactory,
-        prediction: Sequence[int] = (),
-    ) -> "ChunkBuilder":
-        """Create a builder for `n` choices."""
-        choices = [ChoiceState(new_parser()) for _ in range(n)]
-        if prediction:
-            followers = TextFollower.for_choices(prediction, n)
-            for choice, follower in zip(choices, followers, strict=True):
-                choice.predicted = follower
-        return cls(head, options, choices)
 
     def add(self, output: RequestOutput) -> list[ChatCompletionChunk]:
         """Turn an output of one step, or of several joined steps, into chunks.
 
-        Raises `APIError` if the engine reports a failure.
+        If the output has several deltas, neighbouring deltas of a choice become one chunk. They do
+        not if every chunk has usage or obfuscation of its own. Raises `APIError` if the engine
+        reports a failure.
         """
         chunks: list[ChatCompletionChunk] = []
         if self.output is None:
@@ -120,12 +132,27 @@ class ChunkBuilder:
         self.output = output
         if output.error is not None:
             raise engine_failure(output.error)
-        joiner = ChunkJoiner() if self._may_join(output) else None
-        for delta in output.deltas:
-            self._add_delta(delta, chunks, joiner)
+        if len(output.deltas) > 1 and not self.options.has_own_chunks:
+            self._add_joined(output.deltas, chunks)
+        else:
+            for delta in output.deltas:
+                chunks += [self._piece_chunk(piece) for piece in self._read(delta)]
         if output.finished and self.options.include_usage:
             chunks.append(self._chunk([], usage=self.usage()))
         return chunks
+
+    def _add_joined(
+        self, deltas: Iterable[CompletionDelta], chunks: list[ChatCompletionChunk]
+    ) -> None:
+        pieces: list[_Piece] = []
+        last: dict[int, _Piece] = {}
+        for delta in deltas:
+            for piece in self._read(delta):
+                before = last.get(piece.index)
+                if before is None or not before.extend(piece):
+                    pieces.append(piece)
+                    last[piece.index] = piece
+        chunks += [self._piece_chunk(piece) for piece in pieces]
 
     def usage(self) -> Usage:
         """The tokens so far. The prompt counts once, the completions of all choices are summed."""
@@ -135,9 +162,8 @@ class ChunkBuilder:
         num_written = output.num_cache_written_tokens if output else 0
         num_completion = sum(choice.num_tokens for choice in self.choices)
         num_reasoning = sum(choice.num_reasoning_tokens for choice in self.choices)
-        followers = [choice.predicted for choice in self.choices if choice.predicted]
-        num_predicted = sum(len(follower.text) for follower in followers)
-        num_accepted = sum(len(follower.matched) for follower in followers)
+        num_predicted = self.num_predicted_tokens * len(self.choices)
+        num_accepted = sum(choice.num_predicted_tokens for choice in self.choices)
         return Usage(
             prompt_tokens=num_prompt,
             completion_tokens=num_completion,
@@ -154,54 +180,55 @@ class ChunkBuilder:
             cache_read_input_tokens=num_cached,
         )
 
-    def _may_join(self, output: RequestOutput) -> bool:
-        """False if every chunk has usage or obfuscation of its own, or if there is one delta."""
-        options = self.options
-        return len(output.deltas) > 1 and not (options.continuous_usage or options.obfuscation)
-
-    def _add_delta(
-        self,
-        delta: CompletionDelta,
-        chunks: list[ChatCompletionChunk],
-        joiner: ChunkJoiner | None,
-    ) -> None:
-        choice = self.choices[delta.index]
-        finished = delta.finish_reason is not None
+    def _read(self, delta: CompletionDelta) -> list[_Piece]:
+        """Parse the text of a delta, and count its tokens."""
+        choice, finished = self.choices[delta.index], delta.finish_reason is not None
         choice.num_tokens += delta.num_tokens
-        if choice.predicted is not None:
-            for token_id in delta.token_ids:
-                choice.predicted.follow(token_id)
-        if choice.parser.in_reasoning:
-            choice.num_reasoning_tokens += delta.num_tokens
+        choice.num_predicted_tokens += delta.num_predicted
         if delta.logprobs is not None:
             choice.logprobs = (choice.logprobs or []) + [_logprob(e) for e in delta.logprobs]
-        for parsed in choice.parser.feed(delta.text, finished):
-            choice.has_tool_calls |= isinstance(parsed, ToolCallDelta)
-            choice_delta = self._choice(delta.index, _delta_body(parsed, self.options.legacy_calls))
-            if joiner is None or not joiner.join(choice_delta):
-                chunks.append(self._chunk([choice_delta]))
+        pieces: list[_Piece] = []
+        if choice.parser is None:
+            if delta.text:
+                pieces.append(_Piece(delta.index, ContentDelta(delta.text), choice.logprobs))
+        else:
+            if choice.parser.in_reasoning:
+                choice.num_reasoning_tokens += delta.num_tokens
+            for parsed in choice.parser.feed(delta.text, finished):
+                choice.has_tool_calls |= isinstance(parsed, ToolCallDelta)
+                pieces.append(_Piece(delta.index, parsed, None if pieces else choice.logprobs))
         if delta.finish_reason is not None:
-            choice.finish_reason = delta.finish_reason
-            has_calls = choice.has_tool_calls and not choice.parser.is_call_cut
-            reason = _finish_reason_name(delta.finish_reason, has_calls)
-            if reason == "tool_calls" and self.options.legacy_calls:
-                reason = "function_call"
-            choice.finish_reason_name = reason
-            chunks.append(self._chunk([self._choice(delta.index, DeltaBody(), reason)]))
+            logprobs = None if pieces else choice.logprobs
+            pieces.append(
+                _Piece(delta.index, None, logprobs, self._end(choice, delta.finish_reason))
+            )
+        if pieces:
+            choice.logprobs = None
+        return pieces
+
+    def _end(self, choice: ChoiceState, finish_reason: FinishReason) -> FinishReasonName:
+        has_calls = choice.has_tool_calls and not (choice.parser and choice.parser.is_call_cut)
+        reason = _finish_reason_name(finish_reason, has_calls)
+        if reason == "tool_calls" and self.options.legacy_calls:
+            reason = "function_call"
+        choice.finish_reason, choice.finish_reason_name = finish_reason, reason
+        return reason
+
+    def _piece_chunk(self, piece: _Piece) -> ChatCompletionChunk:
+        delta = piece.delta
+        body = DeltaBody() if delta is None else _delta_body(delta, self.options.legacy_calls)
+        logprobs = None if piece.logprobs is None else LogprobsBody(piece.logprobs)
+        choice = ChunkChoice(
+            index=piece.index, delta=body, logprobs=logprobs, finish_reason=piece.finish_reason
+        )
+        return self._chunk([choice])
 
     def _role_chunk(self, index: int) -> ChatCompletionChunk:
         content = None if self.options.may_call else ""
         body = DeltaBody(role="assistant", content=content, refusal=None)
-        return self._chunk([self._choice(index, body)])
-
-    def _choice(
-        self, index: int, delta: DeltaBody, finish_reason: FinishReasonName | None = None
-    ) -> ChunkChoice:
-        state = self.choices[index]
-        logprobs = None
-        if state.logprobs is not None and delta.role is UNSET:
-            logprobs, state.logprobs = LogprobsBody(state.logprobs), None
-        return ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)
+        return self._chunk(
+            [ChunkChoice(index=index, delta=body, logprobs=None, finish_reason=None)]
+        )
 
     def _chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
         head, options = self.head, self.options

@@ -2,18 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
-from contextlib import aclosing, suppress
-from typing import NoReturn
+import math
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any, NoReturn
 
+import anyio
 import msgspec
-from starlette.responses import Response
+from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
 from stonechat_server.errors import server_error, to_api_error
 from stonechat_server.schema.responses import ChatCompletionChunk
 from stonechat_server.streaming.chunks import ChunkStream
-from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
 
 log = logging.getLogger("stonechat")
 
@@ -33,15 +35,17 @@ def encode_events(chunks: Iterable[ChatCompletionChunk]) -> bytes:
     return b"".join([encode_event(chunk) for chunk in chunks])
 
 
-class EventStream(Response):
+class EventStream(EventSourceResponse):
     """Sends the chunks of one request, then `[DONE]`. Sends comments during silence.
 
     The status line goes out with the first chunk or comment. An error before it is an ordinary
     HTTP error; an error after it is an event whose JSON has `error`. If the client disconnects, or
     reads nothing for `write_timeout` seconds, the iterator of the chunks is closed at once.
-    """
 
-    media_type = "text/event-stream"
+    sse-starlette supplies the headers, the loop over the events, the tasks beside it, the wait for
+    a disconnect and the cleanup. Each override says what the library does otherwise. Some override
+    private methods, so `pyproject.toml` allows one minor version of the library.
+    """
 
     def __init__(
         self,
@@ -51,100 +55,85 @@ class EventStream(Response):
         write_timeout: float,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.status_code = 200
-        self.background = None
-        self.init_headers(
-            {
-                **(headers or {}),
-                "Cache-Control": "no-store",
-                "Connection": "keep-alive",
-                "X-Accel-Buffering": "no",
-            }
+        super().__init__(
+            self._events(chunks),
+            headers=headers,
+            ping=keep_alive or math.inf,
+            send_timeout=write_timeout,
         )
-        self._chunks = chunks
-        self._keep_alive = keep_alive or None
-        self._write_timeout = write_timeout
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start = {
-            "type": "http.response.start",
-            "status": self.status_code,
-            "headers": self.raw_headers,
-        }
-        writer = _Writer(send, start)
-        watch = writer.watch(self._keep_alive, self._write_timeout)
-        try:
-            with suppress(ClientDisconnectedError):
-                await run_while_connected(receive, self._send_events(writer), watch)
-        except _StuckError:
-            log.info("closed a stream because its client stopped reading")
-
-    async def _send_events(self, writer: "_Writer") -> None:
-        try:
-            async with aclosing(self._chunks) as batches:
-                async for batch in batches:
-                    if batch:
-                        await writer.write(encode_events(batch))
-            await writer.write(DONE)
-        except Exception as error:
-            if not writer.has_started:
-                raise
-            await writer.write(_error_event(error))
-        await writer.write(b"", more=False)
-
-
-class _StuckError(Exception):
-    """The client has read nothing for too long."""
-
-
-class _Writer:
-    """Sends pieces of the body. The first piece also sends the status line."""
-
-    def __init__(self, send: Send, start: Message) -> None:
-        self.has_started = False
-        self._send = send
-        self._start = start
         self._time = asyncio.get_running_loop().time
         self._lock = asyncio.Lock()
+        self._status_line: Message | None = None
+        """Held back until the first piece of the body."""
         self._is_writing = False
         self._since = self._time()
+        """When the current write began, or when the last one ended."""
 
-    async def write(self, data: bytes, *, more: bool = True) -> None:
-        """Send a piece. Returns when the connection accepts more. `more` is False at the end."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream. A client that stops reading is not an error, as it is in the library."""
+        self._send = send
+        try:
+            await super().__call__(scope, receive, self._write)
+        except SendTimeoutError:
+            log.info("closed a stream because its client stopped reading")
+
+    async def _events(self, chunks: ChunkStream) -> AsyncGenerator[bytes, None]:
+        try:
+            async with aclosing(chunks) as batches:
+                async for batch in batches:
+                    if batch:
+                        yield encode_events(batch)
+            yield DONE
+        except Exception as error:
+            if self._status_line is not None:
+                raise
+            yield _error_event(error)
+
+    async def _write(self, message: Message) -> None:
+        """Send a message, but hold the status line back. The library sends it before any event."""
+        if message["type"] == "http.response.start":
+            self._status_line = message
+            return
         async with self._lock:
             self._is_writing, self._since = True, self._time()
             try:
-                if not self.has_started:
-                    self.has_started = True
-                    await self._send(self._start)
-                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+                if self._status_line is not None:
+                    status_line, self._status_line = self._status_line, None
+                    await self._send(status_line)
+                await self._send(message)
             finally:
                 self._is_writing, self._since = False, self._time()
 
-    async def watch(self, keep_alive: float | None, timeout: float) -> NoReturn:
-        """Write a comment after each `keep_alive` seconds of silence, until cancelled.
+    def _send_with_timeout(self, send: Send, message: Message) -> Coroutine[Any, Any, None]:
+        """Leave the timeout to `_ping`. The library's timer adds a fifth to a token's work."""
+        return self._write(message)
 
-        Raises `_StuckError` if a write has taken `timeout` seconds. The timer is set again only
-        after it has run out, so that the writes pay nothing for it.
+    async def _ping(self, send: Send) -> NoReturn:
+        """Write comments, and raise `SendTimeoutError` for a write that takes too long.
+
+        The library also writes comments between chunks that follow each other, and does not watch
+        the end of the body. The timer is set again only after it has run out, so that writes pay
+        nothing for it.
         """
+        timeout = self.send_timeout
+        assert timeout is not None
         while True:
             passed = self._time() - self._since
             rest = timeout - passed if self._is_writing else timeout
             if rest <= 0:
-                raise _StuckError
-            if keep_alive is not None and not self._is_writing:
-                rest = min(rest, keep_alive - passed)
+                raise SendTimeoutError
+            if not self._is_writing:
+                rest = min(rest, self.ping_interval - passed)
             if rest > 0:
                 await asyncio.sleep(rest)
             else:
-                await self._write_comment(timeout)
+                comment = {"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True}
+                await super()._send_with_timeout(send, comment)
 
-    async def _write_comment(self, timeout: float) -> None:
-        try:
-            async with asyncio.timeout(timeout):
-                await self.write(KEEP_ALIVE)
-        except TimeoutError:
-            raise _StuckError from None
+    @staticmethod
+    async def _listen_for_exit_signal() -> None:
+        """Never return. The library cuts streams at a shutdown; `serving/lifecycle` drains them."""
+        await anyio.sleep_forever()
 
 
 def _error_event(error: Exception) -> bytes:

@@ -1,7 +1,8 @@
-"""Chooses how an answer is written and read: its grammar, its parser and the text in its prompt.
+"""Chooses how an answer is constrained and read: its grammar, its parser, the text in its prompt.
 
-A server makes one `Structure` from the model's tokenizer. `specify` combines a request's tools,
-`response_format` and reasoning before the prompt is rendered; `read` follows after that.
+A server makes one `Structure` from the model's tokenizer. `Structure.specify` combines a request's
+tools, `response_format` and reasoning before the prompt is rendered; `AnswerSpec.after_prompt`
+follows once the prompt is known.
 """
 
 import dataclasses
@@ -9,11 +10,18 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from stonechat_models import GrammarError, GrammarSpec, ReasoningSpec, StopScope
+from stonechat_models import (
+    GrammarError,
+    GrammarSpec,
+    ReasoningSpec,
+    SamplingParams,
+    StopScope,
+)
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.parsers.deltas import ContentParser, DeltaParser, ParserFactory
 from stonechat_server.parsers.harmony import VISIBLE_HEADERS, HarmonyParser
@@ -51,193 +59,270 @@ if TYPE_CHECKING:
     from stonechat_server.schema.requests import ChatCompletionRequest
 
 CHECKED_GRAMMARS = 1024
+KNOWN_TEMPLATES = 32
+
+SHAPING_FIELDS = frozenset(
+    {
+        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+        *("response_format", "structured_outputs", "reasoning_effort", "thinking_budget"),
+    }
+)
+"""The request fields that may constrain the answer or its reading."""
+TOOL_ROLES = frozenset({"tool", "function"})
+CALL_KEYS = frozenset({"tool_calls", "function_call"})
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateTraits:
+    """What the source of a chat template shows about the model's answers."""
+
+    renders_tools: bool
+    format: ToolFormat
+    markers: ReasoningMarkers | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSpec:
-    """The result of `Structure.specify`. `tools` is empty if the template does not render tools."""
+    """How the answer to one request is constrained and read.
 
-    messages: "list[TemplateMessage]"
-    tools: list[dict[str, Any]]
-    variables: dict[str, Any]
-    grammar: GrammarSpec | None
-    grammar_param: str | None
-    tool_options: ToolOptions | None
-    format: ToolFormat
-    markers: ReasoningMarkers | None
-    budget: int | None
-    is_open: bool
-    """Whether the prompt ends inside the assistant's message."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """How the answer to one prompt is generated and read."""
-
-    reasoning: ReasoningSpec | None
-    keep_special_tokens: bool
-    new_parser: ParserFactory
-    is_stoppable: bool
-    """False if the answer consists of calls only. Stop strings do not apply within calls."""
-    unstoppable_after: tuple[str, ...]
-    unstoppable_first: str
-    stop_scope: StopScope | None
-    """This field and the two above: see `SamplingParams`."""
-
-
-@dataclass(slots=True)
-class Structure:
-    """Makes an `AnswerSpec` from a request, and a `Reading` from its prompt.
-
-    `tool_format` is a name in `FORMATS`, or `auto`: the format that the request's template shows.
+    `messages`, `tools` and `variables` are for the chat template; `tools` is empty if the template
+    does not render tools. The other fields are for `after_prompt`.
     """
 
-    tokenizer: "TokenizerLike"
-    tool_format: str = "auto"
-    schema_in_prompt: bool = True
+    messages: "list[TemplateMessage]"
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    variables: dict[str, Any] = field(default_factory=dict)
+    grammar: GrammarSpec | None = None
+    grammar_param: str | None = None
+    """The field of the request that `grammar` comes from."""
+    tool_options: ToolOptions | None = None
+    format: ToolFormat = GENERIC
+    markers: ReasoningMarkers | None = None
     has_reasoning: bool = True
-    """False: reasoning is part of the content."""
-    _special_tokens: dict[str, int] = field(init=False)
-    _checks: "GrammarCache" = field(init=False)
+    budget: int | None = None
+    is_open: bool = False
+    """Whether the prompt ends inside the assistant's message."""
+    special_tokens: Collection[str] = ()
+    is_plain: bool = False
+    """True for free text that is read as content only: `after_prompt` would change nothing."""
 
-    def __post_init__(self) -> None:
-        tokenizer = self.tokenizer
-        self._special_tokens = {tokenizer.token_text(i): i for i in tokenizer.special_ids}
-        self._special_tokens.pop("", None)
-        self._checks = GrammarCache()
+    def after_prompt(
+        self, prompt: str, params: SamplingParams
+    ) -> tuple[SamplingParams, ParserFactory]:
+        """Complete the sampling parameters, and choose the parser of the answer.
 
-    def specify(self, request: "ChatCompletionRequest", template: str) -> AnswerSpec:
-        """Choose the form of the answer. `template` is the source of the request's chat template.
-
-        Raises `APIError` 400 for invalid tools, and for a grammar that cannot be enforced.
+        The end of `prompt` shows whether reasoning has begun. Raises `APIError` 400 for a budget if
+        the model has no reasoning markers.
         """
-        tool_options, form = read_tool_options(request), answer_form(request)
-        renders_tools = re.search(r"\btools\b", template) is not None
-        format = self._format(template if renders_tools else "")
-        self._check(request, tool_options, form)
-        messages = with_modern_calls(to_template_messages(request.messages))
-        offered = tool_options.offered if tool_options else ()
-        texts: list[str | None] = [describe_customs(offered)]
-        if renders_tools:
-            messages = without_custom_calls(messages)
-        else:
-            messages = without_tool_messages(messages, format)
-            texts.insert(0, describe_functions(offered, format))
-        if form is not None and self.schema_in_prompt:
-            texts.append(_instruction(form, tool_options))
-        if any(texts):
-            messages = with_system_text(messages, "\n\n".join(text for text in texts if text))
-        is_open = bool(request.continue_final_message)
-        return AnswerSpec(
-            messages=messages,
-            tools=_template_tools(offered) if renders_tools else [],
-            variables=_variables(request),
-            grammar=self._grammar(
-                tool_options, form, format, budget=request.thinking_budget, is_open=is_open
-            ),
-            grammar_param=_grammar_param(request, tool_options, form),
-            tool_options=tool_options,
-            format=format,
-            markers=self._markers(template),
-            budget=request.thinking_budget,
-            is_open=is_open,
-        )
-
-    def read(self, spec: AnswerSpec, prompt: str, skip_special_tokens: bool = True) -> Reading:
-        """Choose how to read the answer. The end of `prompt` shows whether reasoning has begun.
-
-        Raises `APIError` 400 for a budget if the model has no reasoning markers.
-        """
-        if isinstance(spec.format.layout, HarmonyLayout):
-            return self._read_harmony(spec, skip_special_tokens)
+        if isinstance(self.format.layout, HarmonyLayout):
+            return self._after_harmony_prompt(params)
         text = prompt.rstrip()
-        markers = spec.markers
+        markers = self.markers
         if markers is not None and text.endswith(markers.end):  # the template has switched it off
             markers = None
-        elif markers is None and spec.budget is not None:
+        elif markers is None and self.budget is not None:
             raise unsupported(
                 "thinking_budget",
                 "This model has no reasoning markers, so thinking_budget cannot be enforced.",
             )
         starts_open = markers is not None and text.endswith(markers.start)
         reasoning = None
-        if markers is not None and (spec.grammar is not None or spec.budget is not None):
-            reasoning = ReasoningSpec(markers.start, markers.end, starts_open, spec.budget)
-        parser_tokens = self._parser_tokens(spec, markers)
-        hidden_tokens = (
-            self._special_tokens.keys() - parser_tokens
-            if parser_tokens and skip_special_tokens
-            else set()
-        )
+        if markers is not None and (self.grammar is not None or self.budget is not None):
+            reasoning = ReasoningSpec(markers.start, markers.end, starts_open, self.budget)
+        parser_tokens = self._parser_tokens(markers)
+        hidden_tokens = self._hidden_tokens(parser_tokens, params) if parser_tokens else set()
+        names = self._tool_names()
 
         def new_parser() -> DeltaParser:
             parser: DeltaParser = ContentParser()
-            if spec.tool_options is not None:
-                parser = ToolCallParser(format=spec.format, names=_names(spec.tool_options))
+            if names is not None:
+                parser = ToolCallParser(format=self.format, names=names)
             if markers is not None:
                 parser = ReasoningParser(markers, starts_open, parser)
             return SpecialTokenFilter(hidden_tokens, parser) if hidden_tokens else parser
 
-        tools, format = spec.tool_options, spec.format
-        names = _names(tools) if tools is not None else None
-        return Reading(
-            reasoning=reasoning,
-            keep_special_tokens=bool(parser_tokens),
-            new_parser=new_parser,
-            is_stoppable=tools is None or not tools.is_required,
-            unstoppable_after=triggers(format, names) if names else (),
-            unstoppable_first=format.first
-            if names and names.functions and not format.trigger
-            else "",
-            stop_scope=_stop_scope(markers, starts_open),
+        opens_at_start = names is not None and names.functions and not self.format.trigger
+        params = self._with_stop_rules(
+            params,
+            scope=_stop_scope(markers, starts_open),
+            never_after=triggers(self.format, names) if names else (),
+            never_first=self.format.first if opens_at_start else "",
         )
+        return self._with_grammar(params, reasoning, bool(parser_tokens)), new_parser
 
-    def _read_harmony(self, spec: AnswerSpec, skip_special_tokens: bool) -> Reading:
-        tools = spec.tool_options
-        names = _names(tools) if tools is not None else None
+    def _after_harmony_prompt(self, params: SamplingParams) -> tuple[SamplingParams, ParserFactory]:
+        names = self._tool_names()
         custom = ToolNames(functions=(), custom=names.custom) if names else None
-        parser_tokens = self._special_tokens.keys() & set(harmony.TOKENS)
-        hidden_tokens = (
-            self._special_tokens.keys() - parser_tokens if skip_special_tokens else set()
-        )
+        parser_tokens = set(self.special_tokens) & set(harmony.TOKENS)
+        hidden_tokens = self._hidden_tokens(parser_tokens, params)
 
         def new_parser() -> DeltaParser:
             inner: DeltaParser = ContentParser()
             if custom is not None and custom.custom:
                 inner = ToolCallParser(format=GENERIC, names=custom)
-            parser = HarmonyParser(names, inner, spec.is_open, self.has_reasoning)
+            parser = HarmonyParser(names, inner, self.is_open, self.has_reasoning)
             return SpecialTokenFilter(hidden_tokens, parser) if hidden_tokens else parser
 
         scope = StopScope(VISIBLE_HEADERS, until=(harmony.END,), unless=harmony.CHANNEL)
-        return Reading(
-            reasoning=None,
-            keep_special_tokens=bool(parser_tokens),
-            new_parser=new_parser,
-            is_stoppable=tools is None or not tools.is_required,
-            unstoppable_after=triggers(GENERIC, custom) if custom else (),
-            unstoppable_first="",
-            stop_scope=scope if self.has_reasoning and not spec.is_open else None,
+        params = self._with_stop_rules(
+            params,
+            scope=scope if self.has_reasoning and not self.is_open else None,
+            never_after=triggers(GENERIC, custom) if custom else (),
+            never_first="",
+        )
+        return self._with_grammar(params, None, bool(parser_tokens)), new_parser
+
+    def _tool_names(self) -> ToolNames | None:
+        options = self.tool_options
+        if options is None:
+            return None
+        return ToolNames(
+            functions=[tool.function.name for tool in options.functions],
+            custom=[tool.custom.name for tool in options.customs],
+            schemas={tool.function.name: parameters(tool) for tool in options.functions},
         )
 
-    def _format(self, template: str) -> ToolFormat:
-        if self.tool_format != "auto":
-            return FORMATS[self.tool_format]
-        return select_format(template) if template else GENERIC
-
-    def _markers(self, template: str) -> ReasoningMarkers | None:
-        return find_markers(template, self._is_token) if self.has_reasoning else None
-
-    def _is_token(self, text: str) -> bool:
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return len(ids) == 1 and self.tokenizer.token_text(ids[0]) == text
-
-    def _parser_tokens(self, spec: AnswerSpec, markers: ReasoningMarkers | None) -> set[str]:
+    def _parser_tokens(self, markers: ReasoningMarkers | None) -> set[str]:
         """The special tokens that the parser must see."""
         texts = [markers.start, markers.end] if markers else []
-        layout = spec.format.layout
-        if spec.tool_options is not None and spec.tool_options.functions:
-            texts += [spec.format.trigger, *dataclasses.asdict(layout).values()]
-        return {token for token in self._special_tokens for text in texts if token in text}
+        if self.tool_options is not None and self.tool_options.functions:
+            texts += [self.format.trigger, *dataclasses.asdict(self.format.layout).values()]
+        return {token for token in self.special_tokens for text in texts if token in text}
+
+    def _hidden_tokens(self, parser_tokens: set[str], params: SamplingParams) -> set[str]:
+        """The special tokens that the parser must remove, as it needs others in the text."""
+        return set(self.special_tokens) - parser_tokens if params.skip_special_tokens else set()
+
+    def _with_stop_rules(
+        self,
+        params: SamplingParams,
+        *,
+        scope: StopScope | None,
+        never_after: tuple[str, ...],
+        never_first: str,
+    ) -> SamplingParams:
+        """Say where stop strings count. They never count within calls."""
+        if params.stop is None:
+            return params
+        if self.tool_options is not None and self.tool_options.is_required:
+            return replace(params, stop=None)
+        rules = replace(params.stop, scope=scope, never_after=never_after, never_first=never_first)
+        return replace(params, stop=rules)
+
+    def _with_grammar(
+        self, params: SamplingParams, reasoning: ReasoningSpec | None, keeps_special_tokens: bool
+    ) -> SamplingParams:
+        return replace(
+            params,
+            grammar=self.grammar,
+            reasoning=reasoning,
+            skip_special_tokens=params.skip_special_tokens and not keeps_special_tokens,
+        )
+
+
+class Structure:
+    """Makes the `AnswerSpec` of a request.
+
+    `tool_format` is a name in `FORMATS`, or `auto`: the format that the request's template shows.
+    Without `has_reasoning`, reasoning is part of the content.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "TokenizerLike",
+        tool_format: str = "auto",
+        *,
+        schema_in_prompt: bool = True,
+        has_reasoning: bool = True,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._tool_format = tool_format
+        self._schema_in_prompt = schema_in_prompt
+        self._has_reasoning = has_reasoning
+        self._special_tokens = {tokenizer.token_text(i): i for i in tokenizer.special_ids}
+        self._special_tokens.pop("", None)
+        self._checks = GrammarCache()
+        self._traits = lru_cache(KNOWN_TEMPLATES)(self._read_template)
+
+    def specify(self, request: "ChatCompletionRequest", template: str) -> AnswerSpec:
+        """Choose the form of the answer. `template` is the source of the request's chat template.
+
+        Raises `APIError` 400 for invalid tools, and for a grammar that cannot be enforced.
+        """
+        messages = to_template_messages(request.messages)
+        if self._is_plain(request, messages, template):
+            return AnswerSpec(messages=messages, is_plain=True)
+        tool_options, form = read_tool_options(request), answer_form(request)
+        traits = self._traits(template)
+        self._check(request, tool_options, form)
+        is_open = bool(request.continue_final_message)
+        offered = tool_options.offered if tool_options else ()
+        return AnswerSpec(
+            messages=self._with_tool_texts(messages, tool_options, form, traits),
+            tools=_template_tools(offered) if traits.renders_tools else [],
+            variables=_variables(request),
+            grammar=self._grammar(
+                tool_options, form, traits.format, budget=request.thinking_budget, is_open=is_open
+            ),
+            grammar_param=_grammar_param(request, tool_options, form),
+            tool_options=tool_options,
+            format=traits.format,
+            markers=traits.markers,
+            has_reasoning=self._has_reasoning,
+            budget=request.thinking_budget,
+            is_open=is_open,
+            special_tokens=self._special_tokens.keys(),
+        )
+
+    def _is_plain(
+        self, request: "ChatCompletionRequest", messages: "list[TemplateMessage]", template: str
+    ) -> bool:
+        """Whether nothing in the request, its messages or the template shapes the answer."""
+        fields = request.model_fields_set
+        if not fields.isdisjoint(SHAPING_FIELDS):
+            return False
+        traits = self._traits(template)
+        if traits.markers is not None or isinstance(traits.format.layout, HarmonyLayout):
+            return False
+        for message in messages:
+            if message["role"] in TOOL_ROLES or not message.keys().isdisjoint(CALL_KEYS):
+                return False
+        return True
+
+    def _with_tool_texts(
+        self,
+        messages: "list[TemplateMessage]",
+        tool_options: ToolOptions | None,
+        form: AnswerForm | None,
+        traits: TemplateTraits,
+    ) -> "list[TemplateMessage]":
+        """Add to the messages what the template does not render."""
+        offered = tool_options.offered if tool_options else ()
+        texts: list[str | None] = [describe_customs(offered)]
+        messages = with_modern_calls(messages)
+        if traits.renders_tools:
+            messages = without_custom_calls(messages)
+        else:
+            messages = without_tool_messages(messages, traits.format)
+            texts.insert(0, describe_functions(offered, traits.format))
+        if form is not None and self._schema_in_prompt:
+            texts.append(_instruction(form, tool_options))
+        if any(texts):
+            messages = with_system_text(messages, "\n\n".join(text for text in texts if text))
+        return messages
+
+    def _read_template(self, template: str) -> TemplateTraits:
+        renders_tools = re.search(r"\btools\b", template) is not None
+        if self._tool_format != "auto":
+            format = FORMATS[self._tool_format]
+        else:
+            format = select_format(template) if renders_tools else GENERIC
+        markers = find_markers(template, self._is_token) if self._has_reasoning else None
+        return TemplateTraits(renders_tools, format, markers)
+
+    def _is_token(self, text: str) -> bool:
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return len(ids) == 1 and self._tokenizer.token_text(ids[0]) == text
 
     def _grammar(
         self,
@@ -341,14 +426,6 @@ def _stop_scope(markers: ReasoningMarkers | None, starts_open: bool) -> StopScop
     if markers is None:
         return None
     return StopScope(after=(markers.end,), unless="" if starts_open else markers.start)
-
-
-def _names(options: ToolOptions) -> ToolNames:
-    return ToolNames(
-        functions=[tool.function.name for tool in options.functions],
-        custom=[tool.custom.name for tool in options.customs],
-        schemas={tool.function.name: parameters(tool) for tool in options.functions},
-    )
 
 
 def _template_tools(offered: Sequence[Tool]) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ def test_an_alias_stands_for_a_model_everywhere(
     monkeypatch.setattr(resolve, "converted_folder", lambda *_: default_model_files.folder)
     files = resolve.resolve_model(EngineConfig(model="tiny"), lambda line: None)
     assert files.gguf == default_model_files.gguf
-    assert read_headers(EngineConfig(model="tiny"), lambda line: None).is_gguf
+    headers = read_headers(EngineConfig(model="tiny"), lambda line: None)
+    assert headers.weight_format == "gguf"
     aliases.set_alias("tiny", None)
     assert aliases.resolve_alias("tiny") == "tiny"
     with pytest.raises(ModelLoadError, match="no alias"):

@@ -42,7 +42,7 @@ def test_a_folder_is_served_as_it_is(model_folder: Path) -> None:
     assert files.folder == model_folder
     assert files.gguf is None
     assert [path.name for path in files.weights] == ["model.safetensors"]
-    assert files.config["model_type"] == "llama"
+    assert files.config.model_type == "llama"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -115,7 +115,7 @@ def test_a_cached_hub_model_is_served_offline(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     files = resolve("someone/tiny")
     assert files.name == "someone/tiny"
-    assert files.config["vocab_size"] == 40
+    assert files.config.vocab_size == 40
 
 
 def test_only_needed_files_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_only_needed_files_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_the_default_model(default_model_files: ModelFiles) -> None:
     assert default_model_files.name == NAME
-    assert default_model_files.config["num_hidden_layers"] == 30
+    assert default_model_files.config.num_layers == 30
     assert resolve(NAME) == resolve("default") == default_model_files
     generation = json.loads((default_model_files.folder / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [2]

@@ -1,5 +1,6 @@
 """The models on this machine, in caches that a test fills."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,22 +10,9 @@ from stonechat_models.checkpoint import default_model, store
 from stonechat_models.checkpoint.resolve import ModelFiles, fetch_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
-
-
-def add_hub_model(caches: Path, name: str, files: dict[str, bytes]) -> Path:
-    """Add a model in the layout of the Hugging Face cache. Return its snapshot folder."""
-    repo = caches / "hub" / f"models--{name.replace('/', '--')}"
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = repo / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text(commit)
-    (repo / "blobs").mkdir()
-    for number, (file, content) in enumerate(files.items()):
-        blob = repo / "blobs" / f"blob{number}"
-        blob.write_bytes(content)
-        (snapshot / file).symlink_to(Path("../../blobs") / blob.name)
-    return snapshot
+from tests.models.checkpoint.hub_cache import add_hub_model
+from tests.models.tiny_gguf import write_tiny_gguf
+from tests.models.tiny_models import tiny_model
 
 
 def test_empty_caches_have_no_models(caches: Path) -> None:
@@ -58,3 +46,37 @@ def test_the_default_model_is_removed_with_its_conversion(
     assert store.remove_model("default") == model.num_bytes
     assert not conversion.exists()
     assert store.list_models() == []
+
+
+def test_a_split_file_is_removed_with_its_conversion(caches: Path) -> None:
+    names = [f"tiny-0000{i}-of-00002.gguf" for i in (1, 2)]
+    write_tiny_gguf(caches / "tiny.gguf", "llama", part_size=12)
+    parts = {name: (caches / name).read_bytes() for name in names}
+    add_hub_model(caches, "owner/split", parts)
+    stored_bytes = sum(map(len, parts.values()))
+    assert [model.num_bytes for model in store.list_models()] == [stored_bytes]
+    config = EngineConfig(model=f"owner/split/{names[0]}")
+    conversion = fetch_model(config, lambda line: None)
+    dequantised = conversion.with_name(conversion.name + "-float32")
+    shutil.copytree(conversion, dequantised)
+    (model,) = store.list_models()
+    converted_bytes = sum(path.stat().st_size for path in conversion.iterdir())
+    assert model.num_bytes == stored_bytes + 2 * converted_bytes
+    assert store.remove_model("owner/split") == model.num_bytes
+    assert not conversion.exists()
+    assert not dequantised.exists()
+
+
+def test_a_converted_tokenizer_is_removed_with_its_model(caches: Path) -> None:
+    folder = caches / "gpt2"
+    tiny_model("qwen2").save_pretrained(folder)  # type: ignore[operator]
+    (folder / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}))
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    add_hub_model(caches, "owner/tiny", content)
+    tokenizer = fetch_model(EngineConfig(model="owner/tiny"), lambda line: None)
+    assert tokenizer.is_relative_to(caches / "cache")
+    (model,) = store.list_models()
+    assert model.num_bytes > sum(map(len, content.values()))
+    store.remove_model("owner/tiny")
+    assert not tokenizer.exists()

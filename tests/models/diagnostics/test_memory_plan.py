@@ -1,59 +1,163 @@
-"""Sizes calculated from headers equal those of the loaded models."""
+"""What is calculated from headers equals what is loaded, and the refusals are the same."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, DiffLlamaConfig, GPT2Config
 
+from stonechat_models.backends import native
+from stonechat_models.backends.base import CausalModel
 from stonechat_models.backends.transformers import quantize
-from stonechat_models.backends.transformers.packing_check import check_packing
-from stonechat_models.checkpoint.headers import TensorHeader, safetensors_headers
-from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.backends.transformers.load import load_transformers_model
+from stonechat_models.checkpoint.cache import cache_root
+from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
-from stonechat_models.diagnostics.memory_plan import (
-    ModelSurvey,
-    ServingForm,
-    _mixed_bytes,
-    survey_model,
-)
+from stonechat_models.diagnostics.memory_plan import ModelSurvey, survey_model
+from stonechat_models.diagnostics.serving_forms import ServingForm
 from stonechat_models.errors import ModelLoadError
-from tests.models.tiny_models import FAMILIES, tiny_config
+from stonechat_models.runtime.build import build_engine
+from tests.models import tiny_gguf
+from tests.models.backends.native import native_helpers
+from tests.models.tiny_models import COMMON, FAMILIES, tiny_config
+from tests.models.tiny_tokenizers import byte_level_backend
+
+CPU = torch.device("cpu")
+QUANTIZED = ("int8", "int4")
 
 
-def survey(model: Path | str, **changes: object) -> ModelSurvey:
-    config = EngineConfig(model=str(model), device="cpu", **changes)  # type: ignore[arg-type]
-    return survey_model(config, lambda line: None)
+def silent(line: str) -> None:
+    assert line
 
 
-def form(model_survey: ModelSurvey, name: str) -> ServingForm:
-    return next(candidate for candidate in model_survey.forms if candidate.name == name)
+def config_for(model: Path | str, **changes: Any) -> EngineConfig:
+    return EngineConfig(model=str(model), **{"device": "cpu", "threads": 1, **changes})
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_sizes_are_those_of_the_loaded_module(family: str, tmp_path: Path) -> None:
+def survey(model: Path | str, **changes: Any) -> ModelSurvey:
+    return survey_model(config_for(model, **changes), silent)
+
+
+def form(report: ModelSurvey, name: str) -> ServingForm:
+    return next(candidate for candidate in report.forms if candidate.name == name)
+
+
+def save(folder: Path, config: Any) -> Path:
+    """Save a random model of this config, and a tokenizer."""
     torch.manual_seed(0)
-    # GPT-NeoX has one key head per query head, whatever its config says.
-    head_changes = {"num_key_value_heads": 4} if family == "gpt_neox" else {}
-    config = tiny_config(family, **head_changes)
-    module = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    module.save_pretrained(tmp_path)
-    report = survey(tmp_path)
-    parameters = list({id(p): p for p in module.parameters()}.values())
-    assert report.num_parameters == sum(p.numel() for p in parameters)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_level_backend().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def load(files: ModelFiles, config: EngineConfig) -> CausalModel:
+    if native.supports(files, config) is None:
+        return native.NativeModel.load(files, config, silent)
+    return load_transformers_model(files, config, CPU, silent)
+
+
+def check_sizes(folder: Path, expected_backend: str, **changes: Any) -> None:
+    """Compare the plan's default form with the model that these settings load."""
+    config = config_for(folder, **changes)
+    report = survey_model(config, silent)
     assert report.refusal is None
-    assert report.architecture == type(module).__name__
-    assert form(report, "float32").weight_bytes == sum(p.numel() * 4 for p in parameters)
-    shapes = check_packing(module.eval(), torch.device("cpu"), module.config.vocab_size).shapes
-    assert report.kv_elements_per_token == sum(shape.num_elements for shape in shapes.values())
-    assert report.max_model_len == 256
+    (default,) = (candidate for candidate in report.forms if candidate.is_default)
+    model = load(resolve_model(config, silent), config)
+    info = model.info
+    assert (default.backend, info.backend) == (expected_backend,) * 2
+    assert default.weight_bytes == info.weight_bytes
+    assert default.kv_bytes_per_token == model.kv_bytes_per_token
+    assert report.num_parameters == info.num_parameters
+    assert report.architecture == info.architecture
+
+
+@pytest.fixture
+def with_compiler() -> None:
+    if quantize.load_team(1, silent) is None:
+        pytest.skip("the compiled kernels cannot be used here")
+
+
+@pytest.mark.usefixtures("with_compiler")
+@pytest.mark.parametrize("family", sorted(native_helpers.FAMILIES))
+def test_sizes_are_those_of_the_compiled_path(family: str, tmp_path: Path) -> None:
+    native_helpers.make_model(family, tmp_path)
+    byte_level_backend().save(str(tmp_path / "tokenizer.json"))
+    for precision in ("auto", *QUANTIZED):
+        check_sizes(tmp_path, "native", quantize=precision)
+
+
+@pytest.mark.parametrize("family", [*sorted(FAMILIES), "gpt2"])
+def test_sizes_are_those_of_the_loaded_module(family: str, tmp_path: Path) -> None:
+    """Sizes are no multiples of a group or a panel, and those of experts are small."""
+    if family == "gpt2":
+        config: Any = GPT2Config(vocab_size=300, n_positions=256, n_embd=40, n_layer=2, n_head=4)
+    else:
+        config = tiny_config(family, hidden_size=48, intermediate_size=72)
+    save(tmp_path, config)
+    for dtype in ("float32", "bfloat16"):
+        check_sizes(tmp_path, "transformers", backend="transformers", dtype=dtype)
+    for precision in QUANTIZED:
+        check_sizes(tmp_path, "transformers", backend="transformers", quantize=precision)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "qwen3_moe"])
+def test_sizes_are_right_without_a_compiler(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "load_team", lambda threads, progress: None)
+    save(tmp_path, tiny_config(family))
+    for precision in QUANTIZED:
+        check_sizes(tmp_path, "transformers", backend="transformers", quantize=precision)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, but for the compiled kernels."""
+    kernels, folder = cache_root() / "native", tmp_path / "cache" / "stonechat"
+    folder.mkdir(parents=True)
+    (folder / "native").symlink_to(kernels)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("with_compiler", "own_cache")
+@pytest.mark.parametrize(
+    ("architecture", "weight_type"),
+    [("llama", "Q4_1"), ("qwen2", "Q4_0"), ("qwen3", "Q8_0"), ("phi3", "F16"),
+     ("gemma3", "BF16"), ("qwen3moe", "Q5_1")],
+)  # fmt: skip
+def test_sizes_of_gguf_files_are_those_of_the_loaded_models(
+    architecture: str, weight_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiny_gguf.HEAD_DIMS, architecture, 32)
+    monkeypatch.setattr(tiny_gguf, "EXPERT_FFN", 96)
+    path = tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf", architecture, weight_type)
+    for precision in ("auto", *QUANTIZED):
+        check_sizes(path, "native", quantize=precision)
+    check_sizes(path, "transformers", quantize="none")
+    check_sizes(path, "transformers", backend="transformers", quantize="int4")
+
+
+@pytest.mark.usefixtures("with_compiler")
+def test_the_forms_of_the_default_model(default_model_files: ModelFiles) -> None:
+    report = survey("")
+    assert report.num_parameters == 134_515_008
+    forms = {(f.backend, f.name): f for f in report.forms}
+    assert list(forms) == [
+        *(("native", name) for name in ("as stored", "int8", "int4")),
+        *(("transformers", name) for name in ("float32", "bfloat16")),
+    ]
+    assert [key for key, f in forms.items() if f.is_default] == [("native", "as stored")]
+    assert forms["transformers", "float32"].weight_bytes == 4 * report.num_parameters
+    model = load(default_model_files, config_for(""))
+    assert forms["native", "as stored"].weight_bytes == model.info.weight_bytes
 
 
 def test_a_mixture_reads_only_its_active_experts(tmp_path: Path) -> None:
-    module = AutoModelForCausalLM.from_config(tiny_config("qwen3_moe"))
-    module.save_pretrained(tmp_path)
+    save(tmp_path, tiny_config("qwen3_moe"))
+    module = AutoModelForCausalLM.from_pretrained(tmp_path)
     report = survey(tmp_path)
     experts = sum(p.numel() for name, p in module.named_parameters() if ".experts." in name)
     assert report.num_active_parameters == report.num_parameters - experts // 2  # 2 of 4
@@ -61,105 +165,78 @@ def test_a_mixture_reads_only_its_active_experts(tmp_path: Path) -> None:
     assert form(report, "float32").decode_bytes == 4 * (report.num_active_parameters - embedding)
 
 
-def test_the_default_models_sizes_are_those_of_the_compiled_path(
-    default_model_files: ModelFiles,
-) -> None:
-    from stonechat_models.backends import native
-
-    report = survey("")
-    assert report.num_parameters == 134_515_008
-    for precision in ("auto", "int8", "int4"):
-        config = EngineConfig(model="", quantize=precision, threads=1)  # type: ignore[arg-type]
-        if native.supports(default_model_files, config) is not None:
-            pytest.skip("the compiled path cannot be used here")
-        model = native.NativeModel.load(default_model_files, config, lambda line: None)
-        serving_form = form(report, "as stored" if precision == "auto" else precision)
-        assert serving_form.weight_bytes == pytest.approx(model.info.weight_bytes, rel=0.01)
-        assert serving_form.kv_bytes_per_token == model.kv_bytes_per_token
-    assert [candidate.name for candidate in report.forms if candidate.is_default] == ["as stored"]
-
-
-@pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "qwen3_moe"])
-def test_sizes_of_quantised_models_are_those_of_the_loaded_ones(
-    family: str, tmp_path: Path
-) -> None:
-    head_changes = {"num_key_value_heads": 4} if family == "gpt_neox" else {}
-    moe = {"moe_intermediate_size": 96} if family == "qwen3_moe" else {}
-    sizes = {"hidden_size": 96, "intermediate_size": 192, "vocab_size": 512, **head_changes, **moe}
-    config = tiny_config(family, **sizes)
-    team = quantize.load_team(1, lambda line: None)
-    if team is None:
-        pytest.skip("the compiled kernels cannot be used here")
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    report = survey(tmp_path)
-    assert report.native_refusal is not None
-    for bits in ("int8", "int4"):
-        module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        quantize.quantize_checked(module, bits, torch.float32, team)
-        expected = quantize.weight_bytes(module)
-        assert form(report, bits).weight_bytes == pytest.approx(expected, rel=0.02)
-    assert survey(tmp_path, quantize="int4").forms[-1].is_default
-    assert [candidate.name for candidate in report.forms if candidate.is_default] == ["float32"]
-
-
-def test_a_model_that_would_be_wrong_is_refused_with_the_reason(tmp_path: Path) -> None:
-    config = tiny_config("qwen3").to_dict()
-    AutoModelForCausalLM.from_config(tiny_config("qwen3")).save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**config, "layer_types": ["linear_attention"] * 2}))
-    assert "linear_attention" in (survey(tmp_path).refusal or "")
-    path.write_text(json.dumps({**config, "model_type": "nothing_known"}))
-    assert "nothing_known" in (survey(tmp_path).refusal or "")
-    path.write_text(json.dumps(config))
-    assert "256" in (survey(tmp_path, max_model_len=999).refusal or "")
-
-
-def test_the_kv_budget_follows_the_settings(tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_config(tiny_config("llama")).save_pretrained(tmp_path)
-    report = survey(tmp_path)
-    float_form = form(report, "float32")
-    available = report.free_memory - float_form.weight_bytes
-
-    def budget(**changes: object) -> int:
-        return report.kv_budget(float_form, EngineConfig(model="x", **changes))  # type: ignore[arg-type]
-
-    assert budget(kv_cache_bytes=12345) == 12345
-    assert budget(kv_cache_fraction=0.5) == pytest.approx(available * 0.5, abs=1)
-    assert 0 < budget() <= 4 << 30
-    assert budget(kv_cache_bytes=1 << 60) == available
-
-
-def test_headers_equal_what_was_written(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.bfloat16)}, path)
-    headers = {t.name: (t.type_name, t.shape, t.num_bytes) for t in safetensors_headers(path)}
-    assert headers == {"a": ("F32", (3, 4), 48), "b": ("BF16", (5,), 10)}
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0[]", b"{}" * 50])
-def test_damaged_headers_are_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(ModelLoadError, match="not a valid safetensors file"):
-        safetensors_headers(path)
-
-
-def test_absent_models_are_refused(tmp_path: Path) -> None:
-    for model in (tmp_path, tmp_path / "x.gguf", "nobody/nothing"):
-        with pytest.raises(ModelLoadError, match=r"config|not on this machine|hub did not return"):
-            survey(model)
+def check_refusal(folder: Path, **changes: Any) -> str:
+    """Return why the model is refused, which is the same before and at load."""
+    with pytest.raises(ModelLoadError) as error:
+        build_engine(config_for(folder, **changes), silent)
+    reason = survey(folder, **changes).refusal
+    assert reason is not None
+    without_free_memory = re.compile(r"only \d+ MiB|\d+ MiB are free")
+    assert without_free_memory.sub("", reason) == without_free_memory.sub("", str(error.value))
+    return reason
 
 
 @pytest.mark.parametrize(
-    ("name", "is_router"),
+    ("changes", "part"),
     [
-        ("blk.0.ffn_gate.weight", False),
-        ("blk.0.ffn_gate_inp.weight", True),
-        ("model.layers.0.mlp.gate.weight", True),
-        ("model.layers.0.mlp.gate_proj.weight", False),
+        ({"kv_cache_bytes": 900 << 30}, "the KV cache needs 921600 MiB, but only"),
+        ({"kv_cache_bytes": 1000}, "cannot hold a KV cache block of 16 tokens"),
+        ({"kv_cache_bytes": 1 << 14, "max_model_len": 200}, "the KV cache holds only"),
+        ({"max_model_len": 999}, "exceeds this model's limit of 256"),
+        ({"quantize": "fp8"}, "fp8 weights need a CUDA device"),
+        ({"backend": "native", "dtype": "bfloat16"}, "the native backend cannot run"),
+        ({"backend": "native"}, "hidden_size is not a multiple of 32"),
+        ({"attention_backend": "triton"}, "it needs a CUDA device"),
     ],
 )
-def test_a_gate_is_not_taken_for_a_router(name: str, is_router: bool) -> None:
-    tensor = TensorHeader(name, "F32", (64, 64), 64 * 64 * 4)
-    assert _mixed_bytes(tensor, 4.5, 4) == (64 * 64 * 4 if is_router else 64 * 64 * 4.5 / 8)
+def test_settings_are_refused_as_at_load(
+    changes: dict[str, Any], part: str, tmp_path: Path
+) -> None:
+    folder = save(tmp_path / "tiny", tiny_config("llama", hidden_size=48))
+    assert part in check_refusal(folder, **changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        (BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4), "never calls"),
+        (DiffLlamaConfig(**COMMON), "calls its attention more than once"),
+    ],
+    ids=["bloom", "diffllama"],
+)
+def test_models_are_refused_as_at_load(config: Any, part: str, tmp_path: Path) -> None:
+    assert part in check_refusal(save(tmp_path / "tiny", config))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("layer_types", ["linear_attention"] * 2, "linear_attention"),
+        ("model_type", "nothing_known", "nothing_known"),
+        ("head_dim", 40, "head_dim is not a multiple"),
+        ("num_hidden_layers", 3, "no weights for model.layers.2"),
+    ],
+)
+def test_configs_are_refused_as_at_load(key: str, value: object, part: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "tiny", tiny_config("llama", hidden_size=128, intermediate_size=64))
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    backend = "native" if key == "head_dim" else "auto"
+    assert part in check_refusal(folder, backend=backend)
+
+
+def test_the_capacity_of_the_kv_cache_follows_the_settings(tmp_path: Path) -> None:
+    folder = save(tmp_path / "tiny", tiny_config("llama", hidden_size=48))
+    per_token = form(survey(folder), "float32").kv_bytes_per_token
+
+    def tokens(**changes: Any) -> int:
+        config = config_for(folder, **changes)
+        engine, _ = build_engine(config, silent)
+        num_tokens = form(survey_model(config, silent), "float32").kv_tokens
+        assert num_tokens == engine.model.info.kv_capacity_tokens
+        return num_tokens
+
+    assert tokens() == 256 * 128  # all sequences of full length
+    assert tokens(max_num_seqs=2) == 512
+    assert tokens(kv_cache_bytes=per_token * 100) == 96  # whole blocks
+    assert tokens(kv_cache_bytes=per_token * 100, block_size=32) == 96

@@ -9,7 +9,7 @@ from stonechat_models.engine.prefix_cache import PrefixCache, block_hash, root_h
 def test_a_shared_block_is_free_only_after_its_last_reference():
     pool = BlockPool(2, None)
     block = pool.allocate()
-    pool.share(block)
+    pool.share([block])
     pool.release([block])
     assert pool.num_free == 1
     pool.release([block])
@@ -46,9 +46,10 @@ def test_sharing_a_free_block_takes_it_off_the_free_list():
     block = pool.allocate()
     cache.insert(b"x", block)
     pool.release([block])
-    pool.share(block)
-    assert pool.num_free == 0
-    assert pool.ref_count(block) == 1
+    assert pool.num_free_among([block]) == 1
+    pool.share([block])
+    assert pool.num_free == pool.num_free_among([block]) == 0
+    pool.check_integrity([[block]])
 
 
 def test_integrity_check_sees_a_leak_and_a_double_release():

@@ -1,7 +1,9 @@
 """Speculative decoding: where draft tokens come from, and that they never change an answer."""
 
 import random
+from collections import Counter
 
+import numpy as np
 import pytest
 
 from stonechat_models.engine.prompt_lookup import MAX_DRAFT, Drafter, PastFollower, TextFollower
@@ -187,6 +189,68 @@ def test_drafts_respect_grammars_and_reasoning(overlap, budget):
     results, stats = generate(mixed_prediction, overlap=overlap)
     assert results == expected
     assert 10 < stats.num_accepted_draft_tokens < stats.num_drafted_tokens
+
+
+def num_predicted(engine):
+    """Step to the end. Return the number of predicted tokens per choice."""
+    counts = Counter()
+    while engine.has_work:
+        for output in engine.step():
+            assert output.num_predicted <= len(output.token_ids)
+            counts[output.index] += output.num_predicted
+    return counts
+
+
+class Script:
+    """A constraint that allows one sequence of tokens only."""
+
+    def __init__(self, token_ids):
+        self.token_ids = list(token_ids)
+
+    def fill_bitmask(self, row):
+        token_id = self.token_ids[0]
+        row[token_id // 32] = np.uint32(1 << token_id % 32).astype(np.int32).item()
+        return True
+
+    def accept(self, token_id):
+        assert token_id == self.token_ids.pop(0)
+
+    def fork(self):
+        return Script(self.token_ids)
+
+    @property
+    def is_finished(self):
+        return not self.token_ids
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in-order", "overlap"])
+@pytest.mark.parametrize(
+    ("prediction", "tokens", "expected"),
+    [
+        (range(20, 40), range(20, 40), 20),
+        (range(20, 40), range(50, 60), 0),
+        # After a mismatch two tokens find the position again, and the ones after them count.
+        ([*range(20, 28), 99, 99, *range(29, 33), 22], range(20, 40), 8 + 2),
+        # A token of the prediction counts once.
+        ([20, 21, 22, 23], [20, 21, 22, 20, 21, 22, 23], 4),
+    ],
+)
+def test_tokens_that_repeat_the_prediction_are_counted(
+    module, overlap, prediction, tokens, expected
+):
+    engine = make_engine(module, overlap=overlap)
+    scripts = [Script(tokens), Script([70, 71])]
+    add(engine, "r", [5, 6, 7], SamplingParams(n=2), scripts, tuple(prediction))
+    assert num_predicted(engine) == {0: expected, 1: 0}
+
+
+def test_without_a_prediction_no_token_is_predicted(module):
+    """A draft from the sequence's own past is no prediction."""
+    engine = make_engine(module, prompt_lookup=True)
+    params = SamplingParams(temperature=0.0, max_tokens=40, logit_bias={9: 100.0})
+    add(engine, "r", [9] * 8, params)
+    assert num_predicted(engine) == {0: 0}
+    assert engine.stats().num_accepted_draft_tokens > 10
 
 
 def test_a_right_prediction_takes_few_steps(module):

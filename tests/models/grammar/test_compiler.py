@@ -260,7 +260,7 @@ def test_a_hostile_schema_is_refused_or_stays_cheap(
 
     worker = threading.Thread(target=attempt, daemon=True)
     worker.start()
-    worker.join(timeout=20.0)
+    worker.join(timeout=60.0)
     assert not worker.is_alive()
 
 

@@ -30,21 +30,21 @@ def test_devices() -> None:
 def test_dtypes_on_a_cpu(has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: has_bfloat16)
     expected = torch.bfloat16 if has_bfloat16 else torch.float32
-    assert choose_dtype("auto", {"dtype": "bfloat16"}, CPU) is expected
-    assert choose_dtype("auto", {"torch_dtype": "float16"}, CPU) is torch.float32
-    assert choose_dtype("auto", {}, CPU) is torch.float32
-    assert choose_dtype("float16", {"dtype": "bfloat16"}, CPU) is torch.float16
+    assert choose_dtype("auto", "bfloat16", CPU) is expected
+    assert choose_dtype("auto", "float16", CPU) is torch.float32
+    assert choose_dtype("auto", "", CPU) is torch.float32
+    assert choose_dtype("float16", "bfloat16", CPU) is torch.float16
     with pytest.raises(ModelLoadError, match="is not a dtype"):
-        choose_dtype("int8", {}, CPU)
+        choose_dtype("int8", "", CPU)
 
 
 def test_dtypes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda", 0)
     for capability, expected in (((7, 5), torch.float16), ((9, 0), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert choose_dtype("auto", {"dtype": "bfloat16"}, gpu) is expected
-        assert choose_dtype("auto", {"dtype": "float32"}, gpu) is expected
-        assert choose_dtype("auto", {"dtype": "float16"}, gpu) is torch.float16
+        assert choose_dtype("auto", "bfloat16", gpu) is expected
+        assert choose_dtype("auto", "float32", gpu) is expected
+        assert choose_dtype("auto", "float16", gpu) is torch.float16
 
 
 def test_free_memory_is_at_most_the_total() -> None:

@@ -15,6 +15,7 @@ from stonechat_models import (
     InvalidParamsError,
     PromptTooLongError,
     SamplingParams,
+    StopRules,
 )
 from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.runtime.runner import StepOutputs
@@ -46,7 +47,7 @@ def run_with_engine(module, tokenizer):
             async_engine = AsyncEngine(engine, tokenizer)
             await async_engine.start()
             try:
-                return await asyncio.wait_for(test(async_engine), 60)
+                return await asyncio.wait_for(test(async_engine), 120)
             finally:
                 await async_engine.shutdown()
 
@@ -111,7 +112,8 @@ def test_a_stop_string_ends_a_choice_and_frees_it(run_with_engine):
         texts, *_ = await collect(engine, request(max_tokens=30))
         whole = texts[0]
         stop = whole[len(whole) // 2 :][:3]
-        texts, _, reasons, _ = await collect(engine, request(max_tokens=30, stop=(stop,)))
+        rules = StopRules(strings=(stop,))
+        texts, _, reasons, _ = await collect(engine, request(max_tokens=30, stop=rules))
         assert texts[0] == whole[: whole.index(stop)]
         assert reasons[0] is FinishReason.STOP
         await idle(engine)
@@ -120,7 +122,7 @@ def test_a_stop_string_ends_a_choice_and_frees_it(run_with_engine):
 
 
 async def idle(engine):
-    for _ in range(1000):
+    for _ in range(12_000):
         if engine.stats().num_used_blocks == 0 and engine.stats().num_running == 0:
             return
         await asyncio.sleep(0.005)
@@ -158,7 +160,7 @@ def test_outputs_that_wait_for_a_slow_reader_are_joined(run_with_engine):
         outputs = [await anext(stream)]
         while engine.stats().num_running:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
+        await collect(engine, request("later", max_tokens=1))  # its output comes after all others
         outputs += [output async for output in stream]
         return expected, outputs
 
@@ -183,12 +185,12 @@ def test_an_output_does_not_wait_for_the_next_one(run_with_engine):
             outputs = step()
             if outputs:
                 engine._runner._report(StepOutputs(outputs))
-                release.wait(10)
+                release.wait(60)
             return []
 
         engine._runner.engine.step = one_step_then_wait
         try:
-            first = await asyncio.wait_for(anext(stream), 10)  # while the engine is blocked
+            first = await asyncio.wait_for(anext(stream), 60)  # while the engine is blocked
         finally:
             release.set()
         return [first] + [output async for output in stream]
@@ -255,7 +257,7 @@ def test_grammars_of_cancelled_requests_are_not_compiled(run_with_engine, monkey
 
     def slow(self, spec, reasoning=None):
         compiled_sources.append(spec.source)
-        may_go_on.wait(30)
+        may_go_on.wait(60)
         raise GrammarError("no")
 
     monkeypatch.setattr(GrammarCompiler, "compile", slow)
@@ -272,7 +274,7 @@ def test_grammars_of_cancelled_requests_are_not_compiled(run_with_engine, monkey
         for task in tasks[1:3]:
             task.cancel()
         await asyncio.wait(tasks[1:3])
-        await asyncio.sleep(0.1)
+        await collect(engine, request("plain"))  # the engine handles it after the cancellations
         may_go_on.set()
         for task in (tasks[0], tasks[3]):
             with pytest.raises(GrammarError):

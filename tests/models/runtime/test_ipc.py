@@ -15,6 +15,8 @@ from stonechat_models import (
     GrammarSpec,
     ReasoningSpec,
     SamplingParams,
+    StopRules,
+    StopScope,
 )
 from stonechat_models.runtime.ipc import (
     FramePipe,
@@ -33,7 +35,12 @@ PARAMS = SamplingParams(
     n=3,
     seed=-(2**63),
     logit_bias={7: -100.0, 8: 1},
-    stop=("\x00", "é"),
+    stop=StopRules(
+        strings=("\x00", "é"),
+        scope=StopScope(("</think>",), until=("<end>",), unless="<think>"),
+        never_after=("<call>",),
+        never_first="{",
+    ),
     stop_token_ids=(1, 2),
     grammar=GrammarSpec("regex", "[0-9]"),
     reasoning=ReasoningSpec("<think>", "</think>", True, 5),
@@ -47,6 +54,7 @@ OUTPUT = TokenOutput(
     finish_reason=FinishReason.LENGTH,
     num_cached_tokens=3,
     scheduled_time=1.5,
+    num_predicted=1,
 )
 
 

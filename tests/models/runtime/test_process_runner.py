@@ -19,6 +19,7 @@ from stonechat_models import (
     GrammarSpec,
     ModelLoadError,
     SamplingParams,
+    StopRules,
     UnsupportedModelError,
 )
 from stonechat_models.runtime.process_runner import EngineProcess, RestartPolicy
@@ -94,7 +95,7 @@ def logprobs(deltas):
     ]
 
 
-async def wait_until(condition, seconds=30.0):
+async def wait_until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -106,7 +107,7 @@ def test_it_answers_like_a_thread(config, engine, runner):
         request("greedy", temperature=0.0, top_logprobs=3),
         request("choices", n=3, logit_bias={17: 5.0, 18: -100.0}),
         request("cut", top_p=0.9, top_k=40, frequency_penalty=0.5, seed=-(2**63)),
-        request("long", list(range(100, 200)), max_tokens=30, stop=("zzzz",)),
+        request("long", list(range(100, 200)), max_tokens=30, stop=StopRules(strings=("zzzz",))),
     ]
 
     async def collect_all(engine):
@@ -216,4 +217,4 @@ def test_it_ends_with_the_server_even_while_loading(config):
     child = WorkerProcess(config)
     time.sleep(0.5)
     child._pipe.close()  # as the operating system does when a process ends
-    assert child._process.wait(30) == 0
+    assert child._process.wait(60) == 0

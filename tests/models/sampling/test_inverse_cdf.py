@@ -1,9 +1,14 @@
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
+from stonechat_models.sampling import inverse_cdf
 from stonechat_models.sampling.inverse_cdf import (
     draw,
     fold_max,
@@ -12,6 +17,7 @@ from stonechat_models.sampling.inverse_cdf import (
     prefix_sums,
     row_sums,
     sum_tree,
+    uniform_variate,
 )
 
 
@@ -43,7 +49,6 @@ def test_levels_hold_the_sums() -> None:
     assert torch.equal(fold_sum(torch.ones(2, 16)), torch.full((2, 1), 16.0))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, 1e-30, 1e-8, 0.25, 1.0]), min_size=1, max_size=40),
     st.floats(min_value=2.0**-53, max_value=1 - 2.0**-53),
@@ -93,3 +98,35 @@ def test_prefix_sums(width: int, in_order: bool) -> None:
 def test_row_sums_of_any_width(num_groups: int) -> None:
     weights = torch.rand(2, 4096 * num_groups)
     torch.testing.assert_close(row_sums(weights), weights.double().sum(1), rtol=1e-6, atol=0)
+
+
+def test_variates_are_inside_the_open_interval_for_any_int64() -> None:
+    numbers = (-(2**63), -1, 0, 1, 42, 2**63 - 1)
+    variates = {uniform_variate(*c) for c in itertools.product(numbers, (0, 127), (0, 1, 2**31))}
+    assert len(variates) == len(numbers) * 2 * 3
+    assert all(0.0 < u < 1.0 for u in variates)
+
+
+@pytest.mark.parametrize("digest", [b"\x00" * 8, b"\xff" * 8])
+def test_no_digest_gives_an_end_of_the_interval(
+    monkeypatch: pytest.MonkeyPatch, digest: bytes
+) -> None:
+    fake_hash = SimpleNamespace(digest=lambda: digest)
+    monkeypatch.setattr(inverse_cdf, "hashlib", SimpleNamespace(blake2b=lambda *_, **__: fake_hash))
+    assert 0.0 < uniform_variate(1, 2, 3) < 1.0
+
+
+def test_variates_are_the_same_on_every_machine() -> None:
+    assert uniform_variate(42, 0, 0) == uniform_variate(42, 0, 0)
+    assert uniform_variate(42, 0, 0).hex() == "0x1.05bc6b819390cp-3"
+    assert uniform_variate(-1, 1, 7).hex() == "0x1.9a2cdf7639ad1p-1"
+
+
+def test_variates_are_uniform_along_each_counter() -> None:
+    for axis in range(3):
+        counters = [[7, 7, 7] for _ in range(20_000)]
+        for i, counter in enumerate(counters):
+            counter[axis] = i
+        values = np.array([uniform_variate(*counter) for counter in counters])
+        assert stats.kstest(values, "uniform").pvalue > 1e-3
+        assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.03

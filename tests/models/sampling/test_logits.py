@@ -1,12 +1,13 @@
-import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from stonechat_models.errors import GrammarError
-from stonechat_models.sampling.logits import edit_logits
-from stonechat_models.sampling.state import SamplingState
+from stonechat_models.sampling.logits import EDITS, edit_logits
+from stonechat_models.sampling.state import RequestTensors, SamplingState
 from stonechat_models.types import SamplingParams
 from tests.models.sampling_reference import edited
 
@@ -130,15 +131,62 @@ def test_errors_concern_their_row_only() -> None:
     assert logits[2, 1] == original[2, 1] + 1.0
 
 
+class CountedReads(dict[int, float]):
+    """A mapping that counts how often its entries are read from the first to the last."""
+
+    num_reads = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.num_reads += 1
+        return super().__iter__()
+
+    def values(self) -> Any:
+        self.num_reads += 1
+        return super().values()
+
+    def items(self) -> Any:
+        self.num_reads += 1
+        return super().items()
+
+
 def test_a_large_bias_is_read_once_per_request() -> None:
     """A step must not run Python code for every entry of every choice."""
-    params = SamplingParams(n=64, logit_bias={token: token / 1000 for token in range(40_000)})
-    states = [SamplingState(params, 0, index, [1]) for index in range(64)]
+    bias = CountedReads({token: token / 1000 for token in range(40_000)})
+    params = SamplingParams(n=64, logit_bias=bias)
+    bias.num_reads = 0
+    tensors = RequestTensors()
+    states = [SamplingState(params, 0, index, [1], tensors=tensors) for index in range(64)]
     logits = torch.randn(64, 40_000)
     expected = logits + torch.arange(40_000) / 1000
     assert edit_logits(logits, states) == {}
     torch.testing.assert_close(logits, expected)
-    assert all(state.bias_tensors is states[0].bias_tensors for state in states)
-    started = time.perf_counter()
+    assert 0 < bias.num_reads <= 3  # to check the ids, and to copy ids and amounts
+    bias.num_reads = 0
     edit_logits(logits, states)
-    assert time.perf_counter() - started < 0.4  # reading all entries again takes 0.8 s
+    assert bias.num_reads == 0
+
+
+@pytest.mark.parametrize(
+    ("params", "output", "constraint"),
+    [
+        ({}, [5], None),
+        ({"temperature": 0.5, "top_p": 0.9, "top_logprobs": 3}, [5], None),
+        ({"logit_bias": {1: 1.0}}, [], None),
+        ({"frequency_penalty": 0.1}, [5], None),
+        ({"presence_penalty": 0.1}, [5], None),
+        ({"repetition_penalty": 1.1}, [], None),
+        ({"min_tokens": 3}, [5], None),
+        ({}, [], Allow({1})),
+    ],
+)
+def test_a_state_knows_whether_it_needs_edits(
+    params: dict[str, object], output: list[int], constraint: Allow | None
+) -> None:
+    """The sampler does not come here for rows that need none."""
+    state = state_of(**params)
+    if "min_tokens" in params:
+        state.suppressed_ids = (2,)
+    for token in output:
+        state.append(token)
+    state.constraint = constraint
+    assert state.needs_edits == any(edit.rows([state]) for edit in EDITS)

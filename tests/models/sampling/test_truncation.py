@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stonechat_models.sampling.inverse_cdf import padded_width
@@ -86,7 +86,6 @@ def test_the_three_ways_to_select_agree() -> None:
         assert torch.equal(select(weights, None, counts), expected)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, 1e-9, 0.125, 0.25, 0.5, 1.0]), min_size=1, max_size=30),
     st.integers(0, 40),

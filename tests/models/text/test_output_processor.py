@@ -13,6 +13,7 @@ from stonechat_models.types import (
     GenerateRequest,
     LogprobEntry,
     SamplingParams,
+    StopRules,
     StopScope,
     TokenLogprobs,
     TokenOutput,
@@ -112,6 +113,10 @@ def request(**params: object) -> GenerateRequest:
     )
 
 
+def stop_rules(*strings: str, **rules: object) -> StopRules:
+    return StopRules(strings=strings, **rules)  # type: ignore[arg-type]
+
+
 def token_output(
     ids: Iterable[int],
     finish: FinishReason | None = None,
@@ -156,7 +161,7 @@ def test_text_is_what_the_definition_says(
 ) -> None:
     expected = reference(ids, stops, include, min_tokens)
     params = {
-        "stop": tuple(stops),
+        "stop": stop_rules(*stops) if stops else None,
         "include_stop_str_in_output": include,
         "min_tokens": min_tokens,
     }
@@ -177,7 +182,7 @@ def test_each_token_releases_all_safe_text_and_no_more(
 ) -> None:
     expected = reference(ids, stops, include, min_tokens)
     params = {
-        "stop": tuple(stops),
+        "stop": stop_rules(*stops) if stops else None,
         "include_stop_str_in_output": include,
         "min_tokens": min_tokens,
     }
@@ -221,7 +226,11 @@ def test_logprob_entries_follow_their_text(
 ) -> None:
     ids = byte_ids(text, cuts)
     starts = [len(b"".join(map(TOKENIZER.token_bytes, ids[:i]))) for i in range(len(ids))]
-    params = {"stop": tuple(stops), "include_stop_str_in_output": include, "top_logprobs": 2}
+    params = {
+        "stop": stop_rules(*stops) if stops else None,
+        "include_stop_str_in_output": include,
+        "top_logprobs": 2,
+    }
     deltas = stream(ids, [], **params)
     for i in range(len(deltas)):
         num_bytes = len(text_of(deltas[: i + 1]).encode())
@@ -247,7 +256,7 @@ def test_every_visible_token_has_its_entry(ids: list[int]) -> None:
 
 def test_an_entry_wholly_in_a_stop_string_is_dropped_after_broken_bytes() -> None:
     ids = [0xE4, 0xB8, ord("a"), ord("b")]
-    deltas = stream(ids, [], stop=("ab",), top_logprobs=0)
+    deltas = stream(ids, [], stop=stop_rules("ab"), top_logprobs=0)
     assert text_of(deltas) == "\ufffd"
     assert [entry.token_id for entry in entries_of(deltas)] == [0xE4, 0xB8]
 
@@ -284,7 +293,7 @@ def test_end_tokens() -> None:
 
 
 def test_held_text_is_released_at_the_end() -> None:
-    processor = OutputProcessor(TOKENIZER, request(stop=("abX",)))
+    processor = OutputProcessor(TOKENIZER, request(stop=stop_rules("abX")))
     assert text_of(processor.process([token_output([97, 98, 0xE4])]).deltas) == ""
     last = processor.process([token_output([EOS_ID], FinishReason.STOP, end=EOS_ID)])
     assert text_of(last.deltas) == "ab\ufffd"
@@ -292,7 +301,7 @@ def test_held_text_is_released_at_the_end() -> None:
 
 @pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
 def test_other_ends_keep_their_reason_and_their_text(reason: FinishReason) -> None:
-    processor = OutputProcessor(TOKENIZER, request(stop=("ab", "\ufffd")))
+    processor = OutputProcessor(TOKENIZER, request(stop=stop_rules("ab", "\ufffd")))
     processor.process([token_output([99, 97])])
     output = processor.process([token_output([0xE4], reason, error="it broke")])
     (delta,) = output.deltas
@@ -302,7 +311,7 @@ def test_other_ends_keep_their_reason_and_their_text(reason: FinishReason) -> No
 
 def test_an_error_after_the_end_is_ignored() -> None:
     """A step may bring several tokens. Those after the stop string do not count."""
-    processor = OutputProcessor(TOKENIZER, request(stop=("ab",)))
+    processor = OutputProcessor(TOKENIZER, request(stop=stop_rules("ab")))
     error_output = token_output([], FinishReason.ERROR, error="no token is allowed")
     output = processor.process(
         [token_output([97]), token_output([98]), token_output([99]), error_output]
@@ -313,7 +322,7 @@ def test_an_error_after_the_end_is_ignored() -> None:
 
 
 def test_choices_are_independent_and_a_stop_is_reported_once() -> None:
-    processor = OutputProcessor(TOKENIZER, request(n=3, stop=("ab",)))
+    processor = OutputProcessor(TOKENIZER, request(n=3, stop=stop_rules("ab")))
     first = processor.process([token_output([97], index=i) for i in range(3)])
     assert [delta.text for delta in first.deltas] == ["", "", ""]
     second = processor.process([token_output([98], index=1), token_output([99], index=0)])
@@ -326,6 +335,19 @@ def test_choices_are_independent_and_a_stop_is_reported_once() -> None:
     assert (third.deltas[0].num_tokens, processor.take_stopped()) == (1, [])
     assert not third.finished
     assert processor.process([token_output([97], FinishReason.LENGTH, index=0)]).finished
+
+
+def test_predicted_tokens_are_summed_up_to_a_stop_string() -> None:
+    processor = OutputProcessor(TOKENIZER, request(n=2, stop=stop_rules("ab")))
+
+    def predicted(token_id: int, index: int) -> TokenOutput:
+        return TokenOutput("r", index, (token_id,), None, None, 0, num_predicted=1)
+
+    output = processor.process([predicted(99, 0), predicted(97, 1), token_output([99])])
+    assert [delta.num_predicted for delta in output.deltas] == [1, 1]
+    outputs = [predicted(97, 0), predicted(98, 0), predicted(99, 0), token_output([97], index=1)]
+    output = processor.process(outputs)
+    assert [delta.num_predicted for delta in output.deltas] == [2, 0]
 
 
 def test_several_outputs_of_a_choice_make_one_delta() -> None:
@@ -352,22 +374,22 @@ def test_numbers_and_times() -> None:
 @pytest.mark.parametrize(
     ("text", "params", "expected"),
     [
-        ("a b<call>\n{b}", {"stop": ("\n", "}")}, "a b<call>\n{b}"),
-        ("a\nb<call>", {"stop": ("\n",)}, "a"),
-        ("a <ca}<call>", {"stop": ("}",)}, "a <ca"),
-        ("a<call>b", {"stop": ("<call>b", "l>bc")}, "a<call>b"),
-        ("a<call>b", {"stop": ("<call>",)}, "a"),
-        (" {b\n}", {"stop": ("\n",), "unstoppable_first": "{"}, " {b\n}"),
-        ("a{b\n}", {"stop": ("\n",), "unstoppable_first": "{"}, "a{b"),
-        ("a b<call>\nb", {"stop": ("\n",), "include_stop_str_in_output": True}, "a b<call>\nb"),
-        ("ab<call>b", {"stop": ("b",), "min_tokens": 4}, "ab<call>b"),
+        ("a b<call>\n{b}", {"strings": ("\n", "}")}, "a b<call>\n{b}"),
+        ("a\nb<call>", {"strings": ("\n",)}, "a"),
+        ("a <ca}<call>", {"strings": ("}",)}, "a <ca"),
+        ("a<call>b", {"strings": ("<call>b", "l>bc")}, "a<call>b"),
+        ("a<call>b", {"strings": ("<call>",)}, "a"),
+        (" {b\n}", {"strings": ("\n",), "never_first": "{"}, " {b\n}"),
+        ("a{b\n}", {"strings": ("\n",), "never_first": "{"}, "a{b"),
+        ("a b<call>\nb", {"strings": ("\n",), "include_stop_str_in_output": True}, "a b<call>\nb"),
+        ("ab<call>b", {"strings": ("b",), "min_tokens": 4}, "ab<call>b"),
     ],
 )
 @pytest.mark.parametrize("size", [1, 2, 3, 20])
 def test_no_stop_string_counts_in_a_call(
     text: str, params: dict[str, object], expected: str, size: int
 ) -> None:
-    assert processed(text, size, unstoppable_after=("<call>",), **params) == expected
+    assert processed(text, size, {"never_after": ("<call>",)} | params) == expected
 
 
 OPEN = StopScope(("</r>",))
@@ -378,40 +400,43 @@ CHANNELS = StopScope(("[final]", "[say]"), until=("[end]",))
 @pytest.mark.parametrize(
     ("text", "params", "expected"),
     [
-        ("a\nb</r>\nc", {"stop_scope": OPEN}, "a\nb</r>"),
-        ("a\nb</r", {"stop_scope": OPEN}, "a\nb</r"),
-        ("<r>a\n</r>b\nc", {"stop_scope": OPEN}, "<r>a\n</r>b"),
-        (" \n<r>a\nb</r>c\nd", {"stop_scope": MAYBE}, " \n<r>a\nb</r>c"),
-        ("<ra\nb</r>", {"stop_scope": MAYBE}, "<ra"),
-        ("\n<r", {"stop_scope": MAYBE}, ""),
-        ("ab\n<r>", {"stop_scope": MAYBE}, "ab"),
-        ("<r>a</r>b<r>c\nd</r>", {"stop_scope": MAYBE}, "<r>a</r>b<r>c"),
-        ("<r>a</r>b", {"stop_scope": MAYBE, "stop": ("</r>", "r>b")}, "<r>a</r>b"),
-        ("<r>\n</r>a\n", {"stop_scope": MAYBE, "include_stop_str_in_output": True},
+        ("a\nb</r>\nc", {"scope": OPEN}, "a\nb</r>"),
+        ("a\nb</r", {"scope": OPEN}, "a\nb</r"),
+        ("<r>a\n</r>b\nc", {"scope": OPEN}, "<r>a\n</r>b"),
+        (" \n<r>a\nb</r>c\nd", {"scope": MAYBE}, " \n<r>a\nb</r>c"),
+        ("<ra\nb</r>", {"scope": MAYBE}, "<ra"),
+        ("\n<r", {"scope": MAYBE}, ""),
+        ("ab\n<r>", {"scope": MAYBE}, "ab"),
+        ("<r>a</r>b<r>c\nd</r>", {"scope": MAYBE}, "<r>a</r>b<r>c"),
+        ("<r>a</r>b", {"scope": MAYBE, "strings": ("</r>", "r>b")}, "<r>a</r>b"),
+        ("<r>\n</r>a\n", {"scope": MAYBE, "include_stop_str_in_output": True},
          "<r>\n</r>a\n"),
-        ("\n[say]a[end]\n[final]b\nc", {"stop_scope": CHANNELS}, "\n[say]a[end]\n[final]b"),
-        ("[say]a\n[end]", {"stop_scope": CHANNELS}, "[say]a"),
-        ("[say]ab[end]c[final]c", {"stop_scope": CHANNELS, "stop": ("bc", "]c")},
+        ("\n[say]a[end]\n[final]b\nc", {"scope": CHANNELS}, "\n[say]a[end]\n[final]b"),
+        ("[say]a\n[end]", {"scope": CHANNELS}, "[say]a"),
+        ("[say]ab[end]c[final]c", {"scope": CHANNELS, "strings": ("bc", "]c")},
          "[say]ab[end]c[final]c"),
-        ("<call>\n</r>a<call>\n", {"stop_scope": OPEN, "unstoppable_after": ("<call>",)},
+        ("<call>\n</r>a<call>\n", {"scope": OPEN, "never_after": ("<call>",)},
          "<call>\n</r>a<call>\n"),
-        ("<call></r>\n", {"stop_scope": OPEN, "unstoppable_after": ("<call>",)}, "<call></r>"),
-        ("{</r> {\n}", {"stop_scope": OPEN, "unstoppable_first": "{"}, "{</r> {\n}"),
+        ("<call></r>\n", {"scope": OPEN, "never_after": ("<call>",)}, "<call></r>"),
+        ("{</r> {\n}", {"scope": OPEN, "never_first": "{"}, "{</r> {\n}"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
 def test_no_stop_string_counts_in_reasoning(
     text: str, params: dict[str, object], expected: str, size: int
 ) -> None:
-    assert processed(text, size, **({"stop": ("\n",)} | params)) == expected
+    assert processed(text, size, {"strings": ("\n",)} | params) == expected
 
 
-def processed(text: str, size: int, **params: object) -> str:
-    """Return the released text when each byte of `text` is a token, with `size` tokens per step."""
-    sampling = SamplingParams(**params)  # type: ignore[arg-type]
-    processor = OutputProcessor(
-        TOKENIZER, GenerateRequest(request_id="r", prompt_token_ids=[1], params=sampling)
-    )
+def processed(text: str, size: int, fields: dict[str, object]) -> str:
+    """Return the released text when each byte of `text` is a token, with `size` tokens per step.
+
+    `fields` are those of `StopRules` and of `SamplingParams`.
+    """
+    names = StopRules.__dataclass_fields__
+    rules = StopRules(**{name: value for name, value in fields.items() if name in names})
+    params = {name: value for name, value in fields.items() if name not in names}
+    processor = OutputProcessor(TOKENIZER, request(stop=rules, **params))
     ids = list(text.encode())
     released_text = ""
     for start in range(0, len(ids), size):

@@ -40,6 +40,15 @@ def test_every_key_is_accepted(locked: TestClient, key: str, scheme: str) -> Non
     assert locked.post(URL, headers=headers, json=body()).status_code == 200
 
 
+def test_a_key_of_bytes_that_are_not_utf8_does_not_disturb_others(
+    new_client: ClientFactory,
+) -> None:
+    client = new_client(api_key=["\udcff", "good"])  # as Python reads the byte ff in an argument
+    for header, status in ((b"Bearer good", 200), (b"Bearer \xff", 401)):
+        response = client.get("/v1/models", headers={"Authorization": header})
+        assert response.status_code == status
+
+
 def test_health_needs_no_key(locked: TestClient) -> None:
     assert locked.get("/health").status_code == 200
     assert locked.get("/ready").status_code == 200

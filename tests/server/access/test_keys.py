@@ -1,3 +1,5 @@
+import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -66,26 +68,58 @@ def test_edits_keep_comments_and_permissions(tmp_path: Path) -> None:
     assert fresh.stat().st_mode & 0o777 == 0o600
 
 
+GOOD = f'[[keys]]\nname = "a"\ndigest = "{digest_of("x")}"\n'
+ONLY_KEYS = "the keys file may only hold [[keys]] tables"
+NAME = "name must be 1 to 64 letters, digits and ._@-, beginning with a letter or digit"
+DIGEST = "digest must be sha256: and 64 hexadecimal digits"
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        "nonsense",
-        "other = 1",
-        "keys = 1",
-        "keys = [1]",
-        '[[keys]]\nname = "a"',
-        '[[keys]]\ndigest = "sha256:00"\nname = "a"',
-        f'[[keys]]\nname = "a b"\ndigest = "{digest_of("x")}"',
-        f'[[keys]]\nname = "a"\ndigest = "{digest_of("x")}"\nrequests_per_minute = 0',
-        f'[[keys]]\nname = "a"\ndigest = "{digest_of("x")}"\ntokens_per_minute = true',
-        f'[[keys]]\nname = "a"\ndigest = "{digest_of("x")}"\nmodels = [1]',
-        f'[[keys]]\nname = "a"\ndigest = "{digest_of("x")}"\nrpm = 1',
-        f'[[keys]]\nname = "a"\ndigest = "{digest_of("x")}"\n' * 2,
+        ("nonsense", "the keys file is not valid TOML: "),
+        ("other = 1", ONLY_KEYS),
+        ("keys = 1", ONLY_KEYS),
+        ("keys = {}", ONLY_KEYS),
+        (f"version = 2\n{GOOD}", ONLY_KEYS),
+        ("keys = [1]", "key 1 of the keys file is not a table"),
+        ('[[keys]]\nname = "a"', "key 1 of the keys file: missing required field digest"),
+        (GOOD.replace("name", "created"), "key 1 of the keys file: missing required field name"),
+        (GOOD.replace('"a"', '"a b"'), NAME),
+        (GOOD.replace('"a"', '"a\\n"'), NAME),
+        (GOOD.replace('"a"', f'"{"a" * 65}"'), NAME),
+        (GOOD.replace('"a"', "5"), NAME),
+        (GOOD.replace("sha256:", "sha256:0"), DIGEST),
+        (GOOD.replace("sha256:", "md5:"), DIGEST),
+        (f"{GOOD}requests_per_minute = 0", "must be a whole number of at least 1"),
+        (f"{GOOD}tokens_per_minute = true", "must be a whole number of at least 1"),
+        (f"{GOOD}max_concurrency = 1.0", "max_concurrency must be a whole number of at least 1"),
+        (f'{GOOD}models = ["m", 1]', "key 1 of the keys file: models must be a list of strings"),
+        (f'{GOOD}models = "m"', "models must be a list of strings"),
+        (f'{GOOD}priority = "1"', "priority must be a whole number"),
+        (f"{GOOD}created = 2026-01-01", "created must be a string"),
+        (f"{GOOD}revoked = 1", "revoked must be true or false"),
+        (f"{GOOD}rpm = 1", "key 1 of the keys file: contains unknown field rpm"),
+        (GOOD + GOOD.replace('"a"', '"b"') + "priority = 1.5", "key 2 of the keys file: priority"),
+        (GOOD * 2, "two keys of the keys file have the same name"),
+        (GOOD + GOOD.replace('"a"', '"b"'), "two keys of the keys file have the same digest"),
     ],
 )
-def test_invalid_files_are_refused(text: str) -> None:
-    with pytest.raises(KeysFileError):
+def test_invalid_files_are_refused(text: str, message: str) -> None:
+    with pytest.raises(KeysFileError, match=re.escape(message)):
         parse_keys(text)
+
+
+def test_a_revoked_key_may_have_the_name_of_a_live_one() -> None:
+    keys = parse_keys(f"{GOOD}revoked = true\n{GOOD}")
+    assert [(key.name, key.revoked) for key in keys] == [("a", True), ("a", False)]
+    assert parse_keys("") == ()
+
+
+def test_any_string_has_a_digest() -> None:
+    expected = "sha256:" + hashlib.sha256("kläy".encode()).hexdigest()
+    assert digest_of("kläy") == expected
+    assert len(digest_of("\udcff")) == len(digest_of("\ud800")) == len(expected)
 
 
 def test_duplicate_and_invalid_names_are_not_written(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 import asyncio
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
 from stonechat_server.access.keys import ApiKey
 from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits
-from stonechat_server.admission.fair_queue import Cost
+from stonechat_server.admission.fair_queue import Admission, Cost
 from stonechat_server.admission.rate_limits import RateLimiter
 from stonechat_server.admission.refusals import RefusedError
 
@@ -27,6 +28,18 @@ def make(
     )
 
 
+@asynccontextmanager
+async def slot(
+    admission: AdmissionControl, key: ApiKey, cost: Cost, queue_timeout: float | None = None
+) -> AsyncIterator[Admission]:
+    """Hold a place among the running requests during the `async with` block."""
+    place = await admission.admit(key, cost, tenant=f"key:{key.name}", queue_timeout=queue_timeout)
+    try:
+        yield place
+    finally:
+        admission.leave(place)
+
+
 class Job:
     """A task that holds a slot until `finish` is called."""
 
@@ -36,10 +49,10 @@ class Job:
         self.task = asyncio.create_task(self._run(admission, key, cost))
 
     async def _run(self, admission: AdmissionControl, key: ApiKey, cost: Cost) -> None:
-        async with admission.slot(key, cost) as slot:
+        async with slot(admission, key, cost) as place:
             self.started = True
             await self.end.wait()
-            slot.used_tokens = cost.tokens
+            place.num_used_tokens = cost.tokens
 
     async def finish(self) -> None:
         self.end.set()
@@ -99,7 +112,7 @@ def test_a_full_queue_answers_429_with_the_time_at_recent_throughput() -> None:
         jobs = [Job(admission, A) for _ in range(4)]
         await let_tasks_run()
         with pytest.raises(RefusedError) as caught:
-            async with admission.slot(A, COST):
+            async with slot(admission, A, COST):
                 pass
         assert caught.value.headers == {"Retry-After": "5"}
         now[0] = 10.0
@@ -107,7 +120,7 @@ def test_a_full_queue_answers_429_with_the_time_at_recent_throughput() -> None:
         jobs.append(Job(admission, A))
         await let_tasks_run()
         with pytest.raises(RefusedError) as caught:
-            async with admission.slot(A, COST):
+            async with slot(admission, A, COST):
                 pass
         # 100 tokens took 10 s and 300 wait.
         assert caught.value.status == 429
@@ -154,7 +167,7 @@ def test_a_flood_makes_room_in_the_queue_for_others() -> None:
             assert isinstance(error, RefusedError)
             assert error.status == 429
         with pytest.raises(RefusedError):
-            async with admission.slot(B, COST):
+            async with slot(admission, B, COST):
                 pass
         for job in [*flood, *others]:
             if not job.task.done():
@@ -191,9 +204,9 @@ def test_a_better_priority_goes_first_and_the_concurrency_of_a_key_is_limited() 
 def test_queue_deadline_is_a_504() -> None:
     async def scenario() -> None:
         admission = make()
-        async with admission.slot(A, COST):
+        async with slot(admission, A, COST):
             with pytest.raises(RefusedError) as caught:
-                async with admission.slot(B, COST, queue_timeout=0.02):
+                async with slot(admission, B, COST, queue_timeout=0.02):
                     pass
         assert caught.value.status == 504
         assert_idle(admission)
@@ -205,7 +218,7 @@ def test_a_cancellation_at_any_moment_gives_everything_back() -> None:
     async def scenario(steps: int) -> None:
         admission = make()
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(admission.slot(A, COST))
+            await stack.enter_async_context(slot(admission, A, COST))
             job = Job(admission, B)
             for _ in range(steps):
                 await asyncio.sleep(0)
@@ -223,9 +236,9 @@ def test_rate_limit_tokens_are_settled() -> None:
     async def scenario() -> None:
         admission = make()
         key = ApiKey(name="k", tokens_per_minute=1000)
-        async with admission.slot(key, COST) as slot:
+        async with slot(admission, key, COST) as place:
             assert admission.rate_limiter.headers(key)["x-ratelimit-remaining-tokens"] == "900"
-            slot.used_tokens = 60
+            place.num_used_tokens = 60
         assert admission.rate_limiter.headers(key)["x-ratelimit-remaining-tokens"] == "940"
 
     asyncio.run(scenario())

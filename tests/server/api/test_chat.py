@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from stonechat_models import FinishReason, GenerateRequest, LogprobEntry, TopLogprob
+from stonechat_models import FinishReason, GenerateRequest, LogprobEntry, StopRules, TopLogprob
 from tests.server.bodies import ask, body, post, stream
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine, delta, output, text_script
@@ -188,8 +188,8 @@ def test_the_models_have_the_served_names(new_client: ClientFactory, engine: Fak
         ({"min_p": 0.1}, "min_p", 0.1),
         ({"seed": -(2**63)}, "seed", -(2**63)),
         ({"n": 128}, "n", 128),
-        ({"stop": "x"}, "stop", ("x",)),
-        ({"stop": ["x", "y"]}, "stop", ("x", "y")),
+        ({"stop": "x"}, "stop", StopRules(strings=("x",))),
+        ({"stop": ["x", "y"]}, "stop", StopRules(strings=("x", "y"))),
         ({"max_tokens": 5}, "max_tokens", 5),
         ({"max_tokens": 5, "max_completion_tokens": 7}, "max_tokens", 7),
         ({"max_tokens": 10**9}, "max_tokens", 4096 - 52),

@@ -8,13 +8,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from stonechat_server.bench.command import main
 from stonechat_server.bench.report import render_report
 from stonechat_server.bench.results import BenchResult, read_json, write_json
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.selftest import REQUIRED_TOKENS_PER_SECOND, measure_generator
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.summary import quantiles
+from stonechat_server.cli import main
 
 from .conftest import FakeServer
 
@@ -65,16 +65,16 @@ def test_the_command_writes_its_files(
     json_file, html_file = tmp_path / "a.json", tmp_path / "a.html"
     common = ["--base-url", fake.url, "--requests", "3", "--output-tokens", "4"]
     flags = [*common, "--model", "good", "--concurrency", "1,2", "--json", str(json_file)]
-    assert main([*flags, "--html", str(html_file), "--slo", "ttft=5000"]) == 0
+    assert main(["bench", *flags, "--html", str(html_file), "--slo", "ttft=5000"]) == 0
     output = capsys.readouterr().out
     assert "2 in flight" in output
     assert "every stream ended with [DONE]" in output
     assert len(read_json(json_file.read_bytes()).levels) == 2
     assert "<svg" in html_file.read_text()
     report_flags = ["--report-only", "--compare", str(json_file), str(json_file)]
-    assert main([*report_flags, "--html", str(html_file)]) == 0
-    assert main([*common, "--model", "no-done", "--concurrency", "1", "--quiet"]) == 1
-    assert main(["--base-url", "http://127.0.0.1:9", "--quiet"]) == 1
+    assert main(["bench", *report_flags, "--html", str(html_file)]) == 0
+    assert main(["bench", *common, "--model", "no-done", "--concurrency", "1", "--quiet"]) == 1
+    assert main(["bench", "--base-url", "http://127.0.0.1:9", "--quiet"]) == 1
     assert "cannot connect" in capsys.readouterr().err
 
 

@@ -30,19 +30,20 @@ def answer(*pieces: bytes, close: bool = True) -> Serve:
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        writer.close()
+        finally:
+            writer.close()
 
     return serve
 
 
-def ask(serve: Serve, times: int = 1, timeout: float = 5.0) -> list[tuple[int, bytes]]:
+def ask(serve: Serve, times: int = 1, timeout: float = 60.0) -> list[tuple[int, bytes]]:
     """Status and body of each of `times` requests, one after the other."""
 
     async def run() -> list[tuple[int, bytes]]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         results = []
-        async with HttpClient(f"127.0.0.1:{port}/v1/", {"X-Test": "1"}) as client:
+        async with server, HttpClient(f"127.0.0.1:{port}/v1/", {"X-Test": "1"}) as client:
             assert client.api_path == "/v1"
             for _ in range(times):
                 body: list[bytes] = []
@@ -51,7 +52,6 @@ def ask(serve: Serve, times: int = 1, timeout: float = 5.0) -> list[tuple[int, b
                 )
                 results.append((response.status, b"".join(body)))
                 await asyncio.sleep(0.02)
-        server.close()
         return results
 
     return asyncio.run(run())
@@ -108,10 +108,11 @@ def test_silence_ends_in_a_timeout() -> None:
 
 
 def test_cancelling_closes_the_connection() -> None:
-    closed = asyncio.Event()
+    asked, closed = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
+        asked.set()
         writer.write(OK + b"Content-Length: 9\r\n\r\n")
         await reader.read()
         closed.set()
@@ -120,14 +121,13 @@ def test_cancelling_closes_the_connection() -> None:
     async def run() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        async with HttpClient(f"http://127.0.0.1:{port}", {}) as client:
+        async with server, HttpClient(f"http://127.0.0.1:{port}", {}) as client:
             request = asyncio.ensure_future(
                 client.request("GET", "/", b"", lambda data, now: None, 60.0)
             )
-            await asyncio.sleep(0.05)
+            await asked.wait()
             request.cancel()
-            await asyncio.wait_for(closed.wait(), 5)
-        server.close()
+            await asyncio.wait_for(closed.wait(), 60)
 
     asyncio.run(run())
 

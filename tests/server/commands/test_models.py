@@ -24,7 +24,7 @@ def test_a_model_is_listed_and_removed(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["models", "alias", "mine", "a/b"]) == 0
     assert main(["models", "list"]) == 0
     output = capsys.readouterr().out
-    assert "2 B" in output
+    assert "2 bytes" in output
     assert "mine = a/b" in output
     assert main(["models", "rm", "a/b"]) == 0
     assert not snapshot.exists()

@@ -1,6 +1,5 @@
 """`stonechat plan` and `stonechat doctor`."""
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from stonechat_models import Machine, inspect_machine
 from stonechat_server.cli import main
-from stonechat_server.commands import doctor, plan
-from stonechat_server.commands.sizes import format_bytes, format_count, parse_bytes
+from stonechat_server.commands import doctor
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +36,15 @@ def test_the_plan_has_the_right_sizes_and_speed(
     assert row["full_length_requests"] == 2048 // 128
     bytes_read = row["weight_bytes"] - 96 * 64 * 4  # a step reads one row of the embedding
     assert row["decode_tokens_per_second_at_most"] == pytest.approx(10e9 / bytes_read)
+
+
+def test_the_plan_is_made_for_the_flags_of_serve(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--device", "cpu", "--bandwidth", "10", "--quantize", "int8", "--threads", "1"]
+    assert main(["plan", str(tiny), *flags, "--json"]) == 0
+    forms = json.loads(capsys.readouterr().out)["forms"]
+    assert [row["form"] for row in forms if row["default"]] == ["int8"]
 
 
 def test_the_plan_measures_bandwidth(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,18 +102,3 @@ def test_advice(machine: Machine, changes: dict[str, object], expected: list[str
     assert len(suggestions) == len(expected)
     for line, part in zip(suggestions, expected, strict=True):
         assert part in line
-
-
-def test_sizes_are_parsed_and_formatted() -> None:
-    assert parse_bytes("2GiB") == 2 << 30
-    assert parse_bytes("1.5 mb") == 1_500_000
-    assert parse_bytes("12") == 12
-    assert (format_bytes(95_400_000), format_bytes(12)) == ("95.4 MB", "12 B")
-    assert format_count(134_515_008) == "134.5 M"
-    with pytest.raises(ValueError, match="not a size"):
-        parse_bytes("many")
-
-
-def test_the_commands_define_their_flags() -> None:
-    for command in (plan, doctor):
-        command.add_arguments(argparse.ArgumentParser())

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from stonechat_models import FinishReason, GenerateRequest, RequestOutput
+from stonechat_models import FinishReason, GenerateRequest, RequestOutput, StopRules
 from tests.server.fake_engine import delta, output
+from tests.server.live import wait_until
 from tests.server.live_server import LiveServer
 
 from .conftest import KEY, script
@@ -27,7 +28,7 @@ def page(browser: Any, open_server: LiveServer) -> Iterator[Any]:
         "request",
         lambda r: None if r.url.startswith(open_server.url) else problems.append(r.url),
     )
-    tab.set_default_timeout(8000)
+    tab.set_default_timeout(60_000)
     tab.goto(open_server.url)
     tab.wait_for_selector("#model option:not([value=''])", state="attached")
     yield tab
@@ -78,8 +79,7 @@ def test_stop_ends_the_request_and_keeps_the_text(page: Any, open_server: LiveSe
     page.wait_for_selector(".choice .foot button")
     assert page.is_visible("#send")
     assert "word word" in page.inner_text(".choice .text")
-    page.wait_for_timeout(300)
-    assert open_server.engine.requests[-1].request_id in open_server.engine.aborted
+    wait_until(lambda: open_server.engine.requests[-1].request_id in open_server.engine.aborted)
 
 
 def test_every_field_reaches_the_engine(page: Any, open_server: LiveServer) -> None:
@@ -99,7 +99,7 @@ def test_every_field_reaches_the_engine(page: Any, open_server: LiveServer) -> N
     assert (params.seed, params.n, params.max_tokens, params.min_tokens) == (7, 2, 99, 3)
     assert (params.frequency_penalty, params.presence_penalty) == (0.5, -0.5)
     assert (params.repetition_penalty, params.top_logprobs) == (1.1, 4)
-    assert (params.stop, params.stop_token_ids) == (("END", "STOP"), (5,))
+    assert (params.stop, params.stop_token_ids) == (StopRules(strings=("END", "STOP")), (5,))
     assert dict(params.logit_bias) == {9: -3.0}
     assert params.ignore_eos
     page.reload()
@@ -195,19 +195,20 @@ def test_markdown(page: Any, source: str, expected: str) -> None:
     assert html == expected
 
 
-def test_markdown_renders_any_text_quickly(page: Any) -> None:
+def test_markdown_renders_any_text(page: Any) -> None:
+    """It takes less than a second. With a pattern that backtracks it takes hours."""
     seconds = page.evaluate(
         """async () => {
           const { renderMarkdown } = await import('./page/markdown.js');
           const started = performance.now();
           for (const part of ['*', '_a', '[', '`', '> ', '- ', '**a', '|-', '![](', '<', '  - ']) {
-            renderMarkdown(part.repeat(1500));
-            renderMarkdown((part + '\\n').repeat(300));
+            renderMarkdown(part.repeat(24_000));
+            renderMarkdown((part + '\\n').repeat(4_800));
           }
           return (performance.now() - started) / 1000;
         }"""
     )
-    assert seconds < 5
+    assert seconds < 60
 
 
 def test_a_table_and_code_render(page: Any, open_server: LiveServer) -> None:
@@ -355,7 +356,7 @@ def test_the_page_fits_a_phone_and_follows_the_theme(
         viewport={"width": 390, "height": 780}, color_scheme=scheme, has_touch=True
     )
     tab = context.new_page()
-    tab.set_default_timeout(8000)
+    tab.set_default_timeout(60_000)
     tab.goto(open_server.url)
     tab.wait_for_selector("#model option:not([value=''])", state="attached")
     ask(tab)
@@ -373,7 +374,7 @@ def test_the_page_fits_a_phone_and_follows_the_theme(
 def test_the_key_stays_in_the_tab(browser: Any, locked_server: LiveServer) -> None:
     context = browser.new_context()
     tab = context.new_page()
-    tab.set_default_timeout(8000)
+    tab.set_default_timeout(60_000)
     tab.goto(locked_server.url)
     tab.wait_for_selector("#key", state="visible")  # the page asks for the key at once
     tab.fill("#key", KEY)

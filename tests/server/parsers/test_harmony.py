@@ -153,10 +153,10 @@ def test_stop_strings_apply_to_messages_to_the_user(
     client: TestClient, new_client: ClientFactory, engine: FakeEngine
 ) -> None:
     post(client, stop="\n", tools=[WEATHER])
-    scope = engine.requests[-1].params.stop_scope
+    scope = engine.stop_rules.scope
     assert scope == StopScope(VISIBLE_HEADERS, until=("<|end|>",), unless="<|channel|>")
     post(new_client(reasoning=False), stop="\n")
-    assert engine.requests[-1].params.stop_scope is None
+    assert engine.stop_rules.scope is None
 
 
 VOCABULARY = ByteVocabulary(harmony.TOKENS)
@@ -200,7 +200,7 @@ def test_custom_tools_are_called_in_the_final_message(
     engine.script = text_script(
         '<|channel|>final<|message|><custom_tool_call name="sql">\nSELECT 1\n</custom_tool_call>'
     )
-    choice = ask(client, tools=[SQL, WEATHER])["choices"][0]
+    choice = ask(client, tools=[SQL, WEATHER], stop="zzz")["choices"][0]
     (call,) = choice["message"]["tool_calls"]
     assert call["custom"] == {"name": "sql", "input": "SELECT 1"}
-    assert engine.requests[-1].params.unstoppable_after == ("<custom_tool_call",)
+    assert engine.stop_rules.never_after == ("<custom_tool_call",)

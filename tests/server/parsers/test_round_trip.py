@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from stonechat_models import SamplingParams
 from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCallDelta
 from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions
 from stonechat_server.schema.requests import ChatCompletionRequest
@@ -314,7 +315,8 @@ def read(family: Family, pieces: list[str]) -> tuple[str, list[tuple[str, Any]],
     structure = Structure(FamilyTokenizer(specials=family.specials))
     spec = structure.specify(request(), family.template)
     prompt = ChatTemplate(family.template, {}).render(spec.messages, RenderOptions())
-    parser = structure.read(spec, prompt).new_parser()
+    _, new_parser = spec.after_prompt(prompt, SamplingParams())
+    parser = new_parser()
     content, calls, ids = "", [], []
     for i, piece in enumerate(pieces):
         for delta in parser.feed(piece, finished=i == len(pieces) - 1):

@@ -25,14 +25,14 @@ class Gate:
         with self._lock:
             self.num_running += 1
             self.max_running = max(self.max_running, self.num_running)
-        self.opened.wait(10)
+        self.opened.wait(60)
         with self._lock:
             self.num_running -= 1
         return "done"
 
 
 async def wait_until(is_done: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not is_done():
             await asyncio.sleep(0.001)
 

@@ -76,11 +76,7 @@ VALID = st.fixed_dictionaries(
     },
 )  # fmt: skip
 FIELD = st.sampled_from(sorted(ChatCompletionRequest.model_fields)) | st.text(max_size=10)
-FUZZ = settings(
-    max_examples=300,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+FUZZ = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
 @schema.parametrize()
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings.default.max_examples // 8, suppress_health_check=list(HealthCheck))
 def test_no_server_error(case: "schemathesis.Case") -> None:
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi.checks import (

@@ -1,20 +1,34 @@
 import json
 import socket
 import threading
-import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from stonechat_models import FinishReason, GenerateRequest, RequestOutput
 from stonechat_server.observability.ledger import Ledger, open_database, usage
 from stonechat_server.serving.connections import SilentConnections
 from tests.server.bodies import URL, body
-from tests.server.fake_engine import FakeEngine, text_script
+from tests.server.fake_engine import FakeEngine, delta, output, text_script
 from tests.server.live import Live, live_server, wait_until
 
-SLOW = text_script(*["x"] * 1000, pause=0.05)
+SLOW = text_script(*["x"] * 10_000, pause=0.05)
+
+
+def held_script(release: threading.Event) -> Any:
+    """Return a script whose answer ends after `release` is set."""
+
+    def play(request: GenerateRequest) -> Iterator[RequestOutput | float]:
+        for _ in range(3):
+            yield output(request, delta("x"))
+        while not release.is_set():
+            yield 0.01
+        yield output(request, delta("y", finish=FinishReason.STOP), finished=True)
+
+    return play
 
 
 class Reader:
@@ -27,7 +41,7 @@ class Reader:
         self.thread.start()
 
     def _read(self) -> None:
-        request = {"json": body(stream=True, **self._fields), "timeout": 30}
+        request = {"json": body(stream=True, **self._fields), "timeout": 60}
         with (
             suppress(httpx.RemoteProtocolError),  # cut off by a second signal
             httpx.stream("POST", self._live.url + URL, **request) as response,  # type: ignore[arg-type]
@@ -35,13 +49,13 @@ class Reader:
             self.lines.extend(line for line in response.iter_lines() if line)
 
     def last(self) -> Any:
-        self.thread.join(15)
+        self.thread.join(60)
         return json.loads(self.lines[-1].removeprefix("data: "))
 
 
 def test_a_drain_lets_streams_finish_and_refuses_new_requests() -> None:
-    engine = FakeEngine(text_script(*["x"] * 12, pause=0.1))
-    with live_server(engine, shutdown_grace=20) as live:
+    release = threading.Event()
+    with live_server(FakeEngine(held_script(release)), shutdown_grace=600) as live:
         reader = Reader(live)
         wait_until(lambda: len(reader.lines) > 2)
         live.signal()
@@ -51,9 +65,10 @@ def test_a_drain_lets_streams_finish_and_refuses_new_requests() -> None:
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "service_unavailable"
-        reader.thread.join(15)
+        release.set()
+        reader.thread.join(60)
         assert reader.lines[-1] == "data: [DONE]"
-        live.thread.join(10)
+        live.thread.join(60)
         assert not live.thread.is_alive()
 
 
@@ -64,12 +79,10 @@ def test_after_the_grace_period_a_stream_gets_an_error_event(tmp_path: Path) -> 
     with live_server(engine, ledger, shutdown_grace=1) as live:
         reader = Reader(live)
         wait_until(lambda: len(reader.lines) > 2)
-        started = time.monotonic()
         live.signal()
         assert reader.last()["error"]["code"] == "service_unavailable"
-        live.thread.join(10)
+        live.thread.join(60)
         assert not live.thread.is_alive()
-        assert 0.8 < time.monotonic() - started < 6
     assert engine.num_running == 0
     database = open_database(url)
     assert [(row.num_requests, row.num_failed) for row in usage(database, by=())] == [(1, 1)]
@@ -77,31 +90,29 @@ def test_after_the_grace_period_a_stream_gets_an_error_event(tmp_path: Path) -> 
 
 
 def test_a_second_signal_does_not_wait() -> None:
-    with live_server(FakeEngine(SLOW), shutdown_grace=60) as live:
+    with live_server(FakeEngine(SLOW), shutdown_grace=600) as live:
         reader = Reader(live)
         wait_until(lambda: len(reader.lines) > 2)
-        started = time.monotonic()
         live.signal()
         live.signal()
-        live.thread.join(10)
+        live.thread.join(60)
         assert not live.thread.is_alive()
-        assert time.monotonic() - started < 3
-        reader.thread.join(10)
+        reader.thread.join(60)
 
 
 def test_the_drain_also_ends_a_request_in_the_queue() -> None:
     with live_server(FakeEngine(SLOW), shutdown_grace=1) as live:
-        live.operations.admission.limits = type(live.operations.admission.limits)(
+        live.services.admission.limits = type(live.services.admission.limits)(
             max_running_sequences=1,
             max_running_tokens=10**9,
             max_queued_requests=5,
             max_queued_tokens=10**9,
         )
         first, second = Reader(live), Reader(live, n=1)
-        wait_until(lambda: live.operations.admission.num_queued == 1)
+        wait_until(lambda: live.services.admission.num_queued == 1)
         live.signal()
         for reader in (first, second):
-            reader.thread.join(15)
+            reader.thread.join(60)
         errors = [json.loads(r.lines[-1].removeprefix("data: "))["error"] for r in (first, second)]
         assert [error["code"] for error in errors] == ["service_unavailable"] * 2
 
@@ -109,15 +120,15 @@ def test_the_drain_also_ends_a_request_in_the_queue() -> None:
 def test_half_a_request_does_not_keep_its_socket() -> None:
     with live_server(FakeEngine()) as live:
         live.server._silent = SilentConnections(seconds=0.5)
-        with socket.create_connection(("127.0.0.1", live.port)) as client:
-            client.settimeout(10)
-            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127")
-            with suppress(ConnectionError):
-                assert client.recv(1) == b""
+        live.server.config.timeout_keep_alive = 600
         with httpx.Client() as idle:  # a connection between two requests stays open
             assert idle.get(live.url + "/health").status_code == 200
-            time.sleep(2.5)
-            assert len(live.server.server_state.connections) == 1
+            with socket.create_connection(("127.0.0.1", live.port)) as client:
+                client.settimeout(60)
+                client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127")
+                with suppress(ConnectionError):
+                    assert client.recv(1) == b""
+            wait_until(lambda: len(live.server.server_state.connections) == 1)
 
 
 def test_a_body_that_does_not_arrive_is_a_408() -> None:
@@ -125,7 +136,7 @@ def test_a_body_that_does_not_arrive_is_a_408() -> None:
         live_server(FakeEngine(), body_timeout=0.3) as live,
         socket.create_connection(("127.0.0.1", live.port)) as client,
     ):
-        client.settimeout(10)
+        client.settimeout(60)
         head = (
             f"POST {URL} HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\nContent-Length: 100\r\n\r\n{{"
         )
@@ -144,7 +155,7 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
         client.sendall(head.encode() + data)
         wait_until(lambda: engine.num_running == 1)
         wait_until(lambda: engine.num_running == 0)
-        wait_until(lambda: live.operations.admission.num_running == 0)
+        wait_until(lambda: live.services.admission.num_running == 0)
         assert len(engine.aborted) == 1
 
 
@@ -152,4 +163,4 @@ def test_many_idle_connections_do_not_keep_others_out() -> None:
     with live_server(FakeEngine()) as live, ExitStack() as stack:
         for _ in range(300):
             stack.enter_context(socket.create_connection(("127.0.0.1", live.port)))
-        assert httpx.post(live.url + URL, json=body(), timeout=10).status_code == 200
+        assert httpx.post(live.url + URL, json=body(), timeout=60).status_code == 200

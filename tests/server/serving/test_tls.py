@@ -47,14 +47,14 @@ def test_https(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) 
             target=http_server.serve, args=(app, listener, started.set), kwargs=options
         )
         thread.start()
-        assert started.wait(10)
+        assert started.wait(60)
         url = f"https://127.0.0.1:{listener.getsockname()[1]}/health"
         trusted = ssl.create_default_context(cafile=str(cert))
         assert httpx.get(url, verify=trusted).status_code == 200
         with pytest.raises(httpx.ConnectError):
             httpx.get(url)
         servers[0].handle_exit(15, None)
-        thread.join(10)
+        thread.join(60)
     wait_until(lambda: not thread.is_alive())
 
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from sse_starlette.sse import AppStatus
 
 from stonechat_models import EngineDeadError, FinishReason, GenerateRequest
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
+from stonechat_server.streaming.sse import EventStream
 from tests.server.bodies import URL, body
 from tests.server.fake_engine import FakeEngine, delta, output, text_script
 
@@ -181,3 +183,135 @@ def test_the_text_arrives_whole_and_in_order() -> None:
         if part.startswith("data: {")
     ]
     assert "".join(contents) == "".join(words)
+
+
+class Chunks:
+    """Yields these chunks, each as a step, and sleeps for the numbers between them."""
+
+    def __init__(self, *items: Any) -> None:
+        self.is_closed = False
+        self.steps = self._play(items)
+
+    async def _play(self, items: tuple[Any, ...]) -> AsyncGenerator[list[Any], None]:
+        try:
+            for item in items:
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, float):
+                    await asyncio.sleep(item)
+                else:
+                    yield [item]
+        finally:
+            self.is_closed = True
+
+
+async def serve(
+    chunks: Chunks,
+    block: Callable[[Message], Awaitable[None]] | None = None,
+    is_gone: Callable[[], Awaitable[Any]] | None = None,
+    keep_alive: float = 0.0,
+    write_timeout: float = 60.0,
+) -> list[Message]:
+    """The messages that an `EventStream` sends. Each write lasts until `block` returns."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await (is_gone() if is_gone else asyncio.Event().wait())
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if block is not None:
+            await block(message)
+        sent.append(message)
+
+    stream = EventStream(
+        chunks.steps, keep_alive=keep_alive, write_timeout=write_timeout, headers={"x-test": "1"}
+    )
+    async with asyncio.timeout(30):
+        await stream({"type": "http", "method": "POST"}, receive, send)
+    return sent
+
+
+def stuck_at(text: bytes) -> Callable[[Message], Awaitable[None]]:
+    """Block for ever in the write of a piece that is equal to `text`."""
+
+    async def block(message: Message) -> None:
+        if message.get("body") == text:
+            await asyncio.Event().wait()
+
+    return block
+
+
+def test_the_bytes_and_headers_of_a_stream() -> None:
+    sent = asyncio.run(serve(Chunks({"text": "ä\n"}, {"text": ""})))
+    assert sent[0]["type"] == "http.response.start"
+    assert dict(sent[0]["headers"]) == {
+        b"x-test": b"1",
+        b"cache-control": b"no-store",
+        b"connection": b"keep-alive",
+        b"x-accel-buffering": b"no",
+        b"content-type": b"text/event-stream; charset=utf-8",
+    }
+    first = 'data: {"text":"ä\\n"}\n\n'.encode()
+    assert bodies_of(sent) == [first, b'data: {"text":""}\n\n', b"data: [DONE]\n\n", b""]
+    assert [message["more_body"] for message in sent[1:]] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("keep_alive", [0.0, 60.0])
+def test_an_error_before_the_first_chunk_leaves_the_answer_open(keep_alive: float) -> None:
+    sent: list[Message] = []
+
+    async def block(message: Message) -> None:
+        sent.append(message)
+
+    with pytest.raises(ValueError, match="too early"):
+        asyncio.run(serve(Chunks(0.05, ValueError("too early")), block, keep_alive=keep_alive))
+    assert not sent
+
+
+@pytest.mark.parametrize(
+    ("text", "keep_alive"),
+    [(b"data: 2\n\n", 0.0), (b"data: 2\n\n", 0.1), (b": keep-alive\n\n", 0.1),
+     (b"data: [DONE]\n\n", 0.0), (b"", 0.0)],
+)  # fmt: skip
+def test_a_stream_whose_client_stops_reading_is_closed(text: bytes, keep_alive: float) -> None:
+    silence = 60.0 if text.startswith(b":") else 0.0
+    chunks = Chunks(1, silence, 2)
+    sent = asyncio.run(serve(chunks, stuck_at(text), keep_alive=keep_alive, write_timeout=0.3))
+    assert chunks.is_closed
+    assert bodies_of(sent)[0] == b"data: 1\n\n"
+    assert text not in bodies_of(sent)
+
+
+@pytest.mark.parametrize("text", [b"data: 2\n\n", b"data: [DONE]\n\n", b""])
+def test_a_client_that_leaves_during_a_write_closes_the_stream(text: bytes) -> None:
+    chunks = Chunks(1, 2)
+    sent = asyncio.run(serve(chunks, stuck_at(text), is_gone=lambda: asyncio.sleep(0.1)))
+    assert chunks.is_closed
+    assert text not in bodies_of(sent)
+
+
+def test_a_slow_reader_gets_everything_in_order_and_no_comments() -> None:
+    async def block(message: Message) -> None:
+        await asyncio.sleep(0.3)
+
+    sent = asyncio.run(serve(Chunks(*range(3)), block, keep_alive=0.1, write_timeout=5.0))
+    assert sent[0]["type"] == "http.response.start"
+    assert b"".join(bodies_of(sent)) == b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
+
+
+def test_a_chunk_waits_for_the_comment_that_sends_the_status_line() -> None:
+    async def block(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await asyncio.sleep(0.5)
+
+    sent = asyncio.run(serve(Chunks(0.3, 1), block, keep_alive=0.1))
+    assert sent[0]["type"] == "http.response.start"
+    assert bodies_of(sent)[:2] == [b": keep-alive\n\n", b"data: 1\n\n"]
+
+
+def test_the_library_does_not_cut_streams_at_a_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would cut them when uvicorn is told to exit, which the drain's own clock decides."""
+    monkeypatch.setattr(AppStatus, "should_exit", True)
+    sent = asyncio.run(serve(Chunks(1, 0.2, 2)))
+    assert bodies_of(sent)[-2:] == [b"data: [DONE]\n\n", b""]

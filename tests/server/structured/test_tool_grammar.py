@@ -23,6 +23,7 @@ from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.select import FORMATS
 from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.walks import PADDED_VOCAB, allowed_ids, walk
+from tests.nightly import nightly
 
 SPECIALS = ("[TOOL_CALLS]", "[ARGS]", *harmony.TOKENS, "<|tool_call_begin|>", "</arg_value>")
 VOCABULARY = ByteVocabulary(SPECIALS)
@@ -161,7 +162,13 @@ def texts(spec: GrammarSpec, count: int, limit: int = 500) -> list[str]:
     return [text.decode() for text in walks if text is not None]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+def formats() -> list[Any]:
+    """Return all formats. One of each layout is enough for the default run."""
+    firsts = {type(format.layout): name for name, format in reversed(FORMATS.items())}
+    return [*firsts.values(), *nightly(*(name for name in FORMATS if name not in firsts.values()))]
+
+
+@pytest.mark.parametrize("name", formats())
 @pytest.mark.parametrize("is_parallel", [True, False])
 @pytest.mark.parametrize(
     "tools", [TOOLS, TOOLS + CUSTOM, CUSTOM], ids=["functions", "all", "custom"]

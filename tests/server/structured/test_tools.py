@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from stonechat_models import StopScope
+from stonechat_models import StopRules, StopScope
 from tests.server.bodies import ask, error_of, post, stream
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import CHATML, ByteTokenizer, FakeEngine, text_script
@@ -162,17 +162,16 @@ def test_stop_strings_do_not_cut_calls(new_client: ClientFactory, engine: FakeEn
     client = new_client()
     fields = {"tools": [WEATHER, SQL], "stop": ["\n"]}
     post(client, **fields)
-    params = engine.requests[-1].params
-    assert params.stop == ("\n",)
-    assert params.unstoppable_after == ("<tool_call>", "<custom_tool_call")
+    rules = engine.stop_rules
+    assert rules.strings == ("\n",)
+    assert rules.never_after == ("<tool_call>", "<custom_tool_call")
     post(client, **fields, tool_choice="required")
-    assert engine.requests[-1].params.stop == ()
+    assert engine.requests[-1].params.stop is None
     post(client, **fields, tool_choice="none")
-    params = engine.requests[-1].params
-    assert (params.stop, params.unstoppable_after) == (("\n",), ())
+    assert engine.stop_rules == StopRules(strings=("\n",))
     for tool_format, first in (("llama_json", "{"), ("pythonic", "["), ("hermes", "")):
         post(new_client(tool_format=tool_format), **fields)
-        assert engine.requests[-1].params.unstoppable_first == first
+        assert engine.stop_rules.never_first == first
 
 
 def test_without_tools_a_call_is_text(client: TestClient, engine: FakeEngine) -> None:
@@ -397,14 +396,14 @@ def test_stop_strings_count_after_the_reasoning(
 ) -> None:
     client = thinking_client(new_client, engine)
     post(client, stop="\n")
-    assert engine.requests[-1].params.stop_scope == StopScope(("</think>",))
+    assert engine.stop_rules.scope == StopScope(("</think>",))
     post(client, stop="\n", reasoning_effort="none")
-    assert engine.requests[-1].params.stop_scope is None
+    assert engine.stop_rules.scope is None
     post(thinking_client(new_client, engine, reasoning=False), stop="\n")
-    assert engine.requests[-1].params.stop_scope is None
+    assert engine.stop_rules.scope is None
     engine.tokenizer = ByteTokenizer(chat_template=CHATML + "{# <think></think> #}")
     post(new_client(), stop="\n")
-    assert engine.requests[-1].params.stop_scope == StopScope(("</think>",), unless="<think>")
+    assert engine.stop_rules.scope == StopScope(("</think>",), unless="<think>")
 
 
 @pytest.mark.parametrize("fields", [{"tools": [WEATHER]}, {"functions": [WEATHER["function"]]}])

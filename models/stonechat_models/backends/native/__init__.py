@@ -1,9 +1,10 @@
 """The native backend: decoders like Llama, and mixtures of experts, in a small C++ library.
 
-`supports` checks whether a model can be served here. `NativeModel.load` loads it. `compile.py`
-compiles the library on first use. `csrc/*.h` describe its memory layouts and invariants.
+`supports` checks whether a model can be served here, `footprint` says what it takes, and
+`NativeModel.load` loads it. `compile.py` compiles the library on first use. `csrc/*.h` describe its
+memory layouts and invariants.
 """
 
-from stonechat_models.backends.native.model import NativeModel, supports
+from stonechat_models.backends.native.model import NativeModel, footprint, supports
 
-__all__ = ["NativeModel", "supports"]
+__all__ = ["NativeModel", "footprint", "supports"]

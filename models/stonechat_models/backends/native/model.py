@@ -3,7 +3,6 @@
 import ctypes
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,16 +20,15 @@ from stonechat_models.backends.native.bindings import (
 )
 from stonechat_models.backends.native.packing import Arena, PackedWeights
 from stonechat_models.backends.native.spec import ModelSpec, read_spec
-from stonechat_models.backends.native.tensor_source import open_store
+from stonechat_models.backends.native.tensor_source import HeaderStore, open_store
 from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
+from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelError
 from stonechat_models.hardware.device import usable_cores
 from stonechat_models.types import ModelInfo
-
-if TYPE_CHECKING:
-    from stonechat_models.checkpoint.resolve import ModelFiles
 
 KV_BYTES = 2
 """Bytes per cached element: keys and values are kept in half precision (float16)."""
@@ -45,22 +43,24 @@ KIND_NAMES = {
 
 
 def supports(
-    files: "ModelFiles", config: EngineConfig, progress: Progress = lambda line: None
+    model: ModelFiles | ModelHeaders, config: EngineConfig, progress: Progress = lambda line: None
 ) -> str | None:
     """Return None if the native backend serves this model, else the reason why not.
 
     Compiles the library if it is not cached.
     """
     try:
-        _check_settings(files, config)
-        read_spec(files.config)
+        _check_settings(model, config)
+        read_spec(model.config)
         load_library(progress)
     except ModelLoadError as error:
         return str(error)
     return None
 
 
-def _check_settings(files: "ModelFiles", config: EngineConfig) -> None:
+def _check_settings(model: ModelFiles | ModelHeaders, config: EngineConfig) -> None:
+    if config.backend == "transformers":
+        raise UnsupportedModelError("the settings name the transformers backend")
     if config.device not in ("auto", "cpu"):
         raise UnsupportedModelError(
             f"the native backend runs on the CPU only, not on {config.device}"
@@ -80,12 +80,27 @@ def _check_settings(files: "ModelFiles", config: EngineConfig) -> None:
         )
     if config.quantize == "fp8":
         raise UnsupportedModelError("fp8 weights need a CUDA device")
-    if files.gguf is not None and config.quantize == "none":
+    if model.weight_format == "gguf" and config.quantize == "none":
         raise UnsupportedModelError(
             "the native backend does not dequantise GGUF weights (--quantize none)"
         )
-    if files.gguf is None and any(path.suffix != ".safetensors" for path in files.weights):
+    if model.weight_format == "pickle":
         raise UnsupportedModelError("its weights are not in safetensors files")
+
+
+def footprint(headers: ModelHeaders, config: EngineConfig) -> Footprint:
+    """Return what the model takes. `supports` must have returned None for it.
+
+    Raises `ModelLoadError` as `NativeModel.load` does, for weights that are missing, misshapen or
+    of a type that cannot be read.
+    """
+    spec = read_spec(headers.config)
+    plan = plan_weights(spec, HeaderStore(headers), config.quantize)
+    check_shapes(spec, plan)
+    experts = spec.experts
+    share = experts.per_token / experts.count if experts and experts.count else 1.0
+    sizes = plan.num_bytes(load_library(), share)
+    return Footprint(*sizes, spec.kv_elements_per_token * KV_BYTES)
 
 
 class NativeModel:
@@ -108,15 +123,13 @@ class NativeModel:
         self.info = replace(info, weight_bytes=self._weights.num_bytes)
 
     @classmethod
-    def load(cls, files: "ModelFiles", config: EngineConfig, progress: Progress) -> "NativeModel":
+    def load(cls, files: ModelFiles, config: EngineConfig, progress: Progress) -> "NativeModel":
         """Read and repack the weights.
 
         Raises `UnsupportedModelError` if `supports` refuses the model or a type of weights cannot
         be read. Raises `ModelLoadError` if weights are missing, have the wrong shape or do not fit
         into memory.
         """
-        from stonechat_models.checkpoint.resolve import weights_hash
-
         _check_settings(files, config)
         spec, library = read_spec(files.config), load_library(progress)
         heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}
@@ -124,10 +137,9 @@ class NativeModel:
         try:
             plan = plan_weights(spec, store, config.quantize)
             check_shapes(spec, plan)
-            architectures = files.config.get("architectures")
             info = ModelInfo(
                 name=files.name,
-                architecture=str(architectures[0]) if isinstance(architectures, list) else "?",
+                architecture=files.config.architecture,
                 vocab_size=spec.vocab_size,
                 device="cpu",
                 dtype="float32",
@@ -151,7 +163,7 @@ class NativeModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return self._spec.num_layers * 2 * self._spec.kv_size * KV_BYTES
+        return self._spec.kv_elements_per_token * KV_BYTES
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Allocate the KV cache. The system provides its pages only as they fill.
@@ -193,7 +205,7 @@ class NativeModel:
             raise StepError("a token is outside the vocabulary")
         logits = torch.empty((batch.logits_index.numel(), self._spec.vocab_size))
         step = BatchStruct(
-            *(batch.num_tokens, batch.num_seqs, batch.block_table.shape[1], logits.shape[0]),
+            *(ids.numel(), *batch.block_table.shape, len(logits)),
             *(ids.data_ptr(), batch.positions.data_ptr(), batch.slot_mapping.data_ptr()),
             *(batch.query_start.data_ptr(), batch.block_table.data_ptr()),
             *(batch.logits_index.data_ptr(), logits.data_ptr()),

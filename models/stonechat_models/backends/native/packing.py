@@ -24,6 +24,12 @@ class MatrixSpec:
     bias: npt.NDArray[np.float32] | None = None
 
 
+def packed_bytes(library: Library, spec: MatrixSpec) -> int:
+    """Bytes of a packed matrix, its padding included, but not its bias."""
+    size = library.packed_bytes(spec.kind, spec.rows.n, spec.rows.k)
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 class Arena:
     """Zeroed memory, aligned to pages. The system provides each page when it is first touched."""
 
@@ -51,7 +57,7 @@ class PackedWeights:
         self._library = library
         self._vectors: list[npt.NDArray[np.float32]] = []
         specs = list(matrices)
-        sizes = [self._bytes(spec) for spec in specs]
+        sizes = [packed_bytes(library, spec) for spec in specs]
         self.num_bytes = sum(sizes)
         self._arena = Arena(self.num_bytes)
         pool = library.pool_create(threads)
@@ -63,10 +69,6 @@ class PackedWeights:
             ]
         finally:
             library.pool_destroy(pool)
-
-    def _bytes(self, spec: MatrixSpec) -> int:
-        size = self._library.packed_bytes(spec.kind, spec.rows.n, spec.rows.k)
-        return -(-size // ALIGNMENT) * ALIGNMENT
 
     def _pack(self, pool: int, spec: MatrixSpec, address: int) -> MatrixStruct:
         rows, at = spec.rows, address

@@ -5,11 +5,11 @@ The common types are computed here, because importing transformers takes seconds
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject
 from stonechat_models.errors import UnsupportedModelError
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -25,7 +25,7 @@ class Rotary:
 
 
 def rotary_frequencies(
-    config: dict[str, Any], head_dim: int, theta: float = 10000.0, layer_type: str | None = None
+    config: HFConfig, head_dim: int, theta: float = 10000.0, layer_type: str | None = None
 ) -> Rotary:
     """Return the frequencies of the layers of `layer_type`, or of all layers if it is None.
 
@@ -33,17 +33,17 @@ def rotary_frequencies(
     not implemented here, such as one whose frequencies depend on the sequence's length.
     """
     rope = _parameters(config, layer_type)
-    rope.setdefault("rope_theta", config.get("rope_theta", theta))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    rotary_dim = int(head_dim * float(partial or 1.0))
+    kind = rope.read("rope_type", str, rope.read("type", str, "default"))
+    partial = config.keys.read("partial_rotary_factor", float, 1.0)
+    rotary_dim = int(head_dim * (rope.read("partial_rotary_factor", float, partial) or 1.0))
     if rotary_dim % 2:
         raise UnsupportedModelError("its rotary embedding covers an odd number of dimensions")
-    base = _base(float(rope["rope_theta"]), rotary_dim)
+    theta = rope.positive("rope_theta", float, config.keys.positive("rope_theta", float, theta))
+    base = _base(theta, rotary_dim)
     if kind == "default":
         return Rotary(base, 1.0)
     if kind == "linear":
-        return Rotary((base / np.float32(rope["factor"])).astype(np.float32), 1.0)
+        return Rotary((base / np.float32(rope.positive("factor", float))).astype(np.float32), 1.0)
     if kind == "llama3":
         return Rotary(_llama3(base, rope), 1.0)
     if kind == "yarn" and layer_type is None:
@@ -53,22 +53,21 @@ def rotary_frequencies(
     )
 
 
-def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
+def _parameters(config: HFConfig, layer_type: str | None) -> JsonObject:
     """The RoPE parameters of `layer_type`.
 
     Older files have no entry per layer type. There `rope_local_base_freq` is Gemma 3's local base.
     """
-    rope = dict(config.get("rope_parameters") or {})
-    nested = any(isinstance(value, dict) for value in rope.values())
-    if nested and layer_type is not None:
-        return dict(rope.get(layer_type) or {})
-    if nested:
-        raise UnsupportedModelError(
-            "rotary embeddings that differ by layer are not supported by the native backend"
-        )
+    if config.rope.sections():
+        if layer_type is None:
+            raise UnsupportedModelError(
+                "rotary embeddings that differ by layer are not supported by the native backend"
+            )
+        return config.rope.section(layer_type)
     if layer_type == LOCAL:
-        return {"rope_theta": config.get("rope_local_base_freq", 10000.0)}
-    return rope or dict(config.get("rope_scaling") or {})
+        local = {"rope_theta": config.keys.read("rope_local_base_freq", float, 10000.0)}
+        return JsonObject(config.keys.source, local)
+    return config.rope
 
 
 def _base(theta: float, rotary_dim: int) -> Frequencies:
@@ -76,22 +75,22 @@ def _base(theta: float, rotary_dim: int) -> Frequencies:
     return np.asarray(1.0 / np.power(np.float32(theta), exponents), dtype=np.float32)
 
 
-def _llama3(base: Frequencies, rope: dict[str, Any]) -> Frequencies:
+def _llama3(base: Frequencies, rope: JsonObject) -> Frequencies:
     """Stretch long wavelengths by `factor`, keep short ones, and blend those in between."""
-    factor = float(rope["factor"])
-    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    context = float(rope["original_max_position_embeddings"])
+    factor = rope.positive("factor", float)
+    low, high = rope.read("low_freq_factor", float), rope.read("high_freq_factor", float)
+    context = rope.read("original_max_position_embeddings", float)
     wavelengths = 2 * math.pi / base
     blend = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
     scaled = (1 - blend) * base / factor + blend * base
     return np.asarray(scaled, dtype=np.float32)
 
 
-def _through_transformers(config: dict[str, Any], kind: str) -> Rotary:
+def _through_transformers(config: HFConfig, kind: str) -> Rotary:
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    values = {key: value for key, value in config.items() if key != "model_type"}
-    typed = AutoConfig.for_model(config["model_type"], **values)
+    values = {key: value for key, value in config.raw.items() if key != "model_type"}
+    typed = AutoConfig.for_model(config.model_type, **values)
     frequencies, scale = ROPE_INIT_FUNCTIONS[kind](typed, "cpu")
     return Rotary(np.asarray(frequencies.float(), dtype=np.float32), float(scale))

@@ -1,9 +1,10 @@
 """A model's weights: rows of memory-mapped files, under their transformers names."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,11 @@ from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 if TYPE_CHECKING:
     import torch
 
-    from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
+    from stonechat_models.checkpoint.gguf.reader import GgufTensor
+    from stonechat_models.checkpoint.headers import ModelHeaders
     from stonechat_models.checkpoint.resolve import ModelFiles
 
+FLOAT_TYPES = ("BF16", "F16", "F32")
 CHUNK_ROWS = 1024
 """Number of rows that are dequantised at a time, a multiple of `PANEL`."""
 GGUF_SOURCES = {
@@ -96,29 +99,58 @@ class Chunk:
     index: npt.NDArray[np.int32]
 
 
-class Store(Protocol):
-    """A model's tensors under their transformers names."""
+class Store(ABC):
+    """A model's tensors under their transformers names. `types`: those that can be used."""
 
-    norm_offset: float
+    norm_offset = 0.0
     """Stored weights of norms minus those of transformers."""
+
+    def __init__(self, tensors: dict[str, Any], types: Collection[str] | None = None) -> None:
+        self._tensors = tensors
+        self._types = types
 
     def has(self, name: str) -> bool:
         """True if there is such a tensor."""
+        return name in self._tensors
 
     def rows(self, name: str) -> Rows:
         """Return a matrix. The matrices of a 3-D tensor lie one behind the other.
 
         Raises `ModelLoadError` if there is no tensor of that name, or it cannot be used.
         """
+        (*counts, k), type_name = self._header(self._tensor(name))
+        if len(counts) not in (1, 2):
+            raise ModelLoadError(f"{name} is not a matrix")
+        if self._types is not None and type_name not in self._types:
+            raise UnsupportedModelError(
+                f"{name}: weights of type {type_name} are not supported by the native backend"
+            )
+        return Rows(name, type_name, k, self._order(name, int(np.prod(counts))), self)
 
+    @abstractmethod
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         """Return a vector as float32."""
 
     def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
         """Yield the rows in order, in a format that can be packed as `kind`."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Release the files."""
+        self._tensors = {}
+
+    def _tensor(self, name: str) -> Any:
+        if name not in self._tensors:
+            raise ModelLoadError(f"the files have no weights for {name}")
+        return self._tensors[name]
+
+    def _header(self, tensor: Any) -> tuple[Sequence[int], str]:
+        """The shape and the stored type of a tensor."""
+        return tensor.shape, tensor.type_name
+
+    def _order(self, name: str, count: int) -> npt.NDArray[np.int32]:
+        """Indices of the stored rows in transformers' order."""
+        return np.arange(count, dtype=np.int32)
 
 
 def open_store(files: "ModelFiles", permuted_heads: dict[str, int]) -> Store:
@@ -131,7 +163,7 @@ def open_store(files: "ModelFiles", permuted_heads: dict[str, int]) -> Store:
     return SafetensorsStore(files)
 
 
-class GgufStore:
+class GgufStore(Store):
     """A GGUF file. Block types without a kernel are dequantised, `CHUNK_ROWS` rows at a time."""
 
     def __init__(self, files: "ModelFiles", heads: dict[str, int]) -> None:
@@ -140,39 +172,21 @@ class GgufStore:
         from stonechat_models.checkpoint.gguf.weights import NOT_WEIGHTS, module_name
 
         assert files.gguf is not None
-        self._file: GgufFile | None = read_gguf(files.gguf)
-        architecture = architecture_of(self._file)
+        file = read_gguf(files.gguf)
+        architecture = architecture_of(file)
         self._permuted_heads = heads if architecture.permuted_rope else {}
         self.norm_offset = architecture.norm_offset
-        self._tensors: dict[str, GgufTensor] = {
-            module_name(self._file, tensor.name): tensor
-            for tensor in self._file.tensors.values()
-            if tensor.name not in NOT_WEIGHTS
-        }
-
-    def has(self, name: str) -> bool:
-        return name in self._tensors
-
-    def _tensor(self, name: str) -> "GgufTensor":
-        if name not in self._tensors:
-            raise ModelLoadError(f"the file has no weights for {name}")
-        return self._tensors[name]
+        weights = (tensor for tensor in file.tensors.values() if tensor.name not in NOT_WEIGHTS)
+        super().__init__({module_name(file, tensor.name): tensor for tensor in weights})
 
     def _order(self, name: str, count: int) -> npt.NDArray[np.int32]:
-        """Indices of rows in transformers' order: interleaved RoPE pairs become two halves."""
-        order = np.arange(count, dtype=np.int32)
+        """Interleaved RoPE pairs become two halves."""
+        order = super()._order(name, count)
         projection = name.split(".")[-2]
         if projection in self._permuted_heads:
             paired = order.reshape(self._permuted_heads[projection], -1, 2)
             order = np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(-1)
         return order
-
-    def rows(self, name: str) -> Rows:
-        tensor = self._tensor(name)
-        if len(tensor.shape) not in (2, 3):
-            raise ModelLoadError(f"{tensor.name} is not a matrix")
-        order = self._order(name, int(np.prod(tensor.shape[:-1])))
-        return Rows(name, tensor.type_name, tensor.shape[-1], order, self)
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         from stonechat_models.checkpoint.gguf.weights import dequantize
@@ -181,7 +195,7 @@ class GgufStore:
         return np.asarray(values[self._order(name, values.size)], dtype=np.float32)
 
     def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
-        tensor = self._tensor(rows.name)
+        tensor: GgufTensor = self._tensor(rows.name)
         stored_rows = tensor.data.reshape(-1, tensor.data.shape[-1])
         becomes_q4_1 = tensor.type_name == "Q4_K" and kind == Kind.AFFINE4
         source = GGUF_SOURCES.get(tensor.type_name)
@@ -195,10 +209,6 @@ class GgufStore:
                 yield Chunk(Source.Q4_1, data, np.arange(index.size, dtype=np.int32))
             else:
                 yield _dequantised(tensor, stored_rows[index])
-
-    def close(self) -> None:
-        self._tensors = {}
-        self._file = None
 
 
 def own_kind(type_name: str) -> Kind:
@@ -244,53 +254,53 @@ def _dequantised(tensor: "GgufTensor", rows: npt.NDArray[np.uint8]) -> Chunk:
     return Chunk(Source.FLOAT, data, np.arange(rows.shape[0], dtype=np.int32))
 
 
-class SafetensorsStore:
-    """Safetensors files, read one tensor at a time."""
-
-    TYPES = ("BF16", "F16", "F32")
+class SafetensorsStore(Store):
+    """Safetensors files, read one tensor at a time. Each tensor's entry is its file."""
 
     def __init__(self, files: "ModelFiles") -> None:
         from safetensors import safe_open
 
-        self.norm_offset = 0.0
         self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
         for path in files.weights:
             file = self._stack.enter_context(safe_open(path, framework="pt"))
-            self._files.update(dict.fromkeys(file.keys(), file))
+            tensors |= {name: (file, name) for name in file.keys()}  # noqa: SIM118
+        super().__init__(tensors, FLOAT_TYPES)
 
-    def has(self, name: str) -> bool:
-        return name in self._files
-
-    def _tensor(self, name: str) -> "torch.Tensor":
-        if name not in self._files:
-            raise ModelLoadError(f"the files have no weights for {name}")
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
+    def _read(self, name: str) -> "torch.Tensor":
+        file, _ = self._tensor(name)
+        tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
-    def rows(self, name: str) -> Rows:
-        if name not in self._files:
-            raise ModelLoadError(f"the files have no weights for {name}")
-        tensor_slice = self._files[name].get_slice(name)
-        *counts, k = tensor_slice.get_shape()
-        type_name = str(tensor_slice.get_dtype())
-        if type_name not in self.TYPES:
-            raise UnsupportedModelError(
-                f"{name}: weights of type {type_name} are not supported by the native backend"
-            )
-        n = int(np.prod(counts))
-        return Rows(name, type_name, k, np.arange(n, dtype=np.int32), self)
+    def _header(self, tensor: Any) -> tuple[Sequence[int], str]:
+        file, name = tensor
+        tensor_slice = file.get_slice(name)
+        return tensor_slice.get_shape(), str(tensor_slice.get_dtype())
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
-        return np.asarray(self._tensor(name).float().numpy(), dtype=np.float32)
+        return np.asarray(self._read(name).float().numpy(), dtype=np.float32)
 
     def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
         import torch
 
-        tensor = self._tensor(rows.name).contiguous()
+        tensor = self._read(rows.name).contiguous()
         data = tensor.view(-1, tensor.shape[-1]).view(torch.uint8).numpy()
         yield Chunk(GGUF_SOURCES[rows.type_name], data, rows.index)
 
     def close(self) -> None:
-        self._files = {}
+        super().close()
         self._stack.close()
+
+
+class HeaderStore(Store):
+    """The headers of a model, to plan how it is loaded: tensors without content."""
+
+    def __init__(self, headers: "ModelHeaders") -> None:
+        types = None if headers.weight_format == "gguf" else FLOAT_TYPES
+        super().__init__({tensor.name: tensor for tensor in headers.tensors}, types)
+
+    def _order(self, name: str, count: int) -> npt.NDArray[np.int32]:
+        return np.broadcast_to(np.int32(0), count)  # takes no memory
+
+    def vector(self, name: str) -> npt.NDArray[np.float32]:
+        return np.broadcast_to(np.float32(0), self._tensor(name).num_elements)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.backends.native.bindings import Kind
+from stonechat_models.backends.native.bindings import Kind, Library
 from stonechat_models.backends.native.families import Family
-from stonechat_models.backends.native.packing import MatrixSpec
+from stonechat_models.backends.native.packing import MatrixSpec, packed_bytes
 from stonechat_models.backends.native.spec import ModelSpec
 from stonechat_models.backends.native.tensor_source import Rows, Stack, Store, own_kind
 from stonechat_models.config import Quantize
@@ -46,6 +46,19 @@ class WeightPlan:
         biases = [spec.bias for spec in self.matrices if spec.bias is not None]
         matrices = sum(spec.rows.n * spec.rows.k for spec in self.matrices)
         return matrices + sum(v.size for v in (*vectors, *biases, self.final_norm))
+
+    def num_bytes(self, library: Library, expert_share: float) -> tuple[int, int]:
+        """Bytes of all packed matrices, and of those that a decode step of one sequence reads.
+
+        It reads `expert_share` of the experts' weights.
+        """
+        total, read = 0, 0.0
+        for spec in self.matrices:
+            size = packed_bytes(library, spec)
+            total += size
+            if spec is not self.embedding or self.head is None:  # else it reads one row
+                read += size * expert_share if ".experts." in spec.rows.name else size
+        return total, round(read)
 
 
 def kept_kind(type_name: str, quantize: Quantize, *, is_end: bool) -> Kind:

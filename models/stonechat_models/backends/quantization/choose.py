@@ -20,15 +20,20 @@ from stonechat_models.errors import UnsupportedModelError
 
 
 def quantized_linear(
-    weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision, team: LinearTeam | None
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    precision: Precision,
+    team: LinearTeam | None,
+    kind: str | None = None,
 ) -> QuantizedLinear | None:
     """Build the layer for the device of weight[n, k]; `team`: the compiled kernels, if any.
 
-    Returns None for a shape that the device's kernels do not support. Raises
-    `UnsupportedModelError` for a weight without data (on the meta device), and for a precision
+    `kind`: the type of the device for which a layer without data is built, from a weight on the
+    meta device. Returns None for a shape that the device's kernels do not support. Raises
+    `UnsupportedModelError` for a weight without data if there is no `kind`, and for a precision
     that the kind of device does not support.
     """
-    kind = weight.device.type
+    kind = kind or weight.device.type
     if kind == "meta":
         raise UnsupportedModelError(
             "weights that a device map keeps on disk or off their device cannot be quantised"

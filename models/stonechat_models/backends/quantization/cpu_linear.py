@@ -73,8 +73,11 @@ class NativeLinear(QuantizedLinear):
         rows = pad_to_groups(weight).contiguous()
         n, self._k = rows.shape
         library = self._team.library
-        memory = torch.empty(library.packed_bytes(kind, n, self._k) + ALIGNMENT, dtype=torch.uint8)
+        size = library.packed_bytes(kind, n, self._k) + ALIGNMENT
+        memory = torch.empty(size, dtype=torch.uint8, device=weight.device)
         self._offset = -memory.data_ptr() % ALIGNMENT
+        if weight.is_meta:
+            return memory
         index = torch.arange(n, dtype=torch.int32)
         library.pack(
             *(self._team.pool, kind, SOURCES[rows.dtype], n, self._k),

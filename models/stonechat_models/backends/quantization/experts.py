@@ -14,8 +14,8 @@ from stonechat_models.backends.quantization.groupwise import Bits
 FLAGS = ("is_transposed", "has_gate", "has_bias", "has_post_expert_norm", "_apply_gate")
 
 
-def is_experts(module: nn.Module) -> bool:
-    """True for such an experts module if its weights are on the CPU.
+def is_experts(module: nn.Module, kind: str | None = None) -> bool:
+    """True for such an experts module on the CPU. `kind`: see `quantized_linear`.
 
     On other devices, a loop over the experts in use would make the device wait for Python.
     """
@@ -24,7 +24,8 @@ def is_experts(module: nn.Module) -> bool:
     names = (_up_name(module), "down_proj")
     weights = [getattr(module, name, None) for name in names]
     return all(
-        isinstance(w, nn.Parameter) and w.dim() == 3 and w.device.type == "cpu" for w in weights
+        isinstance(w, nn.Parameter) and w.dim() == 3 and (kind or w.device.type) == "cpu"
+        for w in weights
     )
 
 
@@ -35,10 +36,12 @@ def _up_name(module: nn.Module) -> str:
 class QuantizedExperts(nn.Module):
     """Replaces the module `source`: removes its weights, and still uses its gate and its norm."""
 
-    def __init__(self, source: nn.Module, bits: Bits, team: LinearTeam | None) -> None:
+    def __init__(
+        self, source: nn.Module, bits: Bits, team: LinearTeam | None, kind: str | None = None
+    ) -> None:
         super().__init__()
-        self.up = _remove_quantised(source, _up_name(source), bits, team)
-        self.down = _remove_quantised(source, "down_proj", bits, team)
+        self.up = _remove_quantised(source, _up_name(source), bits, team, kind)
+        self.down = _remove_quantised(source, "down_proj", bits, team, kind)
         self.source = source
 
     def forward(
@@ -66,7 +69,7 @@ class QuantizedExperts(nn.Module):
 
 
 def _remove_quantised(
-    source: nn.Module, name: str, bits: Bits, team: LinearTeam | None
+    source: nn.Module, name: str, bits: Bits, team: LinearTeam | None, kind: str | None
 ) -> nn.ModuleList:
     weights: torch.Tensor = getattr(source, name)
     bias_name = f"{name}_bias"
@@ -75,7 +78,7 @@ def _remove_quantised(
     for i, weight in enumerate(weights):
         bias = None if biases is None else biases[i]
         weight = weight.T if source.is_transposed else weight
-        linear = quantized_linear(weight, bias, bits, team)
+        linear = quantized_linear(weight, bias, bits, team, kind)
         assert linear is not None, "on a CPU every shape is supported"
         linears.append(linear)
     delattr(source, name)

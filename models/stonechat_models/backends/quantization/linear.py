@@ -5,7 +5,10 @@ from torch import nn
 
 
 class QuantizedLinear(nn.Module):
-    """Computes y = x W^T + b for x [..., in_features], in the dtype of x."""
+    """Computes y = x W^T + b for x [..., in_features], in the dtype of x.
+
+    A layer that is built from a weight on the meta device has no data, but the right `num_bytes`.
+    """
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()

@@ -17,8 +17,11 @@ from typing import Protocol
 import torch
 
 from stonechat_models.backends.base import CausalModel, ForwardBatch
-from stonechat_models.backends.transformers.attention.parity_check import random_batch
-from stonechat_models.backends.transformers.packing_check import TOLERANCE
+from stonechat_models.backends.transformers.verify import (
+    TOLERANCE,
+    logits_error,
+    random_batch,
+)
 from stonechat_models.types import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -176,7 +179,7 @@ class GraphedModel:
         For padding the median row decides. Rounding may differ between batch sizes, and a router
         may then choose other experts in single rows.
         """
-        tolerance = TOLERANCE.get(getattr(torch, self.info.dtype), 0.25)
+        tolerance = TOLERANCE["logits"].get(getattr(torch, self.info.dtype), 0.25)
         sequences = parity_sequences(self.info).to(self._device)
         self.model.forward(sequences)
         padding_differences = []
@@ -188,13 +191,13 @@ class GraphedModel:
             num_rows = batch.num_seqs
             actual = self._graphs[size]()[:num_rows].clone()
             expected = self.model.forward(self._buffers.view(size, self.info.block_size))[:num_rows]
-            difference = float(_differences(expected, actual).max())
+            difference = float(logits_error(expected, actual).max())
             if difference > tolerance and difference > 2 * self._noise(size, expected):
                 raise RuntimeError(
                     f"the graph for {size} sequences gives logits that are off by {difference:.2g} "
                     f"standard deviations; rounding explains {tolerance:g} at most"
                 )
-            padding_differences.append(_differences(self.model.forward(batch), actual))
+            padding_differences.append(logits_error(self.model.forward(batch), actual))
         typical = float(torch.cat(padding_differences).median())
         if not typical <= tolerance:
             raise RuntimeError(
@@ -208,7 +211,7 @@ class GraphedModel:
         Kernels that add in any order cause such differences. Returns 0 if it is not finite.
         """
         repeated = self.model.forward(self._buffers.view(size, self.info.block_size))
-        noise = float(_differences(logits, repeated[: len(logits)]).max())
+        noise = float(logits_error(logits, repeated[: len(logits)]).max())
         return noise if math.isfinite(noise) else 0.0
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
@@ -227,10 +230,7 @@ def parity_sequences(info: ModelInfo) -> ForwardBatch:
     num_seqs = min(len(PARITY_LENGTHS), info.num_blocks)
     longest = min(info.max_model_len, info.num_blocks // num_seqs * info.block_size)
     lengths = [min(length, longest) for length in PARITY_LENGTHS[:num_seqs]]
-    generator = torch.Generator().manual_seed(0)
-    batch = random_batch([(n, n) for n in lengths], info.block_size, generator)
-    batch.token_ids.random_(info.vocab_size, generator=generator)
-    return batch
+    return random_batch([(n, n) for n in lengths], info.block_size, vocab_size=info.vocab_size)
 
 
 def last_tokens(batch: ForwardBatch, num_seqs: int) -> ForwardBatch:
@@ -251,10 +251,3 @@ def last_tokens(batch: ForwardBatch, num_seqs: int) -> ForwardBatch:
         query_start_list=list(range(num_seqs + 1)),
         context_lens_list=[batch.context_lens_list[i % batch.num_seqs] for i in range(num_seqs)],
     )
-
-
-def _differences(expected: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
-    """Per row, the largest difference in standard deviations of the logits; inf for NaN."""
-    spread = float(expected.std()) or 1.0
-    differences = (expected - actual).abs().amax(dim=-1) / spread
-    return torch.nan_to_num(differences, nan=float("inf"), posinf=float("inf"))

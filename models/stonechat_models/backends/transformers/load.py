@@ -1,11 +1,13 @@
 """Loads a Hugging Face model from its files: fuses, quantises and chooses its attention."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from stonechat_models.backends.quantization.device_support import (
@@ -25,11 +27,40 @@ from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.checkpoint.cache import Progress, fill_once
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.gguf.weights import write_weights
+from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
-from stonechat_models.config import EngineConfig
-from stonechat_models.errors import ModelLoadError
-from stonechat_models.hardware.device import choose_dtype
+from stonechat_models.config import EngineConfig, Precision
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.types import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How a model is loaded, as far as its config and the settings decide it."""
+
+    attention: AttentionBackend
+    precision: Precision | None
+    load_dtype: torch.dtype
+    """The dtype in which weights are read, before they are quantised."""
+    dtype: torch.dtype
+    """The dtype of activations and of weights that are not quantised."""
+    kv_dtype: torch.dtype
+
+
+def load_settings(model: HFConfig, config: EngineConfig, device: torch.device) -> LoadSettings:
+    """Decide how to load a model. Raises `ModelLoadError` for settings that it cannot have."""
+    has_own_code = config.trust_remote_code and "auto_map" in model.raw
+    if model.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not has_own_code:
+        raise UnsupportedModelError(
+            f"the installed transformers has no causal language model of type {model.model_type}"
+        )
+    attention: AttentionBackend = RowBackend()
+    if not config.deterministic:
+        attention = choose_attention(config.attention_backend, device)
+    refuse_kv_format(config.kv_cache_dtype, attention.name, device)
+    load_dtype, dtype = quantize.dtypes(config, model.dtype, device)
+    kv_cache_dtype = kv_dtype(config.kv_cache_dtype, dtype)
+    return LoadSettings(attention, precision_of(config), load_dtype, dtype, kv_cache_dtype)
 
 
 def load_transformers_model(
@@ -41,26 +72,20 @@ def load_transformers_model(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    backend: AttentionBackend = RowBackend()
-    if not config.deterministic:
-        backend = choose_attention(config.attention_backend, device)
-    refuse_kv_format(config.kv_cache_dtype, backend.name, device)
-    precision = precision_of(config)
-    load_dtype = dtype = choose_dtype(config.dtype, files.config, device)
-    if precision is not None:
-        load_dtype, dtype = quantize.dtypes(config, files.config, device)
+    settings = load_settings(files.config, config, device)
+    dtype, load_dtype = settings.dtype, settings.load_dtype
     module = load_module(
         files, config, device, load_dtype, attn_implementation="eager", progress=progress
     )
     num_parameters = sum(p.numel() for p in module.parameters())
     probe, quantization = None, "none"
-    if backend.name in TRITON_BACKENDS and config.device_map is None:
+    if settings.attention.name in TRITON_BACKENDS and config.device_map is None:
         probe = _fuse(module, device, progress)
-    if precision is not None:
+    if settings.precision is not None:
         has_cpu_layers = device.type == "cpu" or config.device_map is not None
         quantization, probe = quantize.quantize_checked(
             module,
-            precision,
+            settings.precision,
             dtype,
             quantize.load_team(config.threads or 1, progress) if has_cpu_layers else None,
             deterministic=config.deterministic,
@@ -72,7 +97,7 @@ def load_transformers_model(
         module,
         ModelInfo(
             name=files.name,
-            architecture=str((files.config.get("architectures") or ["?"])[0]),  # type: ignore[index]
+            architecture=files.config.architecture,
             vocab_size=_vocab_size(module),
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
@@ -84,10 +109,10 @@ def load_transformers_model(
             block_size=config.block_size,
             threads=config.threads or 1,
         ),
-        backend,
+        settings.attention,
         row_multiple=ROWS if config.deterministic else 1,
         probe=probe,
-        kv_dtype=kv_dtype(config.kv_cache_dtype, dtype),
+        kv_dtype=settings.kv_dtype,
     )
     if device.type == "cuda" and not config.deterministic:
         _choose_checked_attention(model, config, device, progress)

@@ -13,18 +13,22 @@ from typing import Any
 
 import torch
 
+from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.interface import (
     ATTENTION_NAME,
     PagedContext,
     ProbeContext,
     register_attention,
 )
+from stonechat_models.backends.transformers.verify import (
+    TOLERANCE,
+    logits_error,
+    random_prompts,
+)
 from stonechat_models.errors import EngineError, UnsupportedModelError
 
-LENGTHS = (7, 4)
+LENGTHS = [7, 4]
 """Lengths of the packed sequences, in tokens."""
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
-"""Largest allowed difference of logits, in standard deviations of the logits."""
 LEAK_RATIO = 30.0
 """The second sequence's median difference may be at most this many times the first's. Rounding
 affects both alike."""
@@ -39,9 +43,9 @@ def check_packing(module: torch.nn.Module, device: torch.device, vocab_size: int
     """
     probe, differences = _compare(module, device, vocab_size)
     dtype = next(module.parameters()).dtype
-    tolerance = TOLERANCE.get(dtype, 0.25)
+    tolerance = TOLERANCE["logits"].get(dtype, 0.25)
     if dtype is not torch.float32 and _is_unclear(differences, tolerance):
-        tolerance = TOLERANCE[torch.float32]
+        tolerance = TOLERANCE["logits"][torch.float32]
         _, differences = _compare(small_copy(module), torch.device("cpu"), COPY_VOCAB_SIZE)
     worst = max(float(d.max()) for d in differences)
     if worst > tolerance or _leaks(*differences):
@@ -88,38 +92,35 @@ def _compare(
 
     The unit is the standard deviation of the logits.
     """
-    register_attention()
-    generator = torch.Generator().manual_seed(0)
-    sequences = [
-        torch.randint(0, vocab_size, (length,), generator=generator).to(device)
-        for length in LENGTHS
-    ]
-    starts = [0]
-    for length in LENGTHS:
-        starts.append(starts[-1] + length)
-    probe = ProbeContext(starts)
-    positions = torch.cat([torch.arange(length, device=device) for length in LENGTHS])
+    batch = random_prompts(LENGTHS, vocab_size).to(device)
     try:
-        _set_attention(module, "eager")
+        module.set_attn_implementation("eager")  # type: ignore[operator]
+        sequences = torch.split(batch.token_ids, LENGTHS)
         expected = torch.cat([_forward_alone(module, ids) for ids in sequences]).float()
-        _set_attention(module, ATTENTION_NAME)
-        actual = packed_forward(module, torch.cat(sequences), positions, probe).float()
+        probe, actual = probe_layers(module, batch)
     except EngineError:
         raise
     except Exception as error:
         raise UnsupportedModelError(f"the packing check's forward pass fails: {error}") from error
-    if not probe.shapes:
-        raise UnsupportedModelError("the model never calls the registered attention function")
     if not torch.isfinite(expected).all():
         dtype = next(module.parameters()).dtype
         raise UnsupportedModelError(f"the model gives logits that are not finite in {dtype}")
-    spread = float(expected.std()) or 1.0
-    errors = torch.nan_to_num((expected - actual).abs().amax(dim=-1) / spread, nan=float("inf"))
-    return probe, list(torch.split(errors, list(LENGTHS)))
+    return probe, list(torch.split(logits_error(expected, actual.float()), LENGTHS))
 
 
-def _set_attention(module: torch.nn.Module, name: str) -> None:
-    module.set_attn_implementation(name)  # type: ignore[operator]
+def probe_layers(module: torch.nn.Module, batch: ForwardBatch) -> tuple[ProbeContext, torch.Tensor]:
+    """Run the step `batch` of whole prompts without a KV cache.
+
+    Sets the paged attention function in `module`. Returns what the probe recorded of its layers,
+    and the logits [T, V]. Raises `UnsupportedModelError` if the model does not call the function.
+    """
+    register_attention()
+    module.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+    probe = ProbeContext(batch.query_start_list)
+    logits = packed_forward(module, batch.token_ids, batch.positions, probe)
+    if not probe.shapes:
+        raise UnsupportedModelError("the model never calls the registered attention function")
+    return probe, logits
 
 
 def _forward_alone(module: torch.nn.Module, token_ids: torch.Tensor) -> torch.Tensor:

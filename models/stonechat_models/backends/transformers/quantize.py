@@ -23,37 +23,40 @@ from torch import nn
 
 from stonechat_models.backends.quantization.choose import quantized_linear
 from stonechat_models.backends.quantization.cpu_linear import LinearTeam, NativeLinear, TorchLinear
+from stonechat_models.backends.quantization.device_support import precision_of
 from stonechat_models.backends.quantization.experts import QuantizedExperts, is_experts
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
-from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
+from stonechat_models.backends.transformers.packing_check import check_packing, probe_layers
+from stonechat_models.backends.transformers.verify import random_prompts
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.hardware.device import checkpoint_dtype, choose_dtype
+from stonechat_models.hardware.device import choose_dtype
 
 ROUTER_NAMES = frozenset({"gate", "router", "shared_expert_gate", "classifier"})
 
 
 def dtypes(
-    config: EngineConfig, model_config: dict[str, object], device: torch.device
+    config: EngineConfig, stored: str, device: torch.device
 ) -> tuple[torch.dtype, torch.dtype]:
-    """The dtype to load in, and the dtype to run in.
+    """The dtype to load in, and the dtype to run in. `stored` is the checkpoint's.
 
-    On a CPU a bfloat16 checkpoint is loaded as it is, so that its pages need not be copied. Raises
-    `UnsupportedModelError` if the kernels for the precision cannot multiply in that dtype.
+    On a CPU a bfloat16 checkpoint that is quantised is loaded as it is, so that its pages need not
+    be copied. Raises `UnsupportedModelError` if the kernels for the precision cannot multiply in
+    that dtype.
     """
-    dtype = choose_dtype(config.dtype, model_config, device)
-    if device.type == "cuda" and config.quantize in ("int4", "fp8"):
+    dtype = choose_dtype(config.dtype, stored, device)
+    precision = precision_of(config)
+    if device.type == "cuda" and precision in ("int4", "fp8"):
         if config.dtype != "auto" and dtype is not torch.bfloat16:
             raise UnsupportedModelError(
-                f"{config.quantize} weights on a GPU are multiplied in bfloat16, not {config.dtype}"
+                f"{precision} weights on a GPU are multiplied in bfloat16, not {config.dtype}"
             )
         return torch.bfloat16, torch.bfloat16
-    if device.type != "cpu" or config.dtype != "auto":
+    if precision is None or device.type != "cpu" or config.dtype != "auto":
         return dtype, dtype
-    stored_dtype = checkpoint_dtype(model_config)
-    return (stored_dtype if stored_dtype is torch.bfloat16 else torch.float32), torch.float32
+    return (torch.bfloat16 if stored == "bfloat16" else torch.float32), torch.float32
 
 
 def quantize_checked(
@@ -90,10 +93,8 @@ def quantize_checked(
 
 @torch.inference_mode()
 def _check_runs(module: nn.Module, device: torch.device, vocab_size: int) -> None:
-    num_tokens = min(8, vocab_size)
-    ids = torch.arange(num_tokens, device=device)
     try:
-        logits = packed_forward(module, ids, ids, ProbeContext([0, num_tokens]))
+        _, logits = probe_layers(module, random_prompts([8], vocab_size).to(device))
     except Exception as error:
         raise UnsupportedModelError(f"the quantised model does not run: {error}") from error
     if not torch.isfinite(logits).all():
@@ -113,20 +114,24 @@ def load_team(threads: int, progress: Progress) -> LinearTeam | None:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def quantize_module(module: nn.Module, precision: Precision, team: LinearTeam | None) -> str:
+def quantize_module(
+    module: nn.Module, precision: Precision, team: LinearTeam | None, kind: str | None = None
+) -> str:
     """Replace every layer that can be quantised.
 
-    Each float weight is freed before the next one is quantised. Returns `precision`, followed by
-    the names of the matrices that are not quantised, if any. Raises `UnsupportedModelError` if no
-    layer can be quantised.
+    Each float weight is freed before the next one is quantised. `kind`: for a module on the meta
+    device, the type of the device whose layers it gets. Returns `precision`, followed by the names
+    of the matrices that are not quantised, if any. Raises `UnsupportedModelError` if no layer can
+    be quantised.
     """
     head = module.get_output_embeddings()  # type: ignore[operator]
     num_replaced = 0
     for parent, name in _submodules(module):
         child = getattr(parent, name)
-        if child is head and is_on_cuda(child):
+        if child is head and (kind == "cuda" or is_on_cuda(child)):
             continue
-        replacement = _quantised_layer(name, child, "int8" if child is head else precision, team)
+        layer_precision: Precision = "int8" if child is head else precision
+        replacement = _quantised_layer(name, child, layer_precision, team, kind)
         if replacement is not None:
             setattr(parent, name, replacement)
             num_replaced += 1
@@ -159,18 +164,24 @@ def _submodules(module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def _quantised_layer(
-    name: str, child: nn.Module, precision: Precision, team: LinearTeam | None
+    name: str,
+    child: nn.Module,
+    precision: Precision,
+    team: LinearTeam | None,
+    kind: str | None,
 ) -> nn.Module | None:
     from transformers.pytorch_utils import Conv1D
 
     if name in ROUTER_NAMES:
         return None
+    options = {} if kind is None else {"kind": kind}
     if type(child) is nn.Linear:
-        return quantized_linear(child.weight, child.bias, precision, team)
+        return quantized_linear(child.weight, child.bias, precision, team, **options)
     if type(child) is Conv1D:
-        return quantized_linear(child.weight.T, child.bias, precision, team)  # type: ignore[arg-type]
-    if precision != "fp8" and is_experts(child):
-        return QuantizedExperts(child, precision, team)
+        weight, bias = child.weight.T, child.bias
+        return quantized_linear(weight, bias, precision, team, **options)  # type: ignore[arg-type]
+    if precision != "fp8" and is_experts(child, kind):
+        return QuantizedExperts(child, precision, team, kind)
     return None
 
 

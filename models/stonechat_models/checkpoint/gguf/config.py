@@ -100,8 +100,9 @@ def _integer(gguf: GgufFile, key: str, default: int | None = None) -> int:
         value = value[0]
     if value is None and default is not None:
         return default
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _refusal(gguf, f"{key} is {'missing' if value is None else 'not a single integer'}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        problem = "missing" if value is None else "not one integer above 0"
+        raise _refusal(gguf, f"{key} is {problem}")
     return value
 
 

@@ -21,7 +21,7 @@ def converted_folder(path: Path, progress: Progress) -> Path:
     The files are config.json, generation_config.json, tokenizer.json and tokenizer_config.json
     (with the chat template). Raises `ModelLoadError` for a file that cannot be read correctly.
     """
-    key = sampled_hash(gguf_parts(path))[:24]
+    key = conversion_key(gguf_parts(path))
     folder = cache_root() / "gguf" / f"{key}-v{CONVERSION_VERSION}"
 
     def build(target: Path) -> None:
@@ -29,6 +29,11 @@ def converted_folder(path: Path, progress: Progress) -> Path:
         convert(read_gguf(path), target)
 
     return fill_once(folder, progress, build)
+
+
+def conversion_key(parts: list[Path]) -> str:
+    """Return how the names of all folders begin that are converted from a GGUF file."""
+    return sampled_hash(parts)[:24]
 
 
 def convert(gguf: GgufFile, folder: Path) -> None:

@@ -139,7 +139,10 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def gguf_parts(path: Path) -> list[Path]:
-    """Return the path itself, or the paths of all parts if it is the first of a split file."""
+    """Return the path itself, or the paths of all parts if it is the first of a split file.
+
+    Raises `ModelLoadError` if a part is missing.
+    """
     match = re.search(r"-00001-of-(\d{5})\.gguf$", path.name)
     return [path, *_other_parts(path, int(match[1]))] if match else [path]
 
@@ -149,7 +152,13 @@ def _other_parts(path: Path, count: int) -> list[Path]:
     if match is None:
         raise ModelLoadError(f"{path} is one of {count} parts: name the first, -00001-of-…")
     stem = path.name[: match.start()]
-    return [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(2, count + 1)]
+    parts = [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(2, count + 1)]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise ModelLoadError(
+            f"{path} is split; put all its parts into one folder. Missing: {', '.join(missing)}"
+        )
+    return parts
 
 
 def _read_part(path: Path) -> GgufFile:

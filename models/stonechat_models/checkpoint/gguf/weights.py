@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from stonechat_models.checkpoint.cache import Progress
-from stonechat_models.checkpoint.gguf.config import Config, architecture_of
+from stonechat_models.checkpoint.gguf.config import architecture_of
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
+from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 
 SHARD_BYTES = 1 << 30
@@ -56,7 +57,7 @@ NOT_WEIGHTS = frozenset({"rope_freqs.weight"})
 
 
 def write_weights(
-    gguf: GgufFile, config: Config, folder: Path, dtype: torch.dtype, progress: Progress
+    gguf: GgufFile, config: HFConfig, folder: Path, dtype: torch.dtype, progress: Progress
 ) -> None:
     """Fill `folder` with safetensors shards of `dtype` and their index.
 
@@ -115,7 +116,7 @@ def module_name(gguf: GgufFile, name: str) -> str:
 
 
 def _weights_of(
-    gguf: GgufFile, config: Config, tensor: GgufTensor, dtype: torch.dtype
+    gguf: GgufFile, config: HFConfig, tensor: GgufTensor, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
     if tensor.name in NOT_WEIGHTS:
         return
@@ -131,8 +132,8 @@ def _weights_of(
     if architecture.norm_offset and name.endswith("norm.weight"):
         values = values - np.float32(architecture.norm_offset)
     if architecture.permuted_rope and re.search(r"\.[qk]_proj\.", name):
-        key = "num_attention_heads" if ".q_proj." in name else "num_key_value_heads"
-        values = split_rope_pairs(values, config[key])
+        is_query = ".q_proj." in name
+        values = split_rope_pairs(values, config.num_heads if is_query else config.num_kv_heads)
     yield name, torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
 
 
@@ -154,12 +155,12 @@ def dequantize(tensor: GgufTensor, index: int | None = None) -> np.ndarray:
     return result
 
 
-def split_rope_pairs(rows: np.ndarray, num_heads: object) -> np.ndarray:
+def split_rope_pairs(rows: np.ndarray, num_heads: int) -> np.ndarray:
     """Reorder the rows of each head from interleaved RoPE pairs to two halves.
 
     ggml's llama rotates rows 2i and 2i + 1 together; transformers rotates rows i and i + D/2.
     """
-    if not isinstance(num_heads, int) or rows.shape[0] % (2 * num_heads):
+    if rows.shape[0] % (2 * num_heads):
         raise ModelLoadError(
             "the rows of the query or key projections do not fit the number of heads; download the "
             "file again"

@@ -1,47 +1,59 @@
 """Talk to a model in the terminal: a model loaded here, or one at an OpenAI-compatible URL."""
 
-import argparse
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator
 from rich.console import Console
 
 from stonechat_server.client.http import HttpClient
 from stonechat_server.commands.chat.api import ChatAnswer, ChatApi, ChatError
 from stonechat_server.commands.chat.session import CommandError, Session
 from stonechat_server.commands.chat.view import AnswerView
+from stonechat_server.options import BaseOptions, option
+from stonechat_server.settings import ENGINE_SETTINGS, Settings
+from stonechat_server.terminal.flags import Only
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the command."""
-    add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="the model to load, or to request at --url")
-    add("--url", help="API root of a running server, such as http://127.0.0.1:8000/v1")
-    add("--api-key", default=os.environ.get("OPENAI_API_KEY"),
-        help="API key for --url (default: $OPENAI_API_KEY)")  # fmt: skip
-    add("--system", default="", help="system prompt")
-    add("--set", action="append", default=[], type=_field, metavar="NAME=VALUE",
-        help="request field, such as temperature=0.2 (repeatable)")  # fmt: skip
-    add("--prompt", help="send this message, print the answer, and exit")
-    add("--no-markdown", action="store_true", help="show answers as plain text")
-    add("--device", default="auto", help="device of a model loaded here")
-    add("--quantize", default="auto", choices=("auto", "none", "int8", "int4", "fp8"),
-        help="precision of a model loaded here")  # fmt: skip
-    add("--max-model-len", type=int, help="context length of a model loaded here")
+def _request_field(text: object) -> object:
+    name, separator, value = str(text).partition("=")
+    if not name or not separator:
+        raise ValueError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
-def run(arguments: argparse.Namespace) -> int:
+class Options(BaseOptions):
+    """The options of `stonechat chat`. The settings are those of a model loaded here."""
+
+    model: str | None = option(None, "the model to load, or to request at --url", flag="MODEL")
+    url: str | None = option(None, "API root of a running server, such as http://127.0.0.1:8000/v1")
+    api_key: str | None = option(None, "API key for --url", variable="OPENAI_API_KEY")
+    system: str = option("", "system prompt")
+    fields: list[Annotated[tuple[str, Any], BeforeValidator(_request_field)]] = option(
+        (),
+        "request field, such as temperature=0.2 (repeatable)",
+        flag="--set",
+        metavar="NAME=VALUE",
+    )
+    prompt: str | None = option(None, "send this message, print the answer, and exit")
+    markdown: bool = option(True, "show answers as plain text")
+    settings: Annotated[Settings, Only(*(name for name in ENGINE_SETTINGS if name != "model"))]
+
+
+def run(options: Options) -> int:
     """Talk until the input ends. Returns 1 on an error, 130 after Ctrl-C."""
     console = Console()
     try:
-        with _server(arguments) as (url, key, model):
-            return asyncio.run(_talk(arguments, console, url, key, model))
+        with _server(options) as (url, key, model):
+            return asyncio.run(_talk(options, console, url, key, model))
     except (ChatError, _CannotLoadError, ValueError) as error:
         print(f"stonechat chat: {error}", file=sys.stderr)
         return 1
@@ -54,21 +66,17 @@ class _CannotLoadError(Exception):
 
 
 @contextmanager
-def _server(arguments: argparse.Namespace) -> Iterator[tuple[str, str | None, str | None]]:
+def _server(options: Options) -> Iterator[tuple[str, str | None, str | None]]:
     """Yield the URL, the key, and the model's name; None: the first that the server lists."""
-    if arguments.url is not None:
-        yield arguments.url, arguments.api_key, arguments.model
+    if options.url is not None:
+        yield options.url, options.api_key, options.model
         return
     from stonechat_models import AsyncEngine, EngineError
     from stonechat_server.commands.chat.own_server import own_server
     from stonechat_server.observability.access_log import configure_logging
-    from stonechat_server.settings import Settings
 
-    flag_values = {"model": arguments.model, "max_model_len": arguments.max_model_len}
-    fields = {name: value for name, value in flag_values.items() if value is not None}
-    settings = Settings(
-        **fields, device=arguments.device, quantize=arguments.quantize, log_level="error"
-    )
+    changes = {} if options.model is None else {"model": options.model}
+    settings = options.settings.model_copy(update=changes)
     configure_logging("error", "text")
     try:
         engine = AsyncEngine.from_config(
@@ -81,20 +89,19 @@ def _server(arguments: argparse.Namespace) -> Iterator[tuple[str, str | None, st
 
 
 async def _talk(
-    arguments: argparse.Namespace, console: Console, url: str, key: str | None, model: str | None
+    options: Options, console: Console, url: str, key: str | None, model: str | None
 ) -> int:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with HttpClient(url, headers) as client:
         api = ChatApi(client)
         name = model or next(iter(await api.models()), "")
-        session = Session(name, arguments.system, dict(arguments.set))
-        markdown = not arguments.no_markdown
-        if arguments.prompt is not None:
-            session.ask(arguments.prompt)
-            return 0 if await _answer(api, session, console, markdown) else 1
+        session = Session(name, options.system, dict(options.fields))
+        if options.prompt is not None:
+            session.ask(options.prompt)
+            return 0 if await _answer(api, session, console, options.markdown) else 1
         if console.is_terminal:
             console.print(f"[bold]{name}[/]  /help lists commands, Ctrl-D leaves", highlight=False)
-        await _loop(api, session, console, markdown)
+        await _loop(api, session, console, options.markdown)
     return 0
 
 
@@ -226,13 +233,3 @@ def _write_history(path: Path) -> None:
         readline.write_history_file(path)
     except OSError:
         return  # a read-only home folder: the history is not saved
-
-
-def _field(text: str) -> tuple[str, object]:
-    name, separator, value = text.partition("=")
-    if not name or not separator:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value

@@ -87,14 +87,13 @@ def test_fp8_weights_are_refused_before_anything_is_loaded() -> None:
 
 def test_the_dtypes_of_models_with_quantised_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     with_capability(monkeypatch, 9, 0)
-    half = {"dtype": "float16"}
     for precision, expected in (("int8", torch.float16), ("int4", torch.bfloat16)):
-        assert dtypes(CONFIGS[precision], half, CUDA) == (expected, expected)
+        assert dtypes(CONFIGS[precision], "float16", CUDA) == (expected, expected)
     for precision in ("int4", "fp8"):
         config = replace(CONFIGS[precision], dtype="bfloat16")
-        assert dtypes(config, half, CUDA) == (torch.bfloat16, torch.bfloat16)
+        assert dtypes(config, "float16", CUDA) == (torch.bfloat16, torch.bfloat16)
         with pytest.raises(UnsupportedModelError, match="in bfloat16, not float16"):
-            dtypes(replace(config, dtype="float16"), half, CUDA)
+            dtypes(replace(config, dtype="float16"), "float16", CUDA)
 
 
 def test_the_precision_of_a_configuration() -> None:

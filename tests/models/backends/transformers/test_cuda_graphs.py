@@ -14,6 +14,7 @@ from stonechat_models.backends.transformers.cuda_graphs import GraphedModel, Sta
 from stonechat_models.backends.transformers.cuda_memory import largest_batch
 from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
+from tests.nightly import nightly
 
 PROMPT_LENS = [1, 30, 9]
 
@@ -53,7 +54,7 @@ def prompts():
     return [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in PROMPT_LENS]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", *nightly("gemma2", "gpt_oss", "qwen3_moe")])
 def test_tokens_are_those_of_plain_transformers(family, prompts):
     module = tiny_model(family)
     references = [reference_greedy(module, prompt, 6) for prompt in prompts]

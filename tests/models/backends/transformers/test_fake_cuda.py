@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.nightly import nightly
+
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[4]
 
@@ -18,7 +20,7 @@ ROOT = Path(__file__).parents[4]
     "test",
     [
         "test_every_optimisation_is_used_and_tokens_are_right",
-        "test_quantised_weights_and_an_fp8_cache[fp8]",
+        *nightly("test_quantised_weights_and_an_fp8_cache[fp8]"),
     ],
     ids=["float32", "fp8"],
 )

@@ -6,7 +6,6 @@ with the backend under test.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 
@@ -14,6 +13,11 @@ from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend, AttentionSpec
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.backends.transformers.kv_cache import LayerKV
+from stonechat_models.backends.transformers.verify import (
+    TOLERANCE,
+    random_batch,
+    relative_error,
+)
 from stonechat_models.errors import EngineError
 
 CASES = {
@@ -24,8 +28,6 @@ CASES = {
 cached prefixes of several lengths, and single tokens among them."""
 MAX_WINDOW = 100
 """Longer windows are shortened to this, so that the contexts of the cases exceed them."""
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-"""Largest allowed error of a token's output, relative to its largest number: some roundings."""
 
 
 class ParityError(EngineError):
@@ -99,8 +101,9 @@ class ParityCheck:
         on_device = replace(spec, sinks=None if spec.sinks is None else spec.sinks.to(self.device))
         kv = LayerKV(keys.to(self.device), values.to(self.device), self.block_size)
         actual = backend.attend(query.to(self.device), kv, batch.to(self.device), on_device)
-        error = relative_error(expected, actual.float().cpu())
-        limit = TOLERANCE[self.dtype]
+        largest = expected.abs().amax(dim=(1, 2))
+        error = float(relative_error(expected, actual.float().cpu(), largest).max())
+        limit = TOLERANCE["attention"][self.dtype]
         if not error <= limit:
             raise ParityError(
                 f"{case} of {kind.num_heads} query and {kind.num_kv_heads} KV heads of size "
@@ -108,14 +111,6 @@ class ParityCheck:
                 f"is off by {error:.2g} of a token's largest number; rounding explains "
                 f"{limit:.2g} at most"
             )
-
-
-def relative_error(expected: torch.Tensor, actual: torch.Tensor) -> float:
-    """The largest error of any token [T, H, D], relative to its largest number; inf for NaN."""
-    if expected.shape != actual.shape:
-        return float("inf")
-    difference = (expected - actual).abs().amax((1, 2)) / expected.abs().amax((1, 2))
-    return float(torch.nan_to_num(difference, nan=float("inf")).max())
 
 
 def _shortened(kind: LayerKind, sinks: torch.Tensor) -> AttentionSpec:
@@ -131,33 +126,3 @@ def _features(spec: AttentionSpec) -> str:
     names = {"window": spec.sliding_window, "soft cap": spec.softcap, "sinks": spec.sinks}
     features = [name for name, value in names.items() if value is not None]
     return f" with {', '.join(features)}" if features else ""
-
-
-def random_batch(
-    lengths: Sequence[tuple[int, int]], block_size: int, generator: torch.Generator
-) -> ForwardBatch:
-    """A batch on the CPU with scattered blocks. `lengths`: (query tokens, context length) each."""
-    query_start = [0, *accumulate(queries for queries, _ in lengths)]
-    context_lens = [context for _, context in lengths]
-    widths = [-(-context // block_size) for context in context_lens]
-    blocks = torch.randperm(sum(widths), generator=generator, dtype=torch.int32)
-    table = torch.zeros(len(lengths), max(widths), dtype=torch.int32)
-    slots, positions = [], []
-    for i, sequence_blocks in enumerate(torch.split(blocks, widths)):
-        table[i, : widths[i]] = sequence_blocks
-        positions.append(torch.arange(context_lens[i] - lengths[i][0], context_lens[i]))
-        slots.append(
-            sequence_blocks[positions[i] // block_size].long() * block_size
-            + positions[i] % block_size
-        )
-    return ForwardBatch(
-        token_ids=torch.zeros(query_start[-1], dtype=torch.int64),
-        positions=torch.cat(positions),
-        slot_mapping=torch.cat(slots),
-        query_start=torch.tensor(query_start, dtype=torch.int32),
-        context_lens=torch.tensor(context_lens, dtype=torch.int32),
-        block_table=table,
-        logits_index=torch.tensor(query_start[1:]) - 1,
-        query_start_list=query_start,
-        context_lens_list=context_lens,
-    )

@@ -3,24 +3,24 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import nn
 
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
-from stonechat_models.backends.transformers.attention.interface import (
-    ATTENTION_NAME,
-    ProbeContext,
-    register_attention,
+from stonechat_models.backends.transformers.attention.interface import ProbeContext
+from stonechat_models.backends.transformers.packing_check import probe_layers
+from stonechat_models.backends.transformers.verify import (
+    TOLERANCE,
+    random_prompts,
+    relative_error,
 )
-from stonechat_models.backends.transformers.packing_check import packed_forward
 
 logger = logging.getLogger(__name__)
 
 PARITY_ROWS = 5
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest allowed difference, relative to the largest output: a few roundings."""
 LENGTHS = (4, 1, 3)
 """Lengths of the packed sequences for attention. The last sequence is at high positions."""
 MAX_POSITION = 4096
@@ -38,8 +38,8 @@ def agree(expected: object, actual: object) -> bool:
         return False
     if (expected.dtype, expected.shape) != (actual.dtype, actual.shape):
         return False
-    difference = (expected.float() - actual.float()).abs().max()
-    return bool(difference <= TOLERANCE[expected.dtype] * expected.float().abs().max())
+    error = relative_error(expected.float(), actual.float(), expected.float().abs().max())
+    return bool((error <= TOLERANCE["fused"][expected.dtype]).all())
 
 
 def output_of(part: nn.Module, *args: Any, **kwargs: Any) -> object:
@@ -72,10 +72,7 @@ class ParityContext(ProbeContext):
     """
 
     def __init__(self, answer: torch.Tensor | None = None) -> None:
-        starts = [0]
-        for length in LENGTHS:
-            starts.append(starts[-1] + length)
-        super().__init__(starts)
+        super().__init__([0, *accumulate(LENGTHS)])
         self.attention_calls: list[AttentionCall] = []
         self._answer = answer
 
@@ -126,8 +123,12 @@ def record_calls(module: nn.Module, names: Sequence[str]) -> dict[str, Call]:
         module.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
         for name in names
     ]
+    config: Any = module.config
+    last = min(MAX_POSITION, getattr(config, "max_position_embeddings", MAX_POSITION))
+    batch = random_prompts(LENGTHS, int(config.vocab_size))
+    batch.positions[-LENGTHS[-1] :] += max(0, last - LENGTHS[-1])
     try:
-        _packed_forward(module)
+        probe_layers(module, batch.to(module.get_input_embeddings().weight.device))  # type: ignore[operator]
     except Exception as error:
         logger.warning("the parity checks of %s cannot run", type(module).__name__, exc_info=error)
         return {}
@@ -135,15 +136,3 @@ def record_calls(module: nn.Module, names: Sequence[str]) -> dict[str, Call]:
         for handle in handles:
             handle.remove()
     return calls
-
-
-def _packed_forward(module: nn.Module) -> None:
-    register_attention()
-    module.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
-    config: Any = module.config
-    last = min(MAX_POSITION, getattr(config, "max_position_embeddings", MAX_POSITION))
-    positions = [torch.arange(length) for length in LENGTHS]
-    positions[-1] += max(0, last - LENGTHS[-1])
-    device = module.get_input_embeddings().weight.device  # type: ignore[operator]
-    ids = torch.arange(sum(LENGTHS), device=device) % int(config.vocab_size)
-    packed_forward(module, ids, torch.cat(positions).to(device), ParityContext())

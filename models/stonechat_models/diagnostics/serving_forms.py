@@ -1,0 +1,173 @@
+"""Sizes a model in each precision and backend that can serve it, before it is loaded.
+
+What a model takes and why it is refused is asked of the code that loads it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, get_args
+
+import torch
+
+from stonechat_models.backends import native
+from stonechat_models.backends.quantization.device_support import precision_of, refuse_weight_format
+from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
+from stonechat_models.checkpoint.support import context_length, refuse_unserved_layers
+from stonechat_models.config import EngineConfig, Precision, Quantize
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.hardware.device import choose_dtype, free_memory
+from stonechat_models.runtime.build import native_refusal, size_kv_cache
+
+if TYPE_CHECKING:
+    from stonechat_models.backends.quantization.cpu_linear import LinearTeam
+    from stonechat_models.backends.transformers.footprint import EmptyModel
+
+NATIVE_FORMS: dict[Quantize, str] = {"auto": "as stored", "int8": "int8", "int4": "int4"}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class ServingForm:
+    """A precision and a backend that can serve a model. Sizes are in bytes."""
+
+    name: str
+    backend: str
+    weight_bytes: int
+    decode_bytes: int
+    """Bytes of weights that a decode step of one sequence reads."""
+    kv_bytes_per_token: int
+    """0: it is not known before the model is loaded."""
+    kv_tokens: int
+    """How many tokens the KV cache holds with these settings. 0: none, or it is not known."""
+    is_default: bool
+    """Whether the settings, as they are, choose this form."""
+
+
+class FormPlanner:
+    """Sizes a model in each form, and collects why the settings, as they are, are refused."""
+
+    def __init__(
+        self,
+        headers: ModelHeaders,
+        config: EngineConfig,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.headers = headers
+        self.config = config
+        self.device = device
+        self.progress = progress
+        self.free = free_memory(device)
+        self.max_model_len = context_length(headers.config, None)
+        self.native_refusal: str | None = None
+        self.refusals: list[str] = []
+        self._empty_model: EmptyModel | None = None
+
+    @contextmanager
+    def _noting(self, counts: bool = True) -> Iterator[None]:
+        """Catch a refusal; `counts`: it is one of the settings as they are."""
+        try:
+            yield
+        except ModelLoadError as error:
+            if counts:
+                self.refusals.append(str(error))
+
+    def check(self) -> None:
+        """Make the checks that `build_engine` makes before it loads a model."""
+        with self._noting():
+            refuse_weight_format(self.config, self.device)
+            refuse_unserved_layers(self.headers.config)
+            self.max_model_len = context_length(self.headers.config, self.config.max_model_len)
+        try:
+            self.native_refusal = native_refusal(self.headers, self.config, self.progress)
+        except ModelLoadError as error:
+            self.native_refusal = str(error)
+            self.refusals.append(self.native_refusal)
+        if self.config.backend != "native":
+            self._check_transformers()
+
+    def _check_transformers(self) -> None:
+        from stonechat_models.backends.transformers.footprint import EmptyModel
+        from stonechat_models.backends.transformers.load import load_settings
+
+        with self._noting(self.native_refusal is not None):
+            load_settings(self.headers.config, self.config, self.device)
+            self._empty_model = EmptyModel.build(self.headers.config)
+            if self._empty_model is not None:
+                self._empty_model.probe()
+
+    def forms(self) -> Iterator[ServingForm]:
+        """Yield the forms that the device supports."""
+        default = self._default()
+        for name, config in self._candidates():
+            is_default = (config.backend, name) == default
+            if name == "float16" and self.device.type == "cpu" and not is_default:
+                continue
+            with self._noting(is_default):
+                size = self._footprint(config)
+                yield ServingForm(
+                    name=name,
+                    backend=config.backend,
+                    weight_bytes=size.weight_bytes,
+                    decode_bytes=size.decode_bytes,
+                    kv_bytes_per_token=size.kv_bytes_per_token,
+                    kv_tokens=self._kv_tokens(size, is_default),
+                    is_default=is_default,
+                )
+
+    def _default(self) -> tuple[str, str]:
+        """Return the backend and the name of the form that the settings choose."""
+        precision = precision_of(self.config)
+        if self.native_refusal is None:
+            return "native", precision or NATIVE_FORMS["auto"]
+        dtype = choose_dtype(self.config.dtype, self.headers.config.dtype, self.device)
+        return "transformers", precision or str(dtype).removeprefix("torch.")
+
+    def _candidates(self) -> Iterator[tuple[str, EngineConfig]]:
+        """Yield the forms to size: each has a name, and the settings that ask for it."""
+        if self.native_refusal is None:
+            for quantize, name in NATIVE_FORMS.items():
+                yield name, replace(self.config, backend="native", quantize=quantize)
+        if self._empty_model is None:
+            return
+        config = replace(self.config, backend="transformers", quantize="none")
+        for dtype in DTYPES:
+            yield dtype, replace(config, dtype=dtype)
+        for precision in () if self.native_refusal is None else get_args(Precision):
+            yield precision, replace(config, quantize=precision)
+
+    def _footprint(self, config: EngineConfig) -> Footprint:
+        """Return what the model takes with these settings. Raises `ModelLoadError` if refused."""
+        from stonechat_models.backends.transformers.load import load_settings
+
+        if config.backend == "native":
+            return native.footprint(self.headers, config)
+        refuse_weight_format(config, self.device)
+        settings = load_settings(self.headers.config, config, self.device)
+        assert self._empty_model is not None
+        team = self._team if config.quantize != "none" else None
+        return self._empty_model.footprint(settings, self.device.type, team)
+
+    @cached_property
+    def _team(self) -> "LinearTeam | None":
+        """The compiled kernels, whose layers have sizes of their own."""
+        from stonechat_models.backends.transformers.quantize import load_team
+
+        return load_team(1, self.progress) if self.device.type == "cpu" else None
+
+    def _kv_tokens(self, size: Footprint, is_default: bool) -> int:
+        """Return how many tokens the KV cache holds, with the memory that the weights leave."""
+        num_blocks = 0
+        if size.kv_bytes_per_token:
+            with self._noting(is_default):
+                num_blocks, _ = size_kv_cache(
+                    self.config,
+                    self.device,
+                    free=self.free - size.weight_bytes,
+                    bytes_per_token=size.kv_bytes_per_token,
+                    max_model_len=self.max_model_len,
+                )
+        return num_blocks * self.config.block_size

@@ -1,0 +1,53 @@
+"""Decides how many draft tokens the items of a step get.
+
+Only sequences with a drafter come here. What they draft is decided in `prompt_lookup`.
+"""
+
+from stonechat_models.engine.block_pool import BlockPool
+from stonechat_models.engine.prompt_lookup import Drafter
+from stonechat_models.engine.sequence import Scheduled, Sequence
+
+MAX_DRAFT_TOKENS_PER_STEP = 128
+"""At most this many draft tokens per step: verifying more costs more time than it saves."""
+
+
+class Drafting:
+    """Adds draft tokens to items from tokens and blocks that no other sequence needs."""
+
+    def __init__(
+        self, pool: BlockPool, running: list[Sequence], block_size: int, max_batch_tokens: int
+    ) -> None:
+        """`running` are the scheduler's running sequences."""
+        self._pool = pool
+        self._running = running
+        self._block_size = block_size
+        # Half the budget is left to prompts.
+        self._max_tokens = min(MAX_DRAFT_TOKENS_PER_STEP, max_batch_tokens // 2)
+
+    def must_wait(self, sequence: Sequence, drafter: Drafter) -> bool:
+        """True if the tokens in flight must be read first: they verify a draft, or the next draft
+        depends on them."""
+        if not sequence.num_placeholders:
+            return False
+        may_draft = self._max_per_sequence() > 0 and drafter.has_match
+        return may_draft or bool(sequence.in_flight[-1].draft)
+
+    def add_draft(self, item: Scheduled, drafter: Drafter, budget: int) -> int:
+        """Add draft tokens to the item, at most `budget`, with blocks for them. Return how many."""
+        if not item.reaches_end or item.depends_on is not None:
+            return 0
+        sequence, num_others = item.sequence, len(self._running) - 1
+        num_blocks = len(sequence.block_table) + max(0, self._pool.num_free - num_others)
+        limit = min(
+            self._max_per_sequence(),
+            budget - num_others,
+            num_blocks * self._block_size - item.context_len,
+            sequence.max_tokens - sequence.num_output_tokens - 1,
+        )
+        item.draft = drafter.draft(max(0, limit))
+        while len(sequence.block_table) * self._block_size < item.context_len:
+            sequence.block_table.append(self._pool.allocate())
+        return len(item.draft)
+
+    def _max_per_sequence(self) -> int:
+        return max(0, self._max_tokens // len(self._running) - 1)

@@ -1,0 +1,40 @@
+"""Declares options: fields from which flags, help texts and docs derive."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+class BaseOptions(BaseModel):
+    """The options of a command, one field each. Values are checked when an object is made."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True
+    )
+
+
+def option(default: Any, description: str, *, group: str = "", flag: str = "", metavar: str = "",
+           variable: str = "", nargs: str = "", **limits: Any) -> Any:  # fmt: skip
+    """A field with a help text. `limits` are those of pydantic's `Field`.
+
+    `group` is the heading in the help, `metavar` the name of the value there, `nargs` that of
+    argparse. `flag` is the spelling if the name does not give it; without dashes the option is a
+    positional argument. `variable` is an environment variable that applies if the flag is absent.
+    """
+    details = {"group": group, "flag": flag, "metavar": metavar, "variable": variable,
+               "nargs": nargs}  # fmt: skip
+    return Field(default, description=description, json_schema_extra={**details}, **limits)
+
+
+def detail(field: FieldInfo, name: str) -> str:
+    """A detail that `option` recorded; empty if there is none."""
+    extra = field.json_schema_extra
+    return str(extra.get(name, "")) if isinstance(extra, dict) else ""
+
+
+def split(value: object) -> object:
+    """The parts of a comma-separated string. Other values stay as they are."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]

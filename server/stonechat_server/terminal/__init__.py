@@ -1,0 +1,1 @@
+"""What the commands share: flags made from typed options, and the look of tables."""

@@ -1,0 +1,110 @@
+"""The command-line flags of a class of options: one per field."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ByteSize
+from pydantic.fields import FieldInfo
+
+from stonechat_server.options import detail, option
+from stonechat_server.settings import Settings
+
+
+class Only:
+    """Names the settings that a command has flags for: `Annotated[Settings, Only("ledger")]`."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag or a positional argument, made from a field."""
+
+    name: str
+    field: FieldInfo
+    is_setting: bool = False
+    """The value may also come from the environment or the TOML file."""
+
+    @property
+    def spelling(self) -> str:
+        """`--some-flag`, or the name of a positional argument such as `MODEL`."""
+        is_off = self.is_switch and self.field.default is True
+        flag = "--" + ("no-" if is_off else "") + self.name.replace("_", "-")
+        return detail(self.field, "flag") or flag
+
+    @property
+    def kind(self) -> Any:
+        """The type without `None`: `int` for `int | None`."""
+        kinds = [kind for kind in get_args(self.field.annotation) if kind is not NoneType]
+        is_optional = NoneType in get_args(self.field.annotation)
+        return kinds[0] if is_optional else self.field.annotation
+
+    @property
+    def is_switch(self) -> bool:
+        """There is only this form of a boolean flag: it changes the default."""
+        return self.field.annotation is bool and not self.is_setting
+
+    @property
+    def metavar(self) -> str:
+        """The name of the value in the help; empty if the flag has no value."""
+        if self.kind is bool:
+            return ""
+        if get_origin(self.kind) is Literal:
+            return "{" + ",".join(get_args(self.kind)) + "}"
+        return detail(self.field, "metavar") or self.name.rpartition("_")[2].upper()
+
+    @property
+    def default(self) -> str:
+        """The default as the help and the docs show it; empty if there is none."""
+        default = self.field.default
+        if self.field.is_required() or self.is_switch or default in (None, (), {}):
+            return ""
+        if isinstance(default, bool):
+            return "on" if default else "off"
+        if isinstance(default, ByteSize):
+            return default.human_readable().replace(".0", "")
+        return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+    @property
+    def meaning(self) -> str:
+        """The description, with the environment variable."""
+        variable = detail(self.field, "variable")
+        return f"{self.field.description}" + (f" (environment: {variable})" if variable else "")
+
+    def value(self, arguments: Mapping[str, Any]) -> object:
+        """The value of the flag, or else of its environment variable; None if there is neither."""
+        value = arguments.get(self.name)
+        return os.environ.get(detail(self.field, "variable")) if value is None else value
+
+
+CONFIG = Flag(
+    "config",
+    option(
+        None,
+        "TOML file with settings; variables STONECHAT_<SETTING> beat it",
+        metavar="FILE",
+        variable="STONECHAT_CONFIG",
+    ),
+)
+
+
+def flags_of(options: type[BaseModel]) -> Iterator[Flag]:
+    """Yield the flags of the class, without those of its actions."""
+    for name, field in options.model_fields.items():
+        if field.annotation is Settings:
+            chosen = next((mark.names for mark in field.metadata if isinstance(mark, Only)), None)
+            yield CONFIG
+            yield from (Flag(n, f, True) for n, f in Settings.model_fields.items()
+                        if chosen is None or n in chosen)  # fmt: skip
+        elif name != "action":
+            yield Flag(name, field)
+
+
+def actions_of(options: type[BaseModel]) -> Mapping[str, type[BaseModel]]:
+    """The actions of a command such as `keys add`, by name: the classes in its field `action`."""
+    field = options.model_fields.get("action")
+    return {kind.__name__.lower(): kind for kind in get_args(field.annotation)} if field else {}
