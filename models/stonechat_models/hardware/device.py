@@ -49,10 +49,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a name. `auto` depends on the device and on the checkpoint's dtype.
+    """Return the dtype of a name. `auto` depends on the device and on the checkpoint.
 
     `stored` is the name of the checkpoint's dtype, or empty if it is not known.
-
     On a GPU `auto` is float16 for a float16 checkpoint. For any other it is bfloat16 where the GPU
     supports that, else float16. On a CPU it is bfloat16 for a bfloat16 checkpoint if the processor
     multiplies bfloat16 natively, else float32.

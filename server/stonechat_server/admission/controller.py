@@ -70,8 +70,8 @@ class AdmissionControl:
         """
         if _is_rate_limited(key):
             self.rate_limiter.charge(key, cost.tokens)
-        admission, arrival = Admission(key, tenant, cost), self._clock()
-        self._throughput.note_busy(arrival)
+        admission = Admission(key, tenant, cost)
+        self._throughput.note_busy(self._clock())
         if not self._queue and self._may_run(admission):
             self._queue.serve_at_once(admission)
             self._count(admission, 1)
@@ -82,7 +82,6 @@ class AdmissionControl:
             if _is_rate_limited(key):
                 self.rate_limiter.settle(key, cost.tokens, 0)
             raise
-        admission.queue_seconds = self._clock() - arrival
         return admission
 
     def leave(self, admission: Admission) -> None:

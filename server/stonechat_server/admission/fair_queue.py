@@ -40,7 +40,6 @@ class Admission:
     cost: Cost
     granted: asyncio.Future[None] | None = None
     """Resolved when the request may run; fails when it is evicted. None: it never had to wait."""
-    queue_seconds: float = 0.0
     num_used_tokens: int = 0
     """Set by the holder to prompt + completion tokens."""
 

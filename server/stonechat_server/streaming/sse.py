@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
-from typing import Any, NoReturn
+from functools import partial
+from typing import NoReturn
 
-import anyio
 import msgspec
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
@@ -40,11 +40,12 @@ class EventStream(EventSourceResponse):
 
     The status line goes out with the first chunk or comment. An error before it is an ordinary
     HTTP error; an error after it is an event whose JSON has `error`. If the client disconnects, or
-    reads nothing for `write_timeout` seconds, the iterator of the chunks is closed at once.
+    reads nothing for `write_timeout` seconds, the iterator of the chunks is closed at once. Its
+    cleanup must not wait: the task is cancelled again at each wait.
 
-    sse-starlette supplies the headers, the loop over the events, the tasks beside it, the wait for
-    a disconnect and the cleanup. Each override says what the library does otherwise. Some override
-    private methods, so `pyproject.toml` allows one minor version of the library.
+    sse-starlette supplies the headers, the tasks and their end, and the wait for a disconnect. Each
+    override says what the library does otherwise. They override private methods, so
+    `pyproject.toml` allows one minor version of the library only.
     """
 
     def __init__(
@@ -56,70 +57,62 @@ class EventStream(EventSourceResponse):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
-            self._events(chunks),
-            headers=headers,
-            ping=keep_alive or math.inf,
-            send_timeout=write_timeout,
+            chunks, headers=headers, ping=keep_alive or math.inf, send_timeout=write_timeout
         )
+        self._chunks = chunks
+        self._write_timeout = write_timeout
+        self._has_started = False
         self._time = asyncio.get_running_loop().time
         self._lock = asyncio.Lock()
-        self._status_line: Message | None = None
-        """Held back until the first piece of the body."""
         self._is_writing = False
         self._since = self._time()
         """When the current write began, or when the last one ended."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream. A client that stops reading is not an error, as it is in the library."""
-        self._send = send
+        """Send the stream. In the library, a client that stops reading is an error."""
         try:
-            await super().__call__(scope, receive, self._write)
+            await super().__call__(scope, receive, send)
         except SendTimeoutError:
             log.info("closed a stream because its client stopped reading")
 
-    async def _events(self, chunks: ChunkStream) -> AsyncGenerator[bytes, None]:
+    async def _stream_response(self, send: Send) -> None:
+        """Send all events. The library sends the status line before it has one, and no errors."""
         try:
-            async with aclosing(chunks) as batches:
+            async with aclosing(self._chunks) as batches:
                 async for batch in batches:
                     if batch:
-                        yield encode_events(batch)
-            yield DONE
+                        await self._write(send, _piece(encode_events(batch)))
+            await self._write(send, _piece(DONE))
         except Exception as error:
-            if self._status_line is not None:
+            if not self._has_started:
                 raise
-            yield _error_event(error)
+            await self._write(send, _piece(_error_event(error)))
+        await self._write(send, _piece(b"", more=False))
 
-    async def _write(self, message: Message) -> None:
-        """Send a message, but hold the status line back. The library sends it before any event."""
-        if message["type"] == "http.response.start":
-            self._status_line = message
-            return
+    async def _write(self, send: Send, piece: Message) -> None:
+        """Send a piece, and the status line before the first. Waits until the client takes it."""
         async with self._lock:
             self._is_writing, self._since = True, self._time()
             try:
-                if self._status_line is not None:
-                    status_line, self._status_line = self._status_line, None
-                    await self._send(status_line)
-                await self._send(message)
+                if not self._has_started:
+                    self._has_started = True
+                    status, headers = self.status_code, self.raw_headers
+                    await send(
+                        {"type": "http.response.start", "status": status, "headers": headers}
+                    )
+                await send(piece)
             finally:
                 self._is_writing, self._since = False, self._time()
 
-    def _send_with_timeout(self, send: Send, message: Message) -> Coroutine[Any, Any, None]:
-        """Leave the timeout to `_ping`. The library's timer adds a fifth to a token's work."""
-        return self._write(message)
-
     async def _ping(self, send: Send) -> NoReturn:
-        """Write comments, and raise `SendTimeoutError` for a write that takes too long.
+        """Write comments in silence, and raise `SendTimeoutError` if a write takes too long.
 
-        The library also writes comments between chunks that follow each other, and does not watch
-        the end of the body. The timer is set again only after it has run out, so that writes pay
-        nothing for it.
+        The library writes comments between chunks too, and sets a timer for each write, which adds
+        a fifth to the work of a token. This timer is set again only after it has run out.
         """
-        timeout = self.send_timeout
-        assert timeout is not None
         while True:
             passed = self._time() - self._since
-            rest = timeout - passed if self._is_writing else timeout
+            rest = self._write_timeout - passed if self._is_writing else self._write_timeout
             if rest <= 0:
                 raise SendTimeoutError
             if not self._is_writing:
@@ -127,13 +120,16 @@ class EventStream(EventSourceResponse):
             if rest > 0:
                 await asyncio.sleep(rest)
             else:
-                comment = {"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True}
-                await super()._send_with_timeout(send, comment)
+                await self._send_with_timeout(partial(self._write, send), _piece(KEEP_ALIVE))
 
     @staticmethod
     async def _listen_for_exit_signal() -> None:
         """Never return. The library cuts streams at a shutdown; `serving/lifecycle` drains them."""
-        await anyio.sleep_forever()
+        await asyncio.get_running_loop().create_future()
+
+
+def _piece(data: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
 
 
 def _error_event(error: Exception) -> bytes:

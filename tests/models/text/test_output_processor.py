@@ -61,6 +61,8 @@ class Reference:
 
 def is_incomplete(tail: bytes) -> bool:
     """Return whether some bytes after `tail` would complete it to one character."""
+    if len(tail) == 2 and tail[0] == 0xED and 0xA0 <= tail[1] <= 0xBF:
+        return True  # half a surrogate: Python's decoder waits for a third byte before it refuses
     probes = (0x80, 0x90, 0x9F, 0xA0, 0xBF)
     ends = [bytes(p) for n in (1, 2, 3) for p in ([x, 0x80, 0x80][:n] for x in probes)]
     for end in ends:

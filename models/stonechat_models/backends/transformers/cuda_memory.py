@@ -17,6 +17,7 @@ from stonechat_models.backends.transformers.cuda_graphs import (
     StaticBuffers,
     buckets,
 )
+from stonechat_models.backends.transformers.verify import random_batch
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.sampling.state import SamplerLike, SamplingState
 from stonechat_models.types import SamplingParams
@@ -112,28 +113,7 @@ def largest_batch(
     num_seqs = min(num_seqs, num_tokens)
     share, remainder = divmod(num_tokens, num_seqs)
     lengths = [min(share + (i < remainder), max_model_len) for i in range(num_seqs)]
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    widths = [-(-length // block_size) for length in lengths]
-    table = torch.zeros(num_seqs, max(widths), dtype=torch.int32)
-    first_block, slots, positions = 0, [], []
-    for i, (length, width) in enumerate(zip(lengths, widths, strict=True)):
-        table[i, :width] = torch.arange(first_block, first_block + width)
-        positions.append(torch.arange(length))
-        slots.append(first_block * block_size + positions[i])
-        first_block += width
-    return ForwardBatch(
-        token_ids=torch.zeros(starts[-1], dtype=torch.int64),
-        positions=torch.cat(positions),
-        slot_mapping=torch.cat(slots),
-        query_start=torch.tensor(starts, dtype=torch.int32),
-        context_lens=torch.tensor(lengths, dtype=torch.int32),
-        block_table=table,
-        logits_index=torch.tensor(starts[1:]) - 1,
-        query_start_list=starts,
-        context_lens_list=lengths,
-    )
+    return random_batch([(length, length) for length in lengths], block_size)
 
 
 @torch.inference_mode()

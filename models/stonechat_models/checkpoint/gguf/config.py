@@ -8,13 +8,14 @@ the model classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufValue
 from stonechat_models.errors import UnsupportedModelError
 
-Config = dict[str, object]
+Config = dict[str, Any]
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
 LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_CONTEXT = 1.0, 4.0, 8192
@@ -187,10 +188,7 @@ def _qwen3_moe(gguf: GgufFile, config: Config) -> None:
 
 
 def _phi3(gguf: GgufFile, config: Config) -> None:
-    head_dim = config["head_dim"]
-    assert isinstance(head_dim, int)
-    rope = config["rope_parameters"]
-    assert isinstance(rope, dict)
+    head_dim, rope = config["head_dim"], config["rope_parameters"]
     rope["partial_rotary_factor"] = _integer(gguf, "rope.dimension_count", head_dim) / head_dim
     window = gguf.value("attention.sliding_window")
     config["sliding_window"] = window or None
@@ -199,8 +197,6 @@ def _phi3(gguf: GgufFile, config: Config) -> None:
 
 def _gemma(gguf: GgufFile, config: Config, num_layers_27b: int) -> None:
     heads, hidden_size = config["num_attention_heads"], config["hidden_size"]
-    assert isinstance(heads, int)
-    assert isinstance(hidden_size, int)
     is_27b = config["num_hidden_layers"] == num_layers_27b
     config["query_pre_attn_scalar"] = hidden_size // heads if is_27b else config["head_dim"]
     del config["hidden_act"]
@@ -210,11 +206,8 @@ def _gemma(gguf: GgufFile, config: Config, num_layers_27b: int) -> None:
 
 
 def _layer_types(config: Config, period: int) -> list[str]:
-    num_layers = config["num_hidden_layers"]
-    assert isinstance(num_layers, int)
-    return [
-        "sliding_attention" if (i + 1) % period else "full_attention" for i in range(num_layers)
-    ]
+    layers = range(config["num_hidden_layers"])
+    return ["sliding_attention" if (i + 1) % period else "full_attention" for i in layers]
 
 
 def _gemma2(gguf: GgufFile, config: Config) -> None:

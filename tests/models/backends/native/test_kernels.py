@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from stonechat_models.backends.native import reference
 from stonechat_models.backends.native.bindings import (
     Kind,
     Library,
@@ -16,6 +15,7 @@ from stonechat_models.backends.native.bindings import (
     load_library,
 )
 from stonechat_models.backends.native.packing import Arena, unpacked_row
+from tests.models.backends.native import reference
 from tests.models.backends.native.native_helpers import ARCHITECTURES
 
 BLOCK_TYPES = {

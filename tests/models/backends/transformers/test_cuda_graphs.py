@@ -95,7 +95,7 @@ def test_rows_that_a_step_does_not_fill_write_to_the_padding_slot():
     buffers = StaticBuffers.allocate(4, table_width=3, padding_slot=99, device=CPU)
     full, single = (largest_batch(n, n, 8, 2) for n in (4, 1))
     buffers.fill(full, 4)
-    assert buffers.slot_mapping.tolist() == [0, 2, 4, 6]
+    assert sorted(buffers.slot_mapping.tolist()) == [0, 2, 4, 6]
     buffers.fill(single, 2)
     view = buffers.view(2, block_size=2)
     assert view.slot_mapping.tolist() == [0, 99]
