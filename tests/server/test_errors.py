@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from stonechat_models import GRAMMAR_FAILED, EngineDeadError, GrammarError
+from stonechat_models import (
+    GRAMMAR_FAILED,
+    EngineDeadError,
+    GrammarError,
+    InvalidParamsError,
+    PromptTooLongError,
+)
+from stonechat_server.errors import to_api_error, unwrap
 from tests.server.bodies import URL, body, error_of, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine, delta, output
@@ -259,3 +266,24 @@ def test_health_is_503_once_the_engine_is_dead(client: TestClient, engine: FakeE
     engine.is_alive = False
     assert client.get("/health").status_code == 503
     assert client.get("/ready").status_code == 503
+
+
+def test_errors_of_the_engine_are_answers() -> None:
+    refused = to_api_error(InvalidParamsError("top_k", "top_k must not be negative"))
+    assert refused is not None
+    assert (refused.status, refused.param) == (400, "top_k")
+    too_long = to_api_error(PromptTooLongError(200, 128))
+    assert too_long is not None
+    assert (too_long.status, too_long.code) == (400, "context_length_exceeded")
+    dead = to_api_error(EngineDeadError("gone"))
+    assert dead is not None
+    assert dead.status == 503
+    assert to_api_error(ZeroDivisionError()) is None
+
+
+def test_an_exception_is_taken_out_of_groups_of_one() -> None:
+    error = ValueError("x")
+    assert unwrap(error) is error
+    assert unwrap(ExceptionGroup("outer", [ExceptionGroup("inner", [error])])) is error
+    several = ExceptionGroup("two", [error, KeyError("y")])
+    assert unwrap(ExceptionGroup("outer", [several])) is several

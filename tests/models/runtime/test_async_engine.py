@@ -7,7 +7,9 @@ import pytest
 
 from stonechat_models import (
     AsyncEngine,
+    EngineConfig,
     EngineDeadError,
+    EngineError,
     FinishReason,
     GenerateRequest,
     GrammarError,
@@ -18,7 +20,10 @@ from stonechat_models import (
     StopRules,
 )
 from stonechat_models.grammar.compiler import GrammarCompiler
-from stonechat_models.runtime.runner import StepOutputs
+from stonechat_models.runtime import async_engine
+from stonechat_models.runtime.process_runner import EngineProcess
+from stonechat_models.runtime.runner import Add, Refused, StepOutputs, Stop
+from stonechat_models.text.output_processor import OutputProcessor
 from stonechat_models.text.tokenizer import Tokenizer
 from tests.models.engines import make_engine
 from tests.models.tiny_models import tiny_model
@@ -282,3 +287,113 @@ def test_grammars_of_cancelled_requests_are_not_compiled(run_with_engine, monkey
 
     run_with_engine(test)
     assert compiled_sources == ["0", "3"]
+
+
+def test_an_answer_follows_its_grammar(run_with_engine):
+    async def test(engine):
+        grammar = GrammarSpec("choice", '["red", "green"]')
+        texts, _, reasons, last = await collect(
+            engine, request(n=3, grammar=grammar, max_tokens=20, ignore_eos=False)
+        )
+        assert set(texts) == {0, 1, 2}
+        assert set(texts.values()) <= {"red", "green"}
+        assert set(reasons.values()) == {FinishReason.STOP}
+        assert last.finished
+
+    run_with_engine(test)
+
+
+def test_a_failure_of_the_grammar_compiler_is_an_engine_error(run_with_engine, monkeypatch):
+    def fail(self, spec, reasoning=None):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(GrammarCompiler, "compile", fail)
+
+    async def test(engine):
+        with pytest.raises(EngineError, match="compiler has failed") as error:
+            await collect(engine, request(grammar=GrammarSpec("regex", "a")))
+        assert not isinstance(error.value, GrammarError | EngineDeadError)
+        texts, *_ = await collect(engine, request("later"))
+        assert texts[0]
+
+    run_with_engine(test)
+
+
+def test_an_output_that_cannot_be_processed_ends_only_its_request(run_with_engine, monkeypatch):
+    process = OutputProcessor.process
+
+    def fail_for_one(self, outputs):
+        if outputs[0].request_id == "bad":
+            raise ZeroDivisionError("a bug")
+        return process(self, outputs)
+
+    monkeypatch.setattr(OutputProcessor, "process", fail_for_one)
+
+    async def test(engine):
+        good = asyncio.create_task(collect(engine, request("good", max_tokens=20)))
+        with pytest.raises(EngineDeadError, match="cannot be processed"):
+            await collect(engine, request("bad", max_tokens=100))
+        _, ids, *_ = await good
+        assert len(ids[0]) == 20
+        await idle(engine)
+        assert engine.is_alive
+
+    run_with_engine(test)
+
+
+def test_an_engine_that_dies_after_the_check_fails_the_request(run_with_engine, monkeypatch):
+    async def test(engine):
+        send = engine._runner.send
+
+        def die(message):
+            monkeypatch.setattr(type(engine._runner), "is_alive", property(lambda _: False))
+            send(message)
+
+        monkeypatch.setattr(engine._runner, "send", die)
+        with pytest.raises(EngineDeadError, match="not running"):
+            await collect(engine, request())
+        monkeypatch.undo()
+
+    run_with_engine(test)
+
+
+def test_reports_after_the_end_of_the_loop_are_discarded(module, tokenizer, monkeypatch):
+    engine = AsyncEngine(make_engine(module, vocab_size=VOCAB_SIZE), tokenizer)
+    asyncio.run(engine.start())
+    is_discarded = threading.Event()
+    monkeypatch.setattr(async_engine.logger, "debug", lambda *_: is_discarded.set())
+    engine._runner.send(Add(request(max_tokens=4)))
+    assert is_discarded.wait(60)
+    assert engine.is_alive
+    engine._runner.send(Stop())
+    engine._runner.join(60.0)
+    assert engine.failure is None
+    assert not engine.is_alive
+
+
+def test_an_engine_in_a_process_has_the_tokenizer_of_its_folder(default_model_files, monkeypatch):
+    class Process:
+        tokenizer_folder = default_model_files.folder
+
+    process, configs = Process(), []
+
+    def load(config, progress):
+        configs.append(config)
+        return process
+
+    monkeypatch.setattr(EngineProcess, "load", load)
+    config = EngineConfig(model="owner/name", engine_process=True)
+    engine = AsyncEngine.from_config(config)
+    assert configs == [config]
+    assert engine._runner is process
+    expected = Tokenizer.from_folder(default_model_files.folder)
+    assert engine.tokenizer.encode("Hello wörld") == expected.encode("Hello wörld")
+
+
+def test_a_refusal_of_a_closed_request_is_ignored(run_with_engine):
+    async def test(engine):
+        engine._on_report(Refused("gone", "grammar", "no"))
+        texts, *_ = await collect(engine, request())
+        assert texts[0]
+
+    run_with_engine(test)

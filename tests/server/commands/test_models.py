@@ -1,10 +1,12 @@
 """`stonechat models`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from stonechat_models import EngineConfig
 from stonechat_server.cli import main
 
 
@@ -34,3 +36,25 @@ def test_a_failed_action_prints_an_error(capsys: pytest.CaptureFixture[str]) -> 
     for words in (["rm", "a/b"], ["pull", "a/b"], ["alias", "x/y", "z"], ["alias", "nothing"]):
         assert main(["models", *words]) == 1
         assert "stonechat models: " in capsys.readouterr().err
+
+
+def test_a_download_says_where_the_model_is_and_can_be_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def fetch(config: EngineConfig, progress: Callable[[str], None]) -> Path:
+        asked.append((config.model, config.revision))
+        progress("half of it")
+        if config.model == "a/slow":
+            raise KeyboardInterrupt
+        return Path("/models/b")
+
+    monkeypatch.setattr("stonechat_models.fetch_model", fetch)
+    assert main(["models", "pull", "a/b", "--revision", "v2"]) == 0
+    output = capsys.readouterr()
+    assert output.out == f"a/b is ready ({Path('/models/b')})\n"
+    assert "half of it" in output.err
+    assert main(["models", "pull", "a/slow"]) == 130
+    assert "run the same command again to resume" in capsys.readouterr().err
+    assert asked == [("a/b", "v2"), ("a/slow", None)]

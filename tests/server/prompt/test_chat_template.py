@@ -8,10 +8,11 @@ from pydantic import TypeAdapter
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from stonechat_server.errors import APIError
-from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions
+from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions, Templates
 from stonechat_server.prompt.template_messages import to_template_messages
 from stonechat_server.schema.messages import Message
-from tests.server.bodies import ask, error_of, post
+from stonechat_server.schema.requests import ChatCompletionRequest
+from tests.server.bodies import ask, body, error_of, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import CHATML, ByteTokenizer, FakeEngine, model_info
 
@@ -249,3 +250,66 @@ def test_templates_from_settings_and_requests(
     assert engine.prompt == "1"
     assert error_of(post(client, chat_template="{% if %}"))["param"] == "chat_template"
     assert error_of(post(client, chat_template=""))["param"] == "messages"
+
+
+def test_a_continued_message_needs_text_that_the_template_renders() -> None:
+    options = RenderOptions(continue_final_message=True)
+    image = {"role": "assistant", "content": [{"type": "image"}]}
+    with pytest.raises(APIError, match="needs text in the last message") as error_info:
+        ChatTemplate(CHATML, {}).render([*CHAT, image], options)
+    assert (error_info.value.status, error_info.value.param) == (400, "messages")
+    with pytest.raises(APIError, match="does not render the last message") as error_info:
+        ChatTemplate("{{ messages[0].content }}", {}).render(CHAT, options)
+    assert (error_info.value.status, error_info.value.param) == (400, "messages")
+
+
+def test_a_type_error_without_calls_is_the_templates() -> None:
+    with pytest.raises(APIError, match="cannot render") as error_info:
+        ChatTemplate("{{ 1 + messages[0].content }}", {}).render(CHAT, RenderOptions())
+    assert error_info.value.code == "chat_template_error"
+
+
+def test_arguments_that_are_text_already_are_not_quoted_again() -> None:
+    template = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ c.type }} {{ (c.function or c.custom).name + ' '"
+        " + (c.function.arguments if c.function else c.custom.input) }}\n"
+        "{% endfor %}{% endfor %}"
+    )
+    calls = [
+        {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}},
+        {"type": "function", "function": {"name": "add", "arguments": "[1"}},
+        {"type": "custom", "custom": {"name": "sql", "input": "SELECT"}},
+    ]
+    messages = [*CHAT, {"role": "assistant", "content": "", "tool_calls": calls}]
+    assert ChatTemplate(template, {}).render(messages, RenderOptions()) == (
+        'function add {"a": 1}\nfunction add [1\ncustom sql SELECT\n'
+    )
+
+
+def request_with(**fields: Any) -> ChatCompletionRequest:
+    return ChatCompletionRequest.model_validate(body(**fields))
+
+
+def test_a_models_template_for_tools_serves_requests_with_tools(tmp_path: Any) -> None:
+    tokenizer = ByteTokenizer(chat_templates={"tool_use": "tools!"})
+    templates = Templates(tokenizer)
+    assert templates.select(request_with()).source == CHATML
+    assert templates.select(request_with(tools=TOOLS)).source == "tools!"
+    assert not templates.is_plain
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ 'from a file, ö' }}", encoding="utf-8")
+    for override in (str(file), file.read_text(encoding="utf-8")):
+        templates = Templates(tokenizer, override)
+        for request in (request_with(), request_with(tools=TOOLS)):
+            text = templates.select(request).render(CHAT, RenderOptions())
+            assert text == "from a file, ö"
+
+
+def test_templates_of_requests_must_be_allowed() -> None:
+    request = request_with(chat_template="{{ messages | length }}")
+    with pytest.raises(APIError, match="does not accept chat templates") as error_info:
+        Templates(ByteTokenizer()).select(request)
+    assert error_info.value.code == "unsupported_parameter"
+    allowing = Templates(ByteTokenizer(), allow_request=True)
+    assert allowing.select(request).render(CHAT, RenderOptions()) == "3"

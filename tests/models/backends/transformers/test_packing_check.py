@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShape
-from stonechat_models.backends.transformers.packing_check import check_packing
+from stonechat_models.backends.transformers.packing_check import check_packing, small_copy
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.checkpoint.support import context_length, refuse_unserved_layers
 from stonechat_models.errors import UnsupportedModelError
@@ -117,3 +117,79 @@ def test_a_short_convolution_is_noticed(dtype):
                 parameter.mul_(8.0)
     with pytest.raises(UnsupportedModelError, match="other logits"):
         check_packing(model.to(dtype), CPU, VOCAB_SIZE)
+
+
+class Flip(torch.nn.Module):
+    """Is off at one position of a packed row, as a router is that chooses another expert."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        y = self.inner(x)
+        if x.shape[1] > 7:  # a packed row is longer than each sequence alone
+            y[:, 3] += 100.0 * torch.randn(y.shape[-1], generator=torch.Generator().manual_seed(0))
+        return y
+
+
+class FlippingLlama(transformers.LlamaForCausalLM):
+    """A model whose every copy is off, whatever its dtype."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.layers[-1].mlp = Flip(self.model.layers[-1].mlp)
+
+
+class OddLlama(FlippingLlama):
+    """A model that cannot be built from its config alone."""
+
+    def __init__(self, config, other):
+        super().__init__(config)
+
+
+def llama_of(model_class, *arguments):
+    torch.manual_seed(0)
+    return model_class(transformers.LlamaConfig(**COMMON), *arguments).eval()
+
+
+def test_a_single_position_in_half_precision_is_checked_again_in_a_float_copy():
+    model = tiny_model("llama")
+    model.model.layers[-1].mlp = Flip(model.model.layers[-1].mlp)
+    with pytest.raises(UnsupportedModelError, match="other logits"):
+        check_packing(model, CPU, VOCAB_SIZE)
+    probe = check_packing(model.to(torch.bfloat16), CPU, VOCAB_SIZE)  # its copies are right
+    assert probe.shapes == {i: LayerKVShape(2, 8, 8) for i in range(2)}
+    with pytest.raises(UnsupportedModelError, match="other logits"):
+        check_packing(llama_of(FlippingLlama).to(torch.bfloat16), CPU, VOCAB_SIZE)
+
+
+def test_a_model_that_cannot_be_copied_is_refused_when_a_copy_is_needed():
+    model = llama_of(OddLlama, None).to(torch.bfloat16)
+    with pytest.raises(UnsupportedModelError, match="cannot copy the model"):
+        check_packing(model, CPU, VOCAB_SIZE)
+
+
+def test_a_copy_has_each_kind_of_layer_once():
+    types = ["sliding_attention"] * 3 + ["full_attention"] + ["sliding_attention"] * 2
+    model = tiny_model("gemma3", num_hidden_layers=6, layer_types=types).to(torch.bfloat16)
+    copied = small_copy(model)
+    assert type(copied) is type(model)
+    assert copied.config.layer_types == types[:4]
+    assert len(copied.model.layers) == 4
+    assert {parameter.dtype for parameter in copied.parameters()} == {torch.float32}
+    assert copied.get_input_embeddings().num_embeddings == 256
+    assert model.config.num_hidden_layers == 6
+    assert len(small_copy(tiny_model("llama", num_hidden_layers=5)).model.layers) == 2
+    assert len(small_copy(tiny_model("llama", num_hidden_layers=1)).model.layers) == 1
+
+
+def test_a_forward_pass_that_fails_is_refused_with_its_reason():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise RuntimeError("needs a kernel")
+
+    model = tiny_model("llama")
+    model.model.layers[0].mlp = Broken()
+    with pytest.raises(UnsupportedModelError, match="forward pass fails: needs a kernel"):
+        check_packing(model, CPU, VOCAB_SIZE)

@@ -1,0 +1,135 @@
+"""What `stonechat doctor` says about machines that the tests describe."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stonechat_models.diagnostics.machine import Gpu, Machine
+from stonechat_server.commands import doctor
+
+MACHINE = Machine(
+    system="Linux 6.1 x86_64",
+    cpu="Some Processor",
+    num_cpus=8,
+    usable_cpus=8,
+    num_cores=8,
+    cpu_quota=None,
+    instruction_sets=("avx2", "avx512_vnni"),
+    total_memory=64 * 10**9,
+    free_memory=32 * 10**9,
+    gpus=(),
+    has_nvidia_driver=False,
+    torch_version="2.9",
+    torch_cuda="",
+    package_versions={"transformers": "5.0", "triton": "", "uvloop": "0.22"},
+    compiler="/usr/bin/g++",
+    native_isa="avx512",
+    native_refusal=None,
+    cache_folder=Path("/home/me/.cache"),
+    cache_free_bytes=10**12,
+)
+GPU = Gpu("Some GPU", "cuda", 80 * 10**9, 70 * 10**9, "9.0")
+
+
+def machine(**changes: object) -> Machine:
+    return dataclasses.replace(MACHINE, **changes)  # type: ignore[arg-type]
+
+
+def advice(**changes: object) -> list[str]:
+    return list(doctor.advice(machine(**changes)))
+
+
+def report(described: Machine, bandwidth: dict[str, float], suggestions: list[str]) -> str:
+    output = io.StringIO()
+    device = doctor.chosen_device(described)
+    console = Console(file=output, width=200, color_system=None)
+    doctor.print_report(console, described, device, bandwidth, suggestions)
+    return output.getvalue()
+
+
+def test_a_good_machine_gets_no_advice() -> None:
+    assert advice() == []
+    assert advice(gpus=(GPU,), package_versions={"triton": "3.5", "uvloop": "0.22"}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"has_nvidia_driver": True}, "(torch 2.9 is built without it): install a CUDA build"),
+        ({"has_nvidia_driver": True, "torch_cuda": "12.8"}, "torch cannot use CUDA: install"),
+        ({"gpus": (GPU,)}, "install triton"),
+        ({"native_isa": None, "native_refusal": "no AVX2"}, "cannot be used: no AVX2"),
+        ({"instruction_sets": ("avx2",)}, "no AVX512-VNNI"),
+        ({"cpu_quota": 2.5}, "set --threads 2"),
+        ({"cpu_quota": 0.5}, "set --threads 1"),
+        ({"num_cores": 4}, "8 processors are 4 cores"),
+        ({"free_memory": 10**9}, "only 1.0 GB of memory are free"),
+        ({"cache_free_bytes": 10**9}, "only 1.0 GB are free at /home/me/.cache"),
+        ({"package_versions": {"triton": "", "uvloop": ""}}, "install uvloop"),
+    ],
+)
+def test_each_shortcoming_has_its_advice(changes: dict[str, object], expected: str) -> None:
+    (line,) = advice(**changes)
+    assert expected in line
+
+
+def test_a_missing_compiler_is_named_after_what_it_prevents() -> None:
+    refusal, compiler = advice(native_isa=None, native_refusal="no compiler", compiler=None)
+    assert "cannot be used: no compiler" in refusal
+    assert "install a C++ compiler" in compiler
+
+
+def test_advice_for_x86_is_not_given_to_other_processors() -> None:
+    assert advice(system="Darwin 24 arm64", instruction_sets=("asimddp",)) == []
+
+
+def test_the_report_of_a_machine_with_a_gpu() -> None:
+    described = machine(gpus=(GPU,), torch_cuda="12.8")
+    text = report(described, {"cpu": 50e9, "cuda": 3000e9}, ["buy another"])
+    assert "Will run on cuda: PyTorch on Some GPU" in text
+    assert "reads 50.0 GB/s" in text
+    assert "Some GPU (capability 9.0), 70.0 GB of 80.0 GB free, moves 3,000 GB/s" in text
+    assert "2.9, CUDA 12.8" in text
+    assert "! buy another" in text
+    assert "nothing to improve" not in text
+
+
+def test_the_report_of_a_machine_without_a_gpu() -> None:
+    text = report(machine(cpu_quota=4.0), {}, [])
+    assert "Will run on cpu: compiled CPU kernels (avx512)" in text
+    assert "8 (8 of 8, quota 4)" in text
+    assert "none that torch can use" in text
+    assert "2.9, no CUDA" in text
+    assert "triton missing" in text
+    assert "GB/s" not in text
+    assert "There is nothing to improve." in text
+    bare = machine(native_isa=None, native_refusal="no AVX2", compiler=None, instruction_sets=())
+    text = report(bare, {}, [])
+    assert "Will run on cpu: PyTorch on the CPU" in text
+    assert "not used: no AVX2" in text
+    assert "none that make models faster" in text
+
+
+@pytest.mark.parametrize(
+    ("gpus", "measured"), [((), ["cpu"]), ((GPU,), ["cpu", "cuda"])], ids=["cpu", "gpu"]
+)
+def test_json_has_the_bandwidth_of_each_device(
+    gpus: tuple[Gpu, ...],
+    measured: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    speeds = {"cpu": 50e9, "cuda": 3000e9}
+    monkeypatch.setattr("stonechat_models.inspect_machine", lambda _: machine(gpus=gpus))
+    monkeypatch.setattr("stonechat_models.measure_bandwidth", speeds.__getitem__)
+    assert doctor.run(doctor.Options(prints_json=True)) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["bandwidth"] == {name: speeds[name] for name in measured}
+    assert answer["device"] == measured[-1]
+    assert answer["cache_folder"] == "/home/me/.cache"
+    assert doctor.run(doctor.Options(prints_json=True, measure=False)) == 0
+    assert json.loads(capsys.readouterr().out)["bandwidth"] == {}
