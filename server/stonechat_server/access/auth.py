@@ -45,7 +45,7 @@ class Authenticator:
         address = request.client.host if request.client else ""
         tenant = f"client:{address}" if self.is_open else f"key:{key.name}"
         request.state.log_fields = {"key": key.name}
-        if key.requests_per_minute or key.tokens_per_minute:
+        if is_rate_limited(key):
             request.state.limit_headers = partial(self._limit_headers, key)
         return Identity(key, tenant)
 
@@ -63,6 +63,11 @@ class Authenticator:
         if key is None:
             raise _unauthorized("This server does not know the API key.")
         return key
+
+
+def is_rate_limited(key: ApiKey) -> bool:
+    """Whether requests of the key must be charged to the rate limiter."""
+    return bool(key.requests_per_minute or key.tokens_per_minute)
 
 
 def check_model(name: str, served_names: Collection[str], identity: Identity) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from stonechat_server.access.auth import is_rate_limited
 from stonechat_server.access.keys import ApiKey
 from stonechat_server.admission.fair_queue import Admission, Cost, FairQueue
 from stonechat_server.admission.rate_limits import RateLimiter
@@ -68,7 +69,7 @@ class AdmissionControl:
         Fairness is kept between tenants. Raises `RefusedError`: 429 for a rate limit or a full
         queue, 504 after `queue_timeout` seconds in the queue.
         """
-        if _is_rate_limited(key):
+        if is_rate_limited(key):
             self.rate_limiter.charge(key, cost.tokens)
         admission = Admission(key, tenant, cost)
         self._throughput.note_busy(self._clock())
@@ -79,7 +80,7 @@ class AdmissionControl:
         try:
             await self._wait(admission, queue_timeout)
         except BaseException:
-            if _is_rate_limited(key):
+            if is_rate_limited(key):
                 self.rate_limiter.settle(key, cost.tokens, 0)
             raise
         return admission
@@ -89,7 +90,7 @@ class AdmissionControl:
         num_expected, num_used = admission.cost.tokens, admission.num_used_tokens
         self._count(admission, -1)
         self._queue.charge(admission.tenant, num_used - num_expected)
-        if _is_rate_limited(admission.key):
+        if is_rate_limited(admission.key):
             self.rate_limiter.settle(admission.key, num_expected, num_used)
         self._throughput.note_finished(num_expected, self._clock())
         self._dispatch_or_note_idle()
@@ -99,7 +100,7 @@ class AdmissionControl:
 
         A flood is then refused for little more than the reading of its headers.
         """
-        if _is_rate_limited(key):
+        if is_rate_limited(key):
             self.rate_limiter.check(key)
         if self._queue and self._queue.peek(self._below_concurrency) is not None:
             self._evicted_for(Admission(key, tenant, SMALLEST_COST))
@@ -203,7 +204,3 @@ class AdmissionControl:
         self._running_of_tenant[tenant] += sign
         if not self._running_of_tenant[tenant]:
             del self._running_of_tenant[tenant]
-
-
-def _is_rate_limited(key: ApiKey) -> bool:
-    return bool(key.requests_per_minute or key.tokens_per_minute)
