@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,21 +80,21 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sampled_hash(paths: list[Path]) -> str:
+def sampled_hash(paths: Sequence[Path], header_bytes: Sequence[int] = ()) -> str:
     """Return a hash of large files that reads little of each: its size, its header and samples.
 
-    It does not depend on the files' names, places or times. Two files that differ only between
-    the samples have the same hash. So it distinguishes models, but does not detect tampering.
+    `header_bytes` are the sizes of the headers, which are read whole; by default `HEADER_BYTES`
+    each. The hash does not depend on the files' names, places or times. Two files that differ only
+    between the samples have the same hash. So it distinguishes models by their weights, but does
+    not detect tampering with them.
     """
     digest = hashlib.sha256()
-    for path in paths:
+    for path, header in zip(paths, header_bytes or [HEADER_BYTES] * len(paths), strict=True):
         size = path.stat().st_size
         digest.update(size.to_bytes(8, "little"))
         with path.open("rb") as file:
-            digest.update(file.read(HEADER_BYTES))
+            digest.update(file.read(header))
             for i in range(1, NUM_SAMPLES + 1):
-                offset = (size - SAMPLE_BYTES) * i // NUM_SAMPLES
-                if offset > HEADER_BYTES:
-                    file.seek(offset)
-                    digest.update(file.read(SAMPLE_BYTES))
+                file.seek(max(header, (size - SAMPLE_BYTES) * i // NUM_SAMPLES))
+                digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()

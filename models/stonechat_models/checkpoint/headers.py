@@ -4,8 +4,6 @@ From the Hugging Face hub it downloads only config.json and the headers. Only th
 fetched whole.
 """
 
-import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -16,9 +14,8 @@ from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import HFConfig, parse_config, read_config
 from stonechat_models.checkpoint.resolve import WeightFormat, locate, weights_in
 from stonechat_models.config import EngineConfig
-from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import reading
 
-MAX_HEADER_BYTES = 100 << 20
 SAFETENSORS_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
@@ -60,6 +57,8 @@ class Footprint:
     decode_bytes: int
     """Bytes of weights that a decode step of one sequence reads."""
     kv_bytes_per_token: int
+    state_bytes: int = 0
+    """Bytes of recurrent state per sequence."""
 
 
 def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
@@ -83,12 +82,13 @@ def _gguf_headers(name: str, path: Path) -> ModelHeaders:
     from stonechat_models.checkpoint.gguf.weights import NOT_WEIGHTS, module_name
 
     gguf = read_gguf(path)
-    tensors = [
-        TensorHeader(module_name(gguf, t.name), t.type_name, t.shape, t.data.nbytes)
-        for t in gguf.tensors.values()
-        if t.name not in NOT_WEIGHTS
-    ]
-    return ModelHeaders(name, parse_config(config_of(gguf), str(path)), tensors, "gguf")
+    with reading(path):
+        tensors = [
+            TensorHeader(module_name(gguf, t.name), t.type_name, t.shape, t.data.nbytes)
+            for t in gguf.tensors.values()
+            if t.name not in NOT_WEIGHTS
+        ]
+        return ModelHeaders(name, parse_config(config_of(gguf), str(path)), tensors, "gguf")
 
 
 def _folder_headers(name: str, folder: Path, allow_pickle: bool) -> ModelHeaders:
@@ -103,35 +103,24 @@ def _folder_headers(name: str, folder: Path, allow_pickle: bool) -> ModelHeaders
 def _pickle_headers(path: Path) -> list[TensorHeader]:
     import torch
 
-    try:
+    with reading(path):
         tensors = torch.load(path, map_location="meta", weights_only=True)
         return [
             TensorHeader(name, str(t.dtype).removeprefix("torch."), tuple(t.shape), t.nbytes)
             for name, t in tensors.items()
         ]
-    except Exception as error:  # torch raises many types; all mean the same here
-        raise ModelLoadError(f"{path} cannot be read; download it again: {error}") from error
 
 
 def safetensors_headers(path: Path) -> list[TensorHeader]:
     """Return the tensors of a safetensors file. Raises `ModelLoadError` if it is not valid."""
-    try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > MAX_HEADER_BYTES:
-                raise ValueError(f"a header of {size} bytes is too large")
-            header = json.loads(file.read(size))
-        if not isinstance(header, dict):
-            raise ValueError("its header is not a JSON object")
+    from safetensors import safe_open
+
+    with reading(path), safe_open(path, framework="np") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return [
-            _tensor(name, entry["dtype"], tuple(entry["shape"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
+            _tensor(name, str(part.get_dtype()), tuple(part.get_shape()))
+            for name, part in slices.items()
         ]
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelLoadError(
-            f"{path} is not a valid safetensors file; download it again: {error}"
-        ) from error
 
 
 def _tensor(name: str, type_name: str, shape: tuple[int, ...]) -> TensorHeader:

@@ -1,6 +1,5 @@
 """A model's config.json, read and checked once."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +9,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import read_json
 
 T = TypeVar("T")
+MAX_SIZE = (1 << 31) - 1
+"""The largest size or count of a model: what the compiled code can hold."""
+MAX_LAYERS, MAX_EXPERTS = 1000, 1 << 14
+MAX_SHOWN = 60
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -30,20 +34,29 @@ class JsonObject:
         """
         value = self.values.get(key)
         try:
-            return msgspec.convert(default if value is None else value, kind)
+            converted = msgspec.convert(default if value is None else value, kind)
         except msgspec.ValidationError as error:
-            raise self.error(key, f"is {value!r}: {error}") from error
+            raise self.error(key, f"is {shown(value)}: {error}") from error
+        if value is not None and isinstance(converted, int | float):
+            if not -math.inf < converted < math.inf:
+                raise self.error(key, f"is {converted}, which is not a finite number")
+            if isinstance(converted, int) and abs(converted) > MAX_SIZE:
+                raise self.error(key, f"is {shown(value)}, which is too large")
+        return converted
 
     def positive(self, key: str, kind: type[T], default: T | None = None) -> T:
         """As `read`. Raises `ModelLoadError` also for a number that is not above 0."""
         number, value = self.read(key, kind, default), self.values.get(key)
-        if value is not None and not 0 < value < math.inf:
+        if value is not None and value <= 0:
             raise self.error(key, f"is {value}, which is not a number above 0")
         return number
 
-    def size(self, key: str, default: int = 0) -> int:
-        """Return an integer above 0, or `default`."""
-        return self.positive(key, int, default)
+    def size(self, key: str, default: int = 0, limit: int = MAX_SIZE) -> int:
+        """Return an integer above 0 and not above `limit`, or `default`."""
+        number = self.positive(key, int, default)
+        if number > limit:
+            raise self.error(key, f"is {number}, which is too large")
+        return number
 
     def is_null(self, key: str) -> bool:
         """True if the key is there, and its value is null."""
@@ -89,6 +102,12 @@ class HFConfig:
     """The part of the experts that one token uses; 1.0 for a model without experts."""
 
 
+def shown(value: object) -> str:
+    """Return a value of a file as an error message shows it."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+
+
 def parse_config(raw: Mapping[str, Any], source: str) -> HFConfig:
     """Check the content of a config.json. `source` names the file.
 
@@ -98,12 +117,23 @@ def parse_config(raw: Mapping[str, Any], source: str) -> HFConfig:
     whole = JsonObject(source, raw)
     text = {k: v for k, v in whole.section("text_config").values.items() if v is not None}
     keys = JsonObject(source, {**raw, **text})
-    num_layers, num_heads = keys.size("num_hidden_layers"), keys.size("num_attention_heads")
+    num_layers = keys.size("num_hidden_layers", limit=MAX_LAYERS)
+    num_heads = keys.size("num_attention_heads")
     num_experts = next((n for name in EXPERT_COUNTS if (n := keys.read(name, int, 0)) > 0), 1)
+    if num_experts > MAX_EXPERTS:
+        raise ModelLoadError(f"{source}: {num_experts} experts are too many; download it again")
+    num_used = keys.read("num_experts_per_tok", int, num_experts)
+    if num_experts > 1 and not 1 <= num_used <= num_experts:
+        raise keys.error("num_experts_per_tok", f"is {num_used} of {num_experts} experts")
     layer_types = tuple(keys.read("layer_types", list[str], []))
     if layer_types and len(layer_types) < num_layers:
         raise keys.error("layer_types", f"has {len(layer_types)} items for {num_layers} layers")
+    # With latent attention, `head_dim` is the size of the rotary part, which may be none.
+    has_latent_heads = keys.read("kv_lora_rank", int, 0) > 0
     rope = keys.section("rope_parameters")
+    rope = rope if rope.values else keys.section("rope_scaling")
+    for section in (keys, rope, *rope.sections().values()):
+        _check_rotary_share(section)
     return HFConfig(
         raw=raw,
         keys=keys,
@@ -114,25 +144,38 @@ def parse_config(raw: Mapping[str, Any], source: str) -> HFConfig:
         hidden_size=keys.size("hidden_size"),
         num_heads=num_heads,
         num_kv_heads=keys.size("num_key_value_heads", num_heads),
-        head_dim=keys.size("head_dim"),
+        head_dim=0 if has_latent_heads else keys.size("head_dim"),
         vocab_size=keys.size("vocab_size"),
         max_position_embeddings=keys.size("max_position_embeddings", keys.size("n_positions")),
         layer_types=layer_types,
-        rope=rope if rope.values else keys.section("rope_scaling"),
-        expert_share=min(1.0, keys.read("num_experts_per_tok", int, num_experts) / num_experts),
+        rope=rope,
+        expert_share=min(1.0, num_used / num_experts),
     )
+
+
+def _check_rotary_share(section: JsonObject) -> None:
+    """Refuse a rotary embedding of more dimensions than a head has, or of none."""
+    key = "partial_rotary_factor"
+    if section.positive(key, float, 1.0) > 1.0:
+        raise section.error(key, f"is {section.values[key]}, which is more than a whole head")
 
 
 def read_config(path: Path) -> HFConfig:
     """Read and check a config.json. Raises `ModelLoadError` if it is absent or not right."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    raw = read_json(path)
+    if raw is None:
         raise ModelLoadError(
             f"{path.parent} has no config.json; name a folder with a Hugging Face model"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {path}; download it again: {error}") from error
-    if not isinstance(raw, dict):
-        raise ModelLoadError(f"{path} is not a JSON object; download it again")
-    return parse_config(raw, str(path))
+        )
+    return parse_config(_with_floats(raw), str(path))
+
+
+def _with_floats(value: Any) -> Any:
+    """Replace what transformers writes for numbers that JSON cannot hold, such as infinity."""
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"}:
+        return float(value["__float__"])
+    return {key: _with_floats(item) for key, item in value.items()}

@@ -4,21 +4,32 @@ A model is the default one, a `.gguf` file, a local folder, a Hugging Face id, o
 becomes a `ModelFiles`: a folder of Hugging Face files, and the files that hold the weights.
 """
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from stonechat_models.checkpoint import default_model, hub
 from stonechat_models.checkpoint.aliases import resolve_alias
-from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once, sampled_hash
+from stonechat_models.checkpoint.cache import (
+    Progress,
+    cache_root,
+    file_sha256,
+    fill_once,
+    sampled_hash,
+)
 from stonechat_models.checkpoint.gguf.convert import converted_folder
 from stonechat_models.checkpoint.gguf.reader import gguf_parts
 from stonechat_models.checkpoint.hf_config import HFConfig, read_config
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import reason_of
 
 DEFAULT_NAMES = frozenset({"", "default", default_model.NAME})
 TOKENIZER_SOURCES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "tekken.json")
+CONVERTED_SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".py"})
+"""Files from which a tokenizer is converted: all but weights, and small enough to hash whole."""
 WeightFormat = Literal["safetensors", "gguf", "pickle"]
 
 
@@ -138,13 +149,19 @@ def weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
 def tokenizer_folder(folder: Path) -> Path | None:
     """Return where the cache keeps the tokenizer that is converted from other files of `folder`.
 
-    None: there are no such files.
+    Its name is a hash of the folder's path, to which its links lead, and of all files that the
+    conversion may read. None: there is nothing to convert.
     """
-    sources = [folder / name for name in TOKENIZER_SOURCES if (folder / name).is_file()]
-    if not sources or not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() or not any(
+        (folder / name).is_file() for name in TOKENIZER_SOURCES
+    ):
         return None
-    key = sampled_hash([folder / "config.json", *sources, *sorted(folder.glob("*.safetensors"))])
-    return cache_root() / "tokenizers" / key[:24]
+    digest = hashlib.sha256(os.fsencode(folder.resolve()))
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in CONVERTED_SUFFIXES and path.is_file():
+            name = os.fsencode(path.relative_to(folder))
+            digest.update(b"%s\0%s" % (name, file_sha256(path).encode()))
+    return cache_root() / "tokenizers" / digest.hexdigest()[:24]
 
 
 def _with_tokenizer(folder: Path, progress: Progress) -> Path:
@@ -164,9 +181,10 @@ def _with_tokenizer(folder: Path, progress: Progress) -> Path:
         progress(f"converting the tokenizer of {folder.name} (once)")
         try:
             AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(target)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # the library raises many types; all mean the same here
             raise ModelLoadError(
-                f"{folder}: cannot convert its tokenizer to tokenizer.json; add that file: {error}"
+                f"{folder}: cannot convert its tokenizer to tokenizer.json; add that file: "
+                f"{reason_of(error)}"
             ) from error
         if not (target / "tokenizer.json").is_file():
             raise ModelLoadError(

@@ -64,6 +64,14 @@ def _scan() -> "HFCacheInfo | None":
         return None
 
 
+def model_folders(model: StoredModel) -> list[Path]:
+    """Return the folders with a model's files: as downloaded, the newest first, and converted."""
+    folder = model.place if model.place.is_dir() else model.place.parent
+    snapshots = (folder / "snapshots").glob("*")
+    newest_first = sorted(snapshots, key=lambda path: path.stat().st_mtime, reverse=True)
+    return [*newest_first, folder, *_conversions(folder)]
+
+
 def remove_model(name: str) -> int:
     """Delete a model and all that was converted from its files. Return the bytes freed.
 
@@ -86,7 +94,7 @@ def _conversions(folder: Path) -> list[Path]:
     """Return the folders in the cache that were converted from files below `folder`."""
     converted: list[Path] = []
     for path in filter(Path.is_file, folder.rglob("*.gguf")):
-        with suppress(ModelLoadError):  # parts are missing
+        with suppress(ModelLoadError):  # parts are missing or damaged
             key = conversion_key(gguf_parts(path))
             converted += (cache_root() / "gguf").glob(f"{key}-*")
     for path in folder.rglob("config.json"):

@@ -3,22 +3,12 @@
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import UnsupportedModelError
 
-SERVED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 """RoPE types whose frequencies depend on the longest sequence in a step."""
 
 
-def refuse_unserved_layers(config: HFConfig) -> None:
-    """Raise `UnsupportedModelError` for a model that the paged engine cannot serve.
-
-    These are models with layers whose state is not keys and values, and encoder-decoder models.
-    """
-    unserved = set(config.layer_types) - SERVED_LAYER_TYPES
-    if unserved:
-        raise UnsupportedModelError(
-            f"the paged KV cache cannot hold the state of {', '.join(sorted(unserved))} layers; "
-            "choose a model with attention layers only"
-        )
+def refuse_encoder_decoder(config: HFConfig) -> None:
+    """Raise `UnsupportedModelError` for a model with an encoder, which is not served."""
     if config.keys.read("is_encoder_decoder", bool, False):
         raise UnsupportedModelError(
             "encoder-decoder models are not served; choose a decoder-only model"

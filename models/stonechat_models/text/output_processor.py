@@ -86,6 +86,15 @@ class OutputProcessor:
             error=self._error,
         )
 
+    def end_choice(self, index: int) -> bool:
+        """End a choice as a stop string would. Return whether it had not ended before."""
+        choice = self._choices[index]
+        if choice.finish_reason is not None:
+            return False
+        choice.finish_reason = FinishReason.STOP
+        self._num_unfinished -= 1
+        return True
+
     def take_stopped(self) -> list[int]:
         """Return, once each, the choices that a stop string ended but the engine still runs."""
         choices, self._stopped_choices = self._stopped_choices, []

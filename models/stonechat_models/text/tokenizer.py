@@ -1,6 +1,7 @@
 """Turns text into token ids and back. It needs only the `tokenizers` library, to load quickly."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -8,9 +9,16 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import reading
+from stonechat_models.text.plain_text import PlainTextEncoder
 from stonechat_models.text.token_bytes import token_spelling
 from stonechat_models.text.tokenizer_config import TokenizerFiles, read_tokenizer_files
 
+MAX_VOCABULARY = 1 << 22
+PROBE_TEXT = "A b\n1 é"
+"""A tokenizer that cannot encode and decode this text is refused at load."""
+PLAIN_TEXT_ENCODERS = 4
+"""Each holds a copy of the vocabulary. One serves all requests with the same chat template."""
 LONG_TEXT = 16_384
 """A text of at least this many characters is encoded without the interpreter lock."""
 
@@ -34,6 +42,8 @@ class Tokenizer:
     """The texts of bos_token, eos_token, …, for chat templates."""
     chat_templates: Mapping[str, str]
     """Jinja sources by name."""
+    added_tokens: frozenset[str]
+    """The texts that become one token wherever they stand; the special tokens are among them."""
 
     def __init__(self, backend: Backend, files: TokenizerFiles, path: Path) -> None:
         self.path = path
@@ -45,7 +55,10 @@ class Tokenizer:
         self.vocab_size = max(
             [backend.get_vocab_size(with_added_tokens=True), *(i + 1 for i in added)]
         )
+        if self.vocab_size > MAX_VOCABULARY:
+            raise ValueError(f"a vocabulary of {self.vocab_size} tokens is too large")
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.added_tokens = frozenset(token.content for token in added.values())
         self.special_tokens = MappingProxyType(files.special_tokens)
         self.chat_templates = MappingProxyType(files.chat_templates)
         eos = backend.token_to_id(files.special_tokens.get("eos_token", ""))
@@ -55,6 +68,9 @@ class Tokenizer:
         self._start_bytes: dict[int, bytes] = {}
         self._texts: dict[int, str] = {}
         """What `token_bytes`, `bytes_at_start` and `token_text` have returned, by id."""
+        self._plain_text_encoder = lru_cache(PLAIN_TEXT_ENCODERS)(
+            partial(PlainTextEncoder, backend)
+        )
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
@@ -62,11 +78,12 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ModelLoadError(f"{folder} has no tokenizer.json; name a folder that has one")
-        try:
-            backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises no narrower type
-            raise ModelLoadError(f"cannot read {path}; download it again: {error}") from error
-        return cls(backend, read_tokenizer_files(folder), path)
+        files = read_tokenizer_files(folder)
+        with reading(path):
+            tokenizer = cls(Backend.from_file(str(path)), files, path)
+            for adds_special_tokens in (False, True):
+                tokenizer.decode(tokenizer.encode(PROBE_TEXT, adds_special_tokens))
+        return tokenizer
 
     @property
     def chat_template(self) -> str | None:
@@ -88,6 +105,15 @@ class Tokenizer:
             )[0]
         ids: list[int] = encoding.ids
         return ids
+
+    def encode_parts(
+        self, parts: Sequence[tuple[str, bool]], other_tokens: frozenset[str] = frozenset()
+    ) -> list[int]:
+        """Return the ids of the joined parts.
+
+        In a part whose flag is set, special tokens and `other_tokens` are ordinary text.
+        """
+        return self._plain_text_encoder(other_tokens).encode(parts)
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `token_ids`. Ids outside the vocabulary are skipped."""

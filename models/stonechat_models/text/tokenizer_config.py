@@ -1,11 +1,12 @@
 """Reads the files beside a `tokenizer.json`: special tokens, end tokens, chat templates."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import read_json, reading
 
+MAX_TOKEN_ID = (1 << 31) - 1
 SPECIAL_TOKEN_NAMES = (
     "bos_token",
     "eos_token",
@@ -37,8 +38,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
     Raises `ModelLoadError` for a file that cannot be read or is not a JSON object.
     """
-    config = {**_read_json(folder / "special_tokens_map.json")}
-    config.update(_read_json(folder / "tokenizer_config.json"))
+    config = read_json(folder / "special_tokens_map.json") or {}
+    config |= read_json(folder / "tokenizer_config.json") or {}
     special_tokens = {
         name: text for name in SPECIAL_TOKEN_NAMES if (text := _token_text(config.get(name)))
     }
@@ -48,18 +49,6 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         eos_token_ids=_eos_token_ids(folder),
         chat_templates=_chat_templates(folder, config),
     )
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {path}; download it again: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} is not a JSON object; download it again")
-    return content
 
 
 def _token_text(value: object) -> str | None:
@@ -85,33 +74,54 @@ def _other_special_texts(config: dict[str, object]) -> frozenset[str]:
 
 def _eos_token_ids(folder: Path) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
-        config = _read_json(folder / name)
+        config = read_json(folder / name) or {}
         value = config.get("eos_token_id")
         if value is None and isinstance(inner := config.get("text_config"), dict):
             value = inner.get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
-        token_ids = frozenset(i for i in ids if isinstance(i, int))
+        token_ids = frozenset(i for i in ids if isinstance(i, int) and not isinstance(i, bool))
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) <= MAX_TOKEN_ID:
+            raise ModelLoadError(
+                f"{folder / name}: an eos_token_id is not a token's id; download the file again"
+            )
         if token_ids:
             return token_ids
     return frozenset()
 
 
 def _chat_templates(folder: Path, config: dict[str, object]) -> dict[str, str]:
-    """Return the chat templates. Separate template files override those of the configuration."""
-    templates: dict[str, str] = {}
-    for source in (_read_json(folder / "chat_template.json"), config):
-        value = source.get("chat_template")
-        if isinstance(value, str):
-            templates[_DEFAULT] = value
-        elif isinstance(value, list):
-            templates.update(
-                (str(item["name"]), str(item["template"]))
-                for item in value
-                if isinstance(item, dict) and "name" in item and "template" in item
-            )
-    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        templates[path.stem] = path.read_text(encoding="utf-8")
+    """Return the chat templates, as transformers does: template files replace all others.
+
+    `chat_template.json`, the older kind of file, counts only without the newer ones. If the files
+    have no usual template, that of the configuration stays.
+    """
+    files = {
+        path.stem: _text(path) for path in (folder / "additional_chat_templates").glob("*.jinja")
+    }
     template_file = folder / "chat_template.jinja"
     if template_file.is_file():
-        templates[_DEFAULT] = template_file.read_text(encoding="utf-8")
-    return templates
+        files[_DEFAULT] = _text(template_file)
+    older = _templates_in(read_json(folder / "chat_template.json") or {})
+    others = older or _templates_in(config)
+    if not files:
+        return others
+    default = {_DEFAULT: others[_DEFAULT]} if _DEFAULT in others else {}
+    return default | files
+
+
+def _templates_in(source: dict[str, object]) -> dict[str, str]:
+    value = source.get("chat_template")
+    if isinstance(value, str):
+        return {_DEFAULT: value}
+    if not isinstance(value, list):
+        return {}
+    return {
+        str(item["name"]): str(item["template"])
+        for item in value
+        if isinstance(item, dict) and "name" in item and "template" in item
+    }
+
+
+def _text(path: Path) -> str:
+    with reading(path):
+        return path.read_text(encoding="utf-8")

@@ -11,7 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stonechat_models.backends.transformers.load import load_module
 from stonechat_models.checkpoint import hub
 from stonechat_models.checkpoint.default_model import NAME
-from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model, weights_hash
+from stonechat_models.checkpoint.resolve import (
+    ModelFiles,
+    resolve_model,
+    tokenizer_folder,
+    weights_hash,
+)
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 
@@ -166,3 +171,22 @@ def test_the_weights_hash_follows_the_content(model_folder: Path) -> None:
     content[-1] ^= 1
     files.weights[0].write_bytes(bytes(content))
     assert weights_hash(files) != before
+
+
+def test_a_converted_tokenizer_belongs_to_its_folder_and_content(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    source = model_folder / "tokenizer.model"
+    source.write_bytes(bytes(6 << 20))
+    (model_folder / "tokenizer_config.json").write_text('{"chat_template": "a"}')
+    keys = [tokenizer_folder(model_folder)]
+    with source.open("r+b") as file:
+        file.seek(source.stat().st_size * 2 // 3)
+        file.write(b"x")
+    keys.append(tokenizer_folder(model_folder))
+    (model_folder / "tokenizer_config.json").write_text('{"chat_template": "b"}')
+    keys.append(tokenizer_folder(model_folder))
+    assert tokenizer_folder(model_folder) == keys[-1]
+    keys.append(tokenizer_folder(model_folder.rename(tmp_path / "copy")))
+    assert None not in keys
+    assert len(set(keys)) == 4

@@ -339,6 +339,18 @@ def test_choices_are_independent_and_a_stop_is_reported_once() -> None:
     assert processor.process([token_output([97], FinishReason.LENGTH, index=0)]).finished
 
 
+def test_a_choice_can_be_ended_from_outside() -> None:
+    processor = OutputProcessor(TOKENIZER, request(n=2))
+    processor.process([token_output([97], index=i) for i in range(2)])
+    assert (processor.end_choice(0), processor.end_choice(0)) == (True, False)
+    late = processor.process([token_output([97], index=0)])
+    assert (late.deltas, late.finished) == ((), False)
+    last = processor.process([token_output([97], FinishReason.LENGTH, index=1)])
+    assert last.finished
+    assert not processor.end_choice(1)
+    assert processor.take_stopped() == []
+
+
 def test_predicted_tokens_are_summed_up_to_a_stop_string() -> None:
     processor = OutputProcessor(TOKENIZER, request(n=2, stop=stop_rules("ab")))
 

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
+from transformers import PreTrainedTokenizerFast
 
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.text.tokenizer_config import TokenizerFiles, read_tokenizer_files
@@ -57,6 +60,7 @@ def test_other_special_tokens_may_be_listed_in_several_ways(tmp_path: Path) -> N
         ({}, {"text_config": {"eos_token_id": [4]}}, {4}),
         ({}, {"eos_token_id": 3, "text_config": {"eos_token_id": 4}}, {3}),
         ({}, {"text_config": "none"}, set()),
+        ({"eos_token_id": True}, {}, set()),
         ({"eos_token_id": "</s>"}, {}, set()),
     ],
 )
@@ -65,22 +69,50 @@ def test_end_tokens(generation: object, config: object, expected: set[int], tmp_
     assert files.eos_token_ids == expected
 
 
+NAMED_TEMPLATES = [
+    {"name": "default", "template": "B"},
+    {"name": "tool_use", "template": "C"},
+    {"name": "broken"},
+    "broken",
+]
+
+
 def test_templates_are_texts_lists_or_files(tmp_path: Path) -> None:
-    assert files_of(tmp_path, chat_template={"chat_template": "A"}).chat_templates == {
-        "default": "A"
-    }
-    named = [
-        {"name": "default", "template": "B"},
-        {"name": "tool_use", "template": "C"},
-        {"name": "broken"},
-        "broken",
-    ]
-    files = files_of(tmp_path, tokenizer_config={"chat_template": named})
+    files = files_of(tmp_path, tokenizer_config={"chat_template": "A"})
+    assert files.chat_templates == {"default": "A"}
+    files = files_of(tmp_path, tokenizer_config={"chat_template": NAMED_TEMPLATES})
     assert files.chat_templates == {"default": "B", "tool_use": "C"}
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("D")
+    assert files_of(tmp_path).chat_templates == {"default": "B", "rag": "D"}
     (tmp_path / "chat_template.jinja").write_text("ö", encoding="utf-8")
-    assert files_of(tmp_path).chat_templates == {"default": "ö", "tool_use": "C", "rag": "D"}
+    assert files_of(tmp_path).chat_templates == {"default": "ö", "rag": "D"}
+
+
+def test_template_files_replace_the_templates_of_the_configuration(tmp_path: Path) -> None:
+    files = files_of(
+        tmp_path,
+        tokenizer_config={"chat_template": NAMED_TEMPLATES},
+        chat_template={"chat_template": "A"},
+    )
+    assert files.chat_templates == {"default": "A"}
+    (tmp_path / "chat_template.jinja").write_text("E")
+    assert files_of(tmp_path).chat_templates == {"default": "E"}
+
+
+def test_the_usual_template_is_that_of_transformers(tmp_path: Path) -> None:
+    backend = Backend(models.WordLevel({"a": 0}))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": NAMED_TEMPLATES[:2]}
+    ours = files_of(tmp_path, tokenizer_config=config)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert theirs.chat_template == ours.chat_templates == {"default": "B", "tool_use": "C"}
+    (tmp_path / "chat_template.jinja").write_text("E")
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path).chat_template == "E"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("D")
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert theirs.chat_template == files_of(tmp_path).chat_templates
 
 
 @pytest.mark.parametrize(("text", "problem"), [("{", "cannot read"), ("[1]", "not a JSON object")])

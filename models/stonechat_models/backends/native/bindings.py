@@ -12,7 +12,7 @@ from typing import Any
 
 from stonechat_models.backends.native.compile import build_library
 from stonechat_models.checkpoint.cache import Progress
-from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 
 GROUP = 32
 """Number of consecutive weights, or activations, that share a scale."""
@@ -49,6 +49,13 @@ class Source(IntEnum):
     BF16 = 3
     HALF = 4
     FLOAT = 5
+
+
+def row_bytes(source: Source, k: int) -> int:
+    """Return the bytes of a row of k weights in a file."""
+    if source <= Source.Q8_0:
+        return k // GROUP * {Source.Q4_1: 20, Source.Q4_0: 18, Source.Q8_0: 34}[source]
+    return k * (4 if source == Source.FLOAT else 2)
 
 
 class MatrixStruct(ctypes.Structure):
@@ -121,10 +128,21 @@ class Library:
             binding: Callable[..., int] = function
             return binding
 
+        def bind_create(name: str, *arguments: object) -> Callable[..., int]:
+            create = bind(name, c_void_p, *arguments)
+
+            def create_or_raise(*values: object) -> int:
+                handle = create(*values)
+                if not handle:
+                    raise ModelLoadError("there is not enough memory, or there are no more threads")
+                return handle
+
+            return create_or_raise
+
         matrix = POINTER(MatrixStruct)
         self.isa = _text(bind("sc_isa", c_char_p)())
         self.packed_bytes = bind("sc_packed_bytes", c_size_t, c_int, c_int, c_int)
-        self.pool_create = bind("sc_pool_create", c_void_p, c_int)
+        self.pool_create = bind_create("sc_pool_create", c_int)
         self.pool_destroy = bind("sc_pool_destroy", None, c_void_p)
         self.pack = bind(
             "sc_pack",
@@ -133,19 +151,22 @@ class Library:
         )
         self.read_row = bind("sc_read_row", None, matrix, c_int, c_void_p)
         self.matmul = bind("sc_matmul", None, matrix, c_void_p, c_int, c_void_p)
-        self.linear_team_create = bind("sc_linear_team_create", c_void_p, c_void_p)
+        self.linear_team_create = bind_create("sc_linear_team_create", c_void_p)
         self.linear_team_destroy = bind("sc_linear_team_destroy", None, c_void_p)
         self.linear = bind("sc_linear", None, c_void_p, matrix, c_void_p, c_int, c_void_p)
-        self.model_create = bind("sc_model_create", c_void_p, POINTER(ConfigStruct), c_int)
+        self.model_create = bind_create("sc_model_create", POINTER(ConfigStruct), c_int)
         self.model_destroy = bind("sc_model_destroy", None, c_void_p)
         self.set_layer = bind("sc_model_set_layer", None, c_void_p, c_int, POINTER(LayerStruct))
         self.set_ends = bind("sc_model_set_ends", None, c_void_p, matrix, matrix, c_void_p)
         self.set_cache = bind(
             "sc_model_set_cache",
-            *(None, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int),
+            *(None, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int),
         )
         self.seconds: Callable[..., Any] = bind("sc_model_seconds", POINTER(c_double), c_void_p)
-        self.forward = bind("sc_model_forward", None, c_void_p, POINTER(BatchStruct))
+        self.forward: Callable[..., Any] = bind(
+            "sc_model_forward", c_char_p, c_void_p, POINTER(BatchStruct)
+        )
+        """Run a step. Returns None, or why it cannot run."""
 
 
 def _text(value: object) -> str:

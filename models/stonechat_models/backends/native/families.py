@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from stonechat_models.backends.native.rope import LOCAL
 from stonechat_models.checkpoint.hf_config import HFConfig
 
+QKV, ATTENTION = frozenset("qkv"), frozenset("qkvo")
+FEED_FORWARD = frozenset(("gate", "up", "down"))
+
 
 @dataclass(frozen=True, slots=True)
 class Scales:
@@ -48,7 +51,7 @@ def _gemma_scales(config: HFConfig, head_dim: int) -> Scales:
 
 def _gemma2_scales(config: HFConfig, head_dim: int) -> Scales:
     def cap(key: str, default: float) -> float:
-        return 0.0 if config.keys.is_null(key) else config.keys.read(key, float, default)
+        return 0.0 if config.keys.is_null(key) else config.keys.positive(key, float, default)
 
     caps = cap("attn_logit_softcapping", 50.0), cap("final_logit_softcapping", 30.0)
     scales = _gemma3_scales(config, head_dim)
@@ -58,15 +61,15 @@ def _gemma2_scales(config: HFConfig, head_dim: int) -> Scales:
 def _gemma3_scales(config: HFConfig, head_dim: int) -> Scales:
     """Its attention does not cap the scores."""
     scalar = config.keys.positive("query_pre_attn_scalar", float, 256.0)
-    cap = config.keys.read("final_logit_softcapping", float, 0.0)
+    cap = config.keys.positive("final_logit_softcapping", float, 0.0)
     return Scales(scalar**-0.5, embedding=config.hidden_size**0.5, logit_cap=cap)
 
 
 def _mixtral_experts(config: HFConfig) -> Experts:
     return Experts(
-        count=config.keys.read("num_local_experts", int, 8),
+        count=config.keys.size("num_local_experts", 8),
         per_token=config.keys.read("num_experts_per_tok", int, 2),
-        size=config.keys.read("intermediate_size", int),
+        size=config.keys.positive("intermediate_size", int),
         scale_chosen=True,
         layers=(True,) * config.num_layers,
     )
@@ -95,6 +98,15 @@ def _smollm3_is_rotary(config: HFConfig, layer: int) -> bool:
     return bool(flags[layer]) if layer < len(flags) else (layer + 1) % interval != 0
 
 
+def _flagged_biases(config: HFConfig) -> frozenset[str]:
+    return ATTENTION if config.keys.read("attention_bias", bool, False) else frozenset()
+
+
+def _llama_biases(config: HFConfig) -> frozenset[str]:
+    has_mlp_biases = config.keys.read("mlp_bias", bool, False)
+    return _flagged_biases(config) | (FEED_FORWARD if has_mlp_biases else frozenset())
+
+
 Trait = Callable[[HFConfig, int], bool]
 """Whether the layer of this index has a trait."""
 
@@ -121,8 +133,14 @@ class Family:
     """The inputs of attention and of the feed-forward block are normed."""
     output_norms: bool = False
     """The outputs of attention and of the feed-forward block are normed before they are added."""
+    head_norms: bool = False
+    """Queries and keys are normed."""
     whole_norms: bool = False
-    """The norms of queries and keys, if any, span all heads at once instead of one head."""
+    """These norms span all heads at once instead of one head."""
+    biases: Callable[[HFConfig], frozenset[str]] = lambda config: frozenset()
+    """The projections that have a bias, by their names in `LayerStruct`."""
+    merged: bool = False
+    """The files merge q, k and v into one matrix, and gate and up into another."""
     has_windows: bool = True
     window: int = 0
     """The sliding window if the config does not say; 0: none."""
@@ -149,6 +167,7 @@ _GEMMA = Family(
     activation="gelu_pytorch_tanh",
     norm_offset=1.0,
     has_windows=False,
+    biases=_flagged_biases,
     scales=_gemma_scales,
 )
 _GEMMA2 = replace(
@@ -165,27 +184,46 @@ _QWEN = Family(
     local=lambda config, layer: layer >= config.keys.read("max_window_layers", int, 28),
 )
 FAMILIES: dict[str, Family] = {
-    "llama": Family(has_windows=False),
+    "llama": Family(has_windows=False, biases=_llama_biases),
     "mistral": Family(),
-    "qwen2": _QWEN,
-    "qwen3": _QWEN,
+    "qwen2": replace(_QWEN, biases=lambda config: QKV),
+    "qwen3": replace(_QWEN, head_norms=True, biases=_flagged_biases),
     "smollm3": replace(
-        _QWEN, tied=True, theta=2e6, is_rotary=_smollm3_is_rotary, local=_smollm3_is_rotary
+        _QWEN,
+        tied=True,
+        theta=2e6,
+        is_rotary=_smollm3_is_rotary,
+        local=_smollm3_is_rotary,
+        biases=_llama_biases,
     ),
-    "phi3": Family(),
+    "phi3": Family(merged=True),
     "gemma": _GEMMA,
     "gemma2": _GEMMA2,
     "gemma3_text": replace(
         _GEMMA2,
         theta=1e6,
         has_local_rope=True,
+        head_norms=True,
         local=lambda config, layer: (
             (layer + 1) % config.keys.size("sliding_window_pattern", 6) != 0
         ),
         scales=_gemma3_scales,
     ),
-    "granite": Family(has_windows=False, scales=_granite_scales),
-    "olmo2": Family(input_norms=False, output_norms=True, whole_norms=True, has_windows=False),
-    "qwen3_moe": Family(window_needs_flag=True, has_layer_types=False, experts=_qwen3_experts),
+    "granite": Family(has_windows=False, biases=_llama_biases, scales=_granite_scales),
+    "olmo2": Family(
+        input_norms=False,
+        output_norms=True,
+        head_norms=True,
+        whole_norms=True,
+        has_windows=False,
+        biases=_flagged_biases,
+    ),
+    "qwen3_moe": Family(
+        window_needs_flag=True,
+        has_layer_types=False,
+        head_norms=True,
+        biases=_flagged_biases,
+        experts=_qwen3_experts,
+    ),
     "mixtral": Family(theta=1e6, has_layer_types=False, experts=_mixtral_experts),
 }

@@ -24,6 +24,7 @@ from stonechat_models.backends.native.tensor_source import HeaderStore, open_sto
 from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
+from stonechat_models.checkpoint.hf_config import MAX_SIZE
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelError
@@ -91,12 +92,11 @@ def _check_settings(model: ModelFiles | ModelHeaders, config: EngineConfig) -> N
 def footprint(headers: ModelHeaders, config: EngineConfig) -> Footprint:
     """Return what the model takes. `supports` must have returned None for it.
 
-    Raises `ModelLoadError` as `NativeModel.load` does, for weights that are missing, misshapen or
-    of a type that cannot be read.
+    Raises `ModelLoadError` as `NativeModel.load` does, for weights that are missing, surplus,
+    misshapen or of a type that cannot be read.
     """
     spec = read_spec(headers.config)
     plan = plan_weights(spec, HeaderStore(headers), config.quantize)
-    check_shapes(spec, plan)
     experts = spec.experts
     share = experts.per_token / experts.count if experts and experts.count else 1.0
     sizes = plan.num_bytes(load_library(), share)
@@ -127,8 +127,8 @@ class NativeModel:
         """Read and repack the weights.
 
         Raises `UnsupportedModelError` if `supports` refuses the model or a type of weights cannot
-        be read. Raises `ModelLoadError` if weights are missing, have the wrong shape or do not fit
-        into memory.
+        be read. Raises `ModelLoadError` if weights are missing or surplus, have the wrong shape or
+        do not fit into memory.
         """
         _check_settings(files, config)
         spec, library = read_spec(files.config), load_library(progress)
@@ -136,7 +136,6 @@ class NativeModel:
         store = open_store(files, heads)
         try:
             plan = plan_weights(spec, store, config.quantize)
-            check_shapes(spec, plan)
             info = ModelInfo(
                 name=files.name,
                 architecture=files.config.architecture,
@@ -168,10 +167,13 @@ class NativeModel:
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Allocate the KV cache. The system provides its pages only as they fill.
 
-        Raises `ModelLoadError` if `block_size` is not a multiple of 16 or memory runs out.
+        Raises `ModelLoadError` if `block_size` is not a multiple of 16, the slots are more than the
+        compiled code can number, or memory runs out.
         """
         if block_size % KV_TILE:
             raise ModelLoadError(f"the block size {block_size} is not a multiple of {KV_TILE}")
+        if num_blocks * block_size > MAX_SIZE:
+            raise ModelLoadError(f"a KV cache of {num_blocks * block_size} tokens is too large")
         spec = self._spec
         elements = block_size * spec.kv_size
         shape = (spec.num_layers, 2, num_blocks, elements)
@@ -181,7 +183,7 @@ class NativeModel:
         for i, (keys, values) in enumerate(self._caches):
             self._library.set_cache(
                 *(self._handle, i, keys.data_ptr(), values.data_ptr()),
-                *(spec.num_kv_heads, spec.head_dim, block_size // KV_TILE),
+                *(spec.num_kv_heads, spec.head_dim, block_size // KV_TILE, num_blocks),
             )
         self.info = replace(
             self.info,
@@ -198,11 +200,10 @@ class NativeModel:
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Return the logits of the rows in `logits_index`, float32[rows, vocab_size].
 
-        Raises `StepError` for a token outside the vocabulary.
+        Raises `StepError` for a token outside the vocabulary, or for a position, slot, block or row
+        that does not exist.
         """
         ids = batch.token_ids
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self._spec.vocab_size:
-            raise StepError("a token is outside the vocabulary")
         logits = torch.empty((batch.logits_index.numel(), self._spec.vocab_size))
         step = BatchStruct(
             *(ids.numel(), *batch.block_table.shape, len(logits)),
@@ -210,7 +211,9 @@ class NativeModel:
             *(batch.query_start.data_ptr(), batch.block_table.data_ptr()),
             *(batch.logits_index.data_ptr(), logits.data_ptr()),
         )
-        self._library.forward(self._handle, ctypes.byref(step))
+        problem = self._library.forward(self._handle, ctypes.byref(step))
+        if problem is not None:
+            raise StepError(problem.decode())
         return logits
 
     def part_seconds(self) -> dict[str, float]:
@@ -267,48 +270,6 @@ class NativeModel:
         self._library.set_ends(
             self._handle, ctypes.byref(embedding), ctypes.byref(head), final_norm
         )
-
-
-def check_shapes(spec: ModelSpec, plan: WeightPlan) -> None:
-    """Raises `ModelLoadError` if a matrix or vector does not have the shape that `spec` implies."""
-    hidden = spec.hidden_size
-    expected = [
-        (matrix, _shapes(spec, i)[name])
-        for i, layer in enumerate(plan.layers)
-        for name, matrix in layer.matrices.items()
-    ]
-    ends = (spec.vocab_size, hidden)
-    expected += [(p, ends) for p in (plan.embedding, plan.head) if p is not None]
-    for matrix, shape in expected:
-        if (matrix.rows.n, matrix.rows.k) != shape:
-            raise ModelLoadError(
-                f"{matrix.rows.name} is {matrix.rows.n} x {matrix.rows.k}, expected {shape}"
-            )
-        if matrix.bias is not None and matrix.bias.size != shape[0]:
-            raise ModelLoadError(f"the bias of {matrix.rows.name} does not have one value per row")
-    whole_norms = spec.family.whole_norms
-    sizes = {
-        "q_norm": spec.q_size if whole_norms else spec.head_dim,
-        "k_norm": spec.kv_size if whole_norms else spec.head_dim,
-    }
-    for layer in plan.layers:
-        for name, vector in layer.vectors.items():
-            if vector.size != sizes.get(name, hidden):
-                raise ModelLoadError(
-                    f"{name} has {vector.size} elements, which does not match config.json"
-                )
-
-
-def _shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, int]]:
-    """Rows and columns of a layer's matrices. The rows of all experts lie one behind the other."""
-    hidden, mlp, count = spec.hidden_size, spec.intermediate_size, 1
-    shapes = {"q": (spec.q_size, hidden), "o": (hidden, spec.q_size)}
-    shapes |= dict.fromkeys("kv", (spec.kv_size, hidden))
-    if spec.experts is not None and spec.has_experts(layer):
-        mlp, count = spec.experts.size, spec.experts.count
-        shapes["router"] = (count, hidden)
-    shapes |= dict.fromkeys(("gate", "up"), (count * mlp, hidden))
-    return shapes | {"down": (count * hidden, mlp)}
 
 
 def _quantization(plan: WeightPlan, config: EngineConfig) -> str:

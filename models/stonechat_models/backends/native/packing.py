@@ -8,8 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.backends.native.bindings import PANEL, Kind, Library, MatrixStruct
-from stonechat_models.backends.native.tensor_source import Rows, Stack
+from stonechat_models.backends.native.bindings import (
+    PANEL,
+    Kind,
+    Library,
+    MatrixStruct,
+    row_bytes,
+)
+from stonechat_models.backends.native.tensor_source import Chunk, Rows, Stack
 from stonechat_models.errors import ModelLoadError
 
 ALIGNMENT = 64
@@ -71,15 +77,19 @@ class PackedWeights:
             library.pool_destroy(pool)
 
     def _pack(self, pool: int, spec: MatrixSpec, address: int) -> MatrixStruct:
-        rows, at = spec.rows, address
+        rows, at, done = spec.rows, address, 0
         for chunk in rows.chunks(spec.kind):
             index = np.ascontiguousarray(chunk.index, dtype=np.int32)
             stride = chunk.data.shape[-1]
+            _check_chunk(rows, chunk, done)
+            done += index.size
             self._library.pack(
                 *(pool, spec.kind, chunk.source, index.size, rows.k),
                 *(chunk.data.ctypes.data, stride, index.ctypes.data, at),
             )
             at += self._library.packed_bytes(spec.kind, index.size, rows.k)
+        if done != rows.n:
+            raise _misplaced(rows)
         return MatrixStruct(spec.kind, rows.n, rows.k, address, self._bias(spec))
 
     def _bias(self, spec: MatrixSpec) -> int | None:
@@ -94,6 +104,22 @@ class PackedWeights:
         array = np.ascontiguousarray(values, dtype=np.float32)
         self._vectors.append(array)
         return int(array.ctypes.data)
+
+
+def _check_chunk(rows: Rows | Stack, chunk: Chunk, done: int) -> None:
+    """The border for rows of a file: each lies in its tensor, and all fit into their matrix."""
+    count, stride = chunk.data.shape
+    fits = done % PANEL == 0 and 0 < chunk.index.size <= rows.n - done
+    if (
+        not fits
+        or stride != row_bytes(chunk.source, rows.k)
+        or not 0 <= chunk.index.min() <= chunk.index.max() < count
+    ):
+        raise _misplaced(rows)
+
+
+def _misplaced(rows: Rows | Stack) -> ModelLoadError:
+    return ModelLoadError(f"the rows of {rows.name} do not lie in their tensor")
 
 
 def unpacked_row(library: Library, matrix: MatrixStruct, row: int) -> npt.NDArray[np.float32]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject
 from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.model_file import reading
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 Frequencies = npt.NDArray[np.float32]
@@ -35,11 +36,24 @@ def rotary_frequencies(
     rope = _parameters(config, layer_type)
     kind = rope.read("rope_type", str, rope.read("type", str, "default"))
     partial = config.keys.read("partial_rotary_factor", float, 1.0)
-    rotary_dim = int(head_dim * (rope.read("partial_rotary_factor", float, partial) or 1.0))
-    if rotary_dim % 2:
-        raise UnsupportedModelError("its rotary embedding covers an odd number of dimensions")
+    rotary_dim = int(head_dim * rope.read("partial_rotary_factor", float, partial))
+    if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
+        raise UnsupportedModelError(
+            f"its rotary embedding covers {rotary_dim} dimensions of heads of size {head_dim}; "
+            "it must be an even number from 2 to that size"
+        )
     theta = rope.positive("rope_theta", float, config.keys.positive("rope_theta", float, theta))
-    base = _base(theta, rotary_dim)
+    with np.errstate(all="ignore"):
+        rotary = _of_kind(kind, config, rope, _base(theta, rotary_dim), layer_type)
+    numbers = np.append(rotary.inverse_frequencies, np.float32(rotary.scale))
+    if numbers.size != rotary_dim // 2 + 1 or not np.isfinite(numbers).all():
+        raise UnsupportedModelError("its rotary frequencies are not finite numbers")
+    return rotary
+
+
+def _of_kind(
+    kind: str, config: HFConfig, rope: JsonObject, base: Frequencies, layer_type: str | None
+) -> Rotary:
     if kind == "default":
         return Rotary(base, 1.0)
     if kind == "linear":
@@ -78,8 +92,10 @@ def _base(theta: float, rotary_dim: int) -> Frequencies:
 def _llama3(base: Frequencies, rope: JsonObject) -> Frequencies:
     """Stretch long wavelengths by `factor`, keep short ones, and blend those in between."""
     factor = rope.positive("factor", float)
-    low, high = rope.read("low_freq_factor", float), rope.read("high_freq_factor", float)
-    context = rope.read("original_max_position_embeddings", float)
+    low, high = rope.positive("low_freq_factor", float), rope.positive("high_freq_factor", float)
+    if low >= high:
+        raise rope.error("low_freq_factor", "is not below high_freq_factor")
+    context = rope.positive("original_max_position_embeddings", float)
     wavelengths = 2 * math.pi / base
     blend = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
     scaled = (1 - blend) * base / factor + blend * base
@@ -91,6 +107,7 @@ def _through_transformers(config: HFConfig, kind: str) -> Rotary:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     values = {key: value for key, value in config.raw.items() if key != "model_type"}
-    typed = AutoConfig.for_model(config.model_type, **values)
-    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](typed, "cpu")
+    with reading(config.keys.source):
+        typed = AutoConfig.for_model(config.model_type, **values)
+        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](typed, "cpu")
     return Rotary(np.asarray(frequencies.float(), dtype=np.float32), float(scale))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from stonechat_models.backends.native.bindings import GROUP, Activation
 from stonechat_models.backends.native.families import FAMILIES, Experts, Family, Scales
 from stonechat_models.backends.native.rope import GLOBAL, LOCAL, Rotary, rotary_frequencies
-from stonechat_models.checkpoint.hf_config import HFConfig
+from stonechat_models.checkpoint.hf_config import MAX_SIZE, HFConfig
 from stonechat_models.errors import UnsupportedModelError
 
 ACTIVATIONS = {
@@ -43,6 +43,8 @@ class ModelSpec:
     rotary_tables: tuple[int, ...]
     """For each layer: the index of its table in `rotary`; -1 means no rotary embedding."""
     experts: Experts | None
+    biases: frozenset[str]
+    """The projections that have a bias, by their names in `LayerStruct`."""
 
     @property
     def q_size(self) -> int:
@@ -94,9 +96,9 @@ def read_spec(config: HFConfig) -> ModelSpec:
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=head_dim,
-        intermediate_size=GROUP if is_mixture else config.keys.read("intermediate_size", int),
+        intermediate_size=GROUP if is_mixture else config.keys.positive("intermediate_size", int),
         vocab_size=config.vocab_size,
-        rms_norm_eps=config.keys.read("rms_norm_eps", float, 1e-6),
+        rms_norm_eps=config.keys.positive("rms_norm_eps", float, 1e-6),
         scales=family.scales(config, head_dim),
         activation=_activation(config, family),
         tied=config.keys.read("tie_word_embeddings", bool, family.tied),
@@ -104,6 +106,7 @@ def read_spec(config: HFConfig) -> ModelSpec:
         windows=_windows(config, family),
         rotary_tables=tables,
         experts=experts,
+        biases=family.biases(config),
     )
     _check_sizes(spec)
     return spec
@@ -118,6 +121,11 @@ def _activation(config: HFConfig, family: Family) -> Activation:
 
 
 def _check_sizes(spec: ModelSpec) -> None:
+    """The border for sizes: those that pass are ones that the compiled code can hold."""
+    if spec.q_size + 2 * spec.kv_size > MAX_SIZE:
+        raise UnsupportedModelError("its heads are too many")
+    if len({table.inverse_frequencies.size for table in spec.rotary}) > 1:
+        raise UnsupportedModelError("its layers rotate different numbers of dimensions")
     for name in ("hidden_size", "head_dim", "intermediate_size"):
         if getattr(spec, name) % GROUP:
             raise UnsupportedModelError(f"its {name} is not a multiple of {GROUP}")
@@ -132,7 +140,7 @@ def _check_sizes(spec: ModelSpec) -> None:
 
 
 def _check_experts(experts: Experts) -> None:
-    if experts.size % GROUP:
+    if experts.size < 1 or experts.size % GROUP:
         raise UnsupportedModelError(f"its experts' size is not a multiple of {GROUP}")
     if not 0 < experts.per_token <= experts.count:
         raise UnsupportedModelError(
@@ -145,6 +153,8 @@ def _windows(config: HFConfig, family: Family) -> tuple[int, ...]:
     has_flag = config.keys.read("use_sliding_window", bool, False) or not family.window_needs_flag
     is_on = family.has_windows and has_flag and not config.keys.is_null("sliding_window")
     window = config.keys.read("sliding_window", int, family.window) if is_on else 0
+    if window < 0:
+        raise config.keys.error("sliding_window", f"is {window}, which is below 0")
     return tuple(window if family.is_local(config, i) else 0 for i in range(config.num_layers))
 
 

@@ -4,13 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.backends.native.bindings import Kind, Source
+from stonechat_models.checkpoint.hf_config import MAX_SIZE
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from stonechat_models.model_file import reading
 
 if TYPE_CHECKING:
     import torch
@@ -100,36 +103,51 @@ class Chunk:
 
 
 class Store(ABC):
-    """A model's tensors under their transformers names. `types`: those that can be used."""
+    """The tensors of `model` under their transformers names. `types`: those that can be used."""
 
     norm_offset = 0.0
     """Stored weights of norms minus those of transformers."""
 
-    def __init__(self, tensors: dict[str, Any], types: Collection[str] | None = None) -> None:
+    def __init__(
+        self, model: str, tensors: dict[str, Any], types: Collection[str] | None = None
+    ) -> None:
+        self.model = model
         self._tensors = tensors
         self._types = types
+        self._used: set[str] = set()
 
     def has(self, name: str) -> bool:
         """True if there is such a tensor."""
         return name in self._tensors
 
-    def rows(self, name: str) -> Rows:
-        """Return a matrix. The matrices of a 3-D tensor lie one behind the other.
+    def unused(self) -> list[str]:
+        """Return the names of the tensors that nothing has asked for."""
+        return sorted(self._tensors.keys() - self._used)
 
-        Raises `ModelLoadError` if there is no tensor of that name, or it cannot be used.
+    def rows(self, name: str, *shape: int) -> Rows:
+        """Return a matrix of this shape. The matrices of a 3-D tensor lie one behind the other.
+
+        Raises `ModelLoadError` if there is no tensor of that name, or it has another shape, or it
+        cannot be used.
         """
-        (*counts, k), type_name = self._header(self._tensor(name))
-        if len(counts) not in (1, 2):
-            raise ModelLoadError(f"{name} is not a matrix")
+        type_name = self._checked_type(name, shape)
         if self._types is not None and type_name not in self._types:
             raise UnsupportedModelError(
                 f"{name}: weights of type {type_name} are not supported by the native backend"
             )
-        return Rows(name, type_name, k, self._order(name, int(np.prod(counts))), self)
+        count = prod(shape[:-1])
+        if count > MAX_SIZE:
+            raise UnsupportedModelError(f"{name} has too many rows for the native backend")
+        return Rows(name, type_name, shape[-1], self._order(name, count), self)
+
+    def vector(self, name: str, size: int) -> npt.NDArray[np.float32]:
+        """Return a vector of this size as float32. Raises what `rows` raises."""
+        self._checked_type(name, (size,))
+        return self._vector(name)
 
     @abstractmethod
-    def vector(self, name: str) -> npt.NDArray[np.float32]:
-        """Return a vector as float32."""
+    def _vector(self, name: str) -> npt.NDArray[np.float32]:
+        """Read a vector."""
 
     def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
         """Yield the rows in order, in a format that can be packed as `kind`."""
@@ -141,8 +159,19 @@ class Store(ABC):
 
     def _tensor(self, name: str) -> Any:
         if name not in self._tensors:
-            raise ModelLoadError(f"the files have no weights for {name}")
+            raise ModelLoadError(f"{self.model} has no weights for {name}; download it again")
+        self._used.add(name)
         return self._tensors[name]
+
+    def _checked_type(self, name: str, shape: tuple[int, ...]) -> str:
+        """The type of a tensor that must have this shape."""
+        stored, type_name = self._header(self._tensor(name))
+        if tuple(stored) != shape:
+            actual, expected = (" x ".join(map(str, sizes)) for sizes in (stored, shape))
+            raise ModelLoadError(
+                f"{self.model}: {name} is {actual}, expected {expected}; download it again"
+            )
+        return type_name
 
     def _header(self, tensor: Any) -> tuple[Sequence[int], str]:
         """The shape and the stored type of a tensor."""
@@ -177,7 +206,8 @@ class GgufStore(Store):
         self._permuted_heads = heads if architecture.permuted_rope else {}
         self.norm_offset = architecture.norm_offset
         weights = (tensor for tensor in file.tensors.values() if tensor.name not in NOT_WEIGHTS)
-        super().__init__({module_name(file, tensor.name): tensor for tensor in weights})
+        tensors = {module_name(file, tensor.name): tensor for tensor in weights}
+        super().__init__(files.name, tensors)
 
     def _order(self, name: str, count: int) -> npt.NDArray[np.int32]:
         """Interleaved RoPE pairs become two halves."""
@@ -188,7 +218,7 @@ class GgufStore(Store):
             order = np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(-1)
         return order
 
-    def vector(self, name: str) -> npt.NDArray[np.float32]:
+    def _vector(self, name: str) -> npt.NDArray[np.float32]:
         from stonechat_models.checkpoint.gguf.weights import dequantize
 
         values = dequantize(self._tensor(name)).reshape(-1)
@@ -263,9 +293,10 @@ class SafetensorsStore(Store):
         self._stack = ExitStack()
         tensors: dict[str, Any] = {}
         for path in files.weights:
-            file = self._stack.enter_context(safe_open(path, framework="pt"))
-            tensors |= {name: (file, name) for name in file.keys()}  # noqa: SIM118
-        super().__init__(tensors, FLOAT_TYPES)
+            with reading(path):
+                file = self._stack.enter_context(safe_open(path, framework="pt"))
+                tensors |= {name: (file, name) for name in file.keys()}  # noqa: SIM118
+        super().__init__(files.name, tensors, FLOAT_TYPES)
 
     def _read(self, name: str) -> "torch.Tensor":
         file, _ = self._tensor(name)
@@ -277,7 +308,7 @@ class SafetensorsStore(Store):
         tensor_slice = file.get_slice(name)
         return tensor_slice.get_shape(), str(tensor_slice.get_dtype())
 
-    def vector(self, name: str) -> npt.NDArray[np.float32]:
+    def _vector(self, name: str) -> npt.NDArray[np.float32]:
         return np.asarray(self._read(name).float().numpy(), dtype=np.float32)
 
     def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
@@ -297,10 +328,10 @@ class HeaderStore(Store):
 
     def __init__(self, headers: "ModelHeaders") -> None:
         types = None if headers.weight_format == "gguf" else FLOAT_TYPES
-        super().__init__({tensor.name: tensor for tensor in headers.tensors}, types)
+        super().__init__(headers.name, {tensor.name: tensor for tensor in headers.tensors}, types)
 
     def _order(self, name: str, count: int) -> npt.NDArray[np.int32]:
         return np.broadcast_to(np.int32(0), count)  # takes no memory
 
-    def vector(self, name: str) -> npt.NDArray[np.float32]:
+    def _vector(self, name: str) -> npt.NDArray[np.float32]:
         return np.broadcast_to(np.float32(0), self._tensor(name).num_elements)

@@ -11,6 +11,7 @@ from stonechat_models.backends.native.packing import MatrixSpec, packed_bytes
 from stonechat_models.backends.native.spec import ModelSpec
 from stonechat_models.backends.native.tensor_source import Rows, Stack, Store, own_kind
 from stonechat_models.config import Quantize
+from stonechat_models.errors import ModelLoadError
 
 EXPERT_PARTS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 MIXTRAL_PARTS = {"gate": "w1", "up": "w3", "down": "w2"}
@@ -76,7 +77,8 @@ def kept_kind(type_name: str, quantize: Quantize, *, is_end: bool) -> Kind:
 
 
 class _Planner:
-    def __init__(self, store: Store, quantize: Quantize) -> None:
+    def __init__(self, spec: ModelSpec, store: Store, quantize: Quantize) -> None:
+        self.spec = spec
         self.store = store
         self.quantize = quantize
 
@@ -85,85 +87,104 @@ class _Planner:
     ) -> MatrixSpec:
         return MatrixSpec(rows, kept_kind(rows.type_name, self.quantize, is_end=is_end), bias)
 
-    def split(self, name: str, parts: dict[str, int]) -> dict[str, MatrixSpec]:
+    def end(self, name: str) -> MatrixSpec:
+        rows = self.store.rows(name, self.spec.vocab_size, self.spec.hidden_size)
+        return self.matrix(rows, is_end=True)
+
+    def merged(self, name: str, parts: dict[str, int], k: int) -> dict[str, MatrixSpec]:
         """Split a merged projection into consecutive parts; `parts` holds their numbers of rows."""
-        rows, bias = self.store.rows(name + ".weight"), self.bias(name)
+        rows = self.store.rows(f"{name}.weight", sum(parts.values()), k)
         matrices, start = {}, 0
         for part, size in parts.items():
-            piece = None if bias is None else bias[start : start + size]
-            matrices[part] = self.matrix(rows.take(start, start + size), piece)
+            matrices[part] = self.matrix(rows.take(start, start + size))
             start += size
         return matrices
 
-    def projection(self, name: str) -> MatrixSpec:
-        return self.matrix(self.store.rows(name + ".weight"), self.bias(name))
+    def projection(self, base: str, part: str, n: int, k: int) -> MatrixSpec:
+        name = f"{base}{part}_proj"
+        has_bias = part in self.spec.biases
+        bias = self.store.vector(f"{name}.bias", n) if has_bias else None
+        return self.matrix(self.store.rows(f"{name}.weight", n, k), bias)
 
-    def bias(self, name: str) -> Vector | None:
-        return self.store.vector(name + ".bias") if self.store.has(name + ".bias") else None
-
-    def layer(self, spec: ModelSpec, i: int) -> LayerPlan:
-        base = f"model.layers.{i}."
+    def layer(self, i: int) -> LayerPlan:
+        base, spec = f"model.layers.{i}.", self.spec
         attention = base + "self_attn."
         layer = LayerPlan()
-        if self.store.has(attention + "qkv_proj.weight"):
-            sizes = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
-            layer.matrices |= self.split(attention + "qkv_proj", sizes)
+        sizes = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
+        if spec.family.merged:
+            layer.matrices |= self.merged(attention + "qkv_proj", sizes, spec.hidden_size)
         else:
-            layer.matrices |= {part: self.projection(f"{attention}{part}_proj") for part in "qkv"}
-        layer.matrices["o"] = self.projection(attention + "o_proj")
+            for part, size in sizes.items():
+                layer.matrices[part] = self.projection(attention, part, size, spec.hidden_size)
+        layer.matrices["o"] = self.projection(attention, "o", spec.hidden_size, spec.q_size)
         if spec.has_experts(i):
-            layer.matrices |= self.experts(spec, base)
+            layer.matrices |= self.experts(base)
         else:
-            layer.matrices |= self.feed_forward(spec, base + "mlp.")
+            layer.matrices |= self.feed_forward(base + "mlp.")
         for part, name in norm_names(spec.family).items():
-            layer.vectors[part] = self.norm(spec, f"{base}{name}.weight")
-        for part in ("q_norm", "k_norm"):
-            if self.store.has(f"{attention}{part}.weight"):
-                layer.vectors[part] = self.norm(spec, f"{attention}{part}.weight")
+            layer.vectors[part] = self.norm(f"{base}{name}.weight", spec.hidden_size)
+        if spec.family.head_norms:
+            whole = spec.family.whole_norms
+            for part, size in (("q_norm", spec.q_size), ("k_norm", spec.kv_size)):
+                name = f"{attention}{part}.weight"
+                layer.vectors[part] = self.norm(name, size if whole else spec.head_dim)
         return layer
 
-    def feed_forward(self, spec: ModelSpec, base: str) -> dict[str, MatrixSpec]:
-        if self.store.has(base + "gate_up_proj.weight"):
-            size = spec.intermediate_size
-            matrices = self.split(base + "gate_up_proj", {"gate": size, "up": size})
+    def feed_forward(self, base: str) -> dict[str, MatrixSpec]:
+        size, hidden = self.spec.intermediate_size, self.spec.hidden_size
+        if self.spec.family.merged:
+            matrices = self.merged(base + "gate_up_proj", {"gate": size, "up": size}, hidden)
         else:
-            matrices = {part: self.projection(f"{base}{part}_proj") for part in ("gate", "up")}
-        return matrices | {"down": self.projection(base + "down_proj")}
+            matrices = {part: self.projection(base, part, size, hidden) for part in ("gate", "up")}
+        return matrices | {"down": self.projection(base, "down", hidden, size)}
 
-    def experts(self, spec: ModelSpec, base: str) -> dict[str, MatrixSpec]:
+    def experts(self, base: str) -> dict[str, MatrixSpec]:
         """The router, and for each projection the rows of all experts, one behind the other."""
-        experts = spec.experts
+        experts, hidden = self.spec.experts, self.spec.hidden_size
         assert experts is not None
         is_mixtral = self.store.has(base + "block_sparse_moe.gate.weight")
         base += "block_sparse_moe." if is_mixtral else "mlp."
-        router = self.store.rows(base + "gate.weight")
+        router = self.store.rows(base + "gate.weight", experts.count, hidden)
         kind = own_kind(router.type_name)
         matrices = {"router": MatrixSpec(router, Kind.FLOAT if kind.is_quantised else kind)}
+        shapes = dict.fromkeys(("gate", "up"), (experts.size, hidden))
+        shapes["down"] = (hidden, experts.size)
+        rows: dict[str, Rows | Stack]
         if self.store.has(base + "experts.gate_up_proj"):
-            gate_up = self.store.rows(base + "experts.gate_up_proj")
-            order = gate_up.index.reshape(experts.count, 2, -1)
-            halves = [replace(gate_up, index=order[:, i].reshape(-1)) for i in range(2)]
-            down = self.store.rows(base + "experts.down_proj")
-            rows: dict[str, Rows | Stack] = {"gate": halves[0], "up": halves[1], "down": down}
+            rows = self.merged_experts(base + "experts.", experts.count, shapes)
         elif self.store.has(base + "experts.gate_proj.weight"):
-            parts = {part: f"{base}experts.{part}_proj.weight" for part in EXPERT_PARTS}
-            rows = {part: self.store.rows(name) for part, name in parts.items()}
+            rows = {
+                part: self.store.rows(f"{base}experts.{part}_proj.weight", experts.count, *shape)
+                for part, shape in shapes.items()
+            }
         else:
+            names = MIXTRAL_PARTS if is_mixtral else EXPERT_PARTS
             rows = {
                 part: Stack(
                     tuple(
-                        self.store.rows(f"{base}experts.{i}.{name}.weight")
+                        self.store.rows(f"{base}experts.{i}.{names[part]}.weight", *shape)
                         for i in range(experts.count)
                     )
                 )
-                for part, name in (EXPERT_PARTS if not is_mixtral else MIXTRAL_PARTS).items()
+                for part, shape in shapes.items()
             }
         return matrices | {part: self.matrix(part_rows) for part, part_rows in rows.items()}
 
-    def norm(self, spec: ModelSpec, name: str) -> Vector:
+    def merged_experts(
+        self, base: str, count: int, shapes: dict[str, tuple[int, int]]
+    ) -> dict[str, Rows | Stack]:
+        """All experts in one tensor, with the rows of gate and up of an expert in one matrix."""
+        size, hidden = shapes["gate"]
+        gate_up = self.store.rows(base + "gate_up_proj", count, 2 * size, hidden)
+        order = gate_up.index.reshape(count, 2, -1)
+        gate, up = (replace(gate_up, index=order[:, i].reshape(-1)) for i in range(2))
+        down = self.store.rows(base + "down_proj", count, *shapes["down"])
+        return {"gate": gate, "up": up, "down": down}
+
+    def norm(self, name: str, size: int) -> Vector:
         """The factors of a norm: its weights, with the family's offset already added."""
-        offset = spec.family.norm_offset - self.store.norm_offset
-        return np.asarray(self.store.vector(name) + np.float32(offset), dtype=np.float32)
+        offset = self.spec.family.norm_offset - self.store.norm_offset
+        return np.asarray(self.store.vector(name, size) + np.float32(offset), dtype=np.float32)
 
 
 def norm_names(family: Family) -> dict[str, str]:
@@ -182,14 +203,29 @@ def norm_names(family: Family) -> dict[str, str]:
 def plan_weights(spec: ModelSpec, store: Store, quantize: Quantize) -> WeightPlan:
     """Plan the loading of all weights.
 
-    Raises `ModelLoadError` for a missing tensor and `UnsupportedModelError` for its type.
+    Raises `ModelLoadError` for a tensor that is missing, surplus or of another shape than `spec`
+    implies, and `UnsupportedModelError` for its type.
     """
-    planner = _Planner(store, quantize)
-    embedding = planner.matrix(store.rows("model.embed_tokens.weight"), is_end=True)
-    head = None if spec.tied else planner.matrix(store.rows("lm_head.weight"), is_end=True)
-    return WeightPlan(
-        layers=[planner.layer(spec, i) for i in range(spec.num_layers)],
-        embedding=embedding,
-        head=head,
-        final_norm=planner.norm(spec, "model.norm.weight"),
+    planner = _Planner(spec, store, quantize)
+    plan = WeightPlan(
+        layers=[planner.layer(i) for i in range(spec.num_layers)],
+        embedding=planner.end("model.embed_tokens.weight"),
+        head=None if spec.tied else planner.end("lm_head.weight"),
+        final_norm=planner.norm("model.norm.weight", spec.hidden_size),
     )
+    surplus = [name for name in store.unused() if not _is_harmless(spec, name)]
+    if surplus:
+        raise ModelLoadError(
+            f"{store.model} has weights that its config.json does not account for, so its answers "
+            f"would be wrong: {', '.join(surplus[:3])}"
+        )
+    return plan
+
+
+def _is_harmless(spec: ModelSpec, name: str) -> bool:
+    """True for what real files have beside the decoder's own weights.
+
+    These are buffers that are computed here, a copy of the embedding as the head, and other heads.
+    """
+    is_copy = spec.tied and name == "lm_head.weight"
+    return is_copy or name.endswith(".inv_freq") or not name.startswith(("model.", "lm_head."))

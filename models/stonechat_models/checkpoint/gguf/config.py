@@ -6,18 +6,20 @@ be wrong. The metadata keys are those of the GGUF specification. Nothing relies 
 the model classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufValue
+from stonechat_models.checkpoint.hf_config import MAX_EXPERTS, MAX_LAYERS, MAX_SIZE
 from stonechat_models.errors import UnsupportedModelError
 
 Config = dict[str, Any]
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_CONTEXT = 1.0, 4.0, 8192
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 GEMMA3_LOCAL_THETA, GEMMA3_PATTERN = 10000.0, 6
@@ -39,25 +41,24 @@ class Architecture:
 def config_of(gguf: GgufFile) -> Config:
     """Return the content of config.json. Raises `UnsupportedModelError` if it cannot be exact."""
     architecture = architecture_of(gguf)
+    vocab_size = _vocab_size(gguf)
     heads = _integer(gguf, "attention.head_count")
     hidden_size = _integer(gguf, "embedding_length")
     config: Config = {
         "model_type": architecture.model_type,
         "architectures": [architecture.class_name],
-        "vocab_size": gguf.tensors["token_embd.weight"].shape[0],
+        "vocab_size": vocab_size,
         "hidden_size": hidden_size,
-        "num_hidden_layers": _integer(gguf, "block_count"),
+        "num_hidden_layers": _integer(gguf, "block_count", limit=MAX_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": _integer(gguf, "attention.head_count_kv", heads),
-        "head_dim": _integer(gguf, "attention.key_length", hidden_size // heads),
+        "head_dim": _integer(gguf, "attention.key_length", max(1, hidden_size // heads)),
         "max_position_embeddings": _integer(gguf, "context_length"),
-        "rms_norm_eps": _number(gguf, "attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": _positive(gguf, "attention.layer_norm_rms_epsilon"),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "rope_parameters": _rope(gguf),
-        "bos_token_id": gguf.integer("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": gguf.integer("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": gguf.integer("tokenizer.ggml.padding_token_id"),
+        **{f"{name}_token_id": token_id for name, token_id in _named_tokens(gguf, vocab_size)},
     }
     if gguf.value("feed_forward_length") is not None:
         config["intermediate_size"] = _integer(gguf, "feed_forward_length")
@@ -88,6 +89,25 @@ def eos_token_ids(gguf: GgufFile) -> list[int]:
     return list(dict.fromkeys(i for i in token_ids if i is not None))
 
 
+def _vocab_size(gguf: GgufFile) -> int:
+    embedding = gguf.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise _refusal(gguf, "token_embd.weight is missing or not a matrix")
+    return embedding.shape[0]
+
+
+def _named_tokens(gguf: GgufFile, vocab_size: int) -> Iterator[tuple[str, int | None]]:
+    """Yield the ids for config.json. All ids that the file names must be in its vocabulary."""
+    in_config = {"bos": "bos", "eos": "eos", "padding": "pad"}
+    for name in (*in_config, "eot", "eom", "unknown"):
+        key = f"tokenizer.ggml.{name}_token_id"
+        token_id = gguf.integer(key)
+        if token_id is not None and not 0 <= token_id < vocab_size:
+            raise _refusal(gguf, f"{key} is {token_id}, and it has {vocab_size} tokens")
+        if name in in_config:
+            yield in_config[name], token_id
+
+
 def _refusal(gguf: GgufFile, reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{gguf.path.name} ({gguf.architecture}) cannot be converted exactly; try the model's "
@@ -95,7 +115,7 @@ def _refusal(gguf: GgufFile, reason: str) -> UnsupportedModelError:
     )
 
 
-def _integer(gguf: GgufFile, key: str, default: int | None = None) -> int:
+def _integer(gguf: GgufFile, key: str, default: int | None = None, limit: int = MAX_SIZE) -> int:
     value = gguf.value(key)
     if isinstance(value, list) and value and all(item == value[0] for item in value):
         value = value[0]
@@ -104,6 +124,15 @@ def _integer(gguf: GgufFile, key: str, default: int | None = None) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         problem = "missing" if value is None else "not one integer above 0"
         raise _refusal(gguf, f"{key} is {problem}")
+    if value > limit:
+        raise _refusal(gguf, f"{key} is {value}, which is too large")
+    return value
+
+
+def _positive(gguf: GgufFile, key: str, default: float | None = None) -> float:
+    value = _number(gguf, key, default)
+    if value <= 0:
+        raise _refusal(gguf, f"{key} is {value}, which is not a number above 0")
     return value
 
 
@@ -113,20 +142,31 @@ def _number(gguf: GgufFile, key: str, default: float | None = None) -> float:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _refusal(gguf, f"{key} is missing or not a number")
+    if not abs(value) <= MAX_FLOAT32:
+        raise _refusal(gguf, f"{key} is {value}, which is not a finite number")
     # The file stores a float32. Its shortest decimal is what the model's author wrote.
     return float(str(np.float32(value)))
 
 
 def _check_heads(gguf: GgufFile, config: Config) -> None:
     head_dim = config["head_dim"]
+    if gguf.tensors["token_embd.weight"].shape[1] != config["hidden_size"]:
+        raise _refusal(gguf, "embedding_length is not the size of its embeddings")
+    for name, count in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
+        projection = gguf.tensors.get(f"blk.0.attn_{name}.weight")
+        if projection is not None and projection.shape[0] != config[count] * head_dim:
+            raise _refusal(gguf, f"attn_{name} does not have the rows of {config[count]} heads")
     if gguf.value("attention.value_length") not in (None, head_dim):
         raise _refusal(gguf, "the head sizes of keys and values differ")
-    if gguf.architecture != "phi3" and gguf.value("rope.dimension_count") not in (None, head_dim):
+    rotary_dim = _integer(gguf, "rope.dimension_count", head_dim)
+    if rotary_dim > head_dim or rotary_dim % 2:
+        raise _refusal(gguf, f"RoPE covers {rotary_dim} dimensions of heads of size {head_dim}")
+    if gguf.architecture != "phi3" and rotary_dim != head_dim:
         raise _refusal(gguf, "RoPE covers only a part of each head")
 
 
 def _rope(gguf: GgufFile) -> Config:
-    theta = _number(gguf, "rope.freq_base", 10000.0)
+    theta = _positive(gguf, "rope.freq_base", 10000.0)
     kind = gguf.value("rope.scaling.type")
     if "rope_freqs.weight" in gguf.tensors:
         return {"rope_theta": theta, **_llama3_rope(gguf, theta)}
@@ -137,7 +177,7 @@ def _rope(gguf: GgufFile) -> Config:
     if kind not in ("linear", "yarn"):
         raise _refusal(gguf, f"RoPE scaling of type {kind} is not supported")
     rope: Config = {"rope_theta": theta, "rope_type": kind}
-    rope["factor"] = _number(gguf, "rope.scaling.factor")
+    rope["factor"] = _positive(gguf, "rope.scaling.factor")
     if kind == "yarn":
         rope["original_max_position_embeddings"] = _integer(
             gguf, "rope.scaling.original_context_length"
@@ -147,8 +187,13 @@ def _rope(gguf: GgufFile) -> Config:
 
 def _llama3_rope(gguf: GgufFile, theta: float) -> Config:
     """Recover Llama 3's RoPE scaling from the divisors in the file, and check them."""
-    divisors = gguf.tensors["rope_freqs.weight"].data.view(np.float32).astype(np.float64)
+    tensor = gguf.tensors["rope_freqs.weight"]
+    if tensor.type_name != "F32":
+        raise _refusal(gguf, "its RoPE frequencies are not float32")
+    divisors = tensor.data.view(np.float32).astype(np.float64).reshape(-1)
     factor = float(divisors.max())
+    if not (divisors.min() > 0 and factor <= MAX_FLOAT32):
+        raise _refusal(gguf, "its RoPE frequencies are not finite numbers above 0")
     wavelengths = 2 * np.pi * theta ** (np.arange(divisors.size) / divisors.size)
     smooth = (LLAMA3_CONTEXT / wavelengths - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW)
     smooth = np.clip(smooth, 0.0, 1.0)
@@ -182,7 +227,7 @@ def _qwen3(gguf: GgufFile, config: Config) -> None:
 def _qwen3_moe(gguf: GgufFile, config: Config) -> None:
     _qwen3(gguf, config)
     config["moe_intermediate_size"] = _integer(gguf, "expert_feed_forward_length")
-    config["num_experts"] = _integer(gguf, "expert_count")
+    config["num_experts"] = _integer(gguf, "expert_count", limit=MAX_EXPERTS)
     config["num_experts_per_tok"] = _integer(gguf, "expert_used_count")
     config.update(norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[])
 
@@ -190,8 +235,8 @@ def _qwen3_moe(gguf: GgufFile, config: Config) -> None:
 def _phi3(gguf: GgufFile, config: Config) -> None:
     head_dim, rope = config["head_dim"], config["rope_parameters"]
     rope["partial_rotary_factor"] = _integer(gguf, "rope.dimension_count", head_dim) / head_dim
-    window = gguf.value("attention.sliding_window")
-    config["sliding_window"] = window or None
+    has_window = gguf.value("attention.sliding_window")
+    config["sliding_window"] = _integer(gguf, "attention.sliding_window") if has_window else None
     config["original_max_position_embeddings"] = config["max_position_embeddings"]
 
 
@@ -213,8 +258,8 @@ def _layer_types(config: Config, period: int) -> list[str]:
 def _gemma2(gguf: GgufFile, config: Config) -> None:
     _gemma(gguf, config, GEMMA2_27B_LAYERS)
     config["layer_types"] = _layer_types(config, 2)
-    config["attn_logit_softcapping"] = _number(gguf, "attn_logit_softcapping", 50.0)
-    config["final_logit_softcapping"] = _number(gguf, "final_logit_softcapping", 30.0)
+    config["attn_logit_softcapping"] = _positive(gguf, "attn_logit_softcapping", 50.0)
+    config["final_logit_softcapping"] = _positive(gguf, "final_logit_softcapping", 30.0)
 
 
 def _gemma3_layer_types(gguf: GgufFile, config: Config) -> list[str]:
@@ -235,7 +280,7 @@ def _gemma3(gguf: GgufFile, config: Config) -> None:
     _gemma(gguf, config, GEMMA3_27B_LAYERS)
     config["layer_types"] = _gemma3_layer_types(gguf, config)
     config.update(attn_logit_softcapping=None, final_logit_softcapping=None)
-    theta = _number(gguf, "rope.freq_base_swa", GEMMA3_LOCAL_THETA)
+    theta = _positive(gguf, "rope.freq_base_swa", GEMMA3_LOCAL_THETA)
     local = {"rope_type": "default", "rope_theta": theta}
     full = _rope(gguf)
     if gguf.value("rope.freq_base") is None:

@@ -1,18 +1,31 @@
 """Converts all of a GGUF file but its weights into a folder of Hugging Face files, once.
 
-The folder lies in the user's cache under a hash of the file. So a copied or renamed file finds it
-again, and another file does not.
+The folder lies in the user's cache under a hash of all that the conversion reads. So a copied or
+renamed file finds it again. A file with other metadata, or one that was edited in place, does not.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
 from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once, sampled_hash
 from stonechat_models.checkpoint.gguf.config import Config, config_of, eos_token_ids
-from stonechat_models.checkpoint.gguf.reader import GgufFile, gguf_parts, read_gguf
+from stonechat_models.checkpoint.gguf.reader import GgufFile, gguf_parts, read_gguf, read_part
+from stonechat_models.checkpoint.hf_config import parse_config
+from stonechat_models.model_file import reading
 
 # Part of the cache key. Raise it whenever the result of a conversion changes.
-CONVERSION_VERSION = 2
+CONVERSION_VERSION = 3
+SAMPLING_KEYS = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
+"""The metadata keys of recommended sampling parameters, behind `general.sampling.`."""
+# The configuration is read from these tensors too, so they are part of the key.
+CONFIG_TENSORS = ("rope_freqs.weight",)
 
 
 def converted_folder(path: Path, progress: Progress) -> Path:
@@ -32,23 +45,43 @@ def converted_folder(path: Path, progress: Progress) -> Path:
 
 
 def conversion_key(parts: list[Path]) -> str:
-    """Return how the names of all folders begin that are converted from a GGUF file."""
-    return sampled_hash(parts)[:24]
+    """Return how the names of all folders begin that are converted from a GGUF file.
+
+    It covers all metadata and tensor headers of every part, the sizes, and samples of the weights.
+    Raises `ModelLoadError` for a file that is damaged or not GGUF.
+    """
+    files = [read_part(part) for part in parts]
+    digest = hashlib.sha256(sampled_hash(parts, [file.data_start for file in files]).encode())
+    for file in files:
+        for name in CONFIG_TENSORS:
+            if name in file.tensors:
+                digest.update(file.tensors[name].data.tobytes())
+    return digest.hexdigest()[:24]
 
 
 def convert(gguf: GgufFile, folder: Path) -> None:
-    """Write the Hugging Face files that describe a GGUF file into `folder`."""
+    """Write the Hugging Face files that describe a GGUF file into `folder`.
+
+    Raises `ModelLoadError` for a file that they cannot describe, and `OSError` if they cannot be
+    written.
+    """
     from stonechat_models.checkpoint.gguf.tokenizer import build_tokenizer
 
-    config = config_of(gguf)
-    _write(folder / "config.json", config)
-    _write(folder / "generation_config.json", _generation_config(gguf, config))
-    build_tokenizer(gguf).save(str(folder / "tokenizer.json"), pretty=False)
-    _write(folder / "tokenizer_config.json", _tokenizer_config(gguf))
+    with reading(gguf.path):
+        config = config_of(gguf)
+        parse_config(config, str(gguf.path))
+        files = {
+            "config.json": _json(config),
+            "generation_config.json": _json(_generation_config(gguf, config)),
+            "tokenizer.json": build_tokenizer(gguf).to_str(),
+            "tokenizer_config.json": _json(_tokenizer_config(gguf)),
+        }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write(path: Path, content: Config) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _json(content: Config) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _generation_config(gguf: GgufFile, config: Config) -> Config:
@@ -56,6 +89,11 @@ def _generation_config(gguf: GgufFile, config: Config) -> Config:
         "bos_token_id": config["bos_token_id"],
         "eos_token_id": eos_token_ids(gguf),
         "pad_token_id": config["pad_token_id"],
+        **{
+            name: gguf.metadata[f"general.sampling.{key}"]
+            for name, key in SAMPLING_KEYS.items()
+            if f"general.sampling.{key}" in gguf.metadata
+        },
     }
 
 

@@ -10,18 +10,25 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import reading
 
 GgufValue = int | float | bool | str | list["GgufValue"]
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
+# No file of a real model comes near these. They bound the time and memory that a damaged one takes.
+MAX_VALUES, MAX_TENSORS = 1 << 16, 1 << 20
+MAX_ITEMS = 1 << 22
+MAX_STRING = 1 << 24
+MAX_NESTING = 4
 
 # id: (name, weights per block, bytes per block)
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
@@ -102,11 +109,14 @@ class GgufFile:
     path: Path
     metadata: dict[str, GgufValue]
     tensors: dict[str, GgufTensor]
+    data_start: int = 0
+    """Bytes before the first tensor's data, in the file at `path`."""
 
     @property
     def architecture(self) -> str:
         """The ggml name of the architecture, such as `llama`."""
-        return str(self.metadata.get("general.architecture", ""))
+        name = self.metadata.get("general.architecture")
+        return name if isinstance(name, str) else ""
 
     def value(self, key: str) -> GgufValue | None:
         """Return the metadata under `<architecture>.<key>`, or None if it is missing."""
@@ -128,14 +138,14 @@ def read_gguf(path: Path) -> GgufFile:
 
     Raises `ModelLoadError` when a part is missing, cut short, or not GGUF.
     """
-    first = _read_part(path)
+    first = read_part(path)
     count = first.integer("split.count") or 1
     if count == 1:
         return first
     tensors = dict(first.tensors)
     for part in _other_parts(path, count):
-        tensors.update(_read_part(part).tensors)
-    return GgufFile(path, first.metadata, tensors)
+        tensors.update(read_part(part).tensors)
+    return GgufFile(path, first.metadata, tensors, first.data_start)
 
 
 def gguf_parts(path: Path) -> list[Path]:
@@ -148,31 +158,25 @@ def gguf_parts(path: Path) -> list[Path]:
 
 
 def _other_parts(path: Path, count: int) -> list[Path]:
-    match = re.search(r"-00001-of-\d{5}\.gguf$", path.name)
-    if match is None:
+    match = re.search(r"-00001-of-(\d{5})\.gguf$", path.name)
+    if match is None or int(match[1]) != count:
         raise ModelLoadError(f"{path} is one of {count} parts: name the first, -00001-of-…")
     stem = path.name[: match.start()]
     parts = [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(2, count + 1)]
     missing = [part.name for part in parts if not part.is_file()]
     if missing:
         raise ModelLoadError(
-            f"{path} is split; put all its parts into one folder. Missing: {', '.join(missing)}"
+            f"{path} is split; put all its parts into one folder. Missing: {', '.join(missing[:5])}"
         )
     return parts
 
 
-def _read_part(path: Path) -> GgufFile:
-    try:
+def read_part(path: Path) -> GgufFile:
+    """Read one file, which may be a part of a split one. Raises what `read_gguf` raises."""
+    with reading(path):
         with path.open("rb") as file:
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {path}: {error}") from error
-    try:
         return _parse(path, buffer)
-    except (struct.error, ValueError, OverflowError, IndexError) as error:
-        raise ModelLoadError(
-            f"{path} is damaged or cut short; download it again: {error}"
-        ) from error
 
 
 class _Cursor:
@@ -188,8 +192,11 @@ class _Cursor:
         self.position += layout.size
         return value
 
-    def count(self, code: str = "Q") -> int:
-        return int(self.scalar(code))
+    def count(self, code: str = "Q", limit: int | None = None) -> int:
+        number = int(self.scalar(code))
+        if limit is not None and number > limit:
+            raise ValueError(f"a count of {number} is too large")
+        return number
 
     def string(self) -> str:
         return self.strings(1)[0]
@@ -200,25 +207,26 @@ class _Cursor:
         append: Callable[[str], None] = texts.append
         for _ in range(count):
             start = position + 8
-            position = start + unpack(buffer, position)[0]
-            if position > len(buffer):
-                raise struct.error("a string runs past the end of the file")
+            size = unpack(buffer, position)[0]
+            position = start + size
+            if position > len(buffer) or size > MAX_STRING:
+                raise ValueError("a string is too long or runs past the end of the file")
             append(buffer[start:position].decode())
         self.position = position
         return texts
 
-    def value(self, kind: int) -> GgufValue:
+    def value(self, kind: int, nesting: int = 0) -> GgufValue:
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
             return self.string()
-        if kind != _ARRAY:
-            raise struct.error(f"unknown metadata type {kind}")
-        item_kind, count = self.count("I"), self.count()
+        if kind != _ARRAY or nesting == MAX_NESTING:
+            raise ValueError(f"unknown metadata type {kind}, or arrays in arrays in arrays")
+        item_kind, count = self.count("I"), self.count(limit=MAX_ITEMS)
         if item_kind == _STRING:
             return [*self.strings(count)]
         if item_kind not in _SCALARS:
-            return [self.value(item_kind) for _ in range(count)]
+            return [self.value(item_kind, nesting + 1) for _ in range(count)]
         layout = struct.Struct(f"<{count}{_SCALARS[item_kind]}")
         values = layout.unpack_from(self.buffer, self.position)
         self.position += layout.size
@@ -236,27 +244,34 @@ def _parse(path: Path, buffer: mmap.mmap) -> GgufFile:
             f"{path} has GGUF version {version} or is big-endian; use a little-endian file of "
             "version 2 or 3"
         )
-    num_tensors, num_values = cursor.count(), cursor.count()
+    num_tensors, num_values = cursor.count(limit=MAX_TENSORS), cursor.count(limit=MAX_VALUES)
     metadata: dict[str, GgufValue] = {}
     for _ in range(num_values):
         key = cursor.string()
+        if key in metadata:
+            raise ValueError(f"{key} is there twice")
         metadata[key] = cursor.value(cursor.count("I"))
     headers = [_tensor_header(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
-        raise ModelLoadError(f"{path} is damaged; download it again: alignment {alignment}")
+        raise ValueError(f"its alignment is {alignment}")
     start = -(-cursor.position // alignment) * alignment
     raw = np.frombuffer(buffer, dtype=np.uint8)
     tensors = [_map_tensor(path, raw, start, *header) for header in headers]
-    return GgufFile(path, metadata, {tensor.name: tensor for tensor in tensors})
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if len(by_name) < len(tensors):
+        raise ValueError("two tensors have the same name")
+    return GgufFile(path, metadata, by_name, start)
 
 
 def _tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.string()
     num_dimensions = cursor.count("I")
-    if num_dimensions > MAX_DIMENSIONS:
-        raise struct.error(f"tensor {name} has {num_dimensions} dimensions")
+    if not 1 <= num_dimensions <= MAX_DIMENSIONS:
+        raise ValueError(f"tensor {name} has {num_dimensions} dimensions")
     shape = tuple(cursor.count() for _ in range(num_dimensions))[::-1]
+    if 0 in shape:
+        raise ValueError(f"tensor {name} has a dimension of size 0")
     return name, shape, cursor.count("I"), cursor.count()
 
 
@@ -275,15 +290,11 @@ def _map_tensor(
             f"{type_id}"
         )
     type_name, block_size, block_bytes = TENSOR_TYPES[type_id]
-    row = shape[-1] if shape else 1
-    if row % block_size:
-        raise ModelLoadError(
-            f"{path} is damaged; download it again: the rows of {name} are not a multiple of "
-            f"{block_size} weights"
-        )
-    byte_shape = (*shape[:-1], row // block_size * block_bytes)
+    if shape[-1] % block_size:
+        raise ValueError(f"the rows of {name} are not a multiple of {block_size} weights")
+    byte_shape = (*shape[:-1], shape[-1] // block_size * block_bytes)
     first = start + offset
-    last = first + int(np.prod(byte_shape, dtype=np.uint64))
+    last = first + prod(byte_shape)
     if last > raw.size:
         raise ModelLoadError(
             f"{path} is cut short: tensor {name} runs past its end; download it again"

@@ -14,6 +14,8 @@ from stonechat_models.errors import UnsupportedModelError
 
 CONTROL, USER_DEFINED = 3, 4
 SPACE = "\u2581"
+MAX_TOKEN = 4096
+"""Characters of a token. The time to find its merges is quadratic in them."""
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WORDS = (
@@ -114,6 +116,8 @@ def _pair(merge: str) -> tuple[str, str]:
 
 def _sentencepiece(gguf: GgufFile) -> Tokenizer:
     tokens = gguf.strings("tokenizer.ggml.tokens")
+    if max(map(len, tokens), default=0) > MAX_TOKEN:
+        raise ValueError(f"a token is longer than {MAX_TOKEN} characters")
     if gguf.architecture.startswith("gemma"):  # Gemma writes runs of spaces as real spaces
         tokens = [SPACE * len(t) if t and not t.strip(" ") else t for t in tokens]
     vocab = {token: i for i, token in enumerate(tokens)}

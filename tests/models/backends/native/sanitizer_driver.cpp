@@ -200,12 +200,37 @@ class TinyModel {
     int sequence, first, tokens;
   };
 
-  // One step; returns the logits of the last row of each chunk.  Sequence i owns every fourth
-  // block, so there are at most four.
-  std::vector<float> step(const std::vector<Chunk>& chunks, bool outputs = true) {
+  // The numbers of a step.
+  struct Numbers {
     std::vector<int64_t> ids, positions, slots, rows;
     std::vector<int32_t> start{0}, table;
     int width = 0;  // blocks of the longest sequence
+  };
+
+  // One step; returns the logits of the last row of each chunk.
+  std::vector<float> step(const std::vector<Chunk>& chunks, bool outputs = true) {
+    Numbers numbers = numbers_of(chunks, outputs);
+    std::vector<float> logits;
+    require(run(numbers, &logits) == nullptr, "a step is refused", int(chunks.size()));
+    return logits;
+  }
+
+  const char* run(Numbers& n, std::vector<float>* logits) {
+    logits->resize(n.rows.size() * kVocab);
+    Batch batch{};
+    batch.tokens = int32_t(n.ids.size()), batch.sequences = int32_t(n.start.size()) - 1;
+    batch.block_width = n.width, batch.outputs = int32_t(n.rows.size());
+    batch.token_ids = n.ids.data(), batch.positions = n.positions.data();
+    batch.slots = n.slots.data(), batch.query_start = n.start.data();
+    batch.block_table = n.table.data(), batch.logits_index = n.rows.data();
+    batch.logits = logits->data();
+    return sc_model_forward(model_, &batch);
+  }
+
+  // Sequence i owns every fourth block, so there are at most four.
+  static Numbers numbers_of(const std::vector<Chunk>& chunks, bool outputs) {
+    Numbers n;
+    auto& [ids, positions, slots, rows, start, table, width] = n;
     for (const Chunk& chunk : chunks) {
       width = std::max(width, (chunk.first + chunk.tokens + kBlockTokens - 1) / kBlockTokens);
     }
@@ -220,15 +245,7 @@ class TinyModel {
       start.push_back(int32_t(ids.size()));
       if (outputs) rows.push_back(int64_t(ids.size()) - 1);
     }
-    std::vector<float> logits(rows.size() * kVocab);
-    Batch batch{};
-    batch.tokens = int32_t(ids.size()), batch.sequences = int32_t(chunks.size());
-    batch.block_width = width, batch.outputs = int32_t(rows.size());
-    batch.token_ids = ids.data(), batch.positions = positions.data(), batch.slots = slots.data();
-    batch.query_start = start.data(), batch.block_table = table.data();
-    batch.logits_index = rows.data(), batch.logits = logits.data();
-    sc_model_forward(model_, &batch);
-    return logits;
+    return n;
   }
 
  private:
@@ -272,7 +289,7 @@ class TinyModel {
     }
     sc_model_set_cache(model_, i, caches_[size_t(2 * i)]->data(),
                        caches_[size_t(2 * i + 1)]->data(), c.kv_heads, c.head_dim,
-                       kBlockTokens / kTokens);
+                       kBlockTokens / kTokens, kBlocks);
   }
 
   void* pool_;
@@ -313,6 +330,32 @@ void check_model(Shape shape) {
   }
 }
 
+// Every number of a step, moved a little or far outside, refuses the step; the next step still runs.
+void check_borders(Shape shape) {
+  TinyModel model(shape, 2);
+  const std::vector<TinyModel::Chunk> chunks = {{0, 0, 40}, {1, 0, 1}};
+  const std::vector<float> expected = model.step(chunks);
+  auto refuse_all = [&](auto member, std::initializer_list<int64_t> bad) {
+    for (size_t i = 0; i < (TinyModel::numbers_of(chunks, true).*member).size(); ++i) {
+      for (int64_t value : bad) {
+        TinyModel::Numbers numbers = TinyModel::numbers_of(chunks, true);
+        auto& vector = numbers.*member;
+        vector[i] = static_cast<typename std::decay_t<decltype(vector)>::value_type>(value);
+        std::vector<float> logits;
+        require(model.run(numbers, &logits) != nullptr, "a bad step runs", int(i));
+      }
+    }
+  };
+  constexpr int64_t kFar = int64_t(1) << 40, kSlots = kBlocks * kBlockTokens;
+  refuse_all(&TinyModel::Numbers::ids, {-1, kVocab, kFar, -kFar});
+  refuse_all(&TinyModel::Numbers::positions, {-1, 2 * kBlockTokens, kFar, -kFar});
+  refuse_all(&TinyModel::Numbers::slots, {-1, kSlots, kFar, -kFar});
+  refuse_all(&TinyModel::Numbers::rows, {-1, 41, kFar, -kFar});
+  refuse_all(&TinyModel::Numbers::table, {-1, kBlocks, INT32_MAX, INT32_MIN});
+  refuse_all(&TinyModel::Numbers::start, {-1, 42, INT32_MAX, INT32_MIN});
+  require(model.step(chunks) == expected, "a step after bad ones", shape);
+}
+
 }  // namespace
 
 int main() {
@@ -323,6 +366,7 @@ int main() {
     check_linear(format, 210, 64);
   }
   for (int shape = 0; shape < kShapes; ++shape) check_model(Shape(shape));
+  for (int shape = 0; shape < kShapes; ++shape) check_borders(Shape(shape));
   std::printf("%s: all equal\n", sc_isa());
   return 0;
 }

@@ -1,15 +1,19 @@
 """Compares a converted GGUF with transformers' independent reading of the same file."""
 
 import json
+import os
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from stonechat_models.backends.transformers.load import load_module
 from stonechat_models.checkpoint.gguf.config import config_of
-from stonechat_models.checkpoint.gguf.reader import read_gguf
+from stonechat_models.checkpoint.gguf.convert import conversion_key
+from stonechat_models.checkpoint.gguf.reader import read_gguf, read_part
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
@@ -86,6 +90,64 @@ def test_converting_happens_once_and_survives_a_rename(tmp_path: Path) -> None:
     second = resolve_model(EngineConfig(model=str(new_path)), lines.append)
     assert second.folder == first.folder
     assert len(lines) == 1
+
+
+def edit_in_place(path: Path, place: int) -> None:
+    """Change one byte. Size and times stay the same."""
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_late_change_of_the_metadata_is_seen(tmp_path: Path) -> None:
+    filler: dict[str, float | int | str] = {"filler": "x" * (8 << 20)}  # as a large vocabulary
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", metadata=filler)
+    before = resolve_model(EngineConfig(model=str(path)), silent).folder
+    edit_in_place(path, path.read_bytes().index(TEMPLATE.encode()) + TEMPLATE.index("im_start"))
+    after = resolve_model(EngineConfig(model=str(path)), silent).folder
+    assert after != before
+    templates = [
+        json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+        for folder in (before, after)
+    ]
+    assert templates[0] == TEMPLATE != templates[1]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_the_key_covers_every_byte_of_the_metadata(num_parts: int, tmp_path: Path) -> None:
+    filler: dict[str, float | int | str] = {"filler": "x" * (3 << 20)}
+    write_tiny_gguf(tmp_path / "t.gguf", "llama", metadata=filler, part_size=12 * (num_parts - 1))
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) == num_parts
+    keys = {conversion_key(parts)}
+    places = range(2 << 20, 3 << 20, 1 << 15)
+    for place in places:
+        edit_in_place(parts[0], place)
+        keys.add(conversion_key(parts))
+    edit_in_place(parts[-1], parts[-1].read_bytes().index(b"blk.1"))  # the name of a tensor
+    keys.add(conversion_key(parts))
+    assert len(keys) == len(places) + 2
+
+
+def test_the_key_covers_the_tensor_that_the_config_is_read_from(tmp_path: Path) -> None:
+    path = tmp_path / "rope.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, size in (("a", 1 << 20), ("rope_freqs.weight", 8), ("b", 1 << 20)):
+        writer.add_tensor(name, np.ones(size, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    key = conversion_key([path])
+    place = read_part(path).data_start + (4 << 20)
+    edit_in_place(path, place)
+    assert conversion_key([path]) != key
+    edit_in_place(path, place)
+    assert conversion_key([path]) == key
 
 
 @pytest.mark.parametrize(

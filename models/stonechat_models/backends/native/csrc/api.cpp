@@ -1,11 +1,24 @@
 // The C interface that bindings.py binds.  Pointers are borrowed: the caller keeps them alive.
-#include <new>
+//
+// Whoever calls with numbers from a file has checked them: sizes in spec.py, shapes in
+// tensor_source.py, rows in packing.py.  `sc_model_forward` checks the numbers of a step itself.
+#include <exception>
 
 #include "linear.h"
 #include "model.h"
 #include "pack.h"
 
 using namespace sc;
+
+// Returns what `make` creates, or null if there is no memory or no thread left for it.
+template <class Make>
+static void* created(Make make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
 
 extern "C" {
 
@@ -15,7 +28,9 @@ size_t sc_packed_bytes(int kind, int n, int k) {
   return size_t((n + kPanel - 1) / kPanel) * panel_bytes(kind, k);
 }
 
-void* sc_pool_create(int threads) { return new (std::nothrow) Pool(threads); }
+void* sc_pool_create(int threads) {
+  return created([&] { return new Pool(threads); });
+}
 void sc_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
 
 void sc_pack(void* pool, int kind, int source, int n, int k, const uint8_t* rows, size_t stride,
@@ -46,7 +61,7 @@ void sc_matmul(const Matrix* w, const float* x, int m, float* y) {
 }
 
 void* sc_linear_team_create(void* pool) {
-  return new (std::nothrow) LinearTeam(static_cast<Pool*>(pool));
+  return created([&] { return new LinearTeam(static_cast<Pool*>(pool)); });
 }
 void sc_linear_team_destroy(void* team) { delete static_cast<LinearTeam*>(team); }
 void sc_linear(void* team, const Matrix* w, const float* x, int m, float* y) {
@@ -54,7 +69,7 @@ void sc_linear(void* team, const Matrix* w, const float* x, int m, float* y) {
 }
 
 void* sc_model_create(const Config* config, int threads) {
-  return new (std::nothrow) Model(*config, threads);
+  return created([&] { return new Model(*config, threads); });
 }
 void sc_model_destroy(void* model) { delete static_cast<Model*>(model); }
 void sc_model_set_layer(void* model, int i, const Layer* layer) {
@@ -68,13 +83,14 @@ void sc_model_set_ends(void* model, const Matrix* embedding, const Matrix* head,
   m->final_norm = final_norm;
 }
 void sc_model_set_cache(void* model, int layer, half_t* keys, half_t* values, int heads, int dim,
-                        int tiles_per_block) {
+                        int tiles_per_block, int blocks) {
   KvCache& c = static_cast<Model*>(model)->caches[size_t(layer)];
   c.keys = keys, c.values = values, c.heads = heads, c.dim = dim;
-  c.tiles_per_block = tiles_per_block;
+  c.tiles_per_block = tiles_per_block, c.blocks = blocks;
 }
-void sc_model_forward(void* model, const Batch* batch) {
-  static_cast<Model*>(model)->forward(*batch);
+// Returns null, or why the step cannot run.
+const char* sc_model_forward(void* model, const Batch* batch) {
+  return static_cast<Model*>(model)->forward(*batch);
 }
 const double* sc_model_seconds(const void* model) {
   return static_cast<const Model*>(model)->seconds();

@@ -25,7 +25,7 @@ inline constexpr int kMaxHeadDim = 256;
 struct KvCache {
   half_t* keys = nullptr;
   half_t* values = nullptr;
-  int heads = 0, dim = 0, tiles_per_block = 1;
+  int heads = 0, dim = 0, tiles_per_block = 1, blocks = 0;
 
   half_t* key_tile(int tile, int head) const {
     return keys + (size_t(tile) * size_t(heads) + size_t(head)) * size_t(dim) * kTokens;

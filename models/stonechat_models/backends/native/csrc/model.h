@@ -5,7 +5,9 @@
 //   embedding | layers: norm, q k v, attention, output product, norm, gate and up, down | head
 // Units: times in seconds.
 #pragma once
+#include <algorithm>
 #include <chrono>
+#include <exception>
 #include <vector>
 
 #include "experts.h"
@@ -27,14 +29,43 @@ class Model {
   // Seconds that member 0 has spent in each part so far, its waits for the others included.
   const double* seconds() const { return seconds_; }
 
-  void forward(const Batch& batch) {
+  // Returns null, or why the step cannot run.
+  const char* forward(const Batch& batch) {
+    if (const char* problem = problem_of(batch)) return problem;
     w_.batch = &batch;
-    reserve(std::max(batch.tokens, batch.outputs));
+    try {
+      reserve(std::max(batch.tokens, batch.outputs));
+    } catch (const std::exception&) {
+      capacity_ = 0;
+      return "there is not enough memory for the step";
+    }
     w_.pool.run([this](int member) { run(member); });
+    return nullptr;
   }
 
  private:
   using Clock = std::chrono::steady_clock;
+
+  // The border for the numbers of a step: none of them leads outside of a table or the cache.
+  const char* problem_of(const Batch& b) const {
+    auto outside = [](const auto* numbers, int64_t count, int64_t end) {
+      return std::any_of(numbers, numbers + count, [&](int64_t x) { return x < 0 || x >= end; });
+    };
+    const int64_t per_block = int64_t(caches[0].tiles_per_block) * kTokens;
+    const int64_t blocks = caches[0].blocks, width = b.block_width;
+    if (b.tokens < 0 || b.sequences < 0 || width < 0 || b.outputs < 0) return "a count is negative";
+    if (outside(b.token_ids, b.tokens, w_.c.vocab)) return "a token is outside the vocabulary";
+    if (outside(b.positions, b.tokens, width * per_block)) return "a position is outside its blocks";
+    if (outside(b.slots, b.tokens, blocks * per_block)) return "a slot is outside the KV cache";
+    if (outside(b.block_table, b.sequences * width, blocks)) return "there is no such block";
+    if (outside(b.logits_index, b.outputs, b.tokens)) return "there is no such row";
+    const int32_t* start = b.query_start;
+    if (start[0] != 0 || start[b.sequences] != b.tokens ||
+        !std::is_sorted(start, start + b.sequences + 1)) {
+      return "the sequences do not cover the tokens in order";
+    }
+    return nullptr;
+  }
 
   void reserve(int rows) {
     if (rows <= capacity_) return;

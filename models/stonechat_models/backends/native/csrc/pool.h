@@ -38,14 +38,15 @@ inline constexpr bool kLastPhase = true;
 class Pool {
  public:
   explicit Pool(int size) : size_(size < 1 ? 1 : size) {
-    for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i] { work(i); });
+    try {
+      for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i] { work(i); });
+    } catch (...) {  // the system has no more threads
+      join();
+      throw;
+    }
   }
 
-  ~Pool() {
-    job_ = nullptr;
-    start();
-    for (std::thread& t : threads_) t.join();
-  }
+  ~Pool() { join(); }
 
   int size() const { return size_; }
 
@@ -100,6 +101,12 @@ class Pool {
       if (spins < kBarrierSpins) relax();
       else sched_yield();
     }
+  }
+
+  void join() {
+    job_ = nullptr;
+    start();
+    for (std::thread& t : threads_) t.join();
   }
 
   void start() {

@@ -20,6 +20,7 @@ class Routing {
     slot_.resize(size_t(rows * chosen));
     row_.resize(size_t(rows * chosen));
     used_.resize(size_t(experts) + 1);
+    blocks_.reserve(size_t(experts + rows * chosen));  // so that `group` allocates nothing
   }
 
   // Chooses the experts with the largest logits for a row (of equal ones the first), in ascending

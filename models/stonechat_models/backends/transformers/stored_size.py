@@ -1,0 +1,36 @@
+"""Compares the size of a model, as its config.json describes it, with that of its files."""
+
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING
+
+from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.errors import ModelLoadError
+
+MAX_WEIGHTS_PER_BYTE = 8
+"""No format stores a weight in less than a bit."""
+
+
+def refuse_oversized(files: ModelFiles, model_class: Any) -> None:
+    """Raise `ModelLoadError` if the config implies more weights than the files can hold.
+
+    transformers would allocate and fill them all, and only then report that they do not match.
+    """
+    if files.config.model_type not in CONFIG_MAPPING:
+        return
+    raw = {k: v for k, v in files.config.raw.items() if k != "quantization_config"}
+    try:
+        with torch.device("meta"):
+            module = model_class.from_config(
+                CONFIG_MAPPING[files.config.model_type].from_dict(raw), attn_implementation="eager"
+            )
+    except Exception:  # the load itself reports it, with its own message
+        return
+    implied = sum(parameter.numel() for parameter in module.parameters())
+    stored = sum(path.stat().st_size for path in files.weights)
+    if implied > MAX_WEIGHTS_PER_BYTE * stored:
+        raise ModelLoadError(
+            f"{files.name}: its config.json describes {implied} weights, which are more than its "
+            f"files of {stored} bytes can hold; download it again"
+        )

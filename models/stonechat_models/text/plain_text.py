@@ -1,0 +1,96 @@
+"""Encodes texts in which the spelling of a control token is ordinary text."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+BEFORE = "\U000ffffd\U000ffffc"
+"""Stands before a section, so that the section is encoded as it would be after a control token."""
+
+
+class PlainTextEncoder:
+    """Encodes prompts of which some parts may hold no control tokens.
+
+    Control tokens are the special tokens and `others`. A section reaches from one to the next. A
+    section with a plain part is encoded without control tokens, all others as usual. So a prompt
+    without plain parts has the usual ids. The tokenizer is copied, which takes up to a second.
+    Threads can share it.
+    """
+
+    def __init__(self, backend: Backend, others: Iterable[str] = ()) -> None:
+        others = set(others)
+        self._tokens = {
+            token.content: token
+            for token in backend.get_added_tokens_decoder().values()
+            if token.special or token.content in others
+        }
+        self._ids = {backend.token_to_id(text) for text in self._tokens}
+        longest_first = sorted(self._tokens, key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        self._backend = backend
+        self._plain = Backend.from_str(backend.to_str())
+        self._plain.no_truncation()
+        self._plain.no_padding()
+        self._plain.add_special_tokens(
+            [AddedToken(text, special=True, normalized=False) for text in self._tokens]
+        )
+        self._plain.add_tokens([AddedToken(BEFORE, special=False, normalized=False)])
+        self._plain.encode_special_tokens = True
+        self._before_id = self._plain.token_to_id(BEFORE)
+
+    def encode(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+        """Return the ids of the parts, joined. The flag says that a part is plain text."""
+        sections = self._sections(parts)
+        ids: list[int] = []
+        usual = ""
+        for position, (text, is_plain) in enumerate(sections):
+            if not is_plain:
+                usual += text
+                continue
+            if usual:
+                ids += _encode(self._backend, usual)
+                usual = ""
+            before = self._tokens[sections[position - 1][0]] if position else None
+            after = (
+                self._tokens[sections[position + 1][0]] if position + 1 < len(sections) else None
+            )
+            text = text.lstrip() if before is not None and before.rstrip else text
+            text = text.rstrip() if after is not None and after.lstrip else text
+            ids += self._encode_plain(text, is_first=before is None)
+        return ids + _encode(self._backend, usual) if usual else ids
+
+    def _sections(self, parts: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+        """Split the parts into control tokens and what is between them."""
+        sections: list[tuple[str, bool]] = []
+        is_open = False
+        for text, is_plain in parts:
+            pieces = [text] if is_plain else self._pattern.split(text)
+            for number, piece in enumerate(pieces):
+                is_token = number % 2 == 1
+                if is_open and not is_token:
+                    last, was_plain = sections.pop()
+                    piece, is_plain_section = last + piece, was_plain or is_plain
+                else:
+                    is_plain_section = is_plain
+                if piece or is_plain_section:
+                    sections.append((piece, is_plain_section))
+                    is_open = not is_token
+        return sections
+
+    def _encode_plain(self, text: str, is_first: bool) -> list[int]:
+        start = "" if is_first else BEFORE
+        ids = _encode(self._plain, start + text)
+        if not self._ids.isdisjoint(ids):  # the vocabulary itself has such a token
+            ids = _encode(self._plain, start + self._pattern.sub(_broken, text))
+        return [token_id for token_id in ids if token_id != self._before_id]
+
+
+def _broken(match: re.Match[str]) -> str:
+    return match[0][:1] + BEFORE + match[0][1:]
+
+
+def _encode(backend: Backend, text: str) -> list[int]:
+    ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
