@@ -127,11 +127,7 @@ class SamplingParams:
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         if self.top_k < 0:
             raise InvalidParamsError("top_k", f"top_k must be 0 (off) or more, not {self.top_k}")
-        if not 0.0 < self.repetition_penalty <= 10.0:
-            raise InvalidParamsError(
-                "repetition_penalty",
-                f"repetition_penalty must be above 0 and at most 10, not {self.repetition_penalty}",
-            )
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise InvalidParamsError("seed", "seed must fit a signed 64-bit integer")
         if self.top_logprobs is not None:
@@ -261,6 +257,20 @@ class RequestOutput(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """Sampling parameters that the model's makers recommend; None: they name none.
+
+    They apply where a request leaves the parameter out.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What was loaded and how it runs: for the start banner, `/v1/models` and the fingerprint."""
 
@@ -285,6 +295,14 @@ class ModelInfo:
     max_batch_tokens: int = 0
     max_num_seqs: int = 0
     """This field and the five above it are 0 or empty until the KV cache is allocated."""
+    keeps_state: bool = False
+    """Whether the model keeps more of a sequence than the KV cache has."""
+    state_bytes: int = 0
+    """Bytes of recurrent state per sequence."""
+    num_state_slots: int = 0
+    exact_chunks: bool = True
+    """False if the model must compute a prompt in one piece."""
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
 
     @property
     def kv_capacity_tokens(self) -> int:

@@ -1,17 +1,21 @@
 """Engines with tiny models, and plain `transformers` as the reference for their tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.kinds import plain_model, stateful_model
 from stonechat_models.backends.transformers.model import TransformersModel
+from stonechat_models.backends.transformers.plain import PlainModel
+from stonechat_models.backends.transformers.recurrent import RecurrentModel
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
+from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import GenerateRequest, ModelInfo, SamplingParams, TokenLogprobs
-from tests.models.tiny_models import VOCAB_SIZE
+from tests.models.tiny_models import PLAIN_FAMILIES, VOCAB_SIZE
 
 CPU = torch.device("cpu")
 
@@ -56,7 +60,9 @@ def make_engine(
 ):
     info = model_info(**limits)
     backend = backend or BatchedBackend()
-    model = TransformersModel(module, info, backend, row_multiple, probe, kv_dtype)
+    model = stateful_engine_model(module, info, backend) or TransformersModel(
+        module, info, backend, row_multiple, probe, kv_dtype
+    )
     model.allocate_kv_cache(num_blocks, info.block_size)
     engine_class = OverlappedEngine if overlap else Engine
     return engine_class(
@@ -67,6 +73,21 @@ def make_engine(
         prefix_caching=prefix_caching,
         prompt_lookup=prompt_lookup,
     )
+
+
+def stateful_engine_model(module, info, backend) -> RecurrentModel | PlainModel | None:
+    """The model of an engine if the paged cache alone cannot serve it; else None."""
+    family = module.config.model_type
+    if family in PLAIN_FAMILIES:
+        reason = UnsupportedModelError("the test says so")
+        model = plain_model(module, info, reason, lambda line: None)
+    else:
+        model = stateful_model(module, info, backend, torch.float32)
+        if model is None:
+            return None
+    num_snapshots = 6 if model.info.state_bytes else 0
+    model.info = replace(model.info, num_state_slots=info.max_num_seqs + num_snapshots)
+    return model
 
 
 @dataclass

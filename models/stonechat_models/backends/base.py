@@ -1,10 +1,13 @@
 """A step's input to a model, and the protocol that every model implements."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 
+from stonechat_models.hardware.transfers import to_device
 from stonechat_models.types import ModelInfo
 
 
@@ -34,6 +37,9 @@ class ForwardBatch:
     """int64[R]: indices of the packed tokens that need logits."""
     query_start_list: list[int]
     context_lens_list: list[int]
+    state_slots: Sequence[int] = ()
+    """Where each sequence's recurrent state is; -1 for a model without such a state. A sequence
+    whose tokens begin at position 0 begins with an empty state."""
 
     def to(self, device: torch.device) -> "ForwardBatch":
         """Return the same batch with its tensors on `device`."""
@@ -46,6 +52,28 @@ class ForwardBatch:
             context_lens=self.context_lens.to(device),
             block_table=self.block_table.to(device),
             logits_index=self.logits_index.to(device),
+        )
+
+    def select(self, indices: list[int]) -> "ForwardBatch":
+        """Return the batch of these sequences only; each gets the logits of its last token."""
+        starts = self.query_start_list
+        tokens = [t for i in indices for t in range(starts[i], starts[i + 1])]
+        query_start = [0, *accumulate(starts[i + 1] - starts[i] for i in indices)]
+        device = self.token_ids.device
+        rows = to_device(indices, device, torch.int64)
+        token_rows = to_device(tokens, device, torch.int64)
+        new_starts = to_device(query_start, device, torch.int32)
+        return ForwardBatch(
+            token_ids=self.token_ids[token_rows],
+            positions=self.positions[token_rows],
+            slot_mapping=self.slot_mapping[token_rows],
+            query_start=new_starts,
+            context_lens=self.context_lens[rows],
+            block_table=self.block_table[rows],
+            logits_index=new_starts[1:].long() - 1,
+            query_start_list=query_start,
+            context_lens_list=[self.context_lens_list[i] for i in indices],
+            state_slots=[self.state_slots[i] for i in indices],
         )
 
     @property
@@ -75,3 +103,10 @@ class CausalModel(Protocol):
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Write the step's keys and values, attend, and return logits float32[R, vocab_size]."""
+
+
+class StatefulModel(CausalModel, Protocol):
+    """A model that keeps more of a sequence than the KV cache has (`info.keeps_state`)."""
+
+    def copy_states(self, pairs: list[tuple[int, int]]) -> None:
+        """Copy states, (source slot, destination slot), in this order, before the next forward."""

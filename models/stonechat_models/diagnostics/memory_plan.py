@@ -8,6 +8,7 @@ from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.serving_forms import FormPlanner, ServingForm
 from stonechat_models.hardware.device import choose_device, total_memory
+from stonechat_models.model_file import reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,10 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
     """
     device = choose_device(config.device)
     headers = read_headers(config, progress)
-    planner = FormPlanner(headers, replace(config, device=str(device)), device, progress)
-    planner.check()
-    forms = tuple(planner.forms())
+    with reading(headers.name):
+        planner = FormPlanner(headers, replace(config, device=str(device)), device, progress)
+        planner.check()
+        forms = tuple(planner.forms())
     types: dict[str, int] = {}
     num_active = 0.0
     for tensor in headers.tensors:

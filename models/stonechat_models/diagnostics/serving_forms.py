@@ -15,11 +15,11 @@ from stonechat_models.backends import native
 from stonechat_models.backends.quantization.device_support import precision_of, refuse_weight_format
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
-from stonechat_models.checkpoint.support import context_length, refuse_unserved_layers
+from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig, Precision, Quantize
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype, free_memory
-from stonechat_models.runtime.build import native_refusal, size_kv_cache
+from stonechat_models.runtime.build import native_refusal, size_kv_cache, size_states
 
 if TYPE_CHECKING:
     from stonechat_models.backends.quantization.cpu_linear import LinearTeam
@@ -79,7 +79,7 @@ class FormPlanner:
         """Make the checks that `build_engine` makes before it loads a model."""
         with self._noting():
             refuse_weight_format(self.config, self.device)
-            refuse_unserved_layers(self.headers.config)
+            refuse_encoder_decoder(self.headers.config)
             self.max_model_len = context_length(self.headers.config, self.config.max_model_len)
         try:
             self.native_refusal = native_refusal(self.headers, self.config, self.progress)
@@ -110,13 +110,18 @@ class FormPlanner:
                 size = self._footprint(config)
                 yield ServingForm(
                     name=name,
-                    backend=config.backend,
+                    backend=self._backend(config),
                     weight_bytes=size.weight_bytes,
                     decode_bytes=size.decode_bytes,
                     kv_bytes_per_token=size.kv_bytes_per_token,
                     kv_tokens=self._kv_tokens(size, is_default),
                     is_default=is_default,
                 )
+
+    def _backend(self, config: EngineConfig) -> str:
+        """The name that `ModelInfo.backend` has once the model is loaded."""
+        is_plain = self._empty_model is not None and self._empty_model.runs_plainly
+        return "plain" if config.backend == "transformers" and is_plain else config.backend
 
     def _default(self) -> tuple[str, str]:
         """Return the backend and the name of the form that the settings choose."""
@@ -161,12 +166,17 @@ class FormPlanner:
     def _kv_tokens(self, size: Footprint, is_default: bool) -> int:
         """Return how many tokens the KV cache holds, with the memory that the weights leave."""
         num_blocks = 0
-        if size.kv_bytes_per_token:
+        if size.kv_bytes_per_token or size.state_bytes:
             with self._noting(is_default):
+                free, num_states = self.free - size.weight_bytes, 0
+                if size.state_bytes:
+                    num_states, _ = size_states(
+                        self.config, self.device, free=free, state_bytes=size.state_bytes
+                    )
                 num_blocks, _ = size_kv_cache(
                     self.config,
                     self.device,
-                    free=self.free - size.weight_bytes,
+                    free=free - num_states * size.state_bytes,
                     bytes_per_token=size.kv_bytes_per_token,
                     max_model_len=self.max_model_len,
                 )

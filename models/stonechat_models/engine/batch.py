@@ -50,6 +50,7 @@ def build_batch(
         logits_index=rows,
         query_start_list=query_start,
         context_lens_list=packed.context_lens,
+        state_slots=packed.state_slots,
     )
 
 
@@ -64,12 +65,13 @@ class _PackedItems:
     ends: list[int] = field(default_factory=list)
     """Where in `token_ids` each item ends."""
     context_lens: list[int] = field(default_factory=list)
+    state_slots: list[int] = field(default_factory=list)
     placeholders: list[tuple[int, Scheduled]] = field(default_factory=list)
     """Where in `token_ids` the host does not know the token yet, and the item."""
 
     def add(self, item: Scheduled, block_size: int) -> None:
-        sequence, first = item.sequence, item.start
-        end = first + item.num_tokens
+        sequence, first = item.sequence, item.start - item.num_again
+        end = item.start + item.num_tokens
         last = end + len(item.draft)
         self.token_ids += sequence.token_ids[first:end]
         if end > len(sequence.token_ids):
@@ -82,6 +84,7 @@ class _PackedItems:
         self.logits_index += range(num_tokens - item.num_rows, num_tokens)
         self.ends.append(num_tokens)
         self.context_lens.append(last)
+        self.state_slots.append(sequence.state_slot)
 
 
 def _padded_table(

@@ -6,13 +6,15 @@ import time
 import traceback
 from collections import abc
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
-from stonechat_models.backends.base import CausalModel
+from stonechat_models.backends.base import CausalModel, StatefulModel
 from stonechat_models.engine.prompt_lookup import Drafter, PastFollower, TextFollower
 from stonechat_models.engine.scheduler import Scheduler
 from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
+from stonechat_models.engine.state_slots import StateSlots
 from stonechat_models.engine.step import InFlightStep
 from stonechat_models.errors import StepError
 from stonechat_models.sampling.state import (
@@ -85,6 +87,15 @@ class Engine:
             max_batch_tokens=info.max_batch_tokens,
             max_num_seqs=info.max_num_seqs,
             prefix_caching=prefix_caching,
+            states=StateSlots(
+                info.num_state_slots,
+                info.max_num_seqs,
+                info.block_size,
+                exact_chunks=info.exact_chunks,
+                prefix_caching=prefix_caching,
+            )
+            if info.num_state_slots
+            else None,
         )
         self._prompt_lookup = prompt_lookup
         self._num_processed = self._num_failed = 0
@@ -125,7 +136,8 @@ class Engine:
                     max_tokens=min(params.max_tokens or room, room),
                 )
             )
-        if request.prediction_token_ids or self._prompt_lookup:
+        # A recurrent state cannot be taken back to the last accepted draft token.
+        if self.scheduler.states is None and (request.prediction_token_ids or self._prompt_lookup):
             self._add_drafters(group)
         self._requests[request.request_id] = group
         self.scheduler.add(group)
@@ -193,6 +205,8 @@ class Engine:
         output = self.scheduler.schedule()
         if output.block_copies:
             self.model.copy_blocks(output.block_copies)
+        if output.state_copies:
+            cast(StatefulModel, self.model).copy_states(output.state_copies)
         return output.scheduled
 
     def _run(self, items: list[Scheduled]) -> list[TokenOutput]:

@@ -14,14 +14,16 @@ from stonechat_models.engine.drafting import Drafting
 from stonechat_models.engine.forking import Forking
 from stonechat_models.engine.prefix_cache import PrefixCache
 from stonechat_models.engine.sequence import BY_ORDER, Scheduled, Sequence, SequenceGroup
+from stonechat_models.engine.state_slots import StateSlots
 
 
 @dataclass(slots=True)
 class SchedulerOutput:
-    """The work of one step. `block_copies`, (source, destination), come before it."""
+    """The work of one step. The copies, (source, destination), come before it."""
 
     scheduled: list[Scheduled] = field(default_factory=list)
     block_copies: list[tuple[int, int]] = field(default_factory=list)
+    state_copies: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Scheduler:
@@ -41,10 +43,13 @@ class Scheduler:
         max_batch_tokens: int,
         max_num_seqs: int,
         prefix_caching: bool = True,
+        states: StateSlots | None = None,
     ) -> None:
+        """`states`: the slots of recurrent state, for a model that keeps such a state."""
         self.block_size = block_size
         self.max_batch_tokens = max_batch_tokens
         self.max_num_seqs = max_num_seqs
+        self.states = states
         self.prefix_cache = PrefixCache() if prefix_caching else None
         self.pool = BlockPool(num_blocks, self.prefix_cache)
         self.waiting: list[Sequence] = []
@@ -70,7 +75,7 @@ class Scheduler:
         budget = self.max_batch_tokens
         num_preemptions = self.num_preemptions
         for sequence in sorted(self.running, key=_is_prefilling):  # the sort is stable
-            if budget == 0:
+            if budget <= 0:
                 break
             # An earlier sequence may have preempted this one.
             if self.num_preemptions == num_preemptions or sequence in self.running:
@@ -130,9 +135,12 @@ class Scheduler:
         groups = {id(s.group): s.group for s in sequences}.values()
         block_tables = [s.block_table for s in sequences] + [g.prompt_blocks for g in groups]
         self.pool.check_integrity(block_tables)
+        if self.states is not None:
+            self.states.check_integrity([s.state_slot for s in self.running])
         for sequence in sequences:
             assert 0 <= sequence.num_computed <= len(sequence.token_ids)
             assert len(sequence.block_table) >= self._num_blocks(sequence.num_scheduled)
+            assert self.states is None or (sequence.state_slot >= 0) == (sequence in self.running)
             num_in_flight = sum(item.num_tokens for item in sequence.in_flight)
             assert sequence.num_scheduled == sequence.num_computed + num_in_flight
             assert sequence.num_placeholders == sum(item.reaches_end for item in sequence.in_flight)
@@ -141,7 +149,7 @@ class Scheduler:
 
     def _schedule_running(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
         """Give the sequence tokens, and take blocks for them. Return how many tokens."""
-        num_tokens = min(sequence.num_remaining, budget)
+        num_tokens = self._num_tokens(sequence, budget)
         drafter = sequence.drafter
         if num_tokens == 0 or (drafter is not None and self.drafting.must_wait(sequence, drafter)):
             return 0
@@ -178,7 +186,7 @@ class Scheduler:
         Returns how many tokens it computes; 0 if there are too few blocks to admit it.
         """
         group = sequence.group
-        if group.prompt_blocks and sequence.num_output_tokens == 0:
+        if group.prompt_blocks and self._may_fork(sequence):
             if not self._has_room(1):
                 return 0
             output.block_copies.append(self.forking.fork(sequence))
@@ -195,11 +203,36 @@ class Scheduler:
             self.forking.drop_source_if_unneeded(group)
         if group.scheduled_time is None:
             group.scheduled_time = time.monotonic()
-        num_tokens = min(sequence.num_remaining, budget)
+        if self.states is not None:
+            self._take_state(sequence, self.states, output)
+        num_tokens = self._num_tokens(sequence, budget)
         self._launch(sequence, num_tokens, output)
         return num_tokens
 
+    def _num_tokens(self, sequence: Sequence, budget: int) -> int:
+        if self.states is None:
+            return min(sequence.num_remaining, budget)
+        return self.states.num_tokens(sequence, budget)
+
+    def _may_fork(self, sequence: Sequence) -> bool:
+        """Whether the sequence, whose group has a fork source, can begin with its last token."""
+        if sequence.num_output_tokens:
+            return False
+        last = sequence.num_prompt_tokens - 1
+        return self.states is None or not last or self.states.find(sequence, last) is not None
+
+    def _take_state(self, sequence: Sequence, states: StateSlots, output: SchedulerOutput) -> None:
+        """Give an admitted sequence a slot, with the state of its computed tokens."""
+        sequence.state_slot = states.allocate()
+        sequence.num_state_tokens = sequence.num_computed
+        if sequence.num_computed:
+            snapshot = states.find(sequence, sequence.num_computed)
+            assert snapshot is not None, "a cached prefix ends at a snapshot"
+            output.state_copies.append((snapshot, sequence.state_slot))
+
     def _launch(self, sequence: Sequence, num_tokens: int, output: SchedulerOutput) -> Scheduled:
+        if self.states is not None and (copy := self.states.keep(sequence)) is not None:
+            output.state_copies.append(copy)
         reaches_end = num_tokens == sequence.num_remaining
         needs_placeholder = reaches_end and sequence.num_placeholders > 0
         item = Scheduled(
@@ -250,6 +283,9 @@ class Scheduler:
         sequence.set_computed(0)
         self.pool.release(sequence.block_table)
         sequence.block_table = []
+        if self.states is not None and sequence.state_slot >= 0:
+            self.states.release(sequence.state_slot)
+            sequence.state_slot = -1
 
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
         """Return the blocks of the longest cached prefix.
@@ -264,6 +300,11 @@ class Scheduler:
             if block_id is None:
                 break
             block_ids.append(block_id)
+        if self.states is not None:
+            while (
+                block_ids and self.states.find(sequence, len(block_ids) * self.block_size) is None
+            ):
+                block_ids.pop()
         return block_ids
 
     def _take_cached(self, sequence: Sequence, block_ids: list[int]) -> None:

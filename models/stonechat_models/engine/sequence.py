@@ -61,6 +61,10 @@ class Sequence:
     """Leading blocks already offered to the prefix cache."""
     drafter: Drafter | None = None
     """Proposes draft tokens. A sequence that may draft waits for the previous step's tokens."""
+    state_slot: int = -1
+    """Where the model keeps the sequence's recurrent state; -1: nowhere."""
+    num_state_tokens: int = 0
+    """Tokens in the recurrent state once the steps in flight are done; -1: it is not known."""
     finish_reason: FinishReason | None = None
     index: int = field(init=False)
     """Which of the request's choices this is."""
@@ -125,6 +129,9 @@ class Scheduled:
     depends_on: "Scheduled | None" = None
     """The earlier item that yields the last of these tokens, if that is a placeholder."""
     draft: tuple[int, ...] = ()
+    num_again: int = 0
+    """Tokens before `start` that are computed again, because the recurrent state is not that of
+    `start`: an earlier step failed or was taken back."""
     row: int = -1
     """Index of the item's first sampled row; -1 until sampling starts."""
     is_dropped: bool = False

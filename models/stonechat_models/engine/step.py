@@ -26,12 +26,18 @@ class InFlightStep:
     ) -> None:
         """`after` is the previous step, sampled but not read. Items may depend on its tokens."""
         self.items = items
+        if model.info.keeps_state:
+            for item in items:
+                _begin_state(item)
         sampling = None if after is None else after._sampling
         sampled_ids = None if sampling is None else sampling.tokens.to(device)
         batch = build_batch(items, block_size, device, sampled_ids)
         self._logits: torch.Tensor | None = model.forward(batch)
         """None once sampling starts: they are large, and the next step needs the memory."""
         self._sampling: SamplingLike | None = None
+        if model.info.keeps_state:
+            for item in items:
+                item.sequence.num_state_tokens = item.context_len
 
     def sample(self, sampler: SamplerLike) -> None:
         """Launch the sampling of all items that are not dropped."""
@@ -56,3 +62,10 @@ class InFlightStep:
         """Wait for the sampled tokens. Those of an item start at its `row`."""
         assert self._sampling is not None, "a step is sampled before it is read"
         return self._sampling.read()
+
+
+def _begin_state(item: Scheduled) -> None:
+    """Let the item compute all tokens again if the recurrent state is not that of its start."""
+    sequence = item.sequence
+    item.num_again = 0 if sequence.num_state_tokens == item.start else item.start
+    sequence.num_state_tokens = -1  # until the step is launched

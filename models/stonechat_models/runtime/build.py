@@ -5,13 +5,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stonechat_models.backends.base import CausalModel
+from stonechat_models.checkpoint.generation_config import read_sampling_defaults
 from stonechat_models.checkpoint.headers import ModelHeaders
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
-from stonechat_models.checkpoint.support import context_length, refuse_unserved_layers
+from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import reading
 from stonechat_models.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ DEFAULT_KV_FRACTION = {"cuda": 0.9, "mps": 0.5, "cpu": 0.25}
 MAX_DEFAULT_CPU_KV_BYTES = 4 << 30
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "mps": 2048, "cpu": 512}
 DEFAULT_NUM_SEQS = {"cuda": 256, "mps": 64, "cpu": 128}
+MIN_SNAPSHOTS = 8
+"""Recurrent states kept of prompts, if there is room."""
 
 
 def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Tokenizer]:
@@ -39,10 +43,14 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
     refuse_weight_format(config, device)
     config = replace(config, device=str(device), threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
-    refuse_unserved_layers(files.config)
-    max_model_len = context_length(files.config, config.max_model_len)
-    tokenizer = Tokenizer.from_folder(files.folder)
-    model = _load_model(files, config, device, progress)
+    with reading(files.name):
+        refuse_encoder_decoder(files.config)
+        max_model_len = context_length(files.config, config.max_model_len)
+        tokenizer = Tokenizer.from_folder(files.folder)
+        model = _load_model(files, config, device, progress)
+        if config.generation_config == "model":
+            defaults = read_sampling_defaults(files.folder)
+            model.info = replace(model.info, sampling_defaults=defaults)
     engine = assemble_engine(
         model,
         config,
@@ -73,9 +81,11 @@ def assemble_engine(
 
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
+    if not model.info.exact_chunks:  # a prompt is computed in one piece
+        max_batch_tokens = max(max_batch_tokens, max_model_len)
     sampler = Sampler(model.info.vocab_size, device)
     decodes_in_triton = model.info.attention_backend in TRITON_BACKENDS
-    graphs = decodes_in_triton and not (config.eager or config.device_map)
+    graphs = decodes_in_triton and not (config.eager or config.device_map or model.info.keeps_state)
     reserved_bytes = 0
     if device.type == "cuda":
         from stonechat_models.backends.transformers.cuda_memory import step_memory
@@ -90,20 +100,27 @@ def assemble_engine(
             block_size=config.block_size,
             graphs=graphs,
         )
+    free = free_memory(device) - reserved_bytes
+    num_state_slots = 0
+    if model.info.keeps_state:
+        num_state_slots, max_num_seqs = size_states(
+            config, device, free=free, state_bytes=model.info.state_bytes
+        )
     num_blocks, max_model_len = size_kv_cache(
         config,
         device,
-        free=free_memory(device) - reserved_bytes,
+        free=free - num_state_slots * model.info.state_bytes,
         bytes_per_token=model.kv_bytes_per_token,
         max_model_len=max_model_len,
     )
-    model.allocate_kv_cache(num_blocks, config.block_size)
     model.info = replace(
         model.info,
         max_model_len=max_model_len,
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
+        num_state_slots=num_state_slots,
     )
+    model.allocate_kv_cache(num_blocks, config.block_size)
     if graphs:
         from stonechat_models.backends.transformers.cuda_memory import with_cuda_graphs
 
@@ -151,6 +168,41 @@ def _load_model(
     return load_transformers_model(files, config, device, progress)
 
 
+def size_states(
+    config: EngineConfig,
+    device: "torch.device",
+    *,
+    free: int,
+    state_bytes: int,
+) -> tuple[int, int]:
+    """Return how many recurrent states are kept, and how many sequences may run.
+
+    Each running sequence has one, and snapshots of prompts have the rest. They take up to half of
+    the memory for the KV cache. Raises `ModelLoadError` if there is no room for two states.
+    """
+    max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
+    if not state_bytes:  # the model's own caches, of which no snapshots are kept
+        return max_num_seqs, max_num_seqs
+    num_slots = _kv_budget(config, device, max(0, free)) // 2 // state_bytes
+    if num_slots < 2:
+        raise ModelLoadError(
+            f"a recurrent state takes {state_bytes / 2**20:.1f} MiB per sequence, and there is no "
+            f"room for two: {max(0, free) / 2**20:.0f} MiB are free on {device}"
+        )
+    max_num_seqs = min(max_num_seqs, max(1, num_slots * 2 // 3))
+    return min(num_slots, max_num_seqs + max(MIN_SNAPSHOTS, max_num_seqs // 2)), max_num_seqs
+
+
+def _kv_budget(config: EngineConfig, device: "torch.device", free: int) -> int:
+    """Bytes for the KV cache and for recurrent states, of `free` bytes."""
+    if config.kv_cache_bytes is not None:
+        return config.kv_cache_bytes
+    budget = int(free * (config.kv_cache_fraction or DEFAULT_KV_FRACTION[device.type]))
+    if config.kv_cache_fraction is None and device.type == "cpu":
+        budget = min(budget, MAX_DEFAULT_CPU_KV_BYTES)
+    return budget
+
+
 def size_kv_cache(
     config: EngineConfig,
     device: "torch.device",
@@ -166,19 +218,16 @@ def size_kv_cache(
     too small for the configured context length.
     """
     free = max(0, free)
-    if config.kv_cache_bytes is not None:
-        budget = config.kv_cache_bytes
-    else:
-        budget = int(free * (config.kv_cache_fraction or DEFAULT_KV_FRACTION[device.type]))
-        if config.kv_cache_fraction is None and device.type == "cpu":
-            budget = min(budget, MAX_DEFAULT_CPU_KV_BYTES)
+    budget = _kv_budget(config, device, free)
     if budget > free:
         raise ModelLoadError(
             f"the KV cache needs {budget / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB "
             f"are free on {device}"
         )
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
-    num_blocks = min(budget // bytes_per_token, max_model_len * max_num_seqs) // config.block_size
+    most = max_model_len * max_num_seqs
+    num_blocks = min(budget // bytes_per_token if bytes_per_token else most, most)
+    num_blocks //= config.block_size
     if num_blocks < 1:
         raise ModelLoadError(
             f"{budget / 2**20:.1f} MiB cannot hold a KV cache block of {config.block_size} tokens "

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, DiffLlamaConfig, GPT2Config
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from stonechat_models.backends import native
 from stonechat_models.backends.base import CausalModel
@@ -22,7 +22,7 @@ from stonechat_models.errors import ModelLoadError
 from stonechat_models.runtime.build import build_engine
 from tests.models import tiny_gguf
 from tests.models.backends.native import native_helpers
-from tests.models.tiny_models import COMMON, FAMILIES, tiny_config
+from tests.models.tiny_models import FAMILIES, tiny_config
 from tests.models.tiny_tokenizers import byte_level_backend
 
 CPU = torch.device("cpu")
@@ -101,6 +101,27 @@ def test_sizes_are_those_of_the_loaded_module(family: str, tmp_path: Path) -> No
         check_sizes(tmp_path, "transformers", backend="transformers", dtype=dtype)
     for precision in QUANTIZED:
         check_sizes(tmp_path, "transformers", backend="transformers", quantize=precision)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "falcon_h1", "mamba"])
+def test_recurrent_states_are_counted(family: str, tmp_path: Path) -> None:
+    folder = save(tmp_path, tiny_config(family))
+    for dtype in ("float32", "bfloat16"):
+        check_sizes(folder, "transformers", backend="transformers", dtype=dtype)
+        config = config_for(folder, dtype=dtype, kv_cache_bytes=1 << 18)
+        info = build_engine(config, silent)[0].model.info
+        assert info.state_bytes > 0
+        assert form(survey_model(config, silent), dtype).kv_tokens == info.kv_capacity_tokens
+
+
+@pytest.mark.parametrize("family", ["bloom", "phimoe"])
+def test_models_with_their_own_cache_are_planned(family: str, tmp_path: Path) -> None:
+    folder = save(tmp_path, tiny_config(family))
+    report = survey(folder)
+    assert report.refusal is None
+    info = build_engine(config_for(folder), silent)[0].model.info
+    default = form(report, "float32")
+    assert (default.backend, default.weight_bytes) == (info.backend, info.weight_bytes)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "qwen3_moe"])
@@ -197,21 +218,9 @@ def test_settings_are_refused_as_at_load(
 
 
 @pytest.mark.parametrize(
-    ("config", "part"),
-    [
-        (BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4), "never calls"),
-        (DiffLlamaConfig(**COMMON), "calls its attention more than once"),
-    ],
-    ids=["bloom", "diffllama"],
-)
-def test_models_are_refused_as_at_load(config: Any, part: str, tmp_path: Path) -> None:
-    assert part in check_refusal(save(tmp_path / "tiny", config))
-
-
-@pytest.mark.parametrize(
     ("key", "value", "part"),
     [
-        ("layer_types", ["linear_attention"] * 2, "linear_attention"),
+        ("is_encoder_decoder", True, "encoder-decoder models are not served"),
         ("model_type", "nothing_known", "nothing_known"),
         ("head_dim", 40, "head_dim is not a multiple"),
         ("num_hidden_layers", 3, "no weights for model.layers.2"),

@@ -17,6 +17,12 @@ def module():
     return tiny_model("llama")
 
 
+@pytest.fixture(scope="module", params=["llama", "lfm2", "bloom"])
+def any_module(request):
+    """A model with a paged cache, one with recurrent states too, and one with its own cache."""
+    return tiny_model(request.param)
+
+
 class Recorder:
     """Wraps a model and a sampler. It records the calls to them, and may make one fail."""
 
@@ -230,10 +236,10 @@ LIMITS = [
 
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
 @pytest.mark.parametrize("seed", [0, 1, 4])
-def test_overlap_changes_no_answer_under_any_load(module, limits, seed):
+def test_overlap_changes_no_answer_under_any_load(any_module, limits, seed):
     requests = list(workload(random.Random(seed), 14))
-    expected = run_workload(make_engine(module, **limits), requests)
-    engine = make_engine(module, overlap=True, **limits)
+    expected = run_workload(make_engine(any_module, **limits), requests)
+    engine = make_engine(any_module, overlap=True, **limits)
     assert_same(run_workload(engine, requests), expected)
     assert len(expected) == sum(settings.n for _, _, _, settings, _ in requests)
     if limits["num_blocks"] == 12:
@@ -241,13 +247,13 @@ def test_overlap_changes_no_answer_under_any_load(module, limits, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_aborts_change_no_other_answer(module, seed):
+def test_aborts_change_no_other_answer(any_module, seed):
     rng = random.Random(seed)
     requests = list(workload(rng, 14))
-    expected = run_workload(make_engine(module, **LIMITS[1]), requests)
+    expected = run_workload(make_engine(any_module, **LIMITS[1]), requests)
     aborts = [(step + rng.randint(0, 12), name) for step, name, *_ in requests[::3]]
     aborted_ids = {name for _, name in aborts}
-    engine = make_engine(module, overlap=True, **LIMITS[1])
+    engine = make_engine(any_module, overlap=True, **LIMITS[1])
     results = run_workload(engine, requests, aborts)
     others = {key: value for key, value in results.items() if key[0] not in aborted_ids}
     assert_same(
@@ -256,11 +262,11 @@ def test_aborts_change_no_other_answer(module, seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_transient_fault_anywhere_changes_no_answer(module, seed):
+def test_a_transient_fault_anywhere_changes_no_answer(any_module, seed):
     """Forward, sampling and reading fail at random. The step runs again, and nothing is lost."""
     requests = list(workload(random.Random(seed), 14))
-    expected = run_workload(make_engine(module, **LIMITS[0]), requests)
-    engine = make_engine(module, overlap=True, **LIMITS[0])
+    expected = run_workload(make_engine(any_module, **LIMITS[0]), requests)
+    engine = make_engine(any_module, overlap=True, **LIMITS[0])
     recorder = Recorder(engine, chance=0.03, seed=seed)
     results = run_workload(engine, requests)
     assert engine.stats().num_failed_steps > 0

@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -134,7 +135,11 @@ def step_memory(
     block, which the next `allocate_kv_cache` replaces. Raises `ModelLoadError` if not even one
     such step fits.
     """
-    batch = largest_batch(max_batch_tokens, max_num_seqs, max_model_len, block_size)
+    keeps_state = model.info.keeps_state
+    # Models that keep a state compute each prompt in a call of its own.
+    num_seqs = 1 if keeps_state else max_num_seqs
+    batch = largest_batch(max_batch_tokens, num_seqs, max_model_len, block_size)
+    model.info = replace(model.info, num_state_slots=batch.num_seqs if keeps_state else 0)
     num_blocks = sum(-(-length // block_size) for length in batch.context_lens_list)
     params = SamplingParams(top_p=0.9, top_logprobs=20)
     states = [SamplingState(params, i, 0, []) for i in range(batch.num_seqs)]

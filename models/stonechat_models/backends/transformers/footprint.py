@@ -4,17 +4,26 @@ import copy
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
 
 from stonechat_models.backends.quantization.cpu_linear import LinearTeam
 from stonechat_models.backends.quantization.linear import QuantizedLinear
+from stonechat_models.backends.transformers.attention.interface import ProbeContext
+from stonechat_models.backends.transformers.kinds import auto_class
 from stonechat_models.backends.transformers.load import LoadSettings
-from stonechat_models.backends.transformers.packing_check import probe_layers
+from stonechat_models.backends.transformers.packing_check import check_window, probe_layers
 from stonechat_models.backends.transformers.quantize import quantize_module
+from stonechat_models.backends.transformers.recurrent import (
+    PROBE_LENGTH,
+    StateShape,
+    keeps_recurrent_state,
+    probe_states,
+)
 from stonechat_models.backends.transformers.verify import random_prompts
 from stonechat_models.checkpoint.headers import Footprint
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import EngineError, UnsupportedModelError
+from stonechat_models.model_file import reason_of
 
 META = torch.device("meta")
 
@@ -26,37 +35,52 @@ class EmptyModel:
         self.module = module
         self.num_kv_elements = 0
         """How many elements the keys and values of one token have, over all layers. 0: not known"""
+        self.runs_plainly = False
+        """Whether it runs with transformers' own cache, whose size is not known before loading."""
+        self._state_shapes: list[StateShape] = []
         self._expert_share = expert_share
 
     @classmethod
     def build(cls, config: HFConfig) -> "EmptyModel | None":
         """Build the model. Return None for one whose own code would have to run.
 
-        Raises `UnsupportedModelError` if transformers cannot build it.
+        Raises `UnsupportedModelError` if it does not complete text, or transformers cannot build
+        it.
         """
         if config.model_type not in CONFIG_MAPPING:
             return None
         raw = {key: value for key, value in config.raw.items() if key != "quantization_config"}
+        model_class = auto_class(config)
         try:
             with META:
-                module: nn.Module = AutoModelForCausalLM.from_config(
+                module: nn.Module = model_class.from_config(
                     CONFIG_MAPPING[config.model_type].from_dict(raw), attn_implementation="eager"
                 )
         except Exception as error:  # transformers raises many types; all mean the same here
-            raise UnsupportedModelError(f"transformers cannot build the model: {error}") from error
+            raise UnsupportedModelError(
+                f"transformers cannot build the model: {reason_of(error)}"
+            ) from error
         return cls(module.eval(), config.expert_share)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether it keeps a recurrent state for each sequence."""
+        return bool(self._state_shapes)
 
     @torch.no_grad()
     def probe(self) -> None:
-        """Find `num_kv_elements`, if the model runs without data.
-
-        Raises `UnsupportedModelError` with the reason if the paged engine cannot serve the model.
-        """
+        """Find out what each token and each sequence keeps, if the model runs without data."""
         self.module.to(torch.bfloat16)  # the products of experts on the meta device need it
+        probe = ProbeContext([0, PROBE_LENGTH])
         try:
-            probe, _ = probe_layers(self.module, random_prompts([1], 1).to(META))
+            if keeps_recurrent_state(self.module):
+                self._state_shapes = probe_states(self.module, probe)
+            else:
+                probe, _ = probe_layers(self.module, random_prompts([1], 1).to(META))
+                check_window(self.module, probe)
         except EngineError:
-            raise
+            self.runs_plainly = True
+            return
         except Exception:  # some models read numbers of their tensors, which have no data here
             return
         self.num_kv_elements = sum(shape.num_elements for shape in probe.shapes.values())
@@ -79,4 +103,9 @@ class EmptyModel:
         if getattr(head, "weight", None) is not embedding:
             decode_bytes -= embedding.nbytes  # a step reads only single rows of it
         kv_bytes = self.num_kv_elements * settings.kv_dtype.itemsize
-        return Footprint(total, decode_bytes, kv_bytes)
+        state_bytes = sum(
+            torch.Size(s.shape).numel()
+            * (settings.dtype if s.dtype is torch.bfloat16 else s.dtype).itemsize
+            for s in self._state_shapes
+        )
+        return Footprint(total, decode_bytes, kv_bytes, state_bytes)

@@ -1,13 +1,11 @@
 """Loads a Hugging Face model from its files: fuses, quantises and chooses its attention."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from stonechat_models.backends.quantization.device_support import (
@@ -22,8 +20,17 @@ from stonechat_models.backends.transformers.attention.choose import choose_atten
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.attention.row import RowBackend
 from stonechat_models.backends.transformers.deterministic import ROWS, make_deterministic
+from stonechat_models.backends.transformers.kinds import (
+    auto_class,
+    plain_model,
+    refuse_deterministic,
+    stateful_model,
+    vocab_size,
+)
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
+from stonechat_models.backends.transformers.plain import PlainModel
+from stonechat_models.backends.transformers.stored_size import refuse_oversized
 from stonechat_models.checkpoint.cache import Progress, fill_once
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.gguf.weights import write_weights
@@ -31,6 +38,7 @@ from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from stonechat_models.model_file import reading
 from stonechat_models.types import ModelInfo
 
 
@@ -50,10 +58,7 @@ class LoadSettings:
 def load_settings(model: HFConfig, config: EngineConfig, device: torch.device) -> LoadSettings:
     """Decide how to load a model. Raises `ModelLoadError` for settings that it cannot have."""
     has_own_code = config.trust_remote_code and "auto_map" in model.raw
-    if model.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not has_own_code:
-        raise UnsupportedModelError(
-            f"the installed transformers has no causal language model of type {model.model_type}"
-        )
+    auto_class(model, has_own_code)
     attention: AttentionBackend = RowBackend()
     if not config.deterministic:
         attention = choose_attention(config.attention_backend, device)
@@ -65,10 +70,10 @@ def load_settings(model: HFConfig, config: EngineConfig, device: torch.device) -
 
 def load_transformers_model(
     files: ModelFiles, config: EngineConfig, device: torch.device, progress: Progress
-) -> TransformersModel:
+) -> TransformersModel | PlainModel:
     """Load a model, ready to run.
 
-    Raises `ModelLoadError`, or `UnsupportedModelError` if packing would give wrong logits.
+    Raises `ModelLoadError`, or `UnsupportedModelError` if it would compute wrong logits.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -77,46 +82,70 @@ def load_transformers_model(
     module = load_module(
         files, config, device, load_dtype, attn_implementation="eager", progress=progress
     )
-    num_parameters = sum(p.numel() for p in module.parameters())
-    probe, quantization = None, "none"
-    if settings.attention.name in TRITON_BACKENDS and config.device_map is None:
-        probe = _fuse(module, device, progress)
+    info = ModelInfo(
+        name=files.name,
+        architecture=files.config.architecture,
+        vocab_size=vocab_size(module),
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        quantization="none",
+        backend="transformers",
+        num_parameters=sum(p.numel() for p in module.parameters()),
+        weight_bytes=0,
+        weights_hash=weights_hash(files),
+        block_size=config.block_size,
+        threads=config.threads or 1,
+    )
+    model = _checked_model(module, info, settings, config, device, progress)
+    quantization = "none"
     if settings.precision is not None:
         has_cpu_layers = device.type == "cpu" or config.device_map is not None
-        quantization, probe = quantize.quantize_checked(
+        quantization, _ = quantize.quantize_checked(
             module,
             settings.precision,
             dtype,
             quantize.load_team(config.threads or 1, progress) if has_cpu_layers else None,
             deterministic=config.deterministic,
-            probe=probe,
+            probe=model.probe,
         )
     if config.deterministic:
         make_deterministic(module)
-    model = TransformersModel(
-        module,
-        ModelInfo(
-            name=files.name,
-            architecture=files.config.architecture,
-            vocab_size=_vocab_size(module),
-            device=str(device),
-            dtype=str(dtype).removeprefix("torch."),
-            quantization=quantization,
-            backend="transformers",
-            num_parameters=num_parameters,
-            weight_bytes=quantize.weight_bytes(module),
-            weights_hash=weights_hash(files),
-            block_size=config.block_size,
-            threads=config.threads or 1,
-        ),
-        settings.attention,
-        row_multiple=ROWS if config.deterministic else 1,
-        probe=probe,
-        kv_dtype=settings.kv_dtype,
+    model.info = replace(
+        model.info, quantization=quantization, weight_bytes=quantize.weight_bytes(module)
     )
-    if device.type == "cuda" and not config.deterministic:
+    if device.type == "cuda" and not config.deterministic and isinstance(model, TransformersModel):
         _choose_checked_attention(model, config, device, progress)
     return model
+
+
+def _checked_model(
+    module: nn.Module,
+    info: ModelInfo,
+    settings: LoadSettings,
+    config: EngineConfig,
+    device: torch.device,
+    progress: Progress,
+) -> TransformersModel | PlainModel:
+    """Choose how to run the float module, and check that its logits are right in that way.
+
+    The paged cache is first, with recurrent states beside it if the model keeps any. What it cannot
+    serve runs with transformers' own cache. Raises `UnsupportedModelError` with the reason.
+    """
+    try:
+        recurrent = stateful_model(module, info, settings.attention, settings.kv_dtype)
+        if recurrent is None:
+            probe = None
+            if settings.attention.name in TRITON_BACKENDS and config.device_map is None:
+                probe = _fuse(module, device, progress)
+            row_multiple = ROWS if config.deterministic else 1
+            return TransformersModel(
+                module, info, settings.attention, row_multiple, probe, settings.kv_dtype
+            )
+    except UnsupportedModelError as error:
+        refuse_deterministic(config)
+        return plain_model(module, info, error, progress)
+    refuse_deterministic(config)
+    return recurrent
 
 
 def load_module(
@@ -136,33 +165,40 @@ def load_module(
     """
     disable_progress_bar()
     folder = files.folder
+    has_own_code = config.trust_remote_code and "auto_map" in files.config.raw
     if files.gguf is not None:
         folder = _dequantised_folder(files, files.gguf, dtype, progress)
-    try:
-        with torch.inference_mode(False):
-            module, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=attn_implementation,
-                device_map=config.device_map or {"": device},
-                trust_remote_code=config.trust_remote_code,
-                use_safetensors=None if config.allow_pickle else True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        raise ModelLoadError(f"cannot load {files.name}: {error}") from error
-    _check_report(files.name, report)
+    with reading(files.name), torch.inference_mode(False):
+        model_class = auto_class(files.config, has_own_code)
+        refuse_oversized(files, model_class)
+        module, report = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            device_map=config.device_map or {"": device},
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=None if config.allow_pickle else True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # the report has them
+            output_loading_info=True,
+        )
+    _check_report(files.name, report, is_gguf=files.gguf is not None)
     eval_module: nn.Module = module.eval().requires_grad_(False)
     return eval_module
 
 
-def _check_report(name: str, report: dict[str, object]) -> None:
-    """Refuse missing and mismatched weights: they would be random. Extra weights do no harm."""
-    for key in ("missing_keys", "mismatched_keys", "error_msgs"):
+def _check_report(name: str, report: dict[str, object], *, is_gguf: bool) -> None:
+    """Refuse missing and mismatched weights: they would be random.
+
+    Extra weights do no harm in folders, where they are buffers, copies and other heads. A GGUF file
+    has only what its model computes with.
+    """
+    surplus = ("unexpected_keys",) if is_gguf else ()
+    for key in ("missing_keys", "mismatched_keys", "error_msgs", *surplus):
         names = report.get(key)
         if isinstance(names, list | set | tuple) and names:
-            listing = ", ".join(sorted(map(str, names))[:5])
+            shown = (str(item[0] if isinstance(item, tuple) else item) for item in names)
+            listing = ", ".join(sorted(shown)[:5])
             raise ModelLoadError(f"{name}: {key.replace('_', ' ')}: {listing}")
 
 
@@ -189,7 +225,7 @@ def _fuse(module: torch.nn.Module, device: torch.device, progress: Progress) -> 
     """
     from stonechat_models.backends.transformers.fused.replace import fuse_modules
 
-    probe = check_packing(module, device, _vocab_size(module))
+    probe = check_packing(module, device, vocab_size(module))
     fused = ", ".join(f"{n} {name}" for name, n in sorted(fuse_modules(module).items()))
     progress(f"fused modules: {fused or 'none'}")
     return probe
@@ -204,7 +240,3 @@ def _choose_checked_attention(
     )
     refuse_kv_format(config.kv_cache_dtype, backend.name, device)
     model.set_attention(backend)
-
-
-def _vocab_size(module: torch.nn.Module) -> int:
-    return int(module.config.vocab_size)  # type: ignore[union-attr,arg-type]

@@ -42,14 +42,14 @@ class TransformersModel:
         self._keeps_logits = "logits_to_keep" in parameters
         self._row_multiple = row_multiple
         self._cache: KVCache | None = None
-        self._probe = probe or check_packing(module, self.device, info.vocab_size)
+        self.probe = probe or check_packing(module, self.device, info.vocab_size)
 
     @property
     def attention_parity_check(self) -> ParityCheck:
         """The parity check that an attention backend must pass for this model."""
         dtype = getattr(torch, self.info.dtype)
         return ParityCheck(
-            self.device, dtype, self.kv_dtype, self.info.block_size, self._probe.kinds
+            self.device, dtype, self.kv_dtype, self.info.block_size, self.probe.kinds
         )
 
     def set_attention(self, backend: AttentionBackend) -> None:
@@ -59,15 +59,15 @@ class TransformersModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return sum(s.num_elements for s in self._probe.shapes.values()) * self.kv_dtype.itemsize
+        return sum(s.num_elements for s in self.probe.shapes.values()) * self.kv_dtype.itemsize
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         self._cache = KVCache(
-            self._probe.shapes,
+            self.probe.shapes,
             num_blocks=num_blocks + 1,  # padding rows of a CUDA graph write to the last one
             block_size=block_size,
             dtype=self.kv_dtype,
-            devices=self._probe.devices,
+            devices=self.probe.devices,
         )
         self.info = replace(
             self.info,

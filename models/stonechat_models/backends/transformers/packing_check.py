@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.interface import (
@@ -47,6 +48,7 @@ def check_packing(module: torch.nn.Module, device: torch.device, vocab_size: int
     if dtype is not torch.float32 and _is_unclear(differences, tolerance):
         tolerance = TOLERANCE["logits"][torch.float32]
         _, differences = _compare(small_copy(module), torch.device("cpu"), COPY_VOCAB_SIZE)
+    check_window(module, probe)
     worst = max(float(d.max()) for d in differences)
     if worst > tolerance or _leaks(*differences):
         raise UnsupportedModelError(
@@ -54,6 +56,23 @@ def check_packing(module: torch.nn.Module, device: torch.device, vocab_size: int
             f"{worst:.2g} standard deviations): the model keeps state outside its attention"
         )
     return probe
+
+
+def check_window(module: torch.nn.Module, probe: ProbeContext) -> None:
+    """Refuse a sliding window that only the model's mask has: no mask is built here.
+
+    The sequences of the check are too short to show it.
+    """
+    config: Any = module.config.get_text_config()  # type: ignore[operator, union-attr]
+    window = getattr(config, "sliding_window", None)
+    length = getattr(config, "max_position_embeddings", None) or 0
+    if not isinstance(window, int) or not 0 < window < length:
+        return
+    types = getattr(config, "layer_types", None)
+    if types and "sliding_attention" not in types:
+        return
+    if all(kind.spec.sliding_window is None for kind in probe.kinds):
+        raise UnsupportedModelError("only a mask holds the model's sliding window")
 
 
 def _is_unclear(differences: list[torch.Tensor], tolerance: float) -> bool:
@@ -69,7 +88,8 @@ def _leaks(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def small_copy(module: torch.nn.Module) -> torch.nn.Module:
     """A float32 model of the same class with random weights and one layer or more of every type."""
-    config: Any = copy.deepcopy(module.config)
+    whole: Any = copy.deepcopy(module.config)
+    config: Any = whole.get_text_config()
     types: Sequence[str] = getattr(config, "layer_types", None) or ()
     num_layers = max(2, *(types.index(kind) + 1 for kind in set(types)), 2)
     config.num_hidden_layers = min(num_layers, config.num_hidden_layers)
@@ -79,6 +99,9 @@ def small_copy(module: torch.nn.Module) -> torch.nn.Module:
     config.pad_token_id = config.bos_token_id = config.eos_token_id = None
     config.dtype = torch.float32
     try:
+        if config is not whole:  # of a model for images and text, only the text part is checked
+            copied: torch.nn.Module = AutoModelForCausalLM.from_config(config).float().eval()
+            return copied
         return type(module)(config).float().eval()
     except Exception as error:
         raise UnsupportedModelError(f"the packing check cannot copy the model: {error}") from error

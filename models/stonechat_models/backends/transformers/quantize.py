@@ -75,7 +75,7 @@ def quantize_checked(
     matrices are not quantised) and the probe. Raises `UnsupportedModelError` with the reason.
     """
     embedding = module.get_input_embeddings()  # type: ignore[operator]
-    device, vocab_size = embedding.weight.device, int(module.config.vocab_size)  # type: ignore
+    device, vocab_size = embedding.weight.device, embedding.weight.shape[0]
     probe = probe or check_packing(module, device, vocab_size)
     name = quantize_module(module, precision, team)
     on_cpu = (NativeLinear, TorchLinear)
@@ -87,14 +87,20 @@ def quantize_checked(
         )
     if embedding.weight.dtype is not dtype:
         module.to(dtype)
-    _check_runs(module, device, vocab_size)
+    _check_runs(module, device, vocab_size, probe)
     return name, probe
 
 
 @torch.inference_mode()
-def _check_runs(module: nn.Module, device: torch.device, vocab_size: int) -> None:
+def _check_runs(
+    module: nn.Module, device: torch.device, vocab_size: int, probe: ProbeContext
+) -> None:
+    batch = random_prompts([8], vocab_size).to(device)
     try:
-        _, logits = probe_layers(module, random_prompts([8], vocab_size).to(device))
+        if probe.shapes:
+            _, logits = probe_layers(module, batch)
+        else:
+            logits = module(input_ids=batch.token_ids.unsqueeze(0), use_cache=False).logits
     except Exception as error:
         raise UnsupportedModelError(f"the quantised model does not run: {error}") from error
     if not torch.isfinite(logits).all():

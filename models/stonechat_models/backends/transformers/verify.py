@@ -60,6 +60,7 @@ def random_batch(
         logits_index=torch.tensor(query_start[1:]) - 1,
         query_start_list=query_start,
         context_lens_list=context_lens,
+        state_slots=range(len(lengths)),
     )
 
 

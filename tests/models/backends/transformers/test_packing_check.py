@@ -7,7 +7,7 @@ import transformers
 from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShape
 from stonechat_models.backends.transformers.packing_check import check_packing, small_copy
 from stonechat_models.checkpoint.hf_config import parse_config
-from stonechat_models.checkpoint.support import context_length, refuse_unserved_layers
+from stonechat_models.checkpoint.support import context_length
 from stonechat_models.errors import UnsupportedModelError
 from tests.models.tiny_models import COMMON, VOCAB_SIZE, tiny_model
 from tests.nightly import nightly
@@ -50,6 +50,12 @@ def test_state_outside_attention_is_noticed():
         check_packing(model, CPU, VOCAB_SIZE)
 
 
+def test_a_window_that_only_a_mask_holds_is_noticed():
+    with pytest.raises(UnsupportedModelError, match="only a mask"):
+        check_packing(tiny_model("phimoe"), CPU, VOCAB_SIZE)
+    check_packing(tiny_model("phimoe", sliding_window=256), CPU, VOCAB_SIZE)  # the context's length
+
+
 def test_the_probe_records_what_layers_keep():
     probe = check_packing(tiny_model("gemma3"), CPU, VOCAB_SIZE)
     assert probe.shapes == {i: LayerKVShape(2, 16, 16) for i in range(3)}
@@ -61,12 +67,6 @@ def test_weights_that_are_not_finite_are_refused():
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(UnsupportedModelError, match="not finite"):
         check_packing(model, CPU, VOCAB_SIZE)
-
-
-@pytest.mark.parametrize("kind", ["linear_attention", "mamba"])
-def test_layers_with_other_state_are_refused(kind):
-    with pytest.raises(UnsupportedModelError, match=kind):
-        refuse_unserved_layers(parse_config({"layer_types": ["full_attention", kind]}, "x"))
 
 
 def test_context_length():

@@ -139,7 +139,10 @@ def paged_attention(
     stonechat: PagedContext | ProbeContext | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Maps query [1, H, T, Dk], key [1, Hkv, T, Dk], value [1, Hkv, T, Dv] to [1, T, H, Dv]."""
+    """Maps query [N, H, T, Dk], key [N, Hkv, T, Dk], value [N, Hkv, T, Dv] to [N, T, H, Dv].
+
+    Its rows, N * T, are the packed tokens of the step.
+    """
     if stonechat is None:
         raise UnsupportedModelError("this model does not pass keyword arguments to its attention")
     if attention_mask is not None:
@@ -151,5 +154,7 @@ def paged_attention(
         sinks=s_aux,
     )
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-    return stonechat.attend(layer, query, key, value, spec).unsqueeze(0), None
+    num_rows, length = query.shape[0], query.shape[2]
+    query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    attended = stonechat.attend(layer, query, key, value, spec)
+    return attended.view(num_rows, length, *attended.shape[1:]), None

@@ -7,6 +7,7 @@ whether its machine code uses tensor cores or converts float8, and the stack byt
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,13 @@ def compile_rotary(dtype, kv_dtype, capability, size) -> None:
     compile_kernel(rope_and_store_kernel, dtype, constants, *launch)
 
 
-if __name__ == "__main__":
+def compile_some() -> None:
+    """Each kernel once."""
+    compile_shape(*SHAPES[0], 90)
+    compile_fused(torch.bfloat16, 90)
+
+
+def compile_all() -> None:
     for case in SHAPES:
         compile_shape(*case, 90)
     compile_shape(*SHAPES[0], 80)
@@ -198,3 +205,7 @@ if __name__ == "__main__":
         compile_fused(torch.bfloat16, capability)
     for capability in (89, 90):
         compile_rotary(torch.bfloat16, torch.float8_e4m3fn, capability, 128)
+
+
+if __name__ == "__main__":
+    compile_all() if sys.argv[1:] == ["--all"] else compile_some()

@@ -15,15 +15,24 @@ SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 """The largest shared memory of a thread block in bytes, by compute capability."""
 
 
-def test_kernels_compile(tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "num_kernels"),
+    [
+        ([], 3 + 7),
+        pytest.param(["--all"], 6 * 3 + 3 * 2 + 2 * 7 + 2, marks=pytest.mark.nightly),
+    ],
+    ids=["some", "all"],
+)
+def test_kernels_compile(arguments, num_kernels, tmp_path):
     environment = {
         **os.environ,
         "TRITON_CACHE_DIR": str(tmp_path),
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     environment.pop("TRITON_INTERPRET", None)
+    module = "tests.models.backends.transformers.attention.compile_kernels"
     result = subprocess.run(
-        [sys.executable, "-m", "tests.models.backends.transformers.attention.compile_kernels"],
+        [sys.executable, "-m", module, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -31,7 +40,7 @@ def test_kernels_compile(tmp_path):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     compiled = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(compiled) == 6 * 3 + 3 * 2 + 2 * 7 + 2
+    assert len(compiled) == num_kernels
     for kernel in compiled:
         assert kernel["cubin_bytes"] > 0
         assert kernel["shared"] <= SHARED_MEMORY[kernel["capability"]], kernel

@@ -1,0 +1,131 @@
+"""Which of transformers' classes loads a model, and which of ours runs it."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
+
+from stonechat_models.backends.transformers.attention.backend import AttentionBackend
+from stonechat_models.backends.transformers.plain import PlainModel
+from stonechat_models.backends.transformers.recurrent import RecurrentModel, keeps_recurrent_state
+from stonechat_models.backends.transformers.step_check import check_steps, check_tolerance
+from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.checkpoint.hf_config import HFConfig
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.types import ModelInfo
+
+ENCODERS = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "cpmant", "xlnet"}
+ENCODER_DECODERS = {
+    *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    *("florence2", "pix2struct", "pp_formulanet", "udop", "vision-encoder-decoder"),
+}
+OTHER_USES = {
+    **dict.fromkeys(
+        ("blip", "blip-2", "idefics", "instructblip", "instructblipvideo", "kosmos-2"),
+        "need an image in every prompt",
+    ),
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "draft for another model"),
+    **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), "generate audio"),
+    "diffusion_gemma": "do not generate one token after the other",
+    "evolla": "need a protein in every prompt",
+    "pi0": "generate the movements of a robot",
+}
+"""Types that transformers counts among the language models, and what they do instead."""
+
+
+def auto_class(config: HFConfig, has_own_code: bool = False) -> Any:
+    """Return the class that loads a model. `has_own_code`: its folder defines the class.
+
+    Models for images and text are loaded whole, and serve text. Raises `UnsupportedModelError` for
+    encoders and other models that do not complete text, and for types that the installed
+    transformers does not have.
+    """
+    model_type = config.model_type
+    if has_own_code:
+        return AutoModelForCausalLM
+    if model_type in ENCODER_DECODERS:
+        raise UnsupportedModelError(
+            f"models of type {model_type} have an encoder; choose a decoder-only model"
+        )
+    if model_type in OTHER_USES:
+        raise UnsupportedModelError(
+            f"models of type {model_type} {OTHER_USES[model_type]}; choose one that completes text"
+        )
+    if model_type in ENCODERS and not config.keys.read("is_decoder", bool, False):
+        raise UnsupportedModelError(
+            f"models of type {model_type} are encoders, whose tokens attend to later ones; choose "
+            "a decoder-only model"
+        )
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForCausalLM
+    if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    raise UnsupportedModelError(
+        f"the installed transformers has no causal language model of type {model_type}"
+    )
+
+
+def vocab_size(module: nn.Module) -> int:
+    """The width of the logits."""
+    return int(module.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+
+
+def stateful_model(
+    module: nn.Module, info: ModelInfo, attention: AttentionBackend, kv_dtype: torch.dtype
+) -> RecurrentModel | None:
+    """Return `module` with recurrent states beside the paged cache; None if it keeps none.
+
+    Raises `UnsupportedModelError` if it would compute wrong logits.
+    """
+    if not keeps_recurrent_state(module):
+        return None
+    model = RecurrentModel(module, info, attention, kv_dtype)
+    _check(model, module)
+    return model
+
+
+def plain_model(
+    module: nn.Module, info: ModelInfo, reason: UnsupportedModelError, progress: Progress
+) -> PlainModel:
+    """Return `module` with its own cache, or without one if that cache gives other logits.
+
+    `reason`: why the paged cache cannot serve it. Raises `UnsupportedModelError` for a model that
+    is not causal.
+    """
+    module.set_attn_implementation("eager")  # type: ignore[operator]
+    for caches, way in ((True, "with its own cache"), (False, "without a cache, which is slow")):
+        try:
+            model = PlainModel(module, info, caches=caches)
+            _check(model, module)
+        except UnsupportedModelError as error:
+            last = error
+            continue
+        progress(f"running {info.name} one sequence at a time, {way}: {reason}")
+        return model
+    raise last
+
+
+def refuse_deterministic(config: EngineConfig) -> None:
+    """Raise `UnsupportedModelError` if a model that keeps a state is to give the same bits."""
+    if config.deterministic:
+        raise UnsupportedModelError(
+            "cannot run deterministically: the model keeps a state, whose bits depend on how its "
+            "prompt is split"
+        )
+
+
+def _check(model: RecurrentModel | PlainModel, module: nn.Module) -> None:
+    dtype = next(module.parameters()).dtype
+    exact = check_steps(model, module, model.device, check_tolerance(dtype))
+    model.info = replace(model.info, exact_chunks=exact)

@@ -1,0 +1,258 @@
+"""Runs models whose layers keep a recurrent state: linear attention, state spaces, convolutions.
+
+Attention layers use the paged KV cache, as in `TransformersModel`. The other layers get their state
+through transformers' cache interface, from a pool with one slot per sequence. Such a state cannot
+be packed, so a step consists of several calls: one for all sequences that decode, [N, 1] tokens,
+and one for each prompt or part of a prompt, [1, T] tokens.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
+
+from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.transformers.attention.backend import AttentionBackend
+from stonechat_models.backends.transformers.attention.interface import (
+    ATTENTION_NAME,
+    PagedContext,
+    ProbeContext,
+    register_attention,
+)
+from stonechat_models.backends.transformers.model import TransformersModel
+from stonechat_models.errors import EngineError, ModelLoadError, UnsupportedModelError
+from stonechat_models.hardware.transfers import to_device
+from stonechat_models.types import ModelInfo
+
+StateKind = Literal["conv_states", "recurrent_states"]
+STATE_KINDS: tuple[StateKind, ...] = ("conv_states", "recurrent_states")
+PROBE_LENGTH = 8
+
+
+class PagedLayer(DynamicLayer):  # type: ignore[misc]
+    """The cache of an attention layer. Its keys and values are in the paged cache, not here."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__()
+        self._num_tokens = num_tokens
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return self._num_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._num_tokens + query_length, 0
+
+
+class HybridLayer(LinearAttentionLayer, PagedLayer):  # type: ignore[misc]
+    """The cache of a layer that has both attention and a recurrent state."""
+
+    def __init__(self, number_of_states: int, num_tokens: int) -> None:
+        PagedLayer.__init__(self, num_tokens)
+        LinearAttentionLayer.__init__(self, number_of_states)
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """One tensor of recurrent state, without its first dimension, which is the sequence."""
+
+    layer: int
+    kind: StateKind
+    index: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class StatePool:
+    """The recurrent states of all slots: per state a tensor [num_slots, ...]."""
+
+    def __init__(self, shapes: Sequence[StateShape], num_slots: int) -> None:
+        self._shapes = shapes
+        try:
+            self._tensors = [
+                torch.zeros((num_slots, *s.shape), dtype=s.dtype, device=s.device) for s in shapes
+            ]
+        except (RuntimeError, MemoryError) as error:
+            needed = sum(s.num_bytes for s in shapes) * num_slots
+            raise ModelLoadError(
+                f"no memory for {num_slots} recurrent states, {needed / 2**20:.0f} MiB: {error}"
+            ) from error
+
+    def load(self, cache: Cache, slots: Sequence[int]) -> None:
+        """Give the layers of `cache` copies of the states in `slots`."""
+        for shape, tensor in zip(self._shapes, self._tensors, strict=True):
+            layer: Any = cache.layers[shape.layer]
+            state = tensor[to_device(list(slots), tensor.device, torch.int64)]
+            getattr(layer, shape.kind)[shape.index] = state
+            getattr(layer, f"is_{shape.kind}_initialized")[shape.index] = True
+            layer.has_previous_state[shape.index] = True
+            layer.dtype, layer.device = state.dtype, state.device
+            if shape.kind == "conv_states":
+                layer.conv_kernel_size[shape.index] = state.shape[-1]
+
+    def store(self, cache: Cache, slots: Sequence[int]) -> None:
+        """Keep the states of the layers of `cache` in `slots`."""
+        for shape, tensor in zip(self._shapes, self._tensors, strict=True):
+            state = getattr(cache.layers[shape.layer], shape.kind)[shape.index]
+            tensor.index_copy_(0, to_device(list(slots), tensor.device, torch.int64), state)
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy states, (source, destination), one after the other."""
+        for tensor in self._tensors:
+            for source, destination in pairs:
+                tensor[destination] = tensor[source]
+
+
+def new_cache(module: torch.nn.Module, num_tokens: int) -> Cache:
+    """Return an empty cache for one call, whose sequences have `num_tokens` tokens before it."""
+    layers: list[Any] = DynamicCache(config=module.config.get_text_config()).layers  # type: ignore
+    for i, layer in enumerate(layers):
+        is_recurrent = isinstance(layer, LinearAttentionCacheLayerMixin)
+        if is_recurrent and isinstance(layer, CacheLayerMixin):
+            layers[i] = HybridLayer(layer.number_of_states, num_tokens)
+        elif isinstance(layer, CacheLayerMixin):
+            layers[i] = PagedLayer(num_tokens)
+    return Cache(layers=layers)
+
+
+def keeps_recurrent_state(module: torch.nn.Module) -> bool:
+    """Whether any layer of `module` keeps a recurrent state in transformers' cache."""
+    try:
+        cache = DynamicCache(config=module.config.get_text_config())  # type: ignore[operator, union-attr]
+    except Exception:  # a config that the cache cannot read
+        return False
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+class RecurrentModel(TransformersModel):
+    """A `CausalModel` with recurrent layers. `check_steps` must pass before it is used."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        info: ModelInfo,
+        backend: AttentionBackend,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Raises `UnsupportedModelError` if the module does not run in this way."""
+        probe = ProbeContext([0, PROBE_LENGTH])
+        self._shapes = probe_states(module, probe)
+        info = replace(info, keeps_state=True, state_bytes=sum(s.num_bytes for s in self._shapes))
+        super().__init__(module, info, backend, probe=probe, kv_dtype=kv_dtype)
+        self._states: StatePool | None = None
+
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
+        super().allocate_kv_cache(num_blocks, block_size)
+        self._states = StatePool(self._shapes, self.info.num_state_slots)
+
+    def copy_states(self, pairs: list[tuple[int, int]]) -> None:
+        assert self._states is not None
+        self._states.copy(pairs)
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        ends = batch.query_start_list
+        decoding = []
+        rows: list[torch.Tensor | None] = [None] * batch.num_seqs
+        with self._as_current_device():
+            for i in range(batch.num_seqs):
+                if ends[i + 1] - ends[i] == 1 and batch.context_lens_list[i] > 1:
+                    decoding.append(i)
+                else:
+                    rows[i] = self._run(batch, [i])[0]
+            if decoding:
+                for i, row in zip(decoding, self._run(batch, decoding), strict=True):
+                    rows[i] = row
+            logits = torch.stack([row for row in rows if row is not None]).float()
+            return logits[torch.searchsorted(batch.query_start[1:], batch.logits_index, right=True)]
+
+    def _run(self, batch: ForwardBatch, indices: list[int]) -> torch.Tensor:
+        """Run these sequences of the step, and keep their states.
+
+        Returns the logits [N, V] of each one's last token.
+        """
+        assert self._states is not None
+        assert self._cache is not None
+        part = batch.select(indices)
+        length = part.num_tokens // part.num_seqs
+        start = part.context_lens_list[0] - length
+        cache = new_cache(self.module, start)
+        if start:
+            self._states.load(cache, part.state_slots)
+        logits = _call(
+            self.module,
+            part.token_ids.view(-1, length),
+            part.positions.view(-1, length),
+            cache,
+            PagedContext(part, self._cache, self.backend),
+        )
+        self._states.store(cache, part.state_slots)
+        return logits[:, -1]
+
+
+@torch.inference_mode()
+def probe_states(module: torch.nn.Module, context: ProbeContext) -> list[StateShape]:
+    """Run one prompt of `PROBE_LENGTH` tokens, and return the states that its layers keep.
+
+    Sets the paged attention function in `module`. `context` records the attention layers. Raises
+    `UnsupportedModelError` if the module does not run in this way.
+    """
+    register_attention()
+    module.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+    device = module.get_input_embeddings().weight.device  # type: ignore[operator]
+    positions = torch.arange(PROBE_LENGTH, device=device).unsqueeze(0)
+    cache = new_cache(module, 0)
+    try:
+        _call(module, positions, positions, cache, context)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(f"a forward pass with states fails: {error}") from error
+    return [
+        StateShape(i, kind, index, tuple(state.shape[1:]), state.dtype, state.device)
+        for i, layer in enumerate(cache.layers)
+        for kind in STATE_KINDS
+        for index, state in getattr(layer, kind, {}).items()
+        if state is not None
+    ]
+
+
+def _call(
+    module: torch.nn.Module,
+    token_ids: torch.Tensor,
+    positions: torch.Tensor,
+    cache: Cache,
+    context: PagedContext | ProbeContext,
+) -> torch.Tensor:
+    """Return the logits [N, T or 1, V] of token ids and positions int64[N, T]."""
+    parameters = inspect.signature(module.forward).parameters
+    extra: dict[str, Any] = {
+        "cache_params" if "cache_params" in parameters else "past_key_values": cache
+    }
+    if "position_ids" in parameters:
+        extra["position_ids"] = positions
+    if "logits_to_keep" in parameters:
+        extra["logits_to_keep"] = 1
+    logits: torch.Tensor = module(
+        input_ids=token_ids, use_cache=True, stonechat=context, **extra
+    ).logits
+    return logits

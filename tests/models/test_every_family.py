@@ -1,0 +1,110 @@
+"""Every type that transformers has is served as plain `transformers` computes it, or refused."""
+
+import pytest
+import torch
+
+from stonechat_models.backends.transformers.footprint import EmptyModel
+from stonechat_models.backends.transformers.kinds import auto_class
+from stonechat_models.checkpoint.hf_config import parse_config
+from stonechat_models.engine.engine import Engine
+from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.sampling.sampler import Sampler
+from tests.models.engines import CPU, Generated, add, greedy, run
+from tests.models.every_family import CAUSAL_TYPES, TYPES, USUAL, hf_config
+from tests.models.serving_ways import (
+    NO_CACHE,
+    OWN,
+    OWN_WHOLE,
+    RECURRENT,
+    RECURRENT_WHOLE,
+    UNTRIED,
+    documented_ways,
+    load_tiny,
+    way_of,
+)
+from tests.models.tiny_models import VOCAB_SIZE
+from tests.nightly import nightly
+
+NUM_TOKENS = 12
+MAX_MODEL_LEN = 48
+PROMPT_LENS = (1, 3, 9, 17, 30, 5)
+TOLERANCE = {"nemotron_h": 5e-3, "nemotron_h_omni": 5e-3, "zamba2": 5e-3}
+"""Of log-probabilities. Mamba 2 computes a prompt in another order than single tokens."""
+DOCUMENTED = documented_ways()
+SERVED = [t for t in TYPES if not DOCUMENTED.get(t, "").startswith(("refused", "not tried"))]
+REFUSED = {t: way for t, way in DOCUMENTED.items() if way.startswith("refused")}
+RARE = [t for t in SERVED if t not in USUAL]
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    texts = [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in PROMPT_LENS]
+    return [*texts, [*texts[4][:21], 7, 8]]  # starts like another
+
+
+@torch.inference_mode()
+def worst_difference(module, prompt: list[int], result: Generated) -> float:
+    """Compare with one whole pass over prompt and answer. The tokens must be the likeliest ones."""
+    assert result.error is None
+    assert len(result.token_ids) == NUM_TOKENS
+    ids = torch.tensor([prompt + result.token_ids])
+    logits = module(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    rows = torch.log_softmax(logits.double(), dim=-1)
+    got = torch.tensor([entry.logprob for entry in result.logprobs])
+    expected = rows.gather(1, torch.tensor(result.token_ids).unsqueeze(1)).squeeze(1)
+    missed = rows.amax(dim=1) - expected
+    return float(torch.maximum((got - expected).abs(), missed).max())
+
+
+@pytest.mark.parametrize("model_type", [*USUAL, *nightly(*RARE)])
+def test_a_served_type(model_type):
+    """One engine: mixed batches, chunks, shared prefixes, several choices, and preemption."""
+    model = load_tiny(model_type, max_model_len=MAX_MODEL_LEN, max_batch_tokens=5)
+    assert way_of(model, model_type) == DOCUMENTED[model_type]
+    model.allocate_kv_cache(14, model.info.block_size)
+    sampler = Sampler(model.info.vocab_size, CPU)
+    engine = Engine(model, sampler, eos_token_ids=frozenset(), device=CPU, prefix_caching=True)
+    results = {}
+    for repeat in "ab":
+        for i, prompt in enumerate(prompts()):
+            add(engine, f"{repeat}{i}", prompt, greedy(NUM_TOKENS, n=2 if i == 2 else 1))
+        results |= run(engine)
+    model.module.set_attn_implementation("eager")
+    worst = max(
+        worst_difference(model.module, prompts()[int(name[1])], result)
+        for (name, _), result in results.items()
+    )
+    assert worst < TOLERANCE.get(model_type, 1e-4)
+    assert engine.stats().num_preemptions > 0
+    shares = DOCUMENTED[model_type] not in (RECURRENT_WHOLE, OWN, OWN_WHOLE, NO_CACHE)
+    assert any(result.num_cached_tokens for result in results.values()) is shares
+    assert len({tuple(result.token_ids) for result in results.values()}) > 2
+
+
+@pytest.mark.parametrize("model_type", [*USUAL, *nightly(*RARE)])
+def test_the_plan_foresees_the_way(model_type):
+    empty = EmptyModel.build(hf_config(model_type))
+    empty.probe()
+    way = DOCUMENTED[model_type]
+    assert empty.runs_plainly is (way in (OWN, OWN_WHOLE, NO_CACHE))
+    assert empty.keeps_state is (way in (RECURRENT, RECURRENT_WHOLE))
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_refused_type_is_refused_before_it_is_loaded(model_type):
+    config = parse_config({"model_type": model_type}, "config.json")
+    with pytest.raises(UnsupportedModelError) as load_error:
+        auto_class(config)
+    assert REFUSED[model_type].replace("…", model_type) == f"refused: {load_error.value}"
+    with pytest.raises(UnsupportedModelError) as plan_error:
+        EmptyModel.build(config)
+    assert str(plan_error.value) == str(load_error.value)
+
+
+def test_every_type_is_documented():
+    assert set(DOCUMENTED) >= set(TYPES)
+
+
+def test_most_decoders_are_served():
+    decoders = [t for t in CAUSAL_TYPES if t not in REFUSED and t not in UNTRIED]
+    assert len(decoders) >= 145
