@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import (
+    CostlyGrammarError,
     EngineDeadError,
     EngineError,
     GrammarError,
@@ -32,6 +33,7 @@ from stonechat_models.types import (
     ReasoningSpec,
     RequestOutput,
     RequestTimings,
+    SamplingDefaults,
     SamplingParams,
     StopRules,
     StopScope,
@@ -47,7 +49,12 @@ if TYPE_CHECKING:
     from stonechat_models.diagnostics.machine import Machine, inspect_machine
     from stonechat_models.diagnostics.memory_plan import ModelSurvey, survey_model
     from stonechat_models.diagnostics.serving_forms import ServingForm
-    from stonechat_models.grammar.compiler import check_grammar
+    from stonechat_models.diagnostics.stored_templates import stored_chat_templates
+    from stonechat_models.grammar.checker import GrammarChecker
+    from stonechat_models.grammar.cost import is_cheap
+    from stonechat_models.grammar.plain_schema import plain_schema
+    from stonechat_models.grammar.relaxation import relax_schema
+    from stonechat_models.grammar.source import check_grammar
     from stonechat_models.hardware.cpus import usable_cpus
     from stonechat_models.runtime.async_engine import AsyncEngine
     from stonechat_models.text.tokenizer import Tokenizer
@@ -59,12 +66,14 @@ __all__ = [
     "MAX_TOP_LOGPROBS",
     "AsyncEngine",
     "CompletionDelta",
+    "CostlyGrammarError",
     "EngineConfig",
     "EngineDeadError",
     "EngineError",
     "EngineStats",
     "FinishReason",
     "GenerateRequest",
+    "GrammarChecker",
     "GrammarError",
     "GrammarSpec",
     "InvalidParamsError",
@@ -77,6 +86,7 @@ __all__ = [
     "ReasoningSpec",
     "RequestOutput",
     "RequestTimings",
+    "SamplingDefaults",
     "SamplingParams",
     "ServingForm",
     "StepError",
@@ -90,11 +100,15 @@ __all__ = [
     "check_grammar",
     "fetch_model",
     "inspect_machine",
+    "is_cheap",
     "list_models",
     "measure_bandwidth",
+    "plain_schema",
     "read_aliases",
+    "relax_schema",
     "remove_model",
     "set_alias",
+    "stored_chat_templates",
     "survey_model",
     "usable_cpus",
 ]
@@ -106,15 +120,20 @@ _LAZY = {
     "ServingForm": "diagnostics.serving_forms",
     "StoredModel": "checkpoint.store",
     "Tokenizer": "text.tokenizer",
-    "check_grammar": "grammar.compiler",
+    "GrammarChecker": "grammar.checker",
+    "check_grammar": "grammar.source",
     "fetch_model": "checkpoint.resolve",
+    "is_cheap": "grammar.cost",
     "inspect_machine": "diagnostics.machine",
     "list_models": "checkpoint.store",
     "measure_bandwidth": "diagnostics.bandwidth",
+    "plain_schema": "grammar.plain_schema",
+    "relax_schema": "grammar.relaxation",
     "usable_cpus": "hardware.cpus",
     "read_aliases": "checkpoint.aliases",
     "remove_model": "checkpoint.store",
     "set_alias": "checkpoint.aliases",
+    "stored_chat_templates": "diagnostics.stored_templates",
     "survey_model": "diagnostics.memory_plan",
 }
 

@@ -25,6 +25,10 @@ class GrammarError(EngineError):
     """A grammar, regex or JSON schema cannot be compiled or enforced; the message says why."""
 
 
+class CostlyGrammarError(GrammarError):
+    """Compiling a grammar takes too much time or memory; the message states the limit."""
+
+
 class PromptTooLongError(EngineError):
     """The prompt and one generated token do not fit in the context length."""
 

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from stonechat_models.errors import GrammarError
+from stonechat_models.grammar.cost import check_expression
+from stonechat_models.grammar.plain_schema import plain_schema
+from stonechat_models.grammar.schema_tree import Schema, change_children, nodes, values
 
-MAX_DEPTH = 64
-MAX_NODES = 20_000
 MAX_PROPERTIES = 1_000
 """Per object. The cost of optional properties grows with the square of their number."""
 
@@ -30,25 +31,6 @@ WHITESPACE = r" |\n {0,16}"
 COMPILE_OPTIONS = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": 'nrbtf\\"'}
 """Without `\\u` a key has one spelling: no declared property can be spelled in another way."""
 
-_SCHEMA_KEYS = frozenset(
-    (
-        "additionalItems",
-        "additionalProperties",
-        "contains",
-        "else",
-        "if",
-        "items",
-        "not",
-        "propertyNames",
-        "then",
-        "unevaluatedItems",
-        "unevaluatedProperties",
-    )
-)
-_SCHEMA_LIST_KEYS = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
-_SCHEMA_MAP_KEYS = frozenset(
-    ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
-)
 _CONJUNCTIONS = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"))
 _OBJECT_KEYS = frozenset(("properties", "required", "additionalProperties", "patternProperties"))
 _NUMBER_KEYS = frozenset(
@@ -62,6 +44,9 @@ _NUMBER_KEYS = frozenset(
         "multipleOf",
         *_CONJUNCTIONS,
     )
+)
+_COUNTS = frozenset(
+    ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
 )
 _OTHER_PROPERTIES = frozenset(
     ("additionalProperties", "patternProperties", "unevaluatedProperties")
@@ -101,29 +86,10 @@ def prepare_value(schema: object) -> dict[str, Any]:
         schema = {} if schema else {"not": {}}
     if not isinstance(schema, dict):
         raise GrammarError("a JSON schema must be an object or a boolean")
-    _check_size(schema)
-    can_close = not any(_joins_objects(node) for node in _nodes(schema))
-    prepared: dict[str, Any] = _prepare(schema, can_close)
+    plain = plain_schema(schema)
+    can_close = not any(_joins_objects(node) for node in nodes(plain))
+    prepared = _prepare(plain, can_close)
     return {**prepared, "x-guidance": COMPILE_OPTIONS}
-
-
-def _check_size(schema: object) -> None:
-    level: list[object] = [schema]
-    num_nodes = 0
-    for _ in range(MAX_DEPTH):
-        num_nodes += len(level)
-        level = [child for value in level for child in _values(value)]
-        if num_nodes > MAX_NODES:
-            raise GrammarError(f"the JSON schema has more than {MAX_NODES} values")
-        if not level:
-            return
-    raise GrammarError(f"the JSON schema is nested more than {MAX_DEPTH} levels deep")
-
-
-def _values(value: object) -> list[object]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -132,25 +98,8 @@ def _strings(value: object) -> Iterator[str]:
         yield value
     elif isinstance(value, dict):
         yield from value
-    for child in _values(value):
+    for child in values(value):
         yield from _strings(child)
-
-
-def _nodes(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the schema and its subschemas. Values of `const` and `enum` are not schemas."""
-    yield schema
-    for key, value in schema.items():
-        for child in _subschemas(key, value):
-            yield from _nodes(child)
-
-
-def _subschemas(key: str, value: object) -> Iterator[dict[str, Any]]:
-    if key in _SCHEMA_KEYS and isinstance(value, dict):
-        yield value
-    elif key in _SCHEMA_LIST_KEYS and isinstance(value, list):
-        yield from (item for item in value if isinstance(item, dict))
-    elif key in _SCHEMA_MAP_KEYS and isinstance(value, dict):
-        yield from (item for item in value.values() if isinstance(item, dict))
 
 
 def _joins_objects(node: dict[str, Any]) -> bool:
@@ -158,51 +107,42 @@ def _joins_objects(node: dict[str, Any]) -> bool:
     parts = node.get("allOf")
     if isinstance(parts, list) and len(parts) > 1:
         return True
-    num_parts = len(_CONJUNCTIONS & node.keys())
-    return num_parts > 1 or (num_parts == 1 and bool(_OBJECT_KEYS & node.keys()))
+    keys = [key for key in _CONJUNCTIONS & node.keys() if not _only_requires(node, key)]
+    return len(keys) > 1 or (len(keys) == 1 and bool(_OBJECT_KEYS & node.keys()))
+
+
+def _only_requires(node: Schema, key: str) -> bool:
+    """Return whether all parts of the keyword `key` only require properties that `node` has."""
+    parts, properties = node[key], node.get("properties")
+    if not isinstance(parts, list) or not isinstance(properties, dict):
+        return False
+    for part in parts:
+        if not isinstance(part, dict) or part.keys() - {"required", "type"}:
+            return False
+        required = part.get("required", [])
+        if not isinstance(required, list) or set(map(str, required)) - properties.keys():
+            return False
+    return True
 
 
 def _prepare(node: dict[str, Any], can_close: bool) -> dict[str, Any]:
-    prepared = {
-        key: _prepare_child(key, value, can_close)
-        for key, value in node.items()
-        if not _has_no_effect(key, value, node)
-    }
+    prepared = change_children(node, lambda child, _: _prepare(child, can_close))
     if "$ref" in prepared and "$id" in prepared:
         raise GrammarError("a JSON schema with $id beside $ref is not supported")
+    for key in _COUNTS & prepared.keys():
+        if isinstance(prepared[key], float) and prepared[key].is_integer():
+            prepared[key] = int(prepared[key])
     _check_texts(prepared)
     _check_min_properties(prepared)
     _replace_format(prepared)
     _bound_integer(prepared)
     if isinstance(prepared.get("pattern"), str):
         prepared["pattern"] = portable_pattern(prepared["pattern"])
+    if isinstance(named := prepared.get("patternProperties"), dict):
+        prepared["patternProperties"] = {portable_pattern(n): child for n, child in named.items()}
     if can_close and _is_open_record(prepared):
         prepared["additionalProperties"] = False
     return prepared
-
-
-def _prepare_child(key: str, value: Any, can_close: bool) -> Any:
-    if key in _SCHEMA_KEYS and isinstance(value, dict):
-        return _prepare(value, can_close)
-    if key in _SCHEMA_LIST_KEYS and isinstance(value, list):
-        return [_prepare(v, can_close) if isinstance(v, dict) else v for v in value]
-    if key == "patternProperties" and isinstance(value, dict):
-        value = {portable_pattern(name): child for name, child in value.items()}
-    if key in _SCHEMA_MAP_KEYS and isinstance(value, dict):
-        return {
-            name: _prepare(v, can_close) if isinstance(v, dict) else v for name, v in value.items()
-        }
-    return value
-
-
-def _has_no_effect(key: str, value: object, node: dict[str, Any]) -> bool:
-    if key == "x-guidance":  # clients may not set the compiler's options
-        return True
-    if key == "uniqueItems":
-        return value is False or node.get("maxItems") in (0, 1)
-    if key in ("then", "else"):
-        return "if" not in node
-    return key == "if" and "then" not in node and "else" not in node
 
 
 def _check_texts(node: dict[str, Any]) -> None:
@@ -251,6 +191,7 @@ def _bound_integer(node: dict[str, Any]) -> None:
 
 def portable_pattern(pattern: str) -> str:
     """Return `pattern` with whitespace classes that every reader of the schema reads alike."""
+    check_expression(len(pattern), "a pattern")
     parts: list[str] = []
     in_class = False
     for match in re.finditer(r"\\.|.", pattern, re.DOTALL):
@@ -267,7 +208,7 @@ def portable_pattern(pattern: str) -> str:
 
 def _is_open_record(node: dict[str, Any]) -> bool:
     properties = node.get("properties")
-    if not isinstance(properties, dict) or not properties or _OTHER_PROPERTIES & node.keys():
+    if not isinstance(properties, dict) or _OTHER_PROPERTIES & node.keys():
         return False
     required = node.get("required", [])
     return isinstance(required, list) and set(map(str, required)) <= properties.keys()

@@ -155,6 +155,16 @@ class AsyncEngine:
             if not is_finished:
                 self._runner.send(Abort(request.request_id))
 
+    def end_choice(self, request_id: str, index: int) -> None:
+        """End one choice of a running request: it gets no more output. Unknown ids are ignored.
+
+        The request's last output is that of its other choices. If all have ended, close the
+        iterator.
+        """
+        stream = self._streams.get(request_id)
+        if stream is not None and stream.processor.end_choice(index):
+            self._runner.send(Abort(request_id, index))
+
     def _check(self, request: GenerateRequest) -> None:
         if not self.is_alive:
             raise EngineDeadError("the engine is not running")

@@ -1,9 +1,9 @@
-"""Runs the engine in a thread. Another thread compiles grammars."""
+"""Runs the engine in a thread. Two more compile grammars: one the cheap ones, one the others."""
 
 import logging
 import queue
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ class EngineThread:
         self._deliver: Deliver = lambda _: None
         self._inbox: queue.SimpleQueue[Message | _CompiledRequest] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="stonechat-engine", daemon=True)
-        self._grammars = _GrammarThread(tokenizer, engine.model.info.vocab_size, self._inbox)
+        self._grammars = _GrammarThreads(tokenizer, engine.model.info.vocab_size, self._inbox)
         self._compiling: dict[str, tuple[GenerateRequest, Future[None]]] = {}
         self._is_reported = True
         """False if messages may have changed the stats since the last report."""
@@ -137,8 +137,14 @@ class EngineThread:
                     self.engine.add(request, constraints)
 
 
-class _GrammarThread:
-    """Compiles grammars in a thread of its own, which starts with the first grammar."""
+_Task = tuple[GenerateRequest, "Future[None]"]
+
+
+class _GrammarThreads:
+    """Compiles grammars in threads of their own, which start with the first grammar.
+
+    A costly grammar is compiled in the second thread, so that the cheap ones do not wait for it.
+    """
 
     def __init__(
         self,
@@ -149,18 +155,43 @@ class _GrammarThread:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._results = results
-        self._executor: ThreadPoolExecutor | None = None
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._costly_tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._is_started = False
+        self._is_stopped = False
         self._compiler: GrammarCompiler | None = None
+        self._lock = threading.Lock()
 
     def compile(self, request: GenerateRequest) -> "Future[None]":
         """Compile a request's grammar later. The result goes into the queue `results`."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="stonechat-grammar")
-        return self._executor.submit(self._compile, request)
+        if not self._is_started:
+            self._is_started = True
+            self._start("stonechat-grammar", self._tasks)
+            self._start("stonechat-costly-grammar", self._costly_tasks)
+        future: Future[None] = Future()
+        self._tasks.put((request, future))
+        return future
 
     def stop(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        """Begin no more grammars. Does not wait for those that are being compiled."""
+        self._is_stopped = True
+        for tasks in (self._tasks, self._costly_tasks):
+            tasks.put(None)
+
+    def _start(self, name: str, tasks: "queue.SimpleQueue[_Task | None]") -> None:
+        """Start a thread that nobody waits for, not even at the end of the process."""
+        threading.Thread(target=self._main, args=(tasks,), name=name, daemon=True).start()
+
+    def _main(self, tasks: "queue.SimpleQueue[_Task | None]") -> None:
+        from stonechat_models.grammar.cost import is_cheap
+
+        while (task := tasks.get()) is not None:
+            request, future = task
+            grammar = request.params.grammar
+            if tasks is self._tasks and grammar is not None and not is_cheap(grammar):
+                self._costly_tasks.put(task)
+            elif not self._is_stopped and future.set_running_or_notify_cancel():
+                self._compile(request)
 
     def _compile(self, request: GenerateRequest) -> None:
         try:
@@ -176,10 +207,14 @@ class _GrammarThread:
         self._results.put(result)
 
     def _constraints(self, request: GenerateRequest) -> list[TokenConstraint]:
-        if self._compiler is None:
-            from stonechat_models.grammar.compiler import GrammarCompiler
-
-            self._compiler = GrammarCompiler(self._tokenizer, self._vocab_size)
         params = request.params
-        compiled = self._compiler.compile(params.grammar, params.reasoning)
+        compiled = self._shared_compiler().compile(params.grammar, params.reasoning)
         return [compiled.new_constraint() for _ in range(params.n)]
+
+    def _shared_compiler(self) -> "GrammarCompiler":
+        with self._lock:
+            if self._compiler is None:
+                from stonechat_models.grammar.compiler import GrammarCompiler
+
+                self._compiler = GrammarCompiler(self._tokenizer, self._vocab_size)
+            return self._compiler

@@ -145,6 +145,21 @@ def test_a_closed_iterator_frees_its_blocks(run_with_engine):
     run_with_engine(test)
 
 
+def test_a_choice_that_is_ended_early_runs_no_further(run_with_engine):
+    async def test(engine):
+        outputs = engine.generate(request(n=2, max_tokens=100))
+        first = await anext(outputs)
+        engine.end_choice("r", 0)
+        indices = {delta.index async for output in outputs for delta in output.deltas}
+        assert 0 in {delta.index for delta in first.deltas}
+        assert indices == {1}
+        engine.end_choice("r", 1)
+        await idle(engine)
+        assert engine.stats().num_generated_tokens < 200
+
+    run_with_engine(test)
+
+
 def test_a_cancelled_reader_frees_its_blocks(run_with_engine):
     async def test(engine):
         task = asyncio.create_task(collect(engine, request(max_tokens=100)))

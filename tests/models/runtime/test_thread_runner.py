@@ -193,3 +193,27 @@ def test_the_model_and_its_use_can_be_read_from_outside(runner: Runner) -> None:
     runner.thread.send(Add(request("one", ignore_eos=True)))
     runner.outputs_of("one")
     assert runner.thread.stats().num_generated_tokens == 8
+
+
+def test_cheap_grammars_and_the_end_wait_for_no_costly_grammar(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_now, begun, gate = GrammarCompiler.compile, threading.Event(), threading.Event()
+
+    def compile_slowly(self, spec, reasoning=None):
+        if "a?" in spec.source:
+            begun.set()
+            gate.wait(HANG_SECONDS)
+        return compile_now(self, spec, reasoning)
+
+    monkeypatch.setattr(GrammarCompiler, "compile", compile_slowly)
+    runner.start()
+    runner.thread.send(Add(request("costly", GrammarSpec("regex", "a?" * 300))))
+    assert begun.wait(HANG_SECONDS)
+    runner.thread.send(Add(request("cheap", GrammarSpec("regex", "abc"), max_tokens=30)))
+    assert runner.outputs_of("cheap")
+    runner.thread.send(Stop())
+    runner.thread.join(HANG_SECONDS)
+    assert not runner.thread.is_alive
+    assert not gate.is_set()
+    gate.set()

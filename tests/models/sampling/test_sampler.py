@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from typing import Any
 
@@ -8,6 +9,7 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stonechat_models.sampling.logits import edit_logits
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.types import SamplingParams
@@ -86,6 +88,46 @@ def test_draws_follow_the_reference_distribution(params: dict[str, object]) -> N
     observed, predicted = observed[predicted > 0], predicted[predicted > 0]
     if len(observed) > 1:
         assert stats.chisquare(observed, predicted * observed.sum() / predicted.sum()).pvalue > 1e-4
+
+
+TINY = (1e-320, 1e-40, 1e-12)  # below float32's and float64's normal numbers
+EXTREMES: dict[str, tuple[object, ...]] = {
+    "temperature": (0.0, *TINY, 2.0),
+    "top_p": (0.0, *TINY, 1 - 2.0**-53, 1.0),
+    "min_p": (*TINY, 1 - 2.0**-53, 1.0),
+    "top_k": (1, NUM_TOKENS, 2**62),
+    "repetition_penalty": (0.01, 1 - 2.0**-53, 10.0),
+    "frequency_penalty": (-2.0, -1e-320, 2.0),
+    "presence_penalty": (-2.0, 1e-320, 2.0),
+    "logit_bias": (
+        dict.fromkeys(range(NUM_TOKENS), -100.0),
+        dict.fromkeys(range(NUM_TOKENS), 100.0),
+        {1: -100.0, 2: 1e-320},
+    ),
+}
+PEAK_ONLY = {"temperature": (0.0, *TINY), "top_p": (0.0, *TINY), "min_p": (1.0,), "top_k": (1,)}
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0, 1e30])
+def test_extreme_values_define_a_distribution(scale: float) -> None:
+    """Alone and in pairs, at any scale of the logits. `scale` 0 makes all tokens equal."""
+    values = [(name, value) for name, values in EXTREMES.items() for value in values]
+    pairs = [(a, b) for a in values for b in values if a[0] < b[0]]
+    states = [
+        state_of(i, output=tuple(OUTPUT), top_logprobs=i % 3 or None, **dict(pair))
+        for i, pair in enumerate(pairs)
+    ]
+    logits = random_logits(len(states), scale=scale)
+    result = Sampler(NUM_TOKENS, "cpu")(logits.clone(), states)
+    assert result.errors == {}
+    edit_logits(logits, states)
+    assert logits.isfinite().all()
+    for row, pair in enumerate(pairs):
+        token = result.token_ids[row]
+        if any(value in PEAK_ONLY.get(name, ()) for name, value in pair):
+            assert logits[row, token] == logits[row].max(), pair
+        entry = result.logprobs[row]
+        assert entry is None or math.isfinite(entry.logprob) or scale > 2.0
 
 
 def test_draws_at_successive_positions_follow_the_reference_distribution() -> None:

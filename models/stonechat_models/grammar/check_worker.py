@@ -1,0 +1,105 @@
+"""The process that checks grammars: `python -m stonechat_models.grammar.check_worker`.
+
+Each line of its input is one check as JSON: the `kind` and `source` of a grammar, and the CPU time
+`seconds` that the check may take. It forks for each check, and answers with a line of JSON:
+`error`, a text or null, and `status`, 0 or the signal at which the check ended: SIGPROF at the end
+of its time, SIGABRT without memory, SIGSEGV without stack. The module imports no tensors.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+from llguidance import LLMatcher, LLTokenizer
+
+from stonechat_models.errors import GrammarError
+from stonechat_models.grammar.source import check_grammar, is_limit, limits, reason, to_llguidance
+from stonechat_models.types import GrammarSpec
+
+MEMORY_BYTES = 128 * 2**20
+"""What a check may add to the size of the process."""
+STACK_BYTES = 2 * 2**20
+"""A quarter of what the threads that compile grammars usually have."""
+NICENESS = 10
+PADDED_VOCAB = 2**19
+"""More tokens than any vocabulary has, because a grammar may name tokens by their ids."""
+
+
+class _Bytes:
+    """A vocabulary of single bytes, an end token, and special tokens without text."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+    eos_token_id = 256
+    special_token_ids = (256,)
+    tokens = (*(bytes((i,)) for i in range(256)), b"<eos>")
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+def main() -> None:
+    """Check grammars until the input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which ends this process
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(NICENESS)
+    tokenizer = LLTokenizer(_Bytes(), n_vocab=PADDED_VOCAB, eos_token=[_Bytes.eos_token_id])
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_STACK, STACK_BYTES)
+    if size := _size():
+        _limit(resource.RLIMIT_AS, size + MEMORY_BYTES)
+    for line in sys.stdin.buffer:
+        task: dict[str, Any] = json.loads(line)
+        print(json.dumps(_check(task, tokenizer)), flush=True)
+
+
+def _limit(kind: int, value: int) -> None:
+    resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+
+
+def _check(task: dict[str, Any], tokenizer: LLTokenizer) -> dict[str, Any]:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.setitimer(signal.ITIMER_PROF, task["seconds"])
+            error = _error(GrammarSpec(task["kind"], task["source"]), tokenizer)
+            os.write(writer, json.dumps(error).encode())
+            os._exit(0)
+        finally:  # any exception: Python has no memory left, or a bug
+            os.abort()
+    os.close(writer)
+    with open(reader, "rb") as answer:
+        text = answer.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return {"error": json.loads(text) if status == 0 else None, "status": -status}
+
+
+def _error(spec: GrammarSpec, tokenizer: LLTokenizer) -> str | None:
+    """Why the grammar cannot be compiled. A mask is computed too, as the engine will do."""
+    try:
+        check_grammar(spec)
+    except GrammarError as error:
+        return str(error)
+    matcher = LLMatcher(tokenizer, to_llguidance(spec), limits=limits(), log_level=0)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    # Other errors may come from the vocabulary, which is not the model's.
+    message = matcher.get_error() if matcher.is_error() else ""
+    return reason(message) if is_limit(message) else None
+
+
+def _size() -> int:
+    """The bytes of address space that this process uses; 0 where that cannot be read."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What a grammar may cost, as far as its text alone can tell.
+
+A grammar that `is_cheap` compiles in moments. Only such a grammar may be compiled without a trial
+in a process of its own (see `checker`). Those bounds are narrow: a grammar that exceeds them may
+still be cheap.
+"""
+
+import json
+import re
+
+from stonechat_models.errors import GrammarError
+from stonechat_models.grammar.lark_text import measure, split_schemas
+from stonechat_models.types import GrammarSpec
+
+MAX_EXPRESSION_CHARS = 16 * 1024
+"""Of one regex, terminal or fixed text. A larger one makes single steps of llguidance long, which
+its fuel does not bound."""
+
+MAX_CHARS = 32 * 1024
+MAX_REGEX_CHARS = 512
+"""All regexes and terminals of a grammar together."""
+MAX_REPEATS = 10_000
+"""The product of the counts in one regex."""
+MAX_COUNT = 100_000
+"""Of one keyword, such as `maxItems`."""
+MAX_MULTIPLE = 100
+MAX_LINKED_NODES = 200
+"""Schemas and rules that refer to each other are compiled by recursion, which needs stack."""
+
+_REPEAT = re.compile(r"\{(\d*),?(\d*)\}")
+_LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/')
+_COUNTS = frozenset(
+    ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
+)
+_COSTLY_KEYS = frozenset(
+    (
+        "contains",
+        "dependentSchemas",
+        "if",
+        "not",
+        "oneOf",
+        "patternProperties",
+        "propertyNames",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    )
+)
+"""Keywords that intersect or exclude languages. The cost of an intersection is a product."""
+_ALONE = ("$ref", "allOf", "anyOf")
+_BESIDE = frozenset(
+    ("$defs", "$schema", "default", "definitions", "description", "examples", "title")
+)
+"""What may stand beside a keyword of `_ALONE`: it intersects nothing."""
+_WITHOUT_PATTERN = frozenset(("format", "maxLength", "minLength"))
+
+
+def check_expression(num_chars: int, what: str) -> None:
+    """Raise `GrammarError` if an expression of this size is too long."""
+    if num_chars > MAX_EXPRESSION_CHARS:
+        raise GrammarError(f"{what} may have at most {MAX_EXPRESSION_CHARS:,} characters")
+
+
+def is_cheap(spec: GrammarSpec) -> bool:
+    """Return whether the grammar needs no trial. Also true for one that is refused at once."""
+    if len(spec.source) > MAX_CHARS:
+        return False
+    try:
+        match spec.kind:
+            case "choice":
+                return True
+            case "regex":
+                return _are_cheap_regexes([spec.source])
+            case "json_schema":
+                return _is_cheap_schema(json.loads(spec.source))
+            case "lark":
+                return _is_cheap_lark(spec.source)
+            case "lark_bundle":
+                return all(map(_is_cheap_lark, json.loads(spec.source).values()))
+    except (ValueError, RecursionError, GrammarError):
+        return True
+
+
+def _are_cheap_regexes(patterns: list[str]) -> bool:
+    if sum(map(len, patterns)) > MAX_REGEX_CHARS:
+        return False
+    return all(_num_repeats(pattern) <= MAX_REPEATS for pattern in patterns)
+
+
+def _num_repeats(pattern: str) -> int:
+    product = 1
+    for match in _REPEAT.finditer(pattern):
+        product *= max([int(number[:9]) for number in match.groups() if number] + [1])
+    return product
+
+
+def _is_cheap_schema(schema: object) -> bool:
+    patterns: list[str] = []
+    num_nodes, has_references = 0, False
+    waiting = [schema]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        if not isinstance(value, dict):
+            continue
+        waiting += value.values()
+        num_nodes += 1
+        has_references |= "$ref" in value
+        if not _is_cheap_node(value):
+            return False
+        if isinstance(value.get("pattern"), str):
+            patterns.append(value["pattern"])
+    if has_references and num_nodes > MAX_LINKED_NODES:
+        return False
+    return _are_cheap_regexes(patterns)
+
+
+def _is_cheap_node(node: dict[str, object]) -> bool:
+    """Whether this object is cheap, read as a schema. Its children are not considered."""
+    if not _COSTLY_KEYS.isdisjoint(node):
+        return False
+    parts = node.get("allOf")
+    if isinstance(parts, list) and len(parts) > 1:
+        return False
+    if any(key in node and node.keys() - {key} - _BESIDE for key in _ALONE):
+        return False
+    if "pattern" in node and not _WITHOUT_PATTERN.isdisjoint(node):
+        return False
+    multiple = node.get("multipleOf", 1)
+    if not (isinstance(multiple, int) and multiple <= MAX_MULTIPLE):
+        return False
+    counts = [node.get(key) for key in _COUNTS]
+    return all(not isinstance(count, int | float) or count <= MAX_COUNT for count in counts)
+
+
+def _is_cheap_lark(source: str) -> bool:
+    text = ""
+    for part in split_schemas(source):
+        text += part.text.removesuffix("%json") if part.has_schema else part.text
+        if part.has_schema and not _is_cheap_schema(part.schema):
+            return False
+    if re.search("[&~%]", _LITERAL.sub("", text)):
+        return False
+    sizes = measure(text)
+    return (
+        sizes.num_definitions <= MAX_LINKED_NODES
+        and sizes.regex_chars <= MAX_REGEX_CHARS
+        and sizes.longest_terminal <= MAX_REGEX_CHARS
+        and all(_num_repeats(literal) <= MAX_REPEATS for literal in _LITERAL.findall(text))
+    )

@@ -1,0 +1,67 @@
+"""Tells whether the options of `oneOf` exclude each other: then `anyOf` means the same.
+
+They do if their types differ, and if the objects among them have a required key, such as `kind`,
+with other strings in each.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from stonechat_models.grammar.schema_tree import Schema
+
+_LOCAL = "#/$defs/"
+_MAX_HOPS = 8
+
+
+def exclude_each_other(options: list[Any], definitions: Mapping[str, Any]) -> bool:
+    """Return whether a document surely matches at most one option."""
+    resolved = [_resolve(option, definitions) for option in options]
+    types = Counter(_type(option) for option in resolved)
+    num_objects = types.pop("object", 0)
+    if None in types or any(count > 1 for count in types.values()):
+        return False
+    if {"integer", "number"} <= types.keys():
+        return False
+    return num_objects < 2 or _differ([o for o in resolved if _type(o) == "object"])
+
+
+def _resolve(option: Any, definitions: Mapping[str, Any]) -> Schema:
+    for _ in range(_MAX_HOPS):
+        ref = option.get("$ref") if isinstance(option, dict) else None
+        if not isinstance(ref, str) or not ref.startswith(_LOCAL):
+            break
+        option = definitions.get(ref.removeprefix(_LOCAL))
+    return option if isinstance(option, dict) else {}
+
+
+def _type(option: Schema) -> str | None:
+    name = option.get("type")
+    return name if isinstance(name, str) else None
+
+
+def _differ(options: list[Schema]) -> bool:
+    """Return whether a key that all objects require has other strings in each."""
+    common = set.intersection(*(_required(option) for option in options))
+    for key in common:
+        texts = [_texts(option.get("properties", {}).get(key)) for option in options]
+        if all(texts) and len(set().union(*texts)) == sum(map(len, texts)):
+            return True
+    return False
+
+
+def _required(option: Schema) -> set[str]:
+    names = option.get("required", [])
+    if not isinstance(names, list) or not isinstance(option.get("properties"), dict):
+        return set()
+    return {name for name in names if isinstance(name, str)}
+
+
+def _texts(value: Any) -> set[str]:
+    """The strings that a schema lists; empty if it does not list strings only."""
+    if not isinstance(value, dict):
+        return set()
+    listed = [value["const"]] if "const" in value else value.get("enum")
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        return set()
+    return set(listed)

@@ -1,0 +1,185 @@
+"""Writes a JSON schema in a plain form that allows the same documents.
+
+In the plain form:
+
+- Keywords that constrain nothing are gone (see `annotations`).
+- Each reference points to an entry of the root's `$defs`. References by `$id`, `$anchor` or a URL,
+  and references that lead nowhere, stay as they are.
+- A list of one part in `allOf`, `anyOf` or `oneOf` is that part.
+- `oneOf` is `anyOf` where its options exclude each other.
+- The root is not a mere reference.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+from stonechat_models.grammar.annotations import without_annotations
+from stonechat_models.grammar.exclusive import exclude_each_other
+from stonechat_models.grammar.schema_tree import (
+    Path,
+    Schema,
+    change_children,
+    check_size,
+    children,
+)
+
+_DYNAMIC = frozenset(("$dynamicRef", "$recursiveRef"))
+_MAX_HOPS = 8
+
+
+def plain_schema(schema: Schema) -> Schema:
+    """Return the plain form. The argument does not change.
+
+    Raises `GrammarError` for a schema that is too large.
+    """
+    check_size(schema)
+    schema, keep_ids = _with_definitions(schema)
+    schema = _without_reference(_flatten(without_annotations(schema, keep_ids=keep_ids)))
+    schema, _ = _with_definitions(schema)  # without those that the root has replaced
+    return _with_any_of(schema, _definitions(schema))
+
+
+def find(schema: Schema, ref: object) -> Path | None:
+    """The path to which `ref` leads, or None if it is no JSON pointer to a schema in `schema`."""
+    if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
+        return None
+    value: Any = schema
+    path: list[str | int] = []
+    for part in unquote(ref).split("/")[1:]:
+        name: str | int = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, list):
+            if not part.isdecimal() or int(part) >= len(value):
+                return None
+            name = int(part)
+        elif not isinstance(value, dict) or name not in value:
+            return None
+        value = value[name]
+        path.append(name)
+    return tuple(path) if isinstance(value, dict | bool) else None
+
+
+def _with_definitions(schema: Schema) -> tuple[Schema, bool]:
+    """The schema with all targets of references in `$defs`, and whether ids are needed instead."""
+    targets = _targets(schema)
+    return (schema, True) if targets is None else (_Definitions(schema, targets).collect(), False)
+
+
+def _targets(schema: Schema) -> dict[str, Path] | None:
+    """The path of each reference, or None if there are references of another kind."""
+    targets: dict[str, Path] = {}
+    pending, seen = [schema], {id(schema)}
+    while pending:
+        node = pending.pop()
+        if not _DYNAMIC.isdisjoint(node):
+            return None
+        found: list[Any] = children(node)
+        if "$ref" in node:
+            path = find(schema, node["$ref"])
+            if path is None:
+                return None
+            targets[node["$ref"]] = path
+            found.append(_at(schema, path))  # it may stand under an unknown keyword
+        for child in reversed(found):
+            if isinstance(child, dict) and id(child) not in seen:
+                seen.add(id(child))
+                pending.append(child)
+    return targets
+
+
+def _at(schema: Schema, path: Path) -> Any:
+    value: Any = schema
+    for name in path:
+        value = value[name]
+    return value
+
+
+@dataclass(slots=True)
+class _Definitions:
+    """Moves the targets of all references to `$defs`. Each is moved once, so nothing grows."""
+
+    schema: Schema
+    targets: dict[str, Path]
+    names: dict[Path, str] = field(default_factory=dict, init=False)
+    numbers: dict[str, int] = field(default_factory=dict, init=False)
+    taken: set[str] = field(default_factory=set, init=False)
+
+    def collect(self) -> Schema:
+        for path in self.targets.values():
+            if path not in self.names:
+                self.names[path] = self._new_name(path)
+        root = self._place(self.schema, ())
+        definitions = {
+            name: self._rewrite(target, path)
+            if isinstance(target := _at(self.schema, path), dict)
+            else target
+            for path, name in self.names.items()
+        }
+        if "$schema" in self.schema:
+            root = {"$schema": self.schema["$schema"], **root}
+        return {**root, "$defs": definitions} if definitions else root
+
+    def _new_name(self, path: Path) -> str:
+        base = re.sub(r"[^A-Za-z0-9.-]", "_", str(path[-1])) if path else "root"
+        name, number = base, self.numbers.get(base, 1)
+        while name in self.taken:
+            number += 1
+            name = f"{base}_{number}"
+        self.numbers[base] = number
+        self.taken.add(name)
+        return name
+
+    def _place(self, node: Schema, path: Path) -> Schema:
+        if path in self.names:
+            return {"$ref": f"#/$defs/{self.names[path]}"}
+        return self._rewrite(node, path)
+
+    def _rewrite(self, node: Schema, path: Path) -> Schema:
+        kept = {k: v for k, v in node.items() if k not in ("$defs", "definitions", "$schema")}
+        if "$ref" in kept:
+            kept["$ref"] = f"#/$defs/{self.names[self.targets[kept['$ref']]]}"
+        return change_children(kept, lambda child, step: self._place(child, path + step))
+
+
+def _flatten(node: Schema) -> Schema:
+    node = change_children(node, lambda child, _: _flatten(child))
+    for key in ("allOf", "anyOf", "oneOf"):
+        match node.get(key):
+            case [dict() as part]:
+                node = _join(node, key, part)
+    return node
+
+
+def _join(node: Schema, key: str, part: Schema) -> Schema:
+    """`node` with `part` in place of its keyword `key`, if nothing but a type stands beside it."""
+    rest = {name: value for name, value in node.items() if name != key}
+    if rest.keys() - {"type", "$defs", "$schema"}:
+        return node
+    if "type" in rest and rest["type"] != part.get("type", rest["type"]):
+        return node
+    return {**part, **rest}
+
+
+def _without_reference(root: Schema) -> Schema:
+    for _ in range(_MAX_HOPS):
+        ref = root.get("$ref")
+        target = None
+        if isinstance(ref, str) and ref.startswith("#/$defs/"):
+            target = _definitions(root).get(ref.removeprefix("#/$defs/"))
+        if not isinstance(target, dict):
+            break
+        root = _join(root, "$ref", target)
+    return root
+
+
+def _with_any_of(node: Schema, definitions: dict[str, Any]) -> Schema:
+    options = node.get("oneOf") if "anyOf" not in node else None
+    if isinstance(options, list) and exclude_each_other(options, definitions):
+        node = {("anyOf" if key == "oneOf" else key): value for key, value in node.items()}
+    return change_children(node, lambda child, _: _with_any_of(child, definitions))
+
+
+def _definitions(schema: Schema) -> dict[str, Any]:
+    found = schema.get("$defs")
+    return found if isinstance(found, dict) else {}

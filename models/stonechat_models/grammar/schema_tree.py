@@ -1,0 +1,89 @@
+"""Walks over JSON schemas: which values of a schema are schemas themselves, and where they stand.
+
+Values of `const` and `enum`, and those of unknown keywords, are not schemas.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from stonechat_models.errors import GrammarError
+
+MAX_DEPTH = 64
+MAX_VALUES = 20_000
+
+Schema = dict[str, Any]
+Path = tuple[str | int, ...]
+"""The keys and indices that lead from the root of a schema to one of its values."""
+
+SCHEMA_KEYS = frozenset(
+    (
+        "additionalItems",
+        "additionalProperties",
+        "contains",
+        "else",
+        "if",
+        "items",
+        "not",
+        "propertyNames",
+        "then",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    )
+)
+SCHEMA_LIST_KEYS = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
+SCHEMA_MAP_KEYS = frozenset(
+    ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+)
+
+
+def change_children(node: Schema, change: Callable[[Schema, Path], Any]) -> Schema:
+    """Return a copy of `node` with `change(child, path from node)` for each schema in it.
+
+    Schemas that are booleans stay as they are.
+    """
+    return {key: _changed(key, value, change) for key, value in node.items()}
+
+
+def _changed(key: str, value: Any, change: Callable[[Schema, Path], Any]) -> Any:
+    if key in SCHEMA_KEYS and isinstance(value, dict):
+        return change(value, (key,))
+    if key in SCHEMA_LIST_KEYS and isinstance(value, list):
+        return [change(v, (key, i)) if isinstance(v, dict) else v for i, v in enumerate(value)]
+    if key in SCHEMA_MAP_KEYS and isinstance(value, dict):
+        return {n: change(v, (key, n)) if isinstance(v, dict) else v for n, v in value.items()}
+    return value
+
+
+def nodes(schema: Schema) -> Iterator[Schema]:
+    """Yield the schema and its subschemas, those that are objects."""
+    yield schema
+    for child in children(schema):
+        yield from nodes(child)
+
+
+def children(node: Schema) -> list[Schema]:
+    """The schemas directly inside `node`, those that are objects."""
+    found: list[Schema] = []
+    change_children(node, lambda child, _: found.append(child))
+    return found
+
+
+def check_size(schema: object) -> None:
+    """Raise `GrammarError` for a schema that is too deep, or has too many values."""
+    level: list[object] = [schema]
+    num_values = 0
+    for _ in range(MAX_DEPTH):
+        num_values += len(level)
+        level = [child for value in level for child in values(value)]
+        if num_values > MAX_VALUES:
+            raise GrammarError(f"the JSON schema has more than {MAX_VALUES} values")
+        if not level:
+            return
+    raise GrammarError(f"the JSON schema is nested more than {MAX_DEPTH} levels deep")
+
+
+def values(value: object) -> list[object]:
+    """The values directly inside a JSON value."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []

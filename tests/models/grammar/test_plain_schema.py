@@ -1,0 +1,124 @@
+"""The plain form allows the same documents, and has its references in one place."""
+
+from typing import Any
+
+import pytest
+
+from stonechat_models.errors import GrammarError
+from stonechat_models.grammar.plain_schema import find, plain_schema
+from stonechat_models.grammar.source import check_grammar
+from tests.models.grammar.test_compiler import schema_spec
+
+TEXT = {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "plain"),
+    [
+        (
+            {"properties": {"a": TEXT, "b": {"$ref": "#/properties/a"}}},
+            {
+                "properties": {"a": {"$ref": "#/$defs/a"}, "b": {"$ref": "#/$defs/a"}},
+                "$defs": {"a": TEXT},
+            },
+        ),
+        (
+            {"properties": {"a": {"$ref": "#/x/y%20z~1w"}}, "x": {"y z/w": TEXT}},
+            {"properties": {"a": {"$ref": "#/$defs/y_z_w"}}, "$defs": {"y_z_w": TEXT}},
+        ),
+        (
+            {"properties": {"a": {"$ref": "#"}}},
+            {
+                "properties": {"a": {"$ref": "#/$defs/root"}},
+                "$defs": {"root": {"properties": {"a": {"$ref": "#/$defs/root"}}}},
+            },
+        ),
+        (
+            {"items": [{"$ref": "#/$defs/a"}, {"$ref": "#/definitions/a"}], "$defs": {"a": TEXT}}
+            | {"definitions": {"a": {"type": "null"}, "unused": {}}},
+            {
+                "items": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a_2"}],
+                "$defs": {"a": TEXT, "a_2": {"type": "null"}},
+            },
+        ),
+        ({"$ref": "#/definitions/a", "definitions": {"a": TEXT}}, TEXT),
+        ({"allOf": [{"$ref": "#/$defs/a"}], "title": "t", "$defs": {"a": TEXT}}, TEXT),
+        ({"items": {"anyOf": [TEXT], "type": "string"}}, {"items": TEXT}),
+        ({"$defs": {"a": True}, "items": {"$ref": "#/$defs/a"}},) * 2,
+        ({"allOf": [TEXT], "type": "null"},) * 2,
+        ({"allOf": [{"properties": {}}], "additionalProperties": False},) * 2,
+        ({"$ref": "#/$defs/none"},) * 2,
+        ({"$ref": "#a", "$defs": {"x": {"$anchor": "a"}}},) * 2,
+        ({"$ref": "http://example.com/x", "$id": "http://example.com/"},) * 2,
+        ({"$ref": 5},) * 2,
+    ],
+)
+def test_the_plain_form(schema: dict[str, Any], plain: dict[str, Any]) -> None:
+    assert plain_schema(schema) == plain
+    assert plain_schema(plain) == plain
+
+
+def test_nested_targets_are_moved_once() -> None:
+    """A copy in place of a move would double the schema at each level."""
+    schema: dict[str, Any] = {"type": "null"}
+    path = "#"
+    refs = []
+    for _ in range(20):
+        schema = {"items": schema}
+        path += "/items"
+        refs.append({"$ref": path})
+    plain = plain_schema({**schema, "prefixItems": refs})
+    assert len(plain["$defs"]) == 20
+    assert len(str(plain)) < 3000
+
+
+def test_a_large_schema_is_refused() -> None:
+    with pytest.raises(GrammarError):
+        plain_schema({"enum": list(range(30_000))})
+
+
+@pytest.mark.parametrize(
+    ("ref", "path"),
+    [
+        ("#", ()),
+        ("#/items/1", ("items", 1)),
+        ("#/items/2", None),
+        ("#/items/x", None),
+        ("#/type", None),
+        ("#items", None),
+        (None, None),
+    ],
+)
+def test_where_a_reference_leads(ref: object, path: object) -> None:
+    assert find({"type": "array", "items": [{}, True]}, ref) == path
+
+
+def kind(name: str) -> dict[str, Any]:
+    return {"type": "object", "properties": {"kind": {"const": name}}, "required": ["kind"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "is_accepted"),
+    [
+        ([{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}], True),
+        ([{"$ref": "#/$defs/cat"}, {"type": "null"}, {"type": "string"}], True),
+        ([{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/cat"}], False),
+        ([{"$ref": "#/$defs/cat"}, {"type": "object"}], False),
+        ([{"$ref": "#/$defs/cat"}, {}], False),
+        ([{"type": "integer"}, {"type": "number"}], False),
+        ([{"type": "string", "maxLength": 2}, {"type": "string", "minLength": 1}], False),
+        ([{"$ref": "#/$defs/one"}, {"$ref": "#/$defs/float"}], False),
+    ],
+)
+def test_options_that_exclude_each_other_are_accepted(
+    options: list[dict[str, Any]], is_accepted: bool
+) -> None:
+    one = {**kind("x"), "properties": {"kind": {"enum": [1]}}}
+    definitions = {"cat": kind("cat"), "dog": kind("dog"), "one": one}
+    definitions["float"] = {**one, "properties": {"kind": {"enum": [1.0]}}}
+    schema = schema_spec({"items": {"oneOf": options}, "$defs": definitions})
+    if is_accepted:
+        check_grammar(schema)
+    else:
+        with pytest.raises(GrammarError, match="oneOf"):
+            check_grammar(schema)
