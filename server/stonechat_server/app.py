@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -63,7 +64,8 @@ def create_app(
     app.add_middleware(RequestContext, on_response=services.metrics.responded)
     for module in (chat, models, health, metrics):
         app.include_router(module.router)
-    app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
+    needs_key = not services.authenticator.is_open
+    app.openapi = partial(openapi_document, app, needs_key=needs_key)  # type: ignore[method-assign]
     app.include_router(page_router())
     return app
 

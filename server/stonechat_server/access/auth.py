@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from stonechat_server.access.keys import ANONYMOUS, ApiKey, KeyStore, digest_of
@@ -21,7 +22,7 @@ class Identity:
 
 
 class Authenticator:
-    """Checks `Authorization: Bearer KEY`. A server without keys is open."""
+    """Checks `Authorization: Bearer KEY` or `X-Api-Key: KEY`. A server without keys is open."""
 
     def __init__(
         self,
@@ -38,10 +39,9 @@ class Authenticator:
     def identify(self, request: Request) -> Identity:
         """Find the key of a request and put its name into the access log.
 
-        Raises `APIError` 401 for a missing or unknown key.
+        Raises `APIError` 401 for a missing or unknown key, and for two different keys.
         """
-        header = request.headers.get("authorization", "")
-        key = ANONYMOUS if self.is_open else self._authenticate(header)
+        key = ANONYMOUS if self.is_open else self._authenticate(_sent_key(request.headers))
         address = request.client.host if request.client else ""
         tenant = f"client:{address}" if self.is_open else f"key:{key.name}"
         request.state.log_fields = {"key": key.name}
@@ -50,19 +50,39 @@ class Authenticator:
         return Identity(key, tenant)
 
     def _authenticate(self, header: str) -> ApiKey:
-        scheme, _, secret = header.partition(" ")
-        secret = secret.strip()
-        if scheme.lower() != "bearer" or not secret:
-            raise _unauthorized("No API key was sent. Expected: 'Authorization: Bearer KEY'.")
-        digest = digest_of(secret)
-        # Compares with every key, so that the time does not reveal which key came close.
-        matches = [hmac.compare_digest(digest, key_digest) for key_digest in self._digests]
-        if any(matches):
-            return ApiKey(name="key-" + digest.removeprefix("sha256:")[:12])
-        key = self._store.find(secret) if self._store is not None else None
-        if key is None:
-            raise _unauthorized("This server does not know the API key.")
-        return key
+        for secret in _readings(header):
+            digest = digest_of(secret)
+            # Compares with every key, so that the time does not reveal which key came close.
+            matches = [hmac.compare_digest(digest, key_digest) for key_digest in self._digests]
+            if any(matches):
+                return ApiKey(name="key-" + digest.removeprefix("sha256:")[:12])
+            key = self._store.find(secret) if self._store is not None else None
+            if key is not None:
+                return key
+        raise _unauthorized("This server does not know the API key.")
+
+
+def _sent_key(headers: Headers) -> str:
+    """The one key in the headers. Another scheme than `Bearer` may be for a proxy on the way."""
+    bearers = [value.partition(" ") for value in headers.getlist("authorization")]
+    sent = [key for scheme, _, key in bearers if scheme.lower() == "bearer"]
+    keys = {key.strip() for key in sent + headers.getlist("x-api-key")} - {""}
+    if not keys:
+        raise _unauthorized(
+            "No API key was sent. Expected: 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
+        )
+    if len(keys) > 1:
+        raise _unauthorized("The request has different API keys; send one.")
+    return keys.pop()
+
+
+def _readings(header: str) -> list[str]:
+    """The texts that a header may stand for: clients write Latin-1, as it was read, or UTF-8."""
+    try:
+        as_utf8 = header.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return [header]
+    return [header] if as_utf8 == header else [as_utf8, header]
 
 
 def is_rate_limited(key: ApiKey) -> bool:
@@ -70,18 +90,23 @@ def is_rate_limited(key: ApiKey) -> bool:
     return bool(key.requests_per_minute or key.tokens_per_minute)
 
 
-def check_model(name: str, served_names: Collection[str], identity: Identity) -> None:
-    """Raise `APIError` 404 for a model that is not served, or that this key may not use."""
+def check_model(name: str | None, served_names: Collection[str], identity: Identity) -> str:
+    """Return the name of the model that a request gets. None: the first that its key may use.
+
+    Raises `APIError` 404 for a model that is not served, or that this key may not use.
+    """
     key = identity.key
-    if name not in served_names or (key.models and name not in key.models):
-        allowed_names = [served for served in served_names if key.may_use(served)]
-        name_list = ", ".join(f"'{allowed}'" for allowed in allowed_names)
-        raise APIError(
-            404,
-            f"The model '{name[:200]}' does not exist here. Available: {name_list}.",
-            param="model",
-            code="model_not_found",
-        )
+    if name is not None and name in served_names and (not key.models or name in key.models):
+        return name
+    allowed_names = [served for served in served_names if key.may_use(served)]
+    if name is None and allowed_names:
+        return allowed_names[0]
+    name_list = ", ".join(f"'{allowed}'" for allowed in allowed_names)
+    reason = f"The model '{name[:200]}' does not exist here." if name is not None else ""
+    available = (
+        f"Available: {name_list}." if name_list else "This key may use no model of this server."
+    )
+    raise APIError(404, f"{reason} {available}".strip(), param="model", code="model_not_found")
 
 
 def _unauthorized(message: str) -> APIError:

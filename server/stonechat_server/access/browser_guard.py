@@ -8,7 +8,6 @@ only to host names that nobody else can point at it (DNS rebinding).
 import ipaddress
 import socket
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -75,7 +74,7 @@ class BrowserGuard:
         if self._hosts is not None and not _is_own_name(host_name(host), self._hosts):
             message = "This server does not accept that Host; see --allowed-host."
             return APIError(403, message, code="host_not_allowed")
-        if origin and not is_allowed and urlsplit(origin).netloc != host:
+        if origin and not is_allowed and not _is_same_origin(origin, host):
             message = "Pages of that origin may not use this server; see --cors-origin."
             return APIError(403, message, code="origin_not_allowed")
         return None
@@ -91,6 +90,11 @@ def host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
+
+
+def _is_same_origin(origin: str, host: str) -> bool:
+    """Whether a page of `origin` came from the host and port of the `Host` header."""
+    return bool(host) and origin in (f"http://{host}", f"https://{host}")
 
 
 def _is_own_name(name: str, names: Collection[str]) -> bool:

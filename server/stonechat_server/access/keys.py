@@ -72,9 +72,9 @@ class _StoredKey(ApiKey, frozen=True, kw_only=True):
 
 
 class KeysFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of a keys file."""
+    """The content of a keys file. `keys` is None in a file without content."""
 
-    keys: tuple[_StoredKey, ...] = ()
+    keys: tuple[_StoredKey, ...] | None = None
 
 
 ANONYMOUS = ApiKey(name="anonymous")
@@ -91,7 +91,7 @@ def digest_of(secret: str) -> str:
     return "sha256:" + hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def parse_keys(text: str) -> tuple[ApiKey, ...]:
+def parse_keys(text: str, *, may_be_empty: bool = True) -> tuple[ApiKey, ...]:
     """The records in the text of a keys file. Raises `KeysFileError`."""
     try:
         keys = msgspec.convert(tomllib.loads(text), KeysFile, strict=True).keys
@@ -99,6 +99,10 @@ def parse_keys(text: str) -> tuple[ApiKey, ...]:
         raise KeysFileError(f"the keys file is not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise KeysFileError(_explain(str(error))) from error
+    if keys is None:
+        if not may_be_empty:
+            raise KeysFileError("the keys file is empty; 'keys = []' means that there are no keys")
+        return ()
     for field in ("name", "digest"):
         values = [getattr(key, field) for key in keys if not key.revoked]
         if len(set(values)) < len(values):
@@ -123,8 +127,8 @@ def _explain(error: str) -> str:
 class KeyStore:
     """The keys of a file by digest. A changed file is read again within a second.
 
-    If the file becomes unreadable or invalid, the last good keys stay in force and the error is
-    logged.
+    If the file becomes unreadable, invalid or empty, the last good keys stay in force and the error
+    is logged: an empty file may be one that is being written. `keys = []` withdraws all keys.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -152,14 +156,15 @@ class KeyStore:
             return
         self._signature = signature
         try:
-            self._keys = self._read()
+            self._keys = self._read(may_be_empty=not self._keys)
         except KeysFileError as error:
             logger.error("the last good keys stay in force: %s", error)
         else:
             logger.info("read %d keys from %s", len(self._keys), self.path)
 
-    def _read(self) -> dict[str, ApiKey]:
-        return {key.digest: key for key in read_keys(self.path) if not key.revoked}
+    def _read(self, *, may_be_empty: bool = True) -> dict[str, ApiKey]:
+        keys = read_keys(self.path, may_be_empty=may_be_empty)
+        return {key.digest: key for key in keys if not key.revoked}
 
     def _read_signature(self) -> tuple[int, int, int] | None:
         try:
@@ -169,10 +174,10 @@ class KeyStore:
         return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-def read_keys(path: Path) -> tuple[ApiKey, ...]:
+def read_keys(path: Path, *, may_be_empty: bool = True) -> tuple[ApiKey, ...]:
     """All records of a keys file, also the revoked ones. Raises `KeysFileError`."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise KeysFileError(f"cannot read the keys file {path}: {error}") from error
-    return parse_keys(text)
+    return parse_keys(text, may_be_empty=may_be_empty)

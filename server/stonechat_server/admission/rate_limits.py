@@ -64,9 +64,9 @@ class RateLimiter:
 
         Raises `RefusedError` (429) if a limit is reached, and then charges nothing.
         """
-        self.check(key)
         now = self._clock()
         buckets = self._buckets_of(key, now)
+        self._check_requests(key, buckets, now)
         if buckets.tokens and num_tokens > buckets.tokens.capacity:
             raise too_many_requests(
                 f"Request too large for tokens per minute: the limit is "
@@ -75,29 +75,36 @@ class RateLimiter:
                 retry_after=None,
                 headers=self.headers(key),
             )
-        if buckets.tokens and (wait := buckets.tokens.seconds_until(num_tokens, now)) > 0:
-            raise too_many_requests(
-                f"Rate limit reached for tokens per minute: the limit is "
-                f"{buckets.tokens.capacity}, and {num_tokens} are requested. "
-                f"Try again in {format_duration(wait)}.",
-                reason="tokens_per_minute",
-                retry_after=wait,
-                headers=self.headers(key),
-            )
+        self._check_tokens(key, buckets, num_tokens, now)
         if buckets.requests:
             buckets.requests.take(1, now)
         if buckets.tokens:
             buckets.tokens.take(num_tokens, now)
 
     def check(self, key: ApiKey) -> None:
-        """Raise `RefusedError` (429) if the key has no request left in its limit per minute."""
+        """Raise `RefusedError` (429) if the limits of the key allow not even one token more."""
         now = self._clock()
         buckets = self._buckets_of(key, now)
+        self._check_requests(key, buckets, now)
+        self._check_tokens(key, buckets, 1, now)
+
+    def _check_requests(self, key: ApiKey, buckets: _Buckets, now: float) -> None:
         if buckets.requests and (wait := buckets.requests.seconds_until(1, now)) > 0:
             raise too_many_requests(
                 f"Rate limit reached for requests per minute: the limit is "
                 f"{buckets.requests.capacity}. Try again in {format_duration(wait)}.",
                 reason="requests_per_minute",
+                retry_after=wait,
+                headers=self.headers(key),
+            )
+
+    def _check_tokens(self, key: ApiKey, buckets: _Buckets, num_tokens: int, now: float) -> None:
+        if buckets.tokens and (wait := buckets.tokens.seconds_until(num_tokens, now)) > 0:
+            raise too_many_requests(
+                f"Rate limit reached for tokens per minute: the limit is "
+                f"{buckets.tokens.capacity}, and at least {num_tokens} are requested. "
+                f"Try again in {format_duration(wait)}.",
+                reason="tokens_per_minute",
                 retry_after=wait,
                 headers=self.headers(key),
             )

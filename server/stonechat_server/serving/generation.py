@@ -67,6 +67,11 @@ class Generation:
                     clock.add(output, time.monotonic())
                     self._count(self.admission, output)
                     yield self.builder.add(output)
+                    if self.builder.num_finished == len(self.builder.choices):
+                        break  # closing the outputs ends what the engine still runs
+                    while self.builder.ended_early:
+                        index = self.builder.ended_early.pop()
+                        services.engine.end_choice(self.builder.head.id, index)
             self.status = 200
         except Exception as error:
             self._note_error(error)
@@ -88,7 +93,7 @@ class Generation:
         params, request = self.prepared.params, self.request
         num_prompt_tokens = len(self.prepared.prompt_token_ids)
         room = self.services.engine.model.max_model_len - num_prompt_tokens
-        is_limited = (request.max_completion_tokens or request.max_tokens) is not None
+        is_limited = request.token_limit is not None
         return await self.services.admission.admit(
             self.identity.key,
             expected_cost(num_prompt_tokens, params.n, params.max_tokens or room, is_limited),

@@ -5,6 +5,7 @@ refused with 503. Running requests may finish within the grace period; after it 
 error. A second signal stops the server without waiting.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ class Lifecycle:
         self._clock = clock
         self._drain_until = 0.0
         self._running: set[Deadline] = set()
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def num_running(self) -> int:
@@ -64,11 +66,17 @@ class Lifecycle:
         """Note that the start is complete."""
         self.phase = Phase.SERVING
 
+    def when_draining(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when the drain begins, perhaps from the handler of a signal."""
+        self._listeners.append(listener)
+
     def begin_drain(self) -> None:
         """Refuse new requests. Running requests have the grace period to finish."""
         if self.phase is not Phase.DRAINING:
             self.phase = Phase.DRAINING
             self._drain_until = self._clock() + self._grace_seconds
+            for listener in self._listeners:
+                listener()
 
     def is_drained(self) -> bool:
         """Whether the server may stop. Ends running requests when the grace period is over."""
@@ -92,9 +100,10 @@ def _drained_error() -> APIError:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn with these signals. It also closes connections that never send a request."""
+    """uvicorn with these signals and bounds on headers. It closes connections without a request."""
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+        config.http, config.ws = _protocol_class(), "none"
         super().__init__(config)
         self._lifecycle = lifecycle
         self._silent = SilentConnections()
@@ -118,3 +127,13 @@ class DrainingServer(uvicorn.Server):
         if not counter % 10:
             self._silent.drop(self.server_state.connections, time.monotonic())
         return await super().on_tick(counter)
+
+
+def _protocol_class() -> type[asyncio.Protocol]:
+    try:
+        from stonechat_server.serving.httptools_protocol import LimitedHttpTools
+    except ImportError:
+        from stonechat_server.serving.h11_protocol import LimitedH11
+
+        return LimitedH11
+    return LimitedHttpTools

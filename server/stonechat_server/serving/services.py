@@ -73,30 +73,38 @@ class Services:
             own_sinks.append(LedgerSink(ledger))
         if tracing is not None:
             own_sinks.append(tracing.request_finished)
+        preparations = Preparations(
+            num_threads=min(MAX_PREPARING, max(1, usable_cpus() // 2)),
+            max_waiting=settings.max_queued_requests,
+            max_bytes=PREPARED_BODIES * settings.max_body_size,
+        )
+        lifecycle = Lifecycle(settings.shutdown_grace)
+        lifecycle.when_draining(preparations.drain)
         store = None if settings.keys_file is None else KeyStore(settings.keys_file)
         return cls(
             settings=settings,
             engine=engine,
             templates=Templates(
-                engine.tokenizer, settings.chat_template, settings.allow_request_templates
+                engine.tokenizer,
+                settings.chat_template,
+                settings.allow_request_templates,
+                special_tokens_as_text=settings.special_tokens_as_text,
             ),
             structure=Structure(
                 engine.tokenizer,
                 settings.tool_format,
                 schema_in_prompt=settings.schema_in_prompt,
                 has_reasoning=settings.reasoning,
+                bare_calls=settings.bare_calls,
+                stop_repeated_calls=settings.stop_repeated_calls,
             ),
             authenticator=Authenticator(
                 settings.all_api_keys(), store, admission.rate_limiter.headers
             ),
             admission=admission,
-            lifecycle=Lifecycle(settings.shutdown_grace),
+            lifecycle=lifecycle,
             metrics=metrics,
-            preparations=Preparations(
-                num_threads=min(MAX_PREPARING, max(1, usable_cpus() // 2)),
-                max_waiting=settings.max_queued_requests,
-                max_bytes=PREPARED_BODIES * settings.max_body_size,
-            ),
+            preparations=preparations,
             ledger=ledger,
             tracing=tracing,
             sinks=(*own_sinks, *sinks),
@@ -112,6 +120,7 @@ class Services:
 
     def close(self) -> None:
         """Write what is pending (blocking). The server answers no more requests."""
+        self.structure.close()
         if self.ledger is not None:
             self.ledger.close()
         if self.tracing is not None:

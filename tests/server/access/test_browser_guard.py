@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,44 @@ def test_pages_of_other_origins_are_refused(new_client: ClientFactory) -> None:
         assert "access-control-allow-origin" not in response.headers
 
 
+MALFORMED = [
+    "http://[", "http://[::1", "http://]", "http://[x]", "http://[::1]]:8000", "http://[v1.a]",
+    "http://", "://", "//", "http:///", "[", "]", "null", "http://127.0.0.1:8000/",
+    "http://127.0.0.1:8000:8000", "http://127.0.0.1:port", "http://a@127.0.0.1:8000", "a", ",",
+    "http://\u2100.example", "http://\uff0e", "http://a b", "%00", "http://%5b", "\xff", "?", "#",
+    "http://127.0.0.1:8000 http://evil.example", "http://127.0.0.1:8000.evil.example",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, {"api_key": ["secret"]}, {"cors_origin": ["http://b"]}])
+def test_malformed_origins_are_refused(new_client: ClientFactory, settings: dict[str, Any]) -> None:
+    client = new_client(**settings)
+    for origin in MALFORMED:
+        headers = {"origin": origin.encode(), "host": b"127.0.0.1:8000"}
+        for response in (
+            client.post(URL, json=body(), headers=headers),
+            client.options(URL, headers=headers | {"access-control-request-method": b"GET"}),
+        ):
+            assert response.status_code == 403, origin
+            assert error_of(response)["code"] == "origin_not_allowed"
+
+
+def test_malformed_hosts_and_referers_do_no_harm(new_client: ClientFactory) -> None:
+    with_key, open_client = new_client(api_key=["secret"]), new_client()
+    for value in MALFORMED:
+        named = {"host": value.encode(), "referer": value.encode()}
+        assert with_key.get("/health", headers=named).status_code == 200, value
+        assert open_client.get("/health", headers=named).status_code == 403, value
+        referer = {"referer": value.encode()}
+        assert open_client.get("/health", headers=referer).status_code == 200, value
+
+
+def test_a_page_without_an_origin_of_its_own_is_foreign(new_client: ClientFactory) -> None:
+    """`null` does not match a request without a host."""
+    client = new_client(api_key=["secret"])
+    assert client.get("/health", headers={"origin": "null", "host": ""}).status_code == 403
+
+
 def test_cors_is_answered_to_allowed_origins(new_client: ClientFactory) -> None:
     client = new_client(cors_origin=["https://app.example"])
     preflight = {
@@ -51,6 +90,9 @@ def test_cors_is_answered_to_allowed_origins(new_client: ClientFactory) -> None:
     assert response.headers["access-control-allow-origin"] == "https://app.example"
     assert response.headers["access-control-allow-headers"] == "authorization,content-type"
     assert "access-control-allow-credentials" not in response.headers
+    preflight["access-control-request-headers"] = "x-api-key"
+    response = client.options(URL, headers=preflight)
+    assert response.headers["access-control-allow-headers"] == "x-api-key"
     answer = client.post(URL, json=body(), headers={"origin": "https://app.example"})
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
@@ -82,6 +124,8 @@ def test_no_secret_in_logs_or_errors(
     texts = []
     for key in (secret, "plain-secret", "wrong-secret"):
         response = client.post(URL, json=body(), headers={"authorization": f"Bearer {key}"})
+        texts += [response.text, str(response.headers)]
+        response = client.post(URL, json=body(), headers={"x-api-key": key})
         texts += [response.text, str(response.headers)]
     everything = caplog.text + "".join(texts)
     for key in (secret, "plain-secret", "wrong-secret"):

@@ -56,6 +56,49 @@ def test_a_broken_edit_keeps_the_last_good_keys(
     assert renamed_key.name == "al"
 
 
+@pytest.mark.parametrize("text", ["", "\n", "# being written\n", "[[keys]]\nname = "])
+def test_a_file_that_is_being_written_keeps_the_last_good_keys(
+    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.toml"
+    secret = add_key(path, "alice")
+    good = path.read_text()
+    now = [0.0]
+    store = KeyStore(path, lambda: now[0])
+    path.write_text(text)
+    for now[0] in (2.0, 4.0):
+        assert store.find(secret) is not None
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the last good keys stay in force: ")
+    path.write_text(good.replace("alice", "bob"))
+    now[0] = 6.0
+    key = store.find(secret)
+    assert key is not None
+    assert key.name == "bob"
+
+
+def test_a_file_can_say_that_there_are_no_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    secret = add_key(path, "alice")
+    now = [0.0]
+    store = KeyStore(path, lambda: now[0])
+    path.write_text("keys = []\n")
+    now[0] = 2.0
+    assert store.find(secret) is None
+    assert len(store) == 0
+
+
+def test_a_server_may_start_with_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.touch()
+    now = [0.0]
+    store = KeyStore(path, lambda: now[0])
+    assert store.find("sk-any") is None
+    secret = add_key(path, "alice")
+    now[0] = 2.0
+    assert store.find(secret) is not None
+
+
 def test_edits_keep_comments_and_permissions(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text("# ours\n")
@@ -113,7 +156,7 @@ def test_invalid_files_are_refused(text: str, message: str) -> None:
 def test_a_revoked_key_may_have_the_name_of_a_live_one() -> None:
     keys = parse_keys(f"{GOOD}revoked = true\n{GOOD}")
     assert [(key.name, key.revoked) for key in keys] == [("a", True), ("a", False)]
-    assert parse_keys("") == ()
+    assert parse_keys("") == parse_keys("keys = []") == ()
 
 
 def test_any_string_has_a_digest() -> None:

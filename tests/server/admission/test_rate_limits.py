@@ -68,6 +68,24 @@ def test_tokens_per_minute_and_their_settlement() -> None:
     assert int(caught.value.headers["Retry-After"]) == 41
 
 
+def test_a_debt_of_tokens_is_noticed_before_the_size_of_a_request_is_known() -> None:
+    clock = Clock()
+    limiter = RateLimiter(clock)
+    key = ApiKey(name="a", tokens_per_minute=600)
+    limiter.check(key)
+    limiter.charge(key, 500)
+    limiter.settle(key, 500, 700)
+    with pytest.raises(RefusedError) as caught:
+        limiter.check(key)
+    assert caught.value.reason == "tokens_per_minute"
+    assert caught.value.headers["Retry-After"] == "11"  # 101 tokens at 10 a second
+    clock.now += 10.2
+    limiter.check(key)
+    with pytest.raises(RefusedError) as caught:
+        limiter.charge(key, 50)
+    assert caught.value.headers["Retry-After"] == "5"
+
+
 def test_a_request_larger_than_the_limit_has_no_retry_after() -> None:
     limiter = RateLimiter(Clock())
     with pytest.raises(RefusedError) as caught:

@@ -53,6 +53,8 @@ def test_https(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) 
         assert httpx.get(url, verify=trusted).status_code == 200
         with pytest.raises(httpx.ConnectError):
             httpx.get(url)
+        too_many = {f"X-{number}": "y" for number in range(200)}
+        assert httpx.get(url, verify=trusted, headers=too_many).status_code == 431
         servers[0].handle_exit(15, None)
         thread.join(60)
     wait_until(lambda: not thread.is_alive())

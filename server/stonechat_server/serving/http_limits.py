@@ -1,0 +1,113 @@
+"""Bounds on what a request has besides its body, and how a request that exceeds them is refused.
+
+uvicorn's protocols bound neither the number of header fields nor, with httptools, their size. They
+answer malformed HTTP with plain text, even in the middle of another answer.
+"""
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from stonechat_server.errors import APIError
+from stonechat_server.observability.access_log import new_request_id
+
+MAX_HEAD_BYTES = 65_536
+"""Bound on the request line with all headers, and on the bytes between two pieces of a body."""
+
+MAX_FIELDS = 100
+"""Bound on the number of headers, and on that of trailers."""
+
+
+class MessageTooLargeError(Exception):
+    """The headers or trailers of a request exceed a bound."""
+
+
+class MalformedError(Exception):
+    """The bytes are no valid HTTP request, though the parser takes them."""
+
+
+def check_fields(num_fields: int, num_bytes: int) -> None:
+    """Raise `MessageTooLargeError` if the headers or trailers exceed a bound."""
+    if num_fields > MAX_FIELDS or num_bytes > MAX_HEAD_BYTES:
+        raise MessageTooLargeError
+
+
+def check_framing(names: list[bytes], http_version: str) -> None:
+    """Raise `MalformedError` unless the headers of these lower-case names go together.
+
+    Then everybody on the way agrees to which host a request goes and where it ends (RFC 9112,
+    sections 3.2 and 6.3).
+    """
+    num_hosts = names.count(b"host")
+    is_host_clear = num_hosts == 1 or (num_hosts == 0 and http_version == "1.0")
+    has_two_lengths = b"transfer-encoding" in names and b"content-length" in names
+    if http_version not in ("1.0", "1.1") or not is_host_clear or has_two_lengths:
+        raise MalformedError
+
+
+def too_large() -> APIError:
+    """The error for headers or trailers beyond a bound."""
+    message = (
+        f"The request has more than {MAX_FIELDS} headers or trailers, or they and the request "
+        f"line are larger than {MAX_HEAD_BYTES} bytes."
+    )
+    return APIError(431, message, code="headers_too_large")
+
+
+def malformed() -> APIError:
+    """The error for bytes that are not a valid HTTP request."""
+    return APIError(400, "The request is not valid HTTP.", code="invalid_http")
+
+
+class Refusing(asyncio.Protocol):
+    """The part that both protocols share: refuses a request, and reads no other after it."""
+
+    is_refused = False
+    """Whether all further bytes of this connection are dropped."""
+
+    if TYPE_CHECKING:  # attributes of uvicorn's protocols
+        transport: asyncio.Transport
+        flow: FlowControl
+        cycle: Any
+
+    def is_answering_another(self) -> bool:
+        """Whether the answer to a request before `cycle` is not complete."""
+        return False
+
+    def refuse(self, error: APIError) -> None:
+        """Answer with an error, unless it would get into another answer. Then end the connection.
+
+        Bytes that still come are dropped, because a client cannot read the error while it sends.
+        `SilentConnections` closes the connection if the client does not.
+        """
+        self.is_refused = True
+        self.flow.resume_reading()
+        cycle, is_busy = self.cycle, self.is_answering_another()
+        if cycle is not None and cycle.more_body:
+            is_busy |= cycle.response_started
+            cycle.disconnected = cycle.response_complete = True
+            cycle.message_event.set()
+        elif cycle is not None:
+            is_busy |= not cycle.response_complete
+        if is_busy:
+            self.transport.close()
+            return
+        self.transport.write(_to_bytes(error))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()  # TLS: the transport itself reads to the end
+
+
+def _to_bytes(error: APIError) -> bytes:
+    response = error.response()
+    headers = [
+        *response.raw_headers,
+        (b"x-request-id", new_request_id().encode()),
+        (b"connection", b"close"),
+    ]
+    lines = [b"%b: %b\r\n" % header for header in headers]
+    status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+    return b"".join([status.encode(), *lines, b"\r\n", bytes(response.body)])
