@@ -1,6 +1,6 @@
 """The interface that the server needs of an engine: `AsyncEngine`, or a scripted one in tests."""
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Protocol
 
 from stonechat_models import EngineStats, GenerateRequest, ModelInfo, RequestOutput
@@ -26,7 +26,16 @@ class TokenizerLike(Protocol):
     def chat_templates(self) -> Mapping[str, str]:
         """Other templates by name, such as `tool_use`."""
 
+    @property
+    def added_tokens(self) -> Collection[str]:
+        """The texts that become one token wherever they stand."""
+
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]: ...
+
+    def encode_parts(
+        self, parts: Sequence[tuple[str, bool]], other_tokens: frozenset[str] = frozenset()
+    ) -> list[int]:
+        """Encode joined parts. In those with the flag, special and other tokens are text."""
 
     def token_text(self, token_id: int) -> str: ...
 
@@ -48,5 +57,8 @@ class EngineLike(Protocol):
     async def shutdown(self) -> None: ...
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[RequestOutput]: ...
+
+    def end_choice(self, request_id: str, index: int) -> None:
+        """End one choice of a running request. Unknown ids are ignored."""
 
     def stats(self) -> EngineStats: ...

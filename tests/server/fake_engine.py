@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -63,9 +63,16 @@ class ByteTokenizer:
     special_tokens: Mapping[str, str] = field(default_factory=lambda: {"eos_token": "<|im_end|>"})
     vocab_size: int = 256
     special_ids: frozenset[int] = frozenset()
+    added_tokens: frozenset[str] = frozenset()
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return list(text.encode())
+
+    def encode_parts(
+        self, parts: Sequence[tuple[str, bool]], other_tokens: frozenset[str] = frozenset()
+    ) -> list[int]:
+        """Plain parts stand in brackets, to be seen."""
+        return self.encode("".join(f"[{text}]" if plain else text for text, plain in parts))
 
     def token_text(self, token_id: int) -> str:
         return bytes([token_id]).decode("latin-1")
@@ -77,7 +84,10 @@ Script = Callable[[GenerateRequest], list[RequestOutput | Exception | float]]
 
 @dataclass
 class FakeEngine:
-    """Plays `script`. Remembers the requests, and in `aborted` those closed before their end."""
+    """Plays `script`. Remembers the requests, and in `aborted` those closed before their end.
+
+    `ended` has the request and the index of each choice that the server ended.
+    """
 
     script: Script = field(default_factory=lambda: text_script("Hello", " wörld", " 👋"))
     model: ModelInfo = field(default_factory=model_info)
@@ -85,6 +95,7 @@ class FakeEngine:
     is_alive: bool = True
     requests: list[GenerateRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
+    ended: list[tuple[str, int]] = field(default_factory=list)
     num_running: int = 0
 
     async def start(self) -> None:
@@ -95,6 +106,9 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=self.num_running)
+
+    def end_choice(self, request_id: str, index: int) -> None:
+        self.ended.append((request_id, index))
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[RequestOutput]:
         self.requests.append(request)

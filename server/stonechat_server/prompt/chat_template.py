@@ -1,29 +1,29 @@
 """Renders messages to prompt text with the model's Jinja template, in a sandbox.
 
 The template sees what Hugging Face chat templates expect: `messages`, `tools`, `documents`,
-`add_generation_prompt`, the special tokens by name, `raise_exception`, `strftime_now`, the
-`tojson` filter, `break`/`continue`, and the `generation` tag (which renders its body).
+`add_generation_prompt` and the special tokens by name. A prompt that transformers renders is the
+same here. Where the template refuses or cannot render the messages, they are rewritten once.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from stonechat_server.errors import APIError, invalid
+from stonechat_server.errors import invalid
+from stonechat_server.prompt import message_repairs as repairs
+from stonechat_server.prompt.environment import TemplateRefusalError, new_environment
+from stonechat_server.prompt.message_repairs import TemplateMessage
+from stonechat_server.prompt.reasoning_names import NAMES, with_reasoning_names
+from stonechat_server.prompt.special_tokens import SpecialTokenGuard
+from stonechat_server.prompt.template_trials import TemplateTrials
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import TokenizerLike
     from stonechat_server.schema.requests import ChatCompletionRequest
 
+KNOWN_TEMPLATES = 4
 PLAIN_TEMPLATE = """\
 {%- for message in messages -%}
 {{ message.role }}{% if message.name %} ({{ message.name }}){% endif %}: {{ message.content }}
@@ -32,53 +32,8 @@ PLAIN_TEMPLATE = """\
 {%- if add_generation_prompt %}assistant:{% endif -%}
 """
 """For a model without a template: `role: content`, with a blank line after each message."""
-
-TemplateMessage = dict[str, Any]
-
-
-class TemplateRefusalError(Exception):
-    """The template called `raise_exception`."""
-
-
-class GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's text. It renders as its body."""
-
-    tags = {"generation"}  # noqa: RUF012 (an attribute that jinja2 defines)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateRefusalError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja2's own filter escapes HTML characters; in a prompt they must stay as they are.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _environment() -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
+OPEN_END = "\ue000stonechat-open-end\ue001 "
+"""Marks the end of the message to continue. The space shows whether the template trims it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +45,8 @@ class RenderOptions:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
+    added_text: str = ""
+    """The server's own instructions: part of the system message, if the template takes one."""
 
 
 class ChatTemplate:
@@ -99,52 +56,124 @@ class ChatTemplate:
         self.source = source
         self._special_tokens = dict(special_tokens)
         try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = new_environment().from_string(source)
+        except Exception as error:  # also RecursionError, for one that is nested too deeply
             raise invalid("chat_template", f"The chat template is not valid: {error}") from error
+        self._trials = TemplateTrials(
+            lambda messages, tools: self._render_once(messages, RenderOptions(tools=tools))
+        )
 
     def render(self, messages: Sequence[TemplateMessage], options: RenderOptions) -> str:
         """Return the prompt. Raises `APIError` 400 if the template cannot render it."""
         if options.continue_final_message:
             return self._render_open(messages, options)
-        return self._render(messages, options)
+        shown = self._shown(messages, options.added_text)
+        try:
+            prompt = self._render_once(shown, options)
+        except Exception as error:  # a template is foreign code and may raise anything
+            return self._render_repaired(shown, options, error)
+        if options.added_text.strip() not in prompt:
+            messages = repairs.before_first_user(messages, options.added_text)
+            return self.render(messages, replace(options, added_text=""))
+        return prompt
 
     def _render_open(self, messages: Sequence[TemplateMessage], options: RenderOptions) -> str:
         """Render the prompt up to the end of the last message's content; the message stays open."""
         content = messages[-1].get("content")
         if not isinstance(content, str):
             raise invalid("messages", "continue_final_message needs text in the last message.")
-        mark = "\ue000stonechat-open-end\ue001"
-        text = self._render([*messages[:-1], {**messages[-1], "content": content + mark}], options)
-        head, separator, _ = text.rpartition(mark)
+        marked = [*messages[:-1], {**messages[-1], "content": content + OPEN_END}]
+        text = self.render(marked, replace(options, continue_final_message=False))
+        head, separator, tail = text.rpartition(OPEN_END.rstrip())
         if not separator:
             raise invalid("messages", "The chat template does not render the last message.")
-        return head
+        return head if tail.startswith(" ") else head.rstrip()
 
-    def _render(self, messages: Sequence[TemplateMessage], options: RenderOptions) -> str:
+    def _shown(self, messages: Sequence[TemplateMessage], added_text: str) -> list[TemplateMessage]:
+        """Return the messages in the form that the template takes.
+
+        Keys that are null or without calls are left out, and reasoning has all its names.
+        """
+        shown: list[TemplateMessage] = []
+        has_system = has_later_system = has_calls = False
+        for message in messages:
+            if None in message.values() or message.get("tool_calls") == []:
+                message = {k: v for k, v in message.items() if v is not None}
+                if not message.get("tool_calls"):
+                    message.pop("tool_calls", None)
+            if not message.keys().isdisjoint(NAMES):
+                message = with_reasoning_names(message)
+            if message["role"] == "system":
+                has_system, has_later_system = True, has_later_system or bool(shown)
+            has_calls = has_calls or "tool_calls" in message
+            shown.append(message)
+        if added_text:
+            shown = self._with_added_text(shown, added_text)
+        if (has_system or added_text) and not self._trials.takes_system:
+            shown = repairs.without_system(shown)
+        elif has_later_system and not self._trials.takes_later_system:
+            shown = shown[:1] + repairs.without_system(shown[1:])
+        return self._with_shown_calls(shown) if has_calls else shown
+
+    def _with_shown_calls(self, messages: list[TemplateMessage]) -> list[TemplateMessage]:
+        if self._trials.arguments == "text":
+            messages = repairs.with_text_arguments(messages)
+        if not self._trials.takes_several_calls:
+            messages = repairs.with_single_calls(messages)
+        if self._trials.call_content is None:
+            messages = repairs.with_null_content(messages)
+        return messages
+
+    def _with_added_text(self, messages: list[TemplateMessage], text: str) -> list[TemplateMessage]:
+        """Append `text` to the system message at the beginning, or add such a message.
+
+        Where that would displace the template's own system text, `text` goes before the first user
+        message.
+        """
+        if messages and messages[0]["role"] == "system":
+            content = messages[0].get("content")
+            joined = f"{content}\n\n{text}" if content else text
+            return [{**messages[0], "content": joined}, *messages[1:]]
+        if self._trials.takes_system and not self._trials.keeps_default_system:
+            return repairs.before_first_user(messages, text)
+        return [{"role": "system", "content": text}, *messages]
+
+    def _render_repaired(
+        self, messages: list[TemplateMessage], options: RenderOptions, error: Exception
+    ) -> str:
+        """Render once more, with what the template may miss. Raises `APIError` 400 if it fails."""
+        repaired = [{**message, "content": message.get("content", "")} for message in messages]
+        if repairs.has_broken_arguments(repaired):
+            if self._trials.arguments != "text":
+                repaired = repairs.with_object_arguments(repaired)
+        elif self._trials.arguments == "unknown":
+            repaired = repairs.with_text_arguments(repaired)
+        if isinstance(error, TemplateRefusalError):
+            repaired = repairs.after_refusal(repaired)
+        options = replace(options, tools=[_with_all_keys(tool) for tool in options.tools])
         try:
-            return self._render_once(messages, options)
-        except TypeError as error:
-            # Most templates expect a call's arguments as an object, some as JSON text.
-            if not any(message.get("tool_calls") for message in messages):
-                raise _template_error(
-                    f"The chat template cannot render these messages: {error}"
-                ) from error
-        except TemplateRefusalError as error:
-            raise _template_error(f"The chat template refuses these messages: {error}") from error
-        except Exception as error:  # a template is foreign code and may raise anything
-            raise _template_error(
-                f"The chat template cannot render these messages: {error}"
-            ) from error
-        return self._render([_with_text_arguments(message) for message in messages], options)
+            return self._render_once(repaired, options, absent=[])
+        except Exception as second_error:
+            is_refusal = isinstance(second_error, TemplateRefusalError)
+            verb = "refuses" if is_refusal else "cannot render"
+            raise invalid(
+                "messages",
+                f"The chat template {verb} these messages: {second_error}",
+                code="chat_template_error",
+            ) from second_error
 
-    def _render_once(self, messages: Sequence[TemplateMessage], options: RenderOptions) -> str:
+    def _render_once(
+        self,
+        messages: Sequence[TemplateMessage],
+        options: RenderOptions,
+        absent: list[Any] | None = None,
+    ) -> str:
         variables: dict[str, Any] = {
             **self._special_tokens,
             **options.variables,
-            "messages": messages,
-            "tools": list(options.tools) or None,
-            "documents": list(options.documents) or None,
+            "messages": list(messages),
+            "tools": list(options.tools) or absent,
+            "documents": list(options.documents) or absent,
             "add_generation_prompt": options.add_generation_prompt,
         }
         return self._template.render(variables)
@@ -154,17 +183,26 @@ class Templates:
     """The server's chat templates, and a request's own template if that is allowed.
 
     The default is `override`, else the model's template, else the plain one. `override` is a file's
-    path or the text of a template.
+    path or the text of a template. With `special_tokens_as_text`, prompts need a `guard`.
     """
 
     def __init__(
-        self, tokenizer: "TokenizerLike", override: str | None = None, allow_request: bool = False
+        self,
+        tokenizer: "TokenizerLike",
+        override: str | None = None,
+        allow_request: bool = False,
+        *,
+        special_tokens_as_text: bool = False,
     ) -> None:
+        self.special_tokens_as_text = special_tokens_as_text
         self._special_tokens = dict(tokenizer.special_tokens)
         self._allow_request = allow_request
+        self._guards = lru_cache(KNOWN_TEMPLATES)(partial(SpecialTokenGuard, tokenizer))
         source = _read(override) if override else tokenizer.chat_template
         self.is_plain = source is None
         self.default = self._compile(source or PLAIN_TEMPLATE)
+        if special_tokens_as_text:
+            self.guard(self.default)
         model_templates = {} if override else tokenizer.chat_templates
         self._named = {name: self._compile(text) for name, text in model_templates.items()}
 
@@ -185,6 +223,10 @@ class Templates:
             return self._named["tool_use"]
         return self.default
 
+    def guard(self, template: ChatTemplate) -> SpecialTokenGuard:
+        """Return what keeps special tokens in clients' texts from being tokens."""
+        return self._guards(template.source)
+
     def _compile(self, source: str) -> ChatTemplate:
         return ChatTemplate(source, self._special_tokens)
 
@@ -195,19 +237,11 @@ def _read(override: str) -> str:
     return Path(override).read_text(encoding="utf-8")
 
 
-def _with_text_arguments(message: TemplateMessage) -> TemplateMessage:
-    calls = message.get("tool_calls")
-    if not calls:
-        return message
-    return {**message, "tool_calls": [_with_text(call) for call in calls]}
-
-
-def _with_text(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict) or isinstance(function.get("arguments"), str):
-        return call
-    return {**call, "function": {**function, "arguments": _to_json(function["arguments"])}}
-
-
-def _template_error(message: str) -> APIError:
-    return invalid("messages", message, code="chat_template_error")
+def _with_all_keys(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give a function the description and parameters that some templates read without asking."""
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        return tool
+    defaults = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    known = {"name": function.get("name"), **defaults}
+    return {**tool, "function": {**known, **function}}

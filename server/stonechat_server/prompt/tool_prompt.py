@@ -1,33 +1,20 @@
-"""Adds to the prompt what the chat template does not render: tools, calls, results, answer form.
+"""Writes as text what the chat template does not render: tools, calls and results.
 
-Tools are described in the system message. A call is written into its message's text, just as the
-model must write it. Results follow in a user message, each in a `<tool_response>` element.
+A call is written into its message's text, just as the model must write it. Results follow in a user
+message, each in a `<tool_response>` element.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stonechat_server.parsers import custom_calls
-from stonechat_server.parsers.json_text import load_json
-from stonechat_server.prompt.chat_template import TemplateMessage
+from stonechat_server.prompt.call_text import write_function_call
+from stonechat_server.prompt.message_repairs import TemplateMessage
+from stonechat_server.prompt.template_messages import to_arguments
 from stonechat_server.schema.tools import CustomTool, FunctionTool, GrammarFormat, Tool
-from stonechat_server.tool_formats.layout import (
-    HarmonyLayout,
-    JsonLayout,
-    PythonicLayout,
-    TagLayout,
-    ToolFormat,
-)
-
-
-def with_system_text(messages: Sequence[TemplateMessage], text: str) -> list[TemplateMessage]:
-    """Append `text` to the system message at the beginning, or add such a message."""
-    if messages and messages[0]["role"] == "system":
-        first = messages[0]
-        joined = f"{first['content']}\n\n{text}" if first["content"] else text
-        return [{**first, "content": joined}, *messages[1:]]
-    return [{"role": "system", "content": text}, *messages]
+from stonechat_server.tool_formats.layout import ToolFormat
 
 
 def describe_functions(tools: Sequence[Tool], format: ToolFormat) -> str | None:
@@ -81,38 +68,6 @@ def _describe_custom(tool: CustomTool) -> str:
     return text
 
 
-def write_function_call(format: ToolFormat, name: str, arguments: Mapping[str, Any] | str) -> str:
-    """Write a section with one call."""
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    match format.layout:
-        case PythonicLayout(closing=closing):
-            return f"{format.trigger}[{name}(**{text})]{closing}"
-        case HarmonyLayout():
-            return (
-                f"{format.trigger}commentary to=functions.{name} <|constrain|>json<|message|>{text}"
-            )
-        case TagLayout() as layout:
-            text = _write_tags(layout, arguments)
-            call = layout.before_name + name + layout.after_name + text + layout.after_arguments
-        case JsonLayout() as layout:
-            number = "0" + layout.after_number if layout.after_number else ""
-            call = layout.before_name + name + layout.after_name + number + text
-            call += layout.after_arguments
-    return format.trigger + layout.opening + call + layout.closing
-
-
-def _write_tags(layout: TagLayout, arguments: Mapping[str, Any] | str) -> str:
-    if isinstance(arguments, str):
-        return f"{arguments}\n"
-    elements = []
-    for key, value in arguments.items():
-        is_text = isinstance(value, str)
-        text = value if is_text else json.dumps(value, ensure_ascii=False)
-        after_key = layout.after_key if is_text else layout.after_json_key or layout.after_key
-        elements.append(f"{layout.before_key}{key}{after_key}{text}{layout.after_value}")
-    return "".join(elements)
-
-
 def write_custom_call(name: str, text: str) -> str:
     """Write one call of a custom tool."""
     opening = custom_calls.TRIGGER + custom_calls.BEFORE_NAME + name + custom_calls.AFTER_NAME
@@ -122,41 +77,70 @@ def write_custom_call(name: str, text: str) -> str:
 def with_modern_calls(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
     """Replace the older `function_call` and role `function` with tool calls and their results.
 
+    Calls without an id of their own get one, and their results too, in the order of the calls.
     Each result gets the name of the called tool, because some templates need it.
     """
     modern: list[TemplateMessage] = []
-    call_id = ""
+    waiting: list[tuple[str, str]] = []
+    names: dict[str, str] = {}
     for position, message in enumerate(messages):
         if call := message.get("function_call"):
-            call_id = f"call_{position:05d}"[-9:]
-            other_keys = {k: v for k, v in message.items() if k != "function_call"}
-            new_call = {"id": call_id, "type": "function", "function": _parsed_call(call)}
-            message = {**other_keys, "tool_calls": [*message.get("tool_calls", ()), new_call]}
+            message = {k: v for k, v in message.items() if k != "function_call"}
+            function = {**call, "arguments": to_arguments(call.get("arguments"))}
+            new_call = {"id": "", "type": "function", "function": function}
+            message["tool_calls"] = [*message.get("tool_calls", ()), new_call]
         elif message["role"] == "function":
-            message = {**message, "role": "tool", "tool_call_id": call_id}
+            message = {**message, "role": "tool", "tool_call_id": ""}
+        if calls := message.get("tool_calls"):
+            new_calls = _with_ids(calls, position)
+            waiting = [(old["id"], new["id"]) for old, new in zip(calls, new_calls, strict=True)]
+            names |= {call["id"]: _call_name(call) for call in new_calls}
+            message = {**message, "tool_calls": new_calls}
+        elif message["role"] == "tool":
+            call_id = _take(waiting, message["tool_call_id"])
+            message = {**message, "tool_call_id": call_id}
+            if call_id in names:
+                message.setdefault("name", names[call_id])
         modern.append(message)
-    names = _call_names(modern)
-    return [_with_name(message, names) for message in modern]
+    return modern
 
 
-def _with_name(message: TemplateMessage, names: Mapping[str, str]) -> TemplateMessage:
-    name = names.get(message.get("tool_call_id", ""))
-    if message["role"] != "tool" or name is None or "name" in message:
-        return message
-    return {**message, "name": name}
+def _with_ids(calls: Sequence[dict[str, Any]], position: int) -> list[dict[str, Any]]:
+    """Give an id of nine letters and digits to each call that has none, or that of another call."""
+    ids = Counter(call["id"] for call in calls)
+    return [
+        call
+        if call["id"] and ids[call["id"]] == 1
+        else {**call, "id": f"c{position % 10**5:05d}{number % 10**3:03d}"}
+        for number, call in enumerate(calls)
+    ]
 
 
-def _parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        arguments = load_json(call.get("arguments") or "{}")
-    except ValueError:
-        arguments = call["arguments"]
-    return {"name": call["name"], "arguments": arguments}
+def _take(waiting: list[tuple[str, str]], given: str) -> str:
+    """Return the id of the call that a result with the id `given` answers; take it from the list.
+
+    A result or a call without an id goes with the first that is left.
+    """
+    matches = [pair for pair in waiting if pair[0] == given]
+    matches += [pair for pair in waiting if not given or not pair[0]]
+    if not matches:
+        return given
+    waiting.remove(matches[0])
+    return matches[0][1]
+
+
+def _call_name(call: Mapping[str, Any]) -> str:
+    return str((call.get("function") or call["custom"])["name"])
 
 
 def without_custom_calls(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
     """Write custom calls into their message's text, for templates that render function calls."""
     return [_write_calls(message, None) for message in messages]
+
+
+def without_calls(messages: Sequence[TemplateMessage], format: ToolFormat) -> list[TemplateMessage]:
+    """Write all calls into their message's text, for templates that render results only."""
+    return [_write_calls(message, format) for message in messages]
 
 
 def without_tool_messages(
@@ -181,15 +165,10 @@ def without_tool_messages(
     return rendered
 
 
-def _call_names(messages: Sequence[TemplateMessage]) -> dict[str, str]:
-    calls = (call for message in messages for call in message.get("tool_calls") or ())
-    return {call["id"]: (call.get("function") or call["custom"])["name"] for call in calls}
-
-
 def _write_result(message: TemplateMessage) -> str:
     name = message.get("name")
     opening = f'<tool_response name="{name}">' if name else "<tool_response>"
-    return f"{opening}\n{message['content']}\n</tool_response>"
+    return f"{opening}\n{message.get('content', '')}\n</tool_response>"
 
 
 def _write_calls(message: TemplateMessage, format: ToolFormat | None) -> TemplateMessage:
@@ -198,7 +177,7 @@ def _write_calls(message: TemplateMessage, format: ToolFormat | None) -> Templat
     text_calls = [call for call in calls if format is not None or call["type"] == "custom"]
     if not text_calls:
         return message
-    texts = [message["content"]] if message["content"] else []
+    texts = [message["content"]] if message.get("content") else []
     for call in text_calls:
         if call["type"] == "custom":
             texts.append(write_custom_call(call["custom"]["name"], call["custom"]["input"]))

@@ -4,13 +4,10 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import TypeAdapter
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from stonechat_server.errors import APIError
 from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions, Templates
-from stonechat_server.prompt.template_messages import to_template_messages
-from stonechat_server.schema.messages import Message
 from stonechat_server.schema.requests import ChatCompletionRequest
 from tests.server.bodies import ask, body, error_of, post
 from tests.server.conftest import ClientFactory
@@ -143,7 +140,7 @@ def test_arguments_are_text_for_a_template_that_joins_them() -> None:
         "{{ messages.__class__.__mro__[1].__subclasses__() }}",
         "{{ ''.__class__.__base__.__subclasses__() }}",
         "{{ raise_exception.__globals__.json }}",
-        "{{ messages.append(1) }}",
+        "{{ messages.clear() }}",
         "{% for a in range(1000000000) %}x{% endfor %}",
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
         "{{ undefined_thing.attribute }}",
@@ -159,48 +156,18 @@ def test_the_sandbox_holds(template: str) -> None:
 
 def test_a_broken_template_is_a_400() -> None:
     with pytest.raises(APIError, match="not valid"):
+        ChatTemplate("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", {})
+    with pytest.raises(APIError, match="not valid"):
         ChatTemplate("{% if %}", {})
 
 
 def test_refusal_of_the_template_is_a_400(new_client: ClientFactory, engine: FakeEngine) -> None:
     engine.tokenizer = ByteTokenizer(chat_template=PICKY)
-    response = post(new_client(), messages=[{"role": "system", "content": "x"}])
+    response = post(new_client(), messages=[{"role": "assistant", "content": "x"}])
     assert response.status_code == 400
     error = error_of(response)
     assert error["code"] == "chat_template_error"
     assert "must begin with the user" in error["message"]
-
-
-def convert(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return to_template_messages(TypeAdapter(list[Message]).validate_python(messages))
-
-
-def test_messages_reach_the_template_whole() -> None:
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
-    text = {"id": "d", "type": "function", "function": {"name": "f", "arguments": "[1"}}
-    assert convert(
-        [
-            {"role": "developer", "content": "x", "name": "n"},
-            {"role": "user", "content": [{"type": "text", "text": t} for t in ("a", "b")]},
-            {"role": "assistant", "tool_calls": [call, text], "reasoning_content": "hm"},
-            {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
-            {"role": "tool", "content": "1", "tool_call_id": "c"},
-        ]
-    ) == [
-        {"role": "system", "content": "x", "name": "n"},
-        {"role": "user", "content": "a\nb"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [
-                {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}},
-                text,
-            ],
-            "reasoning_content": "hm",
-        },
-        {"role": "assistant", "content": "no"},
-        {"role": "tool", "content": "1", "tool_call_id": "c"},
-    ]
 
 
 def test_the_prompt_of_a_request(client: TestClient, engine: FakeEngine) -> None:

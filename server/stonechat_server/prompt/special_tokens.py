@@ -1,0 +1,63 @@
+"""Keeps special tokens that clients write into their texts from acting as tokens.
+
+A secret mark is put around each of them before the template renders. The rendered prompt is then
+split at the marks, and what they enclose is encoded as ordinary text.
+"""
+
+import re
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from stonechat_server.schema.requests import ChatCompletionRequest
+
+if TYPE_CHECKING:
+    from stonechat_server.engine_protocol import TokenizerLike
+
+SHOWN_FIELDS = {
+    *("messages", "tools", "functions", "response_format", "structured_outputs"),
+    *("documents", "chat_template_kwargs"),
+}
+"""The request fields with texts that may get into the prompt."""
+
+
+class SpecialTokenGuard:
+    """Guards prompts that one chat template renders.
+
+    Its control tokens are the special tokens, and those added tokens that stand in the template.
+    """
+
+    def __init__(self, tokenizer: "TokenizerLike", template: str) -> None:
+        self._tokenizer = tokenizer
+        special = {tokenizer.token_text(token_id) for token_id in tokenizer.special_ids}
+        others = {text for text in tokenizer.added_tokens if text in template}
+        marked = {text for text in special | others if text.strip() and not text.isalnum()}
+        self._control_tokens = frozenset(marked)
+        any_token = "|".join(map(re.escape, sorted(marked, key=len, reverse=True))) or "(?!)"
+        self._mark = secrets.token_hex(8)
+        self._token = re.compile(any_token)
+        self._marked = re.compile(f"{self._mark}({any_token}){self._mark}|{self._mark}")
+        self.encode("")  # the first time takes longest
+
+    def marked(self, request: ChatCompletionRequest) -> ChatCompletionRequest:
+        """Return the request with marks; the same object if there is nothing to mark."""
+        fields = request.model_dump(include=SHOWN_FIELDS, exclude_unset=True, by_alias=True)
+        marked = self._with_marks(fields)
+        if marked == fields:
+            return request
+        all_fields = request.model_dump(exclude_unset=True, by_alias=True)
+        return ChatCompletionRequest.model_validate({**all_fields, **marked})
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt with marks."""
+        pieces = self._marked.split(prompt)
+        parts = [(piece or "", number % 2 == 1) for number, piece in enumerate(pieces)]
+        return self._tokenizer.encode_parts(parts, self._control_tokens)
+
+    def _with_marks(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._token.sub(f"{self._mark}\\g<0>{self._mark}", value)
+        if isinstance(value, list):
+            return [self._with_marks(item) for item in value]
+        if isinstance(value, dict):
+            return {self._with_marks(key): self._with_marks(item) for key, item in value.items()}
+        return value

@@ -1,0 +1,128 @@
+"""Finds out by small renders how a chat template treats system messages and calls."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+from stonechat_server.prompt.message_repairs import TemplateMessage
+
+Render = Callable[[Sequence[TemplateMessage], Sequence[dict[str, Any]]], str]
+"""Renders messages and tools, and raises anything."""
+
+MARK, LATER_MARK = "stonechat-trial", "stonechat-later"
+USER = {"role": "user", "content": "Hi"}
+SYSTEM = {"role": "system", "content": MARK}
+CALLED = "trial_call"
+OBJECT = {MARK: "x"}
+TEXT = f'{{"{MARK}": "x"}}'
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "trial",
+        "description": "",
+        "parameters": {
+            "type": "object",
+            "properties": {MARK: {"type": "string", "description": "a text"}},
+        },
+    },
+}
+
+
+class TemplateTrials:
+    """What trial renders show. Each is made once, when its result is first needed."""
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether a system message at the beginning is in the prompt.
+
+        A template that refuses such a message, or leaves its text out, does not take it.
+        """
+        without, added = self._with_and_without_system
+        return without is None or MARK in (added or "")
+
+    @cached_property
+    def keeps_default_system(self) -> bool:
+        """Whether the template's own system text, if it has one, stays beside a system message."""
+        without, added = self._with_and_without_system
+        if without is None or added is None:
+            return True
+        num_kept = _num_equal(without, added) + _num_equal(without[::-1], added[::-1])
+        return num_kept >= len(without)
+
+    @cached_property
+    def takes_later_system(self) -> bool:
+        """Whether a second system message is in the prompt beside the first."""
+        prompt = self._try([SYSTEM, {**SYSTEM, "content": LATER_MARK}, USER]) or ""
+        return MARK in prompt and LATER_MARK in prompt
+
+    @cached_property
+    def call_content(self) -> str | None:
+        """The content that a message with calls only must have: null, if `""` hides the calls."""
+        for content in ("", None):
+            for arguments in (OBJECT, TEXT):
+                messages = _calls(arguments, content=content)
+                if CALLED in (self._try(messages, [TOOL]) or ""):
+                    return content
+        return ""
+
+    @cached_property
+    def arguments(self) -> Literal["object", "text", "unknown"]:
+        """How the template takes the arguments of calls: as an object, or as JSON text.
+
+        It takes no object if one fails, or is rendered as Python writes it.
+        """
+        content = self.call_content
+        as_object = self._try(_calls(OBJECT, content=content), [TOOL])
+        if as_object is not None and repr(OBJECT) not in as_object:
+            return "object"
+        as_text = self._try(_calls(TEXT, content=content), [TOOL])
+        return "unknown" if as_text is None else "text"
+
+    @cached_property
+    def takes_several_calls(self) -> bool:
+        """Whether a message may have more than one call."""
+        arguments = TEXT if self.arguments == "text" else OBJECT
+        one = _calls(arguments, content=self.call_content)
+        two = _calls(arguments, arguments, content=self.call_content)
+        return self._try(one, [TOOL]) is None or self._try(two, [TOOL]) is not None
+
+    @cached_property
+    def _with_and_without_system(self) -> tuple[str | None, str | None]:
+        """Prompts without a system message and with one; the first is None if it always fails."""
+        for tools in ([], [TOOL]):
+            without = self._try([USER], tools)
+            if without is not None:
+                return without, self._try([SYSTEM, USER], tools)
+        return None, None
+
+    def _try(
+        self, messages: Sequence[TemplateMessage], tools: Sequence[dict[str, Any]] = ()
+    ) -> str | None:
+        try:
+            return self._render(messages, tools)
+        except Exception:  # a template is foreign code and may raise anything
+            return None
+
+
+def _num_equal(one: str, other: str) -> int:
+    """Count the equal characters at the beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _calls(*arguments: dict[str, Any] | str, content: str | None) -> list[TemplateMessage]:
+    """A conversation with one call for each of `arguments`. Ids are as the strictest want them."""
+    ids = [f"trial{number:04d}" for number in range(len(arguments))]
+    calls = [
+        {"id": call_id, "type": "function", "function": {"name": CALLED, "arguments": value}}
+        for call_id, value in zip(ids, arguments, strict=True)
+    ]
+    result = {"role": "tool", "name": CALLED, "content": "1"}
+    return [
+        USER,
+        {"role": "assistant", "content": content, "tool_calls": calls},
+        *({**result, "tool_call_id": call_id} for call_id in ids),
+    ]
