@@ -144,6 +144,22 @@ def test_json_object(chat: Chat) -> None:
         assert isinstance(json.loads(answer.choices[0].message.content), dict)
 
 
+@pytest.mark.parametrize("name", ["response_format", "guided_json"])
+def test_a_schema_by_another_name_is_enforced(chat: Chat, name: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    fields: dict[str, Any] = {"extra_body": {name: schema}}
+    if name == "response_format":
+        fields = {name: {"type": "json_object", "schema": schema}}
+    answer = chat("A cat in JSON.", temperature=2.0, max_tokens=40, **fields)
+    assert answer.choices[0].finish_reason == "stop"
+    jsonschema.validate(json.loads(answer.choices[0].message.content), schema)
+
+
 def test_seed_logprobs_and_penalties_under_a_grammar(chat: Chat) -> None:
     fields: dict[str, Any] = {
         "extra_body": {"structured_outputs": {"regex": "[a-z]{4,9}( [a-z]{4,9}){3}"}},
@@ -195,6 +211,23 @@ def test_no_call_with_tool_choice_none(chat: Chat) -> None:
     (choice,) = chat("2 + 3?", tools=[ADD], tool_choice="none", max_completion_tokens=20).choices
     assert choice.message.tool_calls is None
     assert choice.message.content
+
+
+def test_a_repeated_call_ends_the_answer(chat: Chat, server: LiveServer) -> None:
+    before = server.engine.stats().num_generated_tokens
+    fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "required", "temperature": 0}
+    answer = chat("What is the weather in Paris?", **fields)
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    calls = [
+        (call.function.name, json.dumps(json.loads(call.function.arguments), sort_keys=True))
+        for call in choice.message.tool_calls
+    ]
+    assert len(set(calls)) == len(calls)
+    server.wait_until_idle()
+    num_generated = server.engine.stats().num_generated_tokens - before
+    assert answer.usage.completion_tokens <= num_generated <= answer.usage.completion_tokens + 8
+    assert num_generated < 300
 
 
 def test_custom_tool(chat: Chat) -> None:
@@ -283,7 +316,11 @@ def test_calls_or_an_answer_in_the_response_format(chat: Chat) -> None:
                     WEATHER,
                     {
                         "type": "function",
-                        "function": {"name": "f", "parameters": {"type": "object", "not": {}}},
+                        "function": {
+                            "name": "f",
+                            "parameters": {"type": "object", "not": {}},
+                            "strict": True,
+                        },
                     },
                 ]
             },
@@ -302,6 +339,23 @@ def test_what_cannot_be_enforced_is_a_400(chat: Chat, fields: Any, param: str) -
         chat("Go.", **fields)
     assert error_info.value.param == param
     assert error_info.value.code == "invalid_grammar"
+
+
+def test_a_function_without_keys_is_called_without_arguments(chat: Chat) -> None:
+    parameters = {"type": "object", "properties": {}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    (choice,) = chat("Call f.", tools=[tool], tool_choice="required", temperature=1.5).choices
+    assert [call.function.arguments for call in choice.message.tool_calls] == ["{}"]
+
+
+def test_a_tool_that_is_not_strict_is_never_refused(chat: Chat) -> None:
+    tags = {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True, "minItems": 1}
+    parameters = {"type": "object", "properties": {"tags": tags}, "required": ["tags"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    (choice,) = chat("Call f.", tools=[tool], tool_choice="required", temperature=1.5).choices
+    if choice.finish_reason != "length":
+        for call in choice.message.tool_calls:
+            assert set(json.loads(call.function.arguments)["tags"]) <= {"a", "b"}
 
 
 def test_nothing_is_left_running(server: LiveServer) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -28,7 +28,7 @@ class Options(BaseOptions):
 
 def run(options: Options) -> int:
     """Inspect the machine and print a report. Always returns 0: advice is not an error."""
-    from stonechat_models import inspect_machine, measure_bandwidth
+    from stonechat_models import inspect_machine, measure_bandwidth, stored_chat_templates
 
     machine = inspect_machine(lambda line: print(line, file=sys.stderr))
     device = chosen_device(machine)
@@ -37,7 +37,7 @@ def run(options: Options) -> int:
         bandwidth["cpu"] = measure_bandwidth("cpu")
         if device != "cpu":
             bandwidth[device] = measure_bandwidth(device)
-    suggestions = list(advice(machine))
+    suggestions = [*advice(machine), *template_advice(stored_chat_templates())]
     if options.prints_json:
         fields = dataclasses.asdict(machine) | {"cache_folder": str(machine.cache_folder)}
         report = {**fields, "device": device, "bandwidth": bandwidth, "advice": suggestions}
@@ -95,6 +95,15 @@ def advice(machine: "Machine") -> Iterator[str]:
         yield f"only {decimal(machine.cache_free_bytes)} are free at {machine.cache_folder}"
     if not machine.package_versions["uvloop"]:
         yield "install uvloop: a faster event loop for many streams"
+
+
+def template_advice(templates: Mapping[str, str]) -> Iterator[str]:
+    """Yield what to know of the models on this machine, whose chat templates these are by name."""
+    from stonechat_server.structured.template_traits import UNKNOWN_FORM, read_traits
+
+    for name, template in templates.items():
+        if not read_traits(template, "auto", lambda text: False, has_reasoning=False).is_known:
+            yield f"{name}: {UNKNOWN_FORM}"
 
 
 def print_report(

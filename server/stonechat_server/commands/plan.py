@@ -136,8 +136,10 @@ def _served_text(survey: "ModelSurvey") -> str:
         return f"[bold red]no[/]: {survey.refusal}"
     if survey.native_refusal is None:
         return "[green]yes[/], by the compiled CPU path"
+    is_plain = any(form.backend == "plain" for form in survey.forms)
+    way = "with its own cache, one sequence at a time" if is_plain else "with the paged KV cache"
     return (
-        "[green]yes[/], through PyTorch, if its attention passes the parity check at load "
+        f"[green]yes[/], through PyTorch {way}, if it passes the checks at load "
         f"(not by the compiled CPU path: {survey.native_refusal})"
     )
 

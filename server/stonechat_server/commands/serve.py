@@ -79,6 +79,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         state.model_names[0],
         base_url(settings.host, listener, "http" if settings.tls_cert is None else "https"),
         not state.authenticator.is_open,
+        state.structure.warning(state.templates.default.source),
     )
     gc.freeze()  # otherwise each full collection scans these objects and pauses the streams
     gc.enable()

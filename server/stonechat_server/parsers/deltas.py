@@ -1,7 +1,7 @@
 """The interface between a choice's text and its message: content, reasoning or tool calls."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 
@@ -10,6 +10,8 @@ class ContentDelta:
     """Text for the user."""
 
     text: str
+    may_be_call: bool = field(default=False, compare=False)
+    """Whether a call may begin so. The text is content only if no limit cut the answer there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +32,25 @@ class ToolCallDelta:
     type: Literal["function", "custom"] = "function"
 
 
-ParsedDelta = ContentDelta | ReasoningDelta | ToolCallDelta
+@dataclass(frozen=True, slots=True)
+class EndDelta:
+    """The answer ends here, even if the model writes on. No delta follows."""
 
 
-def join(last: ParsedDelta, new: ParsedDelta) -> ParsedDelta | None:
+MessageDelta = ContentDelta | ReasoningDelta | ToolCallDelta
+ParsedDelta = MessageDelta | EndDelta
+
+
+def join(last: ParsedDelta, new: ParsedDelta) -> MessageDelta | None:
     """Return both as one delta if `new` continues the text or the call of `last`, else None."""
-    if isinstance(last, ToolCallDelta):
-        if not isinstance(new, ToolCallDelta) or new.index != last.index:
-            return None
-        return replace(last, arguments=last.arguments + new.arguments)
-    if type(last) is not type(new) or isinstance(new, ToolCallDelta):
-        return None
-    return replace(last, text=last.text + new.text)
+    match last, new:
+        case ToolCallDelta(), ToolCallDelta() if last.index == new.index:
+            return replace(last, arguments=last.arguments + new.arguments)
+        case ReasoningDelta(), ReasoningDelta():
+            return replace(last, text=last.text + new.text)
+        case ContentDelta(), ContentDelta() if last.may_be_call == new.may_be_call:
+            return replace(last, text=last.text + new.text)
+    return None
 
 
 class DeltaParser(Protocol):

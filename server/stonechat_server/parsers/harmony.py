@@ -11,7 +11,13 @@ has at most one.
 import re
 from dataclasses import dataclass, field
 
-from stonechat_server.parsers.deltas import DeltaParser, ParsedDelta, ReasoningDelta, ToolCallDelta
+from stonechat_server.parsers.deltas import (
+    ContentDelta,
+    DeltaParser,
+    ParsedDelta,
+    ReasoningDelta,
+    ToolCallDelta,
+)
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.tool_calls import ToolNames
 from stonechat_server.tool_formats.harmony import (
@@ -31,6 +37,7 @@ VISIBLE_HEADERS = tuple(
 )
 """Headers of messages to the user."""
 
+_RECIPIENT_KEY = "to=functions."
 _ENDS = (END, CALL, RETURN, START)
 _RECIPIENT = re.compile(r"\bto=functions\.([a-zA-Z0-9_-]+)")
 _GAP = "\n\n"
@@ -76,11 +83,18 @@ class HarmonyParser:
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         self._held += text
         deltas: list[ParsedDelta] = []
+        if finished and self._is_header and self._is_first and self._is_cut_recipient():
+            return [ContentDelta(self._held, may_be_call=True)]
         while self._read_header(finished) if self._is_header else self._read_text(deltas, finished):
             pass
         if finished:
             deltas += self.inner.feed("", True)
         return deltas
+
+    def _is_cut_recipient(self) -> bool:
+        """Whether the answer is only the beginning of a header that begins with a recipient."""
+        text = self._held.strip()
+        return self.names is not None and bool(text) and _RECIPIENT_KEY.startswith(text)
 
     def _read_header(self, finished: bool) -> bool:
         if self._is_first and not _may_be_header(self._held, finished):
@@ -143,8 +157,8 @@ def _may_be_header(text: str, finished: bool) -> bool:
     """Whether an answer that begins with `text` may begin with a header."""
     beginning = text.lstrip()
     if finished:
-        return beginning.startswith((CHANNEL, "to=functions."))
+        return beginning.startswith((CHANNEL, _RECIPIENT_KEY))
     return any(
         beginning.startswith(opening) or opening.startswith(beginning)
-        for opening in (CHANNEL, "to=functions.")
+        for opening in (CHANNEL, _RECIPIENT_KEY)
     )

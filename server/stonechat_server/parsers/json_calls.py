@@ -5,9 +5,10 @@ from collections.abc import Collection
 
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.json_text import load_json
-from stonechat_server.parsers.layout_reader import NAME_CHARS, LayoutReader
+from stonechat_server.parsers.layout_reader import LayoutReader
 from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart, JsonLayout
 
+_NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters")
 
 
@@ -21,55 +22,10 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
 
     def __init__(self, layout: JsonLayout, names: Collection[str]) -> None:
         super().__init__(layout, names)
-        self._number = ""
         self._scanner = JsonScanner()
 
-    def finish(self) -> list[CallEvent]:
-        if self.rest is None:
-            self.rest = "" if self._num_calls else self._raw
-        return []
-
-    def _consume_raw(self) -> None:
-        self._raw = ""
-
-    def _in_name(self, char: str) -> list[CallEvent]:
-        if char in NAME_CHARS:
-            self._name += char
-            return []
-        self._expect([self._layout.after_name], self._after_name)
-        return self._after_name(char)
-
-    def _after_name(self, char: str) -> list[CallEvent]:
-        if not self._matcher.push(char):
-            return self._handle_mismatch()
-        if self._matcher.matched is None:
-            return []
-        if self._name not in self._names:
-            return self._end_with_rest()
-        if self._layout.after_number and not self._number:
-            self._state = self._in_number
-            return []
-        self._num_calls += 1
-        self.is_cut = True
-        self._consume_raw()
+    def _begin_arguments(self) -> None:
         self._scanner, self._state = JsonScanner(), self._in_arguments
-        return [CallStart(self._name, id=self._id())]
-
-    def _in_number(self, char: str) -> list[CallEvent]:
-        if char.isascii() and char.isdigit():
-            self._number += char
-            return []
-        if not self._number:
-            return self._end_with_rest()
-        self._expect([self._layout.after_number], self._after_name)
-        return self._after_name(char)
-
-    def _id(self) -> str | None:
-        if not self._number:
-            return None
-        prefix = self._layout.before_name.rpartition(">")[2]
-        number, self._number = self._number, ""
-        return f"{prefix}{self._name}{self._layout.after_name}{number}"
 
     def _in_arguments(self, char: str) -> list[CallEvent]:
         if self._scanner.is_outside and char != "{":
@@ -77,12 +33,12 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
             if char.isspace():
                 return []
             return self._end_with_rest()
-        self._consume_raw()
+        self._raw = ""
         if self._scanner.push(char):
             self.is_cut = False
             self._expect([self._layout.after_arguments], self._after_arguments)
             if self._matcher.matched is not None:
-                self._end_call()
+                self._expect_next_call()
         return [CallArguments(char)]
 
     def _after_arguments(self, char: str) -> list[CallEvent]:
@@ -91,8 +47,10 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
             return []
         if not self._matcher.push(char):
             return self._end_with_rest()
+        if self._layout.is_object and char == "}":  # it is part of the call whatever follows
+            self._raw = ""
         if self._matcher.matched is not None:
-            self._end_call()
+            self._expect_next_call()
         return []
 
     def _in_other_keys(self, char: str) -> list[CallEvent]:
@@ -105,11 +63,7 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
         if closing:
             self._expect([closing], self._after_arguments)
         else:
-            self._end_call()
-
-    def _end_call(self) -> None:
-        self._consume_raw()
-        self._expect_next_call()
+            self._expect_next_call()
 
     def _handle_mismatch(self) -> list[CallEvent]:
         return self._as_object()
@@ -144,7 +98,7 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
         if call is None or call[0] not in self._names:
             return self._end_with_rest()
         self._num_calls += 1
-        self._consume_raw()
+        self._raw = ""
         self._end_object()
         return [CallStart(call[0]), CallArguments(call[1])]
 
@@ -155,7 +109,7 @@ def _read_call(text: str) -> tuple[str, str] | None:
         value = load_json(text)
     except ValueError:
         return None
-    name = value.get("name")
+    name = next((value[key] for key in _NAME_KEYS if key in value), None)
     arguments: object = next((value[key] for key in _ARGUMENT_KEYS if key in value), {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None

@@ -1,21 +1,22 @@
 """The common part of section readers whose layout defines the texts around names."""
 
+import re
 from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
 from stonechat_server.parsers.literal import LiteralMatcher
-from stonechat_server.tool_formats.layout import CallEvent, JsonLayout, TagLayout
+from stonechat_server.tool_formats.layout import CallEvent, CallLayout, CallStart
 
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
-Layout = TypeVar("Layout", JsonLayout, TagLayout)
+Layout = TypeVar("Layout", bound=CallLayout)
 State = Callable[[str], list[CallEvent]]
 
 
 class LayoutReader(Generic[Layout]):
-    """Reads up to a call's name, and from the call's end to the next call.
+    """Reads up to a call's arguments, and from the call's end to the next call.
 
-    A subclass is a `SectionReader`. It reads what lies between, beginning with `_in_name`.
+    A subclass is a `SectionReader`. It reads the arguments, beginning with `_begin_arguments`.
     """
 
     rest: str | None = None
@@ -27,16 +28,22 @@ class LayoutReader(Generic[Layout]):
         self._num_calls = 0
         self._raw = ""
         """Characters that are not consumed yet: they are the `rest` if the section ends here."""
-        self._name = ""
-        self._matcher = LiteralMatcher([layout.opening + layout.before_name])
-        is_named_first = self._matcher.matched is not None
-        self._state: State = self._in_name if is_named_first else self._before_name
+        self._name = self._id = ""
+        self._expect([layout.opening + layout.before_name], self._before_name)
+        if self._matcher.matched is not None:
+            self._begin_name()
 
     def push(self, char: str) -> list[CallEvent]:
         self._raw += char
         return self._state(char)
 
-    def _in_name(self, char: str) -> list[CallEvent]:
+    def finish(self) -> list[CallEvent]:
+        if self.rest is None:
+            self.rest = "" if self._num_calls else self._raw
+        return []
+
+    def _begin_arguments(self) -> None:
+        """Called after a call's start. Must set the state that reads its arguments."""
         raise NotImplementedError
 
     def _handle_mismatch(self) -> list[CallEvent]:
@@ -58,10 +65,82 @@ class LayoutReader(Generic[Layout]):
         return []
 
     def _begin_name(self) -> None:
-        self._name, self._state = "", self._in_name
+        self._name = self._id = ""
+        call_id = self._layout.id
+        self._state = self._in_id if call_id is not None and call_id.after else self._in_name
+
+    def _in_name(self, char: str) -> list[CallEvent]:
+        if char in NAME_CHARS:
+            self._name += char
+            return []
+        if not self._name and char.isspace():
+            return []
+        call_id = self._layout.id
+        texts = [self._layout.after_name]
+        if call_id is not None and call_id.before:
+            texts = [call_id.before, *texts] if call_id.is_optional else [call_id.before]
+        self._expect(texts, self._after_name)
+        if self._matcher.matched is not None:  # nothing but whitespace follows the name
+            events = self._start()
+            return events if self.rest is not None else [*events, *self._state(char)]
+        return self._after_name(char)
+
+    def _after_name(self, char: str) -> list[CallEvent]:
+        if not self._matcher.push(char):
+            return self._handle_mismatch()
+        match self._matcher.matched:
+            case None:
+                return []
+            case 0 if self._layout.id is not None and self._layout.id.before:
+                self._state = self._in_id
+                return []
+        return self._start()
+
+    def _in_id(self, char: str) -> list[CallEvent]:
+        if char in NAME_CHARS:
+            self._id += char
+            return []
+        assert self._layout.id is not None
+        after = self._layout.id.after
+        self._expect([after or self._layout.after_name], self._after_id)
+        return self._after_id(char)
+
+    def _after_id(self, char: str) -> list[CallEvent]:
+        call_id = self._layout.id
+        assert call_id is not None
+        is_wrong = not self._id
+        if call_id.names_call == "name and id":
+            is_wrong = re.fullmatch(call_id.pattern, self._id) is None
+        if is_wrong or not self._matcher.push(char):
+            return self._handle_mismatch()
+        if self._matcher.matched is None:
+            return []
+        if not call_id.after:
+            return self._start()
+        self._state = self._in_name
+        return []
+
+    def _start(self) -> list[CallEvent]:
+        if self._name not in self._names:
+            return self._end_with_rest()
+        self._num_calls += 1
+        self.is_cut, self._raw = True, ""
+        self._begin_arguments()
+        return [CallStart(self._name, id=self._call_id())]
+
+    def _call_id(self) -> str | None:
+        call_id = self._layout.id
+        if call_id is None or not self._id or call_id.names_call == "no":
+            return None
+        if call_id.names_call == "id":
+            return self._id if re.fullmatch(call_id.pattern, self._id) else None
+        prefix = self._layout.before_name.rpartition(">")[2]
+        return f"{prefix}{self._name}{call_id.before}{self._id}"
 
     def _expect_next_call(self) -> None:
+        """The latest call has ended: another one, or the end of the section, may follow."""
         layout = self._layout
+        self.is_cut, self._raw = False, ""
         next_opening = layout.separator + layout.before_name
         self._expect(
             [next_opening, layout.closing] if layout.closing else [next_opening], self._between
@@ -70,6 +149,8 @@ class LayoutReader(Generic[Layout]):
     def _between(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):
             return self._handle_mismatch_between()
+        if char == "]":  # the list's own end is part of the section whatever follows
+            self._raw = ""
         match self._matcher.matched:
             case 0:
                 self._begin_name()

@@ -7,7 +7,12 @@ from typing import Any
 
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.literal import LiteralMatcher
-from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart
+from stonechat_server.tool_formats.layout import (
+    CallArguments,
+    CallEvent,
+    CallStart,
+    PythonicLayout,
+)
 
 UNPACK = "**"
 
@@ -18,16 +23,19 @@ class PythonicReader:
     rest: str | None = None
     is_cut: bool = False
 
-    def __init__(self, names: Collection[str], closing: str = "") -> None:
+    def __init__(self, layout: PythonicLayout, names: Collection[str]) -> None:
+        self._layout = layout
         self._names = names
-        self._closing = LiteralMatcher([closing])
+        self._matcher = LiteralMatcher([layout.opening])
         self._num_calls = 0
         self._raw = ""
         self._word = ""
         self._keys: list[str] = []
         self._value = ""
         self._scanner = JsonScanner()
-        self._state: Callable[[str], list[CallEvent]] = self._at_start
+        self._state: Callable[[str], list[CallEvent]] = (
+            self._at_start if layout.opening else self._in_name
+        )
 
     def push(self, char: str) -> list[CallEvent]:
         self._raw += char
@@ -43,10 +51,10 @@ class PythonicReader:
         return []
 
     def _at_start(self, char: str) -> list[CallEvent]:
-        if char == "[":
-            self._word, self._state = "", self._in_name
-        elif not char.isspace():
+        if not self._matcher.push(char):
             return self._end_with_rest()
+        if self._matcher.matched is not None:
+            self._word, self._state = "", self._in_name
         return []
 
     def _in_name(self, char: str) -> list[CallEvent]:
@@ -97,22 +105,32 @@ class PythonicReader:
         return [CallArguments("}" if self._keys else "{}")]
 
     def _between(self, char: str) -> list[CallEvent]:
+        """Read the separator, or the end of the list. Commas may stand for a separator."""
+        self._matcher = LiteralMatcher([self._layout.closing])
+        if self._matcher.push(char) and not char.isspace():
+            self._state = self._at_closing
+            if char == "]":  # the list's own end is part of the section whatever follows
+                self._raw = ""
+            return self._end_at_closing()
         if char == ",":
             self._word, self._state = "", self._in_name
-        elif char == "]":
-            self._state = self._at_closing
-            if self._closing.matched is not None:
-                self.rest = ""
         elif not char.isspace():
-            return self._end_with_rest()
+            if self._layout.separator.strip() or not _begins_name(char):
+                return self._end_with_rest()
+            self._word, self._state = char, self._in_name
         return []
 
     def _at_closing(self, char: str) -> list[CallEvent]:
-        if not self._closing.push(char):
-            return self._end_with_rest()
-        if self._closing.matched is not None:
+        return self._end_at_closing() if self._matcher.push(char) else self._end_with_rest()
+
+    def _end_at_closing(self) -> list[CallEvent]:
+        if self._matcher.matched is not None:
             self.rest = ""
         return []
+
+
+def _begins_name(char: str) -> bool:
+    return char.isalpha() or char == "_"
 
 
 def read_literal(text: str) -> Any:

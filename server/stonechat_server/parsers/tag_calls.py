@@ -6,8 +6,9 @@ from itertools import takewhile
 from typing import Any
 
 from stonechat_server.parsers.json_scan import JsonScanner
-from stonechat_server.parsers.layout_reader import NAME_CHARS, LayoutReader
+from stonechat_server.parsers.layout_reader import LayoutReader
 from stonechat_server.parsers.tag_values import (
+    NULLS,
     ValueForm,
     is_whole,
     read_value,
@@ -15,14 +16,13 @@ from stonechat_server.parsers.tag_values import (
     value_form,
 )
 from stonechat_server.tool_formats.layout import (
+    CDATA_END,
+    CDATA_START,
     CallArguments,
     CallEvent,
-    CallStart,
     TagLayout,
     hold_back,
 )
-
-_NULLS = ("null", "None")
 
 
 class TagCallsReader(LayoutReader[TagLayout]):
@@ -40,6 +40,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
         super().__init__(layout, names)
         self._schemas = schemas
         self._key = self._held = ""
+        self._keys: set[str] = set()
         self._num_keys = 0
         self._schema: object = None
         self._form = ValueForm.JSON
@@ -47,43 +48,34 @@ class TagCallsReader(LayoutReader[TagLayout]):
         """Whether the opening quotation mark of a string has been emitted."""
         self._key_end, self._key_rests = _split_key(layout)
         self._value_end = layout.after_value.strip()
+        self._call_end, *self._section_end = layout.after_arguments.split()
         self._scanner = JsonScanner()
 
     def finish(self) -> list[CallEvent]:
         if self.rest is not None:
             return []
-        self.rest = "" if self._num_calls else self._raw
+        super().finish()
         if self._state == self._in_value and self._is_open and self._held:
             return [CallArguments(_quoted(self._held))]
+        if self._state == self._in_body and self._is_complete():
+            self.is_cut = False
+            return [self._last_brace()]
         return []
 
-    def _in_name(self, char: str) -> list[CallEvent]:
-        if char in NAME_CHARS:
-            self._name += char
-            return []
-        if not self._name and char.isspace():
-            return []
-        if self._name not in self._names:
-            return self._end_with_rest()
-        self._expect([self._layout.after_name], self._after_name)
-        if self._matcher.matched is not None:
-            return [*self._start(), *self._in_body(char)]
-        return self._after_name(char)
+    def _is_complete(self) -> bool:
+        """Whether the arguments so far fit the schema, so that only closing tags are missing."""
+        schema = self._schemas.get(self._name)
+        return schema is not None and self._keys.issuperset(schema.get("required", ()))
 
-    def _after_name(self, char: str) -> list[CallEvent]:
-        if not self._matcher.push(char):
-            return self._end_with_rest()
-        return self._start() if self._matcher.matched is not None else []
+    def _last_brace(self) -> CallArguments:
+        return CallArguments("}" if self._num_keys else "{}")
 
-    def _start(self) -> list[CallEvent]:
-        self._num_calls += 1
-        self.is_cut, self._num_keys = True, 0
-        self._raw = ""
+    def _begin_arguments(self) -> None:
+        self._keys, self._num_keys = set(), 0
         self._expect_argument()
-        return [CallStart(self._name)]
 
     def _expect_argument(self) -> None:
-        self._expect([self._layout.before_key, self._layout.after_arguments], self._in_body)
+        self._expect([self._layout.before_key, self._call_end, *self._section_end], self._in_body)
 
     def _in_body(self, char: str) -> list[CallEvent]:
         if char == "{" and not self._num_keys and not self._matcher.raw.strip():
@@ -94,21 +86,37 @@ class TagCallsReader(LayoutReader[TagLayout]):
         match self._matcher.matched:
             case 0:
                 self._key, self._state = "", self._in_key
-            case 1:
-                return self._end_call([CallArguments("}" if self._num_keys else "{}")])
+            case int(matched):
+                self._end_call(has_section_end=matched > 1)
+                return [self._last_brace()]
+        return []
+
+    def _end_call(self, has_section_end: bool) -> None:
+        """The call has ended. A model may leave out its closing tag, or that of the section."""
+        self._expect_next_call()
+        if self._section_end and not has_section_end:
+            self._expect(self._section_end, self._after_call)
+
+    def _after_call(self, char: str) -> list[CallEvent]:
+        if not self._matcher.push(char):
+            return self._end_with_rest()
+        if self._matcher.matched is not None:
+            self._expect_next_call()
         return []
 
     def _in_object(self, char: str) -> list[CallEvent]:
         self._raw = ""
         if self._scanner.push(char):
             self.is_cut = False
-            self._expect([self._layout.after_arguments], self._after_object)
+            self._expect([self._call_end, *self._section_end], self._after_object)
         return [CallArguments(char)]
 
     def _after_object(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):
             return self._end_with_rest()
-        return self._end_call([]) if self._matcher.matched is not None else []
+        if self._matcher.matched is not None:
+            self._end_call(has_section_end=self._matcher.matched > 0)
+        return []
 
     def _in_key(self, char: str) -> list[CallEvent]:
         self._key += char
@@ -126,15 +134,16 @@ class TagCallsReader(LayoutReader[TagLayout]):
         matched = self._matcher.matched
         if matched is None:
             return []
-        if not self._layout.after_json_key:
+        if not self._layout.after_json_keys:
             return self._start_value(None)
-        return self._start_value(ValueForm.JSON if matched == 1 else ValueForm.TEXT)
+        return self._start_value(ValueForm.JSON if matched else ValueForm.TEXT)
 
     def _start_value(self, form: ValueForm | None) -> list[CallEvent]:
         """Begin a value of this form. None: the call does not state it, so the schema decides."""
         schema = self._schemas.get(self._name, {})
         self._schema = resolve(schema.get("properties", {}).get(self._key), schema)
         self._form = form or value_form(self._schema, self._value_end)
+        self._keys.add(self._key)
         self._num_keys += 1
         self._raw = self._held = ""
         self._is_open, self._state = False, self._in_value
@@ -144,6 +153,8 @@ class TagCallsReader(LayoutReader[TagLayout]):
     def _in_value(self, char: str) -> list[CallEvent]:
         self._raw = ""
         self._held += char
+        if self._is_cdata():
+            return self._end_cdata()
         if self._held.endswith(self._value_end):
             text = self._strip(self._held.removesuffix(self._value_end))
             if self._form is ValueForm.JSON and not is_whole(text):
@@ -152,6 +163,23 @@ class TagCallsReader(LayoutReader[TagLayout]):
             self._expect_argument()
             return [CallArguments(self._last_piece(text))]
         return self._stream()
+
+    def _is_cdata(self) -> bool:
+        """Whether the value begins with `CDATA_START`, or may still do so."""
+        if not self._layout.has_cdata or self._is_open:
+            return False
+        text = self._held.lstrip()
+        return text.startswith(CDATA_START) or CDATA_START.startswith(text)
+
+    def _end_cdata(self) -> list[CallEvent]:
+        """End the value if its text is complete."""
+        text = self._held.strip().removesuffix(self._value_end)
+        if text == self._held.strip() or not text.rstrip().endswith(CDATA_END):
+            return []
+        self._held = ""
+        self._expect_argument()
+        text = text.rstrip().removeprefix(CDATA_START).removesuffix(CDATA_END)
+        return [CallArguments(self._last_piece(text))]
 
     def _strip(self, text: str) -> str:
         """Remove the line breaks that belong to the tags."""
@@ -166,7 +194,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
             return _quoted(text) + '"'
         if self._form is ValueForm.JSON:
             return json.dumps(read_value(text, self._schema), ensure_ascii=False)
-        if self._form is ValueForm.TEXT_OR_NULL and text in _NULLS:
+        if self._form is ValueForm.TEXT_OR_NULL and text in NULLS:
             return "null"
         return f'"{_quoted(text)}"'
 
@@ -179,7 +207,7 @@ class TagCallsReader(LayoutReader[TagLayout]):
         if not self._is_open:
             if self._layout.after_key.endswith("\n"):
                 text = text.removeprefix("\n")
-            may_be_null = any(null.startswith(text) for null in _NULLS)
+            may_be_null = any(null.startswith(text) for null in NULLS)
             if not text or (self._form is ValueForm.TEXT_OR_NULL and may_be_null):
                 return []
         self._held = self._held[len(self._held) - num_held :]
@@ -187,20 +215,19 @@ class TagCallsReader(LayoutReader[TagLayout]):
         self._is_open = True
         return [CallArguments(piece)] if text else []
 
-    def _end_call(self, events: list[CallEvent]) -> list[CallEvent]:
-        self._raw, self.is_cut = "", False
-        self._expect_next_call()
-        return events
-
 
 def _split_key(layout: TagLayout) -> tuple[str, list[str]]:
     """The text that ends a key, and the texts one of which follows it before the value."""
-    if layout.after_json_key:
-        pairs = zip(layout.after_key, layout.after_json_key, strict=False)
-        end = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return end, [layout.after_key.removeprefix(end), layout.after_json_key.removeprefix(end)]
+    if layout.after_json_keys:
+        texts = [layout.after_key, *layout.after_json_keys]
+        end = "".join(chars[0] for chars in takewhile(_are_equal, zip(*texts, strict=False)))
+        return end, [text.removeprefix(end) for text in texts]
     end, _, rest = layout.after_key.partition("\n")
     return end, [rest.strip()] if rest.strip() else []
+
+
+def _are_equal(chars: tuple[str, ...]) -> bool:
+    return len(set(chars)) == 1
 
 
 def _quoted(text: str) -> str:

@@ -21,6 +21,8 @@ _TYPES: dict[type, str] = {
     dict: "object",
     type(None): "null",
 }
+NULLS = ("null", "None")
+"""How null is written where a text may stand too."""
 
 
 class ValueForm(Enum):
@@ -106,6 +108,12 @@ def read_value(text: str, value: object) -> Any:
     if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
         return text if "string" in allowed else literal
     return literal
+
+
+def allows_text(value: object) -> bool:
+    """Whether a string may be a value of the schema `value`."""
+    types = _types(value)
+    return not types or "string" in types
 
 
 def is_whole(text: str) -> bool:

@@ -6,22 +6,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stonechat_server.parsers import custom_calls
+from stonechat_server.parsers.bare_reader import UnopenedCallReader
 from stonechat_server.parsers.deltas import ContentDelta, ParsedDelta, ToolCallDelta, join
+from stonechat_server.parsers.dict_calls import DictCallsReader
+from stonechat_server.parsers.element_calls import ElementCallsReader
 from stonechat_server.parsers.json_calls import JsonCallsReader
 from stonechat_server.parsers.pythonic_calls import PythonicReader
 from stonechat_server.parsers.tag_calls import TagCallsReader
+from stonechat_server.parsers.triggers import TriggerFinder, inner_triggers, object_openings
 from stonechat_server.tool_formats.layout import (
     CallArguments,
     CallEvent,
     CallStart,
+    DictLayout,
+    ElementLayout,
     HarmonyLayout,
     JsonLayout,
     PythonicLayout,
     SectionReader,
     TagLayout,
     ToolFormat,
-    hold_back,
+    new_call_id,
 )
+from stonechat_server.tool_formats.openings import closing_mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,22 +42,29 @@ class ToolNames:
 
 
 def triggers(format: ToolFormat, names: ToolNames) -> tuple[str, ...]:
-    """The texts that open a section of calls."""
-    function_triggers = (format.trigger,) if format.trigger and names.functions else ()
-    return (*function_triggers, custom_calls.TRIGGER) if names.custom else function_triggers
+    """The texts that open a section of calls, or one call without a section."""
+    found: tuple[str, ...] = ()
+    if format.trigger and names.functions:
+        found = (format.trigger, *inner_triggers(format, names.functions))
+    return (*found, custom_calls.TRIGGER) if names.custom else found
 
 
 @dataclass(slots=True)
 class ToolCallParser:
-    """A `DeltaParser`. Text around calls is content; whitespace next to a call is removed."""
+    """A `DeltaParser`. Text around calls is content; whitespace next to a call is removed.
+
+    Without `has_content` nothing is content: the answer must be calls.
+    """
 
     format: ToolFormat
     names: ToolNames
+    has_content: bool = True
     in_reasoning: bool = field(default=False, init=False)
     is_call_cut: bool = field(default=False, init=False)
     _held: str = field(default="", init=False)
     _reader: SectionReader | None = field(default=None, init=False)
     _trigger: str = field(default="", init=False)
+    """The trigger of the section; it is empty if the trigger is part of a call."""
     _gap: str = field(default="", init=False)
     """Whitespace before the trigger."""
     _is_blank: bool = field(default=True, init=False)
@@ -58,6 +72,13 @@ class ToolCallParser:
     _num_calls: int = field(default=0, init=False)
     _call: CallStart | None = field(default=None, init=False)
     _ids: set[str] = field(default_factory=set, init=False)
+    _triggers: tuple[str, ...] = field(init=False)
+    _finder: TriggerFinder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._triggers = triggers(self.format, self.names)
+        openings = object_openings(self.format, self.names.functions)
+        self._finder = TriggerFinder((*self._triggers, *openings))
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         self._held += text
@@ -68,14 +89,12 @@ class ToolCallParser:
             self._finish(deltas)
         return _merge(deltas)
 
-    @property
-    def _triggers(self) -> tuple[str, ...]:
-        return triggers(self.format, self.names)
-
     def _step(self, deltas: list[ParsedDelta]) -> bool:
         """Consume some of the held text. False if more text must arrive first."""
         if self._reader is not None:
             return self._read_section(self._reader, deltas)
+        if self._trigger:
+            return self._read_trigger()
         if self._opens_at_start():
             if not self._held.strip():
                 return False
@@ -90,26 +109,48 @@ class ToolCallParser:
         return not self.format.trigger and self._is_blank and not self._num_calls
 
     def _read_text(self, deltas: list[ParsedDelta]) -> bool:
-        matches = [(self._held.find(t), t) for t in self._triggers if t in self._held]
-        if matches:
-            position, trigger = min(matches)
-            before, self._held = self._held[:position], self._held[position + len(trigger) :]
+        found = self._finder.find(self._held)
+        if found is not None:
+            position, trigger = found
+            before, self._held = self._held[:position], self._held[position:]
             self._gap = before[len(before.rstrip()) :]
             self._content(before.rstrip(), deltas)
-            self._open(trigger)
+            if trigger in (self.format.trigger, custom_calls.TRIGGER):
+                self._trigger, self._held = trigger, self._held[len(trigger) :]
+            elif trigger in self._triggers:
+                self._open("")
+            else:
+                self._reader = UnopenedCallReader(
+                    self.names.functions, self.names.schemas, closing_mark(self.format)
+                )
             return True
-        num_held = hold_back(self._held, self._triggers)
+        num_held = self._finder.num_held(self._held)
         text = self._held[: len(self._held) - num_held].rstrip()
         self._held = self._held[len(text) :]
         self._content(text, deltas)
         return False
+
+    def _read_trigger(self) -> bool:
+        """Skip repetitions of the trigger, then open the section. False as `_step`."""
+        text = self._held.lstrip()
+        if text.startswith(self._trigger):
+            self._held = text[len(self._trigger) :]
+        elif self._trigger.startswith(text):
+            return False
+        else:
+            self._open(self._trigger)
+        return True
 
     def _content(self, text: str, deltas: list[ParsedDelta]) -> None:
         if self._is_blank and self._num_calls:
             text = text.lstrip()
         if text:
             self._is_blank = False
-            deltas.append(ContentDelta(text))
+            self._add_text(text, deltas)
+
+    def _add_text(self, text: str, deltas: list[ParsedDelta], may_be_call: bool = False) -> None:
+        if self.has_content:
+            deltas.append(ContentDelta(text, may_be_call))
 
     def _open(self, trigger: str) -> None:
         self._trigger = trigger
@@ -117,8 +158,12 @@ class ToolCallParser:
             self._reader = custom_calls.CustomCallReader(self.names.custom, self._triggers)
             return
         match self.format.layout:
-            case PythonicLayout(closing=closing):
-                self._reader = PythonicReader(self.names.functions, closing)
+            case PythonicLayout() as layout:
+                self._reader = PythonicReader(layout, self.names.functions)
+            case DictLayout() as layout:
+                self._reader = DictCallsReader(layout, self.names.functions, self.names.schemas)
+            case ElementLayout() as layout:
+                self._reader = ElementCallsReader(layout, self.names.functions, self.names.schemas)
             case JsonLayout() as layout:
                 self._reader = JsonCallsReader(layout, self.names.functions)
             case TagLayout() as layout:
@@ -142,11 +187,12 @@ class ToolCallParser:
         self._reader = None
         if self._call is None:
             length = 0 if self._trigger else 1
-            deltas.append(ContentDelta(self._gap + self._trigger + self._held[:length]))
-            self._held = self._held[length:]
+            self._add_text(self._gap + self._trigger + self._held[:length], deltas)
+            self._held, self._trigger = self._held[length:], ""
             self._is_blank = False
             return
         self._call = None
+        self._trigger = ""
         self._is_blank = True
 
     def _add(self, events: list[CallEvent], deltas: list[ParsedDelta]) -> None:
@@ -167,8 +213,12 @@ class ToolCallParser:
                 )
 
     def _new_id(self, call: CallStart) -> str:
-        """The id that the model wrote, renumbered if it is not unique; else a random one."""
-        if call.id is None:
+        """The id that the model wrote, renumbered if it is not unique; else a random one.
+
+        A format whose ids have a form of their own gets a random one in place of a number.
+        """
+        has_own_form = self.format.new_id is not new_call_id
+        if call.id is None or (call.id in self._ids and has_own_form):
             return self.format.new_id()
         call_id, number = call.id, 0
         while call_id in self._ids:
@@ -178,14 +228,38 @@ class ToolCallParser:
         return call_id
 
     def _finish(self, deltas: list[ParsedDelta]) -> None:
+        while self._step(deltas) or self._end_wait(deltas):
+            pass
+        self._end_in_text(deltas)
+
+    def _end_wait(self, deltas: list[ParsedDelta]) -> bool:
+        """End what waits for more text, as none follows. False if there is no more to read."""
         if self._reader is not None:
             self._add(self._reader.finish(), deltas)
             self._held = (self._reader.rest or "") + self._held
+        elif not self._trigger:
+            return False
+        if self._call is not None:
             self._close(deltas)
-            while self._step(deltas):
-                pass
+            return True
+        self._end_in_section(deltas)
+        return False
+
+    def _end_in_section(self, deltas: list[ParsedDelta]) -> None:
+        """End the answer in a section that has no call yet."""
+        is_stray = self._num_calls and self._is_blank and not self._held.strip()
+        if not is_stray:
+            may_be_call = not isinstance(self._reader, UnopenedCallReader)
+            self._add_text(self._gap + self._trigger + self._held, deltas, may_be_call)
+        self._reader, self._held = None, ""
+
+    def _end_in_text(self, deltas: list[ParsedDelta]) -> None:
         if self._held and not (self._is_blank and self._num_calls):
-            deltas.append(ContentDelta(self._held))
+            opening = self._held[len(self._held) - self._finder.num_held(self._held) :]
+            starts_line = self._is_blank or "\n" in self._held
+            is_mark = len(opening) > 1 and not opening[0].isalpha()
+            may_be_call = opening[:1] not in ("", "{") and (starts_line or is_mark)
+            self._add_text(self._held, deltas, may_be_call)
         self._held = ""
 
 

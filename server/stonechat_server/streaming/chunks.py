@@ -16,7 +16,8 @@ from stonechat_server.errors import APIError, engine_failure, server_error
 from stonechat_server.parsers.deltas import (
     ContentDelta,
     DeltaParser,
-    ParsedDelta,
+    EndDelta,
+    MessageDelta,
     ReasoningDelta,
     ToolCallDelta,
     join,
@@ -91,7 +92,7 @@ class _Piece:
     """What one choice adds: a delta with its log-probabilities, or its end."""
 
     index: int
-    delta: ParsedDelta | None
+    delta: MessageDelta | None
     logprobs: list[TokenLogprobBody] | None
     finish_reason: FinishReasonName | None = None
 
@@ -118,6 +119,10 @@ class ChunkBuilder:
     num_predicted_tokens: int = 0
     """The length of the request's prediction."""
     output: RequestOutput | None = field(default=None, init=False)
+    num_finished: int = field(default=0, init=False)
+    """How many choices have ended, all in all."""
+    ended_early: list[int] = field(default_factory=list, init=False)
+    """Choices that a parser ended. The engine still runs them."""
 
     def add(self, output: RequestOutput) -> list[ChatCompletionChunk]:
         """Turn an output of one step, or of several joined steps, into chunks.
@@ -137,7 +142,8 @@ class ChunkBuilder:
         else:
             for delta in output.deltas:
                 chunks += [self._piece_chunk(piece) for piece in self._read(delta)]
-        if output.finished and self.options.include_usage:
+        is_finished = output.finished or self.num_finished == len(self.choices)
+        if is_finished and self.options.include_usage:
             chunks.append(self._chunk([], usage=self.usage()))
         return chunks
 
@@ -182,7 +188,9 @@ class ChunkBuilder:
 
     def _read(self, delta: CompletionDelta) -> list[_Piece]:
         """Parse the text of a delta, and count its tokens."""
-        choice, finished = self.choices[delta.index], delta.finish_reason is not None
+        choice, finish_reason = self.choices[delta.index], delta.finish_reason
+        if choice.finish_reason is not None:  # its parser ended it earlier
+            return []
         choice.num_tokens += delta.num_tokens
         choice.num_predicted_tokens += delta.num_predicted
         if delta.logprobs is not None:
@@ -194,14 +202,16 @@ class ChunkBuilder:
         else:
             if choice.parser.in_reasoning:
                 choice.num_reasoning_tokens += delta.num_tokens
-            for parsed in choice.parser.feed(delta.text, finished):
-                choice.has_tool_calls |= isinstance(parsed, ToolCallDelta)
-                pieces.append(_Piece(delta.index, parsed, None if pieces else choice.logprobs))
-        if delta.finish_reason is not None:
+            for parsed in choice.parser.feed(delta.text, finish_reason is not None):
+                if isinstance(parsed, EndDelta):
+                    choice.logprobs, finish_reason = None, FinishReason.STOP
+                    self.ended_early.append(delta.index)
+                elif not _is_cut_call(parsed, finish_reason):
+                    choice.has_tool_calls |= isinstance(parsed, ToolCallDelta)
+                    pieces.append(_Piece(delta.index, parsed, None if pieces else choice.logprobs))
+        if finish_reason is not None:
             logprobs = None if pieces else choice.logprobs
-            pieces.append(
-                _Piece(delta.index, None, logprobs, self._end(choice, delta.finish_reason))
-            )
+            pieces.append(_Piece(delta.index, None, logprobs, self._end(choice, finish_reason)))
         if pieces:
             choice.logprobs = None
         return pieces
@@ -212,6 +222,7 @@ class ChunkBuilder:
         if reason == "tool_calls" and self.options.legacy_calls:
             reason = "function_call"
         choice.finish_reason, choice.finish_reason_name = finish_reason, reason
+        self.num_finished += 1
         return reason
 
     def _piece_chunk(self, piece: _Piece) -> ChatCompletionChunk:
@@ -247,7 +258,13 @@ class ChunkBuilder:
         )
 
 
-def _delta_body(parsed: ParsedDelta, legacy_calls: bool) -> DeltaBody:
+def _is_cut_call(parsed: MessageDelta, finish_reason: FinishReason | None) -> bool:
+    """Whether a limit cut the answer within a call, before the call's name was whole."""
+    is_cut = finish_reason is FinishReason.LENGTH
+    return is_cut and isinstance(parsed, ContentDelta) and parsed.may_be_call
+
+
+def _delta_body(parsed: MessageDelta, legacy_calls: bool) -> DeltaBody:
     if isinstance(parsed, ContentDelta):
         return DeltaBody(content=parsed.text)
     if isinstance(parsed, ReasoningDelta):

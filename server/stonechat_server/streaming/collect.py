@@ -58,6 +58,8 @@ class _Call:
 @dataclass(slots=True)
 class _CollectedChoice:
     content: list[str] = field(default_factory=list)
+    may_call: bool = False
+    """Whether the stream began with null as its content."""
     reasoning: list[str] = field(default_factory=list)
     calls: dict[int, _Call] = field(default_factory=dict)
     function_call: _Call | None = None
@@ -66,6 +68,7 @@ class _CollectedChoice:
 
     def add(self, choice: ChunkChoice) -> None:
         delta = choice.delta
+        self.may_call |= delta.content is None
         if delta.content:
             self.content.append(delta.content)
         if delta.reasoning_content:
@@ -83,7 +86,8 @@ class _CollectedChoice:
         assert self.finish_reason is not None, "the stream ended before the choice did"
         text = "".join(self.content)
         has_call = bool(self.calls) or self.function_call is not None
-        message = MessageBody(content=None if has_call and not text else text)
+        is_cut_call = self.may_call and self.finish_reason == "length"
+        message = MessageBody(content=None if not text and (has_call or is_cut_call) else text)
         if self.reasoning:
             message.reasoning_content = message.reasoning = "".join(self.reasoning)
         if self.calls:

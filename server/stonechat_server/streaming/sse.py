@@ -59,6 +59,7 @@ class EventStream(EventSourceResponse):
         super().__init__(
             chunks, headers=headers, ping=keep_alive or math.inf, send_timeout=write_timeout
         )
+        del self.headers["connection"]  # the HTTP server sends its own
         self._chunks = chunks
         self._write_timeout = write_timeout
         self._has_started = False

@@ -1,21 +1,27 @@
-"""Reads the form of the final answer from `response_format` or `structured_outputs`."""
+"""Reads the form of the final answer: `response_format`, `structured_outputs`, or another name."""
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stonechat_models import GrammarSpec
-from stonechat_server.errors import invalid
+from stonechat_server.errors import APIError, invalid
 from stonechat_server.parsers.json_text import load_json
+from stonechat_server.schema.fields import FIELDS, FORM_FIELDS, FORM_PREFIX
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.response_format import (
     JsonObjectResponseFormat,
     JsonSchemaDefinition,
     JsonSchemaResponseFormat,
+    ResponseFormat,
     StructuredOutputs,
 )
 
 JSON_OBJECT = '{"type": "object"}'
 ANY_OBJECT = "Answer with a JSON object and nothing else."
+# The definition of a rule in GBNF (llama.cpp) and EBNF. Lark has a single colon.
+GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,29 +39,71 @@ class AnswerForm:
 def answer_form(request: ChatCompletionRequest) -> AnswerForm | None:
     """Return the form that the request sets, or None for any text.
 
-    Raises `APIError` 400 if the request sets two forms, or a schema that is not valid JSON.
+    Raises `APIError` 400 if the request sets two forms, a schema that is not valid JSON, or a
+    grammar in a notation other than Lark.
     """
+    forms = list(_forms(request))
+    for form in forms[1:]:
+        if form.grammar != forms[0].grammar:
+            raise _two_forms(forms[0].param, form.param)
+    return forms[0] if forms else None
+
+
+def _two_forms(first: str, second: str) -> APIError:
+    fields = [path.partition(".")[0] for path in (first, second)]
+    if fields[0] != fields[1]:
+        first, second = fields
+    return invalid(second, f"{first} and {second} cannot both be given.")
+
+
+def _forms(request: ChatCompletionRequest) -> Iterator[AnswerForm]:
+    if request.response_format is not None:
+        yield from _from_response_format(request.response_format)
     outputs = request.structured_outputs
-    response_format = request.response_format
-    is_structured = outputs is not None and bool(outputs.model_fields_set)
-    if (
-        isinstance(response_format, JsonObjectResponseFormat | JsonSchemaResponseFormat)
-        and is_structured
-    ):
-        raise invalid(
-            "structured_outputs", "response_format and structured_outputs cannot both be given."
-        )
-    if is_structured and outputs is not None:
-        return _from_outputs(outputs)
+    if outputs is not None and outputs.model_fields_set:
+        yield _from_outputs(outputs)
+    for name in sorted(FORM_FIELDS & request.model_fields_set):
+        value = getattr(request, name)
+        if value is None or value == "":
+            continue
+        kind = FIELDS[name].alias_of.removeprefix(FORM_PREFIX) or "json"
+        is_any = name == "format" and value == "json"
+        yield _from_value("json_object" if is_any else kind, value, name)
+
+
+def _from_response_format(response_format: ResponseFormat) -> Iterator[AnswerForm]:
     if isinstance(response_format, JsonObjectResponseFormat):
-        return AnswerForm(
-            grammar=GrammarSpec("json_schema", JSON_OBJECT),
-            instruction=ANY_OBJECT,
-            param="response_format",
-        )
-    if isinstance(response_format, JsonSchemaResponseFormat):
-        return _from_definition(response_format.json_schema)
-    return None
+        yield from _object_forms(response_format)
+    elif isinstance(response_format, JsonSchemaResponseFormat):
+        yield from _schema_forms(response_format)
+
+
+def _object_forms(response_format: JsonObjectResponseFormat) -> Iterator[AnswerForm]:
+    if (response_format.model_extra or {}).get("json_schema") is not None:
+        param = "response_format.json_schema"
+        raise invalid(param, "json_schema needs the type json_schema; json_object has schema.")
+    schemas = {"schema": response_format.json_schema, "value": response_format.value}
+    forms = [
+        _json_form(schema, f"response_format.{key}") for key, schema in schemas.items() if schema
+    ]
+    yield from forms or [_json_object("response_format")]
+
+
+def _schema_forms(response_format: JsonSchemaResponseFormat) -> Iterator[AnswerForm]:
+    definition, direct = response_format.json_schema, response_format.direct_schema
+    if definition is None and direct is None:
+        param = "response_format.json_schema"
+        message = f"Missing required parameter: '{param}'."
+        raise invalid(param, message, code="missing_required_parameter")
+    if definition is not None:
+        yield _from_definition(definition)
+    if direct is not None:
+        yield _json_form(direct, "response_format.schema")
+
+
+def _json_object(param: str) -> AnswerForm:
+    grammar = GrammarSpec("json_schema", JSON_OBJECT)
+    return AnswerForm(grammar=grammar, instruction=ANY_OBJECT, param=param)
 
 
 def _from_definition(definition: JsonSchemaDefinition) -> AnswerForm:
@@ -83,26 +131,37 @@ def _from_outputs(outputs: StructuredOutputs) -> AnswerForm:
         "regex": outputs.regex,
         "choice": outputs.choice,
         "grammar": outputs.grammar,
+        "json_object": outputs.json_object or None,
     }
     names = [name for name, value in values.items() if value is not None]
-    if len(names) != 1:
+    if len(names) != 1 or (outputs.model_extra or {}).get("structural_tag") is not None:
         raise invalid(
             "structured_outputs",
             f"structured_outputs takes exactly one of {', '.join(values)}.",
         )
-    param = f"structured_outputs.{names[0]}"
-    if outputs.json_value is not None:
-        return _json_form(_load_schema(outputs.json_value, param), param)
-    if outputs.choice is not None:
-        source = json.dumps(outputs.choice, ensure_ascii=False)
+    return _from_value(names[0], values[names[0]], f"structured_outputs.{names[0]}")
+
+
+def _from_value(kind: str, value: object, param: str) -> AnswerForm:
+    """The form that `structured_outputs` would have with `value` under `kind`."""
+    if kind == "json":
+        return _json_form(_load_schema(value, param), param)
+    if kind == "json_object":
+        return _json_object(param)
+    if kind == "choice":
+        source = json.dumps(value, ensure_ascii=False)
         instruction = f"Answer with exactly one of these texts and nothing else: {source}"
         return AnswerForm(
             grammar=GrammarSpec("choice", source), instruction=instruction, param=param
         )
-    if outputs.regex is not None:
-        grammar = GrammarSpec("regex", outputs.regex)
-    else:
-        grammar = GrammarSpec("lark", outputs.grammar or "")
+    if kind == "grammar" and GBNF_RULE.search(str(value)):
+        raise invalid(
+            param,
+            f"'{param}' is in GBNF or EBNF, which is not supported here. Write it in Lark's "
+            'notation (\'start: "yes" | "no"\'), or use a JSON schema or a regex.',
+            code="invalid_grammar",
+        )
+    grammar = GrammarSpec("regex" if kind == "regex" else "lark", str(value))
     return AnswerForm(grammar=grammar, instruction=None, param=param)
 
 

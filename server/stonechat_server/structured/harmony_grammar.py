@@ -3,16 +3,21 @@
 from dataclasses import dataclass, replace
 
 from stonechat_models import GrammarSpec
-from stonechat_server.structured.lark import ANY_TEXT, LarkWriter, choice, json_value, sequence
+from stonechat_server.structured.lark import (
+    ANY_TEXT,
+    LarkWriter,
+    choice,
+    quoted,
+    sequence,
+)
+from stonechat_server.structured.records import json_arguments
 from stonechat_server.structured.tool_grammar import ToolGrammar
-from stonechat_server.structured.tool_options import ToolOptions, parameters
+from stonechat_server.structured.tool_options import NO_TOOLS, ToolOptions, parameters
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START
 
 MAX_THOUGHTS = 8
 """At most this many reasoning messages per answer; with a budget, at most one."""
-
-_NO_TOOLS = ToolOptions(offered=(), callable=(), is_required=False, is_parallel=True)
 
 
 @dataclass(slots=True)
@@ -31,7 +36,7 @@ class HarmonyGrammar:
 
     def build(self) -> GrammarSpec:
         """Return the whole grammar."""
-        options = self.options or _NO_TOOLS
+        options = self.options or NO_TOOLS
         customs = replace(options, callable=tuple(options.customs))
         final = ToolGrammar(customs, GENERIC, self.writer, self.answer)
         can_end = bool(options.customs) or not options.is_required
@@ -61,20 +66,22 @@ class HarmonyGrammar:
         return sequence(literal(opening), text, literal(closing))
 
     def _add_calls(self, options: ToolOptions, rules: dict[str, str]) -> None:
-        """Add the rules of calls: the recipient after the channel, or before it as in templates."""
+        """Add the rules of calls. The recipient stands after the channel's name or before both."""
         literal = self.writer.literal
-        rules["json_mark"] = choice([literal("json"), literal(f"{CONSTRAIN}json")])
+        constrained = sequence('(" ")?', literal(f"{CONSTRAIN}json"))
+        rules["json_mark"] = choice([quoted(" json"), constrained])
+        channel = choice([quoted("commentary"), quoted("analysis")])
         calls = []
         for i, tool in enumerate(options.functions):
-            recipient = f" to=functions.{tool.function.name}"
+            recipient = quoted(f" to=functions.{tool.function.name}")
             header = choice(
                 [
-                    literal(f"{CHANNEL}commentary{recipient} "),
-                    literal(f"{recipient}{CHANNEL}commentary "),
+                    sequence(literal(CHANNEL), channel, recipient),
+                    sequence(recipient, literal(CHANNEL), channel),
                 ]
             )
             rules[f"call_{i}"] = sequence(
-                header, "json_mark", literal(MESSAGE), json_value(parameters(tool))
+                header, "(json_mark)?", literal(MESSAGE), json_arguments(parameters(tool))
             )
             calls.append(f"call_{i}")
         rules["function_call"] = choice(calls)

@@ -3,16 +3,22 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any
 
 ANY_TEXT = "/(?s:.*)/"
+SPACE = r"/[ \t\r\n]{1,24}/"
+"""Whitespace that may be written or left out. The limit stops models that repeat it."""
+_GAP = re.compile(r"^\s+|\s*\n\s*|(?<=[>\]}])\s+|\s+(?=[<\[{])|\s+$")
+_JSON_GAP = re.compile(r"\s+|(?<=[\[{,:\]}])|(?=[\]}])")
 
 
 class LarkWriter:
     """Writes literal text for one vocabulary.
 
     `special_tokens` has the id of each special token by its text: the token's id must be written,
-    because the characters of its text would be other tokens.
+    because the characters of its text would be other tokens. The grammar must
+    define the terminal `SPACE`.
     """
 
     def __init__(self, special_tokens: Mapping[str, int]) -> None:
@@ -24,21 +30,51 @@ class LarkWriter:
         """Whether the whole text is one special token."""
         return text in self._special_tokens
 
+    def begins_special(self, text: str) -> bool:
+        """Whether the text begins with a special token."""
+        return self._pattern.match(text) is not None
+
     def has_special(self, text: str) -> bool:
         """Whether a special token is part of the text."""
         return self._pattern.search(text) is not None
 
+    def split_at_special(self, text: str) -> tuple[str, str]:
+        """Split the text where its first special token begins, or at its end."""
+        found = self._pattern.search(text)
+        position = found.start() if found else len(text)
+        return text[:position], text[position:]
+
     def literal(self, text: str) -> str:
         """An expression for exactly `text`; empty for an empty text."""
+        return " ".join(
+            f"<[{self._special_tokens[part]}]>" if part in self._special_tokens else quoted(part)
+            for part in self._parts(text)
+        )
+
+    def spaced(self, text: str, *, is_json: bool = False) -> str:
+        """An expression for `text` in which the whitespace next to tags and lines is free.
+
+        There may be any whitespace or none. Whitespace within a tag stays. With `is_json`,
+        whitespace is free wherever JSON allows it.
+        """
         items: list[str] = []
-        position = 0
+        gap = _JSON_GAP if is_json else _GAP
+        for part in self._parts(text):
+            if part in self._special_tokens:
+                items.append(self.literal(part))
+                continue
+            pieces = gap.split(part)
+            for i, piece in enumerate(pieces):
+                items += ["(SPACE)?"] * (i > 0) + [quoted(piece)] * bool(piece)
+        return " ".join(item for item, _ in groupby(items))
+
+    def _parts(self, text: str) -> list[str]:
+        """Split `text` into special tokens and what stands between them."""
+        parts, position = [], 0
         for match in self._pattern.finditer(text):
-            items += [quoted(text[position : match.start()])] if match.start() > position else []
-            items.append(f"<[{self._special_tokens[match[0]]}]>")
+            parts += [text[position : match.start()], match[0]]
             position = match.end()
-        if position < len(text):
-            items.append(quoted(text[position:]))
-        return " ".join(items)
+        return [part for part in (*parts, text[position:]) if part]
 
 
 def quoted(text: str) -> str:
@@ -62,6 +98,17 @@ def regex(pattern: str) -> str:
 
 def _escape(match: re.Match[str]) -> str:
     return {"/": r"\/", "\n": r"\n"}.get(match[0], match[0])
+
+
+def without(chars: str, end: str) -> str:
+    """A regex for what `chars` matches up to the first `end`, in a terminal that is lazy.
+
+    `ANY_TEXT` needs no condition: it ends at the first `end`. Any other regex may not contain it.
+    """
+    if chars == ANY_TEXT:
+        return chars
+    inner = re.escape(end).replace("/", r"\/")
+    return f"({chars} & ~/(?s:.*{inner}.*)/)"
 
 
 def choice(items: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Writes the grammar of arguments between tags: strings verbatim, other values as JSON."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ from stonechat_server.structured.lark import (
     quoted,
     sequence,
 )
-from stonechat_server.tool_formats.layout import TagLayout
+from stonechat_server.structured.records import allows_nothing, read_record, with_definitions
+from stonechat_server.tool_formats.layout import CDATA_END, CDATA_START, TagLayout
 
-_RECORD_KEYS = frozenset(
-    ("type", "properties", "required", "title", "description", "$defs", "definitions", "$schema")
-)
+_NO_CDATA = r"/(([^<]|<[^!])(?s:.*)|<)?/"
+"""Text that does not begin like `CDATA_START`."""
 _KEY = re.compile(r"[^<>\"\s][^<>\"\n]*")
 
 
@@ -36,17 +36,27 @@ class TagArguments:
 
     def write(self, schema: Mapping[str, Any]) -> str:
         """Arguments in the order of the schema, or one JSON object if it is not a plain record."""
-        if not is_record(schema, lambda key: _KEY.fullmatch(key) is not None):
-            return sequence(json_value(schema), quoted("\n"))
-        items = []
-        required = schema.get("required", [])
-        for i, (key, value) in enumerate(schema.get("properties", {}).items()):
-            rule = f"{self.name}_argument_{i}"
-            options = self._values(resolve(value, schema), schema, rule)
-            opening = self.writer.literal(self.layout.before_key + key)
-            self.rules[rule] = sequence(opening, choice(options))
-            items.append(rule if key in required else f"({rule})?")
-        return sequence(*items) or '""'
+        record = read_record(schema, lambda key: _KEY.fullmatch(key) is not None)
+        if record is None:
+            whole = sequence(json_value(schema), "(SPACE)?")
+            return choice(['""', whole]) if allows_nothing(schema) else whole
+        names = {
+            key: self._argument(i, key, value, schema)
+            for i, (key, value) in enumerate(record.properties.items())
+        }
+        rows = [
+            sequence(*(name if key in keys else f"({name})?" for key, name in names.items()))
+            for keys in record.required
+        ]
+        return choice(row or '""' for row in rows)
+
+    def _argument(self, index: int, key: str, value: Any, schema: Mapping[str, Any]) -> str:
+        """Add the rule of one argument, and return its name."""
+        rule = f"{self.name}_argument_{index}"
+        options = self._values(resolve(value, schema), schema, rule)
+        opening = sequence(self.writer.spaced(self.layout.before_key), quoted(key))
+        self.rules[rule] = sequence(opening, choice(options))
+        return rule
 
     def _values(self, value: Any, schema: Mapping[str, Any], rule: str) -> list[str]:
         """What may follow the key, up to and including the closing tag."""
@@ -56,32 +66,52 @@ class TagArguments:
             case ValueForm.TEXT_OR_NULL:
                 return [self._text(text_schema(value), rule), self._json({"type": "null"})]
             case ValueForm.JSON:
-                defs = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
-                return [self._json({**value, **defs} if isinstance(value, dict) else value)]
+                return [self._json(with_definitions(value, schema))]
 
     def _json(self, value: Mapping[str, Any] | bool) -> str:
-        opening = self.layout.after_json_key or self.layout.after_key
-        literal = self.writer.literal
-        return sequence(literal(opening), json_value(value), literal(self.layout.after_value))
+        openings = self.layout.after_json_keys or (self.layout.after_key,)
+        spaced = self.writer.spaced
+        opening = choice(map(spaced, openings)) if len(openings) > 1 else spaced(openings[0])
+        return sequence(opening, json_value(value), spaced(self.layout.after_value))
 
     def _text(self, value: Mapping[str, Any], rule: str) -> str:
-        opening = self.writer.literal(self.layout.after_key)
         literals = value.get("enum", [value["const"]] if "const" in value else None)
         if literals is not None:
-            closing = self.writer.literal(self.layout.after_value)
-            return sequence(opening, choice(quoted(text) for text in literals), closing)
+            texts = choice(quoted(text) for text in literals)
+            return sequence(self._opening("(BREAK)?"), texts, self._literal_end())
         bounds = (value.get("minLength", 0), value.get("maxLength"))
-        text = self._bounded_text(rule, *bounds) if bounds != (0, None) else self._free_text()
-        return sequence(opening, text)
+        if bounds != (0, None):
+            return sequence(self._opening("BREAK"), self._bounded_text(rule, *bounds))
+        return sequence(self._opening(""), self._free_text())
+
+    def _opening(self, line_break: str) -> str:
+        """The text up to a value; `line_break` stands for the one next to the value."""
+        self.rules["BREAK"] = quoted("\n")
+        after_key = self.layout.after_key
+        text = self.writer.spaced(after_key.rstrip("\n"))
+        return sequence(text, line_break if after_key.endswith("\n") else "")
+
+    def _literal_end(self) -> str:
+        tag, rest = self._closing()
+        line_break = "(BREAK)?" if self.layout.after_value.startswith("\n") else ""
+        return sequence(line_break, self.writer.spaced(tag + rest))
 
     def _free_text(self) -> str:
-        """Any text up to the first closing tag. A line break before the tag may be missing."""
+        """Any text up to the first closing tag. Line breaks next to the tags may be missing."""
         tag, rest = self._closing()
         if self.writer.has_special(tag):
-            return sequence(ANY_TEXT, self.writer.literal(tag + rest))
-        self.rules["FREE_TEXT"] = f"{ANY_TEXT} {quoted(tag)}"
+            return sequence(ANY_TEXT, self.writer.spaced(tag + rest))
+        chars = _NO_CDATA if self.layout.has_cdata else ANY_TEXT
+        self.rules["FREE_TEXT"] = f"{chars} {quoted(tag)}"
         self.rules["free_text[lazy]"] = "FREE_TEXT"
-        return sequence("free_text", self.writer.literal(rest))
+        text = sequence("free_text", self.writer.spaced(rest))
+        return choice([text, self._cdata()]) if self.layout.has_cdata else text
+
+    def _cdata(self) -> str:
+        self.rules["CDATA_TEXT"] = f"{ANY_TEXT} {quoted(CDATA_END)}"
+        self.rules["cdata_text[lazy]"] = "CDATA_TEXT"
+        closing = self.writer.spaced(self.layout.after_value)
+        return sequence(quoted(CDATA_START), "cdata_text", closing)
 
     def _bounded_text(self, rule: str, min_length: int, max_length: int | None) -> str:
         tag, rest = self._closing()
@@ -89,39 +119,14 @@ class TagArguments:
         terminal = rule.upper()
         chars = f"/(?s:.{{{min_length},{'' if max_length is None else max_length}}})/"
         if self.writer.has_special(tag):
-            return sequence(chars, self.writer.literal(self.layout.after_value))
+            closing = sequence("BREAK" if before else "", self.writer.spaced(tag + rest))
+            return sequence(chars, closing)
         inner = re.escape(tag).replace("/", r"\/")
         self.rules[terminal] = f"({chars} & ~/(?s:.*{inner}.*)/) {quoted(before + tag)}"
         self.rules[f"{rule}_text[lazy]"] = terminal
-        return sequence(f"{rule}_text", self.writer.literal(rest))
+        return sequence(f"{rule}_text", self.writer.spaced(rest))
 
     def _closing(self) -> tuple[str, str]:
         """The closing tag, and the text that the layout has after it."""
         tag = self.layout.after_value.strip()
         return tag, self.layout.after_value.partition(tag)[2]
-
-
-def is_record(schema: Mapping[str, Any], is_key: Callable[[str], bool]) -> bool:
-    """Whether `schema` is a plain record: a fixed set of keys, all of which `is_key` accepts.
-
-    Only then can pairs of key and value express every object that the schema allows.
-    """
-    extra = schema.keys() - _RECORD_KEYS
-    if extra - {"additionalProperties"} or schema.get("additionalProperties", False) is not False:
-        return False
-    if "properties" not in schema and "additionalProperties" not in schema:
-        return False
-    properties = schema.get("properties", {})
-    if not isinstance(properties, dict) or not all(map(is_key, properties)):
-        return False
-    return set(schema.get("required", [])) <= properties.keys() and not _has_other_refs(schema)
-
-
-def _has_other_refs(value: object) -> bool:
-    """Whether a `$ref` points anywhere but to the schema's own definitions."""
-    if isinstance(value, dict):
-        target = value.get("$ref")
-        if isinstance(target, str) and not target.startswith(("#/$defs/", "#/definitions/")):
-            return True
-        return any(_has_other_refs(child) for child in value.values())
-    return isinstance(value, list) and any(_has_other_refs(child) for child in value)

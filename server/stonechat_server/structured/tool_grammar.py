@@ -6,13 +6,14 @@ free text contains the trigger of a section, only a call may follow.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from stonechat_models import GrammarSpec
 from stonechat_server.parsers import custom_calls
 from stonechat_server.schema.tools import CustomTool, GrammarFormat
+from stonechat_server.structured.function_grammar import MAX_CALLS, FunctionCalls
 from stonechat_server.structured.lark import (
     ANY_TEXT,
+    SPACE,
     LarkWriter,
     choice,
     json_value,
@@ -20,18 +21,10 @@ from stonechat_server.structured.lark import (
     regex,
     sequence,
 )
-from stonechat_server.structured.tag_grammar import TagArguments, is_record
-from stonechat_server.structured.tool_options import ToolOptions, parameters
-from stonechat_server.tool_formats.layout import (
-    HarmonyLayout,
-    JsonLayout,
-    PythonicLayout,
-    TagLayout,
-    ToolFormat,
-)
-
-MAX_CALLS = 8
-"""Calls per section, and sections per answer. The limit stops small models that repeat calls."""
+from stonechat_server.structured.mark_grammar import MAX_MARKS, MarkGrammar
+from stonechat_server.structured.tool_options import ToolOptions
+from stonechat_server.tool_formats.layout import CallLayout, ToolFormat
+from stonechat_server.tool_formats.openings import inner_opening
 
 
 @dataclass(slots=True)
@@ -43,7 +36,8 @@ class ToolGrammar:
     writer: LarkWriter
     answer: GrammarSpec | None = None
     """The form of the final answer; None: free text."""
-    rules: dict[str, str] = field(default_factory=dict, init=False)
+    marks: MarkGrammar | None = None
+    rules: dict[str, str] = field(default_factory=lambda: {"SPACE": SPACE}, init=False)
     grammars: dict[str, str] = field(default_factory=dict, init=False)
     """Separate grammars, by the name with which the rules refer to them."""
 
@@ -67,28 +61,44 @@ class ToolGrammar:
         return GrammarSpec("lark_bundle", json.dumps({"main": text, **self.grammars}))
 
     def _first_sections(self) -> list[str]:
+        before = sequence("(SPACE)?", self.marks.before_calls() if self.marks else "")
+        return [sequence(before, name, self._end()) for name in self._section_names()]
+
+    def _end(self) -> str:
+        """What may follow a section. Where a call may follow, whitespace may end the answer."""
         more = "more" if "more" in self.rules else ""
-        return [sequence(name, more) for name in self._section_names()]
+        is_open = self.options.is_parallel and self.format.is_parallel
+        marks = self.marks.after_calls() if self.marks else ""
+        return sequence(more, "(SPACE)?" if more or is_open else "", marks)
 
     def _section_names(self) -> list[str]:
         return [name for name in ("functions", "customs") if name in self.rules]
 
     def _optional_sections(self) -> list[str]:
         if self.answer is not None:
-            return [self._final_answer(self.answer), *self._first_sections()]
-        more = "more" if "more" in self.rules else ""
+            answer = self._final_answer(self.answer)
+            return [self.marks.around(answer) if self.marks else answer, *self._first_sections()]
         self.rules["TEXT"] = self._text()
+        mark = self.marks.within_text() if self.marks else ""
+        if mark:
+            self.rules["marked"] = f"(TEXT {mark}){{0,{MAX_MARKS}}}"
         options = ["TEXT"]
         if "functions" in self.rules:
             if self.format.trigger:
                 lead = self._lead("functions", self.format.trigger)
-                options.append(sequence(lead, "functions_body", more))
+                options.append(sequence(lead, "functions_body", self._end()))
             else:
-                options.append(sequence("functions", more))
+                options.append(sequence("(SPACE)? functions", self._end()))
+            if inner := self._inner_section():
+                options.append(sequence(inner, self._end()))
         if "customs" in self.rules:
             lead = self._lead("customs", custom_calls.TRIGGER)
-            options.append(sequence(lead, "customs_body", more))
-        return options
+            options.append(sequence(lead, "customs_body", self._end()))
+        options = [sequence("marked" if mark else "", option) for option in options]
+        if not self.format.opens_in_prompt or self.marks is None:
+            return options
+        opening = self.marks.opening()
+        return [*(sequence(opening, option) for option in options), *self._first_sections()]
 
     def _text(self) -> str:
         """Free text. If calls have no trigger, it must not begin with their first character."""
@@ -98,12 +108,30 @@ class ToolGrammar:
 
     def _lead(self, name: str, trigger: str) -> str:
         """Free text up to and including the first `trigger`."""
-        if self.writer.is_special(trigger):
+        if self.writer.begins_special(trigger):
             return sequence("TEXT", self.writer.literal(trigger))
         terminal = f"{name.upper()}_LEAD"
-        self.rules[terminal] = f"TEXT {quoted(trigger)}"
+        before, token = self.writer.split_at_special(trigger)
+        self.rules[terminal] = f"TEXT {quoted(before)}"
+        if token:  # it ends the text, so the terminal need not
+            return sequence(terminal, self.writer.literal(token))
         self.rules[f"{name}_lead[lazy]"] = terminal
         return f"{name}_lead"
+
+    def _inner_section(self) -> str:
+        """Free text up to a call without its section's trigger, then the rest of the section.
+
+        It is empty if no call can open so.
+        """
+        layout, opening = self.format.layout, inner_opening(self.format)
+        has_split_token = self.writer.has_special(opening) != self.writer.begins_special(opening)
+        if not opening or has_split_token or not isinstance(layout, CallLayout):
+            return ""
+        spaced = self.writer.spaced
+        first = self.rules["function_call"].removeprefix(spaced(layout.before_name)).strip()
+        functions = FunctionCalls(self.options, self.format, self.writer, self.rules)
+        calls = functions.repeat(first, spaced(layout.separator), "function_call")
+        return sequence(self._lead("inner", opening), calls, spaced(layout.closing))
 
     def _final_answer(self, answer: GrammarSpec) -> str:
         match answer.kind:
@@ -119,107 +147,24 @@ class ToolGrammar:
 
     def _add_calls(self) -> None:
         if self.options.functions:
+            prefix = self.format.prefix
+            has_prefix = bool(prefix) and self.writer.is_special(prefix)
             self.rules["functions"] = sequence(
-                self.writer.literal(self.format.trigger), "functions_body"
+                f"({self.writer.literal(prefix)})?" if has_prefix else "",
+                "" if self.format.opens_in_prompt else self.writer.literal(self.format.trigger),
+                "functions_body",
             )
-            match self.format.layout:
-                case PythonicLayout(closing=closing):
-                    self._add_pythonic(closing)
-                case JsonLayout() as layout:
-                    self._add_json(layout)
-                case TagLayout() as layout:
-                    self._add_tags(layout)
-                case HarmonyLayout():
-                    raise AssertionError("harmony answers have their own grammar: HarmonyGrammar")
+            FunctionCalls(self.options, self.format, self.writer, self.rules).add()
         if self.options.customs:
             self.rules["customs"] = sequence(quoted(custom_calls.TRIGGER), "customs_body")
             self._add_customs()
             if self.options.is_parallel:
                 repeatable = [name for name in self._section_names() if self._can_repeat(name)]
-                self.rules["more"] = f'("\\n" {choice(repeatable)}){{0,{MAX_CALLS - 1}}}'
+                self.rules["more"] = f"((SPACE)? {choice(repeatable)}){{0,{MAX_CALLS - 1}}}"
 
     def _can_repeat(self, section: str) -> bool:
-        return section == "customs" or bool(self.format.trigger)
-
-    def _repeat(self, call: str, separator: str) -> str:
-        if not (self.options.is_parallel and self.format.is_parallel):
-            return call
-        next_call = sequence(self.writer.literal(separator), call)
-        return f"{call} ({next_call}){{0,{MAX_CALLS - 1}}}"
-
-    def _add_json(self, layout: JsonLayout) -> None:
-        literal = self.writer.literal
-        calls = self._repeat("function_call", layout.separator)
-        self.rules["functions_body"] = sequence(
-            literal(layout.opening), calls, literal(layout.closing)
-        )
-        options = []
-        if layout.after_number:
-            self.rules["CALL_NUMBER"] = "/0|[1-9][0-9]{0,2}/"
-        for i, tool in enumerate(self.options.functions):
-            options.append(f"function_{i}")
-            self.rules[f"function_{i}"] = sequence(
-                literal(tool.function.name + layout.after_name),
-                "CALL_NUMBER" if layout.after_number else "",
-                literal(layout.after_number),
-                json_value(parameters(tool)),
-                literal(layout.after_arguments),
-            )
-        self.rules["function_call"] = sequence(literal(layout.before_name), choice(options))
-
-    def _add_tags(self, layout: TagLayout) -> None:
-        literal = self.writer.literal
-        self.rules["functions_body"] = sequence(
-            literal(layout.opening),
-            self._repeat("function_call", layout.separator),
-            literal(layout.closing),
-        )
-        options = []
-        for i, tool in enumerate(self.options.functions):
-            options.append(f"function_{i}")
-            self.rules[f"function_{i}"] = sequence(
-                literal(tool.function.name + layout.after_name),
-                TagArguments(layout, self.writer, self.rules, f"function_{i}").write(
-                    parameters(tool)
-                ),
-                literal(layout.after_arguments),
-            )
-        self.rules["function_call"] = sequence(literal(layout.before_name), choice(options))
-
-    def _add_pythonic(self, closing: str) -> None:
-        calls = self._repeat("function_call", ", ")
-        self.rules["functions_body"] = sequence('"["', calls, '"]"', self.writer.literal(closing))
-        options = []
-        for i, tool in enumerate(self.options.functions):
-            options.append(f"function_{i}")
-            opening = quoted(tool.function.name + "(")
-            self.rules[f"function_{i}"] = f'{opening} {self._keywords(i, parameters(tool))} ")"'
-        self.rules["function_call"] = choice(options)
-
-    def _keywords(self, tool: int, schema: dict[str, Any]) -> str:
-        """Keyword arguments in the order of the schema, or `**{...}` if it is not a plain record.
-
-        Rules `first_i` and `next_i` write the properties from index i on. No argument precedes
-        `first_i`. An argument precedes `next_i`, so the next one begins with a comma.
-        """
-        if not is_record(schema, str.isidentifier):
-            return f'"**" {json_value(schema)}'
-        defs = {key: value for key, value in schema.items() if key in ("$defs", "definitions")}
-        required = schema.get("required", [])
-        properties: dict[str, Any] = schema.get("properties", {})
-        for i, (name, value) in enumerate(properties.items()):
-            key, prefix = f"function_{tool}_value_{i}", f"function_{tool}"
-            self.rules[key] = json_value({**value, **defs} if isinstance(value, dict) else value)
-            first_rule = f"{quoted(name + '=')} {key} {prefix}_next_{i + 1}"
-            next_rule = f"{quoted(', ' + name + '=')} {key} {prefix}_next_{i + 1}"
-            if name not in required:
-                first_rule = choice([first_rule, f"{prefix}_first_{i + 1}"])
-                next_rule = choice([next_rule, f"{prefix}_next_{i + 1}"])
-            self.rules[f"{prefix}_first_{i}"] = first_rule
-            self.rules[f"{prefix}_next_{i}"] = next_rule
-        for kind in ("first", "next"):
-            self.rules[f"function_{tool}_{kind}_{len(properties)}"] = '""'
-        return f"function_{tool}_first_0"
+        is_open = self.format.opens_in_prompt
+        return section == "customs" or (bool(self.format.trigger) and not is_open)
 
     def _add_customs(self) -> None:
         options = []

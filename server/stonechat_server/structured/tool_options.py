@@ -36,6 +36,9 @@ class ToolOptions:
         return [tool for tool in self.callable if isinstance(tool, CustomTool)]
 
 
+NO_TOOLS = ToolOptions(offered=(), callable=(), is_required=False, is_parallel=True)
+
+
 def read_tool_options(request: ChatCompletionRequest) -> ToolOptions | None:
     """Return the tools of a request, or None if no tool may be called.
 
@@ -82,7 +85,13 @@ def parameters(tool: FunctionTool) -> dict[str, Any]:
     schema = tool.function.parameters
     if not schema:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    return schema if "type" in schema else {"type": "object", **schema}
+    return schema if schema.get("type") is not None else {**schema, "type": "object"}
+
+
+def allows_objects(schema: dict[str, Any]) -> bool:
+    """Whether the type that a schema gives, if any, is or includes `object`."""
+    types = schema.get("type")
+    return types is None or "object" in (types if isinstance(types, list) else [types])
 
 
 def tool_path(request: ChatCompletionRequest, index: int) -> str:
@@ -108,7 +117,9 @@ def _check_tools(request: ChatCompletionRequest) -> None:
         if name in names:
             raise invalid(f"{tool_path(request, i)}.name", f"There are two tools named '{name}'.")
         names.add(name)
-        if isinstance(tool, FunctionTool) and parameters(tool)["type"] != "object":
+        if not isinstance(tool, FunctionTool) or tool.function.strict is not True:
+            continue
+        if not allows_objects(parameters(tool)):
             raise invalid(
                 f"{tool_path(request, i)}.parameters",
                 "The parameters of a function must be a JSON schema of type object.",

@@ -1,8 +1,11 @@
 """DeepSeek: special tokens around calls.
 
 V3 and R1 put the arguments into a code fence, V3.1 does not. V3.2 writes `invoke` and `parameter`
-elements; an attribute of a parameter states whether its value is a string.
+elements; an attribute of a parameter states whether its value is a string. V4 has another tag
+around the calls.
 """
+
+from dataclasses import replace
 
 from stonechat_server.tool_formats.layout import JsonLayout, TagLayout, ToolFormat
 
@@ -45,20 +48,27 @@ DEEPSEEK_V31 = ToolFormat(
 
 DSML = "\uff5cDSML\uff5c"
 
+_DSML_LAYOUT = TagLayout(
+    opening="\n",
+    before_name=f'<{DSML}invoke name="',
+    after_name='">\n',
+    before_key=f'<{DSML}parameter name="',
+    after_key='" string="true">',
+    after_json_keys=('" string="false">',),
+    after_value=f"</{DSML}parameter>\n",
+    after_arguments=f"</{DSML}invoke>\n",
+    separator="",
+    closing=f"</{DSML}function_calls>",
+)
 DEEPSEEK_V32 = ToolFormat(
     name="deepseek_v32",
     trigger=f"<{DSML}function_calls>",
     first="<",
-    layout=TagLayout(
-        opening="\n",
-        before_name=f'<{DSML}invoke name="',
-        after_name='">\n',
-        before_key=f'<{DSML}parameter name="',
-        after_key='" string="true">',
-        after_json_key='" string="false">',
-        after_value=f"</{DSML}parameter>\n",
-        after_arguments=f"</{DSML}invoke>\n",
-        separator="",
-        closing=f"</{DSML}function_calls>",
-    ),
+    layout=_DSML_LAYOUT,
+)
+DEEPSEEK_V4 = ToolFormat(
+    name="deepseek_v4",
+    trigger=f"<{DSML}tool_calls>",
+    first="<",
+    layout=replace(_DSML_LAYOUT, closing=f"</{DSML}tool_calls>"),
 )

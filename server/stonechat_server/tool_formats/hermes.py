@@ -1,15 +1,67 @@
-"""Hermes and Qwen: a JSON object between `<tool_call>` tags, one pair per call."""
+"""A JSON object per call, between two tags: Hermes and Qwen (`<tool_call>`), and others."""
+
+from dataclasses import replace
 
 from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
 
-HERMES = ToolFormat(
-    name="hermes",
-    trigger="<tool_call>",
+
+def tagged_json(name: str, opening: str, closing: str, gap: str = "\n") -> ToolFormat:
+    """Calls between `opening` and `closing`, with `gap` as trained next to both."""
+    return ToolFormat(
+        name=name,
+        trigger=opening,
+        first="<",
+        layout=JsonLayout(
+            before_name=gap + '{"name": "',
+            after_name='", "arguments": ',
+            after_arguments="}" + gap * bool(closing) + closing,
+            separator="\n" + opening,
+        ),
+    )
+
+
+HERMES = tagged_json("hermes", "<tool_call>", "</tool_call>")
+LONGCAT = tagged_json("longcat", "<longcat_tool_call>", "</longcat_tool_call>")
+GRANITE_20B = tagged_json("granite_20b", "<function_call>", "", " ")
+GIGACHAT = replace(
+    tagged_json("gigachat", "<|function_call|>", "", ""),
+    is_parallel=False,
+)
+GIGACHAT3 = replace(
+    tagged_json("gigachat3", "<|message_sep|>\n\nfunction call<|role_sep|>\n", "", ""),
+    is_parallel=False,
+)
+INTERNLM2 = ToolFormat(
+    name="internlm2",
+    trigger="<|action_start|><|plugin|>",
     first="<",
     layout=JsonLayout(
         before_name='\n{"name": "',
         after_name='", "arguments": ',
-        after_arguments="}\n</tool_call>",
-        separator="\n<tool_call>",
+        after_arguments="}<|action_end|>",
+        separator="<|action_start|><|plugin|>",
+    ),
+)
+FUNCTIONARY = ToolFormat(
+    name="functionary",
+    trigger="<function=",
+    first="<",
+    layout=JsonLayout(
+        before_name="",
+        after_name=">",
+        after_arguments="</function>",
+        separator="<function=",
+    ),
+)
+FUNCTIONARY32 = ToolFormat(
+    name="functionary32",
+    trigger=">>>",
+    first=">",
+    opens_in_prompt=True,
+    layout=JsonLayout(
+        before_name="",
+        after_name="\n",
+        after_arguments="",
+        separator=">>>",
     ),
 )

@@ -1,6 +1,9 @@
-"""Kimi K2: a section of calls between tokens; a call's id is its name and a number."""
+"""Kimi: sections of calls between special tokens.
 
-from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
+K2: a call's id is its name and a number. K3: an argument states the type of its value.
+"""
+
+from stonechat_server.tool_formats.layout import CallId, JsonLayout, TagLayout, ToolFormat
 
 KIMI = ToolFormat(
     name="kimi",
@@ -8,10 +11,28 @@ KIMI = ToolFormat(
     first="<",
     layout=JsonLayout(
         before_name="<|tool_call_begin|>functions.",
-        after_name=":",
-        after_number="<|tool_call_argument_begin|>",
+        id=CallId(pattern="0|[1-9][0-9]{0,2}", before=":", names_call="name and id"),
+        after_name="<|tool_call_argument_begin|>",
         after_arguments="<|tool_call_end|>",
         separator="",
         closing="<|tool_calls_section_end|>",
+    ),
+)
+_TYPES = ("number", "boolean", "object", "array", "null")
+KIMI_K3 = ToolFormat(
+    name="kimi_k3",
+    trigger="<|open|>tools<|sep|>",
+    first="<",
+    layout=TagLayout(
+        before_name='<|open|>call tool="',
+        id=CallId(pattern="[1-9][0-9]{0,2}", before='" index="', names_call="no"),
+        after_name='"<|sep|>',
+        before_key='<|open|>argument key="',
+        after_key='" type="string"<|sep|>',
+        after_json_keys=tuple(f'" type="{type}"<|sep|>' for type in _TYPES),
+        after_value="<|close|>argument<|sep|>",
+        after_arguments="<|close|>call<|sep|>",
+        separator="",
+        closing="<|close|>tools<|sep|>",
     ),
 )

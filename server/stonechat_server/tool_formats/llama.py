@@ -5,6 +5,7 @@ from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
 LLAMA_JSON = ToolFormat(
     name="llama_json",
     trigger="",
+    prefix="<|python_tag|>",
     first="{",
     layout=JsonLayout(
         before_name='{"name": "',

@@ -1,6 +1,9 @@
-"""MiniMax M2: `<invoke>` elements with `<parameter>` elements, all calls in one section."""
+"""MiniMax M2: `<invoke>` elements with `<parameter>` elements, all calls in one section.
 
-from stonechat_server.tool_formats.layout import TagLayout, ToolFormat
+M3 has a mark before every tag, and elements called like the parameters, nested like the values.
+"""
+
+from stonechat_server.tool_formats.layout import ElementLayout, TagLayout, ToolFormat
 
 MINIMAX = ToolFormat(
     name="minimax",
@@ -16,5 +19,21 @@ MINIMAX = ToolFormat(
         after_arguments="</invoke>\n",
         separator="",
         closing="</minimax:tool_call>",
+    ),
+)
+
+_MARK = "]<]minimax[>["
+MINIMAX_M3 = ToolFormat(
+    name="minimax_m3",
+    trigger=f"{_MARK}<tool_call>",
+    first="]",
+    layout=ElementLayout(
+        opening="\n",
+        before_name=f'{_MARK}<invoke name="',
+        after_name='">',
+        mark=_MARK,
+        after_arguments=f"{_MARK}</invoke>\n",
+        separator="",
+        closing=f"{_MARK}</tool_call>",
     ),
 )

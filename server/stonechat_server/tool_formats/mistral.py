@@ -1,12 +1,13 @@
 """Mistral: `[TOOL_CALLS]` and a JSON list.
 
-Models with newer tokenizers write `[TOOL_CALLS]name[ARGS]{…}` per call.
+Models with newer tokenizers write `[TOOL_CALLS]name[ARGS]{…}` per call; some of them write
+`[CALL_ID]` and an id after the name.
 """
 
 import secrets
 import string
 
-from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
+from stonechat_server.tool_formats.layout import CallId, JsonLayout, ToolFormat
 
 
 def new_short_id() -> str:
@@ -26,6 +27,7 @@ MISTRAL_LIST = ToolFormat(
         after_arguments="}",
         separator=", ",
         closing="]",
+        has_id_key=True,
     ),
     new_id=new_short_id,
 )
@@ -34,7 +36,11 @@ MISTRAL = ToolFormat(
     trigger="[TOOL_CALLS]",
     first="[",
     layout=JsonLayout(
-        before_name="", after_name="[ARGS]", after_arguments="", separator="[TOOL_CALLS]"
+        before_name="",
+        id=CallId(pattern="[a-zA-Z0-9]{9}", before="[CALL_ID]", is_optional=True),
+        after_name="[ARGS]",
+        after_arguments="",
+        separator="[TOOL_CALLS]",
     ),
     new_id=new_short_id,
 )

@@ -2,4 +2,10 @@
 
 from stonechat_server.tool_formats.layout import PythonicLayout, ToolFormat
 
-PYTHONIC = ToolFormat(name="pythonic", trigger="", first="[", layout=PythonicLayout())
+PYTHONIC = ToolFormat(
+    name="pythonic",
+    trigger="",
+    prefix="<|python_start|>",
+    first="[",
+    layout=PythonicLayout(),
+)

@@ -3,81 +3,113 @@
 from stonechat_server.tool_formats.deepseek import (
     BEGIN,
     DEEPSEEK_V3,
+    DEEPSEEK_V4,
     DEEPSEEK_V31,
     DEEPSEEK_V32,
     DSML,
 )
+from stonechat_server.tool_formats.gemma import FUNCTION_GEMMA, GEMMA4
 from stonechat_server.tool_formats.generic import GENERIC
-from stonechat_server.tool_formats.glm import GLM
+from stonechat_server.tool_formats.glm import GLM, HUNYUAN3, HUNYUAN3_OPEN
 from stonechat_server.tool_formats.harmony import HARMONY
-from stonechat_server.tool_formats.hermes import HERMES
-from stonechat_server.tool_formats.kimi import KIMI
+from stonechat_server.tool_formats.hermes import (
+    FUNCTIONARY,
+    FUNCTIONARY32,
+    GIGACHAT,
+    GIGACHAT3,
+    GRANITE_20B,
+    HERMES,
+    INTERNLM2,
+    LONGCAT,
+)
+from stonechat_server.tool_formats.invoke import DOTS, MINICPM5, STEP3
+from stonechat_server.tool_formats.kimi import KIMI, KIMI_K3
 from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.llama import LLAMA_JSON
-from stonechat_server.tool_formats.minimax import MINIMAX
+from stonechat_server.tool_formats.minimax import MINIMAX, MINIMAX_M3
 from stonechat_server.tool_formats.mistral import MISTRAL, MISTRAL_LIST
 from stonechat_server.tool_formats.pythonic import PYTHONIC
 from stonechat_server.tool_formats.qwen_coder import QWEN_CODER
 from stonechat_server.tool_formats.seed import SEED
-from stonechat_server.tool_formats.tool_list import GRANITE, LFM2, NEMOTRON, PHI
-
-FORMATS: dict[str, ToolFormat] = {
-    format.name: format
-    for format in (
-        HERMES,
-        LLAMA_JSON,
-        PYTHONIC,
-        MISTRAL,
-        MISTRAL_LIST,
-        DEEPSEEK_V3,
-        DEEPSEEK_V31,
-        DEEPSEEK_V32,
-        HARMONY,
-        QWEN_CODER,
-        GLM,
-        KIMI,
-        MINIMAX,
-        SEED,
-        NEMOTRON,
-        GRANITE,
-        PHI,
-        LFM2,
-        GENERIC,
-    )
-}
-
+from stonechat_server.tool_formats.solar import SOLAR
+from stonechat_server.tool_formats.tool_list import (
+    APERTUS,
+    COHERE,
+    COMMAND_R,
+    FUNCTOOLS,
+    GRANITE,
+    LFM2,
+    MINIMAX_M1,
+    NEMOTRON,
+    OLMO3,
+    PHI,
+    TOOL_CALLS,
+    XLAM,
+)
 
 _MARKS = (
-    (DSML, DEEPSEEK_V32),
-    ("<minimax:tool_call>", MINIMAX),
-    ("<seed:tool_call>", SEED),
-    ("<arg_key>", GLM),
-    ("<parameter=", QWEN_CODER),
-    ("<tool_call>", HERMES),
-    (KIMI.trigger, KIMI),
-    ("<|im_system|>tool_declare", KIMI),
-    (NEMOTRON.trigger, NEMOTRON),
-    ("<|/tool|>", PHI),
-    (GRANITE.trigger, GRANITE),
-    ("<|tool_list_start|>", LFM2),
+    ((HARMONY.trigger,), HARMONY),
+    (("[TOOL_CALLS]", "[ARGS]"), MISTRAL),
+    (("[TOOL_CALLS]",), MISTRAL_LIST),
+    ((BEGIN, "```json"), DEEPSEEK_V3),
+    ((BEGIN,), DEEPSEEK_V31),
+    ((DSML, "tool_calls>"), DEEPSEEK_V4),
+    ((DSML,), DEEPSEEK_V32),
+    ((MINIMAX.trigger,), MINIMAX),
+    (("]<]minimax[>[",), MINIMAX_M3),
+    ((SEED.trigger,), SEED),
+    (("<function name=",), MINICPM5),
+    (("<tool_sep", ":opensource"), HUNYUAN3_OPEN),
+    (("<tool_sep",), HUNYUAN3),
+    (("<steptml:",), STEP3),
+    ((DOTS.trigger,), DOTS),
+    ((LONGCAT.trigger,), LONGCAT),
+    (("<|open|>", "<|sep|>"), KIMI_K3),
+    ((SOLAR.trigger,), SOLAR),
+    ((COHERE.trigger,), COHERE),
+    (("Action:", "```json", "tool_name"), COMMAND_R),
+    ((APERTUS.trigger,), APERTUS),
+    (("<tool_call|>",), GEMMA4),
+    ((FUNCTION_GEMMA.trigger,), FUNCTION_GEMMA),
+    (("<|action_start|>",), INTERNLM2),
+    (("<arg_key>",), GLM),
+    (("<parameter=",), QWEN_CODER),
+    ((FUNCTIONARY.trigger,), FUNCTIONARY),
+    ((">>>all\\n",), FUNCTIONARY32),
+    (("<tool_calls>\\n{",), MINIMAX_M1),
+    ((TOOL_CALLS.trigger,), TOOL_CALLS),
+    ((HERMES.trigger,), HERMES),
+    ((KIMI.trigger,), KIMI),
+    (("<|im_system|>tool_declare",), KIMI),
+    ((NEMOTRON.trigger,), NEMOTRON),
+    (("functools[",), FUNCTOOLS),
+    (("<|/tool|>",), PHI),
+    ((GRANITE.trigger,), GRANITE),
+    ((GIGACHAT.trigger,), GIGACHAT),
+    (("function call", "<|role_sep|>"), GIGACHAT3),
+    ((LFM2.trigger,), LFM2),
+    (("<|tool_list_start|>",), LFM2),
+    (("List of tools: [",), LFM2),
+    ((OLMO3.trigger,), OLMO3),
+    ((GRANITE_20B.trigger,), GRANITE_20B),
+    (("[func_name1(",), PYTHONIC),
+    (("<|python_start|>",), PYTHONIC),
+    (('[{"name": "tool_call_name"',), XLAM),
+    (("<atem:function_calls>",), GENERIC),
+    (("<|python_tag|>",), LLAMA_JSON),
+    (('"parameters": ',), LLAMA_JSON),
 )
-"""Texts by which a format's templates are recognised. Order matters: the templates of a format may
-also contain the texts of formats further down."""
+"""Texts that together show a format's templates. Order matters: the templates of a format may also
+contain the texts of formats further down."""
+
+FORMATS: dict[str, ToolFormat] = {
+    format.name: format for format in dict.fromkeys([*(format for _, format in _MARKS), GENERIC])
+}
 
 
 def select_format(template: str) -> ToolFormat:
     """The format that the text of the template shows; the generic format if it shows none."""
-    if HARMONY.trigger in template:
-        return HARMONY
-    if "[TOOL_CALLS]" in template:
-        return MISTRAL if "[ARGS]" in template else MISTRAL_LIST
-    if BEGIN in template:
-        return DEEPSEEK_V3 if "```json" in template else DEEPSEEK_V31
-    for mark, format in _MARKS:
-        if mark in template:
+    for texts, format in _MARKS:
+        if all(text in template for text in texts):
             return format
-    if "[func_name1(" in template or "<|python_start|>" in template:
-        return PYTHONIC
-    if "<|python_tag|>" in template or '"parameters": ' in template:
-        return LLAMA_JSON
     return GENERIC

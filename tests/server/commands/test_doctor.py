@@ -133,3 +133,9 @@ def test_json_has_the_bandwidth_of_each_device(
     assert answer["cache_folder"] == "/home/me/.cache"
     assert doctor.run(doctor.Options(prints_json=True, measure=False)) == 0
     assert json.loads(capsys.readouterr().out)["bandwidth"] == {}
+
+
+def test_models_whose_calls_have_an_unknown_form_are_named() -> None:
+    templates = {"known": "{{ tools }} <tool_call>", "none": "{{ m }}", "odd": "{{ tools }}"}
+    (line,) = doctor.template_advice(templates)
+    assert line.startswith("odd: its chat template shows tools")

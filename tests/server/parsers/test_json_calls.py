@@ -1,12 +1,19 @@
 """Sections of JSON calls that do not follow their layout."""
 
+import re
+
 import pytest
 
+from stonechat_server.parsers.deltas import ToolCallDelta
 from stonechat_server.parsers.json_calls import JsonCallsReader
+from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames
 from stonechat_server.tool_formats.deepseek import DEEPSEEK_V31
 from stonechat_server.tool_formats.hermes import HERMES
 from stonechat_server.tool_formats.kimi import KIMI
 from stonechat_server.tool_formats.layout import CallStart, JsonLayout, ToolFormat
+from stonechat_server.tool_formats.mistral import MISTRAL, MISTRAL_LIST
+from stonechat_server.tool_formats.solar import SOLAR
+from stonechat_server.tool_formats.tool_list import APERTUS, COHERE
 
 NAMES = ("add", "now")
 
@@ -96,3 +103,38 @@ def test_a_section_without_a_closing_keeps_its_calls() -> None:
     text = '\n{"name": "now", "arguments": {}}\n</tool_call>'
     assert read(HERMES, text + "\n<tool_c") == ([("now", "{}")], "")
     assert read(HERMES, text + " ok") == ([("now", "{}")], " ok")
+
+
+def ids_of(format: ToolFormat, text: str) -> list[str]:
+    parser = ToolCallParser(format=format, names=ToolNames(functions=("add", "now")))
+    deltas = parser.feed(text, finished=True)
+    return [delta.id or "" for delta in deltas if isinstance(delta, ToolCallDelta) and delta.name]
+
+
+def test_ids_that_the_model_writes_are_kept() -> None:
+    text = "[TOOL_CALLS]now[CALL_ID]123456789[ARGS]{}"
+    first, second = ids_of(MISTRAL, f"{text}{text}")
+    assert first == "123456789"
+    assert second != first
+    assert re.fullmatch("[a-zA-Z0-9]{9}", second)
+    (other,) = ids_of(MISTRAL, "[TOOL_CALLS]now[CALL_ID]12[ARGS]{}")
+    assert re.fullmatch("[a-zA-Z0-9]{9}", other)
+    call = "<|tool_call:begin|>ab_1<|tool_call:name|>now<|tool_call:args|>{}<|tool_call:end|>"
+    assert ids_of(SOLAR, f"<|tool_calls|>{call}{call.replace('ab_1', 'cd')}") == ["ab_1", "cd"]
+
+
+def test_ids_that_only_number_calls_are_not_kept() -> None:
+    call = '{"tool_call_id": "0", "tool_name": "now", "parameters": {}}'
+    (call_id,) = ids_of(COHERE, f"<|START_ACTION|>[{call}]<|END_ACTION|>")
+    assert call_id.startswith("call_")
+
+
+def test_calls_may_have_an_id_key_and_names_of_their_own() -> None:
+    text = '[{"name": "now", "arguments": {}, "id": "123456789"}]'
+    assert read(MISTRAL_LIST, text) == ([("now", "{}")], "")
+    text = '[{"parameters": {"a": 1}, "tool_name": "add"}]<|END_ACTION|>'
+    assert read(COHERE, text) == ([("add", '{"a": 1}')], "")
+    assert read(APERTUS, '[{"add": {"a": 1}}, {"now": {}}]<|tools_suffix|>') == (
+        [("add", '{"a": 1}'), ("now", "{}")],
+        "",
+    )

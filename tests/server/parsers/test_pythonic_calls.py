@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from stonechat_server.parsers.pythonic_calls import PythonicReader, read_literal
-from stonechat_server.tool_formats.layout import CallArguments, CallStart
+from stonechat_server.tool_formats.layout import CallArguments, CallStart, PythonicLayout
 
 NAMES = ("add", "now")
 
 
 def read(text: str, closing: str = "") -> tuple[list[tuple[str, str]], str | None, bool]:
     """Return the calls, the rest, and whether the last call is cut."""
-    reader = PythonicReader(NAMES, closing)
+    reader = PythonicReader(PythonicLayout(closing="]" + closing), NAMES)
     events = []
     for position, char in enumerate(text):
         events += reader.push(char)

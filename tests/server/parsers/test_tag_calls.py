@@ -110,7 +110,7 @@ def test_a_call_may_say_which_values_are_json() -> None:
     assert isinstance(layout, TagLayout)
     pieces = [
         layout.opening, layout.before_name, "add", layout.after_name,
-        layout.before_key, "a", layout.after_json_key, "[1]", layout.after_value,
+        layout.before_key, "a", layout.after_json_keys[0], "[1]", layout.after_value,
         layout.before_key, "text", layout.after_key, "[1]", layout.after_value,
         layout.after_arguments, layout.closing,
     ]  # fmt: skip

@@ -10,12 +10,15 @@ from stonechat_server.tool_formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.glm import GLM
 from stonechat_server.tool_formats.hermes import HERMES
+from stonechat_server.tool_formats.kimi import KIMI
 from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.llama import LLAMA_JSON
+from stonechat_server.tool_formats.minimax import MINIMAX
 from stonechat_server.tool_formats.mistral import MISTRAL, MISTRAL_LIST
 from stonechat_server.tool_formats.pythonic import PYTHONIC
 from stonechat_server.tool_formats.qwen_coder import QWEN_CODER
-from stonechat_server.tool_formats.tool_list import GRANITE, LFM2, PHI
+from stonechat_server.tool_formats.select import FORMATS
+from stonechat_server.tool_formats.tool_list import GRANITE, LFM2, NEMOTRON, PHI
 
 NAMES = ToolNames(functions=("get_weather", "add", "now"), custom=("sql", "note"))
 PARIS = ("get_weather", {"city": "Paris <tool_call> }"})
@@ -246,6 +249,92 @@ CASES: dict[str, Case] = {
         "",
         [("note", "\n</custom_tool_call> is a tag"), ("sql", "")],
     ),
+    "qwen coder, without the opening tag": (
+        QWEN_CODER,
+        "I will check.\n<function=get_weather>\n<parameter=city>\nParis <tool_call> }\n"
+        "</parameter>\n</function>\n</tool_call>",
+        "I will check.",
+        [PARIS],
+    ),
+    "qwen coder, without tags around the functions": (
+        QWEN_CODER,
+        "<function=now>\n</function>\n<function=add>\n<parameter=a>\n1\n</parameter>\n"
+        '<parameter=b>\n[2, {"c": "}\\\\\\""}]\n</parameter>\n</function>\nText.',
+        "Text.",
+        [("now", {}), SUM],
+    ),
+    "qwen coder, two opening tags": (
+        QWEN_CODER,
+        "One <tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+        "One",
+        [("now", {})],
+    ),
+    "qwen coder, an opening tag in place of the closing one": (
+        QWEN_CODER,
+        "<tool_call>\n<function=now>\n</function>\n<tool_call>",
+        "",
+        [("now", {})],
+    ),
+    "qwen coder, without the closing tag of a call": (
+        QWEN_CODER,
+        f"<tool_call>\n<function=add>\n{SUM_JSON}\n</function>\n"
+        "<tool_call>\n<function=now>\n</tool_call>\n<tool_call>\n<function=now></function>",
+        "",
+        [SUM, ("now", {}), ("now", {})],
+    ),
+    "qwen coder, an unknown function": (
+        QWEN_CODER,
+        "The tag <function=now_and_then> or <function=",
+        "The tag <function=now_and_then> or <function=",
+        [],
+    ),
+    "minimax, without the opening tag": (
+        MINIMAX,
+        'Ok\n<invoke name="get_weather">\n<parameter name="city">"Paris <tool_call> }"'
+        "</parameter>\n</invoke>\n</minimax:tool_call>",
+        "Ok",
+        [PARIS],
+    ),
+    "kimi, without the token of the section": (
+        KIMI,
+        "Ok<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>{}<|tool_call_end|>",
+        "Ok",
+        [("now", {})],
+    ),
+    "hermes, without closing tags": (
+        HERMES,
+        f'<tool_call>\n{{"name": "add", "arguments": {SUM_JSON}}}\n'
+        '<tool_call><tool_call>\n{"name": "now", "arguments": {}}',
+        "",
+        [SUM, ("now", {})],
+    ),
+    "hermes, without the opening tag": (
+        HERMES,
+        f'I add.\n{{"name": "add", "arguments": {SUM_JSON}}}\n</tool_call>\n'
+        '{"name":"now","arguments":{}}</tool_call>\nDone.',
+        "I add.Done.",
+        [SUM, ("now", {})],
+    ),
+    "hermes, JSON within text": (
+        HERMES,
+        'Like {"name": "now", "arguments": {}} or\n{"name": "now", "arguments": {}}\n'
+        '{"name": "now", "arguments": 1}</tool_call>, {"name": "no',
+        'Like {"name": "now", "arguments": {}} or\n{"name": "now", "arguments": {}}\n'
+        '{"name": "now", "arguments": 1}</tool_call>, {"name": "no',
+        [],
+    ),
+    "nemotron, without the closing tag": (
+        NEMOTRON,
+        '<TOOLCALL>[{"name": "now", "arguments": {}}] Wait.',
+        "Wait.",
+        [("now", {})],
+    ),
+    "lfm2, without the closing token": (
+        LFM2,
+        "<|tool_call_start|>[now()]Wait.",
+        "Wait.",
+        [("now", {})],
+    ),
     "custom, not one": (
         HERMES,
         'x <custom_tool_call name="rm">\nx',
@@ -344,6 +433,51 @@ def test_a_custom_call_is_cut_until_its_closing_tag() -> None:
         parser = ToolCallParser(format=HERMES, names=NAMES)
         parser.feed(text[:end], finished=True)
         assert parser.is_call_cut is (opening <= end < closing)
+
+
+SCHEMAS = {"add": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}}
+
+
+@pytest.mark.parametrize("end", ["</parameter>\n", "</parameter>\n</func", "</parameter>"])
+def test_closing_tags_may_be_missing_once_the_arguments_fit(end: str) -> None:
+    names = ToolNames(functions=("add",), schemas=SCHEMAS)
+    for body, arguments in ((f"<parameter=a>\n1\n{end}", '{"a": 1}'), ("", "")):
+        parser = ToolCallParser(format=QWEN_CODER, names=names)
+        (call,) = parser.feed(f"<tool_call>\n<function=add>\n{body}", finished=True)
+        assert isinstance(call, ToolCallDelta)
+        assert call.arguments == arguments
+        assert parser.is_call_cut is (not arguments)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_text_that_may_be_a_call_is_told_from_content(name: str) -> None:
+    """Wherever the first call is cut before its name is whole, its text is marked."""
+    format, text, content, calls = CASES[name]
+    if not calls or name == "hermes, without the opening tag":  # it is known at its end only
+        return
+    start = text.index(content) + len(content) if text.startswith(content) else 0
+    for end in range(start, len(text)):
+        parser = ToolCallParser(format=format, names=NAMES)
+        deltas = parser.feed(text[:end], finished=True)
+        if any(isinstance(delta, ToolCallDelta) for delta in deltas):
+            break
+        shown = [d.text for d in deltas if isinstance(d, ContentDelta) and not d.may_be_call]
+        rest = text[start:end].lstrip()
+        if len(rest) != 1 or "\n" in text[start:end]:
+            assert "".join(shown).rstrip() == text[:start], text[:end]
+
+
+def test_the_beginning_of_a_mark_in_text_is_content() -> None:
+    for text in ("1 <", "if a <", "so fun"):
+        for format in (HERMES, FORMATS["functools"]):
+            parser = ToolCallParser(format=format, names=NAMES)
+            deltas = parser.feed(text, finished=True)
+            assert not any(isinstance(d, ContentDelta) and d.may_be_call for d in deltas)
+
+
+def test_without_content_only_calls_are_read() -> None:
+    parser = ToolCallParser(format=HERMES, names=NAMES, has_content=False)
+    assert parser.feed("\n<tool_call>\n{", finished=True) == []
 
 
 def test_mistral_ids_are_nine_letters_or_digits() -> None:

@@ -248,7 +248,6 @@ def test_the_bytes_and_headers_of_a_stream() -> None:
     assert dict(sent[0]["headers"]) == {
         b"x-test": b"1",
         b"cache-control": b"no-store",
-        b"connection": b"keep-alive",
         b"x-accel-buffering": b"no",
         b"content-type": b"text/event-stream; charset=utf-8",
     }

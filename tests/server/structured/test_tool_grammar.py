@@ -9,13 +9,15 @@ import pytest
 
 from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.types import GrammarSpec
+from stonechat_server.parsers import custom_calls
 from stonechat_server.parsers.deltas import ContentDelta, DeltaParser, ReasoningDelta, ToolCallDelta
 from stonechat_server.parsers.harmony import HarmonyParser
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames
 from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.structured.function_grammar import MAX_CALLS
 from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter, regex
-from stonechat_server.structured.tool_grammar import MAX_CALLS, ToolGrammar
+from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import ToolOptions, parameters, read_tool_options
 from stonechat_server.tool_formats import harmony
 from stonechat_server.tool_formats.generic import GENERIC
@@ -129,6 +131,8 @@ def read(options: ToolOptions, format: ToolFormat, text: str) -> tuple[str, list
         custom = ToolNames(functions=(), custom=names.custom)
         parser = HarmonyParser(names, ToolCallParser(format=GENERIC, names=custom))
     content, calls = "", []
+    if format.opens_in_prompt and not text.lstrip().startswith(custom_calls.TRIGGER):
+        text = format.trigger + text.lstrip()
     for delta in parser.feed(text, finished=True):
         if isinstance(delta, ReasoningDelta):
             continue
@@ -177,7 +181,7 @@ def test_required_calls(name: str, is_parallel: bool, tools: list[dict[str, Any]
     format = FORMATS[name]
     options = options_for(tools, tool_choice="required", parallel_tool_calls=is_parallel)
     spec = grammar(options, format)
-    answers = texts(spec, 12)
+    answers = texts(spec, 12, 800)
     assert answers
     num_calls = 0
     for text in answers:
@@ -251,7 +255,7 @@ def test_auto_is_free_until_a_call_opens_and_then_strict(name: str, opening: str
     assert end <= set(accept_text(spec, "Plain text, with < and { and é and <too"))
     after = accept_text(spec, opening)
     assert not end & set(after)
-    assert len(after) < 8
+    assert len(after) < 16
     for seed in range(5):
         compiled = COMPILER.compile(spec).new_constraint()
         for token_id in _token_ids(opening):
@@ -263,6 +267,44 @@ def test_auto_is_free_until_a_call_opens_and_then_strict(name: str, opening: str
             assert calls
             for call in calls:
                 check_call(*call)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "opening"),
+    [
+        ("qwen_coder", "I check.\n", "<function="),
+        ("minimax", "Hm ", '<invoke name="'),
+        ("seed", "", "<function="),
+        ("kimi", "Hm ", "<|tool_call_begin|>functions."),
+        ("deepseek_v31", "Hm ", "<\uff5ctool\u2581call\u2581begin\uff5c>"),
+        ("minimax_m3", "", ']<]minimax[>[<invoke name="'),
+        ("hunyuan3", "Hm ", "<tool_call>"),
+    ],
+)
+def test_a_call_may_open_without_its_section(name: str, text: str, opening: str) -> None:
+    """From there on, too, only a valid call may be written."""
+    opening = text + opening
+    options = options_for(TOOLS)
+    spec = grammar(options, FORMATS[name])
+    assert not set(VOCABULARY.eos_token_ids) & set(accept_text(spec, opening))
+    num_calls = 0
+    for seed in range(5):
+        compiled = COMPILER.compile(spec).new_constraint()
+        for part in _split(opening, "<|tool_call_begin|>"):
+            for token_id in _token_ids(part):
+                compiled.accept(token_id)
+        rest = walk(compiled, VOCABULARY, random.Random(seed), 500)
+        if rest is not None:
+            content, calls = read(options, FORMATS[name], opening + rest.decode())
+            assert content == text.rstrip()
+            assert calls
+            num_calls += len(calls)
+            for call in calls:
+                check_call(*call)
+    assert num_calls
+    required = grammar(options_for(TOOLS, tool_choice="required"), FORMATS[name])
+    with pytest.raises(AssertionError):
+        accept_text(required, opening)
 
 
 def _token_ids(text: str) -> list[int]:

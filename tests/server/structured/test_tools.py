@@ -79,7 +79,10 @@ def grammar_of(engine: FakeEngine) -> str:
         (
             {
                 "tools": [
-                    {"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}
+                    {
+                        "type": "function",
+                        "function": {"name": "f", "parameters": {"type": "array"}, "strict": True},
+                    }
                 ]
             },
             "tools[0].function.parameters",
@@ -88,10 +91,17 @@ def grammar_of(engine: FakeEngine) -> str:
             {
                 "tools": [
                     WEATHER,
-                    {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}},
+                    {
+                        "type": "function",
+                        "function": {"name": "f", "parameters": {"not": {}}, "strict": True},
+                    },
                 ]
             },
             "tools[1].function.parameters",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": "x"}}]},
+            "tools[0].function.parameters",
         ),
         (
             {
@@ -121,14 +131,16 @@ def test_bad_tools_are_a_400_that_names_them(
 
 
 def test_calls_are_read_from_the_answer(client: TestClient, engine: FakeEngine) -> None:
-    engine.script = text_script("I look.\n", *CALL, "\n" + CALL)
+    oslo = CALL.replace("Rome", "Oslo")
+    engine.script = text_script("I look.\n", *CALL, "\n" + oslo)
     choice = post(client, tools=[WEATHER]).json()["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] == "I look."
     calls = choice["message"]["tool_calls"]
     assert [call["function"] for call in calls] == [
-        {"name": "get_weather", "arguments": '{"city": "Rome"}'}
-    ] * 2
+        {"name": "get_weather", "arguments": '{"city": "Rome"}'},
+        {"name": "get_weather", "arguments": '{"city": "Oslo"}'},
+    ]
     assert [call["type"] for call in calls] == ["function"] * 2
     assert calls[0]["id"] != calls[1]["id"]
 
@@ -172,6 +184,9 @@ def test_stop_strings_do_not_cut_calls(new_client: ClientFactory, engine: FakeEn
     for tool_format, first in (("llama_json", "{"), ("pythonic", "["), ("hermes", "")):
         post(new_client(tool_format=tool_format), **fields)
         assert engine.stop_rules.never_first == first
+    post(new_client(tool_format="qwen_coder"), **fields)
+    inner = "<function=get_weather"
+    assert engine.stop_rules.never_after == ("<tool_call>", inner, "<custom_tool_call")
 
 
 def test_without_tools_a_call_is_text(client: TestClient, engine: FakeEngine) -> None:
@@ -273,7 +288,7 @@ def test_the_older_form_of_calls_reaches_the_prompt(client: TestClient, engine: 
 def test_a_template_that_knows_tools_gets_them(
     new_client: ClientFactory, engine: FakeEngine
 ) -> None:
-    engine.tokenizer = ByteTokenizer(chat_template=TOOL_TEMPLATE)
+    engine.tokenizer = ByteTokenizer(chat_template=TOOL_TEMPLATE + "{# <tool_call> #}")
     post(new_client(), tools=[WEATHER, SQL], messages=HISTORY)
     prompt = engine.prompt
     assert 'TOOLS [{"type": "function", "function": {"name": "get_weather"' in prompt

@@ -1,0 +1,87 @@
+"""Reads an answer that begins with calls as plain JSON, without the marks of the tool format.
+
+Small models answer so. The JSON is an object with `name` and `arguments` (or `parameters`), several
+such objects, or a list of them; a code fence may surround it.
+"""
+
+from dataclasses import replace
+
+from stonechat_server.parsers.bare_reader import BareCallReader
+from stonechat_server.parsers.deltas import ContentDelta, DeltaParser, ParsedDelta, ToolCallDelta
+from stonechat_server.parsers.tool_calls import ToolNames
+from stonechat_server.tool_formats.layout import HarmonyLayout, JsonLayout, ToolFormat
+from stonechat_server.tool_formats.openings import closing_mark
+
+
+def may_be_bare(format: ToolFormat) -> bool:
+    """Whether calls without marks can be told from those of the format."""
+    if isinstance(format.layout, HarmonyLayout):
+        return False
+    return bool(format.trigger) or not isinstance(format.layout, JsonLayout)
+
+
+class BareCallParser:
+    """A `DeltaParser`. `inner` parses an answer that does not begin with calls as plain JSON.
+
+    It also parses the text after such calls. The arguments of a call must fit the tool's schema.
+    Text is held back while it may still become a call.
+    """
+
+    def __init__(self, inner: DeltaParser, format: ToolFormat, names: ToolNames) -> None:
+        self._inner = inner
+        self._format = format
+        self._reader: BareCallReader | None = BareCallReader(
+            names.functions, names.schemas, closing_mark(format)
+        )
+        self._num_calls = 0
+
+    @property
+    def in_reasoning(self) -> bool:
+        return self._inner.in_reasoning
+
+    @property
+    def is_call_cut(self) -> bool:
+        return self._inner.is_call_cut
+
+    def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
+        deltas: list[ParsedDelta] = []
+        if self._reader is not None:
+            text = self._read(self._reader, text, finished, deltas)
+        if text or finished:
+            deltas += [self._renumbered(delta) for delta in self._inner.feed(text, finished)]
+        return deltas
+
+    def _read(
+        self, reader: BareCallReader, text: str, finished: bool, deltas: list[ParsedDelta]
+    ) -> str:
+        """Read calls. Return the text that is not part of one."""
+        for position, char in enumerate(text):
+            for call in reader.push(char):
+                deltas.append(
+                    ToolCallDelta(
+                        index=self._num_calls,
+                        arguments=call.arguments,
+                        id=self._format.new_id(),
+                        name=call.name,
+                    )
+                )
+                self._num_calls += 1
+            if reader.is_over:
+                self._reader = None
+                return self._rest(reader) + text[position + 1 :]
+        if not finished:
+            return ""
+        self._reader = None
+        if not reader.is_named:
+            return "" if reader.is_closing else self._rest(reader)
+        deltas.append(ContentDelta(reader.held, may_be_call=True))
+        return ""
+
+    def _rest(self, reader: BareCallReader) -> str:
+        """The held text; whitespace next to a call is removed."""
+        return reader.held.lstrip() if self._num_calls else reader.held
+
+    def _renumbered(self, delta: ParsedDelta) -> ParsedDelta:
+        if isinstance(delta, ToolCallDelta):
+            return replace(delta, index=delta.index + self._num_calls)
+        return delta

@@ -1,0 +1,238 @@
+"""Reads calls that are plain JSON, without the marks of the tool format."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stonechat_server.parsers.json_scan import JsonScanner
+from stonechat_server.parsers.json_text import load_json
+from stonechat_server.parsers.literal import LiteralMatcher
+from stonechat_server.parsers.schema_fit import fits
+from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart
+
+_FENCE = "```"
+_OPENING_FENCES = (_FENCE, _FENCE + "json")
+_ARGUMENT_KEYS = ("arguments", "parameters")
+_TEXT_KEYS = ("name", "type", "id")
+
+Schemas = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class BareCall:
+    """A call; `arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class BareCallReader:
+    """Reads calls character by character, until a character that can be part of no call."""
+
+    def __init__(
+        self, functions: Collection[str], schemas: Schemas, closing_mark: str = ""
+    ) -> None:
+        self.held = ""
+        """The text since the beginning, or since the last call."""
+        self.is_over = False
+        self.is_named = False
+        """Whether the held text has the key of a name."""
+        self.is_closed = False
+        """Whether a fence or a section has been closed."""
+        self._functions = functions
+        self._schemas = schemas
+        self._closings = [closing_mark] if closing_mark else []
+        self._closing: LiteralMatcher | None = None
+        self._is_list = False
+        self._listed: list[BareCall] = []
+        """The calls of a list, which count only if all its items are calls."""
+        self._calls: list[BareCall] = []
+        """The calls that the current character completes."""
+        self._state: Callable[[str], None] = self._before_fence
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the held text is the beginning of what closes a fence or a section."""
+        return self._closing is not None
+
+    def push(self, char: str) -> list[BareCall]:
+        """Read a character. Return the calls that it completes. May set `is_over`."""
+        self.held += char
+        self._state(char)
+        calls, self._calls = self._calls, []
+        if calls:
+            self.held, self.is_named = "", False
+        return calls
+
+    def _fail(self) -> None:
+        self.is_over = True
+
+    def _before_fence(self, char: str) -> None:
+        if char == "`":
+            self._word, self._state = "", self._in_fence
+            self._in_fence(char)
+        else:
+            self._before_list(char)
+
+    def _in_fence(self, char: str) -> None:
+        if self._word in _OPENING_FENCES and (char.isspace() or char in "[{"):
+            self._closings.append(_FENCE)
+            self._state = self._before_list
+            self._before_list(char)
+            return
+        self._word += char.lower()
+        if not any(fence.startswith(self._word) for fence in _OPENING_FENCES):
+            self._fail()
+
+    def _before_list(self, char: str) -> None:
+        if char == "[":
+            self._is_list, self._state = True, self._before_object
+        else:
+            self._before_object(char)
+
+    def _before_object(self, char: str) -> None:
+        if char == "{":
+            self._begin_object()
+        elif not char.isspace():
+            self._fail()
+
+    def _begin_object(self) -> None:
+        self._name = self._arguments = ""
+        self._keys: set[str] = set()
+        self._scanner = JsonScanner()
+        self._state = self._before_key
+
+    def _before_key(self, char: str) -> None:
+        if char == '"':
+            self._word, self._state = "", self._in_key
+        elif not char.isspace():
+            self._fail()
+
+    def _in_key(self, char: str) -> None:
+        options = [key for key in (*_TEXT_KEYS, *_ARGUMENT_KEYS) if key not in self._keys]
+        if self._arguments:
+            options = [key for key in options if key not in _ARGUMENT_KEYS]
+        if char == '"' and self._word in options:
+            self._keys.add(self._word)
+            self.is_named |= self._word == "name"
+            self._state = self._before_colon
+            return
+        self._word += char
+        if not any(key.startswith(self._word) for key in options):
+            self._fail()
+
+    def _before_colon(self, char: str) -> None:
+        if char == ":":
+            self._state = self._before_value
+        elif not char.isspace():
+            self._fail()
+
+    def _before_value(self, char: str) -> None:
+        if self._word in _ARGUMENT_KEYS and char == "{":
+            self._state = self._in_arguments
+            self._in_arguments(char)
+        elif self._word not in _ARGUMENT_KEYS and char == '"':
+            self._key, self._word, self._state = self._word, "", self._in_text
+        elif not char.isspace():
+            self._fail()
+
+    def _in_text(self, char: str) -> None:
+        options = {"name": self._functions, "type": ("function",)}.get(self._key)
+        if char == '"' and (options is None or self._word in options):
+            self._name = self._word if self._key == "name" else self._name
+            self._state = self._after_value
+            return
+        self._word += char
+        is_possible = char not in '"\\\n'
+        if options is not None:
+            is_possible = any(option.startswith(self._word) for option in options)
+        if not is_possible:
+            self._fail()
+
+    def _in_arguments(self, char: str) -> None:
+        self._arguments += char
+        if self._scanner.push(char):
+            self._state = self._after_value
+            if self._name and not self._fits():
+                self._fail()
+
+    def _fits(self) -> bool:
+        schema = self._schemas.get(self._name, {})
+        try:
+            return fits(load_json(self._arguments), schema, schema)
+        except ValueError:
+            return False
+
+    def _after_value(self, char: str) -> None:
+        if char == ",":
+            self._state = self._before_key
+        elif char == "}":
+            self._end_object()
+        elif not char.isspace():
+            self._fail()
+
+    def _end_object(self) -> None:
+        if not self._name or not self._arguments or not self._fits():
+            self._fail()
+            return
+        call = BareCall(self._name, self._arguments)
+        if self._is_list:
+            self._listed.append(call)
+        else:
+            self._calls.append(call)
+        self._state = self._after_object
+
+    def _after_object(self, char: str) -> None:
+        if char.isspace():
+            return
+        if self._is_list and char in ",]":
+            if char == "]":
+                self._calls, self._is_list, self._state = self._listed, False, self._after_list
+            else:
+                self._state = self._before_object
+        elif not self._is_list and char == "{":
+            self._begin_object()
+        else:
+            self._after_list(char)
+
+    def _after_list(self, char: str) -> None:
+        """Read what closes a fence or a section, and drop it."""
+        if char.isspace() and self._closing is None:
+            return
+        self._closing = self._closing or LiteralMatcher(self._closings)
+        self._state = self._after_list
+        if not self._closing.push(char):
+            self._fail()
+        elif self._closing.matched is not None:
+            self.held, self._closing, self.is_closed = "", None, True
+
+
+class UnopenedCallReader:
+    """A `SectionReader` of one call as plain JSON, after which the section is closed.
+
+    The mark that opens the section is missing. Without the closing one the JSON is text.
+    """
+
+    rest: str | None = None
+    is_cut = False
+
+    def __init__(self, functions: Collection[str], schemas: Schemas, closing_mark: str) -> None:
+        self._reader = BareCallReader(functions, schemas, closing_mark)
+        self._raw = ""
+        self._call: BareCall | None = None
+
+    def push(self, char: str) -> list[CallEvent]:
+        self._raw += char
+        has_other_call = self._call is not None and char == "{"
+        for call in self._reader.push(char):
+            self._call = call
+        if has_other_call or self._reader.is_over:
+            self.rest = self._raw
+        elif self._reader.is_closed and self._call is not None:
+            self.rest = ""
+            return [CallStart(self._call.name), CallArguments(self._call.arguments)]
+        return []
+
+    def finish(self) -> list[CallEvent]:
+        self.rest = self._raw if self.rest is None else self.rest
+        return []

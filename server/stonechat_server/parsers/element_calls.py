@@ -1,0 +1,121 @@
+"""Reads sections of calls with nested elements (see `ElementLayout`)."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from stonechat_server.parsers.layout_reader import LayoutReader
+from stonechat_server.parsers.tag_values import (
+    NULLS,
+    ValueForm,
+    allows_text,
+    read_value,
+    resolve,
+    value_form,
+)
+from stonechat_server.tool_formats.layout import CallArguments, CallEvent, ElementLayout
+
+ITEM = "item"
+MAX_DEPTH = 32
+
+
+class ElementCallsReader(LayoutReader[ElementLayout]):
+    """A `SectionReader`. The arguments of a call are emitted when it ends."""
+
+    def __init__(
+        self,
+        layout: ElementLayout,
+        names: Collection[str],
+        schemas: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        super().__init__(layout, names)
+        self._schemas = schemas
+        self._text = ""
+        self._end = layout.after_arguments.strip()
+
+    def _begin_arguments(self) -> None:
+        self._text, self._state = "", self._in_arguments
+
+    def _in_arguments(self, char: str) -> list[CallEvent]:
+        self._raw = ""
+        self._text += char
+        if not self._text.endswith(self._end):
+            return []
+        schema = self._schemas.get(self._name, {})
+        text = self._text.removesuffix(self._end)
+        arguments = read_elements(text, self._layout.mark, schema, schema)
+        self._expect_next_call()
+        is_object = isinstance(arguments, dict)
+        return [CallArguments(json.dumps(arguments if is_object else {}, ensure_ascii=False))]
+
+
+def read_elements(
+    text: str, mark: str, schema: object, root: Mapping[str, Any], depth: int = 0
+) -> Any:
+    """Read a value: elements, or the text of a string or JSON value. `root` has definitions."""
+    schema = resolve(schema, root)
+    if depth > MAX_DEPTH or (isinstance(schema, dict) and schema and allows_text(schema)):
+        form = value_form(schema, mark)
+        return None if form is ValueForm.TEXT_OR_NULL and text in NULLS else text
+    elements = _split(text, mark) if text.lstrip().startswith(f"{mark}<") else []
+    if not elements:
+        empty: dict[object, Any] = {"array": [], "object": {}}
+        kind = schema.get("type") if isinstance(schema, dict) else None
+        is_empty = not text.strip() and kind in empty
+        return empty[kind] if is_empty else read_value(text, schema)
+    if all(name == ITEM for name, _ in elements) and not _has_key(schema, root, ITEM):
+        items = _child(schema, root, "items", None)
+        return [read_elements(inner, mark, items, root, depth + 1) for _, inner in elements]
+    return {
+        name: read_elements(inner, mark, _child(schema, root, "properties", name), root, depth + 1)
+        for name, inner in elements
+    }
+
+
+def _split(text: str, mark: str) -> list[tuple[str, str]]:
+    """The elements of a text, as pairs of name and inner text."""
+    elements, position = [], 0
+    opening = re.compile(re.escape(mark) + r"<([^/<>][^<>]*)>")
+    while found := opening.search(text, position):
+        end = _end_of(text, mark, found[1], found.end())
+        if end is None:
+            break
+        elements.append((found[1], text[found.end() : end]))
+        position = end + len(f"{mark}</{found[1]}>")
+    return elements
+
+
+def _end_of(text: str, mark: str, name: str, start: int) -> int | None:
+    """Where the closing tag of the element `name` begins; elements of this name may be nested."""
+    depth = 1
+    for tag in re.finditer(re.escape(mark) + f"<(/?){re.escape(name)}>", text[start:]):
+        depth += -1 if tag[1] else 1
+        if depth == 0:
+            return start + tag.start()
+    return None
+
+
+def _options(schema: object, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The schema, or its alternatives."""
+    schema = resolve(schema, root)
+    if not isinstance(schema, dict):
+        return []
+    options: list[Mapping[str, Any]] = [schema]
+    for key in ("anyOf", "oneOf"):
+        for option in schema.get(key, ()):
+            resolved = resolve(option, root)
+            options += [resolved] if isinstance(resolved, dict) else []
+    return options
+
+
+def _has_key(schema: object, root: Mapping[str, Any], key: str) -> bool:
+    return any(key in option.get("properties", {}) for option in _options(schema, root))
+
+
+def _child(schema: object, root: Mapping[str, Any], keyword: str, key: str | None) -> object:
+    """The schema of an item or a property."""
+    for option in _options(schema, root):
+        if keyword in option and (key is None or key in option[keyword]):
+            return option[keyword] if key is None else option[keyword][key]
+    return None

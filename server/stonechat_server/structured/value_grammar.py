@@ -1,0 +1,210 @@
+"""Writes the grammar of values in other notations than JSON: Python literals, bare keys."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from stonechat_server.parsers.tag_values import resolve
+from stonechat_server.structured.lark import (
+    ANY_TEXT,
+    LarkWriter,
+    choice,
+    json_value,
+    quoted,
+    sequence,
+    without,
+)
+
+_GAP = "(SPACE)?"
+_ANNOTATIONS = frozenset(
+    ("title", "description", "default", "examples", "example", "$comment", "deprecated")
+)
+_KEYS = {
+    "string": frozenset(("minLength", "maxLength")),
+    "array": frozenset(("items", "minItems", "maxItems")),
+    "object": frozenset(("properties", "required", "additionalProperties")),
+}
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+@dataclass(slots=True)
+class ValueGrammar:
+    """Writes values for one function, and adds the rules that they need to `rules`.
+
+    With a `quote`, keys are bare, and strings stand between two quotes as they are. Without, values
+    are Python literals; `true`, `false` and `null` are allowed too. Schemas with keywords that
+    these notations do not cover are written as JSON.
+    """
+
+    schema: Mapping[str, Any]
+    """The schema of the arguments, to which references point."""
+    writer: LarkWriter
+    rules: dict[str, str]
+    name: str
+    """Begins the names of the rules."""
+    quote: str = ""
+    _numbers: Iterator[int] = field(default_factory=count, init=False)
+
+    def value(self, value: Any) -> str:
+        """An expression for the values that schema `value` allows."""
+        if isinstance(value, dict) and "$ref" in value:
+            return self._reference(value)
+        if value is True or (isinstance(value, dict) and not value.keys() - _ANNOTATIONS):
+            return self._any()
+        if not isinstance(value, dict):
+            return json_value(value)
+        keys = value.keys() - _ANNOTATIONS
+        if keys <= {"enum", "type"} and "enum" in keys:
+            return choice(self._constant(item) for item in value["enum"])
+        if keys <= {"const", "type"} and "const" in keys:
+            return self._constant(value["const"])
+        if keys == {"anyOf"}:
+            return choice(self.value(option) for option in value["anyOf"])
+        kind = value.get("type")
+        if isinstance(kind, list) and keys == {"type"}:
+            return choice(self.value({"type": item}) for item in kind)
+        if not isinstance(kind, str) or keys - {"type"} - _KEYS.get(kind, frozenset()):
+            return self._json(value)
+        if isinstance(value.get("items"), list):  # a tuple, in older drafts
+            return self._json(value)
+        return self._of_type(kind, value)
+
+    def pairs(
+        self, schema: Mapping[str, Any], write_key: Callable[[str], str] | None = None
+    ) -> str | None:
+        """Keys and values in the order of a plain record's schema; None for another schema.
+
+        `write_key` writes a key and the text up to its value.
+        Rules `first_i` and `next_i` write the properties from index i on. No pair precedes
+        `first_i`. A pair precedes `next_i`, so the next one begins with a comma.
+        """
+        properties = {k: v for k, v in schema.get("properties", {}).items() if v is not False}
+        is_closed = schema.get("additionalProperties", False) is False
+        required = schema.get("required", [])
+        if not is_closed or not set(required) <= properties.keys():
+            return None
+        prefix = self._new_rule()
+        for i, (key, value) in enumerate(properties.items()):
+            pair = f"{prefix}_pair_{i}"
+            self.rules[pair] = sequence((write_key or self._key)(key), self.value(value))
+            first = f"{pair} {prefix}_next_{i + 1}"
+            after = f'"," {_GAP} {first}'
+            if key not in required:
+                first = choice([first, f"{prefix}_first_{i + 1}"])
+                after = choice([after, f"{prefix}_next_{i + 1}"])
+            self.rules[f"{prefix}_first_{i}"], self.rules[f"{prefix}_next_{i}"] = first, after
+        for kind in ("first", "next"):
+            self.rules[f"{prefix}_{kind}_{len(properties)}"] = '""'
+        return f"{prefix}_first_0"
+
+    def text(self, min_length: int = 0, max_length: int | None = None) -> str:
+        """An expression for a string of any text."""
+        if not self.quote:
+            limits = f"{{{min_length},{'' if max_length is None else max_length}}}"
+            schema = {"type": "string", "minLength": min_length}
+            schema |= {} if max_length is None else {"maxLength": max_length}
+            return choice([json_value(schema), rf"/'([^'\\\n]|\\['\"\\nrt]){limits}'/"])
+        chars = ANY_TEXT
+        if (min_length, max_length) != (0, None):
+            chars = f"/(?s:.{{{min_length},{'' if max_length is None else max_length}}})/"
+        if self.writer.has_special(self.quote):
+            quote = self.writer.literal(self.quote)
+            return sequence(quote, chars, quote)
+        rule = self._new_rule()
+        self.rules[rule.upper()] = f"{without(chars, self.quote)} {quoted(self.quote)}"
+        self.rules[f"{rule}[lazy]"] = rule.upper()
+        return sequence(quoted(self.quote), rule)
+
+    def _new_rule(self) -> str:
+        return f"{self.name}_part_{next(self._numbers)}"
+
+    def _reference(self, value: Mapping[str, Any]) -> str:
+        target = resolve({"$ref": value["$ref"]}, self.schema)
+        if value.keys() - _ANNOTATIONS - {"$ref"} or not isinstance(target, dict | bool):
+            return self._json(value)
+        if isinstance(target, dict) and "$ref" in target:
+            return self._json(value)
+        rule = f"{self.name}_ref_" + "".join(f"{byte:02x}" for byte in value["$ref"].encode())
+        if rule not in self.rules:
+            self.rules[rule] = ""  # the definition may refer to itself
+            self.rules[rule] = self.value(target)
+        return rule
+
+    def _json(self, value: Mapping[str, Any]) -> str:
+        defs = {key: self.schema[key] for key in ("$defs", "definitions") if key in self.schema}
+        return json_value({**value, **defs})
+
+    def _of_type(self, kind: str, value: Mapping[str, Any]) -> str:
+        match kind:
+            case "string":
+                return self.text(value.get("minLength", 0), value.get("maxLength"))
+            case "boolean":
+                return choice(map(self._constant, (True, False)))
+            case "null":
+                return self._constant(None)
+            case "array":
+                items = self.value(value.get("items", True))
+                return self._list(items, value.get("minItems", 0), value.get("maxItems"))
+            case "object":
+                return self._object(value)
+            case _:
+                return self._json(value)
+
+    def _constant(self, value: Any) -> str:
+        """An expression for one value."""
+        if isinstance(value, bool) or value is None:
+            texts = [json.dumps(value), *([] if self.quote else [str(value)])]
+            return choice(map(quoted, texts))
+        if not isinstance(value, str):
+            return json_value({"const": value})
+        if self.quote and self.quote not in value:
+            quote = self.writer.literal(self.quote)
+            return sequence(quote, quoted(value) if value else "", quote)
+        texts = [json.dumps(value, ensure_ascii=False)]
+        if not self.quote and not set(value) & set("'\\\n"):
+            texts.append(f"'{value}'")
+        return choice(map(quoted, texts))
+
+    def _list(self, item: str, min_items: int = 0, max_items: int | None = None) -> str:
+        rule = self._new_rule()
+        self.rules[rule] = item
+        most = "" if max_items is None else max(max_items - 1, 0)
+        more = f'("," {_GAP} {rule}){{{max(min_items - 1, 0)},{most}}}'
+        items = "" if max_items == 0 else sequence(rule, more, _GAP)
+        items = f"({items})?" if items and min_items == 0 else items
+        return sequence('"["', _GAP, items, '"]"')
+
+    def _object(self, value: Mapping[str, Any]) -> str:
+        if not value.keys() & _KEYS["object"]:
+            value = {**value, "additionalProperties": True}
+        extra = value.get("additionalProperties", False)
+        if extra is not False and not value.get("properties") and not value.get("required"):
+            return self._open_object(self.value(extra))
+        is_plain = all(map(_PLAIN_KEY.fullmatch, value.get("properties", {})))
+        pairs = self.pairs(value) if is_plain else None
+        return sequence('"{"', _GAP, pairs, _GAP, '"}"') if pairs else self._json(value)
+
+    def _open_object(self, item: str) -> str:
+        rule = self._new_rule()
+        key = rf"/{_PLAIN_KEY.pattern}/" if self.quote else json_value({"type": "string"})
+        self.rules[rule] = sequence(key, '":"', _GAP, item)
+        return sequence('"{"', _GAP, f'({rule} ("," {_GAP} {rule})* {_GAP})?', '"}"')
+
+    def _key(self, key: str) -> str:
+        if self.quote:
+            return sequence(quoted(f"{key}:"), _GAP)
+        return sequence(choice([quoted(f'"{key}"'), quoted(f"'{key}'")]), '":"', _GAP)
+
+    def _any(self) -> str:
+        """Any JSON value in this notation."""
+        rule = f"{self.name}_any"
+        if rule not in self.rules:
+            self.rules[rule] = ""
+            constants = [self._constant(item) for item in (True, False, None)]
+            number = json_value({"type": "number"})
+            options = [self.text(), number, *constants, self._list(rule), self._open_object(rule)]
+            self.rules[rule] = choice(options)
+        return rule

@@ -1,0 +1,223 @@
+"""What a model of each family writes is allowed by the grammar, and is read back as its calls.
+
+The outputs are those that the families' templates write, in several spellings and places.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from stonechat_models.grammar.compiler import GrammarCompiler
+from stonechat_models.types import GrammarSpec, SamplingParams
+from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCallDelta
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.structured.answer_spec import AnswerSpec, Structure
+from stonechat_server.tool_formats.select import FORMATS, select_format
+from tests.models.byte_vocabulary import ByteVocabulary
+from tests.models.walks import PADDED_VOCAB, allowed_ids
+from tests.nightly import nightly
+from tests.server.parsers.families import JSON_FAMILIES, Family
+from tests.server.parsers.tag_families import TAG_FAMILIES
+from tests.server.parsers.test_round_trip import render
+
+OTHERS = ("harmony", "functionary32")
+"""Whole answers of these consist of messages: they have tests of their own."""
+FAMILIES = {f.name: f for f in (*JSON_FAMILIES, *TAG_FAMILIES) if f.name not in OTHERS}
+THINKS = "{# </think> #}"
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+                "required": ["city"],
+            },
+        },
+    }
+    for name in ("get_weather", "get_weather_of_days")
+] + [{"type": "function", "function": {"name": "now"}}]
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("get_weather", {"city": "New York", "days": 3}),
+    ("now", {}),
+    ("get_weather_of_days", {"city": "Paris"}),
+]
+
+
+class VocabularyTokenizer:
+    """What a `Structure` needs of a tokenizer, over a `ByteVocabulary`."""
+
+    chat_template = None
+
+    def __init__(self, specials: Sequence[str]) -> None:
+        self.vocabulary = ByteVocabulary(specials)
+        self.special_ids = frozenset(self.vocabulary.id_of(text.encode()) for text in specials)
+
+    def token_text(self, token_id: int) -> str:
+        return self.vocabulary.token_bytes(token_id).decode(
+            "latin-1" if token_id < 256 else "utf-8"
+        )
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return self.vocabulary.encode(text)
+
+
+def specify(family: Family, template: str, **fields: Any) -> AnswerSpec:
+    tokenizer = VocabularyTokenizer(family.specials)
+    messages = [{"role": "user", "content": "Go."}]
+    body = {"model": "m", "messages": messages, "tools": TOOLS, **fields}
+    request = ChatCompletionRequest.model_validate(body)
+    return Structure(tokenizer).specify(request, template)  # type: ignore[arg-type]
+
+
+def check_allowed(spec: GrammarSpec, text: str, specials: Sequence[str]) -> None:
+    """Walk through the text token by token. Special tokens are single tokens."""
+    vocabulary = ByteVocabulary(specials)
+    constraint = GrammarCompiler(vocabulary, PADDED_VOCAB).compile(spec).new_constraint()
+    pattern = "|".join(map(re.escape, specials))
+    done = ""
+    for part in re.split(f"({pattern})", text) if specials else [text]:
+        ids = [vocabulary.id_of(part.encode())] if part in specials else vocabulary.encode(part)
+        for token_id in ids:
+            assert token_id in allowed_ids(constraint), (done, vocabulary.token_bytes(token_id))
+            constraint.accept(token_id)
+            done += vocabulary.token_bytes(token_id).decode(errors="replace")
+    end = set(vocabulary.eos_token_ids)
+    assert constraint.is_finished or end & set(allowed_ids(constraint)), done
+
+
+def read(spec: AnswerSpec, pieces: Sequence[str]) -> tuple[str, str, list[tuple[str, Any]]]:
+    """Return the content, the reasoning, and the calls."""
+    _, new_parser = spec.after_prompt("", SamplingParams())
+    parser = new_parser()
+    content, reasoning, calls = "", "", []
+    for i, piece in enumerate(pieces):
+        for delta in parser.feed(piece, finished=i == len(pieces) - 1):
+            if isinstance(delta, ContentDelta):
+                content += delta.text
+            elif isinstance(delta, ReasoningDelta):
+                reasoning += delta.text
+            else:
+                assert isinstance(delta, ToolCallDelta)
+                if delta.name is not None:
+                    calls.append([delta.name, ""])
+                calls[-1][1] += delta.arguments
+    assert not parser.is_call_cut
+    return content, reasoning, [(name, json.loads(arguments)) for name, arguments in calls]
+
+
+def written(family: Family, number: int | None = None) -> tuple[str, list[tuple[str, Any]]]:
+    """What the family's template writes for the calls, and the calls."""
+    calls = CALLS[: 1 if family.is_single else number]
+    return render(family, "", calls).strip(), calls
+
+
+def check(
+    family: Family, text: str, calls: Any, content: str = "", reasoning: str = "", **fields: Any
+) -> None:
+    template = family.template + (THINKS if reasoning else "")
+    assert select_format(template).name == family.name
+    spec = specify(family, template, **fields)
+    answer = text.partition("</think>")[2].lstrip() if reasoning else text
+    assert spec.grammar is not None
+    check_allowed(spec.grammar, answer, family.specials)
+    assert read(spec, [text]) == (content, reasoning, calls)
+    if "response_format" not in fields:
+        specials = "|".join(map(re.escape, family.specials)) or r"(?!)"
+        split = [piece for piece in re.split(f"({specials})|(.)", text, flags=re.S) if piece]
+        assert read(spec, [*split, ""]) == (content, reasoning, calls)
+
+
+def families() -> list[Any]:
+    """One of each layout is enough for the default run."""
+    firsts = {type(FORMATS[name].layout): name for name in reversed(FAMILIES)}
+    return [*firsts.values(), *nightly(*(name for name in FAMILIES if name not in firsts.values()))]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_calls_as_the_model_writes_them(name: str) -> None:
+    family = FAMILIES[name]
+    text, calls = written(family)
+    check(family, text, calls)
+
+
+@pytest.mark.parametrize("name", families())
+def test_calls_without_line_breaks(name: str) -> None:
+    family = FAMILIES[name]
+    text, calls = written(family)
+    if "\n" in FORMATS[name].trigger or "```json" in text:
+        pytest.skip("these line breaks open the call")
+    text = re.sub(r"\s*\n\s*", "", text)
+    check(family, text, calls)
+    check(family, text, calls, tool_choice="required")
+
+
+@pytest.mark.parametrize("name", families())
+def test_calls_with_more_line_breaks(name: str) -> None:
+    family = FAMILIES[name]
+    text, calls = written(family)
+    body = text.removeprefix(FORMATS[name].trigger)
+    spaced = FORMATS[name].trigger + re.sub(r"\n(?=<(?!/parameter)|[\[{}\]])", "\n\n", body)
+    check(family, spaced, calls)
+
+
+@pytest.mark.parametrize("name", families())
+def test_a_call_after_text_and_after_reasoning(name: str) -> None:
+    family = FAMILIES[name]
+    text, calls = written(family, 1)
+    if FORMATS[name].trigger:
+        check(family, f"I look.\n{text}", calls, content="I look.")
+        thought = f"<think>Hm.</think>\n\nI look. {text}"
+        check(family, thought, calls, content="I look.", reasoning="Hm.")
+    check(family, f"<think>Hm.</think>\n\n{text}", calls, reasoning="Hm.")
+
+
+@pytest.mark.parametrize("name", families())
+def test_an_answer_without_a_call(name: str) -> None:
+    check(
+        FAMILIES[name],
+        "No call, but a < b and (c) ok.",
+        [],
+        content="No call, but a < b and (c) ok.",
+    )
+
+
+@pytest.mark.parametrize("name", families())
+def test_required_calls_may_begin_and_end_with_line_breaks(name: str) -> None:
+    family = FAMILIES[name]
+    text, calls = written(family)
+    check(family, f"\n{text}", calls, tool_choice="required")
+    if not family.is_single and FORMATS[name].trigger:
+        text, calls = written(family, 1)
+        check(family, text, calls, tool_choice="required", parallel_tool_calls=False)
+
+
+@pytest.mark.parametrize("name", ["glm", "hermes", "qwen_coder", "mistral", "minimax"])
+def test_a_name_that_begins_another_is_never_barred(name: str) -> None:
+    family = FAMILIES[name]
+    text, calls = written(family)
+    for spelling in (text, re.sub(r"\s*\n\s*", "", text)):
+        check(family, spelling, calls, tool_choice="required")
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "num_calls"),
+    [
+        ("all\nHello", "Hello", 0),
+        ('get_weather\n{"city": "Rome"}', "", 1),
+        ('get_weather\n{"city": "Rome"}>>>now\n{}', "", 2),
+        ("all\nI look.>>>now\n{}", "I look.", 1),
+    ],
+)
+def test_an_answer_may_open_in_the_prompt(text: str, content: str, num_calls: int) -> None:
+    family = next(family for family in JSON_FAMILIES if family.name == "functionary32")
+    spec = specify(family, family.template)
+    assert spec.grammar is not None
+    check_allowed(spec.grammar, text, ())
+    for pieces in ([text], [*text, ""]):
+        found = read(spec, pieces)
+        assert (found[0], len(found[2])) == (content, num_calls)
