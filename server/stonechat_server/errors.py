@@ -145,12 +145,14 @@ def from_validation_error(error: ValidationError, body: bytes) -> APIError:
     candidates = [detail for detail in details if detail["loc"][:1] == first_field]
     paths = [_path_in_body(detail, decoded) for detail in candidates]
     best = max(range(len(candidates)), key=lambda i: (len(paths[i]), -i))
-    kind = candidates[best]["type"]
+    problem = candidates[best]
+    if len(paths[best]) == 1 and _value_at(decoded, paths[best]) is None:
+        problem["type"] = "missing"  # null is the same as leaving the field out
     return APIError(
         400,
-        _message(candidates[best], paths[best]),
+        _message(problem, paths[best]),
         param=format_path(paths[best]) or None,
-        code=_code(kind),
+        code=_code(problem["type"]),
     )
 
 
@@ -180,6 +182,13 @@ def _path_in_body(detail: "ErrorDetails", body: object) -> list[str | int]:
     elif detail["type"].startswith("union_tag_"):
         path.append(str(detail["ctx"]["discriminator"]).strip("'"))
     return path
+
+
+def _value_at(body: object, path: Sequence[str | int]) -> object:
+    """The value at `path`; None if there is none."""
+    for part in path:
+        body = body[part] if _has(body, part) else None  # type: ignore[index]
+    return body
 
 
 def _has(value: object, part: str | int) -> bool:

@@ -60,6 +60,12 @@ class Settings(BaseSettings):
     allow_pickle: bool = _option(
         "Model", False, "load pickled weights; a pickle can run any code of its author"
     )
+    generation_config: Literal["model", "none"] = _option(
+        "Model",
+        "model",
+        "sampling parameters of requests that leave them out (model: what its "
+        "generation_config.json recommends; none: the defaults of the OpenAI API)",
+    )
     served_model_name: Names = _option(
         "Chat", (), "name that requests give as `model` (repeatable; default: the model's name)"
     )
@@ -71,10 +77,24 @@ class Settings(BaseSettings):
     tool_format: ToolFormatName = _option(
         "Chat", "auto", "how the model writes tool calls (auto: detect it from the chat template)"
     )
+    special_tokens_as_text: bool = _option(
+        "Chat",
+        False,
+        "encode special tokens that clients write into their texts as ordinary text, so that no "
+        "text can end its turn and begin another",
+    )
     schema_in_prompt: bool = _option(
         "Chat", True, "describe the required answer format to the model in the system message"
     )
     reasoning: bool = _option("Chat", True, "separate the model's reasoning from its answer")
+    bare_calls: bool = _option(
+        "Chat",
+        True,
+        "read an answer that begins with a call's JSON, without the format's marks, as that call",
+    )
+    stop_repeated_calls: bool = _option(
+        "Chat", True, "end an answer before a call that repeats an earlier call of the same answer"
+    )
 
     device: str = _option(
         "Computing", "auto", "device to compute on: auto, cpu, cuda, cuda:1 or mps"

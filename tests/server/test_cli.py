@@ -109,6 +109,9 @@ def test_a_missing_model_is_explained() -> None:
 
 def test_the_banner_shows_what_was_chosen() -> None:
     text = start_banner(model_info(quantization="Q4_1"), "name", "http://127.0.0.1:8000", False)
+    assert "warning" not in text
+    warned = start_banner(model_info(), "name", "http://127.0.0.1:8000", False, "mind this")
+    assert "  warning   mind this" in warned
     for fact in ("cpu", "float32", "Q4_1", "16,384 tokens", "4,096 tokens", "4.0 requests"):
         assert fact in text
 

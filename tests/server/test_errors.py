@@ -14,7 +14,7 @@ from stonechat_models import (
     PromptTooLongError,
 )
 from stonechat_server.errors import to_api_error, unwrap
-from tests.server.bodies import URL, body, error_of, post
+from tests.server.bodies import URL, error_of, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine, delta, output
 
@@ -42,7 +42,7 @@ NO_TEXT = [{"role": "user", "content": [{"type": "text"}]}]
         ({"messages": [USER | {"function_call": 5}]}, "messages[0].function_call"),
         ({"structured_outputs": {"json": "[" * 100_000}}, "structured_outputs.json"),
         ({"structured_outputs": {"json": DEEP}}, "structured_outputs.json"),
-        ({"model": None}, "model"),
+        ({"model": 5}, "model"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": "1"}, "temperature"),
@@ -54,7 +54,13 @@ NO_TEXT = [{"role": "user", "content": [{"type": "text"}]}]
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"presence_penalty": -2.5}, "presence_penalty"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_completion_tokens": -2}, "max_completion_tokens"),
+        ({"max_completion_tokens": 0, "max_tokens": 5}, "max_completion_tokens"),
+        ({"n_predict": 0}, "n_predict"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"thinking_budget": 2**31}, "thinking_budget"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty"),
+        ({"repeat_penalty": 0.001}, "repeat_penalty"),
         ({"top_logprobs": 5}, "top_logprobs"),
         ({"logprobs": False, "top_logprobs": 5}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -101,12 +107,25 @@ def test_bad_values_are_a_400_that_names_the_parameter(
     assert not engine.requests
 
 
-@pytest.mark.parametrize("missing", ["model", "messages"])
-def test_required_fields(client: TestClient, missing: str) -> None:
-    document = body()
-    del document[missing]
+@pytest.mark.parametrize("document", [{"model": "tiny-test"}, {"messages": None}, {}])
+def test_messages_are_required(client: TestClient, document: dict[str, Any]) -> None:
     error = error_of(client.post(URL, json=document))
-    assert (error["param"], error["code"]) == (missing, "missing_required_parameter")
+    assert (error["param"], error["code"]) == ("messages", "missing_required_parameter")
+    assert error["message"] == "Missing required parameter: 'messages'."
+
+
+def test_a_bound_is_named(client: TestClient) -> None:
+    error = error_of(post(client, max_tokens=0))
+    assert "greater than or equal to 1" in error["message"]
+    error = error_of(post(client, repetition_penalty=1e-40))
+    assert "greater than or equal to 0.01" in error["message"]
+
+
+@pytest.mark.parametrize("key", ["a", "256", "-1", "1.0", "", "²", "9" * 5000])
+def test_a_bad_key_of_logit_bias_is_explained(client: TestClient, key: str) -> None:
+    error = error_of(post(client, logit_bias={key: 1}))
+    assert error["param"] == "logit_bias"
+    assert error["message"].startswith(f"Invalid 'logit_bias': {key[:20]!r} is not a token id")
 
 
 @pytest.mark.parametrize(

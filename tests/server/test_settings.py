@@ -84,6 +84,7 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
         "kv_cache_fraction": 0.5,
         "kv_cache_dtype": "fp8",
         "overlap": False,
+        "generation_config": "none",
         "prompt_lookup": True,
         "block_size": 32,
         "max_batch_tokens": 64,

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Sequence
 from functools import partial
 from urllib.parse import quote
 
@@ -16,7 +17,9 @@ from stonechat_server.errors import APIError
 from stonechat_server.request.body import check_json, discard_body, parse_request, read_body
 from stonechat_server.request.field_checks import check_unknown, ignored_params
 from stonechat_server.request.legacy_functions import with_tools
+from stonechat_server.request.other_names import with_own_names
 from stonechat_server.request.prepare import PreparedRequest, has_grammar, prepare
+from stonechat_server.schema.fields import OTHER_NAMES
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.generation import CLIENT_GONE, Generation
 from stonechat_server.serving.services import Services, services_of
@@ -80,7 +83,7 @@ async def receive(
     body = await read_body(http_request, settings)
     check_json(body, settings)
     request = parse_request(body)
-    check_model(request.model, services.model_names, identity)
+    request.model = check_model(request.model, services.model_names, identity)
     if len(request.messages) > settings.max_messages:
         raise APIError(
             400,
@@ -91,6 +94,8 @@ async def receive(
         )
     if settings.strict_params:
         check_unknown(request)
+    if not OTHER_NAMES.isdisjoint(request.model_fields_set):
+        request = with_own_names(request)
     if request.functions is not None or request.function_call is not None:
         request = with_tools(request)
     return request, len(body)
@@ -125,7 +130,7 @@ async def respond(
     head = CompletionHead(
         id="chatcmpl-" + secrets.token_hex(12),
         created=int(time.time()),
-        model=request.model,
+        model=request.model or "",
         system_fingerprint=services.fingerprint,
         service_tier=UNSET if request.service_tier is None else "default",
     )
@@ -135,7 +140,7 @@ async def respond(
     ]
     builder = ChunkBuilder(head, _options(request), choices, len(prepared.prediction_token_ids))
     generation = Generation(services, identity, request, http_request, prepared, builder)
-    headers = _headers(request)
+    headers = _headers(request, prepared)
     if request.stream:
         return EventStream(
             generation.chunks(),
@@ -162,13 +167,18 @@ def _options(request: ChatCompletionRequest) -> ChunkOptions:
     )
 
 
-def _headers(request: ChatCompletionRequest) -> dict[str, str]:
-    ignored = ignored_params(request)
-    if not ignored:
-        return {}
-    # The names come from the client. Quoting keeps them from breaking the header.
-    names = [quote(name, safe="._-") for name in ignored]
-    text = ", ".join(names)
-    if len(text) > MAX_HEADER_BYTES:
-        text = text[:MAX_HEADER_BYTES].rpartition(", ")[0] + ", ..."
-    return {"x-ignored-params": text}
+def _headers(request: ChatCompletionRequest, prepared: PreparedRequest) -> dict[str, str]:
+    lists = {
+        "x-ignored-params": ignored_params(request),
+        "x-unenforced-schema": prepared.unenforced,
+    }
+    return {name: _name_list(names) for name, names in lists.items() if names}
+
+
+def _name_list(names: Sequence[str]) -> str:
+    """Names that come from the client. Quoting keeps them from breaking the header."""
+    text = ", ".join(quote(name, safe="._-[]$", errors="replace") for name in names)
+    if len(text) <= MAX_HEADER_BYTES:
+        return text
+    head = text[:MAX_HEADER_BYTES].rpartition(", ")[0]
+    return f"{head}, ..." if head else "..."

@@ -1,4 +1,4 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`."""
+"""`GET /v1/models` and `GET /v1/models/{id}`, also without `/v1`."""
 
 from dataclasses import asdict
 
@@ -18,6 +18,7 @@ router = APIRouter()
     operation_id="listModels",
     responses={200: {"content": json_body("ModelList")}, **errors(401)},
 )
+@router.get("/models", include_in_schema=False)
 async def list_models(http_request: Request) -> Response:
     """List the names that requests with this key may use as `model`."""
     state = services_of(http_request)
@@ -30,6 +31,7 @@ async def list_models(http_request: Request) -> Response:
     operation_id="retrieveModel",
     responses={200: {"content": json_body("ModelCard")}, **errors(401, 404)},
 )
+@router.get("/models/{model:path}", include_in_schema=False)
 async def retrieve_model(http_request: Request, model: str) -> Response:
     """Describe one model. Its name may contain slashes."""
     state = services_of(http_request)

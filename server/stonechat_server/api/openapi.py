@@ -19,20 +19,30 @@ REF = "#/components/schemas/{name}"
 RESPONSE_TYPES = (ChatCompletion, ChatCompletionChunk, ModelCard, ModelList, ErrorResponse)
 
 
-def openapi_document(app: FastAPI) -> dict[str, Any]:
-    """Build the whole document."""
+KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+}
+"""The ways to send a key. A request needs one of them."""
+
+
+def openapi_document(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
+    """Build the whole document. `needs_key` says whether requests to `/v1` must carry a key."""
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     request = ChatCompletionRequest.model_json_schema(
         ref_template="#/components/schemas/{model}", mode="validation"
     )
     _, response_schemas = msgspec.json.schema_components(RESPONSE_TYPES, ref_template=REF)
     schemas = {**request.pop("$defs"), "ChatCompletionRequest": request, **response_schemas}
-    for path in document["paths"].values():
-        for operation in path.values():
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
             operation["responses"].pop("422", None)  # this server answers 400 instead
+            if needs_key and path.startswith("/v1/"):
+                operation["security"] = [{name: []} for name in KEY_SCHEMES]
     components = document.setdefault("components", {})
     components["schemas"] = schemas
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    if needs_key:
+        components["securitySchemes"] = KEY_SCHEMES
     return document
 
 
@@ -54,12 +64,11 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The answer; with `stream`, events whose data are chunks, then `[DONE]`",
         "content": {
             **json_body("ChatCompletion"),
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": {}},  # a schema would be that of one event
         },
     },
     **errors(400, 401, 403, 404, 408, 413, 429, 500, 503, 504),
 }
 CHAT_EXTRA = {
     "requestBody": {"required": True, "content": json_body("ChatCompletionRequest")},
-    "security": [{"key": []}],
 }

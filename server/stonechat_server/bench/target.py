@@ -23,7 +23,7 @@ class BenchError(Exception):
 class _ModelCard(msgspec.Struct):
     id: str
     owned_by: str | None = None
-    stonechat: dict[str, str | int | float | bool | None] | None = None
+    stonechat: dict[str, object] | None = None
 
 
 class _ModelList(msgspec.Struct):
@@ -71,7 +71,12 @@ class Target:
         if not matches and requested is None:
             raise BenchError("the server lists no model; name one with --model")
         self.model = matches[0].id if matches else str(requested)
-        self.facts = (matches[0].stonechat or {}) if matches else {}
+        facts = (matches[0].stonechat or {}) if matches else {}
+        self.facts = {
+            name: value
+            for name, value in facts.items()
+            if value is None or isinstance(value, str | int | float)
+        }
 
     async def calibrate(self) -> int:
         """Find how many words make a prompt of `input_tokens`, from the server's own counts.

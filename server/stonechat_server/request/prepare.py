@@ -9,6 +9,7 @@ from stonechat_server.parsers.deltas import ParserFactory
 from stonechat_server.prompt.chat_template import RenderOptions
 from stonechat_server.request.field_checks import check_supported
 from stonechat_server.request.sampling_params import to_sampling_params
+from stonechat_server.schema.fields import FORM_FIELDS
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import EngineLike
@@ -27,6 +28,8 @@ class PreparedRequest:
     """Called once per choice. None: all text is content."""
     grammar_param: str | None = None
     """The field of the request that `params.grammar` comes from."""
+    unenforced: tuple[str, ...] = ()
+    """Paths in the request of what is not enforced of the schemas of tools."""
     prediction_token_ids: tuple[int, ...] = ()
 
 
@@ -44,9 +47,14 @@ def prepare(
     """
     check_supported(request)
     template = templates.select(request)
-    spec = structure.specify(request, template.source)
-    prompt = template.render(spec.messages, render_options(request, spec))
-    prompt_token_ids = engine.tokenizer.encode(prompt, add_special_tokens=False)
+    guard = templates.guard(template) if templates.special_tokens_as_text else None
+    shown = guard.marked(request) if guard is not None else request
+    spec = structure.specify(request, template.source, shown)
+    prompt = template.render(spec.messages, render_options(shown, spec))
+    if guard is not None and shown is not request:
+        prompt_token_ids = guard.encode(prompt)
+    else:
+        prompt_token_ids = engine.tokenizer.encode(prompt, add_special_tokens=False)
     if not prompt_token_ids:
         raise invalid("messages", "The prompt made from the messages is empty.")
     params = to_sampling_params(request, engine.model, len(prompt_token_ids), max_total)
@@ -58,6 +66,7 @@ def prepare(
         params=params,
         new_parser=new_parser,
         grammar_param=spec.grammar_param,
+        unenforced=spec.unenforced,
         prediction_token_ids=_prediction_token_ids(request, engine) if request.prediction else (),
     )
 
@@ -76,7 +85,8 @@ def _prediction_token_ids(
 
 def has_grammar(request: "ChatCompletionRequest") -> bool:
     """Whether the request may have schemas or grammars to check, which can take long."""
-    return bool(request.tools or request.response_format or request.structured_outputs)
+    is_structured = request.tools or request.response_format or request.structured_outputs
+    return bool(is_structured) or not FORM_FIELDS.isdisjoint(request.model_fields_set)
 
 
 def render_options(request: "ChatCompletionRequest", spec: "AnswerSpec") -> RenderOptions:
@@ -92,5 +102,6 @@ def render_options(request: "ChatCompletionRequest", spec: "AnswerSpec") -> Rend
         documents=request.documents or (),
         add_generation_prompt=not continue_final and request.add_generation_prompt is not False,
         continue_final_message=continue_final,
+        added_text=spec.added_text,
         variables={**spec.variables, **(request.chat_template_kwargs or {})},
     )

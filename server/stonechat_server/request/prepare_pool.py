@@ -1,7 +1,7 @@
 """Prepares requests outside the event loop: a few at a time, with a bound on those that wait.
 
 Rendering a template holds the interpreter lock, so more threads would only delay the event loop. A
-request that waits here keeps its body in memory.
+request that waits here keeps its body in memory. No thread waits for the check of a grammar.
 """
 
 import asyncio
@@ -9,11 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from stonechat_server.admission.refusals import RefusedError, too_many_requests
+from stonechat_server.admission.refusals import RefusedError, too_many_requests, unavailable
+from stonechat_server.structured.grammar_checks import GrammarPendingError
 
 T = TypeVar("T")
 
 RETRY_AFTER_SECONDS = 1.0
+MAX_CHECKING = 64
+"""Requests whose grammars are being checked."""
 
 
 class Preparations:
@@ -28,6 +31,8 @@ class Preparations:
         self._max_requests = num_threads + max_waiting
         self._max_bytes = max_bytes
         self.num_requests = 0
+        self._waiting: set[asyncio.Event] = set()
+        self._is_draining = False
         self.num_bytes = 0
 
     def check(self, size: int = 0) -> None:
@@ -39,8 +44,16 @@ class Preparations:
     async def run(self, work: Callable[[], T], size: int) -> T:
         """Run `work` for a body of `size` bytes and return its result.
 
-        Raises `RefusedError` 429 like `check`, and the errors of `work`.
+        Runs it again after `GrammarPendingError`, once that check is done. Raises `RefusedError`
+        429 like `check`, or if too many grammars are being checked; and the errors of `work`.
         """
+        while True:
+            try:
+                return await self._run_once(work, size)
+            except GrammarPendingError as pending:
+                await self._wait_for(pending, size)
+
+    async def _run_once(self, work: Callable[[], T], size: int) -> T:
         self.check(size)
         self._count(1, size)
         # Work counts until it ends, even if its request was cancelled.
@@ -48,6 +61,29 @@ class Preparations:
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: _call_soon(loop, lambda: self._count(-1, -size)))
         return await asyncio.wrap_future(future)
+
+    async def _wait_for(self, pending: GrammarPendingError, size: int) -> None:
+        """Wait until a grammar is checked. The next run of the work sees the result."""
+        if len(self._waiting) >= MAX_CHECKING:
+            raise _pool_full()
+        loop, wakes = asyncio.get_running_loop(), asyncio.Event()
+        pending.check.add_done_callback(lambda _: _call_soon(loop, wakes.set))
+        self._waiting.add(wakes)
+        self.num_bytes += size
+        try:
+            if not self._is_draining:
+                await wakes.wait()
+        finally:
+            self._waiting.discard(wakes)
+            self.num_bytes -= size
+        if self._is_draining:
+            raise unavailable("The server is shutting down.", reason="draining", retry_after=5)
+
+    def drain(self) -> None:
+        """Refuse with 503 what waits for the check of a grammar, now and from now on."""
+        self._is_draining = True
+        for wakes in self._waiting:
+            wakes.set()
 
     def close(self) -> None:
         """Start no more work. Does not wait for work that runs."""

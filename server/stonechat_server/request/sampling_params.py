@@ -1,10 +1,13 @@
 """Converts the sampling fields of a request to `SamplingParams`."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from stonechat_models import ModelInfo, PromptTooLongError, SamplingParams, StopRules
 from stonechat_server.errors import APIError, invalid
 from stonechat_server.schema.requests import ChatCompletionRequest
+
+T = TypeVar("T", int, float)
 
 KEPT_ALTERNATIVES = 4
 """A plain answer may have this many times `max_completion_total` alternatives."""
@@ -21,7 +24,7 @@ def to_sampling_params(
     room = model.max_model_len - num_prompt_tokens
     if room < 1:
         raise PromptTooLongError(num_prompt_tokens, model.max_model_len)
-    limit = request.max_completion_tokens or request.max_tokens
+    limit = request.token_limit
     max_tokens, min_tokens = min(limit or room, room), request.min_tokens or 0
     if limit is not None and min_tokens > limit:
         raise invalid("min_tokens", f"min_tokens ({min_tokens}) is above the maximum ({limit}).")
@@ -29,17 +32,18 @@ def to_sampling_params(
         raise invalid("top_logprobs", "top_logprobs needs logprobs to be true.")
     if (request.n or 1) > 1 or request.top_logprobs:
         max_tokens = _limit_total(request, max_tokens, max_total)
+    defaults = model.sampling_defaults
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return SamplingParams(
         n=request.n or 1,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=min(max(request.top_k or 0, 0), model.vocab_size),
-        min_p=request.min_p or 0.0,
+        temperature=_first(request.temperature, defaults.temperature, 1.0),
+        top_p=_first(request.top_p, defaults.top_p, 1.0),
+        top_k=min(max(_first(request.top_k, defaults.top_k, 0), 0), model.vocab_size),
+        min_p=_first(request.min_p, defaults.min_p, 0.0),
         seed=request.seed,
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
-        repetition_penalty=request.repetition_penalty or 1.0,
+        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
         logit_bias=_logit_bias(request.logit_bias, model.vocab_size) if request.logit_bias else {},
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         max_tokens=max_tokens,
@@ -52,6 +56,13 @@ def to_sampling_params(
         skip_special_tokens=request.skip_special_tokens is not False,
         ignore_eos=bool(request.ignore_eos),
     )
+
+
+def _first(value: T | None, default: T | None, otherwise: T) -> T:
+    """The request's value, else the model's, else that of the API."""
+    if value is not None:
+        return value
+    return otherwise if default is None else default
 
 
 def _limit_total(request: ChatCompletionRequest, max_tokens: int, max_total: int) -> int:
@@ -67,7 +78,7 @@ def _limit_total(request: ChatCompletionRequest, max_tokens: int, max_total: int
     limit = max(limit, 1)
     if max_tokens <= limit:
         return max_tokens
-    if request.max_completion_tokens is None and request.max_tokens is None:
+    if request.token_limit is None:
         return limit
     raise APIError(
         400,
@@ -83,7 +94,8 @@ def _limit_total(request: ChatCompletionRequest, max_tokens: int, max_total: int
 def _stop_token_ids(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
     for i, token_id in enumerate(token_ids):
         if token_id >= vocab_size:
-            raise invalid(f"stop_token_ids[{i}]", _not_a_token(token_id, vocab_size))
+            param = f"stop_token_ids[{i}]"
+            raise invalid(param, _not_a_token(param, token_id, vocab_size))
     return tuple(token_ids)
 
 
@@ -91,13 +103,14 @@ def _logit_bias(logit_bias: Mapping[str, float | None], vocab_size: int) -> dict
     biases: dict[int, float] = {}
     for key, bias in logit_bias.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
-            raise invalid("logit_bias", _not_a_token(key, vocab_size))
+            raise invalid("logit_bias", _not_a_token("logit_bias", key, vocab_size))
         if bias is not None:
             biases[int(key)] = bias
     return biases
 
 
-def _not_a_token(value: object, vocab_size: int) -> str:
+def _not_a_token(param: str, value: object, vocab_size: int) -> str:
     return (
-        f"{str(value)[:20]!r} is not a token id; ids of this model go from 0 to {vocab_size - 1}."
+        f"Invalid '{param}': {str(value)[:20]!r} is not a token id; ids of this model go from 0 to "
+        f"{vocab_size - 1}."
     )

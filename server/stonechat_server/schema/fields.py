@@ -21,10 +21,16 @@ class FieldNote:
     status: FieldStatus
     note: str
     neutral: tuple[object, ...] = ()
+    alias_of: str = ""
+    """The field whose other name this is; empty for a field of its own."""
 
 
 def _honoured(note: str) -> FieldNote:
     return FieldNote(FieldStatus.HONOURED, note)
+
+
+def _alias(name: str, users: str) -> FieldNote:
+    return FieldNote(FieldStatus.HONOURED, f"{users}'s name of `{name}`", alias_of=name)
 
 
 def _rejected(note: str, *neutral: object) -> FieldNote:
@@ -36,12 +42,19 @@ def _no_effect(note: str, *neutral: object) -> FieldNote:
 
 
 FIELDS: dict[str, FieldNote] = {
-    "model": _honoured("a name from `/v1/models`; any other name is a 404 `model_not_found`"),
+    "model": _honoured(
+        "a name from `/v1/models`, by default the first that the key may use; "
+        "any other name is a 404 `model_not_found`"
+    ),
     "messages": _honoured("all roles; text as a string or as parts; images, audio, files: 400"),
-    "temperature": _honoured("0 to 2, default 1; 0 always chooses the most likely token"),
-    "top_p": _honoured("0 to 1, default 1; computed exactly"),
+    "temperature": _honoured(
+        "0 to 2, default the model's or 1; 0 always chooses the most likely token"
+    ),
+    "top_p": _honoured("0 to 1, default the model's or 1; computed exactly"),
     "n": _honoured("1 to 128, default 1"),
-    "max_completion_tokens": _honoured("default and maximum: what fits into the context"),
+    "max_completion_tokens": _honoured(
+        "default and maximum: what fits into the context; -1: no limit"
+    ),
     "max_tokens": _honoured("older name; `max_completion_tokens` applies if both are given"),
     "stop": _honoured(
         "a string or up to 64 strings; left out of the output; does not apply within reasoning and "
@@ -65,8 +78,12 @@ FIELDS: dict[str, FieldNote] = {
         "older form of `tools`, 1 to 128; the answer has at most one call, in `function_call`"
     ),
     "function_call": _honoured("older form of `tool_choice`: `none`, `auto`, or `{name}`"),
-    "response_format": _honoured("`text`, `json_object`, `json_schema`; always enforced"),
-    "structured_outputs": _honoured("extension; one of `json`, `regex`, `choice`, `grammar`"),
+    "response_format": _honoured(
+        "`text`, `json_object` (with a `schema` if there is one), `json_schema`; always enforced"
+    ),
+    "structured_outputs": _honoured(
+        "extension; one of `json`, `regex`, `choice`, `grammar` (Lark), `json_object`"
+    ),
     "reasoning_effort": _honoured(
         "reaches the chat template; `none` switches thinking off if the template can"
     ),
@@ -89,9 +106,11 @@ FIELDS: dict[str, FieldNote] = {
     "prompt_cache_key": _no_effect("every prompt's prefix is looked up in the cache"),
     "prompt_cache_options": _no_effect("prefixes are cached until their memory is needed"),
     "prompt_cache_retention": _no_effect("prefixes are cached until their memory is needed"),
-    "top_k": _honoured("extension; 0 or -1: off"),
-    "min_p": _honoured("extension; 0 to 1, default 0"),
-    "repetition_penalty": _honoured("extension; above 0, to 10, default 1; prompt and output"),
+    "top_k": _honoured("extension; 0 or -1: off; default the model's or 0"),
+    "min_p": _honoured("extension; 0 to 1, default the model's or 0"),
+    "repetition_penalty": _honoured(
+        "extension; 0.01 to 10, default the model's or 1; prompt and output"
+    ),
     "min_tokens": _honoured("extension; the answer does not stop before that many tokens"),
     "stop_token_ids": _honoured("extension; up to 64 ids; a token with such an id ends the answer"),
     "ignore_eos": _honoured("extension; generation continues past EOS"),
@@ -109,4 +128,50 @@ FIELDS: dict[str, FieldNote] = {
         "extension; lower values run first; default 0, negative values count as 0"
     ),
     "cache_salt": _honoured("extension; only requests with the same salt share cached prefixes"),
+    "repeat_penalty": _alias("repetition_penalty", "llama.cpp"),
+    "n_predict": _alias("max_tokens", "llama.cpp"),
+    "num_predict": _alias("max_tokens", "Ollama"),
+    "max_new_tokens": _alias("max_tokens", "SGLang"),
+    "max_output_tokens": _alias("max_tokens", "OpenAI's Responses API"),
+    "min_new_tokens": _alias("min_tokens", "SGLang"),
+    "stop_sequences": _alias("stop", "Anthropic"),
+    "random_seed": _alias("seed", "Mistral"),
+    "thinking_token_budget": _alias("thinking_budget", "vLLM"),
+    "thinking_budget_tokens": _alias("thinking_budget", "llama.cpp"),
+    "reasoning": _honoured(
+        "OpenRouter's; `effort` is `reasoning_effort`, `max_tokens` is `thinking_budget`, "
+        "`enabled` is `enable_thinking`"
+    ),
+    "thinking": _honoured(
+        "Anthropic's; `type` `enabled` or `disabled` is `enable_thinking`, "
+        "`budget_tokens` is `thinking_budget`"
+    ),
+    "enable_thinking": _honoured(
+        "Qwen's; false is `reasoning_effort: none`, true sets the template's variables"
+    ),
+    "think": _honoured("Ollama's; `enable_thinking`, or a `reasoning_effort`"),
+    "json_schema": _alias("structured_outputs.json", "llama.cpp"),
+    "guided_json": _alias("structured_outputs.json", "vLLM"),
+    "regex": _alias("structured_outputs.regex", "SGLang"),
+    "guided_regex": _alias("structured_outputs.regex", "vLLM"),
+    "guided_choice": _alias("structured_outputs.choice", "vLLM"),
+    "grammar": _alias("structured_outputs.grammar", "llama.cpp"),
+    "ebnf": _alias("structured_outputs.grammar", "SGLang"),
+    "guided_grammar": _alias("structured_outputs.grammar", "vLLM"),
+    "format": _honoured("Ollama's; `json` for any JSON object, or a JSON schema"),
 }
+
+FORM_PREFIX = "structured_outputs."
+FORM_FIELDS = frozenset({"format"}) | {
+    name for name, note in FIELDS.items() if note.alias_of.startswith(FORM_PREFIX)
+}
+"""Fields outside `response_format` and `structured_outputs` that set the form of the answer."""
+OTHER_NAMES = frozenset({"reasoning", "thinking", "enable_thinking", "think"}) | {
+    name for name, note in FIELDS.items() if note.alias_of and name not in FORM_FIELDS
+}
+"""Fields that stand for others. `request/other_names.py` translates them."""
+UNSUPPORTED_FORMS = (
+    *("structural_tag", "output_format", "output_schema", "response_schema"),
+    *("response_json_schema", "text.format", "output_config.format"),
+)
+"""Unknown names that ask for a form of the answer. They are refused, as text would be wrong."""

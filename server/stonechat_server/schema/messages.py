@@ -1,8 +1,11 @@
-"""The messages of a conversation, by role, and the parts of their content."""
+"""The messages of a conversation, by role, and the parts of their content.
+
+An assistant's message takes whatever a client kept from an answer, of this server or another one.
+"""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from stonechat_server.schema.base import WireModel
 
@@ -19,6 +22,19 @@ class RefusalPart(WireModel):
 
     type: Literal["refusal"]
     refusal: str
+
+
+class AnswerTextPart(WireModel):
+    """A piece of an answer's text. Null is no text."""
+
+    type: Literal["text", "output_text"]
+    text: str | None
+
+
+class ReasoningPart(WireModel):
+    """A piece of an answer's reasoning; the text is among the unknown keys."""
+
+    type: Literal["thinking", "reasoning", "reasoning_text", "redacted_thinking"]
 
 
 class ImagePart(WireModel):
@@ -45,22 +61,21 @@ class FilePart(WireModel):
 TextParts = Annotated[list[TextPart], Field(min_length=1)]
 UserPart = Annotated[TextPart | ImagePart | AudioPart | FilePart, Field(discriminator="type")]
 UserParts = Annotated[list[UserPart], Field(min_length=1)]
-AssistantPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
-AssistantParts = Annotated[list[AssistantPart], Field(min_length=1)]
+AssistantPart = Annotated[AnswerTextPart | RefusalPart | ReasoningPart, Field(discriminator="type")]
 
 
 class FunctionCall(WireModel):
-    """A function with its arguments as JSON text."""
+    """A function with its arguments, as a rule as JSON text; any other JSON is taken too."""
 
     name: str
-    arguments: str = ""
+    arguments: Any = ""
 
 
 class CustomCall(WireModel):
     """A custom tool with its free-form input."""
 
     name: str
-    input: str
+    input: str = ""
 
 
 class FunctionToolCall(WireModel):
@@ -79,7 +94,27 @@ class CustomToolCall(WireModel):
     custom: CustomCall
 
 
-ToolCall = Annotated[FunctionToolCall | CustomToolCall, Field(discriminator="type")]
+def _id_text(value: object) -> object:
+    """Make a call's id text, also if it is a number or null."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number else value or ""
+
+
+def _complete_call(call: object) -> object:
+    """Give a call the type and the id that some servers leave out, or say in another way."""
+    if not isinstance(call, dict):
+        return call
+    completed = {key: value for key, value in call.items() if value is not None}
+    completed.setdefault("type", "custom" if "custom" in completed else "function")
+    completed["id"] = _id_text(completed.get("id"))
+    return completed
+
+
+ToolCall = Annotated[
+    FunctionToolCall | CustomToolCall,
+    Field(discriminator="type"),
+    BeforeValidator(_complete_call),
+]
 
 
 class DeveloperMessage(WireModel):
@@ -110,7 +145,7 @@ class AssistantMessage(WireModel):
     """What the model said: text, a refusal, or tool calls."""
 
     role: Literal["assistant"]
-    content: str | AssistantParts | None = None
+    content: str | list[AssistantPart] | None = None
     name: str | None = None
     refusal: str | None = None
     audio: dict[str, Any] | None = None
@@ -119,11 +154,11 @@ class AssistantMessage(WireModel):
 
 
 class ToolMessage(WireModel):
-    """The result of the call `tool_call_id`."""
+    """The result of the call `tool_call_id`. JSON that is no text is taken too."""
 
     role: Literal["tool"]
-    content: str | TextParts
-    tool_call_id: str
+    content: Any
+    tool_call_id: Annotated[str, BeforeValidator(_id_text)]
     name: str | None = None
 
 
@@ -131,7 +166,7 @@ class FunctionMessage(WireModel):
     """The result of a `function_call`, the older form of tool calls."""
 
     role: Literal["function"]
-    content: str | None
+    content: Any
     name: str
 
 

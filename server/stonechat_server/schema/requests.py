@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from stonechat_server.schema.base import WireModel
 from stonechat_server.schema.messages import Message, TextParts
-from stonechat_server.schema.response_format import ResponseFormat, StructuredOutputs
+from stonechat_server.schema.response_format import ResponseFormat, SchemaText, StructuredOutputs
 from stonechat_server.schema.tools import FunctionDefinition, NamedTool, Tool, ToolChoice
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -18,6 +18,16 @@ Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 StopString = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+TokenLimit = Annotated[int, Field(ge=1)] | Literal[-1]
+"""-1 is no limit."""
+Budget = Annotated[int, Field(ge=0, lt=2**31)]
+TokenBudget = Budget | Literal[-1]
+"""-1 is no limit."""
+StopStrings = StopString | Annotated[list[StopString], Field(max_length=64)]
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=10.0)]
+Seed = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 def _first_wrong_bias(biases: object) -> object:
@@ -51,24 +61,39 @@ class Prediction(WireModel):
     content: str | TextParts
 
 
+class Reasoning(WireModel):
+    """OpenRouter's switch and limits of reasoning. `enabled` is true unless the effort is none."""
+
+    effort: Effort | None = None
+    max_tokens: Budget | None = None
+    enabled: bool | None = None
+
+
+class Thinking(WireModel):
+    """The switch of reasoning that Anthropic, DeepSeek and GLM have."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: TokenBudget | None = None
+
+
 class ChatCompletionRequest(WireModel):
     """A conversation to continue, and the options for doing so."""
 
-    model: str
+    model: str | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Fraction | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=64)] | None = None
+    max_completion_tokens: TokenLimit | None = None
+    max_tokens: TokenLimit | None = None
+    stop: StopStrings | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: LogitBias | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
+    seed: Seed | None = None
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -83,9 +108,7 @@ class ChatCompletionRequest(WireModel):
     function_call: Literal["none", "auto"] | NamedTool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
-        None
-    )
+    reasoning_effort: Effort | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     prediction: Prediction | None = None
 
@@ -114,9 +137,9 @@ class ChatCompletionRequest(WireModel):
 
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Fraction | None = None
-    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
-    thinking_budget: Annotated[int, Field(ge=0)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    thinking_budget: Budget | None = None
+    min_tokens: Count | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -128,3 +151,36 @@ class ChatCompletionRequest(WireModel):
     continue_final_message: bool | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     cache_salt: str | None = None
+
+    # Other names, which clients of other servers and services use: see `fields.py`.
+    repeat_penalty: RepetitionPenalty | None = None
+    n_predict: TokenLimit | None = None
+    num_predict: TokenLimit | None = None
+    max_new_tokens: TokenLimit | None = None
+    max_output_tokens: TokenLimit | None = None
+    min_new_tokens: Count | None = None
+    stop_sequences: StopStrings | None = None
+    random_seed: Seed | None = None
+    thinking_token_budget: TokenBudget | None = None
+    thinking_budget_tokens: TokenBudget | None = None
+    reasoning: Reasoning | None = None
+    thinking: Thinking | None = None
+    enable_thinking: bool | None = None
+    think: bool | Effort | None = None
+    json_schema: SchemaText | bool | None = None
+    guided_json: SchemaText | bool | None = None
+    regex: str | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
+    ebnf: str | None = None
+    guided_grammar: str | None = None
+    format: SchemaText | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens that the client wants in each choice. None: no limit."""
+        limit = self.max_completion_tokens
+        if limit is None:
+            limit = self.max_tokens
+        return None if limit == -1 else limit

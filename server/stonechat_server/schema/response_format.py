@@ -6,6 +6,9 @@ from pydantic import Field
 
 from stonechat_server.schema.base import Name, WireModel
 
+SchemaText = dict[str, Any] | str
+"""A JSON schema, or its JSON text."""
+
 
 class TextResponseFormat(WireModel):
     """Any text."""
@@ -14,9 +17,11 @@ class TextResponseFormat(WireModel):
 
 
 class JsonObjectResponseFormat(WireModel):
-    """Any JSON object."""
+    """Any JSON object, or JSON that validates against `schema` (also called `value`)."""
 
     type: Literal["json_object"]
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    value: dict[str, Any] | None = None
 
 
 class JsonSchemaDefinition(WireModel):
@@ -29,10 +34,11 @@ class JsonSchemaDefinition(WireModel):
 
 
 class JsonSchemaResponseFormat(WireModel):
-    """JSON that validates against a schema."""
+    """JSON that validates against a schema: of `json_schema`, or directly under `schema`."""
 
     type: Literal["json_schema"]
-    json_schema: JsonSchemaDefinition
+    json_schema: JsonSchemaDefinition | None = None
+    direct_schema: Annotated[dict[str, Any] | bool | None, Field(alias="schema")] = None
 
 
 ResponseFormat = Annotated[
@@ -42,9 +48,10 @@ ResponseFormat = Annotated[
 
 
 class StructuredOutputs(WireModel):
-    """An extension: exactly one of a JSON schema, a regex, a list of choices, or a Lark grammar."""
+    """An extension: exactly one of these forms. `grammar` is in Lark's notation."""
 
-    json_value: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    json_value: Annotated[SchemaText | None, Field(alias="json")] = None
     regex: str | None = None
     choice: Annotated[list[str], Field(min_length=1)] | None = None
     grammar: str | None = None
+    json_object: bool | None = None

@@ -190,7 +190,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     owned_by: str
     root: str
     max_model_len: int
-    stonechat: dict[str, str | int]
+    stonechat: dict[str, str | int | bool | dict[str, float | None]]
     """How the server runs the model: device, precision, sizes in bytes and tokens."""
 
 

@@ -2,9 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from stonechat_server.schema.base import Name, WireModel
+
+
+def _as_object(schema: object) -> object:
+    """Write a JSON schema that is a boolean as an object with the same meaning."""
+    if schema is True:
+        return {"type": "object"}
+    return {"type": "object", "not": {}} if schema is False else schema
 
 
 class FunctionDefinition(WireModel):
@@ -12,7 +19,7 @@ class FunctionDefinition(WireModel):
 
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Annotated[dict[str, Any] | None, BeforeValidator(_as_object)] = None
     strict: bool | None = None
 
 

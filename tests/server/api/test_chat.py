@@ -174,6 +174,12 @@ def test_the_models_have_the_served_names(new_client: ClientFactory, engine: Fak
     model_list = client.get("/v1/models").json()
     assert [card["id"] for card in model_list["data"]] == ["one", "org/two"]
     assert client.get("/v1/models/org/two").json()["root"] == "tiny-test"
+    for path in ("/models", "/models/org/two", "/models/three"):
+        without, with_version = client.get(path), client.get("/v1" + path)
+        assert (without.status_code, without.json()) == (
+            with_version.status_code,
+            with_version.json(),
+        )
     assert post(client).status_code == 404
 
 

@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 from tests.server.bodies import URL, ask, body, post, stream
+from tests.server.conftest import ClientFactory
 
 Document = dict[str, Any]
 
@@ -45,6 +46,20 @@ def test_every_reference_resolves(document: Document) -> None:
 def test_the_routes_are_there(document: Document) -> None:
     assert {URL, "/v1/models", "/v1/models/{model}", "/health", "/ready"} <= set(document["paths"])
     assert "422" not in document["paths"]["/v1/models/{model}"]["get"]["responses"]
+
+
+def test_a_key_is_required_only_where_there_are_keys(
+    document: Document, new_client: ClientFactory
+) -> None:
+    assert "security" not in str(document)
+    with_keys = new_client(api_key=["secret"]).get("/openapi.json").json()
+    schemes = with_keys["components"]["securitySchemes"]
+    assert schemes["bearer"] == {"type": "http", "scheme": "bearer"}
+    assert schemes["header"] == {"type": "apiKey", "in": "header", "name": "X-Api-Key"}
+    for path, operations in with_keys["paths"].items():
+        for operation in operations.values():
+            needed = [{"bearer": []}, {"header": []}] if path.startswith("/v1/") else None
+            assert operation.get("security") == needed, path
 
 
 def test_answers_match_the_document(client: TestClient, document: Document) -> None:

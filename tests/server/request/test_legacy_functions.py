@@ -96,9 +96,12 @@ def test_function_call_without_functions_has_no_effect(
         ({"tools": [TOOL], "function_call": "auto"}, "function_call"),
         ({"functions": [{"name": "a b"}]}, "functions[0].name"),
         ({"functions": [FUNCTION, FUNCTION]}, "functions[1].name"),
-        ({"functions": [{"name": "f", "parameters": {"not": {}}}]}, "functions[0].parameters"),
         (
-            {"functions": [{"name": "f", "parameters": {"type": "array"}}]},
+            {"functions": [{"name": "f", "parameters": {"not": {}}, "strict": True}]},
+            "functions[0].parameters",
+        ),
+        (
+            {"functions": [{"name": "f", "parameters": {"type": "array"}, "strict": True}]},
             "functions[0].parameters",
         ),
     ],

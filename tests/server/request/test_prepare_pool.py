@@ -3,12 +3,16 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import pytest
 from fastapi.testclient import TestClient
 
+from stonechat_models import GrammarError
 from stonechat_server.admission.refusals import RefusedError
+from stonechat_server.request import prepare_pool
 from stonechat_server.request.prepare_pool import Preparations
+from stonechat_server.structured.grammar_checks import GrammarPendingError
 from tests.server.bodies import body, error_of, post
 from tests.server.fake_engine import FakeEngine
 
@@ -91,3 +95,71 @@ def test_a_large_request_is_refused_while_small_ones_are_served(
     assert response.headers["Retry-After"] == "1"
     assert 'reason="preparation_full"' in client.get("/metrics").text
     assert post(client).status_code == 200
+
+
+class CheckedWork:
+    """Work that waits for the check of a grammar."""
+
+    def __init__(self) -> None:
+        self.check: Future[GrammarError | None] = Future()
+        self.num_runs = 0
+
+    def __call__(self) -> str:
+        self.num_runs += 1
+        if not self.check.done():
+            raise GrammarPendingError(self.check)
+        return "done"
+
+
+def test_no_thread_waits_for_the_check_of_a_grammar() -> None:
+    async def scenario() -> None:
+        preparations = Preparations(1, max_waiting=0, max_bytes=1000)
+        checked = [CheckedWork() for _ in range(20)]
+        tasks = []
+        for work in checked:
+            tasks.append(asyncio.create_task(preparations.run(work, 10)))
+            await wait_until(lambda work=work: work.num_runs == 1 and not preparations.num_requests)
+        assert await preparations.run(lambda: "other", 1) == "other"
+        assert preparations.num_bytes == 200
+        tasks[0].cancel()
+        for work, task in zip(checked[1:], tasks[1:], strict=True):
+            work.check.set_result(None)
+            assert await task == "done"
+        assert not checked[0].check.cancelled()
+        await wait_until(lambda: preparations.num_bytes == 0)
+        preparations.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_number_of_waiting_checks_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_pool, "MAX_CHECKING", 1)
+
+    async def scenario() -> None:
+        preparations, work = Preparations(1, max_waiting=0, max_bytes=1000), CheckedWork()
+        task = asyncio.create_task(preparations.run(work, 10))
+        await wait_until(lambda: preparations.num_bytes == 10 and not preparations.num_requests)
+        with pytest.raises(RefusedError) as caught:
+            await preparations.run(CheckedWork(), 10)
+        assert caught.value.status == 429
+        work.check.set_result(None)
+        assert await task == "done"
+        preparations.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_drain_ends_the_wait_for_checks() -> None:
+    async def scenario() -> None:
+        preparations, work = Preparations(1, max_waiting=0, max_bytes=1000), CheckedWork()
+        task = asyncio.create_task(preparations.run(work, 10))
+        await wait_until(lambda: preparations.num_bytes == 10 and not preparations.num_requests)
+        preparations.drain()
+        with pytest.raises(RefusedError) as caught:
+            await task
+        assert caught.value.status == 503
+        with pytest.raises(RefusedError):
+            await preparations.run(CheckedWork(), 10)
+        preparations.close()
+
+    asyncio.run(scenario())

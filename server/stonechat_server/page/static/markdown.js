@@ -1,19 +1,21 @@
 // Turns a small subset of Markdown into DOM nodes. A model's text is never parsed as HTML. Links
-// may use only http, https and mailto. Images become links.
+// may use only http, https and mailto. Images become links. The time is linear in the text's length:
+// no pattern can match the same characters in two ways, and a span within a line is bounded.
 
 import { copyText, el } from "./dom.js";
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
+const FENCE = /^ {0,3}(`{3,}(?!`)|~{3,}(?!~))([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})\s(.*)$/s;
 const RULE = /^ {0,3}([-*_])( *\1){2,} *$/;
-const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(\s+|$)(.*)$/;
-const QUOTE = /^ {0,3}> ?(.*)$/;
-const TABLE_RULE = /^ *\|? *:?-+:? *(\| *:?-+:? *)*\|? *$/;
+const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(\s+|$)(.*)$/s;
+const QUOTE = /^ {0,3}> ?(.*)$/s;
+const TABLE_RULE_CELL = /^:?-+:?$/;
 const MAX_DEPTH = 12;
+const MAX_SPAN = 2_000; // characters between the marks of bold text, a link or code
 
 export function renderMarkdown(text) {
   const fragment = document.createDocumentFragment();
-  fragment.append(...blocks(text.replace(/\r\n?/g, "\n").split("\n"), 0));
+  for (const node of blocks(text.replace(/\r\n?/g, "\n").split("\n"), 0)) fragment.append(node);
   return fragment;
 }
 
@@ -37,15 +39,25 @@ function block(lines, at, depth) {
   const line = lines[at];
   if (FENCE.test(line)) return fence(lines, at);
   const heading = HEADING.exec(line);
-  if (heading)
-    return [el(`h${Math.min(6, heading[1].length + 2)}`, {}, ...inline(heading[2])), at + 1];
+  if (heading) {
+    const level = Math.min(6, heading[1].length + 2);
+    return [el(`h${level}`, {}, inline(withoutClosingMarks(heading[2]))), at + 1];
+  }
   if (RULE.test(line)) return [el("hr"), at + 1];
   if (QUOTE.test(line)) return quote(lines, at, depth);
   if (ITEM.test(line)) return list(lines, at, depth);
-  if (line.includes("|") && TABLE_RULE.test(lines[at + 1] ?? "") && lines[at + 1].includes("-")) {
+  if (line.includes("|") && cells(lines[at + 1] ?? "").every((c) => TABLE_RULE_CELL.test(c))) {
     return table(lines, at);
   }
   return paragraph(lines, at);
+}
+
+// "Title ##" is "Title", but "C#" stays.
+function withoutClosingMarks(text) {
+  const trimmed = text.trim();
+  let end = trimmed.length;
+  while (trimmed[end - 1] === "#") end -= 1;
+  return end === 0 || /\s/.test(trimmed[end - 1]) ? trimmed.slice(0, end).trim() : trimmed;
 }
 
 function fence(lines, at) {
@@ -73,7 +85,7 @@ function quote(lines, at, depth) {
     inner.push(QUOTE.exec(lines[at])[1]);
     at += 1;
   }
-  return [el("blockquote", {}, ...blocks(inner, depth + 1)), at];
+  return [el("blockquote", {}, blocks(inner, depth + 1)), at];
 }
 
 function list(lines, at, depth) {
@@ -92,7 +104,7 @@ function list(lines, at, depth) {
       inner.push(lines[at].slice(Math.min(leading(lines[at]), indent + item[2].length + 1)));
       at += 1;
     }
-    node.append(el("li", {}, ...tight(blocks(inner, depth + 1))));
+    node.append(el("li", {}, tight(blocks(inner, depth + 1))));
     while (at < lines.length && !lines[at].trim() && ITEM.test(lines[at + 1] ?? "")) at += 1;
   }
   return [node, at];
@@ -115,14 +127,21 @@ function tight(nodes) {
 }
 
 function table(lines, at) {
-  const head = el("tr", {}, ...cells(lines[at]).map((cell) => el("th", {}, ...inline(cell))));
+  const head = el("tr", {}, cells(lines[at]).map((cell) => el("th", {}, inline(cell))));
   const width = head.children.length;
   const body = el("tbody");
   at += 2;
   while (at < lines.length && lines[at].includes("|")) {
     const row = cells(lines[at]).slice(0, width);
-    while (row.length < width) row.push("");
-    body.append(el("tr", {}, ...row.map((cell) => el("td", {}, ...inline(cell)))));
+    const rest = width - row.length;
+    body.append(
+      el(
+        "tr",
+        {},
+        row.map((cell) => el("td", {}, inline(cell))),
+        rest ? el("td", { colspan: rest }) : null,
+      ),
+    );
     at += 1;
   }
   return [el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), body)), at];
@@ -146,7 +165,7 @@ function paragraph(lines, at) {
   const node = el("p");
   lines.slice(start, at).forEach((line, number) => {
     if (number) node.append(el("br"));
-    node.append(...inline(line.trim()));
+    for (const child of inline(line.trim())) node.append(child);
   });
   return [node, at];
 }
@@ -157,19 +176,19 @@ const SPANS = [
   [/^(`+)([^`]|[^`].*?[^`])\1(?!`)/, (found) => el("code", {}, found[2].replace(/^ (.+) $/, "$1"))],
   [/^\\([\\`*_{}[\]()#+\-.!|~<>])/, (found) => found[1]],
   [/^!\[([^\]]*)\]\(([^()\s]+)(?:\s+"[^"]*")?\)/, (found) => link(found[1] || "image", found[2])],
-  [/^\[((?:[^[\]]|\\.)+)\]\(([^()\s]+)(?:\s+"[^"]*")?\)/, (found) => link(found[1], found[2])],
+  [/^\[((?:[^[\]\\]|\\.)+)\]\(([^()\s]+)(?:\s+"[^"]*")?\)/, (found) => link(found[1], found[2])],
   [/^<((?:https?:\/\/|mailto:)[^\s<>]+)>/, (found) => link(found[1], found[1])],
   [/^https?:\/\/[^\s<>()"'`]*[^\s<>()"'`.,;:!?*_]/, (found) => link(found[0], found[0])],
-  [/^\*\*(?=\S)(.+?\S|\S)\*\*/, (found, depth) => el("strong", {}, ...inline(found[1], depth))],
-  [/^__(?=\S)(.+?\S|\S)__(?!\w)/, (found, depth) => el("strong", {}, ...inline(found[1], depth))],
-  [/^~~(?=\S)(.+?)~~/, (found, depth) => el("del", {}, ...inline(found[1], depth))],
+  [/^\*\*(?=\S)(.+?\S|\S)\*\*/, (found, depth) => el("strong", {}, inline(found[1], depth))],
+  [/^__(?=\S)(.+?\S|\S)__(?!\w)/, (found, depth) => el("strong", {}, inline(found[1], depth))],
+  [/^~~(?=\S)(.+?)~~/, (found, depth) => el("del", {}, inline(found[1], depth))],
   [
     /^\*(?=[^\s*])(.+?[^\s*]|[^\s*])\*(?!\*)/,
-    (found, depth) => el("em", {}, ...inline(found[1], depth)),
+    (found, depth) => el("em", {}, inline(found[1], depth)),
   ],
   [
     /^_(?=[^\s_])(.+?[^\s_]|[^\s_])_(?!\w)/,
-    (found, depth) => el("em", {}, ...inline(found[1], depth)),
+    (found, depth) => el("em", {}, inline(found[1], depth)),
   ],
 ];
 const STARTS = /[`\\![<*_~h]/;
@@ -198,7 +217,7 @@ function inline(text, depth = 0) {
 function match(text, at) {
   const inWord = at > 0 && /\w/.test(text[at - 1]);
   if (inWord && (text[at] === "_" || text[at] === "h")) return null;
-  const rest = text.slice(at);
+  const rest = text.slice(at, at + MAX_SPAN);
   for (const [pattern, build] of SPANS) {
     const found = pattern.exec(rest);
     if (found) return [found, build];
