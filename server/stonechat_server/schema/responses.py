@@ -3,7 +3,7 @@
 A key whose value is None is sent as null. A key whose value is `UNSET` is left out.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -190,7 +190,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     owned_by: str
     root: str
     max_model_len: int
-    stonechat: dict[str, str | int | bool | dict[str, float | None]]
+    stonechat: dict[str, Any]
     """How the server runs the model: device, precision, sizes in bytes and tokens."""
 
 
