@@ -7,13 +7,14 @@ same here. Where the template refuses or cannot render the messages, they are re
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stonechat_server.errors import invalid
 from stonechat_server.prompt import message_repairs as repairs
-from stonechat_server.prompt.environment import TemplateRefusalError, new_environment
+from stonechat_server.prompt.environment import TemplateRefusalError, new_environment, to_json
 from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.reasoning_names import NAMES, with_reasoning_names
 from stonechat_server.prompt.special_tokens import SpecialTokenGuard
@@ -32,6 +33,11 @@ PLAIN_TEMPLATE = """\
 {%- if add_generation_prompt %}assistant:{% endif -%}
 """
 """For a model without a template: `role: content`, with a blank line after each message."""
+NO_TEMPLATE = (
+    "the model has no chat template, so each message is sent as a paragraph `role: content`, which "
+    "base models continue and chat models do not know (--chat-template sets one)"
+)
+"""Said of a model for which `Templates.is_plain` is true."""
 OPEN_END = "\ue000stonechat-open-end\ue001 "
 """Marks the end of the message to continue. The space shows whether the template trims it."""
 
@@ -55,6 +61,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens)
+        self._shows_functions = "+ functions" in source  # FireFunction's own variable
         try:
             self._template = new_environment().from_string(source)
         except Exception as error:  # also RecursionError, for one that is nested too deeply
@@ -176,6 +183,10 @@ class ChatTemplate:
             "documents": list(options.documents) or absent,
             "add_generation_prompt": options.add_generation_prompt,
         }
+        if self._shows_functions:
+            functions = [tool["function"] for tool in options.tools if "function" in tool]
+            variables["functions"] = to_json(functions, indent=4)
+            variables["datetime"] = datetime.now().strftime("%Y-%m-%d %H:%M")
         return self._template.render(variables)
 
 
@@ -199,7 +210,7 @@ class Templates:
         self._allow_request = allow_request
         self._guards = lru_cache(KNOWN_TEMPLATES)(partial(SpecialTokenGuard, tokenizer))
         source = _read(override) if override else tokenizer.chat_template
-        self.is_plain = source is None
+        self.is_plain = not source
         self.default = self._compile(source or PLAIN_TEMPLATE)
         if special_tokens_as_text:
             self.guard(self.default)

@@ -10,6 +10,9 @@ from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.select import FORMATS, select_format
 
+_TOOLS = re.compile(r"\btools\b|\+ functions\b")
+"""The variables with tools: the usual one, and that of FireFunction."""
+
 
 @dataclass(frozen=True, slots=True)
 class TemplateTraits:
@@ -46,7 +49,7 @@ def read_traits(
     Some templates render calls and no tools, so the server describes the tools. Others render tools
     and no calls, so the server writes earlier calls into the text of their messages.
     """
-    renders_tools = re.search(r"\btools\b", template) is not None
+    renders_tools = _TOOLS.search(template) is not None
     has_calls = "tool_calls" in template
     format = select_format(template) if renders_tools or has_calls else GENERIC
     if tool_format != "auto":

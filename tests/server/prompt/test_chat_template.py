@@ -115,6 +115,16 @@ def test_tools_documents_and_variables_reach_the_template() -> None:
     assert 'sum \\"of\\" <two>' in ours
 
 
+def test_functions_and_the_date_reach_a_template_with_variables_of_its_own() -> None:
+    """FireFunction's template adds both to texts, so they are there without tools too."""
+    source = "{{ 'Available:' + functions }} {{ 'Today is ' + datetime }} {{ messages[0].content }}"
+    template = ChatTemplate(source, SPECIAL)
+    messages = [{"role": "user", "content": "Hi"}]
+    prompt = template.render(messages, RenderOptions(tools=TOOLS))
+    assert '"name": "add"' in prompt
+    assert template.render(messages, RenderOptions()).startswith("Available:[] Today is 2")
+
+
 @pytest.mark.parametrize("name", ["chatml", "generation"])
 def test_the_last_message_is_continued_like_transformers_does(name: str) -> None:
     messages = [*CHAT, {"role": "assistant", "content": "The answer is"}]
