@@ -78,7 +78,7 @@ def write_tiny_gguf(
     for key, value in (metadata or {}).items():
         add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}
         add[type(value)](f"{architecture}.{key}", value)
-    _add_tokenizer(writer)
+    add_tokenizer(writer)
     _add_tensors(writer, architecture, head_dim, gguf.GGMLQuantizationType[weight_type], skip)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -87,8 +87,11 @@ def write_tiny_gguf(
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, vocab_size: int = VOCAB) -> None:
+    """Write a byte-level vocabulary of at least `VOCAB` tokens, padded to `vocab_size`."""
     tokens, types, merges = vocabulary()
+    padding = range(len(tokens), vocab_size)
+    tokens, types = [*tokens, *(f"[PAD{i}]" for i in padding)], types + [5] * len(padding)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(tokens)

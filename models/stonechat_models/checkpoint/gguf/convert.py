@@ -9,13 +9,15 @@ import json
 from pathlib import Path
 
 from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once, sampled_hash
-from stonechat_models.checkpoint.gguf.config import Config, config_of, eos_token_ids
+from stonechat_models.checkpoint.gguf.config import config_of, eos_token_ids
+from stonechat_models.checkpoint.gguf.metadata import Config
 from stonechat_models.checkpoint.gguf.reader import GgufFile, gguf_parts, read_gguf, read_part
+from stonechat_models.checkpoint.gguf.rope import CONFIG_TENSORS
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.model_file import reading
 
 # Part of the cache key. Raise it whenever the result of a conversion changes.
-CONVERSION_VERSION = 3
+CONVERSION_VERSION = 4
 SAMPLING_KEYS = {
     "temperature": "temp",
     "top_k": "top_k",
@@ -24,8 +26,6 @@ SAMPLING_KEYS = {
     "repetition_penalty": "penalty_repeat",
 }
 """The metadata keys of recommended sampling parameters, behind `general.sampling.`."""
-# The configuration is read from these tensors too, so they are part of the key.
-CONFIG_TENSORS = ("rope_freqs.weight",)
 
 
 def converted_folder(path: Path, progress: Progress) -> Path:
@@ -53,7 +53,7 @@ def conversion_key(parts: list[Path]) -> str:
     files = [read_part(part) for part in parts]
     digest = hashlib.sha256(sampled_hash(parts, [file.data_start for file in files]).encode())
     for file in files:
-        for name in CONFIG_TENSORS:
+        for name in CONFIG_TENSORS:  # the configuration is read from these too
             if name in file.tensors:
                 digest.update(file.tensors[name].data.tobytes())
     return digest.hexdigest()[:24]

@@ -1,59 +1,26 @@
 """Builds a `tokenizers.Tokenizer` from a GGUF file's metadata, in well under a second.
 
-Two kinds are supported: `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how the text is split
-first) and `llama` (SentencePiece BPE with byte fallback). The split patterns are those of the
-models' own `tokenizer.json` files. An unknown kind or split is refused, since a wrong one produces
-tokens that are almost right.
+Three kinds are supported: `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how the text is split
+first), `llama` (SentencePiece BPE with byte fallback) and `gemma4` (the same, with its merges in
+the file). Another kind is refused, since a wrong one produces tokens that are almost right.
 """
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from stonechat_models.checkpoint.gguf.reader import GgufFile
+from stonechat_models.checkpoint.gguf.splits import (
+    BOS_BY_DEFAULT,
+    COMPOSED,
+    IGNORE_MERGES,
+    SPLITS,
+)
 from stonechat_models.errors import UnsupportedModelError
 
 CONTROL, USER_DEFINED = 3, 4
 SPACE = "\u2581"
 MAX_TOKEN = 4096
 """Characters of a token. The time to find its merges is quadratic in them."""
-
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LLAMA3_SPLIT = _WORDS % "{1,3}"
-QWEN2_SPLIT = _WORDS % ""
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-TEKKEN_SPLIT = _CASED % ("", "") + r"|\p{N}" + _REST
-GPT4O_SPLIT = _CASED % (("(?i:'s|'t|'re|'ve|'m|'ll|'d)?",) * 2) + r"|\p{N}{1,3}" + _REST
-
-# For each value of `tokenizer.ggml.pre`, the patterns that split the text, in order.
-SPLITS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("gpt-2", "default", "olmo", "mpt", "phi-2", "jais", "roberta-bpe"), (GPT2_SPLIT,)
-    ),
-    **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b"),
-        (r"\p{N}", GPT2_SPLIT),
-    ),
-    **dict.fromkeys(
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "smaug-bpe", "dbrx"), (LLAMA3_SPLIT,)
-    ),
-    **dict.fromkeys(
-        ("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan"), (QWEN2_SPLIT,)
-    ),
-    "tekken": (TEKKEN_SPLIT,),
-    **dict.fromkeys(("gpt-4o", "llama4"), (GPT4O_SPLIT,)),
-}
-# Families that look up a whole word in the vocabulary before they merge its parts.
-IGNORE_MERGES = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken", "gpt-4o", "llama4"})
-# Families that first compose the text (NFC). The GGUF does not say so; their tokenizer.json does.
-COMPOSED = frozenset({"qwen2"})
-# Families that begin a text with BOS unless the file says otherwise.
-BOS_BY_DEFAULT = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})
 
 
 def build_tokenizer(gguf: GgufFile) -> Tokenizer:
@@ -64,12 +31,12 @@ def build_tokenizer(gguf: GgufFile) -> Tokenizer:
     kind = gguf.metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
         tokenizer = _byte_level(gguf)
-    elif kind == "llama":
+    elif kind in ("llama", "gemma4"):
         tokenizer = _sentencepiece(gguf)
     else:
         raise UnsupportedModelError(
-            f"{gguf.path.name}: tokenizers of kind {kind} are not supported; try the model's "
-            "safetensors files"
+            f"{gguf.path.name}: tokenizers of kind {kind} are not supported; the same model as a "
+            "folder of safetensors files may work"
         )
     _add_special_tokens(tokenizer, gguf)
     _add_template(tokenizer, gguf)
@@ -84,16 +51,16 @@ def adds_bos(gguf: GgufFile) -> bool:
     flag = gguf.metadata.get("tokenizer.ggml.add_bos_token")
     if isinstance(flag, bool):
         return flag
-    is_llama = gguf.metadata.get("tokenizer.ggml.model") == "llama"
-    return is_llama or gguf.metadata.get("tokenizer.ggml.pre") in BOS_BY_DEFAULT
+    has_pieces = gguf.metadata.get("tokenizer.ggml.model") in ("llama", "gemma4")
+    return has_pieces or gguf.metadata.get("tokenizer.ggml.pre") in BOS_BY_DEFAULT
 
 
 def _byte_level(gguf: GgufFile) -> Tokenizer:
     name = str(gguf.metadata.get("tokenizer.ggml.pre", "default"))
     if name not in SPLITS:
         raise UnsupportedModelError(
-            f"{gguf.path.name}: the pre-tokenizer {name} is not supported; try the model's "
-            "safetensors files"
+            f"{gguf.path.name}: the pre-tokenizer {name} is not supported; the same model as a "
+            "folder of safetensors files may work"
         )
     vocab = {token: i for i, token in enumerate(gguf.strings("tokenizer.ggml.tokens"))}
     merges = [_pair(merge) for merge in gguf.strings("tokenizer.ggml.merges")]
@@ -121,11 +88,12 @@ def _sentencepiece(gguf: GgufFile) -> Tokenizer:
     if gguf.architecture.startswith("gemma"):  # Gemma writes runs of spaces as real spaces
         tokens = [SPACE * len(t) if t and not t.strip(" ") else t for t in tokens]
     vocab = {token: i for i, token in enumerate(tokens)}
+    merges = [_pair(merge) for merge in gguf.strings("tokenizer.ggml.merges")]
     unknown = gguf.integer("tokenizer.ggml.unknown_token_id")
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocab,
-            merges=_merges_of_vocabulary(vocab, _ranks(gguf, tokens)),
+            merges=merges or merges_of_vocabulary(vocab, _ranks(gguf, tokens)),
             unk_token=tokens[0 if unknown is None else unknown],
             fuse_unk=True,
             byte_fallback=True,
@@ -152,7 +120,7 @@ def _ranks(gguf: GgufFile, tokens: list[str]) -> list[float]:
     return [-score if isinstance(score, int | float) else 0.0 for score in scores]
 
 
-def _merges_of_vocabulary(vocab: dict[str, int], ranks: list[float]) -> list[tuple[str, str]]:
+def merges_of_vocabulary(vocab: dict[str, int], ranks: list[float]) -> list[tuple[str, str]]:
     """Return every way to make a token of two others, in the order of SentencePiece's merges."""
     merges: list[tuple[float, int, int, str, str]] = []
     for token, i in vocab.items():

@@ -21,6 +21,16 @@ LLAMA: dict[str, Any] = {
     "attention.layer_norm_rms_epsilon": float(np.float32(1e-5)),
     "feed_forward_length": 128,
 }
+YARN: dict[str, Any] = {
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 64,
+}
+EXPERTS: dict[str, Any] = {
+    "expert_count": 4,
+    "expert_used_count": 1,
+    "expert_feed_forward_length": 32,
+    "interleave_moe_layer_step": 1,
+}
 GEMMA3: dict[str, Any] = {**LLAMA, "attention.sliding_window": 8}
 
 
@@ -60,9 +70,10 @@ def test_the_smallest_file_has_the_values_of_the_specification() -> None:
     assert "intermediate_size" not in config_of(file_of(without("feed_forward_length")))
 
 
-def test_an_unknown_architecture_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'mamba' are not supported \(gemma2, gemma3"):
-        architecture_of(file_of({}, "mamba"))
+def test_an_unknown_architecture_is_refused_with_what_may_work() -> None:
+    message = r"x\.gguf: .* 'rwkv7' are not supported; the same model as a folder of safetensors"
+    with pytest.raises(UnsupportedModelError, match=message):
+        architecture_of(file_of({}, "rwkv7"))
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "4", 4.0, [4, 2, 4], []])
@@ -99,7 +110,13 @@ def test_what_has_no_default_must_be_there(key: str, problem: str) -> None:
         ({"rope.scaling.type": "linear"}, "rope.scaling.factor is missing"),
         ({"rope.freq_base": "high"}, "rope.freq_base is missing or not a number"),
         ({"rope.freq_base": True}, "rope.freq_base is missing or not a number"),
-        ({"expert_count": 8}, "mixtures of experts"),
+        ({"expert_count": 8}, "expert_used_count is missing"),
+        (
+            {"expert_count": 1 << 20, "expert_used_count": 2},
+            "expert_count is 1048576, which is too",
+        ),
+        ({"rope.scaling.type": "yarn", **YARN, "rope.scaling.yarn_ext_factor": 0.5}, "is not 1"),
+        ({"nextn_predict_layers": 3}, "nextn_predict_layers is 3 of 3 layers"),
     ],
 )
 def test_what_the_module_would_compute_otherwise_is_refused(
@@ -192,6 +209,142 @@ def test_gemma3_has_its_own_frequencies() -> None:
     assert rope["full_attention"] == {"rope_type": "default", "rope_theta": 1e6}
 
 
+SCALES: dict[str, Any] = {
+    "attention.scale": 0.5,
+    "embedding_scale": 12.0,
+    "residual_scale": 0.25,
+    "logit_scale": 8.0,
+}
+GEMMA4: dict[str, Any] = {
+    **LLAMA,
+    "attention.sliding_window": 8,
+    "attention.key_length": 32,
+    "attention.key_length_swa": 16,
+    "attention.head_count_kv": 2,
+    "block_count": 6,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+}
+LATENT: dict[str, Any] = {
+    **LLAMA,
+    "attention.kv_lora_rank": 16,
+    "attention.key_length_mla": 24,
+    "attention.value_length_mla": 16,
+    "rope.dimension_count": 8,
+    "expert_count": 8,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 32,
+}
+SSM: dict[str, Any] = {
+    **LLAMA,
+    "ssm.inner_size": 128,
+    "ssm.time_step_rank": 4,
+    "ssm.state_size": 8,
+    "ssm.group_count": 1,
+    "ssm.conv_kernel": 4,
+    "attention.head_count_kv": [0, 2, 0],
+}
+SCALED_SSM = {**SSM, **SCALES}
+
+
+def read_all(file: GgufFile) -> None:
+    config_of(file)
+    list(architecture_of(file).extra(file))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "problem"),
+    [
+        ("granite", {**LLAMA, **SCALES, "logit_scale": 0.0}, "logit_scale is 0.0, which is not"),
+        ("granite", LLAMA, "attention.scale is missing"),
+        ("llama", {**LLAMA, "attention.causal": False}, "with attention.causal are not supported"),
+        ("deepseek2", {**LATENT, "attention.temperature_scale": 0.1}, "with attention.temperature"),
+        ("qwen3", {**LLAMA, "swiglu_clamp_exp": [0.0, 7.0]}, "with swiglu_clamp_exp are not"),
+        ("mistral3", {**LLAMA, "rope.scaling_beta": 0.1}, "with rope.scaling_beta are not"),
+        ("mistral3", {**LLAMA, "rope.scaling.mscale": 1.0}, "with rope.scaling.mscale are not"),
+        ("mistral3", {**LLAMA, "attention.temperature_scale": 0.1}, "RoPE scaling is not YaRN"),
+        ("glm4", {**LLAMA, "rope.dimension_sections": [8, 12, 12, 0]}, "order of M-RoPE"),
+        ("cohere2", LLAMA, "attention.layer_norm_epsilon is missing"),
+        ("gemma4", {**GEMMA4, "attention.head_count_kv": [2, 1, 2, 2, 2, 2]}, "one kind differ"),
+        ("gemma4", {**GEMMA4, "attention.sliding_window_pattern": [True] * 6}, "one kind differ"),
+        ("gemma4", {**GEMMA4, "attention.head_count_kv": [2] * 5 + [1]}, "other numbers of key"),
+        ("gemma4", {**GEMMA4, "feed_forward_length": [128, 64] * 3}, "feed_forward_length differs"),
+        ("gemma4", {**GEMMA4, "rope.dimension_count_swa": 8}, "RoPE covers only a part"),
+        ("gemma4", {**GEMMA4, "attention.head_count_kv": "2"}, "one integer of at least 0"),
+        ("deepseek2", {**LATENT, "rope.dimension_count": 24}, "RoPE covers 24 dimensions of heads"),
+        ("llama4", {**LLAMA, "attention.sliding_window": 0}, "no attention chunks"),
+        ("falcon-h1", {**SSM, "attention.head_count_kv": 2}, "also serves as its head"),
+        (
+            "granitehybrid",
+            {**SCALED_SSM, "ssm.inner_size": 130},
+            "ssm.inner_size is 130 for 4 heads",
+        ),
+        (
+            "granitehybrid",
+            {**SCALED_SSM, "ssm.inner_size": 100},
+            "not a multiple of embedding_length",
+        ),
+        ("granitehybrid", {**SCALED_SSM, "attention.head_count_kv": [0, 2]}, "for each layer"),
+        (
+            "granitehybrid",
+            {**SCALED_SSM, "rope.scaling.finetuned": 1},
+            "finetuned is not a boolean",
+        ),
+        ("mamba", {**SSM, "ssm.dt_b_c_rms": True}, "state spaces norm their inputs"),
+        ("mamba", {**SSM, "ssm.inner_size": 100}, "not a multiple of embedding_length"),
+        ("apertus", LLAMA, "xielu.alpha_n does not have one number for each layer"),
+    ],
+)
+def test_what_an_architecture_does_not_have_is_refused(
+    architecture: str, fields: dict[str, Any], problem: str
+) -> None:
+    file = file_of(EXPERTS | fields if architecture == "llama4" else fields, architecture)
+    with pytest.raises(UnsupportedModelError, match=problem):
+        read_all(file)
+
+
+def test_values_without_an_effect_are_read() -> None:
+    neutral = {"residual_scale": 1.0, "attention.causal": True, "swiglu_clamp_exp": [0.0, 0.0]}
+    assert config_of(file_of({**LLAMA, **neutral})) == config_of(file_of(LLAMA))
+
+
+def test_yarn_has_the_parameters_of_the_file() -> None:
+    scaling = {"rope.scaling.type": "yarn", **YARN, "rope.scaling.yarn_beta_fast": 16.0}
+    scaling["rope.scaling.yarn_attn_factor"] = 1.5
+    rope = config_of(file_of({**LLAMA, **scaling}))["rope_parameters"]
+    assert (rope["beta_fast"], rope["attention_factor"]) == (16.0, 1.5)
+    assert "beta_slow" not in rope
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, "deepseek_v2"),
+        ({"expert_gating_func": 1}, "deepseek_v2"),
+        ({"expert_gating_func": 2}, "deepseek_v3"),
+        ({"vocab_size": 154880}, "deepseek_v3"),
+    ],
+)
+def test_deepseeks_are_told_apart_by_how_they_choose_experts(
+    fields: dict[str, Any], expected: str
+) -> None:
+    config = config_of(file_of({**LATENT, **fields}, "deepseek2"))
+    assert config["model_type"] == expected
+    assert (config["qk_nope_head_dim"], config["qk_rope_head_dim"]) == (16, 8)
+    assert config["q_lora_rank"] is None
+
+
+def test_windows_and_variants_follow_the_metadata() -> None:
+    assert config_of(file_of(LLAMA, "olmo2"))["model_type"] == "olmo2"
+    config = config_of(file_of({**LLAMA, "attention.sliding_window": 8}, "olmo2"))
+    assert config["model_type"] == "olmo3"
+    assert config["layer_types"] == ["sliding_attention"] * 3
+    assert config_of(file_of(LLAMA, "exaone4"))["sliding_window"] is None
+    config = config_of(
+        file_of({**LLAMA, **SCALES, "expert_shared_feed_forward_length": 96}, "granite")
+    )
+    assert config["intermediate_size"] == 96
+
+
 def test_an_answer_ends_with_the_files_tokens_and_those_of_a_turn() -> None:
     tokens = ["a", "<|im_end|>", "<|eot_id|>", "<|end|>", "b", "<end_of_turn>"]
     gguf = file_of(
@@ -203,3 +356,24 @@ def test_an_answer_ends_with_the_files_tokens_and_those_of_a_turn() -> None:
     )
     assert eos_token_ids(gguf) == [4, 2, 1, 5]
     assert eos_token_ids(file_of(LLAMA, tokens=tokens)) == []
+
+
+@pytest.mark.parametrize(("fields", "limit"), [({}, 7.0), ({"swiglu_clamp_exp": 4.5}, 4.5)])
+def test_gpt_oss_clamps_its_experts(fields: dict[str, object], limit: float) -> None:
+    sizes = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 8}
+    gguf = file_of({**LLAMA, **sizes, "attention.sliding_window": 8, **fields}, "gpt-oss")
+    assert config_of(gguf)["swiglu_limit"] == limit
+
+
+def test_messages_of_harmony_end_without_ending_the_answer() -> None:
+    """The ids of gpt-oss' generation_config.json are those of these three."""
+    tokens = ["<|endoftext|>", "<|return|>", "<|end|>", "<|call|>", "<|start|>"]
+    gguf = file_of(LLAMA, "gpt-oss", tokens=tokens, token_type=[3] * 5, eos_token_id=1)
+    assert eos_token_ids(gguf) == [1, 0, 3]
+
+
+def test_answers_of_gemma4_end_with_a_turn_or_a_call() -> None:
+    """Its generation_config.json names these, and `<eos>`."""
+    tokens = ["<pad>", "<eos>", "<turn|>", "<|tool_response>", "<|turn>"]
+    gguf = file_of(LLAMA, "gemma4", tokens=tokens, token_type=[3, 3, 3, 4, 3], eos_token_id=1)
+    assert eos_token_ids(gguf) == [1, 2, 3]

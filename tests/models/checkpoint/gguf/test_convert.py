@@ -153,7 +153,7 @@ def test_the_key_covers_the_tensor_that_the_config_is_read_from(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"expert_count": 8}, "mixtures of experts"),
+        ({"expert_count": 8}, "expert_used_count is missing"),
         ({"rope.scaling.type": "longrope"}, "longrope"),
         ({"rope.dimension_count": 8}, "part of each head"),
     ],

@@ -5,11 +5,12 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers.integrations.gguf import convert_gguf_tokenizer
 
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufValue, read_gguf
-from stonechat_models.checkpoint.gguf.tokenizer import SPACE, SPLITS, adds_bos, build_tokenizer
+from stonechat_models.checkpoint.gguf.splits import SPLITS
+from stonechat_models.checkpoint.gguf.tokenizer import SPACE, adds_bos, build_tokenizer
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import UnsupportedModelError
 from tests.models.tiny_gguf import vocabulary
@@ -90,16 +91,95 @@ def test_the_default_model_splits_digits_and_otherwise_equals_transformers(
     assert actual.get_vocab_size() == 49152
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "qwen2", "tekken", "gpt-4o", "llama-bpe"])
+@pytest.mark.parametrize(
+    "pre",
+    [
+        *("gpt-2", "qwen2", "qwen35", "tekken", "gpt-4o", "llama-bpe", "dbrx", "falcon-h1"),
+        *("lfm2", "minimax-m2", "kanana2", "deepseek-r1-qwen"),
+    ],
+)
 def test_byte_level_equals_transformers(pre: str) -> None:
     gguf = byte_level(pre)
     texts = [unicodedata.normalize("NFC", text) for text in TEXTS + random_texts(300)]
     assert_same(build_tokenizer(gguf), by_transformers(gguf), texts)
 
 
-def test_qwen_composes_characters() -> None:
+def pieces(pre: str, text: str) -> list[str]:
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[pre]]
+    return [piece for piece, _ in pre_tokenizers.Sequence([*splits]).pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "expected"),
+    [
+        ("glm4 chatglm-bpe", "It'S 12345", ["It", "'S", " ", "123", "45"]),
+        ("deepseek-v3 hunyuan-dense", "x=12345", ["x", "=", "123", "45"]),
+        ("deepseek-v3 hunyuan-dense", "日本ab.cd", ["日本", "ab", ".cd"]),
+        ("deepseek-v3 hunyuan-dense", "日本語テxてl!\n", ["日本語テ", "x", "て", "l", "!\n"]),
+        ("deepseek-v3 hunyuan-dense", "e\u0301a", ["e\u0301a"]),
+        ("deepseek-llm", "ab cd, ef  12", ["ab", " cd", ",", " ef", "  ", "1", "2"]),
+        ("deepseek-llm", "日本ªb\n", ["日本", "ª", "b", "\n"]),
+        ("deepseek-llm", "\u1f7d\u03ce\u03b1", ["\u1f7d", "\u03ce\u03b1"]),
+        ("deepseek-coder", "a_b 日x12", ["a", "_", "b", " ", "日", "x", "1", "2"]),
+        ("kimi-k2", "中文English混合", ["中文", "English", "混合"]),
+        ("kimi-k2", "aB's 1234!\n", ["a", "B's", " ", "123", "4", "!\n"]),
+        ("seed-coder", "a b!\n12", ["a", " b", "!", "\n", "1", "2"]),
+        ("bailingmoe bailingmoe2", "a'S\n\nb12", ["a", "'S", "\n\n", "b", "1", "2"]),
+        ("tiny_aya", "1234567 aB", ["1", "234", "567", " a", "B"]),
+        ("exaone4 granite-docling trillion", "It's  123!\n", ["It", "'s", " ", " 123", "!", "\n"]),
+        ("exaone smollm", "It's 123", ["It", "'s", " ", "1", "2", "3"]),
+        ("gpt-4o minimax-m2", "aBc/\n1234", ["a", "Bc", "/\n", "123", "4"]),
+        ("qwen35", "e\u0301a 12", ["e\u0301a", " ", "1", "2"]),
+    ],
+)
+def test_texts_are_split_as_by_the_models_own_tokenizers(
+    names: str, text: str, expected: list[str]
+) -> None:
+    for name in names.split():
+        assert pieces(name, text) == expected, name
+
+
+def gemma4() -> GgufFile:
+    merges = [("h", "e"), ("l", "l"), ("he", "ll"), (SPACE, "t"), (SPACE, SPACE), ("hell", "o")]
+    merges += [("\n", "\n"), (f"{SPACE}t", "he")]
+    singles = ["h", "e", "l", "o", "t", SPACE, "\n", "é"]
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<|channel>"]
+    byte_tokens = [f"<0x{b:02X}>" for b in range(256)]
+    tokens = [*special, *byte_tokens, *singles, *("".join(pair) for pair in merges)]
+    kinds: list[GgufValue] = [3, 3, 3, 2, 3, 4, *[6] * 256]
+    return gguf_of(
+        {
+            "general.architecture": "gemma4",
+            "tokenizer.ggml.model": "gemma4",
+            "tokenizer.ggml.tokens": [*tokens],
+            "tokenizer.ggml.scores": [-1000.0] * len(tokens),
+            "tokenizer.ggml.token_type": kinds + [1] * (len(tokens) - len(kinds)),
+            "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
+            "tokenizer.ggml.bos_token_id": 2,
+            "tokenizer.ggml.eos_token_id": 1,
+            "tokenizer.ggml.padding_token_id": 0,
+            "tokenizer.ggml.unknown_token_id": 3,
+            "tokenizer.ggml.add_space_prefix": False,
+            "tokenizer.ggml.add_bos_token": True,
+        }
+    )
+
+
+def test_gemma4_merges_in_the_order_of_its_file() -> None:
+    gguf = gemma4()
+    actual, expected = build_tokenizer(gguf), by_transformers(gguf)
+    texts = ["hello the hello", "  two\n\n\nhell", "é€", "<|turn>hello<|channel>the", "", " ", "x"]
+    for text in texts:
+        ids = actual.encode(text, add_special_tokens=False).ids
+        assert ids == expected.encode(text, add_special_tokens=False).ids, text
+        assert actual.decode(ids, skip_special_tokens=False) == text
+    assert actual.encode("hello the").tokens == ["<bos>", "hello", f"{SPACE}the"]
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "qwen35"])
+def test_qwen_composes_characters(pre: str) -> None:
     decomposed, composed = (
-        build_tokenizer(byte_level("qwen2")).encode(t).ids for t in ("e\u0301", "é")
+        build_tokenizer(byte_level(pre)).encode(t).ids for t in ("e\u0301", "é")
     )
     assert decomposed == composed
     others = [build_tokenizer(byte_level("gpt-2")).encode(t).ids for t in ("e\u0301", "é")]
@@ -127,6 +207,7 @@ def test_sentencepiece_equals_transformers() -> None:
 def test_bos_is_added_by_flag_or_family() -> None:
     assert adds_bos(sentencepiece())
     assert adds_bos(byte_level("llama-bpe"))
+    assert adds_bos(byte_level("lfm2"))
     assert not adds_bos(byte_level("qwen2"))
     assert build_tokenizer(sentencepiece()).encode("the").tokens == ["<s>", f"{SPACE}the"]
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import rotate_half
 
+from stonechat_models.checkpoint.gguf.layouts import split_rope_pairs
+from stonechat_models.checkpoint.gguf.names import module_name
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
-from stonechat_models.checkpoint.gguf.weights import dequantize, module_name, split_rope_pairs
+from stonechat_models.checkpoint.gguf.weights import dequantize
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 
 
