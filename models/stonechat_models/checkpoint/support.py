@@ -1,10 +1,13 @@
 """Decides from a config whether the paged engine can serve a model, and up to which length."""
 
 from stonechat_models.checkpoint.hf_config import HFConfig
+from stonechat_models.checkpoint.rope_length import (
+    DEFAULT_LENGTH,
+    original_length,
+    rope_sections,
+    rope_type,
+)
 from stonechat_models.errors import UnsupportedModelError
-
-LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
-"""RoPE types whose frequencies depend on the longest sequence in a step."""
 
 
 def refuse_encoder_decoder(config: HFConfig) -> None:
@@ -16,13 +19,14 @@ def refuse_encoder_decoder(config: HFConfig) -> None:
 
 
 def context_length(config: HFConfig, requested: int | None) -> int:
-    """Return the length in tokens up to which the model is served correctly, or `requested`.
+    """Return `requested`, or the default: the longest context that is served at full quality.
 
-    Raises `UnsupportedModelError` when `requested` is above that length.
+    With LongRoPE, lengths above the original one are served if they are requested. Raises
+    `UnsupportedModelError` when `requested` is above the length that is served correctly.
     """
-    limit = _correct_length(config)
+    limit = _limit(config, "dynamic")
     if requested is None:
-        return limit
+        return min(limit, _limit(config, "longrope"))
     if requested > limit:
         raise UnsupportedModelError(
             f"a context length of {requested} tokens exceeds this model's limit of {limit}"
@@ -30,12 +34,10 @@ def context_length(config: HFConfig, requested: int | None) -> int:
     return requested
 
 
-def _correct_length(config: HFConfig) -> int:
-    limit = config.max_position_embeddings or 2048
-    # Only a mask holds the chunks, and none is built.
-    limit = min(limit, config.keys.size("attention_chunk_size", limit))
-    key = "original_max_position_embeddings"
-    for rope in (config.rope, *config.rope.sections().values()):
-        if rope.read("rope_type", str, rope.read("type", str, "")) in LENGTH_DEPENDENT_ROPE:
-            limit = min(limit, rope.size(key, config.keys.size(key, limit)))
+def _limit(config: HFConfig, kind: str) -> int:
+    """The model's length, or the original length if its rotary embedding is of this kind."""
+    limit = config.max_position_embeddings or DEFAULT_LENGTH
+    for rope in rope_sections(config):
+        if rope_type(config, rope) == kind:
+            limit = min(limit, original_length(config, rope))
     return limit

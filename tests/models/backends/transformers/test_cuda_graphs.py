@@ -54,7 +54,9 @@ def prompts():
     return [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in PROMPT_LENS]
 
 
-@pytest.mark.parametrize("family", ["llama", *nightly("gemma2", "gpt_oss", "qwen3_moe")])
+@pytest.mark.parametrize(
+    "family", ["llama", *nightly("gemma2", "gpt_oss", "qwen3_moe", "llama4_text")]
+)
 def test_tokens_are_those_of_plain_transformers(family, prompts):
     module = tiny_model(family)
     references = [reference_greedy(module, prompt, 6) for prompt in prompts]

@@ -7,6 +7,7 @@ from stonechat_models.backends.transformers.attention.batched import BatchedBack
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from tests.models.engines import add, generate_all, greedy, make_engine, reference_greedy, run
 from tests.models.tiny_models import (
+    CHUNKED_FAMILIES,
     FAMILIES,
     PLAIN_FAMILIES,
     RECURRENT_FAMILIES,
@@ -26,7 +27,7 @@ RARE = [
 ]
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *USUAL, *nightly(*RARE)])
+@pytest.fixture(scope="module", params=[*FAMILIES, *CHUNKED_FAMILIES, *USUAL, *nightly(*RARE)])
 def case(request):
     module = tiny_model(request.param)
     generator = torch.Generator().manual_seed(1)

@@ -13,7 +13,7 @@ from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.runtime.build import build_engine
 from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
-from tests.models.tiny_tokenizers import byte_level_backend
+from tests.models.tiny_tokenizers import ascii_backend
 
 DTYPES = [torch.float32, torch.bfloat16, FP8]
 BLOCK_SIZE = 4
@@ -123,7 +123,7 @@ def test_fp8_is_refused_where_it_cannot_be_read(monkeypatch: pytest.MonkeyPatch)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model")
     tiny_model("llama").save_pretrained(path)
-    byte_level_backend().save(str(path / "tokenizer.json"))
+    ascii_backend().save(str(path / "tokenizer.json"))
     return str(path)
 
 

@@ -4,10 +4,15 @@ import pytest
 import torch
 import transformers
 
+from stonechat_models.backends.transformers.attention import interface
 from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShape
-from stonechat_models.backends.transformers.packing_check import check_packing, small_copy
-from stonechat_models.checkpoint.hf_config import parse_config
-from stonechat_models.checkpoint.support import context_length
+from stonechat_models.backends.transformers.packing_check import (
+    check_packing,
+    check_window,
+    probe_layers,
+    small_copy,
+)
+from stonechat_models.backends.transformers.verify import random_prompts
 from stonechat_models.errors import UnsupportedModelError
 from tests.models.tiny_models import COMMON, VOCAB_SIZE, tiny_model
 from tests.nightly import nightly
@@ -56,6 +61,37 @@ def test_a_window_that_only_a_mask_holds_is_noticed():
     check_packing(tiny_model("phimoe", sliding_window=256), CPU, VOCAB_SIZE)  # the context's length
 
 
+def llama4(**changes):
+    return tiny_model("llama4_text", **changes)
+
+
+def test_the_probe_records_the_chunks_that_the_model_has():
+    model = llama4(attention_chunk_size=8192)
+    probe = check_packing(model, CPU, VOCAB_SIZE)
+    assert {kind.spec.chunk_size for kind in probe.kinds} == {8192, None}
+    assert model.config.attention_chunk_size == 8192
+    assert {layer.self_attn.floor_scale for layer in model.model.layers} == {7}
+
+
+@pytest.mark.parametrize("fault", ["chunk_size", "rescaled"])
+def test_a_wrong_chunk_or_scale_is_noticed(fault, monkeypatch):
+    """The check makes both short, however long they are."""
+    wrong = {"chunk_size": lambda module: None, "rescaled": lambda query, *_: query}[fault]
+    monkeypatch.setattr(interface, fault, wrong)
+    with pytest.raises(UnsupportedModelError, match=r"other logits|only a mask"):
+        check_packing(llama4(attention_chunk_size=8192, floor_scale=8192), CPU, VOCAB_SIZE)
+
+
+def test_chunks_that_only_a_mask_holds_are_noticed(monkeypatch):
+    model = llama4()
+    probe, _ = probe_layers(model, random_prompts([3], VOCAB_SIZE))
+    check_window(model, probe)
+    monkeypatch.setattr(interface, "chunk_size", lambda module: None)
+    probe, _ = probe_layers(model, random_prompts([3], VOCAB_SIZE))
+    with pytest.raises(UnsupportedModelError, match="only a mask holds the chunks"):
+        check_window(model, probe)
+
+
 def test_the_probe_records_what_layers_keep():
     probe = check_packing(tiny_model("gemma3"), CPU, VOCAB_SIZE)
     assert probe.shapes == {i: LayerKVShape(2, 16, 16) for i in range(3)}
@@ -67,21 +103,6 @@ def test_weights_that_are_not_finite_are_refused():
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(UnsupportedModelError, match="not finite"):
         check_packing(model, CPU, VOCAB_SIZE)
-
-
-def test_context_length():
-    config = parse_config({"max_position_embeddings": 100}, "x")
-    assert context_length(config, None) == 100
-    assert context_length(config, 40) == 40
-    with pytest.raises(UnsupportedModelError, match="200"):
-        context_length(config, 200)
-    longrope = {
-        "max_position_embeddings": 1000,
-        "rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 64},
-    }
-    assert context_length(parse_config(longrope, "x"), None) == 64
-    chunked = {**COMMON, "attention_chunk_size": 32}
-    assert context_length(parse_config(chunked, "x"), None) == 32
 
 
 def test_block_copies_read_every_source_first():

@@ -28,7 +28,7 @@ from stonechat_models.runtime.build import build_engine
 from stonechat_models.types import SamplingParams
 from tests.models.engines import generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
-from tests.models.tiny_tokenizers import byte_level_backend
+from tests.models.tiny_tokenizers import ascii_backend
 from tests.nightly import nightly
 
 CPU = torch.device("cpu")
@@ -291,7 +291,7 @@ def test_dtypes():
 def test_build_engine_reports_what_it_did(team, bits, dtype, tmp_path):
     module = tiny_model("gemma3")
     module.to(torch.bfloat16).save_pretrained(tmp_path)
-    byte_level_backend().save(str(tmp_path / "tokenizer.json"))
+    ascii_backend().save(str(tmp_path / "tokenizer.json"))
     config = EngineConfig(
         model=str(tmp_path), quantize=bits, dtype=dtype, device="cpu", kv_cache_bytes=1 << 20
     )

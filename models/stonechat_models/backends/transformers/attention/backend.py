@@ -13,15 +13,26 @@ from stonechat_models.backends.transformers.kv_cache import LayerKV
 class AttentionSpec:
     """The parameters of a layer's attention.
 
-    A query at position p sees the keys k with p - sliding_window < k <= p. Scores are scaled, then
-    capped as softcap * tanh(score / softcap). `sinks` float[H] adds one score per head; that score
-    has no value.
+    A query at position p sees the keys k with p - sliding_window < k <= p and, if there are chunks,
+    k // chunk_size == p // chunk_size. Scores are scaled, then capped as
+    softcap * tanh(score / softcap). `sinks` float[H] adds one score per head; that score has no
+    value.
     """
 
     scaling: float
     sliding_window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None
+    chunk_size: int | None = None
+
+    def first_key(self, position: int) -> int:
+        """Return the position of the first key that a query sees. It never falls with position."""
+        first = 0
+        if self.sliding_window is not None:
+            first = max(0, position - self.sliding_window + 1)
+        if self.chunk_size is not None:
+            first = max(first, position // self.chunk_size * self.chunk_size)
+        return first
 
     @property
     def is_plain(self) -> bool:

@@ -50,13 +50,14 @@ def _decode(
 ) -> torch.Tensor:
     """Attend with one query row per sequence, [N, H, Dk]. Returns [N, H, Dv]."""
     device = query.device
-    longest = max(batch.context_lens_list[i] for i in group)
-    width = longest if spec.sliding_window is None else min(longest, spec.sliding_window)
-    index = torch.tensor(group, device=device)
-    # Column j is position context_len - width + j: every window ends in the last column.
+    lengths = [batch.context_lens_list[i] for i in group]
+    firsts = [spec.first_key(length - 1) for length in lengths]
+    width = max(length - first for length, first in zip(lengths, firsts, strict=True))
+    index, first = torch.tensor([group, firsts], device=device)
+    # Column j is position context_len - width + j: the last key is in the last column.
     columns = torch.arange(width, device=device)
     positions = batch.context_lens[index].long().unsqueeze(1) - width + columns
-    mask = positions >= 0
+    mask = positions >= first.unsqueeze(1)
     positions = positions.clamp(min=0)
     blocks = batch.block_table[index].long().gather(1, positions // kv.block_size)
     slots = blocks * kv.block_size + positions % kv.block_size

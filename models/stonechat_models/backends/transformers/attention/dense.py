@@ -7,12 +7,16 @@ from stonechat_models.backends.transformers.attention.backend import AttentionSp
 
 
 def visible(
-    query_positions: torch.Tensor, key_positions: torch.Tensor, window: int | None
+    query_positions: torch.Tensor, key_positions: torch.Tensor, spec: AttentionSpec
 ) -> torch.Tensor:
     """Which keys a query sees: bool[..., Q, K] from positions [..., Q] and [..., K]."""
-    distance = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
-    mask = distance >= 0
-    return mask if window is None else mask & (distance < window)
+    queries, keys = query_positions.unsqueeze(-1), key_positions.unsqueeze(-2)
+    mask = keys <= queries
+    if spec.sliding_window is not None:
+        mask = mask & (queries - keys < spec.sliding_window)
+    if spec.chunk_size is not None:
+        mask = mask & (queries // spec.chunk_size == keys // spec.chunk_size)
+    return mask
 
 
 def attend_dense(

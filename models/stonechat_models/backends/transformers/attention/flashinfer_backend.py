@@ -81,8 +81,8 @@ class FlashInferBackend:
     """Uses FlashInfer for steps that prefill, if it supports the layer; else `fallback`.
 
     FlashInfer needs half precision in query and cache, keys and values of equal size, a size of
-    `HEAD_SIZES`, and no sinks. It compiles a kernel for each head size, type and feature on first
-    use.
+    `HEAD_SIZES`, and neither sinks nor chunks. It compiles a kernel for each head size, type and
+    feature on first use.
     """
 
     name = "flashinfer"
@@ -122,6 +122,7 @@ class FlashInferBackend:
             and keys.shape[2] == values.shape[2]
             and keys.shape[2] in HEAD_SIZES
             and spec.sinks is None
+            and spec.chunk_size is None
         )
 
     def _plan(

@@ -12,6 +12,11 @@ import torch.nn.functional as F
 
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend, AttentionSpec
+from stonechat_models.backends.transformers.attention.declared import (
+    chunk_size,
+    rescaled,
+    scales_by_position,
+)
 from stonechat_models.backends.transformers.attention.dense import attend_dense, visible
 from stonechat_models.backends.transformers.attention.parity_check import LayerKind
 from stonechat_models.backends.transformers.kv_cache import KVCache, LayerKVShape
@@ -65,6 +70,11 @@ class PagedContext:
             return attended
         return F.pad(attended, (0, 0, 0, 0, 0, num_rows - num_tokens))
 
+    def positions(self, num_rows: int, device: torch.device) -> torch.Tensor:
+        """The position of each row's token, int64[num_rows]; 0 for padding rows."""
+        batch = self._batch_on(device)
+        return F.pad(batch.positions, (0, num_rows - batch.num_tokens))
+
     def _batch_on(self, device: torch.device) -> ForwardBatch:
         """The step's batch on the layer's device. A model may be spread over several devices."""
         if device not in self._batches:
@@ -105,9 +115,14 @@ class ProbeContext:
         for start, end in zip(self.query_start, self.query_start[1:], strict=False):
             q, k, v = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (query, key, value))
             positions = torch.arange(end - start, device=query.device)
-            mask = visible(positions, positions, spec.sliding_window).unsqueeze(0)
+            mask = visible(positions, positions, spec).unsqueeze(0)
             parts.append(attend_dense(q, k, v, mask, spec).squeeze(0).transpose(0, 1))
         return torch.cat(parts)
+
+    def positions(self, num_rows: int, device: torch.device) -> torch.Tensor:
+        """The position of each row's token, int64[num_rows]."""
+        starts = zip(self.query_start, self.query_start[1:], strict=False)
+        return torch.cat([torch.arange(end - start, device=device) for start, end in starts])
 
     def _add_kind(self, kind: LayerKind) -> None:
         if all(other.key != kind.key for other in self.kinds):
@@ -152,9 +167,13 @@ def paged_attention(
         sliding_window=sliding_window,
         softcap=softcap,
         sinks=s_aux,
+        chunk_size=chunk_size(module),
     )
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     num_rows, length = query.shape[0], query.shape[2]
     query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    if scales_by_position(module):
+        positions = stonechat.positions(query.shape[0], query.device)
+        query = rescaled(query, module, positions, length)
     attended = stonechat.attend(layer, query, key, value, spec)
     return attended.view(num_rows, length, *attended.shape[1:]), None

@@ -27,7 +27,7 @@ CASES = {
 """(query tokens, context length) per sequence. The prefill case has more queries than a tile,
 cached prefixes of several lengths, and single tokens among them."""
 MAX_WINDOW = 100
-"""Longer windows are shortened to this, so that the contexts of the cases exceed them."""
+"""Longer windows and chunks are shortened to this. The contexts of the cases exceed it."""
 
 
 class ParityError(EngineError):
@@ -49,8 +49,8 @@ class LayerKind:
         """Equal for layers that a backend computes in the same way."""
         spec = self.spec
         shape = (self.num_heads, self.num_kv_heads, self.key_size, self.value_size)
-        window, capped = spec.sliding_window is not None, spec.softcap is not None
-        return (*shape, spec.scaling, window, capped, spec.sinks is not None)
+        optional = (spec.sliding_window, spec.softcap, spec.sinks, spec.chunk_size)
+        return (*shape, spec.scaling, *(value is not None for value in optional))
 
 
 def common_kinds() -> list[LayerKind]:
@@ -114,15 +114,21 @@ class ParityCheck:
 
 
 def _shortened(kind: LayerKind, sinks: torch.Tensor) -> AttentionSpec:
-    window = kind.spec.sliding_window
+    window, chunk = kind.spec.sliding_window, kind.spec.chunk_size
     return replace(
         kind.spec,
         sliding_window=None if window is None else min(window, MAX_WINDOW),
+        chunk_size=None if chunk is None else min(chunk, MAX_WINDOW),
         sinks=None if kind.spec.sinks is None else sinks,
     )
 
 
 def _features(spec: AttentionSpec) -> str:
-    names = {"window": spec.sliding_window, "soft cap": spec.softcap, "sinks": spec.sinks}
+    names = {
+        "window": spec.sliding_window,
+        "chunks": spec.chunk_size,
+        "soft cap": spec.softcap,
+        "sinks": spec.sinks,
+    }
     features = [name for name, value in names.items() if value is not None]
     return f" with {', '.join(features)}" if features else ""

@@ -23,8 +23,7 @@ class RowBackend:
             slots = sequence_slots(batch, i, kv.block_size, 0, batch.context_lens_list[i])
             for row in range(start, end):
                 last = batch.context_lens_list[i] - (end - row) + 1
-                first = 0 if spec.sliding_window is None else max(0, last - spec.sliding_window)
-                visible_slots = slots[first:last]
+                visible_slots = slots[spec.first_key(last - 1) : last]
                 key, value = (
                     x.transpose(0, 1).unsqueeze(0) for x in kv.read(visible_slots, query.dtype)
                 )

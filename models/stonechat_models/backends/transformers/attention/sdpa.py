@@ -29,15 +29,13 @@ def attend_sequence(
     """Attend with sequence i's query rows [Q, H, Dk] over its whole context. Returns [Q, H, Dv]."""
     context_len = batch.context_lens_list[i]
     num_queries = query.shape[0]
-    first = 0
-    if spec.sliding_window is not None:  # keys before the window of the first query are never seen
-        first = max(0, context_len - num_queries - spec.sliding_window + 1)
+    first = spec.first_key(context_len - num_queries)
     slots = sequence_slots(batch, i, kv.block_size, first, context_len)
     key, value = (rows.transpose(0, 1).unsqueeze(0) for rows in kv.read(slots, query.dtype))
     mask = None
     if num_queries > 1:
         positions = torch.arange(first, context_len, device=query.device)
-        mask = visible(positions[-num_queries:], positions, spec.sliding_window).unsqueeze(0)
+        mask = visible(positions[-num_queries:], positions, spec).unsqueeze(0)
     attended = attend_dense(query.transpose(0, 1).unsqueeze(0), key, value, mask, spec)
     return attended.squeeze(0).transpose(0, 1)
 

@@ -83,8 +83,9 @@ class TritonBackend:
         num_seqs, num_heads, num_kv_heads = batch.num_seqs, query.shape[1], kv.keys.shape[1]
         tile = decode_tile(shape["GROUP"], shape["BLOCK_DK"], query.dtype)
         longest = max(batch.context_lens_list)
-        if spec.sliding_window is not None:  # a window that starts inside a tile needs one more
-            longest = min(longest, spec.sliding_window + tile.keys)
+        for span in (spec.sliding_window, spec.chunk_size):
+            if span is not None:  # one that starts inside a tile needs one more
+                longest = min(longest, span + tile.keys)
         splits = self.num_splits(num_seqs, num_kv_heads, longest, tile.keys)
         partial = query.new_empty((num_seqs, num_heads, splits, shape["DV"]), dtype=torch.float32)
         peaks = partial.new_empty(partial.shape[:3])
@@ -189,6 +190,7 @@ def _shape(query: torch.Tensor, kv: LayerKV, spec: AttentionSpec) -> dict[str, A
         "BLOCK_DV": max(16, triton.next_power_of_2(values.shape[2])),
         "HAS_SOFTCAP": spec.softcap is not None,
         "HAS_WINDOW": spec.sliding_window is not None,
+        "HAS_CHUNKS": spec.chunk_size is not None,
         "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
         "UPCAST": query.dtype == torch.bfloat16 and query.device.type == "cpu",
     }
@@ -199,6 +201,6 @@ def _strides(query: torch.Tensor, kv: LayerKV, batch: ForwardBatch) -> tuple[int
     return (*strides, batch.block_table.stride(0))
 
 
-def _scalars(spec: AttentionSpec) -> tuple[float, float, int]:
-    """Scaling, soft cap and window. A missing one is 0, and the kernels do not read it."""
-    return spec.scaling, spec.softcap or 0.0, spec.sliding_window or 0
+def _scalars(spec: AttentionSpec) -> tuple[float, float, int, int]:
+    """Scaling, soft cap, window and chunk. A missing one is 0, and the kernels do not read it."""
+    return spec.scaling, spec.softcap or 0.0, spec.sliding_window or 0, spec.chunk_size or 0

@@ -8,7 +8,11 @@ both kernels can be part of a CUDA graph.
 import triton
 import triton.language as tl
 
-from stonechat_models.backends.transformers.attention.triton_tile import LOG2E, attend_tile
+from stonechat_models.backends.transformers.attention.triton_tile import (
+    LOG2E,
+    attend_tile,
+    first_key,
+)
 
 
 @triton.jit(do_not_specialize=["stride_table"])  # it changes from step to step
@@ -32,6 +36,7 @@ def decode_kernel(
     scaling,
     softcap,
     window,
+    chunk,
     NUM_SPLITS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -43,6 +48,7 @@ def decode_kernel(
     BLOCK_DV: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_CHUNKS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -55,15 +61,15 @@ def decode_kernel(
         return
     context_len = tl.load(context_lens + i)
 
-    first = 0
-    if HAS_WINDOW:
-        first = tl.maximum(context_len - window, 0) // BLOCK_K * BLOCK_K
+    rows = tl.arange(0, BLOCK_M)
+    row_positions = tl.zeros([BLOCK_M], dtype=tl.int32) + context_len - 1
+    row_firsts = first_key(row_positions, window, chunk, HAS_WINDOW, HAS_CHUNKS)
+    first = first_key(context_len - 1, window, chunk, HAS_WINDOW, HAS_CHUNKS) // BLOCK_K * BLOCK_K
     num_tiles = tl.cdiv(context_len - first, BLOCK_K)
     span = tl.cdiv(num_tiles, NUM_SPLITS) * BLOCK_K
     first += split * span
     last = tl.minimum(first + span, context_len)
 
-    rows = tl.arange(0, BLOCK_M)
     heads = kv_head * GROUP + rows
     is_head = rows < GROUP
     offsets_dk = tl.arange(0, BLOCK_DK)
@@ -77,7 +83,8 @@ def decode_kernel(
     )
     output, peak, total = attend_tile(
         tile,
-        tl.zeros([BLOCK_M], dtype=tl.int32) + context_len - 1,
+        row_positions,
+        row_firsts,
         first,
         last,
         keys + kv_head * stride_key_head,
@@ -87,7 +94,6 @@ def decode_kernel(
         stride_value,
         scaling,
         softcap,
-        window,
         BLOCK_SIZE,
         BLOCK_M,
         BLOCK_K,
@@ -96,7 +102,7 @@ def decode_kernel(
         BLOCK_DK,
         BLOCK_DV,
         HAS_SOFTCAP,
-        HAS_WINDOW,
+        HAS_WINDOW or HAS_CHUNKS,
         PRECISION,
         UPCAST,
     )

@@ -3,7 +3,11 @@
 import triton
 import triton.language as tl
 
-from stonechat_models.backends.transformers.attention.triton_tile import LOG2E, attend_tile
+from stonechat_models.backends.transformers.attention.triton_tile import (
+    LOG2E,
+    attend_tile,
+    first_key,
+)
 
 
 @triton.jit
@@ -46,6 +50,7 @@ def prefill_kernel(
     scaling,
     softcap,
     window,
+    chunk,
     GROUP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -57,6 +62,7 @@ def prefill_kernel(
     BLOCK_DV: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_CHUNKS: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     MIN_QUERIES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -84,9 +90,8 @@ def prefill_kernel(
     first_position = context_len - num_queries + tile_start
     row_positions = context_len - num_queries + token_of_row
     last = tl.minimum(first_position + BLOCK_Q, context_len)
-    first = 0
-    if HAS_WINDOW:
-        first = tl.maximum(first_position - window + 1, 0) // BLOCK_K * BLOCK_K
+    row_firsts = first_key(row_positions, window, chunk, HAS_WINDOW, HAS_CHUNKS)
+    first = first_key(first_position, window, chunk, HAS_WINDOW, HAS_CHUNKS) // BLOCK_K * BLOCK_K
 
     offsets_dk = tl.arange(0, BLOCK_DK)
     loaded = tl.load(
@@ -100,6 +105,7 @@ def prefill_kernel(
     result, peak, total = attend_tile(
         loaded,
         row_positions,
+        row_firsts,
         first,
         last,
         keys + kv_head * stride_key_head,
@@ -109,7 +115,6 @@ def prefill_kernel(
         stride_value,
         scaling,
         softcap,
-        window,
         BLOCK_SIZE,
         BLOCK_M,
         BLOCK_K,
@@ -118,7 +123,7 @@ def prefill_kernel(
         BLOCK_DK,
         BLOCK_DV,
         HAS_SOFTCAP,
-        HAS_WINDOW,
+        HAS_WINDOW or HAS_CHUNKS,
         PRECISION,
         UPCAST,
     )

@@ -27,9 +27,21 @@ def dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def first_key(position, window, chunk, HAS_WINDOW: tl.constexpr, HAS_CHUNKS: tl.constexpr):
+    """The position of the first key that a query sees, as `AttentionSpec.first_key`."""
+    first = position * 0
+    if HAS_WINDOW:
+        first = tl.maximum(first, position - window + 1)
+    if HAS_CHUNKS:
+        first = tl.maximum(first, position // chunk * chunk)
+    return first
+
+
+@triton.jit
 def attend_tile(
     query,  # [BLOCK_M, BLOCK_DK]
     row_positions,  # int32[BLOCK_M]: position of each row's token
+    row_firsts,  # int32[BLOCK_M]: position of the first key that each row sees
     first,  # the first key, a multiple of BLOCK_K
     last,  # the end of the keys, exclusive
     keys,  # the layer's keys, from the KV head on
@@ -39,7 +51,6 @@ def attend_tile(
     stride_value,
     scaling,
     softcap,
-    window,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -48,7 +59,7 @@ def attend_tile(
     BLOCK_DK: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    HAS_FIRSTS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -77,8 +88,8 @@ def attend_tile(
         if HAS_SOFTCAP:
             scores = softcap * tanh(scores / softcap)
         is_visible = in_range[None, :] & (positions[None, :] <= row_positions[:, None])
-        if HAS_WINDOW:
-            is_visible = is_visible & (row_positions[:, None] - positions[None, :] < window)
+        if HAS_FIRSTS:
+            is_visible = is_visible & (positions[None, :] >= row_firsts[:, None])
         scores = tl.where(is_visible, scores * LOG2E, float("-inf"))
 
         new_peak = tl.maximum(peak, tl.max(scores, 1))

@@ -57,7 +57,7 @@ FLOAT32 = {"partial", "peaks", "totals"}
 INT32 = {"query_start", "context_lens", "block_table"}
 INT64 = {"slots"}
 FLOATS = {"scaling", "softcap", "epsilon", "offset", "query_epsilon", "key_epsilon", "limit"}
-SHAPES = [  # dtype, head size, group, window and soft cap
+SHAPES = [  # dtype, head size, group, window, chunks and soft cap
     (torch.bfloat16, 128, 4, False),
     (torch.float16, 64, 3, False),
     (torch.bfloat16, 256, 2, True),
@@ -137,6 +137,7 @@ def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None
         "BLOCK_DV": padded,
         "HAS_SOFTCAP": window,
         "HAS_WINDOW": window,
+        "HAS_CHUNKS": window,
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "UPCAST": False,
     }

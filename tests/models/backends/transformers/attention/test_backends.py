@@ -8,6 +8,7 @@ import torch
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.attention.row import RowBackend
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.backends.transformers.kv_cache import LayerKV
 
@@ -54,8 +55,10 @@ def attend_by_hand(query, keys, values, batch, spec):
         ]
         for row, head in itertools.product(range(start, end), range(query.shape[1])):
             position = context - (end - row)
-            first = 0 if spec.sliding_window is None else position - spec.sliding_window + 1
-            visible = slot[max(0, first) : position + 1]
+            first = 0 if spec.sliding_window is None else max(0, position - spec.sliding_window + 1)
+            if spec.chunk_size is not None:
+                first = max(first, position - position % spec.chunk_size)
+            visible = slot[first : position + 1]
             scores = (
                 keys[visible, head // groups].double() @ query[row, head].double() * spec.scaling
             )
@@ -79,11 +82,16 @@ SPECS = {
     "window": AttentionSpec(scaling=0.3, sliding_window=5),
     "softcap": AttentionSpec(scaling=0.3, softcap=2.0),
     "sinks": AttentionSpec(scaling=0.3, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+    "chunks": AttentionSpec(scaling=0.3, chunk_size=6),
+    "single": AttentionSpec(scaling=0.3, chunk_size=1),
+    "window and chunks": AttentionSpec(scaling=0.3, sliding_window=4, chunk_size=7),
     "all": AttentionSpec(0.3, 6, 3.0, torch.tensor([0.5, -1.0, 2.0, 0.0])),
 }
 
 
-@pytest.mark.parametrize("backend", [SdpaBackend(), BatchedBackend()], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    "backend", [SdpaBackend(), BatchedBackend(), RowBackend()], ids=lambda b: b.name
+)
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize(("num_kv_heads", "value_size"), [(4, 8), (2, 8), (1, 6)])

@@ -97,8 +97,9 @@ def test_a_step_is_planned_once_for_all_layers_of_a_kind(backend, wrappers):
         ({"sizes": (64, 32)}, SPECS["plain"]),
         ({"sizes": (80, 80)}, SPECS["plain"]),
         ({}, AttentionSpec(0.1, sinks=torch.zeros(4))),
+        ({}, AttentionSpec(0.1, chunk_size=8)),
     ],
-    ids=["float32", "other values", "head size", "sinks"],
+    ids=["float32", "other values", "head size", "sinks", "chunks"],
 )
 def test_unsupported_layers_use_the_fallback(backend, wrappers, changes, spec):
     backend.attend(*inputs(PREFILLS, **changes), spec)

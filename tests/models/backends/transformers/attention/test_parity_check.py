@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 KINDS = [
     *common_kinds(),
     LayerKind(4, 1, 32, 16, AttentionSpec(0.2, 4096, 30.0, torch.zeros(4))),
+    LayerKind(4, 2, 32, 32, AttentionSpec(0.2, chunk_size=8192)),
 ]
 
 
@@ -55,6 +56,10 @@ FAULTY_BACKENDS = {
     "no window": FaultyBackend(lambda spec: replace(spec, sliding_window=None)),
     "window off by one": FaultyBackend(
         lambda spec: spec if spec.sliding_window is None else replace(spec, sliding_window=99)
+    ),
+    "no chunks": FaultyBackend(lambda spec: replace(spec, chunk_size=None)),
+    "chunk off by one": FaultyBackend(
+        lambda spec: spec if spec.chunk_size is None else replace(spec, chunk_size=99)
     ),
     "no soft cap": FaultyBackend(lambda spec: replace(spec, softcap=None)),
     "no sinks": FaultyBackend(lambda spec: replace(spec, sinks=None)),
@@ -159,7 +164,7 @@ def test_nothing_is_checked_on_other_devices():
     assert choose.choose_attention("sdpa", CPU, parity_check()).name == "sdpa"
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "llama4_text"])
 def test_the_parity_check_of_a_model_has_its_own_kinds_of_layers(family):
     from stonechat_models.backends.transformers.model import TransformersModel
     from tests.models.engines import model_info
@@ -168,15 +173,19 @@ def test_the_parity_check_of_a_model_has_its_own_kinds_of_layers(family):
     model = TransformersModel(tiny_model(family), model_info(), SdpaBackend())
     model.attention_parity_check.run(BatchedBackend())
     features = {
-        (k.spec.sliding_window is not None, k.spec.softcap is not None, k.spec.sinks is not None)
+        tuple(
+            value is not None
+            for value in (k.spec.sliding_window, k.spec.softcap, k.spec.sinks, k.spec.chunk_size)
+        )
         for k in model.attention_parity_check.kinds
     }
     assert (
         features
         == {
-            "llama": {(False, False, False)},
-            "gemma2": {(True, True, False), (False, True, False)},
-            "gpt_oss": {(True, False, True), (False, False, True)},
+            "llama": {(False, False, False, False)},
+            "gemma2": {(True, True, False, False), (False, True, False, False)},
+            "gpt_oss": {(True, False, True, False), (False, False, True, False)},
+            "llama4_text": {(False, False, False, True), (False, False, False, False)},
         }[family]
     )
     model.set_attention(BatchedBackend())

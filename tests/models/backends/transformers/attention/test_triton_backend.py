@@ -96,6 +96,11 @@ def test_sliding_window(window):
     check(MIXED, sliding_window=window, sizes=(32, 32))
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 32, 45, 500])
+def test_chunks(chunk):
+    check(MIXED, chunk_size=chunk, sizes=(32, 32))
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -103,6 +108,7 @@ def test_sliding_window(window):
         {"sinks": True},
         {"scaling": 1.0},
         {"softcap": 2.0, "sinks": True, "sliding_window": 20, "scaling": 0.3},
+        {"sliding_window": 20, "chunk_size": 33},
     ],
     ids=lambda spec: "-".join(spec),
 )
@@ -161,4 +167,5 @@ def test_random_batches(seed):
         num_programs=draw(1, 100),
         seed=seed,
         sliding_window=draw(1, 200) if draw(0, 2) else None,
+        chunk_size=draw(1, 200) if draw(0, 2) else None,
     )

@@ -1,0 +1,101 @@
+"""Packed weights become the floats that they stand for, on the PyTorch path."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from stonechat_models.backends.transformers.load import load_module, load_settings
+from stonechat_models.checkpoint.resolve import resolve_model
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError
+from tests.models.packed_writers import (
+    CASES,
+    is_linear_or_expert,
+    quantise_config,
+    save_packed,
+)
+from tests.models.tiny_models import save_tiny_model
+from tests.models.tiny_tokenizers import byte_level_backend
+
+CPU = torch.device("cpu")
+IDS = torch.arange(40)[None]
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    config = EngineConfig(model=str(folder), device="cpu", threads=1)
+    files = resolve_model(config, lambda line: None)
+    return load_module(files, config, CPU, dtype, attn_implementation="eager")
+
+
+def logits(module: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        output: torch.Tensor = module(IDS, use_cache=False).logits
+    return output
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_the_floats(name: str, tmp_path: Path) -> None:
+    writer, quantization, _ = CASES[name]
+    floats = save_packed(tmp_path, "llama", writer, quantization)
+    module = load(tmp_path)
+    assert not hasattr(module.config, "quantization_config")
+    for key, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter, floats[key], rtol=2e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "phi3"])
+@pytest.mark.parametrize("name", ["gptq-asym", "fp8-block"])
+def test_logits_are_those_of_the_floats(name: str, family: str, tmp_path: Path) -> None:
+    """transformers merges the experts of these files after they were read."""
+    writer, quantization, _ = CASES[name]
+    save_packed(tmp_path, family, writer, quantization, is_linear_or_expert)
+    module = load(tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "float", dtype=torch.float32).eval()
+    torch.testing.assert_close(logits(module), logits(reference), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_rounded_to_the_dtype(tmp_path: Path) -> None:
+    writer, quantization, _ = CASES["fp8-block"]
+    floats = save_packed(tmp_path, "llama", writer, quantization)
+    for name, parameter in load(tmp_path, torch.bfloat16).named_parameters():
+        assert torch.equal(parameter, floats[name].to(torch.bfloat16))
+
+
+def test_fp8_experts_in_one_tensor(tmp_path: Path) -> None:
+    """Their scales have the weight's name and an ending, and cover blocks of each expert."""
+    folder = save_tiny_model(tmp_path / "tiny", "gpt_oss", _tokenizer(tmp_path))
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    floats = {}
+    for name in [n for n in stored if n.endswith(("gate_up_proj", "down_proj"))]:
+        experts, n, k = stored[name].shape
+        scale = torch.rand(experts, -(-n // 16), -(-k // 16)) * 0.01 + 0.001
+        wide = scale.repeat_interleave(16, 1)[:, :n].repeat_interleave(16, 2)[:, :, :k]
+        stored[name] = (stored[name] / wide).to(torch.float8_e4m3fn)
+        floats[name] = stored[name].float() * wide
+        stored |= {f"{name}_scale_inv": scale, f"{name}_activation_scale": torch.ones(())}
+    save_file(stored, path, {"format": "pt"})
+    quantise_config(folder, {"quant_method": "fp8", "weight_block_size": [16, 16]})
+    parameters = dict(load(folder).named_parameters())
+    for name, expected in floats.items():
+        assert torch.equal(parameters[name], expected)
+
+
+def _tokenizer(tmp_path: Path) -> Path:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    byte_level_backend().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_what_a_package_quantised_is_not_quantised_again(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    save_packed(tmp_path, "llama", *CASES["fp8-block"][:2])
+    quantise_config(tmp_path, {"quant_method": "torchao"})
+    config = EngineConfig(model=str(tmp_path), device="cpu", quantize="int8")
+    files = resolve_model(config, lambda line: None)
+    with pytest.raises(ModelLoadError, match="in the format torchao, which is served as it is"):
+        load_settings(files.config, config, CPU)
