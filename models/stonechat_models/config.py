@@ -17,8 +17,10 @@ class EngineConfig:
     """
 
     model: str
-    """A Hugging Face id, a local folder with safetensors, or a `.gguf` file."""
+    """A name of the Hugging Face hub, a local folder with safetensors, or a GGUF file."""
     revision: str | None = None
+    adapter: str | None = None
+    """The folder of a LoRA adapter to merge into the weights, or its name on the hub."""
     device: str = "auto"
     dtype: str = "auto"
     quantize: Quantize = "auto"

@@ -303,6 +303,10 @@ class ModelInfo:
     exact_chunks: bool = True
     """False if the model must compute a prompt in one piece."""
     sampling_defaults: SamplingDefaults = SamplingDefaults()
+    adapter: str = ""
+    """The LoRA adapter that is merged into the weights."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of the model's files."""
 
     @property
     def kv_capacity_tokens(self) -> int:

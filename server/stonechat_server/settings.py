@@ -50,10 +50,16 @@ class Settings(BaseSettings):
     model: str = _option(
         "Model",
         DEFAULT_MODEL,
-        "Hugging Face id, local folder with safetensors, or .gguf file",
+        "name on the Hugging Face hub (owner/name, owner/name:Q4_K_M, owner/name/file.gguf, or a "
+        "URL), local folder with safetensors, or GGUF file",
         flag="MODEL",
     )
     revision: str | None = _option("Model", None, "branch, tag or commit of the Hugging Face model")
+    adapter: str | None = _option(
+        "Model",
+        None,
+        "merge a LoRA adapter into the model's weights: its folder, or its name on the hub",
+    )
     trust_remote_code: bool = _option(
         "Model", False, "run the Python code that comes with the model"
     )

@@ -110,8 +110,10 @@ def test_a_missing_model_is_explained() -> None:
 def test_the_banner_shows_what_was_chosen() -> None:
     text = start_banner(model_info(quantization="Q4_1"), "name", "http://127.0.0.1:8000", False)
     assert "warning" not in text
-    warned = start_banner(model_info(), "name", "http://127.0.0.1:8000", False, "mind this")
-    assert "  warning   mind this" in warned
+    model = model_info(adapter="mine (rank 8, 2 weights)")
+    warned = start_banner(model, "name", "http://127.0.0.1:8000", False, ["mind this", "and that"])
+    assert "  warning   mind this\n  warning   and that" in warned
+    assert "  adapter   mine (rank 8, 2 weights), merged into the weights" in warned
     for fact in ("cpu", "float32", "Q4_1", "16,384 tokens", "4,096 tokens", "4.0 requests"):
         assert fact in text
 

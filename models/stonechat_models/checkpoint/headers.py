@@ -5,21 +5,31 @@ fetched whole.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from stonechat_models.checkpoint import hub
+from stonechat_models.checkpoint.adapter import refuse_adapter_alone
 from stonechat_models.checkpoint.cache import Progress
-from stonechat_models.checkpoint.hf_config import HFConfig, parse_config, read_config
-from stonechat_models.checkpoint.resolve import WeightFormat, locate, weights_in
+from stonechat_models.checkpoint.hf_config import (
+    QUANTIZATION_FILES,
+    HFConfig,
+    parse_config,
+    read_config,
+)
+from stonechat_models.checkpoint.resolve import WeightFormat, locate, locate_adapter
+from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.config import EngineConfig
 from stonechat_models.model_file import reading
 
 SAFETENSORS_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
+    "U64": 64, "U32": 32, "U16": 16, "F4": 4,
 }  # fmt: skip
+FLOAT_NAMES = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +75,13 @@ def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
     """Return the headers of the model that `config` names.
 
     The default model is fetched if it is not in the cache. For a Hugging Face id, only config.json
-    and the headers are fetched. Raises `ModelLoadError` when the model does not exist or cannot be
-    read.
+    and the headers are fetched. Raises `ModelLoadError` when the model or its adapter does not
+    exist or cannot be read.
     """
     located = locate(config, progress, only_headers=True)
+    locate_adapter(config, progress)
     if located.path is None:
-        return _hub_headers(located.name, config.revision)
+        return _hub_headers(located.name, located.revision)
     if located.path.is_file():
         return _gguf_headers(located.name, located.path)
     return _folder_headers(located.name, located.path, config.allow_pickle)
@@ -78,20 +89,20 @@ def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
 
 def _gguf_headers(name: str, path: Path) -> ModelHeaders:
     from stonechat_models.checkpoint.gguf.config import config_of
+    from stonechat_models.checkpoint.gguf.names import module_name, weights_of
     from stonechat_models.checkpoint.gguf.reader import read_gguf
-    from stonechat_models.checkpoint.gguf.weights import NOT_WEIGHTS, module_name
 
     gguf = read_gguf(path)
     with reading(path):
         tensors = [
             TensorHeader(module_name(gguf, t.name), t.type_name, t.shape, t.data.nbytes)
-            for t in gguf.tensors.values()
-            if t.name not in NOT_WEIGHTS
+            for t in weights_of(gguf)
         ]
         return ModelHeaders(name, parse_config(config_of(gguf), str(path)), tensors, "gguf")
 
 
 def _folder_headers(name: str, folder: Path, allow_pickle: bool) -> ModelHeaders:
+    refuse_adapter_alone(folder)
     config = read_config(folder / "config.json")
     files = weights_in(folder, allow_pickle)
     is_safe = files[0].suffix == ".safetensors"
@@ -134,6 +145,8 @@ def _hub_headers(model: str, revision: str | None) -> ModelHeaders:
     try:
         path = huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
         metadata = huggingface_hub.get_safetensors_metadata(model, revision=revision)
+        if metadata.parameter_count.keys() - FLOAT_NAMES:
+            _fetch_quantization(model, revision)
     except Exception as error:
         raise hub.not_found(model, error) from error
     tensors = [
@@ -142,3 +155,13 @@ def _hub_headers(model: str, revision: str | None) -> ModelHeaders:
         for name, info in file.tensors.items()
     ]
     return ModelHeaders(model, read_config(Path(path)), tensors, "safetensors")
+
+
+def _fetch_quantization(model: str, revision: str | None) -> None:
+    """Fetch what `read_config` reads beside config.json, if the model has it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for name in QUANTIZATION_FILES:
+        with suppress(EntryNotFoundError):
+            hf_hub_download(model, name, revision=revision)

@@ -16,6 +16,12 @@ MAX_SIZE = (1 << 31) - 1
 """The largest size or count of a model: what the compiled code can hold."""
 MAX_LAYERS, MAX_EXPERTS = 1000, 1 << 14
 MAX_SHOWN = 60
+QUANTIZATION_FILES = {
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+}
+"""Files that say how the weights are quantised if config.json does not, and their method."""
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -167,7 +173,22 @@ def read_config(path: Path) -> HFConfig:
         raise ModelLoadError(
             f"{path.parent} has no config.json; name a folder with a Hugging Face model"
         )
-    return parse_config(_with_floats(raw), str(path))
+    raw = _with_floats(raw)
+    text = raw.get("text_config")
+    if "quantization_config" not in {**raw, **(text if isinstance(text, dict) else {})}:
+        raw |= _quantization_beside(path.parent)
+    return parse_config(raw, str(path))
+
+
+def _quantization_beside(folder: Path) -> dict[str, Any]:
+    """Return the `quantization_config` that some writers keep in a file of its own."""
+    for name, method in QUANTIZATION_FILES.items():
+        content = read_json(folder / name)
+        if content is not None:
+            section = content.get("quantization", content)
+            values = section if isinstance(section, dict) else {}
+            return {"quantization_config": {"quant_method": method} | values}
+    return {}
 
 
 def _with_floats(value: Any) -> Any:

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.checkpoint.hub_names import choose_gguf, gguf_models, split_parts
 from stonechat_models.errors import ModelLoadError
 
 CONFIG_PATTERNS = ["*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "vocab.*", "merges.txt"]
 CODE_PATTERNS = ["*.py"]
 # Other copies of the same weights, and everything in subfolders (onnx, original, …).
 IGNORED_PATTERNS = ["*/*", "consolidated*", "*.index.fp16.json"]
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+MAX_SHOWN = 20
 
 
 def fetch_snapshot(
@@ -30,44 +33,96 @@ def fetch_snapshot(
 
 
 def fetch_gguf(
-    model: str, revision: str | None, progress: Progress, *, only_cached: bool = False
+    repository: str,
+    file: str,
+    revision: str | None,
+    progress: Progress,
+    *,
+    only_cached: bool = False,
 ) -> Path:
-    """Fetch `owner/name/path/to/file.gguf` from the hub and return its local path.
+    """Fetch a GGUF file of the hub, all its parts if it is split. Return its local path.
 
-    `only_cached`: download nothing. Raises `ModelLoadError` when `model` is not such a path, or is
+    `only_cached`: download nothing. Raises `ModelLoadError` when the file does not exist, or is
     neither cached nor reachable.
     """
     from huggingface_hub import hf_hub_download
 
-    parts = model.split("/", 2)
-    if len(parts) < 3 or not all(parts):
-        raise ModelLoadError(
-            "there is no local file of this name, and it is not a hub path owner/name/file.gguf: "
-            f"{model}"
-        )
-    repository, name = "/".join(parts[:2]), parts[2]
-    progress(f"looking for {name} of {repository} on the Hugging Face hub and in its local cache")
+    model = f"{repository}/{file}"
+    progress(f"looking for {file} of {repository} on the Hugging Face hub and in its local cache")
     try:
-        path = hf_hub_download(repository, name, revision=revision, local_files_only=only_cached)
+        paths = [
+            hf_hub_download(repository, part, revision=revision, local_files_only=only_cached)
+            for part in split_parts(file)
+        ]
     except Exception as error:
         if only_cached:
             raise ModelLoadError(
                 f"{model} is not on this machine; `stonechat models pull {model}` downloads it"
             ) from error
         raise not_found(model, error) from error
-    return Path(path)
+    return Path(paths[0])
+
+
+def find_gguf(
+    repository: str, quantisation: str | None, revision: str | None, *, only_cached: bool = False
+) -> str:
+    """Return which GGUF file of a repository has the quantisation; None: llama.cpp's choice.
+
+    Raises `ModelLoadError`, with the files that there are, if none has it.
+    """
+    files = list_files(repository, revision, only_cached=only_cached)
+    file = choose_gguf(files, quantisation)
+    if file is not None:
+        return file
+    models = gguf_models(files)
+    where = "on this machine" if only_cached else "on the Hugging Face hub"
+    if not models:
+        raise ModelLoadError(f"{repository} has no GGUF files {where}; name a repository with some")
+    more = f" and {len(models) - MAX_SHOWN} more" if len(models) > MAX_SHOWN else ""
+    raise ModelLoadError(
+        f"{repository} has no GGUF file of {quantisation} {where}; it has "
+        f"{', '.join(models[:MAX_SHOWN])}{more}"
+    )
+
+
+def list_files(repository: str, revision: str | None, *, only_cached: bool = False) -> list[str]:
+    """Return the paths of a repository's files. If the hub is not reachable: of the cached ones.
+
+    Raises `ModelLoadError` if there is no such repository.
+    """
+    from huggingface_hub import HfApi
+
+    failure: Exception | None = None
+    if not only_cached:
+        try:
+            return list(HfApi().list_repo_files(repository, revision=revision))
+        except Exception as error:  # the library raises many types; the cache may still have it
+            failure = error
+    folder = _cached_folder(repository, revision)
+    if folder is None and failure is not None:
+        raise not_found(repository, failure) from failure
+    paths = folder.rglob("*") if folder is not None else ()
+    return [path.relative_to(str(folder)).as_posix() for path in paths if path.is_file()]
 
 
 def cached_snapshot(model: str, revision: str | None) -> Path | None:
     """Return the folder of a model id in the hub's local cache; None if it has no weights there."""
+    folder = _cached_folder(model, revision)
+    return folder if folder is not None and has_weights(folder) else None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights in files other than GGUF."""
+    return any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS)
+
+
+def _cached_folder(model: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
     except Exception:  # the library raises many types; all mean that it is not cached
         return None
-    patterns = ("*.safetensors", "pytorch_model*.bin")
-    return folder if any(any(folder.glob(pattern)) for pattern in patterns) else None
 
 
 def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:

@@ -1,35 +1,34 @@
 """Finds the files of the model that the user names.
 
-A model is the default one, a `.gguf` file, a local folder, a Hugging Face id, or an alias. Each
-becomes a `ModelFiles`: a folder of Hugging Face files, and the files that hold the weights.
+A model is the default one, a GGUF file, a local folder, a name of the Hugging Face hub, or an
+alias. Each becomes a `ModelFiles`: a folder of Hugging Face files, and the files that hold the
+weights.
 """
 
-import hashlib
-import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from stonechat_models.checkpoint import default_model, hub
-from stonechat_models.checkpoint.aliases import resolve_alias
-from stonechat_models.checkpoint.cache import (
-    Progress,
-    cache_root,
-    file_sha256,
-    fill_once,
-    sampled_hash,
+from stonechat_models.checkpoint.adapter import (
+    Adapter,
+    is_adapter,
+    read_adapter,
+    refuse_adapter_alone,
 )
+from stonechat_models.checkpoint.aliases import resolve_alias
+from stonechat_models.checkpoint.cache import Progress, sampled_hash
 from stonechat_models.checkpoint.gguf.convert import converted_folder
-from stonechat_models.checkpoint.gguf.reader import gguf_parts
+from stonechat_models.checkpoint.gguf.reader import MAGIC, gguf_parts
 from stonechat_models.checkpoint.hf_config import HFConfig, read_config
+from stonechat_models.checkpoint.hub_names import choose_gguf, parse_hub_name
+from stonechat_models.checkpoint.tokenizer_conversion import with_tokenizer
+from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
-from stonechat_models.model_file import reason_of
 
 DEFAULT_NAMES = frozenset({"", "default", default_model.NAME})
-TOKENIZER_SOURCES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "tekken.json")
-CONVERTED_SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".py"})
-"""Files from which a tokenizer is converted: all but weights, and small enough to hash whole."""
 WeightFormat = Literal["safetensors", "gguf", "pickle"]
 
 
@@ -39,6 +38,8 @@ class Located:
 
     name: str
     path: Path | None
+    revision: str | None = None
+    """The branch, tag or commit of a model to be fetched."""
 
 
 def locate(config: EngineConfig, progress: Progress, *, only_headers: bool = False) -> Located:
@@ -52,16 +53,74 @@ def locate(config: EngineConfig, progress: Progress, *, only_headers: bool = Fal
         return Located(default_model.NAME, default_model.fetch_default_model(progress))
     path = Path(name).expanduser()
     if path.is_dir():
-        return Located(path.resolve().name, path.resolve())
-    if name.endswith(".gguf"):
-        if not path.is_file():
-            path = hub.fetch_gguf(name, config.revision, progress, only_cached=only_headers)
+        return _locate_in_folder(path.resolve(), progress)
+    if path.is_file():
+        if path.suffix != ".gguf" and not _is_gguf(path):
+            raise ModelLoadError(f"{path} is neither a folder nor a GGUF file; name one of these")
         return Located(path.stem, path.absolute())
-    if path.exists():
-        raise ModelLoadError(f"{path} is neither a folder nor a .gguf file; name one of these")
+    return _locate_on_hub(name, config, progress, only_headers)
+
+
+def _locate_in_folder(folder: Path, progress: Progress) -> Located:
+    """Find the model of a folder. One without other weights is served by a GGUF file."""
+    files = [] if hub.has_weights(folder) else [path.name for path in folder.iterdir()]
+    file = choose_gguf(files, None)
+    if file is None:
+        return Located(folder.name, folder)
+    progress(f"{folder.name}: serving {file}")
+    return Located((folder / file).stem, folder / file)
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do. Those that Ollama keeps have no ending."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _locate_on_hub(
+    name: str, config: EngineConfig, progress: Progress, only_headers: bool
+) -> Located:
+    hub_name = parse_hub_name(name)
+    if hub_name is None:
+        raise ModelLoadError(
+            f"there is no file or folder {name}, and it is not a name of the Hugging Face hub, "
+            "which is owner/name, owner/name:Q4_K_M or owner/name/file.gguf"
+        )
+    repository, file = hub_name.repository, hub_name.file
+    revision = config.revision or hub_name.revision
+    if hub_name.quantisation is not None:
+        file = hub.find_gguf(repository, hub_name.quantisation, revision)
+    elif file is None:
+        located = _locate_repository(repository, revision, config, progress, only_headers)
+        if isinstance(located, Located):
+            return located
+        file = located
+    if file != hub_name.file:
+        progress(f"{repository}: serving {file}")
+    path = hub.fetch_gguf(repository, file, revision, progress, only_cached=only_headers)
+    return Located(path.stem, path.absolute())
+
+
+def _locate_repository(
+    repository: str,
+    revision: str | None,
+    config: EngineConfig,
+    progress: Progress,
+    only_headers: bool,
+) -> Located | str:
+    """Return the folder of a repository, or one of its GGUF files if it has no other weights."""
     if only_headers:
-        return Located(name, hub.cached_snapshot(name, config.revision))
-    return Located(name, hub.fetch_snapshot(name, config.revision, config.allow_pickle, progress))
+        folder = hub.cached_snapshot(repository, revision)
+    else:
+        folder = hub.fetch_snapshot(repository, revision, config.allow_pickle, progress)
+    if folder is not None and hub.has_weights(folder):
+        return Located(repository, folder, revision)
+    files: list[str] = []
+    with suppress(ModelLoadError):  # what fetches the folder or its headers says it
+        files = hub.list_files(repository, revision)
+    if any(name.endswith(".safetensors") for name in files):
+        return Located(repository, folder, revision)
+    return choose_gguf(files, None) or Located(repository, folder, revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +138,10 @@ class ModelFiles:
     config: HFConfig
     gguf: Path | None
     weights: tuple[Path, ...]
+    adapter: Adapter | None = None
+    """What is merged into the weights at load."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of the files."""
 
     @property
     def weight_format(self) -> WeightFormat:
@@ -97,9 +160,23 @@ def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
     """
     located = locate(config, progress)
     assert located.path is not None
+    adapter = locate_adapter(config, progress)
     if located.path.is_file():
-        return _from_gguf(located.name, located.path, progress)
-    return _from_folder(located.name, located.path, config.allow_pickle, progress)
+        return _from_gguf(located.name, located.path, adapter, progress)
+    return _from_folder(located.name, located.path, adapter, config.allow_pickle, progress)
+
+
+def locate_adapter(config: EngineConfig, progress: Progress) -> Adapter | None:
+    """Read the adapter that `config` names: a folder, or a repository of the hub. None: no adapter.
+
+    Raises `ModelLoadError` when it does not exist or cannot be merged.
+    """
+    if config.adapter is None:
+        return None
+    folder = Path(config.adapter).expanduser()
+    if folder.is_dir():
+        return read_adapter(folder, folder.resolve().name)
+    return read_adapter(hub.fetch_snapshot(config.adapter, None, False, progress), config.adapter)
 
 
 def fetch_model(config: EngineConfig, progress: Progress) -> Path:
@@ -112,86 +189,38 @@ def fetch_model(config: EngineConfig, progress: Progress) -> Path:
 
 
 def weights_hash(files: ModelFiles) -> str:
-    """Return a hash that distinguishes models by their weights. It samples them, so it is quick."""
-    return sampled_hash(list(files.weights))
+    """Return a hash that distinguishes models by their weights, an adapter's included.
+
+    It samples them, so it is quick.
+    """
+    adapter = files.adapter.files if files.adapter is not None else ()
+    return sampled_hash([*files.weights, *adapter])
 
 
-def _from_gguf(name: str, path: Path, progress: Progress) -> ModelFiles:
+def _from_gguf(name: str, path: Path, adapter: Adapter | None, progress: Progress) -> ModelFiles:
     folder = converted_folder(path, progress)
     weights = tuple(gguf_parts(path))
-    return ModelFiles(name, folder, read_config(folder / "config.json"), path, weights)
+    return ModelFiles(name, folder, read_config(folder / "config.json"), path, weights, adapter)
 
 
-def _from_folder(name: str, folder: Path, allow_pickle: bool, progress: Progress) -> ModelFiles:
+def _from_folder(
+    name: str, folder: Path, adapter: Adapter | None, allow_pickle: bool, progress: Progress
+) -> ModelFiles:
+    refuse_adapter_alone(folder)
     config = read_config(folder / "config.json")
     weights = weights_in(folder, allow_pickle)
+    notes = _notes(folder, adapter)
     if not (folder / "tokenizer.json").is_file():
-        folder = _with_tokenizer(folder, progress)
-    return ModelFiles(name, folder, config, None, weights)
+        folder = with_tokenizer(folder, progress)
+    return ModelFiles(name, folder, config, None, weights, adapter, notes)
 
 
-def weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
-    """Return the files with a model's weights. Raises `ModelLoadError` if there are none to use."""
-    files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
-    if files:
-        return tuple(files)
-    pickled = sorted(folder.glob("pytorch_model*.bin"))
-    if pickled and not allow_pickle:
-        raise ModelLoadError(
-            f"{folder} has weights only as pickled .bin files, which can run code when read; "
-            "use a model with safetensors, or --allow-pickle if you trust the source"
-        )
-    if not pickled:
-        raise ModelLoadError(f"{folder} has no safetensors files; name a folder that has them")
-    return tuple(pickled)
-
-
-def tokenizer_folder(folder: Path) -> Path | None:
-    """Return where the cache keeps the tokenizer that is converted from other files of `folder`.
-
-    Its name is a hash of the folder's path, to which its links lead, and of all files that the
-    conversion may read. None: there is nothing to convert.
-    """
-    if not (folder / "config.json").is_file() or not any(
-        (folder / name).is_file() for name in TOKENIZER_SOURCES
-    ):
-        return None
-    digest = hashlib.sha256(os.fsencode(folder.resolve()))
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in CONVERTED_SUFFIXES and path.is_file():
-            name = os.fsencode(path.relative_to(folder))
-            digest.update(b"%s\0%s" % (name, file_sha256(path).encode()))
-    return cache_root() / "tokenizers" / digest.hexdigest()[:24]
-
-
-def _with_tokenizer(folder: Path, progress: Progress) -> Path:
-    """Convert another tokenizer format to tokenizer.json. Return the cache folder that holds it.
-
-    The cache folder links to the other files of `folder`, the weights included.
-    """
-    converted = tokenizer_folder(folder)
-    if converted is None:
-        raise ModelLoadError(
-            f"{folder} has neither tokenizer.json nor another tokenizer file; add the model's own"
-        )
-
-    def build(target: Path) -> None:
-        from transformers import AutoTokenizer
-
-        progress(f"converting the tokenizer of {folder.name} (once)")
-        try:
-            AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(target)
-        except Exception as error:  # the library raises many types; all mean the same here
-            raise ModelLoadError(
-                f"{folder}: cannot convert its tokenizer to tokenizer.json; add that file: "
-                f"{reason_of(error)}"
-            ) from error
-        if not (target / "tokenizer.json").is_file():
-            raise ModelLoadError(
-                f"{folder}: its tokenizer cannot be converted to tokenizer.json; add that file"
-            )
-        for path in folder.iterdir():
-            if path.is_file() and not (target / path.name).exists():
-                (target / path.name).symlink_to(path.resolve())
-
-    return fill_once(converted, progress, build)
+def _notes(folder: Path, adapter: Adapter | None) -> tuple[str, ...]:
+    """Return what the user should know of the adapter that is merged, or is not."""
+    if adapter is None:
+        note = f"the LoRA adapter beside the model is not used (--adapter {folder} merges it)"
+        return (note,) if is_adapter(folder) else ()
+    own, models = (path / "chat_template.jinja" for path in (adapter.folder, folder))
+    if not own.is_file() or (models.is_file() and own.read_bytes() == models.read_bytes()):
+        return ()
+    return (f"the adapter's chat template is not used (--chat-template {own} chooses it)",)

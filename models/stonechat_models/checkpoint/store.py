@@ -11,7 +11,7 @@ from stonechat_models.checkpoint import default_model
 from stonechat_models.checkpoint.cache import cache_root
 from stonechat_models.checkpoint.gguf.convert import conversion_key
 from stonechat_models.checkpoint.gguf.reader import gguf_parts
-from stonechat_models.checkpoint.resolve import tokenizer_folder
+from stonechat_models.checkpoint.tokenizer_conversion import tokenizer_folder
 from stonechat_models.errors import ModelLoadError
 
 if TYPE_CHECKING:

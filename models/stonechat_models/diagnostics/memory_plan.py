@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import read_headers
+from stonechat_models.checkpoint.packed.folder import weight_headers
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.serving_forms import FormPlanner, ServingForm
 from stonechat_models.hardware.device import choose_device, total_memory
@@ -47,7 +48,7 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
         forms = tuple(planner.forms())
     types: dict[str, int] = {}
     num_active = 0.0
-    for tensor in headers.tensors:
+    for tensor in weight_headers(headers, planner.packing):
         types[tensor.type_name] = types.get(tensor.type_name, 0) + tensor.num_elements
         share = headers.config.expert_share if ".experts." in tensor.name else 1.0
         num_active += tensor.num_elements * share

@@ -15,6 +15,8 @@ from stonechat_models.backends import native
 from stonechat_models.backends.quantization.device_support import precision_of, refuse_weight_format
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
+from stonechat_models.checkpoint.packed.folder import read_packing
+from stonechat_models.checkpoint.packed.tensors import Packing
 from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig, Precision, Quantize
 from stonechat_models.errors import ModelLoadError
@@ -62,6 +64,7 @@ class FormPlanner:
         self.progress = progress
         self.free = free_memory(device)
         self.max_model_len = context_length(headers.config, None)
+        self.packing = Packing()
         self.native_refusal: str | None = None
         self.refusals: list[str] = []
         self._empty_model: EmptyModel | None = None
@@ -80,6 +83,7 @@ class FormPlanner:
         with self._noting():
             refuse_weight_format(self.config, self.device)
             refuse_encoder_decoder(self.headers.config)
+            self.packing = read_packing(self.headers)
             self.max_model_len = context_length(self.headers.config, self.config.max_model_len)
         try:
             self.native_refusal = native_refusal(self.headers, self.config, self.progress)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.vocabulary import VocabularyLike
 from stonechat_models.types import ReasoningSpec
 
@@ -54,9 +55,10 @@ class MarkerTokens:
     def build(
         cls, spec: ReasoningSpec, tokenizer: VocabularyLike, vocab_size: int
     ) -> "MarkerTokens":
-        """Find the marker tokens and build the mask. Raises `ValueError` if a marker is empty.
+        """Find the marker tokens and build the mask.
 
-        Takes tens of milliseconds: call it off the event loop.
+        Takes tens of milliseconds: call it off the event loop. Raises `ValueError` if a marker is
+        empty, and `GrammarError` if it has tokens for which the model has no embedding.
         """
         num_tokens = min(tokenizer.vocab_size, vocab_size)
         texts = tuple(tokenizer.token_bytes(i) for i in range(num_tokens))
@@ -66,6 +68,8 @@ class MarkerTokens:
         end_ids = tuple(tokenizer.encode(spec.end, add_special_tokens=False))
         if not start or not end or not start_ids or not end_ids:
             raise ValueError("the markers of reasoning must not be empty")
+        if max(start_ids + end_ids) >= vocab_size:
+            raise GrammarError("the model has no embedding for its markers of reasoning")
         barred_ids = {*tokenizer.special_ids, *tokenizer.eos_token_ids} - set(end_ids)
         allowed_bits = np.zeros((vocab_size + 31) // 32 * 32, dtype=np.uint8)
         for token_id, text in enumerate(texts):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
@@ -136,6 +137,8 @@ class AsyncEngine:
         stops.
         """
         self._check(request)
+        if self._token_outside_model(request.prediction_token_ids) is not None:
+            request = replace(request, prediction_token_ids=())  # no answer can repeat it
         stream = _Stream(OutputProcessor(self.tokenizer, request))
         self._streams[request.request_id] = stream
         is_finished = False
@@ -176,12 +179,26 @@ class AsyncEngine:
         if num_prompt_tokens >= self.model.max_model_len:
             raise PromptTooLongError(num_prompt_tokens, self.model.max_model_len)
         vocab_size = self.model.vocab_size
+        outside = self._token_outside_model(request.prompt_token_ids)
+        if outside is not None:
+            raise InvalidParamsError(
+                "messages",
+                f"the prompt has the token {self.tokenizer.token_text(outside)!r} (id {outside}), "
+                f"for which the model has no embedding: it has {vocab_size}",
+            )
         for token_id in request.params.logit_bias:
             if not 0 <= token_id < vocab_size:
                 raise InvalidParamsError(
                     "logit_bias",
                     f"token id {token_id} is outside the vocabulary of size {vocab_size}",
                 )
+
+    def _token_outside_model(self, token_ids: Sequence[int]) -> int | None:
+        """Return a token for which the model has no embedding; None if there is none."""
+        if self.tokenizer.vocab_size <= self.model.vocab_size or not token_ids:
+            return None
+        highest = max(token_ids)
+        return highest if highest >= self.model.vocab_size else None
 
     # --- from the runner's thread to the event loop: one call per step ---
 

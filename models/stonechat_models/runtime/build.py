@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from stonechat_models.backends.base import CausalModel
 from stonechat_models.checkpoint.generation_config import read_sampling_defaults
 from stonechat_models.checkpoint.headers import ModelHeaders
+from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
+from stonechat_models.checkpoint.rope_length import uses_long_factors
 from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
@@ -45,12 +47,18 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
     files = resolve_model(config, progress)
     with reading(files.name):
         refuse_encoder_decoder(files.config)
+        read_packing(files)
         max_model_len = context_length(files.config, config.max_model_len)
+        if uses_long_factors(files.config, config.max_model_len):
+            progress("using the rotary factors for long texts, for short ones too")
         tokenizer = Tokenizer.from_folder(files.folder)
         model = _load_model(files, config, device, progress)
+        tokenizer.refuse_missing_rows(model.info.vocab_size)
         if config.generation_config == "model":
             defaults = read_sampling_defaults(files.folder)
             model.info = replace(model.info, sampling_defaults=defaults)
+    adapter = files.adapter.description if files.adapter is not None else ""
+    model.info = replace(model.info, adapter=adapter, notes=files.notes)
     engine = assemble_engine(
         model,
         config,

@@ -85,6 +85,26 @@ class Tokenizer:
                 tokenizer.decode(tokenizer.encode(PROBE_TEXT, adds_special_tokens))
         return tokenizer
 
+    def refuse_missing_rows(self, num_rows: int) -> None:
+        """Raise `ModelLoadError` if ordinary text has tokens beyond the model's embedding rows.
+
+        Added tokens beyond them do no harm until a text spells one.
+        """
+        if self.vocab_size <= num_rows:
+            return
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        beyond = [
+            (token_id, token)
+            for token, token_id in vocabulary.items()
+            if token_id >= num_rows and token not in self.added_tokens
+        ]
+        if beyond:
+            token_id, token = min(beyond)
+            raise ModelLoadError(
+                f"{self.path} has {len(beyond)} tokens for which the model has no embedding, such "
+                f"as {token!r} with the id {token_id} of {num_rows}: it belongs to another model"
+            )
+
     @property
     def chat_template(self) -> str | None:
         """The default chat template, or None if the model has none."""

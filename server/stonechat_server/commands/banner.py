@@ -1,6 +1,7 @@
 """The text that the server prints when it has started."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def start_banner(
-    model: "ModelInfo", name: str, url: str, needs_key: bool, warning: str | None = None
+    model: "ModelInfo", name: str, url: str, needs_key: bool, warnings: Sequence[str] = ()
 ) -> str:
     """The model and its limits, and a curl command to paste into a shell.
 
@@ -30,6 +31,8 @@ def start_banner(
         f"{model.kv_capacity_tokens / model.max_model_len:.1f} requests of full length fit",
         "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens per step",
     }
+    if model.adapter:
+        rows["adapter"] = f"{model.adapter}, merged into the weights"
     if recommended := _sampling_text(model):
         rows["sampling"] = f"{recommended}, where a request leaves it out (--generation-config)"
     if model.state_bytes:
@@ -39,9 +42,8 @@ def start_banner(
         )
     if model.keeps_state and not model.exact_chunks:
         rows["prompts"] = "computed in one piece each; no prefix is cached"
-    if warning is not None:
-        rows["warning"] = warning
-    lines = [f"  {label:<9} {text}" for label, text in rows.items()]
+    labelled = [*rows.items(), *(("warning", text) for text in warnings)]
+    lines = [f"  {label:<9} {text}" for label, text in labelled]
     return "\n".join(
         ["", *lines, "", f"Ready at {url}/v1. Try:", "", curl_line(name, url, needs_key), ""]
     )

@@ -97,12 +97,15 @@ def advice(machine: "Machine") -> Iterator[str]:
         yield "install uvloop: a faster event loop for many streams"
 
 
-def template_advice(templates: Mapping[str, str]) -> Iterator[str]:
+def template_advice(templates: Mapping[str, str | None]) -> Iterator[str]:
     """Yield what to know of the models on this machine, whose chat templates these are by name."""
+    from stonechat_server.prompt.chat_template import NO_TEMPLATE
     from stonechat_server.structured.template_traits import UNKNOWN_FORM, read_traits
 
     for name, template in templates.items():
-        if not read_traits(template, "auto", lambda text: False, has_reasoning=False).is_known:
+        if template is None:
+            yield f"{name}: {NO_TEMPLATE}"
+        elif not read_traits(template, "auto", lambda text: False, has_reasoning=False).is_known:
             yield f"{name}: {UNKNOWN_FORM}"
 
 

@@ -40,7 +40,9 @@ class List(BaseOptions):
 class Pull(BaseOptions):
     """Download a model, or resume its download."""
 
-    model: str = option(..., "Hugging Face id, owner/name/file.gguf, or default", flag="MODEL")
+    model: str = option(
+        ..., "owner/name, owner/name:Q4_K_M, owner/name/file.gguf, a URL, or default", flag="MODEL"
+    )
     settings: Annotated[Settings, Only("revision", "allow_pickle")]
 
     def run(self) -> None:

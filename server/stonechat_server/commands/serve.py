@@ -9,8 +9,10 @@ from stonechat_server.options import BaseOptions
 from stonechat_server.settings import Settings
 
 if TYPE_CHECKING:
+    from stonechat_models import ModelInfo
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.observability.ledger import Ledger
+    from stonechat_server.serving.services import Services
 
 
 class Options(BaseOptions):
@@ -79,7 +81,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         state.model_names[0],
         base_url(settings.host, listener, "http" if settings.tls_cert is None else "https"),
         not state.authenticator.is_open,
-        state.structure.warning(state.templates.default.source),
+        _warnings(state, engine.model),
     )
     gc.freeze()  # otherwise each full collection scans these objects and pauses the streams
     gc.enable()
@@ -90,6 +92,15 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
     )
+
+
+def _warnings(state: "Services", model: "ModelInfo") -> list[str]:
+    """What an operator should know of the model's files and its chat template."""
+    from stonechat_server.prompt.chat_template import NO_TEMPLATE
+
+    tools = state.structure.warning(state.templates.default.source)
+    no_template = NO_TEMPLATE if state.templates.is_plain else None
+    return [*(text for text in (no_template, tools) if text is not None), *model.notes]
 
 
 def _open_ledger(settings: Settings) -> "Ledger | None":

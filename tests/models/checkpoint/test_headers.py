@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from stonechat_models.checkpoint import aliases
 from stonechat_models.checkpoint.headers import ModelHeaders, read_headers, safetensors_headers
+from stonechat_models.checkpoint.hf_config import QUANTIZATION_FILES
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
@@ -48,6 +50,36 @@ def test_folders_and_ids(caches: Path) -> None:
             name: tuple(tensor.shape) for name, tensor in stored.items()
         }
         assert sum(t.num_bytes for t in headers.tensors) == sum(t.nbytes for t in stored.values())
+
+
+def test_the_quantisation_beside_the_config_of_an_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is fetched if the types of the tensors call for it."""
+    fetched: list[str] = []
+
+    def fetch(model: str, name: str, **_: object) -> str:
+        fetched.append(name)
+        content = {"config.json": "{}", "hf_quant_config.json": '{"quantization": {"bits": 4}}'}
+        if name not in content:
+            raise huggingface_hub.errors.EntryNotFoundError(name)
+        (tmp_path / name).write_text(content[name])
+        return str(tmp_path / name)
+
+    def metadata(type_name: str) -> huggingface_hub.utils.SafetensorsRepoMetadata:
+        tensor = huggingface_hub.utils.TensorInfo(type_name, [4, 4], (0, 16))
+        file = huggingface_hub.utils.SafetensorsFileMetadata({}, {"x.weight": tensor})
+        return huggingface_hub.utils.SafetensorsRepoMetadata(None, False, {}, {"a": file})
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    for type_name, quantization in (("F16", {}), ("U8", {"quant_method": "modelopt", "bits": 4})):
+        found = metadata(type_name)
+        monkeypatch.setattr(
+            huggingface_hub, "get_safetensors_metadata", lambda *_, found=found, **__: found
+        )
+        headers = headers_of("owner/not-here")
+        assert headers.config.raw.get("quantization_config", {}) == quantization
+    assert fetched == ["config.json"] * 2 + list(QUANTIZATION_FILES)
 
 
 def test_gguf_files(caches: Path) -> None:

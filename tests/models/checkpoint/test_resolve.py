@@ -1,6 +1,7 @@
 """The ways to name a model, and the refusals with their reasons."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stonechat_models.backends.transformers.load import load_module
 from stonechat_models.checkpoint import hub
 from stonechat_models.checkpoint.default_model import NAME
-from stonechat_models.checkpoint.resolve import (
-    ModelFiles,
-    resolve_model,
-    tokenizer_folder,
-    weights_hash,
-)
+from stonechat_models.checkpoint.headers import ModelHeaders, read_headers
+from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model, weights_hash
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
+from tests.models.checkpoint.hub_cache import add_hub_model
+from tests.models.tiny_adapters import BASE, projections, write_adapter
+from tests.models.tiny_gguf import write_tiny_gguf
 
 
 @pytest.fixture
@@ -173,20 +173,165 @@ def test_the_weights_hash_follows_the_content(model_folder: Path) -> None:
     assert weights_hash(files) != before
 
 
-def test_a_converted_tokenizer_belongs_to_its_folder_and_content(
-    model_folder: Path, tmp_path: Path
+def test_a_missing_shard_is_named(model_folder: Path) -> None:
+    LlamaForCausalLM.from_pretrained(model_folder).save_pretrained(
+        model_folder, max_shard_size="4KB"
+    )
+    (model_folder / "model.safetensors").unlink()
+    shards = sorted(model_folder.glob("*.safetensors"))
+    assert len(resolve(model_folder).weights) == len(shards) > 1
+    shards[1].unlink()
+    for read in (resolve, headers_of):
+        with pytest.raises(ModelLoadError, match=f"lacks 1 of the .*{shards[1].name}"):
+            read(model_folder)
+
+
+def headers_of(model: str | Path) -> ModelHeaders:
+    return read_headers(EngineConfig(model=str(model)), lambda line: None)
+
+
+def test_gguf_files_need_no_ending(tmp_path: Path, caches: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama")
+    blob = path.rename(tmp_path / "sha256-0a1b2c")
+    files = resolve(blob)
+    assert (files.name, files.gguf, files.weight_format) == ("sha256-0a1b2c", blob, "gguf")
+    assert headers_of(blob).weight_format == "gguf"
+
+
+def test_a_folder_of_gguf_files(tmp_path: Path, caches: Path, model_folder: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for name in ("a-F16.gguf", "a-Q8_0.gguf", "mmproj-Q4_K_M.gguf"):
+        write_tiny_gguf(folder / name, "llama").rename(model_folder / name)
+        write_tiny_gguf(folder / name, "llama")
+    assert resolve(folder).gguf == folder / "a-Q8_0.gguf"
+    assert headers_of(folder).name == "a-Q8_0"
+    assert resolve(model_folder).gguf is None
+
+
+def add_gguf_repository(caches: Path, name: str, files: Sequence[str]) -> None:
+    content = write_tiny_gguf(caches / "tiny.gguf", "llama").read_bytes()
+    add_hub_model(caches, name, dict.fromkeys(files, content) | {"config.json": b"{}"})
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("owner/tiny-GGUF:Q8_0", "tiny-Q8_0"),
+        ("hf.co/owner/tiny-GGUF:q8_0", "tiny-Q8_0"),
+        ("owner/tiny-GGUF/tiny-Q8_0.gguf", "tiny-Q8_0"),
+        ("https://huggingface.co/owner/tiny-GGUF/blob/main/tiny-Q8_0.gguf", "tiny-Q8_0"),
+        ("https://huggingface.co/owner/tiny-GGUF/resolve/main/tiny-Q8_0.gguf", "tiny-Q8_0"),
+        ("owner/tiny-GGUF", "tiny-Q4_K_M"),
+        ("owner/tiny-GGUF:latest", "tiny-Q4_K_M"),
+        ("https://huggingface.co/owner/tiny-GGUF", "tiny-Q4_K_M"),
+    ],
+)
+def test_gguf_files_of_the_hub(caches: Path, model: str, expected: str) -> None:
+    names = ["tiny-IQ2_M.gguf", "tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf", "mmproj-Q8_0.gguf"]
+    add_gguf_repository(caches, "owner/tiny-GGUF", names)
+    lines: list[str] = []
+    files = resolve_model(EngineConfig(model=model), lines.append)
+    assert files.name == expected
+    assert files.gguf is not None
+    assert files.gguf.name == f"{expected}.gguf"
+    is_chosen = not model.endswith(".gguf")
+    assert (f"owner/tiny-GGUF: serving {expected}.gguf" in lines) == is_chosen
+    assert headers_of(model).name == expected
+
+
+def test_all_parts_of_a_split_file_of_the_hub(caches: Path) -> None:
+    parts = [f"tiny-Q8_0-0000{i}-of-00002.gguf" for i in (1, 2)]
+    write_tiny_gguf(caches / "tiny-Q8_0.gguf", "llama", part_size=12)
+    add_hub_model(caches, "owner/split", {part: (caches / part).read_bytes() for part in parts})
+    for model in ("owner/split", "owner/split:Q8_0", f"owner/split/{parts[1]}"):
+        assert [path.name for path in resolve(model).weights] == parts
+
+
+def test_a_quantisation_that_is_not_there_is_refused_with_those_that_are(caches: Path) -> None:
+    add_gguf_repository(caches, "owner/tiny-GGUF", ["a-Q8_0.gguf", "a-F16.gguf", "mmproj.gguf"])
+    message = r"no GGUF file of Q5_0 .*; it has a-F16\.gguf, a-Q8_0\.gguf$"
+    for read in (resolve, headers_of):
+        with pytest.raises(ModelLoadError, match=message):
+            read("owner/tiny-GGUF:Q5_0")
+    add_hub_model(caches, "owner/plain", {"config.json": b"{}"})
+    with pytest.raises(ModelLoadError, match="owner/plain has no GGUF files"):
+        resolve("owner/plain:Q8_0")
+
+
+def test_what_the_hub_lists_counts_before_what_is_cached(
+    caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = model_folder / "tokenizer.model"
-    source.write_bytes(bytes(6 << 20))
-    (model_folder / "tokenizer_config.json").write_text('{"chat_template": "a"}')
-    keys = [tokenizer_folder(model_folder)]
-    with source.open("r+b") as file:
-        file.seek(source.stat().st_size * 2 // 3)
-        file.write(b"x")
-    keys.append(tokenizer_folder(model_folder))
-    (model_folder / "tokenizer_config.json").write_text('{"chat_template": "b"}')
-    keys.append(tokenizer_folder(model_folder))
-    assert tokenizer_folder(model_folder) == keys[-1]
-    keys.append(tokenizer_folder(model_folder.rename(tmp_path / "copy")))
-    assert None not in keys
-    assert len(set(keys)) == 4
+    add_gguf_repository(caches, "owner/tiny-GGUF", ["a-Q8_0.gguf"])
+    asked: list[tuple[str, str | None]] = []
+
+    def list_files(self: object, repository: str, *, revision: str | None) -> list[str]:
+        asked.append((repository, revision))
+        return ["README.md", "a-Q8_0.gguf", "b/a-Q4_K_M.gguf"]
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", list_files)
+    pull = "stonechat models pull owner/tiny-GGUF/b/a-Q4_K_M.gguf"
+    for model in ("owner/tiny-GGUF", "https://hf.co/owner/tiny-GGUF/tree/main/b"):
+        with pytest.raises(ModelLoadError, match=r"b/a-Q4_K_M\.gguf"):
+            resolve(model)
+        with pytest.raises(ModelLoadError, match=pull):
+            headers_of(model)
+    assert set(asked) == {("owner/tiny-GGUF", None), ("owner/tiny-GGUF", "main")}
+    assert resolve("owner/tiny-GGUF:Q8_0").name == "a-Q8_0"
+
+
+@pytest.mark.parametrize("model", ["qwen3:8b", "owner/name/x.bin", "./a/b", "a b"])
+def test_a_text_that_names_nothing_is_explained(model: str) -> None:
+    for read in (resolve, headers_of):
+        with pytest.raises(ModelLoadError, match="owner/name, owner/name:Q4_K_M or owner/name/"):
+            read(model)
+
+
+def test_an_adapter_is_part_of_the_weights_hash(model_folder: Path, tmp_path: Path) -> None:
+    module = LlamaForCausalLM.from_pretrained(model_folder)
+    hashes = {weights_hash(resolve(model_folder))}
+    for alpha in (6, 7):
+        folder = tmp_path / "mine"
+        write_adapter(folder, module, projections(), lora_alpha=alpha)
+        files = resolve(model_folder, adapter=str(folder))
+        assert files.adapter is not None
+        assert files.adapter.name == "mine"
+        hashes.add(weights_hash(files))
+    assert len(hashes) == 3
+
+
+def test_adapters_of_the_hub_and_their_folders(model_folder: Path, caches: Path) -> None:
+    module = LlamaForCausalLM.from_pretrained(model_folder)
+    write_adapter(caches / "mine", module, projections())
+    content = {path.name: path.read_bytes() for path in (caches / "mine").iterdir()}
+    add_hub_model(caches, "owner/adapter", content)
+    files = resolve(model_folder, adapter="owner/adapter")
+    assert files.adapter is not None
+    assert files.adapter.name == "owner/adapter"
+    for model in ("owner/adapter", caches / "mine"):
+        for read in (resolve, headers_of):
+            with pytest.raises(ModelLoadError, match=f"stonechat serve {BASE} --adapter "):
+                read(model)
+    with pytest.raises(ModelLoadError, match="nobody/nothing"):
+        resolve(model_folder, adapter="nobody/nothing")
+
+
+def test_an_adapter_beside_a_model_is_noted(model_folder: Path) -> None:
+    assert resolve(model_folder).notes == ()
+    write_adapter(model_folder, LlamaForCausalLM.from_pretrained(model_folder), projections())
+    files = resolve(model_folder)
+    assert [path.name for path in files.weights] == ["model.safetensors"]
+    (note,) = files.notes
+    assert f"--adapter {model_folder}" in note
+    assert resolve(model_folder, adapter=str(model_folder)).notes == ()
+
+
+def test_a_chat_template_of_the_adapter_is_noted(model_folder: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "mine", LlamaForCausalLM.from_pretrained(model_folder), projections())
+    template = tmp_path / "mine" / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    (note,) = resolve(model_folder, adapter=str(tmp_path / "mine")).notes
+    assert f"--chat-template {template}" in note
+    (model_folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert resolve(model_folder, adapter=str(tmp_path / "mine")).notes == ()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from stonechat_models.backends import native
@@ -22,8 +23,16 @@ from stonechat_models.errors import ModelLoadError
 from stonechat_models.runtime.build import build_engine
 from tests.models import tiny_gguf
 from tests.models.backends.native import native_helpers
+from tests.models.packed_writers import (
+    AWQ,
+    CASES,
+    GPTQ,
+    compressed,
+    quantise_config,
+    save_packed,
+)
 from tests.models.tiny_models import FAMILIES, tiny_config
-from tests.models.tiny_tokenizers import byte_level_backend
+from tests.models.tiny_tokenizers import ascii_backend
 
 CPU = torch.device("cpu")
 QUANTIZED = ("int8", "int4")
@@ -49,7 +58,7 @@ def save(folder: Path, config: Any) -> Path:
     """Save a random model of this config, and a tokenizer."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    byte_level_backend().save(str(folder / "tokenizer.json"))
+    ascii_backend().save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -84,7 +93,7 @@ def with_compiler() -> None:
 @pytest.mark.parametrize("family", sorted(native_helpers.FAMILIES))
 def test_sizes_are_those_of_the_compiled_path(family: str, tmp_path: Path) -> None:
     native_helpers.make_model(family, tmp_path)
-    byte_level_backend().save(str(tmp_path / "tokenizer.json"))
+    ascii_backend().save(str(tmp_path / "tokenizer.json"))
     for precision in ("auto", *QUANTIZED):
         check_sizes(tmp_path, "native", quantize=precision)
 
@@ -112,6 +121,19 @@ def test_recurrent_states_are_counted(family: str, tmp_path: Path) -> None:
         info = build_engine(config, silent)[0].model.info
         assert info.state_bytes > 0
         assert form(survey_model(config, silent), dtype).kv_tokens == info.kv_capacity_tokens
+
+
+@pytest.mark.usefixtures("with_compiler")
+@pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2"])
+def test_recurrent_states_of_the_compiled_path_are_counted(family: str, tmp_path: Path) -> None:
+    native_helpers.make_model(family, tmp_path, vocab_size=300)
+    ascii_backend().save(str(tmp_path / "tokenizer.json"))
+    config = config_for(tmp_path, kv_cache_bytes=1 << 21)
+    model = build_engine(config, silent)[0].model
+    info = model.info
+    assert (info.backend, info.keeps_state) == ("native", True)
+    assert model._states.num_bytes == info.num_state_slots * info.state_bytes > 0  # type: ignore[attr-defined]
+    assert form(survey_model(config, silent), "as stored").kv_tokens == info.kv_capacity_tokens
 
 
 @pytest.mark.parametrize("family", ["bloom", "phimoe"])
@@ -159,6 +181,66 @@ def test_sizes_of_gguf_files_are_those_of_the_loaded_models(
         check_sizes(path, "native", quantize=precision)
     check_sizes(path, "transformers", quantize="none")
     check_sizes(path, "transformers", backend="transformers", quantize="int4")
+
+
+@pytest.mark.usefixtures("with_compiler")
+@pytest.mark.parametrize("name", CASES)
+def test_sizes_of_packed_weights_are_those_of_the_loaded_models(name: str, tmp_path: Path) -> None:
+    writer, quantization, type_name = CASES[name]
+    save_packed(tmp_path, "llama", writer, quantization)
+    check_sizes(tmp_path, "native")
+    assert type_name in survey(tmp_path).stored_types
+    if name in ("gptq", "fp8-block", "bnb-nf4"):
+        check_sizes(tmp_path, "native", quantize="int4")
+        check_sizes(tmp_path, "native", quantize="int8")
+        check_sizes(tmp_path, "transformers", dtype="float32")
+        check_sizes(tmp_path, "transformers", quantize="none")
+        check_sizes(tmp_path, "transformers", backend="transformers", quantize="int8")
+
+
+def test_sizes_of_mxfp4_experts_are_those_of_the_loaded_model(tmp_path: Path) -> None:
+    """transformers makes them floats; two lie in each byte of the file."""
+    save(tmp_path, tiny_config("gpt_oss", hidden_size=64, intermediate_size=64, vocab_size=300))
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        shape = (experts, outputs, inputs // 32)
+        tensors[f"{name}_blocks"] = torch.randint(256, (*shape, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(118, 122, shape, dtype=torch.uint8)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    quantise_config(tmp_path, {"quant_method": "mxfp4"})
+    check_sizes(tmp_path, "transformers")
+    check_sizes(tmp_path, "transformers", quantize="int8")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "part"),
+    [
+        ({**GPTQ, "checkpoint_format": "marlin"}, "the GPTQ format marlin, which is not read"),
+        ({**GPTQ, "bits": 5}, "the GPTQ format with 5 bits, which is not read"),
+        ({**AWQ, "version": "gemv"}, "the AWQ format gemv, which is not read"),
+        (
+            {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},
+            "the ModelOpt format W4A8_AWQ, which is not read",
+        ),
+        (compressed("marlin-24"), "the compressed-tensors format marlin-24, which is not read"),
+        ({"quant_method": "hqq"}, "in the format hqq, which needs the package hqq"),
+        ({"quant_method": "exl9"}, "in the format exl9, which is not read"),
+        (GPTQ, "packed GPTQ format that is not read: model.layers.0.self_attn.q_proj.weight"),
+        ({}, "packed format that is not read: model.layers.0.self_attn.q_proj.weight"),
+    ],
+)
+def test_formats_are_refused_by_name_as_at_load(
+    quantization: dict[str, Any], part: str, tmp_path: Path
+) -> None:
+    folder = save(tmp_path / "tiny", tiny_config("llama", hidden_size=64, vocab_size=300))
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors[name] = torch.zeros(tensors[name].shape, dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    if quantization:
+        quantise_config(folder, quantization)
+    assert part in check_refusal(folder)
 
 
 @pytest.mark.usefixtures("with_compiler")

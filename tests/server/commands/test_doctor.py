@@ -139,3 +139,10 @@ def test_models_whose_calls_have_an_unknown_form_are_named() -> None:
     templates = {"known": "{{ tools }} <tool_call>", "none": "{{ m }}", "odd": "{{ tools }}"}
     (line,) = doctor.template_advice(templates)
     assert line.startswith("odd: its chat template shows tools")
+
+
+def test_models_without_a_chat_template_are_named() -> None:
+    (line,) = doctor.template_advice({"base": None, "known": "{{ messages }}"})
+    assert line.startswith("base: the model has no chat template")
+    assert "`role: content`" in line
+    assert "--chat-template" in line

@@ -81,7 +81,9 @@ class EmptyModel:
         except EngineError:
             self.runs_plainly = True
             return
-        except Exception:  # some models read numbers of their tensors, which have no data here
+        except Exception as error:  # some models read numbers of their tensors, which have no data
+            lacks_data = isinstance(error, NotImplementedError) or "meta tensor" in str(error)
+            self.runs_plainly = not lacks_data or not _calls_attention_functions(self.module)
             return
         self.num_kv_elements = sum(shape.num_elements for shape in probe.shapes.values())
 
@@ -109,3 +111,8 @@ class EmptyModel:
             for s in self._state_shapes
         )
         return Footprint(total, decode_bytes, kv_bytes, state_bytes)
+
+
+def _calls_attention_functions(module: nn.Module) -> bool:
+    """Whether transformers lists the model as one whose attention function can be replaced."""
+    return bool(getattr(module, "_supports_attention_backend", True))

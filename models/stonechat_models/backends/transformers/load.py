@@ -15,6 +15,7 @@ from stonechat_models.backends.quantization.device_support import (
     refuse_kv_format,
 )
 from stonechat_models.backends.transformers import quantize
+from stonechat_models.backends.transformers.adapter import merge_adapter, refuse_unasked_adapter
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend
 from stonechat_models.backends.transformers.attention.choose import choose_attention
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
@@ -28,6 +29,7 @@ from stonechat_models.backends.transformers.kinds import (
     vocab_size,
 )
 from stonechat_models.backends.transformers.model import TransformersModel
+from stonechat_models.backends.transformers.packed_weights import packed_source
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.stored_size import refuse_oversized
@@ -35,6 +37,7 @@ from stonechat_models.checkpoint.cache import Progress, fill_once
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.gguf.weights import write_weights
 from stonechat_models.checkpoint.hf_config import HFConfig
+from stonechat_models.checkpoint.packed.method import read_method
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
@@ -59,6 +62,17 @@ def load_settings(model: HFConfig, config: EngineConfig, device: torch.device) -
     """Decide how to load a model. Raises `ModelLoadError` for settings that it cannot have."""
     has_own_code = config.trust_remote_code and "auto_map" in model.raw
     auto_class(model, has_own_code)
+    method = read_method(model)
+    if method.is_kept_by_package and (precision_of(config) or config.adapter):
+        raise UnsupportedModelError(
+            f"its weights are in the format {method.label}, which is served as it is: leave out "
+            "--quantize and --adapter"
+        )
+    if method.name and method.is_read_here and has_own_code:
+        raise UnsupportedModelError(
+            f"its weights are in the {method.label} format, which is not read for models with code "
+            "of their own"
+        )
     attention: AttentionBackend = RowBackend()
     if not config.deterministic:
         attention = choose_attention(config.attention_backend, device)
@@ -165,24 +179,28 @@ def load_module(
     """
     disable_progress_bar()
     folder = files.folder
+    refuse_unasked_adapter(folder)
     has_own_code = config.trust_remote_code and "auto_map" in files.config.raw
     if files.gguf is not None:
         folder = _dequantised_folder(files, files.gguf, dtype, progress)
     with reading(files.name), torch.inference_mode(False):
         model_class = auto_class(files.config, has_own_code)
         refuse_oversized(files, model_class)
-        module, report = model_class.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            device_map=config.device_map or {"": device},
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=None if config.allow_pickle else True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # the report has them
-            output_loading_info=True,
-        )
+        with packed_source(files, folder, model_class, config, dtype) as (module_class, source):
+            module, report = module_class.from_pretrained(
+                **source,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                device_map=config.device_map or {"": device},
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=None if config.allow_pickle else True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # the report has them
+                output_loading_info=True,
+            )
     _check_report(files.name, report, is_gguf=files.gguf is not None)
+    if files.adapter is not None:
+        merge_adapter(module, files.adapter, files.name)
     eval_module: nn.Module = module.eval().requires_grad_(False)
     return eval_module
 

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.transformers.attention.declared import has_chunks, short_chunks
 from stonechat_models.backends.transformers.attention.interface import (
     ATTENTION_NAME,
     PagedContext,
@@ -42,12 +43,16 @@ def check_packing(module: torch.nn.Module, device: torch.device, vocab_size: int
     The probe has recorded the model's layers. Raises `UnsupportedModelError` with the reason.
     Sets the paged attention function in `module`.
     """
-    probe, differences = _compare(module, device, vocab_size)
     dtype = next(module.parameters()).dtype
     tolerance = TOLERANCE["logits"].get(dtype, 0.25)
-    if dtype is not torch.float32 and _is_unclear(differences, tolerance):
-        tolerance = TOLERANCE["logits"][torch.float32]
-        _, differences = _compare(small_copy(module), torch.device("cpu"), COPY_VOCAB_SIZE)
+    with short_chunks(module):
+        probe, differences = _compare(module, device, vocab_size)
+        if dtype is not torch.float32 and _is_unclear(differences, tolerance):
+            tolerance = TOLERANCE["logits"][torch.float32]
+            _, differences = _compare(small_copy(module), torch.device("cpu"), COPY_VOCAB_SIZE)
+    if has_chunks(module):  # this probe has the short ones
+        with torch.inference_mode():
+            probe, _ = probe_layers(module, random_prompts(LENGTHS, vocab_size).to(device))
     check_window(module, probe)
     worst = max(float(d.max()) for d in differences)
     if worst > tolerance or _leaks(*differences):
@@ -59,10 +64,12 @@ def check_packing(module: torch.nn.Module, device: torch.device, vocab_size: int
 
 
 def check_window(module: torch.nn.Module, probe: ProbeContext) -> None:
-    """Refuse a sliding window that only the model's mask has: no mask is built here.
+    """Refuse a sliding window or chunks that only the model's mask has: no mask is built here.
 
-    The sequences of the check are too short to show it.
+    The sequences of the check are too short to show a window.
     """
+    if has_chunks(module) and all(kind.spec.chunk_size is None for kind in probe.kinds):
+        raise UnsupportedModelError("only a mask holds the chunks of the model's attention")
     config: Any = module.config.get_text_config()  # type: ignore[operator, union-attr]
     window = getattr(config, "sliding_window", None)
     length = getattr(config, "max_position_embeddings", None) or 0

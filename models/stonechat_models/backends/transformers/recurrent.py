@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
+    DynamicIndexedLayer,
     DynamicLayer,
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
@@ -135,11 +136,18 @@ def new_cache(module: torch.nn.Module, num_tokens: int) -> Cache:
 
 
 def keeps_recurrent_state(module: torch.nn.Module) -> bool:
-    """Whether any layer of `module` keeps a recurrent state in transformers' cache."""
+    """Whether any layer of `module` keeps a recurrent state in transformers' cache.
+
+    Raises `UnsupportedModelError` for layers that keep there what no cache of ours has a place for.
+    """
     try:
         cache = DynamicCache(config=module.config.get_text_config())  # type: ignore[operator, union-attr]
     except Exception:  # a config that the cache cannot read
         return False
+    for layer in cache.layers:
+        is_usual = type(layer).__module__ == DynamicLayer.__module__
+        if not is_usual or isinstance(layer, DynamicIndexedLayer):
+            raise UnsupportedModelError("its layers keep more than keys and values")
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 

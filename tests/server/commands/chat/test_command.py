@@ -69,7 +69,7 @@ def test_a_refused_question_is_reported_and_forgotten(
     [
         (["--url", "http://127.0.0.1:9"], "cannot connect"),
         (["--url", "ftp://x"], "not an http"),
-        (["/no/such/model.gguf"], "no local file of this name"),
+        (["/no/such/model.gguf"], "there is no file or folder /no/such/model.gguf"),
     ],
 )
 def test_no_model_to_talk_to(

@@ -1,0 +1,66 @@
+"""A model's packed weights: which stored tensors are the parts of which weight."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+
+from stonechat_models.checkpoint.packed.layouts import Layout
+
+Read = Callable[[str], torch.Tensor]
+"""Reads a stored tensor by its name."""
+CHUNK_ROWS = 4096
+"""How many rows are computed in float32 at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTensor:
+    """A weight in a packed format. `layout` is None if transformers reads it.
+
+    `type_name` says what the compiled kernels can keep: INT4 stays in 4 bits, and INT4_SYM does so
+    without zeros. INT4_IRREGULAR has groups that are not runs of 32 columns.
+    """
+
+    name: str
+    type_name: str
+    shape: tuple[int, ...]
+    parts: Mapping[str, str]
+    """The names of the stored tensors, by their role in the layout."""
+    layout: Layout | None
+    is_flat: bool = False
+    """The shape is not in the headers: `shape` is only the number of weights."""
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+    def read(self, read: Read) -> dict[str, torch.Tensor]:
+        """Read the parts."""
+        return {role: read(name) for role, name in self.parts.items()}
+
+    def values(self, read: Read, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Read the whole weight."""
+        assert self.layout is not None
+        parts = self.read(read)
+        shape = self.layout.stored_shape(parts) or self.shape
+        matrix = torch.empty((prod(shape[:-1]), shape[-1]), dtype=dtype)
+        for start in range(0, len(matrix), CHUNK_ROWS):
+            rows = torch.arange(start, min(start + CHUNK_ROWS, len(matrix)))
+            matrix[rows] = self.layout.floats(parts, rows).to(dtype)
+        return matrix.reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """All packed weights of a model, by their transformers names."""
+
+    label: str = ""
+    """The format as messages show it."""
+    is_read_here: bool = True
+    """Whether this package reads them, and not transformers."""
+    tensors: Mapping[str, PackedTensor] = field(default_factory=dict)
+    consumed: frozenset[str] = frozenset()
+    """The stored tensors that are parts of these, or that nothing needs."""
+    spare_biases: frozenset[str] = frozenset()
+    """Biases of packed layers, which some writers add with zeros to layers that have none."""

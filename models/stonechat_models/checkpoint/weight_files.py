@@ -1,0 +1,51 @@
+"""Finds the files with a model's weights in a folder."""
+
+from pathlib import Path
+
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import read_json
+
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+OTHER_WEIGHTS = ("consolidated", "adapter_model")
+"""How the names of files begin that are not the model's own: a second copy, an adapter."""
+
+
+def weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
+    """Return the files with a model's weights.
+
+    They are `model.safetensors`, or what its index names, or else all safetensors. Raises
+    `ModelLoadError` if there are none to use, or if files that the index names are missing.
+    """
+    files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(OTHER_WEIGHTS))
+    if files or (folder / f"{SAFETENSORS}.index.json").is_file():
+        return _named_in(folder, SAFETENSORS) or tuple(files)
+    pickled = sorted(folder.glob("pytorch_model*.bin"))
+    if pickled and not allow_pickle:
+        raise ModelLoadError(
+            f"{folder} has weights only as pickled .bin files, which can run code when read; "
+            "use a model with safetensors, or --allow-pickle if you trust the source"
+        )
+    if not pickled:
+        raise ModelLoadError(f"{folder} has no safetensors files; name a folder that has them")
+    return _named_in(folder, PICKLED) or tuple(pickled)
+
+
+def _named_in(folder: Path, name: str) -> tuple[Path, ...]:
+    """Return the file of this name alone, or those that its index names; () if there is neither."""
+    if (folder / name).is_file():
+        return (folder / name,)
+    path = folder / f"{name}.index.json"
+    index = read_json(path)
+    if index is None:
+        return ()
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+        raise ModelLoadError(f"{path} does not say which file has which weight; download it again")
+    names = sorted(set(places.values()))
+    missing = [file for file in names if not (folder / file).is_file()]
+    if missing:
+        raise ModelLoadError(
+            f"{folder} lacks {len(missing)} of the {len(names)} files with its weights: "
+            f"{', '.join(missing[:5])}; download them"
+        )
+    return tuple(folder / file for file in names)

@@ -1,0 +1,225 @@
+"""Which tensors are parts of which weight, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stonechat_models.checkpoint.packed.folder import read_packing
+from stonechat_models.checkpoint.packed.integers import PackedIntegers
+from stonechat_models.checkpoint.packed.tensors import PackedTensor, Packing
+from stonechat_models.checkpoint.resolve import resolve_model
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from tests.models.packed_writers import (
+    AWQ,
+    CASES,
+    GPTQ,
+    awq,
+    compressed,
+    fp8,
+    gptq,
+    nvfp4,
+    pack_quantized,
+    quantise_config,
+    save_packed,
+)
+
+Q = "model.layers.0.self_attn.q_proj"
+DOWN = "model.layers.1.mlp.down_proj"
+Tensors = dict[str, torch.Tensor]
+
+
+def edit_tensors(folder: Path, edit: Callable[[Tensors], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def packing_of(folder: Path, *, reads: bool = False) -> Packing:
+    files = resolve_model(EngineConfig(model=str(folder)), lambda line: None)
+    tensors = load_file(folder / "model.safetensors")
+    return read_packing(files, tensors.__getitem__ if reads else None)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_headers_tell_what_the_data_tell(name: str, tmp_path: Path) -> None:
+    writer, quantization, type_name = CASES[name]
+    floats = save_packed(tmp_path, "llama", writer, quantization)
+    by_headers, by_data = packing_of(tmp_path), packing_of(tmp_path, reads=True)
+    assert by_headers.consumed == by_data.consumed
+    assert by_headers.tensors.keys() == {n for n in floats if n.endswith("_proj.weight")}
+    for key, tensor in by_headers.tensors.items():
+        assert tensor.type_name == by_data.tensors[key].type_name == type_name
+        assert tensor.num_elements == floats[key].numel()
+        assert tensor.is_flat or tensor.shape == tuple(floats[key].shape)
+
+
+def test_the_data_decide_where_the_config_is_wrong(tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", gptq(symmetric=False), GPTQ)
+    assert packing_of(tmp_path).tensors[f"{Q}.weight"].type_name == "INT4_SYM"
+    assert packing_of(tmp_path, reads=True).tensors[f"{Q}.weight"].type_name == "INT4"
+    edit_tensors(tmp_path, lambda t: t.update({f"{Q}.g_idx": t[f"{Q}.g_idx"].flip(0)}))
+    assert packing_of(tmp_path, reads=True).tensors[f"{Q}.weight"].type_name == "INT4_IRREGULAR"
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("gptq", "qzeros"),
+        ("awq", "scales"),
+        ("w4a16", "weight_scale"),
+        ("w8a8", "weight_scale"),
+        ("fp8-block", "weight_scale_inv"),
+        ("bnb-nf4", "weight.absmax"),
+    ],
+)
+def test_missing_parts_are_named(name: str, missing: str, tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", *CASES[name][:2])
+    edit_tensors(tmp_path, lambda tensors: tensors.pop(f"{Q}.{missing}"))
+    with pytest.raises(ModelLoadError, match=rf"has no weights for {Q}\.{missing}"):
+        packing_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("gptq", "scales"),
+        ("gptq", "qweight"),
+        ("awq", "qzeros"),
+        ("w4a16", "weight_scale"),
+        ("w8a8", "weight_scale"),
+        ("fp8-channel", "weight_scale"),
+        ("nvfp4", "weight_scale"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(name: str, part: str, tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", *CASES[name][:2])
+    cut = f"{Q}.{part}"
+    edit_tensors(tmp_path, lambda t: t.update({cut: t[cut][:-3, :15].contiguous()}))
+    with pytest.raises(ModelLoadError, match=rf"the parts of {Q}\.\w+ do not fit together"):
+        packing_of(tmp_path)
+
+
+def test_scales_of_activations_and_of_the_cache_are_left_out(tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", *CASES["fp8-tensor"][:2])
+    side = [f"{Q}.input_scale", f"{Q}.activation_scale", "model.layers.0.self_attn.k_scale"]
+    edit_tensors(tmp_path, lambda tensors: tensors.update({n: torch.ones(()) for n in side}))
+    assert packing_of(tmp_path).consumed >= set(side)
+
+
+def test_the_bits_of_a_module_are_those_of_its_group(tmp_path: Path) -> None:
+    """Targets that name modules go before those that name a class."""
+    save_packed(tmp_path, "llama", pack_quantized(8), {}, lambda name: name == f"{DOWN}.weight")
+    eight = load_file(tmp_path / "model.safetensors")
+    config = compressed("mixed-precision", num_bits=4, group_size=32)
+    weights = {"num_bits": 8, "group_size": 32}
+    group = {"targets": ["re:.*down_proj"], "weights": weights}
+    config["config_groups"]["group_1"] = group
+    save_packed(tmp_path / "four", "llama", pack_quantized(), config)
+    parts = {n: t for n, t in eight.items() if n.startswith(f"{DOWN}.")}
+    edit_tensors(tmp_path / "four", lambda tensors: tensors.update(parts))
+    tensors = packing_of(tmp_path / "four").tensors
+    assert tensors[f"{Q}.weight"].type_name == "INT4_SYM"
+    assert tensors[f"{DOWN}.weight"].type_name == "INT8"
+    assert tensors[f"{DOWN}.weight"].shape == (128, 160)
+
+
+def test_rows_may_end_within_a_word() -> None:
+    """Then only the data say how long they are."""
+    weight = np.random.default_rng(0).normal(size=(16, 100)).astype(np.float32)
+    tensors, values = pack_quantized(4, -1, symmetric=False)(weight)
+    layout = PackedIntegers(4, -1)
+    packed = PackedTensor("x.weight", "INT4", (16, 104), {n: n for n in tensors}, layout)
+    assert torch.equal(packed.values(tensors.__getitem__), torch.from_numpy(values))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "writer", "type_name"),
+    [
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, nvfp4(), "NVFP4"),
+        ("quantize_config.json", {**GPTQ, "quant_method": "gptq"}, gptq(), "INT4_SYM"),
+        ("quantize_config.json", {"bits": 4, "group_size": 32, "sym": True}, gptq(), "INT4_SYM"),
+        ("quant_config.json", {"w_bit": 4, "q_group_size": 32, "version": "GEMM"}, awq(), "INT4"),
+    ],
+)
+def test_the_quantisation_may_be_in_a_file_of_its_own(
+    file: str, content: dict[str, Any], writer: Any, type_name: str, tmp_path: Path
+) -> None:
+    save_packed(tmp_path, "llama", writer, {})
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / file).write_text(json.dumps(content))
+    assert packing_of(tmp_path).tensors[f"{Q}.weight"].type_name == type_name
+
+
+def test_tensors_tell_without_a_config(tmp_path: Path) -> None:
+    """FP8 has its scales beside it, or none at all."""
+    save_packed(tmp_path, "llama", fp8(None, "weight_scale"), {})
+    assert packing_of(tmp_path).tensors[f"{Q}.weight"].type_name == "FP8"
+    edit_tensors(tmp_path, lambda tensors: tensors.pop(f"{Q}.weight_scale"))
+    assert "scale" not in packing_of(tmp_path).tensors[f"{Q}.weight"].parts
+
+
+@pytest.mark.parametrize(
+    ("quantization", "part"),
+    [
+        ({}, "in the GPTQ or AWQ format, and its config.json does not say which"),
+        ({**AWQ, "bits": 8}, "the AWQ format with 8 bits"),
+        (
+            compressed("pack-quantized", num_bits=3),
+            "the compressed-tensors format with 3 bits, which is not read",
+        ),
+        (
+            {**compressed("pack-quantized"), "transform_config": {"config_groups": {"u": {}}}},
+            "the compressed-tensors format with transforms",
+        ),
+        (
+            {**compressed("dense"), "sparsity_config": {"format": "sparse-24-bitmask"}},
+            "the compressed-tensors format sparse-24-bitmask",
+        ),
+        ({"quant_method": "auto-round", "packing_format": "x"}, "in the format auto-round"),
+        ({"group_size": 64, "bits": 4}, "in the format mlx, which is not read"),
+        ({"quant_method": "quark"}, "in the format quark, which needs the package quark"),
+    ],
+)
+def test_what_is_not_read_is_refused_by_name(
+    quantization: dict[str, Any], part: str, tmp_path: Path
+) -> None:
+    save_packed(tmp_path, "llama", gptq(), quantization)
+    with pytest.raises(UnsupportedModelError, match=part):
+        packing_of(tmp_path)
+
+
+def test_words_of_another_size_are_refused(tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", gptq(), GPTQ)
+    edit_tensors(tmp_path, lambda tensors: tensors.update({f"{Q}.qweight": torch.ones(8, 128)}))
+    with pytest.raises(UnsupportedModelError, match=f"{Q}.qweight has the type F32"):
+        packing_of(tmp_path)
+
+
+def test_quantisation_of_the_cache_alone_leaves_the_weights(tmp_path: Path) -> None:
+    config = {"quant_method": "modelopt", "quant_algo": None, "kv_cache_quant_algo": "FP8"}
+    save_packed(tmp_path, "llama", gptq(), config, lambda name: False)
+    assert not packing_of(tmp_path).tensors
+
+
+def test_scales_of_inputs_are_refused(tmp_path: Path) -> None:
+    """They multiply the inputs of a layer, so the weights alone are not the model."""
+    save_packed(tmp_path, "llama", *CASES["nvfp4-modelopt"][:2])
+    edit_tensors(tmp_path, lambda tensors: tensors.update({f"{Q}.pre_quant_scale": torch.ones(8)}))
+    with pytest.raises(UnsupportedModelError, match="ModelOpt format with scales of inputs"):
+        packing_of(tmp_path)
+
+
+def test_a_package_may_read_a_format(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    save_packed(tmp_path, "llama", gptq(), GPTQ)
+    quantise_config(tmp_path, {"quant_method": "torchao"})
+    assert not packing_of(tmp_path).is_read_here

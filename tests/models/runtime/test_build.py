@@ -1,0 +1,225 @@
+"""Engines of both backends, from folders: tied heads, adapters, vocabularies that are too large.
+
+The reference is plain transformers, with weights that numpy has changed.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
+
+from stonechat_models.backends.native.compile import find_compiler
+from stonechat_models.config import EngineConfig
+from stonechat_models.engine.engine import Engine
+from stonechat_models.errors import EngineError, InvalidParamsError, ModelLoadError
+from stonechat_models.runtime.async_engine import AsyncEngine
+from stonechat_models.runtime.build import build_engine
+from stonechat_models.text.tokenizer import Tokenizer
+from stonechat_models.types import GenerateRequest, ReasoningSpec, SamplingParams
+from tests.models.compiled_cache import use_model_cache
+from tests.models.engines import generate_all, greedy, reference_greedy
+from tests.models.tiny_adapters import BASE, projections, write_adapter
+from tests.models.tiny_gguf import write_tiny_gguf
+from tests.models.tiny_models import tiny_model
+from tests.models.tiny_tokenizers import EOS, byte_level_backend
+
+NUM_TOKENS = 6
+PROMPTS = [[5, 9, 40], list(range(3, 25))]
+VOCAB_SIZE = byte_level_backend().get_vocab_size()
+LOGPROB_ERROR = {"transformers": 1e-3, "native": 0.05}
+"""The native backend keeps keys and values in half precision."""
+SIZES = {"vocab_size": VOCAB_SIZE, "hidden_size": 128, "intermediate_size": 160, "head_dim": 32}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_model_cache(tmp_path / "cache", patch)
+        yield
+
+
+@pytest.fixture(params=["transformers", "native"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "native" and find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    return str(request.param)
+
+
+def save(folder: Path, family: str = "llama", **changes: Any) -> torch.nn.Module:
+    """Save a tiny model with a byte-level tokenizer. Return it."""
+    module = tiny_model(family, **SIZES | changes)
+    module.save_pretrained(folder)  # type: ignore[operator]
+    byte_level_backend().save(str(folder / "tokenizer.json"))
+    config = {"eos_token": EOS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return module.requires_grad_(False)  # type: ignore[no-any-return, operator]
+
+
+def build(folder: Path, backend: str, **settings: Any) -> tuple[Engine, Tokenizer]:
+    config = EngineConfig(
+        model=str(folder),
+        backend=backend,  # type: ignore[arg-type]
+        device="cpu",
+        kv_cache_bytes=1 << 22,
+        threads=1,
+        **settings,
+    )
+    return build_engine(config, lambda line: None)
+
+
+def check(engine: Engine, module: torch.nn.Module, backend: str) -> None:
+    """Compare the greedy tokens and the log-probabilities with those of the module."""
+    answers = generate_all(engine, PROMPTS, greedy(NUM_TOKENS, ignore_eos=True))
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        tokens, rows = reference_greedy(module, prompt, NUM_TOKENS)
+        assert answer.token_ids == tokens
+        actual = [entry.logprob for entry in answer.logprobs]
+        expected = [float(row[token]) for row, token in zip(rows, tokens, strict=True)]
+        np.testing.assert_allclose(actual, expected, atol=LOGPROB_ERROR[backend])
+
+
+def change_weights(folder: Path, changes: Mapping[str, torch.Tensor | None]) -> None:
+    """Replace or add weights of a folder; None removes one."""
+    path = folder / "model.safetensors"
+    weights = load_file(path) | dict(changes)
+    save_file({k: v for k, v in weights.items() if v is not None}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_tied_model_with_a_head_of_its_own_uses_it(
+    tmp_path: Path, backend: str, family: str
+) -> None:
+    folder = tmp_path / "model"
+    module = save(folder, family, tie_word_embeddings=True)
+    head = torch.randn(VOCAB_SIZE, 128, generator=torch.manual_seed(3)) * 0.2
+    change_weights(folder, {"lm_head.weight": head})
+    module.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)  # type: ignore[union-attr]
+    engine, _ = build(folder, backend)
+    check(engine, module, backend)
+
+
+@pytest.mark.parametrize("stored", ["embedding", "copy", "head"])
+def test_tied_ends_may_be_stored_under_either_name(
+    tmp_path: Path, backend: str, stored: str
+) -> None:
+    folder = tmp_path / "model"
+    module = save(folder, tie_word_embeddings=True)
+    embedding = module.get_input_embeddings().weight.detach().clone()  # type: ignore[operator]
+    if stored != "embedding":
+        change_weights(folder, {"lm_head.weight": embedding})
+    if stored == "head":
+        change_weights(folder, {"model.embed_tokens.weight": None})
+    engine, _ = build(folder, backend)
+    check(engine, module, backend)
+    assert engine.model.info.num_parameters == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("config", [{}, {"use_rslora": True, "rank_pattern": {"q_proj": 2}}])
+def test_an_adapter_is_merged(tmp_path: Path, backend: str, config: dict[str, Any]) -> None:
+    module = save(tmp_path / "model")
+    before, _ = build(tmp_path / "model", backend)
+    products = write_adapter(tmp_path / "mine", module, projections(), **config)
+    engine, _ = build(tmp_path / "model", backend, adapter=str(tmp_path / "mine"))
+    assert engine.model.info.adapter.startswith("mine (rank ")
+    assert engine.model.info.backend == backend
+    assert engine.model.info.weights_hash != before.model.info.weights_hash
+    with pytest.raises(AssertionError):
+        check(engine, module, backend)
+    for name, product in products.items():
+        rank = config.get("rank_pattern", {}).get(name.rsplit(".")[-1], 4)
+        scale = 6 / (rank**0.5 if config else rank)
+        weight = module.get_submodule(name).weight
+        weight.copy_(torch.from_numpy(weight.double().numpy() + scale * product))
+    check(engine, module, backend)
+
+
+def test_an_adapter_of_the_head_is_merged(tmp_path: Path, backend: str) -> None:
+    module = save(tmp_path / "model", tie_word_embeddings=False)
+    products = write_adapter(tmp_path / "mine", module, ["lm_head"])
+    engine, _ = build(tmp_path / "model", backend, adapter=str(tmp_path / "mine"))
+    module.lm_head.weight.add_(torch.from_numpy(6 / 4 * products["lm_head"]).float())  # type: ignore[operator, union-attr]
+    check(engine, module, backend)
+
+
+def test_an_adapter_of_a_tied_head_is_refused(tmp_path: Path, backend: str) -> None:
+    module = save(tmp_path / "model", tie_word_embeddings=True)
+    write_adapter(tmp_path / "mine", module, ["lm_head"])
+    with pytest.raises(ModelLoadError, match=r"lm_head\.weight"):
+        build(tmp_path / "model", backend, adapter=str(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"hidden_size": 64}])
+def test_an_adapter_of_another_model_is_refused(
+    tmp_path: Path, backend: str, change: dict[str, int]
+) -> None:
+    save(tmp_path / "model")
+    other = tiny_model("llama", **SIZES | change)
+    names = projections(change.get("num_hidden_layers", 2))
+    write_adapter(tmp_path / "mine", other, names)  # type: ignore[arg-type]
+    with pytest.raises(ModelLoadError, match=f"belongs to {BASE}"):
+        build(tmp_path / "model", backend, adapter=str(tmp_path / "mine"))
+
+
+def test_an_adapter_makes_gguf_weights_float(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama")
+    plain, _ = build(path, "transformers")
+    write_adapter(tmp_path / "mine", plain.model.module, projections())  # type: ignore[attr-defined]
+    engine, _ = build(path, "auto", adapter=str(tmp_path / "mine"))
+    assert engine.model.info.backend == "transformers"
+    with pytest.raises(ModelLoadError, match="not into quantised weights"):
+        build(path, "native", adapter=str(tmp_path / "mine"))
+
+
+def add_tokens(folder: Path, *tokens: AddedToken) -> None:
+    backend = byte_level_backend()
+    backend.add_tokens(list(tokens))
+    backend.save(str(folder / "tokenizer.json"))
+
+
+def test_a_vocabulary_beyond_the_embedding_is_refused(tmp_path: Path, backend: str) -> None:
+    save(tmp_path / "model", vocab_size=VOCAB_SIZE - 3)  # two added tokens, and one of the bytes
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json has 1 tokens .*belongs to another"):
+        build(tmp_path / "model", backend)
+
+
+def test_added_tokens_beyond_the_embedding_are_refused_in_prompts(
+    tmp_path: Path, backend: str
+) -> None:
+    folder = tmp_path / "model"
+    save(folder)
+    add_tokens(folder, AddedToken("<pad>", special=True), AddedToken("<think>"))
+    engine, tokenizer = build(folder, backend)
+    assert tokenizer.vocab_size == VOCAB_SIZE + 2
+    outside = tokenizer.encode("<think>")
+    assert outside == [VOCAB_SIZE + 1]
+
+    async def answer(prompt: list[int], prediction: tuple[int, ...] = (), **params: Any) -> int:
+        request = GenerateRequest(
+            request_id="r",
+            prompt_token_ids=prompt,
+            params=SamplingParams(max_tokens=4, ignore_eos=True, **params),
+            prediction_token_ids=prediction,
+        )
+        return sum([d.num_tokens async for o in runner.generate(request) for d in o.deltas])
+
+    async def check_all() -> None:
+        await runner.start()
+        with pytest.raises(InvalidParamsError, match=rf"'<think>' \(id {outside[0]}\)") as error:
+            await answer([5, *outside, 6])
+        assert error.value.param == "messages"
+        assert await answer([5, 6], prediction=(5, *outside, 6)) == 4
+        assert await answer([5, 6], min_tokens=4, stop_token_ids=tuple(outside)) == 4
+        spec = ReasoningSpec("<think>", "<think>", starts_open=True, budget=1)
+        with pytest.raises(EngineError, match="no embedding for its markers"):
+            await answer([5, 6], reasoning=spec)
+        await runner.shutdown()
+
+    runner = AsyncEngine(engine, tokenizer)
+    asyncio.run(check_all())
