@@ -1,6 +1,9 @@
 """Write the generated tables into the docs. With `--check`, fail if one is out of date.
 
-python scripts/update_docs.py [--check]
+The list of model types takes half a minute, so it is only written with `--model-types`. The check
+looks whether it names all types of the installed transformers.
+
+python scripts/update_docs.py [--check | --model-types]
 """
 
 import sys
@@ -20,6 +23,7 @@ from stonechat_server.terminal.flags import Flag, actions_of, flags_of
 MAX_REPEATED = 3
 """A command's table repeats at most so many settings of `stonechat serve`."""
 ROOT = Path(__file__).resolve().parent.parent
+MODELS = "docs/models.md"
 
 
 def field_table() -> Iterator[str]:
@@ -70,6 +74,25 @@ def _flag_table(flags: Iterable[Flag]) -> Iterator[str]:
         yield f"| `{flag.spelling}{value}` | {_cell(flag.default)} | {_cell(flag.meaning)} |"
 
 
+def model_types() -> Iterator[str]:
+    """Yield how each type of model is served, measured on tiny ones."""
+    from tests.models.serving_ways import listing, measured_ways
+
+    yield from listing(measured_ways())
+
+
+def missing_model_types() -> list[str]:
+    """Return the types of the installed transformers that the list of model types lacks."""
+    from transformers.models.auto import modeling_auto
+
+    text = (ROOT / MODELS).read_text(encoding="utf-8")
+    types = {
+        *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    }
+    return sorted(name for name in types if f"`{name}`" not in text)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -97,7 +120,14 @@ def main() -> int:
     """Return 0, or 1 if `--check` finds an old table."""
     is_check = "--check" in sys.argv[1:]
     status = 0
-    for file, tables in TABLES.items():
+    all_tables = dict(TABLES)
+    if "--model-types" in sys.argv[1:]:
+        sys.path[:0] = [str(ROOT)]
+        all_tables[MODELS] = {"model types": model_types}
+    elif missing := missing_model_types():
+        print(f"{MODELS} lacks {', '.join(missing)}: run scripts/update_docs.py --model-types")
+        status = 1
+    for file, tables in all_tables.items():
         path = ROOT / file
         old_text = new_text = path.read_text(encoding="utf-8")
         for name, lines in tables.items():

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -33,6 +34,7 @@ class Bench:
     def __init__(self, model: NativeModel, num_seqs: int, num_tokens: int) -> None:
         self.model = model
         self.width = -(-num_tokens // BLOCK_SIZE)
+        model.info = replace(model.info, num_state_slots=num_seqs)
         model.allocate_kv_cache(num_seqs * self.width, BLOCK_SIZE)
 
     def batch(self, spans: list[Span]) -> ForwardBatch:
@@ -52,6 +54,7 @@ class Bench:
             logits_index=starts[1:] - 1,
             query_start_list=starts.tolist(),
             context_lens_list=lengths,
+            state_slots=[sequence for sequence, _, _ in spans],
         )
 
     def prefill(self, sequence: int, num_tokens: int) -> None:

@@ -24,7 +24,7 @@ USUAL = (
     *("mistral3", "mistral4", "ministral3", "llama4", "glm4", "glm4_moe", "glm4_moe_lite"),
     *("nemotron_h", "lfm2_moe", "granite", "granitemoehybrid", "deepseek_v3", "minimax_m2"),
     *("smollm3", "olmo3", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "cohere2", "exaone4"),
-    *("kimi_linear", "jamba", "phimoe", "gpt2", "llava"),
+    *("kimi_linear", "jamba", "phimoe", "gpt2", "llava", "deepseek_v32", "minimax_m3_vl_text"),
 )
 """The types that people run most, without those that `test_families` builds in every run."""
 TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

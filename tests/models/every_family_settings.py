@@ -66,6 +66,7 @@ _CONV = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv
 _ROUTED = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"num_hidden_layers": 3, "attn_layer_indices": [1]},
     "blt": {"vocab_size": 260, "encoder_hash_byte_group_vocab": 500},
     "blt_patcher": _BYTES,
     "blt_local_encoder": _BYTES,
@@ -113,6 +114,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "index_kpool": 4,
     },
     "glm_ocr_text": _sections(2, 1, 1),
+    "gemma4_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 24,
+    },
     "granite4_vision": {
         "deepstack_layer_map": [[0, 0]],
         "downsample_rate": "4/8",
@@ -122,8 +132,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "helium": {"head_dim": 8},
     "hunyuan_vl_text": _sections(2, 2, 2, 2),
     "inkling2_vision": {"text_hidden_size": 32},
+    "granitemoehybrid": {"num_hidden_layers": 3, "layer_types": ["mamba", "attention", "mamba"]},
+    "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2": _CONV,
     "lfm2_moe": _CONV,
+    "llama4_text": {"attention_chunk_size": 16, "floor_scale": 8, "no_rope_layers": [1, 0, 1]},
+    "minimax_m3_vl_text": {
+        "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "minimax_m3_sparse", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse", "dense"],
+        "index_n_heads": 2,
+        "index_topk_blocks": 4,
+    },
     "mistral4": {
         "rope_parameters": _rope(llama_4_scaling_beta=0.1, original_max_position_embeddings=16)
     },
@@ -149,6 +169,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "ngram_vocab_size_base": 100,
     },
     "radio": {"video_temporal_patch_size": 2},
+    "recurrent_gemma": {"num_hidden_layers": 3, "head_dim": 8},
     "step3p5": {
         "num_hidden_layers": 3,
         "layer_types": ["full_attention", "sliding_attention", "full_attention"],
@@ -156,8 +177,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "sliding_window": 16,
         "rope_parameters": _WINDOWED_ROPE,
     },
-    "unlimited_ocr_text": {"num_key_value_heads": 4, "num_experts_per_tok": 2, "head_dim": 8},
-    "xlstm": {"return_last_states": True},
+    "unlimited_ocr_text": {
+        "num_key_value_heads": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 128,
+    },
     "zamba": {**_ZAMBA, "n_mamba_heads": 2},
     "zamba2": _ZAMBA,
     "zaya": {"num_experts_per_tok": 1},

@@ -23,7 +23,7 @@ from tests.models.engines import CPU, model_info
 from tests.models.every_family import TYPES, hf_config, tiny_model
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-COMPILED = "compiled on a CPU, else paged"
+COMPILED = "compiled on a CPU, else "
 PAGED = "paged"
 RECURRENT = "paged, with recurrent states"
 RECURRENT_WHOLE = "paged, with recurrent states; prompts in one piece"
@@ -31,7 +31,7 @@ OWN = "own cache"
 OWN_WHOLE = "own cache; prompts in one piece"
 NO_CACHE = "no cache"
 MARK = "<!-- model types: "
-WAYS = (COMPILED, PAGED, RECURRENT, RECURRENT_WHOLE, OWN, OWN_WHOLE, NO_CACHE)
+WAYS = (PAGED, RECURRENT, RECURRENT_WHOLE, OWN, OWN_WHOLE, NO_CACHE)
 NEEDS_PACKAGES = "not tried: transformers builds it only with Pillow and timm installed"
 UNTRIED = {"gemma3n": NEEDS_PACKAGES, "fast_vlm": NEEDS_PACKAGES, "perception_lm": NEEDS_PACKAGES}
 
@@ -59,8 +59,8 @@ def load_tiny(model_type: str, **limits: int) -> AnyModel:
     return model
 
 
-def way_of(model: AnyModel, model_type: str) -> str:
-    """Say how a model is served."""
+def way_of(model: AnyModel) -> str:
+    """Say how PyTorch serves a model."""
     is_exact = model.info.exact_chunks
     if isinstance(model, PlainModel):
         if not model.uses_caches:
@@ -68,7 +68,7 @@ def way_of(model: AnyModel, model_type: str) -> str:
         return OWN if is_exact else OWN_WHOLE
     if isinstance(model, RecurrentModel):
         return RECURRENT if is_exact else RECURRENT_WHOLE
-    return COMPILED if model_type in FAMILIES else PAGED
+    return PAGED
 
 
 def measured_ways() -> dict[str, str]:
@@ -77,7 +77,8 @@ def measured_ways() -> dict[str, str]:
     for model_type in TYPES:
         if model_type not in ways:
             try:
-                ways[model_type] = way_of(load_tiny(model_type, max_model_len=128), model_type)
+                way = way_of(load_tiny(model_type, max_model_len=128))
+                ways[model_type] = COMPILED + way if model_type in FAMILIES else way
             except UnsupportedModelError as error:
                 ways[model_type] = f"refused: {error}".replace(f" {model_type} ", " … ")
     return ways
@@ -85,9 +86,12 @@ def measured_ways() -> dict[str, str]:
 
 def listing(ways: Mapping[str, str]) -> Iterator[str]:
     """Yield the lines of the list in the docs: an item for each way, with its types."""
-    rest = sorted(set(ways.values()) - set(WAYS))
+    served = [prefix + way for prefix in (COMPILED, "") for way in WAYS]
+    rest = sorted(set(ways.values()) - set(served))
     yield ""
-    for way in (*WAYS, *rest):
+    for way in (*served, *rest):
+        if way not in ways.values():
+            continue
         names = ", ".join(f"`{t}`" for t in sorted(ways) if ways[t] == way)
         yield from textwrap.wrap(
             f"- **{way}:** {names}", 100, subsequent_indent="  ", break_on_hyphens=False

@@ -51,6 +51,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 12},
     ),
 }
+CHUNKED_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama4_text": (
+        "Llama4TextConfig",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 8,
+            "intermediate_size_mlp": 48,
+            "interleave_moe_layer_step": 2,
+            "num_local_experts": 4,
+            "attention_chunk_size": 13,
+            "no_rope_layers": [1, 0, 1],
+            "floor_scale": 7,
+            "attn_scale": 0.5,
+        },
+    ),
+}
+"""Families with chunked attention. Their other layers scale queries by position."""
 _DELTA_NET = {
     "num_hidden_layers": 3,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
@@ -180,7 +197,13 @@ PLAIN_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Families that run with their own cache, or without one."""
-ALL_FAMILIES = {**FAMILIES, **RECURRENT_FAMILIES, **WHOLE_PROMPT_FAMILIES, **PLAIN_FAMILIES}
+ALL_FAMILIES = {
+    **FAMILIES,
+    **CHUNKED_FAMILIES,
+    **RECURRENT_FAMILIES,
+    **WHOLE_PROMPT_FAMILIES,
+    **PLAIN_FAMILIES,
+}
 
 
 def tiny_config(family: str, **changes: Any) -> Any:

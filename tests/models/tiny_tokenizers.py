@@ -43,6 +43,15 @@ def byte_level_backend(parts: tuple[bytes, ...] = ()) -> Backend:
     return backend
 
 
+def ascii_backend() -> Backend:
+    """A vocabulary of 129 tokens, for models that are smaller still. Ids 0-127 are ASCII."""
+    backend = Backend(models.BPE({char: i for i, char in enumerate(byte_alphabet()[:128])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(EOS, special=True)])
+    return backend
+
+
 def sentencepiece_backend(prefix: bool = True) -> Backend:
     """Return a backend like Llama 2's (with `prefix`) or Gemma's.
 

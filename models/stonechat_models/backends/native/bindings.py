@@ -21,7 +21,7 @@ PANEL = 16
 KV_TILE = 16
 """Tokens per KV cache tile. A block is one or more tiles."""
 
-PARTS = ("norms", "qkv", "attention", "output", "gate_up", "down", "head")
+PARTS = ("norms", "qkv", "mixer", "output", "gate_up", "down", "head")
 """The parts of a step whose time is measured, in the order of `Part` in `csrc/layers.h`."""
 
 
@@ -77,6 +77,14 @@ class Activation(IntEnum):
     GELU_TANH = 1
 
 
+class Mixer(IntEnum):
+    """What mixes the tokens of a sequence in a layer; see `csrc/layers.h`."""
+
+    ATTENTION = 0
+    SHORT_CONVOLUTION = 1
+    DELTA_RULE = 2
+
+
 class ConfigStruct(ctypes.Structure):
     """Sizes and constants of a model."""
 
@@ -87,6 +95,8 @@ class ConfigStruct(ctypes.Structure):
         ),
         *((name, c_int32) for name in ("rotary_dim", "rotary_tables", "activation")),
         *((name, c_int32) for name in ("expert_mlp", "experts_per_token", "scale_chosen")),
+        *((name, c_int32) for name in ("taps", "key_heads", "value_heads", "key_dim", "value_dim")),
+        ("interleaved", c_int32),
         *((name, c_float) for name in ("rms_eps", "attention_scale")),
         *((name, c_float) for name in ("embedding_scale", "residual_scale", "logit_scale")),
         *((name, c_float) for name in ("attention_cap", "logit_cap")),
@@ -98,11 +108,14 @@ class LayerStruct(ctypes.Structure):
     """Weights and attention settings of one layer."""
 
     _fields_ = (
-        *((name, MatrixStruct) for name in ("q", "k", "v", "o", "gate", "up", "down", "router")),
+        *((name, MatrixStruct) for name in ("q", "k", "v", "z", "a", "b", "o")),
+        *((name, MatrixStruct) for name in ("gate", "up", "down", "router")),
+        *((f"shared_{name}", MatrixStruct) for name in ("gate", "up", "down", "router")),
         *((name, c_void_p) for name in ("attention_norm", "mlp_norm")),
         *((name, c_void_p) for name in ("attention_out_norm", "mlp_out_norm")),
         *((name, c_void_p) for name in ("q_norm", "k_norm")),
-        *((name, c_int32) for name in ("whole_norms", "window", "rotary", "experts")),
+        *((name, c_void_p) for name in ("taps", "taps_bias", "decay", "step_bias", "value_norm")),
+        *((name, c_int32) for name in ("whole_norms", "window", "rotary", "experts", "mixer")),
     )
 
 
@@ -112,7 +125,8 @@ class BatchStruct(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("tokens", "sequences", "block_width", "outputs")),
         *((name, c_void_p) for name in ("token_ids", "positions", "slots")),
-        *((name, c_void_p) for name in ("query_start", "block_table", "logits_index", "logits")),
+        *((name, c_void_p) for name in ("query_start", "block_table", "logits_index")),
+        *((name, c_void_p) for name in ("state_slots", "logits")),
     )
 
 
@@ -161,6 +175,9 @@ class Library:
         self.set_cache = bind(
             "sc_model_set_cache",
             *(None, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int),
+        )
+        self.set_states = bind(
+            "sc_model_set_states", None, c_void_p, c_int, c_void_p, c_size_t, c_int
         )
         self.seconds: Callable[..., Any] = bind("sc_model_seconds", POINTER(c_double), c_void_p)
         self.forward: Callable[..., Any] = bind(

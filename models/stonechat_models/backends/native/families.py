@@ -3,9 +3,21 @@
 The defaults for absent config keys are those of transformers.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from stonechat_models.backends.native.mixtures import (
+    Experts,
+    read_mixtral_experts,
+    read_qwen3_5_experts,
+    read_qwen3_experts,
+)
+from stonechat_models.backends.native.recurrence import (
+    Recurrence,
+    read_delta_rule,
+    read_short_convolutions,
+)
 from stonechat_models.backends.native.rope import LOCAL
 from stonechat_models.checkpoint.hf_config import HFConfig
 
@@ -23,19 +35,6 @@ class Scales:
     logits: float = 1.0
     attention_cap: float = 0.0
     logit_cap: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Experts:
-    """A mixture: the number of experts, the number per token, and an expert's inner size."""
-
-    count: int
-    per_token: int
-    size: int
-    scale_chosen: bool
-    """Whether the weights of a token's experts are scaled to add up to one."""
-    layers: tuple[bool, ...]
-    """For each layer: whether it has experts."""
 
 
 def _granite_scales(config: HFConfig, head_dim: int) -> Scales:
@@ -65,32 +64,6 @@ def _gemma3_scales(config: HFConfig, head_dim: int) -> Scales:
     return Scales(scalar**-0.5, embedding=config.hidden_size**0.5, logit_cap=cap)
 
 
-def _mixtral_experts(config: HFConfig) -> Experts:
-    return Experts(
-        count=config.keys.size("num_local_experts", 8),
-        per_token=config.keys.read("num_experts_per_tok", int, 2),
-        size=config.keys.positive("intermediate_size", int),
-        scale_chosen=True,
-        layers=(True,) * config.num_layers,
-    )
-
-
-def _qwen3_experts(config: HFConfig) -> Experts:
-    keys = config.keys
-    # transformers saves num_experts as num_local_experts, the name that all its mixtures share.
-    count = keys.read("num_local_experts", int, keys.read("num_experts", int, 128))
-    step, dense = keys.size("decoder_sparse_step", 1), keys.read("mlp_only_layers", list[int], [])
-    return Experts(
-        count=count,
-        per_token=keys.read("num_experts_per_tok", int, 8),
-        size=keys.read("moe_intermediate_size", int, 768),
-        scale_chosen=keys.read("norm_topk_prob", bool, False),
-        layers=tuple(
-            i not in dense and count > 0 and (i + 1) % step == 0 for i in range(config.num_layers)
-        ),
-    )
-
-
 def _smollm3_is_rotary(config: HFConfig, layer: int) -> bool:
     flags = config.keys.read("no_rope_layers", list[int], [])
     interval = config.keys.read("no_rope_layer_interval", int, 4) or 4
@@ -107,6 +80,17 @@ def _llama_biases(config: HFConfig) -> frozenset[str]:
     return _flagged_biases(config) | (FEED_FORWARD if has_mlp_biases else frozenset())
 
 
+def _lfm2_intermediate_size(config: HFConfig) -> int:
+    keys = config.keys
+    size = keys.size("block_ff_dim", keys.size("intermediate_size", 12288))
+    if not keys.read("block_auto_adjust_ff_dim", bool, True):
+        return size
+    size = int(2 * size / 3)
+    size = int(keys.positive("block_ffn_dim_multiplier", float, 1.0) * size)
+    multiple = keys.size("block_multiple_of", 256)
+    return math.ceil(size / multiple) * multiple
+
+
 Trait = Callable[[HFConfig, int], bool]
 """Whether the layer of this index has a trait."""
 
@@ -115,6 +99,8 @@ Trait = Callable[[HFConfig, int], bool]
 class Family:
     """Traits of one `model_type`."""
 
+    tied_key: str = "tie_word_embeddings"
+    """A key that decides before `tie_word_embeddings` does."""
     tied: bool = False
     """Whether the embedding also serves as the head if the config does not say."""
     head_dim: int = 0
@@ -123,10 +109,17 @@ class Family:
     """Base of the rotary embedding if the config has none."""
     has_local_rope: bool = False
     """Layers with a sliding window have a rotary embedding of their own."""
+    rotary_share: float = 1.0
+    """The part of a head that the rotary embedding covers if the config does not say."""
     is_rotary: Trait = lambda config, layer: True
     """Whether a layer has a rotary embedding."""
     activation: str = "silu"
     activation_key: str = "hidden_act"
+    intermediate_size: Callable[[HFConfig], int] = lambda config: config.keys.positive(
+        "intermediate_size", int
+    )
+    eps_key: str = "rms_norm_eps"
+    eps: float = 1e-6
     norm_offset: float = 0.0
     """An offset that is added to the weights of norms before they multiply."""
     input_norms: bool = True
@@ -141,6 +134,8 @@ class Family:
     """The projections that have a bias, by their names in `LayerStruct`."""
     merged: bool = False
     """The files merge q, k and v into one matrix, and gate and up into another."""
+    has_gates: bool = False
+    """Attention's output is gated. The rows of each query head are followed by its gate's."""
     has_windows: bool = True
     window: int = 0
     """The sliding window if the config does not say; 0: none."""
@@ -153,6 +148,11 @@ class Family:
     scales: Callable[[HFConfig, int], Scales] = lambda config, head_dim: Scales(head_dim**-0.5)
     """The scales for a head size, as the class in transformers computes them in float32."""
     experts: Callable[[HFConfig], Experts] | None = None
+    recurrence: Callable[[HFConfig], Recurrence] | None = None
+    stored_names: tuple[tuple[str, str], ...] = ()
+    """Parts of the usual names of tensors, and what they are here."""
+    other_parts: tuple[str, ...] = ()
+    """How the names of tensors begin that do not belong to the language model."""
 
     def is_local(self, config: HFConfig, layer: int) -> bool:
         """Whether the layer has a sliding window, if the model has one."""
@@ -182,6 +182,17 @@ _GEMMA2 = replace(
 _QWEN = Family(
     window_needs_flag=True,
     local=lambda config, layer: layer >= config.keys.read("max_window_layers", int, 28),
+)
+_QWEN3_5 = Family(
+    rotary_share=0.25,
+    norm_offset=1.0,
+    head_dim=256,
+    head_norms=True,
+    biases=_flagged_biases,
+    has_gates=True,
+    has_windows=False,
+    recurrence=read_delta_rule,
+    other_parts=("model.visual.",),
 )
 FAMILIES: dict[str, Family] = {
     "llama": Family(has_windows=False, biases=_llama_biases),
@@ -223,7 +234,33 @@ FAMILIES: dict[str, Family] = {
         has_layer_types=False,
         head_norms=True,
         biases=_flagged_biases,
-        experts=_qwen3_experts,
+        experts=read_qwen3_experts,
     ),
-    "mixtral": Family(theta=1e6, has_layer_types=False, experts=_mixtral_experts),
+    "qwen3_5": _QWEN3_5,
+    "qwen3_5_text": _QWEN3_5,
+    "qwen3_5_moe": replace(_QWEN3_5, experts=read_qwen3_5_experts),
+    "qwen3_5_moe_text": replace(_QWEN3_5, experts=read_qwen3_5_experts),
+    "lfm2": Family(
+        tied_key="tie_embedding",
+        tied=True,
+        theta=1e6,
+        intermediate_size=_lfm2_intermediate_size,
+        eps_key="norm_eps",
+        eps=1e-5,
+        head_norms=True,
+        has_windows=False,
+        recurrence=read_short_convolutions,
+        stored_names=(
+            ("self_attn.o_proj", "self_attn.out_proj"),
+            ("self_attn.q_norm", "self_attn.q_layernorm"),
+            ("self_attn.k_norm", "self_attn.k_layernorm"),
+            ("mlp.gate_proj", "feed_forward.w1"),
+            ("mlp.up_proj", "feed_forward.w3"),
+            ("mlp.down_proj", "feed_forward.w2"),
+            ("input_layernorm", "operator_norm"),
+            ("post_attention_layernorm", "ffn_norm"),
+            ("model.norm", "model.embedding_norm"),
+        ),
+    ),
+    "mixtral": Family(theta=1e6, has_layer_types=False, experts=read_mixtral_experts),
 }

@@ -1,4 +1,4 @@
-"""A decoder like Llama on the CPU. Each step is one call of the compiled library."""
+"""A decoder on the CPU. Each step is one call of the compiled library."""
 
 import ctypes
 from collections import Counter
@@ -18,21 +18,20 @@ from stonechat_models.backends.native.bindings import (
     Library,
     load_library,
 )
-from stonechat_models.backends.native.packing import Arena, PackedWeights
+from stonechat_models.backends.native.caches import KV_BYTES, STATE_BYTES, KvCache, StatePool
+from stonechat_models.backends.native.packing import PackedWeights
 from stonechat_models.backends.native.spec import ModelSpec, read_spec
-from stonechat_models.backends.native.tensor_source import HeaderStore, open_store
+from stonechat_models.backends.native.stores import HeaderStore, open_store, refuse_types
 from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
-from stonechat_models.checkpoint.hf_config import MAX_SIZE
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
+from stonechat_models.checkpoint.rope_length import for_length
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelError
 from stonechat_models.hardware.device import usable_cores
 from stonechat_models.types import ModelInfo
 
-KV_BYTES = 2
-"""Bytes per cached element: keys and values are kept in half precision (float16)."""
 KIND_NAMES = {
     Kind.AFFINE4: "int4",
     Kind.SYMMETRIC4: "int4",
@@ -51,12 +50,20 @@ def supports(
     Compiles the library if it is not cached.
     """
     try:
-        _check_settings(model, config)
-        read_spec(model.config)
+        _checked_spec(model, config)
+        refuse_types(model, config)
         load_library(progress)
     except ModelLoadError as error:
         return str(error)
     return None
+
+
+def _checked_spec(model: ModelFiles | ModelHeaders, config: EngineConfig) -> ModelSpec:
+    _check_settings(model, config)
+    spec = read_spec(for_length(model.config, config.max_model_len))
+    if spec.recurrence is not None and model.weight_format == "gguf":
+        return replace(spec, recurrence=replace(spec.recurrence, interleaved=True))
+    return spec
 
 
 def _check_settings(model: ModelFiles | ModelHeaders, config: EngineConfig) -> None:
@@ -85,6 +92,9 @@ def _check_settings(model: ModelFiles | ModelHeaders, config: EngineConfig) -> N
         raise UnsupportedModelError(
             "the native backend does not dequantise GGUF weights (--quantize none)"
         )
+    is_quantised = model.weight_format == "gguf" or "quantization_config" in model.config.raw
+    if config.adapter is not None and is_quantised:
+        raise UnsupportedModelError("an adapter is merged into floats, not into quantised weights")
     if model.weight_format == "pickle":
         raise UnsupportedModelError("its weights are not in safetensors files")
 
@@ -100,7 +110,8 @@ def footprint(headers: ModelHeaders, config: EngineConfig) -> Footprint:
     experts = spec.experts
     share = experts.per_token / experts.count if experts and experts.count else 1.0
     sizes = plan.num_bytes(load_library(), share)
-    return Footprint(*sizes, spec.kv_elements_per_token * KV_BYTES)
+    state_bytes = spec.state_elements * STATE_BYTES
+    return Footprint(*sizes, spec.kv_elements_per_token * KV_BYTES, state_bytes)
 
 
 class NativeModel:
@@ -118,8 +129,8 @@ class NativeModel:
         self._weights = PackedWeights(library, plan.matrices, info.threads)
         self._handle = library.model_create(ctypes.byref(self._config()), info.threads)
         self._set_weights(plan)
-        self._caches: list[torch.Tensor] = []
-        self._arena: Arena | None = None
+        self._kv_cache: KvCache | None = None
+        self._states: StatePool | None = None
         self.info = replace(info, weight_bytes=self._weights.num_bytes)
 
     @classmethod
@@ -130,8 +141,7 @@ class NativeModel:
         be read. Raises `ModelLoadError` if weights are missing or surplus, have the wrong shape or
         do not fit into memory.
         """
-        _check_settings(files, config)
-        spec, library = read_spec(files.config), load_library(progress)
+        spec, library = _checked_spec(files, config), load_library(progress)
         heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}
         store = open_store(files, heads)
         try:
@@ -150,6 +160,8 @@ class NativeModel:
                 weights_hash=weights_hash(files),
                 block_size=config.block_size,
                 threads=config.threads or usable_cores(),
+                keeps_state=spec.state_elements > 0,
+                state_bytes=spec.state_elements * STATE_BYTES,
             )
             return cls(library, spec, plan, info)
         finally:
@@ -165,26 +177,14 @@ class NativeModel:
         return self._spec.kv_elements_per_token * KV_BYTES
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
-        """Allocate the KV cache. The system provides its pages only as they fill.
+        """Allocate the KV cache and the recurrent states.
 
-        Raises `ModelLoadError` if `block_size` is not a multiple of 16, the slots are more than the
-        compiled code can number, or memory runs out.
+        The system provides their pages only as they fill. Raises `ModelLoadError` if `block_size`
+        is not a multiple of 16, the slots are more than the compiled code can number, or memory
+        runs out.
         """
-        if block_size % KV_TILE:
-            raise ModelLoadError(f"the block size {block_size} is not a multiple of {KV_TILE}")
-        if num_blocks * block_size > MAX_SIZE:
-            raise ModelLoadError(f"a KV cache of {num_blocks * block_size} tokens is too large")
-        spec = self._spec
-        elements = block_size * spec.kv_size
-        shape = (spec.num_layers, 2, num_blocks, elements)
-        self._arena = Arena(int(np.prod(shape)) * KV_BYTES)
-        memory = torch.from_numpy(self._arena.array.view(np.int16)[: int(np.prod(shape))])
-        self._caches = list(memory.view(shape).unbind(0))
-        for i, (keys, values) in enumerate(self._caches):
-            self._library.set_cache(
-                *(self._handle, i, keys.data_ptr(), values.data_ptr()),
-                *(spec.num_kv_heads, spec.head_dim, block_size // KV_TILE, num_blocks),
-            )
+        self._kv_cache = KvCache(self._library, self._handle, self._spec, num_blocks, block_size)
+        self._states = StatePool(self._library, self._handle, self._spec, self.info.num_state_slots)
         self.info = replace(
             self.info,
             num_blocks=num_blocks,
@@ -193,23 +193,28 @@ class NativeModel:
         )
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
-        for source, target in pairs:
-            for cache in self._caches:
-                cache[:, target].copy_(cache[:, source])
+        assert self._kv_cache is not None
+        self._kv_cache.copy(pairs)
+
+    def copy_states(self, pairs: list[tuple[int, int]]) -> None:
+        assert self._states is not None
+        self._states.copy(pairs)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Return the logits of the rows in `logits_index`, float32[rows, vocab_size].
 
-        Raises `StepError` for a token outside the vocabulary, or for a position, slot, block or row
-        that does not exist.
+        Raises `StepError` for a token outside the vocabulary, or for a position, slot, block, row
+        or state that does not exist.
         """
         ids = batch.token_ids
         logits = torch.empty((batch.logits_index.numel(), self._spec.vocab_size))
+        slots = np.array(batch.state_slots, dtype=np.int64)
+        states = slots.ctypes.data if slots.size == len(batch.block_table) else None
         step = BatchStruct(
             *(ids.numel(), *batch.block_table.shape, len(logits)),
             *(ids.data_ptr(), batch.positions.data_ptr(), batch.slot_mapping.data_ptr()),
             *(batch.query_start.data_ptr(), batch.block_table.data_ptr()),
-            *(batch.logits_index.data_ptr(), logits.data_ptr()),
+            *(batch.logits_index.data_ptr(), states, logits.data_ptr()),
         )
         problem = self._library.forward(self._handle, ctypes.byref(step))
         if problem is not None:
@@ -243,11 +248,17 @@ class NativeModel:
             embedding_scale=scales.embedding,
             residual_scale=scales.residual,
             logit_scale=scales.logits,
+            **self._recurrent_sizes(),
             attention_cap=scales.attention_cap,
             logit_cap=scales.logit_cap,
             inverse_frequencies=self._weights.vector(spec.inverse_frequencies),
             rotary_scales=self._weights.vector(rotary_scales),
         )
+
+    def _recurrent_sizes(self) -> dict[str, int]:
+        recurrence = self._spec.recurrence
+        names = ("taps", "key_heads", "value_heads", "key_dim", "value_dim", "interleaved")
+        return {name: getattr(recurrence, name) for name in names} if recurrence else {}
 
     def _set_weights(self, plan: WeightPlan) -> None:
         packed = iter(self._weights.matrices)
@@ -258,6 +269,7 @@ class NativeModel:
                 window=self._spec.windows[i],
                 rotary=self._spec.rotary_tables[i],
                 experts=experts.count if experts and self._spec.has_experts(i) else 0,
+                mixer=self._spec.mixer(i),
             )
             for name in layer.matrices:
                 setattr(struct, name, next(packed))

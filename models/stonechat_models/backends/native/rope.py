@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject
+from stonechat_models.checkpoint.rope_length import original_length, rope_type
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_file import reading
 
@@ -26,16 +27,21 @@ class Rotary:
 
 
 def rotary_frequencies(
-    config: HFConfig, head_dim: int, theta: float = 10000.0, layer_type: str | None = None
+    config: HFConfig,
+    head_dim: int,
+    theta: float = 10000.0,
+    layer_type: str | None = None,
+    share: float = 1.0,
 ) -> Rotary:
     """Return the frequencies of the layers of `layer_type`, or of all layers if it is None.
 
-    `theta` is the base if the config has none. Raises `UnsupportedModelError` for a type that is
-    not implemented here, such as one whose frequencies depend on the sequence's length.
+    `theta` is the base, and `share` the part of a head that is rotated, if the config does not
+    say. Raises `UnsupportedModelError` for a type that is not implemented here, such as one whose
+    frequencies depend on the sequence's length.
     """
     rope = _parameters(config, layer_type)
-    kind = rope.read("rope_type", str, rope.read("type", str, "default"))
-    partial = config.keys.read("partial_rotary_factor", float, 1.0)
+    kind = rope_type(config, rope)
+    partial = config.keys.read("partial_rotary_factor", float, share)
     rotary_dim = int(head_dim * rope.read("partial_rotary_factor", float, partial))
     if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
         raise UnsupportedModelError(
@@ -60,6 +66,8 @@ def _of_kind(
         return Rotary((base / np.float32(rope.positive("factor", float))).astype(np.float32), 1.0)
     if kind == "llama3":
         return Rotary(_llama3(base, rope), 1.0)
+    if kind == "longrope":
+        return _longrope(base, config, rope)
     if kind == "yarn" and layer_type is None:
         return _through_transformers(config, kind)
     raise UnsupportedModelError(
@@ -102,12 +110,24 @@ def _llama3(base: Frequencies, rope: JsonObject) -> Frequencies:
     return np.asarray(scaled, dtype=np.float32)
 
 
+def _longrope(base: Frequencies, config: HFConfig, rope: JsonObject) -> Rotary:
+    """Divide by the short factors, which are the long ones if `for_length` has put them there."""
+    factors = np.asarray(rope.read("short_factor", list[float]), dtype=np.float32)
+    if factors.size != base.size:
+        raise rope.error("short_factor", f"has {factors.size} items for {base.size} frequencies")
+    original = original_length(config, rope)
+    stretch = (config.max_position_embeddings or original) / original
+    stretch = rope.positive("factor", float, stretch)
+    scale = 1.0 if stretch <= 1 else float(np.sqrt(1 + np.log(stretch) / np.log(original)))
+    return Rotary(base / factors, rope.positive("attention_factor", float, scale))
+
+
 def _through_transformers(config: HFConfig, kind: str) -> Rotary:
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     values = {key: value for key, value in config.raw.items() if key != "model_type"}
     with reading(config.keys.source):
-        typed = AutoConfig.for_model(config.model_type, **values)
+        typed = AutoConfig.for_model(config.model_type, **values).get_text_config()
         frequencies, scale = ROPE_INIT_FUNCTIONS[kind](typed, "cpu")
     return Rotary(np.asarray(frequencies.float(), dtype=np.float32), float(scale))

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.backends.native.bindings import GROUP, Activation
-from stonechat_models.backends.native.families import FAMILIES, Experts, Family, Scales
+from stonechat_models.backends.native.bindings import GROUP, Activation, Mixer
+from stonechat_models.backends.native.families import FAMILIES, Family, Scales
+from stonechat_models.backends.native.mixtures import Experts
+from stonechat_models.backends.native.recurrence import Recurrence
 from stonechat_models.backends.native.rope import GLOBAL, LOCAL, Rotary, rotary_frequencies
 from stonechat_models.checkpoint.hf_config import MAX_SIZE, HFConfig
 from stonechat_models.errors import UnsupportedModelError
@@ -43,6 +45,7 @@ class ModelSpec:
     rotary_tables: tuple[int, ...]
     """For each layer: the index of its table in `rotary`; -1 means no rotary embedding."""
     experts: Experts | None
+    recurrence: Recurrence | None
     biases: frozenset[str]
     """The projections that have a bias, by their names in `LayerStruct`."""
 
@@ -57,7 +60,18 @@ class ModelSpec:
     @property
     def kv_elements_per_token(self) -> int:
         """Cached elements per token, over all layers."""
-        return self.num_layers * 2 * self.kv_size
+        num_recurrent = self.recurrence.num_layers if self.recurrence else 0
+        return (self.num_layers - num_recurrent) * 2 * self.kv_size
+
+    @property
+    def state_elements(self) -> int:
+        """Floats of the recurrent state of a sequence, over all layers."""
+        recurrence = self.recurrence
+        return recurrence.num_layers * recurrence.state_elements if recurrence else 0
+
+    def mixer(self, layer: int) -> Mixer:
+        """What mixes the tokens of a sequence in the layer."""
+        return self.recurrence.mixers[layer] if self.recurrence else Mixer.ATTENTION
 
     @property
     def inverse_frequencies(self) -> npt.NDArray[np.float32]:
@@ -96,16 +110,17 @@ def read_spec(config: HFConfig) -> ModelSpec:
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=head_dim,
-        intermediate_size=GROUP if is_mixture else config.keys.positive("intermediate_size", int),
+        intermediate_size=GROUP if is_mixture else family.intermediate_size(config),
         vocab_size=config.vocab_size,
-        rms_norm_eps=config.keys.positive("rms_norm_eps", float, 1e-6),
+        rms_norm_eps=config.keys.positive(family.eps_key, float, family.eps),
         scales=family.scales(config, head_dim),
         activation=_activation(config, family),
-        tied=config.keys.read("tie_word_embeddings", bool, family.tied),
+        tied=_is_tied(config, family),
         rotary=rotary,
         windows=_windows(config, family),
         rotary_tables=tables,
         experts=experts,
+        recurrence=family.recurrence(config) if family.recurrence else None,
         biases=family.biases(config),
     )
     _check_sizes(spec)
@@ -115,15 +130,23 @@ def read_spec(config: HFConfig) -> ModelSpec:
 def _activation(config: HFConfig, family: Family) -> Activation:
     name = config.keys.read(family.activation_key, str, family.activation)
     activation = ACTIVATIONS.get(name)
-    if activation is None or (family.experts and activation != Activation.SILU):
+    needs_silu = family.experts or family.recurrence
+    if activation is None or (needs_silu and activation != Activation.SILU):
         raise UnsupportedModelError(f"the activation {name} is not supported by the native backend")
     return activation
+
+
+def _is_tied(config: HFConfig, family: Family) -> bool:
+    usual = config.keys.read("tie_word_embeddings", bool, family.tied)
+    return config.keys.read(family.tied_key, bool, usual)
 
 
 def _check_sizes(spec: ModelSpec) -> None:
     """The border for sizes: those that pass are ones that the compiled code can hold."""
     if spec.q_size + 2 * spec.kv_size > MAX_SIZE:
         raise UnsupportedModelError("its heads are too many")
+    if not 0 < spec.intermediate_size <= MAX_SIZE:
+        raise UnsupportedModelError(f"its intermediate_size is {spec.intermediate_size}")
     if len({table.inverse_frequencies.size for table in spec.rotary}) > 1:
         raise UnsupportedModelError("its layers rotate different numbers of dimensions")
     for name in ("hidden_size", "head_dim", "intermediate_size"):
@@ -140,7 +163,7 @@ def _check_sizes(spec: ModelSpec) -> None:
 
 
 def _check_experts(experts: Experts) -> None:
-    if experts.size < 1 or experts.size % GROUP:
+    if experts.size < 1 or experts.size % GROUP or experts.shared_size % GROUP:
         raise UnsupportedModelError(f"its experts' size is not a multiple of {GROUP}")
     if not 0 < experts.per_token <= experts.count:
         raise UnsupportedModelError(
@@ -166,5 +189,5 @@ def _rotary(
         kinds = (LOCAL, GLOBAL)
         tables = tuple(rotary_frequencies(config, head_dim, family.theta, k) for k in kinds)
         return tables, tuple(0 if family.is_local(config, i) else 1 for i in layers)
-    single_table = (rotary_frequencies(config, head_dim, family.theta),)
+    single_table = (rotary_frequencies(config, head_dim, family.theta, share=family.rotary_share),)
     return single_table, tuple(0 if family.is_rotary(config, i) else -1 for i in layers)

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.backends.native.bindings import Kind, Source
+from stonechat_models.backends.native.packed_rows import packed_kind
 from stonechat_models.checkpoint.hf_config import MAX_SIZE
+from stonechat_models.checkpoint.packed.tensors import Packing
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
-from stonechat_models.model_file import reading
 
 if TYPE_CHECKING:
-    import torch
-
     from stonechat_models.checkpoint.gguf.reader import GgufTensor
-    from stonechat_models.checkpoint.headers import ModelHeaders
     from stonechat_models.checkpoint.resolve import ModelFiles
 
 FLOAT_TYPES = ("BF16", "F16", "F32")
@@ -107,6 +104,9 @@ class Store(ABC):
 
     norm_offset = 0.0
     """Stored weights of norms minus those of transformers."""
+    is_gguf = False
+    """Whether the tensors are those of a GGUF file. It stores kernels of convolutions as matrices,
+    perhaps a matrix of one row as a vector, and decays instead of their logarithms."""
 
     def __init__(
         self, model: str, tensors: dict[str, Any], types: Collection[str] | None = None
@@ -114,15 +114,22 @@ class Store(ABC):
         self.model = model
         self._tensors = tensors
         self._types = types
+        self._packing = Packing()
+        """The weights in packed formats."""
         self._used: set[str] = set()
 
     def has(self, name: str) -> bool:
         """True if there is such a tensor."""
         return name in self._tensors
 
+    def are_equal(self, first: str, second: str) -> bool:
+        """Whether two tensors hold the same values; True if they are not read."""
+        return True
+
     def unused(self) -> list[str]:
-        """Return the names of the tensors that nothing has asked for."""
-        return sorted(self._tensors.keys() - self._used)
+        """Return the names of the tensors that nothing has asked for, but for biases of zeros."""
+        names = sorted(self._tensors.keys() - self._used)
+        return [n for n in names if n not in self._packing.spare_biases or self._vector(n).any()]
 
     def rows(self, name: str, *shape: int) -> Rows:
         """Return a matrix of this shape. The matrices of a 3-D tensor lie one behind the other.
@@ -131,7 +138,8 @@ class Store(ABC):
         cannot be used.
         """
         type_name = self._checked_type(name, shape)
-        if self._types is not None and type_name not in self._types:
+        is_packed = name in self._packing.tensors
+        if self._types is not None and type_name not in self._types and not is_packed:
             raise UnsupportedModelError(
                 f"{name}: weights of type {type_name} are not supported by the native backend"
             )
@@ -140,10 +148,14 @@ class Store(ABC):
             raise UnsupportedModelError(f"{name} has too many rows for the native backend")
         return Rows(name, type_name, shape[-1], self._order(name, count), self)
 
-    def vector(self, name: str, size: int) -> npt.NDArray[np.float32]:
-        """Return a vector of this size as float32. Raises what `rows` raises."""
-        self._checked_type(name, (size,))
-        return self._vector(name)
+    def vector(self, name: str, *shape: int) -> npt.NDArray[np.float32]:
+        """Return a small tensor of this shape as float32. Raises what `rows` raises."""
+        self._checked_type(name, shape)
+        return self._vector(name).reshape(shape)
+
+    def num_dimensions(self, name: str) -> int:
+        """Return the number of dimensions of a tensor. Raises `ModelLoadError` if it is missing."""
+        return len(self._header(self._tensor(name))[0])
 
     @abstractmethod
     def _vector(self, name: str) -> npt.NDArray[np.float32]:
@@ -166,7 +178,9 @@ class Store(ABC):
     def _checked_type(self, name: str, shape: tuple[int, ...]) -> str:
         """The type of a tensor that must have this shape."""
         stored, type_name = self._header(self._tensor(name))
-        if tuple(stored) != shape:
+        packed = self._packing.tensors.get(name)
+        is_flat = packed is not None and packed.is_flat
+        if tuple(stored) != ((prod(shape),) if is_flat else shape):
             actual, expected = (" x ".join(map(str, sizes)) for sizes in (stored, shape))
             raise ModelLoadError(
                 f"{self.model}: {name} is {actual}, expected {expected}; download it again"
@@ -182,31 +196,21 @@ class Store(ABC):
         return np.arange(count, dtype=np.int32)
 
 
-def open_store(files: "ModelFiles", permuted_heads: dict[str, int]) -> Store:
-    """Open a model's weights.
-
-    `permuted_heads` holds the heads of each projection whose rows GGUF files may interleave.
-    """
-    if files.gguf is not None:
-        return GgufStore(files, permuted_heads)
-    return SafetensorsStore(files)
-
-
 class GgufStore(Store):
     """A GGUF file. Block types without a kernel are dequantised, `CHUNK_ROWS` rows at a time."""
 
     def __init__(self, files: "ModelFiles", heads: dict[str, int]) -> None:
         from stonechat_models.checkpoint.gguf.config import architecture_of
+        from stonechat_models.checkpoint.gguf.names import module_name, weights_of
         from stonechat_models.checkpoint.gguf.reader import read_gguf
-        from stonechat_models.checkpoint.gguf.weights import NOT_WEIGHTS, module_name
 
         assert files.gguf is not None
         file = read_gguf(files.gguf)
         architecture = architecture_of(file)
         self._permuted_heads = heads if architecture.permuted_rope else {}
         self.norm_offset = architecture.norm_offset
-        weights = (tensor for tensor in file.tensors.values() if tensor.name not in NOT_WEIGHTS)
-        tensors = {module_name(file, tensor.name): tensor for tensor in weights}
+        self.is_gguf = True
+        tensors = {module_name(file, tensor.name): tensor for tensor in weights_of(file)}
         super().__init__(files.name, tensors)
 
     def _order(self, name: str, count: int) -> npt.NDArray[np.int32]:
@@ -245,6 +249,9 @@ def own_kind(type_name: str) -> Kind:
     """The packed format of a stored type if no quantisation is requested."""
     if type_name == "Q4_K":
         return Kind.AFFINE4
+    packed = packed_kind(type_name)
+    if packed is not None:
+        return packed
     source = GGUF_SOURCES.get(type_name)
     return Kind.INT8 if source is None else OWN_KINDS[source]
 
@@ -282,56 +289,3 @@ def _dequantised(tensor: "GgufTensor", rows: npt.NDArray[np.uint8]) -> Chunk:
         ) from error
     data = np.ascontiguousarray(values, dtype=np.float32).view(np.uint8)
     return Chunk(Source.FLOAT, data, np.arange(rows.shape[0], dtype=np.int32))
-
-
-class SafetensorsStore(Store):
-    """Safetensors files, read one tensor at a time. Each tensor's entry is its file."""
-
-    def __init__(self, files: "ModelFiles") -> None:
-        from safetensors import safe_open
-
-        self._stack = ExitStack()
-        tensors: dict[str, Any] = {}
-        for path in files.weights:
-            with reading(path):
-                file = self._stack.enter_context(safe_open(path, framework="pt"))
-                tensors |= {name: (file, name) for name in file.keys()}  # noqa: SIM118
-        super().__init__(files.name, tensors, FLOAT_TYPES)
-
-    def _read(self, name: str) -> "torch.Tensor":
-        file, _ = self._tensor(name)
-        tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
-    def _header(self, tensor: Any) -> tuple[Sequence[int], str]:
-        file, name = tensor
-        tensor_slice = file.get_slice(name)
-        return tensor_slice.get_shape(), str(tensor_slice.get_dtype())
-
-    def _vector(self, name: str) -> npt.NDArray[np.float32]:
-        return np.asarray(self._read(name).float().numpy(), dtype=np.float32)
-
-    def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
-        import torch
-
-        tensor = self._read(rows.name).contiguous()
-        data = tensor.view(-1, tensor.shape[-1]).view(torch.uint8).numpy()
-        yield Chunk(GGUF_SOURCES[rows.type_name], data, rows.index)
-
-    def close(self) -> None:
-        super().close()
-        self._stack.close()
-
-
-class HeaderStore(Store):
-    """The headers of a model, to plan how it is loaded: tensors without content."""
-
-    def __init__(self, headers: "ModelHeaders") -> None:
-        types = None if headers.weight_format == "gguf" else FLOAT_TYPES
-        super().__init__(headers.name, {tensor.name: tensor for tensor in headers.tensors}, types)
-
-    def _order(self, name: str, count: int) -> npt.NDArray[np.int32]:
-        return np.broadcast_to(np.int32(0), count)  # takes no memory
-
-    def _vector(self, name: str) -> npt.NDArray[np.float32]:
-        return np.broadcast_to(np.float32(0), self._tensor(name).num_elements)

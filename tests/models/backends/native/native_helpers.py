@@ -43,6 +43,13 @@ YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": 128,
 }
+DELTA_RULE = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 64,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
     "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
@@ -108,15 +115,58 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_experts": 24, "num_experts_per_tok": 6, "moe_intermediate_size": 64},
     ),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": 30}),
+    "qwen3_5_text": ("Qwen3_5TextConfig", {"head_dim": 64, **DELTA_RULE}),
+    "qwen3_5_text-bias": (
+        "Qwen3_5TextConfig",
+        {
+            **DELTA_RULE,
+            "head_dim": 32,
+            "attention_bias": True,
+            "linear_num_key_heads": 3,
+            "linear_num_value_heads": 3,
+            "linear_key_head_dim": 64,
+            "linear_value_head_dim": 128,
+            "linear_conv_kernel_dim": 2,
+            "layer_types": None,
+            "rope_parameters": {**YARN_ROPE, "partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_5_moe_text": (
+        "Qwen3_5MoeTextConfig",
+        {
+            **DELTA_RULE,
+            "head_dim": 64,
+            "num_experts": 10,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 96,
+            "shared_expert_intermediate_size": 64,
+        },
+    ),
+    "lfm2": (
+        "Lfm2Config",
+        {"layer_types": ["conv", "full_attention", "conv", "conv"], "block_multiple_of": 32},
+    ),
+    "lfm2-bias": (
+        "Lfm2Config",
+        {
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "full_attn_idxs": [2],
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
+STATEFUL = ("qwen3_5_text", "qwen3_5_text-bias", "qwen3_5_moe_text", "lfm2", "lfm2-bias")
 
 
-def make_model(family: str, folder: Path) -> tuple[Any, ModelFiles]:
+def make_model(family: str, folder: Path, **changes: Any) -> tuple[Any, ModelFiles]:
     """Create a random module of a family and its files. All weights and biases are random."""
     import transformers
 
     name, settings = FAMILIES[family]
-    config = getattr(transformers, name)(**{**COMMON, **settings})
+    config = getattr(transformers, name)(**{**COMMON, **settings, **changes})
     torch.manual_seed(len(family))
     module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
@@ -140,6 +190,8 @@ def with_config(files: ModelFiles, **changes: Any) -> ModelFiles:
 def load_native(files: ModelFiles, **settings: Any) -> NativeModel:
     config = EngineConfig(model=files.name, **{"threads": 2, **settings})
     model = NativeModel.load(files, config, lambda line: None)
+    if model.info.keeps_state:
+        model.info = replace(model.info, num_state_slots=NUM_BLOCKS)
     model.allocate_kv_cache(NUM_BLOCKS, BLOCK_SIZE)
     return model
 
@@ -147,7 +199,10 @@ def load_native(files: ModelFiles, **settings: Any) -> NativeModel:
 def make_batch(
     sequences: list[tuple[list[int], int, list[int]]], *, all_rows: bool = False
 ) -> ForwardBatch:
-    """Build a batch. A sequence is (the step's tokens, position of the first, block table)."""
+    """Build a batch. A sequence is (the step's tokens, position of the first, block table).
+
+    The slot of its state has the number of its first block.
+    """
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -173,6 +228,7 @@ def make_batch(
         logits_index=torch.tensor(rows),
         query_start_list=starts,
         context_lens_list=lengths,
+        state_slots=[blocks[0] for _, _, blocks in sequences],
     )
 
 

@@ -166,9 +166,17 @@ void check_pool(int threads) {
 
 // ---------------------------------------------------------------- models
 
-enum Shape { kPlain, kNormsAndCaps, kWholeNorms, kMixtureOfExperts, kShapes };
+enum Shape {
+  kPlain,
+  kNormsAndCaps,
+  kWholeNorms,
+  kMixtureOfExperts,
+  kConvolutions,
+  kDelta,
+  kShapes
+};
 
-constexpr int kVocab = 63, kBlockTokens = 32, kBlocks = 16;
+constexpr int kVocab = 63, kBlockTokens = 32, kBlocks = 16, kSlots = 4;
 
 // A tiny model of a shape with its own weights and cache.  The kinds of its matrices take turns.
 class TinyModel {
@@ -183,6 +191,9 @@ class TinyModel {
     c.embedding_scale = shape == kNormsAndCaps ? 8.0f : 1.0f;
     if (shape == kNormsAndCaps) c.attention_cap = 4.0f, c.logit_cap = 5.0f;
     if (shape == kMixtureOfExperts) c.expert_mlp = 64, c.experts_per_token = 2;
+    c.taps = shape == kDelta ? 4 : 3;
+    if (shape == kDelta) c.key_heads = 2, c.value_heads = 6, c.key_dim = 32, c.value_dim = 64;
+    c.interleaved = shape == kDelta;
     c.inverse_frequencies = vector(c.rotary_tables * c.rotary_dim / 2, 0.5f, 0.5f);
     c.rotary_scales = vector(c.rotary_tables, 0.0f, 1.0f);
     model_ = sc_model_create(&c, threads);
@@ -202,7 +213,7 @@ class TinyModel {
 
   // The numbers of a step.
   struct Numbers {
-    std::vector<int64_t> ids, positions, slots, rows;
+    std::vector<int64_t> ids, positions, slots, rows, states;
     std::vector<int32_t> start{0}, table;
     int width = 0;  // blocks of the longest sequence
   };
@@ -223,14 +234,14 @@ class TinyModel {
     batch.token_ids = n.ids.data(), batch.positions = n.positions.data();
     batch.slots = n.slots.data(), batch.query_start = n.start.data();
     batch.block_table = n.table.data(), batch.logits_index = n.rows.data();
-    batch.logits = logits->data();
+    batch.state_slots = n.states.data(), batch.logits = logits->data();
     return sc_model_forward(model_, &batch);
   }
 
   // Sequence i owns every fourth block, so there are at most four.
   static Numbers numbers_of(const std::vector<Chunk>& chunks, bool outputs) {
     Numbers n;
-    auto& [ids, positions, slots, rows, start, table, width] = n;
+    auto& [ids, positions, slots, rows, states, start, table, width] = n;
     for (const Chunk& chunk : chunks) {
       width = std::max(width, (chunk.first + chunk.tokens + kBlockTokens - 1) / kBlockTokens);
     }
@@ -243,6 +254,7 @@ class TinyModel {
       }
       for (int i = 0; i < width; ++i) table.push_back(block(i));
       start.push_back(int32_t(ids.size()));
+      states.push_back(kSlots - 1 - chunk.sequence);
       if (outputs) rows.push_back(int64_t(ids.size()) - 1);
     }
     return n;
@@ -265,13 +277,24 @@ class TinyModel {
     const int q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
     const bool bias = shape_ == kPlain, whole = shape_ == kWholeNorms;
     Layer l{};
-    l.q = *matrix(q, c.hidden, bias), l.k = *matrix(kv, c.hidden, bias);
-    l.v = *matrix(kv, c.hidden, bias), l.o = *matrix(c.hidden, q, false);
+    if (i != 1 && shape_ == kConvolutions) {
+      add_convolution(c, i, l);
+    } else if (i != 1 && shape_ == kDelta) {
+      add_delta_rule(c, i, l);
+    } else {
+      l.q = *matrix(q, c.hidden, bias), l.k = *matrix(kv, c.hidden, bias);
+      l.v = *matrix(kv, c.hidden, bias), l.o = *matrix(c.hidden, q, false);
+      if (shape_ == kDelta) l.z = *matrix(q, c.hidden, true);
+    }
     l.experts = shape_ == kMixtureOfExperts && i != 1 ? 5 : 0;
     const int count = std::max(1, l.experts), mlp = l.experts ? c.expert_mlp : c.mlp;
     l.gate = *matrix(count * mlp, c.hidden, false), l.up = *matrix(count * mlp, c.hidden, false);
     l.down = *matrix(count * c.hidden, mlp, false);
     if (l.experts) l.router = *matrix(l.experts, c.hidden, false);
+    if (l.experts && i == 2) {
+      l.shared_gate = *matrix(96, c.hidden, false), l.shared_up = *matrix(96, c.hidden, false);
+      l.shared_down = *matrix(c.hidden, 96, false), l.shared_router = *matrix(1, c.hidden, false);
+    }
     if (!whole) l.attention_norm = vector(c.hidden, 0.3f, 1.0f);
     if (!whole) l.mlp_norm = vector(c.hidden, 0.3f, 1.0f);
     if (whole || shape_ == kNormsAndCaps) {
@@ -292,12 +315,40 @@ class TinyModel {
                        kBlockTokens / kTokens, kBlocks);
   }
 
+  void add_convolution(const Config& c, int i, Layer& l) {
+    l.mixer = kShortConvolution;
+    for (Matrix* m : {&l.q, &l.k, &l.v, &l.o}) *m = *matrix(c.hidden, c.hidden, i == 0);
+    if (i == 0) l.taps_bias = vector(c.hidden, 0.3f, 0.0f);
+    add_states(i, l, c.taps, c.hidden, 0);
+  }
+
+  void add_delta_rule(const Config& c, int i, Layer& l) {
+    const int keys = c.key_heads * c.key_dim, values = c.value_heads * c.value_dim;
+    l.mixer = kDeltaRule;
+    l.q = *matrix(keys, c.hidden, false), l.k = *matrix(keys, c.hidden, false);
+    l.v = *matrix(values, c.hidden, false), l.z = *matrix(values, c.hidden, false);
+    l.a = *matrix(c.value_heads, c.hidden, false), l.b = *matrix(c.value_heads, c.hidden, false);
+    l.o = *matrix(c.hidden, values, false);
+    l.decay = vector(c.value_heads, 0.5f, -1.0f), l.step_bias = vector(c.value_heads, 0.3f, 0.0f);
+    l.value_norm = vector(c.value_dim, 0.3f, 1.0f);
+    add_states(i, l, c.taps, 2 * keys + values, c.value_heads * c.key_dim * c.value_dim);
+  }
+
+  // A slot has a float more than the layer needs, which nobody may touch.
+  void add_states(int i, Layer& l, int taps, int channels, int memory) {
+    l.taps = vector(taps * channels, 0.5f, 0.0f);
+    const size_t stride = size_t((taps - 1) * channels + memory) + 1;
+    states_.push_back(std::make_unique<std::vector<float>>(kSlots * stride, NAN));
+    sc_model_set_states(model_, i, states_.back()->data(), stride, kSlots);
+  }
+
   void* pool_;
   Shape shape_;
   void* model_ = nullptr;
   std::vector<std::vector<float>> vectors_;  // moving one keeps its address
   std::vector<std::unique_ptr<Packed>> packed_;
   std::vector<std::unique_ptr<std::vector<half_t>>> caches_;
+  std::vector<std::unique_ptr<std::vector<float>>> states_;
 };
 
 std::vector<float> join(std::initializer_list<std::vector<float>> parts) {
@@ -346,13 +397,20 @@ void check_borders(Shape shape) {
       }
     }
   };
-  constexpr int64_t kFar = int64_t(1) << 40, kSlots = kBlocks * kBlockTokens;
+  constexpr int64_t kFar = int64_t(1) << 40, kCacheSlots = kBlocks * kBlockTokens;
   refuse_all(&TinyModel::Numbers::ids, {-1, kVocab, kFar, -kFar});
   refuse_all(&TinyModel::Numbers::positions, {-1, 2 * kBlockTokens, kFar, -kFar});
-  refuse_all(&TinyModel::Numbers::slots, {-1, kSlots, kFar, -kFar});
+  refuse_all(&TinyModel::Numbers::slots, {-1, kCacheSlots, kFar, -kFar});
   refuse_all(&TinyModel::Numbers::rows, {-1, 41, kFar, -kFar});
   refuse_all(&TinyModel::Numbers::table, {-1, kBlocks, INT32_MAX, INT32_MIN});
   refuse_all(&TinyModel::Numbers::start, {-1, 42, INT32_MAX, INT32_MIN});
+  if (shape == kConvolutions || shape == kDelta) {
+    refuse_all(&TinyModel::Numbers::states, {-1, kSlots, kFar, -kFar});
+    TinyModel::Numbers numbers = TinyModel::numbers_of(chunks, true);
+    numbers.states[1] = numbers.states[0];
+    std::vector<float> logits;
+    require(model.run(numbers, &logits) != nullptr, "two sequences share a state", shape);
+  }
   require(model.step(chunks) == expected, "a step after bad ones", shape);
 }
 

@@ -90,6 +90,31 @@ BAD_CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_moe", {"decoder_sparse_step": 0}),
     *(("mixtral", {"num_local_experts": value}) for value in (0, -1, 1, 2**31)),
     *(("mixtral", {"intermediate_size": value}) for value in (0, -32, 33)),
+    *(
+        ("qwen3_5_text", {f"linear_{part}_head_dim": value})
+        for part in ("key", "value")
+        for value in (0, -32, 16, 40, 288, 2**31)
+    ),
+    *(("qwen3_5_text", {"linear_num_value_heads": value}) for value in (0, 1, 3, -2, 2**27, 1.5)),
+    *(("qwen3_5_text", {"linear_num_key_heads": value}) for value in (0, 3, -2, 2**30)),
+    *(("qwen3_5_text", {"linear_conv_kernel_dim": value}) for value in (1, 0, -4, 9, 2**31, "x")),
+    *(("qwen3_5_text", {"layer_types": [kind] * 4}) for kind in ("sliding_attention", "conv", "")),
+    ("qwen3_5_text", {"layer_types": None, "full_attention_interval": 0}),
+    ("qwen3_5_text", {"layer_types": ["linear_attention"]}),
+    ("qwen3_5_text", {"hidden_act": "gelu_pytorch_tanh"}),
+    ("qwen3_5_text", {"partial_rotary_factor": 1.01}),
+    *(("qwen3_5_moe_text", {"shared_expert_intermediate_size": v}) for v in (0, -32, 33, 2**31)),
+    *(("qwen3_5_moe_text", {"num_experts_per_tok": value}) for value in (0, -1, 11)),
+    *(("qwen3_5_moe_text", {"moe_intermediate_size": value}) for value in (0, -32, 33, 2**31)),
+    *(("lfm2", {"conv_L_cache": value}) for value in (1, 0, -3, 9, 2**31, 2.5)),
+    *(("lfm2", {"layer_types": [kind] * 4}) for kind in ("linear_attention", "sliding_attention")),
+    *(("lfm2", {"layer_types": None, "full_attn_idxs": value}) for value in ("x", [0.5])),
+    *(("lfm2", {"block_ffn_dim_multiplier": value}) for value in (0.0, -1.0, 1e30, NAN, "x")),
+    *(("lfm2", {"block_multiple_of": value}) for value in (0, -1, 33, 2**31)),
+    *(("lfm2", {"block_ff_dim": value}) for value in (0, -1, 2**31, "x")),
+    ("lfm2", {"block_auto_adjust_ff_dim": False, "block_ff_dim": 33}),
+    *(("lfm2", {"norm_eps": value}) for value in (0.0, -1e-5, NAN)),
+    ("lfm2", {"tie_embedding": "x"}),
 ]
 
 
@@ -124,6 +149,11 @@ def test_supports_says_why_a_config_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
     return load_native(make_model("llama", tmp_path_factory.mktemp("llama"))[1])
+
+
+@pytest.fixture(scope="module")
+def stateful(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
+    return load_native(make_model("qwen3_5_text", tmp_path_factory.mktemp("stateful"))[1])
 
 
 def good_batch() -> ForwardBatch:
@@ -166,6 +196,35 @@ def test_a_step_that_leads_outside_is_refused(
     with pytest.raises(StepError, match=problem):
         model.forward(batch)
     assert torch.equal(model.forward(good_batch()), expected)
+
+
+@pytest.mark.parametrize(
+    ("slots", "problem"),
+    [
+        *(([3, slot], "no such state") for slot in (-1, NUM_BLOCKS, 2**40, -(2**63))),
+        ([-1, 3], "no such state"),
+        ([3, 3], "two sequences have one state"),
+        *((slots, "no states") for slots in ((), [3], [3, 4, 5])),
+    ],
+)
+def test_a_step_with_other_states_is_refused(
+    slots: list[int], problem: str, stateful: NativeModel
+) -> None:
+    expected = stateful.forward(good_batch())
+    batch = good_batch()
+    batch.state_slots = slots
+    with pytest.raises(StepError, match=problem):
+        stateful.forward(batch)
+    # The second sequence of the batch goes on from its state, and so has to begin anew.
+    assert torch.equal(stateful.forward(good_batch())[0], expected[0])
+
+
+def test_a_step_before_there_are_states_is_refused(tmp_path: Path) -> None:
+    files = make_model("lfm2", tmp_path)[1]
+    model = NativeModel.load(files, EngineConfig(model="x", threads=1), lambda line: None)
+    model.allocate_kv_cache(NUM_BLOCKS, BLOCK_SIZE)
+    with pytest.raises(StepError, match="no such state"):
+        model.forward(good_batch())
 
 
 def test_a_step_before_there_is_a_cache_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
 from tests.models import tiny_gguf
 from tests.models.backends.native.native_helpers import load_native, make_batch, random_ids
+from tests.models.checkpoint.gguf.converted_models import MODELS, converted_model
+from tests.models.converted_gguf import write_converted
 from tests.nightly import nightly
 
 IDS = random_ids(75, vocab_size=tiny_gguf.VOCAB)
@@ -86,6 +88,23 @@ def test_float_files_can_be_quantised(tiny_file: ModelFiles, quantize: str, boun
     error, quantization = logits_error(tiny_file, quantize)
     assert error < bound
     assert quantization == quantize
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["granite", "mixtral", *nightly("olmo2", "smollm3", "gemma", "qwen3vl", "mistral3")],
+)
+def test_files_of_converted_models_give_their_logits(
+    name: str, tmp_path: Path, model_cache: None
+) -> None:
+    sizes = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 128}
+    module = converted_model(name, **sizes)
+    path = write_converted(module, MODELS[name][0], tmp_path / "x.gguf")
+    files = resolve_model(EngineConfig(model=str(path)), lambda line: None)
+    with torch.inference_mode():
+        expected = module(torch.tensor([IDS]), use_cache=False).logits[0]
+    actual = load_native(files).forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    assert (actual - expected).square().mean().sqrt() < 1e-2 * expected.std()
 
 
 def test_q4_k_keeps_its_quantised_values() -> None:

@@ -19,6 +19,7 @@ from tests.models.backends.native.native_helpers import (
     ARCHITECTURES,
     BLOCK_SIZE,
     FAMILIES,
+    STATEFUL,
     load_native,
     make_batch,
     make_model,
@@ -58,7 +59,7 @@ def test_float_models_equal_transformers(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
-@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "qwen3_5_text", "lfm2"])
 def test_other_instruction_sets(
     architecture: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,12 +75,13 @@ def test_other_instruction_sets(
     actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
     expected = reference_logits(module, IDS)
     assert ((actual - expected) / expected.std()).square().mean().sqrt() < 1.5e-3
+    model.forward(make_batch([(IDS[:-1], 0, BLOCKS)]))
     rows = model.forward(make_batch([([3], 0, [40]), (IDS[-1:], len(IDS) - 1, BLOCKS)]))
     assert torch.equal(rows[1], actual[-1])
 
 
 @pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.05), ("int4", 0.6)])
-@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3", "qwen3_5_text", "lfm2"])
 def test_quantised_models_are_close(
     family: str, quantize: str, bound: float, tmp_path: Path
 ) -> None:
@@ -87,6 +89,8 @@ def test_quantised_models_are_close(
     model = load_native(files, quantize=quantize)
     actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
     expected = reference_logits(module, IDS)
+    if family in STATEFUL:  # products of products: PyTorch's quantised layers err as much
+        bound *= 2
     assert (actual - expected).square().mean().sqrt() / expected.std() < bound
     assert model.info.quantization == quantize
 
@@ -116,7 +120,9 @@ def test_a_decoding_row_has_the_same_bits_among_others(llama: tuple[Any, NativeM
         assert torch.equal(rows[-1], expected)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2", "qwen3_moe", "mixtral"])
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma3", "olmo2", "qwen3_moe", "mixtral", "qwen3_5_text", "lfm2"]
+)
 def test_other_families_have_the_same_bits_in_any_batch(family: str, tmp_path: Path) -> None:
     """Also in chunks, among other sequences and with another number of threads."""
     _, files = make_model(family, tmp_path)
@@ -131,6 +137,7 @@ def test_other_families_have_the_same_bits_in_any_batch(family: str, tmp_path: P
             batch = [(random_ids(37, chunk), 0, other_blocks), (tokens, start, new_blocks)]
             last = model.forward(make_batch(batch))[1]
             assert torch.equal(last, expected[start + len(tokens) - 1])
+    model.forward(make_batch([(IDS[:-1], 0, BLOCKS)]))
     others = [([i], 0, [30 + i]) for i in range(11)]
     rows = model.forward(make_batch([*others, (IDS[-1:], len(IDS) - 1, BLOCKS)]))
     assert torch.equal(rows[-1], expected[-1])

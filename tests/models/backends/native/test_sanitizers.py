@@ -61,7 +61,10 @@ def test_the_library_is_clean(sanitizers: str, tmp_path: Path) -> None:
     assert "all equal" in result.stdout
 
 
-MODULES = ("test_borders", "test_kernels", "test_model", "test_gguf_models", "test_tensors")
+MODULES = (
+    *("test_borders", "test_kernels", "test_model", "test_gguf_models", "test_tensors"),
+    "test_states",
+)
 OVERFLOW = """
 import ctypes
 import numpy as np

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from stonechat_models.backends.native import NativeModel
 from stonechat_models.backends.native.spec import ModelSpec, read_spec
-from stonechat_models.backends.native.tensor_source import HeaderStore
+from stonechat_models.backends.native.stores import HeaderStore
 from stonechat_models.backends.native.weight_plan import plan_weights
 from stonechat_models.checkpoint.headers import ModelHeaders, TensorHeader
 from stonechat_models.checkpoint.hf_config import parse_config
@@ -54,7 +54,7 @@ def model_of(family: str) -> tuple[ModelSpec, Shapes]:
 
 def plan(spec: ModelSpec, shapes: Shapes) -> None:
     tensors = [TensorHeader(name, "F32", shape, 0) for name, shape in shapes.items()]
-    headers = ModelHeaders("tiny", None, tensors, "safetensors")  # type: ignore[arg-type]
+    headers = ModelHeaders("tiny", parse_config({}, "config.json"), tensors, "safetensors")
     plan_weights(spec, HeaderStore(headers), "auto")
 
 

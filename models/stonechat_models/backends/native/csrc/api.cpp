@@ -88,6 +88,10 @@ void sc_model_set_cache(void* model, int layer, half_t* keys, half_t* values, in
   c.keys = keys, c.values = values, c.heads = heads, c.dim = dim;
   c.tiles_per_block = tiles_per_block, c.blocks = blocks;
 }
+// `first`: the layer's state in slot 0; `stride`: floats from slot to slot.
+void sc_model_set_states(void* model, int layer, float* first, size_t stride, int slots) {
+  static_cast<Model*>(model)->states[size_t(layer)] = {first, stride, slots};
+}
 // Returns null, or why the step cannot run.
 const char* sc_model_forward(void* model, const Batch* batch) {
   return static_cast<Model*>(model)->forward(*batch);

@@ -54,7 +54,8 @@ class Experts {
                      [&](int slot) { routed_.copy(slot, x, routing_.row_of(slot)); });
     const int groups = w_.c.expert_mlp / kGroup;
     each_expert_panel(groups, [&](int expert, int g, int r0, int rows) {
-      gate_up_tile<false>(l, 2 * (expert * groups + g), routed_, r0, rows, mlp_, g);
+      const int panel = 2 * (expert * groups + g);
+      gate_up_tile<false>(l.gate, l.up, panel, routed_, r0, rows, mlp_, g);
     });
   }
 

@@ -21,7 +21,10 @@ inline void norm_in_place(float* x, const float* weight, int n, float eps) {
   }
 }
 
-inline F16 silu(F16 x) { return div(x, add(set1(1.0f), exp(sub(set1(0.0f), x)))); }
+// x / (1 + exp(-gate)): x times the sigmoid of the gate.
+inline F16 gated(F16 x, F16 gate) { return div(x, add(set1(1.0f), exp(sub(set1(0.0f), gate)))); }
+
+inline F16 silu(F16 x) { return gated(x, x); }
 
 // x / 2 (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + exp(-2 u)).
 inline F16 gelu_tanh(F16 x) {

@@ -2,7 +2,7 @@
 //
 // A step is one job of the pool.  Every member runs through the layers; the parts of a layer share
 // their work in phases (pool.h), so all members are in the same part at any time.
-//   embedding | layers: norm, q k v, attention, output product, norm, gate and up, down | head
+//   embedding | layers: norm, products, mixer, output product, norm, gate and up, down | head
 // Units: times in seconds.
 #pragma once
 #include <algorithm>
@@ -10,19 +10,25 @@
 #include <exception>
 #include <vector>
 
+#include "delta_rule.h"
 #include "experts.h"
 #include "feed_forward.h"
 #include "self_attention.h"
+#include "shared_expert.h"
 
 namespace sc {
 
 class Model {
  public:
   Model(const Config& config, int threads)
-      : layers(size_t(config.layers)), caches(size_t(config.layers)), w_(config, threads) {}
+      : layers(size_t(config.layers)),
+        caches(size_t(config.layers)),
+        states(size_t(config.layers)),
+        w_(config, threads) {}
 
   std::vector<Layer> layers;
   std::vector<KvCache> caches;
+  std::vector<States> states;
   Matrix embedding, head;
   const float* final_norm = nullptr;
 
@@ -64,6 +70,25 @@ class Model {
         !std::is_sorted(start, start + b.sequences + 1)) {
       return "the sequences do not cover the tokens in order";
     }
+    return problem_of_states(b);
+  }
+
+  const char* problem_of_states(const Batch& b) const {
+    bool keeps_states = false;
+    int slots = INT32_MAX;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (layers[i].mixer == kAttention) continue;
+      keeps_states = true;
+      slots = std::min(slots, states[i].slots);
+    }
+    if (!keeps_states) return nullptr;
+    if (b.state_slots == nullptr) return "the sequences have no states";
+    for (int i = 0; i < b.sequences; ++i) {
+      if (b.state_slots[i] < 0 || b.state_slots[i] >= slots) return "there is no such state";
+      if (std::count(b.state_slots, b.state_slots + i, b.state_slots[i])) {
+        return "two sequences have one state";
+      }
+    }
     return nullptr;
   }
 
@@ -72,33 +97,39 @@ class Model {
     capacity_ = (rows + kTileRows - 1) / kTileRows * kTileRows;
     w_.reserve(capacity_, layers, head);
     experts_.reserve(capacity_, layers);
+    shared_.reserve(capacity_, layers);
   }
 
   void run(int member) {
     if (member == 0) mark_ = Clock::now();
     embed();
-    for (size_t i = 0; i < layers.size(); ++i) run_layer(layers[i], caches[i], member);
+    for (size_t i = 0; i < layers.size(); ++i) run_layer(i, member);
     if (w_.batch->outputs == 0) return;
     output();
     spent(member, kHead);
   }
 
-  void run_layer(const Layer& l, const KvCache& cache, int member) {
+  void run_layer(size_t i, int member) {
+    const Layer& l = layers[i];
     const Act& x = w_.norm_rows(l.attention_norm, member);
     spent(member, kNorms);
-    attention_.project(l, x);
+    w_.project(l, x);
     spent(member, kQkv);
-    attention_.run(l, cache, member);
-    spent(member, kAttention);
-    w_.add_product(l.o, w_.attended, l.attention_out_norm);
+    if (l.mixer == kShortConvolution) convolution_.run(l, states[i]);
+    else if (l.mixer == kDeltaRule) delta_rule_.run(l, states[i], member);
+    else attention_.run(l, caches[i], member);
+    spent(member, kMixer);
+    w_.add_product(l.o, l.mixer == kAttention ? w_.attended : w_.mixed, l.attention_out_norm);
     spent(member, kOutput);
     const Act& y = w_.norm_rows(l.mlp_norm, member);
     spent(member, kNorms);
     if (l.experts) experts_.gate_up(l, y);
     else feed_forward_.gate_up(l, y);
+    if (l.has_shared_expert()) shared_.gate_up(l, y);
     spent(member, kGateUp);
     if (l.experts) experts_.down(l);
     else feed_forward_.down(l);
+    if (l.has_shared_expert()) shared_.down(l);
     spent(member, kDown);
   }
 
@@ -151,8 +182,11 @@ class Model {
 
   Workspace w_;
   SelfAttention attention_{w_};
+  ShortConvolution convolution_{w_};
+  DeltaRule delta_rule_{w_};
   FeedForward feed_forward_{w_};
   Experts experts_{w_};
+  SharedExpert shared_{w_};
   int capacity_ = 0;  // rows that there is memory for
   Clock::time_point mark_;
   double seconds_[kParts] = {};

@@ -1,7 +1,7 @@
-// The first half of a layer: products q, k and v, rotary embedding, cache write and attention.
+// The mixer of a layer with attention: rotary embedding, cache write and attention.
 //
-// Phases: q k v products | norms of whole rows (OLMo 2) | rotary + cache write | attention.  With
-// one token per sequence, the items of attention include the rotary phase, which saves a barrier.
+// Phases: norms of whole rows (OLMo 2) | rotary + cache write | attention.  With one token per
+// sequence, the items of attention include the rotary phase, which saves a barrier.
 //
 // An item of attention is one KV head and a few query tokens of one sequence, so that its query
 // rows (tokens x heads of the group) fill at most one block of attention.h.
@@ -18,29 +18,13 @@ class SelfAttention {
   explicit SelfAttention(Workspace& workspace)
       : w_(workspace), scratch_(new AttentionScratch[size_t(workspace.pool.size())]) {}
 
-  // Multiplies the normed rows `x` by the q, k and v matrices.
-  void project(const Layer& l, const Act& x) {
-    const Matrix* parts[3] = {&l.q, &l.k, &l.v};
-    const int starts[3] = {0, w_.q_size(), w_.q_size() + w_.kv_size()};
-    const int nq = l.q.panels(), nk = l.k.panels();
-    each_panel(w_.pool, nq + nk + l.v.panels(), w_.batch->tokens, [&](int p, int r0, int rows) {
-      const int part = p < nq ? 0 : p < nq + nk ? 1 : 2;
-      const int panel = p - (part == 0 ? 0 : part == 1 ? nq : nq + nk);
-      F16 acc[kTileRows];
-      multiply(*parts[part], panel, x, r0, rows, acc);
-      for (int r = 0; r < rows; ++r) {
-        store(w_.qkv_row(r0 + r) + starts[part] + panel * kPanel, acc[r]);
-      }
-    });
-  }
-
   // Writes keys and values to the cache, and the output of attention to `attended`.
   void run(const Layer& l, const KvCache& cache, int member) {
     const Batch& batch = *w_.batch;
     AttentionScratch& scratch = scratch_[size_t(member)];
     if (l.whole_norms) {
       w_.pool.for_each(batch.tokens, [&](int t) {
-        float* row = w_.qkv_row(t);
+        float* row = w_.projected_row(t);
         norm_in_place(row, l.q_norm, w_.q_size(), w_.c.rms_eps);
         norm_in_place(row + w_.q_size(), l.k_norm, w_.kv_size(), w_.c.rms_eps);
       });
@@ -76,7 +60,7 @@ class SelfAttention {
   // then writes key and value to the cache.
   void rotate_and_store(const Layer& l, const KvCache& cache, int t, int h) const {
     const int dim = w_.c.head_dim;
-    float* row = w_.qkv_row(t);
+    float* row = w_.projected_row(t);
     float *key = row + w_.q_size() + h * dim, *value = key + w_.kv_size();
     const float* rope = l.rotary < 0 ? nullptr : w_.rope_row(t) + l.rotary * w_.c.rotary_dim;
     const bool norms = l.q_norm && !l.whole_norms;
@@ -132,7 +116,7 @@ class SelfAttention {
     auto token = [&](int r) { return item.from + r / group(); };
     auto column = [&](int r) { return (item.head * group() + r % group()) * dim; };
     for (int r = 0; r < rows; ++r) {
-      const float* q = w_.qkv_row(token(r)) + column(r);
+      const float* q = w_.projected_row(token(r)) + column(r);
       for (int d = 0; d < dim; ++d) s.q[d * kBlockRows + r] = q[d] * w_.c.attention_scale;
       s.position[r] = int(w_.batch->positions[token(r)]);
     }
@@ -140,8 +124,12 @@ class SelfAttention {
            after);
     for (int r = 0; r < rows; ++r) {
       const float* out = s.out + r * kMaxHeadDim;
+      const float* z = w_.projected_row(token(r)) + w_.q_size() + 2 * w_.kv_size() + column(r);
+      auto columns = [&](int d) {
+        return l.z.n > 0 ? gated(load(out + d), load(z + d)) : load(out + d);
+      };
       for (int d = 0; d < dim; d += kGroup) {
-        w_.attended.put(token(r), (column(r) + d) / kGroup, load(out + d), load(out + d + 16));
+        w_.attended.put(token(r), (column(r) + d) / kGroup, columns(d), columns(d + 16));
       }
     }
   }

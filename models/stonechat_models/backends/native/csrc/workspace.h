@@ -3,9 +3,9 @@
 // Row t belongs to token t of the batch.  All rows are row major:
 //   hidden    [t][hidden]                        the sum of the embedding and all branches so far
 //   rope      [t][table][cos, sin][rotary / 2]   factors of the rotary embedding
-//   qkv       [t][q | k | v]                     outputs of the three products
+//   projected [t][q | k | v | z | a | b]         outputs of the products that a mixer reads
 //   branch    [t][hidden]                        outputs that await their norm
-//   input, attended, mlp                         what the products read: quantised, and as floats
+//   input, attended, mixed, mlp                  what the products read: quantised, and as floats
 //                                                if a float matrix reads them
 //
 // Invariant: an item of a phase writes only its own rows or columns of these.  It reads what other
@@ -25,27 +25,33 @@ struct Workspace {
   const Config c;
   Pool pool;
   const Batch* batch = nullptr;
-  std::vector<float> hidden, rope, qkv, branch;
-  ActBuffer input, attended, mlp;
+  std::vector<float> hidden, rope, projected, branch;
+  ActBuffer input, attended, mixed, mlp;
 
   int q_size() const { return c.heads * c.head_dim; }
   int kv_size() const { return c.kv_heads * c.head_dim; }
-  int qkv_size() const { return q_size() + 2 * kv_size(); }
   int rope_size() const { return c.rotary_tables * c.rotary_dim; }
 
   float* hidden_row(int t) { return hidden.data() + size_t(t) * size_t(c.hidden); }
   float* rope_row(int t) { return rope.data() + size_t(t) * size_t(rope_size()); }
-  float* qkv_row(int t) { return qkv.data() + size_t(t) * size_t(qkv_size()); }
+  float* projected_row(int t) { return projected.data() + size_t(t) * columns_; }
   float* branch_row(int t) { return branch.data() + size_t(t) * size_t(c.hidden); }
 
   // Allocates memory for `rows` rows, on the calling thread.
   void reserve(int rows, const std::vector<Layer>& layers, const Matrix& head) {
     bool in = wants_floats(head), out = false, mid = false, out_norms = false;
-    int mlp_size = 0;
+    int mlp_size = 0, mixed_size = 0;
+    columns_ = 0;
     for (const Layer& l : layers) {
-      in |= wants_floats(l.q) || wants_floats(l.k) || wants_floats(l.v) || wants_floats(l.gate) ||
-            wants_floats(l.up) || (l.experts && wants_floats(l.router));
+      for (const Matrix* m : l.projections()) in |= m->n > 0 && wants_floats(*m);
+      in |= wants_floats(l.gate) || wants_floats(l.up) || (l.experts && wants_floats(l.router));
+      if (l.has_shared_expert()) {
+        in |= wants_floats(l.shared_gate) || wants_floats(l.shared_up) ||
+              wants_floats(l.shared_router);
+      }
       out |= wants_floats(l.o);
+      columns_ = std::max(columns_, size_t(l.projected_columns()));
+      if (l.mixer != kAttention) mixed_size = l.o.k;
       mid |= wants_floats(l.down);
       out_norms |= l.has_out_norms();
       if (!l.experts) mlp_size = c.mlp;
@@ -53,10 +59,11 @@ struct Workspace {
     const size_t n = size_t(rows);
     hidden.assign(n * size_t(c.hidden), 0.0f);
     rope.assign(n * size_t(rope_size()), 0.0f);
-    qkv.assign(n * size_t(qkv_size()), 0.0f);
+    projected.assign(n * columns_, 0.0f);
     if (out_norms) branch.assign(n * size_t(c.hidden), 0.0f);
     input.reserve(c.hidden, rows, in);
     attended.reserve(q_size(), rows, out);
+    mixed.reserve(mixed_size, rows, out);
     mlp.reserve(mlp_size, rows, mid);
     own_inputs_.resize(size_t(pool.size()));
     for (ActBuffer& own : own_inputs_) own.reserve(c.hidden, kOwnRows, in);
@@ -85,6 +92,19 @@ struct Workspace {
     return input;
   }
 
+  // Multiplies the normed rows `x` by the matrices whose outputs the layer's mixer reads.
+  void project(const Layer& l, const Act& x) {
+    const auto matrices = l.projections();
+    each_panel(pool, l.projected_columns() / kPanel, batch->tokens, [&](int p, int r0, int rows) {
+      size_t part = 0;
+      int panel = p;
+      for (; panel >= matrices[part]->panels(); ++part) panel -= matrices[part]->panels();
+      F16 acc[kTileRows];
+      multiply(*matrices[part], panel, x, r0, rows, acc);
+      for (int r = 0; r < rows; ++r) store(projected_row(r0 + r) + p * kPanel, acc[r]);
+    });
+  }
+
   // Adds x W^T, times the residual scale, to the hidden rows.  A `norm` that is not null is applied
   // first, in a second phase.
   void add_product(const Matrix& w, const Act& x, const float* norm) {
@@ -110,6 +130,7 @@ struct Workspace {
  private:
   static constexpr int kOwnRows = 8;  // up to here, every member norms all rows itself
 
+  size_t columns_ = 0;                 // of a row of `projected`
   std::vector<ActBuffer> own_inputs_;  // of each member
 };
 

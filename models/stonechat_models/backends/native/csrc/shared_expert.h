@@ -1,0 +1,66 @@
+// The expert that every row passes through beside the chosen ones, weighted by a gate of its own.
+//
+// Phases: gate, up, activation + quantise, and the weights | down + residual.
+#pragma once
+#include <cmath>
+#include <vector>
+
+#include "feed_forward.h"
+
+namespace sc {
+
+class SharedExpert {
+ public:
+  explicit SharedExpert(Workspace& workspace) : w_(workspace) {}
+
+  // Allocates memory for `rows` rows, on the calling thread.
+  void reserve(int rows, const std::vector<Layer>& layers) {
+    int size = 0;
+    bool mid = false;
+    for (const Layer& l : layers) {
+      if (!l.has_shared_expert()) continue;
+      size = l.shared_down.k;
+      mid |= wants_floats(l.shared_down);
+    }
+    if (size == 0) return;
+    mlp_.reserve(size, rows, mid);
+    weights_.assign(size_t(rows), 0.0f);
+  }
+
+  // Computes what `shared_down` reads, and the weight of each of the normed rows `x`.
+  void gate_up(const Layer& l, const Act& x) {
+    const int groups = l.shared_down.k / kGroup;
+    each_panel(w_.pool, groups + 1, w_.batch->tokens, [&](int g, int r0, int rows) {
+      if (g < groups) {
+        return gate_up_tile<false>(l.shared_gate, l.shared_up, 2 * g, x, r0, rows, mlp_, g);
+      }
+      F16 acc[kTileRows];
+      multiply(l.shared_router, 0, x, r0, rows, acc);
+      for (int r = 0; r < rows; ++r) {
+        float logits[kPanel];
+        store(logits, acc[r]);
+        weights_[size_t(r0 + r)] = 1.0f / (1.0f + std::exp(-logits[0]));
+      }
+    });
+  }
+
+  // Adds the weighted outputs to the hidden rows.
+  void down(const Layer& l) {
+    each_panel(w_.pool, l.shared_down.panels(), w_.batch->tokens, [&](int p, int r0, int rows) {
+      F16 acc[kTileRows];
+      multiply(l.shared_down, p, mlp_, r0, rows, acc);
+      for (int r = 0; r < rows; ++r) {
+        float* to = w_.hidden_row(r0 + r) + p * kPanel;
+        const F16 weight = set1(weights_[size_t(r0 + r)] * w_.c.residual_scale);
+        store(to, fma(acc[r], weight, load(to)));
+      }
+    });
+  }
+
+ private:
+  Workspace& w_;
+  ActBuffer mlp_;
+  std::vector<float> weights_;
+};
+
+}  // namespace sc

@@ -1,0 +1,142 @@
+"""Packed weights on the compiled path: their own integers in 4 bits, or int8."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from stonechat_models.backends.native import supports
+from stonechat_models.backends.native.bindings import Kind, load_library
+from stonechat_models.backends.native.packing import PackedWeights, unpacked_row
+from stonechat_models.backends.native.spec import read_spec
+from stonechat_models.backends.native.stores import open_store
+from stonechat_models.backends.native.weight_plan import plan_weights
+from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError
+from tests.models.backends.native.native_helpers import load_native, make_batch, random_ids
+from tests.models.packed_writers import CASES, GPTQ, fp8, gptq, save_packed
+
+IDS = random_ids(60)
+BLOCKS = [7, 3, 11, 2]
+KINDS = {"INT4_SYM": Kind.SYMMETRIC4, "INT4": Kind.AFFINE4, "INT3": Kind.AFFINE4}
+KINDS["INT2"] = Kind.AFFINE4
+
+
+def resolve(folder: Path) -> ModelFiles:
+    config = EngineConfig(model=str(folder), device="cpu")
+    files = resolve_model(config, lambda line: None)
+    assert supports(files, config) is None
+    return files
+
+
+def packed_matrices(files: ModelFiles) -> dict[str, tuple[Kind, np.ndarray]]:
+    """The kind of each matrix of the model, and what it holds."""
+    library, spec = load_library(), read_spec(files.config)
+    store = open_store(files, {})
+    plan = plan_weights(spec, store, "auto")
+    weights = PackedWeights(library, plan.matrices, 1)
+    store.close()
+    return {
+        matrix.rows.name: (
+            matrix.kind,
+            np.stack([unpacked_row(library, packed, row) for row in range(matrix.rows.n)]),
+        )
+        for matrix, packed in zip(plan.matrices, weights.matrices, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_matrices_hold_the_packed_numbers(name: str, tmp_path: Path) -> None:
+    """4-bit numbers are exact but for half-precision offsets; int8 is as near as a group allows."""
+    writer, quantization, type_name = CASES[name]
+    floats = save_packed(tmp_path, "llama", writer, quantization)
+    kind = KINDS.get(type_name, Kind.INT8)
+    is_exact = kind == Kind.SYMMETRIC4 or name in ("w8a8", "w8a16", "gptq-8", "mxfp4")
+    packed = packed_matrices(resolve(tmp_path))
+    for key, expected in floats.items():
+        if not key.endswith("_proj.weight"):
+            continue
+        actual_kind, actual = packed[key]
+        assert actual_kind == kind
+        groups = expected.numpy().reshape(-1, 32)
+        top = np.abs(groups).max(1, keepdims=True)
+        allowed = {True: 1e-7, False: 0.0042 if kind == Kind.INT8 else 0.001}[is_exact]
+        assert (np.abs(actual.reshape(-1, 32) - groups) <= allowed * top).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["gptq-asym", "awq", "fp8-block", "nvfp4-modelopt"])
+def test_logits_are_those_of_the_floats(name: str, family: str, tmp_path: Path) -> None:
+    writer, quantization, _ = CASES[name]
+    save_packed(tmp_path, family, writer, quantization)
+    # Activations are int8. A row whose two best experts nearly tie may go to the other one.
+    assert errors_of(tmp_path, forward(tmp_path)).median() < 0.05
+
+
+def forward(folder: Path) -> torch.Tensor:
+    model = load_native(resolve(folder))
+    return model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+
+
+def errors_of(folder: Path, actual: torch.Tensor) -> torch.Tensor:
+    """The root mean square error of each row of logits over the logits' spread."""
+    module = AutoModelForCausalLM.from_pretrained(folder / "float", dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = module(torch.tensor([IDS]), use_cache=False).logits[0]
+    return ((actual - expected) / expected.std()).square().mean(1).sqrt()
+
+
+def is_projection(name: str) -> bool:
+    return "proj" in name
+
+
+@pytest.mark.parametrize("name", ["gptq-asym", "fp8-block", "bnb-nested"])
+def test_recurrent_layers_may_be_packed(name: str, tmp_path: Path) -> None:
+    """Their small projections are kept as floats. The errors of int8 add up in their states."""
+    writer, quantization, _ = CASES[name]
+    save_packed(tmp_path, "qwen3_5_text", writer, quantization, is_projection, num_hidden_layers=4)
+    assert errors_of(tmp_path, forward(tmp_path)).median() < 0.1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_biases_of_zeros_are_left_out(value: float, tmp_path: Path) -> None:
+    """Some writers of GPTQ add them to layers that have none."""
+    writer, quantization, _ = CASES["gptq"]
+    save_packed(tmp_path, "llama", writer, quantization, attention_bias=False)
+    path, name = tmp_path / "model.safetensors", "model.layers.0.self_attn.q_proj.bias"
+    save_file({**load_file(path), name: torch.full((128,), value)}, path)
+    if value == 0.0:
+        load_native(resolve(tmp_path))
+        return
+    with pytest.raises(ModelLoadError, match=f"does not account for.*: {name}"):
+        load_native(resolve(tmp_path))
+
+
+def test_zeros_and_order_are_those_of_the_data(tmp_path: Path) -> None:
+    """The config may be wrong about them."""
+    floats = save_packed(tmp_path, "llama", gptq(symmetric=False, act_order=True), GPTQ)
+    kind, actual = packed_matrices(resolve(tmp_path))[name := "model.layers.0.mlp.up_proj.weight"]
+    assert kind == Kind.INT8
+    np.testing.assert_allclose(actual, floats[name].numpy(), atol=0.0042 * floats[name].abs().max())
+
+
+def test_adapters_are_left_to_pytorch(tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", fp8(), {})
+    config = EngineConfig(model=str(tmp_path), device="cpu", adapter=str(tmp_path / "adapter"))
+    files = resolve_model(EngineConfig(model=str(tmp_path)), lambda line: None)
+    reason = supports(files, config)
+    assert reason == "an adapter is merged into floats, not into quantised weights"
+
+
+def test_types_without_kernels_are_left_to_pytorch(tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", *CASES["gptq"][:2])
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"].double()}, path)
+    config = EngineConfig(model=str(tmp_path), device="cpu")
+    reason = supports(resolve_model(config, lambda line: None), config)
+    assert reason == "weights of type F64 are not supported by the native backend"
