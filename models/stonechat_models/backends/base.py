@@ -110,3 +110,6 @@ class StatefulModel(CausalModel, Protocol):
 
     def copy_states(self, pairs: list[tuple[int, int]]) -> None:
         """Copy states, (source slot, destination slot), in this order, before the next forward."""
+
+    def free_states(self, slots: list[int]) -> None:
+        """No sequence uses these slots any more."""

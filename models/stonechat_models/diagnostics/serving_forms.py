@@ -180,7 +180,8 @@ class FormPlanner:
                 num_blocks, _ = size_kv_cache(
                     self.config,
                     self.device,
-                    free=free - num_states * size.state_bytes,
+                    free=free,
+                    state_bytes=num_states * size.state_bytes,
                     bytes_per_token=size.kv_bytes_per_token,
                     max_model_len=self.max_model_len,
                 )

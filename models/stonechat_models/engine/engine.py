@@ -149,6 +149,7 @@ class Engine:
             return
         for sequence in [s for s in group.sequences if index is None or s.index == index]:
             self._finish(sequence, FinishReason.ABORT)
+        self._free_states()
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
@@ -157,6 +158,7 @@ class Engine:
         counters = self.counters
         self._num_processed = self._num_failed = 0
         outputs = self._step()
+        self._free_states()
         if self._num_processed > 0:
             all_failed = self._num_failed == self._num_processed
             counters.num_consecutive_failed_steps = (
@@ -208,6 +210,11 @@ class Engine:
         if output.state_copies:
             cast(StatefulModel, self.model).copy_states(output.state_copies)
         return output.scheduled
+
+    def _free_states(self) -> None:
+        states = self.scheduler.states
+        if states is not None and (slots := states.take_released()):
+            cast(StatefulModel, self.model).free_states(slots)
 
     def _run(self, items: list[Scheduled]) -> list[TokenOutput]:
         try:

@@ -7,7 +7,7 @@ cache. So a snapshot is kept at some positions of a prompt, and a cached prefix 
 
 from collections import OrderedDict
 
-from stonechat_models.engine.prefix_cache import block_hash
+from stonechat_models.engine.prefix_cache import block_hash, root_hash
 from stonechat_models.engine.sequence import Sequence
 
 SNAPSHOT_INTERVAL = 1024
@@ -36,18 +36,29 @@ class StateSlots:
         self.exact_chunks = exact_chunks
         self._prefix_caching = prefix_caching
         self._block_size = block_size
+        self._max_num_seqs = max_num_seqs
         self._free = list(range(max_num_seqs))
+        self._released: list[int] = []
         self._free_snapshots = list(range(max_num_seqs, num_slots)) if exact_chunks else []
         self._snapshots: OrderedDict[bytes, int] = OrderedDict()
 
     def allocate(self) -> int:
         """Return a slot for a sequence. At most `max_num_seqs` may run."""
-        return self._free.pop()
+        slot = self._free.pop()
+        if slot in self._released:
+            self._released.remove(slot)
+        return slot
 
     def release(self, slot: int) -> None:
         """Take back the slot of a sequence that does not run any more."""
         assert slot not in self._free, "a slot was released twice"
         self._free.append(slot)
+        self._released.append(slot)
+
+    def take_released(self) -> list[int]:
+        """Return the free slots that were released since the last call: their states may go."""
+        released, self._released = self._released, []
+        return released
 
     def num_tokens(self, sequence: Sequence, budget: int) -> int:
         """How many tokens the sequence's next item has: up to the next position of a snapshot."""
@@ -89,8 +100,9 @@ class StateSlots:
 
     def check_integrity(self, used: list[int]) -> None:
         """Raise AssertionError if a slot is leaked or shared. `used`: those of all sequences."""
-        slots = [*used, *self._free]
-        assert len(set(slots)) == len(slots), "a state slot is shared"
+        assert sorted([*used, *self._free]) == list(range(self._max_num_seqs)), "slots are wrong"
+        snapshots = [*self._snapshots.values(), *self._free_snapshots]
+        assert len(set(snapshots)) == len(snapshots), "a snapshot's slot is shared"
 
     def _stops(self, sequence: Sequence, start: int) -> list[int]:
         """The positions after `start` where an item of the prompt ends."""
@@ -104,7 +116,8 @@ class StateSlots:
 
     def _key(self, sequence: Sequence, position: int) -> bytes:
         num_blocks = position // self._block_size
-        parent = sequence.hash_of_block(num_blocks - 1, self._block_size) if num_blocks else b""
-        rest = sequence.token_ids[num_blocks * self._block_size : position]
-        salt = sequence.group.request.cache_salt.encode()
-        return block_hash(salt + parent, rest)
+        if num_blocks:
+            parent = sequence.hash_of_block(num_blocks - 1, self._block_size)
+        else:
+            parent = root_hash(sequence.group.request.cache_salt)
+        return block_hash(parent, sequence.token_ids[num_blocks * self._block_size : position])

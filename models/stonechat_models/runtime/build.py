@@ -112,12 +112,19 @@ def assemble_engine(
     num_state_slots = 0
     if model.info.keeps_state:
         num_state_slots, max_num_seqs = size_states(
-            config, device, free=free, state_bytes=model.info.state_bytes
+            config,
+            device,
+            free=free,
+            state_bytes=model.info.state_bytes,
+            keeps_snapshots=model.info.backend != "plain",
         )
+        if max_num_seqs < (config.max_num_seqs or 0):
+            progress(f"only {max_num_seqs} sequences run at a time: their states take memory")
     num_blocks, max_model_len = size_kv_cache(
         config,
         device,
-        free=free - num_state_slots * model.info.state_bytes,
+        free=free,
+        state_bytes=num_state_slots * model.info.state_bytes,
         bytes_per_token=model.kv_bytes_per_token,
         max_model_len=max_model_len,
     )
@@ -182,14 +189,16 @@ def size_states(
     *,
     free: int,
     state_bytes: int,
+    keeps_snapshots: bool = True,
 ) -> tuple[int, int]:
     """Return how many recurrent states are kept, and how many sequences may run.
 
-    Each running sequence has one, and snapshots of prompts have the rest. They take up to half of
-    the memory for the KV cache. Raises `ModelLoadError` if there is no room for two states.
+    `state_bytes`: of one sequence, whatever its length. Each running sequence has a state, and
+    snapshots of prompts have the rest. They take up to half of the memory for the KV cache. Raises
+    `ModelLoadError` if there is no room for two states.
     """
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
-    if not state_bytes:  # the model's own caches, of which no snapshots are kept
+    if not state_bytes:
         return max_num_seqs, max_num_seqs
     num_slots = _kv_budget(config, device, max(0, free)) // 2 // state_bytes
     if num_slots < 2:
@@ -197,6 +206,9 @@ def size_states(
             f"a recurrent state takes {state_bytes / 2**20:.1f} MiB per sequence, and there is no "
             f"room for two: {max(0, free) / 2**20:.0f} MiB are free on {device}"
         )
+    if not keeps_snapshots:
+        max_num_seqs = min(max_num_seqs, num_slots)
+        return max_num_seqs, max_num_seqs
     max_num_seqs = min(max_num_seqs, max(1, num_slots * 2 // 3))
     return min(num_slots, max_num_seqs + max(MIN_SNAPSHOTS, max_num_seqs // 2)), max_num_seqs
 
@@ -218,10 +230,12 @@ def size_kv_cache(
     free: int,
     bytes_per_token: int,
     max_model_len: int,
+    state_bytes: int = 0,
 ) -> tuple[int, int]:
     """Return the blocks of the KV cache and the context length that fits in it.
 
-    `free`: bytes that weights and steps leave. The cache has no more blocks than all sequences can
+    `free`: bytes that weights and steps leave. `state_bytes`: those of all recurrent states, which
+    share the memory for the KV cache. The cache has no more blocks than all sequences can
     fill. Raises `ModelLoadError` with the numbers if the cache does not fit, holds no block, or is
     too small for the configured context length.
     """
@@ -232,6 +246,7 @@ def size_kv_cache(
             f"the KV cache needs {budget / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB "
             f"are free on {device}"
         )
+    budget -= state_bytes
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
     most = max_model_len * max_num_seqs
     num_blocks = min(budget // bytes_per_token if bytes_per_token else most, most)

@@ -120,6 +120,8 @@ def test_recurrent_states_are_counted(family: str, tmp_path: Path) -> None:
         config = config_for(folder, dtype=dtype, kv_cache_bytes=1 << 18)
         info = build_engine(config, silent)[0].model.info
         assert info.state_bytes > 0
+        kv_bytes = info.kv_capacity_tokens * info.kv_bytes_per_token
+        assert info.num_state_slots * info.state_bytes + kv_bytes <= 1 << 18
         assert form(survey_model(config, silent), dtype).kv_tokens == info.kv_capacity_tokens
 
 

@@ -257,3 +257,16 @@ def test_a_constraint_survives_preemption(make_engine, module):
         assert len(results[str(i), 0].token_ids) == 12
         assert all(token_id % 2 == 0 for token_id in results[str(i), 0].token_ids)
         assert results[str(i), 0].finish_reason is FinishReason.STOP
+
+
+def test_caches_of_ended_sequences_are_freed(make_engine):
+    """A model with caches of its own holds those of running sequences only."""
+    engine = make_engine(tiny_model("bloom"))
+    generate_all(engine, PROMPTS, greedy(3))
+    assert engine.model._caches == {}
+    add(engine, "r", PROMPTS[0], greedy(8))
+    engine.step()
+    engine.step()
+    assert len(engine.model._caches) == 1
+    engine.abort("r")
+    assert engine.model._caches == {}

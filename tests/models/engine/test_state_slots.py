@@ -108,6 +108,32 @@ def test_salts_share_no_snapshots():
     assert run_prompt(scheduler, "third", list(range(3)), salt="y")[0] == [(0, 3)]
 
 
+def test_a_salt_is_no_text():
+    """Salt and text are hashed one after the other, but never as one."""
+    scheduler = make_scheduler()
+    scheduler.add(make_request("r", [1, 2, 3], 2, 5))
+    while len(scheduler.running) < 2:
+        step(scheduler)
+    end(scheduler)
+    scheduler.add(make_request("other", [2, 3], 2, 5, salt="\x01" + "\0" * 7))
+    copies = []
+    while len(scheduler.running) < 2:
+        copies += step(scheduler)[1]
+    assert len(copies) == 2  # a snapshot of its own, and the follower's copy of that
+    end(scheduler)
+
+
+def test_released_slots_are_reported_once_and_not_while_they_are_used_again():
+    scheduler = make_scheduler()
+    run_prompt(scheduler, "r", [1, 2, 3])
+    states = scheduler.states
+    assert len(states.take_released()) == 1
+    assert states.take_released() == []
+    run_prompt(scheduler, "r", [1, 2, 3])
+    run_prompt(scheduler, "r", [1, 2, 3])
+    assert len(states.take_released()) == 1
+
+
 def test_a_failed_steps_state_is_not_kept():
     scheduler = make_scheduler()
     scheduler.add(make_request("r", list(range(10)), 1, 5))

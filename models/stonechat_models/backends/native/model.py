@@ -200,6 +200,9 @@ class NativeModel:
         assert self._states is not None
         self._states.copy(pairs)
 
+    def free_states(self, slots: list[int]) -> None:
+        """The pool keeps its size."""
+
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Return the logits of the rows in `logits_index`, float32[rows, vocab_size].
 

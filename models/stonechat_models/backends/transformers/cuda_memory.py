@@ -144,6 +144,9 @@ def step_memory(
     params = SamplingParams(top_p=0.9, top_logprobs=20)
     states = [SamplingState(params, i, 0, []) for i in range(batch.num_seqs)]
     free, _ = torch.cuda.mem_get_info(device)
+    flags = "--max-batch-tokens or --max-num-seqs"
+    if not model.info.exact_chunks:
+        flags = "--max-model-len, since this model computes a prompt in one piece"
     try:
         model.allocate_kv_cache(num_blocks, block_size)
         on_device = batch.to(device)
@@ -155,11 +158,12 @@ def step_memory(
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
             f"a step of {batch.num_tokens} tokens and {batch.num_seqs} sequences does not fit "
-            f"in the {free / 2**20:.0f} MiB that are free on {device}: lower --max-batch-tokens "
-            "or --max-num-seqs"
+            f"in the {free / 2**20:.0f} MiB that are free on {device}: lower {flags}"
         ) from error
     model.allocate_kv_cache(1, block_size)
     torch.cuda.empty_cache()
+    if keeps_state:  # a step that decodes for all: its states before and after, and its logits
+        needed += max_num_seqs * (2 * model.info.state_bytes + 8 * model.info.vocab_size)
     return needed
 
 

@@ -42,10 +42,10 @@ class PlainModel:
         self._caches: dict[int, Any] = {}
         self.probe = ProbeContext([0])
         """Empty: no layer calls the paged attention."""
+        self._num_kv_bytes, state_bytes = self._measure()
         self.info = replace(
-            info, backend="plain", attention_backend="", keeps_state=True, state_bytes=0
+            info, backend="plain", attention_backend="", keeps_state=True, state_bytes=state_bytes
         )
-        self._num_kv_bytes = self._measure()
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -62,11 +62,15 @@ class PlainModel:
         )
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
-        raise AssertionError("blocks are only shared with a snapshot, and none is kept")
+        """Nothing lies in blocks."""
 
     def copy_states(self, pairs: list[tuple[int, int]]) -> None:
         for source, destination in pairs:
             self._caches[destination] = copy.deepcopy(self._caches[source])
+
+    def free_states(self, slots: list[int]) -> None:
+        for slot in slots:
+            self._caches.pop(slot, None)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
@@ -99,8 +103,8 @@ class PlainModel:
         return output.logits[0, -1], getattr(output, self._cache_name)
 
     @torch.inference_mode()
-    def _measure(self) -> int:
-        """Return how many bytes a cache grows per token."""
+    def _measure(self) -> tuple[int, int]:
+        """Return how many bytes a cache has per token, and how many whatever its length is."""
         sizes = []
         for length in LENGTHS:
             ids = torch.zeros(length, dtype=torch.int64, device=self.device)
@@ -112,7 +116,8 @@ class PlainModel:
             if cache is None:
                 raise UnsupportedModelError("the model returns no cache")
             sizes.append(_num_bytes(cache, set()))
-        return max(0, (sizes[1] - sizes[0]) // (LENGTHS[1] - LENGTHS[0]))
+        per_token = max(0, (sizes[1] - sizes[0]) // (LENGTHS[1] - LENGTHS[0]))
+        return per_token, max(0, sizes[0] - LENGTHS[0] * per_token)
 
 
 def _num_bytes(value: Any, seen: set[int]) -> int:

@@ -176,6 +176,9 @@ class RecurrentModel(TransformersModel):
         assert self._states is not None
         self._states.copy(pairs)
 
+    def free_states(self, slots: list[int]) -> None:
+        """The pool keeps its size."""
+
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         ends = batch.query_start_list

@@ -99,3 +99,12 @@ def test_choices_share_the_prompt(case):
     results = run(engine)
     check(module, [results["r", i] for i in range(3)], [references[4]] * 3)
     assert engine.stats().num_used_blocks == 0
+
+
+def test_choices_of_a_prompt_of_one_token(case):
+    module, _, _ = case
+    engine = make_engine(module)
+    add(engine, "r", [5], greedy(3, n=2))
+    results = run(engine)
+    assert results["r", 0].token_ids == results["r", 1].token_ids
+    assert results["r", 0].error is None
