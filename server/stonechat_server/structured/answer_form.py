@@ -145,7 +145,10 @@ def _from_outputs(outputs: StructuredOutputs) -> AnswerForm:
 def _from_value(kind: str, value: object, param: str) -> AnswerForm:
     """The form that `structured_outputs` would have with `value` under `kind`."""
     if kind == "json":
-        return _json_form(_load_schema(value, param), param)
+        schema = _load_schema(value, param)
+        if isinstance(schema, dict) and "name" in schema and isinstance(schema.get("schema"), dict):
+            return _json_form(schema["schema"], f"{param}.schema")  # as in `response_format`
+        return _json_form(schema, param)
     if kind == "json_object":
         return _json_object(param)
     if kind == "choice":

@@ -115,6 +115,8 @@ NAMED = {"name": "s", "schema": SCHEMA}
          "json_schema", '{"type": "object"}', "response_format"),
         ({"response_format": {"type": "json_schema", "schema": SCHEMA}},
          "json_schema", TEXT, "response_format.schema"),
+        ({"json_schema": {"name": "n", "strict": True, "schema": SCHEMA}},
+         "json_schema", TEXT, "json_schema.schema"),
         ({"response_format": {"type": "json_schema", "schema": SCHEMA, "json_schema": NAMED}},
          "json_schema", TEXT, "response_format.json_schema.schema"),
         ({"structured_outputs": {"json_object": True}},
