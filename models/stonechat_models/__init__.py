@@ -16,6 +16,7 @@ from stonechat_models.errors import (
     ModelLoadError,
     PromptTooLongError,
     StepError,
+    TooManyChecksError,
     UnsupportedModelError,
 )
 from stonechat_models.types import (
@@ -94,6 +95,7 @@ __all__ = [
     "StopScope",
     "StoredModel",
     "Tokenizer",
+    "TooManyChecksError",
     "TopLogprob",
     "UnsupportedModelError",
     "__version__",

@@ -29,6 +29,10 @@ class CostlyGrammarError(GrammarError):
     """Compiling a grammar takes too much time or memory; the message states the limit."""
 
 
+class TooManyChecksError(EngineError):
+    """Too many grammars are being checked. Try again later."""
+
+
 class PromptTooLongError(EngineError):
     """The prompt and one generated token do not fit in the context length."""
 

@@ -6,9 +6,8 @@ alpha / sqrt(r) for rank-stabilised adapters. Variants that compute more than th
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +32,24 @@ PLAIN_KEYS = frozenset(
 """Keys of adapter_config.json that change nothing but the terms of the formula above."""
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the model's own weights as they are."""
+MAX_NAME = 128
+"""The longest name of a tensor, and the longest pattern."""
+MAX_PARTS = 3
+"""How many groups and repeats a pattern may have."""
+_PART, _REPEATED_GROUP = re.compile(r"[(*+?{]"), re.compile(r"\)[*+?{]|\(\?")
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraLayer:
-    """The tensors of one linear layer, by their names in the adapter's file."""
+    """The tensors of one linear layer, by their names in the adapter's file.
+
+    `shape`: [out, in] of the weight that they change.
+    """
 
     a: str
     b: str
+    shape: tuple[int, int]
     rank: int
     scale: float
 
@@ -83,18 +91,23 @@ class Adapter:
                 "model with float weights"
             )
         layer, path = self.layers[name], self.folder / WEIGHTS_FILE
+        self.refuse_shape(name, (*weight.shape[::-1],) if transposed else (*weight.shape,))
         with reading(path), safe_open(path, framework="pt") as file:
             a, b = file.get_tensor(layer.a).float(), file.get_tensor(layer.b).float()
         product = (b @ a).mul_(layer.scale)
         delta: torch.Tensor = product.T if transposed else product
-        if delta.shape != weight.shape:
-            raise ModelLoadError(
-                f"{self.name} changes {name} of {' x '.join(map(str, delta.shape))}, which "
-                f"is {' x '.join(map(str, weight.shape))} here: it belongs to "
-                f"{self.base or 'another model'}"
-            )
         merged: torch.Tensor = weight.float() + delta.to(weight.device)
         return merged.to(weight.dtype)
+
+    def refuse_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise `ModelLoadError` if the weight `name` of `shape` [out, in] cannot take it."""
+        changed = self.layers[name].shape
+        if changed != shape:
+            raise ModelLoadError(
+                f"{self.name} changes {name} of {' x '.join(map(str, changed))}, which "
+                f"is {' x '.join(map(str, shape))} here: it belongs to "
+                f"{self.base or 'another model'}"
+            )
 
     def refuse_missing(self, model: str, missing: set[str]) -> None:
         """Raise `ModelLoadError` if there are weights that it changes and the model lacks."""
@@ -140,7 +153,10 @@ def read_adapter(folder: Path, name: str) -> Adapter:
             f"an adapter with {WEIGHTS_FILE}"
         )
     with reading(path):
-        layers = _layers(path, config)
+        tensors = _tensors(path)
+    with reading(folder / CONFIG_FILE):
+        terms = _Terms(config)
+        layers = dict(_layers(path, tensors, terms))
     return Adapter(name, folder, str(config.get("base_model_name_or_path") or ""), layers)
 
 
@@ -159,45 +175,71 @@ def _refuse_variants(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _layers(path: Path, config: Mapping[str, Any]) -> dict[str, LoraLayer]:
-    """Pair the tensors of each layer, and check their ranks. Errors are those of `reading`."""
+def _tensors(path: Path) -> dict[str, dict[str, tuple[str, Sequence[int]]]]:
+    """Return the name and the shape of each layer's tensors, which are called A and B."""
     from safetensors import safe_open
 
-    pairs: dict[str, dict[str, str]] = {}
-    ranks: dict[str, int] = {}
+    pairs: dict[str, dict[str, tuple[str, Sequence[int]]]] = {}
     with safe_open(path, framework="np") as file:
         for name in file.keys():  # noqa: SIM118
             match = _TENSOR.fullmatch(name)
-            if match is None:
+            if match is None or len(name) > MAX_NAME:
                 raise UnsupportedModelError(
-                    f"{path} has the tensor {name}, which is not part of a linear layer's LoRA"
+                    f"{path} has the tensor {name[:MAX_NAME]}, which is not part of a linear "
+                    "layer's LoRA"
                 )
-            pairs.setdefault(match[1], {})[match[2]] = name
-            ranks[name] = file.get_slice(name).get_shape()[match[2] == "B"]
+            pairs.setdefault(match[1], {})[match[2]] = name, file.get_slice(name).get_shape()
     if not pairs:
         raise ModelLoadError(f"{path} has no tensors; download it again")
-    layers: dict[str, LoraLayer] = {}
-    for module, pair in pairs.items():
-        rank, scale = _terms(module, config)
-        if len(pair) != 2 or {ranks[name] for name in pair.values()} != {rank}:
+    return pairs
+
+
+def _layers(
+    path: Path, tensors: Mapping[str, Mapping[str, tuple[str, Sequence[int]]]], terms: "_Terms"
+) -> Iterator[tuple[str, LoraLayer]]:
+    """Yield each layer under the name of its weight. Raises `ModelLoadError` for other ranks."""
+    for module, pair in tensors.items():
+        rank, scale = terms.of(module)
+        (a, a_shape), (b, b_shape) = pair.get("A", ("", ())), pair.get("B", ("", ()))
+        are_matrices = len(a_shape) == len(b_shape) == 2
+        if not are_matrices or (a_shape[0], b_shape[1]) != (rank, rank):
             raise ModelLoadError(f"{path}: {module} needs both tensors of rank {rank}")
-        layers[f"{module}.weight"] = LoraLayer(pair["A"], pair["B"], rank, scale)
-    return layers
+        yield f"{module}.weight", LoraLayer(a, b, (b_shape[0], a_shape[1]), rank, scale)
 
 
-def _terms(module: str, config: Mapping[str, Any]) -> tuple[int, float]:
-    """Return the rank of a module and the factor of its product."""
-    value = partial(_for_module, module, config)
-    rank, alpha = value("rank_pattern", "r"), value("alpha_pattern", "lora_alpha")
-    is_number = isinstance(alpha, int | float) and math.isfinite(alpha)
-    if not isinstance(rank, int) or rank < 1 or not is_number:
-        raise ValueError(f"its rank {rank} or lora_alpha {alpha} is not a number")
-    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+class _Terms:
+    """The ranks and the factors of adapter_config.json. Raises `ValueError` for bad ones."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        self._ranks = _patterns(config, "rank_pattern")
+        self._alphas = _patterns(config, "alpha_pattern")
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Return the rank of a module and the factor of its product."""
+        rank = _first(self._ranks, module, self._config.get("r"))
+        alpha = _first(self._alphas, module, self._config.get("lora_alpha"))
+        is_number = isinstance(alpha, int | float) and math.isfinite(alpha)
+        if not isinstance(rank, int) or rank < 1 or not is_number:
+            raise ValueError(f"its rank {rank} or lora_alpha {alpha} is not a number")
+        return rank, alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
 
-def _for_module(module: str, config: Mapping[str, Any], patterns: str, default: str) -> Any:
+def _patterns(config: Mapping[str, Any], key: str) -> list[tuple[re.Pattern[str], Any]]:
+    """Return the patterns for the ends of modules' names, and their values.
+
+    They come from a file: one that could take very long to match is refused.
+    """
+    patterns = []
+    for text, value in (config.get(key) or {}).items():
+        bare = re.sub(r"\\.|\[[^]]*\]", "a", text).replace("(?:", "(")
+        is_long = len(text) > MAX_NAME or len(_PART.findall(bare)) > MAX_PARTS
+        if is_long or _REPEATED_GROUP.search(bare):
+            raise ValueError(f"{key} has {text[:MAX_NAME]!r}, which is too complex")
+        patterns.append((re.compile(rf"(.*\.)?({text})"), value))
+    return patterns
+
+
+def _first(patterns: list[tuple[re.Pattern[str], Any]], module: str, default: Any) -> Any:
     """Return the value of the first pattern that matches the end of a module's name."""
-    for pattern, value in (config.get(patterns) or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return value
-    return config.get(default)
+    return next((value for pattern, value in patterns if pattern.fullmatch(module)), default)

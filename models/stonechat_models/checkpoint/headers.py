@@ -1,7 +1,7 @@
 """Reads which tensors a model has from the headers of its files. It reads no weights.
 
-From the Hugging Face hub it downloads only config.json and the headers. Only the default model is
-fetched whole.
+From the Hugging Face hub it downloads only config.json and the headers. Only the default model and
+adapters are fetched whole.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 
 from stonechat_models.checkpoint import hub
-from stonechat_models.checkpoint.adapter import refuse_adapter_alone
+from stonechat_models.checkpoint.adapter import Adapter, refuse_adapter_alone
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import (
     QUANTIZATION_FILES,
@@ -75,16 +75,47 @@ def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
     """Return the headers of the model that `config` names.
 
     The default model is fetched if it is not in the cache. For a Hugging Face id, only config.json
-    and the headers are fetched. Raises `ModelLoadError` when the model or its adapter does not
-    exist or cannot be read.
+    and the headers are fetched, and the whole adapter if there is one. Raises `ModelLoadError` when
+    the model or its adapter does not exist or cannot be read, or the adapter does not fit.
     """
     located = locate(config, progress, only_headers=True)
-    locate_adapter(config, progress)
+    adapter = locate_adapter(config, progress)
     if located.path is None:
-        return _hub_headers(located.name, located.revision)
-    if located.path.is_file():
-        return _gguf_headers(located.name, located.path)
-    return _folder_headers(located.name, located.path, config.allow_pickle)
+        headers = _hub_headers(located.name, located.revision)
+    elif located.path.is_file():
+        headers = _gguf_headers(located.name, located.path)
+    else:
+        headers = _folder_headers(located.name, located.path, config.allow_pickle)
+    if adapter is not None:
+        _refuse_other_model(headers, adapter)
+    return headers
+
+
+def _refuse_other_model(headers: ModelHeaders, adapter: Adapter) -> None:
+    """Raise `ModelLoadError` if the adapter changes layers or shapes that the model does not have.
+
+    A loaded model may have other names for its weights. So only the numbers of layers count where
+    a name is not there.
+    """
+    tensors = {tensor.name: tensor for tensor in headers.tensors}
+    numbers = {_layer_number(name) for name in tensors} | {None}
+    missing = {
+        name
+        for name in adapter.layers
+        if name not in tensors and _layer_number(name) not in numbers
+    }
+    adapter.refuse_missing(headers.name, missing)
+    for name, layer in adapter.layers.items():
+        tensor = tensors.get(name)
+        if tensor is None or tensor.type_name not in FLOAT_NAMES:
+            continue
+        if tensor.shape != layer.shape[::-1]:  # some modules store [in, out]
+            adapter.refuse_shape(name, tensor.shape)
+
+
+def _layer_number(name: str) -> str | None:
+    """Return the first number in a weight's name."""
+    return next((part for part in name.split(".") if part.isdecimal()), None)
 
 
 def _gguf_headers(name: str, path: Path) -> ModelHeaders:
@@ -105,7 +136,7 @@ def _folder_headers(name: str, folder: Path, allow_pickle: bool) -> ModelHeaders
     refuse_adapter_alone(folder)
     config = read_config(folder / "config.json")
     files = weights_in(folder, allow_pickle)
-    is_safe = files[0].suffix == ".safetensors"
+    is_safe = all(file.suffix == ".safetensors" for file in files)
     read = safetensors_headers if is_safe else _pickle_headers
     tensors = [tensor for file in files for tensor in read(file)]
     return ModelHeaders(name, config, tensors, "safetensors" if is_safe else "pickle")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from stonechat_models.errors import ModelLoadError
-from stonechat_models.model_file import read_json
+from stonechat_models.model_file import read_json, reading
 
 T = TypeVar("T")
 MAX_SIZE = (1 << 31) - 1
@@ -173,7 +173,8 @@ def read_config(path: Path) -> HFConfig:
         raise ModelLoadError(
             f"{path.parent} has no config.json; name a folder with a Hugging Face model"
         )
-    raw = _with_floats(raw)
+    with reading(path):
+        raw = _with_floats(raw)
     text = raw.get("text_config")
     if "quantization_config" not in {**raw, **(text if isinstance(text, dict) else {})}:
         raw |= _quantization_beside(path.parent)

@@ -1,12 +1,17 @@
 """Fetches models from the Hugging Face hub, or finds them in its local cache when offline."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hub_names import choose_gguf, gguf_models, split_parts
 from stonechat_models.errors import ModelLoadError
 
-CONFIG_PATTERNS = ["*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "vocab.*", "merges.txt"]
+CONFIG_PATTERNS = [
+    *("*.json", "*.jinja", "tokenizer.model", "spiece.model", "*.tiktoken", "vocab.*"),
+    "merges.txt",
+]
+TEMPLATE_PATTERN = "additional_chat_templates/*.jinja"
 CODE_PATTERNS = ["*.py"]
 # Other copies of the same weights, and everything in subfolders (onnx, original, …).
 IGNORED_PATTERNS = ["*/*", "consolidated*", "*.index.fp16.json"]
@@ -25,6 +30,7 @@ def fetch_snapshot(
     """
     progress(f"looking for {model} on the Hugging Face hub and in its local cache")
     folder = _snapshot(model, revision, [*CONFIG_PATTERNS, *CODE_PATTERNS, "*.safetensors"])
+    _snapshot(model, revision, [TEMPLATE_PATTERN], ignored=[])
     if allow_pickle and not any(folder.glob("*.safetensors")):
         folder = _snapshot(
             model, revision, [*CONFIG_PATTERNS, *CODE_PATTERNS, "pytorch_model*.bin"]
@@ -63,46 +69,41 @@ def fetch_gguf(
     return Path(paths[0])
 
 
-def find_gguf(
-    repository: str, quantisation: str | None, revision: str | None, *, only_cached: bool = False
-) -> str:
-    """Return which GGUF file of a repository has the quantisation; None: llama.cpp's choice.
+def find_gguf(repository: str, quantisation: str, revision: str | None) -> str:
+    """Return which GGUF file of a repository has the quantisation.
 
     Raises `ModelLoadError`, with the files that there are, if none has it.
     """
-    files = list_files(repository, revision, only_cached=only_cached)
+    files = list_files(repository, revision)
     file = choose_gguf(files, quantisation)
     if file is not None:
         return file
     models = gguf_models(files)
-    where = "on this machine" if only_cached else "on the Hugging Face hub"
     if not models:
-        raise ModelLoadError(f"{repository} has no GGUF files {where}; name a repository with some")
+        raise ModelLoadError(
+            f"{repository} has no GGUF files on the Hugging Face hub; name a repository with some"
+        )
     more = f" and {len(models) - MAX_SHOWN} more" if len(models) > MAX_SHOWN else ""
     raise ModelLoadError(
-        f"{repository} has no GGUF file of {quantisation} {where}; it has "
+        f"{repository} has no GGUF file of {quantisation} on the Hugging Face hub; it has "
         f"{', '.join(models[:MAX_SHOWN])}{more}"
     )
 
 
-def list_files(repository: str, revision: str | None, *, only_cached: bool = False) -> list[str]:
+def list_files(repository: str, revision: str | None) -> list[str]:
     """Return the paths of a repository's files. If the hub is not reachable: of the cached ones.
 
     Raises `ModelLoadError` if there is no such repository.
     """
     from huggingface_hub import HfApi
 
-    failure: Exception | None = None
-    if not only_cached:
-        try:
-            return list(HfApi().list_repo_files(repository, revision=revision))
-        except Exception as error:  # the library raises many types; the cache may still have it
-            failure = error
-    folder = _cached_folder(repository, revision)
-    if folder is None and failure is not None:
-        raise not_found(repository, failure) from failure
-    paths = folder.rglob("*") if folder is not None else ()
-    return [path.relative_to(str(folder)).as_posix() for path in paths if path.is_file()]
+    try:
+        return list(HfApi().list_repo_files(repository, revision=revision))
+    except Exception as error:  # the library raises many types; the cache may still have it
+        folder = _cached_folder(repository, revision)
+        if folder is None:
+            raise not_found(repository, error) from error
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def cached_snapshot(model: str, revision: str | None) -> Path | None:
@@ -125,12 +126,17 @@ def _cached_folder(model: str, revision: str | None) -> Path | None:
         return None
 
 
-def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
+def _snapshot(
+    model: str,
+    revision: str | None,
+    patterns: list[str],
+    ignored: Sequence[str] = IGNORED_PATTERNS,
+) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
-            model, revision=revision, allow_patterns=patterns, ignore_patterns=IGNORED_PATTERNS
+            model, revision=revision, allow_patterns=patterns, ignore_patterns=[*ignored]
         )
     except Exception as error:
         raise not_found(model, error) from error

@@ -34,6 +34,8 @@ def parse_hub_name(name: str) -> HubName | None:
     host = _HOST.match(name)
     text = re.split("[?#]", name[host.end() :])[0] if host else name
     path, colon, quantisation = text.rstrip("/").partition(":")
+    if {".", ".."}.intersection(unquote(path).split("/")):
+        return None
     owner, *rest = map(unquote, path.split("/")) if host else path.split("/")
     repository, inside = "/".join([owner, *rest[:1]]), rest[1:]
     if _REPOSITORY.fullmatch(repository) is None or (colon and (inside or not quantisation)):
@@ -46,8 +48,7 @@ def parse_hub_name(name: str) -> HubName | None:
         if inside and not inside[-1].lower().endswith(".gguf"):
             inside = []  # a page of another file stands for the repository
     file = "/".join(inside)
-    is_path = all(inside) and not {".", ".."}.intersection(inside)
-    if file and not (is_path and file.lower().endswith(".gguf")):
+    if file and not (all(file.split("/")) and file.lower().endswith(".gguf")):
         return None
     if quantisation.lower() == "latest":
         quantisation = ""

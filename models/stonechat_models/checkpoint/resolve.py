@@ -27,6 +27,7 @@ from stonechat_models.checkpoint.tokenizer_conversion import with_tokenizer
 from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import reading
 
 DEFAULT_NAMES = frozenset({"", "default", default_model.NAME})
 WeightFormat = Literal["safetensors", "gguf", "pickle"]
@@ -48,13 +49,16 @@ def locate(config: EngineConfig, progress: Progress, *, only_headers: bool = Fal
     `only_headers`: of the models on the hub, only those in its local cache have a path. Raises
     `ModelLoadError` when the model does not exist.
     """
-    name = resolve_alias(config.model)
+    with reading(config.model):
+        name = resolve_alias(config.model)
     if name in DEFAULT_NAMES and not Path(name or ".missing").is_dir():
         return Located(default_model.NAME, default_model.fetch_default_model(progress))
-    path = Path(name).expanduser()
-    if path.is_dir():
+    with reading(name):
+        path = Path(name).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    if is_folder:
         return _locate_in_folder(path.resolve(), progress)
-    if path.is_file():
+    if is_file:
         if path.suffix != ".gguf" and not _is_gguf(path):
             raise ModelLoadError(f"{path} is neither a folder nor a GGUF file; name one of these")
         return Located(path.stem, path.absolute())
@@ -173,8 +177,10 @@ def locate_adapter(config: EngineConfig, progress: Progress) -> Adapter | None:
     """
     if config.adapter is None:
         return None
-    folder = Path(config.adapter).expanduser()
-    if folder.is_dir():
+    with reading(config.adapter):
+        folder = Path(config.adapter).expanduser()
+        is_folder = folder.is_dir()
+    if is_folder:
         return read_adapter(folder, folder.resolve().name)
     return read_adapter(hub.fetch_snapshot(config.adapter, None, False, progress), config.adapter)
 

@@ -114,10 +114,11 @@ def _add_tokens(tokenizer: Tokenizer, model: _Model, folder: Path, config: dict[
             tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True)])
         elif kind == USER_DEFINED and SPACE not in piece:
             tokenizer.add_tokens([AddedToken(piece, normalized=False)])
-    added = {i: AddedToken(t, normalized=False) for t, i in _added_file(folder).items()}
-    for key, value in (config.get("added_tokens_decoder") or {}).items():
-        flags = {f: bool(value.get(f)) for f in ("special", "lstrip", "rstrip", "normalized")}
-        added[int(key)] = AddedToken(value["content"], **flags)
+    added = _added_file(folder)
+    with reading(folder / "tokenizer_config.json"):
+        for key, value in (config.get("added_tokens_decoder") or {}).items():
+            flags = {f: bool(value.get(f)) for f in ("special", "lstrip", "rstrip", "normalized")}
+            added[int(key)] = AddedToken(value["content"], **flags)
     for i, token in sorted(added.items()):
         known = tokenizer.token_to_id(token.content)
         if known is None and i != tokenizer.get_vocab_size():
@@ -125,8 +126,11 @@ def _add_tokens(tokenizer: Tokenizer, model: _Model, folder: Path, config: dict[
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
 
 
-def _added_file(folder: Path) -> dict[str, int]:
-    return read_json(folder / "added_tokens.json") or {}
+def _added_file(folder: Path) -> dict[int, AddedToken]:
+    path = folder / "added_tokens.json"
+    tokens = read_json(path) or {}
+    with reading(path):
+        return {int(i): AddedToken(text, normalized=False) for text, i in tokens.items()}
 
 
 def _read(data: bytes) -> _Model:

@@ -94,7 +94,11 @@ def _convert_with_transformers(folder: Path, target: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(target)
+        # Never the code of the folder: by default, the library asks on stdin whether to run it.
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer.save_pretrained(target)
     except Exception as error:  # the library raises many types; all mean the same here
         raise ModelLoadError(
             f"{folder}: cannot convert its tokenizer to tokenizer.json; add that file: "

@@ -1,20 +1,23 @@
 """Finds the files with a model's weights in a folder."""
 
+import re
 from pathlib import Path
 
 from stonechat_models.errors import ModelLoadError
-from stonechat_models.model_file import read_json
+from stonechat_models.model_file import read_json, reading
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 OTHER_WEIGHTS = ("consolidated", "adapter_model")
 """How the names of files begin that are not the model's own: a second copy, an adapter."""
+MAX_SHOWN = 200
 
 
 def weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
     """Return the files with a model's weights.
 
     They are `model.safetensors`, or what its index names, or else all safetensors. Raises
-    `ModelLoadError` if there are none to use, or if files that the index names are missing.
+    `ModelLoadError` if there are none to use, or if files that the index names are missing, of
+    another kind, or outside `folder`.
     """
     files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(OTHER_WEIGHTS))
     if files or (folder / f"{SAFETENSORS}.index.json").is_file():
@@ -30,6 +33,12 @@ def weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
     return _named_in(folder, PICKLED) or tuple(pickled)
 
 
+def _is_inside(file: str) -> bool:
+    """Whether a path that an index names lies below the folder of the index."""
+    parts = re.split(r"[/\\]", file)
+    return parts[0] != "" and ":" not in file and ".." not in parts
+
+
 def _named_in(folder: Path, name: str) -> tuple[Path, ...]:
     """Return the file of this name alone, or those that its index names; () if there is neither."""
     if (folder / name).is_file():
@@ -42,7 +51,14 @@ def _named_in(folder: Path, name: str) -> tuple[Path, ...]:
     if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
         raise ModelLoadError(f"{path} does not say which file has which weight; download it again")
     names = sorted(set(places.values()))
-    missing = [file for file in names if not (folder / file).is_file()]
+    for file in names:
+        if not _is_inside(file) or not file.endswith(Path(name).suffix):
+            raise ModelLoadError(
+                f"{path} names {file[:MAX_SHOWN]!r}, which is not a {Path(name).suffix} file in "
+                "its folder; download it again"
+            )
+    with reading(path):
+        missing = [file for file in names if not (folder / file).is_file()]
     if missing:
         raise ModelLoadError(
             f"{folder} lacks {len(missing)} of the {len(names)} files with its weights: "

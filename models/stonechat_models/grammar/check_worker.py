@@ -3,7 +3,8 @@
 Each line of its input is one check as JSON: the `kind` and `source` of a grammar, and the CPU time
 `seconds` that the check may take. It forks for each check, and answers with a line of JSON:
 `error`, a text or null, and `status`, 0 or the signal at which the check ended: SIGPROF at the end
-of its time, SIGABRT without memory, SIGSEGV without stack. The module imports no tensors.
+of its time, SIGABRT without memory, SIGSEGV without stack. A negative `status` means that the check
+itself has failed; `error` says why. The module imports no tensors.
 """
 
 import json
@@ -69,13 +70,17 @@ def _check(task: dict[str, Any], tokenizer: LLTokenizer) -> dict[str, Any]:
             error = _error(GrammarSpec(task["kind"], task["source"]), tokenizer)
             os.write(writer, json.dumps(error).encode())
             os._exit(0)
-        finally:  # any exception: Python has no memory left, or a bug
+        except MemoryError:
             os.abort()
+        except BaseException as error:
+            os.write(writer, json.dumps(f"{type(error).__name__}: {error}"[:1000]).encode())
+        finally:
+            os._exit(1)
     os.close(writer)
     with open(reader, "rb") as answer:
         text = answer.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {"error": json.loads(text) if status == 0 else None, "status": -status}
+    return {"error": json.loads(text) if status >= 0 and text else None, "status": -status}
 
 
 def _error(spec: GrammarSpec, tokenizer: LLTokenizer) -> str | None:

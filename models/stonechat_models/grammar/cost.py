@@ -7,6 +7,7 @@ still be cheap.
 
 import json
 import re
+from functools import lru_cache
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.lark_text import measure, split_schemas
@@ -27,8 +28,7 @@ MAX_MULTIPLE = 100
 MAX_LINKED_NODES = 200
 """Schemas and rules that refer to each other are compiled by recursion, which needs stack."""
 
-_REPEAT = re.compile(r"\{(\d*),?(\d*)\}")
-_LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/')
+_REPEAT = re.compile(r"\{(\d*+)(?:,(\d*+))?\}")
 _COUNTS = frozenset(
     ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
 )
@@ -60,6 +60,7 @@ def check_expression(num_chars: int, what: str) -> None:
         raise GrammarError(f"{what} may have at most {MAX_EXPRESSION_CHARS:,} characters")
 
 
+@lru_cache(maxsize=64)  # one request asks several times
 def is_cheap(spec: GrammarSpec) -> bool:
     """Return whether the grammar needs no trial. Also true for one that is refused at once."""
     if len(spec.source) > MAX_CHARS:
@@ -134,17 +135,12 @@ def _is_cheap_node(node: dict[str, object]) -> bool:
 
 
 def _is_cheap_lark(source: str) -> bool:
-    text = ""
-    for part in split_schemas(source):
-        text += part.text.removesuffix("%json") if part.has_schema else part.text
-        if part.has_schema and not _is_cheap_schema(part.schema):
-            return False
-    if re.search("[&~%]", _LITERAL.sub("", text)):
-        return False
-    sizes = measure(text)
+    parts = list(split_schemas(source))
+    sizes = measure(" ".join(part.text for part in parts))
     return (
-        sizes.num_definitions <= MAX_LINKED_NODES
-        and sizes.regex_chars <= MAX_REGEX_CHARS
+        not sizes.num_operators
+        and sizes.num_definitions <= MAX_LINKED_NODES
         and sizes.longest_terminal <= MAX_REGEX_CHARS
-        and all(_num_repeats(literal) <= MAX_REPEATS for literal in _LITERAL.findall(text))
+        and _are_cheap_regexes(sizes.regexes)
+        and all(_is_cheap_schema(part.schema) for part in parts if part.has_schema)
     )

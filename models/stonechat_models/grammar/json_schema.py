@@ -45,9 +45,6 @@ _NUMBER_KEYS = frozenset(
         *_CONJUNCTIONS,
     )
 )
-_COUNTS = frozenset(
-    ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
-)
 _OTHER_PROPERTIES = frozenset(
     ("additionalProperties", "patternProperties", "unevaluatedProperties")
 )
@@ -129,9 +126,6 @@ def _prepare(node: dict[str, Any], can_close: bool) -> dict[str, Any]:
     prepared = change_children(node, lambda child, _: _prepare(child, can_close))
     if "$ref" in prepared and "$id" in prepared:
         raise GrammarError("a JSON schema with $id beside $ref is not supported")
-    for key in _COUNTS & prepared.keys():
-        if isinstance(prepared[key], float) and prepared[key].is_integer():
-            prepared[key] = int(prepared[key])
     _check_texts(prepared)
     _check_min_properties(prepared)
     _replace_format(prepared)

@@ -10,14 +10,20 @@ from stonechat_models.errors import GrammarError
 _TOKEN = re.compile(
     r"""
     //[^\n]* | \#[^\n]*
-    | (?P<string>"(?:\\.|[^"\\\n])*")
-    | (?P<regex>/(?:\\.|[^/\\\n])+/)
+    | <[^<>\s]++>
+    | (?P<string>"(?:[^"\\\n]++|\\.)*+(?P<string_end>")?)
+    | (?P<regex>/(?:[^/\\]++|\\.)++(?P<regex_end>/)?)
     | (?P<json>%json\b)
+    | (?P<operator>[&~%])
     | (?:^[ \t]*[!?]*)(?P<defined>[A-Za-z_][\w-]*)(?:\.-?\d+)?\s*(?:\[[^\]\n]*\]\s*)?:(?!:)
     | (?P<name>[A-Za-z_][\w-]*)
     """,
     re.VERBOSE | re.MULTILINE,
 )
+"""Takes linear time: what has no end is matched too. A regex may have several lines."""
+_SPACE = re.compile(r"\s*")
+_HUGE = 2**31
+"""Sizes beyond this one are not told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +42,8 @@ def split_schemas(source: str) -> Iterator[LarkPart]:
     for match in _TOKEN.finditer(source):
         if match["json"] is None or match.start() < position:
             continue
-        start = match.end() + len(source[match.end() :]) - len(source[match.end() :].lstrip())
         try:
-            schema, end = decoder.raw_decode(source, start)
+            schema, end = decoder.raw_decode(source, _end_of_space(source, match.end()))
         except (ValueError, RecursionError) as error:
             raise GrammarError(f"%json must be followed by a JSON schema: {error}") from error
         yield LarkPart(source[position : match.end()], schema, has_schema=True)
@@ -46,13 +51,20 @@ def split_schemas(source: str) -> Iterator[LarkPart]:
     yield LarkPart(source[position:])
 
 
+def _end_of_space(text: str, position: int) -> int:
+    space = _SPACE.match(text, position)
+    assert space is not None
+    return space.end()
+
+
 @dataclass(slots=True)
 class LarkSizes:
     """Sizes in characters, as far as the text shows them without a full parse."""
 
     num_definitions: int = 0
-    regex_chars: int = 0
-    """All regexes together."""
+    num_operators: int = 0
+    """Those that intersect or negate, and statements such as `%regex`."""
+    regexes: list[str] = field(default_factory=list)
     longest_literal: int = 0
     """The longest string or regex."""
     longest_terminal: int = 0
@@ -66,16 +78,24 @@ class _Definition:
 
 
 def measure(text: str) -> LarkSizes:
-    """Measure a grammar without its JSON schemas."""
+    """Measure a grammar without its JSON schemas.
+
+    Raises `GrammarError` if a string or regex has no end.
+    """
     sizes = LarkSizes()
     definitions: dict[str, _Definition] = {}
     current = _Definition()
     for match in _TOKEN.finditer(text):
         literal = match["string"] or match["regex"]
         if literal is not None:
+            if match["string_end"] is None and match["regex_end"] is None:
+                raise GrammarError(f"a string or regular expression has no end: {literal[:20]}")
             current.size += len(literal)
             sizes.longest_literal = max(sizes.longest_literal, len(literal))
-            sizes.regex_chars += len(match["regex"] or "")
+            if match["regex"] is not None:
+                sizes.regexes.append(literal)
+        elif match["operator"] is not None:
+            sizes.num_operators += 1
         elif match["defined"] is not None:
             sizes.num_definitions += 1
             current = definitions.setdefault(match["defined"], _Definition())
@@ -89,15 +109,17 @@ def measure(text: str) -> LarkSizes:
 def _expanded(terminals: dict[str, _Definition]) -> dict[str, int]:
     """The size of each terminal with all others written out. A cycle counts once."""
     sizes: dict[str, int] = {}
-    for first in terminals:
-        stack = [first]
-        while stack:
-            name = stack[-1]
-            if name not in sizes:
-                sizes[name] = 0  # until its parts are known
-                stack += [part for part in terminals[name].parts if part in terminals]
-                continue
-            stack.pop()
-            parts = terminals[name].parts
-            sizes[name] = terminals[name].size + sum(sizes.get(part, 0) for part in parts)
+    stack = [(name, False) for name in terminals]
+    while stack:
+        name, has_parts = stack.pop()
+        if name in sizes and not has_parts:
+            continue
+        terminal = terminals[name]
+        parts = [part for part in terminal.parts if part in terminals]
+        if has_parts:
+            sizes[name] = min(_HUGE, terminal.size + sum(sizes[part] for part in parts))
+        else:
+            sizes[name] = 0  # until its parts are known
+            stack.append((name, True))
+            stack += [(part, False) for part in parts if part not in sizes]
     return sizes

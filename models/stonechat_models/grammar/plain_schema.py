@@ -5,7 +5,9 @@ In the plain form:
 - Keywords that constrain nothing are gone (see `annotations`).
 - Each reference points to an entry of the root's `$defs`. References by `$id`, `$anchor` or a URL,
   and references that lead nowhere, stay as they are.
+- Counts, such as `maxItems`, are integers.
 - A list of one part in `allOf`, `anyOf` or `oneOf` is that part.
+- Parts of `allOf` that only require keys stand beside it: `required`, or `anyOf` of `required`.
 - `oneOf` is `anyOf` where its options exclude each other.
 - The root is not a mere reference.
 """
@@ -27,6 +29,9 @@ from stonechat_models.grammar.schema_tree import (
 
 _DYNAMIC = frozenset(("$dynamicRef", "$recursiveRef"))
 _MAX_HOPS = 8
+_COUNTS = frozenset(
+    ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
+)
 
 
 def plain_schema(schema: Schema) -> Schema:
@@ -144,11 +149,52 @@ class _Definitions:
 
 def _flatten(node: Schema) -> Schema:
     node = change_children(node, lambda child, _: _flatten(child))
+    for key in _COUNTS & node.keys():
+        if isinstance(node[key], float) and node[key].is_integer():
+            node[key] = int(node[key])
+    node = _with_requirements(node)
     for key in ("allOf", "anyOf", "oneOf"):
         match node.get(key):
             case [dict() as part]:
                 node = _join(node, key, part)
     return node
+
+
+def _with_requirements(node: Schema) -> Schema:
+    """`node` without the parts of `allOf` that only require keys, which stand beside it instead."""
+    parts = node.get("allOf")
+    if not isinstance(parts, list) or not isinstance(node.get("required", []), list):
+        return node
+    rest: list[Any] = []
+    for part in parts:
+        alternatives = part.get("anyOf") if isinstance(part, dict) else None
+        if _only_requires(part, node):
+            node = {**node, "required": [*node.get("required", ()), *part.get("required", ())]}
+        elif (
+            "anyOf" not in node
+            and isinstance(alternatives, list)
+            and not part.keys() - {"anyOf", "type"}
+            and part.get("type", node.get("type")) == node.get("type")
+            and all(_only_requires(option, node) for option in alternatives)
+        ):
+            node = {**node, "anyOf": alternatives}
+        else:
+            rest.append(part)
+    if len(rest) == len(parts):
+        return node
+    if "required" in node:
+        node["required"] = list(dict.fromkeys(node["required"]))
+    others = {key: value for key, value in node.items() if key != "allOf"}
+    return {**others, "allOf": rest} if rest else others
+
+
+def _only_requires(part: Any, node: Schema) -> bool:
+    """Whether the part does nothing but require keys of the object that `node` describes."""
+    if not isinstance(part, dict) or part.keys() - {"required", "type"}:
+        return False
+    names = part.get("required", [])
+    is_same = part.get("type", node.get("type")) == node.get("type")
+    return is_same and isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _join(node: Schema, key: str, part: Schema) -> Schema:

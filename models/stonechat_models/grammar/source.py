@@ -128,7 +128,7 @@ def _prepare_lark(source: str) -> str:
         parts.append(part.text)
         if part.has_schema:
             parts += [" ", json.dumps(prepare_value(part.schema))]
-    sizes = measure("".join(texts))
+    sizes = measure(" ".join(texts))
     check_expression(sizes.longest_literal, "a string or regular expression of a grammar")
     check_expression(sizes.longest_terminal, "a terminal with all terminals in it")
     return "".join(parts)

@@ -54,11 +54,12 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
         tokenizer = Tokenizer.from_folder(files.folder)
         model = _load_model(files, config, device, progress)
         tokenizer.refuse_missing_rows(model.info.vocab_size)
+        ignored: tuple[str, ...] = ()
         if config.generation_config == "model":
-            defaults = read_sampling_defaults(files.folder)
+            defaults, ignored = read_sampling_defaults(files.folder)
             model.info = replace(model.info, sampling_defaults=defaults)
     adapter = files.adapter.description if files.adapter is not None else ""
-    model.info = replace(model.info, adapter=adapter, notes=files.notes)
+    model.info = replace(model.info, adapter=adapter, notes=(*files.notes, *ignored))
     engine = assemble_engine(
         model,
         config,

@@ -6,9 +6,10 @@ request that waits here keeps its body in memory. No thread waits for the check 
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from stonechat_models import GrammarError, TooManyChecksError
 from stonechat_server.admission.refusals import RefusedError, too_many_requests, unavailable
 from stonechat_server.structured.grammar_checks import GrammarPendingError
 
@@ -31,7 +32,7 @@ class Preparations:
         self._max_requests = num_threads + max_waiting
         self._max_bytes = max_bytes
         self.num_requests = 0
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: dict[asyncio.Event, Future[GrammarError | None]] = {}
         self._is_draining = False
         self.num_bytes = 0
 
@@ -52,6 +53,8 @@ class Preparations:
                 return await self._run_once(work, size)
             except GrammarPendingError as pending:
                 await self._wait_for(pending, size)
+            except TooManyChecksError as error:
+                raise _pool_full() from error
 
     async def _run_once(self, work: Callable[[], T], size: int) -> T:
         self.check(size)
@@ -60,24 +63,45 @@ class Preparations:
         future = self._executor.submit(work)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: _call_soon(loop, lambda: self._count(-1, -size)))
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(lambda _: _call_soon(loop, lambda: self._abandon(future)))
+            raise
 
     async def _wait_for(self, pending: GrammarPendingError, size: int) -> None:
-        """Wait until a grammar is checked. The next run of the work sees the result."""
+        """Wait until a grammar is checked. The next run of the work sees the result.
+
+        Raises the error of a check that has failed.
+        """
         if len(self._waiting) >= MAX_CHECKING:
+            self._drop_unwanted(pending)
             raise _pool_full()
         loop, wakes = asyncio.get_running_loop(), asyncio.Event()
         pending.check.add_done_callback(lambda _: _call_soon(loop, wakes.set))
-        self._waiting.add(wakes)
+        self._waiting[wakes] = pending.check
         self.num_bytes += size
         try:
             if not self._is_draining:
                 await wakes.wait()
         finally:
-            self._waiting.discard(wakes)
+            del self._waiting[wakes]
             self.num_bytes -= size
+            self._drop_unwanted(pending)
         if self._is_draining:
             raise unavailable("The server is shutting down.", reason="draining", retry_after=5)
+        if not pending.check.cancelled() and (error := pending.check.exception()):
+            raise error
+
+    def _abandon(self, future: Future[T]) -> None:
+        """End what the work of a request that has left still waits for."""
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, GrammarPendingError):
+            self._drop_unwanted(error)
+
+    def _drop_unwanted(self, pending: GrammarPendingError) -> None:
+        if not pending.check.done() and pending.check not in self._waiting.values():
+            pending.drop()
 
     def drain(self) -> None:
         """Refuse with 503 what waits for the check of a grammar, now and from now on."""

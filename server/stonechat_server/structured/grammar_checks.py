@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -18,17 +19,22 @@ _Check = Future[GrammarError | None]
 
 
 class GrammarPendingError(Exception):
-    """The check of a grammar runs in another process. Try again once `check` is done."""
+    """The check of a grammar runs in another process. Try again once `check` is done.
 
-    def __init__(self, check: _Check) -> None:
+    `drop` cancels the check unless it has begun: call it if nobody waits for it.
+    """
+
+    def __init__(self, check: _Check, drop: Callable[[], None] = lambda: None) -> None:
         super().__init__("a grammar is being checked")
         self.check = check
+        self.drop = drop
 
 
 class GrammarCache:
     """Checks grammars: the cheap ones at once, the others in processes with limits. Thread-safe.
 
-    Its methods raise `GrammarPendingError` for a grammar that is being checked.
+    Its methods raise `GrammarPendingError` for a grammar that is being checked, and
+    `TooManyChecksError` if it would be one too many.
     """
 
     def __init__(self) -> None:
@@ -66,10 +72,7 @@ class GrammarCache:
             result = self._results.get(key)
         if not is_checked:
             result = self._examine(spec, key)
-            with self._lock:
-                self._results[key] = result
-                if len(self._results) > CHECKED_GRAMMARS:
-                    self._results.popitem(last=False)
+            self._remember(key, result)
         if isinstance(result, CostlyGrammarError):
             raise CostlyGrammarError(str(result))
         return None if result is None else str(result)
@@ -92,14 +95,29 @@ class GrammarCache:
                 return error
             return None
         with self._lock:
-            check = self._running.get(key)
-            if check is None:
-                check = self._running[key] = self._processes().submit(spec)
+            checker, check = self._processes(), self._running.get(key)
+            is_new = check is None or check.cancelled()
+            if check is None or is_new:
+                check = self._running[key] = checker.submit(spec)
+        if is_new:
+            check.add_done_callback(lambda check: self._end(key, check))
         if not check.done():
-            raise GrammarPendingError(check)
-        with self._lock:
-            self._running.pop(key, None)
+            raise GrammarPendingError(check, lambda: checker.drop(spec))
         return check.result()
+
+    def _end(self, key: bytes, check: _Check) -> None:
+        """Keep the result of a check that is done, even if nobody waits for it any more."""
+        with self._lock:
+            if self._running.get(key) is check:
+                del self._running[key]
+        if not check.cancelled() and check.exception() is None:
+            self._remember(key, check.result())
+
+    def _remember(self, key: bytes, result: GrammarError | None) -> None:
+        with self._lock:
+            self._results[key] = result
+            if len(self._results) > CHECKED_GRAMMARS:
+                self._results.popitem(last=False)
 
     def _processes(self) -> "GrammarChecker":
         if self._checker is None:

@@ -110,7 +110,7 @@ def test_damaged_files_are_refused_by_name(module: torch.nn.Module, tmp_path: Pa
         read_adapter(tmp_path, "mine")
     for config in ({"r": "four"}, {"lora_alpha": None}, {"r": 0}):
         write_adapter(tmp_path, module, NAMES, **config)
-        with pytest.raises(ModelLoadError, match=r"adapter_model\.safetensors"):
+        with pytest.raises(ModelLoadError, match=r"cannot read .*adapter_config\.json"):
             read_adapter(tmp_path, "mine")
     write_adapter(tmp_path, module, NAMES)
     path = tmp_path / "adapter_model.safetensors"
@@ -119,6 +119,54 @@ def test_damaged_files_are_refused_by_name(module: torch.nn.Module, tmp_path: Pa
         read_adapter(tmp_path, "mine")
     path.rename(tmp_path / "adapter_model.bin")
     with pytest.raises(ModelLoadError, match=r"only as adapter_model\.bin"):
+        read_adapter(tmp_path, "mine")
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+", r"(\w+\.)*x", "(a|a)" * 12, "a?" * 30, "x" * 300, "(", "(?=a)a", ".*.*.*.*x"],
+)
+def test_patterns_that_could_match_for_ever_are_refused(
+    module: torch.nn.Module, tmp_path: Path, key: str, pattern: str
+) -> None:
+    write_adapter(tmp_path, module, NAMES, **{key: {pattern: 4}})
+    with pytest.raises(ModelLoadError, match=r"cannot read .*adapter_config\.json"):
+        read_adapter(tmp_path, "mine")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"model\.layers\.(0|1)\.(self_attn|mlp)\.(q|o|down)_proj",
+        r"^model\.layers\.[01]\..*_proj$",
+        "(?:q|o|down)_proj",
+        r"layers\.\d+\.\w+\.[a-z_]+",
+    ],
+)
+def test_patterns_of_common_kinds_are_read(
+    module: torch.nn.Module, tmp_path: Path, pattern: str
+) -> None:
+    write_adapter(tmp_path, module, NAMES, alpha_pattern={pattern: 10})
+    layers = read_adapter(tmp_path, "mine").layers
+    assert {layer.scale for layer in layers.values()} == {10 / 4}
+
+
+def test_shapes_are_compared_before_anything_is_multiplied(tmp_path: Path) -> None:
+    write_adapter(tmp_path, torch.nn.ModuleDict({"x": torch.nn.Linear(4, 4)}), ["x"], rank=1)
+    size = 1 << 24  # the product would take a petabyte
+    tensors = {"A": torch.zeros(1, size), "B": torch.zeros(size, 1)}
+    named = {f"base_model.model.x.lora_{name}.weight": t for name, t in tensors.items()}
+    save_file(named, tmp_path / "adapter_model.safetensors")
+    adapter = read_adapter(tmp_path, "mine")
+    assert adapter.layers["x.weight"].shape == (size, size)
+    for transposed in (False, True):
+        weight = torch.zeros(4, 5).T if transposed else torch.zeros(4, 5)
+        with pytest.raises(ModelLoadError, match=f"{size} x {size}, which is 4 x 5 here"):
+            adapter.merged("x.weight", weight, transposed=transposed)
+    named["base_model.model.x.lora_A.weight"] = torch.zeros(1)
+    save_file(named, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelLoadError, match="x needs both tensors of rank 1"):
         read_adapter(tmp_path, "mine")
 
 

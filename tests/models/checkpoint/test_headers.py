@@ -14,6 +14,7 @@ from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from tests.models.checkpoint.hub_cache import add_hub_model
+from tests.models.tiny_adapters import write_adapter
 from tests.models.tiny_gguf import write_tiny_gguf
 from tests.models.tiny_models import tiny_model
 from tests.models.tiny_tokenizers import byte_level_backend
@@ -92,6 +93,28 @@ def test_gguf_files(caches: Path) -> None:
         assert shapes["model.norm.weight"] == ("F32", (64,))
     with pytest.raises(ModelLoadError, match=r"models pull owner/tiny/other\.gguf"):
         headers_of("owner/tiny/other.gguf")
+
+
+@pytest.mark.parametrize("layer", [1, 77])
+def test_an_adapter_must_fit(caches: Path, layer: int) -> None:
+    folder = save_model(caches / "tiny")
+    module = tiny_model("qwen3")
+    assert isinstance(module, torch.nn.Module)
+    name = "model.layers.1.self_attn.o_proj"
+    write_adapter(caches / "mine", module, [name])
+    path = caches / "mine" / "adapter_model.safetensors"
+    tensors = {key.replace(".1.", f".{layer}."): t for key, t in load_file(path).items()}
+    save_file(tensors, path)
+    config = EngineConfig(model=str(folder), adapter=str(caches / "mine"))
+    if layer == 1:
+        assert read_headers(config, lambda line: None).tensors
+        tensors = {
+            key: torch.zeros(t.shape[0] + ("_B" in key), t.shape[1]) for key, t in tensors.items()
+        }
+        save_file(tensors, path)
+    message = "mine changes .*which is" if layer == 1 else r"no weights model\.layers\.77"
+    with pytest.raises(ModelLoadError, match=message):
+        read_headers(config, lambda line: None)
 
 
 def test_pickled_weights_must_be_allowed(caches: Path) -> None:

@@ -79,6 +79,22 @@ def test_keys_of_one_family_are_checked_when_they_are_read() -> None:
         keys.section("d").read("f", int)
 
 
+@pytest.mark.parametrize(
+    "value", ['{"__float__": "abc"}', '{"__float__": [1]}', "[" * 600 + "]" * 600]
+)
+def test_values_that_transformers_does_not_write_are_refused(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(GOOD)[:-1] + f', "x": {value}}}')
+    with pytest.raises(ModelLoadError, match=r"config\.json: it is not a valid json file"):
+        read_config(path)
+
+
+def test_infinity_is_read_as_transformers_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**GOOD, "x": [{"__float__": "Infinity"}]}))
+    assert read_config(path).raw["x"] == [float("inf")]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "3"])
 def test_a_file_that_is_no_object_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"

@@ -69,6 +69,8 @@ def test_names_of_the_hub(name: str, expected: HubName) -> None:
         *("owner/name:", "owner/name/x.bin", "owner/name/sub", "owner/name/x.gguf:Q4_K_M"),
         *("qwen3:8b", "owner//x.gguf", "https://example.com/owner/name", "hf.co/", "a/b/c/"),
         *("a/b/../c.gguf", "hf.co/a/b/blob/main/../c.gguf"),
+        *("hf.co/a/b/x%2F..%2F..%2Fy.gguf", "hf.co/a/b/x%2F%2Fy.gguf", "hf.co/a/..%2Fb"),
+        *("hf.co/a/b/blob/..%2F..%2Fx/c.gguf", "hf.co/a/b/tree/..%2F..%2Fx"),
     ],
 )
 def test_other_texts_are_no_names_of_the_hub(name: str) -> None:

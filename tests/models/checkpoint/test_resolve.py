@@ -143,7 +143,9 @@ def test_only_needed_files_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path
         "tokenizer.json",
         "pytorch_model.bin",
     ]
+    names += ["spiece.model", "additional_chat_templates/rag.jinja"]
     names += ["onnx/model.onnx", "consolidated.safetensors", "original/x.safetensors", "a.h5"]
+    names += ["onnx/config.json", "onnx/additional_chat_templates.jinja"]
     fetched = [
         {
             n
@@ -152,7 +154,9 @@ def test_only_needed_files_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path
         }
         for allow, ignore in patterns
     ]
-    assert fetched == [set(names[:3]), set(names[:3]), {"config.json", "tokenizer.json", names[3]}]
+    plain = [{*names[:3], "spiece.model"}, {names[5]}]
+    pickled = {"config.json", "tokenizer.json", names[3], "spiece.model"}
+    assert fetched == [*plain, *plain, pickled]
 
 
 def test_the_default_model(default_model_files: ModelFiles) -> None:
@@ -160,7 +164,7 @@ def test_the_default_model(default_model_files: ModelFiles) -> None:
     assert default_model_files.config.num_layers == 30
     assert resolve(NAME) == resolve("default") == default_model_files
     generation = json.loads((default_model_files.folder / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == [2]
+    assert generation["eos_token_id"] == [2, 0]
 
 
 def test_the_weights_hash_follows_the_content(model_folder: Path) -> None:
@@ -286,6 +290,15 @@ def test_a_text_that_names_nothing_is_explained(model: str) -> None:
     for read in (resolve, headers_of):
         with pytest.raises(ModelLoadError, match="owner/name, owner/name:Q4_K_M or owner/name/"):
             read(model)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 300, "owner/" + "x" * 300])
+def test_a_path_that_cannot_be_looked_up_is_refused(name: str, model_folder: Path) -> None:
+    for read in (resolve, headers_of):
+        with pytest.raises(ModelLoadError, match=name):
+            read(name)
+    with pytest.raises(ModelLoadError, match=name):
+        resolve(model_folder, adapter=name)
 
 
 def test_an_adapter_is_part_of_the_weights_hash(model_folder: Path, tmp_path: Path) -> None:

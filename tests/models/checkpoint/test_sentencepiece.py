@@ -185,6 +185,22 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
         convert(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "y"}}}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"999": {}}}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}'),
+        ("added_tokens.json", '{"y": "x"}'),
+    ],
+)
+def test_an_error_names_the_file_it_is_in(tmp_path: Path, name: str, content: str) -> None:
+    train(tmp_path, "bpe", byte_fallback=False)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ModelLoadError, match=f"cannot read {tmp_path / name}"):
+        convert(tmp_path)
+
+
 @pytest.mark.parametrize("settings", [{"treat_whitespace_as_suffix": True}, {"kind": "char"}])
 def test_other_kinds_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     kind = settings.pop("kind", "bpe")

@@ -105,6 +105,28 @@ def test_what_cannot_be_converted_is_refused_by_name(folder: Path) -> None:
         converted(folder)
 
 
+def test_code_of_the_folder_does_not_run_and_nothing_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = folder / "ran"
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\nclass Own: pass\n")
+    auto_map = {"AutoTokenizer": ["own.Own", None], "AutoConfig": "own.Own"}
+    for name in ("config.json", "tokenizer_config.json"):
+        (folder / name).write_text(json.dumps({"model_type": "own", "auto_map": auto_map}))
+    (folder / "vocab.json").write_text('{"a": 0}')
+    asked: list[str] = []
+
+    def answer(question: str = "") -> str:
+        asked.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
+    with pytest.raises(ModelLoadError, match="cannot convert its tokenizer"):
+        converted(folder)
+    assert not asked
+    assert not mark.exists()
+
+
 def test_a_converted_tokenizer_belongs_to_its_folder_and_content(
     folder: Path, tmp_path: Path
 ) -> None:

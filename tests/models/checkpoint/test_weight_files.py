@@ -66,6 +66,44 @@ def test_missing_pickled_shards_are_named(tmp_path: Path) -> None:
         names(tmp_path, allow_pickle=True)
 
 
+@pytest.mark.parametrize(
+    ("index", "file", "allow_pickle"),
+    [
+        ("model.safetensors", "pytorch_model.bin", False),
+        ("model.safetensors", "pytorch_model.bin", True),
+        ("model.safetensors", "../out.safetensors", False),
+        ("model.safetensors", "sub/../../out.safetensors", False),
+        ("model.safetensors", "/out.safetensors", False),
+        ("model.safetensors", "..\\out.safetensors", False),
+        ("model.safetensors", "C:\\out.safetensors", False),
+        ("model.safetensors", "", False),
+        ("pytorch_model.bin", "../out.bin", True),
+        ("pytorch_model.bin", "model.safetensors.gz", True),
+    ],
+)
+def test_an_index_names_only_files_of_its_kind_in_its_folder(
+    tmp_path: Path, index: str, file: str, allow_pickle: bool
+) -> None:
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    add(tmp_path, "out.safetensors", "out.bin")
+    add(folder, "pytorch_model.bin" if index == "model.safetensors" else "pytorch_model-1.bin")
+    file = str(tmp_path) + file if file.startswith("/") else file
+    add_index(folder, index, file)
+    with pytest.raises(ModelLoadError, match=r"index\.json names .*file in its folder"):
+        names(folder, allow_pickle)
+
+
+def test_an_index_may_name_files_in_subfolders_but_not_very_long_names(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    add(tmp_path, "sub/a.safetensors")
+    add_index(tmp_path, "model.safetensors", "sub/a.safetensors")
+    assert names(tmp_path) == ["a.safetensors"]
+    add_index(tmp_path, "model.safetensors", "x" * 300 + ".safetensors")
+    with pytest.raises(ModelLoadError, match=r"cannot read .*index\.json"):
+        names(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {"a": 1}}'])
 def test_a_damaged_index_is_named(tmp_path: Path, text: str) -> None:
     add(tmp_path, "model-00001-of-00001.safetensors")

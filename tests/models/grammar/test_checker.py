@@ -1,11 +1,20 @@
 """Grammars are checked in processes that limits end, and quick checks wait for no slow one."""
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
 
 import pytest
 
-from stonechat_models.errors import CostlyGrammarError, EngineDeadError
+from stonechat_models.errors import (
+    CostlyGrammarError,
+    EngineDeadError,
+    EngineError,
+    GrammarError,
+    TooManyChecksError,
+)
 from stonechat_models.grammar.checker import SMALL_CHARS, GrammarChecker
 from stonechat_models.types import GrammarSpec
 
@@ -79,6 +88,53 @@ def test_equal_checks_are_one(checker: GrammarChecker) -> None:
     assert checker.submit(multiple_of(999_983, SMALL_CHARS)) is first
 
 
+def test_the_number_of_checks_is_limited(
+    checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stonechat_models.grammar.checker.MAX_CHECKS", 2)
+    slow = [multiple_of(999_000 + i, SMALL_CHARS) for i in range(3)]
+    first, second = checker.submit(slow[0]), checker.submit(slow[1])
+    assert checker.submit(slow[1]) is second
+    with pytest.raises(TooManyChecksError):
+        checker.submit(slow[2])
+    checker.drop(slow[1])
+    assert second.cancelled()
+    assert not first.cancelled()
+    assert not checker.submit(slow[2]).done()
+
+
+def test_a_dropped_check_leaves_the_queue(checker: GrammarChecker) -> None:
+    specs = [multiple_of(999_000 + i, SMALL_CHARS) for i in range(1_000)]
+    first = checker.submit(specs[0])
+    for spec in specs[1:]:
+        checker.submit(spec)
+        checker.drop(spec)
+    assert len(checker._slow._waiting) <= 1
+    assert not first.cancelled()
+
+
+def test_a_check_that_is_dropped_while_it_runs_has_no_second_try(checker: GrammarChecker) -> None:
+    spec = multiple_of(999_983)
+    check = checker.submit(spec)
+    deadline = time.monotonic() + HANG_SECONDS
+    while checker._quick.remove(spec) and time.monotonic() < deadline:
+        checker._quick.put(spec)
+        time.sleep(0.001)
+    checker.drop(spec)
+    with pytest.raises(CancelledError):
+        check.result(HANG_SECONDS)
+    assert not checker._running
+
+
+def test_a_dropped_check_can_be_submitted_again(checker: GrammarChecker) -> None:
+    checker.submit(multiple_of(999_000))
+    spec = GrammarSpec("lark", 'start: "a"')
+    checker.submit(spec)
+    checker.drop(spec)
+    checker.drop(spec)
+    assert error_of(checker, spec) is None
+
+
 def test_closing_ends_all_checks_at_once(checker: GrammarChecker) -> None:
     assert error_of(checker, GrammarSpec("regex", "ab")) is None
     checks = [checker.submit(multiple_of(999_000 + i, SMALL_CHARS)) for i in range(20)]
@@ -94,6 +150,11 @@ def test_a_process_that_was_killed_is_started_again(checker: GrammarChecker) -> 
     assert error_of(checker, GrammarSpec("regex", "ab")) is None
     checker._quick._process.end()
     assert error_of(checker, GrammarSpec("regex", "abc")) is None
+    process = checker._quick._process._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert error_of(checker, GrammarSpec("regex", "ab")) is None
 
 
 def test_a_failure_of_the_check_is_not_an_error_of_the_grammar(
@@ -103,4 +164,20 @@ def test_a_failure_of_the_check_is_not_an_error_of_the_grammar(
     with pytest.raises(Exception, match="cannot be checked") as caught:
         checker.submit(GrammarSpec("regex", "ab")).result(HANG_SECONDS)
     assert not isinstance(caught.value, CostlyGrammarError)
+    assert "a grammar cannot be checked" in caplog.text
+
+
+def test_a_process_that_cannot_run_is_no_error_of_the_grammar(
+    checker: GrammarChecker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    with pytest.raises(EngineError, match="cannot be checked") as caught:
+        checker.submit(GrammarSpec("regex", "ab")).result(HANG_SECONDS)
+    assert not isinstance(caught.value, GrammarError)
     assert "a grammar cannot be checked" in caplog.text

@@ -7,7 +7,13 @@ from llguidance import LLMatcher, LLParserLimits
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.compiler import GrammarCompiler
-from stonechat_models.grammar.cost import MAX_CHARS, is_cheap
+from stonechat_models.grammar.cost import (
+    MAX_CHARS,
+    MAX_EXPRESSION_CHARS,
+    _num_repeats,
+    is_cheap,
+)
+from stonechat_models.grammar.lark_text import measure, split_schemas
 from stonechat_models.grammar.source import to_llguidance
 from stonechat_models.types import GrammarSpec
 from tests.models.byte_vocabulary import ByteVocabulary
@@ -60,6 +66,9 @@ CHEAP = {
     "rules": GrammarSpec(
         "lark", "start: r0\n" + "".join(f'r{i}: "a" r{i + 1}\n' for i in range(150)) + 'r150: "b"'
     ),
+    "a special token with a slash": GrammarSpec("lark", 'start: "a" </s>'),
+    "marks in comments": GrammarSpec("lark", 'start: "a" // don\'t "x /y & z\n# "\n'),
+    "braces in a string": GrammarSpec("lark", 'start: "{9999}{9999}"'),
     "several grammars": GrammarSpec(
         "lark_bundle", json.dumps({"m": 'start: "<" @n', "n": "start: /[0-9]/"})
     ),
@@ -90,6 +99,8 @@ COSTLY = {
     ),
     "many rules": GrammarSpec("lark", "start: r0\n" + "".join(f'r{i}: "a"\n' for i in range(300))),
     "an intersection in Lark": GrammarSpec("lark", "start: A\nA: /(a{7})*/ & /(a{11})*/"),
+    "a regex of several lines in Lark": GrammarSpec("lark", f"start: A\nA: /{STARS * 99}\n/"),
+    "a negation after a special token": GrammarSpec("lark", "start: </s> A\nA: ~/a*/"),
     "a negation in Lark": GrammarSpec("lark", "start: A\nA: ~/a*/"),
     "another grammar in Lark": GrammarSpec("lark", 'start: A\nA: %regex {"substring_chars": "ab"}'),
     "a costly schema in Lark": GrammarSpec("lark", 'start: %json {"multipleOf": 999983}'),
@@ -149,3 +160,33 @@ def test_terminals_that_name_each_other_are_measured() -> None:
     assert is_cheap(spec)
     with pytest.raises(GrammarError):
         GrammarCompiler(ByteVocabulary(), PADDED_VOCAB).compile(spec)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'start: "' + '\\"' * 100_000,
+        "start: /" + "\\/" * 100_000,
+        "start: /{" + "1" * 400,
+        'start: "a\nb: "c"',
+    ],
+)
+def test_a_literal_without_an_end_is_refused_at_once(text: str) -> None:
+    """It takes minutes if each quote in it is tried as the begin of another literal."""
+    spec = GrammarSpec("lark", text)
+    is_cheap(spec)
+    with pytest.raises(GrammarError, match="has no end"):
+        to_llguidance(spec)
+
+
+def test_the_time_to_read_a_grammar_is_linear() -> None:
+    """Each of these takes a minute or more if its time is quadratic."""
+    names = "start: A\nA: " + "B " * 60_000 + "\nB: " + "C " * 60_000 + '\nC: "ab"'
+    assert measure(names).longest_terminal > MAX_EXPRESSION_CHARS
+    assert len(list(split_schemas("start: " + "%json 1\n" * 30_000))) == 30_001
+    assert _num_repeats("{" + "1" * 200_000) == 1
+
+
+def test_the_size_of_a_terminal_includes_those_that_it_names() -> None:
+    text = 'start: A\nA: B B C\nB: C "b"\nC: /cc/\nD: E\nE: D "e"'
+    assert measure(text).longest_terminal == 2 * (4 + 3) + 4

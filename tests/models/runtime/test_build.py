@@ -177,6 +177,17 @@ def test_an_adapter_makes_gguf_weights_float(tmp_path: Path) -> None:
         build(path, "native", adapter=str(tmp_path / "mine"))
 
 
+@pytest.mark.parametrize("source", ["model", "none"])
+def test_a_recommendation_that_no_request_may_have_is_noted(tmp_path: Path, source: str) -> None:
+    save(tmp_path)
+    content = {"temperature": 3.0, "top_k": 20.0, "eos_token_id": EOS}
+    (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    engine, _ = build(tmp_path, "transformers", generation_config=source)
+    defaults, notes = engine.model.info.sampling_defaults, engine.model.info.notes
+    assert (defaults.temperature, defaults.top_k) == (None, 20 if source == "model" else None)
+    assert ["temperature 3" in note for note in notes] == [True] * (source == "model")
+
+
 def add_tokens(folder: Path, *tokens: AddedToken) -> None:
     backend = byte_level_backend()
     backend.add_tokens(list(tokens))

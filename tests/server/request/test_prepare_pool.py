@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import pytest
 from fastapi.testclient import TestClient
 
-from stonechat_models import GrammarError
+from stonechat_models import EngineError, GrammarError
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.request import prepare_pool
 from stonechat_server.request.prepare_pool import Preparations
@@ -102,13 +102,16 @@ class CheckedWork:
 
     def __init__(self) -> None:
         self.check: Future[GrammarError | None] = Future()
-        self.num_runs = 0
+        self.num_runs = self.num_drops = 0
 
     def __call__(self) -> str:
         self.num_runs += 1
         if not self.check.done():
-            raise GrammarPendingError(self.check)
+            raise GrammarPendingError(self.check, self.drop)
         return "done"
+
+    def drop(self) -> None:
+        self.num_drops += 1
 
 
 def test_no_thread_waits_for_the_check_of_a_grammar() -> None:
@@ -139,11 +142,60 @@ def test_the_number_of_waiting_checks_is_limited(monkeypatch: pytest.MonkeyPatch
         preparations, work = Preparations(1, max_waiting=0, max_bytes=1000), CheckedWork()
         task = asyncio.create_task(preparations.run(work, 10))
         await wait_until(lambda: preparations.num_bytes == 10 and not preparations.num_requests)
+        refused = CheckedWork()
         with pytest.raises(RefusedError) as caught:
-            await preparations.run(CheckedWork(), 10)
+            await preparations.run(refused, 10)
         assert caught.value.status == 429
+        assert refused.num_drops == 1
+        with pytest.raises(RefusedError):
+            await preparations.run(work, 10)  # the check is still waited for
+        assert work.num_drops == 0
         work.check.set_result(None)
         assert await task == "done"
+        preparations.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_check_is_dropped_once_the_last_request_has_left() -> None:
+    async def scenario() -> None:
+        preparations, work = Preparations(1, max_waiting=9, max_bytes=1000), CheckedWork()
+        tasks = [asyncio.create_task(preparations.run(work, 10)) for _ in range(2)]
+        await wait_until(lambda: len(preparations._waiting) == 2)
+        for i, task in enumerate(tasks):
+            assert work.num_drops == 0
+            task.cancel()
+            await asyncio.wait([task])
+            assert work.num_drops == i
+        preparations.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_check_of_a_request_that_leaves_earlier_is_dropped() -> None:
+    async def scenario() -> None:
+        preparations, gate, work = Preparations(1, 9, 1000), Gate(), CheckedWork()
+        task = asyncio.create_task(preparations.run(lambda: gate() + work(), 10))
+        await wait_until(lambda: gate.num_running == 1)
+        task.cancel()
+        await asyncio.wait([task])
+        gate.opened.set()
+        await wait_until(lambda: work.num_drops == 1)
+        preparations.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_error_of_a_check_reaches_each_request() -> None:
+    async def scenario() -> None:
+        preparations, work = Preparations(1, max_waiting=9, max_bytes=1000), CheckedWork()
+        tasks = [asyncio.create_task(preparations.run(work, 10)) for _ in range(2)]
+        await wait_until(lambda: len(preparations._waiting) == 2)
+        work.check.set_exception(EngineError("no process"))
+        for task in tasks:
+            with pytest.raises(EngineError, match="no process"):
+                await task
+        assert work.num_runs == 2
         preparations.close()
 
     asyncio.run(scenario())

@@ -61,6 +61,27 @@ class Checker:
         pass
 
 
+class WaitingChecker(Checker):
+    """Has no result until a test sets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checks: dict[GrammarSpec, Future[object]] = {}
+
+    def submit(self, spec: GrammarSpec) -> "Future[object]":
+        self.checks[spec] = Future()
+        return self.checks[spec]
+
+    def drop(self, spec: GrammarSpec) -> None:
+        self.checks[spec].cancel()
+
+
+def pending_check(cache: GrammarCache, spec: GrammarSpec) -> GrammarPendingError:
+    with pytest.raises(GrammarPendingError) as caught:
+        cache.reason(spec)
+    return caught.value
+
+
 def test_cheap_grammars_need_no_process(cache: GrammarCache) -> None:
     assert cache.reason(GrammarSpec("json_schema", '{"type": "object"}')) is None
     assert "regex" in (cache.reason(GrammarSpec("regex", "(a")) or "")
@@ -105,6 +126,23 @@ def test_the_number_of_results_is_limited(
         assert cache.reason(GrammarSpec("regex", "a" * 600 + str(i))) is None
     assert cache.reason(GrammarSpec("regex", "a" * 600 + "0")) is None
     assert len(checker.specs) == CHECKED_GRAMMARS + 2
+
+
+def test_nothing_of_a_check_stays_but_its_result(
+    cache: GrammarCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if nobody asks for the grammar again."""
+    monkeypatch.setattr(cache, "_checker", checker := WaitingChecker())
+    specs = [GrammarSpec("regex", "a" * 600 + str(i)) for i in range(4)]
+    pending = [pending_check(cache, spec) for spec in specs]
+    checker.checks[specs[0]].set_result(None)
+    checker.checks[specs[1]].set_exception(EngineError("no memory"))
+    pending[2].drop()
+    assert pending[2].check.cancelled()
+    assert len(cache._running) == 1
+    assert cache.reason(specs[0]) is None
+    assert pending_check(cache, specs[2]).check is not pending[2].check
+    assert pending_check(cache, specs[3]).check is pending[3].check
 
 
 def test_a_joined_grammar_is_only_tried_if_it_is_costly(
@@ -218,6 +256,14 @@ def test_others_are_answered_while_costly_grammars_are_checked(client: TestClien
         attacker.join(HANG_SECONDS)
     assert len(ended) == len(attackers)
     assert 503 in ended
+
+
+def test_too_many_checks_are_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stonechat_models.grammar.checker.MAX_CHECKS", 0)
+    response = post(client, structured_outputs={"json": costly_schema(0)})
+    assert response.status_code == 429
+    assert response.headers["Retry-After"] == "1"
+    assert post(client, structured_outputs={"json": {"type": "object"}}).status_code == 200
 
 
 @pytest.mark.parametrize("is_strict", [False, True])

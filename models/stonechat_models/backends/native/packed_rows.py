@@ -9,6 +9,7 @@ import numpy.typing as npt
 from stonechat_models.backends.native.bindings import GROUP, Kind, Source
 from stonechat_models.checkpoint.packed.layouts import Codes
 from stonechat_models.checkpoint.packed.tensors import PackedTensor
+from stonechat_models.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,8 @@ def packed_rows(
     """Return rows of a packed weight in a source format that can be packed as `kind`.
 
     Its own integers are kept if `kind` holds them, with scales in half precision. int8 does so if
-    they lie between -128 and 127 without their zeros.
+    they lie between -128 and 127 without their zeros. Raises `UnsupportedModelError` for scales
+    that half precision does not hold.
     """
     import torch
 
@@ -41,28 +43,34 @@ def packed_rows(
     codes = tensor.layout.codes(parts, rows)
     if codes is not None and codes.is_regular:
         if packed_kind(tensor.type_name) == kind:
-            return _four_bits(codes, kind)
+            return _four_bits(tensor.name, codes, kind)
         signed = codes.values.int() - codes.zeros[:, codes.group_of].int()
         if kind == Kind.INT8 and -128 <= int(signed.min()) <= int(signed.max()) <= 127:
-            return Source.Q8_0, _blocks(codes, [], signed.to(torch.int8).numpy().view(np.uint8))
+            data = signed.to(torch.int8).numpy().view(np.uint8)
+            return Source.Q8_0, _blocks(tensor.name, codes, [], data)
     values = tensor.layout.floats(parts, rows) if codes is None else codes.floats()
     return Source.FLOAT, np.ascontiguousarray(values.numpy(), dtype=np.float32).view(np.uint8)
 
 
-def _four_bits(codes: Codes, kind: Kind) -> tuple[Source, npt.NDArray[np.uint8]]:
+def _four_bits(name: str, codes: Codes, kind: Kind) -> tuple[Source, npt.NDArray[np.uint8]]:
     values = codes.values.numpy().reshape(-1, GROUP)
     halves = values[:, : GROUP // 2] | (values[:, GROUP // 2 :] << 4)
     if kind == Kind.SYMMETRIC4:
-        return Source.Q4_0, _blocks(codes, [], halves)
-    return Source.Q4_1, _blocks(codes, [-codes.scales * codes.zeros], halves)
+        return Source.Q4_0, _blocks(name, codes, [], halves)
+    return Source.Q4_1, _blocks(name, codes, [-codes.scales * codes.zeros], halves)
 
 
 def _blocks(
-    codes: Codes, minima: "list[torch.Tensor]", data: npt.NDArray[np.uint8]
+    name: str, codes: Codes, minima: "list[torch.Tensor]", data: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.uint8]:
     """Return rows of GGUF blocks: the scale of each group, its minimum if any, and its data."""
     group_of = codes.group_of[::GROUP]
     factors = [values[:, group_of].half().numpy() for values in (codes.scales, *minima)]
+    is_lost = not factors[0].any() and bool(codes.floats().any())
+    if is_lost or not all(np.isfinite(values).all() for values in factors):
+        raise UnsupportedModelError(
+            f"{name} has scales that half precision does not hold; use --backend transformers"
+        )
     head = np.ascontiguousarray(np.stack(factors, axis=-1)).view(np.uint8)
     n, groups = head.shape[:2]
     blocks = np.concatenate([head, data.reshape(n, groups, -1)], axis=-1)

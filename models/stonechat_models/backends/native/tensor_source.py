@@ -179,8 +179,7 @@ class Store(ABC):
         """The type of a tensor that must have this shape."""
         stored, type_name = self._header(self._tensor(name))
         packed = self._packing.tensors.get(name)
-        is_flat = packed is not None and packed.is_flat
-        if tuple(stored) != ((prod(shape),) if is_flat else shape):
+        if not (tuple(stored) == shape if packed is None else packed.can_have(shape)):
             actual, expected = (" x ".join(map(str, sizes)) for sizes in (stored, shape))
             raise ModelLoadError(
                 f"{self.model}: {name} is {actual}, expected {expected}; download it again"

@@ -43,12 +43,14 @@ def packed_source(
     if not packing.label or not packing.is_read_here:
         yield model_class, {"pretrained_model_name_or_path": folder, "config": changed}
         return
-    plain = changed or AutoConfig.from_pretrained(folder, local_files_only=True)
+    plain = changed or AutoConfig.from_pretrained(
+        folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+    )
     for part in (plain, plain.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
     with torch.device("meta"):
-        empty = model_class.from_config(plain)
+        empty = model_class.from_config(plain, trust_remote_code=config.trust_remote_code)
     with ExitStack() as stack:
         stored: dict[str, Any] = {}
         for path in files.weights:

@@ -6,9 +6,11 @@ renamed file finds it again. A file with other metadata, or one that was edited 
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once, sampled_hash
+from stonechat_models.checkpoint.generation_config import is_allowed
 from stonechat_models.checkpoint.gguf.config import config_of, eos_token_ids
 from stonechat_models.checkpoint.gguf.metadata import Config
 from stonechat_models.checkpoint.gguf.reader import GgufFile, gguf_parts, read_gguf, read_part
@@ -17,7 +19,7 @@ from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.model_file import reading
 
 # Part of the cache key. Raise it whenever the result of a conversion changes.
-CONVERSION_VERSION = 4
+CONVERSION_VERSION = 5
 SAMPLING_KEYS = {
     "temperature": "temp",
     "top_k": "top_k",
@@ -89,12 +91,18 @@ def _generation_config(gguf: GgufFile, config: Config) -> Config:
         "bos_token_id": config["bos_token_id"],
         "eos_token_id": eos_token_ids(gguf),
         "pad_token_id": config["pad_token_id"],
-        **{
-            name: gguf.metadata[f"general.sampling.{key}"]
-            for name, key in SAMPLING_KEYS.items()
-            if f"general.sampling.{key}" in gguf.metadata
-        },
+        **dict(_sampling(gguf)),
     }
+
+
+def _sampling(gguf: GgufFile) -> Iterator[tuple[str, float]]:
+    """Yield the recommended sampling parameters. What no request may have is left out."""
+    for name, key in SAMPLING_KEYS.items():
+        value = gguf.metadata.get(f"general.sampling.{key}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if is_allowed(name, value) and (name != "top_k" or value == int(value)):
+            yield name, value
 
 
 def _tokenizer_config(gguf: GgufFile) -> Config:

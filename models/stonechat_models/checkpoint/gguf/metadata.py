@@ -144,11 +144,6 @@ def size_at(key: str, default: int | None = None, least: int = 1) -> Read:
     return lambda gguf: integer(gguf, key, default, least=least)
 
 
-def number_at(key: str, default: float | None = None) -> Read:
-    """Return a reader of a number."""
-    return lambda gguf: number(gguf, key, default)
-
-
 def positive_at(key: str, default: float | None = None) -> Read:
     """Return a reader of a number above 0."""
     return lambda gguf: positive(gguf, key, default)

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -258,10 +259,20 @@ def _parse(path: Path, buffer: mmap.mmap) -> GgufFile:
     start = -(-cursor.position // alignment) * alignment
     raw = np.frombuffer(buffer, dtype=np.uint8)
     tensors = [_map_tensor(path, raw, start, *header) for header in headers]
+    _refuse_overlap([header[3] for header in headers], tensors)
     by_name = {tensor.name: tensor for tensor in tensors}
     if len(by_name) < len(tensors):
         raise ValueError("two tensors have the same name")
     return GgufFile(path, metadata, by_name, start)
+
+
+def _refuse_overlap(offsets: list[int], tensors: list[GgufTensor]) -> None:
+    """Raise `ValueError` for tensors that share bytes: a small file would need a lot of memory."""
+    end = 0
+    for offset, tensor in sorted(zip(offsets, tensors, strict=True), key=itemgetter(0)):
+        if offset < end:
+            raise ValueError(f"tensor {tensor.name} overlaps the one before it")
+        end = offset + tensor.data.nbytes
 
 
 def _tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -29,8 +29,15 @@ CONFIG_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors
 def rope_of(gguf: GgufFile) -> Config:
     """Return `rope_parameters`. Raises `UnsupportedModelError` if they cannot be exact."""
     theta = positive(gguf, "rope.freq_base", 10000.0)
+    factor = _scale(gguf)
     kind = gguf.value("rope.scaling.type")
+    if kind is None and factor not in (None, 1.0):
+        kind = "linear"
+    if number(gguf, "rope.scaling.attn_factor", 1.0) != 1.0:
+        raise refusal(gguf, "its attention factor is not 1")
     if CONFIG_TENSORS[0] in gguf.tensors:
+        if kind not in (None, "none") and factor not in (None, 1.0):
+            raise refusal(gguf, "it has RoPE frequencies, and a scaling of them")
         return {"rope_theta": theta, **_llama3(gguf, theta)}
     if any(name.startswith("rope_factors") for name in gguf.tensors):
         raise refusal(gguf, "RoPE scaling with factors for long contexts is not supported")
@@ -38,11 +45,22 @@ def rope_of(gguf: GgufFile) -> Config:
         return {"rope_theta": theta, "rope_type": "default"}
     if kind not in ("linear", "yarn"):
         raise refusal(gguf, f"RoPE scaling of type {kind} is not supported")
-    rope: Config = {"rope_theta": theta, "rope_type": kind}
-    rope["factor"] = positive(gguf, "rope.scaling.factor")
+    if factor is None:
+        raise refusal(gguf, "rope.scaling.factor is missing")
+    rope: Config = {"rope_theta": theta, "rope_type": kind, "factor": factor}
     if kind == "yarn":
         rope |= _yarn(gguf)
     return rope
+
+
+def _scale(gguf: GgufFile) -> float | None:
+    """Return by what positions are divided, from its key or the older one. None: by nothing.
+
+    As in llama.cpp, 0 stands for nothing. A file without a type of scaling divides too.
+    """
+    keys = ("rope.scaling.factor", "rope.scale_linear")
+    key = next((key for key in keys if gguf.value(key) is not None), None)
+    return None if key is None or number(gguf, key) == 0 else positive(gguf, key)
 
 
 def _yarn(gguf: GgufFile) -> Config:
@@ -107,6 +125,8 @@ def proportional_of(gguf: GgufFile) -> Config:
     """Return `rope_parameters` of a head of which only the first frequencies rotate."""
     theta = positive(gguf, "rope.freq_base", 1e6)
     share = 1.0
+    if _scale(gguf) not in (None, 1.0) and gguf.value("rope.scaling.type") != "none":
+        raise refusal(gguf, "RoPE scaling of this architecture is not supported")
     if CONFIG_TENSORS[0] in gguf.tensors:
         divisors = _factors(gguf, CONFIG_TENSORS[0])
         rotated = int((divisors == 1.0).sum())

@@ -37,7 +37,7 @@ def _gptq(stored: StoredTensors, base: str) -> PackedTensor:
     k = words[0] * 32 // bits
     if "g_idx" in parts:
         k = prod(stored.headers[parts["g_idx"]].shape)
-    check_fit(-(-k * bits // 32) == words[0])
+    check_fit(k > 0 and -(-k * bits // 32) == words[0])
     offset = 0 if stored.method.stored_form == "gptq_v2" else 1
     layout = Gptq(bits, stored.method.group_size_of(base), offset, k)
     type_name = _gptq_type(stored, layout, parts, num_groups, n)

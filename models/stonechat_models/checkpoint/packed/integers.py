@@ -7,6 +7,7 @@ import torch
 from stonechat_models.checkpoint.packed.layouts import (
     Codes,
     IntegerLayout,
+    MisfitError,
     Parts,
     group_index,
     spread,
@@ -63,6 +64,12 @@ class Awq(IntegerLayout):
         return values[8 * place + torch.tensor(AWQ_POSITIONS)[rows % 8]]
 
 
+def check_columns(shape: tuple[int, ...], packed: tuple[int, ...], bits: int) -> None:
+    """Raise `MisfitError` unless a matrix of this shape is packed in int32[n, words]."""
+    if len(shape) != 2 or (shape[0], -(-shape[1] * bits // 32)) != tuple(packed):
+        raise MisfitError("its shape does not fit its packed weights")
+
+
 @dataclass(frozen=True, slots=True)
 class PackedIntegers(IntegerLayout):
     """compressed-tensors: int32 words along the inputs, offset by half of the range."""
@@ -85,7 +92,11 @@ class PackedIntegers(IntegerLayout):
         return Codes(values, scales.float(), zeros, group_of)
 
     def stored_shape(self, parts: Parts) -> tuple[int, ...] | None:
-        return tuple(parts["weight_shape"].tolist()) if "weight_shape" in parts else None
+        if "weight_shape" not in parts:
+            return None
+        shape = tuple(int(size) for size in parts["weight_shape"].flatten()[:3].tolist())
+        check_columns(shape, parts["weight_packed"].shape, self.bits)
+        return shape
 
     def _zeros(
         self, zeros: torch.Tensor, shape: tuple[int, ...], rows: torch.Tensor

@@ -120,14 +120,18 @@ def scale_grid(
 
     See `spread`.
     """
+    if len(shape) < 2:
+        raise MisfitError("weights that are not a matrix have scales")
     n, k = shape[-2:]
+    if len(scale_shape) == len(shape) + 2 and scale_shape[-3] == scale_shape[-1] == 1:
+        scale_shape = (*scale_shape[:-3], scale_shape[-2])  # ModelOpt's [rows, 1, columns, 1]
     count, num_scales = prod(shape[:-2]), prod(scale_shape)
     if len(scale_shape) == len(shape) and scale_shape[:-2] == shape[:-2]:
         num_rows, num_columns = scale_shape[-2:]
-    elif num_scales == 1:
+    elif num_scales == 1 or scale_shape in (shape[:-2], (*shape[:-2], 1), (count,)):
         num_rows = num_columns = 1
-    elif num_scales in (count, count * n):
-        num_rows, num_columns = num_scales // count, 1
+    elif scale_shape in (shape[:-1], (count * n,)):
+        num_rows, num_columns = n, 1
     else:
         raise MisfitError("scales do not fit their weights")
     per_row, per_column = block_size(n, num_rows, block[0]), block_size(k, num_columns, block[1])

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject
+from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject, shown
+from stonechat_models.checkpoint.packed.targets import PatternError, is_match
 from stonechat_models.errors import UnsupportedModelError
 
 LABELS = {
@@ -45,6 +46,7 @@ COMPRESSED_FORMATS = frozenset(
         *("mxfp8-quantized", "naive-quantized", "nvfp4-pack-quantized", "pack-quantized"),
     }
 )
+COMPRESSED_BITS = {"int": (2, 4, 8), "float": (4, 8)}
 MODELOPT_ALGORITHMS = frozenset(
     ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "MIXED_PRECISION", "NVFP4", "W4A16_NVFP4")
 )
@@ -99,26 +101,56 @@ class Method:
         section, key = self.keys, "weight_block_size"
         if self.name == "compressed-tensors":
             section, key = self._weights_of(module), "block_structure"
-        block = section.read(key, list[int], [])
-        if len(block) == 2:
-            return block[0], block[1]
+        block = _read_block(section, key)
+        if block is not None:
+            return block
         return (128, 128) if self.name == "fp8" else (0, self.group_size_of(module))
 
     def _weights_of(self, module: str) -> JsonObject:
-        """Return how compressed-tensors quantises the weights of a module."""
+        """Return how compressed-tensors quantises the weights of a module.
+
+        Its path goes before patterns, of which the first decides, and these before its class.
+        """
         groups = self.keys.section("config_groups").sections().values()
-        chosen = next(iter(groups), self.keys)
-        for group in groups:
-            if any(_is_target(target, module) for target in group.read("targets", list[str], [])):
-                chosen = group
-        return chosen.section("weights")
+        if len(groups) < 2:
+            return next(iter(groups), self.keys).section("weights")
+        targets = [(t, group) for group in groups for t in group.read("targets", list[str], [])]
+        for is_target in (_names_path, _names_pattern, _names_class):
+            for target, group in targets:
+                if is_target(self, target, module):
+                    return group.section("weights")
+        raise _refuse(self, f"without a quantisation of {shown(module)}")
 
 
-def _is_target(target: str, module: str) -> bool:
-    """Whether a target names the module by its path or by a pattern, not by its class."""
-    if target.startswith("re:"):
-        return re.match(target[3:], module) is not None
+def _names_path(method: Method, target: str, module: str) -> bool:
     return module == target or module.endswith("." + target)
+
+
+def _names_pattern(method: Method, target: str, module: str) -> bool:
+    """Whether the target is a pattern that the path matches. Refuses patterns that are not read."""
+    if not target.startswith("re:"):
+        return False
+    try:
+        return is_match(target[3:], module)
+    except PatternError as error:
+        raise _refuse(method, f"with the target {shown(target)}") from error
+
+
+def _names_class(method: Method, target: str, module: str) -> bool:
+    """Whether the target is the class of all layers that are packed."""
+    return target == "Linear"
+
+
+def _read_block(section: JsonObject, key: str) -> tuple[int, int] | None:
+    """Return the rows and columns of a block, a list or a text as 128x128. None: there is none."""
+    value = section.values.get(key)
+    if isinstance(value, str):
+        sizes = re.fullmatch(r"(\d{1,9})x(\d{1,9})", value.strip())
+        if sizes is None:
+            raise section.error(key, f"is {shown(value)}, which is not a size such as 128x128")
+        return int(sizes[1]), int(sizes[2])
+    block = section.read(key, list[int], [])
+    return (block[0], block[1]) if len(block) == 2 else None
 
 
 def read_method(config: HFConfig) -> Method:
@@ -204,6 +236,10 @@ def _refuse_compressed(method: Method) -> None:
         raise _refuse(method, "with transforms")
     for group in groups.values():
         weights = group.section("weights")
-        bits = weights.read("num_bits", int, 4)
-        if weights.read("type", str, "int") == "int" and bits not in (2, 4, 8):
-            raise _refuse(method, f"with {bits} bits")
+        bits, kind = weights.read("num_bits", int, 4), weights.read("type", str, "int")
+        if bits not in COMPRESSED_BITS.get(kind, ()):
+            raise _refuse(method, f"with {bits} bits" + ("" if kind == "int" else f" of {kind}"))
+        _read_block(weights, "block_structure")
+        targets = group.read("targets", list[str], []) if len(groups) > 1 else []
+        for target in targets:
+            _names_pattern(method, target, "")

@@ -5,11 +5,12 @@ data, a load looks at the data.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from stonechat_models.checkpoint.packed.bitsandbytes import TableLayout
+from stonechat_models.checkpoint.packed.bitsandbytes import TableLayout, read_state
 from stonechat_models.checkpoint.packed.floats import Fp4, Fp8
 from stonechat_models.checkpoint.packed.gptq_awq import gptq_or_awq
 from stonechat_models.checkpoint.packed.integers import Int8, PackedIntegers
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from stonechat_models.checkpoint.headers import TensorHeader
 
 FP8_TYPES = ("F8_E4M3", "F8_E5M2")
+EXPONENT_TYPES = ("U8", "F8_E8M0")
+"""The types of scales that are powers of two."""
 PACKED_TYPES = frozenset((*FP8_TYPES, "I8", "U8", "I32", "U32", "F4"))
 SCALE_ENDS = ("_scale_inv", "_scale")
 SIDE_NAMES = frozenset(
@@ -118,14 +121,35 @@ def _compressed(stored: StoredTensors, base: str) -> PackedTensor:
     parts = {role: f"{base}.{role}" for role in ("weight_packed", "weight_scale")}
     parts = stored.parts(parts, {role: f"{base}.{role}" for role in optional})
     bits, size = stored.method.bits_of(base), stored.method.group_size_of(base)
-    n, k = packed.shape[0], packed.shape[1] * 32 // bits
-    if "weight_shape" in parts and stored.read is not None:
-        k = int(stored.read(parts["weight_shape"])[-1])
-    _, _, run = scale_grid((n, k), stored.shape(parts["weight_scale"]), (0, size))
-    is_regular = "weight_g_idx" not in parts and run % GROUP == 0
-    type_name = integer_type(bits, is_regular, "weight_zero_point" not in parts)
     layout = PackedIntegers(bits, size)
-    return PackedTensor(f"{base}.weight", type_name, (n, k), parts, layout)
+    shape, run, num_spare = _compressed_shape(stored, parts, layout)
+    is_regular = "weight_g_idx" not in parts and run % GROUP == shape[1] % GROUP == 0
+    type_name = integer_type(bits, is_regular, "weight_zero_point" not in parts)
+    return PackedTensor(f"{base}.weight", type_name, shape, parts, layout, num_spare=num_spare)
+
+
+def _compressed_shape(
+    stored: StoredTensors, parts: dict[str, str], layout: PackedIntegers
+) -> tuple[tuple[int, int], int, int]:
+    """Return the shape, how many columns share a scale, and `PackedTensor.num_spare`.
+
+    The last word of a row may have unused bits. The headers tell only how many words there are.
+    """
+    n, num_words = stored.shape(parts["weight_packed"])
+    scales, block = stored.shape(parts["weight_scale"]), (0, layout.group_size)
+    most = num_words * 32 // layout.bits
+    least = most
+    if "weight_shape" in parts:
+        least = (num_words - 1) * 32 // layout.bits + 1
+        if stored.read is not None:
+            roles = ("weight_packed", "weight_shape")
+            shape = layout.stored_shape({role: stored.read(parts[role]) for role in roles})
+            assert shape is not None
+            least = most = shape[1]
+    for k in range(most, least - 1, -1):
+        with suppress(MisfitError):
+            return (n, k), scale_grid((n, k), scales, block)[2], k - least
+    raise MisfitError
 
 
 def _bytes(stored: StoredTensors, base: str) -> PackedTensor | None:
@@ -145,7 +169,12 @@ def _table(stored: StoredTensors, name: str, state: str, type_name: str) -> Pack
     nested = {role: f"{name}.{role}" for role in ("nested_absmax", "nested_quant_map")}
     parts = stored.parts({"weight": name, "state": state} | parts, nested)
     count = prod(stored.shape(name)) * 2
-    return PackedTensor(name, type_name, (count,), parts, TableLayout(), is_flat=True)
+    tensor = PackedTensor(name, type_name, (count,), parts, TableLayout(), is_flat=True)
+    if stored.read is None:
+        return tensor
+    shape = read_state({"state": stored.read(state)}).shape
+    check_fit(tensor.can_have(shape))
+    return replace(tensor, shape=shape, is_flat=False)
 
 
 def _fp4(stored: StoredTensors, base: str, packed: str, second: dict[str, str]) -> PackedTensor:
@@ -155,6 +184,10 @@ def _fp4(stored: StoredTensors, base: str, packed: str, second: dict[str, str]) 
     shape = (size[0], size[1] * 2)
     block_size(shape[1], scale.shape[1], 0)
     is_nvfp4 = scale.type_name in FP8_TYPES
+    if not is_nvfp4 and scale.type_name not in EXPONENT_TYPES:
+        raise stored.refusal(
+            f"that is not read: {scale.name} has the type {scale.type_name}, and its weights U8"
+        )
     if is_nvfp4 and not second.keys() & parts.keys():
         raise stored.refusal(f"without the second scale of {base}.weight")
     type_name = "NVFP4" if is_nvfp4 else "MXFP4"
@@ -178,6 +211,7 @@ def _fp8(stored: StoredTensors, tensor: "TensorHeader") -> PackedTensor:
     scale = next((name for name in names if name in stored.headers), None)
     if scale is None and stored.method.name:
         raise stored.missing(names[0])
+    check_fit(len(tensor.shape) > 0)
     parts = {"weight": tensor.name}
     block = stored.method.block_of(tensor.name.removesuffix(".weight"))
     if scale is not None:

@@ -6,7 +6,8 @@ from math import prod
 
 import torch
 
-from stonechat_models.checkpoint.packed.layouts import Layout
+from stonechat_models.checkpoint.packed.layouts import Layout, MisfitError
+from stonechat_models.errors import ModelLoadError
 
 Read = Callable[[str], torch.Tensor]
 """Reads a stored tensor by its name."""
@@ -30,19 +31,41 @@ class PackedTensor:
     layout: Layout | None
     is_flat: bool = False
     """The shape is not in the headers: `shape` is only the number of weights."""
+    num_spare: int = 0
+    """How many columns less than in `shape` there may be, which the headers do not tell."""
 
     @property
     def num_elements(self) -> int:
         return prod(self.shape)
 
+    def can_have(self, shape: tuple[int, ...]) -> bool:
+        """Whether a shape is the weight's, as far as the headers tell."""
+        if any(size < 1 for size in shape):
+            return False
+        if self.is_flat:  # two weights in a byte
+            return self.num_elements == prod(shape) + prod(shape) % 2
+        least = self.shape[-1] - self.num_spare
+        return self.shape[:-1] == shape[:-1] and least <= shape[-1] <= self.shape[-1]
+
     def read(self, read: Read) -> dict[str, torch.Tensor]:
-        """Read the parts."""
-        return {role: read(name) for role, name in self.parts.items()}
+        """Read the parts. Raises `ModelLoadError` if they say another shape than the headers."""
+        assert self.layout is not None
+        parts = {role: read(name) for role, name in self.parts.items()}
+        try:
+            shape = self.layout.stored_shape(parts)
+        except MisfitError as error:
+            raise self._misfit() from error
+        if shape is not None and not self.can_have(shape):
+            raise self._misfit()
+        return parts
+
+    def _misfit(self) -> ModelLoadError:
+        return ModelLoadError(f"the parts of {self.name} do not fit together; download it again")
 
     def values(self, read: Read, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Read the whole weight."""
-        assert self.layout is not None
         parts = self.read(read)
+        assert self.layout is not None
         shape = self.layout.stored_shape(parts) or self.shape
         matrix = torch.empty((prod(shape[:-1]), shape[-1]), dtype=dtype)
         for start in range(0, len(matrix), CHUNK_ROWS):

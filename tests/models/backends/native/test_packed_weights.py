@@ -16,7 +16,7 @@ from stonechat_models.backends.native.stores import open_store
 from stonechat_models.backends.native.weight_plan import plan_weights
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
-from stonechat_models.errors import ModelLoadError
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.backends.native.native_helpers import load_native, make_batch, random_ids
 from tests.models.packed_writers import CASES, GPTQ, fp8, gptq, save_packed
 
@@ -140,3 +140,17 @@ def test_types_without_kernels_are_left_to_pytorch(tmp_path: Path) -> None:
     config = EngineConfig(model=str(tmp_path), device="cpu")
     reason = supports(resolve_model(config, lambda line: None), config)
     assert reason == "weights of type F64 are not supported by the native backend"
+
+
+@pytest.mark.parametrize("factor", [1e9, 1e-12])
+@pytest.mark.parametrize("name", ["w4a16", "w8a8"])
+def test_scales_beyond_half_precision_are_refused(name: str, factor: float, tmp_path: Path) -> None:
+    """They would become infinite, or all 0."""
+    save_packed(tmp_path, "llama", *CASES[name][:2])
+    path, scale = tmp_path / "model.safetensors", "model.layers.0.mlp.up_proj.weight_scale"
+    tensors = load_file(path)
+    save_file({**tensors, scale: tensors[scale].float() * factor}, path)
+    with pytest.raises(
+        UnsupportedModelError, match=r"up_proj\.weight has scales that half precision"
+    ):
+        packed_matrices(resolve(tmp_path))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from stonechat_models.backends.transformers.load import load_module, load_settings
 from stonechat_models.checkpoint.resolve import resolve_model
@@ -13,7 +13,9 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from tests.models.packed_writers import (
     CASES,
+    compressed,
     is_linear_or_expert,
+    pack_quantized,
     quantise_config,
     save_packed,
 )
@@ -62,6 +64,37 @@ def test_weights_are_rounded_to_the_dtype(tmp_path: Path) -> None:
     floats = save_packed(tmp_path, "llama", writer, quantization)
     for name, parameter in load(tmp_path, torch.bfloat16).named_parameters():
         assert torch.equal(parameter, floats[name].to(torch.bfloat16))
+
+
+def test_rows_may_end_within_a_word(tmp_path: Path) -> None:
+    config = compressed("pack-quantized", num_bits=4, group_size=20)
+    floats = save_packed(
+        tmp_path, "llama", pack_quantized(4, 20), config, is_down, intermediate_size=100
+    )
+    parameters = dict(load(tmp_path).named_parameters())
+    for name in filter(is_down, floats):
+        assert torch.equal(parameters[name], floats[name])
+
+
+def is_down(name: str) -> bool:
+    return name.endswith("down_proj.weight")
+
+
+def test_code_in_the_folder_is_not_run_unless_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_packed(tmp_path, "llama", *CASES["fp8-block"][:2])
+    allowed = []
+
+    def record(folder: Path, **options: object) -> PretrainedConfig:
+        allowed.append(options.pop("trust_remote_code"))
+        config: PretrainedConfig = from_pretrained(folder, **options)
+        return config
+
+    from_pretrained = AutoConfig.from_pretrained
+    monkeypatch.setattr(AutoConfig, "from_pretrained", record)
+    load(tmp_path)
+    assert allowed == [False]
 
 
 def test_fp8_experts_in_one_tensor(tmp_path: Path) -> None:

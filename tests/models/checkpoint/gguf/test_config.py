@@ -134,6 +134,34 @@ def test_linear_scaling_reaches_the_config() -> None:
     assert plain["rope_parameters"]["rope_type"] == "default"
 
 
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_scaling_without_a_type_is_linear(key: str) -> None:
+    def rope(**fields: object) -> dict[str, Any]:
+        config = config_of(file_of({**LLAMA, **fields}))
+        parameters = config["rope_parameters"]
+        assert isinstance(parameters, dict)
+        return parameters
+
+    linear = {"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0}
+    assert rope(**{key: 4.0}) == linear
+    assert rope(**{key: 4.0, "rope.scaling.type": "linear"}) == linear
+    for factor, kind in ((1.0, None), (0.0, None), (4.0, "none")):
+        assert rope(**{key: factor, "rope.scaling.type": kind})["rope_type"] == "default"
+    assert rope(**{"rope.scale_linear": 2.0, "rope.scaling.factor": 4.0}) == linear
+    assert "is -2.0" in refusal_of({**LLAMA, key: -2.0})
+    divisors = tensor("rope_freqs.weight", llama3_divisors(8.0, 10000.0))
+    fields = {**LLAMA, "attention.key_length": 128, key: 4.0}
+    assert "and a scaling of them" in refusal_of(fields, "llama", divisors)
+
+
+def test_an_attention_factor_is_refused_where_nothing_computes_it() -> None:
+    for kind in (None, "linear", "yarn"):
+        fields = {**LLAMA, **YARN, "rope.scaling.type": kind}
+        message = refusal_of({**fields, "rope.scaling.attn_factor": 1.2})
+        assert "attention factor is not 1" in message
+        assert config_of(file_of({**fields, "rope.scaling.attn_factor": 1.0}))
+
+
 def llama3_divisors(factor: float, theta: float) -> np.ndarray:
     """What transformers divides the frequencies of Llama 3 by, for heads of 128 elements."""
     parameters = {

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from stonechat_models.backends.transformers.load import load_module
 from stonechat_models.checkpoint.gguf.config import config_of
-from stonechat_models.checkpoint.gguf.convert import conversion_key
+from stonechat_models.checkpoint.gguf.convert import conversion_key, convert
 from stonechat_models.checkpoint.gguf.reader import read_gguf, read_part
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
@@ -79,6 +79,22 @@ def test_the_folder_describes_the_model(tmp_path: Path) -> None:
     generation = json.loads((folder / "generation_config.json").read_text())
     ends = [tokens.index("<|endoftext|>"), tokens.index("<|im_end|>")]
     assert generation["eos_token_id"] == ends
+
+
+def test_recommended_sampling_that_no_request_may_have_is_left_out(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama")
+    file = read_gguf(path)
+    named = {"temp": 0.5, "top_k": 20, "top_p": 1.5, "min_p": "x", "penalty_repeat": float("nan")}
+    file.metadata.update({f"general.sampling.{key}": value for key, value in named.items()})
+    convert(file, tmp_path)
+    content = json.loads((tmp_path / "generation_config.json").read_text())
+    assert content["temperature"] == 0.5
+    assert content["top_k"] == 20
+    assert not content.keys() & {"top_p", "min_p", "repetition_penalty"}
+    file.metadata.update({"general.sampling.top_k": 1.5, "general.sampling.temp": 3.0})
+    convert(file, tmp_path)
+    content = json.loads((tmp_path / "generation_config.json").read_text())
+    assert not content.keys() & {"top_k", "temperature"}
 
 
 def test_converting_happens_once_and_survives_a_rename(tmp_path: Path) -> None:

@@ -81,6 +81,23 @@ def test_damaged_files_raise_no_other_error(tmp_path: Path) -> None:
             continue
 
 
+def test_tensors_may_not_overlap(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    sizes, count = (8, 16, 4), 3
+    offsets = ((0, 32, 96), (96, 0, 64), (0, 0, 96), (0, 28, 96), (64, 0, 0))
+    for places in offsets:
+        content = b"GGUF" + struct.pack("<IQQ", 3, count, 0)
+        for name, size, offset in zip("abc", sizes, places, strict=True):
+            content += struct.pack("<Q", 1) + name.encode()
+            content += struct.pack("<IQIQ", 1, size, 0, offset)
+        path.write_bytes(content + bytes(256))
+        if places in offsets[:2]:
+            assert len(read_gguf(path).tensors) == count
+            continue
+        with pytest.raises(ModelLoadError, match="overlaps the one before it"):
+            read_gguf(path)
+
+
 def test_other_versions_and_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<I", 1) + bytes(64))

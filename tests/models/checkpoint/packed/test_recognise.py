@@ -135,8 +135,122 @@ def test_rows_may_end_within_a_word() -> None:
     weight = np.random.default_rng(0).normal(size=(16, 100)).astype(np.float32)
     tensors, values = pack_quantized(4, -1, symmetric=False)(weight)
     layout = PackedIntegers(4, -1)
-    packed = PackedTensor("x.weight", "INT4", (16, 104), {n: n for n in tensors}, layout)
+    parts = {name: name for name in tensors}
+    packed = PackedTensor("x.weight", "INT4", (16, 104), parts, layout, num_spare=7)
     assert torch.equal(packed.values(tensors.__getitem__), torch.from_numpy(values))
+
+
+def test_headers_allow_what_the_data_tell_of_rows_that_end_within_a_word(tmp_path: Path) -> None:
+    """No group of 20 ends with the word, so the headers tell more than the number of words."""
+    config = compressed("pack-quantized", num_bits=4, group_size=20)
+    changes = {"intermediate_size": 100}
+    save_packed(tmp_path, "llama", pack_quantized(4, 20), config, is_down, **changes)
+    planned = packing_of(tmp_path).tensors[f"{DOWN}.weight"]
+    served = packing_of(tmp_path, reads=True).tensors[f"{DOWN}.weight"]
+    assert served.shape == planned.shape == (128, 100)
+    assert served.type_name == planned.type_name == "INT4_IRREGULAR"
+    assert planned.can_have((128, 97))
+    assert not served.can_have((128, 97))
+    for shape in ((128, 96), (128, 101), (127, 100)):
+        assert not planned.can_have(shape)
+
+
+def is_attention(name: str) -> bool:
+    return name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"))
+
+
+def is_down(name: str) -> bool:
+    return name.endswith("down_proj.weight")
+
+
+@pytest.mark.parametrize(
+    "shape", [[1 << 17, 1 << 16], [127, 160], [128, 161], [128, 0], [-128, -160], [128], []]
+)
+@pytest.mark.parametrize("name", ["w4a16", "bnb-nf4"])
+def test_a_stored_shape_is_compared_with_what_is_stored(
+    name: str, shape: list[int], tmp_path: Path
+) -> None:
+    """Before memory is allocated for it: the first would take 32 GiB."""
+    save_packed(tmp_path, "llama", *CASES[name][:2])
+
+    def edit(tensors: Tensors) -> None:
+        if name == "w4a16":
+            tensors[f"{DOWN}.weight_shape"] = torch.tensor(shape, dtype=torch.int64)
+            return
+        key = f"{DOWN}.weight.quant_state.bitsandbytes__nf4"
+        text = json.dumps({**json.loads(bytes(tensors[key].tolist())), "shape": shape})
+        tensors[key] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    edit_tensors(tmp_path, edit)
+    read = load_file(tmp_path / "model.safetensors").__getitem__
+    packed = packing_of(tmp_path).tensors[f"{DOWN}.weight"]
+    with pytest.raises(ModelLoadError, match=rf"the parts of {DOWN}.weight do not fit together"):
+        packed.values(read)
+    with pytest.raises(ModelLoadError, match=rf"the parts of {DOWN}\.\w+ do not fit together"):
+        packing_of(tmp_path, reads=True)
+
+
+@pytest.mark.parametrize(
+    "change", [{"blocksize": 0}, {"blocksize": 32}, {"blocksize": "x"}, {"nested_blocksize": 0}]
+)
+def test_blocks_that_do_not_fit_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", *CASES["bnb-nested"][:2])
+    tensors = load_file(tmp_path / "model.safetensors")
+    key = f"{DOWN}.weight.quant_state.bitsandbytes__nf4"
+    text = json.dumps({**json.loads(bytes(tensors[key].tolist())), **change})
+    tensors[key] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    packed = packing_of(tmp_path).tensors[f"{DOWN}.weight"]
+    with pytest.raises(ModelLoadError, match=rf"the parts of {DOWN}.weight do not fit together"):
+        packed.values(tensors.__getitem__)
+
+
+def test_bytes_with_other_scales_are_not_mxfp4(tmp_path: Path) -> None:
+    """Their format is not known, so neither is what they stand for."""
+    save_packed(tmp_path, "llama", *CASES["mxfp4"][:2])
+    scale = f"{Q}.weight_scale"
+    edit_tensors(tmp_path, lambda tensors: tensors.update({scale: tensors[scale].float()}))
+    with pytest.raises(UnsupportedModelError, match=f"not read: {scale} has the type F32"):
+        packing_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fp8-tensor", "w8a8"])
+def test_vectors_with_scales_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", *CASES[name][:2])
+    key = f"{Q}.weight"
+    edit_tensors(tmp_path, lambda tensors: tensors.update({key: tensors[key][0].contiguous()}))
+    with pytest.raises(ModelLoadError, match=f"the parts of {key} do not fit together"):
+        packing_of(tmp_path)
+
+
+def test_each_weight_is_read_as_its_group_says(tmp_path: Path) -> None:
+    """A pattern has some of the modules, and a class has the others."""
+    config = compressed("pack-quantized", num_bits=4, group_size=32)
+    weights = {"num_bits": 8, "group_size": 32}
+    config["config_groups"]["group_0"]["targets"] = ["re:.*mlp.*"]
+    config["config_groups"]["group_1"] = {"targets": ["Linear"], "weights": weights}
+    floats = save_packed(tmp_path, "llama", pack_quantized(8), config, is_attention)
+    for packing in (packing_of(tmp_path), packing_of(tmp_path, reads=True)):
+        packed = packing.tensors[f"{Q}.weight"]
+        values = packed.values(load_file(tmp_path / "model.safetensors").__getitem__)
+        assert packed.type_name == "INT8"
+        assert torch.equal(values, floats[f"{Q}.weight"])
+
+
+def test_the_blocks_of_modelopt_are_in_four_dimensions(tmp_path: Path) -> None:
+    config = {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}
+    floats = save_packed(tmp_path, "llama", fp8((32, 32), "weight_scale"), config)
+
+    def edit(tensors: Tensors) -> None:
+        for name in [n for n in tensors if n.endswith("weight_scale")]:
+            tensors[name] = tensors[name][:, None, :, None].contiguous()
+
+    edit_tensors(tmp_path, edit)
+    values = (
+        packing_of(tmp_path)
+        .tensors[f"{DOWN}.weight"]
+        .values(load_file(tmp_path / "model.safetensors").__getitem__)
+    )
+    assert torch.equal(values, floats[f"{DOWN}.weight"])
 
 
 @pytest.mark.parametrize(
