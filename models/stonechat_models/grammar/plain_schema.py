@@ -163,7 +163,10 @@ def _flatten(node: Schema) -> Schema:
 def _with_requirements(node: Schema) -> Schema:
     """`node` without the parts of `allOf` that only require keys, which stand beside it instead."""
     parts = node.get("allOf")
-    if not isinstance(parts, list) or not isinstance(node.get("required", []), list):
+    names = node.get("required", [])
+    if not isinstance(parts, list) or not isinstance(names, list):
+        return node
+    if not all(isinstance(name, str) for name in names):
         return node
     rest: list[Any] = []
     for part in parts:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from stonechat_server.parsers.deltas import DeltaParser, ParsedDelta
+from stonechat_server.parsers.deltas import ContentDelta, DeltaParser, EndDelta, ParsedDelta
 from stonechat_server.tool_formats.layout import hold_back
 
 
@@ -73,8 +73,14 @@ class AnswerMarksParser:
     otherwise: str = ""
     """Precedes the text for `inner` if no opening mark does, and the text begins like a name."""
     _held: str = field(default="", init=False)
-    _is_at_start: bool = field(default=True, init=False)
+    _may_open: bool = field(default=True, init=False)
+    """Whether only whitespace has come since the beginning, or since the last mark."""
+    _follows_opening: bool = field(default=False, init=False)
     _is_open: bool = field(default=False, init=False)
+    """Whether there has been an opening mark."""
+    _has_begun: bool = field(default=False, init=False)
+    """Whether the beginning has been read."""
+    _has_text: bool = field(default=False, init=False)
 
     @property
     def in_reasoning(self) -> bool:
@@ -86,43 +92,79 @@ class AnswerMarksParser:
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         self._held += text
-        while self._is_at_start and self._read_opening(finished):
-            pass
-        if self._is_at_start and not finished:
-            return []
-        text = self._take(finished)
-        return self.inner.feed(text, finished) if text or finished else []
+        text = self._take(finished=False)
+        self._has_text |= bool(text.strip())
+        if not finished:
+            return self.inner.feed(text, False) if text else []
+        last = self._take(finished=True)
+        if not self._begins_mark(last.strip()):
+            return self.inner.feed(text + last, True)
+        deltas = self.inner.feed(text, True)
+        has_ended = bool(deltas) and isinstance(deltas[-1], EndDelta)
+        if not self.is_call_cut and not has_ended:
+            deltas.append(ContentDelta(last, may_be_call=True))
+        return deltas
+
+    def _begins_mark(self, text: str) -> bool:
+        """Whether the end of the answer, which may be a text, looks like a mark that is cut."""
+        if not text or text[0].isalpha() or (len(text) == 1 and self._has_text):
+            return False
+        return any(mark.startswith(text) for mark in self.marks.texts)
+
+    def _take(self, finished: bool) -> str:
+        """Take the held text that can be no part of a mark, without the marks."""
+        taken = ""
+        while True:
+            while self._may_open and self._read_opening(finished):
+                pass
+            if self._may_open:
+                return taken
+            text, self._may_open = self._read_text(finished)
+            taken += text
+            if not self._may_open:
+                return taken
+            self._follows_opening = False
 
     def _read_opening(self, finished: bool) -> bool:
         """Consume an opening mark. False if there is none, or none yet."""
         text = self._held.lstrip()
         marks = [mark for mark in self.marks.openings if text.startswith(mark)]
         may_grow = any(mark.startswith(text) and mark != text for mark in self.marks.openings)
-        if may_grow and not finished:
+        if (may_grow or not text) and not finished:
             return False
         if not marks:
-            self._is_at_start = False
+            self._may_open = False
             begins_name = text[:1].isalnum() or text[:1] == "_"
-            otherwise = self.otherwise if begins_name else ""
-            self._held = text if self._is_open else otherwise + self._held
+            otherwise = self.otherwise if begins_name and not self._has_begun else ""
+            self._held = text if self._follows_opening else otherwise + self._held
+            self._has_begun = True
             return False
         self._held = text.removeprefix(max(marks, key=len)).lstrip()
-        self._is_open = True
+        self._is_open = self._has_begun = self._follows_opening = True
         return True
 
-    def _take(self, finished: bool) -> str:
-        """Take the held text that can be no part of a closing mark, without such marks."""
+    def _read_text(self, finished: bool) -> tuple[str, bool]:
+        """Take the text before a closing mark, and drop the mark. False if none is complete."""
         closings = self.marks.closings if self._is_open or self._is_token_like() else ()
-        text, self._held = self._held, ""
-        for mark in sorted(closings, key=len, reverse=True):
-            before, found, after = text.partition(mark)
-            text = before.rstrip() + after if found else text
-        if finished:
-            return text
-        num_held = hold_back(text, closings)
-        end = len(text[: len(text) - num_held].rstrip())
-        self._held = text[end:]
-        return text[:end]
+        found = min(
+            ((self._held.find(mark), -len(mark), mark) for mark in closings if mark in self._held),
+            default=None,
+        )
+        if found is not None:
+            position, _, mark = found
+            rest = self._held[position:]
+            may_grow = any(other != mark and other.startswith(rest) for other in closings)
+            if finished or not may_grow:
+                text, self._held = self._held[:position], rest.removeprefix(mark)
+                return text.rstrip(), True
+        elif finished:
+            text, self._held = self._held, ""
+            return text, False
+        else:
+            position = len(self._held) - hold_back(self._held, closings)
+        text = self._held[:position].rstrip()
+        self._held = self._held[len(text) :]
+        return text, False
 
     def _is_token_like(self) -> bool:
         return all(mark.startswith(("<|", "[")) for mark in self.marks.closings)

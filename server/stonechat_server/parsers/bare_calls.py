@@ -15,9 +15,12 @@ from stonechat_server.tool_formats.openings import closing_mark
 
 def may_be_bare(format: ToolFormat) -> bool:
     """Whether calls without marks can be told from those of the format."""
-    if isinstance(format.layout, HarmonyLayout):
-        return False
-    return bool(format.trigger) or not isinstance(format.layout, JsonLayout)
+    return not isinstance(format.layout, HarmonyLayout)
+
+
+def _needs_fence(format: ToolFormat) -> bool:
+    """Whether only a fence tells such calls from those of the format, which are bare as well."""
+    return not format.trigger and isinstance(format.layout, JsonLayout)
 
 
 class BareCallParser:
@@ -31,7 +34,10 @@ class BareCallParser:
         self._inner = inner
         self._format = format
         self._reader: BareCallReader | None = BareCallReader(
-            names.functions, names.schemas, closing_mark(format)
+            names.functions,
+            names.schemas,
+            closing_mark(format),
+            needs_fence=_needs_fence(format),
         )
         self._num_calls = 0
 

@@ -30,7 +30,12 @@ class BareCallReader:
     """Reads calls character by character, until a character that can be part of no call."""
 
     def __init__(
-        self, functions: Collection[str], schemas: Schemas, closing_mark: str = ""
+        self,
+        functions: Collection[str],
+        schemas: Schemas,
+        closing_mark: str = "",
+        *,
+        needs_fence: bool = False,
     ) -> None:
         self.held = ""
         """The text since the beginning, or since the last call."""
@@ -41,6 +46,7 @@ class BareCallReader:
         """Whether a fence or a section has been closed."""
         self._functions = functions
         self._schemas = schemas
+        self._needs_fence = needs_fence
         self._closings = [closing_mark] if closing_mark else []
         self._closing: LiteralMatcher | None = None
         self._is_list = False
@@ -71,8 +77,10 @@ class BareCallReader:
         if char == "`":
             self._word, self._state = "", self._in_fence
             self._in_fence(char)
-        else:
+        elif not self._needs_fence:
             self._before_list(char)
+        elif not char.isspace():
+            self._fail()
 
     def _in_fence(self, char: str) -> None:
         if self._word in _OPENING_FENCES and (char.isspace() or char in "[{"):

@@ -19,6 +19,8 @@ class ReasoningDelta:
     """Text of the model's reasoning."""
 
     text: str
+    only_if_cut: bool = field(default=False, compare=False)
+    """Whether the text counts only if a limit cut the answer. It is calls otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class ToolCallDelta:
     id: str | None = None
     name: str | None = None
     type: Literal["function", "custom"] = "function"
+    unless_cut: bool = field(default=False, compare=False)
+    """Whether the call counts only if no limit cut the answer. It is reasoning otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

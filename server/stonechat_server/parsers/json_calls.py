@@ -17,7 +17,7 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
 
     Arguments are emitted character by character. If other keys precede them, or the keys are in
     another order, they are emitted when the call's object ends. Keys after the arguments are
-    ignored.
+    ignored. Arguments may also be a string that contains their object.
     """
 
     def __init__(self, layout: JsonLayout, names: Collection[str]) -> None:
@@ -32,14 +32,33 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
             # Only whitespace may precede the arguments object. Anything else ends the section.
             if char.isspace():
                 return []
+            if char == '"' and self._layout.is_object:
+                self._scanner.push(char)
+                self._state = self._in_text
+                return []
             return self._end_with_rest()
         self._raw = ""
         if self._scanner.push(char):
-            self.is_cut = False
-            self._expect([self._layout.after_arguments], self._after_arguments)
-            if self._matcher.matched is not None:
-                self._expect_next_call()
+            self._end_arguments()
         return [CallArguments(char)]
+
+    def _in_text(self, char: str) -> list[CallEvent]:
+        """Read arguments that are a JSON string of their object."""
+        self._scanner.push(char)
+        if not self._scanner.is_outside:
+            return []
+        arguments = _read_text(self._raw)
+        if arguments is None:
+            return self._end_with_rest()
+        self._raw = ""
+        self._end_arguments()
+        return [CallArguments(arguments)]
+
+    def _end_arguments(self) -> None:
+        self.is_cut = False
+        self._expect([self._layout.after_arguments], self._after_arguments)
+        if self._matcher.matched is not None:
+            self._expect_next_call()
 
     def _after_arguments(self, char: str) -> list[CallEvent]:
         if self._layout.is_object and self._matcher.raw.strip() == "" and char == ",":
@@ -111,6 +130,18 @@ def _read_call(text: str) -> tuple[str, str] | None:
         return None
     name = next((value[key] for key in _NAME_KEYS if key in value), None)
     arguments: object = next((value[key] for key in _ARGUMENT_KEYS if key in value), {})
-    if not isinstance(name, str) or not isinstance(arguments, dict):
+    text = json.dumps(arguments, ensure_ascii=False)
+    if isinstance(arguments, str):
+        text = _read_text(text) or ""
+    elif not isinstance(arguments, dict):
         return None
-    return name, json.dumps(arguments, ensure_ascii=False)
+    return (name, text) if isinstance(name, str) and text else None
+
+
+def _read_text(text: str) -> str | None:
+    """The JSON object that the JSON string `text` contains; None if it contains another text."""
+    try:
+        inner = load_json(text)
+        return inner.strip() if isinstance(load_json(inner), dict) else None
+    except ValueError:
+        return None

@@ -22,6 +22,17 @@ def load_json(text: str) -> Any:
     return value
 
 
+def is_same_json(a: object, b: object) -> bool:
+    """Whether two values are equal in JSON, where 1 equals 1.0 but not `true`."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(is_same_json, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(is_same_json(a[key], b[key]) for key in a)
+    return a == b
+
+
 def _too_deep() -> ValueError:
     return ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
 

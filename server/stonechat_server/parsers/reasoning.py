@@ -4,7 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from stonechat_server.parsers.deltas import DeltaParser, ParsedDelta, ReasoningDelta
+from stonechat_server.parsers.call_mention import CallMention
+from stonechat_server.parsers.deltas import (
+    ContentDelta,
+    DeltaParser,
+    ParsedDelta,
+    ParserFactory,
+    ReasoningDelta,
+)
 from stonechat_server.tool_formats.layout import hold_back
 
 
@@ -23,6 +30,8 @@ class ReasoningMarkers:
 
 
 _GAP = "\n\n"
+_MAX_MENTIONS = 16
+"""Mentions of calls that are read again as text. It bounds the work on an answer."""
 KNOWN_MARKERS = (
     ReasoningMarkers("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
     ReasoningMarkers("<think>", "</think>"),
@@ -56,25 +65,35 @@ class _State(Enum):
 
 @dataclass(slots=True)
 class ReasoningParser:
-    """A `DeltaParser`. `inner` parses the text after the reasoning.
+    """A `DeltaParser`. A parser that `new_inner` makes parses the text after the reasoning.
 
     `starts_open` means that the prompt already has the start marker. Whitespace next to the markers
-    is removed.
+    is removed. Calls at the end of reasoning that has no end marker are calls if they are whole, no
+    text follows them, and no limit cut the answer. Any other mention of a call is reasoning.
     """
 
     markers: ReasoningMarkers
     starts_open: bool
-    inner: DeltaParser
+    new_inner: ParserFactory
     openings: tuple[str, ...] = ()
     """Texts that begin the answer: if one comes first, there is no reasoning."""
     triggers: tuple[str, ...] = ()
-    """Texts that open a call. If the reasoning does not end, such a text ends it."""
+    """Texts that open a call."""
+    _inner: DeltaParser = field(init=False)
     _state: _State = field(default=_State.START, init=False)
     _held: str = field(default="", init=False)
     _has_begun: bool = field(default=False, init=False)
     """Whether any reasoning has been emitted."""
     _gap: str = field(default="", init=False)
     """Separates the next reasoning from what was emitted."""
+    _num_searched: int = field(default=0, init=False)
+    """Held characters of the reasoning before which no end marker begins."""
+    _mention: CallMention | None = field(default=None, init=False)
+    """What the held text begins with, apart from whitespace, while it may still be calls."""
+    _num_mentions: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._inner = self.new_inner()
 
     @property
     def in_reasoning(self) -> bool:
@@ -84,15 +103,20 @@ class ReasoningParser:
 
     @property
     def is_call_cut(self) -> bool:
-        return self.inner.is_call_cut
+        return self._inner.is_call_cut
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         self._held += text
         deltas: list[ParsedDelta] = []
-        while self._step(finished, deltas):
+        while self._step(False, deltas):
             pass
-        if finished:
-            deltas += self.inner.feed(self._held, True)
+        if finished and self._begins_start():
+            deltas += [*self._inner.feed("", True), ContentDelta(self._held, may_be_call=True)]
+            return deltas
+        while finished and self._step(True, deltas):
+            pass
+        if finished and self._state is not _State.REASONING:
+            deltas += self._inner.feed(self._held, True)
             self._held = ""
         return deltas
 
@@ -103,14 +127,19 @@ class ReasoningParser:
                 self._read_start(finished)
                 return self._state is not _State.START
             case _State.REASONING:
-                self._read_reasoning(finished, deltas)
-                return self._state is not _State.REASONING
+                return self._read_reasoning(finished, deltas)
             case _State.END:
-                self._held = self._held.lstrip()
-                self._state = _State.ANSWER if self._held else _State.END
-                return bool(self._held)
+                return self._read_end(finished)
             case _State.ANSWER:
                 return self._read_answer(finished, deltas)
+
+    def _begins_start(self) -> bool:
+        """Whether the held text looks like a start marker that is cut."""
+        may_start = self._state is _State.END
+        may_start |= self._state is _State.START and not self.starts_open
+        text = self._held.strip()
+        may_start &= bool(text) and not text[0].isalpha()
+        return may_start and self.markers.start.startswith(text)
 
     def _read_answer(self, finished: bool, deltas: list[ParsedDelta]) -> bool:
         """Pass text on, without stray markers. True if reasoning begins again."""
@@ -124,11 +153,11 @@ class ReasoningParser:
             num_held = 0 if finished else hold_back(self._held, marks)
             text = self._held[: len(self._held) - num_held]
             self._held = self._held[len(text) :]
-            deltas += self.inner.feed(text, False)
+            deltas += self._inner.feed(text, False)
             return False
         position, _, mark = found
         text, self._held = self._held[:position], self._held[position:]
-        deltas += self.inner.feed(text, False)
+        deltas += self._inner.feed(text, False)
         may_grow = mark != markers.start and markers.start.startswith(self._held)
         if may_grow and not finished:
             return False
@@ -149,23 +178,69 @@ class ReasoningParser:
             is_answer |= text.startswith((*self.openings, *self.markers.strays))
             self._state = _State.ANSWER if is_answer else _State.REASONING
 
-    def _read_reasoning(self, finished: bool, deltas: list[ParsedDelta]) -> None:
-        reasoning, end_marker, after = self._held.partition(self.markers.end)
-        if end_marker:
-            self._held, self._state = after, _State.END
-        else:
-            # A call in unfinished reasoning is held back: its end decides what it is.
-            calls = [reasoning.find(text) for text in self.triggers if text in reasoning]
-            num_held = 0 if finished else hold_back(reasoning, (self.markers.end, *self.triggers))
-            reasoning = reasoning[: min(calls, default=len(reasoning) - num_held)].rstrip()
-            self._held = self._held[len(reasoning) :] if calls or not finished else ""
-            self._state = _State.END if calls and finished else self._state
-        self._emit(reasoning.rstrip(), deltas)
+    def _read_end(self, finished: bool) -> bool:
+        """Skip whitespace. More reasoning may follow. False as `_step`."""
+        self._held = self._held.lstrip()
+        start = self.markers.start
+        if self._held.startswith(start):
+            self._held = self._held[len(start) :]
+            self._state, self._gap = _State.REASONING, _GAP
+            return True
+        if not self._held or (start.startswith(self._held) and not finished):
+            return False
+        self._state = _State.ANSWER
+        return True
 
-    def _emit(self, text: str, deltas: list[ParsedDelta]) -> None:
+    def _read_reasoning(self, finished: bool, deltas: list[ParsedDelta]) -> bool:
+        end = self._held.find(self.markers.end, self._num_searched)
+        if end >= 0:
+            self._emit(self._held[:end].rstrip(), deltas)
+            self._held = self._held[end + len(self.markers.end) :]
+            self._state, self._mention, self._num_searched = _State.END, None, 0
+            return True
+        if self._mention is not None:
+            return self._read_mention(self._mention, finished, deltas)
+        triggers = self.triggers if self._num_mentions < _MAX_MENTIONS else ()
+        found = min(
+            ((self._held.find(text), text) for text in triggers if text in self._held), default=None
+        )
+        num_held = 0 if finished else hold_back(self._held, (self.markers.end, *triggers))
+        self._take(found[0] if found else len(self._held) - num_held, deltas)
+        if found is None:
+            self._held = "" if finished else self._held
+            return False
+        self._mention = CallMention(found[1], self._held.index(found[1]), self.new_inner())
+        self._num_mentions += 1
+        return True
+
+    def _read_mention(
+        self, mention: CallMention, finished: bool, deltas: list[ParsedDelta]
+    ) -> bool:
+        """Have the text parsed that begins with a trigger. False as `_step`."""
+        end = self.markers.end
+        num_held = 0 if finished else hold_back(self._held[-len(end) :], (end,))
+        mention.feed(self._held, len(self._held) - num_held, finished)
+        self._num_searched = max(0, len(self._held) - len(end) + 1)
+        if mention.is_text or (finished and not mention.is_whole):
+            self._mention, self._num_searched = None, 0
+            self._take(self._held.index(mention.trigger) + len(mention.trigger), deltas)
+            return True
+        if finished:
+            self._emit(self._held.rstrip(), deltas, only_if_cut=True)
+            deltas += mention.calls()
+            self._inner, self._held = mention.parser, ""
+        return False
+
+    def _take(self, length: int, deltas: list[ParsedDelta]) -> None:
+        """Emit the beginning of the held text. Whitespace at its end stays held."""
+        text = self._held[:length].rstrip()
+        self._held = self._held[len(text) :]
+        self._emit(text, deltas)
+
+    def _emit(self, text: str, deltas: list[ParsedDelta], only_if_cut: bool = False) -> None:
         if not self._has_begun or self._gap:
             text = text.lstrip()
         if text:
             text = (self._gap if self._has_begun else "") + text
             self._has_begun, self._gap = True, ""
-            deltas.append(ReasoningDelta(text))
+            deltas.append(ReasoningDelta(text, only_if_cut))

@@ -8,7 +8,7 @@ from typing import Any
 
 from stonechat_server.parsers.deltas import DeltaParser, EndDelta, ParsedDelta, ToolCallDelta
 from stonechat_server.parsers.json_scan import JsonScanner
-from stonechat_server.parsers.json_text import load_json
+from stonechat_server.parsers.json_text import is_same_json, load_json
 
 _TEXT_MEMBER = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*:\s*"([^"\\]*)', re.DOTALL)
 """The beginning of a member whose value is a string without escapes so far."""
@@ -165,7 +165,7 @@ class _Call:
         self._equal = [
             object
             for object in self._equal
-            if all(key in object and _is_same(object[key], member[key]) for key in member)
+            if all(key in object and is_same_json(object[key], member[key]) for key in member)
         ]
 
     def _compare_text(self) -> None:
@@ -178,8 +178,3 @@ class _Call:
         self._equal = [
             o for o, value in values if isinstance(value, str) and value.startswith(text)
         ]
-
-
-def _is_same(a: object, b: object) -> bool:
-    """Whether two values are the same in JSON, where `true` is not 1."""
-    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)

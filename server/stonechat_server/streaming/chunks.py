@@ -206,7 +206,7 @@ class ChunkBuilder:
                 if isinstance(parsed, EndDelta):
                     choice.logprobs, finish_reason = None, FinishReason.STOP
                     self.ended_early.append(delta.index)
-                elif not _is_cut_call(parsed, finish_reason):
+                elif _counts(parsed, finish_reason):
                     choice.has_tool_calls |= isinstance(parsed, ToolCallDelta)
                     pieces.append(_Piece(delta.index, parsed, None if pieces else choice.logprobs))
         if finish_reason is not None:
@@ -258,10 +258,19 @@ class ChunkBuilder:
         )
 
 
-def _is_cut_call(parsed: MessageDelta, finish_reason: FinishReason | None) -> bool:
-    """Whether a limit cut the answer within a call, before the call's name was whole."""
+def _counts(parsed: MessageDelta, finish_reason: FinishReason | None) -> bool:
+    """False for the beginning of a call or a mark if a limit cut the answer there.
+
+    What a model that is cut writes in its reasoning is no call.
+    """
     is_cut = finish_reason is FinishReason.LENGTH
-    return is_cut and isinstance(parsed, ContentDelta) and parsed.may_be_call
+    match parsed:
+        case ContentDelta():
+            return not (is_cut and parsed.may_be_call)
+        case ReasoningDelta():
+            return is_cut or not parsed.only_if_cut
+        case ToolCallDelta():
+            return not (is_cut and parsed.unless_cut)
 
 
 def _delta_body(parsed: MessageDelta, legacy_calls: bool) -> DeltaBody:

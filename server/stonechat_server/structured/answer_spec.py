@@ -7,7 +7,7 @@ follows once the prompt is known.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from stonechat_models import (
@@ -16,7 +16,7 @@ from stonechat_models import (
     SamplingParams,
     StopScope,
 )
-from stonechat_server.errors import unsupported
+from stonechat_server.errors import APIError, unsupported
 from stonechat_server.parsers.answer_marks import AnswerMarks, AnswerMarksParser
 from stonechat_server.parsers.bare_calls import BareCallParser, may_be_bare
 from stonechat_server.parsers.deltas import ContentParser, DeltaParser, ParserFactory
@@ -42,7 +42,7 @@ from stonechat_server.schema.tools import (
     Tool,
 )
 from stonechat_server.structured.answer_form import AnswerForm, answer_form
-from stonechat_server.structured.argument_schemas import ArgumentSchemas
+from stonechat_server.structured.argument_schemas import ArgumentSchemas, loosened
 from stonechat_server.structured.grammar_checks import GrammarCache
 from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter
@@ -140,17 +140,21 @@ class AnswerSpec:
         hidden_tokens = self._hidden_tokens(parser_tokens, params) if parser_tokens else set()
         names = self._tool_names()
         call_triggers = triggers(self.format, names) if names else ()
-        openings = self.marks.openings if self.marks else ()
+        marks = self.marks
+        openings = marks.openings if marks else ()
         otherwise = self.format.trigger if names and self.format.opens_in_prompt else ""
 
+        def new_inner() -> DeltaParser:
+            parser = ContentParser() if names is None else self._call_parser(names)
+            return parser if marks is None else AnswerMarksParser(marks, parser, otherwise)
+
         def new_parser() -> DeltaParser:
-            parser: DeltaParser = ContentParser()
-            if names is not None:
-                parser = self._call_parser(names)
-            if self.marks is not None:
-                parser = AnswerMarksParser(self.marks, parser, otherwise)
-            if all_markers is not None:  # a model may think although the template says not to
-                parser = ReasoningParser(all_markers, starts_open, parser, openings, call_triggers)
+            if all_markers is None:
+                parser = new_inner()
+            else:  # a model may think although the template says not to
+                parser = ReasoningParser(
+                    all_markers, starts_open, new_inner, openings, call_triggers
+                )
             return SpecialTokenFilter(hidden_tokens, parser) if hidden_tokens else parser
 
         opens_at_start = names is not None and names.functions and not self.format.trigger
@@ -279,7 +283,7 @@ class Structure:
         self._special_tokens = {tokenizer.token_text(i): i for i in tokenizer.special_ids}
         self._special_tokens.pop("", None)
         self._checks = GrammarCache()
-        self._schemas = ArgumentSchemas(self._checks.reason)
+        self._schemas = ArgumentSchemas(self._checks.reason, LarkWriter(self._special_tokens))
         self._traits = lru_cache(KNOWN_TEMPLATES)(self._read_template)
 
     def warning(self, template: str) -> str | None:
@@ -314,14 +318,22 @@ class Structure:
         self._check(request, tool_options, form)
         unenforced: tuple[str, ...] = ()
         if tool_options is not None:
-            tool_options, unenforced = self._schemas.enforce(request, tool_options)
+            tool_options, unenforced = self._schemas.enforce(request, tool_options, traits.format)
         is_open = bool(request.continue_final_message)
-        grammar = self._grammar(
-            tool_options, form, traits, budget=request.thinking_budget, is_open=is_open
-        )
+        write = partial(self._grammar, budget=request.thinking_budget, is_open=is_open)
+        grammar = write(tool_options, form, traits)
         grammar_param = _grammar_param(request, tool_options, form)
-        if grammar is not None and grammar_param is not None:
-            self._checks.check_cost(grammar, grammar_param)
+        looser = loosened(request, tool_options, unenforced) if tool_options else iter(())
+        while grammar is not None and grammar_param is not None:
+            try:
+                self._checks.check_cost(grammar, grammar_param)
+                break
+            except APIError:
+                options = next(looser, None)
+                if options is None:
+                    raise
+                tool_options, unenforced = options
+                grammar = write(tool_options, form, traits)
         offered = shown_tools.offered if shown_tools else ()
         return AnswerSpec(
             messages=_with_rendered_calls(messages, traits),

@@ -5,7 +5,7 @@ refuses a request: what cannot be enforced is left out of its schema, and named.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,9 @@ from stonechat_models import CostlyGrammarError, GrammarSpec, plain_schema, rela
 from stonechat_server.errors import invalid
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.tools import FunctionTool, Tool
+from stonechat_server.structured.lark import LarkWriter
 from stonechat_server.structured.records import read_record
+from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import (
     ToolOptions,
     allows_objects,
@@ -22,8 +24,11 @@ from stonechat_server.structured.tool_options import (
     tool_name,
     tool_path,
 )
+from stonechat_server.tool_formats.layout import HarmonyLayout, JsonLayout, ToolFormat
 
 KNOWN_SCHEMAS = 512
+_LOOSENED_PARTS = (8, 4, 2, 1)
+"""The schemas that are loosened at a time: an eighth of them, a quarter, and so on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +48,26 @@ class ArgumentSchemas:
     """Remembers the schemas of tools. Thread-safe.
 
     `reason_against` says why a grammar cannot be enforced, or returns None. It raises
-    `CostlyGrammarError` for a grammar that takes too long to compile.
+    `CostlyGrammarError` for a grammar that takes too long to compile. `writer` writes the calls of
+    a format, whose own grammar is checked too.
     """
 
-    def __init__(self, reason_against: Callable[[GrammarSpec], str | None]) -> None:
+    def __init__(
+        self,
+        reason_against: Callable[[GrammarSpec], str | None],
+        writer: LarkWriter | None = None,
+    ) -> None:
         self._reason_against = reason_against
+        self._writer = writer or LarkWriter({})
         self._lookup = lru_cache(KNOWN_SCHEMAS)(self._choose)
 
     def enforce(
-        self, request: ChatCompletionRequest, options: ToolOptions
+        self,
+        request: ChatCompletionRequest,
+        options: ToolOptions,
+        format: ToolFormat | None = None,
     ) -> tuple[ToolOptions, tuple[str, ...]]:
-        """Return the options, whose callable tools have schemas that can be enforced.
+        """Return the options, whose callable tools have schemas that can be enforced in `format`.
 
         The second value names what is left out, as paths in the request. Raises `APIError` 400 that
         names the schema of a strict tool which cannot be enforced.
@@ -66,7 +80,7 @@ class ArgumentSchemas:
                 continue
             where = f"{tool_path(request, i)}.parameters"
             source = json.dumps(parameters(tool))
-            found = self._lookup(source, tool.function.strict is True)
+            found = self._lookup(source, tool.function.strict is True, format)
             if found.reason is not None:
                 raise invalid(
                     where, f"This cannot be enforced: {found.reason}", code="invalid_grammar"
@@ -77,23 +91,33 @@ class ArgumentSchemas:
         callable_ = tuple(_with_schema(tool, schemas) for tool in options.callable)
         return replace(options, callable=callable_), tuple(names)
 
-    def _choose(self, source: str, is_strict: bool) -> ArgumentSchema:
+    def _choose(
+        self, source: str, is_strict: bool, format: ToolFormat | None = None
+    ) -> ArgumentSchema:
         schema = json.loads(source)
         if is_strict:
-            spec = GrammarSpec("json_schema", json.dumps({**schema, "type": "object"}))
+            root = {**schema, "type": "object"}
             try:
-                reason = self._reason_against(spec)
+                reason = self._reason_against(GrammarSpec("json_schema", json.dumps(root)))
+                reason = reason or self._reason_in(format, root)
             except CostlyGrammarError as error:
                 reason = str(error)
             return ArgumentSchema({} if reason else _arguments_form(schema), (), reason)
         left_out = [] if allows_objects(schema) else [".type"]
-        schema, paths = relax_schema({**schema, "type": "object"}, self._is_enforceable)
+        schema, paths = relax_schema(
+            {**schema, "type": "object"}, lambda part: self._is_enforceable(part, format)
+        )
         left_out += ["".join(map(_step, path)) for path in paths]
-        return ArgumentSchema(_arguments_form(schema), tuple(left_out))
+        form = _arguments_form(schema)
+        if ".oneOf" in left_out:
+            form = _without_alternatives(form)
+        return ArgumentSchema(form, tuple(left_out))
 
-    def _is_enforceable(self, schema: dict[str, Any]) -> bool:
+    def _is_enforceable(self, schema: dict[str, Any], format: ToolFormat | None) -> bool:
         """Whether the whole can be enforced, and each argument too, which may be written apart."""
         if self._reason_against(GrammarSpec("json_schema", json.dumps(schema))) is not None:
+            return False
+        if self._reason_in(format, schema) is not None:
             return False
         plain = _with_required(plain_schema(schema))
         record = read_record(plain, lambda key: True)
@@ -102,6 +126,61 @@ class ArgumentSchemas:
         apart = {**record.schemas()[0], "required": list(record.properties)}
         apart["$defs"] = plain.get("$defs", {})
         return self._reason_against(GrammarSpec("json_schema", json.dumps(apart))) is None
+
+    def _reason_in(self, format: ToolFormat | None, schema: dict[str, Any]) -> str | None:
+        """Why arguments, or one argument, of this schema cannot be enforced in the format."""
+        if format is None or isinstance(format.layout, JsonLayout | HarmonyLayout):
+            return None
+        if schema.get("type") != "object":
+            schema = {"type": "object", "properties": {"value": schema}, "required": ["value"]}
+        function = {"name": "f", "parameters": _arguments_form(schema)}
+        tool = FunctionTool.model_validate({"type": "function", "function": function})
+        options = ToolOptions(
+            offered=(tool,), callable=(tool,), is_required=True, is_parallel=False
+        )
+        return self._reason_against(ToolGrammar(options, format, self._writer).build())
+
+
+def loosened(
+    request: ChatCompletionRequest, options: ToolOptions, unenforced: tuple[str, ...]
+) -> Iterator[tuple[ToolOptions, tuple[str, ...]]]:
+    """Yield looser and looser options, and what they leave out, for grammars that are too large.
+
+    The largest schemas of tools that are not strict become any object.
+    """
+    callable_names = {tool_name(tool) for tool in options.callable}
+    paths = {
+        tool.function.name: f"{tool_path(request, i)}.parameters"
+        for i, tool in enumerate(request.tools or ())
+        if isinstance(tool, FunctionTool)
+        and tool.function.strict is not True
+        and tool.function.name in callable_names
+    }
+    sizes = {
+        tool.function.name: len(json.dumps(parameters(tool)))
+        for tool in options.functions
+        if tool.function.name in paths and parameters(tool).get("properties")
+    }
+    largest = sorted(sizes, key=lambda name: -sizes[name])
+    counts = [max(1, len(largest) // part) for part in _LOOSENED_PARTS] if largest else []
+    for count in dict.fromkeys(counts):
+        schemas = {tool.function.name: parameters(tool) for tool in options.functions}
+        schemas |= {name: {"type": "object"} for name in largest[:count]}
+        chosen = {paths[name] for name in largest[:count]}
+        others = tuple(p for p in unenforced if not any(p.startswith(path) for path in chosen))
+        names = (*others, *(path for path in paths.values() if path in chosen))
+        callable_ = tuple(_with_schema(tool, schemas) for tool in options.callable)
+        yield replace(options, callable=callable_), names
+
+
+def _without_alternatives(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema without `anyOf`, which stands for a `oneOf` that is left out, if it is a record.
+
+    Its properties are worth more than the alternatives: they are written as the format has them.
+    """
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
+    is_record = read_record(rest, lambda key: True) is not None
+    return rest if is_record and read_record(schema, lambda key: True) is None else schema
 
 
 def _step(name: str | int) -> str:

@@ -16,7 +16,7 @@ from stonechat_server.structured.lark import (
 from stonechat_server.structured.records import allows_nothing, json_arguments, read_record
 from stonechat_server.structured.tag_grammar import TagArguments
 from stonechat_server.structured.tool_options import ToolOptions, parameters
-from stonechat_server.structured.value_grammar import ValueGrammar
+from stonechat_server.structured.value_grammar import PLAIN_KEY, ValueGrammar
 from stonechat_server.tool_formats.layout import (
     CallLayout,
     DictLayout,
@@ -56,8 +56,14 @@ class FunctionCalls:
         """The calls of a section. Those after the first are like `later_call`, if it is given."""
         if not (self.options.is_parallel and self.format.is_parallel):
             return call
-        next_call = sequence(separator, later_call or call)
+        next_call = sequence(self._space(), separator, later_call or call)
         return f"{call} ({next_call}){{0,{MAX_CALLS - 1}}}"
+
+    def _space(self) -> str:
+        """What may precede a separator: space, if the trigger of a section begins each call."""
+        trigger, layout = self.format.trigger, self.format.layout
+        has_trigger = isinstance(layout, CallLayout) and layout.separator.startswith(trigger)
+        return "(SPACE)?" if trigger and has_trigger else ""
 
     def _add_functions(self, layout: CallLayout) -> None:
         is_json = isinstance(layout, JsonLayout) and "{" in layout.before_name
@@ -115,8 +121,11 @@ class FunctionCalls:
                 return ElementArguments(schema, mark, self.writer, self.rules, name).write()
             case DictLayout(quote=quote):
                 values = ValueGrammar(schema, self.writer, self.rules, name, quote)
-                record = read_record(schema, lambda key: True)
-                return choice(map(values.value, record.schemas() if record else [schema]))
+                record = read_record(schema, lambda key: PLAIN_KEY.fullmatch(key) is not None)
+                rows = [*map(values.value, record.schemas() if record else [schema])]
+                if record is not None and record.is_partial:
+                    rows.append(json_value(schema))
+                return choice(rows)
 
     def _add_pythonic(self, layout: PythonicLayout) -> None:
         spaced = self.writer.spaced
@@ -141,4 +150,6 @@ class FunctionCalls:
             return choice(['""', whole]) if allows_nothing(schema) else whole
         values = ValueGrammar(schema, self.writer, self.rules, name)
         rows = [values.pairs(row, lambda key: quoted(f"{key}=")) for row in record.schemas()]
+        if record.is_partial:
+            rows.append(f'"**" {json_value(schema)}')
         return choice(row or '""' for row in rows)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stonechat_server.structured.lark import json_value, quoted
+from stonechat_server.structured.lark import choice, json_value, quoted, sequence
 
 _KEYWORDS = frozenset(
     (
@@ -23,35 +23,66 @@ _MAX_ALTERNATIVES = 16
 class Record:
     """An object with declared keys, which has all keys of at least one set in `required`.
 
-    Keys that a schema allows but does not declare are left out.
+    With `needs_any`, it has at least one key, whichever it is. Keys that a schema allows but does
+    not declare are left out, and so are optional keys that cannot be written: then it `is_partial`.
     """
 
     properties: Mapping[str, Any]
     required: tuple[frozenset[str], ...]
+    needs_any: bool = False
+    is_partial: bool = False
 
     def schemas(self) -> list[dict[str, Any]]:
         """Closed objects: one for each set of required keys."""
         closed = {"type": "object", "properties": self.properties, "additionalProperties": False}
+        if self.needs_any:
+            closed["minProperties"] = 1
         return [{**closed, "required": list(keys)} for keys in self.required]
+
+    def in_order(self, names: Mapping[str, str], rules: dict[str, str], prefix: str) -> str:
+        """An expression for the rules of the properties, by key, in their order.
+
+        Rules whose names begin with `prefix` are added to `rules` if they are needed.
+        """
+        if not self.needs_any:
+            return choice(
+                sequence(*(rule if key in keys else f"({rule})?" for key, rule in names.items()))
+                or '""'
+                for keys in self.required
+            )
+        for i, rule in enumerate(names.values()):
+            first = f"{rule} {prefix}_rest_{i + 1}"
+            is_last = i == len(names) - 1
+            rules[f"{prefix}_some_{i}"] = (
+                first if is_last else choice([first, f"{prefix}_some_{i + 1}"])
+            )
+            rules[f"{prefix}_rest_{i}"] = f"({rule})? {prefix}_rest_{i + 1}"
+        rules[f"{prefix}_rest_{len(names)}"] = '""'
+        return f"{prefix}_some_0"
 
 
 def read_record(schema: Mapping[str, Any], is_key: Callable[[str], bool]) -> Record | None:
-    """Return the record that `schema` describes, if `is_key` accepts all of its keys.
+    """Return the record that `schema` describes, if `is_key` accepts all keys that it may require.
 
     None: there is no declared key but others are allowed, or the schema demands what a choice of
     keys does not decide.
     """
     properties = {k: v for k, v in schema.get("properties", {}).items() if v is not False}
-    if schema.keys() - _KEYWORDS or not all(map(is_key, properties)) or _has_other_refs(schema):
+    if schema.keys() - _KEYWORDS or _has_other_refs(schema):
         return None
     if not properties and _is_open(schema):
         return None
-    required = _alternatives(schema, properties.keys())
-    if required is None or not all(keys <= properties.keys() for keys in required):
+    written = {key: value for key, value in properties.items() if is_key(key)}
+    needs_any = _needs_any(schema, len(written))
+    required = (frozenset[str](),) if needs_any else _alternatives(schema, written.keys())
+    if required is None or not all(keys <= written.keys() for keys in required):
         return None
-    if schema.get("maxProperties", len(properties)) < len(properties):
+    if schema.get("maxProperties", len(written)) < len(written):
         return None
-    return Record(properties, required)
+    is_partial = len(written) < len(properties)
+    if is_partial and not written:
+        return None
+    return Record(written, required, needs_any, is_partial)
 
 
 def allows_nothing(schema: Mapping[str, Any]) -> bool:
@@ -78,6 +109,12 @@ def with_definitions(value: Any, schema: Mapping[str, Any]) -> Any:
                 needed[name] = definitions[name]
                 pending.append(needed[name])
     return {**value, "$defs": needed} if needed else value
+
+
+def _needs_any(schema: Mapping[str, Any], num_keys: int) -> bool:
+    """Whether at least one of many keys must be present, and nothing else is demanded."""
+    is_only_demand = "anyOf" not in schema and not schema.get("required")
+    return is_only_demand and schema.get("minProperties") == 1 and num_keys > _MAX_ALTERNATIVES
 
 
 def _is_open(schema: Mapping[str, Any]) -> bool:

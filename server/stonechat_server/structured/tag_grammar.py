@@ -1,5 +1,6 @@
 """Writes the grammar of arguments between tags: strings verbatim, other values as JSON."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from stonechat_server.structured.lark import (
     quoted,
     sequence,
 )
+from stonechat_server.structured.raw_text import is_open, raw_text
 from stonechat_server.structured.records import allows_nothing, read_record, with_definitions
 from stonechat_server.tool_formats.layout import CDATA_END, CDATA_START, TagLayout
 
@@ -35,7 +37,10 @@ class TagArguments:
     name: str
 
     def write(self, schema: Mapping[str, Any]) -> str:
-        """Arguments in the order of the schema, or one JSON object if it is not a plain record."""
+        """Arguments in the order of the schema.
+
+        One JSON object if it is not a plain record; either one if tags cannot express some keys.
+        """
         record = read_record(schema, lambda key: _KEY.fullmatch(key) is not None)
         if record is None:
             whole = sequence(json_value(schema), "(SPACE)?")
@@ -44,11 +49,10 @@ class TagArguments:
             key: self._argument(i, key, value, schema)
             for i, (key, value) in enumerate(record.properties.items())
         }
-        rows = [
-            sequence(*(name if key in keys else f"({name})?" for key, name in names.items()))
-            for keys in record.required
-        ]
-        return choice(row or '""' for row in rows)
+        rows = record.in_order(names, self.rules, self.name)
+        if record.is_partial:
+            return choice([rows, sequence(json_value(schema), "(SPACE)?")])
+        return rows
 
     def _argument(self, index: int, key: str, value: Any, schema: Mapping[str, Any]) -> str:
         """Add the rule of one argument, and return its name."""
@@ -66,7 +70,9 @@ class TagArguments:
             case ValueForm.TEXT_OR_NULL:
                 return [self._text(text_schema(value), rule), self._json({"type": "null"})]
             case ValueForm.JSON:
-                return [self._json(with_definitions(value, schema))]
+                raw = raw_text(value, schema)
+                written = self._json(with_definitions(value, schema))
+                return [written] if raw is None else [self._raw(raw), written]
 
     def _json(self, value: Mapping[str, Any] | bool) -> str:
         openings = self.layout.after_json_keys or (self.layout.after_key,)
@@ -83,6 +89,22 @@ class TagArguments:
         if bounds != (0, None):
             return sequence(self._opening("BREAK"), self._bounded_text(rule, *bounds))
         return sequence(self._opening(""), self._free_text())
+
+    def _raw(self, text: str) -> str:
+        """The text of a string that stands raw where JSON may stand too. Equal ones share rules."""
+        tag, rest = self._closing()
+        before = self.layout.after_value.partition(tag)[0]
+        name = "raw_" + hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+        if self.writer.has_special(tag):
+            self.rules[name.upper()] = text
+            end = sequence("(BREAK)?" if before else "", self.writer.spaced(tag + rest))
+            return sequence(self._opening("(BREAK)?"), name.upper(), end)
+        if is_open(text):
+            inner = re.escape(tag).replace("/", r"\/")
+            text = f"({text} & ~/(?s:.*{inner}.*)/)"
+        self.rules[name.upper()] = f"{text} {quoted(before + tag)}"
+        self.rules[f"{name}[lazy]"] = name.upper()
+        return sequence(self._opening("(BREAK)?"), name, self.writer.spaced(rest))
 
     def _opening(self, line_break: str) -> str:
         """The text up to a value; `line_break` stands for the one next to the value."""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -25,9 +25,9 @@ _ANNOTATIONS = frozenset(
 _KEYS = {
     "string": frozenset(("minLength", "maxLength")),
     "array": frozenset(("items", "minItems", "maxItems")),
-    "object": frozenset(("properties", "required", "additionalProperties")),
+    "object": frozenset(("properties", "required", "additionalProperties", "minProperties")),
 }
-_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
 @dataclass(slots=True)
@@ -77,6 +77,7 @@ class ValueGrammar:
     ) -> str | None:
         """Keys and values in the order of a plain record's schema; None for another schema.
 
+        With a `quote`, they may also be in the order of their names, as templates sort them.
         `write_key` writes a key and the text up to its value.
         Rules `first_i` and `next_i` write the properties from index i on. No pair precedes
         `first_i`. A pair precedes `next_i`, so the next one begins with a comma.
@@ -86,18 +87,35 @@ class ValueGrammar:
         required = schema.get("required", [])
         if not is_closed or not set(required) <= properties.keys():
             return None
+        fewest = schema.get("minProperties", 0)
+        needs_any = fewest == 1 and not required and bool(properties)
+        if fewest > len(required) and not needs_any:
+            return None
         prefix = self._new_rule()
+        pairs: dict[str, str] = {}
         for i, (key, value) in enumerate(properties.items()):
-            pair = f"{prefix}_pair_{i}"
-            self.rules[pair] = sequence((write_key or self._key)(key), self.value(value))
+            pairs[key] = f"{prefix}_pair_{i}"
+            self.rules[pairs[key]] = sequence((write_key or self._key)(key), self.value(value))
+        start = self._chain(prefix, pairs, required, needs_any)
+        in_order = {key: pairs[key] for key in sorted(pairs, key=str.lower)}
+        if not self.quote or list(in_order) == list(pairs):
+            return start
+        return choice([start, self._chain(f"{prefix}_sorted", in_order, required, needs_any)])
+
+    def _chain(
+        self, prefix: str, pairs: Mapping[str, str], required: Collection[str], needs_any: bool
+    ) -> str:
+        """Add the rules of pairs in this order, and return the first one's name."""
+        for i, (key, pair) in enumerate(pairs.items()):
             first = f"{pair} {prefix}_next_{i + 1}"
             after = f'"," {_GAP} {first}'
             if key not in required:
-                first = choice([first, f"{prefix}_first_{i + 1}"])
+                is_needed = needs_any and i == len(pairs) - 1
+                first = first if is_needed else choice([first, f"{prefix}_first_{i + 1}"])
                 after = choice([after, f"{prefix}_next_{i + 1}"])
             self.rules[f"{prefix}_first_{i}"], self.rules[f"{prefix}_next_{i}"] = first, after
         for kind in ("first", "next"):
-            self.rules[f"{prefix}_{kind}_{len(properties)}"] = '""'
+            self.rules[f"{prefix}_{kind}_{len(pairs)}"] = '""'
         return f"{prefix}_first_0"
 
     def text(self, min_length: int = 0, max_length: int | None = None) -> str:
@@ -146,8 +164,11 @@ class ValueGrammar:
             case "null":
                 return self._constant(None)
             case "array":
-                items = self.value(value.get("items", True))
-                return self._list(items, value.get("minItems", 0), value.get("maxItems"))
+                fewest, most = value.get("minItems", 0), value.get("maxItems")
+                if value.get("items") is False:
+                    most = 0
+                items = "" if most == 0 else self.value(value.get("items", True))
+                return self._list(items, fewest, most)
             case "object":
                 return self._object(value)
             case _:
@@ -169,27 +190,30 @@ class ValueGrammar:
         return choice(map(quoted, texts))
 
     def _list(self, item: str, min_items: int = 0, max_items: int | None = None) -> str:
+        if max_items == 0:
+            return sequence('"["', _GAP, '"]"')
         rule = self._new_rule()
         self.rules[rule] = item
-        most = "" if max_items is None else max(max_items - 1, 0)
+        most = "" if max_items is None else max_items - 1
         more = f'("," {_GAP} {rule}){{{max(min_items - 1, 0)},{most}}}'
-        items = "" if max_items == 0 else sequence(rule, more, _GAP)
-        items = f"({items})?" if items and min_items == 0 else items
+        items = sequence(rule, more, _GAP)
+        items = f"({items})?" if min_items == 0 else items
         return sequence('"["', _GAP, items, '"]"')
 
     def _object(self, value: Mapping[str, Any]) -> str:
         if not value.keys() & _KEYS["object"]:
             value = {**value, "additionalProperties": True}
         extra = value.get("additionalProperties", False)
-        if extra is not False and not value.get("properties") and not value.get("required"):
+        is_free = not any(value.get(k) for k in ("properties", "required", "minProperties"))
+        if extra is not False and is_free:
             return self._open_object(self.value(extra))
-        is_plain = all(map(_PLAIN_KEY.fullmatch, value.get("properties", {})))
+        is_plain = all(map(PLAIN_KEY.fullmatch, value.get("properties", {})))
         pairs = self.pairs(value) if is_plain else None
         return sequence('"{"', _GAP, pairs, _GAP, '"}"') if pairs else self._json(value)
 
     def _open_object(self, item: str) -> str:
         rule = self._new_rule()
-        key = rf"/{_PLAIN_KEY.pattern}/" if self.quote else json_value({"type": "string"})
+        key = rf"/{PLAIN_KEY.pattern}/" if self.quote else json_value({"type": "string"})
         self.rules[rule] = sequence(key, '":"', _GAP, item)
         return sequence('"{"', _GAP, f'({rule} ("," {_GAP} {rule})* {_GAP})?', '"}"')
 

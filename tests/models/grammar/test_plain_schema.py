@@ -15,6 +15,15 @@ TEXT = {"type": "string"}
 @pytest.mark.parametrize(
     ("schema", "plain"),
     [
+        ({"minLength": 1.0, "maxLength": 2.5}, {"minLength": 1, "maxLength": 2.5}),
+        (
+            {"required": ["a"], "allOf": [{"required": ["b", "a"]}, {"anyOf": [{}, {}]}]},
+            {"required": ["a", "b"], "anyOf": [{}, {}]},
+        ),
+        (
+            {"allOf": [{"anyOf": [{"required": ["a"]}, {"minProperties": 2}]}, TEXT]},
+            {"allOf": [{"anyOf": [{"required": ["a"]}, {"minProperties": 2}]}, TEXT]},
+        ),
         (
             {"properties": {"a": TEXT, "b": {"$ref": "#/properties/a"}}},
             {

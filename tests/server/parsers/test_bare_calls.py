@@ -170,7 +170,34 @@ def test_other_formats() -> None:
     assert read([f"[{PARIS}]</TOOLCALL>"], NEMOTRON) == ("", [PARIS_CALL])
 
 
-def test_formats_whose_calls_are_bare_read_them_themselves() -> None:
-    assert not may_be_bare(FORMATS["llama_json"])
-    assert not may_be_bare(FORMATS["harmony"])
-    assert all(may_be_bare(FORMATS[name]) for name in ("hermes", "pythonic", "mistral", "glm"))
+LLAMA_JSON, XLAM = FORMATS["llama_json"], FORMATS["xlam"]
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "content", "calls"),
+    [
+        (LLAMA_JSON, f"```json\n{GET}\n```", "", [GET_CALL]),
+        (LLAMA_JSON, f"\n```\n{PARIS}\n```\nOk", "Ok", [PARIS_CALL]),
+        (LLAMA_JSON, GET, "", [GET_CALL]),
+        (LLAMA_JSON, f'{{"type": "function", {GET[1:]}', "", [GET_CALL]),
+        (LLAMA_JSON, f'{{"type":"function",{GET[1:]}', "", [GET_CALL]),
+        (LLAMA_JSON, '```json\n{"a": 1}\n```', '```json\n{"a": 1}\n```', []),
+        (LLAMA_JSON, "Hello ```", "Hello ```", []),
+        (XLAM, f"```json\n[{PARIS}, {GET}]\n```", "", [PARIS_CALL, GET_CALL]),
+        (XLAM, f"[{PARIS}]", "", [PARIS_CALL]),
+    ],
+)
+def test_formats_whose_calls_are_bare(
+    format: ToolFormat, text: str, content: str, calls: list[tuple[str, Any]]
+) -> None:
+    assert read([text], format) == (content, calls)
+    assert read([*text, ""], format) == (content, calls)
+
+
+def test_such_formats_still_stream_their_arguments() -> None:
+    deltas = new_parser(LLAMA_JSON).feed('{"name": "get_weather", "parameters": {"ci', False)
+    assert [d.arguments for d in deltas if isinstance(d, ToolCallDelta)] == ['{"ci']
+
+
+def test_only_harmony_has_no_bare_calls() -> None:
+    assert [name for name in FORMATS if not may_be_bare(FORMATS[name])] == ["harmony"]

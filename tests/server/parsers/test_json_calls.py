@@ -138,3 +138,25 @@ def test_calls_may_have_an_id_key_and_names_of_their_own() -> None:
         [("add", '{"a": 1}'), ("now", "{}")],
         "",
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '\n{"name": "add", "arguments": "{\\"a\\": 1}"}\n</tool_call>',
+        '\n{"name": "add", "arguments": " {\\"a\\": 1}\\n" , "id": 3}\n</tool_call>',
+        '\n{"arguments": "{\\"a\\": 1}", "name": "add"}\n</tool_call>',
+    ],
+)
+def test_arguments_may_be_a_string_of_their_object(text: str) -> None:
+    assert read(HERMES, text) == ([("add", '{"a": 1}')], "")
+
+
+@pytest.mark.parametrize("arguments", ['"Paris"', '"[1]"', '"\\ud800"', '"{"'])
+def test_other_strings_are_no_arguments(arguments: str) -> None:
+    calls, rest = read(HERMES, f'{{"name": "add", "arguments": {arguments}}}\n</tool_call>')
+    assert calls == [("add", "")]
+    assert rest is not None
+    assert rest.lstrip() == f"{arguments}}}\n</tool_call>"
+    text = f'{{"arguments": {arguments}, "name": "add"}}'
+    assert read(HERMES, text) == ([], text)

@@ -2,19 +2,26 @@
 
 import pytest
 
-from stonechat_server.parsers.deltas import ContentDelta, ContentParser, ReasoningDelta
+from stonechat_server.parsers.deltas import (
+    ContentDelta,
+    ContentParser,
+    ReasoningDelta,
+    ToolCallDelta,
+)
 from stonechat_server.parsers.reasoning import (
     KNOWN_MARKERS,
     ReasoningMarkers,
     ReasoningParser,
     find_markers,
 )
+from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames, triggers
+from stonechat_server.tool_formats.hermes import HERMES
 
 THINK = ReasoningMarkers("<think>", "</think>")
 
 
 def read(pieces: list[str], starts_open: bool) -> tuple[str, str]:
-    parser = ReasoningParser(THINK, starts_open, ContentParser())
+    parser = ReasoningParser(THINK, starts_open, ContentParser)
     reasoning = content = ""
     for position, piece in enumerate(pieces):
         for delta in parser.feed(piece, finished=position == len(pieces) - 1):
@@ -40,6 +47,9 @@ def read(pieces: list[str], starts_open: bool) -> tuple[str, str]:
         ("", True, "", ""),
         ("a</think>b</think>c", True, "a", "b</think>c"),
         ("</think>Hello", False, "", "Hello"),
+        ("<think>a</think><think>b</think>Hi", False, "a\n\nb", "Hi"),
+        ("a</think>\n<think>\nb\n</think>\nHi", True, "a\n\nb", "Hi"),
+        ("a</think><thin", True, "a", "<thin"),
         ("\n</think>\nHello", True, "", "Hello"),
     ],
 )
@@ -51,7 +61,7 @@ def test_every_split(text: str, starts_open: bool, reasoning: str, content: str)
 
 
 def test_the_marker_tokens_decide_what_counts_as_reasoning() -> None:
-    parser = ReasoningParser(THINK, starts_open=False, inner=ContentParser())
+    parser = ReasoningParser(THINK, starts_open=False, new_inner=ContentParser)
     states = []
     for piece in ("<think>", "a", "b", "</think>", "c"):
         states.append(parser.in_reasoning)
@@ -97,28 +107,90 @@ def test_reasoning_may_return_and_stray_marks_are_removed(
     text: str, reasoning: str, content: str
 ) -> None:
     for pieces in ([text], [*text, ""]):
-        parser = ReasoningParser(GEMMA, False, ContentParser())
+        parser = ReasoningParser(GEMMA, False, ContentParser)
         assert read_all(parser, pieces) == (reasoning, content)
+
+
+CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+NAMES = ToolNames(functions=("now",))
+
+
+def new_call_parser() -> ToolCallParser:
+    return ToolCallParser(format=HERMES, names=NAMES)
+
+
+def read_calls(pieces: list[str]) -> tuple[str, str, list[str | None]]:
+    parser = ReasoningParser(THINK, True, new_call_parser, triggers=triggers(HERMES, NAMES))
+    reasoning, content, calls = "", "", []
+    for position, piece in enumerate(pieces):
+        for delta in parser.feed(piece, finished=position == len(pieces) - 1):
+            if isinstance(delta, ReasoningDelta):
+                reasoning += "" if delta.only_if_cut else delta.text
+            elif isinstance(delta, ContentDelta):
+                content += delta.text
+            elif isinstance(delta, ToolCallDelta) and delta.name:
+                calls.append(delta.name)
+    assert not parser.is_call_cut
+    return reasoning, content, calls
 
 
 @pytest.mark.parametrize(
-    ("text", "reasoning", "content"),
+    ("text", "reasoning", "content", "calls"),
     [
-        ("Hm\n<call>x", "Hm", "<call>x"),
-        ("Hm <call>x</call> so\n</think>y", "Hm <call>x</call> so", "y"),
-        ("<ca", "<ca", ""),
+        (f"Hm\n{CALL}", "Hm", "", ["now"]),
+        (f"Hm {CALL}\n{CALL}\n", "Hm", "", ["now", "now"]),
+        (f"I use <tool_call> so: {CALL}", "I use <tool_call> so:", "", ["now"]),
+        (f"Not {CALL} but\n{CALL}", f"Not {CALL} but", "", ["now"]),
+        (f"I could write {CALL} but no. Then", None, "", []),
+        ("I could use the <tool_call> tag to call it. But", None, "", []),
+        ('I call <tool_call>\n{"name": "now", "arguments": {"a": 1', None, "", []),
+        ('I call <tool_call>\n{"name": "no', None, "", []),
+        ("I use <tool_call>", None, "", []),
+        ("I use <tool_c", None, "", []),
+        (f"Hm {CALL} so\n</think>y", f"Hm {CALL} so", "y", []),
+        (f"Hm {CALL}</think>{CALL}", f"Hm {CALL}", "", ["now"]),
+        ("<tool_call> " * 40 + "x", None, "", []),
     ],
 )
-def test_a_call_ends_reasoning_that_has_no_end(text: str, reasoning: str, content: str) -> None:
-    for pieces in ([text], [*text, ""]):
-        parser = ReasoningParser(THINK, True, ContentParser(), triggers=("<call>",))
-        assert read_all(parser, pieces) == (reasoning, content)
+def test_only_whole_calls_at_its_end_end_open_reasoning(
+    text: str, reasoning: str | None, content: str, calls: list[str]
+) -> None:
+    expected = (text if reasoning is None else reasoning, content, calls)
+    assert read_calls([text]) == expected
+    assert read_calls([*text, ""]) == expected
+    for end in range(0, len(text), 3):
+        assert read_calls([text[:end], text[end:]]) == expected
+
+
+def test_calls_in_reasoning_that_is_cut_are_reasoning() -> None:
+    parser = ReasoningParser(THINK, True, new_call_parser, triggers=("<tool_call>",))
+    text = f"I could write {CALL}"
+    cut = [*parser.feed(text, finished=False), *parser.feed("", finished=True)]
+    assert "".join(delta.text for delta in cut if isinstance(delta, ReasoningDelta)) == text
+    assert all(delta.unless_cut for delta in cut if isinstance(delta, ToolCallDelta))
+
+
+@pytest.mark.parametrize(
+    ("text", "may_be_call"),
+    [("<thin", True), ("<think>a</think><th", True), ("Hi <th", False), ("< 3", False)],
+)
+def test_only_a_start_marker_that_is_cut_may_be_dropped(text: str, may_be_call: bool) -> None:
+    (*_, last) = ReasoningParser(THINK, False, ContentParser).feed(text, finished=True)
+    assert isinstance(last, ContentDelta)
+    assert last.may_be_call is may_be_call
+
+
+def test_reasoning_streams_on_after_a_mention() -> None:
+    parser = ReasoningParser(THINK, True, new_call_parser, triggers=("<tool_call>",))
+    text = "I use <tool_call> tags. So"
+    deltas = [delta for char in text for delta in parser.feed(char, finished=False)]
+    assert "".join(d.text for d in deltas if isinstance(d, ReasoningDelta)) == text
 
 
 def test_an_opening_mark_of_the_answer_comes_without_reasoning() -> None:
     text = "<|START_RESPONSE|>Hello"
     for pieces in ([text], [*text, ""]):
-        parser = ReasoningParser(THINK, True, ContentParser(), openings=("<|START_RESPONSE|>",))
+        parser = ReasoningParser(THINK, True, ContentParser, openings=("<|START_RESPONSE|>",))
         assert read_all(parser, pieces) == ("", text)
 
 

@@ -5,6 +5,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from stonechat_models import SamplingParams
 from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCallDelta
 from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions
 from stonechat_server.schema.requests import ChatCompletionRequest
-from stonechat_server.structured.answer_spec import Structure
+from stonechat_server.structured.answer_spec import AnswerSpec, Structure
+from stonechat_server.structured.grammar_checks import GrammarPendingError
 from stonechat_server.tool_formats.select import FORMATS, select_format
 from tests.server.fake_engine import ByteTokenizer
 from tests.server.parsers.families import JSON_FAMILIES, Family
@@ -106,9 +108,21 @@ def render(family: Family, content: str, calls: list[tuple[str, dict[str, Any]]]
     return whole.removeprefix(prompt).removesuffix(family.end)
 
 
-def read(family: Family, pieces: list[str]) -> tuple[str, list[tuple[str, Any]], list[str]]:
+@lru_cache
+def specify(family: Family) -> AnswerSpec:
     structure = Structure(FamilyTokenizer(specials=family.specials))
-    spec = structure.specify(request(), family.template)
+    try:
+        while True:
+            try:
+                return structure.specify(request(), family.template)
+            except GrammarPendingError as pending:
+                pending.check.exception()  # waits
+    finally:
+        structure.close()
+
+
+def read(family: Family, pieces: list[str]) -> tuple[str, list[tuple[str, Any]], list[str]]:
+    spec = specify(family)
     prompt = ChatTemplate(family.template, {}).render(spec.messages, RenderOptions())
     _, new_parser = spec.after_prompt(prompt, SamplingParams())
     parser = new_parser()

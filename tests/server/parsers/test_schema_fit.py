@@ -21,6 +21,10 @@ VALUES: list[Any] = [
     {"city": {"name": "Paris", "in": {"name": "France"}}},
     {"city": {"name": 1}},
     {"city": 1},
+    {"city": 1.0},
+    {"city": ["x", 1]},
+    {"city": ["x", "y"]},
+    {"city": ["x", 1, {"a": [True]}]},
     {"city": 40},
     {"city": "a very long name of a city"},
 ]
@@ -39,6 +43,10 @@ SCHEMAS: list[Any] = [
     {"properties": {"city": {"allOf": [{"type": "string"}, {"minLength": 6}]}}},
     {"properties": {"city": {"type": "array", "items": {"type": "string"}, "minItems": 1}}},
     {"properties": {"city": {"maxItems": 0, "maxLength": 5, "minimum": 2, "maximum": 9}}},
+    {"properties": {"city": {"enum": [1.0, ["x", 1.0], ["x", True]]}}},
+    {"properties": {"city": {"const": ["x", 1, {"a": [1]}]}}},
+    {"properties": {"city": {"prefixItems": [{"type": "string"}], "items": {"type": "number"}}}},
+    {"properties": {"city": {"prefixItems": [{}, {"type": "integer"}], "items": False}}},
     {"properties": {"city": {"exclusiveMinimum": 1, "exclusiveMaximum": 40}}},
     {
         "properties": {"city": {"$ref": "#/$defs/place"}},
@@ -78,3 +86,18 @@ def test_a_schema_that_never_ends_fits_nothing(schema: dict[str, Any]) -> None:
 def test_what_is_not_understood_constrains_nothing(schema: dict[str, Any]) -> None:
     is_valid = fits({"city": "Paris"}, schema, schema)
     assert is_valid is (schema.get("anyOf") is None)
+
+
+def test_each_pair_of_a_value_and_a_schema_is_checked_once() -> None:
+    again = {"$ref": "#/$defs/a"}
+    options = [{"type": "string"}, again, dict(again), dict(again)]
+    schema = {"properties": {"a": again}, "$defs": {"a": {"anyOf": options}}}
+    assert not fits({"a": {"b": 1}}, schema, schema)
+    assert fits({"a": "b"}, schema, schema)
+
+
+def test_a_check_of_too_many_steps_is_no_fit() -> None:
+    schema = {"items": {"anyOf": [{"type": "string"}] * 50 + [{"type": "integer"}]}}
+    assert fits(list(range(100)), schema, schema)
+    many = {"items": {"anyOf": [{"const": -i} for i in range(1, 100)] + [{"type": "integer"}]}}
+    assert not fits(list(range(100_000)), many, many)

@@ -10,7 +10,14 @@ from fastapi.testclient import TestClient
 from stonechat_models import FinishReason, GenerateRequest, LogprobEntry, RequestOutput
 from tests.server.bodies import ask, stream
 from tests.server.conftest import ClientFactory
-from tests.server.fake_engine import FakeEngine, Script, delta, output, text_script
+from tests.server.fake_engine import (
+    ByteTokenizer,
+    FakeEngine,
+    Script,
+    delta,
+    output,
+    text_script,
+)
 
 
 def tool(name: str, **properties: Any) -> dict[str, Any]:
@@ -291,3 +298,45 @@ def test_joined_outputs_end_at_the_same_token(client: TestClient, engine: FakeEn
     answer = ask(client, tools=TOOLS)
     assert answer["usage"] == expected["usage"]
     assert answer["choices"][0]["finish_reason"] == "tool_calls"
+
+
+# --- calls in open reasoning ---
+
+
+def with_marks(new_client: ClientFactory, engine: FakeEngine, marks: str) -> TestClient:
+    template = f"{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}{{# {marks} #}}"
+    engine.tokenizer = ByteTokenizer(chat_template=template)
+    return new_client(tool_format="hermes")
+
+
+def test_calls_in_reasoning_that_a_limit_cuts_are_reasoning(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
+    client = with_marks(new_client, engine, "<think></think>")
+    thought = f"I could write {CALLS['hermes']} but no. Then"
+    for end in range(len("I could"), len(thought), 4):
+        engine.script = cut_script(f"<think>{thought[:end]}")
+        assert both(client, tools=TOOLS) == (None, "length", []), thought[:end]
+        message = ask(client, tools=TOOLS)["choices"][0]["message"]
+        assert message["reasoning_content"] == thought[:end].rstrip()
+
+
+def test_calls_at_the_end_of_open_reasoning_are_calls(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
+    client = with_marks(new_client, engine, "<think></think>")
+    engine.script = cut_script(f"<think>I look.\n{CALLS['hermes']}", FinishReason.STOP)
+    assert both(client, tools=TOOLS) == (None, "tool_calls", [ROME])
+    message = ask(client, tools=TOOLS)["choices"][0]["message"]
+    assert message["reasoning_content"] == "I look."
+
+
+def test_a_cut_mark_of_the_answer_is_no_content(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
+    client = with_marks(new_client, engine, "<think></think><response></response>")
+    text = "<think>a</think><response>Hello</response>"
+    for end, content in ((len(text) - 3, "Hello"), (text.index("ponse>"), None), (5, None)):
+        engine.script = cut_script(text[:end])
+        assert both(client)[0] == (content or "")
+        assert both(client, tools=TOOLS) == (content, "length", [])

@@ -17,6 +17,7 @@ from stonechat_server.structured.lark import LarkWriter
 from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import ToolOptions
 from stonechat_server.structured.tool_options import parameters as arguments_schema
+from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.select import FORMATS
 from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.walks import PADDED_VOCAB, allowed_ids, walk
@@ -35,12 +36,14 @@ def reason_against(spec: GrammarSpec) -> str | None:
     return None
 
 
-def enforced(parameters: Any, name: str = "f") -> tuple[FunctionTool, list[str]]:
+def enforced(
+    parameters: Any, name: str = "f", format: ToolFormat | None = None
+) -> tuple[FunctionTool, list[str]]:
     """Return the tool as its grammar sees it, and the paths of what is left out."""
     function = {"name": name, "parameters": parameters}
     tool = FunctionTool.model_validate({"type": "function", "function": function})
     source = json.dumps(arguments_schema(tool))
-    found = ArgumentSchemas(reason_against)._choose(source, False)
+    found = ArgumentSchemas(reason_against)._choose(source, False, format)
     function = {"name": name, "parameters": found.schema}
     tool = FunctionTool.model_validate({"type": "function", "function": function})
     return tool, list(found.left_out)

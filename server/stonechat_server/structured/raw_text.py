@@ -1,0 +1,128 @@
+"""Tells how strings may stand between tags as they are, where JSON may stand too.
+
+These are strings of a schema that `tag_values` reads as JSON: with a pattern or a format, or next
+to other types. What is written raw here is read back as a string that the schema allows.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from stonechat_server.parsers.tag_values import read_value, resolve
+from stonechat_server.structured.lark import choice, quoted, regex
+
+_ANNOTATIONS = frozenset(("title", "description", "default", "examples", "$comment", "deprecated"))
+_MAX_DEPTH = 1
+_SCALARS = frozenset(("integer", "number", "boolean", "null"))
+_NO_LITERAL = r"/[^\s\"'\[({<]((?s:.*)[^\s])?/"
+"""Text that cannot be read as a quoted string, a list or an object."""
+_FREE = r"/[^\s\"'\[({<0-9+.\-]((?s:.*)[^\s])?/"
+"""Text that cannot be read as a number either."""
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,60}[A-Za-z0-9])?"
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_DAY = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+_LONG_DAY = "[0-9]{4}-(((0[13-9]|1[0-2])-(29|30))|((0[13578]|1[02])-31))"
+_DATE = f"({_DAY}|{_LONG_DAY})"
+_TIME = (
+    r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+\-]([01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+    "ipv4": rf"{_OCTET}(\.{_OCTET}){{3}}",
+    "email": rf"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@{_LABEL}(\.{_LABEL})+",
+    "uri": rf"https?://{_LABEL}(\.{_LABEL})*(:[0-9]{{1,5}})?(/[A-Za-z0-9._~/-]*)?"
+    r"(\?[A-Za-z0-9._~/=&-]*)?(#[A-Za-z0-9._~-]*)?",
+}
+"""Regexes of common texts of a format. They may allow less than the format."""
+
+
+def raw_text(value: object, schema: Mapping[str, Any]) -> str | None:
+    """A terminal's expression for the strings that may be written raw. None: there are none.
+
+    `schema` has the definitions to which `value` may refer.
+    """
+    options = _options(value, schema)
+    if options is None:
+        return None
+    others = [option for option in options if option.get("type") != "string"]
+    has_scalars = any(option["type"] in _SCALARS - {"null"} for option in others)
+    if has_scalars and not all(_is_plain_scalar(option) for option in others):
+        return None
+    texts: list[str] = []
+    for option in options:
+        if option.get("type") == "string":
+            text = _option_text(option, value, has_scalars=has_scalars)
+            texts += [text] if text is not None else []
+    return choice(texts) if texts else None
+
+
+def is_open(text: str) -> bool:
+    """Whether an expression of `raw_text` may match a text with a tag in it."""
+    return _NO_LITERAL in text or _FREE in text
+
+
+def _options(
+    value: object, schema: Mapping[str, Any], depth: int = 0
+) -> list[dict[str, Any]] | None:
+    """The alternatives of a value, each of one type; None if it is not made of such."""
+    if not isinstance(value, dict) or depth > _MAX_DEPTH:
+        return None
+    value = {key: item for key, item in value.items() if key not in _ANNOTATIONS}
+    if value.keys() == {"anyOf"}:
+        found: list[dict[str, Any]] = []
+        for option in value["anyOf"]:
+            options = _options(resolve(option, schema), schema, depth + 1)
+            if options is None:
+                return None
+            found += options
+        return found
+    types = value.get("type")
+    if isinstance(types, list):
+        return [{**value, "type": name} for name in types]
+    if types is None and all(isinstance(item, str) for item in value.get("enum", [None])):
+        types = "string"
+    return [{**value, "type": types}] if isinstance(types, str) else None
+
+
+def _is_plain_scalar(option: Mapping[str, Any]) -> bool:
+    return option["type"] in _SCALARS and option.keys() == {"type"}
+
+
+def _option_text(option: Mapping[str, Any], value: object, *, has_scalars: bool) -> str | None:
+    keys = option.keys() - {"type"}
+    if keys == {"enum"}:
+        literals = [text for text in option["enum"] if _reads_as_itself(text, value)]
+        return choice(map(quoted, literals)) if literals else None
+    if not keys:
+        return _FREE
+    if has_scalars:
+        return None
+    if keys == {"format"} and option["format"] in _FORMATS:
+        return f"/{_FORMATS[option['format']].replace('/', chr(92) + '/')}/"
+    if keys == {"pattern"} and _is_whole(option["pattern"]):
+        return f"({regex(option['pattern'])} & {_NO_LITERAL})"
+    return None
+
+
+def _reads_as_itself(text: object, value: object) -> bool:
+    if not isinstance(text, str) or not text or text != text.strip() or "<" in text:
+        return False
+    return text[0] not in "\"'[({" and read_value(text, value) == text
+
+
+def _is_whole(pattern: str) -> bool:
+    """Whether the pattern describes the whole text, and every regex engine reads it alike."""
+    if not (pattern.startswith("^") and pattern.endswith("$")):
+        return False
+    if re.search(r"\\[^dwDW.+*?/|(){}\[\]^$\\-]|\\$", pattern):
+        return False
+    inner = re.sub(r"\\.|\[\^?(?:\\.|[^\]\\])+\]", "", pattern[1:-1]).replace("(?:", "(")
+    if re.search(r"[\^$]|\(\?", inner):
+        return False
+    count = 1
+    while count:
+        inner, count = re.subn(r"\([^()]*\)", "", inner)
+    return "|" not in inner

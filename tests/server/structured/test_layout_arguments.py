@@ -1,0 +1,251 @@
+"""Every layout writes the arguments of a tool in its own way, whatever the tool's schema."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+from fastapi.testclient import TestClient
+
+from stonechat_server.structured.lark import LarkWriter
+from stonechat_server.structured.tool_grammar import ToolGrammar
+from stonechat_server.structured.tool_options import ToolOptions
+from stonechat_server.tool_formats.layout import DictLayout, TagLayout
+from stonechat_server.tool_formats.select import FORMATS
+from tests.models.walks import allowed_ids
+from tests.server.bodies import error_of, post
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import FakeEngine
+from tests.server.structured.calls import (
+    COMPILER,
+    VOCABULARY,
+    arguments,
+    call_grammar,
+    calls,
+    enforced,
+    is_allowed,
+)
+
+ALL_LAYOUTS = ("hermes", "qwen_coder", "pythonic", "gemma4", "minimax_m3")
+TEXT: dict[str, Any] = {"type": "string"}
+MARK = "]<]minimax[>["
+
+
+def record(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+@pytest.mark.parametrize("num_keys", [3, 6])
+def test_a_recursive_schema_has_one_rule_per_definition(num_keys: int) -> None:
+    node = record(**{f"c{i}": {"$ref": "#/$defs/N"} for i in range(num_keys)})
+    tool, left_out = enforced({**record(n={"$ref": "#/$defs/N"}), "$defs": {"N": node}})
+    assert left_out == []
+    assert len(call_grammar(tool, "minimax_m3").source) < 2000
+    inner = f"{MARK}<c1>{MARK}<c0>{MARK}</c0>{MARK}</c1>"
+    text = element_call(f"{MARK}<n>{inner}{MARK}</n>")
+    assert is_allowed(tool, "minimax_m3", text)
+    assert arguments(tool, "minimax_m3", text) == {"n": {"c1": {"c0": {}}}}
+
+
+def element_call(elements: str) -> str:
+    """A call of `f` in the layout of MiniMax M3."""
+    body = f'{MARK}<invoke name="f">{elements}{MARK}</invoke>'
+    return f"{MARK}<tool_call>\n{body}\n{MARK}</tool_call>"
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "string", "minLength": 1.0, "maxLength": 5.0},
+        {"type": "array", "items": {"type": "null"}, "minItems": 1.0, "maxItems": 2.0},
+        {"type": "array", "items": False},
+        {"type": "array", "items": TEXT, "maxItems": 0},
+        {"type": "array", "maxItems": 0},
+    ],
+    ids=str,
+)
+def test_odd_but_legal_bounds_are_enforced(value: Any, layout: str) -> None:
+    schema = {**record(a=value), "required": ["a"]}
+    tool, left_out = enforced(schema, format=FORMATS[layout])
+    assert left_out == []
+    found = calls(tool, layout, count=12)
+    assert found
+    for call in found:
+        jsonschema.validate(call, schema)
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "array", "items": [TEXT]},
+        {"type": "array", "items": [TEXT], "maxItems": 0},
+        {"type": "array", "items": False, "minItems": 1},
+        {"type": "array", "items": TEXT, "minItems": 2, "maxItems": 1},
+        {"type": "string", "minLength": 2, "maxLength": 1},
+        {"type": "object", "minProperties": 1, "maxProperties": 0},
+        {"$ref": "#"},
+        {"anyOf": [{"$ref": "#/properties/a"}, TEXT]},
+        {"anyOf": [{"$ref": "#/properties/a"}, {"type": "integer"}]},
+        {"required": [["a"]], "allOf": [{"required": ["b"]}]},
+    ],
+    ids=str,
+)
+def test_what_a_layout_cannot_write_is_left_out(value: Any, layout: str) -> None:
+    schema = {**record(a=value, b=TEXT), "required": ["a"]}
+    tool, _ = enforced(schema, format=FORMATS[layout])
+    COMPILER.compile(call_grammar(tool, layout))
+
+
+@pytest.mark.parametrize("keys", [["to", "cc", "body"], ["body", "cc", "to"], ["body", "to"]])
+@pytest.mark.parametrize(("layout", "quote"), [("gemma4", '<|"|>'), ("function_gemma", "<escape>")])
+def test_bare_keys_may_be_sorted(keys: list[str], layout: str, quote: str) -> None:
+    schema = {**record(to=TEXT, cc=TEXT, body=TEXT), "required": ["to", "body"]}
+    tool, _ = enforced(schema)
+    format = FORMATS[layout]
+    inner = ",".join(f"{key}:{quote}x{quote}" for key in keys)
+    assert isinstance(format.layout, DictLayout)
+    end = format.layout.after_arguments
+    text = f"{format.trigger}call:f{{{inner}}}{end}"
+    assert is_allowed(tool, layout, text)
+    assert arguments(tool, layout, text) == dict.fromkeys(keys, "x")
+    without_to = f"{format.trigger}call:f{{body:{quote}x{quote}}}{end}"
+    assert not is_allowed(tool, layout, without_to)
+
+
+@pytest.mark.parametrize("gap", ["", "\n", "  "])
+@pytest.mark.parametrize(
+    ("layout", "call"),
+    [
+        ("gemma4", "<|tool_call>call:f{}<tool_call|>"),
+        ("function_gemma", "<start_function_call>call:f{}<end_function_call>"),
+        ("mistral", "[TOOL_CALLS]f[ARGS]{}"),
+        ("internlm2", '<|action_start|><|plugin|>{"name": "f", "arguments": {}}<|action_end|>'),
+        ("functionary", "<function=f>{}</function>"),
+    ],
+)
+def test_space_may_stand_between_calls(layout: str, call: str, gap: str) -> None:
+    tool, _ = enforced(None)
+    options = ToolOptions(offered=(tool,), callable=(tool,), is_required=True, is_parallel=True)
+    grammar = ToolGrammar(options, FORMATS[layout], LarkWriter({})).build()
+    constraint = COMPILER.compile(grammar).new_constraint()
+    for token_id in VOCABULARY.encode(f"{call}{gap}{call}"):
+        assert token_id in allowed_ids(constraint)
+        constraint.accept(token_id)
+    assert not VOCABULARY.eos_token_ids.isdisjoint(allowed_ids(constraint))
+
+
+@pytest.mark.parametrize("schema", [{"type": "object"}, {**record(), "additionalProperties": True}])
+def test_an_open_record_may_be_empty(schema: Any) -> None:
+    tool, _ = enforced(schema)
+    assert is_allowed(tool, "minimax_m3", element_call(""))
+
+
+def tag_call(**texts: str) -> str:
+    """A call of `f` in the layout of Qwen Coder."""
+    pairs = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in texts.items())
+    return f"<tool_call>\n<function=f>\n{pairs}</function>\n</tool_call>"
+
+
+AB = record(a=TEXT, b=TEXT)
+EITHER = [{"required": ["a"]}, {"required": ["b"]}]
+PARTS = [{"properties": {"a": {"minLength": 2}}}, {"properties": {"b": {"pattern": "x"}}}]
+MANY = record(a=TEXT, **{f"k{i}": TEXT for i in range(20)})
+
+
+@pytest.mark.parametrize(
+    ("schema", "may_be_empty"),
+    [
+        ({**MANY, "minProperties": 1}, False),
+        ({**AB, "allOf": [{"required": ["a"]}]}, False),
+        ({**AB, "allOf": [{"anyOf": EITHER}]}, False),
+        ({**AB, "allOf": [{"required": ["a"]}, {"anyOf": EITHER}]}, False),
+        ({**AB, "properties": {**AB["properties"], "<c>": TEXT}}, True),
+        ({**AB, "oneOf": PARTS}, True),
+    ],
+    ids=["any of many", "allOf", "allOf anyOf", "both", "odd key", "oneOf"],
+)
+def test_tags_are_kept(schema: Any, may_be_empty: bool) -> None:
+    tool, _ = enforced(schema)
+    assert is_allowed(tool, "qwen_coder", tag_call(a="x y"))
+    assert is_allowed(tool, "qwen_coder", tag_call()) is may_be_empty
+    elements = f"{MARK}<a>x y{MARK}</a>"
+    assert is_allowed(tool, "minimax_m3", element_call(elements))
+    assert is_allowed(tool, "minimax_m3", element_call("")) is may_be_empty
+    assert is_allowed(tool, "pythonic", '[f(a="x y")]')
+    assert is_allowed(tool, "pythonic", "[f()]") is may_be_empty
+    assert is_allowed(tool, "gemma4", '<|tool_call>call:f{a:<|"|>x<|"|>}<tool_call|>')
+    assert is_allowed(tool, "gemma4", "<|tool_call>call:f{}<tool_call|>") is may_be_empty
+
+
+def test_a_key_that_no_tag_can_have_is_written_as_json() -> None:
+    tool, _ = enforced(record(a=TEXT, **{"<c>": TEXT}))
+    text = '<tool_call>\n<function=f>\n{"<c>": "x"}\n</function>\n</tool_call>'
+    assert is_allowed(tool, "qwen_coder", text)
+    assert arguments(tool, "qwen_coder", text) == {"<c>": "x"}
+
+
+@pytest.mark.parametrize(
+    ("value", "good", "bad"),
+    [
+        ({"type": "string", "pattern": "^[A-Z]{2}-[0-9]{2}$"}, "AB-12", "AB-1"),
+        ({"type": "string", "pattern": "^(?:a/b|c d)$"}, "a/b", "a"),
+        ({"type": "string", "format": "date"}, "2024-02-28", "2024-02-30"),
+        ({"type": "string", "format": "date-time"}, "2024-12-31T09:00:00Z", "2024-12-31"),
+        ({"type": "string", "format": "email"}, "a.b@c.org", "a@"),
+        ({"type": "string", "format": "uri"}, "https://a.org/b?c=d#e", "a b"),
+        ({"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]}, "2024-01-31", "x"),
+        ({"type": ["string", "null"], "enum": ["a b", "c", None]}, "a b", "d"),
+        ({"type": ["string", "integer"]}, "a b", None),
+        ({"anyOf": [TEXT, {"type": "number"}, {"type": "null"}]}, "a b\nc", None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", ["qwen_coder", "glm", "minimax", "seed"])
+def test_text_stands_raw_where_json_may_stand_too(
+    value: Any, good: str, bad: str | None, layout: str
+) -> None:
+    schema = {**record(a=value), "required": ["a"]}
+    tool, left_out = enforced(schema, format=FORMATS[layout])
+    assert left_out == []
+    text = written(layout, good)
+    assert is_allowed(tool, layout, text)
+    assert arguments(tool, layout, text) == {"a": good}
+    assert is_allowed(tool, layout, written(layout, json.dumps(good)))
+    assert bad is None or not is_allowed(tool, layout, written(layout, bad))
+    for call in calls(tool, layout):
+        jsonschema.validate(call, schema, format_checker=jsonschema.FormatChecker())
+
+
+def written(layout: str, value: str) -> str:
+    """A call of `f` with the value of `a` in a layout with tags."""
+    format = FORMATS[layout]
+    parts = format.layout
+    assert isinstance(parts, TagLayout)
+    argument = f"{parts.before_key}a{parts.after_key}{value}{parts.after_value}"
+    call = f"{parts.before_name}f{parts.after_name}{argument}{parts.after_arguments}"
+    return f"{format.trigger}{parts.opening}{call}{parts.closing}"
+
+
+def many_tools(**fields: Any) -> list[dict[str, Any]]:
+    keys = [f"a_rather_long_parameter_name_{i}" for i in range(21)]
+    schema = {**record(**{key: {"type": "integer"} for key in keys}), "additionalProperties": False}
+    small = record(a=TEXT)
+    functions = [{"name": f"f{i}", "parameters": schema, **fields} for i in range(127)]
+    functions.append({"name": "small", "parameters": small})
+    return [{"type": "function", "function": function} for function in functions]
+
+
+def test_the_largest_schemas_of_too_many_tools_are_left_out(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
+    engine.model = replace(engine.model, max_model_len=1_000_000)
+    client: TestClient = new_client(tool_format="gemma4")
+    response = post(client, tools=many_tools())
+    assert response.status_code == 200, response.json()
+    assert response.headers["x-unenforced-schema"].startswith("tools[0].function.parameters,")
+    response = post(client, tools=many_tools(strict=True))
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "tools"
