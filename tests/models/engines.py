@@ -85,7 +85,8 @@ def stateful_engine_model(module, info, backend) -> RecurrentModel | PlainModel 
         model = stateful_model(module, info, backend, torch.float32)
         if model is None:
             return None
-    num_snapshots = 6 if model.info.state_bytes else 0
+    is_plain = model.info.backend == "plain"
+    num_snapshots = 6 if model.info.state_bytes and not is_plain else 0
     model.info = replace(model.info, num_state_slots=info.max_num_seqs + num_snapshots)
     return model
 

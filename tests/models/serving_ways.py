@@ -52,7 +52,7 @@ def load_tiny(model_type: str, **limits: int) -> AnyModel:
     )
     info = model.info
     if info.keeps_state:
-        num_snapshots = 6 if info.state_bytes else 0
+        num_snapshots = 6 if info.state_bytes and info.backend != "plain" else 0
         model.info = replace(info, num_state_slots=info.max_num_seqs + num_snapshots)
     if not info.exact_chunks:
         model.info = replace(model.info, max_batch_tokens=info.max_model_len)

@@ -25,6 +25,21 @@ UNUSED = (
 
 @pytest.mark.slow
 def test_a_plain_request_runs_through_little_code(default_model_files: ModelFiles) -> None:
+    """On a busy machine the server joins waiting tokens, which takes more code: it is run again."""
+    for _ in range(6):
+        lines = profile()
+        counts = {name: int(number) for number, name in (line.split(None, 1) for line in lines[:2])}
+        if not any("join_outputs" in line for line in lines):
+            break
+    text = "\n".join(lines)
+    assert 20 < counts["files"] <= MAX_FILES, text
+    assert 100 < counts["functions"] <= MAX_FUNCTIONS, text
+    files = [line.split()[1] for line in lines if ".py" in line]
+    entered = [file for file in files for part in UNUSED if f"/{part}" in file]
+    assert entered == []
+
+
+def profile() -> list[str]:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--list"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
@@ -33,10 +48,4 @@ def test_a_plain_request_runs_through_little_code(default_model_files: ModelFile
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
-    counts = {name: int(number) for number, name in (line.split(None, 1) for line in lines[:2])}
-    assert 20 < counts["files"] <= MAX_FILES, done.stdout
-    assert 100 < counts["functions"] <= MAX_FUNCTIONS, done.stdout
-    files = [line.split()[1] for line in lines if ".py" in line]
-    entered = [file for file in files for part in UNUSED if f"/{part}" in file]
-    assert entered == []
+    return done.stdout.splitlines()
