@@ -3,14 +3,18 @@
 import asyncio
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from stonechat_server.bench.results import BenchResult, Slo
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.target import BenchError
+from stonechat_server.bench.validity import run_checks
 
 from .conftest import FakeServer, count_words
+
+GENERATOR_CHECK = "the load generator was not the bottleneck"
 
 
 def bench(fake: FakeServer, model: str, **changes: object) -> BenchResult:
@@ -24,7 +28,7 @@ def bench(fake: FakeServer, model: str, **changes: object) -> BenchResult:
 def failed(result: BenchResult) -> set[str]:
     """The fake server takes no time, so on a busy machine the load generator may be the slower."""
     names = {check.name for check in result.checks if not check.passed}
-    return names - {"the load generator was not the bottleneck"}
+    return names - {GENERATOR_CHECK}
 
 
 def test_a_good_server_passes_every_check(fake: FakeServer) -> None:
@@ -39,6 +43,18 @@ def test_a_good_server_passes_every_check(fake: FakeServer) -> None:
     assert len(level.repeat_tokens_per_second) == 2
     assert level.tokens_per_second == pytest.approx(96 / level.seconds)
     assert result.server["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("busy", "is_valid"), [(0.84, True), (0.86, False)])
+def test_a_load_generator_that_is_too_busy_is_named(
+    fake: FakeServer, busy: float, is_valid: bool
+) -> None:
+    levels = [
+        msgspec.structs.replace(level, generator_cpu=busy) for level in bench(fake, "good").levels
+    ]
+    check = run_checks(levels)[-1]
+    assert check.name == GENERATOR_CHECK
+    assert check.passed is is_valid
 
 
 def test_prompts_have_the_requested_length_and_never_repeat(fake: FakeServer) -> None:
