@@ -76,6 +76,13 @@ class ForwardBatch:
             state_slots=[self.state_slots[i] for i in indices],
         )
 
+    def of_last_tokens(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows [R, ...] that need logits, from one row per sequence [N, ...].
+
+        For batches in which only the last tokens of sequences need logits.
+        """
+        return rows[torch.searchsorted(self.query_start[1:], self.logits_index, right=True)]
+
     @property
     def num_seqs(self) -> int:
         return len(self.context_lens_list)

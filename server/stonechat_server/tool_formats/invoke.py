@@ -1,6 +1,9 @@
 """Elements with the names as attributes: MiniCPM5, Step 3, dots."""
 
+from dataclasses import replace
+
 from stonechat_server.tool_formats.layout import TagLayout, ToolFormat
+from stonechat_server.tool_formats.minimax import INVOKES
 
 MINICPM5 = ToolFormat(
     name="minicpm5",
@@ -21,17 +24,7 @@ DOTS = ToolFormat(
     name="dots",
     trigger="<dots_function_call>",
     first="<",
-    layout=TagLayout(
-        opening="\n",
-        before_name='<invoke name="',
-        after_name='">\n',
-        before_key='<parameter name="',
-        after_key='">',
-        after_value="</parameter>\n",
-        after_arguments="</invoke>\n",
-        separator="",
-        closing="</dots_function_call>",
-    ),
+    layout=replace(INVOKES, closing="</dots_function_call>"),
 )
 
 

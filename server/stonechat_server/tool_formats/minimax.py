@@ -3,23 +3,27 @@
 M3 has a mark before every tag, and elements called like the parameters, nested like the values.
 """
 
+from dataclasses import replace
+
 from stonechat_server.tool_formats.layout import ElementLayout, TagLayout, ToolFormat
+
+INVOKES = TagLayout(
+    opening="\n",
+    before_name='<invoke name="',
+    after_name='">\n',
+    before_key='<parameter name="',
+    after_key='">',
+    after_value="</parameter>\n",
+    after_arguments="</invoke>\n",
+    separator="",
+)
+"""The elements; each format that has them adds the closing tag of its section."""
 
 MINIMAX = ToolFormat(
     name="minimax",
     trigger="<minimax:tool_call>",
     first="<",
-    layout=TagLayout(
-        opening="\n",
-        before_name='<invoke name="',
-        after_name='">\n',
-        before_key='<parameter name="',
-        after_key='">',
-        after_value="</parameter>\n",
-        after_arguments="</invoke>\n",
-        separator="",
-        closing="</minimax:tool_call>",
-    ),
+    layout=replace(INVOKES, closing="</minimax:tool_call>"),
 )
 
 _MARK = "]<]minimax[>["

@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING
 from stonechat_models.backends.quantization.cpu_linear import LinearTeam
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
-from stonechat_models.backends.transformers.kinds import auto_class
+from stonechat_models.backends.transformers.kinds import auto_class, empty_module
 from stonechat_models.backends.transformers.load import LoadSettings
 from stonechat_models.backends.transformers.packing_check import check_window, probe_layers
 from stonechat_models.backends.transformers.quantize import quantize_module
@@ -49,18 +49,14 @@ class EmptyModel:
         """
         if config.model_type not in CONFIG_MAPPING:
             return None
-        raw = {key: value for key, value in config.raw.items() if key != "quantization_config"}
         model_class = auto_class(config)
         try:
-            with META:
-                module: nn.Module = model_class.from_config(
-                    CONFIG_MAPPING[config.model_type].from_dict(raw), attn_implementation="eager"
-                )
+            module = empty_module(config, model_class)
         except Exception as error:  # transformers raises many types; all mean the same here
             raise UnsupportedModelError(
                 f"transformers cannot build the model: {reason_of(error)}"
             ) from error
-        return cls(module.eval(), config.expert_share)
+        return None if module is None else cls(module.eval(), config.expert_share)
 
     @property
     def keeps_state(self) -> bool:

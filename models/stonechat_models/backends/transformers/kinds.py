@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -74,6 +74,21 @@ def auto_class(config: HFConfig, has_own_code: bool = False) -> Any:
     raise UnsupportedModelError(
         f"the installed transformers has no causal language model of type {model_type}"
     )
+
+
+def empty_module(config: HFConfig, model_class: Any) -> nn.Module | None:
+    """Return the model on the meta device; None if its own code would have to run.
+
+    Raises what transformers raises if it cannot build the model: many types, all of one meaning.
+    """
+    if config.model_type not in CONFIG_MAPPING:
+        return None
+    raw = {key: value for key, value in config.raw.items() if key != "quantization_config"}
+    with torch.device("meta"):
+        module: nn.Module = model_class.from_config(
+            CONFIG_MAPPING[config.model_type].from_dict(raw), attn_implementation="eager"
+        )
+    return module
 
 
 def vocab_size(module: nn.Module) -> int:

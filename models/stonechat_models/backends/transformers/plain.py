@@ -83,8 +83,7 @@ class PlainModel:
                 batch.token_ids[first:end], batch.positions[first:end], cache if start else None
             )
             rows.append(logits)
-        index = torch.searchsorted(batch.query_start[1:], batch.logits_index, right=True)
-        return torch.stack(rows).float()[index]
+        return batch.of_last_tokens(torch.stack(rows).float())
 
     def _call(
         self, token_ids: torch.Tensor, positions: torch.Tensor, cache: Any

@@ -194,7 +194,7 @@ class RecurrentModel(TransformersModel):
                 for i, row in zip(decoding, self._run(batch, decoding), strict=True):
                     rows[i] = row
             logits = torch.stack([row for row in rows if row is not None]).float()
-            return logits[torch.searchsorted(batch.query_start[1:], batch.logits_index, right=True)]
+            return batch.of_last_tokens(logits)
 
     def _run(self, batch: ForwardBatch, indices: list[int]) -> torch.Tensor:
         """Run these sequences of the step, and keep their states.

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import torch
-from transformers import CONFIG_MAPPING
-
+from stonechat_models.backends.transformers.kinds import empty_module
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import ModelLoadError
 
@@ -17,15 +15,11 @@ def refuse_oversized(files: ModelFiles, model_class: Any) -> None:
 
     transformers would allocate and fill them all, and only then report that they do not match.
     """
-    if files.config.model_type not in CONFIG_MAPPING:
-        return
-    raw = {k: v for k, v in files.config.raw.items() if k != "quantization_config"}
     try:
-        with torch.device("meta"):
-            module = model_class.from_config(
-                CONFIG_MAPPING[files.config.model_type].from_dict(raw), attn_implementation="eager"
-            )
+        module = empty_module(files.config, model_class)
     except Exception:  # the load itself reports it, with its own message
+        return
+    if module is None:
         return
     implied = sum(parameter.numel() for parameter in module.parameters())
     stored = sum(path.stat().st_size for path in files.weights)

@@ -149,17 +149,20 @@ def read_gguf(path: Path) -> GgufFile:
     return GgufFile(path, first.metadata, tensors, first.data_start)
 
 
+_FIRST_PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
+
+
 def gguf_parts(path: Path) -> list[Path]:
     """Return the path itself, or the paths of all parts if it is the first of a split file.
 
     Raises `ModelLoadError` if a part is missing.
     """
-    match = re.search(r"-00001-of-(\d{5})\.gguf$", path.name)
+    match = _FIRST_PART.search(path.name)
     return [path, *_other_parts(path, int(match[1]))] if match else [path]
 
 
 def _other_parts(path: Path, count: int) -> list[Path]:
-    match = re.search(r"-00001-of-(\d{5})\.gguf$", path.name)
+    match = _FIRST_PART.search(path.name)
     if match is None or int(match[1]) != count:
         raise ModelLoadError(f"{path} is one of {count} parts: name the first, -00001-of-…")
     stem = path.name[: match.start()]

@@ -76,6 +76,9 @@ DEEPSEEK_LLM_SPLITS = (
     DIGIT,
 )
 
+_LLAMA3_NAMES = (
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+)
 _NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     (GPT2_SPLIT,): (
         *("gpt-2", "default", "olmo", "mpt", "phi-2", "jais", "roberta-bpe", "trillion", "mellum"),
@@ -85,7 +88,7 @@ _NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
         *("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b", "exaone"),
     ),
     (LLAMA3_SPLIT,): (
-        *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        *_LLAMA3_NAMES,
         *("smaug-bpe", "dbrx", "glm4", "chatglm-bpe"),
     ),
     (QWEN2_SPLIT,): (
@@ -106,12 +109,9 @@ SPLITS: dict[str, tuple[str, ...]] = {
     name: patterns for patterns, names in _NAMES.items() for name in names
 }
 """The patterns that split the text, one after the other."""
-_LLAMA3_NAMES = frozenset(
-    ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
-)
-IGNORE_MERGES = _LLAMA3_NAMES - {"falcon3"} | {"tekken", "gpt-4o", "llama4"}
+IGNORE_MERGES = frozenset(_LLAMA3_NAMES) - {"falcon3"} | {"tekken", "gpt-4o", "llama4"}
 """Families that look up a whole word in the vocabulary before they merge its parts."""
 COMPOSED = frozenset({"qwen2", "qwen35"})
 """Families that first compose the text (NFC), which only their tokenizer.json says."""
-BOS_BY_DEFAULT = _LLAMA3_NAMES - {"falcon3"} | {"tekken"}
+BOS_BY_DEFAULT = frozenset(_LLAMA3_NAMES) - {"falcon3"} | {"tekken"}
 """Families that begin a text with BOS unless the file says otherwise."""

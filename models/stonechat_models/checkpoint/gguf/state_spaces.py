@@ -10,6 +10,7 @@ from stonechat_models.checkpoint.gguf.experts import (
     ROUTED_EFFECTS,
     num_experts,
 )
+from stonechat_models.checkpoint.gguf.linear_attention import ATTENTION, STATE
 from stonechat_models.checkpoint.gguf.metadata import (
     Config,
     attention_layers,
@@ -25,7 +26,6 @@ from stonechat_models.checkpoint.gguf.metadata import (
 )
 from stonechat_models.checkpoint.gguf.reader import GgufFile
 
-ATTENTION, STATE = "full_attention", "linear_attention"
 _ATTENTION_KEYS = (
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
     *("rope_parameters", "intermediate_size"),
