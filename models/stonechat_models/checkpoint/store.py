@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stonechat_models.checkpoint import default_model
+from stonechat_models.checkpoint.aliases import read_aliases
 from stonechat_models.checkpoint.cache import cache_root
 from stonechat_models.checkpoint.gguf.convert import conversion_key
 from stonechat_models.checkpoint.gguf.reader import gguf_parts
+from stonechat_models.checkpoint.spelling import did_you_mean
 from stonechat_models.checkpoint.tokenizer_conversion import tokenizer_folder
 from stonechat_models.errors import ModelLoadError
 
@@ -80,9 +82,13 @@ def remove_model(name: str) -> int:
     name = default_model.NAME if name == "default" else name
     models = [model for model in list_models() if model.name == name]
     if not models:
-        raise ModelLoadError(
-            f"{name} is not on this machine; `stonechat models list` shows the models that are"
-        )
+        if name in read_aliases():
+            raise ModelLoadError(
+                f"{name} is a short name; `stonechat models alias {name}` removes it"
+            )
+        names = [model.name for model in list_models()]
+        hint = did_you_mean(name, names, "`stonechat models` lists the models that are")
+        raise ModelLoadError(f"{name} is not on this machine{hint}")
     for model in models:
         folder = model.place if model.place.is_dir() else model.place.parent
         for path in (*_conversions(folder), folder):

@@ -11,7 +11,9 @@ from stonechat_models.model_file import read_json, reason_of
 
 # Part of the cache key. Raise it whenever the result of a conversion changes.
 CONVERSION_VERSION = 2
-TOKENIZER_SOURCES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "tekken.json")
+TOKENIZER_SOURCES = (
+    *("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tekken.json"),
+)
 CONVERTED_SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".py"})
 """Files from which a tokenizer is converted: all but weights, and small enough to hash whole."""
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")

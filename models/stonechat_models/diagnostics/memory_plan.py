@@ -32,6 +32,8 @@ class ModelSurvey:
     native_refusal: str | None
     """Why the compiled CPU path does not serve the model. None: it does."""
     forms: tuple[ServingForm, ...]
+    is_embedder: bool = False
+    """Whether the model only makes embeddings."""
 
 
 def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
@@ -66,4 +68,5 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
         refusal=next(iter(planner.refusals), None),
         native_refusal=planner.native_refusal,
         forms=forms,
+        is_embedder=planner.is_embedder,
     )

@@ -21,7 +21,12 @@ from stonechat_models.checkpoint.support import context_length, refuse_encoder_d
 from stonechat_models.config import EngineConfig, Precision, Quantize
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype, free_memory
-from stonechat_models.runtime.build import native_refusal, size_kv_cache, size_states
+from stonechat_models.runtime.build import (
+    is_embedder,
+    native_refusal,
+    size_kv_cache,
+    size_states,
+)
 
 if TYPE_CHECKING:
     from stonechat_models.backends.quantization.cpu_linear import LinearTeam
@@ -66,6 +71,7 @@ class FormPlanner:
         self.max_model_len = context_length(headers.config, None)
         self.packing = Packing()
         self.native_refusal: str | None = None
+        self.is_embedder = False
         self.refusals: list[str] = []
         self._empty_model: EmptyModel | None = None
 
@@ -80,8 +86,16 @@ class FormPlanner:
 
     def check(self) -> None:
         """Make the checks that `build_engine` makes before it loads a model."""
+        headers = self.headers
         with self._noting():
             refuse_weight_format(self.config, self.device)
+            self.is_embedder = is_embedder(
+                headers.config, headers.weight_format, headers.has_modules
+            )
+        if self.is_embedder:
+            self.native_refusal = "it is an embedding model"
+            return
+        with self._noting():
             refuse_encoder_decoder(self.headers.config)
             self.packing = read_packing(self.headers)
             self.max_model_len = context_length(self.headers.config, self.config.max_model_len)
@@ -105,6 +119,9 @@ class FormPlanner:
 
     def forms(self) -> Iterator[ServingForm]:
         """Yield the forms that the device supports."""
+        if self.is_embedder:
+            yield self._embedder_form()
+            return
         default = self._default()
         for name, config in self._candidates():
             is_default = (config.backend, name) == default
@@ -121,6 +138,20 @@ class FormPlanner:
                     kv_tokens=self._kv_tokens(size, is_default),
                     is_default=is_default,
                 )
+
+    def _embedder_form(self) -> ServingForm:
+        """Return the only form of an embedding model: the one that the settings choose."""
+        dtype = choose_dtype(self.config.dtype, self.headers.config.dtype, self.device)
+        num_weights = sum(tensor.num_elements for tensor in self.headers.tensors)
+        return ServingForm(
+            name=str(dtype).removeprefix("torch."),
+            backend="transformers",
+            weight_bytes=num_weights * dtype.itemsize,
+            decode_bytes=num_weights * dtype.itemsize,
+            kv_bytes_per_token=0,
+            kv_tokens=0,
+            is_default=True,
+        )
 
     def _backend(self, config: EngineConfig) -> str:
         """The name that `ModelInfo.backend` has once the model is loaded."""

@@ -22,9 +22,28 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ModelLoadError, match="no"):
         fill_once(tmp_path / "x", silent, fail)
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert list(tmp_path.iterdir()) == []
     built = fill_once(tmp_path / "x", silent, lambda target: (target / "whole").touch())
     assert (built / "whole").exists()
+
+
+def test_no_lock_file_stays(tmp_path: Path) -> None:
+    locked: list[bool] = []
+    for _ in range(2):
+        fill_once(tmp_path / "x", silent, lambda _: locked.append((tmp_path / "x.lock").exists()))
+    assert locked == [True]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_that_another_process_has_filled_meanwhile_is_kept(tmp_path: Path) -> None:
+    def build(target: Path) -> None:
+        (target / "mine").touch()
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "theirs").touch()
+
+    folder = fill_once(tmp_path / "x", silent, build)
+    assert [path.name for path in folder.iterdir()] == ["theirs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_threads_fill_a_folder_once(tmp_path: Path) -> None:

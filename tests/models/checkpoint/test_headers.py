@@ -80,7 +80,9 @@ def test_the_quantisation_beside_the_config_of_an_id(
         )
         headers = headers_of("owner/not-here")
         assert headers.config.raw.get("quantization_config", {}) == quantization
-    assert fetched == ["config.json"] * 2 + list(QUANTIZATION_FILES)
+        assert not headers.has_modules
+    always = ["config.json", "modules.json"]
+    assert fetched == [*always, always[0], *QUANTIZATION_FILES, always[1]]
 
 
 def test_gguf_files(caches: Path) -> None:
@@ -91,7 +93,7 @@ def test_gguf_files(caches: Path) -> None:
         shapes = {tensor.name: (tensor.type_name, tensor.shape) for tensor in headers.tensors}
         assert shapes["model.layers.1.mlp.down_proj.weight"] == ("Q8_0", (64, 128))
         assert shapes["model.norm.weight"] == ("F32", (64,))
-    with pytest.raises(ModelLoadError, match=r"models pull owner/tiny/other\.gguf"):
+    with pytest.raises(ModelLoadError, match=r"owner/tiny/other\.gguf is not on this machine"):
         headers_of("owner/tiny/other.gguf")
 
 

@@ -31,6 +31,7 @@ from tests.models.packed_writers import (
     quantise_config,
     save_packed,
 )
+from tests.models.tiny_embedders import save_embedder, save_encoder
 from tests.models.tiny_models import FAMILIES, tiny_config
 from tests.models.tiny_tokenizers import ascii_backend
 
@@ -276,7 +277,7 @@ def check_refusal(folder: Path, **changes: Any) -> str:
         build_engine(config_for(folder, **changes), silent)
     reason = survey(folder, **changes).refusal
     assert reason is not None
-    without_free_memory = re.compile(r"only \d+ MiB|\d+ MiB are free")
+    without_free_memory = re.compile(r"only [\d.]+ .B|[\d.]+ .B are free")
     assert without_free_memory.sub("", reason) == without_free_memory.sub("", str(error.value))
     return reason
 
@@ -284,7 +285,7 @@ def check_refusal(folder: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"kv_cache_bytes": 900 << 30}, "the KV cache needs 921600 MiB, but only"),
+        ({"kv_cache_bytes": 900 << 30}, "the KV cache needs 966.4 GB, but only"),
         ({"kv_cache_bytes": 1000}, "cannot hold a KV cache block of 16 tokens"),
         ({"kv_cache_bytes": 1 << 14, "max_model_len": 200}, "the KV cache holds only"),
         ({"max_model_len": 999}, "exceeds this model's limit of 256"),
@@ -333,3 +334,25 @@ def test_the_capacity_of_the_kv_cache_follows_the_settings(tmp_path: Path) -> No
     assert tokens(max_num_seqs=2) == 512
     assert tokens(kv_cache_bytes=per_token * 100) == 96  # whole blocks
     assert tokens(kv_cache_bytes=per_token * 100, block_size=32) == 96
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+def test_an_embedding_model_has_one_form(family: str, tmp_path: Path) -> None:
+    folder = save_embedder(tmp_path / "model", family)
+    report = survey(folder)
+    assert report.refusal is None
+    assert report.is_embedder
+    engine, _ = build_engine(config_for(folder), silent)
+    (only,) = report.forms
+    assert (only.name, only.backend) == (engine.model.info.dtype, "transformers")
+    assert only.weight_bytes == engine.model.info.weight_bytes
+
+
+def test_an_encoder_for_another_task_is_refused(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "model", "bert")
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"architectures": ["BertForSequenceClassification"]}
+    path.write_text(json.dumps(config))
+    refusal = survey(folder).refusal
+    assert refusal is not None
+    assert "neither completes texts nor makes embeddings" in refusal

@@ -23,6 +23,10 @@ from stonechat_models.model_file import reading
 GgufValue = int | float | bool | str | list["GgufValue"]
 
 MAGIC = b"GGUF"
+LFS_POINTER = b"version https://git-lfs"
+VERSIONS = (2, 3)
+MAX_VERSION = 99
+"""A greater number is none of a version."""
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
 # No file of a real model comes near these. They bound the time and memory that a damaged one takes.
@@ -98,6 +102,8 @@ class GgufTensor:
     type_name: str
     shape: tuple[int, ...]
     data: npt.NDArray[np.uint8]
+    start: int = 0
+    """Bytes before the data, in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +185,18 @@ def read_part(path: Path) -> GgufFile:
     """Read one file, which may be a part of a split one. Raises what `read_gguf` raises."""
     with reading(path):
         with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+            if start == LFS_POINTER:
+                raise ModelLoadError(f"{path} only points to the model; `git lfs pull` fetches it")
+            if not start.startswith(MAGIC):
+                raise ModelLoadError(f"{path} is not a GGUF file; name one, or download it again")
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _parse(path, buffer)
+        try:
+            return _parse(path, buffer)
+        except struct.error as error:
+            raise ValueError("it ends in the middle of its header") from error
+        except UnicodeDecodeError as error:
+            raise ValueError("a text in its header is none") from error
 
 
 class _Cursor:
@@ -238,16 +254,11 @@ class _Cursor:
 
 
 def _parse(path: Path, buffer: mmap.mmap) -> GgufFile:
-    if buffer[:4] != MAGIC:
-        raise ModelLoadError(f"{path} is not a GGUF file; name one, or download it again")
     cursor = _Cursor(buffer)
-    cursor.position = 4
+    cursor.position = len(MAGIC)
     version = cursor.count("I")
-    if version not in (2, 3):
-        raise ModelLoadError(
-            f"{path} has GGUF version {version} or is big-endian; use a little-endian file of "
-            "version 2 or 3"
-        )
+    if version not in VERSIONS:
+        raise ModelLoadError(f"{path} {_version_problem(version)}")
     num_tensors, num_values = cursor.count(limit=MAX_TENSORS), cursor.count(limit=MAX_VALUES)
     metadata: dict[str, GgufValue] = {}
     for _ in range(num_values):
@@ -267,6 +278,15 @@ def _parse(path: Path, buffer: mmap.mmap) -> GgufFile:
     if len(by_name) < len(tensors):
         raise ValueError("two tensors have the same name")
     return GgufFile(path, metadata, by_name, start)
+
+
+def _version_problem(version: int) -> str:
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+        return "is a big-endian GGUF file; use a little-endian one"
+    if version > MAX_VERSION:
+        return "is damaged: what follows the word GGUF is no version; download it again"
+    age = "too old" if version < VERSIONS[0] else "newer than this Stonechat"
+    return f"has GGUF version {version}, which is {age}; use a file of version 2 or 3"
 
 
 def _refuse_overlap(offsets: list[int], tensors: list[GgufTensor]) -> None:
@@ -313,4 +333,4 @@ def _map_tensor(
         raise ModelLoadError(
             f"{path} is cut short: tensor {name} runs past its end; download it again"
         )
-    return GgufTensor(name, type_name, shape, raw[first:last].reshape(byte_shape))
+    return GgufTensor(name, type_name, shape, raw[first:last].reshape(byte_shape), first)
