@@ -25,6 +25,8 @@ from stonechat_models.types import (
     MAX_STOP_STRINGS,
     MAX_TOP_LOGPROBS,
     CompletionDelta,
+    EmbeddingInfo,
+    EmbeddingParams,
     EngineStats,
     FinishReason,
     GenerateRequest,
@@ -39,10 +41,12 @@ from stonechat_models.types import (
     StopRules,
     StopScope,
     TopLogprob,
+    size_text,
 )
 from stonechat_models.version import __version__
 
 if TYPE_CHECKING:
+    from stonechat_models.checkpoint.alias_target import alias_model
     from stonechat_models.checkpoint.aliases import read_aliases, set_alias
     from stonechat_models.checkpoint.resolve import fetch_model
     from stonechat_models.checkpoint.store import StoredModel, list_models, remove_model
@@ -68,6 +72,8 @@ __all__ = [
     "AsyncEngine",
     "CompletionDelta",
     "CostlyGrammarError",
+    "EmbeddingInfo",
+    "EmbeddingParams",
     "EngineConfig",
     "EngineDeadError",
     "EngineError",
@@ -99,6 +105,7 @@ __all__ = [
     "TopLogprob",
     "UnsupportedModelError",
     "__version__",
+    "alias_model",
     "check_grammar",
     "fetch_model",
     "inspect_machine",
@@ -110,6 +117,7 @@ __all__ = [
     "relax_schema",
     "remove_model",
     "set_alias",
+    "size_text",
     "stored_chat_templates",
     "survey_model",
     "usable_cpus",
@@ -123,6 +131,7 @@ _LAZY = {
     "StoredModel": "checkpoint.store",
     "Tokenizer": "text.tokenizer",
     "GrammarChecker": "grammar.checker",
+    "alias_model": "checkpoint.alias_target",
     "check_grammar": "grammar.source",
     "fetch_model": "checkpoint.resolve",
     "is_cheap": "grammar.cost",

@@ -49,6 +49,8 @@ class EngineConfig:
     """Start the next step before reading the previous step's tokens. None: only on CUDA."""
     generation_config: Literal["model", "none"] = "model"
     """Whether `ModelInfo.sampling_defaults` are those of the model's generation_config.json."""
+    embeddings: bool = False
+    """Also make embeddings with a model that generates, of the last token of a text."""
     prompt_lookup: bool = False
     """Draft tokens where the context repeats itself, and verify several of them per step."""
     engine_process: bool | None = None

@@ -15,6 +15,8 @@ import msgspec
 from stonechat_models.errors import InvalidParamsError
 
 MAX_TOP_LOGPROBS = 20
+MAX_PROMPT_LOGITS_BYTES = 256 << 20
+"""A step computes at most this much of float32 logits for log-probabilities of prompts."""
 MAX_STOP_STRINGS = 64
 MAX_N = 128
 
@@ -90,7 +92,7 @@ class StopRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of a request are chosen. Ranges are checked. See `docs/api.md`."""
+    """How the tokens of a request are chosen. Ranges are checked. See `docs/api/`."""
 
     n: int = 1
     temperature: float = 1.0
@@ -106,8 +108,10 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int | None = None
     """None: no logprobs; 0: only the chosen token's; k: also those of the k most likely tokens."""
+    prompt_logprobs: int | None = None
+    """As `top_logprobs`, for the tokens of the prompt. Nothing is read from the prefix cache."""
     max_tokens: int | None = None
-    """None: as many as fit in the context length."""
+    """None: as many as fit in the context length. 0: the prompt is computed, and that is all."""
     min_tokens: int = 0
     stop: StopRules | None = None
     """None: no stop strings."""
@@ -115,6 +119,9 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     ignore_eos: bool = False
+    continues_text: bool = False
+    """Whether the text goes on where the prompt ends, as in text completions. A space at its start
+    is kept then, and tokens without text (EOS, skipped special tokens) have log-probabilities."""
     grammar: GrammarSpec | None = None
     reasoning: ReasoningSpec | None = None
 
@@ -132,8 +139,10 @@ class SamplingParams:
             raise InvalidParamsError("seed", "seed must fit a signed 64-bit integer")
         if self.top_logprobs is not None:
             _check_range("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidParamsError("max_tokens", "max_tokens must be at least 1")
+        if self.prompt_logprobs is not None:
+            _check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise InvalidParamsError("max_tokens", "max_tokens must not be negative")
         if self.min_tokens < 0:
             raise InvalidParamsError("min_tokens", "min_tokens must not be negative")
         for bias in self.logit_bias.values():
@@ -143,6 +152,18 @@ class SamplingParams:
 def _check_range(param: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # also refuses NaN
         raise InvalidParamsError(param, f"{param} must be between {low} and {high}, not {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingParams:
+    """How the embedding of a prompt is made."""
+
+    dimensions: int | None = None
+    """Keep only this many of the first numbers, and normalise again. None: all."""
+    normalize: bool | None = None
+    """Whether the embedding is scaled to the length 1. None: as the model does."""
+    num_unpooled: int = 0
+    """The first tokens of the prompt that do not count in the pooling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +180,8 @@ class GenerateRequest:
     arrival_time: float = 0.0
     prediction_token_ids: tuple[int, ...] = ()
     """A text that the answer may largely repeat. It makes the answer faster, not different."""
+    embedding: EmbeddingParams | None = None
+    """Set: nothing is generated, and the output is the embedding of the prompt."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -168,6 +191,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
     logprob: float
     top_ids: tuple[int, ...] = ()
     top_logprobs: tuple[float, ...] = ()
+    rank: int = 0
+    """1 for the most likely token; 0 if not computed. Only tokens of a prompt have it."""
 
 
 class TokenOutput(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -189,6 +214,10 @@ class TokenOutput(msgspec.Struct, frozen=True, gc=False, array_like=True):
     error: str | None = None
     num_predicted: int = 0
     """How many of these tokens repeat tokens of the request's prediction, each of them once."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Those of all prompt tokens but the first, in the request's first output after its prompt."""
+    embedding: bytes | None = None
+    """The embedding of the prompt, as little-endian float32."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True, gc=False):
@@ -208,6 +237,8 @@ class LogprobEntry(msgspec.Struct, frozen=True, gc=False):
     bytes: bytes
     logprob: float
     top: tuple[TopLogprob, ...]
+    rank: int = 0
+    """1 for the most likely token; 0 if not computed. Only tokens of a prompt have it."""
 
 
 class CompletionDelta(msgspec.Struct, frozen=True, gc=False):
@@ -254,6 +285,11 @@ class RequestOutput(msgspec.Struct, frozen=True, gc=False):
     timings: RequestTimings
     num_cache_written_tokens: int = 0
     error: str | None = None
+    prompt_logprobs: tuple[LogprobEntry | None, ...] | None = None
+    """One entry per prompt token, None for the first, in the first output after the prompt. The
+    joined `token` of those that are not special is the prompt's text."""
+    embedding: bytes | None = None
+    """The embedding of the prompt, as little-endian float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +304,26 @@ class SamplingDefaults:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingInfo:
+    """The embeddings that a model makes."""
+
+    size: int
+    """Numbers in an embedding."""
+    pooling: str
+    """How the hidden states of a text's tokens become one vector."""
+    is_normalized: bool
+    """Whether embeddings have the length 1 unless a request decides it."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Texts that the model's makers put before inputs, by name."""
+    default_prompt: str = ""
+    """The name of the prompt for inputs whose request names none."""
+    skips_prompt: bool = False
+    """Whether a prompt's tokens do not count in the pooling."""
+    lower_case: bool = False
+    """Whether texts are made lower case first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,11 +363,20 @@ class ModelInfo:
     """The LoRA adapter that is merged into the weights."""
     notes: tuple[str, ...] = ()
     """What the user should know of the model's files."""
+    generates: bool = True
+    """False for a model that only makes embeddings."""
+    embedding: EmbeddingInfo | None = None
+    """The embeddings that the model makes; None if it makes none."""
 
     @property
     def kv_capacity_tokens(self) -> int:
         """How many tokens the KV cache can hold."""
         return self.num_blocks * self.block_size
+
+    @property
+    def max_prompt_rows(self) -> int:
+        """How many rows of logits a step computes at most for log-probabilities of prompts."""
+        return max(1, MAX_PROMPT_LOGITS_BYTES // (4 * self.vocab_size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,3 +400,14 @@ class EngineStats:
     num_preemptions: int = 0
     num_failed_steps: int = 0
     last_step_seconds: float = 0.0
+
+
+def size_text(num_bytes: float) -> str:
+    """Return a size as all messages show it, in decimal units: `1 byte`, `2.5 kB`, `99.9 MB`."""
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} byte{'' if num_bytes == 1 else 's'}"
+    for unit in ("kB", "MB", "GB"):
+        num_bytes /= 1000
+        if num_bytes < 999.95:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1000:,.1f} TB"

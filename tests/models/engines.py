@@ -98,6 +98,7 @@ class Generated:
     finish_reason: str | None = None
     error: str | None = None
     num_cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 def greedy(max_tokens: int, **changes) -> SamplingParams:
@@ -129,6 +130,9 @@ def run(engine, limit=2000) -> dict[tuple[str, int], Generated]:
             result.finish_reason = output.finish_reason
             result.error = output.error
             result.num_cached_tokens = output.num_cached_tokens
+            if output.prompt_logprobs is not None:
+                assert result.prompt_logprobs is None, "they come once"
+                result.prompt_logprobs = output.prompt_logprobs
         engine.scheduler.check_integrity()
     raise AssertionError("the engine did not finish its requests")
 
@@ -138,6 +142,16 @@ def generate_all(engine, prompts: Sequence[list[int]], params: SamplingParams) -
         add(engine, str(i), prompt, params)
     results = run(engine)
     return [results[str(i), 0] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def reference_prompt(module, prompt: list[int]) -> torch.Tensor:
+    """Return float64[len(prompt) - 1, V]: the log-probabilities at all tokens but the first."""
+    implementation = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    logits = module(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, :-1]
+    module.set_attn_implementation(implementation)
+    return torch.log_softmax(logits.double(), dim=-1)
 
 
 @torch.inference_mode()

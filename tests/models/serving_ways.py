@@ -30,6 +30,7 @@ RECURRENT_WHOLE = "paged, with recurrent states; prompts in one piece"
 OWN = "own cache"
 OWN_WHOLE = "own cache; prompts in one piece"
 NO_CACHE = "no cache"
+EMBEDDINGS_ONLY = "for embeddings only"
 MARK = "<!-- model types: "
 WAYS = (PAGED, RECURRENT, RECURRENT_WHOLE, OWN, OWN_WHOLE, NO_CACHE)
 NEEDS_PACKAGES = "not tried: transformers builds it only with Pillow and timm installed"
@@ -80,6 +81,9 @@ def measured_ways() -> dict[str, str]:
                 way = way_of(load_tiny(model_type, max_model_len=128))
                 ways[model_type] = COMPILED + way if model_type in FAMILIES else way
             except UnsupportedModelError as error:
+                if "make embeddings" in str(error):
+                    ways[model_type] = EMBEDDINGS_ONLY
+                    continue
                 ways[model_type] = f"refused: {error}".replace(f" {model_type} ", " … ")
     return ways
 

@@ -57,8 +57,11 @@ def worst_difference(module, prompt: list[int], result: Generated) -> float:
     assert result.error is None
     assert len(result.token_ids) == NUM_TOKENS
     ids = torch.tensor([prompt + result.token_ids])
-    logits = module(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-    rows = torch.log_softmax(logits.double(), dim=-1)
+    all_rows = torch.log_softmax(module(input_ids=ids, use_cache=False).logits[0].double(), dim=-1)
+    for entry, row in zip(result.prompt_logprobs or (), all_rows, strict=False):
+        assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=6e-3)
+        assert entry.top_logprobs == pytest.approx(row.topk(2).values.tolist(), abs=6e-3)
+    rows = all_rows[len(prompt) - 1 : -1]
     got = torch.tensor([entry.logprob for entry in result.logprobs])
     expected = rows.gather(1, torch.tensor(result.token_ids).unsqueeze(1)).squeeze(1)
     missed = rows.amax(dim=1) - expected
@@ -67,7 +70,8 @@ def worst_difference(module, prompt: list[int], result: Generated) -> float:
 
 @pytest.mark.parametrize("model_type", [*USUAL, *nightly(*RARE)])
 def test_a_served_type(model_type):
-    """One engine: mixed batches, chunks, shared prefixes, several choices, and preemption."""
+    """One engine: mixed batches, chunks, shared prefixes, several choices, preemption, and
+    log-probabilities of prompts."""
     model = load_tiny(model_type, max_model_len=MAX_MODEL_LEN, max_batch_tokens=5)
     assert way_of(model) == WAY[model_type]
     model.allocate_kv_cache(14, model.info.block_size)
@@ -78,6 +82,12 @@ def test_a_served_type(model_type):
         for i, prompt in enumerate(prompts()):
             add(engine, f"{repeat}{i}", prompt, greedy(NUM_TOKENS, n=2 if i == 2 else 1))
         results |= run(engine)
+    for i, prompt in enumerate(prompts()):
+        add(engine, f"c{i}", prompt, greedy(NUM_TOKENS, prompt_logprobs=2))
+    results |= (scored := run(engine))
+    assert [len(result.prompt_logprobs) + 1 for result in scored.values()] == [
+        len(prompts()[int(name[1])]) for name, _ in scored
+    ]
     model.module.set_attn_implementation("eager")
     worst = max(
         worst_difference(model.module, prompts()[int(name[1])], result)

@@ -1,4 +1,4 @@
-"""The ranges of sampling parameters, as docs/api.md states them."""
+"""The ranges of sampling parameters, as the pages in docs/api state them."""
 
 import math
 from typing import Any
@@ -22,7 +22,8 @@ from stonechat_models import InvalidParamsError, SamplingParams, StopRules
         ("repetition_penalty", (0.01, 10.0)),
         ("logit_bias", ({1: -100.0}, {1: 100.0})),
         ("top_logprobs", (0, 20, None)),
-        ("max_tokens", (1, None)),
+        ("prompt_logprobs", (0, 20, None)),
+        ("max_tokens", (0, 1, None)),
         ("min_tokens", (0, 10)),
     ],
 )
@@ -45,7 +46,8 @@ def test_the_ends_of_a_range_are_allowed(param: str, values: tuple[Any, ...]) ->
         ("repetition_penalty", (0.0, 1e-40, 0.0099, -1.0, 10.1, math.nan)),
         ("logit_bias", ({1: 100.1}, {1: 0.0, 2: -101.0}, {1: math.nan})),
         ("top_logprobs", (-1, 21)),
-        ("max_tokens", (0, -1)),
+        ("prompt_logprobs", (-1, 21)),
+        ("max_tokens", (-1,)),
         ("min_tokens", (-1,)),
     ],
 )

@@ -40,6 +40,9 @@ class ForwardBatch:
     state_slots: Sequence[int] = ()
     """Where each sequence's recurrent state is; -1 for a model without such a state. A sequence
     whose tokens begin at position 0 begins with an empty state."""
+    num_rows_list: Sequence[int] = ()
+    """How many of each sequence's tokens need logits: its last ones. Only models that keep a state
+    need it."""
 
     def to(self, device: torch.device) -> "ForwardBatch":
         """Return the same batch with its tensors on `device`."""
@@ -74,14 +77,8 @@ class ForwardBatch:
             query_start_list=query_start,
             context_lens_list=[self.context_lens_list[i] for i in indices],
             state_slots=[self.state_slots[i] for i in indices],
+            num_rows_list=[1] * len(indices),
         )
-
-    def of_last_tokens(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows [R, ...] that need logits, from one row per sequence [N, ...].
-
-        For batches in which only the last tokens of sequences need logits.
-        """
-        return rows[torch.searchsorted(self.query_start[1:], self.logits_index, right=True)]
 
     @property
     def num_seqs(self) -> int:
@@ -102,6 +99,10 @@ class CausalModel(Protocol):
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache per token, over all layers."""
 
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in a row of `forward_hidden`. Raises `UnsupportedModelError` if it has none."""
+
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Allocate the KV cache. Raises `ModelLoadError` if there is not enough memory."""
 
@@ -110,6 +111,10 @@ class CausalModel(Protocol):
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Write the step's keys and values, attend, and return logits float32[R, vocab_size]."""
+
+    def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `forward`. Also return what the output head reads, float32[R, hidden_size]: the final
+        hidden states of the same tokens. Only for models with `info.embedding`."""
 
 
 class StatefulModel(CausalModel, Protocol):
@@ -120,3 +125,20 @@ class StatefulModel(CausalModel, Protocol):
 
     def free_states(self, slots: list[int]) -> None:
         """No sequence uses these slots any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The tokens of one text, at least one. Of the first `num_unpooled`, none is pooled."""
+
+    token_ids: Sequence[int]
+    num_unpooled: int = 0
+
+
+class EmbeddingModel(Protocol):
+    """A loaded model that makes embeddings only. Called from the engine's thread only."""
+
+    info: ModelInfo
+
+    def embed(self, texts: Sequence[Text]) -> torch.Tensor:
+        """Return the embeddings of the texts, float32[N, D] on the CPU."""

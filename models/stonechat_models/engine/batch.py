@@ -21,7 +21,7 @@ def build_batch(
     sampled_ids: torch.Tensor | None = None,
 ) -> ForwardBatch:
     """Pack the tokens of all items. An item that reaches its end gets a logits row, plus one per
-    draft token.
+    draft token, and one per prompt token whose log-probability it computes.
 
     `sampled_ids`, int64[rows], are the previous step's tokens if the host does not know them yet.
     They fill the placeholders.
@@ -51,6 +51,7 @@ def build_batch(
         query_start_list=query_start,
         context_lens_list=packed.context_lens,
         state_slots=packed.state_slots,
+        num_rows_list=packed.num_rows,
     )
 
 
@@ -62,6 +63,7 @@ class _PackedItems:
     positions: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     logits_index: list[int] = field(default_factory=list)
+    num_rows: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     """Where in `token_ids` each item ends."""
     context_lens: list[int] = field(default_factory=list)
@@ -80,8 +82,9 @@ class _PackedItems:
         self.token_ids += item.draft
         self.positions += range(first, last)
         self.slots += _slots(sequence.block_table, first, last, block_size)
-        num_tokens = len(self.token_ids)
-        self.logits_index += range(num_tokens - item.num_rows, num_tokens)
+        num_tokens, num_rows = len(self.token_ids), item.num_prompt_rows + item.num_rows
+        self.logits_index += range(num_tokens - num_rows, num_tokens)
+        self.num_rows.append(num_rows)
         self.ends.append(num_tokens)
         self.context_lens.append(last)
         self.state_slots.append(sequence.state_slot)

@@ -1,6 +1,7 @@
 """The engine's step: schedule, run, sample, postprocess. Synchronous; one thread owns it."""
 
 import logging
+import math
 import secrets
 import time
 import traceback
@@ -8,9 +9,11 @@ from collections import abc
 from dataclasses import dataclass
 from typing import cast
 
+import msgspec
 import torch
 
 from stonechat_models.backends.base import CausalModel, StatefulModel
+from stonechat_models.engine.embeddings import finish_embedding
 from stonechat_models.engine.prompt_lookup import Drafter, PastFollower, TextFollower
 from stonechat_models.engine.scheduler import Scheduler
 from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
@@ -18,6 +21,7 @@ from stonechat_models.engine.state_slots import StateSlots
 from stonechat_models.engine.step import InFlightStep
 from stonechat_models.errors import StepError
 from stonechat_models.sampling.state import (
+    NOT_FINITE,
     RequestTensors,
     SampledTokens,
     SamplerLike,
@@ -96,6 +100,7 @@ class Engine:
             )
             if info.num_state_slots
             else None,
+            max_prompt_rows=info.max_prompt_rows,
         )
         self._prompt_lookup = prompt_lookup
         self._num_processed = self._num_failed = 0
@@ -118,6 +123,8 @@ class Engine:
         """Queue a request. `constraints` is empty or has one entry per choice."""
         group = SequenceGroup(request)
         params = request.params
+        if params.prompt_logprobs is not None:
+            group.prompt_logprobs = []
         seed = secrets.randbits(64) - 2**63 if params.seed is None else params.seed
         prompt = list(request.prompt_token_ids)
         room = self.max_model_len - len(prompt)
@@ -133,7 +140,7 @@ class Engine:
                     sampling=state,
                     token_ids=list(prompt),
                     num_prompt_tokens=len(prompt),
-                    max_tokens=min(params.max_tokens or room, room),
+                    max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
                 )
             )
         # A recurrent state cannot be taken back to the last accepted draft token.
@@ -246,7 +253,7 @@ class Engine:
         logger.error("request %s failed in a step", sequence.group.request_id, exc_info=error)
         self._num_processed += 1
         self._num_failed += 1
-        return [self._fail(sequence, STEP_FAILED)]
+        return [self._end(sequence, FinishReason.ERROR, STEP_FAILED)]
 
     # --- the results of a step ---
 
@@ -259,17 +266,35 @@ class Engine:
             num_prompt = item.sequence.num_prompt_tokens - item.start
             self.counters.num_prompt_tokens += min(item.num_tokens, max(0, num_prompt))
             self.scheduler.finish_step(item)
-            if item.reaches_end:
+            if item.sequence.group.prompt_logprobs is not None:
+                outputs += self._accept_prompt_logprobs(item, tokens)
+            elif item.reaches_end:
                 outputs += self._accept_rows(item, tokens)
         return outputs
+
+    def _accept_prompt_logprobs(self, item: Scheduled, tokens: SampledTokens) -> list[TokenOutput]:
+        """Accept those of the item. The first output after the prompt has all of them."""
+        group = item.sequence.group
+        if any(math.isnan(entry.logprob) for entry in item.prompt_logprobs):
+            return [self._end(s, FinishReason.ERROR, NOT_FINITE) for s in [*group.sequences]]
+        known = [*(group.prompt_logprobs or ()), *item.prompt_logprobs]
+        group.prompt_logprobs = None if item.reaches_end else known
+        if not item.reaches_end:
+            return []
+        first, *others = self._accept_rows(item, tokens)
+        return [msgspec.structs.replace(first, prompt_logprobs=tuple(known)), *others]
 
     def _accept_rows(self, item: Scheduled, tokens: SampledTokens) -> list[TokenOutput]:
         """Accept the token of the item's first row, and one more per draft token that was right."""
         sequence, outputs = item.sequence, []
+        if item.vector is not None:
+            return [self._end_with_embedding(sequence, item.vector)]
+        if sequence.max_tokens == 0:
+            return [self._end(s, FinishReason.LENGTH) for s in [*sequence.group.sequences]]
         for i, row in enumerate(range(item.row, item.row + item.num_rows)):
             error = tokens.errors.get(row)
             if error is not None:
-                outputs.append(self._fail(sequence, error))
+                outputs.append(self._end(sequence, FinishReason.ERROR, error))
                 break
             self.counters.num_generated_tokens += 1
             outputs.append(self._accept(sequence, tokens.token_ids[row], tokens.logprobs[row]))
@@ -290,7 +315,7 @@ class Engine:
         try:
             is_predicted = sequence.append(token_id)
         except StepError as error:
-            return self._fail(sequence, str(error))
+            return self._end(sequence, FinishReason.ERROR, str(error))
         group, state = sequence.group, sequence.sampling
         params, constraint = state.params, state.constraint
         is_eos = token_id in self.eos_token_ids and not params.ignore_eos
@@ -316,16 +341,32 @@ class Engine:
             self._finish(sequence, finish_reason)
         return output
 
-    def _fail(self, sequence: Sequence, error: str) -> TokenOutput:
-        self._finish(sequence, FinishReason.ERROR)
+    def _end_with_embedding(self, sequence: Sequence, vector: torch.Tensor) -> TokenOutput:
+        params, info = sequence.group.request.embedding, self.model.info.embedding
+        assert params is not None
+        assert info is not None
+        try:
+            embedding = finish_embedding(vector, params, info)
+        except StepError as error:
+            return self._end(sequence, FinishReason.ERROR, str(error))
+        output = self._end(sequence, FinishReason.STOP)
+        return msgspec.structs.replace(output, embedding=embedding)
+
+    def _end(
+        self, sequence: Sequence, reason: FinishReason, error: str | None = None
+    ) -> TokenOutput:
+        """End a sequence without a token."""
+        group = sequence.group
+        self._finish(sequence, reason)
         return TokenOutput(
-            request_id=sequence.group.request_id,
+            request_id=group.request_id,
             index=sequence.index,
             token_ids=(),
             logprobs=None,
-            finish_reason=FinishReason.ERROR,
-            num_cached_tokens=sequence.group.num_cached_tokens,
-            scheduled_time=sequence.group.scheduled_time,
+            finish_reason=reason,
+            num_cached_tokens=group.num_cached_tokens,
+            num_cache_written_tokens=group.num_cache_written_tokens,
+            scheduled_time=group.scheduled_time,
             error=error,
         )
 

@@ -13,6 +13,7 @@ from stonechat_models.engine.block_pool import BlockPool
 from stonechat_models.engine.drafting import Drafting
 from stonechat_models.engine.forking import Forking
 from stonechat_models.engine.prefix_cache import PrefixCache
+from stonechat_models.engine.prompt_rows import PromptRows
 from stonechat_models.engine.sequence import BY_ORDER, Scheduled, Sequence, SequenceGroup
 from stonechat_models.engine.state_slots import StateSlots
 
@@ -44,8 +45,12 @@ class Scheduler:
         max_num_seqs: int,
         prefix_caching: bool = True,
         states: StateSlots | None = None,
+        max_prompt_rows: int = 1 << 30,
     ) -> None:
-        """`states`: the slots of recurrent state, for a model that keeps such a state."""
+        """`states`: the slots of recurrent state, for a model that keeps such a state.
+
+        `max_prompt_rows`: see `PromptRows`.
+        """
         self.block_size = block_size
         self.max_batch_tokens = max_batch_tokens
         self.max_num_seqs = max_num_seqs
@@ -57,6 +62,9 @@ class Scheduler:
         """Both lists are in the order in which the sequences run."""
         self.forking = Forking(self.pool, self.waiting)
         self.drafting = Drafting(self.pool, self.running, block_size, max_batch_tokens)
+        self.prompt_rows = PromptRows(
+            max_prompt_rows, exact_chunks=states is None or states.exact_chunks
+        )
         self.num_preemptions = 0
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
@@ -74,14 +82,21 @@ class Scheduler:
         output = SchedulerOutput()
         budget = self.max_batch_tokens
         num_preemptions = self.num_preemptions
+        self.prompt_rows.num_left = self.prompt_rows.max_rows
         for sequence in sorted(self.running, key=_is_prefilling):  # the sort is stable
             if budget <= 0:
                 break
             # An earlier sequence may have preempted this one.
             if self.num_preemptions == num_preemptions or sequence in self.running:
                 budget -= self._schedule_running(sequence, budget, output)
-        while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
-            num_tokens = self._admit(self.waiting[0], budget, output)
+        skipped = 0  # these wait for rows of logits, which the others do not need
+        while budget > 0 and skipped < len(self.waiting) and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[skipped]
+            known = sequence.group.prompt_logprobs
+            if known is not None and self.prompt_rows.must_wait(sequence, known):
+                skipped += 1
+                continue
+            num_tokens = self._admit(sequence, budget, output)
             if num_tokens == 0 and (self.running or not self.forking.drop_a_source()):
                 break
             budget -= num_tokens
@@ -197,7 +212,7 @@ class Scheduler:
                 return 0
             self._take_cached(sequence, cached_ids)
             self._grow(sequence, num_new_blocks)
-        self.waiting.pop(0)
+        self.waiting.remove(sequence)
         insort(self.running, sequence, key=BY_ORDER)
         if group.prompt_blocks:
             self.forking.drop_source_if_unneeded(group)
@@ -210,6 +225,11 @@ class Scheduler:
         return num_tokens
 
     def _num_tokens(self, sequence: Sequence, budget: int) -> int:
+        known = sequence.group.prompt_logprobs
+        if known is not None:
+            budget = min(budget, self.prompt_rows.max_tokens(sequence, known))
+            if budget == 0:
+                return 0
         if self.states is None:
             return min(sequence.num_remaining, budget)
         return self.states.num_tokens(sequence, budget)
@@ -246,6 +266,9 @@ class Scheduler:
         sequence.num_placeholders += reaches_end
         sequence.in_flight.append(item)
         output.scheduled.append(item)
+        known = sequence.group.prompt_logprobs
+        if known is not None:
+            self.prompt_rows.take(item, known)
         return item
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -290,12 +313,15 @@ class Scheduler:
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
         """Return the blocks of the longest cached prefix.
 
-        The last token is never part of it: it is computed again, for its logits.
+        The last token is never part of it: it is computed again, for its logits. Nor are tokens of
+        a prompt whose log-probabilities are still wanted.
         """
         block_ids: list[int] = []
         if self.prefix_cache is None:
             return block_ids
-        for i in range((len(sequence.token_ids) - 1) // self.block_size):
+        known = sequence.group.prompt_logprobs
+        num_tokens = len(sequence.token_ids) - 1 if known is None else len(known)
+        for i in range(num_tokens // self.block_size):
             block_id = self.prefix_cache.find(sequence.hash_of_block(i, self.block_size))
             if block_id is None:
                 break
@@ -313,7 +339,7 @@ class Scheduler:
         sequence.set_computed(len(block_ids) * self.block_size)
         sequence.num_registered_blocks = len(block_ids)
         group = sequence.group
-        if group.scheduled_time is None:
+        if group.scheduled_time is None and group.prompt_logprobs is None:
             self.num_queried_tokens += sequence.num_prompt_tokens
             self.num_hit_tokens += sequence.num_computed
             group.num_cached_tokens = sequence.num_computed

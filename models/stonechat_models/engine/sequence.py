@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+import torch
+
 from stonechat_models.engine.prefix_cache import block_hash, root_hash
 from stonechat_models.engine.prompt_lookup import Drafter
 from stonechat_models.sampling.state import SamplingState
-from stonechat_models.types import FinishReason, GenerateRequest
+from stonechat_models.types import FinishReason, GenerateRequest, TokenLogprobs
 
 BY_ORDER = attrgetter("order")
 """Sorts sequences into the order in which they run. It is never equal for two sequences."""
@@ -26,6 +28,8 @@ class SequenceGroup:
     num_cache_written_tokens: int = 0
     scheduled_time: float | None = None
     """When the group was first part of a step."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Those of the prompt that are known so far. None: not wanted, or handed out already."""
 
     @property
     def request_id(self) -> str:
@@ -132,6 +136,12 @@ class Scheduled:
     num_again: int = 0
     """Tokens before `start` that are computed again, because the recurrent state is not that of
     `start`: an earlier step failed or was taken back."""
+    num_prompt_rows: int = 0
+    """Rows of logits for log-probabilities of the prompt. They come before those to sample from."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Those of these rows, once the step is read."""
+    vector: torch.Tensor | None = None
+    """The final hidden state of the prompt's last token, once the step is read, if it is wanted."""
     row: int = -1
     """Index of the item's first sampled row; -1 until sampling starts."""
     is_dropped: bool = False
@@ -141,6 +151,10 @@ class Scheduled:
     @property
     def context_len(self) -> int:
         return self.start + self.num_tokens + len(self.draft)
+
+    @property
+    def wants_vector(self) -> bool:
+        return self.reaches_end and self.sequence.group.request.embedding is not None
 
     @property
     def num_rows(self) -> int:

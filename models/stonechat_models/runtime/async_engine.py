@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from stonechat_models.config import EngineConfig
+from stonechat_models.engine.embedding_engine import EmbeddingEngine
 from stonechat_models.engine.engine import Engine
 from stonechat_models.errors import (
     EngineDeadError,
@@ -79,9 +80,13 @@ class _Stream:
 class AsyncEngine:
     """The public engine. Build it with `from_config`, then `start` it in a running event loop."""
 
-    def __init__(self, engine: Engine | EngineRunner, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, engine: Engine | EmbeddingEngine | EngineRunner, tokenizer: Tokenizer
+    ) -> None:
         self.tokenizer = tokenizer
-        self._runner = EngineThread(engine, tokenizer) if isinstance(engine, Engine) else engine
+        if isinstance(engine, Engine | EmbeddingEngine):
+            engine = EngineThread(engine, tokenizer)
+        self._runner: EngineRunner = engine
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, _Stream] = {}
 
@@ -173,11 +178,16 @@ class AsyncEngine:
             raise EngineDeadError("the engine is not running")
         if request.request_id in self._streams:
             raise InvalidParamsError("request_id", "a request with this id is running")
+        self._check_kind(request)
         num_prompt_tokens = len(request.prompt_token_ids)
         if num_prompt_tokens == 0:
             raise InvalidParamsError("messages", "the prompt has no tokens")
-        if num_prompt_tokens >= self.model.max_model_len:
+        if request.embedding is not None:
+            self._check_text(num_prompt_tokens)
+        elif num_prompt_tokens + (request.params.max_tokens != 0) > self.model.max_model_len:
             raise PromptTooLongError(num_prompt_tokens, self.model.max_model_len)
+        if request.params.prompt_logprobs is not None:
+            self._check_prompt_logprobs(num_prompt_tokens)
         vocab_size = self.model.vocab_size
         outside = self._token_outside_model(request.prompt_token_ids)
         if outside is not None:
@@ -192,6 +202,35 @@ class AsyncEngine:
                     "logit_bias",
                     f"token id {token_id} is outside the vocabulary of size {vocab_size}",
                 )
+
+    def _check_prompt_logprobs(self, num_prompt_tokens: int) -> None:
+        """Refuse a prompt that needs one step, and whose logits are too large for one."""
+        limit = self.model.max_prompt_rows + 1  # the first token needs no logits
+        if num_prompt_tokens > limit and not self.model.exact_chunks:
+            raise InvalidParamsError(
+                "prompt_logprobs",
+                "this model computes a prompt in one piece, and prompt_logprobs is then for at "
+                f"most {limit} tokens, not {num_prompt_tokens}",
+            )
+
+    def _check_kind(self, request: GenerateRequest) -> None:
+        """Refuse what the model does not do: to generate, or to make embeddings."""
+        params, info = request.embedding, self.model.embedding
+        if params is None:
+            if not self.model.generates:
+                raise InvalidParamsError(
+                    "model", "this model makes embeddings; it does not generate"
+                )
+            return
+        if info is None:
+            raise InvalidParamsError("model", "this model is not served for embeddings")
+        if params.dimensions is not None and not 1 <= params.dimensions <= info.size:
+            raise InvalidParamsError("dimensions", f"dimensions must be between 1 and {info.size}")
+
+    def _check_text(self, num_tokens: int) -> None:
+        limit = self.model.max_model_len
+        if num_tokens > limit:
+            raise InvalidParamsError("input", f"a text has {num_tokens} tokens of at most {limit}")
 
     def _token_outside_model(self, token_ids: Sequence[int]) -> int | None:
         """Return a token for which the model has no embedding; None if there is none."""

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 from stonechat_models.backends.base import CausalModel
 from stonechat_models.checkpoint.generation_config import read_sampling_defaults
 from stonechat_models.checkpoint.headers import ModelHeaders
+from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.packed.folder import read_packing
-from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
+from stonechat_models.checkpoint.resolve import ModelFiles, WeightFormat, resolve_model
 from stonechat_models.checkpoint.rope_length import uses_long_factors
 from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig
+from stonechat_models.engine.embedding_engine import EmbeddingEngine
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import reading
 from stonechat_models.text.tokenizer import Tokenizer
+from stonechat_models.types import EmbeddingInfo, size_text
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +32,15 @@ DEFAULT_KV_FRACTION = {"cuda": 0.9, "mps": 0.5, "cpu": 0.25}
 MAX_DEFAULT_CPU_KV_BYTES = 4 << 30
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "mps": 2048, "cpu": 512}
 DEFAULT_NUM_SEQS = {"cuda": 256, "mps": 64, "cpu": 128}
+EMBEDDER_BATCH_TOKENS = {"cuda": 65_536, "mps": 8192, "cpu": 4096}
+"""Tokens of a batch of texts, padding included. A longer text is a batch of its own."""
 MIN_SNAPSHOTS = 8
 """Recurrent states kept of prompts, if there is room."""
 
 
-def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Tokenizer]:
+def build_engine(
+    config: EngineConfig, progress: Progress
+) -> tuple[Engine | EmbeddingEngine, Tokenizer]:
     """Load a model and build its engine.
 
     Raises `ModelLoadError`, or `UnsupportedModelError` if the model would compute wrong results.
@@ -46,6 +53,8 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
     config = replace(config, device=str(device), threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
     with reading(files.name):
+        if is_embedder(files.config, files.weight_format, files.embedder is not None):
+            return _build_embedding_engine(files, config, device, progress)
         refuse_encoder_decoder(files.config)
         read_packing(files)
         max_model_len = context_length(files.config, config.max_model_len)
@@ -58,6 +67,9 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
         if config.generation_config == "model":
             defaults, ignored = read_sampling_defaults(files.folder)
             model.info = replace(model.info, sampling_defaults=defaults)
+    if config.embeddings:
+        made = EmbeddingInfo(size=model.hidden_size, pooling="lasttoken", is_normalized=True)
+        model.info = replace(model.info, embedding=made)
     adapter = files.adapter.description if files.adapter is not None else ""
     model.info = replace(model.info, adapter=adapter, notes=(*files.notes, *ignored))
     engine = assemble_engine(
@@ -69,6 +81,35 @@ def build_engine(config: EngineConfig, progress: Progress) -> tuple[Engine, Toke
         progress=progress,
     )
     return engine, tokenizer
+
+
+def is_embedder(config: HFConfig, weight_format: WeightFormat, has_modules: bool) -> bool:
+    """Whether a model makes embeddings only. `has_modules`: its files say how.
+
+    Raises `UnsupportedModelError` for an encoder with the head of another task.
+    """
+    if has_modules or weight_format == "gguf" or config.architecture.endswith("ForCausalLM"):
+        return has_modules
+    from stonechat_models.backends.transformers.embedder import is_bare_encoder
+
+    return is_bare_encoder(config)
+
+
+def _build_embedding_engine(
+    files: ModelFiles, config: EngineConfig, device: "torch.device", progress: Progress
+) -> tuple[EmbeddingEngine, Tokenizer]:
+    from stonechat_models.backends.transformers.embedder import load_embedder
+
+    tokenizer = Tokenizer.from_folder(files.folder)
+    model = load_embedder(files, config, device, progress)
+    tokenizer.refuse_missing_rows(model.info.vocab_size)
+    model.info = replace(
+        model.info,
+        max_batch_tokens=config.max_batch_tokens or EMBEDDER_BATCH_TOKENS[device.type],
+        max_num_seqs=config.max_num_seqs or DEFAULT_NUM_SEQS[device.type],
+        notes=(*files.notes, *model.info.notes),
+    )
+    return EmbeddingEngine(model), tokenizer
 
 
 def assemble_engine(
@@ -204,8 +245,8 @@ def size_states(
     num_slots = _kv_budget(config, device, max(0, free)) // 2 // state_bytes
     if num_slots < 2:
         raise ModelLoadError(
-            f"a recurrent state takes {state_bytes / 2**20:.1f} MiB per sequence, and there is no "
-            f"room for two: {max(0, free) / 2**20:.0f} MiB are free on {device}"
+            f"a recurrent state takes {size_text(state_bytes)} per sequence, and there is no "
+            f"room for two: {size_text(max(0, free))} are free on {device}"
         )
     if not keeps_snapshots:
         max_num_seqs = min(max_num_seqs, num_slots)
@@ -244,8 +285,8 @@ def size_kv_cache(
     budget = _kv_budget(config, device, free)
     if budget > free:
         raise ModelLoadError(
-            f"the KV cache needs {budget / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB "
-            f"are free on {device}"
+            f"the KV cache needs {size_text(budget)}, but only {size_text(free)} are free on "
+            f"{device}"
         )
     budget -= state_bytes
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
@@ -254,8 +295,8 @@ def size_kv_cache(
     num_blocks //= config.block_size
     if num_blocks < 1:
         raise ModelLoadError(
-            f"{budget / 2**20:.1f} MiB cannot hold a KV cache block of {config.block_size} tokens "
-            f"at {bytes_per_token} bytes per token; {free / 2**20:.0f} MiB are free on {device}"
+            f"{size_text(budget)} cannot hold a KV cache block of {config.block_size} tokens "
+            f"at {bytes_per_token} bytes per token; {size_text(free)} are free on {device}"
         )
     capacity = num_blocks * config.block_size
     if capacity < max_model_len and config.max_model_len is not None:

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stonechat_models.engine.embedding_engine import EmbeddingEngine
 from stonechat_models.engine.engine import Engine
 from stonechat_models.errors import EngineDeadError, GrammarError
 from stonechat_models.runtime.runner import (
@@ -41,7 +42,7 @@ class _CompiledRequest:
 class EngineThread:
     """Owns the engine: once started, no other thread calls it. See `EngineRunner`."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: Engine | EmbeddingEngine, tokenizer: Tokenizer) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self._failure: BaseException | None = None

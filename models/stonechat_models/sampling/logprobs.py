@@ -22,16 +22,11 @@ class RawLogprobs:
         self._num_tops = [states[row].params.top_logprobs or 0 for row in self.rows]
         self._vocab_size = logits.shape[1]
         assert self.rows, "no row wants logprobs"
-        logprob_rows = self._select_rows(logits)
-        shape = (len(self.rows), padded_width(self._vocab_size))
-        self._raw = torch.full(shape, float("-inf"), device=logits.device)
-        self._raw[:, : self._vocab_size] = logprob_rows
-        self._peak = self._raw.amax(1)
-        self._mass = row_sums(torch.sub(self._raw, self._peak.unsqueeze(1)).exp_())
+        self._raw = padded(self._select_rows(logits))
+        self._peak, self._mass = peak_and_mass(self._raw)
         self._tops: tuple[torch.Tensor, torch.Tensor] | None = None
         if any(self._num_tops):
-            # Always the maximum, so that a row's ties do not depend on what other rows request.
-            self._tops = top_values(self._raw, min(MAX_TOP_LOGPROBS, self._vocab_size))
+            self._tops = largest(self._raw, self._vocab_size)
 
     def _select_rows(self, values: torch.Tensor) -> torch.Tensor:
         """Select the rows that want logprobs from `values`, which has one entry per batch row."""
@@ -57,25 +52,60 @@ class RawLogprobs:
         """
         entries: list[TokenLogprobs | None] = [None] * num_rows
         ids, values, peaks, masses = (tensor.tolist() for tensor in tensors[:4])
-        tops = self._top_lists(tensors[4:])
+        tops = top_lists(tensors[4:], self._vocab_size) or [[]] * len(self.rows)
         for i, row in enumerate(self.rows):
-            norm = peaks[i] + math.log(masses[i]) if masses[i] > 0 else math.nan
-            best = tops[i][: self._num_tops[i]]
-            entries[row] = TokenLogprobs(
-                token_id=ids[i],
-                logprob=values[i] - norm,
-                top_ids=tuple(token for _, token in best),
-                top_logprobs=tuple(-value - norm for value, _ in best),
-            )
+            norm = log_norm(peaks[i], masses[i])
+            entries[row] = token_logprobs(ids[i], values[i], norm, tops[i][: self._num_tops[i]])
         return entries
 
-    def _top_lists(self, tops: Sequence[torch.Tensor]) -> list[list[tuple[float, int]]]:
-        """Return (-logit, token) of each row's tops, best first, ties by token id."""
-        if not tops:
-            return [[] for _ in self.rows]
-        values, columns = tops
-        pairs = zip((-values).tolist(), columns.tolist(), strict=True)
-        return [
-            sorted((v, c) for v, c in zip(vs, cs, strict=True) if c < self._vocab_size)
-            for vs, cs in pairs
-        ]
+
+def padded(logits: torch.Tensor) -> torch.Tensor:
+    """Return a copy of float[R, V] as float32[R, n], padded with -inf for `peak_and_mass`."""
+    num_rows, vocab_size = logits.shape
+    raw = torch.full((num_rows, padded_width(vocab_size)), float("-inf"), device=logits.device)
+    raw[:, :vocab_size] = logits
+    return raw
+
+
+def peak_and_mass(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest logit of each row of float32[R, n], and float64[R], the sum of all
+    exp(logit - peak)."""
+    peak = raw.amax(1)
+    return peak, row_sums(torch.sub(raw, peak.unsqueeze(1)).exp_())
+
+
+def largest(raw: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest logits of each row and their columns, for `top_lists`.
+
+    They are always as many, so that a row's ties do not depend on what other rows request.
+    """
+    return top_values(raw, min(MAX_TOP_LOGPROBS, vocab_size))
+
+
+def top_lists(tops: Sequence[torch.Tensor], vocab_size: int) -> list[list[tuple[float, int]]]:
+    """Return (-logit, token) of each row's `largest`, best first, ties by token id."""
+    if not tops:
+        return []
+    values, columns = tops
+    pairs = zip((-values).tolist(), columns.tolist(), strict=True)
+    return [
+        sorted((v, c) for v, c in zip(vs, cs, strict=True) if c < vocab_size) for vs, cs in pairs
+    ]
+
+
+def log_norm(peak: float, mass: float) -> float:
+    """Return what to subtract from a row's logits; NaN if the row is not finite."""
+    return peak + math.log(mass) if mass > 0 else math.nan
+
+
+def token_logprobs(
+    token_id: int, logit: float, norm: float, best: Sequence[tuple[float, int]], rank: int = 0
+) -> TokenLogprobs:
+    """Return the entry of a token, with its row's `log_norm` and `best` of `top_lists`."""
+    return TokenLogprobs(
+        token_id=token_id,
+        logprob=logit - norm,
+        top_ids=tuple([token for _, token in best]),
+        top_logprobs=tuple([-value - norm for value, _ in best]),
+        rank=rank,
+    )

@@ -15,7 +15,7 @@ from stonechat_models.hardware.transfers import HostCopies, to_device
 from stonechat_models.sampling.inverse_cdf import draw, padded_width, uniform_variate
 from stonechat_models.sampling.logits import edit_logits
 from stonechat_models.sampling.logprobs import RawLogprobs
-from stonechat_models.sampling.state import SampledTokens, SamplingState
+from stonechat_models.sampling.state import NOT_FINITE, SampledTokens, SamplingState
 from stonechat_models.sampling.truncation import Cuts, cut_weights
 from stonechat_models.types import SamplingParams, TokenLogprobs
 
@@ -198,4 +198,4 @@ def _flag_rows(
         if peak == -math.inf:
             errors.setdefault(row, "no token is allowed")
         elif not math.isfinite(peak) or (entry is not None and math.isnan(entry.logprob)):
-            errors.setdefault(row, "the model's logits are not finite")
+            errors.setdefault(row, NOT_FINITE)

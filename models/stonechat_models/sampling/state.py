@@ -8,6 +8,9 @@ import torch
 
 from stonechat_models.types import SamplingParams, TokenLogprobs
 
+NOT_FINITE = "the model's logits are not finite"
+"""Why a row has no token, or a prompt no log-probabilities."""
+
 
 class TokenConstraint(Protocol):
     """Restricts which token may come next: a grammar, or a reasoning budget."""

@@ -13,10 +13,11 @@ class Detokenizer:
 
     __slots__ = ("_at_start", "_pending", "_tokenizer", "num_chars")
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, at_start: bool = True) -> None:
+        """`at_start` says whether the first token is the first of the whole text."""
         self._tokenizer = tokenizer
         self._pending = b""
-        self._at_start = True
+        self._at_start = at_start
         self.num_chars = 0
         """Number of characters returned so far."""
 

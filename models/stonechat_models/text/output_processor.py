@@ -8,6 +8,7 @@ Rules per choice:
   `stop_reason` is the string. Stop strings do not count before `min_tokens` tokens, nor in
   reasoning (`StopRules`). Text that may begin reasoning is held back until that is clear.
 - Skipped special tokens count in `num_tokens` and have no logprobs entry.
+- With `continues_text`, tokens without text have an entry, too, whose `bytes` are empty.
 - A logprobs entry is released with the character in which its token begins. So the joined bytes
   of the entries are those of the text, except for a leading space that the tokenizer drops, a
   token that reaches into a stop string, and invalid UTF-8. An entry that lies wholly in a removed
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 import msgspec
 
 from stonechat_models.text.detokenizer import Detokenizer
+from stonechat_models.text.logprob_entries import logprob_entry, prompt_entries
 from stonechat_models.text.stop_filter import StopFilter
 from stonechat_models.text.stop_strings import StopStrings
 from stonechat_models.text.tokenizer import Tokenizer
@@ -34,7 +36,6 @@ from stonechat_models.types import (
     SamplingParams,
     TokenLogprobs,
     TokenOutput,
-    TopLogprob,
 )
 
 
@@ -45,12 +46,19 @@ class OutputProcessor:
         params = request.params
         strings = StopStrings(params.stop.strings) if params.stop else None
         self._request = request
-        self._choices = [_ChoiceOutput(i, tokenizer, params, strings) for i in range(params.n)]
+        self._tokenizer = tokenizer
+        at_start = not params.continues_text or all(
+            token_id in tokenizer.special_ids for token_id in request.prompt_token_ids
+        )
+        self._choices = [
+            _ChoiceOutput(i, tokenizer, params, strings, at_start=at_start) for i in range(params.n)
+        ]
         self._num_unfinished = params.n
         self._stopped_choices: list[int] = []
         self._num_cached_tokens = 0
         self._num_cache_written_tokens = 0
         self._error: str | None = None
+        self._embedding: bytes | None = None
         self._scheduled_time: float | None = None
         self._first_token_time: float | None = None
         self._finished_time: float | None = None
@@ -61,8 +69,13 @@ class OutputProcessor:
         Outputs of a choice that has already ended are ignored.
         """
         changed_choices: dict[int, _ChoiceOutput] = {}
+        prompt_logprobs = None
         for output in outputs:
             self._record(output)
+            if output.prompt_logprobs is not None:
+                prompt_logprobs = prompt_entries(
+                    self._tokenizer, self._request.prompt_token_ids, output.prompt_logprobs
+                )
             choice = self._choices[output.index]
             if choice.finish_reason is not None:
                 continue
@@ -84,6 +97,8 @@ class OutputProcessor:
             timings=self._timings(),
             num_cache_written_tokens=self._num_cache_written_tokens,
             error=self._error,
+            prompt_logprobs=prompt_logprobs,
+            embedding=self._embedding,
         )
 
     def end_choice(self, index: int) -> bool:
@@ -105,6 +120,7 @@ class OutputProcessor:
         self._num_cache_written_tokens = max(
             self._num_cache_written_tokens, output.num_cache_written_tokens
         )
+        self._embedding = self._embedding or output.embedding
         if self._scheduled_time is None:
             self._scheduled_time = output.scheduled_time
         if self._first_token_time is None and output.token_ids:
@@ -122,10 +138,14 @@ class OutputProcessor:
 def join_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
     """Join successive outputs of a request into one.
 
-    It has all their deltas. Its other fields are those of the last output.
+    It has all their deltas, and the prompt's log-probabilities. Its other fields are those of the
+    last output.
     """
     deltas = tuple([delta for output in outputs for delta in output.deltas])
-    return msgspec.structs.replace(outputs[-1], deltas=deltas)
+    scored = [output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None]
+    return msgspec.structs.replace(
+        outputs[-1], deltas=deltas, prompt_logprobs=scored[0] if scored else None
+    )
 
 
 class _ChoiceOutput:
@@ -137,13 +157,15 @@ class _ChoiceOutput:
         tokenizer: Tokenizer,
         params: SamplingParams,
         strings: StopStrings | None,
+        *,
+        at_start: bool,
     ) -> None:
-        """`strings` are those of `params.stop`."""
+        """`strings` are those of `params.stop`. With `at_start`, no text is before this one."""
         self.finish_reason: FinishReason | None = None
         self._index = index
         self._tokenizer = tokenizer
         self._params = params
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, at_start=at_start)
         self._stop_filter: StopFilter | None = None
         if params.stop is not None and strings is not None:
             shows_stop = params.include_stop_str_in_output
@@ -167,11 +189,13 @@ class _ChoiceOutput:
             self._num_tokens += 1
             self._new_ids.append(token_id)
             is_end = i == last and output.stop_token_id is not None
-            if token_id in self._skipped_ids or (is_end and not self._shows_end(token_id)):
+            has_text = token_id not in self._skipped_ids and (
+                not is_end or self._shows_end(token_id)
+            )
+            if logprobs is not None and (has_text or self._params.continues_text):
+                self._add_entry(logprobs[i], has_text=has_text)
+            if not has_text:
                 continue
-            if logprobs is not None:
-                start = self._detokenizer.start_of(token_id)
-                self._entries.append((start, self._entry(logprobs[i])))
             self._add_text(self._detokenizer.add(token_id))
             if self.finish_reason is not None:
                 return
@@ -193,6 +217,16 @@ class _ChoiceOutput:
         self._new_text, self._new_ids, self._new_entries = [], [], []
         self._num_new_predicted = 0
         return delta
+
+    def _add_entry(self, logprobs: TokenLogprobs, *, has_text: bool) -> None:
+        token_id, detokenizer = logprobs.token_id, self._detokenizer
+        text = self._tokenizer.token_text(token_id)
+        entry = logprob_entry(self._tokenizer, logprobs, text)
+        if has_text:
+            self._entries.append((detokenizer.start_of(token_id), entry))
+        else:
+            without_bytes = msgspec.structs.replace(entry, bytes=b"")
+            self._entries.append((detokenizer.num_chars, without_bytes))
 
     def _shows_end(self, token_id: int) -> bool:
         return self._params.include_stop_str_in_output and not self._is_eos(token_id)
@@ -234,16 +268,3 @@ class _ChoiceOutput:
         entries = self._entries
         while entries and entries[0][0] < self._num_released:
             self._new_entries.append(entries.popleft()[1])
-
-    def _entry(self, logprobs: TokenLogprobs) -> LogprobEntry:
-        tokenizer = self._tokenizer
-        return LogprobEntry(
-            token_id=logprobs.token_id,
-            token=tokenizer.token_text(logprobs.token_id),
-            bytes=tokenizer.token_bytes(logprobs.token_id),
-            logprob=logprobs.logprob,
-            top=tuple(
-                TopLogprob(i, tokenizer.token_text(i), tokenizer.token_bytes(i), value)
-                for i, value in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)
-            ),
-        )

@@ -1,5 +1,6 @@
 """Turns text into token ids and back. It needs only the `tokenizers` library, to load quickly."""
 
+import codecs
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from stonechat_models.text.tokenizer_config import TokenizerFiles, read_tokenize
 MAX_VOCABULARY = 1 << 22
 PROBE_TEXT = "A b\n1 é"
 """A tokenizer that cannot encode and decode this text is refused at load."""
+USUAL_CLASS = "PreTrainedTokenizerFast"
+"""The class of transformers for a `tokenizer.json` whose folder names no other."""
 PLAIN_TEXT_ENCODERS = 4
 """Each holds a copy of the vocabulary. One serves all requests with the same chat template."""
 LONG_TEXT = 16_384
@@ -44,6 +47,10 @@ class Tokenizer:
     """Jinja sources by name."""
     added_tokens: frozenset[str]
     """The texts that become one token wherever they stand; the special tokens are among them."""
+    added_token_ids: frozenset[int]
+    """The ids of `added_tokens`."""
+    tokenizer_class: str
+    """The class of transformers that the files are for."""
 
     def __init__(self, backend: Backend, files: TokenizerFiles, path: Path) -> None:
         self.path = path
@@ -59,8 +66,10 @@ class Tokenizer:
             raise ValueError(f"a vocabulary of {self.vocab_size} tokens is too large")
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.added_tokens = frozenset(token.content for token in added.values())
+        self.added_token_ids = frozenset(added)
         self.special_tokens = MappingProxyType(files.special_tokens)
         self.chat_templates = MappingProxyType(files.chat_templates)
+        self.tokenizer_class = files.tokenizer_class or USUAL_CLASS
         eos = backend.token_to_id(files.special_tokens.get("eos_token", ""))
         self.eos_token_ids = files.eos_token_ids | ({eos} if eos is not None else set())
         self._spelling = token_spelling(backend)
@@ -147,6 +156,28 @@ class Tokenizer:
                 pieces.append(piece)
         return b"".join(pieces).decode("utf-8", "replace")
 
+    def text_pieces(self, token_ids: Iterable[int]) -> list[str]:
+        """Return what each token adds to the text. Joined, that is what `decode` returns, with the
+        text of special tokens between.
+
+        A character that several tokens make up is in the last of them, the others are empty.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        pieces: list[str] = []
+        at_start, last = True, 0
+        for token_id in token_ids:
+            if token_id in self.special_ids:
+                pieces.append(self.token_text(token_id))
+                continue
+            data = self.token_bytes(token_id)
+            if at_start and data:
+                data, at_start = self.bytes_at_start(token_id), False
+            last = len(pieces)
+            pieces.append(decoder.decode(data))
+        if pieces:
+            pieces[last] += decoder.decode(b"", True)
+        return pieces
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return a token's exact bytes, perhaps a part of a character; b"" for an unknown id."""
         if not 0 <= token_id < self.vocab_size:
@@ -168,6 +199,12 @@ class Tokenizer:
             data = b"" if token is None else self._spelling.bytes_at_start(token)
             self._start_bytes[token_id] = data
         return data
+
+    def token_string(self, token_id: int) -> str:
+        """Return a token as the vocabulary spells it, such as `Ġthe`; "" for an unknown id."""
+        if not 0 <= token_id < self.vocab_size:
+            return ""
+        return self._backend.id_to_token(token_id) or ""
 
     def token_text(self, token_id: int) -> str:
         """Return a token's own text. An incomplete character becomes U+FFFD."""

@@ -31,6 +31,8 @@ class TokenizerFiles:
     """Those of the generation config. If it has none, those of the model's config."""
     chat_templates: dict[str, str] = field(default_factory=dict)
     """Jinja sources by name. The usual template is `default`."""
+    tokenizer_class: str = ""
+    """The class of transformers that the files are for."""
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -48,7 +50,12 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         special_texts=frozenset(special_tokens.values()) | _other_special_texts(config),
         eos_token_ids=_eos_token_ids(folder),
         chat_templates=_chat_templates(folder, config),
+        tokenizer_class=_text_of(config.get("tokenizer_class")),
     )
+
+
+def _text_of(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _token_text(value: object) -> str | None:

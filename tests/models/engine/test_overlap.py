@@ -175,7 +175,8 @@ def workload(rng, num_requests):
         settings = SamplingParams(
             n=n,
             seed=i,
-            max_tokens=rng.choice([1, 2, 9, 17, 23]),
+            max_tokens=rng.choice([1, 2, 9, 17, 23]) if i % 7 != 5 else 0,
+            prompt_logprobs=(None, 3, None, 0, None)[i % 5],
             temperature=rng.choice([0.0, 1.0, 1.5]),
             top_p=rng.choice([1.0, 0.8]),
             frequency_penalty=rng.choice([0.0, 0.7]),
@@ -191,6 +192,7 @@ def workload(rng, num_requests):
 def run_workload(engine, requests, aborts=(), predictions=None):
     """Run all requests; return (tokens, logprobs, finish reason) by (request id, choice).
 
+    The log-probabilities of a prompt have the choice -1.
     `aborts` are (step, id), `predictions` are by request id.
     """
     results = {}
@@ -213,6 +215,10 @@ def run_workload(engine, requests, aborts=(), predictions=None):
             for entry in output.logprobs or ():
                 logprobs.extend([entry.logprob, *entry.top_logprobs])
             ends.append(output.finish_reason)
+            if output.prompt_logprobs is not None:
+                assert (output.request_id, -1) not in results
+                prompt = [p for e in output.prompt_logprobs for p in (e.logprob, *e.top_logprobs)]
+                results[output.request_id, -1] = ([], prompt, [None])
         engine.scheduler.check_integrity()
     assert not engine.has_work
     assert engine.stats().num_used_blocks == 0
@@ -237,11 +243,13 @@ LIMITS = [
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
 @pytest.mark.parametrize("seed", [0, 1, 4])
 def test_overlap_changes_no_answer_under_any_load(any_module, limits, seed):
-    requests = list(workload(random.Random(seed), 14))
+    requests = list(workload(random.Random(seed), 18))
     expected = run_workload(make_engine(any_module, **limits), requests)
     engine = make_engine(any_module, overlap=True, **limits)
+    engine.scheduler.prompt_rows.max_rows = 5
     assert_same(run_workload(engine, requests), expected)
-    assert len(expected) == sum(settings.n for _, _, _, settings, _ in requests)
+    wanted = [s for _, _, _, s, _ in requests if s.prompt_logprobs is not None]
+    assert len(expected) == sum(s.n for _, _, _, s, _ in requests) + len(wanted)
     if limits["num_blocks"] == 12:
         assert engine.stats().num_preemptions > 0
 

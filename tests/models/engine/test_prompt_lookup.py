@@ -121,7 +121,7 @@ def altered(rng, token_ids):
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
 def test_predictions_change_no_answer(module, limits, overlap):
     rng = random.Random(5)
-    requests = list(workload(rng, 14))
+    requests = list(workload(rng, 26))
     expected = run_workload(make_engine(module, **limits), requests)
     predictions = {
         name: list(altered(rng, tokens)) for (name, index), (tokens, _, _) in expected.items()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -173,6 +174,33 @@ def test_a_cancelled_reader_frees_its_blocks(run_with_engine):
     run_with_engine(test)
 
 
+def test_a_prompt_is_scored_and_nothing_generated(run_with_engine, tokenizer):
+    async def test(engine):
+        full = request(prompt=[400] * 128, max_tokens=0, prompt_logprobs=1, n=2)
+        return [output async for output in engine.generate(full)]
+
+    (output,) = run_with_engine(test)
+    assert output.finished
+    assert [delta.finish_reason for delta in output.deltas] == [FinishReason.LENGTH] * 2
+    assert output.prompt_logprobs[0] is None
+    assert len(output.prompt_logprobs) == 128
+    entry = output.prompt_logprobs[1]
+    assert (entry.token_id, entry.token) == (400, tokenizer.token_text(400))
+    assert (entry.rank == 1) == (entry.top[0].token_id == 400)
+
+
+def test_a_long_prompt_that_needs_one_piece_is_not_scored(run_with_engine):
+    async def test(engine):
+        info = engine._runner.engine.model.info
+        limit = info.max_prompt_rows
+        engine._runner.engine.model.info = replace(info, exact_chunks=False, max_model_len=9999)
+        with pytest.raises(InvalidParamsError, match=f"at most {limit + 1} tokens, not 9000") as e:
+            await collect(engine, request(prompt=[400] * 9000, prompt_logprobs=0))
+        assert e.value.param == "prompt_logprobs"
+
+    run_with_engine(test)
+
+
 def test_outputs_that_wait_for_a_slow_reader_are_joined(run_with_engine):
     async def test(engine):
         expected = await collect(engine, request("quick", n=2))
@@ -225,6 +253,8 @@ def test_an_invalid_request_is_refused_before_the_first_output(run_with_engine):
         with pytest.raises(PromptTooLongError) as error:
             await collect(engine, request(prompt=[400] * 128))
         assert (error.value.num_prompt_tokens, error.value.max_model_len) == (128, 128)
+        with pytest.raises(PromptTooLongError):
+            await collect(engine, request(prompt=[400] * 129, max_tokens=0))
         with pytest.raises(InvalidParamsError, match="no tokens"):
             await collect(engine, request(prompt=[]))
         with pytest.raises(InvalidParamsError, match="49152"):

@@ -33,6 +33,8 @@ from tests.models.engines import model_info
 
 PARAMS = SamplingParams(
     n=3,
+    prompt_logprobs=0,
+    max_tokens=0,
     seed=-(2**63),
     logit_bias={7: -100.0, 8: 1},
     stop=StopRules(
@@ -55,6 +57,7 @@ OUTPUT = TokenOutput(
     num_cached_tokens=3,
     scheduled_time=1.5,
     num_predicted=1,
+    prompt_logprobs=(TokenLogprobs(6, -0.5, (), (), 2), TokenLogprobs(7, float("-inf"), (), (), 9)),
 )
 
 

@@ -129,6 +129,20 @@ def test_it_answers_like_a_thread(config, engine, runner):
         assert logprobs(ours) == pytest.approx(logprobs(theirs), abs=1e-4)
 
 
+def test_log_probabilities_of_a_prompt_arrive(engine, runner):
+    async def test():
+        scored = request(max_tokens=0, prompt_logprobs=2)
+        return [output async for output in engine.generate(scored)]
+
+    (output,) = runner.run(test())
+    assert output.finished
+    first, *entries = output.prompt_logprobs
+    assert first is None
+    assert [entry.token_id for entry in entries] == PROMPT[1:]
+    assert all(len(entry.top) == 2 and entry.rank >= 1 for entry in entries)
+    assert all(entry.logprob <= entry.top[0].logprob for entry in entries)
+
+
 def test_stats_arrive_and_a_closed_iterator_frees_its_blocks(engine, runner):
     async def test():
         stream = engine.generate(request(n=4, max_tokens=200))

@@ -1,11 +1,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stonechat_models.text.output_processor import OutputProcessor
+from stonechat_models.text.output_processor import OutputProcessor, join_outputs
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import (
     CompletionDelta,
@@ -362,6 +363,52 @@ def test_predicted_tokens_are_summed_up_to_a_stop_string() -> None:
     outputs = [predicted(97, 0), predicted(98, 0), predicted(99, 0), token_output([97], index=1)]
     output = processor.process(outputs)
     assert [delta.num_predicted for delta in output.deltas] == [2, 0]
+
+
+def test_a_prompt_is_shown_with_its_first_output() -> None:
+    prompt = [OTHER_ID, ord("a"), *"é".encode(), ord("b"), *"世".encode()[:2]]
+    prompt_request = GenerateRequest(
+        request_id="r", prompt_token_ids=prompt, params=SamplingParams(prompt_logprobs=2)
+    )
+    processor = OutputProcessor(TOKENIZER, prompt_request)
+    logprobs = tuple(TokenLogprobs(i, -float(i), (97, i), (-1.0, -2.0), 2) for i in prompt[1:])
+    first = processor.process(
+        [msgspec.structs.replace(token_output([ord("x")]), prompt_logprobs=logprobs)]
+    )
+    second = processor.process([token_output([ord("y")], FinishReason.LENGTH)])
+    assert first.prompt_logprobs is not None
+    nothing, *entries = first.prompt_logprobs
+    assert nothing is None
+    assert [e.token for e in entries if e] == ["a", "", "é", "b", "", "\ufffd"]
+    assert [e.bytes for e in entries if e] == [TOKENIZER.token_bytes(i) for i in prompt[1:]]
+    assert [(e.token_id, e.logprob, e.rank) for e in entries if e] == [
+        (i, -float(i), 2) for i in prompt[1:]
+    ]
+    assert entries[2] is not None
+    assert [(t.token, t.bytes, t.logprob) for t in entries[2].top] == [
+        ("a", b"a", -1.0),
+        ("é", b"\xa9", -2.0),  # as the entry's own token
+    ]
+    assert second.prompt_logprobs is None
+    joined = join_outputs([first, second])
+    assert joined.prompt_logprobs == first.prompt_logprobs
+    assert [delta.text for delta in joined.deltas] == ["x", "y"]
+
+
+def test_a_request_may_generate_nothing() -> None:
+    processor = OutputProcessor(TOKENIZER, request(n=2, max_tokens=0, prompt_logprobs=0))
+    ends = [token_output([], FinishReason.LENGTH, index=i) for i in range(2)]
+    scores = tuple(TokenLogprobs(i, -1.0, rank=1) for i in (2, 3))
+    output = processor.process(
+        [msgspec.structs.replace(ends[0], prompt_logprobs=scores), *ends[1:]]
+    )
+    assert output.finished
+    assert [(d.text, d.num_tokens, d.finish_reason) for d in output.deltas] == [
+        ("", 0, FinishReason.LENGTH)
+    ] * 2
+    assert output.timings.first_token is None
+    assert output.prompt_logprobs is not None
+    assert len(output.prompt_logprobs) == 3
 
 
 def test_several_outputs_of_a_choice_make_one_delta() -> None:

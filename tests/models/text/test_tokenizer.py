@@ -51,6 +51,27 @@ def test_sentencepiece_decodes_as_the_library(
         assert tokenizer.decode(ids, skip) == backend.decode(ids, skip_special_tokens=skip)
 
 
+@pytest.mark.parametrize("backend", [BYTE_LEVEL, LLAMA, GEMMA], ids=["bytes", "llama", "gemma"])
+@given(data=st.data())
+def test_the_pieces_of_a_text_are_its_decoding(backend: Backend, data: st.DataObject) -> None:
+    tokenizer = wrap(backend, EOS if backend is BYTE_LEVEL else "</s>")
+    ids = data.draw(ids_of(backend))
+    pieces = tokenizer.text_pieces(ids)
+    assert len(pieces) == len(ids)
+    pairs = list(zip(ids, pieces, strict=True))
+    visible = [piece for i, piece in pairs if i not in tokenizer.special_ids]
+    assert "".join(visible) == tokenizer.decode(ids)
+    assert all(p == tokenizer.token_text(i) for i, p in pairs if i in tokenizer.special_ids)
+
+
+def test_a_piece_has_whole_characters() -> None:
+    tokenizer = wrap(BYTE_LEVEL)
+    ids = [*"aé".encode()]
+    assert tokenizer.text_pieces(ids) == ["a", "", "é"]
+    assert tokenizer.text_pieces(ids[:2]) == ["a", "\ufffd"]
+    assert tokenizer.text_pieces([]) == []
+
+
 def test_sentencepiece_bytes_are_exact() -> None:
     tokenizer = wrap(LLAMA, "</s>")
     spell = {t: tokenizer.token_bytes(i) for t, i in LLAMA.get_vocab().items()}
@@ -192,3 +213,17 @@ def test_the_default_models_tokenizer() -> None:
     for start in range(0, 49152, 997):
         mixed = [(start * 31 + 17 * k) % 49152 for k in range(40)]
         assert tokenizer.decode(mixed) == library.decode(mixed)
+
+
+def test_tokens_are_spelled_as_in_the_vocabulary() -> None:
+    tokenizer = wrap(BYTE_LEVEL)
+    vocabulary = BYTE_LEVEL.get_vocab(with_added_tokens=True)
+    assert {tokenizer.token_string(i): i for i in vocabulary.values()} == vocabulary
+    assert "\u0120the" in vocabulary
+    for unknown in (-1, tokenizer.vocab_size, 2**70):
+        assert tokenizer.token_string(unknown) == ""
+    assert {tokenizer.token_string(i) for i in tokenizer.added_token_ids} == {EOS, OTHER}
+
+
+def test_the_class_is_the_usual_one_unless_the_files_name_it() -> None:
+    assert wrap(BYTE_LEVEL).tokenizer_class == "PreTrainedTokenizerFast"

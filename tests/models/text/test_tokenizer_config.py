@@ -123,3 +123,10 @@ def test_a_file_that_is_no_object_is_refused(
     with pytest.raises(ModelLoadError, match=problem) as error_info:
         files_of(tmp_path, **{name: text})
     assert f"{name}.json" in str(error_info.value)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("LlamaTokenizer", "LlamaTokenizer"), (5, "")])
+def test_the_class_of_the_tokenizer(tmp_path: Path, value: object, expected: str) -> None:
+    assert files_of(tmp_path, tokenizer_config={"tokenizer_class": value}).tokenizer_class == (
+        expected
+    )

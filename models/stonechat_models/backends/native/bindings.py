@@ -126,7 +126,7 @@ class BatchStruct(ctypes.Structure):
         *((name, c_int32) for name in ("tokens", "sequences", "block_width", "outputs")),
         *((name, c_void_p) for name in ("token_ids", "positions", "slots")),
         *((name, c_void_p) for name in ("query_start", "block_table", "logits_index")),
-        *((name, c_void_p) for name in ("state_slots", "logits")),
+        *((name, c_void_p) for name in ("state_slots", "logits", "hidden")),
     )
 
 

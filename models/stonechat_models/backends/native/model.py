@@ -176,6 +176,10 @@ class NativeModel:
     def kv_bytes_per_token(self) -> int:
         return self._spec.kv_elements_per_token * KV_BYTES
 
+    @property
+    def hidden_size(self) -> int:
+        return self._spec.hidden_size
+
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Allocate the KV cache and the recurrent states.
 
@@ -209,6 +213,14 @@ class NativeModel:
         Raises `StepError` for a token outside the vocabulary, or for a position, slot, block, row
         or state that does not exist.
         """
+        return self._step(batch, None)
+
+    def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.empty((batch.logits_index.numel(), self._spec.hidden_size))
+        return self._step(batch, hidden), hidden
+
+    def _step(self, batch: ForwardBatch, hidden: torch.Tensor | None) -> torch.Tensor:
+        """Run a step. Write the final hidden states to `hidden` if they are wanted."""
         ids = batch.token_ids
         logits = torch.empty((batch.logits_index.numel(), self._spec.vocab_size))
         slots = np.array(batch.state_slots, dtype=np.int64)
@@ -218,6 +230,7 @@ class NativeModel:
             *(ids.data_ptr(), batch.positions.data_ptr(), batch.slot_mapping.data_ptr()),
             *(batch.query_start.data_ptr(), batch.block_table.data_ptr()),
             *(batch.logits_index.data_ptr(), states, logits.data_ptr()),
+            None if hidden is None else hidden.data_ptr(),
         )
         problem = self._library.forward(self._handle, ctypes.byref(step))
         if problem is not None:

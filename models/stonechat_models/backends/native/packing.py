@@ -17,6 +17,7 @@ from stonechat_models.backends.native.bindings import (
 )
 from stonechat_models.backends.native.tensor_source import Chunk, Rows, Stack
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.types import size_text
 
 ALIGNMENT = 64
 
@@ -43,7 +44,7 @@ class Arena:
         try:
             self._memory = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE))
         except (OSError, ValueError, OverflowError) as error:
-            raise ModelLoadError(f"cannot allocate {num_bytes / 2**20:.0f} MiB: {error}") from error
+            raise ModelLoadError(f"cannot allocate {size_text(num_bytes)}: {error}") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._advise_huge_pages()
         self.array: npt.NDArray[np.uint8] = np.frombuffer(self._memory, dtype=np.uint8)

@@ -142,6 +142,10 @@ class GraphedModel:
     def kv_bytes_per_token(self) -> int:
         return self.model.kv_bytes_per_token
 
+    @property
+    def hidden_size(self) -> int:
+        return self.model.hidden_size
+
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         raise RuntimeError("the CUDA graphs read the present KV cache, so it cannot be replaced")
 
@@ -223,6 +227,9 @@ class GraphedModel:
         size = next(size for size in self._buckets if size >= num_seqs)
         self._buffers.fill(batch, size)
         return self._graphs[size]()[:num_seqs]
+
+    def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model.forward_hidden(batch)
 
 
 def parity_sequences(info: ModelInfo) -> ForwardBatch:

@@ -20,8 +20,9 @@ from stonechat_models.backends.transformers.cuda_graphs import (
 )
 from stonechat_models.backends.transformers.verify import random_batch
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
 from stonechat_models.sampling.state import SamplerLike, SamplingState
-from stonechat_models.types import SamplingParams
+from stonechat_models.types import MAX_TOP_LOGPROBS, SamplingParams, size_text
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def with_cuda_graphs(
             ) from error
         torch.cuda.empty_cache()
         num_bytes = free_before - torch.cuda.mem_get_info(device)[0]
-    logger.info("the CUDA graphs use %.0f MiB", num_bytes / 2**20)
+    logger.info("the CUDA graphs use %s", size_text(num_bytes))
     return graphed_model
 
 
@@ -131,6 +132,7 @@ def step_memory(
 ) -> int:
     """Bytes that steps need in addition to weights and KV cache, measured on the largest step.
 
+    The step has as many rows of logits as sampling and log-probabilities of prompts may need.
     With `graphs` this includes what the CUDA graphs of decode steps keep. Leaves a KV cache of one
     block, which the next `allocate_kv_cache` replaces. Raises `ModelLoadError` if not even one
     such step fits.
@@ -143,6 +145,13 @@ def step_memory(
     num_blocks = sum(-(-length // block_size) for length in batch.context_lens_list)
     params = SamplingParams(top_p=0.9, top_logprobs=20)
     states = [SamplingState(params, i, 0, []) for i in range(batch.num_seqs)]
+    num_prompt_rows = min(model.info.max_prompt_rows, batch.num_tokens - batch.num_seqs)
+    num_rows = num_prompt_rows + batch.num_seqs
+    batch = replace(
+        batch,
+        logits_index=torch.arange(batch.num_tokens)[-num_rows:],
+        num_rows_list=[num_rows] if keeps_state else (),
+    )
     free, _ = torch.cuda.mem_get_info(device)
     flags = "--max-batch-tokens or --max-num-seqs"
     if not model.info.exact_chunks:
@@ -150,7 +159,7 @@ def step_memory(
     try:
         model.allocate_kv_cache(num_blocks, block_size)
         on_device = batch.to(device)
-        needed = _peak(lambda: sampler(model.forward(on_device), states), device)
+        needed = _peak(lambda: _run_step(model, sampler, on_device, states), device)
         if graphs:
             needed += _graph_memory(
                 model, device, max_num_seqs, -(-max_model_len // block_size), num_blocks, block_size
@@ -158,13 +167,25 @@ def step_memory(
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
             f"a step of {batch.num_tokens} tokens and {batch.num_seqs} sequences does not fit "
-            f"in the {free / 2**20:.0f} MiB that are free on {device}: lower {flags}"
+            f"in the {size_text(free)} that are free on {device}: lower {flags}"
         ) from error
     model.allocate_kv_cache(1, block_size)
     torch.cuda.empty_cache()
     if keeps_state:  # a step that decodes for all: its states before and after, and its logits
         needed += max_num_seqs * (2 * model.info.state_bytes + 8 * model.info.vocab_size)
     return needed
+
+
+def _run_step(
+    model: CausalModel, sampler: SamplerLike, batch: ForwardBatch, states: list[SamplingState]
+) -> None:
+    """Run a step as the engine does. All rows of logits but the last are those of prompts."""
+    logits = model.forward(batch)
+    num_rows = len(logits) - len(states)
+    if num_rows:
+        PromptLogprobs(logits, range(num_rows), [0] * num_rows, [MAX_TOP_LOGPROBS] * num_rows)
+        logits = logits[num_rows:].clone()
+    sampler(logits, states)
 
 
 def _graph_memory(

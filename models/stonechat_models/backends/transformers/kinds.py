@@ -62,10 +62,9 @@ def auto_class(config: HFConfig, has_own_code: bool = False) -> Any:
         raise UnsupportedModelError(
             f"models of type {model_type} {OTHER_USES[model_type]}; choose one that completes text"
         )
-    if model_type in ENCODERS and not config.keys.read("is_decoder", bool, False):
+    if is_encoder(config):
         raise UnsupportedModelError(
-            f"models of type {model_type} are encoders, whose tokens attend to later ones; choose "
-            "a decoder-only model"
+            f"models of type {model_type} are encoders: they make embeddings and complete no text"
         )
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForCausalLM
@@ -74,6 +73,11 @@ def auto_class(config: HFConfig, has_own_code: bool = False) -> Any:
     raise UnsupportedModelError(
         f"the installed transformers has no causal language model of type {model_type}"
     )
+
+
+def is_encoder(config: HFConfig) -> bool:
+    """Whether a model's tokens attend to later ones, so that it does not complete text."""
+    return config.model_type in ENCODERS and not config.keys.read("is_decoder", bool, False)
 
 
 def empty_module(config: HFConfig, model_class: Any) -> nn.Module | None:

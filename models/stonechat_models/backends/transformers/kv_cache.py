@@ -7,6 +7,7 @@ import torch
 from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.transfers import to_device
+from stonechat_models.types import size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class KVCache:
         except (RuntimeError, MemoryError) as error:
             needed = sum(s.num_elements for s in shapes.values()) * num_slots * dtype.itemsize
             raise ModelLoadError(
-                f"no memory for a KV cache of {num_slots} tokens, {needed / 2**20:.0f} MiB: {error}"
+                f"no memory for a KV cache of {num_slots} tokens, {size_text(needed)}: {error}"
             ) from error
 
     def layer(self, layer: int) -> LayerKV:

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -168,10 +169,15 @@ def load_module(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = "sdpa",
+    model_class: Any = None,
+    unused: tuple[str, ...] = (),
     progress: Progress = lambda line: None,
 ) -> nn.Module:
     """Load the model's own PyTorch code, unmodified, in eval mode.
+
+    `model_class` loads it, by default the class that `auto_class` chooses. Weights whose names
+    begin as in `unused` may be missing: nothing is computed with them.
 
     The weights are on `device`, or spread by accelerate if `config.device_map` is set. The first
     load of a GGUF file writes its weights to the cache, dequantised to safetensors of `dtype`.
@@ -184,7 +190,7 @@ def load_module(
     if files.gguf is not None:
         folder = _dequantised_folder(files, files.gguf, dtype, progress)
     with reading(files.name), torch.inference_mode(False):
-        model_class = auto_class(files.config, has_own_code)
+        model_class = model_class or auto_class(files.config, has_own_code)
         refuse_oversized(files, model_class)
         with packed_source(files, folder, model_class, config, dtype) as (module_class, source):
             module, report = module_class.from_pretrained(
@@ -198,26 +204,30 @@ def load_module(
                 ignore_mismatched_sizes=True,  # the report has them
                 output_loading_info=True,
             )
-    _check_report(files.name, report, is_gguf=files.gguf is not None)
+    _check_report(files.name, report, unused, is_gguf=files.gguf is not None)
     if files.adapter is not None:
         merge_adapter(module, files.adapter, files.name)
     eval_module: nn.Module = module.eval().requires_grad_(False)
     return eval_module
 
 
-def _check_report(name: str, report: dict[str, object], *, is_gguf: bool) -> None:
-    """Refuse missing and mismatched weights: they would be random.
+def _check_report(
+    name: str, report: dict[str, object], unused: tuple[str, ...] = (), *, is_gguf: bool
+) -> None:
+    """Refuse missing and mismatched weights: they would be random. Those in `unused` may be.
 
     Extra weights do no harm in folders, where they are buffers, copies and other heads. A GGUF file
     has only what its model computes with.
     """
     surplus = ("unexpected_keys",) if is_gguf else ()
     for key in ("missing_keys", "mismatched_keys", "error_msgs", *surplus):
-        names = report.get(key)
-        if isinstance(names, list | set | tuple) and names:
-            shown = (str(item[0] if isinstance(item, tuple) else item) for item in names)
-            listing = ", ".join(sorted(shown)[:5])
-            raise ModelLoadError(f"{name}: {key.replace('_', ' ')}: {listing}")
+        items = report.get(key)
+        if not isinstance(items, list | set | tuple):
+            continue
+        names = [str(item[0] if isinstance(item, tuple) else item) for item in items]
+        wrong = sorted(item for item in names if not unused or not item.startswith(unused))
+        if wrong:
+            raise ModelLoadError(f"{name}: {key.replace('_', ' ')}: {', '.join(wrong[:5])}")
 
 
 def _dequantised_folder(

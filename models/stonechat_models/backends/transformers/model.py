@@ -11,6 +11,7 @@ from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend
 from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
 from stonechat_models.backends.transformers.attention.parity_check import ParityCheck
+from stonechat_models.backends.transformers.head_tap import HeadTap, head_size
 from stonechat_models.backends.transformers.kv_cache import KVCache
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.types import ModelInfo
@@ -61,6 +62,10 @@ class TransformersModel:
     def kv_bytes_per_token(self) -> int:
         return sum(s.num_elements for s in self.probe.shapes.values()) * self.kv_dtype.itemsize
 
+    @property
+    def hidden_size(self) -> int:
+        return head_size(self.module)
+
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         self._cache = KVCache(
             self.probe.shapes,
@@ -93,6 +98,14 @@ class TransformersModel:
             if not self._keeps_logits:
                 logits = logits[batch.logits_index.to(logits.device)]
             return logits.float()
+
+    def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        with HeadTap(self.module) as tap:
+            logits = self.forward(batch)
+        hidden = tap.call(0)[0]
+        if not self._keeps_logits:
+            hidden = hidden[batch.logits_index.to(hidden.device)]
+        return logits, hidden
 
     def _padded(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and positions, padded to a multiple of `row_multiple`."""

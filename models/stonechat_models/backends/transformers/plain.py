@@ -13,6 +13,7 @@ import torch
 
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
+from stonechat_models.backends.transformers.head_tap import HeadTap, head_size
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.types import ModelInfo
 
@@ -51,6 +52,10 @@ class PlainModel:
     def kv_bytes_per_token(self) -> int:
         return self._num_kv_bytes
 
+    @property
+    def hidden_size(self) -> int:
+        return head_size(self.module)
+
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Only count the blocks: each cache grows with its sequence."""
         self._caches = {}
@@ -79,27 +84,39 @@ class PlainModel:
             first, end = batch.query_start_list[i : i + 2]
             start = batch.context_lens_list[i] - (end - first)
             cache = self._caches.pop(slot, None)  # a failed call leaves none
+            num_rows = batch.num_rows_list[i]
             logits, self._caches[slot] = self._call(
-                batch.token_ids[first:end], batch.positions[first:end], cache if start else None
+                batch.token_ids[first:end],
+                batch.positions[first:end],
+                cache if start else None,
+                max(1, num_rows),
             )
-            rows.append(logits)
-        return batch.of_last_tokens(torch.stack(rows).float())
+            rows.append(logits[:num_rows])
+        return torch.cat(rows).float()
+
+    def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        with HeadTap(self.module) as tap:
+            logits = self.forward(batch)
+        rows = []
+        for i, num_rows in enumerate(batch.num_rows_list):
+            rows.append(tap.call(i)[0, -max(1, num_rows) :][:num_rows])
+        return logits, torch.cat(rows)
 
     def _call(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, cache: Any
+        self, token_ids: torch.Tensor, positions: torch.Tensor, cache: Any, num_rows: int
     ) -> tuple[torch.Tensor, Any]:
-        """Return the logits [V] of the last token, and the cache after it."""
+        """Return the logits [R, V] of the last `num_rows` tokens, and the cache after them."""
         if not self.uses_caches:
             tokens = token_ids if cache is None else torch.cat([cache, token_ids])
             output = self.module(input_ids=tokens.unsqueeze(0), use_cache=False)
-            return output.logits[0, -1], tokens
+            return output.logits[0, -num_rows:], tokens
         extra: dict[str, Any] = {self._cache_name: cache}
         if self._takes_positions:
             extra["position_ids"] = positions.unsqueeze(0)
         if self._keeps_logits:
-            extra["logits_to_keep"] = 1
+            extra["logits_to_keep"] = num_rows
         output = self.module(input_ids=token_ids.unsqueeze(0), use_cache=True, **extra)
-        return output.logits[0, -1], getattr(output, self._cache_name)
+        return output.logits[0, -num_rows:], getattr(output, self._cache_name)
 
     @torch.inference_mode()
     def _measure(self) -> tuple[int, int]:
@@ -109,7 +126,7 @@ class PlainModel:
             ids = torch.zeros(length, dtype=torch.int64, device=self.device)
             positions = torch.arange(length, device=self.device)
             try:
-                _, cache = self._call(ids, positions, None)
+                _, cache = self._call(ids, positions, None, 1)
             except Exception as error:
                 raise UnsupportedModelError(f"a forward pass fails: {error}") from error
             if cache is None:

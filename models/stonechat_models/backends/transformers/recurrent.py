@@ -30,10 +30,11 @@ from stonechat_models.backends.transformers.attention.interface import (
     ProbeContext,
     register_attention,
 )
+from stonechat_models.backends.transformers.head_tap import HeadTap
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.errors import EngineError, ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.transfers import to_device
-from stonechat_models.types import ModelInfo
+from stonechat_models.types import ModelInfo, size_text
 
 StateKind = Literal["conv_states", "recurrent_states"]
 STATE_KINDS: tuple[StateKind, ...] = ("conv_states", "recurrent_states")
@@ -95,7 +96,7 @@ class StatePool:
         except (RuntimeError, MemoryError) as error:
             needed = sum(s.num_bytes for s in shapes) * num_slots
             raise ModelLoadError(
-                f"no memory for {num_slots} recurrent states, {needed / 2**20:.0f} MiB: {error}"
+                f"no memory for {num_slots} recurrent states, {size_text(needed)}: {error}"
             ) from error
 
     def load(self, cache: Cache, slots: Sequence[int]) -> None:
@@ -181,25 +182,20 @@ class RecurrentModel(TransformersModel):
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        ends = batch.query_start_list
-        decoding = []
-        rows: list[torch.Tensor | None] = [None] * batch.num_seqs
         with self._as_current_device():
-            for i in range(batch.num_seqs):
-                if ends[i + 1] - ends[i] == 1 and batch.context_lens_list[i] > 1:
-                    decoding.append(i)
-                else:
-                    rows[i] = self._run(batch, [i])[0]
-            if decoding:
-                for i, row in zip(decoding, self._run(batch, decoding), strict=True):
-                    rows[i] = row
-            logits = torch.stack([row for row in rows if row is not None]).float()
-            return batch.of_last_tokens(logits)
+            rows = [self._run(batch, *part) for part in _parts(batch)]
+            return _in_order(batch, rows).float()
 
-    def _run(self, batch: ForwardBatch, indices: list[int]) -> torch.Tensor:
+    def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        with HeadTap(self.module) as tap:
+            logits = self.forward(batch)
+        parts = enumerate(_parts(batch))
+        return logits, _in_order(batch, [tap.call(k)[:, -n:] for k, (_, n) in parts])
+
+    def _run(self, batch: ForwardBatch, indices: list[int], num_rows: int) -> torch.Tensor:
         """Run these sequences of the step, and keep their states.
 
-        Returns the logits [N, V] of each one's last token.
+        Returns the logits [N, R, V] of each one's last `num_rows` tokens.
         """
         assert self._states is not None
         assert self._cache is not None
@@ -215,9 +211,34 @@ class RecurrentModel(TransformersModel):
             part.positions.view(-1, length),
             cache,
             PagedContext(part, self._cache, self.backend),
+            num_rows,
         )
         self._states.store(cache, part.state_slots)
-        return logits[:, -1]
+        return logits[:, -num_rows:]
+
+
+def _parts(batch: ForwardBatch) -> list[tuple[list[int], int]]:
+    """Return the sequences of each call of a step, and of how many last tokens it gives rows.
+
+    Each prompt is a call of its own. All sequences that decode share the last call.
+    """
+    ends = batch.query_start_list
+    decoding: list[int] = []
+    parts: list[tuple[list[int], int]] = []
+    for i in range(batch.num_seqs):
+        if ends[i + 1] - ends[i] == 1 and batch.context_lens_list[i] > 1:
+            decoding.append(i)
+        else:
+            parts.append(([i], max(1, batch.num_rows_list[i])))
+    return [*parts, (decoding, 1)] if decoding else parts
+
+
+def _in_order(batch: ForwardBatch, calls: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the rows [R, ...] that a step needs, from those of each call [N, rows, ...]."""
+    rows: dict[int, torch.Tensor] = {}
+    for (indices, _), call in zip(_parts(batch), calls, strict=True):
+        rows.update(zip(indices, call, strict=True))
+    return torch.cat([rows[i][:num_rows] for i, num_rows in enumerate(batch.num_rows_list)])
 
 
 @torch.inference_mode()
@@ -253,8 +274,12 @@ def _call(
     positions: torch.Tensor,
     cache: Cache,
     context: PagedContext | ProbeContext,
+    num_rows: int = 1,
 ) -> torch.Tensor:
-    """Return the logits [N, T or 1, V] of token ids and positions int64[N, T]."""
+    """Return the logits [N, R, V] of token ids and positions int64[N, T].
+
+    R is T, or `num_rows` if the module can select the last ones.
+    """
     parameters = inspect.signature(module.forward).parameters
     extra: dict[str, Any] = {
         "cache_params" if "cache_params" in parameters else "past_key_values": cache
@@ -262,7 +287,7 @@ def _call(
     if "position_ids" in parameters:
         extra["position_ids"] = positions
     if "logits_to_keep" in parameters:
-        extra["logits_to_keep"] = 1
+        extra["logits_to_keep"] = num_rows
     logits: torch.Tensor = module(
         input_ids=token_ids, use_cache=True, stonechat=context, **extra
     ).logits

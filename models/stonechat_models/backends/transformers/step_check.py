@@ -151,5 +151,6 @@ def _step(
         query_start_list=query_start,
         context_lens_list=context_lens,
         state_slots=[s.slot for s, _ in items],
+        num_rows_list=[1] * len(items),
     )
     return model.forward(batch.to(device))

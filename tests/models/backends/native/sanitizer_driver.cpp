@@ -176,14 +176,14 @@ enum Shape {
   kShapes
 };
 
-constexpr int kVocab = 63, kBlockTokens = 32, kBlocks = 16, kSlots = 4;
+constexpr int kVocab = 63, kBlockTokens = 32, kBlocks = 16, kSlots = 4, kHidden = 64;
 
 // A tiny model of a shape with its own weights and cache.  The kinds of its matrices take turns.
 class TinyModel {
  public:
   TinyModel(Shape shape, int threads) : pool_(sc_pool_create(threads)), shape_(shape) {
     Config c{};
-    c.layers = 3, c.hidden = 64, c.heads = 4, c.kv_heads = 2, c.head_dim = 32, c.mlp = 96;
+    c.layers = 3, c.hidden = kHidden, c.heads = 4, c.kv_heads = 2, c.head_dim = 32, c.mlp = 96;
     c.vocab = kVocab, c.rotary_dim = shape == kPlain ? 16 : 32;
     c.rotary_tables = shape == kNormsAndCaps ? 2 : 1;
     c.activation = shape == kNormsAndCaps ? kGeluTanh : kSilu;
@@ -228,6 +228,7 @@ class TinyModel {
 
   const char* run(Numbers& n, std::vector<float>* logits) {
     logits->resize(n.rows.size() * kVocab);
+    std::vector<float> hidden(n.rows.size() * kHidden);
     Batch batch{};
     batch.tokens = int32_t(n.ids.size()), batch.sequences = int32_t(n.start.size()) - 1;
     batch.block_width = n.width, batch.outputs = int32_t(n.rows.size());
@@ -235,6 +236,7 @@ class TinyModel {
     batch.slots = n.slots.data(), batch.query_start = n.start.data();
     batch.block_table = n.table.data(), batch.logits_index = n.rows.data();
     batch.state_slots = n.states.data(), batch.logits = logits->data();
+    batch.hidden = hidden.data();
     return sc_model_forward(model_, &batch);
   }
 

@@ -58,6 +58,20 @@ def test_float_models_equal_transformers(family: str, tmp_path: Path) -> None:
     assert model.info.num_parameters == sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "qwen3_5_text", "lfm2"])
+def test_final_hidden_states_equal_transformers(family: str, tmp_path: Path) -> None:
+    module, files = make_model(family, tmp_path)
+    model = load_native(files)
+    with torch.inference_mode():
+        expected = module.base_model(torch.tensor([IDS]), use_cache=False).last_hidden_state[0]
+    batch = make_batch([(IDS, 0, BLOCKS)], all_rows=True)
+    logits, hidden = model.forward_hidden(batch)
+    assert hidden.shape == (len(IDS), model.hidden_size)
+    error = (hidden - expected.float()) / expected.float().std()
+    assert error.square().mean().sqrt() < 1.5e-3
+    assert torch.equal(logits, model.forward(batch)), "the logits keep their bits"
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "qwen3_5_text", "lfm2"])
 def test_other_instruction_sets(

@@ -95,9 +95,30 @@ def test_a_step_is_measured_by_running_it(memory):
         sizes.append(len(logits))
         return sampler(logits, states)
 
+    num_rows = []
+    forward = model.forward
+    model.forward = lambda batch: num_rows.append(len(batch.logits_index)) or forward(batch)
     assert step_memory(model, counting_sampler, CPU, **LIMITS) == 3500
     assert sizes == [7]
+    assert num_rows == [50]  # all but 7 are for log-probabilities of prompts
     assert model.info.num_blocks == 1  # the blocks of the run are freed
+
+
+@pytest.mark.parametrize("family", ["lfm2", "mamba"])
+def test_a_step_of_a_model_with_a_state_is_measured_with_many_rows(memory, monkeypatch, family):
+    monkeypatch.setattr("stonechat_models.types.MAX_PROMPT_LOGITS_BYTES", 4 * VOCAB_SIZE * 20)
+    model = make_engine(tiny_model(family)).model
+    shapes = []
+    forward = model.forward
+
+    def recording_forward(batch):
+        logits = forward(batch)
+        shapes.append(logits.shape)
+        return logits
+
+    model.forward = recording_forward
+    step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS)
+    assert shapes == [(21, VOCAB_SIZE)]
 
 
 def test_memory_of_graphs_is_included(memory):
@@ -120,5 +141,5 @@ def test_a_step_that_does_not_fit_is_refused_with_the_numbers(memory):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     model.forward = forward
-    with pytest.raises(ModelLoadError, match=r"50 tokens and 7 sequences .* 5 MiB"):
+    with pytest.raises(ModelLoadError, match=r"50 tokens and 7 sequences .* 5\.2 MB"):
         step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS)

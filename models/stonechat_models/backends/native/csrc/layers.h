@@ -73,6 +73,7 @@ struct Batch {
   const int64_t* logits_index;
   const int64_t* state_slots;  // [sequences], or null for a model without states
   float* logits;  // [outputs][vocab]
+  float* hidden;  // [outputs][hidden], or null if only logits are wanted
 };
 
 }  // namespace sc

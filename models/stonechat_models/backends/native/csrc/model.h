@@ -162,12 +162,18 @@ class Model {
     });
   }
 
-  // Norms the rows that logits are wanted for, and multiplies them by the head.
+  // Norms the rows that logits are wanted for, and multiplies them by the head.  The normed rows
+  // are handed out too if they are wanted.
   void output() {
     const Config& c = w_.c;
     const Batch& batch = *w_.batch;
     w_.pool.for_each(batch.outputs, [&](int i) {
-      w_.norm_row(int(batch.logits_index[i]), final_norm, w_.input, i);
+      const int t = int(batch.logits_index[i]);
+      w_.norm_row(t, final_norm, w_.input, i);
+      if (batch.hidden == nullptr) return;
+      float* to = batch.hidden + size_t(i) * size_t(c.hidden);
+      std::copy_n(w_.hidden_row(t), c.hidden, to);
+      if (final_norm != nullptr) norm_in_place(to, final_norm, c.hidden, c.rms_eps);
     });
     each_panel(w_.pool, head.panels(), batch.outputs, [&](int p, int r0, int rows) {
       F16 acc[kTileRows];

@@ -1,0 +1,174 @@
+"""From the hidden states of tokens to one vector per text: pooling, then further layers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from stonechat_models.checkpoint.hf_config import shown
+from stonechat_models.checkpoint.sentence_transformers import EmbedderFiles, EmbeddingStep
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+MAX_SHOWN = 500
+
+
+def _cls(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden[_rows(hidden), mask.int().argmax(dim=1)]
+
+
+def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
+    return hidden[_rows(hidden), last]
+
+
+def _max(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(dim=1)
+
+
+def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _sum(hidden, mask) / mask.sum(dim=1, keepdim=True)
+
+
+def _mean_sqrt_len(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _sum(hidden, mask) / mask.sum(dim=1, keepdim=True).sqrt()
+
+
+def _weighted_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Token i counts i + 1 times."""
+    weights = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return _sum(hidden, weights) / weights.sum(dim=1, keepdim=True)
+
+
+def _sum(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (hidden * weights.unsqueeze(-1)).sum(dim=1)
+
+
+def _rows(hidden: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(hidden), device=hidden.device)
+
+
+POOLING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cls": _cls,
+    "max": _max,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt_len,
+    "weightedmean": _weighted_mean,
+    "lasttoken": _last,
+}
+"""Each takes hidden states float32[N, T, H] and a mask bool[N, T] with a token in every row, and
+returns float32[N, H]."""
+
+
+class Dense(nn.Module):
+    """A linear layer with an activation, and perhaps a residual connection around both."""
+
+    def __init__(self, step: EmbeddingStep) -> None:
+        """Raises `UnsupportedModelError` for an activation that is no module of PyTorch."""
+        super().__init__()
+        config = step.config
+        num_in, num_out = config.size("in_features"), config.size("out_features")
+        self.linear = nn.Linear(num_in, num_out, bias=config.read("bias", bool, True))
+        self.activation = _activation(
+            config.read("activation_function", str, "torch.nn.modules.activation.Tanh")
+        )
+        self.has_residual = config.read("use_residual", bool, False)
+        self.residual: nn.Module = nn.Identity()
+        if self.has_residual and num_in != num_out:
+            self.residual = nn.Linear(num_in, num_out, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.activation(self.linear(x))
+        return output + self.residual(x) if self.has_residual else output
+
+
+class Norm(nn.Module):
+    """A layer normalisation."""
+
+    def __init__(self, step: EmbeddingStep) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(step.config.size("dimension"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = self.norm(x)
+        return normed
+
+
+class Normalize(nn.Module):
+    """Scales each vector to the Euclidean length 1."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(x, dim=-1)
+
+
+class EmbeddingHead(nn.Module):
+    """Turns hidden states into embeddings, in float32."""
+
+    def __init__(self, files: EmbedderFiles, hidden_size: int, *, allow_pickle: bool) -> None:
+        """Raises `ModelLoadError` for layers whose weights are missing or do not fit."""
+        super().__init__()
+        self.pooling = files.pooling
+        self.size = hidden_size * len(files.pooling)
+        steps: list[nn.Module] = []
+        for step in files.steps:
+            steps.append(_load_step(step, self.size, allow_pickle))
+            if isinstance(layer := steps[-1], Dense):
+                self.size = layer.linear.out_features
+        self.steps = nn.Sequential(*steps)
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether every embedding has the length 1."""
+        return len(self.steps) > 0 and isinstance(self.steps[-1], Normalize)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return float32[N, size] of hidden states [N, T, H] and the mask bool[N, T] of the tokens
+        that count."""
+        hidden = hidden.float()
+        pooled = torch.cat([POOLING[name](hidden, mask) for name in self.pooling], dim=-1)
+        embeddings: torch.Tensor = self.steps(pooled)
+        return embeddings
+
+
+def _activation(name: str) -> nn.Module:
+    kind = getattr(nn, name.rpartition(".")[2], None) if name.startswith("torch.nn.") else None
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise UnsupportedModelError(f"the activation {shown(name)} of a dense layer is not served")
+    module: nn.Module = kind()
+    return module
+
+
+def _load_step(step: EmbeddingStep, size: int, allow_pickle: bool) -> nn.Module:
+    """Build a step for vectors of `size`, with its weights."""
+    if step.kind == "Normalize":
+        return Normalize()
+    expected = step.config.size("in_features" if step.kind == "Dense" else "dimension")
+    if expected != size:
+        raise ModelLoadError(f"{step.config.source}: it expects vectors of {expected}, not {size}")
+    with torch.device("meta"):
+        layer: nn.Module = Dense(step) if step.kind == "Dense" else Norm(step)
+    try:
+        layer.load_state_dict(_weights(step.folder, allow_pickle), assign=True)
+    except RuntimeError as error:  # keys that are missing, surplus or misshapen
+        problem = " ".join(line.strip() for line in str(error).splitlines())[:MAX_SHOWN]
+        raise ModelLoadError(f"{step.folder}: {problem}") from error
+    return layer.float().eval().requires_grad_(False)
+
+
+def _weights(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
+    safe, pickled = (folder / name for name in WEIGHT_FILES)
+    if safe.is_file():
+        stored: dict[str, torch.Tensor] = load_file(safe)
+        return stored
+    if pickled.is_file() and not allow_pickle:
+        raise ModelLoadError(
+            f"{folder} has weights only as a pickled .bin file, which can run code when read; use "
+            "a model with safetensors, or --allow-pickle if you trust the source"
+        )
+    if not pickled.is_file():
+        raise ModelLoadError(f"{safe} is missing; download it")
+    loaded: dict[str, torch.Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+    return loaded

@@ -1,0 +1,162 @@
+"""The engine of a model that only makes embeddings: each step is one batch of texts.
+
+It has the interface of `Engine`, so that the same runners drive it. Texts of similar length, of any
+requests, share a batch: a batch is padded to its longest text.
+"""
+
+import logging
+import time
+import traceback
+from collections import abc
+
+import torch
+
+from stonechat_models.backends.base import EmbeddingModel, Text
+from stonechat_models.engine.embeddings import finish_embedding
+from stonechat_models.engine.engine import (
+    MAX_CONSECUTIVE_FAILED_STEPS,
+    STEP_FAILED,
+    StepCounters,
+)
+from stonechat_models.types import (
+    EmbeddingParams,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    TokenOutput,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_PADDING = 0.25
+"""At most this share of a batch is padding."""
+
+
+class EmbeddingEngine:
+    """Embeds the prompts of many requests at once.
+
+    `step` never raises for a fault of the model. It runs the texts of a failed step again in halves
+    until it knows those that fail alone. Only those end, with `FinishReason.ERROR`.
+    """
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        assert model.info.embedding is not None, "the model makes no embeddings"
+        self.model = model
+        self.counters = StepCounters()
+        self._waiting: dict[str, GenerateRequest] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def is_broken(self) -> bool:
+        """True after several consecutive steps failed for every text."""
+        return self.counters.num_consecutive_failed_steps >= MAX_CONSECUTIVE_FAILED_STEPS
+
+    def add(self, request: GenerateRequest, constraints: abc.Sequence[object] = ()) -> None:
+        """Queue a request. `constraints` is empty: nothing is generated."""
+        assert request.embedding is not None, "the model does not generate"
+        self._waiting[request.request_id] = request
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request that waits. Unknown ids are ignored."""
+        self._waiting.pop(request_id, None)
+
+    def step(self) -> list[TokenOutput]:
+        """Embed one batch of texts. Return one output for each."""
+        started, counters = time.perf_counter(), self.counters
+        batch = self._next_batch()
+        scheduled = time.monotonic()
+        for request in batch:
+            del self._waiting[request.request_id]
+        outputs = self._run(batch, scheduled)
+        counters.num_steps += 1
+        counters.num_prompt_tokens += sum(len(request.prompt_token_ids) for request in batch)
+        if batch:
+            all_failed = all(output.error is not None for output in outputs)
+            counters.num_consecutive_failed_steps = (
+                counters.num_consecutive_failed_steps + 1 if all_failed else 0
+            )
+        counters.last_step_seconds = time.perf_counter() - started
+        return outputs
+
+    def stats(self) -> EngineStats:
+        counters = self.counters
+        return EngineStats(
+            num_waiting=len(self._waiting),
+            num_steps=counters.num_steps,
+            num_prompt_tokens=counters.num_prompt_tokens,
+            num_failed_steps=counters.num_failed_steps,
+            last_step_seconds=counters.last_step_seconds,
+        )
+
+    def _next_batch(self) -> list[GenerateRequest]:
+        """Choose the first request in order, and those whose lengths are nearest to its own.
+
+        The padded tokens stay within `max_batch_tokens`, unless the first is longer, and within
+        `MAX_PADDING`.
+        """
+        info, waiting = self.model.info, list(self._waiting.values())
+        if not waiting:
+            return []
+        first = min(waiting, key=lambda r: (r.priority, r.arrival_time, r.request_id))
+        target = len(first.prompt_token_ids)
+        waiting.sort(key=lambda r: (r is not first, abs(len(r.prompt_token_ids) - target)))
+        batch: list[GenerateRequest] = []
+        longest = num_tokens = 0
+        for request in waiting[: info.max_num_seqs]:
+            length = len(request.prompt_token_ids)
+            longest, num_tokens = max(longest, length), num_tokens + length
+            padded = longest * (len(batch) + 1)
+            is_wasteful = num_tokens < padded * (1 - MAX_PADDING)
+            if batch and (padded > info.max_batch_tokens or is_wasteful):
+                break
+            batch.append(request)
+        return batch
+
+    def _run(self, batch: list[GenerateRequest], scheduled: float) -> list[TokenOutput]:
+        if not batch:
+            return []
+        try:
+            vectors = self.model.embed([_text(request) for request in batch])
+            return [self._output(r, scheduled, v) for r, v in zip(batch, vectors, strict=True)]
+        except Exception as error:
+            self.counters.num_failed_steps += 1
+            traceback.clear_frames(error.__traceback__)  # they keep the step's tensors alive
+            if len(batch) > 1:
+                logger.warning("a step of %d texts failed; it runs again in halves", len(batch))
+                middle = len(batch) // 2
+                return self._run(batch[:middle], scheduled) + self._run(batch[middle:], scheduled)
+            logger.error("request %s failed in a step", batch[0].request_id, exc_info=error)
+            return [self._output(batch[0], scheduled, None)]
+
+    def _output(
+        self, request: GenerateRequest, scheduled: float, vector: torch.Tensor | None
+    ) -> TokenOutput:
+        """Return the output of a request. Without a vector it has failed."""
+        embedding = None
+        if vector is not None:
+            info = self.model.info.embedding
+            assert info is not None
+            embedding = finish_embedding(vector, _params(request), info)
+        return TokenOutput(
+            request_id=request.request_id,
+            index=0,
+            token_ids=(),
+            logprobs=None,
+            finish_reason=FinishReason.ERROR if vector is None else FinishReason.STOP,
+            num_cached_tokens=0,
+            scheduled_time=scheduled,
+            error=STEP_FAILED if vector is None else None,
+            embedding=embedding,
+        )
+
+
+def _params(request: GenerateRequest) -> EmbeddingParams:
+    assert request.embedding is not None
+    return request.embedding
+
+
+def _text(request: GenerateRequest) -> Text:
+    return Text(request.prompt_token_ids, _params(request).num_unpooled)
