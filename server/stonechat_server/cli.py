@@ -1,6 +1,5 @@
 """The `stonechat` command. A subcommand's module is imported only when it runs."""
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +20,20 @@ class CommandEntry:
 
 COMMANDS: Mapping[str, CommandEntry] = {
     "serve": CommandEntry("stonechat_server.commands.serve", "start the server"),
+    "run": CommandEntry("stonechat_server.commands.run", "chat with a model loaded here"),
+    "chat": CommandEntry(
+        "stonechat_server.commands.chat.command", "chat with a running server, or a model here"
+    ),
     "keys": CommandEntry("stonechat_server.commands.keys", "add, list and revoke API keys"),
     "usage": CommandEntry(
-        "stonechat_server.commands.usage", "print the usage by key, user, model and day"
+        "stonechat_server.commands.usage", "print requests and tokens by key, user and day"
     ),
-    "chat": CommandEntry("stonechat_server.commands.chat.command", "chat in the terminal"),
     "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
     "plan": CommandEntry(
         "stonechat_server.commands.plan", "show what serving a model needs, without loading it"
     ),
     "models": CommandEntry(
-        "stonechat_server.commands.models", "list, fetch, remove and rename models"
+        "stonechat_server.commands.models", "list, download, delete and name models"
     ),
     "doctor": CommandEntry(
         "stonechat_server.commands.doctor", "show the hardware of this machine and how it is used"
@@ -51,15 +53,22 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `stonechat ARGV…` and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     if not words or words[0] not in COMMANDS:
         return _run_without_command(words)
     from stonechat_server.terminal.parse import parse
+    from stonechat_server.terminal.parser import Parser
+    from stonechat_server.terminal.quiet import quiet_libraries
 
     command = load_command(words[0])
-    parser = argparse.ArgumentParser(
-        prog=f"stonechat {words[0]}", description=command.__doc__, allow_abbrev=False
-    )
-    return command.run(parse(parser, command.Options, words[1:]))
+    options = parse(Parser(f"stonechat {words[0]}", command.__doc__), command.Options, words[1:])
+    quiet_libraries()
+    try:
+        return command.run(options)
+    except KeyboardInterrupt:
+        print(f"stonechat {words[0]}: stopped", file=sys.stderr)
+        return 130
 
 
 def load_command(name: str) -> Command:
@@ -68,25 +77,48 @@ def load_command(name: str) -> Command:
 
 
 def _run_without_command(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="stonechat",
-        description="A local inference server for the OpenAI-style chat completions endpoint.",
-        epilog="\n".join(
-            ["commands:"]
-            + [f"  {name:<10} {entry.summary}" for name, entry in COMMANDS.items()]
-            + ["", "`stonechat COMMAND --help` shows the options of a command."]
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    parser.add_argument("command", nargs="?", choices=list(COMMANDS), help="see below")
-    if parser.parse_args(words).version:
+    first = next(iter(words), "")
+    if first in ("-V", "--version"):
         from stonechat_models import __version__
 
         print(f"stonechat {__version__}")
         return 0
-    parser.print_help()
+    if first in ("", "-h", "--help"):
+        print(_help())
+        return 0 if first else 2
+    print(f"stonechat: {_unknown(first)}\n`stonechat --help` lists the commands.", file=sys.stderr)
     return 2
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {entry.summary}" for name, entry in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: stonechat COMMAND [--flag …]",
+            "",
+            "Runs language models on this machine: a server with an OpenAI-compatible API and a "
+            "page,",
+            "and a chat in the terminal.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`stonechat COMMAND --help` shows the flags of a command, `stonechat --version` the "
+            "version.",
+            "To begin: `stonechat run` chats with a small model here, `stonechat serve` serves it.",
+        ]
+    )
+
+
+def _unknown(word: str) -> str:
+    """What is wrong with a first word that is no command."""
+    from stonechat_server.terminal.suggest import did_you_mean
+
+    if word.startswith("-"):
+        return f"a command is expected before {word}"
+    if "/" in word or word.endswith(".gguf"):
+        return f"there is no command {word}; did you mean `stonechat run {word}`?"
+    return f"there is no command {word}{did_you_mean(word, COMMANDS)}"
 
 
 if __name__ == "__main__":

@@ -72,6 +72,12 @@ class Settings(BaseSettings):
         "sampling parameters of requests that leave them out (model: what its "
         "generation_config.json recommends; none: the defaults of the OpenAI API)",
     )
+    embeddings: bool = _option(
+        "Model",
+        False,
+        "also serve a model that generates for embeddings: the final hidden state of a text's last "
+        "token (models for embeddings need no flag)",
+    )
     served_model_name: Names = _option(
         "Chat", (), "name that requests give as `model` (repeatable; default: the model's name)"
     )
@@ -204,6 +210,11 @@ class Settings(BaseSettings):
     max_body_size: ByteSize = _option(
         "Server", ByteSize(8 * 2**20), "largest request body, such as 8MiB", ge=1
     )
+    kept_items_size: ByteSize = _option(
+        "Server",
+        ByteSize(16 * 2**20),
+        "memory for items of answers that clients of /v1/responses may refer to (0: keep none)",
+    )
     keep_alive_interval: float = _option(
         "Server",
         15.0,
@@ -214,7 +225,11 @@ class Settings(BaseSettings):
         "Server", 30, "seconds that running requests have to finish after SIGTERM", ge=0
     )
     keys_file: Path | None = _option(
-        "Access", None, "TOML file of hashed API keys and their limits, written by `stonechat keys`"
+        "Access",
+        None,
+        "TOML file of hashed API keys and their limits, written by `stonechat keys` (default: "
+        "keys.toml in the user's configuration folder, if it is there; off: none)",
+        metavar="FILE",
     )
     private_prefix_cache: bool = _option(
         "Access", False, "never share cached prompt beginnings between keys"
@@ -270,7 +285,8 @@ class Settings(BaseSettings):
     max_json_values: int = _option(
         "Limits",
         50_000,
-        "most values that the JSON of a request may have, over all lists and objects",
+        "most values that the JSON of a request may have, over all lists and objects; eight "
+        "integers in a row, such as token ids, count as one",
         ge=64,
     )
     max_completion_total: int = _option(
@@ -283,7 +299,14 @@ class Settings(BaseSettings):
     ledger: str = _option(
         "Operations",
         "auto",
-        "where to record usage: auto (SQLite in the user's data folder), off, or a SQLAlchemy URL",
+        "where to record usage: auto (SQLite in the user's data folder), off, the path of a SQLite "
+        "file, or a SQLAlchemy URL",
+    )
+    ledger_required: bool | None = _option(
+        "Operations",
+        None,
+        "do not start without the ledger; otherwise one that cannot be opened is a warning, and no "
+        "usage is recorded (default: only if --ledger names one)",
     )
     ledger_journal: Path | None = _option(
         "Operations", None, "folder for the ledger's journal (default: in the user's data folder)"

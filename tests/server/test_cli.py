@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -39,6 +38,45 @@ def test_help_of_serve_has_every_setting(capsys: pytest.CaptureFixture[str]) -> 
         assert field.description in text
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("srve", "there is no command srve; did you mean serve?"),
+        ("frobnicate", "there is no command frobnicate\n"),
+        ("mine/model.gguf", "did you mean `stonechat run mine/model.gguf`?"),
+        ("--port", "a command is expected before --port"),
+    ],
+)
+def test_a_word_that_is_no_command(
+    word: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([word, "3"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("stonechat: ")
+    assert message in output.err
+
+
+def test_an_interrupted_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stonechat_server.commands.doctor.run", interrupt)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "stonechat doctor: stopped\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"]])
+def test_help_can_be_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 0
+    assert "usage: stonechat COMMAND" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["help", "keys"])
+    assert "usage: stonechat keys" in capsys.readouterr().out
+
+
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     text = capsys.readouterr().out
@@ -71,11 +109,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--port", "99999"], "--port: Input should be less than or equal to 65535"),
-        (["--threads", "none"], "--threads: Input should be a valid integer"),
+        (["--port", "99999"], "--port: a value of at most 65535 is expected, not 99999"),
+        (["--threads", "none"], "--threads: a whole number is expected, not none"),
         (["--config", "/nonexistent.toml"], "No such file"),
-        (["--dtype", "float8"], "--dtype: Input should be 'auto', 'float32'"),
-        (["--max-num", "3"], "unrecognized arguments"),
+        (["--dtype", "float8"], "--dtype: one of auto, float32"),
+        (["--max-num", "3"], "there is no flag --max-num; did you mean --max-num-seqs?"),
     ],
 )
 def test_bad_flags_are_explained(words: list[str], message: str) -> None:
@@ -97,7 +135,8 @@ def test_a_port_in_use_is_reported_before_anything_is_loaded() -> None:
         port = taken.getsockname()[1]
         result = stonechat("serve", "/nonexistent", "--port", str(port))
     assert result.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert f"port {port} is in use on 127.0.0.1" in result.stderr
+    assert "Errno" not in result.stderr
 
 
 def test_a_missing_model_is_explained() -> None:
@@ -116,12 +155,32 @@ def test_the_banner_shows_what_was_chosen() -> None:
     assert "  adapter   mine (rank 8, 2 weights), merged into the weights" in warned
     for fact in ("cpu", "float32", "Q4_1", "16,384 tokens", "4,096 tokens", "4.0 requests"):
         assert fact in text
+    lines = text.splitlines()
+    assert "  page      http://127.0.0.1:8000/" in lines
+    assert "  API       http://127.0.0.1:8000/v1" in lines
+    assert "  docs      http://127.0.0.1:8000/docs" in lines
+
+
+def test_the_banner_says_where_to_put_the_key() -> None:
+    url = "http://127.0.0.1:8000"
+    assert "STONECHAT_API_KEY" not in start_banner(model_info(), "name", url, False)
+    text = start_banner(model_info(), "name", url, True)
+    assert "export STONECHAT_API_KEY=" in text
 
 
 def test_curl_line_survives_the_shell() -> None:
-    words = shlex.split(curl_line("it's", "http://127.0.0.1:1", needs_key=True))
-    assert words[-1].startswith('{"model": "it\'s"')
-    assert "Authorization: Bearer $STONECHAT_API_KEY" in words
+    line = curl_line("it's", "http://127.0.0.1:1", needs_key=True).replace("curl ", "printf '%s|' ")
+
+    def shell(**variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: os.environ[name] for name in ("PATH",)} | variables
+        return subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment)
+
+    words = shell(STONECHAT_API_KEY="sk-1").stdout.split("|")
+    assert "Authorization: Bearer sk-1" in words
+    assert words[-2].startswith('{"model": "it\'s"')
+    result = shell()
+    assert result.stdout == ""
+    assert "STONECHAT_API_KEY: put an API key into this variable" in result.stderr
 
 
 @pytest.fixture
@@ -129,6 +188,7 @@ def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`stonechat serve` with the default model, once it is ready, and its output so far."""
     paths = os.pathsep.join(str(Path(p).resolve()) for p in ("server", "models"))
     words = ["serve", "--port", "0", "--kv-cache-size", "64MiB", "--ledger", "off"]
+    words += ["--keys-file", "off"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [*STONECHAT, *words],

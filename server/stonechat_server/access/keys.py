@@ -178,6 +178,10 @@ def read_keys(path: Path, *, may_be_empty: bool = True) -> tuple[ApiKey, ...]:
     """All records of a keys file, also the revoked ones. Raises `KeysFileError`."""
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise KeysFileError(
+            f"there is no keys file {path}; `stonechat keys add NAME` creates one"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise KeysFileError(f"cannot read the keys file {path}: {error}") from error
     return parse_keys(text, may_be_empty=may_be_empty)

@@ -16,6 +16,28 @@ from stonechat_server.access.keys import (
     parse_keys,
     read_keys,
 )
+from stonechat_server.terminal.suggest import did_you_mean
+
+OFF = "off"
+"""In place of a keys file: there is none, even if the default one is there."""
+
+
+def default_keys_file() -> Path:
+    """The keys file if none is named: in the user's configuration folder. It may not exist."""
+    from platformdirs import user_config_path
+
+    return user_config_path("stonechat", appauthor=False) / "keys.toml"
+
+
+def chosen_keys_file(named: Path | None) -> Path | None:
+    """The keys file of a server: the one that is named, or the default one if it is there.
+
+    None, if there is none or `named` is `off`.
+    """
+    if named is not None:
+        return None if str(named) == OFF else named.expanduser()
+    default = default_keys_file()
+    return default if default.is_file() else None
 
 
 def add_key(
@@ -59,7 +81,8 @@ def revoke_key(path: Path, name: str) -> ApiKey:
     """Revoke the live key of that name and return it. Raises `KeysFileError` if there is none."""
     live = {key.name: key for key in read_keys(path) if not key.revoked}
     if name not in live:
-        raise KeysFileError(f"there is no live key named {name} in {path}")
+        hint = did_you_mean(name, live)
+        raise KeysFileError(f"there is no live key named {name} in {path}{hint}")
     document = _read_document(path)
     keys = document["keys"]
     assert isinstance(keys, AoT)

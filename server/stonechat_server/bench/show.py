@@ -4,7 +4,6 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -16,6 +15,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from stonechat_models import size_text
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
 from stonechat_server.terminal.tables import new_table
 
@@ -121,7 +121,7 @@ def print_result(console: Console, result: BenchResult) -> None:
         roofline = result.roofline
         console.print(
             f"memory reads at {roofline.bandwidth / 1e9:.1f} GB/s; weights of "
-            f"{decimal(roofline.weight_bytes)} ({roofline.source}): at most "
+            f"{size_text(roofline.weight_bytes)} ({roofline.source}): at most "
             f"{roofline.ceiling:,.0f} decode steps per second"
         )
     for check in result.checks:

@@ -57,6 +57,11 @@ class Target:
         neither the list nor the settings name a model.
         """
         status, body = await self._request("GET", "/models", b"")
+        if status == 401 and self.settings.model is None:
+            raise BenchError(
+                "the server refuses the API key, or needs one: give it with --api-key or the "
+                "variable OPENAI_API_KEY"
+            )
         if status != 200:
             if self.settings.model is None:
                 raise BenchError(f"GET /models returned {status}: name the model with --model")

@@ -5,6 +5,7 @@ does not follow redirects, use proxies, or request content encodings.
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from time import perf_counter
@@ -144,15 +145,22 @@ class HttpClient:
     """Sends requests to one origin, from one event loop only.
 
     `base_url` is the root of the API; its default path is `/v1`, its default scheme http.
-    Raises ValueError if it is not an http or https URL.
+    `unix_socket` is the path of a socket to use in place of the URL's host and port. Raises
+    ValueError if `base_url` is not an http or https URL.
     """
 
     def __init__(
-        self, base_url: str, headers: Mapping[str, str], *, verify_tls: bool = True
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        *,
+        verify_tls: bool = True,
+        unix_socket: str | None = None,
     ) -> None:
         parts = urlsplit(base_url if "://" in base_url else f"http://{base_url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"not an http or https URL: {base_url!r}")
+        self._unix_socket = unix_socket
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self.api_path = parts.path.rstrip("/") or "/v1"
@@ -217,12 +225,31 @@ class HttpClient:
                 return connection
         loop = asyncio.get_running_loop()
         try:
-            _, new_connection = await loop.create_connection(
+            if self._unix_socket is not None:
+                _, connection = await loop.create_unix_connection(_Connection, self._unix_socket)
+                return connection
+            _, connection = await loop.create_connection(
                 _Connection, self._host, self._port, ssl=self._tls
             )
         except OSError as error:
-            raise TransportError(f"cannot connect to {self._host}:{self._port}: {error}") from error
-        return new_connection
+            raise TransportError(self._explain(error)) from error
+        return connection
+
+    def _explain(self, error: OSError) -> str:
+        """Why there is no connection, and what to do."""
+        place = f"{self._host}:{self._port}"
+        if isinstance(error, ConnectionRefusedError) or "Multiple exceptions" in str(error):
+            return (
+                f"no server answers at {place}: start one with `stonechat serve`, or correct the "
+                "URL"
+            )
+        if isinstance(error, socket.gaierror):
+            return f"there is no host {self._host}: correct the URL, or check the network"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"the certificate of {place} is not trusted: {error.verify_message}"
+        if isinstance(error, ssl.SSLError):
+            return f"{place} does not speak HTTPS: use an http:// URL"
+        return f"cannot connect to {place}: {error.strerror or error}"
 
 
 def _tls_context(verify: bool) -> ssl.SSLContext:

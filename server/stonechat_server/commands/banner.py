@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich.filesize import decimal
+from stonechat_models import size_text
 
 if TYPE_CHECKING:
     from stonechat_models import ModelInfo
+
+KEY_VARIABLE = "STONECHAT_API_KEY"
 
 
 def start_banner(
     model: "ModelInfo", name: str, url: str, needs_key: bool, warnings: Sequence[str] = ()
 ) -> str:
-    """The model and its limits, and a curl command to paste into a shell.
+    """The model and its limits, the server's addresses, and a curl command to paste into a shell.
 
     With `needs_key` the command reads the key from the variable `STONECHAT_API_KEY`.
     """
@@ -24,11 +26,9 @@ def start_banner(
         "model": f"{name} ({model.architecture}, {model.num_parameters / 1e6:,.0f}M parameters)",
         "device": f"{model.device}, {model.dtype}{quantization}, {model.backend} backend, "
         f"{attention}{model.threads} threads",
-        "weights": decimal(model.weight_bytes),
-        "KV cache": f"{model.kv_capacity_tokens:,} tokens in "
-        + decimal(model.kv_capacity_tokens * model.kv_bytes_per_token),
-        "context": f"{model.max_model_len:,} tokens; "
-        f"{model.kv_capacity_tokens / model.max_model_len:.1f} requests of full length fit",
+        "weights": size_text(model.weight_bytes),
+        **(_generation_rows(model) if model.generates else {}),
+        **_embedding_rows(model),
         "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens per step",
     }
     if model.adapter:
@@ -37,16 +37,45 @@ def start_banner(
         rows["sampling"] = f"{recommended}, where a request leaves it out (--generation-config)"
     if model.state_bytes:
         rows["states"] = (
-            f"{decimal(model.state_bytes)} of recurrent state per sequence, "
+            f"{size_text(model.state_bytes)} of recurrent state per sequence, "
             f"{model.num_state_slots} at most"
         )
     if model.keeps_state and not model.exact_chunks:
         rows["prompts"] = "computed in one piece each; no prefix is cached"
     labelled = [*rows.items(), *(("warning", text) for text in warnings)]
     lines = [f"  {label:<9} {text}" for label, text in labelled]
-    return "\n".join(
-        ["", *lines, "", f"Ready at {url}/v1. Try:", "", curl_line(name, url, needs_key), ""]
-    )
+    places = [("API", f"{url}/v1"), ("docs", f"{url}/docs")]
+    if model.generates:
+        places.insert(0, ("page", f"{url}/"))
+    shown = [f"  {label:<9} {place}" for label, place in places]
+    curl = curl_line(name, url, needs_key, model.generates)
+    key = f" (put an API key into {KEY_VARIABLE} first: export {KEY_VARIABLE}=…)"
+    hint = f"Try{key if needs_key else ''}:"
+    return "\n".join(["", *lines, "", "Ready.", *shown, "", hint, "", curl, ""])
+
+
+def _generation_rows(model: "ModelInfo") -> dict[str, str]:
+    return {
+        "KV cache": f"{model.kv_capacity_tokens:,} tokens in "
+        + size_text(model.kv_capacity_tokens * model.kv_bytes_per_token),
+        "context": f"{model.max_model_len:,} tokens; "
+        f"{model.kv_capacity_tokens / model.max_model_len:.1f} requests of full length fit",
+    }
+
+
+def _embedding_rows(model: "ModelInfo") -> dict[str, str]:
+    """What the embeddings are like; empty if the model makes none."""
+    info = model.embedding
+    if info is None:
+        return {}
+    length = "length 1" if info.is_normalized else "not normalised"
+    rows = {"vectors": f"{info.size} dimensions, pooling {info.pooling}, {length}"}
+    if not model.generates:
+        rows["texts"] = f"up to {model.max_model_len:,} tokens"
+    if info.prompts:
+        default = f" (default: {info.default_prompt})" if info.default_prompt else ""
+        rows["prompts"] = ", ".join(info.prompts) + default
+    return rows
 
 
 def _sampling_text(model: "ModelInfo") -> str:
@@ -55,10 +84,14 @@ def _sampling_text(model: "ModelInfo") -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items() if value is not None)
 
 
-def curl_line(name: str, url: str, needs_key: bool) -> str:
-    """A curl command for a POSIX shell that sends a chat request."""
+def curl_line(name: str, url: str, needs_key: bool, generates: bool = True) -> str:
+    """A curl command for a POSIX shell that sends a chat request, or one for an embedding."""
     messages = [{"role": "user", "content": "Say hello."}]
-    body = json.dumps({"model": name, "messages": messages, "max_completion_tokens": 100})
+    fields: dict[str, object] = {"messages": messages, "max_completion_tokens": 100}
+    path = "chat/completions" if generates else "embeddings"
+    body = json.dumps({"model": name, **(fields if generates else {"input": "Hello."})})
     quoted = body.replace("'", "'\\''")
-    key = ' -H "Authorization: Bearer $STONECHAT_API_KEY"' if needs_key else ""
-    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"
+    # Without the variable, the shell prints the text in place of running the command.
+    secret = f"${{{KEY_VARIABLE}:?put an API key into this variable}}"
+    key = f' -H "Authorization: Bearer {secret}"' if needs_key else ""
+    return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{quoted}'"

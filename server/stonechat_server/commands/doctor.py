@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.filesize import decimal
 
+from stonechat_models import size_text
 from stonechat_server.options import BaseOptions, option
 from stonechat_server.terminal.tables import facts_table, new_console
 
@@ -90,9 +90,9 @@ def advice(machine: "Machine") -> Iterator[str]:
             "each: more threads than cores rarely help"
         )
     if machine.free_memory < LOW_MEMORY:
-        yield f"only {decimal(machine.free_memory)} of memory are free"
+        yield f"only {size_text(machine.free_memory)} of memory are free"
     if machine.cache_free_bytes < LOW_DISK:
-        yield f"only {decimal(machine.cache_free_bytes)} are free at {machine.cache_folder}"
+        yield f"only {size_text(machine.cache_free_bytes)} are free at {machine.cache_folder}"
     if not machine.package_versions["uvloop"]:
         yield "install uvloop: a faster event loop for many streams"
 
@@ -132,15 +132,15 @@ def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[st
     yield "cores", f"{machine.num_cores} ({machine.usable_cpus} of {machine.num_cpus}{quota})"
     yield "instructions", ", ".join(machine.instruction_sets) or "none that make models faster"
     speed = f", reads {bandwidth['cpu'] / 1e9:.1f} GB/s" if "cpu" in bandwidth else ""
-    free, total = decimal(machine.free_memory), decimal(machine.total_memory)
+    free, total = size_text(machine.free_memory), size_text(machine.total_memory)
     yield "memory", f"{free} of {total} free{speed}"
     for gpu in machine.gpus:
         speed = f", moves {bandwidth[gpu.kind] / 1e9:,.0f} GB/s" if gpu.kind in bandwidth else ""
         yield (
             "GPU",
             (
-                f"{gpu.name} (capability {gpu.capability}), {decimal(gpu.free_memory)} of "
-                f"{decimal(gpu.total_memory)} free{speed}"
+                f"{gpu.name} (capability {gpu.capability}), {size_text(gpu.free_memory)} of "
+                f"{size_text(gpu.total_memory)} free{speed}"
             ),
         )
     if not machine.gpus:
@@ -151,4 +151,4 @@ def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[st
     yield "packages", ", ".join(f"{name} {version or 'missing'}" for name, version in versions)
     yield "compiler", machine.compiler or "none"
     yield "CPU kernels", machine.native_isa or f"not used: {machine.native_refusal}"
-    yield "cache", f"{machine.cache_folder}, {decimal(machine.cache_free_bytes)} free"
+    yield "cache", f"{machine.cache_folder}, {size_text(machine.cache_free_bytes)} free"

@@ -27,18 +27,25 @@ class Add(BaseOptions):
     priority: int = option(0, "a key with a lower number goes first", metavar="N")
 
     def run(self, path: Path) -> None:
-        from stonechat_server.access.keys_file import add_key
+        from stonechat_server.access.keys_file import add_key, default_keys_file
 
         print(add_key(path, **self.model_dump()))
         print(f"Added {self.name} to {path}; the key is not shown again.", file=sys.stderr)
+        if path != default_keys_file():
+            print(f"`stonechat serve --keys-file {path}` asks for it.", file=sys.stderr)
 
 
 class List(BaseOptions):
-    """List the keys with their limits."""
+    """List the keys with their limits; also without an action."""
 
     def run(self, path: Path) -> None:
         from stonechat_server.access.keys import read_keys
+        from stonechat_server.access.keys_file import default_keys_file
 
+        keys = () if path == default_keys_file() and not path.exists() else read_keys(path)
+        if not keys:
+            print(f"no keys in {path} yet; `stonechat keys add NAME` makes one")
+            return
         headings = ("name", "state", "requests/min", "tokens/min", "concurrency", "priority",
                     "models")  # fmt: skip
         rows = [
@@ -51,7 +58,7 @@ class List(BaseOptions):
                 str(key.priority),
                 ",".join(key.models) or "all",
             )
-            for key in read_keys(path)
+            for key in keys
         ]
         new_console().print(new_table(headings, rows, num_left=2))
 
@@ -76,16 +83,20 @@ class Options(BaseOptions):
 
 
 def run(options: Options) -> int:
-    """Run the action. Returns 1 if no keys file is named, or if the action fails."""
+    """Run the action. Returns 1 if it fails."""
     from stonechat_server.access.keys import KeysFileError
+    from stonechat_server.access.keys_file import OFF, default_keys_file
 
-    path = options.settings.keys_file
+    path = options.settings.keys_file or default_keys_file()
     try:
-        if path is None:
-            raise KeysFileError("no keys file: give --keys-file FILE or set STONECHAT_KEYS_FILE")
-        options.action.run(path)
-    except (KeysFileError, OSError) as error:
+        if str(path) == OFF:
+            raise KeysFileError("the keys file is off; name one with --keys-file FILE")
+        options.action.run(path.expanduser())
+    except KeysFileError as error:
         print(f"stonechat keys: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"stonechat keys: cannot write {path}: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,13 +1,11 @@
-"""List, download and delete the models on this machine, and give them aliases."""
+"""List, download and delete the models on this machine, and give them short names."""
 
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
 
-from rich.filesize import decimal
-
-from stonechat_models import ModelLoadError
+from stonechat_models import ModelLoadError, size_text
 from stonechat_server.options import BaseOptions, option
 from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
@@ -15,7 +13,7 @@ from stonechat_server.terminal.tables import new_console, new_table
 
 
 class List(BaseOptions):
-    """List the models and aliases on this machine."""
+    """List the models on this machine and their short names; also without an action."""
 
     def run(self) -> None:
         from stonechat_models import list_models, read_aliases
@@ -23,16 +21,15 @@ class List(BaseOptions):
         rows = [
             (
                 model.name,
-                decimal(model.num_bytes),
+                size_text(model.num_bytes),
                 datetime.fromtimestamp(model.last_used, UTC).strftime("%Y-%m-%d"),
             )
             for model in list_models()
         ]
-        rows += [
-            (f"{name} = {model}", "alias", "") for name, model in sorted(read_aliases().items())
-        ]
+        names = sorted(read_aliases().items())
+        rows += [(f"{name} = {model}", "short name", "") for name, model in names]
         if rows:
-            new_console().print(new_table(("model", "size", "last used"), rows))
+            new_console().print(new_table(("model", "on disk", "last used"), rows))
         else:
             print("no models yet; `stonechat models pull default` downloads a small one")
 
@@ -62,7 +59,7 @@ class Rm(BaseOptions):
         from stonechat_models import remove_model
 
         for name in self.models:
-            print(f"{name} removed; {decimal(remove_model(name))} freed")
+            print(f"{name} removed; {size_text(remove_model(name))} freed")
 
 
 class Alias(BaseOptions):
@@ -70,15 +67,17 @@ class Alias(BaseOptions):
 
     name: str = option(..., "the short name", flag="NAME")
     model: str | None = option(
-        None, "the model that NAME stands for; without it, the alias is removed", flag="MODEL"
+        None, "the model that NAME stands for; without it, the short name is removed", flag="MODEL"
     )
 
     def run(self) -> None:
-        from stonechat_models import set_alias
+        from stonechat_models import alias_model, set_alias
 
-        set_alias(self.name, self.model)
-        end = "is no longer an alias" if self.model is None else f"stands for {self.model}"
-        print(f"{self.name} {end}")
+        if self.model is None:
+            set_alias(self.name, None)
+            print(f"{self.name} is no longer a short name")
+        else:
+            print(f"{self.name} stands for {alias_model(self.name, self.model)}")
 
 
 class Options(BaseOptions):

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
-from rich.filesize import decimal
 
-from stonechat_models import ModelLoadError
+from stonechat_models import ModelLoadError, size_text
 from stonechat_server.options import BaseOptions, option
 from stonechat_server.settings import ENGINE_SETTINGS, Settings
 from stonechat_server.terminal.flags import Only
@@ -101,6 +100,12 @@ def print_plan(
 ) -> None:
     """Print the plan as tables."""
     console.print(facts_table(_facts(survey, bandwidth).items()))
+    if survey.is_embedder:
+        table = new_table(("precision", "weights"))
+        for row in rows:
+            table.add_row(*_cells(row)[:2])
+        console.print(table)
+        return
     table = new_table(("precision", "weights", "KV/token", "KV tokens", "requests", "tokens/s"))
     for row in rows:
         table.add_row(*_cells(row), style="" if row["fits"] else "dim")
@@ -124,16 +129,18 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
         "model": f"{survey.name} ({survey.architecture})",
         "served": _served_text(survey),
         "parameters": f"{_count(survey.num_parameters)}{mixture}",
-        "stored": f"{decimal(survey.stored_bytes)} ({stored_types})",
-        "context": f"{survey.max_model_len:,} tokens",
-        "device": f"{survey.device}, {decimal(survey.free_memory)} of "
-        f"{decimal(survey.total_memory)} free, reads {bandwidth / 1e9:.1f} GB/s",
+        "stored": f"{size_text(survey.stored_bytes)} ({stored_types})",
+        **({} if survey.is_embedder else {"context": f"{survey.max_model_len:,} tokens"}),
+        "device": f"{survey.device}, {size_text(survey.free_memory)} of "
+        f"{size_text(survey.total_memory)} free, reads {bandwidth / 1e9:.1f} GB/s",
     }
 
 
 def _served_text(survey: "ModelSurvey") -> str:
     if survey.refusal is not None:
         return f"[bold red]no[/]: {survey.refusal}"
+    if survey.is_embedder:
+        return "[green]yes[/], for embeddings, through PyTorch"
     if survey.native_refusal is None:
         return "[green]yes[/], by the compiled CPU path"
     is_plain = any(form.backend == "plain" for form in survey.forms)
@@ -147,12 +154,12 @@ def _served_text(survey: "ModelSurvey") -> str:
 def _cells(row: PlanRow) -> list[str]:
     mark = " *" if row["default"] else ""
     if not row["fits"]:
-        return [f"{row['form']}{mark}", decimal(int(row["weight_bytes"] or 0)),
+        return [f"{row['form']}{mark}", size_text(int(row["weight_bytes"] or 0)),
                 "does not fit", "", "", ""]  # fmt: skip
     return [
         f"{row['form']}{mark}",
-        decimal(int(row["weight_bytes"] or 0)),
-        decimal(int(row["kv_bytes_per_token"] or 0)),
+        size_text(int(row["weight_bytes"] or 0)),
+        size_text(int(row["kv_bytes_per_token"] or 0)),
         f"{row['kv_tokens']:,}",
         f"{row['full_length_requests']:,} / {row['full_length_requests_at_most']:,}",
         f"{row['decode_tokens_per_second_at_most']:,.0f}",

@@ -1,5 +1,6 @@
 """Start the server on a model."""
 
+import errno
 import gc
 import socket
 import sys
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from stonechat_server.observability.ledger import Ledger
     from stonechat_server.serving.services import Services
 
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+"""Hosts at which only programs of this machine reach the server."""
+
 
 class Options(BaseOptions):
     """The options of `stonechat serve`: a flag for every setting."""
@@ -25,14 +29,18 @@ def run(options: Options) -> int:
     """Serve until a signal arrives. Returns 1 if the server cannot start."""
     gc.disable()  # objects made at start live on, so a collection frees nothing
     settings = options.settings
+    from stonechat_server.access.keys_file import chosen_keys_file
     from stonechat_server.observability.access_log import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
-        return _fail(f"cannot listen on {settings.host}:{settings.port}: {error}")
+        return _fail(listen_problem(settings.host, settings.port, error))
     with listener:
+        settings = settings.model_copy(update={"keys_file": chosen_keys_file(settings.keys_file)})
+        if problem := _problem(settings):
+            return _fail(problem)
         return _serve(settings, listener)
 
 
@@ -49,6 +57,23 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def listen_problem(host: str, port: int, error: OSError) -> str:
+    """Why the server cannot listen there, and what to do."""
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} is in use on {host}: another program listens there, perhaps a server "
+            "that runs already; choose another port with --port, or any free one with --port 0"
+        )
+    if error.errno == errno.EACCES:
+        return f"port {port} is for programs of the administrator; choose one, such as --port 8000"
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return (
+            f"this machine has no address {host}; use --host 127.0.0.1 for this machine alone, or "
+            "--host 0.0.0.0 for all who can reach it"
+        )
+    return f"cannot listen on {host}:{port}: {error.strerror or error}"
+
+
 def _serve(settings: Settings, listener: socket.socket) -> int:
     from stonechat_models import AsyncEngine, EngineError
     from stonechat_server.access.keys import KeysFileError
@@ -59,10 +84,8 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     from stonechat_server.observability.tracing import Tracing, TracingUnavailableError
     from stonechat_server.serving.http_server import serve
 
-    if (settings.tls_cert is None) != (settings.tls_key is None):
-        return _fail("--tls-cert and --tls-key must be given together")
     try:
-        ledger = _open_ledger(settings)
+        ledger, notes = _open_ledger(settings)
         tracing = Tracing.from_environment() if settings.otel else None
         engine: EngineLike = AsyncEngine.from_config(settings.engine_config(), _progress)
         app = create_app(settings, engine, ledger=ledger, tracing=tracing)
@@ -72,16 +95,18 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         KeysFileError,
         LedgerError,
         TracingUnavailableError,
-        OSError,
     ) as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(_file_problem(error))
     state = app.state.server
+    needs_key = not state.authenticator.is_open
     banner = start_banner(
         engine.model,
         state.model_names[0],
         base_url(settings.host, listener, "http" if settings.tls_cert is None else "https"),
-        not state.authenticator.is_open,
-        _warnings(state, engine.model),
+        needs_key,
+        [*_warnings(state, engine.model), *notes, *_access_warnings(settings, needs_key)],
     )
     gc.freeze()  # otherwise each full collection scans these objects and pauses the streams
     gc.enable()
@@ -94,22 +119,78 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     )
 
 
+def _problem(settings: Settings) -> str | None:
+    """What is wrong with the files of keys and certificates; told before the model loads."""
+    import ssl
+
+    from stonechat_server.access.keys import KeysFileError, read_keys
+
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        return "--tls-cert and --tls-key must be given together"
+    try:
+        if settings.keys_file is not None:
+            read_keys(settings.keys_file)
+        settings.all_api_keys()
+        for file in filter(None, (settings.tls_cert, settings.tls_key)):
+            file.read_bytes()
+        if settings.tls_cert is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except KeysFileError as error:
+        return str(error)
+    except ssl.SSLError:
+        return (
+            f"{settings.tls_cert} and {settings.tls_key} are not a certificate and its private key "
+            "in PEM form"
+        )
+    except OSError as error:
+        return _file_problem(error)
+    except UnicodeDecodeError:
+        return f"{settings.api_key_file} is not a text file in UTF-8"
+    return None
+
+
+def _file_problem(error: OSError) -> str:
+    return f"cannot read {error.filename}: {error.strerror}" if error.filename else str(error)
+
+
 def _warnings(state: "Services", model: "ModelInfo") -> list[str]:
     """What an operator should know of the model's files and its chat template."""
     from stonechat_server.prompt.chat_template import NO_TEMPLATE
 
+    if not model.generates:
+        return list(model.notes)
     tools = state.structure.warning(state.templates.default.source)
     no_template = NO_TEMPLATE if state.templates.is_plain else None
     return [*(text for text in (no_template, tools) if text is not None), *model.notes]
 
 
-def _open_ledger(settings: Settings) -> "Ledger | None":
-    """The ledger that the settings name. Raises `LedgerError`."""
-    from stonechat_server.observability.ledger import Ledger
-    from stonechat_server.observability.ledger.location import ledger_place
+def _access_warnings(settings: Settings, needs_key: bool) -> list[str]:
+    """What an operator should know of who may use the server."""
+    if needs_key or settings.host in LOOPBACK:
+        return []
+    return [
+        f"the server listens on {settings.host or 'all addresses'} without an API key: all who can "
+        "reach this machine can use it (--api-key KEY or `stonechat keys add NAME` asks for a key)"
+    ]
+
+
+def _open_ledger(settings: Settings) -> tuple["Ledger | None", list[str]]:
+    """The ledger that the settings name, and a warning if there is none because it does not open.
+
+    Raises `LedgerError` if the server needs it.
+    """
+    from stonechat_server.observability.ledger import Ledger, LedgerError
+    from stonechat_server.observability.ledger.location import AUTO, ledger_place
 
     place = ledger_place(settings.ledger, settings.ledger_journal)
-    return None if place is None else Ledger(place.url, place.journal)
+    try:
+        return None if place is None else Ledger(place.url, place.journal), []
+    except LedgerError as error:
+        is_named = settings.ledger != AUTO or settings.ledger_journal is not None
+        if is_named if settings.ledger_required is None else settings.ledger_required:
+            raise
+        return None, [f"no usage is recorded: {error}"]
 
 
 def base_url(host: str, listener: socket.socket, scheme: str = "http") -> str:

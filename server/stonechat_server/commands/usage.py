@@ -12,6 +12,7 @@ from pydantic import BeforeValidator
 from stonechat_server.options import BaseOptions, option, split
 from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
+from stonechat_server.terminal.suggest import did_you_mean
 from stonechat_server.terminal.tables import new_console, new_table
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ class Options(BaseOptions):
 
     settings: Annotated[Settings, Only("ledger")]
     by: Annotated[tuple[str, ...], BeforeValidator(split)] = option(
-        ("key", "user", "day"), "columns to group by: some of key,user,model,day", metavar="LIST"
+        ("key", "user", "day"),
+        "columns to group by: some of key,user,model,endpoint,day",
+        metavar="LIST",
     )
     since: date | None = option(None, "first day (UTC), such as 2026-01-31", metavar="DATE")
     until: date | None = option(None, "last day (UTC)", metavar="DATE")
@@ -40,10 +43,12 @@ def run(options: Options) -> int:
     """Print the usage. Returns 1 if the ledger cannot be read."""
     import sqlalchemy as sa
 
+    from stonechat_server.observability.ledger.table import plain_reason
+
     try:
         return _run(options)
-    except (sa.exc.SQLAlchemyError, ValueError, ImportError) as error:
-        print(f"stonechat usage: {error}", file=sys.stderr)
+    except (sa.exc.SQLAlchemyError, ValueError, ImportError, OSError) as error:
+        print(f"stonechat usage: {plain_reason(error)}", file=sys.stderr)
         return 1
 
 
@@ -55,10 +60,16 @@ def _run(options: Options) -> int:
     by = options.by
     dimensions = [dimension for part in by for dimension in DIMENSIONS if dimension == part]
     if len(dimensions) < len(by):
-        raise ValueError(f"--by accepts {', '.join(DIMENSIONS)}, not {','.join(by)}")
+        unknown = next(part for part in by if part not in DIMENSIONS)
+        hint = did_you_mean(unknown, DIMENSIONS)
+        raise ValueError(f"--by accepts {', '.join(DIMENSIONS)}, not {unknown}{hint}")
     place = ledger_place(options.settings.ledger)
     if place is None:
         raise ValueError("the ledger is off; choose one with --ledger")
+    if place.file is not None and not place.file.is_file():
+        raise ValueError(
+            f"there is no ledger {place.file}; a server writes it when it has answered a request"
+        )
     engine = open_database(place.url)
     try:
         if options.delete_before is not None:

@@ -12,6 +12,8 @@ from pydantic.fields import FieldInfo
 from stonechat_server.options import detail, option
 from stonechat_server.settings import Settings
 
+MAX_CHOICES = 10
+
 
 class Only:
     """Names the settings that a command has flags for: `Annotated[Settings, Only("ledger")]`."""
@@ -53,9 +55,19 @@ class Flag:
         """The name of the value in the help; empty if the flag has no value."""
         if self.kind is bool:
             return ""
-        if get_origin(self.kind) is Literal:
-            return "{" + ",".join(get_args(self.kind)) + "}"
+        if self.choices and not self.has_many_choices:
+            return "{" + ",".join(self.choices) + "}"
         return detail(self.field, "metavar") or self.name.rpartition("_")[2].upper()
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that there are; empty if others are possible."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def has_many_choices(self) -> bool:
+        """There are too many to stand behind the flag, so the meaning lists them."""
+        return len(self.choices) > MAX_CHOICES
 
     @property
     def default(self) -> str:
@@ -73,7 +85,9 @@ class Flag:
     def meaning(self) -> str:
         """The description, with the environment variable."""
         variable = detail(self.field, "variable")
-        return f"{self.field.description}" + (f" (environment: {variable})" if variable else "")
+        choices = f"; one of {', '.join(self.choices)}" if self.has_many_choices else ""
+        end = f" (environment: {variable})" if variable else ""
+        return f"{self.field.description}{choices}{end}"
 
     def value(self, arguments: Mapping[str, Any]) -> object:
         """The value of the flag, or else of its environment variable; None if there is neither."""

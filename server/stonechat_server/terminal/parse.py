@@ -1,10 +1,10 @@
 """Reads the command line into an object of a class of options.
 
-argparse only splits the command line. Pydantic checks the values and explains the bad ones.
+argparse only splits the command line. Pydantic checks the values, `explain` says what is wrong.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -12,19 +12,16 @@ from pydantic import BaseModel, ValidationError
 
 from stonechat_server.options import detail
 from stonechat_server.settings import Settings, load_settings
+from stonechat_server.terminal.explain import explain
 from stonechat_server.terminal.flags import CONFIG, Flag, actions_of, flags_of
+from stonechat_server.terminal.parser import Parser
 
 T = TypeVar("T", bound=BaseModel)
-
-MESSAGES = {
-    "byte_size": "a size such as 500MB or 2GiB is expected",
-    "date_": "a date such as 2026-01-31 is expected",
-    "extra_forbidden": "there is no such setting",
-}
-"""Plainer messages for errors whose type starts with the key."""
+DEFAULT_ACTION = "list"
+"""The action of a command that has it, if none is named."""
 
 
-def parse(parser: argparse.ArgumentParser, options: type[T], words: Sequence[str]) -> T:
+def parse(parser: Parser, options: type[T], words: Sequence[str]) -> T:
     """Read `words` into an object of the class. Exits with a message for a bad value or file."""
     add_flags(parser, options)
     arguments = vars(parser.parse_args(words))
@@ -32,16 +29,25 @@ def parse(parser: argparse.ArgumentParser, options: type[T], words: Sequence[str
         return _read(options, arguments)
     except ValidationError as error:
         classes: list[type[BaseModel]] = [options, *actions_of(options).values()]
-        spellings = {flag.name: flag.spelling for kind in classes for flag in flags_of(kind)}
-        lines = [f"{parser.prog}: {_explain(details, spellings)}\n" for details in error.errors()]
+        flags = [flag for kind in classes for flag in flags_of(kind)]
+        lines = [f"{parser.prog}: {explain(e, flags, arguments)}\n" for e in error.errors()]
         parser.exit(2, "".join(lines))
-    except (OSError, ValueError) as error:  # the TOML file cannot be read
-        parser.exit(2, f"{parser.prog}: {CONFIG.value(arguments)}: {error}\n")
+    except OSError as error:
+        file = CONFIG.value(arguments)
+        parser.exit(2, f"{parser.prog}: cannot read {file}: {error.strerror or error}\n")
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {CONFIG.value(arguments)} is not valid TOML: {error}\n")
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type[BaseModel]) -> None:
-    """Add the flags in their groups, and a subparser for each action."""
+def add_flags(parser: Parser, options: type[BaseModel], common: Iterable[Flag] = ()) -> None:
+    """Add the flags in their groups, and a subparser for each action.
+
+    `common` are flags of the command, which may also stand after the name of an action.
+    """
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
+    for flag in common:
+        keywords = _keywords(flag) | {"default": argparse.SUPPRESS}  # keep what stands before it
+        parser.add_argument(flag.spelling, **keywords)
     for flag in flags_of(options):
         title = detail(flag.field, "group")
         if title not in groups:
@@ -49,11 +55,36 @@ def add_flags(parser: argparse.ArgumentParser, options: type[BaseModel]) -> None
         groups[title].add_argument(
             flag.spelling if flag.spelling.startswith("-") else flag.name, **_keywords(flag)
         )
-    if actions := actions_of(options):
-        subparsers = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = actions_of(options)
+    parser.usage = _usage(parser.prog, options)
+    if actions:
+        subparsers = parser.add_subparsers(
+            dest="action",
+            required=DEFAULT_ACTION not in actions,
+            metavar="ACTION",
+            prog=parser.prog,
+        )
+        shared = [flag for flag in flags_of(options) if flag.spelling.startswith("-")]
         for word, action in actions.items():
+            own = {flag.spelling for flag in flags_of(action)}
             text = action.__doc__
-            add_flags(subparsers.add_parser(word, help=text, description=text), action)
+            add_flags(
+                subparsers.add_parser(word, help=text, description=text),
+                action,
+                [flag for flag in shared if flag.spelling not in own],
+            )
+
+
+def _usage(prog: str, options: type[BaseModel]) -> str:
+    """One line of usage: the flags are listed below it."""
+    words = [prog, "[--flag …]"]
+    for flag in flags_of(options):
+        if not flag.spelling.startswith("-"):
+            word = flag.spelling + (" …" if detail(flag.field, "nargs") else "")
+            words.append(word if flag.field.is_required() else f"[{word}]")
+    if actions := actions_of(options):
+        words.append("[ACTION]" if DEFAULT_ACTION in actions else "ACTION")
+    return " ".join(words)
 
 
 def _keywords(flag: Flag) -> dict[str, Any]:
@@ -83,14 +114,8 @@ def _read(options: type[T], arguments: Mapping[str, Any]) -> T:
             config = CONFIG.value(arguments)
             values[name] = load_settings(given, Path(str(config)) if config else None)
         elif name == "action":
-            values[name] = _read(actions_of(options)[arguments[name]], arguments)
+            action = arguments[name] or DEFAULT_ACTION
+            values[name] = _read(actions_of(options)[action], arguments)
         else:
             values[name] = Flag(name, field).value(arguments)
     return options(**{name: value for name, value in values.items() if value is not None})
-
-
-def _explain(error: Mapping[str, Any], spellings: Mapping[str, str]) -> str:
-    plain = [text for start, text in MESSAGES.items() if error["type"].startswith(start)]
-    message = plain[0] if plain else str(error["msg"]).removeprefix("Value error, ")
-    name = str(error["loc"][0]) if error["loc"] else ""
-    return f"{spellings.get(name, name)}: {message}" if name else message

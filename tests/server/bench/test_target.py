@@ -64,6 +64,9 @@ def test_a_server_without_a_list_needs_a_name() -> None:
     assert discovered((404, b"nothing"), model="named").model == "named"
     with pytest.raises(BenchError, match="GET /models returned 404: name the model"):
         discovered((404, b"nothing"))
+    with pytest.raises(BenchError, match="needs one: give it with --api-key or the variable"):
+        discovered((401, b"no key"))
+    assert discovered((401, b"no key"), model="named").model == "named"
     with pytest.raises(BenchError, match="lists no model"):
         discovered(models())
 

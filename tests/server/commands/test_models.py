@@ -18,7 +18,7 @@ def _caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_is_listed_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "list"]) == 0
+    assert main(["models"]) == 0
     assert "no models yet" in capsys.readouterr().out
     snapshot = tmp_path / "hub" / "models--a--b" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
@@ -58,3 +58,20 @@ def test_a_download_says_where_the_model_is_and_can_be_interrupted(
     assert main(["models", "pull", "a/slow"]) == 130
     assert "run the same command again to resume" in capsys.readouterr().err
     assert asked == [("a/b", "v2"), ("a/slow", None)]
+
+
+def test_a_short_name_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "alias", "mine", "nobody/nothing"]) == 1
+    assert "nobody/nothing is not on this machine" in capsys.readouterr().err
+    assert main(["models"]) == 0
+    assert "mine" not in capsys.readouterr().out
+    assert main(["models", "alias", "mine", "default"]) == 0
+    assert capsys.readouterr().out == "mine stands for default\n"
+    assert main(["models", "rm", "mine"]) == 1
+    assert "mine is a short name; `stonechat models alias mine` removes it" in (
+        capsys.readouterr().err
+    )
+    assert main(["models", "alias", "mien"]) == 1
+    assert "there is no alias mien; did you mean mine?" in capsys.readouterr().err
+    assert main(["models", "alias", "mine"]) == 0
+    assert "no longer a short name" in capsys.readouterr().out

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from stonechat_server.access.keys import KeyStore
+from stonechat_server.access.keys_file import chosen_keys_file
 from stonechat_server.cli import main
 from stonechat_server.observability.ledger import Ledger, LedgerEntry
 from stonechat_server.observability.ledger.location import ledger_place
@@ -31,9 +32,46 @@ def test_keys_add_list_revoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert KeyStore(path).find(secret) is None
 
 
-def test_keys_needs_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["keys", "list"]) == 1
-    assert "--keys-file" in capsys.readouterr().err
+def test_keys_have_a_default_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = tmp_path / "stonechat" / "keys.toml"
+    assert chosen_keys_file(None) is None
+    assert main(["keys"]) == 0
+    assert f"no keys in {path} yet; `stonechat keys add NAME`" in capsys.readouterr().out
+    assert main(["keys", "add", "alice"]) == 0
+    output = capsys.readouterr()
+    assert f"Added alice to {path}" in output.err
+    assert "--keys-file" not in output.err
+    assert chosen_keys_file(None) == path
+    assert KeyStore(path).find(output.out.strip()) is not None
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert main(["keys"]) == 0
+    assert "alice" in capsys.readouterr().out
+    assert chosen_keys_file(Path("off")) is None
+    assert chosen_keys_file(tmp_path / "other") == tmp_path / "other"
+    assert main(["keys", "--keys-file", "off"]) == 1
+    assert "the keys file is off" in capsys.readouterr().err
+
+
+def test_mistakes_with_keys_say_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys.toml"
+    words = ["keys", "--keys-file", str(file)]
+    assert main([*words, "list"]) == 1
+    assert f"there is no keys file {file}; `stonechat keys add NAME`" in capsys.readouterr().err
+    assert main([*words, "add", "alice"]) == 0
+    assert f"`stonechat serve --keys-file {file}` asks for it" in capsys.readouterr().err
+    assert main([*words, "revoke", "alcie"]) == 1
+    assert "no live key named alcie" in (error := capsys.readouterr().err)
+    assert "did you mean alice?" in error
+    (tmp_path / "plain").touch()
+    assert main(["keys", "--keys-file", str(tmp_path / "plain" / "k"), "add", "bob"]) == 1
+    error = capsys.readouterr().err
+    assert "Errno" not in error
+    assert error.startswith("stonechat keys: ")
 
 
 def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,6 +85,7 @@ def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
                 request_id="r",
                 key="alice",
                 model="m",
+                endpoint="/v1/messages",
                 user="u",
                 prompt_tokens=10,
                 completion_tokens=number,
@@ -64,14 +103,45 @@ def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*base, "--by", "model", "--since", "1970-01-03", "--format", "csv"]) == 0
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["model"], row["completion_tokens"]) for row in table] == [("m", "2")]
+    assert main([*base, "--by", "endpoint", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["endpoint"], row["requests"]) == ("/v1/messages", 3)
     assert main([*base, "--delete-before", "1970-01-03"]) == 0
     assert "Deleted 2" in capsys.readouterr().err
-    assert main([*base, "--by", "colour"]) == 1
-    assert main(["usage", "--ledger", "off"]) == 1
-    assert main(["usage", "--ledger", "mysql://nowhere"]) == 1
+    assert main(["usage", "--ledger", str(tmp_path / "usage.db"), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["requests"] == 1
 
 
-def test_where_the_ledger_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--by colour", "--by accepts key, user, model, endpoint, day, not colour"),
+        ("--by modle", "not modle; did you mean model?"),
+        ("--ledger off", "the ledger is off; choose one with --ledger"),
+        ("--ledger mysql://nowhere", "driver of its database is not installed (No module"),
+        ("--ledger nothing://nowhere", "neither a path nor the URL of a database"),
+        ("--ledger sqlite:////dev/null/x.db", "/dev/null is a file, not a folder"),
+    ],
+)
+def test_a_ledger_that_cannot_be_read(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["usage", *words.split()]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stonechat usage: ")
+    assert message in line
+
+
+def test_a_ledger_that_is_not_there_is_not_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "usage.db"
+    assert main(["usage", "--ledger", str(path)]) == 1
+    assert f"there is no ledger {path}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_ledger_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ledger_place("off") is None
     place = ledger_place("postgresql://u@h/d", tmp_path)
     assert place is not None
@@ -79,3 +149,9 @@ def test_where_the_ledger_is(tmp_path: Path) -> None:
     default = ledger_place("auto")
     assert default is not None
     assert default.url.startswith("sqlite:///")
+    monkeypatch.chdir(tmp_path)
+    named = ledger_place("mine.db")
+    assert named is not None
+    assert named.url == f"sqlite:///{tmp_path / 'mine.db'}"
+    assert named.file == tmp_path / "mine.db"
+    assert named.journal == tmp_path / "mine-entries"

@@ -1,9 +1,20 @@
 """What `stonechat serve` says of a model when it starts."""
 
+import errno
+import socket
+from pathlib import Path
+
 import pytest
 
 from stonechat_server.app import create_app
-from stonechat_server.commands.serve import _warnings
+from stonechat_server.cli import main
+from stonechat_server.commands.serve import (
+    _access_warnings,
+    _open_ledger,
+    _warnings,
+    listen_problem,
+)
+from stonechat_server.observability.ledger import LedgerError
 from stonechat_server.prompt.chat_template import NO_TEMPLATE
 from stonechat_server.settings import Settings
 from stonechat_server.structured.template_traits import UNKNOWN_FORM
@@ -40,3 +51,121 @@ def test_notes_of_the_models_files_are_shown_too() -> None:
 def test_the_form_of_prompts_without_a_template_is_named() -> None:
     assert "`role: content`" in NO_TEMPLATE
     assert "--chat-template" in NO_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("host", "needs_key", "warns"),
+    [
+        ("127.0.0.1", False, False),
+        ("localhost", False, False),
+        ("::1", False, False),
+        ("0.0.0.0", False, True),
+        ("::", False, True),
+        ("", False, True),
+        ("192.168.1.5", False, True),
+        ("0.0.0.0", True, False),
+    ],
+)
+def test_a_server_that_is_open_to_the_network_is_warned_of(
+    host: str, needs_key: bool, warns: bool
+) -> None:
+    warnings = _access_warnings(Settings(host=host), needs_key)
+    assert [("without an API key" in text, "--api-key" in text) for text in warnings] == (
+        [(True, True)] if warns else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EADDRINUSE, "x"), "port 80 is in use on h: another program listens there"),
+        (OSError(errno.EACCES, "x"), "port 80 is for programs of the administrator; choose one"),
+        (OSError(errno.EADDRNOTAVAIL, "x"), "this machine has no address h; use --host 127.0.0.1"),
+        (socket.gaierror(-2, "x"), "this machine has no address h; use --host 127.0.0.1"),
+        (OSError(errno.ENFILE, "no more files"), "cannot listen on h:80: no more files"),
+    ],
+)
+def test_why_the_server_cannot_listen(error: OSError, expected: str) -> None:
+    assert listen_problem("h", 80, error).startswith(expected)
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder that cannot be written, also not by root."""
+    (tmp_path / "data").touch()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("required", [None, False])
+def test_an_unwritable_data_folder_is_a_warning(unwritable: Path, required: bool | None) -> None:
+    ledger, notes = _open_ledger(Settings(ledger_required=required))
+    assert ledger is None
+    (note,) = notes
+    assert note.startswith("no usage is recorded: cannot open the usage ledger")
+    assert str(unwritable) in note
+    assert "Errno" not in note
+
+
+def test_a_ledger_that_is_named_or_required_must_open(unwritable: Path) -> None:
+    path = str(unwritable / "usage.db")
+    for settings in (Settings(ledger_required=True), Settings(ledger=path)):
+        with pytest.raises(LedgerError):
+            _open_ledger(settings)
+    assert _open_ledger(Settings(ledger=path, ledger_required=False))[0] is None
+    assert _open_ledger(Settings(ledger="off", ledger_required=True)) == (None, [])
+
+
+def test_keys_of_the_default_file_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    seen = []
+
+    def start(app: object, listener: object, announce: object, **_: object) -> int:
+        seen.append(app.state.server.authenticator.is_open)  # type: ignore[attr-defined]
+        return 0
+
+    monkeypatch.setattr("stonechat_server.serving.http_server.serve", start)
+    monkeypatch.setattr("stonechat_models.AsyncEngine.from_config", lambda *_: FakeEngine())
+    words = ["serve", "--port", "0", "--ledger", "off"]
+    assert main(words) == 0
+    assert main(["keys", "add", "alice"]) == 0
+    assert main(words) == 0
+    assert main([*words, "--keys-file", "off"]) == 0
+    assert seen == [True, False, True]
+    assert main([*words, "--keys-file", str(tmp_path / "none")]) == 1
+    assert f"there is no keys file {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tls-cert {file}", "--tls-cert and --tls-key must be given together"),
+        ("--tls-cert /no/such --tls-key {file}", "cannot read /no/such: No such file or directory"),
+        ("--tls-cert {file} --tls-key {file}", "are not a certificate and its private key in PEM"),
+        ("--api-key-file /no/such", "cannot read /no/such: No such file or directory"),
+        ("--api-key-file {binary}", "is not a text file in UTF-8"),
+        ("--keys-file /no/such", "there is no keys file /no/such; `stonechat keys add NAME`"),
+        ("--keys-file {file}", "the keys file is not valid TOML"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named_before_the_model_loads(
+    flags: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("stonechat_models.AsyncEngine.from_config", load)
+    (tmp_path / "file").write_text("no key")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    words = flags.format(file=tmp_path / "file", binary=tmp_path / "binary").split()
+    assert main(["serve", "--port", "0", "--ledger", "off", *words]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stonechat serve: ")
+    assert message in line
+    assert "Errno" not in line

@@ -50,6 +50,8 @@ class ChatApi:
     """The API of one server. `client` sends the API key."""
 
     client: HttpClient
+    is_stonechat: bool = False
+    """Whether the server is one of Stonechat. `models` finds it out."""
     _decoder: Any = field(default_factory=new_chunk_decoder)
 
     async def models(self) -> list[str]:
@@ -62,12 +64,17 @@ class ChatApi:
             )
         except (TransportError, TimeoutError) as error:
             raise ChatError(str(error) or "the server does not answer") from error
-        if answer.status != 200:
+        if answer.status not in (200, 404):
             raise ChatError(_error_text(answer.status, b"".join(parts)))
         try:
-            return [card["id"] for card in msgspec.json.decode(b"".join(parts))["data"]]
-        except (msgspec.DecodeError, KeyError, TypeError) as error:
-            raise ChatError(f"the answer is not a list of models: {error!r}") from error
+            cards = msgspec.json.decode(b"".join(parts))["data"]
+            self.is_stonechat = any(card.get("owned_by") == "stonechat" for card in cards)
+            return [card["id"] for card in cards]
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ChatError(
+                f"{path} of this server is no list of models: correct the URL to the root of an "
+                "API, such as http://127.0.0.1:8000/v1, or name a model"
+            ) from error
 
     async def stream(
         self, model: str, messages: Sequence[Message], settings: Mapping[str, object]
@@ -140,6 +147,7 @@ def _error_text(status: int, body: bytes) -> str:
     try:
         error = msgspec.json.decode(body)["error"]
         where = f" ({error['param']})" if error.get("param") else ""
-        return f"{status}: {error['message']}{where}"
+        key = " Give a key with --api-key or the variable OPENAI_API_KEY." if status == 401 else ""
+        return f"{status}: {error['message']}{where}{key}"
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         return f"{status}: {body[:300].decode('utf-8', 'replace')}"

@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -13,6 +12,8 @@ from rich.console import Console
 
 from stonechat_server.client.http import HttpClient
 from stonechat_server.commands.chat.api import ChatAnswer, ChatApi, ChatError
+from stonechat_server.commands.chat.line_input import LineInput
+from stonechat_server.commands.chat.own_server import OwnServer, own_server
 from stonechat_server.commands.chat.session import CommandError, Session
 from stonechat_server.commands.chat.view import AnswerView
 from stonechat_server.options import BaseOptions, option
@@ -30,12 +31,9 @@ def _request_field(text: object) -> object:
         return name, value
 
 
-class Options(BaseOptions):
-    """The options of `stonechat chat`. The settings are those of a model loaded here."""
+class TalkOptions(BaseOptions):
+    """What `stonechat chat` and `stonechat run` share. The settings are those of a model here."""
 
-    model: str | None = option(None, "the model to load, or to request at --url", flag="MODEL")
-    url: str | None = option(None, "API root of a running server, such as http://127.0.0.1:8000/v1")
-    api_key: str | None = option(None, "API key for --url", variable="OPENAI_API_KEY")
     system: str = option("", "system prompt")
     fields: list[Annotated[tuple[str, Any], BeforeValidator(_request_field)]] = option(
         (),
@@ -48,14 +46,33 @@ class Options(BaseOptions):
     settings: Annotated[Settings, Only(*(name for name in ENGINE_SETTINGS if name != "model"))]
 
 
+class Options(TalkOptions):
+    """The options of `stonechat chat`."""
+
+    model: str | None = option(None, "the model to load, or to request at --url", flag="MODEL")
+    url: str | None = option(None, "API root of a running server, such as http://127.0.0.1:8000/v1")
+    api_key: str | None = option(None, "API key for --url", variable="OPENAI_API_KEY")
+
+
 def run(options: Options) -> int:
     """Talk until the input ends. Returns 1 on an error, 130 after Ctrl-C."""
+    return talk("chat", options, options.model, options.url, options.api_key)
+
+
+def talk(
+    command: str,
+    options: TalkOptions,
+    model: str | None,
+    url: str | None = None,
+    key: str | None = None,
+) -> int:
+    """Talk to the server at `url`, or else to a model that is loaded here."""
     console = Console()
     try:
-        with _server(options) as (url, key, model):
-            return asyncio.run(_talk(options, console, url, key, model))
-    except (ChatError, _CannotLoadError, ValueError) as error:
-        print(f"stonechat chat: {error}", file=sys.stderr)
+        with _server(options, model, url, key) as (server, name):
+            return asyncio.run(_talk(options, console, server, name))
+    except (ChatError, CommandError, _CannotLoadError, ValueError) as error:
+        print(f"stonechat {command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -66,39 +83,52 @@ class _CannotLoadError(Exception):
 
 
 @contextmanager
-def _server(options: Options) -> Iterator[tuple[str, str | None, str | None]]:
-    """Yield the URL, the key, and the model's name; None: the first that the server lists."""
-    if options.url is not None:
-        yield options.url, options.api_key, options.model
+def _server(
+    options: TalkOptions, model: str | None, url: str | None, key: str | None
+) -> Iterator[tuple[OwnServer, str | None]]:
+    """Yield the server, and the model's name there; None: the first that the server lists."""
+    if url is not None:
+        yield OwnServer(url, key or ""), model
         return
     from stonechat_models import AsyncEngine, EngineError
-    from stonechat_server.commands.chat.own_server import own_server
     from stonechat_server.observability.access_log import configure_logging
 
-    changes = {} if options.model is None else {"model": options.model}
+    changes = {} if model is None else {"model": model}
     settings = options.settings.model_copy(update=changes)
     configure_logging("error", "text")
+    for field, _ in options.fields:  # told before the model loads
+        Session("").check_field(field)
     try:
         engine = AsyncEngine.from_config(
             settings.engine_config(), lambda line: print(line, file=sys.stderr)
         )
+        if not engine.model.generates:
+            raise _CannotLoadError(f"{engine.model.name} makes embeddings: it cannot chat")
         with own_server(engine, settings) as server:
-            yield server.url, server.key, None
+            yield server, None
     except EngineError as error:
         raise _CannotLoadError(str(error)) from error
 
 
 async def _talk(
-    options: Options, console: Console, url: str, key: str | None, model: str | None
+    options: TalkOptions, console: Console, server: OwnServer, model: str | None
 ) -> int:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with HttpClient(url, headers) as client:
+    headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
+    async with HttpClient(server.url, headers, unix_socket=server.unix_socket) as client:
         api = ChatApi(client)
         name = model or next(iter(await api.models()), "")
-        session = Session(name, options.system, dict(options.fields))
+        if model is not None:
+            with suppress(ChatError):  # not every server lists its models
+                await api.models()
+        session = Session(name, options.system, knows_all_fields=api.is_stonechat)
+        for field, value in options.fields:
+            if note := session.check_field(field):
+                print(note, file=sys.stderr)
+            session.settings[field] = value
         if options.prompt is not None:
             session.ask(options.prompt)
-            return 0 if await _answer(api, session, console, options.markdown) else 1
+            errors = Console(stderr=True)
+            return 0 if await _answer(api, session, console, options.markdown, errors) else 1
         if console.is_terminal:
             console.print(f"[bold]{name}[/]  /help lists commands, Ctrl-D leaves", highlight=False)
         await _loop(api, session, console, options.markdown)
@@ -107,14 +137,15 @@ async def _talk(
 
 async def _loop(api: ChatApi, session: Session, console: Console, markdown: bool) -> None:
     _on_interrupt(asyncio.get_running_loop(), None)
-    with _line_history():
+    lines = LineInput(console)
+    with lines.editing():
         while not session.is_over:
-            line = _read(console)  # may block: nothing else runs in this loop between answers
+            line = lines.read()  # may block: nothing else runs in this loop between answers
             if line is None:
                 return
             if not line.strip():
                 continue
-            if line.startswith("/"):
+            if session.is_command(line):
                 await _command(api, session, console, line)
                 if not session.wants_answer:
                     continue
@@ -135,8 +166,17 @@ async def _command(api: ChatApi, session: Session, console: Console, line: str) 
         console.print(output, style="dim", highlight=False, markup=False)
 
 
-async def _answer(api: ChatApi, session: Session, console: Console, markdown: bool) -> bool:
-    """Request an answer, show it and add it to the session; Ctrl-C stops it. False: it failed."""
+async def _answer(
+    api: ChatApi,
+    session: Session,
+    console: Console,
+    markdown: bool,
+    errors: Console | None = None,
+) -> bool:
+    """Request an answer, show it and add it to the session; Ctrl-C stops it. False: it failed.
+
+    `errors` is where a failure is shown, by default in the conversation.
+    """
     answer: ChatAnswer | None = None
     view = AnswerView(console, markdown)
     task = asyncio.current_task()
@@ -155,7 +195,8 @@ async def _answer(api: ChatApi, session: Session, console: Console, markdown: bo
         except ChatError as error:
             view.__exit__()
             session.take_back()
-            console.print(str(error), style="red", highlight=False, markup=False)
+            screen = errors or console
+            screen.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
             return False
         finally:
             _on_interrupt(loop, None)
@@ -180,56 +221,3 @@ def _on_interrupt(loop: asyncio.AbstractEventLoop, action: Any) -> None:
             loop.add_signal_handler(signal.SIGINT, action)
     except (NotImplementedError, ValueError, RuntimeError):
         return
-
-
-def _read(console: Console) -> str | None:
-    """Read a line; a backslash at its end joins it with the next. None at the end of the input."""
-    prompt = "> " if console.is_terminal and sys.stdin.isatty() else ""
-    lines: list[str] = []
-    while True:
-        try:
-            line = input(prompt if not lines else "… ")
-        except EOFError:
-            return "\n".join(lines) if lines else None
-        except KeyboardInterrupt:
-            if not prompt:
-                raise
-            console.print("\nCtrl-D leaves", style="dim")
-            return ""
-        if not line.endswith("\\"):
-            return "\n".join([*lines, line])
-        lines.append(line[:-1])
-
-
-@contextmanager
-def _line_history() -> Iterator[None]:
-    """Line editing and a saved history, if readline is installed and the input is a terminal."""
-    try:
-        import readline
-    except ImportError:
-        yield
-        return
-    if not sys.stdin.isatty():
-        yield
-        return
-    from platformdirs import user_state_path
-
-    path = user_state_path("stonechat", appauthor=False) / "chat_history"
-    with suppress(OSError):  # there is no history yet
-        readline.read_history_file(path)
-    try:
-        yield
-    finally:
-        _write_history(path)
-
-
-def _write_history(path: Path) -> None:
-    import readline
-
-    readline.set_history_length(1000)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        readline.write_history_file(path)
-    except OSError:
-        return  # a read-only home folder: the history is not saved

@@ -1,61 +1,89 @@
-"""A private server in this process, on a free port of this machine and behind a random key.
+"""A private server in this process, on a socket that only this user can reach.
 
-The terminal chat uses it like any other server, so templates, fields and limits are the same.
+The terminal chat uses it like any other server, so templates, fields and limits are the same. The
+socket is a file in a folder of its own. Where there are none of this kind (Windows), it is a free
+port of this machine. The server has a random key.
 """
 
 import secrets
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import uvicorn
+from pydantic import SecretStr
 
-from stonechat_models import EngineError
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.settings import Settings
+
+if TYPE_CHECKING:
+    import uvicorn
 
 START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class OwnServer:
-    """The API root of a private server, and its key."""
+    """The API root of a private server, its key, and the path of its socket if it has one."""
 
     url: str
     key: str
+    unix_socket: str | None = None
 
 
 @contextmanager
 def own_server(engine: EngineLike, settings: Settings) -> Iterator[OwnServer]:
     """Serve `engine` until the context ends. Raises `EngineError` if it does not start."""
+    import uvicorn
+
     from stonechat_server.app import create_app
 
     key = "sk-" + secrets.token_urlsafe(24)  # "sk-": a leading "-" would look like a flag
-    app = create_app(settings.model_copy(update={"api_key": [_secret(key)]}), engine)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(16)
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
+    own = {"api_key": [SecretStr(key)], "api_key_file": None, "keys_file": None}
+    app = create_app(settings.model_copy(update=own), engine)
+    with _listener() as (listener, url, path):
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            loop="asyncio",  # uvloop takes every socket that it is given for TCP
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:
             _wait(server, thread)
-            yield OwnServer(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", key)
+            yield OwnServer(url, key, path)
         finally:
             server.should_exit = True
             thread.join(START_SECONDS)
 
 
-def _secret(key: str) -> object:
-    from pydantic import SecretStr
+@contextmanager
+def _listener() -> Iterator[tuple[socket.socket, str, str | None]]:
+    """Yield a listening socket, the URL of its API, and its path."""
+    if not hasattr(socket, "AF_UNIX"):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            yield listener, f"http://127.0.0.1:{listener.getsockname()[1]}/v1", None
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="stonechat-") as folder,  # only this user may enter it
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
+        path = str(Path(folder) / "socket")
+        listener.bind(path)
+        listener.listen(16)
+        yield listener, "http://localhost/v1", path
 
-    return SecretStr(key)
 
+def _wait(server: "uvicorn.Server", thread: threading.Thread) -> None:
+    from stonechat_models import EngineError
 
-def _wait(server: uvicorn.Server, thread: threading.Thread) -> None:
     for _ in range(int(START_SECONDS * 100)):
         if server.started:
             return

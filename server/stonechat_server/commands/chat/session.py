@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from stonechat_server.commands.chat.api import Message
+from stonechat_server.schema.fields import FIELDS
+from stonechat_server.terminal.suggest import did_you_mean
 
 HELP = """\
 /help                 show this help
 /system [TEXT]        set the system prompt; without TEXT, remove it
 /set NAME VALUE       set a request field: /set temperature 0.2, /set stop ["END"]
-/unset NAME           remove a request field: the server's default applies
+/unset NAME           remove a request field: the server's default applies; without NAME, list
+                      the fields that are set
 /settings             show model, system prompt and fields
 /history              show the conversation
 /undo                 forget the last question and its answer
@@ -25,7 +28,15 @@ HELP = """\
 /models               list the server's models
 /model NAME           talk to another model
 /quit                 leave (also Ctrl-D)
-Ctrl-C stops an answer. A line that ends in \\ continues on the next line."""
+Ctrl-C stops an answer. A line that ends in \\ continues on the next line. Pasted lines are one
+question."""
+OWN_FIELDS = {
+    "model": "/model NAME chooses the model",
+    "messages": "the messages are the conversation",
+    "stream": "the chat always streams",
+    "stream_options": "the chat always streams",
+}
+"""Fields that the chat itself sends, and what to know instead."""
 
 
 class CommandError(Exception):
@@ -36,7 +47,8 @@ class CommandError(Exception):
 class Session:
     """A conversation, its model and its request fields.
 
-    After a command, `wants_answer` requests an answer, and `wants_models` the list of models.
+    `knows_all_fields`: the server has no request fields but those of Stonechat. After a command,
+    `wants_answer` requests an answer, and `wants_models` the list of models.
     """
 
     model: str
@@ -44,6 +56,7 @@ class Session:
     settings: dict[str, Any] = field(default_factory=dict)
     turns: list[Message] = field(default_factory=list)
     attached: list[str] = field(default_factory=list)
+    knows_all_fields: bool = True
     wants_answer: bool = False
     wants_models: bool = False
     is_over: bool = False
@@ -68,13 +81,20 @@ class Session:
         if self.turns and self.turns[-1]["role"] == "user":
             self.turns.pop()
 
+    def is_command(self, line: str) -> bool:
+        """Whether the text is a command. A pasted text that begins like a path is none."""
+        if not line.startswith("/"):
+            return False
+        return "\n" not in line or line[1:].partition("\n")[0].split(" ")[0] in self._actions()
+
     def command(self, line: str) -> str:
         """Run a line that starts with `/`; returns the text to show. Raises `CommandError`."""
         self.wants_answer = self.wants_models = False
         name, _, rest = line[1:].strip().partition(" ")
         action = self._actions().get(name)
         if action is None:
-            raise CommandError(f"there is no command /{name}; /help lists the commands")
+            hint = did_you_mean("/" + name, [f"/{known}" for known in self._actions()])
+            raise CommandError(f"there is no command /{name}{hint or '; /help lists the commands'}")
         return action(rest.strip())
 
     def _actions(self) -> dict[str, Callable[[str], str]]:
@@ -104,20 +124,39 @@ class Session:
     def _set(self, rest: str) -> str:
         name, _, text = rest.partition(" ")
         if not name or not text.strip():
-            raise CommandError("usage: /set NAME VALUE")
+            raise CommandError("usage: /set NAME VALUE, such as /set temperature 0.2")
+        note = self.check_field(name)
         self.settings[name] = _value(text.strip())
-        return f"{name} = {json.dumps(self.settings[name], ensure_ascii=False)}"
+        return "\n".join(filter(None, [self._shown(name), note]))
+
+    def check_field(self, name: str) -> str:
+        """What to know of a request field that the server may not have; empty if there is nothing.
+
+        Raises `CommandError` for one that it does not have, and for one that the chat sends.
+        """
+        if name in OWN_FIELDS:
+            raise CommandError(f"{name} cannot be set: {OWN_FIELDS[name]}")
+        if name in FIELDS:
+            return ""
+        problem = f"there is no request field {name}{did_you_mean(name, FIELDS)}"
+        if self.knows_all_fields:
+            raise CommandError(problem)
+        return f"Stonechat knows no field {name}; it is sent, in case this server knows it"
 
     def _unset(self, name: str) -> str:
         if not name:
-            raise CommandError("usage: /unset NAME")
+            shown = [self._shown(field) for field in self.settings]
+            return "\n".join(shown) or "no field is set: the server's defaults apply"
         if name not in self.settings:
-            raise CommandError(f"{name} is not set")
+            raise CommandError(f"{name} is not set{did_you_mean(name, self.settings)}")
         del self.settings[name]
         return f"{name} is unset: the server's default applies"
 
+    def _shown(self, name: str) -> str:
+        return f"{name} = {json.dumps(self.settings[name], ensure_ascii=False)}"
+
     def _describe(self) -> str:
-        fields = [f"{name} = {json.dumps(value)}" for name, value in self.settings.items()]
+        fields = [self._shown(name) for name in self.settings]
         return "\n".join([f"model: {self.model}", f"system: {self.system or '(none)'}", *fields])
 
     def _history(self) -> str:
@@ -149,7 +188,7 @@ class Session:
         try:
             self.attached.append(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise CommandError(f"cannot read {path}: {error}") from error
+            raise CommandError(f"cannot read {path}: {_reason(error)}") from error
         return f"{path.name} goes in front of your next message"
 
     def _save(self, rest: str) -> str:
@@ -158,7 +197,7 @@ class Session:
         try:
             path.write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
         except OSError as error:
-            raise CommandError(f"cannot write {path}: {error}") from error
+            raise CommandError(f"cannot write {path}: {_reason(error)}") from error
         return f"saved to {path}"
 
     def _load(self, rest: str) -> str:
@@ -166,11 +205,14 @@ class Session:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             messages, settings = list(document["messages"]), dict(document["settings"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CommandError(f"cannot read {path}: {error}") from error
-        self.system = ""
-        if messages and messages[0].get("role") == "system":
-            self.system = str(messages.pop(0).get("content", ""))
+            is_system = bool(messages) and messages[0].get("role") == "system"
+        except OSError as error:
+            raise CommandError(f"cannot read {path}: {_reason(error)}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CommandError(f"{path} is not a file that /save has written") from error
+        for name in settings:
+            self.check_field(name)
+        self.system = str(messages.pop(0).get("content", "")) if is_system else ""
         self.turns, self.settings = messages, settings
         return f"{len(messages)} messages loaded"
 
@@ -195,6 +237,12 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not a text file in UTF-8"
+    return (error.strerror or str(error)).lower()
 
 
 def _path(rest: str) -> Path:

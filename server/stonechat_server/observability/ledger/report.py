@@ -1,4 +1,4 @@
-"""Usage summed by key, user, model and day."""
+"""Usage summed by key, user, model, endpoint and day."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from stonechat_server.observability.ledger.table import requests
 
-Dimension = Literal["key", "user", "model", "day"]
-DIMENSIONS: tuple[Dimension, ...] = ("key", "user", "model", "day")
+Dimension = Literal["key", "user", "model", "endpoint", "day"]
+DIMENSIONS: tuple[Dimension, ...] = ("key", "user", "model", "endpoint", "day")
 SECONDS_PER_DAY = 86_400
 
 

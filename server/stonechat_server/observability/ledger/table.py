@@ -53,6 +53,21 @@ def open_database(url: str) -> sa.Engine:
     return engine
 
 
+def plain_reason(error: Exception) -> str:
+    """Why a database or its folder cannot be opened, in one line."""
+    if isinstance(error, sa.exc.DBAPIError):  # without the statement and the link
+        error = error.orig if isinstance(error.orig, Exception) else error
+    if isinstance(error, sa.exc.ArgumentError | sa.exc.NoSuchModuleError):
+        return "it is neither a path nor the URL of a database that is known here"
+    if isinstance(error, ModuleNotFoundError):
+        return f"the driver of its database is not installed ({error})"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is a file, not a folder"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    return str(error).strip().splitlines()[0]
+
+
 def _use_wal(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")

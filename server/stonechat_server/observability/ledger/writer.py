@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from stonechat_server.observability.ledger.entry import LedgerEntry
 from stonechat_server.observability.ledger.journal import Journal, read_file
-from stonechat_server.observability.ledger.table import insert_new, open_database
+from stonechat_server.observability.ledger.table import insert_new, open_database, plain_reason
 
 MAX_BACKOFF_SECONDS = 30.0
 ROWS_AT_ONCE = 500
@@ -35,7 +35,8 @@ class Ledger:
             self._insert = insert_new(self._engine)
             self._journal = Journal(journal_folder)
         except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
-            raise LedgerError(f"cannot open the usage ledger (see --ledger): {error}") from error
+            reason = plain_reason(error)
+            raise LedgerError(f"cannot open the usage ledger (see --ledger): {reason}") from error
         self._flush_seconds = flush_seconds
         self._stopping = threading.Event()
         self._flush_mutex = threading.Lock()

@@ -63,7 +63,7 @@ def test_a_list_of_models_that_fails(reply: Reply, text: str) -> None:
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"data": 3}', b'{"data": [{"name": "x"}]}'])
 def test_a_list_of_models_that_is_not_one(body: bytes) -> None:
-    with pytest.raises(ChatError, match="not a list of models"):
+    with pytest.raises(ChatError, match="is no list of models"):
         models((200, body))
 
 

@@ -1,21 +1,29 @@
 """The terminal chat against the real server, on pipes and on a pseudo-terminal."""
 
+import asyncio
 import io
 import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from stonechat_models import EngineConfig
 from stonechat_server.cli import main
-from stonechat_server.commands.chat.own_server import own_server
+from stonechat_server.commands.chat import command
+from stonechat_server.commands.chat.api import ChatError
+from stonechat_server.commands.chat.own_server import OwnServer, own_server
 from stonechat_server.settings import Settings
-from tests.server.fake_engine import FakeEngine, text_script
+from tests.server.fake_engine import FakeEngine, model_info, text_script
 from tests.server.live_server import LiveServer, live_server
 
 KEY = "sk-chat"
@@ -67,7 +75,10 @@ def test_a_refused_question_is_reported_and_forgotten(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--url", "http://127.0.0.1:9"], "cannot connect"),
+        (
+            ["--url", "http://127.0.0.1:9"],
+            "no server answers at 127.0.0.1:9: start one with",
+        ),
         (["--url", "ftp://x"], "not an http"),
         (["/no/such/model.gguf"], "there is no file or folder /no/such/model.gguf"),
     ],
@@ -79,6 +90,25 @@ def test_no_model_to_talk_to(
     assert message in capsys.readouterr().err
 
 
+def test_a_refused_prompt_is_no_answer(
+    server: LiveServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chat(server, "nope", "--prompt", "Hi") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("404: The model 'nope' does not exist here.")
+
+
+def test_a_url_that_is_no_api_says_what_one_is(
+    server: LiveServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", "--url", server.url + "docs", "--api-key", KEY, "--prompt", "x"]) == 1
+    error = capsys.readouterr().err
+    assert "/docs/models of this server is no list of models: correct the URL" in error
+    assert main(["chat", "--url", server.url.replace("http", "https"), "--prompt", "x"]) == 1
+    assert "does not speak HTTPS: use an http:// URL" in capsys.readouterr().err
+
+
 def test_a_wrong_key_is_an_error(server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
     url = server.url + "v1"
     assert main(["chat", "--url", url, "--api-key", "wrong", "--prompt", "x"]) == 1
@@ -86,23 +116,79 @@ def test_a_wrong_key_is_an_error(server: LiveServer, capsys: pytest.CaptureFixtu
 
 
 def test_a_private_server_needs_its_key(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(api_key="sk-of-another", keys_file="/no/such/file")  # for `serve`
+    with own_server(FakeEngine(), settings) as private:
+        assert ask(private) == 0
+        assert "Hello wörld" in capsys.readouterr().out
+        for key in ("sk-of-another", ""):
+            with pytest.raises(ChatError, match=r"^401: .* Give a key with --api-key"):
+                ask(replace(private, key=key))
+
+
+def ask(server: OwnServer) -> int:
+    options = command.TalkOptions(prompt="x", settings=Settings())
+    return asyncio.run(command._talk(options, Console(), server, None))
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the server has a port there")
+def test_a_private_server_has_no_port_and_leaves_nothing() -> None:
     with own_server(FakeEngine(), Settings()) as private:
-        assert main(["chat", "--url", private.url, "--api-key", "", "--prompt", "x"]) == 1
-        assert main(["chat", "--url", private.url, "--api-key", private.key, "--prompt", "x"]) == 0
-    assert "Hello wörld" in capsys.readouterr().out
+        assert private.unix_socket is not None
+        path = Path(private.unix_socket)
+        assert path.is_socket()
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert not path.parent.exists()
 
 
-def read_until(terminal: int, text: str, seconds: float = 20.0) -> str:
-    output, end = "", time.monotonic() + seconds
-    while text not in output:
-        assert time.monotonic() < end, f"{text!r} never came: {output!r}"
-        if select.select([terminal], [], [], 0.2)[0]:
-            output += os.read(terminal, 65536).decode("utf-8", "replace")
-    return output
+@pytest.mark.parametrize("words", [["run", "mine"], ["chat", "mine"]])
+def test_a_model_is_loaded_here_and_asked(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = []
+
+    def load(config: EngineConfig, progress: object) -> FakeEngine:
+        loaded.append((config.model, config.quantize))
+        return FakeEngine()
+
+    monkeypatch.setattr("stonechat_models.AsyncEngine.from_config", load)
+    assert main([*words, "--quantize", "int8", "--prompt", "Hi", "--set", "top_k=3"]) == 0
+    assert capsys.readouterr().out == "Hello wörld 👋\n"
+    assert loaded == [("mine", "int8")]
+    assert main([*words, "--prompt", "Hi", "--set", "topk=3"]) == 1
+    error = capsys.readouterr().err
+    assert error == f"stonechat {words[0]}: there is no request field topk; did you mean top_k?\n"
+
+
+def test_a_model_that_only_embeds_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = FakeEngine(model=model_info(generates=False))
+    monkeypatch.setattr("stonechat_models.AsyncEngine.from_config", lambda *_: engine)
+    assert main(["run", "mine", "--prompt", "Hi"]) == 1
+    assert "makes embeddings: it cannot chat" in capsys.readouterr().err
+
+
+class Screen:
+    """What a program writes to a pseudo-terminal."""
+
+    def __init__(self, terminal: int) -> None:
+        self._terminal = terminal
+        self._output = ""
+
+    def until(self, text: str, seconds: float = 20.0) -> str:
+        """Take the output up to the next `text`."""
+        end = time.monotonic() + seconds
+        while text not in self._output:
+            assert time.monotonic() < end, f"{text!r} never came: {self._output!r}"
+            if select.select([self._terminal], [], [], 0.2)[0]:
+                self._output += os.read(self._terminal, 65536).decode("utf-8", "replace")
+        before, _, self._output = self._output.partition(text)
+        return before
 
 
 def test_in_a_terminal_an_answer_is_rendered_and_can_be_stopped(server: LiveServer) -> None:
     ours, theirs = pty.openpty()
+    screen = Screen(ours)
     flags = ["--url", server.url + "v1", "--api-key", KEY]
     environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
@@ -110,22 +196,26 @@ def test_in_a_terminal_an_answer_is_rendered_and_can_be_stopped(server: LiveServ
         stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
     )  # fmt: skip
     try:
-        read_until(ours, "Ctrl-D leaves")
+        screen.until("Ctrl-D leaves")
         server.engine.script = text_script("**bold** text")
         os.write(ours, b"go\n")
-        output = read_until(ours, "1 generated")
+        output = screen.until("1 generated")
         assert "\x1b[1mbold" in output
         server.engine.script = text_script(*["word "] * 400, pause=0.05)
         os.write(ours, b"again\n")
-        read_until(ours, "word word")
+        screen.until("word word")
         process.send_signal(signal.SIGINT)
-        read_until(ours, "stopped")
+        screen.until("stopped")
         server.engine.script = text_script("after")
-        os.write(ours, b"more\n")
-        read_until(ours, "prompt tokens")  # the figures; the prompt follows them
+        screen.until("> ")
+        os.write(ours, b"\x1b[200~three\nmarked\nlines\x1b[201~\n")
+        screen.until("prompt tokens")  # the figures; the prompt follows them
+        screen.until("> ")
+        os.write(ours, b"three\nplain\nlines\n")
+        screen.until("prompt tokens")
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)  # at the prompt it does not end the program
-        read_until(ours, "Ctrl-D leaves")
+        screen.until("Ctrl-D leaves")
         os.write(ours, b"/quit\n")
         assert process.wait(10) == 0
     finally:
@@ -133,4 +223,6 @@ def test_in_a_terminal_an_answer_is_rendered_and_can_be_stopped(server: LiveServ
         os.close(ours)
         os.close(theirs)
     assert len(server.engine.aborted) == 1
+    for kind in ("marked", "plain"):
+        assert f"user\nthree\n{kind}\nlines" in server.engine.prompt
     server.engine.script = FakeEngine().script

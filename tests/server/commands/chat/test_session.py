@@ -78,9 +78,71 @@ def test_a_failed_command_is_an_error_and_changes_nothing(session: Session, line
     assert session.messages == before
 
 
-def test_unset_without_a_name_says_how_to_use_it(session: Session) -> None:
-    with pytest.raises(CommandError, match=r"^usage: /unset NAME$"):
-        session.command("/unset")
+def test_unset_without_a_name_lists_what_is_set(session: Session) -> None:
+    assert session.command("/unset") == "no field is set: the server's defaults apply"
+    session.command("/set temperature 0.5")
+    session.command("/set user münz")
+    assert session.command("/unset") == 'temperature = 0.5\nuser = "münz"'
+    with pytest.raises(CommandError, match=r"^temprature is not set; did you mean temperature\?$"):
+        session.command("/unset temprature")
+
+
+def test_an_unknown_field_is_refused_with_the_nearest(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="no request field temprature; did you mean temperat"):
+        session.command("/set temprature 0.5")
+    own = {"model": "/model NAME", "messages": "conversation", "stream": "chat"}
+    for name, reason in own.items():
+        with pytest.raises(CommandError, match=f"{name} cannot be set: .*{reason}"):
+            session.command(f"/set {name} x")
+    path = tmp_path / "saved.json"
+    path.write_text('{"messages": [], "settings": {"temprature": 1}}')
+    before = session.messages
+    with pytest.raises(CommandError, match="temprature"):
+        session.command(f"/load {path}")
+    assert (session.settings, session.messages) == ({}, before)
+
+
+def test_a_server_of_another_kind_may_have_other_fields(session: Session) -> None:
+    session.knows_all_fields = False
+    assert "knows no field provider; it is sent" in session.command("/set provider x")
+    assert session.settings == {"provider": "x"}
+    with pytest.raises(CommandError):
+        session.command("/set model x")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_command"),
+    [
+        ("/system a\nb", True),
+        ("/nothing", True),
+        ("/usr/bin/env\nwhat is it?", False),
+        ("/\n", False),
+        ("a\n/help", False),
+    ],
+)
+def test_a_pasted_text_is_a_command_if_it_names_one(
+    text: str, is_command: bool, session: Session
+) -> None:
+    assert session.is_command(text) == is_command
+
+
+def test_a_misspelt_command_names_the_nearest(session: Session) -> None:
+    with pytest.raises(CommandError, match="no command /hlep; did you mean /help"):
+        session.command("/hlep")
+    with pytest.raises(CommandError, match="no command /xxxxxx; /help lists"):
+        session.command("/xxxxxx")
+
+
+def test_files_that_cannot_be_read_are_explained(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xff\xfe[]")
+    (tmp_path / "y").write_text("[]")
+    for line, reason in (
+        ("/file /no/such", "no such file or directory"),
+        (f"/file {tmp_path / 'x'}", "not a text file in UTF-8"),
+        (f"/load {tmp_path / 'y'}", "is not a file that /save has written"),
+    ):
+        with pytest.raises(CommandError, match=reason):
+            session.command(line)
 
 
 def test_help_names_every_command(session: Session) -> None:

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from stonechat_server.cli import main
-from stonechat_server.commands.chat import command
+from stonechat_server.commands.chat import command, line_input
+from stonechat_server.commands.chat.line_input import LineInput
 
 Event = str | type[BaseException]
 
@@ -40,23 +41,30 @@ def console() -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=80)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_input, "_is_waiting", lambda seconds: False)
+
+
 def test_a_backslash_joins_lines(typed: Callable[..., list[str]]) -> None:
     prompts = typed("one \\", "two\\", "three", "four")
-    assert command._read(console()) == "one \ntwo\nthree"
-    assert command._read(console()) == "four"
+    lines = LineInput(console())
+    assert lines.read() == "one \ntwo\nthree"
+    assert lines.read() == "four"
     assert prompts == ["> ", "… ", "… ", "> "]
 
 
 def test_the_end_of_the_input_ends_a_line_that_has_begun(typed: Callable[..., list[str]]) -> None:
     typed("one\\", EOFError, EOFError)
-    assert command._read(console()) == "one"
-    assert command._read(console()) is None
+    lines = LineInput(console())
+    assert lines.read() == "one"
+    assert lines.read() is None
 
 
 def test_ctrl_c_discards_the_line_on_a_terminal(typed: Callable[..., list[str]]) -> None:
     typed("one\\", KeyboardInterrupt)
     screen = console()
-    assert command._read(screen) == ""
+    assert LineInput(screen).read() == ""
     assert isinstance(screen.file, io.StringIO)
     assert "Ctrl-D leaves" in screen.file.getvalue()
 
@@ -64,7 +72,7 @@ def test_ctrl_c_discards_the_line_on_a_terminal(typed: Callable[..., list[str]])
 def test_ctrl_c_ends_a_chat_on_a_pipe(typed: Callable[..., list[str]]) -> None:
     prompts = typed(KeyboardInterrupt, is_terminal=False)
     with pytest.raises(KeyboardInterrupt):
-        command._read(console())
+        LineInput(console()).read()
     assert prompts == [""]
 
 
@@ -96,9 +104,13 @@ class Readline(ModuleType):
     """Keeps lines as the real module does."""
 
     def __init__(self) -> None:
-        super().__init__("readline")
+        super().__init__("readline", "by GNU readline")
+        self.bindings: list[str] = []
         self.lines: list[str] = []
         self.limit = -1
+
+    def parse_and_bind(self, text: str) -> None:
+        self.bindings.append(text)
 
     def read_history_file(self, path: Path) -> None:
         self.lines = path.read_text().splitlines()
@@ -121,19 +133,19 @@ def readline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Readline:
 
 
 def test_lines_come_back_in_the_next_chat(readline: Readline, tmp_path: Path) -> None:
-    with command._line_history():
+    with LineInput(console()).editing():
         assert readline.lines == []
         readline.lines += [f"line {number}" for number in range(1001)]
     (path,) = (tmp_path / "state").rglob("chat_history")
     assert path.stat().st_mode & 0o777 == 0o600
     readline.lines = []
-    with command._line_history():
+    with LineInput(console()).editing():
         assert readline.lines == [f"line {number}" for number in range(1, 1001)]
 
 
 def test_history_is_saved_after_an_error_too(readline: Readline, tmp_path: Path) -> None:
     def talk() -> None:
-        with command._line_history():
+        with LineInput(console()).editing():
             readline.lines.append("last words")
             raise ValueError("broken")
 
@@ -145,7 +157,7 @@ def test_history_is_saved_after_an_error_too(readline: Readline, tmp_path: Path)
 
 def test_a_folder_that_cannot_be_written_ends_no_chat(readline: Readline, tmp_path: Path) -> None:
     (tmp_path / "state").touch()
-    with command._line_history():
+    with LineInput(console()).editing():
         readline.lines.append("x")
     assert (tmp_path / "state").read_text() == ""
 
@@ -158,6 +170,38 @@ def test_without_readline_or_a_terminal_there_is_no_history(
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
     else:
         monkeypatch.setitem(sys.modules, "readline", None)
-    with command._line_history():
+    with LineInput(console()).editing():
         readline.lines.append("x")
     assert list(tmp_path.rglob("chat_history")) == []
+
+
+@pytest.mark.parametrize(
+    ("waiting", "is_terminal", "expected"),
+    [
+        ([False, True, True], True, ["one\ntwo\nthree"]),
+        ([False, True, False, False], True, ["one\ntwo", "three"]),
+        ([True] * 9, True, ["one", "two", "three"]),  # typed while an answer came
+        ([False, True, True], False, ["one", "two", "three"]),  # lines of a pipe are questions
+    ],
+)
+def test_lines_that_follow_at_once_were_pasted(
+    waiting: list[bool],
+    is_terminal: bool,
+    expected: list[str],
+    typed: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    typed("one", "two", "three", EOFError, is_terminal=is_terminal)
+    answers = iter(waiting)
+    monkeypatch.setattr(line_input, "_is_waiting", lambda seconds: next(answers, False))
+    lines = LineInput(console())
+    assert list(iter(lines.read, None)) == expected
+
+
+@pytest.mark.parametrize("editor", ["by GNU readline", "by libedit"])
+def test_a_pasted_text_is_marked_where_the_editor_knows_it(editor: str, readline: Readline) -> None:
+    readline.__doc__ = editor
+    with LineInput(console()).editing():
+        pass
+    marks = ["set enable-bracketed-paste on"]
+    assert readline.bindings == (marks if editor == "by GNU readline" else [])

@@ -141,6 +141,20 @@ def test_usage_by_key_user_and_day(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_usage_by_endpoint(tmp_path: Path) -> None:
+    ledger = Ledger(url_of(tmp_path), tmp_path / "journal", flush_seconds=60)
+    for number, path in enumerate(("/v1/messages", "/v1/completions", "/v1/messages")):
+        ledger.record(entry(number, endpoint=path))
+    ledger.close()
+    engine = open_database(url_of(tmp_path))
+    rows = usage(engine, by=("endpoint", "key"))
+    engine.dispose()
+    assert [(row.group, row.num_requests, row.completion_tokens) for row in rows] == [
+        (("/v1/completions", "alice"), 1, 1),
+        (("/v1/messages", "alice"), 2, 2),
+    ]
+
+
 def test_a_refused_row_does_not_block_the_others(tmp_path: Path) -> None:
     ledger = Ledger(url_of(tmp_path), tmp_path / "journal", flush_seconds=60)
     with ledger._engine.begin() as connection:

@@ -1,0 +1,63 @@
+"""An `argparse` parser whose errors come first, in plain words, with the nearest right word."""
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from stonechat_server.terminal.suggest import did_you_mean
+
+PLAIN_TEXTS = {
+    r"argument (.*?): expected one argument": r"\1 needs a value",
+    r"argument (.*?): expected at least one argument": r"\1 needs a value",
+    r"argument (.*?): ignored explicit argument (.*)": r"\1 takes no value, but has \2",
+    r"argument (.*?): (.*)": r"\1: \2",
+    r"the following arguments are required: (.*)": r"\1 is missing",
+}
+"""Messages of `argparse`, and what is said instead."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Splits a command line. It accepts no shortened flags."""
+
+    def __init__(self, prog: str, description: str | None = None, **options: Any) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with the message first, and where the help is."""
+        for pattern, text in PLAIN_TEXTS.items():
+            if match := re.fullmatch(pattern, message, re.DOTALL):
+                message = match.expand(text)
+                break
+        self.exit(2, f"{self.prog}: {message}\n`{self.prog} --help` shows what it accepts.\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the words. Exits with a message for those that are left over."""
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(self._explain_rest(rest, args or ()))
+        return parsed
+
+    def _explain_rest(self, rest: Sequence[str], words: Sequence[str]) -> str:
+        word = next((word for word in rest if word.startswith("-")), rest[0])
+        if not word.startswith("-"):
+            return f"there is one word too many: {word}"
+        flag = word.partition("=")[0]
+        return f"there is no flag {flag}{did_you_mean(flag, self._flags(words))}"
+
+    def _flags(self, words: Sequence[str]) -> Iterator[str]:
+        """Yield the flags of this parser, and of the action that the words name."""
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for name, parser in action.choices.items():
+                    if name in words:
+                        yield from parser._flags(words)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse an unknown action. `argparse` calls this for every word with choices."""
+        if action.choices is None or value in action.choices:
+            return
+        names = [str(choice) for choice in action.choices]
+        hint = did_you_mean(str(value), names) or f"; there are {', '.join(names)}"
+        self.error(f"there is no action {value}{hint}")
