@@ -1,54 +1,37 @@
-"""Serves the page, its files, and the load figures that it shows.
+"""Serves the page, its files, and the load figures that it shows; and the API's docs at `/docs`.
 
-All files belong to the package. A Content-Security-Policy lets the page talk to its own server
+All files belong to the package. A Content-Security-Policy lets the pages talk to their own server
 only.
 """
 
-import hashlib
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from stonechat_server.page.files import Files, security_headers
 from stonechat_server.serving.services import services_of
 
 STATIC = Path(__file__).parent / "static"
-MEDIA_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    body: bytes
-    media_type: str
-    etag: str
+DOCS = Path(__file__).parent / "docs"
+"""A page around Swagger UI, an unchanged release of which is in the folder too (LICENSE.txt)."""
 
 
 def page_router() -> APIRouter:
-    """Routes `/`, `/page/load` and `/page/{file}`. Files are read once, here."""
-    files = {path.name: _read(path) for path in sorted(STATIC.iterdir())}
+    """Routes `/`, `/page/load`, `/page/{file}`, `/docs` and `/docs/{file}`.
+
+    The addresses in the two pages are relative, so each page has one address. Others lead there.
+    """
+    page = Files(STATIC, security_headers())
+    docs = Files(DOCS, security_headers(images="'self' data:"))
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
     def index(request: Request) -> Response:
-        return _answer(request, files["index.html"])
+        return page.answer(request, "index.html")
 
     @router.get("/page/load")
     def load(request: Request) -> Response:
@@ -57,24 +40,26 @@ def page_router() -> APIRouter:
         request.state.log_level = logging.DEBUG  # every open page asks every two seconds
         return JSONResponse(asdict(state.engine.stats()), headers={"Cache-Control": "no-store"})
 
+    @router.get("/page/")
+    @router.get("/page/index.html")
+    def to_index() -> Response:
+        return RedirectResponse("../")
+
     @router.get("/page/{name}")
     def static_file(request: Request, name: str) -> Response:
-        file = files.get(name)
-        if file is None:
-            raise HTTPException(404)
-        return _answer(request, file)
+        return page.answer(request, name)
+
+    @router.get("/docs")
+    def docs_index(request: Request) -> Response:
+        return docs.answer(request, "index.html")
+
+    @router.get("/docs/")
+    @router.get("/docs/index.html")
+    def to_docs() -> Response:
+        return RedirectResponse("../docs")
+
+    @router.get("/docs/{name}")
+    def docs_file(request: Request, name: str) -> Response:
+        return docs.answer(request, name)
 
     return router
-
-
-def _read(path: Path) -> _File:
-    body = path.read_bytes()
-    digest = hashlib.sha256(body).hexdigest()[:16]
-    return _File(body, MEDIA_TYPES[path.suffix], f'"{digest}"')
-
-
-def _answer(request: Request, file: _File) -> Response:
-    headers = {**SECURITY_HEADERS, "Cache-Control": "no-cache", "ETag": file.etag}
-    if request.headers.get("if-none-match") == file.etag:
-        return Response(status_code=304, headers=headers)
-    return Response(file.body, media_type=file.media_type, headers=headers)

@@ -285,7 +285,7 @@ def test_tools_are_sent_called_and_answered(page: Any, open_server: LiveServer) 
     ask(page, "Weather in Bern?")
     page.fill(".tool-results textarea", "22 degrees")
     page.click(".tool-results button")
-    page.wait_for_function("() => document.querySelectorAll('.choice').length == 2")
+    page.wait_for_selector(".choice >> text=Sunny.")
     assert bodies[0]["tools"][0]["function"]["name"] == "get_weather"
     assert bodies[0]["tool_choice"] == {"type": "function", "function": {"name": "get_weather"}}
     _, call, result = bodies[1]["messages"]
