@@ -39,7 +39,13 @@ SAMPLE_SECONDS = 0.001
 PARTS = {
     "frames and delivery": ("/stonechat_models/runtime/",),
     "output processing": ("/stonechat_models/text/",),
-    "generation, chunks, parsers": ("/serving/", "/streaming/chunks", "/parsers/", "/schema/"),
+    "generation, chunks, parsers": (
+        "/serving/",
+        "/streaming/answer",
+        "/chat_api/",
+        "/parsers/",
+        "/schema/",
+    ),
     "admission and observability": ("/admission/", "/observability/", "/prometheus_client/"),
     "SSE and ASGI": (
         *("/streaming/sse", "/sse_starlette/", "/access/", "/starlette/", "/fastapi/"),
@@ -189,7 +195,7 @@ def sample_parts(samples: Counter[str]) -> None:
 def _part(frame: FrameType | None) -> str:
     while frame is not None:
         path, name = frame.f_code.co_filename, frame.f_code.co_name
-        if name in ("encode_event", "encode_events"):
+        if name == "encode":
             return "JSON"
         for part, words in PARTS.items():
             for word in words:

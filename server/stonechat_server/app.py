@@ -8,14 +8,30 @@ from functools import partial
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from stonechat_models import EngineError, __version__
 from stonechat_server.access.browser_guard import BrowserGuard, own_names
 from stonechat_server.admission.records import FinishedSink
-from stonechat_server.api import chat, health, metrics, models
+from stonechat_server.api import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    messages,
+    metrics,
+    models,
+    render,
+    responses,
+    tokens,
+    version,
+)
 from stonechat_server.api.openapi import openapi_document
+from stonechat_server.api.unknown_paths import ServedPaths
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.errors import APIError, to_api_error
+from stonechat_server.messages_api.errors import error_body as messages_error
+from stonechat_server.messages_api.errors import is_for_anthropic
 from stonechat_server.observability.access_log import RequestContext
 from stonechat_server.observability.ledger import Ledger
 from stonechat_server.observability.tracing import Tracing
@@ -29,6 +45,11 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLIENT_LEFT = (ClientDisconnectedError, ClientDisconnect)
 """The client disconnected while its answer was made, or before its body was read."""
+
+ROUTES = (
+    *(chat, completions, responses, messages, embeddings),
+    *(render, tokens, models, health, version, metrics),
+)
 
 
 def create_app(
@@ -53,16 +74,19 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.server = services
+    app.state.server, app.state.paths = services, ServedPaths(app)
     for error_class in (APIError, EngineError, HTTPException, *CLIENT_LEFT):
         app.add_exception_handler(error_class, _on_known_error)
     app.add_middleware(
         BrowserGuard,
         cors_origins=settings.cors_origin,
         allowed_hosts=_allowed_hosts(services),
+        error_answer=_error_answer,
     )
-    app.add_middleware(RequestContext, on_response=services.metrics.responded)
-    for module in (chat, models, health, metrics):
+    app.add_middleware(
+        RequestContext, on_response=services.metrics.responded, error_answer=_error_answer
+    )
+    for module in ROUTES:
         app.include_router(module.router)
     needs_key = not services.authenticator.is_open
     app.openapi = partial(openapi_document, app, needs_key=needs_key)  # type: ignore[method-assign]
@@ -96,6 +120,15 @@ async def _on_known_error(request: Request, error: Exception) -> Response:
     if isinstance(error, CLIENT_LEFT):
         return Response(status_code=CLIENT_GONE)
     api_error = to_api_error(error)
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        paths: ServedPaths = request.app.state.paths
+        api_error = paths.explain(error, request.method, request.scope["path"])
     if api_error is None:
         raise error  # RequestContext logs it and answers 500
-    return api_error.response()
+    return _error_answer(api_error, request.scope)
+
+
+def _error_answer(error: APIError, scope: Scope) -> Response:
+    if not is_for_anthropic(scope):
+        return error.response()
+    return error.response(messages_error(error, scope["state"].get("request_id", "")))

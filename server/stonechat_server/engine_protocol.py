@@ -1,6 +1,6 @@
 """The interface that the server needs of an engine: `AsyncEngine`, or a scripted one in tests."""
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from stonechat_models import EngineStats, GenerateRequest, ModelInfo, RequestOutput
@@ -30,12 +30,32 @@ class TokenizerLike(Protocol):
     def added_tokens(self) -> Collection[str]:
         """The texts that become one token wherever they stand."""
 
+    @property
+    def added_token_ids(self) -> Collection[int]: ...
+
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]: ...
 
     def encode_parts(
         self, parts: Sequence[tuple[str, bool]], other_tokens: frozenset[str] = frozenset()
     ) -> list[int]:
         """Encode joined parts. In those with the flag, special and other tokens are text."""
+
+    @property
+    def tokenizer_class(self) -> str:
+        """The class of transformers that the model's files are for."""
+
+    def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of ids. Ids outside the vocabulary are skipped."""
+
+    def text_pieces(self, token_ids: Iterable[int]) -> list[str]:
+        """Return what each token adds to the text. Joined, that is what `decode` returns, with the
+        text of special tokens between."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return a token's exact bytes, perhaps a part of a character; b"" for an unknown id."""
+
+    def token_string(self, token_id: int) -> str:
+        """Return a token as the vocabulary spells it; "" for an unknown id."""
 
     def token_text(self, token_id: int) -> str: ...
 

@@ -1,12 +1,13 @@
 """The one place where an exception becomes an OpenAI-style error answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from stonechat_models import (
     GRAMMAR_FAILED,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 INVALID_REQUEST = "invalid_request_error"
+MISSING = "missing_required_parameter"
 
 MAX_PROBLEMS = 100
 """At most this many validation problems of a body are examined."""
@@ -55,10 +57,14 @@ class APIError(Exception):
             ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
         )
 
-    def response(self) -> Response:
-        """The whole HTTP answer."""
-        content = msgspec.json.encode(self.body())
+    def response(self, body: object = None) -> Response:
+        """The whole HTTP answer. `body` replaces the error object."""
+        content = msgspec.json.encode(self.body() if body is None else body)
         return Response(content, self.status, self.headers, media_type="application/json")
+
+
+ErrorAnswer = Callable[[APIError, Scope], Response]
+"""Makes the answer to an error of a request, in the form of the request's endpoint."""
 
 
 def invalid(param: str | None, message: str, code: str | None = "invalid_value") -> APIError:
@@ -76,9 +82,19 @@ def context_length_exceeded(error: PromptTooLongError) -> APIError:
     return APIError(
         400,
         f"This model's maximum context length is {error.max_model_len} tokens, and at least one "
-        f"is needed for the answer. Your messages have {error.num_prompt_tokens} tokens.",
+        f"is needed for the answer. The prompt has {error.num_prompt_tokens}.",
         param="messages",
         code="context_length_exceeded",
+    )
+
+
+def not_generative() -> APIError:
+    """A 400 for a request for text to a model that only makes embeddings."""
+    return APIError(
+        400,
+        "This model makes embeddings; it does not generate. Use POST /v1/embeddings.",
+        param="model",
+        code="model_not_generative",
     )
 
 
@@ -137,7 +153,7 @@ def from_validation_error(error: ValidationError, body: bytes) -> APIError:
     For a union, pydantic reports a problem per member. The one deepest in the body is chosen,
     because the value fits that member best.
     """
-    details = error.errors(include_url=False, include_input=False)[:MAX_PROBLEMS]
+    details = error.errors(include_url=False)[:MAX_PROBLEMS]
     if details[0]["type"] == "json_invalid":
         return APIError(400, "The body is not valid JSON in UTF-8.", code="invalid_json")
     decoded: object = msgspec.json.decode(body)
@@ -158,30 +174,49 @@ def from_validation_error(error: ValidationError, body: bytes) -> APIError:
 
 def _code(kind: str) -> str:
     if kind in ("missing", "union_tag_not_found"):
-        return "missing_required_parameter"
+        return MISSING
     return "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
 
 
 def _message(detail: "ErrorDetails", path: Sequence[str | int]) -> str:
     where = f"'{format_path(path)}'" if path else "body"
-    if _code(detail["type"]) == "missing_required_parameter":
+    if _code(detail["type"]) == MISSING:
         return f"Missing required parameter: {where}."
     return f"Invalid {where}: {detail['msg']}."
 
 
 def _path_in_body(detail: "ErrorDetails", body: object) -> list[str | int]:
-    """The path to the problem, without the names of union members that pydantic adds to it."""
-    path: list[str | int] = []
-    value = body
-    for part in detail["loc"]:
-        if _has(value, part):
-            value = value[part]  # type: ignore[index]
-            path.append(part)
+    """The path to the problem, without the names of union members that pydantic adds to it.
+
+    The name of a member (`function`) may also be a key. Which of them it is shows the value there.
+    """
+    path = _keys(detail["loc"], body)
+    if _value_at(body, path) != detail["input"]:
+        without_tags = _keys(detail["loc"], body, skips_tags=True)
+        if _value_at(body, without_tags) == detail["input"]:
+            path = without_tags
     if detail["type"] == "missing":
         path.append(detail["loc"][-1])
     elif detail["type"].startswith("union_tag_"):
         path.append(str(detail["ctx"]["discriminator"]).strip("'"))
     return path
+
+
+def _keys(loc: Sequence[str | int], body: object, *, skips_tags: bool = False) -> list[str | int]:
+    """The parts of `loc` that are keys in the body. An object's tag is no key, if it is skipped."""
+    path: list[str | int] = []
+    value, tagged = body, None
+    for part in loc:
+        if skips_tags and value is not tagged and _is_tag(value, part):
+            tagged = value
+        elif _has(value, part):
+            value = value[part]  # type: ignore[index]
+            path.append(part)
+    return path
+
+
+def _is_tag(value: object, part: str | int) -> bool:
+    return isinstance(value, dict) and part in (value.get("type"), value.get("role"))
 
 
 def _value_at(body: object, path: Sequence[str | int]) -> object:

@@ -1,8 +1,9 @@
 """A scripted engine and a byte-level tokenizer, so that a server runs without a model."""
 
 import asyncio
+import codecs
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -12,11 +13,13 @@ from stonechat_models import (
     EngineStats,
     FinishReason,
     GenerateRequest,
+    LogprobEntry,
     ModelInfo,
     PromptTooLongError,
     RequestOutput,
     RequestTimings,
     StopRules,
+    TopLogprob,
 )
 from stonechat_models.engine.prompt_lookup import TextFollower
 
@@ -64,6 +67,22 @@ class ByteTokenizer:
     vocab_size: int = 256
     special_ids: frozenset[int] = frozenset()
     added_tokens: frozenset[str] = frozenset()
+    added_token_ids: frozenset[int] = frozenset()
+    tokenizer_class: str = "ByteTokenizer"
+
+    def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        return b"".join(map(self.token_bytes, token_ids)).decode(errors="replace")
+
+    def text_pieces(self, token_ids: Iterable[int]) -> list[str]:
+        """A character of several bytes is in the last of them."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return [decoder.decode(bytes([token_id])) for token_id in token_ids]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < self.vocab_size else b""
+
+    def token_string(self, token_id: int) -> str:
+        return f"<0x{token_id:02X}>" if token_id < self.vocab_size else ""
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return list(text.encode())
@@ -85,6 +104,9 @@ Script = Callable[[GenerateRequest], list[RequestOutput | Exception | float]]
 @dataclass
 class FakeEngine:
     """Plays `script`. Remembers the requests, and in `aborted` those closed before their end.
+
+    A request with `max_tokens=0` gets `nothing` instead. One with `prompt_logprobs` gets
+    `prompt_logprobs` in its first output.
 
     `ended` has the request and the index of each choice that the server ended.
     """
@@ -112,19 +134,24 @@ class FakeEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[RequestOutput]:
         self.requests.append(request)
-        if len(request.prompt_token_ids) >= self.model.max_model_len:
+        params = request.params
+        if len(request.prompt_token_ids) + (params.max_tokens != 0) > self.model.max_model_len:
             raise PromptTooLongError(len(request.prompt_token_ids), self.model.max_model_len)
         self.num_running += 1
         is_finished = False
-        predicted = TextFollower.for_choices(request.prediction_token_ids, request.params.n)
+        predicted = TextFollower.for_choices(request.prediction_token_ids, params.n)
+        scores = None if params.prompt_logprobs is None else prompt_logprobs(request)
         try:
-            for item in self.script(request):
+            for item in self.script(request) if params.max_tokens != 0 else [nothing(request)]:
                 if isinstance(item, Exception):
                     raise item
                 if isinstance(item, RequestOutput):
                     is_finished = item.finished
                     deltas = [_count_predicted(d, predicted[d.index]) for d in item.deltas]
-                    yield msgspec.structs.replace(item, deltas=tuple(deltas))
+                    yield msgspec.structs.replace(
+                        item, deltas=tuple(deltas), prompt_logprobs=scores
+                    )
+                    scores = None
                 else:
                     await asyncio.sleep(item)
         finally:
@@ -169,6 +196,36 @@ def output(
         timings=RequestTimings(now, now, now, now if finished else None),
         error=error,
     )
+
+
+def nothing(request: GenerateRequest) -> RequestOutput:
+    """The only output of a request that generates nothing: all choices end with `length`."""
+    deltas = [delta("", i, FinishReason.LENGTH, num_tokens=0) for i in range(request.params.n)]
+    now = time.monotonic()
+    return msgspec.structs.replace(
+        output(request, *deltas, finished=True), timings=RequestTimings(now, now, None, now)
+    )
+
+
+def prompt_logprobs(request: GenerateRequest) -> tuple[LogprobEntry | None, ...]:
+    """Entries of the prompt's bytes. The token at position i has the rank 1 + i mod 3, and the
+    token of rank r has the log-probability -r / 2. The others at a position have the next ids."""
+    ids, num_tops = list(request.prompt_token_ids), request.params.prompt_logprobs or 0
+    tokenizer = ByteTokenizer()
+    pieces = tokenizer.text_pieces(ids)
+    entries: list[LogprobEntry | None] = [None]
+    for i in range(1, len(ids)):
+        rank = 1 + i % 3
+        others = ((ids[i] + j) % 256 for j in range(1, num_tops + 1))
+        tops = [ids[i] if r == rank else next(others) for r in range(1, num_tops + 1)]
+        top = [
+            TopLogprob(t, pieces[i] if t == ids[i] else tokenizer.token_text(t), bytes([t]), -r / 2)
+            for r, t in enumerate(tops, 1)
+        ]
+        entries.append(
+            LogprobEntry(ids[i], pieces[i], bytes([ids[i]]), -rank / 2, tuple(top), rank)
+        )
+    return tuple(entries)
 
 
 def delta(

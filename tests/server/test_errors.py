@@ -13,7 +13,9 @@ from stonechat_models import (
     InvalidParamsError,
     PromptTooLongError,
 )
-from stonechat_server.errors import to_api_error, unwrap
+from stonechat_server.errors import APIError, to_api_error, unwrap
+from stonechat_server.messages_api.request import MessagesRequest
+from stonechat_server.request.body import parse_request
 from tests.server.bodies import URL, error_of, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine, delta, output
@@ -95,6 +97,16 @@ NO_TEXT = [{"role": "user", "content": [{"type": "text"}]}]
         ({"tool_choice": "maybe"}, "tool_choice"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools[0].function"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "description": 1}}]},
+            "tools[0].function.description",
+        ),
+        ({"prediction": {"type": "content", "content": 1}}, "prediction.content"),
+        (
+            {"prediction": {"type": "content", "content": [{"type": "text", "text": 1}]}},
+            "prediction.content[0].text",
+        ),
     ],
 )  # fmt: skip
 def test_bad_values_are_a_400_that_names_the_parameter(
@@ -105,6 +117,23 @@ def test_bad_values_are_a_400_that_names_the_parameter(
     error = error_of(response)
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    ("block", "param"),
+    [
+        ({"type": "text", "text": "hi", "cache_control": 1}, "cache_control"),
+        ({"type": "text"}, "text"),
+        ({"type": "document", "source": {"type": "text", "text": "x"}}, "source.data"),
+        ({"type": "document", "source": {"type": "text", "text": "x", "data": 1}}, "source.data"),
+    ],
+)
+def test_the_kind_of_an_object_is_no_key_in_the_path(block: dict[str, Any], param: str) -> None:
+    """The kind may be the name of a key, too."""
+    body = {"max_tokens": 1, "messages": [{"role": "user", "content": [block]}]}
+    with pytest.raises(APIError) as error_info:
+        parse_request(json.dumps(body).encode(), MessagesRequest)
+    assert error_info.value.param == f"messages[0].content[0].{param}"
 
 
 @pytest.mark.parametrize("document", [{"model": "tiny-test"}, {"messages": None}, {}])

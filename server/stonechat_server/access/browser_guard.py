@@ -12,7 +12,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stonechat_server.errors import APIError
+from stonechat_server.errors import APIError, ErrorAnswer
 
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -29,7 +29,8 @@ class BrowserGuard:
     """ASGI middleware that adds security headers and refuses foreign hosts and origins.
 
     If `allowed_hosts` is None, any `Host` is accepted, because keys protect the server. Only
-    `cors_origins` get CORS headers, which never allow credentials.
+    `cors_origins` get CORS headers, which never allow credentials. `error_answer` makes the answer
+    of a refusal.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class BrowserGuard:
         *,
         cors_origins: Collection[str],
         allowed_hosts: Collection[str] | None,
+        error_answer: ErrorAnswer,
     ) -> None:
         self.app = app
+        self._error_answer = error_answer
         self._origins = {origin.rstrip("/").lower() for origin in cors_origins}
         self._hosts = None if allowed_hosts is None else {host.lower() for host in allowed_hosts}
 
@@ -63,7 +66,7 @@ class BrowserGuard:
 
         refusal = self._refusal(request, origin, is_allowed)
         if refusal is not None:
-            await refusal.response()(scope, receive, send_with_headers)
+            await self._error_answer(refusal, scope)(scope, receive, send_with_headers)
         elif is_allowed and _is_preflight(scope, request):
             await _no_content(send_with_headers)
         else:

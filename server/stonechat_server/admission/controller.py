@@ -165,7 +165,8 @@ class AdmissionControl:
         return self.num_running == 0 or (
             self.num_running_sequences + waiter.cost.num_sequences
             <= self.limits.max_running_sequences
-            and self.num_running_tokens + waiter.cost.tokens <= self.limits.max_running_tokens
+            and self.num_running_tokens + waiter.cost.running_tokens
+            <= self.limits.max_running_tokens
         )
 
     def _dispatch(self) -> None:
@@ -200,7 +201,7 @@ class AdmissionControl:
         tenant, cost = admission.tenant, admission.cost
         self.num_running += sign
         self.num_running_sequences += sign * cost.num_sequences
-        self.num_running_tokens += sign * cost.tokens
+        self.num_running_tokens += sign * cost.running_tokens
         self._running_of_tenant[tenant] += sign
         if not self._running_of_tenant[tenant]:
             del self._running_of_tenant[tenant]

@@ -24,11 +24,19 @@ class Cost:
     prompt_tokens: int
     completion_tokens: int
     num_sequences: int = 1
+    """How many sequences run at a time."""
+    max_running_tokens: int | None = None
+    """The most tokens of the prompts that run at a time. None: all prompts run at once."""
 
     @property
     def tokens(self) -> int:
         """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def running_tokens(self) -> int:
+        """The tokens that the request may hold at a time."""
+        return self.tokens if self.max_running_tokens is None else self.max_running_tokens
 
 
 @dataclass(slots=True, eq=False)

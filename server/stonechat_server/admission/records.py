@@ -1,7 +1,7 @@
 """The expected cost of a request at admission, and the record of it after its end."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,13 +24,33 @@ def expected_cost(
     return Cost(num_prompt_tokens, num_choices * num_completion, num_choices)
 
 
+def total_cost(costs: Sequence[Cost], max_sequences: int, max_tokens: int) -> Cost:
+    """The cost of a request with several prompts that have the same number of choices.
+
+    As many prompts run at a time as fit `max_sequences` and `max_tokens`, and at least one.
+    """
+    num_at_once = running_tokens = 0
+    for cost in sorted(costs, key=lambda cost: -cost.tokens):
+        fits = (num_at_once + 1) * cost.num_sequences <= max_sequences
+        if num_at_once and not (fits and running_tokens + cost.tokens <= max_tokens):
+            break
+        num_at_once, running_tokens = num_at_once + 1, running_tokens + cost.tokens
+    return Cost(
+        sum([cost.prompt_tokens for cost in costs]),
+        sum([cost.completion_tokens for cost in costs]),
+        num_at_once * costs[0].num_sequences,
+        running_tokens,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedRequest:
     """The record of an admitted request. It has no text unless the server is set to keep text.
 
-    `finish_reasons` has one entry per choice, as the client saw it; a choice that did not end has
-    `"abort"` or `"error"`. `status` is the HTTP status, 499 if the client disconnected first. An
-    error after the first byte of a stream counts with its own status.
+    `finish_reasons` has one entry per choice, as chat completions name it; a choice that did not
+    end has `"abort"` or `"error"`. `status` is the HTTP status, 499 if the client disconnected
+    first. An error after the first byte of a stream counts with its own status.
+    `endpoint` is the path of its route, `/v1/chat/completions` for example, never a client's path.
     `started` and `finished` are `time.monotonic()` seconds, `created` is the start since 1970.
     """
 
@@ -62,7 +82,8 @@ FinishedSink = Callable[[FinishedRequest], None]
 def log_finished(record: FinishedRequest) -> None:
     """Log one line per request at level debug, without its text."""
     log.debug(
-        "finished %s key=%s status=%d prompt_tokens=%d completion_tokens=%d %s",
+        "finished %s %s key=%s status=%d prompt_tokens=%d completion_tokens=%d %s",
+        record.endpoint,
         record.request_id,
         record.key,
         record.status,

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from stonechat_server.serving.services import services_of
 
-router = APIRouter()
+router = APIRouter(tags=["Health"])
 
 
 @router.get(

@@ -7,7 +7,7 @@ from stonechat_server.api.openapi import errors
 from stonechat_server.observability.metrics import CONTENT_TYPE
 from stonechat_server.serving.services import services_of
 
-router = APIRouter()
+router = APIRouter(tags=["Health"])
 
 
 @router.get(

@@ -1,74 +1,141 @@
 """The OpenAPI document. FastAPI knows the routes; the wire types know their own schemas."""
 
+import re
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
 
-from stonechat_server.schema.errors import ErrorResponse
-from stonechat_server.schema.requests import ChatCompletionRequest
-from stonechat_server.schema.responses import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    ModelCard,
-    ModelList,
-)
+from stonechat_server.api.wire_types import ANSWERS, EVENTS, EXAMPLES, PREFIXES, REQUESTS
 
 REF = "#/components/schemas/{name}"
-RESPONSE_TYPES = (ChatCompletion, ChatCompletionChunk, ModelCard, ModelList, ErrorResponse)
+PYDANTIC_REF = REF.format(name="{model}")
 
+Schema = dict[str, Any]
+Responses = dict[int | str, dict[str, Any]]
 
 KEY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
 }
 """The ways to send a key. A request needs one of them."""
+DESCRIPTION = """\
+A local server behind OpenAI's and Anthropic's endpoints. Fields that are not described here are
+accepted, and the header `X-Ignored-Params` of the answer names them.
+"""
+TAGS = {
+    "Chat completions": "Continue a conversation.",
+    "Responses": "Continue a conversation, in OpenAI's newer shape.",
+    "Messages": "Continue a conversation, in Anthropic's shape.",
+    "Completions": "Continue a text.",
+    "Embeddings": "Turn texts into vectors.",
+    "Tokens": "Text to token ids and back, and the prompt that a conversation becomes.",
+    "Models": "What is served.",
+    "Health": "Whether it is served, and how it goes.",
+}
+"""What the tags of the routes mean, in the order in which they are shown."""
+NAME_LIST = {"schema": {"type": "string"}}
+HEADERS = {
+    "X-Ignored-Params": {"description": "Fields of the request that changed nothing"} | NAME_LIST,
+    "X-Unenforced-Schema": {"description": "What is not enforced of tools' schemas"} | NAME_LIST,
+}
+GENERATION_ERRORS = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
+"""The statuses of the errors that an endpoint which generates may answer with."""
 
 
-def openapi_document(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
-    """Build the whole document. `needs_key` says whether requests to `/v1` must carry a key."""
-    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    request = ChatCompletionRequest.model_json_schema(
-        ref_template="#/components/schemas/{model}", mode="validation"
+def openapi_document(app: FastAPI, *, needs_key: bool) -> Schema:
+    """Build the whole document. `needs_key` says whether requests must carry a key."""
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=DESCRIPTION,
+        tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+        routes=app.routes,
     )
-    _, response_schemas = msgspec.json.schema_components(RESPONSE_TYPES, ref_template=REF)
-    schemas = {**request.pop("$defs"), "ChatCompletionRequest": request, **response_schemas}
-    for path, operations in document["paths"].items():
+    for operations in document["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # this server answers 400 instead
-            if needs_key and path.startswith("/v1/"):
+            if needs_key and operation["tags"] != ["Health"]:
                 operation["security"] = [{name: []} for name in KEY_SCHEMES]
     components = document.setdefault("components", {})
-    components["schemas"] = schemas
+    components["schemas"] = schemas()
     if needs_key:
         components["securitySchemes"] = KEY_SCHEMES
     return document
 
 
-def json_body(name: str) -> dict[str, Any]:
-    """The `content` entry of a JSON body with the named schema."""
-    return {"application/json": {"schema": {"$ref": REF.format(name=name)}}}
+def schemas() -> dict[str, Schema]:
+    """The schemas of all wire types by name. No two types share a name."""
+    _, requests = models_json_schema(
+        [(request, "validation") for request in REQUESTS], ref_template=PYDANTIC_REF
+    )
+    events, answers = msgspec.json.schema_components([*ANSWERS, *EVENTS.values()], ref_template=REF)
+    named_events = dict(zip(EVENTS, events[len(ANSWERS) :], strict=True))
+    request_schemas = _readable(requests["$defs"])
+    answer_schemas = _readable(answers | named_events)
+    names = {name: f"{name}Input" for name in request_schemas.keys() & answer_schemas.keys()}
+    return _renamed(request_schemas, names) | answer_schemas
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` entries of error answers with these statuses."""
+def _readable(schemas: dict[str, Schema]) -> dict[str, Schema]:
+    """Shorten the names that types get with their modules if they share a class name."""
+    names = {}
+    for name in schemas:
+        modules = re.split(r"__|\.", name)
+        if len(modules) > 1:
+            names[name] = PREFIXES[modules[1]] + modules[-1]
+    return _renamed(schemas, names)
+
+
+def _renamed(schemas: dict[str, Schema], names: dict[str, str]) -> dict[str, Schema]:
+    """Rename schemas, and what refers to them."""
+    references = {REF.format(name=old): REF.format(name=new) for old, new in names.items()}
+
+    def rename(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rename(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [rename(item) for item in value]
+        return references.get(value, value) if isinstance(value, str) else value
+
+    renamed = {names.get(name, name): rename(schema) for name, schema in schemas.items()}
+    assert len(renamed) == len(schemas), "two schemas got the same name"
+    return renamed
+
+
+def json_body(*names: str) -> dict[str, Any]:
+    """The `content` entry of a JSON body with one of the named schemas."""
+    references = [{"$ref": REF.format(name=name)} for name in names]
+    schema = references[0] if len(names) == 1 else {"anyOf": references}
+    return {"application/json": {"schema": schema}}
+
+
+def request_body(*names: str) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose body has one of the named schemas, with an example."""
+    content = json_body(*names)
+    content["application/json"]["example"] = EXAMPLES[names[0]]
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def errors(*statuses: int, name: str = "ErrorResponse", other: str | None = None) -> Responses:
+    """The `responses` entries of error answers with these statuses, of one or of two shapes."""
+    content = json_body(*filter(None, (name, other)))
+    return {status: {"description": "Error", "content": content} for status in statuses}
+
+
+def generated(answer: str, event: str, end: str = ", then `[DONE]`", **names: str) -> Responses:
+    """The `responses` of a route that generates: an answer, or a stream of the named events."""
+    stream = {"schema": {}, "x-event-schema": {"$ref": REF.format(name=event)}}
     return {
-        status: {"description": "Error", "content": json_body("ErrorResponse")}
-        for status in statuses
-    }
-
-
-CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The answer; with `stream`, events whose data are chunks, then `[DONE]`",
-        "content": {
-            **json_body("ChatCompletion"),
-            "text/event-stream": {"schema": {}},  # a schema would be that of one event
+        200: {
+            "description": f"The answer; with `stream`, events whose data are `{event}`{end}",
+            "headers": HEADERS,
+            "content": {
+                **json_body(answer),
+                "text/event-stream": stream,  # `schema` would be that of the whole stream
+            },
         },
-    },
-    **errors(400, 401, 403, 404, 408, 413, 429, 500, 503, 504),
-}
-CHAT_EXTRA = {
-    "requestBody": {"required": True, "content": json_body("ChatCompletionRequest")},
-}
+        **errors(*GENERATION_ERRORS, **names),
+    }

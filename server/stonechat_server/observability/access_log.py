@@ -11,7 +11,7 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stonechat_server.errors import server_error, to_api_error, unwrap
+from stonechat_server.errors import ErrorAnswer, server_error, to_api_error, unwrap
 from stonechat_server.observability.json_log import JsonFormatter
 
 access_log = logging.getLogger("stonechat.access")
@@ -28,19 +28,22 @@ def new_request_id() -> str:
 class RequestContext:
     """ASGI middleware: request ids, the access log, and error answers for exceptions.
 
-    The id is in `request.state.request_id` and in the answer's `x-request-id`. A client's own
-    `x-request-id` is kept if it has 1 to 128 characters of visible ASCII. `on_response` receives
-    the route's pattern and the status of every answer.
+    The id is in `request.state.request_id`, and in the answer's `x-request-id` and `request-id`. A
+    client's own `x-request-id` is kept if it has 1 to 128 characters of visible ASCII.
+    `on_response` receives the route's pattern and the status of every answer.
 
     A route may set `request.state.log_fields`, which are added to the access line, and
     `request.state.log_level`, the level of that line (default: INFO). If `limit_headers` is set,
     the headers that it returns are added to the answer. An unknown exception is logged and
-    answered with 500.
+    answered with 500, by `error_answer`.
     """
 
-    def __init__(self, app: ASGIApp, on_response: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, on_response: Callable[[str, int], None], error_answer: ErrorAnswer
+    ) -> None:
         self.app = app
         self._on_response = on_response
+        self._error_answer = error_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,6 +60,7 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                headers["request-id"] = request_id  # the name that Anthropic's clients read
                 limit_headers = scope["state"].get("limit_headers")
                 if limit_headers is not None:
                     headers.update(limit_headers())
@@ -71,7 +75,8 @@ class RequestContext:
             api_error = to_api_error(unwrap(error))
             if api_error is None:
                 log.exception("request %s failed", request_id)
-            await (api_error or server_error()).response()(scope, receive, send_with_id)
+            answer = self._error_answer(api_error or server_error(), scope)
+            await answer(scope, receive, send_with_id)
         finally:
             self._log(scope, status, (time.perf_counter() - started) * 1000)
 

@@ -1,13 +1,13 @@
 """Prometheus metrics: histograms and counters of requests, and the engine's own counters.
 
 Names start with `stonechat:`. Where vLLM has the same metric, the rest of the name and the meaning
-are vLLM's. With `vllm_names` they are served a second time under `vllm:`.
+are vLLM's. With `vllm_names` they are served a second time under `vllm:`. Metrics of requests have
+the label `endpoint`: the path of a route, never a client's path.
 """
 
-import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -18,23 +18,18 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stonechat_server.admission.records import FinishedRequest
+from stonechat_server.observability.engine_metrics import EngineCollector
+from stonechat_server.observability.vllm_names import PREFIX, VllmAliases
 
 if TYPE_CHECKING:
     from stonechat_models import EngineStats, RequestOutput
     from stonechat_server.admission.controller import AdmissionControl
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-PREFIX = "stonechat:"
-VLLM_PREFIX = "vllm:"
 LATENCY_BUCKETS = (
     *(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5),
     *(10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0),
@@ -49,6 +44,8 @@ CHOICE_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 @dataclass(frozen=True, slots=True)
 class _Histograms:
+    """The histograms of requests: those of all endpoints, or of one."""
+
     first_token: Histogram
     per_token: Histogram
     end_to_end: Histogram
@@ -74,6 +71,7 @@ class Metrics:
         self._model_name = model_name
         self._registry = CollectorRegistry()
         self._histograms = self._make_histograms()
+        self._by_endpoint: dict[str, _Histograms] = {}
         self._inter_token = _TokenHistogram(
             PREFIX + "inter_token_latency_seconds",
             "Time between two outputs that add tokens to a choice",
@@ -83,10 +81,13 @@ class Metrics:
         self._registry.register(self._inter_token)
         self.observe_gap = self._inter_token.observe
         self._success = self._counter(
-            "request_success", "Choices of finished requests by finish reason", "finished_reason"
+            "request_success",
+            "Choices of finished requests by finish reason",
+            "finished_reason",
+            "endpoint",
         )
         self._refused = self._counter(
-            "requests_refused", "Requests refused by admission control", "reason"
+            "requests_refused", "Requests refused by admission control", "reason", "endpoint"
         )
         self._lost = self._counter(
             "records_lost", "Requests that could not be recorded in the ledger or a trace"
@@ -94,10 +95,10 @@ class Metrics:
         self._responses = self._counter(
             "http_responses", "HTTP answers by route and status", "route", "status"
         )
-        self._registry.register(_EngineCollector(model_name, stats, admission))
+        self._registry.register(EngineCollector(model_name, stats, admission))
         self._aliases = CollectorRegistry()
         if vllm_names:
-            self._aliases.register(_VllmAliases(self._registry))
+            self._aliases.register(VllmAliases(self._registry))
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
 
@@ -106,9 +107,9 @@ class Metrics:
         registries = (self._registry, self._aliases, self._process)
         return b"".join(generate_latest(registry) for registry in registries)
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, endpoint: str) -> None:
         """Count a request that admission control has refused."""
-        self._refused.labels(self._model_name, reason).inc()
+        self._refused.labels(self._model_name, reason, endpoint).inc()
 
     def record_lost(self) -> None:
         """Count a request that a sink could not record; the log has the cause."""
@@ -120,9 +121,9 @@ class Metrics:
 
     def request_finished(self, record: FinishedRequest) -> None:
         """Observe an admitted request that has ended."""
-        histograms, timings = self._histograms, record.timings
+        histograms, timings = self._histograms_of(record.endpoint), record.timings
         for reason in record.finish_reasons:
-            self._success.labels(self._model_name, reason).inc()
+            self._success.labels(self._model_name, reason, record.endpoint).inc()
         histograms.end_to_end.observe(record.finished - record.started)
         histograms.prompt_tokens.observe(record.num_prompt_tokens)
         histograms.generation_tokens.observe(record.num_completion_tokens)
@@ -140,6 +141,17 @@ class Metrics:
             histograms.decode.observe(decode)
             if num_steps > 0:
                 histograms.per_token.observe(decode / num_steps)
+
+    def _histograms_of(self, endpoint: str) -> _Histograms:
+        """The histograms of one endpoint, made at its first request."""
+        known = self._by_endpoint.get(endpoint)
+        if known is None:
+            children = {
+                field.name: getattr(self._histograms, field.name).labels(self._model_name, endpoint)
+                for field in fields(_Histograms)
+            }
+            known = self._by_endpoint[endpoint] = _Histograms(**children)
+        return known
 
     def _make_histograms(self) -> _Histograms:
         latency, token, length = LATENCY_BUCKETS, TOKEN_LATENCY_BUCKETS, LENGTH_BUCKETS
@@ -165,10 +177,8 @@ class Metrics:
         )
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(
-            PREFIX + name, text, ["model_name"], buckets=buckets, registry=self._registry
-        )
-        return histogram.labels(self._model_name)
+        labels = ["model_name", "endpoint"]
+        return Histogram(PREFIX + name, text, labels, buckets=buckets, registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, ["model_name", *labels], registry=self._registry)
@@ -181,16 +191,17 @@ class TokenClock:
 
     def __init__(self, observe: Callable[[float], None]) -> None:
         self._observe = observe
-        self._last: dict[int, float] = {}
+        self._last: dict[tuple[str, int], float] = {}
 
     def add(self, output: "RequestOutput", now: float) -> None:
         """Observe an output that arrived at `now`, in `time.monotonic()` seconds."""
         for delta in output.deltas:
             if delta.num_tokens:
-                last = self._last.get(delta.index)
+                choice = output.request_id, delta.index
+                last = self._last.get(choice)
                 if last is not None:
                     self._observe(now - last)
-                self._last[delta.index] = now
+                self._last[choice] = now
 
 
 class _TokenHistogram(Collector):
@@ -219,107 +230,3 @@ class _TokenHistogram(Collector):
         family = HistogramMetricFamily(self._name, self._documentation, labels=["model_name"])
         family.add_metric([self._model_name], buckets, self._sum)
         yield family
-
-
-class _EngineCollector(Collector):
-    """Reads the engine's statistics and the queue when the metrics are scraped."""
-
-    def __init__(
-        self, model_name: str, stats: "Callable[[], EngineStats]", admission: "AdmissionControl"
-    ) -> None:
-        self._model_name = model_name
-        self._stats = stats
-        self._admission = admission
-
-    def describe(self) -> list[Metric]:
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        stats, admission = self._stats(), self._admission
-        usage = stats.num_used_blocks / stats.num_blocks if stats.num_blocks else 0.0
-        num_waiting = stats.num_waiting + admission.num_queued
-        yield self._gauge(
-            "num_requests_running", "Sequences running in the engine", stats.num_running
-        )
-        yield self._gauge(
-            "num_requests_waiting", "Requests waiting for a slot or in the engine", num_waiting
-        )
-        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", usage)
-        yield self._gauge(
-            "num_requests_admitted", "Requests that hold a slot", admission.num_running
-        )
-        yield self._gauge(
-            "num_requests_queued", "Requests waiting for a slot", admission.num_queued
-        )
-        yield self._gauge(
-            "queued_tokens",
-            "Expected tokens of the requests waiting for a slot",
-            admission.num_queued_tokens,
-        )
-        yield self._gauge("event_loop_tasks", "Tasks of the server's event loop", _num_tasks())
-        yield self._gauge(
-            "last_step_seconds", "Duration of the last engine step", stats.last_step_seconds
-        )
-        for name, text, value in (
-            ("prompt_tokens", "Prompt tokens computed", stats.num_prompt_tokens),
-            ("generation_tokens", "Tokens generated", stats.num_generated_tokens),
-            (
-                "prefix_cache_queries",
-                "Prompt tokens looked up in the prefix cache",
-                stats.num_cache_queried_tokens,
-            ),
-            (
-                "prefix_cache_hits",
-                "Prompt tokens found in the prefix cache",
-                stats.num_cache_hit_tokens,
-            ),
-            (
-                "spec_decode_num_draft_tokens",
-                "Draft tokens proposed by speculative decoding",
-                stats.num_drafted_tokens,
-            ),
-            (
-                "spec_decode_num_accepted_tokens",
-                "Draft tokens accepted by speculative decoding",
-                stats.num_accepted_draft_tokens,
-            ),
-            ("num_preemptions", "Sequences preempted", stats.num_preemptions),
-            ("engine_steps", "Engine steps", stats.num_steps),
-            ("engine_failed_steps", "Engine steps that failed", stats.num_failed_steps),
-        ):
-            family = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
-            family.add_metric([self._model_name], value)
-            yield family
-
-    def _gauge(self, name: str, text: str, value: float) -> Metric:
-        family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
-        family.add_metric([self._model_name], value)
-        return family
-
-
-class _VllmAliases(Collector):
-    """Serves the metrics of a registry under vLLM's prefix."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def describe(self) -> list[Metric]:
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            alias = Metric(_alias(metric.name), metric.documentation, metric.type, metric.unit)
-            alias.samples = [sample._replace(name=_alias(sample.name)) for sample in metric.samples]
-            yield alias
-
-
-def _num_tasks() -> int:
-    """The number of tasks; 0 outside the event loop."""
-    try:
-        return len(asyncio.all_tasks())
-    except RuntimeError:
-        return 0
-
-
-def _alias(name: str) -> str:
-    return VLLM_PREFIX + name.removeprefix(PREFIX)

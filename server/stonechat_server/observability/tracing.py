@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 NANOSECONDS = 1_000_000_000
+OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
+"""OpenTelemetry's name of what an endpoint does, where it is not `chat`."""
 
 
 class TracingUnavailableError(Exception):
@@ -52,7 +54,7 @@ class Tracing:
         offset = record.created - record.started
         carrier = {"traceparent": record.traceparent} if record.traceparent else {}
         span = self._tracer.start_span(
-            f"chat {record.model}",
+            f"{_operation(record)} {record.model}",
             context=TraceContextTextMapPropagator().extract(carrier),
             kind=SpanKind.SERVER,
             start_time=_nanoseconds(record.started + offset),
@@ -97,14 +99,20 @@ def _phases(record: FinishedRequest) -> list[tuple[str, float, float]]:
     ]
 
 
+def _operation(record: FinishedRequest) -> str:
+    return OPERATIONS.get(record.endpoint, "chat")
+
+
 def _attributes(record: FinishedRequest) -> dict[str, str | int | bool | tuple[str, ...]]:
     return {
-        "gen_ai.operation.name": "chat",
+        "gen_ai.operation.name": _operation(record),
         "gen_ai.request.model": record.model,
         "gen_ai.usage.input_tokens": record.num_prompt_tokens,
         "gen_ai.usage.output_tokens": record.num_completion_tokens,
         "gen_ai.response.finish_reasons": record.finish_reasons,
         "gen_ai.request.choice.count": len(record.finish_reasons),
+        "http.request.method": "POST",
+        "http.route": record.endpoint,
         "http.response.status_code": record.status,
         "stonechat.request_id": record.request_id,
         "stonechat.key": record.key,

@@ -38,6 +38,8 @@ NO_TEMPLATE = (
     "base models continue and chat models do not know (--chat-template sets one)"
 )
 """Said of a model for which `Templates.is_plain` is true."""
+TEMPLATE_ERROR = "chat_template_error"
+"""The code of the error for messages that a template refuses or cannot render."""
 OPEN_END = "\ue000stonechat-open-end\ue001 "
 """Marks the end of the message to continue. The space shows whether the template trims it."""
 
@@ -166,7 +168,7 @@ class ChatTemplate:
             raise invalid(
                 "messages",
                 f"The chat template {verb} these messages: {second_error}",
-                code="chat_template_error",
+                code=TEMPLATE_ERROR,
             ) from second_error
 
     def _render_once(

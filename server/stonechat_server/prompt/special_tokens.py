@@ -6,12 +6,14 @@ split at the marks, and what they enclose is encoded as ordinary text.
 
 import re
 import secrets
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
-from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.base import WireModel
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import TokenizerLike
+    from stonechat_server.schema.requests import ChatCompletionRequest
 
 SHOWN_FIELDS = {
     *("messages", "tools", "functions", "response_format", "structured_outputs"),
@@ -38,14 +40,10 @@ class SpecialTokenGuard:
         self._marked = re.compile(f"{self._mark}({any_token}){self._mark}|{self._mark}")
         self.encode("")  # the first time takes longest
 
-    def marked(self, request: ChatCompletionRequest) -> ChatCompletionRequest:
+    def marked(self, request: "ChatCompletionRequest") -> "ChatCompletionRequest":
         """Return the request with marks; the same object if there is nothing to mark."""
-        fields = request.model_dump(include=SHOWN_FIELDS, exclude_unset=True, by_alias=True)
-        marked = self._with_marks(fields)
-        if marked == fields:
-            return request
-        all_fields = request.model_dump(exclude_unset=True, by_alias=True)
-        return ChatCompletionRequest.model_validate({**all_fields, **marked})
+        marked = self._marked_fields(request, SHOWN_FIELDS)
+        return request.model_copy(update=marked) if marked else request
 
     def encode(self, prompt: str) -> list[int]:
         """Return the ids of a prompt with marks."""
@@ -53,7 +51,27 @@ class SpecialTokenGuard:
         parts = [(piece or "", number % 2 == 1) for number, piece in enumerate(pieces)]
         return self._tokenizer.encode_parts(parts, self._control_tokens)
 
+    def unmarked(self, prompt: str) -> str:
+        """Return a prompt without its marks, for people to read."""
+        return prompt.replace(self._mark, "")
+
+    def _marked_fields(self, model: WireModel, names: AbstractSet[str]) -> dict[str, Any]:
+        """The fields among `names` that get marks, with them."""
+        given = model.model_fields_set & names & type(model).model_fields.keys()
+        values = {name: getattr(model, name) for name in given}
+        marked = {name: self._with_marks(value) for name, value in values.items()}
+        return {name: value for name, value in marked.items() if value != values[name]}
+
     def _with_marks(self, value: Any) -> Any:
+        if isinstance(value, WireModel):
+            copied = value.model_copy(
+                update=self._marked_fields(value, type(value).model_fields.keys())
+            )
+            if copied.model_extra:
+                extra = self._with_marks(copied.model_extra)
+                copied.model_extra.clear()
+                copied.model_extra.update(extra)
+            return copied
         if isinstance(value, str):
             return self._token.sub(f"{self._mark}\\g<0>{self._mark}", value)
         if isinstance(value, list):

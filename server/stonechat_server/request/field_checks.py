@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from stonechat_server.errors import APIError, format_path, invalid, unsupported
 from stonechat_server.prompt.template_messages import is_parts
 from stonechat_server.schema.base import WireModel
-from stonechat_server.schema.fields import FIELDS, UNSUPPORTED_FORMS, FieldStatus
+from stonechat_server.schema.fields import FIELDS, UNSUPPORTED_FORMS, FieldNote, FieldStatus
 from stonechat_server.schema.messages import Message, ReasoningPart
 from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.sampling_fields import SamplingFields
 
 KeyPath = tuple[str | int, ...]
 MESSAGES = get_args(get_args(Message)[0])
@@ -20,25 +21,39 @@ MAX_IGNORED = 500
 MAX_NAME_LENGTH = 200
 """The rest of a longer path is cut off."""
 
-REJECTED_FIELDS = frozenset(
-    name for name, note in FIELDS.items() if note.status is FieldStatus.REJECTED
-)
-FIELDS_WITHOUT_EFFECT = tuple(
-    name for name, note in FIELDS.items() if note.status is FieldStatus.NO_EFFECT
-)
 
+def check_supported(request: SamplingFields, fields: Mapping[str, FieldNote] = FIELDS) -> None:
+    """Raise `APIError` 400 for a field that asks for something that is not supported.
 
-def check_supported(request: ChatCompletionRequest) -> None:
-    """Raise `APIError` 400 for a field that asks for something that is not supported."""
-    for name in request.model_fields_set & REJECTED_FIELDS:
-        note = FIELDS[name]
-        if _asks_for_something(getattr(request, name), note.neutral):
-            detail = f" ({note.note})" if note.note else ""
-            raise unsupported(name, f"'{name}' is not supported here{detail}.")
+    `fields` is the table of the request's endpoint.
+    """
+    for name in asked_for(request, fields, FieldStatus.REJECTED):
+        note = fields[name].note
+        detail = f" ({note})" if note else ""
+        raise unsupported(name, f"'{name}' is not supported here{detail}.")
     if request.model_extra:
         _check_forms(request.model_extra)
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "stream_options is only allowed when stream is true.")
+    if (
+        isinstance(request, ChatCompletionRequest)
+        and request.top_logprobs is not None
+        and not request.logprobs
+    ):
+        raise invalid("top_logprobs", "top_logprobs needs logprobs to be true.")
+
+
+def asked_for(
+    request: WireModel, fields: Mapping[str, FieldNote], status: FieldStatus
+) -> list[str]:
+    """The fields with that status whose value asks for something, in the order of the alphabet."""
+    return sorted(
+        name
+        for name in request.model_fields_set
+        if (note := fields.get(name)) is not None
+        and note.status is status
+        and _asks_for_something(getattr(request, name), note.neutral)
+    )
 
 
 def _check_forms(extra: dict[str, object]) -> None:
@@ -53,33 +68,30 @@ def _check_forms(extra: dict[str, object]) -> None:
             )
 
 
-def check_unknown(request: ChatCompletionRequest) -> None:
+def check_unknown(request: WireModel) -> None:
     """Raise `APIError` 400 for the first unknown key. Called only with `strict_params`."""
     for name in unknown_params(request):
         raise APIError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
 
 
-def ignored_params(request: ChatCompletionRequest) -> list[str]:
+def ignored_params(request: WireModel, fields: Mapping[str, FieldNote] = FIELDS) -> list[str]:
     """Paths of keys that are set but change nothing: unknown ones, and fields of the table.
 
-    At most `MAX_IGNORED` paths.
+    At most `MAX_IGNORED` unknown paths.
     """
     names = list(islice(unknown_params(request), MAX_IGNORED))
-    return names + [
-        name
-        for name in FIELDS_WITHOUT_EFFECT
-        if name in request.model_fields_set
-        and _asks_for_something(getattr(request, name), FIELDS[name].neutral)
-    ]
+    return names + asked_for(request, fields, FieldStatus.NO_EFFECT)
 
 
-def unknown_params(request: ChatCompletionRequest) -> Iterator[str]:
+def unknown_params(request: WireModel) -> Iterator[str]:
     """Paths of the unknown keys of a request, as `tools[0].function.x`.
 
     A key without a value (null, an empty list) does not count. Nor do the keys of messages and of
     their calls: the chat template sees them. Those of content parts count.
     """
-    has_functions = request.functions is not None or request.function_call is not None
+    has_functions = isinstance(request, ChatCompletionRequest) and (
+        request.functions is not None or request.function_call is not None
+    )
     for path in _unknown_paths(request, ()):
         if not (has_functions and path[0] in ("tools", "tool_choice")):  # made from the functions
             yield format_path(path)[:MAX_NAME_LENGTH]
@@ -95,7 +107,9 @@ def _unknown_paths(model: WireModel, path: KeyPath) -> Iterator[KeyPath]:
         value, where = getattr(model, name), (*path, field.alias or name)
         if isinstance(value, WireModel):
             yield from _unknown_paths(value, where)
-        for i, item in enumerate(value if isinstance(value, list) else ()):
+        if not isinstance(value, list) or (value and isinstance(value[0], int | str | list)):
+            continue  # token ids may be many
+        for i, item in enumerate(value):
             if isinstance(item, MESSAGES):
                 if isinstance(item.content, list):
                     yield from _unknown_in_content(item.content, (*where, i, "content"))

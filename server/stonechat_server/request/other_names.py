@@ -5,44 +5,54 @@ answer stay: `structured/answer_form.py` reads them, so that errors name what th
 """
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 from stonechat_server.errors import invalid
 from stonechat_server.schema.fields import FIELDS, OTHER_NAMES
 from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.sampling_fields import SamplingFields
 
 NO_LIMIT = -1
 THINKING_VARIABLES = ("enable_thinking", "thinking")
 """The variables with which templates switch reasoning on and off."""
 
+R = TypeVar("R", bound=SamplingFields)
 Setting = tuple[str, str, object]
 """The path that the client sent, the field that it stands for, and the field's value."""
 
 
-def with_own_names(request: ChatCompletionRequest) -> ChatCompletionRequest:
+def with_own_names(request: R) -> R:
     """Return the request with the fields set for which it has other names.
 
     Raises `APIError` 400 if two names of one field have different values.
     """
     values: dict[str, object] = {}
+    paths: dict[str, str] = {}
     for path, field, value in _settings(request):
         if value is None:
             continue
         known = values.get(field, getattr(request, field))
         if known is not None and known != value:
             raise invalid(path, f"'{path}' and '{field}' set the same option to different values.")
-        values[field] = value
-    if _is_switched_on(request):
+        values[field], paths[field] = value, path
+    if isinstance(request, ChatCompletionRequest) and (switch := _switch_on(request)):
         if values.get("reasoning_effort", request.reasoning_effort) == "none":
-            raise invalid("reasoning_effort", "Reasoning is both switched on and switched off.")
+            off = paths.get("reasoning_effort", "reasoning_effort")
+            raise invalid(off, f"'{off}' switches reasoning off, and '{switch}' switches it on.")
         on = dict.fromkeys(THINKING_VARIABLES, True)
         values["chat_template_kwargs"] = {**on, **(request.chat_template_kwargs or {})}
     return request.model_copy(update=values)
 
 
-def _settings(request: ChatCompletionRequest) -> Iterator[Setting]:
-    for name, note in FIELDS.items():
-        if note.alias_of and name in OTHER_NAMES:
-            yield name, note.alias_of, _limit(note.alias_of, getattr(request, name))
+def _settings(request: SamplingFields) -> Iterator[Setting]:
+    for name in sorted(OTHER_NAMES & request.model_fields_set):
+        if field := FIELDS[name].alias_of:
+            yield name, field, _limit(field, getattr(request, name))
+    if isinstance(request, ChatCompletionRequest):
+        yield from _reasoning_settings(request)
+
+
+def _reasoning_settings(request: ChatCompletionRequest) -> Iterator[Setting]:
     for path, is_on in _switches(request):
         yield path, "reasoning_effort", "none" if is_on is False else None
     if isinstance(request.think, str):
@@ -60,8 +70,9 @@ def _limit(field: str, value: object) -> object:
     return None if field == "thinking_budget" and value == NO_LIMIT else value
 
 
-def _is_switched_on(request: ChatCompletionRequest) -> bool:
-    return any(is_on is True for _, is_on in _switches(request))
+def _switch_on(request: ChatCompletionRequest) -> str | None:
+    """The path of a switch that is on."""
+    return next((path for path, is_on in _switches(request) if is_on is True), None)
 
 
 def _switches(request: ChatCompletionRequest) -> Iterator[tuple[str, bool | None]]:

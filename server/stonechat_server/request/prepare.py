@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stonechat_models import SamplingParams
-from stonechat_server.errors import invalid
+from stonechat_models import EmbeddingParams, SamplingParams
 from stonechat_server.parsers.deltas import ParserFactory
-from stonechat_server.prompt.chat_template import RenderOptions
-from stonechat_server.request.field_checks import check_supported
-from stonechat_server.request.sampling_params import to_sampling_params
+from stonechat_server.request.render import RenderedPrompt, render
+from stonechat_server.request.sampling_params import check_prompt_logprobs, to_sampling_params
 from stonechat_server.schema.fields import FORM_FIELDS
+from stonechat_server.schema.requests import ChatCompletionRequest
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.prompt.chat_template import Templates
-    from stonechat_server.schema.requests import ChatCompletionRequest
-    from stonechat_server.structured.answer_spec import AnswerSpec, Structure
+    from stonechat_server.schema.sampling_fields import SamplingFields
+    from stonechat_server.structured.answer_spec import Structure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +30,12 @@ class PreparedRequest:
     unenforced: tuple[str, ...] = ()
     """Paths in the request of what is not enforced of the schemas of tools."""
     prediction_token_ids: tuple[int, ...] = ()
+    embedding: EmbeddingParams | None = None
+    """Set: the engine makes an embedding of the prompt, and generates nothing."""
 
 
 def prepare(
-    request: "ChatCompletionRequest",
+    request: ChatCompletionRequest,
     engine: "EngineLike",
     templates: "Templates",
     structure: "Structure",
@@ -45,35 +46,32 @@ def prepare(
     Raises `APIError` 400, or an engine error that `errors.py` knows. It only computes (renders,
     tokenizes, checks grammars) and may run in any thread.
     """
-    check_supported(request)
-    template = templates.select(request)
-    guard = templates.guard(template) if templates.special_tokens_as_text else None
-    shown = guard.marked(request) if guard is not None else request
-    spec = structure.specify(request, template.source, shown)
-    prompt = template.render(spec.messages, render_options(shown, spec))
-    if guard is not None and shown is not request:
-        prompt_token_ids = guard.encode(prompt)
-    else:
-        prompt_token_ids = engine.tokenizer.encode(prompt, add_special_tokens=False)
-    if not prompt_token_ids:
-        raise invalid("messages", "The prompt made from the messages is empty.")
+    prompt = render(request, engine, templates, structure)
+    return prepare_rendered(request, prompt, engine, max_total)
+
+
+def prepare_rendered(
+    request: ChatCompletionRequest, prompt: RenderedPrompt, engine: "EngineLike", max_total: int
+) -> PreparedRequest:
+    """Prepare a request whose prompt is rendered. The rest is as for `prepare`."""
+    spec, prompt_token_ids = prompt.spec, prompt.token_ids
     params = to_sampling_params(request, engine.model, len(prompt_token_ids), max_total)
+    if request.prompt_logprobs is not None:
+        check_prompt_logprobs(request, len(prompt_token_ids))
     new_parser: ParserFactory | None = None
     if not spec.is_plain:
-        params, new_parser = spec.after_prompt(prompt, params)
+        params, new_parser = spec.after_prompt(prompt.text, params)
     return PreparedRequest(
         prompt_token_ids=prompt_token_ids,
         params=params,
         new_parser=new_parser,
         grammar_param=spec.grammar_param,
         unenforced=spec.unenforced,
-        prediction_token_ids=_prediction_token_ids(request, engine) if request.prediction else (),
+        prediction_token_ids=prediction_token_ids(request, engine) if request.prediction else (),
     )
 
 
-def _prediction_token_ids(
-    request: "ChatCompletionRequest", engine: "EngineLike"
-) -> tuple[int, ...]:
+def prediction_token_ids(request: "SamplingFields", engine: "EngineLike") -> tuple[int, ...]:
     """The tokens of the request's `prediction`, at most as many as the context length."""
     if request.prediction is None:
         return ()
@@ -83,25 +81,9 @@ def _prediction_token_ids(
     return tuple(token_ids[: engine.model.max_model_len])
 
 
-def has_grammar(request: "ChatCompletionRequest") -> bool:
-    """Whether the request may have schemas or grammars to check, which can take long."""
-    is_structured = request.tools or request.response_format or request.structured_outputs
+def may_take_long(request: "SamplingFields") -> bool:
+    """Whether the request has a template, or may have schemas or grammars to check."""
+    if isinstance(request, ChatCompletionRequest) and (request.tools or request.chat_template):
+        return True
+    is_structured = request.response_format or request.structured_outputs
     return bool(is_structured) or not FORM_FIELDS.isdisjoint(request.model_fields_set)
-
-
-def render_options(request: "ChatCompletionRequest", spec: "AnswerSpec") -> RenderOptions:
-    """The template's input beside the messages. Raises `APIError` 400 for a contradiction."""
-    continue_final = bool(request.continue_final_message)
-    if continue_final and request.add_generation_prompt:
-        raise invalid(
-            "continue_final_message",
-            "continue_final_message and add_generation_prompt cannot both be true.",
-        )
-    return RenderOptions(
-        tools=spec.tools,
-        documents=request.documents or (),
-        add_generation_prompt=not continue_final and request.add_generation_prompt is not False,
-        continue_final_message=continue_final,
-        added_text=spec.added_text,
-        variables={**spec.variables, **(request.chat_template_kwargs or {})},
-    )

@@ -1,11 +1,15 @@
 """The base class of all models of what a client sends."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+T = TypeVar("T")
+
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 """The name of a tool or of a schema."""
+ListOf = Annotated[list[T], Field(fail_fast=True)]
+"""A list that is checked up to its first wrong item: an error per item would take long."""
 
 
 class WireModel(BaseModel):

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+MAX_PROMPT_LOGPROBS = 524_288
+"""Log-probabilities of prompts, those of alternatives included, that one answer may have."""
+
 
 class FieldStatus(StrEnum):
     """How a field is treated."""
@@ -25,140 +28,155 @@ class FieldNote:
     """The field whose other name this is; empty for a field of its own."""
 
 
-def _honoured(note: str) -> FieldNote:
+def honoured(note: str) -> FieldNote:
+    """A row for a field that does what it says."""
     return FieldNote(FieldStatus.HONOURED, note)
 
 
-def _alias(name: str, users: str) -> FieldNote:
+def alias(name: str, users: str) -> FieldNote:
+    """A row for another name of the field `name`."""
     return FieldNote(FieldStatus.HONOURED, f"{users}'s name of `{name}`", alias_of=name)
 
 
-def _rejected(note: str, *neutral: object) -> FieldNote:
+def rejected(note: str, *neutral: object) -> FieldNote:
+    """A row for a field that is refused, unless its value is neutral."""
     return FieldNote(FieldStatus.REJECTED, note, neutral)
 
 
-def _no_effect(note: str, *neutral: object) -> FieldNote:
+def no_effect(note: str, *neutral: object) -> FieldNote:
+    """A row for a field that changes nothing."""
     return FieldNote(FieldStatus.NO_EFFECT, note, neutral)
 
 
 FIELDS: dict[str, FieldNote] = {
-    "model": _honoured(
+    "model": honoured(
         "a name from `/v1/models`, by default the first that the key may use; "
         "any other name is a 404 `model_not_found`"
     ),
-    "messages": _honoured("all roles; text as a string or as parts; images, audio, files: 400"),
-    "temperature": _honoured(
+    "messages": honoured("all roles; text as a string or as parts; images, audio, files: 400"),
+    "temperature": honoured(
         "0 to 2, default the model's or 1; 0 always chooses the most likely token"
     ),
-    "top_p": _honoured("0 to 1, default the model's or 1; computed exactly"),
-    "n": _honoured("1 to 128, default 1"),
-    "max_completion_tokens": _honoured(
+    "top_p": honoured("0 to 1, default the model's or 1; computed exactly"),
+    "n": honoured("1 to 128, default 1"),
+    "max_completion_tokens": honoured(
         "default and maximum: what fits into the context; -1: no limit"
     ),
-    "max_tokens": _honoured("older name; `max_completion_tokens` applies if both are given"),
-    "stop": _honoured(
+    "max_tokens": honoured("older name; `max_completion_tokens` applies if both are given"),
+    "stop": honoured(
         "a string or up to 64 strings; left out of the output; does not apply within reasoning and "
         "tool calls"
     ),
-    "frequency_penalty": _honoured("-2 to 2, over generated tokens"),
-    "presence_penalty": _honoured("-2 to 2, over generated tokens"),
-    "logit_bias": _honoured("token id to -100 … 100"),
-    "logprobs": _honoured("of the model's own distribution, before temperature and penalties"),
-    "top_logprobs": _honoured("0 to 20; needs `logprobs: true`"),
-    "seed": _honoured("any signed 64-bit integer; equal seeds draw equally, alone or in any batch"),
-    "stream": _honoured("server-sent events"),
-    "stream_options": _honoured(
+    "frequency_penalty": honoured("-2 to 2, over generated tokens"),
+    "presence_penalty": honoured("-2 to 2, over generated tokens"),
+    "logit_bias": honoured("token id to -100 … 100"),
+    "logprobs": honoured("of the model's own distribution, before temperature and penalties"),
+    "top_logprobs": honoured("0 to 20; needs `logprobs: true`"),
+    "seed": honoured("any signed 64-bit integer; equal seeds draw equally, alone or in any batch"),
+    "stream": honoured("server-sent events"),
+    "stream_options": honoured(
         "`include_usage`, `include_obfuscation` (off by default), `continuous_usage_stats`; "
         "only with `stream: true`"
     ),
-    "tools": _honoured("functions and custom tools, at most 128; see `tools.md`"),
-    "tool_choice": _honoured("`none`, `auto`, `required`, one tool, or `allowed_tools`"),
-    "parallel_tool_calls": _honoured("default true; false: at most one call"),
-    "functions": _honoured(
+    "tools": honoured("functions and custom tools, at most 128; see `tools.md`"),
+    "tool_choice": honoured("`none`, `auto`, `required`, one tool, or `allowed_tools`"),
+    "parallel_tool_calls": honoured("default true; false: at most one call"),
+    "functions": honoured(
         "older form of `tools`, 1 to 128; the answer has at most one call, in `function_call`"
     ),
-    "function_call": _honoured("older form of `tool_choice`: `none`, `auto`, or `{name}`"),
-    "response_format": _honoured(
+    "function_call": honoured("older form of `tool_choice`: `none`, `auto`, or `{name}`"),
+    "response_format": honoured(
         "`text`, `json_object` (with a `schema` if there is one), `json_schema`; always enforced"
     ),
-    "structured_outputs": _honoured(
+    "structured_outputs": honoured(
         "extension; one of `json`, `regex`, `choice`, `grammar` (Lark), `json_object`"
     ),
-    "reasoning_effort": _honoured(
+    "reasoning_effort": honoured(
         "reaches the chat template; `none` switches thinking off if the template can"
     ),
-    "thinking_budget": _honoured(
+    "thinking_budget": honoured(
         "extension; maximum number of reasoning tokens; 400 if the model has no reasoning markers"
     ),
-    "verbosity": _no_effect("", "medium"),
-    "prediction": _honoured(
+    "verbosity": no_effect("", "medium"),
+    "prediction": honoured(
         "text or text parts that the answer may repeat; makes the answer faster, does not change it"
     ),
-    "modalities": _rejected('`["text"]` is accepted', ["text"], []),
-    "audio": _rejected(""),
-    "web_search_options": _rejected(""),
-    "moderation": _rejected(""),
-    "metadata": _honoured("returned in the answer if it is not streamed; at most 16 pairs"),
-    "store": _no_effect("nothing is stored", False),
-    "service_tier": _honoured("the answer has `default`, the only tier"),
-    "user": _honoured("the user for whom the usage ledger counts the request"),
-    "safety_identifier": _honoured("like `user`, and takes precedence over it"),
-    "prompt_cache_key": _no_effect("every prompt's prefix is looked up in the cache"),
-    "prompt_cache_options": _no_effect("prefixes are cached until their memory is needed"),
-    "prompt_cache_retention": _no_effect("prefixes are cached until their memory is needed"),
-    "top_k": _honoured("extension; 0 or -1: off; default the model's or 0"),
-    "min_p": _honoured("extension; 0 to 1, default the model's or 0"),
-    "repetition_penalty": _honoured(
+    "modalities": rejected('`["text"]` is accepted', ["text"], []),
+    "audio": rejected(""),
+    "web_search_options": rejected(""),
+    "moderation": rejected(""),
+    "metadata": honoured("returned in the answer if it is not streamed; at most 16 pairs"),
+    "store": no_effect("nothing is stored", False),
+    "service_tier": honoured("the answer has `default`, the only tier"),
+    "user": honoured("the user for whom the usage ledger counts the request"),
+    "safety_identifier": honoured("like `user`, and takes precedence over it"),
+    "prompt_cache_key": no_effect("every prompt's prefix is looked up in the cache"),
+    "prompt_cache_options": no_effect("prefixes are cached until their memory is needed"),
+    "prompt_cache_retention": no_effect("prefixes are cached until their memory is needed"),
+    "top_k": honoured("extension; 0 or -1: off; default the model's or 0"),
+    "min_p": honoured("extension; 0 to 1, default the model's or 0"),
+    "repetition_penalty": honoured(
         "extension; 0.01 to 10, default the model's or 1; prompt and output"
     ),
-    "min_tokens": _honoured("extension; the answer does not stop before that many tokens"),
-    "stop_token_ids": _honoured("extension; up to 64 ids; a token with such an id ends the answer"),
-    "ignore_eos": _honoured("extension; generation continues past EOS"),
-    "skip_special_tokens": _honoured("extension; default true"),
-    "include_stop_str_in_output": _honoured("extension; default false"),
-    "chat_template": _honoured(
+    "min_tokens": honoured("extension; the answer does not stop before that many tokens"),
+    "stop_token_ids": honoured("extension; up to 64 ids; a token with such an id ends the answer"),
+    "ignore_eos": honoured("extension; generation continues past EOS"),
+    "skip_special_tokens": honoured("extension; default true"),
+    "include_stop_str_in_output": honoured("extension; default false"),
+    "chat_template": honoured(
         "extension; a Jinja template in place of the model's, "
         "if the server allows it (`--allow-request-templates`), else 400"
     ),
-    "chat_template_kwargs": _honoured("extension; variables for the chat template"),
-    "documents": _honoured("extension; reach the chat template as `documents`"),
-    "add_generation_prompt": _honoured("extension; default true"),
-    "continue_final_message": _honoured("extension; continue where the last message ends"),
-    "priority": _honoured(
+    "chat_template_kwargs": honoured("extension; variables for the chat template"),
+    "documents": honoured("extension; reach the chat template as `documents`"),
+    "add_generation_prompt": honoured("extension; default true"),
+    "continue_final_message": honoured("extension; continue where the last message ends"),
+    "priority": honoured(
         "extension; lower values run first; default 0, negative values count as 0"
     ),
-    "cache_salt": _honoured("extension; only requests with the same salt share cached prefixes"),
-    "repeat_penalty": _alias("repetition_penalty", "llama.cpp"),
-    "n_predict": _alias("max_tokens", "llama.cpp"),
-    "num_predict": _alias("max_tokens", "Ollama"),
-    "max_new_tokens": _alias("max_tokens", "SGLang"),
-    "max_output_tokens": _alias("max_tokens", "OpenAI's Responses API"),
-    "min_new_tokens": _alias("min_tokens", "SGLang"),
-    "stop_sequences": _alias("stop", "Anthropic"),
-    "random_seed": _alias("seed", "Mistral"),
-    "thinking_token_budget": _alias("thinking_budget", "vLLM"),
-    "thinking_budget_tokens": _alias("thinking_budget", "llama.cpp"),
-    "reasoning": _honoured(
+    "cache_salt": honoured("extension; only requests with the same salt share cached prefixes"),
+    "prompt_logprobs": honoured(
+        "extension; 0 to 20; log-probabilities of the prompt's tokens, and of that many "
+        f"alternatives each; at most {MAX_PROMPT_LOGPROBS:,} in all (400 `request_too_large`); "
+        "nothing of the prompt is read from the cache"
+    ),
+    "return_token_ids": honoured(
+        "extension; the answer has the ids of its tokens, and `prompt_token_ids`"
+    ),
+    "return_tokens_as_token_ids": honoured(
+        "extension; tokens in log-probabilities read `token_id:123`"
+    ),
+    "repeat_penalty": alias("repetition_penalty", "llama.cpp"),
+    "n_predict": alias("max_tokens", "llama.cpp"),
+    "num_predict": alias("max_tokens", "Ollama"),
+    "max_new_tokens": alias("max_tokens", "SGLang"),
+    "max_output_tokens": alias("max_tokens", "OpenAI's Responses API"),
+    "min_new_tokens": alias("min_tokens", "SGLang"),
+    "stop_sequences": alias("stop", "Anthropic"),
+    "random_seed": alias("seed", "Mistral"),
+    "thinking_token_budget": alias("thinking_budget", "vLLM"),
+    "thinking_budget_tokens": alias("thinking_budget", "llama.cpp"),
+    "reasoning": honoured(
         "OpenRouter's; `effort` is `reasoning_effort`, `max_tokens` is `thinking_budget`, "
         "`enabled` is `enable_thinking`"
     ),
-    "thinking": _honoured(
+    "thinking": honoured(
         "Anthropic's; `type` `enabled` or `disabled` is `enable_thinking`, "
         "`budget_tokens` is `thinking_budget`"
     ),
-    "enable_thinking": _honoured(
+    "enable_thinking": honoured(
         "Qwen's; false is `reasoning_effort: none`, true sets the template's variables"
     ),
-    "think": _honoured("Ollama's; `enable_thinking`, or a `reasoning_effort`"),
-    "json_schema": _alias("structured_outputs.json", "llama.cpp"),
-    "guided_json": _alias("structured_outputs.json", "vLLM"),
-    "regex": _alias("structured_outputs.regex", "SGLang"),
-    "guided_regex": _alias("structured_outputs.regex", "vLLM"),
-    "guided_choice": _alias("structured_outputs.choice", "vLLM"),
-    "grammar": _alias("structured_outputs.grammar", "llama.cpp"),
-    "ebnf": _alias("structured_outputs.grammar", "SGLang"),
-    "guided_grammar": _alias("structured_outputs.grammar", "vLLM"),
-    "format": _honoured("Ollama's; `json` for any JSON object, or a JSON schema"),
+    "think": honoured("Ollama's; `enable_thinking`, or a `reasoning_effort`"),
+    "json_schema": alias("structured_outputs.json", "llama.cpp"),
+    "guided_json": alias("structured_outputs.json", "vLLM"),
+    "regex": alias("structured_outputs.regex", "SGLang"),
+    "guided_regex": alias("structured_outputs.regex", "vLLM"),
+    "guided_choice": alias("structured_outputs.choice", "vLLM"),
+    "grammar": alias("structured_outputs.grammar", "llama.cpp"),
+    "ebnf": alias("structured_outputs.grammar", "SGLang"),
+    "guided_grammar": alias("structured_outputs.grammar", "vLLM"),
+    "format": honoured("Ollama's; `json` for any JSON object, or a JSON schema"),
 }
 
 FORM_PREFIX = "structured_outputs."

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from stonechat_server.schema.base import WireModel
+from stonechat_server.schema.base import ListOf, WireModel
 
 
 class TextPart(WireModel):
@@ -58,9 +58,9 @@ class FilePart(WireModel):
     file: dict[str, Any]
 
 
-TextParts = Annotated[list[TextPart], Field(min_length=1)]
+TextParts = Annotated[ListOf[TextPart], Field(min_length=1)]
 UserPart = Annotated[TextPart | ImagePart | AudioPart | FilePart, Field(discriminator="type")]
-UserParts = Annotated[list[UserPart], Field(min_length=1)]
+UserParts = Annotated[ListOf[UserPart], Field(min_length=1)]
 AssistantPart = Annotated[AnswerTextPart | RefusalPart | ReasoningPart, Field(discriminator="type")]
 
 
@@ -145,11 +145,11 @@ class AssistantMessage(WireModel):
     """What the model said: text, a refusal, or tool calls."""
 
     role: Literal["assistant"]
-    content: str | list[AssistantPart] | None = None
+    content: str | ListOf[AssistantPart] | None = None
     name: str | None = None
     refusal: str | None = None
     audio: dict[str, Any] | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: ListOf[ToolCall] | None = None
     function_call: FunctionCall | None = None
 
 

@@ -5,60 +5,14 @@ Types and ranges are checked here. `fields.py` says what each field does.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from stonechat_server.schema.base import WireModel
-from stonechat_server.schema.messages import Message, TextParts
-from stonechat_server.schema.response_format import ResponseFormat, SchemaText, StructuredOutputs
+from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.messages import Message
+from stonechat_server.schema.sampling_fields import Budget, SamplingFields, TokenBudget
 from stonechat_server.schema.tools import FunctionDefinition, NamedTool, Tool, ToolChoice
 
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-
-Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-StopString = Annotated[str, Field(min_length=1)]
-TokenId = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
-TokenLimit = Annotated[int, Field(ge=1)] | Literal[-1]
-"""-1 is no limit."""
-Budget = Annotated[int, Field(ge=0, lt=2**31)]
-TokenBudget = Budget | Literal[-1]
-"""-1 is no limit."""
-StopStrings = StopString | Annotated[list[StopString], Field(max_length=64)]
-RepetitionPenalty = Annotated[float, Field(ge=0.01, le=10.0)]
-Seed = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-
-def _first_wrong_bias(biases: object) -> object:
-    """Return only the first invalid entry, if there is one: an error per token would take long."""
-    if isinstance(biases, dict):
-        for key, bias in biases.items():
-            is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
-            if bias is not None and not (is_number and -100.0 <= bias <= 100.0):
-                return {key: bias}
-    return biases
-
-
-LogitBias = Annotated[
-    dict[str, Annotated[float, Field(ge=-100.0, le=100.0)] | None],
-    BeforeValidator(_first_wrong_bias),
-]
-
-
-class StreamOptions(WireModel):
-    """What a stream has besides the deltas."""
-
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
-class Prediction(WireModel):
-    """Text that the answer is expected to repeat in large part."""
-
-    type: Literal["content"]
-    content: str | TextParts
 
 
 class Reasoning(WireModel):
@@ -76,111 +30,45 @@ class Thinking(WireModel):
     budget_tokens: TokenBudget | None = None
 
 
-class ChatCompletionRequest(WireModel):
+class ChatCompletionRequest(SamplingFields):
     """A conversation to continue, and the options for doing so."""
 
-    model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[ListOf[Message], Field(min_length=1)]
 
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Fraction | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    max_completion_tokens: TokenLimit | None = None
-    max_tokens: TokenLimit | None = None
-    stop: StopStrings | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    logit_bias: LogitBias | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    seed: Seed | None = None
 
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    tools: ListOf[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: (
-        Annotated[list[FunctionDefinition], Field(min_length=1, max_length=128, fail_fast=True)]
-        | None
-    ) = None
+    functions: Annotated[ListOf[FunctionDefinition], Field(min_length=1, max_length=128)] | None = (
+        None
+    )
     function_call: Literal["none", "auto"] | NamedTool | None = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
     reasoning_effort: Effort | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    prediction: Prediction | None = None
 
-    modalities: list[Literal["text", "audio"]] | None = None
+    modalities: ListOf[Literal["text", "audio"]] | None = None
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
 
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, Field(max_length=64)],
-                Annotated[str, Field(max_length=512)],
-            ],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
-    store: bool | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
-    user: str | None = None
-    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
-
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Fraction | None = None
-    repetition_penalty: RepetitionPenalty | None = None
     thinking_budget: Budget | None = None
-    min_tokens: Count | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: ListOf[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
-    cache_salt: str | None = None
 
     # Other names, which clients of other servers and services use: see `fields.py`.
-    repeat_penalty: RepetitionPenalty | None = None
-    n_predict: TokenLimit | None = None
-    num_predict: TokenLimit | None = None
-    max_new_tokens: TokenLimit | None = None
-    max_output_tokens: TokenLimit | None = None
-    min_new_tokens: Count | None = None
-    stop_sequences: StopStrings | None = None
-    random_seed: Seed | None = None
     thinking_token_budget: TokenBudget | None = None
     thinking_budget_tokens: TokenBudget | None = None
     reasoning: Reasoning | None = None
     thinking: Thinking | None = None
     enable_thinking: bool | None = None
     think: bool | Effort | None = None
-    json_schema: SchemaText | bool | None = None
-    guided_json: SchemaText | bool | None = None
-    regex: str | None = None
-    guided_regex: str | None = None
-    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
-    grammar: str | None = None
-    ebnf: str | None = None
-    guided_grammar: str | None = None
-    format: SchemaText | None = None
 
     @property
-    def token_limit(self) -> int | None:
-        """The most tokens that the client wants in each choice. None: no limit."""
-        limit = self.max_completion_tokens
-        if limit is None:
-            limit = self.max_tokens
-        return None if limit == -1 else limit
+    def num_logprobs(self) -> int | None:
+        """0 with `logprobs` alone; alternatives come with `top_logprobs`."""
+        return (self.top_logprobs or 0) if self.logprobs else None

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stonechat_server.schema.base import Name, WireModel
+from stonechat_server.schema.base import ListOf, Name, WireModel
 
 SchemaText = dict[str, Any] | str
 """A JSON schema, or its JSON text."""
@@ -52,6 +52,6 @@ class StructuredOutputs(WireModel):
 
     json_value: Annotated[SchemaText | None, Field(alias="json")] = None
     regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    choice: Annotated[ListOf[str], Field(min_length=1)] | None = None
     grammar: str | None = None
     json_object: bool | None = None

@@ -35,6 +35,18 @@ class LogprobsBody(msgspec.Struct):
     refusal: list[TokenLogprobBody] | None = None
 
 
+class PromptLogprob(msgspec.Struct, gc=False):
+    """The log-probability of one token at a position of the prompt. Rank 1 is the most likely."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""One entry per token of the prompt, null for the first. The keys are token ids."""
+
+
 class PromptTokensDetails(msgspec.Struct, kw_only=True):
     """Prompt tokens read from and written to the prefix cache."""
 
@@ -107,6 +119,7 @@ class ChunkChoice(msgspec.Struct, kw_only=True):
     delta: DeltaBody
     logprobs: LogprobsBody | None = None
     finish_reason: FinishReasonName | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletionChunk(msgspec.Struct, kw_only=True):
@@ -121,6 +134,8 @@ class ChatCompletionChunk(msgspec.Struct, kw_only=True):
     service_tier: str | UnsetType = UNSET
     usage: Usage | UnsetType | None = UNSET
     obfuscation: str | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class FunctionCallBody(msgspec.Struct):
@@ -165,6 +180,7 @@ class Choice(msgspec.Struct, kw_only=True):
     message: MessageBody
     logprobs: LogprobsBody | None
     finish_reason: FinishReasonName
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
@@ -179,6 +195,8 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     system_fingerprint: str
     service_tier: str | UnsetType = UNSET
     metadata: dict[str, str] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class ModelCard(msgspec.Struct, kw_only=True):

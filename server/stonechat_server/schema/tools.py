@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from stonechat_server.schema.base import Name, WireModel
+from stonechat_server.schema.base import ListOf, Name, WireModel
 
 
 def _as_object(schema: object) -> object:
@@ -95,7 +95,7 @@ class AllowedTools(WireModel):
     """Choose among these tools only."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[ToolReference], Field(min_length=1)]
+    tools: Annotated[ListOf[ToolReference], Field(min_length=1)]
 
 
 class AllowedToolsChoice(WireModel):

@@ -1,9 +1,10 @@
-"""Runs one request in the engine: admits it, yields its chunks and records it at its end."""
+"""Runs one request in the engine: admits it, yields its events and records it at its end."""
 
+import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING, cast
 from stonechat_models import GRAMMAR_FAILED, GenerateRequest
 from stonechat_server.admission.deadline import HEADER as TIMEOUT_HEADER
 from stonechat_server.admission.deadline import Deadline, request_timeout
-from stonechat_server.admission.records import FinishedRequest, expected_cost
+from stonechat_server.admission.records import FinishedRequest, expected_cost, total_cost
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.errors import APIError, server_error, to_api_error
 from stonechat_server.observability.metrics import TokenClock
-from stonechat_server.schema.responses import ChatCompletionChunk
-from stonechat_server.streaming.chunks import ChunkBuilder
+from stonechat_server.serving.endpoint import prompt_text
+from stonechat_server.serving.merging import merged
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HTTPRequest
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
     from stonechat_server.admission.fair_queue import Admission
     from stonechat_server.request.prepare import PreparedRequest
-    from stonechat_server.schema.requests import ChatCompletionRequest
+    from stonechat_server.serving.endpoint import Call, Endpoint
     from stonechat_server.serving.services import Services
+    from stonechat_server.streaming.answer_writer import AnswerWriter, Event
 
 log = logging.getLogger("stonechat")
 
@@ -36,28 +38,30 @@ CLIENT_GONE = 499
 
 @dataclass(slots=True)
 class Generation:
-    """One request. `chunks()` may run once; closing it aborts the request in the engine."""
+    """One request. `events()` may run once; closing it aborts the request in the engine."""
 
     services: "Services"
     identity: "Identity"
-    request: "ChatCompletionRequest"
+    endpoint: "Endpoint"
+    call: "Call"
     http_request: "HTTPRequest"
-    prepared: "PreparedRequest"
-    builder: ChunkBuilder
-    endpoint: str = "/v1/chat/completions"
+    prepared: "Sequence[PreparedRequest]"
+    """One per prompt. Their parameters are alike but for the token limit."""
+    writer: "AnswerWriter"
     started: float = field(default_factory=time.monotonic)
     admission: "Admission | None" = field(default=None, init=False)
-    texts: dict[int, list[str]] = field(default_factory=dict, init=False)
+    texts: dict[tuple[str, int], list[str]] = field(default_factory=dict, init=False)
     """The text of each choice, if the ledger keeps it."""
     status: int = field(default=CLIENT_GONE, init=False)
     error: APIError | None = field(default=None, init=False)
 
-    async def chunks(self) -> AsyncGenerator[list[ChatCompletionChunk], None]:
-        """Yield the chunks: one list per output of the engine.
+    async def events(self) -> "AsyncGenerator[list[Event], None]":
+        """Yield the events: one list per output of the engine.
 
-        Raises `APIError` or an engine error, before the first chunk or later.
+        Raises `APIError` or an engine error, before the first event or later.
         """
-        services, deadline = self.services, self._deadline()
+        services, deadline, writer = self.services, self._deadline(), self.writer
+        reader = writer.reader
         clock = TokenClock(services.metrics.observe_gap)
         try:
             services.lifecycle.enter(deadline)
@@ -66,12 +70,17 @@ class Generation:
                 while (output := await deadline.wait(anext(outputs, None))) is not None:
                     clock.add(output, time.monotonic())
                     self._count(self.admission, output)
-                    yield self.builder.add(output)
-                    if self.builder.num_finished == len(self.builder.choices):
+                    if output.prompt_logprobs is None:
+                        events = writer.add(output)
+                    else:  # those of a long prompt take long
+                        events = await deadline.wait(asyncio.to_thread(writer.add, output))
+                    yield events
+                    if reader.num_finished == len(reader.choices):
                         break  # closing the outputs ends what the engine still runs
-                    while self.builder.ended_early:
-                        index = self.builder.ended_early.pop()
-                        services.engine.end_choice(self.builder.head.id, index)
+                    while reader.ended_early:
+                        self._end_choice(reader.ended_early.pop())
+            if reader.num_finished < len(reader.choices):
+                raise server_error()  # the engine has broken off
             self.status = 200
         except Exception as error:
             self._note_error(error)
@@ -85,89 +94,128 @@ class Generation:
                 services.admission.leave(self.admission)
                 self._record()
 
+    def _end_choice(self, index: int) -> None:
+        prompt, index = divmod(index, self.prepared[0].params.n)
+        self.services.engine.end_choice(self.writer.reader.prompt_ids[prompt], index)
+
     def _deadline(self) -> Deadline:
         maximum = self.services.settings.request_timeout or None
         return Deadline(request_timeout(self.http_request.headers.get(TIMEOUT_HEADER), maximum))
 
     async def _admit(self) -> "Admission":
-        params, request = self.prepared.params, self.request
-        num_prompt_tokens = len(self.prepared.prompt_token_ids)
-        room = self.services.engine.model.max_model_len - num_prompt_tokens
-        is_limited = request.token_limit is not None
+        model, is_limited = self.services.engine.model, self.call.request.token_limit is not None
+        costs = [
+            expected_cost(
+                len(prepared.prompt_token_ids),
+                prepared.params.n,
+                model.max_model_len - len(prepared.prompt_token_ids)
+                if prepared.params.max_tokens is None
+                else prepared.params.max_tokens,
+                is_limited,
+            )
+            for prepared in self.prepared
+        ]
+        limits = self.services.admission.limits
         return await self.services.admission.admit(
             self.identity.key,
-            expected_cost(num_prompt_tokens, params.n, params.max_tokens or room, is_limited),
+            costs[0]
+            if len(costs) == 1
+            else total_cost(
+                costs, limits.max_running_sequences // 2, limits.max_running_tokens // 2
+            ),
             tenant=self.identity.tenant,
             queue_timeout=self.services.settings.queue_timeout or None,
         )
 
     def _generate(self) -> "AsyncGenerator[RequestOutput, None]":
-        request, salt = self.request, self.request.cache_salt or ""
+        request, salt = self.call.request, self.call.request.cache_salt or ""
         if self.services.settings.private_prefix_cache:
             salt = f"{self.identity.key.name}\n{salt}"
-        outputs = self.services.engine.generate(
-            GenerateRequest(
-                request_id=self.builder.head.id,
-                prompt_token_ids=self.prepared.prompt_token_ids,
-                params=self.prepared.params,
-                priority=self.identity.key.priority + max(0, request.priority or 0),
-                cache_salt=salt,
-                arrival_time=self.started,
-                prediction_token_ids=self.prepared.prediction_token_ids,
+        streams = [
+            self.services.engine.generate(
+                GenerateRequest(
+                    request_id=request_id,
+                    prompt_token_ids=prepared.prompt_token_ids,
+                    params=prepared.params,
+                    priority=self.identity.key.priority + max(0, request.priority or 0),
+                    cache_salt=salt,
+                    arrival_time=self.started,
+                    prediction_token_ids=prepared.prediction_token_ids,
+                    embedding=prepared.embedding,
+                )
             )
-        )
+            for request_id, prepared in zip(
+                self.writer.reader.prompt_ids, self.prepared, strict=True
+            )
+        ]
+        outputs = streams[0]
+        if len(streams) > 1:
+            assert self.admission is not None
+            num_at_once = self.admission.cost.num_sequences // self.prepared[0].params.n
+            outputs = merged(streams, num_at_once)
         return cast("AsyncGenerator[RequestOutput, None]", outputs)
 
     def _count(self, admission: "Admission", output: "RequestOutput") -> None:
         """Count the tokens of an output, keep its text for the ledger, and log its error."""
-        admission.num_used_tokens = admission.num_used_tokens or output.num_prompt_tokens
+        if output.request_id not in self.writer.reader.outputs:  # its first output
+            admission.num_used_tokens += output.num_prompt_tokens
         for delta in output.deltas:
             admission.num_used_tokens += delta.num_tokens
             if self.services.settings.ledger_text:
-                self.texts.setdefault(delta.index, []).append(delta.text)
+                texts = self.texts.setdefault((output.request_id, delta.index), [])
+                texts.append(delta.text)
         if output.error is not None:
             level = logging.INFO if output.error.startswith(GRAMMAR_FAILED) else logging.ERROR
             log.log(level, "request %s failed in the engine: %s", self._request_id, output.error)
 
     def _note_error(self, error: Exception) -> None:
-        self.error = to_api_error(error) or server_error()
+        self.error = self.call.named(to_api_error(error) or server_error())
         self.status = self.error.status
         if self.error.code == "invalid_grammar":
-            self.error.param = self.prepared.grammar_param
+            param = self.prepared[0].grammar_param
+            self.error.param = None if param is None else self.call.own_name(param)
         if isinstance(error, RefusedError):
-            self.services.metrics.refused(error.reason)
+            self.services.metrics.refused(error.reason, self.endpoint.path)
 
     @property
     def _request_id(self) -> str:
         return cast(str, self.http_request.state.request_id)
 
     def _record(self) -> None:
-        builder, output = self.builder, self.builder.output
+        reader, request = self.writer.reader, self.call.request
+        output, usage = reader.output, reader.usage()
+        begun = reader.outputs.keys() | reader.prompt_ids[:1]  # a prompt that waits has no output
         keeps_text = self.services.settings.ledger_text
         unfinished_reason = "abort" if self.status == CLIENT_GONE else "error"
         finished = time.monotonic()
         record = FinishedRequest(
             request_id=self._request_id,
-            endpoint=self.endpoint,
+            endpoint=self.endpoint.path,
             key=self.identity.key.name,
-            user=self.request.user,
-            safety_identifier=self.request.safety_identifier,
-            model=builder.head.model,
+            user=request.user,
+            safety_identifier=request.safety_identifier,
+            model=self.writer.head.model,
             status=self.status,
             error_code=self.error.code if self.error else None,
-            stream=bool(self.request.stream),
-            num_prompt_tokens=len(self.prepared.prompt_token_ids),
-            num_cached_tokens=output.num_cached_tokens if output else 0,
-            num_completion_tokens=sum([choice.num_tokens for choice in builder.choices]),
+            stream=bool(request.stream),
+            num_prompt_tokens=sum(
+                [
+                    len(prepared.prompt_token_ids)
+                    for prompt_id, prepared in zip(reader.prompt_ids, self.prepared, strict=True)
+                    if prompt_id in begun
+                ]
+            ),
+            num_cached_tokens=usage.num_cached,
+            num_completion_tokens=usage.num_completion,
             finish_reasons=tuple(
-                [c.finish_reason_name or unfinished_reason for c in builder.choices]
+                [c.finish_reason_name or unfinished_reason for c in reader.choices]
             ),
             timings=output.timings if output else None,
             created=time.time() - (finished - self.started),
             started=self.started,
             finished=finished,
             traceparent=self.http_request.headers.get("traceparent"),
-            prompt=self._prompt() if keeps_text else None,
+            prompt=prompt_text(self.call, self.endpoint.prompt_fields) if keeps_text else None,
             completion=self._completion() if keeps_text else None,
         )
         self.http_request.state.log_fields.update(_log_fields(record))
@@ -178,12 +226,11 @@ class Generation:
                 log.exception("request %s could not be recorded", self._request_id)
                 self.services.metrics.record_lost()
 
-    def _prompt(self) -> str:
-        return self.request.model_dump_json(include={"messages"}, exclude_unset=True)
-
     def _completion(self) -> str:
         """A JSON list of the choices' texts."""
-        return json.dumps(["".join(self.texts[index]) for index in sorted(self.texts)])
+        ids = self.writer.reader.prompt_ids
+        keys = sorted(self.texts, key=lambda key: (ids.index(key[0]), key[1]))
+        return json.dumps(["".join(self.texts[key]) for key in keys])
 
 
 def _log_fields(record: FinishedRequest) -> dict[str, object]:

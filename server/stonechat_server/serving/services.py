@@ -20,6 +20,7 @@ from stonechat_server.observability.tracing import Tracing
 from stonechat_server.prompt.chat_template import Templates
 from stonechat_server.request.prepare_pool import Preparations
 from stonechat_server.serving.fingerprint import system_fingerprint
+from stonechat_server.serving.kept_items import KeptItems
 from stonechat_server.serving.lifecycle import Lifecycle, Phase
 from stonechat_server.settings import Settings
 from stonechat_server.structured.answer_spec import Structure
@@ -27,6 +28,8 @@ from stonechat_server.structured.answer_spec import Structure
 CACHE_OVERCOMMIT = 4
 """Admitted requests may expect this many times the tokens of the KV cache. Few use all of their
 limit, and the engine preempts if they do."""
+EMBEDDING_BATCHES = 8
+"""Admitted requests to an embedding model fill at most this many batches."""
 MAX_PREPARING = 4
 PREPARED_BODIES = 8
 """Bound on the bodies in preparation, running or waiting, in units of `max_body_size`."""
@@ -45,6 +48,7 @@ class Services:
     lifecycle: Lifecycle
     metrics: Metrics
     preparations: Preparations
+    kept_items: KeptItems
     ledger: Ledger | None
     tracing: Tracing | None
     sinks: Sequence[FinishedSink]
@@ -105,6 +109,7 @@ class Services:
             lifecycle=lifecycle,
             metrics=metrics,
             preparations=preparations,
+            kept_items=KeptItems(settings.kept_items_size),
             ledger=ledger,
             tracing=tracing,
             sinks=(*own_sinks, *sinks),
@@ -135,10 +140,15 @@ def services_of(request: Request) -> Services:
 def _limits(settings: Settings, model: ModelInfo) -> AdmissionLimits:
     """Bounds from the settings, or else from the size of the engine.
 
-    Slightly more requests are admitted than the engine runs at once, so that it never waits.
+    Slightly more requests are admitted than the engine runs at once, so that it never waits. An
+    embedding model gets the texts of several batches, to choose those of similar length.
     """
-    num_sequences = model.max_num_seqs + max(1, model.max_num_seqs // 8)
-    num_tokens = model.kv_capacity_tokens * CACHE_OVERCOMMIT
+    if model.generates:
+        num_sequences = model.max_num_seqs + max(1, model.max_num_seqs // 8)
+        num_tokens = model.kv_capacity_tokens * CACHE_OVERCOMMIT
+    else:
+        num_sequences = model.max_num_seqs * EMBEDDING_BATCHES
+        num_tokens = max(model.max_batch_tokens, model.max_model_len) * EMBEDDING_BATCHES
     return AdmissionLimits(
         max_running_sequences=num_sequences,
         max_running_tokens=num_tokens,

@@ -1,46 +1,30 @@
-"""Server-sent events: chunks to bytes, and the response that sends them."""
+"""The response that sends server-sent events."""
 
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import NoReturn
 
-import msgspec
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
-from stonechat_server.errors import server_error, to_api_error
-from stonechat_server.schema.responses import ChatCompletionChunk
-from stonechat_server.streaming.chunks import ChunkStream
+from stonechat_server.streaming.answer_writer import AnswerWriter, EventBatches
 
 log = logging.getLogger("stonechat")
 
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
-
-_encode = msgspec.json.Encoder().encode
-
-
-def encode_event(body: object) -> bytes:
-    """Encode one event with `body` as JSON. The JSON never contains a line break."""
-    return b"data: %b\n\n" % _encode(body)
-
-
-def encode_events(chunks: Iterable[ChatCompletionChunk]) -> bytes:
-    """Encode the events of a step as one piece, which one write sends."""
-    return b"".join([encode_event(chunk) for chunk in chunks])
 
 
 class EventStream(EventSourceResponse):
-    """Sends the chunks of one request, then `[DONE]`. Sends comments during silence.
+    """Sends the events of one request, then the writer's end mark. Sends comments during silence.
 
-    The status line goes out with the first chunk or comment. An error before it is an ordinary
-    HTTP error; an error after it is an event whose JSON has `error`. If the client disconnects, or
-    reads nothing for `write_timeout` seconds, the iterator of the chunks is closed at once. Its
+    The status line goes out with the first event or comment. An error before it is an ordinary
+    HTTP error; `encode_error` makes an event of an error after it. If the client disconnects, or
+    reads nothing for `write_timeout` seconds, the iterator of the events is closed at once. Its
     cleanup must not wait: the task is cancelled again at each wait.
 
     sse-starlette supplies the headers, the tasks and their end, and the wait for a disconnect. Each
@@ -50,17 +34,21 @@ class EventStream(EventSourceResponse):
 
     def __init__(
         self,
-        chunks: ChunkStream,
+        batches: EventBatches,
+        writer: AnswerWriter,
+        encode_error: Callable[[Exception], bytes],
         *,
         keep_alive: float,
         write_timeout: float,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
-            chunks, headers=headers, ping=keep_alive or math.inf, send_timeout=write_timeout
+            batches, headers=headers, ping=keep_alive or math.inf, send_timeout=write_timeout
         )
         del self.headers["connection"]  # the HTTP server sends its own
-        self._chunks = chunks
+        self._batches = batches
+        self._writer = writer
+        self._encode_error = encode_error
         self._write_timeout = write_timeout
         self._has_started = False
         self._time = asyncio.get_running_loop().time
@@ -79,15 +67,16 @@ class EventStream(EventSourceResponse):
     async def _stream_response(self, send: Send) -> None:
         """Send all events. The library sends the status line before it has one, and no errors."""
         try:
-            async with aclosing(self._chunks) as batches:
+            async with aclosing(self._batches) as batches:
                 async for batch in batches:
                     if batch:
-                        await self._write(send, _piece(encode_events(batch)))
-            await self._write(send, _piece(DONE))
+                        await self._write(send, _piece(self._writer.encode(batch)))
+            if self._writer.done:
+                await self._write(send, _piece(self._writer.done))
         except Exception as error:
             if not self._has_started:
                 raise
-            await self._write(send, _piece(_error_event(error)))
+            await self._write(send, _piece(self._encode_error(error)))
         await self._write(send, _piece(b"", more=False))
 
     async def _write(self, send: Send, piece: Message) -> None:
@@ -131,10 +120,3 @@ class EventStream(EventSourceResponse):
 
 def _piece(data: bytes, *, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": more}
-
-
-def _error_event(error: Exception) -> bytes:
-    api_error = to_api_error(error)
-    if api_error is None:
-        log.exception("a stream failed", exc_info=error)
-    return encode_event((api_error or server_error()).body())

@@ -9,7 +9,6 @@ from stonechat_models import GrammarSpec
 from stonechat_server.errors import APIError, invalid
 from stonechat_server.parsers.json_text import load_json
 from stonechat_server.schema.fields import FIELDS, FORM_FIELDS, FORM_PREFIX
-from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.response_format import (
     JsonObjectResponseFormat,
     JsonSchemaDefinition,
@@ -17,6 +16,7 @@ from stonechat_server.schema.response_format import (
     ResponseFormat,
     StructuredOutputs,
 )
+from stonechat_server.schema.sampling_fields import SamplingFields
 
 JSON_OBJECT = '{"type": "object"}'
 ANY_OBJECT = "Answer with a JSON object and nothing else."
@@ -36,7 +36,7 @@ class AnswerForm:
     param: str
 
 
-def answer_form(request: ChatCompletionRequest) -> AnswerForm | None:
+def answer_form(request: SamplingFields) -> AnswerForm | None:
     """Return the form that the request sets, or None for any text.
 
     Raises `APIError` 400 if the request sets two forms, a schema that is not valid JSON, or a
@@ -56,7 +56,7 @@ def _two_forms(first: str, second: str) -> APIError:
     return invalid(second, f"{first} and {second} cannot both be given.")
 
 
-def _forms(request: ChatCompletionRequest) -> Iterator[AnswerForm]:
+def _forms(request: SamplingFields) -> Iterator[AnswerForm]:
     if request.response_format is not None:
         yield from _from_response_format(request.response_format)
     outputs = request.structured_outputs

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from stonechat_server.engine_protocol import TokenizerLike
     from stonechat_server.prompt.message_repairs import TemplateMessage
     from stonechat_server.schema.requests import ChatCompletionRequest
+    from stonechat_server.schema.sampling_fields import SamplingFields
 
 KNOWN_TEMPLATES = 32
 
@@ -361,6 +362,13 @@ class Structure:
             ),
             ends_at_repeat=self._stop_repeated_calls,
         )
+
+    def text_form(self, request: "SamplingFields") -> AnswerForm | None:
+        """The form of a text completion; None for any text. Raises what `specify` raises."""
+        form = answer_form(request)
+        if form is not None:
+            self._checks.check(form.grammar, form.param)
+        return form
 
     def _is_plain(
         self, request: "ChatCompletionRequest", messages: "list[TemplateMessage]", template: str

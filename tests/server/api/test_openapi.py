@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
 
 from tests.server.bodies import URL, ask, body, post, stream
 from tests.server.conftest import ClientFactory
@@ -21,12 +20,12 @@ def document(client: TestClient) -> Document:
 
 def problems(document: Document, name: str, value: object) -> list[str]:
     """The errors of `value` against the schema `name`."""
-    resource = Resource.from_contents(
-        document | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    )
-    registry: Registry[Any] = Registry().with_resource("urn:api", resource)
-    schema = {"$ref": f"urn:api#/components/schemas/{name}"}
-    validator = Draft202012Validator(schema, registry=registry)
+    return schema_problems(document, {"$ref": f"#/components/schemas/{name}"}, value)
+
+
+def schema_problems(document: Document, schema: Document, value: object) -> list[str]:
+    """The errors of `value` against a schema whose references lead into the document."""
+    validator = Draft202012Validator({"components": document["components"]} | schema)
     return [error.message for error in validator.iter_errors(value)]
 
 
@@ -48,6 +47,16 @@ def test_the_routes_are_there(document: Document) -> None:
     assert "422" not in document["paths"]["/v1/models/{model}"]["get"]["responses"]
 
 
+def test_the_examples_of_bodies_are_accepted(client: TestClient, document: Document) -> None:
+    for path, operations in document["paths"].items():
+        if "post" not in operations or path == "/v1/embeddings":  # not of the scripted engine
+            continue
+        media = operations["post"]["requestBody"]["content"]["application/json"]
+        assert schema_problems(document, media["schema"], media["example"]) == []
+        response = client.post(path, json=media["example"])
+        assert response.status_code == 200, response.text
+
+
 def test_a_key_is_required_only_where_there_are_keys(
     document: Document, new_client: ClientFactory
 ) -> None:
@@ -58,7 +67,8 @@ def test_a_key_is_required_only_where_there_are_keys(
     assert schemes["header"] == {"type": "apiKey", "in": "header", "name": "X-Api-Key"}
     for path, operations in with_keys["paths"].items():
         for operation in operations.values():
-            needed = [{"bearer": []}, {"header": []}] if path.startswith("/v1/") else None
+            is_open = path in ("/health", "/ready", "/metrics", "/version")
+            needed = None if is_open else [{"bearer": []}, {"header": []}]
             assert operation.get("security") == needed, path
 
 
@@ -89,3 +99,16 @@ def test_the_server_accepts_what_the_document_allows(
     request = body(**fields)
     assert (problems(document, "ChatCompletionRequest", request) == []) is is_valid
     assert (client.post(URL, json=request).status_code == 200) is is_valid
+
+
+def test_every_operation_has_a_tag_a_summary_and_an_id_of_its_own(document: Document) -> None:
+    operations = [
+        operation for methods in document["paths"].values() for operation in methods.values()
+    ]
+    tags = [tag["name"] for tag in document["tags"]]
+    assert {tag for operation in operations for tag in operation["tags"]} <= set(tags)
+    assert all(operation["tags"] and operation["summary"] for operation in operations)
+    assert all(operation["description"] for operation in operations)
+    names = [operation["operationId"] for operation in operations]
+    assert len(names) == len(set(names))
+    assert all(name.isalnum() for name in names)

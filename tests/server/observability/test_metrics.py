@@ -1,6 +1,9 @@
+from typing import Any
+
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.bodies import post
+from stonechat_server.admission.records import FinishedRequest
+from tests.server.bodies import URL, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine, text_script
 
@@ -55,6 +58,63 @@ def test_requests_are_counted_and_timed(engine: FakeEngine, new_client: ClientFa
     assert values["stonechat:http_responses_total"] == 3
     assert values["stonechat:num_requests_running"] == 0
     assert not any(name.startswith("vllm:") for name in values)
+
+
+def record(endpoint: str, **fields: Any) -> FinishedRequest:
+    """A request of 4 prompt tokens and 2 generated tokens that took 3 s."""
+    values: dict[str, Any] = {
+        "request_id": "r",
+        "endpoint": endpoint,
+        "key": "k",
+        "user": None,
+        "safety_identifier": None,
+        "model": "tiny-test",
+        "status": 200,
+        "error_code": None,
+        "stream": False,
+        "num_prompt_tokens": 4,
+        "num_cached_tokens": 0,
+        "num_completion_tokens": 2,
+        "finish_reasons": ("stop",),
+        "timings": None,
+        "created": 1.0e9,
+        "started": 5.0,
+        "finished": 8.0,
+    }
+    return FinishedRequest(**values | fields)
+
+
+def test_requests_are_told_apart_by_endpoint(new_client: ClientFactory) -> None:
+    client = new_client()
+    post(client)
+    client.post(URL.removeprefix("/v1"), json={"messages": [{"role": "user", "content": "x"}]})
+    client.app.state.server.metrics.request_finished(record("/v1/completions"))  # type: ignore[attr-defined]
+    text = client.get("/metrics").text
+    chat = f'{{endpoint="{URL}",model_name="tiny-test"}}'
+    assert f"stonechat:e2e_request_latency_seconds_count{chat} 2.0" in text
+    completions = chat.replace("chat/", "")
+    assert f"stonechat:e2e_request_latency_seconds_sum{completions} 3.0" in text
+    assert f"stonechat:request_prompt_tokens_sum{completions} 4.0" in text
+
+
+def test_the_series_of_vllm_add_the_endpoints_up(new_client: ClientFactory) -> None:
+    client = new_client(metrics_vllm_names=True)
+    metrics = client.app.state.server.metrics  # type: ignore[attr-defined]
+    for endpoint in ("/v1/completions", "/v1/messages", "/v1/messages"):
+        metrics.request_finished(record(endpoint))
+    text = client.get("/metrics").text
+    lines = [line for line in text.splitlines() if line.startswith("vllm:")]
+    assert not any("endpoint=" in line for line in lines)
+    names = [line.rpartition(" ")[0] for line in lines]
+    assert len(names) == len(set(names))
+    label = 'model_name="tiny-test"'
+    assert f"vllm:e2e_request_latency_seconds_sum{{{label}}} 9.0" in text
+    assert f'vllm:e2e_request_latency_seconds_bucket{{le="2.0",{label}}} 0.0' in text
+    assert f'vllm:e2e_request_latency_seconds_bucket{{le="3.0",{label}}} 3.0' in text
+    assert f'vllm:request_success_total{{finished_reason="stop",{label}}} 3.0' in text
+    values = samples(text)
+    assert values["vllm:request_params_n_created"] > 0
+    assert values["vllm:request_params_n_created"] < values["stonechat:request_params_n_created"]
 
 
 def test_unknown_paths_do_not_make_labels(new_client: ClientFactory) -> None:

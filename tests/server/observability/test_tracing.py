@@ -11,6 +11,7 @@ from stonechat_server.observability.tracing import Tracing
 from stonechat_server.settings import Settings
 from tests.server.bodies import URL, body
 from tests.server.fake_engine import FakeEngine, text_script
+from tests.server.observability.test_metrics import record
 
 pytest.importorskip("opentelemetry.sdk")
 
@@ -30,6 +31,31 @@ def spans_of(engine: FakeEngine, headers: dict[str, str], **fields: Any) -> dict
     with TestClient(app, "http://localhost") as client:
         client.post(URL, json=body(**fields), headers=headers)
         return {span.name.split()[0]: span for span in exporter.get_finished_spans()}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "operation"),
+    [
+        ("/v1/chat/completions", "chat"),
+        ("/v1/completions", "text_completion"),
+        ("/v1/responses", "chat"),
+        ("/v1/messages", "chat"),
+        ("/v1/embeddings", "embeddings"),
+    ],
+)
+def test_the_span_names_the_endpoint(endpoint: str, operation: str) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    Tracing(provider).request_finished(record(endpoint))
+    span = exporter.get_finished_spans()[-1]
+    assert span.name == f"{operation} tiny-test"
+    assert span.attributes is not None
+    assert span.attributes["gen_ai.operation.name"] == operation
+    assert span.attributes["http.route"] == endpoint
 
 
 def test_a_trace_has_the_phases_and_no_text(engine: FakeEngine) -> None:

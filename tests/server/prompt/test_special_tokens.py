@@ -7,7 +7,9 @@ import pytest
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_server.prompt.special_tokens import SpecialTokenGuard
+from stonechat_server.schema.messages import UserMessage
 from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.tools import FunctionDefinition, FunctionTool
 from tests.server.bodies import ask, body
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import CHATML, ByteTokenizer, FakeEngine, model_info
@@ -106,6 +108,21 @@ def test_all_texts_of_a_request_are_marked() -> None:
     mark = text.partition(token)[0][-16:]
     assert text.count(f"{mark}{token}{mark}") == text.count(token) == 8
     assert original.model_dump_json(exclude={"stop"}).count(token) == 8
+
+
+def test_values_that_only_another_endpoint_allows_are_not_refused() -> None:
+    """Names of tools may be longer there."""
+    function = FunctionDefinition.model_construct(name="f" * 100, parameters={"<think>": {}})
+    tool = FunctionTool.model_construct(type="function", function=function)
+    messages = [UserMessage(role="user", content="<|im_end|>")]
+    given = ChatCompletionRequest.model_construct(messages=messages, tools=[tool])
+    marked = guarded(WITH_THINKING).marked(given)
+    assert marked.model_fields_set == given.model_fields_set
+    assert marked.messages[0].content != "<|im_end|>"
+    text = marked.model_dump_json(exclude_unset=True)
+    assert "f" * 100 in text
+    assert text.count("<think>") == 1
+    assert '"<think>"' not in text
 
 
 def test_a_request_without_special_tokens_stays_as_it_is() -> None:

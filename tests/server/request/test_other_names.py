@@ -96,7 +96,8 @@ def test_switches_of_reasoning(fields: dict[str, Any], field: str, expected: obj
         ({"reasoning": {"effort": "low"}, "reasoning_effort": "high"}, "reasoning.effort"),
         ({"enable_thinking": False, "reasoning_effort": "high"}, "enable_thinking"),
         ({"enable_thinking": True, "reasoning_effort": "none"}, "reasoning_effort"),
-        ({"enable_thinking": True, "think": False}, "reasoning_effort"),
+        ({"enable_thinking": True, "think": False}, "think"),
+        ({"reasoning": {"enabled": True, "effort": "none"}}, "reasoning.effort"),
         ({"n_predict": 5, "num_predict": 6}, "num_predict"),
     ],
 )

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from stonechat_models import SamplingDefaults, SamplingParams
+from stonechat_models import PromptTooLongError, SamplingDefaults, SamplingParams
+from stonechat_server.completions_api.request import CompletionRequest
+from stonechat_server.errors import APIError
 from stonechat_server.request.sampling_params import to_sampling_params
 from stonechat_server.schema.requests import ChatCompletionRequest
 from tests.server.fake_engine import model_info
@@ -41,3 +43,23 @@ def test_the_first_value_counts(name: str) -> None:
 @pytest.mark.parametrize("name", ["temperature", "top_k", "min_p"])
 def test_zero_is_a_value(name: str) -> None:
     assert getattr(params(RECOMMENDED, **{name: 0}), name) == 0
+
+
+def test_a_request_may_generate_nothing() -> None:
+    model = replace(model_info(), max_model_len=10)
+    request = CompletionRequest.model_validate({"prompt": "x", "max_tokens": 0})
+    assert to_sampling_params(request, model, 10, 100).max_tokens == 0
+    with pytest.raises(PromptTooLongError):
+        to_sampling_params(request, model, 11, 100)
+    one = CompletionRequest.model_validate({"prompt": "x", "max_tokens": 1})
+    assert to_sampling_params(one, model, 9, 100).max_tokens == 1
+    with pytest.raises(PromptTooLongError):
+        to_sampling_params(one, model, 10, 100)
+
+
+def test_all_prompts_share_the_bound() -> None:
+    request = CompletionRequest.model_validate({"prompt": ["x"] * 4, "max_tokens": -1, "n": 2})
+    assert to_sampling_params(request, model_info(), 3, 800, num_prompts=4).max_tokens == 100
+    limited = CompletionRequest.model_validate({"prompt": ["x"] * 4, "max_tokens": 201})
+    with pytest.raises(APIError, match="4 choices of up to 201 tokens"):
+        to_sampling_params(limited, model_info(), 3, 800, num_prompts=4)

@@ -57,7 +57,20 @@ def test_keys_have_limits_and_models(new_client: ClientFactory, tmp_path: Path) 
     assert client.get("/v1/models/tiny-test", headers=bearer(bob)).status_code == 404
     assert client.post(URL, json=body(), headers=bearer("sk-unknown")).status_code == 401
     text = client.get("/metrics").text
-    assert 'requests_refused_total{model_name="tiny-test",reason="requests_per_minute"} 1.0' in text
+    labels = f'endpoint="{URL}",model_name="tiny-test",reason="requests_per_minute"'
+    assert f"requests_refused_total{{{labels}}} 1.0" in text
+
+
+def test_requests_that_generate_nothing_count(new_client: ClientFactory, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    headers = bearer(add_key(path, "alice", requests_per_minute=2))
+    client = new_client(keys_file=path)
+    for left in ("1", "0"):
+        answer = client.post("/tokenize", json={"prompt": "a"}, headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["x-ratelimit-remaining-requests"] == left
+    assert client.post("/tokenize", json={"prompt": "a"}, headers=headers).status_code == 429
+    assert client.post(URL, json=body(), headers=headers).status_code == 429
 
 
 def test_a_revoked_key_is_refused(new_client: ClientFactory, tmp_path: Path) -> None:

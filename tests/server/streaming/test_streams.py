@@ -10,12 +10,17 @@ from sse_starlette.sse import AppStatus
 
 from stonechat_models import EngineDeadError, FinishReason, GenerateRequest
 from stonechat_server.app import create_app
+from stonechat_server.chat_api.writer import ChunkOptions, ChunkWriter
+from stonechat_server.errors import server_error, to_api_error
 from stonechat_server.settings import Settings
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import CompletionHead
 from stonechat_server.streaming.sse import EventStream
 from tests.server.bodies import URL, body
 from tests.server.fake_engine import FakeEngine, delta, output, text_script
 
 Message = dict[str, Any]
+HEAD = CompletionHead(id="id", created=0, model="m", system_fingerprint="")
 
 
 async def exchange(
@@ -224,8 +229,18 @@ async def serve(
             await block(message)
         sent.append(message)
 
+    writer = ChunkWriter(HEAD, AnswerReader([], ["id"]), ChunkOptions())
+
+    def encode_error(error: Exception) -> bytes:
+        return writer.encode_error(to_api_error(error) or server_error(), "req-1")
+
     stream = EventStream(
-        chunks.steps, keep_alive=keep_alive, write_timeout=write_timeout, headers={"x-test": "1"}
+        chunks.steps,
+        writer,
+        encode_error,
+        keep_alive=keep_alive,
+        write_timeout=write_timeout,
+        headers={"x-test": "1"},
     )
     async with asyncio.timeout(30):
         await stream({"type": "http", "method": "POST"}, receive, send)

@@ -1,12 +1,12 @@
-"""Builds the plain answer from the chunks of the stream, so that the two cannot disagree."""
+"""Makes a plain chat completion of the chunks of its stream."""
 
-from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from stonechat_server.schema.responses import (
     ChatCompletion,
+    ChatCompletionChunk,
     Choice,
     ChunkChoice,
     CustomCallBody,
@@ -20,7 +20,7 @@ from stonechat_server.schema.responses import (
     ToolCallDeltaBody,
     Usage,
 )
-from stonechat_server.streaming.chunks import ChunkStream, CompletionHead
+from stonechat_server.streaming.answer_writer import CompletionHead
 
 
 @dataclass(slots=True)
@@ -65,6 +65,7 @@ class _CollectedChoice:
     function_call: _Call | None = None
     logprobs: list[TokenLogprobBody] | None = None
     finish_reason: FinishReasonName | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
     def add(self, choice: ChunkChoice) -> None:
         delta = choice.delta
@@ -79,7 +80,13 @@ class _CollectedChoice:
             self.function_call = self.function_call or _Call()
             self.function_call.add_fragment(delta.function_call)
         if choice.logprobs is not None and choice.logprobs.content is not None:
-            self.logprobs = (self.logprobs or []) + choice.logprobs.content
+            if self.logprobs is None:
+                self.logprobs = []
+            self.logprobs += choice.logprobs.content
+        if choice.token_ids is not UNSET:
+            if self.token_ids is UNSET:
+                self.token_ids = []
+            self.token_ids += choice.token_ids
         self.finish_reason = choice.finish_reason or self.finish_reason
 
     def body(self, index: int) -> Choice:
@@ -99,29 +106,40 @@ class _CollectedChoice:
             message=message,
             logprobs=None if self.logprobs is None else LogprobsBody(self.logprobs),
             finish_reason=self.finish_reason,
+            token_ids=self.token_ids,
         )
 
 
-async def collect(
-    chunks: ChunkStream, head: CompletionHead, metadata: dict[str, str] | None
-) -> ChatCompletion:
-    """Collect the chunks into the whole answer. They must include the usage."""
-    choices: dict[int, _CollectedChoice] = {}
-    usage: Usage | None = None
-    async with aclosing(chunks):
-        async for batch in chunks:
-            for chunk in batch:
-                for choice in chunk.choices:
-                    choices.setdefault(choice.index, _CollectedChoice()).add(choice)
-                usage = chunk.usage or usage
-    assert usage is not None, "the stream ended without its usage"
-    return ChatCompletion(
-        id=head.id,
-        created=head.created,
-        model=head.model,
-        choices=[choices[index].body(index) for index in sorted(choices)],
-        usage=usage,
-        system_fingerprint=head.system_fingerprint,
-        service_tier=head.service_tier,
-        metadata=UNSET if metadata is None else metadata,
-    )
+class ChatCollector:
+    """Collects the chunks of one request. They must include the usage."""
+
+    def __init__(self, head: CompletionHead, metadata: dict[str, str] | None) -> None:
+        self._head = head
+        self._metadata = metadata
+        self._choices: dict[int, _CollectedChoice] = {}
+        self._usage: Usage | None = None
+        self._first: ChatCompletionChunk | None = None
+
+    def add(self, event: ChatCompletionChunk) -> None:
+        for choice in event.choices:
+            self._choices.setdefault(choice.index, _CollectedChoice()).add(choice)
+        self._usage = event.usage or self._usage
+        self._first = self._first or event
+
+    def answer(self) -> ChatCompletion:
+        first = self._first
+        assert self._usage is not None, "the stream ended without its usage"
+        assert first is not None
+        head, metadata = self._head, self._metadata
+        return ChatCompletion(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            choices=[self._choices[index].body(index) for index in sorted(self._choices)],
+            usage=self._usage,
+            system_fingerprint=head.system_fingerprint,
+            service_tier=head.service_tier,
+            metadata=UNSET if metadata is None else metadata,
+            prompt_logprobs=first.prompt_logprobs,
+            prompt_token_ids=first.prompt_token_ids,
+        )

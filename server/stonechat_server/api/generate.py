@@ -1,0 +1,181 @@
+"""What the routes of all endpoints that generate do: receive, prepare, respond."""
+
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from fastapi import Request, Response
+from msgspec import UNSET
+
+from stonechat_models import EngineError
+from stonechat_server.access.auth import Identity, check_model
+from stonechat_server.admission.refusals import RefusedError
+from stonechat_server.errors import APIError, not_generative, server_error, to_api_error
+from stonechat_server.request.body import check_json, discard_body, read_body
+from stonechat_server.request.field_checks import check_unknown
+from stonechat_server.request.prepare import PreparedRequest
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.generation import CLIENT_GONE, Generation
+from stonechat_server.serving.services import Services, services_of
+from stonechat_server.streaming.answer_reader import AnswerReader, ChoiceState
+from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead, collect
+from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
+from stonechat_server.streaming.sse import EventStream
+
+INLINE_BODY_BYTES = 16_384
+"""Larger bodies, and those that take long for what they have, are prepared in a thread, where they
+delay no stream."""
+
+MAX_HEADER_BYTES = 1_024
+
+log = logging.getLogger("stonechat")
+
+
+async def generate(http_request: Request, endpoint: Endpoint) -> Response:
+    """Answer a request. The answer is plain JSON or a stream of events."""
+    services = services_of(http_request)
+    identity = services.authenticator.identify(http_request)
+    try:
+        call, num_bytes = await receive(http_request, services, identity, endpoint)
+        if endpoint.generates and not services.engine.model.generates:
+            raise not_generative()
+        prepared = await prepare_where_it_fits(call, num_bytes, services, endpoint)
+    except RefusedError as error:
+        services.metrics.refused(error.reason, endpoint.path)
+        raise
+    return await respond(http_request, services, identity, endpoint, call, prepared)
+
+
+async def receive(
+    http_request: Request, services: Services, identity: Identity, endpoint: Endpoint
+) -> tuple[Call, int]:
+    """Read and check the body. Returns the call, and the size in bytes of what it was read from.
+
+    A request that would be refused anyway is refused before its body is parsed.
+    Raises `APIError`.
+    """
+    settings = services.settings
+    try:
+        services.lifecycle.check()
+        services.admission.refuse_early(identity.key, identity.tenant)
+        content_length = http_request.headers.get("content-length", "")
+        if content_length.isdigit() and int(content_length) > INLINE_BODY_BYTES:
+            services.preparations.check(int(content_length))
+    except APIError:
+        await discard_body(http_request, settings)
+        raise
+    body = await read_body(http_request, settings)
+    check_json(body, settings)
+    wire: Any = endpoint.parse(body)
+    model = check_model(wire.model, services.model_names, identity)
+    if settings.strict_params:
+        check_unknown(wire)
+    call = endpoint.read(wire, services, identity)
+    call.request.model = model
+    if isinstance(call.request, ChatCompletionRequest):
+        num_messages, maximum = len(call.request.messages), settings.max_messages
+        if num_messages > maximum:
+            message = (
+                f"There are {num_messages} messages (the result of a tool counts as one), and at "
+                f"most {maximum} are allowed."
+            )
+            raise call.named(APIError(400, message, param="messages", code="too_many_messages"))
+    return call, len(body) + call.num_extra_bytes
+
+
+async def prepare_where_it_fits(
+    call: Call, num_bytes: int, services: Services, endpoint: Endpoint
+) -> list[PreparedRequest]:
+    """Prepare a small request at once, and any other in a thread. Raises `APIError`."""
+    work = partial(endpoint.prepare, call, services)
+    try:
+        if num_bytes > INLINE_BODY_BYTES or endpoint.takes_long(call):
+            return await services.preparations.run(work, num_bytes)
+        return work()
+    except (APIError, EngineError) as error:
+        known = to_api_error(error)
+        if known is None:
+            raise
+        raise call.named(known) from error
+
+
+async def respond(
+    http_request: Request,
+    services: Services,
+    identity: Identity,
+    endpoint: Endpoint,
+    call: Call,
+    prepared: list[PreparedRequest],
+) -> Response:
+    """Generate the answer, as a stream of events or as plain JSON."""
+    head = _head(services, endpoint, call)
+    writer = endpoint.writer(call, head, _reader(head, call, prepared), prepared)
+    generation = Generation(services, identity, endpoint, call, http_request, prepared, writer)
+    headers = None
+    if call.ignored or prepared[0].unenforced:
+        headers = _headers(call, prepared)
+    if call.request.stream:
+        return EventStream(
+            generation.events(),
+            writer,
+            partial(_encode_error, writer, http_request.state.request_id),
+            keep_alive=services.settings.keep_alive_interval,
+            write_timeout=services.settings.write_timeout,
+            headers=headers,
+        )
+    work = collect(generation.events(), endpoint.collector(call, head))
+    try:
+        answer = await run_while_connected(http_request.receive, work)
+    except ClientDisconnectedError:
+        return Response(status_code=CLIENT_GONE)
+    return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
+
+
+def _head(services: Services, endpoint: Endpoint, call: Call) -> CompletionHead:
+    return CompletionHead(
+        id=endpoint.id_prefix + secrets.token_hex(12),
+        created=int(time.time()),
+        model=call.request.model or "",
+        system_fingerprint=services.fingerprint,
+        service_tier=UNSET if call.request.service_tier is None else "default",
+    )
+
+
+def _reader(head: CompletionHead, call: Call, prepared: list[PreparedRequest]) -> AnswerReader:
+    choices, wants_ids = [], call.request.return_token_ids
+    for prompt in prepared:
+        for _ in range(prompt.params.n):
+            parser = None if prompt.new_parser is None else prompt.new_parser()
+            choices.append(ChoiceState(parser, token_ids=[] if wants_ids else None))
+    ids = [head.id] if len(prepared) == 1 else [f"{head.id}-{i}" for i in range(len(prepared))]
+    return AnswerReader(choices, ids, len(prepared[0].prediction_token_ids))
+
+
+def _encode_error(writer: AnswerWriter, request_id: str, error: Exception) -> bytes:
+    api_error = to_api_error(error)
+    if api_error is None:
+        log.exception("a stream failed", exc_info=error)
+    return writer.encode_error(api_error or server_error(), request_id)
+
+
+def _headers(call: Call, prepared: Sequence[PreparedRequest]) -> dict[str, str]:
+    lists = {
+        "x-ignored-params": call.ignored,
+        "x-unenforced-schema": [call.own_name(path) for path in prepared[0].unenforced],
+    }
+    return {name: name_list(names) for name, names in lists.items() if names}
+
+
+def name_list(names: Sequence[str]) -> str:
+    """Names that come from the client. Quoting keeps them from breaking the header."""
+    text = ", ".join(quote(name, safe="._-[]$", errors="replace") for name in names)
+    if len(text) <= MAX_HEADER_BYTES:
+        return text
+    head = text[:MAX_HEADER_BYTES].rpartition(", ")[0]
+    return f"{head}, ..." if head else "..."

@@ -1,0 +1,57 @@
+"""`POST /v1/messages` and `POST /v1/messages/count_tokens`."""
+
+from typing import cast
+
+from fastapi import APIRouter, Request, Response
+
+from stonechat_server.api.compute import compute
+from stonechat_server.api.generate import generate
+from stonechat_server.api.openapi import (
+    GENERATION_ERRORS,
+    errors,
+    generated,
+    json_body,
+    request_body,
+)
+from stonechat_server.messages_api.answer import TokenCount
+from stonechat_server.messages_api.endpoint import CountTokensEndpoint, MessagesEndpoint
+from stonechat_server.request.render import render
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.serving.endpoint import Call
+from stonechat_server.serving.services import Services
+
+router = APIRouter(tags=["Messages"])
+
+MESSAGES = MessagesEndpoint()
+COUNT_TOKENS = CountTokensEndpoint()
+
+
+@router.post(
+    MESSAGES.path,
+    operation_id="createMessage",
+    responses=generated("MessageAnswer", "MessageEvent", end="", name="MessagesError"),
+    openapi_extra=request_body("MessagesRequest"),
+)
+async def create_message(http_request: Request) -> Response:
+    """Continue a conversation in Anthropic's format. The answer is JSON or a stream of events."""
+    return await generate(http_request, MESSAGES)
+
+
+@router.post(
+    COUNT_TOKENS.path,
+    operation_id="countMessageTokens",
+    responses={
+        200: {"content": json_body("TokenCount")},
+        **errors(*GENERATION_ERRORS, name="MessagesError"),
+    },
+    openapi_extra=request_body("CountTokensRequest"),
+)
+async def count_tokens(http_request: Request) -> Response:
+    """Count the tokens of the prompt that a request to `/v1/messages` has."""
+    return await compute(http_request, COUNT_TOKENS, _counted)
+
+
+def _counted(call: Call, services: Services) -> TokenCount:
+    request = cast(ChatCompletionRequest, call.request)
+    prompt = render(request, services.engine, services.templates, services.structure)
+    return TokenCount(len(prompt.token_ids))

@@ -1,0 +1,83 @@
+"""`POST /v1/chat/completions/render`: what the engine would get for a chat request."""
+
+import secrets
+from typing import cast
+
+from fastapi import APIRouter, Request, Response
+
+from stonechat_models import SamplingParams
+from stonechat_server.api.compute import COMPUTE_ERRORS, compute
+from stonechat_server.api.openapi import json_body, request_body
+from stonechat_server.api.token_types import RenderedChat, RenderedSampling
+from stonechat_server.chat_api.endpoint import ChatEndpoint
+from stonechat_server.request.prepare import prepare_rendered
+from stonechat_server.request.render import render
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.serving.endpoint import Call
+from stonechat_server.serving.services import Services
+
+
+class RenderEndpoint(ChatEndpoint):
+    """The same bodies as those of chat completions."""
+
+    path = "/v1/chat/completions/render"
+
+
+ENDPOINT = RenderEndpoint()
+router = APIRouter(tags=["Tokens"])
+
+
+@router.post(
+    ENDPOINT.path,
+    operation_id="renderChatCompletion",
+    responses={200: {"content": json_body("RenderedChat")}, **COMPUTE_ERRORS},
+    openapi_extra=request_body("ChatCompletionRequest"),
+)
+@router.post("/chat/completions/render", include_in_schema=False)
+async def render_chat_completion(http_request: Request) -> Response:
+    """Make the prompt of a chat request, as text and as tokens. Nothing is generated."""
+    return await compute(http_request, ENDPOINT, _rendered)
+
+
+def _rendered(call: Call, services: Services) -> RenderedChat:
+    request = cast(ChatCompletionRequest, call.request)
+    engine, maximum = services.engine, services.settings.max_completion_total
+    prompt = render(request, engine, services.templates, services.structure)
+    prepared = prepare_rendered(request, prompt, engine, maximum)
+    return RenderedChat(
+        request_id=ENDPOINT.id_prefix + secrets.token_hex(12),
+        model=request.model or "",
+        prompt=prompt.shown_text,
+        token_ids=prepared.prompt_token_ids,
+        max_model_len=engine.model.max_model_len,
+        sampling_params=_sampling(prepared.params),
+        stream=bool(request.stream),
+        priority=request.priority or 0,
+        cache_salt=request.cache_salt,
+    )
+
+
+def _sampling(params: SamplingParams) -> RenderedSampling:
+    return RenderedSampling(
+        n=params.n,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        seed=params.seed,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        repetition_penalty=params.repetition_penalty,
+        logit_bias={str(token_id): bias for token_id, bias in params.logit_bias.items()},
+        logprobs=params.top_logprobs,
+        prompt_logprobs=params.prompt_logprobs,
+        max_tokens=params.max_tokens,
+        min_tokens=params.min_tokens,
+        stop=list(params.stop.strings) if params.stop else [],
+        stop_token_ids=list(params.stop_token_ids),
+        include_stop_str_in_output=params.include_stop_str_in_output,
+        skip_special_tokens=params.skip_special_tokens,
+        ignore_eos=params.ignore_eos,
+        thinking_budget=params.reasoning.budget if params.reasoning else None,
+        grammar=params.grammar.kind if params.grammar else None,
+    )

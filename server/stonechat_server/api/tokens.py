@@ -1,0 +1,183 @@
+"""`POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, also under `/v1`."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from stonechat_server.api.compute import COMPUTE_ERRORS, compute
+from stonechat_server.api.openapi import errors, json_body, request_body
+from stonechat_server.api.token_reading import DETOKENIZE, TOKENIZE
+from stonechat_server.api.token_types import (
+    MAX_TOKENS,
+    AddedToken,
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    TokenizeAnswer,
+    TokenizeChatRequest,
+    TokenizerInfo,
+    TokenizeTextRequest,
+    TokenPiece,
+)
+from stonechat_server.errors import invalid
+from stonechat_server.request.prepare import may_take_long
+from stonechat_server.request.render import render
+from stonechat_server.request.sampling_params import unknown_token
+from stonechat_server.serving.endpoint import Call
+from stonechat_server.serving.services import Services, services_of
+
+if TYPE_CHECKING:
+    from stonechat_server.engine_protocol import TokenizerLike
+
+T = TypeVar("T")
+
+PROBE = "a"
+"""A text that shows what a tokenizer puts around any text."""
+
+router = APIRouter(tags=["Tokens"])
+
+
+@router.post(
+    "/tokenize",
+    operation_id="tokenize",
+    responses={200: {"content": json_body("TokenizeAnswer")}, **COMPUTE_ERRORS},
+    openapi_extra=request_body("TokenizeTextRequest", "TokenizeChatRequest"),
+)
+@router.post("/v1/tokenize", include_in_schema=False)
+async def tokenize(http_request: Request) -> Response:
+    """Split a text, or the prompt of a conversation, into tokens."""
+    return await compute(http_request, TOKENIZE, _tokenize, _is_slow)
+
+
+@router.post(
+    "/detokenize",
+    operation_id="detokenize",
+    responses={200: {"content": json_body("DetokenizeAnswer")}, **COMPUTE_ERRORS},
+    openapi_extra=request_body("DetokenizeRequest"),
+)
+@router.post("/v1/detokenize", include_in_schema=False)
+async def detokenize(http_request: Request) -> Response:
+    """Join tokens to a text."""
+    return await compute(http_request, DETOKENIZE, _detokenize)
+
+
+@router.get(
+    "/tokenizer_info",
+    operation_id="tokenizerInfo",
+    responses={200: {"content": json_body("TokenizerInfo")}, **errors(401)},
+)
+@router.get("/v1/tokenizer_info", include_in_schema=False)
+async def tokenizer_info(http_request: Request) -> Response:
+    """Describe the tokenizer and the chat template of the model."""
+    services = services_of(http_request)
+    services.authenticator.identify(http_request)
+    return Response(msgspec.json.encode(_info(services)), media_type="application/json")
+
+
+def _is_slow(call: Call) -> bool:
+    """Whether the work must not be done on the event loop, even for a small body."""
+    if isinstance(call.wire, TokenizeTextRequest):
+        return call.wire.parse_special is False  # the first time copies the vocabulary
+    return may_take_long(call.request)
+
+
+def _tokenize(call: Call, services: Services) -> TokenizeAnswer:
+    tokenizer = services.engine.tokenizer
+    wire = cast("TokenizeTextRequest | TokenizeChatRequest", call.wire)
+    if isinstance(wire, TokenizeTextRequest):
+        ids = _text_ids(wire, tokenizer)
+    else:
+        ids = render(wire, services.engine, services.templates, services.structure).token_ids
+        if wire.add_special_tokens:
+            ids = _with_special(ids, tokenizer)
+    for name in ("with_pieces", "return_token_strs"):
+        if getattr(wire, name):
+            _check_number(len(ids), name, services)
+    return TokenizeAnswer(
+        count=len(ids),
+        max_model_len=services.engine.model.max_model_len,
+        tokens=_each(partial(_piece, tokenizer), ids) if wire.with_pieces else [*ids],
+        token_strs=_each(tokenizer.token_string, ids) if wire.return_token_strs else None,
+    )
+
+
+def _text_ids(wire: TokenizeTextRequest, tokenizer: "TokenizerLike") -> list[int]:
+    adds_special = wire.add_special if wire.add_special_tokens is None else wire.add_special_tokens
+    if adds_special is None:
+        adds_special = wire.prompt is not None
+    text = wire.prompt if wire.prompt is not None else wire.content or ""
+    if wire.parse_special is not False:
+        return tokenizer.encode(text, add_special_tokens=adds_special)
+    ids = tokenizer.encode_parts([(text, True)])
+    return _with_special(ids, tokenizer) if adds_special else ids
+
+
+def _with_special(ids: list[int], tokenizer: "TokenizerLike") -> list[int]:
+    """Put around ids what the tokenizer puts around a text."""
+    plain = tokenizer.encode(PROBE)
+    whole = tokenizer.encode(PROBE, add_special_tokens=True)
+    starts = range(len(whole) - len(plain) + 1)
+    start = next((i for i in starts if whole[i : i + len(plain)] == plain), 0)
+    return [*whole[:start], *ids, *whole[start + len(plain) :]]
+
+
+def _each(describe: Callable[[int], T], ids: list[int]) -> list[T]:
+    """Describe each id. Equal ids share a description, which saves memory in long texts."""
+    described = {token_id: describe(token_id) for token_id in set(ids)}
+    return [described[token_id] for token_id in ids]
+
+
+def _piece(tokenizer: "TokenizerLike", token_id: int) -> TokenPiece:
+    data = tokenizer.token_bytes(token_id)
+    try:
+        return TokenPiece(token_id, data.decode())
+    except UnicodeDecodeError:
+        return TokenPiece(token_id, list(data))
+
+
+def _detokenize(call: Call, services: Services) -> DetokenizeAnswer:
+    token_ids = cast(DetokenizeRequest, call.wire).tokens
+    _check_number(len(token_ids), "tokens", services)
+    _check_ids(token_ids, services)
+    text = services.engine.tokenizer.decode(token_ids, skip_special_tokens=False)
+    size, limit = len(text.encode()), services.settings.max_body_size
+    if size > limit:
+        raise invalid("tokens", f"The text has {size} bytes, and at most {limit} are allowed.")
+    return DetokenizeAnswer(prompt=text, content=text)
+
+
+def _check_number(num_tokens: int, param: str, services: Services) -> None:
+    """Raise `APIError` 400 if the texts of so many tokens would make too large an answer."""
+    limit = max(MAX_TOKENS, services.engine.model.max_model_len)
+    if num_tokens > limit:
+        message = f"'{param}': there are {num_tokens} tokens, and at most {limit} get their texts."
+        raise invalid(param, message)
+
+
+def _check_ids(token_ids: Sequence[int], services: Services) -> None:
+    """Raise `APIError` 400 for an id that neither the tokenizer nor the model has."""
+    num_ids = max(services.engine.tokenizer.vocab_size, services.engine.model.vocab_size)
+    for position, token_id in enumerate(token_ids):
+        if token_id >= num_ids:
+            raise unknown_token(f"tokens[{position}]", token_id, num_ids)
+
+
+def _info(services: Services) -> TokenizerInfo:
+    tokenizer, templates = services.engine.tokenizer, services.templates
+    special_ids = frozenset(tokenizer.special_ids)
+    others = {} if services.settings.chat_template else tokenizer.chat_templates
+    return TokenizerInfo(
+        tokenizer_class=tokenizer.tokenizer_class,
+        vocab_size=tokenizer.vocab_size,
+        max_model_len=services.engine.model.max_model_len,
+        model_max_length=services.engine.model.max_model_len,
+        chat_template=None if templates.is_plain else templates.default.source,
+        chat_templates={name: text for name, text in others.items() if name != "default"},
+        added_tokens_decoder={
+            str(token_id): AddedToken(tokenizer.token_string(token_id), token_id in special_ids)
+            for token_id in sorted(tokenizer.added_token_ids)
+        },
+        **tokenizer.special_tokens,
+    )

@@ -1,0 +1,168 @@
+"""Explains a 404 or 405: what was asked for, what is near it, and what is served."""
+
+import difflib
+import re
+from functools import cached_property
+from urllib.parse import quote
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+from stonechat_server.errors import APIError
+
+MAX_PATH_LENGTH = 100
+"""The rest of a longer path is neither compared nor shown."""
+MAX_METHOD_LENGTH = 20
+CLOSE_ENOUGH = 0.8
+"""The least similarity, from 0 to 1, of a path that is suggested."""
+
+BASE_URL = (
+    "The client's base URL is wrong: OpenAI's clients need one that ends in /v1, Anthropic's one "
+    "without /v1."
+)
+NO_OLLAMA = (
+    "Ollama's own API is not served; the client needs its OpenAI setting, with a base URL that "
+    "ends in /v1."
+)
+NO_MEDIA = "Audio, images and video are not served; the models here read and write text."
+NO_STORAGE = "Nothing is stored here: no files, batches, threads, or answers to fetch later."
+NO_RANKING = "Scores, classes and rankings are not served."
+CHAT_INSTEAD = "That is another server's own API; here, use POST /v1/chat/completions."
+COMPLETIONS_INSTEAD = "That is another server's own API; here, use POST /v1/completions."
+
+NOTES = {
+    "/api": NO_OLLAMA,
+    "/completion": COMPLETIONS_INSTEAD,
+    "/infill": COMPLETIONS_INSTEAD,
+    "/generate": COMPLETIONS_INSTEAD,
+    "/generate_stream": COMPLETIONS_INSTEAD,
+    "/engines": COMPLETIONS_INSTEAD,
+    "/complete": COMPLETIONS_INSTEAD,
+    "/invocations": CHAT_INSTEAD,
+    "/openai/deployments": CHAT_INSTEAD,
+    "/v1beta": CHAT_INSTEAD,
+    "/apply-template": "The prompt of a chat is made by POST /v1/chat/completions/render.",
+    "/props": "The model is described by GET /v1/models.",
+    "/slots": "What runs now is counted by GET /metrics.",
+    "/server_info": "The model is described by GET /v1/models.",
+    "/get_model_info": "The model is described by GET /v1/models.",
+    "/audio": NO_MEDIA,
+    "/images": NO_MEDIA,
+    "/videos": NO_MEDIA,
+    "/realtime": NO_MEDIA,
+    "/files": NO_STORAGE,
+    "/uploads": NO_STORAGE,
+    "/batches": NO_STORAGE,
+    "/assistants": NO_STORAGE,
+    "/threads": NO_STORAGE,
+    "/conversations": NO_STORAGE,
+    "/vector_stores": NO_STORAGE,
+    "/chat/completions": NO_STORAGE,
+    "/responses": NO_STORAGE,
+    "/messages/batches": NO_STORAGE,
+    "/fine_tuning": "Models are not trained here.",
+    "/moderations": "There is no moderation model here.",
+    "/rerank": NO_RANKING,
+    "/score": NO_RANKING,
+    "/classify": NO_RANKING,
+    "/pooling": NO_RANKING,
+}
+"""What to say of paths that clients of other servers ask for, with or without `/v1` before them.
+The paths below such a path count too."""
+
+
+class ServedPaths:
+    """The operations in the OpenAPI document of `app`. Routes may be added until the first use."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    @cached_property
+    def operations(self) -> dict[str, list[str]]:
+        """The methods of each path."""
+        document = get_openapi(title="", version="", routes=self._app.routes)
+        return {path: [m.upper() for m in methods] for path, methods in document["paths"].items()}
+
+    def explain(self, error: HTTPException, method: str, path: str) -> APIError:
+        """The answer to a 404 or 405 of the router."""
+        if error.status_code == 405:
+            return self.not_allowed(method, path, (error.headers or {}).get("Allow", ""))
+        return self.not_found(method, path)
+
+    def not_found(self, method: str, path: str) -> APIError:
+        """A 404 that names the nearest path and lists all of them."""
+        tidy = _tidy(path)
+        sentences = [f"{_shown(method, path)} is not served here."]
+        ending = self._ending(tidy)
+        nearest = ending or self._nearest(tidy)
+        known = _known(tidy)
+        if known is not None and not (nearest is not None and "/v1" + known in self.operations):
+            sentences.append(NOTES[known])
+        if nearest is not None:
+            sentences.append(f"Did you mean {self._name(nearest)}?")
+        if ending is not None:
+            sentences.append(BASE_URL)
+        served = ", ".join(map(self._name, self.operations))
+        sentences.append(f"Served: {served}. GET /docs describes them.")
+        return APIError(404, " ".join(sentences), code="not_found")
+
+    def not_allowed(self, method: str, path: str, allow: str) -> APIError:
+        """A 405 that names the methods of the path: those of `allow` for an undocumented path."""
+        methods = self.operations.get(path)
+        allowed = ", ".join(methods) if methods else allow
+        return APIError(
+            405,
+            f"{_shown(method, path)} is not allowed; allowed: {allowed}.",
+            code="method_not_allowed",
+            headers={"Allow": allowed},
+        )
+
+    def _ending(self, path: str) -> str | None:
+        """The served path below `/v1` that a client with a wrong base URL asks for.
+
+        The base URL has something before its `/v1`, as in `/v1/v1/models`, or it is a whole path,
+        as in `/v1/chat/completions/models`.
+        """
+        if path in self.operations:
+            return None
+        below_v1 = [served for served in self.operations if served.startswith("/v1/")]
+        for served in sorted(below_v1, key=len, reverse=True):
+            shorter = served.removeprefix("/v1")
+            if path.endswith(served):
+                return served
+            if path.endswith(shorter) and self._leads_on(path.removesuffix(shorter)):
+                return served
+        return None
+
+    def _leads_on(self, path: str) -> bool:
+        """Whether this is a served path below `/v1`, or the beginning of one."""
+        is_below = path.startswith("/v1/")
+        return is_below and any(f"{served}/".startswith(f"{path}/") for served in self.operations)
+
+    def _nearest(self, path: str) -> str | None:
+        """The served path that `path` is much like, or the shortest one below it."""
+        close = difflib.get_close_matches(path, self.operations, n=1, cutoff=CLOSE_ENOUGH)
+        below = [served for served in self.operations if served.startswith(path + "/")]
+        return close[0] if close else min(below, key=len, default=None)
+
+    def _name(self, path: str) -> str:
+        return f"{' and '.join(self.operations[path])} {path}"
+
+
+def _tidy(path: str) -> str:
+    """The path cut to a bounded length, in lower case, without double and trailing slashes."""
+    return re.sub("/+", "/", path[:MAX_PATH_LENGTH].lower()).rstrip("/")
+
+
+def _shown(method: str, path: str) -> str:
+    cut = "..." if len(path) > MAX_PATH_LENGTH else ""
+    shown_path = quote(path[:MAX_PATH_LENGTH], safe="/:{}", errors="replace")
+    return f"{method[:MAX_METHOD_LENGTH]} {shown_path}{cut}"
+
+
+def _known(path: str) -> str | None:
+    """The longest path of `NOTES` that `path` is, or is below."""
+    path = path.removeprefix("/v1")
+    matches = [known for known in NOTES if path == known or path.startswith(known + "/")]
+    return max(matches, key=len, default=None)

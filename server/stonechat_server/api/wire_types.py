@@ -1,0 +1,76 @@
+"""The wire types that the OpenAPI document describes."""
+
+import operator
+from functools import reduce
+from typing import Any
+
+from pydantic import BaseModel
+
+from stonechat_server.api import token_types as tokens
+from stonechat_server.completions_api.answer import Completion
+from stonechat_server.completions_api.request import CompletionRequest
+from stonechat_server.embeddings_api.answer import EmbeddingList
+from stonechat_server.embeddings_api.request import EmbeddingRequest
+from stonechat_server.messages_api.answer import MessageAnswer, MessageEvent, TokenCount
+from stonechat_server.messages_api.errors import MessagesError
+from stonechat_server.messages_api.models import ModelInfo, ModelPage
+from stonechat_server.messages_api.request import CountTokensRequest, MessagesRequest
+from stonechat_server.responses_api.answer import Response
+from stonechat_server.responses_api.events import Event as ResponseEvent
+from stonechat_server.responses_api.request import ResponsesRequest
+from stonechat_server.schema.errors import ErrorResponse
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ModelCard,
+    ModelList,
+)
+
+PREFIXES = {
+    "schema": "Chat",
+    "completions_api": "Completion",
+    "responses_api": "Response",
+    "messages_api": "Anthropic",
+    "embeddings_api": "Embedding",
+    "api": "Token",
+}
+"""What the name of a type begins with, by its package, if several types have its name."""
+REQUESTS: tuple[type[BaseModel], ...] = (
+    *(ChatCompletionRequest, CompletionRequest, ResponsesRequest),
+    *(MessagesRequest, CountTokensRequest, EmbeddingRequest),
+    *(tokens.TokenizeTextRequest, tokens.TokenizeChatRequest, tokens.DetokenizeRequest),
+)
+ANSWERS: tuple[type, ...] = (
+    *(ChatCompletion, ChatCompletionChunk, Completion, Response),
+    *(MessageAnswer, TokenCount, MessagesError, EmbeddingList),
+    *(tokens.TokenizeAnswer, tokens.DetokenizeAnswer, tokens.TokenizerInfo),
+    *(tokens.RenderedChat, tokens.Version),
+    *(ModelCard, ModelList, ModelInfo, ModelPage, ErrorResponse),
+)
+
+_MESSAGES = [{"role": "user", "content": "Name a river."}]
+EXAMPLES: dict[str, dict[str, object]] = {
+    "ChatCompletionRequest": {"messages": _MESSAGES, "max_completion_tokens": 50},
+    "CompletionRequest": {"prompt": "The river is called", "max_tokens": 50},
+    "ResponsesRequest": {"input": "Name a river.", "max_output_tokens": 50},
+    "MessagesRequest": {"messages": _MESSAGES, "max_tokens": 50},
+    "CountTokensRequest": {"messages": _MESSAGES},
+    "EmbeddingRequest": {"input": "Name a river."},
+    "TokenizeTextRequest": {"prompt": "Name a river.", "return_token_strs": True},
+    "DetokenizeRequest": {"tokens": [1, 2, 3]},
+}
+"""A body of each kind that any server accepts, for a first try."""
+
+
+def union(base: type) -> Any:
+    """The union of the types below `base` that have no types below them."""
+    below: list[type] = base.__subclasses__()
+    return reduce(operator.or_, map(union, below)) if below else base
+
+
+EVENTS: dict[str, Any] = {
+    "MessageEvent": MessageEvent,
+    "ResponseEvent": union(ResponseEvent),
+}
+"""The types of the events of a stream that has several, by the name of their union."""

@@ -1,0 +1,66 @@
+"""The endpoint `/v1/chat/completions`: its request needs no translation."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+from stonechat_server.chat_api.collect import ChatCollector
+from stonechat_server.chat_api.writer import ChunkOptions, ChunkWriter
+from stonechat_server.request.field_checks import ignored_params
+from stonechat_server.request.legacy_functions import with_tools
+from stonechat_server.request.other_names import with_own_names
+from stonechat_server.schema.fields import FIELDS, OTHER_NAMES, FieldNote
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import CompletionHead
+
+if TYPE_CHECKING:
+    from stonechat_server.access.auth import Identity
+    from stonechat_server.request.prepare import PreparedRequest
+    from stonechat_server.serving.services import Services
+
+
+class ChatEndpoint(Endpoint):
+    """Chat completions."""
+
+    path = "/v1/chat/completions"
+    id_prefix = "chatcmpl-"
+    prompt_fields = frozenset({"messages"})
+    wire_type = ChatCompletionRequest
+    fields: Mapping[str, FieldNote] = FIELDS
+
+    def read(self, wire: ChatCompletionRequest, services: "Services", identity: "Identity") -> Call:
+        request = wire
+        ignored = ignored_params(request, self.fields)
+        if not OTHER_NAMES.isdisjoint(request.model_fields_set):
+            request = with_own_names(request)
+        if request.functions is not None or request.function_call is not None:
+            request = with_tools(request)
+        return Call(request=request, wire=request, ignored=ignored)
+
+    def writer(
+        self,
+        call: Call,
+        head: CompletionHead,
+        reader: AnswerReader,
+        prepared: "Sequence[PreparedRequest]",
+    ) -> ChunkWriter:
+        request = cast(ChatCompletionRequest, call.request)
+        return ChunkWriter(head, reader, _options(request, prepared[0].prompt_token_ids))
+
+    def collector(self, call: Call, head: CompletionHead) -> ChatCollector:
+        return ChatCollector(head, call.request.metadata)
+
+
+def _options(request: ChatCompletionRequest, prompt_token_ids: list[int]) -> ChunkOptions:
+    options = request.stream_options if request.stream else None
+    return ChunkOptions(
+        include_usage=bool(options.include_usage) if options else not request.stream,
+        continuous_usage=bool(options and options.continuous_usage_stats),
+        obfuscation=bool(options and options.include_obfuscation),
+        may_call=bool(request.tools) and request.tool_choice != "none",
+        legacy_calls=request.functions is not None,
+        tokens_as_ids=bool(request.return_tokens_as_token_ids),
+        prompt_logprobs=request.prompt_logprobs,
+        prompt_token_ids=prompt_token_ids if request.return_token_ids else None,
+    )

@@ -1,0 +1,90 @@
+"""The body of `POST /v1/completions`.
+
+Types and ranges are checked here. `fields.py` says what each field does.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from stonechat_server.schema.base import ListOf
+from stonechat_server.schema.sampling_fields import SamplingFields, TokenId
+
+DEFAULT_MAX_TOKENS = 16
+"""The token limit of the published API."""
+MAX_PROMPTS = 1024
+
+TextLimit = Annotated[int, Field(ge=0)] | Literal[-1]
+"""0 generates nothing, which leaves the prompt and its log-probabilities. -1 is no limit."""
+SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS)
+TokenIds = Annotated[ListOf[TokenId], Field(min_length=1)]
+
+
+def _kind(prompt: object) -> str:
+    """Tell the forms of a prompt apart by its first item, so that errors name the item at fault."""
+    if not isinstance(prompt, list):
+        return "text"
+    if prompt and isinstance(prompt[0], list):
+        return "lists of ids"
+    return "ids" if prompt and isinstance(prompt[0], int) else "texts"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[ListOf[str], SEVERAL, Tag("texts")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[ListOf[TokenIds], SEVERAL, Tag("lists of ids")],
+    Discriminator(_kind),
+]
+
+
+class CompletionRequest(SamplingFields):
+    """One or more prompts to continue, and the options for doing so."""
+
+    prompt: Prompt | None = None
+    suffix: str | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_tokens: TextLimit | None = None
+    max_completion_tokens: TextLimit | None = None
+    n_predict: TextLimit | None = None
+    num_predict: TextLimit | None = None
+    max_new_tokens: TextLimit | None = None
+    max_output_tokens: TextLimit | None = None
+    add_special_tokens: bool | None = None
+
+    # Fields of chat completions that ask for what this endpoint has not.
+    messages: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    top_logprobs: Any = None
+
+    @property
+    def token_limit(self) -> int | None:
+        if self.max_tokens is None and self.max_completion_tokens is None:
+            return DEFAULT_MAX_TOKENS
+        return super().token_limit
+
+    @property
+    def num_logprobs(self) -> int | None:
+        if self.logprobs is None and self.num_samples > self.num_choices:
+            return 0  # the choices are compared by them
+        return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        if not self.echo or self.logprobs is None:
+            return self.prompt_logprobs
+        return max(self.logprobs, self.prompt_logprobs or 0)
+
+    @property
+    def num_samples(self) -> int:
+        return self.best_of or self.num_choices
+
+    @property
+    def num_choices(self) -> int:
+        """How many texts the answer has for each prompt."""
+        return self.n or 1

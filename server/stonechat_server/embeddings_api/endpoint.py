@@ -1,0 +1,86 @@
+"""The endpoint `/v1/embeddings`: each input is a prompt of which the engine makes an embedding."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from stonechat_models import EmbeddingParams, SamplingParams
+from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
+from stonechat_server.embeddings_api.inputs import InputEncoder
+from stonechat_server.embeddings_api.request import EmbeddingRequest
+from stonechat_server.embeddings_api.writer import EmbeddingCollector, EmbeddingWriter
+from stonechat_server.errors import APIError, invalid, unsupported
+from stonechat_server.request.field_checks import asked_for, ignored_params
+from stonechat_server.request.prepare import PreparedRequest
+from stonechat_server.schema.fields import FieldStatus
+from stonechat_server.schema.sampling_fields import SamplingFields
+from stonechat_server.serving.endpoint import Call, Endpoint
+
+if TYPE_CHECKING:
+    from stonechat_server.access.auth import Identity
+    from stonechat_server.serving.services import Services
+    from stonechat_server.streaming.answer_reader import AnswerReader
+    from stonechat_server.streaming.answer_writer import CompletionHead
+
+SHARED_FIELDS = frozenset({"model", "user", "priority", "cache_salt"})
+"""Fields that mean what they mean in a request for text."""
+
+
+class EmbeddingsEndpoint(Endpoint):
+    """Embeddings."""
+
+    path = "/v1/embeddings"
+    wire_type = EmbeddingRequest
+    id_prefix = "embd-"
+    prompt_fields = frozenset({"input"})
+    generates = False
+
+    def read(self, wire: EmbeddingRequest, services: "Services", identity: "Identity") -> Call:
+        for name in asked_for(wire, EMBEDDING_FIELDS, FieldStatus.REJECTED):
+            note = EMBEDDING_FIELDS[name].note
+            raise unsupported(name, f"'{name}' is not supported here ({note}).")
+        given = {name: getattr(wire, name) for name in SHARED_FIELDS & wire.model_fields_set}
+        request = SamplingFields(max_tokens=None, **given)
+        return Call(request=request, wire=wire, ignored=ignored_params(wire, EMBEDDING_FIELDS))
+
+    def prepare(self, call: Call, services: "Services") -> list[PreparedRequest]:
+        model, wire = services.engine.model, cast(EmbeddingRequest, call.wire)
+        info = model.embedding
+        if info is None:
+            raise APIError(
+                400,
+                f"{call.request.model or model.name} generates text; it is not served for "
+                "embeddings. Start the server with --embeddings, or with an embedding model.",
+                param="model",
+                code="model_not_embedding",
+            )
+        if wire.dimensions is not None and wire.dimensions > info.size:
+            message = f"This model's embeddings have {info.size} dimensions, not {wire.dimensions}."
+            raise invalid("dimensions", message)
+        as_text = services.settings.special_tokens_as_text
+        encoder = InputEncoder(wire, services.engine, info, as_text=as_text)
+        return [
+            PreparedRequest(
+                prompt_token_ids=item.token_ids,
+                params=SamplingParams(max_tokens=0),
+                new_parser=None,
+                embedding=EmbeddingParams(
+                    dimensions=wire.dimensions,
+                    normalize=wire.normalize,
+                    num_unpooled=item.num_unpooled,
+                ),
+            )
+            for item in encoder.encode_all(wire)
+        ]
+
+    def writer(
+        self,
+        call: Call,
+        head: "CompletionHead",
+        reader: "AnswerReader",
+        prepared: Sequence[PreparedRequest],
+    ) -> EmbeddingWriter:
+        wire = cast(EmbeddingRequest, call.wire)
+        return EmbeddingWriter(head, reader, as_base64=wire.encoding_format == "base64")
+
+    def collector(self, call: Call, head: "CompletionHead") -> EmbeddingCollector:
+        return EmbeddingCollector(head)

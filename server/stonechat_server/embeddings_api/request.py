@@ -1,0 +1,62 @@
+"""The body of `POST /v1/embeddings`.
+
+Types and ranges are checked here. `fields.py` says what each field does.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.sampling_fields import TokenId
+
+MAX_INPUTS = 2048
+"""Texts of one request, as in the published API."""
+
+
+def _kind(value: object) -> str:
+    """Which member of `Input` a value is to be checked as, so that an error names what is wrong."""
+    if not isinstance(value, list):
+        return "a text"
+    first = value[0] if value else None
+    if isinstance(first, list):
+        return "lists of ids"
+    is_id = isinstance(first, int) and not isinstance(first, bool)
+    return "a list of ids" if is_id else "a list of texts"
+
+
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[ListOf[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+TokenIds = Annotated[ListOf[TokenId], Field(min_length=1)]
+TokenIdLists = Annotated[ListOf[TokenIds], Field(max_length=MAX_INPUTS)]
+Input = Annotated[
+    Annotated[Text, Tag("a text")]
+    | Annotated[Texts, Tag("a list of texts")]
+    | Annotated[TokenIds, Tag("a list of ids")]
+    | Annotated[TokenIdLists, Tag("lists of ids")],
+    Discriminator(_kind),
+]
+
+
+class EmbeddingRequest(WireModel):
+    """One or more texts to embed, and the options for doing so."""
+
+    model: str | None = None
+    input: Input
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    user: str | None = None
+
+    input_type: (
+        Literal["query", "document", "passage", "search_query", "search_document"] | None
+    ) = None
+    prompt_name: str | None = None
+    normalize: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=1, lt=2**31)] | Literal[-1] | None = None
+    add_special_tokens: bool | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    cache_salt: str | None = None
+
+    # Fields of other embedding endpoints that ask for what this one has not.
+    messages: Any = None
+    instruction: Any = None

@@ -1,0 +1,133 @@
+"""Translates messages with blocks to the messages of a chat."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stonechat_server.errors import unsupported
+from stonechat_server.messages_api import blocks
+from stonechat_server.messages_api.marks import (
+    from_call_id,
+    hidden_thinking,
+    to_arguments,
+)
+from stonechat_server.schema import messages as chat
+
+NO_MEDIA = "This model accepts text only: no images, PDFs or files."
+ERROR_MARK = "Error: "
+"""Begins the result of a call that failed, unless the result says so itself."""
+
+
+def to_chat_messages(
+    system: str | Sequence[blocks.TextBlock] | None, messages: Sequence[blocks.Message]
+) -> list[chat.Message]:
+    """Translate a conversation.
+
+    The results in a user message become messages before its text. Raises `APIError` 400 for blocks
+    that are no text.
+    """
+    translated: list[chat.Message] = []
+    if system:
+        translated.append(_system(system))
+    for i, message in enumerate(messages):
+        where = f"messages[{i}].content"
+        match message:
+            case blocks.SystemMessage():
+                translated.append(_system(message.content))
+            case blocks.UserMessage():
+                translated += _from_user(message, where)
+            case blocks.AssistantMessage():
+                translated.append(_from_assistant(message, where))
+    return translated
+
+
+def _system(content: str | Sequence[blocks.TextBlock]) -> chat.SystemMessage:
+    return chat.SystemMessage(role="system", content=_text(content, ""))
+
+
+def _from_user(message: blocks.UserMessage, where: str) -> Iterator[chat.Message]:
+    if isinstance(message.content, str):
+        yield chat.UserMessage(role="user", content=message.content)
+        return
+    texts = []
+    for i, block in enumerate(message.content):
+        if isinstance(block, blocks.ToolResultBlock):
+            yield chat.ToolMessage(
+                role="tool",
+                tool_call_id=from_call_id(block.tool_use_id),
+                content=_result(block, f"{where}[{i}].content"),
+            )
+        else:
+            texts.append(_block_text(block, f"{where}[{i}]"))
+    if texts:
+        yield chat.UserMessage(role="user", content="\n".join(texts))
+
+
+def _result(block: blocks.ToolResultBlock, where: str) -> str:
+    text = _text(block.content or "", where)
+    says_error = "error" in text.lower()
+    return ERROR_MARK + text if block.is_error and not says_error else text
+
+
+def _from_assistant(message: blocks.AssistantMessage, where: str) -> chat.AssistantMessage:
+    """The blocks of an answer are pieces of one text, of one reasoning, and calls."""
+    if isinstance(message.content, str):
+        return chat.AssistantMessage(role="assistant", content=message.content)
+    texts, thoughts, calls = [], [], []
+    for i, block in enumerate(message.content):
+        match block:
+            case blocks.TextBlock():
+                texts.append(block.text)
+            case blocks.ThinkingBlock():
+                thoughts.append(block.thinking or hidden_thinking(block.signature))
+            case blocks.ToolUseBlock():
+                calls.append(_call(block))
+            case blocks.ServerBlock():
+                raise _server_block(block.type, f"{where}[{i}]")
+    values: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
+    if calls:
+        values |= {"tool_calls": calls, "content": values["content"] or None}
+    if any(thoughts):
+        values["reasoning_content"] = "".join(thoughts)
+    return chat.AssistantMessage.model_construct(**values)
+
+
+def _call(block: blocks.ToolUseBlock) -> chat.FunctionToolCall:
+    function = chat.FunctionCall(name=block.name, arguments=to_arguments(block.input))
+    return chat.FunctionToolCall(id=from_call_id(block.id), type="function", function=function)
+
+
+def _text(content: str | Sequence[Any], where: str) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join([_block_text(block, f"{where}[{i}]") for i, block in enumerate(content)])
+
+
+def _block_text(block: Any, where: str) -> str:
+    match block:
+        case blocks.TextBlock():
+            return block.text
+        case blocks.DocumentBlock():
+            text = _source_text(block.source, f"{where}.source")
+            return "\n".join(filter(None, [block.title, block.context, text]))
+        case blocks.SearchResultBlock():
+            text = _text(block.content, f"{where}.content")
+            return "\n".join(filter(None, [block.title, block.source, text]))
+        case blocks.ServerBlock():
+            raise _server_block(block.type, where)
+    raise unsupported(where, f"'{where}': {NO_MEDIA}")
+
+
+def _source_text(source: Any, where: str) -> str:
+    match source:
+        case blocks.TextSource():
+            return source.data
+        case blocks.ContentSource():
+            return _text(source.content, f"{where}.content")
+    raise unsupported(where, f"'{where}': {NO_MEDIA}")
+
+
+def _server_block(type: str, where: str) -> Exception:
+    message = (
+        f"'{where}': blocks of type '{type}' belong to Anthropic's own tools, not served here."
+    )
+    return unsupported(where, message)

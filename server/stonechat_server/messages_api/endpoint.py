@@ -1,0 +1,86 @@
+"""The endpoints `/v1/messages` and `/v1/messages/count_tokens`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from stonechat_models import PromptTooLongError
+from stonechat_server.errors import APIError
+from stonechat_server.messages_api.collect import MessagesCollector
+from stonechat_server.messages_api.reading import ignored, names, to_chat
+from stonechat_server.messages_api.request import (
+    CountTokensRequest,
+    MessagesFields,
+    MessagesRequest,
+)
+from stonechat_server.messages_api.writer import MessagesWriter
+from stonechat_server.serving.endpoint import Call, Endpoint
+
+if TYPE_CHECKING:
+    from stonechat_server.access.auth import Identity
+    from stonechat_server.request.prepare import PreparedRequest
+    from stonechat_server.serving.services import Services
+    from stonechat_server.streaming.answer_reader import AnswerReader
+    from stonechat_server.streaming.answer_writer import CompletionHead
+
+
+class MessagesEndpoint(Endpoint):
+    """Messages in Anthropic's shape."""
+
+    path = "/v1/messages"
+    id_prefix = "msg_"
+    prompt_fields = frozenset({"system", "messages"})
+    wire_type: type[MessagesFields] = MessagesRequest
+
+    def read(self, wire: MessagesFields, services: "Services", identity: "Identity") -> Call:
+        request = to_chat(wire)
+        return Call(request=request, wire=wire, ignored=ignored(wire), names=names(wire))
+
+    def prepare(self, call: Call, services: "Services") -> "list[PreparedRequest]":
+        """Prepare the prompt.
+
+        A budget for reasoning does not apply to a model without reasoning: clients set it for any
+        model. The words for a prompt that is too long are those by which clients know that they
+        must shorten it.
+        """
+        try:
+            return super().prepare(call, services)
+        except PromptTooLongError as error:
+            raise APIError(
+                400,
+                f"prompt is too long: {error.num_prompt_tokens} tokens > "
+                f"{error.max_model_len - 1} maximum",
+                code="context_length_exceeded",
+            ) from error
+        except APIError as error:
+            wire = cast(MessagesFields, call.wire)
+            if error.param != "thinking_budget" or wire.thinking_budget is not None:
+                raise
+        call.request = call.request.model_copy(update={"thinking_budget": None})
+        call.ignored = [*call.ignored, "thinking.budget_tokens"]
+        return super().prepare(call, services)
+
+    def writer(
+        self,
+        call: Call,
+        head: "CompletionHead",
+        reader: "AnswerReader",
+        prepared: "Sequence[PreparedRequest]",
+    ) -> MessagesWriter:
+        wire = cast(MessagesRequest, call.wire)
+        limit = prepared[0].params.max_tokens
+        return MessagesWriter(
+            head,
+            reader,
+            hides_thinking=wire.thinking is not None and wire.thinking.display == "omitted",
+            is_shortened=limit is not None and limit < wire.max_tokens,
+        )
+
+    def collector(self, call: Call, head: "CompletionHead") -> MessagesCollector:
+        return MessagesCollector()
+
+
+class CountTokensEndpoint(MessagesEndpoint):
+    """The same requests, of which only the prompt's tokens are counted."""
+
+    path = "/v1/messages/count_tokens"
+    wire_type = CountTokensRequest

@@ -1,0 +1,154 @@
+"""The bodies of `POST /v1/messages` and `POST /v1/messages/count_tokens`.
+
+Types and ranges are checked here. `fields.py` says what each field does.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from stonechat_server.messages_api.blocks import Message, TextBlock
+from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.requests import Effort
+from stonechat_server.schema.response_format import StructuredOutputs
+from stonechat_server.schema.sampling_fields import (
+    Budget,
+    Count,
+    Fraction,
+    LogitBias,
+    Penalty,
+    Prediction,
+    RepetitionPenalty,
+    Seed,
+    StopString,
+    TokenId,
+)
+
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+
+
+class Metadata(WireModel):
+    """Who the request is for."""
+
+    user_id: str | None = None
+
+
+class Tool(WireModel):
+    """A tool that the client runs. Any other `type` is one that this server does not know."""
+
+    type: str | None = None
+    name: ToolName | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    cache_control: dict[str, Any] | None = None
+    eager_input_streaming: bool | None = None
+    """Arguments are streamed as they are written in any case."""
+
+
+class ToolChoice(WireModel):
+    """Which tools may or must be called. `name` is for the type `tool`."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(WireModel):
+    """The switch of reasoning. `omitted` hides its text: the block then has a signature only."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Budget | None = None
+    display: Literal["summarized", "omitted", "updates"] | None = None
+
+
+class OutputFormat(WireModel):
+    """A JSON schema that the answer must follow."""
+
+    type: Literal["json_schema"]
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(WireModel):
+    """How much to think, and the form of the answer."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
+class MessagesFields(WireModel):
+    """What both endpoints take."""
+
+    model: str | None = None
+    messages: Annotated[ListOf[Message], Field(min_length=1)]
+    system: str | ListOf[TextBlock] | None = None
+
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Fraction | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    stop_sequences: Annotated[list[StopString], Field(max_length=64)] | None = None
+    stream: bool | None = None
+
+    tools: ListOf[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    cache_control: dict[str, Any] | None = None
+    context_management: dict[str, Any] | None = None
+    container: Any = None
+    mcp_servers: list[Any] | None = None
+    compaction: Any = None
+    thread: Any = None
+    fallbacks: Any = None
+    fallback_credit_token: Any = None
+    billing_policy: Any = None
+    diagnostics: Any = None
+    inference_geo: str | None = None
+    speed: str | None = None
+    user_profile_id: str | None = None
+    workspace_id: str | None = None
+    betas: ListOf[str] | None = None
+
+    # Extensions, with the names that chat completions give them.
+    min_p: Fraction | None = None
+    seed: Seed | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: LogitBias | None = None
+    min_tokens: Count | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    reasoning_effort: Effort | None = None
+    thinking_budget: Budget | None = None
+    prediction: Prediction | None = None
+    documents: ListOf[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    cache_salt: str | None = None
+
+    # Fields of chat completions that an answer of this shape cannot show.
+    n: int | None = None
+    logprobs: bool | int | None = None
+    top_logprobs: int | None = None
+    response_format: Any = None
+
+
+class MessagesRequest(MessagesFields):
+    """A conversation to continue."""
+
+    max_tokens: Count
+
+
+class CountTokensRequest(MessagesFields):
+    """A conversation whose tokens are counted."""
+
+    max_tokens: Count | None = None

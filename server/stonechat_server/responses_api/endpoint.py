@@ -1,0 +1,173 @@
+"""The endpoint `/v1/responses`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from msgspec import UNSET, UnsetType
+
+from stonechat_server.errors import MISSING, APIError
+from stonechat_server.request.prepare import prepare
+from stonechat_server.responses_api.answer import Response
+from stonechat_server.responses_api.reading import read
+from stonechat_server.responses_api.references import References
+from stonechat_server.responses_api.request import ENCRYPTED_REASONING, ResponsesRequest
+from stonechat_server.responses_api.tool_reading import Tools
+from stonechat_server.responses_api.tools import Function, dumped
+from stonechat_server.responses_api.truncation import prepare_truncated
+from stonechat_server.responses_api.writer import (
+    KeepItem,
+    ResponseCollector,
+    ResponseWriter,
+    WriterOptions,
+)
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.serving.endpoint import Call, Endpoint
+
+if TYPE_CHECKING:
+    from stonechat_server.access.auth import Identity
+    from stonechat_server.request.prepare import PreparedRequest
+    from stonechat_server.responses_api.tools import ToolParam
+    from stonechat_server.schema.base import WireModel
+    from stonechat_server.schema.messages import Message
+    from stonechat_server.serving.services import Services
+    from stonechat_server.streaming.answer_reader import AnswerReader
+    from stonechat_server.streaming.answer_writer import CompletionHead
+
+TOOL_NAME = re.compile(r"(tools\[\d+\]\.)+name|tool_choice(\.tools\[\d+\])?\.name")
+FLAT_TOOLS = (
+    'A tool is flat here, as {"type": "function", "name": ...}: what chat completions have inside '
+    "'function' stands beside 'type'."
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class ResponsesCall(Call):
+    """A call, with the tools that the model may use."""
+
+    tools: Tools
+    keep: KeepItem | None
+    """Keeps the items of the answer. None: they are not kept."""
+
+
+class ResponsesEndpoint(Endpoint):
+    """OpenAI's Responses API. It stores nothing, but remembers items of answers for a while."""
+
+    path = "/v1/responses"
+    wire_type = ResponsesRequest
+    id_prefix = "resp_"
+    prompt_fields = frozenset({"instructions", "input"})
+
+    def parse(self, body: bytes) -> "WireModel":
+        try:
+            return super().parse(body)
+        except APIError as error:
+            if error.code == MISSING and TOOL_NAME.fullmatch(error.param or ""):
+                error.message += f" {FLAT_TOOLS}"
+            raise
+
+    def read(self, wire: ResponsesRequest, services: "Services", identity: "Identity") -> Call:
+        kept, tenant = services.kept_items, identity.tenant
+        references = References(
+            find=partial(kept.find, tenant),
+            max_references=services.settings.max_messages,
+            max_bytes=services.settings.max_body_size,
+        )
+        reading = read(wire, references)
+        keeps = kept.max_bytes > 0 and wire.store is not False
+        return ResponsesCall(
+            request=reading.chat,
+            wire=wire,
+            ignored=reading.ignored,
+            names=reading.names,
+            num_extra_bytes=references.num_bytes,
+            tools=reading.tools,
+            keep=partial(kept.keep, tenant) if keeps else None,
+        )
+
+    def prepare(self, call: Call, services: "Services") -> "list[PreparedRequest]":
+        if cast(ResponsesRequest, call.wire).truncation != "auto":
+            return super().prepare(call, services)
+        request = cast(ChatCompletionRequest, call.request)
+
+        def prepare_messages(messages: "list[Message]") -> "PreparedRequest":
+            return prepare(
+                request.model_copy(update={"messages": messages}),
+                services.engine,
+                services.templates,
+                services.structure,
+                services.settings.max_completion_total,
+            )
+
+        max_model_len = services.engine.model.max_model_len
+        limit = request.token_limit
+        return [prepare_truncated(request.messages, prepare_messages, max_model_len, limit)]
+
+    def writer(
+        self,
+        call: Call,
+        head: "CompletionHead",
+        reader: "AnswerReader",
+        prepared: "Sequence[PreparedRequest]",
+    ) -> ResponseWriter:
+        call = cast(ResponsesCall, call)
+        wire, tools = cast(ResponsesRequest, call.wire), call.tools
+        stream_options = wire.stream_options
+        options = WriterOptions(
+            as_summary=wire.wants_summary,
+            encrypted_reasoning=ENCRYPTED_REASONING in wire.includes,
+            obfuscation=bool(stream_options and stream_options.include_obfuscation),
+            keep=call.keep,
+        )
+        response = first_response(wire, head, tools, prepared[0])
+        response.store = call.keep is not None
+        return ResponseWriter(head, reader, response, tools.names, options)
+
+    def collector(self, call: Call, head: "CompletionHead") -> ResponseCollector:
+        return ResponseCollector()
+
+
+def first_response(
+    wire: ResponsesRequest, head: "CompletionHead", tools: Tools, prepared: "PreparedRequest"
+) -> Response:
+    """The answer before its first item. It repeats the request, with its defaults."""
+    return Response(
+        id=head.id,
+        created_at=head.created,
+        status="in_progress",
+        model=head.model,
+        output=[],
+        instructions=wire.instructions,
+        max_output_tokens=wire.max_output_tokens,
+        max_tool_calls=wire.max_tool_calls,
+        metadata=wire.metadata or {},
+        parallel_tool_calls=wire.parallel_tool_calls is not False,
+        reasoning={"effort": None, "summary": None, **(dumped(wire.reasoning) or {})},
+        temperature=prepared.params.temperature,
+        text={"format": {"type": "text"}, **_given(dumped(wire.text))},
+        tool_choice=dumped(wire.tool_choice) or "auto",
+        tools=[_tool(tool) for tool in tools.used],
+        top_logprobs=wire.top_logprobs or 0,
+        top_p=prepared.params.top_p,
+        truncation=wire.truncation or "disabled",
+        user=_or_unset(wire.user),
+        safety_identifier=_or_unset(wire.safety_identifier),
+        prompt_cache_key=_or_unset(wire.prompt_cache_key),
+    )
+
+
+def _or_unset(value: str | None) -> str | UnsetType:
+    return UNSET if value is None else value
+
+
+def _given(values: dict[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (values or {}).items() if value is not None}
+
+
+def _tool(tool: "ToolParam") -> dict[str, Any]:
+    """A tool as the client sent it. A function has all fields that the API requires."""
+    sent: dict[str, Any] = dumped(tool)
+    required = {"parameters": None, "strict": None} if isinstance(tool, Function) else {}
+    return {**required, **sent}

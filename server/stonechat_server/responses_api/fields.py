@@ -1,0 +1,73 @@
+"""What each field of `POST /v1/responses` does here: one table for docs, checks and tests."""
+
+from stonechat_server.responses_api.request import ResponsesRequest
+from stonechat_server.schema.fields import FIELDS as CHAT_FIELDS
+from stonechat_server.schema.fields import FieldNote, honoured, no_effect, rejected
+
+_OWN = {
+    "input": honoured(
+        "a text, or items: messages, calls of functions and custom tools, their results, and "
+        "reasoning; an `item_reference` to an item of an answer that is still kept (their items "
+        "together within `--max-body-size`); images, audio, files and calls of hosted tools: 400"
+    ),
+    "instructions": honoured("a system message before the input"),
+    "max_output_tokens": honoured(
+        "default and maximum: what fits into the context; reasoning counts; -1: no limit"
+    ),
+    "tools": honoured(
+        "at most 128 functions and custom tools, also in a `namespace`; hosted tools: 400, except "
+        "a `web_search` with `external_web_access` beside other tools (Codex's), which is left out "
+        "and named in `X-Ignored-Params`"
+    ),
+    "tool_choice": honoured("`none`, `auto`, `required`, one tool, or `allowed_tools`"),
+    "max_tool_calls": no_effect("it limits the calls of hosted tools"),
+    "text": honoured(
+        "`format`: `text`, `json_object` (with a `schema` if there is one), `json_schema`; always "
+        "enforced; `verbosity` has no effect"
+    ),
+    "reasoning": honoured(
+        "`effort` is `reasoning_effort`; with `summary`, the whole reasoning comes as the "
+        "summary, else as content; `max_tokens` and `enabled` as in chat completions; `context` "
+        "and `mode` have no effect"
+    ),
+    "include": honoured(
+        "`reasoning.encrypted_content` (encoded, not encrypted) and "
+        "`message.output_text.logprobs`; other values have no effect"
+    ),
+    "top_logprobs": honoured(
+        "0 to 20; 1 and more also ask for log-probabilities, of which streams repeat all at the "
+        "end: tokens times alternatives are bounded by `--max-completion-total`"
+    ),
+    "truncation": honoured(
+        "`disabled` (default): 400 if the input is too long; `auto`: the oldest messages are left "
+        "out, with the results of their calls, so that a user message comes first if possible; "
+        "system messages stay"
+    ),
+    "stream_options": honoured(
+        "`include_obfuscation` (off by default); only with `stream: true`; `include_usage` has no "
+        "effect: the last event always has the usage"
+    ),
+    "metadata": honoured("returned in the answer; at most 16 pairs"),
+    "store": honoured(
+        "default true: the items of the answer are kept in memory for `item_reference`, within "
+        "`--kept-items-size` and until the server stops; nothing else is stored"
+    ),
+    "previous_response_id": rejected("nothing is stored: send the items of the conversation"),
+    "conversation": rejected("nothing is stored: send the items of the conversation"),
+    "prompt": rejected("nothing is stored: send `instructions` and `input`"),
+    "background": rejected("the answer comes in this request", False),
+    "context_management": rejected("", []),
+    "moderation": rejected(""),
+    "client_metadata": no_effect("Codex's notes about its session"),
+    "n": rejected("there is one answer", 1),
+    "prompt_logprobs": rejected("use chat completions"),
+    "return_token_ids": rejected("use chat completions", False),
+    "return_tokens_as_token_ids": rejected("use chat completions", False),
+    "response_format": rejected("use `text.format`"),
+}
+
+FIELDS: dict[str, FieldNote] = {
+    **_OWN,
+    **{name: CHAT_FIELDS[name] for name in ResponsesRequest.model_fields if name not in _OWN},
+}
+"""Fields beside `_OWN` do what they do in chat completions."""

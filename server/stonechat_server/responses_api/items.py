@@ -1,0 +1,165 @@
+"""The items of a request's `input`, and the parts of their content.
+
+Each kind that is refused has a model of its own, so that the error can name it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from stonechat_server.schema.base import ListOf, WireModel
+
+
+class InputText(WireModel):
+    """A piece of text, of a request or of an answer that is given back."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: Any = None
+    logprobs: Any = None
+
+
+class Refusal(WireModel):
+    """A refusal that the assistant gave earlier in the conversation."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class MediaPart(WireModel):
+    """An image, audio or a file: refused."""
+
+    type: Literal[
+        "input_image",
+        "input_audio",
+        "input_file",
+        "computer_screenshot",
+        "image_url",
+        "file",
+    ]
+
+
+Part = Annotated[InputText | Refusal | MediaPart, Field(discriminator="type")]
+Content = str | ListOf[Part]
+
+
+class Message(WireModel):
+    """What somebody says. `type` may be left out."""
+
+    type: Literal["message"]
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content
+    id: str | None = None
+    status: str | None = None
+
+
+class FunctionCall(WireModel):
+    """The model's call of a function. `namespace` groups functions."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    namespace: str | None = None
+    id: str | None = None
+    status: str | None = None
+
+
+class CustomToolCall(WireModel):
+    """The model's call of a custom tool."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
+    namespace: str | None = None
+    id: str | None = None
+    status: str | None = None
+
+
+class CallOutput(WireModel):
+    """The result of the call `call_id`."""
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
+    call_id: str
+    output: Content
+    name: str | None = None
+    namespace: str | None = None
+    id: str | None = None
+    status: str | None = None
+
+
+class SummaryText(WireModel):
+    """A part of a reasoning item's summary."""
+
+    type: Literal["summary_text"]
+    text: str
+
+
+class ReasoningText(WireModel):
+    """A part of a reasoning item's content."""
+
+    type: Literal["reasoning_text", "text"]
+    text: str
+
+
+class Reasoning(WireModel):
+    """The model's reasoning before an answer."""
+
+    type: Literal["reasoning"]
+    summary: ListOf[SummaryText] | None = None
+    content: ListOf[ReasoningText] | None = None
+    encrypted_content: str | None = None
+    id: str | None = None
+    status: str | None = None
+
+
+class ItemReference(WireModel):
+    """An item of an earlier answer, by its id."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
+class HostedItem(WireModel):
+    """A call of a hosted tool, its result, or what manages stored context: refused."""
+
+    type: Literal[
+        "file_search_call",
+        "web_search_call",
+        "computer_call",
+        "computer_call_output",
+        "image_generation_call",
+        "code_interpreter_call",
+        "mcp_list_tools",
+        "mcp_call",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "tool_search_call",
+        "tool_search_output",
+        "additional_tools",
+        "configuration_update",
+        "compaction",
+        "compaction_trigger",
+        "local_shell_call",
+        "local_shell_call_output",
+        "shell_call",
+        "shell_call_output",
+        "apply_patch_call",
+        "apply_patch_call_output",
+        "program",
+        "program_output",
+    ]
+
+
+def _with_type(item: object) -> object:
+    """Give a message the type that it may leave out."""
+    is_message = isinstance(item, dict) and item.get("type") is None and "role" in item
+    return {**item, "type": "message"} if is_message else item  # type: ignore[dict-item]
+
+
+Item = Annotated[
+    Message | FunctionCall | CustomToolCall | CallOutput | Reasoning | ItemReference | HostedItem,
+    Field(discriminator="type"),
+    BeforeValidator(_with_type),
+]

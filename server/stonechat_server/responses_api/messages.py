@@ -1,0 +1,196 @@
+"""Translates the items of a request to chat messages.
+
+What the model wrote between two inputs is several items here and one message there: its reasoning,
+its text and its calls.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stonechat_server.errors import APIError, invalid, unsupported
+from stonechat_server.responses_api import items
+from stonechat_server.responses_api.encrypted import decode_reasoning
+from stonechat_server.responses_api.items import Content, Item
+from stonechat_server.responses_api.tool_names import joined_name
+from stonechat_server.schema import messages as chat
+
+ModelItem = items.Message | items.Reasoning | items.FunctionCall | items.CustomToolCall
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Chat messages, and the paths in the client's body that they come from."""
+
+    messages: list[chat.Message] = field(default_factory=list)
+    names: list[tuple[str, str]] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    """Paths of reasoning that cannot be read."""
+
+    def add(self, message: chat.Message, path: str) -> None:
+        """Append a message that comes from `path`."""
+        self.names.append((f"messages[{len(self.messages)}]", path))
+        self.messages.append(message)
+
+    def add_text(self, message: chat.Message, path: str) -> None:
+        """Append a message whose content is the whole value of `path`."""
+        self.names.append((f"messages[{len(self.messages)}].content", path))
+        self.add(message, path)
+
+
+def to_messages(instructions: str | None, given: str | Sequence[Item]) -> Conversation:
+    """Translate a request's instructions and input.
+
+    Raises `APIError` 400 for what is not text, for items that are not supported, and if nothing is
+    left.
+    """
+    conversation = Conversation()
+    if instructions:
+        message = chat.SystemMessage(role="system", content=instructions)
+        conversation.add_text(message, "instructions")
+    if isinstance(given, str):
+        conversation.add_text(chat.UserMessage(role="user", content=given), "input")
+        return conversation
+    answer: _Answer | None = None
+    for i, item in enumerate(given):
+        path = f"input[{i}]"
+        if _is_from_model(item):
+            if answer is None or not answer.takes(item):
+                _add_answer(conversation, answer)
+                answer = _Answer(path)
+            answer.add(item, path)
+            conversation.ignored += _unreadable(item, path)
+        else:
+            _add_answer(conversation, answer)
+            answer = None
+            conversation.add(_to_message(item, path), path)
+    _add_answer(conversation, answer)
+    if not conversation.messages:
+        raise invalid("input", "'input' holds only reasoning that cannot be read here.")
+    return conversation
+
+
+def _is_from_model(item: Item) -> bool:
+    if isinstance(item, items.Message):
+        return item.role == "assistant"
+    return isinstance(item, items.Reasoning | items.FunctionCall | items.CustomToolCall)
+
+
+def _add_answer(conversation: Conversation, answer: "_Answer | None") -> None:
+    if answer is not None and not answer.is_empty:
+        conversation.add(answer.message(), answer.path)
+
+
+@dataclass(slots=True)
+class _Answer:
+    """Neighbouring items that the model wrote."""
+
+    path: str
+    texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[chat.ToolCall] = field(default_factory=list)
+    ends_with_message: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing but reasoning that cannot be read."""
+        return not (self.texts or self.calls or any(self.reasoning))
+
+    def takes(self, item: Item) -> bool:
+        """False for a message right behind another one: it is the next answer."""
+        return not (self.ends_with_message and isinstance(item, items.Message))
+
+    def add(self, item: Item, path: str) -> None:
+        self.ends_with_message = isinstance(item, items.Message)
+        match item:
+            case items.Message():
+                self.texts.append(_text(item.content, f"{path}.content"))
+            case items.Reasoning():
+                self.reasoning.append(reasoning_text(item))
+            case items.FunctionCall():
+                function = chat.FunctionCall(
+                    name=joined_name(item.namespace, item.name), arguments=item.arguments
+                )
+                self.calls.append(
+                    chat.FunctionToolCall(id=item.call_id, type="function", function=function)
+                )
+            case items.CustomToolCall():
+                custom = chat.CustomCall(
+                    name=joined_name(item.namespace, item.name), input=item.input
+                )
+                self.calls.append(
+                    chat.CustomToolCall(id=item.call_id, type="custom", custom=custom)
+                )
+
+    def message(self) -> chat.AssistantMessage:
+        text, reasoning = "".join(self.texts), "".join(self.reasoning)
+        extra: dict[str, Any] = {"reasoning_content": reasoning} if reasoning else {}
+        return chat.AssistantMessage(
+            role="assistant",
+            content=None if not text and self.calls else text,
+            tool_calls=self.calls or None,
+            **extra,
+        )
+
+
+def reasoning_text(item: items.Reasoning) -> str:
+    """The reasoning that an item holds: what this server encoded, else content, else summary."""
+    decoded = decode_reasoning(item.encrypted_content or "")
+    if decoded is not None:
+        return decoded
+    parts: Sequence[items.ReasoningText | items.SummaryText] = item.content or item.summary or ()
+    return "\n".join(part.text for part in parts)
+
+
+def _unreadable(item: Item, path: str) -> list[str]:
+    """The path of encrypted reasoning that another server made, if the item has no text."""
+    if not isinstance(item, items.Reasoning) or reasoning_text(item):
+        return []
+    return [f"{path}.encrypted_content"] if item.encrypted_content else []
+
+
+def _to_message(item: Item, path: str) -> chat.Message:
+    match item:
+        case items.CallOutput():
+            message = chat.ToolMessage(
+                role="tool",
+                content=_text(item.output, f"{path}.output"),
+                tool_call_id=item.call_id,
+            )
+            if item.name:
+                message.name = joined_name(item.namespace, item.name)
+            return message
+        case items.Message(role="system"):
+            return chat.SystemMessage(role="system", content=_text(item.content, f"{path}.content"))
+        case items.Message(role="developer"):
+            return chat.DeveloperMessage(
+                role="developer", content=_text(item.content, f"{path}.content")
+            )
+        case items.Message():
+            return chat.UserMessage(role="user", content=_text(item.content, f"{path}.content"))
+    raise _refused(item, path)
+
+
+def _refused(item: Item, path: str) -> APIError:
+    if isinstance(item, items.ItemReference):
+        return unsupported(
+            path,
+            f"'{path}' is a reference, and nothing is stored here: send the item itself. Clients "
+            "do so with 'store' set to false.",
+        )
+    return unsupported(path, f"'{path}' has the type {item.type}, which is not supported here.")
+
+
+def _text(content: Content, path: str) -> str:
+    """The text of content; its parts are joined with newlines, as in chat completions."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(_part_text(part, f"{path}[{i}]") for i, part in enumerate(content))
+
+
+def _part_text(part: items.Part, path: str) -> str:
+    if isinstance(part, items.InputText):
+        return part.text
+    if isinstance(part, items.Refusal):
+        return part.refusal
+    raise unsupported(path, "This model accepts text only: no images, audio or files.")

@@ -1,0 +1,226 @@
+"""Writes the events of `/v1/responses`: the answer's pieces become items, one after the other."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import msgspec
+from msgspec.structs import replace
+
+from stonechat_models import LogprobEntry, RequestOutput
+from stonechat_server.errors import APIError
+from stonechat_server.parsers.deltas import (
+    ContentDelta,
+    MessageDelta,
+    ReasoningDelta,
+    ToolCallDelta,
+)
+from stonechat_server.responses_api import answer
+from stonechat_server.responses_api import events as e
+from stonechat_server.responses_api.item_writers import (
+    CallWriter,
+    CustomCallWriter,
+    ItemHead,
+    ItemWriter,
+    MessageWriter,
+    ReasoningWriter,
+    SummaryWriter,
+)
+from stonechat_server.responses_api.tool_names import ToolNames
+from stonechat_server.streaming.answer_reader import AnswerReader, Piece, TokenUsage
+from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead, encode_named
+
+KeepItem = Callable[[str, bytes], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterOptions:
+    """What the events contain."""
+
+    as_summary: bool = False
+    """Whether reasoning comes as a summary."""
+    encrypted_reasoning: bool = False
+    obfuscation: bool = False
+    keep: KeepItem | None = None
+    """Keeps the JSON of an item under its id."""
+
+
+class ResponseWriter(AnswerWriter):
+    """Writes one answer. `response` is what the first event says of it."""
+
+    done = b""
+
+    def __init__(
+        self,
+        head: CompletionHead,
+        reader: AnswerReader,
+        response: answer.Response,
+        names: ToolNames,
+        options: WriterOptions,
+    ) -> None:
+        super().__init__(head, reader)
+        self.joins = not options.obfuscation
+        self._response = response
+        self._names = names
+        self._options = options
+        self._items: list[answer.Item] = []
+        self._open: ItemWriter | None = None
+        self._numbers = count()
+        self._num_events = self._num_items = 0
+        self._is_cut = False
+
+    def add(self, output: RequestOutput) -> list[e.Event]:
+        events = super().add(output)
+        self._num_events += len(events)
+        self._num_items = len(self._items)
+        return events
+
+    def begin(self) -> list[e.Event]:
+        created = e.Created(sequence_number=next(self._numbers), response=self._response)
+        in_progress = e.InProgress(sequence_number=next(self._numbers), response=self._response)
+        return [created, in_progress]
+
+    def write(self, piece: Piece) -> list[e.Event]:
+        if piece.delta is not None:
+            return self._write_delta(piece.delta, piece.logprobs)
+        self._is_cut = piece.finish_reason == "length"
+        events: list[e.Event] = []
+        if piece.logprobs and isinstance(self._open, MessageWriter):
+            events += self._open.write("", piece.logprobs)
+        if piece.finish_reason == "stop" and not self._has_answer():
+            events += self._write_delta(ContentDelta(""), None)
+        has_cut_call = isinstance(self._open, CallWriter) and piece.finish_reason != "tool_calls"
+        return events + self._close("incomplete" if self._is_cut or has_cut_call else "completed")
+
+    def end(self) -> list[e.Event]:
+        usage = _usage(self.reader.usage())
+        if self._is_cut:
+            response = replace(
+                self._response,
+                status="incomplete",
+                incomplete_details=answer.IncompleteDetails(),
+                output=self._items,
+                usage=usage,
+            )
+            return [e.Incomplete(sequence_number=next(self._numbers), response=response)]
+        response = replace(
+            self._response,
+            status="completed",
+            completed_at=int(time.time()),
+            output=self._items,
+            usage=usage,
+        )
+        return [e.Completed(sequence_number=next(self._numbers), response=response)]
+
+    def encode(self, events: Iterable[e.Event]) -> bytes:
+        return b"".join([encode_named(e.event_name(event), event) for event in events])
+
+    def encode_error(self, error: APIError, request_id: str) -> bytes:
+        """Encode the event that ends a stream which has failed. It has the items so far.
+
+        The events of an output that failed are lost, so their numbers and items do not count.
+        """
+        self._numbers = count(self._num_events)
+        events = self.begin() if self._num_events == 0 else []
+        response = replace(
+            self._response,
+            status="failed",
+            error=answer.ResponseError(code=_error_code(error), message=error.message),
+            output=self._items[: self._num_items],
+        )
+        failed = e.Failed(sequence_number=next(self._numbers), response=response)
+        return self.encode([*events, failed])
+
+    def _write_delta(
+        self, delta: MessageDelta, logprobs: Sequence[LogprobEntry] | None
+    ) -> list[e.Event]:
+        events: list[e.Event] = []
+        if self._open is None or not self._open.takes(delta):
+            events += self._close("completed")
+            self._open = self._new_item(delta)
+            events += self._open.begin()
+        text = delta.arguments if isinstance(delta, ToolCallDelta) else delta.text
+        return events + self._open.write(text, logprobs)
+
+    def _close(self, status: answer.ItemStatus) -> list[e.Event]:
+        """End the item that is open, if there is one."""
+        if self._open is None:
+            return []
+        item, events = self._open.end(status)
+        self._items.append(item)
+        if self._options.keep is not None:
+            self._options.keep(item.id, _kept(item))
+        self._open = None
+        return events
+
+    def _new_item(self, delta: MessageDelta) -> ItemWriter:
+        options = self._options
+        match delta:
+            case ContentDelta():
+                return MessageWriter(self._item_head("msg"))
+            case ReasoningDelta():
+                kind = SummaryWriter if options.as_summary else ReasoningWriter
+                return kind(self._item_head("rs"), options.encrypted_reasoning)
+            case ToolCallDelta(type="custom"):
+                name = self._names.split(delta.name or "")
+                return CustomCallWriter(self._item_head("ctc"), delta, name)
+            case ToolCallDelta():
+                name = self._names.split(delta.name or "")
+                return CallWriter(self._item_head("fc"), delta, name)
+
+    def _item_head(self, prefix: str) -> ItemHead:
+        """Ids are those of the answer, with a prefix of their own and a number."""
+        number = len(self._items)
+        return ItemHead(
+            id=f"{prefix}_{self.head.id.partition('_')[2]}{number:02x}",
+            output_index=number,
+            numbers=self._numbers,
+            obfuscation=self._options.obfuscation,
+        )
+
+    def _has_answer(self) -> bool:
+        """Whether there is an item beside reasoning."""
+        is_open = self._open is not None and not isinstance(self._open, ReasoningWriter)
+        return is_open or any(not isinstance(item, answer.Reasoning) for item in self._items)
+
+
+def _kept(item: answer.Item) -> bytes:
+    """The JSON by which an item is kept. Log-probabilities are not needed when it is read."""
+    if isinstance(item, answer.Message):
+        item = replace(item, content=[replace(part, logprobs=[]) for part in item.content])
+    return msgspec.json.encode(item)
+
+
+class ResponseCollector:
+    """Takes the plain answer from the last event."""
+
+    def __init__(self) -> None:
+        self._response: answer.Response | None = None
+
+    def add(self, event: e.Event) -> None:
+        """Take the next event."""
+        if isinstance(event, e.Completed | e.Incomplete):
+            self._response = event.response
+
+    def answer(self) -> answer.Response:
+        """The whole answer."""
+        assert self._response is not None, "the stream ended without its last event"
+        return self._response
+
+
+def _usage(usage: TokenUsage) -> answer.Usage:
+    return answer.Usage(
+        input_tokens=usage.num_prompt,
+        input_tokens_details=answer.InputTokensDetails(
+            cached_tokens=usage.num_cached, cache_write_tokens=usage.num_cache_written
+        ),
+        output_tokens=usage.num_completion,
+        output_tokens_details=answer.OutputTokensDetails(reasoning_tokens=usage.num_reasoning),
+        total_tokens=usage.num_prompt + usage.num_completion,
+    )
+
+
+def _error_code(error: APIError) -> answer.ErrorCode:
+    """The code, among those that the API has for a failed answer."""
+    return "invalid_prompt" if error.status == 400 else "server_error"

@@ -1,0 +1,136 @@
+"""What an endpoint that generates must say: how it reads a body, and how it writes the answer."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stonechat_server.errors import APIError
+from stonechat_server.request.body import parse_request
+from stonechat_server.request.prepare import PreparedRequest, may_take_long, prepare
+
+if TYPE_CHECKING:
+    from stonechat_server.access.auth import Identity
+    from stonechat_server.schema.base import WireModel
+    from stonechat_server.schema.sampling_fields import SamplingFields
+    from stonechat_server.serving.services import Services
+    from stonechat_server.streaming.answer_reader import AnswerReader
+    from stonechat_server.streaming.answer_writer import AnswerWriter, Collector, CompletionHead
+
+MAX_RENAMED_CHARACTERS = 2_000
+"""Longer messages keep the names that they have."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """What an endpoint makes of one body."""
+
+    request: "SamplingFields"
+    """A chat request, except for text completions."""
+    wire: "WireModel"
+    """The request as the client sent it."""
+    ignored: Sequence[str] = ()
+    """Paths of what the client set and what has no effect."""
+    names: Sequence[tuple[str, str]] = ()
+    """Paths in `request`, and the paths of the same values in the client's body."""
+    num_extra_bytes: int = 0
+    """The size of what the request has beside its body: the items that it refers to."""
+
+    def own_name(self, path: str) -> str:
+        """The client's path of a value that has this path in `request`."""
+        best = max(
+            [pair for pair in self.names if _is_within(path, pair[0])],
+            key=lambda pair: len(pair[0]),
+            default=("", ""),
+        )
+        return best[1] + path[len(best[0]) :]
+
+    def named(self, error: APIError) -> APIError:
+        """The error with the client's names in its `param` and its message."""
+        if not self.names:
+            return error
+        texts = {old: new for old, new in self.names if old.isidentifier() and "_" in old}
+        if error.param is not None:
+            param = self.own_name(error.param)
+            texts[error.param], error.param = param, param
+        if len(error.message) <= MAX_RENAMED_CHARACTERS:
+            error.message = _replaced(error.message, texts)
+        return error
+
+
+class Endpoint(ABC):
+    """One endpoint. It holds no state of a request."""
+
+    path: str
+    """The ledger, the metrics and the logs name the endpoint by it."""
+    id_prefix: str
+    """What the ids of its answers begin with."""
+    prompt_fields: frozenset[str]
+    """The fields of the body that the ledger keeps if it keeps texts."""
+    generates = True
+    """Whether it needs a model that generates text."""
+
+    wire_type: type["WireModel"]
+    """The type of its requests, which has the field `model`."""
+
+    def parse(self, body: bytes) -> "WireModel":
+        """Parse a body. Raises `APIError` 400."""
+        return parse_request(body, self.wire_type)
+
+    @abstractmethod
+    def read(self, wire: Any, services: "Services", identity: "Identity") -> Call:
+        """Check a parsed body, and translate it. Raises `APIError` 400."""
+
+    def takes_long(self, call: Call) -> bool:
+        """Whether to prepare even a small body in a thread."""
+        return may_take_long(call.request)
+
+    def prepare(self, call: Call, services: "Services") -> list[PreparedRequest]:
+        """Prepare each prompt of the request. Raises what `request.prepare.prepare` raises."""
+        return [
+            prepare(
+                call.request,  # type: ignore[arg-type]  # text completions have their own method
+                services.engine,
+                services.templates,
+                services.structure,
+                services.settings.max_completion_total,
+            )
+        ]
+
+    @abstractmethod
+    def writer(
+        self,
+        call: Call,
+        head: "CompletionHead",
+        reader: "AnswerReader",
+        prepared: Sequence[PreparedRequest],
+    ) -> "AnswerWriter":
+        """The writer of one answer."""
+
+    @abstractmethod
+    def collector(self, call: Call, head: "CompletionHead") -> "Collector":
+        """The collector of one answer."""
+
+
+def _is_within(path: str, prefix: str) -> bool:
+    return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", ".", "[")
+
+
+def _replaced(text: str, names: dict[str, str]) -> str:
+    """Replace whole names in a text. A plain word, such as `messages`, is a name only in quotes."""
+    names = {old: new for old, new in names.items() if old and old != new}
+    if not names:
+        return text
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern = "|".join(
+        f"(?<='){name}(?=')" if name.isalpha() else re.escape(name) for name in longest_first
+    )
+    found = re.compile(rf"(?<![\w.])(?:{pattern})(?!\w)")
+    return found.sub(lambda match: names[match[0]], text)
+
+
+def prompt_text(call: Call, fields: frozenset[str]) -> str:
+    """The fields of a body as JSON, for the ledger."""
+    dumped: Any = call.wire.model_dump_json(include=set(fields), exclude_unset=True)
+    return str(dumped)

@@ -1,0 +1,123 @@
+"""Random requests, valid and invalid: no answer is a 5xx, and every answer has OpenAI's form."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from httpx import Response
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stonechat_server.app import create_app
+from stonechat_server.responses_api.request import ResponsesRequest
+from stonechat_server.settings import Settings
+from tests.server.bodies import error_of
+from tests.server.fake_engine import ByteTokenizer, FakeEngine
+from tests.server.messages_api.scripts import TEMPLATE, call, text_script
+from tests.server.responses_api.answers import URL, check_response, events_of
+from tests.server.robustness.test_fuzz import JSON, TEXT
+
+NAME = st.sampled_from(["f", "g", "crm__f"])
+STATUS = st.sampled_from(["completed", "incomplete", None])
+PARTS = st.lists(
+    st.fixed_dictionaries({"type": st.sampled_from(["input_text", "output_text"]), "text": TEXT}),
+    max_size=3,
+)
+
+
+def item(kind: str, /, optional: Any = None, **fields: Any) -> st.SearchStrategy[Any]:
+    others = {"id": TEXT | st.none(), "status": STATUS, "extra": JSON} | (optional or {})
+    return st.fixed_dictionaries({"type": st.just(kind), **fields}, optional=others)
+
+
+ITEM = st.one_of(
+    item(
+        "message",
+        role=st.sampled_from(["user", "assistant", "system", "developer"]),
+        content=TEXT | PARTS,
+    ),
+    item("function_call", {"namespace": TEXT}, call_id=TEXT, name=TEXT, arguments=TEXT),
+    item("function_call_output", {"name": TEXT}, call_id=TEXT, output=TEXT | PARTS),
+    item("custom_tool_call", call_id=TEXT, name=TEXT, input=TEXT),
+    item("custom_tool_call_output", call_id=TEXT, output=TEXT | PARTS),
+    item(
+        "reasoning",
+        {
+            "content": st.lists(item("reasoning_text", text=TEXT), max_size=2),
+            "encrypted_content": TEXT | st.just("stonechat-1.aGk="),
+        },
+        summary=st.lists(item("summary_text", text=TEXT), max_size=2),
+    ),
+)
+TOOL = st.fixed_dictionaries(
+    {"type": st.sampled_from(["function", "custom"]), "name": NAME}, optional={"description": TEXT}
+)
+TOOLS = st.lists(TOOL, max_size=2, unique_by=lambda tool: str(tool["name"]))
+VALID = st.fixed_dictionaries(
+    {"input": TEXT | st.lists(ITEM, min_size=1, max_size=5)},
+    optional={
+        "instructions": TEXT,
+        "stream": st.booleans(),
+        "tools": TOOLS,
+        "parallel_tool_calls": st.booleans(),
+        "include": st.lists(st.sampled_from(["reasoning.encrypted_content", "x"]), max_size=2),
+        "reasoning": st.fixed_dictionaries({}, optional={"summary": st.just("auto")}),
+        "truncation": st.sampled_from(["auto", "disabled"]),
+        "max_output_tokens": st.integers(1, 2**70),
+        "metadata": st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=2),
+    },
+)
+FIELD = st.sampled_from(sorted(ResponsesRequest.model_fields)) | st.text(max_size=10)
+FUZZ = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+@pytest.fixture(scope="module")
+def shared_client() -> Iterator[TestClient]:
+    script = text_script("<think>hm</think>Hello" + call("f", a=1) + call("g"))
+    engine = FakeEngine(tokenizer=ByteTokenizer(chat_template=TEMPLATE), script=script)
+    app = create_app(Settings(), engine)
+    with TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False) as client:
+        yield client
+
+
+def check(client: TestClient, document: Any) -> Response:
+    response = client.post(URL, content=json.dumps(document).encode())
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
+        error_of(response)
+    return response
+
+
+@settings(FUZZ, max_examples=25)
+@given(document=VALID)
+def test_valid_requests_are_answered(shared_client: TestClient, document: dict[str, Any]) -> None:
+    response = check(shared_client, document)
+    if document.get("stream"):
+        events_of(response)
+    else:
+        assert response.status_code == 200, response.text
+        check_response(response.json())
+
+
+@FUZZ
+@given(document=VALID, changes=st.dictionaries(FIELD, JSON, min_size=1, max_size=3))
+def test_changed_requests_never_break_the_server(
+    shared_client: TestClient, document: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    check(shared_client, document | changes)
+
+
+@FUZZ
+@given(
+    document=VALID,
+    added=ITEM | TOOL,
+    changes=st.dictionaries(
+        st.sampled_from(["type", "role", "content", "output", "name", "format", "tools"]), JSON
+    ),
+)
+def test_changed_items_never_break_the_server(
+    shared_client: TestClient, document: dict[str, Any], added: Any, changes: dict[str, Any]
+) -> None:
+    check(shared_client, document | {"input": [added | changes], "tools": [added | changes]})

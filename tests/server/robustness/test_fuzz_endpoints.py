@@ -1,0 +1,249 @@
+"""Mutations of valid bodies of all endpoints: no 5xx, and each error has the endpoint's shape."""
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from httpx import Response
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
+from tests.server.bodies import error_of
+from tests.server.fake_engine import FakeEngine
+
+HI = {"role": "user", "content": "hi"}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+FUNCTION = {"name": "look_up", "description": "finds", "parameters": SCHEMA}
+CHAT = {
+    "model": "tiny-test",
+    "messages": [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        HI,
+        {
+            "role": "assistant",
+            "content": "look",
+            "tool_calls": [
+                {
+                    "id": "call_1",
+                    "type": "function",
+                    "function": {"name": "look_up", "arguments": '{"a": 1}'},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "found"},
+    ],
+    "tools": [{"type": "function", "function": FUNCTION}],
+    "tool_choice": "auto",
+    "temperature": 0.5,
+    "max_completion_tokens": 5,
+    "stop": ["x"],
+    "stream": False,
+    "logprobs": True,
+    "top_logprobs": 1,
+    "metadata": {"a": "b"},
+}
+ANTHROPIC = {
+    "model": "tiny-test",
+    "max_tokens": 5,
+    "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "hm", "signature": "s"},
+                {"type": "tool_use", "id": "toolu_1", "name": "look_up", "input": {"a": 1}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "found"}],
+        },
+    ],
+    "tools": [{"name": "look_up", "description": "finds", "input_schema": SCHEMA}],
+    "tool_choice": {"type": "auto"},
+}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/chat/completions/render": CHAT,
+    "/v1/completions": {
+        "model": "tiny-test",
+        "prompt": ["hi", "there"],
+        "max_tokens": 3,
+        "echo": True,
+        "logprobs": 1,
+        "n": 1,
+        "best_of": 1,
+        "suffix": None,
+        "stream": False,
+        "stop": ["x"],
+        "logit_bias": {"5": -1},
+    },
+    "/v1/responses": {
+        "model": "tiny-test",
+        "instructions": "Be brief.",
+        "input": [
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+            {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "a"}]},
+            {
+                "type": "function_call",
+                "call_id": "call_1",
+                "name": "look_up",
+                "arguments": '{"a": 1}',
+            },
+            {"type": "function_call_output", "call_id": "call_1", "output": "found"},
+        ],
+        "tools": [{"type": "function", **FUNCTION, "strict": True}],
+        "tool_choice": "auto",
+        "text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}},
+        "reasoning": {"effort": "low"},
+        "include": ["reasoning.encrypted_content"],
+        "max_output_tokens": 20,
+        "store": False,
+        "stream": False,
+    },
+    "/v1/messages": {**ANTHROPIC, "stop_sequences": ["x"], "temperature": 0.5, "stream": False},
+    "/v1/messages/count_tokens": {k: v for k, v in ANTHROPIC.items() if k != "max_tokens"},
+    "/v1/embeddings": {
+        "model": "tiny-test",
+        "input": ["hi", "there"],
+        "encoding_format": "float",
+        "dimensions": 4,
+        "user": "u",
+    },
+    "/tokenize": {
+        "model": "tiny-test",
+        "prompt": "hi",
+        "add_special_tokens": True,
+        "return_token_strs": True,
+        "with_pieces": True,
+    },
+    "/v1/tokenize": {**CHAT, "add_special_tokens": True, "with_pieces": True},
+    "/detokenize": {"model": "tiny-test", "tokens": [104, 105]},
+}
+"""A valid body with many fields for each path."""
+WORDS = sorted(
+    {
+        *("user", "system", "assistant", "tool", "text", "input_text", "image", "function"),
+        *("custom", "auto", "none", "required", "any", "ephemeral", "enabled", "tool_use"),
+        *("tool_result", "json_object", "regex", "base64", "tiny-test", "\x00", "\ud7ff", "-1"),
+    }
+)
+LEAF = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 300)
+    | st.sampled_from([2**31, 2**63, 10**30, -(2**63) - 1, 1e308, 0.5])
+    | st.sampled_from(WORDS)
+    | st.text(max_size=5)
+)
+JSON = st.recursive(
+    LEAF,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+def containers(value: Any) -> Iterator[Any]:
+    """All lists and objects of a document."""
+    if isinstance(value, dict | list):
+        yield value
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from containers(item)
+
+
+def names(value: Any) -> set[str]:
+    """All keys of a document."""
+    return {key for inner in containers(value) if isinstance(inner, dict) for key in inner}
+
+
+NAMES = sorted(set().union(*(names(body) for body in BODIES.values())) | {"response_format"})
+
+
+def mutate(draw: st.DataObject, body: dict[str, Any]) -> dict[str, Any]:
+    """Change one to three places: a value, a key, a missing or a repeated item."""
+    body = copy.deepcopy(body)
+    if "stream" in body:
+        body["stream"] = draw.draw(st.booleans())
+    for _ in range(draw.draw(st.integers(1, 3))):
+        places = list(containers(body))
+        place = places[draw.draw(st.integers(0, len(places) - 1))]
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        kind = draw.draw(st.sampled_from(["value", "other", "remove", "add"]))
+        if kind == "add" or not keys:
+            value = draw.draw(JSON | st.sampled_from(places).map(copy.deepcopy))
+            if isinstance(place, dict):
+                place[draw.draw(st.sampled_from(NAMES))] = value
+            else:
+                place.append(value)
+            continue
+        key = draw.draw(st.sampled_from(keys))
+        if kind == "remove":
+            del place[key]
+        else:
+            place[key] = draw.draw(LEAF if kind == "value" else JSON)
+    return body
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    app = create_app(Settings(), FakeEngine())
+    with TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False) as client:
+        yield client
+
+
+def check(path: str, response: Response) -> None:
+    """Fail for a 5xx, for an error event of a stream, or for an error of another shape."""
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
+        if path.startswith("/v1/messages"):
+            document = response.json()
+            assert set(document) == {"type", "error", "request_id"}
+            assert document["type"] == "error"
+            assert document["error"]["type"]
+            assert document["error"]["message"]
+        else:
+            error_of(response)
+    elif response.headers["content-type"].startswith("text/event-stream"):
+        assert "server_error" not in response.text
+        assert "api_error" not in response.text
+    else:
+        assert isinstance(response.json(), dict)
+
+
+def test_every_post_endpoint_is_tested(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {path for path, methods in paths.items() if "post" in methods} <= set(BODIES)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_the_bodies_are_valid(client: TestClient, path: str) -> None:
+    response = client.post(path, json=BODIES[path])
+    check(path, response)
+    if path != "/v1/embeddings":  # the scripted engine has no embeddings
+        assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("path", BODIES)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data())
+def test_mutated_bodies_never_break_the_server(
+    client: TestClient, path: str, data: st.DataObject
+) -> None:
+    check(path, client.post(path, content=json.dumps(mutate(data, BODIES[path]))))
+
+
+@pytest.mark.parametrize("path", BODIES)
+@given(content=st.binary(max_size=50) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_random_bytes_never_break_the_server(client: TestClient, path: str, content: bytes) -> None:
+    response = client.post(path, content=content)
+    check(path, response)
+    assert response.status_code == 400
