@@ -287,7 +287,7 @@ class RequestOutput(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
     prompt_logprobs: tuple[LogprobEntry | None, ...] | None = None
     """One entry per prompt token, None for the first, in the first output after the prompt. The
-    joined `token` of those that are not special is the prompt's text."""
+    joined `token` of the entries that are not special is the text after the first token."""
     embedding: bytes | None = None
     """The embedding of the prompt, as little-endian float32."""
 

@@ -154,6 +154,9 @@ class AsyncEngine:
             while not is_finished:
                 output = await stream.take()
                 is_finished = output.finished
+                if stream.processor.prompt_logprobs is not None:
+                    add = stream.processor.add_prompt_logprobs
+                    output = await asyncio.to_thread(add, output)
                 yield output
         except EngineError:
             is_finished = True

@@ -40,7 +40,10 @@ from stonechat_models.types import (
 
 
 class OutputProcessor:
-    """Turns the outputs of one request, from its first token to its last, into deltas."""
+    """Turns the outputs of one request, from its first token to its last, into deltas.
+
+    The log-probabilities of the prompt are kept until `add_prompt_logprobs`.
+    """
 
     def __init__(self, tokenizer: Tokenizer, request: GenerateRequest) -> None:
         params = request.params
@@ -59,6 +62,8 @@ class OutputProcessor:
         self._num_cache_written_tokens = 0
         self._error: str | None = None
         self._embedding: bytes | None = None
+        self.prompt_logprobs: Sequence[TokenLogprobs] | None = None
+        """The log-probabilities of the prompt that wait for `add_prompt_logprobs`."""
         self._scheduled_time: float | None = None
         self._first_token_time: float | None = None
         self._finished_time: float | None = None
@@ -69,13 +74,8 @@ class OutputProcessor:
         Outputs of a choice that has already ended are ignored.
         """
         changed_choices: dict[int, _ChoiceOutput] = {}
-        prompt_logprobs = None
         for output in outputs:
             self._record(output)
-            if output.prompt_logprobs is not None:
-                prompt_logprobs = prompt_entries(
-                    self._tokenizer, self._request.prompt_token_ids, output.prompt_logprobs
-                )
             choice = self._choices[output.index]
             if choice.finish_reason is not None:
                 continue
@@ -97,9 +97,18 @@ class OutputProcessor:
             timings=self._timings(),
             num_cache_written_tokens=self._num_cache_written_tokens,
             error=self._error,
-            prompt_logprobs=prompt_logprobs,
             embedding=self._embedding,
         )
+
+    def add_prompt_logprobs(self, output: RequestOutput) -> RequestOutput:
+        """Return the output with `prompt_logprobs`, which then wait no more.
+
+        A long prompt takes a good part of a second. Any thread may do it.
+        """
+        logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        assert logprobs is not None
+        entries = prompt_entries(self._tokenizer, self._request.prompt_token_ids, logprobs)
+        return msgspec.structs.replace(output, prompt_logprobs=entries)
 
     def end_choice(self, index: int) -> bool:
         """End a choice as a stop string would. Return whether it had not ended before."""
@@ -121,6 +130,8 @@ class OutputProcessor:
             self._num_cache_written_tokens, output.num_cache_written_tokens
         )
         self._embedding = self._embedding or output.embedding
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
         if self._scheduled_time is None:
             self._scheduled_time = output.scheduled_time
         if self._first_token_time is None and output.token_ids:
@@ -138,14 +149,10 @@ class OutputProcessor:
 def join_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
     """Join successive outputs of a request into one.
 
-    It has all their deltas, and the prompt's log-probabilities. Its other fields are those of the
-    last output.
+    It has all their deltas. Its other fields are those of the last output.
     """
     deltas = tuple([delta for output in outputs for delta in output.deltas])
-    scored = [output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None]
-    return msgspec.structs.replace(
-        outputs[-1], deltas=deltas, prompt_logprobs=scored[0] if scored else None
-    )
+    return msgspec.structs.replace(outputs[-1], deltas=deltas)
 
 
 class _ChoiceOutput:

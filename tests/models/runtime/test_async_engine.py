@@ -24,6 +24,8 @@ from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.runtime import async_engine
 from stonechat_models.runtime.process_runner import EngineProcess
 from stonechat_models.runtime.runner import Add, Refused, StepOutputs, Stop
+from stonechat_models.text import output_processor
+from stonechat_models.text.logprob_entries import prompt_entries
 from stonechat_models.text.output_processor import OutputProcessor
 from stonechat_models.text.tokenizer import Tokenizer
 from tests.models.engines import make_engine
@@ -174,12 +176,21 @@ def test_a_cancelled_reader_frees_its_blocks(run_with_engine):
     run_with_engine(test)
 
 
-def test_a_prompt_is_scored_and_nothing_generated(run_with_engine, tokenizer):
+def test_a_prompt_is_scored_and_nothing_generated(run_with_engine, tokenizer, monkeypatch):
     async def test(engine):
         full = request(prompt=[400] * 128, max_tokens=0, prompt_logprobs=1, n=2)
         return [output async for output in engine.generate(full)]
 
+    threads = []
+
+    def recorded(*args):
+        threads.append(threading.get_ident())
+        return prompt_entries(*args)
+
+    monkeypatch.setattr(output_processor, "prompt_entries", recorded)
     (output,) = run_with_engine(test)
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()], "a long prompt would delay the event loop"
     assert output.finished
     assert [delta.finish_reason for delta in output.deltas] == [FinishReason.LENGTH] * 2
     assert output.prompt_logprobs[0] is None

@@ -376,8 +376,12 @@ def test_a_prompt_is_shown_with_its_first_output() -> None:
         [msgspec.structs.replace(token_output([ord("x")]), prompt_logprobs=logprobs)]
     )
     second = processor.process([token_output([ord("y")], FinishReason.LENGTH)])
-    assert first.prompt_logprobs is not None
-    nothing, *entries = first.prompt_logprobs
+    assert first.prompt_logprobs is second.prompt_logprobs is None, "they take long to make"
+    assert processor.prompt_logprobs == logprobs
+    shown = processor.add_prompt_logprobs(join_outputs([first, second]))
+    assert processor.prompt_logprobs is None
+    assert shown.prompt_logprobs is not None
+    nothing, *entries = shown.prompt_logprobs
     assert nothing is None
     assert [e.token for e in entries if e] == ["a", "", "é", "b", "", "\ufffd"]
     assert [e.bytes for e in entries if e] == [TOKENIZER.token_bytes(i) for i in prompt[1:]]
@@ -389,10 +393,7 @@ def test_a_prompt_is_shown_with_its_first_output() -> None:
         ("a", b"a", -1.0),
         ("é", b"\xa9", -2.0),  # as the entry's own token
     ]
-    assert second.prompt_logprobs is None
-    joined = join_outputs([first, second])
-    assert joined.prompt_logprobs == first.prompt_logprobs
-    assert [delta.text for delta in joined.deltas] == ["x", "y"]
+    assert [delta.text for delta in shown.deltas] == ["x", "y"]
 
 
 def test_a_request_may_generate_nothing() -> None:
@@ -407,8 +408,7 @@ def test_a_request_may_generate_nothing() -> None:
         ("", 0, FinishReason.LENGTH)
     ] * 2
     assert output.timings.first_token is None
-    assert output.prompt_logprobs is not None
-    assert len(output.prompt_logprobs) == 3
+    assert len(processor.add_prompt_logprobs(output).prompt_logprobs or ()) == 3
 
 
 def test_several_outputs_of_a_choice_make_one_delta() -> None:
