@@ -8,16 +8,22 @@ python scripts/update_docs.py [--check | --model-types]
 
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from stonechat_server.api.tokens_fields import DETOKENIZE_FIELDS, TOKENIZE_TEXT_FIELDS
 from stonechat_server.cli import COMMANDS, load_command
 from stonechat_server.commands import serve
+from stonechat_server.completions_api.fields import COMPLETION_FIELDS
+from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
+from stonechat_server.messages_api.fields import FIELDS as MESSAGES_FIELDS
 from stonechat_server.options import detail
-from stonechat_server.schema.fields import FIELDS, FieldStatus
+from stonechat_server.responses_api.fields import FIELDS as RESPONSES_FIELDS
+from stonechat_server.schema.fields import FIELDS as CHAT_FIELDS
+from stonechat_server.schema.fields import FieldNote, FieldStatus
 from stonechat_server.terminal.flags import Flag, actions_of, flags_of
 
 MAX_REPEATED = 3
@@ -26,12 +32,12 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS = "docs/models.md"
 
 
-def field_table() -> Iterator[str]:
-    """Yield the request fields by status, in the order of `FIELDS`."""
+def field_table(fields: Mapping[str, FieldNote]) -> Iterator[str]:
+    """Yield the request fields by status, and otherwise in their order."""
     yield "| Field | Here | Notes |"
     yield "|---|---|---|"
     for status in FieldStatus:
-        for name, note in FIELDS.items():
+        for name, note in fields.items():
             if note.status is status:
                 yield f"| `{name}` | {status} | {_cell(note.note)} |"
 
@@ -97,8 +103,22 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+FIELD_TABLES = {
+    "chat-completions": CHAT_FIELDS,
+    "completions": COMPLETION_FIELDS,
+    "embeddings": EMBEDDING_FIELDS,
+    "messages": MESSAGES_FIELDS,
+    "responses": RESPONSES_FIELDS,
+}
 TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
-    "docs/api.md": {"fields": field_table},
+    **{
+        f"docs/api/{page}.md": {"fields": partial(field_table, fields)}
+        for page, fields in FIELD_TABLES.items()
+    },
+    "docs/api/tokens.md": {
+        "tokenize": partial(field_table, TOKENIZE_TEXT_FIELDS),
+        "detokenize": partial(field_table, DETOKENIZE_FIELDS),
+    },
     "docs/configuration.md": {"settings": settings_table},
     "docs/commands.md": {
         name: partial(command_table, name) for name in COMMANDS if name != "serve"

@@ -11,6 +11,10 @@ DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
+def _name(page: Path) -> str:
+    return page.relative_to(DOCS).as_posix()
+
+
 def _files(entry: object) -> list[str]:
     if isinstance(entry, str):
         return [entry]
@@ -20,11 +24,11 @@ def _files(entry: object) -> list[str]:
 
 def test_every_page_is_in_the_contents_once() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    assert sorted(_files(site["nav"])) == sorted(path.name for path in DOCS.glob("*.md"))
+    assert sorted(_files(site["nav"])) == sorted(map(_name, DOCS.rglob("*.md")))
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=_name)
 def test_links_between_pages_lead_to_files(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (DOCS / target).exists(), target
+            assert (page.parent / target).exists(), target
