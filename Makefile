@@ -2,6 +2,9 @@
 #                MODEL=… and PORT=… choose others; ARGS='--flag …' goes to stonechat serve
 # make test      install, check, then run the tests; ARGS='-k name' goes to pytest
 #                ARGS='-m nightly' runs the cases that are left out; ARGS="-m ''" runs all
+# make test-clients
+#                install, put the clients of docs/clients.md into CLIENTS (default: build/clients),
+#                then run their recipes
 # make coverage  install, then run the tests and fail if too few lines and branches are covered
 # make check     check lint, formatting, types, the direction of imports and the docs site
 # make format    format the code and apply safe lint fixes
@@ -18,10 +21,11 @@ MODEL ?=
 PORT ?=
 ARGS ?=
 VERSION ?=
+CLIENTS ?= build/clients
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help install serve check test coverage format wheel release clean
+.PHONY: help install serve check test test-clients coverage format wheel release clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -46,6 +50,10 @@ check: $(DEV_STAMP)
 
 test: check
 	@VENV='$(VENV)' scripts/test $(ARGS)
+
+test-clients: $(DEV_STAMP)
+	@$(VENV)/bin/python scripts/clients.py '$(CLIENTS)'
+	@STONECHAT_CLIENTS='$(abspath $(CLIENTS))' VENV='$(VENV)' scripts/test -m clients $(ARGS)
 
 coverage: $(DEV_STAMP)
 	@VENV='$(VENV)' scripts/coverage $(ARGS)

@@ -1,0 +1,32 @@
+"""A tool loop with the OpenAI Agents SDK, streamed. A second turn sends the first one back."""
+
+import asyncio
+
+from agents import Agent, ModelSettings, Runner, function_tool, set_tracing_disabled
+from openai.types.shared import Reasoning
+
+
+@function_tool
+def get_weather(city: str) -> str:
+    """The weather in a city."""
+    return f"sunny in {city}"
+
+
+async def main() -> None:
+    set_tracing_disabled(True)
+    settings = ModelSettings(
+        store=False,
+        reasoning=Reasoning(effort="low", summary="auto"),
+        response_include=["reasoning.encrypted_content"],
+    )
+    agent = Agent(name="a", model="model", tools=[get_weather], model_settings=settings)
+    streamed = Runner.run_streamed(agent, "What is the weather in Bern?")
+    async for event in streamed.stream_events():
+        if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
+            print(event.data.delta, end="")
+    print()
+    turns = [*streamed.to_input_list(), {"role": "user", "content": "Thank you."}]
+    print((await Runner.run(agent, turns)).final_output)
+
+
+asyncio.run(main())
