@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -12,6 +11,7 @@ from starlette.types import Scope
 
 from stonechat_models import EngineError, __version__
 from stonechat_server.access.browser_guard import BrowserGuard, own_names
+from stonechat_server.access.keys import KeyStore
 from stonechat_server.admission.records import FinishedSink
 from stonechat_server.api import (
     chat,
@@ -56,16 +56,20 @@ def create_app(
     settings: Settings,
     engine: EngineLike,
     *,
+    key_store: KeyStore | None = None,
     ledger: Ledger | None = None,
     tracing: Tracing | None = None,
     sinks: Sequence[FinishedSink] = (),
 ) -> FastAPI:
     """Return an ASGI app whose lifespan starts and stops `engine`.
 
-    When an admitted request has ended, each of `sinks` is called once with its record. The end of
-    the lifespan closes the ledger and the tracing. Raises `KeysFileError`.
+    Without `key_store`, the keys are those of the keys file that the settings name, if any. When an
+    admitted request has ended, each of `sinks` is called once with its record. The end of the
+    lifespan closes the ledger and the tracing. Raises `KeysFileError`.
     """
-    services = Services.build(settings, engine, ledger=ledger, tracing=tracing, sinks=sinks)
+    services = Services.build(
+        settings, engine, key_store=key_store, ledger=ledger, tracing=tracing, sinks=sinks
+    )
     app = FastAPI(
         title="Stonechat",
         version=__version__,
@@ -88,8 +92,9 @@ def create_app(
     )
     for module in ROUTES:
         app.include_router(module.router)
-    needs_key = not services.authenticator.is_open
-    app.openapi = partial(openapi_document, app, needs_key=needs_key)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi_document(  # type: ignore[method-assign]
+        app, needs_key=not services.authenticator.is_open
+    )
     app.include_router(page_router())
     return app
 

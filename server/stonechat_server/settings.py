@@ -228,7 +228,7 @@ class Settings(BaseSettings):
         "Access",
         None,
         "TOML file of hashed API keys and their limits, written by `stonechat keys` (default: "
-        "keys.toml in the user's configuration folder, if it is there; off: none)",
+        "keys.toml in the user's configuration folder, as soon as it is there; off: none)",
         metavar="FILE",
     )
     private_prefix_cache: bool = _option(

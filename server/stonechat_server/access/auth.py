@@ -33,17 +33,21 @@ class Authenticator:
         self._limit_headers = limit_headers
         self._digests = [digest_of(key) for key in keys]
         self._store = store
-        self.is_open = not self._digests and store is None
-        """True if requests need no key."""
+
+    @property
+    def is_open(self) -> bool:
+        """True if requests need no key. It stays false once it is."""
+        return not self._digests and (self._store is None or not self._store.asks)
 
     def identify(self, request: Request) -> Identity:
         """Find the key of a request and put its name into the access log.
 
         Raises `APIError` 401 for a missing or unknown key, and for two different keys.
         """
-        key = ANONYMOUS if self.is_open else self._authenticate(_sent_key(request.headers))
+        is_open = self.is_open
+        key = ANONYMOUS if is_open else self._authenticate(_sent_key(request.headers))
         address = request.client.host if request.client else ""
-        tenant = f"client:{address}" if self.is_open else f"key:{key.name}"
+        tenant = f"client:{address}" if is_open else f"key:{key.name}"
         request.state.log_fields = {"key": key.name}
         if is_rate_limited(key):
             request.state.limit_headers = partial(self._limit_headers, key)

@@ -6,8 +6,10 @@ digest by guessing. Looking up a key by its digest reveals nothing about the oth
 
 import hashlib
 import logging
+import os
 import re
 import secrets
+import shlex
 import time
 import tomllib
 from collections.abc import Callable
@@ -91,32 +93,35 @@ def digest_of(secret: str) -> str:
     return "sha256:" + hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def parse_keys(text: str, *, may_be_empty: bool = True) -> tuple[ApiKey, ...]:
-    """The records in the text of a keys file. Raises `KeysFileError`."""
+def parse_keys(
+    text: str, *, path: Path | None = None, may_be_empty: bool = True
+) -> tuple[ApiKey, ...]:
+    """The records in the text of a keys file. Raises `KeysFileError`, which names `path`."""
+    file = "the keys file" if path is None else f"the keys file {path}"
     try:
         keys = msgspec.convert(tomllib.loads(text), KeysFile, strict=True).keys
     except tomllib.TOMLDecodeError as error:
-        raise KeysFileError(f"the keys file is not valid TOML: {error}") from error
+        raise KeysFileError(f"{file} is not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise KeysFileError(_explain(str(error))) from error
+        raise KeysFileError(_explain(str(error), file)) from error
     if keys is None:
         if not may_be_empty:
-            raise KeysFileError("the keys file is empty; 'keys = []' means that there are no keys")
+            raise KeysFileError(f"{file} is empty; 'keys = []' means that there are no keys")
         return ()
     for field in ("name", "digest"):
         values = [getattr(key, field) for key in keys if not key.revoked]
         if len(set(values)) < len(values):
-            raise KeysFileError(f"two keys of the keys file have the same {field}")
+            raise KeysFileError(f"two keys of {file} have the same {field}")
     return keys
 
 
-def _explain(error: str) -> str:
+def _explain(error: str, file: str) -> str:
     """Say in plain words what msgspec says, such as "Expected `int` >= 1 - at `$.keys[0].x`"."""
     problem, _, path = error.replace("`", "").rpartition(" - at ")
     match = re.match(r"\$\.keys\[(\d+)\]\.?(\w*)", path)
     if match is None:
-        return "the keys file may only hold [[keys]] tables"
-    where, field = f"key {int(match[1]) + 1} of the keys file", match[2]
+        return f"{file} may only hold [[keys]] tables"
+    where, field = f"key {int(match[1]) + 1} of {file}", match[2]
     if field:
         return f"{where}: {field} must be {FIELD_TEXTS[field]}"
     if problem.startswith("Expected"):
@@ -129,14 +134,30 @@ class KeyStore:
 
     If the file becomes unreadable, invalid or empty, the last good keys stay in force and the error
     is logged: an empty file may be one that is being written. `keys = []` withdraws all keys.
+
+    With `may_be_absent` the file may appear later. Once it has been there, in whatever state, the
+    store asks for keys for good. Otherwise a missing file raises `KeysFileError`.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        may_be_absent: bool = False,
+    ) -> None:
         self.path = path
         self._clock = clock
+        self._asks = not may_be_absent or is_there(path)
         self._signature = self._read_signature()
-        self._keys = self._read()
+        self._keys = self._read() if self._asks else {}
         self._next_check = clock() + CHECK_INTERVAL_SECONDS
+
+    @property
+    def asks(self) -> bool:
+        """Whether requests need a key: the file is there, or it was."""
+        self._refresh()
+        return self._asks
 
     def find(self, secret: str) -> ApiKey | None:
         """The key with this secret, or None if it is unknown or revoked."""
@@ -151,14 +172,22 @@ class KeyStore:
         if now < self._next_check:
             return
         self._next_check = now + CHECK_INTERVAL_SECONDS
+        has_appeared = not self._asks and is_there(self.path)
+        if has_appeared:
+            self._asks = True
         signature = self._read_signature()
-        if signature == self._signature:
+        if not self._asks or (signature == self._signature and not has_appeared):
             return
         self._signature = signature
         try:
             self._keys = self._read(may_be_empty=not self._keys)
         except KeysFileError as error:
-            logger.error("the last good keys stay in force: %s", error)
+            kept = (
+                "the last good keys stay in force"
+                if self._keys
+                else "no key of the file is accepted"
+            )
+            logger.error("%s: %s", kept, error)
         else:
             logger.info("read %d keys from %s", len(self._keys), self.path)
 
@@ -174,14 +203,32 @@ class KeyStore:
         return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
+def is_there(path: Path) -> bool:
+    """Whether something has that name, also if it cannot be read. True if nobody can tell."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def read_keys(path: Path, *, may_be_empty: bool = True) -> tuple[ApiKey, ...]:
     """All records of a keys file, also the revoked ones. Raises `KeysFileError`."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise KeysFileError(
-            f"there is no keys file {path}; `stonechat keys add NAME` creates one"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeysFileError(f"cannot read the keys file {path}: {error}") from error
-    return parse_keys(text, may_be_empty=may_be_empty)
+        if path.is_symlink():
+            target = os.readlink(path)
+            raise KeysFileError(
+                f"the keys file {path} is a link to {target}, which is not there"
+            ) from error
+        command = f"stonechat keys --keys-file {shlex.quote(str(path))} add NAME"
+        raise KeysFileError(f"there is no keys file {path}; `{command}` creates one") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise KeysFileError(f"cannot read the keys file {path}: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise KeysFileError(f"the keys file {path} is not a text file in UTF-8") from error
+    return parse_keys(text, path=path, may_be_empty=may_be_empty)

@@ -1,7 +1,12 @@
-"""Edits the keys file and keeps its comments and layout. An edit replaces the file atomically."""
+"""Edits the keys file and keeps its comments and layout.
+
+An edit replaces the file atomically. Edits at the same time wait for each other.
+"""
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +16,7 @@ from tomlkit.items import AoT
 from stonechat_server.access.keys import (
     ApiKey,
     KeysFileError,
+    KeyStore,
     digest_of,
     new_secret,
     parse_keys,
@@ -29,15 +35,17 @@ def default_keys_file() -> Path:
     return user_config_path("stonechat", appauthor=False) / "keys.toml"
 
 
-def chosen_keys_file(named: Path | None) -> Path | None:
-    """The keys file of a server: the one that is named, or the default one if it is there.
+def open_key_store(named: Path | None) -> KeyStore | None:
+    """The keys of a server, from the file that is named, or from the default one.
 
-    None, if there is none or `named` is `off`.
+    The default file may appear later. None if `named` is `off`. Raises `KeysFileError`.
     """
     if named is not None:
-        return None if str(named) == OFF else named.expanduser()
-    default = default_keys_file()
-    return default if default.is_file() else None
+        return None if str(named) == OFF else KeyStore(named.expanduser())
+    try:
+        return KeyStore(default_keys_file(), may_be_absent=True)
+    except KeysFileError as error:
+        raise KeysFileError(f"{error} (--keys-file off: start without it)") from error
 
 
 def add_key(
@@ -70,27 +78,46 @@ def add_key(
     for field, value in optional.items():
         if value not in (None, []) and (field, value) != ("priority", 0):
             table[field] = value
-    document = _read_document(path)
-    keys = document.setdefault("keys", tomlkit.aot())
-    keys.append(table)
-    _write(path, document)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path) as file:
+        document = _read_document(file)
+        keys = document.setdefault("keys", tomlkit.aot())
+        keys.append(table)
+        _write(file, document)
     return secret
 
 
 def revoke_key(path: Path, name: str) -> ApiKey:
     """Revoke the live key of that name and return it. Raises `KeysFileError` if there is none."""
-    live = {key.name: key for key in read_keys(path) if not key.revoked}
-    if name not in live:
-        hint = did_you_mean(name, live)
-        raise KeysFileError(f"there is no live key named {name} in {path}{hint}")
-    document = _read_document(path)
-    keys = document["keys"]
-    assert isinstance(keys, AoT)
-    for table in keys:
-        if table["name"] == name and not table.get("revoked", False):
-            table["revoked"] = True
-    _write(path, document)
+    read_keys(path)  # a folder without the file may not even be there to hold the lock
+    with _locked(path) as file:
+        live = {key.name: key for key in read_keys(file) if not key.revoked}
+        if name not in live:
+            hint = did_you_mean(name, live)
+            raise KeysFileError(f"there is no live key named {name} in {path}{hint}")
+        document = _read_document(file)
+        keys = document["keys"]
+        assert isinstance(keys, AoT)
+        for table in keys:
+            if table["name"] == name and not table.get("revoked", False):
+                table["revoked"] = True
+        _write(file, document)
     return live[name]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Path]:
+    """Wait until no other edit of the file runs. Yields the file that `path` is, or links to."""
+    from filelock import FileLock
+
+    file = Path(os.path.realpath(path))
+    lock_file = file.with_name(file.name + ".lock")
+    with FileLock(lock_file):
+        try:
+            yield file
+        finally:
+            with suppress(OSError):  # Windows keeps a file that another process waits for
+                lock_file.unlink()
 
 
 def _read_document(path: Path) -> tomlkit.TOMLDocument:
@@ -103,8 +130,7 @@ def _read_document(path: Path) -> tomlkit.TOMLDocument:
 def _write(path: Path, document: tomlkit.TOMLDocument) -> None:
     """Replace the file with an atomic rename, so that a server never reads half a file."""
     text = tomlkit.dumps(document)
-    parse_keys(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    parse_keys(text, path=path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

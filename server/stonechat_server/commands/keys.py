@@ -1,5 +1,6 @@
 """Add, list and revoke API keys. A running server reads the changed file within a second."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -31,18 +32,22 @@ class Add(BaseOptions):
 
         print(add_key(path, **self.model_dump()))
         print(f"Added {self.name} to {path}; the key is not shown again.", file=sys.stderr)
-        if path != default_keys_file():
-            print(f"`stonechat serve --keys-file {path}` asks for it.", file=sys.stderr)
+        if path == default_keys_file():
+            print("`stonechat serve` asks for it, also where it runs already.", file=sys.stderr)
+        else:
+            command = f"stonechat serve --keys-file {shlex.quote(str(path))}"
+            print(f"`{command}` asks for it.", file=sys.stderr)
 
 
 class List(BaseOptions):
     """List the keys with their limits; also without an action."""
 
     def run(self, path: Path) -> None:
-        from stonechat_server.access.keys import read_keys
+        from stonechat_server.access.keys import is_there, read_keys
         from stonechat_server.access.keys_file import default_keys_file
 
-        keys = () if path == default_keys_file() and not path.exists() else read_keys(path)
+        is_new = path == default_keys_file() and not is_there(path)
+        keys = () if is_new else read_keys(path)
         if not keys:
             print(f"no keys in {path} yet; `stonechat keys add NAME` makes one")
             return

@@ -11,6 +11,7 @@ from stonechat_server.settings import Settings
 
 if TYPE_CHECKING:
     from stonechat_models import ModelInfo
+    from stonechat_server.access.keys import KeyStore
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.observability.ledger import Ledger
     from stonechat_server.serving.services import Services
@@ -29,7 +30,8 @@ def run(options: Options) -> int:
     """Serve until a signal arrives. Returns 1 if the server cannot start."""
     gc.disable()  # objects made at start live on, so a collection frees nothing
     settings = options.settings
-    from stonechat_server.access.keys_file import chosen_keys_file
+    from stonechat_server.access.keys import KeysFileError
+    from stonechat_server.access.keys_file import open_key_store
     from stonechat_server.observability.access_log import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
@@ -38,10 +40,15 @@ def run(options: Options) -> int:
     except OSError as error:
         return _fail(listen_problem(settings.host, settings.port, error))
     with listener:
-        settings = settings.model_copy(update={"keys_file": chosen_keys_file(settings.keys_file)})
         if problem := _problem(settings):
             return _fail(problem)
-        return _serve(settings, listener)
+        try:
+            key_store = open_key_store(settings.keys_file)
+        except KeysFileError as error:
+            return _fail(str(error))
+        keys_file = None if key_store is None else key_store.path
+        settings = settings.model_copy(update={"keys_file": keys_file})
+        return _serve(settings, key_store, listener)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -74,9 +81,8 @@ def listen_problem(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host}:{port}: {error.strerror or error}"
 
 
-def _serve(settings: Settings, listener: socket.socket) -> int:
+def _serve(settings: Settings, key_store: "KeyStore | None", listener: socket.socket) -> int:
     from stonechat_models import AsyncEngine, EngineError
-    from stonechat_server.access.keys import KeysFileError
     from stonechat_server.app import create_app
     from stonechat_server.commands.banner import start_banner
     from stonechat_server.errors import APIError
@@ -88,11 +94,10 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         ledger, notes = _open_ledger(settings)
         tracing = Tracing.from_environment() if settings.otel else None
         engine: EngineLike = AsyncEngine.from_config(settings.engine_config(), _progress)
-        app = create_app(settings, engine, ledger=ledger, tracing=tracing)
+        app = create_app(settings, engine, key_store=key_store, ledger=ledger, tracing=tracing)
     except (
         EngineError,
         APIError,  # the chat template does not compile
-        KeysFileError,
         LedgerError,
         TracingUnavailableError,
     ) as error:
@@ -120,24 +125,18 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
 
 
 def _problem(settings: Settings) -> str | None:
-    """What is wrong with the files of keys and certificates; told before the model loads."""
+    """What is wrong with the files of API keys and certificates; told before the model loads."""
     import ssl
-
-    from stonechat_server.access.keys import KeysFileError, read_keys
 
     if (settings.tls_cert is None) != (settings.tls_key is None):
         return "--tls-cert and --tls-key must be given together"
     try:
-        if settings.keys_file is not None:
-            read_keys(settings.keys_file)
         settings.all_api_keys()
         for file in filter(None, (settings.tls_cert, settings.tls_key)):
             file.read_bytes()
         if settings.tls_cert is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    except KeysFileError as error:
-        return str(error)
     except ssl.SSLError:
         return (
             f"{settings.tls_cert} and {settings.tls_key} are not a certificate and its private key "

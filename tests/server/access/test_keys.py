@@ -1,11 +1,14 @@
 import hashlib
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from stonechat_server.access import keys_file
 from stonechat_server.access.keys import KeysFileError, KeyStore, digest_of, parse_keys, read_keys
-from stonechat_server.access.keys_file import add_key, revoke_key
+from stonechat_server.access.keys_file import add_key, open_key_store, revoke_key
 
 
 def test_add_find_revoke(tmp_path: Path) -> None:
@@ -179,3 +182,124 @@ def test_duplicate_and_invalid_names_are_not_written(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_error_at_start(tmp_path: Path) -> None:
     with pytest.raises(KeysFileError):
         KeyStore(tmp_path / "none.toml")
+
+
+def test_a_file_that_may_be_absent_closes_the_server_for_good(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "keys.toml"
+    now = [0.0]
+    store = KeyStore(path, lambda: now[0], may_be_absent=True)
+    now[0] = 2.0
+    assert not store.asks
+    secret = add_key(path, "alice")
+    assert not store.asks  # it looks once a second
+    now[0] = 3.0
+    assert store.asks
+    assert store.find(secret) is not None
+    path.unlink()
+    now[0] = 5.0
+    assert store.asks
+    assert store.find(secret) is not None
+    add_key(path, "bob")
+    now[0] = 7.0
+    assert store.find(secret) is None
+    path.write_text("keys = []")
+    now[0] = 9.0
+    assert store.asks
+
+
+def _put(kind: str, path: Path) -> None:
+    match kind:
+        case "a dangling link":
+            path.symlink_to("gone")
+        case "a folder":
+            path.mkdir()
+        case "no TOML":
+            path.write_text("[[keys]\n")
+        case "empty":
+            path.touch()
+
+
+@pytest.mark.parametrize("kind", ["a dangling link", "a folder", "no TOML", "empty"])
+def test_a_file_that_appears_broken_closes_the_server_too(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.toml"
+    now = [0.0]
+    store = KeyStore(path, lambda: now[0], may_be_absent=True)
+    _put(kind, path)
+    for now[0] in (2.0, 4.0):
+        assert store.asks
+        assert store.find("sk-any") is None
+    texts = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(texts) == (0 if kind == "empty" else 1)
+    for text in texts:
+        assert text.startswith("no key of the file is accepted: ")
+        assert str(path) in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("a dangling link", "the keys file {path} is a link to gone, which is not there"),
+        ("a folder", "cannot read the keys file {path}: Is a directory"),
+        ("no TOML", "the keys file {path} is not valid TOML: "),
+        ("an unreadable folder", "cannot read the keys file {path}: Permission denied"),
+    ],
+)
+def test_a_default_file_that_cannot_be_read_is_an_error_at_start(
+    kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = tmp_path / "stonechat" / "keys.toml"
+    path.parent.mkdir()
+    _put(kind, path)
+    if kind == "an unreadable folder":  # root can read every folder
+
+        def refuse(file: object, *_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied", str(file))
+
+        monkeypatch.setattr("stonechat_server.access.keys.os.lstat", refuse)
+        monkeypatch.setattr(Path, "stat", refuse)
+        monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(KeysFileError) as caught:
+        open_key_store(None)
+    assert str(caught.value).startswith(message.format(path=path))
+    assert "--keys-file off" in str(caught.value)
+
+
+def test_the_advice_for_a_missing_file_works(tmp_path: Path) -> None:
+    path = tmp_path / "my keys.toml"
+    with pytest.raises(KeysFileError) as caught:
+        read_keys(path)
+    assert f"`stonechat keys --keys-file '{path}' add NAME` creates one" in str(caught.value)
+
+
+def test_edits_at_the_same_time_lose_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sub" / "keys.toml"
+    read = keys_file._read_document
+
+    def read_slowly(file: Path) -> object:
+        document = read(file)
+        os.sched_yield()
+        return document
+
+    monkeypatch.setattr(keys_file, "_read_document", read_slowly)
+    names = [f"key{number}" for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: add_key(path, name), names))
+        list(pool.map(lambda name: revoke_key(path, name), names[::2]))
+    keys = read_keys(path)
+    assert {key.name: key.revoked for key in keys} == {
+        name: number % 2 == 0 for number, name in enumerate(names)
+    }
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_edit_follows_a_link(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.symlink_to("real.toml")
+    secret = add_key(path, "alice")
+    assert path.is_symlink()
+    assert KeyStore(tmp_path / "real.toml").find(secret) is not None

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stonechat_server.access.keys import KeyStore
-from stonechat_server.access.keys_file import chosen_keys_file
+from stonechat_server.access.keys import KeysFileError, KeyStore
+from stonechat_server.access.keys_file import open_key_store
 from stonechat_server.cli import main
 from stonechat_server.observability.ledger import Ledger, LedgerEntry
 from stonechat_server.observability.ledger.location import ledger_place
@@ -37,20 +37,26 @@ def test_keys_have_a_default_file(
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     path = tmp_path / "stonechat" / "keys.toml"
-    assert chosen_keys_file(None) is None
+    store = open_key_store(None)
+    assert store is not None
+    assert not store.asks
     assert main(["keys"]) == 0
     assert f"no keys in {path} yet; `stonechat keys add NAME`" in capsys.readouterr().out
     assert main(["keys", "add", "alice"]) == 0
     output = capsys.readouterr()
     assert f"Added alice to {path}" in output.err
+    assert "`stonechat serve` asks for it, also where it runs already." in output.err
     assert "--keys-file" not in output.err
-    assert chosen_keys_file(None) == path
+    store = open_key_store(None)
+    assert store is not None
+    assert store.asks
     assert KeyStore(path).find(output.out.strip()) is not None
     assert path.stat().st_mode & 0o777 == 0o600
     assert main(["keys"]) == 0
     assert "alice" in capsys.readouterr().out
-    assert chosen_keys_file(Path("off")) is None
-    assert chosen_keys_file(tmp_path / "other") == tmp_path / "other"
+    assert open_key_store(Path("off")) is None
+    with pytest.raises(KeysFileError, match=f"there is no keys file {tmp_path / 'other'}"):
+        open_key_store(tmp_path / "other")
     assert main(["keys", "--keys-file", "off"]) == 1
     assert "the keys file is off" in capsys.readouterr().err
 
@@ -61,7 +67,10 @@ def test_mistakes_with_keys_say_what_to_do(
     file = tmp_path / "keys.toml"
     words = ["keys", "--keys-file", str(file)]
     assert main([*words, "list"]) == 1
-    assert f"there is no keys file {file}; `stonechat keys add NAME`" in capsys.readouterr().err
+    assert (
+        f"there is no keys file {file}; `stonechat keys --keys-file {file} add"
+        in capsys.readouterr().err
+    )
     assert main([*words, "add", "alice"]) == 0
     assert f"`stonechat serve --keys-file {file}` asks for it" in capsys.readouterr().err
     assert main([*words, "revoke", "alcie"]) == 1

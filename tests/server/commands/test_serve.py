@@ -5,6 +5,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from stonechat_server.app import create_app
 from stonechat_server.cli import main
@@ -120,10 +122,11 @@ def test_keys_of_the_default_file_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    seen = []
+    seen, apps = [], []
 
-    def start(app: object, listener: object, announce: object, **_: object) -> int:
-        seen.append(app.state.server.authenticator.is_open)  # type: ignore[attr-defined]
+    def start(app: FastAPI, listener: object, announce: object, **_: object) -> int:
+        seen.append(app.state.server.authenticator.is_open)
+        apps.append(app)
         return 0
 
     monkeypatch.setattr("stonechat_server.serving.http_server.serve", start)
@@ -134,6 +137,11 @@ def test_keys_of_the_default_file_are_asked_for(
     assert main(words) == 0
     assert main([*words, "--keys-file", "off"]) == 0
     assert seen == [True, False, True]
+    monkeypatch.setattr("stonechat_server.access.keys.CHECK_INTERVAL_SECONDS", 0.0)
+    apps[0].state.server.authenticator._store._next_check = 0.0
+    with TestClient(apps[0], base_url="http://127.0.0.1") as running:  # began before the key was
+        assert running.get("/v1/models").status_code == 401
+        assert "securitySchemes" in running.get("/openapi.json").json()["components"]
     assert main([*words, "--keys-file", str(tmp_path / "none")]) == 1
     assert f"there is no keys file {tmp_path / 'none'}" in capsys.readouterr().err
 
@@ -146,8 +154,8 @@ def test_keys_of_the_default_file_are_asked_for(
         ("--tls-cert {file} --tls-key {file}", "are not a certificate and its private key in PEM"),
         ("--api-key-file /no/such", "cannot read /no/such: No such file or directory"),
         ("--api-key-file {binary}", "is not a text file in UTF-8"),
-        ("--keys-file /no/such", "there is no keys file /no/such; `stonechat keys add NAME`"),
-        ("--keys-file {file}", "the keys file is not valid TOML"),
+        ("--keys-file /no/such", "`stonechat keys --keys-file /no/such add NAME` creates one"),
+        ("--keys-file {file}", "/file is not valid TOML"),
     ],
 )
 def test_files_that_cannot_be_used_are_named_before_the_model_loads(

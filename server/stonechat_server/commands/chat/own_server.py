@@ -1,8 +1,9 @@
 """A private server in this process, on a socket that only this user can reach.
 
 The terminal chat uses it like any other server, so templates, fields and limits are the same. The
-socket is a file in a folder of its own. Where there are none of this kind (Windows), it is a free
-port of this machine. The server has a random key.
+socket is a file in a folder of its own. Where there are none of this kind (Windows), or the path of
+the folder for temporary files is too long for one, it is a free port of this machine. The server
+has a random key.
 """
 
 import secrets
@@ -10,7 +11,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,19 +67,33 @@ def own_server(engine: EngineLike, settings: Settings) -> Iterator[OwnServer]:
 
 @contextmanager
 def _listener() -> Iterator[tuple[socket.socket, str, str | None]]:
-    """Yield a listening socket, the URL of its API, and its path."""
-    if not hasattr(socket, "AF_UNIX"):
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            yield listener, f"http://127.0.0.1:{listener.getsockname()[1]}/v1", None
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="stonechat-") as folder,  # only this user may enter it
-        socket.socket(socket.AF_UNIX) as listener,
-    ):
-        path = str(Path(folder) / "socket")
-        listener.bind(path)
-        listener.listen(16)
-        yield listener, "http://localhost/v1", path
+    """Yield a listening socket, the URL of its API, and its path. Raises `EngineError`."""
+    from stonechat_models import EngineError
+
+    with ExitStack() as stack:
+        try:
+            opened = _open(stack)
+        except OSError as error:
+            raise EngineError(f"the chat cannot open a socket: {error}") from error
+        yield opened
+
+
+def _open(stack: ExitStack) -> tuple[socket.socket, str, str | None]:
+    if hasattr(socket, "AF_UNIX"):
+        with suppress(OSError):  # a long path, or a file system without sockets
+            return _open_file(stack)
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    return listener, f"http://127.0.0.1:{listener.getsockname()[1]}/v1", None
+
+
+def _open_file(stack: ExitStack) -> tuple[socket.socket, str, str]:
+    # Only this user may enter the folder.
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stonechat-"))
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+    path = str(Path(folder) / "socket")
+    listener.bind(path)
+    listener.listen(16)
+    return listener, "http://localhost/v1", path
 
 
 def _wait(server: "uvicorn.Server", thread: threading.Thread) -> None:

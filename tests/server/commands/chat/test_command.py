@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stonechat_models import EngineConfig
+from stonechat_models import EngineConfig, EngineError
 from stonechat_server.cli import main
 from stonechat_server.commands.chat import command
 from stonechat_server.commands.chat.api import ChatError
@@ -138,6 +138,34 @@ def test_a_private_server_has_no_port_and_leaves_nothing() -> None:
         assert path.is_socket()
         assert path.parent.stat().st_mode & 0o777 == 0o700
     assert not path.parent.exists()
+
+
+def test_a_private_server_has_a_port_where_a_socket_has_too_long_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with own_server(FakeEngine(), Settings()) as private:
+        assert private.unix_socket is None
+        assert private.url.startswith("http://127.0.0.1:")
+        assert ask(private) == 0
+        with pytest.raises(ChatError, match=r"^401: "):
+            ask(replace(private, key=""))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_private_server_without_any_socket_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with (
+        pytest.raises(EngineError, match=r"^the chat cannot open a socket: .*Too many open files"),
+        own_server(FakeEngine(), Settings()),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("words", [["run", "mine"], ["chat", "mine"]])
