@@ -45,6 +45,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "nomic_bert": ("NomicBertConfig", {}),
     "fnet": ("FNetConfig", {}),
+    "xlnet": (
+        "XLNetConfig",
+        {"max_position_embeddings": None, "d_model": HIDDEN_SIZE, "n_layer": 2, "n_head": 4},
+    ),
+    "xmod": ("XmodConfig", {"languages": ["en_XX"], "default_language": "en_XX"}),
     "t5": ("T5Config", {"d_model": HIDDEN_SIZE, "d_ff": 48, "num_heads": 4, "d_kv": 8}),
     "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16}),
     "gemma3_text": (
@@ -74,7 +79,9 @@ def tiny_encoder(family: str, **changes: Any) -> torch.nn.Module:
     import transformers
 
     name, settings = FAMILIES[family]
-    config = getattr(transformers, name)(**{**COMMON, **settings, **changes})
+    values = {**COMMON, **settings, **changes}
+    values = {key: value for key, value in values.items() if value is not None}
+    config = getattr(transformers, name)(**values)
     torch.manual_seed(0)
     auto = transformers.AutoModelForTextEncoding if family == "t5" else transformers.AutoModel
     module = auto.from_config(config).eval().float()

@@ -25,6 +25,7 @@ MAX_LENGTH = 1 << 24
 """Larger lengths in a file mean that there is no limit."""
 
 StepKind = Literal["Dense", "LayerNorm", "Normalize"]
+FIRST_MODULES = ("Transformer", "Pooling")
 STEPS: dict[str, StepKind | None] = {
     "Dense": "Dense",
     "LayerNorm": "LayerNorm",
@@ -93,13 +94,13 @@ def read_embedder_files(folder: Path) -> EmbedderFiles | None:
             f"{settings.source}: models of type {shown(kind)} are no text "
             "embedders, which are all that is served"
         )
-    kinds = [_kind(module) for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"]:
-        raise _unsupported(folder, modules[0] if kinds[0] != "Transformer" else modules[-1])
+    for i, module in enumerate(modules):
+        if _kind(module) not in (FIRST_MODULES[i : i + 1] or STEPS):
+            raise _unsupported(folder, module)
+    if len(modules) < 2:
+        raise ModelLoadError(f"{folder / MODULES_FILE} lists no Pooling; download it again")
     steps = []
     for module in modules[2:]:
-        if _kind(module) not in STEPS:
-            raise _unsupported(folder, module)
         step = STEPS[_kind(module)]
         if step is not None:
             steps.append(EmbeddingStep(step, *_config(folder, module)))
@@ -129,8 +130,8 @@ def _read_modules(folder: Path) -> list[dict[str, Any]]:
         modules = msgspec.convert(
             json.loads(path.read_text(encoding="utf-8")), list[dict[str, Any]]
         )
-    if len(modules) < 2:
-        raise ModelLoadError(f"{path} lists fewer than two modules; download it again")
+    if not modules:
+        raise ModelLoadError(f"{path} lists no modules; download it again")
     return modules
 
 

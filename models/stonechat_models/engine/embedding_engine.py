@@ -18,6 +18,7 @@ from stonechat_models.engine.engine import (
     STEP_FAILED,
     StepCounters,
 )
+from stonechat_models.errors import StepError
 from stonechat_models.types import (
     EmbeddingParams,
     EngineStats,
@@ -36,7 +37,8 @@ class EmbeddingEngine:
     """Embeds the prompts of many requests at once.
 
     `step` never raises for a fault of the model. It runs the texts of a failed step again in halves
-    until it knows those that fail alone. Only those end, with `FinishReason.ERROR`.
+    until it knows those that fail alone. Only those end, with `FinishReason.ERROR`, and so does a
+    text whose vector is not finite.
     """
 
     def __init__(self, model: EmbeddingModel) -> None:
@@ -74,7 +76,7 @@ class EmbeddingEngine:
         counters.num_steps += 1
         counters.num_prompt_tokens += sum(len(request.prompt_token_ids) for request in batch)
         if batch:
-            all_failed = all(output.error is not None for output in outputs)
+            all_failed = all(output.error == STEP_FAILED for output in outputs)
             counters.num_consecutive_failed_steps = (
                 counters.num_consecutive_failed_steps + 1 if all_failed else 0
             )
@@ -120,7 +122,6 @@ class EmbeddingEngine:
             return []
         try:
             vectors = self.model.embed([_text(request) for request in batch])
-            return [self._output(r, scheduled, v) for r, v in zip(batch, vectors, strict=True)]
         except Exception as error:
             self.counters.num_failed_steps += 1
             traceback.clear_frames(error.__traceback__)  # they keep the step's tensors alive
@@ -129,28 +130,37 @@ class EmbeddingEngine:
                 middle = len(batch) // 2
                 return self._run(batch[:middle], scheduled) + self._run(batch[middle:], scheduled)
             logger.error("request %s failed in a step", batch[0].request_id, exc_info=error)
-            return [self._output(batch[0], scheduled, None)]
+            return [_output(batch[0], scheduled, None, STEP_FAILED)]
+        return [self._finish(r, scheduled, v) for r, v in zip(batch, vectors, strict=True)]
 
-    def _output(
-        self, request: GenerateRequest, scheduled: float, vector: torch.Tensor | None
+    def _finish(
+        self, request: GenerateRequest, scheduled: float, vector: torch.Tensor
     ) -> TokenOutput:
-        """Return the output of a request. Without a vector it has failed."""
-        embedding = None
-        if vector is not None:
-            info = self.model.info.embedding
-            assert info is not None
+        """Return the output of a computed text. It alone fails if its vector is not finite."""
+        info = self.model.info.embedding
+        assert info is not None
+        try:
             embedding = finish_embedding(vector, _params(request), info)
-        return TokenOutput(
-            request_id=request.request_id,
-            index=0,
-            token_ids=(),
-            logprobs=None,
-            finish_reason=FinishReason.ERROR if vector is None else FinishReason.STOP,
-            num_cached_tokens=0,
-            scheduled_time=scheduled,
-            error=STEP_FAILED if vector is None else None,
-            embedding=embedding,
-        )
+        except StepError as error:
+            logger.error("request %s failed: %s", request.request_id, error)
+            return _output(request, scheduled, None, str(error))
+        return _output(request, scheduled, embedding)
+
+
+def _output(
+    request: GenerateRequest, scheduled: float, embedding: bytes | None, error: str | None = None
+) -> TokenOutput:
+    return TokenOutput(
+        request_id=request.request_id,
+        index=0,
+        token_ids=(),
+        logprobs=None,
+        finish_reason=FinishReason.STOP if error is None else FinishReason.ERROR,
+        num_cached_tokens=0,
+        scheduled_time=scheduled,
+        error=error,
+        embedding=embedding,
+    )
 
 
 def _params(request: GenerateRequest) -> EmbeddingParams:

@@ -7,13 +7,14 @@ loop, so nothing needs a lock.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stonechat_server.access.auth import is_rate_limited
 from stonechat_server.access.keys import ApiKey
 from stonechat_server.admission.fair_queue import Admission, Cost, FairQueue
 from stonechat_server.admission.rate_limits import RateLimiter
+from stonechat_server.admission.records import total_cost
 from stonechat_server.admission.refusals import RefusedError, timed_out, too_many_requests
 from stonechat_server.admission.throughput import ThroughputMeter
 
@@ -30,6 +31,18 @@ class AdmissionLimits:
     max_running_tokens: int
     max_queued_requests: int
     max_queued_tokens: int
+    max_share: float = 0.5
+    """The part of the running ones that one request with several prompts may have at a time."""
+
+    def cost_of(self, costs: Sequence[Cost]) -> Cost:
+        """The cost of a request with these prompts."""
+        if len(costs) == 1:
+            return costs[0]
+        return total_cost(
+            costs,
+            int(self.max_running_sequences * self.max_share),
+            int(self.max_running_tokens * self.max_share),
+        )
 
 
 class AdmissionControl:

@@ -1,6 +1,7 @@
 """The expected cost of a request at admission, and the record of it after its end."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 EXPECTED_COMPLETION_TOKENS = 512
 """Expected completion tokens per choice of a request without a token limit."""
+
+MAX_LISTED_REASONS = 128
+"""Of more choices, the logs and the ledger have only how many ended for which reason."""
 
 log = logging.getLogger("stonechat")
 
@@ -47,9 +51,11 @@ def total_cost(costs: Sequence[Cost], max_sequences: int, max_tokens: int) -> Co
 class FinishedRequest:
     """The record of an admitted request. It has no text unless the server is set to keep text.
 
-    `finish_reasons` has one entry per choice, as chat completions name it; a choice that did not
-    end has `"abort"` or `"error"`. `status` is the HTTP status, 499 if the client disconnected
-    first. An error after the first byte of a stream counts with its own status.
+    `finish_reasons` has one entry per choice of all prompts, as chat completions name it; a choice
+    that did not end has `"abort"` or `"error"`. A request for embeddings has one entry in all.
+    `num_choices` is the number of choices for each prompt.
+    `status` is the HTTP status, 499 if the client disconnected first. An error after the first byte
+    of a stream counts with its own status.
     `endpoint` is the path of its route, `/v1/chat/completions` for example, never a client's path.
     `started` and `finished` are `time.monotonic()` seconds, `created` is the start since 1970.
     """
@@ -67,6 +73,7 @@ class FinishedRequest:
     num_cached_tokens: int
     num_completion_tokens: int
     finish_reasons: tuple[str, ...]
+    num_choices: int = 1
     timings: "RequestTimings | None"
     created: float
     started: float
@@ -74,6 +81,18 @@ class FinishedRequest:
     traceparent: str | None = None
     prompt: str | None = None
     completion: str | None = None
+
+    @property
+    def reason_counts(self) -> Counter[str]:
+        """How many choices ended for each reason."""
+        return Counter(self.finish_reasons)
+
+    @property
+    def listed_reasons(self) -> Sequence[str]:
+        """The finish reasons of the choices in order; of many, each with its count: `stop*200`."""
+        if len(self.finish_reasons) <= MAX_LISTED_REASONS:
+            return self.finish_reasons
+        return [f"{reason}*{count}" for reason, count in self.reason_counts.items()]
 
 
 FinishedSink = Callable[[FinishedRequest], None]
@@ -89,5 +108,5 @@ def log_finished(record: FinishedRequest) -> None:
         record.status,
         record.num_prompt_tokens,
         record.num_completion_tokens,
-        ",".join(record.finish_reasons),
+        ",".join(record.listed_reasons),
     )

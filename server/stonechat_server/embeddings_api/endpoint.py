@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 
 from stonechat_models import EmbeddingParams, SamplingParams
 from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
-from stonechat_server.embeddings_api.inputs import InputEncoder
+from stonechat_server.embeddings_api.inputs import InputEncoder, inputs_of, params_without_effect
 from stonechat_server.embeddings_api.request import EmbeddingRequest
 from stonechat_server.embeddings_api.writer import EmbeddingCollector, EmbeddingWriter
 from stonechat_server.errors import APIError, invalid, unsupported
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SHARED_FIELDS = frozenset({"model", "user", "priority", "cache_salt"})
 """Fields that mean what they mean in a request for text."""
+MANY_INPUTS = 16
+"""More inputs than that take long to prepare, as each may get a prompt of the model."""
 
 
 class EmbeddingsEndpoint(Endpoint):
@@ -40,7 +42,12 @@ class EmbeddingsEndpoint(Endpoint):
             raise unsupported(name, f"'{name}' is not supported here ({note}).")
         given = {name: getattr(wire, name) for name in SHARED_FIELDS & wire.model_fields_set}
         request = SamplingFields(max_tokens=None, **given)
-        return Call(request=request, wire=wire, ignored=ignored_params(wire, EMBEDDING_FIELDS))
+        ignored = ignored_params(wire, EMBEDDING_FIELDS)
+        ignored += params_without_effect(wire, services.engine.model)
+        return Call(request=request, wire=wire, ignored=ignored)
+
+    def takes_long(self, call: Call) -> bool:
+        return len(inputs_of(cast(EmbeddingRequest, call.wire))) > MANY_INPUTS
 
     def prepare(self, call: Call, services: "Services") -> list[PreparedRequest]:
         model, wire = services.engine.model, cast(EmbeddingRequest, call.wire)

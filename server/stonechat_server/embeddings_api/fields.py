@@ -19,7 +19,7 @@ EMBEDDING_FIELDS: dict[str, FieldNote] = {
     "user": FIELDS["user"],
     "input_type": honoured(
         "extension; `query` (`search_query`) or `document` (`passage`, `search_document`): puts "
-        "the model's own prompt for it before each text, if the model has one"
+        "the model's own prompt for it before each text; no effect if the model has none"
     ),
     "prompt_name": honoured(
         "extension; puts the model's prompt of that name before each text; 400 if it has none"
@@ -34,10 +34,10 @@ EMBEDDING_FIELDS: dict[str, FieldNote] = {
     ),
     "add_special_tokens": honoured(
         "extension; default true: a text gets the tokens that the tokenizer puts around texts; "
-        "token ids are never changed"
+        "no effect on token ids"
     ),
     "priority": FIELDS["priority"],
-    "cache_salt": FIELDS["cache_salt"],
+    "cache_salt": honoured(f"{FIELDS['cache_salt'].note}; no effect with a model for embeddings"),
     "messages": rejected("send texts in `input`", []),
     "instruction": rejected("put it into the text, or use `prompt_name` or `input_type`", ""),
 }

@@ -9,7 +9,7 @@ from stonechat_server.errors import APIError, invalid
 from stonechat_server.request.sampling_params import unknown_token
 
 if TYPE_CHECKING:
-    from stonechat_models import EmbeddingInfo
+    from stonechat_models import EmbeddingInfo, ModelInfo
     from stonechat_server.engine_protocol import EngineLike
 
 PROMPTS_OF_TYPES = {
@@ -134,6 +134,30 @@ def inputs_of(request: EmbeddingRequest) -> list[tuple[str, str | list[int]]]:
     return [(f"input[{i}]", cast(str | list[int], item)) for i, item in enumerate(value)]
 
 
+def params_without_effect(request: EmbeddingRequest, model: "ModelInfo") -> list[str]:
+    """The fields that a request sets and that change nothing with this model and these inputs."""
+    prompts = {} if model.embedding is None else model.embedding.prompts
+    has_prompt = any(name in prompts for name in _names_of_type(request))
+    is_text = isinstance(inputs_of(request)[0][1], str)
+    without_effect = {
+        "add_special_tokens": not is_text,
+        "cache_salt": not model.generates,
+        "input_type": not has_prompt,
+    }
+    return [
+        name
+        for name, is_ignored in without_effect.items()
+        if is_ignored and getattr(request, name) is not None
+    ]
+
+
+def _names_of_type(request: EmbeddingRequest) -> tuple[str, ...]:
+    """The names that the prompt of the request's `input_type` may have."""
+    if request.input_type is None:
+        return ()
+    return PROMPTS_OF_TYPES[TYPE_NAMES.get(request.input_type, request.input_type)]
+
+
 def _prompt(request: EmbeddingRequest, info: "EmbeddingInfo") -> str:
     """The text to put before each input. Empty for token ids if only the default names one."""
     name, prompts = request.prompt_name, info.prompts
@@ -145,7 +169,6 @@ def _prompt(request: EmbeddingRequest, info: "EmbeddingInfo") -> str:
             raise invalid("prompt_name", f"This model has no prompt {name[:100]!r}. {known}")
         return prompts[name]
     if request.input_type is not None:
-        names = PROMPTS_OF_TYPES[TYPE_NAMES.get(request.input_type, request.input_type)]
-        return next((prompts[name] for name in names if name in prompts), "")
+        return next((prompts[name] for name in _names_of_type(request) if name in prompts), "")
     is_text = isinstance(inputs_of(request)[0][1], str)
     return prompts.get(info.default_prompt, "") if is_text else ""

@@ -122,12 +122,12 @@ class Metrics:
     def request_finished(self, record: FinishedRequest) -> None:
         """Observe an admitted request that has ended."""
         histograms, timings = self._histograms_of(record.endpoint), record.timings
-        for reason in record.finish_reasons:
-            self._success.labels(self._model_name, reason, record.endpoint).inc()
+        for reason, count in record.reason_counts.items():
+            self._success.labels(self._model_name, reason, record.endpoint).inc(count)
         histograms.end_to_end.observe(record.finished - record.started)
         histograms.prompt_tokens.observe(record.num_prompt_tokens)
         histograms.generation_tokens.observe(record.num_completion_tokens)
-        histograms.num_choices.observe(len(record.finish_reasons))
+        histograms.num_choices.observe(record.num_choices)
         if timings is None or timings.scheduled is None:
             return
         histograms.queue.observe(max(0.0, timings.scheduled - record.started))

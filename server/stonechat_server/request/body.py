@@ -116,10 +116,16 @@ def check_json(body: bytes, settings: "Settings") -> None:
             num_values += 1
             depth += character in _OPEN
         if depth > settings.max_json_depth:
-            message = f"The JSON is nested deeper than {settings.max_json_depth} levels."
+            message = (
+                f"The JSON is nested deeper than {settings.max_json_depth} levels, the limit that "
+                "the server's --max-json-depth sets."
+            )
             raise APIError(400, message, code="json_too_deep")
         if num_values > settings.max_json_values:
-            message = f"The JSON has more than {settings.max_json_values} values."
+            message = (
+                f"The JSON has more than {settings.max_json_values} values, the limit that the "
+                "server's --max-json-values sets."
+            )
             raise APIError(400, message, code="json_too_large")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from stonechat_models import GRAMMAR_FAILED, GenerateRequest
 from stonechat_server.admission.deadline import HEADER as TIMEOUT_HEADER
 from stonechat_server.admission.deadline import Deadline, request_timeout
-from stonechat_server.admission.records import FinishedRequest, expected_cost, total_cost
+from stonechat_server.admission.records import FinishedRequest, expected_cost
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.errors import APIError, server_error, to_api_error
 from stonechat_server.observability.metrics import TokenClock
@@ -50,6 +50,8 @@ class Generation:
     writer: "AnswerWriter"
     started: float = field(default_factory=time.monotonic)
     admission: "Admission | None" = field(default=None, init=False)
+    submitted: set[str] = field(default_factory=set, init=False)
+    """The ids of the texts that count without an output: the engine has them in its batches."""
     texts: dict[tuple[str, int], list[str]] = field(default_factory=dict, init=False)
     """The text of each choice, if the ledger keeps it."""
     status: int = field(default=CLIENT_GONE, init=False)
@@ -115,49 +117,60 @@ class Generation:
             )
             for prepared in self.prepared
         ]
-        limits = self.services.admission.limits
         return await self.services.admission.admit(
             self.identity.key,
-            costs[0]
-            if len(costs) == 1
-            else total_cost(
-                costs, limits.max_running_sequences // 2, limits.max_running_tokens // 2
-            ),
+            self.services.admission.limits.cost_of(costs),
             tenant=self.identity.tenant,
             queue_timeout=self.services.settings.queue_timeout or None,
         )
 
     def _generate(self) -> "AsyncGenerator[RequestOutput, None]":
+        prompts = list(zip(self.writer.reader.prompt_ids, self.prepared, strict=True))
+        if len(prompts) == 1:
+            request = self._engine_request(*prompts[0], self.started)
+            outputs = self.services.engine.generate(request)
+            return cast("AsyncGenerator[RequestOutput, None]", outputs)
+        if not self.endpoint.generates:  # texts of similar length share a batch
+            prompts.sort(key=lambda prompt: len(prompt[1].prompt_token_ids))
+        assert self.admission is not None
+        num_at_once = self.admission.cost.num_sequences // self.prepared[0].params.n
+        return merged([self._submit(*prompt) for prompt in prompts], num_at_once)
+
+    async def _submit(
+        self, prompt_id: str, prepared: "PreparedRequest"
+    ) -> "AsyncGenerator[RequestOutput, None]":
+        """Run one prompt of several. It arrives when its turn comes, behind what waits then."""
+        assert self.admission is not None
+        request = self._engine_request(prompt_id, prepared, time.monotonic())
+        if not self.endpoint.generates:  # its batch is computed, whoever waits for it
+            self.submitted.add(prompt_id)
+            self.admission.num_used_tokens += len(prepared.prompt_token_ids)
+        stream = cast("AsyncGenerator[RequestOutput, None]", self.services.engine.generate(request))
+        async with aclosing(stream) as outputs:
+            async for output in outputs:
+                yield output
+
+    def _engine_request(
+        self, prompt_id: str, prepared: "PreparedRequest", arrival: float
+    ) -> GenerateRequest:
         request, salt = self.call.request, self.call.request.cache_salt or ""
         if self.services.settings.private_prefix_cache:
             salt = f"{self.identity.key.name}\n{salt}"
-        streams = [
-            self.services.engine.generate(
-                GenerateRequest(
-                    request_id=request_id,
-                    prompt_token_ids=prepared.prompt_token_ids,
-                    params=prepared.params,
-                    priority=self.identity.key.priority + max(0, request.priority or 0),
-                    cache_salt=salt,
-                    arrival_time=self.started,
-                    prediction_token_ids=prepared.prediction_token_ids,
-                    embedding=prepared.embedding,
-                )
-            )
-            for request_id, prepared in zip(
-                self.writer.reader.prompt_ids, self.prepared, strict=True
-            )
-        ]
-        outputs = streams[0]
-        if len(streams) > 1:
-            assert self.admission is not None
-            num_at_once = self.admission.cost.num_sequences // self.prepared[0].params.n
-            outputs = merged(streams, num_at_once)
-        return cast("AsyncGenerator[RequestOutput, None]", outputs)
+        return GenerateRequest(
+            request_id=prompt_id,
+            prompt_token_ids=prepared.prompt_token_ids,
+            params=prepared.params,
+            priority=self.identity.key.priority + max(0, request.priority or 0),
+            cache_salt=salt,
+            arrival_time=arrival,
+            prediction_token_ids=prepared.prediction_token_ids,
+            embedding=prepared.embedding,
+        )
 
     def _count(self, admission: "Admission", output: "RequestOutput") -> None:
         """Count the tokens of an output, keep its text for the ledger, and log its error."""
-        if output.request_id not in self.writer.reader.outputs:  # its first output
+        is_first = output.request_id not in self.writer.reader.outputs
+        if is_first and output.request_id not in self.submitted:
             admission.num_used_tokens += output.num_prompt_tokens
         for delta in output.deltas:
             admission.num_used_tokens += delta.num_tokens
@@ -184,9 +197,9 @@ class Generation:
     def _record(self) -> None:
         reader, request = self.writer.reader, self.call.request
         output, usage = reader.output, reader.usage()
-        begun = reader.outputs.keys() | reader.prompt_ids[:1]  # a prompt that waits has no output
+        # A prompt that waits has no output.
+        begun = reader.outputs.keys() | reader.prompt_ids[:1] | self.submitted
         keeps_text = self.services.settings.ledger_text
-        unfinished_reason = "abort" if self.status == CLIENT_GONE else "error"
         finished = time.monotonic()
         record = FinishedRequest(
             request_id=self._request_id,
@@ -207,9 +220,8 @@ class Generation:
             ),
             num_cached_tokens=usage.num_cached,
             num_completion_tokens=usage.num_completion,
-            finish_reasons=tuple(
-                [c.finish_reason_name or unfinished_reason for c in reader.choices]
-            ),
+            finish_reasons=self._finish_reasons(),
+            num_choices=self.prepared[0].params.n,
             timings=output.timings if output else None,
             created=time.time() - (finished - self.started),
             started=self.started,
@@ -226,6 +238,13 @@ class Generation:
                 log.exception("request %s could not be recorded", self._request_id)
                 self.services.metrics.record_lost()
 
+    def _finish_reasons(self) -> tuple[str, ...]:
+        unfinished_reason = "abort" if self.status == CLIENT_GONE else "error"
+        if not self.endpoint.generates:
+            return ("stop" if self.status == 200 else unfinished_reason,)
+        choices = self.writer.reader.choices
+        return tuple([choice.finish_reason_name or unfinished_reason for choice in choices])
+
     def _completion(self) -> str:
         """A JSON list of the choices' texts."""
         ids = self.writer.reader.prompt_ids
@@ -241,7 +260,7 @@ def _log_fields(record: FinishedRequest) -> dict[str, object]:
         "prompt_tokens": record.num_prompt_tokens,
         "cached_tokens": record.num_cached_tokens,
         "completion_tokens": record.num_completion_tokens,
-        "finish": ",".join(record.finish_reasons),
+        "finish": ",".join(record.listed_reasons),
     }
     first_token = record.timings.first_token if record.timings else None
     if first_token is not None:

@@ -30,6 +30,8 @@ CACHE_OVERCOMMIT = 4
 limit, and the engine preempts if they do."""
 EMBEDDING_BATCHES = 8
 """Admitted requests to an embedding model fill at most this many batches."""
+EMBEDDING_SHARE = 0.25
+"""A list of texts holds at most this part of them, so that others do not wait for all of it."""
 MAX_PREPARING = 4
 PREPARED_BODIES = 8
 """Bound on the bodies in preparation, running or waiting, in units of `max_body_size`."""
@@ -63,6 +65,7 @@ class Services:
         settings: Settings,
         engine: EngineLike,
         *,
+        key_store: KeyStore | None,
         ledger: Ledger | None,
         tracing: Tracing | None,
         sinks: Sequence[FinishedSink],
@@ -84,7 +87,8 @@ class Services:
         )
         lifecycle = Lifecycle(settings.shutdown_grace)
         lifecycle.when_draining(preparations.drain)
-        store = None if settings.keys_file is None else KeyStore(settings.keys_file)
+        if key_store is None and settings.keys_file is not None:
+            key_store = KeyStore(settings.keys_file)
         return cls(
             settings=settings,
             engine=engine,
@@ -103,7 +107,7 @@ class Services:
                 stop_repeated_calls=settings.stop_repeated_calls,
             ),
             authenticator=Authenticator(
-                settings.all_api_keys(), store, admission.rate_limiter.headers
+                settings.all_api_keys(), key_store, admission.rate_limiter.headers
             ),
             admission=admission,
             lifecycle=lifecycle,
@@ -154,4 +158,5 @@ def _limits(settings: Settings, model: ModelInfo) -> AdmissionLimits:
         max_running_tokens=num_tokens,
         max_queued_requests=settings.max_queued_requests,
         max_queued_tokens=settings.max_queued_tokens or num_tokens * 16,
+        max_share=0.5 if model.generates else EMBEDDING_SHARE,
     )

@@ -124,8 +124,8 @@ class AnswerReader:
 
     @property
     def output(self) -> RequestOutput | None:
-        """The latest output of the first prompt."""
-        return self.outputs.get(self.prompt_ids[0])
+        """The latest output of the prompt that had one first."""
+        return next(iter(self.outputs.values()), None)
 
     def take(self, output: RequestOutput) -> int:
         """Note an output. Returns the index of its prompt's first choice.

@@ -131,6 +131,26 @@ def test_modules_that_are_refused(
         read(folder)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "problem"),
+    [
+        (["StaticEmbedding"], r"models\.StaticEmbedding', which is not served"),
+        (["CLIPModel"], r"models\.CLIPModel', which is not served"),
+        (["Transformer", "WeightedLayerPooling", "Pooling", "Normalize"], "WeightedLayerPooling'"),
+        (["Transformer", "Dense", "Pooling"], r"models\.Dense', which is not served"),
+        (["Transformer", "Pooling", "CNN", "LSTM"], r"models\.CNN'"),
+        (["Transformer"], "lists no Pooling"),
+    ],
+)
+def test_the_first_module_that_does_not_fit_is_named(
+    folder: Path, kinds: list[str], problem: str
+) -> None:
+    types = [f"sentence_transformers.models.{kind}" for kind in kinds]
+    write_json(folder / "modules.json", [{"path": "", "type": name} for name in types])
+    with pytest.raises(ModelLoadError, match=problem):
+        read(folder)
+
+
 @pytest.mark.parametrize("content", ["{", "{}", "[3]", "[]", '[{"type": "x"}]'])
 def test_a_broken_list_of_modules(folder: Path, content: str) -> None:
     (folder / "modules.json").write_text(content)

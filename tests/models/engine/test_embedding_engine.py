@@ -19,7 +19,8 @@ from tests.models.engines import model_info
 
 
 class ScriptedModel:
-    """A text's vector is (its first token, its length, 2). Token 13 breaks the step."""
+    """A text's vector is (its first token, its length, 2). Token 13 breaks the step, and the vector
+    of token 14 is not finite."""
 
     def __init__(self, **info):
         made = EmbeddingInfo(size=3, pooling="mean", is_normalized=False)
@@ -31,7 +32,10 @@ class ScriptedModel:
         self.batches.append([len(text.token_ids) for text in texts])
         if any(13 in text.token_ids for text in texts):
             raise RuntimeError("the step fails")
-        return torch.tensor([[t.token_ids[0], len(t.token_ids), 2.0] for t in texts])
+        firsts = [float("inf") if t.token_ids[0] == 14 else t.token_ids[0] for t in texts]
+        return torch.tensor(
+            [[first, len(t.token_ids), 2.0] for first, t in zip(firsts, texts, strict=True)]
+        )
 
 
 def request(name, length, *, token=1, priority=0, arrival=0.0, **params):
@@ -137,6 +141,23 @@ def test_a_model_that_always_fails_is_broken():
     engine.add(request("last", 2, token=13))
     run(engine)
     assert engine.is_broken
+
+
+def test_vectors_that_are_not_finite_fail_alone_and_break_nothing():
+    engine = EmbeddingEngine(ScriptedModel())
+    for i in range(12):
+        for name, token in ((f"bad{i}", 14), (f"good{i}", 3)):
+            engine.add(request(name, 2, token=token, normalize=i % 2 == 0))
+        outputs = run(engine)
+        assert outputs[f"bad{i}"].error == "the model computed an embedding that is not finite"
+        assert outputs[f"bad{i}"].finish_reason is FinishReason.ERROR
+        assert np.isfinite(vector(outputs[f"good{i}"])).all()
+    for i in range(12):
+        engine.add(request(f"alone{i}", 2, token=14))
+        run(engine)
+    assert engine.model.batches == [[2, 2]] * 12 + [[2]] * 12
+    assert engine.stats().num_failed_steps == 0
+    assert not engine.is_broken
 
 
 @pytest.mark.parametrize(

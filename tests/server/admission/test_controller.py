@@ -2,6 +2,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -267,3 +268,16 @@ def test_a_flood_is_refused_before_its_bodies_are_read() -> None:
         assert_idle(admission)
 
     asyncio.run(scenario())
+
+
+def test_a_list_of_prompts_runs_within_its_share() -> None:
+    limits = AdmissionLimits(
+        max_running_sequences=16,
+        max_running_tokens=10**6,
+        max_queued_requests=1,
+        max_queued_tokens=1,
+    )
+    texts = [Cost(3, 0)] * 100
+    assert limits.cost_of(texts).num_sequences == 8
+    assert replace(limits, max_share=0.25).cost_of(texts) == Cost(300, 0, 4, 12)
+    assert limits.cost_of(texts[:1]) == texts[0]

@@ -215,13 +215,66 @@ def test_a_request_is_recorded_and_measured(
     assert record.endpoint == "/v1/embeddings"
     assert (record.status, record.user, record.model) == (200, "someone", "tiny-bert")
     assert (record.num_prompt_tokens, record.num_completion_tokens) == (7, 0)
-    assert record.finish_reasons == ("stop", "stop")
+    assert (record.finish_reasons, record.num_choices) == (("stop",), 1)
     assert record.timings is not None
     assert record.timings.scheduled is not None
     assert record.prompt is None
     text = client.get("/metrics").text
     assert 'stonechat:prompt_tokens_total{model_name="tiny-bert"} 7.0' in text
     assert 'route="/v1/embeddings",status="200"' in text
+
+
+def test_a_list_of_texts_is_one_record(client: TestClient, records: list[FinishedRequest]) -> None:
+    assert client.post(URL, json={"input": [[5, 6]] * 2048}).status_code == 200
+    (record,) = records
+    assert (record.finish_reasons, record.num_choices) == (("stop",), 1)
+    assert record.timings is not None
+    text = client.get("/metrics").text
+    labels = 'endpoint="/v1/embeddings",finished_reason="stop",model_name="tiny-bert"'
+    assert f"stonechat:request_success_total{{{labels}}} 1.0" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"input": "a", "cache_salt": "s"}, "cache_salt"),
+        ({"input": [5], "add_special_tokens": True}, "add_special_tokens"),
+        ({"input": "a", "add_special_tokens": True, "input_type": "query"}, None),
+        ({"input": "a", "cache_salt": None, "input_type": None}, None),
+        ({"input": [[5]], "colour": 1, "add_special_tokens": False}, "colour, add_special_tokens"),
+    ],
+)
+def test_fields_without_effect_are_named(
+    fields: dict[str, Any], ignored: str | None, client: TestClient
+) -> None:
+    response = client.post(URL, json=fields)
+    assert response.status_code == 200, response.text
+    assert response.headers.get("x-ignored-params") == ignored
+
+
+def test_a_type_without_a_prompt_has_no_effect(serve: Serve, tmp_path: Path) -> None:
+    settings = {"prompts": {"query": "query: "}}
+    client = serve(save_embedder(tmp_path / "model", settings=settings))
+    for name, ignored in (("query", None), ("document", "input_type"), ("passage", "input_type")):
+        response = client.post(URL, json={"input": "a", "input_type": name})
+        assert response.headers.get("x-ignored-params") == ignored
+
+
+@pytest.mark.parametrize(("num_inputs", "num_threads"), [(1, 0), (16, 0), (17, 1), (2048, 1)])
+def test_many_inputs_are_prepared_in_a_thread(
+    num_inputs: int, num_threads: int, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preparations = client.app.state.server.preparations  # type: ignore[attr-defined]
+    run, sizes = preparations.run, []
+
+    async def counted(work: Any, size: int) -> Any:
+        sizes.append(size)
+        return await run(work, size)
+
+    monkeypatch.setattr(preparations, "run", counted)
+    body = {"input": ["a"] * num_inputs, "input_type": "query"}
+    assert client.post(URL, json=body).status_code == 200
+    assert len(sizes) == num_threads
 
 
 def test_the_ledger_may_keep_the_texts(serve: Serve, records: list[FinishedRequest]) -> None:

@@ -97,6 +97,19 @@ def test_requests_are_told_apart_by_endpoint(new_client: ClientFactory) -> None:
     assert f"stonechat:request_prompt_tokens_sum{completions} 4.0" in text
 
 
+def test_a_list_of_prompts_counts_its_choices_per_prompt(new_client: ClientFactory) -> None:
+    client = new_client()
+    reasons = ("stop",) * 2000 + ("length",) * 48
+    metrics = client.app.state.server.metrics  # type: ignore[attr-defined]
+    metrics.request_finished(record("/v1/completions", finish_reasons=reasons, num_choices=2))
+    text = client.get("/metrics").text
+    label = 'endpoint="/v1/completions"'
+    assert f'request_params_n_sum{{{label},model_name="tiny-test"}} 2.0' in text
+    success = f"request_success_total{{{label},finished_reason="
+    assert f'{success}"stop",model_name="tiny-test"}} 2000.0' in text
+    assert f'{success}"length",model_name="tiny-test"}} 48.0' in text
+
+
 def test_the_series_of_vllm_add_the_endpoints_up(new_client: ClientFactory) -> None:
     client = new_client(metrics_vllm_names=True)
     metrics = client.app.state.server.metrics  # type: ignore[attr-defined]

@@ -126,7 +126,14 @@ def test_limits_are_client_errors(new_client: ClientFactory) -> None:
     assert (error["param"], error["code"]) == ("messages", "too_many_messages")
     assert client.post(URL, json=body(messages=[message] * 3)).status_code == 200
     deep = b'{"model": "tiny-test", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    assert error_of(client.post(URL, content=deep))["code"] == "json_too_deep"
+    error = error_of(client.post(URL, content=deep))
+    assert error["code"] == "json_too_deep"
+    assert "--max-json-depth" in error["message"]
+    wide = b'{"model": "tiny-test", "messages": [' + b"{}," * 60_000 + b"{}]}"
+    error = error_of(client.post(URL, content=wide))
+    assert error["code"] == "json_too_large"
+    assert "more than 50000 values" in error["message"]
+    assert "--max-json-values" in error["message"]
     error = error_of(client.post(URL, json=body(n=11, max_tokens=100)))
     assert (error["param"], error["code"]) == ("n", "request_too_large")
     assert client.post(URL, json=body(n=10, max_tokens=100)).status_code == 200

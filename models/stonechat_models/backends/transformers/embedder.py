@@ -111,6 +111,7 @@ def load_embedder(
         unused=("pooler.",),
         progress=progress,
     )
+    _set_language(module.config)
     hidden_size = int(module.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
     head = EmbeddingHead(embedder, hidden_size, allow_pickle=config.allow_pickle)
     num_parameters = sum(p.numel() for part in (module, head) for p in part.parameters())
@@ -162,6 +163,21 @@ def _check_padding(model: TransformersEmbedder, dtype: torch.dtype, progress: Pr
     model.pads = error <= TOLERANCE["logits"].get(dtype, 0.25)
     if not model.pads:
         progress(f"running {model.info.name} one text at a time: padding changes its vectors")
+
+
+def _set_language(config: Any) -> None:
+    """Choose the only language of a model with layers per language, if it names none.
+
+    Raises `UnsupportedModelError` if there are several.
+    """
+    languages = getattr(config, "languages", None)
+    if not languages or getattr(config, "default_language", None) is not None:
+        return
+    if len(languages) > 1:
+        raise UnsupportedModelError(
+            "it has layers for each language: name one of them as default_language in config.json"
+        )
+    config.default_language = languages[0]
 
 
 def is_bare_encoder(config: HFConfig) -> bool:
@@ -216,7 +232,7 @@ def _num_positions(module: nn.Module) -> int:
     In models like RoBERTa, positions begin behind the id of the padding token.
     """
     config: Any = module.config.get_text_config()  # type: ignore[operator, union-attr]
-    num_positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    num_positions = max(0, int(getattr(config, "max_position_embeddings", 0) or 0))
     for name, part in module.named_modules():
         if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
             first = 0 if part.padding_idx is None else part.padding_idx + 1

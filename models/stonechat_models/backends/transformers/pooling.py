@@ -63,11 +63,20 @@ POOLING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 returns float32[N, H]."""
 
 
+ACTIVATIONS = (
+    *("CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU"),
+    *("LogSigmoid", "Mish", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softsign"),
+    *("Tanh", "Tanhshrink"),
+)
+"""Functions of single numbers, without weights. `torch.nn.modules.activation` and others have them.
+"""
+
+
 class Dense(nn.Module):
     """A linear layer with an activation, and perhaps a residual connection around both."""
 
     def __init__(self, step: EmbeddingStep) -> None:
-        """Raises `UnsupportedModelError` for an activation that is no module of PyTorch."""
+        """Raises `UnsupportedModelError` for an activation that is not in `ACTIVATIONS`."""
         super().__init__()
         config = step.config
         num_in, num_out = config.size("in_features"), config.size("out_features")
@@ -134,10 +143,13 @@ class EmbeddingHead(nn.Module):
 
 
 def _activation(name: str) -> nn.Module:
-    kind = getattr(nn, name.rpartition(".")[2], None) if name.startswith("torch.nn.") else None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise UnsupportedModelError(f"the activation {shown(name)} of a dense layer is not served")
-    module: nn.Module = kind()
+    kind = name.rpartition(".")[2] if name.startswith("torch.nn.") else ""
+    if kind not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"the activation {shown(name)} of a dense layer is not served: only those of torch.nn "
+            f"named {', '.join(ACTIVATIONS)}"
+        )
+    module: nn.Module = getattr(nn, kind)()
     return module
 
 

@@ -24,11 +24,13 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     error_code: str | None = None
     stream: bool = False
     num_choices: int = 1
+    """The choices for each prompt."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     finish_reasons: str = ""
-    """One entry per choice, joined by commas in the order of the choices."""
+    """One entry per choice, joined by commas in the order of the choices; of more than 128 choices,
+    each reason with its count, as `stop*200`. Embeddings have one entry in all."""
     queue_seconds: float | None = None
     first_token_seconds: float | None = None
     total_seconds: float = 0.0

@@ -18,6 +18,7 @@ from stonechat_models.backends.transformers.embedder import (
     TransformersEmbedder,
     load_embedder,
 )
+from stonechat_models.backends.transformers.pooling import ACTIVATIONS
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
@@ -242,6 +243,9 @@ def test_weights_of_the_encoder_must_be_complete_but_for_the_pooler(tmp_path: Pa
         ({"bias": False}, "Unexpected key"),
         ({"activation_function": "os.system"}, "'os.system' of a dense layer is not served"),
         ({"activation_function": "torch.nn.functional"}, "is not served"),
+        ({"activation_function": "torch.nn.modules.activation.GLU"}, "only those of torch.nn"),
+        ({"activation_function": "torch.nn.Linear"}, "only those of torch.nn"),
+        ({"activation_function": "torch.nn.Softmax"}, "only those of torch.nn"),
     ],
 )
 def test_a_dense_layer_that_does_not_fit(
@@ -294,6 +298,38 @@ def test_a_model_that_does_not_compute_numbers_is_refused(tmp_path: Path) -> Non
         load(folder)
 
 
+def test_a_model_without_positions_has_no_limit(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "model", "xlnet")
+    (folder / "tokenizer_config.json").unlink()
+    assert load(folder).info.max_model_len == 512
+    assert load(folder, max_model_len=9000).info.max_model_len == 9000
+
+
+def test_a_model_with_layers_for_each_language_names_one(tmp_path: Path) -> None:
+    only = load(save_encoder(tmp_path / "only", "xmod", default_language=None))
+    named = load(save_encoder(tmp_path / "named", "xmod"))
+    assert torch.equal(only.embed([Text([2, 5, 3])]), named.embed([Text([2, 5, 3])]))
+    languages = ["en_XX", "de_DE"]
+    folder = save_encoder(tmp_path / "model", "xmod", languages=languages, default_language=None)
+    with pytest.raises(UnsupportedModelError, match=r"default_language in config\.json"):
+        load(folder)
+    path = folder / "config.json"
+    vectors = []
+    for language in ("en_XX", "de_DE"):
+        write_json(path, json.loads(path.read_text()) | {"default_language": language})
+        vectors.append(load(folder).embed([Text([2, 5, 3])]))
+    assert not torch.allclose(*vectors)
+
+
+def test_every_activation_is_element_by_element() -> None:
+    numbers = torch.linspace(-3.0, 3.0, 12)
+    for name in ACTIVATIONS:
+        layer = getattr(torch.nn, name)()
+        assert not list(layer.parameters())
+        alone = torch.stack([layer(number) for number in numbers])
+        torch.testing.assert_close(layer(numbers.view(3, 4)), alone.view(3, 4))
+
+
 def test_a_vocabulary_of_words_is_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,5 +351,6 @@ def test_every_family_equals_sentence_transformers(family: str, tmp_path: Path) 
     from sentence_transformers import SentenceTransformer
 
     folder = save_embedder(tmp_path / "model", family, pooling=POOLINGS)
-    expected = torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(list(TEXTS)))
+    library = SentenceTransformer(str(folder), device="cpu")
+    expected = torch.tensor(library.encode(list(TEXTS), batch_size=1))  # FNet cannot be padded
     assert_equal(load(folder).embed([Text(ids) for ids in encode(folder)]), expected)
