@@ -1,18 +1,14 @@
 """What the routes do that answer from a body without generating: receive, compute, respond."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import msgspec
 from fastapi import Request, Response
 
-from stonechat_models import EngineError
 from stonechat_server.access.auth import is_rate_limited
 from stonechat_server.admission.refusals import RefusedError
-from stonechat_server.api.generate import INLINE_BODY_BYTES, name_list, receive
+from stonechat_server.api.generate import name_list, receive, run_where_it_fits
 from stonechat_server.api.openapi import errors
-from stonechat_server.errors import APIError, to_api_error
-from stonechat_server.request.prepare import may_take_long
 from stonechat_server.serving.endpoint import Call, Endpoint
 from stonechat_server.serving.services import Services, services_of
 
@@ -22,12 +18,7 @@ Work = Callable[[Call, Services], object]
 """Computes an answer that msgspec encodes. May run in any thread, and raise `APIError`."""
 
 
-async def compute(
-    http_request: Request,
-    endpoint: Endpoint,
-    work: Work,
-    is_slow: Callable[[Call], bool] = lambda call: may_take_long(call.request),
-) -> Response:
+async def compute(http_request: Request, endpoint: Endpoint, work: Work) -> Response:
     """Answer a request with what `work` makes of it.
 
     The work on a large body, or on one that may take long, is done in a thread, as is the encoding
@@ -35,29 +26,19 @@ async def compute(
     """
     services = services_of(http_request)
     identity = services.authenticator.identify(http_request)
+
+    def encoded(call: Call, services: Services) -> bytes:
+        return msgspec.json.encode(work(call, services))
+
     try:
         call, num_bytes = await receive(http_request, services, identity, endpoint)
         if is_rate_limited(identity.key):
             services.admission.rate_limiter.charge(identity.key, 0)
-        encoded = partial(_encoded, work, call, services)
-        if num_bytes > INLINE_BODY_BYTES or is_slow(call):
-            content = await services.preparations.run(encoded, num_bytes)
-        else:
-            content = encoded()
+        content = await run_where_it_fits(encoded, call, num_bytes, services, endpoint)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)
         raise
     return Response(content, headers=_headers(call.ignored), media_type="application/json")
-
-
-def _encoded(work: Work, call: Call, services: Services) -> bytes:
-    try:
-        return msgspec.json.encode(work(call, services))
-    except (APIError, EngineError) as error:
-        known = to_api_error(error)
-        if known is None:
-            raise
-        raise call.named(known) from error
 
 
 def _headers(ignored: Sequence[str]) -> dict[str, str]:

@@ -3,9 +3,9 @@
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -28,6 +28,8 @@ from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHea
 from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
 from stonechat_server.streaming.sse import EventStream
 
+T = TypeVar("T")
+
 INLINE_BODY_BYTES = 16_384
 """Larger bodies, and those that take long for what they have, are prepared in a thread, where they
 delay no stream."""
@@ -45,7 +47,7 @@ async def generate(http_request: Request, endpoint: Endpoint) -> Response:
         call, num_bytes = await receive(http_request, services, identity, endpoint)
         if endpoint.generates and not services.engine.model.generates:
             raise not_generative()
-        prepared = await prepare_where_it_fits(call, num_bytes, services, endpoint)
+        prepared = await run_where_it_fits(endpoint.prepare, call, num_bytes, services, endpoint)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)
         raise
@@ -89,15 +91,22 @@ async def receive(
     return call, len(body) + call.num_extra_bytes
 
 
-async def prepare_where_it_fits(
-    call: Call, num_bytes: int, services: Services, endpoint: Endpoint
-) -> list[PreparedRequest]:
-    """Prepare a small request at once, and any other in a thread. Raises `APIError`."""
-    work = partial(endpoint.prepare, call, services)
+async def run_where_it_fits(
+    work: Callable[[Call, Services], T],
+    call: Call,
+    num_bytes: int,
+    services: Services,
+    endpoint: Endpoint,
+) -> T:
+    """Do the work on a small request at once, and on any other in a thread.
+
+    `num_bytes` is the size of the body. Raises `APIError` with the client's names.
+    """
+    bound = partial(work, call, services)
     try:
         if num_bytes > INLINE_BODY_BYTES or endpoint.takes_long(call):
-            return await services.preparations.run(work, num_bytes)
-        return work()
+            return await services.preparations.run(bound, num_bytes)
+        return bound()
     except (APIError, EngineError) as error:
         known = to_api_error(error)
         if known is None:

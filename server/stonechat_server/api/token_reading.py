@@ -61,6 +61,11 @@ class TokenizeEndpoint(ChatEndpoint):
             )
         return _call(wire)
 
+    def takes_long(self, call: Call) -> bool:
+        if isinstance(call.wire, TokenizeTextRequest):
+            return call.wire.parse_special is False  # the first time copies the vocabulary
+        return super().takes_long(call)
+
 
 class DetokenizeEndpoint(ChatEndpoint):
     """A body with token ids."""

@@ -22,7 +22,6 @@ from stonechat_server.api.token_types import (
     TokenPiece,
 )
 from stonechat_server.errors import invalid
-from stonechat_server.request.prepare import may_take_long
 from stonechat_server.request.render import render
 from stonechat_server.request.sampling_params import unknown_token
 from stonechat_server.serving.endpoint import Call
@@ -48,7 +47,7 @@ router = APIRouter(tags=["Tokens"])
 @router.post("/v1/tokenize", include_in_schema=False)
 async def tokenize(http_request: Request) -> Response:
     """Split a text, or the prompt of a conversation, into tokens."""
-    return await compute(http_request, TOKENIZE, _tokenize, _is_slow)
+    return await compute(http_request, TOKENIZE, _tokenize)
 
 
 @router.post(
@@ -74,13 +73,6 @@ async def tokenizer_info(http_request: Request) -> Response:
     services = services_of(http_request)
     services.authenticator.identify(http_request)
     return Response(msgspec.json.encode(_info(services)), media_type="application/json")
-
-
-def _is_slow(call: Call) -> bool:
-    """Whether the work must not be done on the event loop, even for a small body."""
-    if isinstance(call.wire, TokenizeTextRequest):
-        return call.wire.parse_special is False  # the first time copies the vocabulary
-    return may_take_long(call.request)
 
 
 def _tokenize(call: Call, services: Services) -> TokenizeAnswer:

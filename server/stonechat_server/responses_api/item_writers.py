@@ -1,6 +1,5 @@
 """Writes the events of one item each, from its begin to its end."""
 
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ from stonechat_server.responses_api import answer
 from stonechat_server.responses_api import events as e
 from stonechat_server.responses_api.encrypted import encode_reasoning
 from stonechat_server.responses_api.tool_names import FullName
-
-OBFUSCATION_BLOCK = 16
+from stonechat_server.streaming.chunk_parts import obfuscation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +99,9 @@ class ItemWriter(ABC):
         return {**self._place(), "delta": text, "obfuscation": self._obfuscation(text)}
 
     def _obfuscation(self, text: str) -> str | UnsetType:
-        """Random digits that pad the text to whole blocks, so that its length stays hidden."""
         if not self.head.obfuscation:
             return UNSET
-        length = OBFUSCATION_BLOCK - len(text) % OBFUSCATION_BLOCK
-        return secrets.token_hex(OBFUSCATION_BLOCK)[:length]
+        return obfuscation(len(text))
 
 
 class MessageWriter(ItemWriter):

@@ -1,4 +1,4 @@
-"""What the chunks of chat completions and of text completions have in common."""
+"""What the streams of several of OpenAI's endpoints have in common."""
 
 import secrets
 from collections.abc import Sequence
