@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -36,8 +37,12 @@ class ToCpu(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.device:
             return func(*args, **(kwargs or {}))
+        if func is torch.Tensor.pin_memory:
+            return args[0]
         kwargs = {name: on_cpu(value) for name, value in (kwargs or {}).items()}
-        if "pin_memory" in kwargs:
+        if kwargs.get("pin_memory"):
+            if func is torch.tensor and isinstance(args[0], np.ndarray):
+                raise RuntimeError("Can't pin tensor constructed from numpy")  # as PyTorch does
             kwargs["pin_memory"] = False
         return func(*map(on_cpu, args), **kwargs)
 

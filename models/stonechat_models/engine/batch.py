@@ -1,7 +1,6 @@
 """Builds the packed tensors of a step from its items."""
 
 from collections import abc
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,125 +25,123 @@ def build_batch(
     `sampled_ids`, int64[rows], are the previous step's tokens if the host does not know them yet.
     They fill the placeholders.
     """
-    packed = _PackedItems()
-    for item in items:
-        packed.add(item, block_size)
-    query_start = [0, *packed.ends]
-    block_table = _padded_table(items, packed.context_lens, block_size)
-    # Two copies to the device instead of seven.
-    token_ids, positions, slots, rows = _to_device(
-        [packed.token_ids, packed.positions, packed.slots, packed.logits_index], np.int64, device
+    packed = _PackedTokens(items)
+    num_rows = [item.num_prompt_rows + item.num_rows for item in items]
+    firsts, ends, indices = np.array(packed.firsts), np.array(packed.ends), np.arange(len(items))
+    if len(packed.token_ids) == len(items) == num_rows.count(1):  # a decode step
+        lengths, positions, rows = firsts + 1, firsts, indices
+    else:
+        num_tokens = np.diff(ends, prepend=0)
+        lengths, positions = firsts + num_tokens, _ranges(firsts, num_tokens)
+        rows = _ranges(ends - num_rows, np.array(num_rows))
+        indices = np.repeat(indices, num_tokens)
+    query_start_list, context_lens_list = [0, *packed.ends], lengths.tolist()
+    table = _padded_table(items, context_lens_list, block_size)
+    slots = table[indices, positions // block_size] * np.int64(block_size) + positions % block_size
+    tensors = _to_device(
+        [packed.token_ids, positions, slots, rows, packed.places, packed.sources],
+        [query_start_list, lengths, table.ravel()],
+        device,
     )
-    starts, context_lens, table = _to_device(
-        [query_start, packed.context_lens, block_table.ravel()], np.int32, device
-    )
-    if packed.placeholders:
-        token_ids = _fill_placeholders(token_ids, packed.placeholders, sampled_ids)
+    token_ids, places, sources = tensors[0], tensors[4], tensors[5]
+    if packed.places:
+        assert sampled_ids is not None, "the step that a placeholder depends on is not sampled"
+        same = len(packed.places) == len(token_ids) == len(sampled_ids)
+        if same and packed.sources == list(range(len(sampled_ids))):
+            token_ids = sampled_ids  # a decode step of the same sequences
+        else:
+            token_ids.index_copy_(0, places, sampled_ids[sources])
     return ForwardBatch(
         token_ids=token_ids,
-        positions=positions,
-        slot_mapping=slots,
-        query_start=starts,
-        context_lens=context_lens,
-        block_table=table.view(block_table.shape),
-        logits_index=rows,
-        query_start_list=query_start,
-        context_lens_list=packed.context_lens,
-        state_slots=packed.state_slots,
-        num_rows_list=packed.num_rows,
+        positions=tensors[1],
+        slot_mapping=tensors[2],
+        query_start=tensors[6],
+        context_lens=tensors[7],
+        block_table=tensors[8].view(table.shape),
+        logits_index=tensors[3],
+        query_start_list=query_start_list,
+        context_lens_list=context_lens_list,
+        state_slots=[item.sequence.state_slot for item in items],
+        num_rows_list=num_rows,
     )
 
 
-@dataclass(slots=True)
-class _PackedItems:
-    """The numbers of a `ForwardBatch`, one item behind the other."""
+class _PackedTokens:
+    """The tokens of a `ForwardBatch`, one item behind the other."""
 
-    token_ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-    logits_index: list[int] = field(default_factory=list)
-    num_rows: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    """Where in `token_ids` each item ends."""
-    context_lens: list[int] = field(default_factory=list)
-    state_slots: list[int] = field(default_factory=list)
-    placeholders: list[tuple[int, Scheduled]] = field(default_factory=list)
-    """Where in `token_ids` the host does not know the token yet, and the item."""
+    def __init__(self, items: abc.Sequence[Scheduled]) -> None:
+        self.token_ids: list[int] = []
+        self.firsts = [item.start - item.num_again for item in items]
+        """The position of each item's first token."""
+        self.ends: list[int] = []
+        """Where in `token_ids` each item ends."""
+        self.places: list[int] = []
+        """Where in `token_ids` the host does not know the token yet: the placeholders."""
+        self.sources: list[int] = []
+        """The row of the sampled token of each placeholder."""
+        token_ids = self.token_ids
+        for item, first in zip(items, self.firsts, strict=True):
+            known, end = item.sequence.token_ids, item.start + item.num_tokens
+            if first < len(known):
+                token_ids += known[first:end]
+            if end > len(known):
+                assert item.depends_on is not None, "a placeholder depends on no step"
+                self.places.append(len(token_ids))
+                self.sources.append(item.depends_on.row)
+                token_ids.append(0)
+            if item.draft:
+                token_ids += item.draft
+            self.ends.append(len(token_ids))
 
-    def add(self, item: Scheduled, block_size: int) -> None:
-        sequence, first = item.sequence, item.start - item.num_again
-        end = item.start + item.num_tokens
-        last = end + len(item.draft)
-        self.token_ids += sequence.token_ids[first:end]
-        if end > len(sequence.token_ids):
-            self.placeholders.append((len(self.token_ids), item))
-            self.token_ids.append(0)
-        self.token_ids += item.draft
-        self.positions += range(first, last)
-        self.slots += _slots(sequence.block_table, first, last, block_size)
-        num_tokens, num_rows = len(self.token_ids), item.num_prompt_rows + item.num_rows
-        self.logits_index += range(num_tokens - num_rows, num_tokens)
-        self.num_rows.append(num_rows)
-        self.ends.append(num_tokens)
-        self.context_lens.append(last)
-        self.state_slots.append(sequence.state_slot)
+
+def _ranges(firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return `lengths[i]` numbers from `firsts[i]` on, for all i in order."""
+    starts = np.cumsum(lengths) - lengths
+    ranges: np.ndarray = np.repeat(firsts - starts, lengths)
+    return ranges + np.arange(len(ranges))
 
 
 def _padded_table(
     items: abc.Sequence[Scheduled], context_lens: list[int], block_size: int
 ) -> np.ndarray:
     """Return int32[N, W]: the blocks of each item's context, padded with 0."""
-    table = np.zeros((len(items), -(-max(context_lens) // block_size)), dtype=np.int32)
-    for row, item, length in zip(table, items, context_lens, strict=True):
-        width = -(-length // block_size)
-        row[:width] = item.sequence.block_table[:width]
-    return table
-
-
-def _slots(block_table: list[int], first: int, last: int, block_size: int) -> list[int]:
-    """Return the cache slots of positions first … last - 1."""
-    if last - first == 1:
-        return [block_table[first // block_size] * block_size + first % block_size]
-    positions = np.arange(first, last)
-    blocks = np.asarray(block_table, dtype=np.int64)[positions // block_size]
-    slots: list[int] = (blocks * block_size + positions % block_size).tolist()
-    return slots
+    num_bytes = -(-max(context_lens) // block_size) * np.int32().nbytes
+    rows = [
+        item.sequence.block_table[: -(-length // block_size)].tobytes().ljust(num_bytes, b"\0")
+        for item, length in zip(items, context_lens, strict=True)
+    ]
+    return np.frombuffer(b"".join(rows), dtype=np.int32).reshape(len(rows), -1)
 
 
 def _to_device(
-    parts: abc.Sequence[list[int] | np.ndarray], dtype: type[np.integer], device: torch.device
+    long_parts: abc.Sequence[list[int] | np.ndarray],
+    parts: abc.Sequence[list[int] | np.ndarray],
+    device: torch.device,
 ) -> list[torch.Tensor]:
-    """Return one tensor per part. They share memory, and each starts at a multiple of 16 bytes.
+    """Return an int64 tensor per long part and an int32 tensor per other part, by one copy.
 
-    Triton compiles a kernel again for a pointer with another alignment.
+    They share memory, and each starts at a multiple of 16 bytes: Triton compiles a kernel again
+    for a pointer with another alignment.
     """
-    multiple = _ALIGNMENT // np.dtype(dtype).itemsize
-    starts = [0]
-    for part in parts:
-        starts.append(starts[-1] + -(-len(part) // multiple) * multiple)
-    packed = np.zeros(starts[-1], dtype=dtype)
-    for part, start in zip(parts, starts, strict=False):
-        packed[start : start + len(part)] = part
+    long_sizes, sizes = _aligned_sizes(long_parts, 8), _aligned_sizes(parts, 4)
+    num_bytes = 8 * sum(long_sizes)
+    packed = np.zeros(num_bytes + 4 * sum(sizes), dtype=np.uint8)
+    _fill(packed[:num_bytes].view(np.int64), long_parts, long_sizes)
+    _fill(packed[num_bytes:].view(np.int32), parts, sizes)
     tensor = torch.from_numpy(packed) if device.type == "cpu" else to_device(packed, device)
-    return [tensor[s : s + len(part)] for part, s in zip(parts, starts, strict=False)]
+    longs, ints = tensor[:num_bytes].view(torch.int64), tensor[num_bytes:].view(torch.int32)
+    return [*longs.split_with_sizes(long_sizes)[::2], *ints.split_with_sizes(sizes)[::2]]
 
 
-def _fill_placeholders(
-    token_ids: torch.Tensor,
-    placeholders: abc.Sequence[tuple[int, Scheduled]],
-    sampled_ids: torch.Tensor | None,
-) -> torch.Tensor:
-    """Return the token ids int64[T] with each placeholder replaced by its sampled token.
+def _aligned_sizes(parts: abc.Sequence[list[int] | np.ndarray], num_bytes: int) -> list[int]:
+    """Return the length of each part, and how many numbers are between it and the next part."""
+    return [size for p in parts for size in (len(p), -len(p) % (_ALIGNMENT // num_bytes))]
 
-    `placeholders` has the index and the item of each.
-    """
-    indices, rows = [], []
-    for position, item in placeholders:
-        assert item.depends_on is not None, "a placeholder depends on no step"
-        indices.append(position)
-        rows.append(item.depends_on.row)
-    assert sampled_ids is not None, "the step that a placeholder depends on is not sampled"
-    if len(sampled_ids) == len(token_ids) == len(rows) and rows == list(range(len(rows))):
-        return sampled_ids  # a decode step of the same sequences
-    index, row = to_device([indices, rows], token_ids.device).unbind()
-    return token_ids.index_copy_(0, index, sampled_ids[row])
+
+def _fill(
+    packed: np.ndarray, parts: abc.Sequence[list[int] | np.ndarray], sizes: list[int]
+) -> None:
+    start = 0
+    for part, size, padding in zip(parts, sizes[::2], sizes[1::2], strict=True):
+        packed[start : start + size] = part
+        start += size + padding

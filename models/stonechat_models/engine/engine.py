@@ -32,7 +32,6 @@ from stonechat_models.types import (
     EngineStats,
     FinishReason,
     GenerateRequest,
-    TokenLogprobs,
     TokenOutput,
 )
 
@@ -258,15 +257,18 @@ class Engine:
     # --- the results of a step ---
 
     def _postprocess(self, items: list[Scheduled], tokens: SampledTokens) -> list[TokenOutput]:
-        outputs = []
+        outputs: list[TokenOutput] = []
+        finish_step = self.scheduler.finish_step
         for item in items:
             if item.is_dropped:
                 continue
             self._num_processed += 1
-            num_prompt = item.sequence.num_prompt_tokens - item.start
-            self.counters.num_prompt_tokens += min(item.num_tokens, max(0, num_prompt))
-            self.scheduler.finish_step(item)
-            if item.sequence.group.prompt_logprobs is not None:
+            sequence = item.sequence
+            num_prompt = sequence.num_prompt_tokens - item.start
+            if num_prompt > 0:
+                self.counters.num_prompt_tokens += min(item.num_tokens, num_prompt)
+            finish_step(item)
+            if sequence.group.prompt_logprobs is not None:
                 outputs += self._accept_prompt_logprobs(item, tokens)
             elif item.reaches_end:
                 outputs += self._accept_rows(item, tokens)
@@ -286,32 +288,30 @@ class Engine:
 
     def _accept_rows(self, item: Scheduled, tokens: SampledTokens) -> list[TokenOutput]:
         """Accept the token of the item's first row, and one more per draft token that was right."""
-        sequence, outputs = item.sequence, []
+        sequence, draft, row = item.sequence, item.draft, item.row
         if item.vector is not None:
             return [self._end_with_embedding(sequence, item.vector)]
         if sequence.max_tokens == 0:
             return [self._end(s, FinishReason.LENGTH) for s in [*sequence.group.sequences]]
-        for i, row in enumerate(range(item.row, item.row + item.num_rows)):
-            error = tokens.errors.get(row)
-            if error is not None:
-                outputs.append(self._end(sequence, FinishReason.ERROR, error))
-                break
-            self.counters.num_generated_tokens += 1
-            outputs.append(self._accept(sequence, tokens.token_ids[row], tokens.logprobs[row]))
-            is_accepted = i < len(item.draft) and item.draft[i] == tokens.token_ids[row]
-            if sequence.finish_reason is not None or not is_accepted:
+        outputs = [self._accept(sequence, tokens, row)]
+        for i, draft_id in enumerate(draft):
+            if sequence.finish_reason is not None or tokens.token_ids[row + i] != draft_id:
                 break
             self.scheduler.accept_draft_token(sequence)
-        if item.draft and sequence.drafter is not None:
+            outputs.append(self._accept(sequence, tokens, row + i + 1))
+        if draft and sequence.drafter is not None:
             num_accepted = len(outputs) - 1
-            sequence.drafter.judge(len(item.draft), num_accepted)
-            self.counters.num_drafted_tokens += len(item.draft)
+            sequence.drafter.judge(len(draft), num_accepted)
+            self.counters.num_drafted_tokens += len(draft)
             self.counters.num_accepted_draft_tokens += num_accepted
         return outputs
 
-    def _accept(
-        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
-    ) -> TokenOutput:
+    def _accept(self, sequence: Sequence, tokens: SampledTokens, row: int) -> TokenOutput:
+        """Add the token of a row to the sequence, which may end with it or with an error."""
+        if row in tokens.errors:
+            return self._end(sequence, FinishReason.ERROR, tokens.errors[row])
+        self.counters.num_generated_tokens += 1
+        token_id, logprobs = tokens.token_ids[row], tokens.logprobs[row]
         try:
             is_predicted = sequence.append(token_id)
         except StepError as error:
@@ -320,18 +320,18 @@ class Engine:
         params, constraint = state.params, state.constraint
         is_eos = token_id in self.eos_token_ids and not params.ignore_eos
         is_stop_token = is_eos or token_id in params.stop_token_ids
-        finish_reason = None
+        finish_reason: FinishReason | None = None
         if is_stop_token or (constraint is not None and constraint.is_finished):
             finish_reason = FinishReason.STOP
         elif sequence.num_output_tokens >= sequence.max_tokens:
             finish_reason = FinishReason.LENGTH
         output = TokenOutput(
-            request_id=group.request_id,
-            index=sequence.index,
-            token_ids=(token_id,),
-            logprobs=None if logprobs is None else (logprobs,),
-            finish_reason=finish_reason,
-            num_cached_tokens=group.num_cached_tokens,
+            group.request_id,
+            sequence.index,
+            (token_id,),
+            None if logprobs is None else (logprobs,),
+            finish_reason,
+            group.num_cached_tokens,
             stop_token_id=token_id if is_stop_token else None,
             num_cache_written_tokens=group.num_cache_written_tokens,
             scheduled_time=group.scheduled_time,

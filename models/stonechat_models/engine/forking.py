@@ -5,6 +5,7 @@ then fork: they share the prompt's blocks. The group holds a reference to these 
 source, as long as one of its sequences waits to run.
 """
 
+from array import array
 from bisect import insort
 
 from stonechat_models.engine.block_pool import BlockPool
@@ -22,7 +23,7 @@ class Forking:
     def queue_followers(self, leader: Sequence, num_prompt_blocks: int) -> None:
         """Let the followers run: the leader has computed the prompt."""
         group = leader.group
-        group.prompt_blocks = leader.block_table[:num_prompt_blocks]
+        group.prompt_blocks = leader.block_table[:num_prompt_blocks].tolist()
         self._pool.share(group.prompt_blocks)
         followers, group.followers = group.followers, []
         for sequence in followers:
@@ -37,7 +38,7 @@ class Forking:
         *shared, last = sequence.group.prompt_blocks
         self._pool.share(shared)
         copy = self._pool.allocate()
-        sequence.block_table = [*shared, copy]
+        sequence.block_table = array("i", [*shared, copy])
         sequence.set_computed(sequence.num_prompt_tokens - 1)
         sequence.num_registered_blocks = len(shared)
         return last, copy

@@ -6,6 +6,7 @@ recomputation after a preemption are all cases of this rule.
 """
 
 import time
+from array import array
 from bisect import insort
 from dataclasses import dataclass, field
 
@@ -83,12 +84,15 @@ class Scheduler:
         budget = self.max_batch_tokens
         num_preemptions = self.num_preemptions
         self.prompt_rows.num_left = self.prompt_rows.max_rows
-        for sequence in sorted(self.running, key=_is_prefilling):  # the sort is stable
+        remaining = [(sequence.num_remaining, sequence) for sequence in self.running]
+        decoding = [pair for pair in remaining if pair[0] == 1]
+        prefilling = [pair for pair in remaining if pair[0] > 1]
+        for num_remaining, sequence in decoding + prefilling:
             if budget <= 0:
                 break
             # An earlier sequence may have preempted this one.
             if self.num_preemptions == num_preemptions or sequence in self.running:
-                budget -= self._schedule_running(sequence, budget, output)
+                budget -= self._schedule_running(sequence, num_remaining, budget, output)
         skipped = 0  # these wait for rows of logits, which the others do not need
         while budget > 0 and skipped < len(self.waiting) and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[skipped]
@@ -112,7 +116,8 @@ class Scheduler:
         del sequence.in_flight[0]
         item.depends_on = None  # else each item keeps all earlier ones alive
         sequence.num_computed += item.num_tokens
-        sequence.num_placeholders -= item.reaches_end
+        if item.reaches_end:
+            sequence.num_placeholders -= 1
         self._register_blocks(sequence)
         if sequence.group.followers and sequence.num_computed >= sequence.num_prompt_tokens:
             num_prompt_blocks = self._num_blocks(sequence.num_prompt_tokens)
@@ -162,19 +167,21 @@ class Scheduler:
 
     # --- one sequence ---
 
-    def _schedule_running(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
+    def _schedule_running(
+        self, sequence: Sequence, num_remaining: int, budget: int, output: SchedulerOutput
+    ) -> int:
         """Give the sequence tokens, and take blocks for them. Return how many tokens."""
-        num_tokens = self._num_tokens(sequence, budget)
+        num_tokens = self._num_tokens(sequence, num_remaining, budget)
         drafter = sequence.drafter
         if num_tokens == 0 or (drafter is not None and self.drafting.must_wait(sequence, drafter)):
             return 0
-        num_blocks = self._num_blocks(sequence.num_scheduled + num_tokens)
-        num_new_blocks = num_blocks - len(sequence.block_table)
-        if num_new_blocks > 0:
+        end = sequence.num_scheduled + num_tokens
+        if end > len(sequence.block_table) * self.block_size:
+            num_new_blocks = self._num_blocks(end) - len(sequence.block_table)
             if not self._make_room(sequence, num_new_blocks, output):
                 return 0
             self._grow(sequence, num_new_blocks)
-        item = self._launch(sequence, num_tokens, output)
+        item = self._launch(sequence, num_tokens, num_tokens == num_remaining, output)
         if drafter is not None:
             num_tokens += self.drafting.add_draft(item, drafter, budget - num_tokens)
         return num_tokens
@@ -220,18 +227,19 @@ class Scheduler:
             group.scheduled_time = time.monotonic()
         if self.states is not None:
             self._take_state(sequence, self.states, output)
-        num_tokens = self._num_tokens(sequence, budget)
-        self._launch(sequence, num_tokens, output)
+        num_remaining = sequence.num_remaining
+        num_tokens = self._num_tokens(sequence, num_remaining, budget)
+        self._launch(sequence, num_tokens, num_tokens == num_remaining, output)
         return num_tokens
 
-    def _num_tokens(self, sequence: Sequence, budget: int) -> int:
+    def _num_tokens(self, sequence: Sequence, num_remaining: int, budget: int) -> int:
         known = sequence.group.prompt_logprobs
         if known is not None:
             budget = min(budget, self.prompt_rows.max_tokens(sequence, known))
             if budget == 0:
                 return 0
         if self.states is None:
-            return min(sequence.num_remaining, budget)
+            return num_remaining if num_remaining < budget else budget
         return self.states.num_tokens(sequence, budget)
 
     def _may_fork(self, sequence: Sequence) -> bool:
@@ -250,10 +258,11 @@ class Scheduler:
             assert snapshot is not None, "a cached prefix ends at a snapshot"
             output.state_copies.append((snapshot, sequence.state_slot))
 
-    def _launch(self, sequence: Sequence, num_tokens: int, output: SchedulerOutput) -> Scheduled:
+    def _launch(
+        self, sequence: Sequence, num_tokens: int, reaches_end: bool, output: SchedulerOutput
+    ) -> Scheduled:
         if self.states is not None and (copy := self.states.keep(sequence)) is not None:
             output.state_copies.append(copy)
-        reaches_end = num_tokens == sequence.num_remaining
         needs_placeholder = reaches_end and sequence.num_placeholders > 0
         item = Scheduled(
             sequence,
@@ -263,7 +272,8 @@ class Scheduler:
             sequence.in_flight[-1] if needs_placeholder else None,
         )
         sequence.num_scheduled += num_tokens
-        sequence.num_placeholders += reaches_end
+        if reaches_end:
+            sequence.num_placeholders += 1
         sequence.in_flight.append(item)
         output.scheduled.append(item)
         known = sequence.group.prompt_logprobs
@@ -305,7 +315,7 @@ class Scheduler:
         sequence.num_placeholders = 0
         sequence.set_computed(0)
         self.pool.release(sequence.block_table)
-        sequence.block_table = []
+        sequence.block_table = array("i")
         if self.states is not None and sequence.state_slot >= 0:
             self.states.release(sequence.state_slot)
             sequence.state_slot = -1
@@ -335,7 +345,7 @@ class Scheduler:
 
     def _take_cached(self, sequence: Sequence, block_ids: list[int]) -> None:
         self.pool.share(block_ids)
-        sequence.block_table = block_ids
+        sequence.block_table = array("i", block_ids)
         sequence.set_computed(len(block_ids) * self.block_size)
         sequence.num_registered_blocks = len(block_ids)
         group = sequence.group
@@ -345,16 +355,12 @@ class Scheduler:
             group.num_cached_tokens = sequence.num_computed
 
     def _register_blocks(self, sequence: Sequence) -> None:
-        if self.prefix_cache is None:
-            return
         num_full = sequence.num_computed // self.block_size
+        if self.prefix_cache is None or num_full <= sequence.num_registered_blocks:
+            return
         for i in range(sequence.num_registered_blocks, num_full):
             content = sequence.hash_of_block(i, self.block_size)
             is_new = self.prefix_cache.insert(content, sequence.block_table[i])
             if is_new and (i + 1) * self.block_size <= sequence.num_prompt_tokens:
                 sequence.group.num_cache_written_tokens += self.block_size
-        sequence.num_registered_blocks = max(num_full, sequence.num_registered_blocks)
-
-
-def _is_prefilling(sequence: Sequence) -> bool:
-    return sequence.num_remaining > 1
+        sequence.num_registered_blocks = num_full

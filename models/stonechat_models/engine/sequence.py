@@ -1,8 +1,10 @@
 """A request in the engine, and its sequences: one per choice."""
 
+from array import array
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+import msgspec
 import torch
 
 from stonechat_models.engine.prefix_cache import block_hash, root_hash
@@ -30,10 +32,10 @@ class SequenceGroup:
     """When the group was first part of a step."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Those of the prompt that are known so far. None: not wanted, or handed out already."""
+    request_id: str = field(init=False)
 
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
+    def __post_init__(self) -> None:
+        self.request_id = self.request.request_id
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +55,8 @@ class Sequence:
     num_prompt_tokens: int
     max_tokens: int
     num_computed: int = 0
-    block_table: list[int] = field(default_factory=list)
+    block_table: "array[int]" = field(default_factory=lambda: array("i"))
+    """int32."""
     block_hashes: list[bytes] = field(default_factory=list)
     num_scheduled: int = 0
     """Tokens that are computed or in flight."""
@@ -120,8 +123,7 @@ class Sequence:
         return self.block_hashes[i]
 
 
-@dataclass(slots=True, eq=False)
-class Scheduled:
+class Scheduled(msgspec.Struct, eq=False):
     """An item of a step: a sequence, and which of its tokens the step computes. They are
     `num_tokens` tokens from `start` on, then the draft tokens."""
 

@@ -52,22 +52,27 @@ class InFlightStep:
         """Launch the sampling of all items that are not dropped."""
         rows: list[int] = []
         states: list[SamplingState] = []
-        num_rows = num_prompt_rows = 0
+        first = num_prompt_rows = 0
         for item in self.items:
-            num_rows += item.num_prompt_rows
-            num_prompt_rows += item.num_prompt_rows
-            if item.reaches_end and not item.is_dropped and item.sequence.max_tokens:
+            if item.num_prompt_rows:
+                first += item.num_prompt_rows
+                num_prompt_rows += item.num_prompt_rows
+            if not item.reaches_end:
+                continue
+            sequence, draft = item.sequence, item.draft
+            if not item.is_dropped and sequence.max_tokens:
                 item.row = len(rows)
-                rows += range(num_rows, num_rows + item.num_rows)
-                states.append(item.sequence.sampling)
-                if item.draft:
-                    states += item.sequence.sampling.ahead(item.draft)
-            num_rows += item.num_rows
+                rows.append(first)
+                states.append(sequence.sampling)
+                if draft:
+                    rows += range(first + 1, first + 1 + len(draft))
+                    states += sequence.sampling.ahead(draft)
+            first += 1 + len(draft)
         logits, self._logits = self._logits, None
         assert logits is not None, "a step is sampled once"
         if num_prompt_rows:
             self._prompts = _score_prompts(logits, self.items)
-        if len(rows) < num_rows:
+        if len(rows) < first:
             logits = logits[to_device(rows, logits.device, torch.int64)]
         self._sampling = sampler.launch(logits, states)
 

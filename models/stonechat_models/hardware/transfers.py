@@ -18,7 +18,10 @@ def to_device(
     """
     if device.type != "cuda":
         return torch.tensor(numbers, dtype=dtype, device=device)
-    host = torch.tensor(numbers, dtype=dtype, pin_memory=True)
+    if isinstance(numbers, np.ndarray):  # PyTorch refuses to make these in page-locked memory
+        host = torch.tensor(numbers, dtype=dtype).pin_memory()
+    else:
+        host = torch.tensor(numbers, dtype=dtype, pin_memory=True)
     return host.to(device, non_blocking=True)
 
 
