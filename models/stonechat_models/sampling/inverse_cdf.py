@@ -8,7 +8,9 @@ of a draw is a hash of counters, so there is no generator state.
 
 import hashlib
 import struct
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 FANOUT = 16
@@ -28,6 +30,15 @@ def uniform_variate(seed: int, choice_index: int, position: int) -> float:
     )
     digest = hashlib.blake2b(counters, digest_size=8).digest()
     return ((int.from_bytes(digest, "little") >> 12) + 0.5) * 2.0**-52
+
+
+def uniform_variates(counters: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Return float64[R], the `uniform_variate` of each seed, choice index and position (int64)."""
+    packed = np.array(counters, "<i8").tobytes()
+    starts = range(0, len(packed), 24)
+    digests = [hashlib.blake2b(packed[i : i + 24], digest_size=8).digest() for i in starts]
+    words: np.ndarray = np.frombuffer(b"".join(digests), "<u8") >> 12
+    return (words + 0.5) * 2.0**-52
 
 
 def padded_width(vocab_size: int) -> int:
@@ -52,11 +63,22 @@ def fold_max(rows: torch.Tensor) -> torch.Tensor:
 
 
 def sum_tree(weights: torch.Tensor) -> list[torch.Tensor]:
-    """Return the levels of sums over float32[R, n], leaves first, roots (at most 64) last."""
+    """Return the levels of sums over float32[R, n], leaves first, roots last."""
     levels = [weights]
-    while levels[-1].shape[1] > _MAX_ROOTS:
+    for _ in level_widths(weights.shape[1])[1:]:
         levels.append(fold_sum(levels[-1]))
     return levels
+
+
+def level_widths(width: int) -> list[int]:
+    """Return the widths of the levels of a tree with `width` leaves, the number of roots last.
+
+    There are at most 64 roots, or more if their number is not a multiple of 16.
+    """
+    widths = [width]
+    while widths[-1] > _MAX_ROOTS and widths[-1] % FANOUT == 0:
+        widths.append(widths[-1] // FANOUT)
+    return widths
 
 
 def row_sums(weights: torch.Tensor) -> torch.Tensor:

@@ -63,18 +63,13 @@ class Bias:
         indices: list[torch.Tensor] = []
         amounts: list[torch.Tensor] = []
         for row in rows:
-            tensors = states[row].tensors
-            if tensors.bias is None:
-                bias, vocab_size = states[row].params.logit_bias, logits.shape[1]
-                unknown_id = next((token for token in bias if not 0 <= token < vocab_size), None)
-                if unknown_id is not None:
-                    message = f"logit_bias names token {unknown_id}; there are {vocab_size} tokens"
-                    errors[row] = message
-                    continue
-                ids = to_device(list(bias), logits.device, torch.int64)
-                tensors.bias = ids, to_device(list(bias.values()), logits.device, logits.dtype)
-            indices.append(tensors.bias[0] + row * logits.shape[1])
-            amounts.append(tensors.bias[1])
+            try:
+                ids, bias = bias_tensors(states[row], logits)
+            except ValueError as error:
+                errors[row] = str(error)
+                continue
+            indices.append(ids + row * logits.shape[1])
+            amounts.append(bias)
         if indices:
             logits.view(-1).index_add_(0, torch.cat(indices), torch.cat(amounts))
         return errors
@@ -121,12 +116,9 @@ class Repetition:
 
     def _penalise(self, row: torch.Tensor, state: SamplingState) -> None:
         """Penalise float32[V]. A token of prompt and output is written twice, equally."""
-        tensors = state.tensors
-        if tensors.prompt_ids is None:
-            prompt_ids = {token for token in state.prompt_token_ids if 0 <= token < len(row)}
-            tensors.prompt_ids = to_device(sorted(prompt_ids), row.device, torch.int64)
+        prompt_ids = prompt_tensor(state, len(row), row.device)
         output_ids = to_device(list(state.output_counts), row.device, torch.int64)
-        ids = torch.cat([tensors.prompt_ids, output_ids])
+        ids = torch.cat([prompt_ids, output_ids])
         penalty = state.params.repetition_penalty
         values = row[ids]
         row[ids] = torch.where(values > 0, values / penalty, values * penalty)
@@ -161,20 +153,8 @@ class Constraint:
     def apply(
         self, logits: torch.Tensor, states: Sequence[SamplingState], rows: list[int]
     ) -> Errors:
-        errors: Errors = {}
-        num_words = -(-logits.shape[1] // _WORD_BITS)
-        masks = torch.zeros(len(rows), num_words, dtype=torch.int32)
-        masked_rows: list[int] = []
-        for row in rows:
-            constraint = states[row].constraint
-            assert constraint is not None
-            try:
-                if constraint.fill_bitmask(masks[len(masked_rows)]):
-                    masked_rows.append(row)
-            except GrammarError as error:
-                errors[row] = f"{GRAMMAR_FAILED}{error}"
-            except Exception as error:  # an error of one constraint fails its own row only
-                errors[row] = f"the constraint failed: {error}"
+        masks = torch.zeros(len(rows), -(-logits.shape[1] // _WORD_BITS), dtype=torch.int32)
+        masked_rows, errors = fill_masks(masks, states, rows)
         if masked_rows:
             _forbid(logits, masks[: len(masked_rows)], masked_rows)
         return errors
@@ -182,6 +162,53 @@ class Constraint:
 
 EDITS: tuple[LogitsEdit, ...] = (Bias(), Penalties(), Repetition(), Suppression(), Constraint())
 """In the order in which they apply. `SamplingState.needs_edits` knows who needs one."""
+
+
+def bias_tensors(state: SamplingState, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens, int64, and amounts of `logit_bias`: with device and dtype of `logits`.
+
+    They are made once per request. Raises `ValueError` for a token that is not in the vocabulary.
+    """
+    tensors, bias, vocab_size = state.tensors, state.params.logit_bias, logits.shape[1]
+    if tensors.bias is None:
+        unknown_id = next((token for token in bias if not 0 <= token < vocab_size), None)
+        if unknown_id is not None:
+            raise ValueError(f"logit_bias names token {unknown_id}; there are {vocab_size} tokens")
+        ids = to_device(list(bias), logits.device, torch.int64)
+        tensors.bias = ids, to_device(list(bias.values()), logits.device, logits.dtype)
+    return tensors.bias
+
+
+def prompt_tensor(state: SamplingState, vocab_size: int, device: torch.device) -> torch.Tensor:
+    """Return the prompt's distinct tokens, int64. They are made once per request."""
+    tensors = state.tensors
+    if tensors.prompt_ids is None:
+        tensors.prompt_set = {t for t in state.prompt_token_ids if 0 <= t < vocab_size}
+        tensors.prompt_ids = to_device(sorted(tensors.prompt_set), device, torch.int64)
+    return tensors.prompt_ids
+
+
+def fill_masks(
+    masks: torch.Tensor, states: Sequence[SamplingState], rows: list[int]
+) -> tuple[list[int], Errors]:
+    """Fill int32[len(rows), words], zeros so far, with the bitmasks of the rows' constraints.
+
+    Return the rows whose constraint forbids tokens, in the order of their masks, and an error
+    message for each row whose constraint fails.
+    """
+    masked_rows: list[int] = []
+    errors: Errors = {}
+    for row in rows:
+        constraint = states[row].constraint
+        assert constraint is not None
+        try:
+            if constraint.fill_bitmask(masks[len(masked_rows)]):
+                masked_rows.append(row)
+        except GrammarError as error:
+            errors[row] = f"{GRAMMAR_FAILED}{error}"
+        except Exception as error:  # an error of one constraint fails its own row only
+            errors[row] = f"the constraint failed: {error}"
+    return masked_rows, errors
 
 
 def _add(logits: torch.Tensor, indices: list[int], amounts: list[float]) -> None:

@@ -19,7 +19,7 @@ from stonechat_models.sampling.state import NOT_FINITE, SampledTokens, SamplingS
 from stonechat_models.sampling.truncation import Cuts, cut_weights
 from stonechat_models.types import SamplingParams, TokenLogprobs
 
-_LEAST_TEMPERATURE = 1e-30
+LEAST_TEMPERATURE = 1e-30
 
 
 class Sampler:
@@ -74,7 +74,7 @@ class Sampler:
             ([], self._choose_truncated),
         )
         for row, state in enumerate(states):
-            groups[_group_index(state.params)][0].append(row)
+            groups[group_index(state.params)][0].append(row)
         for rows, choose in groups:
             if len(rows) == len(states):
                 return choose(logits, states)
@@ -104,7 +104,7 @@ class Sampler:
         self, logits: torch.Tensor, states: Sequence[SamplingState]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return float32[R, padded V], exp((logit - peak) / temperature), and the peaks [R]."""
-        temperatures = [max(state.params.temperature, _LEAST_TEMPERATURE) for state in states]
+        temperatures = [max(state.params.temperature, LEAST_TEMPERATURE) for state in states]
         peaks = logits.amax(1)
         weights = torch.empty(len(states), self._width, device=logits.device)
         weights[:, self._vocab_size :] = float("-inf")
@@ -150,7 +150,7 @@ class Sampling:
         logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
         if self._raw is not None:
             logprobs = self._raw.read(logprob_tensors, len(token_ids))
-        _flag_rows(peaks.tolist(), logprobs, errors)
+        flag_rows(peaks.tolist(), logprobs, errors)
         for row in errors:
             token_ids[row] = -1
             logprobs[row] = None
@@ -161,7 +161,7 @@ _TokensAndPeaks = tuple[torch.Tensor, torch.Tensor]
 """Tokens int64[R] and peaks float32[R] of a group of rows."""
 
 
-def _group_index(params: SamplingParams) -> int:
+def group_index(params: SamplingParams) -> int:
     """Return the index of the row's group in `Sampler._choose`."""
     if params.temperature == 0.0 or params.top_k == 1:
         return 0
@@ -190,7 +190,7 @@ def _build_cuts(params: Sequence[SamplingParams], device: torch.device) -> Cuts:
     )
 
 
-def _flag_rows(
+def flag_rows(
     peaks: list[float], logprobs: list[TokenLogprobs | None], errors: dict[int, str]
 ) -> None:
     """Add a message for each row whose edited or raw logits do not define a distribution."""

@@ -39,6 +39,8 @@ class RequestTensors:
 
     prompt_ids: torch.Tensor | None = None
     """The prompt's distinct tokens, int64."""
+    prompt_set: set[int] = field(default_factory=set)
+    """The same on the host, once there are `prompt_ids`."""
     bias: tuple[torch.Tensor, torch.Tensor] | None = None
     """`logit_bias` as token ids, int64, and amounts, float32."""
 
@@ -61,6 +63,8 @@ class SamplingState:
     output_counts: dict[int, int] = field(default_factory=dict)
     """How often each generated token occurs. The engine updates it with `append`."""
     tensors: RequestTensors = field(default_factory=RequestTensors)
+    settings: tuple[float, ...] | None = None
+    """What a sampler made of `params` at the first step, for the next ones."""
 
     @property
     def needs_edits(self) -> bool:

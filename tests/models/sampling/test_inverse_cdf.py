@@ -13,11 +13,13 @@ from stonechat_models.sampling.inverse_cdf import (
     draw,
     fold_max,
     fold_sum,
+    level_widths,
     padded_width,
     prefix_sums,
     row_sums,
     sum_tree,
     uniform_variate,
+    uniform_variates,
 )
 
 
@@ -94,6 +96,30 @@ def test_prefix_sums(width: int, in_order: bool) -> None:
     torch.testing.assert_close(prefix_sums(sums, in_order=in_order), expected)
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "widths"),
+    [
+        (4096, [4096, 256, 16]),
+        (16_384, [16_384, 1024, 64]),
+        (20_480, [20_480, 1280, 80, 5]),
+        (262_144, [262_144, 16_384, 1024, 64]),
+        (266_240, [266_240, 16_640, 1040, 65]),
+    ],
+)
+def test_levels(num_tokens: int, widths: list[int]) -> None:
+    assert level_widths(num_tokens) == widths
+    assert [level.shape[1] for level in sum_tree(torch.zeros(1, num_tokens))] == widths
+
+
+def test_more_than_64_roots() -> None:
+    """262,208 tokens is the vocabulary of some Gemma 3 models."""
+    weights = torch.rand(2, padded_width(262_208))
+    torch.testing.assert_close(row_sums(weights), weights.double().sum(1), rtol=1e-6, atol=0)
+    tokens = draw(weights, torch.tensor([1e-9, 1 - 1e-9], dtype=torch.float64))
+    assert tokens[0] == 0
+    assert tokens[1] == weights.shape[1] - 1
+
+
 @pytest.mark.parametrize("num_groups", [1, 3, 7, 12])
 def test_row_sums_of_any_width(num_groups: int) -> None:
     weights = torch.rand(2, 4096 * num_groups)
@@ -120,6 +146,12 @@ def test_variates_are_the_same_on_every_machine() -> None:
     assert uniform_variate(42, 0, 0) == uniform_variate(42, 0, 0)
     assert uniform_variate(42, 0, 0).hex() == "0x1.05bc6b819390cp-3"
     assert uniform_variate(-1, 1, 7).hex() == "0x1.9a2cdf7639ad1p-1"
+
+
+def test_many_variates_are_those_of_one() -> None:
+    numbers = (-(2**63), -1, 0, 1, 42, 2**63 - 1)
+    counters = list(itertools.product(numbers, (0, 127), (0, 1, 2**31)))
+    assert uniform_variates(counters).tolist() == [uniform_variate(*c) for c in counters]
 
 
 def test_variates_are_uniform_along_each_counter() -> None:

@@ -1,0 +1,125 @@
+"""Chooses the sampler of a device: the Triton kernels, if they pass a parity check there."""
+
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+
+from stonechat_models.sampling.sampler import Sampler
+from stonechat_models.sampling.state import SampledTokens, SamplerLike, SamplingState
+from stonechat_models.types import SamplingParams, TokenLogprobs
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4
+"""Of log-probabilities."""
+
+
+def choose_sampler(
+    vocab_size: int,
+    device: torch.device,
+    why_no_triton: Callable[[torch.device], str | None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> SamplerLike:
+    """Return the Triton sampler on CUDA, and `Sampler` elsewhere.
+
+    `Sampler` is also returned if Triton cannot run there (`why_no_triton`), or if its kernels
+    fail or choose other tokens. `progress` then receives a line with the reason.
+    """
+    sampler = Sampler(vocab_size, device)
+    if device.type != "cuda":
+        return sampler
+    try:
+        reason = why_no_triton(device)
+        if reason is not None:
+            raise RuntimeError(reason)
+        return checked_sampler(vocab_size, device, sampler)
+    except Exception as error:  # after any error, plain PyTorch works
+        logger.warning("the sampler's Triton kernels failed", exc_info=error)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        progress(f"sampling in plain PyTorch: {reason}")
+        return sampler
+
+
+def checked_sampler(vocab_size: int, device: torch.device, reference: SamplerLike) -> SamplerLike:
+    """Return the Triton sampler. Raise `RuntimeError` if it differs from `reference`.
+
+    The check also compiles all kernels, so that no request waits for that.
+    """
+    from stonechat_models.sampling.triton_sampler import TritonSampler
+
+    sampler = TritonSampler(vocab_size, device)
+    states = check_states()
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([2.0, 0.5, 8.0])[torch.arange(len(states)) % 3].unsqueeze(1)
+    logits = (torch.randn(len(states), vocab_size, generator=generator) * scales).to(device)
+    expected = reference(logits.clone(), states)
+    for _ in range(2):  # later launches take a shorter way than the first
+        row = first_difference(expected, sampler(logits.clone(), states))
+        if row is not None:
+            raise RuntimeError(f"the Triton kernels differ for {states[row].params}")
+    return sampler
+
+
+def check_states() -> list[SamplingState]:
+    """Rows of all kinds."""
+    kinds = [
+        SamplingParams(temperature=0.0, top_logprobs=5),
+        SamplingParams(),
+        SamplingParams(temperature=0.7, top_p=0.9),
+        SamplingParams(temperature=0.6, top_p=0.95, top_k=20, top_logprobs=0),
+        SamplingParams(min_p=0.1),
+        SamplingParams(top_k=200),
+        SamplingParams(top_p=0.999, min_p=1e-4, top_logprobs=20),
+        SamplingParams(
+            logit_bias={0: 5.0, 1: -100.0},
+            frequency_penalty=0.5,
+            presence_penalty=0.25,
+            repetition_penalty=1.5,
+            top_logprobs=1,
+        ),
+        SamplingParams(temperature=0.0),
+    ]
+    states = [SamplingState(params, i, 0, [0, 1]) for i, params in enumerate(kinds)]
+    states[-2].output_counts, states[-2].suppressed_ids = {1: 2, 2: 1}, (3,)
+    states[-1].constraint = EveryOther()
+    return states
+
+
+class EveryOther:
+    """A constraint that allows every other token."""
+
+    is_finished = False
+
+    def fill_bitmask(self, row: torch.Tensor) -> bool:
+        """See `TokenConstraint`."""
+        row.fill_(0x55555555)
+        return True
+
+    def accept(self, token_id: int) -> None:
+        """See `TokenConstraint`."""
+
+    def fork(self) -> "EveryOther":
+        """See `TokenConstraint`."""
+        return self
+
+
+def first_difference(expected: SampledTokens, actual: SampledTokens) -> int | None:
+    """Return the first row whose tokens differ or whose log-probabilities differ by `TOLERANCE`."""
+    for row, token_id in enumerate(expected.token_ids):
+        if actual.token_ids[row] != token_id or expected.errors.get(row) != actual.errors.get(row):
+            return row
+        if not _agree(expected.logprobs[row], actual.logprobs[row]):
+            return row
+    return None
+
+
+def _agree(expected: TokenLogprobs | None, actual: TokenLogprobs | None) -> bool:
+    """Compare values only: the order of ties is free."""
+    if expected is None or actual is None:
+        return expected is actual
+    values = [(e.logprob, *e.top_logprobs) for e in (expected, actual)]
+    return len(values[0]) == len(values[1]) and all(
+        a == b or math.isclose(a, b, abs_tol=TOLERANCE) for a, b in zip(*values, strict=True)
+    )

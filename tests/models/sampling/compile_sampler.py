@@ -1,0 +1,67 @@
+"""Compiles the sampler's Triton kernels for GPUs that need not be present.
+
+`test_triton_sampler_compiles` runs it. Prints one JSON object per kernel and compute capability.
+"""
+
+import json
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from stonechat_models.sampling import triton_edit_kernels, triton_kernels, triton_truncation
+from tests.models.backends.transformers.attention.compile_kernels import stack_bytes
+
+TYPES = {
+    "logits": "*fp32",
+    "records": "*i64",
+    "chunk_bests": "*i64",
+    "tokens": "*i64",
+    "tops": "*i64",
+    "peaks": "*fp64",
+    "masses": "*fp64",
+    "chosen": "*fp64",
+    "candidates": "*fp32",
+    "first_level": "*fp32",
+    "second_level": "*fp32",
+    "masks": "*i32",
+}
+ALIGNED = {"logits", "records", "candidates", "first_level", "width", "vocab_size"}
+KERNELS = [  # with constants and warps, for a vocabulary of 128,256 tokens
+    (triton_kernels.peak_kernel, {"CHUNKS": 32}, 4),
+    (triton_truncation.tally_kernel, {}, 8),
+    (triton_truncation.refine_kernel, {}, 8),
+    (triton_truncation.gather_kernel, {}, 8),
+    (triton_truncation.threshold_kernel, {"TILE": 512}, 16),
+    (triton_kernels.choose_kernel, {"DEEP": True, "NUM_ROOTS": 32}, 2),
+    (triton_kernels.tops_kernel, {"CHUNKS": 32}, 4),
+    (triton_edit_kernels.edit_kernel, {"TILE": 512}, 4),
+    (triton_edit_kernels.mask_kernel, {}, 4),
+]
+
+
+def compile_for(capability: int) -> None:
+    for kernel, constants, num_warps in KERNELS:
+        names = kernel.arg_names
+        types = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in names}
+        aligned = {
+            (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in ALIGNED
+        }
+        compiled = triton.compile(
+            ASTSource(kernel, types, constants, aligned),
+            target=GPUTarget("cuda", capability, 32),
+            options={"num_warps": num_warps},
+        )
+        result = {
+            "kernel": kernel.__name__,
+            "capability": capability,
+            "shared": compiled.metadata.shared,
+            "stack": stack_bytes(compiled.asm["cubin"]),
+        }
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    for word in sys.argv[1:]:
+        compile_for(int(word))

@@ -1,0 +1,91 @@
+"""Which sampler a device gets. The kernels run in Triton's interpreter where there is no GPU."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from stonechat_models.sampling import choose, triton_sampler
+from stonechat_models.sampling.choose import (
+    check_states,
+    checked_sampler,
+    choose_sampler,
+    first_difference,
+)
+from stonechat_models.sampling.sampler import Sampler
+from stonechat_models.sampling.state import SampledTokens, SamplingState
+from stonechat_models.sampling.triton_sampler import TritonSampler
+from stonechat_models.types import TokenLogprobs
+
+CUDA = torch.device("cuda", 0)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_cpu_has_the_plain_sampler() -> None:
+    assert isinstance(choose_sampler(300, torch.device("cpu")), Sampler)
+
+
+def test_the_kernels_pass_the_check() -> None:
+    sampler = checked_sampler(300, DEVICE, Sampler(300, DEVICE))
+    assert isinstance(sampler, TritonSampler)
+
+
+def test_without_triton_it_is_plain_and_a_line_says_why() -> None:
+    lines: list[str] = []
+    sampler = choose_sampler(300, CUDA, lambda _: "Triton is not installed", lines.append)
+    assert isinstance(sampler, Sampler)
+    assert lines == ["sampling in plain PyTorch: Triton is not installed"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of registers\nptxas …"), ValueError()])
+def test_kernels_that_do_not_compile_are_not_used(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(choose, "checked_sampler", fail)
+    lines: list[str] = []
+    assert isinstance(choose_sampler(300, CUDA, progress=lines.append), Sampler)
+    (line,) = lines
+    assert line.endswith(("out of registers", "ValueError"))
+
+
+@pytest.mark.parametrize("wrong", ["token", "logprob", "top"])
+def test_kernels_with_other_results_are_not_used(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(TritonSampler):
+        def __call__(self, logits: torch.Tensor, states: list[SamplingState]) -> SampledTokens:
+            result = super().__call__(logits, states)
+            entry = result.logprobs[0]
+            assert entry is not None
+            token, logprob, tops = result.token_ids[0], entry.logprob, entry.top_logprobs
+            if wrong == "token":
+                result.token_ids[0] = token + 1
+            elif wrong == "logprob":
+                logprob -= 0.01
+            else:
+                tops = (tops[0], tops[1] - 0.01, *tops[2:])
+            result.logprobs[0] = TokenLogprobs(token, logprob, entry.top_ids, tops)
+            return result
+
+    monkeypatch.setattr(triton_sampler, "TritonSampler", Wrong)
+    with pytest.raises(RuntimeError, match=r"the Triton kernels differ for .*temperature=0\.0"):
+        checked_sampler(300, DEVICE, Sampler(300, DEVICE))
+
+
+def test_a_missing_entry_is_a_difference() -> None:
+    entry = TokenLogprobs(1, -1.0)
+    with_entry = SampledTokens([1], [entry])
+    assert first_difference(with_entry, SampledTokens([1], [None])) == 0
+    assert first_difference(with_entry, with_entry) is None
+    assert first_difference(with_entry, SampledTokens([1], [entry], {0: "it failed"})) == 0
+
+
+def test_the_check_has_rows_of_every_kind() -> None:
+    states = check_states()
+    assert {state.params.top_k > 0 for state in states} == {True, False}
+    assert any(state.constraint for state in states)
+    assert any(state.suppressed_ids for state in states)
+    assert any(state.params.temperature == 0.0 for state in states)
