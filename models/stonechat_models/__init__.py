@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from stonechat_models.checkpoint.resolve import fetch_model
     from stonechat_models.checkpoint.store import StoredModel, list_models, remove_model
     from stonechat_models.diagnostics.bandwidth import measure_bandwidth
-    from stonechat_models.diagnostics.machine import Machine, inspect_machine
+    from stonechat_models.diagnostics.gpu_support import GpuSupport
+    from stonechat_models.diagnostics.machine import Gpu, Machine, inspect_machine
     from stonechat_models.diagnostics.memory_plan import ModelSurvey, survey_model
     from stonechat_models.diagnostics.serving_forms import ServingForm
     from stonechat_models.diagnostics.stored_templates import stored_chat_templates
@@ -80,6 +81,8 @@ __all__ = [
     "EngineStats",
     "FinishReason",
     "GenerateRequest",
+    "Gpu",
+    "GpuSupport",
     "GrammarChecker",
     "GrammarError",
     "GrammarSpec",
@@ -125,6 +128,8 @@ __all__ = [
 
 _LAZY = {
     "AsyncEngine": "runtime.async_engine",
+    "Gpu": "diagnostics.machine",
+    "GpuSupport": "diagnostics.gpu_support",
     "Machine": "diagnostics.machine",
     "ModelSurvey": "diagnostics.memory_plan",
     "ServingForm": "diagnostics.serving_forms",

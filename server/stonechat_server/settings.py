@@ -117,8 +117,9 @@ class Settings(BaseSettings):
     quantize: Literal["auto", "none", "int8", "int4", "fp8"] = _option(
         "Computing",
         "auto",
-        "quantise the weights (auto: keep a quantised GGUF as it is, quantise no other model; fp8 "
-        "needs a GPU of compute capability 8.9 or more)",
+        "quantise the weights (auto: keep quantised weights as they are where the device's kernels "
+        "can, quantise no other model; none: use floats; fp8 needs a GPU of compute capability 8.9 "
+        "or more)",
     )
     backend: Literal["auto", "native", "transformers"] = _option(
         "Computing",

@@ -1,9 +1,26 @@
-"""Tests on a CUDA device of compute capability 8.0 or more. Without one they are skipped."""
+"""Tests on a CUDA device of compute capability 8.0 or more. Without one they are skipped.
+
+They need no network and no model. For a first run, which compiles few kernels:
+
+    python -m pytest -W default -n 10 -m "not slow_compile and not alone" tests/gpu
+    python -m pytest -W default -m alone tests/gpu
+
+With `-W default` a library's warning about the device fails no test. The mark `alone` is for tests
+that read how much of the device's memory is free. Those with the mark `slow_compile` compile the
+attention kernels for float32 and float16, which takes minutes.
+"""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from stonechat_models.backends.transformers.attention.choose import why_no_triton
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow_compile: compiles kernels for minutes on a device")
+    config.addinivalue_line("markers", "alone: no other process may use the device meanwhile")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -13,6 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = why_no_triton(torch.device("cuda", 0)) or ""
     for item in gpu_items:
         item.add_marker(pytest.mark.gpu)
+        item.add_marker(pytest.mark.filterwarnings("ignore:Synchronization debug mode"))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
 
@@ -20,3 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_tiles() -> Iterator[None]:
+    """Engines choose between two tiles of decode attention only, since all take long to compile."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    from stonechat_models.backends.transformers.attention import tile_choice
+
+    candidates = tile_choice.candidates
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tile_choice, "candidates", lambda *sizes: candidates(*sizes)[:2])
+        yield

@@ -164,3 +164,26 @@ def reference_greedy(module, prompt: list[int], num_tokens: int) -> tuple[list[i
         rows.append(torch.log_softmax(logits.double(), dim=-1))
         token_ids.append(int(logits.argmax()))
     return token_ids[len(prompt) :], torch.stack(rows)
+
+
+@torch.inference_mode()
+def deviations(module, prompt: list[int], result: Generated) -> torch.Tensor:
+    """How far greedy results are from plain `transformers`, for each token.
+
+    The unit is the standard deviation of the reference's logits. The reference sees the tokens of
+    the result, so a near tie that falls the other way does no harm. Counts are the errors of the
+    log-probabilities that `result` has, and how far the chosen token is below the best one.
+    """
+    implementation = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    ids = torch.tensor([prompt + result.token_ids[:-1]])
+    logits = module(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].double()
+    module.set_attn_implementation(implementation)
+    rows = torch.log_softmax(logits, dim=-1)
+    errors = []
+    for row, token_id, entry in zip(rows, result.token_ids, result.logprobs, strict=True):
+        expected = row[[entry.token_id, *entry.top_ids]]
+        actual = torch.tensor([entry.logprob, *entry.top_logprobs]).double()
+        assert entry.token_id == token_id
+        errors.append(max((expected - actual).abs().max(), (row.max() - row[token_id]) / 2))
+    return torch.stack(errors) / logits.std(dim=-1)

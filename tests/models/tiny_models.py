@@ -197,8 +197,39 @@ PLAIN_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Families that run with their own cache, or without one."""
+_SHARED_EXPERT = {"shared_expert_intermediate_size": 24}
+_GROUPS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_moe": ("Qwen2MoeConfig", {**_EXPERTS, **_SHARED_EXPERT}),
+    "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "granitemoe": ("GraniteMoeConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "glm4_moe": ("Glm4MoeConfig", {"head_dim": 16, **_GROUPS, "n_group": 1}),
+    "deepseek_v2": ("DeepseekV2Config", {**_LATENT, **_GROUPS, "topk_method": "greedy"}),
+    "deepseek_v3": ("DeepseekV3Config", {**_LATENT, **_GROUPS}),
+    "ernie4_5_moe": (
+        "Ernie4_5_MoeConfig",
+        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24},
+    ),
+}
+"""More mixtures of experts, whose routers differ."""
 ALL_FAMILIES = {
     **FAMILIES,
+    **MIXTURES,
     **CHUNKED_FAMILIES,
     **RECURRENT_FAMILIES,
     **WHOLE_PROMPT_FAMILIES,

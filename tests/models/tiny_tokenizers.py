@@ -1,5 +1,6 @@
 """Tiny vocabularies of each family, built with the `tokenizers` library."""
 
+import json
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
@@ -79,3 +80,13 @@ def sentencepiece_backend(prefix: bool = True) -> Backend:
 def wrap(backend: Backend, eos: str = EOS) -> Tokenizer:
     files = TokenizerFiles(special_tokens={"eos_token": eos}, special_texts=frozenset({eos}))
     return Tokenizer(backend, files, Path("tokenizer.json"))
+
+
+def save_byte_level(folder: Path) -> Path:
+    """Save the byte-level tokenizer and a chat template in the new folder `folder`."""
+    folder.mkdir(parents=True)
+    byte_level_backend().save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    config = {"eos_token": EOS, "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder

@@ -6,10 +6,14 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stonechat_models.checkpoint.cache import Progress, cache_root
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.hardware.cpus import usable_cpus
+
+if TYPE_CHECKING:
+    from stonechat_models.diagnostics.gpu_support import GpuSupport
 
 INSTRUCTION_SETS = (
     "avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16",
@@ -26,6 +30,8 @@ class Gpu:
     total_memory: int
     free_memory: int
     capability: str
+    support: "GpuSupport | None" = None
+    """How models run on it. None: it is no CUDA device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,7 @@ def _native(progress: Progress) -> tuple[str | None, str | None]:
 def _gpus() -> tuple[Gpu, ...]:
     import torch
 
+    from stonechat_models.diagnostics.gpu_support import gpu_support
     from stonechat_models.hardware.device import free_memory, total_memory
 
     gpus = []
@@ -113,7 +120,7 @@ def _gpus() -> tuple[Gpu, ...]:
         major, minor = torch.cuda.get_device_capability(device)
         name = torch.cuda.get_device_name(device)
         sizes = total_memory(device), free_memory(device)
-        gpus.append(Gpu(name, "cuda", *sizes, f"{major}.{minor}"))
+        gpus.append(Gpu(name, "cuda", *sizes, f"{major}.{minor}", gpu_support(device)))
     if torch.backends.mps.is_available():
         device = torch.device("mps")
         gpus.append(Gpu("Apple GPU", "mps", total_memory(device), free_memory(device), ""))

@@ -34,6 +34,10 @@ class ModelSurvey:
     forms: tuple[ServingForm, ...]
     is_embedder: bool = False
     """Whether the model only makes embeddings."""
+    attention: str = ""
+    """The attention backend that is tried first. Empty: none, or the native backend's own."""
+    graphs_refusal: str | None = None
+    """Why steps on a CUDA device run without CUDA graphs. None: they have them."""
 
 
 def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
@@ -69,4 +73,6 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
         native_refusal=planner.native_refusal,
         forms=forms,
         is_embedder=planner.is_embedder,
+        attention=planner.attention if planner.native_refusal is not None else "",
+        graphs_refusal=planner.graphs_refusal,
     )

@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, get_args
 import torch
 
 from stonechat_models.backends import native
-from stonechat_models.backends.quantization.device_support import precision_of, refuse_weight_format
+from stonechat_models.backends.quantization.device_support import (
+    TRITON_BACKENDS,
+    precision_of,
+    refuse_weight_format,
+)
+from stonechat_models.backends.transformers.code_choice import kept_names, settings_keep_codes
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
 from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.packed.tensors import Packing
 from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig, Precision, Quantize
+from stonechat_models.diagnostics.gpu_support import why_no_launcher
+from stonechat_models.diagnostics.stored_weights import stored_footprint
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype, free_memory
 from stonechat_models.runtime.build import (
@@ -26,13 +33,15 @@ from stonechat_models.runtime.build import (
     native_refusal,
     size_kv_cache,
     size_states,
+    why_no_graphs,
 )
 
 if TYPE_CHECKING:
     from stonechat_models.backends.quantization.cpu_linear import LinearTeam
     from stonechat_models.backends.transformers.footprint import EmptyModel
 
-NATIVE_FORMS: dict[Quantize, str] = {"auto": "as stored", "int8": "int8", "int4": "int4"}
+AS_STORED = "as stored"
+NATIVE_FORMS: dict[Quantize, str] = {"auto": AS_STORED, "int8": "int8", "int4": "int4"}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -72,6 +81,8 @@ class FormPlanner:
         self.packing = Packing()
         self.native_refusal: str | None = None
         self.is_embedder = False
+        self.attention = ""
+        """The attention backend that is tried first, if the model runs through PyTorch."""
         self.refusals: list[str] = []
         self._empty_model: EmptyModel | None = None
 
@@ -112,10 +123,24 @@ class FormPlanner:
         from stonechat_models.backends.transformers.load import load_settings
 
         with self._noting(self.native_refusal is not None):
-            load_settings(self.headers.config, self.config, self.device)
+            settings = load_settings(self.headers.config, self.config, self.device)
+            self.attention = settings.attention.name
+            if self.attention in TRITON_BACKENDS and why_no_launcher() is not None:
+                self.attention = "batched"
             self._empty_model = EmptyModel.build(self.headers.config)
             if self._empty_model is not None:
                 self._empty_model.probe()
+
+    @property
+    def graphs_refusal(self) -> str | None:
+        """Why steps on a CUDA device run without CUDA graphs; None: they have them, or no such
+        device is used."""
+        if self.device.type != "cuda" or self._empty_model is None:
+            return None
+        model = self._empty_model
+        return why_no_graphs(
+            self.config, self.attention, keeps_state=model.keeps_state or model.runs_plainly
+        )
 
     def forms(self) -> Iterator[ServingForm]:
         """Yield the forms that the device supports."""
@@ -163,6 +188,8 @@ class FormPlanner:
         precision = precision_of(self.config)
         if self.native_refusal is None:
             return "native", precision or NATIVE_FORMS["auto"]
+        if self._keeps_codes(self.config):
+            return "transformers", AS_STORED
         dtype = choose_dtype(self.config.dtype, self.headers.config.dtype, self.device)
         return "transformers", precision or str(dtype).removeprefix("torch.")
 
@@ -173,7 +200,10 @@ class FormPlanner:
                 yield name, replace(self.config, backend="native", quantize=quantize)
         if self._empty_model is None:
             return
-        config = replace(self.config, backend="transformers", quantize="none")
+        config = replace(self.config, backend="transformers", quantize="auto")
+        if self._keeps_codes(config):
+            yield AS_STORED, config
+        config = replace(config, quantize="none")
         for dtype in DTYPES:
             yield dtype, replace(config, dtype=dtype)
         for precision in () if self.native_refusal is None else get_args(Precision):
@@ -189,7 +219,19 @@ class FormPlanner:
         settings = load_settings(self.headers.config, config, self.device)
         assert self._empty_model is not None
         team = self._team if config.quantize != "none" else None
-        return self._empty_model.footprint(settings, self.device.type, team)
+        size = self._empty_model.footprint(settings, self.device.type, team)
+        if self._keeps_codes(config):
+            return stored_footprint(self.headers, self.packing, settings.dtype, size)
+        return size
+
+    def _keeps_codes(self, config: EngineConfig) -> bool:
+        """Whether weights stay quantised on a CUDA device with these settings."""
+        return (
+            self.native_refusal is not None
+            and settings_keep_codes(config, self.device)
+            and config.adapter is None
+            and bool(kept_names(self.headers, self.packing))
+        )
 
     @cached_property
     def _team(self) -> "LinearTeam | None":

@@ -125,17 +125,16 @@ def assemble_engine(
 
     Raises `ModelLoadError` with the numbers if there is not enough memory.
     """
-    from stonechat_models.backends.quantization.device_support import TRITON_BACKENDS
     from stonechat_models.hardware.device import free_memory
-    from stonechat_models.sampling.sampler import Sampler
+    from stonechat_models.sampling.choose import choose_sampler
 
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     if not model.info.exact_chunks:  # a prompt is computed in one piece
         max_batch_tokens = max(max_batch_tokens, max_model_len)
-    sampler = Sampler(model.info.vocab_size, device)
-    decodes_in_triton = model.info.attention_backend in TRITON_BACKENDS
-    graphs = decodes_in_triton and not (config.eager or config.device_map or model.info.keeps_state)
+    sampler = choose_sampler(model.info.vocab_size, device, _why_no_triton, progress)
+    info = model.info
+    graphs = why_no_graphs(config, info.attention_backend, keeps_state=info.keeps_state) is None
     reserved_bytes = 0
     if device.type == "cuda":
         from stonechat_models.backends.transformers.cuda_memory import step_memory
@@ -192,6 +191,25 @@ def assemble_engine(
         prefix_caching=config.prefix_caching,
         prompt_lookup=config.prompt_lookup,
     )
+
+
+def _why_no_triton(device: "torch.device") -> str | None:
+    from stonechat_models.backends.transformers.attention.choose import why_no_triton
+
+    return why_no_triton(device)
+
+
+def why_no_graphs(config: EngineConfig, attention: str, *, keeps_state: bool) -> str | None:
+    """Why steps run without CUDA graphs, or None. `attention`: the name of the backend."""
+    from stonechat_models.backends.quantization.device_support import TRITON_BACKENDS
+
+    if config.eager:
+        return "the settings say so"
+    if keeps_state:
+        return "the model keeps more of a sequence than keys and values"
+    if config.device_map is not None:
+        return "a device map spreads the model"
+    return None if attention in TRITON_BACKENDS else f"{attention} attention cannot be captured"
 
 
 def native_refusal(

@@ -13,7 +13,7 @@ from stonechat_server.options import BaseOptions, option
 from stonechat_server.terminal.tables import facts_table, new_console
 
 if TYPE_CHECKING:
-    from stonechat_models import Machine
+    from stonechat_models import Gpu, GpuSupport, Machine
 
 LOW_DISK = 2 * 10**9
 LOW_MEMORY = 2 * 10**9
@@ -69,8 +69,8 @@ def advice(machine: "Machine") -> Iterator[str]:
             f"there is an NVIDIA driver, but torch cannot use CUDA{why}: install a CUDA build of "
             "torch"
         )
-    if machine.gpus and machine.gpus[0].kind == "cuda" and not machine.package_versions["triton"]:
-        yield "install triton: the attention kernels for GPUs need it"
+    for gpu in machine.gpus[:1]:
+        yield from gpu_advice(gpu)
     if not machine.gpus and machine.native_isa is None:
         yield f"the compiled CPU kernels cannot be used: {machine.native_refusal}"
         if machine.compiler is None:
@@ -95,6 +95,22 @@ def advice(machine: "Machine") -> Iterator[str]:
         yield f"only {size_text(machine.cache_free_bytes)} are free at {machine.cache_folder}"
     if not machine.package_versions["uvloop"]:
         yield "install uvloop: a faster event loop for many streams"
+
+
+def gpu_advice(gpu: "Gpu") -> Iterator[str]:
+    """Yield what keeps models on a GPU from running, or from running fast."""
+    if gpu.support is None:
+        return
+    if gpu.support.torch_refusal is not None:
+        yield (
+            f"{gpu.name} has compute capability {gpu.capability}, and {gpu.support.torch_refusal}: "
+            "install a build of torch for it, or use --device cpu"
+        )
+    if gpu.support.triton_refusal is not None:
+        yield (
+            f"models run slowly on {gpu.name}, without Triton kernels and CUDA graphs: "
+            f"{gpu.support.triton_refusal}"
+        )
 
 
 def template_advice(templates: Mapping[str, str | None]) -> Iterator[str]:
@@ -125,6 +141,19 @@ def print_report(
         console.print("[green]There is nothing to improve.[/]")
 
 
+def support_text(support: "GpuSupport") -> str:
+    """Say how models run on a CUDA device."""
+    graphs = "with" if support.triton_refusal is None else "without"
+    refusals = support.precision_refusals
+    possible = [name for name, refusal in refusals.items() if refusal is None]
+    impossible = [name for name, refusal in refusals.items() if refusal is not None]
+    return (
+        f"{support.dtype}, {support.attention} attention, {graphs} CUDA graphs (mixtures of "
+        f"experts too); can quantise to {', '.join(possible) or 'nothing'}"
+        + (f", not to {', '.join(impossible)}" if impossible else "")
+    )
+
+
 def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[str, str]]:
     quota = f", quota {machine.cpu_quota:g}" if machine.cpu_quota is not None else ""
     yield "system", machine.system
@@ -143,6 +172,8 @@ def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[st
                 f"{size_text(gpu.total_memory)} free{speed}"
             ),
         )
+        if gpu.support is not None:
+            yield "", support_text(gpu.support)
     if not machine.gpus:
         yield "GPU", "none that torch can use"
     cuda = f", CUDA {machine.torch_cuda}" if machine.torch_cuda else ", no CUDA"

@@ -88,6 +88,8 @@ def describe(survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float) -> di
         "stored_types": dict(survey.stored_types),
         "max_model_len": survey.max_model_len,
         "device": survey.device,
+        "attention": survey.attention,
+        "graphs_refusal": survey.graphs_refusal,
         "total_memory": survey.total_memory,
         "free_memory": survey.free_memory,
         "bandwidth": bandwidth,
@@ -133,7 +135,17 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
         **({} if survey.is_embedder else {"context": f"{survey.max_model_len:,} tokens"}),
         "device": f"{survey.device}, {size_text(survey.free_memory)} of "
         f"{size_text(survey.total_memory)} free, reads {bandwidth / 1e9:.1f} GB/s",
+        **_steps_fact(survey),
     }
+
+
+def _steps_fact(survey: "ModelSurvey") -> Mapping[str, str]:
+    """How steps run on a CUDA device."""
+    if survey.is_embedder or not survey.device.startswith("cuda"):
+        return {}
+    refusal = survey.graphs_refusal
+    graphs = "with CUDA graphs" if refusal is None else f"without CUDA graphs: {refusal}"
+    return {"steps": f"{survey.attention} attention, {graphs}"}
 
 
 def _served_text(survey: "ModelSurvey") -> str:

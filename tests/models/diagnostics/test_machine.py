@@ -2,6 +2,7 @@
 
 import os
 import platform
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -52,11 +53,14 @@ def test_gpus_are_described_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 16 << 30)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 1 << 30)
-    assert inspect_machine(lambda line: None).gpus == (
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
+    gpus = inspect_machine(lambda line: None).gpus
+    assert [replace(gpu, support=None) for gpu in gpus] == [
         Gpu("GPU 0", "cuda", 80 << 30, 70 << 30, "9.0"),
         Gpu("GPU 1", "cuda", 80 << 30, 70 << 30, "9.1"),
         Gpu("Apple GPU", "mps", 16 << 30, 15 << 30, ""),
-    )
+    ]
+    assert [gpu.support and gpu.support.dtype for gpu in gpus] == ["bfloat16", "bfloat16", None]
 
 
 def test_a_processor_is_described_by_its_own_words(

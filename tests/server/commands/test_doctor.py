@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stonechat_models.diagnostics.machine import Gpu, Machine
+from stonechat_models import Gpu, GpuSupport, Machine
 from stonechat_server.commands import doctor
 
 MACHINE = Machine(
@@ -32,7 +32,14 @@ MACHINE = Machine(
     cache_folder=Path("/home/me/.cache"),
     cache_free_bytes=10**12,
 )
-GPU = Gpu("Some GPU", "cuda", 80 * 10**9, 70 * 10**9, "9.0")
+REFUSALS = {"int8": None, "int4": None, "fp8": "it is too old", "fp8 KV cache": None}
+SUPPORT = GpuSupport("bfloat16", "triton", None, None, REFUSALS)
+GPU = Gpu("Some GPU", "cuda", 80 * 10**9, 70 * 10**9, "9.0", SUPPORT)
+OLD_GPU = dataclasses.replace(
+    GPU,
+    capability="7.0",
+    support=GpuSupport("float16", "batched", "it is old", "the installed torch is new", {}),
+)
 
 
 def machine(**changes: object) -> Machine:
@@ -61,7 +68,6 @@ def test_a_good_machine_gets_no_advice() -> None:
     [
         ({"has_nvidia_driver": True}, "(torch 2.9 is built without it): install a CUDA build"),
         ({"has_nvidia_driver": True, "torch_cuda": "12.8"}, "torch cannot use CUDA: install"),
-        ({"gpus": (GPU,)}, "install triton"),
         ({"native_isa": None, "native_refusal": "no AVX2"}, "cannot be used: no AVX2"),
         ({"instruction_sets": ("avx2",)}, "no AVX512-VNNI"),
         ({"cpu_quota": 2.5}, "set --threads 2"),
@@ -75,6 +81,14 @@ def test_a_good_machine_gets_no_advice() -> None:
 def test_each_shortcoming_has_its_advice(changes: dict[str, object], expected: str) -> None:
     (line,) = advice(**changes)
     assert expected in line
+
+
+def test_what_keeps_a_gpu_from_being_fast() -> None:
+    code, kernels = advice(gpus=(OLD_GPU, GPU))
+    assert "has compute capability 7.0, and the installed torch is new: install a build" in code
+    assert "without Triton kernels and CUDA graphs: it is old" in kernels
+    apple = dataclasses.replace(GPU, kind="mps", support=None)
+    assert advice(gpus=(apple,)) == []
 
 
 def test_a_missing_compiler_is_named_after_what_it_prevents() -> None:
@@ -93,9 +107,17 @@ def test_the_report_of_a_machine_with_a_gpu() -> None:
     assert "Will run on cuda: PyTorch on Some GPU" in text
     assert "reads 50.0 GB/s" in text
     assert "Some GPU (capability 9.0), 70.0 GB of 80.0 GB free, moves 3,000 GB/s" in text
+    assert "bfloat16, triton attention, with CUDA graphs" in text
+    assert "can quantise to int8, int4, fp8 KV cache, not to fp8" in text
     assert "2.9, CUDA 12.8" in text
     assert "! buy another" in text
     assert "nothing to improve" not in text
+
+
+def test_the_report_of_an_old_gpu() -> None:
+    text = report(machine(gpus=(OLD_GPU,)), {}, [])
+    assert "float16, batched attention, without CUDA graphs" in text
+    assert "can quantise to nothing" in text
 
 
 def test_the_report_of_a_machine_without_a_gpu() -> None:

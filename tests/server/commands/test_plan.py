@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from stonechat_models import Machine, inspect_machine
+from stonechat_models import EngineConfig, Machine, inspect_machine, survey_model
 from stonechat_server.cli import main
-from stonechat_server.commands import doctor
+from stonechat_server.commands import doctor, plan
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,29 @@ def test_the_plan_measures_bandwidth(tiny: Path, capsys: pytest.CaptureFixture[s
     output = capsys.readouterr().out
     assert "LlamaForCausalLM" in output
     assert "GB/s" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"device": "cuda:0"}, "triton attention, with CUDA graphs"),
+        (
+            {"device": "cuda:0", "attention": "batched", "graphs_refusal": "it is old"},
+            "batched attention, without CUDA graphs: it is old",
+        ),
+        ({"device": "cuda:0", "is_embedder": True}, None),
+    ],
+    ids=["cpu", "graphs", "no graphs", "embedder"],
+)
+def test_the_plan_says_how_steps_run_on_a_gpu(
+    tiny: Path, changes: dict[str, object], expected: str | None
+) -> None:
+    config = EngineConfig(model=str(tiny), device="cpu", backend="transformers")
+    survey = replace(survey_model(config, lambda line: None), attention="triton")
+    survey = replace(survey, **changes)  # type: ignore[arg-type]
+    assert plan._facts(survey, 1e9).get("steps") == expected
+    assert plan.describe(survey, [], 1e9)["graphs_refusal"] == survey.graphs_refusal
 
 
 def test_a_missing_model_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

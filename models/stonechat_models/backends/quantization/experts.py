@@ -1,7 +1,8 @@
 """Quantises the experts of a mixture, for the common experts module of transformers.
 
 That module holds all experts of a layer in 3-D weights. Its attributes describe the weights
-(`is_transposed`, `has_gate`, `has_bias`, `has_post_expert_norm`); its `_apply_gate` applies a gate.
+(`is_transposed`, `has_gate`, `has_bias`, since transformers 5.18 or later `has_post_expert_norm`);
+its `_apply_gate` applies a gate.
 """
 
 import torch
@@ -11,7 +12,7 @@ from stonechat_models.backends.quantization.choose import quantized_linear
 from stonechat_models.backends.quantization.cpu_linear import LinearTeam
 from stonechat_models.backends.quantization.groupwise import Bits
 
-FLAGS = ("is_transposed", "has_gate", "has_bias", "has_post_expert_norm", "_apply_gate")
+FLAGS = ("is_transposed", "has_gate", "has_bias", "_apply_gate")
 
 
 def is_experts(module: nn.Module, kind: str | None = None) -> bool:
@@ -63,7 +64,7 @@ class QuantizedExperts(nn.Module):
         source = self.source
         activation = source._apply_gate if source.has_gate else source.act_fn
         rows = self.down[expert](activation(self.up[expert](rows)))  # type: ignore[operator]
-        if source.has_post_expert_norm:
+        if getattr(source, "has_post_expert_norm", False):
             rows = source.post_expert_norm(rows)  # type: ignore[operator]
         return rows
 

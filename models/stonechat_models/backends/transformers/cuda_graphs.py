@@ -1,35 +1,37 @@
-"""Decode steps as CUDA graphs. A step replays the graph of the smallest bucket that it fits in.
+"""Steps as CUDA graphs. A step replays the graph of the smallest shape that it fits in.
 
-A captured step reads only static buffers, and each step copies its inputs there. Rows that a step
-does not fill see no keys and write to a cache slot that is never read. The capturer is passed in,
-so that everything else runs on any device. Before a graph is used, its replay is compared with the
-captured step on a few sequences.
+There are graphs of decode steps, by the number of sequences, and of mixed steps (with prompts or
+draft tokens), by tokens and sequences. A captured step reads only static buffers, and each step
+copies its inputs there. The capturer is passed in, so that everything else runs on any device.
+Before a graph is used, its replay is compared with the captured step on a few sequences.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
 from stonechat_models.backends.base import CausalModel, ForwardBatch
-from stonechat_models.backends.transformers.verify import (
-    TOLERANCE,
-    logits_error,
-    random_batch,
+from stonechat_models.backends.transformers.parity_steps import (
+    last_tokens,
+    mixed_step,
+    parity_sequences,
 )
+from stonechat_models.backends.transformers.static_buffers import (
+    StaticBuffers,
+    StepShape,
+    captured_shapes,
+)
+from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error
 from stonechat_models.types import ModelInfo
 
 logger = logging.getLogger(__name__)
 
 Forward = Callable[[], torch.Tensor]
-
-PARITY_LENGTHS = (3, 50, 19, 7)
-"""Lengths of the sequences that graphs are checked on, cut to what the KV cache holds."""
+Fill = Callable[[StaticBuffers, ForwardBatch, StepShape], None]
 
 
 class Capturer(Protocol):
@@ -38,91 +40,12 @@ class Capturer(Protocol):
     def capture(self, step: Forward) -> Forward:
         """Run `step` now, and return a function that repeats its kernels.
 
-        The function returns the same tensor each time. Raises if the step cannot be captured.
+        The function returns the same memory each time. Raises if the step cannot be captured.
         """
-
-
-def buckets(max_num_seqs: int) -> list[int]:
-    """The batch sizes to capture: powers of two below `max_num_seqs`, and that number itself."""
-    sizes = [1 << i for i in range(max_num_seqs.bit_length()) if 1 << i < max_num_seqs]
-    return [*sizes, max_num_seqs]
-
-
-@dataclass(slots=True)
-class StaticBuffers:
-    """The inputs of a decode step, with one token per sequence."""
-
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    slot_mapping: torch.Tensor
-    query_start: torch.Tensor
-    context_lens: torch.Tensor
-    block_table: torch.Tensor
-    logits_index: torch.Tensor
-    padding_slot: int
-
-    @classmethod
-    def allocate(
-        cls, size: int, table_width: int, padding_slot: int, device: torch.device
-    ) -> "StaticBuffers":
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        return cls(
-            token_ids=zeros(size),
-            positions=zeros(size),
-            slot_mapping=zeros(size).fill_(padding_slot),
-            query_start=torch.arange(size + 1, dtype=torch.int32, device=device),
-            context_lens=zeros(size, dtype=torch.int32),
-            block_table=zeros(size, table_width, dtype=torch.int32),
-            logits_index=torch.arange(size, device=device),
-            padding_slot=padding_slot,
-        )
-
-    @property
-    def num_bytes(self) -> int:
-        tensors = (getattr(self, f.name) for f in fields(self))
-        return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
-
-    def view(self, size: int, block_size: int) -> ForwardBatch:
-        """A batch of `size` sequences that shares this memory.
-
-        Its context lengths on the host are the longest possible. Kernels may choose a grid by
-        them, and the grid must suit every step.
-        """
-        return ForwardBatch(
-            token_ids=self.token_ids[:size],
-            positions=self.positions[:size],
-            slot_mapping=self.slot_mapping[:size],
-            query_start=self.query_start[: size + 1],
-            context_lens=self.context_lens[:size],
-            block_table=self.block_table[:size],
-            logits_index=self.logits_index[:size],
-            query_start_list=list(range(size + 1)),
-            context_lens_list=[self.block_table.shape[1] * block_size] * size,
-        )
-
-    def fill(self, batch: ForwardBatch, size: int) -> None:
-        """Copy a decode step in. The rows from there to `size` become padding.
-
-        Padding rows see no keys and write to the padding slot.
-        """
-        num_rows = batch.num_seqs
-        self.token_ids[:num_rows].copy_(batch.token_ids, non_blocking=True)
-        self.positions[:num_rows].copy_(batch.positions, non_blocking=True)
-        self.slot_mapping[:num_rows].copy_(batch.slot_mapping, non_blocking=True)
-        self.context_lens[:num_rows].copy_(batch.context_lens, non_blocking=True)
-        width = batch.block_table.shape[1]
-        self.block_table[:num_rows, :width].copy_(batch.block_table, non_blocking=True)
-        if num_rows < size:
-            self.token_ids[num_rows:size].zero_()
-            self.positions[num_rows:size].zero_()
-            self.slot_mapping[num_rows:size].fill_(self.padding_slot)
-            self.context_lens[num_rows:size].zero_()
 
 
 class GraphedModel:
-    """A model whose decode steps replay CUDA graphs. Every other step runs without a graph.
+    """A model whose steps replay CUDA graphs. Steps that fit in no graph run without one.
 
     The model's KV cache must be allocated, with one more block than `info.num_blocks`.
     """
@@ -132,11 +55,14 @@ class GraphedModel:
         self.model = model
         self.info: ModelInfo = info
         self._device = device
-        self._buckets = buckets(info.max_num_seqs)
+        shapes = captured_shapes(info.attention_backend, info.max_num_seqs, info.max_batch_tokens)
+        self._decode_shapes = [shape for shape in shapes if shape.is_decode]
+        self._mixed_shapes = [shape for shape in shapes if not shape.is_decode]
         width = -(-info.max_model_len // info.block_size)
         padding_slot = info.num_blocks * info.block_size
-        self._buffers = StaticBuffers.allocate(info.max_num_seqs, width, padding_slot, device)
-        self._graphs: dict[int, Forward] = {}
+        self._buffers = StaticBuffers.allocate(shapes, width, padding_slot, info.vocab_size, device)
+        self._graphs: dict[StepShape, Forward] = {}
+        self._fill: Fill = StaticBuffers.fill
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -153,108 +79,127 @@ class GraphedModel:
         self.model.copy_blocks(pairs)
 
     def capture(self, capturer: Capturer, progress: Callable[[str], None]) -> None:
-        """Capture and check a graph for every bucket. Overwrites the KV cache.
+        """Capture and check a graph for every shape. Overwrites the KV cache.
 
-        The largest bucket comes first, since it sizes the memory that all graphs share. If a
-        capture fails or a graph returns other logits, the model runs without graphs, and
-        `progress` gets the reason.
+        The largest shape comes first, since it sizes the memory that all graphs share. If a graph
+        of mixed steps cannot be captured or returns other logits, these run without graphs. If that
+        happens to a graph of decode steps, all do. `progress` gets the reason.
         """
         started = time.perf_counter()
-        progress(f"capturing CUDA graphs for up to {self._buckets[-1]} sequences")
-        try:
-            for size in reversed(self._buckets):
-                batch = self._buffers.view(size, self.info.block_size)
-                self._graphs[size] = capturer.capture(partial(self.model.forward, batch))
-            self._check()
-        except Exception as error:  # after any error, steps can still run without graphs
-            logger.warning("capturing failed", exc_info=error)
-            reason = str(error).strip() or type(error).__name__
-            progress(f"running without CUDA graphs: {reason.splitlines()[0]}")
+        progress(f"capturing CUDA graphs for up to {self.info.max_num_seqs} sequences")
+        self._choose_fill()
+        reason_of_mixed = self._capture_shapes(self._mixed_shapes, capturer)
+        reason = self._capture_shapes(self._decode_shapes, capturer)
+        if reason is not None:
             self._graphs.clear()
+            progress(f"running without CUDA graphs: {reason}")
             return
+        if reason_of_mixed is not None:
+            progress(f"running steps with prompts without CUDA graphs: {reason_of_mixed}")
         seconds = time.perf_counter() - started
         progress(f"captured {len(self._graphs)} CUDA graphs in {seconds:.1f} s, and checked them")
 
     @torch.inference_mode()
-    def _check(self) -> None:
+    def _choose_fill(self) -> None:
+        """Fill the static buffers by one kernel, if there are Triton and CUDA and it works."""
+        if self._device.type != "cuda":
+            return
+        try:
+            from stonechat_models.backends.transformers.fill_kernel import (
+                fill_in_one_launch,
+                fills_right,
+            )
+
+            sequences = parity_sequences(self.info).to(self._device)
+            shape = self._decode_shapes[-1]
+            cases = [(last_tokens(sequences, shape.seqs // 2 + 1), shape)]
+            cases += [(mixed_step(sequences, s), s) for s in self._mixed_shapes[:1]]
+            if all(fills_right(self._buffers, *case) for case in cases):
+                self._fill = fill_in_one_launch
+        except Exception as error:  # single copies always work
+            logger.warning("the inputs of CUDA graphs are copied one by one", exc_info=error)
+
+    def _capture_shapes(self, shapes: Sequence[StepShape], capturer: Capturer) -> str | None:
+        """Capture and check the graphs of these shapes. Return why there are none; None: all are
+        there."""
+        try:
+            for shape in reversed(shapes):
+                self._graphs[shape] = capturer.capture(self._step(shape))
+            self._check(shapes)
+        except Exception as error:  # after any error, steps can still run without graphs
+            logger.warning("capturing failed", exc_info=error)
+            for shape in shapes:
+                self._graphs.pop(shape, None)
+            return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return None
+
+    def _step(self, shape: StepShape) -> Forward:
+        """The step to capture. At first, the static buffers have only padding for it."""
+        self._buffers.clear(shape)
+        batch = self._buffers.view(shape, self.info.block_size)
+        logits, forward = self._buffers.logits[: shape.rows], self.model.forward
+        return lambda: logits.copy_(forward(batch))
+
+    @torch.inference_mode()
+    def _check(self, shapes: Sequence[StepShape]) -> None:
         """Raises `RuntimeError` if a replay differs from the same step without a graph, or if a
         padded step differs from the same step without padding.
 
-        For padding the median row decides. Rounding may differ between batch sizes, and a router
-        may then choose other experts in single rows.
+        For padding the median row decides. Rounding may differ between shapes, and a router may
+        then choose other experts in single rows.
         """
         tolerance = TOLERANCE["logits"].get(getattr(torch, self.info.dtype), 0.25)
         sequences = parity_sequences(self.info).to(self._device)
         self.model.forward(sequences)
         padding_differences = []
         previous_size = 0
-        for size in self._buckets:
-            batch = last_tokens(sequences, previous_size + 1)
-            previous_size = size
-            self._buffers.fill(batch, size)
-            num_rows = batch.num_seqs
-            actual = self._graphs[size]()[:num_rows].clone()
-            expected = self.model.forward(self._buffers.view(size, self.info.block_size))[:num_rows]
+        for shape in shapes:
+            if shape.is_decode:
+                batch = last_tokens(sequences, previous_size + 1)
+                previous_size = shape.seqs
+            else:
+                batch = mixed_step(sequences, shape)
+            num_rows = len(batch.logits_index)
+            view = self._buffers.view(shape, self.info.block_size)
+            self._fill(self._buffers, batch, shape)
+            actual = self._graphs[shape]()[:num_rows].clone()
+            expected = self.model.forward(view)[:num_rows]
             difference = float(logits_error(expected, actual).max())
-            if difference > tolerance and difference > 2 * self._noise(size, expected):
+            if difference > tolerance and difference > 2 * self._noise(view, expected):
                 raise RuntimeError(
-                    f"the graph for {size} sequences gives logits that are off by {difference:.2g} "
+                    f"the graph for {shape} gives logits that are off by {difference:.2g} "
                     f"standard deviations; rounding explains {tolerance:g} at most"
                 )
             padding_differences.append(logits_error(self.model.forward(batch), actual))
-        typical = float(torch.cat(padding_differences).median())
+        typical = float(torch.cat(padding_differences).median()) if shapes else 0.0
         if not typical <= tolerance:
+            kind = "decode" if shapes[0].is_decode else "mixed"
             raise RuntimeError(
-                f"padded decode steps give logits that are off by {typical:.2g} standard "
+                f"padded {kind} steps give logits that are off by {typical:.2g} standard "
                 f"deviations; rounding explains {tolerance:g} at most"
             )
 
-    def _noise(self, size: int, logits: torch.Tensor) -> float:
+    def _noise(self, view: ForwardBatch, logits: torch.Tensor) -> float:
         """How much a step without a graph differs from itself when it runs again.
 
         Kernels that add in any order cause such differences. Returns 0 if it is not finite.
         """
-        repeated = self.model.forward(self._buffers.view(size, self.info.block_size))
-        noise = float(logits_error(logits, repeated[: len(logits)]).max())
+        noise = float(logits_error(logits, self.model.forward(view)[: len(logits)]).max())
         return noise if math.isfinite(noise) else 0.0
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """As in `CausalModel`, but each decode step overwrites the logits of the one before."""
-        num_seqs = batch.num_seqs
-        is_decode = batch.num_tokens == num_seqs == len(batch.logits_index)
-        if not is_decode or not self._graphs:
+        """As in `CausalModel`, but each step overwrites the logits of the one before."""
+        shape = self._shape_of(batch)
+        if shape is None:
             return self.model.forward(batch)
-        size = next(size for size in self._buckets if size >= num_seqs)
-        self._buffers.fill(batch, size)
-        return self._graphs[size]()[:num_seqs]
+        self._fill(self._buffers, batch, shape)
+        return self._graphs[shape]()[: len(batch.logits_index)]
+
+    def _shape_of(self, batch: ForwardBatch) -> StepShape | None:
+        """The smallest captured shape that a step fits in."""
+        is_decode = batch.num_tokens == batch.num_seqs == len(batch.logits_index)
+        shapes = self._decode_shapes if is_decode else self._mixed_shapes
+        return next((s for s in shapes if s.fits(batch) and s in self._graphs), None)
 
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return self.model.forward_hidden(batch)
-
-
-def parity_sequences(info: ModelInfo) -> ForwardBatch:
-    """A prefill of a few sequences of random tokens that fit in the KV cache; on the CPU."""
-    num_seqs = min(len(PARITY_LENGTHS), info.num_blocks)
-    longest = min(info.max_model_len, info.num_blocks // num_seqs * info.block_size)
-    lengths = [min(length, longest) for length in PARITY_LENGTHS[:num_seqs]]
-    return random_batch([(n, n) for n in lengths], info.block_size, vocab_size=info.vocab_size)
-
-
-def last_tokens(batch: ForwardBatch, num_seqs: int) -> ForwardBatch:
-    """A decode step of `num_seqs` rows that computes the last tokens of `batch` again.
-
-    Row i is sequence i of `batch`. If there are more rows than sequences, the sequences repeat.
-    """
-    rows = torch.arange(num_seqs, device=batch.token_ids.device) % batch.num_seqs
-    last = batch.logits_index[rows]
-    return ForwardBatch(
-        token_ids=batch.token_ids[last],
-        positions=batch.positions[last],
-        slot_mapping=batch.slot_mapping[last],
-        query_start=torch.arange(num_seqs + 1, dtype=torch.int32, device=rows.device),
-        context_lens=batch.context_lens[rows],
-        block_table=batch.block_table[rows],
-        logits_index=torch.arange(num_seqs, device=rows.device),
-        query_start_list=list(range(num_seqs + 1)),
-        context_lens_list=[batch.context_lens_list[i % batch.num_seqs] for i in range(num_seqs)],
-    )

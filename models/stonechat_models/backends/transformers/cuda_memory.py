@@ -5,18 +5,20 @@ Written against PyTorch's documentation. docs/gpu.md lists what has run on a GPU
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from stonechat_models.backends.base import CausalModel, ForwardBatch
-from stonechat_models.backends.transformers.cuda_graphs import (
-    Forward,
-    GraphedModel,
+from stonechat_models.backends.transformers.cuda_graphs import Forward, GraphedModel
+from stonechat_models.backends.transformers.static_buffers import (
     StaticBuffers,
-    buckets,
+    StepShape,
+    captured_shapes,
 )
 from stonechat_models.backends.transformers.verify import random_batch
 from stonechat_models.errors import ModelLoadError
@@ -73,7 +75,9 @@ class CudaCapturer:
 def _raise_on_wait() -> Iterator[None]:
     """Inside, PyTorch raises `RuntimeError` if an operator waits for the device."""
     previous_mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns once that it does not notice every wait
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
@@ -83,14 +87,14 @@ def _raise_on_wait() -> Iterator[None]:
 def with_cuda_graphs(
     model: CausalModel, device: torch.device, progress: Callable[[str], None]
 ) -> CausalModel:
-    """The model with its decode steps captured, or running without graphs if that fails.
+    """The model with its steps captured, or running without graphs if that fails.
 
     Raises `ModelLoadError` if the device no longer works after the attempt.
     """
-    graphed_model = GraphedModel(model, device)
     with torch.cuda.device(device):
         gc.collect()
         free_before, _ = torch.cuda.mem_get_info(device)
+        graphed_model = GraphedModel(model, device)
         graphed_model.capture(CudaCapturer(device), progress)
         try:
             torch.cuda.synchronize(device)
@@ -133,7 +137,7 @@ def step_memory(
     """Bytes that steps need in addition to weights and KV cache, measured on the largest step.
 
     The step has as many rows of logits as sampling and log-probabilities of prompts may need.
-    With `graphs` this includes what the CUDA graphs of decode steps keep. Leaves a KV cache of one
+    With `graphs` this includes what the CUDA graphs keep. Leaves a KV cache of one
     block, which the next `allocate_kv_cache` replaces. Raises `ModelLoadError` if not even one
     such step fits.
     """
@@ -161,9 +165,16 @@ def step_memory(
         on_device = batch.to(device)
         needed = _peak(lambda: _run_step(model, sampler, on_device, states), device)
         if graphs:
-            needed += _graph_memory(
-                model, device, max_num_seqs, -(-max_model_len // block_size), num_blocks, block_size
+            shapes = captured_shapes(model.info.attention_backend, max_num_seqs, max_batch_tokens)
+            buffers = StaticBuffers.allocate(
+                shapes,
+                -(-max_model_len // block_size),
+                num_blocks * block_size,
+                model.info.vocab_size,
+                device,
             )
+            needed += _graph_memory(model, device, shapes, buffers, block_size)
+            del buffers
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
             f"a step of {batch.num_tokens} tokens and {batch.num_seqs} sequences does not fit "
@@ -191,21 +202,19 @@ def _run_step(
 def _graph_memory(
     model: CausalModel,
     device: torch.device,
-    max_num_seqs: int,
-    table_width: int,
-    num_blocks: int,
+    shapes: Sequence[StepShape],
+    buffers: StaticBuffers,
     block_size: int,
 ) -> int:
-    """Bytes that the graphs of all buckets keep.
-
-    The graphs share the memory of the largest step, but each keeps its own logits.
-    """
-    buffers = StaticBuffers.allocate(max_num_seqs, table_width, num_blocks * block_size, device)
-    step = buffers.view(max_num_seqs, block_size)
-    shared = _peak(lambda: model.forward(step), device)
-    sizes = buckets(max_num_seqs)
-    logits = 4 * model.info.vocab_size * sum(sizes[:-1])
-    return shared + logits + buffers.num_bytes + len(sizes) * GRAPH_BYTES
+    """Bytes that the graphs of all shapes keep. They share the memory of the largest step."""
+    shared = 0
+    most_tokens = max(shapes, key=lambda shape: (shape.tokens, shape.rows))
+    most_rows = max(shapes, key=lambda shape: (shape.rows, shape.tokens))
+    for shape in {most_tokens, most_rows}:
+        buffers.clear(shape)
+        step = partial(model.forward, buffers.view(shape, block_size))
+        shared = max(shared, _peak(step, device))
+    return shared + buffers.num_bytes + len(shapes) * GRAPH_BYTES
 
 
 def _peak(run: Callable[[], object], device: torch.device) -> int:

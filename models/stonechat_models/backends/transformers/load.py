@@ -21,6 +21,7 @@ from stonechat_models.backends.transformers.attention.backend import AttentionBa
 from stonechat_models.backends.transformers.attention.choose import choose_attention
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.attention.row import RowBackend
+from stonechat_models.backends.transformers.code_choice import can_keep_codes, read_kept_codes
 from stonechat_models.backends.transformers.deterministic import ROWS, make_deterministic
 from stonechat_models.backends.transformers.kinds import (
     auto_class,
@@ -33,6 +34,7 @@ from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packed_weights import packed_source
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.backends.transformers.plain import PlainModel
+from stonechat_models.backends.transformers.stored_codes import CodedParts
 from stonechat_models.backends.transformers.stored_size import refuse_oversized
 from stonechat_models.checkpoint.cache import Progress, fill_once
 from stonechat_models.checkpoint.gguf.reader import read_gguf
@@ -40,6 +42,7 @@ from stonechat_models.checkpoint.gguf.weights import write_weights
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.packed.method import read_method
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
+from stonechat_models.checkpoint.support import context_length
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.model_file import reading
@@ -95,7 +98,13 @@ def load_transformers_model(
     settings = load_settings(files.config, config, device)
     dtype, load_dtype = settings.dtype, settings.load_dtype
     module = load_module(
-        files, config, device, load_dtype, attn_implementation="eager", progress=progress
+        files,
+        config,
+        device,
+        load_dtype,
+        attn_implementation="eager",
+        keeps_codes=can_keep_codes(files, config, device),
+        progress=progress,
     )
     info = ModelInfo(
         name=files.name,
@@ -105,14 +114,14 @@ def load_transformers_model(
         dtype=str(dtype).removeprefix("torch."),
         quantization="none",
         backend="transformers",
-        num_parameters=sum(p.numel() for p in module.parameters()),
+        num_parameters=quantize.num_weights(module),
         weight_bytes=0,
         weights_hash=weights_hash(files),
         block_size=config.block_size,
         threads=config.threads or 1,
     )
     model = _checked_model(module, info, settings, config, device, progress)
-    quantization = "none"
+    quantization = quantize.stored_label(module)
     if settings.precision is not None:
         has_cpu_layers = device.type == "cpu" or config.device_map is not None
         quantization, _ = quantize.quantize_checked(
@@ -130,6 +139,9 @@ def load_transformers_model(
     )
     if device.type == "cuda" and not config.deterministic and isinstance(model, TransformersModel):
         _choose_checked_attention(model, config, device, progress)
+        if settings.attention.name in TRITON_BACKENDS and config.device_map is None:
+            _prepare_steps(module, context_length(files.config, config.max_model_len), progress)
+            _choose_tiles(model, progress)
     return model
 
 
@@ -172,6 +184,7 @@ def load_module(
     attn_implementation: str | None = "sdpa",
     model_class: Any = None,
     unused: tuple[str, ...] = (),
+    keeps_codes: bool = False,
     progress: Progress = lambda line: None,
 ) -> nn.Module:
     """Load the model's own PyTorch code, unmodified, in eval mode.
@@ -179,20 +192,30 @@ def load_module(
     `model_class` loads it, by default the class that `auto_class` chooses. Weights whose names
     begin as in `unused` may be missing: nothing is computed with them.
 
-    The weights are on `device`, or spread by accelerate if `config.device_map` is set. The first
-    load of a GGUF file writes its weights to the cache, dequantised to safetensors of `dtype`.
+    The weights are on `device`, or spread by accelerate if `config.device_map` is set. With
+    `keeps_codes`, quantised weights stay so, if any can and their products are right. The first
+    load of another GGUF file writes its weights to the cache, dequantised to safetensors of
+    `dtype`.
     Raises `ModelLoadError` if weights are missing or do not fit the module.
     """
     disable_progress_bar()
     folder = files.folder
     refuse_unasked_adapter(folder)
     has_own_code = config.trust_remote_code and "auto_map" in files.config.raw
-    if files.gguf is not None:
+    codes = CodedParts()
+    if keeps_codes:
+        codes = read_kept_codes(
+            files, model_class or auto_class(files.config), device, dtype, progress
+        )
+    if files.gguf is not None and not codes:
         folder = _dequantised_folder(files, files.gguf, dtype, progress)
     with reading(files.name), torch.inference_mode(False):
         model_class = model_class or auto_class(files.config, has_own_code)
         refuse_oversized(files, model_class)
-        with packed_source(files, folder, model_class, config, dtype) as (module_class, source):
+        with packed_source(files, folder, model_class, config, dtype, codes) as (
+            module_class,
+            source,
+        ):
             module, report = module_class.from_pretrained(
                 **source,
                 dtype=dtype,
@@ -204,6 +227,8 @@ def load_module(
                 ignore_mismatched_sizes=True,  # the report has them
                 output_loading_info=True,
             )
+    if codes:
+        module.__class__ = type(module).__bases__[0]
     _check_report(files.name, report, unused, is_gguf=files.gguf is not None)
     if files.adapter is not None:
         merge_adapter(module, files.adapter, files.name)
@@ -257,6 +282,22 @@ def _fuse(module: torch.nn.Module, device: torch.device, progress: Progress) -> 
     fused = ", ".join(f"{n} {name}" for name, n in sorted(fuse_modules(module).items()))
     progress(f"fused modules: {fused or 'none'}")
     return probe
+
+
+def _prepare_steps(module: nn.Module, max_model_len: int, progress: Progress) -> None:
+    """Compute what is the same in every step, and choose the kernels of small decode steps."""
+    from stonechat_models.backends.transformers.fused.product_choice import choose_products
+    from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
+
+    tabulate_rotary(module, max_model_len)
+    choose_products(module, progress)
+
+
+def _choose_tiles(model: TransformersModel, progress: Progress) -> None:
+    """Let attention decode with the tiles that are the fastest here."""
+    from stonechat_models.backends.transformers.attention.tile_choice import choose_decode_tiles
+
+    choose_decode_tiles(model.backend, model.attention_parity_check, progress)
 
 
 def _choose_checked_attention(

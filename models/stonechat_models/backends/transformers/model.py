@@ -88,14 +88,19 @@ class TransformersModel:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         assert self._cache is not None
+        token_ids, positions = self._padded(batch)
+        # With one token per sequence the rows are in order; else as many may be in any order.
+        needs_all = batch.query_start_list == list(range(len(token_ids) + 1))
+        needs_all = needs_all and len(batch.logits_index) == len(token_ids)
         with self._as_current_device():
             logits = packed_forward(
                 self.module,
-                *self._padded(batch),
+                token_ids,
+                positions,
                 PagedContext(batch, self._cache, self.backend),
-                logits_to_keep=batch.logits_index if self._keeps_logits else None,
+                logits_to_keep=batch.logits_index if self._keeps_logits and not needs_all else None,
             )
-            if not self._keeps_logits:
+            if not self._keeps_logits and not needs_all:
                 logits = logits[batch.logits_index.to(logits.device)]
             return logits.float()
 

@@ -22,6 +22,8 @@ import torch
 from torch import nn
 
 from stonechat_models.backends.quantization.choose import quantized_linear
+from stonechat_models.backends.quantization.coded_linear import CodedLinear
+from stonechat_models.backends.quantization.codes import Codes
 from stonechat_models.backends.quantization.cpu_linear import LinearTeam, NativeLinear, TorchLinear
 from stonechat_models.backends.quantization.device_support import precision_of
 from stonechat_models.backends.quantization.experts import QuantizedExperts, is_experts
@@ -149,8 +151,33 @@ def quantize_module(
 
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of all weights, quantised or not."""
-    quantised = sum(m.num_bytes for m in module.modules() if isinstance(m, QuantizedLinear))
-    return quantised + sum(p.numel() * p.element_size() for p in module.parameters())
+    layers = [m for m in module.modules() if isinstance(m, QuantizedLinear)]
+    quantised = sum(m.num_bytes for m in layers if not isinstance(m, CodedLinear))
+    coded = sum(codes.num_bytes for codes in stored_codes(module))
+    return quantised + coded + sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def num_weights(module: nn.Module) -> int:
+    """How many numbers the weights are."""
+    coded = sum(codes.shape.numel() for codes in stored_codes(module))
+    return coded + sum(p.numel() for p in module.parameters())
+
+
+def stored_label(module: nn.Module) -> str:
+    """The text for `ModelInfo.quantization` of a module as it was loaded."""
+    names = sorted({codes.format.name for codes in stored_codes(module)})
+    return f"as stored ({', '.join(names)})" if names else "none"
+
+
+def stored_codes(module: nn.Module) -> list[Codes]:
+    """All weights that stay as a file stores them, each once."""
+    found: dict[int, Codes] = {}
+    for part in module.modules():
+        if isinstance(codes := getattr(part, "codes", None), Codes):  # embeddings and experts
+            found[id(codes)] = codes
+        elif isinstance(part, CodedLinear):
+            found |= {id(codes): codes for codes in part.parts}
+    return list(found.values())
 
 
 def is_on_cuda(module: nn.Module) -> bool:

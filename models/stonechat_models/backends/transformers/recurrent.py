@@ -101,9 +101,10 @@ class StatePool:
 
     def load(self, cache: Cache, slots: Sequence[int]) -> None:
         """Give the layers of `cache` copies of the states in `slots`."""
+        rows = self._rows(slots)
         for shape, tensor in zip(self._shapes, self._tensors, strict=True):
             layer: Any = cache.layers[shape.layer]
-            state = tensor[to_device(list(slots), tensor.device, torch.int64)]
+            state = tensor[rows[tensor.device]]
             getattr(layer, shape.kind)[shape.index] = state
             getattr(layer, f"is_{shape.kind}_initialized")[shape.index] = True
             layer.has_previous_state[shape.index] = True
@@ -113,9 +114,15 @@ class StatePool:
 
     def store(self, cache: Cache, slots: Sequence[int]) -> None:
         """Keep the states of the layers of `cache` in `slots`."""
+        rows = self._rows(slots)
         for shape, tensor in zip(self._shapes, self._tensors, strict=True):
             state = getattr(cache.layers[shape.layer], shape.kind)[shape.index]
-            tensor.index_copy_(0, to_device(list(slots), tensor.device, torch.int64), state)
+            tensor.index_copy_(0, rows[tensor.device], state)
+
+    def _rows(self, slots: Sequence[int]) -> dict[torch.device, torch.Tensor]:
+        """The slots, int64[N], on each device that has states: one copy for all layers."""
+        devices = {tensor.device for tensor in self._tensors}
+        return {device: to_device(list(slots), device, torch.int64) for device in devices}
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy states, (source, destination), one after the other."""

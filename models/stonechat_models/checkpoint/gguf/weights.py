@@ -5,13 +5,15 @@ directly. The conversion needs memory for one shard (`SHARD_BYTES`) and the larg
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.checkpoint.gguf.architecture import Merge
 from stonechat_models.checkpoint.gguf.config import architecture_of
 from stonechat_models.checkpoint.gguf.layouts import split_rope_pairs
 from stonechat_models.checkpoint.gguf.names import PERMUTED, Place, place_of, weights_of
@@ -20,6 +22,8 @@ from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.model_file import reading
 
+Values = Callable[[], np.ndarray]
+"""Computes a parameter when it is called, as float32."""
 SHARD_BYTES = 1 << 30
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -67,20 +71,50 @@ def _all_parameters(
         if i % 100 == 0:
             progress(f"converting {gguf.path.name}: tensor {i + 1} of {len(tensors)}")
         with reading(gguf.path):
-            yield from _parameters(gguf, config, tensor)
+            for name, values in _parameters(gguf, config, tensor):
+                yield name, values()
     yield from architecture_of(gguf).extra(gguf)
+
+
+def lazy_parameters(
+    gguf: GgufFile, config: HFConfig, but: Collection[str] = ()
+) -> Iterator[tuple[str, Values]]:
+    """Yield the names of all parameters, and what computes them. Raises what `write_weights` does.
+
+    What is called may raise that too. The parameters of the tensors `but` are left out.
+    """
+    for tensor in weights_of(gguf):
+        if tensor.name in but:
+            continue
+        with reading(gguf.path):
+            yield from _parameters(gguf, config, tensor)
+    for name, value in architecture_of(gguf).extra(gguf):
+        yield name, partial(np.asarray, value)
+
+
+def stored_rows(gguf: GgufFile, config: HFConfig, tensor: GgufTensor) -> np.ndarray | None:
+    """Return a tensor's bytes uint8[n, bytes of a row], in the order of the parameter's rows.
+
+    None for one that is no matrix, or whose parameter has other rows.
+    """
+    place, architecture = place_of(gguf, tensor.name), architecture_of(gguf)
+    if place.is_expert or place.merge is not None or place.name in architecture.layouts:
+        return None
+    if len(tensor.shape) != 2:
+        return None
+    return _ordered(gguf, config, place, tensor.data)
 
 
 def _parameters(
     gguf: GgufFile, config: HFConfig, tensor: GgufTensor
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the names and values of the parameters that a tensor makes."""
+) -> Iterator[tuple[str, Values]]:
+    """Yield the names of the parameters that a tensor makes, and what computes them."""
     place = place_of(gguf, tensor.name)
     if place.is_expert:
         for i in range(tensor.shape[0]):
-            yield place.target.format(i), dequantize(tensor, i)
+            yield place.target.format(i), partial(dequantize, tensor, i)
     elif place.merge is None:
-        yield place.target, _values(gguf, config, tensor, place)
+        yield place.target, partial(_values, gguf, config, tensor, place)
     elif place.merge.parts[0] == place.name:
         names = [tensor.name.removesuffix(place.name) + part for part in place.merge.parts]
         missing = [name for name in names if name not in gguf.tensors]
@@ -88,8 +122,12 @@ def _parameters(
             raise ModelLoadError(
                 f"{gguf.path.name} has no tensor {missing[0]}; download the file again"
             )
-        parts = [dequantize(gguf.tensors[name]) for name in names]
-        yield place.target, place.merge.join(parts, config)
+        parts = [gguf.tensors[name] for name in names]
+        yield place.target, partial(_joined, place.merge, parts, config)
+
+
+def _joined(merge: Merge, parts: list[GgufTensor], config: HFConfig) -> np.ndarray:
+    return merge.join([dequantize(part) for part in parts], config)
 
 
 def _values(gguf: GgufFile, config: HFConfig, tensor: GgufTensor, place: Place) -> np.ndarray:
@@ -100,10 +138,15 @@ def _values(gguf: GgufFile, config: HFConfig, tensor: GgufTensor, place: Place) 
     if architecture.norm_offset and place.name.endswith("norm.weight"):
         offset = 0.0 if place.name in architecture.plain_norms else architecture.norm_offset
         return values - np.float32(offset)
-    if architecture.permuted_rope and place.name in PERMUTED:
-        is_query = place.name.startswith("attn_q")
-        return split_rope_pairs(values, config.num_heads if is_query else config.num_kv_heads)
-    return values
+    return _ordered(gguf, config, place, values)
+
+
+def _ordered(gguf: GgufFile, config: HFConfig, place: Place, rows: np.ndarray) -> np.ndarray:
+    """Return the rows of a tensor without a layout in the order of its parameter's."""
+    if not architecture_of(gguf).permuted_rope or place.name not in PERMUTED:
+        return rows
+    is_query = place.name.startswith("attn_q")
+    return split_rope_pairs(rows, config.num_heads if is_query else config.num_kv_heads)
 
 
 def dequantize(tensor: GgufTensor, index: int | None = None) -> np.ndarray:

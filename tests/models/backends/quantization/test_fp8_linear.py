@@ -1,4 +1,7 @@
-"""float8 layers are near float64. Their kernel equals PyTorch's operators, bit by bit."""
+"""float8 layers are near float64. Their kernel equals PyTorch's operators.
+
+In the interpreter it does so bit by bit. A GPU divides float32 numbers less precisely in Triton.
+"""
 
 import json
 import os
@@ -10,10 +13,16 @@ import pytest
 import torch
 
 from stonechat_models.backends.quantization import fp8_linear
-from stonechat_models.backends.quantization.device_support import FP8, FP8_KV_CAPABILITY
+from stonechat_models.backends.quantization.device_support import (
+    FP8,
+    FP8_KV_CAPABILITY,
+    LEAST_CAPABILITY,
+)
 from stonechat_models.backends.quantization.fp8_linear import Fp8Linear, fast_sums, quantise_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROUNDING = 0.0 if DEVICE == "cpu" else 5e-7
+"""Of a division in Triton: it is off by up to two units in the last place on a GPU."""
 COMPILE = """
 import json, torch, triton
 from triton.backends.compiler import GPUTarget
@@ -58,8 +67,23 @@ def test_the_kernel_quantises_like_the_operators(size: int) -> None:
     wide = torch.cat((rows, rows), dim=1).to(DEVICE)[:, :size]  # the rows are not contiguous
     quantised, scales = fp8_rows(wide)
     expected, expected_scales = quantise_rows(wide)
-    assert torch.equal(scales, expected_scales)
-    assert torch.equal(quantised.view(torch.uint8), expected.view(torch.uint8))
+    torch.testing.assert_close(scales, expected_scales, rtol=ROUNDING, atol=0)
+    bits, expected_bits = (t.view(torch.int8).int() for t in (quantised, expected))
+    differences = (bits - expected_bits).abs()  # neighbours of one sign differ by 1
+    assert int(differences.max()) <= bool(ROUNDING)
+    assert float((differences > 0).float().mean()) <= 1e4 * ROUNDING
+
+
+@pytest.fixture
+def device() -> str:
+    """Where PyTorch multiplies float8 numbers with a scale for each row."""
+    if DEVICE == "cpu":
+        major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+        if (major, minor) < (2, 13):
+            pytest.skip("before 2.13, PyTorch's product on CPUs takes one scale for all rows")
+    elif torch.cuda.get_device_capability() < LEAST_CAPABILITY["fp8"]:
+        pytest.skip("the GPU does not multiply float8 numbers")
+    return DEVICE
 
 
 def test_quantised_values_use_the_whole_range_of_float8() -> None:
@@ -70,8 +94,9 @@ def test_quantised_values_use_the_whole_range_of_float8() -> None:
 
 
 @pytest.mark.parametrize("shape", [(96, 64), (1008, 576)])
-def test_products_are_near_the_float_ones(shape: tuple[int, int]) -> None:
-    weight, x, bias = random_rows(*shape), random_rows(37, shape[1], 1), random_rows(1, shape[0])[0]
+def test_products_are_near_the_float_ones(shape: tuple[int, int], device: str) -> None:
+    weight, x = random_rows(*shape).to(device), random_rows(37, shape[1], 1).to(device)
+    bias = random_rows(1, shape[0])[0].to(device)
     for b in (bias, None):
         layer = Fp8Linear(weight, b)
         offset = 0.0 if b is None else b.double()
@@ -79,14 +104,15 @@ def test_products_are_near_the_float_ones(shape: tuple[int, int]) -> None:
         assert 0 < relative_error(layer(x), exact) < 0.05
         quantised, scales = quantise_rows(x)
         expected = (quantised.double() * scales.double()) @ layer.dequantised().double().T + offset
-        assert relative_error(layer(x), expected) < 4e-3  # one rounding to bfloat16
+        # one rounding to bfloat16, and on a GPU sums in the tensor cores' precision
+        assert relative_error(layer(x), expected) < (4e-3 if device == "cpu" else 8e-3)
     assert relative_error(layer.dequantised(), weight.double()) < 0.03
     assert layer.num_bytes == shape[0] * (shape[1] + 4)
 
 
-def test_the_product_of_a_row_does_not_depend_on_other_rows() -> None:
+def test_the_product_of_a_row_does_not_depend_on_other_rows(device: str) -> None:
     """Each row has its own scale, so a large row does not make a small one less precise."""
-    weight, x = random_rows(48, 64), random_rows(2, 64, 1)
+    weight, x = random_rows(48, 64).to(device), random_rows(2, 64, 1).to(device)
     layer = Fp8Linear(weight, None)
     together = layer(torch.cat((x[:1], x[1:] * 1e4)))
     torch.testing.assert_close(together[:1], layer(x[:1]))

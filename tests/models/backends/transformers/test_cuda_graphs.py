@@ -10,8 +10,9 @@ pytest.importorskip("triton")
 
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel, StaticBuffers, buckets
+from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.cuda_memory import largest_batch
+from tests.models.device_lengths import DeviceLengths
 from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 from tests.nightly import nightly
@@ -41,7 +42,7 @@ class FailingCapturer:
 
 
 def graphed_engine(module, capturer, lines=None, backend=None, **limits):
-    engine = make_engine(module, backend or TritonBackend(8), **limits)
+    engine = make_engine(module, backend or DeviceLengths(), **limits)
     model = GraphedModel(engine.model, CPU)
     model.capture(capturer, (lines if lines is not None else []).append)
     engine.model = model
@@ -70,6 +71,18 @@ def test_tokens_are_those_of_plain_transformers(family, prompts):
     assert capturer.num_replays >= 5
 
 
+def test_tokens_with_the_triton_kernels_in_both_kinds_of_graphs():
+    module = tiny_model("llama", num_hidden_layers=1)
+    expected = [reference_greedy(module, prompt, 2)[0] for prompt in ([5, 6, 7], [8])]
+    engine = graphed_engine(
+        module, RerunCapturer(), backend=TritonBackend(8), max_num_seqs=2, max_batch_tokens=16
+    )
+    assert [(s.tokens, s.seqs) for s in engine.model._graphs] == [(16, 2), (2, 2), (1, 1)]
+    engine.model.model.forward = None  # every step replays a graph
+    results = generate_all(engine, [[5, 6, 7], [8]], greedy(2))
+    assert [r.token_ids for r in results] == expected
+
+
 def test_a_model_that_cannot_be_captured_runs_without_graphs(prompts):
     module = tiny_model("llama")
     expected, _ = reference_greedy(module, prompts[2], 5)
@@ -83,27 +96,7 @@ def test_progress_is_reported(prompts):
     lines = []
     graphed_engine(tiny_model("llama"), RerunCapturer(), lines, max_num_seqs=6)
     assert "up to 6" in lines[0]
-    assert lines[1].startswith("captured 4 CUDA graphs in ")
-
-
-def test_buckets():
-    assert buckets(1) == [1]
-    assert buckets(8) == [1, 2, 4, 8]
-    assert buckets(6) == [1, 2, 4, 6]
-    assert buckets(256) == [2**i for i in range(9)]
-
-
-def test_rows_that_a_step_does_not_fill_write_to_the_padding_slot():
-    buffers = StaticBuffers.allocate(4, table_width=3, padding_slot=99, device=CPU)
-    full, single = (largest_batch(n, n, 8, 2) for n in (4, 1))
-    buffers.fill(full, 4)
-    assert sorted(buffers.slot_mapping.tolist()) == [0, 2, 4, 6]
-    buffers.fill(single, 2)
-    view = buffers.view(2, block_size=2)
-    assert view.slot_mapping.tolist() == [0, 99]
-    assert view.context_lens.tolist() == [1, 0]
-    assert view.token_ids.data_ptr() == buffers.token_ids.data_ptr()
-    assert view.context_lens_list == [6, 6]
+    assert lines[1].startswith("captured 6 CUDA graphs in ")  # 4 of decode, 2 of mixed steps
 
 
 def test_the_largest_step_can_be_run():

@@ -9,6 +9,7 @@ from stonechat_models.backends.transformers.attention.choose import choose_atten
 from stonechat_models.backends.transformers.cuda_memory import GRAPH_BYTES, step_memory
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.sampling.sampler import Sampler
+from tests.models.device_lengths import DeviceLengths
 from tests.models.engines import CPU, make_engine
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 
@@ -22,6 +23,7 @@ def capability(monkeypatch):
 
     class Properties:
         multi_processor_count = 132
+        major, minor = 9, 0
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     return set_to
@@ -129,9 +131,22 @@ def test_memory_of_graphs_is_included(memory):
     sampler = Sampler(VOCAB_SIZE, CPU)
     num_bytes = step_memory(model, sampler, CPU, **LIMITS, graphs=True)
     assert step_sizes == [50, 7]  # the largest prefill, and the largest decode step
-    logits = 4 * VOCAB_SIZE * (1 + 2 + 4)
-    buffers = 7 * (3 * 8 + 4 + 32 * 4 + 8) + 8 * 4
+    logits = 4 * VOCAB_SIZE * 7
+    buffers = 7 * (3 * 8 + 4 + 32 * 4 + 2 * 8) + 2 * 8 * 4
     assert num_bytes == 3500 + 3500 + logits + buffers + 4 * GRAPH_BYTES
+
+
+def test_memory_of_graphs_of_mixed_steps_is_included(memory):
+    model = make_engine(tiny_model("llama"), DeviceLengths()).model
+    shapes = []
+    forward = model.forward
+    model.forward = lambda batch: (
+        shapes.append((batch.num_tokens, len(batch.logits_index))) or forward(batch)
+    )
+    num_bytes = step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS, graphs=True)
+    assert shapes == [(50, 50), (50, 50)]  # the largest prefill, and the largest graph
+    buffers = 50 * 3 * 8 + 8 * (4 + 32 * 4 + 8) + 2 * 9 * 4 + 50 * 8
+    assert num_bytes == 3500 + 3500 + 4 * VOCAB_SIZE * 50 + buffers + 6 * GRAPH_BYTES
 
 
 def test_a_step_that_does_not_fit_is_refused_with_the_numbers(memory):

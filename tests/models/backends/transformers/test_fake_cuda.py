@@ -19,17 +19,20 @@ ROOT = Path(__file__).parents[4]
 @pytest.mark.parametrize(
     "test",
     [
-        "test_every_optimisation_is_used_and_tokens_are_right",
-        *nightly("test_quantised_weights_and_an_fp8_cache[fp8]"),
+        "test_cuda_build.py::test_every_optimisation_is_used_and_tokens_are_right",
+        *nightly(
+            "test_cuda_build.py::test_quantised_weights_and_an_fp8_cache[fp8]",
+            "test_cuda_codes.py::test_a_file_is_served_as_it_is[kinds0]",
+        ),
     ],
-    ids=["float32", "fp8"],
+    ids=["float32", "fp8", "gguf"],
 )
 def test_an_engine_is_built_and_answers(test):
     """Fused layers, the parity check of attention, sizing, graphs and overlap all take part."""
     result = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.models.fake_cuda", "-q"),
-            f"tests/gpu/test_cuda_build.py::{test}",
+            f"tests/gpu/{test}",
         ],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},

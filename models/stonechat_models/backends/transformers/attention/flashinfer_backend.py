@@ -90,7 +90,7 @@ class FlashInferBackend:
     def __init__(self, library: Any, fallback: AttentionBackend, device: torch.device) -> None:
         """`library`: the module `flashinfer`."""
         self._library = library
-        self._fallback = fallback
+        self.fallback = fallback
         self._workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
         self._wrappers: dict[tuple[object, ...], PlannedWrapper] = {}
         self._table: tuple[ForwardBatch, PagedTable] | None = None
@@ -106,7 +106,7 @@ class FlashInferBackend:
         self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
         if batch.num_tokens == batch.num_seqs or not self._supports(query, kv, spec):
-            return self._fallback.attend(query, kv, batch, spec)
+            return self.fallback.attend(query, kv, batch, spec)
         planned = self._plan(query, kv, batch, spec)
         output: torch.Tensor = planned.wrapper.run(
             query.contiguous(), kv.pages(), out=query.new_empty(query.shape)

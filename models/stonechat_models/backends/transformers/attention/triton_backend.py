@@ -4,7 +4,7 @@ Runs on CUDA, and on a CPU in Triton's interpreter (`TRITON_INTERPRET=1`). Tests
 interpreter if there is no GPU.
 """
 
-from dataclasses import dataclass
+import functools
 from typing import Any
 
 import torch
@@ -12,26 +12,22 @@ import triton
 
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
-from stonechat_models.backends.transformers.attention.triton_decode import (
-    combine_kernel,
-    decode_kernel,
-)
+from stonechat_models.backends.transformers.attention.tile_sizes import Tiles, TileShape, TileSizes
+from stonechat_models.backends.transformers.attention.triton_decode import decode_kernel
 from stonechat_models.backends.transformers.attention.triton_prefill import prefill_kernel
 from stonechat_models.backends.transformers.kv_cache import LayerKV
+from stonechat_models.hardware.dependent_launch import launch_settings
 
 MAX_SPLITS = 64
-WAVES = 2
-"""Decode programs per multiprocessor."""
+NUM_COUNTERS = 1 << 16
+"""More than any card has decode programs at once."""
+NUMBERS_PER_WARP = 2048
+"""How many numbers a warp holds while it sums up parts: 64 a thread."""
+FEW_SEQS = 8
+"""Up to so many sequences, the first of two chosen tiles is used."""
 
-
-@dataclass(frozen=True, slots=True)
-class TileSizes:
-    """How many rows and keys a program handles at once, and how Triton compiles it."""
-
-    rows: int
-    keys: int
-    num_warps: int
-    num_stages: int
+DecodeShape = tuple[int, int, int, int]
+"""Query heads, KV heads, key size and value size."""
 
 
 class TritonBackend:
@@ -39,15 +35,18 @@ class TritonBackend:
 
     name = "triton"
 
-    def __init__(self, num_programs: int = 264) -> None:
-        """`num_programs`: decode programs that fill the device at once."""
-        self._num_programs = num_programs
+    def __init__(self, num_multiprocessors: int = 132, tiles: Tiles | None = None) -> None:
+        self._num_multiprocessors = num_multiprocessors
+        self._tiles = tiles or Tiles()
+        self._num_done: dict[torch.device, torch.Tensor] = {}
+        self.decode_tiles: dict[DecodeShape, tuple[TileSizes, TileSizes]] = {}
+        """Chosen tiles for few sequences, and for more. Other shapes have tiles by the table."""
 
     @classmethod
     def for_device(cls, device: torch.device) -> "TritonBackend":
-        """The backend for a CUDA device, sized by its multiprocessors."""
+        """The backend for a CUDA device, with its number of multiprocessors and tile sizes."""
         properties = torch.cuda.get_device_properties(device)
-        return cls(WAVES * properties.multi_processor_count)
+        return cls(properties.multi_processor_count, Tiles((properties.major, properties.minor)))
 
     def attend(
         self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
@@ -59,15 +58,41 @@ class TritonBackend:
         shape = _shape(query, kv, spec)
         with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
             if num_decodes:
-                self._decode(query, kv, batch, spec, shape, output)
+                tile = self.decode_tile(query, kv, batch.num_seqs)
+                self._decode(query, kv, batch, spec, shape, tile, output)
             if num_decodes < batch.num_seqs:
-                _prefill(query, kv, batch, spec, shape, num_decodes > 0, output)
+                tile = self._tiles.prefill(_tile_shape(query, kv))
+                _prefill(query, kv, batch, spec, shape, tile, num_decodes > 0, output)
         return output
 
-    def num_splits(self, num_seqs: int, num_kv_heads: int, max_context_len: int, keys: int) -> int:
-        """A power of two: enough splits to fill the device, each with at least one tile of keys."""
-        splits_to_fill = self._num_programs // (num_seqs * num_kv_heads)
-        num_tiles = -(-max_context_len // keys)
+    def decode_tile(self, query: torch.Tensor, kv: LayerKV, num_seqs: int) -> TileSizes:
+        """The tile that decodes in a step of `num_seqs` sequences."""
+        shape = (query.shape[1], *kv.keys.shape[1:], kv.values.shape[2])
+        chosen = self.decode_tiles.get(shape)
+        if chosen is None:
+            return self._tiles.decode(_tile_shape(query, kv))
+        return chosen[num_seqs > FEW_SEQS]
+
+    def compile_decode(
+        self,
+        query: torch.Tensor,
+        kv: LayerKV,
+        batch: ForwardBatch,
+        spec: AttentionSpec,
+        tile: TileSizes,
+    ) -> None:
+        """Compile what `attend` would launch with this tile, and launch nothing."""
+        output = query.new_empty(query.shape[0], query.shape[1], kv.values.shape[2])
+        shape = _shape(query, kv, spec)
+        self._decode(query, kv, batch, spec, shape, tile, output, compiles_only=True)
+
+    def num_splits(self, num_pairs: int, max_context_len: int, tile: TileSizes) -> int:
+        """A power of two: enough splits to fill the device, each with at least one tile of keys.
+
+        `num_pairs`: sequences times KV heads.
+        """
+        splits_to_fill = self._num_multiprocessors * tile.waves // num_pairs
+        num_tiles = -(-max_context_len // tile.keys)
         splits = max(1, min(splits_to_fill, num_tiles, MAX_SPLITS))
         return 1 << (splits.bit_length() - 1)
 
@@ -78,49 +103,62 @@ class TritonBackend:
         batch: ForwardBatch,
         spec: AttentionSpec,
         shape: dict[str, Any],
+        tile: TileSizes,
         output: torch.Tensor,
+        compiles_only: bool = False,
     ) -> None:
-        num_seqs, num_heads, num_kv_heads = batch.num_seqs, query.shape[1], kv.keys.shape[1]
-        tile = decode_tile(shape["GROUP"], shape["BLOCK_DK"], query.dtype)
+        num_seqs, num_kv_heads = batch.num_seqs, kv.keys.shape[1]
         longest = max(batch.context_lens_list)
         for span in (spec.sliding_window, spec.chunk_size):
             if span is not None:  # one that starts inside a tile needs one more
                 longest = min(longest, span + tile.keys)
-        splits = self.num_splits(num_seqs, num_kv_heads, longest, tile.keys)
-        partial = query.new_empty((num_seqs, num_heads, splits, shape["DV"]), dtype=torch.float32)
-        peaks = partial.new_empty(partial.shape[:3])
+        splits = self.num_splits(num_seqs * num_kv_heads, longest, tile)
+        group = triton.next_power_of_2(shape["GROUP"])
+        num_parts = num_seqs * num_kv_heads * splits if splits > 1 else 0
+        partial = query.new_empty((num_parts, shape["GROUP"], shape["DV"]), dtype=torch.float32)
+        peaks = partial.new_empty(partial.shape[:2])
         totals = torch.empty_like(peaks)
-        decode_kernel[(num_seqs, num_kv_heads, splits)](
+        grid = (num_seqs, num_kv_heads, splits)
+        launch = decode_kernel[grid]
+        if compiles_only:
+            launch = functools.partial(decode_kernel.warmup, grid=grid)
+        launch(
             query,
             kv.keys,
             kv.values,
             batch.query_start,
             batch.context_lens,
             batch.block_table,
+            output if spec.sinks is None else spec.sinks,
+            output,
             partial,
             peaks,
             totals,
+            self._counters(query.device),
             *_strides(query, kv, batch),
             *_scalars(spec),
-            NUM_SPLITS=splits,
             BLOCK_M=tile.rows,
             BLOCK_K=tile.keys,
+            BLOCK_GROUP=group,
+            IS_SPLIT=splits > 1,
+            PARTS=parts_at_once(group * shape["BLOCK_DV"], tile.num_warps),
+            HAS_SINKS=spec.sinks is not None,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             **shape,
+            **launch_settings(query.device),
         )
-        combine_kernel[(num_seqs, num_heads)](
-            partial,
-            peaks,
-            totals,
-            peaks if spec.sinks is None else spec.sinks,
-            batch.query_start,
-            output,
-            NUM_SPLITS=splits,
-            DV=shape["DV"],
-            BLOCK_DV=shape["BLOCK_DV"],
-            HAS_SINKS=spec.sinks is not None,
-        )
+
+    def _counters(self, device: torch.device) -> torch.Tensor:
+        """Zeros, one for each sequence and KV head that can have several splits."""
+        if device not in self._num_done:
+            self._num_done[device] = torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=device)
+        return self._num_done[device]
+
+
+def parts_at_once(part_size: int, num_warps: int) -> int:
+    """How many parts a program of the decode kernel loads at once when it sums them up."""
+    return max(1, NUMBERS_PER_WARP * num_warps // part_size)
 
 
 def _prefill(
@@ -129,10 +167,10 @@ def _prefill(
     batch: ForwardBatch,
     spec: AttentionSpec,
     shape: dict[str, Any],
+    tile: TileSizes,
     skip_decodes: bool,
     output: torch.Tensor,
 ) -> None:
-    tile = prefill_tile(shape["GROUP"], shape["BLOCK_DK"], query.dtype)
     tokens_of_tile = tile.rows // shape["GROUP"]
     num_tiles = batch.num_tokens // tokens_of_tile + batch.num_seqs
     prefill_kernel[(num_tiles, kv.keys.shape[1])](
@@ -155,20 +193,8 @@ def _prefill(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **shape,
+        **launch_settings(query.device),
     )
-
-
-def decode_tile(group: int, head_size: int, dtype: torch.dtype) -> TileSizes:
-    """Sizes for a program of the decode kernel. `head_size` is the padded size."""
-    keys = 32 if head_size > 128 or dtype == torch.float32 else 64
-    return TileSizes(max(16, triton.next_power_of_2(group)), keys, num_warps=4, num_stages=3)
-
-
-def prefill_tile(group: int, head_size: int, dtype: torch.dtype) -> TileSizes:
-    """Sizes for a program of the prefill kernel. A tile holds at least one token's heads."""
-    is_large = head_size > 128 or dtype == torch.float32
-    rows = max(64 if is_large else 128, triton.next_power_of_2(group))
-    return TileSizes(rows, 32 if is_large else 64, num_warps=4 if is_large else 8, num_stages=2)
 
 
 def _num_decodes(batch: ForwardBatch) -> int:
@@ -176,6 +202,11 @@ def _num_decodes(batch: ForwardBatch) -> int:
     if batch.num_tokens == batch.num_seqs:
         return batch.num_seqs
     return sum(starts[i + 1] - starts[i] == 1 for i in range(batch.num_seqs))
+
+
+def _tile_shape(query: torch.Tensor, kv: LayerKV) -> TileShape:
+    size = max(16, triton.next_power_of_2(kv.keys.shape[2]))
+    return TileShape(query.shape[1] // kv.keys.shape[1], size, query.dtype)
 
 
 def _shape(query: torch.Tensor, kv: LayerKV, spec: AttentionSpec) -> dict[str, Any]:
@@ -191,7 +222,7 @@ def _shape(query: torch.Tensor, kv: LayerKV, spec: AttentionSpec) -> dict[str, A
         "HAS_SOFTCAP": spec.softcap is not None,
         "HAS_WINDOW": spec.sliding_window is not None,
         "HAS_CHUNKS": spec.chunk_size is not None,
-        "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
+        "PRECISION": "ieee",
         "UPCAST": query.dtype == torch.bfloat16 and query.device.type == "cpu",
     }
 

@@ -1,21 +1,22 @@
 """Attention of one query token per sequence over its paged context, with the keys split up.
 
-A first kernel computes a partial result for each sequence, KV head and split. A second kernel
-combines the splits (flash-decoding). The number of splits does not depend on data on the device, so
-both kernels can be part of a CUDA graph.
+Each program computes a part: the heads of one KV head, over one split of the keys (flash-decoding).
+The last program of a sequence and KV head to end sums up the parts. The number of splits does not
+depend on data on the device, so the kernel can be part of a CUDA graph.
 """
 
 import triton
 import triton.language as tl
 
 from stonechat_models.backends.transformers.attention.triton_tile import (
-    LOG2E,
     attend_tile,
+    finished,
     first_key,
 )
+from stonechat_models.hardware.dependent_launch import wait_for_inputs
 
 
-@triton.jit(do_not_specialize=["stride_table"])  # it changes from step to step
+@triton.jit(do_not_specialize=["stride_table", "window", "chunk"])
 def decode_kernel(
     query,  # [T, H, DK]
     keys,  # [slots, Hkv, DK]
@@ -23,9 +24,12 @@ def decode_kernel(
     query_start,  # int32[N + 1]
     context_lens,  # int32[N]
     block_table,  # int32[N, W]
-    partial,  # float32[N, H, NUM_SPLITS, DV]
-    peaks,  # float32[N, H, NUM_SPLITS]
-    totals,  # float32[N, H, NUM_SPLITS]
+    sinks,  # [H]
+    output,  # [T, H, DV], contiguous
+    partial,  # float32[N, Hkv, splits, GROUP, DV]
+    peaks,  # float32[N, Hkv, splits, GROUP]
+    totals,  # float32[N, Hkv, splits, GROUP]
+    num_done,  # int32[N, Hkv], zeros. They are zeros again at the end.
     stride_query_token,
     stride_query_head,
     stride_key,
@@ -37,7 +41,6 @@ def decode_kernel(
     softcap,
     window,
     chunk,
-    NUM_SPLITS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -46,30 +49,43 @@ def decode_kernel(
     DV: tl.constexpr,
     BLOCK_DK: tl.constexpr,
     BLOCK_DV: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CHUNKS: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """Program (i, kv_head, split). Skips sequences with more than one query token."""
+    """Program (i, kv_head, split). Skips sequences with more than one query token.
+
+    IS_SPLIT: there may be several splits. Without them more programs fit on a multiprocessor.
+    """
+    wait_for_inputs(EARLY)
     i = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
+    num_splits = tl.num_programs(2)
     token = tl.load(query_start + i)
-    if tl.load(query_start + i + 1) - token != 1:
-        return
+    next_token = tl.load(query_start + i + 1)
     context_len = tl.load(context_lens + i)
+    if next_token - token != 1:
+        return
+    first = first_key(context_len - 1, window, chunk, HAS_WINDOW, HAS_CHUNKS) // BLOCK_K * BLOCK_K
+    num_tiles = tl.cdiv(context_len - first, BLOCK_K)
+    tiles_per_split = tl.maximum(tl.cdiv(num_tiles, num_splits), 1)
+    num_parts = tl.maximum(tl.cdiv(num_tiles, tiles_per_split), 1)
+    if split >= num_parts:
+        return
+    first += split * tiles_per_split * BLOCK_K
+    last = tl.minimum(first + tiles_per_split * BLOCK_K, context_len)
 
     rows = tl.arange(0, BLOCK_M)
     row_positions = tl.zeros([BLOCK_M], dtype=tl.int32) + context_len - 1
     row_firsts = first_key(row_positions, window, chunk, HAS_WINDOW, HAS_CHUNKS)
-    first = first_key(context_len - 1, window, chunk, HAS_WINDOW, HAS_CHUNKS) // BLOCK_K * BLOCK_K
-    num_tiles = tl.cdiv(context_len - first, BLOCK_K)
-    span = tl.cdiv(num_tiles, NUM_SPLITS) * BLOCK_K
-    first += split * span
-    last = tl.minimum(first + span, context_len)
-
     heads = kv_head * GROUP + rows
     is_head = rows < GROUP
     offsets_dk = tl.arange(0, BLOCK_DK)
@@ -81,7 +97,7 @@ def decode_kernel(
         mask=is_head[:, None] & (offsets_dk < DK)[None, :],
         other=0.0,
     )
-    output, peak, total = attend_tile(
+    result, peak, total = attend_tile(
         tile,
         row_positions,
         row_firsts,
@@ -106,57 +122,93 @@ def decode_kernel(
         PRECISION,
         UPCAST,
     )
-    num_heads = tl.num_programs(1) * GROUP
-    at = (i.to(tl.int64) * num_heads + heads) * NUM_SPLITS + split
+    num_kv_heads = tl.num_programs(1)
     offsets_dv = tl.arange(0, BLOCK_DV)
-    tl.store(
-        partial + at[:, None] * DV + offsets_dv[None, :],
-        output,
-        mask=is_head[:, None] & (offsets_dv < DV)[None, :],
-    )
-    tl.store(peaks + at, peak, mask=is_head)
-    tl.store(totals + at, total, mask=is_head)
+    is_value = is_head[:, None] & (offsets_dv < DV)[None, :]
+    row = (token.to(tl.int64) * num_kv_heads + kv_head) * GROUP
+    if not IS_SPLIT or num_parts == 1:
+        whole = finished(result, peak, total, sinks, heads, is_head, HAS_SINKS)
+        tl.store(
+            output + (row + rows)[:, None] * DV + offsets_dv[None, :],
+            whole.to(output.dtype.element_ty),
+            mask=is_value,
+        )
+    else:
+        pair = i.to(tl.int64) * num_kv_heads + kv_head
+        at = (pair * num_splits + split) * GROUP + rows
+        tl.store(partial + at[:, None] * DV + offsets_dv[None, :], result, mask=is_value)
+        tl.store(peaks + at, peak, mask=is_head)
+        tl.store(totals + at, total, mask=is_head)
+        tl.debug_barrier()  # all threads have stored before one of them counts the part
+        if tl.atomic_add(num_done + pair, 1, sem="acq_rel") == num_parts - 1:
+            tl.store(num_done + pair, 0)
+            sum_parts(
+                partial,
+                peaks,
+                totals,
+                sinks,
+                output + row * DV,
+                pair * num_splits,
+                num_parts,
+                kv_head * GROUP,
+                GROUP,
+                DV,
+                BLOCK_GROUP,
+                BLOCK_DV,
+                PARTS,
+                HAS_SINKS,
+            )
 
 
 @triton.jit
-def combine_kernel(
-    partial,  # float32[N, H, NUM_SPLITS, DV]
-    peaks,  # float32[N, H, NUM_SPLITS]
-    totals,  # float32[N, H, NUM_SPLITS]
-    sinks,  # [H]
-    query_start,  # int32[N + 1]
-    output,  # [T, H, DV], contiguous
-    NUM_SPLITS: tl.constexpr,
+def sum_parts(
+    partial,
+    peaks,
+    totals,
+    sinks,
+    output,  # of the group's first head
+    first_part,
+    num_parts,
+    first_head,
+    GROUP: tl.constexpr,
     DV: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr,
     BLOCK_DV: tl.constexpr,
+    PARTS: tl.constexpr,
     HAS_SINKS: tl.constexpr,
 ):
-    """Program (i, head): sums the head's splits, each scaled to the largest score of all."""
-    i = tl.program_id(0)
-    head = tl.program_id(1)
-    num_heads = tl.num_programs(1)
-    token = tl.load(query_start + i)
-    if tl.load(query_start + i + 1) - token != 1:
-        return
-    at = (i.to(tl.int64) * num_heads + head) * NUM_SPLITS
-    splits = tl.arange(0, NUM_SPLITS)
+    """Stores the output of a group: its parts, each scaled to the largest score of all.
+
+    PARTS are loaded at once, from the cache that all multiprocessors share.
+    """
+    rows = tl.arange(0, BLOCK_GROUP)
     offsets = tl.arange(0, BLOCK_DV)
-    is_value = offsets < DV
-    split_peaks = tl.load(peaks + at + splits)
-    peak = tl.max(split_peaks, 0)
-    if HAS_SINKS:
-        sink = tl.load(sinks + head).to(tl.float32) * LOG2E
-        peak = tl.maximum(peak, sink)
-    peak = tl.where(peak == float("-inf"), 0.0, peak)  # a padding row sees no keys
-    scale = tl.exp2(split_peaks - peak)
-    total = tl.sum(tl.load(totals + at + splits) * scale, 0)
-    if HAS_SINKS:
-        total += tl.exp2(sink - peak)
-    parts = tl.load(
-        partial + (at + splits)[:, None] * DV + offsets[None, :],
-        mask=is_value[None, :],
-        other=0.0,
-    )
-    summed = tl.sum(parts * scale[:, None], 0) / tl.where(total == 0.0, 1.0, total)
-    row = token.to(tl.int64) * num_heads + head
-    tl.store(output + row * DV + offsets, summed.to(output.dtype.element_ty), mask=is_value)
+    is_head = rows < GROUP
+    is_value = is_head[:, None] & (offsets < DV)[None, :]
+    cells = rows[:, None] * DV + offsets[None, :]
+    peak = tl.full([BLOCK_GROUP], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK_GROUP], dtype=tl.float32)
+    result = tl.zeros([BLOCK_GROUP, BLOCK_DV], dtype=tl.float32)
+    for start in range(0, num_parts, PARTS):
+        parts = start + tl.arange(0, PARTS)
+        is_part = parts < num_parts
+        at = (first_part + parts) * GROUP
+        mask = is_part[:, None] & is_head[None, :]
+        rows_at = at[:, None] + rows[None, :]
+        part_peaks = tl.load(peaks + rows_at, mask, other=float("-inf"), cache_modifier=".cg")
+        part_totals = tl.load(totals + rows_at, mask, other=0.0, cache_modifier=".cg")
+        part = tl.load(
+            partial + at[:, None, None] * DV + cells[None, :, :],
+            mask=is_part[:, None, None] & is_value[None, :, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new_peak = tl.maximum(peak, tl.max(part_peaks, 0))
+        shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+        scale = tl.exp2(part_peaks - shift[None, :])
+        rescale = tl.exp2(peak - shift)
+        total = total * rescale + tl.sum(part_totals * scale, 0)
+        result = result * rescale[:, None] + tl.sum(part * scale[:, :, None], 0)
+        peak = new_peak
+    whole = finished(result, peak, total, sinks, first_head + rows, is_head, HAS_SINKS)
+    tl.store(output + cells, whole.to(output.dtype.element_ty), mask=is_value)

@@ -8,6 +8,7 @@ from stonechat_models.backends.transformers.attention.triton_tile import (
     attend_tile,
     first_key,
 )
+from stonechat_models.hardware.dependent_launch import wait_for_inputs
 
 
 @triton.jit
@@ -29,7 +30,7 @@ def sequence_of_tile(query_start, tile, num_seqs, BLOCK_Q: tl.constexpr):
     return low - 1
 
 
-@triton.jit(do_not_specialize=["num_seqs", "stride_table"])  # they change from step to step
+@triton.jit(do_not_specialize=["num_seqs", "stride_table", "window", "chunk"])  # they vary
 def prefill_kernel(
     query,  # [T, H, DK]
     keys,  # [slots, Hkv, DK]
@@ -67,11 +68,13 @@ def prefill_kernel(
     MIN_QUERIES: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (tile, kv_head): BLOCK_Q tokens of one sequence, each with GROUP heads.
 
     Skips sequences with fewer than MIN_QUERIES query tokens.
     """
+    wait_for_inputs(EARLY)
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
     i = sequence_of_tile(query_start, tile, num_seqs, BLOCK_Q)

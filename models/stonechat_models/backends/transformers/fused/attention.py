@@ -7,7 +7,9 @@ from torch import nn
 
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
 from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
+from stonechat_models.backends.transformers.fused.few_rows import few_rows_qkv, few_rows_tile
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
+from stonechat_models.backends.transformers.fused.products import normed_product
 from stonechat_models.backends.transformers.fused.rotary import rope_and_store
 from stonechat_models.errors import UnsupportedModelError
 
@@ -67,36 +69,43 @@ class FusedAttention(nn.Module):
         rows: torch.Tensor,
         position_embeddings: PositionEmbeddings | None,
         context: PagedContext | ProbeContext | None,
+        norm: FusedRMSNorm | None = None,
     ) -> torch.Tensor:
-        """Maps hidden states [T, size] to the input of the output projection, [T, H * D]."""
+        """Maps norm(hidden states [T, size]) to the input of the output projection, [T, H * D]."""
         if context is None or position_embeddings is None:
             raise UnsupportedModelError("fused attention runs on packed tokens only")
-        qkv = self.qkv_proj(rows).contiguous()
         if isinstance(context, PagedContext):
             slots, keys, values = context.places(self.layer_idx, rows.device)
-            query = self._rotate_and_store(qkv, position_embeddings, slots, keys, values)
+            query = self.project(rows, norm, position_embeddings, slots, keys, values)
             attended = context.attend_kept(self.layer_idx, query, self.spec)
         else:
             slots = torch.arange(len(rows), device=rows.device)
-            keys = qkv.new_empty(len(rows), self.num_kv_heads, self.head_dim)
+            keys = rows.new_empty(len(rows), self.num_kv_heads, self.head_dim)
             values = torch.empty_like(keys)
-            query = self._rotate_and_store(qkv, position_embeddings, slots, keys, values)
+            query = self.project(rows, norm, position_embeddings, slots, keys, values)
             attended = context.attend(self.layer_idx, query, keys, values, self.spec)
         return attended.reshape(len(rows), -1)
 
-    def _rotate_and_store(
+    def project(
         self,
-        qkv: torch.Tensor,
+        rows: torch.Tensor,
+        norm: FusedRMSNorm | None,
         position_embeddings: PositionEmbeddings,
         slots: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
     ) -> torch.Tensor:
+        """Maps norm(hidden states) to queries [T, H, D], and stores keys and values at `slots`."""
+        tile = few_rows_tile(self.qkv_proj, len(rows))
+        if tile is not None and self.turns_in_product and len(slots) == len(rows):
+            return few_rows_qkv(
+                rows, self.qkv_proj, tile, position_embeddings, slots, keys, values, norm=norm
+            )
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm, self.k_norm)
         return rope_and_store(
-            qkv,
+            normed_product(rows, norm, self.qkv_proj).contiguous(),
             position_embeddings,
             slots,
             keys,
@@ -105,3 +114,8 @@ class FusedAttention(nn.Module):
             rotary_size=self.rotary_size,
             norms=norms,
         )
+
+    @property
+    def turns_in_product(self) -> bool:
+        """Whether a product for a few rows may rotate what it computes: whole heads, not normed."""
+        return self.q_norm is None and self.rotary_size == self.head_dim

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from stonechat_models.backends.transformers.attention.triton_tile import tanh
+from stonechat_models.hardware.dependent_launch import wait_for_inputs
 
 
 @triton.jit
@@ -27,11 +28,13 @@ def rms_norm_kernel(
     BLOCK: tl.constexpr,
     ROUNDS_FIRST: tl.constexpr,
     ADDS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (row), in float32. ROUNDS_FIRST: the normalised row is rounded before scaling.
 
     ADDS: the input is the row of `x` plus that of `added`, rounded. It is also stored in `summed`.
     """
+    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < SIZE
@@ -49,29 +52,32 @@ def rms_norm_kernel(
 
 
 @triton.jit
+def activated(gate, GELU: tl.constexpr):
+    """GELU (its tanh approximation) or SiLU of float32 numbers."""
+    if GELU:
+        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        return 0.5 * gate * (1.0 + tanh(inner))
+    return gate / (1.0 + tl.exp(-gate))
+
+
+@triton.jit
 def gated_kernel(
     gate_up,  # [rows, 2 * SIZE], contiguous
     output,  # [rows, SIZE], contiguous
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     GELU: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """Program (row, part): act(first half) times second half. The activation is rounded too.
-
-    GELU: act is GELU (its tanh approximation), otherwise SiLU.
-    """
+    """Program (row, part): act(first half) times second half. The activation is rounded too."""
+    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < SIZE
     loaded = tl.load(gate_up + row * 2 * SIZE + columns, mask=inside, other=0.0)
     up = tl.load(gate_up + row * 2 * SIZE + SIZE + columns, mask=inside, other=0.0)
     gate = loaded.to(tl.float32)
-    if GELU:
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        activated = 0.5 * gate * (1.0 + tanh(inner))
-    else:
-        activated = gate / (1.0 + tl.exp(-gate))
-    result = activated.to(loaded.dtype).to(tl.float32) * up.to(tl.float32)
+    result = activated(gate, GELU).to(loaded.dtype).to(tl.float32) * up.to(tl.float32)
     tl.store(output + row * SIZE + columns, result.to(output.dtype.element_ty), mask=inside)
 
 
@@ -164,8 +170,10 @@ def rope_and_store_kernel(
     HAS_NORM: tl.constexpr,
     ROUNDS_FIRST: tl.constexpr,
     CLAMPS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (token, part): BLOCK_HEADS query heads, or BLOCK_HEADS key heads and their values."""
+    wait_for_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     query_parts: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS

@@ -10,8 +10,10 @@ from stonechat_models.backends.transformers.fused.attention import (
     FusedAttention,
     PositionEmbeddings,
 )
-from stonechat_models.backends.transformers.fused.linears import add_product, adds_in_product
+from stonechat_models.backends.transformers.fused.linears import adds_in_product
+from stonechat_models.backends.transformers.fused.mixture import FusedMixture
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
+from stonechat_models.backends.transformers.fused.products import add_product
 from stonechat_models.errors import UnsupportedModelError
 
 
@@ -49,15 +51,20 @@ class FusedDecoderLayer(nn.Module):
             raise UnsupportedModelError("this model passes a mask of its own to its attention")
         shape = hidden_states.shape
         residual = hidden_states.reshape(-1, shape[-1])
-        normed = self.input_layernorm(residual)
-        attended = self.self_attn.attend(normed, position_embeddings, stonechat)
+        attended = self.self_attn.attend(
+            residual, position_embeddings, stonechat, self.input_layernorm
+        )
         projection, norm = self.self_attn.o_proj, self.post_attention_layernorm
         if adds_in_product(projection):
             residual = add_product(residual, projection, attended)
+            if isinstance(self.mlp, MergedMLP):
+                return self.mlp.add_to(residual, residual, norm).view(shape)
             normed = norm(residual)
         else:
             residual, normed = norm.add_and_norm(residual, projection(attended))
         if isinstance(self.mlp, MergedMLP):
+            return self.mlp.add_to(residual, normed).view(shape)
+        if isinstance(self.mlp, FusedMixture):
             return self.mlp.add_to(residual, normed).view(shape)
         # Routers and experts expect a batch dimension.
         mlp_output = self.mlp(normed.view(shape))

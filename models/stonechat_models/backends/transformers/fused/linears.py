@@ -1,13 +1,26 @@
-"""Merges linear layers into one, and adds a residual in the matrix product itself."""
+"""Merges linear layers into one, and says which are ordinary."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from stonechat_models.backends.quantization.coded_linear import CodedLinear, merged_coded
 
-def merged_linear(linears: Sequence[nn.Linear]) -> nn.Linear | None:
+Linear = nn.Linear | CodedLinear
+"""A layer whose outputs can be merged with those of others."""
+
+
+def merged_linear(linears: Sequence[Linear]) -> Linear | None:
     """One layer with the outputs of all `linears` in order, or None if they cannot be merged."""
+    coded = [linear for linear in linears if isinstance(linear, CodedLinear)]
+    plain = [linear for linear in linears if isinstance(linear, nn.Linear)]
+    if len(coded) == len(linears):
+        return merged_coded(coded)
+    return _merged_plain(plain) if len(plain) == len(linears) else None
+
+
+def _merged_plain(linears: Sequence[nn.Linear]) -> nn.Linear | None:
     first = linears[0]
     for linear in linears:
         if not is_plain(linear) or linear.weight.shape[1] != first.weight.shape[1]:
@@ -33,12 +46,5 @@ def is_plain(linear: nn.Module) -> bool:
 
 
 def adds_in_product(linear: nn.Module) -> bool:
-    """Whether `add_product` can be used with this layer."""
+    """Whether a residual can be added in this layer's matrix product."""
     return is_plain(linear) and linear.bias is None
-
-
-def add_product(residual: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`residual` [rows, n] plus linear(x [rows, k]), in place and in one product."""
-    weight = linear.weight
-    assert isinstance(weight, torch.Tensor)
-    return residual.addmm_(x, weight.t())

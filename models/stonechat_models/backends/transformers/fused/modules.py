@@ -4,10 +4,10 @@ import torch
 import triton
 from torch import nn
 
-from stonechat_models.backends.transformers.fused.kernels import gated_kernel, rms_norm_kernel
-from stonechat_models.backends.transformers.fused.linears import add_product, adds_in_product
-
-GATED_BLOCK = 1024
+from stonechat_models.backends.transformers.fused.kernels import rms_norm_kernel
+from stonechat_models.backends.transformers.fused.linears import adds_in_product
+from stonechat_models.backends.transformers.fused.products import add_product, gated_product
+from stonechat_models.hardware.dependent_launch import launch_settings
 
 
 class FusedRMSNorm(nn.Module):
@@ -60,6 +60,7 @@ class FusedRMSNorm(nn.Module):
             ROUNDS_FIRST=self.rounds_first,
             ADDS=added is not None,
             num_warps=max(1, min(8, block // 256)),
+            **launch_settings(x.device),
         )
         return output, summed
 
@@ -78,21 +79,20 @@ class MergedMLP(nn.Module):
         self.uses_gelu = uses_gelu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.down_proj(self._gated(x))
-        return output
+        output: torch.Tensor = self.down_proj(self._gated(x.reshape(-1, x.shape[-1]), None))
+        return output.view(*x.shape[:-1], output.shape[-1])
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add the MLP of `x` to `residual` in place, and return it. Both are [rows, size]."""
+    def add_to(
+        self, residual: torch.Tensor, x: torch.Tensor, norm: FusedRMSNorm | None = None
+    ) -> torch.Tensor:
+        """Add the MLP of norm(x) to `residual` in place, and return it. Both are [rows, size].
+
+        Without `norm`, x is what the MLP multiplies. It may be the residual itself.
+        """
+        gated = self._gated(x, norm)
         if adds_in_product(self.down_proj):
-            return add_product(residual, self.down_proj, self._gated(x))
-        return residual.add_(self.forward(x))
+            return add_product(residual, self.down_proj, gated)
+        return residual.add_(self.down_proj(gated))
 
-    def _gated(self, x: torch.Tensor) -> torch.Tensor:
-        gate_up = self.gate_up_proj(x)
-        size = gate_up.shape[-1] // 2
-        output = torch.empty((*gate_up.shape[:-1], size), dtype=x.dtype, device=x.device)
-        num_rows = gate_up.numel() // (2 * size)
-        gated_kernel[(num_rows, triton.cdiv(size, GATED_BLOCK))](
-            gate_up.contiguous(), output, SIZE=size, BLOCK=GATED_BLOCK, GELU=self.uses_gelu
-        )
-        return output
+    def _gated(self, rows: torch.Tensor, norm: FusedRMSNorm | None) -> torch.Tensor:
+        return gated_product(rows, norm, self.gate_up_proj, uses_gelu=self.uses_gelu)

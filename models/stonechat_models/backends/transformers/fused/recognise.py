@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from stonechat_models.backends.quantization.coded_linear import CodedLinear
 from stonechat_models.backends.transformers.fused.attention import FusedAttention
 from stonechat_models.backends.transformers.fused.layer import FusedDecoderLayer
-from stonechat_models.backends.transformers.fused.linears import is_plain, merged_linear
+from stonechat_models.backends.transformers.fused.linears import Linear, is_plain, merged_linear
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
 from stonechat_models.backends.transformers.fused.parity_check import (
     PARITY_ROWS,
@@ -216,18 +217,20 @@ def _family(part: nn.Module, kind: str) -> str | None:
     return name.removesuffix(kind) if is_own and name.endswith(kind) else None
 
 
-def _plain_linear(original: nn.Module, name: str) -> nn.Linear | None:
-    """The linear layer of this name, or None if it is missing or not PyTorch's own."""
+def _plain_linear(original: nn.Module, name: str) -> Linear | None:
+    """The linear layer of this name, or None if it is missing or a model's own kind."""
     linear = original._modules.get(name)
+    if isinstance(linear, CodedLinear):
+        return linear
     return linear if isinstance(linear, nn.Linear) and is_plain(linear) else None
 
 
-def _merged_linears(original: nn.Module, *names: str) -> nn.Linear | None:
+def _merged_linears(original: nn.Module, *names: str) -> Linear | None:
     linears = [linear for name in names if (linear := _plain_linear(original, name)) is not None]
     return merged_linear(linears) if len(linears) == len(names) else None
 
 
-def _merged_qkv(original: nn.Module) -> nn.Linear | None:
+def _merged_qkv(original: nn.Module) -> Linear | None:
     """One projection for query, key and value, or None, for example if there are unknown parts."""
     other_names = {"o_proj", "q_norm", "k_norm"}
     children = {
@@ -254,7 +257,7 @@ def _has_known_norms(original: nn.Module) -> bool:
     return has_none or _head_norms(original) is not None
 
 
-def _matches(original: nn.Module, qkv: nn.Linear, reference: AttentionCall) -> bool:
+def _matches(original: nn.Module, qkv: Linear, reference: AttentionCall) -> bool:
     """Whether `qkv` computes exactly the heads of `reference`, and no other weight takes part."""
     num_heads, num_kv_heads, size = (
         reference.query.shape[1],

@@ -1,5 +1,6 @@
 """Replaces parts of a model by fused modules, where a parity check shows that they are equal."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 
@@ -15,16 +16,24 @@ from stonechat_models.backends.transformers.fused.recognise import (
     is_known_layer,
     merged_mlp,
 )
+from stonechat_models.backends.transformers.fused.recognise_experts import (
+    fused_experts,
+    fused_mixture,
+    is_experts,
+)
+from stonechat_models.backends.transformers.fused.recognise_router import fused_router
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def fuse_modules(module: nn.Module) -> Counter[str]:
     """Replace parts of `module` in place. Returns the number of replacements per class name.
 
-    The parts are RMS norms and gated MLPs and, in a causal model of transformers, attention and
-    whole decoder layers, which then run on packed tokens only. A part stays as it is if its kind
-    is not known, or if its replacement returns other numbers on random input. The original weights
-    of merged layers are freed, part by part.
+    The parts are RMS norms, gated MLPs, experts and their routers and, in a causal model of
+    transformers, attention and whole decoder layers, which then run on packed tokens only. A part
+    stays as it is if its kind is not known, or if its replacement returns other numbers on random
+    input. The original weights of merged layers are freed, part by part.
     """
     parameter = next(module.parameters(), None)
     if parameter is None or parameter.device.type != "cuda":
@@ -44,8 +53,14 @@ def _fuse(module: nn.Module) -> Counter[str]:
     def layer(name: str, part: nn.Module) -> nn.Module | None:
         return fused_layer(part, calls[name]) if name in calls else None
 
+    def part(_: str, part: nn.Module) -> nn.Module | None:
+        return fused_norm(part) or merged_mlp(part) or fused_experts(part) or fused_router(part)
+
     names = [name for name, _ in module.named_modules() if name]
-    _replace(module, names, lambda _, part: fused_norm(part) or merged_mlp(part), replaced)
+    _replace(module, names, part, replaced)
+    _replace(module, names, lambda _, part: fused_mixture(part), replaced)
+    for kind in sorted({type(part).__name__ for part in module.modules() if is_experts(part)}):
+        logger.warning("%s runs as in transformers, and may wait for the device", kind)
     _replace(module, attentions, attention, replaced)
     _replace(module, layers, layer, replaced)  # last: it needs the fused parts
     return replaced

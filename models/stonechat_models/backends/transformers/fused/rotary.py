@@ -6,6 +6,7 @@ import triton
 from stonechat_models.backends.quantization.device_support import FP8_MAX
 from stonechat_models.backends.transformers.fused.kernels import rope_and_store_kernel
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
+from stonechat_models.hardware.dependent_launch import launch_settings
 
 HEADS_AT_ONCE = 4
 """Heads that one program handles."""
@@ -34,7 +35,7 @@ def rope_and_store(
     num_kv_heads, size = keys.shape[1:]
     query = qkv.new_empty(qkv.shape[0], num_heads, size)
     num_tokens = slots.shape[0]
-    cosines, sines = (angles.squeeze(0) for angles in position_embeddings)
+    cosines, sines = (_rows(angles) for angles in position_embeddings)
     num_parts = triton.cdiv(num_heads, HEADS_AT_ONCE) + triton.cdiv(num_kv_heads, HEADS_AT_ONCE)
     assert all(tensor.is_contiguous() for tensor in (qkv, keys, values))
     assert cosines.stride(1) == sines.stride(1) == 1
@@ -65,5 +66,12 @@ def rope_and_store(
         ROUNDS_FIRST=norms is not None and norms[0].rounds_first,
         CLAMPS=keys.dtype is torch.float8_e4m3fn,
         num_warps=NUM_WARPS,
+        **launch_settings(qkv.device),
     )
     return query
+
+
+def _rows(angles: torch.Tensor) -> torch.Tensor:
+    """[1, rows, angles] as rows. Some models compute them transposed."""
+    rows = angles.squeeze(0)
+    return rows if rows.stride(1) == 1 else rows.contiguous()

@@ -17,20 +17,24 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stonechat_models.backends.transformers.attention.triton_backend import (
-    decode_tile,
-    prefill_tile,
-)
-from stonechat_models.backends.transformers.attention.triton_decode import (
-    combine_kernel,
-    decode_kernel,
-)
+from stonechat_models.backends.transformers.attention.tile_sizes import Tiles, TileShape
+from stonechat_models.backends.transformers.attention.triton_backend import parts_at_once
+from stonechat_models.backends.transformers.attention.triton_decode import decode_kernel
 from stonechat_models.backends.transformers.attention.triton_prefill import prefill_kernel
+from stonechat_models.backends.transformers.fused.few_rows import (
+    COLUMNS_PER_WARP,
+    ROW_COUNTS,
+)
+from stonechat_models.backends.transformers.fused.few_rows_kernel import (
+    few_rows_kernel,
+    few_rows_qkv_kernel,
+)
 from stonechat_models.backends.transformers.fused.kernels import (
     gated_kernel,
     rms_norm_kernel,
     rope_and_store_kernel,
 )
+from stonechat_models.backends.transformers.fused.product_choice import TILES
 from stonechat_models.backends.transformers.fused.rotary import HEADS_AT_ONCE, NUM_WARPS
 
 ELEMENTS = {
@@ -52,9 +56,12 @@ FUSED = {
     "sines",
     "query_weight",
     "key_weight",
+    "bias",
+    "norm_weight",
+    "residual",
 }
 FLOAT32 = {"partial", "peaks", "totals"}
-INT32 = {"query_start", "context_lens", "block_table"}
+INT32 = {"query_start", "context_lens", "block_table", "num_done"}
 INT64 = {"slots"}
 FLOATS = {"scaling", "softcap", "epsilon", "offset", "query_epsilon", "key_epsilon", "limit"}
 SHAPES = [  # dtype, head size, group, window, chunks and soft cap
@@ -88,11 +95,13 @@ def compile_kernel(
     kernel, dtype, constants, num_warps, num_stages, capability, kv_dtype=None
 ) -> None:
     kv_dtype = kv_dtype or dtype
+    if "EARLY" in kernel.arg_names:
+        constants = {**constants, "EARLY": capability >= 90}
     signature = {n: argument_type(n, dtype, kv_dtype, constants) for n in kernel.arg_names}
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or name.startswith("stride_")
+        if signature[name].startswith("*") or name.startswith("stride_") or name == "size"
     }
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
@@ -108,6 +117,7 @@ def compile_kernel(
         "shared": compiled.metadata.shared,
         "tensor_cores": "wgmma" in assembly or "mma.sync" in assembly,
         "converts_fp8": "e4m3x2" in assembly,
+        "waits": "griddepcontrol.wait" in assembly,
         "stack": stack_bytes(compiled.asm["cubin"]),
         "cubin_bytes": len(compiled.asm["cubin"]),
     }
@@ -138,28 +148,34 @@ def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None
         "HAS_SOFTCAP": window,
         "HAS_WINDOW": window,
         "HAS_CHUNKS": window,
-        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "PRECISION": "ieee",
+        "HAS_SINKS": True,
         "UPCAST": False,
     }
-    tile = decode_tile(group, padded, dtype)
-    constants = {**shape, "NUM_SPLITS": 16, "BLOCK_M": tile.rows, "BLOCK_K": tile.keys}
+    tiles = Tiles(divmod(capability, 10))
+    tile = tiles.decode(TileShape(group, padded, dtype))
+    block_group = triton.next_power_of_2(group)
     launch = (tile.num_warps, tile.num_stages, capability, kv_dtype)
-    compile_kernel(decode_kernel, dtype, constants, *launch)
-    tile = prefill_tile(group, padded, dtype)
+    for is_split in (False, True):
+        constants = {
+            **shape,
+            "BLOCK_M": tile.rows,
+            "BLOCK_K": tile.keys,
+            "BLOCK_GROUP": block_group,
+            "PARTS": parts_at_once(block_group * padded, tile.num_warps),
+            "IS_SPLIT": is_split,
+        }
+        compile_kernel(decode_kernel, dtype, constants, *launch)
+    tile = tiles.prefill(TileShape(group, padded, dtype))
     constants = {
         **shape,
         "BLOCK_Q": tile.rows // group,
         "BLOCK_M": tile.rows,
         "BLOCK_K": tile.keys,
-        "HAS_SINKS": True,
         "MIN_QUERIES": 2,
     }
     launch = (tile.num_warps, tile.num_stages, capability, kv_dtype)
     compile_kernel(prefill_kernel, dtype, constants, *launch)
-    if kv_dtype is not None:  # the combining kernel reads neither keys nor values
-        return
-    constants = {"NUM_SPLITS": 16, "DV": size, "BLOCK_DV": padded, "HAS_SINKS": True}
-    compile_kernel(combine_kernel, dtype, constants, 4, 2, capability)
 
 
 def compile_fused(dtype, capability) -> None:
@@ -171,6 +187,23 @@ def compile_fused(dtype, capability) -> None:
         compile_kernel(gated_kernel, dtype, gated, 4, 3, capability)
     for size in (128, 256, 80):
         compile_rotary(dtype, dtype, capability, size)
+    for num_rows in ROW_COUNTS:
+        tile = TILES[num_rows % len(TILES)]
+        compile_few_rows(tile, num_rows, dtype, capability, HAS_NORM=True, HAS_BIAS=True)
+        compile_few_rows(tile, num_rows, dtype, capability, HAS_NORM=True, GATED=True, GELU=True)
+        compile_few_rows(tile, num_rows, dtype, capability, ADDS=True)
+        compile_few_rows_qkv(tile, num_rows, dtype, capability)
+
+
+def compile_few_rows(tile, num_rows, dtype, capability, **features) -> None:
+    constants = {
+        "ROWS": num_rows,
+        "BLOCK_N": tile.rows // 2 if "GATED" in features else tile.rows,
+        "BLOCK_K": COLUMNS_PER_WARP * tile.num_warps,
+        **dict.fromkeys(("HAS_NORM", "HAS_BIAS", "ADDS", "GATED", "GELU"), False),
+        **features,
+    }
+    compile_kernel(few_rows_kernel, dtype, constants, tile.num_warps, 3, capability)
 
 
 def compile_rotary(dtype, kv_dtype, capability, size) -> None:
@@ -190,6 +223,22 @@ def compile_rotary(dtype, kv_dtype, capability, size) -> None:
     compile_kernel(rope_and_store_kernel, dtype, constants, *launch)
 
 
+def compile_few_rows_qkv(tile, num_rows, dtype, capability) -> None:
+    constants = {
+        "ROWS": num_rows,
+        "HEADS": 32,
+        "KV_HEADS": 8,
+        "SIZE": 128,
+        "ANGLES": 128,
+        "BLOCK_N": tile.rows // 2,
+        "BLOCK_K": COLUMNS_PER_WARP * tile.num_warps,
+        "HAS_NORM": True,
+        "HAS_BIAS": False,
+        "CLAMPS": False,
+    }
+    compile_kernel(few_rows_qkv_kernel, dtype, constants, tile.num_warps, 3, capability)
+
+
 def compile_some() -> None:
     """Each kernel once."""
     compile_shape(*SHAPES[0], 90)
@@ -202,7 +251,7 @@ def compile_all() -> None:
     compile_shape(*SHAPES[0], 80)
     for case, capability in ((SHAPES[0], 89), (SHAPES[0], 90), (SHAPES[1], 90)):
         compile_shape(*case, capability, kv_dtype=torch.float8_e4m3fn)
-    for capability in (80, 90):
+    for capability in (80, 89, 90, 120):
         compile_fused(torch.bfloat16, capability)
     for capability in (89, 90):
         compile_rotary(torch.bfloat16, torch.float8_e4m3fn, capability, 128)

@@ -1,6 +1,7 @@
 """Packed batches over scattered blocks, for tests of attention backends."""
 
 import itertools
+from dataclasses import replace
 
 import torch
 
@@ -38,3 +39,15 @@ def packed_batch(
         query_start_list=query_start,
         context_lens_list=context_lens,
     ).to(torch.device(device))
+
+
+def decode_rows(batch: ForwardBatch, rows: list[int]) -> ForwardBatch:
+    """These sequences of a decode step alone, for a backend's `attend`."""
+    return replace(
+        batch,
+        query_start=batch.query_start[: len(rows) + 1],
+        context_lens=batch.context_lens[rows],
+        block_table=batch.block_table[rows],
+        query_start_list=list(range(len(rows) + 1)),
+        context_lens_list=[batch.context_lens_list[i] for i in rows],
+    )

@@ -78,7 +78,7 @@ def test_results_equal_the_reference(backend, wrappers, lengths, spec):
     assert actual.dtype == torch.bfloat16
     torch.testing.assert_close(actual.double(), expected, atol=1e-2, rtol=1e-2)
     assert wrappers[0].num_runs == 1
-    assert backend._fallback.num_calls == 0
+    assert backend.fallback.num_calls == 0
 
 
 def test_a_step_is_planned_once_for_all_layers_of_a_kind(backend, wrappers):
@@ -103,13 +103,13 @@ def test_a_step_is_planned_once_for_all_layers_of_a_kind(backend, wrappers):
 )
 def test_unsupported_layers_use_the_fallback(backend, wrappers, changes, spec):
     backend.attend(*inputs(PREFILLS, **changes), spec)
-    assert backend._fallback.num_calls == 1
+    assert backend.fallback.num_calls == 1
     assert wrappers == []
 
 
 def test_decoding_uses_the_fallback(backend, wrappers):
     backend.attend(*inputs(DECODES), SPECS["plain"])
-    assert backend._fallback.num_calls == 1
+    assert backend.fallback.num_calls == 1
     assert wrappers == []
 
 

@@ -14,14 +14,15 @@ pytest.importorskip("triton")
 from stonechat_models.backends.quantization.device_support import FP8_KV_CAPABILITY
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
+from stonechat_models.backends.transformers.attention.tile_sizes import TileSizes
 from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
 from stonechat_models.backends.transformers.kv_cache import LayerKV
-from tests.models.backends.transformers.attention.packed import packed_batch
+from tests.models.backends.transformers.attention.packed import decode_rows, packed_batch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DECODES = [(1, 1), (1, 7), (1, 65), (1, 130), (1, 64)]
-PREFILLS = [(5, 5), (40, 40), (2, 70), (33, 90)]
+PREFILLS = [(5, 5), (40, 40), (2, 70), (33, 90), (3, 160)]
 MIXED = [(1, 30), (7, 7), (1, 1), (20, 75), (1, 100)]
 
 
@@ -33,7 +34,7 @@ def check(
     block_size=16,
     dtype=torch.float32,
     kv_dtype=None,
-    num_programs=16,
+    num_multiprocessors=8,
     seed=0,
     **spec,
 ):
@@ -52,7 +53,7 @@ def check(
         spec["sinks"] = random(heads[0])
     full_spec = AttentionSpec(**{"scaling": sizes[0] ** -0.5, **spec})
     kv = LayerKV(keys, values, block_size)
-    actual = TritonBackend(num_programs).attend(query, kv, batch, full_spec)
+    actual = TritonBackend(num_multiprocessors).attend(query, kv, batch, full_spec)
     if full_spec.sinks is not None:
         full_spec = replace(full_spec, sinks=full_spec.sinks.double())
     expected = SdpaBackend().attend(query.double(), kv, batch, full_spec)
@@ -117,17 +118,42 @@ def test_features_of_layers(lengths, spec):
     check(lengths, sizes=(32, 32), **spec)
 
 
-@pytest.mark.parametrize("num_programs", [1, 4, 64, 1000])
-def test_any_number_of_splits(num_programs):
-    check([(1, 300)], num_programs=num_programs, heads=(2, 1), sizes=(32, 32), sinks=True)
+@pytest.mark.parametrize("num_multiprocessors", [1, 2, 32, 500])
+def test_any_number_of_splits(num_multiprocessors):
+    check(
+        [(1, 300)],
+        num_multiprocessors=num_multiprocessors,
+        heads=(2, 1),
+        sizes=(32, 32),
+        sinks=True,
+    )
+
+
+def test_steps_in_turn_share_counters():
+    """Each leaves them as it finds them: at zero, with padding and longer steps between."""
+    backend = TritonBackend(num_multiprocessors=32)
+    for contexts in ([300], [70, 0, 129], [300]):
+        generator = torch.Generator().manual_seed(0)
+        batch = packed_batch([(1, c) for c in contexts], 16, 40, generator, DEVICE)
+        query = torch.randn(len(contexts), 4, 32, generator=generator).to(DEVICE)
+        cache = torch.randn(640, 2, 32, generator=generator).to(DEVICE)
+        kv, spec = LayerKV(cache, cache, 16), AttentionSpec(scaling=0.2)
+        actual = backend.attend(query, kv, batch, spec)
+        rows = [i for i, context in enumerate(contexts) if context]
+        expected = SdpaBackend().attend(query[rows].double(), kv, decode_rows(batch, rows), spec)
+        error = (actual[rows].double() - expected).abs().max() / expected.abs().max()
+        assert error < TOLERANCE[torch.float32]
+        assert (backend._num_done[query.device] == 0).all()
 
 
 def test_number_of_splits():
-    backend = TritonBackend(num_programs=264)
-    assert backend.num_splits(1, 8, 131072, 64) == 32
-    assert backend.num_splits(64, 8, 131072, 64) == 1
-    assert backend.num_splits(1, 8, 130, 64) == 2
-    assert backend.num_splits(1, 1, 10**6, 64) == 64
+    backend = TritonBackend(num_multiprocessors=132)
+    tile = TileSizes(16, 64, num_warps=4, num_stages=3, waves=2)
+    assert backend.num_splits(8, 131072, tile) == 32
+    assert backend.num_splits(512, 131072, tile) == 1
+    assert backend.num_splits(8, 130, tile) == 2
+    assert backend.num_splits(1, 10**6, tile) == 64
+    assert backend.num_splits(8, 131072, replace(tile, waves=4)) == 64
 
 
 def test_large_scores_do_not_overflow():
@@ -164,7 +190,7 @@ def test_random_batches(seed):
         heads=(kv_heads * draw(1, 9), kv_heads),
         sizes=(8 * draw(1, 13),) * 2,
         block_size=draw(1, 40),
-        num_programs=draw(1, 100),
+        num_multiprocessors=draw(1, 50),
         seed=seed,
         sliding_window=draw(1, 200) if draw(0, 2) else None,
         chunk_size=draw(1, 200) if draw(0, 2) else None,

@@ -10,16 +10,22 @@ import pytest
 pytest.importorskip("triton")
 
 MATRIX_KERNELS = {"decode_kernel", "prefill_kernel"}
-FUSED_KERNELS = {"rms_norm_kernel", "gated_kernel", "rope_and_store_kernel"}
-SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+FUSED_KERNELS = {
+    "rms_norm_kernel",
+    "gated_kernel",
+    "rope_and_store_kernel",
+    "few_rows_kernel",
+    "few_rows_qkv_kernel",
+}
+SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
 """The largest shared memory of a thread block in bytes, by compute capability."""
 
 
 @pytest.mark.parametrize(
     ("arguments", "num_kernels"),
     [
-        ([], 3 + 7),
-        pytest.param(["--all"], 6 * 3 + 3 * 2 + 2 * 7 + 2, marks=pytest.mark.nightly),
+        ([], 3 + 19),
+        pytest.param(["--all"], 9 * 3 + 4 * 19 + 2, marks=pytest.mark.nightly),
     ],
     ids=["some", "all"],
 )
@@ -47,5 +53,6 @@ def test_kernels_compile(arguments, num_kernels, tmp_path):
         assert ("float8" in kernel["kv_dtype"]) == kernel["converts_fp8"], kernel
         if kernel["kernel"] in FUSED_KERNELS:
             assert kernel["stack"] == 0, kernel
+            assert kernel["waits"] is (kernel["capability"] >= 90), kernel
         if kernel["kernel"] in MATRIX_KERNELS and kernel["dtype"] != "torch.float32":
             assert kernel["tensor_cores"], kernel

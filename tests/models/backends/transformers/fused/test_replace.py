@@ -15,9 +15,15 @@ from stonechat_models.backends.transformers.attention.batched import BatchedBack
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
 from stonechat_models.backends.transformers.fused.attention import FusedAttention
+from stonechat_models.backends.transformers.fused.experts import FusedExperts
+from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile, use_few_rows
 from stonechat_models.backends.transformers.fused.layer import FusedDecoderLayer
+from stonechat_models.backends.transformers.fused.mixture import FusedMixture
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
+from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
+from stonechat_models.backends.transformers.fused.router import FusedRouter
+from stonechat_models.backends.transformers.fused.step_products import product_groups
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.backends.transformers.quantize import quantize_module
@@ -38,6 +44,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ONE_LAYER = {"num_hidden_layers": 1}
 GRANITE = {"attention_multiplier": 0.2, "residual_multiplier": 0.3}
 GLM = {"head_dim": 16, "use_qk_norm": True, "first_k_dense_replace": 1}
+GLM_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 EXPERTS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
@@ -56,9 +63,12 @@ def logits(module):
     return packed_forward(module, ids, positions, ProbeContext([0, 5, 9])).float()
 
 
-def counts(norms=0, mlps=0, attentions=0, layers=0):
-    kinds = (FusedRMSNorm, MergedMLP, FusedAttention, FusedDecoderLayer)
-    pairs = zip(kinds, (norms, mlps, attentions, layers), strict=True)
+def counts(norms=0, mlps=0, attentions=0, layers=0, mixtures=0, blocks=None):
+    """The counts per kind. A mixture is a router and experts; most are whole blocks too."""
+    kinds = (FusedRMSNorm, MergedMLP, FusedAttention, FusedDecoderLayer, FusedRouter, FusedExperts)
+    blocks = mixtures if blocks is None else blocks
+    numbers = (norms, mlps, attentions, layers, mixtures, mixtures, blocks)
+    pairs = zip((*kinds, FusedMixture), numbers, strict=True)
     return Counter({kind.__name__: n for kind, n in pairs if n})
 
 
@@ -88,9 +98,9 @@ def from_config(name, **options):
         ("qwen2", counts(3, 1, 1, 1)),
         ("qwen3", counts(5, 1, 1, 1)),
         ("phi3", counts(3, 1, 1, 1)),
-        ("mixtral", counts(3, 0, 1, 1)),
-        ("qwen3_moe", counts(5, 0, 1, 1)),
-        ("gpt_oss", counts(5, 0, 2, 2)),
+        ("mixtral", counts(3, 0, 1, 1, 1)),
+        ("qwen3_moe", counts(5, 0, 1, 1, 1)),
+        ("gpt_oss", counts(5, 0, 2, 2, 2)),
         ("gemma2", counts(9, 2, 2)),
         ("gemma3", counts(19, 3, 3)),
         ("gpt_neox", counts()),
@@ -113,9 +123,14 @@ def test_families(family, expected):
         ("SmolLM3Config", {"no_rope_layers": [1, 0]}, counts(5, 2, 2, 2)),
         ("GraniteConfig", ONE_LAYER | GRANITE, counts(3, 1, 1)),
         ("Glm4MoeConfig", ONE_LAYER | GLM, counts(5, 1, 1, 1)),
+        ("Glm4MoeConfig", GLM | GLM_EXPERTS, counts(9, 2, 2, 2, 1)),  # shares an MLP
         ("LlamaConfig", ONE_LAYER | BIASED, counts(3, 1, 1, 1)),
         ("GemmaConfig", ONE_LAYER | {"head_dim": 16}, counts(3, 1, 1, 1)),
-        ("Qwen2MoeConfig", ONE_LAYER | EXPERTS, counts(3, 1, 1, 1)),  # the MLP of its shared expert
+        (
+            "Qwen2MoeConfig",
+            ONE_LAYER | EXPERTS,
+            counts(3, 1, 1, 1, 1, 0),
+        ),  # shares an MLP with a gate
         ("ArceeConfig", ONE_LAYER, counts(3, 0, 1, 1)),  # its MLP has no gate
         ("Exaone4Config", ONE_LAYER | {"layer_types": ["full_attention"]}, counts(5, 1, 1)),
         ("ApertusConfig", ONE_LAYER, counts(5, 0, 1)),
@@ -246,12 +261,16 @@ def test_quantised_after_fusing():
     torch.testing.assert_close(logits(module), logits(expected), rtol=1e-3, atol=1e-3)
 
 
-def launches_of_step(num_layers, is_fused, monkeypatch):
-    """The launches of a decode step of two sequences."""
-    module = tiny_model("qwen3", num_hidden_layers=num_layers).to(torch.bfloat16)
+def launches_of_step(num_layers, is_fused, tile, monkeypatch, family="qwen3"):
+    """The launches of a decode step of two sequences. `tile`: that of products of few rows."""
+    module = tiny_model(family, num_hidden_layers=num_layers).to(torch.bfloat16)
     probe = check_packing(module, CPU, VOCAB_SIZE)
     if is_fused:
         fuse_modules(module)
+        tabulate_rotary(module, 128)
+    for group in product_groups(module) if tile is not None else ():
+        for product in group:
+            use_few_rows(product.linear, {2: tile})
     model = TransformersModel(module, model_info(), TritonBackend(16), probe=probe)
     model.allocate_kv_cache(16, 16)
     batch = packed_batch([(1, 5), (1, 7)], 16, 8, torch.Generator())
@@ -262,22 +281,62 @@ def launches_of_step(num_layers, is_fused, monkeypatch):
 
 
 @needs_interpreter
-def test_launches_per_layer(monkeypatch):
-    def per_layer(is_fused):
-        one_layer, two_layers = (launches_of_step(n, is_fused, monkeypatch) for n in (1, 2))
-        assert not WAITS & two_layers.keys()
-        return two_layers - one_layer
+def test_launches_of_a_step(monkeypatch):
+    def per_layer(is_fused, tile=None, family="qwen3"):
+        """The launches of each layer, and those of the rest."""
+        one, two = (launches_of_step(n, is_fused, tile, monkeypatch, family) for n in (1, 2))
+        assert not WAITS & two.keys()
+        return two - one, one - (two - one)
 
-    assert per_layer(False).total() == 57
-    assert per_layer(True) == Counter(
+    in_layer, rest = per_layer(False)
+    assert in_layer.total() == 56
+    in_layer, rest = per_layer(True)
+    assert in_layer == Counter(
         {
             "rms_norm_kernel": 2,
             "linear": 2,
             "rope_and_store_kernel": 1,
             "decode_kernel": 1,
-            "combine_kernel": 1,
             "addmm_": 2,
             "gated_kernel": 1,
+        }
+    )
+    assert rest == Counter(
+        {
+            "embedding": 2,  # of tokens, and of positions
+            "rms_norm_kernel": 1,
+            "linear": 1,
+            "to": 1,
+            "zeros": 1,  # the attention's counter, made once
+        }
+    )
+    in_layer, _ = per_layer(True, FewRowsTile(64, 1))
+    assert in_layer == Counter(
+        {"few_rows_kernel": 4, "rope_and_store_kernel": 1, "decode_kernel": 1}
+    )
+    in_layer, _ = per_layer(True, FewRowsTile(64, 1), "llama")  # whose heads have no norms
+    assert in_layer == Counter({"few_rows_qkv_kernel": 1, "decode_kernel": 1, "few_rows_kernel": 3})
+
+
+@needs_interpreter
+def test_launches_of_a_mixture(monkeypatch):
+    def per_layer(is_fused):
+        one, two = (launches_of_step(n, is_fused, None, monkeypatch, "qwen3_moe") for n in (1, 2))
+        assert not WAITS & two.keys()
+        return two - one
+
+    assert per_layer(False).total() > 60  # their number depends on the version of transformers
+    assert per_layer(True) == Counter(
+        {
+            "rms_norm_kernel": 2,
+            "linear": 2,  # one is the router's
+            "rope_and_store_kernel": 1,
+            "decode_kernel": 1,
+            "addmm_": 1,
+            "router_kernel": 1,
+            "sort_pairs_kernel": 1,
+            "expert_product_kernel": 2,
+            "weighted_sum_kernel": 1,
         }
     )
 

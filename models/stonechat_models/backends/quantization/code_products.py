@@ -1,0 +1,210 @@
+"""Launches the kernels for codes, with the tile sizes that the number of rows asks for."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+
+from stonechat_models.backends.quantization.code_kernels import (
+    FP4,
+    dequantise_kernel,
+    tile_kernel,
+)
+from stonechat_models.backends.quantization.code_rows_kernel import rows_kernel
+from stonechat_models.backends.quantization.codes import SIGNED, UNIT, Codes
+from stonechat_models.backends.quantization.scratch import Scratch
+from stonechat_models.hardware.dependent_launch import launch_settings
+
+MAX_ROWS = 4
+"""Up to so many rows of activations are multiplied by `rows_kernel`."""
+MAX_TILED_ROWS = 128
+"""With more rows, parts of the weight are dequantised first, and PyTorch multiplies."""
+WIDE = 16384
+"""From so many rows of the weight on, a program of `rows_kernel` computes more of them."""
+TABLE_OFFSET = 128
+INTERPRETED_ROWS = 128
+"""Rows of the weight for one program in Triton's interpreter, which runs one after the other."""
+
+
+def multiply_into(
+    output: torch.Tensor,
+    x: torch.Tensor,
+    codes: Codes,
+    bias: torch.Tensor | None,
+    scratch: Scratch | None,
+) -> None:
+    """Write x [rows, k] times the transposed weight, plus the bias [n], to output [rows, n].
+
+    The columns of both are contiguous. Without `scratch`, any number of rows is multiplied by
+    `tile_kernel`.
+    """
+    num_rows = x.shape[0]
+    if num_rows > MAX_TILED_ROWS and scratch is not None:
+        _multiply_by_parts(output, x, codes, bias, scratch)
+    elif num_rows <= MAX_ROWS:
+        _launch_rows(output, x, codes, bias)
+    else:
+        _launch_tiles(output, x, codes, bias)
+
+
+def _multiply_by_parts(
+    output: torch.Tensor,
+    x: torch.Tensor,
+    codes: Codes,
+    bias: torch.Tensor | None,
+    scratch: Scratch,
+) -> None:
+    n, k = codes.shape
+    memory = scratch.rows(k)
+    for start in range(0, n, len(memory)):
+        weight = memory[: min(len(memory), n - start)]
+        dequantise_into(weight, codes, start)
+        end = start + len(weight)
+        part = output[:, start:end]
+        if bias is None:
+            torch.mm(x, weight.T, out=part)
+        else:
+            torch.addmm(bias[start:end], x, weight.T, out=part)
+
+
+def _launch_rows(
+    output: torch.Tensor, x: torch.Tensor, codes: Codes, bias: torch.Tensor | None
+) -> None:
+    num_rows, n = output.shape
+    tile = rows_tile(codes, num_rows)
+    if x.device.type == "cpu":
+        tile = replace(tile, n=INTERPRETED_ROWS)
+    rows_kernel[(triton.cdiv(n, tile.n),)](
+        x,
+        *_planes(codes),
+        x if bias is None else bias,
+        output,
+        *(num_rows, n, x.stride(0), output.stride(0)),
+        **constants(codes) | table_words(codes.format.table),
+        HAS_BIAS=bias is not None,
+        BLOCK_M=tile.m,
+        BLOCK_N=tile.n,
+        BLOCK_UNITS=tile.units,
+        NATIVE=has_dot2(x.device),
+        num_warps=tile.num_warps,
+        **launch_settings(x.device),
+    )
+
+
+def has_dot2(device: torch.device) -> bool:
+    """Whether the device has the instruction of `dot2`."""
+    return device.type != "cpu" and torch.version.hip is None
+
+
+@cache
+def table_words(table: tuple[int, ...]) -> dict[str, int]:
+    """A table's values plus 128, four in an int32. Codes with a table stand for these bytes."""
+    values = np.array(table or [0] * 16) + TABLE_OFFSET
+    words = values.astype(np.uint8).view(np.int32).tolist()
+    constants = {f"TABLE_{i}": word for i, word in enumerate(words)}
+    return constants | ({"OFFSET": TABLE_OFFSET} if table else {})
+
+
+@dataclass(frozen=True, slots=True)
+class CodeTile:
+    """What one program computes: rows of x, rows of the weight, and units at a time."""
+
+    m: int
+    n: int
+    units: int
+    num_warps: int
+    num_stages: int = 3
+
+
+def rows_tile(codes: Codes, num_rows: int) -> CodeTile:
+    """The tile of `rows_kernel`. A lane reads whole units, so a warp reads 32 of them at a time."""
+    n, k = codes.shape
+    warps = 2 if k >= 64 * UNIT else 1
+    is_wide = num_rows == 1 and codes.format.high_bits == 0 and n >= WIDE
+    return CodeTile(triton.next_power_of_2(num_rows), 16 if is_wide else 8, 32 * warps, warps)
+
+
+def product_tile(num_rows: int, n: int, dtype: torch.dtype) -> CodeTile:
+    """The tile of `tile_kernel`. Each lane has one unit of a row at a time."""
+    m = max(16, triton.next_power_of_2(num_rows))
+    if dtype is torch.float32:
+        return CodeTile(min(m, 32), 32, 1, 4, num_stages=2)
+    if m == 16:
+        return CodeTile(16, 16, 8, 4) if n < 8192 else CodeTile(16, 32, 4, 4)
+    return CodeTile(min(m, 64), 64, 2, 4)
+
+
+def _launch_tiles(
+    output: torch.Tensor, x: torch.Tensor, codes: Codes, bias: torch.Tensor | None
+) -> None:
+    num_rows, n = output.shape
+    tile = product_tile(num_rows, n, x.dtype)
+    if x.device.type == "cpu":
+        tile = replace(tile, n=INTERPRETED_ROWS, units=8)
+    tile_kernel[(triton.cdiv(n, tile.n), triton.cdiv(num_rows, tile.m))](
+        x,
+        *_planes(codes),
+        _table(codes),
+        x if bias is None else bias,
+        output,
+        *(num_rows, n, x.stride(0), output.stride(0)),
+        **constants(codes),
+        HAS_BIAS=bias is not None,
+        BLOCK_M=tile.m,
+        BLOCK_N=tile.n,
+        BLOCK_UNITS=tile.units,
+        UPCAST=x.dtype is torch.bfloat16 and x.device.type == "cpu",
+        num_warps=tile.num_warps,
+        **launch_settings(x.device),
+        num_stages=tile.num_stages,
+    )
+
+
+def _planes(codes: Codes) -> tuple[torch.Tensor, ...]:
+    high = codes.low if codes.high is None else codes.high
+    extra = codes.scales if codes.extra is None else codes.extra
+    return (codes.low, high, codes.scales, extra)
+
+
+def _table(codes: Codes) -> torch.Tensor:
+    return codes.scales if codes.table is None else codes.table
+
+
+def constants(codes: Codes) -> dict[str, Any]:
+    """The constants of the kernels that follow from the codes."""
+    halves = 2 if codes.format.scaling == SIGNED or codes.group < UNIT else 1
+    return {
+        "UNITS": codes.shape[1] // UNIT,
+        "UNITS_PER_SCALE": max(1, codes.group // UNIT),
+        "HALVES": halves,
+        "HIGH_BITS": codes.format.high_bits,
+        "SCALING": codes.format.scaling,
+        "OFFSET": codes.format.offset,
+        "HAS_TABLE": FP4.value if codes.format.name == "MXFP4" else int(bool(codes.format.table)),
+    }
+
+
+def dequantise_into(
+    output: torch.Tensor, codes: Codes, first: int = 0, index: torch.Tensor | None = None
+) -> None:
+    """Write rows of the weight to output [rows, k]: from `first` on, or those of `index` int64."""
+    num_rows, k = output.shape
+    units = k // UNIT
+    block_units = min(triton.next_power_of_2(units), 16)
+    block_n = INTERPRETED_ROWS if output.device.type == "cpu" else 4
+    dequantise_kernel[(triton.cdiv(num_rows, block_n), triton.cdiv(units, block_units))](
+        codes.low if index is None else index,
+        *_planes(codes),
+        _table(codes),
+        output,
+        *(num_rows, first),
+        **constants(codes),
+        HAS_INDEX=index is not None,
+        BLOCK_N=block_n,
+        BLOCK_UNITS=block_units,
+        num_warps=4,
+        **launch_settings(output.device),
+    )

@@ -1,0 +1,141 @@
+"""Layers whose weights stay quantised as a file stores them: linear layers and embeddings.
+
+Both have an attribute `weight` with the shape, dtype and device that the weight would have, because
+models and checks ask for them. All its numbers are NaN and lie in one place of memory, so whatever
+computes with it by mistake gives NaN.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from stonechat_models.backends.quantization.codes import Codes, joined
+from stonechat_models.backends.quantization.linear import QuantizedLinear
+from stonechat_models.backends.quantization.scratch import Scratch
+
+
+def stand_in(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of NaN that takes the memory of one number."""
+    return torch.full((1, 1), torch.nan, dtype=dtype, device=device).expand(shape)
+
+
+class CodedLinear(QuantizedLinear):
+    """A linear layer with the rows of all `parts` in order.
+
+    `bias` is a parameter or None. `order`: which columns of x the columns of the codes belong to,
+    int64[k]; None: the same. `scratch` is shared by layers of one device and dtype.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Codes],
+        bias: nn.Parameter | None,
+        scratch: Scratch,
+        dtype: torch.dtype,
+        order: torch.Tensor | None = None,
+    ) -> None:
+        sizes = [part.shape[0] for part in parts]
+        shape = torch.Size((sum(sizes), parts[0].shape[1]))
+        super().__init__(shape)
+        self.parts = list(parts)
+        self.scratch = scratch
+        self.order = order
+        self.weight = stand_in(shape, dtype, parts[0].low.device)
+        self.register_parameter("bias", bias)
+        self.bias: nn.Parameter | None
+        scratch.reserve(max(sizes) * shape[1])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of codes and scales. The bias is a parameter, and counted as such."""
+        return sum(part.num_bytes for part in self.parts)
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        from stonechat_models.backends.quantization.code_products import multiply_into
+
+        if self.order is not None:
+            x = x[:, self.order]
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        output = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
+        start = 0
+        for part in self.parts:
+            end = start + part.shape[0]
+            bias = None if self.bias is None else self.bias[start:end]
+            multiply_into(output[:, start:end], x, part, bias, self.scratch)
+            start = end
+        return output
+
+    def dequantised(self) -> torch.Tensor:
+        """The weight that the product multiplies by, float32[out_features, in_features]."""
+        values = torch.cat([dequantised(part) for part in self.parts])
+        if self.order is None:
+            return values
+        weight = torch.empty_like(values)
+        weight[:, self.order] = values
+        return weight
+
+
+def merged_coded(linears: Sequence[CodedLinear]) -> CodedLinear | None:
+    """One layer with the outputs of all `linears` in order, or None if they cannot be merged.
+
+    Neighbours of one format become one matrix, for one kernel.
+    """
+    first = linears[0]
+    if any(linear.order is not None for linear in linears):
+        return None
+    for linear in linears:
+        if linear.in_features != first.in_features or linear.scratch is not first.scratch:
+            return None
+        if (linear.bias is None) != (first.bias is None):
+            return None
+    groups: list[list[Codes]] = []
+    for part in (part for linear in linears for part in linear.parts):
+        if groups and groups[-1][0].can_join(part):
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    parts = [joined(group) if len(group) > 1 else group[0] for group in groups]
+    bias = None
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    if biases:
+        bias = nn.Parameter(torch.cat([b.detach() for b in biases]), requires_grad=False)
+    return CodedLinear(parts, bias, first.scratch, first.weight.dtype)
+
+
+class CodedEmbedding(nn.Module):
+    """Looks up rows of quantised weights. `scale`: a factor of all of them."""
+
+    def __init__(self, codes: Codes, dtype: torch.dtype, scale: float | None = None) -> None:
+        super().__init__()
+        self.codes = codes
+        self.num_embeddings, self.embedding_dim = codes.shape
+        self.weight = stand_in(codes.shape, dtype, codes.low.device)
+        self.scale = None if scale is None else float(torch.tensor(scale).to(dtype))
+
+    @property
+    def num_bytes(self) -> int:
+        return self.codes.num_bytes
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Maps ids int64[...] to [..., k]."""
+        from stonechat_models.backends.quantization.code_products import dequantise_into
+
+        flat = ids.reshape(-1).contiguous()
+        rows = torch.empty(
+            len(flat), self.embedding_dim, dtype=self.weight.dtype, device=flat.device
+        )
+        dequantise_into(rows, self.codes, index=flat)
+        if self.scale is not None:
+            rows *= self.scale
+        return rows.view(*ids.shape, self.embedding_dim)
+
+
+def dequantised(codes: Codes) -> torch.Tensor:
+    """The whole weight, float32[n, k]."""
+    from stonechat_models.backends.quantization.code_products import dequantise_into
+
+    values = torch.empty(codes.shape, dtype=torch.float32, device=codes.low.device)
+    dequantise_into(values, codes)
+    return values

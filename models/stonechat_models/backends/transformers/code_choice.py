@@ -1,0 +1,86 @@
+"""Decides whether a model's quantised weights stay as they are stored, and reads them."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES
+from stonechat_models.backends.transformers.kinds import empty_module
+from stonechat_models.backends.transformers.stored_codes import (
+    CodedParts,
+    has_expert_codes,
+    is_expert_code,
+    read_codes,
+    read_expert_codes,
+)
+from stonechat_models.backends.transformers.stored_groups import has_groups, is_group, read_groups
+from stonechat_models.backends.transformers.stored_size import refuse_oversized
+from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.checkpoint.gguf.reader import read_gguf
+from stonechat_models.checkpoint.headers import ModelHeaders
+from stonechat_models.checkpoint.packed.folder import read_packing
+from stonechat_models.checkpoint.packed.tensors import Packing
+from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.model_file import reading
+
+
+def can_keep_codes(files: ModelFiles, config: EngineConfig, device: torch.device) -> bool:
+    """Whether the settings leave weights as stored, on a device whose kernels multiply them."""
+    return (
+        settings_keep_codes(config, device)
+        and files.adapter is None
+        and (files.gguf is not None or has_expert_codes(files) or has_groups(read_packing(files)))
+    )
+
+
+def settings_keep_codes(config: EngineConfig, device: torch.device) -> bool:
+    """Whether weights stay as stored, if the model has any that can."""
+    return (
+        device.type == "cuda"
+        and config.quantize == "auto"
+        and not config.deterministic
+        and config.device_map is None
+        and find_spec("triton") is not None
+    )
+
+
+def kept_names(model: ModelHeaders, packing: Packing) -> frozenset[str]:
+    """The names of the weights that can stay as stored. `packing`: that of `model`."""
+    if model.weight_format == "gguf":
+        return frozenset(t.name for t in model.tensors if t.type_name in GGUF_TYPES)
+    return frozenset(
+        tensor.name
+        for tensor in packing.tensors.values()
+        if is_expert_code(tensor) or (packing.is_read_here and is_group(tensor))
+    )
+
+
+def read_kept_codes(
+    files: ModelFiles,
+    model_class: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress,
+) -> CodedParts:
+    """The weights that stay quantised; none, with a line that says why, if a product is wrong.
+
+    Raises `ModelLoadError` for files that cannot be read.
+    """
+    with reading(files.name), torch.inference_mode(False):
+        refuse_oversized(files, model_class)
+        empty = empty_module(files.config, model_class)
+        if empty is None:
+            return CodedParts()
+        try:
+            if files.gguf is not None:
+                gguf = read_gguf(files.gguf)
+                return read_codes(gguf, files.config, empty, dtype, device, progress)
+            if has_expert_codes(files):
+                return read_expert_codes(files, empty, dtype, device)
+            return read_groups(files, empty, dtype, device, progress)
+        except UnsupportedModelError as error:
+            progress(f"weights are dequantised: {error}")
+            return CodedParts()

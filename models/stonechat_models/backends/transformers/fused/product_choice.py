@@ -1,0 +1,163 @@
+"""Chooses at load how products of a few rows are computed: both ways are timed on the device."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from stonechat_models.backends.transformers.fused.few_rows import (
+    ROW_COUNTS,
+    FewRowsTile,
+    use_few_rows,
+)
+from stonechat_models.backends.transformers.fused.parity_check import agree, random_rows
+from stonechat_models.backends.transformers.fused.step_products import Product, product_groups
+from stonechat_models.backends.transformers.kernel_timing import (
+    GraphTimer,
+    Timer,
+    compiled_side_by_side,
+)
+from stonechat_models.checkpoint.cache import Progress
+
+logger = logging.getLogger(__name__)
+
+TILES = (FewRowsTile(), FewRowsTile(rows=4), FewRowsTile(num_warps=8), FewRowsTile(num_warps=2))
+"""The ways that `few_rows_product` is tried in."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTiming:
+    """Times of one product in seconds; `own` is that of the fastest tile, if any is right."""
+
+    kind: str
+    outputs: int
+    inputs: int
+    num_rows: int
+    torch: float
+    own: float
+    tile: FewRowsTile | None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} of {self.num_rows} in {self.own * 1e6:.1f} us, not {self.torch * 1e6:.1f}"
+        )
+
+
+@torch.inference_mode()
+def choose_products(
+    module: nn.Module, progress: Progress, tiles: Sequence[FewRowsTile] = TILES
+) -> list[ProductTiming]:
+    """Let the products of a fused `module` on CUDA use the faster kernel. Returns the times.
+
+    The choice is made for each shape and number of rows. Products stay as they are if the kernel
+    cannot run here, or gives other numbers.
+    """
+    device = next(module.parameters()).device
+    groups = product_groups(module)
+    if not groups or not is_on_cuda(device):
+        return []
+    try:
+        with torch.cuda.device(device):
+            compile_ahead(groups, tiles)
+            timings = choose_faster(groups, GraphTimer(device), tiles)
+    except Exception as error:  # after any error, the products stay as they are
+        logger.warning("products of a few rows cannot be timed", exc_info=error)
+        for product in (product for group in groups for product in group):
+            use_few_rows(product.linear, {})
+        progress(f"products of a few rows stay with PyTorch: {error}")
+        return []
+    chosen = "; ".join(str(timing) for timing in timings if timing.own < timing.torch)
+    progress(f"own kernel for products of a few rows: {chosen or 'none is faster'}")
+    return timings
+
+
+def choose_faster(
+    groups: Iterable[Sequence[Product]], timer: Timer, tiles: Sequence[FewRowsTile]
+) -> list[ProductTiming]:
+    """Choose for each group of products of one kind and shape, in all layers, by `timer`."""
+    timings = []
+    for group in groups:
+        chosen: dict[int, FewRowsTile] = {}
+        for num_rows in ROW_COUNTS:
+            timing = _time(group, num_rows, timer, tiles)
+            timings.append(timing)
+            if timing.tile is not None and timing.own < timing.torch:
+                chosen[num_rows] = timing.tile
+        _use(group, chosen)
+    return timings
+
+
+def compile_ahead(
+    groups: Iterable[Sequence[Product]],
+    tiles: Sequence[FewRowsTile],
+    row_counts: Sequence[int] = ROW_COUNTS,
+) -> None:
+    """Compile all kernels side by side."""
+    with compiled_side_by_side():
+        for group in groups:
+            for num_rows in row_counts:
+                x, scratch = _random_input(group[0], num_rows)
+                for tile in tiles:
+                    group[0].compile(x, scratch, tile)
+
+
+def _random_input(product: Product, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An input and the scratch memory of `Product.run`."""
+    weight = product.linear.weight
+    assert isinstance(weight, torch.Tensor)
+    x = random_rows((num_rows, weight.shape[1]), weight)
+    return x, random_rows((num_rows, weight.shape[0]), weight)
+
+
+def _time(
+    group: Sequence[Product], num_rows: int, timer: Timer, tiles: Sequence[FewRowsTile]
+) -> ProductTiming:
+    """Time all products in turn, so that the weights exceed the device's cache."""
+    weight = group[0].linear.weight
+    assert isinstance(weight, torch.Tensor)
+    x, scratch = _random_input(group[0], num_rows)
+    sums = scratch.clone()
+
+    def run() -> torch.Tensor:
+        return [product.run(x, sums) for product in group][-1]
+
+    def outputs() -> tuple[torch.Tensor, torch.Tensor]:
+        changed = scratch.clone()
+        return group[0].run(x, changed), changed
+
+    _use(group, {})
+    expected = outputs()
+    torch_seconds = timer(run)
+    best: FewRowsTile | None = None
+    own_seconds = float("inf")
+    for tile in tiles:
+        _use(group, {num_rows: tile})
+        if not all(map(agree, expected, outputs())):
+            logger.warning("%s for %s gives other numbers", tile, group[0].kind)
+            continue
+        seconds = timer(run)
+        logger.info("%s of %d rows in %s: %.2f us", group[0].kind, num_rows, tile, seconds * 1e6)
+        if seconds < own_seconds:
+            best, own_seconds = tile, seconds
+    count = len(group)
+    return ProductTiming(
+        group[0].kind,
+        weight.shape[0],
+        weight.shape[1],
+        num_rows,
+        torch_seconds / count,
+        own_seconds / count,
+        best,
+    )
+
+
+def _use(group: Sequence[Product], tiles: dict[int, FewRowsTile]) -> None:
+    for product in group:
+        use_few_rows(product.linear, tiles)
+
+
+def is_on_cuda(device: torch.device) -> bool:
+    """Whether products can be timed there."""
+    return device.type == "cuda"

@@ -1,0 +1,232 @@
+"""Keeps the quantised weights of a GGUF file as they are, in place of a module's float weights."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from stonechat_models.backends.quantization.coded_linear import CodedEmbedding, CodedLinear
+from stonechat_models.backends.quantization.codes import Codes
+from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
+from stonechat_models.backends.quantization.scratch import Scratch
+from stonechat_models.backends.transformers.lazy_weight import LazyWeight
+from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.checkpoint.gguf.names import place_of, weights_of
+from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
+from stonechat_models.checkpoint.gguf.weights import dequantize, lazy_parameters, stored_rows
+from stonechat_models.checkpoint.hf_config import HFConfig
+from stonechat_models.checkpoint.packed.folder import read_packing
+from stonechat_models.checkpoint.packed.tensors import PackedTensor
+from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.errors import UnsupportedModelError
+
+CHECKED_ROWS = 16
+"""How many rows of each weight the parity check of its product compares."""
+CHECKED_SIZES = (1, 5)
+"""How many rows of activations it multiplies: for the kernel without tensor cores, and with."""
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.02}
+"""The largest error of a product, in norms of the exact one."""
+
+
+@dataclass(slots=True)
+class CodedParts:
+    """Modules with codes, by the names of the modules that they replace, and all other weights."""
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    weights: dict[str, LazyWeight] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    """The names of stored tensors that experts hold."""
+
+    def __bool__(self) -> bool:
+        return bool(self.modules)
+
+
+def read_codes(
+    gguf: GgufFile,
+    config: HFConfig,
+    empty: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> CodedParts:
+    """Read the weights of `empty`, which is on the meta device, as codes where there are kernels.
+
+    Codes are on `device`. Other weights become floats of `dtype` when they are loaded. Raises
+    `UnsupportedModelError` if a product is wrong, and what `write_weights` raises.
+    """
+    from stonechat_models.backends.transformers.stored_experts import gguf_experts
+
+    parts, scratch = CodedParts(), Scratch(device, dtype)
+    for name, experts, stored in gguf_experts(gguf, empty, dtype, device):
+        parts.modules[name] = experts
+        parts.held |= {tensor.name for tensor in stored}
+    tensors = weights_of(gguf)
+    head = _tied_head(empty)
+    for i, tensor in enumerate(tensors):
+        if i % 100 == 0:
+            progress(f"loading {gguf.path.name}: tensor {i + 1} of {len(tensors)}")
+        target = place_of(gguf, tensor.name).target
+        name = target.removesuffix(".weight")
+        old = _submodule(empty, name) if target != name else None
+        codes = None
+        if old is not None and _is_replaceable(old):
+            codes = _codes(gguf, config, tensor, device, dtype)
+        if codes is None or old is None or codes.shape != old.weight.shape:
+            continue
+        if isinstance(old, nn.Linear):
+            parts.modules[name] = CodedLinear([codes], old.bias, scratch, dtype)
+            continue
+        scale = getattr(old, "scalar_embed_scale", None)
+        parts.modules[name] = CodedEmbedding(codes, dtype, scale)
+        if head is not None:
+            parts.modules[head] = CodedLinear([codes], None, scratch, dtype)
+    if parts:
+        coded = {f"{name}.weight" for name in parts.modules}
+        parts.weights = dict(_other_weights(gguf, config, coded, parts.held, dtype))
+    return parts
+
+
+def read_expert_codes(
+    files: ModelFiles, empty: nn.Module, dtype: torch.dtype, device: torch.device
+) -> CodedParts:
+    """Read the experts of gpt-oss's safetensors as codes, all or none. `weights` stay empty.
+
+    Raises as `read_codes` does.
+    """
+    from stonechat_models.backends.transformers.stored_experts import mxfp4_experts
+
+    parts, packing = CodedParts(), read_packing(files)
+    with ExitStack() as stack:
+        stored: dict[str, Any] = {}
+        for path in files.weights:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            stored |= dict.fromkeys(file.keys(), file)
+
+        def read(name: str) -> torch.Tensor:
+            tensor: torch.Tensor = stored[name].get_tensor(name)
+            return tensor
+
+        for name, experts, held in mxfp4_experts(packing.tensors, read, empty, dtype, device):
+            parts.modules[name] = experts
+            parts.held |= set(held)
+    return parts if parts.held >= packing.consumed else CodedParts()
+
+
+def has_expert_codes(files: ModelFiles) -> bool:
+    """Whether `read_expert_codes` can read experts."""
+    if files.weight_format != "safetensors":
+        return False
+    return any(map(is_expert_code, read_packing(files).tensors.values()))
+
+
+def is_expert_code(tensor: PackedTensor) -> bool:
+    """Whether these are the experts of a layer in MXFP4, which transformers itself reads."""
+    return tensor.type_name == "MXFP4" and tensor.layout is None
+
+
+def with_codes(empty: nn.Module, parts: CodedParts) -> Any:
+    """A class like that of `empty`, whose instances have the parts with codes from the start."""
+    original: Any = type(empty)
+
+    def build(self: Any, *args: Any, **kwargs: Any) -> None:
+        original.__init__(self, *args, **kwargs)
+        for name, part in parts.modules.items():
+            self.set_submodule(name, part)
+        tied = self.all_tied_weights_keys.items()
+        self.all_tied_weights_keys = {
+            name: source
+            for name, source in tied
+            if name.removesuffix(".weight") not in parts.modules
+        }
+
+    members = {"__init__": build, "__module__": original.__module__}
+    return type(original.__name__, (original,), members)
+
+
+def _codes(
+    gguf: GgufFile,
+    config: HFConfig,
+    tensor: GgufTensor,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Codes | None:
+    if tensor.type_name not in GGUF_TYPES:
+        return None
+    rows = stored_rows(gguf, config, tensor)
+    if rows is None:
+        return None
+    codes = gguf_codes(tensor.type_name, torch.from_numpy(np.array(rows)).to(device))
+
+    def weight(index: torch.Tensor) -> torch.Tensor:
+        shape = (len(index), tensor.shape[1])
+        chosen = GgufTensor(tensor.name, tensor.type_name, shape, rows[index.numpy()])
+        return torch.from_numpy(dequantize(chosen))
+
+    check_product(CodedLinear([codes], None, Scratch(device, dtype), dtype), weight, tensor.name)
+    return codes
+
+
+@torch.no_grad()
+def check_product(
+    layer: CodedLinear, weight: Callable[[torch.Tensor], torch.Tensor], name: str
+) -> None:
+    """Compare products of a layer without a bias with those of a few rows of its weight.
+
+    `weight` returns the rows of an index int64[r], float32[r, k], on the CPU and without our
+    kernels. Raises `UnsupportedModelError` with the name if they differ.
+    """
+    device, dtype = layer.weight.device, layer.weight.dtype
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(layer.out_features, (CHECKED_ROWS,), generator=generator)
+    rows = weight(index).double()
+    for size in CHECKED_SIZES:
+        x = torch.randn(size, layer.in_features, generator=generator).to(dtype)
+        actual = layer(x.to(device)).cpu()[:, index].double()
+        expected = x.double() @ rows.T
+        error = float((actual - expected).norm() / expected.norm().clamp(min=1e-30))
+        if not error <= TOLERANCE[dtype]:
+            kinds = ", ".join(sorted({part.format.name for part in layer.parts}))
+            raise UnsupportedModelError(
+                f"the product of {name} with {kinds} codes is off by {error:.2g}"
+            )
+
+
+def _other_weights(
+    gguf: GgufFile, config: HFConfig, coded: set[str], held: set[str], dtype: torch.dtype
+) -> Iterator[tuple[str, LazyWeight]]:
+    for name, values in lazy_parameters(gguf, config, held):
+        if name in coded:
+            continue
+
+        def read(values: Any = values) -> torch.Tensor:
+            return torch.from_numpy(np.require(values(), np.float32, ["C", "W"])).to(dtype)
+
+        yield name, LazyWeight(read)
+
+
+def _submodule(module: nn.Module, name: str) -> Any:
+    parts: Mapping[str, nn.Module] = dict(module.named_modules())
+    return parts.get(name)
+
+
+def _is_replaceable(module: nn.Module) -> bool:
+    """Whether this is a linear layer, or an embedding that does no more than scale its rows."""
+    if type(module) in (nn.Linear, nn.Embedding):
+        return True
+    return isinstance(module, nn.Embedding) and hasattr(module, "scalar_embed_scale")
+
+
+def _tied_head(empty: nn.Module) -> str | None:
+    """The name of the head that shares the weight of the embedding, if there is one."""
+    embedding = empty.get_input_embeddings()  # type: ignore[operator]
+    head = empty.get_output_embeddings()  # type: ignore[operator]
+    if type(head) is not nn.Linear or head.bias is not None:
+        return None
+    if head.weight is not embedding.weight:
+        return None
+    return next(name for name, module in empty.named_modules() if module is head)

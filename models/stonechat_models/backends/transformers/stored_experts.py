@@ -1,0 +1,198 @@
+"""Keeps the quantised experts of a mixture as a file stores them: of GGUF files, and of gpt-oss."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stonechat_models.backends.quantization.codes import (
+    PLAIN,
+    CodeFormat,
+    Codes,
+    float_table,
+    joined,
+    pack_codes,
+)
+from stonechat_models.backends.quantization.gguf_codes import FP4_DOUBLED, GGUF_TYPES, gguf_codes
+from stonechat_models.backends.transformers.fused.coded_experts import CodedExpertLinear, Rows
+from stonechat_models.backends.transformers.fused.experts import FusedExperts
+from stonechat_models.backends.transformers.fused.recognise_experts import (
+    activation_of,
+    is_experts,
+)
+from stonechat_models.checkpoint.gguf.config import architecture_of
+from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
+from stonechat_models.checkpoint.gguf.weights import dequantize
+from stonechat_models.checkpoint.packed.tensors import PackedTensor, Read
+from stonechat_models.errors import UnsupportedModelError
+
+Matrices = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+"""Float matrices [N, K] of an expert: gates and their counterparts in the order of the activation,
+and down."""
+MXFP4 = CodeFormat("MXFP4", PLAIN, table=FP4_DOUBLED)
+CHUNK_ROWS = 1 << 15
+"""Rows of codes that are packed at once."""
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.02}
+"""The largest error of an output, in norms of the exact one."""
+
+
+def gguf_experts(
+    gguf: GgufFile, empty: nn.Module, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, FusedExperts, list[GgufTensor]]]:
+    """Yield the modules to replace, their replacements, and the tensors that these hold.
+
+    `empty` is on the meta device. Raises `UnsupportedModelError` if a product is wrong.
+    """
+    prefix = architecture_of(gguf).layer_prefix
+    for name, module in empty.named_modules():
+        if not is_experts(module) or not name.startswith(f"{prefix}."):
+            continue
+        layer = name.removeprefix(f"{prefix}.").partition(".")[0]
+        stored = _experts_of_layer(gguf, layer)
+        if stored is None or not _fits(module, [t.shape for t in stored[:3]]):
+            continue
+        fused = _gguf_replacement(module, stored, dtype, device)
+        if fused is not None:
+            yield name, fused, stored
+
+
+def _experts_of_layer(gguf: GgufFile, layer: str) -> list[GgufTensor] | None:
+    """Gates, their counterparts and down, then their biases if there are any."""
+    bases = [f"blk.{layer}.ffn_{part}_exps" for part in ("gate", "up", "down")]
+    weights = [gguf.tensors.get(f"{base}.weight") for base in bases]
+    found = [tensor for tensor in weights if tensor is not None]
+    if len(found) < 3 or any(tensor.type_name not in GGUF_TYPES for tensor in found):
+        return None
+    biases = [gguf.tensors[f"{base}.bias"] for base in bases if f"{base}.bias" in gguf.tensors]
+    return [*found, *biases] if len(biases) in (0, 3) else None
+
+
+def _fits(module: Any, shapes: list[tuple[int, ...]]) -> bool:
+    """Whether the module has a gate, and matrices of these shapes."""
+    if not module.has_gate or any(len(shape) != 3 for shape in shapes):
+        return False
+    up, down = module.gate_up_proj.shape, module.down_proj.shape
+    if module.is_transposed:
+        up, down = (up[0], up[2], up[1]), (down[0], down[2], down[1])
+    gate, other, last = shapes
+    return gate == other and tuple(up) == (gate[0], 2 * gate[1], gate[2]) and tuple(down) == last
+
+
+def _gguf_replacement(
+    module: nn.Module, stored: list[GgufTensor], dtype: torch.dtype, device: torch.device
+) -> FusedExperts | None:
+    gate, up, down = (_gguf_codes(tensor, device) for tensor in stored[:3])
+    activation = activation_of(module, device)
+    if activation is None or not gate.can_join(up):
+        return None
+    biases = [torch.from_numpy(dequantize(tensor)).to(device, dtype) for tensor in stored[3:]]
+    up_bias, down_bias = (torch.cat(biases[:2], dim=1), biases[2]) if biases else (None, None)
+    experts = stored[0].shape[0]
+    fused = FusedExperts(
+        CodedExpertLinear(joined([gate, up]), experts, up_bias, dtype, Rows.APART),
+        CodedExpertLinear(down, experts, down_bias, dtype),
+        replace(activation, is_interleaved=False),
+    )
+
+    def matrices(expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        first, second, last = (torch.from_numpy(dequantize(t, expert)) for t in stored[:3])
+        return torch.cat([first, second]), last
+
+    _check(stored[0].name, fused, matrices, dtype, device)
+    return fused
+
+
+def _gguf_codes(tensor: GgufTensor, device: torch.device) -> Codes:
+    rows = np.array(tensor.data).reshape(-1, tensor.data.shape[-1])
+    return gguf_codes(tensor.type_name, torch.from_numpy(rows).to(device))
+
+
+def mxfp4_experts(
+    tensors: Mapping[str, PackedTensor],
+    read: Read,
+    empty: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[tuple[str, FusedExperts, list[str]]]:
+    """Yield the modules to replace, their replacements, and the names of what these hold.
+
+    `tensors` are packed weights without a layout. `read` reads a stored tensor. Raises
+    `UnsupportedModelError` if a product is wrong.
+    """
+    for name, module in empty.named_modules():
+        names = [f"{name}.{part}" for part in ("gate_up_proj", "down_proj")]
+        if not is_experts(module) or any(n not in tensors for n in names):
+            continue
+        activation = activation_of(module, device)
+        if activation is None:
+            continue
+        parts = [[read(tensors[n].parts[role]) for role in ("blocks", "scales")] for n in names]
+        biases = [read(f"{n}_bias").to(device, dtype) for n in names]
+        experts = parts[0][0].shape[0]
+        up, down = (
+            CodedExpertLinear(mxfp4_codes(blocks, scales, device), experts, bias, dtype, Rows.PAIRS)
+            for (blocks, scales), bias in zip(parts, biases, strict=True)
+        )
+        fused = FusedExperts(up, down, activation)
+
+        def matrices(expert: int, parts: Any = parts) -> tuple[torch.Tensor, torch.Tensor]:
+            up, down = (_mxfp4_floats(blocks[expert], scales[expert]) for blocks, scales in parts)
+            return up, down
+
+        _check(name, fused, matrices, dtype, device)
+        held = [stored for n in names for stored in (*tensors[n].parts.values(), f"{n}_bias")]
+        yield name, fused, held
+
+
+def mxfp4_codes(blocks: torch.Tensor, scales: torch.Tensor, device: torch.device) -> Codes:
+    """Codes of uint8 blocks [..., K / 32, 16] and exponents [..., K / 32]: a matrix of all rows."""
+    flat = blocks.reshape(-1, blocks.shape[-2] * 16)
+    low = []
+    for start in range(0, len(flat), CHUNK_ROWS):
+        chunk = flat[start : start + CHUNK_ROWS].to(device)
+        low.append(pack_codes(torch.stack([chunk & 15, chunk >> 4], dim=-1).flatten(1), 0)[0])
+    exponents = scales.reshape(len(flat), -1).to(device)
+    return Codes(MXFP4, torch.cat(low), None, exponents, None, table=float_table(MXFP4, device))
+
+
+def _mxfp4_floats(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Blocks [N, K / 32, 16] and exponents [N, K / 32] as float64[N, K]."""
+    table = torch.tensor([*FP4, *(-value for value in FP4)], dtype=torch.float64)
+    values = table[torch.stack([blocks & 15, blocks >> 4], dim=-1).long()].flatten(2)
+    return (values * torch.exp2(scales.double() - 127)[..., None]).flatten(1)
+
+
+@torch.no_grad()
+def _check(
+    name: str,
+    fused: FusedExperts,
+    matrices: Matrices,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Compare outputs of the first and the last expert with those of float matrices."""
+    experts, _, size = fused.up.shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, size, generator=generator).to(dtype)
+    ids = torch.tensor([[0], [experts - 1]])
+    expected = []
+    for row, expert in zip(x.double(), ids.flatten().tolist(), strict=True):
+        up, down = (matrix.double() for matrix in matrices(expert))
+        inner = fused.activation(_biased(up @ row, fused.up, expert))
+        expected.append(_biased(down @ inner, fused.down, expert))
+    exact = torch.stack(expected)
+    ones = torch.ones(2, 1, dtype=dtype, device=device)
+    together = fused(x.to(device), ids.to(device), ones)
+    alone = fused(x[:1].to(device), ids[:1].to(device), ones[:1])
+    for actual, target in ((together, exact), (alone, exact[:1])):
+        error = (actual.cpu().double() - target).norm() / target.norm().clamp(min=1e-30)
+        if not float(error) <= TOLERANCE[dtype]:
+            raise UnsupportedModelError(f"the experts of {name} as stored are off by {error:.2g}")
+
+
+def _biased(row: torch.Tensor, linear: Any, expert: int) -> torch.Tensor:
+    return row if linear.bias is None else row + linear.bias[expert].cpu().double()

@@ -1,0 +1,124 @@
+"""Weights that stay as a GGUF file stores them, on a CUDA device."""
+
+import gguf
+import pytest
+import torch
+
+from stonechat_models.backends.quantization.code_products import dequantise_into
+from stonechat_models.backends.quantization.coded_linear import CodedLinear, merged_coded
+from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
+from stonechat_models.backends.quantization.random_codes import random_blocks, random_codes
+from stonechat_models.backends.quantization.scratch import Scratch
+from stonechat_models.backends.transformers import load
+from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.checkpoint.resolve import resolve_model
+from stonechat_models.config import EngineConfig
+from stonechat_models.runtime.build import build_engine
+from tests.models.coded_gguf import write_coded_gguf
+from tests.models.engines import deviations, generate_all, greedy
+
+N, K = 4096, 14336
+TYPES = ["Q4_K", "Q6_K", "Q8_0", *sorted(GGUF_TYPES - {"Q4_K", "Q6_K", "Q8_0"})]
+CHECKED = 64
+
+
+def rows_of(blocks: torch.Tensor, type_name: str, index: torch.Tensor) -> torch.Tensor:
+    """Some rows of a weight, float64 on the CPU, as the `gguf` package dequantises them."""
+    chosen = blocks[index.to(blocks.device)].cpu().numpy()
+    return torch.from_numpy(gguf.dequantize(chosen, gguf.GGMLQuantizationType[type_name])).double()
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+@torch.inference_mode()
+def test_products_are_right(type_name, device):
+    blocks = random_blocks(type_name, N, K, device, size=K**-0.5)
+    codes = gguf_codes(type_name, blocks)
+    index = torch.randperm(N, generator=torch.Generator().manual_seed(0))[:CHECKED]
+    weight = rows_of(blocks, type_name, index)
+    values = torch.empty(CHECKED, K, device=device)
+    dequantise_into(values, codes, index=index.to(device))
+    assert float((values.cpu().double() - weight).abs().max()) < 1e-6 * float(weight.abs().max())
+    layer = CodedLinear([codes], None, Scratch(device, torch.bfloat16), torch.bfloat16)
+    for size in (1, 2, 3, 16, 64, 130):
+        x = torch.randn(size, K, generator=torch.Generator().manual_seed(size)).bfloat16()
+        actual = layer(x.to(device)).cpu()[:, index].double()
+        expected = x.double() @ weight.T
+        error = float((actual - expected).norm() / expected.norm())
+        assert error < (3e-3 if size <= 4 else 4e-3), (size, error)
+
+
+@torch.inference_mode()
+def test_products_run_in_a_graph(device):
+    parts = [random_codes(name, 512, 1024, device, size=1 / 32) for name in ("Q4_K", "Q6_K")]
+    layer = CodedLinear(parts, None, Scratch(device, torch.bfloat16), torch.bfloat16)
+    for size in (1, 16, 130):
+        x = torch.randn(size, 1024, device=device).bfloat16()
+        layer(x)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = layer(x)
+        for seed in range(2):
+            torch.manual_seed(seed)
+            x.copy_(torch.randn_like(x))
+            graph.replay()
+            expected = x.double() @ layer.dequantised().double().T
+            assert float((output - expected).norm() / expected.norm()) < 5e-3
+
+
+@torch.inference_mode()
+def test_a_merged_layer_gives_the_outputs_of_its_parts(device):
+    scratch = Scratch(device, torch.bfloat16)
+    layers = [
+        CodedLinear([random_codes(name, n, 1024, device, i)], None, scratch, torch.bfloat16)
+        for i, (name, n) in enumerate((("Q4_K", 512), ("Q4_K", 128), ("Q6_K", 128)))
+    ]
+    merged = merged_coded(layers)
+    assert merged is not None
+    assert len(merged.parts) == 2
+    for size in (1, 16):
+        x = torch.randn(size, 1024, device=device).bfloat16()
+        expected = torch.cat([layer(x) for layer in layers], dim=1)
+        torch.testing.assert_close(merged(x), expected)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("type_name", ["Q4_K", "Q6_K", "Q8_0"])
+def test_memory_is_that_of_the_file(type_name, device):
+    blocks = random_blocks(type_name, N, K, device)
+    gguf_codes(type_name, blocks)  # what a first call allocates for good is not counted
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(device)
+    codes = gguf_codes(type_name, blocks)
+    held = torch.cuda.memory_allocated(device) - before
+    assert codes.num_bytes <= held <= 1.03 * blocks.nbytes
+
+
+@pytest.mark.parametrize("kinds", [("Q4_K", "Q6_K"), ("Q8_0", "Q5_0")])
+def test_a_file_is_served_as_it_is(kinds, device, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_coded_gguf(tmp_path / "coded.gguf", *kinds)
+    config = EngineConfig(
+        model=str(path),
+        device="cuda",
+        max_num_seqs=2,
+        max_batch_tokens=32,
+        max_model_len=64,
+        kv_cache_bytes=4 << 20,
+    )
+    lines: list[str] = []
+    engine, _ = build_engine(config, lines.append)
+    info = engine.model.info
+    assert info.quantization == f"as stored ({', '.join(sorted(kinds))})", lines
+    assert isinstance(engine.model, GraphedModel), lines
+    assert any("2 FusedDecoderLayer" in line and "2 MergedMLP" in line for line in lines), lines
+    tensors = path.stat().st_size
+    assert info.weight_bytes < 1.05 * tensors
+    reference = load.load_module(
+        resolve_model(config, lines.append), config, torch.device("cpu"), torch.float32
+    )
+    prompts = [[5, 6, 7], list(range(40, 60))]
+    for prompt, result in zip(
+        prompts, generate_all(engine, prompts, greedy(4, ignore_eos=True)), strict=True
+    ):
+        assert max(deviations(reference, prompt, result)) < 0.3

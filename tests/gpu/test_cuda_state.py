@@ -1,0 +1,82 @@
+"""Models with recurrent states, with a cache of their own, and spread by a device map, on CUDA.
+
+Each is built from its folder, as a server builds it, and compared with plain transformers.
+"""
+
+from typing import Any
+
+import pytest
+
+from stonechat_models.backends.transformers.plain import PlainModel
+from stonechat_models.backends.transformers.recurrent import RecurrentModel
+from stonechat_models.config import EngineConfig
+from stonechat_models.runtime.build import build_engine
+from tests.gpu.test_cuda_engine import assert_near, prompts
+from tests.models.engines import generate_all, greedy
+from tests.models.tiny_models import save_tiny_model, tiny_model
+from tests.models.tiny_tokenizers import save_byte_level
+
+VOCAB_SIZE = 320
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+"""In standard deviations of the logits. The references keep weights that bfloat16 rounds."""
+
+
+def build(tmp_path, family, **settings: Any):
+    """Returns an engine and the text of the progress lines."""
+    tokenizer_folder = save_byte_level(tmp_path / "tokenizer")
+    folder = save_tiny_model(tmp_path / "tiny", family, tokenizer_folder, vocab_size=VOCAB_SIZE)
+    lines: list[str] = []
+    config = EngineConfig(
+        model=str(folder),
+        device="cuda",
+        max_num_seqs=4,
+        max_batch_tokens=64,
+        max_model_len=200,
+        kv_cache_bytes=8 << 20,
+        **settings,
+    )
+    engine, _ = build_engine(config, lines.append)
+    return engine, "\n".join(lines)
+
+
+def check(engine, family, dtype):
+    results = generate_all(engine, prompts(), greedy(12, ignore_eos=True))
+    assert [len(result.token_ids) for result in results] == [12] * len(results)
+    assert_near(tiny_model(family, vocab_size=VOCAB_SIZE), results, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2", "falcon_h1", "mamba2"])
+def test_recurrent_states(family, dtype, device, tmp_path):
+    engine, progress = build(tmp_path, family, dtype=dtype)
+    assert isinstance(engine.model, RecurrentModel), progress
+    check(engine, family, dtype)
+    if engine.model.info.exact_chunks:  # the second time with a snapshot of the state
+        again = generate_all(engine, prompts(), greedy(12, ignore_eos=True))
+        assert again[-1].num_cached_tokens > 0
+        assert_near(tiny_model(family, vocab_size=VOCAB_SIZE), again, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("family", ["bloom", "phimoe"])
+def test_a_cache_of_its_own(family, device, tmp_path):
+    engine, progress = build(tmp_path, family, dtype="float32")
+    assert isinstance(engine.model, PlainModel), progress
+    check(engine, family, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_on_the_host(dtype, device, tmp_path):
+    """A device map may keep layers in the host's memory. They are computed on the device."""
+    on_device = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb")
+    device_map = {**dict.fromkeys((*on_device, "lm_head"), 0), "model.layers.1": "cpu"}
+    engine, _ = build(tmp_path, "llama", dtype=dtype, device_map=device_map)
+    layers = engine.model.module.model.layers
+    assert [layer.mlp.up_proj.weight.device.type for layer in layers] == ["cuda", "meta"]
+    assert engine.model.info.attention_backend == "triton"
+    check(engine, "llama", dtype)
+
+
+def test_a_device_map_of_one_device(device, tmp_path):
+    engine, _ = build(tmp_path, "qwen3", dtype="float32", device_map="auto")
+    assert {p.device.type for p in engine.model.module.parameters()} == {"cuda"}
+    check(engine, "qwen3", "float32")

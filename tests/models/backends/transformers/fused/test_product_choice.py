@@ -1,0 +1,114 @@
+"""Products of few rows use the kernel that a timer found faster, if it is right."""
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("triton")
+
+from stonechat_models.backends.transformers.fused import attention, product_choice, products
+from stonechat_models.backends.transformers.fused.few_rows import (
+    ROW_COUNTS,
+    FewRowsTile,
+    few_rows_qkv,
+    few_rows_tile,
+)
+from stonechat_models.backends.transformers.fused.product_choice import (
+    choose_faster,
+    choose_products,
+)
+from stonechat_models.backends.transformers.fused.replace import fuse_modules
+from stonechat_models.backends.transformers.fused.step_products import product_groups
+from stonechat_models.backends.transformers.packing_check import check_packing
+from tests.models.tiny_models import VOCAB_SIZE, tiny_model
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TILE = FewRowsTile(32, 1)
+OTHER = FewRowsTile(64, 1)
+
+
+def fused_model(family, **changes):
+    module = tiny_model(family, **changes).to(DEVICE)
+    check_packing(module, torch.device(DEVICE), VOCAB_SIZE)
+    fuse_modules(module)
+    return module
+
+
+def choose(module, favourite, tiles=(TILE,)):
+    """Let a timer choose that finds runs with the tile `favourite` fast, and other tiles slow."""
+    timings = []
+    for group in product_groups(module):
+        linear = group[0].linear
+
+        def seconds(run, linear=linear):
+            tiles = [tile for n in ROW_COUNTS if (tile := few_rows_tile(linear, n)) is not None]
+            return 1.0 if favourite in tiles else 3.0 if tiles else 2.0
+
+        timings += choose_faster([group], seconds, tiles)
+    return timings
+
+
+@torch.inference_mode()
+def test_the_faster_one_is_chosen():
+    module = fused_model("llama")
+    timings = choose(module, OTHER, tiles=(TILE, OTHER))
+    assert {t.kind for t in timings} == {"turned qkv", "output", "normed gate_up", "down"}
+    assert {t.num_rows for t in timings} == set(ROW_COUNTS)
+    assert all((t.torch, t.own, t.tile) == (2 / 2, 1 / 2, OTHER) for t in timings)
+    for layer in module.model.layers:
+        for linear in (layer.self_attn.qkv_proj, layer.mlp.down_proj):
+            assert few_rows_tile(linear, 1) is few_rows_tile(linear, 4) is OTHER
+            assert few_rows_tile(linear, 3) is None
+
+
+@torch.inference_mode()
+def test_torchs_product_stays_if_it_is_faster():
+    module = fused_model("llama", num_hidden_layers=1)
+    assert all((t.own, t.tile) == (3.0, TILE) for t in choose(module, None))
+    for linear in module.modules():
+        assert few_rows_tile(linear, 1) is None
+
+
+@torch.inference_mode()
+def test_a_tile_with_other_numbers_is_not_chosen(monkeypatch):
+    module = fused_model("llama", num_hidden_layers=1)
+    right = products.few_rows_product
+
+    def wrong(x, linear, tile, **settings):
+        return right(x, linear, tile, **settings).mul_(1.01)
+
+    def other_keys(x, linear, tile, turns, slots, keys, values, **settings):
+        query = few_rows_qkv(x, linear, tile, turns, slots, keys, values, **settings)
+        keys *= 1.01
+        return query
+
+    monkeypatch.setattr(products, "few_rows_product", wrong)
+    monkeypatch.setattr(attention, "few_rows_qkv", other_keys)
+    assert all(t.tile is None for t in choose(module, TILE))
+    assert few_rows_tile(module.model.layers[0].mlp.down_proj, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    [
+        ("gemma3", ["gate_up"]),  # its layers are not fused: the norm is another module's
+        ("qwen3_moe", ["output", "qkv"]),
+        ("gpt_neox", []),
+    ],
+)
+def test_products_that_can_be_chosen(family, kinds):
+    groups = product_groups(fused_model(family))
+    assert sorted(group[0].kind for group in groups) == kinds
+    assert all(type(product.linear) is nn.Linear for group in groups for product in group)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there the timer works")
+def test_what_cannot_be_timed_stays(monkeypatch):
+    module = fused_model("llama", num_hidden_layers=1)
+    lines = []
+    assert choose_products(module, lines.append) == []
+    assert lines == []  # not on a CPU
+    monkeypatch.setattr(product_choice, "is_on_cuda", lambda _: True)
+    assert choose_products(module, lines.append) == []
+    assert "stay with PyTorch" in lines[0]
+    assert few_rows_tile(module.model.layers[0].mlp.down_proj, 1) is None

@@ -1,0 +1,126 @@
+"""GGUF files whose weights stay as stored give the logits of the same file dequantised."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from stonechat_models.backends.quantization.coded_linear import CodedEmbedding, CodedLinear
+from stonechat_models.backends.transformers import quantize, stored_codes
+from stonechat_models.backends.transformers.code_choice import can_keep_codes
+from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.checkpoint.resolve import resolve_model
+from stonechat_models.config import EngineConfig
+from tests.models.coded_gguf import write_coded_gguf
+from tests.models.tiny_gguf import LAYERS, VOCAB, write_tiny_gguf
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def loaded(tmp_path, monkeypatch):
+    """Loads a file in float32, with or without its codes, and the lines of progress."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lines: list[str] = []
+
+    def load(path, *, keeps_codes: bool):
+        config = EngineConfig(model=str(path), dtype="float32")
+        files = resolve_model(config, lines.append)
+        return load_module(
+            files, config, DEVICE, torch.float32, keeps_codes=keeps_codes, progress=lines.append
+        )
+
+    load.lines = lines
+    return load
+
+
+@torch.inference_mode()
+def assert_same_logits(coded, plain, vocab: int) -> None:
+    ids = torch.randint(vocab, (2, 9), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    expected = plain(input_ids=ids, use_cache=False).logits
+    actual = coded(input_ids=ids, use_cache=False).logits
+    assert expected.std() > 0.01
+    assert float((actual - expected).abs().max() / expected.std()) < 1e-3
+
+
+def coded_names(module) -> set[str]:
+    kinds = (CodedLinear, CodedEmbedding)
+    return {name for name, part in module.named_modules() if isinstance(part, kinds)}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "per_layer", "tops"),
+    [("llama", 7, 2), ("qwen2", 7, 2), ("qwen3", 7, 2), ("phi3", 4, 2), ("gemma3", 7, 2)],
+)
+def test_architectures(architecture, per_layer, tops, loaded, tmp_path):
+    """RoPE pairs, biases, merged projections, and a tied head below a scaled embedding."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", architecture, "Q8_0")
+    plain = loaded(path, keeps_codes=False)
+    coded = loaded(path, keeps_codes=True)
+    assert type(coded) is type(plain)
+    assert len(coded_names(coded)) == per_layer * LAYERS + tops
+    assert not coded_names(plain)
+    assert_same_logits(coded, plain, VOCAB)
+    assert quantize.num_weights(coded) == quantize.num_weights(plain)
+    assert quantize.stored_label(coded) == "as stored (Q8_0)"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_types_of_one_file(tied, loaded, tmp_path):
+    path = write_coded_gguf(tmp_path / "coded.gguf", tied=tied)
+    plain = loaded(path, keeps_codes=False)
+    coded = loaded(path, keeps_codes=True)
+    assert quantize.stored_label(coded) == "as stored (Q4_K, Q6_K)"
+    assert_same_logits(coded, plain, VOCAB)
+    data = sum(t.nbytes for t in coded.parameters())
+    stored = path.stat().st_size - 32768  # less the tokenizer
+    assert stored < quantize.weight_bytes(coded) < 1.03 * (stored + 32768) + data
+    if tied:
+        head, embedding = coded.lm_head, coded.model.embed_tokens
+        assert head.parts[0] is embedding.codes
+
+
+def test_no_copy_of_the_weights_is_written(loaded, tmp_path):
+    loaded(write_coded_gguf(tmp_path / "coded.gguf"), keeps_codes=True)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_types_without_a_kernel_become_floats(loaded, tmp_path):
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", "Q4_1")
+    module = loaded(path, keeps_codes=True)
+    assert not coded_names(module)
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_wrong_product_makes_floats_of_all_weights(loaded, tmp_path, monkeypatch):
+    def off_by_one(type_name, rows):
+        codes = original(type_name, rows)
+        codes.low[0] ^= 0x11111111
+        return codes
+
+    original = stored_codes.gguf_codes
+    monkeypatch.setattr(stored_codes, "gguf_codes", off_by_one)
+    module = loaded(write_tiny_gguf(tmp_path / "tiny.gguf", "llama", "Q8_0"), keeps_codes=True)
+    assert not coded_names(module)
+    assert any("weights are dequantised: the product of" in line for line in loaded.lines)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quantize": "none"},
+        {"quantize": "int8"},
+        {"deterministic": True},
+        {"device_map": "auto"},
+    ],
+)
+def test_settings_that_need_floats(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", "Q8_0")
+    config = EngineConfig(model=str(path))
+    files = resolve_model(config, lambda line: None)
+    cuda = torch.device("cuda")
+    assert can_keep_codes(files, config, cuda)
+    assert not can_keep_codes(files, config, torch.device("cpu"))
+    changed = EngineConfig(model=str(path), **settings)
+    assert not can_keep_codes(files, changed, cuda)
