@@ -30,6 +30,8 @@ CHAT_TEMPLATE = (
 )
 MODEL_NAME = "random"
 SECONDS_TO_EXIT = 20.0
+LOG_LINES = 60
+"""How many lines of the server's output are kept. The first ones are of its start."""
 
 
 def save_model(module: Any, folder: Path) -> None:
@@ -91,6 +93,7 @@ def measure_over_http(
             timeout=timeout,
         )
         result = asyncio.run(run_bench(settings, QuietWatcher()))
+        lines = log.read_text(errors="replace").splitlines()
     (level,) = result.levels
     print(f"  over HTTP: {level.tokens_per_second:.0f} tokens/s", flush=True)
     return {
@@ -101,6 +104,7 @@ def measure_over_http(
         "first_token_p99_seconds": level.ttft.p99,
         "between_tokens_p99_seconds": level.inter_token.p99,
         "load_generator_cores": level.generator_cpu,
+        "server_log": lines[:LOG_LINES],
         "failed_checks": [f"{c.name}: {c.detail}" for c in result.checks if not c.passed],
     }
 

@@ -1,17 +1,22 @@
 """Measurements for `bench.py`: the rates of the device, and the throughput of an engine on it."""
 
+import statistics
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from stonechat_models.engine.engine import Engine
-from stonechat_models.types import GenerateRequest, SamplingParams
+from stonechat_models.types import GenerateRequest, SamplingParams, TokenOutput
 
-NUM_KERNELS = 12
+ROUNDS = 3
+"""Each figure is the median of this many."""
+WARM_STEPS = 6
+NUM_KERNELS = 20
 """How many kernels are listed by name, the slowest first."""
 
 
@@ -21,30 +26,35 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_of(function: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Return the mean seconds of a call, over `repeats` calls after a warm-up."""
+    """Return the seconds of a call after a warm-up: the median of rounds of `repeats` calls."""
     function()
-    synchronize(device)
-    started = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    synchronize(device)
-    return (time.perf_counter() - started) / repeats
+    rounds = []
+    for _ in range(ROUNDS):
+        synchronize(device)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            function()
+        synchronize(device)
+        rounds.append((time.perf_counter() - started) / repeats)
+    return statistics.median(rounds)
 
 
 def bandwidth(device: torch.device) -> float:
     """Return bytes a second of a large copy. Read and written bytes both count."""
-    num_bytes = 4 << 30 if device.type == "cuda" else 64 << 20
-    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    source = _numbers(device)
     target = torch.empty_like(source)
-    seconds = seconds_of(lambda: target.copy_(source), device, 10)
-    return 2 * num_bytes / seconds
+    return 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device, 10)
 
 
 def read_bandwidth(device: torch.device) -> float:
     """Return bytes a second of a sum over a large tensor. It only reads, as steps read weights."""
-    num_bytes = 4 << 30 if device.type == "cuda" else 64 << 20
-    source = torch.zeros(num_bytes // 4, dtype=torch.float32, device=device)
-    return num_bytes / seconds_of(source.sum, device, 10)
+    source = _numbers(device)
+    return source.nbytes / seconds_of(source.sum, device, 10)
+
+
+def _numbers(device: torch.device) -> torch.Tensor:
+    """A large tensor of random numbers: constant ones may be read faster."""
+    return torch.randn(1 << 30 if device.type == "cuda" else 1 << 22, device=device)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -57,16 +67,49 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / seconds
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class DecodeTimes:
     """The times of a decode step. `context` is the mean context length that it read."""
 
     seconds: float
+    """The median of `rounds`."""
+    rounds: list[float]
+    host_seconds: float
+    """The part of a step in which the host did not wait for the device."""
     context: float
-    kernel_seconds: float | None = None
-    """Sum over all kernels. None: they were not profiled."""
-    kernels: dict[str, float] = field(default_factory=dict)
-    """Seconds per step, by kernel name."""
+    graphs_per_step: float
+
+
+@dataclass(slots=True)
+class Watched:
+    """What the host did meanwhile."""
+
+    seconds_waited: float = 0.0
+    num_replays: int = 0
+
+
+@contextmanager
+def watched() -> Iterator[Watched]:
+    """Count the replays of CUDA graphs, and the time in which the host waits for events."""
+    counts = Watched()
+    wait, replay = torch.cuda.Event.synchronize, torch.cuda.CUDAGraph.replay
+
+    def timed_wait(event: Any) -> None:
+        started = time.perf_counter()
+        wait(event)
+        counts.seconds_waited += time.perf_counter() - started
+
+    def counted_replay(graph: Any) -> None:
+        counts.num_replays += 1
+        replay(graph)
+
+    torch.cuda.Event.synchronize = timed_wait  # type: ignore[method-assign]
+    torch.cuda.CUDAGraph.replay = counted_replay  # type: ignore[method-assign]
+    try:
+        yield counts
+    finally:
+        torch.cuda.Event.synchronize = wait  # type: ignore[method-assign]
+        torch.cuda.CUDAGraph.replay = replay  # type: ignore[method-assign]
 
 
 class Load:
@@ -78,83 +121,146 @@ class Load:
         self._generator = torch.Generator().manual_seed(1)
         self._num_requests = 0
 
-    def add(self, prompt_len: int, max_tokens: int, **params: Any) -> str:
+    def random_prompt(self, length: int, generator: torch.Generator | None = None) -> list[int]:
+        size = (length,)
         vocab_size = self.engine.model.info.vocab_size
-        prompt = torch.randint(3, vocab_size, (prompt_len,), generator=self._generator)
+        prompt = torch.randint(3, vocab_size, size, generator=generator or self._generator)
+        return [int(token) for token in prompt.tolist()]
+
+    def add(self, prompt: list[int], max_tokens: int, **params: Any) -> str:
         self._num_requests += 1
         request = GenerateRequest(
             request_id=str(self._num_requests),
-            prompt_token_ids=prompt.tolist(),
+            prompt_token_ids=prompt,
             params=SamplingParams(max_tokens=max_tokens, ignore_eos=True, **params),
         )
         self.engine.add(request)
         return request.request_id
 
+    def step(self) -> list[TokenOutput]:
+        """Run a step of the engine. Raises `RuntimeError` if it failed for a sequence."""
+        outputs = self.engine.step()
+        for output in outputs:
+            if output.error is not None:
+                raise RuntimeError(output.error)
+        return outputs
+
     def drain(self) -> None:
         while self.engine.has_work:
-            self.engine.step()
+            self.step()
         synchronize(self._device)
 
-    def decode(
-        self, batch: int, context: int, num_steps: int, *, profiled: bool = True, **params: Any
-    ) -> DecodeTimes:
-        """Time decode steps, with sampling, of `batch` sequences with `context` prompt tokens."""
-        num_at_start = self._num_generated
-        ids = [self.add(context, num_steps * 3 + 64, **params) for _ in range(batch)]
-        while len(self.engine.step()) < batch:
-            pass
-        num_before = self._num_generated
-        seconds = seconds_of(self.engine.step, self._device, num_steps)
-        mean_generated = (num_before + self._num_generated) / 2 - num_at_start
-        times = DecodeTimes(seconds, context + mean_generated / batch)
-        if profiled and self._device.type == "cuda":
-            times.kernels = self._kernels(num_steps)
-            times.kernel_seconds = sum(times.kernels.values())
-            times.kernels = dict(Counter(times.kernels).most_common(NUM_KERNELS))
-        for request_id in ids:
-            self.engine.abort(request_id)
-        self.drain()
-        return times
+    @contextmanager
+    def decoding(self, batch: int, context: int, num_steps: int, params: Any) -> Iterator[None]:
+        """Inside, each step decodes `batch` sequences with `context` prompt tokens.
+
+        The prompts are the same each time, so that the prefix cache spares their computation.
+        """
+        generator = torch.Generator().manual_seed(2)
+        prompts = [self.random_prompt(context, generator) for _ in range(batch)]
+        ids = [self.add(prompt, num_steps + 64, **params) for prompt in prompts]
+        try:
+            while len(self.step()) < batch:
+                pass
+            for _ in range(WARM_STEPS):
+                self.step()
+            yield
+        finally:
+            for request_id in ids:
+                self.engine.abort(request_id)
+            self.drain()
+
+    def decode(self, batch: int, context: int, num_steps: int, **params: Any) -> DecodeTimes:
+        """Time rounds of `num_steps` decode steps, with their sampling."""
+        all_steps = ROUNDS * num_steps
+        with self.decoding(batch, context, all_steps + WARM_STEPS, params), watched() as counts:
+            synchronize(self._device)
+            times = [time.perf_counter()]
+            num_tokens = 0
+            for _ in range(ROUNDS):
+                for _ in range(num_steps):
+                    num_tokens += len(self.engine.step())
+                times.append(time.perf_counter())
+        if num_tokens != batch * all_steps or self.engine.counters.num_failed_steps:
+            raise RuntimeError(f"{num_tokens} tokens in {all_steps} steps of {batch} sequences")
+        rounds = [(end - start) / num_steps for start, end in pairwise(times)]
+        return DecodeTimes(
+            seconds=statistics.median(rounds),
+            rounds=rounds,
+            host_seconds=(times[-1] - times[0] - counts.seconds_waited) / all_steps,
+            context=context + WARM_STEPS + all_steps / 2,
+            graphs_per_step=counts.num_replays / all_steps,
+        )
+
+    def profile(self, batch: int, context: int, num_steps: int, **params: Any) -> dict[str, Any]:
+        """Return the time of each kernel in a decode step, the slowest first."""
+        from torch.autograd import DeviceType
+        from torch.profiler import ProfilerActivity, profile
+
+        on_cuda = self._device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+        with self.decoding(batch, context, num_steps + WARM_STEPS, params):
+            synchronize(self._device)
+            with profile(activities=activities) as profiler:
+                for _ in range(num_steps):
+                    self.step()
+                synchronize(self._device)
+        kernels = [
+            {
+                "name": event.key,
+                "calls": event.count / num_steps,
+                "microseconds": float(
+                    event.self_device_time_total if on_cuda else event.self_cpu_time_total
+                )
+                / num_steps,
+            }
+            for event in profiler.key_averages()
+            if not on_cuda or event.device_type == DeviceType.CUDA
+        ]
+        kernels.sort(key=lambda kernel: -kernel["microseconds"])
+        return {
+            "milliseconds": sum(kernel["microseconds"] for kernel in kernels) / 1e3,
+            "calls": sum(kernel["calls"] for kernel in kernels),
+            "kernels": kernels[:NUM_KERNELS],
+        }
 
     def prefill(self, batch: int, prompt_len: int) -> float:
-        """Return prompt tokens a second of `batch` prompts."""
-        self.add(prompt_len, 1, temperature=0.0)
+        """Return prompt tokens a second of `batch` new prompts."""
+        self.add(self.random_prompt(prompt_len), 1, temperature=0.0)
         self.drain()
         for _ in range(batch):
-            self.add(prompt_len, 1, temperature=0.0)
+            self.add(self.random_prompt(prompt_len), 1, temperature=0.0)
         started = time.perf_counter()
         self.drain()
         return batch * prompt_len / (time.perf_counter() - started)
 
     def closed_loop(
         self, streams: int, num_requests: int, prompt_len: int, num_tokens: int
-    ) -> float:
-        """Return output tokens a second of `num_requests` requests, `streams` of them at once."""
-        started = time.perf_counter()
-        num_left, running = num_requests, 0
-        while num_left or running:
-            while num_left and running < streams:
-                self.add(prompt_len, num_tokens, temperature=0.0)
-                num_left, running = num_left - 1, running + 1
-            for output in self.engine.step():
-                if output.error is not None:
-                    raise RuntimeError(output.error)
-                running -= output.finish_reason is not None
-        return num_requests * num_tokens / (time.perf_counter() - started)
+    ) -> dict[str, float]:
+        """Run `num_requests` requests, `streams` of them at once.
 
-    @property
-    def _num_generated(self) -> int:
-        return self.engine.stats().num_generated_tokens
-
-    def _kernels(self, num_steps: int) -> dict[str, float]:
-        """Profile `num_steps` steps. Return the seconds per step of each kernel."""
-        from torch.profiler import ProfilerActivity, profile
-
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            for _ in range(num_steps):
-                self.engine.step()
-            synchronize(self._device)
+        Returns output tokens a second, the number of steps, how many steps had prompt tokens, the
+        replays of CUDA graphs, and the share of the time in which the host did not wait.
+        """
+        prompts = [self.random_prompt(prompt_len) for _ in range(num_requests)]
+        num_steps = num_with_prompts = running = 0
+        with watched() as counts:
+            started = time.perf_counter()
+            while prompts or running:
+                while prompts and running < streams:
+                    self.add(prompts.pop(), num_tokens, temperature=0.0)
+                    running += 1
+                num_before = self.engine.counters.num_prompt_tokens
+                outputs = self.step()
+                num_steps += 1
+                num_with_prompts += self.engine.counters.num_prompt_tokens > num_before
+                for output in outputs:
+                    running -= output.finish_reason is not None
+            seconds = time.perf_counter() - started
         return {
-            event.key: float(event.self_device_time_total) * 1e-6 / num_steps
-            for event in profiler.key_averages()
+            "tokens_per_second": num_requests * num_tokens / seconds,
+            "steps": num_steps,
+            "steps_with_prompts": num_with_prompts,
+            "graph_replays": counts.num_replays,
+            "host_share": 1 - counts.seconds_waited / seconds,
         }

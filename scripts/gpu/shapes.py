@@ -1,6 +1,6 @@
 """Models with random weights in published shapes, built on the device. They need no download."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ class Shape:
     name: str
     config_class: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    has_codes: bool = False
+    """Whether the weights are as a GGUF file of type Q4_K_M has them."""
 
 
 SHAPES = {
@@ -78,6 +80,19 @@ SHAPES = {
                 "head_dim": 128,
             },
         ),
+        Shape(  # small enough to start in seconds, with heads as kernels like them
+            "small",
+            "LlamaConfig",
+            {
+                "vocab_size": 32768,
+                "hidden_size": 512,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 2,
+                "head_dim": 64,
+            },
+        ),
         Shape(
             "tiny",
             "LlamaConfig",
@@ -92,6 +107,9 @@ SHAPES = {
         ),
     )
 }
+SHAPES["llama-3.1-8b-q4_k_m"] = replace(
+    SHAPES["llama-3.1-8b"], name="llama-3.1-8b-q4_k_m", has_codes=True
+)
 
 
 def build_module(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
@@ -109,6 +127,14 @@ def build_module(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
             config, dtype=dtype, attn_implementation="eager"
         )
     return module.eval().requires_grad_(False)
+
+
+def put_codes(shape: Shape, module: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Replace the weights by random codes if the shape has codes."""
+    if shape.has_codes:
+        from stonechat_models.backends.quantization.random_codes import put_random_codes
+
+        put_random_codes(module, device, dtype)
 
 
 def model_info(shape: Shape, module: Any, device: torch.device, dtype: torch.dtype) -> ModelInfo:
@@ -130,29 +156,44 @@ def model_info(shape: Shape, module: Any, device: torch.device, dtype: torch.dty
     )
 
 
-def bytes_of_a_step(module: torch.nn.Module, num_tokens: int) -> float:
-    """Return the bytes of weights that a step of `num_tokens` must read.
+def step_bytes(module: torch.nn.Module) -> list[tuple[float, float]]:
+    """Return what a step must read of the weights: (bytes, share of them that one token skips).
 
-    For a mixture of experts this is the expected number. The input embedding does not count, since
-    a step reads only single rows of it, unless it is the output layer too.
+    A token skips the experts that it does not use. The input embedding does not count, since a
+    step reads only single rows of it, unless it is the output layer too.
     """
-    from stonechat_models.backends.quantization.linear import QuantizedLinear
-
     config: Any = module.config
     num_experts = getattr(config, "num_experts", None)
-    expert_share = 1.0
-    if num_experts:
-        expert_share = 1 - (1 - config.num_experts_per_tok / num_experts) ** num_tokens
-    total = 0.0
+    idle = 1 - config.num_experts_per_tok / num_experts if num_experts else 0.0
+    sizes = []
     for name, parameter in module.named_parameters():
-        if "embed_tokens" in name and not config.tie_word_embeddings:
-            continue
-        size = parameter.numel() * parameter.element_size()
-        total += size * (expert_share if ".experts." in name else 1.0)
-    for name, part in module.named_modules():
-        if isinstance(part, QuantizedLinear):
-            total += part.num_bytes * (expert_share if ".experts" in name else 1.0)
-    return total
+        if "embed_tokens" not in name or config.tie_word_embeddings:
+            size = float(parameter.numel() * parameter.element_size())
+            sizes.append((size, idle if ".experts." in name else 0.0))
+    return sizes
+
+
+def quantised_step_bytes(module: Any) -> float:
+    """Return what a step must read of quantised weights, all experts of a mixture included."""
+    from stonechat_models.backends.transformers.quantize import weight_bytes
+
+    total = float(weight_bytes(module))
+    if module.config.tie_word_embeddings:
+        return total
+    embedding = module.get_input_embeddings()
+    return total - float(getattr(embedding, "num_bytes", embedding.weight.nbytes))
+
+
+def attention_flops(module: torch.nn.Module) -> float:
+    """Return the operations of a prefill's attention per token and token of the prompt.
+
+    They are two products of two operations each, over half of the positions on average.
+    """
+    config: Any = module.config
+    head_size = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    return float(2 * config.num_hidden_layers * config.num_attention_heads * head_size)
 
 
 def matmul_parameters(module: torch.nn.Module) -> float:

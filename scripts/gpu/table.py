@@ -6,11 +6,13 @@ from typing import Any
 Results = dict[str, Any]
 
 
-def markdown(results: Results) -> str:
-    """All tables, with the device, the versions and the command."""
+def markdown(results: Results, kernels: bool = True) -> str:
+    """All tables, with the device, the versions and the command. Those of kernels are many."""
     lines = [*_header(results)]
-    for table in (_decode, _prefill, _http, _compare, _missing):
+    for table in (_decode, _prefill, _mixed, _http, _starts, _compare, _missing):
         lines += table(results)
+    if kernels:
+        lines += _kernels(results)
     return "\n".join(lines) + "\n"
 
 
@@ -34,8 +36,7 @@ def _header(results: Results) -> Iterator[str]:
         yield (
             f"Measured in the same run: {device['bandwidth_bytes_per_second'] / 1e9:.0f} GB/s in a "
             f"copy, {device['read_bytes_per_second'] / 1e9:.0f} GB/s in a read, "
-            f"{device['matmul_flops'] / 1e12:.1f} TFLOP/s in a matrix product. "
-            f"Attention: {device.get('attention', '?')}."
+            f"{device['matmul_flops'] / 1e12:.1f} TFLOP/s in a matrix product."
         )
 
 
@@ -54,21 +55,26 @@ def _decode(results: Results) -> list[str]:
     rows = []
     read_rate = results["sections"].get("device", {}).get("read_bytes_per_second")
     for shape, section in _models(results, "model"):
-        for batch, entry in section.get("decode", {}).items():
-            if "tokens_per_second" not in entry:
-                continue
-            step, kernels = entry["milliseconds_per_step"], entry["kernel_milliseconds_per_step"]
-            bound = None if read_rate is None else 1e3 * entry["bytes_per_step"] / read_rate / step
-            rows.append(
-                f"| {shape} | {batch} | {entry['tokens_per_second']:.0f} | {step:.2f} | "
-                f"{_share(bound)} | {'' if kernels is None else f'{kernels:.2f}'} | "
-                f"{'' if kernels is None else f'{max(0.0, step - kernels):.2f}'} | "
-                f"{entry['tokens_per_second_with_top_p']:.0f} |"
-            )
+        mark = " (!)" if section.get("checks", {}).get("off") else ""
+        for mode, batches in section.get("decode", {}).items():
+            for batch, entry in batches.items():
+                if "tokens_per_second" not in entry:
+                    continue
+                step = entry["milliseconds_per_step"]
+                bound = None if read_rate is None else 1e3 * entry["bytes_per_step"] / read_rate
+                profile = section.get("profile", {}).get(f"{mode}, batch {batch}", {})
+                kernels = profile.get("milliseconds")
+                rows.append(
+                    f"| {shape}{mark} | {mode} | {batch} | {entry['tokens_per_second']:.0f} | "
+                    f"{step:.3f} | {_share(bound and bound / step)} | "
+                    f"{'' if kernels is None else f'{kernels:.3f}'} | "
+                    f"{entry['host_milliseconds_per_step']:.3f} | {entry['graphs_per_step']:.2g} |"
+                )
     return _table(
-        "Greedy decoding. The bound is the time to read weights and cached keys and values once.",
-        ("model", "sequences", "tokens/s", "ms per step", "share of the bound",
-         "kernels, ms", "gaps, ms", "tokens/s with top_p"),
+        "Decoding. The bound is the time to read weights and cached keys and values once, at the "
+        "rate measured. (!) marks a model whose logits are off from those of the plain model.",
+        ("model", "sampling", "sequences", "tokens/s", "ms per step", "share of the bound",
+         "kernels, ms", "host, ms", "graphs per step"),
         rows,
     )  # fmt: skip
 
@@ -77,27 +83,55 @@ def _prefill(results: Results) -> list[str]:
     flops = results["sections"].get("device", {}).get("matmul_flops")
     rows = []
     for shape, section in _models(results, "model"):
-        entry = section.get("prefill", {})
+        entry, checks = section.get("prefill", {}), section.get("checks", {})
         if "tokens_per_second" in entry:
             share = None if flops is None else entry["flops_per_second"] / flops
+            errors = [f"{checks[k]:.2g}" for k in ("prefill", "decode") if k in checks]
             rows.append(
                 f"| {shape} | {entry['tokens_per_second']:.0f} | {_share(share)} | "
-                f"{section['seconds_to_ready']:.1f} | {'yes' if section['in_graphs'] else 'no'} | "
-                f"{section['attention']} | {section['quantization']} |"
+                f"{section['attention']} | {'yes' if section['in_graphs'] else 'no'} | "
+                f"{section['quantization']} | {', '.join(errors)} of {checks.get('tolerance')} |"
             )
     return _table(
-        "Prefill, and the engine's start on loaded weights (memory profile, graphs, checks).",
-        ("model", "tokens/s", "share of the matmul rate", "start, s", "graphs", "attention",
-         "quantised"),
+        "Prefill. The error is that of the logits after a prefill and a decode step, in standard "
+        "deviations, beside what rounding explains.",
+        ("model", "tokens/s", "share of the matmul rate", "attention", "graphs", "quantised",
+         "error"),
         rows,
     )  # fmt: skip
+
+
+def _starts(results: Results) -> list[str]:
+    rows = []
+    for name, section in results["sections"].items():
+        if "seconds_by_phase" in section:
+            phases = [f"{k} {s:.1f}" for k, s in section["seconds_by_phase"].items() if s >= 0.05]
+            rows.append(f"| {name} | {section['seconds_to_ready']:.1f} | {', '.join(phases)} |")
+    return _table("The engine's start.", ("part", "s", "of which, s"), rows)
+
+
+def _mixed(results: Results) -> list[str]:
+    rows = []
+    for name, section in results["sections"].items():
+        entry = section.get("mixed") or section.get("in_process") or {}
+        if "tokens_per_second" in entry:
+            rows.append(
+                f"| {name} | {entry['tokens_per_second']:.0f} | {entry['steps']} | "
+                f"{entry['steps_with_prompts']} | {entry['graph_replays']} | "
+                f"{entry['host_share']:.0%} |"
+            )
+    return _table(
+        "Streams of requests in process: prompts and answers mixed.",
+        ("part", "tokens/s", "steps", "with prompts", "replays of graphs", "host works"),
+        rows,
+    )
 
 
 def _http(results: Results) -> list[str]:
     rows = [
         f"| {shape} | {entry['streams']} | {entry['in_process_tokens_per_second']:.0f} | "
         f"{entry['tokens_per_second']:.0f} | {_share(entry['share_of_in_process'])} | "
-        f"{entry['first_token_p50_seconds']:.2f} | "
+        f"{entry['load_generator_cores']:.2f} | {entry['first_token_p50_seconds']:.3f} | "
         f"{entry['seconds_from_command_to_first_token']:.1f} |"
         for shape, entry in _models(results, "http")
         if "share_of_in_process" in entry
@@ -106,9 +140,29 @@ def _http(results: Results) -> list[str]:
         "The same load on `stonechat serve` over HTTP and on an engine in process. The time from "
         "the command to the first token is with files and compiled kernels cached.",
         ("model", "streams", "in process, tokens/s", "HTTP, tokens/s", "share",
-         "first token p50, s", "command to first token, s"),
+         "load generator, cores", "first token p50, s", "command to first token, s"),
         rows,
     )  # fmt: skip
+
+
+def _kernels(results: Results) -> list[str]:
+    tables = []
+    for shape, section in _models(results, "model"):
+        for name, profile in section.get("profile", {}).items():
+            rows = [
+                f"| {kernel['microseconds']:.1f} | {kernel['calls']:.1f} | "
+                f"{kernel['name'][:100].replace('|', ' ')} |"
+                for kernel in profile.get("kernels", [])[:15]
+            ]
+            title = f"{shape}, {name}: the kernels of a decode step."
+            tables += _table(title, ("µs", "calls", "kernel"), rows)
+    return tables
+
+
+def _ours(models: Results, shape: str, batch: str) -> float | None:
+    greedy: Results = models.get(shape, {}).get("decode", {}).get("greedy", {})
+    rate: float | None = greedy.get(batch, {}).get("tokens_per_second")
+    return rate
 
 
 def _compare(results: Results) -> list[str]:
@@ -116,14 +170,14 @@ def _compare(results: Results) -> list[str]:
     models = dict(_models(results, "model"))
     for shape, section in _models(results, "compare"):
         for batch, rate in section.get("generate", {}).items():
-            ours = models.get(shape, {}).get("decode", {}).get(batch, {}).get("tokens_per_second")
+            ours = _ours(models, shape, batch)
             if isinstance(rate, float):
                 ratio = "" if ours is None else f"{ours / rate:.1f}"
                 rows.append(f"| {shape} | generate, {batch} | {rate:.0f} | {ratio} |")
         rate = section.get("generate_batch", {}).get("tokens_per_second")
         if rate is not None:
             batch = str(section["generate_batch"]["batch"])
-            ours = models.get(shape, {}).get("decode", {}).get(batch, {}).get("tokens_per_second")
+            ours = _ours(models, shape, batch)
             ratio = "" if ours is None else f"{ours / rate:.1f}"
             rows.append(f"| {shape} | generate_batch, {batch} | {rate:.0f} | {ratio} |")
     return _table(

@@ -1,11 +1,15 @@
 """A dry run of the GPU benchmark on a CPU, and its results, failures and tables."""
 
 import json
+import logging
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "gpu"
 
@@ -32,14 +36,21 @@ def test_dry_run(bench, tmp_path, monkeypatch, capfd):
     assert device["bandwidth_bytes_per_second"] > 0
     assert device["kernel_errors"]["batched"]["prefill, heads of 128, window"] < 1e-4
     tiny = sections["model tiny"]
-    assert tiny["checks"].keys() == {"kernels", "fused", "graphs"}
-    for batch in ("1", "2"):
-        decode = tiny["decode"][batch]
-        assert decode["tokens_per_second"] > 0
-        assert decode["bytes_per_step"] > 40 * int(batch) * tiny["kv_bytes_per_token"]
+    assert tiny["checks"]["off"] is False
+    assert max(tiny["checks"]["prefill"], tiny["checks"]["decode"]) <= tiny["checks"]["tolerance"]
+    modes = ["greedy", "temperature 1", "top-k, top-p", "top-p", "5 logprobs"]
+    assert list(tiny["decode"]) == modes
+    for batches in tiny["decode"].values():
+        for batch in ("1", "2"):
+            decode = batches[batch]
+            assert decode["tokens_per_second"] > 0
+            assert decode["bytes_per_step"] > 40 * int(batch) * tiny["kv_bytes_per_token"]
     assert tiny["prefill"]["tokens_per_second"] > 0
+    assert 0 < tiny["mixed"]["steps_with_prompts"] < tiny["mixed"]["steps"]
+    assert tiny["profile"]["greedy, batch 1"]["kernels"][0]["microseconds"] > 0
     http = sections["http tiny"]
     assert http["num_errors"] == 0
+    assert http["seconds_by_phase"]["read"] > 0
     busy = "the load generator was not the bottleneck"  # a busy machine may make it one
     assert [check for check in http["failed_checks"] if not check.startswith(busy)] == []
     assert http["share_of_in_process"] > 0
@@ -47,8 +58,8 @@ def test_dry_run(bench, tmp_path, monkeypatch, capfd):
     assert http["first_token_p50_seconds"] > 0
     assert sections["compare tiny"].keys() >= {"generate", "generate_batch"}
     text = (tmp_path / "bench_gpu.md").read_text()
-    assert text in output
-    for line in ("| tiny | 2 |", "| tiny | 4 |", "--dry-run"):
+    assert text.partition("the kernels of a decode step")[0][:-100] in output
+    for line in ("| tiny | greedy | 2 |", "| tiny | 4 |", "--dry-run"):
         assert line in text
 
 
@@ -77,6 +88,7 @@ def test_a_part_that_hangs_is_ended_and_keeps_its_results(bench, tmp_path, monke
     hanging = tmp_path / "hanging.py"
     hanging.write_text(
         "import pathlib, sys, time\n"
+        "sys.stdin.readline()\n"
         "notes = pathlib.Path(sys.argv[sys.argv.index('--notes') + 1])\n"
         "notes.with_suffix('.tmp').write_text('{\"found\": 1}')\n"
         "notes.with_suffix('.tmp').replace(notes)\n"
@@ -85,20 +97,38 @@ def test_a_part_that_hangs_is_ended_and_keeps_its_results(bench, tmp_path, monke
     monkeypatch.setattr(bench, "__file__", str(hanging))
     monkeypatch.setitem(bench.SECONDS, "device", 1.0)
     wait = subprocess.Popen.wait
+    notes = tmp_path / "part.json"
 
     def wait_for_notes(process, timeout=None):
         """The time limit is over when the notes are there."""
         if timeout is None:
             return wait(process)
-        while not (tmp_path / "part.json").is_file():
+        while not notes.is_file():
             time.sleep(0.01)
         raise subprocess.TimeoutExpired(process.args, timeout)
 
     monkeypatch.setattr(subprocess.Popen, "wait", wait_for_notes)
-    assert bench.run_child("device", 100.0, tmp_path, ["--out", str(tmp_path)]) == {
-        "found": 1,
-        "error": "ended after 1 s",
-    }
+    results = {}
+    bench.Child("device", notes, ["--out", str(tmp_path)]).run(100.0, results)
+    assert results == {"found": 1, "error": "ended after 1 s"}
+
+
+def test_a_part_is_imported_while_the_one_before_runs(bench, tmp_path, monkeypatch):
+    """The one after it is not, and none is left at the end."""
+    started, ended = [], []
+
+    class Child:
+        def __init__(self, name, notes, words):
+            started.append(name)
+            self.end = lambda: ended.append(name)
+
+    monkeypatch.setattr(bench, "Child", Child)
+    children = bench.Children(["a", "b", "c"], tmp_path, None)
+    assert started == ["a"]
+    next(iter(children))
+    assert started == ["a", "b"]
+    children.close()
+    assert ended == ["b"]
 
 
 def test_without_time_everything_is_skipped_and_named(bench, tmp_path, capsys):
@@ -114,14 +144,18 @@ def test_the_tables_of_a_gpu(bench):
     decode = {
         "tokens_per_second": 100.0,
         "milliseconds_per_step": 10.0,
+        "host_milliseconds_per_step": 2.0,
+        "graphs_per_step": 1.0,
         "bytes_per_step": 16e9,
-        "kernel_milliseconds_per_step": 9.0,
-        "tokens_per_second_with_top_p": 90.0,
     }
+    kernels = [{"name": "a_kernel", "calls": 32.0, "microseconds": 70.5}]
     model = {
-        "decode": {"1": decode, "8": {"error": "OutOfMemoryError: no room\nmore"}},
+        "checks": {"tolerance": 0.25, "off": True, "prefill": 0.1, "decode": 0.3},
+        "decode": {"greedy": {"1": decode, "8": {"error": "OutOfMemoryError: no room\nmore"}}},
+        "profile": {"greedy, batch 1": {"milliseconds": 9.0, "kernels": kernels}},
         "prefill": {"tokens_per_second": 5000.0, "flops_per_second": 3e14},
         "seconds_to_ready": 3.0,
+        "seconds_by_phase": {"read": 1.0, "graphs": 1.5},
         "in_graphs": True,
         "attention": "triton",
         "quantization": "fp8",
@@ -136,7 +170,66 @@ def test_the_tables_of_a_gpu(bench):
     sections = {"device": device, "model m": model, "compare m": {"generate": {"1": 50.0}}}
     text = markdown({"command": "bench", "seconds": 1.0, "sections": sections})
     assert "A GPU; driver 1.2, PyTorch 2.13. `bench`, 1 s." in text
-    assert "| m | 1 | 100 | 10.00 | 80% | 9.00 | 1.00 | 90 |" in text
-    assert "| m | 5000 | 50% | 3.0 | yes | triton | fp8 |" in text
+    assert "| m (!) | greedy | 1 | 100 | 10.000 | 80% | 9.000 | 2.000 | 1 |" in text
+    assert "| m | 5000 | 50% | triton | yes | fp8 | 0.1, 0.3 of 0.25 |" in text
+    assert "| model m | 3.0 | read 1.0, graphs 1.5 |" in text
     assert "| m | generate, 1 | 50 | 2.0 |" in text
-    assert "- model m, decode, 8: OutOfMemoryError: no room\n" in text
+    assert "| 70.5 | 32.0 | a_kernel |" in text
+    assert "- model m, decode, greedy, 8: OutOfMemoryError: no room\n" in text
+
+
+def test_an_interrupted_run_keeps_its_results(bench, tmp_path, monkeypatch):
+    def interrupted(child, seconds_left, results):
+        child.end()
+        results["found"] = 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.Child, "run", interrupted)
+    bench.main(["--out", str(tmp_path), "--dry-run"])
+    results = json.loads((tmp_path / "bench_gpu.json").read_text())
+    assert results["sections"] == {"device": {"found": 1}}
+
+
+def test_a_step_that_fails_is_not_timed(bench):
+    """Its sequences end, so that later steps would seem to take no time."""
+    from measure import Load
+
+    failed = SimpleNamespace(error="the model failed on this request", finish_reason="error")
+    engine = SimpleNamespace(
+        model=SimpleNamespace(info=SimpleNamespace(vocab_size=100)),
+        add=lambda request: None,
+        abort=lambda request_id: None,
+        step=lambda: [failed],
+        has_work=False,
+    )
+    load = Load(engine, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="the model failed"):
+        load.decode(1, 8, 2)
+
+
+def test_a_message_of_the_engine_is_shown_once(bench):
+    from sections import Once
+
+    once = Once()
+    first, second, other = (
+        logging.LogRecord("engine", logging.ERROR, "", 0, text, (i,), None)
+        for i, text in enumerate(("request %s failed", "request %s failed", "another"))
+    )
+    assert [once.filter(record) for record in (first, second, other)] == [True, False, True]
+
+
+def test_a_mixture_reads_the_experts_that_its_tokens_choose(bench):
+    from shapes import SHAPES, build_module, step_bytes
+
+    shape = SHAPES["qwen3-30b-a3b-12-layers"]
+    small = {"num_hidden_layers": 1, "vocab_size": 64, "hidden_size": 32}
+    small |= {"intermediate_size": 32, "moe_intermediate_size": 16}
+    module = build_module(
+        replace(shape, arguments={**shape.arguments, **small}), torch.device("cpu"), torch.float32
+    )
+    sizes = step_bytes(module)
+    experts = sum(size for size, idle in sizes if idle)
+    assert experts == 128 * 3 * 16 * 32 * 4
+    assert {idle for _, idle in sizes} == {0.0, 1 - 8 / 128}
+    whole = sum(p.numel() * 4 for p in module.parameters())
+    assert sum(size for size, _ in sizes) == whole - 64 * 32 * 4

@@ -1,0 +1,275 @@
+"""The plans for a GPU machine: what they run, what is kept, and what travels."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "gpu"
+PLANS = ("first", "second", "third", "correct", "speed", "more", "sweep")
+
+
+def script(name):
+    loader = SourceFileLoader(f"gpu_{name}", str(SCRIPTS / name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def day(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return script("day")
+
+
+@pytest.fixture
+def run(day, tmp_path):
+    """Return a function that runs parts, and gives the ends of all parts by name."""
+
+    def run(*parts, seconds=100.0):
+        out = tmp_path / "out"
+        one_day = day.Day("test", seconds, out, tmp_path / "bundle", tmp_path / "work")
+        one_day.run(list(parts))
+        one_day.save("complete")
+        one_day.save_kernels()
+        return json.loads((out / "summary.json").read_text())
+
+    return run
+
+
+def python(day, name, code, seconds=60.0, **settings):
+    return day.Part(name, [sys.executable, "-c", code, "{out}"], seconds, **settings)
+
+
+def ends(summary):
+    return {part["name"]: part["end"] for part in summary["parts"]}
+
+
+def test_a_part_that_fails_does_not_stop_the_next(day, run, tmp_path, capsys):
+    writes = "import pathlib, sys; pathlib.Path(sys.argv[1], 'x.md').write_text('a table')"
+    summary = run(
+        python(day, "bad", "print('some words'); raise SystemExit(3)"),
+        day.Part("absent", [str(tmp_path / "nothing")], 10.0),
+        python(day, "good", f"print('more words'); {writes}"),
+    )
+    found = ends(summary)
+    assert found["bad"] == "failed with status 3"
+    assert found["absent"].startswith("not started: ")
+    assert found["good"] == "ok"
+    assert summary["end"] == "complete"
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "day.log",
+        "summary.json",
+        "tables.md",
+        "results.tar.gz",
+    }
+    log = (out / "day.log").read_text()
+    assert "some words" in log
+    assert "more words" in log
+    assert (out / "tables.md").read_text() == "a table"
+    with tarfile.open(out / "results.tar.gz") as archive:
+        assert "results/good/x.md" in archive.getnames()
+    assert "some words" in capsys.readouterr().out
+
+
+def test_a_part_that_hangs_is_ended_with_all_that_it_started(day, run, tmp_path, monkeypatch):
+    """It is interrupted first, so that it can write its results."""
+    monkeypatch.setattr(day, "GRACE_SECONDS", 2.0)
+    monkeypatch.setattr(day, "LEAST_SECONDS", 0.0)
+    code = (
+        "import pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
+        " process_group=0)\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "try:\n"
+        "    time.sleep(600)\n"
+        "except KeyboardInterrupt:\n"
+        "    (folder / 'child').write_text(str(child.pid))\n"
+        "    time.sleep(600)\n"
+    )
+    summary = run(python(day, "hangs", code, 4.0), python(day, "next", "pass"))
+    assert ends(summary) == {"hangs": "stopped after 4 s", "next": "ok"}
+    child = int((tmp_path / "work" / "results" / "hangs" / "child").read_text())
+    deadline = time.monotonic() + 30
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(child)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_part_leaves_time_for_later_ones(day, run):
+    summary = run(
+        python(day, "long", "pass", 500.0),
+        python(day, "reserved", "pass", 50.0, reserve=40.0),
+        seconds=100.0,
+    )
+    long, reserved = (part["limit"] for part in summary["parts"])
+    assert long <= 100 - 40 - day.END_SECONDS
+    assert 40 <= reserved <= 50
+
+
+def test_failures_of_tests_are_reported_as_they_come(day, run, tmp_path, capsys):
+    """The second test never ends."""
+    tests = tmp_path / "test_some.py"
+    tests.write_text(
+        "import os, signal\n"
+        "def test_right(): pass\n"
+        "def test_wrong(): assert 1 == 2, 'no such number'\n"
+        "def test_fatal(): os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    import plans
+
+    part = plans.pytest_run("some", [str(tests)], 60.0, {}, "-c", "/dev/null", measures=True)
+    assert ends(run(part)) == {"some": "failed with status -9"}
+    shown = capsys.readouterr().out
+    assert "1 failed, 1 passed after" in shown
+    assert "test_wrong, call: AssertionError: no such number assert 1 == 2" in shown
+    assert "no such number" in (tmp_path / "out" / "day.log").read_text()
+
+
+def test_a_part_in_the_background_ends_before_a_measurement(day, run, tmp_path):
+    """A file says that the part beside it ran first; the measurement sees that it has ended."""
+    signs = tmp_path / "signs"
+    signs.mkdir()
+    slow = (
+        f"import pathlib, time; signs = pathlib.Path({str(signs)!r})\n"
+        "while not (signs / 'beside').exists(): time.sleep(0.01)\n"
+        "(signs / 'done').touch()"
+    )
+    beside = f"import pathlib; pathlib.Path({str(signs)!r}, 'beside').touch()"
+    sees = f"import pathlib; assert pathlib.Path({str(signs)!r}, 'done').exists()"
+    summary = run(
+        python(day, "slow", slow, background=True),
+        python(day, "beside", beside),
+        python(day, "measures", sees, measures=True),
+    )
+    assert ends(summary) == {"slow": "ok", "beside": "ok", "measures": "ok"}
+
+
+def test_without_time_no_part_starts(day, run):
+    summary = run(python(day, "late", "pass"), seconds=1.0)
+    assert ends(summary) == {"late": "not started: out of time"}
+
+
+def test_the_environment_of_a_part(day, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "before")
+    code = "import os, pathlib, sys; pathlib.Path(sys.argv[1], 'e').write_text(repr(os.environ))"
+    run(python(day, "shows", code, environment={"EXTRA": "1"}))
+    text = (tmp_path / "work" / "results" / "shows" / "e").read_text()
+    root = SCRIPTS.parents[1]
+    assert f"'PYTHONPATH': '{root}/server:{root}/models:{root}:before'" in text
+    for words in ("'EXTRA': '1'", "'HF_HUB_OFFLINE': '1'", f"'{tmp_path}/work/triton/bench'"):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plans_name_files_that_are_there(day, name):
+    root = SCRIPTS.parents[1]
+    parts = day.plan(name)
+    assert len({part.name for part in parts}) == len(parts)
+    for part in parts:
+        for word in part.command:
+            if word.startswith(("scripts/", "tests/")):
+                assert (root / word).exists(), word
+        if "scripts/gpu/bench.py" in part.command:
+            check_flags(part.command[2:])
+
+
+def check_flags(words):
+    import bench
+
+    arguments = bench.parse_arguments(words)
+    from model_part import MODES
+    from shapes import SHAPES
+
+    assert set(arguments.models) <= set(SHAPES)
+    assert set(arguments.modes or MODES) <= set(MODES)
+
+
+def test_the_tests_of_kernels_are_found(day):
+    import plans
+
+    assert "tests/models/backends/transformers/attention/test_triton_backend.py" in (
+        plans.kernel_tests()
+    )
+    assert "tests/models/backends/transformers/test_families.py" not in plans.kernel_tests()
+
+
+def test_compiled_kernels_come_back_and_are_used_again(day, run, tmp_path):
+    code = "import os, pathlib; k = pathlib.Path(os.environ['TRITON_CACHE_DIR'], 'KEY'); "
+    writes = code + "k.mkdir(parents=True); [(k / n).touch() for n in ('k.cubin', 'k.llir')]"
+    run(python(day, "writes", writes), python(day, "sweeps", writes, cache="sweep"))
+    out, bundle = tmp_path / "out", tmp_path / "bundle"
+    assert [path.name for path in out.glob("triton-*")] == ["triton-bench.tar.xz"]
+    bundle.mkdir()
+    (out / "triton-bench.tar.xz").rename(bundle / "triton-bench.tar.xz")
+    shutil.rmtree(tmp_path / "work")
+    reads = code + "assert [p.name for p in k.iterdir()] == ['k.cubin']"
+    assert ends(run(python(day, "reads", reads))) == {"reads": "ok"}
+
+
+def test_the_newest_kernels_are_packed_if_not_all_have_room(day, tmp_path, monkeypatch):
+    import packs
+
+    monkeypatch.setattr(packs, "MAX_BYTES", 6000)
+    for age in (1, 2, 3):
+        group = tmp_path / "cache" / f"KEY{age}"
+        group.mkdir(parents=True)
+        (group / "k.cubin").write_bytes(os.urandom(4000))
+        os.utime(group, (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(packs, "MAX_CACHE_BYTES", 12001)
+    packs.pack_cache(tmp_path / "cache", tmp_path / "pack")
+    with tarfile.open(tmp_path / "pack") as archive:
+        assert archive.getnames() == ["KEY1/k.cubin"]
+
+
+def test_a_pack_that_is_too_large_is_left_out(day, tmp_path, monkeypatch, capsys):
+    import packs
+
+    monkeypatch.setattr(packs, "MAX_BYTES", 1000)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "large").write_bytes(os.urandom(5000))
+    packs.pack_results(tmp_path / "results", tmp_path / "pack.tar.gz")
+    assert not (tmp_path / "pack.tar.gz").exists()
+    assert "left out" in capsys.readouterr().out
+
+
+def test_a_log_that_is_too_large_loses_its_middle(day, tmp_path, monkeypatch):
+    monkeypatch.setattr(day, "MAX_BYTES", 300)
+    log = tmp_path / "log"
+    log.write_text("start " + "x" * 1000 + " end")
+    day.cut(log)
+    assert len(log.read_text()) <= 300
+    assert log.read_text().startswith("start ")
+    assert log.read_text().endswith(" end")
+
+
+def test_what_the_bundle_holds():
+    """All that the server imports, less what comes with PyTorch and transformers."""
+    bundle = script("bundle")
+    names = {line.partition("==")[0] for line in bundle.missing("3.12")}
+    assert names >= {"fastapi", "opentelemetry-api", "pydantic", "pydantic-core", "sse-starlette"}
+    assert names >= {"pytest", "pytest-xdist", "execnet", "llguidance", "typing-extensions"}
+    assert not names & {"torch", "numpy", "transformers", "huggingface-hub", "tokenizers", "sympy"}
+
+
+def test_the_day_starts_as_a_script(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "day"), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "summary.json" in result.stdout
