@@ -27,28 +27,20 @@ a CPU with a tiny model.
 import argparse
 import contextlib
 import json
-import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from children import SECONDS, Child, Children
 from table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "server"), str(ROOT / "models")]
 
-LEAST_SECONDS = 10.0
-"""A part does not start if less time than this is left."""
-GRACE_SECONDS = 6.0
-"""A part starts no new measurement this long before its time limit."""
-SECONDS = {"device": 60.0, "warm": 90.0, "model": 150.0, "http": 180.0, "compare": 60.0}
-"""The time limit of a part, by kind."""
 DEFAULT_SHAPES = ("qwen3-0.6b", "llama-3.2-1b", "llama-3.1-8b", "qwen3-30b-a3b-12-layers")
 DRY_RUN = {
     "device": "cpu",
@@ -93,8 +85,6 @@ def main(words: list[str] | None = None) -> int:
 
 def parts(arguments: argparse.Namespace) -> list[str]:
     """Return the names of all parts, the most useful first."""
-    if arguments.only_warm:
-        return []
     names = [
         *(["device"] if arguments.measure_device else []),
         *(f"model {shape}" for shape in arguments.models),
@@ -126,89 +116,6 @@ def warm(arguments: argparse.Namespace, folder: Path, words: list[str] | None) -
             child.end()
     statuses = [child.process.returncode for child in children]
     print(f"compiled ahead in {time.time() - started:.0f} s: {statuses}", flush=True)
-
-
-class Child:
-    """The process of one part. It imports what it needs, and then waits for `begin`."""
-
-    def __init__(
-        self, name: str, notes: Path, words: list[str] | None, log: IO[bytes] | None = None
-    ) -> None:
-        """`notes`: the file of its results. `log` gets its output."""
-        self.name = name
-        self._notes = notes
-        notes.unlink(missing_ok=True)
-        command = [sys.executable, __file__, *(words or sys.argv[1:])]
-        self.process = subprocess.Popen(
-            [*command, "--part", name, "--notes", str(notes)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=None if log is None else subprocess.STDOUT,
-            process_group=0,
-        )
-
-    def begin(self, seconds: float) -> None:
-        """Let it start. It begins no new measurement shortly before the end of `seconds`."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{time.time() + seconds - GRACE_SECONDS}\n".encode())
-            self.process.stdin.flush()
-
-    def run(self, seconds_left: float, results: dict[str, Any]) -> None:
-        """Run it to its end or its time limit. Fill `results`, with an `error` if it failed."""
-        if seconds_left < LEAST_SECONDS:
-            print(f"{self.name}: skipped, out of time", flush=True)
-            results["skipped"] = "out of time"
-            self.end()
-            return
-        print(f"{self.name}:", flush=True)
-        seconds = min(seconds_left, SECONDS[self.name.partition(" ")[0]])
-        error = "interrupted"
-        try:
-            self.begin(seconds)
-            status = self.process.wait(seconds)
-            error = f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
-            error = error if status else ""
-        except subprocess.TimeoutExpired:
-            error = f"ended after {seconds:.0f} s"
-        finally:
-            self.end()
-            if self._notes.is_file():
-                results |= json.loads(self._notes.read_text())
-            self._notes.unlink(missing_ok=True)
-            if error:
-                results.setdefault("error", error)
-                print(f"  {results['error']}", flush=True)
-
-    def end(self) -> None:
-        """Kill it and what it started. After a clean end there is nothing left."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        if self.process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.close()
-
-
-class Children:
-    """The processes of all parts in turn. Each is started, to import, while the one before runs."""
-
-    def __init__(self, names: list[str], folder: Path, words: list[str] | None) -> None:
-        self._left = [(name, folder / f"part-{i}.json", words) for i, name in enumerate(names)]
-        self._next: Child | None = self._start()
-
-    def _start(self) -> Child | None:
-        return Child(*self._left.pop(0)) if self._left else None
-
-    def __iter__(self) -> Iterator[Child]:
-        while self._next is not None:
-            child, self._next = self._next, None
-            self._next = self._start()
-            yield child
-
-    def close(self) -> None:
-        if self._next is not None:
-            self._next.end()
 
 
 def run_part(arguments: argparse.Namespace) -> int:
@@ -263,7 +170,6 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--minutes", type=float, default=8.0, help="time limit of the whole run")
     add("--most", type=float, default=1e9, help="seconds that a part may take")
     add("--warm", action="store_true", help="compile the kernels of all shapes first, at once")
-    add("--only-warm", action="store_true", help="do that, and nothing else")
     add("--no-device", dest="measure_device", action="store_false")
     add("--no-kernel-checks", dest="check_kernels", action="store_false")
     add("--no-http", dest="http", action="store_false")
@@ -272,7 +178,6 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--part", help=argparse.SUPPRESS)
     add("--notes", help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
-    arguments.warm |= arguments.only_warm
     if arguments.dry_run:
         vars(arguments).update(DRY_RUN)
     return arguments

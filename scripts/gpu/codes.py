@@ -1,4 +1,4 @@
-"""Time products with quantised weights that stay as stored, in several tiles.
+"""Time products with quantised weights that stay as stored, in several tiles and dequantised first.
 
     python scripts/gpu/codes.py --seconds 40 --out codes.jsonl
 
@@ -34,33 +34,30 @@ ROWS_TILES = {  # rows of x: rows of the weight, units and warps of a program
     2: ((8, 64, 2), (4, 64, 2), (8, 32, 1)),
     4: ((8, 64, 2), (4, 64, 2), (8, 32, 1)),
 }
-PRODUCT_TILES = {
-    4: ((16, 8, 4), (32, 4, 4)),
-    16: ((16, 8, 4), (32, 4, 4), (64, 2, 4), (16, 4, 2), (32, 8, 8)),
-    64: ((64, 2, 4), (32, 4, 4), (128, 2, 8)),
-}
+DEQUANTISED = (1, 2, 4, 8, 64)
+"""Rows of x for which the weight is dequantised first."""
 
 
 def cases(rows: tuple[int, ...]) -> list[tuple[Any, ...]]:
-    """(rows of x, whether on tensor cores, tile, product), the first ones of each first."""
-    found = []
-    for tiled, table in ((False, ROWS_TILES), (True, PRODUCT_TILES)):
-        for m in table:
-            for rank, tile in enumerate(table[m]):
-                for place, product in enumerate(PRODUCTS):
-                    if m in rows:
-                        found.append((rank + place + 3 * (m > 1), m, tiled, tile, product))
+    """(rows of x, tile or None: dequantised, product), the first ones of each first."""
+    tiles = [(m, tile, i) for m, table in ROWS_TILES.items() for i, tile in enumerate(table)]
+    found = [
+        (rank + place + 3 * (m > 1), m, tile, product)
+        for m, tile, rank in [*tiles, *((m, None, 0) for m in DEQUANTISED)]
+        for place, product in enumerate(PRODUCTS)
+        if m in rows
+    ]
     return [case[1:] for case in sorted(found, key=lambda case: case[0])]
 
 
-def use(m: int, tiled: bool, tile: tuple[int, int, int]) -> None:
-    """Make `code_products` choose this tile."""
+def use(m: int, tile: tuple[int, int, int] | None) -> None:
+    """Make `code_products` choose this tile, or dequantise."""
     from stonechat_models.backends.quantization import code_products
 
-    chosen = code_products.CodeTile(max(16, m) if tiled else m, *tile)
-    code_products.MAX_ROWS = 0 if tiled else 4
-    code_products.rows_tile = lambda *_: chosen
-    code_products.product_tile = lambda *_: chosen
+    code_products.MAX_ROWS = 0 if tile is None else m
+    if tile is not None:
+        chosen = code_products.CodeTile(m, *tile)
+        code_products.rows_tile = lambda *_: chosen
 
 
 def layers_of(product: tuple[str, int, int], device: torch.device, num_bytes: int) -> list[Any]:
@@ -81,9 +78,10 @@ def compile_case(case: tuple[Any, ...]) -> None:
     """In a worker: tensors have no memory."""
     from stonechat_models.backends.quantization import code_products
     from stonechat_models.backends.quantization.random_codes import random_codes
+    from stonechat_models.backends.quantization.scratch import Scratch
 
-    m, tiled, tile, (type_name, n, k) = case
-    use(m, tiled, tile)
+    m, tile, (type_name, n, k) = case
+    use(m, tile)
     small = random_codes(type_name, 16, k, torch.device("cpu"))
     x = torch.empty(m, k, dtype=torch.bfloat16, device="meta")
     output = torch.empty(m, n, dtype=torch.bfloat16, device="meta")
@@ -93,12 +91,14 @@ def compile_case(case: tuple[Any, ...]) -> None:
         for plane in (getattr(small, name),)
     }
     codes = type(small)(small.format, group=small.group, **planes)
-    code_products.multiply_into(output, x, codes, None, None)
+    scratch = Scratch(torch.device("meta"), torch.bfloat16)
+    scratch.reserve(n * k)
+    code_products.multiply_into(output, x, codes, None, scratch, compiles_only=True)
 
 
 def time_case(case: tuple[Any, ...], layers: list[Any], timer: Any) -> dict[str, Any]:
-    m, tiled, tile, (type_name, n, k) = case
-    use(m, tiled, tile)
+    m, tile, (type_name, n, k) = case
+    use(m, tile)
     x = torch.randn(m, k).bfloat16().to(layers[0].weight.device)
     weight = torch.empty(64, k, device=x.device)
     from stonechat_models.backends.quantization.code_products import dequantise_into
@@ -112,8 +112,7 @@ def time_case(case: tuple[Any, ...], layers: list[Any], timer: Any) -> dict[str,
         "type": type_name,
         "shape": [n, k],
         "rows": m,
-        "tensor_cores": tiled,
-        "tile": tile,
+        "tile": tile or "dequantised",
         "us": round(seconds * 1e6, 2),
         "gb_s": round(layers[0].num_bytes / seconds / 1e9),
         "error": round(error, 5),
@@ -126,16 +125,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--out", type=Path, default=Path("codes.jsonl"))
     parser.add_argument("--workers", type=int, default=12)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 16, 64])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 64])
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     timer: Any = lambda run: (run(), 1e-3)[1]  # noqa: E731
     device, todo = torch.device("cpu"), cases(tuple(options.rows))
+    num_bytes = 0 if options.dry_run else CACHE_BYTES
     if options.dry_run:
-        todo = [(m, tiled, (16, 1, 1), ("Q4_K", 64, 256)) for m, tiled in ((1, False), (16, True))]
+        todo = [(m, tile, ("Q4_K", 64, 256)) for m, tile in ((1, (16, 1, 1)), (16, None))]
     else:
-        from stonechat_models.backends.transformers.fused.product_choice import GraphTimer
+        from stonechat_models.backends.transformers.kernel_timing import GraphTimer
         from stonechat_models.hardware.dependent_launch import launches_early
 
         device = torch.device("cuda", 0)
@@ -153,7 +153,7 @@ def main() -> None:
             if not options.dry_run:
                 compiled[i].result(timeout=max(1.0, deadline - time.monotonic()))
             if case[-1] not in made:
-                made[case[-1]] = layers_of(case[-1], device, CACHE_BYTES)
+                made[case[-1]] = layers_of(case[-1], device, num_bytes)
             result = time_case(case, made[case[-1]], timer)
         except Exception as error:  # the other cases go on
             result = {"case": str(case), "error": f"{type(error).__name__}: {error}"[:300]}

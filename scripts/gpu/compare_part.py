@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import seconds_of
+from rates import seconds_of
 from sections import Section
 from shapes import Shape, build_module
 

@@ -25,6 +25,7 @@ PHASES = {
     "fuse": f"{TRANSFORMERS}fused.replace.fuse_modules",
     "quantise": f"{TRANSFORMERS}quantize.quantize_checked",
     "check attention": f"{TRANSFORMERS}load._choose_checked_attention",
+    "compile codes": f"{TRANSFORMERS}load.compile_products",
     "choose products": f"{TRANSFORMERS}fused.product_choice.choose_products",
     "choose tiles": f"{TRANSFORMERS}attention.tile_choice.choose_decode_tiles",
     "check sampler": "stonechat_models.sampling.choose.choose_sampler",

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from checks import logits_of, plain_logits, verdict
+from checks import Expected, expected_logits, logits_of, verdict
 from engines import build, replaced, timed_phases
 from measure import Load
 from sections import Section, say
@@ -22,6 +22,7 @@ from shapes import (
 )
 
 from stonechat_models.backends.transformers.fused import replace as fusing
+from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
 
@@ -48,7 +49,7 @@ def measure_model(section: Section, shape: Shape) -> None:
     only_decode = section.arguments.only_decode
     expected: Any = {"skipped": "not asked for"}
     if not only_decode:
-        expected = section.attempt(partial(plain_logits, shape, module, section.device))
+        expected = section.attempt(partial(expected_logits, shape, module, section.device))
     section.free()
     engine = _start(section, shape, module)
     if isinstance(expected, dict):
@@ -118,8 +119,10 @@ def _start(section: Section, shape: Shape, module: Any) -> Engine:
     return engine
 
 
-def _checks(engine: Engine, expected: list[torch.Tensor], is_mixture: bool) -> dict[str, Any]:
-    verdicts = verdict(expected, logits_of(engine.model, engine.device), engine, is_mixture)
+def _checks(engine: Engine, expected: Expected, is_mixture: bool) -> dict[str, Any]:
+    tolerance = TOLERANCE["logits"].get(getattr(torch, engine.model.info.dtype), 0.25)
+    actual = logits_of(engine.model, engine.device)
+    verdicts = verdict(expected, actual, tolerance, is_mixture)
     say(f"logits against the plain model: {verdicts}")
     return verdicts
 

@@ -1,18 +1,18 @@
 """What `day` brings along and home: installed wheels, Triton's cache, and packed results."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 CACHED = (".cubin", ".json", ".ptx", ".so")
 """Files of Triton's cache that a later run reads."""
-MAX_BYTES = 15 << 20
-"""Of one file brought home."""
 MAX_CACHE_BYTES = 160 << 20
-"""Of a cache before it is packed."""
+"""Of a cache before it is packed, which takes seconds."""
 
 
 def install(bundle: Path, work: Path) -> Path | None:
@@ -51,14 +51,19 @@ def unpack_cache(bundle: Path, cache: Path) -> int:
         return 0
     with tarfile.open(pack) as archive:
         archive.extractall(cache, filter="data")
-        return len(archive.getnames())
+    for group in cache.glob("*/__grp__*.json"):  # it holds whole paths
+        names = json.loads(group.read_text())["child_paths"]
+        paths = {name: str(group.parent / name) for name in names}
+        group.write_text(json.dumps({"child_paths": paths}))
+    return sum(1 for path in cache.rglob("*") if path.is_file())
 
 
-def pack_cache(cache: Path, target: Path) -> None:
+def pack_cache(cache: Path, target: Path, most_bytes: float) -> None:
     """Write a cache of Triton to `target`, the newest kernels first, as far as they have room."""
     groups = sorted(cache.glob("*/"), key=lambda path: -path.stat().st_mtime)
     most = MAX_CACHE_BYTES
-    while groups and not _write(target, _newest(groups, most), cache, "w:xz", preset=1):
+    write = partial(_write, target, root=cache, most=most_bytes, mode="w:xz", preset=1)
+    while groups and not write(_newest(groups, most)):
         most //= 2
 
 
@@ -73,19 +78,21 @@ def _newest(groups: list[Path], most: int) -> list[Path]:
     return files
 
 
-def pack_results(results: Path, target: Path) -> None:
+def pack_results(results: Path, target: Path, most: float) -> None:
     files = sorted(path for path in results.rglob("*") if path.is_file())
-    if not _write(target, files, results.parent, "w:gz", compresslevel=6):
-        print(f"{target.name} is larger than {MAX_BYTES >> 20} MiB: left out", flush=True)
+    if not _write(target, files, results.parent, most, "w:gz", compresslevel=6):
+        print(f"{target.name} is larger than {most / 1e6:g} MB: left out", flush=True)
 
 
-def _write(target: Path, files: list[Path], root: Path, mode: Any, **settings: Any) -> bool:
-    """Replace `target` at once, unless the files are too large. Return whether they are not."""
+def _write(
+    target: Path, files: list[Path], root: Path, most: float, mode: Any, **settings: Any
+) -> bool:
+    """Replace `target` at once, unless it would be too large. Return whether it is not."""
     incomplete = target.with_name(f".{target.name}")
     with tarfile.open(incomplete, mode, **settings) as archive:
         for path in files:
             archive.add(path, str(path.relative_to(root)))
-    if incomplete.stat().st_size > MAX_BYTES:
+    if incomplete.stat().st_size > most:
         incomplete.unlink()
         return False
     incomplete.replace(target)

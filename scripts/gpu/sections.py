@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from measure import bandwidth, matmul_rate, read_bandwidth
+from rates import bandwidth, matmul_rate, read_bandwidth
 from shapes import SHAPES
 
 from stonechat_models.backends.quantization.device_support import TRITON_BACKENDS

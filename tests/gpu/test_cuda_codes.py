@@ -39,19 +39,19 @@ def test_products_are_right(type_name, device):
     dequantise_into(values, codes, index=index.to(device))
     assert float((values.cpu().double() - weight).abs().max()) < 1e-6 * float(weight.abs().max())
     layer = CodedLinear([codes], None, Scratch(device, torch.bfloat16), torch.bfloat16)
-    for size in (1, 2, 3, 16, 64, 130):
+    for size in (1, 2, 3, 4, 5, 64, 130):
         x = torch.randn(size, K, generator=torch.Generator().manual_seed(size)).bfloat16()
         actual = layer(x.to(device)).cpu()[:, index].double()
         expected = x.double() @ weight.T
         error = float((actual - expected).norm() / expected.norm())
-        assert error < (3e-3 if size <= 4 else 4e-3), (size, error)
+        assert error < (3e-3 if size <= 4 else 6e-3), (size, error)
 
 
 @torch.inference_mode()
 def test_products_run_in_a_graph(device):
     parts = [random_codes(name, 512, 1024, device, size=1 / 32) for name in ("Q4_K", "Q6_K")]
     layer = CodedLinear(parts, None, Scratch(device, torch.bfloat16), torch.bfloat16)
-    for size in (1, 16, 130):
+    for size in (1, 4, 5, 130):
         x = torch.randn(size, 1024, device=device).bfloat16()
         layer(x)
         torch.cuda.synchronize()
@@ -63,7 +63,7 @@ def test_products_run_in_a_graph(device):
             x.copy_(torch.randn_like(x))
             graph.replay()
             expected = x.double() @ layer.dequantised().double().T
-            assert float((output - expected).norm() / expected.norm()) < 5e-3
+            assert float((output - expected).norm() / expected.norm()) < 6e-3
 
 
 @torch.inference_mode()
@@ -78,8 +78,9 @@ def test_a_merged_layer_gives_the_outputs_of_its_parts(device):
     assert len(merged.parts) == 2
     for size in (1, 16):
         x = torch.randn(size, 1024, device=device).bfloat16()
-        expected = torch.cat([layer(x) for layer in layers], dim=1)
-        torch.testing.assert_close(merged(x), expected)
+        expected = torch.cat([layer(x) for layer in layers], dim=1).double()
+        error = float((merged(x).double() - expected).norm() / expected.norm())
+        assert error < (1e-6 if size == 1 else 1e-2), (size, error)
 
 
 @pytest.mark.alone

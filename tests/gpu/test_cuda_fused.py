@@ -121,9 +121,10 @@ def test_early_launches_read_what_the_kernels_before_wrote(device, monkeypatch):
     groups = {group[0].kind: group[0] for group in product_groups(module)}
     norm, projection = module.model.norm, groups["turned qkv"]
     start = torch.randn(2, 256, generator=torch.Generator().manual_seed(0))
+    start = start.to(device, torch.bfloat16)
 
     def chain():
-        hidden = start.to(device, torch.bfloat16) if not chain.input else chain.input[0].clone()
+        hidden = start.clone()
         for _ in range(100):
             qkv = normed_product(hidden, projection.norm, projection.linear)
             hidden = groups["output"].run(qkv[:, :256].contiguous(), hidden)
@@ -131,7 +132,6 @@ def test_early_launches_read_what_the_kernels_before_wrote(device, monkeypatch):
             hidden = norm(groups["down"].run(gated, hidden))
         return hidden
 
-    chain.input = [start.to(device, torch.bfloat16)]
     results = []
     for value in ("0", "1"):
         monkeypatch.setenv(VARIABLE, value)
@@ -158,8 +158,8 @@ def test_products_are_timed_and_chosen(device):
     for timing in timings:
         print(timing)
         assert timing.tile is not None
-        assert 0 < timing.torch < 1
-        assert 0 < timing.own < 1
+        assert timing.torch > 0
+        assert timing.own > 0
     down = module.model.layers[0].mlp.down_proj
     chosen = [n for n in ROW_COUNTS if few_rows_tile(down, n) is not None]
     assert chosen == [t.num_rows for t in timings if t.kind == "down" and t.own < t.torch]

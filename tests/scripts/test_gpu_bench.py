@@ -22,10 +22,17 @@ def bench(monkeypatch):
     return script
 
 
+@pytest.fixture
+def children(bench):
+    import children as module
+
+    return module
+
+
 @pytest.mark.slow
-def test_dry_run(bench, tmp_path, monkeypatch, capfd):
+def test_dry_run(bench, children, tmp_path, monkeypatch, capfd):
     """Its parts have no time limit here, and its figures only need to be there."""
-    monkeypatch.setattr(bench, "SECONDS", dict.fromkeys(bench.SECONDS, 1e6))
+    monkeypatch.setattr(children, "SECONDS", dict.fromkeys(children.SECONDS, 1e6))
     status = bench.main(["--dry-run", "--out", str(tmp_path), "--minutes", "1e6"])
     output = capfd.readouterr().out
     assert status == 0, output[-4000:]
@@ -84,7 +91,7 @@ def test_a_part_that_fails_is_reported_and_the_rest_runs(bench, tmp_path, monkey
     assert "- model nothing: KeyError" in capsys.readouterr().out
 
 
-def test_a_part_that_hangs_is_ended_and_keeps_its_results(bench, tmp_path, monkeypatch):
+def test_a_part_that_hangs_is_ended_and_keeps_its_results(bench, children, tmp_path, monkeypatch):
     hanging = tmp_path / "hanging.py"
     hanging.write_text(
         "import pathlib, sys, time\n"
@@ -94,8 +101,8 @@ def test_a_part_that_hangs_is_ended_and_keeps_its_results(bench, tmp_path, monke
         "notes.with_suffix('.tmp').replace(notes)\n"
         "time.sleep(600)\n"
     )
-    monkeypatch.setattr(bench, "__file__", str(hanging))
-    monkeypatch.setitem(bench.SECONDS, "device", 1.0)
+    monkeypatch.setattr(children, "SCRIPT", hanging)
+    monkeypatch.setitem(children.SECONDS, "device", 1.0)
     wait = subprocess.Popen.wait
     notes = tmp_path / "part.json"
 
@@ -109,11 +116,11 @@ def test_a_part_that_hangs_is_ended_and_keeps_its_results(bench, tmp_path, monke
 
     monkeypatch.setattr(subprocess.Popen, "wait", wait_for_notes)
     results = {}
-    bench.Child("device", notes, ["--out", str(tmp_path)]).run(100.0, results)
+    children.Child("device", notes, ["--out", str(tmp_path)]).run(100.0, results)
     assert results == {"found": 1, "error": "ended after 1 s"}
 
 
-def test_a_part_is_imported_while_the_one_before_runs(bench, tmp_path, monkeypatch):
+def test_a_part_is_imported_while_the_one_before_runs(bench, children, tmp_path, monkeypatch):
     """The one after it is not, and none is left at the end."""
     started, ended = [], []
 
@@ -122,12 +129,12 @@ def test_a_part_is_imported_while_the_one_before_runs(bench, tmp_path, monkeypat
             started.append(name)
             self.end = lambda: ended.append(name)
 
-    monkeypatch.setattr(bench, "Child", Child)
-    children = bench.Children(["a", "b", "c"], tmp_path, None)
+    monkeypatch.setattr(children, "Child", Child)
+    processes = children.Children(["a", "b", "c"], tmp_path, None)
     assert started == ["a"]
-    next(iter(children))
+    next(iter(processes))
     assert started == ["a", "b"]
-    children.close()
+    processes.close()
     assert ended == ["b"]
 
 
@@ -178,13 +185,13 @@ def test_the_tables_of_a_gpu(bench):
     assert "- model m, decode, greedy, 8: OutOfMemoryError: no room\n" in text
 
 
-def test_an_interrupted_run_keeps_its_results(bench, tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_its_results(bench, children, tmp_path, monkeypatch):
     def interrupted(child, seconds_left, results):
         child.end()
         results["found"] = 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench.Child, "run", interrupted)
+    monkeypatch.setattr(children.Child, "run", interrupted)
     bench.main(["--out", str(tmp_path), "--dry-run"])
     results = json.loads((tmp_path / "bench_gpu.json").read_text())
     assert results["sections"] == {"device": {"found": 1}}
@@ -205,6 +212,24 @@ def test_a_step_that_fails_is_not_timed(bench):
     load = Load(engine, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="the model failed"):
         load.decode(1, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("engine", "plain", "off"),
+    [(0.2, 0.2, False), (0.6, 0.4, False), (0.6, 0.1, True), (float("nan"), 0.4, True)],
+    ids=["near", "rounding", "wrong", "not a number"],
+)
+def test_logits_are_off_if_the_plain_model_is_nearer_to_float32(bench, engine, plain, off):
+    """`engine` and `plain`: their errors, on two sides of the logits in float32."""
+    from checks import Expected, verdict
+
+    exact = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    unit = exact.std()
+    expected = Expected(plain=[exact - plain * unit] * 2, exact=[exact] * 2)
+    found = verdict(expected, [exact + engine * unit] * 2, 0.5, is_mixture=False)
+    assert found["off"] is off
+    if engine == engine:
+        assert found["decode"] == pytest.approx(engine + plain, rel=0.1)
 
 
 def test_a_message_of_the_engine_is_shown_once(bench):

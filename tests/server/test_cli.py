@@ -85,11 +85,26 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from stonechat_server import cli\n"
+        "from stonechat_server import cli\n"
         "try: cli.main(['serve', '--help'])\n"
         "except SystemExit: pass\n"
-        "print('HEAVY', *{'torch', 'transformers', 'fastapi', 'uvicorn'} & set(sys.modules))"
     )
+    assert imported_of({"torch", "transformers", "fastapi", "uvicorn"}, code) == set()
+
+
+def test_a_server_with_an_engine_process_does_not_import_torch() -> None:
+    code = (
+        "import stonechat_models; stonechat_models.AsyncEngine, stonechat_models.GrammarChecker\n"
+        "import stonechat_models.runtime.process_runner\n"
+        "from stonechat_server.commands import serve; serve._import_server()\n"
+    )
+    heavy = {"torch", "transformers", "scipy", "pandas"}
+    assert imported_of(heavy | {"fastapi"}, code) == {"fastapi"}
+
+
+def imported_of(modules: set[str], code: str) -> set[str]:
+    """Run `code` in a new interpreter and return those of the modules that it imports."""
+    code += f"import sys; print('IMPORTED', *{modules} & set(sys.modules))"
     paths = os.pathsep.join(str(Path(p).resolve()) for p in ("server", "models"))
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -98,7 +113,7 @@ def test_help_imports_nothing_heavy() -> None:
         env=os.environ | {"PYTHONPATH": paths},
         check=True,
     )
-    assert result.stdout.splitlines()[-1].strip() == "HEAVY"
+    return set(result.stdout.splitlines()[-1].split()[1:])
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

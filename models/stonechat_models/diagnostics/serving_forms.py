@@ -229,6 +229,7 @@ class FormPlanner:
         return (
             self.native_refusal is not None
             and settings_keep_codes(config, self.device)
+            and why_no_launcher() is None
             and config.adapter is None
             and bool(kept_names(self.headers, self.packing))
         )

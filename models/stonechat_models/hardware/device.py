@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -46,6 +47,14 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", 0)
     return device
+
+
+def as_current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the thread's current one; do nothing for another device.
+
+    Triton compiles for the current device and launches there, even if the tensors are on another.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def choose_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:

@@ -2,29 +2,29 @@
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from stonechat_models.config import EngineConfig
-from stonechat_models.engine.embedding_engine import EmbeddingEngine
-from stonechat_models.engine.engine import Engine
 from stonechat_models.errors import (
     EngineDeadError,
     EngineError,
     InvalidParamsError,
     PromptTooLongError,
 )
+from stonechat_models.hardware.gpu_files import sees_gpu
+from stonechat_models.runtime.process_runner import EngineProcess
 from stonechat_models.runtime.runner import (
     Abort,
     Add,
+    Died,
     EngineRunner,
-    Refused,
     Report,
     StepOutputs,
     Stop,
 )
-from stonechat_models.runtime.thread_runner import EngineThread
 from stonechat_models.text.output_processor import OutputProcessor, join_outputs
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import (
@@ -34,6 +34,10 @@ from stonechat_models.types import (
     RequestOutput,
     TokenOutput,
 )
+
+if TYPE_CHECKING:  # these import torch, which a server with an engine process does not need
+    from stonechat_models.engine.embedding_engine import EmbeddingEngine
+    from stonechat_models.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -81,28 +85,40 @@ class AsyncEngine:
     """The public engine. Build it with `from_config`, then `start` it in a running event loop."""
 
     def __init__(
-        self, engine: Engine | EmbeddingEngine | EngineRunner, tokenizer: Tokenizer
+        self, engine: "Engine | EmbeddingEngine | EngineProcess", tokenizer: Tokenizer
     ) -> None:
         self.tokenizer = tokenizer
-        if isinstance(engine, Engine | EmbeddingEngine):
-            engine = EngineThread(engine, tokenizer)
-        self._runner: EngineRunner = engine
+        self._runner: EngineRunner
+        if isinstance(engine, EngineProcess):
+            self._runner = engine
+        else:
+            from stonechat_models.runtime.thread_runner import EngineThread
+
+            self._runner = EngineThread(engine, tokenizer)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, _Stream] = {}
+        self._reports: deque[Report] = deque()
+        """Reports that the event loop has not taken yet."""
+        self._is_waking = False
+        """True while a call of `_on_reports` waits in the event loop."""
 
     @classmethod
     def from_config(
-        cls, config: EngineConfig, progress: Callable[[str], None] = lambda _: None
+        cls,
+        config: EngineConfig,
+        progress: Callable[[str], None] = lambda _: None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> "AsyncEngine":
         """Load the model (blocking). `progress` gets one line for each slow task that starts.
+
+        `meanwhile` is called once: while the engine's process loads, or else before the model does.
 
         Raises `ModelLoadError` or `UnsupportedModelError`. The message is for users.
         """
         if _wants_process(config):
-            from stonechat_models.runtime.process_runner import EngineProcess
-
-            process = EngineProcess.load(config, progress)
+            process = EngineProcess.load(config, progress, meanwhile=meanwhile)
             return cls(process, Tokenizer.from_folder(process.tokenizer_folder))
+        meanwhile()
         from stonechat_models.runtime.build import build_engine
 
         return cls(*build_engine(config, progress))
@@ -242,24 +258,37 @@ class AsyncEngine:
         highest = max(token_ids)
         return highest if highest >= self.model.vocab_size else None
 
-    # --- from the runner's thread to the event loop: one call per step ---
+    # --- from the runner's thread to the event loop ---
 
     def _deliver(self, report: Report) -> None:
         assert self._loop is not None
+        self._reports.append(report)
+        if self._is_waking:  # the loop takes this report with those before it
+            return
+        self._is_waking = True
         try:
-            self._loop.call_soon_threadsafe(self._on_report, report)
+            self._loop.call_soon_threadsafe(self._on_reports)
         except RuntimeError:  # the loop is closed: nobody is left to read
+            self._is_waking = False
+            self._reports.clear()
             logger.debug("a report was discarded: the event loop is closed")
 
-    def _on_report(self, report: Report) -> None:
-        if isinstance(report, StepOutputs):
-            self._on_step(report.outputs)
-        elif isinstance(report, Refused):
-            stream = self._streams.get(report.request_id)
-            if stream is not None:
+    def _on_reports(self) -> None:
+        """Take all waiting reports. If the loop is behind, several steps are processed as one."""
+        self._is_waking = False  # first: a report that comes now wakes the loop again
+        outputs: list[TokenOutput] = []
+        while self._reports:
+            report = self._reports.popleft()
+            if isinstance(report, StepOutputs):
+                outputs += report.outputs
+                continue
+            self._on_step(outputs)
+            outputs = []
+            if isinstance(report, Died):
+                self._fail_streams(report.reason)
+            elif (stream := self._streams.get(report.request_id)) is not None:
                 stream.fail(report.error)
-        else:
-            self._fail_streams(report.reason)
+        self._on_step(outputs)
 
     def _on_step(self, outputs: Sequence[TokenOutput]) -> None:
         by_request: defaultdict[str, list[TokenOutput]] = defaultdict(list)
@@ -290,6 +319,8 @@ def _wants_process(config: EngineConfig) -> bool:
     the interpreter lock would delay them."""
     if config.engine_process is not None:
         return config.engine_process
+    if config.device.startswith("cuda") or (config.device == "auto" and sees_gpu()):
+        return True  # without importing torch: the process does that
     from stonechat_models.hardware.device import choose_device
 
     return choose_device(config.device).type == "cuda"

@@ -64,9 +64,18 @@ class EngineProcess:
         config: EngineConfig,
         progress: Callable[[str], None],
         restarts: RestartPolicy | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> "EngineProcess":
-        """Start the process and wait until the model is loaded. Raises `ModelLoadError`."""
+        """Start the process, call `meanwhile`, and wait until the model is loaded.
+
+        Raises `ModelLoadError`, and what `meanwhile` raises, after ending the process.
+        """
         child = WorkerProcess(config)
+        try:
+            meanwhile()
+        except BaseException:
+            child.end(0.0)
+            raise
         return cls(config, child, child.load(progress), restarts or RestartPolicy())
 
     @property

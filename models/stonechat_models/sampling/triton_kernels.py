@@ -11,7 +11,6 @@ from stonechat_models.sampling.triton_rows import (
     BEST,
     CHUNK,
     GREEDY,
-    NO_LOGIT,
     NUM_PEAKS,
     NUM_TOPS,
     NUM_WEIGHED,
@@ -31,6 +30,7 @@ from stonechat_models.sampling.triton_rows import (
     store_threshold,
 )
 from stonechat_models.sampling.triton_weights import (
+    NO_LOGIT,
     fold,
     load_packed,
     load_sums,
@@ -40,11 +40,12 @@ from stonechat_models.sampling.triton_weights import (
     pick,
     weigh,
 )
+from stonechat_models.types import MAX_TOP_LOGPROBS
 
 COLUMNS = tl.constexpr(256)
 """Entries of the first level in a chunk. Each is the sum of 16 tokens."""
 
-MAX_TOPS = tl.constexpr(20)
+MAX_TOPS = tl.constexpr(MAX_TOP_LOGPROBS)
 
 
 @triton.jit

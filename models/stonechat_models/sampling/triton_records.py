@@ -9,10 +9,9 @@ from stonechat_models.sampling import triton_rows as layout
 from stonechat_models.sampling.inverse_cdf import uniform_variates
 from stonechat_models.sampling.sampler import LEAST_TEMPERATURE, group_index
 from stonechat_models.sampling.state import SamplingState
+from stonechat_models.sampling.triton_weights import NAN_KEY, NO_LOGIT
 from stonechat_models.types import MAX_TOP_LOGPROBS
 
-_LEAST = np.iinfo(np.int64).min
-_NAN_KEY = 0x7FFFFFFF
 _DRAW, _SEARCH, _TALLY = 1, 2, 3
 """What a row needs beside its largest logit. Each includes those before."""
 
@@ -36,7 +35,7 @@ class Records:
         self.tensor = torch.zeros(shape, dtype=torch.int64, pin_memory=pinned)
         words = self.tensor.numpy()
         floats = words.view(np.float64)
-        words[:, layout.BEST.value] = _LEAST
+        words[:, layout.BEST.value] = NO_LOGIT.value
         words[:num_rows, layout.SOURCE.value] = np.arange(num_rows)
         settings = [
             s.settings
@@ -91,13 +90,19 @@ def num_tops(states: Sequence[SamplingState], rows: Sequence[int]) -> list[int]:
 class Results:
     """What the kernels store for R rows of which L are raw, in one buffer of 8-byte words."""
 
-    def __init__(self, num_rows: int, num_raw: int, device: torch.device) -> None:
-        self._sizes = [num_rows] * 3 + [num_raw, num_raw * MAX_TOP_LOGPROBS]
-        self._use(torch.empty(sum(self._sizes), dtype=torch.int64, device=device))
-
-    def _use(self, buffer: torch.Tensor) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        num_raw: int,
+        device: torch.device | None = None,
+        buffer: torch.Tensor | None = None,
+    ) -> None:
+        """`buffer`: a copy of that of other results of this size. Else it is made on `device`."""
+        sizes = [num_rows] * 3 + [num_raw, num_raw * MAX_TOP_LOGPROBS]
+        if buffer is None:
+            buffer = torch.empty(sum(sizes), dtype=torch.int64, device=device)
         self.buffer = buffer
-        tokens, peaks, masses, chosen, tops = torch.split(buffer, self._sizes)
+        tokens, peaks, masses, chosen, tops = torch.split(buffer, sizes)
         self.tokens, self.peaks = tokens, peaks.view(torch.float64)
         self.masses, self.chosen = masses.view(torch.float64), chosen.view(torch.float64)
         self.tops = tops
@@ -105,16 +110,14 @@ class Results:
 
     def on_host(self, buffer: torch.Tensor) -> "Results":
         """Return the same results in a copy of the buffer."""
-        copy = object.__new__(Results)
-        copy._sizes = self._sizes
-        copy._use(buffer)
-        return copy
+        return Results(len(self.tokens), len(self.chosen), buffer=buffer)
 
 
 def unpack(packed: np.ndarray) -> list[tuple[float, int]]:
     """Return (-logit, token) of each entry of a row of `tops`, without tokens that cannot occur."""
+    nan_key = NAN_KEY.value
     keys = (packed >> 32).astype(np.int32)
-    logits = (keys ^ ((keys >> 31) & _NAN_KEY)).view(np.float32)
-    tokens = _NAN_KEY - (packed & _NAN_KEY)
-    can_occur = ~np.isneginf(logits) & (packed != _LEAST)
+    logits = (keys ^ ((keys >> 31) & nan_key)).view(np.float32)
+    tokens = nan_key - (packed & nan_key)
+    can_occur = ~np.isneginf(logits) & (packed != NO_LOGIT.value)
     return list(zip((-logits[can_occur]).tolist(), tokens[can_occur].tolist(), strict=True))

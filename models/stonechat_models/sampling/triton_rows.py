@@ -38,7 +38,6 @@ FINER = tl.constexpr(24)  # 16 float32
 WORDS = tl.constexpr(32)
 
 CHUNK = tl.constexpr(4096)
-NO_LOGIT = tl.constexpr(-0x8000000000000000)
 
 
 @triton.jit

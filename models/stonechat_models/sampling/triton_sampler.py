@@ -1,10 +1,10 @@
 """The sampler in a few Triton kernels. It gives the tokens of `sampler.Sampler`.
 
-A batch of rows of any kinds takes one launch if all are greedy, two without top_k and top_p, four
-with a small top_k, six with top_p, and one more for log-probabilities. Exponentials differ between
-devices in their last bit, and shares of the mass are compared in fixed point. So a draw or a cut
-that falls between two tokens within some 1e-7 of the mass may differ from the CPU's. It does not
-depend on the batch.
+A batch of rows of any kinds takes one launch if all are greedy and two without top_k and top_p. It
+takes four if each top_k is at most V / 4096, and six with another top_k or top_p. There is one more
+for log-probabilities, and up to two more for edits. Exponentials differ between devices in their
+last bit, and shares of the mass are compared in fixed point. So a draw or a cut that falls between
+two tokens within some 1e-7 of the mass may differ from the CPU's. It does not depend on the batch.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from stonechat_models.hardware.device import as_current_device
 from stonechat_models.hardware.transfers import HostCopies, to_device
 from stonechat_models.sampling import triton_kernels as kernels
 from stonechat_models.sampling import triton_truncation as truncation
@@ -66,6 +67,10 @@ class TritonSampler:
                 f"{len(states)} rows of {self._vocab_size} logits expected, "
                 f"not {tuple(logits.shape)}"
             )
+        with as_current_device(logits.device):
+            return self._launch(logits, states)
+
+    def _launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "TritonSampling":
         logits = logits.float().contiguous()
         if logits.data_ptr() % 16:  # the kernels are compiled for aligned rows
             logits = logits.clone()
@@ -73,8 +78,7 @@ class TritonSampler:
         sources, errors = raw_rows, {}
         if any(state.needs_edits for state in states):
             if raw_rows:  # log-probabilities are of the logits before the edits
-                raw = logits[to_device(raw_rows, logits.device)]
-                logits = torch.cat([logits, raw])
+                logits = _with_copies(logits, raw_rows)
                 sources = list(range(len(states), len(logits)))
             errors = edit_logits(logits[: len(states)], states)
         is_cuda = logits.device.type == "cuda"
@@ -118,6 +122,16 @@ class TritonSampler:
         self._gather(grid, logits, records, candidates, *sizes)
         rows = num_rows, 1, 1
         self._find_thresholds(rows, records, candidates, self._num_chunks, _SEARCH_TILE)
+
+
+def _with_copies(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Return float[R + len(rows), V]: all rows, then copies of `rows`."""
+    num_rows, vocab_size = logits.shape
+    copies = logits.new_empty(num_rows + len(rows), vocab_size)
+    copies[:num_rows] = logits
+    index = to_device(rows, logits.device)
+    torch.index_select(logits, 0, index, out=copies[num_rows:])
+    return copies
 
 
 def _power_of_two(number: int) -> int:

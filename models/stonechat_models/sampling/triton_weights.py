@@ -12,8 +12,8 @@ _LN2_LOW = tl.constexpr(-2.12194440e-4)
 _INTEGERS = tl.constexpr(12582912.0)
 _LOWEST = tl.constexpr(-86.0)
 _FIXED_POINT = tl.constexpr(4398046511104.0)  # 2 ** 42
-_NAN_KEY = tl.constexpr(0x7FFFFFFF)
-_NO_LOGIT = tl.constexpr(-0x8000000000000000)
+NAN_KEY = tl.constexpr(0x7FFFFFFF)
+NO_LOGIT = tl.constexpr(-0x8000000000000000)
 
 
 @triton.jit
@@ -124,21 +124,21 @@ def pack_logit(logits, tokens):
     """
     logits = tl.where(logits == 0.0, 0.0, logits)  # -0.0 equals 0.0
     bits = logits.to(tl.int32, bitcast=True)
-    keys = tl.where(logits != logits, _NAN_KEY, bits ^ ((bits >> 31) & _NAN_KEY))
-    return (keys.to(tl.int64) << 32) | (tokens ^ _NAN_KEY).to(tl.int64)
+    keys = tl.where(logits != logits, NAN_KEY, bits ^ ((bits >> 31) & NAN_KEY))
+    return (keys.to(tl.int64) << 32) | (tokens ^ NAN_KEY).to(tl.int64)
 
 
 @triton.jit
 def packed_logit(packed):
     """The float32 logit in a result of `pack_logit`."""
     keys = (packed >> 32).to(tl.int32)
-    return (keys ^ ((keys >> 31) & _NAN_KEY)).to(tl.float32, bitcast=True)
+    return (keys ^ ((keys >> 31) & NAN_KEY)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def packed_token(packed):
     """The token in a result of `pack_logit`."""
-    return (packed & _NAN_KEY).to(tl.int32) ^ _NAN_KEY
+    return (packed & NAN_KEY).to(tl.int32) ^ NAN_KEY
 
 
 @triton.jit
@@ -146,4 +146,4 @@ def load_packed(row, tokens, vocab_size):
     """`pack_logit` of the tokens of a row. Beyond the vocabulary it is the least int64."""
     is_token = tokens < vocab_size
     logits = tl.load(row + tokens, mask=is_token, other=0.0).to(tl.float32)
-    return tl.where(is_token, pack_logit(logits, tokens), _NO_LOGIT)
+    return tl.where(is_token, pack_logit(logits, tokens), NO_LOGIT)

@@ -148,8 +148,8 @@ def support_text(support: "GpuSupport") -> str:
     possible = [name for name, refusal in refusals.items() if refusal is None]
     impossible = [name for name, refusal in refusals.items() if refusal is not None]
     return (
-        f"{support.dtype}, {support.attention} attention, {graphs} CUDA graphs (mixtures of "
-        f"experts too); can quantise to {', '.join(possible) or 'nothing'}"
+        f"{support.dtype}, {support.attention} attention, {graphs} CUDA graphs; "
+        f"can quantise to {', '.join(possible) or 'nothing'}"
         + (f", not to {', '.join(impossible)}" if impossible else "")
     )
 

@@ -4,6 +4,7 @@ import errno
 import gc
 import socket
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from stonechat_server.options import BaseOptions
@@ -83,17 +84,19 @@ def listen_problem(host: str, port: int, error: OSError) -> str:
 
 def _serve(settings: Settings, key_store: "KeyStore | None", listener: socket.socket) -> int:
     from stonechat_models import AsyncEngine, EngineError
-    from stonechat_server.app import create_app
-    from stonechat_server.commands.banner import start_banner
     from stonechat_server.errors import APIError
     from stonechat_server.observability.ledger import LedgerError
     from stonechat_server.observability.tracing import Tracing, TracingUnavailableError
-    from stonechat_server.serving.http_server import serve
 
     try:
         ledger, notes = _open_ledger(settings)
         tracing = Tracing.from_environment() if settings.otel else None
-        engine: EngineLike = AsyncEngine.from_config(settings.engine_config(), _progress)
+        config = settings.engine_config()
+        engine: EngineLike = AsyncEngine.from_config(config, _progress, _import_server)
+        from stonechat_server.app import create_app
+        from stonechat_server.commands.banner import start_banner
+        from stonechat_server.serving.http_server import serve
+
         app = create_app(settings, engine, key_store=key_store, ledger=ledger, tracing=tracing)
     except (
         EngineError,
@@ -122,6 +125,12 @@ def _serve(settings: Settings, key_store: "KeyStore | None", listener: socket.so
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
     )
+
+
+def _import_server() -> None:
+    """Import what serves, which takes a second, while the engine's process loads the model."""
+    for name in ("app", "commands.banner", "serving.http_server", "serving.lifecycle"):
+        import_module(f"stonechat_server.{name}")
 
 
 def _problem(settings: Settings) -> str | None:

@@ -68,6 +68,7 @@ def test_an_old_card(card: SimpleNamespace, tmp_path: Path) -> None:
     assert report.attention == "batched"
     assert report.graphs_refusal == "batched attention cannot be captured"
     assert next(form.name for form in report.forms if form.is_default) == "float16"
+    assert default_form(write_tiny_gguf(tmp_path / "tiny.gguf", "llama", "Q8_0")).name == "float16"
 
 
 def test_a_machine_without_a_compiler(
@@ -77,6 +78,7 @@ def test_a_machine_without_a_compiler(
     report = survey(tmp_path)
     assert report.attention == "batched"
     assert report.graphs_refusal == "batched attention cannot be captured"
+    assert default_form(write_tiny_gguf(tmp_path / "tiny.gguf", "llama", "Q8_0")).name == "bfloat16"
 
 
 @pytest.mark.parametrize(

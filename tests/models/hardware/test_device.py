@@ -1,5 +1,6 @@
 """The choice of device and dtype, and memory and cores within the limits of a control group."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware import device
 from stonechat_models.hardware.device import (
+    as_current_device,
     choose_device,
     choose_dtype,
     cpu_quota,
@@ -30,6 +32,14 @@ def test_devices() -> None:
         choose_device("gpu")
     with pytest.raises(ModelLoadError, match="no device cuda:99"):
         choose_device("cuda:99")
+
+
+def test_only_a_cuda_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda d: nullcontext(entered.append(d)))
+    second = torch.device("cuda", 1)
+    with as_current_device(CPU), as_current_device(second):
+        assert entered == [second]
 
 
 @pytest.mark.parametrize("has_bfloat16", [False, True])

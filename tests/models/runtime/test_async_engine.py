@@ -23,11 +23,12 @@ from stonechat_models import (
 from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.runtime import async_engine
 from stonechat_models.runtime.process_runner import EngineProcess
-from stonechat_models.runtime.runner import Add, Refused, StepOutputs, Stop
+from stonechat_models.runtime.runner import Add, Died, Refused, StepOutputs, Stop
 from stonechat_models.text import output_processor
 from stonechat_models.text.logprob_entries import prompt_entries
 from stonechat_models.text.output_processor import OutputProcessor
 from stonechat_models.text.tokenizer import Tokenizer
+from stonechat_models.types import TokenOutput
 from tests.models.engines import make_engine
 from tests.models.tiny_models import tiny_model
 
@@ -428,12 +429,15 @@ def test_reports_after_the_end_of_the_loop_are_discarded(module, tokenizer, monk
 
 
 def test_an_engine_in_a_process_has_the_tokenizer_of_its_folder(default_model_files, monkeypatch):
-    class Process:
+    class Process(EngineProcess):
+        def __init__(self):
+            """Start nothing."""
+
         tokenizer_folder = default_model_files.folder
 
     process, configs = Process(), []
 
-    def load(config, progress):
+    def load(config, progress, meanwhile):
         configs.append(config)
         return process
 
@@ -448,8 +452,91 @@ def test_an_engine_in_a_process_has_the_tokenizer_of_its_folder(default_model_fi
 
 def test_a_refusal_of_a_closed_request_is_ignored(run_with_engine):
     async def test(engine):
-        engine._on_report(Refused("gone", "grammar", "no"))
+        engine._deliver(Refused("gone", "grammar", "no"))
+        await asyncio.sleep(0)
+        assert not engine._reports
         texts, *_ = await collect(engine, request())
         assert texts[0]
 
     run_with_engine(test)
+
+
+class SilentRunner(EngineProcess):
+    """A runner that takes messages and reports nothing by itself."""
+
+    is_alive = True
+
+    def __init__(self, model):
+        self._info = model
+        self.sent = []
+
+    @property
+    def model(self):
+        return self._info
+
+    def start(self, deliver):
+        self.deliver = deliver
+
+    def send(self, message):
+        self.sent.append(message)
+
+
+def step_of(request_id, token_id, finish_reason=None):
+    return StepOutputs(
+        (
+            TokenOutput(
+                request_id=request_id,
+                index=0,
+                token_ids=(token_id,),
+                logprobs=None,
+                finish_reason=finish_reason,
+                num_cached_tokens=0,
+            ),
+        )
+    )
+
+
+def test_steps_that_wait_for_the_event_loop_are_processed_as_one(module, tokenizer, monkeypatch):
+    runner = SilentRunner(make_engine(module, vocab_size=VOCAB_SIZE).model.info)
+    batches = []
+    process = OutputProcessor.process
+
+    def count(self, outputs):
+        batches.append(len(outputs))
+        return process(self, outputs)
+
+    monkeypatch.setattr(OutputProcessor, "process", count)
+
+    async def test():
+        engine = AsyncEngine(runner, tokenizer)
+        await engine.start()
+        ended, refused, broken = (
+            asyncio.create_task(collect(engine, request(name))) for name in ("a", "b", "c")
+        )
+        await asyncio.sleep(0)
+        runner.deliver(step_of("a", 400))
+        runner.deliver(step_of("a", 500))
+        runner.deliver(Refused("b", "grammar", "no"))
+        runner.deliver(step_of("a", 600, FinishReason.LENGTH))
+        runner.deliver(step_of("c", 700))
+        runner.deliver(Died("gone"))
+        texts, *_ = await ended
+        with pytest.raises(GrammarError, match="no"):
+            await refused
+        with pytest.raises(EngineDeadError, match="gone"):
+            await broken
+        return texts
+
+    texts = asyncio.run(test())
+    assert batches == [2, 1, 1]
+    assert texts[0] == tokenizer.decode([400, 500, 600])
+    assert [type(message) for message in runner.sent] == [Add] * 3
+
+
+def test_a_closed_event_loop_keeps_no_reports(module, tokenizer):
+    runner = SilentRunner(make_engine(module, vocab_size=VOCAB_SIZE).model.info)
+    engine = AsyncEngine(runner, tokenizer)
+    asyncio.run(engine.start())
+    for _ in range(2):
+        runner.deliver(step_of("a", 400))
+        assert not engine._reports

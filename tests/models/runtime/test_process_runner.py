@@ -49,6 +49,31 @@ def config(default_model_files, tmp_path_factory) -> EngineConfig:
     )
 
 
+def test_what_is_done_while_the_process_loads_runs_first_and_may_fail(config, monkeypatch):
+    calls, ended = [], []
+
+    class Child(WorkerProcess):
+        def __init__(self, config):
+            calls.append("start")
+
+        def load(self, progress):
+            calls.append("load")
+            raise ModelLoadError("enough")
+
+        def end(self, patience):
+            ended.append(patience)
+            return ""
+
+    monkeypatch.setattr("stonechat_models.runtime.process_runner.WorkerProcess", Child)
+    with pytest.raises(ModelLoadError, match="enough"):
+        AsyncEngine.from_config(config, meanwhile=lambda: calls.append("meanwhile"))
+    assert (calls, ended) == (["start", "meanwhile", "load"], [])
+    with pytest.raises(ZeroDivisionError):
+        AsyncEngine.from_config(config, meanwhile=lambda: 1 // 0)
+    assert calls[3:] == ["start"]
+    assert ended == [0.0]
+
+
 @pytest.fixture(scope="module")
 def runner():
     with asyncio.Runner() as runner:

@@ -1,6 +1,7 @@
 """Compiles the sampler's Triton kernels for GPUs that need not be present.
 
-`test_triton_sampler_compiles` runs it. Prints one JSON object per kernel and compute capability.
+`test_triton_sampler_compiles` runs it. Its arguments are compute capabilities and names of kernels;
+without names it compiles all. Prints one JSON object per kernel and compute capability.
 """
 
 import json
@@ -41,8 +42,10 @@ KERNELS = [  # with constants and warps, for a vocabulary of 128,256 tokens
 ]
 
 
-def compile_for(capability: int) -> None:
+def compile_for(capability: int, only: list[str]) -> None:
     for kernel, constants, num_warps in KERNELS:
+        if only and kernel.__name__ not in only:
+            continue
         names = kernel.arg_names
         types = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in names}
         aligned = {
@@ -63,5 +66,6 @@ def compile_for(capability: int) -> None:
 
 
 if __name__ == "__main__":
-    for word in sys.argv[1:]:
-        compile_for(int(word))
+    words = sys.argv[1:]
+    for word in filter(str.isdigit, words):
+        compile_for(int(word), [name for name in words if not name.isdigit()])

@@ -1,16 +1,20 @@
 """Which sampler a device gets. The kernels run in Triton's interpreter where there is no GPU."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from stonechat_models.errors import ModelLoadError
 from stonechat_models.sampling import choose, triton_sampler
 from stonechat_models.sampling.choose import (
     check_states,
     checked_sampler,
     choose_sampler,
-    first_difference,
+    differences,
 )
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SampledTokens, SamplingState
@@ -45,10 +49,36 @@ def test_kernels_that_do_not_compile_are_not_used(
         raise error
 
     monkeypatch.setattr(choose, "checked_sampler", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     lines: list[str] = []
     assert isinstance(choose_sampler(300, CUDA, progress=lines.append), Sampler)
     (line,) = lines
     assert line.endswith(("out of registers", "ValueError"))
+
+
+def test_a_device_that_fails_in_the_check_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(choose, "checked_sampler", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(ModelLoadError, match=r"cuda:0 failed .*illegal memory access"):
+        choose_sampler(300, CUDA)
+
+
+def test_a_draw_that_differs_with_one_seed_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WrongTwice(TritonSampler):
+        num_calls = 0
+
+        def __call__(self, logits: torch.Tensor, states: list[SamplingState]) -> SampledTokens:
+            result = super().__call__(logits, states)
+            self.num_calls += 1
+            result.token_ids[1] += self.num_calls <= 2  # both launches of the first seed
+            return result
+
+    monkeypatch.setattr(triton_sampler, "TritonSampler", WrongTwice)
+    monkeypatch.setattr(choose, "check_states", lambda: check_states()[:2])
+    assert isinstance(checked_sampler(300, DEVICE, Sampler(300, DEVICE)), WrongTwice)
 
 
 @pytest.mark.parametrize("wrong", ["token", "logprob", "top"])
@@ -71,16 +101,43 @@ def test_kernels_with_other_results_are_not_used(
             return result
 
     monkeypatch.setattr(triton_sampler, "TritonSampler", Wrong)
+    monkeypatch.setattr(choose, "check_states", lambda: check_states()[:1])
     with pytest.raises(RuntimeError, match=r"the Triton kernels differ for .*temperature=0\.0"):
         checked_sampler(300, DEVICE, Sampler(300, DEVICE))
+
+
+def test_kernels_are_launched_on_the_device_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    seen: list[torch.device | None] = []
+
+    @contextmanager
+    def enter(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def noting(function: Callable[..., object]) -> Callable[..., object]:
+        def noted(*args: object) -> object:
+            seen.append(current[-1] if current else None)
+            return function(*args)
+
+        return noted
+
+    monkeypatch.setattr(triton_sampler, "as_current_device", enter)
+    for name in ("edit_logits", "HostCopies", "Results"):
+        monkeypatch.setattr(triton_sampler, name, noting(getattr(triton_sampler, name)))
+    monkeypatch.setattr(TritonSampler, "_choose", noting(TritonSampler._choose))
+    checked_sampler(300, DEVICE, Sampler(300, DEVICE))
+    assert len(seen) >= 6
+    assert {device and device.type for device in seen} == {DEVICE.type}
 
 
 def test_a_missing_entry_is_a_difference() -> None:
     entry = TokenLogprobs(1, -1.0)
     with_entry = SampledTokens([1], [entry])
-    assert first_difference(with_entry, SampledTokens([1], [None])) == 0
-    assert first_difference(with_entry, with_entry) is None
-    assert first_difference(with_entry, SampledTokens([1], [entry], {0: "it failed"})) == 0
+    assert differences(with_entry, SampledTokens([1], [None])) == [0]
+    assert differences(with_entry, with_entry) == []
+    assert differences(with_entry, SampledTokens([1], [entry], {0: "it failed"})) == [0]
 
 
 def test_the_check_has_rows_of_every_kind() -> None:

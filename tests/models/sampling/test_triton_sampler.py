@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 from stonechat_models.sampling import triton_records, triton_sampler
-from stonechat_models.sampling.choose import check_states, first_difference
-from stonechat_models.sampling.inverse_cdf import sum_tree
+from stonechat_models.sampling.choose import check_states, differences
+from stonechat_models.sampling.inverse_cdf import padded_width, sum_tree
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SampledTokens, SamplingState
 from stonechat_models.sampling.triton_sampler import TritonSampler
+from stonechat_models.sampling.triton_weights import load_weights
 from tests.models.launches import counted_launches
 from tests.models.sampling.test_logits import Allow
 from tests.models.sampling.test_sampler import (
@@ -43,7 +47,7 @@ def assert_same(
     size = logits.shape[1]
     expected = Sampler(size, "cpu")(logits.clone(), others or states)
     actual = TritonSampler(size, DEVICE)(logits.to(DEVICE), states)
-    assert first_difference(expected, actual) is None
+    assert differences(expected, actual) == []
     assert actual.errors == expected.errors
     for a, b in zip(actual.logprobs, expected.logprobs, strict=True):
         assert (a and a.top_ids) == (b and b.top_ids)
@@ -90,7 +94,7 @@ def test_the_smallest_and_a_too_large_vocabulary() -> None:
             st.sampled_from([0.0, 0.1, 1.0, 4.0, 1e30]),
         ),
         min_size=1,
-        max_size=4,
+        max_size=2,
     ),
     st.integers(0, 2**31),
 )
@@ -107,7 +111,7 @@ def test_all_combinations(
     actual = TritonSampler(NUM_TOKENS, DEVICE)(logits.to(DEVICE), states)
     assert actual.errors == expected.errors
     assert actual.token_ids == expected.token_ids
-    assert first_difference(expected, actual) is None
+    assert differences(expected, actual) == []
 
 
 @settings(max_examples=NUM_EXAMPLES)
@@ -221,9 +225,19 @@ def test_a_row_has_the_same_bits_in_any_batch() -> None:
         assert result.logprobs == [together.logprobs[i] for i in rows]
 
 
-def test_sums_have_the_order_of_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the weights of the kernels, every level has the bits of `sum_tree`."""
-    size, levels = NUM_TOKENS, []
+@triton.jit
+def weights_kernel(logits, scale, weights, vocab_size, width, block: tl.constexpr):
+    """Store the weights float32[16, width] of a row, as the draw loads them."""
+    columns = tl.program_id(0) * block + tl.arange(0, block)
+    peak, temperature = tl.load(scale), tl.load(scale + 1)
+    tile = load_weights(logits, columns, width, vocab_size, peak, temperature, 0.0)
+    tl.store(weights + tl.arange(0, 16)[:, None] * width + columns[None, :], tile)
+
+
+@pytest.mark.parametrize("size", [NUM_TOKENS, 16_385])
+def test_sums_have_the_order_of_the_tree(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the weights of the kernels, the levels that they store have the bits of `sum_tree`."""
+    levels = []
     launch = triton_sampler.kernels.choose_kernel
 
     class Recorder:
@@ -235,17 +249,16 @@ def test_sums_have_the_order_of_the_tree(monkeypatch: pytest.MonkeyPatch) -> Non
             return run
 
     monkeypatch.setattr(triton_sampler.kernels, "choose_kernel", Recorder())
-    # Powers of two: their weights have the same bits on every device.
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randint(-9, 1, (1, size), generator=generator).float() * math.log(2)
-    logits[0, 0] = 0.0
-    TritonSampler(size, DEVICE)(logits.to(DEVICE), [state_of(1)])
-    weights = torch.zeros(1, -(-size // 4096) * 4096)
-    weights[:, :size] = torch.exp2((logits / math.log(2)).round())
-    expected = sum_tree(weights)
-    torch.testing.assert_close(
-        levels[0][: expected[1].shape[1]].cpu(), expected[1][0], rtol=1e-6, atol=0
-    )
+    logits = random_logits(1, size, scale=1.0).to(DEVICE)
+    TritonSampler(size, DEVICE)(logits, [state_of(1)])
+    width = padded_width(size) // 16
+    weights = torch.empty(1, 16 * width, device=DEVICE)
+    scale = torch.stack([logits.max(), torch.ones_like(logits.max())])
+    weights_kernel[(width // 256,)](logits, scale, weights, size, width, 256)
+    expected = sum_tree(weights.cpu())
+    assert torch.equal(levels[0][:width].cpu(), expected[1][0])
+    if len(expected) == 4:  # a level is stored besides the roots
+        assert torch.equal(levels[1].cpu(), expected[2][0])
 
 
 LAUNCHES = {

@@ -1,8 +1,6 @@
-"""Triton kernels that multiply by quantised weights as they are stored; see `codes.py`.
+"""Triton kernels that dequantise weights as they are stored; see `codes.py`.
 
-`tile_kernel` dequantises tiles to the dtype of the activations and uses tensor cores; its sums are
-in float32. `dequantise_kernel` writes whole rows of the weight. `code_rows_kernel.py` has the
-kernel for a few rows of activations.
+`code_rows_kernel.py` has the kernel that multiplies by them.
 """
 
 import triton
@@ -124,84 +122,6 @@ def dequantised_tile(
     else:
         values = codes.to(tl.float32) * scale - subtrahend
     return tl.reshape(values.to(DTYPE), [BLOCK_N, 32 * BLOCK_UNITS])
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def tile_kernel(
-    x,  # [num_rows, 32 * UNITS]
-    low,
-    high,
-    scales,
-    extra,
-    table,
-    bias,
-    output,  # [num_rows, size]
-    num_rows,
-    size,
-    stride_x,
-    stride_output,
-    UNITS: tl.constexpr,
-    UNITS_PER_SCALE: tl.constexpr,
-    HALVES: tl.constexpr,
-    HIGH_BITS: tl.constexpr,
-    SCALING: tl.constexpr,
-    OFFSET: tl.constexpr,
-    HAS_TABLE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    UPCAST: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    """Program (part of the weight, part of x): as `rows_kernel`, with tensor cores.
-
-    The weights are the left operand: BLOCK_M may be small. UPCAST: for the interpreter, which
-    cannot multiply bfloat16.
-    """
-    wait_for_inputs(EARLY)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    is_column, is_m = columns < size, m < num_rows
-    k = tl.arange(0, 32 * BLOCK_UNITS)
-    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for start in range(0, UNITS, BLOCK_UNITS):
-        weights = dequantised_tile(
-            low,
-            high,
-            scales,
-            extra,
-            table,
-            columns.to(tl.int64),
-            is_column,
-            start,
-            UNITS,
-            UNITS_PER_SCALE,
-            HALVES,
-            HIGH_BITS,
-            SCALING,
-            OFFSET,
-            HAS_TABLE,
-            BLOCK_N,
-            BLOCK_UNITS,
-            x.dtype.element_ty,
-        )
-        place = start * 32 + k
-        part = tl.load(
-            x + m.to(tl.int64)[None, :] * stride_x + place[:, None],
-            mask=is_m[None, :] & (place < UNITS * 32)[:, None],
-            other=0.0,
-        )
-        if UPCAST:
-            weights, part = weights.to(tl.float32), part.to(tl.float32)
-        total = tl.dot(weights, part, total, input_precision="ieee")
-    if HAS_BIAS:
-        total += tl.load(bias + columns, mask=is_column, other=0.0).to(tl.float32)[:, None]
-    tl.store(
-        output + m.to(tl.int64)[None, :] * stride_output + columns[:, None],
-        total.to(output.dtype.element_ty),
-        mask=is_m[None, :] & is_column[:, None],
-    )
 
 
 @triton.jit(do_not_specialize=["num_rows", "first"])

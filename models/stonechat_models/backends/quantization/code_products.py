@@ -1,27 +1,24 @@
-"""Launches the kernels for codes, with the tile sizes that the number of rows asks for."""
+"""Multiplies by codes, in the way that the number of rows asks for."""
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 import triton
 
-from stonechat_models.backends.quantization.code_kernels import (
-    FP4,
-    dequantise_kernel,
-    tile_kernel,
-)
+from stonechat_models.backends.quantization.code_kernels import FP4, dequantise_kernel
 from stonechat_models.backends.quantization.code_rows_kernel import rows_kernel
 from stonechat_models.backends.quantization.codes import SIGNED, UNIT, Codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.hardware.dependent_launch import launch_settings
 
 MAX_ROWS = 4
-"""Up to so many rows of activations are multiplied by `rows_kernel`."""
-MAX_TILED_ROWS = 128
-"""With more rows, parts of the weight are dequantised first, and PyTorch multiplies."""
+"""Up to so many rows of activations are multiplied by `rows_kernel`. With more, parts of the weight
+are dequantised first, and PyTorch multiplies."""
+KERNEL_ROWS = (1, 2, MAX_ROWS, MAX_ROWS + 1)
+"""Numbers of rows that use all kernels between them."""
 WIDE = 16384
 """From so many rows of the weight on, a program of `rows_kernel` computes more of them."""
 TABLE_OFFSET = 128
@@ -34,34 +31,24 @@ def multiply_into(
     x: torch.Tensor,
     codes: Codes,
     bias: torch.Tensor | None,
-    scratch: Scratch | None,
+    scratch: Scratch,
+    *,
+    compiles_only: bool = False,
 ) -> None:
     """Write x [rows, k] times the transposed weight, plus the bias [n], to output [rows, n].
 
-    The columns of both are contiguous. Without `scratch`, any number of rows is multiplied by
-    `tile_kernel`.
+    The columns of both are contiguous. `compiles_only`: kernels are compiled and not run.
     """
-    num_rows = x.shape[0]
-    if num_rows > MAX_TILED_ROWS and scratch is not None:
-        _multiply_by_parts(output, x, codes, bias, scratch)
-    elif num_rows <= MAX_ROWS:
-        _launch_rows(output, x, codes, bias)
-    else:
-        _launch_tiles(output, x, codes, bias)
-
-
-def _multiply_by_parts(
-    output: torch.Tensor,
-    x: torch.Tensor,
-    codes: Codes,
-    bias: torch.Tensor | None,
-    scratch: Scratch,
-) -> None:
+    if len(x) <= MAX_ROWS:
+        _launch_rows(output, x, codes, bias, compiles_only)
+        return
     n, k = codes.shape
     memory = scratch.rows(k)
     for start in range(0, n, len(memory)):
         weight = memory[: min(len(memory), n - start)]
-        dequantise_into(weight, codes, start)
+        dequantise_into(weight, codes, start, compiles_only=compiles_only)
+        if compiles_only:
+            return
         end = start + len(weight)
         part = output[:, start:end]
         if bias is None:
@@ -71,13 +58,19 @@ def _multiply_by_parts(
 
 
 def _launch_rows(
-    output: torch.Tensor, x: torch.Tensor, codes: Codes, bias: torch.Tensor | None
+    output: torch.Tensor,
+    x: torch.Tensor,
+    codes: Codes,
+    bias: torch.Tensor | None,
+    compiles_only: bool,
 ) -> None:
     num_rows, n = output.shape
     tile = rows_tile(codes, num_rows)
     if x.device.type == "cpu":
         tile = replace(tile, n=INTERPRETED_ROWS)
-    rows_kernel[(triton.cdiv(n, tile.n),)](
+    grid = (triton.cdiv(n, tile.n),)
+    launch = partial(rows_kernel.warmup, grid=grid) if compiles_only else rows_kernel[grid]
+    launch(
         x,
         *_planes(codes),
         x if bias is None else bias,
@@ -116,7 +109,6 @@ class CodeTile:
     n: int
     units: int
     num_warps: int
-    num_stages: int = 3
 
 
 def rows_tile(codes: Codes, num_rows: int) -> CodeTile:
@@ -125,42 +117,6 @@ def rows_tile(codes: Codes, num_rows: int) -> CodeTile:
     warps = 2 if k >= 64 * UNIT else 1
     is_wide = num_rows == 1 and codes.format.high_bits == 0 and n >= WIDE
     return CodeTile(triton.next_power_of_2(num_rows), 16 if is_wide else 8, 32 * warps, warps)
-
-
-def product_tile(num_rows: int, n: int, dtype: torch.dtype) -> CodeTile:
-    """The tile of `tile_kernel`. Each lane has one unit of a row at a time."""
-    m = max(16, triton.next_power_of_2(num_rows))
-    if dtype is torch.float32:
-        return CodeTile(min(m, 32), 32, 1, 4, num_stages=2)
-    if m == 16:
-        return CodeTile(16, 16, 8, 4) if n < 8192 else CodeTile(16, 32, 4, 4)
-    return CodeTile(min(m, 64), 64, 2, 4)
-
-
-def _launch_tiles(
-    output: torch.Tensor, x: torch.Tensor, codes: Codes, bias: torch.Tensor | None
-) -> None:
-    num_rows, n = output.shape
-    tile = product_tile(num_rows, n, x.dtype)
-    if x.device.type == "cpu":
-        tile = replace(tile, n=INTERPRETED_ROWS, units=8)
-    tile_kernel[(triton.cdiv(n, tile.n), triton.cdiv(num_rows, tile.m))](
-        x,
-        *_planes(codes),
-        _table(codes),
-        x if bias is None else bias,
-        output,
-        *(num_rows, n, x.stride(0), output.stride(0)),
-        **constants(codes),
-        HAS_BIAS=bias is not None,
-        BLOCK_M=tile.m,
-        BLOCK_N=tile.n,
-        BLOCK_UNITS=tile.units,
-        UPCAST=x.dtype is torch.bfloat16 and x.device.type == "cpu",
-        num_warps=tile.num_warps,
-        **launch_settings(x.device),
-        num_stages=tile.num_stages,
-    )
 
 
 def _planes(codes: Codes) -> tuple[torch.Tensor, ...]:
@@ -188,14 +144,25 @@ def constants(codes: Codes) -> dict[str, Any]:
 
 
 def dequantise_into(
-    output: torch.Tensor, codes: Codes, first: int = 0, index: torch.Tensor | None = None
+    output: torch.Tensor,
+    codes: Codes,
+    first: int = 0,
+    index: torch.Tensor | None = None,
+    *,
+    compiles_only: bool = False,
 ) -> None:
-    """Write rows of the weight to output [rows, k]: from `first` on, or those of `index` int64."""
+    """Write rows of the weight to output [rows, k]: from `first` on, or those of `index` int64.
+
+    `compiles_only`: the kernel is compiled and not run.
+    """
     num_rows, k = output.shape
     units = k // UNIT
     block_units = min(triton.next_power_of_2(units), 16)
     block_n = INTERPRETED_ROWS if output.device.type == "cpu" else 4
-    dequantise_kernel[(triton.cdiv(num_rows, block_n), triton.cdiv(units, block_units))](
+    grid = (triton.cdiv(num_rows, block_n), triton.cdiv(units, block_units))
+    kernel = dequantise_kernel
+    launch = partial(kernel.warmup, grid=grid) if compiles_only else kernel[grid]
+    launch(
         codes.low if index is None else index,
         *_planes(codes),
         _table(codes),

@@ -52,18 +52,26 @@ class CodedLinear(QuantizedLinear):
         return sum(part.num_bytes for part in self.parts)
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
-        from stonechat_models.backends.quantization.code_products import multiply_into
-
         if self.order is not None:
             x = x[:, self.order]
-        if x.stride(1) != 1:
-            x = x.contiguous()
+        return self._multiply(x if x.stride(1) == 1 else x.contiguous())
+
+    def compile_product(self, num_rows: int) -> None:
+        """Compile the kernels of a product with so many rows of activations, without running it."""
+        like = self.weight
+        x = torch.empty(num_rows, self.in_features, dtype=like.dtype, device=like.device)
+        self._multiply(x, compiles_only=True)
+
+    def _multiply(self, x: torch.Tensor, *, compiles_only: bool = False) -> torch.Tensor:
+        from stonechat_models.backends.quantization.code_products import multiply_into
+
         output = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
         start = 0
         for part in self.parts:
             end = start + part.shape[0]
             bias = None if self.bias is None else self.bias[start:end]
-            multiply_into(output[:, start:end], x, part, bias, self.scratch)
+            rows = output[:, start:end]
+            multiply_into(rows, x, part, bias, self.scratch, compiles_only=compiles_only)
             start = end
         return output
 

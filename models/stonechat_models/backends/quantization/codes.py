@@ -18,6 +18,8 @@ SUPER = 256
 PLAIN, ZEROS, PAIRS, SIGNED = range(4)
 """How scales are stored; see `Codes`."""
 HIGH_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+PRODUCT_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.02}
+"""The largest error of a product, or of experts, in norms of the exact output."""
 
 
 @dataclass(frozen=True, slots=True)

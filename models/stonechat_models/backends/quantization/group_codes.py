@@ -24,8 +24,8 @@ EXACT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 class Groups:
     """A matrix [n, k] of (values - zeros) * scales; see `checkpoint.packed.layouts.Codes`.
 
-    `values` are integers from -128 to 255, `scales` and `zeros` float32[n, groups], and `group_of`
-    int64[k] has the group of each column.
+    `values` are int8 or other integers from 0 to 255, `scales` and `zeros` float32[n, groups], and
+    `group_of` int64[k] has the group of each column.
     """
 
     values: torch.Tensor
@@ -51,10 +51,9 @@ def columns_in_groups(group_of: torch.Tensor, num_groups: int) -> torch.Tensor |
 def bits_of(groups: Groups) -> int | None:
     """How many bits the kernels' codes need, or None if the numbers do not fit into them."""
     values, zeros = groups.values, groups.zeros
-    low, high = int(values.min()), int(values.max())
-    offset = SIGNED_OFFSET if low < 0 else 0
+    low, high, offset = int(values.min()), int(values.max()), _offset(values)
     shifted = zeros + offset
-    fits = low >= -SIGNED_OFFSET and high + offset <= 255
+    fits = low + offset >= 0 and high + offset <= 255
     if not fits or bool((shifted != shifted.round()).any()):
         return None
     if float(shifted.min()) < 0 or float(shifted.max()) > 255:
@@ -62,16 +61,26 @@ def bits_of(groups: Groups) -> int | None:
     return 8 if offset else next(bits for bits in HIGH_BITS if high < 1 << bits)
 
 
-def group_codes(groups: Groups, order: torch.Tensor, bits: int) -> Codes:
-    """Pack groups whose columns are put into `order`; `bits` are those that `bits_of` returns.
+def _offset(values: torch.Tensor) -> int:
+    """What is added to signed numbers and to their zeros. It depends on the dtype alone, so that
+    all chunks of a matrix have the same."""
+    return SIGNED_OFFSET if values.dtype is torch.int8 else 0
 
-    8 bits are for signed numbers too: 128 is then added to them and to the zeros.
+
+def scale_dtype(chunks: list[Groups]) -> torch.dtype:
+    """The first of `EXACT_DTYPES` that has all scales of a matrix, given in chunks of rows."""
+    scales = [chunk.scales for chunk in chunks]
+    return next(d for d in EXACT_DTYPES if all(torch.equal(s.to(d).float(), s) for s in scales))
+
+
+def group_codes(groups: Groups, order: torch.Tensor, bits: int, dtype: torch.dtype) -> Codes:
+    """Pack groups whose columns are put into `order`.
+
+    `bits` are those that `bits_of` returns, `dtype` is that of the scales.
     """
-    num_groups = groups.scales.shape[1]
-    offset = SIGNED_OFFSET if groups.values.dtype is torch.int8 else 0
+    num_groups, offset = groups.scales.shape[1], _offset(groups.values)
     values = (groups.values[:, order].to(torch.int16) + offset).to(torch.uint8)
     low, high = pack_codes(values, HIGH_BITS[bits])
-    dtype = next(d for d in EXACT_DTYPES if torch.equal(groups.scales.to(d).float(), groups.scales))
     format = CodeFormat(f"INT{bits}", ZEROS, HIGH_BITS[bits])
     zeros = (groups.zeros + offset).to(torch.uint8)
     size = values.shape[1] // num_groups

@@ -1,11 +1,12 @@
 """Decides whether a model's quantised weights stay as they are stored, and reads them."""
 
-from importlib.util import find_spec
+import logging
 from typing import Any
 
 import torch
 
 from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES
+from stonechat_models.backends.transformers.attention.choose import why_no_triton
 from stonechat_models.backends.transformers.kinds import empty_module
 from stonechat_models.backends.transformers.stored_codes import (
     CodedParts,
@@ -23,8 +24,10 @@ from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.packed.tensors import Packing
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.config import EngineConfig
-from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.model_file import reading
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from stonechat_models.model_file import reading, reason_of
+
+logger = logging.getLogger(__name__)
 
 
 def can_keep_codes(files: ModelFiles, config: EngineConfig, device: torch.device) -> bool:
@@ -43,7 +46,7 @@ def settings_keep_codes(config: EngineConfig, device: torch.device) -> bool:
         and config.quantize == "auto"
         and not config.deterministic
         and config.device_map is None
-        and find_spec("triton") is not None
+        and why_no_triton(device) is None
     )
 
 
@@ -67,7 +70,8 @@ def read_kept_codes(
 ) -> CodedParts:
     """The weights that stay quantised; none, with a line that says why, if a product is wrong.
 
-    Raises `ModelLoadError` for files that cannot be read.
+    The same holds if the kernels cannot be compiled or run here, as without a C compiler.
+    Raises `ModelLoadError` for files that cannot be read, and if there is not enough memory.
     """
     with reading(files.name), torch.inference_mode(False):
         refuse_oversized(files, model_class)
@@ -82,5 +86,11 @@ def read_kept_codes(
                 return read_expert_codes(files, empty, dtype, device)
             return read_groups(files, empty, dtype, device, progress)
         except UnsupportedModelError as error:
-            progress(f"weights are dequantised: {error}")
-            return CodedParts()
+            reason = str(error)
+        except (ModelLoadError, torch.OutOfMemoryError):  # floats would take even more memory
+            raise
+        except Exception as error:  # after any other error, floats work
+            logger.warning("the kernels of quantised weights failed", exc_info=error)
+            reason = reason_of(error)
+    progress(f"weights are dequantised: {reason}")
+    return CodedParts()

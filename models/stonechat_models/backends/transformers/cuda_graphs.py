@@ -87,7 +87,7 @@ class GraphedModel:
         """
         started = time.perf_counter()
         progress(f"capturing CUDA graphs for up to {self.info.max_num_seqs} sequences")
-        self._choose_fill()
+        self._choose_fill(progress)
         reason_of_mixed = self._capture_shapes(self._mixed_shapes, capturer)
         reason = self._capture_shapes(self._decode_shapes, capturer)
         if reason is not None:
@@ -100,8 +100,8 @@ class GraphedModel:
         progress(f"captured {len(self._graphs)} CUDA graphs in {seconds:.1f} s, and checked them")
 
     @torch.inference_mode()
-    def _choose_fill(self) -> None:
-        """Fill the static buffers by one kernel, if there are Triton and CUDA and it works."""
+    def _choose_fill(self, progress: Callable[[str], None]) -> None:
+        """Fill the static buffers by one kernel on CUDA. `progress` gets the reason if it fails."""
         if self._device.type != "cuda":
             return
         try:
@@ -114,10 +114,12 @@ class GraphedModel:
             shape = self._decode_shapes[-1]
             cases = [(last_tokens(sequences, shape.seqs // 2 + 1), shape)]
             cases += [(mixed_step(sequences, s), s) for s in self._mixed_shapes[:1]]
-            if all(fills_right(self._buffers, *case) for case in cases):
-                self._fill = fill_in_one_launch
-        except Exception as error:  # single copies always work
-            logger.warning("the inputs of CUDA graphs are copied one by one", exc_info=error)
+            if not all(fills_right(self._buffers, *case) for case in cases):
+                raise RuntimeError("the kernel copies other numbers")
+            self._fill = fill_in_one_launch
+        except Exception as error:  # with_cuda_graphs checks that the device still works
+            logger.warning("the kernel that fills the static buffers failed", exc_info=error)
+            progress(f"copying the inputs of CUDA graphs one by one: {_first_line(error)}")
 
     def _capture_shapes(self, shapes: Sequence[StepShape], capturer: Capturer) -> str | None:
         """Capture and check the graphs of these shapes. Return why there are none; None: all are
@@ -130,7 +132,7 @@ class GraphedModel:
             logger.warning("capturing failed", exc_info=error)
             for shape in shapes:
                 self._graphs.pop(shape, None)
-            return (str(error).strip() or type(error).__name__).splitlines()[0]
+            return _first_line(error)
         return None
 
     def _step(self, shape: StepShape) -> Forward:
@@ -203,3 +205,7 @@ class GraphedModel:
 
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return self.model.forward_hidden(batch)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,4 @@
-"""Graph capture on a CUDA device, and a measurement of the memory that a step needs there.
-
-Written against PyTorch's documentation. docs/gpu.md lists what has run on a GPU.
-"""
+"""Graph capture on a CUDA device, and a measurement of the memory that a step needs there."""
 
 import gc
 import logging
@@ -147,7 +144,8 @@ def step_memory(
     batch = largest_batch(max_batch_tokens, num_seqs, max_model_len, block_size)
     model.info = replace(model.info, num_state_slots=batch.num_seqs if keeps_state else 0)
     num_blocks = sum(-(-length // block_size) for length in batch.context_lens_list)
-    params = SamplingParams(top_p=0.9, top_logprobs=20)
+    # Edits of rows with log-probabilities keep these rows a second time.
+    params = SamplingParams(top_p=0.9, top_logprobs=MAX_TOP_LOGPROBS, repetition_penalty=1.1)
     states = [SamplingState(params, i, 0, []) for i in range(batch.num_seqs)]
     num_prompt_rows = min(model.info.max_prompt_rows, batch.num_tokens - batch.num_seqs)
     num_rows = num_prompt_rows + batch.num_seqs

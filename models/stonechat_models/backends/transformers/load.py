@@ -22,6 +22,7 @@ from stonechat_models.backends.transformers.attention.choose import choose_atten
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.attention.row import RowBackend
 from stonechat_models.backends.transformers.code_choice import can_keep_codes, read_kept_codes
+from stonechat_models.backends.transformers.code_compile import compile_products
 from stonechat_models.backends.transformers.deterministic import ROWS, make_deterministic
 from stonechat_models.backends.transformers.kinds import (
     auto_class,
@@ -45,6 +46,7 @@ from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
 from stonechat_models.checkpoint.support import context_length
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from stonechat_models.hardware.device import as_current_device
 from stonechat_models.model_file import reading
 from stonechat_models.types import ModelInfo
 
@@ -93,6 +95,13 @@ def load_transformers_model(
 
     Raises `ModelLoadError`, or `UnsupportedModelError` if it would compute wrong logits.
     """
+    with as_current_device(device):
+        return _load(files, config, device, progress)
+
+
+def _load(
+    files: ModelFiles, config: EngineConfig, device: torch.device, progress: Progress
+) -> TransformersModel | PlainModel:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     settings = load_settings(files.config, config, device)
@@ -285,11 +294,12 @@ def _fuse(module: torch.nn.Module, device: torch.device, progress: Progress) -> 
 
 
 def _prepare_steps(module: nn.Module, max_model_len: int, progress: Progress) -> None:
-    """Compute what is the same in every step, and choose the kernels of small decode steps."""
+    """Compute what is the same in every step, and compile and choose kernels of decode steps."""
     from stonechat_models.backends.transformers.fused.product_choice import choose_products
     from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
 
     tabulate_rotary(module, max_model_len)
+    compile_products(module.modules())
     choose_products(module, progress)
 
 

@@ -1,7 +1,6 @@
 """Runs any Hugging Face causal model over the paged KV cache."""
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -14,6 +13,7 @@ from stonechat_models.backends.transformers.attention.parity_check import Parity
 from stonechat_models.backends.transformers.head_tap import HeadTap, head_size
 from stonechat_models.backends.transformers.kv_cache import KVCache
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
+from stonechat_models.hardware.device import as_current_device
 from stonechat_models.types import ModelInfo
 
 
@@ -92,7 +92,7 @@ class TransformersModel:
         # With one token per sequence the rows are in order; else as many may be in any order.
         needs_all = batch.query_start_list == list(range(len(token_ids) + 1))
         needs_all = needs_all and len(batch.logits_index) == len(token_ids)
-        with self._as_current_device():
+        with as_current_device(self.device):
             logits = packed_forward(
                 self.module,
                 token_ids,
@@ -118,7 +118,3 @@ class TransformersModel:
         if not num_padding:
             return batch.token_ids, batch.positions
         return F.pad(batch.token_ids, (0, num_padding)), F.pad(batch.positions, (0, num_padding))
-
-    def _as_current_device(self) -> AbstractContextManager[object]:
-        """Triton launches on the thread's current device, even if the tensors are on another."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()

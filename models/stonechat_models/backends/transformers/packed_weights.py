@@ -1,19 +1,18 @@
 """Gives transformers a model's packed weights as floats, each computed when it is loaded."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig
 
 from stonechat_models.backends.transformers.lazy_weight import LazyWeight
 from stonechat_models.backends.transformers.longrope import long_config
 from stonechat_models.backends.transformers.stored_codes import CodedParts, with_codes
-from stonechat_models.checkpoint.packed.folder import read_packing
+from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
 from stonechat_models.checkpoint.packed.tensors import Packing
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.config import EngineConfig
@@ -50,11 +49,7 @@ def packed_source(
     if codes and files.gguf is not None:
         yield _source(with_codes(empty, codes), empty, dict(codes.weights))
         return
-    with ExitStack() as stack:
-        stored: dict[str, Any] = {}
-        for path in files.weights:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            stored |= dict.fromkeys(file.keys(), file)
+    with stored_files(files) as stored:
         weights = _weights(stored, packing, dtype)
         if codes:
             coded = codes.held | {f"{name}.weight" for name in codes.modules}

@@ -33,6 +33,7 @@ from stonechat_models.backends.transformers.attention.interface import (
 from stonechat_models.backends.transformers.head_tap import HeadTap
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.errors import EngineError, ModelLoadError, UnsupportedModelError
+from stonechat_models.hardware.device import as_current_device
 from stonechat_models.hardware.transfers import to_device
 from stonechat_models.types import ModelInfo, size_text
 
@@ -189,7 +190,7 @@ class RecurrentModel(TransformersModel):
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        with self._as_current_device():
+        with as_current_device(self.device):
             rows = [self._run(batch, *part) for part in _parts(batch)]
             return _in_order(batch, rows).float()
 

@@ -1,36 +1,31 @@
 """Keeps the quantised weights of a GGUF file as they are, in place of a module's float weights."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from stonechat_models.backends.quantization.coded_linear import CodedEmbedding, CodedLinear
-from stonechat_models.backends.quantization.codes import Codes
+from stonechat_models.backends.quantization.codes import PRODUCT_TOLERANCE, Codes
 from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
 from stonechat_models.backends.quantization.scratch import Scratch
+from stonechat_models.backends.transformers.code_compile import compile_products
 from stonechat_models.backends.transformers.lazy_weight import LazyWeight
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.gguf.names import place_of, weights_of
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
 from stonechat_models.checkpoint.gguf.weights import dequantize, lazy_parameters, stored_rows
 from stonechat_models.checkpoint.hf_config import HFConfig
-from stonechat_models.checkpoint.packed.folder import read_packing
+from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
 from stonechat_models.checkpoint.packed.tensors import PackedTensor
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import UnsupportedModelError
 
 CHECKED_ROWS = 16
 """How many rows of each weight the parity check of its product compares."""
-CHECKED_SIZES = (1, 5)
-"""How many rows of activations it multiplies: for the kernel without tensor cores, and with."""
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.02}
-"""The largest error of a product, in norms of the exact one."""
 
 
 @dataclass(slots=True)
@@ -65,14 +60,14 @@ def read_codes(
     for name, experts, stored in gguf_experts(gguf, empty, dtype, device):
         parts.modules[name] = experts
         parts.held |= {tensor.name for tensor in stored}
-    tensors = weights_of(gguf)
+    tensors, modules = weights_of(gguf), dict[str, Any](empty.named_modules())
     head = _tied_head(empty)
     for i, tensor in enumerate(tensors):
         if i % 100 == 0:
             progress(f"loading {gguf.path.name}: tensor {i + 1} of {len(tensors)}")
         target = place_of(gguf, tensor.name).target
         name = target.removesuffix(".weight")
-        old = _submodule(empty, name) if target != name else None
+        old = modules.get(name) if target != name else None
         codes = None
         if old is not None and _is_replaceable(old):
             codes = _codes(gguf, config, tensor, device, dtype)
@@ -101,11 +96,7 @@ def read_expert_codes(
     from stonechat_models.backends.transformers.stored_experts import mxfp4_experts
 
     parts, packing = CodedParts(), read_packing(files)
-    with ExitStack() as stack:
-        stored: dict[str, Any] = {}
-        for path in files.weights:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            stored |= dict.fromkeys(file.keys(), file)
+    with stored_files(files) as stored:
 
         def read(name: str) -> torch.Tensor:
             tensor: torch.Tensor = stored[name].get_tensor(name)
@@ -178,18 +169,22 @@ def check_product(
     """Compare products of a layer without a bias with those of a few rows of its weight.
 
     `weight` returns the rows of an index int64[r], float32[r, k], on the CPU and without our
-    kernels. Raises `UnsupportedModelError` with the name if they differ.
+    kernels. Each kernel that serving can use is run. Raises `UnsupportedModelError` with the name
+    if they differ.
     """
+    from stonechat_models.backends.quantization.code_products import KERNEL_ROWS
+
+    compile_products([layer])
     device, dtype = layer.weight.device, layer.weight.dtype
     generator = torch.Generator().manual_seed(0)
     index = torch.randint(layer.out_features, (CHECKED_ROWS,), generator=generator)
     rows = weight(index).double()
-    for size in CHECKED_SIZES:
+    for size in KERNEL_ROWS:
         x = torch.randn(size, layer.in_features, generator=generator).to(dtype)
         actual = layer(x.to(device)).cpu()[:, index].double()
         expected = x.double() @ rows.T
         error = float((actual - expected).norm() / expected.norm().clamp(min=1e-30))
-        if not error <= TOLERANCE[dtype]:
+        if not error <= PRODUCT_TOLERANCE[dtype]:
             kinds = ", ".join(sorted({part.format.name for part in layer.parts}))
             raise UnsupportedModelError(
                 f"the product of {name} with {kinds} codes is off by {error:.2g}"
@@ -207,11 +202,6 @@ def _other_weights(
             return torch.from_numpy(np.require(values(), np.float32, ["C", "W"])).to(dtype)
 
         yield name, LazyWeight(read)
-
-
-def _submodule(module: nn.Module, name: str) -> Any:
-    parts: Mapping[str, nn.Module] = dict(module.named_modules())
-    return parts.get(name)
 
 
 def _is_replaceable(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 
 from stonechat_models.backends.quantization.codes import (
     PLAIN,
+    PRODUCT_TOLERANCE,
     CodeFormat,
     Codes,
     float_table,
@@ -18,7 +19,7 @@ from stonechat_models.backends.quantization.codes import (
 )
 from stonechat_models.backends.quantization.gguf_codes import FP4_DOUBLED, GGUF_TYPES, gguf_codes
 from stonechat_models.backends.transformers.fused.coded_experts import CodedExpertLinear, Rows
-from stonechat_models.backends.transformers.fused.experts import FusedExperts
+from stonechat_models.backends.transformers.fused.experts import FusedExperts, tiles_of
 from stonechat_models.backends.transformers.fused.recognise_experts import (
     activation_of,
     is_experts,
@@ -29,15 +30,13 @@ from stonechat_models.checkpoint.gguf.weights import dequantize
 from stonechat_models.checkpoint.packed.tensors import PackedTensor, Read
 from stonechat_models.errors import UnsupportedModelError
 
-Matrices = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
-"""Float matrices [N, K] of an expert: gates and their counterparts in the order of the activation,
-and down."""
+Products = Callable[[int], list[tuple[torch.Tensor, torch.Tensor | None]]]
+"""The float matrix [N, K] of an expert and its bias [N], if it has one: first of gates and their
+counterparts in the order of the activation, then of down."""
 MXFP4 = CodeFormat("MXFP4", PLAIN, table=FP4_DOUBLED)
 CHUNK_ROWS = 1 << 15
 """Rows of codes that are packed at once."""
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.02}
-"""The largest error of an output, in norms of the exact one."""
 
 
 def gguf_experts(
@@ -98,11 +97,12 @@ def _gguf_replacement(
         replace(activation, is_interleaved=False),
     )
 
-    def matrices(expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-        first, second, last = (torch.from_numpy(dequantize(t, expert)) for t in stored[:3])
-        return torch.cat([first, second]), last
+    def products(expert: int) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        parts = [torch.from_numpy(dequantize(t, expert)) for t in stored]
+        up_bias, down_bias = (torch.cat(parts[3:5]), parts[5]) if len(parts) > 3 else (None, None)
+        return [(torch.cat(parts[:2]), up_bias), (parts[2], down_bias)]
 
-    _check(stored[0].name, fused, matrices, dtype, device)
+    _check(stored[0].name, fused, products, dtype, device)
     return fused
 
 
@@ -131,19 +131,29 @@ def mxfp4_experts(
         if activation is None:
             continue
         parts = [[read(tensors[n].parts[role]) for role in ("blocks", "scales")] for n in names]
-        biases = [read(f"{n}_bias").to(device, dtype) for n in names]
+        biases = [read(f"{n}_bias") for n in names]
         experts = parts[0][0].shape[0]
         up, down = (
-            CodedExpertLinear(mxfp4_codes(blocks, scales, device), experts, bias, dtype, Rows.PAIRS)
+            CodedExpertLinear(
+                mxfp4_codes(blocks, scales, device),
+                experts,
+                bias.to(device, dtype),
+                dtype,
+                Rows.PAIRS,
+            )
             for (blocks, scales), bias in zip(parts, biases, strict=True)
         )
         fused = FusedExperts(up, down, activation)
 
-        def matrices(expert: int, parts: Any = parts) -> tuple[torch.Tensor, torch.Tensor]:
-            up, down = (_mxfp4_floats(blocks[expert], scales[expert]) for blocks, scales in parts)
-            return up, down
+        def products(
+            expert: int, parts: Any = parts, biases: Any = biases
+        ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+            return [
+                (_mxfp4_floats(blocks[expert], scales[expert]), bias[expert])
+                for (blocks, scales), bias in zip(parts, biases, strict=True)
+            ]
 
-        _check(name, fused, matrices, dtype, device)
+        _check(name, fused, products, dtype, device)
         held = [stored for n in names for stored in (*tensors[n].parts.values(), f"{n}_bias")]
         yield name, fused, held
 
@@ -170,29 +180,33 @@ def _mxfp4_floats(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 def _check(
     name: str,
     fused: FusedExperts,
-    matrices: Matrices,
+    products: Products,
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Compare outputs of the first and the last expert with those of float matrices."""
+    """Compare outputs of the first and the last expert with those of float matrices.
+
+    A single token and each tile of several tokens are run, since each has a kernel of its own.
+    """
     experts, _, size = fused.up.shape
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, size, generator=generator).to(dtype)
     ids = torch.tensor([[0], [experts - 1]])
     expected = []
     for row, expert in zip(x.double(), ids.flatten().tolist(), strict=True):
-        up, down = (matrix.double() for matrix in matrices(expert))
-        inner = fused.activation(_biased(up @ row, fused.up, expert))
-        expected.append(_biased(down @ inner, fused.down, expert))
+        up, down = products(expert)
+        expected.append(_product(fused.activation(_product(row, *up)), *down))
     exact = torch.stack(expected)
     ones = torch.ones(2, 1, dtype=dtype, device=device)
-    together = fused(x.to(device), ids.to(device), ones)
-    alone = fused(x[:1].to(device), ids[:1].to(device), ones[:1])
-    for actual, target in ((together, exact), (alone, exact[:1])):
-        error = (actual.cpu().double() - target).norm() / target.norm().clamp(min=1e-30)
-        if not float(error) <= TOLERANCE[dtype]:
+    rows, chosen = x.to(device), ids.to(device)
+    together = [fused(rows, chosen, ones, tile) for tile in tiles_of(dtype).values()]
+    for output in (fused(rows[:1], chosen[:1], ones[:1]), *together):
+        target = exact[: len(output)]
+        error = (output.cpu().double() - target).norm() / target.norm().clamp(min=1e-30)
+        if not float(error) <= PRODUCT_TOLERANCE[dtype]:
             raise UnsupportedModelError(f"the experts of {name} as stored are off by {error:.2g}")
 
 
-def _biased(row: torch.Tensor, linear: Any, expert: int) -> torch.Tensor:
-    return row if linear.bias is None else row + linear.bias[expert].cpu().double()
+def _product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    product = matrix.double() @ x
+    return product if bias is None else product + bias.double()

@@ -1,11 +1,6 @@
 """Keeps packed integers of safetensors folders as they are: GPTQ, AWQ, compressed-tensors, int8."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
-
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from stonechat_models.backends.quantization.coded_linear import CodedLinear
@@ -15,13 +10,14 @@ from stonechat_models.backends.quantization.group_codes import (
     bits_of,
     columns_in_groups,
     group_codes,
+    scale_dtype,
     with_one_offset,
 )
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.stored_codes import CodedParts, check_product
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.packed.floats import Fp4
-from stonechat_models.checkpoint.packed.folder import read_packing
+from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
 from stonechat_models.checkpoint.packed.layouts import IntegerLayout, Parts
 from stonechat_models.checkpoint.packed.tensors import PackedTensor, Packing, Read
 from stonechat_models.checkpoint.resolve import ModelFiles
@@ -65,17 +61,6 @@ def read_groups(
             if linear is not None:
                 parts.modules[name] = linear
     return parts
-
-
-@contextmanager
-def stored_files(files: ModelFiles) -> Iterator[dict[str, Any]]:
-    """The open file of each stored tensor, by the tensor's name."""
-    with ExitStack() as stack:
-        stored: dict[str, Any] = {}
-        for path in files.weights:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            stored |= dict.fromkeys(file.keys(), file)
-        yield stored
 
 
 def is_group(tensor: PackedTensor) -> bool:
@@ -124,9 +109,7 @@ def _codes(
     if order is None or None in bits:
         return None
     most = max(b for b in bits if b is not None)
-    packed = [group_codes(chunk, order, most) for chunk in chunks]
-    if any(not packed[0].can_join(part) for part in packed):
-        return None
-    codes = with_one_offset(joined(packed))
+    dtype = scale_dtype(chunks)
+    codes = with_one_offset(joined([group_codes(chunk, order, most, dtype) for chunk in chunks]))
     is_sorted = torch.equal(order, torch.arange(len(order), device=device))
     return codes, None if is_sorted else order

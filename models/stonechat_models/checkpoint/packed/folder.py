@@ -1,5 +1,9 @@
 """The packed weights of a model on disk, or of one whose headers were read."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
 from stonechat_models.checkpoint.headers import ModelHeaders, TensorHeader, safetensors_headers
 from stonechat_models.checkpoint.packed.method import read_method
 from stonechat_models.checkpoint.packed.recognise import find_packed
@@ -13,6 +17,19 @@ def stored_tensors(model: ModelFiles | ModelHeaders) -> list[TensorHeader]:
     if isinstance(model, ModelHeaders):
         return list(model.tensors)
     return [tensor for path in model.weights for tensor in safetensors_headers(path)]
+
+
+@contextmanager
+def stored_files(files: ModelFiles) -> Iterator[dict[str, Any]]:
+    """Open a model's safetensors files. Gives the file of each stored tensor, by its name."""
+    from safetensors import safe_open
+
+    with ExitStack() as stack:
+        stored: dict[str, Any] = {}
+        for path in files.weights:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            stored |= dict.fromkeys(file.keys(), file)
+        yield stored
 
 
 def read_packing(model: ModelFiles | ModelHeaders, read: Read | None = None) -> Packing:

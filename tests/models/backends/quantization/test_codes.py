@@ -20,8 +20,8 @@ from stonechat_models.backends.quantization.scratch import Scratch
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 INTERPRETED = DEVICE.type == "cpu"
 N, K = 37, 512
-SIZES = (1, 3, 16, 130)
-"""Rows of activations: of each kernel, and more than are multiplied in tiles."""
+SIZES = (1, 2, 3, 4, 5, 130)
+"""Rows of activations: each number up to the most that are multiplied by codes, and more."""
 FORMAT_BYTES = {"Q4_K": 4, "Q5_K": 4}
 """What a block takes more than in the file."""
 

@@ -8,10 +8,13 @@ import torch
 
 pytest.importorskip("triton")
 
+from stonechat_models.backends.transformers import cuda_graphs, fill_kernel
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.cuda_memory import largest_batch
+from stonechat_models.backends.transformers.parity_steps import parity_sequences
+from stonechat_models.backends.transformers.static_buffers import StaticBuffers
 from tests.models.device_lengths import DeviceLengths
 from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
@@ -145,7 +148,7 @@ class StaleCapturer:
         return lambda: output
 
 
-def raise_in_replay(logits):
+def raise_in_replay(*_):
     raise RuntimeError("an illegal memory access was encountered\nand pages of more")
 
 
@@ -213,6 +216,31 @@ def test_padding_that_changes_other_rows_is_found():
     model = GraphedModel(engine.model, CPU)
     model.capture(RerunCapturer(), lines.append)
     assert "padded decode steps give logits that are off by" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("fills_right", "reason"),
+    [
+        (lambda *_: True, None),
+        (lambda *_: False, "the kernel copies other numbers"),
+        (raise_in_replay, "an illegal memory access was encountered"),
+    ],
+    ids=["right", "wrong", "raises"],
+)
+def test_a_fill_kernel_that_fails_is_not_used(fills_right, reason, monkeypatch):
+    class OnCuda:
+        def to(self, device):
+            return parity_sequences(model.info)
+
+    model = GraphedModel(make_engine(tiny_model("llama"), DeviceLengths()).model, CPU)
+    model._device = torch.device("cuda")
+    monkeypatch.setattr(cuda_graphs, "parity_sequences", lambda _: OnCuda())
+    monkeypatch.setattr(fill_kernel, "fills_right", fills_right)
+    lines = []
+    model._choose_fill(lines.append)
+    assert lines == ([f"copying the inputs of CUDA graphs one by one: {reason}"] if reason else [])
+    expected = StaticBuffers.fill if reason else fill_kernel.fill_in_one_launch
+    assert model._fill is expected
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 5])

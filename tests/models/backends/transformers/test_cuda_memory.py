@@ -9,6 +9,7 @@ from stonechat_models.backends.transformers.attention.choose import choose_atten
 from stonechat_models.backends.transformers.cuda_memory import GRAPH_BYTES, step_memory
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.sampling.sampler import Sampler
+from stonechat_models.types import MAX_TOP_LOGPROBS
 from tests.models.device_lengths import DeviceLengths
 from tests.models.engines import CPU, make_engine
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
@@ -90,11 +91,12 @@ LIMITS = {"max_model_len": 128, "max_batch_tokens": 50, "max_num_seqs": 7, "bloc
 
 def test_a_step_is_measured_by_running_it(memory):
     model = make_engine(tiny_model("llama")).model
-    sizes = []
+    sizes, edited = [], []
     sampler = Sampler(VOCAB_SIZE, CPU)
 
     def counting_sampler(logits, states):
         sizes.append(len(logits))
+        edited.extend(s.needs_edits and s.params.top_logprobs == MAX_TOP_LOGPROBS for s in states)
         return sampler(logits, states)
 
     num_rows = []
@@ -102,6 +104,7 @@ def test_a_step_is_measured_by_running_it(memory):
     model.forward = lambda batch: num_rows.append(len(batch.logits_index)) or forward(batch)
     assert step_memory(model, counting_sampler, CPU, **LIMITS) == 3500
     assert sizes == [7]
+    assert edited == [True] * 7  # such rows take the sampler most memory
     assert num_rows == [50]  # all but 7 are for log-probabilities of prompts
     assert model.info.num_blocks == 1  # the blocks of the run are freed
 

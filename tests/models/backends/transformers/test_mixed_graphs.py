@@ -33,6 +33,7 @@ from tests.models.engines import (
     run,
 )
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
+from tests.nightly import nightly
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("overlap", [False, True], ids=["in order", "overlap"])
+@pytest.mark.parametrize("overlap", [True, *nightly(False)])
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 def test_random_loads_give_the_answers_of_an_engine_without_graphs(module, limits, overlap):
     plain = make_engine(module, overlap=overlap, prompt_lookup=True, **limits)
@@ -201,7 +202,7 @@ def test_padding_that_changes_mixed_steps_is_found(module):
     assert lines[2].startswith("captured 4 CUDA graphs in ")
 
 
-@pytest.mark.parametrize("num_blocks", [1, 2, 5])
+@pytest.mark.parametrize("num_blocks", [1, *nightly(2, 5)])
 def test_mixed_graphs_are_checked_in_the_smallest_kv_cache(num_blocks):
     lines = []
     engine = graphed_engine(

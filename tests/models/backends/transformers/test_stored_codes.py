@@ -5,12 +5,16 @@ import torch
 
 pytest.importorskip("triton")
 
+from stonechat_models.backends.quantization import code_products
 from stonechat_models.backends.quantization.coded_linear import CodedEmbedding, CodedLinear
+from stonechat_models.backends.quantization.random_codes import random_codes
+from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers import quantize, stored_codes
 from stonechat_models.backends.transformers.code_choice import can_keep_codes
 from stonechat_models.backends.transformers.load import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.coded_gguf import write_coded_gguf
 from tests.models.tiny_gguf import LAYERS, VOCAB, write_tiny_gguf
 
@@ -105,6 +109,60 @@ def test_a_wrong_product_makes_floats_of_all_weights(loaded, tmp_path, monkeypat
     assert any("weights are dequantised: the product of" in line for line in loaded.lines)
 
 
+@pytest.fixture
+def failing(monkeypatch):
+    """Lets all kernels of products with codes raise an error."""
+
+    def fail_with(error):
+        def fail(*_args, **_settings):
+            raise error
+
+        monkeypatch.setattr(code_products, "multiply_into", fail)
+
+    return fail_with
+
+
+def test_kernels_that_cannot_run_make_floats_of_all_weights(loaded, failing, tmp_path):
+    failing(RuntimeError("Failed to find C compiler.\nPlease specify one."))
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", "Q8_0")
+    assert not coded_names(loaded(path, keeps_codes=True))
+    line = "weights are dequantised: RuntimeError: Failed to find C compiler."
+    assert line in loaded.lines
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError(), "not enough memory"),
+        (ModelLoadError("the file is torn"), "the file is torn"),
+    ],
+)
+def test_floats_are_no_way_out_of_other_errors(error, message, loaded, failing, tmp_path):
+    failing(error)
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", "Q8_0")
+    with pytest.raises(ModelLoadError, match=message):
+        loaded(path, keeps_codes=True)
+
+
+@pytest.mark.parametrize("num_rows", code_products.KERNEL_ROWS)
+def test_the_check_runs_each_kernel(num_rows, monkeypatch):
+    """A product that is wrong for one number of rows only is found."""
+    codes = random_codes("Q4_K", 16, 256, DEVICE)
+    layer = CodedLinear([codes], None, Scratch(DEVICE, torch.float32), torch.float32)
+    weight = layer.dequantised().cpu()
+    stored_codes.check_product(layer, weight.__getitem__, "name")
+
+    def wrong(output, x, *args, **settings):
+        original(output, x, *args, **settings)
+        if len(x) == num_rows:
+            output *= 1.01
+
+    original = code_products.multiply_into
+    monkeypatch.setattr(code_products, "multiply_into", wrong)
+    with pytest.raises(UnsupportedModelError, match="the product of name with Q4_K codes is off"):
+        stored_codes.check_product(layer, weight.__getitem__, "name")
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -116,6 +174,7 @@ def test_a_wrong_product_makes_floats_of_all_weights(loaded, tmp_path, monkeypat
 )
 def test_settings_that_need_floats(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", "Q8_0")
     config = EngineConfig(model=str(path))
     files = resolve_model(config, lambda line: None)
@@ -124,3 +183,5 @@ def test_settings_that_need_floats(settings, tmp_path, monkeypatch):
     assert not can_keep_codes(files, config, torch.device("cpu"))
     changed = EngineConfig(model=str(path), **settings)
     assert not can_keep_codes(files, changed, cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    assert not can_keep_codes(files, config, cuda)

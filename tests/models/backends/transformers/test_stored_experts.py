@@ -4,16 +4,22 @@ import json
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("triton")
 
 from stonechat_models.backends.transformers import quantize, stored_experts
 from stonechat_models.backends.transformers.code_choice import can_keep_codes
-from stonechat_models.backends.transformers.fused.coded_experts import CodedExpertLinear, Rows
+from stonechat_models.backends.transformers.fused.coded_experts import (
+    FLOAT32_CODED_TILES,
+    CodedExpertLinear,
+    Rows,
+)
 from stonechat_models.backends.transformers.load import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
+from tests.models.converted_gguf import write_converted
 from tests.models.tiny_gguf import LAYERS, VOCAB, write_tiny_gguf
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 from tests.models.tiny_tokenizers import save_byte_level
@@ -103,6 +109,48 @@ def test_gguf(loaded, tmp_path):
     assert quantize.num_weights(coded) == quantize.num_weights(plain)
 
 
+@pytest.fixture
+def gpt_oss_gguf(tmp_path):
+    """A tiny gpt-oss with random biases, as a GGUF file."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": VOCAB}
+    module = tiny_model("gpt_oss", num_hidden_layers=1, **sizes)
+    for name, parameter in module.named_parameters():
+        if "bias" in name:
+            parameter.data.normal_(0, 0.3)
+    return write_converted(module, "gpt-oss", tmp_path / "oss.gguf", GGMLQuantizationType.Q8_0)
+
+
+def test_gguf_with_biases(loaded, gpt_oss_gguf):
+    plain = loaded(gpt_oss_gguf, keeps_codes=False)
+    coded = loaded(gpt_oss_gguf, keeps_codes=True)
+    assert [part.rows for part in coded_experts(coded)] == [Rows.APART, Rows.HALVES]
+    assert all(part.bias is not None for part in coded_experts(coded))
+    assert_same_logits(coded, plain, VOCAB)
+
+
+def test_a_wrong_bias_is_found(loaded, gpt_oss_gguf, monkeypatch):
+    class Swapped(CodedExpertLinear):
+        def __init__(self, codes, num_experts, bias, *args):
+            super().__init__(codes, num_experts, bias.roll(bias.shape[1] // 2, 1), *args)
+
+    monkeypatch.setattr(stored_experts, "CodedExpertLinear", Swapped)
+    assert not coded_experts(loaded(gpt_oss_gguf, keeps_codes=True))
+    assert any("as stored are off by" in line for line in loaded.lines)
+
+
+@pytest.mark.parametrize("pairs", FLOAT32_CODED_TILES)
+def test_the_check_runs_each_tile(pairs, loaded, gpt_oss_gguf, monkeypatch):
+    def wrong(self, rows, groups, *args):
+        output = original(self, rows, groups, *args)
+        is_wrong = groups.tile.pairs == pairs and groups.pairs is not None
+        return output * 1.01 if is_wrong else output
+
+    original = CodedExpertLinear.forward
+    monkeypatch.setattr(CodedExpertLinear, "forward", wrong)
+    assert not coded_experts(loaded(gpt_oss_gguf, keeps_codes=True))
+    assert any("as stored are off by" in line for line in loaded.lines)
+
+
 def test_types_without_a_kernel_become_floats(loaded, tmp_path):
     path = write_tiny_gguf(tmp_path / "tiny.gguf", "qwen3moe", "Q4_1")
     assert not coded_experts(loaded(path, keeps_codes=True))
@@ -118,7 +166,8 @@ def test_a_wrong_product_is_found(loaded, tmp_path, monkeypatch):
     assert any("as stored are off by" in line for line in loaded.lines)
 
 
-def test_which_files_keep_their_experts(tmp_path):
+def test_which_files_keep_their_experts(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     folder = save_gpt_oss(tmp_path / "gpt-oss")
     cuda = torch.device("cuda", 0)
 
@@ -132,6 +181,7 @@ def test_which_files_keep_their_experts(tmp_path):
     (folder / "config.json").write_text(
         json.dumps({**json.loads((folder / "config.json").read_text()), "quantization_config": {}})
     )
+    assert not keeps()
 
 
 def test_blocks_are_read_as_transformers_reads_them():

@@ -7,17 +7,20 @@ import torch
 
 pytest.importorskip("triton")
 
-from stonechat_models.backends.quantization.coded_linear import CodedLinear
+from stonechat_models.backends.quantization.coded_linear import CodedLinear, dequantised
 from stonechat_models.backends.quantization.group_codes import (
     Groups,
     bits_of,
     columns_in_groups,
     group_codes,
+    scale_dtype,
     with_one_offset,
 )
 from stonechat_models.backends.transformers import quantize, stored_groups
 from stonechat_models.backends.transformers.code_choice import can_keep_codes
 from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.checkpoint.packed import layouts
+from stonechat_models.checkpoint.packed.layouts import IntegerLayout
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from tests.models.packed_writers import CASES, save_packed
@@ -61,7 +64,7 @@ def coded(module: torch.nn.Module) -> list[CodedLinear]:
 
 @pytest.mark.parametrize("name", KEPT)
 @torch.inference_mode()
-def test_formats(name, tmp_path):
+def test_formats(name, tmp_path, monkeypatch):
     writer, quantization, _ = CASES[name]
     floats = save_packed(tmp_path, "llama", writer, quantization)
     module = load(tmp_path, keeps_codes=True, lines=[])
@@ -74,6 +77,7 @@ def test_formats(name, tmp_path):
             torch.testing.assert_close(part.dequantised(), expected, rtol=1e-5, atol=1e-6)
     config = EngineConfig(model=str(tmp_path))
     files = resolve_model(config, lambda line: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     assert can_keep_codes(files, config, torch.device("cuda"))
 
 
@@ -89,8 +93,8 @@ def test_logits(name, tmp_path):
 
 
 def test_a_wrong_product_makes_floats_of_all_weights(tmp_path, monkeypatch):
-    def off(groups, order, bits):
-        codes = original(groups, order, bits)
+    def off(*args):
+        codes = original(*args)
         codes.low[::2] ^= 0x11111111
         return codes
 
@@ -112,15 +116,51 @@ def groups(values: torch.Tensor, num_groups: int, zeros: float = 8.0) -> Groups:
 
 
 def test_bits():
-    def bits(low: int, high: int, zeros: float = 8.0) -> int | None:
-        values = torch.tensor([[low, high]])
+    def bits(
+        low: int, high: int, zeros: float = 8.0, dtype: torch.dtype = torch.uint8
+    ) -> int | None:
+        values = torch.tensor([[low, high]], dtype=dtype)
         return bits_of(groups(values, 1, zeros))
 
     assert bits(0, 15) == 4
     assert bits(0, 16) == 5
     assert bits(0, 63) == 6
-    assert bits(0, 64) == bits(0, 255) == bits(-128, 127, 0.0) == 8
-    assert bits(0, 15, 0.5) is bits(-1, 128) is bits(0, 15, -1.0) is bits(0, 15, 256.0) is None
+    assert bits(0, 64) == bits(0, 255) == bits(-128, 127, 0.0, torch.int8) == 8
+    assert bits(0, 15, 0.5) is bits(0, 15, -1.0) is bits(0, 15, 256.0) is None
+    assert bits(-1, 5, 0.0, torch.int32) is bits(0, 256, 0.0, torch.int32) is None
+
+
+@pytest.mark.parametrize("low", [-5, 0, 3])
+def test_signed_numbers_keep_their_values(low):
+    """Those of a layer, or of some of its rows, may all be positive."""
+    values = torch.randint(low, 12, (4, 64), dtype=torch.int8)
+    part = groups(values, 2, 0.0)
+    bits = bits_of(part)
+    assert bits == 8
+    on_device = (t.to(DEVICE) for t in (values, part.scales, part.zeros, part.group_of))
+    codes = group_codes(Groups(*on_device), torch.arange(64).to(DEVICE), bits, torch.float16)
+    expected = values * part.scales[:, part.group_of]
+    torch.testing.assert_close(dequantised(codes).cpu(), expected)
+
+
+def test_one_dtype_for_the_scales_of_all_rows():
+    """The small scale is a number of bfloat16, and of none of the others' dtypes."""
+
+    class Layout(IntegerLayout):
+        def codes(self, parts, rows):
+            values, scales = parts["values"][rows], parts["scales"][rows]
+            return layouts.Codes(values, scales, torch.full_like(scales, 8), group_of)
+
+    n, group_of = stored_groups.CHUNK_ROWS + 16, torch.arange(64) // 32
+    scales = (torch.rand(n, 2) * 0.01 + 0.001).bfloat16().float()
+    scales[-1, 1] = torch.tensor(1.1e-7).bfloat16().float()
+    values = torch.randint(0, 16, (n, 64), dtype=torch.uint8)
+    found = stored_groups._codes(
+        Layout(), {"values": values, "scales": scales}, n, torch.device("cpu")
+    )
+    assert found is not None
+    assert found[0].scales.dtype is torch.bfloat16
+    assert torch.equal(found[0].scales.float(), scales)
 
 
 def test_columns_in_groups():
@@ -142,9 +182,9 @@ def test_scales_keep_their_numbers():
         half.values, half.scales.bfloat16().float() * 2.0**-100, half.zeros, half.group_of
     )
     for part, dtype in ((half, torch.float16), (wide, torch.float32), (short, torch.bfloat16)):
-        codes = group_codes(part, order, 4)
+        codes = group_codes(part, order, 4, scale_dtype([part]))
         assert codes.scales.dtype is dtype
         assert torch.equal(codes.scales.float(), part.scales)
-    assert with_one_offset(group_codes(half, order, 4)).extra is None
+    assert with_one_offset(group_codes(half, order, 4, torch.float16)).extra is None
     half.zeros[1, 1] = 7.0
-    assert with_one_offset(group_codes(half, order, 4)).extra is not None
+    assert with_one_offset(group_codes(half, order, 4, torch.float16)).extra is not None

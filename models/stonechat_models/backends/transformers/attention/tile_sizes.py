@@ -2,10 +2,10 @@
 
 For heads of 128 in half precision, 64 sequences with 530 keys each take an H200 39 us with 32 keys
 at once and 51 us with 64, since fewer programs with 64 fit on a multiprocessor. The others are
-estimates (`scripts/gpu/sweep.py` measures them).
+estimates: `tile_choice` measures those of decoding at load, and `scripts/gpu/sweep.py` all.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -34,11 +34,6 @@ class TileShape:
     dtype: torch.dtype
 
 
-MEASURED_DECODE: dict[tuple[tuple[int, int], int], TileSizes] = {}
-"""By compute capability and padded head size, in half precision. The rows are not used."""
-MEASURED_PREFILL: dict[tuple[tuple[int, int], int], TileSizes] = {}
-
-
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """The tile sizes for a card of this compute capability."""
@@ -49,9 +44,6 @@ class Tiles:
         """Sizes for a program of the decode kernel."""
         rows = max(16, triton.next_power_of_2(shape.group))
         is_half = shape.dtype.itemsize == 2
-        measured = MEASURED_DECODE.get((self.capability, shape.head_size))
-        if measured is not None and is_half:
-            return replace(measured, rows=rows)
         # A program then needs about 36 KB for two buffers of keys and values, so that several fit
         # on a multiprocessor; in float32 there is one buffer.
         keys = 64 if is_half and shape.head_size <= 64 else 32
@@ -60,13 +52,9 @@ class Tiles:
     def prefill(self, shape: TileShape) -> TileSizes:
         """Sizes for a program of the prefill kernel. A tile holds at least one token's heads."""
         is_half = shape.dtype.itemsize == 2
-        is_large = shape.head_size > 128 or not is_half
-        measured = MEASURED_PREFILL.get((self.capability, shape.head_size))
-        if measured is None or not is_half:
-            if is_large:
-                measured = TileSizes(64, 32, num_warps=4, num_stages=2)
-            else:  # two buffers where the shared memory of a multiprocessor is large
-                stages = 3 if self.capability[0] in (9, 10) else 2
-                measured = TileSizes(128, 64, num_warps=8, num_stages=stages)
-        rows = max(measured.rows, triton.next_power_of_2(shape.group))
-        return replace(measured, rows=rows)
+        least_rows = triton.next_power_of_2(shape.group)
+        if shape.head_size > 128 or not is_half:
+            return TileSizes(max(64, least_rows), 32, num_warps=4, num_stages=2)
+        # Two buffers where the shared memory of a multiprocessor is large.
+        stages = 3 if self.capability[0] in (9, 10) else 2
+        return TileSizes(max(128, least_rows), 64, num_warps=8, num_stages=stages)

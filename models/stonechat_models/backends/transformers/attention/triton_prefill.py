@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from stonechat_models.backends.transformers.attention.triton_tile import (
-    LOG2E,
     attend_tile,
+    finished,
     first_key,
 )
 from stonechat_models.hardware.dependent_launch import wait_for_inputs
@@ -130,13 +130,7 @@ def prefill_kernel(
         PRECISION,
         UPCAST,
     )
-    if HAS_SINKS:
-        sink = tl.load(sinks + heads, mask=is_row, other=0.0).to(tl.float32) * LOG2E
-        new_peak = tl.maximum(peak, sink)
-        rescale = tl.exp2(peak - new_peak)
-        total = total * rescale + tl.exp2(sink - new_peak)
-        result = result * rescale[:, None]
-    result = result / tl.where(total == 0.0, 1.0, total)[:, None]
+    result = finished(result, peak, total, sinks, heads, is_row, HAS_SINKS)
     num_heads = tl.num_programs(1) * GROUP
     at = tokens * num_heads + heads
     offsets_dv = tl.arange(0, BLOCK_DV)

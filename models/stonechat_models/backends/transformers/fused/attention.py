@@ -97,7 +97,8 @@ class FusedAttention(nn.Module):
     ) -> torch.Tensor:
         """Maps norm(hidden states) to queries [T, H, D], and stores keys and values at `slots`."""
         tile = few_rows_tile(self.qkv_proj, len(rows))
-        if tile is not None and self.turns_in_product and len(slots) == len(rows):
+        turns = self.turns_in_product and keys.dtype == rows.dtype and len(slots) == len(rows)
+        if tile is not None and turns:
             return few_rows_qkv(
                 rows, self.qkv_proj, tile, position_embeddings, slots, keys, values, norm=norm
             )

@@ -35,7 +35,6 @@ class CodedTile(NamedTuple):
 
 CODED_TILES = {
     16: CodedTile(16, 32, 4, 4, 3),
-    32: CodedTile(32, 32, 1, 4, 2),
     64: CodedTile(64, 64, 2, 4, 3),
     128: CodedTile(128, 64, 2, 4, 3),
 }

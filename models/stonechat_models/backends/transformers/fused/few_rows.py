@@ -9,7 +9,6 @@ import torch
 import triton
 from torch import nn
 
-from stonechat_models.backends.quantization.device_support import FP8_MAX
 from stonechat_models.backends.transformers.fused.few_rows_kernel import (
     few_rows_kernel,
     few_rows_qkv_kernel,
@@ -121,8 +120,8 @@ def few_rows_qkv(
 ) -> torch.Tensor:
     """Project norm(x [M, k]) to heads, rotate whole heads, and store keys and values.
 
-    Arguments and result are those of `rope_and_store`, but `slots` has M numbers, and all of a
-    head's elements are rotated.
+    Arguments and result are those of `rope_and_store`, but `slots` has M numbers, `keys` and
+    `values` have the dtype of `x`, and all of a head's elements are rotated.
     """
     weight, bias = linear.weight, linear.bias
     assert isinstance(weight, torch.Tensor)
@@ -156,7 +155,6 @@ def few_rows_qkv(
         sines.stride(0),
         0.0 if norm is None else norm.epsilon,
         0.0 if norm is None else norm.offset,
-        FP8_MAX,
         ROWS=len(x),
         HEADS=num_heads,
         KV_HEADS=num_kv_heads,
@@ -166,7 +164,6 @@ def few_rows_qkv(
         BLOCK_K=COLUMNS_PER_WARP * tile.num_warps,
         HAS_NORM=norm is not None,
         HAS_BIAS=bias is not None,
-        CLAMPS=keys.dtype is torch.float8_e4m3fn,
         num_warps=tile.num_warps,
         **launch_settings(x.device),
     )

@@ -7,7 +7,7 @@ input) and after it (bias, gated activation, residual) costs no kernel of its ow
 import triton
 import triton.language as tl
 
-from stonechat_models.backends.transformers.fused.kernels import activated, store_cached
+from stonechat_models.backends.transformers.fused.kernels import activated
 from stonechat_models.hardware.dependent_launch import wait_for_inputs
 
 LANE = tl.constexpr(8)
@@ -207,7 +207,6 @@ def few_rows_qkv_kernel(
     stride_sines,
     epsilon,
     offset,  # added to the norm's weight
-    limit,  # largest number that the cache holds
     ROWS: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -217,7 +216,6 @@ def few_rows_qkv_kernel(
     BLOCK_K: tl.constexpr,
     HAS_NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    CLAMPS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """Program (part): BLOCK_N pairs of elements that RoPE rotates together, of all rows.
@@ -273,11 +271,11 @@ def few_rows_qkv_kernel(
         tl.store(at + half, turned_second, mask=is_query)
         slot = tl.load(slots + i) * KV_HEADS * SIZE
         at = keys + slot + key_columns
-        store_cached(at, turned_first, is_key, limit, CLAMPS)
-        store_cached(at + half, turned_second, is_key, limit, CLAMPS)
+        tl.store(at, turned_first, mask=is_key)
+        tl.store(at + half, turned_second, mask=is_key)
         at = values + slot + value_columns
-        store_cached(at, first, is_value, limit, CLAMPS)
-        store_cached(at + half, second, is_value, limit, CLAMPS)
+        tl.store(at, first, mask=is_value)
+        tl.store(at + half, second, mask=is_value)
 
 
 @triton.jit

@@ -147,11 +147,13 @@ def _table(
             return None
         parts.append(both)
     table = torch.cat(parts)
-    # In one call, so that frequencies that depend on the longest position would differ.
-    sample = torch.linspace(0, num_positions - 1, 64, device=x.device).long()
-    expected = _both(output_of(rotary, x, sample.unsqueeze(0), *types), len(sample))
-    if not agree(expected, table[sample]):
-        return None
+    length = num_positions
+    while length > 0:  # frequencies that depend on the longest position of a call would differ
+        sample = torch.linspace(0, length - 1, 64, device=x.device).long()
+        expected = _both(output_of(rotary, x, sample.unsqueeze(0), *types), len(sample))
+        if not agree(expected, table[sample]):
+            return None
+        length //= 2
     return torch.cat((table, table[-1:].expand(SPARE_ROWS, -1)))
 
 

@@ -136,9 +136,29 @@ def stack_bytes(cubin: bytes) -> int:
     return max(int(n) for n in re.findall(r"STACK:(\d+)", dump.stdout))
 
 
-def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None:
+def compile_decode(
+    dtype, size, group, window, capability, kv_dtype=None, splits=(False, True)
+) -> None:
+    shape = shape_constants(size, group, window)
+    padded = shape["BLOCK_DK"]
+    tile = Tiles(divmod(capability, 10)).decode(TileShape(group, padded, dtype))
+    block_group = triton.next_power_of_2(group)
+    launch = (tile.num_warps, tile.num_stages, capability, kv_dtype)
+    for is_split in splits:
+        constants = {
+            **shape,
+            "BLOCK_M": tile.rows,
+            "BLOCK_K": tile.keys,
+            "BLOCK_GROUP": block_group,
+            "PARTS": parts_at_once(block_group * padded, tile.num_warps),
+            "IS_SPLIT": is_split,
+        }
+        compile_kernel(decode_kernel, dtype, constants, *launch)
+
+
+def shape_constants(size: int, group: int, window: bool) -> dict[str, Any]:
     padded = max(16, triton.next_power_of_2(size))
-    shape = {
+    return {
         "GROUP": group,
         "BLOCK_SIZE": 16,
         "DK": size,
@@ -152,21 +172,12 @@ def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None
         "HAS_SINKS": True,
         "UPCAST": False,
     }
-    tiles = Tiles(divmod(capability, 10))
-    tile = tiles.decode(TileShape(group, padded, dtype))
-    block_group = triton.next_power_of_2(group)
-    launch = (tile.num_warps, tile.num_stages, capability, kv_dtype)
-    for is_split in (False, True):
-        constants = {
-            **shape,
-            "BLOCK_M": tile.rows,
-            "BLOCK_K": tile.keys,
-            "BLOCK_GROUP": block_group,
-            "PARTS": parts_at_once(block_group * padded, tile.num_warps),
-            "IS_SPLIT": is_split,
-        }
-        compile_kernel(decode_kernel, dtype, constants, *launch)
-    tile = tiles.prefill(TileShape(group, padded, dtype))
+
+
+def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None:
+    compile_decode(dtype, size, group, window, capability, kv_dtype)
+    shape = shape_constants(size, group, window)
+    tile = Tiles(divmod(capability, 10)).prefill(TileShape(group, shape["BLOCK_DK"], dtype))
     constants = {
         **shape,
         "BLOCK_Q": tile.rows // group,
@@ -234,15 +245,12 @@ def compile_few_rows_qkv(tile, num_rows, dtype, capability) -> None:
         "BLOCK_K": COLUMNS_PER_WARP * tile.num_warps,
         "HAS_NORM": True,
         "HAS_BIAS": False,
-        "CLAMPS": False,
     }
     compile_kernel(few_rows_qkv_kernel, dtype, constants, tile.num_warps, 3, capability)
 
 
 def compile_some() -> None:
-    """Each kernel once."""
-    compile_shape(*SHAPES[0], 90)
-    compile_fused(torch.bfloat16, 90)
+    compile_decode(*SHAPES[0], 90, splits=(True,))
 
 
 def compile_all() -> None:

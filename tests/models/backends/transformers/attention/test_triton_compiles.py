@@ -24,7 +24,7 @@ SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
 @pytest.mark.parametrize(
     ("arguments", "num_kernels"),
     [
-        ([], 3 + 19),
+        ([], 1),
         pytest.param(["--all"], 9 * 3 + 4 * 19 + 2, marks=pytest.mark.nightly),
     ],
     ids=["some", "all"],

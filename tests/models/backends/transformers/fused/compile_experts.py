@@ -155,10 +155,7 @@ def compile_others(dtype, capability):
 
 
 def compile_some():
-    compile_others(torch.bfloat16, 90)
     compile_product(torch.bfloat16, TILES[16], 90)
-    compile_product(torch.bfloat16, TILES[128], 90)
-    compile_coded("MXFP4", torch.bfloat16, CODED_TILES[16], 90)
 
 
 def compile_all():

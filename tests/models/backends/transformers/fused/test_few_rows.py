@@ -6,6 +6,9 @@ from torch import nn
 
 pytest.importorskip("triton")
 
+from stonechat_models.backends.transformers.attention.backend import AttentionSpec
+from stonechat_models.backends.transformers.fused import attention
+from stonechat_models.backends.transformers.fused.attention import FusedAttention
 from stonechat_models.backends.transformers.fused.few_rows import (
     ROW_COUNTS,
     FewRowsTile,
@@ -128,10 +131,13 @@ def test_only_ordinary_layers_that_were_chosen_have_a_tile():
     assert few_rows_tile(linear, 1) is None
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(
-    ("heads", "size", "angles", "bias"),
-    [((4, 2), 16, 16, False), ((3, 1), 24, 12, True), ((2, 2), 8, 8, False)],
+    ("heads", "size", "angles", "bias", "dtype"),
+    [
+        ((2, 1), 16, 16, False, torch.bfloat16),
+        ((3, 1), 24, 12, True, torch.float32),
+        ((2, 2), 8, 8, False, torch.float16),
+    ],
 )
 def test_heads_are_rotated_and_stored(heads, size, angles, bias, dtype):
     """As the product, and then the kernel that rotates what it is given."""
@@ -144,8 +150,9 @@ def test_heads_are_rotated_and_stored(heads, size, angles, bias, dtype):
     slots = torch.tensor([3, 1], device=DEVICE)
     places = [torch.full((2, 5, num_kv_heads, size), 7.0).to(x) for _ in range(2)]
     with torch.no_grad():
-        query = few_rows_qkv(x, linear, SMALL, turns, slots, *places[0], norm=norm)
-        qkv = few_rows_product(x, linear, SMALL, norm=norm)
+        tile = FewRowsTile(8, 1)
+        query = few_rows_qkv(x, linear, tile, turns, slots, *places[0], norm=norm)
+        qkv = few_rows_product(x, linear, tile, norm=norm)
         reference = rope_and_store(
             qkv, turns, slots, *places[1], num_heads=num_heads, rotary_size=size, norms=None
         )
@@ -156,14 +163,20 @@ def test_heads_are_rotated_and_stored(heads, size, angles, bias, dtype):
     assert is_written.tolist() == [[False, True, False, True, False]] * 2
 
 
-def test_an_fp8_cache_is_saturated():
+def test_a_cache_of_another_dtype_gets_its_own_kernel(monkeypatch):
+    """The product that stores keys and values was compared at load in the model's dtype only."""
+    monkeypatch.setattr(attention, "few_rows_qkv", None)
     linear = layer(3 * 8, 16, dtype=torch.bfloat16)
-    linear.weight.data.fill_(100.0)
+    use_few_rows(linear, {1: SMALL})
+    heads = {"num_heads": 1, "num_kv_heads": 1, "head_size": 8, "rotary_size": 8, "norms": None}
+    fused = FusedAttention(linear, nn.Identity(), layer=0, spec=AttentionSpec(1.0), **heads)
+    assert fused.turns_in_product
     x = torch.ones(1, 16, dtype=torch.bfloat16, device=DEVICE)
     turns = (torch.ones(1, 1, 8).to(x), torch.zeros(1, 1, 8).to(x))
     keys, values = torch.zeros(2, 1, 1, 8, device=DEVICE).to(torch.float8_e4m3fn)
     slots = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    query = few_rows_qkv(x, linear, SMALL, turns, slots, keys, values, norm=None)
-    assert (query == 1600).all()
-    assert (keys.float() == 448).all()
-    assert (values.float() == 448).all()
+    linear.weight.data.fill_(2.0)
+    query = fused.project(x, None, turns, slots, keys, values)
+    assert (query == 32).all()
+    assert (keys.float() == 32).all()
+    assert (values.float() == 32).all()

@@ -122,9 +122,6 @@ def test_experts_with_anything_else_are_not_replaced(change):
 
 
 def test_experts_that_stay_are_named(caplog):
-    module = tiny_model("mixtral", num_hidden_layers=1).to(DEVICE)
-    assert fuse_modules(module)["FusedExperts"] == 1
-    assert not caplog.records
     module = tiny_model("mixtral", num_hidden_layers=2).to(DEVICE)
     for layer in module.model.layers:
         layer.mlp.experts.act_fn = nn.ReLU()

@@ -80,9 +80,18 @@ def test_longrope_has_one_set_of_factors(length, start):
     assert torch.equal(logits(module, start), before)
 
 
-def test_frequencies_that_depend_on_the_other_positions_are_not_tabulated(monkeypatch):
-    monkeypatch.setattr(rotary_table, "CHUNK", 16)  # as if the original length were one chunk
-    assert tabulate_rotary(packed_model("phi3", **LONGROPE), 64) == 0
+@pytest.mark.parametrize("chunk", [16, rotary_table.CHUNK], ids=["original length", "longer"])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("phi3", LONGROPE), ("llama", {**DYNAMIC, "max_position_embeddings": 16})],
+    ids=["longrope", "dynamic"],
+)
+def test_frequencies_that_depend_on_the_other_positions_are_not_tabulated(
+    family, changes, chunk, monkeypatch
+):
+    """Whether or not the first call of the module goes beyond its original length, which is 16."""
+    monkeypatch.setattr(rotary_table, "CHUNK", chunk)
+    assert tabulate_rotary(packed_model(family, **changes), 64) == 0
 
 
 def test_a_step_launches_one_kernel(monkeypatch):
