@@ -22,6 +22,7 @@ from types import CodeType, FrameType
 ROOT = Path(__file__).resolve().parents[2]
 TICK = ("serving/connections.py", "DrainingServer.on_tick", "Lifecycle.is_drained")
 """What the server does every 100 ms, whether there is a request or not. It is not counted."""
+COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 PACKAGES = {"server": ROOT / "server", "models": ROOT / "models"}
 CLIENT = """
 import http.client, json, sys
@@ -57,9 +58,14 @@ class Recorder:
         threading.setprofile(self)
 
     def functions(self) -> set[tuple[str, str, str]]:
-        """(package, path in it, qualified name) of each function."""
+        """(package, path in it, qualified name) of each function.
+
+        Comprehensions are not counted: from Python 3.12 on they are part of their function.
+        """
         functions = set()
         for code in self.codes:
+            if code.co_name in COMPREHENSIONS:
+                continue
             for package, folder in PACKAGES.items():
                 path = Path(code.co_filename)
                 if path.is_relative_to(folder):

@@ -77,13 +77,12 @@ def variants() -> list[Part]:
 
 
 def sweep() -> list[Part]:
-    """How fast are kernels with other tile sizes, and steps with prompts; 485 seconds."""
+    """How fast are kernels with other tile sizes; 430 s."""
     return [
         script("sweep", 240),
         script("gemv", 80, reserve=40),
         script("codes", 60, reserve=30),
         script("sampling", 50, reserve=20),
-        script("mixed_steps", 55, reserve=30),
     ]
 
 
