@@ -101,7 +101,7 @@ def test_among_thirty_one_others(server, expected):
 
 
 def test_on_a_server_that_chunks_and_preempts(server, expected, say):
-    tokens = 20 * 16
+    tokens = 11 * 16
     small = tokens * server.engine.model.kv_bytes_per_token
     with live_server(
         say, kv_cache_size=small, max_model_len=160, max_batch_tokens=9, prefix_caching=False
