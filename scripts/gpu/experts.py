@@ -27,6 +27,7 @@ from stonechat_models.backends.transformers.fused.experts import (
     Tile,
     choose_tile,
 )
+from stonechat_models.backends.transformers.kernel_timing import GraphTimer
 
 SHAPES = {  # experts, experts of a token, hidden size, inner size
     "qwen3-30b-a3b": (128, 8, 2048, 768),
@@ -80,26 +81,6 @@ def random_calls(shape: tuple[int, int, int, int], num_tokens: int) -> list[tupl
     return calls
 
 
-def microseconds(run: Any) -> float:
-    """The median time of a replay of `run`, for one of its CALLS calls."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        run()
-    times = []
-    for _ in range(5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1000 / CALLS)
-    return statistics.median(times)
-
-
 def grouped_mm(module: FusedExperts, x: Any, ids: Any, routing: Any) -> torch.Tensor:
     """The products of PyTorch alone, without the operators around them."""
     flat, order = ids.flatten().sort()
@@ -120,7 +101,7 @@ def candidates(num_tokens: int, shape: tuple[int, int, int, int]) -> list[Tile]:
 
 @torch.inference_mode()
 def time_shape(name: str, shape: tuple[int, int, int, int], end: float, write: Any) -> None:
-    module = random_experts(shape)
+    module, timer = random_experts(shape), GraphTimer(torch.device("cuda"))
     size = 3 * shape[2] * shape[3]
     for num_tokens in TOKENS:
         calls = random_calls(shape, num_tokens)
@@ -141,7 +122,7 @@ def time_shape(name: str, shape: tuple[int, int, int, int], end: float, write: A
                 return
             row = {"shape": name, "tokens": num_tokens, "tile": tile, "chosen": tile is tiles[0]}
             try:
-                time_us = microseconds(run)
+                time_us = timer(run) * 1e6 / CALLS
                 row |= {"us": round(time_us, 1), "GB/s": round(weights / time_us / 1e3)}
                 row["TFLOP/s"] = round(2 * size * num_tokens * shape[1] / time_us / 1e6, 1)
             except Exception as error:

@@ -13,7 +13,7 @@ from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.runtime.build import build_engine
+from tests.gpu.built import build
 from tests.models.engines import deviations, generate_all, greedy
 from tests.models.tiny_models import save_tiny_model, tiny_model
 from tests.models.tiny_tokenizers import save_byte_level
@@ -27,22 +27,6 @@ def folder(tmp_path):
     """A tiny random model with a tiny tokenizer."""
     tokenizer_folder = save_byte_level(tmp_path / "tokenizer")
     return save_tiny_model(tmp_path / "tiny", "qwen3", tokenizer_folder, vocab_size=VOCAB_SIZE)
-
-
-def build(folder, **settings):
-    """Returns an engine and the text of the progress lines."""
-    lines: list[str] = []
-    config = EngineConfig(
-        model=str(folder),
-        device="cuda",
-        max_num_seqs=3,
-        max_batch_tokens=32,
-        max_model_len=64,
-        kv_cache_bytes=4 << 20,
-        **settings,
-    )
-    engine, _ = build_engine(config, lines.append)
-    return engine, "\n".join(lines)
 
 
 def test_every_optimisation_is_used_and_tokens_are_right(folder, device):

@@ -13,7 +13,7 @@ from stonechat_models.backends.transformers import load
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
-from stonechat_models.runtime.build import build_engine
+from tests.gpu.built import build
 from tests.models.coded_gguf import write_coded_gguf
 from tests.models.engines import deviations, generate_all, greedy
 
@@ -99,25 +99,17 @@ def test_memory_is_that_of_the_file(type_name, device):
 def test_a_file_is_served_as_it_is(kinds, device, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_coded_gguf(tmp_path / "coded.gguf", *kinds)
-    config = EngineConfig(
-        model=str(path),
-        device="cuda",
-        max_num_seqs=2,
-        max_batch_tokens=32,
-        max_model_len=64,
-        kv_cache_bytes=4 << 20,
-    )
-    lines: list[str] = []
-    engine, _ = build_engine(config, lines.append)
+    engine, lines = build(path, max_num_seqs=2)
     info = engine.model.info
     assert info.quantization == f"as stored ({', '.join(sorted(kinds))})", lines
     assert isinstance(engine.model, GraphedModel), lines
-    assert any("2 FusedDecoderLayer" in line and "2 MergedMLP" in line for line in lines), lines
+    fused = [line for line in lines.splitlines() if "2 FusedDecoderLayer" in line]
+    assert any("2 MergedMLP" in line for line in fused), lines
     tensors = path.stat().st_size
     assert info.weight_bytes < 1.05 * tensors
-    reference = load.load_module(
-        resolve_model(config, lines.append), config, torch.device("cpu"), torch.float32
-    )
+    config = EngineConfig(model=str(path))
+    files = resolve_model(config, lambda _: None)
+    reference = load.load_module(files, config, torch.device("cpu"), torch.float32)
     prompts = [[5, 6, 7], list(range(40, 60))]
     for prompt, result in zip(
         prompts, generate_all(engine, prompts, greedy(4, ignore_eos=True)), strict=True

@@ -9,8 +9,7 @@ import pytest
 
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel
-from stonechat_models.config import EngineConfig
-from stonechat_models.runtime.build import build_engine
+from tests.gpu.built import build
 from tests.gpu.test_cuda_engine import assert_near, prompts
 from tests.models.engines import generate_all, greedy
 from tests.models.tiny_models import save_tiny_model, tiny_model
@@ -21,22 +20,12 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 """In standard deviations of the logits. The references keep weights that bfloat16 rounds."""
 
 
-def build(tmp_path, family, **settings: Any):
+def build_family(tmp_path, family, **settings: Any):
     """Returns an engine and the text of the progress lines."""
     tokenizer_folder = save_byte_level(tmp_path / "tokenizer")
     folder = save_tiny_model(tmp_path / "tiny", family, tokenizer_folder, vocab_size=VOCAB_SIZE)
-    lines: list[str] = []
-    config = EngineConfig(
-        model=str(folder),
-        device="cuda",
-        max_num_seqs=4,
-        max_batch_tokens=64,
-        max_model_len=200,
-        kv_cache_bytes=8 << 20,
-        **settings,
-    )
-    engine, _ = build_engine(config, lines.append)
-    return engine, "\n".join(lines)
+    sizes = {"max_num_seqs": 4, "max_batch_tokens": 64, "max_model_len": 200}
+    return build(folder, **sizes, kv_cache_bytes=8 << 20, **settings)
 
 
 def check(engine, family, dtype):
@@ -48,7 +37,7 @@ def check(engine, family, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2", "falcon_h1", "mamba2"])
 def test_recurrent_states(family, dtype, device, tmp_path):
-    engine, progress = build(tmp_path, family, dtype=dtype)
+    engine, progress = build_family(tmp_path, family, dtype=dtype)
     assert isinstance(engine.model, RecurrentModel), progress
     check(engine, family, dtype)
     if engine.model.info.exact_chunks:  # the second time with a snapshot of the state
@@ -59,7 +48,7 @@ def test_recurrent_states(family, dtype, device, tmp_path):
 
 @pytest.mark.parametrize("family", ["bloom", "phimoe"])
 def test_a_cache_of_its_own(family, device, tmp_path):
-    engine, progress = build(tmp_path, family, dtype="float32")
+    engine, progress = build_family(tmp_path, family, dtype="float32")
     assert isinstance(engine.model, PlainModel), progress
     check(engine, family, "float32")
 
@@ -69,7 +58,7 @@ def test_layers_on_the_host(dtype, device, tmp_path):
     """A device map may keep layers in the host's memory. They are computed on the device."""
     on_device = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb")
     device_map = {**dict.fromkeys((*on_device, "lm_head"), 0), "model.layers.1": "cpu"}
-    engine, _ = build(tmp_path, "llama", dtype=dtype, device_map=device_map)
+    engine, _ = build_family(tmp_path, "llama", dtype=dtype, device_map=device_map)
     layers = engine.model.module.model.layers
     assert [layer.mlp.up_proj.weight.device.type for layer in layers] == ["cuda", "meta"]
     assert engine.model.info.attention_backend == "triton"
@@ -77,6 +66,6 @@ def test_layers_on_the_host(dtype, device, tmp_path):
 
 
 def test_a_device_map_of_one_device(device, tmp_path):
-    engine, _ = build(tmp_path, "qwen3", dtype="float32", device_map="auto")
+    engine, _ = build_family(tmp_path, "qwen3", dtype="float32", device_map="auto")
     assert {p.device.type for p in engine.model.module.parameters()} == {"cuda"}
     check(engine, "qwen3", "float32")

@@ -1,13 +1,14 @@
 """The sweep of tile sizes: a dry run, its cases, and its table."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.models.compiled import without_interpreter
 
 pytest.importorskip("triton")
 
@@ -109,12 +110,7 @@ case = decode_case(16, 4, 1, 40)
 cache = torch.empty(2, 100 * 16 * 8 * 16, dtype=torch.bfloat16, device=sys.argv[1])
 call(case, TileSizes(16, 32, 1, 2), 132, inputs_of(case, cache))[0]()
 """
-    environment = {
-        **os.environ,
-        "TRITON_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join([str(SCRIPTS), *(p for p in sys.path if p)]),
-    }
-    environment.pop("TRITON_INTERPRET", None)
+    environment = without_interpreter(tmp_path, SCRIPTS)
     for device in ("meta", "cpu"):
         command = [sys.executable, "-c", program, device]
         subprocess.run(command, env=environment, check=True, timeout=300)

@@ -1,12 +1,10 @@
 """The sampler's Triton kernels compile to machine code for several GPUs, without a GPU."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.models.compiled import compiled_kernels
 
 pytest.importorskip("triton")
 
@@ -26,21 +24,7 @@ SHARED_MEMORY = 48 * 1024
 def test_kernels_compile_without_spills(
     words: list[str], num_compiled: int, tmp_path: Path
 ) -> None:
-    environment = {
-        **os.environ,
-        "TRITON_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    environment.pop("TRITON_INTERPRET", None)
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.models.sampling.compile_sampler", *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    compiled = [json.loads(line) for line in result.stdout.splitlines()]
+    compiled = compiled_kernels(tmp_path, "-m", "tests.models.sampling.compile_sampler", *words)
     assert len(compiled) == num_compiled
     for kernel in compiled:
         assert kernel["shared"] <= SHARED_MEMORY, kernel

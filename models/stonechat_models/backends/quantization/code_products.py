@@ -112,11 +112,15 @@ class CodeTile:
 
 
 def rows_tile(codes: Codes, num_rows: int) -> CodeTile:
-    """The tile of `rows_kernel`. A lane reads whole units, so a warp reads 32 of them at a time."""
+    """The tile of `rows_kernel`. A lane reads whole units, so a warp reads 32 of them at a time.
+
+    With 4 rows of x, 8 rows of the weight need more registers than a lane has.
+    """
     n, k = codes.shape
     warps = 2 if k >= 64 * UNIT else 1
+    m = triton.next_power_of_2(num_rows)
     is_wide = num_rows == 1 and codes.format.high_bits == 0 and n >= WIDE
-    return CodeTile(triton.next_power_of_2(num_rows), 16 if is_wide else 8, 32 * warps, warps)
+    return CodeTile(m, 16 if is_wide else 8 if m < 4 else 4, 32 * warps, warps)
 
 
 def _planes(codes: Codes) -> tuple[torch.Tensor, ...]:

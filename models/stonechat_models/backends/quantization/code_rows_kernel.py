@@ -7,10 +7,8 @@ take several instructions to become a float. See `codes.py` for the planes.
 import triton
 import triton.language as tl
 
-from stonechat_models.backends.quantization.code_kernels import scales_and_lows
+from stonechat_models.backends.quantization.code_kernels import WORDS, scales_and_lows
 from stonechat_models.hardware.dependent_launch import wait_for_inputs
-
-WORDS = tl.constexpr(4)
 
 
 @triton.jit

@@ -13,8 +13,6 @@ import torch
 UNIT = 32
 WORDS = 4
 """Words of a unit."""
-SUPER = 256
-"""Weights of a block of the K formats."""
 PLAIN, ZEROS, PAIRS, SIGNED = range(4)
 """How scales are stored; see `Codes`."""
 HIGH_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}

@@ -1,5 +1,6 @@
 """Compiles the kernels for codes for GPUs that need not be present, through the code that launches
-them. `test_codes_compile` runs it, with compute capabilities such as 90.
+them. `test_codes_compile` runs it, with a compute capability such as 90. One process compiles for
+one of them: Triton takes the same device for all, and compiles each kernel once.
 
 Fails if a product uses a kernel that `compile_products` leaves out.
 Prints one JSON object per kernel: its name, what it was compiled for, its shared memory in bytes,
@@ -87,20 +88,19 @@ def compile_layer(
         print(json.dumps(result), flush=True)
 
 
-def main(capabilities: list[int], everything: bool) -> None:
-    for capability in capabilities:
-        only_compile(divmod(capability, 10), capability >= 90)
-        record()
-        names = ("Q4_K", "Q6_K", "Q8_0", "Q5_K", "IQ4_NL") if everything else ("Q4_K",)
-        for name in names:
-            codes = on_meta(random_codes(name, 16, 4096, torch.device("cpu")))
-            compile_layer(name, codes, capability, torch.bfloat16)
-        if everything:
-            codes = on_meta(random_codes("Q4_K", 16, 4096, torch.device("cpu")))
-            compile_layer("Q4_K", codes, capability, torch.float32)
-            int4 = on_meta(int4_groups(4096))
-            compile_layer("INT4", int4, capability, torch.bfloat16, has_bias=True)
+def main(capability: int, everything: bool) -> None:
+    only_compile(divmod(capability, 10), capability >= 90)
+    record()
+    names = ("Q4_K", "Q6_K", "Q8_0", "Q5_K", "IQ4_NL") if everything else ("Q4_K",)
+    for name in names:
+        codes = on_meta(random_codes(name, 16, 4096, torch.device("cpu")))
+        compile_layer(name, codes, capability, torch.bfloat16)
+    if everything:
+        codes = on_meta(random_codes("Q4_K", 16, 4096, torch.device("cpu")))
+        compile_layer("Q4_K", codes, capability, torch.float32)
+        int4 = on_meta(int4_groups(4096))
+        compile_layer("INT4", int4, capability, torch.bfloat16, has_bias=True)
 
 
 if __name__ == "__main__":
-    main([int(word) for word in sys.argv[1].split(",")], sys.argv[2:] == ["--all"])
+    main(int(sys.argv[1]), sys.argv[2:] == ["--all"])

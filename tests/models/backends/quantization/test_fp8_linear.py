@@ -3,10 +3,6 @@
 In the interpreter it does so bit by bit. A GPU divides float32 numbers less precisely in Triton.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +15,7 @@ from stonechat_models.backends.quantization.device_support import (
     LEAST_CAPABILITY,
 )
 from stonechat_models.backends.quantization.fp8_linear import Fp8Linear, fast_sums, quantise_rows
+from tests.models.compiled import compiled_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDING = 0.0 if DEVICE == "cpu" else 5e-7
@@ -134,15 +131,6 @@ def test_fast_sums_depend_on_the_cuda_version(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_kernel_compiles(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    path = os.pathsep.join(p for p in sys.path if p)
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": path}
-    environment.pop("TRITON_INTERPRET", None)
-    script = tmp_path / "compile_fp8_rows.py"
-    script.write_text(COMPILE)
-    result = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    compiled = [json.loads(line) for line in result.stdout.splitlines()]
+    compiled = compiled_kernels(tmp_path, "-c", COMPILE)
     assert len(compiled) == 4
     assert all(num_bytes > 0 and converts for num_bytes, converts in compiled)

@@ -1,11 +1,8 @@
 """The Triton kernels compile to machine code for GPUs of several generations, without a GPU."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.models.compiled import SHARED_MEMORY, compiled_kernels
 
 pytest.importorskip("triton")
 
@@ -17,8 +14,6 @@ FUSED_KERNELS = {
     "few_rows_kernel",
     "few_rows_qkv_kernel",
 }
-SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
-"""The largest shared memory of a thread block in bytes, by compute capability."""
 
 
 @pytest.mark.parametrize(
@@ -30,22 +25,8 @@ SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
     ids=["some", "all"],
 )
 def test_kernels_compile(arguments, num_kernels, tmp_path):
-    environment = {
-        **os.environ,
-        "TRITON_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    environment.pop("TRITON_INTERPRET", None)
     module = "tests.models.backends.transformers.attention.compile_kernels"
-    result = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    compiled = [json.loads(line) for line in result.stdout.splitlines()]
+    compiled = compiled_kernels(tmp_path, "-m", module, *arguments)
     assert len(compiled) == num_kernels
     for kernel in compiled:
         assert kernel["cubin_bytes"] > 0
