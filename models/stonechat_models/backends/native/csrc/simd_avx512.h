@@ -1,0 +1,69 @@
+// AVX-512 and VNNI: one register per vector.  See simd.h for the interface.
+#pragma once
+#include <immintrin.h>
+
+#include "scalars.h"
+
+namespace sc {
+
+inline constexpr const char* kIsa = "avx512-vnni";
+inline constexpr bool kSignedDot8 = false;
+inline constexpr int kRowsPerKernel = 8;  // rows of a matrix product held in registers
+inline constexpr int kQueryRows = 6;      // rows of an attention tile held in registers
+
+struct F16 {
+  __m512 v;
+};
+struct I16 {
+  __m512i v;
+};
+struct B64 {
+  __m512i v;
+};
+
+inline F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
+inline F16 set1(float x) { return {_mm512_set1_ps(x)}; }
+inline F16 add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F16 sub(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F16 mul(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F16 div(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F16 abs(F16 a) { return {_mm512_abs_ps(a.v)}; }
+inline F16 round(F16 a) { return {_mm512_roundscale_ps(a.v, 8)}; }
+inline F16 load_half(const half_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline F16 load_bf16(const bf16_t* p) {
+  __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(u, 16))};
+}
+inline void store_half(half_t* p, F16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, 8));
+}
+inline void store_i8(int8_t* p, F16 a) {  // rounds to nearest even
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+inline F16 scale_exp2(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }  // a * 2^n
+inline F16 zero_below(F16 a, F16 x, float low) {  // a where x >= low, else 0
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(low), _CMP_GE_OQ), a.v)};
+}
+inline F16 keep_lanes(F16 a, int from, int to, float other) {  // other outside [from, to)
+  __mmask16 m = __mmask16(((1u << to) - 1) & ~((1u << from) - 1));
+  return {_mm512_mask_mov_ps(_mm512_set1_ps(other), m, a.v)};
+}
+inline I16 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline B64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline B64 low_nibbles(B64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+inline B64 high_nibbles(B64 a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+}
+template <int Bits>
+inline I16 dot4(I16 acc, B64 w, int32_t x) {
+  return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(x))};
+}
+
+}  // namespace sc
