@@ -26,36 +26,32 @@ PARTS = ("norms", "qkv", "mixer", "output", "gate_up", "down", "head")
 
 
 class Kind(IntEnum):
-    """Formats of packed weights; see `csrc/matrix.h`."""
+    """Formats of rows of weights, in a file and packed, by their names in GGUF files."""
 
-    AFFINE4 = 0
-    SYMMETRIC4 = 1
-    INT8 = 2
-    BF16 = 3
-    HALF = 4
-    FLOAT = 5
+    F32 = 0
+    F16 = 1
+    BF16 = 2
+    Q8_0 = 3
+    Q4_0 = 4
+    Q4_1 = 5
+    Q5_0 = 6
+    Q5_1 = 7
+    IQ4_NL = 8
+    MXFP4 = 9
+    Q2_K = 10
+    Q3_K = 11
+    Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+    IQ4_XS = 15
 
     @property
     def is_quantised(self) -> bool:
-        return self <= Kind.INT8
+        return self >= Kind.Q8_0
 
-
-class Source(IntEnum):
-    """Formats of rows of weights in a file; see `csrc/pack.h`."""
-
-    Q4_1 = 0
-    Q4_0 = 1
-    Q8_0 = 2
-    BF16 = 3
-    HALF = 4
-    FLOAT = 5
-
-
-def row_bytes(source: Source, k: int) -> int:
-    """Return the bytes of a row of k weights in a file."""
-    if source <= Source.Q8_0:
-        return k // GROUP * {Source.Q4_1: 20, Source.Q4_0: 18, Source.Q8_0: 34}[source]
-    return k * (4 if source == Source.FLOAT else 2)
+    @property
+    def is_4_bit(self) -> bool:
+        return self in (Kind.Q4_0, Kind.Q4_1, Kind.Q4_K)
 
 
 class MatrixStruct(ctypes.Structure):
@@ -156,6 +152,8 @@ class Library:
         matrix = POINTER(MatrixStruct)
         self.isa = _text(bind("sc_isa", c_char_p)())
         self.packed_bytes = bind("sc_packed_bytes", c_size_t, c_int, c_int, c_int)
+        self.row_bytes = bind("sc_row_bytes", c_size_t, c_int, c_int)
+        """Bytes of a row of k weights of a kind in a file."""
         self.pool_create = bind_create("sc_pool_create", c_int)
         self.pool_destroy = bind("sc_pool_destroy", None, c_void_p)
         self.pack = bind(

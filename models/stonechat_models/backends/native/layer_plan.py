@@ -30,13 +30,13 @@ def kept_kind(type_name: str, quantize: Quantize, *, is_end: bool) -> Kind:
     """The packed format of a matrix of a stored type: as stored, or as `quantize` requests.
 
     `is_end` is True for the embedding and the head. int4 quantises them to 8 bits only; a Q4_0 end
-    stays as stored.
+    stays as stored. Other weights of 4 bits stay as stored with int4.
     """
     stored_kind = own_kind(type_name)
     if quantize == "int8" or (quantize == "int4" and is_end):
-        return stored_kind if stored_kind == Kind.SYMMETRIC4 and is_end else Kind.INT8
+        return stored_kind if stored_kind == Kind.Q4_0 and is_end else Kind.Q8_0
     if quantize == "int4":
-        return stored_kind if stored_kind == Kind.SYMMETRIC4 else Kind.AFFINE4
+        return stored_kind if stored_kind.is_4_bit else Kind.Q4_1
     return stored_kind
 
 
@@ -74,7 +74,7 @@ class Planner:
     def float_matrix(self, rows: Rows) -> MatrixSpec:
         """A small matrix whose outputs need all digits."""
         kind = own_kind(rows.type_name)
-        return MatrixSpec(rows, Kind.FLOAT if kind.is_quantised else kind)
+        return MatrixSpec(rows, Kind.F32 if kind.is_quantised else kind)
 
     def end(self, name: str) -> MatrixSpec:
         rows = self.store.rows(name, self.spec.vocab_size, self.spec.hidden_size)

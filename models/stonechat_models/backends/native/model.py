@@ -22,6 +22,7 @@ from stonechat_models.backends.native.caches import KV_BYTES, STATE_BYTES, KvCac
 from stonechat_models.backends.native.packing import PackedWeights
 from stonechat_models.backends.native.spec import ModelSpec, read_spec
 from stonechat_models.backends.native.stores import HeaderStore, open_store, refuse_types
+from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
 from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
@@ -31,15 +32,6 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelError
 from stonechat_models.hardware.device import usable_cores
 from stonechat_models.types import ModelInfo
-
-KIND_NAMES = {
-    Kind.AFFINE4: "int4",
-    Kind.SYMMETRIC4: "int4",
-    Kind.INT8: "int8",
-    Kind.BF16: "bfloat16",
-    Kind.HALF: "float16",
-    Kind.FLOAT: "float32",
-}
 
 
 def supports(
@@ -304,7 +296,13 @@ def _quantization(plan: WeightPlan, config: EngineConfig) -> str:
     """The format of most weights; "none" for floats. `auto` keeps the name of the stored type."""
     sizes: Counter[str] = Counter()
     for matrix in (p for layer in plan.layers for p in layer.matrices.values()):
-        type_name = matrix.rows.type_name if config.quantize == "auto" else KIND_NAMES[matrix.kind]
+        type_name = matrix.rows.type_name if config.quantize == "auto" else _bits_name(matrix.kind)
         sizes[type_name] += matrix.rows.n * matrix.rows.k
     name = sizes.most_common(1)[0][0]
-    return "none" if name in ("BF16", "F16", "F32", "bfloat16", "float16", "float32") else name
+    return "none" if name in FLOAT_TYPES else name
+
+
+def _bits_name(kind: Kind) -> str:
+    if not kind.is_quantised:
+        return kind.name
+    return "int8" if kind == Kind.Q8_0 else "int4"

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.backends.native.bindings import GROUP, Kind, Source
+from stonechat_models.backends.native.bindings import GROUP, Kind
+from stonechat_models.checkpoint.packed.floats import FP4_DOUBLED
 from stonechat_models.checkpoint.packed.layouts import Codes
 from stonechat_models.checkpoint.packed.tensors import PackedTensor
 from stonechat_models.errors import UnsupportedModelError
@@ -14,14 +15,14 @@ from stonechat_models.errors import UnsupportedModelError
 if TYPE_CHECKING:
     import torch
 
-KINDS = {"INT2": Kind.AFFINE4, "INT3": Kind.AFFINE4, "INT4": Kind.AFFINE4}
+KINDS = {"INT2": Kind.Q4_1, "INT3": Kind.Q4_1, "INT4": Kind.Q4_1}
 """The types whose integers stay in 4 bits with a scale and an offset for each group."""
-SYMMETRIC_TYPE = "INT4_SYM"
+KINDS |= {"INT4_SYM": Kind.Q4_0, "MXFP4": Kind.MXFP4}
 
 
 def packed_kind(type_name: str) -> Kind | None:
-    """The packed format that holds a type's own integers in 4 bits; None if none does."""
-    return Kind.SYMMETRIC4 if type_name == SYMMETRIC_TYPE else KINDS.get(type_name)
+    """The packed format that holds a type's own numbers in 4 bits; None if none does."""
+    return KINDS.get(type_name)
 
 
 def packed_rows(
@@ -29,7 +30,7 @@ def packed_rows(
     parts: "Mapping[str, torch.Tensor]",
     index: npt.NDArray[np.int32],
     kind: Kind,
-) -> tuple[Source, npt.NDArray[np.uint8]]:
+) -> tuple[Kind, npt.NDArray[np.uint8]]:
     """Return rows of a packed weight in a source format that can be packed as `kind`.
 
     Its own integers are kept if `kind` holds them, with scales in half precision. int8 does so if
@@ -43,21 +44,40 @@ def packed_rows(
     codes = tensor.layout.codes(parts, rows)
     if codes is not None and codes.is_regular:
         if packed_kind(tensor.type_name) == kind:
-            return _four_bits(tensor.name, codes, kind)
+            data = _mxfp4(codes) if kind == Kind.MXFP4 else _four_bits(tensor.name, codes, kind)
+            return kind, data
         signed = codes.values.int() - codes.zeros[:, codes.group_of].int()
-        if kind == Kind.INT8 and -128 <= int(signed.min()) <= int(signed.max()) <= 127:
+        if kind == Kind.Q8_0 and -128 <= int(signed.min()) <= int(signed.max()) <= 127:
             data = signed.to(torch.int8).numpy().view(np.uint8)
-            return Source.Q8_0, _blocks(tensor.name, codes, [], data)
+            return Kind.Q8_0, _blocks(tensor.name, codes, [], data)
     values = tensor.layout.floats(parts, rows) if codes is None else codes.floats()
-    return Source.FLOAT, np.ascontiguousarray(values.numpy(), dtype=np.float32).view(np.uint8)
+    return Kind.F32, np.ascontiguousarray(values.numpy(), dtype=np.float32).view(np.uint8)
 
 
-def _four_bits(name: str, codes: Codes, kind: Kind) -> tuple[Source, npt.NDArray[np.uint8]]:
-    values = codes.values.numpy().reshape(-1, GROUP)
-    halves = values[:, : GROUP // 2] | (values[:, GROUP // 2 :] << 4)
-    if kind == Kind.SYMMETRIC4:
-        return Source.Q4_0, _blocks(name, codes, [], halves)
-    return Source.Q4_1, _blocks(name, codes, [-codes.scales * codes.zeros], halves)
+def _four_bits(name: str, codes: Codes, kind: Kind) -> npt.NDArray[np.uint8]:
+    minima = [] if kind == Kind.Q4_0 else [-codes.scales * codes.zeros]
+    return _blocks(name, codes, minima, _nibbles(codes.values.numpy()))
+
+
+def _mxfp4(codes: Codes) -> npt.NDArray[np.uint8]:
+    """Return blocks of one exponent and 4-bit floats; the scales are powers of two."""
+    import torch
+
+    exponents = torch.frexp(codes.scales[:, codes.group_of[::GROUP]]).exponent + 127
+    head = exponents.clamp(0, 255).to(torch.uint8).unsqueeze(-1).numpy()
+    index_of = np.zeros(25, dtype=np.uint8)
+    index_of[np.array(FP4_DOUBLED) + 12] = np.arange(16)
+    index_of[12] = 0
+    data = _nibbles(index_of[codes.values.numpy().astype(np.intp) + 12])
+    blocks = np.concatenate([head, data.reshape(*head.shape[:2], -1)], axis=-1)
+    return np.ascontiguousarray(blocks.reshape(len(head), -1))
+
+
+def _nibbles(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Numbers i and i + 16 of each group share a byte."""
+    groups = values.reshape(-1, GROUP)
+    both: npt.NDArray[np.uint8] = groups[:, : GROUP // 2] | (groups[:, GROUP // 2 :] << 4)
+    return both
 
 
 def _blocks(

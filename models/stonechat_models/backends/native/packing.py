@@ -13,7 +13,6 @@ from stonechat_models.backends.native.bindings import (
     Kind,
     Library,
     MatrixStruct,
-    row_bytes,
 )
 from stonechat_models.backends.native.tensor_source import Chunk, Rows, Stack
 from stonechat_models.errors import ModelLoadError
@@ -82,7 +81,7 @@ class PackedWeights:
         for chunk in rows.chunks(spec.kind):
             index = np.ascontiguousarray(chunk.index, dtype=np.int32)
             stride = chunk.data.shape[-1]
-            _check_chunk(rows, chunk, done)
+            _check_chunk(self._library, rows, chunk, done)
             done += index.size
             self._library.pack(
                 *(pool, spec.kind, chunk.source, index.size, rows.k),
@@ -107,13 +106,13 @@ class PackedWeights:
         return int(array.ctypes.data)
 
 
-def _check_chunk(rows: Rows | Stack, chunk: Chunk, done: int) -> None:
+def _check_chunk(library: Library, rows: Rows | Stack, chunk: Chunk, done: int) -> None:
     """The border for rows of a file: each lies in its tensor, and all fit into their matrix."""
     count, stride = chunk.data.shape
     fits = done % PANEL == 0 and 0 < chunk.index.size <= rows.n - done
     if (
         not fits
-        or stride != row_bytes(chunk.source, rows.k)
+        or stride != library.row_bytes(chunk.source, rows.k)
         or not 0 <= chunk.index.min() <= chunk.index.max() < count
     ):
         raise _misplaced(rows)

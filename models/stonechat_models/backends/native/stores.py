@@ -12,7 +12,6 @@ from stonechat_models.backends.native.packed_rows import packed_rows
 from stonechat_models.backends.native.tensor_source import (
     CHUNK_ROWS,
     FLOAT_TYPES,
-    GGUF_SOURCES,
     Chunk,
     GgufStore,
     Rows,
@@ -106,7 +105,7 @@ class SafetensorsStore(Store):
             return
         tensor = self._read(rows.name).contiguous()
         data = tensor.view(-1, tensor.shape[-1]).view(torch.uint8).numpy()
-        yield Chunk(GGUF_SOURCES[rows.type_name], data, rows.index)
+        yield Chunk(Kind[rows.type_name], data, rows.index)
 
     def close(self) -> None:
         super().close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.backends.native.bindings import Kind, Source
+from stonechat_models.backends.native.bindings import Kind
 from stonechat_models.backends.native.packed_rows import packed_kind
 from stonechat_models.checkpoint.hf_config import MAX_SIZE
 from stonechat_models.checkpoint.packed.tensors import Packing
@@ -22,22 +22,6 @@ if TYPE_CHECKING:
 FLOAT_TYPES = ("BF16", "F16", "F32")
 CHUNK_ROWS = 1024
 """Number of rows that are dequantised at a time, a multiple of `PANEL`."""
-GGUF_SOURCES = {
-    "Q4_1": Source.Q4_1,
-    "Q4_0": Source.Q4_0,
-    "Q8_0": Source.Q8_0,
-    "BF16": Source.BF16,
-    "F16": Source.HALF,
-    "F32": Source.FLOAT,
-}
-OWN_KINDS = {
-    Source.Q4_1: Kind.AFFINE4,
-    Source.Q4_0: Kind.SYMMETRIC4,
-    Source.Q8_0: Kind.INT8,
-    Source.BF16: Kind.BF16,
-    Source.HALF: Kind.HALF,
-    Source.FLOAT: Kind.FLOAT,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +78,7 @@ class Stack:
 class Chunk:
     """Stored rows, as `csrc/pack.h` reads them: row i is row `index[i]` of `data`."""
 
-    source: Source
+    source: Kind
     data: npt.NDArray[np.uint8]
     index: npt.NDArray[np.int32]
 
@@ -230,50 +214,18 @@ class GgufStore(Store):
     def chunks(self, rows: Rows, kind: Kind) -> Iterator[Chunk]:
         tensor: GgufTensor = self._tensor(rows.name)
         stored_rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-        becomes_q4_1 = tensor.type_name == "Q4_K" and kind == Kind.AFFINE4
-        source = GGUF_SOURCES.get(tensor.type_name)
-        if source is not None and (source > Source.Q8_0 or OWN_KINDS[source] == kind):
+        source = Kind.__members__.get(tensor.type_name)
+        if source is not None and (source == kind or not source.is_quantised):
             yield Chunk(source, stored_rows, rows.index)
             return
         for start in range(0, rows.n, CHUNK_ROWS):
-            index = rows.index[start : start + CHUNK_ROWS]
-            if becomes_q4_1:
-                data = q4_k_as_q4_1(stored_rows[index])
-                yield Chunk(Source.Q4_1, data, np.arange(index.size, dtype=np.int32))
-            else:
-                yield _dequantised(tensor, stored_rows[index])
+            yield _dequantised(tensor, stored_rows[rows.index[start : start + CHUNK_ROWS]])
 
 
 def own_kind(type_name: str) -> Kind:
     """The packed format of a stored type if no quantisation is requested."""
-    if type_name == "Q4_K":
-        return Kind.AFFINE4
-    packed = packed_kind(type_name)
-    if packed is not None:
-        return packed
-    source = GGUF_SOURCES.get(type_name)
-    return Kind.INT8 if source is None else OWN_KINDS[source]
-
-
-def q4_k_as_q4_1(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Convert Q4_K rows to Q4_1 rows with the same quantised values.
-
-    A Q4_K block is 8 groups of 32. Their scales and minima are 6-bit multiples of two
-    half-precision numbers. These products are rounded to half precision.
-    """
-    blocks = np.ascontiguousarray(rows).reshape(-1, 144)
-    factors = blocks[:, :4].copy().view(np.float16).astype(np.float32)
-    packed = blocks[:, 4:16].reshape(-1, 3, 4)
-    low, high, mixed = packed[:, 0], packed[:, 1], packed[:, 2]
-    scales = np.concatenate([low & 63, (mixed & 15) | (low >> 6 << 4)], axis=1)
-    minima = np.concatenate([high & 63, (mixed >> 4) | (high >> 6 << 4)], axis=1)
-    out = np.empty((blocks.shape[0], 8, 20), dtype=np.uint8)
-    pair = np.stack([factors[:, :1] * scales, -factors[:, 1:] * minima], axis=-1)
-    out[..., :4] = pair.astype(np.float16).view(np.uint8)
-    nibbles = blocks[:, 16:].reshape(-1, 4, 1, 32)
-    quantised = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(-1, 8, 32)
-    out[..., 4:] = quantised[..., :16] | (quantised[..., 16:] << 4)
-    return out.reshape(rows.shape[0], -1)
+    own = packed_kind(type_name) or Kind.__members__.get(type_name)
+    return Kind.Q8_0 if own is None else own
 
 
 def _dequantised(tensor: "GgufTensor", rows: npt.NDArray[np.uint8]) -> Chunk:
@@ -287,4 +239,4 @@ def _dequantised(tensor: "GgufTensor", rows: npt.NDArray[np.uint8]) -> Chunk:
             f"{tensor.name}: weights of type {tensor.type_name} cannot be read"
         ) from error
     data = np.ascontiguousarray(values, dtype=np.float32).view(np.uint8)
-    return Chunk(Source.FLOAT, data, np.arange(rows.shape[0], dtype=np.int32))
+    return Chunk(Kind.F32, data, np.arange(rows.shape[0], dtype=np.int32))

@@ -10,7 +10,7 @@ import ctypes
 import torch
 import torch.nn.functional as F
 
-from stonechat_models.backends.native.bindings import PANEL, Kind, Library, MatrixStruct, Source
+from stonechat_models.backends.native.bindings import PANEL, Kind, Library, MatrixStruct
 from stonechat_models.backends.quantization.groupwise import (
     Bits,
     GroupwiseWeight,
@@ -20,11 +20,11 @@ from stonechat_models.backends.quantization.groupwise import (
 )
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 
-KINDS = {"int8": Kind.INT8, "int4": Kind.AFFINE4}
+KINDS = {"int8": Kind.Q8_0, "int4": Kind.Q4_1}
 SOURCES = {
-    torch.bfloat16: Source.BF16,
-    torch.float16: Source.HALF,
-    torch.float32: Source.FLOAT,
+    torch.bfloat16: Kind.BF16,
+    torch.float16: Kind.F16,
+    torch.float32: Kind.F32,
 }
 ALIGNMENT = 64
 

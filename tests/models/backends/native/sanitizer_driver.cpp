@@ -45,34 +45,40 @@ void put_source_row(int source, int k, Random& random, uint8_t* row) {
     const half_t h = to_half(x);
     std::memcpy(to, &h, 2);
   };
-  for (int i = 0; source > kQ8_0 && i < k; ++i) {
+  for (int i = 0; !is_quantised(source) && i < k; ++i) {
     const float x = scale * random.value();
     const uint16_t b = float_to_bf16(x);
-    if (source == kSrcFloat) std::memcpy(row + 4 * i, &x, 4);
-    else if (source == kSrcBf16) std::memcpy(row + 2 * i, &b, 2);
+    if (source == kFloat) std::memcpy(row + 4 * i, &x, 4);
+    else if (source == kBf16) std::memcpy(row + 2 * i, &b, 2);
     else put_half(row + 2 * i, x);
   }
-  for (int g = 0; source <= kQ8_0 && g < k / kGroup; ++g) {
-    uint8_t* block = row + g * block_bytes(source);
-    for (int i = 0; i < block_bytes(source); ++i) block[i] = uint8_t(random.bits());
-    put_half(block, scale * (source == kQ8_0 ? 0.01f : 0.15f));
-    if (source == kQ4_1) put_half(block + 2, -scale);
+  if (!is_quantised(source)) return;
+  const Format f = kFormats[source];
+  const HeadFields fields = head_fields(source);
+  const int width = 1 << (f.table == Table::kNonLinear4 ? 8 : f.bits);
+  const int scales = f.block == 32 ? 1 : source == kQ6_K ? 128 : f.head == 20 ? 16 : 64;
+  const int bytes = int(row_bytes(source, f.block));
+  for (int b = 0; b < k / f.block; ++b) {
+    uint8_t* block = row + b * bytes;
+    for (int i = 0; i < bytes; ++i) block[i] = uint8_t(random.bits());
+    if (source == kMXFP4) block[0] = 121;
+    else put_half(block + fields.halves_at, 2.0f * scale / float(width * scales));
+    if (f.is_affine)
+      put_half(block + fields.halves_at + 2,
+               (f.block == 32 ? -1.0f : 1.0f) * scale / float(scales));
   }
-}
-
-size_t source_row_bytes(int source, int k) {
-  if (source <= kQ8_0) return size_t(k / kGroup) * size_t(block_bytes(source));
-  return size_t(k) * (source == kSrcFloat ? 4 : 2);
 }
 
 // ---------------------------------------------------------------- matrices
 
-struct Format {
+struct Kinds {
   int kind, source;
 };
-constexpr Format kFormats[] = {
-    {kAffine4, kQ4_1},  {kAffine4, kSrcBf16}, {kSymmetric4, kQ4_0}, {kInt8, kQ8_0},
-    {kInt8, kSrcFloat}, {kBf16, kSrcBf16},    {kHalf, kSrcHalf},    {kFloat, kSrcFloat},
+constexpr Kinds kMatrices[] = {
+    {kQ4_1, kQ4_1}, {kQ4_1, kBf16},     {kQ4_0, kQ4_0},   {kQ8_0, kQ8_0},     {kQ8_0, kFloat},
+    {kBf16, kBf16}, {kHalf, kHalf},     {kFloat, kFloat}, {kFloat, kBf16},    {kQ5_0, kQ5_0},
+    {kQ5_1, kQ5_1}, {kIQ4_NL, kIQ4_NL}, {kMXFP4, kMXFP4}, {kQ2_K, kQ2_K},     {kQ3_K, kQ3_K},
+    {kQ4_K, kQ4_K}, {kQ5_K, kQ5_K},     {kQ6_K, kQ6_K},   {kIQ4_XS, kIQ4_XS},
 };
 
 // Random weights that a pool has packed, with a bias or without.
@@ -81,10 +87,10 @@ struct Packed {
   std::vector<float> bias;
   Matrix matrix;
 
-  Packed(void* pool, Format format, int n, int k, bool has_bias, uint64_t seed)
+  Packed(void* pool, Kinds format, int n, int k, bool has_bias, uint64_t seed)
       : data(sc_packed_bytes(format.kind, n, k)) {
     Random random{seed};
-    const size_t stride = source_row_bytes(format.source, k);
+    const size_t stride = row_bytes(format.source, k);
     std::vector<uint8_t> rows(size_t(n) * stride);
     std::vector<int32_t> index;
     for (int i = 0; i < n; ++i) {
@@ -114,7 +120,7 @@ void check_product(const Matrix& w, const std::vector<float>& x, int m, const fl
   }
 }
 
-void check_linear(Format format, int n, int k) {
+void check_linear(Kinds format, int n, int k) {
   std::vector<std::unique_ptr<Packed>> packed;
   for (int threads : kThreads) {
     void* pool = sc_pool_create(threads);
@@ -270,8 +276,8 @@ class TinyModel {
 
   const Matrix* matrix(int n, int k, bool has_bias) {
     const size_t i = packed_.size();
-    const Format format = kFormats[shape_ == kPlain ? 3 : i % 8];
-    packed_.push_back(std::make_unique<Packed>(pool_, format, n, k, has_bias, i));
+    const Kinds kinds = kMatrices[shape_ == kPlain ? 3 : i % 13];  // no blocks of 256
+    packed_.push_back(std::make_unique<Packed>(pool_, kinds, n, k, has_bias, i));
     return &packed_.back()->matrix;
   }
 
@@ -383,7 +389,8 @@ void check_model(Shape shape) {
   }
 }
 
-// Every number of a step, moved a little or far outside, refuses the step; the next step still runs.
+// Every number of a step, moved a little or far outside, refuses the step; the next step still
+// runs.
 void check_borders(Shape shape) {
   TinyModel model(shape, 2);
   const std::vector<TinyModel::Chunk> chunks = {{0, 0, 40}, {1, 0, 1}};
@@ -420,10 +427,11 @@ void check_borders(Shape shape) {
 
 int main() {
   for (int threads : kThreads) check_pool(threads);
-  for (Format format : kFormats) {
-    check_linear(format, 47, 224);
-    check_linear(format, 16, 32);
-    check_linear(format, 210, 64);
+  for (Kinds kinds : kMatrices) {
+    const bool is_long = kFormats[kinds.kind].block == 256;
+    check_linear(kinds, 47, is_long ? 512 : 224);
+    check_linear(kinds, 16, is_long ? 256 : 32);
+    check_linear(kinds, 210, is_long ? 256 : 64);
   }
   for (int shape = 0; shape < kShapes; ++shape) check_model(Shape(shape));
   for (int shape = 0; shape < kShapes; ++shape) check_borders(Shape(shape));

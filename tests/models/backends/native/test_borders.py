@@ -11,7 +11,7 @@ import torch
 
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.native import NativeModel, supports
-from stonechat_models.backends.native.bindings import Kind, Source, load_library
+from stonechat_models.backends.native.bindings import Kind, load_library
 from stonechat_models.backends.native.packing import MatrixSpec, PackedWeights
 from stonechat_models.backends.native.spec import read_spec
 from stonechat_models.backends.native.tensor_source import Chunk
@@ -267,8 +267,8 @@ class OneChunk:
 )
 def test_rows_lie_in_their_tensor(index: list[int], width: int, is_good: bool) -> None:
     data = np.zeros((4, width), dtype=np.uint8)
-    rows: Any = OneChunk(Chunk(Source.FLOAT, data, np.array(index, dtype=np.int32)))
-    spec = MatrixSpec(rows, Kind.FLOAT)
+    rows: Any = OneChunk(Chunk(Kind.F32, data, np.array(index, dtype=np.int32)))
+    spec = MatrixSpec(rows, Kind.F32)
     if is_good:
         PackedWeights(load_library(), [spec], 1)
         return

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 
-from stonechat_models.backends.native.tensor_source import q4_k_as_q4_1
 from stonechat_models.backends.transformers.load import load_module
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
@@ -105,14 +102,3 @@ def test_files_of_converted_models_give_their_logits(
         expected = module(torch.tensor([IDS]), use_cache=False).logits[0]
     actual = load_native(files).forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
     assert (actual - expected).square().mean().sqrt() < 1e-2 * expected.std()
-
-
-def test_q4_k_keeps_its_quantised_values() -> None:
-    generator = np.random.default_rng(0)
-    blocks = generator.integers(0, 256, (6, 3, 144), dtype=np.uint8)
-    factors = generator.uniform(1e-3, 1e-2, (6, 3, 2)).astype(np.float16)
-    blocks[..., :4] = factors.view(np.uint8)
-    rows = blocks.reshape(6, -1)
-    expected = gguf.dequantize(rows, gguf.GGMLQuantizationType.Q4_K)
-    actual = gguf.dequantize(q4_k_as_q4_1(rows), gguf.GGMLQuantizationType.Q4_1)
-    assert np.abs(actual - expected).max() < np.abs(expected).max() * 2**-10

@@ -1,4 +1,4 @@
-"""Packed weights on the compiled path: their own integers in 4 bits, or int8."""
+"""Packed weights on the compiled path: their own numbers in 4 bits, or int8."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ from tests.models.packed_writers import CASES, GPTQ, fp8, gptq, save_packed
 
 IDS = random_ids(60)
 BLOCKS = [7, 3, 11, 2]
-KINDS = {"INT4_SYM": Kind.SYMMETRIC4, "INT4": Kind.AFFINE4, "INT3": Kind.AFFINE4}
-KINDS["INT2"] = Kind.AFFINE4
+KINDS = {"INT4_SYM": Kind.Q4_0, "INT4": Kind.Q4_1, "INT3": Kind.Q4_1}
+KINDS |= {"INT2": Kind.Q4_1, "MXFP4": Kind.MXFP4}
 
 
 def resolve(folder: Path) -> ModelFiles:
@@ -54,8 +54,8 @@ def test_matrices_hold_the_packed_numbers(name: str, tmp_path: Path) -> None:
     """4-bit numbers are exact but for half-precision offsets; int8 is as near as a group allows."""
     writer, quantization, type_name = CASES[name]
     floats = save_packed(tmp_path, "llama", writer, quantization)
-    kind = KINDS.get(type_name, Kind.INT8)
-    is_exact = kind == Kind.SYMMETRIC4 or name in ("w8a8", "w8a16", "gptq-8", "mxfp4")
+    kind = KINDS.get(type_name, Kind.Q8_0)
+    is_exact = kind == Kind.Q4_0 or name in ("w8a8", "w8a16", "gptq-8", "mxfp4")
     packed = packed_matrices(resolve(tmp_path))
     for key, expected in floats.items():
         if not key.endswith("_proj.weight"):
@@ -64,7 +64,7 @@ def test_matrices_hold_the_packed_numbers(name: str, tmp_path: Path) -> None:
         assert actual_kind == kind
         groups = expected.numpy().reshape(-1, 32)
         top = np.abs(groups).max(1, keepdims=True)
-        allowed = {True: 1e-7, False: 0.0042 if kind == Kind.INT8 else 0.001}[is_exact]
+        allowed = {True: 1e-7, False: 0.0042 if kind == Kind.Q8_0 else 0.001}[is_exact]
         assert (np.abs(actual.reshape(-1, 32) - groups) <= allowed * top).all()
 
 
@@ -120,7 +120,7 @@ def test_zeros_and_order_are_those_of_the_data(tmp_path: Path) -> None:
     """The config may be wrong about them."""
     floats = save_packed(tmp_path, "llama", gptq(symmetric=False, act_order=True), GPTQ)
     kind, actual = packed_matrices(resolve(tmp_path))[name := "model.layers.0.mlp.up_proj.weight"]
-    assert kind == Kind.INT8
+    assert kind == Kind.Q8_0
     np.testing.assert_allclose(actual, floats[name].numpy(), atol=0.0042 * floats[name].abs().max())
 
 

@@ -71,7 +71,7 @@ import numpy as np
 from stonechat_models.backends.native.bindings import Kind, MatrixStruct, load_library
 
 data, row = np.zeros(64, np.uint8), np.zeros(32, np.float32)
-matrix = MatrixStruct(Kind.FLOAT, 16, 32, data.ctypes.data, None)
+matrix = MatrixStruct(Kind.F32, 16, 32, data.ctypes.data, None)
 load_library().read_row(ctypes.byref(matrix), 0, row.ctypes.data)
 """
 

@@ -28,6 +28,8 @@ size_t sc_packed_bytes(int kind, int n, int k) {
   return size_t((n + kPanel - 1) / kPanel) * panel_bytes(kind, k);
 }
 
+size_t sc_row_bytes(int kind, int k) { return row_bytes(kind, k); }
+
 void* sc_pool_create(int threads) {
   return created([&] { return new Pool(threads); });
 }

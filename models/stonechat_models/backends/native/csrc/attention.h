@@ -12,7 +12,7 @@
 #include <algorithm>
 
 #include "functions.h"
-#include "matrix.h"
+#include "activations.h"
 
 namespace sc {
 

@@ -13,6 +13,7 @@
 #include "delta_rule.h"
 #include "experts.h"
 #include "feed_forward.h"
+#include "rows.h"
 #include "self_attention.h"
 #include "shared_expert.h"
 

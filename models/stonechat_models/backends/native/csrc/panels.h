@@ -7,7 +7,7 @@
 #pragma once
 #include <algorithm>
 
-#include "matrix.h"
+#include "products.h"
 #include "pool.h"
 
 namespace sc {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "matrix.h"
+#include "products.h"
 
 namespace sc {
 

@@ -10,6 +10,17 @@
 // dot4<Bits>(acc, w, x): lane i of acc += w[4i..4i+3] . x[0..3], exact.  w holds unsigned numbers
 // of Bits bits (8-bit weights are stored as q + 128).  x is int8 in [-127, 127].  If kSignedDot8,
 // the 8-bit product uses q itself; else it uses q + 128, and the caller starts from -128 * sum(x).
+//
+// For codes and their scales:
+//   shift<Bits>(b)         pairs of bytes, shifted left, or right if Bits < 0; bits of the other
+//   byte
+//                          of a pair come in
+//   masked<Mask>(b)        b & Mask in each byte
+//   merged<Mask>(b, c)     (b & Mask) | (c & ~Mask) in each byte
+//   lookup(table, b)       table[byte] for bytes below 16
+//   load_shorts(p)         16 numbers of 16 bits as numbers of 32 bits
+//   field<From, Bits>(b)   bits From.. of each number of 32 bits, as a float; Bits < 32
+//   load_exponents(p)      2^(e - 128) for 16 bytes e, and 0 for e = 0
 #pragma once
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \

@@ -122,4 +122,53 @@ inline I16 dot4(I16 acc, B64 w, int32_t x) {
   return {dot4_8<Bits>(acc.a, w.a, b), dot4_8<Bits>(acc.b, w.b, b)};
 }
 
+template <int Bits>
+inline B64 shift(B64 x) {
+  if constexpr (Bits > 0) return {_mm256_slli_epi16(x.a, Bits), _mm256_slli_epi16(x.b, Bits)};
+  else if constexpr (Bits < 0) {
+    return {_mm256_srli_epi16(x.a, -Bits), _mm256_srli_epi16(x.b, -Bits)};
+  } else {
+    return x;
+  }
+}
+template <int Mask>
+inline B64 masked(B64 x) {
+  const __m256i m = _mm256_set1_epi8(char(Mask));
+  return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
+}
+template <int Mask>
+inline B64 merged(B64 x, B64 y) {
+  const __m256i m = _mm256_set1_epi8(char(Mask));
+  return {_mm256_or_si256(_mm256_and_si256(m, x.a), _mm256_andnot_si256(m, y.a)),
+          _mm256_or_si256(_mm256_and_si256(m, x.b), _mm256_andnot_si256(m, y.b))};
+}
+inline B64 lookup(const uint8_t* table, B64 x) {
+  const __m256i t = _mm256_broadcastsi128_si256(load_128(table));
+  return {_mm256_shuffle_epi8(t, x.a), _mm256_shuffle_epi8(t, x.b)};
+}
+inline void store_bytes(uint8_t* p, B64 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p) + 1, x.b);
+}
+inline B64 load_shorts(const uint8_t* p) {
+  return {_mm256_cvtepu16_epi32(load_128(p)), _mm256_cvtepu16_epi32(load_128(p + 16))};
+}
+template <int From, int Bits>
+inline __m256 field_8(__m256i x) {
+  if constexpr (From > 0) x = _mm256_srli_epi32(x, From);
+  if constexpr (From + Bits < 32) x = _mm256_and_si256(x, _mm256_set1_epi32((1 << Bits) - 1));
+  return _mm256_cvtepi32_ps(x);
+}
+template <int From, int Bits>
+inline F16 field(B64 x) {
+  return {field_8<From, Bits>(x.a), field_8<From, Bits>(x.b)};
+}
+inline __m256 load_exponents_8(const uint8_t* p) {
+  __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(e, 23)), _mm256_set1_ps(0.5f));
+}
+inline F16 load_exponents(const uint8_t* p) {
+  return {load_exponents_8(p), load_exponents_8(p + 8)};
+}
+
 }  // namespace sc

@@ -66,4 +66,38 @@ inline I16 dot4(I16 acc, B64 w, int32_t x) {
   return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(x))};
 }
 
+template <int Bits>
+inline B64 shift(B64 a) {
+  if constexpr (Bits > 0) return {_mm512_slli_epi16(a.v, Bits)};
+  else if constexpr (Bits < 0) return {_mm512_srli_epi16(a.v, -Bits)};
+  else return a;
+}
+template <int Mask>
+inline B64 masked(B64 a) {
+  return {_mm512_and_si512(a.v, _mm512_set1_epi8(char(Mask)))};
+}
+template <int Mask>
+inline B64 merged(B64 a, B64 b) {
+  return {_mm512_ternarylogic_epi32(_mm512_set1_epi8(char(Mask)), a.v, b.v, 0xca)};
+}
+inline B64 lookup(const uint8_t* table, B64 a) {
+  const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), a.v)};
+}
+inline void store_bytes(uint8_t* p, B64 a) { _mm512_storeu_si512(p, a.v); }
+inline B64 load_shorts(const uint8_t* p) {
+  return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+template <int From, int Bits>
+inline F16 field(B64 a) {
+  __m512i x = a.v;
+  if constexpr (From > 0) x = _mm512_srli_epi32(x, From);
+  if constexpr (From + Bits < 32) x = _mm512_and_si512(x, _mm512_set1_epi32((1 << Bits) - 1));
+  return {_mm512_cvtepi32_ps(x)};
+}
+inline F16 load_exponents(const uint8_t* p) {
+  __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(e, 23)), _mm512_set1_ps(0.5f))};
+}
+
 }  // namespace sc

@@ -101,4 +101,47 @@ inline I16 dot4(I16 acc, B64 w, int32_t x) {
   return acc;
 }
 
+template <int Bits>
+inline B64 shift(B64 a) {
+  for (int i = 0; i < 64; i += 2) {
+    uint32_t x = uint32_t(a.v[i]) | uint32_t(a.v[i + 1]) << 8;
+    x = Bits > 0 ? x << Bits : x >> -Bits;
+    a.v[i] = uint8_t(x), a.v[i + 1] = uint8_t(x >> 8);
+  }
+  return a;
+}
+template <int Mask>
+inline B64 masked(B64 a) {
+  for (uint8_t& v : a.v) v &= uint8_t(Mask);
+  return a;
+}
+template <int Mask>
+inline B64 merged(B64 a, B64 b) {
+  for (int i = 0; i < 64; ++i) a.v[i] = uint8_t((a.v[i] & Mask) | (b.v[i] & ~Mask));
+  return a;
+}
+inline B64 lookup(const uint8_t* table, B64 a) {
+  for (uint8_t& v : a.v) v = table[v];
+  return a;
+}
+inline void store_bytes(uint8_t* p, B64 a) { std::memcpy(p, a.v, 64); }
+inline B64 load_shorts(const uint8_t* p) {
+  B64 r{};
+  for (int i = 0; i < 16; ++i) std::memcpy(r.v + 4 * i, p + 2 * i, 2);
+  return r;
+}
+template <int From, int Bits>
+inline F16 field(B64 a) {
+  F16 r;
+  for (int i = 0; i < 16; ++i) {
+    r.v[i] = float(uint32_t(load_i32(a.v + 4 * i)) >> From & ((1u << Bits) - 1));
+  }
+  return r;
+}
+inline F16 load_exponents(const uint8_t* p) {
+  F16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = 0.5f * float_of(uint32_t(p[i]) << 23);
+  return r;
+}
+
 }  // namespace sc
