@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from stonechat_models.backends.base import CausalModel
 from stonechat_models.checkpoint.generation_config import read_sampling_defaults
@@ -24,6 +24,8 @@ from stonechat_models.types import EmbeddingInfo, size_text
 if TYPE_CHECKING:
     import torch
 
+    from stonechat_models.backends.native import NativeModel
+    from stonechat_models.sampling.state import SamplerLike
 
 Progress = Callable[[str], None]
 
@@ -132,7 +134,10 @@ def assemble_engine(
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     if not model.info.exact_chunks:  # a prompt is computed in one piece
         max_batch_tokens = max(max_batch_tokens, max_model_len)
-    sampler = choose_sampler(model.info.vocab_size, device, _why_no_triton, progress)
+    if model.info.backend == "native":
+        sampler: SamplerLike = cast("NativeModel", model).new_sampler()
+    else:
+        sampler = choose_sampler(model.info.vocab_size, device, _why_no_triton, progress)
     info = model.info
     graphs = why_no_graphs(config, info.attention_backend, keeps_state=info.keeps_state) is None
     reserved_bytes = 0

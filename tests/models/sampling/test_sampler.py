@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stonechat_models.backends.native.bindings import load_library
+from stonechat_models.backends.native.compile import find_compiler
+from stonechat_models.backends.native.sampler import NativeSampler
 from stonechat_models.sampling.logits import edit_logits
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SamplingState
@@ -17,7 +21,22 @@ from tests.models.sampling.test_logits import Allow
 from tests.models.sampling_reference import distribution, edited, log_softmax
 
 NUM_TOKENS = 700
+SamplerOf = Callable[[int], Sampler]
 OUTPUT = [1, 1, 1, 2, 5, 5, 690]
+
+
+@pytest.fixture(params=["pytorch", "compiled"])
+def sampler_of(request: pytest.FixtureRequest) -> Iterator[SamplerOf]:
+    """Makes the sampler of a vocabulary: that in PyTorch, or that of the native backend."""
+    if request.param == "pytorch":
+        yield lambda size: Sampler(size, "cpu")
+        return
+    if find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    library = load_library()
+    pool = library.pool_create(2)
+    yield lambda size: NativeSampler(library, pool, size)
+    library.pool_destroy(pool)
 
 
 def state_of(
@@ -70,8 +89,10 @@ COMBINATIONS: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("params", COMBINATIONS, ids=lambda p: ",".join(p) or "plain")
-def test_draws_follow_the_reference_distribution(params: dict[str, object]) -> None:
-    sampler = Sampler(NUM_TOKENS, "cpu")
+def test_draws_follow_the_reference_distribution(
+    sampler_of: SamplerOf, params: dict[str, object]
+) -> None:
+    sampler = sampler_of(NUM_TOKENS)
     logits = random_logits(1)
     num_rows, num_draws = 128, 6_400
     expected = distribution(logits[0].numpy(), state_of(output=tuple(OUTPUT), **params)) * num_draws
@@ -109,7 +130,7 @@ PEAK_ONLY = {"temperature": (0.0, *TINY), "top_p": (0.0, *TINY), "min_p": (1.0,)
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0, 1e30])
-def test_extreme_values_define_a_distribution(scale: float) -> None:
+def test_extreme_values_define_a_distribution(sampler_of: SamplerOf, scale: float) -> None:
     """Alone and in pairs, at any scale of the logits. `scale` 0 makes all tokens equal."""
     values = [(name, value) for name, values in EXTREMES.items() for value in values]
     pairs = [(a, b) for a in values for b in values if a[0] < b[0]]
@@ -118,7 +139,7 @@ def test_extreme_values_define_a_distribution(scale: float) -> None:
         for i, pair in enumerate(pairs)
     ]
     logits = random_logits(len(states), scale=scale)
-    result = Sampler(NUM_TOKENS, "cpu")(logits.clone(), states)
+    result = sampler_of(NUM_TOKENS)(logits.clone(), states)
     assert result.errors == {}
     edit_logits(logits, states)
     assert logits.isfinite().all()
@@ -130,8 +151,10 @@ def test_extreme_values_define_a_distribution(scale: float) -> None:
         assert entry is None or math.isfinite(entry.logprob) or scale > 2.0
 
 
-def test_draws_at_successive_positions_follow_the_reference_distribution() -> None:
-    sampler = Sampler(50, "cpu")
+def test_draws_at_successive_positions_follow_the_reference_distribution(
+    sampler_of: SamplerOf,
+) -> None:
+    sampler = sampler_of(50)
     logits = random_logits(1, 50)
     state = state_of(seed=-5, top_p=0.8)
     counts = np.zeros(50)
@@ -171,8 +194,8 @@ def many_kinds() -> list[SamplingState]:
 
 
 @pytest.mark.parametrize("size", [NUM_TOKENS, 20_011])
-def test_a_row_has_the_same_bits_in_any_batch(size: int) -> None:
-    sampler = Sampler(size, "cpu")
+def test_a_row_has_the_same_bits_in_any_batch(sampler_of: SamplerOf, size: int) -> None:
+    sampler = sampler_of(size)
     states = many_kinds()
     logits = random_logits(len(states), size, scale=1.0)
     together = sampler(logits.clone(), states)
@@ -186,8 +209,8 @@ def test_a_row_has_the_same_bits_in_any_batch(size: int) -> None:
         assert result.logprobs == [together.logprobs[i] for i in rows]
 
 
-def test_the_same_seed_gives_the_same_draws_and_choices_differ() -> None:
-    sampler = Sampler(NUM_TOKENS, "cpu")
+def test_the_same_seed_gives_the_same_draws_and_choices_differ(sampler_of: SamplerOf) -> None:
+    sampler = sampler_of(NUM_TOKENS)
     logits = random_logits(1, scale=0.1)
 
     def draws(seed: int, choice: int) -> list[int]:
@@ -200,8 +223,8 @@ def test_the_same_seed_gives_the_same_draws_and_choices_differ() -> None:
     assert len(set(different[0])) > 10
 
 
-def test_greedy_takes_the_first_of_the_largest() -> None:
-    sampler = Sampler(NUM_TOKENS, "cpu")
+def test_greedy_takes_the_first_of_the_largest(sampler_of: SamplerOf) -> None:
+    sampler = sampler_of(NUM_TOKENS)
     logits = torch.full((3, NUM_TOKENS), -5.0)
     logits[0, [8, 9, 650]] = 3.0
     logits[1, [4]], logits[1, [5]] = -0.0, 0.0
@@ -210,23 +233,23 @@ def test_greedy_takes_the_first_of_the_largest() -> None:
     assert sampler(logits, states).token_ids == [8, 4, 0]
 
 
-def test_greedy_after_edits() -> None:
-    sampler = Sampler(NUM_TOKENS, "cpu")
+def test_greedy_after_edits(sampler_of: SamplerOf) -> None:
+    sampler = sampler_of(NUM_TOKENS)
     logits = random_logits(1)
     state = state_of(output=tuple(OUTPUT), temperature=0.0, frequency_penalty=2.0, logit_bias=BIAS)
     expected = int(np.argmax(edited(logits[0].numpy(), state)))
     assert sampler(logits, [state]).token_ids == [expected]
 
 
-def test_tiny_temperatures_choose_the_largest() -> None:
-    sampler = Sampler(NUM_TOKENS, "cpu")
+def test_tiny_temperatures_choose_the_largest(sampler_of: SamplerOf) -> None:
+    sampler = sampler_of(NUM_TOKENS)
     logits = random_logits(3)
     states = [state_of(temperature=t) for t in (1e-4, 1e-20, 5e-324)]
     assert sampler(logits.clone(), states).token_ids == logits.argmax(1).tolist()
 
 
-def test_logprobs_are_of_the_raw_logits() -> None:
-    sampler = Sampler(NUM_TOKENS, "cpu")
+def test_logprobs_are_of_the_raw_logits(sampler_of: SamplerOf) -> None:
+    sampler = sampler_of(NUM_TOKENS)
     logits = random_logits(4, scale=5.0)
     logits[3, 100:] = float("-inf")
     states = [
@@ -247,8 +270,8 @@ def test_logprobs_are_of_the_raw_logits() -> None:
         np.testing.assert_allclose(entry.top_logprobs, expected[list(entry.top_ids)], atol=1e-6)
 
 
-def test_logprobs_of_few_tokens_and_of_ties() -> None:
-    sampler = Sampler(4, "cpu")
+def test_logprobs_of_few_tokens_and_of_ties(sampler_of: SamplerOf) -> None:
+    sampler = sampler_of(4)
     logits = torch.tensor([[0.0, 1.0, float("-inf"), 1.0]])
     entry = sampler(logits, [state_of(top_logprobs=20)]).logprobs[0]
     assert entry is not None
@@ -260,8 +283,10 @@ BAD = [float("nan"), float("inf")]
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 9}])
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_row_fails_alone(params: dict[str, object], bad: float) -> None:
-    sampler = Sampler(NUM_TOKENS, "cpu")
+def test_a_bad_row_fails_alone(
+    sampler_of: SamplerOf, params: dict[str, object], bad: float
+) -> None:
+    sampler = sampler_of(NUM_TOKENS)
     logits = random_logits(3)
     good = sampler(logits.clone(), [state_of(i, top_logprobs=1, **params) for i in range(3)])
     logits[1, 600] = bad
@@ -274,25 +299,27 @@ def test_a_bad_row_fails_alone(params: dict[str, object], bad: float) -> None:
 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.0}, {"min_p": 0.1}])
-def test_a_row_with_nothing_allowed_fails_alone(params: dict[str, object]) -> None:
+def test_a_row_with_nothing_allowed_fails_alone(
+    sampler_of: SamplerOf, params: dict[str, object]
+) -> None:
     states = [state_of(1, **params), state_of(2, **params)]
     states[1].constraint = Allow(set())
-    result = Sampler(NUM_TOKENS, "cpu")(random_logits(2), states)
+    result = sampler_of(NUM_TOKENS)(random_logits(2), states)
     assert result.errors == {1: "no token is allowed"}
     assert result.token_ids[0] >= 0
 
 
-def test_a_nan_that_an_edit_hides_does_not_reach_the_logprobs() -> None:
+def test_a_nan_that_an_edit_hides_does_not_reach_the_logprobs(sampler_of: SamplerOf) -> None:
     logits = random_logits(1)
     logits[0, 5] = float("nan")
     state = state_of(top_logprobs=2)
     state.constraint = Allow({1, 2})
-    result = Sampler(NUM_TOKENS, "cpu")(logits, [state])
+    result = sampler_of(NUM_TOKENS)(logits, [state])
     assert result.errors == {0: "the model's logits are not finite"}
 
 
-def test_constraints_bound_every_kind_of_row() -> None:
-    sampler = Sampler(NUM_TOKENS, "cpu")
+def test_constraints_bound_every_kind_of_row(sampler_of: SamplerOf) -> None:
+    sampler = sampler_of(NUM_TOKENS)
     for params in ({}, {"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 300}):
         for seed in range(20):
             state = state_of(seed, **params)
@@ -300,8 +327,8 @@ def test_constraints_bound_every_kind_of_row() -> None:
             assert sampler(random_logits(1), [state]).token_ids[0] in {31, 32, 699}
 
 
-def test_other_inputs() -> None:
-    sampler = Sampler(NUM_TOKENS, "cpu")
+def test_other_inputs(sampler_of: SamplerOf) -> None:
+    sampler = sampler_of(NUM_TOKENS)
     assert sampler(torch.empty(0, NUM_TOKENS), []).token_ids == []
     with pytest.raises(ValueError, match="1 rows of 700"):
         sampler(torch.empty(1, 5), [state_of()])

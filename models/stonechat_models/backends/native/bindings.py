@@ -166,8 +166,17 @@ class Library:
         self.linear_team_create = bind_create("sc_linear_team_create", c_void_p)
         self.linear_team_destroy = bind("sc_linear_team_destroy", None, c_void_p)
         self.linear = bind("sc_linear", None, c_void_p, matrix, c_void_p, c_int, c_void_p)
+        self.sampler_create = bind_create("sc_sampler_create", c_void_p)
+        self.sampler_destroy = bind("sc_sampler_destroy", None, c_void_p)
+        self.sample: Callable[..., Any] = bind(
+            "sc_sample",
+            *(c_char_p, c_void_p, c_void_p, c_int, c_int),
+            *(c_char_p, c_void_p, c_void_p),
+        )
+        """Sample rows. Returns None, or why it cannot run."""
         self.model_create = bind_create("sc_model_create", POINTER(ConfigStruct), c_int)
         self.model_destroy = bind("sc_model_destroy", None, c_void_p)
+        self.model_pool = bind("sc_model_pool", c_void_p, c_void_p)
         self.set_layer = bind("sc_model_set_layer", None, c_void_p, c_int, POINTER(LayerStruct))
         self.set_ends = bind("sc_model_set_ends", None, c_void_p, matrix, matrix, c_void_p)
         self.set_cache = bind(

@@ -20,6 +20,7 @@ from stonechat_models.backends.native.bindings import (
 )
 from stonechat_models.backends.native.caches import KV_BYTES, STATE_BYTES, KvCache, StatePool
 from stonechat_models.backends.native.packing import PackedWeights
+from stonechat_models.backends.native.sampler import NativeSampler
 from stonechat_models.backends.native.spec import ModelSpec, read_spec
 from stonechat_models.backends.native.stores import HeaderStore, open_store, refuse_types
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
@@ -228,6 +229,11 @@ class NativeModel:
         if problem is not None:
             raise StepError(problem.decode())
         return logits
+
+    def new_sampler(self) -> NativeSampler:
+        """Return a sampler that runs on the model's threads, between steps."""
+        pool = self._library.model_pool(self._handle)
+        return NativeSampler(self._library, pool, self._spec.vocab_size)
 
     def part_seconds(self) -> dict[str, float]:
         """Seconds spent in each part, over all steps so far."""

@@ -423,9 +423,43 @@ void check_borders(Shape shape) {
   require(model.step(chunks) == expected, "a step after bad ones", shape);
 }
 
+// Rows of every kind, whose length is no multiple of anything; one has a NaN, one nothing allowed.
+void check_sampler(int vocab) {
+  constexpr int kRows = 9;
+  const RowSettings kinds[kRows] = {
+      {0.0, 0, 0.0, 1.0, 0.5},    {1.0, 0, 0.0, 1.0, 0.3},  {0.7, 40, 0.0, 0.9, 0.9},
+      {2.0, 300, 0.0, 1.0, 0.99}, {1.5, 0, 0.02, 1.0, 0.1}, {3.0, 0, 0.0, 0.999, 0.999},
+      {1.0, 5, 0.1, 0.5, 0.7},    {1.0, 0, 0.0, 0.9, 0.4},  {1.0, 9, 0.0, 0.9, 0.4},
+  };
+  Random random{7};
+  std::vector<float> logits = random.values(kRows * vocab, 4.0f);
+  logits[size_t(7 * vocab + 3)] = std::nanf("");
+  std::fill(logits.end() - vocab, logits.end(), -std::numeric_limits<float>::infinity());
+  std::vector<int64_t> expected;
+  for (int threads : kThreads) {
+    void* pool = sc_pool_create(threads);
+    void* sampler = sc_sampler_create(pool);
+    std::vector<int64_t> tokens(kRows);
+    std::vector<float> left = logits, peaks(kRows);
+    sc_sample(sampler, left.data(), kRows, vocab, kinds, tokens.data(), peaks.data());
+    for (int64_t token : tokens) require(token >= 0 && token < vocab, "a token", int(token));
+    require(std::isnan(peaks[7]) && std::isinf(peaks[8]), "peaks of bad rows", vocab);
+    if (expected.empty()) expected = tokens;
+    require(tokens == expected, "tokens with other threads", vocab);
+    for (int r = 0; r < kRows; ++r) {
+      std::vector<float> row(logits.begin() + r * vocab, logits.begin() + (r + 1) * vocab);
+      sc_sample(sampler, row.data(), 1, vocab, kinds + r, tokens.data(), peaks.data());
+      require(tokens[0] == expected[size_t(r)], "the token of a row alone", r);
+    }
+    sc_sampler_destroy(sampler);
+    sc_pool_destroy(pool);
+  }
+}
+
 }  // namespace
 
 int main() {
+  for (int vocab : {301, 4096, 8205}) check_sampler(vocab);
   for (int threads : kThreads) check_pool(threads);
   for (Kinds kinds : kMatrices) {
     const bool is_long = kFormats[kinds.kind].block == 256;

@@ -7,6 +7,7 @@
 #include "linear.h"
 #include "model.h"
 #include "pack.h"
+#include "sampler.h"
 
 using namespace sc;
 
@@ -70,10 +71,26 @@ void sc_linear(void* team, const Matrix* w, const float* x, int m, float* y) {
   static_cast<LinearTeam*>(team)->run(*w, x, m, y);
 }
 
+void* sc_sampler_create(void* pool) {
+  return created([&] { return new Sampler(static_cast<Pool*>(pool)); });
+}
+void sc_sampler_destroy(void* sampler) { delete static_cast<Sampler*>(sampler); }
+// Returns null, or why it cannot run.
+const char* sc_sample(void* sampler, float* logits, int rows, int vocab,
+                      const RowSettings* settings, int64_t* tokens, float* peaks) {
+  try {
+    static_cast<Sampler*>(sampler)->run(logits, rows, vocab, settings, tokens, peaks);
+    return nullptr;
+  } catch (const std::exception&) {
+    return "there is not enough memory to sample";
+  }
+}
+
 void* sc_model_create(const Config* config, int threads) {
   return created([&] { return new Model(*config, threads); });
 }
 void sc_model_destroy(void* model) { delete static_cast<Model*>(model); }
+void* sc_model_pool(void* model) { return &static_cast<Model*>(model)->pool(); }
 void sc_model_set_layer(void* model, int i, const Layer* layer) {
   static_cast<Model*>(model)->layers[size_t(i)] = *layer;
 }

@@ -33,6 +33,8 @@ class Model {
   Matrix embedding, head;
   const float* final_norm = nullptr;
 
+  Pool& pool() { return w_.pool; }
+
   // Seconds that member 0 has spent in each part so far, its waits for the others included.
   const double* seconds() const { return seconds_; }
 

@@ -1,0 +1,155 @@
+// Chooses a token for each row of logits: greedy, or a draw after top_k, min_p and top_p.
+//
+// It does what sampling/sampler.py does in PyTorch, with the same sums; only exp may differ in its
+// last bits.  A row's token depends on that row alone.
+#pragma once
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "draw.h"
+#include "pool.h"
+#include "truncation.h"
+
+namespace sc {
+
+// How a row is sampled; sampler.py mirrors it.
+struct RowSettings {
+  double temperature;  // 0: the largest logit
+  double top_k;        // 0: off; below the size of the vocabulary
+  double min_p;        // 0: off
+  double top_p;        // 1: off
+  double variate;      // inside (0, 1)
+};
+
+// Samples one row at a time.
+class RowSampler {
+ public:
+  void reserve(int vocab) {
+    if (vocab == vocab_) return;
+    vocab_ = vocab;
+    tree_.reserve(vocab);
+    truncation_.reserve(vocab);
+  }
+
+  // Returns a token for x[vocab], which becomes the row's weights if one is drawn.  `peak` is the
+  // largest logit.  It is NaN if a logit is; then, and if it is infinite, the token is 0.
+  int sample(float* x, const RowSettings& row, float& peak) {
+    const int first = find_peak(x, peak);
+    if (!std::isfinite(peak)) return 0;
+    if (row.temperature == 0.0) return first;
+    const bool cuts = row.top_k > 0.0 || row.top_p < 1.0;
+    weigh(x, peak, float(row.temperature), cuts);
+    float floor = float(row.min_p);
+    if (cuts) truncation_.find_tops(x);
+    if (row.top_k > 0.0) floor = std::max(floor, truncation_.top_k(x, int(row.top_k)));
+    if (floor > 0.0f) cut(x, floor);
+    double total = tree_.finish();
+    if (row.top_p < 1.0) {
+      truncation_.cut_tops(floor);
+      cut(x, truncation_.top_p(x, row.top_p, total));
+      total = tree_.finish();
+    }
+    return tree_.draw(x, row.variate * total);
+  }
+
+ private:
+  static constexpr int kBlock = 1024;
+
+  // Returns the first token with the largest logit.
+  int find_peak(const float* x, float& peak) const {
+    const float least = -std::numeric_limits<float>::infinity();
+    F16 are_numbers = set1(1.0f);
+    int block = 0;
+    peak = least;
+    for (int start = 0; start < vocab_; start += kBlock) {
+      F16 top = set1(least);
+      for (int i = start; i < std::min(start + kBlock, vocab_); i += 16) {
+        const F16 v = load_row(x, vocab_, i, least);
+        top = max(top, v);
+        are_numbers = min(are_numbers, zero_below(set1(1.0f), v, least));
+      }
+      const float largest = reduce_max(top);
+      if (largest > peak) peak = largest, block = start;
+    }
+    if (reduce_max(sub(set1(0.0f), are_numbers)) == 0.0f) {
+      peak = std::numeric_limits<float>::quiet_NaN();
+    }
+    for (int i = block; i < std::min(block + kBlock, vocab_); ++i)
+      if (x[i] == peak) return i;
+    return 0;
+  }
+
+  // x = exp((x - peak) / temperature), with the first sums and, if wanted, the groups' maxima.
+  void weigh(float* x, float peak, float temperature, bool wants_maxima) {
+    const F16 top = set1(peak), t = set1(temperature);
+    float* maxima = truncation_.maxima();
+    each_group(x, [&](int i, F16* v) {
+      for (int j = 0; j < kFanOut; ++j) {
+        F16 d = sub(v[j], top);
+        if (temperature != 1.0f) d = div(d, t);
+        v[j] = exp(d);
+        store_row(x, vocab_, j * tree_.width() + i, v[j]);
+      }
+      if (!wants_maxima) return;
+      F16 copy[kFanOut];
+      std::copy_n(v, kFanOut, copy);
+      store(maxima + i, fold(copy, max));
+    });
+  }
+
+  // Zeroes the weights below the threshold, and computes the first sums again.
+  void cut(float* x, float threshold) {
+    each_group(x, [&](int i, F16* v) {
+      for (int j = 0; j < kFanOut; ++j) {
+        v[j] = zero_below(v[j], v[j], threshold);
+        store_row(x, vocab_, j * tree_.width() + i, v[j]);
+      }
+    });
+  }
+
+  // Calls edit(i, v) with the sixteen vectors that are folded into the first sums from i on, and
+  // stores their sum.
+  template <class Edit>
+  void each_group(const float* x, Edit edit) {
+    for (int i = 0; i < tree_.width(); i += 16) {
+      F16 v[kFanOut];
+      for (int j = 0; j < kFanOut; ++j) {
+        v[j] = load_row(x, vocab_, j * tree_.width() + i, -std::numeric_limits<float>::infinity());
+      }
+      edit(i, v);
+      store(tree_.first_sums() + i, fold(v, add));
+    }
+  }
+
+  int vocab_ = 0;
+  SumTree tree_;
+  Truncation truncation_;
+};
+
+// Samples rows on a pool of threads, one call at a time.
+class Sampler {
+ public:
+  explicit Sampler(Pool* pool) : pool_(*pool), own_(size_t(pool->size())) {}
+
+  // Writes a token and the largest logit for each row of logits[rows][vocab], which is overwritten.
+  // Throws std::bad_alloc.
+  void run(float* logits, int rows, int vocab, const RowSettings* settings, int64_t* tokens,
+           float* peaks) {
+    for (RowSampler& own : own_) own.reserve(vocab);
+    auto sample = [&](int member, int r) {
+      float* row = logits + size_t(r) * size_t(vocab);
+      tokens[r] = own_[size_t(member)].sample(row, settings[r], peaks[r]);
+    };
+    if (rows == 1) return sample(0, 0);
+    pool_.run([&](int member) {
+      pool_.for_each(rows, [&](int r) { sample(member, r); }, kLastPhase);
+    });
+  }
+
+ private:
+  Pool& pool_;
+  std::vector<RowSampler> own_;  // of each member
+};
+
+}  // namespace sc

@@ -1,0 +1,152 @@
+"""The compiled sampler computes what the sampler in PyTorch computes, on each instruction set."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from stonechat_models.backends.native.bindings import Library, load_library
+from stonechat_models.backends.native.sampler import NativeSampler
+from stonechat_models.sampling.inverse_cdf import draw, padded_width, uniform_variate
+from stonechat_models.sampling.sampler import Sampler
+from stonechat_models.sampling.state import SamplingState
+from stonechat_models.sampling.truncation import Cuts, cut_weights
+from stonechat_models.types import SamplingParams
+from tests.models.backends.native.native_helpers import ARCHITECTURES
+from tests.models.sampling.test_sampler import many_kinds, random_logits
+
+SIZES = (700, 4_096, 20_011, 151_936)
+"""Padded to one root, one root, five and 38 roots."""
+FILTERS: list[dict[str, float]] = [
+    {},
+    {"top_p": 0.9},
+    {"top_p": 0.999},
+    {"top_p": 0.0},
+    {"top_k": 5},
+    {"top_k": 256},
+    {"top_k": 257},
+    {"top_k": 600},
+    {"top_k": 2**62},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"top_k": 50, "min_p": 0.01, "top_p": 0.8},
+    {"top_k": 400, "min_p": 1e-4, "top_p": 0.95},
+]
+
+
+@pytest.fixture(params=ARCHITECTURES, scope="module")
+def library(request: pytest.FixtureRequest) -> Library:
+    return load_library(architecture=request.param)
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def pool(library: Library, request: pytest.FixtureRequest) -> Iterator[int]:
+    pool = library.pool_create(request.param)
+    yield pool
+    library.pool_destroy(pool)
+
+
+@pytest.fixture(scope="module")
+def two_threads(library: Library) -> Iterator[int]:
+    pool = library.pool_create(2)
+    yield pool
+    library.pool_destroy(pool)
+
+
+def states_of(
+    filters: list[dict[str, float]], temperature: float, seed: int
+) -> list[SamplingState]:
+    return [
+        SamplingState(SamplingParams(temperature=temperature, **chosen), seed + i, i % 3, [0])  # type: ignore[arg-type]
+        for i, chosen in enumerate(filters)
+    ]
+
+
+def cuts(filters: list[dict[str, float]]) -> Cuts:
+    columns = [
+        torch.tensor([float(f.get(name, off)) for f in filters], dtype=torch.float64)
+        for name, off in (("top_k", 0.0), ("min_p", 0.0), ("top_p", 1.0))
+    ]
+    return Cuts(*columns, any_top_k=True, any_min_p=True, any_top_p=True)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", [6.0, 2.0, 0.3])
+def test_it_cuts_and_draws_as_in_pytorch_bit_for_bit(
+    library: Library, two_threads: int, size: int, scale: float
+) -> None:
+    """Its own weights, cut and drawn from in PyTorch, give the same weights and tokens."""
+    sampler = NativeSampler(library, two_threads, size)
+    logits = random_logits(1, size, scale).repeat(len(FILTERS), 1)
+    uncut = logits.clone()
+    sampler(uncut, states_of([{}] * len(FILTERS), 1.3, 0))
+    weights = torch.zeros(len(FILTERS), padded_width(size))
+    weights[:, :size] = uncut
+    cut_weights(weights, cuts(FILTERS), on_host=True)
+    for seed in range(3):
+        states, left = states_of(FILTERS, 1.3, 100 * seed), logits.clone()
+        result = sampler(left, states)
+        assert result.errors == {}
+        assert torch.equal(left, weights[:, :size])
+        variates = [uniform_variate(s.seed, s.choice_index, s.num_output_tokens) for s in states]
+        expected = draw(weights, torch.tensor(variates, dtype=torch.float64))
+        assert result.token_ids == expected.tolist()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 2.0])
+def test_its_weights_are_those_of_pytorch(
+    library: Library, two_threads: int, temperature: float
+) -> None:
+    logits = random_logits(4, 5_000, scale=4.0)
+    logits[1, 17] = float("-inf")
+    weights = logits.clone()
+    NativeSampler(library, two_threads, 5_000)(weights, states_of([{}] * 4, temperature, 0))
+    exponents = (logits - logits.amax(1, keepdim=True)) / torch.tensor(temperature)
+    expected = exponents.double().exp()
+    is_normal = expected > 1e-37  # smaller ones may be zero
+    assert weights[1, 17] == 0.0
+    np.testing.assert_allclose(weights[is_normal], expected[is_normal], rtol=5e-7)
+    assert (weights[~is_normal] < 1e-36).all()
+
+
+@pytest.mark.parametrize("size", [700, 20_011])
+def test_rows_of_every_kind_get_the_tokens_of_pytorch(
+    library: Library, pool: int, size: int
+) -> None:
+    states = [state for _ in range(4) for state in many_kinds()]
+    logits = random_logits(len(states), size, scale=1.5, seed=3)
+    expected = Sampler(size, "cpu")(logits.clone(), states)
+    result = NativeSampler(library, pool, size)(logits.clone(), states)
+    assert result == expected
+    assert result.errors == {}
+
+
+def test_a_row_has_the_same_bits_in_any_batch(library: Library, pool: int) -> None:
+    size = 20_011
+    sampler, states = NativeSampler(library, pool, size), many_kinds()
+    logits = random_logits(len(states), size)
+    together = logits.clone()
+    result = sampler(together, states)
+    for rows in ([3], [0], [13, 2, 7], [*range(len(states))][::-1]):
+        some = logits[rows].clone()
+        part = sampler(some, [states[i] for i in rows])
+        assert part.token_ids == [result.token_ids[i] for i in rows]
+        assert torch.equal(some, together[rows])
+
+
+def test_ties_and_empty_tails(library: Library, two_threads: int) -> None:
+    """All tokens alike; two tokens only; all weights but one underflow."""
+    size = 9_000
+    flat, two, one = torch.zeros(size), torch.full((size,), float("-inf")), torch.zeros(size)
+    two[[5, 8_999]] = 1.0
+    one[4_321] = 500.0
+    logits = torch.stack([flat, two, one]).repeat(len(FILTERS), 1)
+    filters = [f for f in FILTERS for _ in range(3)]
+    sampler, reference = NativeSampler(library, two_threads, size), Sampler(size, "cpu")
+    for seed in (0, 1):
+        states = states_of(filters, 1.0, 1000 * seed)
+        expected = reference(logits.clone(), states)
+        assert sampler(logits.clone(), states) == expected
+        assert set(expected.token_ids[1::3]) <= {5, 8_999}
+        assert set(expected.token_ids[2::3]) == {4_321}
