@@ -51,7 +51,8 @@ class EngineConfig:
     """Whether `ModelInfo.sampling_defaults` are those of the model's generation_config.json."""
     embeddings: bool = False
     """Also make embeddings with a model that generates, of the last token of a text."""
-    prompt_lookup: bool = False
-    """Draft tokens where the context repeats itself, and verify several of them per step."""
+    prompt_lookup: bool | None = None
+    """Draft tokens where the context repeats itself, and verify several of them per step. None:
+    only where that is measured to be faster, on the native backend and without overlap."""
     engine_process: bool | None = None
     """Run the engine in a process of its own. None: only on CUDA."""

@@ -145,11 +145,11 @@ class Settings(BaseSettings):
         None,
         "start the next step before reading the previous step's tokens (default: only on CUDA)",
     )
-    prompt_lookup: bool = _option(
+    prompt_lookup: bool | None = _option(
         "Computing",
-        False,
+        None,
         "draft tokens from repetitions in the context and verify several per step; answers do not "
-        "change",
+        "change (default: with the compiled CPU kernels, where that is measured to be faster)",
     )
     engine_process: bool | None = _option(
         "Computing",

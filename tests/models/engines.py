@@ -1,5 +1,6 @@
 """Engines with tiny models, and plain `transformers` as the reference for their tokens."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -55,7 +56,8 @@ def make_engine(
     probe=None,
     kv_dtype=None,
     overlap=False,
-    prompt_lookup=False,
+    prompt_lookup="off",
+    clock=time.perf_counter,
     **limits,
 ):
     info = model_info(**limits)
@@ -72,6 +74,7 @@ def make_engine(
         device=CPU,
         prefix_caching=prefix_caching,
         prompt_lookup=prompt_lookup,
+        clock=clock,
     )
 
 

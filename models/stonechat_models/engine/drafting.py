@@ -4,7 +4,7 @@ Only sequences with a drafter come here. What they draft is decided in `prompt_l
 """
 
 from stonechat_models.engine.block_pool import BlockPool
-from stonechat_models.engine.prompt_lookup import Drafter
+from stonechat_models.engine.prompt_lookup import AdaptiveDrafter, Drafter
 from stonechat_models.engine.sequence import Scheduled, Sequence
 
 MAX_DRAFT_TOKENS_PER_STEP = 128
@@ -22,14 +22,13 @@ class Drafting:
         self._running = running
         self._block_size = block_size
         # Half the budget is left to prompts.
-        self._max_tokens = min(MAX_DRAFT_TOKENS_PER_STEP, max_batch_tokens // 2)
+        self.max_tokens = min(MAX_DRAFT_TOKENS_PER_STEP, max_batch_tokens // 2)
 
-    def must_wait(self, sequence: Sequence, drafter: Drafter) -> bool:
+    def must_wait(self, sequence: Sequence) -> bool:
         """True if the tokens in flight must be read first: they verify a draft, or the next draft
-        depends on them."""
-        if not sequence.num_placeholders:
-            return False
-        may_draft = self._max_per_sequence() > 0 and drafter.has_match
+        depends on them. Only for sequences with tokens in flight."""
+        drafter = sequence.drafter
+        may_draft = self._max_per_sequence() > 0 and drafter is not None and drafter.has_match
         return may_draft or bool(sequence.in_flight[-1].draft)
 
     def add_draft(self, item: Scheduled, drafter: Drafter, budget: int) -> int:
@@ -38,8 +37,9 @@ class Drafting:
             return 0
         sequence, num_others = item.sequence, len(self._running) - 1
         num_blocks = len(sequence.block_table) + max(0, self._pool.num_free - num_others)
+        is_adaptive = isinstance(drafter, AdaptiveDrafter)
         limit = min(
-            self._max_per_sequence(),
+            self.max_tokens if is_adaptive else self._max_per_sequence(),
             budget - num_others,
             num_blocks * self._block_size - item.context_len,
             sequence.max_tokens - sequence.num_output_tokens - 1,
@@ -50,4 +50,4 @@ class Drafting:
         return len(item.draft)
 
     def _max_per_sequence(self) -> int:
-        return max(0, self._max_tokens // len(self._running) - 1)
+        return max(0, self.max_tokens // len(self._running) - 1)

@@ -6,15 +6,22 @@ import secrets
 import time
 import traceback
 from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import msgspec
 import torch
 
 from stonechat_models.backends.base import CausalModel, StatefulModel
+from stonechat_models.engine.draft_control import DraftControl
 from stonechat_models.engine.embeddings import finish_embedding
-from stonechat_models.engine.prompt_lookup import Drafter, PastFollower, TextFollower
+from stonechat_models.engine.prompt_lookup import (
+    AdaptiveDrafter,
+    Drafter,
+    PastFollower,
+    TextFollower,
+)
 from stonechat_models.engine.scheduler import Scheduler
 from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
 from stonechat_models.engine.state_slots import StateSlots
@@ -40,6 +47,9 @@ logger = logging.getLogger(__name__)
 STEP_FAILED = "the model failed on this request"
 MAX_CONSECUTIVE_FAILED_STEPS = 8
 
+PromptLookup = Literal["off", "auto", "on"]
+"""Whether tokens are drafted from a sequence's own text; auto: where that is expected to pay."""
+
 
 @dataclass(slots=True)
 class StepCounters:
@@ -60,8 +70,8 @@ class StepCounters:
 class Engine:
     """Generates for many requests at once with one model.
 
-    Sequences with a prediction get draft tokens, which a step verifies. With `prompt_lookup` all
-    sequences do.
+    Sequences with a prediction get draft tokens, which a step verifies. With `prompt_lookup` other
+    sequences do too: wherever their own text repeats, or where `DraftControl` expects a gain.
 
     `step` never raises for a fault of the model. It runs the items of a failed step again in halves
     until it knows the sequences that fail alone. Only those end, with `FinishReason.ERROR`.
@@ -75,8 +85,10 @@ class Engine:
         eos_token_ids: frozenset[int],
         device: torch.device,
         prefix_caching: bool = True,
-        prompt_lookup: bool = False,
+        prompt_lookup: PromptLookup = "off",
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`clock` returns seconds. Draft tokens that are tried by themselves go by it."""
         info = model.info
         self.model = model
         self.sampler = sampler
@@ -100,11 +112,18 @@ class Engine:
             if info.num_state_slots
             else None,
             max_prompt_rows=info.max_prompt_rows,
+            adapts_drafts=prompt_lookup == "auto",
         )
         self._prompt_lookup = prompt_lookup
+        self._clock = clock
         self._num_processed = self._num_failed = 0
         """Items of the current step whose result is known, and those whose model failed."""
         self._requests: dict[str, SequenceGroup] = {}
+
+    @property
+    def draft_control(self) -> DraftControl | None:
+        """Decides about draft tokens; None if fixed rules do."""
+        return self.scheduler.draft_control
 
     @property
     def has_work(self) -> bool:
@@ -143,7 +162,8 @@ class Engine:
                 )
             )
         # A recurrent state cannot be taken back to the last accepted draft token.
-        if self.scheduler.states is None and (request.prediction_token_ids or self._prompt_lookup):
+        may_draft = request.prediction_token_ids or self._prompt_lookup != "off"
+        if may_draft and self.scheduler.states is None and request.embedding is None:
             self._add_drafters(group)
         self._requests[request.request_id] = group
         self.scheduler.add(group)
@@ -160,8 +180,9 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
         """Run one step. Return one output per new token and per failed sequence."""
-        start_time = time.perf_counter()
+        start_time = self._clock()
         counters = self.counters
+        num_failed_steps = counters.num_failed_steps
         self._num_processed = self._num_failed = 0
         outputs = self._step()
         self._free_states()
@@ -171,7 +192,12 @@ class Engine:
                 counters.num_consecutive_failed_steps + 1 if all_failed else 0
             )
         counters.num_steps += 1
-        counters.last_step_seconds = time.perf_counter() - start_time
+        counters.last_step_seconds = seconds = self._clock() - start_time
+        if self.draft_control is not None:
+            if counters.num_failed_steps == num_failed_steps:
+                self.draft_control.finish(seconds)
+            else:
+                self.draft_control.discard()
         return outputs
 
     def stats(self) -> EngineStats:
@@ -194,14 +220,17 @@ class Engine:
         )
 
     def _add_drafters(self, group: SequenceGroup) -> None:
-        prediction = group.request.prediction_token_ids
+        request = group.request
         followers: abc.Sequence[TextFollower]
-        if prediction:
-            followers = TextFollower.for_choices(prediction, len(group.sequences))
+        kind = Drafter
+        if request.prediction_token_ids:
+            followers = TextFollower.for_choices(request.prediction_token_ids, len(group.sequences))
         else:
-            followers = [PastFollower(sequence.token_ids) for sequence in group.sequences]
+            texts = [sequence.token_ids for sequence in group.sequences]
+            followers = PastFollower.for_sequences(request.prompt_token_ids, texts)
+            kind = AdaptiveDrafter if self._prompt_lookup == "auto" else Drafter
         for sequence, follower in zip(group.sequences, followers, strict=True):
-            sequence.drafter = Drafter(follower, self.model.info.vocab_size)
+            sequence.drafter = kind(follower, self.model.info.vocab_size)
 
     # --- one step ---
 
@@ -215,6 +244,8 @@ class Engine:
             self.model.copy_blocks(output.block_copies)
         if output.state_copies:
             cast(StatefulModel, self.model).copy_states(output.state_copies)
+        if self.draft_control is not None:
+            self.draft_control.begin(output.scheduled)
         return output.scheduled
 
     def _free_states(self) -> None:

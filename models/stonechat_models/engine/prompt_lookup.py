@@ -16,6 +16,9 @@ _PREDICTION_KEYS = 2
 _PAST_KEYS = 3
 """How many of the last tokens must occur in the text before tokens are drafted from there. A
 prediction needs fewer than the past: it is known to resemble the answer."""
+FIRST_RATE = 0.5
+"""What is assumed of a text's acceptance rate before a sequence has matched it."""
+_RATE_WEIGHT = 0.15
 _MAX_LISTED_AT_ONCE = 4096
 """Positions indexed per call, a few milliseconds of work. A text may be far longer, and every
 sequence waits meanwhile."""
@@ -28,20 +31,30 @@ class PositionIndex:
     may itself grow meanwhile.
     """
 
-    def __init__(self, text: abc.Sequence[int], num_keys: int) -> None:
+    def __init__(
+        self, text: abc.Sequence[int], num_keys: int, start: "PositionIndex | None" = None
+    ) -> None:
+        """`start` is the index of a text that `text` begins with, if several texts do."""
         self.text = text
         self.num_keys = num_keys
         self._positions: dict[tuple[int, ...], list[int]] = {}
-        self._end = num_keys
+        self._start = start
+        self._end = num_keys if start is None else max(num_keys, len(start.text))
 
     def find(self, tail: tuple[int, ...]) -> abc.Sequence[int]:
-        """Return the positions after `tail`, in order, as far as the text is indexed."""
+        """Return the positions after `tail`, in order, as far as the text is indexed.
+
+        Those in the start of the text are returned only if there are no others.
+        """
         end = min(len(self.text), self._end + _MAX_LISTED_AT_ONCE)
         for position in range(self._end, end):
             key = tuple(self.text[position - self.num_keys : position])
             self._positions.setdefault(key, []).append(position)
         self._end = max(self._end, end)
-        return self._positions.get(tail, ())
+        positions = self._positions.get(tail)
+        if positions is None and self._start is not None:
+            return self._start.find(tail)
+        return positions or ()
 
 
 class TextFollower:
@@ -73,13 +86,17 @@ class TextFollower:
         """True if the text predicts the next token."""
         return self._has_match and self._position < len(self.text)
 
+    def predicts(self, token_id: int) -> bool:
+        """True if the text predicts this token next."""
+        return self.has_match and self.text[self._position] == token_id
+
     def follow(self, token_id: int) -> bool:
         """Advance past the sequence's next token.
 
         Return True if it repeats a token of the text that the sequence has not repeated before.
         """
         self._tail = (*self._tail, token_id)[-self._index.num_keys :]
-        if not (self.has_match and self.text[self._position] == token_id):
+        if not self.predicts(token_id):
             self._match()
             return False
         is_new = self._position not in self.matched
@@ -105,16 +122,38 @@ class TextFollower:
 class PastFollower(TextFollower):
     """Follows a sequence in its own past, at the latest position where its last tokens occurred."""
 
-    def __init__(self, token_ids: abc.Sequence[int]) -> None:
-        """`token_ids` are the sequence's own. Append a token there before calling `follow`."""
-        super().__init__(token_ids, PositionIndex(token_ids, _PAST_KEYS))
+    def __init__(
+        self, token_ids: abc.Sequence[int], prompt_index: PositionIndex | None = None
+    ) -> None:
+        """`token_ids` are the sequence's own. Append a token there before calling `follow`.
+
+        `prompt_index` is the prompt's index, if other followers share it.
+        """
+        super().__init__(token_ids, PositionIndex(token_ids, _PAST_KEYS, prompt_index))
         self._tail = tuple(token_ids[-_PAST_KEYS:])
         self._match()
+
+    @classmethod
+    def for_sequences(
+        cls, prompt: abc.Sequence[int], sequences: abc.Sequence[abc.Sequence[int]]
+    ) -> "list[PastFollower]":
+        """Return one follower for the tokens of each sequence. They share the prompt's index."""
+        index = PositionIndex(prompt, _PAST_KEYS) if len(sequences) > 1 else None
+        return [cls(token_ids, index) for token_ids in sequences]
 
     def follow(self, token_id: int) -> bool:
         """Advance past the sequence's next token. Return False: no prediction had it."""
         super().follow(token_id)
         return False
+
+    def next_tokens(self, limit: int) -> list[int]:
+        """As in a prediction. Where the text ends, the draft goes on as it began: if the sequence
+        repeats the tokens since the match, it may do so again."""
+        tokens = super().next_tokens(limit)
+        num_known = len(tokens)
+        while 0 < len(tokens) < limit:
+            tokens += tokens[: min(num_known, limit - len(tokens))]
+        return tokens
 
     def _choose(self, positions: abc.Sequence[int]) -> int:
         return positions[-1]
@@ -147,3 +186,26 @@ class Drafter:
         """Adapt the length of the next draft to the result of the last one."""
         is_whole = num_accepted == num_drafted
         self._length = min(2 * self._length, MAX_DRAFT) if is_whole else max(1, num_accepted)
+
+
+class AdaptiveDrafter(Drafter):
+    """Drafts as many tokens as `draft_control` says. It counts how often its text is right, also
+    where nothing is drafted."""
+
+    def __init__(self, follower: TextFollower, vocab_size: int) -> None:
+        super().__init__(follower, vocab_size)
+        self.rate = FIRST_RATE
+        """The acceptance rate: how often the text predicted the next token, of late."""
+        self._length = 0
+
+    def follow(self, token_id: int) -> bool:
+        if self._follower.has_match:
+            self.rate += _RATE_WEIGHT * (self._follower.predicts(token_id) - self.rate)
+        return super().follow(token_id)
+
+    def set_length(self, num_tokens: int) -> None:
+        """Set how many tokens the next draft has at most."""
+        self._length = num_tokens
+
+    def judge(self, num_drafted: int, num_accepted: int) -> None:
+        """Do nothing: `follow` has seen all tokens."""

@@ -11,6 +11,7 @@ from bisect import insort
 from dataclasses import dataclass, field
 
 from stonechat_models.engine.block_pool import BlockPool
+from stonechat_models.engine.draft_control import DraftControl
 from stonechat_models.engine.drafting import Drafting
 from stonechat_models.engine.forking import Forking
 from stonechat_models.engine.prefix_cache import PrefixCache
@@ -47,10 +48,12 @@ class Scheduler:
         prefix_caching: bool = True,
         states: StateSlots | None = None,
         max_prompt_rows: int = 1 << 30,
+        adapts_drafts: bool = False,
     ) -> None:
         """`states`: the slots of recurrent state, for a model that keeps such a state.
 
-        `max_prompt_rows`: see `PromptRows`.
+        `max_prompt_rows`: see `PromptRows`. `adapts_drafts`: whether a `DraftControl` decides about
+        the drafts of adaptive drafters.
         """
         self.block_size = block_size
         self.max_batch_tokens = max_batch_tokens
@@ -63,6 +66,7 @@ class Scheduler:
         """Both lists are in the order in which the sequences run."""
         self.forking = Forking(self.pool, self.waiting)
         self.drafting = Drafting(self.pool, self.running, block_size, max_batch_tokens)
+        self.draft_control = DraftControl(self.drafting.max_tokens) if adapts_drafts else None
         self.prompt_rows = PromptRows(
             max_prompt_rows, exact_chunks=states is None or states.exact_chunks
         )
@@ -87,6 +91,11 @@ class Scheduler:
         remaining = [(sequence.num_remaining, sequence) for sequence in self.running]
         decoding = [pair for pair in remaining if pair[0] == 1]
         prefilling = [pair for pair in remaining if pair[0] > 1]
+        if self.draft_control is not None:
+            may_admit = self.waiting and len(self.running) < self.max_num_seqs
+            self.draft_control.plan(
+                [sequence for _, sequence in decoding], is_alone=not prefilling and not may_admit
+            )
         for num_remaining, sequence in decoding + prefilling:
             if budget <= 0:
                 break
@@ -173,7 +182,9 @@ class Scheduler:
         """Give the sequence tokens, and take blocks for them. Return how many tokens."""
         num_tokens = self._num_tokens(sequence, num_remaining, budget)
         drafter = sequence.drafter
-        if num_tokens == 0 or (drafter is not None and self.drafting.must_wait(sequence, drafter)):
+        if num_tokens == 0:
+            return 0
+        if drafter is not None and sequence.num_placeholders and self.drafting.must_wait(sequence):
             return 0
         end = sequence.num_scheduled + num_tokens
         if end > len(sequence.block_table) * self.block_size:
@@ -182,7 +193,7 @@ class Scheduler:
                 return 0
             self._grow(sequence, num_new_blocks)
         item = self._launch(sequence, num_tokens, num_tokens == num_remaining, output)
-        if drafter is not None:
+        if drafter is not None and drafter.has_match:
             num_tokens += self.drafting.add_draft(item, drafter, budget - num_tokens)
         return num_tokens
 

@@ -14,7 +14,7 @@ from stonechat_models.checkpoint.rope_length import uses_long_factors
 from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.embedding_engine import EmbeddingEngine
-from stonechat_models.engine.engine import Engine
+from stonechat_models.engine.engine import Engine, PromptLookup
 from stonechat_models.engine.overlapped import OverlappedEngine
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import reading
@@ -194,8 +194,19 @@ def assemble_engine(
         eos_token_ids=eos_token_ids,
         device=device,
         prefix_caching=config.prefix_caching,
-        prompt_lookup=config.prompt_lookup,
+        prompt_lookup=choose_prompt_lookup(config, model.info.backend, overlap=overlap),
     )
+
+
+def choose_prompt_lookup(config: EngineConfig, backend: str, *, overlap: bool) -> PromptLookup:
+    """Return when tokens are drafted from a sequence's own text.
+
+    By itself that is done only where a row has the same bits for any number of rows, so that what
+    is drafted cannot change an answer, and where no overlapped step has to wait for it.
+    """
+    if config.prompt_lookup is not None:
+        return "on" if config.prompt_lookup else "off"
+    return "auto" if backend == "native" and not overlap else "off"
 
 
 def _why_no_triton(device: "torch.device") -> str | None:

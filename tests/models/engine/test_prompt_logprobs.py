@@ -214,7 +214,7 @@ def test_drafts_change_nothing(make_engine, module):
     engine = make_engine(module)
     add(engine, "r", PROMPT, scored(max_tokens=12))
     expected = run(engine)["r", 0]
-    engine = make_engine(module, prompt_lookup=True)
+    engine = make_engine(module, prompt_lookup="on")
     add(engine, "r", PROMPT, scored(max_tokens=12), prediction=tuple(expected.token_ids))
     result = run(engine)["r", 0]
     assert engine.stats().num_accepted_draft_tokens > 0

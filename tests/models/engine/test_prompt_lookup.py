@@ -67,7 +67,27 @@ def test_the_past_is_followed_from_its_latest_match():
 
 
 def test_a_prompt_that_repeats_itself_is_followed_at_once():
-    assert PastFollower([4, 5, 6, 7, 4, 5, 6]).next_tokens(9) == [7, 4, 5, 6]
+    assert PastFollower([4, 5, 6, 7, 4, 5, 6]).next_tokens(3) == [7, 4, 5]
+
+
+def test_a_draft_goes_on_behind_the_end_of_the_text():
+    assert PastFollower([4, 5, 6, 7, 4, 5, 6]).next_tokens(10) == [7, 4, 5, 6, 7, 4, 5, 6, 7, 4]
+    assert PastFollower([9] * 5).next_tokens(3) == [9, 9, 9]
+
+
+def test_choices_share_the_index_of_their_prompt():
+    prompt = [1, 2, 3, 4, 5, 6]
+    texts = [[*prompt], [*prompt]]
+    first, second = PastFollower.for_sequences(prompt, texts)
+    for token in (3, 4, 5):
+        texts[0].append(token)
+        first.follow(token)
+    assert first.next_tokens(2) == [6, 3]
+    assert second.next_tokens(2) == []
+    for token in (9, 1, 2, 3, 8, 1, 2, 3):
+        texts[1].append(token)
+        second.follow(token)
+    assert second.next_tokens(2) == [8, 1]  # the latest match, behind the prompt
 
 
 def test_drafts_grow_after_success_and_shrink_after_failure():
@@ -138,7 +158,7 @@ def test_predictions_change_no_answer(module, limits, overlap):
 def test_drafts_from_the_context_change_no_answer(module, overlap):
     requests = list(workload(random.Random(6), 14))
     expected = run_workload(make_engine(module, **LIMITS[1]), requests)
-    engine = make_engine(module, overlap=overlap, prompt_lookup=True, **LIMITS[1])
+    engine = make_engine(module, overlap=overlap, prompt_lookup="on", **LIMITS[1])
     assert_same(run_workload(engine, requests), expected)
     assert engine.stats().num_drafted_tokens > 0
 
@@ -246,7 +266,7 @@ def test_tokens_that_repeat_the_prediction_are_counted(
 
 def test_without_a_prediction_no_token_is_predicted(module):
     """A draft from the sequence's own past is no prediction."""
-    engine = make_engine(module, prompt_lookup=True)
+    engine = make_engine(module, prompt_lookup="on")
     params = SamplingParams(temperature=0.0, max_tokens=40, logit_bias={9: 100.0})
     add(engine, "r", [9] * 8, params)
     assert num_predicted(engine) == {0: 0}

@@ -100,8 +100,8 @@ LIMITS = {
 @pytest.mark.parametrize("overlap", [True, *nightly(False)])
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 def test_random_loads_give_the_answers_of_an_engine_without_graphs(module, limits, overlap):
-    plain = make_engine(module, overlap=overlap, prompt_lookup=True, **limits)
-    engine = graphed_engine(module, RerunCapturer(), overlap=overlap, prompt_lookup=True, **limits)
+    plain = make_engine(module, overlap=overlap, prompt_lookup="on", **limits)
+    engine = graphed_engine(module, RerunCapturer(), overlap=overlap, prompt_lookup="on", **limits)
     steps = Steps(engine)
     expected = serve(plain, 0, {})
     assert serve(engine, 0, expected) == expected
