@@ -16,16 +16,19 @@ from stonechat_server.page.files import Files, security_headers
 from stonechat_server.serving.services import services_of
 
 STATIC = Path(__file__).parent / "static"
+VENDOR = STATIC / "vendor"
+"""Unchanged releases of the libraries that the page uses (LICENSES.txt names them)."""
 DOCS = Path(__file__).parent / "docs"
 """A page around Swagger UI, an unchanged release of which is in the folder too (LICENSE.txt)."""
 
 
 def page_router() -> APIRouter:
-    """Routes `/`, `/page/load`, `/page/{file}`, `/docs` and `/docs/{file}`.
+    """Routes `/`, `/page/load`, `/page/{file}`, `/page/vendor/{file}`, `/docs`, `/docs/{file}`.
 
     The addresses in the two pages are relative, so each page has one address. Others lead there.
     """
     page = Files(STATIC, security_headers())
+    vendor = Files(VENDOR, security_headers())
     docs = Files(DOCS, security_headers(images="'self' data:"))
     router = APIRouter(include_in_schema=False)
 
@@ -48,6 +51,10 @@ def page_router() -> APIRouter:
     @router.get("/page/{name}")
     def static_file(request: Request, name: str) -> Response:
         return page.answer(request, name)
+
+    @router.get("/page/vendor/{name}")
+    def vendor_file(request: Request, name: str) -> Response:
+        return vendor.answer(request, name)
 
     @router.get("/docs")
     def docs_index(request: Request) -> Response:

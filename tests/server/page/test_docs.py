@@ -130,6 +130,7 @@ def test_a_page_has_one_address(client: TestClient, path: str, leads_to: str) ->
 def test_the_page_leads_to_the_docs(browser: Any, open_server: LiveServer) -> None:
     page = browser.new_page()
     page.goto(open_server.url)
+    page.click("#more summary")
     page.get_by_role("link", name="API").click()
     page.wait_for_selector(".opblock")
     assert page.url == open_server.url + "docs"

@@ -43,6 +43,17 @@ def ask(page: Any, text: str = "Hi") -> None:
     page.keyboard.press("Enter")
 
 
+def settings(page: Any) -> None:
+    """Show the settings, with all fields."""
+    page.click("#toggle-panel")
+    page.click("#more-fields summary")
+
+
+def copy_as(page: Any) -> None:
+    page.click("#more summary")
+    page.click("#copy-as")
+
+
 def test_an_answer_streams_in_as_markdown_with_usage_and_speed(page: Any) -> None:
     ask(page)
     page.wait_for_selector(".choice .foot button")
@@ -56,6 +67,7 @@ def test_an_answer_streams_in_as_markdown_with_usage_and_speed(page: Any) -> Non
 
 
 def test_the_conversation_goes_on_with_its_history(page: Any, open_server: LiveServer) -> None:
+    page.click("#toggle-panel")
     page.fill("#system", "Be brief.")
     ask(page, "first")
     page.wait_for_selector(".choice .foot button")
@@ -89,6 +101,7 @@ def test_every_field_reaches_the_engine(page: Any, open_server: LiveServer) -> N
         "repetition_penalty": "1.1", "min_tokens": "3", "top_logprobs": "4",
         "stop": "END\nSTOP", "stop_token_ids": "[5]", "logit_bias": '{"9": -3}',
     }  # fmt: skip
+    settings(page)
     for name, value in fields.items():
         page.fill(f"#field-{name}", value)
     page.check("#field-ignore_eos")
@@ -103,8 +116,7 @@ def test_every_field_reaches_the_engine(page: Any, open_server: LiveServer) -> N
     assert dict(params.logit_bias) == {9: -3.0}
     assert params.ignore_eos
     page.reload()
-    assert page.input_value("#field-top_k") == "40"  # settings outlive the tab; chats do not
-    assert page.locator(".choice").count() == 0
+    assert page.input_value("#field-top_k") == "40"
 
 
 def test_several_answers_stand_side_by_side_and_one_is_continued(
@@ -116,7 +128,9 @@ def test_several_answers_stand_side_by_side_and_one_is_continued(
         return [output(request, *deltas, finished=True)]
 
     open_server.engine.script = play
+    page.click("#toggle-panel")
     page.fill("#field-n", "3")
+    page.click("#toggle-panel")
     ask(page)
     page.wait_for_selector(".pick")
     assert page.locator(".choice").count() == 3
@@ -134,7 +148,7 @@ def test_several_answers_stand_side_by_side_and_one_is_continued(
 def test_the_token_view_shades_tokens_and_shows_alternatives(page: Any) -> None:
     ask(page)
     page.wait_for_selector(".choice .foot button")
-    page.get_by_role("button", name="Tokens").click()
+    page.get_by_role("button", name="Tokens", exact=True).click()
     tokens = page.locator(".token")
     assert tokens.all_inner_texts() == ["Hello", " **wörld**", " 👋"]
     shades = tokens.evaluate_all("all => all.map(e => +e.style.getPropertyValue('--doubt'))")
@@ -169,10 +183,16 @@ def test_model_text_cannot_run_anything(page: Any, open_server: LiveServer) -> N
     assert page.inner_text(".bubble") == "<b>bold</b>"
 
 
+TASKS = (
+    '<ul><li class="task"><input type="checkbox" disabled="" aria-label="Task"> a</li>'
+    '<li class="task"><input type="checkbox" disabled="" aria-label="Task"> b</li></ul>'
+)
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("# One\ntwo\n\nthree", "<h3>One</h3><p>two</p><p>three</p>"),
+        ("# One\ntwo\n\nthree", "<h2>One</h2><p>two</p><p>three</p>"),
         ("a **b _c_** `d*e*`", "<p>a <strong>b <em>c</em></strong> <code>d*e*</code></p>"),
         ("- a\n- b\n  - c\n- d", "<ul><li>a</li><li>b<ul><li>c</li></ul></li><li>d</li></ul>"),
         ("3. a\n4. b", '<ol start="3"><li>a</li><li>b</li></ol>'),
@@ -180,16 +200,18 @@ def test_model_text_cannot_run_anything(page: Any, open_server: LiveServer) -> N
         ("snake_case_name 2*3*4", "<p>snake_case_name 2<em>3</em>4</p>"),
         ("1 < 2 & *", "<p>1 &lt; 2 &amp; *</p>"),
         ("***", "<hr>"),
-        ("## One ##", "<h4>One</h4>"),
-        ("# C#", "<h3>C#</h3>"),
-        ("# #", "<h3></h3>"),
-        (r"[a\]b](x:y)", r"<p>a\]b (x:y)</p>"),
-        (r"[\(x\)](b)", r"<p>\(x\) (b)</p>"),
-        ("~~~ py `x`", "<p>~~~ py <code>x</code></p>"),
+        ("## One ##", "<h3>One</h3>"),
+        ("# C#", "<h2>C#</h2>"),
+        ("# #", "<h2></h2>"),
+        (r"[a\]b](x:y)", "<p>[a]b](x:y)</p>"),
+        ("- [x] a\n- [ ] b", TASKS),
+        ("a $5 and $6 b", "<p>a $5 and $6 b</p>"),
+        (r"`\(x\)`", r"<p><code>\(x\)</code></p>"),
         (
             "|a|b|\n|:-|-:|\n|1|",
-            '<div class="scroll"><table><thead><tr><th>a</th><th>b</th></tr></thead>'
-            '<tbody><tr><td>1</td><td colspan="1"></td></tr></tbody></table></div>',
+            '<div class="scroll" tabindex="0"><table><thead><tr><th>a</th>'
+            '<th class="right">b</th></tr></thead>'
+            '<tbody><tr><td>1</td><td class="right"></td></tr></tbody></table></div>',
         ),
         ("a|b\n|-x", "<p>a|b<br>|-x</p>"),
     ],
@@ -197,10 +219,10 @@ def test_model_text_cannot_run_anything(page: Any, open_server: LiveServer) -> N
 def test_markdown(page: Any, source: str, expected: str) -> None:
     html = page.evaluate(
         """async (source) => {
-          const { renderMarkdown } = await import('./page/markdown.js');
+          const { drawMarkdown } = await import('./page/markdown.js');
           const box = document.createElement('div');
-          box.append(renderMarkdown(source));
-          return box.innerHTML;
+          drawMarkdown(box, source);
+          return box.innerHTML.replaceAll('\\n', '');
         }""",
         source,
     )
@@ -229,8 +251,10 @@ def render(page: Any, start: str, piece: str, count: int, end: str) -> int:
     """Render a text that the page itself repeats. Returns the number of blocks."""
     number: int = page.evaluate(
         """async ([start, piece, count, end]) => {
-          const { renderMarkdown } = await import('./page/markdown.js');
-          return renderMarkdown(start + piece.repeat(count) + end).childNodes.length;
+          const { drawMarkdown } = await import('./page/markdown.js');
+          const box = document.createElement('div');
+          drawMarkdown(box, start + piece.repeat(count) + end);
+          return box.childNodes.length;
         }""",
         [start, piece, count, end],
     )
@@ -279,6 +303,7 @@ def test_tools_are_sent_called_and_answered(page: Any, open_server: LiveServer) 
         route.fulfill(body=text + "data: [DONE]\n\n", content_type="text/event-stream")
 
     page.route("**/v1/chat/completions", answer)
+    page.click("#toggle-panel")
     page.click("#tab-tools")
     page.click("#tools-example")
     page.select_option("#tool-choice", label="get_weather")
@@ -304,6 +329,7 @@ def test_a_schema_is_sent_and_an_invalid_one_is_reported(page: Any) -> None:
         route.fulfill(body="data: [DONE]\n\n", content_type="text/event-stream")
 
     page.route("**/v1/chat/completions", answer)
+    page.click("#toggle-panel")
     page.click("#tab-output")
     page.select_option("#format", "json_schema")
     page.fill("#schema", "{oops")
@@ -322,7 +348,7 @@ def test_a_schema_is_sent_and_an_invalid_one_is_reported(page: Any) -> None:
 
 def test_the_request_can_be_copied_as_code(page: Any) -> None:
     page.fill("#prompt", 'It\'s "quoted"\nhere')
-    page.click("#copy-as")
+    copy_as(page)
     curl = page.inner_text("#code-text")
     assert "/v1/chat/completions'" in curl
     assert "It'\\''s" in curl
@@ -346,8 +372,9 @@ def test_errors_of_the_server_are_shown(page: Any, open_server: LiveServer) -> N
 def test_the_keyboard_is_enough(page: Any) -> None:
     assert page.evaluate("document.activeElement.id") == "prompt"
     page.keyboard.press("Alt+s")
-    assert page.is_hidden("#panel")
-    page.keyboard.press("Alt+s")
+    assert page.is_visible("#panel")
+    page.keyboard.press("Alt+h")
+    assert page.is_hidden("#chats")
     page.focus("#tab-sampling")
     page.keyboard.press("ArrowRight")
     assert page.is_visible("#pane-output")
@@ -361,16 +388,6 @@ def test_the_keyboard_is_enough(page: Any) -> None:
     page.wait_for_selector(".choice .foot button")
     page.keyboard.press("Alt+n")
     assert page.locator(".choice").count() == 0
-
-
-def test_an_edited_message_is_sent_again(page: Any, open_server: LiveServer) -> None:
-    ask(page, "teh")
-    page.wait_for_selector(".choice .foot button")
-    page.get_by_role("button", name="Edit").click()
-    assert page.input_value("#prompt") == "teh"
-    ask(page, "the")
-    page.wait_for_selector(".choice .foot button")
-    assert "teh" not in open_server.engine.prompt
 
 
 def test_the_load_is_live(page: Any, open_server: LiveServer) -> None:
@@ -421,7 +438,7 @@ def test_the_key_stays_in_the_tab(browser: Any, locked_server: LiveServer) -> No
     ask(tab)
     tab.wait_for_selector(".choice .foot button")
     assert KEY not in tab.evaluate("JSON.stringify(localStorage) + document.cookie")
-    tab.click("#copy-as")
+    copy_as(tab)
     assert KEY not in tab.inner_text("#code-dialog")
     other = context.new_page()
     other.goto(locked_server.url)
@@ -448,7 +465,7 @@ def test_reasoning_is_kept_apart_and_not_sent_back(page: Any) -> None:
     page.wait_for_selector(".choice .foot button")
     assert page.inner_text(".choice .text") == "Four."
     assert "Hmm **so**." in page.text_content(".reasoning")
-    page.click("#copy-as")
+    copy_as(page)
     assert "Hmm" not in page.inner_text("#code-text")
 
 

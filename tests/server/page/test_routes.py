@@ -1,19 +1,24 @@
 """The page's files over HTTP."""
 
+import hashlib
 import logging
+import re
 from typing import Protocol
 
 import pytest
 from fastapi.testclient import TestClient
 
-from stonechat_server.page.routes import STATIC
+from stonechat_server.page.routes import STATIC, VENDOR
 
 
 class NewClient(Protocol):
     def __call__(self, **settings: object) -> TestClient: ...
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in STATIC.iterdir()))
+FILES = sorted(str(path.relative_to(STATIC)) for path in STATIC.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_every_file_is_served_with_the_security_policy(client: TestClient, name: str) -> None:
     answer = client.get(f"/page/{name}")
     assert answer.status_code == 200
@@ -32,16 +37,26 @@ def test_the_page_is_at_the_root(client: TestClient) -> None:
     assert answer.content == (STATIC / "index.html").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["nothing.js", "..%2froutes.py", "%2e%2e/routes.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["nothing.js", "vendor/nothing.js", "..%2froutes.py", "%2e%2e/routes.py"],
+)
 def test_no_other_file_is_served(client: TestClient, name: str) -> None:
     assert client.get(f"/page/{name}").status_code == 404
 
 
 def test_no_file_requests_another_host() -> None:
-    for path in STATIC.iterdir():
+    for path in STATIC.glob("*.*"):
         text = path.read_text().replace("http://www.w3.org/2000/svg", "")
         for sign in ('src="http', 'href="http', "@import", "url(http", "innerHTML", "eval("):
             assert sign not in text, f"{path.name}: {sign}"
+
+
+def test_the_libraries_are_the_releases_that_the_licences_name() -> None:
+    text = (VENDOR / "LICENSES.txt").read_text()
+    sums = dict(re.findall(r"^(\S+\.js) \S+ \S+ ([0-9a-f]{64})$", text, re.MULTILINE))
+    files = {path.name: path.read_bytes() for path in VENDOR.glob("*.js")}
+    assert sums == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def test_the_load_needs_the_key(new_client: NewClient) -> None:

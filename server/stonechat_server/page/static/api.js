@@ -12,10 +12,12 @@ export function setKey(key) {
 
 export const apiUrl = () => new URL("v1", ROOT).href;
 
+// `status` is 0 for an answer that breaks off. `code` and `retryAfter` come from the server.
 export class ApiError extends Error {
-  constructor(status, message) {
+  constructor(status, message, more = {}) {
     super(message);
     this.status = status;
+    Object.assign(this, more);
   }
 }
 
@@ -26,14 +28,17 @@ function headers() {
 
 async function failure(response) {
   let message = `${response.status} ${response.statusText}`;
+  let code = null;
   try {
     const { error } = await response.json();
-    if (error?.message) message = `${response.status}: ${error.message}`;
+    if (error?.message) message = error.message;
     if (error?.param) message += ` (${error.param})`;
+    code = error?.code;
   } catch {
     /* not JSON: show the status alone */
   }
-  return new ApiError(response.status, message);
+  const retryAfter = response.headers.get("retry-after");
+  return new ApiError(response.status, message, { code, retryAfter });
 }
 
 export async function getJson(path, signal) {

@@ -1,17 +1,24 @@
-// The conversation: its messages, their elements on the page, and the request that may be running.
+// The open conversation: draws the shown branch of its tree, and runs its requests.
 
-import { Answer } from "./answer.js";
+import { AnswerView, newAnswer } from "./answer.js";
 import { el } from "./dom.js";
+import { explain } from "./problems.js";
+import { isFailed, messagesOf, titleOf, Tree } from "./tree.js";
+import { branchButtons, editForm, questionNode, resultForm, resultNode } from "./turns.js";
+
+const SAVE_EVERY_MS = 2_000;
 
 export class Conversation {
-  // tools: requestBody(messages), streamChat(body, signal), onBusy(busy).
+  // tools: store, requestBody(messages), streamChat(body, signal), getKey(), onBusy(busy),
+  // onChange(), onFailed(question), onKey().
   constructor(log, tools) {
     this.log = log;
-    this.empty = log.firstElementChild;
     this.tools = tools;
-    this.turns = [];
+    this.list = log.querySelector("#turns");
+    this.tree = Tree.empty();
+    this.views = new Map(); // an AnswerView for each drawn answer, by the turn's id
     this.abort = null;
-    this.onEdit = () => {};
+    log.addEventListener("scroll", () => this.tools.onScroll(this.atEnd()));
   }
 
   get busy() {
@@ -19,154 +26,199 @@ export class Conversation {
   }
 
   get messages() {
-    return this.turns.flatMap((turn) => turn.messages());
+    return messagesOf(this.tree.path());
   }
 
-  clear() {
-    this.stop();
-    this.cutTo(0);
+  get isEmpty() {
+    return this.tree.turns.size === 0;
   }
 
   stop() {
     this.abort?.abort();
   }
 
-  cutTo(length) {
-    for (const turn of this.turns.splice(length)) turn.node.remove();
-    this.empty.hidden = this.turns.length > 0;
+  // Shows another conversation. A running answer is stopped and kept.
+  open(tree) {
+    this.stop();
+    this.tree = tree;
+    this.views.clear();
+    this.draw();
+    this.follow();
   }
 
-  push(turn) {
-    this.turns.push(turn);
-    this.empty.hidden = true;
-    this.log.append(turn.node);
+  // -- asking --
+
+  ask(text, files = []) {
+    const parent = this.tree.path().at(-1);
+    return this.askBelow(parent, { role: "user", text, files });
   }
 
-  // Shows the problem and returns false if the settings do not make a valid request.
-  ask(text) {
-    const message = { role: "user", content: text };
-    const node = el("div", { class: "turn user" }, el("div", { class: "bubble" }, text));
-    const turn = { node, messages: () => [message] };
-    const edit = el(
-      "button",
-      { type: "button", class: "small", title: "Edit and ask again" },
-      "Edit",
-    );
-    edit.addEventListener("click", () => {
-      if (this.busy) return;
-      this.cutTo(this.turns.indexOf(turn));
-      this.onEdit(text);
-    });
-    node.append(edit);
-    this.push(turn);
-    const started = this.answer();
-    if (!started) this.turns = this.turns.filter((one) => one !== turn);
-    if (!started) node.remove();
-    return started;
-  }
-
-  answer() {
-    let body;
-    this.dropProblem();
-    try {
-      body = this.tools.requestBody(this.messages);
-    } catch (error) {
-      this.problem = el("p", { class: "problem", role: "alert" }, error.message);
-      this.log.append(this.problem);
-      return false;
-    }
-    const turn = { messages: () => [answer.choices[answer.picked].message()] };
-    const answer = new Answer(body.n ?? 1, "response_format" in body, {
-      pick: () => this.drawToolResults(turn, answer),
-      retry: () => this.retry(turn),
-    });
-    turn.node = answer.node;
-    this.push(turn);
-    this.run(body, answer, turn);
+  // Returns false, and adds nothing, if the settings do not make a valid request.
+  askBelow(parent, question) {
+    const { conversation } = this.tree;
+    const before = parent ? this.tree.pathTo(parent) : [];
+    const body = this.bodyFor([...before, question]);
+    if (!body) return false;
+    conversation.title ||= titleOf(question);
+    const turn = this.tree.add(parent, question);
+    this.save(turn);
+    this.answer(turn, body);
     return true;
   }
 
-  dropProblem() {
-    this.problem?.remove();
-    this.problem = null;
-  }
-
-  retry(turn) {
+  // Answers the question or tool result `turn` once more, as a branch beside earlier answers.
+  again(turn) {
     if (this.busy) return;
-    this.cutTo(this.turns.indexOf(turn));
-    this.answer();
+    const body = this.bodyFor(this.tree.pathTo(turn));
+    if (body) this.answer(turn, body);
   }
 
-  async run(body, answer, turn) {
+  bodyFor(path) {
+    this.problem?.remove();
+    try {
+      return this.tools.requestBody(messagesOf(path));
+    } catch (error) {
+      const { text } = explain(error, false);
+      this.problem = el("p", { class: "problem", role: "alert" }, text);
+      this.log.append(this.problem);
+      this.follow();
+      this.tools.onInvalid();
+      return null;
+    }
+  }
+
+  answer(parent, body) {
+    const turn = this.tree.add(parent, newAnswer(body));
+    this.save(turn);
+    this.draw();
+    this.follow();
+    this.run(body, turn, this.views.get(turn.id), parent);
+  }
+
+  async run(body, turn, view, parent) {
     const abort = new AbortController();
     this.abort = abort;
     this.tools.onBusy(true);
+    let savedAt = performance.now();
     let problem = null;
-    this.follow();
     try {
       for await (const chunk of this.tools.streamChat(body, abort.signal)) {
         const atEnd = this.atEnd();
-        answer.add(chunk);
+        view.add(chunk);
         if (atEnd) this.follow();
+        if (performance.now() - savedAt > SAVE_EVERY_MS) {
+          savedAt = performance.now();
+          this.save(turn);
+        }
       }
     } catch (error) {
-      if (!abort.signal.aborted) problem = error.message;
+      if (!abort.signal.aborted) problem = explain(error, this.tools.getKey() !== "");
     }
+    turn.state = problem ? "failed" : abort.signal.aborted ? "stopped" : "done";
+    turn.problem = problem;
+    await this.save(turn); // before the answer looks finished
     const atEnd = this.atEnd();
-    answer.finish(problem);
-    this.abort = null;
-    this.tools.onBusy(false);
-    if (this.turns.includes(turn)) this.drawToolResults(turn, answer);
+    view.finish();
+    if (this.abort === abort) {
+      this.abort = null;
+      this.tools.onBusy(false);
+    }
+    if (!this.tree.turns.has(turn.id)) return; // another conversation is open by now
+    this.drawExtra(turn, view);
+    this.tools.onChange();
+    if (isFailed(turn) && parent.role === "user") this.tools.onFailed(parent);
     if (atEnd) this.follow();
   }
 
-  // If the picked choice calls tools, shows a form for their results; sending it continues.
-  drawToolResults(turn, answer) {
-    turn.form?.remove();
-    const calls = answer.choices[answer.picked].message().tool_calls ?? [];
-    if (!calls.length || answer.choices[answer.picked].finishReason === null) return;
-    const areas = calls.map((call) =>
-      el("textarea", { rows: 2, "aria-label": `Result of ${call[call.type]?.name}` }),
-    );
-    const rows = calls.map((call, number) =>
-      el("label", { class: "wide" }, `Result of ${call[call.type]?.name}`, areas[number]),
-    );
-    turn.form = el(
-      "form",
-      { class: "tool-results" },
-      ...rows,
-      el("button", { type: "submit", class: "primary" }, "Send results"),
-    );
-    turn.form.addEventListener("submit", (event) => {
-      event.preventDefault();
-      if (!this.busy)
-        this.sendResults(
-          turn,
-          calls,
-          areas.map((area) => area.value),
-        );
-    });
-    turn.node.append(turn.form);
-    areas[0].focus();
+  async save(turn) {
+    const { conversation } = this.tree;
+    if (turn.conversation === conversation.id) {
+      conversation.updated = Date.now();
+      await this.tools.saveConversation(conversation);
+    }
+    await this.tools.saveTurn(turn);
   }
 
-  sendResults(turn, calls, results) {
-    turn.form.remove();
-    const messages = calls.map((call, number) => ({
-      role: "tool",
-      tool_call_id: call.id,
-      content: results[number],
-    }));
-    const text = messages.map((message) => message.content).join("\n");
-    this.push({
-      node: el(
-        "div",
-        { class: "turn tool" },
-        el("div", { class: "bubble" }, `Tool result: ${text}`),
-      ),
-      messages: () => messages,
+  // -- drawing --
+
+  draw() {
+    const path = this.tree.path();
+    this.problem?.remove();
+    for (const id of this.views.keys()) {
+      if (!this.tree.turns.has(id)) this.views.delete(id);
+    }
+    this.list.replaceChildren(...path.map((turn) => this.node(turn)));
+    this.tools.onChange();
+  }
+
+  node(turn) {
+    if (turn.role === "assistant") return this.answerNode(turn);
+    return turn.role === "user" ? this.questionNode(turn) : resultNode(turn, this.branches(turn));
+  }
+
+  answerNode(turn) {
+    let view = this.views.get(turn.id);
+    if (!view) {
+      const question = this.tree.turns.get(turn.parent);
+      view = new AnswerView(turn, {
+        again: () => this.again(question),
+        needsKey: () => this.tools.onKey(),
+        picked: () => {
+          this.save(turn);
+          this.drawExtra(turn, view);
+          this.tools.onChange();
+        },
+      });
+      this.views.set(turn.id, view);
+    }
+    this.drawExtra(turn, view);
+    return view.node;
+  }
+
+  // Below an answer: its branches, and a form for the results of the tools that it calls.
+  drawExtra(turn, view) {
+    const calls = turn.choices[turn.picked]?.toolCalls ?? [];
+    const isOpen = turn.state === "done" && calls.length > 0 && !this.tree.childrenOf.has(turn.id);
+    view.extra.replaceChildren(
+      ...this.branches(turn),
+      ...(isOpen ? [this.resultForm(turn, calls)] : []),
+    );
+  }
+
+  resultForm(turn, calls) {
+    return resultForm(calls, (results) => {
+      if (!this.busy) this.askBelow(turn, { role: "tool", results });
     });
-    this.answer();
+  }
+
+  questionNode(turn) {
+    const node = questionNode(turn, this.branches(turn), () => {
+      if (!this.busy) this.edit(turn, node);
+    });
+    return node;
+  }
+
+  // Replaces a question by a form. Nothing changes unless the form is sent.
+  edit(turn, node) {
+    const parent = this.tree.turns.get(turn.parent);
+    const form = editForm(turn.text, {
+      send: (text) => {
+        if (!this.busy) this.askBelow(parent, { role: "user", text, files: turn.files });
+      },
+      close: () => form.replaceWith(this.questionNode(turn)),
+    });
+    node.replaceWith(form);
+    form.querySelector("textarea").focus();
+  }
+
+  // "‹ 2/3 ›" if the turn has branches beside it.
+  branches(turn) {
+    return branchButtons(this.tree.siblings(turn), turn, async (chosen) => {
+      if (this.busy) return;
+      this.tree.select(chosen);
+      await this.tools.saveConversation(this.tree.conversation);
+      this.draw();
+    });
   }
 
   atEnd() {

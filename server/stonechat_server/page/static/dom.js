@@ -15,6 +15,12 @@ export function el(tag, properties = {}, ...children) {
   return node;
 }
 
+// Unique also on pages of plain HTTP, where crypto.randomUUID is missing.
+export const newId = () =>
+  [...crypto.getRandomValues(new Uint8Array(12))]
+    .map((byte) => byte.toString(16).padStart(2, "0"))
+    .join("");
+
 export const byId = (id) => document.getElementById(id);
 
 export async function copyText(text, button) {
@@ -39,4 +45,30 @@ function copyBySelection(text) {
   const copied = document.execCommand("copy");
   area.remove();
   return copied;
+}
+
+// Offers a text as a file to save.
+export function download(name, text, type) {
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  const link = el("a", { href: url, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+// A short message at the bottom, with a button if there is something to do about it.
+export function toast(text, action = null, seconds = 8) {
+  const node = el("div", { class: "toast", role: "status" }, el("span", {}, text));
+  const close = () => node.remove();
+  if (action) {
+    const run = () => {
+      close();
+      action.run();
+    };
+    node.append(el("button", { type: "button", onclick: run }, action.name));
+  }
+  node.append(el("button", { type: "button", "aria-label": "Dismiss", onclick: close }, "×"));
+  byId("toasts").append(node);
+  setTimeout(close, seconds * 1000);
 }

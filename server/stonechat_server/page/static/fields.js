@@ -2,55 +2,76 @@
 
 import { el } from "./dom.js";
 
-const numbers = (min, max, step) => ({ type: "number", min, max, step });
+const number = (min, max) => ({ type: "number", min, max });
+const integer = (min, max) => ({ type: "number", min, max, isInteger: true });
 
+// The common fields come first. `help` is one line; the range is put in front of it.
 export const FIELDS = [
-  { name: "temperature", ...numbers(0, 2, 0.1), hint: "0: always the most likely token" },
-  { name: "top_p", ...numbers(0, 1, 0.05) },
-  { name: "top_k", ...numbers(0, 100000, 1), hint: "0: off" },
-  { name: "min_p", ...numbers(0, 1, 0.01) },
-  { name: "max_completion_tokens", ...numbers(1, 1000000, 1), hint: "empty: as many as fit" },
-  { name: "n", ...numbers(1, 128, 1), hint: "answers side by side" },
-  { name: "seed", ...numbers(undefined, undefined, 1), hint: "empty: a new seed each time" },
-  { name: "frequency_penalty", ...numbers(-2, 2, 0.1) },
-  { name: "presence_penalty", ...numbers(-2, 2, 0.1) },
-  { name: "repetition_penalty", ...numbers(0.01, 10, 0.05) },
-  { name: "min_tokens", ...numbers(0, 1000000, 1) },
-  { name: "top_logprobs", ...numbers(0, 20, 1), hint: "alternatives in the token view" },
+  { name: "temperature", ...number(0, 2), help: "0 always takes the most likely token." },
+  { name: "top_p", ...number(0, 1), help: "Draw from the likeliest tokens of this total share." },
+  { name: "max_completion_tokens", ...integer(1), help: "The longest answer. Empty: what fits." },
+  { name: "seed", ...integer(), help: "The same seed repeats the same answer." },
+  { name: "n", ...integer(1, 128), help: "How many answers, side by side." },
   {
     name: "reasoning_effort",
     type: "select",
     options: ["none", "minimal", "low", "medium", "high", "xhigh", "max"],
+    help: "How long the model thinks, if it can.",
   },
-  { name: "stop", type: "lines", hint: "one per line" },
-  { name: "stop_token_ids", type: "json", hint: "[2, 50256]" },
-  { name: "logit_bias", type: "json", hint: '{"50256": -100}' },
-  { name: "ignore_eos", type: "check" },
-  { name: "logprobs", type: "check", label: "logprobs (token view)", initial: true },
+  {
+    name: "logprobs",
+    type: "check",
+    label: "Token view (logprobs)",
+    initial: true,
+    help: "Keeps the probability of each token.",
+  },
+  { name: "top_logprobs", more: true, ...integer(0, 20), help: "Alternatives in the token view." },
+  { name: "top_k", more: true, ...integer(0), help: "Draw from so many tokens. 0: from all." },
+  { name: "min_p", more: true, ...number(0, 1), help: "Drop tokens below this share of the best." },
+  { name: "frequency_penalty", more: true, ...number(-2, 2), help: "Against frequent tokens." },
+  { name: "presence_penalty", more: true, ...number(-2, 2), help: "Against tokens used before." },
+  {
+    name: "repetition_penalty",
+    more: true,
+    ...number(0.01, 10),
+    help: "Above 1: less repetition.",
+  },
+  { name: "min_tokens", more: true, ...integer(0), help: "The shortest answer." },
+  { name: "stop", more: true, type: "lines", help: "One text a line. The answer ends before it." },
+  { name: "stop_token_ids", more: true, type: "json", help: "For example [2, 50256]." },
+  { name: "logit_bias", more: true, type: "json", help: 'For example {"50256": -100}.' },
+  {
+    name: "ignore_eos",
+    more: true,
+    type: "check",
+    label: "ignore_eos",
+    help: "Go on after the model's own end.",
+  },
 ];
-const INITIAL = { temperature: "0.7", top_logprobs: "5" };
+const INITIAL = { top_logprobs: "5" };
 const STORED = "stonechat-settings";
 
 export class FieldError extends Error {
-  constructor(name, message) {
-    super(`${name}: ${message}`);
-    this.name = name;
+  constructor(field, message) {
+    super(`${field}: ${message}`);
+    this.name = "FieldError";
   }
 }
 
 export class FieldsForm {
-  constructor(parent) {
+  constructor(common, more) {
     this.controls = new Map();
     for (const field of FIELDS) {
       const control = draw(field);
       this.controls.set(field.name, control);
-      parent.append(labelled(field, control));
+      (field.more ? more : common).append(labelled(field, control));
+      control.addEventListener("input", () => this.check(field));
     }
     this.extra = el("textarea", { class: "code", rows: 2, spellcheck: "false", id: "field-extra" });
-    parent.append(el("label", { class: "wide" }, "Other fields (JSON object)", this.extra));
+    more.append(el("label", { class: "wide" }, "Other fields (JSON object)", this.extra));
     this.clear();
     this.restore();
-    parent.addEventListener("input", () => this.store());
+    for (const parent of [common, more]) parent.addEventListener("input", () => this.store());
   }
 
   reset() {
@@ -63,11 +84,29 @@ export class FieldsForm {
       const control = this.controls.get(field.name);
       if (field.type === "check") control.checked = field.initial ?? false;
       else control.value = INITIAL[field.name] ?? "";
+      this.check(field);
     }
     this.extra.value = "";
   }
 
-  // The request's fields. Empty controls are left out, so that the server's defaults apply.
+  // Shows beside a field what is wrong with it.
+  check(field) {
+    const control = this.controls.get(field.name);
+    const help = document.getElementById(control.getAttribute("aria-describedby"));
+    let problem = "";
+    try {
+      read(field, control);
+    } catch (error) {
+      problem = error.message;
+    }
+    control.setAttribute("aria-invalid", String(problem !== ""));
+    if (!help) return;
+    help.textContent = problem || helpOf(field);
+    help.classList.toggle("problem", problem !== "");
+  }
+
+  // The request's fields. Empty controls are left out, so that the server's defaults apply. Throws
+  // a FieldError for a value that cannot be sent.
   values() {
     const values = {};
     for (const field of FIELDS) {
@@ -100,48 +139,45 @@ export class FieldsForm {
     } catch {
       return;
     }
-    for (const [name, control] of this.controls) {
-      if (!(name in state)) continue;
-      if (control.type === "checkbox") control.checked = state[name] === true;
-      else control.value = String(state[name]);
+    for (const field of FIELDS) {
+      const control = this.controls.get(field.name);
+      if (!(field.name in state)) continue;
+      if (control.type === "checkbox") control.checked = state[field.name] === true;
+      else control.value = String(state[field.name]);
+      this.check(field);
     }
   }
 }
 
+function rangeOf({ min, max }) {
+  if (min === undefined) return "";
+  return max === undefined ? `${min} or more. ` : `${min} to ${max}. `;
+}
+
+const helpOf = (field) => rangeOf(field) + field.help;
+
 function draw(field) {
-  const id = `field-${field.name}`;
+  const base = { id: `field-${field.name}`, "aria-describedby": `help-${field.name}` };
+  if (field.type === "check") return el("input", { ...base, type: "checkbox" });
+  if (field.type === "lines") return el("textarea", { ...base, rows: 2 });
+  if (field.type === "json") return el("input", { ...base, class: "code", spellcheck: "false" });
   if (field.type === "select") {
     const options = ["", ...field.options].map((value) =>
-      el("option", { value }, value || "default"),
+      el("option", { value }, value || "model's default"),
     );
-    return el("select", { id }, ...options);
+    return el("select", base, ...options);
   }
-  if (field.type === "lines") return el("textarea", { id, rows: 2, placeholder: field.hint });
-  if (field.type === "check") return el("input", { id, type: "checkbox" });
-  if (field.type === "json") {
-    return el("input", { id, class: "code", spellcheck: "false", placeholder: field.hint });
-  }
-  const { min, max, step } = field;
-  return el("input", {
-    id,
-    type: "number",
-    min,
-    max,
-    step,
-    placeholder: "default",
-    title: field.hint,
-  });
+  const { min, max, isInteger } = field;
+  const step = isInteger ? "1" : "any";
+  return el("input", { ...base, type: "number", min, max, step, placeholder: "model's default" });
 }
 
 function labelled(field, control) {
+  const help = el("small", { id: `help-${field.name}` }, helpOf(field));
   const text = field.label ?? field.name;
-  if (field.type === "check") return el("label", { class: "check" }, control, text);
-  return el(
-    "label",
-    { class: field.type === "number" || field.type === "select" ? "half" : "wide" },
-    text,
-    control,
-  );
+  const isCheck = field.type === "check";
+  const label = el("label", { for: control.id }, ...(isCheck ? [control, ` ${text}`] : [text]));
+  return el("div", { class: "field" }, label, ...(isCheck ? [] : [control]), help);
 }
 
 function read(field, control) {
@@ -151,10 +187,19 @@ function read(field, control) {
   }
   const text = control.value;
   if (!text.trim()) return undefined;
-  if (field.type === "number") return Number(text);
+  if (field.type === "number") return readNumber(field, Number(text));
   if (field.type === "lines") return text.split("\n").filter((line) => line);
   if (field.type === "json") return parse(field.name, text);
   return text;
+}
+
+function readNumber(field, value) {
+  if (field.isInteger && !Number.isInteger(value))
+    throw new FieldError(field.name, "not a whole number");
+  if (value < (field.min ?? -Infinity) || value > (field.max ?? Infinity)) {
+    throw new FieldError(field.name, `must be ${rangeOf(field).trim().replace(/\.$/, "")}`);
+  }
+  return value;
 }
 
 export function parse(name, text, empty = undefined) {

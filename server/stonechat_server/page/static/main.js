@@ -1,16 +1,37 @@
-// The page: connects the form to the conversation, and the conversation to the server.
+// The page: connects the form, the list of conversations and the open one to the server.
 
-import { apiUrl, getJson, getKey, setKey, streamChat } from "./api.js";
+import { getKey, setKey, streamChat } from "./api.js";
+import { Attachments } from "./attachments.js";
+import { startCodeDialog } from "./code_dialog.js";
 import { Conversation } from "./conversation.js";
-import { byId, copyText, el } from "./dom.js";
+import { byId, el, toast } from "./dom.js";
 import { FieldsForm } from "./fields.js";
 import { startLoad } from "./load.js";
+import { Models } from "./model_card.js";
 import { outputValues, startOutputTabs } from "./output.js";
-import { startPanel, startTabs, startTheme } from "./panel.js";
-import { curlSnippet, jsSnippet, pythonSnippet } from "./snippets.js";
+import { startMenus, startPanel, startTabs, startTheme } from "./panel.js";
+import { explain } from "./problems.js";
+import { Sidebar } from "./sidebar.js";
+import { openStore } from "./store.js";
 import { hidePopover } from "./tokens.js";
+import { Tree } from "./tree.js";
 
-const fields = new FieldsForm(byId("fields"));
+const EXAMPLES = [
+  "Explain in three sentences why the sky is blue.",
+  "Write a Python function that finds the longest word in a text.",
+  "Plan a day in Bern for someone who likes birds.",
+  "What is the integral of x · sin(x)? Show the steps.",
+];
+
+const prompt = byId("prompt");
+const fields = new FieldsForm(byId("fields"), byId("fields-more"));
+const models = new Models(byId("model"));
+const chats = startPanel(byId("toggle-chats"), byId("chats"), true);
+const settings = startPanel(byId("toggle-panel"), byId("panel"), false);
+const closeMenus = startMenus();
+startTabs(document.querySelector("#panel [role=tablist]"));
+startOutputTabs();
+startTheme(byId("theme"));
 
 function requestBody(messages) {
   const system = byId("system").value;
@@ -24,50 +45,70 @@ function requestBody(messages) {
   };
 }
 
-const conversation = new Conversation(byId("log"), { requestBody, streamChat, onBusy });
+const store = await openStore();
 
-function onBusy(busy) {
-  byId("send").hidden = busy;
-  byId("stop").hidden = !busy;
-  byId("log").setAttribute("aria-busy", String(busy));
+function sayNotSaved(error) {
+  toast(`The browser could not save the conversation (${error.message}). Export what you need.`);
 }
 
-async function loadModels() {
-  const select = byId("model");
-  try {
-    const { data } = await getJson("v1/models");
-    select.replaceChildren(...data.map(({ id }) => el("option", { value: id }, id)));
-  } catch (error) {
-    select.replaceChildren(
-      el("option", { value: "" }, error.status === 401 ? "key needed" : "no answer"),
-    );
-    if (error.status === 401) byId("tab-key").click();
-  }
-}
+byId("not-kept").hidden = store.isLasting;
+const attachments = new Attachments(byId("composer"));
+const conversation = new Conversation(byId("log"), {
+  requestBody,
+  streamChat,
+  getKey,
+  saveTurn: (turn) => store.saveTurn(turn).catch(sayNotSaved),
+  saveConversation: (one) => store.saveConversation(one).catch(sayNotSaved),
+  onBusy(busy) {
+    byId("send").hidden = busy;
+    byId("stop").hidden = !busy;
+    byId("log").setAttribute("aria-busy", String(busy));
+  },
+  onChange() {
+    const path = conversation.tree.path();
+    byId("empty").hidden = path.length > 0;
+    models.drawMeter(path);
+    if (path.length) sidebar.touch(conversation.tree.conversation);
+    else sidebar.draw();
+  },
+  // The question goes back into the box, unless something new was typed.
+  onFailed(question) {
+    if (prompt.value.trim() || attachments.files.length) return;
+    write(question.text);
+    attachments.put(question.files);
+  },
+  onInvalid: () => settings.show(),
+  onKey: askForKey,
+  onScroll: (isAtEnd) => {
+    byId("to-end").hidden = isAtEnd;
+  },
+});
+const sidebar = new Sidebar(store, {
+  open(tree) {
+    conversation.open(tree);
+    if (!chats.isWide()) chats.hide();
+    prompt.focus();
+  },
+  current: () => conversation.tree,
+});
 
-// -- composer --
+// -- the message box --
 
-const prompt = byId("prompt");
-
-function grow() {
+function write(text) {
+  prompt.value = text;
   prompt.style.height = "auto";
   prompt.style.height = `${Math.min(prompt.scrollHeight + 2, window.innerHeight * 0.4)}px`;
 }
 
 function submit() {
   const text = prompt.value;
-  if (!text.trim() || conversation.busy) return;
-  if (!conversation.ask(text)) return;
-  prompt.value = "";
-  grow();
+  if ((!text.trim() && !attachments.files.length) || conversation.busy) return;
+  if (!conversation.ask(text, attachments.files)) return;
+  write("");
+  attachments.take();
 }
 
-conversation.onEdit = (text) => {
-  prompt.value = text;
-  grow();
-  prompt.focus();
-};
-prompt.addEventListener("input", grow);
+prompt.addEventListener("input", () => write(prompt.value));
 prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
@@ -79,81 +120,70 @@ byId("composer").addEventListener("submit", (event) => {
   submit();
 });
 byId("stop").addEventListener("click", () => conversation.stop());
+byId("to-end").addEventListener("click", () => conversation.follow());
+byId("examples").append(
+  ...EXAMPLES.map((text) =>
+    el("button", { type: "button", onclick: () => conversation.ask(text) }, text),
+  ),
+);
 
 function newChat() {
-  conversation.clear();
+  if (!conversation.isEmpty) conversation.open(Tree.empty());
+  if (!chats.isWide()) chats.hide();
   prompt.focus();
 }
 byId("new-chat").addEventListener("click", newChat);
 byId("reset").addEventListener("click", () => fields.reset());
 
-// -- key, tabs, theme, shortcuts --
+// -- models and the key --
+
+async function loadModels() {
+  try {
+    await models.load();
+    models.drawMeter(conversation.tree.path());
+  } catch (error) {
+    models.showProblem(error.status === 401 ? "key needed" : "no answer");
+    if (!explain(error, getKey() !== "").needsKey) return;
+    byId("key-problem").textContent = explain(error, getKey() !== "").text;
+    askForKey();
+  }
+}
+
+function askForKey() {
+  settings.show();
+  byId("tab-key").click();
+  byId("key").focus();
+}
 
 byId("key").value = getKey();
 byId("key").addEventListener("change", () => {
   setKey(byId("key").value.trim());
+  byId("key-problem").textContent = "";
   loadModels();
 });
-startOutputTabs();
-startTabs(document.querySelector("#panel [role=tablist]"));
-startTheme(byId("theme"));
-const togglePanel = startPanel(byId("toggle-panel"), byId("panel"));
 
+// -- shortcuts --
+
+const SHORTCUTS = { n: newChat, s: settings.toggle, h: chats.toggle };
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") {
+  const shortcut = event.altKey && SHORTCUTS[event.key.toLowerCase()];
+  if (shortcut) {
+    event.preventDefault();
+    shortcut();
+  } else if (event.key === "Escape") {
     hidePopover();
-    if (!document.querySelector("dialog[open]")) conversation.stop();
-  } else if (event.altKey && event.key.toLowerCase() === "n") {
-    event.preventDefault();
-    newChat();
-  } else if (event.altKey && event.key.toLowerCase() === "s") {
-    event.preventDefault();
-    togglePanel();
+    const isMenuOpen = document.querySelector("details.menu[open]");
+    closeMenus();
+    if (!isMenuOpen && !document.querySelector("dialog[open]")) conversation.stop();
   }
 });
 
-// -- copy as --
-
-const SNIPPETS = { curl: curlSnippet, Python: pythonSnippet, JavaScript: jsSnippet };
-
-byId("code-tabs").append(
-  ...Object.keys(SNIPPETS).map((name, number) =>
-    el(
-      "button",
-      {
-        role: "tab",
-        type: "button",
-        "aria-selected": String(number === 0),
-        "aria-controls": "code-text",
-        tabindex: number ? "-1" : "0",
-      },
-      name,
-    ),
-  ),
-);
-
-function showSnippet(name) {
-  let text;
-  try {
-    const pending = prompt.value.trim() ? [{ role: "user", content: prompt.value }] : [];
-    const messages = [...conversation.messages, ...pending];
-    const body = requestBody(messages.length ? messages : [{ role: "user", content: "Hello" }]);
-    text = SNIPPETS[name](apiUrl(), body, getKey() !== "");
-  } catch (error) {
-    text = error.message;
-  }
-  byId("code-text").textContent = text;
-}
-
-startTabs(byId("code-tabs"), (tab) => showSnippet(tab.textContent));
-byId("copy-as").addEventListener("click", () => {
-  showSnippet(document.querySelector("#code-tabs [aria-selected=true]").textContent);
-  byId("code-dialog").showModal();
+startCodeDialog(() => {
+  const question = prompt.value.trim() ? [{ role: "user", content: prompt.value }] : [];
+  const messages = [...conversation.messages, ...question];
+  return requestBody(messages.length ? messages : [{ role: "user", content: "Hello" }]);
 });
-byId("code-copy").addEventListener("click", () =>
-  copyText(byId("code-text").textContent, byId("code-copy")),
-);
-
+await sidebar.load();
 loadModels();
 startLoad(byId("load"));
 prompt.focus();

@@ -57,13 +57,49 @@ export function startTheme(button) {
   });
 }
 
-export function startPanel(button, panel) {
+// A side panel with its button. The browser remembers whether it is open; `isOpen` holds before the
+// first use. On a narrow screen it lies over the conversation, and starts closed.
+export function startPanel(button, panel, isOpen) {
+  const stored = `stonechat-open-${panel.id}`;
+  const isWide = () => window.matchMedia("(min-width: 800px)").matches;
   const set = (open) => {
     panel.hidden = !open;
     button.setAttribute("aria-expanded", String(open));
   };
-  set(window.matchMedia("(min-width: 800px)").matches);
-  const toggle = () => set(panel.hidden);
-  button.addEventListener("click", toggle);
-  return toggle;
+  let before = null;
+  try {
+    before = localStorage.getItem(stored);
+  } catch {
+    /* no storage: as before the first use */
+  }
+  set(isWide() && (before === null ? isOpen : before === "true"));
+  const choose = (open) => {
+    set(open);
+    try {
+      if (isWide()) localStorage.setItem(stored, String(open));
+    } catch {
+      /* no storage: it is not remembered */
+    }
+  };
+  button.addEventListener("click", () => choose(panel.hidden));
+  return {
+    toggle: () => choose(panel.hidden),
+    show: () => choose(true),
+    isWide,
+    hide: () => set(false),
+  };
+}
+
+// Menus are <details>: a click elsewhere or Escape closes them.
+export function startMenus() {
+  const close = (except) => {
+    for (const menu of document.querySelectorAll("details.menu[open]")) {
+      if (menu !== except) menu.open = false;
+    }
+  };
+  document.addEventListener("click", (event) => {
+    const menu = event.target.closest("details.menu");
+    close(event.target.closest(".menu .items button, .menu .items a") ? null : menu);
+  });
+  return close;
 }

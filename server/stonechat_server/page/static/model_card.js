@@ -1,0 +1,81 @@
+// What the server says about its models: the list to choose from, a card, and the context's size.
+
+import { getJson } from "./api.js";
+import { byId, el } from "./dom.js";
+
+const UNITS = ["byte", "kB", "MB", "GB", "TB"];
+
+function size(bytes) {
+  let value = bytes;
+  let unit = 0;
+  for (; value >= 1000 && unit < UNITS.length - 1; unit += 1) value /= 1000;
+  return `${unit ? value.toFixed(1) : value} ${UNITS[unit]}`;
+}
+
+function count(number) {
+  if (number >= 1e9) return `${(number / 1e9).toFixed(1)} billion`;
+  return `${(number / 1e6).toFixed(0)} million`;
+}
+
+export class Models {
+  constructor(select) {
+    this.select = select;
+    this.cards = new Map();
+    byId("card").addEventListener("toggle", () => byId("card").open && this.drawCard());
+    select.addEventListener("change", () => this.drawCard());
+  }
+
+  get current() {
+    return this.cards.get(this.select.value);
+  }
+
+  // Throws what `getJson` throws.
+  async load() {
+    const { data } = await getJson("v1/models");
+    const chosen = this.select.value;
+    this.cards = new Map(data.map((card) => [card.id, card]));
+    this.select.replaceChildren(...data.map(({ id }) => el("option", { value: id }, id)));
+    if (this.cards.has(chosen)) this.select.value = chosen;
+    this.drawCard();
+  }
+
+  showProblem(text) {
+    this.select.replaceChildren(el("option", { value: "" }, text));
+  }
+
+  drawCard() {
+    const card = this.current;
+    const model = card?.stonechat ?? {};
+    const rows = [
+      ["Model", card?.root],
+      ["Architecture", model.architecture],
+      ["Parameters", model.num_parameters && count(model.num_parameters)],
+      ["Weights", model.weight_bytes && size(model.weight_bytes)],
+      ["Quantisation", model.quantization],
+      ["Context", card?.max_model_len && `${card.max_model_len.toLocaleString("en")} tokens`],
+      ["KV cache", model.kv_bytes_per_token && `${size(model.kv_bytes_per_token)} a token`],
+      ["Runs on", model.device && `${model.device} (${model.backend}, ${model.attention_backend})`],
+    ];
+    byId("card-rows").replaceChildren(
+      ...rows
+        .filter(([, value]) => value)
+        .flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]),
+    );
+  }
+
+  // Shows how much of the model's context the conversation fills, as far as its last answer says.
+  drawMeter(path) {
+    const box = byId("context");
+    const turn = path.findLast((one) => one.role === "assistant" && one.usage);
+    const limit = this.current?.max_model_len;
+    box.hidden = !turn || !limit;
+    if (box.hidden) return;
+    const { prompt_tokens: prompt, completion_tokens: completion } = turn.usage;
+    const used = prompt + Math.round(completion / turn.choices.length);
+    byId("context-meter").max = limit;
+    byId("context-meter").value = used;
+    byId("context-text").textContent =
+      `${used.toLocaleString("en")} of ${limit.toLocaleString("en")} tokens of context`;
+    box.classList.toggle("bad", used > 0.9 * limit);
+  }
+}
