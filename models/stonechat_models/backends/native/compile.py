@@ -44,13 +44,13 @@ def find_compiler() -> str | None:
 def build_library(progress: Progress, architecture: str = "native") -> Path:
     """Return the path of the library for this processor; compile it if it is not cached.
 
-    `architecture` is the value of `-march`. Raises `UnsupportedModelError` with the reason if the
-    library cannot be built.
+    `architecture` is the value of `-march`, or `native` for this processor. Raises
+    `UnsupportedModelError` with the reason if the library cannot be built.
     """
     compiler = find_compiler()
     if compiler is None:
         raise UnsupportedModelError("there is no C++ compiler (install g++ or clang++)")
-    flags = (*FLAGS, f"-march={architecture}")
+    flags = (*FLAGS, target_flag(architecture, platform.machine()))
     key = _fingerprint(compiler, flags)
     folder = cache_root() / "native" / key[:24]
 
@@ -59,6 +59,15 @@ def build_library(progress: Progress, architecture: str = "native") -> Path:
         _compile(compiler, flags, target / LIBRARY_NAME)
 
     return fill_once(folder, progress, compile_into) / LIBRARY_NAME
+
+
+def target_flag(architecture: str, machine: str) -> str:
+    """Return the compiler's flag for an architecture on a machine (`platform.machine()`).
+
+    On Arm, `native` is a value of `-mcpu`: clang before 15 has no `-march=native` there.
+    """
+    is_arm = machine.lower() in ("aarch64", "arm64")
+    return "-mcpu=native" if is_arm and architecture == "native" else f"-march={architecture}"
 
 
 def _compile(compiler: str, flags: tuple[str, ...], output: Path) -> None:
@@ -99,10 +108,11 @@ def _compiler_identity(compiler: str) -> str:
 
 def _processor() -> str:
     """Model and instruction sets of the processor, as far as the system reports them."""
-    keys = ("model name", "flags", "features", "cpu family", "model", "stepping")
+    on_x86 = ("model name", "flags", "cpu family", "model", "stepping")
+    on_arm = ("features", "cpu implementer", "cpu part")
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    properties = [line for line in lines if line.split(":")[0].strip().lower() in keys]
+    properties = [line for line in lines if line.split(":")[0].strip().lower() in on_x86 + on_arm]
     return platform.machine() + "\n".join(properties)

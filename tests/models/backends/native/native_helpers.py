@@ -251,3 +251,5 @@ if "sse2" in cpu_flags():
     ARCHITECTURES.append("x86-64")
 if {"avx2", "fma", "f16c", "bmi2"} <= cpu_flags():
     ARCHITECTURES.append("haswell")
+if {"avx2", "avx_vnni"} <= cpu_flags():
+    ARCHITECTURES.append("alderlake")

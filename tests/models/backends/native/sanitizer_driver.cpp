@@ -1,4 +1,5 @@
-// Runs the library through its C interface, for the sanitizers (test_sanitizers.py).
+// Runs the library through its C interface, for the sanitizers (test_sanitizers.py) and for other
+// processors (test_arm.py).  Writes the logits that it computes to the file that it is given, if any.
 //
 // Everything is computed with 1, 2 and 3 threads and must have the same bits.  Memory that the
 // caller owns has exactly the size that the interface asks for, so that the address sanitizer sees
@@ -204,8 +205,10 @@ class TinyModel {
     c.rotary_scales = vector(c.rotary_tables, 0.0f, 1.0f);
     model_ = sc_model_create(&c, threads);
     for (int i = 0; i < c.layers; ++i) add_layer(c, i);
-    sc_model_set_ends(model_, matrix(kVocab, c.hidden, false), matrix(kVocab, c.hidden, false),
-                      vector(c.hidden, 0.3f, 1.0f));
+    // One after the other: compilers differ in the order in which they evaluate arguments.
+    const Matrix* embedding = matrix(kVocab, c.hidden, false);
+    const Matrix* head = matrix(kVocab, c.hidden, false);
+    sc_model_set_ends(model_, embedding, head, vector(c.hidden, 0.3f, 1.0f));
   }
   ~TinyModel() {
     sc_model_destroy(model_);
@@ -366,7 +369,7 @@ std::vector<float> join(std::initializer_list<std::vector<float>> parts) {
 }
 
 // Prompts whole and in chunks, decoding, both together, and a step without logits.
-void check_model(Shape shape) {
+void check_model(Shape shape, std::FILE* file) {
   std::vector<float> expected;
   for (int threads : kThreads) {
     TinyModel model(shape, threads);
@@ -387,6 +390,7 @@ void check_model(Shape shape) {
     const std::vector<float> last = again.step({{0, 106, 1}});
     require(std::equal(last.begin(), last.end(), expected.end() - kVocab), "chunks", shape);
   }
+  if (file) std::fwrite(expected.data(), sizeof(float), expected.size(), file);
 }
 
 // Every number of a step, moved a little or far outside, refuses the step; the next step still
@@ -458,7 +462,8 @@ void check_sampler(int vocab) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+  std::FILE* file = count > 1 ? std::fopen(arguments[1], "wb") : nullptr;
   for (int vocab : {301, 4096, 8205}) check_sampler(vocab);
   for (int threads : kThreads) check_pool(threads);
   for (Kinds kinds : kMatrices) {
@@ -467,8 +472,9 @@ int main() {
     check_linear(kinds, 16, is_long ? 256 : 32);
     check_linear(kinds, 210, is_long ? 256 : 64);
   }
-  for (int shape = 0; shape < kShapes; ++shape) check_model(Shape(shape));
+  for (int shape = 0; shape < kShapes; ++shape) check_model(Shape(shape), file);
   for (int shape = 0; shape < kShapes; ++shape) check_borders(Shape(shape));
+  if (file) std::fclose(file);
   std::printf("%s: all equal\n", sc_isa());
   return 0;
 }

@@ -30,6 +30,8 @@ namespace sc {
 inline void relax() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");  // `yield` does nothing on most processors
 #endif
 }
 

@@ -1,10 +1,11 @@
 // Sixteen-lane vectors: F16 (float), I16 (int32), and the few operations the kernels need.  B64 is
 // 64 bytes.
 //
-// There are three backends with the same interface, each in its own file.  The compiler's target
+// There are four backends with the same interface, each in its own file.  The compiler's target
 // selects one:
 //   simd_avx512.h   AVX-512 with VNNI: one register per vector
-//   simd_avx2.h     AVX2, FMA, F16C: two registers per vector
+//   simd_avx2.h     AVX2, FMA, F16C: two registers per vector; AVX-VNNI where the target has it
+//   simd_neon.h     64-bit Arm: four registers; dotprod and i8mm where the target has them
 //   simd_plain.h    plain C++: arrays, left to the compiler
 //
 // dot4<Bits>(acc, w, x): lane i of acc += w[4i..4i+3] . x[0..3], exact.  w holds unsigned numbers
@@ -13,8 +14,7 @@
 //
 // For codes and their scales:
 //   shift<Bits>(b)         pairs of bytes, shifted left, or right if Bits < 0; bits of the other
-//   byte
-//                          of a pair come in
+//                          byte of a pair come in
 //   masked<Mask>(b)        b & Mask in each byte
 //   merged<Mask>(b, c)     (b & Mask) | (c & ~Mask) in each byte
 //   lookup(table, b)       table[byte] for bytes below 16
@@ -30,36 +30,32 @@
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define SC_AVX2 1
 #include "simd_avx2.h"
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#define SC_NEON 1
+#include "simd_neon.h"
 #else
 #include "simd_plain.h"
 #endif
 
 namespace sc {
 
+#if !SC_AVX512 && !SC_NEON
 // Adds the lanes by folding halves, always in this order.
 inline float reduce_add(F16 a) {
-#if SC_AVX512
-  return _mm512_reduce_add_ps(a.v);
-#else
   float t[16];
   store(t, a);
   for (int w = 8; w; w /= 2)
     for (int i = 0; i < w; ++i) t[i] += t[i + w];
   return t[0];
-#endif
 }
-
 inline float reduce_max(F16 a) {
-#if SC_AVX512
-  return _mm512_reduce_max_ps(a.v);
-#else
   float t[16];
   store(t, a);
   for (int w = 8; w; w /= 2)
     for (int i = 0; i < w; ++i) t[i] = t[i] > t[i + w] ? t[i] : t[i + w];
   return t[0];
-#endif
 }
+#endif
 
 // exp(x) within 2 ulp for x in [-87, 88]; below: exactly 0; above: as at 88.
 inline F16 exp(F16 x) {

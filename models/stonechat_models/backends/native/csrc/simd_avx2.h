@@ -1,4 +1,6 @@
 // AVX2, FMA and F16C: two registers per vector.  See simd.h for the interface.
+//
+// AVX-VNNI, where the target has it, multiplies unsigned by signed in one instruction.
 #pragma once
 #include <immintrin.h>
 
@@ -6,8 +8,13 @@
 
 namespace sc {
 
+#if defined(__AVXVNNI__)
+inline constexpr const char* kIsa = "avx2-vnni";
+inline constexpr bool kSignedDot8 = false;
+#else
 inline constexpr const char* kIsa = "avx2";
 inline constexpr bool kSignedDot8 = true;
+#endif
 inline constexpr int kRowsPerKernel = 2;
 inline constexpr int kQueryRows = 2;
 
@@ -104,10 +111,13 @@ inline B64 low_nibbles(B64 x) {
 inline B64 high_nibbles(B64 x) {
   return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)});
 }
-// Sums of two products fit 16 bits: 15 * 127 * 2 with 4-bit weights; 128 * 127 * 2 = 32512 with
-// |q| as the unsigned factor and q's sign moved to x.
 template <int Bits>
 inline __m256i dot4_8(__m256i acc, __m256i w, __m256i x) {
+#if defined(__AVXVNNI__)
+  return _mm256_dpbusd_avx_epi32(acc, w, x);
+#else
+  // Sums of two products fit 16 bits: 63 * 127 * 2 with codes of up to 6 bits; 128 * 127 * 2 = 32512
+  // with |q| as the unsigned factor and q's sign moved to x.
   if (Bits == 8) {
     __m256i q = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
     x = _mm256_sign_epi8(x, q);
@@ -115,6 +125,7 @@ inline __m256i dot4_8(__m256i acc, __m256i w, __m256i x) {
   }
   __m256i pairs = _mm256_maddubs_epi16(w, x);
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
 }
 template <int Bits>
 inline I16 dot4(I16 acc, B64 w, int32_t x) {

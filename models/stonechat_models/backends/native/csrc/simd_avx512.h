@@ -100,4 +100,8 @@ inline F16 load_exponents(const uint8_t* p) {
   return {_mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(e, 23)), _mm512_set1_ps(0.5f))};
 }
 
+// Both fold halves, as the others do.
+inline float reduce_add(F16 a) { return _mm512_reduce_add_ps(a.v); }
+inline float reduce_max(F16 a) { return _mm512_reduce_max_ps(a.v); }
+
 }  // namespace sc

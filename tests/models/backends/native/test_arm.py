@@ -1,0 +1,68 @@
+"""The kernels for Arm equal the oracle and the kernels of this machine.
+
+They are cross-compiled and run by an emulator, so their speed is not tested.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stonechat_models.backends.native.compile import FLAGS, SOURCES, find_compiler
+from tests.models.backends.native.emulated import (
+    COMPILER,
+    EmulatedLibrary,
+    run_emulated,
+    skip_without_emulator,
+)
+from tests.models.backends.native.test_kernels import *  # noqa: F403  the same tests again
+
+pytestmark = pytest.mark.slow
+ARM = {
+    "armv8-a": "neon",
+    "armv8.2-a+dotprod+fp16": "neon-dotprod",
+    "armv8.2-a+dotprod+fp16+i8mm": "neon-i8mm",
+}
+MORE = [pytest.param(level, marks=pytest.mark.nightly) for level in list(ARM)[:-1]]
+DRIVER = Path(__file__).with_name("sanitizer_driver.cpp")
+
+
+@pytest.fixture(params=[*MORE, list(ARM)[-1]], scope="module")
+def library(  # type: ignore[no-redef]  # instead of that of test_kernels
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EmulatedLibrary]:
+    skip_without_emulator()
+    emulated = EmulatedLibrary(request.param, tmp_path_factory.mktemp("emulated"))
+    assert emulated.isa == ARM[request.param]
+    yield emulated
+    emulated.close()
+
+
+def logits_of_driver(compiler: str, architecture: str, folder: Path) -> np.ndarray:
+    """The logits that the driver of the sanitizers computes with an instruction set."""
+    folder.mkdir()
+    program, output = folder / "driver", folder / "logits"
+    flags = [flag for flag in FLAGS if flag not in ("-O3", "-shared")]
+    flags += ["-O1", "-w", f"-march={architecture}", f"-I{SOURCES}"]
+    subprocess.run([compiler, *flags, str(DRIVER), "-o", str(program)], check=True)
+    command = [str(program), str(output)]
+    if compiler == COMPILER:
+        command = run_emulated(program, str(output))
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "all equal" in result.stdout
+    return np.fromfile(output, dtype=np.float32)
+
+
+@pytest.mark.nightly
+def test_models_compute_the_same_on_arm(tmp_path: Path) -> None:
+    """Also runs the pool with several threads, and checks that each row keeps its bits."""
+    skip_without_emulator()
+    compiler = find_compiler()
+    assert compiler is not None
+    here = logits_of_driver(compiler, "native", tmp_path / "here")
+    for number, architecture in enumerate(ARM):
+        there = logits_of_driver(COMPILER, architecture, tmp_path / str(number))
+        assert here.shape == there.shape
+        assert np.abs(here - there).max() < 1e-3 * np.abs(here).max()
