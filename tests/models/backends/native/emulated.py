@@ -15,6 +15,12 @@ from stonechat_models.backends.native.bindings import MatrixStruct
 from stonechat_models.backends.native.compile import build_library
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+# Architectures, and the instruction sets that they select.
+ARM = {
+    "armv8-a": "neon",
+    "armv8.2-a+dotprod+fp16": "neon-dotprod",
+    "armv8.2-a+dotprod+fp16+i8mm": "neon-i8mm",
+}
 LIBRARIES = "/usr/aarch64-linux-gnu"
 WORDS = 16
 ALLOCATE, FREE, WRITE, READ, FIND, CALL = range(6)

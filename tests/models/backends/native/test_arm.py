@@ -12,6 +12,7 @@ import pytest
 
 from stonechat_models.backends.native.compile import FLAGS, SOURCES, find_compiler
 from tests.models.backends.native.emulated import (
+    ARM,
     COMPILER,
     EmulatedLibrary,
     run_emulated,
@@ -20,17 +21,12 @@ from tests.models.backends.native.emulated import (
 from tests.models.backends.native.test_kernels import *  # noqa: F403  the same tests again
 
 pytestmark = pytest.mark.slow
-ARM = {
-    "armv8-a": "neon",
-    "armv8.2-a+dotprod+fp16": "neon-dotprod",
-    "armv8.2-a+dotprod+fp16+i8mm": "neon-i8mm",
-}
 MORE = [pytest.param(level, marks=pytest.mark.nightly) for level in list(ARM)[:-1]]
 DRIVER = Path(__file__).with_name("sanitizer_driver.cpp")
 
 
-@pytest.fixture(params=[*MORE, list(ARM)[-1]], scope="module")
-def library(  # type: ignore[no-redef]  # instead of that of test_kernels
+@pytest.fixture(params=[*MORE, list(ARM)[-1]], scope="module")  # type: ignore[no-redef]
+def library(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EmulatedLibrary]:
     skip_without_emulator()

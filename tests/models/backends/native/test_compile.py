@@ -10,6 +10,7 @@ from stonechat_models.backends.native import compile as native_compile
 from stonechat_models.backends.native import supports
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
+from tests.models.backends.native.emulated import ARM, COMPILER, skip_without_emulator
 from tests.models.backends.native.native_helpers import ARCHITECTURES, make_model
 
 STRICT = ("-Werror", "-Wconversion", "-Wshadow", "-Wold-style-cast")
@@ -59,10 +60,34 @@ def test_the_sources_cause_no_warning(architecture: str, tmp_path: Path) -> None
     flags = [*native_compile.FLAGS, *STRICT, f"-march={architecture}"]
     if architecture == "native":  # a bug in the AVX-512 header of GCC 12: GCC bug 105593
         flags += ["-Wno-unknown-warning-option", "-Wno-error=maybe-uninitialized"]
+        flags += ["-Wno-error=uninitialized"]
     command = [compiler, *flags, str(native_compile.SOURCES / "api.cpp"), "-o", str(tmp_path / "x")]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     errors = [line for line in result.stderr.splitlines() if "error:" in line]
     assert (result.returncode, errors) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "machine", "flag"),
+    [
+        ("native", "x86_64", "-march=native"),
+        ("native", "aarch64", "-mcpu=native"),
+        ("native", "arm64", "-mcpu=native"),
+        ("armv8-a", "aarch64", "-march=armv8-a"),
+    ],
+)
+def test_the_flag_of_the_processor(architecture: str, machine: str, flag: str) -> None:
+    assert native_compile.target_flag(architecture, machine) == flag
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARM)
+def test_the_sources_cause_no_warning_on_arm(architecture: str, tmp_path: Path) -> None:
+    skip_without_emulator()
+    flags = [*native_compile.FLAGS, *STRICT, f"-march={architecture}"]
+    command = [COMPILER, *flags, str(native_compile.SOURCES / "api.cpp"), "-o", str(tmp_path / "x")]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_cache_that_cannot_be_written_is_a_reason(
