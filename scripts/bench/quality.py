@@ -32,6 +32,8 @@ from stonechat_models.text.tokenizer import Tokenizer
 TEXT = Path(__file__).parents[2] / "tests" / "data" / "quality_text.txt"
 BLOCK_SIZE = 16
 WINDOW = 1024
+CHUNK = 64
+"""Positions compared at a time, which bounds the memory for large vocabularies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +143,14 @@ def compare(
 ) -> Quality:
     losses, kls, same = [], [], []
     for ids, reference, logits in zip(windows, expected, actual, strict=True):
-        log_p = torch.log_softmax(reference[:-1].double(), -1)
-        log_q = torch.log_softmax(logits[:-1].double(), -1)
-        losses.append(-log_q.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1))
-        kls.append((log_p.exp() * (log_p - log_q)).sum(-1))
-        same.append(log_p.argmax(-1) == log_q.argmax(-1))
+        for first in range(0, len(ids) - 1, CHUNK):
+            chunk = slice(first, min(first + CHUNK, len(ids) - 1))
+            targets = torch.tensor(ids[chunk.start + 1 : chunk.stop + 1]).unsqueeze(1)
+            log_p = torch.log_softmax(reference[chunk].double(), -1)
+            log_q = torch.log_softmax(logits[chunk].double(), -1)
+            losses.append(-log_q.gather(1, targets).squeeze(1))
+            kls.append((log_p.exp() * (log_p - log_q)).sum(-1))
+            same.append(log_p.argmax(-1) == log_q.argmax(-1))
     kl = torch.cat(kls)
     return Quality(
         perplexity=float(torch.cat(losses).mean().exp()),
