@@ -143,10 +143,11 @@ def test_table():
     ]
 
 
-def test_peaks_are_read():
-    from peak import read_peaks
+def test_peak_is_read():
+    from peak import Peak, read_peak
 
-    assert read_peaks("AMX 1.2e13\nVNNI 1.5e+12\n") == {"AMX": 1.2e13, "VNNI": 1.5e12}
+    peak = read_peak("read 3.2e+10\nAMX 1.2e13\nVNNI 1.5e+12\n")
+    assert peak == Peak(3.2e10, {"AMX": 1.2e13, "VNNI": 1.5e12})
 
 
 def test_show_prints_collected_results(tmp_path):

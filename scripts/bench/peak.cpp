@@ -1,13 +1,19 @@
-// Prints how many int8 operations a second (a multiplication and an addition are two) each
-// instruction of this processor reaches, with as many threads as the first argument says. The
-// operands stay in registers, so no program that reads memory can be faster.
+// Prints what this processor does at most, with as many threads as the first argument says: bytes
+// read from memory a second, and int8 operations a second (a multiplication and an addition are
+// two) of each of its instructions. The operands of the operations stay in registers, so no program
+// that reads them from memory can be faster.
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <thread>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -21,6 +27,19 @@ namespace {
 constexpr int kRegisters = 12;  // enough results in flight to hide the latency of each
 
 volatile int sink;
+
+constexpr size_t kReadBytes = size_t(512) << 20;  // of each thread: more than any cache holds
+
+// Reads a thread's own array. Several words at a time keep more lines of memory in flight.
+long read(const uint64_t* words) {
+    uint64_t sums[32] = {};
+    for (size_t i = 0; i < kReadBytes / 8; i += 32) {
+        __builtin_prefetch(words + i + 512);
+        for (int j = 0; j < 32; j++) sums[j] ^= words[i + j];
+    }
+    for (uint64_t sum : sums) sink = int(sum);
+    return kReadBytes;
+}
 
 #if defined(__AMX_INT8__)
 bool may_use_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
@@ -55,9 +74,10 @@ long amx(long rounds) {
 long vnni512(long rounds) {
     __m512i sums[kRegisters] = {}, operand = _mm512_set1_epi8(1);
     for (long i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
         for (auto& sum : sums) {
+            asm volatile("" : "+v"(operand));
             sum = _mm512_dpbusd_epi32(sum, operand, operand);
-            asm volatile("" : "+v"(sum));
         }
     }
     alignas(64) int lanes[16];
@@ -70,9 +90,10 @@ long vnni512(long rounds) {
 long avx2(long rounds) {
     __m256i sums[kRegisters] = {}, operand = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
     for (long i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
         for (auto& sum : sums) {
+            asm volatile("" : "+x"(operand));
             __m256i pairs = _mm256_maddubs_epi16(operand, operand);
-            asm volatile("" : "+x"(pairs));
             sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
         }
     }
@@ -86,9 +107,10 @@ long i8mm(long rounds) {
     int32x4_t sums[kRegisters] = {};
     int8x16_t operand = vdupq_n_s8(1);
     for (long i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
         for (auto& sum : sums) {
+            asm volatile("" : "+w"(operand));
             sum = vmmlaq_s32(sum, operand, operand);
-            asm volatile("" : "+w"(sum));
         }
     }
     for (auto& sum : sums) sink = vaddvq_s32(sum);
@@ -101,9 +123,10 @@ long dotprod(long rounds) {
     int32x4_t sums[kRegisters] = {};
     int8x16_t operand = vdupq_n_s8(1);
     for (long i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
         for (auto& sum : sums) {
+            asm volatile("" : "+w"(operand));
             sum = vdotq_s32(sum, operand, operand);
-            asm volatile("" : "+w"(sum));
         }
     }
     for (auto& sum : sums) sink = vaddvq_s32(sum);
@@ -111,8 +134,9 @@ long dotprod(long rounds) {
 }
 #endif
 
-// The best of several passes of about 20 ms, all threads at the same time.
-void show(const char* name, long (*kernel)(long), int num_threads) {
+// The best of several passes, of about 20 ms each or one round, with all threads at the same time.
+template <class Kernel>
+void show(const char* name, Kernel kernel, int num_threads) {
     double best = 0;
     long rounds = 1000;
     for (int pass = 0; pass < 9; pass++) {
@@ -121,10 +145,10 @@ void show(const char* name, long (*kernel)(long), int num_threads) {
         std::chrono::steady_clock::time_point start;
         std::vector<std::thread> threads;
         for (int t = 0; t < num_threads; t++) {
-            threads.emplace_back([&] {
+            threads.emplace_back([&, t] {
                 if (--waiting == 0) start = std::chrono::steady_clock::now();
                 while (waiting > 0) std::this_thread::yield();
-                operations += kernel(rounds);
+                operations += kernel(t, rounds);
             });
         }
         for (auto& thread : threads) thread.join();
@@ -135,23 +159,42 @@ void show(const char* name, long (*kernel)(long), int num_threads) {
     std::printf("%s %.4g\n", name, best);
 }
 
+// An array in large pages, if the system has them, so that looking up addresses costs nothing.
+uint64_t* new_array() {
+    void* memory = std::aligned_alloc(size_t(2) << 20, kReadBytes);
+    if (memory == nullptr) std::exit(1);
+#if defined(__linux__)
+    madvise(memory, kReadBytes, MADV_HUGEPAGE);
+#endif
+    std::memset(memory, 1, kReadBytes);
+    return static_cast<uint64_t*>(memory);
+}
+
+void show_reading(int num_threads) {
+    std::vector<uint64_t*> arrays;
+    for (int t = 0; t < num_threads; t++) arrays.push_back(new_array());
+    show("read", [&](int t, long) { return read(arrays[t]); }, num_threads);
+    for (uint64_t* array : arrays) std::free(array);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    [[maybe_unused]] int num_threads = argc > 1 ? std::atoi(argv[1]) : 1;
+    int num_threads = argc > 1 ? std::atoi(argv[1]) : 1;
+    show_reading(num_threads);
 #if defined(__AMX_INT8__)
-    if (may_use_tiles()) show("AMX", amx, num_threads);
+    if (may_use_tiles()) show("AMX", [](int, long rounds) { return amx(rounds); }, num_threads);
 #endif
 #if defined(__AVX512VNNI__)
-    show("VNNI", vnni512, num_threads);
+    show("VNNI", [](int, long rounds) { return vnni512(rounds); }, num_threads);
 #endif
 #if defined(__AVX2__)
-    show("AVX2", avx2, num_threads);
+    show("AVX2", [](int, long rounds) { return avx2(rounds); }, num_threads);
 #endif
 #if defined(__ARM_FEATURE_MATMUL_INT8)
-    show("i8mm", i8mm, num_threads);
+    show("i8mm", [](int, long rounds) { return i8mm(rounds); }, num_threads);
 #endif
 #if defined(__ARM_FEATURE_DOTPROD)
-    show("dotprod", dotprod, num_threads);
+    show("dotprod", [](int, long rounds) { return dotprod(rounds); }, num_threads);
 #endif
 }
