@@ -41,12 +41,10 @@ class RowSampler {
     const bool cuts = row.top_k > 0.0 || row.top_p < 1.0;
     weigh(x, peak, float(row.temperature), cuts);
     float floor = float(row.min_p);
-    if (cuts) truncation_.find_tops(x);
     if (row.top_k > 0.0) floor = std::max(floor, truncation_.top_k(x, int(row.top_k)));
     if (floor > 0.0f) cut(x, floor);
     double total = tree_.finish();
     if (row.top_p < 1.0) {
-      truncation_.cut_tops(floor);
       cut(x, truncation_.top_p(x, row.top_p, total));
       total = tree_.finish();
     }
@@ -59,21 +57,27 @@ class RowSampler {
   // Returns the first token with the largest logit.
   int find_peak(const float* x, float& peak) const {
     const float least = -std::numeric_limits<float>::infinity();
-    F16 are_numbers = set1(1.0f);
+    F16 are_numbers[4];
+    std::fill_n(are_numbers, 4, set1(1.0f));
     int block = 0;
     peak = least;
     for (int start = 0; start < vocab_; start += kBlock) {
-      F16 top = set1(least);
-      for (int i = start; i < std::min(start + kBlock, vocab_); i += 16) {
-        const F16 v = load_row(x, vocab_, i, least);
-        top = max(top, v);
-        are_numbers = min(are_numbers, zero_below(set1(1.0f), v, least));
+      F16 top[4];
+      std::fill_n(top, 4, set1(least));
+      for (int i = start; i < std::min(start + kBlock, vocab_); i += 64) {
+        for (int j = 0; j < 4; ++j) {
+          const F16 v = load_row(x, vocab_, i + 16 * j, least);
+          top[j] = max(top[j], v);
+          are_numbers[j] = min(are_numbers[j], zero_below(set1(1.0f), v, least));
+        }
       }
-      const float largest = reduce_max(top);
+      const float largest = reduce_max(max(max(top[0], top[1]), max(top[2], top[3])));
       if (largest > peak) peak = largest, block = start;
     }
-    if (reduce_max(sub(set1(0.0f), are_numbers)) == 0.0f) {
-      peak = std::numeric_limits<float>::quiet_NaN();
+    for (F16 numbers : are_numbers) {
+      if (reduce_max(sub(set1(0.0f), numbers)) == 0.0f) {
+        peak = std::numeric_limits<float>::quiet_NaN();
+      }
     }
     for (int i = block; i < std::min(block + kBlock, vocab_); ++i)
       if (x[i] == peak) return i;
