@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
 
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
@@ -79,14 +78,14 @@ def measure(compiler: GrammarCompiler, tokenizer: Tokenizer, spec: GrammarSpec) 
         compile_seconds.append(time.perf_counter() - start)
     rng = random.Random(0)
     masks, accepts = [], []
-    row = torch.zeros((tokenizer.vocab_size + 31) // 32, dtype=torch.int32)
+    row = np.zeros((tokenizer.vocab_size + 31) // 32, dtype=np.int32)
     for _ in range(NUM_WALKS):
         constraint = compiled.new_constraint()
         for _ in range(MAX_TOKENS):
             start = time.perf_counter()
             constraint.fill_bitmask(row)
             masks.append(time.perf_counter() - start)
-            bits = np.unpackbits(row.numpy().view(np.uint8), bitorder="little")
+            bits = np.unpackbits(row.view(np.uint8), bitorder="little")
             token_id = int(rng.choice(np.nonzero(bits)[0]))
             if token_id in tokenizer.eos_token_ids:
                 break

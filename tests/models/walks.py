@@ -3,7 +3,6 @@
 import random
 
 import numpy as np
-import torch
 
 from stonechat_models.sampling.state import TokenConstraint
 from tests.models.byte_vocabulary import ByteVocabulary
@@ -12,9 +11,9 @@ PADDED_VOCAB = 320
 
 
 def allowed_ids(constraint: TokenConstraint) -> list[int]:
-    row = torch.zeros(PADDED_VOCAB // 32, dtype=torch.int32)
+    row = np.zeros(PADDED_VOCAB // 32, dtype=np.int32)
     assert constraint.fill_bitmask(row)
-    bits = np.unpackbits(row.numpy().view(np.uint8), bitorder="little")
+    bits = np.unpackbits(row.view(np.uint8), bitorder="little")
     return [int(i) for i in np.nonzero(bits)[0]]
 
 

@@ -3,12 +3,31 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from stonechat_models.hardware.transfers import to_device
 from stonechat_models.types import ModelInfo
+
+if TYPE_CHECKING:
+    import torch
+
+Array = Any
+"""A tensor of PyTorch, or an array of numpy for a model that computes on the host (`HostBatch`)."""
+
+
+@dataclass(slots=True)
+class HostBatch:
+    """What a `ForwardBatch` holds, as arrays of the host, for models that need no PyTorch."""
+
+    token_ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    slot_mapping: npt.NDArray[np.int64]
+    query_start: npt.NDArray[np.int32]
+    block_table: npt.NDArray[np.int32]
+    logits_index: npt.NDArray[np.int64]
+    state_slots: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -21,19 +40,19 @@ class ForwardBatch:
     Tensors are on the model's device. The `*_list` fields are the same numbers on the host.
     """
 
-    token_ids: torch.Tensor
+    token_ids: "torch.Tensor"
     """int64[T]"""
-    positions: torch.Tensor
+    positions: "torch.Tensor"
     """int64[T]"""
-    slot_mapping: torch.Tensor
+    slot_mapping: "torch.Tensor"
     """int64[T]: the KV cache slot of each token's key and value."""
-    query_start: torch.Tensor
+    query_start: "torch.Tensor"
     """int32[N + 1]"""
-    context_lens: torch.Tensor
+    context_lens: "torch.Tensor"
     """int32[N]: tokens of each sequence after this step, including cached ones."""
-    block_table: torch.Tensor
+    block_table: "torch.Tensor"
     """int32[N, W], rows padded with 0."""
-    logits_index: torch.Tensor
+    logits_index: "torch.Tensor"
     """int64[R]: indices of the packed tokens that need logits."""
     query_start_list: list[int]
     context_lens_list: list[int]
@@ -44,7 +63,7 @@ class ForwardBatch:
     """How many of each sequence's tokens need logits: its last ones. Only models that keep a state
     need it."""
 
-    def to(self, device: torch.device) -> "ForwardBatch":
+    def to(self, device: "torch.device") -> "ForwardBatch":
         """Return the same batch with its tensors on `device`."""
         return replace(
             self,
@@ -59,6 +78,10 @@ class ForwardBatch:
 
     def select(self, indices: list[int]) -> "ForwardBatch":
         """Return the batch of these sequences only; each gets the logits of its last token."""
+        import torch
+
+        from stonechat_models.hardware.transfers import to_device
+
         starts = self.query_start_list
         tokens = [t for i in indices for t in range(starts[i], starts[i + 1])]
         query_start = [0, *accumulate(starts[i + 1] - starts[i] for i in indices)]
@@ -90,7 +113,11 @@ class ForwardBatch:
 
 
 class CausalModel(Protocol):
-    """A loaded model with its paged KV cache. Called from the engine's thread only."""
+    """A loaded model with its paged KV cache. Called from the engine's thread only.
+
+    It computes with tensors of PyTorch on a device, and its batches are `ForwardBatch`. Or it
+    computes on the host (`computes_on_host`) with arrays of numpy, and its batches are `HostBatch`.
+    """
 
     info: ModelInfo
     """What was loaded. It is complete once the KV cache is allocated and the limits are set."""
@@ -109,10 +136,10 @@ class CausalModel(Protocol):
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copy KV blocks, (source, destination), in all layers, before the next forward."""
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def forward(self, batch: Any) -> Array:
         """Write the step's keys and values, attend, and return logits float32[R, vocab_size]."""
 
-    def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward_hidden(self, batch: Any) -> tuple[Array, Array]:
         """As `forward`. Also return what the output head reads, float32[R, hidden_size]: the final
         hidden states of the same tokens. Only for models with `info.embedding`."""
 
@@ -140,5 +167,5 @@ class EmbeddingModel(Protocol):
 
     info: ModelInfo
 
-    def embed(self, texts: Sequence[Text]) -> torch.Tensor:
+    def embed(self, texts: Sequence[Text]) -> "torch.Tensor":
         """Return the embeddings of the texts, float32[N, D] on the CPU."""

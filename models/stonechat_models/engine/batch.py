@@ -1,23 +1,50 @@
-"""Builds the packed tensors of a step from its items."""
+"""Builds the packed arrays of a step from its items."""
 
 from collections import abc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.base import ForwardBatch, HostBatch
 from stonechat_models.engine.sequence import Scheduled
-from stonechat_models.hardware.transfers import to_device
+
+if TYPE_CHECKING:
+    import torch
 
 _ALIGNMENT = 16
 """Bytes."""
 
 
+def build_host_batch(
+    items: abc.Sequence[Scheduled],
+    block_size: int,
+    sampled_ids: npt.NDArray[np.int64] | None = None,
+) -> HostBatch:
+    """Pack the tokens of all items; see `build_batch`."""
+    layout = _Layout.of(items, block_size)
+    packed = layout.packed
+    token_ids = np.array(packed.token_ids, dtype=np.int64)
+    if packed.places:
+        assert sampled_ids is not None, "the step that a placeholder depends on is not sampled"
+        token_ids[packed.places] = sampled_ids[packed.sources]
+    return HostBatch(
+        token_ids=token_ids,
+        positions=layout.positions,
+        slot_mapping=layout.slots,
+        query_start=np.array(layout.query_start, dtype=np.int32),
+        block_table=layout.table,
+        logits_index=layout.rows,
+        state_slots=[item.sequence.state_slot for item in items],
+    )
+
+
 def build_batch(
     items: abc.Sequence[Scheduled],
     block_size: int,
-    device: torch.device,
-    sampled_ids: torch.Tensor | None = None,
+    device: "torch.device",
+    sampled_ids: "torch.Tensor | None" = None,
 ) -> ForwardBatch:
     """Pack the tokens of all items. An item that reaches its end gets a logits row, plus one per
     draft token, and one per prompt token whose log-probability it computes.
@@ -25,22 +52,14 @@ def build_batch(
     `sampled_ids`, int64[rows], are the previous step's tokens if the host does not know them yet.
     They fill the placeholders.
     """
-    packed = _PackedTokens(items)
-    num_rows = [item.num_prompt_rows + item.num_rows for item in items]
-    firsts, ends, indices = np.array(packed.firsts), np.array(packed.ends), np.arange(len(items))
-    if len(packed.token_ids) == len(items) == num_rows.count(1):  # a decode step
-        lengths, positions, rows = firsts + 1, firsts, indices
-    else:
-        num_tokens = np.diff(ends, prepend=0)
-        lengths, positions = firsts + num_tokens, _ranges(firsts, num_tokens)
-        rows = _ranges(ends - num_rows, np.array(num_rows))
-        indices = np.repeat(indices, num_tokens)
-    query_start_list, context_lens_list = [0, *packed.ends], lengths.tolist()
-    table = _padded_table(items, context_lens_list, block_size)
-    slots = table[indices, positions // block_size] * np.int64(block_size) + positions % block_size
+    layout = _Layout.of(items, block_size)
+    packed = layout.packed
     tensors = _to_device(
-        [packed.token_ids, positions, slots, rows, packed.places, packed.sources],
-        [query_start_list, lengths, table.ravel()],
+        [
+            *(packed.token_ids, layout.positions, layout.slots, layout.rows),
+            *(packed.places, packed.sources),
+        ],
+        [layout.query_start, layout.lengths, layout.table.ravel()],
         device,
     )
     token_ids, places, sources = tensors[0], tensors[4], tensors[5]
@@ -57,13 +76,51 @@ def build_batch(
         slot_mapping=tensors[2],
         query_start=tensors[6],
         context_lens=tensors[7],
-        block_table=tensors[8].view(table.shape),
+        block_table=tensors[8].view(layout.table.shape),
         logits_index=tensors[3],
-        query_start_list=query_start_list,
-        context_lens_list=context_lens_list,
+        query_start_list=layout.query_start,
+        context_lens_list=layout.context_lens,
         state_slots=[item.sequence.state_slot for item in items],
-        num_rows_list=num_rows,
+        num_rows_list=layout.num_rows,
     )
+
+
+@dataclass(slots=True)
+class _Layout:
+    """The numbers of a batch: where its tokens and their rows of logits are."""
+
+    packed: "_PackedTokens"
+    positions: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    table: npt.NDArray[np.int32]
+    query_start: list[int]
+    context_lens: list[int]
+    num_rows: list[int]
+
+    @classmethod
+    def of(cls, items: abc.Sequence[Scheduled], block_size: int) -> "_Layout":
+        packed = _PackedTokens(items)
+        num_rows = [item.num_prompt_rows + item.num_rows for item in items]
+        firsts, ends, indices = (
+            np.array(packed.firsts),
+            np.array(packed.ends),
+            np.arange(len(items)),
+        )
+        if len(packed.token_ids) == len(items) == num_rows.count(1):  # a decode step
+            lengths, positions, rows = firsts + 1, firsts, indices
+        else:
+            num_tokens = np.diff(ends, prepend=0)
+            lengths, positions = firsts + num_tokens, _ranges(firsts, num_tokens)
+            rows = _ranges(ends - num_rows, np.array(num_rows))
+            indices = np.repeat(indices, num_tokens)
+        context_lens = lengths.tolist()
+        table = _padded_table(items, context_lens, block_size)
+        slots = table[indices, positions // block_size] * np.int64(block_size)
+        slots += positions % block_size
+        start = [0, *packed.ends]
+        return cls(packed, positions, slots, rows, lengths, table, start, context_lens, num_rows)
 
 
 class _PackedTokens:
@@ -116,13 +173,17 @@ def _padded_table(
 def _to_device(
     long_parts: abc.Sequence[list[int] | np.ndarray],
     parts: abc.Sequence[list[int] | np.ndarray],
-    device: torch.device,
-) -> list[torch.Tensor]:
+    device: "torch.device",
+) -> "list[torch.Tensor]":
     """Return an int64 tensor per long part and an int32 tensor per other part, by one copy.
 
     They share memory, and each starts at a multiple of 16 bytes: Triton compiles a kernel again
     for a pointer with another alignment.
     """
+    import torch
+
+    from stonechat_models.hardware.transfers import to_device
+
     long_sizes, sizes = _aligned_sizes(long_parts, 8), _aligned_sizes(parts, 4)
     num_bytes = 8 * sum(long_sizes)
     packed = np.zeros(num_bytes + 4 * sum(sizes), dtype=np.uint8)

@@ -9,7 +9,8 @@ import time
 import traceback
 from collections import abc
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from stonechat_models.backends.base import EmbeddingModel, Text
 from stonechat_models.engine.embeddings import finish_embedding
@@ -121,7 +122,7 @@ class EmbeddingEngine:
         if not batch:
             return []
         try:
-            vectors = self.model.embed([_text(request) for request in batch])
+            vectors = self.model.embed([_text(request) for request in batch]).numpy()
         except Exception as error:
             self.counters.num_failed_steps += 1
             traceback.clear_frames(error.__traceback__)  # they keep the step's tensors alive
@@ -134,7 +135,7 @@ class EmbeddingEngine:
         return [self._finish(r, scheduled, v) for r, v in zip(batch, vectors, strict=True)]
 
     def _finish(
-        self, request: GenerateRequest, scheduled: float, vector: torch.Tensor
+        self, request: GenerateRequest, scheduled: float, vector: npt.NDArray[np.float32]
     ) -> TokenOutput:
         """Return the output of a computed text. It alone fails if its vector is not finite."""
         info = self.model.info.embedding

@@ -1,24 +1,26 @@
 """From the vector that a model makes of a text to the embedding that a request wants."""
 
-import sys
-
-import torch
-import torch.nn.functional as F
+import numpy as np
+import numpy.typing as npt
 
 from stonechat_models.errors import StepError
 from stonechat_models.types import EmbeddingInfo, EmbeddingParams
 
+LEAST_LENGTH = np.float32(1e-12)
+"""A shorter vector is not stretched to length 1."""
 
-def finish_embedding(vector: torch.Tensor, params: EmbeddingParams, info: EmbeddingInfo) -> bytes:
+
+def finish_embedding(
+    vector: npt.NDArray[np.float32], params: EmbeddingParams, info: EmbeddingInfo
+) -> bytes:
     """Cut and normalise a vector float32[D] as `params` say. Return it as little-endian float32.
 
     Raises `StepError` for a vector with a number that is not finite.
     """
     cut = vector[: params.dimensions]
+    if not np.isfinite(cut).all():
+        raise StepError("the model computed an embedding that is not finite")
     is_default = params.normalize is None
     if params.normalize or (is_default and (info.is_normalized or params.dimensions is not None)):
-        cut = F.normalize(cut, dim=-1)
-    if not cut.isfinite().all():
-        raise StepError("the model computed an embedding that is not finite")
-    values = cut.contiguous().numpy()
-    return (values if sys.byteorder == "little" else values.byteswap()).tobytes()
+        cut = cut / max(np.linalg.norm(cut), LEAST_LENGTH)
+    return cut.astype("<f4").tobytes()

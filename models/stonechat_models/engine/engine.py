@@ -8,14 +8,16 @@ import traceback
 from collections import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import msgspec
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from stonechat_models.backends.base import CausalModel, StatefulModel
 from stonechat_models.engine.draft_control import DraftControl
 from stonechat_models.engine.embeddings import finish_embedding
+from stonechat_models.engine.placement import place_of
 from stonechat_models.engine.prompt_lookup import (
     AdaptiveDrafter,
     Drafter,
@@ -41,6 +43,9 @@ from stonechat_models.types import (
     GenerateRequest,
     TokenOutput,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +77,7 @@ class Engine:
 
     Sequences with a prediction get draft tokens, which a step verifies. With `prompt_lookup` other
     sequences do too: wherever their own text repeats, or where `DraftControl` expects a gain.
+    Without a `device` the model computes on the host, with arrays of numpy.
 
     `step` never raises for a fault of the model. It runs the items of a failed step again in halves
     until it knows the sequences that fail alone. Only those end, with `FinishReason.ERROR`.
@@ -83,7 +89,7 @@ class Engine:
         sampler: SamplerLike,
         *,
         eos_token_ids: frozenset[int],
-        device: torch.device,
+        device: "torch.device | None",
         prefix_caching: bool = True,
         prompt_lookup: PromptLookup = "off",
         clock: Callable[[], float] = time.perf_counter,
@@ -93,7 +99,7 @@ class Engine:
         self.model = model
         self.sampler = sampler
         self.eos_token_ids = eos_token_ids
-        self.device = device
+        self.place = place_of(device)
         self.max_model_len = info.max_model_len
         self.counters = StepCounters()
         self.scheduler = Scheduler(
@@ -177,15 +183,15 @@ class Engine:
             self._finish(sequence, FinishReason.ABORT)
         self._free_states()
 
-    @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
         """Run one step. Return one output per new token and per failed sequence."""
         start_time = self._clock()
         counters = self.counters
         num_failed_steps = counters.num_failed_steps
         self._num_processed = self._num_failed = 0
-        outputs = self._step()
-        self._free_states()
+        with self.place.computing():
+            outputs = self._step()
+            self._free_states()
         if self._num_processed > 0:
             all_failed = self._num_failed == self._num_processed
             counters.num_consecutive_failed_steps = (
@@ -264,9 +270,7 @@ class Engine:
 
     def _launch(self, items: list[Scheduled], after: InFlightStep | None = None) -> InFlightStep:
         block_size = self.scheduler.block_size
-        return InFlightStep(
-            self.model, items, block_size=block_size, device=self.device, after=after
-        )
+        return InFlightStep(self.model, items, block_size=block_size, place=self.place, after=after)
 
     def _run_in_halves(self, items: list[Scheduled], error: Exception) -> list[TokenOutput]:
         """Run the items of a step that failed with `error` again. One that is alone fails."""
@@ -372,7 +376,9 @@ class Engine:
             self._finish(sequence, finish_reason)
         return output
 
-    def _end_with_embedding(self, sequence: Sequence, vector: torch.Tensor) -> TokenOutput:
+    def _end_with_embedding(
+        self, sequence: Sequence, vector: npt.NDArray[np.float32]
+    ) -> TokenOutput:
         params, info = sequence.group.request.embedding, self.model.info.embedding
         assert params is not None
         assert info is not None

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 import msgspec
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from stonechat_models.engine.prefix_cache import block_hash, root_hash
 from stonechat_models.engine.prompt_lookup import Drafter
@@ -142,7 +143,7 @@ class Scheduled(msgspec.Struct, eq=False):
     """Rows of logits for log-probabilities of the prompt. They come before those to sample from."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Those of these rows, once the step is read."""
-    vector: torch.Tensor | None = None
+    vector: npt.NDArray[np.float32] | None = None
     """The final hidden state of the prompt's last token, once the step is read, if it is wanted."""
     row: int = -1
     """Index of the item's first sampled row; -1 until sampling starts."""

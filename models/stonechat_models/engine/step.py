@@ -5,14 +5,16 @@ Only the reading waits for the device.
 
 from itertools import islice
 
-import torch
-
-from stonechat_models.backends.base import CausalModel
-from stonechat_models.engine.batch import build_batch
+from stonechat_models.backends.base import Array, CausalModel
+from stonechat_models.engine.placement import Placement
 from stonechat_models.engine.sequence import Scheduled
-from stonechat_models.hardware.transfers import to_device
-from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
-from stonechat_models.sampling.state import SampledTokens, SamplerLike, SamplingLike, SamplingState
+from stonechat_models.sampling.state import (
+    PromptScores,
+    SampledTokens,
+    SamplerLike,
+    SamplingLike,
+    SamplingState,
+)
 
 
 class InFlightStep:
@@ -24,26 +26,26 @@ class InFlightStep:
         items: list[Scheduled],
         *,
         block_size: int,
-        device: torch.device,
+        place: Placement,
         after: "InFlightStep | None" = None,
     ) -> None:
         """`after` is the previous step, sampled but not read. Items may depend on its tokens."""
         self.items = items
+        self._place = place
         if model.info.keeps_state:
             for item in items:
                 _begin_state(item)
         sampling = None if after is None else after._sampling
-        sampled_ids = None if sampling is None else sampling.tokens.to(device)
-        batch = build_batch(items, block_size, device, sampled_ids)
-        self._logits: torch.Tensor | None
+        batch = place.batch(items, block_size, None if sampling is None else sampling.tokens)
+        self._logits: Array | None
         """None once sampling starts: they are large, and the next step needs the memory."""
-        self._hidden: torch.Tensor | None = None
+        self._hidden: Array | None = None
         if model.info.embedding is not None and any(item.wants_vector for item in items):
             self._logits, self._hidden = model.forward_hidden(batch)
         else:
             self._logits = model.forward(batch)
         self._sampling: SamplingLike | None = None
-        self._prompts: PromptLogprobs | None = None
+        self._prompts: PromptScores | None = None
         if model.info.keeps_state:
             for item in items:
                 item.sequence.num_state_tokens = item.context_len
@@ -71,9 +73,9 @@ class InFlightStep:
         logits, self._logits = self._logits, None
         assert logits is not None, "a step is sampled once"
         if num_prompt_rows:
-            self._prompts = _score_prompts(logits, self.items)
+            self._prompts = _score_prompts(sampler, logits, self.items)
         if len(rows) < first:
-            logits = logits[to_device(rows, logits.device, torch.int64)]
+            logits = self._place.select(logits, rows)
         self._sampling = sampler.launch(logits, states)
 
     def read(self) -> SampledTokens:
@@ -83,15 +85,28 @@ class InFlightStep:
         """
         assert self._sampling is not None, "a step is sampled before it is read"
         if self._hidden is not None:
-            _read_vectors(self._hidden, self.items)
+            self._read_vectors(self._hidden)
         if self._prompts is not None:
             entries = iter(self._prompts.read())
             for item in self.items:
                 item.prompt_logprobs = tuple(islice(entries, item.num_prompt_rows))
         return self._sampling.read()
 
+    def _read_vectors(self, hidden: Array) -> None:
+        """Give each item that wants it the hidden state of its last token. `hidden` has a row for
+        each row of logits."""
+        rows: dict[int, Scheduled] = {}
+        num_rows = 0
+        for item in self.items:
+            num_rows += item.num_prompt_rows + item.num_rows
+            if item.wants_vector:
+                rows[num_rows - 1] = item
+        vectors = self._place.read(hidden, list(rows))
+        for item, vector in zip(rows.values(), vectors, strict=True):
+            item.vector = vector
 
-def _score_prompts(logits: torch.Tensor, items: list[Scheduled]) -> PromptLogprobs:
+
+def _score_prompts(sampler: SamplerLike, logits: Array, items: list[Scheduled]) -> PromptScores:
     """Launch the log-probabilities of prompts. `logits` are the rows of all items."""
     rows: list[int] = []
     token_ids: list[int] = []
@@ -105,21 +120,7 @@ def _score_prompts(logits: torch.Tensor, items: list[Scheduled]) -> PromptLogpro
         end = item.start + item.num_tokens + 1 - item.reaches_end
         token_ids += sequence.token_ids[end - num_prompt_rows : end]
         num_tops += [sequence.sampling.params.prompt_logprobs or 0] * num_prompt_rows
-    return PromptLogprobs(logits, rows, token_ids, num_tops)
-
-
-def _read_vectors(hidden: torch.Tensor, items: list[Scheduled]) -> None:
-    """Give each item that wants it the hidden state of its last token. `hidden` has a row for each
-    row of logits."""
-    rows: dict[int, Scheduled] = {}
-    num_rows = 0
-    for item in items:
-        num_rows += item.num_prompt_rows + item.num_rows
-        if item.wants_vector:
-            rows[num_rows - 1] = item
-    vectors = hidden[to_device(list(rows), hidden.device, torch.int64)].cpu()
-    for item, vector in zip(rows.values(), vectors, strict=True):
-        item.vector = vector
+    return sampler.score(logits, rows, token_ids, num_tops)
 
 
 def _begin_state(item: Scheduled) -> None:

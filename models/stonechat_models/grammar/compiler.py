@@ -14,7 +14,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer
 
 from stonechat_models.errors import GrammarError
@@ -39,9 +40,9 @@ class GrammarConstraint:
         self._matcher = matcher
         self._is_finished = False
 
-    def fill_bitmask(self, row: torch.Tensor) -> bool:
+    def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool:
         """See `TokenConstraint`. Raises `GrammarError` at a limit, or if no token may follow."""
-        self._matcher.unsafe_compute_mask_ptr(row.data_ptr(), row.numel() * row.element_size())
+        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         if self._matcher.is_error():
             raise GrammarError(reason(self._matcher.get_error()))
         return True

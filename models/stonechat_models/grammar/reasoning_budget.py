@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.vocabulary import VocabularyLike
@@ -20,7 +19,7 @@ GAP_TEXTS = (b"\n", b"\n\n")
 class StartedConstraint(Protocol):
     """A `TokenConstraint` that can also say whether it allows one token."""
 
-    def fill_bitmask(self, row: torch.Tensor) -> bool: ...
+    def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool: ...
 
     def accept(self, token_id: int) -> None: ...
 
@@ -124,7 +123,7 @@ class ReasoningConstraint:
     def is_finished(self) -> bool:
         return self._constraint is not None and self._constraint.is_finished
 
-    def fill_bitmask(self, row: torch.Tensor) -> bool:
+    def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool:
         if self._phase is _Phase.THINKING:
             return self._fill_thinking(row)
         if (
@@ -142,15 +141,14 @@ class ReasoningConstraint:
             _allow(row, self._markers.gap_ids)
         return True
 
-    def _fill_thinking(self, row: torch.Tensor) -> bool:
+    def _fill_thinking(self, row: npt.NDArray[np.int32]) -> bool:
         markers = self._markers
         if self._forced_ids:
             _allow_only(row, self._forced_ids[0])
             return True
         if self._constraint is None and markers.spec.budget is None:
             return False
-        words = row.numpy()
-        words[:] = markers.thought_mask
+        row[:] = markers.thought_mask
         if self._tail:
             for token_id in markers.overlong_ids:
                 text = self._tail + markers.token_texts[token_id]
@@ -233,16 +231,15 @@ def _bit(token_id: int) -> int:
     return 1 << bit if bit < 31 else -(1 << 31)
 
 
-def _allow(row: torch.Tensor, token_ids: tuple[int, ...]) -> None:
-    words = row.numpy()
+def _allow(row: npt.NDArray[np.int32], token_ids: tuple[int, ...]) -> None:
     for token_id in token_ids:
-        words[token_id // 32] |= _bit(token_id)
+        row[token_id // 32] |= _bit(token_id)
 
 
-def _forbid(row: torch.Tensor, token_id: int) -> None:
-    row.numpy()[token_id // 32] &= ~_bit(token_id)
+def _forbid(row: npt.NDArray[np.int32], token_id: int) -> None:
+    row[token_id // 32] &= ~_bit(token_id)
 
 
-def _allow_only(row: torch.Tensor, token_id: int) -> None:
-    row.zero_()
+def _allow_only(row: npt.NDArray[np.int32], token_id: int) -> None:
+    row.fill(0)
     _allow(row, (token_id,))

@@ -3,31 +3,63 @@
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.hardware.gpu_files import may_have_gpu
+
+if TYPE_CHECKING:
+    import torch
 
 CGROUP_V2 = Path("/sys/fs/cgroup")
 CGROUP_V1 = Path("/sys/fs/cgroup/memory")
 DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "half": torch.float16,
-    "float": torch.float32,
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "half": "float16",
+    "float": "float32",
 }
+"""The names of dtypes, and those that PyTorch gives them."""
 
 
-def choose_device(name: str) -> torch.device:
+@dataclass(frozen=True, slots=True)
+class HostDevice:
+    """The CPU, for those who need no PyTorch: importing it takes most of a second and 180 MB."""
+
+    type: str = "cpu"
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.type
+
+
+def find_device(name: str) -> "torch.device | HostDevice":
+    """Do as `choose_device`, without importing PyTorch if it would find nothing but the CPU."""
+    if name == "cpu" or (name == "auto" and not may_have_gpu()):
+        return HostDevice()
+    return choose_device(name)
+
+
+def as_torch(device: "torch.device | HostDevice") -> "torch.device":
+    """Return the device as PyTorch's."""
+    import torch
+
+    return torch.device(device.type) if isinstance(device, HostDevice) else device
+
+
+def choose_device(name: str) -> "torch.device":
     """Return the device of a name. `auto` is CUDA, else MPS, else the CPU.
 
     Raises `ModelLoadError` for a device that does not exist.
     """
+    import torch
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
@@ -49,15 +81,17 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def as_current_device(device: torch.device) -> AbstractContextManager[object]:
+def as_current_device(device: "torch.device") -> AbstractContextManager[object]:
     """Make a CUDA device the thread's current one; do nothing for another device.
 
     Triton compiles for the current device and launches there, even if the tensors are on another.
     """
+    import torch
+
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def choose_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
+def choose_dtype(name: str, stored: str, device: "torch.device") -> "torch.dtype":
     """Return the dtype of a name. `auto` depends on the device and on the checkpoint.
 
     `stored` is the name of the checkpoint's dtype, or empty if it is not known.
@@ -67,11 +101,14 @@ def choose_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
 
     Raises `ModelLoadError` for a name that is not a dtype.
     """
+    import torch
+
+    dtypes: dict[str, torch.dtype] = {key: getattr(torch, dtype) for key, dtype in DTYPES.items()}
     if name != "auto":
-        if name not in DTYPES:
+        if name not in dtypes:
             raise ModelLoadError(f"{name!r} is not a dtype; use auto, float32, float16 or bfloat16")
-        return DTYPES[name]
-    stored_dtype = DTYPES.get(stored)
+        return dtypes[name]
+    stored_dtype = dtypes.get(stored)
     if device.type == "cpu":
         is_native = stored_dtype is torch.bfloat16 and cpu_has_bfloat16()
         return torch.bfloat16 if is_native else torch.float32
@@ -83,6 +120,8 @@ def choose_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
 
 def cpu_has_bfloat16() -> bool:
     """True if the processor has instructions that multiply bfloat16."""
+    import torch
+
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
 
@@ -120,21 +159,29 @@ def _quota_of(folder: Path) -> float | None:
         return None
 
 
-def total_memory(device: torch.device) -> int:
+def total_memory(device: "torch.device | HostDevice") -> int:
     """Return a device's memory in bytes. On a CPU the limits of the cgroups apply too."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        import torch
+
+        return int(torch.cuda.get_device_properties(as_torch(device)).total_memory)
     if device.type == "mps":
+        import torch
+
         return int(torch.mps.recommended_max_memory())
     limits = [limit for limit, _ in _cgroup_memory()]
     return min([_physical_memory()[0], *limits])
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: "torch.device | HostDevice") -> int:
     """Return how many bytes a device has free. On a CPU the limits of the cgroups apply too."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        import torch
+
+        return int(torch.cuda.mem_get_info(as_torch(device))[0])
     if device.type == "mps":
+        import torch
+
         return total_memory(device) - int(torch.mps.driver_allocated_memory())
     limits = [limit - used for limit, used in _cgroup_memory()]
     return max(0, min([_physical_memory()[1], *limits]))

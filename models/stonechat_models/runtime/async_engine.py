@@ -321,6 +321,6 @@ def _wants_process(config: EngineConfig) -> bool:
         return config.engine_process
     if config.device.startswith("cuda") or (config.device == "auto" and sees_gpu()):
         return True  # without importing torch: the process does that
-    from stonechat_models.hardware.device import choose_device
+    from stonechat_models.hardware.device import find_device
 
-    return choose_device(config.device).type == "cuda"
+    return find_device(config.device).type == "cuda"

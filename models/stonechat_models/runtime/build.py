@@ -17,7 +17,15 @@ from stonechat_models.engine.embedding_engine import EmbeddingEngine
 from stonechat_models.engine.engine import Engine, PromptLookup
 from stonechat_models.engine.overlapped import OverlappedEngine
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.hardware.device import (
+    HostDevice,
+    as_torch,
+    find_device,
+    free_memory,
+    usable_cores,
+)
 from stonechat_models.model_file import reading
+from stonechat_models.sampling.state import SamplerLike
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import EmbeddingInfo, size_text
 
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from stonechat_models.backends.native import NativeModel
-    from stonechat_models.sampling.state import SamplerLike
+
 
 Progress = Callable[[str], None]
 
@@ -47,11 +55,11 @@ def build_engine(
 
     Raises `ModelLoadError`, or `UnsupportedModelError` if the model would compute wrong results.
     """
-    from stonechat_models.backends.quantization.device_support import refuse_weight_format
-    from stonechat_models.hardware.device import choose_device, usable_cores
+    device = find_device(config.device)
+    if device.type != "cpu" or config.quantize == "fp8":  # a CPU supports all other precisions
+        from stonechat_models.backends.quantization.device_support import refuse_weight_format
 
-    device = choose_device(config.device)
-    refuse_weight_format(config, device)
+        refuse_weight_format(config, as_torch(device))
     config = replace(config, device=str(device), threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
     with reading(files.name):
@@ -98,12 +106,12 @@ def is_embedder(config: HFConfig, weight_format: WeightFormat, has_modules: bool
 
 
 def _build_embedding_engine(
-    files: ModelFiles, config: EngineConfig, device: "torch.device", progress: Progress
+    files: ModelFiles, config: EngineConfig, device: "torch.device | HostDevice", progress: Progress
 ) -> tuple[EmbeddingEngine, Tokenizer]:
     from stonechat_models.backends.transformers.embedder import load_embedder
 
     tokenizer = Tokenizer.from_folder(files.folder)
-    model = load_embedder(files, config, device, progress)
+    model = load_embedder(files, config, as_torch(device), progress)
     tokenizer.refuse_missing_rows(model.info.vocab_size)
     model.info = replace(
         model.info,
@@ -117,7 +125,7 @@ def _build_embedding_engine(
 def assemble_engine(
     model: CausalModel,
     config: EngineConfig,
-    device: "torch.device",
+    device: "torch.device | HostDevice",
     *,
     max_model_len: int,
     eos_token_ids: frozenset[int],
@@ -127,19 +135,16 @@ def assemble_engine(
 
     Raises `ModelLoadError` with the numbers if there is not enough memory.
     """
-    from stonechat_models.hardware.device import free_memory
-    from stonechat_models.sampling.choose import choose_sampler
-
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     if not model.info.exact_chunks:  # a prompt is computed in one piece
         max_batch_tokens = max(max_batch_tokens, max_model_len)
-    if model.info.backend == "native":
-        sampler: SamplerLike = cast("NativeModel", model).new_sampler()
-    else:
-        sampler = choose_sampler(model.info.vocab_size, device, _why_no_triton, progress)
     info = model.info
-    graphs = why_no_graphs(config, info.attention_backend, keeps_state=info.keeps_state) is None
+    is_native = info.backend == "native"
+    sampler = _sampler_of(model, device, progress)
+    graphs = not is_native and not why_no_graphs(
+        config, info.attention_backend, keeps_state=info.keeps_state
+    )
     reserved_bytes = 0
     if device.type == "cuda":
         from stonechat_models.backends.transformers.cuda_memory import step_memory
@@ -147,7 +152,7 @@ def assemble_engine(
         reserved_bytes = step_memory(
             model,
             sampler,
-            device,
+            as_torch(device),
             max_model_len=max_model_len,
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,
@@ -185,14 +190,14 @@ def assemble_engine(
     if graphs:
         from stonechat_models.backends.transformers.cuda_memory import with_cuda_graphs
 
-        model = with_cuda_graphs(model, device, progress)
+        model = with_cuda_graphs(model, as_torch(device), progress)
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
     engine_class = OverlappedEngine if overlap else Engine
     return engine_class(
         model,
         sampler,
         eos_token_ids=eos_token_ids,
-        device=device,
+        device=None if is_native else as_torch(device),
         prefix_caching=config.prefix_caching,
         prompt_lookup=choose_prompt_lookup(config, model.info.backend, overlap=overlap),
     )
@@ -207,6 +212,16 @@ def choose_prompt_lookup(config: EngineConfig, backend: str, *, overlap: bool) -
     if config.prompt_lookup is not None:
         return "on" if config.prompt_lookup else "off"
     return "auto" if backend == "native" and not overlap else "off"
+
+
+def _sampler_of(
+    model: CausalModel, device: "torch.device | HostDevice", progress: Progress
+) -> SamplerLike:
+    if model.info.backend == "native":
+        return cast("NativeModel", model).new_sampler()
+    from stonechat_models.sampling.choose import choose_sampler
+
+    return choose_sampler(model.info.vocab_size, as_torch(device), _why_no_triton, progress)
 
 
 def _why_no_triton(device: "torch.device") -> str | None:
@@ -244,7 +259,7 @@ def native_refusal(
 
 
 def _load_model(
-    files: ModelFiles, config: EngineConfig, device: "torch.device", progress: Progress
+    files: ModelFiles, config: EngineConfig, device: "torch.device | HostDevice", progress: Progress
 ) -> CausalModel:
     """Load the model with the native backend if it supports the model, else with PyTorch."""
     reason = native_refusal(files, config, progress)
@@ -256,12 +271,12 @@ def _load_model(
         progress(f"running {files.name} through PyTorch: {reason}")
     from stonechat_models.backends.transformers.load import load_transformers_model
 
-    return load_transformers_model(files, config, device, progress)
+    return load_transformers_model(files, config, as_torch(device), progress)
 
 
 def size_states(
     config: EngineConfig,
-    device: "torch.device",
+    device: "torch.device | HostDevice",
     *,
     free: int,
     state_bytes: int,
@@ -289,7 +304,7 @@ def size_states(
     return min(num_slots, max_num_seqs + max(MIN_SNAPSHOTS, max_num_seqs // 2)), max_num_seqs
 
 
-def _kv_budget(config: EngineConfig, device: "torch.device", free: int) -> int:
+def _kv_budget(config: EngineConfig, device: "torch.device | HostDevice", free: int) -> int:
     """Bytes for the KV cache and for recurrent states, of `free` bytes."""
     if config.kv_cache_bytes is not None:
         return config.kv_cache_bytes
@@ -301,7 +316,7 @@ def _kv_budget(config: EngineConfig, device: "torch.device", free: int) -> int:
 
 def size_kv_cache(
     config: EngineConfig,
-    device: "torch.device",
+    device: "torch.device | HostDevice",
     *,
     free: int,
     bytes_per_token: int,

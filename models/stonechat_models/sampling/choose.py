@@ -4,6 +4,8 @@ import logging
 import math
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from stonechat_models.errors import ModelLoadError
@@ -111,9 +113,9 @@ class EveryOther:
 
     is_finished = False
 
-    def fill_bitmask(self, row: torch.Tensor) -> bool:
+    def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool:
         """See `TokenConstraint`."""
-        row.fill_(0x55555555)
+        row.fill(0x55555555)
         return True
 
     def accept(self, token_id: int) -> None:

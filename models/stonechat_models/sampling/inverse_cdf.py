@@ -2,43 +2,15 @@
 
 A row's sums consist of elementwise additions only (a tree of fan-out 16 over interleaved tokens).
 So a row has the same bits alone and in any batch, on CPU and on GPU. The draw descends that tree.
-There is no prefix sum over the whole vocabulary, which also keeps float32 exact enough. The variate
-of a draw is a hash of counters, so there is no generator state.
+There is no prefix sum over the whole vocabulary, which also keeps float32 exact enough.
 """
 
-import hashlib
-import struct
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 
 FANOUT = 16
 ROW_MULTIPLE = FANOUT**3
 """Rows are padded with zeros to a multiple of this."""
 _MAX_ROOTS = 64
-_INT64_MASK = (1 << 64) - 1
-
-
-def uniform_variate(seed: int, choice_index: int, position: int) -> float:
-    """Return u with 0 < u < 1, the same for the same three integers on every machine.
-
-    u is 52 bits of a BLAKE2b digest (RFC 7693), centred in their cell, so it reaches neither end.
-    """
-    counters = struct.pack(
-        "<QQQ", seed & _INT64_MASK, choice_index & _INT64_MASK, position & _INT64_MASK
-    )
-    digest = hashlib.blake2b(counters, digest_size=8).digest()
-    return ((int.from_bytes(digest, "little") >> 12) + 0.5) * 2.0**-52
-
-
-def uniform_variates(counters: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Return float64[R], the `uniform_variate` of each seed, choice index and position (int64)."""
-    packed = np.array(counters, "<i8").tobytes()
-    starts = range(0, len(packed), 24)
-    digests = [hashlib.blake2b(packed[i : i + 24], digest_size=8).digest() for i in starts]
-    words: np.ndarray = np.frombuffer(b"".join(digests), "<u8") >> 12
-    return (words + 0.5) * 2.0**-52
 
 
 def padded_width(vocab_size: int) -> int:

@@ -9,18 +9,15 @@ tokens; the constraint's bitmask.
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
-from stonechat_models.errors import GrammarError
 from stonechat_models.hardware.transfers import to_device
+from stonechat_models.sampling.rows import Errors, fill_masks
 from stonechat_models.sampling.state import SamplingState
-from stonechat_models.types import GRAMMAR_FAILED
 
 _NEVER = float("-inf")
 _WORD_BITS = 32
-
-Errors = dict[int, str]
-"""By row, why it cannot be edited."""
 
 
 class LogitsEdit(Protocol):
@@ -153,7 +150,7 @@ class Constraint:
     def apply(
         self, logits: torch.Tensor, states: Sequence[SamplingState], rows: list[int]
     ) -> Errors:
-        masks = torch.zeros(len(rows), -(-logits.shape[1] // _WORD_BITS), dtype=torch.int32)
+        masks = np.zeros((len(rows), -(-logits.shape[1] // _WORD_BITS)), dtype=np.int32)
         masked_rows, errors = fill_masks(masks, states, rows)
         if masked_rows:
             _forbid(logits, masks[: len(masked_rows)], masked_rows)
@@ -188,29 +185,6 @@ def prompt_tensor(state: SamplingState, vocab_size: int, device: torch.device) -
     return tensors.prompt_ids
 
 
-def fill_masks(
-    masks: torch.Tensor, states: Sequence[SamplingState], rows: list[int]
-) -> tuple[list[int], Errors]:
-    """Fill int32[len(rows), words], zeros so far, with the bitmasks of the rows' constraints.
-
-    Return the rows whose constraint forbids tokens, in the order of their masks, and an error
-    message for each row whose constraint fails.
-    """
-    masked_rows: list[int] = []
-    errors: Errors = {}
-    for row in rows:
-        constraint = states[row].constraint
-        assert constraint is not None
-        try:
-            if constraint.fill_bitmask(masks[len(masked_rows)]):
-                masked_rows.append(row)
-        except GrammarError as error:
-            errors[row] = f"{GRAMMAR_FAILED}{error}"
-        except Exception as error:  # an error of one constraint fails its own row only
-            errors[row] = f"the constraint failed: {error}"
-    return masked_rows, errors
-
-
 def _add(logits: torch.Tensor, indices: list[int], amounts: list[float]) -> None:
     """Add `amounts` to single logits: those at the distinct `indices` of the flattened rows."""
     if indices:
@@ -218,9 +192,9 @@ def _add(logits: torch.Tensor, indices: list[int], amounts: list[float]) -> None
         logits.view(-1).index_add_(0, to_device(indices, logits.device), on_device)
 
 
-def _forbid(logits: torch.Tensor, masks: torch.Tensor, rows: list[int]) -> None:
+def _forbid(logits: torch.Tensor, masks: np.ndarray, rows: list[int]) -> None:
     """Set the tokens of `rows` whose bit in `masks`, int32[len(rows), words], is 0 to -inf."""
-    words = to_device(masks.numpy(), logits.device)
+    words = to_device(masks, logits.device)
     bits = torch.arange(_WORD_BITS, dtype=torch.int32, device=logits.device)
     allowed = ((words.unsqueeze(-1) >> bits) & 1).flatten(1)[:, : logits.shape[1]]
     if len(rows) == len(logits):

@@ -1,12 +1,12 @@
 """Log-probabilities of the raw logits: before bias, penalties, masks and temperature."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from stonechat_models.hardware.transfers import to_device
 from stonechat_models.sampling.inverse_cdf import padded_width, row_sums
+from stonechat_models.sampling.rows import log_norm, token_logprobs
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.sampling.truncation import top_values
 from stonechat_models.types import MAX_TOP_LOGPROBS, TokenLogprobs
@@ -91,21 +91,3 @@ def top_lists(tops: Sequence[torch.Tensor], vocab_size: int) -> list[list[tuple[
     return [
         sorted((v, c) for v, c in zip(vs, cs, strict=True) if c < vocab_size) for vs, cs in pairs
     ]
-
-
-def log_norm(peak: float, mass: float) -> float:
-    """Return what to subtract from a row's logits; NaN if the row is not finite."""
-    return peak + math.log(mass) if mass > 0 else math.nan
-
-
-def token_logprobs(
-    token_id: int, logit: float, norm: float, best: Sequence[tuple[float, int]], rank: int = 0
-) -> TokenLogprobs:
-    """Return the entry of a token, with its row's `log_norm` and `best` of `top_lists`."""
-    return TokenLogprobs(
-        token_id=token_id,
-        logprob=logit - norm,
-        top_ids=tuple([token for _, token in best]),
-        top_logprobs=tuple([-value - norm for value, _ in best]),
-        rank=rank,
-    )

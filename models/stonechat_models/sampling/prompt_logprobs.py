@@ -8,14 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from stonechat_models.hardware.transfers import HostCopies, to_device
-from stonechat_models.sampling.logprobs import (
-    largest,
-    log_norm,
-    padded,
-    peak_and_mass,
-    token_logprobs,
-    top_lists,
-)
+from stonechat_models.sampling.logprobs import largest, padded, peak_and_mass, top_lists
+from stonechat_models.sampling.rows import log_norm, token_logprobs
 from stonechat_models.types import TokenLogprobs
 
 SLICE_BYTES = 64 << 20

@@ -6,20 +6,20 @@ choice index and position determine the variate of the draw. There is no random 
 sum depends on the batch: a row's token has the same bits alone and in any batch.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 
 from stonechat_models.hardware.transfers import HostCopies, to_device
-from stonechat_models.sampling.inverse_cdf import draw, padded_width, uniform_variate
+from stonechat_models.sampling.inverse_cdf import draw, padded_width
 from stonechat_models.sampling.logits import edit_logits
 from stonechat_models.sampling.logprobs import RawLogprobs
-from stonechat_models.sampling.state import NOT_FINITE, SampledTokens, SamplingState
+from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
+from stonechat_models.sampling.rows import LEAST_TEMPERATURE, flag_rows, group_index
+from stonechat_models.sampling.state import SampledTokens, SamplingState
 from stonechat_models.sampling.truncation import Cuts, cut_weights
+from stonechat_models.sampling.variates import uniform_variate
 from stonechat_models.types import SamplingParams, TokenLogprobs
-
-LEAST_TEMPERATURE = 1e-30
 
 
 class Sampler:
@@ -63,6 +63,16 @@ class Sampler:
         errors = edit_logits(logits, states) if needs_edits else {}
         tokens, peaks = self._choose(logits, states)
         return Sampling(tokens, peaks, raw, errors)
+
+    def score(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[int],
+        token_ids: Sequence[int],
+        num_tops: Sequence[int],
+    ) -> PromptLogprobs:
+        """See `SamplerLike`."""
+        return PromptLogprobs(logits, rows, token_ids, num_tops)
 
     def _choose(
         self, logits: torch.Tensor, states: Sequence[SamplingState]
@@ -161,13 +171,6 @@ _TokensAndPeaks = tuple[torch.Tensor, torch.Tensor]
 """Tokens int64[R] and peaks float32[R] of a group of rows."""
 
 
-def group_index(params: SamplingParams) -> int:
-    """Return the index of the row's group in `Sampler._choose`."""
-    if params.temperature == 0.0 or params.top_k == 1:
-        return 0
-    return 2 if params.top_k or params.min_p > 0.0 or params.top_p < 1.0 else 1
-
-
 def _choose_greedy(logits: torch.Tensor, states: Sequence[SamplingState]) -> _TokensAndPeaks:
     """Choose the largest logit of each row. A tie goes to the lowest token id."""
     if logits.device.type == "cpu":  # numpy's argmax is vectorised, torch's is not
@@ -188,14 +191,3 @@ def _build_cuts(params: Sequence[SamplingParams], device: torch.device) -> Cuts:
         any_min_p=any(row[1] > 0 for row in rows),
         any_top_p=any(row[2] < 1 for row in rows),
     )
-
-
-def flag_rows(
-    peaks: list[float], logprobs: list[TokenLogprobs | None], errors: dict[int, str]
-) -> None:
-    """Add a message for each row whose edited or raw logits do not define a distribution."""
-    for row, (peak, entry) in enumerate(zip(peaks, logprobs, strict=True)):
-        if peak == -math.inf:
-            errors.setdefault(row, "no token is allowed")
-        elif not math.isfinite(peak) or (entry is not None and math.isnan(entry.logprob)):
-            errors.setdefault(row, NOT_FINITE)

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from stonechat_models.types import SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    import torch
 
 NOT_FINITE = "the model's logits are not finite"
 """Why a row has no token, or a prompt no log-probabilities."""
@@ -15,7 +19,7 @@ NOT_FINITE = "the model's logits are not finite"
 class TokenConstraint(Protocol):
     """Restricts which token may come next: a grammar, or a reasoning budget."""
 
-    def fill_bitmask(self, row: torch.Tensor) -> bool:
+    def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool:
         """Write the allowed tokens into `row` and return True.
 
         `row` is int32[ceil(V / 32)]; bit i of word w is token 32 w + i. If every token is allowed,
@@ -37,12 +41,16 @@ class TokenConstraint(Protocol):
 class RequestTensors:
     """Tensors that all choices of a request share. The sampler makes them when it needs them."""
 
-    prompt_ids: torch.Tensor | None = None
+    prompt_ids: "torch.Tensor | None" = None
     """The prompt's distinct tokens, int64."""
     prompt_set: set[int] = field(default_factory=set)
     """The same on the host, once there are `prompt_ids`."""
-    bias: tuple[torch.Tensor, torch.Tensor] | None = None
+    bias: "tuple[torch.Tensor, torch.Tensor] | None" = None
     """`logit_bias` as token ids, int64, and amounts, float32."""
+    host_prompt_ids: npt.NDArray[np.int64] | None = None
+    """`prompt_ids` as an array of the host."""
+    host_bias: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
+    """`bias` as arrays of the host."""
 
 
 @dataclass(slots=True)
@@ -118,20 +126,42 @@ class SampledTokens:
     """By row, why it has no token. Its sequence ends with an error; the others continue."""
 
 
+Array = Any
+"""A tensor of PyTorch, or on the compiled path an array of numpy: whatever the model computes."""
+
+
 class SamplingLike(Protocol):
     """The tokens of a launched pass; see `sampler.Sampling`."""
 
-    tokens: torch.Tensor
+    tokens: Array
+    """int64[R], where the model is."""
 
     def read(self) -> SampledTokens:
         """Wait for the tokens and return them."""
 
 
+class PromptScores(Protocol):
+    """The log-probabilities of a prompt's tokens; see `prompt_logprobs.PromptLogprobs`."""
+
+    def read(self) -> list[TokenLogprobs]:
+        """Wait for them. One is NaN if its row is not finite."""
+
+
 class SamplerLike(Protocol):
     """Chooses one token per row; see `sampler.Sampler`."""
 
-    def __call__(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SampledTokens:
+    def __call__(self, logits: Array, states: Sequence[SamplingState]) -> SampledTokens:
         """Choose from logits float32[R, V], which may be overwritten, for R states, and wait."""
 
-    def launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SamplingLike:
+    def launch(self, logits: Array, states: Sequence[SamplingState]) -> SamplingLike:
         """Do the same without waiting."""
+
+    def score(
+        self,
+        logits: Array,
+        rows: Sequence[int],
+        token_ids: Sequence[int],
+        num_tops: Sequence[int],
+    ) -> PromptScores:
+        """Start to compute the log-probabilities of `token_ids`, one for each of `rows` of
+        float[R, V], and of as many of the most likely tokens as `num_tops` says."""

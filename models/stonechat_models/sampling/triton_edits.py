@@ -8,7 +8,8 @@ import torch
 
 from stonechat_models.hardware.transfers import to_device
 from stonechat_models.sampling import triton_edit_kernels as kernels
-from stonechat_models.sampling.logits import Errors, bias_tensors, fill_masks, prompt_tensor
+from stonechat_models.sampling.logits import bias_tensors, prompt_tensor
+from stonechat_models.sampling.rows import Errors, fill_masks
 from stonechat_models.sampling.state import SamplingState
 
 _TILE = 512
@@ -95,7 +96,7 @@ def _forbid(logits: torch.Tensor, states: Sequence[SamplingState], rows: list[in
     num_words = -(-logits.shape[1] // _WORD_BITS)
     is_cuda = logits.device.type == "cuda"
     masks = torch.zeros(len(rows), 1 + num_words, dtype=torch.int32, pin_memory=is_cuda)
-    masked_rows, errors = fill_masks(masks[:, 1:], states, rows)
+    masked_rows, errors = fill_masks(masks.numpy()[:, 1:], states, rows)
     if masked_rows:
         masks = masks[: len(masked_rows)]
         masks[:, 0] = torch.tensor(masked_rows, dtype=torch.int32)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from stonechat_models.sampling import triton_rows as layout
-from stonechat_models.sampling.inverse_cdf import uniform_variates
-from stonechat_models.sampling.sampler import LEAST_TEMPERATURE, group_index
+from stonechat_models.sampling.rows import LEAST_TEMPERATURE, group_index
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.sampling.triton_weights import NAN_KEY, NO_LOGIT
+from stonechat_models.sampling.variates import uniform_variates
 from stonechat_models.types import MAX_TOP_LOGPROBS
 
 _DRAW, _SEARCH, _TALLY = 1, 2, 3

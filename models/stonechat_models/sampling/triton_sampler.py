@@ -17,8 +17,8 @@ from stonechat_models.hardware.transfers import HostCopies, to_device
 from stonechat_models.sampling import triton_kernels as kernels
 from stonechat_models.sampling import triton_truncation as truncation
 from stonechat_models.sampling.inverse_cdf import level_widths, padded_width
-from stonechat_models.sampling.logprobs import log_norm, token_logprobs
-from stonechat_models.sampling.sampler import flag_rows
+from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
+from stonechat_models.sampling.rows import flag_rows, log_norm, token_logprobs
 from stonechat_models.sampling.state import SampledTokens, SamplingState
 from stonechat_models.sampling.triton_edits import edit_logits
 from stonechat_models.sampling.triton_launcher import Launcher
@@ -69,6 +69,16 @@ class TritonSampler:
             )
         with as_current_device(logits.device):
             return self._launch(logits, states)
+
+    def score(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[int],
+        token_ids: Sequence[int],
+        num_tops: Sequence[int],
+    ) -> PromptLogprobs:
+        """See `SamplerLike`."""
+        return PromptLogprobs(logits, rows, token_ids, num_tops)
 
     def _launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "TritonSampling":
         logits = logits.float().contiguous()

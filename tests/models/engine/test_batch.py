@@ -9,6 +9,7 @@ import torch
 from stonechat_models.engine import batch as batches
 from stonechat_models.engine.scheduler import Scheduler
 from stonechat_models.engine.sequence import Scheduled
+from stonechat_models.hardware import transfers
 from tests.models.engine.test_scheduler import make_request
 
 
@@ -38,7 +39,7 @@ def test_all_numbers_of_a_step_go_to_a_device_in_one_copy(monkeypatch):
         copies.append(numbers)
         return torch.from_numpy(numbers.copy())
 
-    monkeypatch.setattr(batches, "to_device", to_device)
+    monkeypatch.setattr(transfers, "to_device", to_device)
     items = scheduled([3, 9, 1])
     expected = batches.build_batch(items, 4, torch.device("cpu"))
     actual = batches.build_batch(items, 4, SimpleNamespace(type="other"))

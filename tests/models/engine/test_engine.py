@@ -219,7 +219,7 @@ class OnlyEven:
         self.count = 0
 
     def fill_bitmask(self, row):
-        row.fill_(0x55555555)
+        row.fill(0x55555555)
         return True
 
     def accept(self, token_id):

@@ -43,6 +43,9 @@ class Recorder:
         self.note("sample")
         return RecordedSampling(self, self.sampler.launch(logits, states))
 
+    def score(self, *arguments):
+        return self.sampler.score(*arguments)
+
     def note(self, event):
         self.events.append(event)
         if self._rng.random() < self._chance:
@@ -136,7 +139,7 @@ class NoRepeats:
         self.length, self.token_ids = length, []
 
     def fill_bitmask(self, row):
-        row.fill_(-1)
+        row.fill(-1)
         for token in self.token_ids:
             row[token // 32] &= ~(1 << (token % 32)) if token % 32 < 31 else 0x7FFFFFFF
         return True

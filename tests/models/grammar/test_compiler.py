@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 
 import jsonschema
+import numpy as np
 import pytest
-import torch
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.compiler import GrammarCompiler
@@ -328,7 +328,7 @@ def test_a_grammar_that_becomes_too_complex_fails_with_one_line(
 ) -> None:
     pattern = "((((a{1,30}){1,30}){1,30}){1,30})"
     constraint = compiler.compile(GrammarSpec("regex", pattern)).new_constraint()
-    row = torch.zeros((PADDED_VOCAB + 31) // 32, dtype=torch.int32)
+    row = np.zeros((PADDED_VOCAB + 31) // 32, dtype=np.int32)
 
     def write_letters() -> None:
         for _ in range(10_000):

@@ -4,7 +4,6 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.sampling.state import TokenConstraint
@@ -28,10 +27,10 @@ def compiler(vocabulary: ByteVocabulary) -> GrammarCompiler:
 
 
 def allowed_ids(constraint: TokenConstraint) -> list[int] | None:
-    row = torch.zeros(VOCAB // 32, dtype=torch.int32)
+    row = np.zeros(VOCAB // 32, dtype=np.int32)
     if not constraint.fill_bitmask(row):
         return None
-    bits = np.unpackbits(row.numpy().view(np.uint8), bitorder="little")
+    bits = np.unpackbits(row.view(np.uint8), bitorder="little")
     return [int(i) for i in np.nonzero(bits)[0]]
 
 

@@ -7,7 +7,6 @@ import random
 import jsonschema
 import numpy as np
 import pytest
-import torch
 
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.grammar.compiler import GrammarCompiler
@@ -34,14 +33,14 @@ def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
 
 
 def walk(constraint: TokenConstraint, tokenizer: Tokenizer, rng: random.Random) -> str | None:
-    row = torch.zeros((tokenizer.vocab_size + PADDING + 31) // 32, dtype=torch.int32)
+    row = np.zeros((tokenizer.vocab_size + PADDING + 31) // 32, dtype=np.int32)
     closer_ids = [tokenizer.encode(text)[0] for text in ('"', "}", "]", '"}', "@")]
     token_ids: list[int] = []
     while len(token_ids) < MAX_TOKENS:
         if constraint.is_finished:
             return tokenizer.decode(token_ids)
         assert constraint.fill_bitmask(row)
-        bits = np.unpackbits(row.numpy().view(np.uint8), bitorder="little")
+        bits = np.unpackbits(row.view(np.uint8), bitorder="little")
         allowed = np.nonzero(bits)[0]
         assert len(allowed)
         assert allowed[-1] < tokenizer.vocab_size

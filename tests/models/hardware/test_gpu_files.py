@@ -47,5 +47,11 @@ def test_an_engine_on_a_gpu_gets_a_process_before_pytorch_is_asked(devices, monk
     assert not async_engine._wants_process(
         EngineConfig(model="m", device="cuda", engine_process=False)
     )
+    assert not async_engine._wants_process(EngineConfig(model="m", device="cpu"))
     with pytest.raises(AssertionError, match="PyTorch was asked"):
-        async_engine._wants_process(EngineConfig(model="m", device="cpu"))
+        async_engine._wants_process(EngineConfig(model="m", device="mps"))
+    (devices / "nvidia0").unlink()
+    assert not async_engine._wants_process(EngineConfig(model="m", device="auto"))
+    (devices / "kfd").touch()
+    with pytest.raises(AssertionError, match="PyTorch was asked"):
+        async_engine._wants_process(EngineConfig(model="m", device="auto"))

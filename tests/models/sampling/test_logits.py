@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -21,13 +22,13 @@ class Allow:
         self.tokens = tokens
         self.is_finished = False
 
-    def fill_bitmask(self, row: torch.Tensor) -> bool:
+    def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool:
         if self.tokens is None:
             return False
         words = np.zeros(len(row), dtype=np.uint32)
         for token in self.tokens:
             words[token // 32] |= np.uint32(1 << (token % 32))
-        row.copy_(torch.from_numpy(words.view(np.int32)))
+        row[:] = words.view(np.int32)
         return True
 
     def accept(self, token_id: int) -> None: ...
@@ -38,8 +39,8 @@ class Broken(Allow):
         super().__init__(None)
         self.error = error
 
-    def fill_bitmask(self, row: torch.Tensor) -> bool:
-        row.fill_(-1)
+    def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool:
+        row.fill(-1)
         raise self.error
 
 

@@ -12,11 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 from stonechat_models.backends.native.bindings import load_library
 from stonechat_models.backends.native.compile import find_compiler
-from stonechat_models.backends.native.sampler import NativeSampler
 from stonechat_models.sampling.logits import edit_logits
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.types import SamplingParams
+from tests.models.sampling.tensor_sampler import TensorSampler
 from tests.models.sampling.test_logits import Allow
 from tests.models.sampling_reference import distribution, edited, log_softmax
 
@@ -35,7 +35,7 @@ def sampler_of(request: pytest.FixtureRequest) -> Iterator[SamplerOf]:
         pytest.skip("there is no C++ compiler")
     library = load_library()
     pool = library.pool_create(2)
-    yield lambda size: NativeSampler(library, pool, size)
+    yield lambda size: TensorSampler(library, pool, size)
     library.pool_destroy(pool)
 
 

@@ -19,7 +19,7 @@ class EveryOther:
     is_finished = False
 
     def fill_bitmask(self, row):
-        row.numpy().fill(0x55555555)
+        row.fill(0x55555555)
         return True
 
     def accept(self, token_id):

@@ -126,6 +126,16 @@ class BatchStruct(ctypes.Structure):
     )
 
 
+class ScoresStruct(ctypes.Structure):
+    """Where the log-probabilities of rows are written; see `csrc/scores.h`."""
+
+    _fields_ = (
+        ("tops", c_int32),
+        *((name, c_void_p) for name in ("values", "peaks", "masses", "ranks")),
+        *((name, c_void_p) for name in ("top_values", "top_ids")),
+    )
+
+
 class Library:
     """The loaded library. Calls release the interpreter lock."""
 
@@ -174,6 +184,11 @@ class Library:
             *(c_char_p, c_void_p, c_void_p),
         )
         """Sample rows. Returns None, or why it cannot run."""
+        self.score: Callable[..., Any] = bind(
+            "sc_score",
+            *(c_char_p, c_void_p, c_void_p, c_int, c_int, c_void_p, POINTER(ScoresStruct)),
+        )
+        """Compute the log-probabilities of rows. Returns None, or why it cannot run."""
         self.model_create = bind_create("sc_model_create", POINTER(ConfigStruct), c_int)
         self.model_destroy = bind("sc_model_destroy", None, c_void_p)
         self.model_pool = bind("sc_model_pool", c_void_p, c_void_p)

@@ -1,7 +1,6 @@
 """The memory that a model keeps between steps: the KV cache, and recurrent states."""
 
 import numpy as np
-import torch
 
 from stonechat_models.backends.native.bindings import KV_TILE, Library, Mixer
 from stonechat_models.backends.native.packing import Arena
@@ -33,11 +32,10 @@ class KvCache:
         shape = (len(layers), 2, num_blocks, block_size * spec.kv_size)
         count = int(np.prod(shape))
         self._arena = Arena(count * KV_BYTES)
-        memory = torch.from_numpy(self._arena.array.view(np.int16)[:count])
-        self._layers = list(memory.view(shape).unbind(0))
+        self._layers = [*self._arena.array.view(np.int16)[:count].reshape(shape)]
         addresses = dict.fromkeys(range(spec.num_layers), (0, 0))
         for i, (keys, values) in zip(layers, self._layers, strict=True):
-            addresses[i] = keys.data_ptr(), values.data_ptr()
+            addresses[i] = keys.ctypes.data, values.ctypes.data
         for i, address in addresses.items():
             library.set_cache(
                 *(model, i, *address),
@@ -48,7 +46,7 @@ class KvCache:
         """Copy blocks, (source, destination), in all layers."""
         for source, target in pairs:
             for layer in self._layers:
-                layer[:, target].copy_(layer[:, source])
+                layer[:, target] = layer[:, source]
 
 
 class StatePool:

@@ -5,9 +5,9 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.base import HostBatch
 from stonechat_models.backends.native.bindings import (
     KV_TILE,
     PARTS,
@@ -200,7 +200,7 @@ class NativeModel:
     def free_states(self, slots: list[int]) -> None:
         """The pool keeps its size."""
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def forward(self, batch: HostBatch) -> npt.NDArray[np.float32]:
         """Return the logits of the rows in `logits_index`, float32[rows, vocab_size].
 
         Raises `StepError` for a token outside the vocabulary, or for a position, slot, block, row
@@ -208,22 +208,26 @@ class NativeModel:
         """
         return self._step(batch, None)
 
-    def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = torch.empty((batch.logits_index.numel(), self._spec.hidden_size))
+    def forward_hidden(
+        self, batch: HostBatch
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        hidden = np.empty((batch.logits_index.size, self._spec.hidden_size), dtype=np.float32)
         return self._step(batch, hidden), hidden
 
-    def _step(self, batch: ForwardBatch, hidden: torch.Tensor | None) -> torch.Tensor:
+    def _step(
+        self, batch: HostBatch, hidden: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.float32]:
         """Run a step. Write the final hidden states to `hidden` if they are wanted."""
-        ids = batch.token_ids
-        logits = torch.empty((batch.logits_index.numel(), self._spec.vocab_size))
+        shape = batch.logits_index.size, self._spec.vocab_size
+        logits = np.empty(shape, dtype=np.float32)
         slots = np.array(batch.state_slots, dtype=np.int64)
         states = slots.ctypes.data if slots.size == len(batch.block_table) else None
         step = BatchStruct(
-            *(ids.numel(), *batch.block_table.shape, len(logits)),
-            *(ids.data_ptr(), batch.positions.data_ptr(), batch.slot_mapping.data_ptr()),
-            *(batch.query_start.data_ptr(), batch.block_table.data_ptr()),
-            *(batch.logits_index.data_ptr(), states, logits.data_ptr()),
-            None if hidden is None else hidden.data_ptr(),
+            *(batch.token_ids.size, *batch.block_table.shape, len(logits)),
+            *(batch.token_ids.ctypes.data, batch.positions.ctypes.data),
+            *(batch.slot_mapping.ctypes.data, batch.query_start.ctypes.data),
+            *(batch.block_table.ctypes.data, batch.logits_index.ctypes.data),
+            *(states, logits.ctypes.data, None if hidden is None else hidden.ctypes.data),
         )
         problem = self._library.forward(self._handle, ctypes.byref(step))
         if problem is not None:

@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.backends.native.bindings import GROUP, Kind
-from stonechat_models.checkpoint.packed.floats import FP4_DOUBLED
-from stonechat_models.checkpoint.packed.layouts import Codes
 from stonechat_models.checkpoint.packed.tensors import PackedTensor
 from stonechat_models.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
+
+    from stonechat_models.checkpoint.packed.layouts import Codes
 
 KINDS = {"INT2": Kind.Q4_1, "INT3": Kind.Q4_1, "INT4": Kind.Q4_1}
 """The types whose integers stay in 4 bits with a scale and an offset for each group."""
@@ -54,14 +54,16 @@ def packed_rows(
     return Kind.F32, np.ascontiguousarray(values.numpy(), dtype=np.float32).view(np.uint8)
 
 
-def _four_bits(name: str, codes: Codes, kind: Kind) -> npt.NDArray[np.uint8]:
+def _four_bits(name: str, codes: "Codes", kind: Kind) -> npt.NDArray[np.uint8]:
     minima = [] if kind == Kind.Q4_0 else [-codes.scales * codes.zeros]
     return _blocks(name, codes, minima, _nibbles(codes.values.numpy()))
 
 
-def _mxfp4(codes: Codes) -> npt.NDArray[np.uint8]:
+def _mxfp4(codes: "Codes") -> npt.NDArray[np.uint8]:
     """Return blocks of one exponent and 4-bit floats; the scales are powers of two."""
     import torch
+
+    from stonechat_models.checkpoint.packed.floats import FP4_DOUBLED
 
     exponents = torch.frexp(codes.scales[:, codes.group_of[::GROUP]]).exponent + 127
     head = exponents.clamp(0, 255).to(torch.uint8).unsqueeze(-1).numpy()
@@ -81,7 +83,7 @@ def _nibbles(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _blocks(
-    name: str, codes: Codes, minima: "list[torch.Tensor]", data: npt.NDArray[np.uint8]
+    name: str, codes: "Codes", minima: "list[torch.Tensor]", data: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.uint8]:
     """Return rows of GGUF blocks: the scale of each group, its minimum if any, and its data."""
     group_of = codes.group_of[::GROUP]

@@ -193,7 +193,8 @@ class GraphedModel:
         """As in `CausalModel`, but each step overwrites the logits of the one before."""
         shape = self._shape_of(batch)
         if shape is None:
-            return self.model.forward(batch)
+            logits: torch.Tensor = self.model.forward(batch)
+            return logits
         self._fill(self._buffers, batch, shape)
         return self._graphs[shape]()[: len(batch.logits_index)]
 

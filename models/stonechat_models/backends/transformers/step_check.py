@@ -153,4 +153,5 @@ def _step(
         state_slots=[s.slot for s, _ in items],
         num_rows_list=[1] * len(items),
     )
-    return model.forward(batch.to(device))
+    logits: torch.Tensor = model.forward(batch.to(device))
+    return logits

@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.gguf.architecture import Merge
@@ -22,6 +22,9 @@ from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.model_file import reading
 
+if TYPE_CHECKING:
+    import torch
+
 Values = Callable[[], np.ndarray]
 """Computes a parameter when it is called, as float32."""
 SHARD_BYTES = 1 << 30
@@ -29,13 +32,14 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 def write_weights(
-    gguf: GgufFile, config: HFConfig, folder: Path, dtype: torch.dtype, progress: Progress
+    gguf: GgufFile, config: HFConfig, folder: Path, dtype: "torch.dtype", progress: Progress
 ) -> None:
     """Fill `folder` with safetensors shards of `dtype` and their index.
 
     Raises `ModelLoadError` for tensors that do not fit the config, and its subclass
     `UnsupportedModelError` for one that the model does not have or whose type cannot be converted.
     """
+    import torch
     from safetensors.torch import save_file
 
     index: dict[str, str] = {}
@@ -151,17 +155,25 @@ def _ordered(gguf: GgufFile, config: HFConfig, place: Place, rows: np.ndarray) -
 
 def dequantize(tensor: GgufTensor, index: int | None = None) -> np.ndarray:
     """Return the values of a tensor, or of its slice `index`, as float32."""
-    import gguf
-
     data = tensor.data if index is None else tensor.data[index]
     shape = tensor.shape if index is None else tensor.shape[1:]
+    if tensor.type_name in ("F32", "F16"):
+        values = data.view(np.float32 if tensor.type_name == "F32" else np.float16)
+    else:
+        values = _dequantized(tensor, data)
+    # Float32 values are a read-only view of the file.
+    result: np.ndarray = np.require(values, np.float32, ["C", "W"]).reshape(shape)
+    return result
+
+
+def _dequantized(tensor: GgufTensor, data: np.ndarray) -> np.ndarray:
+    import gguf  # takes tens of milliseconds, and most tensors that come here are floats
+
     try:
-        values = gguf.dequantize(data, gguf.GGMLQuantizationType[tensor.type_name])
+        values: np.ndarray = gguf.dequantize(data, gguf.GGMLQuantizationType[tensor.type_name])
     except (NotImplementedError, KeyError) as error:
         raise UnsupportedModelError(
             f"{tensor.name}: weights of type {tensor.type_name} cannot be converted; "
             "use a file with another quantisation"
         ) from error
-    # Float32 values are a read-only view of the file.
-    result: np.ndarray = np.require(values, np.float32, ["C", "W"]).reshape(shape)
-    return result
+    return values

@@ -5,8 +5,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from stonechat_models.checkpoint.headers import ModelHeaders, TensorHeader, safetensors_headers
-from stonechat_models.checkpoint.packed.method import read_method
-from stonechat_models.checkpoint.packed.recognise import find_packed
 from stonechat_models.checkpoint.packed.tensors import Packing, Read
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import UnsupportedModelError
@@ -40,6 +38,9 @@ def read_packing(model: ModelFiles | ModelHeaders, read: Read | None = None) -> 
     """
     if model.weight_format == "gguf":
         return Packing()
+    from stonechat_models.checkpoint.packed.method import read_method
+    from stonechat_models.checkpoint.packed.recognise import find_packed
+
     method = read_method(model.config)
     if model.weight_format == "pickle":
         if method.name and method.is_read_here:

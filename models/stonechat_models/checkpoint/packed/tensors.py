@@ -3,13 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import TYPE_CHECKING
 
-import torch
-
-from stonechat_models.checkpoint.packed.layouts import Layout, MisfitError
 from stonechat_models.errors import ModelLoadError
 
-Read = Callable[[str], torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+    from stonechat_models.checkpoint.packed.layouts import Layout
+
+Read = Callable[[str], "torch.Tensor"]
 """Reads a stored tensor by its name."""
 CHUNK_ROWS = 4096
 """How many rows are computed in float32 at a time."""
@@ -28,7 +31,7 @@ class PackedTensor:
     shape: tuple[int, ...]
     parts: Mapping[str, str]
     """The names of the stored tensors, by their role in the layout."""
-    layout: Layout | None
+    layout: "Layout | None"
     is_flat: bool = False
     """The shape is not in the headers: `shape` is only the number of weights."""
     num_spare: int = 0
@@ -47,8 +50,10 @@ class PackedTensor:
         least = self.shape[-1] - self.num_spare
         return self.shape[:-1] == shape[:-1] and least <= shape[-1] <= self.shape[-1]
 
-    def read(self, read: Read) -> dict[str, torch.Tensor]:
+    def read(self, read: Read) -> "dict[str, torch.Tensor]":
         """Read the parts. Raises `ModelLoadError` if they say another shape than the headers."""
+        from stonechat_models.checkpoint.packed.layouts import MisfitError
+
         assert self.layout is not None
         parts = {role: read(name) for role, name in self.parts.items()}
         try:
@@ -62,9 +67,11 @@ class PackedTensor:
     def _misfit(self) -> ModelLoadError:
         return ModelLoadError(f"the parts of {self.name} do not fit together; download it again")
 
-    def values(self, read: Read, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Read the whole weight."""
-        parts = self.read(read)
+    def values(self, read: Read, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
+        """Read the whole weight, as float32 if no dtype is given."""
+        import torch
+
+        parts, dtype = self.read(read), dtype or torch.float32
         assert self.layout is not None
         shape = self.layout.stored_shape(parts) or self.shape
         matrix = torch.empty((prod(shape[:-1]), shape[-1]), dtype=dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.base import ForwardBatch, HostBatch
 from stonechat_models.backends.native import NativeModel
 from stonechat_models.checkpoint.hf_config import parse_config, read_config
 from stonechat_models.checkpoint.resolve import ModelFiles
@@ -187,13 +187,41 @@ def with_config(files: ModelFiles, **changes: Any) -> ModelFiles:
     return replace(files, config=parse_config({**files.config.raw, **changes}, "config.json"))
 
 
-def load_native(files: ModelFiles, **settings: Any) -> NativeModel:
+class TensorModel:
+    """A native model whose batches and results are tensors, as the references are."""
+
+    def __init__(self, model: NativeModel) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        return torch.from_numpy(self.model.forward(host_batch(batch)))
+
+    def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, ...]:
+        return tuple(map(torch.from_numpy, self.model.forward_hidden(host_batch(batch))))
+
+
+def host_batch(batch: ForwardBatch) -> HostBatch:
+    return HostBatch(
+        token_ids=batch.token_ids.numpy(),
+        positions=batch.positions.numpy(),
+        slot_mapping=batch.slot_mapping.numpy(),
+        query_start=batch.query_start.numpy(),
+        block_table=batch.block_table.contiguous().numpy(),
+        logits_index=batch.logits_index.numpy(),
+        state_slots=batch.state_slots,
+    )
+
+
+def load_native(files: ModelFiles, **settings: Any) -> TensorModel:
     config = EngineConfig(model=files.name, **{"threads": 2, **settings})
     model = NativeModel.load(files, config, lambda line: None)
     if model.info.keeps_state:
         model.info = replace(model.info, num_state_slots=NUM_BLOCKS)
     model.allocate_kv_cache(NUM_BLOCKS, BLOCK_SIZE)
-    return model
+    return TensorModel(model)
 
 
 def make_batch(

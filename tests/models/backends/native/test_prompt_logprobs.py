@@ -10,26 +10,28 @@ import torch
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
-from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import SamplingParams
 from tests.models.backends.native.native_helpers import (
-    VOCAB_SIZE,
     load_native,
     make_model,
     random_ids,
 )
-from tests.models.engines import CPU, add, greedy, reference_prompt, run
+from tests.models.engines import add, greedy, reference_prompt, run
 
 PROMPTS = [random_ids(n, seed=n) for n in (61, 2, 17, 33)]
 
 
 def make_engine(files: ModelFiles, overlap: bool = False, **limits: int) -> Engine:
-    model = load_native(files)
+    model = load_native(files).model
     limits = {"max_num_seqs": 4, "max_batch_tokens": 96, "max_model_len": 128, **limits}
     model.info = replace(model.info, **limits)  # type: ignore[arg-type]
     engine_class = OverlappedEngine if overlap else Engine
     return engine_class(
-        model, Sampler(VOCAB_SIZE, CPU), eos_token_ids=frozenset(), device=CPU, prefix_caching=True
+        model,
+        model.new_sampler(),
+        eos_token_ids=frozenset(),
+        device=None,
+        prefix_caching=True,
     )
 
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from stonechat_models.backends.native.bindings import Library, load_library
-from stonechat_models.backends.native.sampler import NativeSampler
-from stonechat_models.sampling.inverse_cdf import draw, padded_width, uniform_variate
+from stonechat_models.sampling.inverse_cdf import draw, padded_width
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.sampling.truncation import Cuts, cut_weights
+from stonechat_models.sampling.variates import uniform_variate
 from stonechat_models.types import SamplingParams
 from tests.models.backends.native.native_helpers import ARCHITECTURES
+from tests.models.sampling.tensor_sampler import TensorSampler
 from tests.models.sampling.test_sampler import many_kinds, random_logits
 
 SIZES = (700, 4_096, 20_011, 151_936)
@@ -77,7 +78,7 @@ def test_it_cuts_and_draws_as_in_pytorch_bit_for_bit(
     library: Library, two_threads: int, size: int, scale: float
 ) -> None:
     """Its own weights, cut and drawn from in PyTorch, give the same weights and tokens."""
-    sampler = NativeSampler(library, two_threads, size)
+    sampler = TensorSampler(library, two_threads, size)
     logits = random_logits(1, size, scale).repeat(len(FILTERS), 1)
     uncut = logits.clone()
     sampler(uncut, states_of([{}] * len(FILTERS), 1.3, 0))
@@ -101,7 +102,7 @@ def test_its_weights_are_those_of_pytorch(
     logits = random_logits(4, 5_000, scale=4.0)
     logits[1, 17] = float("-inf")
     weights = logits.clone()
-    NativeSampler(library, two_threads, 5_000)(weights, states_of([{}] * 4, temperature, 0))
+    TensorSampler(library, two_threads, 5_000)(weights, states_of([{}] * 4, temperature, 0))
     exponents = (logits - logits.amax(1, keepdim=True)) / torch.tensor(temperature)
     expected = exponents.double().exp()
     is_normal = expected > 1e-37  # smaller ones may be zero
@@ -117,14 +118,19 @@ def test_rows_of_every_kind_get_the_tokens_of_pytorch(
     states = [state for _ in range(4) for state in many_kinds()]
     logits = random_logits(len(states), size, scale=1.5, seed=3)
     expected = Sampler(size, "cpu")(logits.clone(), states)
-    result = NativeSampler(library, pool, size)(logits.clone(), states)
-    assert result == expected
-    assert result.errors == {}
+    result = TensorSampler(library, pool, size)(logits.clone(), states)
+    assert (result.token_ids, result.errors) == (expected.token_ids, {})
+    for entry, wanted in zip(result.logprobs, expected.logprobs, strict=True):
+        assert (entry is None) == (wanted is None)
+        if entry is not None and wanted is not None:
+            assert (entry.token_id, entry.top_ids) == (wanted.token_id, wanted.top_ids)
+            values = [wanted.logprob, *wanted.top_logprobs]
+            assert [entry.logprob, *entry.top_logprobs] == pytest.approx(values, abs=1e-5)
 
 
 def test_a_row_has_the_same_bits_in_any_batch(library: Library, pool: int) -> None:
     size = 20_011
-    sampler, states = NativeSampler(library, pool, size), many_kinds()
+    sampler, states = TensorSampler(library, pool, size), many_kinds()
     logits = random_logits(len(states), size)
     together = logits.clone()
     result = sampler(together, states)
@@ -143,7 +149,7 @@ def test_ties_and_empty_tails(library: Library, two_threads: int) -> None:
     one[4_321] = 500.0
     logits = torch.stack([flat, two, one]).repeat(len(FILTERS), 1)
     filters = [f for f in FILTERS for _ in range(3)]
-    sampler, reference = NativeSampler(library, two_threads, size), Sampler(size, "cpu")
+    sampler, reference = TensorSampler(library, two_threads, size), Sampler(size, "cpu")
     for seed in (0, 1):
         states = states_of(filters, 1.0, 1000 * seed)
         expected = reference(logits.clone(), states)

@@ -16,7 +16,6 @@ from stonechat_models.checkpoint.hf_config import parse_config, read_config
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
-from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import SamplingParams
 from tests.models import converted_gguf
 from tests.models.backends.native.native_helpers import (
@@ -24,7 +23,6 @@ from tests.models.backends.native.native_helpers import (
     COMMON,
     DELTA_RULE,
     STATEFUL,
-    VOCAB_SIZE,
     YARN_ROPE,
     load_native,
     make_batch,
@@ -32,7 +30,7 @@ from tests.models.backends.native.native_helpers import (
     random_ids,
     with_config,
 )
-from tests.models.engines import CPU, Generated, add, greedy, run
+from tests.models.engines import Generated, add, greedy, run
 
 BLOCKS = list(range(3, 23))
 NUM_TOKENS = 40
@@ -152,9 +150,12 @@ def make_engine(
     limits = {"max_num_seqs": 4, "max_batch_tokens": 23, "max_model_len": 96, **limits}
     model.info = replace(model.info, num_state_slots=limits["max_num_seqs"] + 6, **limits)
     model.allocate_kv_cache(num_blocks, BLOCK_SIZE)
-    sampler = Sampler(VOCAB_SIZE, CPU)
     return Engine(
-        model, sampler, eos_token_ids=frozenset(), device=CPU, prefix_caching=prefix_caching
+        model,
+        model.new_sampler(),
+        eos_token_ids=frozenset(),
+        device=None,
+        prefix_caching=prefix_caching,
     )
 
 

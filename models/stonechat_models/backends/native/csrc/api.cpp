@@ -86,6 +86,17 @@ const char* sc_sample(void* sampler, float* logits, int rows, int vocab,
   }
 }
 
+// As `sc_sample`; `tokens` are inside the vocabulary.
+const char* sc_score(void* sampler, const float* logits, int rows, int vocab, const int64_t* tokens,
+                     const Scores* out) {
+  try {
+    static_cast<Sampler*>(sampler)->score(logits, rows, vocab, tokens, *out);
+    return nullptr;
+  } catch (const std::exception&) {
+    return "there is not enough memory for log-probabilities";
+  }
+}
+
 void* sc_model_create(const Config* config, int threads) {
   return created([&] { return new Model(*config, threads); });
 }

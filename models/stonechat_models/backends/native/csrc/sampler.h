@@ -9,6 +9,7 @@
 
 #include "draw.h"
 #include "pool.h"
+#include "scores.h"
 #include "truncation.h"
 
 namespace sc {
@@ -30,6 +31,13 @@ class RowSampler {
     vocab_ = vocab;
     tree_.reserve(vocab);
     truncation_.reserve(vocab);
+  }
+
+  // Writes row r of `out`: the scores of `token` in x[vocab].
+  void score(const float* x, int64_t token, size_t r, const Scores& out) {
+    float peak;
+    find_peak(x, peak);
+    score_row(x, vocab_, token, peak, tree_, r, out);
   }
 
   // Returns a token for x[vocab], which becomes the row's weights if one is drawn.  `peak` is the
@@ -140,18 +148,29 @@ class Sampler {
   // Throws std::bad_alloc.
   void run(float* logits, int rows, int vocab, const RowSettings* settings, int64_t* tokens,
            float* peaks) {
-    for (RowSampler& own : own_) own.reserve(vocab);
-    auto sample = [&](int member, int r) {
-      float* row = logits + size_t(r) * size_t(vocab);
-      tokens[r] = own_[size_t(member)].sample(row, settings[r], peaks[r]);
-    };
-    if (rows == 1) return sample(0, 0);
-    pool_.run([&](int member) {
-      pool_.for_each(rows, [&](int r) { sample(member, r); }, kLastPhase);
+    each_row(rows, vocab, [&](RowSampler& own, size_t r) {
+      tokens[r] = own.sample(logits + r * size_t(vocab), settings[r], peaks[r]);
+    });
+  }
+
+  // Writes the scores of tokens[rows], each inside the vocabulary.  Throws std::bad_alloc.
+  void score(const float* logits, int rows, int vocab, const int64_t* tokens, const Scores& out) {
+    each_row(rows, vocab, [&](RowSampler& own, size_t r) {
+      own.score(logits + r * size_t(vocab), tokens[r], r, out);
     });
   }
 
  private:
+  template <class Body>
+  void each_row(int rows, int vocab, Body body) {
+    for (RowSampler& own : own_) own.reserve(vocab);
+    if (rows == 1) return body(own_[0], 0);
+    pool_.run([&](int member) {
+      RowSampler& own = own_[size_t(member)];
+      pool_.for_each(rows, [&](int r) { body(own, size_t(r)); }, kLastPhase);
+    });
+  }
+
   Pool& pool_;
   std::vector<RowSampler> own_;  // of each member
 };
