@@ -52,7 +52,8 @@ class EventStream(EventSourceResponse):
         self._write_timeout = write_timeout
         self._has_started = False
         self._time = asyncio.get_running_loop().time
-        self._lock = asyncio.Lock()
+        self._comment = asyncio.Lock()
+        """Held while a comment is written. A lock around each piece would cost more than it."""
         self._is_writing = False
         self._since = self._time()
         """When the current write began, or when the last one ended."""
@@ -81,18 +82,18 @@ class EventStream(EventSourceResponse):
 
     async def _write(self, send: Send, piece: Message) -> None:
         """Send a piece, and the status line before the first. Waits until the client takes it."""
-        async with self._lock:
-            self._is_writing, self._since = True, self._time()
-            try:
-                if not self._has_started:
-                    self._has_started = True
-                    status, headers = self.status_code, self.raw_headers
-                    await send(
-                        {"type": "http.response.start", "status": status, "headers": headers}
-                    )
-                await send(piece)
-            finally:
-                self._is_writing, self._since = False, self._time()
+        if self._is_writing:  # a comment, which goes out first
+            async with self._comment:
+                pass
+        self._is_writing, self._since = True, self._time()
+        try:
+            if not self._has_started:
+                self._has_started = True
+                status, headers = self.status_code, self.raw_headers
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send(piece)
+        finally:
+            self._is_writing, self._since = False, self._time()
 
     async def _ping(self, send: Send) -> NoReturn:
         """Write comments in silence, and raise `SendTimeoutError` if a write takes too long.
@@ -110,7 +111,8 @@ class EventStream(EventSourceResponse):
             if rest > 0:
                 await asyncio.sleep(rest)
             else:
-                await self._send_with_timeout(partial(self._write, send), _piece(KEEP_ALIVE))
+                async with self._comment:
+                    await self._send_with_timeout(partial(self._write, send), _piece(KEEP_ALIVE))
 
     @staticmethod
     async def _listen_for_exit_signal() -> None:
