@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stonechat_models.checkpoint.cache import Progress, cache_root
+from stonechat_models.diagnostics.cpu_kernels import missing_instructions
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.hardware.cpus import usable_cpus
 
@@ -59,6 +60,8 @@ class Machine:
     """The instruction set that the compiled CPU path uses. None: the path cannot be used."""
     native_refusal: str | None
     """Why the compiled CPU path cannot be used. None: it can."""
+    missing_instructions: str | None
+    """Why the compiled CPU path does not use the fastest instruction set. None: it does."""
     cache_folder: Path
     cache_free_bytes: int
 
@@ -72,6 +75,7 @@ def inspect_machine(progress: Progress) -> Machine:
 
     cpu = torch.device("cpu")
     isa, refusal = _native(progress)
+    instruction_sets = _instruction_sets()
     folder = cache_root()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -80,7 +84,7 @@ def inspect_machine(progress: Progress) -> Machine:
         usable_cpus=usable_cpus(),
         num_cores=usable_cores(),
         cpu_quota=cpu_quota(),
-        instruction_sets=_instruction_sets(),
+        instruction_sets=instruction_sets,
         total_memory=total_memory(cpu),
         free_memory=free_memory(cpu),
         gpus=_gpus(),
@@ -94,6 +98,7 @@ def inspect_machine(progress: Progress) -> Machine:
         compiler=find_compiler(),
         native_isa=isa,
         native_refusal=refusal,
+        missing_instructions=missing_instructions(isa, instruction_sets) if isa else None,
         cache_folder=folder,
         cache_free_bytes=_free_bytes(folder),
     )

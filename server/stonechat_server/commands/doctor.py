@@ -75,9 +75,8 @@ def advice(machine: "Machine") -> Iterator[str]:
         yield f"the compiled CPU kernels cannot be used: {machine.native_refusal}"
         if machine.compiler is None:
             yield "install a C++ compiler (on Debian: apt-get install g++): decoding gets faster"
-    x86 = "x86_64" in machine.system
-    if not machine.gpus and x86 and "avx512_vnni" not in machine.instruction_sets:
-        yield "this processor has no AVX512-VNNI, so quantised models run more slowly"
+    if not machine.gpus and machine.missing_instructions is not None:
+        yield f"quantised models run more slowly: {machine.missing_instructions}"
     if machine.cpu_quota is not None and machine.cpu_quota < machine.usable_cpus:
         yield (
             f"the container has a CPU quota of {machine.cpu_quota:g} processors but sees "
@@ -181,5 +180,7 @@ def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[st
     versions = machine.package_versions.items()
     yield "packages", ", ".join(f"{name} {version or 'missing'}" for name, version in versions)
     yield "compiler", machine.compiler or "none"
-    yield "CPU kernels", machine.native_isa or f"not used: {machine.native_refusal}"
+    missing = f": {machine.missing_instructions}" if machine.missing_instructions else ""
+    kernels = f"{machine.native_isa}{missing}"
+    yield "CPU kernels", kernels if machine.native_isa else f"not used: {machine.native_refusal}"
     yield "cache", f"{machine.cache_folder}, {size_text(machine.cache_free_bytes)} free"

@@ -103,6 +103,7 @@ def machine() -> Machine:
         instruction_sets=("avx512_vnni",),
         native_isa="avx512-vnni",
         native_refusal=None,
+        missing_instructions=None,
         package_versions={"triton": "3", "uvloop": "1"},
     )
 
@@ -112,7 +113,7 @@ def machine() -> Machine:
     [
         ({}, []),
         ({"native_isa": None, "native_refusal": "x", "compiler": None}, ["cannot be used", "g++"]),
-        ({"instruction_sets": ()}, ["AVX512-VNNI"]),
+        ({"missing_instructions": "no VNNI"}, ["no VNNI"]),
         ({"cpu_quota": 1.5}, ["--threads 1"]),
         ({"num_cores": 2}, ["two threads"]),
         ({"has_nvidia_driver": True, "torch_cuda": ""}, ["CUDA build"]),
