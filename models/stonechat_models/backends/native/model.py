@@ -32,6 +32,7 @@ from stonechat_models.checkpoint.rope_length import for_length
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelError
 from stonechat_models.hardware.device import usable_cores
+from stonechat_models.hardware.numa import interleave_memory, memory_nodes
 from stonechat_models.types import ModelInfo
 
 
@@ -135,6 +136,7 @@ class NativeModel:
         do not fit into memory.
         """
         spec, library = _checked_spec(files, config), load_library(progress)
+        interleave_memory(memory_nodes())
         heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}
         store = open_store(files, heads)
         try:
