@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -90,23 +91,17 @@ def measure(
 ) -> Iterator[Measurement]:
     """Run every chosen load on every chosen server. A load that fails is reported and left out."""
     models = dict(pair.split("=", 1) for pair in arguments.model)
-    for number in range(arguments.first_round, arguments.first_round + arguments.rounds):
-        for label, path in models.items():
-            if arguments.models and label not in arguments.models:
-                continue
-            results.costs[label] = model_cost(Path(path))
-            for name in arguments.rows:
-                for kind in kinds:
-                    if arguments.servers and kind.name not in arguments.servers:
-                        continue
-                    try:
-                        figures = run(arguments, kind, Path(path), name, number)
-                    except (BenchError, RuntimeError) as error:
-                        print(f"{label}, {kind.name}, {name}: {error}", file=sys.stderr)
-                        continue
-                    yield Measurement(
-                        model=label, server=kind.name, row=name, round=number, figures=figures
-                    )
+    labels = [label for label in models if label in (arguments.models or models)]
+    chosen = [kind for kind in kinds if kind.name in (arguments.servers or (kind.name,))]
+    rounds = range(arguments.first_round, arguments.first_round + arguments.rounds)
+    results.costs |= {label: model_cost(Path(models[label])) for label in labels}
+    for number, label, name, kind in product(rounds, labels, arguments.rows, chosen):
+        try:
+            figures = run(arguments, kind, Path(models[label]), name, number)
+        except (BenchError, RuntimeError) as error:
+            print(f"{label}, {kind.name}, {name}: {error}", file=sys.stderr)
+            continue
+        yield Measurement(model=label, server=kind.name, row=name, round=number, figures=figures)
 
 
 def run(
