@@ -19,6 +19,10 @@ class Options(BenchSettings):
     html_file: Path | None = result_option(
         None, "write a self-contained HTML report", flag="--html"
     )
+    markdown_file: Path | None = result_option(
+        None, "write the tables as Markdown", flag="--markdown"
+    )
+    csv_file: Path | None = result_option(None, "write the figures as CSV", flag="--csv")
     compare: tuple[Path, ...] = result_option(
         (), "JSON files of earlier runs to show beside this run in the report",
         metavar="JSON", nargs="+",
@@ -62,10 +66,22 @@ def _measure(options: Options, console: Console) -> BenchResult:
     with LiveWatcher(console) as watcher:
         result = asyncio.run(run_bench(options, watcher))
     print_result(console, result)
-    if options.json_file is not None:
-        options.json_file.write_bytes(write_json(result))
-        console.print(f"result: {options.json_file}", highlight=False)
+    _write(options, result, console)
     return result
+
+
+def _write(options: Options, result: BenchResult, console: Console) -> None:
+    from stonechat_server.bench.tables import csv_text, markdown
+
+    files = (
+        (options.json_file, write_json),
+        (options.markdown_file, lambda result: markdown(result).encode()),
+        (options.csv_file, lambda result: csv_text(result).encode()),
+    )
+    for path, content in files:
+        if path is not None:
+            path.write_bytes(content(result))
+            console.print(f"result: {path}", highlight=False)
 
 
 def _self_test(console: Console) -> int:

@@ -25,6 +25,29 @@ def describe_environment() -> Environment:
     )
 
 
+def busy_ticks() -> tuple[int, int] | None:
+    """Clock ticks of all cores since the system started: the busy ones, and all.
+
+    None where the system does not report them.
+    """
+    try:
+        first_line = Path("/proc/stat").read_text().partition("\n")[0]
+        fields = [int(field) for field in first_line.split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    if len(fields) < 5:
+        return None
+    idle = fields[3] + fields[4]
+    return sum(fields) - idle, sum(fields)
+
+
+def busy_share(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
+    """The share of all cores that was busy between two values of `busy_ticks`."""
+    if before is None or after is None or after[1] <= before[1]:
+        return None
+    return (after[0] - before[0]) / (after[1] - before[1])
+
+
 def cpu_name() -> str:
     """The processor's name."""
     try:

@@ -4,7 +4,13 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from stonechat_server.bench.report_style import STYLE
-from stonechat_server.bench.results import BenchResult, LevelResult, Quantiles, RequestRecord
+from stonechat_server.bench.results import (
+    BenchResult,
+    LevelResult,
+    Quantiles,
+    RequestRecord,
+    Slo,
+)
 from stonechat_server.bench.svg import (
     NUM_COLOURS,
     Bar,
@@ -14,6 +20,8 @@ from stonechat_server.bench.svg import (
     log_axis,
     timeline,
 )
+from stonechat_server.bench.tables import latency_rows, rate_rows, speed_rows
+from stonechat_server.bench.verdict import verdict
 
 MAX_TIMELINE_BARS = 400
 
@@ -22,14 +30,10 @@ def render_report(results: Sequence[BenchResult]) -> str:
     """The whole page. Raises ValueError if there are no results."""
     if not results:
         raise ValueError("there are no results to report")
-    sections = [
-        _legend(results),
-        _sweep(results),
-        _figures(results),
-        _distributions(results),
-        _timelines(results),
-        _runs(results),
-    ]
+    has_levels = any(result.levels for result in results)
+    parts = [_verdicts, _comparison, _speeds]
+    parts += [_sweep, _figures, _distributions, _timelines] if has_levels else []
+    sections = [part(results) for part in (*parts, _runs)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -39,31 +43,82 @@ def render_report(results: Sequence[BenchResult]) -> str:
     )
 
 
-def _legend(results: Sequence[BenchResult]) -> str:
-    items = "".join(
-        f'<li><span class="swatch s{number % NUM_COLOURS}"></span>'
-        f"<strong>{escape(result.label)}</strong> <small>{escape(result.model)}, "
-        f"{escape(result.created_at)}</small>{_verdict(result)}</li>"
-        for number, result in enumerate(results)
+def _verdicts(results: Sequence[BenchResult]) -> str:
+    blocks = []
+    for number, result in enumerate(results):
+        lines = "".join(f"<li>{escape(line)}</li>" for line in verdict(result))
+        blocks.append(
+            f'<div class="run"><h2><span class="swatch s{number % NUM_COLOURS}"></span>'
+            f"{escape(result.label)}</h2><p>{escape(result.model)}, {escape(result.created_at)}. "
+            f'{_checks_passed(result)}</p><ul class="verdict">{lines}</ul></div>'
+        )
+    return f'<section class="runs">{"".join(blocks)}</section>'
+
+
+def _checks_passed(result: BenchResult) -> str:
+    num_failed = sum(not check.passed for check in result.checks)
+    if not num_failed:
+        return f'<span class="good">All {len(result.checks)} checks passed.</span>'
+    return f'<span class="bad">{num_failed} of {len(result.checks)} checks failed.</span>'
+
+
+def _speeds(results: Sequence[BenchResult]) -> str:
+    rows = [[result.label, *row] for result in results for row in speed_rows(result)[1:]]
+    if not rows:
+        return ""
+    head = ["run", *speed_rows(results[0])[0]]
+    return (
+        "<section><h2>Alone on the server</h2><p>pp: tokens of a prompt a second, tg: generated "
+        f"tokens a second; mean ± standard deviation.</p>{_table([head, *rows])}</section>"
     )
-    return f'<ul class="legend">{items}</ul>'
 
 
-def _verdict(result: BenchResult) -> str:
-    failed_checks = [check for check in result.checks if not check.passed]
-    if not failed_checks:
-        return f' <span class="good">all {len(result.checks)} checks passed</span>'
-    names = "; ".join(f"{check.name} ({check.detail})" for check in failed_checks)
-    return f' <span class="bad">failed: {escape(names)}</span>'
+def _comparison(results: Sequence[BenchResult]) -> str:
+    """Ratios of the later runs to the first one, where they have levels or speeds in common."""
+    if len(results) < 2:
+        return ""
+    first, *others = results
+    rows = [["", *(f"{other.label} / {first.label}" for other in others)]]
+    for name, value in _comparable(first).items():
+        ratios = [_comparable(other).get(name, 0.0) / value if value else 0.0 for other in others]
+        if any(ratios):
+            rows.append([name, *(f"{ratio:.2f}" if ratio else "-" for ratio in ratios)])
+    if len(rows) == 1:
+        return ""
+    return (
+        "<section><h2>Compared</h2><p>Ratios of the runs. For tokens a second, above 1 is faster; "
+        f"for times, below 1 is.</p>{_table(rows)}</section>"
+    )
+
+
+def _comparable(result: BenchResult) -> dict[str, float]:
+    values = {f"{speed.name}, tokens/s": speed.mean for speed in result.speeds}
+    for level in result.levels:
+        values[f"{level.name}, tokens/s"] = level.tokens_per_second
+        values[f"{level.name}, TTFT p50"] = level.ttft.p50 or 0.0
+        values[f"{level.name}, TPOT p50"] = level.tpot.p50 or 0.0
+    return values
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:]
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
+    )
 
 
 def _sweep(results: Sequence[BenchResult]) -> str:
     charts = []
-    latencies: tuple[tuple[str, Callable[[LevelResult], float | None]], ...] = (
-        ("TTFT p50 (ms)", lambda level: level.ttft.p50),
-        ("time per output token p50 (ms)", lambda level: level.tpot.p50),
+    slo = next((result.slo for result in results if result.slo is not None), Slo())
+    latencies: tuple[tuple[str, Callable[[LevelResult], float | None], float | None], ...] = (
+        ("TTFT p50 (ms)", lambda level: level.ttft.p50, slo.ttft),
+        ("time per output token p50 (ms)", lambda level: level.tpot.p50, slo.tpot),
     )
-    for title, latency in latencies:
+    for title, latency, bound in latencies:
         series = []
         for number, result in enumerate(results):
             levels = [level for level in result.levels if latency(level) is not None]
@@ -77,9 +132,14 @@ def _sweep(results: Sequence[BenchResult]) -> str:
                 )
             )
         xs = [px for line in series for px, _ in line.points]
+        xs += [] if bound is None else [bound * 1000]
         ys = [py for line in series for _, py in line.points]
         chart = line_chart(
-            log_axis(title, xs), linear_axis("tokens/s", ys), series, f"tokens/s against {title}"
+            log_axis(title, xs),
+            linear_axis("tokens/s", ys),
+            series,
+            f"tokens/s against {title}",
+            None if bound is None else bound * 1000,
         )
         charts.append(_figure(chart, f"Tokens per second against {title}"))
     return (
@@ -101,47 +161,15 @@ def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1000:,.1f}"
 
 
-HEADINGS = (
-    "run", "load", "requests", "errors", "tokens/s", "req/s", "goodput req/s",
-    "TTFT p50", "p90", "p99", "inter-token p50", "p90", "p99", "end-to-end p50", "p90", "p99",
-    "cached prompt", "of bandwidth",
-)  # fmt: skip
-
-
 def _figures(results: Sequence[BenchResult]) -> str:
-    head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _row(result.label, level))}</tr>"
+    """The tables of the runs, beside each other where there is room."""
+    blocks = [
+        f'<div class="run"><h3>{escape(result.label)}</h3>{_table(rate_rows(result))}'
+        f"<h3>Latencies</h3>{_table(latency_rows(result))}</div>"
         for result in results
-        for level in result.levels
-    )
-    return (
-        "<section><h2>Figures</h2><p>Latencies in milliseconds.</p>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        "</div></section>"
-    )
-
-
-def _row(label: str, level: LevelResult) -> list[str]:
-    num_cached = level.cached_tokens
-    share = "-" if num_cached is None else f"{num_cached / max(1, level.prompt_tokens):.0%}"
-    latencies = [
-        _ms(value)
-        for measure in (level.ttft, level.inter_token, level.e2e)
-        for value in (measure.p50, measure.p90, measure.p99)
+        if result.levels
     ]
-    return [
-        label,
-        level.name,
-        str(level.num_requests),
-        str(level.num_errors),
-        f"{level.tokens_per_second:,.1f}",
-        f"{level.requests_per_second:.2f}",
-        "-" if level.goodput is None else f"{level.goodput:.2f}",
-        *latencies,
-        share,
-        "-" if level.roofline_share is None else f"{level.roofline_share:.0%}",
-    ]
+    return f'<section><h2>Figures</h2><div class="runs">{"".join(blocks)}</div></section>'
 
 
 def _distributions(results: Sequence[BenchResult]) -> str:

@@ -27,6 +27,11 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
   padding: .6rem; } figcaption { text-align: center; font-size: .85rem; }
 svg { width: 100%; height: auto; display: block; }
 .grid { stroke: var(--line); stroke-width: 1; }
+.bound { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 4 3; }
+.runs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr));
+  gap: 1rem; } .run { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: .4rem 1rem .8rem; min-width: 0; } .run h2 { margin-top: .6rem; }
+.verdict { font-size: 1.05rem; padding-left: 1.1rem; }
 .tick, .axis, .mark { fill: var(--quiet); font: 11px system-ui, sans-serif; }
 .mark { fill: var(--text); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem;

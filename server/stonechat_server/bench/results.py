@@ -3,6 +3,7 @@
 Times are in seconds. Those of a request count from the start of its pass over the level.
 """
 
+import statistics
 from typing import Literal
 
 import msgspec
@@ -21,6 +22,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int | None = None
+    num_characters: int | None = None
+    """Characters of generated text: content, reasoning and tool calls."""
     num_chunks: int = 0
     """Chunks that carried generated text; a chunk may hold more than one token."""
     finish_reason: str | None = None
@@ -53,13 +56,40 @@ class RequestRecord(msgspec.Struct, kw_only=True):
 class Quantiles(msgspec.Struct, kw_only=True):
     """Distribution of one latency; the values are None if nothing was measured."""
 
+    count: int | None = None
+    """Number of samples; None in files of versions that did not count them."""
     mean: float | None = None
+    deviation: float | None = None
+    """Standard deviation of the samples."""
     p50: float | None = None
     p90: float | None = None
     p99: float | None = None
     max: float | None = None
     curve: list[float] = []
     """All percentiles from 0 to 100, for plots."""
+
+
+class Speed(msgspec.Struct, kw_only=True):
+    """One row of the table of speeds, alone on the server: `pp512` or `tg128`, as in llama-bench.
+
+    `pp` counts prompt tokens that were not cached, over the time to the first token. `tg` counts
+    the tokens after the first, over the time from it to the end.
+    """
+
+    name: str
+    tokens_per_second: list[float]
+    """One value for each repeat."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the repeats."""
+        return statistics.fmean(self.tokens_per_second)
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation over the repeats; 0 for one repeat."""
+        values = self.tokens_per_second
+        return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +125,10 @@ class LevelResult(msgspec.Struct, kw_only=True):
     e2e: Quantiles
     generator_cpu: float
     """Share of one core that the load generator used."""
+    machine_load: float | None = None
+    """Share of all cores of the load generator's machine that were busy; None if not known."""
+    slo_share: float | None = None
+    """Share of the requests that met the SLO; None if there is no SLO."""
     roofline_share: float | None = None
     records: list[RequestRecord]
 
@@ -158,6 +192,10 @@ class BenchResult(msgspec.Struct, kw_only=True):
     checks: list[Check]
     notes: list[str]
     roofline: Roofline | None = None
+    speeds: list[Speed] = []
+    slo: Slo | None = None
+    load_before: float | None = None
+    """Share of all cores that were busy right before the run; None if not known."""
 
 
 def write_json(result: BenchResult) -> bytes:

@@ -1,16 +1,15 @@
 """Runs a benchmark: find the model, calibrate, warm up, measure every level, check, summarise."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import count
-from typing import Protocol
 
-from stonechat_server.bench.environment import describe_environment
-from stonechat_server.bench.load import LevelRun, poisson_schedule, run_closed, run_open
-from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
+from stonechat_server.bench.environment import busy_share, busy_ticks, describe_environment
+from stonechat_server.bench.levels import Levels, Watcher
+from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord, Speed
 from stonechat_server.bench.roofline import add_shares, measure_roofline
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.summary import summarise
+from stonechat_server.bench.speeds import measure_speeds
 from stonechat_server.bench.target import BenchError, Target, request_headers
 from stonechat_server.bench.validity import run_checks
 from stonechat_server.bench.workload import (
@@ -22,21 +21,14 @@ from stonechat_server.bench.workload import (
 )
 from stonechat_server.client.http import HttpClient
 
-
-class Watcher(Protocol):
-    """Receives the progress of a run."""
-
-    def level_started(self, name: str, num_requests: int) -> None: ...
-
-    def request_done(self, record: RequestRecord) -> None: ...
-
-    def level_finished(self, level: LevelResult) -> None: ...
+LOAD_SECONDS = 0.5
+"""How long the load of the machine is watched before a run."""
 
 
 class QuietWatcher:
     """A watcher that shows nothing."""
 
-    def level_started(self, name: str, num_requests: int) -> None:
+    def level_started(self, name: str, num_requests: int | None) -> None:
         pass
 
     def request_done(self, record: RequestRecord) -> None:
@@ -56,14 +48,17 @@ async def run_bench(settings: BenchSettings, watcher: Watcher) -> BenchResult:
     async with HttpClient(settings.base_url, headers, verify_tls=settings.verify_tls) as client:
         target = Target(client, settings)
         await target.discover()
-        workload = await _workload(target)
+        load_before = await _machine_load()
         roofline = measure_roofline(settings, target.facts) if settings.roofline else None
-        indices = count()
-        levels = [
-            await _level(target, workload, value, indices, watcher)
-            for value in settings.rates or settings.concurrency
-        ]
-    notes = _notes(target, levels)
+        levels: list[LevelResult] = []
+        speeds: list[Speed] = []
+        records: list[RequestRecord] = []
+        if settings.measures_speeds:
+            speeds, records = await measure_speeds(target)
+        else:
+            levels = await Levels(target, await _workload(target), watcher).run()
+            records = [record for level in levels for record in level.records]
+    notes = _notes(target, levels, records)
     if roofline is not None:
         add_shares(levels, roofline)
     return BenchResult(
@@ -75,10 +70,20 @@ async def run_bench(settings: BenchSettings, watcher: Watcher) -> BenchResult:
         settings=settings.described(),
         environment=describe_environment(),
         levels=levels,
-        checks=run_checks(levels),
+        checks=run_checks(levels, records),
         notes=notes,
         roofline=roofline,
+        speeds=speeds,
+        slo=settings.slo,
+        load_before=load_before,
     )
+
+
+async def _machine_load() -> float | None:
+    """The share of all cores that is busy while this program waits."""
+    before = busy_ticks()
+    await asyncio.sleep(LOAD_SECONDS)
+    return busy_share(before, busy_ticks())
 
 
 async def _workload(target: Target) -> Workload:
@@ -91,60 +96,12 @@ async def _workload(target: Target) -> Workload:
     return SyntheticWorkload(num_words, settings.prefix_share, settings.seed)
 
 
-async def _level(
-    target: Target,
-    workload: Workload,
-    value: float,
-    indices: Iterator[int],
-    watcher: Watcher,
-) -> LevelResult:
-    settings = target.settings
-    is_open = bool(settings.rates)
-    num_requests = settings.requests_of_level(None if is_open else int(value))
-    name = f"{value:g} requests/s" if is_open else f"{value:g} in flight"
-    watcher.level_started(name, num_requests * settings.repeats)
-    if settings.warmup:
-        warmup_indices = _take(indices, settings.warmup)
-        await run_closed(target, workload, warmup_indices, settings.warmup, lambda _: None)
-    passes: list[LevelRun] = []
-    for repeat in range(settings.repeats):
-        pass_indices = _take(indices, num_requests)
-        if is_open:
-            schedule = poisson_schedule(value, num_requests, f"{settings.seed}/{value}/{repeat}")
-            passes.append(
-                await run_open(
-                    target, workload, pass_indices, schedule, watcher.request_done, repeat
-                )
-            )
-        else:
-            passes.append(
-                await run_closed(
-                    target, workload, pass_indices, int(value), watcher.request_done, repeat
-                )
-            )
-    level = summarise(
-        "open" if is_open else "closed",
-        value,
-        [run.records for run in passes],
-        [gap for run in passes for gap in run.gaps],
-        sum(run.cpu_seconds for run in passes) / sum(run.wall_seconds for run in passes),
-        settings.slo,
-    )
-    watcher.level_finished(level)
-    return level
-
-
-def _take(indices: Iterator[int], number: int) -> range:
-    first = next(indices)
-    for _ in range(number - 1):
-        next(indices)
-    return range(first, first + number)
-
-
-def _notes(target: Target, levels: Sequence[LevelResult]) -> list[str]:
+def _notes(
+    target: Target, levels: Sequence[LevelResult], all_records: Sequence[RequestRecord]
+) -> list[str]:
     notes = [f"the server refused `{name}`, so it was not sent" for name in sorted(target.dropped)]
     if target.settings.ignore_eos and "ignore_eos" not in target.dropped:
-        records = [r for level in levels for r in level.records if r.error is None]
+        records = [r for r in all_records if r.error is None]
         if records and all(r.completion_tokens != r.expected_tokens for r in records):
             notes.append(
                 "the server does not honour `ignore_eos`: answers end where the model ends them; "

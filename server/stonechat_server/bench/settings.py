@@ -56,13 +56,34 @@ class BenchSettings(BaseOptions):
         (), "open loop instead: Poisson arrivals at these rates (requests/s)",
         flag="--rate", metavar="R,R,…",
     )  # fmt: skip
+    sweep: bool = load_option(
+        False, "closed loop: double the requests in flight until the throughput stops rising"
+    )
+    throughput: bool = load_option(
+        False, "send all requests at once: the most tokens a second, whatever the latency"
+    )
+    pp: Annotated[tuple[PositiveInt, ...], BeforeValidator(split)] = load_option(
+        (), "speed of prompts of these lengths, alone on the server, instead of levels of load",
+        metavar="N,N,…",
+    )  # fmt: skip
+    tg: Annotated[tuple[PositiveInt, ...], BeforeValidator(split)] = load_option(
+        (), "speed of generating answers of these lengths, alone on the server", metavar="N,N,…"
+    )
     num_requests: PositiveInt | None = load_option(
         None,
         "requests per level (default: 32 with --rate, else 4 per request in flight, at least 8)",
         flag="--requests",
     )
+    duration: PositiveFloat | None = load_option(
+        None, "length of a level in seconds, instead of a number of requests"
+    )
+    ramp: float = load_option(
+        0.0, "seconds over which the load of a level rises", flag="--ramp-up", ge=0
+    )
     warmup: int = load_option(2, "unmeasured requests before each level", ge=0)
-    repeats: PositiveInt = load_option(1, "how often to run each level")
+    repeats: PositiveInt | None = load_option(
+        None, "how often to run each level (default: 1; for --pp and --tg 5)"
+    )
     timeout: float = load_option(600.0, "longest duration of a request in seconds")
 
     input_tokens: PositiveInt = prompt_option(
@@ -106,10 +127,34 @@ class BenchSettings(BaseOptions):
             raise ValueError("--prompts and --sharegpt cannot be given together")
         return self
 
+    @model_validator(mode="after")
+    def _one_kind_of_load(self) -> Self:
+        kinds = {
+            "--rate": bool(self.rates),
+            "--sweep": self.sweep,
+            "--throughput": self.throughput,
+            "--pp and --tg": self.measures_speeds,
+        }
+        given = [name for name, is_given in kinds.items() if is_given]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} cannot be given together")
+        if self.duration is not None and self.num_requests is not None:
+            raise ValueError("--duration and --requests cannot be given together")
+        if self.duration is not None and (self.throughput or self.measures_speeds):
+            raise ValueError(f"--duration has no meaning with {given[0]}")
+        return self
+
+    @property
+    def measures_speeds(self) -> bool:
+        """Whether the run fills the table of speeds instead of levels of load."""
+        return bool(self.pp or self.tg)
+
     def requests_of_level(self, in_flight: int | None) -> int:
         """The number of requests of a level; `in_flight` is None for an open loop."""
         if self.num_requests is not None:
             return self.num_requests
+        if self.throughput:
+            return 256
         return 32 if in_flight is None else max(8, 4 * in_flight)
 
     def described(self) -> dict[str, str | int | float | bool | list[float] | None]:
@@ -117,6 +162,7 @@ class BenchSettings(BaseOptions):
         names = {
             *("rates", "num_requests", "input_tokens", "output_tokens", "prefix_share", "sharegpt"),
             *("prompts_file", "ignore_eos", "temperature", "warmup", "repeats", "seed"),
+            *("sweep", "throughput", "pp", "tg", "duration", "ramp"),
         }
         return {
             "concurrency": [] if self.rates else [float(value) for value in self.concurrency],

@@ -17,6 +17,8 @@ from rich.table import Table
 
 from stonechat_models import size_text
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
+from stonechat_server.bench.tables import latency_rows, rate_rows, speed_rows
+from stonechat_server.bench.verdict import verdict
 from stonechat_server.terminal.tables import new_table
 
 
@@ -48,7 +50,7 @@ class LiveWatcher:
     ) -> None:
         self._progress.stop()
 
-    def level_started(self, name: str, num_requests: int) -> None:
+    def level_started(self, name: str, num_requests: int | None) -> None:
         self._tokens = self._errors = 0
         self._task = self._progress.add_task(name, total=num_requests, speed="")
 
@@ -63,60 +65,26 @@ class LiveWatcher:
         self._progress.update(self._task, speed=f"{level.tokens_per_second:,.0f} tokens/s")
 
 
-def milliseconds(seconds: float | None) -> str:
-    """A latency in milliseconds with about three digits; `-` for None."""
-    if seconds is None:
-        return "-"
-    value = seconds * 1000
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def rates_table(result: BenchResult) -> Table:
-    """Rates and errors, one line per level."""
-    headings = ["load", "tokens/s", "requests/s", "errors"]
-    has_slo = any(level.goodput is not None for level in result.levels)
-    if has_slo:
-        headings.append("goodput/s")
-    if result.roofline is not None:
-        headings.append("of bandwidth")
-    table = new_table(headings)
-    for level in result.levels:
-        cells = [
-            level.name,
-            f"{level.tokens_per_second:,.1f}",
-            f"{level.requests_per_second:.2f}",
-            str(level.num_errors),
-        ]
-        if has_slo:
-            cells.append("-" if level.goodput is None else f"{level.goodput:.2f}")
-        if result.roofline is not None:
-            share = level.roofline_share
-            cells.append("-" if share is None else f"{share:.0%}")
-        table.add_row(*cells)
-    return table
-
-
-def latency_table(result: BenchResult) -> Table:
-    """Latencies in milliseconds, one line per level: first token, between tokens, end to end."""
-    measures = ("TTFT", "ITL", "E2E")
-    quantiles = [text for name in measures for text in (f"{name}\np50", "\np90", "\np99")]
-    table = new_table(["\nms", *quantiles])
-    table.collapse_padding = True
-    for level in result.levels:
-        cells = [
-            milliseconds(value)
-            for measure in (level.ttft, level.inter_token, level.e2e)
-            for value in (measure.p50, measure.p90, measure.p99)
-        ]
-        table.add_row(level.name, *cells)
+def table_of(rows: list[list[str]]) -> Table:
+    """A table of headings and rows. A first cell like the one above it is left out."""
+    table = new_table(rows[0])
+    above = None
+    for first, *rest in rows[1:]:
+        table.add_row("" if first == above else first, *rest)
+        above = first
     return table
 
 
 def print_result(console: Console, result: BenchResult) -> None:
     """Print the tables, the roofline, the checks, the notes and a few errors."""
     console.print(f"[bold]{escape(result.label)}[/] at {result.base_url}", highlight=False)
-    console.print(rates_table(result))
-    console.print(latency_table(result))
+    if result.speeds:
+        console.print(table_of(speed_rows(result)))
+    if result.levels:
+        console.print(table_of(rate_rows(result)))
+        console.print(table_of(latency_rows(result)))
+    for line in verdict(result):
+        console.print(line, highlight=False, markup=False)
     if result.roofline is not None:
         roofline = result.roofline
         console.print(

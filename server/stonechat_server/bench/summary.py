@@ -15,7 +15,9 @@ def quantiles(values: Sequence[float]) -> Quantiles:
     array = np.asarray(values, dtype=np.float64)
     curve = [float(value) for value in np.percentile(array, np.arange(101))]
     return Quantiles(
+        count=len(values),
         mean=float(array.mean()),
+        deviation=float(array.std(ddof=1)) if len(values) > 1 else 0.0,
         p50=curve[50],
         p90=curve[90],
         p99=curve[99],
@@ -40,6 +42,7 @@ def summarise(
     repeats: Sequence[Sequence[RequestRecord]],
     gaps: Sequence[float],
     generator_cpu: float,
+    machine_load: float | None,
     slo: Slo | None,
 ) -> LevelResult:
     """The figures of one level. A repeat lasts from its first start to its last end."""
@@ -48,7 +51,7 @@ def summarise(
     spans = [_span(repeat) for repeat in repeats]
     seconds = sum(spans)
     num_tokens = sum(record.completion_tokens for record in good)
-    goodput = None if slo is None else sum(meets_slo(record, slo) for record in records) / seconds
+    num_met = None if slo is None else sum(meets_slo(record, slo) for record in records)
     cached_counts = [record.cached_tokens for record in good if record.cached_tokens is not None]
     return LevelResult(
         kind=kind,
@@ -65,12 +68,14 @@ def summarise(
             sum(r.completion_tokens for r in repeat if r.error is None) / span
             for repeat, span in zip(repeats, spans)
         ],
-        goodput=goodput,
+        goodput=None if num_met is None else num_met / seconds,
+        slo_share=None if num_met is None else num_met / len(records),
         ttft=quantiles([record.ttft for record in good if record.ttft is not None]),
         inter_token=quantiles(gaps),
         tpot=quantiles([record.tpot for record in good if record.tpot is not None]),
         e2e=quantiles([record.e2e for record in good]),
         generator_cpu=generator_cpu,
+        machine_load=machine_load,
         records=records,
     )
 

@@ -60,9 +60,14 @@ def log_axis(title: str, values: Sequence[float]) -> Axis:
     return Axis(title, low, max(high, low * 2), logarithmic=True)
 
 
-def line_chart(x: Axis, y: Axis, series: Sequence[Series], label: str) -> str:
-    """A chart of lines with dots; `label` names it for screen readers."""
-    parts = [_open(label, HEIGHT), _grid(x, y, HEIGHT)]
+def line_chart(
+    x: Axis, y: Axis, series: Sequence[Series], label: str, bound: float | None = None
+) -> str:
+    """A chart of lines with dots; `label` names it for screen readers.
+
+    `bound` is a value of x that should not be passed: a vertical line.
+    """
+    parts = [_open(label, HEIGHT), _grid(x, y, HEIGHT), _bound(x, bound)]
     for line in series:
         colour = f"var(--series-{line.colour % NUM_COLOURS})"
         spots = [(_x(x, px), _y(y, py, HEIGHT)) for px, py in line.points]
@@ -85,6 +90,16 @@ def line_chart(x: Axis, y: Axis, series: Sequence[Series], label: str) -> str:
                 )
     parts.append("</svg>")
     return "".join(parts)
+
+
+def _bound(x: Axis, bound: float | None) -> str:
+    if bound is None or not x.low <= bound <= x.high:
+        return ""
+    at = _x(x, bound)
+    return (
+        f'<line class="bound" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="mark" x="{at - 4:.1f}" y="{TOP + 10}" text-anchor="end">SLO</text>'
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,7 @@ def _record(
         prompt_tokens=usage.prompt_tokens if usage is not None else 0,
         completion_tokens=usage.completion_tokens if usage is not None else len(times),
         cached_tokens=details.cached_tokens if details is not None else None,
+        num_characters=sum(map(len, recorder.text)),
         num_chunks=len(times),
         finish_reason=recorder.finish_reasons.get(0),
         done=recorder.done,

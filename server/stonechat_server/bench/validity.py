@@ -8,9 +8,8 @@ GENERATOR_LIMIT = 0.85
 """Above this share of one core the load generator may be the bottleneck."""
 
 
-def run_checks(levels: Sequence[LevelResult]) -> list[Check]:
-    """Check all records of all levels."""
-    records = [record for level in levels for record in level.records]
+def run_checks(levels: Sequence[LevelResult], records: Sequence[RequestRecord]) -> list[Check]:
+    """Check all records of a run, and the load generator's part in its levels."""
     good_records = [record for record in records if record.error is None]
     exact = [record for record in good_records if record.expected_tokens is not None]
     checks = [
@@ -31,6 +30,13 @@ def run_checks(levels: Sequence[LevelResult]) -> list[Check]:
             lambda r: r.completion_tokens == r.expected_tokens,
         ),
     ]
+    checks.append(
+        _check(
+            "every answer held text",
+            [r for r in good_records if r.completion_tokens and r.num_characters is not None],
+            lambda r: bool(r.num_characters),
+        )
+    )
     busiest = max((level.generator_cpu for level in levels), default=0.0)
     checks.append(
         Check(

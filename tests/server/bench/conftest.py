@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 TEMPLATE_TOKENS = 7
 MODELS = (
     "good", "no-done", "no-usage", "refuses", "ends-early", "error-event", "fails", "cut", "greedy",
+    "silent",
 )  # fmt: skip
 
 
@@ -49,7 +50,8 @@ async def _stream(fake: FakeServer, body: dict[str, object]) -> AsyncIterator[st
         yield _chunk(model, _delta({"role": "assistant", "content": ""}))
         for number in range(num_sent):
             await asyncio.sleep(fake.token_seconds)
-            yield _chunk(model, _delta({"content": f" word{number}"}))
+            text = "" if model == "silent" else f" word{number}"
+            yield _chunk(model, _delta({"content": text}))
             if number == 1 and model == "error-event":
                 yield 'data: {"error": {"message": "the step failed", "type": "server_error"}}\n\n'
                 return

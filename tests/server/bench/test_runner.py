@@ -52,7 +52,7 @@ def test_a_load_generator_that_is_too_busy_is_named(
     levels = [
         msgspec.structs.replace(level, generator_cpu=busy) for level in bench(fake, "good").levels
     ]
-    check = run_checks(levels)[-1]
+    check = run_checks(levels, [])[-1]
     assert check.name == GENERATOR_CHECK
     assert check.passed is is_valid
 

@@ -1,0 +1,125 @@
+"""The figures of a run as rows of text: for the terminal, Markdown and CSV."""
+
+import csv
+import io
+
+from stonechat_server.bench.results import BenchResult, LevelResult, Quantiles
+from stonechat_server.bench.verdict import percentile, verdict
+
+LATENCIES = {"TTFT": "ttft", "TPOT": "tpot", "ITL": "inter_token", "E2E": "e2e"}
+
+
+def milliseconds(value: float | str | None) -> str:
+    """A latency in milliseconds with about three digits; `-` for None. Text stays."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    value *= 1000
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def rate_rows(result: BenchResult) -> list[list[str]]:
+    """Rates, errors and the use of the machine: the headings, then a row for each level."""
+    has_slo = any(level.goodput is not None for level in result.levels)
+    has_roofline = result.roofline is not None
+    head = ["load", "requests", "errors", "tokens/s", "requests/s", "machine busy"]
+    head += ["goodput/s", "met SLO"] if has_slo else []
+    head += ["of bandwidth"] if has_roofline else []
+    rows = [head]
+    for level in result.levels:
+        row = [
+            level.name,
+            str(level.num_requests),
+            str(level.num_errors),
+            f"{level.tokens_per_second:,.1f}",
+            f"{level.requests_per_second:.2f}",
+            _share(level.machine_load),
+        ]
+        if has_slo:
+            row += [
+                "-" if level.goodput is None else f"{level.goodput:.2f}",
+                _share(level.slo_share),
+            ]
+        rows.append([*row, _share(level.roofline_share)] if has_roofline else row)
+    return rows
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def latency_rows(result: BenchResult) -> list[list[str]]:
+    """Latencies in milliseconds: the headings, then a row for each level and latency."""
+    rows = [["load", "ms", "mean ± sd", "p50", "p90", "p99", "max"]]
+    for level in result.levels:
+        for name, field in LATENCIES.items():
+            values: Quantiles = getattr(level, field)
+            cells = [percentile(values, p) for p in ("p50", "p90", "p99", "max")]
+            rows.append([level.name, name, _spread(values), *map(milliseconds, cells)])
+    return rows
+
+
+def _spread(values: Quantiles) -> str:
+    if values.mean is None:
+        return "-"
+    if values.deviation is None:
+        return milliseconds(values.mean)
+    return f"{milliseconds(values.mean)} ± {milliseconds(values.deviation)}"
+
+
+def speed_rows(result: BenchResult) -> list[list[str]]:
+    """The table of speeds: the headings, then a row for each length."""
+    rows = [["test", "repeats", "tokens/s"]]
+    for speed in result.speeds:
+        spread = f"{speed.mean:,.2f} ± {speed.deviation:,.2f}"
+        rows.append([speed.name, str(len(speed.tokens_per_second)), spread])
+    return rows
+
+
+def markdown(result: BenchResult) -> str:
+    """The verdict and all tables, to paste."""
+    machine = result.environment
+    parts = [
+        f"**{result.label}** ({result.model}), {result.created_at}, {machine.cpu}, "
+        f"{machine.usable_cpus} cores",
+        "\n".join(f"- {line}" for line in verdict(result)),
+    ]
+    if result.speeds:
+        parts.append(_markdown_table(speed_rows(result)))
+    if result.levels:
+        parts += [_markdown_table(rate_rows(result)), _markdown_table(latency_rows(result))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_table(rows: list[list[str]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    rule = "|---" + "|---:" * (len(rows[0]) - 1) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def csv_text(result: BenchResult) -> str:
+    """One line for each level or speed, in plain numbers: seconds, and tokens a second."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = [f"{field}_{p}" for field in LATENCIES.values() for p in ("mean", "p50", "p90", "p99")]
+    head = ["label", "kind", "value", "requests", "errors", "tokens_per_second", "deviation"]
+    writer.writerow([*head, "requests_per_second", *names])
+    for speed in result.speeds:
+        row = [result.label, "speed", speed.name, len(speed.tokens_per_second), 0]
+        writer.writerow([*row, speed.mean, speed.deviation, "", *([""] * len(names))])
+    for level in result.levels:
+        writer.writerow(_csv_row(result.label, level))
+    return out.getvalue()
+
+
+def _csv_row(label: str, level: LevelResult) -> list[object]:
+    values = [
+        "" if (value := percentile(getattr(level, field), p)) is None or isinstance(value, str)
+        else value
+        for field in LATENCIES.values()
+        for p in ("mean", "p50", "p90", "p99")
+    ]  # fmt: skip
+    row = [label, level.kind, f"{level.value:g}", level.num_requests, level.num_errors]
+    return [*row, level.tokens_per_second, "", level.requests_per_second, *values]
