@@ -29,6 +29,9 @@ COMMANDS: Mapping[str, CommandEntry] = {
         "stonechat_server.commands.usage", "print requests and tokens by key, user and day"
     ),
     "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
+    "check": CommandEntry(
+        "stonechat_server.scorecard.command", "check which fields a chat endpoint honours"
+    ),
     "plan": CommandEntry(
         "stonechat_server.commands.plan", "show what serving a model needs, without loading it"
     ),

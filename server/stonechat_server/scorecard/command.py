@@ -1,0 +1,86 @@
+"""Check an OpenAI-compatible chat endpoint field by field, and compare servers."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stonechat_server.client.http import HttpClient
+from stonechat_server.options import BaseOptions, option
+from stonechat_server.scorecard import form, protocol, sampling  # they add the checks
+from stonechat_server.scorecard.outcome import CHECKS, Verdict
+from stonechat_server.scorecard.report import LEGEND, Scorecard, as_json, details, markdown, rows
+from stonechat_server.scorecard.server import NoAnswerError, Server, find_model
+from stonechat_server.terminal.tables import new_console, new_table
+
+__all__ = ["Options", "form", "protocol", "run", "sampling"]
+
+
+class Options(BaseOptions):
+    """The options of `stonechat check`."""
+
+    servers: tuple[str, ...] = option(
+        ("http://127.0.0.1:8000/v1",), "API roots of the servers, each perhaps as NAME=URL",
+        flag="SERVER", nargs="*",
+    )  # fmt: skip
+    model: str | None = option(None, "model to ask (default: the first that a server lists)")
+    api_key: str | None = option(None, "API key", variable="OPENAI_API_KEY")
+    verify_tls: bool = option(True, "do not verify the server's certificate", flag="--insecure")
+    timeout: float = option(60.0, "longest duration of a request in seconds", gt=0)
+    at_once: int = option(2, "checks that run at the same time", ge=1)
+    json_file: Path | None = option(None, "write all findings as JSON", flag="--json")
+    markdown_file: Path | None = option(None, "write the table as Markdown", flag="--markdown")
+
+
+def run(options: Options) -> int:
+    """Run the command. Returns 1 if a server cannot be checked or a check finds something wrong."""
+    console = new_console()
+    cards = []
+    for text in options.servers:
+        label, url = _label_and_url(text)
+        try:
+            cards.append(asyncio.run(examine(label, url, options)))
+        except (NoAnswerError, ValueError) as error:
+            print(f"stonechat check: {url}: {error}", file=sys.stderr)
+            return 1
+    table = rows(cards)
+    console.print(new_table(table[0], table[1:], num_left=2))
+    console.print(LEGEND, highlight=False)
+    for card in cards:
+        console.print(f"\n{card.label}, {card.model}:", highlight=False, markup=False)
+        for line in details(card) or ["everything is honoured"]:
+            console.print(f"  {line}", highlight=False, markup=False)
+    _write(options, cards)
+    return 1 if any(card.count(Verdict.WRONG) for card in cards) else 0
+
+
+def _write(options: Options, cards: Sequence[Scorecard]) -> None:
+    if options.json_file is not None:
+        options.json_file.write_text(as_json(cards), encoding="utf-8")
+    if options.markdown_file is not None:
+        options.markdown_file.write_text(markdown(cards), encoding="utf-8")
+
+
+def _label_and_url(text: str) -> tuple[str, str]:
+    name, separator, url = text.partition("=")
+    return (name, url) if separator and "/" not in name else (text, text)
+
+
+async def examine(label: str, url: str, options: Options) -> Scorecard:
+    """Run all checks against a server. Raises NoAnswerError if it does not answer at all."""
+    headers = {"Content-Type": "application/json"}
+    if options.api_key:
+        headers["Authorization"] = f"Bearer {options.api_key}"
+    async with HttpClient(url, headers, verify_tls=options.verify_tls) as client:
+        model = options.model or await find_model(client, options.timeout)
+        server = Server(client, model, options.timeout)
+        (await server.chat(max_tokens=1)).choice()  # raises if nothing works
+        gate = asyncio.Semaphore(options.at_once)
+
+        async def find(at: int) -> None:
+            async with gate:
+                findings[at] = await CHECKS[at].find(server)
+
+        findings = dict.fromkeys(range(len(CHECKS)))
+        await asyncio.gather(*(find(at) for at in findings))
+    return Scorecard(label, url, model, [finding for finding in findings.values() if finding])

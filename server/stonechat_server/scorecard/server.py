@@ -1,0 +1,139 @@
+"""A server under examination: sends requests and keeps what came back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stonechat_server.client.http import HttpClient, TransportError
+
+Json = dict[str, Any]
+
+
+class NoAnswerError(Exception):
+    """The server gave no usable answer; the message says what came instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer: its status, headers (lower case) and body, or the events of its stream."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the server understood the request and said no to it."""
+        return self.status in (400, 404, 405, 413, 415, 422, 501)
+
+    def json(self) -> Json:
+        """The body as an object. Raises NoAnswerError if it is none."""
+        try:
+            body = json.loads(self.text)
+        except ValueError as error:
+            raise NoAnswerError(f"the body is not JSON: {self.text[:80]!r}") from error
+        if not isinstance(body, dict):
+            raise NoAnswerError("the body is not a JSON object")
+        return body
+
+    def events(self) -> list[str]:
+        """The data of the stream's events, `[DONE]` included."""
+        blocks = self.text.replace("\r\n", "\n").split("\n\n")
+        lines = [
+            [one[5:].strip() for one in b.split("\n") if one.startswith("data:")] for b in blocks
+        ]
+        return ["\n".join(data) for data in lines if data]
+
+    def chunks(self) -> list[Json]:
+        """The stream's JSON chunks. Raises NoAnswerError if there is none, or one is an error."""
+        try:
+            chunks = [json.loads(data) for data in self.events() if data != "[DONE]"]
+        except ValueError as error:
+            raise NoAnswerError("a chunk of the stream is not JSON") from error
+        if not chunks:
+            raise NoAnswerError(f"no stream of events: {self.text[:80]!r}")
+        for chunk in chunks:
+            if "error" in chunk:
+                raise NoAnswerError(f"the stream has an error: {str(chunk['error'])[:120]}")
+        return chunks
+
+    def choice(self, index: int = 0) -> Json:
+        """A choice of a plain answer. Raises NoAnswerError for an answer without it."""
+        if self.status != 200:
+            raise NoAnswerError(f"status {self.status}: {self.text[:160]}")
+        choices = self.json().get("choices")
+        if not isinstance(choices, list) or len(choices) <= index:
+            raise NoAnswerError("the answer has no such choice")
+        choice = choices[index]
+        if not isinstance(choice, dict):
+            raise NoAnswerError("the choice is not an object")
+        return choice
+
+    @property
+    def content(self) -> str:
+        """The text of the first choice."""
+        return (self.choice().get("message") or {}).get("content") or ""
+
+    @property
+    def calls(self) -> list[Json]:
+        """The tool calls of the first choice."""
+        return (self.choice().get("message") or {}).get("tool_calls") or []
+
+    @property
+    def usage(self) -> Json:
+        """The counts of tokens; empty if there are none."""
+        return self.json().get("usage") or {}
+
+
+@dataclass(slots=True)
+class Server:
+    """Requests to one server."""
+
+    client: HttpClient
+    model: str
+    timeout: float
+
+    async def get(self, path: str) -> Answer:
+        """Send a GET request."""
+        return await self._send("GET", path, b"")
+
+    async def post(self, body: object) -> Answer:
+        """Send a body to the chat endpoint as it is: JSON of an object, or bytes."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self._send("POST", "/chat/completions", data)
+
+    async def chat(self, text: str = "Name three rivers of Europe.", **fields: object) -> Answer:
+        """Ask a question. Fields that are None are left out."""
+        messages = [{"role": "user", "content": text}]
+        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 24}
+        body |= fields
+        return await self.post({name: value for name, value in body.items() if value is not None})
+
+    async def _send(self, method: str, path: str, body: bytes) -> Answer:
+        parts: list[bytes] = []
+        try:
+            answer = await self.client.request(
+                method,
+                self.client.api_path + path,
+                body,
+                lambda data, _: parts.append(data),
+                self.timeout,
+            )
+        except TransportError as error:
+            raise NoAnswerError(str(error)) from error
+        except TimeoutError as error:
+            raise NoAnswerError(f"no answer in {self.timeout:g} s") from error
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        return Answer(answer.status, headers, b"".join(parts).decode("utf-8", "replace"))
+
+
+async def find_model(client: HttpClient, timeout: float) -> str:
+    """The first model that the server lists. Raises NoAnswerError if it lists none."""
+    answer = await Server(client, "", timeout).get("/models")
+    if answer.status == 401:
+        raise NoAnswerError("the server refuses the API key, or needs one (--api-key)")
+    models = answer.json().get("data") if answer.status == 200 else None
+    if not models:
+        raise NoAnswerError(f"GET /models lists no model (status {answer.status}); use --model")
+    return str(models[0]["id"])
