@@ -85,7 +85,8 @@ def test_other_instruction_sets(
     module, files = make_model(family, tmp_path)
     model = load_native(files)
     assert model.info.attention_backend == f"native-{library.isa}"
-    assert library.isa == {"x86-64": "generic", "haswell": "avx2"}[architecture]
+    names = {"x86-64": "generic", "haswell": "avx2", "alderlake": "avx2-vnni"}
+    assert library.isa == names[architecture]
     actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
     expected = reference_logits(module, IDS)
     assert ((actual - expected) / expected.std()).square().mean().sqrt() < 1.5e-3
