@@ -78,8 +78,7 @@ def _mxfp4(codes: "Codes") -> npt.NDArray[np.uint8]:
 def _nibbles(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Numbers i and i + 16 of each group share a byte."""
     groups = values.reshape(-1, GROUP)
-    both: npt.NDArray[np.uint8] = groups[:, : GROUP // 2] | (groups[:, GROUP // 2 :] << 4)
-    return both
+    return groups[:, : GROUP // 2] | (groups[:, GROUP // 2 :] << np.uint8(4))
 
 
 def _blocks(
