@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 
+from stonechat_models.backends.native.model import footprint
 from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.checkpoint.gguf.reader import read_gguf
+from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
 from tests.models import tiny_gguf
 from tests.models.backends.native.native_helpers import load_native, make_batch, random_ids
+from tests.models.backends.native.random_blocks import random_blocks
 from tests.models.checkpoint.gguf.converted_models import MODELS, converted_model
 from tests.models.converted_gguf import write_converted
 from tests.nightly import nightly
@@ -77,6 +83,64 @@ def test_quantised_files_keep_their_weights(
     # The rounding of activations sends some rows to another expert.
     assert error < (0.2 if "experts" in request.node.name else 0.12)
     assert quantization in request.node.name
+
+
+def superblock_file(type_name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFiles:
+    """A small Llama whose matrices are random blocks of 256; the embedding is Q6_K."""
+
+    def random_weights(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+        if values.ndim == 1:
+            return values
+        name = "Q6_K" if values.shape[0] == tiny_gguf.VOCAB else kind.name
+        sample = gguf.dequantize(
+            random_blocks(name, *values.shape), gguf.GGMLQuantizationType[name]
+        )
+        scale = 0.02 * float(values.std() / sample.std())
+        return random_blocks(name, *values.shape, seed=values.size, scale=scale)
+
+    def add_tensor(writer: gguf.GGUFWriter, name: str, data: np.ndarray, **options: object) -> None:
+        if name in ("token_embd.weight", "output.weight"):
+            options["raw_dtype"] = gguf.GGMLQuantizationType.Q6_K
+        original(writer, name, data, **options)
+
+    original = gguf.GGUFWriter.add_tensor
+    monkeypatch.setattr(gguf, "quantize", random_weights)
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add_tensor)
+    for size, value in {"HIDDEN": 256, "FFN": 512}.items():
+        monkeypatch.setattr(tiny_gguf, size, value)
+    monkeypatch.setitem(tiny_gguf.HEAD_DIMS, "llama", 64)
+    tiny_gguf.write_tiny_gguf(path, "llama", type_name)
+    return resolve_model(EngineConfig(model=str(path)), lambda line: None)
+
+
+@pytest.mark.parametrize("type_name", ["Q4_K", *nightly("Q2_K", "Q3_K", "Q5_K", "Q6_K", "IQ4_XS")])
+def test_superblocks_stay_as_in_the_file(
+    type_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_cache: None
+) -> None:
+    """In the order of transformers' rows, and in no more memory than `plan` says."""
+    files = superblock_file(type_name, tmp_path / "x.gguf", monkeypatch)
+    error, quantization = logits_error(files)
+    assert error < 0.12
+    assert quantization == type_name
+    config = EngineConfig(model=str(tmp_path / "x.gguf"))
+    model = load_native(files)
+    planned = footprint(read_headers(config, lambda line: None), config)
+    assert planned.weight_bytes == model.info.weight_bytes
+    file = read_gguf(tmp_path / "x.gguf")
+    matrices = [t.data.nbytes for t in file.tensors.values() if len(t.shape) == 2]
+    ends = 1.02  # 300 rows take the memory of 304
+    assert sum(matrices) <= model.info.weight_bytes <= ends * sum(matrices)
+
+
+@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.12), ("int4", 0.12)])
+def test_superblocks_can_be_quantised_again(
+    quantize: str, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_cache: None
+) -> None:
+    """int4 keeps matrices of Q4_K, and makes the ends int8."""
+    files = superblock_file("Q4_K", tmp_path / "x.gguf", monkeypatch)
+    error, quantization = logits_error(files, quantize)
+    assert error < bound
+    assert quantization == quantize
 
 
 @pytest.mark.parametrize("tiny_file", [("llama", "F16")], indirect=True)

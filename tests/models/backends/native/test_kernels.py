@@ -16,14 +16,15 @@ from stonechat_models.backends.native.bindings import (
 from stonechat_models.backends.native.packing import Arena, unpacked_row
 from tests.models.backends.native import reference
 from tests.models.backends.native.native_helpers import ARCHITECTURES
+from tests.models.backends.native.random_blocks import (
+    BLOCK_TYPES,
+    HALVES,
+    SUPERBLOCK_TYPES,
+    block_size,
+    random_blocks,
+)
 
-GROUP_TYPES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4")
-SUPERBLOCK_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
-BLOCK_TYPES = GROUP_TYPES + SUPERBLOCK_TYPES
 EXACT_TYPES = ("Q8_0", "Q4_0", "Q4_1")
-HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}
-HALVES |= {"Q4_K": (0, 2), "Q5_K": (0, 2), "MXFP4": ()}
-"""Where the half-precision numbers of a block begin; at byte 0 in other types."""
 FLOAT_KINDS = {torch.bfloat16: Kind.BF16, torch.float16: Kind.F16, torch.float32: Kind.F32}
 
 
@@ -77,19 +78,6 @@ def packed_blocks(library: Library, type_name: str, blocks: np.ndarray, k: int) 
     return Packed(library, Kind[type_name], Kind[type_name], blocks, k)
 
 
-def random_blocks(type_name: str, n: int, k: int, seed: int = 0) -> np.ndarray:
-    """Rows of random bits, with scales and minima of about 0.01."""
-    generator = np.random.default_rng(seed)
-    block, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
-    blocks = generator.integers(0, 256, (n, k // block, num_bytes), dtype=np.uint8)
-    for at in HALVES.get(type_name, (0,)):
-        halves = generator.uniform(-0.02, 0.02, (n, k // block, 1)).astype(np.float16)
-        blocks[..., at : at + 2] = halves.view(np.uint8)
-    if type_name == "MXFP4":
-        blocks[..., 0] = generator.integers(110, 125, blocks.shape[:2])
-    return blocks.reshape(n, -1)
-
-
 def dequantized(type_name: str, blocks: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(gguf.dequantize(blocks, gguf.GGMLQuantizationType[type_name]))
 
@@ -135,7 +123,7 @@ def test_products_equal_the_oracle(library: Library, type_name: str, rows: int) 
 def test_integer_products_are_exact(library: Library, type_name: str) -> None:
     """Scales of one make all results integers. The weights include the extreme quantised values."""
     n, k = 16, length_of(type_name)
-    block, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
+    block, num_bytes = block_size(type_name)
     generator = np.random.default_rng(1)
     blocks = generator.integers(0, 256, (n, k // block, num_bytes), dtype=np.uint8)
     blocks[0], blocks[1] = 0xFF, 0
