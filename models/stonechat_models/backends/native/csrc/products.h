@@ -23,9 +23,10 @@ inline float part_sum(const ActGroup& group, int part) {
   return Parts == 1 ? group.sum : group.scale * float(part_isum<Parts>(group, part));
 }
 
-// acc[r] += (row r0 + r of x) . one panel, for r < Rows.
+// acc[r] += (row r0 + r of x) . one panel, for r < Rows.  Flat: a call in the loop would spill.
 template <int KindOf, int Rows>
-inline void quantised_panel(const uint8_t* panel, const Act& x, int r0, F16* acc) {
+__attribute__((flatten)) inline void quantised_panel(const uint8_t* panel, const Act& x, int r0,
+                                                    F16* acc) {
   constexpr Format f = kFormats[KindOf];
   constexpr int kBits = unsigned_bits(f), kLength = 8 / f.parts;
   constexpr int kOffset = kBits == 8 && kSignedDot8 ? 0 : f.offset;
