@@ -1,12 +1,10 @@
 """A step's input to a model, and the protocol that every model implements."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from stonechat_models.types import ModelInfo
 
@@ -19,15 +17,23 @@ Array = Any
 
 @dataclass(slots=True)
 class HostBatch:
-    """What a `ForwardBatch` holds, as arrays of the host, for models that need no PyTorch."""
+    """What a `ForwardBatch` holds, for models that need no PyTorch.
 
-    token_ids: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
-    slot_mapping: npt.NDArray[np.int64]
-    query_start: npt.NDArray[np.int32]
-    block_table: npt.NDArray[np.int32]
-    logits_index: npt.NDArray[np.int64]
-    state_slots: Sequence[int] = ()
+    These are plain arrays: in a step of few tokens, those of numpy take longer to make and to hand
+    to compiled code.
+    """
+
+    token_ids: "array[int]"
+    """int64[T], typecode q. So are `positions`, `slot_mapping`, `logits_index`."""
+    positions: "array[int]"
+    slot_mapping: "array[int]"
+    query_start: "array[int]"
+    """int32[N + 1], typecode i."""
+    block_table: "array[int]"
+    """int32[N * W]: the rows of the table behind each other."""
+    logits_index: "array[int]"
+    state_slots: "array[int]"
+    """int64[N], or empty for a model without such a state."""
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """Builds the packed arrays of a step from its items."""
 
+from array import array
 from collections import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,24 +21,36 @@ _ALIGNMENT = 16
 def build_host_batch(
     items: abc.Sequence[Scheduled],
     block_size: int,
-    sampled_ids: npt.NDArray[np.int64] | None = None,
+    sampled_ids: abc.Sequence[int] | None = None,
 ) -> HostBatch:
     """Pack the tokens of all items; see `build_batch`."""
-    layout = _Layout.of(items, block_size)
-    packed = layout.packed
-    token_ids = np.array(packed.token_ids, dtype=np.int64)
-    if packed.places:
-        assert sampled_ids is not None, "the step that a placeholder depends on is not sampled"
-        token_ids[packed.places] = sampled_ids[packed.sources]
-    return HostBatch(
-        token_ids=token_ids,
-        positions=layout.positions,
-        slot_mapping=layout.slots,
-        query_start=np.array(layout.query_start, dtype=np.int32),
-        block_table=layout.table,
-        logits_index=layout.rows,
-        state_slots=[item.sequence.state_slot for item in items],
+    packed = _PackedTokens(items)
+    batch = HostBatch(
+        token_ids=array("q", packed.token_ids),
+        positions=array("q"),
+        slot_mapping=array("q"),
+        query_start=array("i", [0, *packed.ends]),
+        block_table=array("i"),
+        logits_index=array("q"),
+        state_slots=array("q", [item.sequence.state_slot for item in items]),
     )
+    for place, source in zip(packed.places, packed.sources, strict=True):
+        assert sampled_ids is not None, "the step that a placeholder depends on is not sampled"
+        batch.token_ids[place] = sampled_ids[source]
+    width = -(-max(item.context_len for item in items) // block_size)
+    start = 0
+    for item, first, end in zip(items, packed.firsts, packed.ends, strict=True):
+        positions, blocks = range(first, first + end - start), item.sequence.block_table
+        batch.positions.extend(positions)
+        batch.slot_mapping.extend(
+            [blocks[p // block_size] * block_size + p % block_size for p in positions]
+        )
+        row = blocks[: -(-item.context_len // block_size)]
+        batch.block_table.extend(row)
+        batch.block_table.frombytes(bytes((width - len(row)) * row.itemsize))
+        batch.logits_index.extend(range(end - item.num_prompt_rows - item.num_rows, end))
+        start = end
+    return batch
 
 
 def build_batch(

@@ -1,6 +1,7 @@
 """The packed tensors of a step."""
 
 import random
+from array import array
 from types import SimpleNamespace
 
 import pytest
@@ -112,6 +113,11 @@ def test_a_batch_has_each_number_of_its_items(seed):
     contexts = [item.context_len for item in items]
     assert batch.context_lens.tolist() == batch.context_lens_list == contexts
     assert batch.num_rows_list == [item.num_prompt_rows + item.num_rows for item in items]
+    on_host = batches.build_host_batch(items, block_size, array("q", range(2000, 2008)))
+    for name in ("token_ids", "positions", "slot_mapping", "query_start", "logits_index"):
+        assert getattr(on_host, name).tolist() == getattr(batch, name).tolist(), name
+    assert on_host.block_table.tolist() == batch.block_table.flatten().tolist()
+    assert on_host.state_slots.tolist() == batch.state_slots
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])

@@ -181,7 +181,7 @@ class Library:
         self.sample: Callable[..., Any] = bind(
             "sc_sample",
             *(c_char_p, c_void_p, c_void_p, c_int, c_int),
-            *(c_char_p, c_void_p, c_void_p),
+            *(c_void_p, c_void_p, c_void_p),
         )
         """Sample rows. Returns None, or why it cannot run."""
         self.score: Callable[..., Any] = bind(

@@ -1,6 +1,7 @@
 """A decoder on the CPU. Each step is one call of the compiled library."""
 
 import ctypes
+from array import array
 from collections import Counter
 from dataclasses import replace
 
@@ -213,23 +214,22 @@ class NativeModel:
     def forward_hidden(
         self, batch: HostBatch
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        hidden = np.empty((batch.logits_index.size, self._spec.hidden_size), dtype=np.float32)
+        hidden = np.empty((len(batch.logits_index), self._spec.hidden_size), dtype=np.float32)
         return self._step(batch, hidden), hidden
 
     def _step(
         self, batch: HostBatch, hidden: npt.NDArray[np.float32] | None
     ) -> npt.NDArray[np.float32]:
         """Run a step. Write the final hidden states to `hidden` if they are wanted."""
-        shape = batch.logits_index.size, self._spec.vocab_size
-        logits = np.empty(shape, dtype=np.float32)
-        slots = np.array(batch.state_slots, dtype=np.int64)
-        states = slots.ctypes.data if slots.size == len(batch.block_table) else None
+        logits = np.empty((len(batch.logits_index), self._spec.vocab_size), dtype=np.float32)
+        num_seqs = len(batch.query_start) - 1
         step = BatchStruct(
-            *(batch.token_ids.size, *batch.block_table.shape, len(logits)),
-            *(batch.token_ids.ctypes.data, batch.positions.ctypes.data),
-            *(batch.slot_mapping.ctypes.data, batch.query_start.ctypes.data),
-            *(batch.block_table.ctypes.data, batch.logits_index.ctypes.data),
-            *(states, logits.ctypes.data, None if hidden is None else hidden.ctypes.data),
+            *(len(batch.token_ids), num_seqs, len(batch.block_table) // max(1, num_seqs)),
+            *(len(logits), _address(batch.token_ids), _address(batch.positions)),
+            *(_address(batch.slot_mapping), _address(batch.query_start)),
+            *(_address(batch.block_table), _address(batch.logits_index)),
+            *(_address(batch.state_slots) if batch.state_slots else None, logits.ctypes.data),
+            None if hidden is None else hidden.ctypes.data,
         )
         problem = self._library.forward(self._handle, ctypes.byref(step))
         if problem is not None:
@@ -302,6 +302,10 @@ class NativeModel:
         self._library.set_ends(
             self._handle, ctypes.byref(embedding), ctypes.byref(head), final_norm
         )
+
+
+def _address(numbers: "array[int]") -> int:
+    return numbers.buffer_info()[0]
 
 
 def _quantization(plan: WeightPlan, config: EngineConfig) -> str:

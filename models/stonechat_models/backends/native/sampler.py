@@ -33,7 +33,7 @@ SLICE_BYTES = 64 << 20
 class NativeSampler:
     """Chooses as `sampling.sampler.Sampler` does, with the same sums (`csrc/sampler.h`).
 
-    Logits and tokens are arrays of numpy. All is computed when a pass is launched.
+    Logits are arrays of numpy. All is computed when a pass is launched.
     """
 
     def __init__(self, library: Library, pool: int, vocab_size: int) -> None:
@@ -67,7 +67,8 @@ class NativeSampler:
         logprobs: list[TokenLogprobs | None] = [None] * len(states)
         if raw is not None:
             num_tops = [states[row].params.top_logprobs or 0 for row in rows]
-            entries = self._scores(raw, tokens[rows], num_tops, has_ranks=False)
+            chosen = np.array(tokens)[rows]
+            entries = self._scores(raw, chosen, num_tops, has_ranks=False)
             for row, entry in zip(rows, entries, strict=True):
                 logprobs[row] = entry
         return NativeSampling(tokens, peaks, logprobs, errors)
@@ -89,7 +90,7 @@ class NativeSampler:
 
     def _choose(
         self, logits: Logits, states: Sequence[SamplingState]
-    ) -> tuple[npt.NDArray[np.int64], Logits]:
+    ) -> "tuple[array[int], array[float]]":
         """Return int64[R], the tokens, and float32[R], the largest edited logit of each row."""
         settings = array("d")
         for state in states:
@@ -99,11 +100,10 @@ class NativeSampler:
                 if settings[-4]
                 else 0.5
             )
-        tokens = np.empty(len(states), dtype=np.int64)
-        peaks = np.empty(len(states), dtype=np.float32)
+        tokens, peaks = array("q", bytes(8 * len(states))), array("f", bytes(4 * len(states)))
         problem = self._library.sample(
             *(self._handle, logits.ctypes.data, len(states), self._vocab_size),
-            *(settings.tobytes(), tokens.ctypes.data, peaks.ctypes.data),
+            *(settings.buffer_info()[0], tokens.buffer_info()[0], peaks.buffer_info()[0]),
         )
         if problem is not None:
             raise StepError(problem.decode())
@@ -157,9 +157,9 @@ class NativeSampler:
 class NativeSampling:
     """The tokens of a launched pass."""
 
-    tokens: npt.NDArray[np.int64]
+    tokens: "array[int]"
     """int64[R]. A row that fails has an arbitrary token of the vocabulary."""
-    peaks: Logits
+    peaks: "array[float]"
     logprobs: list[TokenLogprobs | None]
     errors: dict[int, str]
 

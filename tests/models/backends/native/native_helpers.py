@@ -1,5 +1,6 @@
 """Tiny models and batches for the tests of the native backend."""
 
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,14 +205,16 @@ class TensorModel:
 
 
 def host_batch(batch: ForwardBatch) -> HostBatch:
+    num_seqs = len(batch.block_table)
+    slots = list(batch.state_slots)
     return HostBatch(
-        token_ids=batch.token_ids.numpy(),
-        positions=batch.positions.numpy(),
-        slot_mapping=batch.slot_mapping.numpy(),
-        query_start=batch.query_start.numpy(),
-        block_table=batch.block_table.contiguous().numpy(),
-        logits_index=batch.logits_index.numpy(),
-        state_slots=batch.state_slots,
+        token_ids=array("q", batch.token_ids.tolist()),
+        positions=array("q", batch.positions.tolist()),
+        slot_mapping=array("q", batch.slot_mapping.tolist()),
+        query_start=array("i", batch.query_start.tolist()),
+        block_table=array("i", batch.block_table.flatten().tolist()),
+        logits_index=array("q", batch.logits_index.tolist()),
+        state_slots=array("q", slots if len(slots) == num_seqs else []),
     )
 
 
