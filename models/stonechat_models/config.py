@@ -54,5 +54,9 @@ class EngineConfig:
     prompt_lookup: bool | None = None
     """Draft tokens where the context repeats itself, and verify several of them per step. None:
     only where that is measured to be faster, on the native backend and without overlap."""
+    draft_model: str | None = None
+    """A smaller model of the same tokens, named like `model`, that drafts tokens for it."""
+    num_draft_tokens: int = 8
+    """How many tokens the draft model drafts at most for a sequence in a step."""
     engine_process: bool | None = None
     """Run the engine in a process of its own. None: only on CUDA."""

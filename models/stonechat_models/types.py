@@ -327,6 +327,20 @@ class EmbeddingInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftInfo:
+    """The model that drafts tokens for the one that is served."""
+
+    name: str
+    architecture: str
+    num_parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    """In a KV cache of its own, which has as many tokens as that of the model that is served."""
+    num_draft_tokens: int
+    """How many tokens it drafts at most for a sequence in a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What was loaded and how it runs: for the start banner, `/v1/models` and the fingerprint."""
 
@@ -367,6 +381,8 @@ class ModelInfo:
     """False for a model that only makes embeddings."""
     embedding: EmbeddingInfo | None = None
     """The embeddings that the model makes; None if it makes none."""
+    draft: DraftInfo | None = None
+    """The draft model; None if there is none."""
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -394,9 +410,13 @@ class EngineStats:
     num_cache_queried_tokens: int = 0
     num_cache_hit_tokens: int = 0
     num_drafted_tokens: int = 0
-    """Draft tokens, from predictions or from the context."""
+    """Draft tokens: from predictions, from the context, or of a draft model."""
     num_accepted_draft_tokens: int = 0
     """Draft tokens that were accepted."""
+    num_model_drafted_tokens: int = 0
+    """Those draft tokens that the draft model proposed."""
+    num_accepted_model_draft_tokens: int = 0
+    """Those of them that were accepted."""
     num_preemptions: int = 0
     num_failed_steps: int = 0
     last_step_seconds: float = 0.0

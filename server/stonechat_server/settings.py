@@ -151,6 +151,19 @@ class Settings(BaseSettings):
         "draft tokens from repetitions in the context and verify several per step; answers do not "
         "change (default: with the compiled CPU kernels, where that is measured to be faster)",
     )
+    draft_model: str | None = _option(
+        "Computing",
+        None,
+        "a smaller model of the same tokens, named like MODEL, that drafts tokens where that is "
+        "measured to be faster; answers do not change (only on CPUs)",
+    )
+    num_draft_tokens: int = _option(
+        "Computing",
+        8,
+        "how many tokens the draft model drafts at most for a sequence in a step",
+        ge=1,
+        le=32,
+    )
     engine_process: bool | None = _option(
         "Computing",
         None,

@@ -11,8 +11,10 @@ from stonechat_models.backends.transformers.kinds import plain_model, stateful_m
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel
+from stonechat_models.engine.draft_model import DraftModel
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
+from stonechat_models.engine.placement import place_of
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import GenerateRequest, ModelInfo, SamplingParams, TokenLogprobs
@@ -58,6 +60,8 @@ def make_engine(
     overlap=False,
     prompt_lookup="off",
     clock=time.perf_counter,
+    draft_module=None,
+    num_draft_tokens=4,
     **limits,
 ):
     info = model_info(**limits)
@@ -67,14 +71,29 @@ def make_engine(
     )
     model.allocate_kv_cache(num_blocks, info.block_size)
     engine_class = OverlappedEngine if overlap else Engine
+    sampler, draft_model = Sampler(info.vocab_size, CPU), None
+    if draft_module is not None:
+        draft_info = replace(info, vocab_size=draft_module.config.vocab_size)
+        draft_model = DraftModel(
+            TransformersModel(draft_module, draft_info, BatchedBackend(), 1, None, None),
+            sampler,
+            vocab_size=info.vocab_size,
+            end_ids=eos,
+            max_tokens=num_draft_tokens,
+            place=place_of(CPU),
+            takes_tensors=True,
+            clock=clock,
+        )
+        draft_model.model.allocate_kv_cache(num_blocks, info.block_size)
     return engine_class(
         model,
-        Sampler(info.vocab_size, CPU),
+        sampler,
         eos_token_ids=eos,
         device=CPU,
         prefix_caching=prefix_caching,
         prompt_lookup=prompt_lookup,
         clock=clock,
+        draft_model=draft_model,
     )
 
 

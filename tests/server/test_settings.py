@@ -87,6 +87,8 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
         "overlap": False,
         "generation_config": "none",
         "prompt_lookup": True,
+        "draft_model": "d",
+        "num_draft_tokens": 5,
         "embeddings": True,
         "block_size": 32,
         "max_batch_tokens": 64,

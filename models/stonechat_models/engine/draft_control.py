@@ -1,31 +1,53 @@
-"""Decides how many draft tokens a step carries, so that it gives the most tokens a second.
+"""Decides how many draft tokens a step carries, so that its sequences advance the fastest.
 
 It weighs what draft tokens bring, by the acceptance rate of each sequence, against what they cost,
-by the measured times of steps. Where they do not pay (a text that does not repeat, a large batch)
-a step has none.
+by the measured times of steps and of the draft model. Where they do not pay (a text that does not
+repeat, a large batch) a step has none.
+
+Speeds are compared by their logarithms, summed over the sequences: it does not pay to make one
+sequence twice as fast and another one half as fast.
 """
 
 from collections import abc
+from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
-from math import log, log1p
+from math import exp, log, log1p
 
+from stonechat_models.engine.draft_model import MAX_GAP, DraftModel, PassTime
 from stonechat_models.engine.prompt_lookup import MAX_DRAFT, AdaptiveDrafter
-from stonechat_models.engine.sequence import Scheduled, Sequence
-from stonechat_models.engine.step_costs import StepCosts
+from stonechat_models.engine.sequence import DraftState, Scheduled, Sequence
+from stonechat_models.engine.step_costs import PassCosts, StepCosts
 
-_LEAST_GAIN = 0.03
+LEAST_GAIN = 0.03
 """A step has draft tokens if they promise at least this much more speed."""
+
+
+@dataclass(slots=True)
+class LookupPlan:
+    """What sequences draft from their own past, and what that brings."""
+
+    lengths: list[int]
+    gain: float = 0.0
+    """The sum over the sequences of the logarithm of their tokens a step."""
+    score: float = 0.0
+    """The gain without what the draft tokens cost. 0: there are none."""
 
 
 class DraftControl:
     """Sets the lengths of drafts before a step is scheduled, and learns from the step's time."""
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, draft_model: DraftModel | None = None) -> None:
         """`max_tokens`: at most this many draft tokens in a step, over all sequences."""
         self.costs = StepCosts()
+        self.pass_costs = PassCosts()
+        self.lagging: Sequence | None = None
+        """The sequence that the draft model is to catch up with beside the next step."""
+        self._draft_model = draft_model
         self._max_tokens = max_tokens
         self._measured: tuple[int, int] | None = None
         """Sequences and draft tokens of the step that runs. None: its time says nothing."""
+        self._draft_seconds = 0.0
+        """What the draft model took of that time."""
 
     def plan(self, decoding: abc.Sequence[Sequence], *, is_alone: bool) -> None:
         """Set how many tokens each of the sequences that decode drafts in the next step.
@@ -37,19 +59,31 @@ class DraftControl:
             drafter = sequence.drafter
             if isinstance(drafter, AdaptiveDrafter):
                 drafter.set_length(0)
-                if is_alone and drafter.has_match:
+                if drafter.has_match:
                     drafters.append(drafter)
-        if drafters and self.costs.plain_seconds(len(decoding)) is not None:
-            lengths = self._best_lengths([d.rate for d in drafters], len(decoding))
-            for drafter, length in zip(drafters, lengths, strict=True):
-                drafter.set_length(length)
+        has_model = self._draft_model is not None
+        self.lagging = None
+        if has_model:
+            for sequence in decoding:
+                if sequence.draft_state is not None:
+                    sequence.draft_state.length = 0
+        if not is_alone or self.costs.plain_seconds(len(decoding)) is None:
+            return
+        plan = self._plan_lookups(drafters, len(decoding)) if drafters else LookupPlan([])
+        for drafter, length in zip(drafters, plan.lengths, strict=True):
+            drafter.set_length(length)
+        if has_model:
+            self._plan_model(decoding, plan.score)
 
-    def begin(self, items: abc.Sequence[Scheduled]) -> None:
-        """Note what the step that runs now computes."""
+    def begin(self, items: abc.Sequence[Scheduled], times: PassTime | None = None) -> None:
+        """Note what the step that runs now computes, and what the draft model took for it."""
+        self._measured = None
+        self._draft_seconds = 0.0
+        if times is not None:
+            self._draft_seconds = self.pass_costs.observe(times)
         num_drafts = 0
         for item in items:
             if item.num_tokens != 1 or not item.reaches_end or item.num_again:
-                self._measured = None
                 return
             num_drafts += len(item.draft)
         self._measured = len(items), num_drafts
@@ -57,35 +91,35 @@ class DraftControl:
     def finish(self, seconds: float) -> None:
         """Learn from the time that the step took."""
         if self._measured is not None:
-            self.costs.observe(*self._measured, seconds)
+            self.costs.observe(*self._measured, seconds - self._draft_seconds)
             self._measured = None
 
     def discard(self) -> None:
         """Learn nothing from the step that runs: it failed in part."""
         self._measured = None
 
-    def _best_lengths(self, rates: list[float], num_seqs: int) -> list[int]:
-        """Return the lengths of drafts that promise the most speed, on average over the sequences.
+    def _plan_lookups(self, drafters: list[AdaptiveDrafter], num_seqs: int) -> LookupPlan:
+        """Return the lengths of drafts that promise the most speed.
 
         The n-th draft token of a sequence is right if all before it are: rate ** n. The tokens are
         taken in the order of what they add to the speed of their sequence, and the best number of
-        them is kept. Speeds are compared by their logarithms: it does not pay to make one sequence
-        twice as fast and another one half as fast.
+        them is kept.
         """
+        rates = [drafter.rate for drafter in drafters]
         limit = min(self._max_tokens, MAX_DRAFT * len(rates))
         curve = self.costs.curve(num_seqs, limit)
         lengths, expected, chances = [0] * len(rates), [1.0] * len(rates), [*rates]
         gains = [(-log1p(rate), i) for i, rate in enumerate(rates)]
         heapify(gains)
         taken: list[int] = []
-        gained, best, num_best = 0.0, num_seqs * _LEAST_GAIN, 0
+        gained, num_best, best = 0.0, 0, LookupPlan(lengths, score=num_seqs * LEAST_GAIN)
         while gains and len(taken) < limit:
             gain, i = gains[0]
             gained -= gain
             taken.append(i)
             score = gained - num_seqs * log(curve[len(taken)])
-            if score > best:
-                best, num_best = score, len(taken)
+            if score > best.score:
+                best.gain, best.score, num_best = gained, score, len(taken)
             lengths[i] += 1
             expected[i] += chances[i]
             chances[i] *= rates[i]
@@ -95,4 +129,95 @@ class DraftControl:
                 heappop(gains)
         for i in taken[num_best:]:
             lengths[i] -= 1
-        return lengths
+        return best if num_best else LookupPlan(lengths)
+
+    # --- the draft model ---
+
+    def _plan_model(self, decoding: abc.Sequence[Sequence], least_score: float) -> None:
+        """Let the draft model draft where that promises more than `least_score`, the score of what
+        the sequences draft from their past."""
+        model = self._draft_model
+        assert model is not None
+        if model.is_broken:
+            return
+        ready: list[tuple[Sequence, DraftState]] = []
+        lookups: list[AdaptiveDrafter] = []
+        for sequence in decoding:
+            state, drafter = sequence.draft_state, sequence.drafter
+            if drafter is not None and drafter.has_match:
+                if not isinstance(drafter, AdaptiveDrafter):
+                    continue
+                if state is None or drafter.rate >= state.rate:
+                    lookups.append(drafter)
+                    continue
+            if state is None or state.is_off:
+                continue
+            gap = model.gap(sequence)
+            if gap <= MAX_GAP:
+                ready.append((sequence, state))
+            elif self.lagging is None and self._pays_to_catch_up(sequence, state, gap, decoding):
+                self.lagging = sequence
+        num_seqs = len(decoding)
+        plan = self._plan_lookups(lookups, num_seqs) if lookups else LookupPlan([])
+        rates = [state.rate for _, state in ready]
+        length, score = self._best_length(rates, num_seqs, plan)
+        if length and score > max(least_score, num_seqs * LEAST_GAIN):
+            for drafter, n in zip(lookups, plan.lengths, strict=True):
+                drafter.set_length(n)
+            for sequence, state in ready:
+                state.length = length
+                if isinstance(sequence.drafter, AdaptiveDrafter):
+                    sequence.drafter.set_length(0)
+        elif not least_score:
+            for sequence, _ in ready:
+                model.rest(sequence)
+            self.pass_costs.relax()
+
+    def _best_length(
+        self, rates: list[float], num_seqs: int, plan: LookupPlan
+    ) -> tuple[int, float]:
+        """Return how many tokens the draft model best drafts for each sequence with these rates,
+        beside a plan of lookups, and the score of both."""
+        plain = self.costs.plain_seconds(num_seqs)
+        assert self._draft_model is not None
+        assert plain is not None
+        num_lookups, best, best_score = sum(plan.lengths), 0, 0.0
+        limit = self._max_tokens - num_lookups
+        curve = self.costs.curve(num_seqs, self._max_tokens)
+        pass_cost = self.pass_costs.seconds(len(rates)) / plain
+        expected, chances = [1.0] * len(rates), [1.0] * len(rates)
+        for length in range(1, self._draft_model.max_tokens + 1):
+            num_drafts = length * len(rates)
+            if not 0 < num_drafts <= limit:
+                break
+            gain = plan.gain
+            for i, rate in enumerate(rates):
+                chances[i] *= rate
+                expected[i] += chances[i]
+                gain += log(expected[i])
+            cost = curve[num_lookups + num_drafts] + length * pass_cost
+            score = gain - num_seqs * log(cost)
+            if score > best_score:
+                best, best_score = length, score
+        return best, best_score
+
+    def _pays_to_catch_up(
+        self, sequence: Sequence, state: DraftState, gap: int, decoding: abc.Sequence[Sequence]
+    ) -> bool:
+        """Whether the draft model should compute what it lacks of the sequence.
+
+        That delays all sequences. It is done once the answer is so long, and may become so much
+        longer, that drafts would have saved that time.
+        """
+        num_seqs = len(decoding)
+        plain = self.costs.plain_seconds(num_seqs)
+        assert self._draft_model is not None
+        assert plain is not None
+        length, score = self._best_length([state.rate] * num_seqs, num_seqs, LookupPlan([]))
+        if not length or score <= num_seqs * LEAST_GAIN:
+            self._draft_model.rest(sequence)
+            return False
+        saved = plain * (1 - exp(-score / num_seqs))
+        num_left = sequence.max_tokens - sequence.num_output_tokens
+        cost = gap * self.pass_costs.catch_up_seconds * num_seqs
+        return min(sequence.num_output_tokens, num_left) * saved >= cost

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from stonechat_models.backends.base import CausalModel, StatefulModel
 from stonechat_models.engine.draft_control import DraftControl
+from stonechat_models.engine.draft_model import DraftModel
+from stonechat_models.engine.drafting import max_draft_tokens
 from stonechat_models.engine.embeddings import finish_embedding
 from stonechat_models.engine.placement import place_of
 from stonechat_models.engine.prompt_lookup import (
@@ -25,7 +27,7 @@ from stonechat_models.engine.prompt_lookup import (
     TextFollower,
 )
 from stonechat_models.engine.scheduler import Scheduler
-from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
+from stonechat_models.engine.sequence import DraftState, Scheduled, Sequence, SequenceGroup
 from stonechat_models.engine.state_slots import StateSlots
 from stonechat_models.engine.step import InFlightStep
 from stonechat_models.errors import StepError
@@ -65,6 +67,9 @@ class StepCounters:
     num_generated_tokens: int = 0
     num_drafted_tokens: int = 0
     num_accepted_draft_tokens: int = 0
+    num_model_drafted_tokens: int = 0
+    num_accepted_model_draft_tokens: int = 0
+    """Those of the draft model; the ones above include them."""
     num_failed_steps: int = 0
     num_consecutive_failed_steps: int = 0
     """Consecutive steps in which the model failed for every sequence. A row that cannot be sampled
@@ -92,6 +97,7 @@ class Engine:
         device: "torch.device | None",
         prefix_caching: bool = True,
         prompt_lookup: PromptLookup = "off",
+        draft_model: DraftModel | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`clock` returns seconds. Draft tokens that are tried by themselves go by it."""
@@ -102,6 +108,10 @@ class Engine:
         self.place = place_of(device)
         self.max_model_len = info.max_model_len
         self.counters = StepCounters()
+        control = None
+        if prompt_lookup == "auto" or draft_model is not None:
+            control = DraftControl(max_draft_tokens(info.max_batch_tokens), draft_model)
+        self.draft_model = draft_model
         self.scheduler = Scheduler(
             num_blocks=info.num_blocks,
             block_size=info.block_size,
@@ -118,7 +128,7 @@ class Engine:
             if info.num_state_slots
             else None,
             max_prompt_rows=info.max_prompt_rows,
-            adapts_drafts=prompt_lookup == "auto",
+            draft_control=control,
         )
         self._prompt_lookup = prompt_lookup
         self._clock = clock
@@ -169,8 +179,12 @@ class Engine:
             )
         # A recurrent state cannot be taken back to the last accepted draft token.
         may_draft = request.prediction_token_ids or self._prompt_lookup != "off"
-        if may_draft and self.scheduler.states is None and request.embedding is None:
-            self._add_drafters(group)
+        if self.scheduler.states is None and request.embedding is None:
+            if may_draft:
+                self._add_drafters(group)
+            if self.draft_model is not None:
+                for sequence in group.sequences:
+                    sequence.draft_state = DraftState(self.draft_model.rate)
         self._requests[request.request_id] = group
         self.scheduler.add(group)
 
@@ -220,6 +234,8 @@ class Engine:
             num_cache_hit_tokens=scheduler.num_hit_tokens,
             num_drafted_tokens=counters.num_drafted_tokens,
             num_accepted_draft_tokens=counters.num_accepted_draft_tokens,
+            num_model_drafted_tokens=counters.num_model_drafted_tokens,
+            num_accepted_model_draft_tokens=counters.num_accepted_model_draft_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_failed_steps=counters.num_failed_steps,
             last_step_seconds=counters.last_step_seconds,
@@ -250,8 +266,13 @@ class Engine:
             self.model.copy_blocks(output.block_copies)
         if output.state_copies:
             cast(StatefulModel, self.model).copy_states(output.state_copies)
-        if self.draft_control is not None:
-            self.draft_control.begin(output.scheduled)
+        if (control := self.draft_control) is not None:
+            times = None
+            if self.draft_model is not None:
+                if output.block_copies:
+                    self.draft_model.model.copy_blocks(output.block_copies)
+                times = self.draft_model.run(output.scheduled, control.lagging)
+            control.begin(output.scheduled, times)
         return output.scheduled
 
     def _free_states(self) -> None:
@@ -334,12 +355,21 @@ class Engine:
                 break
             self.scheduler.accept_draft_token(sequence)
             outputs.append(self._accept(sequence, tokens, row + i + 1))
-        if draft and sequence.drafter is not None:
-            num_accepted = len(outputs) - 1
-            sequence.drafter.judge(len(draft), num_accepted)
-            self.counters.num_drafted_tokens += len(draft)
-            self.counters.num_accepted_draft_tokens += num_accepted
+        if draft:
+            self._judge(item, len(outputs) - 1)
         return outputs
+
+    def _judge(self, item: Scheduled, num_accepted: int) -> None:
+        """Learn from how many of the item's draft tokens were right."""
+        counters, sequence, num_drafted = self.counters, item.sequence, len(item.draft)
+        counters.num_drafted_tokens += num_drafted
+        counters.num_accepted_draft_tokens += num_accepted
+        if item.num_wanted and self.draft_model is not None:
+            self.draft_model.judge(sequence, num_drafted, num_accepted)
+            counters.num_model_drafted_tokens += num_drafted
+            counters.num_accepted_model_draft_tokens += num_accepted
+        elif sequence.drafter is not None:
+            sequence.drafter.judge(num_drafted, num_accepted)
 
     def _accept(self, sequence: Sequence, tokens: SampledTokens, row: int) -> TokenOutput:
         """Add the token of a row to the sequence, which may end with it or with an error."""

@@ -48,12 +48,12 @@ class Scheduler:
         prefix_caching: bool = True,
         states: StateSlots | None = None,
         max_prompt_rows: int = 1 << 30,
-        adapts_drafts: bool = False,
+        draft_control: DraftControl | None = None,
     ) -> None:
         """`states`: the slots of recurrent state, for a model that keeps such a state.
 
-        `max_prompt_rows`: see `PromptRows`. `adapts_drafts`: whether a `DraftControl` decides about
-        the drafts of adaptive drafters.
+        `max_prompt_rows`: see `PromptRows`. `draft_control` decides how much adaptive drafters
+        and the draft model draft.
         """
         self.block_size = block_size
         self.max_batch_tokens = max_batch_tokens
@@ -66,7 +66,7 @@ class Scheduler:
         """Both lists are in the order in which the sequences run."""
         self.forking = Forking(self.pool, self.waiting)
         self.drafting = Drafting(self.pool, self.running, block_size, max_batch_tokens)
-        self.draft_control = DraftControl(self.drafting.max_tokens) if adapts_drafts else None
+        self.draft_control = draft_control
         self.prompt_rows = PromptRows(
             max_prompt_rows, exact_chunks=states is None or states.exact_chunks
         )
@@ -195,6 +195,8 @@ class Scheduler:
         item = self._launch(sequence, num_tokens, num_tokens == num_remaining, output)
         if drafter is not None and drafter.has_match:
             num_tokens += self.drafting.add_draft(item, drafter, budget - num_tokens)
+        if sequence.draft_state is not None and sequence.draft_state.length and not item.draft:
+            num_tokens += self.drafting.want_draft(item, sequence.draft_state, budget - num_tokens)
         return num_tokens
 
     def _make_room(self, sequence: Sequence, num_blocks: int, output: SchedulerOutput) -> bool:
@@ -327,6 +329,8 @@ class Scheduler:
         sequence.set_computed(0)
         self.pool.release(sequence.block_table)
         sequence.block_table = array("i")
+        if sequence.draft_state is not None:
+            sequence.draft_state.num_computed = -1
         if self.states is not None and sequence.state_slot >= 0:
             self.states.release(sequence.state_slot)
             sequence.state_slot = -1

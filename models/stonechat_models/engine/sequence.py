@@ -39,6 +39,20 @@ class SequenceGroup:
         self.request_id = self.request.request_id
 
 
+@dataclass(slots=True)
+class DraftState:
+    """What the draft model has of one sequence."""
+
+    rate: float
+    """The acceptance rate of its draft tokens, of late."""
+    length: int = 0
+    """How many tokens it drafts for the next step."""
+    num_computed: int = -1
+    """Tokens with keys and values in the draft model's cache; -1: it is not known."""
+    is_off: bool = False
+    """The draft model cannot compute this sequence."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One choice: its known tokens, how many are computed, and where their keys and values are.
@@ -69,6 +83,8 @@ class Sequence:
     """Leading blocks already offered to the prefix cache."""
     drafter: Drafter | None = None
     """Proposes draft tokens. A sequence that may draft waits for the previous step's tokens."""
+    draft_state: DraftState | None = None
+    """None: there is no draft model, or it does not draft for this sequence."""
     state_slot: int = -1
     """Where the model keeps the sequence's recurrent state; -1: nowhere."""
     num_state_tokens: int = 0
@@ -136,6 +152,8 @@ class Scheduled(msgspec.Struct, eq=False):
     depends_on: "Scheduled | None" = None
     """The earlier item that yields the last of these tokens, if that is a placeholder."""
     draft: tuple[int, ...] = ()
+    num_wanted: int = 0
+    """How many tokens the draft model is to draft. There are blocks for them."""
     num_again: int = 0
     """Tokens before `start` that are computed again, because the recurrent state is not that of
     `start`: an earlier step failed or was taken back."""

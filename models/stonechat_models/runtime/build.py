@@ -13,10 +13,12 @@ from stonechat_models.checkpoint.resolve import ModelFiles, WeightFormat, resolv
 from stonechat_models.checkpoint.rope_length import uses_long_factors
 from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig
+from stonechat_models.engine.draft_model import DraftModel
 from stonechat_models.engine.embedding_engine import EmbeddingEngine
 from stonechat_models.engine.engine import Engine, PromptLookup
 from stonechat_models.engine.overlapped import OverlappedEngine
-from stonechat_models.errors import ModelLoadError
+from stonechat_models.engine.placement import place_of
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import (
     HostDevice,
     as_torch,
@@ -25,6 +27,12 @@ from stonechat_models.hardware.device import (
     usable_cores,
 )
 from stonechat_models.model_file import reading
+from stonechat_models.runtime.draft import (
+    describe_draft,
+    load_draft_model,
+    refuse_draft_model,
+    refuse_state,
+)
 from stonechat_models.sampling.state import SamplerLike
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import EmbeddingInfo, size_text
@@ -60,10 +68,14 @@ def build_engine(
         from stonechat_models.backends.quantization.device_support import refuse_weight_format
 
         refuse_weight_format(config, as_torch(device))
+    if config.draft_model is not None:
+        refuse_draft_model(config, device.type)
     config = replace(config, device=str(device), threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
     with reading(files.name):
         if is_embedder(files.config, files.weight_format, files.embedder is not None):
+            if config.draft_model is not None:
+                raise UnsupportedModelError(f"{files.name} makes embeddings: nothing is drafted")
             return _build_embedding_engine(files, config, device, progress)
         refuse_encoder_decoder(files.config)
         read_packing(files)
@@ -71,7 +83,18 @@ def build_engine(
         if uses_long_factors(files.config, config.max_model_len):
             progress("using the rotary factors for long texts, for short ones too")
         tokenizer = Tokenizer.from_folder(files.folder)
+        draft = None
+        if config.draft_model is not None:
+            draft = load_draft_model(
+                config,
+                files.name,
+                tokenizer,
+                lambda files, config: _load_model(files, config, device, progress),
+                progress,
+            )
         model = _load_model(files, config, device, progress)
+        if draft is not None:
+            refuse_state(model.info)
         tokenizer.refuse_missing_rows(model.info.vocab_size)
         ignored: tuple[str, ...] = ()
         if config.generation_config == "model":
@@ -86,6 +109,7 @@ def build_engine(
         model,
         config,
         device,
+        draft=draft,
         max_model_len=max_model_len,
         eos_token_ids=tokenizer.eos_token_ids,
         progress=progress,
@@ -130,8 +154,11 @@ def assemble_engine(
     max_model_len: int,
     eos_token_ids: frozenset[int],
     progress: Progress,
+    draft: CausalModel | None = None,
 ) -> Engine:
     """Build the engine of a loaded model: size its KV cache and capture its CUDA graphs.
+
+    `draft` is the draft model. Its KV cache has the same blocks.
 
     Raises `ModelLoadError` with the numbers if there is not enough memory.
     """
@@ -176,7 +203,7 @@ def assemble_engine(
         device,
         free=free,
         state_bytes=num_state_slots * model.info.state_bytes,
-        bytes_per_token=model.kv_bytes_per_token,
+        bytes_per_token=model.kv_bytes_per_token + (draft.kv_bytes_per_token if draft else 0),
         max_model_len=max_model_len,
     )
     model.info = replace(
@@ -191,6 +218,19 @@ def assemble_engine(
         from stonechat_models.backends.transformers.cuda_memory import with_cuda_graphs
 
         model = with_cuda_graphs(model, as_torch(device), progress)
+    draft_model = None
+    if draft is not None:
+        draft.allocate_kv_cache(num_blocks, config.block_size)
+        model.info = replace(model.info, draft=describe_draft(draft, config.num_draft_tokens))
+        draft_model = DraftModel(
+            draft,
+            sampler,
+            vocab_size=model.info.vocab_size,
+            end_ids=eos_token_ids,
+            max_tokens=config.num_draft_tokens,
+            place=place_of(None if draft.info.backend == "native" else as_torch(device)),
+            takes_tensors=not is_native,
+        )
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
     engine_class = OverlappedEngine if overlap else Engine
     return engine_class(
@@ -200,6 +240,7 @@ def assemble_engine(
         device=None if is_native else as_torch(device),
         prefix_caching=config.prefix_caching,
         prompt_lookup=choose_prompt_lookup(config, model.info.backend, overlap=overlap),
+        draft_model=draft_model,
     )
 
 

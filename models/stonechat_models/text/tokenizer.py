@@ -101,10 +101,9 @@ class Tokenizer:
         """
         if self.vocab_size <= num_rows:
             return
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
         beyond = [
             (token_id, token)
-            for token, token_id in vocabulary.items()
+            for token, token_id in self.vocabulary().items()
             if token_id >= num_rows and token not in self.added_tokens
         ]
         if beyond:
@@ -113,6 +112,11 @@ class Tokenizer:
                 f"{self.path} has {len(beyond)} tokens for which the model has no embedding, such "
                 f"as {token!r} with the id {token_id} of {num_rows}: it belongs to another model"
             )
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return the ids of all tokens by their spelling, added tokens included."""
+        vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return vocabulary
 
     @property
     def chat_template(self) -> str | None:

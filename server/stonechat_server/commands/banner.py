@@ -31,6 +31,14 @@ def start_banner(
         **_embedding_rows(model),
         "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens per step",
     }
+    if model.draft is not None:
+        draft = model.draft
+        kv_bytes = model.kv_capacity_tokens * draft.kv_bytes_per_token
+        rows["draft"] = (
+            f"{draft.name} ({draft.num_parameters / 1e6:,.0f}M parameters), weights "
+            f"{size_text(draft.weight_bytes)}, KV cache {size_text(kv_bytes)}, up to "
+            f"{draft.num_draft_tokens} tokens a step"
+        )
     if model.adapter:
         rows["adapter"] = f"{model.adapter}, merged into the weights"
     if recommended := _sampling_text(model):

@@ -76,6 +76,16 @@ class EngineCollector(Collector):
                 "Draft tokens accepted by speculative decoding",
                 stats.num_accepted_draft_tokens,
             ),
+            (
+                "spec_decode_num_draft_model_tokens",
+                "Draft tokens proposed by the draft model",
+                stats.num_model_drafted_tokens,
+            ),
+            (
+                "spec_decode_num_accepted_draft_model_tokens",
+                "Draft tokens of the draft model that were accepted",
+                stats.num_accepted_model_draft_tokens,
+            ),
             ("num_preemptions", "Sequences preempted", stats.num_preemptions),
             ("engine_steps", "Engine steps", stats.num_steps),
             ("engine_failed_steps", "Engine steps that failed", stats.num_failed_steps),
