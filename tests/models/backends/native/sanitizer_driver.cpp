@@ -171,6 +171,22 @@ void check_pool(int threads) {
   require(sums == expected, "pool", threads);
 }
 
+// Workers without a job fall asleep, members that wait for an item do too, and all wake again.
+void check_sleep(int threads) {
+  Pool pool(threads);
+  std::atomic<int> members{0};
+  for (int job = 0; job < 2; ++job) {
+    while (pool.idle_sleepers() < threads - 1) std::this_thread::yield();
+    pool.run([&](int) {
+      pool.for_each(1, [&](int) {
+        while (pool.phase_sleepers() < threads - 1) std::this_thread::yield();
+      });
+      ++members;
+    });
+  }
+  require(members == 2 * threads, "members that woke", threads);
+}
+
 // ---------------------------------------------------------------- models
 
 enum Shape {
@@ -465,7 +481,8 @@ void check_sampler(int vocab) {
 int main(int count, char** arguments) {
   std::FILE* file = count > 1 ? std::fopen(arguments[1], "wb") : nullptr;
   for (int vocab : {301, 4096, 8205}) check_sampler(vocab);
-  for (int threads : kThreads) check_pool(threads);
+  for (int threads : {1, 2, 3, 17, 24}) check_pool(threads);  // also arrivals in groups
+  for (int threads : {2, 3}) check_sleep(threads);
   for (Kinds kinds : kMatrices) {
     const bool is_long = kFormats[kinds.kind].block == 256;
     check_linear(kinds, 47, is_long ? 512 : 224);

@@ -8,38 +8,38 @@
 // phase: the member that arrives last at a barrier sets it back while the others wait.  What a
 // member wrote in a phase, all members may read after it.
 //
-// A waiting thread spins for a limited time only.  Then an idle worker sleeps on a condition
-// variable, and a member at a barrier gives up its core with sched_yield.  So other threads of the
-// process (Python's event loop) can run when cores are shared.
+// A waiting member pauses for a short time, then gives up its core with sched_yield, then sleeps
+// (gate.h).  So other threads can run when cores are shared, and an idle pool takes no core.
 #pragma once
-#include <sched.h>
-
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
-#include <mutex>
+#include <algorithm>
+#include <memory>
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "gate.h"
 
 namespace sc {
 
-inline void relax() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb");  // `yield` does nothing on most processors
+// Processors that this process may run on.
+inline int usable_cpus() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
 #endif
+  return int(std::thread::hardware_concurrency());
 }
 
 inline constexpr bool kLastPhase = true;
 
 class Pool {
  public:
-  explicit Pool(int size) : size_(size < 1 ? 1 : size) {
+  explicit Pool(int size)
+      : size_(std::max(1, size)),
+        groups_(size_ > kMany ? (size_ + kGroup - 1) / kGroup : 0),
+        arrived_in_(new Count[size_t(groups_) + 1]),
+        first_taken_(groups_ ? size_ : 0),
+        next_item_(first_taken_) {
+    if (usable_cpus() < size_) in_phase_.pause = between_jobs_.pause = {};
     try {
       for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i] { work(i); });
     } catch (...) {  // the system has no more threads
@@ -52,12 +52,16 @@ class Pool {
 
   int size() const { return size_; }
 
+  // Members that sleep: between jobs, and at the end of a phase.
+  int idle_sleepers() const { return jobs_.sleepers(); }
+  int phase_sleepers() const { return phases_.sleepers(); }
+
   // Runs body(member) on every member and returns when all are done.
   template <class Body>
   void run(Body body) {
     job_ = [](void* context, int member) { (*static_cast<Body*>(context))(member); };
     context_ = &body;
-    start();
+    if (size_ > 1) jobs_.open();
     body(0);
     barrier();
   }
@@ -67,7 +71,7 @@ class Pool {
   // (kLastPhase); a phase after that would miss items.
   template <class Body>
   void for_each(int n, Body body, bool is_last = false) {
-    for (int item = take(); item < n; item = take()) body(item);
+    for (int item = first(); item < n; item = take()) body(item);
     if (!is_last) barrier();
   }
 
@@ -75,7 +79,7 @@ class Pool {
   // if `next` is n or more.
   template <class Body>
   void for_each_with_next(int n, Body body) {
-    for (int item = take(); item < n;) {
+    for (int item = first(); item < n;) {
       const int next = take();
       body(item, next);
       item = next;
@@ -84,68 +88,69 @@ class Pool {
   }
 
  private:
-  static constexpr int kBarrierSpins = 2000;
-  static constexpr int kIdleSpins = 500;
-
   using Job = void (*)(void* context, int member);
+  using Microseconds = std::chrono::microseconds;
+  struct alignas(64) Count {
+    std::atomic<int> n{0};
+  };
 
+  static constexpr int kGroup = 8;  // members that arrive at one counter
+  static constexpr int kMany = 16;  // members: up to here, all arrive at one counter
+
+  // With many members the first item of each has its number, so that they need not all take it from
+  // one counter at the same time.
+  int first() { return groups_ ? member_ : take(); }
   int take() { return next_item_.fetch_add(1, std::memory_order_relaxed); }
 
+  // Counts an arrival at a barrier, and returns whether it is the last one.  Many members arrive in
+  // groups, so that few of them write to one cache line.
+  bool arrive() {
+    if (groups_ == 0) return is_last_of(arrived_, size_);
+    const int group = member_ / kGroup;
+    return is_last_of(arrived_in_[size_t(group)], std::min(kGroup, size_ - group * kGroup)) &&
+           is_last_of(arrived_, groups_);
+  }
+  static bool is_last_of(Count& arrived, int n) {
+    if (arrived.n.fetch_add(1, std::memory_order_acq_rel) + 1 < n) return false;
+    arrived.n.store(0, std::memory_order_relaxed);
+    return true;
+  }
+
   void barrier() {
-    const uint32_t phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      next_item_.store(0, std::memory_order_relaxed);
-      phase_.store(phase + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-      if (spins < kBarrierSpins) relax();
-      else sched_yield();
-    }
+    const uint32_t phase = phases_.value();
+    if (!arrive()) return phases_.wait(phase, in_phase_);
+    next_item_.store(first_taken_, std::memory_order_relaxed);
+    phases_.open();
   }
 
   void join() {
     job_ = nullptr;
-    start();
+    jobs_.open();
     for (std::thread& t : threads_) t.join();
   }
 
-  void start() {
-    if (size_ == 1) return;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      epoch_.fetch_add(1, std::memory_order_release);
-    }
-    wake_.notify_all();
-  }
-
   void work(int member) {
-    for (uint32_t seen = 0;;) {
-      for (int spins = 0; spins < kIdleSpins && epoch_.load(std::memory_order_acquire) == seen;
-           ++spins) {
-        relax();
-      }
-      if (epoch_.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
-      }
-      ++seen;
+    member_ = member;
+    for (uint32_t seen = 0;; ++seen) {
+      jobs_.wait(seen, between_jobs_);
       if (job_ == nullptr) return;
       job_(context_, member);
       barrier();
     }
   }
 
-  const int size_;
+  static inline thread_local int member_ = 0;  // of the pool whose thread this is
+
+  const int size_, groups_;  // no groups: few members
+  Gate::Patience in_phase_{Microseconds(5), Microseconds(20000)};
+  Gate::Patience between_jobs_{Microseconds(5), Microseconds(1000)};
   Job job_ = nullptr;
   void* context_ = nullptr;
-  std::atomic<uint32_t> epoch_{0};
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  alignas(64) std::atomic<int> arrived_{0};
-  std::atomic<int> next_item_{0};               // in the cache line that arrivals write anyway
-  alignas(64) std::atomic<uint32_t> phase_{0};  // number of barriers passed
+  Gate jobs_, phases_;
+  Count arrived_;
+  std::unique_ptr<Count[]> arrived_in_;  // of each group
+  const int first_taken_;
+  alignas(64) std::atomic<int> next_item_;
   std::vector<std::thread> threads_;
 };
 
