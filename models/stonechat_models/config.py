@@ -5,7 +5,7 @@ from typing import Literal
 
 Precision = Literal["int8", "int4", "fp8"]
 Quantize = Literal["auto", "none"] | Precision
-KvCacheDtype = Literal["auto", "bfloat16", "fp8"]
+KvCacheDtype = Literal["auto", "bfloat16", "int8", "fp8"]
 Backend = Literal["auto", "native", "transformers"]
 
 
@@ -34,7 +34,8 @@ class EngineConfig:
     kv_cache_fraction: float | None = None
     """Share of the memory free after loading for the KV cache. Ignored with `kv_cache_bytes`."""
     kv_cache_dtype: KvCacheDtype = "auto"
-    """auto: the dtype of the activations; fp8: float8_e4m3fn, with values clamped to ±448."""
+    """auto: the dtype of the activations, on the compiled path bfloat16; int8: with a scale for
+    each token and head, only there; fp8: float8_e4m3fn, with values clamped to ±448, not there."""
     block_size: int = 16
     max_batch_tokens: int | None = None
     max_num_seqs: int | None = None

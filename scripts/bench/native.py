@@ -3,7 +3,7 @@
 Measures decoding at several batch sizes, the prefill of one prompt, the time of each part of a
 step, and the share of the memory bandwidth that reading the weights reaches at batch 1. Example:
 
-    python scripts/bench/native.py --context 200 --threads 2
+    python scripts/bench/native.py --context 200 3900 --threads 2
 """
 
 import argparse
@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
-import torch
+import numpy as np
 
-from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.base import HostBatch
 from stonechat_models.backends.native import NativeModel, supports
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
@@ -29,36 +30,37 @@ Span = tuple[int, int, int]
 
 
 class Bench:
-    """Runs steps for sequences that each own `width` consecutive blocks."""
+    """Runs steps for sequences that each own `width` consecutive blocks.
 
-    def __init__(self, model: NativeModel, num_seqs: int, num_tokens: int) -> None:
+    They share the blocks of their first `shared` tokens, which belong to the first sequence.
+    """
+
+    def __init__(self, model: NativeModel, num_seqs: int, num_tokens: int, shared: int = 0) -> None:
         self.model = model
         self.width = -(-num_tokens // BLOCK_SIZE)
+        self.num_shared = shared // BLOCK_SIZE
         model.info = replace(model.info, num_state_slots=num_seqs)
         model.allocate_kv_cache(num_seqs * self.width, BLOCK_SIZE)
 
-    def batch(self, spans: list[Span]) -> ForwardBatch:
-        positions = torch.cat([torch.arange(first, first + n) for _, first, n in spans])
-        owner = torch.cat([torch.full((n,), sequence) for sequence, _, n in spans])
-        sizes = torch.tensor([0, *(n for _, _, n in spans)])
-        starts = sizes.cumsum(0)
-        table = torch.arange(self.width) + self.width * torch.tensor([[s] for s, _, _ in spans])
-        lengths = [first + n for _, first, n in spans]
-        return ForwardBatch(
+    def batch(self, spans: list[Span]) -> HostBatch:
+        positions = np.concatenate([np.arange(first, first + n) for _, first, n in spans])
+        owner = np.concatenate([np.full(n, sequence) for sequence, _, n in spans])
+        starts = np.cumsum([0, *(n for _, _, n in spans)])
+        table = np.arange(self.width) + self.width * np.array([[s] for s, _, _ in spans])
+        table[:, : self.num_shared] = np.arange(self.num_shared)
+        return HostBatch(
             token_ids=(positions * 7919 + owner * 31) % self.model.info.vocab_size,
             positions=positions,
             slot_mapping=owner * self.width * BLOCK_SIZE + positions,
-            query_start=starts.to(torch.int32),
-            context_lens=torch.tensor(lengths, dtype=torch.int32),
-            block_table=table.to(torch.int32),
+            query_start=starts.astype(np.int32),
+            block_table=table.astype(np.int32),
             logits_index=starts[1:] - 1,
-            query_start_list=starts.tolist(),
-            context_lens_list=lengths,
             state_slots=[sequence for sequence, _, _ in spans],
         )
 
     def prefill(self, sequence: int, num_tokens: int) -> None:
-        for first in range(0, num_tokens, PREFILL_CHUNK):
+        begin = self.num_shared * BLOCK_SIZE if sequence else 0
+        for first in range(begin, num_tokens, PREFILL_CHUNK):
             size = min(PREFILL_CHUNK, num_tokens - first)
             self.model.forward(self.batch([(sequence, first, size)]))
 
@@ -69,8 +71,10 @@ def main() -> None:
     parser.add_argument("--quantize", default="auto", choices=("auto", "none", "int8", "int4"))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--context", type=int, default=200)
-    parser.add_argument("--prefill", type=int, default=1000)
+    parser.add_argument("--context", type=int, nargs="+", default=[200])
+    parser.add_argument("--shared", type=int, default=0, help="tokens that all sequences share")
+    parser.add_argument("--prefill", type=int, nargs="*", default=[1000])
+    parser.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "bfloat16", "int8"))
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
     config = EngineConfig(
@@ -78,6 +82,7 @@ def main() -> None:
         device="cpu",
         quantize=arguments.quantize,
         threads=arguments.threads,
+        kv_cache_dtype=arguments.kv_cache_dtype,
     )
     files = resolve_model(config, report)
     reason = supports(files, config, report)
@@ -90,22 +95,30 @@ def main() -> None:
         f"{info.name}, {info.quantization}, {info.attention_backend}, {info.threads} threads, "
         f"{info.weight_bytes / 1e6:.0f} MB, loaded in {time.perf_counter() - started:.2f} s"
     )
-    for num_seqs in arguments.batch:
-        bench = Bench(model, num_seqs, arguments.context + arguments.steps)
+    for context, num_seqs in product(arguments.context, arguments.batch):
+        bench = Bench(model, num_seqs, context + arguments.steps, arguments.shared)
         for sequence in range(num_seqs):
-            bench.prefill(sequence, arguments.context)
+            bench.prefill(sequence, context)
 
-        def step(i: int, bench: Bench = bench, num_seqs: int = num_seqs) -> None:
-            position = arguments.context + i
-            bench.model.forward(bench.batch([(s, position, 1) for s in range(num_seqs)]))
+        def step(i: int, bench: Bench = bench, first: int = context, n: int = num_seqs) -> None:
+            bench.model.forward(bench.batch([(s, first + i, 1) for s in range(n)]))
 
-        seconds = show(f"decode {num_seqs}", model, num_seqs, arguments.steps, step)
+        name = f"decode {num_seqs} at {context}"
+        seconds = show(name, model, num_seqs, arguments.steps, step)
         if num_seqs == 1:
             bandwidth = measure_bandwidth()
-            share = info.weight_bytes / seconds / bandwidth
-            print(f"  reads weights at {share:.0%} of the memory's {bandwidth / 1e9:.1f} GB/s")
-    bench = Bench(model, 1, arguments.prefill)
-    show("prefill", model, arguments.prefill, 3, lambda i: bench.prefill(0, arguments.prefill))
+            read = info.weight_bytes + context * model.kv_bytes_per_token
+            print(
+                f"  reads weights and cache at {read / seconds / bandwidth:.0%} of the memory's "
+                f"{bandwidth / 1e9:.1f} GB/s"
+            )
+    for count in arguments.prefill:
+        bench = Bench(model, 1, count)
+
+        def prefill(i: int, bench: Bench = bench, count: int = count) -> None:
+            bench.prefill(0, count)
+
+        show(f"prefill {count}", model, count, 3, prefill)
 
 
 def show(

@@ -183,11 +183,11 @@ class Settings(BaseSettings):
         gt=0.0,
         le=1.0,
     )
-    kv_cache_dtype: Literal["auto", "bfloat16", "fp8"] = _option(
+    kv_cache_dtype: Literal["auto", "bfloat16", "int8", "fp8"] = _option(
         "Memory and batching",
         "auto",
-        "data type of the cached keys and values (auto: that of the activations; compiled CPU "
-        "kernels always use half precision and accept only auto)",
+        "data type of the cached keys and values (auto: that of the activations, or bfloat16 in "
+        "compiled CPU kernels; only these have int8, and they have no fp8)",
     )
     block_size: int = _option("Memory and batching", 16, "tokens per block of the KV cache", ge=1)
     max_batch_tokens: int | None = _option(

@@ -81,6 +81,13 @@ class Mixer(IntEnum):
     DELTA_RULE = 2
 
 
+class KvFormat(IntEnum):
+    """What cached keys and values are made of; see `csrc/kv_cache.h`."""
+
+    BFLOAT16 = 0
+    INT8 = 1
+
+
 class ConfigStruct(ctypes.Structure):
     """Sizes and constants of a model."""
 
@@ -196,7 +203,12 @@ class Library:
         self.set_ends = bind("sc_model_set_ends", None, c_void_p, matrix, matrix, c_void_p)
         self.set_cache = bind(
             "sc_model_set_cache",
-            *(None, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int, c_int, c_int),
+            *(None, c_void_p, c_int, c_void_p, c_int, c_int, c_int, c_int, c_int),
+        )
+        self.attend = bind(
+            "sc_attend",
+            *(None, POINTER(ConfigStruct), POINTER(LayerStruct), c_void_p, c_int, c_int, c_int),
+            *(POINTER(BatchStruct), c_void_p, c_int, c_void_p),
         )
         self.set_states = bind(
             "sc_model_set_states", None, c_void_p, c_int, c_void_p, c_size_t, c_int

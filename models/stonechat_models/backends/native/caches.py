@@ -2,16 +2,28 @@
 
 import numpy as np
 
-from stonechat_models.backends.native.bindings import KV_TILE, Library, Mixer
+from stonechat_models.backends.native.bindings import KV_TILE, KvFormat, Library, Mixer
 from stonechat_models.backends.native.packing import Arena
 from stonechat_models.backends.native.spec import ModelSpec
 from stonechat_models.checkpoint.hf_config import MAX_SIZE
 from stonechat_models.errors import ModelLoadError
 
-KV_BYTES = 2
-"""Bytes per cached element: keys and values are kept in half precision (float16)."""
 STATE_BYTES = 4
 """Bytes per element of a recurrent state, which is kept in float32."""
+
+
+KV_FORMATS = {"auto": KvFormat.BFLOAT16, "bfloat16": KvFormat.BFLOAT16, "int8": KvFormat.INT8}
+"""The format of each `--kv-cache-dtype` that the compiled kernels have."""
+SCALE_BYTES = 2
+"""Bytes of the scale of a token's keys, or values, of one head."""
+
+
+def kv_bytes_per_token(spec: ModelSpec, format: KvFormat) -> int:
+    """Bytes of a token in the KV cache, over all layers."""
+    if format is KvFormat.BFLOAT16:
+        return spec.kv_elements_per_token * 2
+    num_scales = spec.kv_elements_per_token // spec.head_dim
+    return spec.kv_elements_per_token + num_scales * SCALE_BYTES
 
 
 class KvCache:
@@ -22,23 +34,29 @@ class KvCache:
     """
 
     def __init__(
-        self, library: Library, model: int, spec: ModelSpec, num_blocks: int, block_size: int
+        self,
+        library: Library,
+        model: int,
+        spec: ModelSpec,
+        format: KvFormat,
+        num_blocks: int,
+        block_size: int,
     ) -> None:
         if block_size % KV_TILE:
             raise ModelLoadError(f"the block size {block_size} is not a multiple of {KV_TILE}")
         if num_blocks * block_size > MAX_SIZE:
             raise ModelLoadError(f"a KV cache of {num_blocks * block_size} tokens is too large")
         layers = [i for i in range(spec.num_layers) if spec.mixer(i) is Mixer.ATTENTION]
-        shape = (len(layers), 2, num_blocks, block_size * spec.kv_size)
-        count = int(np.prod(shape))
-        self._arena = Arena(count * KV_BYTES)
-        self._layers = [*self._arena.array.view(np.int16)[:count].reshape(shape)]
-        addresses = dict.fromkeys(range(spec.num_layers), (0, 0))
-        for i, (keys, values) in zip(layers, self._layers, strict=True):
-            addresses[i] = keys.ctypes.data, values.ctypes.data
+        num_bytes = kv_bytes_per_token(spec, format) * num_blocks * block_size
+        self._arena = Arena(num_bytes)
+        blocks = self._arena.array[:num_bytes].reshape(max(1, len(layers)), num_blocks, -1)
+        self._layers = list(blocks[: len(layers)])
+        addresses = dict.fromkeys(range(spec.num_layers), 0)
+        for i, layer in zip(layers, self._layers, strict=True):
+            addresses[i] = layer.ctypes.data
         for i, address in addresses.items():
             library.set_cache(
-                *(model, i, *address),
+                *(model, i, address, format),
                 *(spec.num_kv_heads, spec.head_dim, block_size // KV_TILE, num_blocks),
             )
 
@@ -46,7 +64,7 @@ class KvCache:
         """Copy blocks, (source, destination), in all layers."""
         for source, target in pairs:
             for layer in self._layers:
-                layer[:, target] = layer[:, source]
+                layer[target] = layer[source]
 
 
 class StatePool:

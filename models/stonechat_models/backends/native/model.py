@@ -15,11 +15,18 @@ from stonechat_models.backends.native.bindings import (
     BatchStruct,
     ConfigStruct,
     Kind,
+    KvFormat,
     LayerStruct,
     Library,
     load_library,
 )
-from stonechat_models.backends.native.caches import KV_BYTES, STATE_BYTES, KvCache, StatePool
+from stonechat_models.backends.native.caches import (
+    KV_FORMATS,
+    STATE_BYTES,
+    KvCache,
+    StatePool,
+    kv_bytes_per_token,
+)
 from stonechat_models.backends.native.packing import PackedWeights
 from stonechat_models.backends.native.sampler import NativeSampler
 from stonechat_models.backends.native.spec import ModelSpec, read_spec
@@ -76,9 +83,9 @@ def _check_settings(model: ModelFiles | ModelHeaders, config: EngineConfig) -> N
         raise UnsupportedModelError(
             "the native backend keeps weights as stored and supports only dtype auto"
         )
-    if config.kv_cache_dtype != "auto":
+    if config.kv_cache_dtype not in KV_FORMATS:
         raise UnsupportedModelError(
-            "the native backend keeps keys and values in half precision, "
+            "the native backend keeps keys and values in bfloat16 or int8, "
             f"not in {config.kv_cache_dtype}"
         )
     if config.quantize == "fp8":
@@ -106,7 +113,8 @@ def footprint(headers: ModelHeaders, config: EngineConfig) -> Footprint:
     share = experts.per_token / experts.count if experts and experts.count else 1.0
     sizes = plan.num_bytes(load_library(), share)
     state_bytes = spec.state_elements * STATE_BYTES
-    return Footprint(*sizes, spec.kv_elements_per_token * KV_BYTES, state_bytes)
+    kv_bytes = kv_bytes_per_token(spec, KV_FORMATS[config.kv_cache_dtype])
+    return Footprint(*sizes, kv_bytes, state_bytes)
 
 
 class NativeModel:
@@ -117,13 +125,19 @@ class NativeModel:
     """
 
     def __init__(
-        self, library: Library, spec: ModelSpec, plan: WeightPlan, info: ModelInfo
+        self,
+        library: Library,
+        spec: ModelSpec,
+        plan: WeightPlan,
+        info: ModelInfo,
+        kv_format: KvFormat = KvFormat.BFLOAT16,
     ) -> None:
         self._library = library
         self._spec = spec
         self._weights = PackedWeights(library, plan.matrices, info.threads)
         self._handle = library.model_create(ctypes.byref(self._config()), info.threads)
         self._set_weights(plan)
+        self._kv_format = kv_format
         self._kv_cache: KvCache | None = None
         self._states: StatePool | None = None
         self.info = replace(info, weight_bytes=self._weights.num_bytes)
@@ -159,7 +173,7 @@ class NativeModel:
                 keeps_state=spec.state_elements > 0,
                 state_bytes=spec.state_elements * STATE_BYTES,
             )
-            return cls(library, spec, plan, info)
+            return cls(library, spec, plan, info, KV_FORMATS[config.kv_cache_dtype])
         finally:
             store.close()
 
@@ -170,7 +184,7 @@ class NativeModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return self._spec.kv_elements_per_token * KV_BYTES
+        return kv_bytes_per_token(self._spec, self._kv_format)
 
     @property
     def hidden_size(self) -> int:
@@ -183,7 +197,10 @@ class NativeModel:
         is not a multiple of 16, the slots are more than the compiled code can number, or memory
         runs out.
         """
-        self._kv_cache = KvCache(self._library, self._handle, self._spec, num_blocks, block_size)
+        self._kv_cache = KvCache(
+            *(self._library, self._handle, self._spec, self._kv_format),
+            *(num_blocks, block_size),
+        )
         self._states = StatePool(self._library, self._handle, self._spec, self.info.num_state_slots)
         self.info = replace(
             self.info,

@@ -72,6 +72,8 @@ def kv_dtype(requested: KvCacheDtype, activations: torch.dtype) -> torch.dtype:
 
 def refuse_kv_format(requested: KvCacheDtype, backend: str, device: torch.device) -> None:
     """Raises `UnsupportedModelError` for a KV cache that the attention backend cannot read."""
+    if requested == "int8":
+        raise UnsupportedModelError("only the compiled CPU kernels keep an int8 KV cache")
     if requested != "fp8":
         return
     if backend not in FP8_KV_BACKENDS:

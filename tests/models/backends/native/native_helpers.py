@@ -16,6 +16,9 @@ from stonechat_models.config import EngineConfig
 BLOCK_SIZE = 16
 NUM_BLOCKS = 64
 VOCAB_SIZE = 203
+ROUNDING = 0.012
+"""Bound of the root mean square error of a float model's logits, over their spread. Attention
+rounds queries, keys, probabilities and values to bfloat16."""
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,

@@ -334,11 +334,11 @@ class TinyModel {
     l.window = shape_ == kNormsAndCaps && i == 0 ? 19 : 0;
     l.rotary = i == 2 ? -1 : i % c.rotary_tables;
     sc_model_set_layer(model_, i, &l);
-    for (int part = 0; part < 2; ++part) {
-      caches_.push_back(std::make_unique<std::vector<half_t>>(size_t(kBlocks * kBlockTokens * kv)));
-    }
-    sc_model_set_cache(model_, i, caches_[size_t(2 * i)]->data(),
-                       caches_[size_t(2 * i + 1)]->data(), c.kv_heads, c.head_dim,
+    const int format = i % 2 ? kKvInt8 : kKvBf16;
+    const size_t tiles = size_t(kBlocks * kBlockTokens / kTokens) * size_t(c.kv_heads);
+    caches_.push_back(
+        std::make_unique<std::vector<uint8_t>>(tiles * record_bytes(format, c.head_dim)));
+    sc_model_set_cache(model_, i, caches_.back()->data(), format, c.kv_heads, c.head_dim,
                        kBlockTokens / kTokens, kBlocks);
   }
 
@@ -374,7 +374,7 @@ class TinyModel {
   void* model_ = nullptr;
   std::vector<std::vector<float>> vectors_;  // moving one keeps its address
   std::vector<std::unique_ptr<Packed>> packed_;
-  std::vector<std::unique_ptr<std::vector<half_t>>> caches_;
+  std::vector<std::unique_ptr<std::vector<uint8_t>>> caches_;
   std::vector<std::unique_ptr<std::vector<float>>> states_;
 };
 

@@ -19,6 +19,7 @@ from tests.models.backends.native.native_helpers import (
     ARCHITECTURES,
     BLOCK_SIZE,
     FAMILIES,
+    ROUNDING,
     STATEFUL,
     load_native,
     make_batch,
@@ -51,10 +52,12 @@ def test_float_models_equal_transformers(family: str, tmp_path: Path) -> None:
     model = load_native(files)
     actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
     expected = reference_logits(module, IDS)
-    # What remains is the rounding of keys and values to half precision.
+    # What remains is the rounding of queries, keys, probabilities and values to bfloat16.
     error = (actual - expected) / expected.std()
-    assert error.square().mean().sqrt() < 1.5e-3
-    assert error.abs().max() < 0.02
+    # An expert may be chosen otherwise: then one row differs more.
+    rows = error.square().mean(-1).sqrt()
+    assert rows.median() < ROUNDING
+    assert rows.max() < (0.2 if "moe" in family else 2 * ROUNDING)
     assert model.info.num_parameters == sum(p.numel() for p in module.parameters())
 
 
@@ -68,7 +71,7 @@ def test_final_hidden_states_equal_transformers(family: str, tmp_path: Path) -> 
     logits, hidden = model.forward_hidden(batch)
     assert hidden.shape == (len(IDS), model.hidden_size)
     error = (hidden - expected.float()) / expected.float().std()
-    assert error.square().mean().sqrt() < 1.5e-3
+    assert error.square().mean().sqrt() < ROUNDING
     assert torch.equal(logits, model.forward(batch)), "the logits keep their bits"
 
 
@@ -89,7 +92,7 @@ def test_other_instruction_sets(
     assert library.isa == names[architecture]
     actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
     expected = reference_logits(module, IDS)
-    assert ((actual - expected) / expected.std()).square().mean().sqrt() < 1.5e-3
+    assert ((actual - expected) / expected.std()).square().mean().sqrt() < ROUNDING
     model.forward(make_batch([(IDS[:-1], 0, BLOCKS)]))
     rows = model.forward(make_batch([([3], 0, [40]), (IDS[-1:], len(IDS) - 1, BLOCKS)]))
     assert torch.equal(rows[1], actual[-1])

@@ -22,6 +22,7 @@ from tests.models.backends.native.native_helpers import (
     BLOCK_SIZE,
     COMMON,
     DELTA_RULE,
+    ROUNDING,
     STATEFUL,
     YARN_ROPE,
     load_native,
@@ -61,10 +62,10 @@ def test_a_long_prompt_and_decoding_after_it(pair: Any) -> None:
     expected = logits_of(module, ids)
     error = ((torch.cat(rows) - expected) / expected.std()).square().mean(dim=1).sqrt()
     if "moe" in files.name:  # rows that nearly tie between two experts differ more
-        assert error.median() < 1.5e-3
+        assert error.median() < ROUNDING
     else:
-        assert error.max() < 5e-3
-        assert error.mean() < 1.5e-3
+        assert error.max() < 3 * ROUNDING
+        assert error.mean() < ROUNDING
 
 
 def test_chunks_and_other_sequences_change_no_bit(pair: Any) -> None:
@@ -196,8 +197,9 @@ def test_the_engine_gives_the_same_bits_alone_and_in_company(pair: Any) -> None:
         rows = rows[len(PROMPTS[i]) - 1 : -1]
         chosen = rows.gather(1, torch.tensor(token_ids).unsqueeze(1)).squeeze(1)
         got = torch.tensor([entry.logprob for entry in expected[str(i), 0].logprobs])
-        assert (got - chosen).abs().max() < 0.05
-        assert (rows.amax(dim=1) - chosen).max() < 0.05
+        bound = 0.2 if "moe" in files.name else 0.05  # another expert
+        assert (got - chosen).abs().max() < bound
+        assert (rows.amax(dim=1) - chosen).max() < bound
 
 
 # ---------------------------------------------------------------- configs and files
@@ -233,7 +235,7 @@ def test_the_text_part_of_a_model_for_images(mixture: bool, tmp_path: Path) -> N
     ids = random_ids(60)
     expected = logits_of(module, ids)
     actual = model.forward(make_batch([(ids, 0, BLOCKS)], all_rows=True))
-    assert ((actual - expected) / expected.std()).square().mean().sqrt() < 1.5e-3
+    assert ((actual - expected) / expected.std()).square().mean().sqrt() < ROUNDING
     text = sum(p.numel() for name, p in module.named_parameters() if ".visual." not in name)
     assert model.info.num_parameters == text
 
@@ -306,7 +308,7 @@ def with_flat_gates(writer: Any, name: str, values: torch.Tensor, kind: Any) -> 
         ("lfm2", "lfm2", {"block_auto_adjust_ff_dim": False}),
     ],
 )
-@pytest.mark.parametrize(("weights", "bound"), [("F32", 1.5e-3), ("Q8_0", 0.1)])
+@pytest.mark.parametrize(("weights", "bound"), [("F32", ROUNDING), ("Q8_0", 0.1)])
 def test_gguf_files(
     family: str,
     architecture: str,

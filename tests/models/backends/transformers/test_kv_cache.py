@@ -119,6 +119,12 @@ def test_fp8_is_refused_where_it_cannot_be_read(monkeypatch: pytest.MonkeyPatch)
         refuse_kv_format("fp8", "paper", CUDA)
 
 
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_int8_is_refused(device: torch.device) -> None:
+    with pytest.raises(UnsupportedModelError, match="only the compiled CPU kernels keep an int8"):
+        refuse_kv_format("int8", "sdpa", device)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model")
@@ -146,5 +152,5 @@ def test_build_engine_allocates_the_configured_dtype(folder: str, name: str, ite
 
 def test_the_native_backend_refuses_other_dtypes(folder: str) -> None:
     config = EngineConfig(model=folder, device="cpu", backend="native", kv_cache_dtype="fp8")
-    with pytest.raises(ModelLoadError, match="keeps keys and values in half precision"):
+    with pytest.raises(ModelLoadError, match="in bfloat16 or int8, not in fp8"):
         build_engine(config, lambda line: None)

@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "linear.h"
+#include "key_sizes.h"
 #include "model.h"
 #include "pack.h"
 #include "sampler.h"
@@ -112,11 +113,28 @@ void sc_model_set_ends(void* model, const Matrix* embedding, const Matrix* head,
   m->head = *head;
   m->final_norm = final_norm;
 }
-void sc_model_set_cache(void* model, int layer, half_t* keys, half_t* values, int heads, int dim,
+void sc_model_set_cache(void* model, int layer, uint8_t* data, int format, int heads, int dim,
                         int tiles_per_block, int blocks) {
-  KvCache& c = static_cast<Model*>(model)->caches[size_t(layer)];
-  c.keys = keys, c.values = values, c.heads = heads, c.dim = dim;
-  c.tiles_per_block = tiles_per_block, c.blocks = blocks;
+  auto* m = static_cast<Model*>(model);
+  KvCache& cache = m->caches[size_t(layer)];
+  cache = {data, format, heads, dim, tiles_per_block, blocks, {}};
+  if (format == kKvInt8) cache.key_sizes = key_sizes(m->layers[size_t(layer)], m->config());
+}
+// Attention of one layer alone, for tests: `projected` has the rows of Workspace::projected, and
+// `out` gets the outputs as float[tokens][heads * head_dim].
+void sc_attend(const Config* config, const Layer* layer, uint8_t* data, int format,
+               int tiles_per_block, int blocks, const Batch* batch, const float* projected,
+               int threads, float* out) {
+  Workspace w(*config, threads);
+  const KvCache cache{data, format, config->kv_heads, config->head_dim, tiles_per_block, blocks, {}};
+  SelfAttention attention(w);
+  w.batch = batch;
+  w.reserve(batch->tokens, {*layer}, layer->o);
+  const size_t rows = size_t(batch->tokens), columns = size_t(layer->projected_columns());
+  std::copy_n(projected, rows * columns, w.projected.data());
+  attention.prepare(*batch, cache);
+  w.pool.run([&](int member) { attention.run(*layer, cache, member); });
+  std::copy_n(w.attended.f, rows * size_t(w.q_size()), out);
 }
 // `first`: the layer's state in slot 0; `stride`: floats from slot to slot.
 void sc_model_set_states(void* model, int layer, float* first, size_t stride, int slots) {

@@ -1,255 +1,285 @@
-// Attention over the paged KV cache, in blocks of query rows and tiles of keys.
+// Attention of a block of query rows over the paged KV cache.
 //
-// Cache of a layer, half precision, in tiles of 16 tokens (a block is one or more tiles):
-//   keys   [tile][kv head][head_dim][16]    so that a lane is a token
-//   values [tile][kv head][16][head_dim]    so that a lane is a dimension
+// Invariant: a query row processes its keys in spans of 256 at absolute positions.  A span gives the
+// largest score, the sum of the exponentials and the weighted values, each by one fixed sequence of
+// operations.  The spans of a row are then merged in order.  So its result does not depend on the
+// other rows of its block, on who computed which span, on how the prompt is split, or on where its
+// cache blocks lie.  Keys that a row may not see get probability exactly 0 and change nothing; a
+// span without visible keys changes nothing either.
 //
-// Invariant: a query row processes its keys in spans of 64 at absolute positions, with one fixed
-// sequence of operations (a running maximum per span).  So its result does not depend on the other
-// rows of its block, on how the prompt is split, or on where its cache blocks lie.  Keys that a row
-// may not see get probability exactly 0 and change nothing.
+// Scores are in units of log 2: probabilities are powers of two.
 #pragma once
-#include <algorithm>
-
+#include "attention_amx.h"
 #include "functions.h"
-#include "activations.h"
 
 namespace sc {
 
-inline constexpr int kTokens = 16;  // tokens of a cache tile
-inline constexpr int kSpan = 64;    // keys of one online-softmax step
-inline constexpr int kSpanTiles = kSpan / kTokens;
-inline constexpr int kBlockRows = 32;  // query rows of a block: tokens x heads of a group
-inline constexpr int kMaxHeadDim = 256;
+inline constexpr int kBlockRows = 64;  // query rows of a block: tokens x heads of a group
+inline constexpr float kNoScore = -1e30f;  // below any score, and finite so that no NaN arises
+inline constexpr float kLog2e = 1.44269504f;
 
-struct KvCache {
-  half_t* keys = nullptr;
-  half_t* values = nullptr;
-  int heads = 0, dim = 0, tiles_per_block = 1, blocks = 0;
+// Which keys a query sees, and how its scores are scaled and capped.
+struct View {
+  int window;   // number of keys that a query sees, its own included; 0: all
+  float cap;    // argument of soft_cap; 0: no cap
+  float scale;  // of the products of queries and keys
 
-  half_t* key_tile(int tile, int head) const {
-    return keys + (size_t(tile) * size_t(heads) + size_t(head)) * size_t(dim) * kTokens;
-  }
-  half_t* value_tile(int tile, int head) const {
-    return values + (size_t(tile) * size_t(heads) + size_t(head)) * size_t(dim) * kTokens;
-  }
-  // Numbers beyond the range of half precision are clamped.  An infinity would outlive its sequence
-  // in the block, and a probability of 0 times infinity is NaN.
-  void put(int64_t slot, int head, const float* k, const float* v) const {
-    int tile = int(slot / kTokens), lane = int(slot % kTokens);
-    half_t* to = key_tile(tile, head);
-    for (int d = 0; d < dim; d += 16) {
-      half_t h[16];
-      store_half(h, clamp(load(k + d)));
-      for (int i = 0; i < 16; ++i) to[(d + i) * kTokens + lane] = h[i];
-      store_half(value_tile(tile, head) + lane * dim + d, clamp(load(v + d)));
-    }
-  }
-  static F16 clamp(F16 x) { return min(max(x, set1(-65504.0f)), set1(65504.0f)); }
+  int first(int position) const { return window > 0 ? std::max(0, position - window + 1) : 0; }
+  int first_span(int position) const { return first(position) / kSpan; }
+};
+
+// The result of the spans that a row has processed.
+struct Partial {
+  float top, sum;    // of the row's scores; of its exponentials
+  float unused[14];  // keeps what follows aligned: the weighted values, float[dim]
+
+  float* values() { return reinterpret_cast<float*>(this + 1); }
 };
 
 // Scratch memory of one thread.
 struct AttentionScratch {
-  alignas(64) float q[kMaxHeadDim * kBlockRows];    // [d][row], scaled
-  alignas(64) float scores[kBlockRows * kSpan];     // then probabilities
-  alignas(64) float out[kBlockRows * kMaxHeadDim];  // [row][d]
-  alignas(64) float sums[kBlockRows * 16];          // lanes of the row's sum of exponentials
-  float top[kBlockRows];
+  alignas(64) int32_t q[kBlockRows * 2 * kWords];           // operand rows
+  alignas(64) int32_t p[kQueryTile * 2 * kWords];           // operand rows
+  alignas(64) float sums[kQueryTile * 2 * kWidth];          // scores, then weighted values
+  alignas(64) float out[kBlockRows * kMaxHeadDim];          // weighted values of all spans so far
+  alignas(64) float top[kBlockRows], sum[kBlockRows];       // of all spans so far
+  alignas(64) float span_top[kQueryTile], span_sum[kQueryTile];
+  float q_scale[kBlockRows], q_first[kBlockRows], q_second[kBlockRows];  // of Bytes, as of p
+  float p_scale[kQueryTile], p_first[kQueryTile], p_second[kQueryTile];
   int position[kBlockRows];
+  AmxValues values;
+
+  void clear(int rows, int dim) {
+    for (int r = 0; r < rows; ++r) {
+      top[r] = kNoScore, sum[r] = 0.0f;
+      for (int d = 0; d < dim; d += 16) store(out + r * kMaxHeadDim + d, set1(0.0f));
+    }
+  }
 };
 
-// Scores of `Rows` query rows against the keys of `Tiles` tiles.
-// `ahead`, if not null, are the tiles of the same size that are needed next.  They are prefetched
-// line by line while this span is computed, so that memory and arithmetic overlap.
-template <int Rows, int Tiles>
-inline void scores_rows(const half_t* const* keys, const half_t* const* ahead, int dim,
-                        const float* q, float* out) {
-  F16 acc[Rows][Tiles];
-  for (int r = 0; r < Rows; ++r)
-    for (int t = 0; t < Tiles; ++t) acc[r][t] = set1(0.0f);
-  for (int d = 0; d < dim; ++d) {
-    F16 k[Tiles];
-    for (int t = 0; t < Tiles; ++t) k[t] = load_half(keys[t] + d * kTokens);
-    if (ahead && d % 2 == 0) {
-      for (int t = 0; t < Tiles; ++t) prefetch(ahead[t] + d * kTokens);
-    }
-    for (int r = 0; r < Rows; ++r) {
-      F16 qr = set1(q[d * kBlockRows + r]);
-      for (int t = 0; t < Tiles; ++t) acc[r][t] = fma(qr, k[t], acc[r][t]);
-    }
+// Digits of numbers for operand rows of Bytes.  Each is a multiple of largest / kLevels.
+inline constexpr float kLevels = 127.0f * 128.0f;
+
+struct Digits {
+  F16 first_sum = set1(0.0f), second_sum = set1(0.0f);
+
+  // Writes those of 16 numbers in units of `inverse`, at most kLevels of them.
+  void put(F16 x, F16 inverse, int8_t* first, int8_t* second) {
+    F16 n = round(mul(x, inverse));
+    F16 high = round(mul(n, set1(1.0f / 128.0f)));
+    F16 low = fma(high, set1(-128.0f), n);
+    store_i8(first, high);
+    store_i8(second, low);
+    first_sum = add(first_sum, high);
+    second_sum = add(second_sum, low);
   }
-  for (int r = 0; r < Rows; ++r)
-    for (int t = 0; t < Tiles; ++t) store(out + r * kSpan + t * kTokens, acc[r][t]);
+  // What unsigned codes add to the sums of products: they are 128 too large.
+  static float surplus(F16 sum) { return kSignedDot8 ? 0.0f : 128.0f * reduce_add(sum); }
+};
+
+// Makes operand row r of a query.
+inline void put_query(AttentionScratch& s, int r, const float* q, int dim, int format, View view) {
+  const F16 scale = set1(view.cap == 0.0f ? view.scale * kLog2e : view.scale);
+  if (format == kKvBf16) {
+    auto* to = reinterpret_cast<bf16_t*>(s.q + r * kWords);
+    for (int d = 0; d < dim; d += 16) store_bf16(to + d, mul(load(q + d), scale));
+    return;
+  }
+  F16 top = set1(0.0f);
+  for (int d = 0; d < dim; d += 16) top = max(abs(mul(load(q + d), scale)), top);
+  const float largest = reduce_max(top);
+  const F16 inverse = set1(largest > 0.0f ? kLevels / largest : 0.0f);
+  auto* first = reinterpret_cast<int8_t*>(s.q + 2 * r * kWords);
+  int8_t* second = first + kWords * 4;
+  Digits digits;
+  int d = 0;
+  for (; d < dim; d += 16) {
+    digits.put(mul(load(q + d), scale), inverse, first + d, second + d);
+  }
+  for (; d % (kAmxWords * 4); d += 16) {
+    std::memset(first + d, 0, 16);
+    std::memset(second + d, 0, 16);
+  }
+  s.q_scale[r] = largest / kLevels;
+  s.q_first[r] = Digits::surplus(digits.first_sum);
+  s.q_second[r] = Digits::surplus(digits.second_sum);
 }
 
-template <int Rows = kQueryRows>
-inline void scores_up_to(int rows, const half_t* const* keys, const half_t* const* ahead, int tiles,
-                         int dim, const float* q, float* out) {
-  if constexpr (Rows > 1) {
-    if (rows < Rows) return scores_up_to<Rows - 1>(rows, keys, ahead, tiles, dim, q, out);
-  }
-  constexpr int kTiles = Rows <= 3 ? 4 : 2;  // enough independent sums to hide the latency
-  int t = 0;
-  for (; t + kTiles <= tiles; t += kTiles) {
-    scores_rows<Rows, kTiles>(keys + t, ahead ? ahead + t : nullptr, dim, q, out + t * kTokens);
-  }
-  for (; t < tiles; ++t) {
-    scores_rows<Rows, 1>(keys + t, ahead ? ahead + t : nullptr, dim, q, out + t * kTokens);
-  }
+// The 16 numbers at `at` of the sums of row r: exact sums of both digits.
+inline F16 digit_sums(const float* sums, int r, int at, float first, float second) {
+  F16 high = sub(load_sums(sums + 2 * r * kWidth + at), set1(first));
+  F16 low = sub(load_sums(sums + (2 * r + 1) * kWidth + at), set1(second));
+  return fma(high, set1(128.0f), low);
 }
 
-// out[r][0..16 Width) += p[r][key] * value[key] over the span's keys.
-template <int Rows, int Width>
-inline void values_rows(const half_t* const* values, const half_t* const* ahead, int tiles, int dim,
-                        const float* p, float* out) {
-  F16 acc[Rows][Width];
-  for (int r = 0; r < Rows; ++r)
-    for (int w = 0; w < Width; ++w) acc[r][w] = load(out + r * kMaxHeadDim + w * 16);
-  for (int t = 0; t < tiles; ++t) {
-    for (int i = 0; i < kTokens; ++i) {
-      F16 v[Width];
-      for (int w = 0; w < Width; ++w) v[w] = load_half(values[t] + i * dim + w * 16);
-      if (ahead) {
-        for (int w = 0; w < Width; w += 2) prefetch(ahead[t] + i * dim + w * 16);
+// Scores, probabilities and results of a tile of rows, for each format.
+template <class F>
+struct Softmax {
+  AttentionScratch& s;
+  const KeySpan& span;
+  View view;
+  int dim;
+
+  // Row r of the tile is row r0 + r of the block.  Its scores at the tiles from..to-1 become
+  // probabilities: powers of two of the differences to the largest score.
+  void run(int r0, int r, int from, int to) const {
+    const int last = s.position[r0 + r], first = view.first(last);
+    float* row = s.sums + r * kWidth * F::kDigits;
+    F16 top = set1(kNoScore);
+    for (int t = from; t < to; ++t) {
+      const int base = span.start + t * kTokens;
+      F16 x = score(r0 + r, r, t);
+      if (view.cap != 0.0f) x = mul(soft_cap(x, view.cap), set1(kLog2e));
+      if (base + kTokens - 1 > last || base < first) {
+        const int begin = std::min(kTokens, std::max(0, first - base));
+        const int end = std::min(kTokens, std::max(0, last + 1 - base));
+        x = keep_lanes(x, begin, end, -INFINITY);
       }
-      for (int r = 0; r < Rows; ++r) {
-        F16 pr = set1(p[r * kSpan + t * kTokens + i]);
-        for (int w = 0; w < Width; ++w) acc[r][w] = fma(pr, v[w], acc[r][w]);
+      store(row + t * kTokens, x);
+      top = max(x, top);
+    }
+    s.span_top[r] = reduce_max(top);
+    s.span_sum[r] = probabilities(r, from, to, set1(s.span_top[r]));
+  }
+
+  // Weighted values d..d+15 of row r.
+  F16 value(int r, int d) const {
+    if constexpr (F::kDigits == 1) return load(s.sums + r * kWidth + d);
+    else return mul(digit_sums(s.sums, r, d, s.p_first[r], s.p_second[r]), set1(s.p_scale[r]));
+  }
+
+ private:
+  F16 score(int row, int r, int t) const {
+    if constexpr (F::kDigits == 1) return load(s.sums + r * kWidth + t * kTokens);
+    else {
+      F16 x = digit_sums(s.sums, r, t * kTokens, s.q_first[row], s.q_second[row]);
+      return mul(x, mul(load_half(scales(t)), set1(s.q_scale[row])));
+    }
+  }
+
+  const half_t* scales(int t) const {
+    return reinterpret_cast<const half_t*>(span.records[t] + 2 * part_bytes(kKvInt8, dim));
+  }
+
+  // Makes operand rows of the probabilities, and returns their sum.
+  float probabilities(int r, int from, int to, F16 top) const {
+    float* row = s.sums + r * kWidth * F::kDigits;
+    F16 total = set1(0.0f);
+    if constexpr (F::kDigits == 1) {
+      auto* to_words = reinterpret_cast<bf16_t*>(s.p + r * kWords);
+      for (int t = from; t < to; ++t) {
+        F16 p = exp2(sub(load(row + t * kTokens), top));
+        store_bf16(to_words + t * kTokens, p);
+        total = add(total, p);
+      }
+      return reduce_add(total);
+    }
+    F16 most = set1(0.0f);  // the scales of the values are a part of the operands
+    for (int t = from; t < to; ++t) {
+      F16 p = exp2(sub(load(row + t * kTokens), top));
+      total = add(total, p);
+      p = mul(p, load_half(scales(t) + kTokens));
+      store(row + t * kTokens, p);
+      most = max(p, most);
+    }
+    const float largest = reduce_max(most);
+    const F16 inverse = set1(largest > 0.0f ? kLevels / largest : 0.0f);
+    auto* first = reinterpret_cast<int8_t*>(s.p + 2 * r * kWords);
+    Digits digits;
+    for (int t = from * kTokens; t < to * kTokens; t += kTokens) {
+      digits.put(load(row + t), inverse, first + t, first + kWords * 4 + t);
+    }
+    s.p_scale[r] = largest / kLevels;
+    s.p_first[r] = Digits::surplus(digits.first_sum);
+    s.p_second[r] = Digits::surplus(digits.second_sum);
+    return reduce_add(total);
+  }
+};
+
+// Factors for two results with the largest scores a and b, when they become one.
+struct Merge {
+  F16 top, of_a, of_b;
+  Merge(F16 a, F16 b) : top(max(a, b)), of_a(exp2(sub(a, top))), of_b(exp2(sub(b, top))) {}
+  F16 sum(F16 a, F16 b) const { return fma(a, of_a, mul(b, of_b)); }
+};
+
+// Attention of the rows of a block over one span.
+template <class F>
+struct SpanAttention {
+  AttentionScratch& s;
+  const KeySpan& span;
+  const KeySpan* next;  // whose keys the thread needs next, or null
+  int rows, dim;
+  View view;
+
+  // Merges the result into that of earlier spans.
+  void run() const {
+    bool is_first = true;
+    for (int r0 = 0; r0 < rows; r0 += kQueryTile) {
+      const int n = std::min(kQueryTile, rows - r0);
+      const auto [from, to] = tiles(r0, r0 + n);
+      if (from >= to) continue;
+      multiply_keys(r0, n, from, to, is_first);
+      const Softmax<F> softmax{s, span, view, dim};
+      for (int r = 0; r < n; ++r) softmax.run(r0, r, from, to);
+      multiply_values(n, from, to, is_first);
+      merge(softmax, r0, n);
+      is_first = false;
+    }
+  }
+
+ private:
+  // The range of the tiles that the rows r0..r1-1 see.
+  std::pair<int, int> tiles(int r0, int r1) const {
+    int first = INT32_MAX, last = -1;
+    for (int r = r0; r < r1; ++r) {
+      first = std::min(first, view.first(s.position[r]) - span.start);
+      last = std::max(last, s.position[r] - span.start);
+    }
+    const int step = amx_permitted() ? kAmxTiles : 1;
+    const int to = last < 0 ? 0 : (std::min(last, kSpan - 1) / kTokens / step + 1) * step;
+    return {std::max(0, first) / kTokens / step * step, to};
+  }
+
+  void multiply_keys(int r0, int n, int from, int to, bool is_first) const {
+    const int32_t* q = s.q + r0 * kWords * F::kDigits;
+#if SC_AMX
+    if (amx_permitted()) {
+      amx_configure();
+      return AmxProducts<F>::keys(span, from, to, dim, q, s.sums, is_first);
+    }
+#endif
+    Products<F>::keys(span, from, to, dim, n * F::kDigits, q, s.sums, is_first);
+  }
+
+  void multiply_values(int n, int from, int to, bool is_first) const {
+#if SC_AMX
+    if (amx_permitted()) {
+      if (is_first) {
+        const auto [first, last] = tiles(0, rows);
+        AmxProducts<F>::gather(span, next, first, last, dim, s.values);
+      }
+      return AmxProducts<F>::values(s.values, from, to, dim, s.p, s.sums);
+    }
+#endif
+    Products<F>::values(span, is_first ? next : nullptr, from, to, dim, n * F::kDigits, s.p, s.sums);
+  }
+
+  void merge(const Softmax<F>& softmax, int r0, int n) const {
+    const Merge merge(load(s.top + r0), load(s.span_top));
+    alignas(64) float earlier[16], later[16];
+    store(earlier, merge.of_a);
+    store(later, merge.of_b);
+    store(s.sum + r0, merge.sum(load(s.sum + r0), load(s.span_sum)));
+    store(s.top + r0, merge.top);
+    for (int r = 0; r < n; ++r) {
+      float* out = s.out + (r0 + r) * kMaxHeadDim;
+      const F16 a = set1(earlier[r]), b = set1(later[r]);
+      for (int d = 0; d < dim; d += 16) {
+        store(out + d, fma(load(out + d), a, mul(softmax.value(r, d), b)));
       }
     }
   }
-  for (int r = 0; r < Rows; ++r)
-    for (int w = 0; w < Width; ++w) store(out + r * kMaxHeadDim + w * 16, acc[r][w]);
-}
-
-template <int Rows = kQueryRows>
-inline void values_up_to(int rows, const half_t* const* values, const half_t* const* ahead,
-                         int tiles, int dim, const float* p, float* out) {
-  if constexpr (Rows > 1) {
-    if (rows < Rows) return values_up_to<Rows - 1>(rows, values, ahead, tiles, dim, p, out);
-  }
-  const half_t *at[kSpanTiles], *next[kSpanTiles];
-  for (int d = 0; d < dim;) {
-    for (int t = 0; t < tiles; ++t) {
-      at[t] = values[t] + d;
-      next[t] = ahead ? ahead[t] + d : nullptr;
-    }
-    if (dim - d >= 64) {
-      values_rows<Rows, 4>(at, ahead ? next : nullptr, tiles, dim, p, out + d);
-      d += 64;
-    } else {
-      values_rows<Rows, 2>(at, ahead ? next : nullptr, tiles, dim, p, out + d);
-      d += 32;
-    }
-  }
-}
-
-// Which keys a query sees, and the cap of its scores.
-struct View {
-  int window;  // number of keys that a query sees, its own included; 0: all
-  float cap;   // argument of soft_cap; 0: no cap
 };
-
-// Replaces the scores of one span by exp(score - maximum), and rescales the earlier output to the
-// new maximum.
-inline void softmax_row(AttentionScratch& s, int r, int start, int tiles, View view, int dim) {
-  float* row = s.scores + r * kSpan;
-  const int last = s.position[r], first = view.window > 0 ? last - view.window + 1 : 0;
-  F16 x[kSpanTiles], top = set1(s.top[r]);
-  for (int t = 0; t < tiles; ++t) {
-    int base = start + t * kTokens;
-    x[t] = load(row + t * kTokens);
-    if (view.cap != 0.0f) x[t] = soft_cap(x[t], view.cap);
-    if (base + kTokens - 1 > last || base < first) {
-      int from = std::min(kTokens, std::max(0, first - base));
-      int to = std::min(kTokens, std::max(0, last + 1 - base));
-      x[t] = keep_lanes(x[t], from, to, -INFINITY);
-    }
-    top = max(x[t], top);
-  }
-  float new_top = reduce_max(top);
-  F16 total = load(s.sums + r * 16);
-  if (new_top != s.top[r]) {
-    F16 shrink = exp(set1(s.top[r] - new_top));
-    total = mul(total, shrink);
-    float* out = s.out + r * kMaxHeadDim;
-    for (int d = 0; d < dim; d += 16) store(out + d, mul(load(out + d), shrink));
-    s.top[r] = new_top;
-  }
-  for (int t = 0; t < tiles; ++t) {
-    F16 p = exp(sub(x[t], set1(new_top)));
-    store(row + t * kTokens, p);
-    total = add(total, p);
-  }
-  store(s.sums + r * 16, total);
-}
-
-// Finds the tiles of a sequence, in order.
-struct BlockTable {
-  const KvCache& cache;
-  const int32_t* blocks;
-  int head;
-
-  int tile(int position) const {
-    int logical = position / kTokens, per_block = cache.tiles_per_block;
-    return blocks[logical / per_block] * per_block + logical % per_block;
-  }
-  // Keys of the span at `start`.  Tiles past position `last` repeat the last tile.
-  void keys(int start, int last, const half_t** out) const {
-    for (int t = 0; t < kSpanTiles; ++t) {
-      out[t] = cache.key_tile(tile(std::min(start + t * kTokens, last)), head);
-    }
-  }
-  void values(int start, int last, const half_t** out) const {
-    for (int t = 0; t < kSpanTiles; ++t) {
-      out[t] = cache.value_tile(tile(std::min(start + t * kTokens, last)), head);
-    }
-  }
-  static int first_span(int position, int window) {
-    return window > 0 ? std::max(0, position - window + 1) / kSpan * kSpan : 0;
-  }
-};
-
-// Writes softmax(q K) V to s.out[row][0..dim).  The caller has set s.q and s.position for `rows`
-// rows.  `after`: keys of the span that the caller needs next, or null.
-inline void attend(AttentionScratch& s, const BlockTable& table, int rows, View view,
-                   const half_t* const* after) {
-  const int dim = table.cache.dim;
-  int first = s.position[0], last = s.position[0];
-  for (int r = 1; r < rows; ++r) {
-    first = std::min(first, s.position[r]);
-    last = std::max(last, s.position[r]);
-  }
-  for (int r = 0; r < rows; ++r) {
-    s.top[r] = -1e30f;  // below any score, and finite so that no NaN arises
-    store(s.sums + r * 16, set1(0.0f));
-    for (int d = 0; d < dim; d += 16) store(s.out + r * kMaxHeadDim + d, set1(0.0f));
-  }
-  const half_t *keys[kSpanTiles], *values[kSpanTiles], *next[kSpanTiles];
-  int start = BlockTable::first_span(first, view.window);
-  table.keys(start, last, keys);
-  for (; start <= last; start += kSpan) {
-    const int tiles = std::min(kSpan, last + kTokens - start) / kTokens;
-    table.values(start, last, values);
-    const bool more = start + kSpan <= last;
-    if (more) table.keys(start + kSpan, last, next);
-    const half_t* const* ahead = more ? next : after;
-    for (int r = 0; r < rows; r += kQueryRows) {
-      scores_up_to<>(std::min(kQueryRows, rows - r), keys, r == 0 ? values : nullptr, tiles, dim,
-                     s.q + r, s.scores + r * kSpan);
-    }
-    for (int r = 0; r < rows; ++r) softmax_row(s, r, start, tiles, view, dim);
-    for (int r = 0; r < rows; r += kQueryRows) {
-      values_up_to<>(std::min(kQueryRows, rows - r), values, r == 0 ? ahead : nullptr, tiles, dim,
-                     s.scores + r * kSpan, s.out + r * kMaxHeadDim);
-    }
-    std::copy(next, next + kSpanTiles, keys);
-  }
-  for (int r = 0; r < rows; ++r) {
-    F16 inverse = set1(1.0f / reduce_add(load(s.sums + r * 16)));
-    float* out = s.out + r * kMaxHeadDim;
-    for (int d = 0; d < dim; d += 16) store(out + d, mul(load(out + d), inverse));
-  }
-}
 
 }  // namespace sc

@@ -35,6 +35,8 @@ class Model {
 
   Pool& pool() { return w_.pool; }
 
+  const Config& config() const { return w_.c; }
+
   // Seconds that member 0 has spent in each part so far, its waits for the others included.
   const double* seconds() const { return seconds_; }
 
@@ -44,6 +46,7 @@ class Model {
     w_.batch = &batch;
     try {
       reserve(std::max(batch.tokens, batch.outputs));
+      attention_.prepare(batch, caches[0]);
     } catch (const std::exception&) {
       capacity_ = 0;
       return "there is not enough memory for the step";
