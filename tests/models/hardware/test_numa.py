@@ -50,7 +50,12 @@ def test_memory_is_interleaved_unless_there_is_one_node_or_a_policy(
     if numa.memory_policy() != numa.DEFAULT:
         pytest.skip("the system has no memory policies, or this process has one")
     calls: list[tuple[int, tuple[int, ...]]] = []
-    monkeypatch.setattr(numa, "set_policy", lambda *call: calls.append(call) or True)
+
+    def set_policy(policy: int, nodes: tuple[int, ...]) -> bool:
+        calls.append((policy, nodes))
+        return True
+
+    monkeypatch.setattr(numa, "set_policy", set_policy)
     assert not numa.interleave_memory(())
     assert not numa.interleave_memory((0,))
     assert numa.interleave_memory((0, 2))

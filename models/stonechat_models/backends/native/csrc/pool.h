@@ -142,8 +142,8 @@ class Pool {
   static inline thread_local int member_ = 0;  // of the pool whose thread this is
 
   const int size_, groups_;  // no groups: few members
-  Gate::Patience in_phase_{Microseconds(5), Microseconds(20000)};
-  Gate::Patience between_jobs_{Microseconds(5), Microseconds(1000)};
+  Gate::Patience in_phase_{Microseconds(1), Microseconds(20000)};
+  Gate::Patience between_jobs_{Microseconds(1), Microseconds(500)};
   Job job_ = nullptr;
   void* context_ = nullptr;
   Gate jobs_, phases_;
