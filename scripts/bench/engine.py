@@ -180,7 +180,7 @@ def measure_roofline(engine: Engine, throughput: dict[int, float]) -> dict[str, 
 
     None unless the engine runs on a CPU and one request was measured.
     """
-    if engine.device.type != "cpu" or 1 not in throughput:
+    if engine.model.info.device != "cpu" or 1 not in throughput:
         return None
     bandwidth = measure_bandwidth("cpu", engine.model.info.threads)
     read_rate = engine.model.info.weight_bytes * throughput[1]

@@ -123,19 +123,21 @@ def logits_of(model: CausalModel, ids: list[int]) -> torch.Tensor:
     num_blocks = math.ceil(len(ids) / BLOCK_SIZE)
     model.allocate_kv_cache(num_blocks, BLOCK_SIZE)
     positions = torch.arange(len(ids))
-    return model.forward(
-        ForwardBatch(
-            token_ids=torch.tensor(ids),
-            positions=positions,
-            slot_mapping=positions,
-            query_start=torch.tensor([0, len(ids)], dtype=torch.int32),
-            context_lens=torch.tensor([len(ids)], dtype=torch.int32),
-            block_table=torch.arange(num_blocks, dtype=torch.int32).unsqueeze(0),
-            logits_index=positions,
-            query_start_list=[0, len(ids)],
-            context_lens_list=[len(ids)],
-        )
+    batch = ForwardBatch(
+        token_ids=torch.tensor(ids),
+        positions=positions,
+        slot_mapping=positions,
+        query_start=torch.tensor([0, len(ids)], dtype=torch.int32),
+        context_lens=torch.tensor([len(ids)], dtype=torch.int32),
+        block_table=torch.arange(num_blocks, dtype=torch.int32).unsqueeze(0),
+        logits_index=positions,
+        query_start_list=[0, len(ids)],
+        context_lens_list=[len(ids)],
     )
+    if model.info.backend == "native":
+        return torch.from_numpy(model.forward(batch.on_host()))
+    logits: torch.Tensor = model.forward(batch)
+    return logits
 
 
 def compare(

@@ -82,6 +82,19 @@ class ForwardBatch:
             logits_index=self.logits_index.to(device),
         )
 
+    def on_host(self) -> HostBatch:
+        """Return the same batch as arrays of the host. Its tensors are on the CPU."""
+        slots = list(self.state_slots)
+        return HostBatch(
+            token_ids=array("q", self.token_ids.tolist()),
+            positions=array("q", self.positions.tolist()),
+            slot_mapping=array("q", self.slot_mapping.tolist()),
+            query_start=array("i", self.query_start.tolist()),
+            block_table=array("i", self.block_table.flatten().tolist()),
+            logits_index=array("q", self.logits_index.tolist()),
+            state_slots=array("q", slots if len(slots) == len(self.block_table) else []),
+        )
+
     def select(self, indices: list[int]) -> "ForwardBatch":
         """Return the batch of these sequences only; each gets the logits of its last token."""
         import torch
@@ -122,7 +135,7 @@ class CausalModel(Protocol):
     """A loaded model with its paged KV cache. Called from the engine's thread only.
 
     It computes with tensors of PyTorch on a device, and its batches are `ForwardBatch`. Or it
-    computes on the host (`computes_on_host`) with arrays of numpy, and its batches are `HostBatch`.
+    computes on the host with arrays of numpy, and its batches are `HostBatch`.
     """
 
     info: ModelInfo

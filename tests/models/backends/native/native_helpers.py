@@ -1,13 +1,12 @@
 """Tiny models and batches for the tests of the native backend."""
 
-from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stonechat_models.backends.base import ForwardBatch, HostBatch
+from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.native import NativeModel
 from stonechat_models.checkpoint.hf_config import parse_config, read_config
 from stonechat_models.checkpoint.resolve import ModelFiles
@@ -201,24 +200,10 @@ class TensorModel:
         return getattr(self.model, name)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        return torch.from_numpy(self.model.forward(host_batch(batch)))
+        return torch.from_numpy(self.model.forward(batch.on_host()))
 
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, ...]:
-        return tuple(map(torch.from_numpy, self.model.forward_hidden(host_batch(batch))))
-
-
-def host_batch(batch: ForwardBatch) -> HostBatch:
-    num_seqs = len(batch.block_table)
-    slots = list(batch.state_slots)
-    return HostBatch(
-        token_ids=array("q", batch.token_ids.tolist()),
-        positions=array("q", batch.positions.tolist()),
-        slot_mapping=array("q", batch.slot_mapping.tolist()),
-        query_start=array("i", batch.query_start.tolist()),
-        block_table=array("i", batch.block_table.flatten().tolist()),
-        logits_index=array("q", batch.logits_index.tolist()),
-        state_slots=array("q", slots if len(slots) == num_seqs else []),
-    )
+        return tuple(map(torch.from_numpy, self.model.forward_hidden(batch.on_host())))
 
 
 def load_native(files: ModelFiles, **settings: Any) -> TensorModel:
