@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -111,17 +112,21 @@ class AsyncEngine:
     ) -> "AsyncEngine":
         """Load the model (blocking). `progress` gets one line for each slow task that starts.
 
-        `meanwhile` is called once: while the engine's process loads, or else before the model does.
+        `meanwhile` is called once, while the model loads: in another thread if the engine has no
+        process of its own.
 
         Raises `ModelLoadError` or `UnsupportedModelError`. The message is for users.
         """
         if _wants_process(config):
             process = EngineProcess.load(config, progress, meanwhile=meanwhile)
             return cls(process, Tokenizer.from_folder(process.tokenizer_folder))
-        meanwhile()
         from stonechat_models.runtime.build import build_engine
 
-        return cls(*build_engine(config, progress))
+        with ThreadPoolExecutor(1, "stonechat-meanwhile") as others:
+            done = others.submit(meanwhile)
+            built = build_engine(config, progress)  # here, so that Ctrl-C stops a download
+            done.result()
+        return cls(*built)
 
     @property
     def model(self) -> ModelInfo:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from threading import Lock
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
@@ -15,8 +17,8 @@ class PlainTextEncoder:
 
     Control tokens are the special tokens and `others`. A section reaches from one to the next. A
     section with a plain part is encoded without control tokens, all others as usual. So a prompt
-    without plain parts has the usual ids. The tokenizer is copied, which takes up to a second.
-    Threads can share it.
+    whose plain parts spell no control token has the usual ids. For the others the tokenizer is
+    copied, once, which takes up to a second. Threads can share it.
     """
 
     def __init__(self, backend: Backend, others: Iterable[str] = ()) -> None:
@@ -30,18 +32,27 @@ class PlainTextEncoder:
         longest_first = sorted(self._tokens, key=len, reverse=True)
         self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self._backend = backend
-        self._plain = Backend.from_str(backend.to_str())
-        self._plain.no_truncation()
-        self._plain.no_padding()
-        self._plain.add_special_tokens(
+        self._lock = Lock()
+
+    @cached_property
+    def _plain(self) -> Backend:
+        """The tokenizer without control tokens."""
+        plain = Backend.from_str(self._backend.to_str())
+        plain.no_truncation()
+        plain.no_padding()
+        plain.add_special_tokens(
             [AddedToken(text, special=True, normalized=False) for text in self._tokens]
         )
-        self._plain.add_tokens([AddedToken(BEFORE, special=False, normalized=False)])
-        self._plain.encode_special_tokens = True
-        self._before_id = self._plain.token_to_id(BEFORE)
+        plain.add_tokens([AddedToken(BEFORE, special=False, normalized=False)])
+        plain.encode_special_tokens = True
+        return plain
 
     def encode(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
         """Return the ids of the parts, joined. The flag says that a part is plain text."""
+        if self._is_harmless(parts):
+            return _encode(self._backend, "".join(text for text, _ in parts))
+        with self._lock:
+            before_id = self._plain.token_to_id(BEFORE)
         sections = self._sections(parts)
         ids: list[int] = []
         usual = ""
@@ -58,8 +69,21 @@ class PlainTextEncoder:
             )
             text = text.lstrip() if before is not None and before.rstrip else text
             text = text.rstrip() if after is not None and after.lstrip else text
-            ids += self._encode_plain(text, is_first=before is None)
+            ids += self._encode_plain(text, before_id, is_first=before is None)
         return ids + _encode(self._backend, usual) if usual else ids
+
+    def _is_harmless(self, parts: Sequence[tuple[str, bool]]) -> bool:
+        """Whether the joined parts spell no other control tokens than the parts that may do so."""
+        expected: list[int] = []
+        start = 0
+        for text, is_plain in parts:
+            if not is_plain:
+                expected += [start + match.start() for match in self._pattern.finditer(text)]
+            start += len(text)
+        joined = "".join(text for text, _ in parts)
+        if BEFORE in joined:
+            return False
+        return [match.start() for match in self._pattern.finditer(joined)] == expected
 
     def _sections(self, parts: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
         """Split the parts into control tokens and what is between them."""
@@ -79,12 +103,12 @@ class PlainTextEncoder:
                     is_open = not is_token
         return sections
 
-    def _encode_plain(self, text: str, is_first: bool) -> list[int]:
+    def _encode_plain(self, text: str, before_id: int, is_first: bool) -> list[int]:
         start = "" if is_first else BEFORE
         ids = _encode(self._plain, start + text)
         if not self._ids.isdisjoint(ids):  # the vocabulary itself has such a token
             ids = _encode(self._plain, start + self._pattern.sub(_broken, text))
-        return [token_id for token_id in ids if token_id != self._before_id]
+        return [token_id for token_id in ids if token_id != before_id]
 
 
 def _broken(match: re.Match[str]) -> str:

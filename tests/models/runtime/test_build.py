@@ -5,6 +5,9 @@ The reference is plain transformers, with weights that numpy has changed.
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
 from stonechat_models.backends.native.compile import find_compiler
+from stonechat_models.checkpoint.resolve import fetch_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
 from stonechat_models.errors import EngineError, InvalidParamsError, ModelLoadError
@@ -234,3 +238,47 @@ def test_added_tokens_beyond_the_embedding_are_refused_in_prompts(
 
     runner = AsyncEngine(engine, tokenizer)
     asyncio.run(check_all())
+
+
+WITHOUT_PYTORCH = """
+import sys
+from stonechat_models.config import EngineConfig
+from stonechat_models.runtime.build import build_engine
+from stonechat_models.types import GenerateRequest, SamplingParams
+
+config = EngineConfig(model=sys.argv[1], device=sys.argv[2], kv_cache_bytes=1 << 22, threads=1)
+engine, _ = build_engine(config, lambda line: None)
+kinds = [
+    {"temperature": 0.0, "prompt_logprobs": 2},
+    {"top_p": 0.9, "top_k": 7, "top_logprobs": 3, "logit_bias": {5: 1.0}},
+    {"presence_penalty": 1.0, "repetition_penalty": 1.2, "min_tokens": 2},
+]
+for i, kind in enumerate(kinds):
+    params = SamplingParams(max_tokens=3, seed=i, **kind)
+    engine.add(GenerateRequest(request_id=str(i), prompt_token_ids=(5, 9, 40, 3), params=params))
+outputs = []
+while engine.has_work:
+    outputs += engine.step()
+assert len({o.request_id for o in outputs}) == len(kinds), outputs
+assert not any(o.error for o in outputs), outputs
+print("IMPORTED", *{"torch", "transformers", "gguf", "llguidance"} & set(sys.modules))
+"""
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_gguf_file_is_served_on_the_cpu_without_importing_pytorch(
+    tmp_path: Path, device: str
+) -> None:
+    """Importing it takes most of a second and 180 MB."""
+    if find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", "Q4_1")
+    fetch_model(EngineConfig(model=str(path)), lambda line: None)  # converts it, with transformers
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYTORCH, str(path), device],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1].split() == ["IMPORTED"]

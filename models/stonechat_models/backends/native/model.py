@@ -130,11 +130,12 @@ class NativeModel:
         spec: ModelSpec,
         plan: WeightPlan,
         info: ModelInfo,
+        progress: Progress,
         kv_format: KvFormat = KvFormat.BFLOAT16,
     ) -> None:
         self._library = library
         self._spec = spec
-        self._weights = PackedWeights(library, plan.matrices, info.threads)
+        self._weights = PackedWeights(library, plan.matrices, info.threads, progress)
         self._handle = library.model_create(ctypes.byref(self._config()), info.threads)
         self._set_weights(plan)
         self._kv_format = kv_format
@@ -173,7 +174,8 @@ class NativeModel:
                 keeps_state=spec.state_elements > 0,
                 state_bytes=spec.state_elements * STATE_BYTES,
             )
-            return cls(library, spec, plan, info, KV_FORMATS[config.kv_cache_dtype])
+            kv_format = KV_FORMATS[config.kv_cache_dtype]
+            return cls(library, spec, plan, info, progress, kv_format)
         finally:
             store.close()
 

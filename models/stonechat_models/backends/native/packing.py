@@ -2,7 +2,8 @@
 
 import ctypes
 import mmap
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,13 @@ from stonechat_models.backends.native.bindings import (
     MatrixStruct,
 )
 from stonechat_models.backends.native.tensor_source import Chunk, Rows, Stack
+from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.types import size_text
 
 ALIGNMENT = 64
+FIRST_LINE_SECONDS, NEXT_LINE_SECONDS = 2.0, 5.0
+"""When the first line about a long load comes, and the seconds between the next ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +41,19 @@ def packed_bytes(library: Library, spec: MatrixSpec) -> int:
 
 
 class Arena:
-    """Zeroed memory, aligned to pages. The system provides each page when it is first touched."""
+    """Zeroed memory, aligned to pages. The system provides each page when it is first touched.
 
-    def __init__(self, num_bytes: int) -> None:
-        try:
-            self._memory = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE))
+    `huge_pages` are for memory that is touched as a whole: fewer of them are missed by the
+    processor's table of pages, but each takes 2 MB at once.
+    """
+
+    def __init__(self, num_bytes: int, *, huge_pages: bool = False) -> None:
+        try:  # shared memory, the default, seldom has huge pages
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            self._memory = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE), flags=flags)
         except (OSError, ValueError, OverflowError) as error:
             raise ModelLoadError(f"cannot allocate {size_text(num_bytes)}: {error}") from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
             self._advise_huge_pages()
         self.array: npt.NDArray[np.uint8] = np.frombuffer(self._memory, dtype=np.uint8)
         self.address = self.array.ctypes.data
@@ -57,22 +66,34 @@ class Arena:
 
 
 class PackedWeights:
-    """Packed matrices in one arena, with their biases and a model's other vectors."""
+    """Packed matrices in one arena, with their biases and a model's other vectors.
 
-    def __init__(self, library: Library, matrices: Iterable[MatrixSpec], threads: int) -> None:
+    If packing takes long, `progress` gets a line now and then with an estimate of what is left.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        matrices: Iterable[MatrixSpec],
+        threads: int,
+        progress: Progress = lambda line: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._library = library
         self._vectors: list[npt.NDArray[np.float32]] = []
         specs = list(matrices)
         sizes = [packed_bytes(library, spec) for spec in specs]
         self.num_bytes = sum(sizes)
-        self._arena = Arena(self.num_bytes)
+        self._arena = Arena(self.num_bytes, huge_pages=True)
+        self.matrices: list[MatrixStruct] = []
+        estimate = _Estimate(self.num_bytes, progress, clock)
         pool = library.pool_create(threads)
         try:
             offsets = [0, *np.cumsum(sizes).tolist()]
-            self.matrices = [
-                self._pack(pool, spec, self._arena.address + offset)
-                for spec, offset in zip(specs, offsets, strict=False)
-            ]
+            for spec, start, end in zip(specs, offsets, offsets[1:], strict=False):
+                self.matrices.append(self._pack(pool, spec, self._arena.address + start))
+                spec.rows.release()
+                estimate.advance(end)
         finally:
             library.pool_destroy(pool)
 
@@ -104,6 +125,27 @@ class PackedWeights:
         array = np.ascontiguousarray(values, dtype=np.float32)
         self._vectors.append(array)
         return int(array.ctypes.data)
+
+
+class _Estimate:
+    """Says how far a long task is, and how long it may still take."""
+
+    def __init__(self, total: int, progress: Progress, clock: Callable[[], float]) -> None:
+        self._total, self._progress, self._clock = total, progress, clock
+        self._started = clock()
+        self._next_line = self._started + FIRST_LINE_SECONDS
+
+    def advance(self, done: int) -> None:
+        """`done` of the total, above 0, is done."""
+        now = self._clock()
+        if now < self._next_line or not done:
+            return
+        self._next_line = now + NEXT_LINE_SECONDS
+        left = (now - self._started) * (self._total - done) / done
+        self._progress(
+            f"loading weights: {size_text(done)} of {size_text(self._total)}, "
+            f"about {left:.0f} s left"
+        )
 
 
 def _check_chunk(library: Library, rows: Rows | Stack, chunk: Chunk, done: int) -> None:

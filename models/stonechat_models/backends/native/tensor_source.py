@@ -45,6 +45,10 @@ class Rows:
         """Yield the rows in order, in a format that can be packed as `kind`."""
         return self.store.chunks(self, kind)
 
+    def release(self) -> None:
+        """Say that the rows are read: they need no memory until they are read again."""
+        self.store.release(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -72,6 +76,11 @@ class Stack:
         """Yield the rows of all parts in order."""
         for part in self.parts:
             yield from part.chunks(kind)
+
+    def release(self) -> None:
+        """Say that the rows are read."""
+        for part in self.parts:
+            part.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +158,9 @@ class Store(ABC):
         """Yield the rows in order, in a format that can be packed as `kind`."""
         raise NotImplementedError
 
+    def release(self, name: str) -> None:  # noqa: B027
+        """Free the memory that a tensor's rows took while they were read, if that can be done."""
+
     def close(self) -> None:
         """Release the files."""
         self._tensors = {}
@@ -188,7 +200,7 @@ class GgufStore(Store):
         from stonechat_models.checkpoint.gguf.reader import read_gguf
 
         assert files.gguf is not None
-        file = read_gguf(files.gguf)
+        file = read_gguf(files.gguf, skip_texts=True)
         architecture = architecture_of(file)
         self._permuted_heads = heads if architecture.permuted_rope else {}
         self.norm_offset = architecture.norm_offset
@@ -204,6 +216,9 @@ class GgufStore(Store):
             paired = order.reshape(self._permuted_heads[projection], -1, 2)
             order = np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(-1)
         return order
+
+    def release(self, name: str) -> None:
+        self._tensor(name).release()
 
     def _vector(self, name: str) -> npt.NDArray[np.float32]:
         from stonechat_models.checkpoint.gguf.weights import dequantize

@@ -34,6 +34,7 @@ MAX_VALUES, MAX_TENSORS = 1 << 16, 1 << 20
 MAX_ITEMS = 1 << 22
 MAX_STRING = 1 << 24
 MAX_NESTING = 4
+MANY_TEXTS = 1024
 
 # id: (name, weights per block, bytes per block)
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
@@ -105,6 +106,17 @@ class GgufTensor:
     start: int = 0
     """Bytes before the data, in the file."""
 
+    def release(self) -> None:
+        """Let this process's memory go without the data, until it is read again.
+
+        Only pages that hold nothing else are given back. The system may keep them as file cache.
+        """
+        mapping = _mapping_of(self.data)
+        first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (self.start + self.data.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if mapping is not None and size > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED, first, size)
+
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
@@ -140,18 +152,26 @@ class GgufFile:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def read_gguf(path: Path) -> GgufFile:
+def _mapping_of(data: object) -> mmap.mmap | None:
+    """Return the mapped file that an array is a view of; None if it is memory of its own."""
+    while data is not None and not isinstance(data, mmap.mmap):
+        data = data.obj if isinstance(data, memoryview) else getattr(data, "base", None)
+    return data
+
+
+def read_gguf(path: Path, *, skip_texts: bool = False) -> GgufFile:
     """Read a GGUF file. If it is the first part of a split file, read the other parts too.
 
+    `skip_texts` leaves out arrays of many texts, such as a vocabulary: they take most of the time.
     Raises `ModelLoadError` when a part is missing, cut short, or not GGUF.
     """
-    first = read_part(path)
+    first = read_part(path, skip_texts=skip_texts)
     count = first.integer("split.count") or 1
     if count == 1:
         return first
     tensors = dict(first.tensors)
     for part in _other_parts(path, count):
-        tensors.update(read_part(part).tensors)
+        tensors.update(read_part(part, skip_texts=skip_texts).tensors)
     return GgufFile(path, first.metadata, tensors, first.data_start)
 
 
@@ -181,7 +201,7 @@ def _other_parts(path: Path, count: int) -> list[Path]:
     return parts
 
 
-def read_part(path: Path) -> GgufFile:
+def read_part(path: Path, *, skip_texts: bool = False) -> GgufFile:
     """Read one file, which may be a part of a split one. Raises what `read_gguf` raises."""
     with reading(path):
         with path.open("rb") as file:
@@ -192,7 +212,7 @@ def read_part(path: Path) -> GgufFile:
                 raise ModelLoadError(f"{path} is not a GGUF file; name one, or download it again")
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
-            return _parse(path, buffer)
+            return _parse(path, _Cursor(buffer, skip_texts=skip_texts))
         except struct.error as error:
             raise ValueError("it ends in the middle of its header") from error
         except UnicodeDecodeError as error:
@@ -202,9 +222,11 @@ def read_part(path: Path) -> GgufFile:
 class _Cursor:
     """Reads little-endian values in sequence."""
 
-    def __init__(self, buffer: mmap.mmap) -> None:
+    def __init__(self, buffer: mmap.mmap, *, skip_texts: bool = False) -> None:
         self.buffer = buffer
         self.position = 0
+        self.skip_texts = skip_texts
+        """Whether arrays of more than `MANY_TEXTS` texts are left out."""
 
     def scalar(self, code: str) -> int | float | bool:
         layout = struct.Struct("<" + code)
@@ -235,6 +257,14 @@ class _Cursor:
         self.position = position
         return texts
 
+    def skip_strings(self, count: int) -> None:
+        buffer, position, unpack = self.buffer, self.position, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            position += 8 + unpack(buffer, position)[0]
+        if position > len(buffer):
+            raise ValueError("a string runs past the end of the file")
+        self.position = position
+
     def value(self, kind: int, nesting: int = 0) -> GgufValue:
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
@@ -243,6 +273,9 @@ class _Cursor:
         if kind != _ARRAY or nesting == MAX_NESTING:
             raise ValueError(f"unknown metadata type {kind}, or arrays in arrays in arrays")
         item_kind, count = self.count("I"), self.count(limit=MAX_ITEMS)
+        if item_kind == _STRING and self.skip_texts and count > MANY_TEXTS:
+            self.skip_strings(count)
+            return []
         if item_kind == _STRING:
             return [*self.strings(count)]
         if item_kind not in _SCALARS:
@@ -253,8 +286,7 @@ class _Cursor:
         return list(values)
 
 
-def _parse(path: Path, buffer: mmap.mmap) -> GgufFile:
-    cursor = _Cursor(buffer)
+def _parse(path: Path, cursor: _Cursor) -> GgufFile:
     cursor.position = len(MAGIC)
     version = cursor.count("I")
     if version not in VERSIONS:
@@ -271,7 +303,7 @@ def _parse(path: Path, buffer: mmap.mmap) -> GgufFile:
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError(f"its alignment is {alignment}")
     start = -(-cursor.position // alignment) * alignment
-    raw = np.frombuffer(buffer, dtype=np.uint8)
+    raw = np.frombuffer(cursor.buffer, dtype=np.uint8)
     tensors = [_map_tensor(path, raw, start, *header) for header in headers]
     _refuse_overlap([header[3] for header in headers], tensors)
     by_name = {tensor.name: tensor for tensor in tensors}

@@ -251,6 +251,8 @@ class OneChunk:
     def chunks(self, kind: Kind) -> list[Chunk]:
         return [self._chunk]
 
+    def release(self) -> None: ...
+
 
 @pytest.mark.parametrize(
     ("index", "width", "is_good"),

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stonechat_models.backends.native import NativeModel
+from stonechat_models.backends.native.packing import _Estimate
 from stonechat_models.backends.native.spec import ModelSpec, read_spec
 from stonechat_models.backends.native.stores import HeaderStore
 from stonechat_models.backends.native.weight_plan import plan_weights
@@ -250,3 +251,15 @@ def test_rope_divisors_in_a_gguf_file_are_no_surplus(
     monkeypatch.setattr(tiny_gguf, "_add_tensors", with_divisors)
     path = write_tiny_gguf(tmp_path / "x.gguf", "llama")
     load(resolve_model(EngineConfig(model=str(path)), lambda line: None))
+
+
+def test_a_long_load_says_what_is_left() -> None:
+    lines: list[str] = []
+    times = iter([10.0, 11.9, 12.5, 13.0, 18.0])
+    estimate = _Estimate(8_000_000, lines.append, lambda: next(times))
+    for done in (1_000_000, 2_000_000, 3_000_000, 4_000_000):
+        estimate.advance(done)
+    assert lines == [
+        "loading weights: 2.0 MB of 8.0 MB, about 8 s left",
+        "loading weights: 4.0 MB of 8.0 MB, about 8 s left",
+    ]

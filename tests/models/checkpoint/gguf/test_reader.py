@@ -9,7 +9,12 @@ import gguf
 import numpy as np
 import pytest
 
-from stonechat_models.checkpoint.gguf.reader import TENSOR_TYPES, gguf_parts, read_gguf
+from stonechat_models.checkpoint.gguf.reader import (
+    MANY_TEXTS,
+    TENSOR_TYPES,
+    gguf_parts,
+    read_gguf,
+)
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import ModelLoadError
 from tests.models.tiny_gguf import write_tiny_gguf
@@ -141,3 +146,47 @@ def test_all_parts_of_a_split_file_are_read(tmp_path: Path) -> None:
     }
     with pytest.raises(ModelLoadError, match="name the first"):
         read_gguf(paths[1])
+
+
+def test_long_lists_of_texts_can_be_skipped(default_model_files: ModelFiles) -> None:
+    """All else is the same, and a text that runs past the end is still refused."""
+    assert default_model_files.gguf is not None
+    whole = read_gguf(default_model_files.gguf)
+    short = read_gguf(default_model_files.gguf, skip_texts=True)
+    lists = [key for key in whole.metadata if len(whole.strings(key)) > MANY_TEXTS]
+    assert "tokenizer.ggml.tokens" in lists
+    skipped = [key for key in lists if short.metadata[key] == []]
+    assert {"tokenizer.ggml.tokens", "tokenizer.ggml.merges"} <= set(skipped)
+    for key in whole.metadata.keys() - set(skipped):
+        assert short.metadata[key] == whole.metadata[key]
+    assert short.data_start == whole.data_start
+    assert [*short.tensors] == [*whole.tensors]
+
+
+def test_a_released_tensor_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "big.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    values = np.arange(1_000_000, dtype=np.float32)
+    writer.add_tensor("a", values)
+    writer.add_tensor("b", values)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file):
+        write()
+    writer.write_tensors_to_file()
+    writer.close()
+    tensors = read_gguf(path).tensors
+    for _ in range(2):
+        for tensor in tensors.values():
+            assert (tensor.data.view(np.float32) == values).all()
+            tensor.release()
+    before = resident_bytes()
+    assert tensors["b"].data.sum()
+    assert resident_bytes() - before > 3_000_000
+    tensors["b"].release()
+    assert resident_bytes() - before < 1_000_000
+
+
+def resident_bytes() -> int:
+    """Bytes of mapped files that are in this process's memory."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("Pss_File"))
+    return int(line.split()[1]) << 10

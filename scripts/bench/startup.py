@@ -1,0 +1,138 @@
+"""Measure how a server on the CPU starts: seconds until it is ready, and its resident memory.
+
+    PYTHONPATH=server:models python scripts/bench/startup.py model.gguf --repeats 3
+
+Prints a table with the command's time to the first answer of /health, to the first token, and the
+resident memory of all its processes: after the start, and after 8 requests at once. The files
+should be in the system's cache; the first start of a file, which converts its tokenizer, is not
+counted. Linux only: memory is read from /proc.
+"""
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from statistics import median
+
+PROMPT = "Tell a story about a river and a mountain."
+START_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """What one start took."""
+
+    ready_seconds: float
+    token_seconds: float
+    cpu_seconds: float
+    """Of all processes until the first token."""
+    resident: int
+    """Proportional bytes (PSS) of all processes after the first token."""
+    busy_resident: int
+    """The same after 8 requests at once."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("models", nargs="+", help="GGUF files, or other names of models")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--python", default=sys.executable)
+    arguments = parser.parse_args()
+    print("| model | file, MB | ready, s | first token, s | CPU, s | resident, MB | after 8 |")
+    print("|---|---|---|---|---|---|---|")
+    for model in arguments.models:
+        starts = [measure(model, arguments.python) for _ in range(arguments.repeats + 1)][1:]
+        seconds = [f"{median(column):.2f}" for column in list(zip(*map(astuple, starts)))[:3]]
+        sizes = [f"{max(column) / 1e6:.0f}" for column in list(zip(*map(astuple, starts)))[3:]]
+        size = Path(model).stat().st_size / 1e6 if Path(model).is_file() else 0
+        print("|", " | ".join([Path(model).stem, f"{size:.0f}", *seconds, *sizes]), "|", flush=True)
+
+
+def measure(model: str, python: str) -> Startup:
+    """Start a server, send it requests, and stop it."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    began = time.perf_counter()
+    with server(model, port, python) as process:
+        while True:
+            try:
+                answer(f"{url}/health")
+                break
+            except OSError:
+                if process.poll() is not None or time.perf_counter() - began > START_SECONDS:
+                    sys.exit("the server does not start")
+                time.sleep(0.005)
+        ready = time.perf_counter() - began
+        chat(url, num_tokens=1)
+        token = time.perf_counter() - began
+        ids = processes(process.pid)
+        cpu, resident = sum(map(cpu_seconds, ids)), sum(map(proportional_bytes, ids))
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: chat(url, num_tokens=64), range(8)))
+        return Startup(ready, token, cpu, resident, sum(map(proportional_bytes, ids)))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def server(model: str, port: int, python: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run `stonechat serve` on a port."""
+    words = [python, "-m", "stonechat_server.cli", "serve", model, "--port", str(port)]
+    words += ["--ledger", "off", "--log-level", "warning"]
+    with subprocess.Popen(words, env=os.environ, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def answer(url: str, body: dict[str, object] | None = None) -> bytes:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=START_SECONDS) as response:
+        content: bytes = response.read()
+        return content
+
+
+def chat(url: str, num_tokens: int) -> None:
+    message = {"role": "user", "content": PROMPT}
+    limits = {"max_tokens": num_tokens, "ignore_eos": True}
+    answer(f"{url}/v1/chat/completions", {"messages": [message], **limits})
+
+
+def processes(process_id: int) -> list[int]:
+    """Return a process and its descendants."""
+    text = Path(f"/proc/{process_id}/task/{process_id}/children").read_text()
+    return [process_id, *(found for child in text.split() for found in processes(int(child)))]
+
+
+def proportional_bytes(process_id: int) -> int:
+    """Resident memory; pages that processes share are divided among them."""
+    text = Path(f"/proc/{process_id}/smaps_rollup").read_text()
+    match = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    assert match is not None
+    return int(match[1]) * 1024
+
+
+def cpu_seconds(process_id: int) -> float:
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()
