@@ -272,7 +272,7 @@ def test_a_gguf_file_is_served_on_the_cpu_without_importing_pytorch(
     """Importing it takes most of a second and 180 MB."""
     if find_compiler() is None:
         pytest.skip("there is no C++ compiler")
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama", "Q4_1")
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "qwen3", "Q4_1")
     fetch_model(EngineConfig(model=str(path)), lambda line: None)  # converts it, with transformers
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_PYTORCH, str(path), device],
