@@ -8,8 +8,10 @@ from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.packed.folder import weight_headers
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.serving_forms import FormPlanner, ServingForm
+from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_device, total_memory
 from stonechat_models.model_file import reading
+from stonechat_models.runtime.draft import draft_config, refuse_draft_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,9 @@ class ModelSurvey:
     """Whether the model only makes embeddings."""
     attention: str = ""
     """The attention backend that is tried first. Empty: none, or the native backend's own."""
+    draft: ServingForm | None = None
+    """What the draft model takes. It is not part of `free_memory`, and its share of the KV cache is
+    part of that of each form."""
     graphs_refusal: str | None = None
     """Why steps on a CUDA device run without CUDA graphs. None: they have them."""
 
@@ -51,6 +56,9 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
     with reading(headers.name):
         planner = FormPlanner(headers, replace(config, device=str(device)), device, progress)
         planner.check()
+        draft = None
+        if config.draft_model is not None:
+            draft = _draft_form(planner, config, progress)
         forms = tuple(planner.forms())
     types: dict[str, int] = {}
     num_active = 0.0
@@ -74,5 +82,27 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
         forms=forms,
         is_embedder=planner.is_embedder,
         attention=planner.attention if planner.native_refusal is not None else "",
+        draft=draft,
         graphs_refusal=planner.graphs_refusal,
     )
+
+
+def _draft_form(
+    planner: FormPlanner, config: EngineConfig, progress: Progress
+) -> ServingForm | None:
+    """Return what the draft model takes, and leave room for it beside the model of `planner`."""
+    try:
+        refuse_draft_model(config, planner.device.type)
+    except ModelLoadError as error:
+        planner.refusals.append(str(error))
+        return None
+    settings = replace(draft_config(config), device=str(planner.device))
+    headers = read_headers(settings, progress)
+    with reading(headers.name):
+        draft_planner = FormPlanner(headers, settings, planner.device, progress)
+        draft_planner.check()
+        form = next((form for form in draft_planner.forms() if form.is_default), None)
+    planner.refusals += draft_planner.refusals
+    if form is not None:
+        planner.leave_room(form.weight_bytes, form.kv_bytes_per_token)
+    return form

@@ -85,6 +85,12 @@ class FormPlanner:
         """The attention backend that is tried first, if the model runs through PyTorch."""
         self.refusals: list[str] = []
         self._empty_model: EmptyModel | None = None
+        self._draft_kv_bytes = 0
+
+    def leave_room(self, weight_bytes: int, kv_bytes_per_token: int) -> None:
+        """Leave room for a draft model, whose KV cache has as many tokens."""
+        self.free = max(0, self.free - weight_bytes)
+        self._draft_kv_bytes = kv_bytes_per_token
 
     @contextmanager
     def _noting(self, counts: bool = True) -> Iterator[None]:
@@ -154,6 +160,8 @@ class FormPlanner:
                 continue
             with self._noting(is_default):
                 size = self._footprint(config)
+                kv_bytes = size.kv_bytes_per_token
+                size = replace(size, kv_bytes_per_token=kv_bytes + self._draft_kv_bytes)
                 yield ServingForm(
                     name=name,
                     backend=self._backend(config),

@@ -92,6 +92,8 @@ def describe(survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float) -> di
         "graphs_refusal": survey.graphs_refusal,
         "total_memory": survey.total_memory,
         "free_memory": survey.free_memory,
+        "draft_weight_bytes": survey.draft.weight_bytes if survey.draft else 0,
+        "draft_kv_bytes_per_token": survey.draft.kv_bytes_per_token if survey.draft else 0,
         "bandwidth": bandwidth,
         "forms": rows,
     }
@@ -135,7 +137,20 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
         **({} if survey.is_embedder else {"context": f"{survey.max_model_len:,} tokens"}),
         "device": f"{survey.device}, {size_text(survey.free_memory)} of "
         f"{size_text(survey.total_memory)} free, reads {bandwidth / 1e9:.1f} GB/s",
+        **_draft_fact(survey),
         **_steps_fact(survey),
+    }
+
+
+def _draft_fact(survey: "ModelSurvey") -> Mapping[str, str]:
+    """What the draft model takes."""
+    draft = survey.draft
+    if draft is None:
+        return {}
+    return {
+        "draft": f"{draft.name}, {draft.backend} backend: weights {size_text(draft.weight_bytes)} "
+        f"(not part of the free memory), {size_text(draft.kv_bytes_per_token)} of KV/token (part "
+        "of that below)"
     }
 
 

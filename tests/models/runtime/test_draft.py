@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stonechat_models.config import EngineConfig
+from stonechat_models.diagnostics.memory_plan import survey_model
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.step_costs import StepCosts
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
@@ -102,6 +103,34 @@ def test_both_kv_caches_share_the_memory(tmp_path: Path, backend: str) -> None:
     assert info.num_blocks < alone.model.info.num_blocks
     assert engine.draft_model is not None
     assert engine.draft_model.model.info.num_blocks == info.num_blocks
+
+
+def test_the_plan_knows_what_a_draft_model_takes(tmp_path: Path, backend: str) -> None:
+    folder, small = tmp_path / "model", tmp_path / "small"
+    save(folder)
+    save(small, num_hidden_layers=1)
+    config = EngineConfig(
+        model=str(folder),
+        draft_model=str(small),
+        backend=backend,  # type: ignore[arg-type]
+        dtype="float32" if backend == "transformers" else "auto",
+        device="cpu",
+        max_model_len=128,
+        kv_cache_bytes=1 << 19,
+        max_num_seqs=4096,
+    )
+    survey = survey_model(config, lambda line: None)
+    engine, _ = build_engine(config, lambda line: None)
+    info, form = engine.model.info, next(form for form in survey.forms if form.is_default)
+    assert survey.refusal is None
+    assert survey.draft is not None
+    assert info.draft is not None
+    assert survey.draft.weight_bytes == info.draft.weight_bytes
+    assert survey.draft.kv_bytes_per_token == info.draft.kv_bytes_per_token
+    assert form.kv_bytes_per_token == info.kv_bytes_per_token + info.draft.kv_bytes_per_token
+    assert form.kv_tokens == info.kv_capacity_tokens
+    refused = survey_model(replace(config, overlap=True), lambda line: None)
+    assert "--overlap" in (refused.refusal or "")
 
 
 def test_a_model_of_other_tokens_is_refused_by_the_first_difference(tmp_path: Path) -> None:
