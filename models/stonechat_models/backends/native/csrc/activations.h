@@ -46,6 +46,9 @@ struct Act {
   }
 
   const uint8_t* row(int r) const { return groups + size_t(r) * stride; }
+  const ActGroup& group(int r, int g) const {
+    return reinterpret_cast<const ActGroup*>(row(r))[g];
+  }
 
   void copy(int row_to, const Act& from, int row_from) const {
     std::memcpy(groups + size_t(row_to) * stride, from.row(row_from), stride);

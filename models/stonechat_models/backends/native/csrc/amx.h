@@ -1,48 +1,91 @@
-// Matrix registers of processors with AMX.  All kernels share one configuration: eight registers of
-// 16 rows of 64 bytes.
+// Tiles of Intel's AMX: eight registers of up to 16 rows of 64 bytes, and their products.
 //
-// The system saves and restores the registers of each thread, and wants to be asked first.
+// SC_AMX is set if the compiler's target has them.  Linux must also allow a process to use them
+// (has_tiles).  The intrinsics of some compilers do not say which memory they read, so the
+// instructions are written out.
 #pragma once
+#include "simd.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__) && \
-    defined(__linux__) && defined(__x86_64__)
+#if SC_AVX512 && defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__) && \
+    defined(__linux__)
 #define SC_AMX 1
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include <cstdint>
 #endif
 
 namespace sc {
 
 #if SC_AMX
-// Asks the system for the registers, once.
-inline bool amx_permitted() {
-  static const bool permitted = [] {
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  }();
-  return permitted;
+
+// Rows, and bytes of a row, of the tiles 0..3 (sums), 4, 5 (activations) and 6, 7 (weights).
+struct alignas(64) TileShapes {
+  constexpr TileShapes(int activation_bytes, int weight_rows) {
+    for (int i = 0; i < 8; ++i) {
+      bytes[i] = uint16_t(i == 4 || i == 5 ? activation_bytes : 64);
+      rows[i] = uint8_t(i >= 6 ? weight_rows : 16);
+    }
+  }
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+static_assert(sizeof(TileShapes) == 64);
+
+inline constexpr TileShapes kWholeTiles(64, 16);
+
+// Whether the process may use tiles.  The system is asked once.
+inline bool has_tiles() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl
+  static const bool is_allowed = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return is_allowed;
 }
 
-// Configures the registers of the calling thread, once.  Only after amx_permitted().
-inline void amx_configure() {
-  static thread_local bool configured = false;
-  if (configured) return;
-  struct alignas(64) {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } config;
-  for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
-  asm volatile("" : : "r"(&config) : "memory");  // the intrinsic names only a part of its input
-  _tile_loadconfig(&config);
-  configured = true;
+inline thread_local const TileShapes* tile_shapes = nullptr;  // of the calling thread
+
+// Gives the tiles these shapes.  Their content is lost if they had other ones.
+inline void use_tiles(const TileShapes& shapes) {
+  if (tile_shapes == &shapes) return;
+  asm volatile("ldtilecfg %0" ::"m"(shapes));
+  tile_shapes = &shapes;
 }
+
+// Ends the calling thread's use of tiles: until then the system saves them at each switch.
+inline void release_tiles() {
+  if (tile_shapes == nullptr) return;
+  asm volatile("tilerelease");
+  tile_shapes = nullptr;
+}
+
+// `stride`: bytes from row to row.
+template <int Tile>
+inline void tile_load(const void* from, size_t stride) {
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(Tile), "r"(from), "r"(stride) : "memory");
+}
+template <int Tile>
+inline void tile_store(void* to, size_t stride) {
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(Tile), "r"(to), "r"(stride) : "memory");
+}
+template <int Tile>
+inline void tile_zero() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(Tile));
+}
+
+// Sum[i][j] += the products of the 4 int8 at [i][4 k..] of X with those at [k][4 j..] of W.
+template <int Sum, int X, int W>
+inline void tile_dot_int8() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(X), "i"(W));
+}
+
+inline I16 load_i16(const int32_t* p) { return {_mm512_load_si512(p)}; }
+
+template <int Offset>
+inline B64 minus(B64 a) {  // of each byte
+  return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(char(Offset)))};
+}
+
 #else
-inline bool amx_permitted() { return false; }
-inline void amx_configure() {}
+inline constexpr bool has_tiles() { return false; }
+inline void release_tiles() {}
 #endif
 
 }  // namespace sc

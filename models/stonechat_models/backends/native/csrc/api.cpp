@@ -55,13 +55,17 @@ void sc_matmul(const Matrix* w, const float* x, int m, float* y) {
   ActBuffer act;
   act.reserve(w->k, m, true);
   for (int r = 0; r < m; ++r) act.put_row(r, x + size_t(r) * size_t(w->k));
-  each_tile(0, w->panels(), 0, m, [&](int p, int r0, int rows) {
-    F16 acc[kTileRows];
-    multiply(*w, p, act, r0, rows, acc);
-    for (int r = 0; r < rows; ++r) {
-      put_columns(y + size_t(r0 + r) * size_t(w->n), p * kPanel, w->n, acc[r]);
+  for (int from = 0; from < m; from += kRowBlock) {
+    const RowBlock rows(act, from, std::min(kRowBlock, m - from));
+    for (int p = 0; p < w->panels(); ++p) {
+      F16 acc[kRowBlock];
+      multiply(*w, p, rows, acc);
+      for (int r = 0; r < rows.count; ++r) {
+        put_columns(y + size_t(from + r) * size_t(w->n), p * kPanel, w->n, acc[r]);
+      }
     }
-  });
+  }
+  release_tiles();
 }
 
 void* sc_linear_team_create(void* pool) {

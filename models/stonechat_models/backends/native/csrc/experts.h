@@ -42,10 +42,12 @@ class Experts {
   // Chooses the experts of the normed rows `x` and computes what their `down` reads.
   void gate_up(const Layer& l, const Act& x) {
     const int tokens = w_.batch->tokens;
-    each_panel(w_.pool, l.router.panels(), tokens, [&](int p, int r0, int rows) {
-      F16 acc[kTileRows];
-      multiply(l.router, p, x, r0, rows, acc);
-      for (int r = 0; r < rows; ++r) put_columns(logits(l, r0 + r), p * kPanel, l.experts, acc[r]);
+    each_panel(w_.pool, l.router.panels(), x, tokens, [&](int p, const RowBlock& rows) {
+      F16 acc[kRowBlock];
+      multiply(l.router, p, rows, acc);
+      for (int r = 0; r < rows.count; ++r) {
+        put_columns(logits(l, rows.from + r), p * kPanel, l.experts, acc[r]);
+      }
     });
     w_.pool.for_each(
         tokens, [&](int t) { routing_.choose(t, logits(l, t), l.experts, w_.c.scale_chosen); });
@@ -53,19 +55,18 @@ class Experts {
     w_.pool.for_each(tokens * w_.c.experts_per_token,
                      [&](int slot) { routed_.copy(slot, x, routing_.row_of(slot)); });
     const int groups = w_.c.expert_mlp / kGroup;
-    each_expert_panel(groups, [&](int expert, int g, int r0, int rows) {
-      const int panel = 2 * (expert * groups + g);
-      gate_up_tile<false>(l.gate, l.up, panel, routed_, r0, rows, mlp_, g);
+    each_expert_panel(groups, routed_, [&](int expert, int g, const RowBlock& rows) {
+      gate_up_panels<false>(l.gate, l.up, 2 * (expert * groups + g), rows, mlp_, g);
     });
   }
 
   // Adds the weighted outputs of the rows' experts to the hidden rows.
   void down(const Layer& l) {
     const int panels = w_.c.hidden / kPanel;
-    each_expert_panel(panels, [&](int expert, int p, int r0, int rows) {
-      F16 acc[kTileRows];
-      multiply(l.down, expert * panels + p, mlp_, r0, rows, acc);
-      for (int r = 0; r < rows; ++r) store(output(r0 + r) + p * kPanel, acc[r]);
+    each_expert_panel(panels, mlp_, [&](int expert, int p, const RowBlock& rows) {
+      F16 acc[kRowBlock];
+      multiply(l.down, expert * panels + p, rows, acc);
+      for (int r = 0; r < rows.count; ++r) store(output(rows.from + r) + p * kPanel, acc[r]);
     });
     w_.pool.for_each(w_.batch->tokens, [&](int t) { add_outputs(t); });
   }
@@ -76,18 +77,18 @@ class Experts {
   }
   float* output(int slot) { return outputs_.data() + size_t(slot) * size_t(w_.c.hidden); }
 
-  // One phase, like each_panel: calls body(expert, panel, first slot, slots) for the slots of each
-  // expert.
+  // One phase, like each_panel: calls body(expert, panel, slots) for the slots of each expert, which
+  // are rows of x.
   template <class Body>
-  void each_expert_panel(int panels, Body body) {
+  void each_expert_panel(int panels, const Act& x, Body body) {
     const auto& blocks = routing_.blocks();
     const int chunk = panels_per_item(w_.pool, panels, 2);
     const int chunks = (panels + chunk - 1) / chunk;
     w_.pool.for_each(chunks * int(blocks.size()), [&](int item) {
       const Routing::Block& b = blocks[size_t(item / chunks)];
       const int panel = item % chunks * chunk;
-      each_tile(panel, std::min(panels, panel + chunk), b.from, b.to,
-                [&](int p, int r0, int rows) { body(b.expert, p, r0, rows); });
+      const RowBlock slots(x, b.from, b.to - b.from);
+      for (int p = panel; p < std::min(panels, panel + chunk); ++p) body(b.expert, p, slots);
     });
   }
 

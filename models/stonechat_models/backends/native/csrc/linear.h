@@ -19,11 +19,11 @@ class LinearTeam {
     for (size_t i = 0; i < (own_rows ? own_.size() : 1); ++i) {
       own_[i].reserve(w.k, m, wants_floats(w));
     }
-    auto multiply_tile = [&](const Act& act, int p, int r0, int rows) {
-      F16 acc[kTileRows];
-      multiply(w, p, act, r0, rows, acc);
-      for (int r = 0; r < rows; ++r) {
-        put_columns(y + size_t(r0 + r) * size_t(w.n), p * kPanel, w.n, acc[r]);
+    auto multiply_panel = [&](int p, const RowBlock& rows) {
+      F16 acc[kRowBlock];
+      multiply(w, p, rows, acc);
+      for (int r = 0; r < rows.count; ++r) {
+        put_columns(y + size_t(rows.from + r) * size_t(w.n), p * kPanel, w.n, acc[r]);
       }
     };
     pool_.run([&](int member) {
@@ -34,8 +34,7 @@ class LinearTeam {
       } else {
         pool_.for_each(m, quantise);
       }
-      auto tile = [&](int p, int r0, int rows) { multiply_tile(act, p, r0, rows); };
-      each_panel(pool_, w.panels(), m, tile, kLastPhase);
+      each_panel(pool_, w.panels(), act, m, multiply_panel, kLastPhase);
     });
   }
 

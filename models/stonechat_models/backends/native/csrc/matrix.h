@@ -37,9 +37,8 @@ enum Kind : int {
   kKinds
 };
 
-inline constexpr int kPanel = 16;    // output columns of a panel
-inline constexpr int kGroup = 32;    // activations that share a scale
-inline constexpr int kTileRows = 8;  // rows that are multiplied by a panel together
+inline constexpr int kPanel = 16;  // output columns of a panel
+inline constexpr int kGroup = 32;  // activations that share a scale
 
 enum class Table : int { kNone, kNonLinear4, kFloat4 };
 

@@ -181,13 +181,13 @@ class Model {
       std::copy_n(w_.hidden_row(t), c.hidden, to);
       if (final_norm != nullptr) norm_in_place(to, final_norm, c.hidden, c.rms_eps);
     });
-    each_panel(w_.pool, head.panels(), batch.outputs, [&](int p, int r0, int rows) {
-      F16 acc[kTileRows];
-      multiply(head, p, w_.input, r0, rows, acc);
-      for (int r = 0; r < rows; ++r) {
+    each_panel(w_.pool, head.panels(), w_.input, batch.outputs, [&](int p, const RowBlock& rows) {
+      F16 acc[kRowBlock];
+      multiply(head, p, rows, acc);
+      for (int r = 0; r < rows.count; ++r) {
         F16 x = mul(acc[r], set1(c.logit_scale));
         if (c.logit_cap != 0.0f) x = soft_cap(x, c.logit_cap);
-        put_columns(batch.logits + size_t(r0 + r) * size_t(c.vocab), p * kPanel, c.vocab, x);
+        put_columns(batch.logits + size_t(rows.from + r) * size_t(c.vocab), p * kPanel, c.vocab, x);
       }
     });
   }

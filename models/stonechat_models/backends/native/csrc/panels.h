@@ -1,7 +1,6 @@
 // Loops of a pool's members over the panels of a matrix.
 //
-// An item is a run of panels for a block of rows.  A panel is multiplied by all row tiles of its
-// block while it is in the L1 cache, and the activations of the block stay in the L2 cache.
+// An item is a run of panels for a block of rows, whose activations stay in the L2 cache.
 //
 // Invariant: each pair of a panel and a row is in one item, so items write different outputs.
 #pragma once
@@ -12,32 +11,32 @@
 
 namespace sc {
 
-inline constexpr int kRowBlock = 128;  // rows of a block
-inline constexpr int kMaxChunk = 32;   // panels of an item, at most
+inline constexpr int kMaxChunk = 32;  // panels of an item, at most
+inline constexpr int kBlockValues = 1 << 18;  // activations of a block: 0.4 MB
 
 // How many panels make an item, so that there are at least `items_per_member` of each row block.
 inline int panels_per_item(const Pool& pool, int panels, int items_per_member) {
   return std::max(1, std::min(kMaxChunk, panels / (pool.size() * items_per_member)));
 }
 
-// Calls body(panel, first row, rows) for the tiles of rows from..to-1 and the panels of one item.
-template <class Body>
-inline void each_tile(int panel_from, int panel_to, int from, int to, Body body) {
-  for (int p = panel_from; p < panel_to; ++p) {
-    for (int r = from; r < to; r += kTileRows) body(p, r, std::min(kTileRows, to - r));
-  }
+// Rows of a block whose rows have k values.
+inline int rows_per_block(int k) {
+  const int rows = kBlockValues / k / kTileRows * kTileRows;
+  return std::max(kTileRows, std::min(kRowBlock, rows));
 }
 
-// One phase: calls body(panel, first row, rows) for all panels and tiles of rows.
+// One phase: calls body(panel, block) for all panels and all blocks of the first `rows` rows of x.
 template <class Body>
-inline void each_panel(Pool& pool, int panels, int rows, Body body, bool is_last = false) {
-  const int chunk = panels_per_item(pool, panels, 6);
-  const int chunks = (panels + chunk - 1) / chunk, blocks = (rows + kRowBlock - 1) / kRowBlock;
-  auto item_tiles = [&](int item) {
-    const int row = item / chunks * kRowBlock, panel = item % chunks * chunk;
-    each_tile(panel, std::min(panels, panel + chunk), row, std::min(rows, row + kRowBlock), body);
+inline void each_panel(Pool& pool, int panels, const Act& x, int rows, Body body,
+                       bool is_last = false) {
+  const int chunk = panels_per_item(pool, panels, 6), chunks = (panels + chunk - 1) / chunk;
+  const int size = rows_per_block(x.k), blocks = (rows + size - 1) / size;
+  auto item_panels = [&](int item) {
+    const int row = item / chunks * size, panel = item % chunks * chunk;
+    const RowBlock block(x, row, std::min(size, rows - row));
+    for (int p = panel; p < std::min(panels, panel + chunk); ++p) body(p, block);
   };
-  pool.for_each(chunks * blocks, item_tiles, is_last);
+  pool.for_each(chunks * blocks, item_panels, is_last);
 }
 
 // Stores 16 columns from `column` on in a row of `columns` columns.  The last panel may be partly

@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "amx.h"
 #include "gate.h"
 
 namespace sc {
@@ -63,6 +64,7 @@ class Pool {
     context_ = &body;
     if (size_ > 1) jobs_.open();
     body(0);
+    release_tiles();
     barrier();
   }
 
@@ -135,6 +137,7 @@ class Pool {
       jobs_.wait(seen, between_jobs_);
       if (job_ == nullptr) return;
       job_(context_, member);
+      release_tiles();
       barrier();
     }
   }

@@ -5,10 +5,13 @@
 // For each run of weights that share a scale (32, or twice 16), in order:
 //   total = fma(float(dot), d * scale, total), dot = (u - offset) . q exactly
 //   total = fma(m, scale * sum of q, total) of an affine kind
+// Few rows read the codes of a panel in registers.  For many rows they are unpacked in memory
+// first, a chunk at a time.
 #pragma once
-#include "activations.h"
-#include "codes.h"
-#include "scales.h"
+#include "float_products.h"
+#include "row_block.h"
+#include "tile_products.h"
+#include "unpacked.h"
 
 namespace sc {
 
@@ -23,26 +26,65 @@ inline float part_sum(const ActGroup& group, int part) {
   return Parts == 1 ? group.sum : group.scale * float(part_isum<Parts>(group, part));
 }
 
-// acc[r] += (row r0 + r of x) . one panel, for r < Rows.  Flat: a call in the loop would spill.
-template <int KindOf, int Rows>
-__attribute__((flatten)) inline void quantised_panel(const uint8_t* panel, const Act& x, int r0,
-                                                    F16* acc) {
+// The groups of a panel in order, as they are packed.
+template <int KindOf>
+class PackedGroups {
+ public:
+  PackedGroups(const uint8_t* panel, int k)
+      : scales_(panel, k),
+        codes_(panel + head_bytes(KindOf, k) - group_bytes(KindOf)),
+        ahead_(panel_bytes(KindOf, k)) {}
+
+  void next() {
+    codes_ += group_bytes(KindOf);
+    for (int i = 0; i < kFormats[KindOf].bits; ++i) prefetch_far(codes_ + 64 * i + ahead_);
+    scales_.next();
+  }
+  template <int J>
+  B64 row() const {
+    return code_row<KindOf, J>(codes_);
+  }
+  F16 d(int part) const { return scales_.d[part]; }
+  F16 m(int part) const { return scales_.m[part]; }
+
+ private:
+  Scales<KindOf> scales_;
+  const uint8_t* codes_;
+  size_t ahead_;
+};
+
+// The groups of a chunk in order.
+template <int KindOf>
+class UnpackedGroups {
+ public:
+  explicit UnpackedGroups(const Unpacked& chunk) : chunk_(chunk) {}
+
+  void next() { ++group_; }
+  template <int J>
+  B64 row() const {
+    return load_bytes(chunk_.codes[group_][J]);
+  }
+  F16 d(int part) const { return load(chunk_.d[group_ * kFormats[KindOf].parts + part]); }
+  F16 m(int part) const { return load(chunk_.m[group_ * kFormats[KindOf].parts + part]); }
+
+ private:
+  const Unpacked& chunk_;
+  int group_ = -1;
+};
+
+// acc[r] += the groups of activations from row[r] on . as many groups of weights.
+template <int KindOf, int Rows, class Groups>
+inline void add_groups(Groups&& weights, const uint8_t* const* row, int groups, F16* acc) {
   constexpr Format f = kFormats[KindOf];
   constexpr int kBits = unsigned_bits(f), kLength = 8 / f.parts;
   constexpr int kOffset = kBits == 8 && kSignedDot8 ? 0 : f.offset;
-  const size_t ahead = panel_bytes(KindOf, x.k);
-  const uint8_t* codes = panel + head_bytes(KindOf, x.k);
-  const uint8_t* row[Rows];
-  for (int r = 0; r < Rows; ++r) row[r] = x.row(r0 + r);
   F16 total[Rows];
   for (int r = 0; r < Rows; ++r) total[r] = acc[r];
-  Scales<KindOf> scales(panel, x.k);
-  for (size_t at = 0; at < size_t(x.k / kGroup) * sizeof(ActGroup); at += sizeof(ActGroup)) {
+  for (size_t at = 0; at < size_t(groups) * sizeof(ActGroup); at += sizeof(ActGroup)) {
     auto group = [&](int r) -> const ActGroup& {
       return *reinterpret_cast<const ActGroup*>(row[r] + at);
     };
-    for (int i = 0; i < f.bits; ++i) prefetch_far(codes + 64 * i + ahead);
-    scales.next();
+    weights.next();
     unrolled<f.parts>([&](auto part) {
       I16 dot[Rows];
       for (int r = 0; r < Rows; ++r) {
@@ -50,76 +92,74 @@ __attribute__((flatten)) inline void quantised_panel(const uint8_t* panel, const
       }
       unrolled<kLength>([&](auto i) {
         constexpr int j = part * kLength + i;
-        const B64 w = code_row<KindOf, j>(codes);
+        const B64 w = weights.template row<j>();
         for (int r = 0; r < Rows; ++r) {
           dot[r] = dot4<kBits>(dot[r], w, load_i32(group(r).q + 4 * j));
         }
       });
+      const F16 d = weights.d(part);
       for (int r = 0; r < Rows; ++r) {
-        total[r] = fma(to_float(dot[r]), mul(scales.d[part], set1(group(r).scale)), total[r]);
+        total[r] = fma(to_float(dot[r]), mul(d, set1(group(r).scale)), total[r]);
         if constexpr (f.is_affine) {
-          total[r] = fma(scales.m[part], set1(part_sum<f.parts>(group(r), part)), total[r]);
+          const float sum = part_sum<f.parts>(group(r), part);
+          total[r] = fma(weights.m(part), set1(sum), total[r]);
         }
       }
     });
-    codes += group_bytes(KindOf);
   }
   for (int r = 0; r < Rows; ++r) acc[r] = total[r];
-}
-
-template <int KindOf>
-inline F16 load_weights(const uint8_t* panel, size_t i) {
-  if constexpr (KindOf == kFloat) return load(reinterpret_cast<const float*>(panel) + i * kPanel);
-  else if constexpr (KindOf == kHalf) {
-    return load_half(reinterpret_cast<const half_t*>(panel) + i * kPanel);
-  } else {
-    return load_bf16(reinterpret_cast<const bf16_t*>(panel) + i * kPanel);
-  }
-}
-
-template <int KindOf, int Rows>
-inline void float_panel(const uint8_t* panel, const Act& x, int r0, F16* acc) {
-  const size_t ahead = panel_bytes(KindOf, x.k), width = size_t(x.k);
-  const float* f = x.f + size_t(r0) * width;
-  F16 total[Rows];
-  for (int r = 0; r < Rows; ++r) total[r] = acc[r];
-  for (size_t i = 0; i < width; ++i) {
-    F16 w = load_weights<KindOf>(panel, i);
-    prefetch_far(panel + ahead + i * kPanel * (KindOf == kFloat ? 4 : 2));
-    for (int r = 0; r < Rows; ++r) total[r] = fma(w, set1(f[size_t(r) * width + i]), total[r]);
-  }
-  for (int r = 0; r < Rows; ++r) acc[r] = total[r];
-}
-
-template <int KindOf, int Rows>
-inline void panel_rows(const uint8_t* panel, const Act& x, int r0, F16* acc) {
-  if constexpr (is_quantised(KindOf)) quantised_panel<KindOf, Rows>(panel, x, r0, acc);
-  else float_panel<KindOf, Rows>(panel, x, r0, acc);
 }
 
 // Requires rows <= kRowsPerKernel.
 template <int KindOf, int Rows = kRowsPerKernel>
-inline void panel_up_to(const uint8_t* panel, const Act& x, int r0, int rows, F16* acc) {
+inline void few_rows(const uint8_t* panel, const RowBlock& rows, F16* out) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return panel_up_to<KindOf, Rows - 1>(panel, x, r0, rows, acc);
+    if (rows.count < Rows) return few_rows<KindOf, Rows - 1>(panel, rows, out);
   }
-  panel_rows<KindOf, Rows>(panel, x, r0, acc);
+  const uint8_t* row[Rows];
+  for (int r = 0; r < Rows; ++r) row[r] = rows.x.row(rows.from + r);
+  add_groups<KindOf, Rows>(PackedGroups<KindOf>(panel, rows.x.k), row, rows.x.k / kGroup, out);
 }
 
 template <int KindOf>
-inline void panel_tile(const uint8_t* panel, const Act& x, int r0, int rows, F16* acc) {
-  for (int r = 0; r < rows; r += kRowsPerKernel) {
-    int n = rows - r < kRowsPerKernel ? rows - r : kRowsPerKernel;
-    panel_up_to<KindOf>(panel, x, r0 + r, n, acc + r);
+inline void many_rows(const uint8_t* panel, const RowBlock& rows, F16* out) {
+  const int groups = rows.x.k / kGroup;
+  Unpacker<KindOf> unpacker(panel, rows.x.k);
+  Unpacked chunk;
+  for (int g = 0; g < groups; g += kChunk) {
+    const int count = std::min(kChunk, groups - g);
+    unpacker.next(count, chunk, [](B64 u) { return u; });
+    for (int first = 0; first < rows.count; first += kRowsPerKernel) {
+      const uint8_t* row[kRowsPerKernel];
+      for (int r = 0; r < kRowsPerKernel; ++r) {  // after the last row: itself again
+        row[r] = rows.x.row(rows.from + std::min(first + r, rows.count - 1)) +
+                 size_t(g) * sizeof(ActGroup);
+      }
+      add_groups<KindOf, kRowsPerKernel>(UnpackedGroups<KindOf>(chunk), row, count, out + first);
+    }
   }
 }
 
-// out[r] = (row r0 + r of x) . panel p + bias, for at most 8 rows.
-inline void multiply(const Matrix& w, int p, const Act& x, int r0, int rows, F16* out) {
-  F16 start = w.bias ? load(w.bias + p * kPanel) : set1(0.0f);
-  for (int r = 0; r < rows; ++r) out[r] = start;
+template <int KindOf>
+inline void quantised_panel(const uint8_t* panel, const RowBlock& rows, F16* out) {
+#if SC_AMX
+  if (rows.count >= kMinTileRows && has_tiles()) return tile_panel<KindOf>(panel, rows, out);
+#endif
+  if (rows.count <= kRowsPerKernel) few_rows<KindOf>(panel, rows, out);
+  else many_rows<KindOf>(panel, rows, out);
+}
+
+// out[r] = (row r of the block) . panel p + bias.  `out` has room for kRowBlock rows, because the
+// last tile is computed as a whole.
+inline void multiply(const Matrix& w, int p, const RowBlock& rows, F16* out) {
+  const int whole = (rows.count + kTileRows - 1) / kTileRows * kTileRows;
+  const F16 start = w.bias ? load(w.bias + p * kPanel) : set1(0.0f);
+  for (int r = 0; r < whole; ++r) out[r] = start;
   const uint8_t* panel = w.panel(p);
-  with_kind(w.kind, [&](auto kind) { panel_tile<kind>(panel, x, r0, rows, out); });
+  with_kind(w.kind, [&](auto kind) {
+    if constexpr (is_quantised(kind)) quantised_panel<kind>(panel, rows, out);
+    else float_panel<kind>(panel, rows, out);
+  });
 }
 
 }  // namespace sc

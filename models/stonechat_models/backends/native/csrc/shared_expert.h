@@ -30,28 +30,29 @@ class SharedExpert {
   // Computes what `shared_down` reads, and the weight of each of the normed rows `x`.
   void gate_up(const Layer& l, const Act& x) {
     const int groups = l.shared_down.k / kGroup;
-    each_panel(w_.pool, groups + 1, w_.batch->tokens, [&](int g, int r0, int rows) {
+    each_panel(w_.pool, groups + 1, x, w_.batch->tokens, [&](int g, const RowBlock& rows) {
       if (g < groups) {
-        return gate_up_tile<false>(l.shared_gate, l.shared_up, 2 * g, x, r0, rows, mlp_, g);
+        return gate_up_panels<false>(l.shared_gate, l.shared_up, 2 * g, rows, mlp_, g);
       }
-      F16 acc[kTileRows];
-      multiply(l.shared_router, 0, x, r0, rows, acc);
-      for (int r = 0; r < rows; ++r) {
+      F16 acc[kRowBlock];
+      multiply(l.shared_router, 0, rows, acc);
+      for (int r = 0; r < rows.count; ++r) {
         float logits[kPanel];
         store(logits, acc[r]);
-        weights_[size_t(r0 + r)] = 1.0f / (1.0f + std::exp(-logits[0]));
+        weights_[size_t(rows.from + r)] = 1.0f / (1.0f + std::exp(-logits[0]));
       }
     });
   }
 
   // Adds the weighted outputs to the hidden rows.
   void down(const Layer& l) {
-    each_panel(w_.pool, l.shared_down.panels(), w_.batch->tokens, [&](int p, int r0, int rows) {
-      F16 acc[kTileRows];
-      multiply(l.shared_down, p, mlp_, r0, rows, acc);
-      for (int r = 0; r < rows; ++r) {
-        float* to = w_.hidden_row(r0 + r) + p * kPanel;
-        const F16 weight = set1(weights_[size_t(r0 + r)] * w_.c.residual_scale);
+    const int panels = l.shared_down.panels();
+    each_panel(w_.pool, panels, mlp_, w_.batch->tokens, [&](int p, const RowBlock& rows) {
+      F16 acc[kRowBlock];
+      multiply(l.shared_down, p, rows, acc);
+      for (int r = 0; r < rows.count; ++r) {
+        float* to = w_.hidden_row(rows.from + r) + p * kPanel;
+        const F16 weight = set1(weights_[size_t(rows.from + r)] * w_.c.residual_scale);
         store(to, fma(acc[r], weight, load(to)));
       }
     });

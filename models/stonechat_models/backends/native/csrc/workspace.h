@@ -95,13 +95,16 @@ struct Workspace {
   // Multiplies the normed rows `x` by the matrices whose outputs the layer's mixer reads.
   void project(const Layer& l, const Act& x) {
     const auto matrices = l.projections();
-    each_panel(pool, l.projected_columns() / kPanel, batch->tokens, [&](int p, int r0, int rows) {
+    const int panels = l.projected_columns() / kPanel;
+    each_panel(pool, panels, x, batch->tokens, [&](int p, const RowBlock& rows) {
       size_t part = 0;
       int panel = p;
       for (; panel >= matrices[part]->panels(); ++part) panel -= matrices[part]->panels();
-      F16 acc[kTileRows];
-      multiply(*matrices[part], panel, x, r0, rows, acc);
-      for (int r = 0; r < rows; ++r) store(projected_row(r0 + r) + p * kPanel, acc[r]);
+      F16 acc[kRowBlock];
+      multiply(*matrices[part], panel, rows, acc);
+      for (int r = 0; r < rows.count; ++r) {
+        store(projected_row(rows.from + r) + p * kPanel, acc[r]);
+      }
     });
   }
 
@@ -109,11 +112,12 @@ struct Workspace {
   // first, in a second phase.
   void add_product(const Matrix& w, const Act& x, const float* norm) {
     const F16 scale = set1(c.residual_scale);
-    each_panel(pool, w.panels(), batch->tokens, [&](int p, int r0, int rows) {
-      F16 acc[kTileRows];
-      multiply(w, p, x, r0, rows, acc);
-      for (int r = 0; r < rows; ++r) {
-        float* to = (norm ? branch_row(r0 + r) : hidden_row(r0 + r)) + p * kPanel;
+    each_panel(pool, w.panels(), x, batch->tokens, [&](int p, const RowBlock& rows) {
+      F16 acc[kRowBlock];
+      multiply(w, p, rows, acc);
+      for (int r = 0; r < rows.count; ++r) {
+        const int t = rows.from + r;
+        float* to = (norm ? branch_row(t) : hidden_row(t)) + p * kPanel;
         store(to, norm ? acc[r] : fma(acc[r], scale, load(to)));
       }
     });
