@@ -270,5 +270,7 @@ if "sse2" in cpu_flags():
     ARCHITECTURES.append("x86-64")
 if {"avx2", "fma", "f16c", "bmi2"} <= cpu_flags():
     ARCHITECTURES.append("haswell")
+if {"avx512_vnni", "avx512_vbmi2", "vaes"} <= cpu_flags():
+    ARCHITECTURES.append("icelake-server")  # AVX-512 without AMX and bfloat16
 if {"avx2", "avx_vnni"} <= cpu_flags():
     ARCHITECTURES.append("alderlake")

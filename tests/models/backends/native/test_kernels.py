@@ -153,12 +153,22 @@ def test_a_row_has_the_same_bits_in_any_batch(library: Library, type_name: str) 
         packed = Packed(library, Kind.F32, Kind.F32, values, k)
     else:
         packed = packed_blocks(library, type_name, random_blocks(type_name, n, k), k)
-    x = torch.randn(33, k)
-    together = packed.times(x)
-    for i in range(33):
-        assert torch.equal(packed.times(x[i : i + 1])[0], together[i])
-    for start, stop in ((5, 18), (3, 5), (7, 15), (0, 9)):
-        assert torch.equal(packed.times(x[start:stop]), together[start:stop])
+    x = torch.randn(129, k)
+    alone = torch.cat([packed.times(x[i : i + 1]) for i in range(len(x))])
+    for count in (2, 7, 8, 9, 15, 16, 17, 25, 33, 128, 129):
+        assert torch.equal(packed.times(x[-count:]), alone[-count:])
+
+
+@pytest.mark.parametrize("type_name", BLOCK_TYPES)
+def test_tiles_of_amx_compute_the_same_bits_as_vectors(type_name: str) -> None:
+    if "icelake-server" not in ARCHITECTURES:
+        pytest.skip("the processor has no AVX-512")
+    x, blocks = random_activations(40, 768), random_blocks(type_name, 24, 768)
+    tiles, vectors = (
+        packed_blocks(load_library(architecture=architecture), type_name, blocks, 768).times(x)
+        for architecture in ("native", "icelake-server")
+    )
+    assert torch.equal(tiles, vectors)
 
 
 @pytest.mark.parametrize("dtype", FLOAT_KINDS)

@@ -83,7 +83,11 @@ inline B64 minus(B64 a) {  // of each byte
   return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(char(Offset)))};
 }
 
+// The name of the instruction set in use.
+inline const char* isa_name() { return has_tiles() ? "avx512-vnni-amx" : kIsa; }
+
 #else
+inline const char* isa_name() { return kIsa; }
 inline constexpr bool has_tiles() { return false; }
 inline void release_tiles() {}
 #endif

@@ -24,7 +24,7 @@ static void* created(Make make) {
 
 extern "C" {
 
-const char* sc_isa() { return kIsa; }
+const char* sc_isa() { return isa_name(); }
 
 size_t sc_packed_bytes(int kind, int n, int k) {
   return size_t((n + kPanel - 1) / kPanel) * panel_bytes(kind, k);

@@ -143,7 +143,9 @@ inline void many_rows(const uint8_t* panel, const RowBlock& rows, F16* out) {
 template <int KindOf>
 inline void quantised_panel(const uint8_t* panel, const RowBlock& rows, F16* out) {
 #if SC_AMX
-  if (rows.count >= kMinTileRows && has_tiles()) return tile_panel<KindOf>(panel, rows, out);
+  if constexpr (kFormats[KindOf].parts == 1) {  // two short products a group gain nothing
+    if (rows.count >= kMinTileRows && has_tiles()) return tile_panel<KindOf>(panel, rows, out);
+  }
 #endif
   if (rows.count <= kRowsPerKernel) few_rows<KindOf>(panel, rows, out);
   else many_rows<KindOf>(panel, rows, out);

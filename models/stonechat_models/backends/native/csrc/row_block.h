@@ -15,8 +15,7 @@ inline constexpr int kTileRows = 16;   // rows of a tile (amx.h)
 struct alignas(64) TileGroup {
   int8_t q[kTileRows][kGroup];
   float scale[kTileRows];
-  float sum[kTileRows];          // of the whole group
-  float part_sum[2][kTileRows];  // of k 0..15 and 16..31
+  float sum[kTileRows];
 };
 
 struct RowBlock {
@@ -46,19 +45,12 @@ struct RowBlock {
 
   // The last row also fills the rest of the last tile.
   void copy_group(int tile, int g, TileGroup* to) const {
-    float sums[kTileRows], low_sums[kTileRows];
     for (int i = 0; i < kTileRows; ++i) {
-      const int r = std::min(tile * kTileRows + i, count - 1);
-      const ActGroup& group = x.group(from + r, g);
+      const ActGroup& group = x.group(from + std::min(tile * kTileRows + i, count - 1), g);
       std::memcpy(to->q[i], group.q, kGroup);
       to->scale[i] = group.scale;
-      sums[i] = float(group.isum);
-      low_sums[i] = float(group.isum_low);
+      to->sum[i] = group.sum;
     }
-    const F16 scale = load(to->scale), sum = load(sums), low = load(low_sums);
-    store(to->sum, mul(scale, sum));
-    store(to->part_sum[0], mul(scale, low));
-    store(to->part_sum[1], mul(scale, sub(sum, low)));
   }
 
   mutable const TileGroup* tiles_ = nullptr;
