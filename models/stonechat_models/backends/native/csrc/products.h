@@ -75,7 +75,8 @@ class UnpackedGroups {
 // acc[r] += the groups of activations from row[r] on . as many groups of weights.  Flattened,
 // because gcc does not always inline the bodies of unrolled loops by itself.
 template <int KindOf, int Rows, class Groups>
-__attribute__((flatten)) inline void add_groups(Groups&& weights, const uint8_t* const* row, int groups, F16* acc) {
+__attribute__((flatten)) inline void add_groups(Groups&& weights, const uint8_t* const* row,
+                                               int groups, F16* acc) {
   constexpr Format f = kFormats[KindOf];
   constexpr int kBits = unsigned_bits(f), kLength = 8 / f.parts;
   constexpr int kOffset = kBits == 8 && kSignedDot8 ? 0 : f.offset;
