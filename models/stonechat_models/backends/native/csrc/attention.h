@@ -236,7 +236,7 @@ struct SpanAttention {
       first = std::min(first, view.first(s.position[r]) - span.start);
       last = std::max(last, s.position[r] - span.start);
     }
-    const int step = amx_permitted() ? kAmxTiles : 1;
+    const int step = has_tiles() ? kAmxTiles : 1;
     const int to = last < 0 ? 0 : (std::min(last, kSpan - 1) / kTokens / step + 1) * step;
     return {std::max(0, first) / kTokens / step * step, to};
   }
@@ -244,8 +244,8 @@ struct SpanAttention {
   void multiply_keys(int r0, int n, int from, int to, bool is_first) const {
     const int32_t* q = s.q + r0 * kWords * F::kDigits;
 #if SC_AMX
-    if (amx_permitted()) {
-      amx_configure();
+    if (has_tiles()) {
+      use_tiles(kWholeTiles);
       return AmxProducts<F>::keys(span, from, to, dim, q, s.sums, is_first);
     }
 #endif
@@ -254,7 +254,7 @@ struct SpanAttention {
 
   void multiply_values(int n, int from, int to, bool is_first) const {
 #if SC_AMX
-    if (amx_permitted()) {
+    if (has_tiles()) {
       if (is_first) {
         const auto [first, last] = tiles(0, rows);
         AmxProducts<F>::gather(span, next, first, last, dim, s.values);
