@@ -62,7 +62,7 @@ class Bench:
         begin = self.num_shared * BLOCK_SIZE if sequence else 0
         for first in range(begin, num_tokens, PREFILL_CHUNK):
             size = min(PREFILL_CHUNK, num_tokens - first)
-            self.model.forward(self.batch([(sequence, first, size)]).on_host())
+            self.model.forward(self.batch([(sequence, first, size)]))
 
 
 def main() -> None:
@@ -101,7 +101,7 @@ def main() -> None:
             bench.prefill(sequence, context)
 
         def step(i: int, bench: Bench = bench, first: int = context, n: int = num_seqs) -> None:
-            bench.model.forward(bench.batch([(s, first + i, 1) for s in range(n)]).on_host())
+            bench.model.forward(bench.batch([(s, first + i, 1) for s in range(n)]))
 
         name = f"decode {num_seqs} at {context}"
         seconds = show(name, model, num_seqs, arguments.steps, step)
