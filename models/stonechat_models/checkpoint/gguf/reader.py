@@ -154,9 +154,11 @@ class GgufFile:
 
 def _mapping_of(data: object) -> mmap.mmap | None:
     """Return the mapped file that an array is a view of; None if it is memory of its own."""
-    while data is not None and not isinstance(data, mmap.mmap):
+    while data is not None:
+        if isinstance(data, mmap.mmap):
+            return data
         data = data.obj if isinstance(data, memoryview) else getattr(data, "base", None)
-    return data
+    return None
 
 
 def read_gguf(path: Path, *, skip_texts: bool = False) -> GgufFile:
