@@ -21,6 +21,10 @@ from stonechat_models.engine.step_costs import PassCosts, StepCosts
 LEAST_GAIN = 0.03
 """A step has draft tokens if they promise at least this much more speed."""
 
+_LIKE_OTHERS = 0.8
+"""The draft model catches up with a sequence if its acceptance rate is at least this share of that
+of all."""
+
 
 @dataclass(slots=True)
 class LookupPlan:
@@ -142,6 +146,7 @@ class DraftControl:
             return
         ready: list[tuple[Sequence, DraftState]] = []
         lookups: list[AdaptiveDrafter] = []
+        num_seqs, saved_seconds = len(decoding), -1.0
         for sequence in decoding:
             state, drafter = sequence.draft_state, sequence.drafter
             if drafter is not None and drafter.has_match:
@@ -155,9 +160,15 @@ class DraftControl:
             gap = model.gap(sequence)
             if gap <= MAX_GAP:
                 ready.append((sequence, state))
-            elif self.lagging is None and self._pays_to_catch_up(sequence, state, gap, decoding):
-                self.lagging = sequence
-        num_seqs = len(decoding)
+            elif state.rate < _LIKE_OTHERS * model.rate:
+                model.rest([state])
+            elif self.lagging is None:
+                if saved_seconds < 0:
+                    saved_seconds = self._saved_seconds(num_seqs)
+                if self._pays_to_catch_up(sequence, gap, saved_seconds, num_seqs):
+                    self.lagging = sequence
+        if saved_seconds == 0:
+            model.rest()
         plan = self._plan_lookups(lookups, num_seqs) if lookups else LookupPlan([])
         rates = [state.rate for _, state in ready]
         length, score = self._best_length(rates, num_seqs, plan)
@@ -169,8 +180,7 @@ class DraftControl:
                 if isinstance(sequence.drafter, AdaptiveDrafter):
                     sequence.drafter.set_length(0)
         elif not least_score:
-            for sequence, _ in ready:
-                model.rest(sequence)
+            model.rest([state for _, state in ready])
             self.pass_costs.relax()
 
     def _best_length(
@@ -201,23 +211,25 @@ class DraftControl:
                 best, best_score = length, score
         return best, best_score
 
+    def _saved_seconds(self, num_seqs: int) -> float:
+        """Return what a step of so many sequences would save if the draft model drafted for all."""
+        plain = self.costs.plain_seconds(num_seqs)
+        assert self._draft_model is not None
+        assert plain is not None
+        rates = [self._draft_model.rate] * num_seqs
+        length, score = self._best_length(rates, num_seqs, LookupPlan([]))
+        if not length or score <= num_seqs * LEAST_GAIN:
+            return 0.0
+        return plain * (1 - exp(-score / num_seqs))
+
     def _pays_to_catch_up(
-        self, sequence: Sequence, state: DraftState, gap: int, decoding: abc.Sequence[Sequence]
+        self, sequence: Sequence, gap: int, saved_seconds: float, num_seqs: int
     ) -> bool:
         """Whether the draft model should compute what it lacks of the sequence.
 
         That delays all sequences. It is done once the answer is so long, and may become so much
         longer, that drafts would have saved that time.
         """
-        num_seqs = len(decoding)
-        plain = self.costs.plain_seconds(num_seqs)
-        assert self._draft_model is not None
-        assert plain is not None
-        length, score = self._best_length([state.rate] * num_seqs, num_seqs, LookupPlan([]))
-        if not length or score <= num_seqs * LEAST_GAIN:
-            self._draft_model.rest(sequence)
-            return False
-        saved = plain * (1 - exp(-score / num_seqs))
         num_left = sequence.max_tokens - sequence.num_output_tokens
         cost = gap * self.pass_costs.catch_up_seconds * num_seqs
-        return min(sequence.num_output_tokens, num_left) * saved >= cost
+        return 0.0 < min(sequence.num_output_tokens, num_left) * saved_seconds >= cost

@@ -114,11 +114,11 @@ class DraftModel:
             num_new = min(num_accepted, num_drafted - 1)
             self._keep(sequence, state.num_computed + num_new)
 
-    def rest(self, sequence: Sequence) -> None:
-        """Note that the sequence does not draft, because it would not pay. It is tried again."""
-        state = sequence.draft_state
-        assert state is not None
-        state.rate += _REST_WEIGHT * (FIRST_RATE - state.rate)
+    def rest(self, states: abc.Sequence[DraftState] = ()) -> None:
+        """Note that these sequences do not draft, because it would not pay. In time it is tried
+        again."""
+        for state in states:
+            state.rate += _REST_WEIGHT * (FIRST_RATE - state.rate)
         self.rate += _REST_WEIGHT / 10 * (FIRST_RATE - self.rate)
 
     def _num_found(self, sequence: Sequence) -> int:
