@@ -10,6 +10,7 @@ import argparse
 import statistics
 import sys
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -49,13 +50,13 @@ class Bench:
         table = np.arange(self.width) + self.width * np.array([[s] for s, _, _ in spans])
         table[:, : self.num_shared] = np.arange(self.num_shared)
         return HostBatch(
-            token_ids=(positions * 7919 + owner * 31) % self.model.info.vocab_size,
-            positions=positions,
-            slot_mapping=owner * self.width * BLOCK_SIZE + positions,
-            query_start=starts.astype(np.int32),
-            block_table=table.astype(np.int32),
-            logits_index=starts[1:] - 1,
-            state_slots=[sequence for sequence, _, _ in spans],
+            token_ids=array("q", (positions * 7919 + owner * 31) % self.model.info.vocab_size),
+            positions=array("q", positions),
+            slot_mapping=array("q", owner * self.width * BLOCK_SIZE + positions),
+            query_start=array("i", starts),
+            block_table=array("i", table.flatten()),
+            logits_index=array("q", starts[1:] - 1),
+            state_slots=array("q", [sequence for sequence, _, _ in spans]),
         )
 
     def prefill(self, sequence: int, num_tokens: int) -> None:
