@@ -28,7 +28,7 @@ from stonechat_models.runtime.build import build_engine
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import GenerateRequest, ReasoningSpec, SamplingParams
 from tests.models.compiled_cache import use_model_cache
-from tests.models.engines import generate_all, greedy, reference_greedy
+from tests.models.engines import generate_all, greedy
 from tests.models.tiny_adapters import BASE, projections, write_adapter
 from tests.models.tiny_gguf import write_tiny_gguf
 from tests.models.tiny_models import tiny_model
@@ -37,8 +37,8 @@ from tests.models.tiny_tokenizers import EOS, byte_level_backend
 NUM_TOKENS = 6
 PROMPTS = [[5, 9, 40], list(range(3, 25))]
 VOCAB_SIZE = byte_level_backend().get_vocab_size()
-LOGPROB_ERROR = {"transformers": 1e-3, "native": 0.05}
-"""The native backend keeps keys and values in half precision."""
+LOGPROB_ERROR = {"transformers": 1e-3, "native": 0.1}
+"""For logits with a spread of at most one. The native backend attends in bfloat16."""
 SIZES = {"vocab_size": VOCAB_SIZE, "hidden_size": 128, "intermediate_size": 160, "head_dim": 32}
 
 
@@ -79,14 +79,21 @@ def build(folder: Path, backend: str, **settings: Any) -> tuple[Engine, Tokenize
 
 
 def check(engine: Engine, module: torch.nn.Module, backend: str) -> None:
-    """Compare the greedy tokens and the log-probabilities with those of the module."""
+    """Compare the greedy tokens and the log-probabilities with those of the module.
+
+    Where two tokens are as likely, up to the error, either may be chosen.
+    """
     answers = generate_all(engine, PROMPTS, greedy(NUM_TOKENS, ignore_eos=True))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
-        tokens, rows = reference_greedy(module, prompt, NUM_TOKENS)
-        assert answer.token_ids == tokens
+        with torch.inference_mode():
+            logits = module(torch.tensor([prompt + answer.token_ids])).logits[0].double()
+        rows = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
+        expected = rows.gather(1, torch.tensor(answer.token_ids).unsqueeze(1)).squeeze(1)
         actual = [entry.logprob for entry in answer.logprobs]
-        expected = [float(row[token]) for row, token in zip(rows, tokens, strict=True)]
-        np.testing.assert_allclose(actual, expected, atol=LOGPROB_ERROR[backend])
+        assert len(actual) == NUM_TOKENS
+        error = LOGPROB_ERROR[backend] * max(1.0, float(logits.std()))
+        np.testing.assert_allclose(actual, expected, atol=error)
+        np.testing.assert_allclose(rows.amax(1), expected, atol=error)
 
 
 def change_weights(folder: Path, changes: Mapping[str, torch.Tensor | None]) -> None:

@@ -123,12 +123,13 @@ class SelfAttention {
   void find(const Work& w, int sequence, int start, int last, KeySpan& span) const {
     const int32_t* blocks =
         w_.batch->block_table + size_t(sequence) * size_t(w_.batch->block_width);
-    const int per_block = w.cache.tiles_per_block;
+    const int per_block = w.cache.tiles_per_block, count = last / kTokens - start / kTokens;
+    int block = start / kTokens / per_block, within = start / kTokens % per_block;
     span.start = start;
     for (int i = 0; i < kSpanTiles; ++i) {
-      const int tile = std::min(start / kTokens + i, last / kTokens);
-      span.records[i] =
-          w.cache.record(blocks[tile / per_block] * per_block + tile % per_block, w.head);
+      span.records[i] = w.cache.record(blocks[block] * per_block + within, w.head);
+      if (i >= count) continue;  // the last tile repeats
+      if (++within == per_block) within = 0, ++block;
     }
   }
 
