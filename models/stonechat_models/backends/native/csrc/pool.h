@@ -145,7 +145,8 @@ class Pool {
   static inline thread_local int member_ = 0;  // of the pool whose thread this is
 
   const int size_, groups_;  // no groups: few members
-  Gate::Patience in_phase_{Microseconds(1), Microseconds(20000)};
+  // Who yields at once gives a core away for milliseconds, over and over, while others want it.
+  Gate::Patience in_phase_{Microseconds(20), Microseconds(20000)};
   Gate::Patience between_jobs_{Microseconds(1), Microseconds(500)};
   Job job_ = nullptr;
   void* context_ = nullptr;
