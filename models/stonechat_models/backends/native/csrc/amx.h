@@ -76,6 +76,18 @@ inline void tile_dot_int8() {
   asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(X), "i"(W));
 }
 
+// The same for W with unsigned bytes.
+template <int Sum, int X, int W>
+inline void tile_dot_bytes() {
+  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(X), "i"(W));
+}
+
+// Sum[i][j] += the products of the 2 bfloat16 at [i][2 k..] of X with those at [k][2 j..] of W.
+template <int Sum, int X, int W>
+inline void tile_dot_pairs() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(X), "i"(W));
+}
+
 inline I16 load_i16(const int32_t* p) { return {_mm512_load_si512(p)}; }
 
 template <int Offset>

@@ -25,52 +25,52 @@ inline constexpr size_t kOperandPitch = size_t(kWords) * 4, kSumPitch = size_t(k
 // bytes between words.
 inline void multiply_pairs(const int32_t* a, const uint8_t* const* b, size_t pitch, int parts,
                            int lanes, float* out) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
   for (int i = 0; i < parts; ++i) {
     const size_t at = size_t(i) * kAmxWords * pitch;
-    _tile_loadd(4, a + i * kAmxWords, kOperandPitch);
-    _tile_loadd(5, b[0] + at, pitch);
-    _tile_dpbf16ps(0, 4, 5);
-    _tile_loadd(6, b[1] + at, pitch);
-    _tile_dpbf16ps(1, 4, 6);
+    tile_load<4>(a + i * kAmxWords, kOperandPitch);
+    tile_load<5>(b[0] + at, pitch);
+    tile_dot_pairs<0, 4, 5>();
+    tile_load<6>(b[1] + at, pitch);
+    tile_dot_pairs<1, 4, 6>();
     if (lanes <= 2) continue;
-    _tile_loadd(7, b[2] + at, pitch);
-    _tile_dpbf16ps(2, 4, 7);
-    _tile_loadd(5, b[3] + at, pitch);
-    _tile_dpbf16ps(3, 4, 5);
+    tile_load<7>(b[2] + at, pitch);
+    tile_dot_pairs<2, 4, 7>();
+    tile_load<5>(b[3] + at, pitch);
+    tile_dot_pairs<3, 4, 5>();
   }
-  _tile_stored(0, out, kSumPitch);
-  _tile_stored(1, out + 16, kSumPitch);
+  tile_store<0>(out, kSumPitch);
+  tile_store<1>(out + 16, kSumPitch);
   if (lanes <= 2) return;
-  _tile_stored(2, out + 32, kSumPitch);
-  _tile_stored(3, out + 48, kSumPitch);
+  tile_store<2>(out + 32, kSumPitch);
+  tile_store<3>(out + 48, kSumPitch);
 }
 
 // The same for two lanes of bytes, for both digits.
 inline void multiply_bytes(const int32_t* a, const uint8_t* const* b, size_t pitch, int parts,
                            float* out) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
   for (int i = 0; i < parts; ++i) {
     const size_t at = size_t(i) * kAmxWords * pitch;
-    _tile_loadd(4, a + i * kAmxWords, 2 * kOperandPitch);
-    _tile_loadd(5, a + kWords + i * kAmxWords, 2 * kOperandPitch);
-    _tile_loadd(6, b[0] + at, pitch);
-    _tile_dpbsud(0, 4, 6);
-    _tile_dpbsud(1, 5, 6);
-    _tile_loadd(7, b[1] + at, pitch);
-    _tile_dpbsud(2, 4, 7);
-    _tile_dpbsud(3, 5, 7);
+    tile_load<4>(a + i * kAmxWords, 2 * kOperandPitch);
+    tile_load<5>(a + kWords + i * kAmxWords, 2 * kOperandPitch);
+    tile_load<6>(b[0] + at, pitch);
+    tile_dot_bytes<0, 4, 6>();
+    tile_dot_bytes<1, 5, 6>();
+    tile_load<7>(b[1] + at, pitch);
+    tile_dot_bytes<2, 4, 7>();
+    tile_dot_bytes<3, 5, 7>();
   }
-  _tile_stored(0, out, 2 * kSumPitch);
-  _tile_stored(1, out + kWidth, 2 * kSumPitch);
-  _tile_stored(2, out + 16, 2 * kSumPitch);
-  _tile_stored(3, out + kWidth + 16, 2 * kSumPitch);
+  tile_store<0>(out, 2 * kSumPitch);
+  tile_store<1>(out + kWidth, 2 * kSumPitch);
+  tile_store<2>(out + 16, 2 * kSumPitch);
+  tile_store<3>(out + kWidth + 16, 2 * kSumPitch);
 }
 
 inline void multiply_lanes(Pairs, const int32_t* a, const uint8_t* const* b, size_t pitch,
