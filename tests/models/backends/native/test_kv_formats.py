@@ -61,3 +61,25 @@ def test_bytes_are_those_of_the_cache(name: Any, tmp_path: Path) -> None:
     headers: ModelHeaders = read_headers(config, lambda line: None)
     assert supports(headers, config) is None
     assert footprint(headers, config).kv_bytes_per_token == expected
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_few_large_dimensions_of_keys_do_not_spoil_the_others(
+    family: str, tmp_path: Path
+) -> None:
+    """Biases as in Qwen 2, or norms of keys, far above the rest."""
+    module, files = make_model(family, tmp_path)
+    for layer in module.model.layers:
+        attention, size = layer.self_attn, layer.self_attn.head_dim
+        for d in (3, 3 + size // 2):  # a rotary pair
+            if family == "qwen2":
+                attention.k_proj.bias.data[d::size] += 100.0
+                attention.q_proj.weight.data[d::size] /= 100.0
+                attention.q_proj.bias.data[d::size] /= 100.0
+            else:
+                attention.k_norm.weight.data[d] *= 100.0
+                attention.q_norm.weight.data[d] /= 100.0
+    module.save_pretrained(tmp_path)
+    model = load_native(files, kv_cache_dtype="int8")
+    actual = model.forward(make_batch([(IDS, 0, BLOCKS)], all_rows=True))
+    assert error(actual, reference_logits(module, IDS)) < 0.08
