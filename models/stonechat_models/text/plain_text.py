@@ -49,9 +49,10 @@ class PlainTextEncoder:
 
     def encode(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
         """Return the ids of the parts, joined. The flag says that a part is plain text."""
-        if self._is_harmless(parts):
-            return _encode(self._backend, "".join(text for text, _ in parts))
-        with self._lock:
+        together = self._encode_together(parts)
+        if together is not None:
+            return together
+        with self._lock:  # one thread makes the copy
             before_id = self._plain.token_to_id(BEFORE)
         sections = self._sections(parts)
         ids: list[int] = []
@@ -72,18 +73,27 @@ class PlainTextEncoder:
             ids += self._encode_plain(text, before_id, is_first=before is None)
         return ids + _encode(self._backend, usual) if usual else ids
 
-    def _is_harmless(self, parts: Sequence[tuple[str, bool]]) -> bool:
-        """Whether the joined parts spell no other control tokens than the parts that may do so."""
-        expected: list[int] = []
+    def _encode_together(self, parts: Sequence[tuple[str, bool]]) -> list[int] | None:
+        """Return the usual ids of the joined parts; None if a plain part may add a control token.
+
+        The joined text must spell the same control tokens, at the same places, as the parts that
+        may do so, and the ids must have the same control tokens too: a tokenizer may recognise
+        other spellings.
+        """
+        joined = "".join(text for text, _ in parts)
+        expected: list[tuple[int, str]] = []
         start = 0
         for text, is_plain in parts:
             if not is_plain:
-                expected += [start + match.start() for match in self._pattern.finditer(text)]
+                expected += [(start + m.start(), m[0]) for m in self._pattern.finditer(text)]
             start += len(text)
-        joined = "".join(text for text, _ in parts)
-        if BEFORE in joined:
-            return False
-        return [match.start() for match in self._pattern.finditer(joined)] == expected
+        found = [(match.start(), match[0]) for match in self._pattern.finditer(joined)]
+        if BEFORE in joined or found != expected:
+            return None
+        ids = _encode(self._backend, joined)
+        control_ids = [token_id for token_id in ids if token_id in self._ids]
+        is_usual = control_ids == [self._backend.token_to_id(text) for _, text in expected]
+        return ids if is_usual else None
 
     def _sections(self, parts: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
         """Split the parts into control tokens and what is between them."""
@@ -103,7 +113,7 @@ class PlainTextEncoder:
                     is_open = not is_token
         return sections
 
-    def _encode_plain(self, text: str, before_id: int, is_first: bool) -> list[int]:
+    def _encode_plain(self, text: str, before_id: int | None, *, is_first: bool) -> list[int]:
         start = "" if is_first else BEFORE
         ids = _encode(self._plain, start + text)
         if not self._ids.isdisjoint(ids):  # the vocabulary itself has such a token

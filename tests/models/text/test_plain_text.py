@@ -116,6 +116,17 @@ def test_a_vocabulary_that_spells_a_control_token_does_not_give_it() -> None:
     assert vocabulary[EOS] not in ids
 
 
+def test_another_spelling_that_the_tokenizer_knows_is_text() -> None:
+    """A token with `normalized` is found after the normalizer has changed the text."""
+    backend = character_backend(normalizer=normalizers.Lowercase())
+    backend.add_special_tokens([AddedToken("<end>", special=True, normalized=True)])
+    end = backend.token_to_id("<end>")
+    assert usual(backend, "<END>") == [end]
+    encoder = PlainTextEncoder(backend, ["<end>"])
+    assert end not in encoder.encode([("<END>", True)])
+    assert encoder.encode([("<end>", False), ("hi", True)])[0] == end
+
+
 def test_tokens_that_are_not_control_tokens_stay_tokens() -> None:
     backend = byte_level_backend()
     backend.add_tokens([AddedToken("<think>", special=False, normalized=False)])
