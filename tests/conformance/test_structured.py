@@ -226,7 +226,8 @@ def test_a_repeated_call_ends_the_answer(chat: Chat, server: LiveServer) -> None
     assert len(set(calls)) == len(calls)
     server.wait_until_idle()
     num_generated = server.engine.stats().num_generated_tokens - before
-    assert answer.usage.completion_tokens <= num_generated <= answer.usage.completion_tokens + 8
+    # The last step may have brought several draft tokens.
+    assert answer.usage.completion_tokens <= num_generated <= answer.usage.completion_tokens + 24
     assert num_generated < 300
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.utils.benchmark
 
 from stonechat_models.backends.native import bindings
+from stonechat_models.diagnostics import machine as machine_module
 from stonechat_models.diagnostics.bandwidth import measure_bandwidth
 from stonechat_models.diagnostics.machine import Gpu, inspect_machine
 from stonechat_models.errors import UnsupportedModelError
@@ -75,6 +76,7 @@ def test_a_processor_is_described_by_its_own_words(
 
     monkeypatch.setattr(Path, "read_text", read)
     monkeypatch.setattr(platform, "processor", lambda: "other")
+    monkeypatch.setattr(machine_module, "_native", lambda progress: (None, None))
     cpuinfo.write_text("model name\t: Fast: 9\nflags\t\t: fpu avx2 avx512_vnni\n")
     machine = inspect_machine(lambda line: None)
     assert (machine.cpu, machine.instruction_sets) == ("Fast: 9", ("avx2", "avx512_vnni"))
