@@ -56,7 +56,9 @@ def measure_model(section: Section, shape: Shape) -> None:
         section.keep(checks=expected)
     else:
         is_mixture = any(idle for _, idle in weights)
-        section.keep(checks=section.attempt(partial(_checks, engine, expected, is_mixture)))
+        section.keep(
+            checks=section.attempt(partial(_checks, engine, section.device, expected, is_mixture))
+        )
     if section.arguments.quantize or shape.has_codes:
         weights = [(quantised_step_bytes(module), 0.0)]
     load = Load(engine, section.device)
@@ -119,9 +121,11 @@ def _start(section: Section, shape: Shape, module: Any) -> Engine:
     return engine
 
 
-def _checks(engine: Engine, expected: Expected, is_mixture: bool) -> dict[str, Any]:
+def _checks(
+    engine: Engine, device: torch.device, expected: Expected, is_mixture: bool
+) -> dict[str, Any]:
     tolerance = TOLERANCE["logits"].get(getattr(torch, engine.model.info.dtype), 0.25)
-    actual = logits_of(engine.model, engine.device)
+    actual = logits_of(engine.model, device)
     verdicts = verdict(expected, actual, tolerance, is_mixture)
     say(f"logits against the plain model: {verdicts}")
     return verdicts
