@@ -81,15 +81,15 @@ async def figures_of(row: Row, server: RunningServer, seed: int) -> dict[str, fl
     figures = {"start_seconds": server.seconds, "start_bytes": float(server.resident_bytes())}
     if row.num_requests == 0:
         return figures
-    level = await _level(row, server.url, seed)
-    wrong = [f"{c.name}: {c.detail}" for c in run_checks([level]) if not c.passed]
+    level, records = await _level(row, server.url, seed)
+    wrong = [f"{c.name}: {c.detail}" for c in run_checks([level], records) if not c.passed]
     if wrong or level.num_errors:
         raise BenchError("; ".join(wrong))
     figures["busy_bytes"] = float(server.resident_bytes())
-    return figures | level_figures(level)
+    return figures | level_figures(level, records)
 
 
-async def _level(row: Row, url: str, seed: int) -> LevelResult:
+async def _level(row: Row, url: str, seed: int) -> tuple[LevelResult, list[RequestRecord]]:
     settings = BenchSettings(
         base_url=url, input_tokens=CALIBRATION_TOKENS, output_tokens=row.output_tokens, seed=seed
     )
@@ -103,15 +103,16 @@ async def _level(row: Row, url: str, seed: int) -> LevelResult:
             target, workload, range(row.num_requests), row.in_flight, lambda _: None
         )
     busy = run.cpu_seconds / max(perf_counter() - begin, 1e-9)
-    return summarise("closed", row.in_flight, [run.records], run.gaps, busy, None)
+    level = summarise("closed", row.in_flight, [run.records], run.gaps, busy, None, None)
+    return level, run.records
 
 
-def level_figures(level: LevelResult) -> dict[str, float]:
+def level_figures(level: LevelResult, records: list[RequestRecord]) -> dict[str, float]:
     """Tokens a second, milliseconds a token after the first, and prompt tokens a second."""
     figures = {
         "tokens_per_second": level.tokens_per_second,
-        "prompt_tokens": median(record.prompt_tokens for record in level.records),
-        "prompt_per_second": median(map(prompt_speed, level.records)),
+        "prompt_tokens": median(record.prompt_tokens for record in records),
+        "prompt_per_second": median(map(prompt_speed, records)),
     }
     if level.tpot.p50 is not None:
         figures["token_ms"] = level.tpot.p50 * 1e3

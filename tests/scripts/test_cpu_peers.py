@@ -1,5 +1,6 @@
 """The comparison with peers: command lines, figures of a load, costs of a file, and tables."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -10,18 +11,37 @@ import numpy as np
 import pytest
 
 from stonechat_server.bench.results import RequestRecord
+from stonechat_server.bench.target import BenchError
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
 FAKE_SERVER = """
-import http.server, os, sys
+import http.server, json, os, sys
 port = int(sys.argv[sys.argv.index("--port") + 1])
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.path == "/health" else 404)
+    def answer(self, status, kind, body):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
+    def do_GET(self):
+        models = json.dumps({"object": "list", "data": [{"id": "fake"}]}).encode()
+        known = self.path in ("/health", "/v1/models")
+        self.answer(200 if known else 404, "application/json", models)
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = len(asked["messages"][0]["content"].split()) + 10
+        piece = {"choices": [{"index": 0, "delta": {"content": "a "}, "finish_reason": None}]}
+        ended = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
+        tokens = asked["max_tokens"] - SHORT
+        counts = {"prompt_tokens": prompt, "completion_tokens": tokens}
+        usage = {"choices": [], "usage": counts | {"total_tokens": prompt + tokens}}
+        lines = [json.dumps(chunk) for chunk in (*[piece] * tokens, ended, usage)]
+        text = "".join("data: " + line + "\\n\\n" for line in (*lines, "[DONE]"))
+        self.answer(200, "text/event-stream", text.encode())
     def log_message(self, *_): pass
 held = bytearray(os.urandom(50_000_000))
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
@@ -53,7 +73,7 @@ def test_a_server_is_started_measured_and_stopped(tmp_path):
     from peer_servers import ServerKind, free_port, started
 
     script, port = tmp_path / "server.py", free_port()
-    script.write_text(FAKE_SERVER)
+    script.write_text("SHORT = 0" + FAKE_SERVER)
     kind = ServerKind("fake", "peer", (sys.executable, str(script)))
     argv = [*kind.command, "--port", str(port)]
     with started(kind, argv, port, tmp_path / "log") as server:
@@ -61,6 +81,33 @@ def test_a_server_is_started_measured_and_stopped(tmp_path):
         assert 50e6 < server.resident_bytes() < 150e6
     with pytest.raises(ProcessLookupError):
         os.kill(server.process_id, 0)
+
+
+def load_fake_server(folder, missing_tokens):
+    """Figures of a load on a server whose answers lack `missing_tokens` tokens."""
+    from peer_rows import Row, figures_of
+    from peer_servers import ServerKind, free_port, started
+
+    script, port = folder / "server.py", free_port()
+    script.write_text(f"SHORT = {missing_tokens}" + FAKE_SERVER)
+    kind = ServerKind("fake", "peer", (sys.executable, str(script)))
+    row = Row("2", 2, 3, 200, 8)
+    with started(kind, [*kind.command, "--port", str(port)], port, folder / "log") as server:
+        return asyncio.run(figures_of(row, server, seed=1))
+
+
+def test_figures_of_a_load(tmp_path):
+    figures = load_fake_server(tmp_path, missing_tokens=0)
+    assert figures["prompt_tokens"] == 200
+    assert figures["tokens_per_second"] > 0
+    assert figures["prompt_per_second"] > 0
+    assert figures["token_ms"] >= 0
+    assert figures["busy_bytes"] > 50e6
+
+
+def test_an_answer_that_is_too_short_is_an_error(tmp_path):
+    with pytest.raises(BenchError, match="every answer has the tokens asked for"):
+        load_fake_server(tmp_path, missing_tokens=1)
 
 
 def test_a_server_that_ends_is_reported(tmp_path):
