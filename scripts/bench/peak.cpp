@@ -70,16 +70,23 @@ long amx(long rounds) {
 }
 #endif
 
+// Applies a step to each of some registers, again and again. The step hides from the compiler that
+// its operand stays the same.
+template <class Register, class Step>
+void repeat(long rounds, Register (&sums)[kRegisters], Step step) {
+    for (long i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
+        for (auto& sum : sums) step(sum);
+    }
+}
+
 #if defined(__AVX512VNNI__)
 long vnni512(long rounds) {
     __m512i sums[kRegisters] = {}, operand = _mm512_set1_epi8(1);
-    for (long i = 0; i < rounds; i++) {
-#pragma GCC unroll 12
-        for (auto& sum : sums) {
-            asm volatile("" : "+v"(operand));
-            sum = _mm512_dpbusd_epi32(sum, operand, operand);
-        }
-    }
+    repeat(rounds, sums, [&](__m512i& sum) {
+        asm volatile("" : "+v"(operand));
+        sum = _mm512_dpbusd_epi32(sum, operand, operand);
+    });
     alignas(64) int lanes[16];
     for (auto& sum : sums) _mm512_store_si512(lanes, sum), sink = lanes[0];
     return rounds * kRegisters * 64 * 2;
@@ -89,48 +96,42 @@ long vnni512(long rounds) {
 #if defined(__AVX2__)
 long avx2(long rounds) {
     __m256i sums[kRegisters] = {}, operand = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
-    for (long i = 0; i < rounds; i++) {
-#pragma GCC unroll 12
-        for (auto& sum : sums) {
-            asm volatile("" : "+x"(operand));
-            __m256i pairs = _mm256_maddubs_epi16(operand, operand);
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
-        }
-    }
+    repeat(rounds, sums, [&](__m256i& sum) {
+        asm volatile("" : "+x"(operand));
+        __m256i pairs = _mm256_maddubs_epi16(operand, operand);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    });
     for (auto& sum : sums) sink = _mm256_extract_epi32(sum, 0);
     return rounds * kRegisters * 32 * 2;
 }
 #endif
 
-#if defined(__ARM_FEATURE_MATMUL_INT8)
-long i8mm(long rounds) {
+#if defined(__ARM_NEON)
+// `operations`: those of one step.
+template <class Step>
+long arm(long rounds, int operations, Step step) {
     int32x4_t sums[kRegisters] = {};
     int8x16_t operand = vdupq_n_s8(1);
-    for (long i = 0; i < rounds; i++) {
-#pragma GCC unroll 12
-        for (auto& sum : sums) {
-            asm volatile("" : "+w"(operand));
-            sum = vmmlaq_s32(sum, operand, operand);
-        }
-    }
+    repeat(rounds, sums, [&](int32x4_t& sum) {
+        asm volatile("" : "+w"(operand));
+        sum = step(sum, operand);
+    });
     for (auto& sum : sums) sink = vaddvq_s32(sum);
-    return rounds * kRegisters * 32 * 2;
+    return rounds * kRegisters * operations;
+}
+#endif
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+long i8mm(long rounds) {
+    auto step = [](int32x4_t sum, int8x16_t x) { return vmmlaq_s32(sum, x, x); };
+    return arm(rounds, 32 * 2, step);
 }
 #endif
 
 #if defined(__ARM_FEATURE_DOTPROD)
 long dotprod(long rounds) {
-    int32x4_t sums[kRegisters] = {};
-    int8x16_t operand = vdupq_n_s8(1);
-    for (long i = 0; i < rounds; i++) {
-#pragma GCC unroll 12
-        for (auto& sum : sums) {
-            asm volatile("" : "+w"(operand));
-            sum = vdotq_s32(sum, operand, operand);
-        }
-    }
-    for (auto& sum : sums) sink = vaddvq_s32(sum);
-    return rounds * kRegisters * 16 * 2;
+    auto step = [](int32x4_t sum, int8x16_t x) { return vdotq_s32(sum, x, x); };
+    return arm(rounds, 16 * 2, step);
 }
 #endif
 

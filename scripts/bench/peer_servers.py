@@ -50,7 +50,7 @@ class RunningServer:
 
     def resident_bytes(self) -> int:
         """Memory of the process and its children; a page that several share counts once."""
-        return sum(_proportional_bytes(pid) for pid in descendants(self.process_id))
+        return sum(proportional_bytes(pid) for pid in descendants(self.process_id))
 
 
 def read_kind(kind: Literal["ours", "peer"], text: str) -> ServerKind:
@@ -115,7 +115,8 @@ def descendants(process_id: int) -> list[int]:
     return found
 
 
-def _proportional_bytes(process_id: int) -> int:
+def proportional_bytes(process_id: int) -> int:
+    """Resident memory (PSS); pages that processes share are divided among them. Linux only."""
     for line in Path(f"/proc/{process_id}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024

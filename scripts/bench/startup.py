@@ -11,8 +11,6 @@ counted. Linux only: memory is read from /proc.
 import argparse
 import json
 import os
-import re
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
+
+from peer_servers import descendants, free_port, proportional_bytes
 
 PROMPT = "Tell a story about a river and a mountain."
 START_SECONDS = 120.0
@@ -75,18 +75,11 @@ def measure(model: str, python: str) -> Startup:
         ready = time.perf_counter() - began
         chat(url, num_tokens=1)
         token = time.perf_counter() - began
-        ids = processes(process.pid)
+        ids = descendants(process.pid)
         cpu, resident = sum(map(cpu_seconds, ids)), sum(map(proportional_bytes, ids))
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: chat(url, num_tokens=64), range(8)))
         return Startup(ready, token, cpu, resident, sum(map(proportional_bytes, ids)))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -113,20 +106,6 @@ def chat(url: str, num_tokens: int) -> None:
     message = {"role": "user", "content": PROMPT}
     limits = {"max_tokens": num_tokens, "ignore_eos": True}
     answer(f"{url}/v1/chat/completions", {"messages": [message], **limits})
-
-
-def processes(process_id: int) -> list[int]:
-    """Return a process and its descendants."""
-    text = Path(f"/proc/{process_id}/task/{process_id}/children").read_text()
-    return [process_id, *(found for child in text.split() for found in processes(int(child)))]
-
-
-def proportional_bytes(process_id: int) -> int:
-    """Resident memory; pages that processes share are divided among them."""
-    text = Path(f"/proc/{process_id}/smaps_rollup").read_text()
-    match = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-    assert match is not None
-    return int(match[1]) * 1024
 
 
 def cpu_seconds(process_id: int) -> float:

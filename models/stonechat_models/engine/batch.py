@@ -2,11 +2,9 @@
 
 from array import array
 from collections import abc
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from stonechat_models.backends.base import ForwardBatch, HostBatch
 from stonechat_models.engine.sequence import Scheduled
@@ -65,14 +63,22 @@ def build_batch(
     `sampled_ids`, int64[rows], are the previous step's tokens if the host does not know them yet.
     They fill the placeholders.
     """
-    layout = _Layout.of(items, block_size)
-    packed = layout.packed
+    packed = _PackedTokens(items)
+    num_rows = [item.num_prompt_rows + item.num_rows for item in items]
+    firsts, ends, indices = np.array(packed.firsts), np.array(packed.ends), np.arange(len(items))
+    if len(packed.token_ids) == len(items) == num_rows.count(1):  # a decode step
+        lengths, positions, rows = firsts + 1, firsts, indices
+    else:
+        num_tokens = np.diff(ends, prepend=0)
+        lengths, positions = firsts + num_tokens, _ranges(firsts, num_tokens)
+        rows = _ranges(ends - num_rows, np.array(num_rows))
+        indices = np.repeat(indices, num_tokens)
+    query_start_list, context_lens_list = [0, *packed.ends], lengths.tolist()
+    table = _padded_table(items, context_lens_list, block_size)
+    slots = table[indices, positions // block_size] * np.int64(block_size) + positions % block_size
     tensors = _to_device(
-        [
-            *(packed.token_ids, layout.positions, layout.slots, layout.rows),
-            *(packed.places, packed.sources),
-        ],
-        [layout.query_start, layout.lengths, layout.table.ravel()],
+        [packed.token_ids, positions, slots, rows, packed.places, packed.sources],
+        [query_start_list, lengths, table.ravel()],
         device,
     )
     token_ids, places, sources = tensors[0], tensors[4], tensors[5]
@@ -89,51 +95,13 @@ def build_batch(
         slot_mapping=tensors[2],
         query_start=tensors[6],
         context_lens=tensors[7],
-        block_table=tensors[8].view(layout.table.shape),
+        block_table=tensors[8].view(table.shape),
         logits_index=tensors[3],
-        query_start_list=layout.query_start,
-        context_lens_list=layout.context_lens,
+        query_start_list=query_start_list,
+        context_lens_list=context_lens_list,
         state_slots=[item.sequence.state_slot for item in items],
-        num_rows_list=layout.num_rows,
+        num_rows_list=num_rows,
     )
-
-
-@dataclass(slots=True)
-class _Layout:
-    """The numbers of a batch: where its tokens and their rows of logits are."""
-
-    packed: "_PackedTokens"
-    positions: npt.NDArray[np.int64]
-    slots: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-    table: npt.NDArray[np.int32]
-    query_start: list[int]
-    context_lens: list[int]
-    num_rows: list[int]
-
-    @classmethod
-    def of(cls, items: abc.Sequence[Scheduled], block_size: int) -> "_Layout":
-        packed = _PackedTokens(items)
-        num_rows = [item.num_prompt_rows + item.num_rows for item in items]
-        firsts, ends, indices = (
-            np.array(packed.firsts),
-            np.array(packed.ends),
-            np.arange(len(items)),
-        )
-        if len(packed.token_ids) == len(items) == num_rows.count(1):  # a decode step
-            lengths, positions, rows = firsts + 1, firsts, indices
-        else:
-            num_tokens = np.diff(ends, prepend=0)
-            lengths, positions = firsts + num_tokens, _ranges(firsts, num_tokens)
-            rows = _ranges(ends - num_rows, np.array(num_rows))
-            indices = np.repeat(indices, num_tokens)
-        context_lens = lengths.tolist()
-        table = _padded_table(items, context_lens, block_size)
-        slots = table[indices, positions // block_size] * np.int64(block_size)
-        slots += positions % block_size
-        start = [0, *packed.ends]
-        return cls(packed, positions, slots, rows, lengths, table, start, context_lens, num_rows)
 
 
 class _PackedTokens:

@@ -34,7 +34,7 @@ class LookupPlan:
     gain: float = 0.0
     """The sum over the sequences of the logarithm of their tokens a step."""
     score: float = 0.0
-    """The gain without what the draft tokens cost. 0: there are none."""
+    """The gain less what the draft tokens cost. 0: nothing is drafted."""
 
 
 class DraftControl:

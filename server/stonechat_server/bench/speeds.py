@@ -1,6 +1,6 @@
 """Measures prompts and answers alone on the server, as llama-bench does: `pp512`, `tg128`."""
 
-from itertools import count
+from dataclasses import replace
 from time import perf_counter
 
 from stonechat_server.bench.results import RequestRecord, Speed
@@ -31,24 +31,17 @@ async def measure_speeds(target: Target) -> tuple[list[Speed], list[RequestRecor
 
 
 async def _repeated(target: Target, num_prompt: int, num_answer: int) -> list[RequestRecord]:
-    settings = target.settings
-    target.settings = settings.model_copy(
-        update={"input_tokens": num_prompt, "output_tokens": num_answer}
-    )
-    try:
-        workload = SyntheticWorkload(await target.calibrate(), 0.0, settings.seed)
-        indices = count()
-        rows = []
-        for repeat in range(-settings.warmup, settings.repeats or DEFAULT_REPEATS):
-            prompt = workload.prompt(next(indices))
-            record = (await target.measure(prompt, origin=perf_counter())).record
-            if record.error is not None:
-                raise BenchError(record.error)
-            if repeat >= 0:
-                rows.append(record)
-        return rows
-    finally:
-        target.settings = settings
+    lengths = {"input_tokens": num_prompt, "output_tokens": num_answer}
+    settings = target.settings.model_copy(update=lengths)
+    alone = replace(target, settings=settings)
+    workload = SyntheticWorkload(await alone.calibrate(), 0.0, settings.seed)
+    rows = []
+    for index in range(settings.warmup + (settings.repeats or DEFAULT_REPEATS)):
+        record = (await alone.measure(workload.prompt(index), origin=perf_counter())).record
+        if record.error is not None:
+            raise BenchError(record.error)
+        rows.append(record)
+    return rows[settings.warmup :]
 
 
 def _pp(record: RequestRecord) -> float:

@@ -128,7 +128,7 @@ def _serve(settings: Settings, key_store: "KeyStore | None", listener: socket.so
 
 
 def _import_server() -> None:
-    """Import what serves, which takes a second, while the engine's process loads the model."""
+    """Import what serves, which takes a second, while the model loads."""
     for name in ("app", "commands.banner", "serving.http_server", "serving.lifecycle"):
         import_module(f"stonechat_server.{name}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from stonechat_server.client.http import HttpClient
 from stonechat_server.options import BaseOptions, option
 from stonechat_server.scorecard import form, protocol, sampling  # they add the checks
-from stonechat_server.scorecard.outcome import CHECKS, Verdict
+from stonechat_server.scorecard.outcome import CHECKS, Check, Finding, Verdict
 from stonechat_server.scorecard.report import LEGEND, Scorecard, as_json, details, markdown, rows
 from stonechat_server.scorecard.server import NoAnswerError, Server, find_model
 from stonechat_server.terminal.tables import new_console, new_table
@@ -77,10 +77,9 @@ async def examine(label: str, url: str, options: Options) -> Scorecard:
         (await server.chat(max_tokens=1)).choice()  # raises if nothing works
         gate = asyncio.Semaphore(options.at_once)
 
-        async def find(at: int) -> None:
+        async def find(check: Check) -> Finding:
             async with gate:
-                findings[at] = await CHECKS[at].find(server)
+                return await check.find(server)
 
-        findings = dict.fromkeys(range(len(CHECKS)))
-        await asyncio.gather(*(find(at) for at in findings))
-    return Scorecard(label, url, model, [finding for finding in findings.values() if finding])
+        findings = await asyncio.gather(*map(find, CHECKS))
+    return Scorecard(label, url, model, findings)

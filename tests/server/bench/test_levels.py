@@ -3,12 +3,14 @@
 import asyncio
 import csv
 import io
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 
 import pytest
 
 from stonechat_server.bench import levels as levels_module
+from stonechat_server.bench import load as load_module
 from stonechat_server.bench.environment import busy_share, busy_ticks
 from stonechat_server.bench.load import Pace, poisson_schedule, run_closed
 from stonechat_server.bench.report import render_report
@@ -67,11 +69,28 @@ def test_throughput_sends_all_requests_at_once(fake: FakeServer) -> None:
     assert [(one.value, one.num_requests) for one in result.levels] == [(24, 24)]
 
 
-def test_a_duration_ends_a_level(fake: FakeServer) -> None:
-    result = bench(fake, concurrency=(2,), duration=0.3)
-    records = result.levels[0].records
-    assert len(records) > 2
-    assert all(record.sent < 0.3 for record in records)
+def test_a_duration_ends_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request starts after it; those that run are waited for."""
+    clock = [0.0]
+    monkeypatch.setattr(load_module, "perf_counter", lambda: clock[0])
+    starts: list[float] = []
+
+    class TakesTwoSeconds:
+        async def measure(self, prompt: Prompt, *, origin: float, repeat: int) -> Measured:
+            starts.append(clock[0] - origin)
+            clock[0] += 2.0
+            return Measured(RequestRecord(start=0, sent=0, end=0), [], "")
+
+    words = SyntheticWorkload(4, 0.0, 0)
+    server, pace = TakesTwoSeconds(), Pace(duration=5.0)
+    run = run_closed(server, words, count(), 1, lambda _: None, pace=pace)  # type: ignore[arg-type]
+    assert len(asyncio.run(run).records) == 3
+    assert starts == [0.0, 2.0, 4.0]
+
+
+def test_a_level_of_some_seconds_is_no_number_of_requests(fake: FakeServer) -> None:
+    (one,) = bench(fake, concurrency=(2,), duration=0.3).levels
+    assert one.num_requests == len(one.records) >= 2
 
 
 def test_a_ramp_starts_the_requests_one_after_the_other() -> None:

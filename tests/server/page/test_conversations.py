@@ -179,6 +179,27 @@ def test_conversations_are_found_renamed_and_deleted_with_undo(
     assert page.inner_text(".choice .text") == "Fine."
 
 
+def test_a_deleted_conversation_leaves_nothing_behind(page: Any, open_server: LiveServer) -> None:
+    """Not even if its answer still runs; and Undo brings back what had arrived."""
+    open_server.engine.script = script(*["word "] * 400, pause=0.05)
+    ask(page, "long")
+    page.wait_for_function("() => document.querySelector('.choice .text')?.innerText.length > 8")
+    menu(page, "Delete")
+    page.wait_for_selector("text=Deleted")
+    page.wait_for_selector("#send", state="visible")
+    assert page.evaluate(NUM_TURNS) == 0
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_selector(".bubble >> text=long")
+    assert "word" in page.inner_text(".choice .text")
+    assert page.evaluate(NUM_TURNS) == 2
+
+
+NUM_TURNS = """async () => {
+  const { openStore } = await import('./page/store.js');
+  return (await (await openStore()).allTurns()).length;
+}"""
+
+
 def download(page: Any, name: str, tmp_path: Path) -> Path:
     with page.expect_download() as pending:
         menu(page, name)

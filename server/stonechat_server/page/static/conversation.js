@@ -9,8 +9,9 @@ import { branchButtons, editForm, questionNode, resultForm, resultNode } from ".
 const SAVE_EVERY_MS = 2_000;
 
 export class Conversation {
-  // tools: store, requestBody(messages), streamChat(body, signal), getKey(), onBusy(busy),
-  // onChange(), onFailed(question), onKey().
+  // tools: requestBody(messages), streamChat(body, signal), getKey(), saveTurn(turn),
+  // saveConversation(conversation), onBusy(busy), onChange(), onFailed(question), onInvalid(),
+  // onKey(), onScroll(isAtEnd).
   constructor(log, tools) {
     this.log = log;
     this.tools = tools;

@@ -57,7 +57,9 @@ const conversation = new Conversation(byId("log"), {
   requestBody,
   streamChat,
   getKey,
-  saveTurn: (turn) => store.saveTurn(turn).catch(sayNotSaved),
+  saveTurn(turn) {
+    if (!sidebar.deleted.has(turn.conversation)) return store.saveTurn(turn).catch(sayNotSaved);
+  },
   saveConversation: (one) => store.saveConversation(one).catch(sayNotSaved),
   onBusy(busy) {
     byId("send").hidden = busy;
@@ -142,9 +144,10 @@ async function loadModels() {
     await models.load();
     models.drawMeter(conversation.tree.path());
   } catch (error) {
-    models.showProblem(error.status === 401 ? "key needed" : "no answer");
-    if (!explain(error, getKey() !== "").needsKey) return;
-    byId("key-problem").textContent = explain(error, getKey() !== "").text;
+    const { text, needsKey } = explain(error, getKey() !== "");
+    models.showProblem(needsKey ? "key needed" : "no answer");
+    if (!needsKey) return;
+    byId("key-problem").textContent = text;
     askForKey();
   }
 }

@@ -7,12 +7,13 @@ import { textOf, Tree } from "./tree.js";
 const UNDO_SECONDS = 10;
 
 export class Sidebar {
-  // tools: open(tree), current() is the open tree, isBusy().
+  // tools: open(tree); current() is the open tree.
   constructor(store, tools) {
     this.store = store;
     this.tools = tools;
     this.conversations = [];
     this.found = null; // ids that match the search, or null
+    this.deleted = new Set(); // ids; an answer that still ran is not saved any more
     this.list = byId("conversations");
     this.search = byId("search");
     this.search.addEventListener("input", () => this.find());
@@ -107,6 +108,7 @@ export class Sidebar {
   async remove(conversation) {
     const isCurrent = this.tools.current().conversation === conversation;
     const tree = isCurrent ? this.tools.current() : await this.tree(conversation);
+    this.deleted.add(conversation.id);
     if (isCurrent) this.tools.open(Tree.empty());
     this.conversations = this.conversations.filter((one) => one !== conversation);
     await this.store.remove(conversation.id);
@@ -120,6 +122,7 @@ export class Sidebar {
 
   // Saves a whole conversation and lists it.
   async keep(tree) {
+    this.deleted.delete(tree.conversation.id);
     await this.store.saveConversation(tree.conversation);
     for (const turn of tree.turns.values()) {
       turn.conversation = tree.conversation.id;

@@ -4,7 +4,7 @@
 // Turns:
 //   user       text, files: [{ name, text }]
 //   assistant  choices: [{ content, reasoning, reasoningMs, refusal, toolCalls, logprobs,
-//              finishReason }], picked, usage, firstMs, tokensMs, model, isJson, state, problem
+//              finishReason }], picked, usage, firstMs, lastMs, model, isJson, state, problem
 //   tool       results: [{ id, name, content }]
 // `state` of an answer: "running", "done", "stopped" or "failed".
 

@@ -104,13 +104,6 @@ inline B64 load_bytes(const uint8_t* p) {
   const __m256i* q = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
-inline B64 low_nibbles(B64 x) {
-  __m256i m = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
-}
-inline B64 high_nibbles(B64 x) {
-  return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)});
-}
 template <int Bits>
 inline __m256i dot4_8(__m256i acc, __m256i w, __m256i x) {
 #if defined(__AVXVNNI__)

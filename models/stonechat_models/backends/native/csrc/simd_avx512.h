@@ -57,10 +57,6 @@ inline F16 keep_lanes(F16 a, int from, int to, float other) {  // other outside 
 inline I16 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline B64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-inline B64 low_nibbles(B64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
-inline B64 high_nibbles(B64 a) {
-  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
-}
 template <int Bits>
 inline I16 dot4(I16 acc, B64 w, int32_t x) {
   return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(x))};

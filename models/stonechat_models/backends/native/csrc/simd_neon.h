@@ -93,8 +93,6 @@ inline F16 keep_lanes(F16 a, int from, int to, float other) {
 inline I16 set1_i32(int32_t x) { SC_QUARTERS(I16, vdupq_n_s32(x)); }
 inline F16 to_float(I16 a) { SC_QUARTERS(F16, vcvtq_f32_s32(a.v[i])); }
 inline B64 load_bytes(const uint8_t* p) { SC_QUARTERS(B64, vld1q_u8(p + 16 * i)); }
-inline B64 low_nibbles(B64 a) { SC_QUARTERS(B64, vandq_u8(a.v[i], vdupq_n_u8(15))); }
-inline B64 high_nibbles(B64 a) { SC_QUARTERS(B64, vshrq_n_u8(a.v[i], 4)); }
 
 template <int Bits>
 inline int32x4_t dot4_4(int32x4_t acc, uint8x16_t w, int8x16_t x) {

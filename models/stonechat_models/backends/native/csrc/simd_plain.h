@@ -84,14 +84,6 @@ inline B64 load_bytes(const uint8_t* p) {
   std::memcpy(r.v, p, 64);
   return r;
 }
-inline B64 low_nibbles(B64 a) {
-  for (uint8_t& v : a.v) v &= 15;
-  return a;
-}
-inline B64 high_nibbles(B64 a) {
-  for (uint8_t& v : a.v) v >>= 4;
-  return a;
-}
 template <int Bits>
 inline I16 dot4(I16 acc, B64 w, int32_t x) {
   int8_t b[4];
