@@ -110,13 +110,13 @@ def _allowed_hosts(services: Services) -> set[str] | None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.server
-    await services.engine.start()
+    await services.sole.engine.start()
     services.lifecycle.serving()
     try:
         yield
     finally:
         services.lifecycle.begin_drain()
-        await services.engine.shutdown()
+        await services.sole.engine.shutdown()
         services.preparations.close()
         await asyncio.to_thread(services.close)
 

@@ -9,12 +9,13 @@ from stonechat_server.access.auth import is_rate_limited
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.api.generate import name_list, receive, run_where_it_fits
 from stonechat_server.api.openapi import errors
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.serving.endpoint import Call, Endpoint
-from stonechat_server.serving.services import Services, services_of
+from stonechat_server.serving.services import services_of
 
 COMPUTE_ERRORS = errors(400, 401, 403, 404, 408, 413, 429, 500, 503)
 
-Work = Callable[[Call, Services], object]
+Work = Callable[[Call, ServedModel], object]
 """Computes an answer that msgspec encodes. May run in any thread, and raise `APIError`."""
 
 
@@ -27,14 +28,14 @@ async def compute(http_request: Request, endpoint: Endpoint, work: Work) -> Resp
     services = services_of(http_request)
     identity = services.authenticator.identify(http_request)
 
-    def encoded(call: Call, services: Services) -> bytes:
-        return msgspec.json.encode(work(call, services))
+    def encoded(call: Call, model: ServedModel) -> bytes:
+        return msgspec.json.encode(work(call, model))
 
     try:
-        call, num_bytes = await receive(http_request, services, identity, endpoint)
+        call, model, num_bytes = await receive(http_request, services, identity, endpoint)
         if is_rate_limited(identity.key):
-            services.admission.rate_limiter.charge(identity.key, 0)
-        content = await run_where_it_fits(encoded, call, num_bytes, services, endpoint)
+            services.rate_limiter.charge(identity.key, 0)
+        content = await run_where_it_fits(encoded, call, model, num_bytes, services, endpoint)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)
         raise

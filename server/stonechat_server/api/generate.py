@@ -15,6 +15,7 @@ from msgspec import UNSET
 from stonechat_models import EngineError
 from stonechat_server.access.auth import Identity, check_model
 from stonechat_server.admission.refusals import RefusedError
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, not_generative, server_error, to_api_error
 from stonechat_server.request.body import check_json, discard_body, read_body
 from stonechat_server.request.field_checks import check_unknown
@@ -44,20 +45,24 @@ async def generate(http_request: Request, endpoint: Endpoint) -> Response:
     services = services_of(http_request)
     identity = services.authenticator.identify(http_request)
     try:
-        call, num_bytes = await receive(http_request, services, identity, endpoint)
-        if endpoint.generates and not services.engine.model.generates:
+        call, model, num_bytes = await receive(http_request, services, identity, endpoint)
+        if endpoint.generates and not model.engine.model.generates:
             raise not_generative()
-        prepared = await run_where_it_fits(endpoint.prepare, call, num_bytes, services, endpoint)
+        prepared = await run_where_it_fits(
+            endpoint.prepare, call, model, num_bytes, services, endpoint
+        )
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)
         raise
-    return await respond(http_request, services, identity, endpoint, call, prepared)
+    return await respond(http_request, services, model, identity, endpoint, call, prepared)
 
 
 async def receive(
     http_request: Request, services: Services, identity: Identity, endpoint: Endpoint
-) -> tuple[Call, int]:
-    """Read and check the body. Returns the call, and the size in bytes of what it was read from.
+) -> tuple[Call, ServedModel, int]:
+    """Read and check the body.
+
+    Returns the call, its model, and the size in bytes of what it was read from.
 
     A request that would be refused anyway is refused before its body is parsed.
     Raises `APIError`.
@@ -65,7 +70,7 @@ async def receive(
     settings = services.settings
     try:
         services.lifecycle.check()
-        services.admission.refuse_early(identity.key, identity.tenant)
+        services.sole.admission.refuse_early(identity.key, identity.tenant)
         content_length = http_request.headers.get("content-length", "")
         if content_length.isdigit() and int(content_length) > INLINE_BODY_BYTES:
             services.preparations.check(int(content_length))
@@ -75,11 +80,11 @@ async def receive(
     body = await read_body(http_request, settings)
     check_json(body, settings)
     wire: Any = endpoint.parse(body)
-    model = check_model(wire.model, services.model_names, identity)
+    name = check_model(wire.model, services.models, identity)
     if settings.strict_params:
         check_unknown(wire)
     call = endpoint.read(wire, services, identity)
-    call.request.model = model
+    call.request.model = name
     if isinstance(call.request, ChatCompletionRequest):
         num_messages, maximum = len(call.request.messages), settings.max_messages
         if num_messages > maximum:
@@ -88,12 +93,13 @@ async def receive(
                 f"most {maximum} are allowed."
             )
             raise call.named(APIError(400, message, param="messages", code="too_many_messages"))
-    return call, len(body) + call.num_extra_bytes
+    return call, services.models[name], len(body) + call.num_extra_bytes
 
 
 async def run_where_it_fits(
-    work: Callable[[Call, Services], T],
+    work: Callable[[Call, ServedModel], T],
     call: Call,
+    model: ServedModel,
     num_bytes: int,
     services: Services,
     endpoint: Endpoint,
@@ -102,7 +108,7 @@ async def run_where_it_fits(
 
     `num_bytes` is the size of the body. Raises `APIError` with the client's names.
     """
-    bound = partial(work, call, services)
+    bound = partial(work, call, model)
     try:
         if num_bytes > INLINE_BODY_BYTES or endpoint.takes_long(call):
             return await services.preparations.run(bound, num_bytes)
@@ -117,15 +123,18 @@ async def run_where_it_fits(
 async def respond(
     http_request: Request,
     services: Services,
+    model: ServedModel,
     identity: Identity,
     endpoint: Endpoint,
     call: Call,
     prepared: list[PreparedRequest],
 ) -> Response:
     """Generate the answer, as a stream of events or as plain JSON."""
-    head = _head(services, endpoint, call)
+    head = _head(model, endpoint, call)
     writer = endpoint.writer(call, head, _reader(head, call, prepared), prepared)
-    generation = Generation(services, identity, endpoint, call, http_request, prepared, writer)
+    generation = Generation(
+        services, model, identity, endpoint, call, http_request, prepared, writer
+    )
     headers = None
     if call.ignored or prepared[0].unenforced:
         headers = _headers(call, prepared)
@@ -146,12 +155,12 @@ async def respond(
     return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
 
 
-def _head(services: Services, endpoint: Endpoint, call: Call) -> CompletionHead:
+def _head(model: ServedModel, endpoint: Endpoint, call: Call) -> CompletionHead:
     return CompletionHead(
         id=endpoint.id_prefix + secrets.token_hex(12),
         created=int(time.time()),
         model=call.request.model or "",
-        system_fingerprint=services.fingerprint,
+        system_fingerprint=model.fingerprint,
         service_tier=UNSET if call.request.service_tier is None else "default",
     )
 

@@ -12,14 +12,14 @@ router = APIRouter(tags=["Health"])
 )
 async def health(http_request: Request) -> Response:
     """200 while the engine is alive, 503 once it has died."""
-    return _answer(services_of(http_request).engine.is_alive, b'{"status":"ok"}')
+    return _answer(services_of(http_request).sole.engine.is_alive, b'{"status":"ok"}')
 
 
 @router.get("/ready", operation_id="ready", responses={503: {"description": "Not ready"}})
 async def ready(http_request: Request) -> Response:
     """200 if requests are accepted; 503 during start and shutdown, or once the engine has died."""
     state = services_of(http_request)
-    return _answer(state.is_ready and state.engine.is_alive, b'{"status":"ready"}')
+    return _answer(state.is_ready and state.sole.engine.is_alive, b'{"status":"ready"}')
 
 
 def _answer(is_good: bool, body: bytes) -> Response:

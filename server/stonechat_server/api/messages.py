@@ -13,12 +13,12 @@ from stonechat_server.api.openapi import (
     json_body,
     request_body,
 )
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.messages_api.answer import TokenCount
 from stonechat_server.messages_api.endpoint import CountTokensEndpoint, MessagesEndpoint
 from stonechat_server.request.render import render
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call
-from stonechat_server.serving.services import Services
 
 router = APIRouter(tags=["Messages"])
 
@@ -51,7 +51,7 @@ async def count_tokens(http_request: Request) -> Response:
     return await compute(http_request, COUNT_TOKENS, _counted)
 
 
-def _counted(call: Call, services: Services) -> TokenCount:
+def _counted(call: Call, model: ServedModel) -> TokenCount:
     request = cast(ChatCompletionRequest, call.request)
-    prompt = render(request, services.engine, services.templates, services.structure)
+    prompt = render(request, model.engine, model.templates, model.structure)
     return TokenCount(len(prompt.token_ids))

@@ -10,10 +10,11 @@ from fastapi import APIRouter, Request, Response
 
 from stonechat_server.access.auth import check_model
 from stonechat_server.api.openapi import errors, json_body
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.messages_api.errors import is_for_anthropic
 from stonechat_server.messages_api.models import ModelInfo, ModelPage, model_info, model_page
 from stonechat_server.schema.responses import ModelCard, ModelList
-from stonechat_server.serving.services import Services, services_of
+from stonechat_server.serving.services import services_of
 
 router = APIRouter(tags=["Models"])
 
@@ -31,10 +32,10 @@ async def list_models(http_request: Request) -> Response:
     """List the names that requests with this key may use as `model`."""
     state = services_of(http_request)
     key = state.authenticator.identify(http_request).key
-    names = [name for name in state.model_names if key.may_use(name)]
+    names = [name for name in state.models if key.may_use(name)]
     if is_for_anthropic(http_request.scope):
-        return _json(model_page([_info(state, name) for name in names]))
-    return _json(ModelList([_card(state, name) for name in names]))
+        return _json(model_page([_info(name, state.models[name]) for name in names]))
+    return _json(ModelList([_card(name, state.models[name]) for name in names]))
 
 
 @router.get(
@@ -49,23 +50,25 @@ async def list_models(http_request: Request) -> Response:
 async def retrieve_model(http_request: Request, model: str) -> Response:
     """Describe one model. Its name may contain slashes."""
     state = services_of(http_request)
-    check_model(model, state.model_names, state.authenticator.identify(http_request))
-    return _json((_info if is_for_anthropic(http_request.scope) else _card)(state, model))
+    check_model(model, state.models, state.authenticator.identify(http_request))
+    return _json(
+        (_info if is_for_anthropic(http_request.scope) else _card)(model, state.models[model])
+    )
 
 
-def _info(state: Services, name: str) -> ModelInfo:
-    return model_info(name, state.created, state.engine.model.max_model_len)
+def _info(name: str, model: ServedModel) -> ModelInfo:
+    return model_info(name, model.created, model.engine.model.max_model_len)
 
 
-def _card(state: Services, name: str) -> ModelCard:
-    model = state.engine.model
+def _card(name: str, model: ServedModel) -> ModelCard:
+    info = model.engine.model
     return ModelCard(
         id=name,
-        created=state.created,
+        created=model.created,
         owned_by="stonechat",
-        root=model.name,
-        max_model_len=model.max_model_len,
-        stonechat=asdict(model),
+        root=info.name,
+        max_model_len=info.max_model_len,
+        stonechat=asdict(info),
     )
 
 

@@ -9,12 +9,12 @@ from stonechat_models import SamplingParams
 from stonechat_server.api.compute import COMPUTE_ERRORS, compute
 from stonechat_server.api.openapi import json_body, request_body
 from stonechat_server.api.token_types import RenderedChat, RenderedSampling
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.chat_api.endpoint import ChatEndpoint
 from stonechat_server.request.prepare import prepare_rendered
 from stonechat_server.request.render import render
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call
-from stonechat_server.serving.services import Services
 
 
 class RenderEndpoint(ChatEndpoint):
@@ -39,10 +39,10 @@ async def render_chat_completion(http_request: Request) -> Response:
     return await compute(http_request, ENDPOINT, _rendered)
 
 
-def _rendered(call: Call, services: Services) -> RenderedChat:
+def _rendered(call: Call, model: ServedModel) -> RenderedChat:
     request = cast(ChatCompletionRequest, call.request)
-    engine, maximum = services.engine, services.settings.max_completion_total
-    prompt = render(request, engine, services.templates, services.structure)
+    engine, maximum = model.engine, model.settings.max_completion_total
+    prompt = render(request, engine, model.templates, model.structure)
     prepared = prepare_rendered(request, prompt, engine, maximum)
     return RenderedChat(
         request_id=ENDPOINT.id_prefix + secrets.token_hex(12),

@@ -21,11 +21,12 @@ from stonechat_server.api.token_types import (
     TokenizeTextRequest,
     TokenPiece,
 )
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import invalid
 from stonechat_server.request.render import render
 from stonechat_server.request.sampling_params import unknown_token
 from stonechat_server.serving.endpoint import Call
-from stonechat_server.serving.services import Services, services_of
+from stonechat_server.serving.services import services_of
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import TokenizerLike
@@ -72,24 +73,24 @@ async def tokenizer_info(http_request: Request) -> Response:
     """Describe the tokenizer and the chat template of the model."""
     services = services_of(http_request)
     services.authenticator.identify(http_request)
-    return Response(msgspec.json.encode(_info(services)), media_type="application/json")
+    return Response(msgspec.json.encode(_info(services.sole)), media_type="application/json")
 
 
-def _tokenize(call: Call, services: Services) -> TokenizeAnswer:
-    tokenizer = services.engine.tokenizer
+def _tokenize(call: Call, model: ServedModel) -> TokenizeAnswer:
+    tokenizer = model.engine.tokenizer
     wire = cast("TokenizeTextRequest | TokenizeChatRequest", call.wire)
     if isinstance(wire, TokenizeTextRequest):
         ids = _text_ids(wire, tokenizer)
     else:
-        ids = render(wire, services.engine, services.templates, services.structure).token_ids
+        ids = render(wire, model.engine, model.templates, model.structure).token_ids
         if wire.add_special_tokens:
             ids = _with_special(ids, tokenizer)
     for name in ("with_pieces", "return_token_strs"):
         if getattr(wire, name):
-            _check_number(len(ids), name, services)
+            _check_number(len(ids), name, model)
     return TokenizeAnswer(
         count=len(ids),
-        max_model_len=services.engine.model.max_model_len,
+        max_model_len=model.engine.model.max_model_len,
         tokens=_each(partial(_piece, tokenizer), ids) if wire.with_pieces else [*ids],
         token_strs=_each(tokenizer.token_string, ids) if wire.return_token_strs else None,
     )
@@ -129,42 +130,42 @@ def _piece(tokenizer: "TokenizerLike", token_id: int) -> TokenPiece:
         return TokenPiece(token_id, list(data))
 
 
-def _detokenize(call: Call, services: Services) -> DetokenizeAnswer:
+def _detokenize(call: Call, model: ServedModel) -> DetokenizeAnswer:
     token_ids = cast(DetokenizeRequest, call.wire).tokens
-    _check_number(len(token_ids), "tokens", services)
-    _check_ids(token_ids, services)
-    text = services.engine.tokenizer.decode(token_ids, skip_special_tokens=False)
-    size, limit = len(text.encode()), services.settings.max_body_size
+    _check_number(len(token_ids), "tokens", model)
+    _check_ids(token_ids, model)
+    text = model.engine.tokenizer.decode(token_ids, skip_special_tokens=False)
+    size, limit = len(text.encode()), model.settings.max_body_size
     if size > limit:
         raise invalid("tokens", f"The text has {size} bytes, and at most {limit} are allowed.")
     return DetokenizeAnswer(prompt=text, content=text)
 
 
-def _check_number(num_tokens: int, param: str, services: Services) -> None:
+def _check_number(num_tokens: int, param: str, model: ServedModel) -> None:
     """Raise `APIError` 400 if the texts of so many tokens would make too large an answer."""
-    limit = max(MAX_TOKENS, services.engine.model.max_model_len)
+    limit = max(MAX_TOKENS, model.engine.model.max_model_len)
     if num_tokens > limit:
         message = f"'{param}': there are {num_tokens} tokens, and at most {limit} get their texts."
         raise invalid(param, message)
 
 
-def _check_ids(token_ids: Sequence[int], services: Services) -> None:
+def _check_ids(token_ids: Sequence[int], model: ServedModel) -> None:
     """Raise `APIError` 400 for an id that neither the tokenizer nor the model has."""
-    num_ids = max(services.engine.tokenizer.vocab_size, services.engine.model.vocab_size)
+    num_ids = max(model.engine.tokenizer.vocab_size, model.engine.model.vocab_size)
     for position, token_id in enumerate(token_ids):
         if token_id >= num_ids:
             raise unknown_token(f"tokens[{position}]", token_id, num_ids)
 
 
-def _info(services: Services) -> TokenizerInfo:
-    tokenizer, templates = services.engine.tokenizer, services.templates
+def _info(model: ServedModel) -> TokenizerInfo:
+    tokenizer, templates = model.engine.tokenizer, model.templates
     special_ids = frozenset(tokenizer.special_ids)
-    others = {} if services.settings.chat_template else tokenizer.chat_templates
+    others = {} if model.settings.chat_template else tokenizer.chat_templates
     return TokenizerInfo(
         tokenizer_class=tokenizer.tokenizer_class,
         vocab_size=tokenizer.vocab_size,
-        max_model_len=services.engine.model.max_model_len,
-        model_max_length=services.engine.model.max_model_len,
+        max_model_len=model.engine.model.max_model_len,
+        model_max_length=model.engine.model.max_model_len,
         chat_template=None if templates.is_plain else templates.default.source,
         chat_templates={name: text for name, text in others.items() if name != "default"},
         added_tokens_decoder={

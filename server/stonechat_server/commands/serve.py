@@ -11,11 +11,10 @@ from stonechat_server.options import BaseOptions
 from stonechat_server.settings import Settings
 
 if TYPE_CHECKING:
-    from stonechat_models import ModelInfo
     from stonechat_server.access.keys import KeyStore
+    from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.observability.ledger import Ledger
-    from stonechat_server.serving.services import Services
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 """Hosts at which only programs of this machine reach the server."""
@@ -111,10 +110,10 @@ def _serve(settings: Settings, key_store: "KeyStore | None", listener: socket.so
     needs_key = not state.authenticator.is_open
     banner = start_banner(
         engine.model,
-        state.model_names[0],
+        next(iter(state.models)),
         base_url(settings.host, listener, "http" if settings.tls_cert is None else "https"),
         needs_key,
-        [*_warnings(state, engine.model), *notes, *_access_warnings(settings, needs_key)],
+        [*_warnings(state.sole), *notes, *_access_warnings(settings, needs_key)],
     )
     gc.freeze()  # otherwise each full collection scans these objects and pauses the streams
     gc.enable()
@@ -162,15 +161,16 @@ def _file_problem(error: OSError) -> str:
     return f"cannot read {error.filename}: {error.strerror}" if error.filename else str(error)
 
 
-def _warnings(state: "Services", model: "ModelInfo") -> list[str]:
+def _warnings(model: "ServedModel") -> list[str]:
     """What an operator should know of the model's files and its chat template."""
     from stonechat_server.prompt.chat_template import NO_TEMPLATE
 
-    if not model.generates:
-        return list(model.notes)
-    tools = state.structure.warning(state.templates.default.source)
-    no_template = NO_TEMPLATE if state.templates.is_plain else None
-    return [*(text for text in (no_template, tools) if text is not None), *model.notes]
+    info = model.engine.model
+    if not info.generates:
+        return list(info.notes)
+    tools = model.structure.warning(model.templates.default.source)
+    no_template = NO_TEMPLATE if model.templates.is_plain else None
+    return [*(text for text in (no_template, tools) if text is not None), *info.notes]
 
 
 def _access_warnings(settings: Settings, needs_key: bool) -> list[str]:

@@ -26,6 +26,7 @@ from stonechat_server.streaming.answer_writer import CompletionHead
 
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
+    from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.serving.services import Services
 
 MAX_CHOICES = 2048
@@ -75,15 +76,15 @@ class CompletionsEndpoint(Endpoint):
         prompts = prompts_of(cast(CompletionRequest, call.request))
         return len(prompts) > MANY_PROMPTS or super().takes_long(call)
 
-    def prepare(self, call: Call, services: "Services") -> list[PreparedRequest]:
-        request, engine = cast(CompletionRequest, call.request), services.engine
-        max_total = services.settings.max_completion_total
-        form = services.structure.text_form(request)
-        as_text = services.settings.special_tokens_as_text
+    def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
+        request, engine = cast(CompletionRequest, call.request), model.engine
+        max_total = model.settings.max_completion_total
+        form = model.structure.text_form(request)
+        as_text = model.settings.special_tokens_as_text
         encoder = PromptEncoder(request, engine, as_text=as_text)
         predicted = prediction_token_ids(request, engine) if request.prediction else ()
         prompts = [encoder.encode(prompt, path) for path, prompt in prompts_of(request)]
-        limits = [_limits(request, services, prompt, len(prompts)) for prompt in prompts]
+        limits = [_limits(request, model, prompt, len(prompts)) for prompt in prompts]
         _check_repeated(request, prompts)
         num_first = len(prompts[0].token_ids)
         shared = to_sampling_params(request, engine.model, num_first, max_total, len(prompts))
@@ -125,13 +126,13 @@ class CompletionsEndpoint(Endpoint):
 
 
 def _limits(
-    request: CompletionRequest, services: "Services", prompt: Prompt, num_prompts: int
+    request: CompletionRequest, model: "ServedModel", prompt: Prompt, num_prompts: int
 ) -> tuple[int, int]:
     """The token limits for one prompt. Raises `APIError` 400."""
     num_tokens = len(prompt.token_ids)
-    model, max_total = services.engine.model, services.settings.max_completion_total
+    max_total = model.settings.max_completion_total
     try:
-        return token_limits(request, model, num_tokens, max_total, num_prompts)
+        return token_limits(request, model.engine.model, num_tokens, max_total, num_prompts)
     except PromptTooLongError as error:
         raise APIError(
             400,

@@ -17,6 +17,7 @@ from stonechat_server.serving.endpoint import Call, Endpoint
 
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
+    from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.serving.services import Services
     from stonechat_server.streaming.answer_reader import AnswerReader
     from stonechat_server.streaming.answer_writer import CompletionHead
@@ -43,19 +44,19 @@ class EmbeddingsEndpoint(Endpoint):
         given = {name: getattr(wire, name) for name in SHARED_FIELDS & wire.model_fields_set}
         request = SamplingFields(max_tokens=None, **given)
         ignored = ignored_params(wire, EMBEDDING_FIELDS)
-        ignored += params_without_effect(wire, services.engine.model)
         return Call(request=request, wire=wire, ignored=ignored)
 
     def takes_long(self, call: Call) -> bool:
         return len(inputs_of(cast(EmbeddingRequest, call.wire))) > MANY_INPUTS
 
-    def prepare(self, call: Call, services: "Services") -> list[PreparedRequest]:
-        model, wire = services.engine.model, cast(EmbeddingRequest, call.wire)
-        info = model.embedding
+    def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
+        engine, wire = model.engine, cast(EmbeddingRequest, call.wire)
+        info = engine.model.embedding
+        call.ignored = [*call.ignored, *params_without_effect(wire, engine.model)]
         if info is None:
             raise APIError(
                 400,
-                f"{call.request.model or model.name} generates text; it is not served for "
+                f"{call.request.model or engine.model.name} generates text; it is not served for "
                 "embeddings. Start the server with --embeddings, or with an embedding model.",
                 param="model",
                 code="model_not_embedding",
@@ -63,8 +64,8 @@ class EmbeddingsEndpoint(Endpoint):
         if wire.dimensions is not None and wire.dimensions > info.size:
             message = f"This model's embeddings have {info.size} dimensions, not {wire.dimensions}."
             raise invalid("dimensions", message)
-        as_text = services.settings.special_tokens_as_text
-        encoder = InputEncoder(wire, services.engine, info, as_text=as_text)
+        as_text = model.settings.special_tokens_as_text
+        encoder = InputEncoder(wire, engine, info, as_text=as_text)
         return [
             PreparedRequest(
                 prompt_token_ids=item.token_ids,

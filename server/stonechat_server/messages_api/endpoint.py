@@ -17,6 +17,7 @@ from stonechat_server.serving.endpoint import Call, Endpoint
 
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
+    from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.request.prepare import PreparedRequest
     from stonechat_server.serving.services import Services
     from stonechat_server.streaming.answer_reader import AnswerReader
@@ -35,7 +36,7 @@ class MessagesEndpoint(Endpoint):
         request = to_chat(wire)
         return Call(request=request, wire=wire, ignored=ignored(wire), names=names(wire))
 
-    def prepare(self, call: Call, services: "Services") -> "list[PreparedRequest]":
+    def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
         """Prepare the prompt.
 
         A budget for reasoning does not apply to a model without reasoning: clients set it for any
@@ -43,7 +44,7 @@ class MessagesEndpoint(Endpoint):
         must shorten it.
         """
         try:
-            return super().prepare(call, services)
+            return super().prepare(call, model)
         except PromptTooLongError as error:
             raise APIError(
                 400,
@@ -57,7 +58,7 @@ class MessagesEndpoint(Endpoint):
                 raise
         call.request = call.request.model_copy(update={"thinking_budget": None})
         call.ignored = [*call.ignored, "thinking.budget_tokens"]
-        return super().prepare(call, services)
+        return super().prepare(call, model)
 
     def writer(
         self,

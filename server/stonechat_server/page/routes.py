@@ -41,7 +41,9 @@ def page_router() -> APIRouter:
         state = services_of(request)
         state.authenticator.identify(request)
         request.state.log_level = logging.DEBUG  # every open page asks every two seconds
-        return JSONResponse(asdict(state.engine.stats()), headers={"Cache-Control": "no-store"})
+        return JSONResponse(
+            asdict(state.sole.engine.stats()), headers={"Cache-Control": "no-store"}
+        )
 
     @router.get("/page/")
     @router.get("/page/index.html")

@@ -28,6 +28,7 @@ from stonechat_server.serving.endpoint import Call, Endpoint
 
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
+    from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.request.prepare import PreparedRequest
     from stonechat_server.responses_api.tools import ToolParam
     from stonechat_server.schema.base import WireModel
@@ -87,21 +88,21 @@ class ResponsesEndpoint(Endpoint):
             keep=partial(kept.keep, tenant) if keeps else None,
         )
 
-    def prepare(self, call: Call, services: "Services") -> "list[PreparedRequest]":
+    def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
         if cast(ResponsesRequest, call.wire).truncation != "auto":
-            return super().prepare(call, services)
+            return super().prepare(call, model)
         request = cast(ChatCompletionRequest, call.request)
 
         def prepare_messages(messages: "list[Message]") -> "PreparedRequest":
             return prepare(
                 request.model_copy(update={"messages": messages}),
-                services.engine,
-                services.templates,
-                services.structure,
-                services.settings.max_completion_total,
+                model.engine,
+                model.templates,
+                model.structure,
+                model.settings.max_completion_total,
             )
 
-        max_model_len = services.engine.model.max_model_len
+        max_model_len = model.engine.model.max_model_len
         limit = request.token_limit
         return [prepare_truncated(request.messages, prepare_messages, max_model_len, limit)]
 

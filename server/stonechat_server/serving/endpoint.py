@@ -12,6 +12,7 @@ from stonechat_server.request.prepare import PreparedRequest, may_take_long, pre
 
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
+    from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.schema.base import WireModel
     from stonechat_server.schema.sampling_fields import SamplingFields
     from stonechat_server.serving.services import Services
@@ -86,15 +87,15 @@ class Endpoint(ABC):
         """Whether to prepare even a small body in a thread."""
         return may_take_long(call.request)
 
-    def prepare(self, call: Call, services: "Services") -> list[PreparedRequest]:
+    def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
         """Prepare each prompt of the request. Raises what `request.prepare.prepare` raises."""
         return [
             prepare(
                 call.request,  # type: ignore[arg-type]  # text completions have their own method
-                services.engine,
-                services.templates,
-                services.structure,
-                services.settings.max_completion_total,
+                model.engine,
+                model.templates,
+                model.structure,
+                model.settings.max_completion_total,
             )
         ]
 

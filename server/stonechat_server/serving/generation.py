@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stonechat_models import RequestOutput
     from stonechat_server.access.auth import Identity
     from stonechat_server.admission.fair_queue import Admission
+    from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.request.prepare import PreparedRequest
     from stonechat_server.serving.endpoint import Call, Endpoint
     from stonechat_server.serving.services import Services
@@ -41,6 +42,7 @@ class Generation:
     """One request. `events()` may run once; closing it aborts the request in the engine."""
 
     services: "Services"
+    model: "ServedModel"
     identity: "Identity"
     endpoint: "Endpoint"
     call: "Call"
@@ -93,19 +95,19 @@ class Generation:
             deadline.close()
             services.lifecycle.leave(deadline)
             if self.admission is not None:
-                services.admission.leave(self.admission)
+                self.model.admission.leave(self.admission)
                 self._record()
 
     def _end_choice(self, index: int) -> None:
         prompt, index = divmod(index, self.prepared[0].params.n)
-        self.services.engine.end_choice(self.writer.reader.prompt_ids[prompt], index)
+        self.model.engine.end_choice(self.writer.reader.prompt_ids[prompt], index)
 
     def _deadline(self) -> Deadline:
         maximum = self.services.settings.request_timeout or None
         return Deadline(request_timeout(self.http_request.headers.get(TIMEOUT_HEADER), maximum))
 
     async def _admit(self) -> "Admission":
-        model, is_limited = self.services.engine.model, self.call.request.token_limit is not None
+        model, is_limited = self.model.engine.model, self.call.request.token_limit is not None
         costs = [
             expected_cost(
                 len(prepared.prompt_token_ids),
@@ -117,9 +119,9 @@ class Generation:
             )
             for prepared in self.prepared
         ]
-        return await self.services.admission.admit(
+        return await self.model.admission.admit(
             self.identity.key,
-            self.services.admission.limits.cost_of(costs),
+            self.model.admission.limits.cost_of(costs),
             tenant=self.identity.tenant,
             queue_timeout=self.services.settings.queue_timeout or None,
         )
@@ -128,7 +130,7 @@ class Generation:
         prompts = list(zip(self.writer.reader.prompt_ids, self.prepared, strict=True))
         if len(prompts) == 1:
             request = self._engine_request(*prompts[0], self.started)
-            outputs = self.services.engine.generate(request)
+            outputs = self.model.engine.generate(request)
             return cast("AsyncGenerator[RequestOutput, None]", outputs)
         if not self.endpoint.generates:  # texts of similar length share a batch
             prompts.sort(key=lambda prompt: len(prompt[1].prompt_token_ids))
@@ -145,7 +147,7 @@ class Generation:
         if not self.endpoint.generates:  # its batch is computed, whoever waits for it
             self.submitted.add(prompt_id)
             self.admission.num_used_tokens += len(prepared.prompt_token_ids)
-        stream = cast("AsyncGenerator[RequestOutput, None]", self.services.engine.generate(request))
+        stream = cast("AsyncGenerator[RequestOutput, None]", self.model.engine.generate(request))
         async with aclosing(stream) as outputs:
             async for output in outputs:
                 yield output

@@ -1,37 +1,27 @@
 """The objects that the routes share. `create_app` makes them; none is global."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from starlette.requests import Request
 
-from stonechat_models import ModelInfo, usable_cpus
+from stonechat_models import usable_cpus
 from stonechat_server.access.auth import Authenticator
 from stonechat_server.access.keys import KeyStore
-from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits
+from stonechat_server.admission.rate_limits import RateLimiter
 from stonechat_server.admission.records import FinishedSink, log_finished
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.observability.ledger import Ledger
 from stonechat_server.observability.ledger.sink import LedgerSink
 from stonechat_server.observability.metrics import Metrics
 from stonechat_server.observability.tracing import Tracing
-from stonechat_server.prompt.chat_template import Templates
 from stonechat_server.request.prepare_pool import Preparations
-from stonechat_server.serving.fingerprint import system_fingerprint
 from stonechat_server.serving.kept_items import KeptItems
 from stonechat_server.serving.lifecycle import Lifecycle, Phase
 from stonechat_server.settings import Settings
-from stonechat_server.structured.answer_spec import Structure
 
-CACHE_OVERCOMMIT = 4
-"""Admitted requests may expect this many times the tokens of the KV cache. Few use all of their
-limit, and the engine preempts if they do."""
-EMBEDDING_BATCHES = 8
-"""Admitted requests to an embedding model fill at most this many batches."""
-EMBEDDING_SHARE = 0.25
-"""A list of texts holds at most this part of them, so that others do not wait for all of it."""
 MAX_PREPARING = 4
 PREPARED_BODIES = 8
 """Bound on the bodies in preparation, running or waiting, in units of `max_body_size`."""
@@ -39,14 +29,15 @@ PREPARED_BODIES = 8
 
 @dataclass(slots=True, kw_only=True)
 class Services:
-    """The shared objects of one server."""
+    """What all models of one server share."""
 
     settings: Settings
-    engine: EngineLike
-    templates: Templates
-    structure: Structure
+    models: Mapping[str, ServedModel]
+    """The models by name. The first is the default."""
+    sole: ServedModel
+    """The only model."""
     authenticator: Authenticator
-    admission: AdmissionControl
+    rate_limiter: RateLimiter
     lifecycle: Lifecycle
     metrics: Metrics
     preparations: Preparations
@@ -55,9 +46,6 @@ class Services:
     tracing: Tracing | None
     sinks: Sequence[FinishedSink]
     """Each is called once with the record of every admitted request that has ended."""
-    model_names: tuple[str, ...]
-    fingerprint: str
-    created: int
 
     @classmethod
     def build(
@@ -71,9 +59,10 @@ class Services:
         sinks: Sequence[FinishedSink],
     ) -> "Services":
         """Raises `KeysFileError`, and `APIError` for a chat template that does not compile."""
-        admission = AdmissionControl(_limits(settings, engine.model))
+        rate_limiter = RateLimiter()
+        sole = ServedModel.build(settings, engine, rate_limiter)
         metrics = Metrics(
-            engine.model.name, engine.stats, admission, vllm_names=settings.metrics_vllm_names
+            engine.model.name, engine.stats, sole.admission, vllm_names=settings.metrics_vllm_names
         )
         own_sinks: list[FinishedSink] = [log_finished, metrics.request_finished]
         if ledger is not None:
@@ -91,25 +80,10 @@ class Services:
             key_store = KeyStore(settings.keys_file)
         return cls(
             settings=settings,
-            engine=engine,
-            templates=Templates(
-                engine.tokenizer,
-                settings.chat_template,
-                settings.allow_request_templates,
-                special_tokens_as_text=settings.special_tokens_as_text,
-            ),
-            structure=Structure(
-                engine.tokenizer,
-                settings.tool_format,
-                schema_in_prompt=settings.schema_in_prompt,
-                has_reasoning=settings.reasoning,
-                bare_calls=settings.bare_calls,
-                stop_repeated_calls=settings.stop_repeated_calls,
-            ),
-            authenticator=Authenticator(
-                settings.all_api_keys(), key_store, admission.rate_limiter.headers
-            ),
-            admission=admission,
+            models=dict.fromkeys(settings.served_model_name or (engine.model.name,), sole),
+            sole=sole,
+            authenticator=Authenticator(settings.all_api_keys(), key_store, rate_limiter.headers),
+            rate_limiter=rate_limiter,
             lifecycle=lifecycle,
             metrics=metrics,
             preparations=preparations,
@@ -117,9 +91,6 @@ class Services:
             ledger=ledger,
             tracing=tracing,
             sinks=(*own_sinks, *sinks),
-            model_names=tuple(settings.served_model_name) or (engine.model.name,),
-            fingerprint=system_fingerprint(engine.model),
-            created=int(time.time()),
         )
 
     @property
@@ -129,7 +100,7 @@ class Services:
 
     def close(self) -> None:
         """Write what is pending (blocking). The server answers no more requests."""
-        self.structure.close()
+        self.sole.structure.close()
         if self.ledger is not None:
             self.ledger.close()
         if self.tracing is not None:
@@ -139,24 +110,3 @@ class Services:
 def services_of(request: Request) -> Services:
     """The shared objects of the server that handles this request."""
     return cast(Services, request.app.state.server)
-
-
-def _limits(settings: Settings, model: ModelInfo) -> AdmissionLimits:
-    """Bounds from the settings, or else from the size of the engine.
-
-    Slightly more requests are admitted than the engine runs at once, so that it never waits. An
-    embedding model gets the texts of several batches, to choose those of similar length.
-    """
-    if model.generates:
-        num_sequences = model.max_num_seqs + max(1, model.max_num_seqs // 8)
-        num_tokens = model.kv_capacity_tokens * CACHE_OVERCOMMIT
-    else:
-        num_sequences = model.max_num_seqs * EMBEDDING_BATCHES
-        num_tokens = max(model.max_batch_tokens, model.max_model_len) * EMBEDDING_BATCHES
-    return AdmissionLimits(
-        max_running_sequences=num_sequences,
-        max_running_tokens=num_tokens,
-        max_queued_requests=settings.max_queued_requests,
-        max_queued_tokens=settings.max_queued_tokens or num_tokens * 16,
-        max_share=0.5 if model.generates else EMBEDDING_SHARE,
-    )

@@ -38,7 +38,7 @@ def test_warnings_of_the_chat_template(
 ) -> None:
     engine = FakeEngine(tokenizer=ByteTokenizer(chat_template=template))
     app = create_app(Settings(ledger="off", chat_template=override), engine)
-    assert _warnings(app.state.server, engine.model) == expected
+    assert _warnings(app.state.server.sole) == expected
 
 
 def test_notes_of_the_models_files_are_shown_too() -> None:
@@ -47,7 +47,7 @@ def test_notes_of_the_models_files_are_shown_too() -> None:
         tokenizer=ByteTokenizer(chat_template=None),
     )
     app = create_app(Settings(ledger="off"), engine)
-    assert _warnings(app.state.server, engine.model) == [NO_TEMPLATE, "an adapter lies there"]
+    assert _warnings(app.state.server.sole) == [NO_TEMPLATE, "an adapter lies there"]
 
 
 def test_the_form_of_prompts_without_a_template_is_named() -> None:

@@ -146,7 +146,7 @@ def test_a_failed_step_fails_only_the_request_that_caused_it(
 
 
 def test_a_stream_that_fails_gets_an_error_event(live: Live) -> None:
-    engine = live.app.state.server.engine._runner.engine
+    engine = live.app.state.server.sole.engine._runner.engine
     step, state = engine.step, {"left": 4}
 
     def fails_later() -> Any:
@@ -168,4 +168,4 @@ def test_a_stream_that_fails_gets_an_error_event(live: Live) -> None:
     assert later.json()["error"]["code"] == "engine_dead"
     assert later.headers["retry-after"] == "5"
     assert httpx.get(live.url + "/metrics").status_code == 200
-    assert live.services.admission.num_running == 0
+    assert live.services.sole.admission.num_running == 0

@@ -19,7 +19,7 @@ class LastingEngine(FakeEngine):
 
 app = create_app(Settings(allowed_host=["testserver"]), LastingEngine())
 services = app.state.server
-services.structure.close = lambda: None  # for the same reason
+services.sole.structure.close = lambda: None  # for the same reason
 services.preparations.close = services.lifecycle.begin_drain = lambda: None
 schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 

@@ -105,7 +105,7 @@ def test_deadlines(engine: FakeEngine, new_client: ClientFactory) -> None:
 def test_a_full_queue_and_its_deadline() -> None:
     engine = FakeEngine(text_script(*["x"] * 200, pause=0.02))
     with live_server(engine, queue_timeout=3.0) as live:
-        admission = live.services.admission
+        admission = live.services.sole.admission
         admission.limits = ONE_AT_A_TIME
         admission._queue.max_requests = 2
         answers: list[int] = []
@@ -130,7 +130,7 @@ def test_a_full_queue_and_its_deadline() -> None:
 
 def test_a_client_that_disconnects_in_the_queue_frees_its_place() -> None:
     with live_server(FakeEngine(text_script(*["x"] * 100, pause=0.02))) as live:
-        admission = live.services.admission
+        admission = live.services.sole.admission
         admission.limits = ONE_AT_A_TIME
         with httpx.Client(timeout=60) as first, first.stream("POST", live.url + URL, json=body()):
             pass

@@ -107,14 +107,14 @@ def test_a_second_signal_does_not_wait() -> None:
 
 def test_the_drain_also_ends_a_request_in_the_queue() -> None:
     with live_server(FakeEngine(SLOW), shutdown_grace=1) as live:
-        live.services.admission.limits = type(live.services.admission.limits)(
+        live.services.sole.admission.limits = type(live.services.sole.admission.limits)(
             max_running_sequences=1,
             max_running_tokens=10**9,
             max_queued_requests=5,
             max_queued_tokens=10**9,
         )
         first, second = Reader(live), Reader(live, n=1)
-        wait_until(lambda: live.services.admission.num_queued == 1)
+        wait_until(lambda: live.services.sole.admission.num_queued == 1)
         live.signal()
         for reader in (first, second):
             reader.thread.join(60)
@@ -160,7 +160,7 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
         client.sendall(head.encode() + data)
         wait_until(lambda: engine.num_running == 1)
         wait_until(lambda: engine.num_running == 0)
-        wait_until(lambda: live.services.admission.num_running == 0)
+        wait_until(lambda: live.services.sole.admission.num_running == 0)
         assert len(engine.aborted) == 1
 
 

@@ -32,7 +32,7 @@ def test_an_embedding_model_holds_few_texts_of_a_list(
     new_client: ClientFactory, engine: FakeEngine
 ) -> None:
     engine.model = model_info(max_num_seqs=8, generates=False)
-    limits = new_client().app.state.server.admission.limits  # type: ignore[attr-defined]
+    limits = new_client().app.state.server.sole.admission.limits  # type: ignore[attr-defined]
     assert limits.max_running_sequences * limits.max_share == 2 * 8  # two batches
     assert limits.max_running_tokens * limits.max_share == 2 * 4096
 
@@ -62,7 +62,7 @@ def test_texts_that_the_engine_was_given_count_though_they_did_not_end(
     records: list[FinishedRequest] = []
     used = []
     app = create_app(Settings(), engine, sinks=[records.append])
-    admission = app.state.server.admission
+    admission = app.state.server.sole.admission
     leave = admission.leave
 
     def note(place: Admission) -> None:
