@@ -7,11 +7,12 @@ from time import perf_counter
 import msgspec
 from peer_servers import RunningServer
 
+from stonechat_server.bench.http_target import HttpTarget
 from stonechat_server.bench.load import run_closed
 from stonechat_server.bench.results import LevelResult, RequestRecord
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.summary import summarise
-from stonechat_server.bench.target import BenchError, Target
+from stonechat_server.bench.target import BenchError, words_of_prompt
 from stonechat_server.bench.validity import run_checks
 from stonechat_server.bench.workload import SyntheticWorkload
 from stonechat_server.client.http import HttpClient
@@ -82,7 +83,9 @@ async def figures_of(row: Row, server: RunningServer, seed: int) -> dict[str, fl
     if row.num_requests == 0:
         return figures
     level, records = await _level(row, server.url, seed)
-    wrong = [f"{c.name}: {c.detail}" for c in run_checks([level], records) if not c.passed]
+    wrong = [
+        f"{c.name}: {c.detail}" for c in run_checks(records, [level.generator_cpu]) if not c.passed
+    ]
     if wrong or level.num_errors:
         raise BenchError("; ".join(wrong))
     figures["busy_bytes"] = float(server.resident_bytes())
@@ -94,9 +97,10 @@ async def _level(row: Row, url: str, seed: int) -> tuple[LevelResult, list[Reque
         base_url=url, input_tokens=CALIBRATION_TOKENS, output_tokens=row.output_tokens, seed=seed
     )
     async with HttpClient(url, {}, verify_tls=True) as client:
-        target = Target(client, settings)
+        target = HttpTarget(client, settings)
         await target.discover()
-        num_words = await target.calibrate() + row.input_tokens - CALIBRATION_TOKENS
+        num_words = await words_of_prompt(target, CALIBRATION_TOKENS)
+        num_words += row.input_tokens - CALIBRATION_TOKENS
         workload = SyntheticWorkload(num_words, 0.0, seed)
         begin = perf_counter()
         run = await run_closed(

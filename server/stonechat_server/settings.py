@@ -344,6 +344,13 @@ class Settings(BaseSettings):
         "Server", "info", "show log lines of this level and of more severe ones"
     )
 
+    _flags: tuple[str, ...] = ()
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags of the command line that these settings come from."""
+        return [f"--{name.replace('_', '-')}" for name in self._flags]
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -395,4 +402,6 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
             sources = Settings.settings_customise_sources(settings_cls, *args, **kwargs)
             return *sources, InitSettingsSource(settings_cls, init_kwargs=values)
 
-    return Configured(**flags)
+    settings = Configured(**flags)
+    settings._flags = tuple(flags)
+    return settings

@@ -1,14 +1,18 @@
-"""Measure a server under load, check the measurement, and report it."""
+"""Measure a server under load, or a model without a server; check the measurement, report it."""
 
 import asyncio
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 
 from stonechat_server.bench.results import BenchResult, read_json, write_json
 from stonechat_server.bench.settings import BenchSettings, result_option
 from stonechat_server.bench.target import BenchError
+from stonechat_server.engine_protocol import EngineLike
+from stonechat_server.settings import ENGINE_SETTINGS, Settings
+from stonechat_server.terminal.flags import Only
 from stonechat_server.terminal.tables import new_console
 
 
@@ -32,12 +36,15 @@ class Options(BenchSettings):
     )
     self_test: bool = result_option(False, "measure only the load generator")
     quiet: bool = result_option(False, "print no progress and no tables")
+    settings: Annotated[Settings, Only(*(name for name in ENGINE_SETTINGS if name != "model"))]
 
 
 def run(options: Options) -> int:
     """Run the command. Returns 1 if it could not run or a check failed, 130 after Ctrl-C."""
     console = new_console(quiet=options.quiet)
     try:
+        if options.in_process is None and options.settings.flags:
+            raise BenchError(f"{options.settings.flags[0]} is for --in-process MODEL")
         if options.self_test:
             return _self_test(console)
         earlier = [read_json(path.read_bytes()) for path in options.compare]
@@ -49,9 +56,10 @@ def run(options: Options) -> int:
             console.print(f"report: {options.html_file}", highlight=False)
         elif options.report_only:
             raise BenchError("--report-only needs --compare and --html")
-    except (BenchError, ValueError, OSError) as error:
-        print(f"stonechat bench: {error}", file=sys.stderr)
-        return 1
+    except (BenchError, ValueError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         print("stonechat bench: stopped; nothing was written", file=sys.stderr)
         return 130
@@ -63,11 +71,25 @@ def _measure(options: Options, console: Console) -> BenchResult:
     from stonechat_server.bench.runner import run_bench
     from stonechat_server.bench.show import LiveWatcher, print_result
 
+    engine = None if options.in_process is None else _engine(options, options.in_process)
     with LiveWatcher(console) as watcher:
-        result = asyncio.run(run_bench(options, watcher))
+        result = asyncio.run(run_bench(options, watcher, engine))
     print_result(console, result)
     _write(options, result, console)
     return result
+
+
+def _engine(options: Options, model: str) -> EngineLike:
+    """Load a model as `stonechat serve` would. Raises BenchError."""
+    from stonechat_models import AsyncEngine, EngineError
+
+    settings = options.settings.model_copy(update={"model": model})
+    try:
+        return AsyncEngine.from_config(
+            settings.engine_config(), lambda line: print(line, file=sys.stderr)
+        )
+    except EngineError as error:
+        raise BenchError(str(error)) from error
 
 
 def _write(options: Options, result: BenchResult, console: Console) -> None:
@@ -82,6 +104,11 @@ def _write(options: Options, result: BenchResult, console: Console) -> None:
         if path is not None:
             path.write_bytes(content(result))
             console.print(f"result: {path}", highlight=False)
+
+
+def _fail(message: str) -> int:
+    print(f"stonechat bench: {message}", file=sys.stderr)
+    return 1
 
 
 def _self_test(console: Console) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import random
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -25,6 +24,11 @@ class LevelRun:
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
     machine_load: float | None = None
+
+    @property
+    def generator_cpu(self) -> float:
+        """The share of one core that the load generator used."""
+        return self.cpu_seconds / self.wall_seconds
 
     def add(self, measurement: Measured) -> None:
         self.records.append(measurement.record)
@@ -68,7 +72,7 @@ async def run_closed(
             run.add(measurement)
             on_record(measurement.record)
 
-    with _Cpu(run):
+    with _Cpu(run, target):
         await asyncio.gather(*(worker(number, pending_indices) for number in range(in_flight)))
     return run
 
@@ -118,7 +122,7 @@ async def run_open(
         run.add(measurement)
         on_record(measurement.record)
 
-    with _Cpu(run):
+    with _Cpu(run, target):
         await asyncio.gather(
             *(send(index, origin + start) for index, start in zip(indices, schedule))
         )
@@ -126,16 +130,16 @@ async def run_open(
 
 
 class _Cpu:
-    """Measures how much processor and wall time this process spends on a run."""
+    """Measures how much processor and wall time the load generator spends on a run."""
 
-    def __init__(self, run: LevelRun) -> None:
-        self._run = run
+    def __init__(self, run: LevelRun, target: Target) -> None:
+        self._run, self._target = run, target
 
     def __enter__(self) -> None:
         self._ticks = busy_ticks()
-        self._cpu, self._wall = time.process_time(), perf_counter()
+        self._cpu, self._wall = self._target.cpu_seconds(), perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self._run.cpu_seconds = time.process_time() - self._cpu
+        self._run.cpu_seconds = self._target.cpu_seconds() - self._cpu
         self._run.wall_seconds = perf_counter() - self._wall
         self._run.machine_load = busy_share(self._ticks, busy_ticks())

@@ -20,7 +20,7 @@ from stonechat_server.bench.svg import (
     log_axis,
     timeline,
 )
-from stonechat_server.bench.tables import latency_rows, rate_rows, speed_rows
+from stonechat_server.bench.tables import latency_rows, perplexity_rows, rate_rows, speed_rows
 from stonechat_server.bench.verdict import verdict
 
 MAX_TIMELINE_BARS = 400
@@ -31,7 +31,7 @@ def render_report(results: Sequence[BenchResult]) -> str:
     if not results:
         raise ValueError("there are no results to report")
     has_levels = any(result.levels for result in results)
-    parts = [_verdicts, _comparison, _speeds]
+    parts = [_verdicts, _comparison, _perplexities, _speeds]
     parts += [_sweep, _figures, _distributions, _timelines] if has_levels else []
     sections = [part(results) for part in (*parts, _runs)]
     return (
@@ -56,10 +56,24 @@ def _verdicts(results: Sequence[BenchResult]) -> str:
 
 
 def _checks_passed(result: BenchResult) -> str:
+    if not result.checks:
+        return ""
     num_failed = sum(not check.passed for check in result.checks)
     if not num_failed:
         return f'<span class="good">All {len(result.checks)} checks passed.</span>'
     return f'<span class="bad">{num_failed} of {len(result.checks)} checks failed.</span>'
+
+
+def _perplexities(results: Sequence[BenchResult]) -> str:
+    rows = [[result.label, *row] for result in results for row in perplexity_rows(result)[1:]]
+    if not rows:
+        return ""
+    head = ["run", *perplexity_rows(results[0])[0]]
+    return (
+        "<section><h2>Perplexity</h2><p>Lower is better. Compare runs on the same text, with the "
+        "same tokens, context and stride only; se: standard error.</p>"
+        f"{_table([head, *rows])}</section>"
+    )
 
 
 def _speeds(results: Sequence[BenchResult]) -> str:
@@ -68,7 +82,7 @@ def _speeds(results: Sequence[BenchResult]) -> str:
         return ""
     head = ["run", *speed_rows(results[0])[0]]
     return (
-        "<section><h2>Alone on the server</h2><p>pp: tokens of a prompt a second, tg: generated "
+        "<section><h2>One request at a time</h2><p>pp: tokens of a prompt a second, tg: generated "
         f"tokens a second; mean ± standard deviation.</p>{_table([head, *rows])}</section>"
     )
 
@@ -86,13 +100,15 @@ def _comparison(results: Sequence[BenchResult]) -> str:
     if len(rows) == 1:
         return ""
     return (
-        "<section><h2>Compared</h2><p>Ratios of the runs. For tokens a second, above 1 is faster; "
-        f"for times, below 1 is.</p>{_table(rows)}</section>"
+        "<section><h2>Compared</h2><p>Ratios of the runs. For tokens a second, above 1 is better; "
+        f"for times and perplexities, below 1 is.</p>{_table(rows)}</section>"
     )
 
 
 def _comparable(result: BenchResult) -> dict[str, float]:
     values = {f"{speed.name}, tokens/s": speed.mean for speed in result.speeds}
+    if (found := result.perplexity) is not None:
+        values[f"perplexity on {found.text}, {found.num_counted:,} tokens"] = found.value
     for level in result.levels:
         values[f"{level.name}, tokens/s"] = level.tokens_per_second
         values[f"{level.name}, TTFT p50"] = level.ttft.p50 or 0.0
@@ -113,7 +129,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _sweep(results: Sequence[BenchResult]) -> str:
     charts = []
-    slo = next((result.slo for result in results if result.slo is not None), Slo())
+    slo = _slo(results)
     latencies: tuple[tuple[str, Callable[[LevelResult], float | None], float | None], ...] = (
         ("TTFT p50 (ms)", lambda level: level.ttft.p50, slo.ttft),
         ("time per output token p50 (ms)", lambda level: level.tpot.p50, slo.tpot),
@@ -173,15 +189,20 @@ def _figures(results: Sequence[BenchResult]) -> str:
 
 
 def _distributions(results: Sequence[BenchResult]) -> str:
-    measures: tuple[tuple[str, Callable[[LevelResult], Quantiles]], ...] = (
-        ("time to first token (ms)", lambda level: level.ttft),
-        ("inter-token time (ms)", lambda level: level.inter_token),
-    )
+    slo = _slo(results)
+    measures: list[tuple[str, Callable[[LevelResult], Quantiles], float | None]] = [
+        ("time to first token (ms)", lambda level: level.ttft, slo.ttft),
+        ("inter-token time (ms)", lambda level: level.inter_token, None),
+    ]
+    if slo.tpot is not None:
+        measures.append(("time per output token (ms)", lambda level: level.tpot, slo.tpot))
+    if slo.e2e is not None:
+        measures.append(("time to the end (ms)", lambda level: level.e2e, slo.e2e))
     blocks = []
     for key in _level_keys(results):
         charts = []
         name = ""
-        for title, pick in measures:
+        for title, pick, bound in measures:
             series = []
             for number, result in enumerate(results):
                 for level in result.levels:
@@ -189,13 +210,24 @@ def _distributions(results: Sequence[BenchResult]) -> str:
                         name = level.name
                         series.append(_cdf(result.label, pick(level), number))
             if series:
-                axis = log_axis(title, [px for line in series for px, _ in line.points])
-                percent = linear_axis("percent of samples", [94.0])
-                chart = line_chart(axis, percent, series, f"distribution of {title}, {name}")
-                charts.append(_figure(chart, title.capitalize()))
+                charts.append(_distribution(title, series, bound, name))
         if charts:
             blocks.append(f'<h3>{escape(name)}</h3><div class="charts">{"".join(charts)}</div>')
     return f"<section><h2>Distributions</h2>{''.join(blocks)}</section>"
+
+
+def _distribution(title: str, series: Sequence[Series], bound: float | None, name: str) -> str:
+    in_ms = [] if bound is None else [bound * 1000]
+    axis = log_axis(title, [px for line in series for px, _ in line.points] + in_ms)
+    percent = linear_axis("percent of samples", [94.0])
+    label = f"distribution of {title}, {name}"
+    chart = line_chart(axis, percent, series, label, in_ms[0] if in_ms else None)
+    return _figure(chart, title.capitalize())
+
+
+def _slo(results: Sequence[BenchResult]) -> Slo:
+    """The bounds that the charts show: those of the first run that has any."""
+    return next((result.slo for result in results if result.slo is not None), Slo())
 
 
 def _level_keys(results: Sequence[BenchResult]) -> list[tuple[str, float]]:

@@ -92,6 +92,26 @@ class Speed(msgspec.Struct, kw_only=True):
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+class Perplexity(msgspec.Struct, kw_only=True):
+    """How well a model predicts a text: the exponential of the mean loss of its tokens."""
+
+    text: str
+    """The name of the file."""
+    num_tokens: int
+    num_counted: int
+    """Tokens whose loss counts: all that have a token before them in their window."""
+    context: int
+    """Tokens of a window."""
+    stride: int
+    """Tokens from one window to the next."""
+    value: float
+    error: float
+    """Standard error of `value`, as if the losses were independent."""
+    mean_loss: float
+    """Mean negative log-probability (natural logarithm) of a token."""
+    seconds: float
+
+
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
     """The latency bounds, in seconds, that a request must meet to count as goodput."""
 
@@ -193,6 +213,9 @@ class BenchResult(msgspec.Struct, kw_only=True):
     notes: list[str]
     roofline: Roofline | None = None
     speeds: list[Speed] = []
+    perplexity: Perplexity | None = None
+    in_process: bool = False
+    """The engine ran in the process of the load generator: no HTTP is in the figures."""
     slo: Slo | None = None
     load_before: float | None = None
     """Share of all cores that were busy right before the run; None if not known."""

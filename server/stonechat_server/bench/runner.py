@@ -1,16 +1,19 @@
 """Runs a benchmark: find the model, calibrate, warm up, measure every level, check, summarise."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from stonechat_server.bench.environment import busy_share, busy_ticks, describe_environment
+from stonechat_server.bench.http_target import HttpTarget, request_headers
 from stonechat_server.bench.levels import Levels, Watcher
-from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord, Speed
+from stonechat_server.bench.perplexity import measure_perplexity
+from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
 from stonechat_server.bench.roofline import add_shares, measure_roofline
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.speeds import measure_speeds
-from stonechat_server.bench.target import BenchError, Target, request_headers
+from stonechat_server.bench.target import BenchError, Target, words_of_prompt
 from stonechat_server.bench.validity import run_checks
 from stonechat_server.bench.workload import (
     ListWorkload,
@@ -20,6 +23,7 @@ from stonechat_server.bench.workload import (
     read_sharegpt,
 )
 from stonechat_server.client.http import HttpClient
+from stonechat_server.engine_protocol import EngineLike
 
 LOAD_SECONDS = 0.5
 """How long the load of the machine is watched before a run."""
@@ -38,45 +42,69 @@ class QuietWatcher:
         pass
 
 
-async def run_bench(settings: BenchSettings, watcher: Watcher) -> BenchResult:
-    """Run a benchmark with these settings.
+async def run_bench(
+    settings: BenchSettings, watcher: Watcher, engine: EngineLike | None = None
+) -> BenchResult:
+    """Run a benchmark with these settings: of the server, or of `engine` in this process.
 
-    Raises BenchError if the server cannot be measured at all, and ValueError if the file of prompts
-    is invalid. A request that fails is part of the result and makes a check fail.
+    Raises BenchError if the target cannot be measured at all, and ValueError if a file of prompts
+    or text is invalid. A request that fails is part of the result and makes a check fail.
     """
+    async with _target(settings, engine) as target:
+        result = BenchResult(
+            label=settings.label or target.model,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=target.model,
+            base_url=settings.base_url if engine is None else "this process",
+            in_process=engine is not None,
+            server=target.facts,
+            settings=settings.described(),
+            environment=describe_environment(),
+            levels=[],
+            checks=[],
+            notes=[],
+            slo=settings.slo,
+            load_before=await _machine_load(),
+        )
+        await _measure(target, watcher, result)
+    return result
+
+
+@asynccontextmanager
+async def _target(settings: BenchSettings, engine: EngineLike | None) -> AsyncIterator[Target]:
+    if engine is not None:
+        from stonechat_server.bench.engine_target import engine_target
+
+        async with engine_target(engine, settings) as target:
+            yield target
+        return
     headers = request_headers(settings)
     async with HttpClient(settings.base_url, headers, verify_tls=settings.verify_tls) as client:
-        target = Target(client, settings)
-        await target.discover()
-        load_before = await _machine_load()
-        roofline = measure_roofline(settings, target.facts) if settings.roofline else None
-        levels: list[LevelResult] = []
-        speeds: list[Speed] = []
-        records: list[RequestRecord] = []
-        if settings.measures_speeds:
-            speeds, records = await measure_speeds(target)
-        else:
-            levels = await Levels(target, await _workload(target), watcher).run()
-            records = [record for level in levels for record in level.records]
-    notes = _notes(target, levels, records)
-    if roofline is not None:
-        add_shares(levels, roofline)
-    return BenchResult(
-        label=settings.label or target.model,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=target.model,
-        base_url=settings.base_url,
-        server=target.facts,
-        settings=settings.described(),
-        environment=describe_environment(),
-        levels=levels,
-        checks=run_checks(levels, records),
-        notes=notes,
-        roofline=roofline,
-        speeds=speeds,
-        slo=settings.slo,
-        load_before=load_before,
-    )
+        server = HttpTarget(client, settings)
+        await server.discover()
+        yield server
+
+
+async def _measure(target: Target, watcher: Watcher, result: BenchResult) -> None:
+    """Fill the result with what the settings ask for."""
+    settings = target.settings
+    if settings.roofline:
+        result.roofline = measure_roofline(settings, target.facts)
+    if settings.perplexity is not None:
+        result.perplexity = await measure_perplexity(target, settings.perplexity, watcher)
+        return
+    if settings.measures_speeds:
+        result.speeds, runs = await measure_speeds(target)
+        records = [record for run in runs for record in run.records]
+        generator_cpu = [run.generator_cpu for run in runs]
+    else:
+        result.levels = await Levels(target, await _workload(target), watcher).run()
+        records = [record for level in result.levels for record in level.records]
+        generator_cpu = [level.generator_cpu for level in result.levels]
+    result.checks = run_checks(records, generator_cpu, over_http=not result.in_process)
+    result.notes = _notes(target, result.levels, records)
+    if result.roofline is not None:
+        add_shares(result.levels, result.roofline)
 
 
 async def _machine_load() -> float | None:
@@ -88,7 +116,7 @@ async def _machine_load() -> float | None:
 
 async def _workload(target: Target) -> Workload:
     settings = target.settings
-    num_words = await target.calibrate()
+    num_words = await words_of_prompt(target, settings.input_tokens)
     if settings.prompts_file is not None:
         return ListWorkload(read_prompts_file(settings.prompts_file), settings.seed)
     if settings.sharegpt is not None:

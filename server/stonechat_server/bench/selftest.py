@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from stonechat_server.bench.http_target import HttpTarget
 from stonechat_server.bench.load import run_closed
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.target import BenchError, Target
+from stonechat_server.bench.target import BenchError
 from stonechat_server.bench.workload import SyntheticWorkload
 from stonechat_server.client.http import HttpClient
 
@@ -121,7 +122,7 @@ def measure_generator(num_requests: int = 4 * NUM_STREAMS) -> GeneratorSpeed:
 async def _drive(port: int, num_requests: int) -> GeneratorSpeed:
     settings = BenchSettings(base_url=f"http://127.0.0.1:{port}/v1", model="source")
     async with HttpClient(settings.base_url, {}) as client:
-        target = Target(client, settings, model="source")
+        target = HttpTarget(client, settings, model="source")
         workload = SyntheticWorkload(64, 0.0, 0)
         started = time.perf_counter()
         run = await run_closed(target, workload, range(num_requests), NUM_STREAMS, lambda _: None)

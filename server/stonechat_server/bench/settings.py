@@ -36,8 +36,11 @@ def _slo(value: object) -> object:
         raise ValueError(text) from error
 
 
+DEFAULT_CONTEXT = 512
+"""Tokens of a window of `--perplexity`."""
 load_option = partial(option, group="load")
 prompt_option = partial(option, group="prompts")
+quality_option = partial(option, group="perplexity")
 result_option = partial(option, group="results")
 
 
@@ -45,6 +48,12 @@ class BenchSettings(BaseOptions):
     """Settings of one run: lengths in tokens, times in seconds, rates in requests per second."""
 
     base_url: str = option("http://127.0.0.1:8000/v1", "API root of any OpenAI-compatible server")
+    in_process: str | None = option(
+        None,
+        "measure a model in this process, without a server and without HTTP: a GGUF file, a folder "
+        "or a name of the hub",
+        metavar="MODEL",
+    )
     model: str | None = option(None, "model to request (default: the first that the server lists)")
     api_key: str | None = option(None, "API key", variable="OPENAI_API_KEY")
     verify_tls: bool = option(True, "do not verify the server's certificate", flag="--insecure")
@@ -63,11 +72,11 @@ class BenchSettings(BaseOptions):
         False, "send all requests at once: the most tokens a second, whatever the latency"
     )
     pp: Annotated[tuple[PositiveInt, ...], BeforeValidator(split)] = load_option(
-        (), "speed of prompts of these lengths, alone on the server, instead of levels of load",
+        (), "speed of prompts of these lengths, one at a time, instead of levels of load",
         metavar="N,N,…",
     )  # fmt: skip
     tg: Annotated[tuple[PositiveInt, ...], BeforeValidator(split)] = load_option(
-        (), "speed of generating answers of these lengths, alone on the server", metavar="N,N,…"
+        (), "speed of generating answers of these lengths, one at a time", metavar="N,N,…"
     )
     num_requests: PositiveInt | None = load_option(
         None,
@@ -108,6 +117,18 @@ class BenchSettings(BaseOptions):
     )
     seed: int = prompt_option(0, "seed of prompts and arrival times")
 
+    perplexity: Path | None = quality_option(
+        None,
+        "measure no speed, but how well the model predicts this text: its perplexity",
+        metavar="TEXTFILE",
+    )
+    context_tokens: int | None = quality_option(
+        None, "tokens of the text that the model sees at a time (default: 512)", ge=2
+    )
+    stride: PositiveInt | None = quality_option(
+        None, "tokens from one such window to the next (default: half of --context-tokens)"
+    )
+
     slo: Annotated[Slo | None, BeforeValidator(_slo)] = result_option(
         None, "latency bounds that a request must meet to count as goodput",
         metavar="ttft=MS,tpot=MS,e2e=MS",
@@ -134,14 +155,32 @@ class BenchSettings(BaseOptions):
             "--sweep": self.sweep,
             "--throughput": self.throughput,
             "--pp and --tg": self.measures_speeds,
+            "--perplexity": self.perplexity is not None,
         }
         given = [name for name, is_given in kinds.items() if is_given]
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} cannot be given together")
         if self.duration is not None and self.num_requests is not None:
             raise ValueError("--duration and --requests cannot be given together")
-        if self.duration is not None and (self.throughput or self.measures_speeds):
+        if self.duration is not None and given not in ([], ["--rate"], ["--sweep"]):
             raise ValueError(f"--duration has no meaning with {given[0]}")
+        return self
+
+    @model_validator(mode="after")
+    def _windows_overlap(self) -> Self:
+        if (self.context_tokens or self.stride) and self.perplexity is None:
+            raise ValueError("--context-tokens and --stride are for --perplexity")
+        if self.stride is not None and self.stride > (self.context_tokens or DEFAULT_CONTEXT):
+            raise ValueError("--stride must not be more than --context-tokens: it would skip text")
+        return self
+
+    @model_validator(mode="after")
+    def _no_server_in_process(self) -> Self:
+        if self.in_process is not None:
+            names = {"base_url": "--base-url", "model": "--model", "extra_body": "--extra-body"}
+            given = [flag for name, flag in names.items() if name in self.model_fields_set]
+            if given:
+                raise ValueError(f"{given[0]} is for a server; --in-process measures without one")
         return self
 
     @property
@@ -163,6 +202,7 @@ class BenchSettings(BaseOptions):
             *("rates", "num_requests", "input_tokens", "output_tokens", "prefix_share", "sharegpt"),
             *("prompts_file", "ignore_eos", "temperature", "warmup", "repeats", "seed"),
             *("sweep", "throughput", "pp", "tg", "duration", "ramp"),
+            *("in_process", "perplexity", "context_tokens", "stride"),
         }
         return {
             "concurrency": [] if self.rates else [float(value) for value in self.concurrency],

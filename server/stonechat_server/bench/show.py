@@ -17,7 +17,7 @@ from rich.table import Table
 
 from stonechat_models import size_text
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
-from stonechat_server.bench.tables import latency_rows, rate_rows, speed_rows
+from stonechat_server.bench.tables import latency_rows, perplexity_rows, rate_rows, speed_rows
 from stonechat_server.bench.verdict import verdict
 from stonechat_server.terminal.tables import new_table
 
@@ -55,7 +55,7 @@ class LiveWatcher:
         self._task = self._progress.add_task(name, total=num_requests, speed="")
 
     def request_done(self, record: RequestRecord) -> None:
-        self._tokens += record.completion_tokens
+        self._tokens += record.completion_tokens or record.prompt_tokens
         self._errors += record.error is not None
         speed = f"{self._tokens / max(record.end, 1e-9):,.0f} tokens/s"
         errors = f", {self._errors} errors" if self._errors else ""
@@ -77,7 +77,10 @@ def table_of(rows: list[list[str]]) -> Table:
 
 def print_result(console: Console, result: BenchResult) -> None:
     """Print the tables, the roofline, the checks, the notes and a few errors."""
-    console.print(f"[bold]{escape(result.label)}[/] at {result.base_url}", highlight=False)
+    where = "in this process" if result.in_process else f"at {result.base_url}"
+    console.print(f"[bold]{escape(result.label)}[/] {where}", highlight=False)
+    if result.perplexity is not None:
+        console.print(table_of(perplexity_rows(result)))
     if result.speeds:
         console.print(table_of(speed_rows(result)))
     if result.levels:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import statistics
 
 from stonechat_server.bench.results import BenchResult, LevelResult, Quantiles
 from stonechat_server.bench.verdict import percentile, verdict
@@ -20,10 +21,13 @@ def milliseconds(value: float | str | None) -> str:
 
 
 def rate_rows(result: BenchResult) -> list[list[str]]:
-    """Rates, errors and the use of the machine: the headings, then a row for each level."""
+    """Rates, errors and the use of the machine: the headings, then a row for each level.
+
+    "generator" is the share of one core that the load generator used.
+    """
     has_slo = any(level.goodput is not None for level in result.levels)
     has_roofline = result.roofline is not None
-    head = ["load", "requests", "errors", "tokens/s", "requests/s", "machine busy"]
+    head = ["load", "requests", "errors", "tokens/s", "requests/s", "machine busy", "generator"]
     head += ["goodput/s", "met SLO"] if has_slo else []
     head += ["of bandwidth"] if has_roofline else []
     rows = [head]
@@ -32,9 +36,10 @@ def rate_rows(result: BenchResult) -> list[list[str]]:
             level.name,
             str(level.num_requests),
             str(level.num_errors),
-            f"{level.tokens_per_second:,.1f}",
+            _rate(level),
             f"{level.requests_per_second:.2f}",
             _share(level.machine_load),
+            _share(level.generator_cpu),
         ]
         if has_slo:
             row += [
@@ -43,6 +48,14 @@ def rate_rows(result: BenchResult) -> list[list[str]]:
             ]
         rows.append([*row, _share(level.roofline_share)] if has_roofline else row)
     return rows
+
+
+def _rate(level: LevelResult) -> str:
+    """Tokens a second; with the deviation over the repeats if there are several."""
+    repeats = level.repeat_tokens_per_second
+    if len(repeats) < 2:
+        return f"{level.tokens_per_second:,.1f}"
+    return f"{level.tokens_per_second:,.1f} ± {statistics.stdev(repeats):,.1f}"
 
 
 def _share(value: float | None) -> str:
@@ -77,6 +90,16 @@ def speed_rows(result: BenchResult) -> list[list[str]]:
     return rows
 
 
+def perplexity_rows(result: BenchResult) -> list[list[str]]:
+    """The table of the perplexity: the headings, and its row if there is one."""
+    rows = [["text", "tokens", "counted", "context", "stride", "mean loss", "perplexity ± se"]]
+    if (found := result.perplexity) is not None:
+        counts = [found.num_tokens, found.num_counted, found.context, found.stride]
+        spread = f"{found.value:,.4f} ± {found.error:,.4f}"
+        rows.append([found.text, *(f"{n:,}" for n in counts), f"{found.mean_loss:.5f}", spread])
+    return rows
+
+
 def markdown(result: BenchResult) -> str:
     """The verdict and all tables, to paste."""
     machine = result.environment
@@ -85,6 +108,8 @@ def markdown(result: BenchResult) -> str:
         f"{machine.usable_cpus} cores",
         "\n".join(f"- {line}" for line in verdict(result)),
     ]
+    if result.perplexity is not None:
+        parts.append(_markdown_table(perplexity_rows(result)))
     if result.speeds:
         parts.append(_markdown_table(speed_rows(result)))
     if result.levels:
@@ -100,15 +125,21 @@ def _markdown_table(rows: list[list[str]]) -> str:
 
 
 def csv_text(result: BenchResult) -> str:
-    """One line for each level or speed, in plain numbers: seconds, and tokens a second."""
+    """One line for each level, speed or perplexity, in plain numbers: seconds, tokens a second.
+
+    `deviation` is that of the tokens a second over the repeats, or a perplexity's standard error.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [f"{field}_{p}" for field in LATENCIES.values() for p in ("mean", "p50", "p90", "p99")]
     head = ["label", "kind", "value", "requests", "errors", "tokens_per_second", "deviation"]
-    writer.writerow([*head, "requests_per_second", *names])
+    writer.writerow([*head, "perplexity", "requests_per_second", *names])
+    if (found := result.perplexity) is not None:
+        row = [result.label, "perplexity", found.text, "", "", "", found.error, found.value, ""]
+        writer.writerow([*row, *([""] * len(names))])
     for speed in result.speeds:
         row = [result.label, "speed", speed.name, len(speed.tokens_per_second), 0]
-        writer.writerow([*row, speed.mean, speed.deviation, "", *([""] * len(names))])
+        writer.writerow([*row, speed.mean, speed.deviation, "", "", *([""] * len(names))])
     for level in result.levels:
         writer.writerow(_csv_row(result.label, level))
     return out.getvalue()
@@ -122,4 +153,6 @@ def _csv_row(label: str, level: LevelResult) -> list[object]:
         for p in ("mean", "p50", "p90", "p99")
     ]  # fmt: skip
     row = [label, level.kind, f"{level.value:g}", level.num_requests, level.num_errors]
-    return [*row, level.tokens_per_second, "", level.requests_per_second, *values]
+    repeats = level.repeat_tokens_per_second
+    deviation = statistics.stdev(repeats) if len(repeats) > 1 else ""
+    return [*row, level.tokens_per_second, deviation, "", level.requests_per_second, *values]

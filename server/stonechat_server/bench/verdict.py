@@ -40,6 +40,12 @@ def slo_text(slo: Slo) -> str:
 def verdict(result: BenchResult) -> list[str]:
     """The sentences that a reader wants first."""
     lines = [f"{s.name}: {s.mean:,.1f} ± {s.deviation:,.1f} tokens/s" for s in result.speeds]
+    if (found := result.perplexity) is not None:
+        lines.append(
+            f"Perplexity {found.value:,.3f} ± {found.error:,.3f} on {found.text}: "
+            f"{found.num_counted:,} tokens, in windows of {found.context:,} with a stride of "
+            f"{found.stride:,}."
+        )
     if result.levels:
         best = max(result.levels, key=lambda level: level.tokens_per_second)
         lines.append(f"At most {best.tokens_per_second:,.0f} tokens/s, at {best.name}.")
@@ -50,10 +56,12 @@ def verdict(result: BenchResult) -> list[str]:
             f"after {(turn.ttft.p50 or 0) * 1000:,.0f} ms (median)."
         )
     lines += _slo_lines(result)
+    if result.in_process and result.perplexity is None:
+        lines.append("Measured in one process with the engine: no HTTP is in these figures.")
     failed = [check.name for check in result.checks if not check.passed]
     if failed:
         lines.append(f"Do not trust these figures: it does not hold that {'; '.join(failed)}.")
-    if result.load_before is not None and result.load_before > QUIET:
+    if result.perplexity is None and result.load_before is not None and result.load_before > QUIET:
         lines.append(
             f"The machine was not quiet: {result.load_before:.0%} of its cores were busy before "
             "the run. The figures may be too low."

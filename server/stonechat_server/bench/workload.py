@@ -54,12 +54,13 @@ class SyntheticWorkload:
     num_words: int
     prefix_share: float
     seed: int
+    max_tokens: int | None = None
 
     def prompt(self, index: int) -> Prompt:
         num_common = round(self.num_words * self.prefix_share)
         common = random.Random(f"{self.seed}/prefix").choices(WORDS, k=num_common)
         rest = random.Random(f"{self.seed}/{index}").choices(WORDS, k=self.num_words - num_common)
-        return Prompt([{"role": "user", "content": " ".join(common + rest)}])
+        return Prompt([{"role": "user", "content": " ".join(common + rest)}], self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,21 @@ class _Line(msgspec.Struct):
     max_tokens: int | None = None
 
 
+def read_text(path: Path) -> str:
+    """The text of a file. Raises ValueError if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8") from error
+
+
 def read_prompts_file(path: Path) -> list[Prompt]:
     """Read a file of prompts: plain text with one prompt per line, or JSON Lines (`.jsonl`).
 
     A JSON object has `prompt` or `messages`, and optionally `max_tokens`. Raises ValueError with
     the number of the prompt that is invalid.
     """
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{path} has no prompts")
     if path.suffix != ".jsonl":

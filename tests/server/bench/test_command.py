@@ -58,6 +58,11 @@ def test_a_run_that_ends_early_says_why(
     assert text in capsys.readouterr().err
 
 
+def test_flags_of_the_engine_need_a_model_in_process(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--threads", "2"]) == 1
+    assert capsys.readouterr().err == "stonechat bench: --threads is for --in-process MODEL\n"
+
+
 def test_files_to_compare_must_be_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

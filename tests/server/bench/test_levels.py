@@ -81,6 +81,9 @@ def test_a_duration_ends_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
             clock[0] += 2.0
             return Measured(RequestRecord(start=0, sent=0, end=0), [], "")
 
+        def cpu_seconds(self) -> float:
+            return 0.0
+
     words = SyntheticWorkload(4, 0.0, 0)
     server, pace = TakesTwoSeconds(), Pace(duration=5.0)
     run = run_closed(server, words, count(), 1, lambda _: None, pace=pace)  # type: ignore[arg-type]
@@ -108,6 +111,9 @@ def test_a_ramp_starts_the_requests_one_after_the_other() -> None:
                 self.all_began.set()
             await self.all_began.wait()
             return Measured(RequestRecord(start=0, sent=0, end=0), [], "")
+
+        def cpu_seconds(self) -> float:
+            return 0.0
 
     async def run() -> None:
         words = SyntheticWorkload(4, 0.0, 0)

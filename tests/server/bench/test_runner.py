@@ -3,7 +3,6 @@
 import asyncio
 from itertools import pairwise
 
-import msgspec
 import pytest
 
 from stonechat_server.bench.results import BenchResult, Slo
@@ -46,13 +45,8 @@ def test_a_good_server_passes_every_check(fake: FakeServer) -> None:
 
 
 @pytest.mark.parametrize(("busy", "is_valid"), [(0.84, True), (0.86, False)])
-def test_a_load_generator_that_is_too_busy_is_named(
-    fake: FakeServer, busy: float, is_valid: bool
-) -> None:
-    levels = [
-        msgspec.structs.replace(level, generator_cpu=busy) for level in bench(fake, "good").levels
-    ]
-    check = run_checks(levels, [])[-1]
+def test_a_load_generator_that_is_too_busy_is_named(busy: float, is_valid: bool) -> None:
+    check = run_checks([], [0.1, busy])[-1]
     assert check.name == GENERATOR_CHECK
     assert check.passed is is_valid
 
@@ -73,10 +67,10 @@ def test_latencies_are_those_of_the_server(fake: FakeServer) -> None:
     assert level.ttft.p50 is not None
     assert level.inter_token.p50 is not None
     assert level.e2e.p50 is not None
-    assert 0.018 < level.ttft.p50 < 0.1
-    assert 0.018 < level.inter_token.p50 < 0.05
-    assert 0.15 < level.e2e.p50 < 0.5
-    assert 8 / 0.5 < level.tokens_per_second < 8 / 0.15
+    assert level.ttft.p50 > 0.018
+    assert level.inter_token.p50 > 0.018
+    assert level.e2e.p50 > 0.15
+    assert level.tokens_per_second < 8 / 0.15
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from stonechat_server.bench.http_target import HttpTarget
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.target import BenchError, Target
+from stonechat_server.bench.target import BenchError, words_of_prompt
 from stonechat_server.bench.workload import Prompt
 from stonechat_server.client.http import HttpAnswer, TransportError
 
@@ -36,11 +37,11 @@ class Client:
         return HttpAnswer(reply[0], {}, 0.0)
 
 
-def target_of(reply: Callable[[dict[str, Any]], Reply], **settings: Any) -> Target:
-    return Target(Client(reply), BenchSettings(**settings), model="m")  # type: ignore[arg-type]
+def target_of(reply: Callable[[dict[str, Any]], Reply], **settings: Any) -> HttpTarget:
+    return HttpTarget(Client(reply), BenchSettings(**settings), model="m")  # type: ignore[arg-type]
 
 
-def discovered(reply: Reply, **settings: Any) -> Target:
+def discovered(reply: Reply, **settings: Any) -> HttpTarget:
     target = target_of(lambda _: reply, **settings)
     asyncio.run(target.discover())
     return target
@@ -99,22 +100,20 @@ def words(body: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize(("per_word", "overhead"), [(1, 7), (2, 20)])
 def test_calibration_finds_the_words_of_a_prompt(per_word: int, overhead: int) -> None:
-    target = target_of(
-        lambda body: (200, stream(per_word * words(body) + overhead)), input_tokens=100
-    )
-    num_words = asyncio.run(target.calibrate())
+    target = target_of(lambda body: (200, stream(per_word * words(body) + overhead)))
+    num_words = asyncio.run(words_of_prompt(target, 100))
     assert per_word * num_words + overhead == pytest.approx(100, abs=per_word)
 
 
 def test_a_server_that_counts_nothing_gets_one_word_per_token() -> None:
-    target = target_of(lambda body: (200, stream(0)), input_tokens=100)
-    assert asyncio.run(target.calibrate()) == 100
+    target = target_of(lambda body: (200, stream(0)))
+    assert asyncio.run(words_of_prompt(target, 100)) == 100
 
 
 def test_a_template_longer_than_the_prompt_is_an_error() -> None:
-    target = target_of(lambda body: (200, stream(words(body) + 500)), input_tokens=100)
+    target = target_of(lambda body: (200, stream(words(body) + 500)))
     with pytest.raises(BenchError, match="alone takes about 500 tokens"):
-        asyncio.run(target.calibrate())
+        asyncio.run(words_of_prompt(target, 100))
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -128,10 +127,10 @@ def test_fields_that_the_server_refuses_are_dropped(status: int) -> None:
         return 200, stream(words(body))
 
     target = target_of(reply)
-    asyncio.run(target.calibrate())
+    asyncio.run(words_of_prompt(target, 100))
     assert target.dropped == {"stream_options", "temperature", "ignore_eos"}
     prompt = Prompt([{"role": "user", "content": "x"}])
-    assert target.expected_tokens(prompt) is None
+    assert target._expected_tokens(prompt, None) is None
     assert not target.dropped & json.loads(target.body(prompt)).keys()
 
 
@@ -139,7 +138,7 @@ def test_a_refusal_that_no_field_explains_is_an_error() -> None:
     for settings in ({}, {"ignore_eos": False}):
         target = target_of(lambda body: (400, b"bad request"), **settings)
         with pytest.raises(BenchError, match="calibration request failed: HTTP 400: bad request"):
-            asyncio.run(target.calibrate())
+            asyncio.run(words_of_prompt(target, 100))
 
 
 @pytest.mark.parametrize(
@@ -162,4 +161,4 @@ def test_fields_of_the_settings_are_sent() -> None:
     fields = json.loads(target.body(prompt, num_tokens=3))
     assert "ignore_eos" not in fields
     assert (fields["top_k"], fields["n"], fields["max_tokens"]) == (1, 2, 3)
-    assert target.expected_tokens(prompt) is None
+    assert target._expected_tokens(prompt, None) is None

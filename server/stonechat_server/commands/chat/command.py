@@ -88,6 +88,10 @@ def _server(
 ) -> Iterator[tuple[OwnServer, str | None]]:
     """Yield the server, and the model's name there; None: the first that the server lists."""
     if url is not None:
+        if options.settings.flags:
+            raise ChatError(
+                f"{options.settings.flags[0]} is for a model that is loaded here, not for --url"
+            )
         yield OwnServer(url, key or ""), model
         return
     from stonechat_models import AsyncEngine, EngineError

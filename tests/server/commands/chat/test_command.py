@@ -109,6 +109,11 @@ def test_a_url_that_is_no_api_says_what_one_is(
     assert "does not speak HTTPS: use an http:// URL" in capsys.readouterr().err
 
 
+def test_flags_of_a_model_here_are_not_for_a_url(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "--url", "http://127.0.0.1:1/v1", "--threads", "2"]) == 1
+    assert "--threads is for a model that is loaded here" in capsys.readouterr().err
+
+
 def test_a_wrong_key_is_an_error(server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
     url = server.url + "v1"
     assert main(["chat", "--url", url, "--api-key", "wrong", "--prompt", "x"]) == 1
