@@ -68,4 +68,4 @@ release: $(DEV_STAMP)
 	@VENV='$(VENV)' $(VENV)/bin/python scripts/release.py $(VERSION) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist build site
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist build site
