@@ -182,6 +182,9 @@ class GenerateRequest:
     """A text that the answer may largely repeat. It makes the answer faster, not different."""
     embedding: EmbeddingParams | None = None
     """Set: nothing is generated, and the output is the embedding of the prompt."""
+    adapter: str = ""
+    """The name of the LoRA adapter that computes it beside the model, one of
+    `ModelInfo.adapters`. Empty: the model alone."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -341,6 +344,20 @@ class DraftInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterInfo:
+    """A LoRA adapter beside the model. Requests choose it by its name."""
+
+    name: str
+    rank: int
+    """Its highest rank."""
+    num_weights: int
+    """How many weights of the model it changes."""
+    num_bytes: int
+    """What it takes in memory."""
+    weights_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What was loaded and how it runs: for the start banner, `/v1/models` and the fingerprint."""
 
@@ -375,6 +392,8 @@ class ModelInfo:
     sampling_defaults: SamplingDefaults = SamplingDefaults()
     adapter: str = ""
     """The LoRA adapter that is merged into the weights."""
+    adapters: tuple[AdapterInfo, ...] = ()
+    """The LoRA adapters that are computed beside the model, each for the requests that name it."""
     notes: tuple[str, ...] = ()
     """What the user should know of the model's files."""
     generates: bool = True

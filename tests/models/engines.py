@@ -8,6 +8,7 @@ import torch
 
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.kinds import plain_model, stateful_model
+from stonechat_models.backends.transformers.lora.serve import serve_adapters
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel
@@ -62,6 +63,7 @@ def make_engine(
     clock=time.perf_counter,
     draft_module=None,
     num_draft_tokens=4,
+    adapters=(),
     **limits,
 ):
     info = model_info(**limits)
@@ -69,6 +71,8 @@ def make_engine(
     model = stateful_engine_model(module, info, backend) or TransformersModel(
         module, info, backend, row_multiple, probe, kv_dtype
     )
+    if adapters:
+        model.info = replace(model.info, adapters=serve_adapters(model, adapters, torch.float32))
     model.allocate_kv_cache(num_blocks, info.block_size)
     engine_class = OverlappedEngine if overlap else Engine
     sampler, draft_model = Sampler(info.vocab_size, CPU), None
@@ -127,13 +131,14 @@ def greedy(max_tokens: int, **changes) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, top_logprobs=5, **changes)
 
 
-def add(engine, request_id, prompt, params, constraints=(), prediction=()):
+def add(engine, request_id, prompt, params, constraints=(), prediction=(), adapter=""):
     engine.add(
         GenerateRequest(
             request_id=request_id,
             prompt_token_ids=prompt,
             params=params,
             prediction_token_ids=prediction,
+            adapter=adapter,
         ),
         constraints,
     )

@@ -19,10 +19,15 @@ def projections(num_layers: int = 2, parts: Iterable[str] = PARTS) -> list[str]:
 
 
 def write_adapter(
-    folder: Path, module: torch.nn.Module, names: Iterable[str], rank: int = 4, **config: Any
+    folder: Path,
+    module: torch.nn.Module,
+    names: Iterable[str],
+    rank: int = 4,
+    seed: int = 1,
+    **config: Any,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Write an adapter of the linear layers `names`. Return B @ A of each, without the scale."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     products: dict[str, npt.NDArray[np.float64]] = {}
     for name in names:

@@ -66,8 +66,10 @@ class ForwardBatch:
     """Where each sequence's recurrent state is; -1 for a model without such a state. A sequence
     whose tokens begin at position 0 begins with an empty state."""
     num_rows_list: Sequence[int] = ()
-    """How many of each sequence's tokens need logits: its last ones. Only models that keep a state
-    need it."""
+    """How many of each sequence's tokens need logits: its last ones. Only models that keep a state,
+    and steps with adapters, need it."""
+    adapters: Sequence[int] = ()
+    """The adapter of each sequence, -1 for none. Empty if no sequence has one."""
 
     def to(self, device: "torch.device") -> "ForwardBatch":
         """Return the same batch with its tensors on `device`."""
@@ -120,6 +122,7 @@ class ForwardBatch:
             context_lens_list=[self.context_lens_list[i] for i in indices],
             state_slots=[self.state_slots[i] for i in indices],
             num_rows_list=[1] * len(indices),
+            adapters=[self.adapters[i] for i in indices] if self.adapters else (),
         )
 
     @property

@@ -1,6 +1,6 @@
-"""Reads a LoRA adapter in PEFT's files, to merge it into a model's weights at load.
+"""Reads a LoRA adapter in PEFT's files, to merge it into a model's weights or to compute it beside.
 
-A merged weight is W + scale * B @ A, with A [r, in] and B [out, r]; the scale is alpha / r, or
+It changes a weight to W + scale * B @ A, with A [r, in] and B [out, r]; the scale is alpha / r, or
 alpha / sqrt(r) for rank-stabilised adapters. Variants that compute more than this are refused.
 """
 
@@ -65,6 +65,16 @@ class Adapter:
     layers: Mapping[str, LoraLayer]
 
     @property
+    def rank(self) -> int:
+        """The highest rank of its layers."""
+        return max(layer.rank for layer in self.layers.values())
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers its matrices have."""
+        return sum(layer.rank * sum(layer.shape) for layer in self.layers.values())
+
+    @property
     def files(self) -> tuple[Path, Path]:
         """The files that decide what is added to the model's weights."""
         return self.folder / CONFIG_FILE, self.folder / WEIGHTS_FILE
@@ -83,21 +93,32 @@ class Adapter:
         `transposed`: the weight is stored as [in, out]. Raises `ModelLoadError` if the shapes do
         not match, and `UnsupportedModelError` for a weight that is quantised.
         """
-        from safetensors import safe_open
-
         if not weight.is_floating_point() or weight.itemsize < 2:
             raise UnsupportedModelError(
                 f"{self.name} cannot be merged into quantised weights ({name}); use the "
                 "model with float weights"
             )
-        layer, path = self.layers[name], self.folder / WEIGHTS_FILE
         self.refuse_shape(name, (*weight.shape[::-1],) if transposed else (*weight.shape,))
-        with reading(path), safe_open(path, framework="pt") as file:
-            a, b = file.get_tensor(layer.a).float(), file.get_tensor(layer.b).float()
-        product = (b @ a).mul_(layer.scale)
+        a, b = self.factors(name)
+        product = b @ a
         delta: torch.Tensor = product.T if transposed else product
         merged: torch.Tensor = weight.float() + delta.to(weight.device)
         return merged.to(weight.dtype)
+
+    def factors(self, name: str) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Return what the weight `name` gets: A float32[r, in], and scale * B float32[out, r].
+
+        Raises `ModelLoadError` if a number is not finite: it would spread to other requests.
+        """
+        from safetensors import safe_open
+
+        layer, path = self.layers[name], self.folder / WEIGHTS_FILE
+        with reading(path), safe_open(path, framework="pt") as file:
+            a, b = file.get_tensor(layer.a).float(), file.get_tensor(layer.b).float()
+        b.mul_(layer.scale)
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise ModelLoadError(f"{path}: numbers for {name} are not finite; download it again")
+        return a, b
 
     def refuse_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise `ModelLoadError` if the weight `name` of `shape` [out, in] cannot take it."""
@@ -140,7 +161,7 @@ def read_adapter(folder: Path, name: str) -> Adapter:
     """Read the files of an adapter, which is called `name`.
 
     Raises `ModelLoadError` for files that are missing or not valid, and its subclass
-    `UnsupportedModelError` for an adapter that cannot be merged.
+    `UnsupportedModelError` for an adapter that does more than to add to weights.
     """
     config = read_json(folder / CONFIG_FILE)
     if config is None:
@@ -170,8 +191,8 @@ def _refuse_variants(name: str, config: Mapping[str, Any]) -> None:
         problems.insert(0, f"peft_type {config.get('peft_type')}")
     if problems:
         raise UnsupportedModelError(
-            f"the adapter {name} cannot be merged into a model here, because of "
-            f"{', '.join(problems)}; merge it with the library that made it, and serve the result"
+            f"the adapter {name} cannot be served, because of {', '.join(problems)}; merge it into "
+            "its model with the library that made it, and serve the result"
         )
 
 

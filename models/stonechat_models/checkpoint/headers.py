@@ -6,11 +6,12 @@ adapters are fetched whole.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 from stonechat_models.checkpoint.adapter import Adapter, refuse_adapter_alone
+from stonechat_models.checkpoint.adapter_names import locate_adapter, locate_adapters
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import (
     QUANTIZATION_FILES,
@@ -19,7 +20,7 @@ from stonechat_models.checkpoint.hf_config import (
     read_config,
 )
 from stonechat_models.checkpoint.hub_errors import not_found, require_network
-from stonechat_models.checkpoint.resolve import WeightFormat, locate, locate_adapter
+from stonechat_models.checkpoint.resolve import WeightFormat, locate
 from stonechat_models.checkpoint.sentence_transformers import MODULES_FILE, transformer_folder
 from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.config import EngineConfig
@@ -60,6 +61,8 @@ class ModelHeaders:
     weight_format: WeightFormat
     has_modules: bool = False
     """Whether the files of sentence-transformers say how the model makes embeddings."""
+    adapters: tuple[Adapter, ...] = ()
+    """What is computed beside the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +81,20 @@ def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
     """Return the headers of the model that `config` names.
 
     The default model is fetched if it is not in the cache. For a Hugging Face id, only config.json
-    and the headers are fetched, and the whole adapter if there is one. Raises `ModelLoadError` when
-    the model or its adapter does not exist or cannot be read, or the adapter does not fit.
+    and the headers are fetched, and all of its adapters. Raises `ModelLoadError` when the model or
+    an adapter does not exist or cannot be read, or an adapter does not fit.
     """
     located = locate(config, progress, only_headers=True)
-    adapter = locate_adapter(config, progress)
+    merged, adapters = locate_adapter(config, progress), locate_adapters(config, progress)
     if located.path is None:
         headers = _hub_headers(located.name, located.revision)
     elif located.path.is_file():
         headers = _gguf_headers(located.name, located.path)
     else:
         headers = _folder_headers(located.name, located.path, config.allow_pickle)
-    if adapter is not None:
+    for adapter in (*adapters, *filter(None, [merged])):
         _refuse_other_model(headers, adapter)
-    return headers
+    return replace(headers, adapters=adapters)
 
 
 def _refuse_other_model(headers: ModelHeaders, adapter: Adapter) -> None:

@@ -6,17 +6,13 @@ weights.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from stonechat_models.checkpoint import default_model, hub
-from stonechat_models.checkpoint.adapter import (
-    Adapter,
-    is_adapter,
-    read_adapter,
-    refuse_adapter_alone,
-)
+from stonechat_models.checkpoint.adapter import Adapter, is_adapter, refuse_adapter_alone
+from stonechat_models.checkpoint.adapter_names import locate_adapter, locate_adapters
 from stonechat_models.checkpoint.aliases import resolve_alias
 from stonechat_models.checkpoint.cache import Progress, sampled_hash
 from stonechat_models.checkpoint.gguf.convert import converted_folder
@@ -155,6 +151,8 @@ class ModelFiles:
     weights: tuple[Path, ...]
     adapter: Adapter | None = None
     """What is merged into the weights at load."""
+    adapters: tuple[Adapter, ...] = ()
+    """What is computed beside the weights, for the requests that name it."""
     notes: tuple[str, ...] = ()
     """What the user should know of the files."""
     embedder: EmbedderFiles | None = None
@@ -179,23 +177,13 @@ def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
     assert located.path is not None
     adapter = locate_adapter(config, progress)
     if located.path.is_file():
-        return _from_gguf(located.name, located.path, adapter, progress)
-    return _from_folder(located.name, located.path, adapter, config.allow_pickle, progress)
-
-
-def locate_adapter(config: EngineConfig, progress: Progress) -> Adapter | None:
-    """Read the adapter that `config` names: a folder, or a repository of the hub. None: no adapter.
-
-    Raises `ModelLoadError` when it does not exist or cannot be merged.
-    """
-    if config.adapter is None:
-        return None
-    with reading(config.adapter):
-        folder = Path(config.adapter).expanduser()
-        is_folder = folder.is_dir()
-    if is_folder:
-        return read_adapter(folder, folder.resolve().name)
-    return read_adapter(hub.fetch_snapshot(config.adapter, None, False, progress), config.adapter)
+        files = _from_gguf(located.name, located.path, adapter, progress)
+    else:
+        files = _from_folder(located.name, located.path, adapter, config.allow_pickle, progress)
+    adapters = locate_adapters(config, progress)
+    if files.name in [adapter.name for adapter in adapters]:
+        raise ModelLoadError(f"{files.name} is the model's own name: give its adapter another")
+    return replace(files, adapters=adapters) if adapters else files
 
 
 def fetch_model(config: EngineConfig, progress: Progress) -> Path:

@@ -2,6 +2,7 @@
 
 from array import array
 from collections import abc
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _ALIGNMENT = 16
 """Bytes."""
+_ADAPTER = attrgetter("sequence.group.adapter")
 
 
 def build_host_batch(
@@ -82,6 +84,7 @@ def build_batch(
         device,
     )
     token_ids, places, sources = tensors[0], tensors[4], tensors[5]
+    adapters = [*map(_ADAPTER, items)]
     if packed.places:
         assert sampled_ids is not None, "the step that a placeholder depends on is not sampled"
         same = len(packed.places) == len(token_ids) == len(sampled_ids)
@@ -101,6 +104,7 @@ def build_batch(
         context_lens_list=context_lens_list,
         state_slots=[item.sequence.state_slot for item in items],
         num_rows_list=num_rows,
+        adapters=adapters if max(adapters) >= 0 else (),
     )
 
 

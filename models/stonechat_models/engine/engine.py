@@ -131,6 +131,7 @@ class Engine:
             draft_control=control,
         )
         self._prompt_lookup = prompt_lookup
+        self._adapters = {adapter.name: i for i, adapter in enumerate(info.adapters)}
         self._clock = clock
         self._num_processed = self._num_failed = 0
         """Items of the current step whose result is known, and those whose model failed."""
@@ -156,6 +157,8 @@ class Engine:
     ) -> None:
         """Queue a request. `constraints` is empty or has one entry per choice."""
         group = SequenceGroup(request)
+        if request.adapter:
+            group.adapter = self._adapters[request.adapter]
         params = request.params
         if params.prompt_logprobs is not None:
             group.prompt_logprobs = []

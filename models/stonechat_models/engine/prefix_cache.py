@@ -7,9 +7,14 @@ from collections.abc import Sequence
 ROOT = b"stonechat"
 
 
-def root_hash(salt: str) -> bytes:
-    """Return the parent hash of a sequence's first block. Different salts share no blocks."""
-    return hashlib.blake2b(salt.encode(), digest_size=16, key=ROOT).digest()
+def root_hash(salt: str, adapter: str = "") -> bytes:
+    """Return the parent hash of a sequence's first block.
+
+    Sequences of different salts share no blocks. Neither do those of different adapters, whose
+    keys and values differ.
+    """
+    person = hashlib.blake2b(adapter.encode(), digest_size=16).digest() if adapter else b""
+    return hashlib.blake2b(salt.encode(), digest_size=16, key=ROOT, person=person).digest()
 
 
 def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:

@@ -22,6 +22,8 @@ class SequenceGroup:
     """A prompt with its n sequences. The fields for n > 1 are explained in `forking`."""
 
     request: GenerateRequest
+    adapter: int = -1
+    """The index of the request's adapter in `ModelInfo.adapters`; -1: it has none."""
     sequences: list["Sequence"] = field(default_factory=list)
     followers: list["Sequence"] = field(default_factory=list)
     """The sequences that wait until the first one has computed the prompt."""
@@ -134,7 +136,8 @@ class Sequence:
         """Return the chained hash of block i. All tokens of the block must be known."""
         while len(self.block_hashes) <= i:
             j = len(self.block_hashes)
-            parent = self.block_hashes[-1] if j else root_hash(self.group.request.cache_salt)
+            request = self.group.request
+            parent = self.block_hashes[-1] if j else root_hash(request.cache_salt, request.adapter)
             tokens = self.token_ids[j * block_size : (j + 1) * block_size]
             self.block_hashes.append(block_hash(parent, tokens))
         return self.block_hashes[i]

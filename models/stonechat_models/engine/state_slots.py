@@ -119,5 +119,6 @@ class StateSlots:
         if num_blocks:
             parent = sequence.hash_of_block(num_blocks - 1, self._block_size)
         else:
-            parent = root_hash(sequence.group.request.cache_salt)
+            request = sequence.group.request
+            parent = root_hash(request.cache_salt, request.adapter)
         return block_hash(parent, sequence.token_ids[num_blocks * self._block_size : position])

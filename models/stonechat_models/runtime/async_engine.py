@@ -239,6 +239,8 @@ class AsyncEngine:
 
     def _check_kind(self, request: GenerateRequest) -> None:
         """Refuse what the model does not do: to generate, or to make embeddings."""
+        if request.adapter and request.adapter not in [a.name for a in self.model.adapters]:
+            raise InvalidParamsError("model", f"there is no adapter {request.adapter}")
         params, info = request.embedding, self.model.embedding
         if params is None:
             if not self.model.generates:

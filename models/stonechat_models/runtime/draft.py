@@ -26,6 +26,7 @@ def draft_config(config: EngineConfig) -> EngineConfig:
         draft_model=None,
         revision=None,
         adapter=None,
+        lora=(),
         max_model_len=None,
         embeddings=False,
     )

@@ -80,7 +80,7 @@ def test_variants_are_refused_by_name(
     module: torch.nn.Module, tmp_path: Path, config: dict[str, Any], named: str
 ) -> None:
     write_adapter(tmp_path, module, NAMES, **config)
-    with pytest.raises(UnsupportedModelError, match=f"mine cannot be merged.*{named}"):
+    with pytest.raises(UnsupportedModelError, match=f"mine cannot be served.*{named}"):
         read_adapter(tmp_path, "mine")
 
 

@@ -151,6 +151,48 @@ def test_an_adapter_is_merged(tmp_path: Path, backend: str, config: dict[str, An
     check(engine, module, backend)
 
 
+def test_adapters_beside_a_model_run_through_pytorch(tmp_path: Path) -> None:
+    """The settings leave the backend open. Sequences of the base and of an adapter run together."""
+    module = save(tmp_path / "model")
+    products = write_adapter(tmp_path / "mine", module, projections())
+    lines: list[str] = []
+    settings = {"device": "cpu", "kv_cache_bytes": 1 << 22, "threads": 1}
+    config = EngineConfig(
+        model=str(tmp_path / "model"),
+        lora=(f"first={tmp_path / 'mine'}", f"second = {tmp_path / 'mine'}"),
+        **settings,  # type: ignore[arg-type]
+    )
+    engine, _ = build_engine(config, lines.append)
+    assert [adapter.name for adapter in engine.model.info.adapters] == ["first", "second"]
+    assert any("through PyTorch: LoRA adapters with names" in line for line in lines)
+    with pytest.raises(ModelLoadError, match="native backend cannot run model: LoRA adapters"):
+        build_engine(replace(config, backend="native"), lines.append)
+    check(engine, module, "transformers")
+    for name, product in products.items():
+        module.get_submodule(name).weight.add_(torch.from_numpy(6 / 4 * product).float())  # type: ignore[operator]
+    add = engine.add
+    engine.add = lambda request: add(replace(request, adapter="second"))  # type: ignore[assignment, method-assign]
+    check(engine, module, "transformers")
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (["mine"], "--lora mine is not NAME=DIR"),
+        (["=mine"], "is not NAME=DIR"),
+        (["a=mine", "a=mine"], "two adapters have the name a"),
+        (["model=mine"], "model is the model's own name"),
+        (["a=missing"], "missing"),
+    ],
+)
+def test_names_of_adapters_are_checked(tmp_path: Path, lora: list[str], message: str) -> None:
+    module = save(tmp_path / "model")
+    write_adapter(tmp_path / "mine", module, projections())
+    named = [text.replace("mine", str(tmp_path / "mine")) for text in lora]
+    with pytest.raises(ModelLoadError, match=message.replace("mine", ".*mine")):
+        build(tmp_path / "model", "transformers", lora=tuple(named))
+
+
 def test_an_adapter_of_the_head_is_merged(tmp_path: Path, backend: str) -> None:
     module = save(tmp_path / "model", tie_word_embeddings=False)
     products = write_adapter(tmp_path / "mine", module, ["lm_head"])

@@ -95,6 +95,8 @@ def _check_settings(model: ModelFiles | ModelHeaders, config: EngineConfig) -> N
             "the native backend does not dequantise GGUF weights (--quantize none)"
         )
     is_quantised = model.weight_format == "gguf" or "quantization_config" in model.config.raw
+    if config.lora:
+        raise UnsupportedModelError("LoRA adapters with names of their own (--lora) need PyTorch")
     if config.adapter is not None and is_quantised:
         raise UnsupportedModelError("an adapter is merged into floats, not into quantised weights")
     if model.weight_format == "pickle":

@@ -199,7 +199,9 @@ class GraphedModel:
         return self._graphs[shape]()[: len(batch.logits_index)]
 
     def _shape_of(self, batch: ForwardBatch) -> StepShape | None:
-        """The smallest captured shape that a step fits in."""
+        """The smallest captured shape that a step fits in. Graphs compute no adapters."""
+        if batch.adapters:
+            return None
         is_decode = batch.num_tokens == batch.num_seqs == len(batch.logits_index)
         shapes = self._decode_shapes if is_decode else self._mixed_shapes
         return next((s for s in shapes if s.fits(batch) and s in self._graphs), None)

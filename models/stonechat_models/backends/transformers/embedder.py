@@ -204,6 +204,7 @@ def _refuse_settings(files: ModelFiles, config: EngineConfig) -> None:
     refused = {
         "--quantize": precision_of(config) is not None,
         "--adapter": config.adapter is not None,
+        "--lora": bool(config.lora),
         "--device-map": config.device_map is not None,
         "--deterministic": config.deterministic,
     }

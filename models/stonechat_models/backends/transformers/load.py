@@ -31,6 +31,8 @@ from stonechat_models.backends.transformers.kinds import (
     stateful_model,
     vocab_size,
 )
+from stonechat_models.backends.transformers.lora.install import refuse_other_layers
+from stonechat_models.backends.transformers.lora.serve import refuse_lora_settings, serve_adapters
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packed_weights import packed_source
 from stonechat_models.backends.transformers.packing_check import check_packing
@@ -69,16 +71,17 @@ def load_settings(model: HFConfig, config: EngineConfig, device: torch.device) -
     has_own_code = config.trust_remote_code and "auto_map" in model.raw
     auto_class(model, has_own_code)
     method = read_method(model)
-    if method.is_kept_by_package and (precision_of(config) or config.adapter):
+    if method.is_kept_by_package and (precision_of(config) or config.adapter or config.lora):
         raise UnsupportedModelError(
             f"its weights are in the format {method.label}, which is served as it is: leave out "
-            "--quantize and --adapter"
+            "--quantize, --adapter and --lora"
         )
     if method.name and method.is_read_here and has_own_code:
         raise UnsupportedModelError(
             f"its weights are in the {method.label} format, which is not read for models with code "
             "of their own"
         )
+    refuse_lora_settings(config)
     attention: AttentionBackend = RowBackend()
     if not config.deterministic:
         attention = choose_attention(config.attention_backend, device)
@@ -143,6 +146,8 @@ def _load(
         )
     if config.deterministic:
         make_deterministic(module)
+    if files.adapters:
+        model.info = replace(model.info, adapters=serve_adapters(model, files.adapters, dtype))
     model.info = replace(
         model.info, quantization=quantization, weight_bytes=quantize.weight_bytes(module)
     )
@@ -241,6 +246,7 @@ def load_module(
     _check_report(files.name, report, unused, is_gguf=files.gguf is not None)
     if files.adapter is not None:
         merge_adapter(module, files.adapter, files.name)
+    refuse_other_layers(module, files.adapters, files.name)
     eval_module: nn.Module = module.eval().requires_grad_(False)
     return eval_module
 

@@ -12,6 +12,7 @@ from stonechat_models.backends.transformers.attention.interface import PagedCont
 from stonechat_models.backends.transformers.attention.parity_check import ParityCheck
 from stonechat_models.backends.transformers.head_tap import HeadTap, head_size
 from stonechat_models.backends.transformers.kv_cache import KVCache
+from stonechat_models.backends.transformers.lora.rows import StepRows
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.hardware.device import as_current_device
 from stonechat_models.types import ModelInfo
@@ -43,6 +44,8 @@ class TransformersModel:
         self._keeps_logits = "logits_to_keep" in parameters
         self._row_multiple = row_multiple
         self._cache: KVCache | None = None
+        self.adapter_rows: StepRows | None = None
+        """What the layers with LoRA adapters read a step's rows from. None: there are none."""
         self.probe = probe or check_packing(module, self.device, info.vocab_size)
 
     @property
@@ -92,6 +95,9 @@ class TransformersModel:
         # With one token per sequence the rows are in order; else as many may be in any order.
         needs_all = batch.query_start_list == list(range(len(token_ids) + 1))
         needs_all = needs_all and len(batch.logits_index) == len(token_ids)
+        if self.adapter_rows is not None:
+            head_reads_all = needs_all or not self._keeps_logits
+            self.adapter_rows.set(batch, head_reads_all=head_reads_all)
         with as_current_device(self.device):
             logits = packed_forward(
                 self.module,

@@ -211,6 +211,8 @@ class RecurrentModel(TransformersModel):
         length = part.num_tokens // part.num_seqs
         start = part.context_lens_list[0] - length
         cache = new_cache(self.module, start)
+        if self.adapter_rows is not None:  # the part has one sequence, or a token of each
+            self.adapter_rows.set(part, head_reads_all=True)
         if start:
             self._states.load(cache, part.state_slots)
         logits = _call(
