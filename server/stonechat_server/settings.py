@@ -60,6 +60,13 @@ class Settings(BaseSettings):
         None,
         "merge a LoRA adapter into the model's weights: its folder, or its name on the hub",
     )
+    lora: Names = _option(
+        "Model",
+        (),
+        "serve a LoRA adapter, its folder or its name on the hub, as one more model of this name, "
+        "in the same steps as the model (repeatable; runs through PyTorch)",
+        metavar="NAME=DIR",
+    )
     trust_remote_code: bool = _option(
         "Model", False, "run the Python code that comes with the model"
     )
@@ -376,6 +383,7 @@ class Settings(BaseSettings):
         from stonechat_models import EngineConfig
 
         values = {name: getattr(self, name) for name in ENGINE_SETTINGS}
+        values["lora"] = tuple(self.lora)
         return EngineConfig(kv_cache_bytes=values.pop("kv_cache_size"), **values)
 
 

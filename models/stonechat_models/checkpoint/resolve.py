@@ -151,12 +151,12 @@ class ModelFiles:
     weights: tuple[Path, ...]
     adapter: Adapter | None = None
     """What is merged into the weights at load."""
-    adapters: tuple[Adapter, ...] = ()
-    """What is computed beside the weights, for the requests that name it."""
     notes: tuple[str, ...] = ()
     """What the user should know of the files."""
     embedder: EmbedderFiles | None = None
     """How the model makes embeddings, if its files say so."""
+    adapters: tuple[Adapter, ...] = ()
+    """What is computed beside the weights, for the requests that name it."""
 
     @property
     def weight_format(self) -> WeightFormat:

@@ -67,6 +67,7 @@ def _card(name: str, model: ServedModel) -> ModelCard:
         created=model.created,
         owned_by="stonechat",
         root=info.name,
+        parent=model.parent,
         max_model_len=info.max_model_len,
         stonechat=asdict(info),
     )

@@ -1,7 +1,7 @@
 """What serves the requests to one model that is loaded."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stonechat_models import ModelInfo
 from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits
@@ -32,6 +32,10 @@ class ServedModel:
     structure: Structure
     admission: AdmissionControl
     fingerprint: str
+    adapter: str = ""
+    """The LoRA adapter that the engine computes beside its model. Empty: none."""
+    parent: str | None = None
+    """The name of the model without the adapter, if there is one."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -59,6 +63,22 @@ class ServedModel:
             admission=AdmissionControl(_limits(settings, engine.model), rate_limiter),
             fingerprint=system_fingerprint(engine.model),
         )
+
+    def with_adapters(self, name: str) -> "dict[str, ServedModel]":
+        """The same model, which is called `name`, with each adapter of its engine.
+
+        They share all that it has, its admission too. The keys are the adapters' names.
+        """
+        info = self.engine.model
+        return {
+            adapter.name: replace(
+                self,
+                adapter=adapter.name,
+                parent=name,
+                fingerprint=system_fingerprint(info, adapter),
+            )
+            for adapter in info.adapters
+        }
 
 
 def _limits(settings: Settings, model: ModelInfo) -> AdmissionLimits:

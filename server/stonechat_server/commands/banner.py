@@ -41,6 +41,10 @@ def start_banner(
         )
     if model.adapter:
         rows["adapter"] = f"{model.adapter}, merged into the weights"
+    if model.adapters:
+        names = ", ".join(adapter.name for adapter in model.adapters)
+        num_bytes = sum(adapter.num_bytes for adapter in model.adapters)
+        rows["adapters"] = f"{names} ({size_text(num_bytes)}), each a model of its own name"
     if recommended := _sampling_text(model):
         rows["sampling"] = f"{recommended}, where a request leaves it out (--generation-config)"
     if model.state_bytes:

@@ -133,11 +133,14 @@ def _import_server() -> None:
 
 
 def _problem(settings: Settings) -> str | None:
-    """What is wrong with the files of API keys and certificates; told before the model loads."""
+    """What is wrong with names, API keys and certificates; told before the model loads."""
     import ssl
 
     if (settings.tls_cert is None) != (settings.tls_key is None):
         return "--tls-cert and --tls-key must be given together"
+    names = {text.partition("=")[0].strip() for text in settings.lora}
+    if shared := names.intersection(settings.served_model_name):
+        return f"{min(shared)} names the model and an adapter: give --lora another name"
     try:
         settings.all_api_keys()
         for file in filter(None, (settings.tls_cert, settings.tls_key)):

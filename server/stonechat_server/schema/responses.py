@@ -207,6 +207,8 @@ class ModelCard(msgspec.Struct, kw_only=True):
     created: int
     owned_by: str
     root: str
+    parent: str | None = None
+    """The model that a LoRA adapter with a name of its own belongs to."""
     max_model_len: int
     stonechat: dict[str, Any]
     """How the server runs the model: device, precision, sizes in bytes and tokens."""

@@ -167,6 +167,7 @@ class Generation:
             arrival_time=arrival,
             prediction_token_ids=prepared.prediction_token_ids,
             embedding=prepared.embedding,
+            adapter=self.model.adapter,
         )
 
     def _count(self, admission: "Admission", output: "RequestOutput") -> None:

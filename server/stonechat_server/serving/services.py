@@ -60,6 +60,7 @@ class Services:
     ) -> "Services":
         """Raises `KeysFileError`, and `APIError` for a chat template that does not compile."""
         rate_limiter = RateLimiter()
+        names = settings.served_model_name or (engine.model.name,)
         sole = ServedModel.build(settings, engine, rate_limiter)
         metrics = Metrics(
             engine.model.name, engine.stats, sole.admission, vllm_names=settings.metrics_vllm_names
@@ -80,7 +81,7 @@ class Services:
             key_store = KeyStore(settings.keys_file)
         return cls(
             settings=settings,
-            models=dict.fromkeys(settings.served_model_name or (engine.model.name,), sole),
+            models=dict.fromkeys(names, sole) | sole.with_adapters(names[0]),
             sole=sole,
             authenticator=Authenticator(settings.all_api_keys(), key_store, rate_limiter.headers),
             rate_limiter=rate_limiter,

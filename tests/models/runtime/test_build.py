@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_adapters_beside_a_model_run_through_pytorch(tmp_path: Path) -> None:
     for name, product in products.items():
         module.get_submodule(name).weight.add_(torch.from_numpy(6 / 4 * product).float())  # type: ignore[operator]
     add = engine.add
-    engine.add = lambda request: add(replace(request, adapter="second"))  # type: ignore[assignment, method-assign]
+    engine.add = lambda request, _: add(replace(request, adapter="second"))  # type: ignore[assignment, method-assign]
     check(engine, module, "transformers")
 
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.transformers.adapter_rows import StepRows
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend
 from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
 from stonechat_models.backends.transformers.attention.parity_check import ParityCheck
 from stonechat_models.backends.transformers.head_tap import HeadTap, head_size
 from stonechat_models.backends.transformers.kv_cache import KVCache
-from stonechat_models.backends.transformers.lora.rows import StepRows
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.hardware.device import as_current_device
 from stonechat_models.types import ModelInfo

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 
+from stonechat_models.backends.transformers.adapter_rows import ALL, StepRows
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.lora.linear import LoraLinear
-from stonechat_models.backends.transformers.lora.rows import ALL, StepRows
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import probe_layers
 from stonechat_models.backends.transformers.recurrent import PROBE_LENGTH, probe_states

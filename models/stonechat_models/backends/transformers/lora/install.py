@@ -8,8 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from stonechat_models.backends.quantization.linear import QuantizedLinear
+from stonechat_models.backends.transformers.adapter_rows import StepRows
 from stonechat_models.backends.transformers.lora.linear import LoraLinear, Part
-from stonechat_models.backends.transformers.lora.rows import StepRows
 from stonechat_models.checkpoint.adapter import Adapter
 from stonechat_models.errors import UnsupportedModelError
 

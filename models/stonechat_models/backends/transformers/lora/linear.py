@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stonechat_models.backends.transformers.lora.rows import Rows, StepRows
+from stonechat_models.backends.transformers.adapter_rows import Rows, StepRows
 
 
 @dataclass(frozen=True, slots=True)
