@@ -29,7 +29,7 @@ from stonechat_models.runtime.build import build_engine
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import GenerateRequest, ReasoningSpec, SamplingParams
 from tests.models.compiled_cache import use_model_cache
-from tests.models.engines import generate_all, greedy
+from tests.models.engines import add, generate_all, greedy, run
 from tests.models.tiny_adapters import BASE, projections, write_adapter
 from tests.models.tiny_gguf import write_tiny_gguf
 from tests.models.tiny_models import tiny_model
@@ -171,8 +171,8 @@ def test_adapters_beside_a_model_run_through_pytorch(tmp_path: Path) -> None:
     check(engine, module, "transformers")
     for name, product in products.items():
         module.get_submodule(name).weight.add_(torch.from_numpy(6 / 4 * product).float())  # type: ignore[operator]
-    add = engine.add
-    engine.add = lambda request, _: add(replace(request, adapter="second"))  # type: ignore[assignment, method-assign]
+    add_to_base = engine.add
+    engine.add = lambda request, _: add_to_base(replace(request, adapter="second"))  # type: ignore[assignment, method-assign]
     check(engine, module, "transformers")
 
 
@@ -229,6 +229,13 @@ def test_an_adapter_makes_gguf_weights_float(tmp_path: Path) -> None:
     assert engine.model.info.backend == "transformers"
     with pytest.raises(ModelLoadError, match="not into quantised weights"):
         build(path, "native", adapter=str(tmp_path / "mine"))
+    beside, _ = build(path, "auto", lora=(f"mine={tmp_path / 'mine'}",))
+    for prompt, expected in zip(PROMPTS, generate_all(engine, PROMPTS, greedy(6)), strict=True):
+        add(beside, "a", prompt, greedy(6), adapter="mine")
+        actual = run(beside)["a", 0]
+        assert actual.token_ids == expected.token_ids
+        for entry, other in zip(actual.logprobs, expected.logprobs, strict=True):
+            assert entry.logprob == pytest.approx(other.logprob, abs=1e-3)
 
 
 @pytest.mark.parametrize("source", ["model", "none"])
