@@ -41,6 +41,9 @@ COMMANDS: Mapping[str, CommandEntry] = {
     "doctor": CommandEntry(
         "stonechat_server.commands.doctor", "show the hardware of this machine and how it is used"
     ),
+    "ray": CommandEntry(
+        "stonechat_server.commands.ray", "serve with several engines, by Ray Serve"
+    ),
 }
 
 

@@ -1,0 +1,79 @@
+"""An ingress: the server's application, whose engine is the replicas."""
+
+import gc
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stonechat_server.ray_serve.engine import connect
+from stonechat_server.ray_serve.handle import RayReplicas
+from stonechat_server.ray_serve.wire import decode_description
+from stonechat_server.settings import Settings
+
+logger = logging.getLogger("stonechat.ray")
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve.handle import DeploymentHandle
+
+    from stonechat_server.engine_protocol import EngineLike
+    from stonechat_server.observability.ledger import Ledger
+
+
+class Ingress:
+    """The deployment class. Ray Serve makes one object in each ingress's process."""
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, replicas: "DeploymentHandle[Any]", settings: Mapping[str, Any], capacity: float
+    ) -> None:
+        """Wait for a replica, then build the application for `capacity` replicas.
+
+        Raises `KeysFileError` or `LedgerError`.
+        """
+        calls = RayReplicas(replicas)
+        description = decode_description(await calls.describe())
+        self._folder = tempfile.TemporaryDirectory(prefix="stonechat-tokenizer-")
+        engine = connect(calls, description, Path(self._folder.name), capacity)
+        self._app = make_app(Settings(**settings), engine)
+        gc.freeze()
+
+    def __serve_build_asgi_app__(self) -> "FastAPI":
+        """The application; Ray Serve runs its lifespan."""
+        return self._app
+
+
+def make_app(settings: Settings, engine: "EngineLike") -> "FastAPI":
+    """The application with the keys and the ledger that the settings name, as `serve` makes it."""
+    from stonechat_server.access.keys_file import open_key_store
+    from stonechat_server.app import create_app
+    from stonechat_server.observability.access_log import configure_logging
+    from stonechat_server.observability.tracing import Tracing
+
+    configure_logging(settings.log_level, settings.log_format)
+    key_store = open_key_store(settings.keys_file)
+    keys_file = None if key_store is None else key_store.path
+    settings = settings.model_copy(update={"keys_file": keys_file})
+    return create_app(
+        settings,
+        engine,
+        key_store=key_store,
+        ledger=open_ledger(settings),
+        tracing=Tracing.from_environment() if settings.otel else None,
+    )
+
+
+def open_ledger(settings: Settings) -> "Ledger | None":
+    """The ledger that the settings name. Raises `LedgerError` if it does not open and is named."""
+    from stonechat_server.observability.ledger import Ledger, LedgerError
+    from stonechat_server.observability.ledger.location import AUTO, ledger_place
+
+    place = ledger_place(settings.ledger, settings.ledger_journal)
+    try:
+        return None if place is None else Ledger(place.url, place.journal)
+    except LedgerError as error:
+        if settings.ledger != AUTO or settings.ledger_required:
+            raise
+        logger.warning("no usage is recorded: %s", error)
+        return None

@@ -1,0 +1,93 @@
+"""A replica: one engine, without HTTP."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, cast
+
+from stonechat_models import AsyncEngine, EngineError, RequestOutput
+from stonechat_server.engine_protocol import EngineLike
+from stonechat_server.ray_serve.prefixes import HASH_SIZE
+from stonechat_server.ray_serve.wire import (
+    Accepted,
+    Description,
+    Failed,
+    Output,
+    decode_request,
+    encode,
+    tokenizer_files,
+)
+from stonechat_server.settings import Settings
+
+MAX_REPORTED_PROMPTS = 4096
+
+
+async def records(engine: EngineLike, name: str, data: bytes) -> AsyncGenerator[bytes, None]:
+    """Run an encoded request, and yield the encoded records of its stream."""
+    now = time.monotonic()
+    request = replace(decode_request(data), arrival_time=now)
+    yield encode(Accepted(name, now))
+    stream = cast("AsyncGenerator[RequestOutput, None]", engine.generate(request))
+    try:
+        async with aclosing(stream) as outputs:
+            async for output in outputs:
+                yield encode(Output(output))
+    except EngineError as error:
+        yield encode(Failed.of(error))
+
+
+class Replica:
+    """The deployment class. Ray Serve makes one object in each replica's process."""
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, settings: Mapping[str, Any]
+    ) -> None:
+        """Load the model. Raises `ModelLoadError`."""
+        from ray import serve
+
+        self._name = serve.get_replica_context().replica_id.unique_id
+        config = Settings(**settings).engine_config()
+        self._engine = await asyncio.to_thread(AsyncEngine.from_config, config)
+        await self._engine.start()
+        self._prompts: deque[bytes] = deque(maxlen=MAX_REPORTED_PROMPTS)
+        self._num_running = 0
+
+    async def describe(self) -> bytes:
+        """The encoded `Description` of the model."""
+        folder = self._engine.tokenizer.path.parent
+        files = await asyncio.to_thread(tokenizer_files, folder)
+        return encode(Description(model=self._engine.model, files=files))
+
+    async def generate(self, data: bytes, hashes: bytes) -> AsyncIterator[bytes]:
+        """Yield the records of one request; see `wire`. Closing the iterator aborts it."""
+        if hashes:
+            self._prompts.append(hashes[-HASH_SIZE:])
+        self._num_running += 1
+        try:
+            async with aclosing(records(self._engine, self._name, data)) as stream:
+                async for record in stream:
+                    yield record
+        finally:
+            self._num_running -= 1
+
+    def end_choice(self, request_id: str, index: int, replica: str) -> None:
+        """End one choice of a request that runs here; `replica` is for the router."""
+        self._engine.end_choice(request_id, index)
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What the routers of all ingresses are told: the last hash of each recent prompt."""
+        return {"prompts": b"".join(self._prompts), "num_running": self._num_running}
+
+    async def check_health(self) -> None:
+        """Raise an error if the engine is lost for good. Ray Serve then replaces the replica."""
+        if self._engine.failure is not None:
+            raise RuntimeError(str(self._engine.failure))
+
+    async def __del__(self) -> None:
+        """Ray Serve calls this after the last request of a replica that it stops."""
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            await engine.shutdown()

@@ -1,0 +1,76 @@
+"""Ray Serve's router of calls to replicas: by the prompt's beginning, and by load.
+
+Each ingress has its own router. What a router does not know of the other ingresses, the replicas
+tell it every few seconds: the prompts that they saw, and how many requests they run.
+"""
+
+from collections import Counter
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from stonechat_server.ray_serve.prefixes import PrefixTable, split_hashes
+
+
+class PrefixRouter(RequestRouter):  # type: ignore[misc]
+    """Sends a call to the replica that `PrefixTable` names, or to the one that the call names."""
+
+    def initialize_state(self, by_prefix: bool = True, **table: Any) -> None:
+        """`by_prefix` off: the load alone decides. `table` are options of `PrefixTable`."""
+        self._by_prefix = by_prefix
+        self._table = PrefixTable(**table)
+        self._num_running: Counter[str] = Counter()
+        self._reports: dict[str, tuple[bytes, frozenset[bytes]]] = {}
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """The replicas in the order in which they should be tried."""
+        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        if pending_request is None or not by_name:
+            return [list(candidate_replicas)]
+        named = pending_request.kwargs.get("replica")
+        if named is not None:
+            return [[by_name[named]]] if named in by_name else [list(candidate_replicas)]
+        hashes = self._hashes(pending_request)
+        loads = {name: self._load(replica) for name, replica in by_name.items()}
+        seen = {name: self._seen(name, replica) for name, replica in by_name.items()}
+        return [[by_name[name]] for name in self._table.rank(hashes, loads, seen)]
+
+    def on_request_routed(
+        self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
+    ) -> None:
+        """Note which replica sees the prompt."""
+        self._num_running[replica_id.unique_id] += 1
+        self._table.note(self._hashes(pending_request), replica_id.unique_id)
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """Note that the replica has one request less."""
+        self._num_running[replica_id.unique_id] -= 1
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Forget the replicas that are no more."""
+        super().update_replicas(replicas)
+        names = {replica.replica_id.unique_id for replica in replicas}
+        for name in [name for name in self._num_running if name not in names]:
+            del self._num_running[name]
+        self._reports = {name: report for name, report in self._reports.items() if name in names}
+
+    def _hashes(self, request: PendingRequest) -> list[bytes]:
+        is_prompt = self._by_prefix and request.metadata.call_method == "generate"
+        return split_hashes(request.args[1]) if is_prompt else []
+
+    def _load(self, replica: RunningReplica) -> int:
+        """The requests that a replica runs: those of this router, or what the replica last said."""
+        said: int | None = self.replica_queue_len_cache.get(replica.replica_id)
+        if said is None:
+            said = int(replica.routing_stats.get("num_running", 0))
+        return max(self._num_running[replica.replica_id.unique_id], said)
+
+    def _seen(self, name: str, replica: RunningReplica) -> frozenset[bytes]:
+        data: bytes = replica.routing_stats.get("prompts", b"")
+        if name not in self._reports or self._reports[name][0] != data:
+            self._reports[name] = data, frozenset(split_hashes(data))
+        return self._reports[name][1]

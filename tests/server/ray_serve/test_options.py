@@ -1,0 +1,60 @@
+"""The options of a deployment, and what cannot be shared between processes."""
+
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from stonechat_server.cli import main
+from stonechat_server.ray_serve.application import check
+from stonechat_server.ray_serve.options import AppArguments
+from stonechat_server.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("values", "capacity"),
+    [
+        ({}, 2.0),
+        ({"replicas": 4, "ingresses": 2}, 2.0),
+        ({"replicas": 1, "max_replicas": 6, "ingresses": 4}, 1.5),
+    ],
+)
+def test_ingresses_share_the_capacity_of_all_engines(values: Any, capacity: float) -> None:
+    assert AppArguments(**values).capacity == capacity
+
+
+@pytest.mark.parametrize("values", [{"replicas": 3, "max_replicas": 2}, {"replica": 3}])
+def test_options_that_cannot_be_are_refused(values: Any) -> None:
+    with pytest.raises(ValidationError):
+        AppArguments(**values)
+
+
+@pytest.mark.parametrize(
+    ("ingresses", "settings", "problem"),
+    [
+        (2, {"ledger": "usage.db"}, "PostgreSQL"),
+        (2, {}, "PostgreSQL"),
+        (1, {"tls_cert": "cert.pem"}, "TLS"),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused(
+    ingresses: int, settings: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        check(AppArguments(ingresses=ingresses), Settings(**settings))
+
+
+@pytest.mark.parametrize(
+    ("ingresses", "ledger"), [(1, "usage.db"), (2, "off"), (2, "postgresql://host/usage")]
+)
+def test_what_they_can_share_is_accepted(ingresses: int, ledger: str) -> None:
+    check(AppArguments(ingresses=ingresses), Settings(ledger=ledger))
+
+
+def test_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["ray", "status"]) == 1
+    assert 'pip install "stonechat[ray]"' in capsys.readouterr().err
