@@ -1,5 +1,6 @@
 """The `stonechat` command. A subcommand's module is imported only when it runs."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stonechat {words[0]}: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"stonechat {words[0]}: {reason}", file=sys.stderr)
+        return 1
 
 
 def load_command(name: str) -> Command:

@@ -1,8 +1,9 @@
 """Declares options: fields from which flags, help texts and docs derive."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 
@@ -31,6 +32,20 @@ def detail(field: FieldInfo, name: str) -> str:
     """A detail that `option` recorded; empty if there is none."""
     extra = field.json_schema_extra
     return str(extra.get(name, "")) if isinstance(extra, dict) else ""
+
+
+def _writable(path: Path) -> Path:
+    """Refuse a file that cannot be made, before hours of work that end in it."""
+    path = path.expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent}")
+    return path
+
+
+OutputFile = Annotated[Path, AfterValidator(_writable)]
+"""A file to write, in a folder that is there."""
 
 
 def split(value: object) -> object:

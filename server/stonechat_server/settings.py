@@ -134,8 +134,10 @@ class Settings(BaseSettings):
         "code that computes the model (native: compiled CPU kernels; transformers: the model's "
         "PyTorch code)",
     )
-    attention_backend: str = _option(
-        "Computing", "auto", "attention kernel: auto, flashinfer, triton, batched or sdpa"
+    attention_backend: Literal["auto", "flashinfer", "triton", "batched", "sdpa"] = _option(
+        "Computing",
+        "auto",
+        "attention kernel of a model that PyTorch computes; compiled CPU kernels have their own",
     )
     device_map: str | None = _option(
         "Computing", None, "set to auto to spread a model over several devices"
@@ -320,8 +322,8 @@ class Settings(BaseSettings):
     ledger: str = _option(
         "Operations",
         "auto",
-        "where to record usage: auto (SQLite in the user's data folder), off, the path of a SQLite "
-        "file, or a SQLAlchemy URL",
+        "where usage is recorded: auto (SQLite in the user's data folder), off, the path of a "
+        "SQLite file, or a SQLAlchemy URL",
     )
     ledger_required: bool | None = _option(
         "Operations",

@@ -239,3 +239,14 @@ def test_the_printed_curl_line_works_and_sigterm_ends_the_server(
     assert '"object":"chat.completion"' in answer.stdout
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
+
+
+def test_a_file_problem_is_a_line_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> int:
+        raise PermissionError(13, "Permission denied", "/a/file")
+
+    monkeypatch.setattr("stonechat_server.commands.doctor.run", fail)
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().err == "stonechat doctor: /a/file: Permission denied\n"

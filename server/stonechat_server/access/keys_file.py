@@ -81,6 +81,11 @@ def add_key(
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path) as file:
         document = _read_document(file)
+        if any(one["name"] == name and not one.get("revoked") for one in document.get("keys", ())):
+            raise KeysFileError(
+                f"{path} has a live key named {name}; choose another name, or first "
+                f"`stonechat keys revoke {name}`"
+            )
         keys = document.setdefault("keys", tomlkit.aot())
         keys.append(table)
         _write(file, document)

@@ -11,6 +11,7 @@ from stonechat_server.bench.results import BenchResult, read_json, write_json
 from stonechat_server.bench.settings import BenchSettings, result_option
 from stonechat_server.bench.target import BenchError
 from stonechat_server.engine_protocol import EngineLike
+from stonechat_server.options import OutputFile
 from stonechat_server.settings import ENGINE_SETTINGS, Settings
 from stonechat_server.terminal.flags import Only
 from stonechat_server.terminal.tables import new_console
@@ -19,14 +20,14 @@ from stonechat_server.terminal.tables import new_console
 class Options(BenchSettings):
     """The options of `stonechat bench`: the settings of a run, and what to do with its result."""
 
-    json_file: Path | None = result_option(None, "write all results as JSON", flag="--json")
-    html_file: Path | None = result_option(
+    json_file: OutputFile | None = result_option(None, "write all results as JSON", flag="--json")
+    html_file: OutputFile | None = result_option(
         None, "write a self-contained HTML report", flag="--html"
     )
-    markdown_file: Path | None = result_option(
+    markdown_file: OutputFile | None = result_option(
         None, "write the tables as Markdown", flag="--markdown"
     )
-    csv_file: Path | None = result_option(None, "write the figures as CSV", flag="--csv")
+    csv_file: OutputFile | None = result_option(None, "write the figures as CSV", flag="--csv")
     compare: tuple[Path, ...] = result_option(
         (), "JSON files of earlier runs to show beside this run in the report",
         metavar="JSON", nargs="+",
@@ -47,7 +48,7 @@ def run(options: Options) -> int:
             raise BenchError(f"{options.settings.flags[0]} is for --in-process MODEL")
         if options.self_test:
             return _self_test(console)
-        earlier = [read_json(path.read_bytes()) for path in options.compare]
+        earlier = [_earlier(path) for path in options.compare]
         results = earlier if options.report_only else [*earlier, _measure(options, console)]
         if options.html_file is not None:
             from stonechat_server.bench.report import render_report
@@ -65,6 +66,13 @@ def run(options: Options) -> int:
         return 130
     passed = options.report_only or all(check.passed for check in results[-1].checks)
     return 0 if passed else 1
+
+
+def _earlier(path: Path) -> BenchResult:
+    try:
+        return read_json(path.read_bytes())
+    except ValueError as error:
+        raise BenchError(f"{path}: {error}") from error
 
 
 def _measure(options: Options, console: Console) -> BenchResult:

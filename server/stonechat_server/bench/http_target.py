@@ -11,6 +11,7 @@ from stonechat_server.bench.results import RequestRecord
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.target import BenchError, Facts, Measured, gaps_of
 from stonechat_server.bench.workload import Prompt
+from stonechat_server.client.error_text import error_text
 from stonechat_server.client.http import HttpAnswer, HttpClient, TransportError
 from stonechat_server.client.stream_recorder import ChunkDecoder, StreamRecorder, new_chunk_decoder
 
@@ -66,7 +67,11 @@ class HttpTarget:
             )
         if status != 200:
             if self.settings.model is None:
-                raise BenchError(f"GET /models returned {status}: name the model with --model")
+                raise BenchError(
+                    f"{self.settings.base_url} lists no models (status {status}): "
+                    "correct the URL to the root of an API, such as http://127.0.0.1:8000/v1, or "
+                    "name a model with --model"
+                )
             self.model = self.settings.model
             return
         try:
@@ -180,7 +185,7 @@ class HttpTarget:
             error = f"no complete answer in {self.settings.timeout:g} s"
         end = perf_counter()
         if error is None and answer is not None and answer.status != 200:
-            error = f"HTTP {answer.status}: {_text(b''.join(head))}"
+            error = f"HTTP {error_text(answer.status, b''.join(head))}"
         record = _record(recorder, origin, due or called_at, called_at, end)
         record.status = answer.status if answer is not None else 0
         record.error = error or record.error
@@ -200,7 +205,7 @@ class HttpTarget:
             pass
         raise BenchError(
             f"--perplexity needs a server with `/tokenize` as vLLM has it; this one answers "
-            f"{status}: {_text(body)}"
+            f"{error_text(status, body)}"
         )
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
@@ -216,7 +221,7 @@ class HttpTarget:
         path = f"{self.client.api_path}/completions"
         status, body = await self._request("POST", path, msgspec.json.encode(fields))
         if status != 200:
-            raise BenchError(f"the server refuses prompt_logprobs with {status}: {_text(body)}")
+            raise BenchError(f"the server refuses prompt_logprobs: {error_text(status, body)}")
         try:
             scored = msgspec.json.decode(body, type=_Scored).choices[0].prompt_logprobs or []
             pairs = zip(token_ids, scored, strict=True)
@@ -230,10 +235,6 @@ class HttpTarget:
     def cpu_seconds(self) -> float:
         """Processor time of this process, which only generates load."""
         return time.process_time()
-
-
-def _text(body: bytes) -> str:
-    return body.decode("utf-8", "replace")[:300]
 
 
 def _record(

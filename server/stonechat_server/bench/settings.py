@@ -17,10 +17,10 @@ def _json_object(value: object) -> object:
         return value
     try:
         fields = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"a JSON object is expected: {error}") from error
+    except json.JSONDecodeError:
+        fields = None
     if not isinstance(fields, dict):
-        raise ValueError("a JSON object is expected")
+        raise ValueError("a JSON object such as '{\"top_k\": 20}' is expected")
     return fields
 
 
@@ -47,7 +47,9 @@ result_option = partial(option, group="results")
 class BenchSettings(BaseOptions):
     """Settings of one run: lengths in tokens, times in seconds, rates in requests per second."""
 
-    base_url: str = option("http://127.0.0.1:8000/v1", "API root of any OpenAI-compatible server")
+    base_url: str = option(
+        "http://127.0.0.1:8000/v1", "API root of any OpenAI-compatible server", metavar="URL"
+    )
     in_process: str | None = option(
         None,
         "measure a model in this process, without a server and without HTTP: a GGUF file, a folder "
@@ -82,24 +84,25 @@ class BenchSettings(BaseOptions):
         None,
         "requests per level (default: 32 with --rate, else 4 per request in flight, at least 8)",
         flag="--requests",
+        metavar="N",
     )
     duration: PositiveFloat | None = load_option(
-        None, "length of a level in seconds, instead of a number of requests"
+        None, "length of a level, instead of a number of requests", metavar="SECONDS"
     )
     ramp: float = load_option(
-        0.0, "seconds over which the load of a level rises", flag="--ramp-up", ge=0
+        0.0, "time over which the load of a level rises", flag="--ramp-up", metavar="SECONDS", ge=0
     )
-    warmup: int = load_option(2, "unmeasured requests before each level", ge=0)
+    warmup: int = load_option(2, "unmeasured requests before each level", metavar="N", ge=0)
     repeats: PositiveInt | None = load_option(
-        None, "how often to run each level (default: 1; for --pp and --tg 5)"
+        None, "how often to run each level (default: 1; for --pp and --tg 5)", metavar="N"
     )
-    timeout: float = load_option(600.0, "longest duration of a request in seconds")
+    timeout: float = load_option(600.0, "longest duration of a request", metavar="SECONDS")
 
     input_tokens: PositiveInt = prompt_option(
-        128, "length of a prompt in tokens, including the chat template"
+        128, "tokens of a prompt, including the chat template", metavar="N"
     )
     output_tokens: PositiveInt = prompt_option(
-        128, "length of an answer in tokens; a maximum where ignore_eos has no effect"
+        128, "tokens of an answer; a maximum where ignore_eos has no effect", metavar="N"
     )
     prefix_share: float = prompt_option(
         0.0, "share of each prompt, 0 to 1, that is a common prefix of all prompts", ge=0, le=1
@@ -111,7 +114,9 @@ class BenchSettings(BaseOptions):
         None, "file of prompts: ShareGPT-style JSON", metavar="FILE"
     )
     ignore_eos: bool = prompt_option(True, "let answers end where the model ends them")
-    temperature: float = prompt_option(0.0, "temperature, sent with every request")
+    temperature: float = prompt_option(
+        0.0, "temperature, sent with every request", metavar="NUMBER"
+    )
     extra_body: Annotated[Mapping[str, object], BeforeValidator(_json_object)] = prompt_option(
         {}, "JSON object whose fields are sent with every request", metavar="JSON"
     )
@@ -123,10 +128,12 @@ class BenchSettings(BaseOptions):
         metavar="TEXTFILE",
     )
     context_tokens: int | None = quality_option(
-        None, "tokens of the text that the model sees at a time (default: 512)", ge=2
+        None, "tokens of the text that the model sees at a time (default: 512)", metavar="N", ge=2
     )
     stride: PositiveInt | None = quality_option(
-        None, "tokens from one such window to the next (default: half of --context-tokens)"
+        None,
+        "tokens from one such window to the next (default: half of --context-tokens)",
+        metavar="N",
     )
 
     slo: Annotated[Slo | None, BeforeValidator(_slo)] = result_option(

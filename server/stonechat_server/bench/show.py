@@ -39,7 +39,6 @@ class LiveWatcher:
         self._errors = 0
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -48,9 +47,11 @@ class LiveWatcher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def level_started(self, name: str, num_requests: int | None) -> None:
+        self._progress.start()  # not before: an error before the first level stands alone
         self._tokens = self._errors = 0
         self._task = self._progress.add_task(name, total=num_requests, speed="")
 

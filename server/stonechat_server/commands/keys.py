@@ -20,10 +20,10 @@ class Add(BaseOptions):
     models: Annotated[tuple[str, ...], BeforeValidator(split)] = option(
         (), "models that the key may use, comma-separated (default: all)"
     )
-    requests_per_minute: int | None = option(None, "most requests per minute", metavar="N")
-    tokens_per_minute: int | None = option(None, "most tokens per minute", metavar="N")
+    requests_per_minute: int | None = option(None, "most requests per minute", metavar="N", ge=1)
+    tokens_per_minute: int | None = option(None, "most tokens per minute", metavar="N", ge=1)
     max_concurrency: int | None = option(
-        None, "requests that may run at the same time", metavar="N"
+        None, "requests that may run at the same time", metavar="N", ge=1
     )
     priority: int = option(0, "a key with a lower number goes first", metavar="N")
 

@@ -53,6 +53,8 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options) -> int:
+    import sqlalchemy as sa
+
     from stonechat_server.observability.ledger import open_database, usage
     from stonechat_server.observability.ledger.location import ledger_place
     from stonechat_server.observability.ledger.report import DIMENSIONS, delete_before
@@ -63,6 +65,8 @@ def _run(options: Options) -> int:
         unknown = next(part for part in by if part not in DIMENSIONS)
         hint = did_you_mean(unknown, DIMENSIONS)
         raise ValueError(f"--by accepts {', '.join(DIMENSIONS)}, not {unknown}{hint}")
+    if options.since and options.until and options.since > options.until:
+        raise ValueError(f"--since {options.since} is after --until {options.until}")
     place = ledger_place(options.settings.ledger)
     if place is None:
         raise ValueError("the ledger is off; choose one with --ledger")
@@ -70,7 +74,12 @@ def _run(options: Options) -> int:
         raise ValueError(
             f"there is no ledger {place.file}; a server writes it when it has answered a request"
         )
-    engine = open_database(place.url)
+    try:
+        engine = open_database(place.url)
+    except sa.exc.DatabaseError as error:
+        if place.file is not None and "not a database" in str(error):
+            raise ValueError(f"{place.file} is no usage ledger: it is not a SQLite file") from error
+        raise
     try:
         if options.delete_before is not None:
             number = delete_before(engine, _start(options.delete_before))
@@ -91,7 +100,9 @@ def _run(options: Options) -> int:
 
 def _print(kind: str, headings: Sequence[str], rows: "Sequence[UsageRow]", num_left: int) -> None:
     values = [[*row.group, *map(str, _sums(row))] for row in rows]
-    if kind == "table":
+    if kind == "table" and not rows:
+        print("No requests are recorded for this choice.")
+    elif kind == "table":
         new_console().print(new_table(headings, values, num_left=num_left))
     elif kind == "csv":
         csv.writer(sys.stdout).writerows([headings, *values])

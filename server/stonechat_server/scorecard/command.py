@@ -3,10 +3,9 @@
 import asyncio
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from stonechat_server.client.http import HttpClient
-from stonechat_server.options import BaseOptions, option
+from stonechat_server.options import BaseOptions, OutputFile, option
 from stonechat_server.scorecard import form, protocol, sampling  # they add the checks
 from stonechat_server.scorecard.outcome import CHECKS, Check, Finding, Verdict
 from stonechat_server.scorecard.report import LEGEND, Scorecard, as_json, details, markdown, rows
@@ -26,10 +25,12 @@ class Options(BaseOptions):
     model: str | None = option(None, "model to ask (default: the first that a server lists)")
     api_key: str | None = option(None, "API key", variable="OPENAI_API_KEY")
     verify_tls: bool = option(True, "do not verify the server's certificate", flag="--insecure")
-    timeout: float = option(60.0, "longest duration of a request in seconds", gt=0)
-    at_once: int = option(2, "checks that run at the same time", ge=1)
-    json_file: Path | None = option(None, "write all findings as JSON", flag="--json")
-    markdown_file: Path | None = option(None, "write the table as Markdown", flag="--markdown")
+    timeout: float = option(60.0, "longest duration of a request", metavar="SECONDS", gt=0)
+    at_once: int = option(2, "checks that run at the same time", metavar="N", ge=1)
+    json_file: OutputFile | None = option(None, "write all findings as JSON", flag="--json")
+    markdown_file: OutputFile | None = option(
+        None, "write the table as Markdown", flag="--markdown"
+    )
 
 
 def run(options: Options) -> int:
@@ -37,8 +38,9 @@ def run(options: Options) -> int:
     console = new_console()
     cards = []
     for text in options.servers:
-        label, url = _label_and_url(text)
+        url = text
         try:
+            label, url = _label_and_url(text)
             cards.append(asyncio.run(examine(label, url, options)))
         except (NoAnswerError, ValueError) as error:
             print(f"stonechat check: {url}: {error}", file=sys.stderr)
@@ -63,7 +65,11 @@ def _write(options: Options, cards: Sequence[Scorecard]) -> None:
 
 def _label_and_url(text: str) -> tuple[str, str]:
     name, separator, url = text.partition("=")
-    return (name, url) if separator and "/" not in name else (text, text)
+    if separator and "/" not in name:
+        if not url:
+            raise ValueError("give NAME=URL, or the URL alone")
+        return name, url
+    return text, text
 
 
 async def examine(label: str, url: str, options: Options) -> Scorecard:

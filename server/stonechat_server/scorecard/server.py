@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stonechat_server.client.error_text import error_text
 from stonechat_server.client.http import HttpClient, TransportError
 
 Json = dict[str, Any]
@@ -61,7 +62,7 @@ class Answer:
     def choice(self, index: int = 0) -> Json:
         """A choice of a plain answer. Raises NoAnswerError for an answer without it."""
         if self.status != 200:
-            raise NoAnswerError(f"status {self.status}: {self.text[:160]}")
+            raise NoAnswerError(f"status {error_text(self.status, self.text.encode())}")
         choices = self.json().get("choices")
         if not isinstance(choices, list) or len(choices) <= index:
             raise NoAnswerError("the answer has no such choice")
@@ -135,5 +136,8 @@ async def find_model(client: HttpClient, timeout: float) -> str:
         raise NoAnswerError("the server refuses the API key, or needs one (--api-key)")
     models = answer.json().get("data") if answer.status == 200 else None
     if not models:
-        raise NoAnswerError(f"GET /models lists no model (status {answer.status}); use --model")
+        raise NoAnswerError(
+            f"it lists no models (status {answer.status}): correct the URL to the root of an API, "
+            "such as http://127.0.0.1:8000/v1, or name a model with --model"
+        )
     return str(models[0]["id"])

@@ -41,8 +41,13 @@ class Parser(argparse.ArgumentParser):
     def _explain_rest(self, rest: Sequence[str], words: Sequence[str]) -> str:
         word = next((word for word in rest if word.startswith("-")), rest[0])
         if not word.startswith("-"):
-            return f"there is one word too many: {word}"
+            url_flag = next((flag for flag in self._flags(words) if flag.endswith("url")), None)
+            hint = f"; did you mean {url_flag} {word}?" if url_flag and "://" in word else ""
+            return f"there is one word too many: {word}{hint}"
         flag = word.partition("=")[0]
+        for action in self._actions:
+            if not action.option_strings and action.dest == flag.lstrip("-"):
+                return f"there is no flag {flag}: give {action.metavar} without it"
         return f"there is no flag {flag}{did_you_mean(flag, self._flags(words))}"
 
     def _flags(self, words: Sequence[str]) -> Iterator[str]:

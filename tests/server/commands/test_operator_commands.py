@@ -21,8 +21,6 @@ def test_keys_add_list_revoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     key = KeyStore(path).find(secret)
     assert key is not None
     assert (key.name, key.models, key.priority) == ("alice", ("a", "b"), -1)
-    assert main([*base, "add", "alice"]) == 1
-    assert "same name" in capsys.readouterr().err
     assert main([*base, "list"]) == 0
     listing = capsys.readouterr().out
     assert listing.splitlines()[1].split() == ["alice", "live", "60", "-", "-", "-1", "a,b"]
@@ -73,6 +71,8 @@ def test_mistakes_with_keys_say_what_to_do(
     )
     assert main([*words, "add", "alice"]) == 0
     assert f"`stonechat serve --keys-file {file}` asks for it" in capsys.readouterr().err
+    assert main([*words, "add", "alice"]) == 1
+    assert "has a live key named alice; choose another name" in capsys.readouterr().err
     assert main([*words, "revoke", "alcie"]) == 1
     assert "no live key named alcie" in (error := capsys.readouterr().err)
     assert "did you mean alice?" in error
@@ -128,6 +128,8 @@ def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("--by modle", "not modle; did you mean model?"),
         ("--ledger off", "the ledger is off; choose one with --ledger"),
         ("--ledger mysql://nowhere", "driver of its database is not installed (No module"),
+        (f"--ledger {__file__}", "is no usage ledger: it is not a SQLite file"),
+        ("--since 2026-02-01 --until 2026-01-01", "--since 2026-02-01 is after --until"),
         ("--ledger nothing://nowhere", "neither a path nor the URL of a database"),
         ("--ledger sqlite:////dev/null/x.db", "/dev/null is a file, not a folder"),
     ],

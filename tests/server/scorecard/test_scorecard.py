@@ -213,5 +213,7 @@ def test_the_command(
     assert "why" in (tmp_path / "a.md").read_text()
     assert json.loads((tmp_path / "a.json").read_text())["servers"][0]["label"] == "one"
     assert main(["check", "bad=http://a/v1"]) == 1
+    assert main(["check", "name="]) == 1
+    assert "give NAME=URL" in capsys.readouterr().err
     assert main(["check", "http://gone/v1"]) == 1
     assert "no server answers" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from stonechat_server.client.error_text import error_text
 from stonechat_server.client.http import HttpClient, TransportError
 from stonechat_server.client.stream_recorder import StreamRecorder, new_chunk_decoder
 
@@ -65,7 +66,7 @@ class ChatApi:
         except (TransportError, TimeoutError) as error:
             raise ChatError(str(error) or "the server does not answer") from error
         if answer.status not in (200, 404):
-            raise ChatError(_error_text(answer.status, b"".join(parts)))
+            raise ChatError(error_text(answer.status, b"".join(parts)))
         try:
             cards = msgspec.json.decode(b"".join(parts))["data"]
             self.is_stonechat = any(card.get("owned_by") == "stonechat" for card in cards)
@@ -119,7 +120,7 @@ class ChatApi:
         finally:
             request.cancel()
         if response.status != 200:
-            raise ChatError(_error_text(response.status, b"".join(head)))
+            raise ChatError(error_text(response.status, b"".join(head)))
         if recorder.error is not None:
             raise ChatError(recorder.error)
         answer.ignored = response.headers.get("x-ignored-params", "")
@@ -141,13 +142,3 @@ def _fold(answer: ChatAnswer, recorder: StreamRecorder) -> None:
         )
         if usage.prompt_tokens_details is not None:
             answer.cached_tokens = usage.prompt_tokens_details.cached_tokens
-
-
-def _error_text(status: int, body: bytes) -> str:
-    try:
-        error = msgspec.json.decode(body)["error"]
-        where = f" ({error['param']})" if error.get("param") else ""
-        key = " Give a key with --api-key or the variable OPENAI_API_KEY." if status == 401 else ""
-        return f"{status}: {error['message']}{where}{key}"
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return f"{status}: {body[:300].decode('utf-8', 'replace')}"

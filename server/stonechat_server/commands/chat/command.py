@@ -34,14 +34,16 @@ def _request_field(text: object) -> object:
 class TalkOptions(BaseOptions):
     """What `stonechat chat` and `stonechat run` share. The settings are those of a model here."""
 
-    system: str = option("", "system prompt")
+    system: str = option("", "system prompt", metavar="TEXT")
     fields: list[Annotated[tuple[str, Any], BeforeValidator(_request_field)]] = option(
         (),
         "request field, such as temperature=0.2 (repeatable)",
         flag="--set",
         metavar="NAME=VALUE",
     )
-    prompt: str | None = option(None, "send this message, print the answer, and exit")
+    prompt: str | None = option(
+        None, "send this message, print the answer, and exit", metavar="TEXT"
+    )
     markdown: bool = option(True, "show answers as plain text")
     settings: Annotated[Settings, Only(*(name for name in ENGINE_SETTINGS if name != "model"))]
 
@@ -78,6 +80,10 @@ def talk(
         return 130
 
 
+HUBS = ("huggingface.co/", "hf.co/")
+"""Parts of a URL that names a model."""
+
+
 class _CannotLoadError(Exception):
     pass
 
@@ -94,6 +100,8 @@ def _server(
             )
         yield OwnServer(url, key or ""), model
         return
+    if model is not None and "://" in model and not any(hub in model for hub in HUBS):
+        raise _CannotLoadError(f"{model} is no model; did you mean `stonechat chat --url {model}`?")
     from stonechat_models import AsyncEngine, EngineError
     from stonechat_server.observability.access_log import configure_logging
 

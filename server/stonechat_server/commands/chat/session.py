@@ -251,5 +251,7 @@ def _path(rest: str) -> Path:
     except ValueError as error:
         raise CommandError(str(error)) from error
     if len(words) != 1:
-        raise CommandError("give one path, in quotes if it contains spaces")
+        raise CommandError(
+            "one path is expected, such as /save chat.json, in quotes if it contains spaces"
+        )
     return Path(words[0]).expanduser()

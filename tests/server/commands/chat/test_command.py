@@ -80,6 +80,10 @@ def test_a_refused_question_is_reported_and_forgotten(
             "no server answers at 127.0.0.1:9: start one with",
         ),
         (["--url", "ftp://x"], "not an http"),
+        (
+            ["http://x/v1"],
+            "http://x/v1 is no model; did you mean `stonechat chat --url http://x/v1`",
+        ),
         (["/no/such/model.gguf"], "there is no file or folder /no/such/model.gguf"),
     ],
 )
