@@ -17,6 +17,7 @@ from stonechat_server.api import (
     chat,
     completions,
     embeddings,
+    files,
     health,
     messages,
     metrics,
@@ -39,6 +40,7 @@ from stonechat_server.page.routes import page_router
 from stonechat_server.serving.generation import CLIENT_GONE
 from stonechat_server.serving.services import Services
 from stonechat_server.settings import Settings
+from stonechat_server.storage.storage import Storage
 from stonechat_server.streaming.disconnect import ClientDisconnectedError
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -47,7 +49,7 @@ CLIENT_LEFT = (ClientDisconnectedError, ClientDisconnect)
 """The client disconnected while its answer was made, or before its body was read."""
 
 ROUTES = (
-    *(chat, completions, responses, messages, embeddings),
+    *(chat, completions, responses, messages, embeddings, files),
     *(render, tokens, models, health, version, metrics),
 )
 
@@ -60,12 +62,14 @@ def create_app(
     ledger: Ledger | None = None,
     tracing: Tracing | None = None,
     sinks: Sequence[FinishedSink] = (),
+    storage: Storage | None = None,
 ) -> FastAPI:
     """Return an ASGI app whose lifespan starts and stops `engine`.
 
     Without `key_store`, the keys are those of the keys file that the settings name, if any. When an
-    admitted request has ended, each of `sinks` is called once with its record. The end of the
-    lifespan closes the ledger and the tracing. Raises `KeysFileError`.
+    admitted request has ended, each of `sinks` is called once with its record. Without `storage`,
+    no files are kept. The end of the lifespan closes the ledger, the tracing and the storage.
+    Raises `KeysFileError`.
     """
     services = Services.build(
         settings, engine, key_store=key_store, ledger=ledger, tracing=tracing, sinks=sinks
@@ -79,6 +83,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.server, app.state.paths = services, ServedPaths(app)
+    app.state.storage = storage
     for error_class in (APIError, EngineError, HTTPException, *CLIENT_LEFT):
         app.add_exception_handler(error_class, _on_known_error)
     app.add_middleware(
@@ -119,6 +124,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.sole.engine.shutdown()
         services.preparations.close()
         await asyncio.to_thread(services.close)
+        if app.state.storage is not None:
+            await asyncio.to_thread(app.state.storage.close)
 
 
 async def _on_known_error(request: Request, error: Exception) -> Response:

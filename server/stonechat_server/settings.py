@@ -319,6 +319,37 @@ class Settings(BaseSettings):
         ge=1,
     )
 
+    files_dir: Path | None = _option(
+        "Files and batches",
+        None,
+        "folder for the files that clients upload and for the results of batches (default: in the "
+        "user's data folder; off: keep no files, and run no batches)",
+        metavar="DIR",
+    )
+    max_file_size: ByteSize = _option(
+        "Files and batches", ByteSize(200 * 2**20), "largest file that may be uploaded", ge=1
+    )
+    files_per_key: int = _option(
+        "Files and batches", 1000, "keep at most this many files of a key", ge=1
+    )
+    file_space_per_key: ByteSize = _option(
+        "Files and batches",
+        ByteSize(4 * 2**30),
+        "refuse uploads of a key whose files have so many bytes, such as 4GiB; results of batches "
+        "count, and are kept in any case",
+        ge=1,
+    )
+    batches_per_key: int = _option(
+        "Files and batches", 16, "at most this many batches of a key may be unfinished", ge=1
+    )
+    batch_concurrency: int | None = _option(
+        "Files and batches",
+        None,
+        "run at most this many requests of batches at the same time (default: as many sequences as "
+        "the engine runs)",
+        ge=1,
+    )
+
     ledger: str = _option(
         "Operations",
         "auto",

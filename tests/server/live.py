@@ -17,6 +17,7 @@ from stonechat_server.observability.ledger import Ledger
 from stonechat_server.serving.lifecycle import DrainingServer
 from stonechat_server.serving.services import Services
 from stonechat_server.settings import Settings
+from stonechat_server.storage.storage import Storage
 from tests.server.fake_engine import FakeEngine
 
 
@@ -44,10 +45,13 @@ class Live:
 
 @contextmanager
 def live_server(
-    engine: FakeEngine, ledger: Ledger | None = None, **settings: Any
+    engine: FakeEngine,
+    ledger: Ledger | None = None,
+    storage: Storage | None = None,
+    **settings: Any,
 ) -> Iterator[Live]:
     """Run a server during the `with` block."""
-    app = create_app(Settings(**settings), engine, ledger=ledger)
+    app = create_app(Settings(**settings), engine, ledger=ledger, storage=storage)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(

@@ -21,7 +21,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 NO_SNOOPING_POLICY = "default-src 'none'; frame-ancestors 'none'"
-CORS_METHODS = "GET, POST, OPTIONS"
+CORS_METHODS = "GET, POST, DELETE, OPTIONS"
 CORS_SECONDS = "600"
 
 

@@ -31,6 +31,7 @@ TAGS = {
     "Messages": "Continue a conversation, in Anthropic's shape.",
     "Completions": "Continue a text.",
     "Embeddings": "Turn texts into vectors.",
+    "Files": "Keep files of requests and of results.",
     "Tokens": "Text to token ids and back, and the prompt that a conversation becomes.",
     "Models": "What is served.",
     "Health": "Whether it is served, and how it goes.",

@@ -11,6 +11,7 @@ from stonechat_server.completions_api.answer import Completion
 from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.embeddings_api.answer import EmbeddingList
 from stonechat_server.embeddings_api.request import EmbeddingRequest
+from stonechat_server.files_api.answer import DeletedFile, FileList, FileObject
 from stonechat_server.messages_api.answer import MessageAnswer, MessageEvent, TokenCount
 from stonechat_server.messages_api.errors import MessagesError
 from stonechat_server.messages_api.models import ModelInfo, ModelPage
@@ -46,6 +47,7 @@ ANSWERS: tuple[type, ...] = (
     *(MessageAnswer, TokenCount, MessagesError, EmbeddingList),
     *(tokens.TokenizeAnswer, tokens.DetokenizeAnswer, tokens.TokenizerInfo),
     *(tokens.RenderedChat, tokens.Version),
+    *(FileObject, FileList, DeletedFile),
     *(ModelCard, ModelList, ModelInfo, ModelPage, ErrorResponse),
 )
 

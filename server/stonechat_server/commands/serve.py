@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.observability.ledger import Ledger
+    from stonechat_server.storage.storage import Storage
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 """Hosts at which only programs of this machine reach the server."""
@@ -86,9 +87,11 @@ def _serve(settings: Settings, key_store: "KeyStore | None", listener: socket.so
     from stonechat_server.errors import APIError
     from stonechat_server.observability.ledger import LedgerError
     from stonechat_server.observability.tracing import Tracing, TracingUnavailableError
+    from stonechat_server.storage.storage import StorageError
 
     try:
         ledger, notes = _open_ledger(settings)
+        storage = _open_storage(settings, notes)
         tracing = Tracing.from_environment() if settings.otel else None
         config = settings.engine_config()
         engine: EngineLike = AsyncEngine.from_config(config, _progress, _import_server)
@@ -96,11 +99,19 @@ def _serve(settings: Settings, key_store: "KeyStore | None", listener: socket.so
         from stonechat_server.commands.banner import start_banner
         from stonechat_server.serving.http_server import serve
 
-        app = create_app(settings, engine, key_store=key_store, ledger=ledger, tracing=tracing)
+        app = create_app(
+            settings,
+            engine,
+            key_store=key_store,
+            ledger=ledger,
+            tracing=tracing,
+            storage=storage,
+        )
     except (
         EngineError,
         APIError,  # the chat template does not compile
         LedgerError,
+        StorageError,
         TracingUnavailableError,
     ) as error:
         return _fail(str(error))
@@ -202,6 +213,22 @@ def _open_ledger(settings: Settings) -> tuple["Ledger | None", list[str]]:
         if is_named if settings.ledger_required is None else settings.ledger_required:
             raise
         return None, [f"no usage is recorded: {error}"]
+
+
+def _open_storage(settings: Settings, notes: list[str]) -> "Storage | None":
+    """The storage that the settings name; without one, `notes` gets the reason.
+
+    Raises `StorageError` if the settings name a folder that cannot be used.
+    """
+    from stonechat_server.storage.storage import StorageError, open_storage
+
+    try:
+        return open_storage(settings)
+    except StorageError as error:
+        if settings.files_dir is not None:
+            raise
+        notes.append(str(error))
+        return None
 
 
 def base_url(host: str, listener: socket.socket, scheme: str = "http") -> str:

@@ -36,8 +36,8 @@ requests = sa.Table(
 )
 
 
-def open_database(url: str) -> sa.Engine:
-    """Connect to a SQLAlchemy URL and create the table if it is missing.
+def open_database(url: str, tables: sa.MetaData = metadata) -> sa.Engine:
+    """Connect to a SQLAlchemy URL and create the tables that are missing.
 
     SQLite runs in WAL mode, so that reports can be read while the server writes.
     """
@@ -49,7 +49,7 @@ def open_database(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _use_wal)
     else:
         engine = sa.create_engine(parsed_url, pool_pre_ping=True)
-    metadata.create_all(engine)
+    tables.create_all(engine)
     return engine
 
 

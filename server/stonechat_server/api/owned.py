@@ -1,0 +1,52 @@
+"""What the routes of files and batches share: who asks, where it is kept, and pages of a list."""
+
+from typing import Any, cast
+
+import msgspec
+from fastapi import Request, Response
+
+from stonechat_server.access.auth import Identity, is_rate_limited
+from stonechat_server.errors import APIError, invalid
+from stonechat_server.serving.services import Services, services_of
+from stonechat_server.storage.storage import Storage
+
+OFF = (
+    "This server keeps no files, and so runs no batches: it was started with `--files-dir off`, or "
+    "its folder could not be opened, which its start has told."
+)
+
+
+def storage_of(request: Request) -> tuple[Services, Storage, Identity]:
+    """The services, the storage, and who asks. A request counts to the limits of its key.
+
+    Raises `APIError`: 401, 404 where nothing is kept, 429 and 503.
+    """
+    services = services_of(request)
+    identity = services.authenticator.identify(request)
+    storage = cast("Storage | None", request.app.state.storage)
+    if storage is None:
+        raise APIError(404, OFF, code="files_off")
+    services.lifecycle.check()
+    if is_rate_limited(identity.key):
+        services.rate_limiter.charge(identity.key, 0)
+    return services, storage, identity
+
+
+def page_limit(request: Request, default: int, maximum: int) -> int:
+    """The parameter `limit` of a list. Raises `APIError` 400."""
+    text = request.query_params.get("limit")
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= maximum):
+        raise invalid("limit", f"'limit' must be a whole number from 1 to {maximum}.")
+    return int(text)
+
+
+def answer(body: msgspec.Struct) -> Response:
+    """The answer with this body."""
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter of the query, as the OpenAPI document describes it."""
+    return {"name": name, "in": "query", "description": description, "schema": schema}

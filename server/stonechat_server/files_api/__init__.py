@@ -1,0 +1,1 @@
+"""`/v1/files`: how an upload is read, and what clients receive."""

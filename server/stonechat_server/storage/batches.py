@@ -1,0 +1,153 @@
+"""Batches in their table. Statuses only move forwards, whoever else writes at the same time."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import msgspec
+import sqlalchemy as sa
+
+from stonechat_server.errors import APIError
+from stonechat_server.storage.files import UNFINISHED, new_file_id
+from stonechat_server.storage.tables import batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBatch:
+    """A row of the table. Times are seconds since 1970, of a status that was reached."""
+
+    id: str
+    owner: str
+    endpoint: str
+    model: str | None = None
+    """What the lines of the input name, once it has been checked."""
+    input_file_id: str
+    completion_window: str = "24h"
+    status: str = "validating"
+    created: float
+    expires_at: int
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    output_id: str
+    errors_id: str
+    has_output: bool = False
+    has_errors: bool = False
+    output_lifetime: int | None = None
+    """Seconds that the files of results are kept; None: until they are deleted."""
+    num_total: int = 0
+    num_completed: int = 0
+    num_failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    problems: str | None = None
+    metadata: str | None = None
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether something of it is still to be done."""
+        return self.status in UNFINISHED
+
+
+COLUMNS = tuple(field.name for field in fields(StoredBatch))
+
+
+def new_batch(
+    owner: str,
+    endpoint: str,
+    input_file_id: str,
+    created: float,
+    window_seconds: int,
+    *,
+    output_lifetime: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> StoredBatch:
+    """A batch that is not stored yet."""
+    return StoredBatch(
+        id="batch_" + secrets.token_hex(12),
+        owner=owner,
+        endpoint=endpoint,
+        input_file_id=input_file_id,
+        created=created,
+        expires_at=int(created) + window_seconds,
+        output_id=new_file_id(),
+        errors_id=new_file_id(),
+        output_lifetime=output_lifetime,
+        metadata=None if metadata is None else msgspec.json.encode(metadata).decode(),
+    )
+
+
+class BatchStore:
+    """The batches of all owners. Every method may block, and runs in the thread of `Storage`."""
+
+    def __init__(self, engine: sa.Engine, max_unfinished: int) -> None:
+        """`max_unfinished` bounds the batches of an owner that have not ended."""
+        self._engine = engine
+        self._max_unfinished = max_unfinished
+
+    def add(self, batch: StoredBatch) -> None:
+        """Store a new batch. Raises `APIError` 429 if its owner has too many unfinished ones."""
+        count = sa.select(sa.func.count()).where(
+            batches.c.owner == batch.owner, batches.c.status.in_(UNFINISHED)
+        )
+        with self._engine.begin() as connection:
+            number = connection.execute(count).scalar_one()
+            if number >= self._max_unfinished:
+                message = (
+                    f"{number} batches of this key have not ended, the most that a key may have "
+                    "(--batches-per-key). Wait for one, or cancel one."
+                )
+                raise APIError(429, message, type="rate_limit_error", code="too_many_batches")
+            values = {name: getattr(batch, name) for name in COLUMNS}
+            connection.execute(sa.insert(batches).values(values))
+
+    def find(self, owner: str, batch_id: str) -> StoredBatch:
+        """A batch of this owner. Raises `APIError` 404."""
+        query = sa.select(batches).where(batches.c.id == batch_id, batches.c.owner == owner)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            shown = batch_id[:100].encode("utf-8", "replace").decode()
+            message = f"There is no batch '{shown}'."
+            raise APIError(404, message, param="batch_id", code="batch_not_found")
+        return _batch(row)
+
+    def list(
+        self, owner: str, *, limit: int, after: str | None
+    ) -> tuple[Sequence[StoredBatch], bool]:
+        """A page, the newest first, and whether there are more. Raises `APIError` 404."""
+        conditions = [batches.c.owner == owner]
+        if after is not None:
+            start = self.find(owner, after)
+            place = sa.tuple_(batches.c.created, batches.c.id)
+            conditions.append(place < sa.tuple_(sa.literal(start.created), sa.literal(start.id)))
+        query = sa.select(batches).where(*conditions)
+        query = query.order_by(batches.c.created.desc(), batches.c.id.desc()).limit(limit + 1)
+        with self._engine.connect() as connection:
+            found = [_batch(row) for row in connection.execute(query)]
+        return found[:limit], len(found) > limit
+
+    def unfinished(self) -> Sequence[StoredBatch]:
+        """The batches of all owners that have not ended, the oldest first."""
+        query = sa.select(batches).where(batches.c.status.in_(UNFINISHED))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(batches.c.created, batches.c.id))
+            return [_batch(row) for row in rows]
+
+    def move(self, batch: StoredBatch, old: Sequence[str], **values: object) -> StoredBatch:
+        """Set columns if the status is one of `old`. Returns the batch as it is then."""
+        chosen = sa.and_(batches.c.id == batch.id, batches.c.status.in_(old))
+        with self._engine.begin() as connection:
+            connection.execute(sa.update(batches).where(chosen).values(values))
+        return self.find(batch.owner, batch.id)
+
+
+def _batch(row: sa.Row[tuple[object, ...]]) -> StoredBatch:
+    mapping = row._mapping
+    return StoredBatch(**{name: mapping[name] for name in COLUMNS})
