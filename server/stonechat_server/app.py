@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -10,10 +11,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from stonechat_models import EngineError, __version__
+from stonechat_server.access.auth import Identity, check_model
 from stonechat_server.access.browser_guard import BrowserGuard, own_names
 from stonechat_server.access.keys import KeyStore
 from stonechat_server.admission.records import FinishedSink
 from stonechat_server.api import (
+    batches,
     chat,
     completions,
     embeddings,
@@ -27,8 +30,11 @@ from stonechat_server.api import (
     tokens,
     version,
 )
+from stonechat_server.api.batch_lines import answer_line
 from stonechat_server.api.openapi import openapi_document
 from stonechat_server.api.unknown_paths import ServedPaths
+from stonechat_server.batches_api.run import Collaborators
+from stonechat_server.batches_api.runner import BatchRunner
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.errors import APIError, to_api_error
 from stonechat_server.messages_api.errors import error_body as messages_error
@@ -49,7 +55,7 @@ CLIENT_LEFT = (ClientDisconnectedError, ClientDisconnect)
 """The client disconnected while its answer was made, or before its body was read."""
 
 ROUTES = (
-    *(chat, completions, responses, messages, embeddings, files),
+    *(chat, completions, responses, messages, embeddings, files, batches),
     *(render, tokens, models, health, version, metrics),
 )
 
@@ -84,6 +90,7 @@ def create_app(
     )
     app.state.server, app.state.paths = services, ServedPaths(app)
     app.state.storage = storage
+    app.state.batches = None if storage is None else _batch_runner(app, services, storage)
     for error_class in (APIError, EngineError, HTTPException, *CLIENT_LEFT):
         app.add_exception_handler(error_class, _on_known_error)
     app.add_middleware(
@@ -104,6 +111,27 @@ def create_app(
     return app
 
 
+def _batch_runner(app: FastAPI, services: Services, storage: Storage) -> BatchRunner:
+    settings = services.settings
+
+    def model_of(name: str | None, identity: Identity) -> str:
+        return check_model(name, services.models, identity)
+
+    runner = BatchRunner(
+        Collaborators(
+            storage=storage,
+            answer=partial(answer_line, app),
+            find_owner=services.authenticator.for_batches,
+            model_of=model_of,
+            is_served=services.models.__contains__,
+            max_body_bytes=settings.max_body_size,
+            num_at_once=settings.batch_concurrency or services.sole.engine.model.max_num_seqs,
+        )
+    )
+    services.lifecycle.when_draining(runner.drain)
+    return runner
+
+
 def _allowed_hosts(services: Services) -> set[str] | None:
     """The `Host` names that an open server on this machine answers to, or None for any name."""
     settings = services.settings
@@ -117,10 +145,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.server
     await services.sole.engine.start()
     services.lifecycle.serving()
+    runner: BatchRunner | None = app.state.batches
+    if runner is not None:
+        runner.start()
     try:
         yield
     finally:
         services.lifecycle.begin_drain()
+        if runner is not None:
+            await runner.close()
         await services.sole.engine.shutdown()
         services.preparations.close()
         await asyncio.to_thread(services.close)

@@ -53,17 +53,33 @@ class Authenticator:
             request.state.limit_headers = partial(self._limit_headers, key)
         return Identity(key, tenant)
 
+    def for_batches(self, name: str) -> Identity | None:
+        """Who runs the batches of the key of that name; None if there is no such key now."""
+        key: ApiKey | None = None
+        if self.is_open:
+            key = ANONYMOUS if name == ANONYMOUS.name else None
+        elif name in map(_name_of, self._digests):
+            key = ApiKey(name=name)
+        elif self._store is not None:
+            key = self._store.named(name)
+        return None if key is None else Identity(key.for_batches(), f"batches:{name}")
+
     def _authenticate(self, header: str) -> ApiKey:
         for secret in _readings(header):
             digest = digest_of(secret)
             # Compares with every key, so that the time does not reveal which key came close.
             matches = [hmac.compare_digest(digest, key_digest) for key_digest in self._digests]
             if any(matches):
-                return ApiKey(name="key-" + digest.removeprefix("sha256:")[:12])
+                return ApiKey(name=_name_of(digest))
             key = self._store.find(secret) if self._store is not None else None
             if key is not None:
                 return key
         raise _unauthorized("This server does not know the API key.")
+
+
+def _name_of(digest: str) -> str:
+    """The name of a key that has no name of its own."""
+    return "key-" + digest.removeprefix("sha256:")[:12]
 
 
 def _sent_key(headers: Headers) -> str:

@@ -21,6 +21,9 @@ from msgspec import Meta, Struct
 
 KEY_PREFIX = "sk-stonechat-"
 CHECK_INTERVAL_SECONDS = 1.0
+BATCH_PRIORITY = 1 << 40
+"""Is added to the priority of a key for its batches. Whatever has this priority or more is of a
+batch: it goes behind all other requests."""
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
@@ -61,6 +64,10 @@ class ApiKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The lowest goes first. Keys of equal priority share fairly."""
     created: str = ""
     revoked: bool = False
+
+    def for_batches(self) -> "ApiKey":
+        """The key as its batches have it. Its limits count apart from those of other requests."""
+        return msgspec.structs.replace(self, priority=self.priority + BATCH_PRIORITY)
 
     def may_use(self, model: str) -> bool:
         """Whether the key may use the model of that name."""
@@ -163,6 +170,11 @@ class KeyStore:
         """The key with this secret, or None if it is unknown or revoked."""
         self._refresh()
         return self._keys.get(digest_of(secret))
+
+    def named(self, name: str) -> ApiKey | None:
+        """The live key of that name."""
+        self._refresh()
+        return next((key for key in self._keys.values() if key.name == name), None)
 
     def __len__(self) -> int:
         return len(self._keys)

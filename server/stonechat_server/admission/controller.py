@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stonechat_server.access.auth import is_rate_limited
-from stonechat_server.access.keys import ApiKey
+from stonechat_server.access.keys import BATCH_PRIORITY, ApiKey
 from stonechat_server.admission.fair_queue import Admission, Cost, FairQueue
 from stonechat_server.admission.rate_limits import RateLimiter
 from stonechat_server.admission.records import total_cost
@@ -59,6 +59,9 @@ class AdmissionControl:
         self.num_running = 0
         self.num_running_sequences = 0
         self.num_running_tokens = 0
+        self._batch_sequences = 0
+        self._batch_tokens = 0
+        """Of the running ones, those of batches: the engine preempts them for other requests."""
         self._clock = clock
         self._queue = FairQueue(limits.max_queued_requests, limits.max_queued_tokens)
         self._running_of_tenant: Counter[str] = Counter()
@@ -175,11 +178,14 @@ class AdmissionControl:
     def _may_run(self, waiter: Admission) -> bool:
         if not self._below_concurrency(waiter):
             return False
+        num_sequences = self.num_running_sequences + waiter.cost.num_sequences
+        num_tokens = self.num_running_tokens + waiter.cost.running_tokens
+        if waiter.key.priority < BATCH_PRIORITY:
+            num_sequences -= self._batch_sequences
+            num_tokens -= self._batch_tokens
         return self.num_running == 0 or (
-            self.num_running_sequences + waiter.cost.num_sequences
-            <= self.limits.max_running_sequences
-            and self.num_running_tokens + waiter.cost.running_tokens
-            <= self.limits.max_running_tokens
+            num_sequences <= self.limits.max_running_sequences
+            and num_tokens <= self.limits.max_running_tokens
         )
 
     def _dispatch(self) -> None:
@@ -215,6 +221,9 @@ class AdmissionControl:
         self.num_running += sign
         self.num_running_sequences += sign * cost.num_sequences
         self.num_running_tokens += sign * cost.running_tokens
+        if admission.key.priority >= BATCH_PRIORITY:
+            self._batch_sequences += sign * cost.num_sequences
+            self._batch_tokens += sign * cost.running_tokens
         self._running_of_tenant[tenant] += sign
         if not self._running_of_tenant[tenant]:
             del self._running_of_tenant[tenant]

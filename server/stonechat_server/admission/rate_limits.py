@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stonechat_server.access.keys import ApiKey
+from stonechat_server.access.keys import BATCH_PRIORITY, ApiKey
 from stonechat_server.admission.refusals import too_many_requests
 
 
@@ -57,7 +57,8 @@ class RateLimiter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: dict[str, _Buckets] = {}
+        self._buckets: dict[tuple[str, bool], _Buckets] = {}
+        """By the name of the key; its batches have buckets of their own."""
 
     def charge(self, key: ApiKey, num_tokens: int) -> None:
         """Charge a request and its expected tokens.
@@ -130,12 +131,13 @@ class RateLimiter:
 
     def _buckets_of(self, key: ApiKey, now: float) -> _Buckets:
         """The buckets of a key; new ones if its limits have changed in the keys file."""
-        buckets = self._buckets.get(key.name)
+        name = key.name, key.priority >= BATCH_PRIORITY
+        buckets = self._buckets.get(name)
         if buckets is None or _capacities(buckets) != (
             key.requests_per_minute,
             key.tokens_per_minute,
         ):
-            buckets = self._buckets[key.name] = _make_buckets(key, now)
+            buckets = self._buckets[name] = _make_buckets(key, now)
         return buckets
 
 

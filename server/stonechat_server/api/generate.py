@@ -44,6 +44,13 @@ async def generate(http_request: Request, endpoint: Endpoint) -> Response:
     """Answer a request. The answer is plain JSON or a stream of events."""
     services = services_of(http_request)
     identity = services.authenticator.identify(http_request)
+    return await generate_for(http_request, services, identity, endpoint)
+
+
+async def generate_for(
+    http_request: Request, services: Services, identity: Identity, endpoint: Endpoint
+) -> Response:
+    """Answer a request of somebody who is known."""
     try:
         call, model, num_bytes = await receive(http_request, services, identity, endpoint)
         if endpoint.generates and not model.engine.model.generates:

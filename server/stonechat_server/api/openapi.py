@@ -32,6 +32,7 @@ TAGS = {
     "Completions": "Continue a text.",
     "Embeddings": "Turn texts into vectors.",
     "Files": "Keep files of requests and of results.",
+    "Batches": "Run a file of requests behind all others.",
     "Tokens": "Text to token ids and back, and the prompt that a conversation becomes.",
     "Models": "What is served.",
     "Health": "Whether it is served, and how it goes.",

@@ -26,7 +26,8 @@ NO_OLLAMA = (
     "ends in /v1."
 )
 NO_MEDIA = "Audio, images and video are not served; the models here read and write text."
-NO_STORAGE = "Nothing is stored here: no files, batches, threads, or answers to fetch later."
+NO_STORAGE = "No threads, and no answers to fetch later, are stored here."
+ONE_PIECE = "A file is uploaded in one piece, with POST /v1/files."
 NO_RANKING = "Scores, classes and rankings are not served."
 CHAT_INSTEAD = "That is another server's own API; here, use POST /v1/chat/completions."
 COMPLETIONS_INSTEAD = "That is another server's own API; here, use POST /v1/completions."
@@ -51,9 +52,7 @@ NOTES = {
     "/images": NO_MEDIA,
     "/videos": NO_MEDIA,
     "/realtime": NO_MEDIA,
-    "/files": NO_STORAGE,
-    "/uploads": NO_STORAGE,
-    "/batches": NO_STORAGE,
+    "/uploads": ONE_PIECE,
     "/assistants": NO_STORAGE,
     "/threads": NO_STORAGE,
     "/conversations": NO_STORAGE,

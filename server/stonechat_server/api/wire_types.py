@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from stonechat_server.api import token_types as tokens
+from stonechat_server.batches_api.answer import Batch, BatchList
+from stonechat_server.batches_api.request import BatchRequest
 from stonechat_server.completions_api.answer import Completion
 from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.embeddings_api.answer import EmbeddingList
@@ -39,7 +41,7 @@ PREFIXES = {
 """What the name of a type begins with, by its package, if several types have its name."""
 REQUESTS: tuple[type[BaseModel], ...] = (
     *(ChatCompletionRequest, CompletionRequest, ResponsesRequest),
-    *(MessagesRequest, CountTokensRequest, EmbeddingRequest),
+    *(MessagesRequest, CountTokensRequest, EmbeddingRequest, BatchRequest),
     *(tokens.TokenizeTextRequest, tokens.TokenizeChatRequest, tokens.DetokenizeRequest),
 )
 ANSWERS: tuple[type, ...] = (
@@ -47,7 +49,7 @@ ANSWERS: tuple[type, ...] = (
     *(MessageAnswer, TokenCount, MessagesError, EmbeddingList),
     *(tokens.TokenizeAnswer, tokens.DetokenizeAnswer, tokens.TokenizerInfo),
     *(tokens.RenderedChat, tokens.Version),
-    *(FileObject, FileList, DeletedFile),
+    *(FileObject, FileList, DeletedFile, Batch, BatchList),
     *(ModelCard, ModelList, ModelInfo, ModelPage, ErrorResponse),
 )
 
@@ -59,6 +61,11 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "MessagesRequest": {"messages": _MESSAGES, "max_tokens": 50},
     "CountTokensRequest": {"messages": _MESSAGES},
     "EmbeddingRequest": {"input": "Name a river."},
+    "BatchRequest": {
+        "input_file_id": "file-0123456789abcdef01234567",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    },
     "TokenizeTextRequest": {"prompt": "Name a river.", "return_token_strs": True},
     "DetokenizeRequest": {"tokens": [1, 2, 3]},
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from stonechat_models import GRAMMAR_FAILED, GenerateRequest
+from stonechat_server.access.keys import BATCH_PRIORITY
 from stonechat_server.admission.deadline import HEADER as TIMEOUT_HEADER
 from stonechat_server.admission.deadline import Deadline, request_timeout
 from stonechat_server.admission.records import FinishedRequest, expected_cost
@@ -104,6 +105,8 @@ class Generation:
 
     def _deadline(self) -> Deadline:
         maximum = self.services.settings.request_timeout or None
+        if self.identity.key.priority >= BATCH_PRIORITY:
+            maximum = None  # its batch expires
         return Deadline(request_timeout(self.http_request.headers.get(TIMEOUT_HEADER), maximum))
 
     async def _admit(self) -> "Admission":
@@ -119,11 +122,14 @@ class Generation:
             )
             for prepared in self.prepared
         ]
+        queue_timeout = self.services.settings.queue_timeout or None
+        if self.identity.key.priority >= BATCH_PRIORITY:
+            queue_timeout = None
         return await self.model.admission.admit(
             self.identity.key,
             self.model.admission.limits.cost_of(costs),
             tenant=self.identity.tenant,
-            queue_timeout=self.services.settings.queue_timeout or None,
+            queue_timeout=queue_timeout,
         )
 
     def _generate(self) -> "AsyncGenerator[RequestOutput, None]":

@@ -143,8 +143,9 @@ class BatchStore:
     def move(self, batch: StoredBatch, old: Sequence[str], **values: object) -> StoredBatch:
         """Set columns if the status is one of `old`. Returns the batch as it is then."""
         chosen = sa.and_(batches.c.id == batch.id, batches.c.status.in_(old))
-        with self._engine.begin() as connection:
-            connection.execute(sa.update(batches).where(chosen).values(values))
+        if values:
+            with self._engine.begin() as connection:
+                connection.execute(sa.update(batches).where(chosen).values(values))
         return self.find(batch.owner, batch.id)
 
 

@@ -16,8 +16,8 @@ from stonechat_server.storage.storage import open_storage
 from tests.openai_schema import validate
 from tests.server.bodies import error_of
 from tests.server.fake_engine import FakeEngine
-from tests.server.files_api.conftest import NewServer, storage_of, upload
 from tests.server.live import live_server, wait_until
+from tests.server.storing import NewServer, storage_of, upload
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several writes
 

@@ -1,0 +1,74 @@
+"""Answers the request of a line of a batch, on the way that a request over HTTP takes."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from starlette.types import Message
+
+from stonechat_server.access.auth import Identity
+from stonechat_server.api import chat, completions, embeddings, responses
+from stonechat_server.api.generate import generate_for
+from stonechat_server.batches_api.lines import Answered
+from stonechat_server.errors import server_error, to_api_error
+from stonechat_server.observability.access_log import new_request_id
+from stonechat_server.serving.endpoint import Endpoint
+from stonechat_server.serving.services import Services
+
+ENDPOINTS: Mapping[str, Endpoint] = {
+    module.ENDPOINT.path: module.ENDPOINT for module in (chat, completions, responses, embeddings)
+}
+RETRIED = (429, 503)
+"""Statuses after which a request is tried again, if the answer says when."""
+
+log = logging.getLogger("stonechat")
+
+
+async def answer_line(app: FastAPI, path: str, body: bytes, identity: Identity) -> Answered:
+    """Answer a body that is for the endpoint of that path.
+
+    It is read, prepared, admitted, limited and recorded as a client's request is; only the key is
+    known already, and no line of the access log is written.
+    """
+    services: Services = app.state.server
+    request = _request(app, path, body)
+    request_id: str = request.state.request_id
+    headers: Mapping[str, str] = {}
+    try:
+        response = await generate_for(request, services, identity, ENDPOINTS[path])
+        status, content, headers = response.status_code, bytes(response.body), response.headers
+    except Exception as error:
+        known = to_api_error(error)
+        if known is None:
+            log.exception("request %s of a batch failed", request_id)
+            known = server_error()
+        failed = known.response()
+        status, content, headers = failed.status_code, bytes(failed.body), failed.headers
+    retry_after = headers.get("retry-after") if status in RETRIED else None
+    return Answered(
+        status, request_id, content, None if retry_after is None else float(retry_after)
+    )
+
+
+def _request(app: FastAPI, path: str, body: bytes) -> Request:
+    """A request as the server makes it of bytes that came over a connection that stays open."""
+    pieces: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if pieces:
+            return pieces.pop()
+        disconnect: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        return await disconnect
+
+    scope = {
+        "type": "http",
+        "app": app,
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"content-length", str(len(body)).encode())],
+        "client": None,
+        "state": {"request_id": new_request_id(), "log_fields": {}},
+    }
+    return Request(scope, receive)

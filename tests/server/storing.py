@@ -1,0 +1,40 @@
+"""A server that keeps files in a folder of the test."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
+from stonechat_server.storage.storage import Storage, open_storage
+from tests.server.fake_engine import FakeEngine
+
+NewServer = Callable[..., TestClient]
+
+
+def storing_client(folder: Path, engine: FakeEngine, **settings: Any) -> TestClient:
+    """A server with its files and their database in `folder`. It starts with the context."""
+    app = storing_app(folder, engine, **settings)
+    return TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+def storing_app(folder: Path, engine: FakeEngine, **settings: Any) -> FastAPI:
+    values: dict[str, Any] = {"files_dir": folder, "ledger": "off"} | settings
+    chosen = Settings(**values)
+    return create_app(chosen, engine, storage=open_storage(chosen))
+
+
+def storage_of(client: TestClient) -> Storage:
+    storage: Storage = client.app.state.storage  # type: ignore[attr-defined]
+    return storage
+
+
+def upload(client: TestClient, content: bytes = b"{}\n", **fields: Any) -> Any:
+    """The file object of an upload."""
+    data = {"purpose": "batch"} | fields
+    answer = client.post("/v1/files", data=data, files={"file": ("lines.jsonl", content)})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
