@@ -35,7 +35,8 @@ class Scheduler:
     Decoding sequences come first, so that a long prompt does not stall them; then running
     prefills; then waiting requests by priority and arrival. When blocks run out, the sequence that
     would run last is preempted: it gives up its blocks and is computed again later. Its tokens and
-    draws stay the same.
+    draws stay the same. If a request of a better priority finds no place, those that run last are
+    preempted too.
     """
 
     def __init__(
@@ -86,6 +87,9 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         output = SchedulerOutput()
         budget = self.max_batch_tokens
+        waiting, running = self.waiting, self.running
+        if waiting and running and waiting[0].order[0] < running[-1].order[0]:
+            self._make_way()
         num_preemptions = self.num_preemptions
         self.prompt_rows.num_left = self.prompt_rows.max_rows
         remaining = [(sequence.num_remaining, sequence) for sequence in self.running]
@@ -214,6 +218,38 @@ class Scheduler:
             if evicted is sequence:
                 return False
         return True
+
+    def _make_way(self) -> None:
+        """Preempt sequences of a worse priority than that of waiting ones which lack a place.
+
+        Each such waiter takes one place. For the first of them, as many sequences go as have the
+        blocks that it lacks, if they have enough.
+        """
+        # The others may have to wait for rows of logits, whatever is preempted.
+        waiters = [s for s in self.waiting if s.group.prompt_logprobs is None]
+        num_places = self.max_num_seqs - len(self.running)
+        for waiter in waiters:
+            if not self.running or self.running[-1].order[0] <= waiter.order[0]:
+                break
+            if num_places > 0:
+                num_places -= 1
+            else:
+                self._preempt(self.running[-1])
+        if waiters:
+            self._free_blocks_for(waiters[0])
+
+    def _free_blocks_for(self, waiter: Sequence) -> None:
+        worse = [s for s in self.running if s.order[0] > waiter.order[0]]
+        cached_ids = self._cached_blocks(waiter)
+        num_new_blocks = self._num_blocks(len(waiter.token_ids)) - len(cached_ids)
+        num_held = sum([len(s.block_table) for s in worse])
+        if num_new_blocks + len(cached_ids) > self.pool.num_free + num_held:
+            return
+        # Those that stay may take a block each in this step, before the waiter does.
+        while worse and not self._has_room(
+            num_new_blocks + self.pool.num_free_among(cached_ids) + len(self.running)
+        ):
+            self._preempt(worse.pop())
 
     def _admit(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
         """Admit a waiting sequence with the blocks of all its known tokens.

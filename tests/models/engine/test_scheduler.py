@@ -245,3 +245,84 @@ def test_random_load_leaks_nothing_and_ends(seed):
     assert scheduler.pool.num_used == 0
     for request_id, (n, max_tokens) in expected.items():
         assert lengths[request_id] == [max_tokens] * n
+
+
+def first_steps(scheduler, names, limit=60):
+    """The step, counted from here, at which each of these requests computes its first tokens."""
+    found = {}
+    for step in range(limit):
+        plan, _ = run_step(scheduler)
+        scheduler.check_integrity()
+        for item in plan.scheduled:
+            found.setdefault(item.sequence.group.request_id, step)
+        if names <= found.keys():
+            break
+    return {name: found.get(name) for name in names}
+
+
+def test_a_better_priority_takes_the_places_of_a_worse_one():
+    scheduler = make_scheduler(num_blocks=64, max_num_seqs=4)
+    for i in range(8):
+        scheduler.add(make_request(f"low-{i}", [i, 1, 2], max_tokens=20, priority=9, arrival=i))
+    run_step(scheduler)
+    assert len(scheduler.running) == 4
+    for i in range(3):
+        scheduler.add(make_request(f"high-{i}", [50 + i, 1], max_tokens=6, arrival=10 + i))
+    steps = first_steps(scheduler, {"high-0", "high-1", "high-2"})
+    assert steps == {"high-0": 0, "high-1": 0, "high-2": 0}
+    assert [s.group.request_id for s in scheduler.running if s.order[0]] == ["low-0"]
+    assert scheduler.num_preemptions == 3
+    run_to_end(scheduler)
+    assert scheduler.num_preemptions == 3
+
+
+def test_a_better_priority_takes_the_blocks_of_a_worse_one():
+    scheduler = make_scheduler(num_blocks=16, block_size=4, max_batch_tokens=64)
+    for i in range(3):
+        prompt = [100 * i + j for j in range(16)]
+        scheduler.add(make_request(f"low-{i}", prompt, max_tokens=4, priority=1, arrival=i))
+    run_step(scheduler)
+    assert len(scheduler.running) == 3
+    scheduler.add(make_request("high", list(range(500, 524)), max_tokens=4, arrival=9))
+    assert first_steps(scheduler, {"high"}) == {"high": 0}
+    assert "low-0" in {s.group.request_id for s in scheduler.running}
+    run_to_end(scheduler)
+
+
+def test_nothing_is_preempted_for_a_request_that_would_not_fit_even_so():
+    scheduler = make_scheduler(num_blocks=16, block_size=4, max_batch_tokens=64)
+    scheduler.add(make_request("same", list(range(32)), max_tokens=8))
+    scheduler.add(make_request("low", list(range(100, 108)), max_tokens=8, priority=1))
+    run_step(scheduler)
+    scheduler.add(make_request("high", list(range(500, 540)), max_tokens=4, arrival=9))
+    run_step(scheduler)
+    assert {s.group.request_id for s in scheduler.running} == {"same", "low"}
+    assert scheduler.num_preemptions == 0
+    run_to_end(scheduler)
+
+
+def test_equal_priorities_preempt_nothing():
+    scheduler = make_scheduler(max_num_seqs=2)
+    for i in range(4):
+        scheduler.add(make_request(f"r{i}", [i, 1, 2], priority=5, arrival=i))
+    run_to_end(scheduler)
+    assert scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_priorities_all_end_and_the_best_never_wait_for_worse_ones(seed):
+    generator = random.Random(seed)
+    scheduler = make_scheduler(num_blocks=24, block_size=4, max_batch_tokens=16, max_num_seqs=4)
+    for i in range(60):
+        prompt = [generator.randrange(50) for _ in range(generator.randint(1, 20))]
+        priority = generator.choice([0, 0, 3, 9])
+        group = make_request(
+            f"r{i}", prompt, n=generator.choice([1, 1, 3]), priority=priority, arrival=i
+        )
+        scheduler.add(group)
+        for _ in range(generator.randint(0, 3)):
+            run_step(scheduler)
+            scheduler.check_integrity()
+            ranks = [s.order[0] for s in scheduler.running]
+            assert ranks == sorted(ranks)
+    run_to_end(scheduler, 3000)
