@@ -281,3 +281,38 @@ def test_a_list_of_prompts_runs_within_its_share() -> None:
     assert limits.cost_of(texts).num_sequences == 8
     assert replace(limits, max_share=0.25).cost_of(texts) == Cost(300, 0, 4, 12)
     assert limits.cost_of(texts[:1]) == texts[0]
+
+
+def test_batches_fill_what_is_free_and_others_never_wait_for_them() -> None:
+    async def run() -> None:
+        admission = make(sequences=3, queue=8)
+        batch = B.for_batches()
+        low = [Job(admission, batch) for _ in range(5)]
+        await let_tasks_run()
+        assert [job.started for job in low] == [True] * 3 + [False] * 2
+        high = [Job(admission, A) for _ in range(4)]
+        await let_tasks_run()
+        assert [job.started for job in high] == [True] * 3 + [False]
+        await high[0].finish()
+        await let_tasks_run()
+        assert high[3].started  # before those of the batch, which came earlier
+        for job in low[:3]:
+            await job.finish()
+        await let_tasks_run()
+        assert [job.started for job in low] == [True] * 3 + [False] * 2
+        for job in high[1:] + low[3:]:
+            await job.finish()
+        assert_idle(admission)
+
+    asyncio.run(run())
+
+
+def test_the_batches_of_a_key_have_limits_of_their_own() -> None:
+    key = ApiKey(name="limited", requests_per_minute=1)
+    limiter = RateLimiter(lambda: 0.0)
+    limiter.charge(key, 10)
+    with pytest.raises(RefusedError):
+        limiter.check(key)
+    limiter.charge(key.for_batches(), 10)
+    with pytest.raises(RefusedError):
+        limiter.check(key.for_batches())
