@@ -17,6 +17,12 @@ SHARED_MEMORY = 256 << 20
 """Bytes of Ray's object store on this machine. No token passes through it."""
 KV_CACHE_FRACTION = 0.25
 """The share of this machine's free memory for all KV caches, unless a flag sets their size."""
+LOCAL_CLUSTER = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+}
+"""Variables of Ray Serve for a cluster of this machine. An ingress that stops waits so long for the
+proxy to notice: 30 s by default, for load balancers on other machines."""
 NOT_HERE = ("tls_cert", "tls_key", "shutdown_grace")
 SETTINGS = tuple(name for name in Settings.model_fields if name not in NOT_HERE)
 
@@ -74,7 +80,10 @@ class Deploy(ReplicaOptions):
         if self.address is not None:
             ray.init(self.address, log_to_driver=False)
             return
-        os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1" if _has_haproxy() else "0")
+        for name, value in LOCAL_CLUSTER.items():
+            os.environ.setdefault(name, value)
+        if not _has_haproxy():
+            os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
         ray.init(
             num_cpus=max(os.cpu_count() or 1, math.ceil(self.most_replicas * self.replica_cpus)),
             object_store_memory=SHARED_MEMORY,
