@@ -54,9 +54,10 @@ if TYPE_CHECKING:
     from stonechat_models.diagnostics.bandwidth import measure_bandwidth
     from stonechat_models.diagnostics.gpu_support import GpuSupport
     from stonechat_models.diagnostics.machine import Gpu, Machine, inspect_machine
-    from stonechat_models.diagnostics.memory_plan import ModelSurvey, survey_model
-    from stonechat_models.diagnostics.serving_forms import ServingForm
+    from stonechat_models.diagnostics.memory_plan import survey_model
     from stonechat_models.diagnostics.stored_templates import stored_chat_templates
+    from stonechat_models.diagnostics.survey import ModelSurvey, ServingForm
+    from stonechat_models.diagnostics.survey_process import survey_models
     from stonechat_models.grammar.checker import GrammarChecker
     from stonechat_models.grammar.cost import is_cheap
     from stonechat_models.grammar.plain_schema import plain_schema
@@ -125,6 +126,7 @@ __all__ = [
     "size_text",
     "stored_chat_templates",
     "survey_model",
+    "survey_models",
     "usable_cpus",
 ]
 
@@ -133,8 +135,8 @@ _LAZY = {
     "Gpu": "diagnostics.machine",
     "GpuSupport": "diagnostics.gpu_support",
     "Machine": "diagnostics.machine",
-    "ModelSurvey": "diagnostics.memory_plan",
-    "ServingForm": "diagnostics.serving_forms",
+    "ModelSurvey": "diagnostics.survey",
+    "ServingForm": "diagnostics.survey",
     "StoredModel": "checkpoint.store",
     "Tokenizer": "text.tokenizer",
     "GrammarChecker": "grammar.checker",
@@ -153,6 +155,7 @@ _LAZY = {
     "set_alias": "checkpoint.aliases",
     "stored_chat_templates": "diagnostics.stored_templates",
     "survey_model": "diagnostics.memory_plan",
+    "survey_models": "diagnostics.survey_process",
 }
 
 

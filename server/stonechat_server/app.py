@@ -35,6 +35,7 @@ from stonechat_server.api.openapi import openapi_document
 from stonechat_server.api.unknown_paths import ServedPaths
 from stonechat_server.batches_api.run import Collaborators
 from stonechat_server.batches_api.runner import BatchRunner
+from stonechat_server.catalog.catalog import Catalog
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.errors import APIError, to_api_error
 from stonechat_server.messages_api.errors import error_body as messages_error
@@ -54,6 +55,9 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 CLIENT_LEFT = (ClientDisconnectedError, ClientDisconnect)
 """The client disconnected while its answer was made, or before its body was read."""
 
+SEQUENCES_OF_SEVERAL = 32
+"""How many requests of batches run at once on a server with several models, by default."""
+
 ROUTES = (
     *(chat, completions, responses, messages, embeddings, files, batches),
     *(render, tokens, models, health, version, metrics),
@@ -62,7 +66,7 @@ ROUTES = (
 
 def create_app(
     settings: Settings,
-    engine: EngineLike,
+    engine: EngineLike | Catalog,
     *,
     key_store: KeyStore | None = None,
     ledger: Ledger | None = None,
@@ -70,7 +74,7 @@ def create_app(
     sinks: Sequence[FinishedSink] = (),
     storage: Storage | None = None,
 ) -> FastAPI:
-    """Return an ASGI app whose lifespan starts and stops `engine`.
+    """Return an ASGI app whose lifespan starts and stops `engine`: the only one, or several.
 
     Without `key_store`, the keys are those of the keys file that the settings name, if any. When an
     admitted request has ended, each of `sinks` is called once with its record. Without `storage`,
@@ -125,11 +129,17 @@ def _batch_runner(app: FastAPI, services: Services, storage: Storage) -> BatchRu
             model_of=model_of,
             is_served=services.models.__contains__,
             max_body_bytes=settings.max_body_size,
-            num_at_once=settings.batch_concurrency or services.sole.engine.model.max_num_seqs,
+            num_at_once=settings.batch_concurrency or _num_sequences(services),
         )
     )
     services.lifecycle.when_draining(runner.drain)
     return runner
+
+
+def _num_sequences(services: Services) -> int:
+    """How many sequences an engine runs at once. That of several models is not known yet."""
+    sole = services.sole
+    return SEQUENCES_OF_SEVERAL if sole is None else sole.engine.model.max_num_seqs
 
 
 def _allowed_hosts(services: Services) -> set[str] | None:
@@ -143,7 +153,8 @@ def _allowed_hosts(services: Services) -> set[str] | None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.server
-    await services.sole.engine.start()
+    engine = services.engine
+    await engine.start()
     services.lifecycle.serving()
     runner: BatchRunner | None = app.state.batches
     if runner is not None:
@@ -154,7 +165,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         services.lifecycle.begin_drain()
         if runner is not None:
             await runner.close()
-        await services.sole.engine.shutdown()
+        await engine.shutdown()
         services.preparations.close()
         await asyncio.to_thread(services.close)
         if app.state.storage is not None:

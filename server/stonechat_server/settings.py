@@ -211,6 +211,39 @@ class Settings(BaseSettings):
         "keep the KV cache of prompts and reuse it for prompts with the same beginning",
     )
 
+    models: dict[str, dict[str, Any]] = _option(
+        "Several models", {}, "the models of the TOML file: a table [models.NAME] each"
+    )
+    load_at_start: bool = _option(
+        "Several models",
+        False,
+        "load models when the server starts, in place of when a request names them (the first "
+        "model of the command line always is)",
+    )
+    pinned: bool = _option(
+        "Several models", False, "never unload a model to make room, or because it is idle"
+    )
+    keep_alive: float = _option(
+        "Several models",
+        -1.0,
+        "unload a model that has had no request for this many seconds (0: at once; -1: only when "
+        "another needs the room)",
+        ge=-1.0,
+    )
+    memory_budget: ByteSize | None = _option(
+        "Several models",
+        None,
+        "memory of a device that all loaded models may take together, such as 24GiB (default: 90% "
+        "of what is free when the server starts)",
+        ge=1,
+    )
+    load_timeout: float = _option(
+        "Several models",
+        600.0,
+        "seconds that a request may wait until its model is loaded, before it gets 503",
+        gt=0.0,
+    )
+
     host: str = _option("Server", "127.0.0.1", "address to listen on")
     port: int = _option("Server", 8000, "port to listen on (0: any free port)", ge=0, le=65535)
     api_key: Secrets = _option(
@@ -426,6 +459,24 @@ ENGINE_SETTINGS = tuple(
     if detail(field, "group") in ("Model", "Computing", "Memory and batching")
 )
 """The settings that make the `EngineConfig`."""
+
+MODEL_SETTINGS = frozenset(
+    name
+    for name, field in Settings.model_fields.items()
+    if detail(field, "group") in ("Model", "Chat", "Computing", "Memory and batching")
+) - {"served_model_name", "engine_process"} | {"load_at_start", "pinned", "keep_alive"}
+"""The settings that one of several models may have for itself."""
+
+
+def refuse_for_one_model(settings: Settings) -> None:
+    """Raise `ValueError` for a setting that means something only where there are several models."""
+    for name, field in Settings.model_fields.items():
+        if detail(field, "group") == "Several models" and getattr(settings, name) != field.default:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{flag} is for a server of several models: name more than one, or put the model "
+                "into a table [models.NAME] of the TOML file"
+            )
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:

@@ -1,48 +1,17 @@
 """Calculates from a model's headers what serving it takes, before anything is loaded."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.packed.folder import weight_headers
 from stonechat_models.config import EngineConfig
-from stonechat_models.diagnostics.serving_forms import FormPlanner, ServingForm
+from stonechat_models.diagnostics.serving_forms import FormPlanner
+from stonechat_models.diagnostics.survey import ModelSurvey, ServingForm
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_device, total_memory
 from stonechat_models.model_file import reading
 from stonechat_models.runtime.draft import draft_config, refuse_draft_model
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSurvey:
-    """A model before it is loaded. `refusal` says why it is not served. None: it is served."""
-
-    name: str
-    architecture: str
-    num_parameters: int
-    num_active_parameters: int
-    """Parameters that one token uses. In a mixture of experts they are fewer than all."""
-    stored_bytes: int
-    stored_types: Mapping[str, int]
-    """Number of parameters per stored type."""
-    max_model_len: int
-    device: str
-    total_memory: int
-    free_memory: int
-    refusal: str | None
-    native_refusal: str | None
-    """Why the compiled CPU path does not serve the model. None: it does."""
-    forms: tuple[ServingForm, ...]
-    is_embedder: bool = False
-    """Whether the model only makes embeddings."""
-    attention: str = ""
-    """The attention backend that is tried first. Empty: none, or the native backend's own."""
-    draft: ServingForm | None = None
-    """What the draft model takes. It is not part of `free_memory`, and its share of the KV cache is
-    part of that of each form."""
-    graphs_refusal: str | None = None
-    """Why steps on a CUDA device run without CUDA graphs. None: they have them."""
 
 
 def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:

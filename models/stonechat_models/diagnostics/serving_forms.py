@@ -5,7 +5,7 @@ What a model takes and why it is refused is asked of the code that loads it.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, get_args
 
@@ -26,6 +26,7 @@ from stonechat_models.checkpoint.support import context_length, refuse_encoder_d
 from stonechat_models.config import EngineConfig, Precision, Quantize
 from stonechat_models.diagnostics.gpu_support import why_no_launcher
 from stonechat_models.diagnostics.stored_weights import stored_footprint
+from stonechat_models.diagnostics.survey import ServingForm
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype, free_memory
 from stonechat_models.runtime.build import (
@@ -43,23 +44,6 @@ if TYPE_CHECKING:
 AS_STORED = "as stored"
 NATIVE_FORMS: dict[Quantize, str] = {"auto": AS_STORED, "int8": "int8", "int4": "int4"}
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True, slots=True)
-class ServingForm:
-    """A precision and a backend that can serve a model. Sizes are in bytes."""
-
-    name: str
-    backend: str
-    weight_bytes: int
-    decode_bytes: int
-    """Bytes of weights that a decode step of one sequence reads."""
-    kv_bytes_per_token: int
-    """0: it is not known before the model is loaded."""
-    kv_tokens: int
-    """How many tokens the KV cache holds with these settings. 0: none, or it is not known."""
-    is_default: bool
-    """Whether the settings, as they are, choose this form."""
 
 
 class FormPlanner:

@@ -16,7 +16,7 @@ from stonechat_models.errors import (
     PromptTooLongError,
 )
 from stonechat_models.hardware.gpu_files import sees_gpu
-from stonechat_models.runtime.process_runner import EngineProcess
+from stonechat_models.runtime.process_runner import EngineProcess, RestartPolicy
 from stonechat_models.runtime.runner import (
     Abort,
     Add,
@@ -127,6 +127,31 @@ class AsyncEngine:
             built = build_engine(config, progress)  # here, so that Ctrl-C stops a download
             done.result()
         return cls(*built)
+
+    @classmethod
+    def in_process(
+        cls,
+        config: EngineConfig,
+        progress: Callable[[str], None],
+        is_wanted: Callable[[], bool],
+        previous: "AsyncEngine | None" = None,
+    ) -> "AsyncEngine":
+        """Load the model in a process of its own (blocking), which no crash starts again.
+
+        `is_wanted` is asked several times a second while the model loads. `previous` is an engine
+        of the same config; its tokenizer is used again if the model's files are the same.
+
+        Raises as `from_config` does, and `ModelLoadError` once the model is not wanted.
+        """
+        process = EngineProcess.load(
+            config, progress, RestartPolicy(max_restarts=0), is_wanted=is_wanted
+        )
+        folder = process.tokenizer_folder
+        if previous is not None:
+            tokenizer, old_hash = previous.tokenizer, previous.model.weights_hash
+            if tokenizer.path.parent == folder and old_hash == process.model.weights_hash:
+                return cls(process, tokenizer)
+        return cls(process, Tokenizer.from_folder(folder))
 
     @property
     def model(self) -> ModelInfo:

@@ -111,6 +111,10 @@ class FramePipe:
         frame: Frame = self._decoders[data[0]].decode(memoryview(data)[1:])
         return frame
 
+    def wait(self, seconds: float) -> bool:
+        """Wait for a frame, or for the end of the pipe. Return False if neither has come."""
+        return self._connection.poll(seconds)
+
     def close(self) -> None:
         self._connection.close()
 

@@ -29,7 +29,8 @@ class RestartPolicy:
     """How often a crashed engine is started again. The wait before it doubles each time."""
 
     max_restarts: int = 5
-    """Consecutive restarts. An engine that has run for `healthy_seconds` resets the count."""
+    """Consecutive restarts; 0: none. An engine that has run for `healthy_seconds` resets the
+    count."""
     first_delay: float = 1.0
     healthy_seconds: float = 600.0
 
@@ -65,10 +66,12 @@ class EngineProcess:
         progress: Callable[[str], None],
         restarts: RestartPolicy | None = None,
         meanwhile: Callable[[], None] = lambda: None,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> "EngineProcess":
         """Start the process, call `meanwhile`, and wait until the model is loaded.
 
-        Raises `ModelLoadError`, and what `meanwhile` raises, after ending the process.
+        `is_wanted` is asked several times a second. Raises `ModelLoadError`, also once the model
+        is not wanted, and what `meanwhile` raises, after ending the process.
         """
         child = WorkerProcess(config)
         try:
@@ -76,7 +79,7 @@ class EngineProcess:
         except BaseException:
             child.end(0.0)
             raise
-        return cls(config, child, child.load(progress), restarts or RestartPolicy())
+        return cls(config, child, child.load(progress, is_wanted), restarts or RestartPolicy())
 
     @property
     def model(self) -> ModelInfo:
@@ -131,6 +134,10 @@ class EngineProcess:
             reason = reason or f"the engine process {ending}"
             logger.error("%s", reason)
             self._stats = EngineStats()
+            if self._restarts.max_restarts == 0:
+                self._failure = EngineDeadError(reason)
+                self._deliver(Died(reason))
+                return
             self._deliver(Died(reason))
             if time.monotonic() - start_time >= self._restarts.healthy_seconds:
                 self._num_restarts = 0

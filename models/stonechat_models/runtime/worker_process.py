@@ -25,6 +25,9 @@ from stonechat_models.runtime.ipc import (
 
 logger = logging.getLogger(__name__)
 
+SECONDS_TO_ASK = 0.2
+"""How often it is asked whether a model that loads is still wanted."""
+
 
 class WorkerProcess:
     """Runs `module` in a child process. A thread writes to the pipe, so that `send` never waits."""
@@ -61,10 +64,18 @@ class WorkerProcess:
         """
         self._outbox.put(self._pipe.encode(frame))
 
-    def load(self, progress: Callable[[str], None]) -> Ready:
-        """Wait until the model is loaded. Raises `ModelLoadError`, after ending the process."""
+    def load(
+        self, progress: Callable[[str], None], is_wanted: Callable[[], bool] = lambda: True
+    ) -> Ready:
+        """Wait until the model is loaded.
+
+        Raises `ModelLoadError`, also once `is_wanted` returns False, after ending the process.
+        """
         try:
             while True:
+                while not self._pipe.wait(SECONDS_TO_ASK):
+                    if not is_wanted():
+                        raise ModelLoadError("the model is not wanted any more")
                 frame = self.receive()
                 match frame:
                     case Ready():

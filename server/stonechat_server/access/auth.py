@@ -70,7 +70,7 @@ class Authenticator:
             # Compares with every key, so that the time does not reveal which key came close.
             matches = [hmac.compare_digest(digest, key_digest) for key_digest in self._digests]
             if any(matches):
-                return ApiKey(name=_name_of(digest))
+                return ApiKey(name=_name_of(digest), manages_models=True)
             key = self._store.find(secret) if self._store is not None else None
             if key is not None:
                 return key
@@ -127,6 +127,17 @@ def check_model(name: str | None, served_names: Collection[str], identity: Ident
         f"Available: {name_list}." if name_list else "This key may use no model of this server."
     )
     raise APIError(404, f"{reason} {available}".strip(), param="model", code="model_not_found")
+
+
+def check_manages(identity: Identity) -> None:
+    """Raise `APIError` 403 unless the key may load and unload models."""
+    if not identity.key.manages_models:
+        raise APIError(
+            403,
+            "This key may not load and unload models (`stonechat keys add NAME --manages-models` "
+            "makes one that may).",
+            code="permission_denied",
+        )
 
 
 def _unauthorized(message: str) -> APIError:

@@ -39,6 +39,7 @@ FIELD_TEXTS = {
     "priority": "a whole number",
     "created": "a string",
     "revoked": "true or false",
+    "manages_models": "true or false",
 }
 """What each field must be, in error messages."""
 
@@ -64,6 +65,8 @@ class ApiKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The lowest goes first. Keys of equal priority share fairly."""
     created: str = ""
     revoked: bool = False
+    manages_models: bool = False
+    """Whether the key may load and unload models."""
 
     def for_batches(self) -> "ApiKey":
         """The key as its batches have it. Its limits count apart from those of other requests."""
@@ -86,7 +89,7 @@ class KeysFile(Struct, frozen=True, forbid_unknown_fields=True):
     keys: tuple[_StoredKey, ...] | None = None
 
 
-ANONYMOUS = ApiKey(name="anonymous")
+ANONYMOUS = ApiKey(name="anonymous", manages_models=True)
 """Stands for every client of a server without keys."""
 
 

@@ -24,6 +24,8 @@ from stonechat_server.access.keys import (
 )
 from stonechat_server.terminal.suggest import did_you_mean
 
+UNSET_VALUES = (("priority", 0), ("manages_models", False))
+"""What a key has by itself, and the file need not say."""
 OFF = "off"
 """In place of a keys file: there is none, even if the default one is there."""
 
@@ -57,6 +59,7 @@ def add_key(
     tokens_per_minute: int | None = None,
     max_concurrency: int | None = None,
     priority: int = 0,
+    manages_models: bool = False,
 ) -> str:
     """Append a key to the file and return its secret, which is stored nowhere.
 
@@ -74,9 +77,10 @@ def add_key(
         "tokens_per_minute": tokens_per_minute,
         "max_concurrency": max_concurrency,
         "priority": priority,
+        "manages_models": manages_models,
     }
     for field, value in optional.items():
-        if value not in (None, []) and (field, value) != ("priority", 0):
+        if value not in (None, []) and (field, value) not in UNSET_VALUES:
             table[field] = value
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path) as file:

@@ -45,17 +45,33 @@ class AdmissionLimits:
         )
 
 
+class Tenants:
+    """What the limits of keys count, over all models of a server."""
+
+    def __init__(self, rate_limiter: RateLimiter | None = None) -> None:
+        self.rate_limiter = rate_limiter or RateLimiter()
+        self.num_running: Counter[str] = Counter()
+        """Requests that run, by tenant."""
+        self.controls: list[AdmissionControl] = []
+
+
 class AdmissionControl:
-    """Grants slots to requests, fairly between tenants; see `slot`."""
+    """Grants slots to requests, fairly between tenants; see `slot`.
+
+    With several models, each has one. They share the `tenants`.
+    """
 
     def __init__(
         self,
         limits: AdmissionLimits,
         rate_limiter: RateLimiter | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tenants: Tenants | None = None,
     ) -> None:
+        self._tenants = tenants or Tenants(rate_limiter or RateLimiter(clock))
+        self._tenants.controls.append(self)
         self.limits = limits
-        self.rate_limiter = rate_limiter or RateLimiter(clock)
+        self.rate_limiter = self._tenants.rate_limiter
         self.num_running = 0
         self.num_running_sequences = 0
         self.num_running_tokens = 0
@@ -64,7 +80,7 @@ class AdmissionControl:
         """Of the running ones, those of batches: the engine preempts them for other requests."""
         self._clock = clock
         self._queue = FairQueue(limits.max_queued_requests, limits.max_queued_tokens)
-        self._running_of_tenant: Counter[str] = Counter()
+        self._running_of_tenant = self._tenants.num_running
         self._throughput = ThroughputMeter()
 
     @property
@@ -110,6 +126,7 @@ class AdmissionControl:
             self.rate_limiter.settle(admission.key, num_expected, num_used)
         self._throughput.note_finished(num_expected, self._clock())
         self._dispatch_or_note_idle()
+        self._dispatch_elsewhere(admission.key)
 
     def refuse_early(self, key: ApiKey, tenant: str) -> None:
         """Raise what `admit` would raise for the smallest request, before work is spent on one.
@@ -208,7 +225,15 @@ class AdmissionControl:
         elif granted.exception() is None:
             self._count(waiter, -1)
             self._queue.charge(waiter.tenant, -waiter.cost.tokens)
+            self._dispatch_elsewhere(waiter.key)
         self._dispatch_or_note_idle()
+
+    def _dispatch_elsewhere(self, key: ApiKey) -> None:
+        """Let requests of the key run that waited in the queues of other models."""
+        if key.max_concurrency is not None:
+            for control in self._tenants.controls:
+                if control is not self:
+                    control._dispatch()
 
     def _dispatch_or_note_idle(self) -> None:
         if self._queue:

@@ -78,6 +78,8 @@ class FinishedRequest:
     created: float
     started: float
     finished: float
+    metrics_model: str = ""
+    """The model in the metrics, which is not always the name that the request gave."""
     traceparent: str | None = None
     prompt: str | None = None
     completion: str | None = None

@@ -45,6 +45,10 @@ async def answer_line(app: FastAPI, path: str, body: bytes, identity: Identity) 
             known = server_error()
         failed = known.response()
         status, content, headers = failed.status_code, bytes(failed.body), failed.headers
+    finally:
+        at_end = getattr(request.state, "at_end", None)
+        if at_end is not None:
+            at_end()
     retry_after = headers.get("retry-after") if status in RETRIED else None
     return Answered(
         status, request_id, content, None if retry_after is None else float(retry_after)

@@ -8,6 +8,7 @@ from fastapi import Request, Response
 from stonechat_server.access.auth import is_rate_limited
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.api.generate import name_list, receive, run_where_it_fits
+from stonechat_server.api.on_demand import tokenizer_of
 from stonechat_server.api.openapi import errors
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.serving.endpoint import Call, Endpoint
@@ -32,9 +33,10 @@ async def compute(http_request: Request, endpoint: Endpoint, work: Work) -> Resp
         return msgspec.json.encode(work(call, model))
 
     try:
-        call, model, num_bytes = await receive(http_request, services, identity, endpoint)
+        call, num_bytes = await receive(http_request, services, identity, endpoint)
         if is_rate_limited(identity.key):
             services.rate_limiter.charge(identity.key, 0)
+        model = await tokenizer_of(http_request, services, call.request.model or "")
         content = await run_where_it_fits(encoded, call, model, num_bytes, services, endpoint)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)

@@ -13,8 +13,9 @@ from fastapi import Request, Response
 from msgspec import UNSET
 
 from stonechat_models import EngineError
-from stonechat_server.access.auth import Identity, check_model
+from stonechat_server.access.auth import Identity, check_model, is_rate_limited
 from stonechat_server.admission.refusals import RefusedError
+from stonechat_server.api.on_demand import answer_on_demand
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, not_generative, server_error, to_api_error
 from stonechat_server.request.body import check_json, discard_body, read_body
@@ -52,24 +53,21 @@ async def generate_for(
 ) -> Response:
     """Answer a request of somebody who is known."""
     try:
-        call, model, num_bytes = await receive(http_request, services, identity, endpoint)
-        if endpoint.generates and not model.engine.model.generates:
-            raise not_generative()
-        prepared = await run_where_it_fits(
-            endpoint.prepare, call, model, num_bytes, services, endpoint
-        )
+        call, num_bytes = await receive(http_request, services, identity, endpoint)
+        answer = partial(respond, http_request, services, identity, endpoint, call, num_bytes)
+        if services.sole is not None:
+            name = call.request.model or ""
+            return await answer(services.models[name].views[name])
+        return await answer_on_demand(http_request, services, identity, endpoint, call, answer)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)
         raise
-    return await respond(http_request, services, model, identity, endpoint, call, prepared)
 
 
 async def receive(
     http_request: Request, services: Services, identity: Identity, endpoint: Endpoint
-) -> tuple[Call, ServedModel, int]:
-    """Read and check the body.
-
-    Returns the call, its model, and the size in bytes of what it was read from.
+) -> tuple[Call, int]:
+    """Read and check the body. Returns the call, and the size in bytes of what it was read from.
 
     A request that would be refused anyway is refused before its body is parsed.
     Raises `APIError`.
@@ -77,7 +75,10 @@ async def receive(
     settings = services.settings
     try:
         services.lifecycle.check()
-        services.sole.admission.refuse_early(identity.key, identity.tenant)
+        if services.sole is not None:
+            services.sole.admission.refuse_early(identity.key, identity.tenant)
+        elif is_rate_limited(identity.key):
+            services.rate_limiter.check(identity.key)
         content_length = http_request.headers.get("content-length", "")
         if content_length.isdigit() and int(content_length) > INLINE_BODY_BYTES:
             services.preparations.check(int(content_length))
@@ -87,11 +88,11 @@ async def receive(
     body = await read_body(http_request, settings)
     check_json(body, settings)
     wire: Any = endpoint.parse(body)
-    name = check_model(wire.model, services.models, identity)
+    model = check_model(wire.model, services.models, identity)
     if settings.strict_params:
         check_unknown(wire)
     call = endpoint.read(wire, services, identity)
-    call.request.model = name
+    call.request.model = model
     if isinstance(call.request, ChatCompletionRequest):
         num_messages, maximum = len(call.request.messages), settings.max_messages
         if num_messages > maximum:
@@ -100,7 +101,7 @@ async def receive(
                 f"most {maximum} are allowed."
             )
             raise call.named(APIError(400, message, param="messages", code="too_many_messages"))
-    return call, services.models[name], len(body) + call.num_extra_bytes
+    return call, len(body) + call.num_extra_bytes
 
 
 async def run_where_it_fits(
@@ -130,18 +131,27 @@ async def run_where_it_fits(
 async def respond(
     http_request: Request,
     services: Services,
-    model: ServedModel,
     identity: Identity,
     endpoint: Endpoint,
     call: Call,
-    prepared: list[PreparedRequest],
+    num_bytes: int,
+    model: ServedModel,
+    started: float | None = None,
 ) -> Response:
-    """Generate the answer, as a stream of events or as plain JSON."""
+    """Prepare the call for its model, and generate the answer: a stream of events, or JSON.
+
+    `started`: when the request came, in `time.monotonic()` seconds (default: now).
+    """
+    if endpoint.generates and not model.engine.model.generates:
+        raise not_generative()
+    prepared = await run_where_it_fits(endpoint.prepare, call, model, num_bytes, services, endpoint)
     head = _head(model, endpoint, call)
     writer = endpoint.writer(call, head, _reader(head, call, prepared), prepared)
     generation = Generation(
         services, model, identity, endpoint, call, http_request, prepared, writer
     )
+    if started is not None:
+        generation.started = started
     headers = None
     if call.ignored or prepared[0].unenforced:
         headers = _headers(call, prepared)

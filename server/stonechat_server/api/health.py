@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from stonechat_server.serving.services import services_of
+from stonechat_server.serving.services import Services, services_of
 
 router = APIRouter(tags=["Health"])
 
@@ -11,15 +11,22 @@ router = APIRouter(tags=["Health"])
     "/health", operation_id="health", responses={503: {"description": "The engine has died"}}
 )
 async def health(http_request: Request) -> Response:
-    """200 while the engine is alive, 503 once it has died."""
-    return _answer(services_of(http_request).sole.engine.is_alive, b'{"status":"ok"}')
+    """200 while the engine is alive, 503 once it has died.
+
+    With several models it is 200: an engine that has died is started again when it is asked for.
+    """
+    return _answer(_is_alive(services_of(http_request)), b'{"status":"ok"}')
 
 
 @router.get("/ready", operation_id="ready", responses={503: {"description": "Not ready"}})
 async def ready(http_request: Request) -> Response:
     """200 if requests are accepted; 503 during start and shutdown, or once the engine has died."""
     state = services_of(http_request)
-    return _answer(state.is_ready and state.sole.engine.is_alive, b'{"status":"ready"}')
+    return _answer(state.is_ready and _is_alive(state), b'{"status":"ready"}')
+
+
+def _is_alive(services: Services) -> bool:
+    return services.sole is None or services.sole.engine.is_alive
 
 
 def _answer(is_good: bool, body: bytes) -> Response:

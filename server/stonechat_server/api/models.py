@@ -1,22 +1,34 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`, also without `/v1`.
+"""`GET /v1/models` and `GET /v1/models/{id}`; `POST /v1/models/load` and `/v1/models/unload`.
 
-Clients that send the header `anthropic-version` get the list, and errors, in Anthropic's shape.
+All of them also without `/v1`. Clients that send the header `anthropic-version` get the list, and
+errors, in Anthropic's shape.
 """
 
 from dataclasses import asdict
+from typing import TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from stonechat_server.access.auth import check_model
-from stonechat_server.api.openapi import errors, json_body
-from stonechat_server.catalog.served_model import ServedModel
+from stonechat_server.access.auth import check_manages, check_model
+from stonechat_server.api.model_types import LoadRequest, UnloadRequest
+from stonechat_server.api.openapi import errors, json_body, request_body
+from stonechat_server.catalog.entry import Entry
+from stonechat_server.catalog.memory import loaded_need
+from stonechat_server.errors import APIError
 from stonechat_server.messages_api.errors import is_for_anthropic
 from stonechat_server.messages_api.models import ModelInfo, ModelPage, model_info, model_page
+from stonechat_server.request.body import check_json, parse_request, read_body
 from stonechat_server.schema.responses import ModelCard, ModelList
-from stonechat_server.serving.services import services_of
+from stonechat_server.serving.services import Services, services_of
+from stonechat_server.streaming.disconnect import run_while_connected
 
 router = APIRouter(tags=["Models"])
+
+ACTION_ERRORS = errors(400, 401, 403, 404, 408, 409, 413, 503)
+
+
+T = TypeVar("T", bound=LoadRequest)
 
 
 @router.get(
@@ -32,10 +44,10 @@ async def list_models(http_request: Request) -> Response:
     """List the names that requests with this key may use as `model`."""
     state = services_of(http_request)
     key = state.authenticator.identify(http_request).key
-    names = [name for name in state.models if key.may_use(name)]
+    models = [(name, entry) for name, entry in state.models.items() if key.may_use(name)]
     if is_for_anthropic(http_request.scope):
-        return _json(model_page([_info(name, state.models[name]) for name in names]))
-    return _json(ModelList([_card(name, state.models[name]) for name in names]))
+        return _json(model_page([_info(name, entry) for name, entry in models]))
+    return _json(ModelList([_card(name, entry) for name, entry in models]))
 
 
 @router.get(
@@ -51,26 +63,90 @@ async def retrieve_model(http_request: Request, model: str) -> Response:
     """Describe one model. Its name may contain slashes."""
     state = services_of(http_request)
     check_model(model, state.models, state.authenticator.identify(http_request))
-    return _json(
-        (_info if is_for_anthropic(http_request.scope) else _card)(model, state.models[model])
-    )
+    describe = _info if is_for_anthropic(http_request.scope) else _card
+    return _json(describe(model, state.models[model]))
 
 
-def _info(name: str, model: ServedModel) -> ModelInfo:
-    return model_info(name, model.created, model.engine.model.max_model_len)
+@router.post(
+    "/v1/models/load",
+    operation_id="loadModel",
+    responses={200: {"content": json_body("ModelCard")}, **ACTION_ERRORS},
+    openapi_extra=request_body("LoadRequest"),
+)
+@router.post("/models/load", include_in_schema=False)
+async def load_model(http_request: Request) -> Response:
+    """Load a model, and wait for it. Nothing happens if it is loaded."""
+    state, wire = await _read(http_request, LoadRequest)
+    entry = state.models[wire.model]
+    if state.catalog is not None:
+        await run_while_connected(http_request.receive, state.catalog.load(entry))
+    return _json(_card(wire.model, entry))
 
 
-def _card(name: str, model: ServedModel) -> ModelCard:
-    info = model.engine.model
+@router.post(
+    "/v1/models/unload",
+    operation_id="unloadModel",
+    responses={200: {"content": json_body("ModelCard")}, **ACTION_ERRORS},
+    openapi_extra=request_body("UnloadRequest"),
+)
+@router.post("/models/unload", include_in_schema=False)
+async def unload_model(http_request: Request) -> Response:
+    """Unload a model when its running requests have ended, or at once with `force`."""
+    state, wire = await _read(http_request, UnloadRequest)
+    entry = state.models[wire.model]
+    if state.catalog is None:
+        raise APIError(
+            400,
+            "This server has one model, which stays loaded. A table [models.NAME] in its TOML file "
+            "makes it one that can be unloaded.",
+            param="model",
+            code="model_not_unloadable",
+        )
+    work = state.catalog.unload(entry, force=wire.force)
+    await run_while_connected(http_request.receive, work)
+    return _json(_card(wire.model, entry))
+
+
+async def _read(http_request: Request, kind: type[T]) -> tuple[Services, T]:
+    """Read the body of an action on a model, if the key may do it. Raises `APIError`."""
+    state = services_of(http_request)
+    identity = state.authenticator.identify(http_request)
+    check_manages(identity)
+    body = await read_body(http_request, state.settings)
+    check_json(body, state.settings)
+    wire = parse_request(body, kind)
+    check_model(wire.model, state.models, identity)
+    return state, wire
+
+
+def _info(name: str, entry: Entry) -> ModelInfo:
+    return model_info(name, entry.created, _max_model_len(entry) or 0)
+
+
+def _card(name: str, entry: Entry) -> ModelCard:
+    served, view = entry.served, entry.views.get(name)
+    size = entry.num_bytes
+    if served is not None and size is None:
+        size = loaded_need(served.engine.model).total
     return ModelCard(
         id=name,
-        created=model.created,
+        created=entry.created,
         owned_by="stonechat",
-        root=info.name,
-        parent=model.parent,
-        max_model_len=info.max_model_len,
-        stonechat=asdict(info),
+        root=entry.name if served is None else served.engine.model.name,
+        parent=None if view is None else view.parent,
+        state=entry.state,
+        size=size,
+        error=None if entry.error is None else entry.error.message,
+        max_model_len=_max_model_len(entry),
+        stonechat=None if served is None else asdict(served.engine.model),
     )
+
+
+def _max_model_len(entry: Entry) -> int | None:
+    """The context length, which is that of the model's files before it is loaded."""
+    if entry.served is not None:
+        return entry.served.engine.model.max_model_len
+    return None if entry.survey is None else entry.survey.max_model_len
 
 
 def _json(body: ModelCard | ModelList | ModelInfo | ModelPage) -> Response:

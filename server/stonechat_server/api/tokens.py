@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from stonechat_server.access.auth import check_model
 from stonechat_server.api.compute import COMPUTE_ERRORS, compute
+from stonechat_server.api.on_demand import tokenizer_of
 from stonechat_server.api.openapi import errors, json_body, request_body
 from stonechat_server.api.token_reading import DETOKENIZE, TOKENIZE
 from stonechat_server.api.token_types import (
@@ -69,11 +71,15 @@ async def detokenize(http_request: Request) -> Response:
     responses={200: {"content": json_body("TokenizerInfo")}, **errors(401)},
 )
 @router.get("/v1/tokenizer_info", include_in_schema=False)
-async def tokenizer_info(http_request: Request) -> Response:
-    """Describe the tokenizer and the chat template of the model."""
+async def tokenizer_info(http_request: Request, model: str | None = None) -> Response:
+    """Describe the tokenizer and the chat template of a model, or of the default one."""
     services = services_of(http_request)
-    services.authenticator.identify(http_request)
-    return Response(msgspec.json.encode(_info(services.sole)), media_type="application/json")
+    identity = services.authenticator.identify(http_request)
+    served = services.sole
+    if served is None or model is not None:
+        name = check_model(model, services.models, identity)
+        served = await tokenizer_of(http_request, services, name)
+    return Response(msgspec.json.encode(_info(served)), media_type="application/json")
 
 
 def _tokenize(call: Call, model: ServedModel) -> TokenizeAnswer:

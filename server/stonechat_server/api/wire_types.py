@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from stonechat_server.api import token_types as tokens
+from stonechat_server.api.model_types import LoadRequest, UnloadRequest
 from stonechat_server.batches_api.answer import Batch, BatchList
 from stonechat_server.batches_api.request import BatchRequest
 from stonechat_server.completions_api.answer import Completion
@@ -43,6 +44,7 @@ REQUESTS: tuple[type[BaseModel], ...] = (
     *(ChatCompletionRequest, CompletionRequest, ResponsesRequest),
     *(MessagesRequest, CountTokensRequest, EmbeddingRequest, BatchRequest),
     *(tokens.TokenizeTextRequest, tokens.TokenizeChatRequest, tokens.DetokenizeRequest),
+    *(LoadRequest, UnloadRequest),
 )
 ANSWERS: tuple[type, ...] = (
     *(ChatCompletion, ChatCompletionChunk, Completion, Response),
@@ -68,6 +70,8 @@ EXAMPLES: dict[str, dict[str, object]] = {
     },
     "TokenizeTextRequest": {"prompt": "Name a river.", "return_token_strs": True},
     "DetokenizeRequest": {"tokens": [1, 2, 3]},
+    "LoadRequest": {"model": "SmolLM2-135M-Instruct"},
+    "UnloadRequest": {"model": "SmolLM2-135M-Instruct"},
 }
 """A body of each kind that any server accepts, for a first try."""
 

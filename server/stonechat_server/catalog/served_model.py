@@ -1,11 +1,11 @@
 """What serves the requests to one model that is loaded."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from stonechat_models import ModelInfo
-from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits
-from stonechat_server.admission.rate_limits import RateLimiter
+from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits, Tenants
 from stonechat_server.catalog.fingerprint import system_fingerprint
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.prompt.chat_template import Templates
@@ -25,6 +25,8 @@ EMBEDDING_SHARE = 0.25
 class ServedModel:
     """An engine, and what the server makes of its model's files."""
 
+    metrics_name: str
+    """What the metrics call it."""
     settings: Settings
     """Those of the server, with those of this model."""
     engine: EngineLike
@@ -40,37 +42,30 @@ class ServedModel:
 
     @classmethod
     def build(
-        cls, settings: Settings, engine: EngineLike, rate_limiter: RateLimiter
+        cls,
+        settings: Settings,
+        engine: EngineLike,
+        tenants: Tenants,
+        metrics_name: str = "",
     ) -> "ServedModel":
         """Raises `APIError` for a chat template that does not compile."""
         return cls(
+            metrics_name=metrics_name or engine.model.name,
             settings=settings,
             engine=engine,
-            templates=Templates(
-                engine.tokenizer,
-                settings.chat_template,
-                settings.allow_request_templates,
-                special_tokens_as_text=settings.special_tokens_as_text,
-            ),
-            structure=Structure(
-                engine.tokenizer,
-                settings.tool_format,
-                schema_in_prompt=settings.schema_in_prompt,
-                has_reasoning=settings.reasoning,
-                bare_calls=settings.bare_calls,
-                stop_repeated_calls=settings.stop_repeated_calls,
-            ),
-            admission=AdmissionControl(_limits(settings, engine.model), rate_limiter),
+            templates=_templates(settings, engine),
+            structure=_structure(settings, engine),
+            admission=AdmissionControl(_limits(settings, engine.model), tenants=tenants),
             fingerprint=system_fingerprint(engine.model),
         )
 
-    def with_adapters(self, name: str) -> "dict[str, ServedModel]":
-        """The same model, which is called `name`, with each adapter of its engine.
+    def by_name(self, names: Sequence[str]) -> "dict[str, ServedModel]":
+        """What serves each of the model's names, and each adapter of its engine.
 
-        They share all that it has, its admission too. The keys are the adapters' names.
+        The adapters share all that the model has, its admission too.
         """
-        info = self.engine.model
-        return {
+        info, name = self.engine.model, names[0]
+        return dict.fromkeys(names, self) | {
             adapter.name: replace(
                 self,
                 adapter=adapter.name,
@@ -79,6 +74,37 @@ class ServedModel:
             )
             for adapter in info.adapters
         }
+
+    def wake(self, engine: EngineLike) -> None:
+        """Take a new engine of the same model. What was made of the old files' tokenizer is kept
+        if the new engine has the same tokenizer. Raises what `build` raises."""
+        if engine.tokenizer is not self.engine.tokenizer:
+            self.templates = _templates(self.settings, engine)
+            self.structure.close()
+            self.structure = _structure(self.settings, engine)
+        self.engine = engine
+        self.admission.limits = _limits(self.settings, engine.model)
+        self.fingerprint = system_fingerprint(engine.model)
+
+
+def _templates(settings: Settings, engine: EngineLike) -> Templates:
+    return Templates(
+        engine.tokenizer,
+        settings.chat_template,
+        settings.allow_request_templates,
+        special_tokens_as_text=settings.special_tokens_as_text,
+    )
+
+
+def _structure(settings: Settings, engine: EngineLike) -> Structure:
+    return Structure(
+        engine.tokenizer,
+        settings.tool_format,
+        schema_in_prompt=settings.schema_in_prompt,
+        has_reasoning=settings.reasoning,
+        bare_calls=settings.bare_calls,
+        stop_repeated_calls=settings.stop_repeated_calls,
+    )
 
 
 def _limits(settings: Settings, model: ModelInfo) -> AdmissionLimits:

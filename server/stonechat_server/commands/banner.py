@@ -9,6 +9,7 @@ from stonechat_models import size_text
 
 if TYPE_CHECKING:
     from stonechat_models import ModelInfo
+    from stonechat_server.catalog.entry import Entry
 
 KEY_VARIABLE = "STONECHAT_API_KEY"
 
@@ -56,14 +57,32 @@ def start_banner(
         rows["prompts"] = "computed in one piece each; no prefix is cached"
     labelled = [*rows.items(), *(("warning", text) for text in warnings)]
     lines = [f"  {label:<9} {text}" for label, text in labelled]
+    return "\n".join(["", *lines, "", *_ending(name, url, needs_key, model.generates)])
+
+
+def models_banner(
+    entries: "Sequence[Entry]", url: str, needs_key: bool, warnings: Sequence[str] = ()
+) -> str:
+    """The same for several models: a line for each, with its state and its size."""
+    width = max(len(entry.name) for entry in entries)
+    lines = []
+    for entry in entries:
+        size = "" if entry.num_bytes is None else f", {size_text(entry.num_bytes)}"
+        state = f"{entry.state}{size}" if entry.error is None else f"failed: {entry.error.message}"
+        lines.append(f"  {entry.name:<{width}}  {state}")
+    lines += [f"  warning   {text}" for text in warnings]
+    return "\n".join(["", *lines, "", *_ending(entries[0].name, url, needs_key, True)])
+
+
+def _ending(name: str, url: str, needs_key: bool, generates: bool) -> list[str]:
     places = [("API", f"{url}/v1"), ("docs", f"{url}/docs")]
-    if model.generates:
+    if generates:
         places.insert(0, ("page", f"{url}/"))
     shown = [f"  {label:<9} {place}" for label, place in places]
-    curl = curl_line(name, url, needs_key, model.generates)
+    curl = curl_line(name, url, needs_key, generates)
     key = f" (put an API key into {KEY_VARIABLE} first: export {KEY_VARIABLE}=…)"
     hint = f"Try{key if needs_key else ''}:"
-    return "\n".join(["", *lines, "", "Ready.", *shown, "", hint, "", curl, ""])
+    return ["Ready.", *shown, "", hint, "", curl, ""]
 
 
 def _generation_rows(model: "ModelInfo") -> dict[str, str]:

@@ -26,6 +26,7 @@ class Add(BaseOptions):
         None, "requests that may run at the same time", metavar="N", ge=1
     )
     priority: int = option(0, "a key with a lower number goes first", metavar="N")
+    manages_models: bool = option(False, "let the key load and unload models")
 
     def run(self, path: Path) -> None:
         from stonechat_server.access.keys_file import add_key, default_keys_file
@@ -52,7 +53,7 @@ class List(BaseOptions):
             print(f"no keys in {path} yet; `stonechat keys add NAME` makes one")
             return
         headings = ("name", "state", "requests/min", "tokens/min", "concurrency", "priority",
-                    "models")  # fmt: skip
+                    "models", "manages")  # fmt: skip
         rows = [
             (
                 key.name,
@@ -62,6 +63,7 @@ class List(BaseOptions):
                 _limit(key.max_concurrency),
                 str(key.priority),
                 ",".join(key.models) or "all",
+                "yes" if key.manages_models else "-",
             )
             for key in keys
         ]

@@ -4,17 +4,21 @@ import errno
 import gc
 import socket
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from stonechat_server.options import BaseOptions
-from stonechat_server.settings import Settings
+from stonechat_server.options import BaseOptions, option
+from stonechat_server.settings import Settings, refuse_for_one_model
 
 if TYPE_CHECKING:
     from stonechat_server.access.keys import KeyStore
+    from stonechat_server.catalog.catalog import Catalog
     from stonechat_server.catalog.served_model import ServedModel
+    from stonechat_server.catalog.specs import ModelSpec
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.observability.ledger import Ledger
+    from stonechat_server.serving.services import Services
     from stonechat_server.storage.storage import Storage
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -25,6 +29,12 @@ class Options(BaseOptions):
     """The options of `stonechat serve`: a flag for every setting."""
 
     settings: Settings
+    more_models: tuple[str, ...] = option(
+        (),
+        "further models, which are loaded when a request names them",
+        flag="MORE",
+        nargs="*",
+    )
 
 
 def run(options: Options) -> int:
@@ -44,12 +54,13 @@ def run(options: Options) -> int:
         if problem := _problem(settings):
             return _fail(problem)
         try:
+            specs = _specs(settings, options.more_models)
             key_store = open_key_store(settings.keys_file)
-        except KeysFileError as error:
+        except (KeysFileError, ValueError) as error:
             return _fail(str(error))
         keys_file = None if key_store is None else key_store.path
         settings = settings.model_copy(update={"keys_file": keys_file})
-        return _serve(settings, key_store, listener)
+        return _serve(settings, specs, key_store, listener)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -82,7 +93,22 @@ def listen_problem(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host}:{port}: {error.strerror or error}"
 
 
-def _serve(settings: Settings, key_store: "KeyStore | None", listener: socket.socket) -> int:
+def _specs(settings: Settings, more_models: Sequence[str]) -> "Sequence[ModelSpec]":
+    """The models, if there may be several. Raises `SpecError`, which is a `ValueError`."""
+    if not settings.models and not more_models:
+        refuse_for_one_model(settings)
+        return ()
+    from stonechat_server.catalog.specs import model_specs
+
+    return model_specs(settings, more_models)
+
+
+def _serve(
+    settings: Settings,
+    specs: "Sequence[ModelSpec]",
+    key_store: "KeyStore | None",
+    listener: socket.socket,
+) -> int:
     from stonechat_models import AsyncEngine, EngineError
     from stonechat_server.errors import APIError
     from stonechat_server.observability.ledger import LedgerError
@@ -93,10 +119,13 @@ def _serve(settings: Settings, key_store: "KeyStore | None", listener: socket.so
         ledger, notes = _open_ledger(settings)
         storage = _open_storage(settings, notes)
         tracing = Tracing.from_environment() if settings.otel else None
-        config = settings.engine_config()
-        engine: EngineLike = AsyncEngine.from_config(config, _progress, _import_server)
+        engine: EngineLike | Catalog
+        if specs:
+            engine = _catalog(settings, specs)
+        else:
+            config = settings.engine_config()
+            engine = AsyncEngine.from_config(config, _progress, _import_server)
         from stonechat_server.app import create_app
-        from stonechat_server.commands.banner import start_banner
         from stonechat_server.serving.http_server import serve
 
         app = create_app(
@@ -118,23 +147,46 @@ def _serve(settings: Settings, key_store: "KeyStore | None", listener: socket.so
     except OSError as error:
         return _fail(_file_problem(error))
     state = app.state.server
-    needs_key = not state.authenticator.is_open
-    banner = start_banner(
-        engine.model,
-        next(iter(state.models)),
-        base_url(settings.host, listener, "http" if settings.tls_cert is None else "https"),
-        needs_key,
-        [*_warnings(state.sole), *notes, *_access_warnings(settings, needs_key)],
-    )
+    url = base_url(settings.host, listener, "http" if settings.tls_cert is None else "https")
     gc.freeze()  # otherwise each full collection scans these objects and pauses the streams
     gc.enable()
     return serve(
         app,
         listener,
-        lambda: print(banner, flush=True),
+        lambda: _has_started(state, url, notes),
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
     )
+
+
+def _catalog(settings: Settings, specs: "Sequence[ModelSpec]") -> "Catalog":
+    from stonechat_server.catalog.catalog import Catalog
+    from stonechat_server.catalog.entry import Entry
+    from stonechat_server.catalog.loader import ProcessLoader
+
+    entries = [Entry(names=spec.names, settings=spec.settings) for spec in specs]
+    return Catalog(entries, ProcessLoader(), settings)
+
+
+def _has_started(state: "Services", url: str, notes: Sequence[str]) -> bool:
+    """Print the banner, or why the models that are to be there from the start are not."""
+    errors = [] if state.catalog is None else state.catalog.start_errors
+    for error in errors:
+        _fail(error.message)
+    if not errors:
+        print(_banner(state, url, notes), flush=True)
+    return not errors
+
+
+def _banner(state: "Services", url: str, notes: Sequence[str]) -> str:
+    from stonechat_server.commands.banner import models_banner, start_banner
+
+    settings, needs_key = state.settings, not state.authenticator.is_open
+    warnings = [*notes, *_access_warnings(settings, needs_key)]
+    if state.sole is None:
+        return models_banner(list(dict.fromkeys(state.models.values())), url, needs_key, warnings)
+    name, model = next(iter(state.models)), state.sole.engine.model
+    return start_banner(model, name, url, needs_key, [*_warnings(state.sole), *warnings])
 
 
 def _import_server() -> None:

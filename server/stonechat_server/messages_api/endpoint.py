@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 from stonechat_models import PromptTooLongError
 from stonechat_server.errors import APIError
 from stonechat_server.messages_api.collect import MessagesCollector
+from stonechat_server.messages_api.errors import error_body
 from stonechat_server.messages_api.reading import ignored, names, to_chat
 from stonechat_server.messages_api.request import (
     CountTokensRequest,
@@ -14,6 +15,7 @@ from stonechat_server.messages_api.request import (
 )
 from stonechat_server.messages_api.writer import MessagesWriter
 from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.streaming.answer_writer import encode_named
 
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
@@ -75,6 +77,9 @@ class MessagesEndpoint(Endpoint):
             hides_thinking=wire.thinking is not None and wire.thinking.display == "omitted",
             is_shortened=limit is not None and limit < wire.max_tokens,
         )
+
+    def encode_early_error(self, error: APIError, request_id: str) -> bytes:
+        return encode_named("error", error_body(error, request_id))
 
     def collector(self, call: Call, head: "CompletionHead") -> MessagesCollector:
         return MessagesCollector()

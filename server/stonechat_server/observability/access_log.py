@@ -32,7 +32,8 @@ class RequestContext:
     client's own `x-request-id` is kept if it has 1 to 128 characters of visible ASCII.
     `on_response` receives the route's pattern and the status of every answer.
 
-    A route may set `request.state.log_fields`, which are added to the access line, and
+    A route may set `request.state.at_end`, which is called when the request has ended. It may also
+    set `request.state.log_fields`, which are added to the access line, and
     `request.state.log_level`, the level of that line (default: INFO). If `limit_headers` is set,
     the headers that it returns are added to the answer. An unknown exception is logged and
     answered with 500, by `error_answer`.
@@ -78,6 +79,9 @@ class RequestContext:
             answer = self._error_answer(api_error or server_error(), scope)
             await answer(scope, receive, send_with_id)
         finally:
+            at_end = scope["state"].get("at_end")
+            if at_end is not None:
+                at_end()
             self._log(scope, status, (time.perf_counter() - started) * 1000)
 
     def _log(self, scope: Scope, status: int, milliseconds: float) -> None:

@@ -6,8 +6,10 @@ the label `endpoint`: the path of a route, never a client's path.
 """
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -22,12 +24,11 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stonechat_server.admission.records import FinishedRequest
-from stonechat_server.observability.engine_metrics import EngineCollector
+from stonechat_server.observability.engine_metrics import EngineCollector, LoadedModel
 from stonechat_server.observability.vllm_names import PREFIX, VllmAliases
 
 if TYPE_CHECKING:
-    from stonechat_models import EngineStats, RequestOutput
-    from stonechat_server.admission.controller import AdmissionControl
+    from stonechat_models import RequestOutput
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LATENCY_BUCKETS = (
@@ -63,23 +64,27 @@ class Metrics:
     def __init__(
         self,
         model_name: str,
-        stats: "Callable[[], EngineStats]",
-        admission: "AdmissionControl",
+        loaded: Callable[[], Sequence["LoadedModel"]],
         *,
         vllm_names: bool = False,
+        others: Sequence[Collector] = (),
     ) -> None:
+        """`model_name` labels what belongs to no model; empty if there are several models.
+
+        `loaded` returns the models that have an engine, and `others` are collected too.
+        """
         self._model_name = model_name
         self._registry = CollectorRegistry()
         self._histograms = self._make_histograms()
-        self._by_endpoint: dict[str, _Histograms] = {}
+        self._by_endpoint: dict[tuple[str, str], _Histograms] = {}
         self._inter_token = _TokenHistogram(
             PREFIX + "inter_token_latency_seconds",
             "Time between two outputs that add tokens to a choice",
-            model_name,
             TOKEN_LATENCY_BUCKETS,
         )
         self._registry.register(self._inter_token)
-        self.observe_gap = self._inter_token.observe
+        self.gaps = self._inter_token.series
+        """By the name of a model: what observes the time between two outputs."""
         self._success = self._counter(
             "request_success",
             "Choices of finished requests by finish reason",
@@ -95,7 +100,8 @@ class Metrics:
         self._responses = self._counter(
             "http_responses", "HTTP answers by route and status", "route", "status"
         )
-        self._registry.register(EngineCollector(model_name, stats, admission))
+        for collector in (EngineCollector(loaded), *others):
+            self._registry.register(collector)
         self._aliases = CollectorRegistry()
         if vllm_names:
             self._aliases.register(VllmAliases(self._registry))
@@ -107,9 +113,9 @@ class Metrics:
         registries = (self._registry, self._aliases, self._process)
         return b"".join(generate_latest(registry) for registry in registries)
 
-    def refused(self, reason: str, endpoint: str) -> None:
-        """Count a request that admission control has refused."""
-        self._refused.labels(self._model_name, reason, endpoint).inc()
+    def refused(self, reason: str, endpoint: str, model: str = "") -> None:
+        """Count a request that admission control has refused. `model`: if it is known."""
+        self._refused.labels(model or self._model_name, reason, endpoint).inc()
 
     def record_lost(self) -> None:
         """Count a request that a sink could not record; the log has the cause."""
@@ -121,9 +127,10 @@ class Metrics:
 
     def request_finished(self, record: FinishedRequest) -> None:
         """Observe an admitted request that has ended."""
-        histograms, timings = self._histograms_of(record.endpoint), record.timings
+        model = record.metrics_model or self._model_name
+        histograms, timings = self._histograms_of(model, record.endpoint), record.timings
         for reason, count in record.reason_counts.items():
-            self._success.labels(self._model_name, reason, record.endpoint).inc(count)
+            self._success.labels(model, reason, record.endpoint).inc(count)
         histograms.end_to_end.observe(record.finished - record.started)
         histograms.prompt_tokens.observe(record.num_prompt_tokens)
         histograms.generation_tokens.observe(record.num_completion_tokens)
@@ -142,15 +149,15 @@ class Metrics:
             if num_steps > 0:
                 histograms.per_token.observe(decode / num_steps)
 
-    def _histograms_of(self, endpoint: str) -> _Histograms:
-        """The histograms of one endpoint, made at its first request."""
-        known = self._by_endpoint.get(endpoint)
+    def _histograms_of(self, model: str, endpoint: str) -> _Histograms:
+        """The histograms of one model and endpoint, made at its first request."""
+        known = self._by_endpoint.get((model, endpoint))
         if known is None:
             children = {
-                field.name: getattr(self._histograms, field.name).labels(self._model_name, endpoint)
+                field.name: getattr(self._histograms, field.name).labels(model, endpoint)
                 for field in fields(_Histograms)
             }
-            known = self._by_endpoint[endpoint] = _Histograms(**children)
+            known = self._by_endpoint[model, endpoint] = _Histograms(**children)
         return known
 
     def _make_histograms(self) -> _Histograms:
@@ -207,26 +214,32 @@ class TokenClock:
 class _TokenHistogram(Collector):
     """A histogram observed for every token, by the event loop alone, and so without a lock."""
 
-    def __init__(
-        self, name: str, documentation: str, model_name: str, bounds: Sequence[float]
-    ) -> None:
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
         self._name = name
         self._documentation = documentation
-        self._model_name = model_name
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self.series: defaultdict[str, _TokenSeries] = defaultdict(partial(_TokenSeries, bounds))
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
         names = [*map(str, self._bounds), "+Inf"]
-        buckets = list(zip(names, accumulate(self._counts), strict=True))
         family = HistogramMetricFamily(self._name, self._documentation, labels=["model_name"])
-        family.add_metric([self._model_name], buckets, self._sum)
+        for model_name, series in self.series.items():
+            buckets = list(zip(names, accumulate(series.counts), strict=True))
+            family.add_metric([model_name], buckets, series.sum)
         yield family
+
+
+class _TokenSeries:
+    """The observations of one model."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+        self._bounds = bounds
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value

@@ -12,6 +12,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from stonechat_models import EngineStats
+from stonechat_server.access.auth import check_model
 from stonechat_server.page.files import Files, security_headers
 from stonechat_server.serving.services import services_of
 
@@ -37,13 +39,16 @@ def page_router() -> APIRouter:
         return page.answer(request, "index.html")
 
     @router.get("/page/load")
-    def load(request: Request) -> Response:
+    def load(request: Request, model: str | None = None) -> Response:
         state = services_of(request)
-        state.authenticator.identify(request)
+        identity = state.authenticator.identify(request)
         request.state.log_level = logging.DEBUG  # every open page asks every two seconds
-        return JSONResponse(
-            asdict(state.sole.engine.stats()), headers={"Cache-Control": "no-store"}
-        )
+        served = state.sole
+        if served is None:
+            entry = state.models[check_model(model, state.models, identity)]
+            served = entry.served if entry.is_loaded else None
+        stats = EngineStats() if served is None else served.engine.stats()
+        return JSONResponse(asdict(stats), headers={"Cache-Control": "no-store"})
 
     @router.get("/page/")
     @router.get("/page/index.html")

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from stonechat_server.errors import MISSING, APIError
 from stonechat_server.request.prepare import prepare
 from stonechat_server.responses_api.answer import Response
+from stonechat_server.responses_api.events import StreamError
 from stonechat_server.responses_api.reading import read
 from stonechat_server.responses_api.references import References
 from stonechat_server.responses_api.request import ENCRYPTED_REASONING, ResponsesRequest
@@ -25,6 +26,7 @@ from stonechat_server.responses_api.writer import (
 )
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.streaming.answer_writer import encode_named
 
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
@@ -125,6 +127,12 @@ class ResponsesEndpoint(Endpoint):
         response = first_response(wire, head, tools, prepared[0])
         response.store = call.keep is not None
         return ResponseWriter(head, reader, response, tools.names, options)
+
+    def encode_early_error(self, error: APIError, request_id: str) -> bytes:
+        event = StreamError(
+            sequence_number=0, code=error.code, message=error.message, param=error.param
+        )
+        return encode_named("error", event)
 
     def collector(self, call: Call, head: "CompletionHead") -> ResponseCollector:
         return ResponseCollector()

@@ -53,6 +53,14 @@ class Failed(Event, kw_only=True, tag="response.failed"):
     response: Response
 
 
+class StreamError(Event, kw_only=True, tag="error"):
+    """The server could not begin the answer."""
+
+    code: str | None
+    message: str
+    param: str | None
+
+
 class ItemAdded(Event, kw_only=True, tag="response.output_item.added"):
     """An item begins."""
 

@@ -207,11 +207,20 @@ class ModelCard(msgspec.Struct, kw_only=True):
     created: int
     owned_by: str
     root: str
+    """The model behind the name."""
     parent: str | None = None
     """The model that a LoRA adapter with a name of its own belongs to."""
-    max_model_len: int
-    stonechat: dict[str, Any]
-    """How the server runs the model: device, precision, sizes in bytes and tokens."""
+    state: str
+    """`unloaded`, `loading`, `loaded`, `unloading`, `sleeping` or `failed`."""
+    size: int | None
+    """What it takes of the memory in bytes: weights, KV cache and process. None: not known yet."""
+    error: str | None = None
+    """Why it has failed."""
+    max_model_len: int | None
+    """None: not known yet."""
+    stonechat: dict[str, Any] | None
+    """How the server runs the model: device, precision, sizes in bytes and tokens. None: it was
+    never loaded."""
 
 
 class ModelList(msgspec.Struct):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from stonechat_server.errors import APIError
 from stonechat_server.request.body import parse_request
 from stonechat_server.request.prepare import PreparedRequest, may_take_long, prepare
@@ -108,6 +110,10 @@ class Endpoint(ABC):
         prepared: Sequence[PreparedRequest],
     ) -> "AnswerWriter":
         """The writer of one answer."""
+
+    def encode_early_error(self, error: APIError, request_id: str) -> bytes:
+        """Encode an error that ends a stream which has had nothing but comments."""
+        return b"data: %b\n\n" % msgspec.json.encode(error.body())
 
     @abstractmethod
     def collector(self, call: Call, head: "CompletionHead") -> "Collector":

@@ -67,7 +67,7 @@ class Generation:
         """
         services, deadline, writer = self.services, self._deadline(), self.writer
         reader = writer.reader
-        clock = TokenClock(services.metrics.observe_gap)
+        clock = TokenClock(services.metrics.gaps[self.model.metrics_name].observe)
         try:
             services.lifecycle.enter(deadline)
             self.admission = await deadline.wait(self._admit())
@@ -197,7 +197,8 @@ class Generation:
             param = self.prepared[0].grammar_param
             self.error.param = None if param is None else self.call.own_name(param)
         if isinstance(error, RefusedError):
-            self.services.metrics.refused(error.reason, self.endpoint.path)
+            metrics, name = self.services.metrics, self.model.metrics_name
+            metrics.refused(error.reason, self.endpoint.path, name)
 
     @property
     def _request_id(self) -> str:
@@ -217,6 +218,7 @@ class Generation:
             user=request.user,
             safety_identifier=request.safety_identifier,
             model=self.writer.head.model,
+            metrics_model=self.model.metrics_name,
             status=self.status,
             error_code=self.error.code if self.error else None,
             stream=bool(request.stream),

@@ -20,26 +20,30 @@ CLOSING_SECONDS = 5
 
 class _Server(DrainingServer):
     def __init__(
-        self, config: uvicorn.Config, lifecycle: Lifecycle, on_started: Callable[[], None]
+        self, config: uvicorn.Config, lifecycle: Lifecycle, on_started: Callable[[], object]
     ) -> None:
         super().__init__(config, lifecycle)
         self._on_started = on_started
+        self.is_refused = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and not self.should_exit:
-            self._on_started()
+            self.is_refused = self.should_exit = self._on_started() is False
 
 
 def serve(
     app: FastAPI,
     listener: socket.socket,
-    on_started: Callable[[], None],
+    on_started: Callable[[], object],
     *,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
 ) -> int:
-    """Serve until a signal, then drain. Returns 0, or 1 if the start failed."""
+    """Serve until a signal, then drain. Returns 0, or 1 if the start failed.
+
+    If `on_started` returns False, the server stops at once, and its start counts as failed.
+    """
     allow_many()
     config = uvicorn.Config(
         app,
@@ -55,4 +59,4 @@ def serve(
     state: Services = app.state.server
     server = _Server(config, state.lifecycle, on_started)
     server.run(sockets=[listener])
-    return 0 if server.started else 1
+    return 0 if server.started and not server.is_refused else 1

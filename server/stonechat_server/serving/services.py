@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from starlette.requests import Request
@@ -9,10 +10,15 @@ from starlette.requests import Request
 from stonechat_models import usable_cpus
 from stonechat_server.access.auth import Authenticator
 from stonechat_server.access.keys import KeyStore
+from stonechat_server.admission.controller import Tenants
 from stonechat_server.admission.rate_limits import RateLimiter
 from stonechat_server.admission.records import FinishedSink, log_finished
+from stonechat_server.catalog.catalog import Catalog
+from stonechat_server.catalog.entry import Entry, State
+from stonechat_server.catalog.metrics import CatalogCollector
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.engine_protocol import EngineLike
+from stonechat_server.observability.engine_metrics import LoadedModel
 from stonechat_server.observability.ledger import Ledger
 from stonechat_server.observability.ledger.sink import LedgerSink
 from stonechat_server.observability.metrics import Metrics
@@ -32,10 +38,12 @@ class Services:
     """What all models of one server share."""
 
     settings: Settings
-    models: Mapping[str, ServedModel]
-    """The models by name. The first is the default."""
-    sole: ServedModel
-    """The only model."""
+    models: Mapping[str, Entry]
+    """The models by the names that requests may give. The first is the default."""
+    sole: ServedModel | None
+    """The only model, which is always loaded. None: there is a catalog."""
+    catalog: Catalog | None
+    """Loads and unloads several models."""
     authenticator: Authenticator
     rate_limiter: RateLimiter
     lifecycle: Lifecycle
@@ -51,7 +59,7 @@ class Services:
     def build(
         cls,
         settings: Settings,
-        engine: EngineLike,
+        engine: EngineLike | Catalog,
         *,
         key_store: KeyStore | None,
         ledger: Ledger | None,
@@ -59,11 +67,18 @@ class Services:
         sinks: Sequence[FinishedSink],
     ) -> "Services":
         """Raises `KeysFileError`, and `APIError` for a chat template that does not compile."""
-        rate_limiter = RateLimiter()
-        names = settings.served_model_name or (engine.model.name,)
-        sole = ServedModel.build(settings, engine, rate_limiter)
+        catalog = engine if isinstance(engine, Catalog) else None
+        sole, entries = None, () if catalog is None else catalog.entries
+        tenants = Tenants() if catalog is None else catalog.tenants
+        if not isinstance(engine, Catalog):
+            sole = ServedModel.build(settings, engine, tenants)
+            names = tuple(settings.served_model_name) or (engine.model.name,)
+            entries = (Entry.of_loaded(names, settings, sole),)
         metrics = Metrics(
-            engine.model.name, engine.stats, sole.admission, vllm_names=settings.metrics_vllm_names
+            "" if sole is None else sole.metrics_name,
+            partial(_loaded, entries),
+            vllm_names=settings.metrics_vllm_names,
+            others=() if catalog is None else (CatalogCollector(entries),),
         )
         own_sinks: list[FinishedSink] = [log_finished, metrics.request_finished]
         if ledger is not None:
@@ -81,10 +96,13 @@ class Services:
             key_store = KeyStore(settings.keys_file)
         return cls(
             settings=settings,
-            models=dict.fromkeys(names, sole) | sole.with_adapters(names[0]),
+            models={name: entry for entry in entries for name in entry.all_names},
             sole=sole,
-            authenticator=Authenticator(settings.all_api_keys(), key_store, rate_limiter.headers),
-            rate_limiter=rate_limiter,
+            catalog=catalog,
+            authenticator=Authenticator(
+                settings.all_api_keys(), key_store, tenants.rate_limiter.headers
+            ),
+            rate_limiter=tenants.rate_limiter,
             lifecycle=lifecycle,
             metrics=metrics,
             preparations=preparations,
@@ -95,17 +113,36 @@ class Services:
         )
 
     @property
+    def engine(self) -> EngineLike | Catalog:
+        """What the server starts and stops."""
+        if self.catalog is not None:
+            return self.catalog
+        assert self.sole is not None
+        return self.sole.engine
+
+    @property
     def is_ready(self) -> bool:
         """False before the start is complete and while draining."""
         return self.lifecycle.phase is Phase.SERVING
 
     def close(self) -> None:
         """Write what is pending (blocking). The server answers no more requests."""
-        self.sole.structure.close()
+        for entry in set(self.models.values()):
+            if entry.served is not None:
+                entry.served.structure.close()
         if self.ledger is not None:
             self.ledger.close()
         if self.tracing is not None:
             self.tracing.close()
+
+
+def _loaded(entries: Sequence[Entry]) -> list[LoadedModel]:
+    """What the metrics read of the models that have an engine."""
+    return [
+        (entry.served.metrics_name, entry.served.engine.stats(), entry.served.admission)
+        for entry in entries
+        if entry.served is not None and entry.state in (State.LOADED, State.UNLOADING)
+    ]
 
 
 def services_of(request: Request) -> Services:

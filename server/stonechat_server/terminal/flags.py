@@ -107,13 +107,13 @@ CONFIG = Flag(
 
 
 def flags_of(options: type[BaseModel]) -> Iterator[Flag]:
-    """Yield the flags of the class, without those of its actions."""
+    """Yield the flags of the class, without those of its actions. The table `models` has none."""
     for name, field in options.model_fields.items():
         if field.annotation is Settings:
             chosen = next((mark.names for mark in field.metadata if isinstance(mark, Only)), None)
             yield CONFIG
             yield from (Flag(n, f, True) for n, f in Settings.model_fields.items()
-                        if chosen is None or n in chosen)  # fmt: skip
+                        if n != "models" and (chosen is None or n in chosen))  # fmt: skip
         elif name != "action":
             yield Flag(name, field)
 

@@ -33,7 +33,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the words. Exits with a message for those that are left over."""
-        parsed, rest = self.parse_known_args(args, namespace)
+        if any(action.nargs == "*" for action in self._get_positional_actions()):
+            parsed, rest = self.parse_known_intermixed_args(args, namespace)
+        else:
+            parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             self.error(self._explain_rest(rest, args or ()))
         return parsed

@@ -18,7 +18,7 @@ from stonechat_models.checkpoint.cache import cache_root
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.memory_plan import ModelSurvey, survey_model
-from stonechat_models.diagnostics.serving_forms import ServingForm
+from stonechat_models.diagnostics.survey import ServingForm
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.runtime.build import build_engine
 from tests.models import tiny_gguf

@@ -12,7 +12,7 @@ from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics import serving_forms
 from stonechat_models.diagnostics.memory_plan import ModelSurvey, survey_model
-from stonechat_models.diagnostics.serving_forms import ServingForm
+from stonechat_models.diagnostics.survey import ServingForm
 from tests.models.packed_writers import CASES, save_packed
 from tests.models.tiny_gguf import write_tiny_gguf
 from tests.models.tiny_models import save_tiny_model

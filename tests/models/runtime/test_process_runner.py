@@ -56,7 +56,7 @@ def test_what_is_done_while_the_process_loads_runs_first_and_may_fail(config, mo
         def __init__(self, config):
             calls.append("start")
 
-        def load(self, progress):
+        def load(self, progress, is_wanted):
             calls.append("load")
             raise ModelLoadError("enough")
 

@@ -23,8 +23,13 @@ def test_keys_add_list_revoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (key.name, key.models, key.priority) == ("alice", ("a", "b"), -1)
     assert main([*base, "list"]) == 0
     listing = capsys.readouterr().out
-    assert listing.splitlines()[1].split() == ["alice", "live", "60", "-", "-", "-1", "a,b"]
+    assert listing.splitlines()[1].split() == ["alice", "live", "60", "-", "-", "-1", "a,b", "-"]
     assert secret not in listing
+    assert not key.manages_models
+    assert main([*base, "add", "admin", "--manages-models"]) == 0
+    admin = KeyStore(path).find(capsys.readouterr().out.strip())
+    assert admin is not None
+    assert admin.manages_models
     assert main([*base, "revoke", "alice"]) == 0
     assert main([*base, "revoke", "alice"]) == 1
     assert KeyStore(path).find(secret) is None

@@ -149,7 +149,7 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
         ("serve --zzzzzzzz", "stonechat serve: there is no flag --zzzzzzzz"),
         ("serve --port", "stonechat serve: --port needs a value"),
         ("serve --eager=yes", "stonechat serve: --eager/--no-eager takes no value, but has 'yes'"),
-        ("serve a b", "stonechat serve: there is one word too many: b"),
+        ("plan a b", "stonechat plan: there is one word too many: b"),
         ("serve --model m", "stonechat serve: there is no flag --model: give MODEL without it"),
         (
             "bench http://x/v1",

@@ -23,7 +23,7 @@ from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.diagnostics import memory_plan, serving_forms
 from stonechat_models.diagnostics.memory_plan import survey_model
-from stonechat_models.diagnostics.serving_forms import ServingForm
+from stonechat_models.diagnostics.survey import ServingForm
 from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 

@@ -1,0 +1,52 @@
+"""What is known of a model before it is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServingForm:
+    """A precision and a backend that can serve a model. Sizes are in bytes."""
+
+    name: str
+    backend: str
+    weight_bytes: int
+    decode_bytes: int
+    """Bytes of weights that a decode step of one sequence reads."""
+    kv_bytes_per_token: int
+    """0: it is not known before the model is loaded."""
+    kv_tokens: int
+    """How many tokens the KV cache holds with these settings. 0: none, or it is not known."""
+    is_default: bool
+    """Whether the settings, as they are, choose this form."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSurvey:
+    """A model before it is loaded. `refusal` says why it is not served. None: it is served."""
+
+    name: str
+    architecture: str
+    num_parameters: int
+    num_active_parameters: int
+    """Parameters that one token uses. In a mixture of experts they are fewer than all."""
+    stored_bytes: int
+    stored_types: Mapping[str, int]
+    """Number of parameters per stored type."""
+    max_model_len: int
+    device: str
+    total_memory: int
+    free_memory: int
+    refusal: str | None
+    native_refusal: str | None
+    """Why the compiled CPU path does not serve the model. None: it does."""
+    forms: tuple[ServingForm, ...]
+    is_embedder: bool = False
+    """Whether the model only makes embeddings."""
+    attention: str = ""
+    """The attention backend that is tried first. Empty: none, or the native backend's own."""
+    draft: ServingForm | None = None
+    """What the draft model takes. It is not part of `free_memory`, and its share of the KV cache is
+    part of that of each form."""
+    graphs_refusal: str | None = None
+    """Why steps on a CUDA device run without CUDA graphs. None: they have them."""

@@ -1,0 +1,143 @@
+"""Requests to one of several models: they wait until it is loaded, and hold it until they end."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, NoReturn
+
+from fastapi import Request, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from stonechat_server.access.auth import Identity
+from stonechat_server.admission.deadline import HEADER as TIMEOUT_HEADER
+from stonechat_server.admission.deadline import request_timeout
+from stonechat_server.admission.refusals import RefusedError
+from stonechat_server.catalog.entry import Entry
+from stonechat_server.catalog.served_model import ServedModel
+from stonechat_server.errors import server_error, to_api_error
+from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.services import Services
+from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
+from stonechat_server.streaming.sse import KEEP_ALIVE
+
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+Answer = Callable[[ServedModel, float], Awaitable[Response]]
+"""Prepares a request for its model, and answers it. Knows when it came."""
+
+log = logging.getLogger("stonechat")
+
+
+async def answer_on_demand(
+    http_request: Request,
+    services: Services,
+    identity: Identity,
+    endpoint: Endpoint,
+    call: Call,
+    answer: Answer,
+) -> Response:
+    """Answer with the model that the call names. A stream has comments as long as it waits."""
+    name = call.request.model or ""
+    entry = services.models[name]
+
+    started = time.monotonic()
+
+    async def wait_and_answer() -> Response:
+        await hold(http_request, services, entry)
+        model = entry.views[name]
+        model.admission.refuse_early(identity.key, identity.tenant)
+        return await answer(model, started)
+
+    if entry.is_loaded:
+        return await wait_and_answer()
+    if call.request.stream:
+        return WaitingStream(http_request, endpoint, wait_and_answer, services)
+    return await run_while_connected(http_request.receive, wait_and_answer())
+
+
+async def hold(http_request: Request, services: Services, entry: Entry) -> None:
+    """Wait until a model is loaded. It is not unloaded for want of use while the request runs.
+
+    Raises what `Catalog.ready` raises.
+    """
+    catalog = services.catalog
+    assert catalog is not None
+    lease = catalog.enter(entry)
+    http_request.state.at_end = partial(catalog.leave, lease)
+    maximum = services.settings.load_timeout
+    wanted = request_timeout(http_request.headers.get(TIMEOUT_HEADER), maximum)
+    await catalog.ready(lease, maximum if wanted is None else min(wanted, maximum))
+
+
+async def tokenizer_of(http_request: Request, services: Services, name: str) -> ServedModel:
+    """A model whose tokenizer and templates are there. It need not be loaded, if it ever was."""
+    entry = services.models[name]
+    if not entry.views:
+        await run_while_connected(http_request.receive, hold(http_request, services, entry))
+    return entry.views[name]
+
+
+class WaitingStream(Response):
+    """A stream whose model is loaded first. Its status goes out with the first comment.
+
+    An error before that is an ordinary HTTP error, and an event of the endpoint after it.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        http_request: Request,
+        endpoint: Endpoint,
+        answer: Callable[[], Coroutine[Any, Any, Response]],
+        services: Services,
+    ) -> None:
+        super().__init__()
+        self._request = http_request
+        self._endpoint = endpoint
+        self._answer = answer
+        self._services = services
+        self._has_started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send comments until the answer can be made, then the answer."""
+
+        async def send_rest(message: Message) -> None:
+            if message["type"] != "http.response.start" or not self._has_started:
+                await send(message)
+
+        try:
+            response = await run_while_connected(receive, self._answer(), self._comments(send))
+            await response(scope, receive, send_rest)
+        except Exception as error:
+            if isinstance(error, RefusedError):
+                self._services.metrics.refused(error.reason, self._endpoint.path)
+            if not self._has_started:
+                raise
+            if not isinstance(error, ClientDisconnectedError):
+                await self._send_error(send, error)
+
+    async def _comments(self, send: Send) -> NoReturn:
+        interval = self._services.settings.keep_alive_interval
+        if not interval:
+            await asyncio.get_running_loop().create_future()
+        while True:
+            await asyncio.sleep(interval)
+            if not self._has_started:
+                self._has_started = True
+                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+
+    async def _send_error(self, send: Send, error: Exception) -> None:
+        known = to_api_error(error)
+        if known is None:
+            log.exception("a stream failed", exc_info=error)
+        body = self._endpoint.encode_early_error(
+            known or server_error(), self._request.state.request_id
+        )
+        await send({"type": "http.response.body", "body": body, "more_body": False})
