@@ -63,7 +63,7 @@ def test_the_model_is_the_first_of_the_list_or_the_one_asked_for() -> None:
 
 def test_a_server_without_a_list_needs_a_name() -> None:
     assert discovered((404, b"nothing"), model="named").model == "named"
-    with pytest.raises(BenchError, match="lists no models .status 404.: correct the URL"):
+    with pytest.raises(BenchError, match=r"lists no models .status 404.: correct the URL"):
         discovered((404, b"nothing"))
     with pytest.raises(BenchError, match="needs one: give it with --api-key or the variable"):
         discovered((401, b"no key"))

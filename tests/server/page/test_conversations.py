@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from stonechat_models import FinishReason, GenerateRequest, RequestOutput
+from tests.server.fake_engine import delta, output
 from tests.server.live import wait_until
 from tests.server.live_server import LiveServer
 
@@ -470,3 +472,25 @@ def test_copy_as_shows_the_shown_branch(page: Any) -> None:
     answered(page, 1)
     copy_as(page)
     assert "kept" in page.inner_text("#code-text")
+
+
+def test_a_cut_answer_goes_on_in_a_branch(page: Any, open_server: LiveServer) -> None:
+    def cut(request: GenerateRequest) -> list[RequestOutput | Exception | float]:
+        piece = delta("Rivers are long and", 0, FinishReason.LENGTH)
+        return [output(request, piece, finished=True)]
+
+    open_server.engine.script = cut
+    ask(page, "Tell me")
+    answered(page, 1)
+    open_server.engine.script = script(" wide.")
+    page.get_by_role("button", name="Continue", exact=True).click()
+    page.wait_for_selector(".branches")
+    answered(page, 1)
+    assert page.inner_text(".choice .text") == "Rivers are long and wide."
+    assert page.inner_text(".branches").split()[1] == "2/2"
+    assert open_server.engine.prompt.endswith("assistant\nRivers are long and")
+    assert page.get_by_role("button", name="Continue", exact=True).count() == 0
+    page.get_by_role("button", name="Earlier version").click()
+    page.wait_for_function(
+        "() => document.querySelector('.choice .text').innerText === 'Rivers are long and'"
+    )

@@ -6,11 +6,14 @@ import { el } from "./dom.js";
 const DRAW_EVERY_MS = 60;
 const MIN_SECONDS = 0.05; // below it, a speed says nothing
 
-export const newAnswer = (body) => ({
+// `begun` is the record of a choice that the answer goes on with.
+export const newAnswer = (body, begun = null) => ({
   role: "assistant",
   model: body.model,
   isJson: "response_format" in body,
-  choices: Array.from({ length: body.n ?? 1 }, newChoice),
+  choices: begun
+    ? [{ ...structuredClone(begun), finishReason: null }]
+    : Array.from({ length: body.n ?? 1 }, newChoice),
   picked: 0,
   usage: null,
   firstMs: null,
@@ -21,7 +24,7 @@ export const newAnswer = (body) => ({
 
 export class AnswerView {
   // `turn` is the answer's record (tree.js), which grows here while it streams. actions: again(),
-  // picked(), needsKey().
+  // goOn(), picked(), needsKey().
   constructor(turn, actions) {
     this.turn = turn;
     this.actions = actions;
@@ -108,6 +111,9 @@ export class AnswerView {
     const { turn } = this;
     const buttons = [];
     if (at === 0) buttons.push(small("Again", () => this.actions.again()));
+    if (at === turn.picked && canGoOn(turn)) {
+      buttons.push(small("Continue", () => this.actions.goOn()));
+    }
     if (turn.choices.length > 1) {
       const isPicked = turn.picked === at;
       const name = isPicked ? "Continuing with this" : "Continue with this";
@@ -120,6 +126,13 @@ export class AnswerView {
     }
     view.drawFoot(buttons, view.record.finishReason ?? (turn.state === "failed" ? "" : "stopped"));
   }
+}
+
+// Whether the picked choice is a text that ended too early.
+function canGoOn({ state, isJson, choices, picked }) {
+  const { content, toolCalls, finishReason } = choices[picked];
+  const isCut = state === "stopped" || state === "failed" || finishReason === "length";
+  return isCut && !isJson && content !== "" && toolCalls.length === 0;
 }
 
 function describe(turn) {

@@ -74,6 +74,16 @@ export class Conversation {
     if (body) this.answer(turn, body);
   }
 
+  // Goes on with an answer that ended too early, as a branch that begins with its text.
+  goOn(turn) {
+    if (this.busy) return;
+    const body = this.bodyFor(this.tree.pathTo(turn));
+    if (!body) return;
+    const { n, ...rest } = body;
+    const fields = { continue_final_message: true, add_generation_prompt: false };
+    this.answer(this.tree.turns.get(turn.parent), { ...rest, ...fields }, turn.choices[turn.picked]);
+  }
+
   bodyFor(path) {
     this.problem?.remove();
     try {
@@ -88,8 +98,8 @@ export class Conversation {
     }
   }
 
-  answer(parent, body) {
-    const turn = this.tree.add(parent, newAnswer(body));
+  answer(parent, body, begun = null) {
+    const turn = this.tree.add(parent, newAnswer(body, begun));
     this.save(turn);
     this.draw();
     this.follow();
@@ -163,6 +173,7 @@ export class Conversation {
       const question = this.tree.turns.get(turn.parent);
       view = new AnswerView(turn, {
         again: () => this.again(question),
+        goOn: () => this.goOn(turn),
         needsKey: () => this.tools.onKey(),
         picked: () => {
           this.save(turn);
