@@ -4,13 +4,12 @@ It changes a weight to W + scale * B @ A, with A [r, in] and B [out, r]; the sca
 alpha / sqrt(r) for rank-stabilised adapters. Variants that compute more than this are refused.
 """
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stonechat_models.checkpoint.adapter_layers import LoraLayer, layer_tensors, lora_layers
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.model_file import read_json, reading
 
@@ -32,26 +31,6 @@ PLAIN_KEYS = frozenset(
 """Keys of adapter_config.json that change nothing but the terms of the formula above."""
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the model's own weights as they are."""
-MAX_NAME = 128
-"""The longest name of a tensor, and the longest pattern."""
-MAX_PARTS = 3
-"""How many groups and repeats a pattern may have."""
-_PART, _REPEATED_GROUP = re.compile(r"[(*+?{]"), re.compile(r"\)[*+?{]|\(\?")
-_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
-
-
-@dataclass(frozen=True, slots=True)
-class LoraLayer:
-    """The tensors of one linear layer, by their names in the adapter's file.
-
-    `shape`: [out, in] of the weight that they change.
-    """
-
-    a: str
-    b: str
-    shape: tuple[int, int]
-    rank: int
-    scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +78,7 @@ class Adapter:
                 "model with float weights"
             )
         self.refuse_shape(name, (*weight.shape[::-1],) if transposed else (*weight.shape,))
+        self.refuse_own_weight(name, weight)
         a, b = self.factors(name)
         product = b @ a
         delta: torch.Tensor = product.T if transposed else product
@@ -119,6 +99,26 @@ class Adapter:
         if not (a.isfinite().all() and b.isfinite().all()):
             raise ModelLoadError(f"{path}: numbers for {name} are not finite; download it again")
         return a, b
+
+    def refuse_own_weight(self, name: str, weight: "torch.Tensor") -> None:
+        """Raise `UnsupportedModelError` if the file brings another weight `name` than the model's.
+
+        PEFT writes a copy of it for a head, which may have been changed, for example resized.
+        """
+        import torch
+        from safetensors import safe_open
+
+        layer, path = self.layers[name], self.folder / WEIGHTS_FILE
+        if not layer.copy:
+            return
+        with reading(path), safe_open(path, framework="pt") as file:
+            own = file.get_tensor(layer.copy)
+        dtype = min(own.dtype, weight.dtype, key=lambda dtype: dtype.itemsize)
+        if not torch.equal(own.to(dtype), weight.to("cpu", dtype)):
+            raise UnsupportedModelError(
+                f"the adapter {self.name} brings another {name} than the model has; merge it into "
+                "its model with the library that made it, and serve the result"
+            )
 
     def refuse_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise `ModelLoadError` if the weight `name` of `shape` [out, in] cannot take it."""
@@ -174,10 +174,9 @@ def read_adapter(folder: Path, name: str) -> Adapter:
             f"an adapter with {WEIGHTS_FILE}"
         )
     with reading(path):
-        tensors = _tensors(path)
+        tensors = layer_tensors(path)
     with reading(folder / CONFIG_FILE):
-        terms = _Terms(config)
-        layers = dict(_layers(path, tensors, terms))
+        layers = dict(lora_layers(path, tensors, config))
     return Adapter(name, folder, str(config.get("base_model_name_or_path") or ""), layers)
 
 
@@ -194,73 +193,3 @@ def _refuse_variants(name: str, config: Mapping[str, Any]) -> None:
             f"the adapter {name} cannot be served, because of {', '.join(problems)}; merge it into "
             "its model with the library that made it, and serve the result"
         )
-
-
-def _tensors(path: Path) -> dict[str, dict[str, tuple[str, Sequence[int]]]]:
-    """Return the name and the shape of each layer's tensors, which are called A and B."""
-    from safetensors import safe_open
-
-    pairs: dict[str, dict[str, tuple[str, Sequence[int]]]] = {}
-    with safe_open(path, framework="np") as file:
-        for name in file.keys():  # noqa: SIM118
-            match = _TENSOR.fullmatch(name)
-            if match is None or len(name) > MAX_NAME:
-                raise UnsupportedModelError(
-                    f"{path} has the tensor {name[:MAX_NAME]}, which is not part of a linear "
-                    "layer's LoRA"
-                )
-            pairs.setdefault(match[1], {})[match[2]] = name, file.get_slice(name).get_shape()
-    if not pairs:
-        raise ModelLoadError(f"{path} has no tensors; download it again")
-    return pairs
-
-
-def _layers(
-    path: Path, tensors: Mapping[str, Mapping[str, tuple[str, Sequence[int]]]], terms: "_Terms"
-) -> Iterator[tuple[str, LoraLayer]]:
-    """Yield each layer under the name of its weight. Raises `ModelLoadError` for other ranks."""
-    for module, pair in tensors.items():
-        rank, scale = terms.of(module)
-        (a, a_shape), (b, b_shape) = pair.get("A", ("", ())), pair.get("B", ("", ()))
-        are_matrices = len(a_shape) == len(b_shape) == 2
-        if not are_matrices or (a_shape[0], b_shape[1]) != (rank, rank):
-            raise ModelLoadError(f"{path}: {module} needs both tensors of rank {rank}")
-        yield f"{module}.weight", LoraLayer(a, b, (b_shape[0], a_shape[1]), rank, scale)
-
-
-class _Terms:
-    """The ranks and the factors of adapter_config.json. Raises `ValueError` for bad ones."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-        self._ranks = _patterns(config, "rank_pattern")
-        self._alphas = _patterns(config, "alpha_pattern")
-
-    def of(self, module: str) -> tuple[int, float]:
-        """Return the rank of a module and the factor of its product."""
-        rank = _first(self._ranks, module, self._config.get("r"))
-        alpha = _first(self._alphas, module, self._config.get("lora_alpha"))
-        is_number = isinstance(alpha, int | float) and math.isfinite(alpha)
-        if not isinstance(rank, int) or rank < 1 or not is_number:
-            raise ValueError(f"its rank {rank} or lora_alpha {alpha} is not a number")
-        return rank, alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
-
-
-def _patterns(config: Mapping[str, Any], key: str) -> list[tuple[re.Pattern[str], Any]]:
-    """Return the patterns for the ends of modules' names, and their values.
-
-    They come from a file: one that could take very long to match is refused.
-    """
-    patterns = []
-    for text, value in (config.get(key) or {}).items():
-        bare = re.sub(r"\\.|\[[^]]*\]", "a", text).replace("(?:", "(")
-        is_long = len(text) > MAX_NAME or len(_PART.findall(bare)) > MAX_PARTS
-        if is_long or _REPEATED_GROUP.search(bare):
-            raise ValueError(f"{key} has {text[:MAX_NAME]!r}, which is too complex")
-        patterns.append((re.compile(rf"(.*\.)?({text})"), value))
-    return patterns
-
-
-def _first(patterns: list[tuple[re.Pattern[str], Any]], module: str, default: Any) -> Any:
-    """Return the value of the first pattern that matches the end of a module's name."""
-    return next((value for pattern, value in patterns if pattern.fullmatch(module)), default)

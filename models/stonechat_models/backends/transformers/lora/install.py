@@ -36,6 +36,7 @@ def refuse_other_layers(module: nn.Module, adapters: Sequence[Adapter], model: s
                 )
             shape = layer.weight.shape[::-1] if isinstance(layer, Conv1D) else _shape(layer)
             adapter.refuse_shape(name, (*shape,))
+            adapter.refuse_own_weight(name, layer.weight)
 
 
 @torch.inference_mode(False)

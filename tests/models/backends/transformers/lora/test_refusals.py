@@ -30,6 +30,26 @@ def test_adapters_of_other_models(tmp_path: Path) -> None:
         refuse_other_layers(tiny_model("llama", hidden_size=64), [adapter], "tiny")
 
 
+def test_a_copy_of_the_head_must_be_the_models_own(tmp_path: Path) -> None:
+    """PEFT writes it beside the adapter of a head."""
+    module = tiny_model("llama")
+    write_adapter(tmp_path, module, ["lm_head"])
+    path = tmp_path / "adapter_model.safetensors"
+    weight = module.lm_head.weight.bfloat16()
+    name = "base_model.model.lm_head.base_layer.weight"
+    save_file(load_file(path) | {name: weight}, path)
+    adapter = read_adapter(tmp_path, "mine")
+    assert list(adapter.layers) == ["lm_head.weight"]
+    refuse_other_layers(module, [adapter], "tiny")
+    adapter.merged("lm_head.weight", module.lm_head.weight)
+    for other in (weight * 1.01, weight[:-1]):
+        save_file(load_file(path) | {name: other.contiguous()}, path)
+        with pytest.raises(UnsupportedModelError, match=r"brings another lm_head\.weight"):
+            refuse_other_layers(module, [adapter], "tiny")
+        with pytest.raises(UnsupportedModelError, match="mine brings another"):
+            adapter.merged("lm_head.weight", module.lm_head.weight)
+
+
 @pytest.mark.parametrize(
     ("family", "layer", "kind"),
     [
