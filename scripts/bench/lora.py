@@ -42,6 +42,7 @@ def main() -> None:
     engine = build(config)
     num_seqs, num_steps = arguments.sequences, arguments.steps
     none = [""] * num_seqs
+    decode(engine, none, num_steps)  # a first run reads the weights
     print(f"{'without --lora':34s} {milliseconds(decode(engine, none, num_steps))}")
     with tempfile.TemporaryDirectory() as folder:
         names = write_adapters(engine, Path(folder), arguments.adapters, arguments.rank)
@@ -59,6 +60,8 @@ def main() -> None:
     }
     times: dict[str, list[float]] = {kind: [] for kind in mixes}
     prefills: dict[str, list[float]] = {kind: [] for kind in mixes}
+    for mix in mixes.values():
+        decode(engine, mix, 2)
     for _ in range(arguments.rounds):
         for kind, mix in mixes.items():
             times[kind] += decode(engine, mix, num_steps)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from stonechat_models.backends.transformers.adapter_rows import ALL, StepRows
+from stonechat_models.backends.transformers.adapter_rows import StepRows
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.lora.linear import LoraLinear
 from stonechat_models.backends.transformers.model import TransformersModel
@@ -27,7 +27,7 @@ def check_adapters(model: TransformersModel, rows: StepRows, num_adapters: int) 
     try:
         if model.info.keeps_state:  # such a model packs no prompts
             for adapter in range(num_adapters):
-                rows.tokens = rows.head = [(adapter, ALL)]
+                rows.set_all(adapter)
                 _refuse_other_calls(
                     model,
                     lambda: probe_states(model.module, ProbeContext([0, PROBE_LENGTH])),

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers.adapter_rows import StepRows
-from stonechat_models.backends.transformers.lora.linear import LoraLinear, Part
+from stonechat_models.backends.transformers.lora.linear import Factors, LoraLinear, Stack
 from stonechat_models.checkpoint.adapter import Adapter
 from stonechat_models.errors import UnsupportedModelError
 
@@ -51,19 +51,21 @@ def add_adapters(
     """
     rows, head = StepRows(), module.get_output_embeddings()  # type: ignore[operator]
     fused = _fused_layers(module)
-    parts: dict[str, dict[int, list[Part]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[int, dict[int, Factors]]] = defaultdict(lambda: defaultdict(dict))
     sizes = [0] * len(adapters)
     for index, adapter in enumerate(adapters):
         for name in adapter.layers:
             place, start = _place(module, _layer_name(name), fused)
             a, b = adapter.factors(name)
-            part = Part(a.to(device, dtype), b.T.contiguous().to(device, dtype), start)
-            parts[place][index].append(part)
-            sizes[index] += part.a.nbytes + part.b.nbytes
-    for place, parts_of_layer in parts.items():
+            factors = a.to(device, dtype), b.T.to(device, dtype)
+            found[place][start][index] = factors
+            sizes[index] += sum(factor.nbytes for factor in factors)
+    while found:
+        place, factors_of_layer = found.popitem()
         parent, _, child = place.rpartition(".")
         layer = module.get_submodule(place)
-        replacement = LoraLinear(layer, rows, dict(parts_of_layer), is_head=layer is head)
+        stacks = [Stack.of(factors, start) for start, factors in factors_of_layer.items()]
+        replacement = LoraLinear(layer, rows, stacks, is_head=layer is head)
         setattr(module.get_submodule(parent), child, replacement)
     return rows, sizes
 

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
+from stonechat_models.backends.transformers import adapter_rows
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
-from stonechat_models.backends.transformers.lora.linear import Part
+from stonechat_models.backends.transformers.lora.linear import Stack
 from tests.models.backends.transformers.test_cuda_graphs import RerunCapturer
 from tests.models.engines import (
     CPU,
@@ -62,9 +63,14 @@ def generate(engine, requests, num_tokens=8, **params):
     return run(engine)
 
 
-@pytest.mark.parametrize("settings", [{}, {"overlap": True, "max_batch_tokens": 7}])
-def test_each_sequence_gets_its_adapter(llama, loras, settings) -> None:
+@pytest.mark.parametrize(
+    ("settings", "max_joint_rows"), [({}, 64), ({"overlap": True, "max_batch_tokens": 7}, 0)]
+)
+def test_each_sequence_gets_its_adapter(
+    llama, loras, settings, max_joint_rows, monkeypatch
+) -> None:
     """Chunks of prompts, and rows of one adapter that do not lie together, are among them."""
+    monkeypatch.setattr(adapter_rows, "MAX_JOINT_ROWS", max_joint_rows)
     references = {"": llama} | {lora.name: lora.merged for lora in loras}
     requests = [(prompt, name) for prompt in PROMPTS for name in references]
     engine = engine_of(llama, loras, **settings)
@@ -132,12 +138,13 @@ def test_logprobs_of_a_prompt_are_those_of_its_adapter(llama, loras) -> None:
 
 def test_a_step_without_adapters_costs_nothing_more(llama, loras, monkeypatch) -> None:
     engine = engine_of(llama, loras)
+    num_layers = len({name for lora in loras for name in lora.adapter.layers})
     products = []
-    monkeypatch.setattr(Part, "add_to", lambda *args: products.append(args))
+    monkeypatch.setattr(Stack, "add_to", lambda *args: products.append(args))
     generate(engine, [(prompt, "") for prompt in PROMPTS])
     assert not products
     generate(engine, [(PROMPTS[0], "one"), (PROMPTS[1], "")], num_tokens=1)
-    assert len(products) == 1, "one layer has the adapter, and both prompts fit into a step"
+    assert len(products) == num_layers, "both prompts fit into a step"
 
 
 def test_steps_with_adapters_replay_no_graph(llama, loras) -> None:
