@@ -26,6 +26,7 @@ from stonechat_models.runtime.build import build_engine
 
 PROMPT_TOKENS = 32
 PREFILL_TOKENS = 256
+WARM_STEPS = 24
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     engine = build(config)
     num_seqs, num_steps = arguments.sequences, arguments.steps
     none = [""] * num_seqs
-    decode(engine, none, num_steps)  # a first run reads the weights
+    decode(engine, none, WARM_STEPS)
     print(f"{'without --lora':34s} {milliseconds(decode(engine, none, num_steps))}")
     with tempfile.TemporaryDirectory() as folder:
         names = write_adapters(engine, Path(folder), arguments.adapters, arguments.rank)
