@@ -213,8 +213,10 @@ class FormPlanner:
         team = self._team if config.quantize != "none" else None
         size = self._empty_model.footprint(settings, self.device.type, team)
         if self._keeps_codes(config):
-            return stored_footprint(self.headers, self.packing, settings.dtype, size)
-        return size
+            size = stored_footprint(self.headers, self.packing, settings.dtype, size)
+        num_elements = sum(adapter.num_elements for adapter in self.headers.adapters)
+        adapter_bytes = num_elements * settings.dtype.itemsize
+        return replace(size, weight_bytes=size.weight_bytes + adapter_bytes)
 
     def _keeps_codes(self, config: EngineConfig) -> bool:
         """Whether weights stay quantised on a CUDA device with these settings."""

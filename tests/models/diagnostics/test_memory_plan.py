@@ -31,6 +31,7 @@ from tests.models.packed_writers import (
     quantise_config,
     save_packed,
 )
+from tests.models.tiny_adapters import projections, write_adapter
 from tests.models.tiny_embedders import save_embedder, save_encoder
 from tests.models.tiny_models import FAMILIES, tiny_config
 from tests.models.tiny_tokenizers import ascii_backend
@@ -111,6 +112,21 @@ def test_sizes_are_those_of_the_loaded_module(family: str, tmp_path: Path) -> No
         check_sizes(tmp_path, "transformers", backend="transformers", dtype=dtype)
     for precision in QUANTIZED:
         check_sizes(tmp_path, "transformers", backend="transformers", quantize=precision)
+
+
+def test_adapters_count_as_weights(tmp_path: Path) -> None:
+    module = save(tmp_path / "model", tiny_config("llama"))
+    write_adapter(tmp_path / "mine", AutoModelForCausalLM.from_pretrained(module), projections())
+    settings = {"backend": "transformers", "dtype": "bfloat16"}
+    plain = form(survey(tmp_path / "model", **settings), "bfloat16")
+    lora = tuple(f"{name}={tmp_path / 'mine'}" for name in ("a", "b"))
+    report = survey(tmp_path / "model", lora=lora, **settings)
+    config = config_for(tmp_path / "model", lora=lora, kv_cache_bytes=1 << 20, **settings)
+    engine, _ = build_engine(config, silent)
+    num_bytes = sum(adapter.num_bytes for adapter in engine.model.info.adapters)
+    assert form(report, "bfloat16").weight_bytes == plain.weight_bytes + num_bytes
+    refused = survey(tmp_path / "model", lora=lora, deterministic=True, **settings)
+    assert "--lora does not work with --deterministic" in (refused.refusal or "")
 
 
 @pytest.mark.parametrize("family", ["qwen3_5_text", "falcon_h1", "mamba"])

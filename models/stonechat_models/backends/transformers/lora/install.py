@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ def refuse_other_layers(module: nn.Module, adapters: Sequence[Adapter], model: s
                 )
             shape = layer.weight.shape[::-1] if isinstance(layer, Conv1D) else _shape(layer)
             adapter.refuse_shape(name, (*shape,))
-            adapter.refuse_own_weight(name, layer.weight)
+            adapter.refuse_own_weight(name, cast(torch.Tensor, layer.weight))
 
 
 @torch.inference_mode(False)

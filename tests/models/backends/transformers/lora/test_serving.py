@@ -1,13 +1,16 @@
 """Sequences of several adapters and of the base in one step, against plain merged modules."""
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from stonechat_models.backends.transformers import adapter_rows
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.lora.linear import Stack
+from stonechat_models.types import EmbeddingInfo, EmbeddingParams, GenerateRequest
 from tests.models.backends.transformers.test_cuda_graphs import RerunCapturer
 from tests.models.engines import (
     CPU,
@@ -165,3 +168,27 @@ def test_steps_with_adapters_replay_no_graph(llama, loras) -> None:
     assert replayed
     for i, prompt in enumerate(PROMPTS):
         assert deviations(llama, prompt, results[str(i), 0]).max() < 1e-4
+
+
+def test_embeddings_are_those_of_the_adapter(llama, loras) -> None:
+    """They are the final hidden states, before the head and what an adapter adds to it."""
+    engine = engine_of(llama, loras)
+    made = EmbeddingInfo(size=32, pooling="lasttoken", is_normalized=False)
+    engine.model.info = replace(engine.model.info, embedding=made)
+    names = ("", "all", "attention")
+    for name in names:
+        request = GenerateRequest(
+            request_id=name or "base",
+            prompt_token_ids=PROMPTS[0],
+            params=greedy(1),
+            embedding=EmbeddingParams(),
+            adapter=name,
+        )
+        engine.add(request)
+    vectors = {output.request_id: output.embedding for output in engine.step()}
+    for name in names:
+        reference = next((x.merged for x in loras if x.name == name), llama)
+        with torch.inference_mode():
+            hidden = reference.model(torch.tensor([PROMPTS[0]])).last_hidden_state[0, -1]
+        actual = np.frombuffer(vectors[name or "base"], dtype="<f4")
+        np.testing.assert_allclose(actual, hidden.numpy(), atol=1e-4)
