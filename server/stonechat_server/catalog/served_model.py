@@ -62,12 +62,14 @@ class ServedModel:
     def by_name(self, names: Sequence[str]) -> "dict[str, ServedModel]":
         """What serves each of the model's names, and each adapter of its engine.
 
-        The adapters share all that the model has, its admission too.
+        The adapters share all that the model has, its admission too. Their requests are measured
+        under their own names.
         """
         info, name = self.engine.model, names[0]
         return dict.fromkeys(names, self) | {
             adapter.name: replace(
                 self,
+                metrics_name=adapter.name,
                 adapter=adapter.name,
                 parent=name,
                 fingerprint=system_fingerprint(info, adapter),

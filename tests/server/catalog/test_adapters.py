@@ -39,6 +39,21 @@ def test_requests_choose_them_by_name(new_client: ClientFactory, engine: FakeEng
     assert "'base', 'alias', 'sql', 'poems'" in refused.json()["error"]["message"]
 
 
+def test_the_metrics_have_their_names(new_client: ClientFactory) -> None:
+    client = new_client()
+    for name in ("tiny-test", "sql", "sql"):
+        client.post("/v1/chat/completions", json=CHAT | {"model": name})
+    lines = client.get("/metrics").text.splitlines()
+    counts = {
+        line.split('model_name="')[1].split('"')[0]: float(line.split()[-1])
+        for line in lines
+        if line.startswith("stonechat:request_success_total")
+    }
+    assert counts == {"tiny-test": 1.0, "sql": 2.0}
+    running = [line for line in lines if line.startswith("stonechat:num_requests_running")]
+    assert len(running) == 1, "the engine is one"
+
+
 def test_the_list_says_what_they_belong_to(new_client: ClientFactory) -> None:
     client = new_client()
     cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
