@@ -32,6 +32,9 @@ class EngineConfig:
     """native: the compiled CPU path; transformers: the model's own PyTorch code."""
     attention_backend: str = "auto"
     device_map: str | None = None
+    tensor_parallel: int = 1
+    """How many devices share the model, each with a part of every layer. On a CPU they are
+    processes, which share its threads and memory. The sizes of the KV cache are those of one."""
     max_model_len: int | None = None
     kv_cache_bytes: int | None = None
     kv_cache_fraction: float | None = None

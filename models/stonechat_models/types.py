@@ -375,6 +375,8 @@ class ModelInfo:
     weights_hash: str
     block_size: int
     threads: int
+    num_ranks: int = 1
+    """How many devices share the model. `threads` and `kv_bytes_per_token` are those of one."""
     attention_backend: str = ""
     kv_bytes_per_token: int = 0
     num_blocks: int = 0

@@ -142,6 +142,14 @@ class Settings(BaseSettings):
     device_map: str | None = _option(
         "Computing", None, "set to auto to spread a model over several devices"
     )
+    tensor_parallel: int = _option(
+        "Computing",
+        1,
+        "split every layer of the model between this many devices: the first CUDA devices, or as "
+        "many processes on a CPU",
+        ge=1,
+        le=64,
+    )
     threads: int | None = _option(
         "Computing", None, "number of CPU threads that the engine uses", ge=1
     )

@@ -53,6 +53,7 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
         attention=planner.attention if planner.native_refusal is not None else "",
         draft=draft,
         graphs_refusal=planner.graphs_refusal,
+        num_ranks=planner.num_ranks,
     )
 
 

@@ -36,6 +36,7 @@ from stonechat_models.runtime.build import (
     size_states,
     why_no_graphs,
 )
+from stonechat_models.runtime.ranks.refusals import refuse_model, refuse_settings
 
 if TYPE_CHECKING:
     from stonechat_models.backends.quantization.cpu_linear import LinearTeam
@@ -60,7 +61,10 @@ class FormPlanner:
         self.config = config
         self.device = device
         self.progress = progress
+        self.num_ranks = config.tensor_parallel
         self.free = free_memory(device)
+        if self.num_ranks > 1:
+            self.free = self._free_on_each(self.free)
         self.max_model_len = context_length(headers.config, None)
         self.packing = Packing()
         self.native_refusal: str | None = None
@@ -75,6 +79,15 @@ class FormPlanner:
         """Leave room for a draft model, whose KV cache has as many tokens."""
         self.free = max(0, self.free - weight_bytes)
         self._draft_kv_bytes = kv_bytes_per_token
+
+    def _free_on_each(self, free: int) -> int:
+        """Return how much memory is free on each of the devices that share the model."""
+        if self.device.type == "cpu":
+            return free // self.num_ranks
+        if self.device.type == "cuda":
+            num_devices = min(self.num_ranks, torch.cuda.device_count())
+            return min(free_memory(torch.device("cuda", i)) for i in range(num_devices))
+        return free
 
     @contextmanager
     def _noting(self, counts: bool = True) -> Iterator[None]:
@@ -100,6 +113,13 @@ class FormPlanner:
             refuse_encoder_decoder(self.headers.config)
             self.packing = read_packing(self.headers)
             self.max_model_len = context_length(self.headers.config, self.config.max_model_len)
+        if self.num_ranks > 1:
+            self.native_refusal = "several devices share the model"
+            with self._noting():
+                refuse_settings(self.config, self.device)
+                refuse_model(headers, self.num_ranks)
+            self._check_transformers()
+            return
         try:
             self.native_refusal = native_refusal(self.headers, self.config, self.progress)
         except ModelLoadError as error:
@@ -198,7 +218,9 @@ class FormPlanner:
         config = replace(config, quantize="none")
         for dtype in DTYPES:
             yield dtype, replace(config, dtype=dtype)
-        for precision in () if self.native_refusal is None else get_args(Precision):
+        if self.native_refusal is None or self.num_ranks > 1:
+            return
+        for precision in get_args(Precision):
             yield precision, replace(config, quantize=precision)
 
     def _footprint(self, config: EngineConfig) -> Footprint:
@@ -211,7 +233,7 @@ class FormPlanner:
         settings = load_settings(self.headers.config, config, self.device)
         assert self._empty_model is not None
         team = self._team if config.quantize != "none" else None
-        size = self._empty_model.footprint(settings, self.device.type, team)
+        size = self._empty_model.footprint(settings, self.device.type, team, self.num_ranks)
         if self._keeps_codes(config):
             size = stored_footprint(self.headers, self.packing, settings.dtype, size)
         num_elements = sum(adapter.num_elements for adapter in self.headers.adapters)

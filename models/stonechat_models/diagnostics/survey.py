@@ -50,3 +50,5 @@ class ModelSurvey:
     part of that of each form."""
     graphs_refusal: str | None = None
     """Why steps on a CUDA device run without CUDA graphs. None: they have them."""
+    num_ranks: int = 1
+    """How many devices share the model. `free_memory` and the sizes of forms are those of one."""

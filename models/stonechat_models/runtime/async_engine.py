@@ -351,6 +351,8 @@ def _wants_process(config: EngineConfig) -> bool:
     the interpreter lock would delay them."""
     if config.engine_process is not None:
         return config.engine_process
+    if config.tensor_parallel > 1:
+        return True
     if config.device.startswith("cuda") or (config.device == "auto" and sees_gpu()):
         return True  # without importing torch: the process does that
     from stonechat_models.hardware.device import find_device

@@ -33,6 +33,7 @@ from stonechat_models.runtime.draft import (
     refuse_draft_model,
     refuse_state,
 )
+from stonechat_models.runtime.ranks.refusals import refuse_model, refuse_settings
 from stonechat_models.sampling.state import SamplerLike
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import EmbeddingInfo, size_text
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     import torch
 
     from stonechat_models.backends.native import NativeModel
+    from stonechat_models.runtime.ranks.followers import GiveUp
+    from stonechat_models.runtime.ranks.parallel_model import ParallelModel
 
 
 Progress = Callable[[str], None]
@@ -57,9 +60,11 @@ MIN_SNAPSHOTS = 8
 
 
 def build_engine(
-    config: EngineConfig, progress: Progress
+    config: EngineConfig, progress: Progress, give_up: "GiveUp | None" = None
 ) -> tuple[Engine | EmbeddingEngine, Tokenizer]:
     """Load a model and build its engine.
+
+    `give_up` ends this process. It is needed for a model that several devices share.
 
     Raises `ModelLoadError`, or `UnsupportedModelError` if the model would compute wrong results.
     """
@@ -70,12 +75,16 @@ def build_engine(
         refuse_weight_format(config, as_torch(device))
     if config.draft_model is not None:
         refuse_draft_model(config, device.type)
+    if config.tensor_parallel > 1:
+        refuse_settings(config, as_torch(device))
     config = replace(config, device=str(device), threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
     with reading(files.name):
         if is_embedder(files.config, files.weight_format, files.embedder is not None):
             if config.draft_model is not None:
                 raise UnsupportedModelError(f"{files.name} makes embeddings: nothing is drafted")
+            if config.tensor_parallel > 1:
+                raise UnsupportedModelError(f"{files.name} makes embeddings: it is not split")
             return _build_embedding_engine(files, config, device, progress)
         refuse_encoder_decoder(files.config)
         read_packing(files)
@@ -92,7 +101,7 @@ def build_engine(
                 lambda files, config: _load_model(files, config, device, progress),
                 progress,
             )
-        model = _load_model(files, config, device, progress)
+        model = _load_model(files, config, device, progress, give_up)
         if draft is not None:
             refuse_state(model.info)
         tokenizer.refuse_missing_rows(model.info.vocab_size)
@@ -186,7 +195,9 @@ def assemble_engine(
             block_size=config.block_size,
             graphs=graphs,
         )
-    free = free_memory(device) - reserved_bytes
+    shared = cast("ParallelModel", model) if config.tensor_parallel > 1 else None
+    free = free_memory(device) if shared is None else shared.least_free_memory()
+    free -= reserved_bytes
     num_state_slots = 0
     if model.info.keeps_state:
         num_state_slots, max_num_seqs = size_states(
@@ -232,12 +243,13 @@ def assemble_engine(
             takes_tensors=not is_native,
         )
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
+    overlap = overlap and shared is None
     engine_class = OverlappedEngine if overlap else Engine
     return engine_class(
         model,
         sampler,
         eos_token_ids=eos_token_ids,
-        device=None if is_native else as_torch(device),
+        device=None if is_native else as_torch(HostDevice() if shared else device),
         prefix_caching=config.prefix_caching,
         prompt_lookup=choose_prompt_lookup(config, model.info.backend, overlap=overlap),
         draft_model=draft_model,
@@ -281,6 +293,8 @@ def why_no_graphs(config: EngineConfig, attention: str, *, keeps_state: bool) ->
         return "the model keeps more of a sequence than keys and values"
     if config.device_map is not None:
         return "a device map spreads the model"
+    if config.tensor_parallel > 1:
+        return "several devices share the model"
     return None if attention in TRITON_BACKENDS else f"{attention} attention cannot be captured"
 
 
@@ -300,9 +314,19 @@ def native_refusal(
 
 
 def _load_model(
-    files: ModelFiles, config: EngineConfig, device: "torch.device | HostDevice", progress: Progress
+    files: ModelFiles,
+    config: EngineConfig,
+    device: "torch.device | HostDevice",
+    progress: Progress,
+    give_up: "GiveUp | None" = None,
 ) -> CausalModel:
     """Load the model with the native backend if it supports the model, else with PyTorch."""
+    if config.tensor_parallel > 1:
+        refuse_model(files, config.tensor_parallel)
+        assert give_up is not None, "ranks are started from an engine process"
+        from stonechat_models.runtime.ranks.parallel_model import load_parallel_model
+
+        return load_parallel_model(files, config, as_torch(device), progress, give_up)
     reason = native_refusal(files, config, progress)
     if reason is None:
         from stonechat_models.backends import native

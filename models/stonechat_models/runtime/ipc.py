@@ -1,6 +1,7 @@
-"""The pipe between a server and its engine process: typed records as length-prefixed MessagePack.
+"""The pipes between a server, its engine process and that process's further ranks.
 
-A frame is one byte for the record's type, then the record's fields. Nothing is unpickled.
+They carry typed records as length-prefixed MessagePack. A frame is one byte for the record's type,
+then the record's fields. Nothing is unpickled.
 """
 
 import threading
@@ -64,8 +65,55 @@ class Log:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class CountFree:
+    """To a rank: take part in finding how much memory is free on every device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocate:
+    """To a rank: allocate the KV cache, and wait until all ranks have done so."""
+
+    num_blocks: int
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyBlocks:
+    """To a rank: copy KV blocks, (source, destination)."""
+
+    pairs: Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStep:
+    """To a rank: run the step of a `ForwardBatch`. `runtime/ranks/messages` reads and writes it."""
+
+    num_tokens: int
+    num_rows: int
+    num_seqs: int
+    longs: bytes
+    """int64: token ids, positions, slots, and the index of each row of logits."""
+    ints: bytes
+    """int32: the start of each sequence and the last one's end, context lengths, block table."""
+
+
 Frame = (
-    Start | Add | Abort | Stop | Progress | Ready | LoadFailed | StepReport | Refused | Died | Log
+    Start
+    | Add
+    | Abort
+    | Stop
+    | Progress
+    | Ready
+    | LoadFailed
+    | StepReport
+    | Refused
+    | Died
+    | Log
+    | CountFree
+    | Allocate
+    | CopyBlocks
+    | RunStep
 )
 _TYPES: tuple[type[Frame], ...] = (
     Start,
@@ -79,6 +127,10 @@ _TYPES: tuple[type[Frame], ...] = (
     Refused,
     Died,
     Log,
+    CountFree,
+    Allocate,
+    CopyBlocks,
+    RunStep,
 )
 
 

@@ -14,17 +14,10 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from stonechat_models.config import EngineConfig
-from stonechat_models.errors import ModelLoadError
-from stonechat_models.runtime.ipc import (
-    FramePipe,
-    LoadFailed,
-    Log,
-    Progress,
-    Ready,
-    Start,
-    StepReport,
-)
-from stonechat_models.runtime.runner import Abort, Add, Report, StepOutputs, Stop
+from stonechat_models.errors import EngineError, ModelLoadError
+from stonechat_models.runtime.child import load_failure, send_logs
+from stonechat_models.runtime.ipc import FramePipe, Progress, Ready, Start, StepReport
+from stonechat_models.runtime.runner import Abort, Add, Died, Report, StepOutputs, Stop
 
 if TYPE_CHECKING:
     from stonechat_models.runtime.thread_runner import EngineThread
@@ -42,7 +35,7 @@ def main(file_descriptor: int) -> int:
     except EOFError:
         return 0
     assert isinstance(start, Start)
-    _send_logs(pipe, start.log_level)
+    send_logs(pipe, start.log_level)
     inbox = _Inbox(pipe)
     inbox.start()
     runner = _load(start.config, pipe)
@@ -60,13 +53,24 @@ def _load(config: EngineConfig, pipe: FramePipe) -> "EngineThread | None":
         from stonechat_models.runtime.build import build_engine
         from stonechat_models.runtime.thread_runner import EngineThread
 
-        return EngineThread(*build_engine(config, lambda line: pipe.send(Progress(line))))
-    except ModelLoadError as error:
-        pipe.send(LoadFailed(type(error).__name__, str(error)))
+        return EngineThread(
+            *build_engine(
+                config,
+                lambda line: pipe.send(Progress(line)),
+                give_up=lambda error: _give_up(pipe, error),
+            )
+        )
     except Exception as error:
-        logger.exception("loading failed")
-        pipe.send(LoadFailed("ModelLoadError", f"loading failed: {type(error).__name__}: {error}"))
+        pipe.send(load_failure(error))
     return None
+
+
+def _give_up(pipe: FramePipe, error: EngineError) -> None:
+    """End this process, from any thread, also while another waits for a device or another rank."""
+    try:
+        pipe.send(load_failure(error) if isinstance(error, ModelLoadError) else Died(str(error)))
+    finally:
+        os._exit(1)
 
 
 def _deliver(pipe: FramePipe, runner: "EngineThread", report: Report) -> None:
@@ -100,24 +104,6 @@ class _Inbox:
             if self.runner is None:  # stopped while loading
                 os._exit(0)
             self.runner.send(frame)
-
-
-class _LogHandler(logging.Handler):
-    """Sends log records to the server, which writes the log."""
-
-    def __init__(self, pipe: FramePipe) -> None:
-        super().__init__()
-        self._pipe = pipe
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._pipe.send(Log(record.name, record.levelno, self.format(record)))
-        except Exception:
-            self.handleError(record)
-
-
-def _send_logs(pipe: FramePipe, level: int) -> None:
-    logging.basicConfig(handlers=[_LogHandler(pipe)], level=level, format="%(message)s")
 
 
 if __name__ == "__main__":

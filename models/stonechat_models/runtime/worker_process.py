@@ -1,4 +1,4 @@
-"""The server's side of one engine process: it starts, loads, receives from and ends it."""
+"""The parent's side of an engine process or a rank: it starts, loads, receives from and ends it."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
 
 from stonechat_models import errors
@@ -22,6 +22,7 @@ from stonechat_models.runtime.ipc import (
     Ready,
     Start,
 )
+from stonechat_models.runtime.runner import Died
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +31,20 @@ SECONDS_TO_ASK = 0.2
 
 
 class WorkerProcess:
-    """Runs `module` in a child process. A thread writes to the pipe, so that `send` never waits."""
+    """Runs `module` in a child process. A thread writes to the pipe, so that `send` never waits.
+
+    `name` is for messages. `environment` is added to that of this process.
+    """
 
     def __init__(
-        self, config: EngineConfig, module: str = "stonechat_models.runtime.worker_main"
+        self,
+        config: EngineConfig,
+        module: str = "stonechat_models.runtime.worker_main",
+        name: str = "the engine process",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._name = name
+        search_path = os.pathsep.join(path for path in sys.path if path)
         ours, theirs = Pipe()
         with theirs:
             number = theirs.fileno()
@@ -42,7 +52,7 @@ class WorkerProcess:
                 [sys.executable, "-P", "-m", module, str(number)],
                 pass_fds=[number],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env={**os.environ, **(environment or {}), "PYTHONPATH": search_path},
             )
         self._pipe = FramePipe(ours)
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -64,6 +74,17 @@ class WorkerProcess:
         """
         self._outbox.put(self._pipe.encode(frame))
 
+    def encode(self, frame: Frame) -> bytes:
+        """Return the bytes of a frame for `send_at_once`, here or in another process."""
+        return self._pipe.encode(frame)
+
+    def send_at_once(self, data: bytes) -> None:
+        """Send the bytes of a frame from this thread. `load` has returned.
+
+        Raises `OSError` if the process has ended.
+        """
+        self._pipe.send_encoded(data)
+
     def load(
         self, progress: Callable[[str], None], is_wanted: Callable[[], bool] = lambda: True
     ) -> Ready:
@@ -83,10 +104,12 @@ class WorkerProcess:
                     case Progress(line):
                         progress(line)
                     case LoadFailed(name, message):
-                        raise _load_error(name, message)
+                        raise load_error(name, message)
+                    case Died(reason):
+                        raise ModelLoadError(reason)
                     case None:
                         raise ModelLoadError(
-                            f"the engine process {self.end(1.0)} while loading the model"
+                            f"{self._name} {self.end(1.0)} while loading the model"
                         )
         except BaseException:
             self.end(0.0)
@@ -118,10 +141,11 @@ class WorkerProcess:
             try:
                 self._pipe.send_encoded(data)
             except OSError:
-                logger.debug("a message was discarded: the engine process has ended")
+                logger.debug("a message was discarded: %s has ended", self._name)
 
 
-def _load_error(name: str, message: str) -> ModelLoadError:
+def load_error(name: str, message: str) -> ModelLoadError:
+    """Return the error of a `LoadFailed`."""
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, ModelLoadError):
         return kind(message)

@@ -26,7 +26,7 @@ def start_banner(
     rows = {
         "model": f"{name} ({model.architecture}, {model.num_parameters / 1e6:,.0f}M parameters)",
         "device": f"{model.device}, {model.dtype}{quantization}, {model.backend} backend, "
-        f"{attention}{model.threads} threads",
+        f"{attention}{model.threads} threads{_ranks_text(model)}",
         "weights": size_text(model.weight_bytes),
         **(_generation_rows(model) if model.generates else {}),
         **_embedding_rows(model),
@@ -83,6 +83,10 @@ def _ending(name: str, url: str, needs_key: bool, generates: bool) -> list[str]:
     key = f" (put an API key into {KEY_VARIABLE} first: export {KEY_VARIABLE}=…)"
     hint = f"Try{key if needs_key else ''}:"
     return ["Ready.", *shown, "", hint, "", curl, ""]
+
+
+def _ranks_text(model: "ModelInfo") -> str:
+    return f" on each of {model.num_ranks} ranks" if model.num_ranks > 1 else ""
 
 
 def _generation_rows(model: "ModelInfo") -> dict[str, str]:

@@ -53,6 +53,8 @@ def run(options: Options) -> int:
 
 def plan_row(survey: "ModelSurvey", form: "ServingForm", bandwidth: float) -> PlanRow:
     """The memory, capacity and speed of one `ServingForm`; `bandwidth` is in bytes per second."""
+    if survey.device == "cpu":  # its ranks share the bandwidth
+        bandwidth /= survey.num_ranks
     per_token = form.kv_bytes_per_token
     free = max(0, survey.free_memory - form.weight_bytes)
     return {
@@ -90,6 +92,7 @@ def describe(survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float) -> di
         "device": survey.device,
         "attention": survey.attention,
         "graphs_refusal": survey.graphs_refusal,
+        "tensor_parallel": survey.num_ranks,
         "total_memory": survey.total_memory,
         "free_memory": survey.free_memory,
         "draft_weight_bytes": survey.draft.weight_bytes if survey.draft else 0,
@@ -137,9 +140,17 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
         **({} if survey.is_embedder else {"context": f"{survey.max_model_len:,} tokens"}),
         "device": f"{survey.device}, {size_text(survey.free_memory)} of "
         f"{size_text(survey.total_memory)} free, reads {bandwidth / 1e9:.1f} GB/s",
+        **_ranks_fact(survey),
         **_draft_fact(survey),
         **_steps_fact(survey),
     }
+
+
+def _ranks_fact(survey: "ModelSurvey") -> Mapping[str, str]:
+    """How many devices share the model."""
+    if survey.num_ranks == 1:
+        return {}
+    return {"ranks": f"{survey.num_ranks}; free memory and the sizes below are those of each"}
 
 
 def _draft_fact(survey: "ModelSurvey") -> Mapping[str, str]:

@@ -19,6 +19,7 @@ from stonechat_models.backends.transformers.recurrent import (
     keeps_recurrent_state,
     probe_states,
 )
+from stonechat_models.backends.transformers.split import splits_keys, splits_of
 from stonechat_models.backends.transformers.verify import random_prompts
 from stonechat_models.checkpoint.headers import Footprint
 from stonechat_models.checkpoint.hf_config import HFConfig
@@ -83,8 +84,10 @@ class EmptyModel:
             return
         self.num_kv_elements = sum(shape.num_elements for shape in probe.shapes.values())
 
-    def footprint(self, settings: LoadSettings, kind: str, team: LinearTeam | None) -> Footprint:
-        """Return what the model takes on a device of type `kind`."""
+    def footprint(
+        self, settings: LoadSettings, kind: str, team: LinearTeam | None, num_ranks: int = 1
+    ) -> Footprint:
+        """Return what the model takes on a device of type `kind`, or on each of `num_ranks`."""
         module = copy.deepcopy(self.module).to(settings.load_dtype)
         if settings.precision is not None:
             quantize_module(module, settings.precision, team, kind)
@@ -93,14 +96,19 @@ class EmptyModel:
         for name, part in module.named_modules():
             if isinstance(part, QuantizedLinear):
                 sizes[name] = part.num_bytes
+        splits = splits_of(module) if num_ranks > 1 else {}
+        for name in splits:
+            sizes[name] //= num_ranks
         total = sum(sizes.values())
         experts = sum(size for name, size in sizes.items() if ".experts." in name)
         decode_bytes = total - round(experts * (1.0 - self._expert_share))
         embedding = module.get_input_embeddings().weight  # type: ignore[operator]
         head = module.get_output_embeddings()  # type: ignore[operator]
         if getattr(head, "weight", None) is not embedding:
-            decode_bytes -= embedding.nbytes  # a step reads only single rows of it
+            names = [name for name, weight in module.named_parameters() if weight is embedding]
+            decode_bytes -= sizes[names[0]]  # a step reads only single rows of it
         kv_bytes = self.num_kv_elements * settings.kv_dtype.itemsize
+        kv_bytes //= num_ranks if splits_keys(splits) else 1
         state_bytes = sum(
             torch.Size(s.shape).numel()
             * (settings.dtype if s.dtype is torch.bfloat16 else s.dtype).itemsize

@@ -131,6 +131,7 @@ def _load(
         weights_hash=weights_hash(files),
         block_size=config.block_size,
         threads=config.threads or 1,
+        num_ranks=config.tensor_parallel,
     )
     model = _checked_model(module, info, settings, config, device, progress)
     quantization = quantize.stored_label(module)
@@ -153,7 +154,7 @@ def _load(
     )
     if device.type == "cuda" and not config.deterministic and isinstance(model, TransformersModel):
         _choose_checked_attention(model, config, device, progress)
-        if settings.attention.name in TRITON_BACKENDS and config.device_map is None:
+        if _may_fuse(settings, config):
             _prepare_steps(module, context_length(files.config, config.max_model_len), progress)
             _choose_tiles(model, progress)
     return model
@@ -176,17 +177,25 @@ def _checked_model(
         recurrent = stateful_model(module, info, settings.attention, settings.kv_dtype)
         if recurrent is None:
             probe = None
-            if settings.attention.name in TRITON_BACKENDS and config.device_map is None:
+            if _may_fuse(settings, config):
                 probe = _fuse(module, device, progress)
             row_multiple = ROWS if config.deterministic else 1
             return TransformersModel(
                 module, info, settings.attention, row_multiple, probe, settings.kv_dtype
             )
     except UnsupportedModelError as error:
+        if config.tensor_parallel > 1:
+            raise
         refuse_deterministic(config)
         return plain_model(module, info, error, progress)
     refuse_deterministic(config)
     return recurrent
+
+
+def _may_fuse(settings: LoadSettings, config: EngineConfig) -> bool:
+    """Whether fused parts may take the place of the model's own. They need whole weights."""
+    is_whole = config.device_map is None and config.tensor_parallel == 1
+    return is_whole and settings.attention.name in TRITON_BACKENDS
 
 
 def load_module(
@@ -206,7 +215,8 @@ def load_module(
     `model_class` loads it, by default the class that `auto_class` chooses. Weights whose names
     begin as in `unused` may be missing: nothing is computed with them.
 
-    The weights are on `device`, or spread by accelerate if `config.device_map` is set. With
+    The weights are on `device`, or spread by accelerate if `config.device_map` is set. Of a model
+    that several devices share, this rank's part of them is there (see `runtime/ranks`). With
     `keeps_codes`, quantised weights stay so, if any can and their products are right. The first
     load of another GGUF file writes its weights to the cache, dequantised to safetensors of
     `dtype`.
@@ -234,7 +244,7 @@ def load_module(
                 **source,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
-                device_map=config.device_map or {"": device},
+                **_places(config, device),
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=None if config.allow_pickle else True,
                 local_files_only=True,
@@ -249,6 +259,15 @@ def load_module(
     refuse_other_layers(module, files.adapters, files.name)
     eval_module: nn.Module = module.eval().requires_grad_(False)
     return eval_module
+
+
+def _places(config: EngineConfig, device: torch.device) -> dict[str, Any]:
+    """Where the weights go, for `from_pretrained`."""
+    if config.tensor_parallel > 1:
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_size=config.tensor_parallel)}
+    return {"device_map": config.device_map or {"": device}}
 
 
 def _check_report(
