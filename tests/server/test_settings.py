@@ -101,6 +101,7 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
         "allow_pickle": True,
         "eager": True,
         "engine_process": True,
+        "tensor_parallel": 2,
     }
     config = Settings(**values).engine_config()
     values["kv_cache_bytes"] = values.pop("kv_cache_size")

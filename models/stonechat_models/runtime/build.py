@@ -33,7 +33,6 @@ from stonechat_models.runtime.draft import (
     refuse_draft_model,
     refuse_state,
 )
-from stonechat_models.runtime.ranks.refusals import refuse_model, refuse_settings
 from stonechat_models.sampling.state import SamplerLike
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import EmbeddingInfo, size_text
@@ -76,6 +75,8 @@ def build_engine(
     if config.draft_model is not None:
         refuse_draft_model(config, device.type)
     if config.tensor_parallel > 1:
+        from stonechat_models.runtime.ranks.refusals import refuse_settings
+
         refuse_settings(config, as_torch(device))
     config = replace(config, device=str(device), threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
@@ -322,10 +323,11 @@ def _load_model(
 ) -> CausalModel:
     """Load the model with the native backend if it supports the model, else with PyTorch."""
     if config.tensor_parallel > 1:
+        from stonechat_models.runtime.ranks.parallel_model import load_parallel_model
+        from stonechat_models.runtime.ranks.refusals import refuse_model
+
         refuse_model(files, config.tensor_parallel)
         assert give_up is not None, "ranks are started from an engine process"
-        from stonechat_models.runtime.ranks.parallel_model import load_parallel_model
-
         return load_parallel_model(files, config, as_torch(device), progress, give_up)
     reason = native_refusal(files, config, progress)
     if reason is None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from stonechat_models import EngineConfig, Machine, inspect_machine, survey_model
 from stonechat_server.cli import main
@@ -36,6 +36,29 @@ def test_the_plan_has_the_right_sizes_and_speed(
     assert row["full_length_requests"] == 2048 // 128
     bytes_read = row["weight_bytes"] - 96 * 64 * 4  # a step reads one row of the embedding
     assert row["decode_tokens_per_second_at_most"] == pytest.approx(10e9 / bytes_read)
+
+
+def test_the_plan_has_the_sizes_of_each_rank(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--device", "cpu", "--bandwidth", "10", "--tensor-parallel", "2"]
+    assert main(["plan", str(tiny), *flags]) == 1
+    assert "needs equal parts, and the model has 1 key and value heads" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    config = AutoConfig.from_pretrained(tiny, num_key_value_heads=2, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert main(["plan", str(tmp_path), *flags]) == 0
+    assert "2; free memory and the sizes below are those of each" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path), *flags, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tensor_parallel"] == 2
+    row = next(row for row in result["forms"] if row["form"] == "float32")
+    norms = 5 * 64  # they are on each rank
+    assert row["weight_bytes"] == 4 * ((result["parameters"] - norms) // 2 + norms)
+    assert row["kv_bytes_per_token"] == 2 * 2 * 32 * 4  # layers, K and V, head size, bytes
+    # On a CPU both ranks read their halves through the same memory.
+    assert row["decode_tokens_per_second_at_most"] == pytest.approx(5e9 / row["weight_bytes"])
 
 
 def test_the_plan_is_made_for_the_flags_of_serve(

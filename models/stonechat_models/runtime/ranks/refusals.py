@@ -30,6 +30,7 @@ def refuse_settings(config: EngineConfig, device: "torch.device") -> None:
         (config.backend == "native", "--backend native: the compiled CPU path has one rank"),
         (precision_of(config) is not None, "--quantize"),
         (config.adapter is not None, "--adapter: merge it into the model's files first"),
+        (bool(config.lora), "--lora"),
         (config.device_map is not None, "--device-map: both spread the model"),
         (config.draft_model is not None, "--draft-model"),
         (config.deterministic, "--deterministic: sums over ranks have another order"),

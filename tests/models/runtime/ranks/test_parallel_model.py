@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stonechat_models import EngineConfig, survey_model
 from stonechat_models.backends.transformers.verify import random_batch
 from stonechat_models.runtime.ranks import followers
 from stonechat_models.types import SamplingParams
@@ -36,17 +37,17 @@ FAMILIES = [
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda case: f"{case[0]}-{case[1]}")
 def case(request, tmp_path_factory):
-    """(the model on its ranks, the same module on one, the reasons for which rank 0 gave up)"""
+    """(the model on its ranks, the same module on one, why rank 0 gave up, the model's folder)"""
     family, num_ranks = request.param
     folder = tmp_path_factory.mktemp("split") / family
     module = save_split_model(folder, family)
     with parallel_model(folder, num_ranks) as (model, reasons):
-        yield model, module, reasons
+        yield model, module, reasons, folder
 
 
 def both(case, **settings):
     """The engine on several ranks, and the one on one rank."""
-    model, module, _ = case
+    model, module, *_ = case
     return parallel_engine(model, **settings), make_engine(
         module, vocab_size=VOCAB_SIZE, **settings
     )
@@ -110,7 +111,7 @@ def test_hidden_states_are_those_of_one_rank(case):
 
 
 def test_each_rank_has_its_part_of_the_weights_and_of_the_cache(case):
-    model, module, _ = case
+    model, module, _, folder = case
     engine, whole = both(case)
     num_ranks = len(model._followers._children) + 1
     assert engine.model.kv_bytes_per_token * num_ranks == whole.model.kv_bytes_per_token
@@ -119,12 +120,20 @@ def test_each_rank_has_its_part_of_the_weights_and_of_the_cache(case):
         for parameter in model._model.module.parameters()
     )
     assert local < 1.2 / num_ranks * sum(p.numel() for p in module.parameters())
+    config = EngineConfig(
+        model=str(folder), device="cpu", dtype="float32", tensor_parallel=num_ranks
+    )
+    plan = survey_model(config, lambda line: None)
+    (form,) = (form for form in plan.forms if form.is_default)
+    assert (plan.refusal, plan.num_ranks) == (None, num_ranks)
+    assert form.weight_bytes == 4 * local
+    assert form.kv_bytes_per_token == engine.model.kv_bytes_per_token
     assert 0 < model.least_free_memory() < 2**50
 
 
 def test_a_step_that_never_ends_and_a_rank_that_ends_are_noticed(case, monkeypatch):
     """The last test: it ends a rank."""
-    model, _, reasons = case
+    model, _, reasons, _ = case
     engine = parallel_engine(model)
     pids = [child.process_id for child in model._followers._children]
     monkeypatch.setattr(followers, "STEP_SECONDS", 0.5)

@@ -31,6 +31,7 @@ def files(tmp_path, family="llama", weights="model.safetensors", **changes) -> M
         ({"backend": "native"}, "--backend native"),
         ({"quantize": "int8"}, "--quantize"),
         ({"adapter": "a"}, "--adapter"),
+        ({"lora": ("a=folder",)}, "--lora"),
         ({"device_map": "auto"}, "--device-map"),
         ({"draft_model": "d"}, "--draft-model"),
         ({"deterministic": True}, "--deterministic"),
