@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from stonechat_models.runtime.ranks.split_types import SPLIT_TYPES
 from stonechat_server.api.tokens_fields import DETOKENIZE_FIELDS, TOKENIZE_TEXT_FIELDS
 from stonechat_server.cli import COMMANDS, load_command
 from stonechat_server.commands import serve
@@ -87,6 +88,12 @@ def model_types() -> Iterator[str]:
     yield from listing(measured_ways())
 
 
+def split_types() -> Iterator[str]:
+    """Yield the types of models that several devices may share."""
+    names = ", ".join(f"`{name}`" for name in sorted(SPLIT_TYPES))
+    yield from ("", *textwrap.wrap(f"{names}.", 100, break_on_hyphens=False), "")
+
+
 def missing_model_types() -> list[str]:
     """Return the types of the installed transformers that the list of model types lacks."""
     from transformers.models.auto import modeling_auto
@@ -120,6 +127,7 @@ TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "detokenize": partial(field_table, DETOKENIZE_FIELDS),
     },
     "docs/configuration.md": {"settings": settings_table},
+    "docs/scale.md": {"split types": split_types},
     "docs/commands.md": {
         name: partial(command_table, name) for name in COMMANDS if name != "serve"
     },
