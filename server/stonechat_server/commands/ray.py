@@ -65,7 +65,7 @@ class Deploy(ReplicaOptions):
         values = {name: getattr(given, name) for name in given.model_fields_set}
         has_size = given.kv_cache_size is not None or given.kv_cache_fraction is not None
         if self.address is None:  # the ingress has another folder
-            for name in ("keys_file", "api_key_file", "ledger_journal"):
+            for name in ("keys_file", "api_key_file", "ledger_journal", "files_dir"):
                 path = values.get(name)
                 if isinstance(path, Path) and str(path) != "off":
                     values[name] = path.expanduser().absolute()

@@ -70,6 +70,11 @@ def check(options: AppArguments, settings: Settings) -> None:
             "several ingresses need a ledger that they can share: name a PostgreSQL database "
             "(ledger: postgresql://…), or none (ledger: off)"
         )
+    if options.ingresses > 1 and settings.files_dir is None:
+        raise ValueError(
+            "several ingresses need a folder for files that they can share: name one that all "
+            "nodes have (files_dir: /shared/files), or none (files_dir: off)"
+        )
 
 
 def _scale(options: AppArguments) -> dict[str, Any]:

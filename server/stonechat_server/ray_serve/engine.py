@@ -109,7 +109,8 @@ class ReplicatedEngine:
         """
         if not self.is_alive:
             raise EngineDeadError("the server is shutting down")
-        hashes = prompt_hashes(request.prompt_token_ids, request.cache_salt)
+        salt = f"{request.adapter}\n{request.cache_salt}"
+        hashes = prompt_hashes(request.prompt_token_ids, salt)
         stream = self.replicas.generate(encode(request), hashes)
         self._replica_of[request.request_id] = ""
         is_finished, offset, is_first = False, 0.0, True

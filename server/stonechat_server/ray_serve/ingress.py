@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.observability.ledger import Ledger
+    from stonechat_server.storage.storage import Storage
 
 
 class Ingress:
@@ -30,7 +31,7 @@ class Ingress:
     ) -> None:
         """Wait for a replica, then build the application for `capacity` replicas.
 
-        Raises `KeysFileError` or `LedgerError`.
+        Raises `KeysFileError`, `LedgerError` or `StorageError`.
         """
         calls = RayReplicas(replicas)
         description = decode_description(await calls.describe())
@@ -45,7 +46,7 @@ class Ingress:
 
 
 def make_app(settings: Settings, engine: "EngineLike") -> "FastAPI":
-    """The application with the keys and the ledger that the settings name, as `serve` makes it."""
+    """The application with what the settings name: keys, ledger and files, as `serve` makes it."""
     from stonechat_server.access.keys_file import open_key_store
     from stonechat_server.app import create_app
     from stonechat_server.observability.access_log import configure_logging
@@ -61,7 +62,21 @@ def make_app(settings: Settings, engine: "EngineLike") -> "FastAPI":
         key_store=key_store,
         ledger=open_ledger(settings),
         tracing=Tracing.from_environment() if settings.otel else None,
+        storage=open_files(settings),
     )
+
+
+def open_files(settings: Settings) -> "Storage | None":
+    """The storage of files that the settings name. Raises `StorageError` as `open_ledger` does."""
+    from stonechat_server.storage.storage import StorageError, open_storage
+
+    try:
+        return open_storage(settings)
+    except StorageError as error:
+        if settings.files_dir is not None:
+            raise
+        logger.warning("%s", error)
+        return None
 
 
 def open_ledger(settings: Settings) -> "Ledger | None":

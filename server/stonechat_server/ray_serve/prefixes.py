@@ -10,7 +10,7 @@ import hashlib
 import math
 from array import array
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 TOKENS_PER_HASH = 16
 MAX_HASHES = 512
@@ -62,18 +62,16 @@ class PrefixTable:
         while len(self._replica_of) > self._max_entries:
             self._replica_of.popitem(last=False)
 
-    def rank(
-        self,
-        hashes: Sequence[bytes],
-        loads: Mapping[str, int],
-        seen: Mapping[str, Collection[bytes]],
-    ) -> list[str]:
+    def note_report(self, hashes: Iterable[bytes], replica: str) -> None:
+        """Remember what a replica says it has seen, from any ingress. Own knowledge is newer."""
+        self.note([content for content in hashes if content not in self._replica_of], replica)
+
+    def rank(self, hashes: Sequence[bytes], loads: Mapping[str, int]) -> list[str]:
         """The replicas in the order in which they should be tried.
 
-        `loads` are the running requests of each replica that there is. `seen` are hashes that the
-        replicas themselves report, from the requests of all ingresses.
+        `loads` are the running requests of each replica that there is.
         """
-        depths = self._depths(hashes, loads, seen)
+        depths = self._depths(hashes, loads)
         limit = math.ceil(self._load_factor * sum(loads.values()) / len(loads)) + self._load_slack
 
         def order(replica: str) -> tuple[bool, int, int, bytes]:
@@ -88,22 +86,11 @@ class PrefixTable:
 
         return sorted(loads, key=order)
 
-    def _depths(
-        self,
-        hashes: Sequence[bytes],
-        loads: Mapping[str, int],
-        seen: Mapping[str, Collection[bytes]],
-    ) -> dict[str, int]:
+    def _depths(self, hashes: Sequence[bytes], loads: Mapping[str, int]) -> dict[str, int]:
         """How many pieces of the prompt each replica saw. Those that saw none are left out."""
         depths: dict[str, int] = {}
         for depth in range(len(hashes), 0, -1):
-            content = hashes[depth - 1]
-            noted = self._replica_of.get(content)
-            if noted is not None and noted in loads and noted not in depths:
-                depths[noted] = depth
-            for replica, reported in seen.items():
-                if replica in loads and replica not in depths and content in reported:
-                    depths[replica] = depth
-            if len(depths) == len(loads):
-                break
+            replica = self._replica_of.get(hashes[depth - 1])
+            if replica is not None and replica in loads:
+                depths.setdefault(replica, depth)
         return depths

@@ -22,7 +22,7 @@ from stonechat_server.ray_serve.wire import (
 )
 from stonechat_server.settings import Settings
 
-MAX_REPORTED_PROMPTS = 4096
+MAX_REPORTED_PROMPTS = 1024
 
 
 async def records(engine: EngineLike, name: str, data: bytes) -> AsyncGenerator[bytes, None]:

@@ -20,7 +20,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
         self._by_prefix = by_prefix
         self._table = PrefixTable(**table)
         self._num_running: Counter[str] = Counter()
-        self._reports: dict[str, tuple[bytes, frozenset[bytes]]] = {}
+        self._reports: dict[str, bytes] = {}
 
     async def choose_replicas(
         self,
@@ -36,8 +36,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
             return [[by_name[named]]] if named in by_name else [list(candidate_replicas)]
         hashes = self._hashes(pending_request)
         loads = {name: self._load(replica) for name, replica in by_name.items()}
-        seen = {name: self._seen(name, replica) for name, replica in by_name.items()}
-        return [[by_name[name]] for name in self._table.rank(hashes, loads, seen)]
+        return [[by_name[name]] for name in self._table.rank(hashes, loads)]
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
@@ -51,12 +50,15 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
         self._num_running[replica_id.unique_id] -= 1
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Forget the replicas that are no more."""
+        """Note what the replicas report, and forget those that are no more."""
         super().update_replicas(replicas)
-        names = {replica.replica_id.unique_id for replica in replicas}
-        for name in [name for name in self._num_running if name not in names]:
+        reports = {r.replica_id.unique_id: r.routing_stats.get("prompts", b"") for r in replicas}
+        for name, report in reports.items():
+            if report != self._reports.get(name, b""):
+                self._table.note_report(split_hashes(report), name)
+        self._reports = reports
+        for name in [name for name in self._num_running if name not in reports]:
             del self._num_running[name]
-        self._reports = {name: report for name, report in self._reports.items() if name in names}
 
     def _hashes(self, request: PendingRequest) -> list[bytes]:
         is_prompt = self._by_prefix and request.metadata.call_method == "generate"
@@ -68,9 +70,3 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
         if said is None:
             said = int(replica.routing_stats.get("num_running", 0))
         return max(self._num_running[replica.replica_id.unique_id], said)
-
-    def _seen(self, name: str, replica: RunningReplica) -> frozenset[bytes]:
-        data: bytes = replica.routing_stats.get("prompts", b"")
-        if name not in self._reports or self._reports[name][0] != data:
-            self._reports[name] = data, frozenset(split_hashes(data))
-        return self._reports[name][1]

@@ -54,7 +54,7 @@ class FakeReplicas:
 
     def generate(self, request: bytes, hashes: bytes) -> FakeStream:
         loads = {name: engine.num_running for name, engine in self.engines.items()}
-        name = self.table.rank(split_hashes(hashes), loads, {})[0]
+        name = self.table.rank(split_hashes(hashes), loads)[0]
         self.table.note(split_hashes(hashes), name)
         self.chosen.append(name)
         stream = FakeStream()

@@ -34,10 +34,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def request_of(request_id: str = "r", num_tokens: int = 40, **params: Any) -> GenerateRequest:
+def request_of(
+    request_id: str = "r", num_tokens: int = 40, start: int = 0, **params: Any
+) -> GenerateRequest:
     return GenerateRequest(
         request_id=request_id,
-        prompt_token_ids=list(range(num_tokens)),
+        prompt_token_ids=list(range(start, start + num_tokens)),
         params=SamplingParams(**params),
         arrival_time=1000.0,
     )
@@ -113,10 +115,12 @@ async def test_closing_the_iterator_aborts_the_request_in_its_replica() -> None:
 
 
 async def test_the_death_of_a_replica_ends_its_own_streams_and_no_others() -> None:
-    engine, replicas = new_engine(slow(), slow())
-    runs = [asyncio.create_task(texts(engine, request_of(f"r{i}", i * 16))) for i in range(6)]
-    while sum(inner.num_running for inner in replicas.engines.values()) < len(runs):
-        await asyncio.sleep(0.001)
+    engine, replicas = new_engine(slow(0.05), slow(0.05))
+    runs: list[asyncio.Task[str]] = []
+    for i in range(6):
+        runs.append(asyncio.create_task(texts(engine, request_of(f"r{i}", start=1000 * i))))
+        while sum(inner.num_running for inner in replicas.engines.values()) < len(runs):
+            await asyncio.sleep(0.001)
     assert set(replicas.chosen) == {"a", "b"}
     replicas.kill("a")
     results = await asyncio.gather(*runs, return_exceptions=True)

@@ -1,6 +1,7 @@
 """The options of a deployment, and what cannot be shared between processes."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ def test_options_that_cannot_be_are_refused(values: Any) -> None:
     [
         (2, {"ledger": "usage.db"}, "PostgreSQL"),
         (2, {}, "PostgreSQL"),
+        (2, {"ledger": "off"}, "folder for files"),
         (1, {"tls_cert": "cert.pem"}, "TLS"),
     ],
 )
@@ -49,7 +51,8 @@ def test_what_several_processes_cannot_share_is_refused(
     ("ingresses", "ledger"), [(1, "usage.db"), (2, "off"), (2, "postgresql://host/usage")]
 )
 def test_what_they_can_share_is_accepted(ingresses: int, ledger: str) -> None:
-    check(AppArguments(ingresses=ingresses), Settings(ledger=ledger))
+    files_dir = None if ingresses == 1 else Path("/shared/files")
+    check(AppArguments(ingresses=ingresses), Settings(ledger=ledger, files_dir=files_dir))
 
 
 def test_the_command_says_what_to_install(

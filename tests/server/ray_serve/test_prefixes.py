@@ -43,7 +43,7 @@ def test_a_conversation_goes_on_where_it_began_although_another_replica_has_less
     table = PrefixTable()
     table.note(hashes_of(*range(64)), "b")
     following = hashes_of(*range(96))
-    assert table.rank(following, {"a": 0, "b": 3, "c": 1}, {}) == ["b", "a", "c"]
+    assert table.rank(following, {"a": 0, "b": 3, "c": 1}) == ["b", "a", "c"]
 
 
 def test_a_hot_prefix_does_not_overload_its_replica() -> None:
@@ -51,8 +51,8 @@ def test_a_hot_prefix_does_not_overload_its_replica() -> None:
     hashes = hashes_of(*range(64))
     table.note(hashes, "b")
     loads = {"a": 2, "b": 5, "c": 2}  # the limit is 1.5 times 3, rounded up, and 2 more: 7
-    assert table.rank(hashes, loads, {})[0] == "b"
-    assert table.rank(hashes, {"a": 0, "b": 4, "c": 0}, {})[0] in ("a", "c")
+    assert table.rank(hashes, loads)[0] == "b"
+    assert table.rank(hashes, {"a": 0, "b": 4, "c": 0})[0] in ("a", "c")
 
 
 def test_a_common_beginning_is_only_the_tie_break() -> None:
@@ -60,32 +60,41 @@ def test_a_common_beginning_is_only_the_tie_break() -> None:
     table = PrefixTable()
     table.note(hashes_of(*range(64)), "b")
     other = hashes_of(*range(32), *range(1000, 1100))
-    assert table.rank(other, {"a": 0, "b": 1, "c": 2}, {}) == ["a", "b", "c"]
-    assert table.rank(other, {"a": 1, "b": 1, "c": 1}, {})[0] == "b"
+    assert table.rank(other, {"a": 0, "b": 1, "c": 2}) == ["a", "b", "c"]
+    assert table.rank(other, {"a": 1, "b": 1, "c": 1})[0] == "b"
 
 
 def test_what_replicas_report_counts_like_what_the_router_has_seen() -> None:
     """After another ingress has sent them the first turn, or after this one was replaced."""
     first, following = hashes_of(*range(64)), hashes_of(*range(96))
     loads = {"a": 0, "b": 2, "c": 0}
-    assert PrefixTable().rank(following, loads, {"b": {first[-1]}})[0] == "b"
-    assert PrefixTable().rank(following, loads, {"gone": {first[-1]}})[0] != "b"
+    table = PrefixTable()
+    assert table.rank(following, loads)[0] != "b"
+    table.note_report([first[-1]], "b")
+    assert table.rank(following, loads)[0] == "b"
+
+
+def test_a_report_does_not_change_what_the_router_knows_itself() -> None:
+    table, hashes = PrefixTable(), hashes_of(*range(64))
+    table.note(hashes, "a")
+    table.note_report(hashes, "b")
+    assert table.rank(hashes, {"a": 1, "b": 0})[0] == "a"
 
 
 def test_a_replica_that_is_gone_gets_nothing() -> None:
     table = PrefixTable()
     table.note(hashes_of(*range(64)), "gone")
-    assert sorted(table.rank(hashes_of(*range(64)), {"a": 0, "b": 0}, {})) == ["a", "b"]
+    assert sorted(table.rank(hashes_of(*range(64)), {"a": 0, "b": 0})) == ["a", "b"]
 
 
 def test_new_prompts_spread_over_idle_replicas_and_all_routers_agree() -> None:
     names = ["a", "b", "c", "d"]
     firsts = [
-        PrefixTable().rank(hashes_of(*range(start, start + 64)), dict.fromkeys(names, 0), {})[0]
+        PrefixTable().rank(hashes_of(*range(start, start + 64)), dict.fromkeys(names, 0))[0]
         for start in range(100)
     ]
     again = [
-        PrefixTable().rank(hashes_of(*range(start, start + 64)), dict.fromkeys(names[::-1], 0), {})
+        PrefixTable().rank(hashes_of(*range(start, start + 64)), dict.fromkeys(names[::-1], 0))
         for start in range(100)
     ]
     assert firsts == [ranked[0] for ranked in again]
@@ -105,7 +114,7 @@ def test_the_table_is_bounded_and_forgets_the_oldest_first(prompts: list[tuple[i
     assert len(table) == min(20, len(order))
     for content, name in list(order.items())[-20:]:
         loads = {"0": 0, "1": 0, "2": 0}
-        assert table.rank([content], loads, {})[0] == name
+        assert table.rank([content], loads)[0] == name
 
 
 @pytest.mark.parametrize("num_hashes", [0, 1])
@@ -115,4 +124,4 @@ def test_equal_replicas_are_ordered_by_a_stable_hash(num_hashes: int) -> None:
         "abc", key=lambda name: hashlib.blake2b(name.encode() + b"".join(hashes), digest_size=8)
         .digest()
     )  # fmt: skip
-    assert PrefixTable().rank(hashes, {"a": 0, "b": 0, "c": 0}, {}) == expected
+    assert PrefixTable().rank(hashes, {"a": 0, "b": 0, "c": 0}) == expected
