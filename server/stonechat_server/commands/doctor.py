@@ -183,4 +183,6 @@ def _facts(machine: "Machine", bandwidth: dict[str, float]) -> Iterator[tuple[st
     missing = f": {machine.missing_instructions}" if machine.missing_instructions else ""
     kernels = f"{machine.native_isa}{missing}"
     yield "CPU kernels", kernels if machine.native_isa else f"not used: {machine.native_refusal}"
+    if machine.native_library is not None:
+        yield "", machine.native_library
     yield "cache", f"{machine.cache_folder}, {size_text(machine.cache_free_bytes)} free"

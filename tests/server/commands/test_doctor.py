@@ -28,6 +28,7 @@ MACHINE = Machine(
     package_versions={"transformers": "5.0", "triton": "", "uvloop": "0.22"},
     compiler="/usr/bin/g++",
     native_isa="avx512",
+    native_library="/opt/kernels.so",
     native_refusal=None,
     missing_instructions=None,
     cache_folder=Path("/home/me/.cache"),

@@ -125,6 +125,7 @@ def machine() -> Machine:
         has_nvidia_driver=False,
         instruction_sets=("avx512_vnni",),
         native_isa="avx512-vnni",
+        native_library="/opt/kernels.so",
         native_refusal=None,
         missing_instructions=None,
         package_versions={"triton": "3", "uvloop": "1"},

@@ -4,6 +4,8 @@ The structures mirror those of `csrc/matrix.h` and `csrc/layers.h`: same fields,
 """
 
 import ctypes
+import os
+import platform
 from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_void_p
 from enum import IntEnum
@@ -11,8 +13,10 @@ from functools import cache
 from typing import Any
 
 from stonechat_models.backends.native.compile import build_library
+from stonechat_models.backends.native.levels import find_prebuilt
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from stonechat_models.hardware.cpus import processor_flags
 
 GROUP = 32
 """Number of consecutive weights, or activations, that share a scale."""
@@ -147,6 +151,7 @@ class Library:
     """The loaded library. Calls release the interpreter lock."""
 
     def __init__(self, path: str) -> None:
+        self.path = path
         lib = ctypes.CDLL(path)
 
         def bind(name: str, result: object, *arguments: object) -> Callable[..., int]:
@@ -234,8 +239,16 @@ def _open(path: str) -> Library:
 
 
 def load_library(progress: Progress = lambda line: None, architecture: str = "native") -> Library:
-    """Return the library for this processor; compile it if it is not cached.
+    """Return the library for this processor: that of a platform wheel, or else a compiled one.
 
-    Raises `UnsupportedModelError` with the reason if it cannot be compiled or loaded.
+    If `$CXX` names a compiler, the wheel's library is not used. Raises `UnsupportedModelError` with
+    the reason if no library can be compiled or loaded.
     """
+    if architecture == "native" and not os.environ.get("CXX"):
+        prebuilt = find_prebuilt(platform.machine(), processor_flags())
+        if prebuilt is not None:
+            try:
+                return _open(str(prebuilt))
+            except UnsupportedModelError as error:
+                progress(f"the wheel's library is not used: {error}")
     return _open(str(build_library(progress, architecture)))

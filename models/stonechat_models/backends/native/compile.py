@@ -11,21 +11,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from stonechat_models.backends.native.levels import FLAGS, SOURCES, add_sources
 from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once
 from stonechat_models.errors import UnsupportedModelError
 
-SOURCES = Path(__file__).parent / "csrc"
-FLAGS = (
-    "-O3",
-    "-std=c++17",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fPIC",
-    "-shared",
-    "-pthread",
-    "-Wall",
-    "-Wextra",
-)
 COMPILERS = ("g++", "c++", "clang++")
 COMPILE_TIMEOUT = 300.0
 LIBRARY_NAME = "stonechat_native.so"
@@ -92,8 +81,7 @@ def _compile(compiler: str, flags: tuple[str, ...], output: Path) -> None:
 
 def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256("\0".join((compiler, *flags)).encode())
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    add_sources(digest, SOURCES)
     digest.update(_compiler_identity(compiler).encode())
     digest.update(_processor().encode())
     return digest.hexdigest()
