@@ -3,7 +3,8 @@
     python scripts/release.py VERSION [--dry-run]
 
 The changes under "Unreleased" in CHANGELOG.md become those of the version. The tree must be clean,
-and the version must be higher than that of every tag. `--dry-run` shows the changes only.
+and the version must be higher than that of every tag. A version in development is 1.2.3.dev0 until
+1.2.3 is released; the commit after the tag starts the next one. `--dry-run` shows the changes only.
 """
 
 import argparse
@@ -60,21 +61,36 @@ def release(version: str, is_dry_run: bool) -> None:
     try:
         run("scripts/check")
         run(sys.executable, "scripts/check_wheel.py")
+        run(sys.executable, "scripts/check_wheel.py", "--kernels")
     except subprocess.CalledProcessError:
         write(old_texts)
         raise
     git("commit", "--quiet", "--message", f"Release {version}", "--", VERSION_FILE, CHANGELOG)
     git("tag", "--annotate", f"v{version}", "--message", f"Stonechat {version}")
+    start_next(new_texts[VERSION_FILE], next_version(version))
     branch = git("branch", "--show-current")
-    print(f"Released {version}; the wheel is in dist/. Now: git push origin {branch} v{version}")
+    print(f"Released {version}; the wheels are in dist/. Now: git push origin {branch} v{version}")
+
+
+def start_next(version_file: str, version: str) -> None:
+    """Commit the version that is in development from now on."""
+    write({VERSION_FILE: with_version(version_file, version)})
+    git("commit", "--quiet", "--message", f"Start {version}", "--", VERSION_FILE)
 
 
 def check_version(version: str, version_file: str, tags: list[str]) -> None:
     """Raise `ReleaseError` if the version is below the current one, or not above all tags."""
-    new, current = number(version), number(version_of(version_file))
+    new = number(version)
+    current = number(version_of(version_file).partition(".dev")[0])
     released = [number(tag.removeprefix("v")) for tag in tags]
     if new < current or new <= max(released, default=(0, 0, 0)):
         raise ReleaseError(f"{version} is not higher than the versions before")
+
+
+def next_version(version: str) -> str:
+    """Return the version that follows in development: 0.3.0.dev0 for 0.2.1."""
+    major, minor, _ = number(version)
+    return f"{major}.{minor + 1}.0.dev0"
 
 
 def number(version: str) -> tuple[int, ...]:

@@ -46,5 +46,17 @@ def test_a_version_that_does_not_grow_is_refused(release, version):
 
 
 @pytest.mark.parametrize("version", ["0.2.0", "0.10.0", "1.0.0"])
-def test_a_higher_version_is_accepted(release, version):
-    release.check_version(version, VERSION_FILE, ["v0.1.0"])
+@pytest.mark.parametrize("current", ["0.2.0", "0.2.0.dev0"])
+def test_a_higher_version_is_accepted(release, version, current):
+    version_file = release.with_version(VERSION_FILE, current)
+    release.check_version(version, version_file, ["v0.1.0"])
+
+
+def test_development_goes_on_with_the_next_version(release):
+    following = release.next_version("0.2.1")
+    assert following == "0.3.0.dev0"
+    version_file = release.with_version(VERSION_FILE, following)
+    assert version_file == VERSION_FILE.replace("0.2.0", "0.3.0.dev0")
+    release.check_version("0.3.0", version_file, ["v0.2.1"])
+    with pytest.raises(release.ReleaseError):
+        release.check_version("0.2.2", version_file, ["v0.2.1"])
