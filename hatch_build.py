@@ -9,6 +9,7 @@ names the compiler, otherwise it is g++.
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -31,22 +32,29 @@ class KernelsHook(BuildHookInterface[Any]):
         levels = run_path(str(root / "models" / PACKAGE / "levels.py"))
         if machine not in levels["LEVELS"]:
             raise SystemExit(f"STONECHAT_KERNELS must be one of {', '.join(levels['LEVELS'])}")
-        for level in levels["LEVELS"][machine]:
-            library = root / "build" / "kernels" / levels["library_name"](machine, level)
-            if not library.exists():
-                self.app.display_info(f"compiling {library.name}")
-                compile_library((*levels["FLAGS"], *level.flags), levels["SOURCES"], library)
+        folder = root / "build" / "kernels"
+        libraries = {
+            folder / levels["library_name"](machine, level): (*levels["FLAGS"], *level.flags)
+            for level in levels["LEVELS"][machine]
+        }
+        for library in libraries:
             build_data["force_include"][str(library)] = f"{PACKAGE}/prebuilt/{library.name}"
+        missing = [library for library in libraries if not library.exists()]
+        self.app.display_info(f"compiling {len(missing)} libraries for {machine}")
+        folder.mkdir(parents=True, exist_ok=True)
+        source = levels["SOURCES"] / "api.cpp"
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = [pool.submit(compile_library, libraries[path], source, path) for path in missing]
+        for job in jobs:
+            job.result()  # raises what the compilation raised
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-linux_{machine}"
 
 
-def compile_library(flags: tuple[str, ...], sources: Path, library: Path) -> None:
+def compile_library(flags: tuple[str, ...], source: Path, library: Path) -> None:
     """Compile a library. It gets its name when it is complete."""
-    library.parent.mkdir(parents=True, exist_ok=True)
     unfinished = library.with_suffix(".part")
-    source = str(sources / "api.cpp")
     compiler = os.environ.get("CXX") or "g++"
-    command = [compiler, *flags, "-w", source, *LINK_FLAGS, "-o", str(unfinished)]
+    command = [compiler, *flags, "-w", str(source), *LINK_FLAGS, "-o", str(unfinished)]
     subprocess.run(command, check=True)
     unfinished.rename(library)
