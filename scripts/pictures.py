@@ -34,8 +34,8 @@ def picture_of_page(browser: Browser, url: str, target: Path) -> None:
 
 
 def picture_of_report(browser: Browser, report: Path, target: Path) -> None:
-    """Show the top of a report."""
-    page = browser.new_page(viewport=SIZE, color_scheme="light")
+    """Show the top of a report, down to the end of its first charts."""
+    page = browser.new_page(viewport={"width": 1100, "height": 800}, color_scheme="light")
     page.goto(report.resolve().as_uri())
     page.screenshot(path=target)
 

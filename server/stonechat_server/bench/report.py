@@ -31,8 +31,8 @@ def render_report(results: Sequence[BenchResult]) -> str:
     if not results:
         raise ValueError("there are no results to report")
     has_levels = any(result.levels for result in results)
-    parts = [_verdicts, _comparison, _perplexities, _speeds]
-    parts += [_sweep, _figures, _distributions, _timelines] if has_levels else []
+    parts = [_verdicts, *([_sweep] if has_levels else []), _comparison, _perplexities, _speeds]
+    parts += [_figures, _distributions, _timelines] if has_levels else []
     sections = [part(results) for part in (*parts, _runs)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -49,7 +49,8 @@ def _verdicts(results: Sequence[BenchResult]) -> str:
         lines = "".join(f"<li>{escape(line)}</li>" for line in verdict(result))
         blocks.append(
             f'<div class="run"><h2><span class="swatch s{number % NUM_COLOURS}"></span>'
-            f"{escape(result.label)}</h2><p>{escape(result.model)}, {escape(result.created_at)}. "
+            f"{escape(result.label)}</h2>"
+            f"<p>{escape(result.model_name)}, {escape(result.created_at[:10])}. "
             f'{_checks_passed(result)}</p><ul class="verdict">{lines}</ul></div>'
         )
     return f'<section class="runs">{"".join(blocks)}</section>'

@@ -220,6 +220,11 @@ class BenchResult(msgspec.Struct, kw_only=True):
     load_before: float | None = None
     """Share of all cores that were busy right before the run; None if not known."""
 
+    @property
+    def model_name(self) -> str:
+        """The model, without the folders of a server that names it by its file."""
+        return self.model.rpartition("/")[2] if self.model.startswith("/") else self.model
+
 
 def write_json(result: BenchResult) -> bytes:
     """The JSON file of a run."""

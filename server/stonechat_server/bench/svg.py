@@ -95,10 +95,10 @@ def line_chart(
 def _bound(x: Axis, bound: float | None) -> str:
     if bound is None or not x.low <= bound <= x.high:
         return ""
-    at = _x(x, bound)
+    at, bottom = _x(x, bound), HEIGHT - BOTTOM
     return (
-        f'<line class="bound" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        f'<text class="mark" x="{at - 4:.1f}" y="{TOP + 10}" text-anchor="end">SLO</text>'
+        f'<line class="bound" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>'
+        f'<text class="mark" x="{at - 4:.1f}" y="{bottom - 6}" text-anchor="end">SLO</text>'
     )
 
 

@@ -104,7 +104,7 @@ def markdown(result: BenchResult) -> str:
     """The verdict and all tables, to paste."""
     machine = result.environment
     parts = [
-        f"**{result.label}** ({result.model}), {result.created_at}, {machine.cpu}, "
+        f"**{result.label}** ({result.model_name}), {result.created_at}, {machine.cpu}, "
         f"{machine.usable_cpus} cores",
         "\n".join(f"- {line}" for line in verdict(result)),
     ]
