@@ -72,6 +72,7 @@ def server(*words: str, **variables: str) -> Iterator[Running]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [*STONECHAT, *words, "--port", str(port), "--ledger", "off", "--keys-file", "off"]
+    command += ["--files-dir", "off"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, cwd=ROOT, env=os.environ | variables
@@ -205,9 +206,14 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--part", choices=["answers", "conversations", "tokens"], required=True)
     parser.add_argument("--flags", default="", help="further flags of both servers")
+    parser.add_argument("--ray-flags", default="", help="further flags of `stonechat ray deploy`")
     parser.add_argument("--number", type=int, default=24, help="requests, or conversations")
-    ways = ["serve", "haproxy", "proxy"]
-    parser.add_argument("--ways", nargs="+", choices=ways, default=ways, help="for tokens")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=["serve", "haproxy", "proxy", "by_prefix", "by_load"],
+        help="only these (tokens: serve, haproxy, proxy; conversations: serve, by_prefix, by_load)",
+    )
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--num-tokens", type=int, default=200)
@@ -215,6 +221,7 @@ def main() -> int:
     common = [arguments.model, "--served-model-name", "m", "--threads", "1"]
     common += ["--kv-cache-size", "32MiB", *arguments.flags.split()]
     ray = ["ray", "deploy", *common, "--replicas", str(arguments.replicas)]
+    ray += arguments.ray_flags.split()
     report: dict[str, Any] = {"replicas": arguments.replicas}
     if arguments.part == "answers":
         found = []
@@ -228,13 +235,13 @@ def main() -> int:
     elif arguments.part == "conversations":
         routings = {"serve": ["serve", *common], "by_prefix": ray,
                     "by_load": [*ray, "--no-prefix-routing"]}  # fmt: skip
-        for name, words in routings.items():
-            with server(*words) as running:
+        for name in arguments.ways or routings:
+            with server(*routings[name]) as running:
                 coroutine = conversations(running.url, arguments.number, arguments.turns)
                 report[name] = asyncio.run(coroutine)
     else:
         cases = {"serve": (["serve", *common], "0"), "haproxy": (ray, "1"), "proxy": (ray, "0")}
-        for name in arguments.ways:
+        for name in arguments.ways or cases:
             words, haproxy = cases[name]
             with server(*words, RAY_SERVE_ENABLE_HA_PROXY=haproxy) as running:
                 report[name] = [

@@ -55,8 +55,8 @@ def build(args: Mapping[str, Any]) -> "Application":
         ray_actor_options={"num_cpus": 0},
     )
     values = _engine_values(options, settings)
-    bound = ingress.bind(replica.bind(values), dict(options.settings), options.capacity)
-    app: Application = bound
+    engines = replica.bind(values, options.token_interval / 1000)
+    app: Application = ingress.bind(engines, dict(options.settings), options.capacity)
     return app
 
 
@@ -64,6 +64,8 @@ def check(options: AppArguments, settings: Settings) -> None:
     """Raise `ValueError` for settings that several processes cannot share."""
     if settings.tls_cert is not None or settings.tls_key is not None:
         raise ValueError("Ray Serve answers HTTP here; let a proxy in front of it do TLS")
+    if settings.models:
+        raise ValueError("a deployment serves one model; give each of the others a deployment")
     place = ledger_place(settings.ledger, settings.ledger_journal)
     if options.ingresses > 1 and place is not None and place.file is not None:
         raise ValueError(

@@ -41,6 +41,14 @@ class ReplicaOptions(BaseOptions):
     replica_gpus: float = option(
         0.0, "GPUs that Ray reserves for an engine", group=GROUP, metavar="N", ge=0.0
     )
+    token_interval: float = option(
+        20.0,
+        "milliseconds from one message of a stream to the next: an engine sends the tokens of "
+        "faster steps together, and each message costs an ingress the same (0: send each token)",
+        group=GROUP,
+        metavar="MILLISECONDS",
+        ge=0.0,
+    )
     prefix_routing: bool = option(
         True,
         "choose the engine by load alone, not by the beginning of the prompt",

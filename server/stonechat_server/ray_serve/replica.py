@@ -25,8 +25,14 @@ from stonechat_server.settings import Settings
 MAX_REPORTED_PROMPTS = 1024
 
 
-async def records(engine: EngineLike, name: str, data: bytes) -> AsyncGenerator[bytes, None]:
-    """Run an encoded request, and yield the encoded records of its stream."""
+async def records(
+    engine: EngineLike, name: str, data: bytes, interval: float = 0.0
+) -> AsyncGenerator[bytes, None]:
+    """Run an encoded request, and yield the encoded records of its stream.
+
+    After each output, the next one is taken `interval` seconds later: the engine joins what comes
+    meanwhile.
+    """
     now = time.monotonic()
     request = replace(decode_request(data), arrival_time=now)
     yield encode(Accepted(name, now))
@@ -34,7 +40,10 @@ async def records(engine: EngineLike, name: str, data: bytes) -> AsyncGenerator[
     try:
         async with aclosing(stream) as outputs:
             async for output in outputs:
+                sent = time.monotonic()
                 yield encode(Output(output))
+                if not output.finished and (pause := sent + interval - time.monotonic()) > 0:
+                    await asyncio.sleep(pause)
     except EngineError as error:
         yield encode(Failed.of(error))
 
@@ -43,15 +52,16 @@ class Replica:
     """The deployment class. Ray Serve makes one object in each replica's process."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, settings: Mapping[str, Any]
+        self, settings: Mapping[str, Any], interval: float
     ) -> None:
-        """Load the model. Raises `ModelLoadError`."""
+        """Load the model. Raises `ModelLoadError`. `interval`: see `records`."""
         from ray import serve
 
         self._name = serve.get_replica_context().replica_id.unique_id
         config = Settings(**settings).engine_config()
         self._engine = await asyncio.to_thread(AsyncEngine.from_config, config)
         await self._engine.start()
+        self._interval = interval
         self._prompts: deque[bytes] = deque(maxlen=MAX_REPORTED_PROMPTS)
         self._num_running = 0
 
@@ -67,7 +77,7 @@ class Replica:
             self._prompts.append(hashes[-HASH_SIZE:])
         self._num_running += 1
         try:
-            async with aclosing(records(self._engine, self._name, data)) as stream:
+            async with aclosing(records(self._engine, self._name, data, self._interval)) as stream:
                 async for record in stream:
                     yield record
         finally:

@@ -37,6 +37,7 @@ def test_options_that_cannot_be_are_refused(values: Any) -> None:
         (2, {"ledger": "usage.db"}, "PostgreSQL"),
         (2, {}, "PostgreSQL"),
         (2, {"ledger": "off"}, "folder for files"),
+        (1, {"models": {"a": {"path": "x"}}}, "one model"),
         (1, {"tls_cert": "cert.pem"}, "TLS"),
     ],
 )
