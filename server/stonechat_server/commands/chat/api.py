@@ -53,6 +53,8 @@ class ChatApi:
     client: HttpClient
     is_stonechat: bool = False
     """Whether the server is one of Stonechat. `models` finds it out."""
+    states: Mapping[str, str] = field(default_factory=dict)
+    """The states of the models, where the server has several. `models` finds them out."""
     _decoder: Any = field(default_factory=new_chunk_decoder)
 
     async def models(self) -> list[str]:
@@ -70,6 +72,7 @@ class ChatApi:
         try:
             cards = msgspec.json.decode(b"".join(parts))["data"]
             self.is_stonechat = any(card.get("owned_by") == "stonechat" for card in cards)
+            self.states = {card["id"]: str(card["state"]) for card in cards if "state" in card}
             return [card["id"] for card in cards]
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
             raise ChatError(

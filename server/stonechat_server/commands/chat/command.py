@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from stonechat_server.commands.chat.view import AnswerView
 from stonechat_server.options import BaseOptions, option
 from stonechat_server.settings import ENGINE_SETTINGS, Settings
 from stonechat_server.terminal.flags import Only
+from stonechat_server.terminal.suggest import did_you_mean
 
 
 def _request_field(text: object) -> object:
@@ -167,15 +168,40 @@ async def _loop(api: ChatApi, session: Session, console: Console, markdown: bool
 
 
 async def _command(api: ChatApi, session: Session, console: Console, line: str) -> None:
+    before = session.model
     try:
         output = session.command(line)
         if session.wants_models:
-            output = "\n".join(await api.models())
+            session.wants_models = False
+            output = _listed(await api.models(), api.states, session.model)
+        elif session.model != before:
+            await _check_model(api, session, before)
     except (CommandError, ChatError) as error:
         console.print(str(error), style="red", highlight=False, markup=False)
         return
     if output:
         console.print(output, style="dim", highlight=False, markup=False)
+
+
+def _listed(names: Sequence[str], states: Mapping[str, str], current: str) -> str:
+    """The models in lines, with their states. A star marks the one that is talked to."""
+    marks = ["*" if name == current else " " for name in names]
+    return "\n".join(
+        f"{mark} {name}  {states.get(name, '')}".rstrip()
+        for mark, name in zip(marks, names, strict=True)
+    )
+
+
+async def _check_model(api: ChatApi, session: Session, before: str) -> None:
+    """Go back to the model before if the server does not list the new one. Raises `CommandError`.
+
+    A server that is not one of Stonechat may have models that it does not list.
+    """
+    names = await api.models()
+    if api.is_stonechat and session.model not in names:
+        name, session.model = session.model, before
+        hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
+        raise CommandError(f"the server has no model {name}{hint}")
 
 
 async def _answer(

@@ -25,8 +25,8 @@ HELP = """\
 /file PATH            put a text file in front of the next message
 /save PATH            save conversation and settings as JSON
 /load PATH            load a saved conversation and its settings
-/models               list the server's models
-/model NAME           talk to another model
+/models               list the server's models, with their states
+/model NAME           talk to another model; the next question loads it if it is not loaded
 /quit                 leave (also Ctrl-D)
 Ctrl-C stops an answer. A line that ends in \\ continues on the next line. Pasted lines are one
 question."""

@@ -188,5 +188,6 @@ startCodeDialog(() => {
 });
 await sidebar.load();
 loadModels();
-startLoad(byId("load"));
+models.startStates();
+startLoad(byId("load"), () => byId("model").value);
 prompt.focus();

@@ -3,6 +3,7 @@
 import { getJson } from "./api.js";
 import { byId, el } from "./dom.js";
 
+const STATES_EVERY_MS = 3000;
 const UNITS = ["byte", "kB", "MB", "GB", "TB"];
 
 function size(bytes) {
@@ -34,9 +35,29 @@ export class Models {
     const { data } = await getJson("v1/models");
     const chosen = this.select.value;
     this.cards = new Map(data.map((card) => [card.id, card]));
-    this.select.replaceChildren(...data.map(({ id }) => el("option", { value: id }, id)));
+    this.drawOptions(data);
     if (this.cards.has(chosen)) this.select.value = chosen;
     this.drawCard();
+  }
+
+  // Options that stay are only renamed, because the menu may be open.
+  drawOptions(cards) {
+    const options = [...this.select.options];
+    if (options.map((one) => one.value).join("\n") !== cards.map(({ id }) => id).join("\n"))
+      this.select.replaceChildren(...cards.map(({ id }) => el("option", { value: id }, id)));
+    cards.forEach((card, i) => {
+      const label = !card.state || card.state === "loaded" ? card.id : `${card.id} (${card.state})`;
+      if (this.select.options[i].text !== label) this.select.options[i].text = label;
+    });
+  }
+
+  // Reads the states of several models again, every few seconds while the page is visible.
+  startStates() {
+    const tick = async () => {
+      if (!document.hidden && this.cards.size > 1) await this.load().catch(() => {});
+      setTimeout(tick, STATES_EVERY_MS);
+    };
+    tick();
   }
 
   showProblem(text) {
@@ -48,6 +69,9 @@ export class Models {
     const model = card?.stonechat ?? {};
     const rows = [
       ["Model", card?.root],
+      ["State", this.cards.size > 1 && card?.state],
+      ["Problem", card?.error],
+      ["Memory", this.cards.size > 1 && card?.size && size(card.size)],
       ["Architecture", model.architecture],
       ["Parameters", model.num_parameters && count(model.num_parameters)],
       ["Weights", model.weight_bytes && size(model.weight_bytes)],

@@ -1,0 +1,269 @@
+"""Requests over HTTP to one of several scripted models."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from stonechat_server.access.keys import KeyStore
+from stonechat_server.access.keys_file import add_key
+from stonechat_server.app import create_app
+from stonechat_server.catalog.entry import Entry, State
+from stonechat_server.settings import Settings
+from tests.server.catalog.scripted_models import KV_BYTES, Models, models
+from tests.server.fake_engine import text_script
+
+CHAT = "/v1/chat/completions"
+HI = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+@contextmanager
+def serving(
+    them: Models, key_store: KeyStore | None = None, **settings: Any
+) -> Iterator[TestClient]:
+    app = create_app(Settings(**settings), them.catalog, key_store=key_store)
+    with TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False) as client:
+        yield client
+
+
+def pair(**shared: Any) -> Models:
+    return models({"a": 4, "b": 4}, **shared)
+
+
+def test_the_name_of_a_request_picks_the_model() -> None:
+    them = pair()
+    with serving(them) as client:
+        for name, expected in (("b", "b"), ("a", "a"), (None, "a")):
+            body = HI if name is None else HI | {"model": name}
+            answer = client.post(CHAT, json=body)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["model"] == expected
+        assert [len(them.loader.engines[name].requests) for name in "ab"] == [2, 1]
+        missing = client.post(CHAT, json=HI | {"model": "c"})
+        assert missing.status_code == 404
+        assert "Available: 'a', 'b'" in missing.text
+    assert not any(engine.is_alive for engine in them.loader.engines.values())
+
+
+def test_an_alias_is_the_same_model_and_metrics_have_its_name() -> None:
+    them = pair()
+    them.catalog.entries[1].names = ("b", "gpt-4o")
+    with serving(them) as client:
+        assert client.post(CHAT, json=HI | {"model": "gpt-4o"}).json()["model"] == "gpt-4o"
+        assert client.post(CHAT, json=HI | {"model": "b"}).json()["model"] == "b"
+        client.post(CHAT, json=HI | {"model": "a", "stream": True})
+        text = client.get("/metrics").text
+    assert them.loader.started == ["b", "a"]
+    count = "stonechat:e2e_request_latency_seconds_count"
+    assert f'{count}{{endpoint="{CHAT}",model_name="b"}} 2.0' in text
+    assert f'{count}{{endpoint="{CHAT}",model_name="a"}} 1.0' in text
+    assert 'stonechat:inter_token_latency_seconds_count{model_name="b"} 4.0' in text
+    assert 'stonechat:model_loaded{model_name="b"} 1.0' in text
+    assert 'stonechat:model_loads_total{model_name="a"} 1.0' in text
+    assert 'stonechat:num_requests_running{model_name="a"} 0.0' in text
+    assert 'stonechat:http_responses_total{model_name="",route="/v1/chat' in text
+
+
+def released_after(them: Models, name: str, seconds: float) -> None:
+    """Let a load end a while after it has begun, from another thread."""
+
+    async def gate() -> None:
+        await asyncio.sleep(seconds)
+
+    class Gate(asyncio.Event):
+        async def wait(self) -> bool:
+            await gate()
+            return True
+
+    them.loader.gates[name] = Gate()
+
+
+def test_a_stream_has_comments_while_its_model_loads() -> None:
+    them = pair()
+    released_after(them, "b", 0.3)
+    with serving(them, keep_alive_interval=0.05) as client:
+        answer = client.post(CHAT, json=HI | {"model": "b", "stream": True})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-request-id"]
+    head, _, rest = answer.text.partition("data: ")
+    assert head.count(": keep-alive\n\n") >= 2
+    assert head.replace(": keep-alive\n\n", "") == ""
+    assert rest.endswith("data: [DONE]\n\n")
+    assert '"content":"Hello"' in rest
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "start"),
+    [
+        (CHAT, HI, 'data: {"error":{"message":"The model \'b\' could not be loaded: it is torn"'),
+        ("/v1/messages", HI | {"max_tokens": 5}, "event: error\ndata: {"),
+        ("/v1/responses", {"input": "Hi"}, 'event: error\ndata: {"type":"error"'),
+        ("/v1/completions", {"prompt": "Hi"}, 'data: {"error":'),
+    ],
+)
+def test_an_error_after_a_comment_is_an_event(path: str, body: Any, start: str) -> None:
+    them = pair()
+    released_after(them, "b", 0.2)
+    them.loader.errors["b"] = "it is torn"
+    with serving(them, keep_alive_interval=0.05) as client:
+        answer = client.post(path, json=body | {"model": "b", "stream": True})
+        assert answer.status_code == 200
+        event = answer.text.rpartition(": keep-alive\n\n")[2]
+        assert event.startswith(start)
+        assert "it is torn" in event
+        assert event.count("data: ") == 1
+        again = client.post(path, json=body | {"model": "b", "stream": True})
+        assert again.status_code == 503  # at once, and so as an ordinary error
+        assert "it is torn" in again.text
+
+
+def test_errors_of_a_load_are_answers() -> None:
+    them = models({"a": 4, "b": 12}, load_timeout=60.0)
+    them.loader.errors["a"] = "it is torn"
+    with serving(them) as client:
+        torn = client.post(CHAT, json=HI | {"model": "a"})
+        assert (torn.status_code, torn.json()["error"]["code"]) == (503, "model_load_failed")
+        large = client.post(CHAT, json=HI | {"model": "b", "stream": True})
+        assert (large.status_code, large.json()["error"]["code"]) == (503, "model_does_not_fit")
+        assert large.headers["x-should-retry"] == "false"
+        cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
+        assert (cards["a"]["state"], cards["b"]["state"]) == ("failed", "unloaded")
+        assert "it is torn" in cards["a"]["error"]
+
+
+def test_a_wrong_body_is_told_without_a_load() -> None:
+    them = pair()
+    with serving(them) as client:
+        assert client.post(CHAT, json={"model": "b"}).status_code == 400
+    assert them.loader.started == []
+
+
+def test_the_bound_of_a_request_is_its_own() -> None:
+    them = pair()
+    released_after(them, "b", 30.0)
+    with serving(them) as client:
+        headers = {"X-Request-Timeout": "0.05"}
+        answer = client.post(CHAT, json=HI | {"model": "b"}, headers=headers)
+        assert answer.status_code == 503
+        assert "was not loaded within 0.05 s" in answer.text
+        text = client.get("/metrics").text
+        labels = f'endpoint="{CHAT}",model_name="",reason="load_timeout"'
+        assert f"requests_refused_total{{{labels}}} 1.0" in text
+
+
+def test_requests_hold_their_model_until_they_end() -> None:
+    them = pair()
+    with serving(them) as client:
+        for stream in (False, True):
+            assert client.post(CHAT, json=HI | {"model": "b", "stream": stream}).status_code == 200
+            assert (them["b"].num_users, them["b"].num_waiting) == (0, 0)
+        bad = client.post(CHAT, json=HI | {"model": "b", "logit_bias": {"999999": 1}})
+        assert bad.status_code == 400
+        assert (them["b"].num_users, them["b"].num_waiting) == (0, 0)
+
+
+def test_what_needs_the_tokenizer_only_wakes_no_model() -> None:
+    them = pair()
+    with serving(them) as client:
+        body = {"model": "b", "prompt": "hé"}
+        assert client.post("/tokenize", json=body).json()["tokens"] == list("hé".encode())
+        assert them.loader.started == ["b"]
+        assert client.post("/v1/models/unload", json={"model": "b"}).json()["state"] == "sleeping"
+        assert client.post("/tokenize", json=body).json()["count"] == 3
+        assert client.get("/tokenizer_info?model=b").json()["max_model_len"] == 4096
+        assert client.post("/v1/messages/count_tokens", json=HI | {"model": "b"}).json()
+        assert them["b"].state is State.SLEEPING
+        assert client.get("/page/load?model=b").json()["num_blocks"] == 0
+    assert them.loader.started == ["b"]
+
+
+def test_models_are_listed_loaded_and_unloaded() -> None:
+    them = pair()
+    with serving(them) as client:
+        assert client.get("/health").status_code == client.get("/ready").status_code == 200
+        loaded = client.post("/v1/models/load", json={"model": "b"}).json()
+        assert (loaded["id"], loaded["state"], loaded["root"]) == ("b", "loaded", "b")
+        engine = them.loader.engines["b"]
+        expected = engine.model.weight_bytes + KV_BYTES + (256 << 20)
+        assert loaded["size"] == expected
+        states = {c["id"]: c["state"] for c in client.get("/v1/models").json()["data"]}
+        assert states == {"a": "unloaded", "b": "loaded"}
+        listed = client.get("/v1/models", headers={"anthropic-version": "2023-06-01"}).json()
+        assert [model["id"] for model in listed["data"]] == ["a", "b"]
+        assert client.post("/models/unload", json={"model": "b"}).json()["state"] == "sleeping"
+        assert not engine.is_alive
+        assert client.get("/health").status_code == 200
+        assert client.post("/v1/models/load", json={"model": "c"}).status_code == 404
+        assert client.post("/v1/models/load", json={}).status_code == 400
+
+
+def test_only_keys_that_may_load_and_unload(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    user = add_key(file, "user", models=("a", "b"))
+    admin = add_key(file, "admin", models=("a",), manages_models=True)
+    them = pair()
+    with serving(them, KeyStore(file)) as client:
+
+        def post(path: str, name: str, key: str) -> int:
+            headers = {"Authorization": f"Bearer {key}"}
+            return client.post(path, json={"model": name}, headers=headers).status_code
+
+        for action in ("load", "unload"):
+            assert post(f"/v1/models/{action}", "a", user) == 403
+            assert post(f"/v1/models/{action}", "a", admin) == 200
+            assert post(f"/v1/models/{action}", "b", admin) == 404
+            assert post(f"/v1/models/{action}", "a", "nonsense") == 401
+    plain = models({"a": 4})
+    with serving(plain, api_key="sk-plain") as client:
+        headers = {"X-Api-Key": "sk-plain"}
+        assert (
+            client.post("/v1/models/load", json={"model": "a"}, headers=headers).status_code == 200
+        )
+
+
+def test_the_only_model_of_a_server_stays_loaded(client: TestClient) -> None:
+    card = client.post("/v1/models/load", json={"model": "tiny-test"}).json()
+    assert card["state"] == "loaded"
+    answer = client.post("/v1/models/unload", json={"model": "tiny-test"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_not_unloadable")
+
+
+def test_a_forced_unload_ends_a_stream_with_an_error() -> None:
+    them = pair()
+    with serving(them) as client:
+        client.post("/v1/models/load", json={"model": "b"})
+        engine = them.loader.engines["b"]
+        entry: Entry = them["b"]
+
+        async def shutdown() -> None:
+            engine.is_alive = False
+            stop.set()
+
+        stop = threading.Event()
+        engine.shutdown = shutdown  # type: ignore[method-assign]
+        engine.script = lambda request: [*text_script("Hello", " you")(request)[:1], 0.5, _dead()]
+        answers: list[str] = []
+        body = HI | {"model": "b", "stream": True}
+        thread = threading.Thread(target=lambda: answers.append(client.post(CHAT, json=body).text))
+        thread.start()
+        while not entry.num_users:
+            stop.wait(0.01)
+        forced = client.post("/v1/models/unload", json={"model": "b", "force": True})
+        assert forced.json()["state"] == "sleeping"
+        thread.join(60)
+        events = [json.loads(line[6:]) for line in answers[0].splitlines() if line[:6] == "data: "]
+        assert events[-1]["error"]["code"] == "engine_dead"
+        assert (entry.num_users, entry.num_waiting) == (0, 0)
+
+
+def _dead() -> Exception:
+    from stonechat_models import EngineDeadError
+
+    return EngineDeadError("the engine was shut down")
