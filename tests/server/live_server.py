@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from stonechat_server.app import create_app
+from stonechat_server.catalog.catalog import Catalog
 from stonechat_server.settings import Settings
 from tests.server.fake_engine import FakeEngine
 
@@ -21,12 +22,13 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(settings: Settings) -> Iterator[LiveServer]:
+def live_server(settings: Settings, catalog: Catalog | None = None) -> Iterator[LiveServer]:
+    """Without a catalog, `engine` is the only one."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
         engine = FakeEngine()
-        config = uvicorn.Config(create_app(settings, engine), log_level="error")
+        config = uvicorn.Config(create_app(settings, catalog or engine), log_level="error")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from stonechat_server.access.keys import ApiKey
-from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits
+from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits, Tenants
 from stonechat_server.admission.fair_queue import Admission, Cost
 from stonechat_server.admission.rate_limits import RateLimiter
 from stonechat_server.admission.refusals import RefusedError
@@ -316,3 +316,22 @@ def test_the_batches_of_a_key_have_limits_of_their_own() -> None:
     limiter.charge(key.for_batches(), 10)
     with pytest.raises(RefusedError):
         limiter.check(key.for_batches())
+
+
+def test_the_limits_of_a_key_hold_over_several_models() -> None:
+    async def test() -> None:
+        tenants = Tenants()
+        limits = make().limits
+        first, second = (AdmissionControl(limits, tenants=tenants) for _ in range(2))
+        key = ApiKey(name="k", max_concurrency=1)
+        running = await first.admit(key, COST, tenant="key:k")
+        waiting = asyncio.ensure_future(second.admit(key, COST, tenant="key:k"))
+        other = await second.admit(B, COST, tenant="key:b")
+        second.leave(other)
+        await asyncio.sleep(0)
+        assert not waiting.done(), "the key has its one request in the other model"
+        first.leave(running)
+        second.leave(await asyncio.wait_for(waiting, 60))
+        assert first.rate_limiter is second.rate_limiter
+
+    asyncio.run(test())

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from stonechat_models import FinishReason, GenerateRequest, RequestOutput, StopRules
+from stonechat_server.settings import Settings
+from tests.server.catalog.scripted_models import models
 from tests.server.fake_engine import delta, output
 from tests.server.live import wait_until
-from tests.server.live_server import LiveServer
+from tests.server.live_server import LiveServer, live_server
 
 from .conftest import KEY, script
 
@@ -508,3 +510,21 @@ def test_keep_alives_and_a_character_cut_in_two_do_no_harm(page: Any) -> None:
         }"""
     )
     assert chunks == ['"wö👋"|x']
+
+
+def test_the_menu_has_the_states_of_several_models(browser: Any) -> None:
+    them = models({"first": 4, "second": 4})
+    with live_server(Settings(), them.catalog) as server:
+        tab = browser.new_context().new_page()
+        tab.set_default_timeout(60_000)
+        tab.goto(server.url)
+        tab.wait_for_selector("#model option >> text=second (unloaded)", state="attached")
+        tab.select_option("#model", "second")
+        ask(tab)
+        tab.wait_for_selector(".choice .foot button")
+        assert tab.inner_text(".choice .text") == "Hello wörld 👋"
+        tab.wait_for_selector("#model option >> text=/^second$/", state="attached")
+        tab.wait_for_selector("#model option >> text=first (unloaded)", state="attached")
+        assert tab.input_value("#model") == "second"
+        tab.context.close()
+    assert them.loader.started == ["second"]

@@ -23,6 +23,7 @@ from stonechat_server.commands.chat import command
 from stonechat_server.commands.chat.api import ChatError
 from stonechat_server.commands.chat.own_server import OwnServer, own_server
 from stonechat_server.settings import Settings
+from tests.server.catalog.scripted_models import models
 from tests.server.fake_engine import FakeEngine, model_info, text_script
 from tests.server.live_server import LiveServer, live_server
 
@@ -263,3 +264,19 @@ def test_in_a_terminal_an_answer_is_rendered_and_can_be_stopped(server: LiveServ
     for kind in ("marked", "plain"):
         assert f"user\nthree\n{kind}\nlines" in server.engine.prompt
     server.engine.script = FakeEngine().script
+
+
+def test_a_chat_switches_between_several_models(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    them = models({"first": 4, "second": 4})
+    lines = "hi\n/models\n/model secnd\n/model second\nagain\n/models\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    with live_server(Settings(api_key=KEY), them.catalog) as server:
+        assert chat(server) == 0
+    output = capsys.readouterr().out
+    assert "* first  loaded\n  second  unloaded" in output
+    assert "the server has no model secnd; did you mean second?" in output
+    assert "talking to second" in output
+    assert "  first  loaded\n* second  loaded" in output
+    assert them.loader.started == ["first", "second"]
