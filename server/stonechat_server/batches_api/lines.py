@@ -1,7 +1,7 @@
 """The lines of a batch: requests in the input, results in the output. Each is a JSON object."""
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def output_line(custom_id: str, result: Answered | LineError) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
-def numbered_lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: Path, max_bytes: int) -> Generator[tuple[int, bytes]]:
     """The lines of a file that are not blank, with their numbers from 1.
 
     Of a line of more than `max_bytes`, only so many bytes and one more.
@@ -87,7 +87,7 @@ def numbered_lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def open_requests(path: Path, done: Collection[str], max_bytes: int) -> Iterator[InputLine]:
+def open_requests(path: Path, done: Collection[str], max_bytes: int) -> Generator[InputLine]:
     """The requests of a checked input that have no result yet."""
     decoder = msgspec.json.Decoder(InputLine)
     for _, line in numbered_lines(path, max_bytes):

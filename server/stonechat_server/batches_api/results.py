@@ -67,7 +67,7 @@ class _Body(msgspec.Struct):
 
 
 class ResultLog:
-    """The files of results. Open while it is used as a context. Every method may block."""
+    """The files of results. Call `open` first and `close` last. Every method may block."""
 
     def __init__(self, output: Path, errors: Path) -> None:
         """Failed requests go to `errors`, which may be the same file."""
@@ -77,20 +77,22 @@ class ResultLog:
         self._paths = list(dict.fromkeys((output, errors)))
         self._descriptors: list[int] = []
 
-    def __enter__(self) -> "ResultLog":
-        """Open the files, and read what they have. Raises `OSError`, and `ValueError` for a file
-        that is not one of results."""
+    def open(self) -> None:
+        """Open the files, and read what they have.
+
+        Raises `OSError`, and `ValueError` for a file that is not one of results.
+        """
         try:
             for path in self._paths:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
                 self._descriptors.append(descriptor)
                 self._read(path, descriptor)
         except BaseException:
-            self.__exit__()
+            self.close()
             raise
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the files."""
         while self._descriptors:
             os.close(self._descriptors.pop())
 

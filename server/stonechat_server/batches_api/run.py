@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -117,7 +117,8 @@ class BatchRun:
         final_paths = map(self.parts.storage.files.path, self._result_ids)
         if not any(path.exists() for path in final_paths):  # else a kill came in `_end`
             results = ResultLog(*self._result_paths)
-            with await asyncio.to_thread(results.__enter__):
+            await asyncio.to_thread(results.open)
+            with closing(results):
                 if self.batch.status == "in_progress":
                     await self._answer_all(results)
                     if not await self._finalize(results):
@@ -238,7 +239,7 @@ class BatchRun:
     def _now(self) -> float:
         return self.parts.storage.files.clock()
 
-    def _open(self, results: ResultLog) -> Iterator[InputLine]:
+    def _open(self, results: ResultLog) -> Generator[InputLine]:
         max_bytes = self.parts.max_body_bytes + ENVELOPE_BYTES
         return open_requests(self._input, results.done, max_bytes)
 

@@ -5,7 +5,7 @@ The server and `stonechat batch run` use it alike.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 
 from stonechat_server.batches_api.lines import Answered, InputLine
@@ -22,8 +22,8 @@ log = logging.getLogger("stonechat.batches")
 class BatchWork:
     """Runs once. Cancelling `run` ends the requests that run; results so far are recorded."""
 
-    lines: Iterator[InputLine]
-    """The requests that are to be answered. Reading them may block."""
+    lines: Generator[InputLine]
+    """The requests that are to be answered. Reading them may block. `run` closes it."""
     answer: AnswerLine
     results: ResultLog
     run_blocking: RunBlocking
@@ -38,6 +38,7 @@ class BatchWork:
     """Set it to begin no further requests. Those that run may end."""
     _finished: asyncio.Queue[Result | None] = field(default_factory=asyncio.Queue, init=False)
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _read: asyncio.Future[InputLine | None] | None = field(default=None, init=False)
 
     async def run(self) -> None:
         """Answer all requests, or those that run when `stopping` is set."""
@@ -48,18 +49,25 @@ class BatchWork:
                     group.create_task(self._work())
         finally:
             self._finished.put_nowait(None)
+            if self._read is not None:
+                await asyncio.wait([self._read])  # its thread, which cannot be cancelled
+            self.lines.close()
             await asyncio.shield(recorder)
 
     async def _work(self) -> None:
         while not self.stopping.is_set():
-            async with self._reading:
-                line = await asyncio.to_thread(next, self.lines, None)
+            line = await self._next_line()
             if line is None:
                 return
             answered = await self._answer(line)
             if answered is None:
                 return
             self._finished.put_nowait((line.custom_id, answered))
+
+    async def _next_line(self) -> InputLine | None:
+        async with self._reading:
+            self._read = asyncio.ensure_future(asyncio.to_thread(next, self.lines, None))
+            return await asyncio.shield(self._read)
 
     async def _answer(self, line: InputLine) -> Answered | None:
         """The final answer; None if the work stops before there is one."""

@@ -178,8 +178,13 @@ class FileStore:
         with self._engine.connect() as connection:
             ids = list(connection.execute(query).scalars())
         self._remove(ids)
-        for path in self.folder.glob(UPLOAD_PREFIX + "*"):
-            if path.stat().st_mtime < now - LEFT_OVER_SECONDS:
+        unfinished = sa.select(batches.c.id).where(batches.c.status.in_(UNFINISHED))
+        with self._engine.connect() as connection:
+            running = set(connection.execute(unfinished).scalars())
+        left = [*self.folder.glob(UPLOAD_PREFIX + "*"), *self.folder.glob("batch_*.lock")]
+        for path in left:
+            is_old = path.stat().st_mtime < now - LEFT_OVER_SECONDS
+            if is_old and path.stem not in running:
                 path.unlink(missing_ok=True)
         return len(ids)
 
