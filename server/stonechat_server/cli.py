@@ -29,6 +29,9 @@ COMMANDS: Mapping[str, CommandEntry] = {
     "usage": CommandEntry(
         "stonechat_server.commands.usage", "print requests and tokens by key, user and day"
     ),
+    "batch": CommandEntry(
+        "stonechat_server.commands.batch", "run a file of requests here, without a server"
+    ),
     "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
     "check": CommandEntry(
         "stonechat_server.scorecard.command", "check which fields a chat endpoint honours"

@@ -149,7 +149,7 @@ def test_the_request_matches(client: TestClient, document: Document, path: str) 
 
 def test_every_route_that_takes_a_body_describes_it(document: Document) -> None:
     for path, operations in document["paths"].items():
-        if "post" in operations:
+        if "post" in operations and not path.endswith("/cancel"):
             assert "requestBody" in operations["post"], path
             assert {"400", "401", "429"} <= operations["post"]["responses"].keys(), path
 

@@ -108,7 +108,7 @@ class Life:
         runner.start()
         try:
             while not self.storage.is_dead:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.005)
                 if not self.storage.batches.unfinished():
                     break
         finally:
