@@ -52,7 +52,12 @@ class Run(BaseOptions):
             raise _BatchError(f"{output} is there already: delete it, or name another with -o")
         _check(self.file, settings, lambda name: name or "")  # told before the model loads
         changes = {} if self.model is None else {"model": self.model}
-        alone = {"api_key": (), "api_key_file": None, "keys_file": None, "models": {}}
+        alone: dict[str, object] = {
+            "api_key": (),
+            "api_key_file": None,
+            "keys_file": None,
+            "models": {},
+        }
         settings = settings.model_copy(update=changes | alone)
         try:
             engine = AsyncEngine.from_config(settings.engine_config(), _say)
