@@ -194,6 +194,18 @@ def reference_greedy(module, prompt: list[int], num_tokens: int) -> tuple[list[i
 
 
 @torch.inference_mode()
+def reference_of(module, prompt: list[int], token_ids: list[int]) -> tuple[list[int], torch.Tensor]:
+    """Return the likeliest token after each prefix and the log-probabilities [num_tokens, V].
+
+    One full pass over prompt and answer: `token_ids` are the greedy ones if they equal the result.
+    """
+    module.set_attn_implementation("eager")
+    ids = torch.tensor([prompt + token_ids[:-1]])
+    logits = module(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :]
+    return logits.argmax(dim=-1).tolist(), torch.log_softmax(logits.double(), dim=-1)
+
+
+@torch.inference_mode()
 def deviations(module, prompt: list[int], result: Generated) -> torch.Tensor:
     """How far greedy results are from plain `transformers`, for each token.
 

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.nightly import nightly
+
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "gpu"
 
 
@@ -29,15 +31,19 @@ def children(bench):
     return module
 
 
+HTTP_AND_COMPARISON = ["--no-http", "--no-compare"]
+
+
 @pytest.mark.slow
-def test_dry_run(bench, children, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("without", [HTTP_AND_COMPARISON, *nightly([])], ids=["short", "whole"])
+def test_dry_run(bench, children, tmp_path, monkeypatch, capfd, without):
     """Its parts have no time limit here, and its figures only need to be there."""
     monkeypatch.setattr(children, "SECONDS", dict.fromkeys(children.SECONDS, 1e6))
-    status = bench.main(["--dry-run", "--out", str(tmp_path), "--minutes", "1e6"])
+    status = bench.main(["--dry-run", "--out", str(tmp_path), "--minutes", "1e6", *without])
     output = capfd.readouterr().out
     assert status == 0, output[-4000:]
     sections = json.loads((tmp_path / "bench_gpu.json").read_text())["sections"]
-    assert list(sections) == ["device", "model tiny", "http tiny", "compare tiny"]
+    assert list(sections)[:2] == ["device", "model tiny"]
     device = sections["device"]
     assert device["environment"]["device"] == "cpu"
     assert device["bandwidth_bytes_per_second"] > 0
@@ -55,7 +61,17 @@ def test_dry_run(bench, children, tmp_path, monkeypatch, capfd):
     assert tiny["prefill"]["tokens_per_second"] > 0
     assert 0 < tiny["mixed"]["steps_with_prompts"] < tiny["mixed"]["steps"]
     assert tiny["profile"]["greedy, batch 1"]["kernels"][0]["microseconds"] > 0
-    http = sections["http tiny"]
+    text = (tmp_path / "bench_gpu.md").read_text()
+    assert text.partition("the kernels of a decode step")[0][:-100] in output
+    for line in ("| tiny | greedy | 2 |", "| tiny | 4 |", "--dry-run"):
+        assert line in text
+    if not without:
+        assert list(sections)[2:] == ["http tiny", "compare tiny"]
+        check_http(sections["http tiny"])
+        assert sections["compare tiny"].keys() >= {"generate", "generate_batch"}
+
+
+def check_http(http):
     assert http["num_errors"] == 0
     assert http["seconds_by_phase"]["read"] > 0
     busy = "the load generator was not the bottleneck"  # a busy machine may make it one
@@ -63,11 +79,6 @@ def test_dry_run(bench, children, tmp_path, monkeypatch, capfd):
     assert http["share_of_in_process"] > 0
     assert http["seconds_from_command_to_first_token"] > 0
     assert http["first_token_p50_seconds"] > 0
-    assert sections["compare tiny"].keys() >= {"generate", "generate_batch"}
-    text = (tmp_path / "bench_gpu.md").read_text()
-    assert text.partition("the kernels of a decode step")[0][:-100] in output
-    for line in ("| tiny | greedy | 2 |", "| tiny | 4 |", "--dry-run"):
-        assert line in text
 
 
 def test_order_of_parts(bench):
@@ -83,11 +94,11 @@ def test_order_of_parts(bench):
 
 
 def test_a_part_that_fails_is_reported_and_the_rest_runs(bench, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "parts", lambda _: ["model nothing", "device"])
+    monkeypatch.setattr(bench, "parts", lambda _: ["model nothing", "model neither"])
     assert bench.main(["--out", str(tmp_path), "--dry-run"]) == 1
     sections = json.loads((tmp_path / "bench_gpu.json").read_text())["sections"]
     assert sections["model nothing"]["error"].startswith("KeyError: 'nothing'")
-    assert "error" not in sections["device"]
+    assert sections["model neither"]["error"].startswith("KeyError: 'neither'")
     assert "- model nothing: KeyError" in capsys.readouterr().out
 
 

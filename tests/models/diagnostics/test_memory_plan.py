@@ -35,6 +35,7 @@ from tests.models.tiny_adapters import projections, write_adapter
 from tests.models.tiny_embedders import save_embedder, save_encoder
 from tests.models.tiny_models import FAMILIES, tiny_config
 from tests.models.tiny_tokenizers import ascii_backend
+from tests.nightly import nightly
 
 CPU = torch.device("cpu")
 QUANTIZED = ("int8", "int4")
@@ -165,7 +166,7 @@ def test_models_with_their_own_cache_are_planned(family: str, tmp_path: Path) ->
     assert (default.backend, default.weight_bytes) == (info.backend, info.weight_bytes)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["qwen3_moe", *nightly("gemma2", "gpt_oss")])
 def test_sizes_are_right_without_a_compiler(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

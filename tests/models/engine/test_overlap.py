@@ -10,6 +10,7 @@ import torch
 from stonechat_models.types import FinishReason, SamplingParams
 from tests.models.engines import add, make_engine, run
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
+from tests.nightly import nightly
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +245,7 @@ LIMITS = [
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
-@pytest.mark.parametrize("seed", [0, 1, 4])
+@pytest.mark.parametrize("seed", [0, *nightly(1, 4)])
 def test_overlap_changes_no_answer_under_any_load(any_module, limits, seed):
     requests = list(workload(random.Random(seed), 18))
     expected = run_workload(make_engine(any_module, **limits), requests)
@@ -257,7 +258,7 @@ def test_overlap_changes_no_answer_under_any_load(any_module, limits, seed):
         assert engine.stats().num_preemptions > 0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *nightly(1, 2)])
 def test_aborts_change_no_other_answer(any_module, seed):
     rng = random.Random(seed)
     requests = list(workload(rng, 14))
@@ -272,7 +273,7 @@ def test_aborts_change_no_other_answer(any_module, seed):
     )
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, *nightly(2, 3, 4, 5)])
 def test_a_transient_fault_anywhere_changes_no_answer(any_module, seed):
     """Forward, sampling and reading fail at random. The step runs again, and nothing is lost."""
     requests = list(workload(random.Random(seed), 14))

@@ -24,9 +24,11 @@ services.preparations.close = services.lifecycle.begin_drain = lambda: None
 schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
-@schema.parametrize()
-@settings(max_examples=settings.default.max_examples // 8, suppress_health_check=list(HealthCheck))
-def test_no_server_error(case: "schemathesis.Case") -> None:
+LARGE = ("/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
+"""Paths of large schemas, of which it takes seconds to make one request."""
+
+
+def check(case: "schemathesis.Case") -> None:
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi.checks import (
         content_type_conformance,
@@ -42,3 +44,21 @@ def test_no_server_error(case: "schemathesis.Case") -> None:
         response_schema_conformance,
     ]
     case.validate_response(response, checks=checks)
+
+
+few = settings(
+    max_examples=settings.default.max_examples // 10, suppress_health_check=list(HealthCheck)
+)
+
+
+@schema.exclude(path=list(LARGE)).parametrize()
+@few
+def test_no_server_error(case: "schemathesis.Case") -> None:
+    check(case)
+
+
+@pytest.mark.nightly
+@schema.include(path=list(LARGE)).parametrize()
+@few
+def test_no_server_error_at_large_schemas(case: "schemathesis.Case") -> None:
+    check(case)

@@ -13,7 +13,7 @@ TEXTS = [
     "def fibonacci(n):\n",
     "The capital of France is",
 ]
-NUM_TOKENS = 40
+NUM_TOKENS = 20
 
 
 @pytest.mark.slow

@@ -1,11 +1,22 @@
 """Every family returns what plain `transformers` returns, however its requests are scheduled."""
 
+from functools import cache
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
-from tests.models.engines import add, generate_all, greedy, make_engine, reference_greedy, run
+from tests.models.engines import (
+    Generated,
+    add,
+    generate_all,
+    greedy,
+    make_engine,
+    reference_of,
+    run,
+)
 from tests.models.tiny_models import (
     CHUNKED_FAMILIES,
     FAMILIES,
@@ -17,25 +28,52 @@ from tests.models.tiny_models import (
 )
 from tests.nightly import nightly
 
-NUM_TOKENS = 12
+NUM_TOKENS = 9
 PROMPT_LENS = [1, 3, 9, 17, 30, 5]
-USUAL = ("qwen3_5_text", "lfm2", "falcon_h1", "mamba", "bloom", "openai-gpt")
+KINDS = (
+    *("llama", "gemma3", "gpt_oss", "llama4_text"),
+    *("qwen3_5_text", "lfm2", "falcon_h1", "mamba", "bloom", "openai-gpt"),
+)
+"""One family of each kind of cache and attention."""
+USUAL = tuple(dict.fromkeys((*FAMILIES, *CHUNKED_FAMILIES, *KINDS)))
 RARE = [
     name
     for name in (*RECURRENT_FAMILIES, *WHOLE_PROMPT_FAMILIES, *PLAIN_FAMILIES)
     if name not in USUAL
 ]
+every_family = pytest.mark.parametrize("family", [*USUAL, *nightly(*RARE)])
+each_kind = pytest.mark.parametrize(
+    "family", [*KINDS, *nightly(*(name for name in (*USUAL, *RARE) if name not in KINDS))]
+)
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *CHUNKED_FAMILIES, *USUAL, *nightly(*RARE)])
-def case(request):
-    module = tiny_model(request.param)
-    generator = torch.Generator().manual_seed(1)
-    prompts = [
-        torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in PROMPT_LENS
-    ]
-    prompts.append([*prompts[4][:21], 7, 8])  # starts like another
-    return module, prompts, [reference_greedy(module, prompt, NUM_TOKENS) for prompt in prompts]
+class Case(NamedTuple):
+    """A model, the results of one mixed batch, and what plain `transformers` says of them."""
+
+    module: Any
+    prompts: list[list[int]]
+    results: list[Generated]
+    references: list[tuple[list[int], torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def case_of():
+    @cache
+    def make(family: str) -> Case:
+        module = tiny_model(family)
+        generator = torch.Generator().manual_seed(1)
+        prompts = [
+            torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in PROMPT_LENS
+        ]
+        prompts.append([*prompts[4][:21], 7, 8])  # starts like another
+        results = generate_all(make_engine(module, SdpaBackend()), prompts, greedy(NUM_TOKENS))
+        references = [
+            reference_of(module, prompt, result.token_ids)
+            for prompt, result in zip(prompts, results, strict=True)
+        ]
+        return Case(module, prompts, results, references)
+
+    return make
 
 
 def check(module, results, references):
@@ -53,30 +91,28 @@ def check(module, results, references):
             assert entry.top_logprobs == pytest.approx(expected_top.values.tolist(), abs=abs)
 
 
-def test_references_are_varied(case):
-    _, _, references = case
-    assert len({tuple(token_ids) for token_ids, _ in references}) > 1
+@every_family
+def test_mixed_batch(case_of, family):
+    case = case_of(family)
+    check(case.module, case.results, case.references)
+    assert len({tuple(result.token_ids) for result in case.results}) > 1
 
 
-@pytest.mark.parametrize("backend", [SdpaBackend(), BatchedBackend()], ids=lambda b: b.name)
-def test_mixed_batch(case, backend):
-    module, prompts, references = case
-    check(
-        module, generate_all(make_engine(module, backend), prompts, greedy(NUM_TOKENS)), references
-    )
-
-
-@pytest.mark.parametrize("backend", [SdpaBackend(), BatchedBackend()], ids=lambda b: b.name)
-def test_chunked_prefill(case, backend):
-    module, prompts, references = case
-    engine = make_engine(module, backend, max_batch_tokens=5, prefix_caching=False)
+@pytest.mark.parametrize(
+    "backend", [BatchedBackend(), *nightly(SdpaBackend())], ids=lambda b: b.name
+)
+@every_family
+def test_chunked_prefill(case_of, family, backend):
+    module, prompts, _, references = case_of(family)
+    engine = make_engine(module, backend, max_batch_tokens=8, prefix_caching=False)
     check(module, generate_all(engine, prompts, greedy(NUM_TOKENS)), references)
 
 
-def test_cache_hits(case):
-    module, prompts, references = case
+@each_kind
+def test_cache_hits(case_of, family):
+    module, prompts, _, references = case_of(family)
     engine = make_engine(module)
-    generate_all(engine, prompts, greedy(NUM_TOKENS))
+    check(module, generate_all(engine, prompts, greedy(NUM_TOKENS)), references)
     results = generate_all(engine, prompts, greedy(NUM_TOKENS))
     shares = module.config.model_type not in {**WHOLE_PROMPT_FAMILIES, **PLAIN_FAMILIES}
     expected = [(len(p) - 1) // 4 * 4 if shares else 0 for p in prompts]
@@ -84,27 +120,22 @@ def test_cache_hits(case):
     check(module, results, references)
 
 
-def test_preemption(case):
-    module, prompts, references = case
+@each_kind
+def test_preemption(case_of, family):
+    module, prompts, _, references = case_of(family)
     engine = make_engine(module, num_blocks=14, max_model_len=48)
     check(module, generate_all(engine, prompts, greedy(NUM_TOKENS)), references)
     assert engine.stats().num_preemptions > 0
 
 
-def test_choices_share_the_prompt(case):
-    module, prompts, references = case
+@each_kind
+def test_choices_share_the_prompt(case_of, family):
+    module, prompts, _, references = case_of(family)
     engine = make_engine(module)
-
     add(engine, "r", prompts[4], greedy(NUM_TOKENS, n=3))
+    add(engine, "short", [5], greedy(3, n=2))
     results = run(engine)
     check(module, [results["r", i] for i in range(3)], [references[4]] * 3)
+    assert results["short", 0].token_ids == results["short", 1].token_ids
+    assert results["short", 0].error is None
     assert engine.stats().num_used_blocks == 0
-
-
-def test_choices_of_a_prompt_of_one_token(case):
-    module, _, _ = case
-    engine = make_engine(module)
-    add(engine, "r", [5], greedy(3, n=2))
-    results = run(engine)
-    assert results["r", 0].token_ids == results["r", 1].token_ids
-    assert results["r", 0].error is None

@@ -98,8 +98,9 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("overlap", [True, *nightly(False)])
-@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
-def test_random_loads_give_the_answers_of_an_engine_without_graphs(module, limits, overlap):
+@pytest.mark.parametrize("name", ["preempting", "small steps", *nightly("roomy")])
+def test_random_loads_give_the_answers_of_an_engine_without_graphs(module, name, overlap):
+    limits = LIMITS[name]
     plain = make_engine(module, overlap=overlap, prompt_lookup="on", **limits)
     engine = graphed_engine(module, RerunCapturer(), overlap=overlap, prompt_lookup="on", **limits)
     steps = Steps(engine)
