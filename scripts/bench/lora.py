@@ -26,7 +26,7 @@ from stonechat_models.runtime.build import build_engine
 
 PROMPT_TOKENS = 32
 PREFILL_TOKENS = 256
-WARM_STEPS = 24
+WARM_STEPS = 16
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, groupby, pairwise
 
 import torch
+from torch import nn
 
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.hardware.transfers import to_device
@@ -54,15 +55,23 @@ class RowGroups:
 class StepRows:
     """The rows of each adapter in the step that runs. The layers of a module share one object.
 
-    There are none if no sequence of the step has an adapter: then nothing is added.
+    Layers with adapters are in the module only while a step has adapters. Other steps run the
+    module as it was.
     """
 
     def __init__(self) -> None:
-        self.clear()
+        self.tokens = self.head = RowGroups()
+        self._places: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
+        self._is_on = False
+
+    def add_layer(self, parent: nn.Module, name: str, layer: nn.Module) -> None:
+        """Put `layer` in the place of the child `name` of `parent` while a step has adapters."""
+        self._places.append((parent, name, parent.get_submodule(name), layer))
 
     def clear(self) -> None:
         """The next step has no adapter."""
         self.tokens = self.head = RowGroups()
+        self._switch(is_on=False)
 
     def set(self, batch: ForwardBatch, *, head_reads_all: bool) -> None:
         """Take the rows of a step: `tokens` of its tokens, `head` of what the output head reads.
@@ -76,12 +85,20 @@ class StepRows:
         starts = batch.query_start_list
         counts = [end - start for start, end in pairwise(starts)]
         self.tokens = self.head = RowGroups(batch.adapters, counts, device)
+        self._switch(is_on=True)
         if not head_reads_all:
             self.head = RowGroups(batch.adapters, batch.num_rows_list, device)
 
     def set_all(self, adapter: int) -> None:
         """All rows of the next step, however many, have this adapter."""
         self.tokens = self.head = RowGroups([adapter], [1])
+        self._switch(is_on=True)
+
+    def _switch(self, *, is_on: bool) -> None:
+        if is_on is not self._is_on:
+            for parent, name, base, layer in self._places:
+                parent._modules[name] = layer if is_on else base
+            self._is_on = is_on
 
 
 def _groups(

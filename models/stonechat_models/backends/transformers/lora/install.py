@@ -45,7 +45,9 @@ def refuse_other_layers(module: nn.Module, adapters: Sequence[Adapter], model: s
 def add_adapters(
     module: nn.Module, adapters: Sequence[Adapter], device: torch.device, dtype: torch.dtype
 ) -> tuple[StepRows, list[int]]:
-    """Replace the layers that the adapters change, in place. `dtype`: that of activations.
+    """Replace the layers that the adapters change, in steps that have adapters.
+
+    `dtype`: that of activations.
 
     Call it last: after layers are fused and quantised. Returns what the layers read a step's rows
     from, and the bytes of each adapter. Raises `ModelLoadError` for an adapter that cannot be read.
@@ -67,7 +69,10 @@ def add_adapters(
         layer = module.get_submodule(place)
         stacks = [Stack.of(factors, start) for start, factors in factors_of_layer.items()]
         replacement = LoraLinear(layer, rows, stacks, is_head=layer is head)
-        setattr(module.get_submodule(parent), child, replacement)
+        if layer is head:  # what taps the head's input must find the same layer in all steps
+            setattr(module.get_submodule(parent), child, replacement)
+        else:
+            rows.add_layer(module.get_submodule(parent), child, replacement)
     return rows, sizes
 
 

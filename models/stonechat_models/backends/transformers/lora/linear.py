@@ -71,9 +71,8 @@ class Stack:
 class LoraLinear(nn.Module):
     """Computes base(x), and adds what the adapters of the step add to their rows.
 
-    `base` may be of any kind, with quantised weights too, or the merged one of several layers. A
-    step without adapters only calls it. `is_head`: it is the output head, which may get only the
-    rows that need logits.
+    `base` may be of any kind, with quantised weights too, or the merged one of several layers.
+    `is_head`: it is the output head, which may get only the rows that need logits.
     """
 
     def __init__(

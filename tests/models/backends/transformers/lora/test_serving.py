@@ -9,7 +9,7 @@ import torch
 
 from stonechat_models.backends.transformers import adapter_rows
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
-from stonechat_models.backends.transformers.lora.linear import Stack
+from stonechat_models.backends.transformers.lora.linear import LoraLinear, Stack
 from stonechat_models.types import EmbeddingInfo, EmbeddingParams, GenerateRequest
 from tests.models.backends.transformers.test_cuda_graphs import RerunCapturer
 from tests.models.engines import (
@@ -140,12 +140,16 @@ def test_logprobs_of_a_prompt_are_those_of_its_adapter(llama, loras) -> None:
 
 
 def test_a_step_without_adapters_costs_nothing_more(llama, loras, monkeypatch) -> None:
+    """Its layers are those of a module without adapters, but for the head."""
     engine = engine_of(llama, loras)
     num_layers = len({name for lora in loras for name in lora.adapter.layers})
     products = []
     monkeypatch.setattr(Stack, "add_to", lambda *args: products.append(args))
+    generate(engine, [(PROMPTS[0], "one")], num_tokens=1)
+    products.clear()
     generate(engine, [(prompt, "") for prompt in PROMPTS])
     assert not products
+    assert sum(isinstance(part, LoraLinear) for part in engine.model.module.modules()) == 1
     generate(engine, [(PROMPTS[0], "one"), (PROMPTS[1], "")], num_tokens=1)
     assert len(products) == num_layers, "both prompts fit into a step"
 
