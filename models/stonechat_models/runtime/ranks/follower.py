@@ -45,7 +45,7 @@ def main(file_descriptor: int) -> int:
     try:
         start = pipe.receive()
         assert isinstance(start, Start)
-        send_logs(pipe, start.log_level)
+        send_logs(pipe, logging.ERROR)  # rank 0 has the same warnings
         _run(start.config, pipe)
     except (EOFError, OSError):  # rank 0 has ended
         return 0
