@@ -11,6 +11,7 @@ import msgspec
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.survey import ModelSurvey
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.runtime.ipc import plain
 
 MODULE = "stonechat_models.diagnostics.survey_worker"
 
@@ -40,7 +41,7 @@ def survey_models(configs: Sequence[EngineConfig]) -> Iterator[ModelSurvey | Mod
     try:
         for config in configs:
             try:
-                process.stdin.write(msgspec.json.encode(config) + b"\n")
+                process.stdin.write(msgspec.json.encode(config, enc_hook=plain) + b"\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
             except BrokenPipeError:

@@ -140,7 +140,7 @@ class FramePipe:
     def __init__(self, connection: "Connection[Any, Any]") -> None:
         self._connection = connection
         self._lock = threading.Lock()
-        self._encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=plain)
         self._decoders = [msgspec.msgpack.Decoder(kind) for kind in _TYPES]
 
     def encode(self, frame: Frame) -> bytes:
@@ -171,7 +171,7 @@ class FramePipe:
         self._connection.close()
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Return a subclass, or another kind of collection, as the built-in type."""
     if isinstance(value, int):
         return int(value)

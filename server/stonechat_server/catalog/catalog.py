@@ -144,12 +144,9 @@ class Catalog:
         except NotWantedError:
             return None
         except APIError as error:
-            if error.code != DOES_NOT_FIT:
-                self._fail(entry, error)
-            return error
+            return error if error.code == DOES_NOT_FIT else self._fail(entry, error)
         except EngineError as error:
-            self._fail(entry, load_failed(entry, str(error)))
-            return entry.error
+            return self._fail(entry, load_failed(entry, str(error)))
         finally:
             entry.loading = None
             if entry.state is State.LOADING:
@@ -189,9 +186,10 @@ class Catalog:
         entry.need = planned_need(entry.settings, survey, budget, len(self.entries))
         return entry.need
 
-    def _fail(self, entry: Entry, error: APIError) -> None:
+    def _fail(self, entry: Entry, error: APIError) -> APIError:
         note_failure(entry, error, self._clock())
         log.error("%s", error)
+        return kept_error(entry, self._clock())
 
     async def _note_crash(self, entry: Entry) -> None:
         """Take note that the engine of a model has ended by itself."""

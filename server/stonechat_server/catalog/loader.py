@@ -61,12 +61,18 @@ class ProcessLoader:
         return await asyncio.shield(self._surveys[config])
 
     def _survey(self, configs: list[EngineConfig], loop: asyncio.AbstractEventLoop) -> None:
+        """Survey models (blocking). Each gets an answer, whatever happens."""
         answers: Iterator[ModelSurvey | ModelLoadError] = survey_models(configs)
         for config in configs:
-            answer = next(answers)
             if self._is_closed:
                 return
-            loop.call_soon_threadsafe(_settle, self._surveys[config], answer)
+            try:
+                answer = next(answers)
+            except Exception as error:
+                log.exception("%s cannot be surveyed", config.model)
+                answer = ModelLoadError(f"it cannot be surveyed: {type(error).__name__}: {error}")
+            if not self._is_closed:
+                loop.call_soon_threadsafe(_settle, self._surveys[config], answer)
 
     async def load(
         self, settings: "Settings", kv_bytes: int, previous: "EngineLike | None"

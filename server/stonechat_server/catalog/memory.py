@@ -15,6 +15,8 @@ CUDA_PROCESS_BYTES = 1536 << 20
 """The same on a CUDA device, where the context and the buffers of a step lie too."""
 MAX_CPU_KV_BYTES = 4 << 30
 """The default KV cache of a model on a CPU is not larger."""
+MIN_KV_BYTES = 64 << 20
+"""No KV cache is planned smaller, even if the budget leaves less."""
 MIN_KV_FRACTION = 1 / 16
 """The default KV cache of a model is at least this part of the budget, if the budget allows it."""
 
@@ -65,7 +67,7 @@ def planned_need(
         kv_bytes = form.kv_tokens * form.kv_bytes_per_token
     else:
         kv_bytes = max(budget // num_models - weights - process, int(budget * MIN_KV_FRACTION))
-        kv_bytes = max(0, min(kv_bytes, budget - weights - process))
+        kv_bytes = max(MIN_KV_BYTES, min(kv_bytes, budget - weights - process))
         if survey.device == "cpu":
             kv_bytes = min(kv_bytes, MAX_CPU_KV_BYTES)
     return MemoryNeed(survey.device, weights, kv_bytes, process)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from pydantic import ByteSize
 
 from stonechat_models import EngineConfig, ModelLoadError, ModelSurvey, survey_model, survey_models
 from stonechat_models.diagnostics import survey_process, survey_worker
@@ -51,7 +52,8 @@ def test_an_answer_crosses_a_pipe_as_it_is(default_model_files) -> None:
 
 def test_a_process_that_ends_is_an_answer(monkeypatch) -> None:
     monkeypatch.setattr(survey_process, "MODULE", "stonechat_models.errors")
-    (answer,) = survey_models([EngineConfig(model="m")])
+    size = ByteSize(1024)  # as settings have it
+    (answer,) = survey_models([EngineConfig(model="m", kv_cache_bytes=size)])
     assert isinstance(answer, ModelLoadError)
     assert "surveys m" in str(answer)
 

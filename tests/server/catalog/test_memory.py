@@ -52,7 +52,7 @@ def test_the_budget_is_named_or_a_part_of_what_is_free() -> None:
         (Settings(), ON_CUDA, 20 * GIB, 2, 8 * GIB - CUDA_PROCESS_BYTES),  # 20 / 2 - 2
         (Settings(), ON_CUDA, 32 * GIB, 16, 2 * GIB),  # a sixteenth of the budget
         (Settings(), ON_CUDA, 4 * GIB, 1, 2 * GIB - CUDA_PROCESS_BYTES),  # all that is left
-        (Settings(), ON_CUDA, 2 * GIB, 1, 0),
+        (Settings(), ON_CUDA, 2 * GIB, 1, 64 << 20),  # that does not fit
         (Settings(), SURVEY, 20 * GIB, 2, 4 * GIB),  # the most on a CPU
         (Settings(), SURVEY, 8 * GIB, 2, 2 * GIB - PROCESS_BYTES),
         (Settings(), dataclasses.replace(SURVEY, is_embedder=True), 20 * GIB, 2, 0),
