@@ -4,6 +4,7 @@ import { addDelta, ChoiceView, newChoice, small } from "./choice.js";
 import { el } from "./dom.js";
 
 const DRAW_EVERY_MS = 60;
+const ENDS = { length: "cut: no more tokens were allowed", content_filter: "filtered" };
 const MIN_SECONDS = 0.05; // below it, a speed says nothing
 
 // `begun` is the record of a choice that the answer goes on with.
@@ -124,7 +125,9 @@ export class AnswerView {
       };
       buttons.push(small(name, pick, { class: "small pick", "aria-pressed": String(isPicked) }));
     }
-    view.drawFoot(buttons, view.record.finishReason ?? (turn.state === "failed" ? "" : "stopped"));
+    const { finishReason } = view.record;
+    const end = finishReason ?? (turn.state === "failed" ? "" : "stopped");
+    view.drawFoot(buttons, ENDS[end] ?? end);
   }
 }
 
