@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from stonechat_server.scorecard.outcome import CHECKS, MARKS, Finding, Verdict
 
+MAX_DETAIL = 120
 LEGEND = ", ".join(f"{mark} {verdict.value}" for verdict, mark in MARKS.items())
 
 
@@ -40,10 +41,16 @@ def details(card: Scorecard) -> list[str]:
     """A line for each check that is not honoured: what was seen."""
     pairs = zip(CHECKS, card.findings, strict=True)
     return [
-        f"{MARKS[finding.verdict]} {one.name}: {finding.detail}"
+        f"{MARKS[finding.verdict]} {one.name}: {_line(finding.detail)}"
         for one, finding in pairs
         if finding.verdict is not Verdict.HONOURED
     ]
+
+
+def _line(text: str) -> str:
+    """A text in one line that is not too long: some servers answer with a whole traceback."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_DETAIL else f"{line[: MAX_DETAIL - 1]}…"
 
 
 def markdown(cards: Sequence[Scorecard]) -> str:
@@ -54,7 +61,7 @@ def markdown(cards: Sequence[Scorecard]) -> str:
     parts = [LEGEND, "\n".join([lines[0], rule, *lines[1:]])]
     for card in cards:
         found = "\n".join(f"- {line}" for line in details(card))
-        parts.append(f"**{card.label}** ({card.model}, {card.base_url})\n\n{found or '- nothing'}")
+        parts.append(f"**{card.label}** ({card.model}, {card.base_url})\n\n{found or '- everything is honoured'}")
     return "\n\n".join(parts) + "\n"
 
 

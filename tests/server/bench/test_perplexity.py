@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stonechat_models import AsyncEngine, EngineConfig
 from stonechat_server.bench.perplexity import windows_of
+from stonechat_server.bench.report import render_report
 from stonechat_server.bench.results import BenchResult, Perplexity, read_json, write_json
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.settings import BenchSettings
@@ -103,6 +104,8 @@ def test_over_http_it_is_what_it_is_in_process(text: Path) -> None:
         over_http = measure(base_url=f"{live.url}/v1", **settings)
     there = found(over_http)
     assert (there.value, there.error, there.num_counted) == (own.value, own.error, own.num_counted)
+    assert "<td>text.txt</td>" in render_report([over_http])
+    assert "perplexity on text.txt" in render_report([over_http, over_http])  # compared
     for shown in (markdown(over_http), csv_text(over_http)):
         assert "text.txt" in shown
     assert read_json(write_json(over_http)).perplexity == there

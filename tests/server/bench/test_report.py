@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import numpy as np
 import pytest
 
 from stonechat_server.bench.report import render_report
-from stonechat_server.bench.results import BenchResult, read_json, write_json
+from stonechat_server.bench.results import BenchResult, Slo, read_json, write_json
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.selftest import REQUIRED_TOKENS_PER_SECOND, measure_generator
 from stonechat_server.bench.settings import BenchSettings
@@ -50,6 +51,27 @@ def test_the_report_is_self_contained_and_escapes_labels(result: BenchResult) ->
         assert "nan" not in chart
     tables = page.split("<h2>Figures</h2>")[1].split("<h2>Distributions</h2>")[0]
     assert tables.count("<tr><td>") == 2 * (2 + 2 * 4)  # rates, and four latencies a level
+
+
+def test_every_bound_of_the_slo_is_drawn(result: BenchResult) -> None:
+    bounded = msgspec.structs.replace(result, slo=Slo(ttft=0.5, tpot=0.1, e2e=2.0))
+    page = render_report([bounded])
+    charts = {
+        name: chart
+        for chart in re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+        for name in re.findall(r'aria-label="(.*?)"', chart)
+    }
+    drawn = {name for name, chart in charts.items() if 'class="bound"' in chart}
+    assert drawn == {
+        *("tokens/s against TTFT p50 (ms)", "tokens/s against time per output token p50 (ms)"),
+        *(f"distribution of {time} (ms), {load} in flight" for load in (1, 4)
+          for time in ("time to first token", "time per output token", "time to the end")),
+    }  # fmt: skip
+
+
+def test_a_model_that_is_a_file_is_named_without_its_folder(result: BenchResult) -> None:
+    page = render_report([msgspec.structs.replace(result, model="/home/me/m.gguf")])
+    assert "<p>m.gguf, " in page
 
 
 def test_quantiles_equal_numpys() -> None:

@@ -191,6 +191,9 @@ def test_the_reports_show_servers_side_by_side() -> None:
     assert ["sum", "○ ignored", "0", str(len(CHECKS))] in table
     assert details(cards[0]) == []
     assert len(details(cards[1])) == len(CHECKS)
+    long = Scorecard("c", "", "m", [Finding(Verdict.WRONG, "a\nb" + "c" * 500)] * len(CHECKS))
+    assert details(long)[0].endswith("…")
+    assert "a bccc" in details(long)[0]
     assert "| form | tool_choice: none | ● | ○ |" in markdown(cards)
     stored = json.loads(as_json(cards))["servers"][1]["checks"][0]
     assert (stored["verdict"], stored["detail"]) == ("ignored", "why")
