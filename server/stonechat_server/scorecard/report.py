@@ -61,7 +61,9 @@ def markdown(cards: Sequence[Scorecard]) -> str:
     parts = [LEGEND, "\n".join([lines[0], rule, *lines[1:]])]
     for card in cards:
         found = "\n".join(f"- {line}" for line in details(card))
-        parts.append(f"**{card.label}** ({card.model}, {card.base_url})\n\n{found or '- everything is honoured'}")
+        parts.append(
+            f"**{card.label}** ({card.model}, {card.base_url})\n\n{found or '- everything is honoured'}"
+        )
     return "\n\n".join(parts) + "\n"
 
 
