@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 
@@ -149,10 +150,14 @@ def step_memory(
     states = [SamplingState(params, i, 0, []) for i in range(batch.num_seqs)]
     num_prompt_rows = min(model.info.max_prompt_rows, batch.num_tokens - batch.num_seqs)
     num_rows = num_prompt_rows + batch.num_seqs
+    first_row = batch.num_tokens - num_rows
     batch = replace(
         batch,
         logits_index=torch.arange(batch.num_tokens)[-num_rows:],
-        num_rows_list=[num_rows] if keeps_state else (),
+        num_rows_list=[
+            max(0, end - max(start, first_row)) for start, end in pairwise(batch.query_start_list)
+        ],
+        adapters=_most_adapter_rows(batch.num_seqs) if model.info.adapters else (),
     )
     free, _ = torch.cuda.mem_get_info(device)
     flags = "--max-batch-tokens or --max-num-seqs"
@@ -183,6 +188,15 @@ def step_memory(
     if keeps_state:  # a step that decodes for all: its states before and after, and its logits
         needed += max_num_seqs * (2 * model.info.state_bytes + 8 * model.info.vocab_size)
     return needed
+
+
+def _most_adapter_rows(num_seqs: int) -> list[int]:
+    """The adapter of each sequence in a step whose adapter takes the most memory: nearly all rows
+    are its own, and they do not lie together."""
+    adapters = [0] * num_seqs
+    if num_seqs > 2:
+        adapters[num_seqs // 2] = -1
+    return adapters
 
 
 def _run_step(

@@ -12,6 +12,7 @@ from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import MAX_TOP_LOGPROBS
 from tests.models.device_lengths import DeviceLengths
 from tests.models.engines import CPU, make_engine
+from tests.models.tiny_loras import tiny_lora
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 
 CUDA = torch.device("cuda", 0)
@@ -124,6 +125,24 @@ def test_a_step_of_a_model_with_a_state_is_measured_with_many_rows(memory, monke
     model.forward = recording_forward
     step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS)
     assert shapes == [(21, VOCAB_SIZE)]
+
+
+def test_the_measured_step_has_an_adapter_whose_rows_do_not_lie_together(memory, tmp_path):
+    module = tiny_model("llama")
+    lora = tiny_lora(tmp_path / "a", module, ["model.layers.0.mlp.up_proj", "lm_head"])
+    model = make_engine(module, adapters=[lora.adapter]).model
+    groups = []
+    forward = model.forward
+
+    def recording_forward(batch):
+        logits = forward(batch)
+        rows = model.adapter_rows
+        groups.append([len(part) for group in (rows.tokens, rows.head) for _, part in group.groups])
+        return logits
+
+    model.forward = recording_forward
+    step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS)
+    assert groups == [[43, 43]], "the middle sequence of 7 has 7 of the 50 tokens"
 
 
 def test_memory_of_graphs_is_included(memory):

@@ -11,7 +11,7 @@ from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import probe_layers
 from stonechat_models.backends.transformers.recurrent import PROBE_LENGTH, probe_states
 from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error, random_prompts
-from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.errors import EngineError, UnsupportedModelError
 
 LENGTH = 3
 """Tokens of a sequence of the packed check."""
@@ -21,8 +21,9 @@ LENGTH = 3
 def check_adapters(model: TransformersModel, rows: StepRows, num_adapters: int) -> None:
     """Run steps with all adapters. `rows` are those that the layers of `model` read.
 
-    Raises `UnsupportedModelError` if a layer is not called once with all tokens of the step, if
-    logits are not finite, or if a sequence without an adapter gets other logits beside adapters.
+    Raises `UnsupportedModelError` if such a step fails, if a layer is not called once with all
+    tokens of it, if logits are not finite, or if a sequence without an adapter gets other logits
+    beside adapters.
     """
     try:
         if model.info.keeps_state:  # such a model packs no prompts
@@ -35,6 +36,10 @@ def check_adapters(model: TransformersModel, rows: StepRows, num_adapters: int) 
                 )
         else:
             _check_packed(model, rows, num_adapters)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(f"a step with adapters fails: {error}") from error
     finally:
         rows.clear()
 

@@ -68,6 +68,19 @@ def test_families(family: str, tmp_path: Path) -> None:
     compare(engine, {"": module} | {lora.name: lora.merged for lora in loras})
 
 
+def test_no_states_are_shared_between_adapters(tmp_path: Path) -> None:
+    """A model with recurrent states keeps those of prompts, by their tokens and their adapter."""
+    module, prompt = tiny_model("lfm2"), [*range(20, 41)]
+    lora = tiny_lora(tmp_path / "a", module, FAMILIES["lfm2"])
+    engine = make_engine(copy.deepcopy(module), adapters=[lora.adapter])
+    for name, reference in (("", module), ("a", lora.merged)):
+        for num_cached in (0, 20):
+            add(engine, "x", prompt, greedy(4), adapter=name)
+            result = run(engine)["x", 0]
+            assert result.num_cached_tokens == num_cached
+            assert deviations(reference, prompt, result).max() < 1e-4
+
+
 FUSED = [
     ("llama", ["self_attn.q_proj", "self_attn.k_proj", *MLP]),
     *nightly(

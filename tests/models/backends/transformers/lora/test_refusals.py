@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stonechat_models.backends.transformers.lora.install import refuse_other_layers
+from stonechat_models.backends.transformers.lora.linear import Stack
 from stonechat_models.backends.transformers.lora.serve import refuse_lora_settings
 from stonechat_models.checkpoint.adapter import Adapter, read_adapter
 from stonechat_models.config import EngineConfig
@@ -72,6 +73,17 @@ def test_layers_that_do_not_get_all_tokens(tmp_path: Path) -> None:
     forward = mlp.forward
     mlp.forward = lambda x: torch.cat([forward(half) for half in x.chunk(2, dim=1)], dim=1)
     with pytest.raises(UnsupportedModelError, match=r"change model\.layers\.0\.mlp\.down_proj, wh"):
+        make_engine(module, adapters=[adapter])
+
+
+def test_a_step_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_to(*args: object) -> None:
+        raise RuntimeError("expected m1 and m2 to have the same dtype")
+
+    module = tiny_model("llama")
+    adapter = written(tmp_path, module, projections(1))
+    monkeypatch.setattr(Stack, "add_to", add_to)
+    with pytest.raises(UnsupportedModelError, match="a step with adapters fails: expected m1"):
         make_engine(module, adapters=[adapter])
 
 
