@@ -33,6 +33,7 @@ from stonechat_server.api import (
 from stonechat_server.api.batch_lines import answer_line
 from stonechat_server.api.openapi import openapi_document
 from stonechat_server.api.unknown_paths import ServedPaths
+from stonechat_server.batches_api.metrics import BatchCollector
 from stonechat_server.batches_api.run import Collaborators
 from stonechat_server.batches_api.runner import BatchRunner
 from stonechat_server.catalog.catalog import Catalog
@@ -133,6 +134,7 @@ def _batch_runner(app: FastAPI, services: Services, storage: Storage) -> BatchRu
         )
     )
     services.lifecycle.when_draining(runner.drain)
+    services.metrics.add(BatchCollector(runner))
     return runner
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -118,17 +118,25 @@ class BatchRun:
         if not any(path.exists() for path in final_paths):  # else a kill came in `_end`
             results = ResultLog(*self._result_paths)
             await asyncio.to_thread(results.open)
-            with closing(results):
-                if self.batch.status == "in_progress":
-                    await self._answer_all(results)
-                    if not await self._finalize(results):
-                        return
-                if self.batch.expired_at is not None:
-                    await self._fill(results, EXPIRED)
-                elif self.batch.status == "cancelling" and self.batch.in_progress_at is not None:
-                    await self._fill(results, CANCELLED)
-                await self._note_progress(results, is_last=True)
+            try:
+                if not await self._complete(results):
+                    return
+            finally:
+                await self.parts.storage.run(results.close)  # behind what is being written
         await self._end()
+
+    async def _complete(self, results: ResultLog) -> bool:
+        """Get a result for every request; False if the batch goes on later."""
+        if self.batch.status == "in_progress":
+            await self._answer_all(results)
+            if not await self._finalize(results):
+                return False
+        if self.batch.expired_at is not None:
+            await self._fill(results, EXPIRED)
+        elif self.batch.status == "cancelling" and self.batch.in_progress_at is not None:
+            await self._fill(results, CANCELLED)
+        await self._note_progress(results, is_last=True)
+        return True
 
     async def _answer_all(self, results: ResultLog) -> None:
         """Answer until all is done, or the batch is cancelled, expires or stops."""

@@ -31,9 +31,9 @@ class BatchRunner:
         self._slots = asyncio.Semaphore(self.parts.num_at_once)
 
     @property
-    def num_running(self) -> int:
-        """The batches that run here."""
-        return len(self._runs)
+    def batches(self) -> list[StoredBatch]:
+        """The batches that run here, with their progress."""
+        return [run.batch for run in self._runs.values()]
 
     def start(self) -> None:
         """Begin to look after batches and expired files. Call it in the event loop."""

@@ -108,6 +108,10 @@ class Metrics:
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
 
+    def add(self, collector: Collector) -> None:
+        """Serve what this collector has, too."""
+        self._registry.register(collector)
+
     def render(self) -> bytes:
         """The text that `/metrics` serves, of type `CONTENT_TYPE`."""
         registries = (self._registry, self._aliases, self._process)

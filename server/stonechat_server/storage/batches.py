@@ -109,6 +109,7 @@ class BatchStore:
 
     def find(self, owner: str, batch_id: str) -> StoredBatch:
         """A batch of this owner. Raises `APIError` 404."""
+        batch_id = batch_id.replace("\0", "")  # PostgreSQL takes no such text
         query = sa.select(batches).where(batches.c.id == batch_id, batches.c.owner == owner)
         with self._engine.connect() as connection:
             row = connection.execute(query).one_or_none()

@@ -120,6 +120,8 @@ class FileStore:
 
     def find(self, owner: str, file_id: str) -> StoredFile:
         """A file of this owner. Raises `APIError` 404."""
+        if "\0" in file_id:  # PostgreSQL takes no such text
+            raise no_such_file(file_id)
         query = sa.select(files).where(
             files.c.id == file_id, files.c.owner == owner, _is_live(self.clock())
         )
@@ -135,7 +137,7 @@ class FileStore:
         """A page of the files of an owner, and whether there are more. Raises `APIError` 404."""
         conditions = [files.c.owner == owner, _is_live(self.clock())]
         if purpose is not None:
-            conditions.append(files.c.purpose == purpose)
+            conditions.append(files.c.purpose == purpose.replace("\0", ""))
         place = sa.tuple_(files.c.created, files.c.id)
         if after is not None:
             start = self.find(owner, after)

@@ -191,6 +191,9 @@ def test_a_file_in_use_cannot_be_deleted(new_server: NewServer, engine: FakeEngi
     script = engine.script
     engine.script = lambda request: [60.0, *script(request)]
     batch = wait_for(server, create(server, [line("a")]), ["in_progress"])
+    metrics = server.get("/metrics").text
+    assert 'stonechat:batches_running{model_name="tiny-test"} 1.0' in metrics
+    assert 'stonechat:batch_requests_pending{model_name="tiny-test"} 1.0' in metrics
     answer = server.delete(f"/v1/files/{batch['input_file_id']}")
     assert (answer.status_code, error_of(answer)["code"]) == (409, "file_in_use")
     server.post(f"/v1/batches/{batch['id']}/cancel")
@@ -260,3 +263,26 @@ def test_an_expired_batch_says_what_did_not_run(server: TestClient, engine: Fake
     assert (set(output), set(errors)) == (set(), {"a", "b"})
     assert {found["error"]["code"] for found in errors.values()} == {"batch_expired"}
     assert json.dumps(errors["a"]["response"]) == "null"
+
+
+def test_a_request_that_is_refused_for_now_is_tried_again(
+    new_server: NewServer, engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys.toml"
+    secret = add_key(keys, "alice", requests_per_minute=2)
+    server = new_server(keys_file=keys)
+    monkeypatch.setattr("stonechat_server.api.owned.is_rate_limited", lambda key: False)
+    server.headers["authorization"] = f"Bearer {secret}"
+    limiter = server.app.state.server.rate_limiter  # type: ignore[attr-defined]
+    clock, now = limiter._clock, 0.0
+
+    def hurried() -> float:
+        """A minute goes by with each look at the clock while requests wait."""
+        nonlocal now
+        now += 5.0
+        return float(clock() + now)
+
+    limiter._clock = hurried
+    batch = wait_for(server, create(server, [line(f"r{i}") for i in range(5)]))
+    assert batch["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+    assert len(engine.requests) == 5
