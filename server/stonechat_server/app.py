@@ -56,8 +56,9 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 CLIENT_LEFT = (ClientDisconnectedError, ClientDisconnect)
 """The client disconnected while its answer was made, or before its body was read."""
 
-SEQUENCES_OF_SEVERAL = 32
-"""How many requests of batches run at once on a server with several models, by default."""
+CPU_BATCH_REQUESTS = 32
+"""How many requests of batches run at once by default on a CPU, and on a server with several
+models. With more of them each step takes longer, which other requests feel."""
 
 ROUTES = (
     *(chat, completions, responses, messages, embeddings, files, batches),
@@ -130,7 +131,7 @@ def _batch_runner(app: FastAPI, services: Services, storage: Storage) -> BatchRu
             model_of=model_of,
             is_served=services.models.__contains__,
             max_body_bytes=settings.max_body_size,
-            num_at_once=settings.batch_concurrency or _num_sequences(services),
+            num_at_once=settings.batch_concurrency or _num_batch_requests(services),
         )
     )
     services.lifecycle.when_draining(runner.drain)
@@ -138,10 +139,13 @@ def _batch_runner(app: FastAPI, services: Services, storage: Storage) -> BatchRu
     return runner
 
 
-def _num_sequences(services: Services) -> int:
-    """How many sequences an engine runs at once. That of several models is not known yet."""
-    sole = services.sole
-    return SEQUENCES_OF_SEVERAL if sole is None else sole.engine.model.max_num_seqs
+def _num_batch_requests(services: Services) -> int:
+    """How many requests of batches run at once by default."""
+    if services.sole is None:
+        return CPU_BATCH_REQUESTS
+    model = services.sole.engine.model
+    is_cpu = model.device == "cpu"
+    return min(model.max_num_seqs, CPU_BATCH_REQUESTS) if is_cpu else model.max_num_seqs
 
 
 def _allowed_hosts(services: Services) -> set[str] | None:
