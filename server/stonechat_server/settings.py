@@ -386,8 +386,8 @@ class Settings(BaseSettings):
     batch_concurrency: int | None = _option(
         "Files and batches",
         None,
-        "run at most this many requests of batches at the same time (default: as many as the engine "
-        "runs sequences, on a CPU at most 32)",
+        "run at most this many requests of batches at the same time (default: as many as the "
+        "engine runs sequences, on a CPU at most 32)",
         ge=1,
     )
 

@@ -8,6 +8,7 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
+from stonechat_models import EngineDeadError
 from stonechat_server.access.keys_file import add_key
 from stonechat_server.observability.ledger import Ledger, open_database, usage
 from tests.openai_schema import validate
@@ -266,23 +267,19 @@ def test_an_expired_batch_says_what_did_not_run(server: TestClient, engine: Fake
 
 
 def test_a_request_that_is_refused_for_now_is_tried_again(
-    new_server: NewServer, engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: TestClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = tmp_path / "keys.toml"
-    secret = add_key(keys, "alice", requests_per_minute=2)
-    server = new_server(keys_file=keys)
-    monkeypatch.setattr("stonechat_server.api.owned.is_rate_limited", lambda key: False)
-    server.headers["authorization"] = f"Bearer {secret}"
-    limiter = server.app.state.server.rate_limiter  # type: ignore[attr-defined]
-    clock, now = limiter._clock, 0.0
+    monkeypatch.setattr("stonechat_server.errors.ENGINE_RETRY_AFTER", "0.01")
+    script, seen = engine.script, set()
 
-    def hurried() -> float:
-        """A minute goes by with each look at the clock while requests wait."""
-        nonlocal now
-        now += 5.0
-        return float(clock() + now)
+    def play(request: Any) -> Any:
+        prompt = tuple(request.prompt_token_ids)
+        if prompt in seen:
+            return script(request)
+        seen.add(prompt)
+        return [EngineDeadError("the engine starts again")]
 
-    limiter._clock = hurried
+    engine.script = play
     batch = wait_for(server, create(server, [line(f"r{i}") for i in range(5)]))
     assert batch["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
-    assert len(engine.requests) == 5
+    assert len(engine.requests) == 10
