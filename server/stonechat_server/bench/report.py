@@ -24,6 +24,8 @@ from stonechat_server.bench.tables import latency_rows, perplexity_rows, rate_ro
 from stonechat_server.bench.verdict import verdict
 
 MAX_TIMELINE_BARS = 400
+SCROLL = '<div class="scroll" tabindex="0" role="group" aria-label="table">'
+"""A table that is too wide scrolls, by the keyboard too."""
 
 
 def render_report(results: Sequence[BenchResult]) -> str:
@@ -93,7 +95,7 @@ def _comparison(results: Sequence[BenchResult]) -> str:
     if len(results) < 2:
         return ""
     first, *others = results
-    rows = [["", *(f"{other.label} / {first.label}" for other in others)]]
+    rows = [["measure", *(f"{other.label} / {first.label}" for other in others)]]
     for name, value in _comparable(first).items():
         ratios = [_comparable(other).get(name, 0.0) / value if value else 0.0 for other in others]
         if any(ratios):
@@ -122,10 +124,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:]
     )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        "</div>"
-    )
+    return f"{SCROLL}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _sweep(results: Sequence[BenchResult]) -> str:
@@ -305,7 +304,7 @@ def _runs(results: Sequence[BenchResult]) -> str:
         notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
         blocks.append(
             f"<h3>{escape(result.label)}</h3><ul>{checks}{notes}</ul>"
-            f'<div class="scroll"><table class="facts">{rows}</table></div>'
+            f'{SCROLL}<table class="facts">{rows}</table></div>'
         )
     return f"<section><h2>Runs, checks and settings</h2>{''.join(blocks)}</section>"
 

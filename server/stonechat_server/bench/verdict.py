@@ -57,7 +57,7 @@ def verdict(result: BenchResult) -> list[str]:
         )
     lines += _slo_lines(result)
     if result.in_process and result.perplexity is None:
-        lines.append("Measured in one process with the engine: no HTTP is in these figures.")
+        lines.append("Measured without a server: no HTTP is in these figures.")
     failed = [check.name for check in result.checks if not check.passed]
     if failed:
         lines.append(f"Do not trust these figures: it does not hold that {'; '.join(failed)}.")

@@ -60,10 +60,8 @@ def markdown(cards: Sequence[Scorecard]) -> str:
     rule = f"|---|---|{':---:|' * len(cards)}"
     parts = [LEGEND, "\n".join([lines[0], rule, *lines[1:]])]
     for card in cards:
-        found = "\n".join(f"- {line}" for line in details(card))
-        parts.append(
-            f"**{card.label}** ({card.model}, {card.base_url})\n\n{found or '- everything is honoured'}"
-        )
+        found = "\n".join(f"- {line}" for line in details(card)) or "- everything is honoured"
+        parts.append(f"**{card.label}** ({card.model}, {card.base_url})\n\n{found}")
     return "\n\n".join(parts) + "\n"
 
 

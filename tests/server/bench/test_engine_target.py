@@ -17,7 +17,7 @@ from stonechat_server.cli import main
 from tests.server.fake_engine import FakeEngine, model_info, text_script
 from tests.server.live import live_server
 
-NOTE = "Measured in one process with the engine: no HTTP is in these figures."
+NOTE = "Measured without a server: no HTTP is in these figures."
 
 
 def answers(request: GenerateRequest) -> list[RequestOutput | Exception | float]:
