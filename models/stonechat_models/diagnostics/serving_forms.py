@@ -36,7 +36,11 @@ from stonechat_models.runtime.build import (
     size_states,
     why_no_graphs,
 )
-from stonechat_models.runtime.ranks.refusals import refuse_model, refuse_settings
+from stonechat_models.runtime.ranks.refusals import (
+    refuse_model,
+    refuse_settings,
+    refuse_uneven,
+)
 
 if TYPE_CHECKING:
     from stonechat_models.backends.quantization.cpu_linear import LinearTeam
@@ -118,6 +122,7 @@ class FormPlanner:
             with self._noting():
                 refuse_settings(self.config, self.device)
                 refuse_model(headers, self.num_ranks)
+                refuse_uneven(headers, self.num_ranks)
             self._check_transformers()
             return
         try:

@@ -48,6 +48,11 @@ def splits_of(module: nn.Module) -> dict[str, SplitWeight]:
     return splits
 
 
+def splits_layers(splits: dict[str, SplitWeight]) -> bool:
+    """Whether more than the embedding and the output head is split."""
+    return any(".layers." in f".{name}" for name in splits)
+
+
 def splits_keys(splits: dict[str, SplitWeight]) -> bool:
     """Whether each device keeps only the keys and values of its own heads."""
     return any(

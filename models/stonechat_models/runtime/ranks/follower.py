@@ -83,10 +83,10 @@ def _run(config: EngineConfig, pipe: FramePipe) -> None:
 def _load(config: EngineConfig, pipe: FramePipe) -> "TransformersModel":
     import torch
 
-    from stonechat_models.backends.transformers.load import load_transformers_model
+    import stonechat_models.backends.transformers.load  # noqa: F401
     from stonechat_models.checkpoint.resolve import resolve_model
     from stonechat_models.runtime.ranks.group import find_store, join_group
-    from stonechat_models.runtime.ranks.parallel_model import as_paged
+    from stonechat_models.runtime.ranks.parallel_model import load_part
 
     def progress(line: str) -> None:
         pipe.send(Progress(line))
@@ -96,7 +96,7 @@ def _load(config: EngineConfig, pipe: FramePipe) -> "TransformersModel":
     store = find_store(int(os.environ[PORT_VARIABLE]), num_ranks)
     join_group(store, rank, num_ranks, device)
     files = resolve_model(config, progress)
-    return as_paged(load_transformers_model(files, config, device, progress))
+    return load_part(files, config, device, progress)
 
 
 def _follow(model: "TransformersModel", pipe: FramePipe) -> None:

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from stonechat_models.backends.base import ForwardBatch
-from stonechat_models.backends.transformers.load import load_transformers_model
-from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.config import EngineConfig
@@ -23,7 +21,11 @@ from stonechat_models.runtime.ranks.group import (
     wait_for_all,
 )
 from stonechat_models.runtime.ranks.messages import step_message
+from stonechat_models.runtime.ranks.refusals import refuse_uneven
 from stonechat_models.types import ModelInfo
+
+if TYPE_CHECKING:
+    from stonechat_models.backends.transformers.model import TransformersModel
 
 Result = TypeVar("Result")
 
@@ -34,7 +36,7 @@ class ParallelModel:
     It never raises for a fault in a step: it gives up.
     """
 
-    def __init__(self, model: TransformersModel, followers: Followers) -> None:
+    def __init__(self, model: "TransformersModel", followers: Followers) -> None:
         self._model = model
         self._followers = followers
 
@@ -108,14 +110,24 @@ def load_parallel_model(
     ]
     progress(f"starting {size - 1} more processes, one for each further device")
     followers = Followers(ranks, port, give_up)
+    refuse_uneven(files, size)  # this imports what the others import now too
     with followers.loading():
         join_group(store, 0, size, device)
-        model = load_transformers_model(files, config, device, progress)
-    return ParallelModel(as_paged(model), followers)
+        model = load_part(files, config, device, progress)
+    return ParallelModel(model, followers)
 
 
-def as_paged(model: object) -> TransformersModel:
-    """Return a loaded model. Raises `ModelLoadError` if it does not run over the paged cache."""
+def load_part(
+    files: ModelFiles, config: EngineConfig, device: torch.device, progress: Progress
+) -> "TransformersModel":
+    """Load this rank's part of the model, which all ranks do together.
+
+    Raises `ModelLoadError`, also for a model that does not run over the paged KV cache.
+    """
+    from stonechat_models.backends.transformers.load import load_transformers_model
+    from stonechat_models.backends.transformers.model import TransformersModel
+
+    model = load_transformers_model(files, config, device, progress)
     if type(model) is not TransformersModel:
         raise ModelLoadError("only models over the paged KV cache can be split between devices")
     return model

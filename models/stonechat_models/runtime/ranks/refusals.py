@@ -64,7 +64,10 @@ def _refuse_device(config: EngineConfig, device: "torch.device") -> None:
 
 
 def refuse_model(model: ModelFiles | ModelHeaders, num_ranks: int) -> None:
-    """Raise `UnsupportedModelError` if devices cannot share a model in equal parts."""
+    """Raise `UnsupportedModelError` if devices cannot share a model.
+
+    `refuse_uneven` looks at the sizes of its weights.
+    """
     config = model.config
     if model.weight_format != "safetensors":
         raise UnsupportedModelError(
@@ -81,13 +84,24 @@ def refuse_model(model: ModelFiles | ModelHeaders, num_ranks: int) -> None:
             "when they are split (docs/scale.md lists those that do not)"
         )
     _refuse_heads(config, num_ranks)
+
+
+def refuse_uneven(model: ModelFiles | ModelHeaders, num_ranks: int) -> None:
+    """Raise `UnsupportedModelError` if a weight cannot be split in equal parts."""
     from stonechat_models.backends.transformers.split import (
         empty_split_module,
+        splits_layers,
         splits_of,
         uneven_weights,
     )
 
-    for problem in uneven_weights(splits_of(empty_split_module(config)), num_ranks):
+    splits = splits_of(empty_split_module(model.config))
+    if not splits_layers(splits):
+        raise UnsupportedModelError(
+            f"{FLAG}: the installed transformers has no plan to split models of type "
+            f"{model.config.model_type}; install a newer one"
+        )
+    for problem in uneven_weights(splits, num_ranks):
         raise UnsupportedModelError(f"{FLAG} {num_ranks} needs equal parts: {problem}")
 
 

@@ -14,7 +14,12 @@ from transformers.distributed import DistributedConfig
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.kinds import stateful_model
 from stonechat_models.backends.transformers.model import TransformersModel
-from stonechat_models.backends.transformers.split import splits_keys, splits_of, uneven_weights
+from stonechat_models.backends.transformers.split import (
+    splits_keys,
+    splits_layers,
+    splits_of,
+    uneven_weights,
+)
 from stonechat_models.backends.transformers.verify import random_batch, random_prompts
 from stonechat_models.runtime.ranks.group import TIMEOUT, join_group
 from tests.models import every_family
@@ -62,7 +67,7 @@ def compare(model_type: str, folder: Path, rank: int, num_ranks: int) -> str:
     splits = splits_of(split)
     if problems := list(uneven_weights(splits, num_ranks)):
         return problems[0]
-    if not any(".layers." in f".{name}" for name in splits):
+    if not splits_layers(splits):
         return "its layers are not split"
     parts = dict(split.named_parameters())
     for name, part in parts.items():  # what `plan` calculates is what is loaded

@@ -11,7 +11,11 @@ from stonechat_models import EngineConfig, ModelLoadError, UnsupportedModelError
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.runtime.build import build_engine
-from stonechat_models.runtime.ranks.refusals import refuse_model, refuse_settings
+from stonechat_models.runtime.ranks.refusals import (
+    refuse_model,
+    refuse_settings,
+    refuse_uneven,
+)
 from stonechat_models.runtime.ranks.split_types import SPLIT_TYPES
 from tests.models.tiny_models import tiny_config
 
@@ -71,12 +75,19 @@ def test_devices_are_counted(monkeypatch):
     ],
 )  # fmt: skip
 def test_parts_that_are_not_equal_are_refused(tmp_path, changes, num_ranks, reason):
+    model = files(tmp_path, **changes)
+    has_odd_heads = "heads" in reason
+    if not has_odd_heads:
+        refuse_model(model, num_ranks)
     with pytest.raises(UnsupportedModelError, match=reason):
-        refuse_model(files(tmp_path, **changes), num_ranks)
+        (refuse_model if has_odd_heads else refuse_uneven)(model, num_ranks)
 
 
 def test_other_files_and_types_are_refused(tmp_path):
     refuse_model(files(tmp_path), 2)
+    refuse_uneven(files(tmp_path), 2)
+    with pytest.raises(UnsupportedModelError, match="no plan to split models of type gpt_oss"):
+        refuse_uneven(files(tmp_path, "gpt_oss"), 2)
     with pytest.raises(UnsupportedModelError, match="these are pickle files"):
         refuse_model(files(tmp_path, weights="model.bin"), 2)
     with pytest.raises(UnsupportedModelError, match="these are gguf files"):
