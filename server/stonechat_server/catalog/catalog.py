@@ -23,6 +23,8 @@ from stonechat_server.settings import Settings
 
 T = TypeVar("T")
 
+DRAIN_POLL_SECONDS = 0.2
+"""How often it is looked whether the server drains while a model loads."""
 WATCH_SECONDS = 1.0
 """How often it is looked which models are idle for too long, or have crashed."""
 
@@ -47,6 +49,7 @@ class Catalog:
         self._room = Room(entries, settings)
         self._turn = asyncio.Lock()
         self.start_errors: list[APIError] = []
+        self._has_started = self._is_draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- requests ---
@@ -94,9 +97,21 @@ class Catalog:
         elif entry.state is State.FAILED and self._clock() < entry.retry_at:
             raise kept_error(entry, self._clock())
         else:
-            error = await asyncio.shield(self._loading(entry))
+            error = await self._outcome(self._loading(entry))
             if error is not None:
                 raise error
+
+    async def _outcome(self, load: "asyncio.Task[APIError | None]") -> APIError | None:
+        """Wait for a load, which goes on if this wait is cancelled, or until the server drains."""
+        while not load.done():
+            if self._is_draining:
+                return unavailable("The server is shutting down.", reason="draining", retry_after=5)
+            await asyncio.wait({load}, timeout=DRAIN_POLL_SECONDS)
+        return load.result()
+
+    def drain(self) -> None:
+        """Let no request wait any longer. May be called from the handler of a signal."""
+        self._is_draining = True
 
     # --- loading and unloading ---
 
@@ -188,7 +203,8 @@ class Catalog:
 
     def _fail(self, entry: Entry, error: APIError) -> APIError:
         note_failure(entry, error, self._clock())
-        log.error("%s", error)
+        if self._has_started:  # `start_errors` are shown by themselves
+            log.error("%s", error)
         return kept_error(entry, self._clock())
 
     async def _note_crash(self, entry: Entry) -> None:
@@ -204,11 +220,12 @@ class Catalog:
         """Load what is to be loaded at start. `start_errors` are those of the loads that fail."""
         self._loader.survey_all([entry.settings for entry in self.entries])
         for entry in self.entries:
-            if entry.settings.load_at_start:
+            if entry.settings.load_at_start and not self._is_draining:
                 try:
                     await self.load(entry)
                 except APIError as error:
-                    self.start_errors.append(error)
+                    self.start_errors.append(entry.error or error)
+        self._has_started = True
         self._spawn(self._survey())
         self._spawn(self._watch())
 

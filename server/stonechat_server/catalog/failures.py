@@ -47,9 +47,10 @@ def kept_error(entry: Entry, now: float) -> APIError:
     assert entry.error is not None
     rest = max(1.0, entry.retry_at - now)
     error = entry.error
+    dot = "" if error.message[-1:] in ".?!" else "."
     return APIError(
         error.status,
-        f"{error.message} It is tried again in {rest:.0f} s.",
+        f"{error.message}{dot} It is tried again in {rest:.0f} s.",
         type=error.type,
         param=error.param,
         code=error.code,

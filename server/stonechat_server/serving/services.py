@@ -92,6 +92,8 @@ class Services:
         )
         lifecycle = Lifecycle(settings.shutdown_grace)
         lifecycle.when_draining(preparations.drain)
+        if catalog is not None:
+            lifecycle.when_draining(catalog.drain)
         if key_store is None and settings.keys_file is not None:
             key_store = KeyStore(settings.keys_file)
         return cls(

@@ -57,6 +57,8 @@ class ScriptedLoader:
     started: list[str] = field(default_factory=list)
     engines: dict[str, FakeEngine] = field(default_factory=dict)
     kv_bytes: dict[str, int] = field(default_factory=dict)
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name: what the engine says of the model, beside its sizes."""
     is_closed: bool = False
 
     def survey_all(self, settings: Iterable[Settings]) -> None:
@@ -95,6 +97,7 @@ class ScriptedLoader:
             num_blocks=kv_bytes // (16 * 1024),
             block_size=16,
             kv_bytes_per_token=1024,
+            **self.changes.get(name, {}),
         )
         engine = FakeEngine(model=info)
         if previous is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from stonechat_models import AdapterInfo
 from stonechat_server.access.keys import KeyStore
 from stonechat_server.access.keys_file import add_key
 from stonechat_server.app import create_app
 from stonechat_server.catalog.entry import Entry, State
+from stonechat_server.observability.ledger import Ledger
 from stonechat_server.settings import Settings
 from tests.server.catalog.scripted_models import KV_BYTES, Models, models
 from tests.server.fake_engine import text_script
@@ -102,7 +105,11 @@ def test_a_stream_has_comments_while_its_model_loads() -> None:
 @pytest.mark.parametrize(
     ("path", "body", "start"),
     [
-        (CHAT, HI, 'data: {"error":{"message":"The model \'b\' could not be loaded: it is torn"'),
+        (
+            CHAT,
+            HI,
+            'data: {"error":{"message":"The model \'b\' could not be loaded: it is torn. It ',
+        ),
         ("/v1/messages", HI | {"max_tokens": 5}, "event: error\ndata: {"),
         ("/v1/responses", {"input": "Hi"}, 'event: error\ndata: {"type":"error"'),
         ("/v1/completions", {"prompt": "Hi"}, 'data: {"error":'),
@@ -261,6 +268,33 @@ def test_a_forced_unload_ends_a_stream_with_an_error() -> None:
         events = [json.loads(line[6:]) for line in answers[0].splitlines() if line[:6] == "data: "]
         assert events[-1]["error"]["code"] == "engine_dead"
         assert (entry.num_users, entry.num_waiting) == (0, 0)
+
+
+def test_an_adapter_belongs_to_its_model() -> None:
+    them = models({"a": 4, "b": 4}, {"b": {"lora": ["sql=adapters/sql"]}})
+    sql = AdapterInfo(name="sql", rank=8, num_weights=2, num_bytes=1000, weights_hash="x")
+    them.loader.changes["b"] = {"adapters": (sql,)}
+    with serving(them) as client:
+        assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["a", "b", "sql"]
+        answers = [client.post(CHAT, json=HI | {"model": name}).json() for name in ("sql", "b")]
+        assert [answer["model"] for answer in answers] == ["sql", "b"]
+        assert answers[0]["system_fingerprint"] != answers[1]["system_fingerprint"]
+        requests = them.loader.engines["b"].requests
+        assert [request.adapter for request in requests] == ["sql", ""]
+        assert client.get("/v1/models/sql").json()["parent"] == "b"
+    assert them.loader.started == ["b"]
+
+
+def test_the_ledger_has_the_names_of_requests(tmp_path: Path) -> None:
+    them = pair()
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", tmp_path / "journal")
+    app = create_app(Settings(), them.catalog, ledger=ledger)
+    with TestClient(app, "http://127.0.0.1:8000") as client:
+        for name in ("a", "b", "b"):
+            client.post(CHAT, json=HI | {"model": name})
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        rows = database.execute("SELECT model, count(*) FROM requests GROUP BY 1 ORDER BY 1")
+        assert list(rows) == [("a", 1), ("b", 2)]
 
 
 def _dead() -> Exception:
