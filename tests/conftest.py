@@ -1,5 +1,6 @@
 """Shared fixtures. No fixture and no test reaches a model hub: offline mode is set first."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 
@@ -21,6 +22,12 @@ from stonechat_models.config import EngineConfig
 settings.register_profile("small", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("full", max_examples=1000, deadline=None, print_blob=True)
 settings.load_profile("small")
+
+
+def pytest_collection_finish() -> None:
+    """Keep all that was imported and collected out of later garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

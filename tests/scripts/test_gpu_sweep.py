@@ -92,6 +92,7 @@ def test_table(scripts, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_worker_compiles_what_the_device_will_launch(tmp_path):
     """A launch with tensors that have memory finds the kernel in the cache."""
     program = """

@@ -11,6 +11,7 @@ from stonechat_models.backends.native import NativeModel
 from stonechat_models.checkpoint.hf_config import parse_config, read_config
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.config import EngineConfig
+from tests.nightly import nightly
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 64
@@ -274,3 +275,6 @@ if {"avx512_vnni", "avx512_vbmi2", "vaes"} <= cpu_flags():
     ARCHITECTURES.append("icelake-server")  # AVX-512 without AMX and bfloat16
 if {"avx2", "avx_vnni"} <= cpu_flags():
     ARCHITECTURES.append("alderlake")
+
+BUILDS = [*ARCHITECTURES[:3], *nightly(*ARCHITECTURES[3:])]
+"""Parameters for tests that run with each instruction set. At night they run with all of them."""

@@ -8,7 +8,8 @@ import pytest
 
 from stonechat_models.backends.native.bindings import KvFormat, Library, load_library
 from tests.models.backends.native.attention_helpers import Attention, Row, Shape, Tokens
-from tests.models.backends.native.native_helpers import ARCHITECTURES, cpu_flags
+from tests.models.backends.native.native_helpers import BUILDS, cpu_flags
+from tests.nightly import nightly
 
 FORMATS = list(KvFormat)
 BOUNDS = {KvFormat.BFLOAT16: 0.008, KvFormat.INT8: 0.012}
@@ -30,7 +31,7 @@ BFLOAT16 = ["cooperlake"] if "avx512_bf16" in cpu_flags() else []
 """Without matrix registers, which `native` uses if the processor has them."""
 
 
-@pytest.fixture(params=[*ARCHITECTURES, *AVX512, *BFLOAT16], scope="module")
+@pytest.fixture(params=[*BUILDS, *nightly(*AVX512, *BFLOAT16)], scope="module")
 def library(request: pytest.FixtureRequest) -> Library:
     return load_library(architecture=request.param)
 

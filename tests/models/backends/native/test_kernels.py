@@ -15,7 +15,7 @@ from stonechat_models.backends.native.bindings import (
 )
 from stonechat_models.backends.native.packing import Arena, unpacked_row
 from tests.models.backends.native import reference
-from tests.models.backends.native.native_helpers import ARCHITECTURES
+from tests.models.backends.native.native_helpers import ARCHITECTURES, BUILDS
 from tests.models.backends.native.random_blocks import (
     BLOCK_TYPES,
     HALVES,
@@ -28,7 +28,7 @@ EXACT_TYPES = ("Q8_0", "Q4_0", "Q4_1")
 FLOAT_KINDS = {torch.bfloat16: Kind.BF16, torch.float16: Kind.F16, torch.float32: Kind.F32}
 
 
-@pytest.fixture(params=ARCHITECTURES, scope="module")
+@pytest.fixture(params=BUILDS, scope="module")
 def library(request: pytest.FixtureRequest) -> Library:
     return load_library(architecture=request.param)
 

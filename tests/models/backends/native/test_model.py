@@ -16,8 +16,8 @@ from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError
 from tests.models.backends.native.native_helpers import (
-    ARCHITECTURES,
     BLOCK_SIZE,
+    BUILDS,
     FAMILIES,
     ROUNDING,
     STATEFUL,
@@ -83,7 +83,7 @@ ISAS = {
 }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
+@pytest.mark.parametrize("architecture", BUILDS[1:])
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "qwen3_5_text", "lfm2"])
 def test_other_instruction_sets(
     architecture: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,7 @@ from stonechat_models.sampling.state import SamplingState
 from stonechat_models.sampling.truncation import Cuts, cut_weights
 from stonechat_models.sampling.variates import uniform_variate
 from stonechat_models.types import SamplingParams
-from tests.models.backends.native.native_helpers import ARCHITECTURES
+from tests.models.backends.native.native_helpers import BUILDS
 from tests.models.sampling.tensor_sampler import TensorSampler
 from tests.models.sampling.test_sampler import many_kinds, random_logits
 
@@ -36,7 +36,7 @@ FILTERS: list[dict[str, float]] = [
 ]
 
 
-@pytest.fixture(params=ARCHITECTURES, scope="module")
+@pytest.fixture(params=BUILDS, scope="module")
 def library(request: pytest.FixtureRequest) -> Library:
     return load_library(architecture=request.param)
 

@@ -16,6 +16,7 @@ import pytest
 from stonechat_models.backends.native.compile import FLAGS, SOURCES, find_compiler
 from tests.models.backends.native.native_helpers import ARCHITECTURES
 from tests.models.test_model_file import ROOT, child_environment, make_models
+from tests.nightly import nightly
 
 DRIVER = Path(__file__).with_name("sanitizer_driver.cpp")
 TIMEOUT = 900.0
@@ -52,7 +53,9 @@ def skip_without(sanitizers: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sanitizers", ["address,undefined,float-cast-overflow", "thread"])
+@pytest.mark.parametrize(
+    "sanitizers", ["address,undefined,float-cast-overflow", *nightly("thread")]
+)
 def test_the_library_is_clean(sanitizers: str, tmp_path: Path) -> None:
     """With one instruction set only, because a build with sanitizers takes a quarter minute."""
     skip_without(sanitizers, tmp_path)

@@ -26,6 +26,7 @@ from stonechat_models.diagnostics.memory_plan import survey_model
 from stonechat_models.diagnostics.survey import ServingForm
 from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
+from tests.nightly import nightly
 
 PRECISIONS: list[Precision] = ["int8", "int4", "fp8"]
 RELATIVE_ERROR = {"int8": 0.015, "int4": 0.13, "fp8": 0.05}
@@ -192,8 +193,8 @@ def test_quantised_engines_match_their_module(
     assert max(plain_errors) < {"int8": 0.15, "int4": 1.0, "fp8": 0.4}[precision]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("family", ["qwen3", *nightly("llama")])
+@pytest.mark.parametrize("precision", ["int8", *nightly("fp8")])
 def test_fused_modules_are_quantised_as_one(
     as_on_cuda: None, precision: Precision, family: str
 ) -> None:

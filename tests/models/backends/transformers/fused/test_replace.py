@@ -167,7 +167,11 @@ def test_half_precision(dtype):
 @pytest.mark.skipif(DEVICE == "cuda", reason="the engines of tests are on the CPU")
 @pytest.mark.parametrize(
     ("family", "row_multiple"),
-    [("qwen3", 8), ("gemma3", 1), pytest.param("gpt_oss", 1, marks=pytest.mark.nightly)],
+    [
+        ("qwen3", 8),
+        pytest.param("gemma3", 1, marks=pytest.mark.nightly),
+        pytest.param("gpt_oss", 1, marks=pytest.mark.nightly),
+    ],
 )
 def test_token_by_token(family, row_multiple):
     """A batch mixes prefill chunks with decoding. Steps are padded to a multiple of rows."""
