@@ -44,5 +44,6 @@ def tiny_lora(
             layer = merged.get_submodule(name)
             if layer.weight is merged.get_input_embeddings().weight:  # type: ignore[operator]
                 layer.weight = torch.nn.Parameter(layer.weight.clone())
-            layer.weight += torch.from_numpy(scale * product).to(layer.weight)
+            change = torch.from_numpy(scale * product).to(layer.weight)
+            layer.weight += change.T if type(layer).__name__ == "Conv1D" else change
     return TinyLora(read_adapter(folder, folder.name), merged)

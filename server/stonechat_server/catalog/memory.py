@@ -77,7 +77,7 @@ def loaded_need(model: ModelInfo) -> MemoryNeed:
     """What a model that is loaded takes."""
     kv_bytes = model.kv_capacity_tokens * model.kv_bytes_per_token
     kv_bytes += model.num_state_slots * model.state_bytes
-    weights = model.weight_bytes
+    weights = model.weight_bytes + sum([adapter.num_bytes for adapter in model.adapters])
     if model.draft is not None:
         weights += model.draft.weight_bytes
         kv_bytes += model.kv_capacity_tokens * model.draft.kv_bytes_per_token

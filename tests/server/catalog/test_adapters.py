@@ -6,6 +6,7 @@ import pytest
 
 from stonechat_models import AdapterInfo
 from stonechat_server.access.keys_file import add_key
+from stonechat_server.catalog.memory import loaded_need
 from stonechat_server.commands.banner import start_banner
 from stonechat_server.commands.serve import _problem
 from stonechat_server.settings import Settings
@@ -76,6 +77,11 @@ def test_keys_may_be_limited_to_them(
     assert (answer["model"], engine.requests[0].adapter) == ("poems", "poems")
     other = client.post("/v1/chat/completions", json=CHAT | {"model": "sql"}, headers=headers)
     assert other.status_code == 404
+
+
+def test_they_count_in_the_memory_of_a_loaded_model(engine: FakeEngine) -> None:
+    difference = loaded_need(engine.model).total - loaded_need(model_info()).total
+    assert difference == 2000
 
 
 def test_settings_and_banner(engine: FakeEngine) -> None:

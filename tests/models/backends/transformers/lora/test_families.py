@@ -17,6 +17,7 @@ from stonechat_models.backends.transformers.quantize import quantize_module
 from stonechat_models.backends.transformers.verify import random_prompts
 from stonechat_models.checkpoint.adapter import read_adapter
 from tests.models.engines import CPU, add, deviations, greedy, make_engine, model_info, run
+from tests.models.every_family import tiny_model as tiny_model_of_type
 from tests.models.tiny_adapters import projections, write_adapter
 from tests.models.tiny_loras import tiny_lora
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
@@ -48,6 +49,7 @@ FAMILIES = {
     "gpt_oss": projections(2, QKVO),
     "phi3": projections(2, ["self_attn.qkv_proj", "mlp.gate_up_proj"]),
     "gpt_neox": [f"gpt_neox.layers.{i}.attention.query_key_value" for i in range(2)],
+    "gpt2": [f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc")],
     "qwen2_moe": projections(2, ["mlp.shared_expert.up_proj"]),
     "qwen3_next": projections(1, ["linear_attn.in_proj_qkvz", "linear_attn.out_proj"]),
 }
@@ -57,7 +59,8 @@ COMMON = ["qwen2", "gemma3", "qwen3_moe", "lfm2"]
 
 @pytest.mark.parametrize("family", [*COMMON, *nightly(*[f for f in FAMILIES if f not in COMMON])])
 def test_families(family: str, tmp_path: Path) -> None:
-    module, names = tiny_model(family), FAMILIES[family]
+    make = tiny_model_of_type if family == "gpt2" else tiny_model
+    module, names = make(family), FAMILIES[family]
     loras = [
         tiny_lora(tmp_path / "a", module, names),
         tiny_lora(tmp_path / "b", module, names[1:], seed=2),
