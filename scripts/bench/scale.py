@@ -46,7 +46,7 @@ ENGINES = {
 }
 """Fitted to docs/performance.md: an 8B in bfloat16 on an H200, a 135M Q4_1 on two CPU cores. The
 sizes of the caches are assumptions."""
-INGRESS = {"request": 3.0e-3, "message": 95e-6, "hop": 1.5e-3}
+INGRESS = {"request": 2.1e-3, "message": 95e-6, "hop": 1.5e-3}
 """Seconds of one core for a request, and for each message of a stream; `hop` is the time of a call
 to an engine."""
 REPORT_SECONDS = 5.0
@@ -82,7 +82,6 @@ class Turn:
     ingress: int
     answer: int
     hashes: list[bytes]
-    first: bool = True
 
 
 @dataclass
@@ -93,6 +92,8 @@ class Engine:
     waiting: deque[Turn] = field(default_factory=deque)
     ends: list[tuple[int, int, Turn]] = field(default_factory=list)
     """The step in which each sequence ends."""
+    begun: list[Turn] = field(default_factory=list)
+    """Those whose first token comes with the step that runs."""
     of_ingress: Counter[int] = field(default_factory=Counter)
     cache: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     recent: list[bytes] = field(default_factory=list)
@@ -234,6 +235,7 @@ class Simulation:
                 self.result.cached += found
             self.number += 1
             heapq.heappush(engine.ends, (engine.step + turn.answer, self.number, turn))
+            engine.begun.append(turn)
             engine.of_ingress[turn.ingress] += 1
         seconds = self.times.base + self.times.per_sequence * len(engine.ends)
         seconds += prompt_tokens / self.times.prefill_rate
@@ -246,6 +248,8 @@ class Simulation:
         while engine.ends and engine.ends[0][0] <= engine.step:
             turn = heapq.heappop(engine.ends)[2]
             engine.of_ingress[turn.ingress] -= 1
+            if not engine.of_ingress[turn.ingress]:
+                del engine.of_ingress[turn.ingress]
             self.loads[turn.ingress][name] -= 1
             self.finish(turn)
         if engine.ends or engine.waiting:
@@ -259,23 +263,20 @@ class Simulation:
         If steps are faster than the interval, a message has the tokens of several. Each step is
         then charged its part of the messages.
         """
-        interval = self.options.interval / 1e3
+        interval, is_direct = self.options.interval / 1e3, self.options.way == "direct"
         for ingress, number in engine.of_ingress.items():
-            if not number:
-                continue
             done = self.now
-            if self.options.way != "direct":
+            if not is_direct:
                 messages = number * min(1.0, seconds / interval if interval else 1.0)
                 done = self.spend(ingress, messages * INGRESS["message"])
             if self.is_measured:
                 self.result.tokens += number
                 self.result.delays.append((done - self.now, number))
-        for _, _, turn in engine.ends:
-            if turn.first:
-                turn.first = False
-                if self.is_measured:
-                    waits = max(self.now, self.free_at[turn.ingress]) - turn.arrival
-                    self.result.first_tokens.append(waits)
+        if self.is_measured:
+            for turn in engine.begun:
+                sent = self.now if is_direct else max(self.now, self.free_at[turn.ingress])
+                self.result.first_tokens.append(sent - turn.arrival)
+        engine.begun.clear()
 
     def finish(self, turn: Turn) -> None:
         conversation = turn.conversation
