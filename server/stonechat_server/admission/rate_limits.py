@@ -4,7 +4,7 @@ The headers and their duration format (`6m0s`, `120ms`) are those that OpenAI's 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from stonechat_server.access.keys import BATCH_PRIORITY, ApiKey
@@ -59,6 +59,8 @@ class RateLimiter:
         self._clock = clock
         self._buckets: dict[tuple[str, bool], _Buckets] = {}
         """By the name of the key; its batches have buckets of their own."""
+        self._charges: dict[tuple[str, bool], tuple[ApiKey, int, int]] | None = None
+        """What `take_charges` returns, by the same names; None if nobody asks for it."""
 
     def charge(self, key: ApiKey, num_tokens: int) -> None:
         """Charge a request and its expected tokens.
@@ -77,10 +79,8 @@ class RateLimiter:
                 headers=self.headers(key),
             )
         self._check_tokens(key, buckets, num_tokens, now)
-        if buckets.requests:
-            buckets.requests.take(1, now)
-        if buckets.tokens:
-            buckets.tokens.take(num_tokens, now)
+        self._take(buckets, 1, num_tokens, now)
+        self._note(key, 1, num_tokens)
 
     def check(self, key: ApiKey) -> None:
         """Raise `RefusedError` (429) if the limits of the key allow not even one token more."""
@@ -112,9 +112,36 @@ class RateLimiter:
 
     def settle(self, key: ApiKey, num_charged: int, num_used: int) -> None:
         """Correct a charge to the tokens that were used. If they are more, a debt may remain."""
-        tokens = self._buckets_of(key, self._clock()).tokens
-        if tokens:
-            tokens.take(num_used - num_charged, self._clock())
+        now = self._clock()
+        self._take(self._buckets_of(key, now), 0, num_used - num_charged, now)
+        self._note(key, 0, num_used - num_charged)
+
+    def share(self) -> None:
+        """Begin to note what is charged, for `take_charges`."""
+        self._charges = {}
+
+    def take_charges(self) -> list[tuple[ApiKey, int, int]]:
+        """The requests and tokens that each key was charged since the last call."""
+        charges, self._charges = self._charges or {}, {}
+        return list(charges.values())
+
+    def absorb(self, charges: Iterable[tuple[ApiKey, int, int]]) -> None:
+        """Charge what other processes have charged. A debt may remain."""
+        now = self._clock()
+        for key, num_requests, num_tokens in charges:
+            self._take(self._buckets_of(key, now), num_requests, num_tokens, now)
+
+    def _take(self, buckets: _Buckets, num_requests: int, num_tokens: int, now: float) -> None:
+        if buckets.requests:
+            buckets.requests.take(num_requests, now)
+        if buckets.tokens:
+            buckets.tokens.take(num_tokens, now)
+
+    def _note(self, key: ApiKey, num_requests: int, num_tokens: int) -> None:
+        if self._charges is not None:
+            name = _bucket_name(key)
+            _, requests, tokens = self._charges.get(name, (key, 0, 0))
+            self._charges[name] = key, requests + num_requests, tokens + num_tokens
 
     def headers(self, key: ApiKey) -> dict[str, str]:
         """The `x-ratelimit-*` headers of a key. A key without limits has none."""
@@ -131,7 +158,7 @@ class RateLimiter:
 
     def _buckets_of(self, key: ApiKey, now: float) -> _Buckets:
         """The buckets of a key; new ones if its limits have changed in the keys file."""
-        name = key.name, key.priority >= BATCH_PRIORITY
+        name = _bucket_name(key)
         buckets = self._buckets.get(name)
         if buckets is None or _capacities(buckets) != (
             key.requests_per_minute,
@@ -139,6 +166,10 @@ class RateLimiter:
         ):
             buckets = self._buckets[name] = _make_buckets(key, now)
         return buckets
+
+
+def _bucket_name(key: ApiKey) -> tuple[str, bool]:
+    return key.name, key.priority >= BATCH_PRIORITY
 
 
 def _capacities(buckets: _Buckets) -> tuple[int | None, int | None]:

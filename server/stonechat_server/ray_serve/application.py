@@ -25,6 +25,7 @@ def build(args: Mapping[str, Any]) -> "Application":
     from ray.serve.config import RequestRouterConfig
 
     from stonechat_server.ray_serve.ingress import Ingress
+    from stonechat_server.ray_serve.limits import Limits
     from stonechat_server.ray_serve.replica import Replica
 
     options = AppArguments(**args)
@@ -56,7 +57,13 @@ def build(args: Mapping[str, Any]) -> "Application":
     )
     values = _engine_values(options, settings)
     engines = replica.bind(values, options.token_interval / 1000)
-    app: Application = ingress.bind(engines, dict(options.settings), options.capacity)
+    limits = serve.deployment(Limits, **common, ray_actor_options={"num_cpus": 0}).bind()
+    app: Application = ingress.bind(
+        engines,
+        dict(options.settings),
+        options.capacity,
+        limits if options.ingresses > 1 else None,
+    )
     return app
 
 

@@ -1,5 +1,6 @@
 """An ingress: the server's application, whose engine is the replicas."""
 
+import asyncio
 import gc
 import logging
 import tempfile
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stonechat_server.ray_serve.engine import connect
 from stonechat_server.ray_serve.handle import RayReplicas
+from stonechat_server.ray_serve.limits import share_limits
 from stonechat_server.ray_serve.wire import decode_description
 from stonechat_server.settings import Settings
 
@@ -27,10 +29,15 @@ class Ingress:
     """The deployment class. Ray Serve makes one object in each ingress's process."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, replicas: "DeploymentHandle[Any]", settings: Mapping[str, Any], capacity: float
+        self,
+        replicas: "DeploymentHandle[Any]",
+        settings: Mapping[str, Any],
+        capacity: float,
+        limits: "DeploymentHandle[Any] | None",
     ) -> None:
         """Wait for a replica, then build the application for `capacity` replicas.
 
+        `limits` is there if there are other ingresses, with which rate limits are shared.
         Raises `KeysFileError`, `LedgerError` or `StorageError`.
         """
         calls = RayReplicas(replicas)
@@ -38,11 +45,24 @@ class Ingress:
         self._folder = tempfile.TemporaryDirectory(prefix="stonechat-tokenizer-")
         engine = connect(calls, description, Path(self._folder.name), capacity)
         self._app = make_app(Settings(**settings), engine)
+        if limits is not None:
+            name, exchange = replica_name(), limits.exchange.remote
+            sharing = share_limits(
+                self._app.state.server.rate_limiter, lambda charges: exchange(name, charges)
+            )
+            self._sharing = asyncio.get_running_loop().create_task(sharing)
         gc.freeze()
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """The application; Ray Serve runs its lifespan."""
         return self._app
+
+
+def replica_name() -> str:
+    """The name that Ray Serve gave this process."""
+    from ray import serve
+
+    return str(serve.get_replica_context().replica_id.unique_id)
 
 
 def make_app(settings: Settings, engine: "EngineLike") -> "FastAPI":
