@@ -109,12 +109,13 @@ async def measure(url: str, num: int, num_at_once: int) -> None:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
         await by_clients(client, "warm", 2 * num_at_once, num_at_once)
-        seconds = await by_clients(client, "clients", num, num_at_once)
-        print(f"{num_at_once} clients: {num / seconds:.1f} answers a second")
-        seconds = await by_batch(client, "batch", num)
-        print(f"batch: {num / seconds:.1f} answers a second")
-        print("first token alone:", await first_tokens(client, "alone"))
         for round in range(2):  # in turn, because a machine is not always equally fast
+            seconds = await by_clients(client, f"clients {round}", num, num_at_once)
+            print(f"{num_at_once} clients: {num / seconds:.1f} answers a second")
+            seconds = await by_batch(client, f"batch {round}", num)
+            print(f"batch: {num / seconds:.1f} answers a second")
+        print("first token alone:", await first_tokens(client, "alone"))
+        for round in range(2):
             load = asyncio.ensure_future(by_clients(client, f"load {round}", 10**6, num_at_once))
             await asyncio.sleep(1)
             beside = await first_tokens(client, f"crowd {round}")
