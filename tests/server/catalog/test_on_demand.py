@@ -4,22 +4,24 @@ import asyncio
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.types import Message, Send
 
 from stonechat_models import AdapterInfo
 from stonechat_server.access.keys import KeyStore
 from stonechat_server.access.keys_file import add_key
+from stonechat_server.api.on_demand import WaitingStream
 from stonechat_server.app import create_app
 from stonechat_server.catalog.entry import Entry, State
 from stonechat_server.observability.ledger import Ledger
 from stonechat_server.settings import Settings
-from tests.server.catalog.scripted_models import KV_BYTES, Models, models
+from tests.server.catalog.scripted_models import KV_BYTES, Models, models, until
 from tests.server.fake_engine import text_script
 
 CHAT = "/v1/chat/completions"
@@ -73,23 +75,38 @@ def test_an_alias_is_the_same_model_and_metrics_have_its_name() -> None:
     assert 'stonechat:http_responses_total{model_name="",route="/v1/chat' in text
 
 
-def released_after(them: Models, name: str, seconds: float) -> None:
-    """Let a load end a while after it has begun, from another thread."""
+@pytest.fixture
+def comments(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
+    """The comments that waiting streams have sent."""
+    sent: list[Message] = []
+    original = WaitingStream._comments
 
-    async def gate() -> None:
-        await asyncio.sleep(seconds)
+    async def recorded(stream: WaitingStream, send: Send) -> None:
+        async def record(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.body":
+                sent.append(message)
+
+        await original(stream, record)
+
+    monkeypatch.setattr(WaitingStream, "_comments", recorded)
+    return sent
+
+
+def loads_once(them: Models, name: str, condition: Callable[[], bool]) -> None:
+    """Let a load end as soon as the condition holds."""
 
     class Gate(asyncio.Event):
         async def wait(self) -> bool:
-            await gate()
+            await until(condition)
             return True
 
     them.loader.gates[name] = Gate()
 
 
-def test_a_stream_has_comments_while_its_model_loads() -> None:
+def test_a_stream_has_comments_while_its_model_loads(comments: list[Message]) -> None:
     them = pair()
-    released_after(them, "b", 0.3)
+    loads_once(them, "b", lambda: len(comments) >= 2)
     with serving(them, keep_alive_interval=0.05) as client:
         answer = client.post(CHAT, json=HI | {"model": "b", "stream": True})
     assert answer.status_code == 200
@@ -115,9 +132,11 @@ def test_a_stream_has_comments_while_its_model_loads() -> None:
         ("/v1/completions", {"prompt": "Hi"}, 'data: {"error":'),
     ],
 )
-def test_an_error_after_a_comment_is_an_event(path: str, body: Any, start: str) -> None:
+def test_an_error_after_a_comment_is_an_event(
+    path: str, body: Any, start: str, comments: list[Message]
+) -> None:
     them = pair()
-    released_after(them, "b", 0.2)
+    loads_once(them, "b", lambda: bool(comments))
     them.loader.errors["b"] = "it is torn"
     with serving(them, keep_alive_interval=0.05) as client:
         answer = client.post(path, json=body | {"model": "b", "stream": True})
@@ -154,7 +173,7 @@ def test_a_wrong_body_is_told_without_a_load() -> None:
 
 def test_the_bound_of_a_request_is_its_own() -> None:
     them = pair()
-    released_after(them, "b", 30.0)
+    loads_once(them, "b", lambda: False)
     with serving(them) as client:
         headers = {"X-Request-Timeout": "0.05"}
         answer = client.post(CHAT, json=HI | {"model": "b"}, headers=headers)
