@@ -9,12 +9,11 @@ from starlette.types import Message
 
 from stonechat_server.access.auth import Identity
 from stonechat_server.api import chat, completions, embeddings, responses
-from stonechat_server.api.generate import generate_for
+from stonechat_server.api.generate import generate
 from stonechat_server.batches_api.lines import Answered
 from stonechat_server.errors import server_error, to_api_error
 from stonechat_server.observability.access_log import new_request_id
 from stonechat_server.serving.endpoint import Endpoint
-from stonechat_server.serving.services import Services
 
 ENDPOINTS: Mapping[str, Endpoint] = {
     module.ENDPOINT.path: module.ENDPOINT for module in (chat, completions, responses, embeddings)
@@ -33,12 +32,11 @@ async def answer_line(app: FastAPI, path: str, body: bytes, identity: Identity) 
     It is read, prepared, admitted, limited and recorded as a client's request is; only the key is
     known already, and no line of the access log is written.
     """
-    services: Services = app.state.server
     request = _request(app, path, body)
     request_id: str = request.state.request_id
     headers: Mapping[str, str] = {}
     try:
-        response = await generate_for(request, services, identity, ENDPOINTS[path])
+        response = await generate(request, ENDPOINTS[path], identity)
         status, content, headers = response.status_code, bytes(response.body), response.headers
     except Exception as error:
         known = to_api_error(error)

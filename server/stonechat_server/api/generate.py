@@ -41,17 +41,16 @@ MAX_HEADER_BYTES = 1_024
 log = logging.getLogger("stonechat")
 
 
-async def generate(http_request: Request, endpoint: Endpoint) -> Response:
-    """Answer a request. The answer is plain JSON or a stream of events."""
-    services = services_of(http_request)
-    identity = services.authenticator.identify(http_request)
-    return await generate_for(http_request, services, identity, endpoint)
-
-
-async def generate_for(
-    http_request: Request, services: Services, identity: Identity, endpoint: Endpoint
+async def generate(
+    http_request: Request, endpoint: Endpoint, identity: Identity | None = None
 ) -> Response:
-    """Answer a request of somebody who is known."""
+    """Answer a request. The answer is plain JSON or a stream of events.
+
+    `identity` is who sent the request, if that is known; it has no headers then.
+    """
+    services = services_of(http_request)
+    if identity is None:
+        identity = services.authenticator.identify(http_request)
     try:
         call, num_bytes = await receive(http_request, services, identity, endpoint)
         answer = partial(respond, http_request, services, identity, endpoint, call, num_bytes)
