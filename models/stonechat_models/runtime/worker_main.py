@@ -45,7 +45,10 @@ def main(file_descriptor: int) -> int:
     pipe.send(Ready(runner.model, str(runner.tokenizer.path.parent)))
     runner.start(lambda report: _deliver(pipe, runner, report))
     runner.join(threading.TIMEOUT_MAX)
-    return 0 if runner.failure is None else 1
+    status = 0 if runner.failure is None else 1
+    if start.config.tensor_parallel > 1:  # a usual exit may wait for other ranks
+        os._exit(status)
+    return status
 
 
 def _load(config: EngineConfig, pipe: FramePipe) -> "EngineThread | None":

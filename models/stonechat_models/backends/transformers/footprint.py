@@ -97,7 +97,7 @@ class EmptyModel:
             if isinstance(part, QuantizedLinear):
                 sizes[name] = part.num_bytes
         splits = splits_of(module) if num_ranks > 1 else {}
-        for name in splits:
+        for name in splits.keys() & sizes.keys():  # a weight may be shared by two layers
             sizes[name] //= num_ranks
         total = sum(sizes.values())
         experts = sum(size for name, size in sizes.items() if ".experts." in name)

@@ -38,7 +38,7 @@ def splits_of(module: nn.Module) -> dict[str, SplitWeight]:
     """Return the weights of `module` that are split, by their names. Others are on each device."""
     plan: dict[str, str] = getattr(module, "_tp_plan", None) or {}
     splits = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.named_parameters(remove_duplicate=False):
         owner = name.rpartition(".")[0]
         style = plan.get(_with_wildcards(name), plan.get(_with_wildcards(owner)))
         is_embedding = isinstance(module.get_submodule(owner), nn.Embedding)
@@ -66,6 +66,22 @@ def uneven_weights(splits: dict[str, SplitWeight], num_ranks: int) -> Iterator[s
     for split in splits.values():
         if not split.is_even(num_ranks):
             yield f"{split.name} has {split.size} rows or columns to split"
+
+
+def refuse_whole_weights(module: nn.Module, num_ranks: int) -> None:
+    """Raise `UnsupportedModelError` if a weight of a loaded module is not split as planned.
+
+    Its layer would then add up, or gather, what each device has computed in whole.
+    """
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    for name in splits_of(module):
+        weight = weights[name]
+        part = weight.to_local() if hasattr(weight, "to_local") else weight
+        if part.numel() * num_ranks != weight.numel():
+            raise UnsupportedModelError(
+                f"this version of transformers has a plan to split {name}, but loads it whole: "
+                "install a newer one"
+            )
 
 
 def empty_split_module(config: HFConfig) -> nn.Module:

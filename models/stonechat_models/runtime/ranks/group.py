@@ -59,19 +59,22 @@ def find_store(port: int, num_ranks: int) -> Store:
 def join_group(store: Store, rank: int, num_ranks: int, device: torch.device) -> None:
     """Wait for all ranks, and become one of them. Random numbers are then the same in each rank."""
     os.environ.update(rank_environment(rank, num_ranks, device))
+    if device.type == "cuda":  # NCCL talks for the current one
+        torch.cuda.set_device(device)
     dist.init_process_group(
         BACKENDS[device.type],
         store=store,
         rank=rank,
         world_size=num_ranks,
         timeout=TIMEOUT,
-        device_id=device if device.type == "cuda" else None,
     )
     torch.manual_seed(0)
 
 
 def least_free_memory(device: torch.device) -> int:
     """Return how many bytes every rank may use. All ranks call this. On a CPU they share them."""
+    if device.type == "cuda":  # what a step has used is free again
+        torch.cuda.empty_cache()
     free = free_memory(device)
     if device.type == "cpu":
         free //= dist.get_world_size()

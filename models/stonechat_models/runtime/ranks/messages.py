@@ -8,7 +8,8 @@ from stonechat_models.runtime.ipc import RunStep
 
 
 def step_message(batch: ForwardBatch) -> RunStep:
-    """Return the message of a batch on the CPU."""
+    """Return the message of a batch. What is not on the CPU is copied."""
+    batch = batch.to(torch.device("cpu"))
     longs = (batch.token_ids, batch.positions, batch.slot_mapping, batch.logits_index)
     ints = (batch.query_start, batch.context_lens, batch.block_table)
     return RunStep(

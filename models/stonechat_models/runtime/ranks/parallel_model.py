@@ -126,10 +126,12 @@ def load_part(
     """
     from stonechat_models.backends.transformers.load import load_transformers_model
     from stonechat_models.backends.transformers.model import TransformersModel
+    from stonechat_models.backends.transformers.split import refuse_whole_weights
 
     model = load_transformers_model(files, config, device, progress)
     if type(model) is not TransformersModel:
         raise ModelLoadError("only models over the paged KV cache can be split between devices")
+    refuse_whole_weights(model.module, config.tensor_parallel)
     return model
 
 

@@ -15,6 +15,7 @@ from stonechat_models.backends.transformers.attention.batched import BatchedBack
 from stonechat_models.backends.transformers.kinds import stateful_model
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.split import (
+    refuse_whole_weights,
     splits_keys,
     splits_layers,
     splits_of,
@@ -69,11 +70,10 @@ def compare(model_type: str, folder: Path, rank: int, num_ranks: int) -> str:
         return problems[0]
     if not splits_layers(splits):
         return "its layers are not split"
-    parts = dict(split.named_parameters())
-    for name, part in parts.items():  # what `plan` calculates is what is loaded
-        size = part.to_local().numel() if hasattr(part, "to_local") else part.numel()
-        if size * (num_ranks if name in splits else 1) != part.numel():
-            return f"{name} is not split as expected"
+    refuse_whole_weights(split, num_ranks)
+    for name, part in split.named_parameters():
+        if name not in splits and hasattr(part, "to_local"):
+            return f"{name} is split, which was not expected"
     info = model_info(vocab_size=VOCAB_SIZE)
     if stateful_model(whole, info, BatchedBackend(), torch.float32) is not None:
         return "it keeps a state"
