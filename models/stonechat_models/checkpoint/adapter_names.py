@@ -5,6 +5,7 @@ from pathlib import Path
 from stonechat_models.checkpoint import hub
 from stonechat_models.checkpoint.adapter import Adapter, read_adapter
 from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.checkpoint.hub_names import parse_hub_name
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import reading
@@ -46,4 +47,9 @@ def _read(source: str, name: str | None, progress: Progress) -> Adapter:
         is_folder = folder.is_dir()
     if is_folder:
         return read_adapter(folder, name or folder.resolve().name)
+    if parse_hub_name(source) is None:
+        raise ModelLoadError(
+            f"there is no folder {source} with an adapter, and it is not a name of the Hugging "
+            "Face hub, which is owner/name"
+        )
     return read_adapter(hub.fetch_snapshot(source, None, False, progress), name or source)

@@ -175,12 +175,11 @@ def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
     """
     located = locate(config, progress)
     assert located.path is not None
-    adapter = locate_adapter(config, progress)
+    adapter, adapters = locate_adapter(config, progress), locate_adapters(config, progress)
     if located.path.is_file():
         files = _from_gguf(located.name, located.path, adapter, progress)
     else:
         files = _from_folder(located.name, located.path, adapter, config.allow_pickle, progress)
-    adapters = locate_adapters(config, progress)
     if files.name in [adapter.name for adapter in adapters]:
         raise ModelLoadError(f"{files.name} is the model's own name: give its adapter another")
     return replace(files, adapters=adapters) if adapters else files

@@ -183,7 +183,7 @@ def test_adapters_beside_a_model_run_through_pytorch(tmp_path: Path) -> None:
         (["=mine"], "is not NAME=DIR"),
         (["a=mine", "a=mine"], "two adapters have the name a"),
         (["model=mine"], "model is the model's own name"),
-        (["a=missing"], "missing"),
+        (["a=./missing"], r"no folder \./missing with an adapter"),
     ],
 )
 def test_names_of_adapters_are_checked(tmp_path: Path, lora: list[str], message: str) -> None:
