@@ -28,7 +28,7 @@ from peer_table import tables
 
 from stonechat_models.hardware.cpus import usable_cpus
 from stonechat_server.bench.environment import cpu_name
-from stonechat_server.bench.target import BenchError
+from stonechat_server.bench.targets.target import BenchError
 
 
 class Results(msgspec.Struct):

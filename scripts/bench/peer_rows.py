@@ -7,14 +7,14 @@ from time import perf_counter
 import msgspec
 from peer_servers import RunningServer
 
-from stonechat_server.bench.http_target import HttpTarget
 from stonechat_server.bench.load import run_closed
 from stonechat_server.bench.results import LevelResult, RequestRecord
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.summary import summarise
-from stonechat_server.bench.target import BenchError, words_of_prompt
+from stonechat_server.bench.targets.http_target import HttpTarget
+from stonechat_server.bench.targets.target import BenchError, words_of_prompt
+from stonechat_server.bench.targets.workload import SyntheticWorkload
 from stonechat_server.bench.validity import run_checks
-from stonechat_server.bench.workload import SyntheticWorkload
 from stonechat_server.client.http import HttpClient
 
 CALIBRATION_TOKENS = 128

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 from peer_servers import ServerKind, free_port, started
 
-from stonechat_server.bench.workload import SyntheticWorkload
+from stonechat_server.bench.targets.workload import SyntheticWorkload
 
 Answer = list[tuple[str, float]]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.workload import WORDS
+from stonechat_server.bench.targets.workload import WORDS
 
 SPECIAL = ("<|pad|>", "<|begin|>", "<|end|>")
 CHAT_TEMPLATE = (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stonechat_server.bench.results import RequestRecord
-from stonechat_server.bench.target import BenchError
+from stonechat_server.bench.targets.target import BenchError
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
 FAKE_SERVER = """

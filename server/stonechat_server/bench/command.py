@@ -9,7 +9,7 @@ from rich.console import Console
 
 from stonechat_server.bench.results import BenchResult, read_json, write_json
 from stonechat_server.bench.settings import BenchSettings, result_option
-from stonechat_server.bench.target import BenchError
+from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.options import OutputFile
 from stonechat_server.settings import ENGINE_SETTINGS, Settings
@@ -51,7 +51,7 @@ def run(options: Options) -> int:
         earlier = [_earlier(path) for path in options.compare]
         results = earlier if options.report_only else [*earlier, _measure(options, console)]
         if options.html_file is not None:
-            from stonechat_server.bench.report import render_report
+            from stonechat_server.bench.report.page import render_report
 
             options.html_file.write_text(render_report(results), encoding="utf-8")
             console.print(f"report: {options.html_file}", highlight=False)
@@ -76,8 +76,8 @@ def _earlier(path: Path) -> BenchResult:
 
 
 def _measure(options: Options, console: Console) -> BenchResult:
+    from stonechat_server.bench.report.show import LiveWatcher, print_result
     from stonechat_server.bench.runner import run_bench
-    from stonechat_server.bench.show import LiveWatcher, print_result
 
     engine = None if options.in_process is None else _engine(options, options.in_process)
     with LiveWatcher(console) as watcher:
@@ -101,7 +101,7 @@ def _engine(options: Options, model: str) -> EngineLike:
 
 
 def _write(options: Options, result: BenchResult, console: Console) -> None:
-    from stonechat_server.bench.tables import csv_text, markdown
+    from stonechat_server.bench.report.tables import csv_text, markdown
 
     files = (
         (options.json_file, write_json),

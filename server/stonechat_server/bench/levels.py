@@ -9,8 +9,8 @@ from typing import Protocol
 from stonechat_server.bench.load import LevelRun, Pace, poisson_schedule, run_closed, run_open
 from stonechat_server.bench.results import LevelResult, RequestRecord
 from stonechat_server.bench.summary import summarise
-from stonechat_server.bench.target import Target
-from stonechat_server.bench.workload import Workload
+from stonechat_server.bench.targets.target import Target
+from stonechat_server.bench.targets.workload import Workload
 
 MAX_IN_FLIGHT = 1024
 """A sweep ends here at the latest."""

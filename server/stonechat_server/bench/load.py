@@ -9,8 +9,8 @@ from time import perf_counter
 
 from stonechat_server.bench.environment import busy_share, busy_ticks
 from stonechat_server.bench.results import RequestRecord
-from stonechat_server.bench.target import Measured, Target
-from stonechat_server.bench.workload import Workload
+from stonechat_server.bench.targets.target import Measured, Target
+from stonechat_server.bench.targets.workload import Workload
 
 OnRecord = Callable[[RequestRecord], None]
 

@@ -15,8 +15,8 @@ from time import perf_counter
 from stonechat_server.bench.levels import Watcher
 from stonechat_server.bench.results import Perplexity, RequestRecord
 from stonechat_server.bench.settings import DEFAULT_CONTEXT
-from stonechat_server.bench.target import BenchError, Target
-from stonechat_server.bench.workload import read_text
+from stonechat_server.bench.targets.target import BenchError, Target
+from stonechat_server.bench.targets.workload import read_text
 
 
 @dataclass(frozen=True, slots=True)

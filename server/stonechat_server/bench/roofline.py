@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from stonechat_models import measure_bandwidth
 from stonechat_server.bench.results import LevelResult, Roofline
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.target import BenchError
+from stonechat_server.bench.targets.target import BenchError
 
 
 def measure_roofline(

@@ -6,22 +6,22 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from stonechat_server.bench.environment import busy_share, busy_ticks, describe_environment
-from stonechat_server.bench.http_target import HttpTarget, request_headers
 from stonechat_server.bench.levels import Levels, Watcher
 from stonechat_server.bench.perplexity import measure_perplexity
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
 from stonechat_server.bench.roofline import add_shares, measure_roofline
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.speeds import measure_speeds
-from stonechat_server.bench.target import BenchError, Target, words_of_prompt
-from stonechat_server.bench.validity import run_checks
-from stonechat_server.bench.workload import (
+from stonechat_server.bench.targets.http_target import HttpTarget, request_headers
+from stonechat_server.bench.targets.target import BenchError, Target, words_of_prompt
+from stonechat_server.bench.targets.workload import (
     ListWorkload,
     SyntheticWorkload,
     Workload,
     read_prompts_file,
     read_sharegpt,
 )
+from stonechat_server.bench.validity import run_checks
 from stonechat_server.client.http import HttpClient
 from stonechat_server.engine_protocol import EngineLike
 
@@ -73,7 +73,7 @@ async def run_bench(
 @asynccontextmanager
 async def _target(settings: BenchSettings, engine: EngineLike | None) -> AsyncIterator[Target]:
     if engine is not None:
-        from stonechat_server.bench.engine_target import engine_target
+        from stonechat_server.bench.targets.engine_target import engine_target
 
         async with engine_target(engine, settings) as target:
             yield target

@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from stonechat_server.bench.http_target import HttpTarget
 from stonechat_server.bench.load import run_closed
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.target import BenchError
-from stonechat_server.bench.workload import SyntheticWorkload
+from stonechat_server.bench.targets.http_target import HttpTarget
+from stonechat_server.bench.targets.target import BenchError
+from stonechat_server.bench.targets.workload import SyntheticWorkload
 from stonechat_server.client.http import HttpClient
 
 REQUIRED_TOKENS_PER_SECOND = 20_000

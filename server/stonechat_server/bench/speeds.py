@@ -2,8 +2,8 @@
 
 from stonechat_server.bench.load import LevelRun, run_closed
 from stonechat_server.bench.results import RequestRecord, Speed
-from stonechat_server.bench.target import BenchError, Target, words_of_prompt
-from stonechat_server.bench.workload import SyntheticWorkload
+from stonechat_server.bench.targets.target import BenchError, Target, words_of_prompt
+from stonechat_server.bench.targets.workload import SyntheticWorkload
 
 DEFAULT_REPEATS = 5
 TG_PROMPT_TOKENS = 64

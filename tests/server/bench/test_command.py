@@ -8,7 +8,7 @@ import pytest
 
 from stonechat_server.bench import command
 from stonechat_server.bench.selftest import REQUIRED_TOKENS_PER_SECOND, GeneratorSpeed
-from stonechat_server.bench.target import BenchError
+from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.cli import main
 
 

@@ -7,12 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 from stonechat_models import EngineDeadError, GenerateRequest, RequestOutput, SamplingDefaults
-from stonechat_server.bench.report import render_report
+from stonechat_server.bench.report.page import render_report
+from stonechat_server.bench.report.verdict import verdict
 from stonechat_server.bench.results import BenchResult
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.target import BenchError
-from stonechat_server.bench.verdict import verdict
+from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.cli import main
 from tests.server.fake_engine import FakeEngine, model_info, text_script
 from tests.server.live import live_server

@@ -13,15 +13,15 @@ from stonechat_server.bench import levels as levels_module
 from stonechat_server.bench import load as load_module
 from stonechat_server.bench.environment import busy_share, busy_ticks
 from stonechat_server.bench.load import Pace, poisson_schedule, run_closed
-from stonechat_server.bench.report import render_report
+from stonechat_server.bench.report.page import render_report
+from stonechat_server.bench.report.tables import csv_text, latency_rows, markdown, rate_rows
+from stonechat_server.bench.report.verdict import knee, percentile, verdict
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord, Slo, Speed
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.summary import quantiles
-from stonechat_server.bench.tables import csv_text, latency_rows, markdown, rate_rows
-from stonechat_server.bench.target import Measured
-from stonechat_server.bench.verdict import knee, percentile, verdict
-from stonechat_server.bench.workload import Prompt, SyntheticWorkload
+from stonechat_server.bench.targets.target import Measured
+from stonechat_server.bench.targets.workload import Prompt, SyntheticWorkload
 from stonechat_server.cli import main
 
 from .conftest import FakeServer

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from stonechat_models import AsyncEngine, EngineConfig
 from stonechat_server.bench.perplexity import windows_of
-from stonechat_server.bench.report import render_report
+from stonechat_server.bench.report.page import render_report
+from stonechat_server.bench.report.tables import csv_text, markdown
 from stonechat_server.bench.results import BenchResult, Perplexity, read_json, write_json
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.tables import csv_text, markdown
-from stonechat_server.bench.target import BenchError
+from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.engine_protocol import EngineLike
 from tests.models.tiny_models import save_tiny_model, tiny_model
 from tests.models.tiny_tokenizers import save_byte_level

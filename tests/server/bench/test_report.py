@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from stonechat_server.bench.report import render_report
+from stonechat_server.bench.report.page import render_report
 from stonechat_server.bench.results import BenchResult, Slo, read_json, write_json
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.selftest import REQUIRED_TOKENS_PER_SECOND, measure_generator

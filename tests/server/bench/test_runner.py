@@ -8,7 +8,7 @@ import pytest
 from stonechat_server.bench.results import BenchResult, Slo
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.target import BenchError
+from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.bench.validity import run_checks
 
 from .conftest import FakeServer, count_words

@@ -9,7 +9,7 @@ import pytest
 
 from stonechat_server.bench import selftest
 from stonechat_server.bench.selftest import GeneratorSpeed
-from stonechat_server.bench.target import BenchError
+from stonechat_server.bench.targets.target import BenchError
 
 
 class Ready:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from stonechat_server.bench.http_target import HttpTarget
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.target import BenchError, words_of_prompt
-from stonechat_server.bench.workload import Prompt
+from stonechat_server.bench.targets.http_target import HttpTarget
+from stonechat_server.bench.targets.target import BenchError, words_of_prompt
+from stonechat_server.bench.targets.workload import Prompt
 from stonechat_server.client.http import HttpAnswer, TransportError
 
 Reply = tuple[int, bytes] | Exception

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stonechat_server.bench.workload import (
+from stonechat_server.bench.targets.workload import (
     ListWorkload,
     Prompt,
     SyntheticWorkload,

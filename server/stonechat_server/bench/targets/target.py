@@ -7,7 +7,7 @@ from typing import Protocol
 
 from stonechat_server.bench.results import RequestRecord
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.workload import Prompt, SyntheticWorkload
+from stonechat_server.bench.targets.workload import Prompt, SyntheticWorkload
 
 Facts = dict[str, str | int | float | bool | None]
 

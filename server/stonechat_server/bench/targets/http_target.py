@@ -9,8 +9,8 @@ import msgspec
 
 from stonechat_server.bench.results import RequestRecord
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.target import BenchError, Facts, Measured, gaps_of
-from stonechat_server.bench.workload import Prompt
+from stonechat_server.bench.targets.target import BenchError, Facts, Measured, gaps_of
+from stonechat_server.bench.targets.workload import Prompt
 from stonechat_server.client.error_text import error_text
 from stonechat_server.client.http import HttpAnswer, HttpClient, TransportError
 from stonechat_server.client.stream_recorder import ChunkDecoder, StreamRecorder, new_chunk_decoder

@@ -16,9 +16,14 @@ from rich.progress import (
 from rich.table import Table
 
 from stonechat_models import size_text
+from stonechat_server.bench.report.tables import (
+    latency_rows,
+    perplexity_rows,
+    rate_rows,
+    speed_rows,
+)
+from stonechat_server.bench.report.verdict import verdict
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
-from stonechat_server.bench.tables import latency_rows, perplexity_rows, rate_rows, speed_rows
-from stonechat_server.bench.verdict import verdict
 from stonechat_server.terminal.tables import new_table
 
 

@@ -17,8 +17,8 @@ from stonechat_models import (
 )
 from stonechat_server.bench.results import RequestRecord
 from stonechat_server.bench.settings import BenchSettings
-from stonechat_server.bench.target import BenchError, Facts, Measured, gaps_of
-from stonechat_server.bench.workload import Prompt
+from stonechat_server.bench.targets.target import BenchError, Facts, Measured, gaps_of
+from stonechat_server.bench.targets.workload import Prompt
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions, Templates
 

@@ -4,8 +4,8 @@ import csv
 import io
 import statistics
 
+from stonechat_server.bench.report.verdict import percentile, verdict
 from stonechat_server.bench.results import BenchResult, LevelResult, Quantiles
-from stonechat_server.bench.verdict import percentile, verdict
 
 LATENCIES = {"TTFT": "ttft", "TPOT": "tpot", "ITL": "inter_token", "E2E": "e2e"}
 

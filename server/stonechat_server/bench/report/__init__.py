@@ -1,0 +1,1 @@
+"""The results in the terminal, as Markdown, CSV and HTML."""

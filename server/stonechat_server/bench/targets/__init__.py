@@ -1,0 +1,1 @@
+"""What is measured: a server or an engine here, and the prompts that it gets."""
