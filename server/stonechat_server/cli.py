@@ -32,7 +32,9 @@ COMMANDS: Mapping[str, CommandEntry] = {
     "batch": CommandEntry(
         "stonechat_server.commands.batch", "run a file of requests here, without a server"
     ),
-    "bench": CommandEntry("stonechat_server.bench.command", "measure a server under load"),
+    "bench": CommandEntry(
+        "stonechat_server.bench.command", "measure a server under load, or a model without a server"
+    ),
     "check": CommandEntry(
         "stonechat_server.scorecard.command", "check which fields a chat endpoint honours"
     ),
