@@ -13,7 +13,13 @@ from stonechat_models import EngineError, ModelSurvey
 from stonechat_server.admission.controller import Tenants
 from stonechat_server.admission.refusals import unavailable
 from stonechat_server.catalog.entry import Entry, Lease, State
-from stonechat_server.catalog.failures import crashed, kept_error, load_failed, note_failure
+from stonechat_server.catalog.failures import (
+    crashed,
+    kept_error,
+    load_failed,
+    not_together,
+    note_failure,
+)
 from stonechat_server.catalog.loader import Loader
 from stonechat_server.catalog.memory import DOES_NOT_FIT, MemoryNeed, loaded_need, planned_need
 from stonechat_server.catalog.room import POLL_SECONDS, NotWantedError, Room
@@ -225,6 +231,8 @@ class Catalog:
                     await self.load(entry)
                 except APIError as error:
                     self.start_errors.append(entry.error or error)
+        if gone := [e.name for e in self.entries if e.settings.load_at_start and e.unload_reasons]:
+            self.start_errors.append(not_together(gone))
         self._has_started = True
         self._spawn(self._survey())
         self._spawn(self._watch())

@@ -1,5 +1,7 @@
 """What is said of a model that cannot be loaded, and when it is tried again."""
 
+from collections.abc import Sequence
+
 from stonechat_server.admission.refusals import retry_after_header
 from stonechat_server.catalog.entry import Entry, State
 from stonechat_server.errors import APIError
@@ -14,6 +16,16 @@ def load_failed(entry: Entry, reason: str) -> APIError:
     """A 503 with the reason why a load failed."""
     message = f"The model '{entry.name}' could not be loaded: {reason}"
     return _error(message, "model_load_failed")
+
+
+def not_together(names: Sequence[str]) -> APIError:
+    """Says that models that are to be loaded at start made room for others of them."""
+    return _error(
+        f"The models with load_at_start do not fit the memory budget together: {', '.join(names)} "
+        "had to make room again. Give them smaller KV caches (kv_cache_size), raise "
+        "--memory-budget, or load fewer at start.",
+        "model_load_failed",
+    )
 
 
 def crashed(entry: Entry) -> APIError:

@@ -1,8 +1,7 @@
 """What serves the requests to one model that is loaded."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from stonechat_models import ModelInfo
 from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits, Tenants
@@ -38,7 +37,6 @@ class ServedModel:
     """The LoRA adapter that the engine computes beside its model. Empty: none."""
     parent: str | None = None
     """The name of the model without the adapter, if there is one."""
-    created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def build(

@@ -65,13 +65,15 @@ def models_banner(
 ) -> str:
     """The same for several models: a line for each, with its state and its size."""
     width = max(len(entry.name) for entry in entries)
+    first = entries[0].served
+    generates = first is None or first.engine.model.generates
     lines = []
     for entry in entries:
         size = "" if entry.num_bytes is None else f", {size_text(entry.num_bytes)}"
         state = f"{entry.state}{size}" if entry.error is None else f"failed: {entry.error.message}"
         lines.append(f"  {entry.name:<{width}}  {state}")
     lines += [f"  warning   {text}" for text in warnings]
-    return "\n".join(["", *lines, "", *_ending(entries[0].name, url, needs_key, True)])
+    return "\n".join(["", *lines, "", *_ending(entries[0].name, url, needs_key, generates)])
 
 
 def _ending(name: str, url: str, needs_key: bool, generates: bool) -> list[str]:

@@ -311,6 +311,7 @@ async def test_models_are_loaded_at_start_and_ended_at_the_end() -> None:
     them = models({"a": 4, "b": 4, "c": 12}, {n: {"load_at_start": True} for n in "ac"})
     await them.catalog.start()
     assert them.loaded == {"a"}
+    assert [error.code for error in them.catalog.start_errors] == ["model_does_not_fit"]
     await until(lambda: them["b"].num_bytes == 4 * GIB)
     gate = them.loader.gates["b"] = asyncio.Event()
     waiting = asyncio.ensure_future(them.use("b"))
@@ -333,4 +334,14 @@ async def test_no_request_waits_for_a_load_when_the_server_drains() -> None:
     with pytest.raises(APIError, match="shutting down") as caught:
         await waiting
     assert caught.value.status == 503
+    await them.catalog.shutdown()
+
+
+@in_loop
+async def test_models_that_are_to_be_there_from_the_start_must_fit_together() -> None:
+    every = {"load_at_start": True}
+    them = models({"a": 6, "b": 6, "c": 1}, dict.fromkeys("abc", every))
+    await them.catalog.start()
+    (error,) = them.catalog.start_errors
+    assert "do not fit the memory budget together: a had to make room again" in error.message
     await them.catalog.shutdown()
