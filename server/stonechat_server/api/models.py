@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from stonechat_server.access.auth import check_manages, check_model
+from stonechat_server.access.auth import check_manages, check_model, is_rate_limited
 from stonechat_server.api.model_types import LoadRequest, UnloadRequest
 from stonechat_server.api.openapi import errors, json_body, request_body
 from stonechat_server.catalog.entry import Entry
@@ -25,7 +25,7 @@ from stonechat_server.streaming.disconnect import run_while_connected
 
 router = APIRouter(tags=["Models"])
 
-ACTION_ERRORS = errors(400, 401, 403, 404, 408, 409, 413, 503)
+ACTION_ERRORS = errors(400, 401, 403, 404, 408, 409, 413, 429, 503)
 
 
 T = TypeVar("T", bound=LoadRequest)
@@ -116,6 +116,8 @@ async def _read(http_request: Request, kind: type[T]) -> tuple[Services, T]:
     check_json(body, state.settings)
     wire = parse_request(body, kind)
     check_model(wire.model, state.models, identity)
+    if is_rate_limited(identity.key):
+        state.rate_limiter.charge(identity.key, 0)
     return state, wire
 
 

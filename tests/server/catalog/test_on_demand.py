@@ -233,7 +233,7 @@ def test_models_are_listed_loaded_and_unloaded() -> None:
 def test_only_keys_that_may_load_and_unload(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     user = add_key(file, "user", models=("a", "b"))
-    admin = add_key(file, "admin", models=("a",), manages_models=True)
+    admin = add_key(file, "admin", models=("a",), manages_models=True, requests_per_minute=2)
     them = pair()
     with serving(them, KeyStore(file)) as client:
 
@@ -246,6 +246,7 @@ def test_only_keys_that_may_load_and_unload(tmp_path: Path) -> None:
             assert post(f"/v1/models/{action}", "a", admin) == 200
             assert post(f"/v1/models/{action}", "b", admin) == 404
             assert post(f"/v1/models/{action}", "a", "nonsense") == 401
+        assert post("/v1/models/load", "a", admin) == 429
     plain = models({"a": 4})
     with serving(plain, api_key="sk-plain") as client:
         headers = {"X-Api-Key": "sk-plain"}
