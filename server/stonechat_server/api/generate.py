@@ -53,14 +53,14 @@ async def generate(
         identity = services.authenticator.identify(http_request)
     try:
         call, num_bytes = await receive(http_request, services, identity, endpoint)
-        answer = partial(respond, http_request, services, identity, endpoint, call, num_bytes)
-        if services.sole is not None:
-            name = call.request.model or ""
-            return await answer(services.models[name].views[name])
-        return await answer_on_demand(http_request, services, identity, endpoint, call, answer)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)
         raise
+    answer = partial(respond, http_request, services, identity, endpoint, call, num_bytes)
+    if services.sole is not None:
+        name = call.request.model or ""
+        return await answer(services.models[name].views[name])
+    return await answer_on_demand(http_request, services, identity, endpoint, call, answer)
 
 
 async def receive(
@@ -143,7 +143,13 @@ async def respond(
     """
     if endpoint.generates and not model.engine.model.generates:
         raise not_generative()
-    prepared = await run_where_it_fits(endpoint.prepare, call, model, num_bytes, services, endpoint)
+    try:
+        prepared = await run_where_it_fits(
+            endpoint.prepare, call, model, num_bytes, services, endpoint
+        )
+    except RefusedError as error:
+        services.metrics.refused(error.reason, endpoint.path, model.metrics_name)
+        raise
     head = _head(model, endpoint, call)
     writer = endpoint.writer(call, head, _reader(head, call, prepared), prepared)
     generation = Generation(

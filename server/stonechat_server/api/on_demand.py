@@ -48,9 +48,13 @@ async def answer_on_demand(
     started = time.monotonic()
 
     async def wait_and_answer() -> Response:
-        await hold(http_request, services, entry)
-        model = entry.views[name]
-        model.admission.refuse_early(identity.key, identity.tenant)
+        try:
+            await hold(http_request, services, entry)
+            model = entry.views[name]
+            model.admission.refuse_early(identity.key, identity.tenant)
+        except RefusedError as error:
+            services.metrics.refused(error.reason, endpoint.path, entry.name)
+            raise
         return await answer(model, started)
 
     if entry.is_loaded:
@@ -115,8 +119,6 @@ class WaitingStream(Response):
             response = await run_while_connected(receive, self._answer(), self._comments(send))
             await response(scope, receive, send_rest)
         except Exception as error:
-            if isinstance(error, RefusedError):
-                self._services.metrics.refused(error.reason, self._endpoint.path)
             if not self._has_started:
                 raise
             if not isinstance(error, ClientDisconnectedError):

@@ -22,7 +22,7 @@ from stonechat_server.catalog.entry import Entry, State
 from stonechat_server.observability.ledger import Ledger
 from stonechat_server.settings import Settings
 from tests.server.catalog.scripted_models import KV_BYTES, Models, models, until
-from tests.server.fake_engine import text_script
+from tests.server.fake_engine import FakeEngine, text_script
 
 CHAT = "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -180,8 +180,29 @@ def test_the_bound_of_a_request_is_its_own() -> None:
         assert answer.status_code == 503
         assert "was not loaded within 0.05 s" in answer.text
         text = client.get("/metrics").text
-        labels = f'endpoint="{CHAT}",model_name="",reason="load_timeout"'
+        labels = f'endpoint="{CHAT}",model_name="b",reason="load_timeout"'
         assert f"requests_refused_total{{{labels}}} 1.0" in text
+
+
+@pytest.mark.parametrize("has_several", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_runs_out_of_time_is_counted_once(has_several: bool, stream: bool) -> None:
+    them = pair()
+    engine = FakeEngine()
+    app = create_app(Settings(), them.catalog if has_several else engine)
+    with TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False) as client:
+        name = "b" if has_several else "tiny-test"
+        if has_several:
+            client.post("/v1/models/load", json={"model": name})
+            engine = them.loader.engines[name]
+        engine.script = lambda request: [60.0]
+        body = HI | {"model": name, "stream": stream}
+        answer = client.post(CHAT, json=body, headers={"X-Request-Timeout": "0.05"})
+        assert answer.status_code == 504
+        labels = f'endpoint="{CHAT}",model_name="{name}",reason="request_timeout"'
+        text = client.get("/metrics").text
+        lines = [line for line in text.splitlines() if "requests_refused_total{" in line]
+        assert lines == [f"stonechat:requests_refused_total{{{labels}}} 1.0"]
 
 
 def test_requests_hold_their_model_until_they_end() -> None:
