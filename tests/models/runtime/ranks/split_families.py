@@ -72,7 +72,8 @@ def compare(model_type: str, folder: Path, rank: int, num_ranks: int) -> str:
         return "its layers are not split"
     refuse_whole_weights(split, num_ranks)
     for name, part in split.named_parameters():
-        if name not in splits and hasattr(part, "to_local"):
+        local = part.to_local() if hasattr(part, "to_local") else part
+        if name not in splits and local.numel() != part.numel():
             return f"{name} is split, which was not expected"
     info = model_info(vocab_size=VOCAB_SIZE)
     if stateful_model(whole, info, BatchedBackend(), torch.float32) is not None:
