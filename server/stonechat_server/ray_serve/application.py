@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stonechat_server.observability.ledger.location import ledger_place
+from stonechat_server.observability.ledger.location import OFF, ledger_place
 from stonechat_server.ray_serve.options import AppArguments
 from stonechat_server.settings import Settings
 
@@ -83,6 +83,12 @@ def check(options: AppArguments, settings: Settings) -> None:
         raise ValueError(
             "several ingresses need a folder for files that they can share: name one that all "
             "nodes have (files_dir: /shared/files), or none (files_dir: off)"
+        )
+    if options.ingresses > 1 and place is None and str(settings.files_dir) != OFF:
+        raise ValueError(
+            "without a ledger, the list of files is in SQLite, which several ingresses cannot "
+            "share: name a PostgreSQL database (ledger: postgresql://…), or keep no files "
+            "(files_dir: off)"
         )
 
 

@@ -37,6 +37,7 @@ def test_options_that_cannot_be_are_refused(values: Any) -> None:
         (2, {"ledger": "usage.db"}, "PostgreSQL"),
         (2, {}, "PostgreSQL"),
         (2, {"ledger": "off"}, "folder for files"),
+        (2, {"ledger": "off", "files_dir": "/shared/files"}, "files is in SQLite"),
         (1, {"models": {"a": {"path": "x"}}}, "one model"),
         (1, {"tls_cert": "cert.pem"}, "TLS"),
     ],
@@ -49,10 +50,17 @@ def test_what_several_processes_cannot_share_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("ingresses", "ledger"), [(1, "usage.db"), (2, "off"), (2, "postgresql://host/usage")]
+    ("ingresses", "ledger", "files_dir"),
+    [
+        (1, "usage.db", None),
+        (1, "off", None),
+        (2, "off", Path("off")),
+        (2, "postgresql://host/usage", Path("/shared/files")),
+    ],
 )
-def test_what_they_can_share_is_accepted(ingresses: int, ledger: str) -> None:
-    files_dir = None if ingresses == 1 else Path("/shared/files")
+def test_what_they_can_share_is_accepted(
+    ingresses: int, ledger: str, files_dir: Path | None
+) -> None:
     check(AppArguments(ingresses=ingresses), Settings(ledger=ledger, files_dir=files_dir))
 
 
