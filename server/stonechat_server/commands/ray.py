@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ LOCAL_CLUSTER = {
 }
 """Variables of Ray Serve for a cluster of this machine. An ingress that stops waits so long for the
 proxy to notice: 30 s by default, for load balancers on other machines."""
+ERROR_LINE = re.compile(r"[\w.]+Error: ")
 NOT_HERE = ("tls_cert", "tls_key", "shutdown_grace")
 SETTINGS = tuple(name for name in Settings.model_fields if name not in NOT_HERE)
 
@@ -108,7 +110,7 @@ class Status(BaseOptions):
         if app is None:
             raise RuntimeError("nothing is deployed; `stonechat ray deploy` does it")
         rows = [
-            (name, state.value, str(count), deployment.message)
+            (name, str(state), str(count), reason_of(deployment.message))
             for name, deployment in app.deployments.items()
             for state, count in deployment.replica_states.items()
         ]
@@ -159,10 +161,15 @@ def _failures() -> str:
 
     app = serve.status().applications.get(NAME)
     deployments = {} if app is None else app.deployments
-    return "\n".join(
-        f"{name}: {deployment.message}" for name, deployment in deployments.items()
-        if deployment.message
-    )  # fmt: skip
+    reasons = {name: reason_of(part.message) for name, part in deployments.items() if part.message}
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def reason_of(message: str) -> str:
+    """The error in a message of Ray Serve, which may have whole tracebacks; else its first line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if ERROR_LINE.match(line)]
+    return (errors[-1].partition(": ")[2] if errors else "") or next(iter(lines), "")
 
 
 def _has_haproxy() -> bool:

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from stonechat_server.cli import main
+from stonechat_server.commands.ray import reason_of
 from stonechat_server.ray_serve.application import check
 from stonechat_server.ray_serve.options import AppArguments
 from stonechat_server.settings import Settings
@@ -70,3 +71,19 @@ def test_the_command_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["ray", "status"]) == 1
     assert 'pip install "stonechat[ray]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("", ""),
+        ("Deploying.\nMore.", "Deploying."),
+        (
+            "The deployment failed.\n  File x, line 3\n    raise ModelLoadError(\n"
+            "stonechat_models.errors.ModelLoadError: there is no file: x\nRetrying.",
+            "there is no file: x",
+        ),
+    ],
+)
+def test_the_reason_of_a_failure_is_found_among_tracebacks(message: str, reason: str) -> None:
+    assert reason_of(message) == reason
