@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import socket
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ LOCAL_CLUSTER = {
 }
 """Variables of Ray Serve for a cluster of this machine. An ingress that stops waits so long for the
 proxy to notice: 30 s by default, for load balancers on other machines."""
+HAPROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
 ERROR_LINE = re.compile(r"[\w.]+Error: ")
 NOT_HERE = ("tls_cert", "tls_key", "shutdown_grace")
 SETTINGS = tuple(name for name in Settings.model_fields if name not in NOT_HERE)
@@ -84,6 +86,8 @@ class Deploy(ReplicaOptions):
             return
         for name, value in LOCAL_CLUSTER.items():
             os.environ.setdefault(name, value)
+        for name in HAPROXY_PORTS:  # those of another deployment here may be in use
+            os.environ.setdefault(name, str(_free_port()))
         if not _has_haproxy():
             os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
         ray.init(
@@ -170,6 +174,13 @@ def reason_of(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     errors = [line for line in lines if ERROR_LINE.match(line)]
     return (errors[-1].partition(": ")[2] if errors else "") or next(iter(lines), "")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _has_haproxy() -> bool:
