@@ -60,6 +60,11 @@ def model_specs(settings: Settings, more_models: Sequence[str]) -> list[ModelSpe
     ]
     specs += [_of_table(settings, name, settings.models[name], False) for name in others]
     _check_names(specs)
+    if any(spec.settings.tensor_parallel > 1 for spec in specs):
+        raise SpecError(
+            "--tensor-parallel is for a server of one model: the memory of several models is "
+            "planned on one device each"
+        )
     return specs
 
 

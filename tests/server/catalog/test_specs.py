@@ -89,6 +89,8 @@ def test_what_is_for_one_model_belongs_into_a_table() -> None:
         model_specs(Settings(model="a", served_model_name=["x"]), ["b"])
     with pytest.raises(SpecError, match=r"--revision .* put revision into a table"):
         model_specs(Settings(model="a", revision="main"), ["b"])
+    with pytest.raises(SpecError, match="--tensor-parallel is for a server of one model"):
+        model_specs(Settings(model="a", tensor_parallel=2), ["b"])
     with pytest.raises(SpecError, match="two models are called small"):
         model_specs(Settings(model="a/small.gguf"), ["b/small.gguf"])
 
