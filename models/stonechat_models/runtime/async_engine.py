@@ -151,7 +151,11 @@ class AsyncEngine:
             tokenizer, old_hash = previous.tokenizer, previous.model.weights_hash
             if tokenizer.path.parent == folder and old_hash == process.model.weights_hash:
                 return cls(process, tokenizer)
-        return cls(process, Tokenizer.from_folder(folder))
+        try:
+            return cls(process, Tokenizer.from_folder(folder))
+        except BaseException:
+            process.join(0.0)
+            raise
 
     @property
     def model(self) -> ModelInfo:

@@ -450,6 +450,24 @@ def test_an_engine_in_a_process_has_the_tokenizer_of_its_folder(default_model_fi
     assert engine.tokenizer.encode("Hello wörld") == expected.encode("Hello wörld")
 
 
+def test_no_process_stays_whose_tokenizer_cannot_be_read(tmp_path, monkeypatch):
+    class Process(EngineProcess):
+        tokenizer_folder = tmp_path
+        ended = False
+
+        def __init__(self):
+            """Start nothing."""
+
+        def join(self, timeout):
+            self.ended = True
+
+    process = Process()
+    monkeypatch.setattr(EngineProcess, "load", lambda *_, **__: process)
+    with pytest.raises(Exception, match="tokenizer"):
+        AsyncEngine.in_process(EngineConfig(model="m"), lambda _: None, lambda: True)
+    assert process.ended
+
+
 def test_a_refusal_of_a_closed_request_is_ignored(run_with_engine):
     async def test(engine):
         engine._deliver(Refused("gone", "grammar", "no"))
