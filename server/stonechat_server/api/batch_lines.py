@@ -20,8 +20,6 @@ ENDPOINTS: Mapping[str, Endpoint] = {
 }
 RETRIED = (429, 503)
 """Statuses after which a request is tried again, if the answer says when."""
-LOAD_RETRY_SECONDS = 5.0
-"""When it is tried again after a 504: its model could not be loaded in time."""
 
 log = logging.getLogger("stonechat")
 
@@ -54,8 +52,6 @@ async def answer_line(app: FastAPI, path: str, body: bytes, identity: Identity) 
 
 def _retry_after(status: int, headers: Mapping[str, str]) -> float | None:
     """Seconds until the request is tried again; None if its answer is final."""
-    if status == 504:
-        return LOAD_RETRY_SECONDS
     seconds = headers.get("retry-after") if status in RETRIED else None
     return None if seconds is None else float(seconds)
 

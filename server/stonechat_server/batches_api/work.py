@@ -95,7 +95,14 @@ class BatchWork:
             added = [result for result in results if result is not None]
             if added:
                 await self._add(added)
-                await self.on_results()
+                await self._tell()
+
+    async def _tell(self) -> None:
+        """Call `on_results`. If it fails, the results are recorded all the same."""
+        try:
+            await self.on_results()
+        except Exception:
+            log.exception("the progress of a batch could not be noted")
 
     async def _add(self, results: list[Result]) -> None:
         while True:
