@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from stonechat_server.access.auth import Identity
 from stonechat_server.admission.deadline import HEADER as TIMEOUT_HEADER
 from stonechat_server.admission.deadline import request_timeout
-from stonechat_server.admission.refusals import RefusedError
+from stonechat_server.admission.refusals import RefusedError, too_many_requests
 from stonechat_server.catalog.entry import Entry
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import server_error, to_api_error
@@ -67,10 +67,17 @@ async def answer_on_demand(
 async def hold(http_request: Request, services: Services, entry: Entry) -> None:
     """Wait until a model is loaded. It is not unloaded for want of use while the request runs.
 
-    Raises what `Catalog.ready` raises.
+    Raises what `Catalog.ready` raises, and `RefusedError` 429 if too many wait already.
     """
     catalog = services.catalog
     assert catalog is not None
+    if not entry.is_loaded and entry.num_waiting >= services.settings.max_queued_requests:
+        raise too_many_requests(
+            f"The queue is full: {entry.num_waiting} requests wait until the model '{entry.name}' "
+            "is loaded. Try again later.",
+            reason="queue_full",
+            retry_after=max(1.0, entry.load_seconds),
+        )
     lease = catalog.enter(entry)
     http_request.state.at_end = partial(catalog.leave, lease)
     maximum = services.settings.load_timeout

@@ -205,6 +205,21 @@ def test_a_request_that_runs_out_of_time_is_counted_once(has_several: bool, stre
         assert lines == [f"stonechat:requests_refused_total{{{labels}}} 1.0"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_more_wait_for_a_model_than_the_queue_holds(stream: bool) -> None:
+    them = pair()
+    them["b"].num_waiting = 3
+    with serving(them, max_queued_requests=3) as client:
+        answer = client.post(CHAT, json=HI | {"model": "b", "stream": stream})
+        assert answer.status_code == 429
+        assert "3 requests wait until the model 'b' is loaded" in answer.text
+        assert answer.headers["retry-after"] == "1"
+        assert client.post(CHAT, json=HI | {"model": "a", "stream": stream}).status_code == 200
+        assert 'reason="queue_full"} 1.0' in client.get("/metrics").text
+    assert them.loader.started == ["a"]
+    assert them["b"].num_waiting == 3
+
+
 def test_requests_hold_their_model_until_they_end() -> None:
     them = pair()
     with serving(them) as client:
