@@ -143,7 +143,9 @@ class Catalog:
             raise APIError(
                 409, f"The model '{entry.name}' is being loaded.", param="model", code="model_busy"
             )
+        entry.is_unload_asked = True
         if entry.state is State.LOADED:
+            entry.state = State.UNLOADING  # at once: others may ask before the task begins
             self._spawn(self._room.free(entry, "asked"))
             await asyncio.sleep(0)  # it begins
         while entry.state is State.UNLOADING:
@@ -168,6 +170,9 @@ class Catalog:
             return error if error.code == DOES_NOT_FIT else self._fail(entry, error)
         except EngineError as error:
             return self._fail(entry, load_failed(entry, str(error)))
+        except Exception as error:
+            log.exception("the model '%s' could not be loaded", entry.name)
+            return self._fail(entry, load_failed(entry, f"{type(error).__name__}: {error}"))
         finally:
             entry.loading = None
             if entry.state is State.LOADING:

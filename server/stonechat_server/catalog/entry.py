@@ -66,6 +66,8 @@ class Entry:
     """How long the last load took."""
     is_forced: bool = False
     """While it is unloaded: the requests that run on it are not waited for."""
+    is_unload_asked: bool = False
+    """While it is unloaded: somebody asks for that, and it is not only to make room."""
     loading: "asyncio.Task[APIError | None] | None" = None
     num_loads: int = 0
     unload_reasons: dict[str, int] = field(default_factory=dict)

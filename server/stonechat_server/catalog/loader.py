@@ -55,7 +55,7 @@ class ProcessLoader:
     async def survey(self, settings: "Settings") -> ModelSurvey:
         config = _config(settings)
         known = self._surveys.get(config)
-        if known is None or (known.done() and known.exception() is not None):
+        if known is None or _is_bad(known):  # the files may have been replaced
             self._surveys.pop(config, None)
             self.survey_all([settings])
         return await asyncio.shield(self._surveys[config])
@@ -133,6 +133,11 @@ def _settle(future: "asyncio.Future[ModelSurvey]", answer: ModelSurvey | ModelLo
         future.set_exception(answer)
     else:
         future.set_result(answer)
+
+
+def _is_bad(future: "asyncio.Future[ModelSurvey]") -> bool:
+    """Whether it is known that the model cannot be loaded."""
+    return future.done() and (future.exception() is not None or future.result().refusal is not None)
 
 
 def _retrieve(future: "asyncio.Future[ModelSurvey]") -> None:

@@ -38,8 +38,13 @@ class Room:
         """Unload what was not used for longest until there is room. An idle model goes first.
 
         If all are busy, one of them takes no more requests, and its last one is waited for. Raises
-        `APIError` 503 if there can be no room, and `NotWantedError` once nobody waits for it.
+        `APIError` 503 if there can be no room, and `NotWantedError` once nobody waits for it. A
+        pinned model is always waited for.
         """
+
+        def is_wanted() -> bool:
+            return entry.num_waiting > 0 or entry.settings.pinned
+
         budget = self.budget(entry)
         pinned = sum(o.num_bytes or 0 for o in self._beside(entry, need) if o.settings.pinned)
         if need.total + pinned > budget:
@@ -48,12 +53,12 @@ class Room:
             others = self._beside(entry, need)
             if need.total + sum(other.num_bytes or 0 for other in others) <= budget:
                 return
-            if not entry.num_waiting:
+            if not is_wanted():
                 raise NotWantedError
             victims = [o for o in others if o.may_be_unloaded]
             if victims:
                 victim = min(victims, key=lambda other: (other.num_users > 0, other.last_used))
-                await self.free(victim, "room", is_wanted=lambda: entry.num_waiting > 0)
+                await self.free(victim, "room", is_wanted=is_wanted)
             else:  # one is being unloaded already, or its first requests are about to run
                 await asyncio.sleep(POLL_SECONDS)
 
@@ -62,13 +67,15 @@ class Room:
     ) -> None:
         """Unload a loaded model once no request runs on it, or at once if that is forced.
 
-        Requests that come meanwhile wait, and load it again. Gives up once it is not wanted.
+        Requests that come meanwhile wait, and load it again. Gives up once it is not wanted,
+        unless somebody has asked for it meanwhile.
         """
         assert entry.served is not None
         entry.state, entry.is_forced = State.UNLOADING, False
+        entry.is_unload_asked = reason == "asked"
         while entry.num_users and not entry.is_forced:
             await asyncio.sleep(POLL_SECONDS)
-            if not is_wanted():
+            if not is_wanted() and not entry.is_unload_asked:
                 entry.state = State.LOADED
                 return
         await entry.served.engine.shutdown()

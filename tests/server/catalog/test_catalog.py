@@ -7,6 +7,7 @@ import pytest
 from stonechat_server.catalog.entry import State
 from stonechat_server.errors import APIError
 from tests.server.catalog.scripted_models import GIB, in_loop, models, turns, until
+from tests.server.fake_engine import FakeEngine
 
 
 @in_loop
@@ -257,6 +258,65 @@ async def test_a_pinned_model_is_started_again_after_a_crash() -> None:
     await them.catalog.look_after()
     await until(lambda: them.loaded == {"a"})
     assert them.loader.started == ["a", "a"]
+
+
+@in_loop
+async def test_a_pinned_model_that_crashed_gets_its_room_back() -> None:
+    them = models({"a": 6, "b": 6}, {"a": {"pinned": True}})
+    await them.use("a")
+    them.loader.engines["a"].is_alive = False
+    await them.catalog.look_after()
+    await until(lambda: them.loaded == {"a"})
+    them.loader.engines["a"].is_alive = False
+    await them.catalog.look_after()  # it waits after the second in a row
+    await them.use("b")
+    assert them.loaded == {"b"}
+    them.clock.now += 20
+    await them.catalog.look_after()
+    await until(lambda: them["a"].loading is None)
+    assert them.loaded == {"a"}
+    assert them["b"].unload_reasons == {"room": 1}
+
+
+@in_loop
+async def test_a_model_that_somebody_unloads_does_not_stay_when_its_room_is_not_needed() -> None:
+    them = models({"a": 6, "b": 6})
+    lease = them.catalog.enter(them["a"])
+    await them.catalog.ready(lease)
+    other = asyncio.ensure_future(them.use("b"))
+    await until(lambda: them["a"].state is State.UNLOADING)
+    asked = asyncio.ensure_future(them.catalog.unload(them["a"]))
+    await turns()
+    other.cancel()
+    await until(lambda: them["b"].num_waiting == 0)
+    await asyncio.sleep(0.15)  # three looks of the one that makes room
+    them.catalog.leave(lease)
+    await asked
+    assert them["a"].state is State.SLEEPING
+
+
+@in_loop
+async def test_two_who_unload_a_model_unload_it_once() -> None:
+    them = models({"a": 6})
+    await them.use("a")
+    await asyncio.gather(*(them.catalog.unload(them["a"]) for _ in range(2)))
+    await turns()
+    assert them["a"].unload_reasons == {"asked": 1}
+
+
+@in_loop
+async def test_an_unexpected_error_of_a_load_is_kept_too() -> None:
+    them = models({"a": 6})
+
+    async def load(*_: object) -> FakeEngine:
+        raise ValueError("the tokenizer is torn")
+
+    them.loader.load = load  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(APIError, match="ValueError: the tokenizer is torn"):
+            await them.use("a")
+    assert them["a"].state is State.FAILED
+    assert them["a"].num_failures == 1
 
 
 @in_loop
