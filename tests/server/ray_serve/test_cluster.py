@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,12 @@ class Deployed:
 
     def replicas(self) -> list[psutil.Process]:
         """The processes of the engines."""
-        return [
-            process
-            for process in psutil.Process(self.process.pid).children(recursive=True)
-            if "ServeReplica:stonechat:Replica" in " ".join(process.cmdline())
-        ]
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):  # it has just died
+                if "ServeReplica:stonechat:Replica" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def ask(self, **fields: Any) -> dict[str, Any]:
         answer = self.client.post("/v1/chat/completions", json=body(**fields))
