@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from stonechat_models import EngineError, __version__
-from stonechat_server.access.auth import Identity, check_model
+from stonechat_server.access.auth import LOOPBACK, Identity, check_model
 from stonechat_server.access.browser_guard import BrowserGuard, own_names
 from stonechat_server.access.keys import KeyStore
 from stonechat_server.admission.records import FinishedSink
@@ -50,8 +50,6 @@ from stonechat_server.serving.services import Services
 from stonechat_server.settings import Settings
 from stonechat_server.storage.storage import Storage
 from stonechat_server.streaming.disconnect import ClientDisconnectedError
-
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLIENT_LEFT = (ClientDisconnectedError, ClientDisconnect)
 """The client disconnected while its answer was made, or before its body was read."""

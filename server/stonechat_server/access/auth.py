@@ -11,6 +11,9 @@ from starlette.requests import Request
 from stonechat_server.access.keys import ANONYMOUS, ApiKey, KeyStore, digest_of
 from stonechat_server.errors import APIError
 
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+"""Addresses that only this machine reaches."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -142,3 +145,13 @@ def check_manages(identity: Identity) -> None:
 
 def _unauthorized(message: str) -> APIError:
     return APIError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def access_warnings(host: str, needs_key: bool) -> list[str]:
+    """What an operator should know of who may use a server that listens on `host`."""
+    if needs_key or host in LOOPBACK:
+        return []
+    return [
+        f"the server listens on {host or 'all addresses'} without an API key: all who can "
+        "reach this machine can use it (--api-key KEY or `stonechat keys add NAME` asks for a key)"
+    ]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stonechat_models import ModelInfo
+from stonechat_models import ModelInfo, ModelLoadError
 from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits, Tenants
 from stonechat_server.catalog.fingerprint import system_fingerprint
 from stonechat_server.engine_protocol import EngineLike
@@ -61,9 +61,14 @@ class ServedModel:
         """What serves each of the model's names, and each adapter of its engine.
 
         The adapters share all that the model has, its admission too. Their requests are measured
-        under their own names.
+        under their own names. Raises `ModelLoadError` if one has a name of the model.
         """
         info, name = self.engine.model, names[0]
+        for adapter in info.adapters:
+            if adapter.name in names:
+                raise ModelLoadError(
+                    f"{adapter.name} names the model and an adapter: give --lora another name"
+                )
         return dict.fromkeys(names, self) | {
             adapter.name: replace(
                 self,

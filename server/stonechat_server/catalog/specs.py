@@ -109,6 +109,11 @@ def _check_names(specs: Sequence[ModelSpec]) -> None:
     owners: dict[str, str] = {}
     for spec in specs:
         adapters = [text.partition("=")[0].strip() for text in spec.settings.lora]
+        for name in set(adapters).intersection(spec.names):
+            raise SpecError(
+                f"[models.{spec.name}]: {name} names the model and an adapter: give the adapter "
+                "another name in lora"
+            )
         for name in dict.fromkeys((*spec.names, *adapters)):
             if name in owners:
                 raise SpecError(

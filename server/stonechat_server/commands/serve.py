@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from stonechat_server.serving.services import Services
     from stonechat_server.storage.storage import Storage
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-"""Hosts at which only programs of this machine reach the server."""
-
 
 class Options(BaseOptions):
     """The options of `stonechat serve`: a flag for every setting."""
@@ -179,10 +176,11 @@ def _has_started(state: "Services", url: str, notes: Sequence[str]) -> bool:
 
 
 def _banner(state: "Services", url: str, notes: Sequence[str]) -> str:
+    from stonechat_server.access.auth import access_warnings
     from stonechat_server.commands.banner import models_banner, start_banner
 
     settings, needs_key = state.settings, not state.authenticator.is_open
-    warnings = [*notes, *_access_warnings(settings, needs_key)]
+    warnings = [*notes, *access_warnings(settings.host, needs_key)]
     if state.sole is None:
         return models_banner(list(dict.fromkeys(state.models.values())), url, needs_key, warnings)
     name, model = next(iter(state.models)), state.sole.engine.model
@@ -237,16 +235,6 @@ def _warnings(model: "ServedModel") -> list[str]:
     tools = model.structure.warning(model.templates.default.source)
     no_template = NO_TEMPLATE if model.templates.is_plain else None
     return [*(text for text in (no_template, tools) if text is not None), *info.notes]
-
-
-def _access_warnings(settings: Settings, needs_key: bool) -> list[str]:
-    """What an operator should know of who may use the server."""
-    if needs_key or settings.host in LOOPBACK:
-        return []
-    return [
-        f"the server listens on {settings.host or 'all addresses'} without an API key: all who can "
-        "reach this machine can use it (--api-key KEY or `stonechat keys add NAME` asks for a key)"
-    ]
 
 
 def _open_ledger(settings: Settings) -> tuple["Ledger | None", list[str]]:

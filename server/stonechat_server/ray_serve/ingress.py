@@ -67,6 +67,7 @@ def replica_name() -> str:
 
 def make_app(settings: Settings, engine: "EngineLike") -> "FastAPI":
     """The application with what the settings name: keys, ledger and files, as `serve` makes it."""
+    from stonechat_server.access.auth import access_warnings
     from stonechat_server.access.keys_file import open_key_store
     from stonechat_server.app import create_app
     from stonechat_server.observability.access_log import configure_logging
@@ -76,7 +77,7 @@ def make_app(settings: Settings, engine: "EngineLike") -> "FastAPI":
     key_store = open_key_store(settings.keys_file)
     keys_file = None if key_store is None else key_store.path
     settings = settings.model_copy(update={"keys_file": keys_file})
-    return create_app(
+    app = create_app(
         settings,
         engine,
         key_store=key_store,
@@ -84,6 +85,9 @@ def make_app(settings: Settings, engine: "EngineLike") -> "FastAPI":
         tracing=Tracing.from_environment() if settings.otel else None,
         storage=open_files(settings),
     )
+    for text in access_warnings(settings.host, not app.state.server.authenticator.is_open):
+        logger.warning("%s", text)
+    return app
 
 
 def open_files(settings: Settings) -> "Storage | None":

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from stonechat_models import AdapterInfo
+from stonechat_models import AdapterInfo, ModelLoadError
 from stonechat_server.access.keys_file import add_key
+from stonechat_server.app import create_app
 from stonechat_server.catalog.memory import loaded_need
 from stonechat_server.commands.banner import start_banner
 from stonechat_server.commands.serve import _problem
@@ -82,6 +83,14 @@ def test_keys_may_be_limited_to_them(
 def test_they_count_in_the_memory_of_a_loaded_model(engine: FakeEngine) -> None:
     difference = loaded_need(engine.model).total - loaded_need(model_info()).total
     assert difference == 2000
+
+
+def test_the_name_of_the_model_is_refused_for_an_adapter() -> None:
+    """Else nobody could reach the model, here without a name of its own."""
+    info = AdapterInfo(name="m", rank=8, num_weights=2, num_bytes=1000, weights_hash="m")
+    engine = FakeEngine(model=model_info(name="m", adapters=(info,)))
+    with pytest.raises(ModelLoadError, match="m names the model and an adapter"):
+        create_app(Settings(), engine)
 
 
 def test_settings_and_banner(engine: FakeEngine) -> None:

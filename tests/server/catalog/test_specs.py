@@ -76,6 +76,7 @@ def test_a_word_of_the_command_line_may_name_a_table(tmp_path: Path) -> None:
         ('keep_alive = "soon"', r"\[models\.a\]: keep_alive: a number is expected, not soon"),
         ('aliases = "x"', r"\[models\.a\]: aliases must be a list of texts"),
         ('aliases = ["b"]', "two models are called b"),
+        ('lora = ["a=x"]', r"\[models\.a\]: a names the model and an adapter"),
     ],
 )
 def test_a_wrong_table_is_told(tmp_path: Path, text: str, message: str) -> None:

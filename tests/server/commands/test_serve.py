@@ -8,14 +8,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from stonechat_server.access.auth import access_warnings
 from stonechat_server.app import create_app
 from stonechat_server.cli import main
-from stonechat_server.commands.serve import (
-    _access_warnings,
-    _open_ledger,
-    _warnings,
-    listen_problem,
-)
+from stonechat_server.commands.serve import _open_ledger, _warnings, listen_problem
 from stonechat_server.observability.ledger import LedgerError
 from stonechat_server.prompt.chat_template import NO_TEMPLATE
 from stonechat_server.settings import Settings
@@ -71,7 +67,7 @@ def test_the_form_of_prompts_without_a_template_is_named() -> None:
 def test_a_server_that_is_open_to_the_network_is_warned_of(
     host: str, needs_key: bool, warns: bool
 ) -> None:
-    warnings = _access_warnings(Settings(host=host), needs_key)
+    warnings = access_warnings(host, needs_key)
     assert [("without an API key" in text, "--api-key" in text) for text in warnings] == (
         [(True, True)] if warns else []
     )

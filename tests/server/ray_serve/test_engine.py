@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -19,6 +20,7 @@ from stonechat_models import (
 from stonechat_server.app import create_app
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.ray_serve.engine import ReplicatedEngine, connect
+from stonechat_server.ray_serve.ingress import make_app
 from stonechat_server.ray_serve.wire import Description
 from stonechat_server.settings import Settings
 from tests.models.tiny_tokenizers import save_byte_level
@@ -195,3 +197,13 @@ def test_an_ingress_gets_the_model_its_share_and_its_tokenizer(tmp_path: Any) ->
     assert (engine.model.max_num_seqs, engine.model.num_blocks) == (48, 150)
     assert engine.tokenizer.decode(engine.tokenizer.encode("wörld")) == "wörld"
     assert not (tmp_path / "evil.json").exists()
+
+
+@pytest.mark.parametrize(("keys", "warns"), [([], True), (["secret"], False)])
+def test_an_ingress_that_is_open_to_the_network_warns(
+    keys: list[str], warns: bool, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("stonechat_server.observability.access_log.configure_logging", print)
+    settings = Settings(host="0.0.0.0", api_key=keys, ledger="off", files_dir=Path("off"))
+    make_app(settings.model_copy(update={"keys_file": Path("off")}), FakeEngine())
+    assert ("without an API key" in caplog.text) is warns
