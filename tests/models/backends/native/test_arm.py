@@ -18,6 +18,7 @@ from tests.models.backends.native.emulated import (
     run_emulated,
     skip_without_emulator,
 )
+from tests.models.backends.native.native_helpers import ARCHITECTURES
 from tests.models.backends.native.test_kernels import *  # noqa: F403  the same tests again
 
 pytestmark = pytest.mark.slow
@@ -53,12 +54,16 @@ def logits_of_driver(compiler: str, architecture: str, folder: Path) -> np.ndarr
 
 @pytest.mark.nightly
 def test_models_compute_the_same_on_arm(tmp_path: Path) -> None:
-    """Also runs the pool with several threads, and checks that each row keeps its bits."""
+    """Also runs the pool with several threads, and checks that each row keeps its bits.
+
+    Compared with AVX2 if the processor has it: the matrix registers of `native` round otherwise.
+    """
     skip_without_emulator()
     compiler = find_compiler()
     assert compiler is not None
-    here = logits_of_driver(compiler, "native", tmp_path / "here")
-    for number, architecture in enumerate(ARM):
-        there = logits_of_driver(COMPILER, architecture, tmp_path / str(number))
+    architecture = "haswell" if "haswell" in ARCHITECTURES else "native"
+    here = logits_of_driver(compiler, architecture, tmp_path / "here")
+    for number, level in enumerate(ARM):
+        there = logits_of_driver(COMPILER, level, tmp_path / str(number))
         assert here.shape == there.shape
-        assert np.abs(here - there).max() < 1e-3 * np.abs(here).max()
+        assert np.abs(here - there).max() < 1e-4 * np.abs(here).max()
