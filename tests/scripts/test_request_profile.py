@@ -13,7 +13,7 @@ import pytest
 from stonechat_models.checkpoint.resolve import ModelFiles
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "request_profile.py"
-MAX_FILES, MAX_FUNCTIONS = 57, 280
+MAX_FILES, MAX_FUNCTIONS = 56, 273
 UNUSED = (
     *("structured/tool_options", "structured/answer_form", "structured/tool_grammar"),
     *("prompt/tool_prompt", "parsers/", "request/legacy_functions", "request/other_names"),
