@@ -115,6 +115,7 @@ class FakeEngine:
     model: ModelInfo = field(default_factory=model_info)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
     is_alive: bool = True
+    failure: BaseException | None = None
     requests: list[GenerateRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     ended: list[tuple[str, int]] = field(default_factory=list)

@@ -2,8 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -15,6 +15,7 @@ from stonechat_server.terminal.flags import Only
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from stonechat_models import AsyncEngine
     from stonechat_server.batches_api.check import CheckedInput, InputCheck
     from stonechat_server.batches_api.results import ResultLog
     from stonechat_server.serving.services import Services
@@ -60,8 +61,10 @@ class Run(BaseOptions):
         }
         settings = settings.model_copy(update=changes | alone)
         try:
-            engine = AsyncEngine.from_config(settings.engine_config(), _say)
-            return asyncio.run(_run(create_app(settings, engine), settings, self.file, output))
+            with _only_one(_part(output)):
+                engine = AsyncEngine.from_config(settings.engine_config(), _say)
+                app = create_app(settings, engine)
+                return asyncio.run(_run(app, engine, settings, self.file, output))
         except (EngineError, APIError) as error:
             raise _BatchError(str(error)) from error
 
@@ -105,6 +108,35 @@ def run(options: Options) -> int:
         return 130
 
 
+def _part(output: Path) -> Path:
+    """Where the results lie until all of them are there."""
+    return output.with_name(output.name + ".part")
+
+
+@contextmanager
+def _only_one(part: Path) -> Generator[None]:
+    """Keep others from writing the same results. Raises `_BatchError` if another does."""
+    from filelock import FileLock, Timeout
+
+    if not part.parent.is_dir():
+        raise _BatchError(f"there is no folder {part.parent} for the results: make it")
+    file = part.with_name(part.name + ".lock")
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise _BatchError(
+            f"another `stonechat batch run` writes {part}: wait for it, or name another output "
+            "with -o"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+
+
 def _check(file: Path, settings: Settings, model_of: "Callable[[str | None], str]") -> "InputCheck":
     """Check the input. Raises `_BatchError` with what is wrong."""
     from stonechat_server.batches_api.check import InputCheck
@@ -120,7 +152,9 @@ def _check(file: Path, settings: Settings, model_of: "Callable[[str | None], str
     return check
 
 
-async def _run(app: "FastAPI", settings: Settings, file: Path, output: Path) -> int:
+async def _run(
+    app: "FastAPI", engine: "AsyncEngine", settings: Settings, file: Path, output: Path
+) -> int:
     from stonechat_server.access.auth import check_model
     from stonechat_server.access.keys import ANONYMOUS
     from stonechat_server.batches_api.results import ResultLog
@@ -130,7 +164,7 @@ async def _run(app: "FastAPI", settings: Settings, file: Path, output: Path) -> 
     identity = services.authenticator.for_batches(ANONYMOUS.name)
     assert identity is not None
     check = _check(file, settings, lambda name: check_model(name, services.models, identity))
-    part = output.with_name(output.name + ".part")
+    part = _part(output)
     results = ResultLog(part, part)
     try:
         results.open()
@@ -142,7 +176,7 @@ async def _run(app: "FastAPI", settings: Settings, file: Path, output: Path) -> 
                 f"{part} has results of another input: delete it, or name another output with -o"
             )
         async with app.router.lifespan_context(app):
-            await _answer_all(app, file, results, check.found.num_requests)
+            await _answer_all(app, engine, file, results, check.found.num_requests)
     part.replace(output)
     sync_folder(output.parent)
     counts = results.counts
@@ -150,7 +184,9 @@ async def _run(app: "FastAPI", settings: Settings, file: Path, output: Path) -> 
     return 1 if counts.num_failed else 0
 
 
-async def _answer_all(app: "FastAPI", file: Path, results: "ResultLog", num_requests: int) -> None:
+async def _answer_all(
+    app: "FastAPI", engine: "AsyncEngine", file: Path, results: "ResultLog", num_requests: int
+) -> None:
     from stonechat_server.access.keys import ANONYMOUS
     from stonechat_server.api.batch_lines import answer_line
     from stonechat_server.batches_api.lines import (
@@ -163,14 +199,18 @@ async def _answer_all(app: "FastAPI", file: Path, results: "ResultLog", num_requ
 
     services = cast("Services", app.state.server)
     identity = services.authenticator.for_batches(ANONYMOUS.name)
-    settings, sole = services.settings, services.sole
+    settings = services.settings
     assert identity is not None
-    assert sole is not None
+
+    stopping = asyncio.Event()
 
     async def answer(line: InputLine) -> Answered:
-        return await answer_line(app, line.url, bytes(line.body), identity)
+        answered = await answer_line(app, line.url, bytes(line.body), identity)
+        if engine.failure is not None:  # for good: to try again does not help
+            stopping.set()
+        return answered
 
-    num_at_once = settings.batch_concurrency or sole.engine.model.max_num_seqs
+    num_at_once = settings.batch_concurrency or engine.model.max_num_seqs
     progress = partial(_show_progress, results, num_requests)
     await progress()
     await BatchWork(
@@ -181,9 +221,12 @@ async def _answer_all(app: "FastAPI", file: Path, results: "ResultLog", num_requ
         slots=asyncio.Semaphore(num_at_once),
         num_at_once=min(num_at_once, num_requests),
         on_results=progress,
+        stopping=stopping,
     ).run()
     if sys.stderr.isatty():
         print(file=sys.stderr)
+    if stopping.is_set():
+        raise _BatchError(f"stopped: {engine.failure}. Run it again to go on")
 
 
 async def _show_progress(results: "ResultLog", num_requests: int) -> None:

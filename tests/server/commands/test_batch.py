@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from stonechat_models import FinishReason
+from stonechat_models import EngineDeadError, FinishReason, GenerateRequest
 from stonechat_server.cli import main
 from tests.server.batches_api.batch_files import jsonl, line, said_by
 from tests.server.fake_engine import FakeEngine, delta, output
@@ -91,6 +93,44 @@ def test_an_output_of_another_input_is_not_touched(
     assert main(["batch", "run", str(file)]) == 1
     assert "is there already" in capsys.readouterr().err
     assert results.read_text() == "done"
+
+
+def test_two_do_not_write_the_same_results(
+    engine: FakeEngine, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FileLock(tmp_path / "in.results.jsonl.part.lock"):
+        assert main(["batch", "run", str(file)]) == 1
+    assert "another `stonechat batch run` writes" in capsys.readouterr().err
+    assert engine.requests == []
+    assert main(["batch", "run", str(file)]) == 0
+
+
+def test_a_folder_that_is_missing_is_told_before_the_model_loads(
+    engine: FakeEngine, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["batch", "run", str(file), "-o", str(tmp_path / "none" / "out.jsonl")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    assert engine.requests == []
+
+
+def test_it_ends_if_the_engine_has_stopped_for_good(
+    engine: FakeEngine, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = engine.script
+
+    def play(request: GenerateRequest) -> Any:
+        if len(engine.requests) < 5:
+            return script(request)
+        engine.failure = EngineDeadError("every request failed")
+        return [engine.failure]
+
+    engine.script = play
+    assert main(["batch", "run", str(file), "--batch-concurrency", "1"]) == 1
+    assert "stopped: every request failed. Run it again" in capsys.readouterr().err
+    assert len((tmp_path / "in.results.jsonl.part").read_bytes().splitlines()) == 4
+    engine.script, engine.failure, engine.is_alive = script, None, True
+    assert main(["batch", "run", str(file)]) == 0
+    assert len(answers(tmp_path / "in.results.jsonl")) == 9
 
 
 def test_a_right_file_is_counted(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
