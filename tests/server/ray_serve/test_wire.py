@@ -49,6 +49,7 @@ def test_a_request_arrives_as_it_was() -> None:
         params=PARAMS,
         priority=2,
         cache_salt="key",
+        adapter="poems",
         prediction_token_ids=(4, 5),
         embedding=EmbeddingParams(dimensions=4, normalize=False),
     )
