@@ -30,8 +30,6 @@ from stonechat_server.storage.storage import Storage
 Answer = Callable[[str, bytes, Identity], Awaitable[Answered]]
 """Answers a body that is for the endpoint of that path, as that identity."""
 
-NO_OWNER_SECONDS = 60.0
-"""How long a request waits before its key is looked for again."""
 NOTE_SECONDS = 0.5
 PIECE = 500
 """So many results are written at a time if there are no answers to wait for."""
@@ -139,9 +137,9 @@ class BatchRun:
         return True
 
     async def _answer_all(self, results: ResultLog) -> None:
-        """Answer until all is done, or the batch is cancelled, expires or stops."""
+        """Answer until all is done, or the batch is cancelled, expires, stops or has no key."""
         seconds_left = self.batch.expires_at - self._now()
-        if seconds_left <= 0:
+        if seconds_left <= 0 or self.parts.find_owner(self.batch.owner) is None:
             return
         work = BatchWork(
             lines=self._open(results),
@@ -168,8 +166,9 @@ class BatchRun:
 
     async def _answer(self, line: InputLine) -> Answered:
         identity = self.parts.find_owner(self.batch.owner)
-        if identity is None:
-            return Answered(401, "", b"null", NO_OWNER_SECONDS)
+        if identity is None:  # another server may have the key, or this one again later
+            self.stopping.set()
+            return Answered(401, "", b"null", retry_after=0.0)
         return await self.parts.answer(line.url, bytes(line.body), identity)
 
     async def _finalize(self, results: ResultLog) -> bool:

@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,7 +101,7 @@ class FileStore:
     def keep(self, content: Path, file: StoredFile) -> StoredFile:
         """Take over the content at that path, which must be synced. May be repeated after a kill.
 
-        Returns the file as it is kept.
+        Returns the file as it is kept. Raises `OSError`.
         """
         with self._engine.begin() as connection:
             query = sa.select(files).where(files.c.id == file.id)
@@ -112,6 +113,8 @@ class FileStore:
         if content.exists():
             content.replace(self.path(file.id))
             sync_folder(self.folder)
+        elif not self.path(file.id).exists():
+            raise FileNotFoundError(f"{content} is gone")
         with self._engine.begin() as connection:
             show = sa.update(files).where(files.c.id == file.id).values(is_kept=True)
             connection.execute(show)
@@ -185,9 +188,10 @@ class FileStore:
             running = set(connection.execute(unfinished).scalars())
         left = [*self.folder.glob(UPLOAD_PREFIX + "*"), *self.folder.glob("batch_*.lock")]
         for path in left:
-            is_old = path.stat().st_mtime < now - LEFT_OVER_SECONDS
-            if is_old and path.stem not in running:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # its upload has ended, or another server sweeps too
+                is_old = path.stat().st_mtime < now - LEFT_OVER_SECONDS
+                if is_old and path.stem not in running:
+                    path.unlink()
         return len(ids)
 
     def _remove(self, ids: Sequence[str]) -> None:

@@ -64,6 +64,8 @@ class Life:
         self.storage = MortalStorage(f"sqlite:///{folder / 'files.db'}", folder, limits, 10)
         self.answered: list[str] = []
         self.fails = {"r1", "r4"}
+        self.num_keys: int | None = None
+        """How often the key of the batch is still found; None: always."""
 
     async def answer(self, path: str, body: bytes, identity: Identity) -> Answered:
         name = json.loads(body)["messages"][0]["content"].split()[-1].rstrip(".")
@@ -71,12 +73,19 @@ class Life:
         self.answered.append(name)
         return Answered(400 if name in self.fails else 200, f"req_{name}", b"{}")
 
+    def find_owner(self, name: str) -> Identity | None:
+        if self.num_keys is not None:
+            self.num_keys -= 1
+            if self.num_keys < 0:
+                return None
+        return Authenticator([]).for_batches(name)
+
     def runner(self) -> BatchRunner:
         return BatchRunner(
             Collaborators(
                 storage=self.storage,
                 answer=self.answer,
-                find_owner=Authenticator([]).for_batches,
+                find_owner=self.find_owner,
                 model_of=lambda name, identity: name or "tiny-test",
                 is_served=lambda name: True,
                 max_body_bytes=10_000,
@@ -176,6 +185,31 @@ def test_a_kill_at_any_point_loses_and_repeats_nothing(tmp_path: Path, dies_befo
             break
         num_deaths += 1
     assert 8 < num_deaths < 90
+
+
+def test_a_server_without_the_key_leaves_a_batch_to_one_that_has_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        without.num_keys = 3  # the key goes while the batch runs
+        first, second = without.runner(), having.runner()
+        for _ in range(2):
+            first.begin(batch)
+            await asyncio.wait(first._tasks, timeout=20)
+            assert first.batches == []
+        second.begin(batch)
+        await asyncio.wait(second._tasks, timeout=20)
+        await first.close()
+        await second.close()
+
+    without, having = Life(tmp_path), Life(tmp_path)
+    batch = without.make_batch()
+    asyncio.run(scenario())
+    ended = having.storage.batches.find("anonymous", batch.id)
+    assert ended.status == "completed"
+    assert set(having.results(ended)) == set(NAMES)
+    assert sorted(without.answered + having.answered) == NAMES
+    assert without.answered
+    without.close()
+    having.close()
 
 
 def start_server(folder: Path) -> tuple[subprocess.Popen[str], str]:

@@ -1,7 +1,9 @@
 """`/v1/files` with a real client's requests, and against the published schema."""
 
+import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,25 @@ def test_expired_files_are_gone_and_swept(server: TestClient, tmp_path: Path) ->
     leftover.write_bytes(b"half")
     assert store.sweep() == 1
     assert contents(tmp_path / "files") == []
+
+
+def test_a_file_whose_content_is_gone_is_not_kept(server: TestClient) -> None:
+    store = storage_of(server).files
+    known = store.find("anonymous", upload(server)["id"])
+    lost = replace(known, id="file-lost")
+    with pytest.raises(FileNotFoundError):
+        store.keep(store.new_upload(), lost)
+    assert server.get("/v1/files/file-lost").status_code == 404
+
+
+def test_what_another_server_removes_does_not_stop_a_sweep(server: TestClient) -> None:
+    store = storage_of(server).files
+    gone, old = store.folder / "upload-0", store.folder / "upload-1"
+    gone.symlink_to("nothing")
+    old.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    store.sweep()
+    assert not old.exists()
 
 
 def test_files_outlive_the_server(new_server: NewServer) -> None:
