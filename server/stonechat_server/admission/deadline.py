@@ -14,11 +14,11 @@ HEADER = "X-Request-Timeout"
 class Deadline:
     """Ends one request at its deadline, or earlier when `expire` is called.
 
-    The deadline is `seconds` after the construction, which needs a running event loop. None means
-    no limit. `close` stops its timer.
+    The deadline is `seconds` after the request began, which was `passed` seconds before the
+    construction. That needs a running event loop. None means no limit. `close` stops its timer.
     """
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, passed: float = 0.0) -> None:
         self.seconds = seconds
         self._error: APIError | None = None
         self._waiting_task: asyncio.Task[object] | None = None
@@ -26,7 +26,7 @@ class Deadline:
         self._is_over = False
         self._timer: asyncio.TimerHandle | None = None
         if seconds is not None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._on_deadline)
+            self._timer = asyncio.get_running_loop().call_later(seconds - passed, self._on_deadline)
 
     def expire(self, error: APIError) -> None:
         """End the request now: `wait` raises this error."""

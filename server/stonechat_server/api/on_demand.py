@@ -138,8 +138,8 @@ class WaitingStream(Response):
         while True:
             await asyncio.sleep(interval)
             if not self._has_started:
-                self._has_started = True
                 await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+                self._has_started = True  # not before: the answer may cancel it while it waits
             await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
 
     async def _send_error(self, send: Send, error: Exception) -> None:

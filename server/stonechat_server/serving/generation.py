@@ -107,7 +107,10 @@ class Generation:
         maximum = self.services.settings.request_timeout or None
         if self.identity.key.priority >= BATCH_PRIORITY:
             maximum = None  # its batch expires
-        return Deadline(request_timeout(self.http_request.headers.get(TIMEOUT_HEADER), maximum))
+        header = self.http_request.headers.get(TIMEOUT_HEADER)
+        # The bound of the client counts the load of the model too, that of the server does not.
+        passed = 0.0 if header is None else time.monotonic() - self.started
+        return Deadline(request_timeout(header, maximum), passed)
 
     async def _admit(self) -> "Admission":
         model, is_limited = self.model.engine.model, self.call.request.token_limit is not None

@@ -4,24 +4,28 @@ import asyncio
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import Response
 from fastapi.testclient import TestClient
 from starlette.types import Message, Send
 
 from stonechat_models import AdapterInfo
 from stonechat_server.access.keys import KeyStore
 from stonechat_server.access.keys_file import add_key
+from stonechat_server.api import chat
 from stonechat_server.api.on_demand import WaitingStream
 from stonechat_server.app import create_app
 from stonechat_server.catalog.entry import Entry, State
 from stonechat_server.observability.ledger import Ledger
 from stonechat_server.settings import Settings
-from tests.server.catalog.scripted_models import KV_BYTES, Models, models, until
+from tests.server.catalog.scripted_models import KV_BYTES, Models, in_loop, models, until
 from tests.server.fake_engine import FakeEngine, text_script
 
 CHAT = "/v1/chat/completions"
@@ -182,6 +186,44 @@ def test_the_bound_of_a_request_is_its_own() -> None:
         text = client.get("/metrics").text
         labels = f'endpoint="{CHAT}",model_name="b",reason="load_timeout"'
         assert f"requests_refused_total{{{labels}}} 1.0" in text
+
+
+def test_the_bound_of_a_request_counts_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    them = pair()
+    began = SimpleNamespace(monotonic=lambda: time.monotonic() - 100)
+    monkeypatch.setattr("stonechat_server.api.on_demand.time", began)
+    with serving(them) as client:
+        for headers in ({}, {"X-Request-Timeout": "1000"}):
+            answer = client.post(CHAT, json=HI | {"model": "b"}, headers=headers)
+            assert answer.status_code == 200
+        them.loader.engines["b"].script = lambda request: [40.0]
+        headers = {"X-Request-Timeout": "90"}
+        answer = client.post(CHAT, json=HI | {"model": "b"}, headers=headers)
+        assert answer.status_code == 504
+
+
+@in_loop
+async def test_an_answer_that_comes_while_the_first_comment_waits_begins_itself() -> None:
+    sent: list[Message] = []
+    is_waiting = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        if not is_waiting.is_set():  # the client reads nothing yet
+            is_waiting.set()
+            await asyncio.get_running_loop().create_future()
+        sent.append(message)
+
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    async def answer() -> Response:
+        await is_waiting.wait()
+        return Response("data: 1", media_type="text/event-stream")
+
+    services: Any = SimpleNamespace(settings=Settings(keep_alive_interval=0.001))
+    request: Any = None
+    await WaitingStream(request, chat.ENDPOINT, answer, services)({"type": "http"}, receive, send)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
 
 
 @pytest.mark.parametrize("has_several", [False, True])
