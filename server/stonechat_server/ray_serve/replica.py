@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from stonechat_models import AsyncEngine, EngineError, RequestOutput
 from stonechat_server.engine_protocol import EngineLike
@@ -23,12 +23,24 @@ from stonechat_server.ray_serve.wire import (
 from stonechat_server.settings import Settings
 
 MAX_REPORTED_PROMPTS = 1024
+RESTART_CHECK_SECONDS = 0.1
+
+
+class RestartingEngine(EngineLike, Protocol):
+    """An engine whose process starts again after a crash. Meanwhile it is not alive."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why it does not start again."""
 
 
 async def records(
-    engine: EngineLike, name: str, data: bytes, interval: float = 0.0
+    engine: RestartingEngine, name: str, data: bytes, interval: float = 0.0
 ) -> AsyncGenerator[bytes, None]:
     """Run an encoded request, and yield the encoded records of its stream.
+
+    It waits for an engine that starts again: refused at once, requests would leave this replica
+    with the fewest, and the router would send all others here too.
 
     After each output, the next one is taken `interval` seconds later: the engine joins what comes
     meanwhile.
@@ -36,6 +48,8 @@ async def records(
     now = time.monotonic()
     request = replace(decode_request(data), arrival_time=now)
     yield encode(Accepted(name, now))
+    while not engine.is_alive and engine.failure is None:
+        await asyncio.sleep(RESTART_CHECK_SECONDS)
     stream = cast("AsyncGenerator[RequestOutput, None]", engine.generate(request))
     try:
         async with aclosing(stream) as outputs:
@@ -88,8 +102,15 @@ class Replica:
         self._engine.end_choice(request_id, index)
 
     def record_routing_stats(self) -> dict[str, Any]:
-        """What the routers of all ingresses are told: the last hash of each recent prompt."""
-        return {"prompts": b"".join(self._prompts), "num_running": self._num_running}
+        """What the routers of all ingresses are told.
+
+        That is the last hash of each recent prompt, and whether the engine starts again.
+        """
+        return {
+            "prompts": b"".join(self._prompts),
+            "num_running": self._num_running,
+            "is_alive": self._engine.is_alive,
+        }
 
     async def check_health(self) -> None:
         """Raise an error if the engine is lost for good. Ray Serve then replaces the replica."""

@@ -36,7 +36,9 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
             return [[by_name[named]]] if named in by_name else [list(candidate_replicas)]
         hashes = self._hashes(pending_request)
         loads = {name: self._load(replica) for name, replica in by_name.items()}
-        return [[by_name[name]] for name in self._table.rank(hashes, loads)]
+        ranked = [by_name[name] for name in self._table.rank(hashes, loads)]
+        ranked.sort(key=lambda replica: not replica.routing_stats.get("is_alive", True))
+        return [[replica] for replica in ranked]
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any

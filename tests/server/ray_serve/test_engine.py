@@ -142,6 +142,21 @@ async def test_a_stream_that_ends_without_its_last_output_is_an_error() -> None:
         await texts(engine, request_of())
 
 
+@pytest.mark.parametrize("failure", [None, EngineDeadError("it does not start again")])
+async def test_a_replica_whose_engine_starts_again_lets_requests_wait(failure: Any) -> None:
+    """Did it refuse them, it would have the fewest, and the router would send it all others."""
+    inner = FakeEngine(text_script("x"), is_alive=False, failure=failure)
+    engine, _ = new_engine(inner)
+    run = asyncio.create_task(texts(engine, request_of()))
+    while not engine.stats().num_running and not run.done():
+        await asyncio.sleep(0.001)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert bool(inner.requests) is (failure is not None)
+    inner.is_alive = True
+    assert await run == "x"
+
+
 async def test_a_choice_is_ended_in_the_replica_that_runs_it() -> None:
     engine, replicas = new_engine(slow(), slow())
     stream = generate(engine, request_of("two", n=2))
