@@ -57,14 +57,17 @@ def absorb(limiter: RateLimiter, data: bytes) -> None:
 
 
 class Limits:
-    """The deployment class: it keeps the charges of each ingress for all others."""
+    """The deployment class: it keeps the charges of each ingress for all others.
+
+    Ray Serve calls plain methods in threads, side by side: those here are coroutines.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._waiting: dict[str, list[Charge]] = {}
         self._seen: dict[str, float] = {}
 
-    def exchange(self, ingress: str, charges: bytes) -> bytes:
+    async def exchange(self, ingress: str, charges: bytes) -> bytes:
         """Take the charges of one ingress. Return those of others since its last call."""
         now = self._seen[ingress] = self._clock()
         for other in [name for name, seen in self._seen.items() if now - seen > FORGET_SECONDS]:

@@ -63,7 +63,10 @@ async def records(
 
 
 class Replica:
-    """The deployment class. Ray Serve makes one object in each replica's process."""
+    """The deployment class. Ray Serve makes one object in each replica's process.
+
+    It calls plain methods in threads. Those here are coroutines: the engine has one thread.
+    """
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self, settings: Mapping[str, Any], interval: float
@@ -97,11 +100,11 @@ class Replica:
         finally:
             self._num_running -= 1
 
-    def end_choice(self, request_id: str, index: int, replica: str) -> None:
+    async def end_choice(self, request_id: str, index: int, replica: str) -> None:
         """End one choice of a request that runs here; `replica` is for the router."""
         self._engine.end_choice(request_id, index)
 
-    def record_routing_stats(self) -> dict[str, Any]:
+    async def record_routing_stats(self) -> dict[str, Any]:
         """What the routers of all ingresses are told.
 
         That is the last hash of each recent prompt, and whether the engine starts again.

@@ -1,6 +1,7 @@
 """Rate limits that several ingresses share."""
 
 import asyncio
+import inspect
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from stonechat_server.ray_serve.limits import (
     share_limits,
     taken_from,
 )
+from stonechat_server.ray_serve.replica import Replica
 
 KEY = ApiKey(name="a", requests_per_minute=6, tokens_per_minute=1000)
 NOTHING = msgspec.msgpack.encode([])
@@ -36,7 +38,7 @@ async def test_what_one_ingress_charges_counts_at_the_others() -> None:
     limiters = [RateLimiter(lambda: 0.0) for _ in range(3)]
     for number, limiter in enumerate(limiters):
         limiter.share()
-        limits.exchange(str(number), NOTHING)
+        await limits.exchange(str(number), NOTHING)
     for _ in range(4):
         limiters[0].charge(KEY, 100)
     limiters[0].settle(KEY, 100, 40)
@@ -44,7 +46,7 @@ async def test_what_one_ingress_charges_counts_at_the_others() -> None:
     for _ in range(2):
         for number, limiter in enumerate(limiters):
             charges = msgspec.msgpack.encode(taken_from(limiter))
-            absorb(limiter, limits.exchange(str(number), charges))
+            absorb(limiter, await limits.exchange(str(number), charges))
     assert {remaining(limiter) for limiter in limiters} == {("1", "650")}
 
 
@@ -75,19 +77,19 @@ def _calls(limits: Limits, name: str, failures: int = 0):  # type: ignore[no-unt
         if left:
             left -= 1
             raise ConnectionError("it is being replaced")
-        return limits.exchange(name, charges)
+        return await limits.exchange(name, charges)
 
     return exchange
 
 
 async def test_charges_wait_while_nothing_can_be_exchanged() -> None:
     limits, left, right = Limits(), RateLimiter(lambda: 0.0), RateLimiter(lambda: 0.0)
-    limits.exchange("right", NOTHING)
+    await limits.exchange("right", NOTHING)
     task = asyncio.create_task(share_limits(left, _calls(limits, "left", failures=3), 0.001))
     await asyncio.sleep(0)
     left.charge(KEY, 5)
     for _ in range(1000):
-        absorb(right, limits.exchange("right", NOTHING))
+        absorb(right, await limits.exchange("right", NOTHING))
         if remaining(right)[0] == "5":
             break
         await asyncio.sleep(0.01)
@@ -95,12 +97,12 @@ async def test_charges_wait_while_nothing_can_be_exchanged() -> None:
     assert remaining(right) == ("5", "995")
 
 
-def test_an_ingress_that_is_gone_is_forgotten() -> None:
+async def test_an_ingress_that_is_gone_is_forgotten() -> None:
     now = 0.0
     limits = Limits(lambda: now)
-    limits.exchange("gone", NOTHING)
+    await limits.exchange("gone", NOTHING)
     now = FORGET_SECONDS + 1
-    limits.exchange("here", NOTHING)
+    await limits.exchange("here", NOTHING)
     assert list(limits._waiting) == ["here"]
 
 
@@ -108,3 +110,13 @@ def test_nothing_is_noted_unless_limits_are_shared() -> None:
     limiter = RateLimiter(lambda: 0.0)
     limiter.charge(KEY, 5)
     assert limiter.take_charges() == []
+
+
+@pytest.mark.parametrize("deployment", [Limits, Replica])
+def test_no_method_runs_in_a_thread(deployment: type) -> None:
+    """Ray Serve calls plain methods in threads, where they would meet each other and the engine."""
+    methods = inspect.getmembers(deployment, inspect.isfunction)
+    public = [method for name, method in methods if not name.startswith("_")]
+    assert public
+    for method in public:
+        assert inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method), method
