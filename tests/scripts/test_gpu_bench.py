@@ -63,9 +63,10 @@ def test_dry_run(bench, children, tmp_path, monkeypatch, capfd, without):
     assert tiny["profile"]["greedy, batch 1"]["kernels"][0]["microseconds"] > 0
     text = (tmp_path / "bench_gpu.md").read_text()
     assert text.partition("the kernels of a decode step")[0][:-100] in output
-    for line in ("| tiny | greedy | 2 |", "| tiny | 4 |", "--dry-run"):
+    for line in ("| tiny | greedy | 2 |", "--dry-run"):
         assert line in text
     if not without:
+        assert "| tiny | 4 |" in text
         assert list(sections)[2:] == ["http tiny", "compare tiny"]
         check_http(sections["http tiny"])
         assert sections["compare tiny"].keys() >= {"generate", "generate_batch"}

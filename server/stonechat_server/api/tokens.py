@@ -68,7 +68,7 @@ async def detokenize(http_request: Request) -> Response:
 @router.get(
     "/tokenizer_info",
     operation_id="tokenizerInfo",
-    responses={200: {"content": json_body("TokenizerInfo")}, **errors(401)},
+    responses={200: {"content": json_body("TokenizerInfo")}, **errors(401, 404, 429, 503)},
 )
 @router.get("/v1/tokenizer_info", include_in_schema=False)
 async def tokenizer_info(http_request: Request, model: str | None = None) -> Response:

@@ -53,7 +53,7 @@ def locked_server() -> Iterator[LiveServer]:
         yield server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")  # its event loop may not outlive the tests of the page
 def browser() -> Iterator[object]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")

@@ -125,8 +125,13 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "/v1/tokenize": {**CHAT, "add_special_tokens": True, "with_pieces": True},
     "/detokenize": {"model": "tiny-test", "tokens": [104, 105]},
+    "/v1/models/load": {"model": "tiny-test"},
 }
 """A valid body with many fields for each path."""
+FOR_OTHER_SERVERS = {
+    *("/v1/files", "/v1/batches", "/v1/batches/{batch_id}/cancel"),  # that keep files
+    "/v1/models/unload",  # that have several models
+}
 WORDS = sorted(
     {
         *("user", "system", "assistant", "tool", "text", "input_text", "image", "function"),
@@ -221,7 +226,8 @@ def check(path: str, response: Response) -> None:
 
 def test_every_post_endpoint_is_tested(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    assert {path for path, methods in paths.items() if "post" in methods} <= set(BODIES)
+    posts = {path for path, methods in paths.items() if "post" in methods}
+    assert posts <= BODIES.keys() | FOR_OTHER_SERVERS
 
 
 @pytest.mark.parametrize("path", BODIES)
