@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextvars import Context
 from dataclasses import dataclass, field
 
 from stonechat_server.batches_api.run import BatchRun, Collaborators
@@ -89,6 +90,7 @@ class BatchRunner:
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _add_task(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.ensure_future(work)
+        """Run it apart from the request that begins it, whose context variables are not its own."""
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
