@@ -1,9 +1,11 @@
 """A server that keeps files in a folder of the test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -13,6 +15,22 @@ from stonechat_server.storage.storage import Storage, open_storage
 from tests.server.fake_engine import FakeEngine
 
 NewServer = Callable[..., TestClient]
+
+
+@pytest.fixture
+def new_server(tmp_path: Path, engine: FakeEngine) -> Iterator[NewServer]:
+    """`new_server(**settings)` starts a server on the folder `files` and returns its client."""
+    with ExitStack() as stack:
+
+        def start(**settings: Any) -> TestClient:
+            return stack.enter_context(storing_client(tmp_path / "files", engine, **settings))
+
+        yield start
+
+
+@pytest.fixture
+def server(new_server: NewServer) -> TestClient:
+    return new_server()
 
 
 def storing_client(folder: Path, engine: FakeEngine, **settings: Any) -> TestClient:
