@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from contextvars import Context
 from dataclasses import dataclass, field
 
+from stonechat_server.background import BackgroundTasks
 from stonechat_server.batches_api.run import BatchRun, Collaborators
 from stonechat_server.storage.batches import StoredBatch
 
@@ -24,7 +23,7 @@ class BatchRunner:
 
     parts: Collaborators
     _runs: dict[str, BatchRun] = field(default_factory=dict, init=False)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    _tasks: BackgroundTasks = field(default_factory=BackgroundTasks, init=False)
     _slots: asyncio.Semaphore = field(init=False)
     _is_draining: bool = field(default=False, init=False)
 
@@ -38,14 +37,14 @@ class BatchRunner:
 
     def start(self) -> None:
         """Begin to look after batches and expired files. Call it in the event loop."""
-        self._add_task(self._sweep())
+        self._tasks.spawn(self._sweep())
 
     def begin(self, batch: StoredBatch) -> None:
         """Run a batch, unless it runs here already or the server drains."""
         if batch.id in self._runs or self._is_draining:
             return
         run = self._runs[batch.id] = BatchRun(batch, self.parts, self._slots)
-        self._add_task(self._run(run))
+        self._tasks.spawn(self._run(run))
 
     def cancel(self, batch: StoredBatch) -> None:
         """End the requests of a batch whose status is `cancelling`."""
@@ -64,9 +63,7 @@ class BatchRunner:
     async def close(self) -> None:
         """End the requests that still run; they run again after the next start."""
         self.drain()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     async def _run(self, run: BatchRun) -> None:
         try:
@@ -88,9 +85,3 @@ class BatchRunner:
             except Exception:
                 log.exception("batches and files could not be looked through")
             await asyncio.sleep(SWEEP_SECONDS)
-
-    def _add_task(self, work: Coroutine[None, None, None]) -> None:
-        """Run it apart from the request that begins it, whose context variables are not its own."""
-        task = asyncio.get_running_loop().create_task(work, context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

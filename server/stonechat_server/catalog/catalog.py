@@ -6,12 +6,12 @@ Everything here runs on the event loop. One load runs at a time; the others wait
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
 
 from stonechat_models import EngineError, ModelSurvey
 from stonechat_server.admission.controller import Tenants
 from stonechat_server.admission.refusals import unavailable
+from stonechat_server.background import BackgroundTasks
 from stonechat_server.catalog.entry import Entry, Lease, State
 from stonechat_server.catalog.failures import (
     crashed,
@@ -26,8 +26,6 @@ from stonechat_server.catalog.room import POLL_SECONDS, NotWantedError, Room
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError
 from stonechat_server.settings import Settings
-
-T = TypeVar("T")
 
 DRAIN_POLL_SECONDS = 0.2
 """How often it is looked whether the server drains while a model loads."""
@@ -56,7 +54,7 @@ class Catalog:
         self._turn = asyncio.Lock()
         self.start_errors: list[APIError] = []
         self._has_started = self._is_draining = False
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = BackgroundTasks()
 
     # --- requests ---
 
@@ -146,7 +144,7 @@ class Catalog:
         entry.is_unload_asked = True
         if entry.state is State.LOADED:
             entry.state = State.UNLOADING  # at once: others may ask before the task begins
-            self._spawn(self._room.free(entry, "asked"))
+            self._tasks.spawn(self._room.free(entry, "asked"))
             await asyncio.sleep(0)  # it begins
         while entry.state is State.UNLOADING:
             entry.is_forced = entry.is_forced or force
@@ -155,7 +153,7 @@ class Catalog:
     def _loading(self, entry: Entry) -> "asyncio.Task[APIError | None]":
         """The one load of a model that runs, or a new one. It returns why it failed."""
         if entry.loading is None:
-            entry.loading = self._spawn(self._load(entry, entry.state))
+            entry.loading = self._tasks.spawn(self._load(entry, entry.state))
             entry.state = State.LOADING
         return entry.loading
 
@@ -239,8 +237,8 @@ class Catalog:
         if gone := [e.name for e in self.entries if e.settings.load_at_start and e.unload_reasons]:
             self.start_errors.append(not_together(gone))
         self._has_started = True
-        self._spawn(self._survey())
-        self._spawn(self._watch())
+        self._tasks.spawn(self._survey())
+        self._tasks.spawn(self._watch())
 
     async def _survey(self) -> None:
         """Learn the sizes of the models that are not loaded, and say which cannot be served."""
@@ -277,14 +275,6 @@ class Catalog:
     async def shutdown(self) -> None:
         """End all engines. Requests that run on them end with an error."""
         self._loader.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         served = [entry.served for entry in self.entries if entry.served is not None]
         await asyncio.gather(*(model.engine.shutdown() for model in served))
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

@@ -1,0 +1,28 @@
+"""Tasks of the event loop that outlive the requests that begin them."""
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class BackgroundTasks:
+    """Holds the tasks, which the event loop itself does not."""
+
+    def __init__(self) -> None:
+        self.running: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Run `work` apart from the caller, whose context variables are not its own."""
+        task = asyncio.get_running_loop().create_task(work, context=Context())
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancel all tasks, and wait for their ends."""
+        for task in self.running:
+            task.cancel()
+        await asyncio.gather(*self.running, return_exceptions=True)
