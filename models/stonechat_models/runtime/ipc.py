@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -115,23 +115,7 @@ Frame = (
     | CopyBlocks
     | RunStep
 )
-_TYPES: tuple[type[Frame], ...] = (
-    Start,
-    Add,
-    Abort,
-    Stop,
-    Progress,
-    Ready,
-    LoadFailed,
-    StepReport,
-    Refused,
-    Died,
-    Log,
-    CountFree,
-    Allocate,
-    CopyBlocks,
-    RunStep,
-)
+_TYPES: tuple[type[Frame], ...] = get_args(Frame)
 
 
 class FramePipe:

@@ -4,13 +4,14 @@ from typing import cast
 
 from fastapi import APIRouter, Request, Response
 
+from stonechat_server.api.answers import json_answer
 from stonechat_server.api.openapi import errors, json_body, request_body
-from stonechat_server.api.owned import answer, page_limit, query, storage_of
+from stonechat_server.api.owned import page_limit, query, storage_of
 from stonechat_server.batches_api.answer import BatchList, batch_object
 from stonechat_server.batches_api.request import WINDOW_SECONDS, BatchRequest
 from stonechat_server.batches_api.runner import BatchRunner
 from stonechat_server.errors import APIError, invalid
-from stonechat_server.request.body import check_json, parse_request, read_body
+from stonechat_server.request.body import read_request
 from stonechat_server.request.field_checks import check_unknown
 from stonechat_server.storage.batches import new_batch
 
@@ -38,9 +39,7 @@ _PAGE = {
 async def create_batch(http_request: Request) -> Response:
     """Run the requests of an uploaded file, behind all other requests."""
     services, storage, identity = storage_of(http_request)
-    body = await read_body(http_request, services.settings)
-    check_json(body, services.settings)
-    request = parse_request(body, BatchRequest)
+    request = await read_request(http_request, services.settings, BatchRequest)
     if services.settings.strict_params:
         check_unknown(request)
     owner = identity.key.name
@@ -60,7 +59,7 @@ async def create_batch(http_request: Request) -> Response:
     )
     await storage.run(storage.batches.add, batch)
     _runner(http_request).begin(batch)
-    return answer(batch_object(batch))
+    return json_answer(batch_object(batch))
 
 
 @router.get(
@@ -81,7 +80,7 @@ async def list_batches(http_request: Request) -> Response:
     )
     data = [batch_object(batch) for batch in batches]
     first, last = (data[0].id, data[-1].id) if data else ("", "")
-    return answer(BatchList(data=data, first_id=first, last_id=last, has_more=has_more))
+    return json_answer(BatchList(data=data, first_id=first, last_id=last, has_more=has_more))
 
 
 @router.get(
@@ -93,7 +92,7 @@ async def list_batches(http_request: Request) -> Response:
 async def retrieve_batch(http_request: Request, batch_id: str) -> Response:
     """Describe a batch: its status, its counts, and its files once it has ended."""
     _, storage, identity = storage_of(http_request)
-    return answer(
+    return json_answer(
         batch_object(await storage.run(storage.batches.find, identity.key.name, batch_id))
     )
 
@@ -120,7 +119,7 @@ async def cancel_batch(http_request: Request, batch_id: str) -> Response:
         raise APIError(409, message, param="batch_id", code="batch_not_cancellable")
     if batch.status == "cancelling":
         _runner(http_request).cancel(batch)
-    return answer(batch_object(batch))
+    return json_answer(batch_object(batch))
 
 
 def _runner(request: Request) -> BatchRunner:

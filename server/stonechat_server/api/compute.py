@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import msgspec
 from fastapi import Request, Response
 
-from stonechat_server.access.auth import is_rate_limited
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.api.generate import name_list, receive, run_where_it_fits
 from stonechat_server.api.on_demand import tokenizer_of
@@ -34,8 +33,7 @@ async def compute(http_request: Request, endpoint: Endpoint, work: Work) -> Resp
 
     try:
         call, num_bytes = await receive(http_request, services, identity, endpoint)
-        if is_rate_limited(identity.key):
-            services.rate_limiter.charge(identity.key, 0)
+        services.count_request(identity)
         model = await tokenizer_of(http_request, services, call.request.model or "")
         content = await run_where_it_fits(encoded, call, model, num_bytes, services, endpoint)
     except RefusedError as error:

@@ -4,8 +4,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from stonechat_server.api.answers import json_answer
 from stonechat_server.api.openapi import errors, json_body
-from stonechat_server.api.owned import answer, page_limit, query, storage_of
+from stonechat_server.api.owned import page_limit, query, storage_of
 from stonechat_server.errors import invalid
 from stonechat_server.files_api.answer import DeletedFile, FileList, file_object
 from stonechat_server.files_api.download import Download
@@ -61,7 +62,7 @@ async def create_file(http_request: Request) -> Response:
     services, storage, identity = storage_of(http_request)
     owner = identity.key.name
     file = await receive_upload(http_request, services.settings, storage, owner)
-    return answer(file_object(file))
+    return json_answer(file_object(file))
 
 
 @router.get(
@@ -88,7 +89,7 @@ async def list_files(http_request: Request) -> Response:
     )
     data = [file_object(file) for file in files]
     first, last = (data[0].id, data[-1].id) if data else ("", "")
-    return answer(FileList(data=data, first_id=first, last_id=last, has_more=has_more))
+    return json_answer(FileList(data=data, first_id=first, last_id=last, has_more=has_more))
 
 
 @router.get(
@@ -100,7 +101,9 @@ async def list_files(http_request: Request) -> Response:
 async def retrieve_file(http_request: Request, file_id: str) -> Response:
     """Describe a file."""
     _, storage, identity = storage_of(http_request)
-    return answer(file_object(await storage.run(storage.files.find, identity.key.name, file_id)))
+    return json_answer(
+        file_object(await storage.run(storage.files.find, identity.key.name, file_id))
+    )
 
 
 @router.get(
@@ -134,4 +137,4 @@ async def delete_file(http_request: Request, file_id: str) -> Response:
     """Delete a file. It must not be the input of a batch that still runs."""
     _, storage, identity = storage_of(http_request)
     await storage.run(storage.files.delete, identity.key.name, file_id)
-    return answer(DeletedFile(id=file_id))
+    return json_answer(DeletedFile(id=file_id))

@@ -7,18 +7,18 @@ errors, in Anthropic's shape.
 from dataclasses import asdict
 from typing import TypeVar
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 
-from stonechat_server.access.auth import check_manages, check_model, is_rate_limited
+from stonechat_server.access.auth import check_manages, check_model
+from stonechat_server.api.answers import json_answer
 from stonechat_server.api.model_types import LoadRequest, UnloadRequest
 from stonechat_server.api.openapi import errors, json_body, request_body
 from stonechat_server.catalog.entry import Entry
 from stonechat_server.catalog.memory import loaded_need
 from stonechat_server.errors import APIError
 from stonechat_server.messages_api.errors import is_for_anthropic
-from stonechat_server.messages_api.models import ModelInfo, ModelPage, model_info, model_page
-from stonechat_server.request.body import check_json, parse_request, read_body
+from stonechat_server.messages_api.models import ModelInfo, model_info, model_page
+from stonechat_server.request.body import read_request
 from stonechat_server.schema.responses import ModelCard, ModelList
 from stonechat_server.serving.services import Services, services_of
 from stonechat_server.streaming.disconnect import run_while_connected
@@ -46,8 +46,8 @@ async def list_models(http_request: Request) -> Response:
     key = state.authenticator.identify(http_request).key
     models = [(name, entry) for name, entry in state.models.items() if key.may_use(name)]
     if is_for_anthropic(http_request.scope):
-        return _json(model_page([_info(name, entry) for name, entry in models]))
-    return _json(ModelList([_card(name, entry) for name, entry in models]))
+        return json_answer(model_page([_info(name, entry) for name, entry in models]))
+    return json_answer(ModelList([_card(name, entry) for name, entry in models]))
 
 
 @router.get(
@@ -64,7 +64,7 @@ async def retrieve_model(http_request: Request, model: str) -> Response:
     state = services_of(http_request)
     check_model(model, state.models, state.authenticator.identify(http_request))
     describe = _info if is_for_anthropic(http_request.scope) else _card
-    return _json(describe(model, state.models[model]))
+    return json_answer(describe(model, state.models[model]))
 
 
 @router.post(
@@ -80,7 +80,7 @@ async def load_model(http_request: Request) -> Response:
     entry = state.models[wire.model]
     if state.catalog is not None:
         await run_while_connected(http_request.receive, state.catalog.load(entry))
-    return _json(_card(wire.model, entry))
+    return json_answer(_card(wire.model, entry))
 
 
 @router.post(
@@ -104,7 +104,7 @@ async def unload_model(http_request: Request) -> Response:
         )
     work = state.catalog.unload(entry, force=wire.force)
     await run_while_connected(http_request.receive, work)
-    return _json(_card(wire.model, entry))
+    return json_answer(_card(wire.model, entry))
 
 
 async def _read(http_request: Request, kind: type[T]) -> tuple[Services, T]:
@@ -112,12 +112,9 @@ async def _read(http_request: Request, kind: type[T]) -> tuple[Services, T]:
     state = services_of(http_request)
     identity = state.authenticator.identify(http_request)
     check_manages(identity)
-    body = await read_body(http_request, state.settings)
-    check_json(body, state.settings)
-    wire = parse_request(body, kind)
+    wire = await read_request(http_request, state.settings, kind)
     check_model(wire.model, state.models, identity)
-    if is_rate_limited(identity.key):
-        state.rate_limiter.charge(identity.key, 0)
+    state.count_request(identity)
     return state, wire
 
 
@@ -149,7 +146,3 @@ def _max_model_len(entry: Entry) -> int | None:
     if entry.served is not None:
         return entry.served.engine.model.max_model_len
     return None if entry.survey is None else entry.survey.max_model_len
-
-
-def _json(body: ModelCard | ModelList | ModelInfo | ModelPage) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -2,10 +2,9 @@
 
 from typing import Any, cast
 
-import msgspec
-from fastapi import Request, Response
+from fastapi import Request
 
-from stonechat_server.access.auth import Identity, is_rate_limited
+from stonechat_server.access.auth import Identity
 from stonechat_server.errors import APIError, invalid
 from stonechat_server.serving.services import Services, services_of
 from stonechat_server.storage.storage import Storage
@@ -27,8 +26,7 @@ def storage_of(request: Request) -> tuple[Services, Storage, Identity]:
     if storage is None:
         raise APIError(404, OFF, code="files_off")
     services.lifecycle.check()
-    if is_rate_limited(identity.key):
-        services.rate_limiter.charge(identity.key, 0)
+    services.count_request(identity)
     return services, storage, identity
 
 
@@ -40,11 +38,6 @@ def page_limit(request: Request, default: int, maximum: int) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= maximum):
         raise invalid("limit", f"'limit' must be a whole number from 1 to {maximum}.")
     return int(text)
-
-
-def answer(body: msgspec.Struct) -> Response:
-    """The answer with this body."""
-    return Response(msgspec.json.encode(body), media_type="application/json")
 
 
 def query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 
 from stonechat_server.access.auth import check_model
+from stonechat_server.api.answers import json_answer
 from stonechat_server.api.compute import COMPUTE_ERRORS, compute
 from stonechat_server.api.on_demand import tokenizer_of
 from stonechat_server.api.openapi import errors, json_body, request_body
@@ -79,7 +79,7 @@ async def tokenizer_info(http_request: Request, model: str | None = None) -> Res
     if served is None or model is not None:
         name = check_model(model, services.models, identity)
         served = await tokenizer_of(http_request, services, name)
-    return Response(msgspec.json.encode(_info(served)), media_type="application/json")
+    return json_answer(_info(served))
 
 
 def _tokenize(call: Call, model: ServedModel) -> TokenizeAnswer:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from stonechat_models import AsyncEngine
+    from stonechat_server.access.auth import Identity
     from stonechat_server.batches_api.check import CheckedInput, InputCheck
     from stonechat_server.batches_api.results import ResultLog
     from stonechat_server.serving.services import Services
@@ -176,7 +177,7 @@ async def _run(
                 f"{part} has results of another input: delete it, or name another output with -o"
             )
         async with app.router.lifespan_context(app):
-            await _answer_all(app, engine, file, results, check.found.num_requests)
+            await _answer_all(app, engine, identity, file, results, check.found.num_requests)
     part.replace(output)
     sync_folder(output.parent)
     counts = results.counts
@@ -185,9 +186,13 @@ async def _run(
 
 
 async def _answer_all(
-    app: "FastAPI", engine: "AsyncEngine", file: Path, results: "ResultLog", num_requests: int
+    app: "FastAPI",
+    engine: "AsyncEngine",
+    identity: "Identity",
+    file: Path,
+    results: "ResultLog",
+    num_requests: int,
 ) -> None:
-    from stonechat_server.access.keys import ANONYMOUS
     from stonechat_server.api.batch_lines import answer_line
     from stonechat_server.batches_api.lines import (
         ENVELOPE_BYTES,
@@ -197,11 +202,7 @@ async def _answer_all(
     )
     from stonechat_server.batches_api.work import BatchWork
 
-    services = cast("Services", app.state.server)
-    identity = services.authenticator.for_batches(ANONYMOUS.name)
-    settings = services.settings
-    assert identity is not None
-
+    settings = cast("Services", app.state.server).settings
     stopping = asyncio.Event()
 
     async def answer(line: InputLine) -> Answered:

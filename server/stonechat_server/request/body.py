@@ -129,6 +129,13 @@ def check_json(body: bytes, settings: "Settings") -> None:
             raise APIError(400, message, code="json_too_large")
 
 
+async def read_request(request: "Request", settings: "Settings", kind: type[T]) -> T:
+    """Read, check and parse the body of a request. Raises `APIError`: 400, 408 or 413."""
+    body = await read_body(request, settings)
+    check_json(body, settings)
+    return parse_request(body, kind)
+
+
 def parse_request(body: bytes, kind: type[T]) -> T:
     """Parse a body as a request of this kind. Raises `APIError` 400 unless it is valid."""
     try:

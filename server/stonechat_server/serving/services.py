@@ -8,7 +8,7 @@ from typing import cast
 from starlette.requests import Request
 
 from stonechat_models import usable_cpus
-from stonechat_server.access.auth import Authenticator
+from stonechat_server.access.auth import Authenticator, Identity, is_rate_limited
 from stonechat_server.access.keys import KeyStore
 from stonechat_server.admission.controller import Tenants
 from stonechat_server.admission.rate_limits import RateLimiter
@@ -126,6 +126,11 @@ class Services:
     def is_ready(self) -> bool:
         """False before the start is complete and while draining."""
         return self.lifecycle.phase is Phase.SERVING
+
+    def count_request(self, identity: Identity) -> None:
+        """Count a request that generates nothing against its key. Raises `RefusedError`."""
+        if is_rate_limited(identity.key):
+            self.rate_limiter.charge(identity.key, 0)
 
     def close(self) -> None:
         """Write what is pending (blocking). The server answers no more requests."""
