@@ -166,6 +166,32 @@ class EmbeddingParams:
     """The first tokens of the prompt that do not count in the pooling."""
 
 
+class ImageTensor(msgspec.Struct, frozen=True):
+    """An array that the model's image processor made: little-endian, in C order."""
+
+    dtype: str
+    """A name of numpy, such as `float32`."""
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class ImageInput(msgspec.Struct, frozen=True):
+    """An image of a prompt, as the model's vision tower takes it."""
+
+    content_hash: bytes
+    """16 bytes. Two images of one model with the same hash have the same tensors."""
+    places: tuple[tuple[int, int], ...]
+    """Where the image's placeholder tokens are in the prompt: runs (start, length) in order. The
+    tower gives one embedding for each of these tokens."""
+    tensors: Mapping[str, ImageTensor]
+    """The arguments of the model's `get_image_features` by name, for this image alone."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens of the prompt the image's embeddings take the place of."""
+        return sum(length for _, length in self.places)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
     """One prompt to complete `params.n` times. `request_id` is unique among live requests."""
@@ -185,6 +211,8 @@ class GenerateRequest:
     adapter: str = ""
     """The name of the LoRA adapter that computes it beside the model, one of
     `ModelInfo.adapters`. Empty: the model alone."""
+    images: tuple[ImageInput, ...] = ()
+    """The images of the prompt, in order. Their placeholder tokens do not overlap."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -358,6 +386,19 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """How the prompts of a model hold images."""
+
+    token_id: int
+    """The placeholder token. It may be beyond the model's vocabulary."""
+    bidirectional: bool = False
+    """Whether the tokens of a run of placeholders attend to each other in both directions. Such a
+    run is computed in one step."""
+    has_grid_positions: bool = False
+    """Whether the tokens of an image have rotary positions in three dimensions (M-RoPE)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What was loaded and how it runs: for the start banner, `/v1/models` and the fingerprint."""
 
@@ -404,6 +445,11 @@ class ModelInfo:
     """The embeddings that the model makes; None if it makes none."""
     draft: DraftInfo | None = None
     """The draft model; None if there is none."""
+    images: ImageInfo | None = None
+    """How prompts hold images; None if the model takes none."""
+    image_refusal: str = ""
+    """Why a model that could take images takes none here. Empty: it takes images, or is a model of
+    text alone."""
 
     @property
     def kv_capacity_tokens(self) -> int:

@@ -16,6 +16,31 @@ Array = Any
 
 
 @dataclass(slots=True)
+class StepImages:
+    """What images change in a step: the embeddings of some tokens, and more.
+
+    Arrays are on the model's device (tensors of PyTorch), or on the host (arrays of numpy) for
+    models that take a `HostBatch`.
+    """
+
+    rows: Array
+    """int64[I]: the packed tokens that are placeholders of images, in ascending order. Their token
+    ids do not count, and may be beyond the vocabulary."""
+    embeddings: Array
+    """[I, H]: what stands in the place of their token embeddings. float32 on the host."""
+    layer_embeddings: Sequence[Array] = ()
+    """Each [I, H]: what is added to the hidden states of these tokens after the first layers, one
+    array a layer (DeepStack). Empty for most models."""
+    rope_positions: Array | None = None
+    """int64[3, T]: the rotary positions of all tokens of the step in time, height and width
+    (M-RoPE), where any sequence of the step has images. None: those of `positions`."""
+    visible_ends: Array | None = None
+    """int32[T]: each token attends to the positions of its sequence before this one; the position
+    after itself for text, the end of the run of placeholders for a token in an image that attends
+    in both directions. None: all tokens attend to those before them and to themselves."""
+
+
+@dataclass(slots=True)
 class HostBatch:
     """What a `ForwardBatch` holds, for models that need no PyTorch.
 
@@ -34,6 +59,8 @@ class HostBatch:
     logits_index: "array[int]"
     state_slots: "array[int]"
     """int64[N], or empty for a model without such a state."""
+    images: StepImages | None = None
+    """None: no token of the step belongs to an image, and all rotary positions are `positions`."""
 
 
 @dataclass(slots=True)
@@ -70,6 +97,8 @@ class ForwardBatch:
     and steps with adapters, need it."""
     adapters: Sequence[int] = ()
     """The adapter of each sequence, -1 for none. Empty if no sequence has one."""
+    images: StepImages | None = None
+    """None: no token of the step belongs to an image, and all rotary positions are `positions`."""
 
     def to(self, device: "torch.device") -> "ForwardBatch":
         """Return the same batch with its tensors on `device`."""
