@@ -12,10 +12,10 @@ from stonechat_models.backends.transformers.lora.serve import serve_adapters
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel
+from stonechat_models.engine.batch import place_of
 from stonechat_models.engine.draft_model import DraftModel
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
-from stonechat_models.engine.placement import place_of
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import GenerateRequest, ModelInfo, SamplingParams, TokenLogprobs

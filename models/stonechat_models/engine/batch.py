@@ -1,13 +1,15 @@
-"""Builds the packed arrays of a step from its items."""
+"""A device of PyTorch as the place where a model computes, and the packed tensors of a step."""
 
-from array import array
 from collections import abc
+from contextlib import AbstractContextManager
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from stonechat_models.backends.base import ForwardBatch, HostBatch
+from stonechat_models.backends.base import Array, ForwardBatch
+from stonechat_models.engine.placement import OnHost, PackedTokens, Placement
 from stonechat_models.engine.sequence import Scheduled
 
 if TYPE_CHECKING:
@@ -18,39 +20,37 @@ _ALIGNMENT = 16
 _ADAPTER = attrgetter("sequence.group.adapter")
 
 
-def build_host_batch(
-    items: abc.Sequence[Scheduled],
-    block_size: int,
-    sampled_ids: abc.Sequence[int] | None = None,
-) -> HostBatch:
-    """Pack the tokens of all items; see `build_batch`."""
-    packed = _PackedTokens(items)
-    batch = HostBatch(
-        token_ids=array("q", packed.token_ids),
-        positions=array("q"),
-        slot_mapping=array("q"),
-        query_start=array("i", [0, *packed.ends]),
-        block_table=array("i"),
-        logits_index=array("q"),
-        state_slots=array("q", [item.sequence.state_slot for item in items]),
-    )
-    for place, source in zip(packed.places, packed.sources, strict=True):
-        assert sampled_ids is not None, "the step that a placeholder depends on is not sampled"
-        batch.token_ids[place] = sampled_ids[source]
-    width = -(-max(item.context_len for item in items) // block_size)
-    start = 0
-    for item, first, end in zip(items, packed.firsts, packed.ends, strict=True):
-        positions, blocks = range(first, first + end - start), item.sequence.block_table
-        batch.positions.extend(positions)
-        batch.slot_mapping.extend(
-            [blocks[p // block_size] * block_size + p % block_size for p in positions]
-        )
-        row = blocks[: -(-item.context_len // block_size)]
-        batch.block_table.extend(row)
-        batch.block_table.frombytes(bytes((width - len(row)) * row.itemsize))
-        batch.logits_index.extend(range(end - item.num_prompt_rows - item.num_rows, end))
-        start = end
-    return batch
+def place_of(device: "torch.device | None") -> Placement:
+    """Return the placement of a device; None is the host without PyTorch."""
+    return OnHost() if device is None else OnDevice(device)
+
+
+class OnDevice:
+    """A device of PyTorch, the CPU among them."""
+
+    def __init__(self, device: "torch.device") -> None:
+        self.device = device
+
+    def batch(
+        self, items: abc.Sequence[Scheduled], block_size: int, sampled_ids: Array | None
+    ) -> ForwardBatch:
+        sampled = None if sampled_ids is None else sampled_ids.to(self.device)
+        return build_batch(items, block_size, self.device, sampled)
+
+    def select(self, values: Array, rows: list[int]) -> Array:
+        import torch
+
+        from stonechat_models.hardware.transfers import to_device
+
+        return values[to_device(rows, values.device, torch.int64)]
+
+    def read(self, values: Array, rows: list[int]) -> npt.NDArray[np.float32]:
+        return np.asarray(self.select(values, rows).float().cpu().numpy())
+
+    def computing(self) -> AbstractContextManager[object]:
+        import torch
+
+        return torch.inference_mode()
 
 
 def build_batch(
@@ -59,13 +59,8 @@ def build_batch(
     device: "torch.device",
     sampled_ids: "torch.Tensor | None" = None,
 ) -> ForwardBatch:
-    """Pack the tokens of all items. An item that reaches its end gets a logits row, plus one per
-    draft token, and one per prompt token whose log-probability it computes.
-
-    `sampled_ids`, int64[rows], are the previous step's tokens if the host does not know them yet.
-    They fill the placeholders.
-    """
-    packed = _PackedTokens(items)
+    """Pack the tokens of all items; see `Placement.batch`."""
+    packed = PackedTokens(items)
     num_rows = [item.num_prompt_rows + item.num_rows for item in items]
     firsts, ends, indices = np.array(packed.firsts), np.array(packed.ends), np.arange(len(items))
     if len(packed.token_ids) == len(items) == num_rows.count(1):  # a decode step
@@ -106,34 +101,6 @@ def build_batch(
         num_rows_list=num_rows,
         adapters=adapters if max(adapters) >= 0 else (),
     )
-
-
-class _PackedTokens:
-    """The tokens of a `ForwardBatch`, one item behind the other."""
-
-    def __init__(self, items: abc.Sequence[Scheduled]) -> None:
-        self.token_ids: list[int] = []
-        self.firsts = [item.start - item.num_again for item in items]
-        """The position of each item's first token."""
-        self.ends: list[int] = []
-        """Where in `token_ids` each item ends."""
-        self.places: list[int] = []
-        """Where in `token_ids` the host does not know the token yet: the placeholders."""
-        self.sources: list[int] = []
-        """The row of the sampled token of each placeholder."""
-        token_ids = self.token_ids
-        for item, first in zip(items, self.firsts, strict=True):
-            known, end = item.sequence.token_ids, item.start + item.num_tokens
-            if first < len(known):
-                token_ids += known[first:end]
-            if end > len(known):
-                assert item.depends_on is not None, "a placeholder depends on no step"
-                self.places.append(len(token_ids))
-                self.sources.append(item.depends_on.row)
-                token_ids.append(0)
-            if item.draft:
-                token_ids += item.draft
-            self.ends.append(len(token_ids))
 
 
 def _ranges(firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

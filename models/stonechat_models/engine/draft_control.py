@@ -8,7 +8,7 @@ Speeds are compared by their logarithms, summed over the sequences: it does not 
 sequence twice as fast and another one half as fast.
 """
 
-from collections import abc
+from collections import abc, deque
 from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from math import exp, log, log1p
@@ -20,6 +20,10 @@ from stonechat_models.engine.step_costs import PassCosts, StepCosts
 
 LEAST_GAIN = 0.03
 """A step has draft tokens if they promise at least this much more speed."""
+
+MAX_PLAIN_STEPS = 1024
+"""Of the steps without draft tokens, so many are remembered until something is learned from them.
+"""
 
 _LIKE_OTHERS = 0.8
 """The draft model catches up with a sequence if its acceptance rate is at least this share of that
@@ -48,10 +52,9 @@ class DraftControl:
         """The sequence that the draft model is to catch up with beside the next step."""
         self._draft_model = draft_model
         self._max_tokens = max_tokens
-        self._measured: tuple[int, int] | None = None
-        """Sequences and draft tokens of the step that runs. None: its time says nothing."""
-        self._draft_seconds = 0.0
-        """What the draft model took of that time."""
+        self._plain_steps: deque[tuple[int, float]] = deque(maxlen=MAX_PLAIN_STEPS)
+        """Steps without draft tokens: their numbers of sequences, and their seconds. What they
+        teach is only needed once a sequence might draft."""
 
     def plan(self, decoding: abc.Sequence[Sequence], *, is_alone: bool) -> None:
         """Set how many tokens each of the sequences that decode drafts in the next step.
@@ -71,7 +74,10 @@ class DraftControl:
             for sequence in decoding:
                 if sequence.draft_state is not None:
                     sequence.draft_state.length = 0
-        if not is_alone or self.costs.plain_seconds(len(decoding)) is None:
+        if not is_alone or not (drafters or has_model):
+            return
+        self._learn_plain_steps()
+        if self.costs.plain_seconds(len(decoding)) is None:
             return
         plan = self._plan_lookups(drafters, len(decoding)) if drafters else LookupPlan([])
         for drafter, length in zip(drafters, plan.lengths, strict=True):
@@ -79,28 +85,26 @@ class DraftControl:
         if has_model:
             self._plan_model(decoding, plan.score)
 
-    def begin(self, items: abc.Sequence[Scheduled], times: PassTime | None = None) -> None:
-        """Note what the step that runs now computes, and what the draft model took for it."""
-        self._measured = None
-        self._draft_seconds = 0.0
+    def finish(
+        self, items: abc.Sequence[Scheduled], seconds: float, times: PassTime | None = None
+    ) -> None:
+        """Learn from the time that a step took. `times` is what the draft model took of it."""
         if times is not None:
-            self._draft_seconds = self.pass_costs.observe(times)
+            seconds -= self.pass_costs.observe(times)
         num_drafts = 0
         for item in items:
             if item.num_tokens != 1 or not item.reaches_end or item.num_again:
                 return
             num_drafts += len(item.draft)
-        self._measured = len(items), num_drafts
+        if num_drafts:
+            self._learn_plain_steps()
+            self.costs.observe(len(items), seconds, num_drafts)
+        elif items:
+            self._plain_steps.append((len(items), seconds))
 
-    def finish(self, seconds: float) -> None:
-        """Learn from the time that the step took."""
-        if self._measured is not None:
-            self.costs.observe(*self._measured, seconds - self._draft_seconds)
-            self._measured = None
-
-    def discard(self) -> None:
-        """Learn nothing from the step that runs: it failed in part."""
-        self._measured = None
+    def _learn_plain_steps(self) -> None:
+        while self._plain_steps:
+            self.costs.observe(*self._plain_steps.popleft())
 
     def _plan_lookups(self, drafters: list[AdaptiveDrafter], num_seqs: int) -> LookupPlan:
         """Return the lengths of drafts that promise the most speed.

@@ -3,7 +3,7 @@
 Only sequences with a drafter come here. What they draft is decided in `prompt_lookup`.
 """
 
-from stonechat_models.engine.block_pool import BlockPool
+from stonechat_models.engine.blocks import BlockPool
 from stonechat_models.engine.prompt_lookup import AdaptiveDrafter, Drafter
 from stonechat_models.engine.sequence import DraftState, Scheduled, Sequence
 
@@ -68,8 +68,9 @@ class Drafting:
     def _cover(self, item: Scheduled, num_drafts: int) -> None:
         """Take blocks for the item's tokens and these draft tokens behind them."""
         table, num_tokens = item.sequence.block_table, item.start + item.num_tokens + num_drafts
-        while len(table) * self._block_size < num_tokens:
-            table.append(self._pool.allocate())
+        num_new_blocks = -(-num_tokens // self._block_size) - len(table)
+        if num_new_blocks > 0:
+            table.extend(self._pool.allocate(num_new_blocks))
 
     def _max_per_sequence(self) -> int:
         return max(0, self.max_tokens // len(self._running) - 1)

@@ -15,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.backends.base import CausalModel, StatefulModel
+from stonechat_models.engine.batch import place_of
 from stonechat_models.engine.draft_control import DraftControl
-from stonechat_models.engine.draft_model import DraftModel
+from stonechat_models.engine.draft_model import DraftModel, PassTime
 from stonechat_models.engine.drafting import max_draft_tokens
 from stonechat_models.engine.embeddings import finish_embedding
-from stonechat_models.engine.placement import place_of
 from stonechat_models.engine.prompt_lookup import (
+    PAST_KEYS,
     AdaptiveDrafter,
     Drafter,
     PastFollower,
+    PositionIndex,
     TextFollower,
 )
 from stonechat_models.engine.scheduler import Scheduler
@@ -108,9 +110,11 @@ class Engine:
         self.place = place_of(device)
         self.max_model_len = info.max_model_len
         self.counters = StepCounters()
-        control = None
+        self.draft_control: DraftControl | None = None
+        """Decides about draft tokens; None if fixed rules do."""
         if prompt_lookup == "auto" or draft_model is not None:
-            control = DraftControl(max_draft_tokens(info.max_batch_tokens), draft_model)
+            max_tokens = max_draft_tokens(info.max_batch_tokens)
+            self.draft_control = DraftControl(max_tokens, draft_model)
         self.draft_model = draft_model
         self.scheduler = Scheduler(
             num_blocks=info.num_blocks,
@@ -128,23 +132,21 @@ class Engine:
             if info.num_state_slots
             else None,
             max_prompt_rows=info.max_prompt_rows,
-            draft_control=control,
+            draft_control=self.draft_control,
         )
         self._prompt_lookup = prompt_lookup
         self._adapters = {adapter.name: i for i, adapter in enumerate(info.adapters)}
         self._clock = clock
+        self._scheduled: list[Scheduled] = []
+        self._draft_times: PassTime | None = None
+        """What the current step computes, and what the draft model took for it."""
         self._num_processed = self._num_failed = 0
         """Items of the current step whose result is known, and those whose model failed."""
         self._requests: dict[str, SequenceGroup] = {}
 
     @property
-    def draft_control(self) -> DraftControl | None:
-        """Decides about draft tokens; None if fixed rules do."""
-        return self.scheduler.draft_control
-
-    @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return bool(self.scheduler.waiting or self.scheduler.running)
 
     @property
     def is_broken(self) -> bool:
@@ -198,7 +200,8 @@ class Engine:
             return
         for sequence in [s for s in group.sequences if index is None or s.index == index]:
             self._finish(sequence, FinishReason.ABORT)
-        self._free_states()
+        if self.scheduler.states is not None:
+            self._free_states()
 
     def step(self) -> list[TokenOutput]:
         """Run one step. Return one output per new token and per failed sequence."""
@@ -208,7 +211,8 @@ class Engine:
         self._num_processed = self._num_failed = 0
         with self.place.computing():
             outputs = self._step()
-            self._free_states()
+            if self.scheduler.states is not None:
+                self._free_states()
         if self._num_processed > 0:
             all_failed = self._num_failed == self._num_processed
             counters.num_consecutive_failed_steps = (
@@ -216,11 +220,9 @@ class Engine:
             )
         counters.num_steps += 1
         counters.last_step_seconds = seconds = self._clock() - start_time
-        if self.draft_control is not None:
-            if counters.num_failed_steps == num_failed_steps:
-                self.draft_control.finish(seconds)
-            else:
-                self.draft_control.discard()
+        items, self._scheduled = self._scheduled, []
+        if self.draft_control is not None and counters.num_failed_steps == num_failed_steps:
+            self.draft_control.finish(items, seconds, self._draft_times)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -245,17 +247,26 @@ class Engine:
         )
 
     def _add_drafters(self, group: SequenceGroup) -> None:
-        request = group.request
-        followers: abc.Sequence[TextFollower]
-        kind = Drafter
+        """Give the sequences what drafts from a prediction, or an index of their own past."""
+        request, sequences, vocab_size = group.request, group.sequences, self.model.info.vocab_size
         if request.prediction_token_ids:
-            followers = TextFollower.for_choices(request.prediction_token_ids, len(group.sequences))
-        else:
-            texts = [sequence.token_ids for sequence in group.sequences]
-            followers = PastFollower.for_sequences(request.prompt_token_ids, texts)
-            kind = AdaptiveDrafter if self._prompt_lookup == "auto" else Drafter
-        for sequence, follower in zip(group.sequences, followers, strict=True):
-            sequence.drafter = kind(follower, self.model.info.vocab_size)
+            followers = TextFollower.for_choices(request.prediction_token_ids, len(sequences))
+            for sequence, follower in zip(sequences, followers, strict=True):
+                sequence.drafter = Drafter(follower, vocab_size)
+            return
+        prompt = PositionIndex(request.prompt_token_ids, PAST_KEYS) if len(sequences) > 1 else None
+        for sequence in sequences:
+            past = PositionIndex(sequence.token_ids, PAST_KEYS, prompt)
+            if self._prompt_lookup == "auto":
+                sequence.past = past
+            else:
+                sequence.drafter = Drafter(PastFollower(sequence.token_ids, past), vocab_size)
+
+    def _draft_from_past(self, sequence: Sequence, past: PositionIndex) -> None:
+        """Begin to follow the sequence in its past, where its last tokens occur."""
+        follower = PastFollower(sequence.token_ids, past)
+        sequence.drafter = AdaptiveDrafter(follower, self.model.info.vocab_size)
+        sequence.past = None
 
     # --- one step ---
 
@@ -269,13 +280,12 @@ class Engine:
             self.model.copy_blocks(output.block_copies)
         if output.state_copies:
             cast(StatefulModel, self.model).copy_states(output.state_copies)
-        if (control := self.draft_control) is not None:
-            times = None
-            if self.draft_model is not None:
-                if output.block_copies:
-                    self.draft_model.model.copy_blocks(output.block_copies)
-                times = self.draft_model.run(output.scheduled, control.lagging)
-            control.begin(output.scheduled, times)
+        if self.draft_model is not None and self.draft_control is not None:
+            if output.block_copies:
+                self.draft_model.model.copy_blocks(output.block_copies)
+            lagging = self.draft_control.lagging
+            self._draft_times = self.draft_model.run(output.scheduled, lagging)
+        self._scheduled = output.scheduled
         return output.scheduled
 
     def _free_states(self) -> None:
@@ -308,7 +318,9 @@ class Engine:
         if not items:
             return []
         sequence = items[0].sequence
-        logger.error("request %s failed in a step", sequence.group.request_id, exc_info=error)
+        logger.error(
+            "request %s failed in a step", sequence.group.request.request_id, exc_info=error
+        )
         self._num_processed += 1
         self._num_failed += 1
         return [self._end(sequence, FinishReason.ERROR, STEP_FAILED)]
@@ -384,6 +396,9 @@ class Engine:
             is_predicted = sequence.append(token_id)
         except StepError as error:
             return self._end(sequence, FinishReason.ERROR, str(error))
+        past = sequence.past
+        if past is not None and past.find(tuple(sequence.token_ids[-PAST_KEYS:])):
+            self._draft_from_past(sequence, past)
         group, state = sequence.group, sequence.sampling
         params, constraint = state.params, state.constraint
         is_eos = token_id in self.eos_token_ids and not params.ignore_eos
@@ -394,7 +409,7 @@ class Engine:
         elif sequence.num_output_tokens >= sequence.max_tokens:
             finish_reason = FinishReason.LENGTH
         output = TokenOutput(
-            group.request_id,
+            group.request.request_id,
             sequence.index,
             (token_id,),
             None if logprobs is None else (logprobs,),
@@ -429,7 +444,7 @@ class Engine:
         group = sequence.group
         self._finish(sequence, reason)
         return TokenOutput(
-            request_id=group.request_id,
+            request_id=group.request.request_id,
             index=sequence.index,
             token_ids=(),
             logprobs=None,
@@ -444,4 +459,4 @@ class Engine:
         sequence.finish_reason = reason
         self.scheduler.remove(sequence)
         if not sequence.group.sequences:
-            del self._requests[sequence.group.request_id]
+            del self._requests[sequence.group.request.request_id]

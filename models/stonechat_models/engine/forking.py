@@ -8,7 +8,7 @@ source, as long as one of its sequences waits to run.
 from array import array
 from bisect import insort
 
-from stonechat_models.engine.block_pool import BlockPool
+from stonechat_models.engine.blocks import BlockPool
 from stonechat_models.engine.sequence import BY_ORDER, Sequence, SequenceGroup
 
 
@@ -37,7 +37,7 @@ class Forking:
         """
         *shared, last = sequence.group.prompt_blocks
         self._pool.share(shared)
-        copy = self._pool.allocate()
+        (copy,) = self._pool.allocate(1)
         sequence.block_table = array("i", [*shared, copy])
         sequence.set_computed(sequence.num_prompt_tokens - 1)
         sequence.num_registered_blocks = len(shared)

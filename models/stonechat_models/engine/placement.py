@@ -1,18 +1,15 @@
-"""Where a model computes: on a device through PyTorch, or on the host, which needs only numpy."""
+"""Where a model computes, and the arrays of a step there: here on the host, with numpy alone."""
 
+from array import array
 from collections import abc
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.backends.base import Array, ForwardBatch, HostBatch
-from stonechat_models.engine.batch import build_batch, build_host_batch
 from stonechat_models.engine.sequence import Scheduled
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Placement(Protocol):
@@ -21,7 +18,12 @@ class Placement(Protocol):
     def batch(
         self, items: abc.Sequence[Scheduled], block_size: int, sampled_ids: Array | None
     ) -> ForwardBatch | HostBatch:
-        """Pack the tokens of all items; see `build_batch`."""
+        """Pack the tokens of all items.
+
+        An item that reaches its end gets a row of logits, one more per draft token, and one per
+        prompt token whose log-probability it computes. `sampled_ids`, int64[rows], are the tokens
+        of the previous step if the host does not know them yet. They fill the placeholders.
+        """
 
     def select(self, values: Array, rows: list[int]) -> Array:
         """Return some rows of an array [R, n]."""
@@ -36,10 +38,41 @@ class Placement(Protocol):
 class OnHost:
     """The host, with arrays of numpy."""
 
+    computing = nullcontext
+
     def batch(
-        self, items: abc.Sequence[Scheduled], block_size: int, sampled_ids: Array | None
+        self,
+        items: abc.Sequence[Scheduled],
+        block_size: int,
+        sampled_ids: abc.Sequence[int] | None = None,
     ) -> HostBatch:
-        return build_host_batch(items, block_size, sampled_ids)
+        packed = PackedTokens(items)
+        starts, ends = [0, *packed.ends], packed.ends
+        batch = HostBatch(
+            token_ids=array("q", packed.token_ids),
+            positions=array("q"),
+            slot_mapping=array("q"),
+            query_start=array("i", starts),
+            block_table=array("i"),
+            logits_index=array("q"),
+            state_slots=array("q", [item.sequence.state_slot for item in items]),
+        )
+        for place, source in zip(packed.places, packed.sources, strict=True):
+            assert sampled_ids is not None, "the step that a placeholder depends on is not sampled"
+            batch.token_ids[place] = sampled_ids[source]
+        lengths = [first + end - i for first, i, end in zip(packed.firsts, starts, ends)]
+        width = -(-max(lengths) // block_size)
+        for item, first, length, end in zip(items, packed.firsts, lengths, ends, strict=True):
+            positions, blocks = range(first, length), item.sequence.block_table
+            batch.positions.extend(positions)
+            batch.slot_mapping.extend(
+                [blocks[p // block_size] * block_size + p % block_size for p in positions]
+            )
+            row = blocks[: -(-length // block_size)]
+            batch.block_table.extend(row)
+            batch.block_table.frombytes(bytes((width - len(row)) * row.itemsize))
+            batch.logits_index.extend(range(end - item.num_prompt_rows - item.num_rows, end))
+        return batch
 
     def select(self, values: Array, rows: list[int]) -> Array:
         return values[rows]
@@ -47,38 +80,30 @@ class OnHost:
     def read(self, values: Array, rows: list[int]) -> npt.NDArray[np.float32]:
         return np.asarray(values[rows], dtype=np.float32)
 
-    def computing(self) -> AbstractContextManager[object]:
-        return nullcontext()
 
+class PackedTokens:
+    """The tokens of a batch, one item behind the other."""
 
-class OnDevice:
-    """A device of PyTorch, the CPU among them."""
-
-    def __init__(self, device: "torch.device") -> None:
-        self.device = device
-
-    def batch(
-        self, items: abc.Sequence[Scheduled], block_size: int, sampled_ids: Array | None
-    ) -> ForwardBatch:
-        sampled = None if sampled_ids is None else sampled_ids.to(self.device)
-        return build_batch(items, block_size, self.device, sampled)
-
-    def select(self, values: Array, rows: list[int]) -> Array:
-        import torch
-
-        from stonechat_models.hardware.transfers import to_device
-
-        return values[to_device(rows, values.device, torch.int64)]
-
-    def read(self, values: Array, rows: list[int]) -> npt.NDArray[np.float32]:
-        return np.asarray(self.select(values, rows).float().cpu().numpy())
-
-    def computing(self) -> AbstractContextManager[object]:
-        import torch
-
-        return torch.inference_mode()
-
-
-def place_of(device: "torch.device | None") -> Placement:
-    """Return the placement of a device; None is the host without PyTorch."""
-    return OnHost() if device is None else OnDevice(device)
+    def __init__(self, items: abc.Sequence[Scheduled]) -> None:
+        self.token_ids: list[int] = []
+        self.firsts = [item.start - item.num_again for item in items]
+        """The position of each item's first token."""
+        self.ends: list[int] = []
+        """Where in `token_ids` each item ends."""
+        self.places: list[int] = []
+        """Where in `token_ids` the host does not know the token yet: the placeholders."""
+        self.sources: list[int] = []
+        """The row of the sampled token of each placeholder."""
+        token_ids = self.token_ids
+        for item, first in zip(items, self.firsts, strict=True):
+            known, end = item.sequence.token_ids, item.start + item.num_tokens
+            if first < len(known):
+                token_ids += known[first:end]
+            if end > len(known):
+                assert item.depends_on is not None, "a placeholder depends on no step"
+                self.places.append(len(token_ids))
+                self.sources.append(item.depends_on.row)
+                token_ids.append(0)
+            if item.draft:
+                token_ids += item.draft
+            self.ends.append(len(token_ids))

@@ -13,7 +13,7 @@ MAX_DRAFT = 16
 """At most this many draft tokens per item."""
 _FIRST_DRAFT = 4
 _PREDICTION_KEYS = 2
-_PAST_KEYS = 3
+PAST_KEYS = 3
 """How many of the last tokens must occur in the text before tokens are drafted from there. A
 prediction needs fewer than the past: it is known to resemble the answer."""
 FIRST_RATE = 0.5
@@ -122,24 +122,14 @@ class TextFollower:
 class PastFollower(TextFollower):
     """Follows a sequence in its own past, at the latest position where its last tokens occurred."""
 
-    def __init__(
-        self, token_ids: abc.Sequence[int], prompt_index: PositionIndex | None = None
-    ) -> None:
-        """`token_ids` are the sequence's own. Append a token there before calling `follow`.
+    def __init__(self, token_ids: abc.Sequence[int], index: PositionIndex | None = None) -> None:
+        """`token_ids` are the sequence's own, and `index` is theirs, if there is one already.
 
-        `prompt_index` is the prompt's index, if other followers share it.
+        Append a token to `token_ids` before calling `follow`.
         """
-        super().__init__(token_ids, PositionIndex(token_ids, _PAST_KEYS, prompt_index))
-        self._tail = tuple(token_ids[-_PAST_KEYS:])
+        super().__init__(token_ids, index or PositionIndex(token_ids, PAST_KEYS))
+        self._tail = tuple(token_ids[-PAST_KEYS:])
         self._match()
-
-    @classmethod
-    def for_sequences(
-        cls, prompt: abc.Sequence[int], sequences: abc.Sequence[abc.Sequence[int]]
-    ) -> "list[PastFollower]":
-        """Return one follower for the tokens of each sequence. They share the prompt's index."""
-        index = PositionIndex(prompt, _PAST_KEYS) if len(sequences) > 1 else None
-        return [cls(token_ids, index) for token_ids in sequences]
 
     def follow(self, token_id: int) -> bool:
         """Advance past the sequence's next token. Return False: no prediction had it."""

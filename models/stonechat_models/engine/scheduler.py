@@ -10,11 +10,10 @@ from array import array
 from bisect import insort
 from dataclasses import dataclass, field
 
-from stonechat_models.engine.block_pool import BlockPool
+from stonechat_models.engine.blocks import BlockPool, PrefixCache
 from stonechat_models.engine.draft_control import DraftControl
 from stonechat_models.engine.drafting import Drafting
 from stonechat_models.engine.forking import Forking
-from stonechat_models.engine.prefix_cache import PrefixCache
 from stonechat_models.engine.prompt_rows import PromptRows
 from stonechat_models.engine.sequence import BY_ORDER, Scheduled, Sequence, SequenceGroup
 from stonechat_models.engine.state_slots import StateSlots
@@ -74,10 +73,6 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
 
     def add(self, group: SequenceGroup) -> None:
         """Queue the group's leader. The other sequences follow once the prompt is computed."""
@@ -195,7 +190,7 @@ class Scheduler:
             num_new_blocks = self._num_blocks(end) - len(sequence.block_table)
             if not self._make_room(sequence, num_new_blocks, output):
                 return 0
-            self._grow(sequence, num_new_blocks)
+            sequence.block_table.extend(self.pool.allocate(num_new_blocks))
         item = self._launch(sequence, num_tokens, num_tokens == num_remaining, output)
         if drafter is not None and drafter.has_match:
             num_tokens += self.drafting.add_draft(item, drafter, budget - num_tokens)
@@ -267,7 +262,7 @@ class Scheduler:
             if not self._has_room(num_new_blocks + self.pool.num_free_among(cached_ids)):
                 return 0
             self._take_cached(sequence, cached_ids)
-            self._grow(sequence, num_new_blocks)
+            sequence.block_table.extend(self.pool.allocate(num_new_blocks))
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=BY_ORDER)
         if group.prompt_blocks:
@@ -348,10 +343,6 @@ class Scheduler:
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
-
-    def _grow(self, sequence: Sequence, num_blocks: int) -> None:
-        for _ in range(num_blocks):
-            sequence.block_table.append(self.pool.allocate())
 
     def _free(self, sequence: Sequence) -> None:
         """Release the blocks and drop the items in flight.

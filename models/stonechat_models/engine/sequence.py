@@ -2,14 +2,15 @@
 
 from array import array
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.engine.prefix_cache import block_hash, root_hash
-from stonechat_models.engine.prompt_lookup import Drafter
+from stonechat_models.engine.blocks import block_hash, root_hash
+from stonechat_models.engine.prompt_lookup import Drafter, PositionIndex
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.types import FinishReason, GenerateRequest, TokenLogprobs
 
@@ -35,10 +36,6 @@ class SequenceGroup:
     """When the group was first part of a step."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Those of the prompt that are known so far. None: not wanted, or handed out already."""
-    request_id: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.request_id = self.request.request_id
 
 
 @dataclass(slots=True)
@@ -72,7 +69,7 @@ class Sequence:
     num_prompt_tokens: int
     max_tokens: int
     num_computed: int = 0
-    block_table: "array[int]" = field(default_factory=lambda: array("i"))
+    block_table: "array[int]" = field(default_factory=partial(array, "i"))
     """int32."""
     block_hashes: list[bytes] = field(default_factory=list)
     num_scheduled: int = 0
@@ -85,6 +82,9 @@ class Sequence:
     """Leading blocks already offered to the prefix cache."""
     drafter: Drafter | None = None
     """Proposes draft tokens. A sequence that may draft waits for the previous step's tokens."""
+    past: PositionIndex | None = None
+    """Finds the last tokens in what comes before them, until they are found for the first time.
+    Then there is a drafter."""
     draft_state: DraftState | None = None
     """None: there is no draft model, or it does not draft for this sequence."""
     state_slot: int = -1

@@ -7,7 +7,7 @@ cache. So a snapshot is kept at some positions of a prompt, and a cached prefix 
 
 from collections import OrderedDict
 
-from stonechat_models.engine.prefix_cache import block_hash, root_hash
+from stonechat_models.engine.blocks import block_hash, root_hash
 from stonechat_models.engine.sequence import Sequence
 
 SNAPSHOT_INTERVAL = 1024

@@ -80,7 +80,7 @@ class StepCosts:
             return None
         return plain.seconds
 
-    def observe(self, num_seqs: int, num_drafts: int, seconds: float) -> None:
+    def observe(self, num_seqs: int, seconds: float, num_drafts: int = 0) -> None:
         """Record a step that computed one token of each sequence, and these draft tokens."""
         plain = self._plain.get(num_seqs)
         if num_drafts == 0:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stonechat_models.engine import batch as batches
+from stonechat_models.engine.placement import OnHost
 from stonechat_models.engine.scheduler import Scheduler
 from stonechat_models.engine.sequence import Scheduled
 from stonechat_models.hardware import transfers
@@ -113,7 +114,7 @@ def test_a_batch_has_each_number_of_its_items(seed):
     contexts = [item.context_len for item in items]
     assert batch.context_lens.tolist() == batch.context_lens_list == contexts
     assert batch.num_rows_list == [item.num_prompt_rows + item.num_rows for item in items]
-    on_host = batches.build_host_batch(items, block_size, array("q", range(2000, 2008)))
+    on_host = OnHost().batch(items, block_size, array("q", range(2000, 2008)))
     for name in ("token_ids", "positions", "slot_mapping", "query_start", "logits_index"):
         assert getattr(on_host, name).tolist() == getattr(batch, name).tolist(), name
     assert on_host.block_table.tolist() == batch.block_table.flatten().tolist()

@@ -148,8 +148,7 @@ def lengths(rates, cost, max_tokens=128):
     for num_drafts in (0, *range(1, 9), 12, 16, 24, 32, 48, 64, 0):
         for _ in range(30):
             items = [Item(draft=(1,) * num_drafts), *(Item() for _ in range(num_seqs - 1))]
-            control.begin(items)
-            control.finish(cost(num_seqs + num_drafts))
+            control.finish(items, cost(num_seqs + num_drafts))
     sequences = [Item(rate) for rate in rates]
     control.plan(sequences, is_alone=True)
     return [len(s.drafter.draft(99)) if s.drafter else 0 for s in sequences]

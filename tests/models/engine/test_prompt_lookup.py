@@ -6,7 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from stonechat_models.engine.prompt_lookup import MAX_DRAFT, Drafter, PastFollower, TextFollower
+from stonechat_models.engine.prompt_lookup import (
+    MAX_DRAFT,
+    PAST_KEYS,
+    Drafter,
+    PastFollower,
+    PositionIndex,
+    TextFollower,
+)
 from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.types import GrammarSpec, ReasoningSpec, SamplingParams
 from tests.models.byte_vocabulary import ByteVocabulary
@@ -78,7 +85,8 @@ def test_a_draft_goes_on_behind_the_end_of_the_text():
 def test_choices_share_the_index_of_their_prompt():
     prompt = [1, 2, 3, 4, 5, 6]
     texts = [[*prompt], [*prompt]]
-    first, second = PastFollower.for_sequences(prompt, texts)
+    index = PositionIndex(prompt, PAST_KEYS)
+    first, second = [PastFollower(t, PositionIndex(t, PAST_KEYS, index)) for t in texts]
     for token in (3, 4, 5):
         texts[0].append(token)
         first.follow(token)

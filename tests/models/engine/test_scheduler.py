@@ -36,6 +36,14 @@ def make_scheduler(num_blocks=32, block_size=4, max_batch_tokens=32, max_num_seq
     )
 
 
+def has_work(scheduler):
+    return bool(scheduler.waiting or scheduler.running)
+
+
+def id_of(sequence):
+    return sequence.group.request.request_id
+
+
 def run_step(scheduler, choose=lambda sequence: 7):
     """Run one engine step without a model. Return the schedule and the sequences that ended."""
     plan = scheduler.schedule()
@@ -56,7 +64,7 @@ def run_step(scheduler, choose=lambda sequence: 7):
 
 def run_to_end(scheduler, limit=1000):
     for _ in range(limit):
-        if not scheduler.has_work:
+        if not has_work(scheduler):
             return
         run_step(scheduler)
         scheduler.check_integrity()
@@ -75,12 +83,12 @@ def test_decoding_goes_before_a_long_prompt():
     scheduler.add(make_request("first", list(range(30)), arrival=0.0))
     scheduler.add(make_request("second", [1, 2], arrival=1.0, max_tokens=20))
     second_steps = 0
-    while not second_steps and scheduler.has_work:
+    while not second_steps and has_work(scheduler):
         plan, _ = run_step(scheduler)
-        second_steps += any(i.sequence.group.request_id == "second" for i in plan.scheduled)
+        second_steps += any(id_of(i.sequence) == "second" for i in plan.scheduled)
     scheduler.add(make_request("third", list(range(100, 128)), arrival=2.0))
     plan, _ = run_step(scheduler)
-    assert [i.sequence.group.request_id for i in plan.scheduled] == ["first", "second", "third"]
+    assert [id_of(i.sequence) for i in plan.scheduled] == ["first", "second", "third"]
     assert [i.num_tokens for i in plan.scheduled] == [1, 1, 6]
 
 
@@ -89,7 +97,7 @@ def test_lower_priority_number_is_admitted_first():
     scheduler.add(make_request("late", [1], priority=1, arrival=0.0))
     scheduler.add(make_request("urgent", [2], priority=0, arrival=1.0))
     plan, _ = run_step(scheduler)
-    assert [i.sequence.group.request_id for i in plan.scheduled] == ["urgent"]
+    assert [id_of(i.sequence) for i in plan.scheduled] == ["urgent"]
 
 
 def test_second_prompt_reads_the_first_ones_full_blocks():
@@ -208,7 +216,7 @@ def test_random_load_leaks_nothing_and_ends(seed):
     live: list[SequenceGroup] = []
     expected, lengths = {}, {}
     for step in range(5000):
-        if step >= 250 and not scheduler.has_work:
+        if step >= 250 and not has_work(scheduler):
             break
         if step < 250 and rng.random() < 0.4:
             n = rng.choice([1, 1, 1, 2, 4])
@@ -226,7 +234,7 @@ def test_random_load_leaks_nothing_and_ends(seed):
             for sequence in list(group.sequences):
                 if rng.random() < 0.7:
                     scheduler.remove(sequence)
-                    expected.pop(group.request_id, None)
+                    expected.pop(group.request.request_id, None)
         plan, ended_sequences = run_step(scheduler, lambda _: rng.choice([1, 2]))
         assert sum(i.num_tokens for i in plan.scheduled) <= scheduler.max_batch_tokens
         assert len(scheduler.running) <= scheduler.max_num_seqs
@@ -238,10 +246,10 @@ def test_random_load_leaks_nothing_and_ends(seed):
         ]
         assert len(written_blocks) == len(set(written_blocks)), "two sequences wrote to one block"
         for sequence in ended_sequences:
-            lengths.setdefault(sequence.group.request_id, []).append(sequence.num_output_tokens)
+            lengths.setdefault(id_of(sequence), []).append(sequence.num_output_tokens)
         scheduler.check_integrity()
         live = [g for g in live if g.sequences]
-    assert not scheduler.has_work, "requests did not end"
+    assert not has_work(scheduler), "requests did not end"
     assert scheduler.pool.num_used == 0
     for request_id, (n, max_tokens) in expected.items():
         assert lengths[request_id] == [max_tokens] * n
@@ -254,7 +262,7 @@ def first_steps(scheduler, names, limit=60):
         plan, _ = run_step(scheduler)
         scheduler.check_integrity()
         for item in plan.scheduled:
-            found.setdefault(item.sequence.group.request_id, step)
+            found.setdefault(id_of(item.sequence), step)
         if names <= found.keys():
             break
     return {name: found.get(name) for name in names}
@@ -270,7 +278,7 @@ def test_a_better_priority_takes_the_places_of_a_worse_one():
         scheduler.add(make_request(f"high-{i}", [50 + i, 1], max_tokens=6, arrival=10 + i))
     steps = first_steps(scheduler, {"high-0", "high-1", "high-2"})
     assert steps == {"high-0": 0, "high-1": 0, "high-2": 0}
-    assert [s.group.request_id for s in scheduler.running if s.order[0]] == ["low-0"]
+    assert [id_of(s) for s in scheduler.running if s.order[0]] == ["low-0"]
     assert scheduler.num_preemptions == 3
     run_to_end(scheduler)
     assert scheduler.num_preemptions == 3
@@ -285,7 +293,7 @@ def test_a_better_priority_takes_the_blocks_of_a_worse_one():
     assert len(scheduler.running) == 3
     scheduler.add(make_request("high", list(range(500, 524)), max_tokens=4, arrival=9))
     assert first_steps(scheduler, {"high"}) == {"high": 0}
-    assert "low-0" in {s.group.request_id for s in scheduler.running}
+    assert "low-0" in {id_of(s) for s in scheduler.running}
     run_to_end(scheduler)
 
 
@@ -296,7 +304,7 @@ def test_nothing_is_preempted_for_a_request_that_would_not_fit_even_so():
     run_step(scheduler)
     scheduler.add(make_request("high", list(range(500, 540)), max_tokens=4, arrival=9))
     run_step(scheduler)
-    assert {s.group.request_id for s in scheduler.running} == {"same", "low"}
+    assert {id_of(s) for s in scheduler.running} == {"same", "low"}
     assert scheduler.num_preemptions == 0
     run_to_end(scheduler)
 

@@ -8,7 +8,7 @@ from stonechat_models.engine.step_costs import StepCosts
 def measured(costs, num_seqs, seconds_by_drafts, times=40):
     for _ in range(times):
         for num_drafts, seconds in seconds_by_drafts.items():
-            costs.observe(num_seqs, num_drafts, seconds)
+            costs.observe(num_seqs, seconds, num_drafts)
     return costs
 
 
@@ -45,24 +45,24 @@ def test_more_draft_tokens_never_count_as_cheaper():
 
 def test_a_long_pause_in_a_step_is_no_cost():
     costs = measured(StepCosts(), 1, {0: 0.010, 4: 0.012})
-    costs.observe(1, 4, 10.0)
+    costs.observe(1, 10.0, 4)
     assert costs.curve(1, 4)[4] < 2.0
-    costs.observe(1, 0, 10.0)
+    costs.observe(1, 10.0, 0)
     assert costs.plain_seconds(1) < 0.020
 
 
 def test_steps_without_draft_tokens_are_measured_again():
     costs = StepCosts()
-    costs.observe(1, 0, 0.020)
+    costs.observe(1, 0.020, 0)
     assert costs.plain_seconds(1) is None  # the first may be cold
-    costs.observe(1, 0, 0.010)
+    costs.observe(1, 0.010, 0)
     assert costs.plain_seconds(1) == pytest.approx(0.015)
     for _ in range(99):
-        costs.observe(1, 2, 0.015)
+        costs.observe(1, 0.015, 2)
         assert costs.plain_seconds(1) is not None
-    costs.observe(1, 2, 0.015)
+    costs.observe(1, 0.015, 2)
     assert costs.plain_seconds(1) is None
-    costs.observe(1, 0, 0.010)
+    costs.observe(1, 0.010, 0)
     assert costs.plain_seconds(1) < 0.015
 
 
@@ -85,6 +85,6 @@ def test_a_high_cost_is_forgotten_in_time():
 
 def test_a_step_with_drafts_alone_says_nothing():
     costs = StepCosts()
-    costs.observe(1, 4, 0.010)
+    costs.observe(1, 0.010, 4)
     assert costs.plain_seconds(1) is None
     assert costs.curve(1, 4)[4] == 2.0

@@ -41,7 +41,7 @@ class SlowSteps(StepCosts):
     def plain_seconds(self, num_seqs: int) -> float:
         return 1.0
 
-    def observe(self, num_seqs: int, num_drafts: int, seconds: float) -> None:
+    def observe(self, num_seqs: int, seconds: float, num_drafts: int = 0) -> None:
         pass
 
     def curve(self, num_seqs: int, num_drafts: int) -> list[float]:
