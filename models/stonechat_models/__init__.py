@@ -12,11 +12,13 @@ from stonechat_models.errors import (
     EngineDeadError,
     EngineError,
     GrammarError,
+    InvalidImageError,
     InvalidParamsError,
     ModelLoadError,
     PromptTooLongError,
     StepError,
     TooManyChecksError,
+    TooManyImagesError,
     UnsupportedModelError,
 )
 from stonechat_models.types import (
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from stonechat_models.hardware.cpus import usable_cpus
     from stonechat_models.runtime.async_engine import AsyncEngine
     from stonechat_models.text.tokenizer import Tokenizer
+    from stonechat_models.vision.records import ImageOptions, PreparedImage
 
 __all__ = [
     "GRAMMAR_FAILED",
@@ -94,13 +97,16 @@ __all__ = [
     "GrammarSpec",
     "ImageInfo",
     "ImageInput",
+    "ImageOptions",
     "ImageTensor",
+    "InvalidImageError",
     "InvalidParamsError",
     "LogprobEntry",
     "Machine",
     "ModelInfo",
     "ModelLoadError",
     "ModelSurvey",
+    "PreparedImage",
     "PromptTooLongError",
     "ReasoningSpec",
     "RequestOutput",
@@ -114,6 +120,7 @@ __all__ = [
     "StoredModel",
     "Tokenizer",
     "TooManyChecksError",
+    "TooManyImagesError",
     "TopLogprob",
     "UnsupportedModelError",
     "__version__",
@@ -146,6 +153,8 @@ _LAZY = {
     "StoredModel": "checkpoint.store",
     "Tokenizer": "text.tokenizer",
     "GrammarChecker": "grammar.checker",
+    "ImageOptions": "vision.records",
+    "PreparedImage": "vision.records",
     "alias_model": "checkpoint.alias_target",
     "check_grammar": "grammar.source",
     "fetch_model": "checkpoint.resolve",

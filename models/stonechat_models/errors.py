@@ -33,6 +33,25 @@ class TooManyChecksError(EngineError):
     """Too many grammars are being checked. Try again later."""
 
 
+class InvalidImageError(EngineError):
+    """An image of a request cannot be used. `index` counts the request's images from 0.
+
+    `reason` reads behind "the image ": "is not a PNG, JPEG, WebP or GIF". `kind` is `format` for
+    another kind of file, `empty`, `broken`, `too_large` (pixels, memory or time), or `unfit` for
+    what the model's own processor refuses.
+    """
+
+    def __init__(self, index: int, kind: str, reason: str) -> None:
+        super().__init__(f"image {index + 1} of the request {reason}")
+        self.index = index
+        self.kind = kind
+        self.reason = reason
+
+
+class TooManyImagesError(EngineError):
+    """Too many images are being prepared. Try again later."""
+
+
 class PromptTooLongError(EngineError):
     """The prompt and one generated token do not fit in the context length."""
 

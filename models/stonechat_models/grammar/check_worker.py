@@ -1,21 +1,21 @@
 """The process that checks grammars: `python -m stonechat_models.grammar.check_worker`.
 
-Each line of its input is one check as JSON: the `kind` and `source` of a grammar, and the CPU time
-`seconds` that the check may take. It forks for each check, and answers with a line of JSON:
-`error`, a text or null, and `status`, 0 or the signal at which the check ended: SIGPROF at the end
-of its time, SIGABRT without memory, SIGSEGV without stack. A negative `status` means that the check
-itself has failed; `error` says why. The module imports no tensors.
+A task is one check as JSON: the `kind` and `source` of a grammar, and the CPU time `seconds` that
+the check may take. The process forks for each check, and answers with JSON: `error`, a text or
+null, and `status`, 0 or the signal at which the check ended: SIGPROF at the end of its time,
+SIGABRT without memory, SIGSEGV without stack. A negative `status` means that the check itself has
+failed; `error` says why. The module imports no tensors.
 """
 
 import json
 import os
 import resource
 import signal
-import sys
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
+from stonechat_models.child_process import limit, limit_growth, serve_tasks
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.source import check_grammar, is_limit, limits, reason, to_llguidance
 from stonechat_models.types import GrammarSpec
@@ -44,21 +44,12 @@ class _Bytes:
 
 def main() -> None:
     """Check grammars until the input ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which ends this process
-        signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
     tokenizer = LLTokenizer(_Bytes(), n_vocab=PADDED_VOCAB, eos_token=[_Bytes.eos_token_id])
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_STACK, STACK_BYTES)
-    if size := _size():
-        _limit(resource.RLIMIT_AS, size + MEMORY_BYTES)
-    for line in sys.stdin.buffer:
-        task: dict[str, Any] = json.loads(line)
-        print(json.dumps(_check(task, tokenizer)), flush=True)
-
-
-def _limit(kind: int, value: int) -> None:
-    resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_STACK, STACK_BYTES)
+    limit_growth(MEMORY_BYTES)
+    serve_tasks(lambda task: json.dumps(_check(json.loads(task), tokenizer)).encode())
 
 
 def _check(task: dict[str, Any], tokenizer: LLTokenizer) -> dict[str, Any]:
@@ -95,15 +86,6 @@ def _error(spec: GrammarSpec, tokenizer: LLTokenizer) -> str | None:
     # Other errors may come from the vocabulary, which is not the model's.
     message = matcher.get_error() if matcher.is_error() else ""
     return reason(message) if is_limit(message) else None
-
-
-def _size() -> int:
-    """The bytes of address space that this process uses; 0 where that cannot be read."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 0
 
 
 if __name__ == "__main__":

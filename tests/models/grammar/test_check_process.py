@@ -11,9 +11,9 @@ from stonechat_models.types import GrammarSpec
 
 def test_the_failure_of_a_check_names_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     process = Mock()
-    process.stdout.readline.return_value = b'{"error": "ValueError: a bug", "status": -1}\n'
+    process.ask.return_value = b'{"error": "ValueError: a bug", "status": -1}'
     checked = CheckProcess()
-    monkeypatch.setattr(checked, "_started", lambda: process)
+    monkeypatch.setattr(checked, "_process", process)
     with pytest.raises(EngineError, match="a bug") as caught:
         checked.check(GrammarSpec("regex", "a"), 1.0)
     assert not isinstance(caught.value, GrammarError)
