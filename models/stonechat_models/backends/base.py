@@ -37,7 +37,23 @@ class StepImages:
     visible_ends: Array | None = None
     """int32[T]: each token attends to the positions of its sequence before this one; the position
     after itself for text, the end of the run of placeholders for a token in an image that attends
-    in both directions. None: all tokens attend to those before them and to themselves."""
+    in both directions. No end is beyond the tokens that the sequence has after the step. Some
+    layers of a model may not use it. None: all tokens attend to those before them and to
+    themselves."""
+
+    def to(self, device: "torch.device") -> "StepImages":
+        """Return the same with its tensors on `device`."""
+
+        def moved(tensor: Array | None) -> Array | None:
+            return None if tensor is None else tensor.to(device)
+
+        return StepImages(
+            rows=self.rows.to(device),
+            embeddings=self.embeddings.to(device),
+            layer_embeddings=[x.to(device) for x in self.layer_embeddings],
+            rope_positions=moved(self.rope_positions),
+            visible_ends=moved(self.visible_ends),
+        )
 
 
 @dataclass(slots=True)
@@ -111,6 +127,7 @@ class ForwardBatch:
             context_lens=self.context_lens.to(device),
             block_table=self.block_table.to(device),
             logits_index=self.logits_index.to(device),
+            images=None if self.images is None else self.images.to(device),
         )
 
     def on_host(self) -> HostBatch:
@@ -153,6 +170,17 @@ class ForwardBatch:
             num_rows_list=[1] * len(indices),
             adapters=[self.adapters[i] for i in indices] if self.adapters else (),
         )
+
+    @property
+    def visible_ends(self) -> "torch.Tensor | None":
+        """See `StepImages`."""
+        return None if self.images is None else self.images.visible_ends
+
+    def without_visible_ends(self) -> "ForwardBatch":
+        """Return the same step for a layer in which no token attends to later ones."""
+        if self.images is None:
+            return self
+        return replace(self, images=replace(self.images, visible_ends=None))
 
     @property
     def num_seqs(self) -> int:

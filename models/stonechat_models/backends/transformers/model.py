@@ -44,6 +44,8 @@ class TransformersModel:
         self._keeps_logits = "logits_to_keep" in parameters
         self._row_multiple = row_multiple
         self._cache: KVCache | None = None
+        self.bidirectional_layers: frozenset[int] = frozenset()
+        """The layers in which the tokens of an image attend in both directions."""
         self.adapter_rows: StepRows | None = None
         """What the layers with LoRA adapters read a step's rows from. None: there are none."""
         self.probe = probe or check_packing(module, self.device, info.vocab_size)
@@ -53,7 +55,12 @@ class TransformersModel:
         """The parity check that an attention backend must pass for this model."""
         dtype = getattr(torch, self.info.dtype)
         return ParityCheck(
-            self.device, dtype, self.kv_dtype, self.info.block_size, self.probe.kinds
+            self.device,
+            dtype,
+            self.kv_dtype,
+            self.info.block_size,
+            self.probe.kinds,
+            has_visible_ends=bool(self.bidirectional_layers),
         )
 
     def set_attention(self, backend: AttentionBackend) -> None:
@@ -103,7 +110,7 @@ class TransformersModel:
                 self.module,
                 token_ids,
                 positions,
-                PagedContext(batch, self._cache, self.backend),
+                PagedContext(batch, self._cache, self.backend, self.bidirectional_layers),
                 logits_to_keep=batch.logits_index if self._keeps_logits and not needs_all else None,
             )
             if not self._keeps_logits and not needs_all:

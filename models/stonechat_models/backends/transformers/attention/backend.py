@@ -14,7 +14,8 @@ class AttentionSpec:
     """The parameters of a layer's attention.
 
     A query at position p sees the keys k with p - sliding_window < k <= p and, if there are chunks,
-    k // chunk_size == p // chunk_size. Scores are scaled, then capped as
+    k // chunk_size == p // chunk_size. If the batch has `visible_ends`, it sees the keys up to its
+    end instead of up to p. Scores are scaled, then capped as
     softcap * tanh(score / softcap). `sinks` float[H] adds one score per head; that score has no
     value.
     """
@@ -41,7 +42,10 @@ class AttentionSpec:
 
 
 class AttentionBackend(Protocol):
-    """Computes causal attention of a step's tokens over the cached keys and values."""
+    """Computes attention of a step's tokens over the cached keys and values.
+
+    It is causal, except where `batch.visible_ends` lets tokens of an image see those after them.
+    """
 
     name: str
 

@@ -7,15 +7,22 @@ from stonechat_models.backends.transformers.attention.backend import AttentionSp
 
 
 def visible(
-    query_positions: torch.Tensor, key_positions: torch.Tensor, spec: AttentionSpec
+    query_positions: torch.Tensor,
+    key_positions: torch.Tensor,
+    spec: AttentionSpec,
+    visible_ends: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Which keys a query sees: bool[..., Q, K] from positions [..., Q] and [..., K]."""
+    """Which keys a query sees: bool[..., Q, K] from positions [..., Q] and [..., K].
+
+    `visible_ends` [..., Q]: the position after the last key that each query sees, if it is not the
+    query's own.
+    """
     queries, keys = query_positions.unsqueeze(-1), key_positions.unsqueeze(-2)
-    mask = keys <= queries
+    mask = keys <= queries if visible_ends is None else keys < visible_ends.unsqueeze(-1)
     if spec.sliding_window is not None:
         mask = mask & (queries - keys < spec.sliding_window)
     if spec.chunk_size is not None:
-        mask = mask & (queries // spec.chunk_size == keys // spec.chunk_size)
+        mask = mask & (keys >= queries // spec.chunk_size * spec.chunk_size)
     return mask
 
 

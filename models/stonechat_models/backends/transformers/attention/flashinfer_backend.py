@@ -80,6 +80,8 @@ class PlannedWrapper:
 class FlashInferBackend:
     """Uses FlashInfer for steps that prefill, if it supports the layer; else `fallback`.
 
+    Its masks are causal, so `fallback` computes the layers in which tokens of an image see later
+    ones.
     FlashInfer needs half precision in query and cache, keys and values of equal size, a size of
     `HEAD_SIZES`, and neither sinks nor chunks. It compiles a kernel for each head size, type and
     feature on first use.
@@ -105,7 +107,9 @@ class FlashInferBackend:
     def attend(
         self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
-        if batch.num_tokens == batch.num_seqs or not self._supports(query, kv, spec):
+        is_causal = batch.visible_ends is None
+        decodes = batch.num_tokens == batch.num_seqs
+        if decodes or not is_causal or not self._supports(query, kv, spec):
             return self.fallback.attend(query, kv, batch, spec)
         planned = self._plan(query, kv, batch, spec)
         output: torch.Tensor = planned.wrapper.run(

@@ -36,7 +36,10 @@ class PagedContext:
     batch: ForwardBatch
     cache: KVCache
     backend: AttentionBackend
+    bidirectional_layers: frozenset[int] = frozenset()
+    """The layers in which the tokens of an image attend in both directions."""
     _batches: dict[torch.device, ForwardBatch] = field(default_factory=dict)
+    _causal_batches: dict[torch.device, ForwardBatch] = field(default_factory=dict)
 
     def attend(
         self,
@@ -64,6 +67,8 @@ class PagedContext:
     def attend_kept(self, layer: int, query: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
         """As `attend`, but the step's keys and values are already in the cache."""
         cache, batch = self.cache, self._batch_on(query.device)
+        if batch.visible_ends is not None and layer not in self.bidirectional_layers:
+            batch = self._causal_batches.setdefault(query.device, batch.without_visible_ends())
         num_tokens, num_rows = batch.num_tokens, query.shape[0]
         attended = self.backend.attend(query[:num_tokens], cache.layer(layer), batch, spec)
         if num_rows == num_tokens:

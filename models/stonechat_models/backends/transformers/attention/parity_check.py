@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.base import ForwardBatch, StepImages
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend, AttentionSpec
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.backends.transformers.kv_cache import LayerKV
@@ -26,6 +26,9 @@ CASES = {
 }
 """(query tokens, context length) per sequence. The prefill case has more queries than a tile,
 cached prefixes of several lengths, and single tokens among them."""
+IMAGES = {2: ((250, 290), (295, 301)), 0: ((3, 60),)}
+"""Runs of positions, start and end, in sequences of the prefill case whose tokens see each other.
+One starts in the cached prefix, one reaches over a tile of queries, and one ends the context."""
 MAX_WINDOW = 100
 """Longer windows and chunks are shortened to this. The contexts of the cases exceed it."""
 
@@ -69,6 +72,8 @@ class ParityCheck:
     kv_dtype: torch.dtype
     block_size: int
     kinds: Sequence[LayerKind]
+    has_visible_ends: bool = False
+    """Whether tokens of images see those after them, in any layer."""
 
     @torch.inference_mode()
     def run(self, backend: AttentionBackend) -> None:
@@ -78,6 +83,9 @@ class ParityCheck:
             for name, lengths in CASES.items():
                 batch = random_batch(lengths, self.block_size, generator)
                 self._check(backend, kind, name, batch, generator)
+            if self.has_visible_ends:
+                batch = with_images(random_batch(CASES["prefill"], self.block_size, generator))
+                self._check(backend, kind, "prefill with images", batch, generator)
 
     def _check(
         self,
@@ -111,6 +119,18 @@ class ParityCheck:
                 f"is off by {error:.2g} of a token's largest number; rounding explains "
                 f"{limit:.2g} at most"
             )
+
+
+def with_images(batch: ForwardBatch) -> ForwardBatch:
+    """The prefill case, where the tokens of each run in `IMAGES` see each other."""
+    ends = batch.positions + 1
+    for i, runs in IMAGES.items():
+        rows = slice(batch.query_start_list[i], batch.query_start_list[i + 1])
+        for start, end in runs:
+            positions = batch.positions[rows]
+            ends[rows][(positions >= start) & (positions < end)] = end
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return replace(batch, images=StepImages(nothing, nothing, visible_ends=ends.int()))
 
 
 def _shortened(kind: LayerKind, sinks: torch.Tensor) -> AttentionSpec:

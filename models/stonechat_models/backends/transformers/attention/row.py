@@ -18,12 +18,14 @@ class RowBackend:
         self, query: torch.Tensor, kv: LayerKV, batch: ForwardBatch, spec: AttentionSpec
     ) -> torch.Tensor:
         output = query.new_empty(*query.shape[:2], kv.values.shape[2])
+        ends = None if batch.visible_ends is None else batch.visible_ends.tolist()
         for i in range(batch.num_seqs):
             start, end = batch.query_start_list[i : i + 2]
             slots = sequence_slots(batch, i, kv.block_size, 0, batch.context_lens_list[i])
             for row in range(start, end):
-                last = batch.context_lens_list[i] - (end - row) + 1
-                visible_slots = slots[spec.first_key(last - 1) : last]
+                position = batch.context_lens_list[i] - (end - row)
+                last = position + 1 if ends is None else ends[row]
+                visible_slots = slots[spec.first_key(position) : last]
                 key, value = (
                     x.transpose(0, 1).unsqueeze(0) for x in kv.read(visible_slots, query.dtype)
                 )

@@ -35,7 +35,10 @@ def attend_sequence(
     mask = None
     if num_queries > 1:
         positions = torch.arange(first, context_len, device=query.device)
-        mask = visible(positions[-num_queries:], positions, spec).unsqueeze(0)
+        ends = batch.visible_ends
+        if ends is not None:
+            ends = ends[batch.query_start_list[i] : batch.query_start_list[i + 1]]
+        mask = visible(positions[-num_queries:], positions, spec, ends).unsqueeze(0)
     attended = attend_dense(query.transpose(0, 1).unsqueeze(0), key, value, mask, spec)
     return attended.squeeze(0).transpose(0, 1)
 

@@ -173,6 +173,7 @@ def _prefill(
 ) -> None:
     tokens_of_tile = tile.rows // shape["GROUP"]
     num_tiles = batch.num_tokens // tokens_of_tile + batch.num_seqs
+    ends = batch.visible_ends
     prefill_kernel[(num_tiles, kv.keys.shape[1])](
         query,
         kv.keys,
@@ -181,6 +182,7 @@ def _prefill(
         batch.context_lens,
         batch.block_table,
         output if spec.sinks is None else spec.sinks,
+        output if ends is None else ends,
         output,
         batch.num_seqs,
         *_strides(query, kv, batch),
@@ -189,6 +191,7 @@ def _prefill(
         BLOCK_M=tile.rows,
         BLOCK_K=tile.keys,
         HAS_SINKS=spec.sinks is not None,
+        HAS_ENDS=ends is not None,
         MIN_QUERIES=2 if skip_decodes else 1,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

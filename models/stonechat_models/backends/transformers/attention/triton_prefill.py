@@ -39,6 +39,7 @@ def prefill_kernel(
     context_lens,  # int32[N]
     block_table,  # int32[N, W]
     sinks,  # [H]
+    visible_ends,  # int32[T], see `StepImages`
     output,  # [T, H, DV], contiguous
     num_seqs,
     stride_query_token,
@@ -65,6 +66,7 @@ def prefill_kernel(
     HAS_WINDOW: tl.constexpr,
     HAS_CHUNKS: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    HAS_ENDS: tl.constexpr,
     MIN_QUERIES: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -72,7 +74,8 @@ def prefill_kernel(
 ):
     """Program (tile, kv_head): BLOCK_Q tokens of one sequence, each with GROUP heads.
 
-    Skips sequences with fewer than MIN_QUERIES query tokens.
+    Skips sequences with fewer than MIN_QUERIES query tokens. Without HAS_ENDS, no token sees later
+    ones.
     """
     wait_for_inputs(EARLY)
     tile = tl.program_id(0)
@@ -92,7 +95,12 @@ def prefill_kernel(
     tokens = (start + token_of_row).to(tl.int64)
     first_position = context_len - num_queries + tile_start
     row_positions = context_len - num_queries + token_of_row
+    row_lasts = row_positions
     last = tl.minimum(first_position + BLOCK_Q, context_len)
+    if HAS_ENDS:
+        ends = tl.load(visible_ends + tokens, mask=is_row, other=0)
+        row_lasts = tl.where(is_row, ends - 1, row_positions)
+        last = tl.maximum(last, tl.max(ends, 0))
     row_firsts = first_key(row_positions, window, chunk, HAS_WINDOW, HAS_CHUNKS)
     first = first_key(first_position, window, chunk, HAS_WINDOW, HAS_CHUNKS) // BLOCK_K * BLOCK_K
 
@@ -107,7 +115,7 @@ def prefill_kernel(
     )
     result, peak, total = attend_tile(
         loaded,
-        row_positions,
+        row_lasts,
         row_firsts,
         first,
         last,

@@ -60,7 +60,7 @@ def finished(
 @triton.jit
 def attend_tile(
     query,  # [BLOCK_M, BLOCK_DK]
-    row_positions,  # int32[BLOCK_M]: position of each row's token
+    row_lasts,  # int32[BLOCK_M]: position of the last key that each row sees
     row_firsts,  # int32[BLOCK_M]: position of the first key that each row sees
     first,  # the first key, a multiple of BLOCK_K
     last,  # the end of the keys, exclusive
@@ -101,12 +101,12 @@ def attend_tile(
         # All rows see all keys of the first tiles, so that no score needs to be masked. With few
         # rows the masks cost nothing, since such a tile waits for memory. Twice the code takes
         # twice the time to compile, which is long enough for float32.
-        masked = tl.minimum(tl.min(row_positions, 0) + 1, last) // BLOCK_K * BLOCK_K
+        masked = tl.minimum(tl.min(row_lasts, 0) + 1, last) // BLOCK_K * BLOCK_K
         masked = tl.maximum(masked, first)
         for start in range(first, masked, BLOCK_K):
             output, peak, total, blocks = attend_keys(
                 query,
-                row_positions,
+                row_lasts,
                 row_firsts,
                 start,
                 last,
@@ -136,7 +136,7 @@ def attend_tile(
     for start in range(masked, last, BLOCK_K):
         output, peak, total, blocks = attend_keys(
             query,
-            row_positions,
+            row_lasts,
             row_firsts,
             start,
             last,
@@ -169,7 +169,7 @@ def attend_tile(
 @triton.jit
 def attend_keys(
     query,
-    row_positions,
+    row_lasts,
     row_firsts,
     start,  # the tile's first key
     last,
@@ -222,7 +222,7 @@ def attend_keys(
     else:
         to_base_2 = scaling * LOG2E
     if IS_MASKED:
-        is_visible = in_range[None, :] & (positions[None, :] <= row_positions[:, None])
+        is_visible = in_range[None, :] & (positions[None, :] <= row_lasts[:, None])
         if HAS_FIRSTS:
             is_visible = is_visible & (positions[None, :] >= row_firsts[:, None])
         scores = tl.where(is_visible, scores, float("-inf"))

@@ -61,7 +61,7 @@ FUSED = {
     "residual",
 }
 FLOAT32 = {"partial", "peaks", "totals"}
-INT32 = {"query_start", "context_lens", "block_table", "num_done"}
+INT32 = {"query_start", "visible_ends", "context_lens", "block_table", "num_done"}
 INT64 = {"slots"}
 FLOATS = {"scaling", "softcap", "epsilon", "offset", "query_epsilon", "key_epsilon", "limit"}
 SHAPES = [  # dtype, head size, group, window, chunks and soft cap
@@ -186,7 +186,8 @@ def compile_shape(dtype, size, group, window, capability, kv_dtype=None) -> None
         "MIN_QUERIES": 2,
     }
     launch = (tile.num_warps, tile.num_stages, capability, kv_dtype)
-    compile_kernel(prefill_kernel, dtype, constants, *launch)
+    for has_ends in (False, True):
+        compile_kernel(prefill_kernel, dtype, {**constants, "HAS_ENDS": has_ends}, *launch)
 
 
 def compile_fused(dtype, capability) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.base import ForwardBatch, StepImages
 
 
 def packed_batch(
@@ -39,6 +39,20 @@ def packed_batch(
         query_start_list=query_start,
         context_lens_list=context_lens,
     ).to(torch.device(device))
+
+
+def with_runs(batch: ForwardBatch, runs: list[list[tuple[int, int]]]) -> ForwardBatch:
+    """The step, where the tokens of each run of a sequence's positions see each other."""
+    ends = (batch.positions + 1).tolist()
+    for i, sequence_runs in enumerate(runs):
+        start = batch.query_start_list[i]
+        first = batch.context_lens_list[i] - (batch.query_start_list[i + 1] - start)
+        for run_start, run_end in sequence_runs:
+            for position in range(max(first, run_start), run_end):
+                ends[start + position - first] = run_end
+    nothing = batch.positions[:0]
+    visible_ends = torch.tensor(ends, dtype=torch.int32, device=batch.positions.device)
+    return replace(batch, images=StepImages(nothing, nothing, visible_ends=visible_ends))
 
 
 def decode_rows(batch: ForwardBatch, rows: list[int]) -> ForwardBatch:

@@ -11,7 +11,9 @@ from stonechat_models.backends.transformers.attention.batched import BatchedBack
 from stonechat_models.backends.transformers.attention.row import RowBackend
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.backends.transformers.kv_cache import LayerKV
+from tests.models.backends.transformers.attention.packed import with_runs
 
+BACKENDS = [SdpaBackend(), BatchedBackend(), RowBackend()]
 BLOCK_SIZE = 4
 NUM_BLOCKS = 40
 
@@ -58,7 +60,8 @@ def attend_by_hand(query, keys, values, batch, spec):
             first = 0 if spec.sliding_window is None else max(0, position - spec.sliding_window + 1)
             if spec.chunk_size is not None:
                 first = max(first, position - position % spec.chunk_size)
-            visible = slot[first : position + 1]
+            last = position + 1 if batch.images is None else int(batch.images.visible_ends[row])
+            visible = slot[first:last]
             scores = (
                 keys[visible, head // groups].double() @ query[row, head].double() * spec.scaling
             )
@@ -89,9 +92,7 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize(
-    "backend", [SdpaBackend(), BatchedBackend(), RowBackend()], ids=lambda b: b.name
-)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize(("num_kv_heads", "value_size"), [(4, 8), (2, 8), (1, 6)])
@@ -105,3 +106,23 @@ def test_backend_equals_a_loop(backend, lengths, spec, num_kv_heads, value_size)
     expected = attend_by_hand(query, keys, values, batch, spec)
     actual = backend.attend(query, LayerKV(keys, values, BLOCK_SIZE), batch, spec)
     torch.testing.assert_close(actual.double(), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_tokens_of_images_see_those_after_them(backend, spec):
+    """Runs that start a sequence, end one, are longer than the window, or began in the cache."""
+    generator = torch.Generator().manual_seed(3)
+    step = make_batch([(13, 13), (1, 12), (9, 20), (4, 4)], generator)
+    batch = with_runs(step, [[(0, 9), (11, 13)], [], [(8, 15), (16, 17)], []])
+    slots = NUM_BLOCKS * BLOCK_SIZE
+    query = torch.randn(batch.num_tokens, 4, 8, generator=generator)
+    keys, values = torch.randn(2, slots, 2, 8, generator=generator)
+    expected = attend_by_hand(query, keys, values, batch, spec)
+    kv = LayerKV(keys, values, BLOCK_SIZE)
+    actual = backend.attend(query, kv, batch, spec)
+    torch.testing.assert_close(actual.double(), expected, atol=2e-6, rtol=1e-5)
+    text = slice(13, 14), slice(23, 27)  # the sequences without an image
+    causal = backend.attend(query, kv, step, spec)
+    assert all(torch.equal(actual[rows], causal[rows]) for rows in text)
+    assert not torch.equal(actual[:9], causal[:9])

@@ -81,6 +81,22 @@ def test_right_backends_pass_with_a_float8_cache():
     parity_check(torch.bfloat16, kv_dtype=torch.float8_e4m3fn).run(BatchedBackend())
 
 
+class CausalBackend(SdpaBackend):
+    """It does not know that tokens of images see those after them."""
+
+    def attend(self, query, kv, batch, spec):
+        return super().attend(query, kv, batch.without_visible_ends(), spec)
+
+
+def test_attention_in_both_directions_is_checked_for_models_that_have_it():
+    check = replace(parity_check(), has_visible_ends=True)
+    for backend in (SdpaBackend(), BatchedBackend()):
+        check.run(backend)
+    parity_check().run(CausalBackend())
+    with pytest.raises(ParityError, match="prefill with images"):
+        check.run(CausalBackend())
+
+
 @pytest.mark.parametrize("backend", FAULTY_BACKENDS.values(), ids=FAULTY_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_wrong_results_are_found(backend, dtype):

@@ -17,7 +17,7 @@ from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.backends.transformers.attention.tile_sizes import TileSizes
 from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
 from stonechat_models.backends.transformers.kv_cache import LayerKV
-from tests.models.backends.transformers.attention.packed import decode_rows, packed_batch
+from tests.models.backends.transformers.attention.packed import decode_rows, packed_batch, with_runs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -36,11 +36,14 @@ def check(
     kv_dtype=None,
     num_multiprocessors=8,
     seed=0,
+    runs=None,
     **spec,
 ):
     generator = torch.Generator().manual_seed(seed)
     num_blocks = sum(-(-c // block_size) for _, c in lengths) + 3
     batch = packed_batch(lengths, block_size, num_blocks, generator, DEVICE)
+    if runs is not None:
+        batch = with_runs(batch, runs)
 
     def random(*shape):
         return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE)
@@ -100,6 +103,15 @@ def test_sliding_window(window):
 @pytest.mark.parametrize("chunk", [1, 7, 32, 45, 500])
 def test_chunks(chunk):
     check(MIXED, chunk_size=chunk, sizes=(32, 32))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    "spec", [{}, {"sliding_window": 20}, {"chunk_size": 33, "softcap": 3.0, "sinks": True}], ids=str
+)
+def test_tokens_of_images_see_those_after_them(spec, dtype):
+    runs = [[(0, 64), (70, 71), (80, 90)], [], [(20, 31)], [(100, 140), (159, 160)]]
+    check([(90, 90), (1, 30), (7, 35), (50, 160)], dtype=dtype, runs=runs, **spec)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ FUSED_KERNELS = {
     ("arguments", "num_kernels"),
     [
         ([], 1),
-        pytest.param(["--all"], 9 * 3 + 4 * 19 + 2, marks=pytest.mark.nightly),
+        pytest.param(["--all"], 9 * 4 + 4 * 19 + 2, marks=pytest.mark.nightly),
     ],
     ids=["some", "all"],
 )
