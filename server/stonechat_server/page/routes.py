@@ -31,7 +31,7 @@ def page_router() -> APIRouter:
     """
     page = Files(STATIC, security_headers())
     vendor = Files(VENDOR, security_headers())
-    docs = Files(DOCS, security_headers(images="'self' data:"))
+    docs = Files(DOCS, security_headers())
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")

@@ -329,9 +329,9 @@ def test_text_files_are_attached_and_others_are_refused(
     page: Any, open_server: LiveServer, tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("alpha\n```\nbeta")
-    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x00\xff")
-    page.set_input_files("#attach-file", [tmp_path / "notes.txt", tmp_path / "image.png"])
-    page.wait_for_selector("text=image.png is not a text file.")
+    (tmp_path / "model.bin").write_bytes(b"GGUF\x00\xff")
+    page.set_input_files("#attach-file", [tmp_path / "notes.txt", tmp_path / "model.bin"])
+    page.wait_for_selector("text=model.bin is neither an image nor a text file.")
     assert page.locator("#files .file").count() == 1
     ask(page, "Summarise it")
     answered(page, 1)

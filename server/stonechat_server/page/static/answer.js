@@ -145,8 +145,10 @@ function describe(turn) {
   const tokens =
     usage?.completion_tokens ?? choices.reduce((sum, one) => sum + one.logprobs.length, 0);
   if (usage) {
-    const cached = usage.prompt_tokens_details?.cached_tokens;
-    parts.push(`${usage.prompt_tokens} prompt tokens${cached ? ` (${cached} cached)` : ""}`);
+    const { image_tokens: images, cached_tokens: cached } = usage.prompt_tokens_details ?? {};
+    const details = [images && `${images} of images`, cached && `${cached} cached`].filter(Boolean);
+    const more = details.length ? ` (${details.join(", ")})` : "";
+    parts.push(`${usage.prompt_tokens} prompt tokens${more}`);
   }
   if (tokens) parts.push(`${tokens} generated`);
   parts.push(`first token after ${Math.round(turn.firstMs)} ms`);

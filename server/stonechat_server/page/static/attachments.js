@@ -1,16 +1,23 @@
-// Text files beside the question: chosen, dropped or pasted. They are sent as text.
+// Files beside the question: chosen, dropped or pasted. Images are sent as images, other files as
+// text.
 
 import { byId, el, toast } from "./dom.js";
+import { isPicture, pictureNode, readPicture, sizeText } from "./pictures.js";
 
-const MAX_BYTES = 1_000_000;
+const MAX_TEXT_BYTES = 1_000_000;
 
 export class Attachments {
-  constructor(area) {
+  // `whyNoImages` returns why the chosen model takes no images, or "".
+  constructor(area, whyNoImages) {
+    this.whyNoImages = whyNoImages;
     this.files = [];
+    this.images = [];
+    this.numReading = 0;
+    this.reading = Promise.resolve();
     this.list = byId("files");
     byId("attach").addEventListener("click", () => byId("attach-file").click());
     byId("attach-file").addEventListener("change", async (event) => {
-      await this.add(event.target.files);
+      await this.add([...event.target.files]);
       event.target.value = "";
     });
     const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
@@ -26,58 +33,100 @@ export class Attachments {
       area.classList.remove("drop");
       if (!hasFiles(event)) return;
       event.preventDefault();
-      this.add(event.dataTransfer.files);
+      this.add([...event.dataTransfer.files]);
     });
     area.addEventListener("paste", (event) => {
-      if (!event.clipboardData?.files.length) return;
+      const files = [...(event.clipboardData?.files ?? [])];
+      // Office programs put a picture of the text beside the text.
+      const isText = files.every(isPicture) && event.clipboardData?.getData("text/plain");
+      if (!files.length || isText) return;
       event.preventDefault();
-      this.add(event.clipboardData.files);
+      this.add(files);
     });
   }
 
-  async add(files) {
-    for (const file of files) {
-      if (file.size > MAX_BYTES) toast(`${file.name} is larger than 1 MB.`);
-      else await this.read(file);
-    }
-    this.draw();
+  get isEmpty() {
+    return !this.files.length && !this.images.length && !this.numReading;
+  }
+
+  // Reads files one after the other, in their order.
+  add(files) {
+    this.numReading += 1;
+    this.reading = this.reading.then(async () => {
+      for (const file of files) {
+        await this.read(file).catch((error) => toast(error.message));
+        this.draw();
+      }
+      this.numReading -= 1;
+    });
+    return this.reading;
   }
 
   async read(file) {
-    try {
-      const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
-      if (text.includes("\0")) throw new TypeError("binary");
-      this.files.push({ name: file.name, text });
-    } catch {
-      toast(`${file.name} is not a text file. Only text can be attached.`);
+    if (isPicture(file)) {
+      const why = this.whyNoImages();
+      if (why) throw new Error(`${file.name} is not attached. ${why}`);
+      this.images.push(await readPicture(file));
+    } else {
+      this.files.push({ name: file.name, text: await readText(file) });
     }
   }
 
-  // Returns the files and forgets them.
+  // Returns what is attached and forgets it.
   take() {
-    return this.put([]);
+    return this.put({});
   }
 
-  // Replaces the files. Returns the earlier ones.
-  put(files) {
-    const before = this.files;
-    this.files = files;
+  // Replaces what is attached. Returns what was.
+  put({ files = [], images = [] }) {
+    const before = { files: this.files, images: this.images };
+    Object.assign(this, { files, images });
     this.draw();
     return before;
   }
 
-  draw() {
-    const chip = (file) => {
-      const remove = () => this.put(this.files.filter((one) => one !== file));
-      const name = `Remove ${file.name}`;
-      return el(
-        "span",
-        { class: "file" },
-        `${file.name} `,
-        el("button", { type: "button", "aria-label": name, onclick: remove }, "×"),
-      );
-    };
-    this.list.hidden = this.files.length === 0;
-    this.list.replaceChildren(...this.files.map(chip));
+  // Says what can be attached.
+  drawTitle() {
+    const why = this.whyNoImages();
+    byId("attach").title = why
+      ? `Attach text files. You can drop or paste them too. ${why}`
+      : "Attach images and text files. You can drop or paste them too.";
   }
+
+  draw() {
+    const { files, images } = this;
+    const without = (all, one) => all.filter((other) => other !== one);
+    const nodes = [
+      ...images.map((image) =>
+        chip(image, () => this.put({ files, images: without(images, image) })),
+      ),
+      ...files.map((file) => chip(file, () => this.put({ files: without(files, file), images }))),
+    ];
+    this.list.hidden = nodes.length === 0;
+    this.list.replaceChildren(...nodes);
+  }
+}
+
+function chip(file, remove) {
+  const button = el(
+    "button",
+    { type: "button", "aria-label": `Remove ${file.name}`, onclick: remove },
+    "×",
+  );
+  if (!file.url) return el("span", { class: "file" }, `${file.name} `, button);
+  const name = el("span", { class: "name" }, file.name);
+  const size = el("span", { class: "quiet" }, sizeText(file));
+  return el("span", { class: "file image" }, pictureNode(file), el("span", {}, name, size), button);
+}
+
+// The text of a file. Throws an Error for people.
+async function readText(file) {
+  if (file.size > MAX_TEXT_BYTES) throw new Error(`${file.name} is larger than 1 MB.`);
+  try {
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+    if (!text.includes("\0")) return text;
+  } catch {
+    /* not text */
+  }
+  throw new Error(`${file.name} is neither an image nor a text file. It is not attached.`);
 }

@@ -3,7 +3,7 @@
 import { apiUrl, getKey } from "./api.js";
 import { byId, copyText, el } from "./dom.js";
 import { startTabs } from "./panel.js";
-import { curlSnippet, jsSnippet, pythonSnippet } from "./snippets.js";
+import { curlSnippet, jsSnippet, pythonSnippet, withoutImages } from "./snippets.js";
 
 const SNIPPETS = { curl: curlSnippet, Python: pythonSnippet, JavaScript: jsSnippet };
 
@@ -23,7 +23,9 @@ export function startCodeDialog(makeBody) {
     );
   const show = (name) => {
     try {
-      byId("code-text").textContent = SNIPPETS[name](apiUrl(), makeBody(), getKey() !== "");
+      const { body, hasImages } = withoutImages(makeBody());
+      byId("code-images").hidden = !hasImages;
+      byId("code-text").textContent = SNIPPETS[name](apiUrl(), body, getKey() !== "");
     } catch (error) {
       byId("code-text").textContent = error.message;
     }

@@ -49,9 +49,10 @@ export class Conversation {
 
   // -- asking --
 
-  ask(text, files = []) {
+  // attached: files and images, as Attachments has them.
+  ask(text, { files = [], images = [] } = {}) {
     const parent = this.tree.path().at(-1);
-    return this.askBelow(parent, { role: "user", text, files });
+    return this.askBelow(parent, { role: "user", text, files, images });
   }
 
   // Returns false, and adds nothing, if the settings do not make a valid request.
@@ -213,9 +214,10 @@ export class Conversation {
   // Replaces a question by a form. Nothing changes unless the form is sent.
   edit(turn, node) {
     const parent = this.tree.turns.get(turn.parent);
-    const form = editForm(turn.text, {
+    const { files, images } = turn;
+    const form = editForm(turn, {
       send: (text) => {
-        if (!this.busy) this.askBelow(parent, { role: "user", text, files: turn.files });
+        if (!this.busy) this.askBelow(parent, { role: "user", text, files, images });
       },
       close: () => form.replaceWith(this.questionNode(turn)),
     });

@@ -25,7 +25,7 @@ const EXAMPLES = [
 
 const prompt = byId("prompt");
 const fields = new FieldsForm(byId("fields"), byId("fields-more"));
-const models = new Models(byId("model"));
+const models = new Models(byId("model"), () => attachments.drawTitle());
 const chats = startPanel(byId("toggle-chats"), byId("chats"), true);
 const settings = startPanel(byId("toggle-panel"), byId("panel"), false);
 const closeMenus = startMenus();
@@ -48,11 +48,16 @@ function requestBody(messages) {
 const store = await openStore();
 
 function sayNotSaved(error) {
-  toast(`The browser could not save the conversation (${error.message}). Export what you need.`);
+  const why =
+    error.name === "QuotaExceededError"
+      ? "its storage is full, so delete conversations, those with images first"
+      : error.message;
+  toast(`The browser could not save the conversation (${why}). Export what you need.`);
 }
 
 byId("not-kept").hidden = store.isLasting;
-const attachments = new Attachments(byId("composer"));
+const attachments = new Attachments(byId("composer"), () => models.whyNoImages());
+attachments.drawTitle();
 const conversation = new Conversation(byId("log"), {
   requestBody,
   streamChat,
@@ -75,9 +80,9 @@ const conversation = new Conversation(byId("log"), {
   },
   // The question goes back into the box, unless something new was typed.
   onFailed(question) {
-    if (prompt.value.trim() || attachments.files.length) return;
+    if (prompt.value.trim() || !attachments.isEmpty) return;
     write(question.text);
-    attachments.put(question.files);
+    attachments.put(question);
   },
   onInvalid: () => settings.show(),
   onKey: askForKey,
@@ -102,10 +107,11 @@ function write(text) {
   prompt.style.height = `${Math.min(prompt.scrollHeight + 2, window.innerHeight * 0.4)}px`;
 }
 
-function submit() {
+async function submit() {
+  if (attachments.numReading) await attachments.reading;
   const text = prompt.value;
-  if ((!text.trim() && !attachments.files.length) || conversation.busy) return;
-  if (!conversation.ask(text, attachments.files)) return;
+  if ((!text.trim() && attachments.isEmpty) || conversation.busy) return;
+  if (!conversation.ask(text, attachments)) return;
   write("");
   attachments.take();
 }

@@ -19,8 +19,10 @@ function count(number) {
 }
 
 export class Models {
-  constructor(select) {
+  // onChange(): another model is chosen, or more is known of it.
+  constructor(select, onChange) {
     this.select = select;
+    this.onChange = onChange;
     this.cards = new Map();
     byId("card").addEventListener("toggle", () => byId("card").open && this.drawCard());
     select.addEventListener("change", () => this.drawCard());
@@ -28,6 +30,14 @@ export class Models {
 
   get current() {
     return this.cards.get(this.select.value);
+  }
+
+  // Why the chosen model takes no images. "" if it takes some, and if the server does not say.
+  whyNoImages() {
+    const modalities = this.current?.input_modalities;
+    if (!modalities || modalities.includes("image")) return "";
+    const reason = this.current.stonechat?.image_refusal;
+    return `This model takes no images${reason ? `: ${reason}` : ""}.`;
   }
 
   // Throws what `getJson` throws.
@@ -76,6 +86,8 @@ export class Models {
       ["Parameters", model.num_parameters && count(model.num_parameters)],
       ["Weights", model.weight_bytes && size(model.weight_bytes)],
       ["Quantisation", model.quantization],
+      ["Reads", card?.input_modalities?.join(", ")],
+      ["No images", model.image_refusal],
       ["Context", card?.max_model_len && `${card.max_model_len.toLocaleString("en")} tokens`],
       ["KV cache", model.kv_bytes_per_token && `${size(model.kv_bytes_per_token)} a token`],
       ["Runs on", model.device && `${model.device} (${model.backend}, ${model.attention_backend})`],
@@ -85,6 +97,7 @@ export class Models {
         .filter(([, value]) => value)
         .flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]),
     );
+    this.onChange();
   }
 
   // Shows how much of the model's context the conversation fills, as far as its last answer says.

@@ -178,7 +178,9 @@ export class Sidebar {
 }
 
 function turnText(turn) {
-  if (turn.role === "user") return textOf(turn);
+  if (turn.role === "user") {
+    return [...(turn.images ?? []).map(({ name }) => name), textOf(turn)].join("\n");
+  }
   if (turn.role === "tool") return turn.results.map((result) => result.content).join("\n");
   return turn.choices.map((choice) => choice.content).join("\n");
 }

@@ -11,6 +11,20 @@ export function curlSnippet(url, body, hasKey) {
   return lines.join(" \\\n  ");
 }
 
+// The body with a short mark in place of each image's data, which would fill the dialog.
+export function withoutImages(body) {
+  let hasImages = false;
+  const short = (part) => {
+    if (part.type !== "image_url") return part;
+    hasImages = true;
+    return { type: "image_url", image_url: { url: `${part.image_url.url.split(",")[0]},…` } };
+  };
+  const messages = body.messages.map((message) =>
+    Array.isArray(message.content) ? { ...message, content: message.content.map(short) } : message,
+  );
+  return { body: { ...body, messages }, hasImages };
+}
+
 // The arguments of the official Python client. Other fields go into extra_body.
 const KNOWN = new Set(
   (

@@ -1,8 +1,11 @@
-// Keeps conversations in the browser's IndexedDB: one record for each conversation, one for each of
-// its turns. Where the browser has no database for the page, they last as long as the page.
+// Keeps conversations in the browser's IndexedDB: a record for each conversation, each of its turns,
+// and each image, which several turns may show. Where the browser has no database for the page, they
+// last as long as the page.
+
+import { toast } from "./dom.js";
 
 const NAME = "stonechat";
-const VERSION = 1;
+const VERSION = 2;
 
 const done = (request) =>
   new Promise((resolve, reject) => {
@@ -13,10 +16,15 @@ const done = (request) =>
 export async function openStore() {
   try {
     const request = indexedDB.open(NAME, VERSION);
-    request.onupgradeneeded = () => {
-      request.result.createObjectStore("conversations", { keyPath: "id" });
-      request.result.createObjectStore("turns", { keyPath: ["conversation", "id"] });
+    request.onupgradeneeded = ({ oldVersion }) => {
+      const { result } = request;
+      if (oldVersion < 1) {
+        result.createObjectStore("conversations", { keyPath: "id" });
+        result.createObjectStore("turns", { keyPath: ["conversation", "id"] });
+      }
+      result.createObjectStore("images", { keyPath: ["conversation", "id"] });
     };
+    request.onblocked = () => toast("Close other tabs of this page: their version is older.");
     return new Store(await done(request));
   } catch {
     return new MemoryStore();
@@ -28,37 +36,63 @@ class Store {
 
   constructor(database) {
     this.database = database;
+    database.onversionchange = () => database.close(); // a newer page opens it in another tab
   }
 
   table(name, mode = "readonly") {
     return this.database.transaction(name, mode).objectStore(name);
   }
 
+  // Changes the records of a table. Resolves once they are on the disk, which may be full.
+  change(name, run) {
+    const table = this.table(name, "readwrite");
+    return new Promise((resolve, reject) => {
+      table.transaction.oncomplete = () => resolve();
+      table.transaction.onabort = () => reject(table.transaction.error);
+      run(table);
+    });
+  }
+
   conversations() {
     return done(this.table("conversations").getAll());
   }
 
-  turns(id) {
-    return done(this.table("turns").getAll(IDBKeyRange.bound([id], [id, []])));
+  async turns(id) {
+    const turns = await done(this.table("turns").getAll(ofConversation(id)));
+    const images = await done(this.table("images").getAll(ofConversation(id)));
+    const urls = new Map(images.map((image) => [image.id, image.url]));
+    for (const image of turns.flatMap((turn) => turn.images ?? [])) image.url = urls.get(image.id);
+    return turns;
   }
 
+  // Without the data of their images.
   allTurns() {
     return done(this.table("turns").getAll());
   }
 
   saveConversation(conversation) {
-    return done(this.table("conversations", "readwrite").put(conversation));
+    return this.change("conversations", (table) => table.put(conversation));
   }
 
-  saveTurn(turn) {
-    return done(this.table("turns", "readwrite").put(turn));
+  async saveTurn(turn) {
+    const { conversation, images = [] } = turn;
+    const kept = images.map(({ url, ...rest }) => rest);
+    const record = images.length ? { ...turn, images: kept } : turn;
+    await this.change("turns", (table) => table.put(record));
+    for (const { id, url } of images) {
+      if (url) await this.change("images", (table) => table.put({ conversation, id, url }));
+    }
   }
 
   async remove(id) {
-    await done(this.table("turns", "readwrite").delete(IDBKeyRange.bound([id], [id, []])));
-    await done(this.table("conversations", "readwrite").delete(id));
+    for (const name of ["images", "turns"])
+      await this.change(name, (table) => table.delete(ofConversation(id)));
+    await this.change("conversations", (table) => table.delete(id));
   }
 }
+
+// The keys of a conversation's records.
+const ofConversation = (id) => IDBKeyRange.bound([id], [id, []]);
 
 class MemoryStore {
   isLasting = false;

@@ -1,6 +1,7 @@
 // Conversations as files: JSON keeps everything, Markdown keeps the shown branch for people.
 
 import { newId } from "./dom.js";
+import { checkPicture } from "./pictures.js";
 import { textOf, Tree } from "./tree.js";
 
 const FORMAT = "stonechat-conversations";
@@ -24,7 +25,10 @@ export function toMarkdown(tree) {
 
 const HEADS = { user: "## You", assistant: "## Model", tool: "## Tool result" };
 const BODIES = {
-  user: textOf,
+  user: (turn) => {
+    const names = (turn.images ?? []).map(({ name }) => `Image ${name} (not in this file)\n\n`);
+    return names.join("") + textOf(turn);
+  },
   tool: (turn) => turn.results.map(({ name, content }) => `${name}: ${content}`).join("\n"),
   assistant: (turn) => {
     const { content, toolCalls } = turn.choices[turn.picked];
@@ -78,7 +82,11 @@ function readTurn(turn, conversation, known) {
 
 // Fields must have their types: the page draws them without looking again.
 const READERS = {
-  user: (turn) => ({ text: String(turn.text ?? ""), files: list(turn.files).map(readFile) }),
+  user: (turn) => ({
+    text: String(turn.text ?? ""),
+    files: list(turn.files).map(readFile),
+    images: list(turn.images).map(checkPicture).filter(Boolean),
+  }),
   tool: (turn) => ({ results: list(turn.results).map(readResult) }),
   assistant: readAnswer,
 };
@@ -102,11 +110,14 @@ function readAnswer(turn) {
 function readUsage(usage) {
   const [prompt, completion] = [number(usage?.prompt_tokens), number(usage?.completion_tokens)];
   if (prompt === null || completion === null) return null;
-  const cached = number(usage.prompt_tokens_details?.cached_tokens) ?? 0;
+  const details = usage.prompt_tokens_details;
   return {
     prompt_tokens: prompt,
     completion_tokens: completion,
-    prompt_tokens_details: { cached_tokens: cached },
+    prompt_tokens_details: {
+      cached_tokens: number(details?.cached_tokens) ?? 0,
+      image_tokens: number(details?.image_tokens) ?? 0,
+    },
   };
 }
 
@@ -143,7 +154,7 @@ function fromMarkdown(text) {
     const parent = tree.path().at(-1);
     if (role === "assistant") {
       tree.add(parent, { role, ...readAnswer({ choices: [{ content }], state: "done" }) });
-    } else tree.add(parent, { role: "user", text: content, files: [] });
+    } else tree.add(parent, { role: "user", text: content, files: [], images: [] });
   });
   return tree;
 }

@@ -2,7 +2,7 @@
 // the earlier ones. `active` maps a turn's id ("" for the root) to the id of its shown child.
 //
 // Turns:
-//   user       text, files: [{ name, text }]
+//   user       text, files: [{ name, text }], images (pictures.js)
 //   assistant  choices: [{ content, reasoning, reasoningMs, refusal, toolCalls, logprobs,
 //              finishReason }], picked, usage, firstMs, lastMs, model, isJson, state, problem
 //   tool       results: [{ id, name, content }]
@@ -86,7 +86,7 @@ export function messagesOf(path) {
 }
 
 const MESSAGES = {
-  user: (turn) => [{ role: "user", content: textOf(turn) }],
+  user: (turn) => [{ role: "user", content: contentOf(turn) }],
   assistant: (turn) => [choiceMessage(turn.choices[turn.picked])],
   tool: (turn) =>
     turn.results.map(({ id, content }) => ({ role: "tool", tool_call_id: id, content })),
@@ -96,6 +96,15 @@ export function choiceMessage({ content, toolCalls }) {
   const message = { role: "assistant", content: content || (toolCalls.length ? null : "") };
   if (toolCalls.length) message.tool_calls = toolCalls;
   return message;
+}
+
+// A question's text, behind its images if it has some.
+function contentOf(turn) {
+  const text = textOf(turn);
+  const images = (turn.images ?? []).filter(({ url }) => url);
+  if (!images.length) return text;
+  const parts = images.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  return text ? [...parts, { type: "text", text }] : parts;
 }
 
 // A question's text, with its files in front as code blocks that name them.
@@ -109,7 +118,7 @@ export function textOf({ text, files = [] }) {
 }
 
 // A short name for a conversation that begins with this question.
-export function titleOf({ text, files = [] }) {
-  const line = text.trim().split("\n")[0] || files[0]?.name || "Untitled";
+export function titleOf({ text, files = [], images = [] }) {
+  const line = text.trim().split("\n")[0] || [...files, ...images][0]?.name || "Untitled";
   return line.length > 60 ? `${line.slice(0, 59).trimEnd()}…` : line;
 }

@@ -2,16 +2,18 @@
 
 import { callTitle, small } from "./choice.js";
 import { copyText, el } from "./dom.js";
+import { pictureNode } from "./pictures.js";
 import { textOf } from "./tree.js";
 
+// The images and files of a question in a row. Null if there are none.
+function attachedRow({ files, images = [] }) {
+  const names = files.map((file) => el("span", { class: "file" }, file.name));
+  const nodes = [...images.map(pictureNode), ...names];
+  return nodes.length ? el("div", { class: "row" }, ...nodes) : null;
+}
+
 export function questionNode(turn, branches, edit) {
-  const files = turn.files.map((file) => el("span", { class: "file" }, file.name));
-  const bubble = el(
-    "div",
-    { class: "bubble" },
-    files.length ? el("div", { class: "row" }, ...files) : null,
-    turn.text,
-  );
+  const bubble = el("div", { class: "bubble" }, attachedRow(turn), turn.text);
   const copy = small("Copy", () => copyText(textOf(turn), copy));
   const tools = el("div", { class: "row tools" }, copy, small("Edit", edit), ...branches);
   return el("div", { class: "turn user" }, bubble, tools);
@@ -28,12 +30,14 @@ export function resultNode(turn, branches) {
 }
 
 // actions: send(text), close().
-export function editForm(text, { send, close }) {
+export function editForm(turn, { send, close }) {
   const area = el("textarea", { rows: 3, "aria-label": "Edit the question" });
-  area.value = text;
+  area.value = turn.text;
+  const attached = attachedRow(turn);
   const form = el(
     "form",
     { class: "turn edit" },
+    attached,
     area,
     el(
       "div",
@@ -45,7 +49,7 @@ export function editForm(text, { send, close }) {
   );
   const submit = (event) => {
     event.preventDefault();
-    if (area.value.trim()) send(area.value);
+    if (area.value.trim() || attached) send(area.value);
   };
   form.addEventListener("submit", submit);
   form.addEventListener("keydown", (event) => {

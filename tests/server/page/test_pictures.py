@@ -1,0 +1,319 @@
+"""Images on the page: attached, scaled down, shown, sent, kept and exported."""
+
+import base64
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.live_server import LiveServer
+
+from .test_conversations import answered, bubbles, download, menu, reopen
+from .test_page import ask, copy_as, page, piece
+
+__all__ = ["page"]  # a fixture
+
+REFUSAL = "its image processor needs torchvision"
+
+
+def png(width: int, height: int, shade: int = 0) -> bytes:
+    """A grey PNG."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + bytes([shade]) * width for _ in range(height)))
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", rows), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def bytes_of(url: str) -> bytes:
+    return base64.b64decode(url.partition(",")[2], validate=True)
+
+
+def use_model(page: Any, modalities: list[str], refusal: str = "") -> None:
+    """Let the list of models say what its model reads."""
+
+    def fulfil(route: Any) -> None:
+        listed = route.fetch().json()
+        for card in listed["data"]:
+            card["input_modalities"] = modalities
+            card["stonechat"]["image_refusal"] = refusal
+        route.fulfill(json=listed)
+
+    page.route("**/v1/models", fulfil)
+    page.reload()
+    page.wait_for_selector("#model option:not([value=''])", state="attached")
+
+
+@pytest.fixture
+def sent(page: Any) -> list[dict[str, Any]]:
+    """The bodies of chat requests, each of which is answered."""
+    bodies: list[dict[str, Any]] = []
+    details = {"cached_tokens": 7, "image_tokens": 64}
+    usage = {"prompt_tokens": 90, "completion_tokens": 2, "prompt_tokens_details": details}
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    events = [piece(content="A "), piece(content="square."), end, {"choices": [], "usage": usage}]
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+
+    def fulfil(route: Any) -> None:
+        bodies.append(route.request.post_data_json)
+        route.fulfill(body=text, content_type="text/event-stream")
+
+    page.route("**/v1/chat/completions", fulfil)
+    use_model(page, ["text", "image"])
+    return bodies
+
+
+def attach(page: Any, folder: Path, **files: bytes) -> None:
+    paths = []
+    for name, data in files.items():
+        paths.append(folder / f"{name}.png")
+        paths[-1].write_bytes(data)
+    page.set_input_files("#attach-file", paths)
+    page.wait_for_function(
+        "n => document.querySelectorAll('#files .file').length >= n", arg=len(files)
+    )
+
+
+def test_images_are_shown_sent_before_the_text_and_counted(
+    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    small, other = png(30, 20), png(8, 8, 200)
+    attach(page, tmp_path, small=small, wrong=png(5, 5), other=other)
+    page.get_by_role("button", name="Remove wrong.png").click()
+    ask(page, "What is it?")
+    answered(page, 1)
+    content = sent[-1]["messages"][-1]["content"]
+    assert [part["type"] for part in content] == ["image_url", "image_url", "text"]
+    assert [bytes_of(part["image_url"]["url"]) for part in content[:2]] == [small, other]
+    assert content[2]["text"] == "What is it?"
+    assert page.is_hidden("#files")
+    assert page.locator(".bubble img").evaluate_all("all => all.map(e => e.naturalWidth)") == [
+        30,
+        8,
+    ]
+    assert "90 prompt tokens (64 of images, 7 cached)" in page.inner_text(".stats")
+
+
+def test_a_large_photo_is_scaled_down_and_its_own_size_is_said(
+    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    attach(page, tmp_path, photo=png(4000, 1000))
+    assert "4000 \u00d7 1000, sent as 2048 \u00d7 512" in page.inner_text("#files")
+    page.click("#send")
+    answered(page, 1)
+    (part,) = sent[-1]["messages"][-1]["content"]
+    assert png_size(bytes_of(part["image_url"]["url"])) == (2048, 512)
+    page.click(".bubble .picture")
+    assert "4000 \u00d7 1000" in page.inner_text("#picture-dialog")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#picture-dialog")
+
+
+def test_a_picture_with_clear_parts_gets_a_white_ground(page: Any) -> None:
+    """As JPEG, which a WebP file of a size that must be scaled becomes."""
+    kind, *pixel = page.evaluate(
+        """async () => {
+          const { readPicture } = await import('./page/pictures.js');
+          const canvas = new OffscreenCanvas(3000, 10);
+          canvas.getContext('2d').fillRect(1500, 0, 1500, 10);
+          const blob = await canvas.convertToBlob({ type: 'image/webp' });
+          const { url } = await readPicture(new File([blob], 'a.webp', { type: 'image/webp' }));
+          const bytes = Uint8Array.from(atob(url.split(',')[1]), (c) => c.charCodeAt(0));
+          const context = new OffscreenCanvas(1, 1).getContext('2d');
+          context.drawImage(await createImageBitmap(new Blob([bytes])), 0, 0);
+          return [url.split(';')[0], ...context.getImageData(0, 0, 1, 1).data];
+        }"""
+    )
+    assert kind == "data:image/jpeg"
+    assert min(pixel) > 250
+
+
+def test_images_are_kept_in_edits_branches_and_reloads(
+    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    image = png(12, 12)
+    attach(page, tmp_path, kept=image)
+    ask(page, "one")
+    answered(page, 1)
+    page.get_by_role("button", name="Again").click()
+    answered(page, 1)
+    page.get_by_role("button", name="Edit").first.click()
+    assert page.locator("form.edit img").count() == 1
+    page.get_by_label("Edit the question").fill("two")
+    page.keyboard.press("Enter")
+    answered(page, 1)
+    reopen(page, "one")
+    assert bubbles(page) == ["two"]
+    page.wait_for_function("() => document.querySelector('.bubble img')?.naturalWidth === 12")
+    ask(page, "three")
+    answered(page, 2)
+    asked = [
+        [bytes_of(part["image_url"]["url"]) for part in body["messages"][0]["content"][:-1]]
+        for body in sent
+    ]
+    assert asked == [[image]] * 4
+    assert page.evaluate(NUM_IMAGES) == 1  # the branches share it
+    menu(page, "Delete")
+    page.wait_for_selector("text=Deleted")
+    assert page.evaluate(NUM_IMAGES) == 0
+
+
+NUM_IMAGES = """async () => {
+  const { openStore } = await import('./page/store.js');
+  const store = await openStore();
+  return new Promise((resolve) => {
+    const request = store.table('images').count();
+    request.onsuccess = () => resolve(request.result);
+  });
+}"""
+
+
+def test_an_export_keeps_images_and_an_import_checks_them(
+    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    attach(page, tmp_path, map=png(9, 9))
+    ask(page, "where?")
+    answered(page, 1)
+    assert (
+        "Image map.png (not in this file)"
+        in download(page, "Export as Markdown", tmp_path).read_text()
+    )
+    file = download(page, "Export as JSON", tmp_path)
+    stored = json.loads(file.read_text())
+    turn = stored["conversations"][0]["turns"][0]
+    assert bytes_of(turn["images"][0]["url"]) == png(9, 9)
+    evil = [
+        "https://elsewhere.invalid/x.png",
+        "data:image/svg+xml;base64,PHN2Zz4=",
+        'data:,"><b>',
+        5,
+    ]
+    turn["images"] += [{"name": "x", "url": url} for url in evil]
+    file.write_text(json.dumps(stored))
+    menu(page, "Delete")
+    page.set_input_files("#import-file", file)
+    page.wait_for_selector("text=Imported 1 conversation.")
+    reopen(page, "where?")
+    assert page.locator(".bubble img").count() == 1
+
+
+def test_a_model_of_text_says_why_it_takes_no_images(page: Any, tmp_path: Path) -> None:
+    use_model(page, ["text"], REFUSAL)
+    assert f"This model takes no images: {REFUSAL}." in page.get_attribute("#attach", "title")
+    (tmp_path / "photo.png").write_bytes(png(4, 4))
+    page.set_input_files("#attach-file", tmp_path / "photo.png")
+    page.wait_for_selector(f"text=photo.png is not attached. This model takes no images: {REFUSAL}")
+    assert page.is_hidden("#files")
+
+
+def test_a_broken_image_is_refused_in_words(
+    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(png(40, 40)[:60])
+    page.set_input_files("#attach-file", tmp_path / "broken.png")
+    page.wait_for_selector("text=This browser cannot read broken.png as an image.")
+    assert page.is_hidden("#files")
+
+
+PUT_IMAGE = """async ([kind, text, data]) => {
+  const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], 'shot.png', { type: 'image/png' }));
+  if (text) transfer.setData('text/plain', text);
+  const options = { bubbles: true, cancelable: true };
+  const event = kind === 'paste'
+    ? new ClipboardEvent('paste', { ...options, clipboardData: transfer })
+    : new DragEvent('drop', { ...options, dataTransfer: transfer });
+  document.getElementById('prompt').dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_an_image_is_pasted_or_dropped(page: Any, sent: list[dict[str, Any]], kind: str) -> None:
+    data = base64.b64encode(png(6, 3)).decode()
+    if kind == "paste":  # text of an office program comes with a picture of it
+        page.evaluate(PUT_IMAGE, [kind, "some text", data])
+    page.evaluate(PUT_IMAGE, [kind, "", data])
+    page.wait_for_selector("#files >> text=6 \u00d7 3")
+    assert page.locator("#files .file").count() == 1
+
+
+def test_a_full_browser_is_said_and_the_chat_goes_on(
+    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    page.evaluate(
+        """() => {
+          const put = IDBObjectStore.prototype.put;
+          IDBObjectStore.prototype.put = function (record) {
+            if (this.name !== 'images') return put.call(this, record);
+            throw new DOMException('full', 'QuotaExceededError');
+          };
+        }"""
+    )
+    attach(page, tmp_path, big=png(7, 7))
+    ask(page, "kept?")
+    answered(page, 1)
+    assert "its storage is full" in page.inner_text("#toasts")
+    reopen(page, "kept?")
+    assert "big.png (not kept)" in page.inner_text(".bubble")
+    ask(page, "and now?")
+    answered(page, 2)
+    assert sent[-1]["messages"][0]["content"] == "kept?"
+
+
+def test_a_failed_question_comes_back_with_its_image(page: Any, tmp_path: Path) -> None:
+    use_model(page, ["text", "image"])
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    attach(page, tmp_path, again=png(7, 7))
+    ask(page, "lost?")
+    page.wait_for_selector("#files .image")
+    assert page.input_value("#prompt") == "lost?"
+
+
+def test_code_has_no_data_of_images(page: Any, sent: list[dict[str, Any]], tmp_path: Path) -> None:
+    attach(page, tmp_path, code=png(7, 7))
+    ask(page, "in code")
+    answered(page, 1)
+    assert page.is_hidden("#code-images")
+    copy_as(page)
+    assert '"data:image/png;base64,…"' in page.inner_text("#code-text")
+    assert page.is_visible("#code-images")
+
+
+def test_a_database_of_the_version_before_is_kept(browser: Any, open_server: LiveServer) -> None:
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.set_default_timeout(60_000)
+    tab.goto(f"{open_server.url.rstrip('/')}/docs")
+    tab.evaluate(
+        """() => new Promise((resolve, reject) => {
+          const request = indexedDB.open('stonechat', 1);
+          request.onupgradeneeded = () => {
+            const { result } = request;
+            const table = result.createObjectStore('conversations', { keyPath: 'id' });
+            table.put({ id: 'a', title: 'old one', created: 1, updated: 1, active: {} });
+            const turns = result.createObjectStore('turns', { keyPath: ['conversation', 'id'] });
+            turns.put({ conversation: 'a', id: 't', parent: '', created: 1, role: 'user',
+              text: 'old question', files: [] });
+          };
+          request.onsuccess = () => { request.result.close(); resolve(); };
+          request.onerror = reject;
+        })"""
+    )
+    tab.goto(open_server.url)
+    tab.locator("#conversations .title", has_text="old one").click()
+    tab.wait_for_selector(".bubble >> text=old question")
+    context.close()
