@@ -21,33 +21,35 @@ from stonechat_models.errors import (
     TooManyImagesError,
     UnsupportedModelError,
 )
+from stonechat_models.model_info import (
+    AdapterInfo,
+    EmbeddingInfo,
+    EngineStats,
+    ImageInfo,
+    ModelInfo,
+    SamplingDefaults,
+    size_text,
+)
 from stonechat_models.types import (
     GRAMMAR_FAILED,
     MAX_N,
     MAX_STOP_STRINGS,
     MAX_TOP_LOGPROBS,
-    AdapterInfo,
     CompletionDelta,
-    EmbeddingInfo,
     EmbeddingParams,
-    EngineStats,
     FinishReason,
     GenerateRequest,
     GrammarSpec,
-    ImageInfo,
     ImageInput,
     ImageTensor,
     LogprobEntry,
-    ModelInfo,
     ReasoningSpec,
     RequestOutput,
     RequestTimings,
-    SamplingDefaults,
     SamplingParams,
     StopRules,
     StopScope,
     TopLogprob,
-    size_text,
 )
 from stonechat_models.version import __version__
 

@@ -22,15 +22,9 @@ from typing import Any
 
 from stonechat_models import EngineConfig
 from stonechat_models.checkpoint.resolve import resolve_model
+from stonechat_models.model_info import EngineStats, ModelInfo
 from stonechat_models.text.tokenizer import Tokenizer
-from stonechat_models.types import (
-    EngineStats,
-    FinishReason,
-    GenerateRequest,
-    ModelInfo,
-    TokenLogprobs,
-    TokenOutput,
-)
+from stonechat_models.types import FinishReason, GenerateRequest, TokenLogprobs, TokenOutput
 
 RATE = "BENCH_HTTP_TOKENS_A_SECOND"
 TEXT = Path(__file__).resolve().parents[2] / "tests" / "data" / "quality_text.txt"

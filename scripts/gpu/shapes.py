@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from stonechat_models.types import ModelInfo
+from stonechat_models.model_info import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)

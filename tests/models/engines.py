@@ -17,8 +17,9 @@ from stonechat_models.engine.draft_model import DraftModel
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
 from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.model_info import ModelInfo
 from stonechat_models.sampling.sampler import Sampler
-from stonechat_models.types import GenerateRequest, ModelInfo, SamplingParams, TokenLogprobs
+from stonechat_models.types import GenerateRequest, SamplingParams, TokenLogprobs
 from tests.models.tiny_models import PLAIN_FAMILIES, VOCAB_SIZE
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stonechat_models.types import ModelInfo
+from stonechat_models.model_info import ModelInfo
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stonechat_models.checkpoint.hf_config import MAX_SIZE, JsonObject
 from stonechat_models.model_file import read_json
-from stonechat_models.types import SamplingDefaults
+from stonechat_models.model_info import SamplingDefaults
 
 RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 2.0),

@@ -20,13 +20,8 @@ from stonechat_models.engine.engine import (
     StepCounters,
 )
 from stonechat_models.errors import StepError
-from stonechat_models.types import (
-    EmbeddingParams,
-    EngineStats,
-    FinishReason,
-    GenerateRequest,
-    TokenOutput,
-)
+from stonechat_models.model_info import EngineStats
+from stonechat_models.types import EmbeddingParams, FinishReason, GenerateRequest, TokenOutput
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.errors import StepError
-from stonechat_models.types import EmbeddingInfo, EmbeddingParams
+from stonechat_models.model_info import EmbeddingInfo
+from stonechat_models.types import EmbeddingParams
 
 LEAST_LENGTH = np.float32(1e-12)
 """A shorter vector is not stretched to length 1."""

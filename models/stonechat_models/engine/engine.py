@@ -33,6 +33,7 @@ from stonechat_models.engine.sequence import DraftState, Scheduled, Sequence, Se
 from stonechat_models.engine.state_slots import StateSlots
 from stonechat_models.engine.step import InFlightStep
 from stonechat_models.errors import StepError
+from stonechat_models.model_info import EngineStats
 from stonechat_models.sampling.state import (
     NOT_FINITE,
     RequestTensors,
@@ -41,12 +42,7 @@ from stonechat_models.sampling.state import (
     SamplingState,
     TokenConstraint,
 )
-from stonechat_models.types import (
-    EngineStats,
-    FinishReason,
-    GenerateRequest,
-    TokenOutput,
-)
+from stonechat_models.types import FinishReason, GenerateRequest, TokenOutput
 
 if TYPE_CHECKING:
     import torch

@@ -16,6 +16,7 @@ from stonechat_models.errors import (
     PromptTooLongError,
 )
 from stonechat_models.hardware.gpu_files import sees_gpu
+from stonechat_models.model_info import EngineStats, ModelInfo
 from stonechat_models.runtime.process_runner import EngineProcess, RestartPolicy
 from stonechat_models.runtime.runner import (
     Abort,
@@ -28,13 +29,7 @@ from stonechat_models.runtime.runner import (
 )
 from stonechat_models.text.output_processor import OutputProcessor, join_outputs
 from stonechat_models.text.tokenizer import Tokenizer
-from stonechat_models.types import (
-    EngineStats,
-    GenerateRequest,
-    ModelInfo,
-    RequestOutput,
-    TokenOutput,
-)
+from stonechat_models.types import GenerateRequest, RequestOutput, TokenOutput
 
 if TYPE_CHECKING:  # these import torch, which a server with an engine process does not need
     from stonechat_models.engine.embedding_engine import EmbeddingEngine

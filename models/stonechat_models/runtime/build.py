@@ -27,6 +27,7 @@ from stonechat_models.hardware.device import (
     usable_cores,
 )
 from stonechat_models.model_file import reading
+from stonechat_models.model_info import EmbeddingInfo, size_text
 from stonechat_models.runtime.draft import (
     describe_draft,
     load_draft_model,
@@ -35,7 +36,6 @@ from stonechat_models.runtime.draft import (
 )
 from stonechat_models.sampling.state import SamplerLike
 from stonechat_models.text.tokenizer import Tokenizer
-from stonechat_models.types import EmbeddingInfo, size_text
 
 if TYPE_CHECKING:
     import torch

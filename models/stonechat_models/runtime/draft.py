@@ -10,9 +10,9 @@ from stonechat_models.checkpoint.support import context_length
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.model_file import reading
+from stonechat_models.model_info import DraftInfo, ModelInfo
 from stonechat_models.text.same_vocabulary import vocabulary_difference
 from stonechat_models.text.tokenizer import Tokenizer
-from stonechat_models.types import DraftInfo, ModelInfo
 
 LoadModel = Callable[[ModelFiles, EngineConfig], CausalModel]
 

@@ -13,8 +13,9 @@ from typing import Any, get_args
 import msgspec
 
 from stonechat_models.config import EngineConfig
+from stonechat_models.model_info import EngineStats, ModelInfo
 from stonechat_models.runtime.runner import Abort, Add, Died, Refused, Stop
-from stonechat_models.types import EngineStats, ModelInfo, TokenOutput
+from stonechat_models.types import TokenOutput
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import EngineDeadError, ModelLoadError
+from stonechat_models.model_info import EngineStats, ModelInfo
 from stonechat_models.runtime.ipc import Ready, StepReport
 from stonechat_models.runtime.runner import Deliver, Died, Message, Refused, StepOutputs, Stop
 from stonechat_models.runtime.worker_process import WorkerProcess
-from stonechat_models.types import EngineStats, ModelInfo
 
 logger = logging.getLogger(__name__)
 

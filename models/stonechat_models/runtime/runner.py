@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from stonechat_models.errors import EngineError, GrammarError
-from stonechat_models.types import EngineStats, GenerateRequest, ModelInfo, TokenOutput
+from stonechat_models.model_info import EngineStats, ModelInfo
+from stonechat_models.types import GenerateRequest, TokenOutput
 
 
 @dataclass(frozen=True, slots=True)

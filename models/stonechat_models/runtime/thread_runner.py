@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from stonechat_models.engine.embedding_engine import EmbeddingEngine
 from stonechat_models.engine.engine import Engine
 from stonechat_models.errors import EngineDeadError, GrammarError
+from stonechat_models.model_info import EngineStats, ModelInfo
 from stonechat_models.runtime.runner import (
     Abort,
     Add,
@@ -22,7 +23,7 @@ from stonechat_models.runtime.runner import (
 )
 from stonechat_models.sampling.state import TokenConstraint
 from stonechat_models.text.tokenizer import Tokenizer
-from stonechat_models.types import EngineStats, GenerateRequest, ModelInfo
+from stonechat_models.types import GenerateRequest
 
 if TYPE_CHECKING:
     from stonechat_models.grammar.compiler import GrammarCompiler

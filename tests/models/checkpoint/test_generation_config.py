@@ -8,7 +8,8 @@ import pytest
 
 from stonechat_models.checkpoint.generation_config import RANGES, read_sampling_defaults
 from stonechat_models.errors import InvalidParamsError, ModelLoadError
-from stonechat_models.types import SamplingDefaults, SamplingParams
+from stonechat_models.model_info import SamplingDefaults
+from stonechat_models.types import SamplingParams
 
 
 def read(folder: Path, content: dict[str, Any]) -> tuple[SamplingDefaults, tuple[str, ...]]:

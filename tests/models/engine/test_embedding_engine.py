@@ -8,13 +8,8 @@ import torch
 
 from stonechat_models.backends.base import Text
 from stonechat_models.engine.embedding_engine import EmbeddingEngine
-from stonechat_models.types import (
-    EmbeddingInfo,
-    EmbeddingParams,
-    FinishReason,
-    GenerateRequest,
-    SamplingParams,
-)
+from stonechat_models.model_info import EmbeddingInfo
+from stonechat_models.types import EmbeddingParams, FinishReason, GenerateRequest, SamplingParams
 from tests.models.engines import model_info
 
 

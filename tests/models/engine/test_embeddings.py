@@ -9,13 +9,8 @@ import torch
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.head_tap import HeadTap
 from stonechat_models.errors import StepError, UnsupportedModelError
-from stonechat_models.types import (
-    EmbeddingInfo,
-    EmbeddingParams,
-    FinishReason,
-    GenerateRequest,
-    SamplingParams,
-)
+from stonechat_models.model_info import EmbeddingInfo
+from stonechat_models.types import EmbeddingParams, FinishReason, GenerateRequest, SamplingParams
 from tests.models.engines import CPU, add, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import tiny_model
 

@@ -41,7 +41,7 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelError
 from stonechat_models.hardware.device import usable_cores
 from stonechat_models.hardware.numa import interleave_memory, memory_nodes
-from stonechat_models.types import ModelInfo
+from stonechat_models.model_info import ModelInfo
 
 
 def supports(

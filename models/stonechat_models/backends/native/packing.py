@@ -18,7 +18,7 @@ from stonechat_models.backends.native.bindings import (
 from stonechat_models.backends.native.tensor_source import Chunk, Rows, Stack
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.errors import ModelLoadError
-from stonechat_models.types import size_text
+from stonechat_models.model_info import size_text
 
 ALIGNMENT = 64
 FIRST_LINE_SECONDS, NEXT_LINE_SECONDS = 2.0, 5.0

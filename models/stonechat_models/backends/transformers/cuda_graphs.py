@@ -26,7 +26,7 @@ from stonechat_models.backends.transformers.static_buffers import (
     captured_shapes,
 )
 from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error
-from stonechat_models.types import ModelInfo
+from stonechat_models.model_info import ModelInfo
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from stonechat_models.backends.transformers.static_buffers import (
 )
 from stonechat_models.backends.transformers.verify import random_batch
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_info import size_text
 from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
 from stonechat_models.sampling.state import SamplerLike, SamplingState
-from stonechat_models.types import MAX_TOP_LOGPROBS, SamplingParams, size_text
+from stonechat_models.types import MAX_TOP_LOGPROBS, SamplingParams
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from stonechat_models.checkpoint.sentence_transformers import EmbedderFiles
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import choose_dtype
-from stonechat_models.types import EmbeddingInfo, ModelInfo
+from stonechat_models.model_info import EmbeddingInfo, ModelInfo
 
 TEXT_ENCODERS = frozenset({"t5", "mt5", "umt5"})
 """Types with an encoder and a decoder, of which the encoder alone makes embeddings."""

@@ -22,7 +22,7 @@ from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.types import ModelInfo
+from stonechat_models.model_info import ModelInfo
 
 ENCODERS = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "cpmant", "xlnet"}
 ENCODER_DECODERS = {

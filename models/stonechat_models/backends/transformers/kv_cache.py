@@ -7,7 +7,7 @@ import torch
 from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.transfers import to_device
-from stonechat_models.types import size_text
+from stonechat_models.model_info import size_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import as_current_device
 from stonechat_models.model_file import reading
-from stonechat_models.types import ModelInfo
+from stonechat_models.model_info import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)

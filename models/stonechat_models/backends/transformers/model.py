@@ -15,7 +15,7 @@ from stonechat_models.backends.transformers.head_tap import HeadTap, head_size
 from stonechat_models.backends.transformers.kv_cache import KVCache
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.hardware.device import as_current_device
-from stonechat_models.types import ModelInfo
+from stonechat_models.model_info import ModelInfo
 
 
 class TransformersModel:

@@ -8,7 +8,7 @@ import torch
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.static_buffers import StepShape
 from stonechat_models.backends.transformers.verify import random_batch
-from stonechat_models.types import ModelInfo
+from stonechat_models.model_info import ModelInfo
 
 LENGTHS = (3, 50, 19, 7)
 """Lengths of the sequences, cut to what the KV cache holds."""

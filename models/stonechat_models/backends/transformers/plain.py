@@ -15,7 +15,7 @@ from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.head_tap import HeadTap, head_size
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.types import ModelInfo
+from stonechat_models.model_info import ModelInfo
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
 """The names under which models take their cache, and return it."""

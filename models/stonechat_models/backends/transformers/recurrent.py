@@ -35,7 +35,7 @@ from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.errors import EngineError, ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import as_current_device
 from stonechat_models.hardware.transfers import to_device
-from stonechat_models.types import ModelInfo, size_text
+from stonechat_models.model_info import ModelInfo, size_text
 
 StateKind = Literal["conv_states", "recurrent_states"]
 STATE_KINDS: tuple[StateKind, ...] = ("conv_states", "recurrent_states")

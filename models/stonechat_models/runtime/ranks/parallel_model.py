@@ -11,6 +11,7 @@ from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_info import ModelInfo
 from stonechat_models.runtime.ipc import Allocate, CopyBlocks, CountFree
 from stonechat_models.runtime.ranks.followers import Followers, GiveUp
 from stonechat_models.runtime.ranks.group import (
@@ -22,7 +23,6 @@ from stonechat_models.runtime.ranks.group import (
 )
 from stonechat_models.runtime.ranks.messages import step_message
 from stonechat_models.runtime.ranks.refusals import refuse_uneven
-from stonechat_models.types import ModelInfo
 
 if TYPE_CHECKING:
     from stonechat_models.backends.transformers.model import TransformersModel

@@ -112,7 +112,7 @@ def test_a_step_is_measured_by_running_it(memory):
 
 @pytest.mark.parametrize("family", ["lfm2", "mamba"])
 def test_a_step_of_a_model_with_a_state_is_measured_with_many_rows(memory, monkeypatch, family):
-    monkeypatch.setattr("stonechat_models.types.MAX_PROMPT_LOGITS_BYTES", 4 * VOCAB_SIZE * 20)
+    monkeypatch.setattr("stonechat_models.model_info.MAX_PROMPT_LOGITS_BYTES", 4 * VOCAB_SIZE * 20)
     model = make_engine(tiny_model(family)).model
     shapes = []
     forward = model.forward

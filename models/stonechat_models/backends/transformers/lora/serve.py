@@ -12,7 +12,7 @@ from stonechat_models.checkpoint.adapter import Adapter
 from stonechat_models.checkpoint.cache import sampled_hash
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.types import AdapterInfo
+from stonechat_models.model_info import AdapterInfo
 
 
 def refuse_lora_settings(config: EngineConfig) -> None:

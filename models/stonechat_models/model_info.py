@@ -1,0 +1,184 @@
+"""What is known of a loaded model, and of the engine that runs it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MAX_PROMPT_LOGITS_BYTES = 256 << 20
+"""A step computes at most this much of float32 logits for log-probabilities of prompts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """Sampling parameters that the model's makers recommend; None: they name none.
+
+    They apply where a request leaves the parameter out.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingInfo:
+    """The embeddings that a model makes."""
+
+    size: int
+    """Numbers in an embedding."""
+    pooling: str
+    """How the hidden states of a text's tokens become one vector."""
+    is_normalized: bool
+    """Whether embeddings have the length 1 unless a request decides it."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Texts that the model's makers put before inputs, by name."""
+    default_prompt: str = ""
+    """The name of the prompt for inputs whose request names none."""
+    skips_prompt: bool = False
+    """Whether a prompt's tokens do not count in the pooling."""
+    lower_case: bool = False
+    """Whether texts are made lower case first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftInfo:
+    """The model that drafts tokens for the one that is served."""
+
+    name: str
+    architecture: str
+    num_parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    """In a KV cache of its own, which has as many tokens as that of the model that is served."""
+    num_draft_tokens: int
+    """How many tokens it drafts at most for a sequence in a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterInfo:
+    """A LoRA adapter beside the model. Requests choose it by its name."""
+
+    name: str
+    rank: int
+    """Its highest rank."""
+    num_weights: int
+    """How many weights of the model it changes."""
+    num_bytes: int
+    """What it takes in memory."""
+    weights_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """How the prompts of a model hold images."""
+
+    token_id: int
+    """The placeholder token. It may be beyond the model's vocabulary."""
+    bidirectional: bool = False
+    """Whether the tokens of a run of placeholders attend to each other in both directions. Such a
+    run is computed in one step."""
+    has_grid_positions: bool = False
+    """Whether the tokens of an image have rotary positions in three dimensions (M-RoPE)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What was loaded and how it runs: for the start banner, `/v1/models` and the fingerprint."""
+
+    name: str
+    architecture: str
+    vocab_size: int
+    device: str
+    dtype: str
+    quantization: str
+    """none, int8, int4 or fp8; or the GGUF type that is kept, such as Q4_1. Modules that are not
+    quantised are named, as in `int8 (not: mixer)`."""
+    backend: str
+    num_parameters: int
+    weight_bytes: int
+    weights_hash: str
+    block_size: int
+    threads: int
+    num_ranks: int = 1
+    """How many devices share the model. `threads` and `kv_bytes_per_token` are those of one."""
+    attention_backend: str = ""
+    kv_bytes_per_token: int = 0
+    num_blocks: int = 0
+    max_model_len: int = 0
+    max_batch_tokens: int = 0
+    max_num_seqs: int = 0
+    """This field and the five above it are 0 or empty until the KV cache is allocated."""
+    keeps_state: bool = False
+    """Whether the model keeps more of a sequence than the KV cache has."""
+    state_bytes: int = 0
+    """Bytes of recurrent state per sequence."""
+    num_state_slots: int = 0
+    exact_chunks: bool = True
+    """False if the model must compute a prompt in one piece."""
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
+    adapter: str = ""
+    """The LoRA adapter that is merged into the weights."""
+    adapters: tuple[AdapterInfo, ...] = ()
+    """The LoRA adapters that are computed beside the model, each for the requests that name it."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of the model's files."""
+    generates: bool = True
+    """False for a model that only makes embeddings."""
+    embedding: EmbeddingInfo | None = None
+    """The embeddings that the model makes; None if it makes none."""
+    draft: DraftInfo | None = None
+    """The draft model; None if there is none."""
+    images: ImageInfo | None = None
+    """How prompts hold images; None if the model takes none."""
+    image_refusal: str = ""
+    """Why a model that could take images takes none here. Empty: it takes images, or is a model of
+    text alone."""
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """How many tokens the KV cache can hold."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def max_prompt_rows(self) -> int:
+        """How many rows of logits a step computes at most for log-probabilities of prompts."""
+        return max(1, MAX_PROMPT_LOGITS_BYTES // (4 * self.vocab_size))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot of the engine. Counters run from the engine's start."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_used_blocks: int = 0
+    """Blocks that live requests hold. Free blocks that still cache a prefix do not count."""
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_cache_queried_tokens: int = 0
+    num_cache_hit_tokens: int = 0
+    num_drafted_tokens: int = 0
+    """Draft tokens: from predictions, from the context, or of a draft model."""
+    num_accepted_draft_tokens: int = 0
+    """Draft tokens that were accepted."""
+    num_model_drafted_tokens: int = 0
+    """Those draft tokens that the draft model proposed."""
+    num_accepted_model_draft_tokens: int = 0
+    """Those of them that were accepted."""
+    num_preemptions: int = 0
+    num_failed_steps: int = 0
+    last_step_seconds: float = 0.0
+
+
+def size_text(num_bytes: float) -> str:
+    """Return a size as all messages show it, in decimal units: `1 byte`, `2.5 kB`, `99.9 MB`."""
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} byte{'' if num_bytes == 1 else 's'}"
+    for unit in ("kB", "MB", "GB"):
+        num_bytes /= 1000
+        if num_bytes < 999.95:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1000:,.1f} TB"
