@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from stonechat_models.hardware.cpus import usable_cpus
     from stonechat_models.runtime.async_engine import AsyncEngine
     from stonechat_models.text.tokenizer import Tokenizer
+    from stonechat_models.vision.processor import ImageProcessor
     from stonechat_models.vision.records import ImageOptions, PreparedImage
 
 __all__ = [
@@ -100,6 +101,7 @@ __all__ = [
     "ImageInfo",
     "ImageInput",
     "ImageOptions",
+    "ImageProcessor",
     "ImageTensor",
     "InvalidImageError",
     "InvalidParamsError",
@@ -156,6 +158,7 @@ _LAZY = {
     "Tokenizer": "text.tokenizer",
     "GrammarChecker": "grammar.checker",
     "ImageOptions": "vision.records",
+    "ImageProcessor": "vision.processor",
     "PreparedImage": "vision.records",
     "alias_model": "checkpoint.alias_target",
     "check_grammar": "grammar.source",

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import IO
 
 EXIT_SECONDS = 1.0
 """The time that a process has to end after it has closed its output."""
@@ -129,13 +129,13 @@ def limit_growth(num_bytes: int) -> None:
         limit(resource.RLIMIT_AS, size + num_bytes)
 
 
-def _write(file: BinaryIO, data: bytes) -> None:
+def _write(file: IO[bytes], data: bytes) -> None:
     file.write(len(data).to_bytes(LENGTH_BYTES, "little"))
     file.write(data)
     file.flush()
 
 
-def _read(file: BinaryIO) -> bytes | None:
+def _read(file: IO[bytes]) -> bytes | None:
     """Return the next message; None if the other end has closed before it was complete."""
     length = int.from_bytes(prefix := file.read(LENGTH_BYTES), "little")
     data = file.read(length) if len(prefix) == LENGTH_BYTES else b""

@@ -1,9 +1,17 @@
 """The interface that the server needs of an engine: `AsyncEngine`, or a scripted one in tests."""
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
-from stonechat_models import EngineStats, GenerateRequest, ModelInfo, RequestOutput
+from stonechat_models import (
+    EngineStats,
+    GenerateRequest,
+    ImageOptions,
+    ModelInfo,
+    PreparedImage,
+    RequestOutput,
+)
 
 
 class TokenizerLike(Protocol):
@@ -60,6 +68,15 @@ class TokenizerLike(Protocol):
     def token_text(self, token_id: int) -> str: ...
 
 
+class ImageProcessorLike(Protocol):
+    """Prepares image files for the model."""
+
+    def prepare(
+        self, images: Sequence[bytes], options: ImageOptions | None = None
+    ) -> "Future[list[PreparedImage]]":
+        """Prepare files, each alone. Raises `TooManyImagesError`, the result `InvalidImageError`."""
+
+
 class EngineLike(Protocol):
     """Generates answers. Raises the errors that `stonechat_models` documents."""
 
@@ -68,6 +85,10 @@ class EngineLike(Protocol):
 
     @property
     def tokenizer(self) -> TokenizerLike: ...
+
+    @property
+    def image_processor(self) -> ImageProcessorLike | None:
+        """None for a model that takes no images."""
 
     @property
     def is_alive(self) -> bool: ...

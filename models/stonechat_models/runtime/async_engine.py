@@ -34,6 +34,7 @@ from stonechat_models.types import GenerateRequest, RequestOutput, TokenOutput
 if TYPE_CHECKING:  # these import torch, which a server with an engine process does not need
     from stonechat_models.engine.embedding_engine import EmbeddingEngine
     from stonechat_models.engine.engine import Engine
+    from stonechat_models.vision.processor import ImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class AsyncEngine:
         """Reports that the event loop has not taken yet."""
         self._is_waking = False
         """True while a call of `_on_reports` waits in the event loop."""
+        self._image_processor: ImageProcessor | None = None
 
     @classmethod
     def from_config(
@@ -157,6 +159,16 @@ class AsyncEngine:
         return self._runner.model
 
     @property
+    def image_processor(self) -> "ImageProcessor | None":
+        """What prepares the images of prompts; None for a model that takes none. `shutdown` closes
+        it."""
+        if self._image_processor is None and (images := self.model.images) is not None:
+            from stonechat_models.vision.processor import ImageProcessor
+
+            self._image_processor = ImageProcessor(self.tokenizer.path.parent, images.token_id)
+        return self._image_processor
+
+    @property
     def is_alive(self) -> bool:
         return self._runner.is_alive
 
@@ -171,6 +183,8 @@ class AsyncEngine:
 
     async def shutdown(self) -> None:
         """Stop after the current step. Requests still running end with `EngineDeadError`."""
+        if self._image_processor is not None:
+            self._image_processor.close()
         self._runner.send(Stop())
         await asyncio.to_thread(self._runner.join, 30.0)
         self._fail_streams("the engine was shut down")

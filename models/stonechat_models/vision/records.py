@@ -39,3 +39,20 @@ class PreparedImage(msgspec.Struct, frozen=True):
     def placed(self, places: tuple[tuple[int, int], ...]) -> ImageInput:
         """Return the image of a request in whose prompt it has these runs of placeholders."""
         return ImageInput(self.content_hash, places, self.tensors)
+
+
+class Task(msgspec.Struct, frozen=True):
+    """An image file to prepare. `content_hash` comes back with the image."""
+
+    data: bytes
+    options: ImageOptions
+    content_hash: bytes
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The prepared image; or what is wrong with the image; or why none can be prepared."""
+
+    image: PreparedImage | None = None
+    kind: str = ""
+    reason: str = ""
+    failure: str = ""

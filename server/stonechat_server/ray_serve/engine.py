@@ -14,6 +14,7 @@ from stonechat_models import (
     EngineDeadError,
     EngineStats,
     GenerateRequest,
+    ImageProcessor,
     ModelInfo,
     RequestOutput,
     RequestTimings,
@@ -75,6 +76,7 @@ class ReplicatedEngine:
     is_alive: bool = field(default=True, init=False)
     clock: Callable[[], float] = time.monotonic
     _counts: _Counts = field(default_factory=_Counts, init=False)
+    _image_processor: ImageProcessor | None = field(default=None, init=False)
     _replica_of: dict[str, str] = field(default_factory=dict, init=False)
     """The replica of each request that runs; empty until a replica has accepted it."""
 
@@ -84,6 +86,16 @@ class ReplicatedEngine:
     async def shutdown(self) -> None:
         """Send no more requests. The replicas go on: other ingresses use them too."""
         self.is_alive = False
+        if self._image_processor is not None:
+            self._image_processor.close()
+
+    @property
+    def image_processor(self) -> ImageProcessor | None:
+        """What prepares the images of prompts, in this ingress; None if the model takes none."""
+        if self._image_processor is None and self.model.images is not None:
+            folder = self.tokenizer.path.parent
+            self._image_processor = ImageProcessor(folder, self.model.images.token_id)
+        return self._image_processor
 
     def stats(self) -> EngineStats:
         """The requests and tokens of this ingress. Other figures are those of the replicas."""

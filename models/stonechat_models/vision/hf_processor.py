@@ -1,0 +1,154 @@
+"""The Hugging Face processor of a model, for one image at a time.
+
+Only this module and `decoding` need Pillow, and only where a processor is loaded, transformers.
+Nothing is fetched, and no code of a model's folder runs.
+"""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.model_file import read_json, reason_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+TEST_SIZE = (96, 64)
+"""Pixels of the image that a processor must take before its model is served with images."""
+CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+TEXT_OUTPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "labels")
+
+
+def image_processing_refusal(folder: Path, token_id: int) -> str:
+    """Return why images cannot be prepared for a model; an empty text if they can be.
+
+    The processor is loaded, and a small image is prepared.
+    """
+    if find_spec("PIL") is None:
+        return "images need Pillow: pip install 'stonechat[vision]'"
+    from PIL import Image
+
+    try:
+        HFProcessor(folder, token_id).prepare(Image.new("RGB", TEST_SIZE))
+    except UnsupportedModelError as error:
+        return str(error)
+    except Exception as error:
+        return f"its image processor fails: {reason_of(error)}"
+    return ""
+
+
+class HFProcessor:
+    """A model's processor. It has no parts for videos and sounds."""
+
+    placeholder: str
+    """The text that the chat template writes for an image."""
+
+    def __init__(self, folder: Path, token_id: int) -> None:
+        """Load the processor of a folder. `token_id`: the token whose place embeddings take.
+
+        Raises `UnsupportedModelError` with the reason if there is none that works here.
+        """
+        self._token_id = token_id
+        self._processor = _load(folder)
+        self.placeholder = getattr(self._processor, "image_token", None) or ""
+        if not self.placeholder:
+            raise UnsupportedModelError("its processor has no placeholder for images")
+
+    def prepare(self, image: "Image") -> tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]:
+        """Return the text of an image, how many placeholder tokens it has, and the tensors.
+
+        Raises what the processor raises, and `UnsupportedModelError` if it gives no text.
+        """
+        outputs = self._processor(
+            images=[image],
+            text=[self.placeholder],
+            return_text_replacement_offsets=True,
+            return_tensors="np",
+        )
+        offsets = outputs.pop("text_replacement_offsets", None)
+        if not offsets or len(offsets[0]) != 1:
+            raise UnsupportedModelError("its processor puts no tokens into the prompt for images")
+        num_tokens = outputs["input_ids"][0].tolist().count(self._token_id)
+        if not num_tokens:
+            raise UnsupportedModelError("the placeholders of its processor are not its model's")
+        tensors = {name: _array(v) for name, v in outputs.items() if name not in TEXT_OUTPUTS}
+        return offsets[0][0]["replacement"], num_tokens, tensors
+
+
+def _array(value: Any) -> "np.ndarray[Any, Any]":
+    import numpy as np
+
+    array = np.ascontiguousarray(value)
+    if array.dtype == object:
+        raise UnsupportedModelError("its processor gives tensors of several sizes for one image")
+    return array
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    options = {"local_files_only": True, "trust_remote_code": False}
+    processor_class = _without_other_parts(_processor_class(folder))
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
+    except (ImportError, ValueError) as error:
+        if "torchvision" in str(error) and find_spec("torchvision") is None:
+            reason = "its image processor needs torchvision, which is not installed"
+            raise UnsupportedModelError(reason) from None
+        raise
+    parts = {
+        "image_processor": image_processor,
+        "tokenizer": AutoTokenizer.from_pretrained(folder, **options),
+    }
+    settings, _ = processor_class.get_processor_dict(folder, local_files_only=True)
+    arguments = [parts.get(name) for name in processor_class.get_attributes()]
+    return processor_class.from_args_and_dict(arguments, settings)
+
+
+def _processor_class(folder: Path) -> Any:
+    """Return the class that the folder's files name; if they name none, that of the model type."""
+    from transformers.models.auto.processing_auto import (
+        PROCESSOR_MAPPING_NAMES,
+        processor_class_from_name,
+    )
+
+    configs = [read_json(folder / name) or {} for name in CONFIGS]
+    names = [config["processor_class"] for config in configs if config.get("processor_class")]
+    model_type = (read_json(folder / "config.json") or {}).get("model_type", "")
+    names.append(PROCESSOR_MAPPING_NAMES.get(model_type))
+    classes = [(name, processor_class_from_name(name)) for name in names if name]
+    name, found = next((pair for pair in classes if pair[1] is not None), ("", None))
+    if found is None:
+        raise UnsupportedModelError("its folder names no image processor that transformers has")
+    if getattr(found, "is_dummy", False):
+        if name != "PixtralProcessor":
+            raise UnsupportedModelError(f"its processor needs {', '.join(found._backends)}")
+        return _pixtral_processor()
+    return found
+
+
+def _pixtral_processor() -> Any:
+    """Return the class, which asks for torchvision only because its module imports a function of
+    the module with that image processor. The module without torchvision has the same function."""
+    package = "transformers.models.pixtral"
+    pil = import_module(f"{package}.image_processing_pil_pixtral")
+    sys.modules.setdefault(f"{package}.image_processing_pixtral", pil)
+    return import_module(f"{package}.processing_pixtral").PixtralProcessor
+
+
+def _without_other_parts(processor_class: Any) -> Any:
+    """Return a class of processors that may lack their parts for videos and sounds."""
+    module: Any = import_module(processor_class.__module__)
+    if getattr(module, "num2words", True) is None:  # for the times of a video's frames
+        module.num2words = str
+
+    def check(self: Any, name: str, argument: object) -> object:
+        if argument is None:
+            return None
+        return processor_class.check_argument_for_proper_class(self, name, argument)
+
+    return type("ImagesOnly", (processor_class,), {"check_argument_for_proper_class": check})
