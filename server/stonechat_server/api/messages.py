@@ -16,7 +16,7 @@ from stonechat_server.api.openapi import (
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.messages_api.answer import TokenCount
 from stonechat_server.messages_api.endpoint import CountTokensEndpoint, MessagesEndpoint
-from stonechat_server.request.render import render
+from stonechat_server.request.prepare import render
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call
 

@@ -11,8 +11,7 @@ from stonechat_server.api.openapi import json_body, request_body
 from stonechat_server.api.token_types import RenderedChat, RenderedSampling
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.chat_api.endpoint import ChatEndpoint
-from stonechat_server.request.prepare import prepare_rendered
-from stonechat_server.request.render import render
+from stonechat_server.request.prepare import prepare_rendered, render
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call
 

@@ -25,7 +25,7 @@ from stonechat_server.api.token_types import (
 )
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import invalid
-from stonechat_server.request.render import render
+from stonechat_server.request.prepare import render
 from stonechat_server.request.sampling_params import unknown_token
 from stonechat_server.serving.endpoint import Call
 from stonechat_server.serving.services import services_of

@@ -9,7 +9,7 @@ from stonechat_server.catalog.fingerprint import system_fingerprint
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.prompt.chat_template import Templates
 from stonechat_server.settings import Settings
-from stonechat_server.structured.answer_spec import Structure
+from stonechat_server.structured.structure import Structure
 
 CACHE_OVERCOMMIT = 4
 """Admitted requests may expect this many times the tokens of the KV cache. Few use all of their

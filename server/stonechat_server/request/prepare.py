@@ -1,20 +1,50 @@
-"""Turns a request into the input of the engine. Formats, tools and reasoning plug in here."""
+"""Turns a request into the input of the engine: renders and encodes its prompt, sets parameters.
+
+Tools, formats and reasoning plug in here. A plain request does not enter their modules.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stonechat_models import EmbeddingParams, SamplingParams
+from stonechat_server.errors import invalid
 from stonechat_server.parsers.deltas import ParserFactory
-from stonechat_server.request.render import RenderedPrompt, render
+from stonechat_server.prompt.chat_template import RenderOptions
+from stonechat_server.prompt.template_messages import to_template_messages
+from stonechat_server.request.field_checks import check_supported
 from stonechat_server.request.sampling_params import check_prompt_logprobs, to_sampling_params
 from stonechat_server.schema.fields import FORM_FIELDS
+from stonechat_server.schema.messages import AssistantMessage, FunctionMessage, ToolMessage
 from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.structured.answer_spec import AnswerSpec
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.prompt.chat_template import Templates
     from stonechat_server.schema.sampling_fields import SamplingFields
-    from stonechat_server.structured.answer_spec import Structure
+    from stonechat_server.structured.structure import Structure
+    from stonechat_server.structured.template_traits import TemplateTraits
+
+SHAPING_FIELDS = frozenset(
+    {
+        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+        *("response_format", "structured_outputs", "reasoning_effort", "thinking_budget"),
+        *FORM_FIELDS,
+    }
+)
+"""The request fields that may constrain the answer or its reading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedPrompt:
+    """The prompt of a chat request, and what is known of the form of its answer."""
+
+    text: str
+    """As the template wrote it, so it may hold the marks of `SpecialTokenGuard`."""
+    shown_text: str
+    """The text without marks."""
+    token_ids: list[int]
+    spec: AnswerSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +99,60 @@ def prepare_rendered(
         unenforced=spec.unenforced,
         prediction_token_ids=prediction_token_ids(request, engine) if request.prediction else (),
     )
+
+
+def render(
+    request: ChatCompletionRequest,
+    engine: "EngineLike",
+    templates: "Templates",
+    structure: "Structure",
+) -> RenderedPrompt:
+    """Render and encode the prompt of a request, which may be too long for the model.
+
+    Raises `APIError` 400, or an engine error that `errors.py` knows.
+    """
+    check_supported(request)
+    template = templates.select(request)
+    guard = templates.guard(template) if templates.special_tokens_as_text else None
+    shown = guard.marked(request) if guard is not None else request
+    if _is_plain(request, structure.traits(template.source)):
+        spec = AnswerSpec(messages=to_template_messages(shown.messages), is_plain=True)
+    else:
+        spec = structure.specify(request, template.source, shown)
+    continue_final = bool(request.continue_final_message)
+    if continue_final and request.add_generation_prompt:
+        raise invalid(
+            "continue_final_message",
+            "continue_final_message and add_generation_prompt cannot both be true.",
+        )
+    options = RenderOptions(
+        tools=spec.tools,
+        documents=shown.documents or (),
+        add_generation_prompt=not continue_final and request.add_generation_prompt is not False,
+        continue_final_message=continue_final,
+        added_text=spec.added_text,
+        variables={**spec.variables, **(shown.chat_template_kwargs or {})},
+    )
+    text = shown_text = template.render(spec.messages, options)
+    if guard is not None and shown is not request:
+        token_ids, shown_text = guard.encode(text), guard.unmarked(text)
+    else:
+        token_ids = engine.tokenizer.encode(text, add_special_tokens=False)
+    if not token_ids:
+        raise invalid("messages", "The prompt made from the messages is empty.")
+    return RenderedPrompt(text=text, shown_text=shown_text, token_ids=token_ids, spec=spec)
+
+
+def _is_plain(request: ChatCompletionRequest, traits: "TemplateTraits") -> bool:
+    """Whether nothing in the request, its messages or the template shapes the answer."""
+    if traits.shapes_answers or not request.model_fields_set.isdisjoint(SHAPING_FIELDS):
+        return False
+    for message in request.messages:
+        if isinstance(message, ToolMessage | FunctionMessage):
+            return False
+        if isinstance(message, AssistantMessage) and (message.tool_calls or message.function_call):
+            return False
+    return True
 
 
 def prediction_token_ids(request: "SamplingFields", engine: "EngineLike") -> tuple[int, ...]:

@@ -1,13 +1,7 @@
-"""Chooses how an answer is constrained and read: its grammar, its parser, the text in its prompt.
+"""How one answer is constrained and read: its grammar, its parser, what its prompt needs."""
 
-A server makes one `Structure` from the model's tokenizer. `Structure.specify` combines a request's
-tools, `response_format` and reasoning before the prompt is rendered; `AnswerSpec.after_prompt`
-follows once the prompt is known.
-"""
-
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from stonechat_models import (
@@ -16,68 +10,27 @@ from stonechat_models import (
     SamplingParams,
     StopScope,
 )
-from stonechat_server.errors import APIError, unsupported
+from stonechat_server.errors import unsupported
 from stonechat_server.parsers.answer_marks import AnswerMarks, AnswerMarksParser
-from stonechat_server.parsers.bare_calls import BareCallParser, may_be_bare
+from stonechat_server.parsers.bare_calls import BareCallParser
 from stonechat_server.parsers.deltas import ContentParser, DeltaParser, ParserFactory
 from stonechat_server.parsers.harmony import VISIBLE_HEADERS, HarmonyParser
 from stonechat_server.parsers.reasoning import ReasoningMarkers, ReasoningParser
 from stonechat_server.parsers.repeated_calls import CallFilter
 from stonechat_server.parsers.special_tokens import SpecialTokenFilter
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames, triggers
-from stonechat_server.prompt.template_messages import to_template_messages
-from stonechat_server.prompt.tool_prompt import (
-    describe_customs,
-    describe_functions,
-    with_modern_calls,
-    without_calls,
-    without_custom_calls,
-    without_tool_messages,
-)
-from stonechat_server.schema.fields import FORM_FIELDS
-from stonechat_server.schema.tools import (
-    FunctionDefinition,
-    FunctionTool,
-    GrammarFormat,
-    Tool,
-)
-from stonechat_server.structured.answer_form import AnswerForm, answer_form
-from stonechat_server.structured.argument_schemas import ArgumentSchemas, loosened
-from stonechat_server.structured.grammar_checks import GrammarCache
-from stonechat_server.structured.harmony_grammar import HarmonyGrammar
-from stonechat_server.structured.lark import LarkWriter
-from stonechat_server.structured.mark_grammar import MarkGrammar
-from stonechat_server.structured.template_traits import UNKNOWN_FORM, TemplateTraits, read_traits
-from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import (
-    NO_TOOLS,
     ToolOptions,
     parameters,
-    read_tool_options,
-    tool_path,
 )
 from stonechat_server.tool_formats import harmony
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.layout import HarmonyLayout, ToolFormat, layout_texts
 
 if TYPE_CHECKING:
-    from stonechat_server.engine_protocol import TokenizerLike
     from stonechat_server.prompt.message_repairs import TemplateMessage
-    from stonechat_server.schema.requests import ChatCompletionRequest
-    from stonechat_server.schema.sampling_fields import SamplingFields
 
 KNOWN_TEMPLATES = 32
-
-SHAPING_FIELDS = frozenset(
-    {
-        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
-        *("response_format", "structured_outputs", "reasoning_effort", "thinking_budget"),
-        *FORM_FIELDS,
-    }
-)
-"""The request fields that may constrain the answer or its reading."""
-TOOL_ROLES = frozenset({"tool", "function"})
-CALL_KEYS = frozenset({"tool_calls", "function_call"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,249 +211,7 @@ class AnswerSpec:
         )
 
 
-class Structure:
-    """Makes the `AnswerSpec` of a request.
-
-    `tool_format` is a name in `FORMATS`, or `auto`: the format that the request's template shows.
-    Without `has_reasoning`, reasoning is part of the content.
-    """
-
-    def __init__(
-        self,
-        tokenizer: "TokenizerLike",
-        tool_format: str = "auto",
-        *,
-        schema_in_prompt: bool = True,
-        has_reasoning: bool = True,
-        bare_calls: bool = True,
-        stop_repeated_calls: bool = True,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._tool_format = tool_format
-        self._schema_in_prompt = schema_in_prompt
-        self._has_reasoning = has_reasoning
-        self._bare_calls = bare_calls
-        self._stop_repeated_calls = stop_repeated_calls
-        self._special_tokens = {tokenizer.token_text(i): i for i in tokenizer.special_ids}
-        self._special_tokens.pop("", None)
-        self._checks = GrammarCache()
-        self._schemas = ArgumentSchemas(self._checks.reason, LarkWriter(self._special_tokens))
-        self._traits = lru_cache(KNOWN_TEMPLATES)(self._read_template)
-
-    def warning(self, template: str) -> str | None:
-        """What an operator should know of this chat template, or None."""
-        return None if self._traits(template).is_known else UNKNOWN_FORM
-
-    def close(self) -> None:
-        """End the checks of grammars that run (blocking, but short)."""
-        self._checks.close()
-
-    def specify(
-        self,
-        request: "ChatCompletionRequest",
-        template: str,
-        shown: "ChatCompletionRequest | None" = None,
-    ) -> AnswerSpec:
-        """Choose the form of the answer. `template` is the source of the request's chat template.
-
-        `shown` is the request as the prompt shows it, if its texts differ there. Raises `APIError`
-        400 for invalid tools, and for a grammar that cannot be enforced. Raises
-        `GrammarPendingError` while a process checks a grammar: call it again then.
-        """
-        shown = shown or request
-        messages = to_template_messages(shown.messages)
-        if self._is_plain(request, messages, template):
-            return AnswerSpec(messages=messages, is_plain=True)
-        tool_options, form = read_tool_options(request), answer_form(request)
-        shown_tools, shown_form = tool_options, form
-        if shown is not request:
-            shown_tools, shown_form = read_tool_options(shown), answer_form(shown)
-        traits = self._traits(template)
-        self._check(request, tool_options, form)
-        unenforced: tuple[str, ...] = ()
-        if tool_options is not None:
-            tool_options, unenforced = self._schemas.enforce(request, tool_options, traits.format)
-        is_open = bool(request.continue_final_message)
-        write = partial(self._grammar, budget=request.thinking_budget, is_open=is_open)
-        grammar = write(tool_options, form, traits)
-        grammar_param = _grammar_param(request, tool_options, form)
-        looser = loosened(request, tool_options, unenforced) if tool_options else iter(())
-        while grammar is not None and grammar_param is not None:
-            try:
-                self._checks.check_cost(grammar, grammar_param)
-                break
-            except APIError:
-                options = next(looser, None)
-                if options is None:
-                    raise
-                tool_options, unenforced = options
-                grammar = write(tool_options, form, traits)
-        offered = shown_tools.offered if shown_tools else ()
-        return AnswerSpec(
-            messages=_with_rendered_calls(messages, traits),
-            added_text=self._added_text(shown_tools, shown_form, traits),
-            tools=_template_tools(offered) if traits.renders_tools else [],
-            variables=_variables(request),
-            grammar=grammar,
-            grammar_param=grammar_param,
-            unenforced=unenforced,
-            tool_options=tool_options,
-            format=traits.format,
-            markers=traits.markers,
-            marks=traits.marks,
-            has_reasoning=self._has_reasoning,
-            budget=request.thinking_budget,
-            is_open=is_open,
-            special_tokens=self._special_tokens.keys(),
-            reads_bare_calls=(
-                self._bare_calls
-                and may_be_bare(traits.format)
-                and tool_options is not None
-                and not tool_options.is_required
-                and form is None
-                and not is_open
-            ),
-            ends_at_repeat=self._stop_repeated_calls,
-        )
-
-    def text_form(self, request: "SamplingFields") -> AnswerForm | None:
-        """The form of a text completion; None for any text. Raises what `specify` raises."""
-        form = answer_form(request)
-        if form is not None:
-            self._checks.check(form.grammar, form.param)
-        return form
-
-    def _is_plain(
-        self, request: "ChatCompletionRequest", messages: "list[TemplateMessage]", template: str
-    ) -> bool:
-        """Whether nothing in the request, its messages or the template shapes the answer."""
-        fields = request.model_fields_set
-        if not fields.isdisjoint(SHAPING_FIELDS):
-            return False
-        traits = self._traits(template)
-        has_marks = traits.markers is not None or traits.marks is not None
-        if has_marks or isinstance(traits.format.layout, HarmonyLayout):
-            return False
-        for message in messages:
-            if message["role"] in TOOL_ROLES or not message.keys().isdisjoint(CALL_KEYS):
-                return False
-        return True
-
-    def _added_text(
-        self, tool_options: ToolOptions | None, form: AnswerForm | None, traits: TemplateTraits
-    ) -> str:
-        """Say what the template does not render: custom tools, functions, the answer's form."""
-        offered = tool_options.offered if tool_options else ()
-        texts: list[str | None] = []
-        if not traits.renders_tools or not traits.is_known:
-            texts.append(describe_functions(offered, traits.format))
-        texts.append(describe_customs(offered))
-        if form is not None and self._schema_in_prompt:
-            texts.append(_instruction(form, tool_options))
-        return "\n\n".join(text for text in texts if text)
-
-    def _read_template(self, template: str) -> TemplateTraits:
-        return read_traits(
-            template, self._tool_format, self._is_token, has_reasoning=self._has_reasoning
-        )
-
-    def _is_token(self, text: str) -> bool:
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return len(ids) == 1 and self._tokenizer.token_text(ids[0]) == text
-
-    def _grammar(
-        self,
-        tool_options: ToolOptions | None,
-        form: AnswerForm | None,
-        traits: TemplateTraits,
-        *,
-        budget: int | None,
-        is_open: bool,
-    ) -> GrammarSpec | None:
-        answer = form.grammar if form else None
-        if isinstance(traits.format.layout, HarmonyLayout):
-            if tool_options is None and answer is None and budget is None:
-                return None
-            writer = LarkWriter(self._special_tokens)
-            return HarmonyGrammar(tool_options, writer, answer, budget, is_open).build()
-        if tool_options is None and (answer is None or traits.marks is None):
-            return answer
-        writer = LarkWriter(self._special_tokens)
-        marks = MarkGrammar(writer, traits.marks, traits.markers)
-        return ToolGrammar(tool_options or NO_TOOLS, traits.format, writer, answer, marks).build()
-
-    def _check(
-        self,
-        request: "ChatCompletionRequest",
-        tool_options: ToolOptions | None,
-        form: AnswerForm | None,
-    ) -> None:
-        """Check the form of the answer, and the grammar of each custom tool, on its own.
-
-        Raises `APIError` 400 that names the part. The joined grammar could not tell the part.
-        """
-        if form is not None:
-            self._checks.check(form.grammar, form.param)
-        if tool_options is None:
-            return
-        for i, tool in enumerate(request.tools or ()):
-            self._check_tool(tool, tool_path(request, i))
-
-    def _check_tool(self, tool: Tool, where: str) -> None:
-        if not isinstance(tool, FunctionTool) and isinstance(tool.custom.format, GrammarFormat):
-            grammar = tool.custom.format.grammar
-            spec = GrammarSpec(grammar.syntax, grammar.definition)
-            self._checks.check(spec, f"{where}.format.grammar.definition")
-
-
-def _instruction(form: AnswerForm, tool_options: ToolOptions | None) -> str | None:
-    if form.instruction is None or tool_options is None:
-        return form.instruction
-    return f"When you call no tool: {form.instruction}"
-
-
-def _grammar_param(
-    request: "ChatCompletionRequest", tool_options: ToolOptions | None, form: AnswerForm | None
-) -> str | None:
-    """The field that an error in the joined grammar names; its parts have been checked before."""
-    if tool_options is None:
-        return form.param if form is not None else None
-    return "tools" if request.functions is None else "functions"
-
-
 def _stop_scope(markers: ReasoningMarkers | None, starts_open: bool) -> StopScope | None:
     if markers is None:
         return None
     return StopScope(after=(markers.end,), unless="" if starts_open else markers.start)
-
-
-def _with_rendered_calls(
-    messages: "list[TemplateMessage]", traits: TemplateTraits
-) -> "list[TemplateMessage]":
-    """Write as text the calls and results that the template does not render."""
-    messages = with_modern_calls(messages)
-    if traits.renders_calls:
-        return without_custom_calls(messages)
-    if traits.renders_tools:
-        return without_calls(messages, traits.format)
-    return without_tool_messages(messages, traits.format)
-
-
-def _template_tools(offered: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Function tools with the keys that the client gave them, without unknown keys and nulls."""
-    tools = []
-    for tool in offered:
-        if isinstance(tool, FunctionTool):
-            given = FunctionDefinition.model_fields.keys() & tool.function.model_fields_set
-            function = tool.function.model_dump(include=given, exclude_none=True)
-            tools.append({"type": "function", "function": function})
-    return tools
-
-
-def _variables(request: "ChatCompletionRequest") -> dict[str, Any]:
-    """The variables with which templates switch reasoning on and off."""
-    effort = request.reasoning_effort
-    if effort is None:
-        return {}
-    is_thinking = effort != "none"
-    return {"reasoning_effort": effort, "enable_thinking": is_thinking, "thinking": is_thinking}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from stonechat_server.parsers.answer_marks import AnswerMarks, find_answer_marks
 from stonechat_server.parsers.reasoning import ReasoningMarkers, find_markers
 from stonechat_server.tool_formats.generic import GENERIC
-from stonechat_server.tool_formats.layout import ToolFormat
+from stonechat_server.tool_formats.layout import HarmonyLayout, ToolFormat
 from stonechat_server.tool_formats.select import FORMATS, select_format
 
 _TOOLS = re.compile(r"\btools\b|\+ functions\b")
@@ -24,6 +24,8 @@ class TemplateTraits:
     format: ToolFormat
     markers: ReasoningMarkers | None
     marks: AnswerMarks | None
+    shapes_answers: bool
+    """Whether an answer without tools may hold more than content: reasoning, marks or channels."""
 
     @property
     def is_known(self) -> bool:
@@ -54,10 +56,13 @@ def read_traits(
     format = select_format(template) if renders_tools or has_calls else GENERIC
     if tool_format != "auto":
         format = FORMATS[tool_format]
+    markers = find_markers(template, is_token) if has_reasoning else None
+    marks, has_channels = find_answer_marks(template), isinstance(format.layout, HarmonyLayout)
     return TemplateTraits(
         renders_tools=renders_tools,
         renders_calls=has_calls and (renders_tools or format is not GENERIC),
         format=format,
-        markers=find_markers(template, is_token) if has_reasoning else None,
-        marks=find_answer_marks(template),
+        markers=markers,
+        marks=marks,
+        shapes_answers=markers is not None or marks is not None or has_channels,
     )

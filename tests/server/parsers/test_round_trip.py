@@ -14,8 +14,9 @@ from stonechat_models import SamplingParams
 from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCallDelta
 from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions
 from stonechat_server.schema.requests import ChatCompletionRequest
-from stonechat_server.structured.answer_spec import AnswerSpec, Structure
+from stonechat_server.structured.answer_spec import AnswerSpec
 from stonechat_server.structured.grammar_checks import GrammarPendingError
+from stonechat_server.structured.structure import Structure
 from stonechat_server.tool_formats.select import FORMATS, select_format
 from tests.server.fake_engine import ByteTokenizer
 from tests.server.parsers.families import JSON_FAMILIES, Family

@@ -14,7 +14,8 @@ from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.types import GrammarSpec, SamplingParams
 from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCallDelta
 from stonechat_server.schema.requests import ChatCompletionRequest
-from stonechat_server.structured.answer_spec import AnswerSpec, Structure
+from stonechat_server.structured.answer_spec import AnswerSpec
+from stonechat_server.structured.structure import Structure
 from stonechat_server.tool_formats.select import FORMATS, select_format
 from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.walks import PADDED_VOCAB, allowed_ids
