@@ -4,9 +4,10 @@ import msgspec
 
 
 class MeasuredPromptDetails(msgspec.Struct):
-    """The part of `usage` that says how much of the prompt came from a cache."""
+    """The part of `usage` that says what of the prompt came from a cache, and what is images."""
 
     cached_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class MeasuredUsage(msgspec.Struct):

@@ -29,6 +29,7 @@ class ChatAnswer:
     reasoning: str = ""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
+    image_tokens: int | None = None
     completion_tokens: int | None = None
     first_at: float | None = None
     last_at: float | None = None
@@ -55,6 +56,8 @@ class ChatApi:
     """Whether the server is one of Stonechat. `models` finds it out."""
     states: Mapping[str, str] = field(default_factory=dict)
     """The states of the models, where the server has several. `models` finds them out."""
+    image_refusals: Mapping[str, str] = field(default_factory=dict)
+    """The models that take no images, each with a text that says so. `models` finds them out."""
     _decoder: Any = field(default_factory=new_chunk_decoder)
 
     async def models(self) -> list[str]:
@@ -73,6 +76,11 @@ class ChatApi:
             cards = msgspec.json.decode(b"".join(parts))["data"]
             self.is_stonechat = any(card.get("owned_by") == "stonechat" for card in cards)
             self.states = {card["id"]: str(card["state"]) for card in cards if "state" in card}
+            self.image_refusals = {
+                card["id"]: _image_refusal(card)
+                for card in cards
+                if "image" not in (card.get("input_modalities") or ["image"])  # not said: it may
+            }
             return [card["id"] for card in cards]
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
             raise ChatError(
@@ -145,3 +153,9 @@ def _fold(answer: ChatAnswer, recorder: StreamRecorder) -> None:
         )
         if usage.prompt_tokens_details is not None:
             answer.cached_tokens = usage.prompt_tokens_details.cached_tokens
+            answer.image_tokens = usage.prompt_tokens_details.image_tokens
+
+
+def _image_refusal(card: Mapping[str, Any]) -> str:
+    reason = card.get("stonechat", {}).get("image_refusal")
+    return f"{card['id']} takes no images{': ' if reason else ''}{reason or ''}"

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from stonechat_server.client.http import HttpClient
 from stonechat_server.commands.chat.api import ChatAnswer, ChatApi, ChatError
+from stonechat_server.commands.chat.images import ImagePart, image_part
 from stonechat_server.commands.chat.line_input import LineInput
 from stonechat_server.commands.chat.own_server import OwnServer, own_server
 from stonechat_server.commands.chat.session import CommandError, Session
@@ -45,6 +47,12 @@ class TalkOptions(BaseOptions):
     prompt: str | None = option(
         None, "send this message, print the answer, and exit", metavar="TEXT"
     )
+    images: list[Path] = option(
+        (),
+        "an image for the first message: a PNG, JPEG, WebP or GIF file (repeatable)",
+        flag="--image",
+        metavar="FILE",
+    )
     markdown: bool = option(True, "show answers as plain text")
     settings: Annotated[Settings, Only(*(name for name in ENGINE_SETTINGS if name != "model"))]
 
@@ -72,8 +80,9 @@ def talk(
     """Talk to the server at `url`, or else to a model that is loaded here."""
     console = Console()
     try:
+        images = [image_part(path.expanduser()) for path in options.images]
         with _server(options, model, url, key) as (server, name):
-            return asyncio.run(_talk(options, console, server, name))
+            return asyncio.run(_talk(options, console, server, name, images))
     except (ChatError, CommandError, _CannotLoadError, ValueError) as error:
         print(f"stonechat {command}: {error}", file=sys.stderr)
         return 1
@@ -124,7 +133,11 @@ def _server(
 
 
 async def _talk(
-    options: TalkOptions, console: Console, server: OwnServer, model: str | None
+    options: TalkOptions,
+    console: Console,
+    server: OwnServer,
+    model: str | None,
+    images: Sequence[ImagePart] = (),
 ) -> int:
     headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
     async with HttpClient(server.url, headers, unix_socket=server.unix_socket) as client:
@@ -138,6 +151,8 @@ async def _talk(
             if note := session.check_field(field):
                 print(note, file=sys.stderr)
             session.settings[field] = value
+        session.images += images
+        _check_images(api, session)
         if options.prompt is not None:
             session.ask(options.prompt)
             errors = Console(stderr=True)
@@ -176,11 +191,20 @@ async def _command(api: ChatApi, session: Session, console: Console, line: str) 
             output = _listed(await api.models(), api.states, session.model)
         elif session.model != before:
             await _check_model(api, session, before)
+        _check_images(api, session)
     except (CommandError, ChatError) as error:
         console.print(str(error), style="red", highlight=False, markup=False)
         return
     if output:
         console.print(output, style="dim", highlight=False, markup=False)
+
+
+def _check_images(api: ChatApi, session: Session) -> None:
+    """Forget images that the model does not take. Raises `CommandError` then."""
+    refusal = api.image_refusals.get(session.model)
+    if session.images and refusal is not None:
+        session.images.clear()
+        raise CommandError(refusal)
 
 
 def _listed(names: Sequence[str], states: Mapping[str, str], current: str) -> str:

@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from stonechat_server.commands.chat.api import Message
+from stonechat_server.commands.chat.images import (
+    ImageError,
+    ImagePart,
+    names_file,
+    read_images,
+    shown_content,
+)
 from stonechat_server.schema.fields import FIELDS
 from stonechat_server.terminal.suggest import did_you_mean
 
@@ -23,6 +30,8 @@ HELP = """\
 /retry                ask the last question again
 /clear                forget the conversation; settings stay
 /file PATH            put a text file in front of the next message
+/image FILE …         put images (PNG, JPEG, WebP, GIF) in front of the next message; without FILE,
+                      forget those that wait for it
 /save PATH            save conversation and settings as JSON
 /load PATH            load a saved conversation and its settings
 /models               list the server's models, with their states
@@ -56,6 +65,7 @@ class Session:
     settings: dict[str, Any] = field(default_factory=dict)
     turns: list[Message] = field(default_factory=list)
     attached: list[str] = field(default_factory=list)
+    images: list[ImagePart] = field(default_factory=list)
     knows_all_fields: bool = True
     wants_answer: bool = False
     wants_models: bool = False
@@ -68,9 +78,12 @@ class Session:
         return [*head, *self.turns]
 
     def ask(self, text: str) -> None:
-        """Add a question, with the texts of the attached files in front of it."""
-        self.turns.append({"role": "user", "content": "\n\n".join([*self.attached, text])})
-        self.attached = []
+        """Add a question, with the attached images and the texts of the files in front of it."""
+        content: Any = "\n\n".join([*self.attached, text])
+        if self.images:
+            content = [*self.images, {"type": "text", "text": content}]
+        self.turns.append({"role": "user", "content": content})
+        self.attached, self.images = [], []
 
     def answer(self, text: str) -> None:
         """Add the answer to the last question."""
@@ -92,6 +105,8 @@ class Session:
         self.wants_answer = self.wants_models = False
         name, _, rest = line[1:].strip().partition(" ")
         action = self._actions().get(name)
+        if action is None and names_file(line):  # dropped into the terminal
+            return self._image(line)
         if action is None:
             hint = did_you_mean("/" + name, [f"/{known}" for known in self._actions()])
             raise CommandError(f"there is no command /{name}{hint or '; /help lists the commands'}")
@@ -109,6 +124,7 @@ class Session:
             "retry": lambda _: self._retry(),
             "clear": lambda _: self._clear(),
             "file": self._file,
+            "image": self._image,
             "save": self._save,
             "load": self._load,
             "models": lambda _: self._models(),
@@ -160,7 +176,7 @@ class Session:
         return "\n".join([f"model: {self.model}", f"system: {self.system or '(none)'}", *fields])
 
     def _history(self) -> str:
-        lines = [f"{turn['role']}: {turn['content']}" for turn in self.messages]
+        lines = [f"{turn['role']}: {shown_content(turn['content'])}" for turn in self.messages]
         return "\n\n".join(lines) or "the conversation is empty"
 
     def _undo(self) -> str:
@@ -181,6 +197,7 @@ class Session:
     def _clear(self) -> str:
         self.turns.clear()
         self.attached.clear()
+        self.images.clear()
         return "the conversation is empty now; settings stay"
 
     def _file(self, rest: str) -> str:
@@ -190,6 +207,19 @@ class Session:
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"cannot read {path}: {_reason(error)}") from error
         return f"{path.name} goes in front of your next message"
+
+    def _image(self, rest: str) -> str:
+        if not rest and not self.images:
+            raise CommandError("usage: /image FILE, in quotes if the path contains spaces")
+        if not rest:
+            self.images.clear()
+            return "no image goes in front of your next message"
+        try:
+            parts, names = read_images(rest)
+        except ImageError as error:
+            raise CommandError(str(error)) from error
+        self.images += parts
+        return f"in front of your next message: {names}"
 
     def _save(self, rest: str) -> str:
         path = _path(rest)

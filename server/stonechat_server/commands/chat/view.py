@@ -72,8 +72,9 @@ def figures(answer: ChatAnswer) -> str:
     """Token counts, times and speed in one line."""
     parts = []
     if answer.prompt_tokens is not None:
-        cached_text = f" ({answer.cached_tokens} cached)" if answer.cached_tokens else ""
-        parts.append(f"{answer.prompt_tokens} prompt tokens{cached_text}")
+        counts = ((answer.image_tokens, "of images"), (answer.cached_tokens, "cached"))
+        details = ", ".join(f"{number} {name}" for number, name in counts if number)
+        parts.append(f"{answer.prompt_tokens} prompt tokens{f' ({details})' if details else ''}")
     if answer.completion_tokens is not None:
         parts.append(f"{answer.completion_tokens} generated")
     if answer.first_at is not None:

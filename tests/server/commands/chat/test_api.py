@@ -71,6 +71,21 @@ def test_a_list_of_models() -> None:
     assert models((200, b'{"data": [{"id": "a"}, {"id": "b"}]}')) == ["a", "b"]
 
 
+def test_models_that_say_that_they_take_no_images() -> None:
+    cards = [
+        {"id": "unknown", "input_modalities": None},
+        {"id": "sees", "input_modalities": ["text", "image"]},
+        {"id": "reads", "input_modalities": ["text"]},
+        {"id": "why", "input_modalities": ["text"], "stonechat": {"image_refusal": "no Pillow"}},
+    ]
+    found = api((200, json.dumps({"data": cards}).encode()))
+    asyncio.run(found.models())
+    assert found.image_refusals == {
+        "reads": "reads takes no images",
+        "why": "why takes no images: no Pillow",
+    }
+
+
 @pytest.mark.parametrize(("reply", "text"), [*FAILURES, (TimeoutError(), "no complete answer")])
 def test_an_answer_that_fails(reply: Reply, text: str) -> None:
     with pytest.raises(ChatError, match=text):
@@ -90,10 +105,11 @@ def test_a_whole_answer() -> None:
         "prompt_tokens": 9,
         "completion_tokens": 1,
         "total_tokens": 10,
-        "prompt_tokens_details": {"cached_tokens": 4},
+        "prompt_tokens_details": {"cached_tokens": 4, "image_tokens": 3},
     }
     events = [{**chunk, "choices": [delta]}, {**chunk, "choices": [], "usage": usage}]
     lines = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
     answer = last_answer((200, lines.encode()))
     assert (answer.text, answer.finish_reason, answer.ignored) == ("Hi", "stop", "top_q")
-    assert (answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens) == (9, 1, 4)
+    assert (answer.prompt_tokens, answer.completion_tokens) == (9, 1)
+    assert (answer.cached_tokens, answer.image_tokens) == (4, 3)

@@ -24,11 +24,11 @@ def test_all_figures_are_in_one_line() -> None:
     assert figures(answer) == ""
     answer.prompt_tokens, answer.completion_tokens = 12, 5
     assert figures(answer) == "12 prompt tokens · 5 generated"
-    answer.cached_tokens = 8
+    answer.cached_tokens, answer.image_tokens = 8, 4
     answer.first_at, answer.last_at, answer.chunks = 10.25, 12.25, 5
     answer.finish_reason, answer.ignored = "length", "top_q"
     assert figures(answer) == (
-        "12 prompt tokens (8 cached) · 5 generated · first token after 250 ms · 2.0 tokens/s"
+        "12 prompt tokens (4 of images, 8 cached) · 5 generated · first token after 250 ms · 2.0 tokens/s"
         " · length · ignored by the server: top_q"
     )
 
