@@ -74,7 +74,7 @@ class ImageProcessorLike(Protocol):
     def prepare(
         self, images: Sequence[bytes], options: ImageOptions | None = None
     ) -> "Future[list[PreparedImage]]":
-        """Prepare files, each alone. Raises `TooManyImagesError`, the result `InvalidImageError`."""
+        """Prepare each file. Raises `TooManyImagesError`, and the result `InvalidImageError`."""
 
 
 class EngineLike(Protocol):
