@@ -28,8 +28,8 @@ def test_all_figures_are_in_one_line() -> None:
     answer.first_at, answer.last_at, answer.chunks = 10.25, 12.25, 5
     answer.finish_reason, answer.ignored = "length", "top_q"
     assert figures(answer) == (
-        "12 prompt tokens (4 of images, 8 cached) · 5 generated · first token after 250 ms · 2.0 tokens/s"
-        " · length · ignored by the server: top_q"
+        "12 prompt tokens (4 of images, 8 cached) · 5 generated · first token after 250 ms · "
+        "2.0 tokens/s · length · ignored by the server: top_q"
     )
 
 
