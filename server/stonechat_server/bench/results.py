@@ -22,6 +22,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int | None = None
+    image_tokens: int | None = None
+    num_images: int = 0
     num_characters: int | None = None
     """Characters of generated text: content, reasoning and tool calls."""
     num_chunks: int = 0
@@ -39,6 +41,13 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     def ttft(self) -> float | None:
         """Seconds from `start` to the first token."""
         return None if self.first_token is None else self.first_token - self.start
+
+    @property
+    def has_cached_images(self) -> bool | None:
+        """Whether the cache had most of the images, which stand first; None if it is not known."""
+        if not self.image_tokens or self.cached_tokens is None:
+            return None
+        return 2 * self.cached_tokens >= self.image_tokens
 
     @property
     def e2e(self) -> float:
@@ -150,7 +159,18 @@ class LevelResult(msgspec.Struct, kw_only=True):
     slo_share: float | None = None
     """Share of the requests that met the SLO; None if there is no SLO."""
     roofline_share: float | None = None
+    num_images: int = 0
+    image_tokens: int | None = None
+    """Prompt tokens of images; None if the server does not report them."""
+    ttft_new_images: Quantiles = msgspec.field(default_factory=Quantiles)
+    """Of the requests whose images the prefix cache did not have."""
+    ttft_cached_images: Quantiles = msgspec.field(default_factory=Quantiles)
     records: list[RequestRecord]
+
+    @property
+    def images_per_second(self) -> float:
+        """Images of answered requests a second."""
+        return self.num_images / self.seconds
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from stonechat_server.bench.speeds import measure_speeds
 from stonechat_server.bench.targets.http_target import HttpTarget, request_headers
 from stonechat_server.bench.targets.target import BenchError, Target, words_of_prompt
 from stonechat_server.bench.targets.workload import (
+    ImageLoad,
     ListWorkload,
     SyntheticWorkload,
     Workload,
@@ -121,7 +122,10 @@ async def _workload(target: Target) -> Workload:
         return ListWorkload(read_prompts_file(settings.prompts_file), settings.seed)
     if settings.sharegpt is not None:
         return ListWorkload(read_sharegpt(settings.sharegpt), settings.seed)
-    return SyntheticWorkload(num_words, settings.prefix_share, settings.seed)
+    images = None
+    if settings.images:
+        images = ImageLoad(settings.images, *settings.image_size, settings.same_image)
+    return SyntheticWorkload(num_words, settings.prefix_share, settings.seed, images=images)
 
 
 def _notes(
@@ -135,6 +139,8 @@ def _notes(
                 "the server does not honour `ignore_eos`: answers end where the model ends them; "
                 "use --no-ignore-eos to measure that on purpose"
             )
+    if target.settings.images and all(r.image_tokens is None for r in all_records):
+        notes.append("the server does not report how many prompt tokens are of images")
     if target.settings.prefix_share and all(level.cached_tokens is None for level in levels):
         notes.append("the server does not report how many prompt tokens came from its cache")
     return notes

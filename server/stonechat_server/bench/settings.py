@@ -24,6 +24,16 @@ def _json_object(value: object) -> object:
     return fields
 
 
+def _size(value: object) -> object:
+    """The numbers of `WIDTHxHEIGHT`."""
+    if not isinstance(value, str):
+        return value
+    width, _, height = value.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ValueError("a width and a height in pixels, such as 1024x768, are expected")
+    return width, height
+
+
 def _slo(value: object) -> object:
     """The bounds of `ttft=MS,tpot=MS,e2e=MS` in seconds."""
     if not isinstance(value, str):
@@ -107,6 +117,15 @@ class BenchSettings(BaseOptions):
     prefix_share: float = prompt_option(
         0.0, "share of each prompt, 0 to 1, that is a common prefix of all prompts", ge=0, le=1
     )
+    images: int = prompt_option(
+        0, "synthetic images in each prompt, beside its --input-tokens of text", metavar="N", ge=0
+    )
+    image_size: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_size)] = prompt_option(
+        (512, 512), "width and height of --images in pixels (default: 512x512)", metavar="WxH"
+    )
+    same_image: bool = prompt_option(
+        False, "the same images in all prompts, which shows what the caches save"
+    )
     prompts_file: Path | None = prompt_option(
         None, "file of prompts: plain text, one prompt per line, or .jsonl", flag="--prompts"
     )
@@ -156,6 +175,21 @@ class BenchSettings(BaseOptions):
         return self
 
     @model_validator(mode="after")
+    def _images_are_in_synthetic_prompts(self) -> Self:
+        others = {
+            "--prompts": self.prompts_file is not None,
+            "--sharegpt": self.sharegpt is not None,
+            "--pp and --tg": self.measures_speeds,
+            "--perplexity": self.perplexity is not None,
+        }
+        for name, is_given in others.items():
+            if self.images and is_given:
+                raise ValueError(f"--images and {name} cannot be given together")
+        if self.same_image and not self.images:
+            raise ValueError("--same-image is for --images")
+        return self
+
+    @model_validator(mode="after")
     def _one_kind_of_load(self) -> Self:
         kinds = {
             "--rate": bool(self.rates),
@@ -184,7 +218,8 @@ class BenchSettings(BaseOptions):
     @model_validator(mode="after")
     def _no_server_in_process(self) -> Self:
         if self.in_process is not None:
-            names = {"base_url": "--base-url", "model": "--model", "extra_body": "--extra-body"}
+            names = {"base_url": "--base-url", "model": "--model", "extra_body": "--extra-body",
+                     "images": "--images"}  # fmt: skip
             given = [flag for name, flag in names.items() if name in self.model_fields_set]
             if given:
                 raise ValueError(f"{given[0]} is for a server; --in-process measures without one")
@@ -209,6 +244,7 @@ class BenchSettings(BaseOptions):
             *("rates", "num_requests", "input_tokens", "output_tokens", "prefix_share", "sharegpt"),
             *("prompts_file", "ignore_eos", "temperature", "warmup", "repeats", "seed"),
             *("sweep", "throughput", "pp", "tg", "duration", "ramp"),
+            *("images", "image_size", "same_image"),
             *("in_process", "perplexity", "context_tokens", "stride"),
         }
         return {

@@ -53,6 +53,7 @@ def summarise(
     num_tokens = sum(record.completion_tokens for record in good)
     num_met = None if slo is None else sum(meets_slo(record, slo) for record in records)
     cached_counts = [record.cached_tokens for record in good if record.cached_tokens is not None]
+    image_counts = [record.image_tokens for record in good if record.image_tokens is not None]
     return LevelResult(
         kind=kind,
         value=value,
@@ -70,14 +71,24 @@ def summarise(
         ],
         goodput=None if num_met is None else num_met / seconds,
         slo_share=None if num_met is None else num_met / len(records),
-        ttft=quantiles([record.ttft for record in good if record.ttft is not None]),
+        ttft=_ttft(good),
         inter_token=quantiles(gaps),
         tpot=quantiles([record.tpot for record in good if record.tpot is not None]),
         e2e=quantiles([record.e2e for record in good]),
+        num_images=sum(record.num_images for record in good),
+        image_tokens=sum(image_counts) if image_counts else None,
+        ttft_new_images=_ttft(good, False),
+        ttft_cached_images=_ttft(good, True),
         generator_cpu=generator_cpu,
         machine_load=machine_load,
         records=records,
     )
+
+
+def _ttft(records: Sequence[RequestRecord], has_cached_images: bool | None = None) -> Quantiles:
+    """The times to the first token: of all records, or of those with or without cached images."""
+    chosen = [record for record in records if has_cached_images in (None, record.has_cached_images)]
+    return quantiles([record.ttft for record in chosen if record.ttft is not None])
 
 
 def _span(records: Sequence[RequestRecord]) -> float:

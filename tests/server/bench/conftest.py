@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import uvicorn
@@ -37,8 +38,14 @@ def _delta(delta: dict[str, object], finish: str | None = None) -> list[object]:
     return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
 
 
-def count_words(messages: list[dict[str, str]]) -> int:
-    return TEMPLATE_TOKENS + sum(len(message["content"].split()) for message in messages)
+def count_words(messages: list[dict[str, Any]]) -> int:
+    texts = [
+        message["content"]
+        if isinstance(message["content"], str)
+        else message["content"][-1]["text"]
+        for message in messages
+    ]
+    return TEMPLATE_TOKENS + sum(len(text.split()) for text in texts)
 
 
 async def _stream(fake: FakeServer, body: dict[str, object]) -> AsyncIterator[str]:

@@ -8,6 +8,12 @@ from stonechat_server.bench.report.verdict import percentile, verdict
 from stonechat_server.bench.results import BenchResult, LevelResult, Quantiles
 
 LATENCIES = {"TTFT": "ttft", "TPOT": "tpot", "ITL": "inter_token", "E2E": "e2e"}
+IMAGE_LATENCIES = {
+    "TTFT, new images": "ttft_new_images",
+    "TTFT, cached images": "ttft_cached_images",
+}
+ALL_LATENCIES = {**LATENCIES, **IMAGE_LATENCIES}
+CSV_POINTS = ("mean", "p50", "p90", "p99")
 
 
 def milliseconds(value: float | str | None) -> str:
@@ -26,9 +32,11 @@ def rate_rows(result: BenchResult) -> list[list[str]]:
     "generator" is the share of one core that the load generator used.
     """
     has_slo = any(level.goodput is not None for level in result.levels)
+    has_images = any(level.num_images for level in result.levels)
     has_roofline = result.roofline is not None
     head = ["load", "requests", "errors", "tokens/s", "requests/s", "machine busy", "generator"]
     head += ["goodput/s", "met SLO"] if has_slo else []
+    head += ["images/s", "tokens/image"] if has_images else []
     head += ["of bandwidth"] if has_roofline else []
     rows = [head]
     for level in result.levels:
@@ -46,6 +54,8 @@ def rate_rows(result: BenchResult) -> list[list[str]]:
                 "-" if level.goodput is None else f"{level.goodput:.2f}",
                 _share(level.slo_share),
             ]
+        if has_images:
+            row += [f"{level.images_per_second:.2f}", _tokens_per_image(level)]
         rows.append([*row, _share(level.roofline_share)] if has_roofline else row)
     return rows
 
@@ -58,6 +68,12 @@ def _rate(level: LevelResult) -> str:
     return f"{level.tokens_per_second:,.1f} ± {statistics.stdev(repeats):,.1f}"
 
 
+def _tokens_per_image(level: LevelResult) -> str:
+    if level.image_tokens is None or not level.num_images:
+        return "-"
+    return f"{level.image_tokens / level.num_images:.0f}"
+
+
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
@@ -66,8 +82,10 @@ def latency_rows(result: BenchResult) -> list[list[str]]:
     """Latencies in milliseconds: the headings, then a row for each level and latency."""
     rows = [["load", "ms", "mean ± sd", "p50", "p90", "p99", "max"]]
     for level in result.levels:
-        for name, field in LATENCIES.items():
+        for name, field in ALL_LATENCIES.items():
             values: Quantiles = getattr(level, field)
+            if name in IMAGE_LATENCIES and not values.count:
+                continue
             cells = [percentile(values, p) for p in ("p50", "p90", "p99", "max")]
             rows.append([level.name, name, _spread(values), *map(milliseconds, cells)])
     return rows
@@ -131,7 +149,8 @@ def csv_text(result: BenchResult) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = [f"{field}_{p}" for field in LATENCIES.values() for p in ("mean", "p50", "p90", "p99")]
+    names = [f"{field}_{p}" for field in ALL_LATENCIES.values() for p in CSV_POINTS]
+    names += ["images_per_second", "image_tokens"]
     head = ["label", "kind", "value", "requests", "errors", "tokens_per_second", "deviation"]
     writer.writerow([*head, "perplexity", "requests_per_second", *names])
     if (found := result.perplexity) is not None:
@@ -149,10 +168,12 @@ def _csv_row(label: str, level: LevelResult) -> list[object]:
     values = [
         "" if (value := percentile(getattr(level, field), p)) is None or isinstance(value, str)
         else value
-        for field in LATENCIES.values()
-        for p in ("mean", "p50", "p90", "p99")
+        for field in ALL_LATENCIES.values()
+        for p in CSV_POINTS
     ]  # fmt: skip
+    images = [level.images_per_second, level.image_tokens] if level.num_images else ["", ""]
     row = [label, level.kind, f"{level.value:g}", level.num_requests, level.num_errors]
     repeats = level.repeat_tokens_per_second
     deviation = statistics.stdev(repeats) if len(repeats) > 1 else ""
-    return [*row, level.tokens_per_second, deviation, "", level.requests_per_second, *values]
+    row += [level.tokens_per_second, deviation, "", level.requests_per_second]
+    return [*row, *values, *images]

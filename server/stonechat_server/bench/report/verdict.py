@@ -55,6 +55,7 @@ def verdict(result: BenchResult) -> list[str]:
             f"The knee is at {turn.name}: {turn.tokens_per_second:,.0f} tokens/s, first token "
             f"after {(turn.ttft.p50 or 0) * 1000:,.0f} ms (median)."
         )
+    lines += _image_lines(result.levels)
     lines += _slo_lines(result)
     if result.in_process and result.perplexity is None:
         lines.append("Measured without a server: no HTTP is in these figures.")
@@ -67,6 +68,18 @@ def verdict(result: BenchResult) -> list[str]:
             "the run. The figures may be too low."
         )
     return lines
+
+
+def _image_lines(levels: Sequence[LevelResult]) -> list[str]:
+    seen = [level for level in levels if level.num_images]
+    if not seen:
+        return []
+    best = max(seen, key=lambda level: level.images_per_second)
+    first, *_ = seen
+    kinds = (("new", first.ttft_new_images), ("cached", first.ttft_cached_images))
+    times = [f"{q.p50 * 1000:,.0f} ms with {name} images" for name, q in kinds if q.p50 is not None]
+    ttft = f" First token at {first.name}: {', '.join(times)} (median)." if times else ""
+    return [f"At most {best.images_per_second:,.2f} images/s, at {best.name}.{ttft}"]
 
 
 def _slo_lines(result: BenchResult) -> list[str]:

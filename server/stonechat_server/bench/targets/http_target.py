@@ -191,6 +191,7 @@ class HttpTarget:
         record.error = error or record.error
         record.expected_tokens = self._expected_tokens(prompt, num_tokens)
         record.repeat = repeat
+        record.num_images = prompt.num_images
         return Measured(record, gaps_of(recorder.token_times), "".join(recorder.text))
 
     async def tokenize(self, text: str) -> list[int]:
@@ -250,6 +251,7 @@ def _record(
         prompt_tokens=usage.prompt_tokens if usage is not None else 0,
         completion_tokens=usage.completion_tokens if usage is not None else len(times),
         cached_tokens=details.cached_tokens if details is not None else None,
+        image_tokens=details.image_tokens if details is not None else None,
         num_characters=sum(map(len, recorder.text)),
         num_chunks=len(times),
         finish_reason=recorder.finish_reasons.get(0),

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import msgspec
 
+from stonechat_server.bench.targets.images import image_part
+
 Message = Mapping[str, object]
 
 CHARS_PER_TOKEN = 4
@@ -34,6 +36,7 @@ class Prompt:
 
     messages: Sequence[Message]
     max_tokens: int | None = None
+    num_images: int = 0
 
 
 class Workload(Protocol):
@@ -44,23 +47,43 @@ class Workload(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ImageLoad:
+    """Images in front of the words of each prompt: new ones for each, or the same ones."""
+
+    number: int
+    width: int
+    height: int
+    are_same: bool
+
+    def parts(self, seed: int, index: int) -> list[Mapping[str, object]]:
+        """The parts of the message of prompt `index`."""
+        seeds = (f"{seed}/{'' if self.are_same else index}/{at}" for at in range(self.number))
+        return [image_part(self.width, self.height, image_seed) for image_seed in seeds]
+
+
+@dataclass(frozen=True, slots=True)
 class SyntheticWorkload:
     """Prompts of `num_words` random words, of which a share of `prefix_share` is a common prefix.
 
     The words after the prefix are drawn for each prompt, so a prefix cache helps with the prefix
-    only.
+    only. `images` stand in front of them.
     """
 
     num_words: int
     prefix_share: float
     seed: int
     max_tokens: int | None = None
+    images: ImageLoad | None = None
 
     def prompt(self, index: int) -> Prompt:
         num_common = round(self.num_words * self.prefix_share)
         common = random.Random(f"{self.seed}/prefix").choices(WORDS, k=num_common)
         rest = random.Random(f"{self.seed}/{index}").choices(WORDS, k=self.num_words - num_common)
-        return Prompt([{"role": "user", "content": " ".join(common + rest)}], self.max_tokens)
+        content: object = " ".join(common + rest)
+        if self.images is not None:
+            content = [*self.images.parts(self.seed, index), {"type": "text", "text": content}]
+        num_images = 0 if self.images is None else self.images.number
+        return Prompt([{"role": "user", "content": content}], self.max_tokens, num_images)
 
 
 @dataclass(frozen=True, slots=True)
