@@ -22,6 +22,36 @@ QUANTIZATION_FILES = {
     "quant_config.json": "awq",
 }
 """Files that say how the weights are quantised if config.json does not, and their method."""
+TEXT_DEFAULTS: dict[str, dict[str, int]] = {
+    "gemma3_text": {
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+    },
+    "llama": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+    },
+    "mistral": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+    },
+}
+"""What a `text_config` of these types leaves out has the defaults of transformers' classes."""
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -122,7 +152,8 @@ def parse_config(raw: Mapping[str, Any], source: str) -> HFConfig:
     """
     whole = JsonObject(source, raw)
     text = {k: v for k, v in whole.section("text_config").values.items() if v is not None}
-    keys = JsonObject(source, {**raw, **text})
+    defaults = TEXT_DEFAULTS.get(str(text.get("model_type")), {})
+    keys = JsonObject(source, {**defaults, **raw, **text})
     num_layers = keys.size("num_hidden_layers", limit=MAX_LAYERS)
     num_heads = keys.size("num_attention_heads")
     num_experts = next((n for name in EXPERT_COUNTS if (n := keys.read(name, int, 0)) > 0), 1)

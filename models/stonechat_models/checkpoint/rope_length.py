@@ -20,11 +20,14 @@ PHI3_LENGTH = 4096
 
 
 def rope_type(config: HFConfig, rope: JsonObject) -> str:
-    """Return the type of a rotary embedding. Early files of Phi-3 have other names for longrope."""
+    """Return the type of a rotary embedding.
+
+    Early files of Phi-3 have other names for longrope. `mrope` has the default frequencies.
+    """
     name = rope.read("rope_type", str, rope.read("type", str, "default"))
     if name == "su" or (name == "yarn" and config.model_type in PHI3):
         return "longrope"
-    return name
+    return "default" if name == "mrope" else name
 
 
 def original_length(config: HFConfig, rope: JsonObject) -> int:

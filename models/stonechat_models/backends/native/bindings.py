@@ -107,7 +107,7 @@ class ConfigStruct(ctypes.Structure):
         *((name, c_float) for name in ("rms_eps", "attention_scale")),
         *((name, c_float) for name in ("embedding_scale", "residual_scale", "logit_scale")),
         *((name, c_float) for name in ("attention_cap", "logit_cap")),
-        *((name, c_void_p) for name in ("inverse_frequencies", "rotary_scales")),
+        *((name, c_void_p) for name in ("inverse_frequencies", "rotary_scales", "rotary_axes")),
     )
 
 
@@ -126,14 +126,25 @@ class LayerStruct(ctypes.Structure):
     )
 
 
+class ImagesStruct(ctypes.Structure):
+    """What images change in a step; see `StepImages` in `backends/base.py`."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("count", "layers")),
+        *((name, c_void_p) for name in ("rows", "embeddings", "layer_embeddings")),
+        *((name, c_void_p) for name in ("rope_positions", "visible_ends")),
+    )
+
+
 class BatchStruct(ctypes.Structure):
-    """The tensors of one step."""
+    """The tensors of one step. `images` is null for a step without images."""
 
     _fields_ = (
         *((name, c_int32) for name in ("tokens", "sequences", "block_width", "outputs")),
         *((name, c_void_p) for name in ("token_ids", "positions", "slots")),
         *((name, c_void_p) for name in ("query_start", "block_table", "logits_index")),
         *((name, c_void_p) for name in ("state_slots", "logits", "hidden")),
+        ("images", POINTER(ImagesStruct)),
     )
 
 

@@ -18,7 +18,7 @@ from stonechat_models.backends.native.recurrence import (
     read_delta_rule,
     read_short_convolutions,
 )
-from stonechat_models.backends.native.rope import LOCAL
+from stonechat_models.backends.native.rope import LOCAL, RopeAxes
 from stonechat_models.checkpoint.hf_config import HFConfig
 
 QKV, ATTENTION = frozenset("qkv"), frozenset("qkvo")
@@ -111,6 +111,8 @@ class Family:
     """Layers with a sliding window have a rotary embedding of their own."""
     rotary_share: float = 1.0
     """The part of a head that the rotary embedding covers if the config does not say."""
+    rope_axes: RopeAxes | None = None
+    """How a token of an image is rotated; None: by one position, as text is."""
     is_rotary: Trait = lambda config, layer: True
     """Whether a layer has a rotary embedding."""
     activation: str = "silu"
@@ -151,8 +153,6 @@ class Family:
     recurrence: Callable[[HFConfig], Recurrence] | None = None
     stored_names: tuple[tuple[str, str], ...] = ()
     """Parts of the usual names of tensors, and what they are here."""
-    other_parts: tuple[str, ...] = ()
-    """How the names of tensors begin that do not belong to the language model."""
 
     def is_local(self, config: HFConfig, layer: int) -> bool:
         """Whether the layer has a sliding window, if the model has one."""
@@ -192,7 +192,7 @@ _QWEN3_5 = Family(
     has_gates=True,
     has_windows=False,
     recurrence=read_delta_rule,
-    other_parts=("model.visual.",),
+    rope_axes=RopeAxes((11, 11, 10), interleaved=True),
 )
 FAMILIES: dict[str, Family] = {
     "llama": Family(has_windows=False, biases=_llama_biases),

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.backends.native.bindings import Kind, Mixer
+from stonechat_models.backends.native.composites import PREFIXES
 from stonechat_models.backends.native.families import Family
 from stonechat_models.backends.native.packing import MatrixSpec
 from stonechat_models.backends.native.recurrence import Recurrence
@@ -47,15 +48,14 @@ class Planner:
         self.spec = spec
         self.store = store
         self.quantize = quantize
-        inner = "model.language_model."
-        self.is_inner = bool(spec.family.other_parts) and store.has(f"{inner}embed_tokens.weight")
-        self.prefix = inner if self.is_inner else "model."
+        embedding = "embed_tokens.weight"
+        self.prefix = next((p for p in PREFIXES if store.has(p + embedding)), PREFIXES[0])
 
     def stored_name(self, name: str) -> str:
         """What the files call a tensor of this usual name."""
         for usual, own in self.spec.family.stored_names:
             name = name.replace(usual, own)
-        return name.replace("model.", self.prefix, 1) if self.is_inner else name
+        return self.prefix + name.removeprefix("model.")
 
     def has(self, name: str) -> bool:
         return self.store.has(self.stored_name(name))

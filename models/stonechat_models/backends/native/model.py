@@ -30,6 +30,7 @@ from stonechat_models.backends.native.caches import (
 from stonechat_models.backends.native.packing import PackedWeights
 from stonechat_models.backends.native.sampler import NativeSampler
 from stonechat_models.backends.native.spec import ModelSpec, read_spec
+from stonechat_models.backends.native.step_images import ImageArrays
 from stonechat_models.backends.native.stores import HeaderStore, open_store, refuse_types
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
 from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
@@ -252,6 +253,10 @@ class NativeModel:
             *(_address(batch.state_slots) if batch.state_slots else None, logits.ctypes.data),
             None if hidden is None else hidden.ctypes.data,
         )
+        images = batch.images
+        if images is not None:
+            arrays = ImageArrays.read(images, self._spec, len(batch.token_ids))
+            step.images = ctypes.pointer(arrays.struct())
         problem = self._library.forward(self._handle, ctypes.byref(step))
         if problem is not None:
             raise StepError(problem.decode())
@@ -294,6 +299,7 @@ class NativeModel:
             logit_cap=scales.logit_cap,
             inverse_frequencies=self._weights.vector(spec.inverse_frequencies),
             rotary_scales=self._weights.vector(rotary_scales),
+            rotary_axes=None if spec.rotary_axes is None else spec.rotary_axes.ctypes.data,
         )
 
     def _recurrent_sizes(self) -> dict[str, int]:

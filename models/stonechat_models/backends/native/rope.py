@@ -26,6 +26,33 @@ class Rotary:
     scale: float
 
 
+@dataclass(frozen=True, slots=True)
+class RopeAxes:
+    """M-RoPE: each frequency rotates by a token's position in time, in height or in width."""
+
+    sections: tuple[int, int, int]
+    """How many frequencies the three have if the config does not say."""
+    interleaved: bool = False
+    """Every third frequency is one of the height or of the width, as far as these have any; the
+    others are those of time. Else the sections lie behind each other."""
+
+    def of(self, rope: JsonObject, count: int) -> npt.NDArray[np.int32]:
+        """Return the axis of each of `count` frequencies: 0 time, 1 height, 2 width.
+
+        Raises `ModelLoadError` for sections that do not fit.
+        """
+        sections = rope.read("mrope_section", list[int], list(self.sections))
+        fits = len(sections) == 3 and min(sections) >= 0
+        if not fits or not (self.interleaved or sum(sections) == count):
+            raise rope.error("mrope_section", f"is {sections} for {count} frequencies")
+        if not self.interleaved:
+            return np.repeat(np.arange(3, dtype=np.int32), sections)
+        axes = np.zeros(count, dtype=np.int32)
+        for axis in (1, 2):
+            axes[axis : 3 * sections[axis] : 3] = axis
+        return axes
+
+
 def rotary_frequencies(
     config: HFConfig,
     head_dim: int,

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.backends.native.bindings import GROUP, Activation, Mixer
-from stonechat_models.backends.native.families import FAMILIES, Family, Scales
+from stonechat_models.backends.native.composites import family_of, has_parts
+from stonechat_models.backends.native.families import Family, Scales
 from stonechat_models.backends.native.mixtures import Experts
 from stonechat_models.backends.native.recurrence import Recurrence
 from stonechat_models.backends.native.rope import GLOBAL, LOCAL, Rotary, rotary_frequencies
@@ -48,6 +49,9 @@ class ModelSpec:
     recurrence: Recurrence | None
     biases: frozenset[str]
     """The projections that have a bias, by their names in `LayerStruct`."""
+    rotary_axes: npt.NDArray[np.int32] | None = None
+    """For each frequency: whether it rotates by a token's position in time (0), height (1) or width
+    (2), int32[rotary_dim / 2]. None: a token has one position."""
 
     @property
     def q_size(self) -> int:
@@ -88,15 +92,11 @@ def read_spec(config: HFConfig) -> ModelSpec:
 
     Raises `UnsupportedModelError` with the reason if the native backend cannot serve the model.
     """
-    if config.model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"models of type {config.model_type} are not supported by the native backend"
-        )
+    family = family_of(config)
     if config.keys.read("use_bidirectional_attention", bool, False):
         raise UnsupportedModelError(
             "attention in both directions is not supported by the native backend"
         )
-    family = FAMILIES[config.model_type]
     if not (config.num_layers and config.hidden_size and config.num_heads and config.vocab_size):
         raise UnsupportedModelError("its config does not say how large the model is")
     head_dim = config.head_dim or family.head_dim or config.hidden_size // config.num_heads
@@ -122,9 +122,18 @@ def read_spec(config: HFConfig) -> ModelSpec:
         experts=experts,
         recurrence=family.recurrence(config) if family.recurrence else None,
         biases=family.biases(config),
+        rotary_axes=_rotary_axes(config, family, rotary),
     )
     _check_sizes(spec)
     return spec
+
+
+def _rotary_axes(
+    config: HFConfig, family: Family, rotary: tuple[Rotary, ...]
+) -> npt.NDArray[np.int32] | None:
+    if family.rope_axes is None:
+        return None
+    return family.rope_axes.of(config.rope, rotary[0].inverse_frequencies.size)
 
 
 def _activation(config: HFConfig, family: Family) -> Activation:
@@ -137,6 +146,8 @@ def _activation(config: HFConfig, family: Family) -> Activation:
 
 
 def _is_tied(config: HFConfig, family: Family) -> bool:
+    if has_parts(config):
+        return True  # some say it for one part and mean the other; the files decide
     usual = config.keys.read("tie_word_embeddings", bool, family.tied)
     return config.keys.read(family.tied_key, bool, usual)
 

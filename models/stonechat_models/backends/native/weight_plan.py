@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from stonechat_models.backends.native.bindings import Library
+from stonechat_models.backends.native.composites import HEADS
 from stonechat_models.backends.native.layer_plan import LayerPlan, Planner, Vector
 from stonechat_models.backends.native.packing import MatrixSpec, packed_bytes
 from stonechat_models.backends.native.spec import ModelSpec
@@ -47,13 +48,12 @@ class WeightPlan:
         return total, round(read)
 
 
-def end_names(spec: ModelSpec, store: Store, embedding: str) -> tuple[str, str | None]:
+def end_names(spec: ModelSpec, store: Store, embedding: str, head: str) -> tuple[str, str | None]:
     """Return the tensors of the embedding and of the head; None: the head is the embedding.
 
     They are those that transformers uses: tied ends may be stored as either, and if both are
     stored and differ, they are not tied.
     """
-    head = "lm_head.weight"
     if not spec.tied:
         return embedding, head
     if not store.has(head):
@@ -71,14 +71,15 @@ def plan_weights(spec: ModelSpec, store: Store, quantize: Quantize) -> WeightPla
     """
     planner = Planner(spec, store, quantize)
     usual_name = planner.stored_name("model.embed_tokens.weight")
-    embedding, head = end_names(spec, store, usual_name)
+    usual_head = next((name for name in HEADS if store.has(name)), HEADS[0])
+    embedding, head = end_names(spec, store, usual_name, usual_head)
     plan = WeightPlan(
         layers=[planner.layer(i) for i in range(spec.num_layers)],
         embedding=planner.end(embedding),
         head=None if head is None else planner.end(head),
         final_norm=planner.norm("model.norm.weight", spec.hidden_size),
     )
-    surplus = [name for name in store.unused() if not _is_harmless(spec, name)]
+    surplus = [n for n in store.unused() if not _is_harmless(spec, n, planner.prefix)]
     if surplus:
         raise ModelLoadError(
             f"{store.model} has weights that its config.json does not account for, so its answers "
@@ -87,13 +88,12 @@ def plan_weights(spec: ModelSpec, store: Store, quantize: Quantize) -> WeightPla
     return plan
 
 
-def _is_harmless(spec: ModelSpec, name: str) -> bool:
+def _is_harmless(spec: ModelSpec, name: str, prefix: str) -> bool:
     """True for what real files have beside the decoder's own weights.
 
-    These are buffers that are computed here, a copy of the embedding as the head, and other heads.
+    These are buffers that are computed here, a copy of the embedding as the head, other heads, and
+    the other parts of a model.
     """
-    is_copy = spec.tied and name == "lm_head.weight"
-    is_other = name.startswith(spec.family.other_parts) or not name.startswith(
-        ("model.", "lm_head.")
-    )
+    is_copy = spec.tied and name in HEADS
+    is_other = not name.startswith((prefix, *(head.removesuffix("weight") for head in HEADS)))
     return is_copy or is_other or name.endswith(".inv_freq")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from stonechat_models.backends.native.bindings import (
     BatchStruct,
     ConfigStruct,
+    ImagesStruct,
     Kind,
     KvFormat,
     LayerStruct,
@@ -51,13 +52,15 @@ class Shape:
 class Tokens:
     """Random queries, keys, values and gates of sequences, [sequence][position][head][dim].
 
-    Sequences have the same keys and values at the first `shared` positions.
+    Sequences have the same keys and values at the first `shared` positions. Positions of a run in
+    `runs` (start, end) of the first sequence see each other both ways.
     """
 
     shape: Shape
     lengths: Sequence[int]
     shared: int = 0
     seed: int = 0
+    runs: Sequence[tuple[int, int]] = ()
     q: list[Floats] = field(init=False)
     k: list[Floats] = field(init=False)
     v: list[Floats] = field(init=False)
@@ -77,6 +80,11 @@ class Tokens:
                 count = min(self.shared, len(tensor))
                 tensor[:count] = tensors[0][:count]
 
+    def end(self, row: Row) -> int:
+        """The position before which a row sees all that its window does not hide."""
+        runs = self.runs if row[0] == 0 else ()
+        return next((end for start, end in runs if start <= row[1] < end), row[1] + 1)
+
     def expected(self, rows: Sequence[Row]) -> npt.NDArray[np.float64]:
         """The outputs of rows in float64, [rows][heads * dim]."""
         return np.stack([self._row(i, position) for i, position in rows])
@@ -84,10 +92,11 @@ class Tokens:
     def _row(self, i: int, position: int) -> npt.NDArray[np.float64]:
         shape = self.shape
         first = max(0, position - shape.window + 1) if shape.window else 0
+        end = self.end((i, position))
         group, outputs = shape.heads // shape.kv_heads, []
         for head in range(shape.heads):
-            keys = self.k[i][first : position + 1, head // group].astype(np.float64)
-            values = self.v[i][first : position + 1, head // group].astype(np.float64)
+            keys = self.k[i][first:end, head // group].astype(np.float64)
+            values = self.v[i][first:end, head // group].astype(np.float64)
             scores = keys @ self.q[i][position, head].astype(np.float64) * shape.scale
             if shape.cap:
                 scores = shape.cap * np.tanh(scores / shape.cap)
@@ -134,6 +143,9 @@ class Attention:
             *(None, positions.ctypes.data, slots.ctypes.data),
             *(query_start.ctypes.data, table.ctypes.data),
         )
+        ends = np.array([tokens.end(row) for row in rows], dtype=np.int32)
+        if tokens.runs:
+            batch.images = ctypes.pointer(ImagesStruct(visible_ends=ends.ctypes.data))
         projected = self._projected(tokens, rows)
         out = np.empty((len(rows), self.shape.heads * self.shape.dim), dtype=np.float32)
         self.library.attend(

@@ -219,6 +219,8 @@ class TinyModel {
     c.interleaved = shape == kDelta;
     c.inverse_frequencies = vector(c.rotary_tables * c.rotary_dim / 2, 0.5f, 0.5f);
     c.rotary_scales = vector(c.rotary_tables, 0.0f, 1.0f);
+    for (int i = 0; i < c.rotary_dim / 2; ++i) axes_.push_back(i % 3);
+    c.rotary_axes = axes_.data();
     model_ = sc_model_create(&c, threads);
     for (int i = 0; i < c.layers; ++i) add_layer(c, i);
     // One after the other: compilers differ in the order in which they evaluate arguments.
@@ -251,7 +253,45 @@ class TinyModel {
     return logits;
   }
 
-  const char* run(Numbers& n, std::vector<float>* logits) {
+  // What images change in a step: every third token is one of an image, and its id means nothing.
+  struct Images {
+    std::vector<int64_t> rows, positions;
+    std::vector<float> embeddings, added;
+    std::vector<int32_t> ends;
+    StepImages all{};
+
+    Images(Numbers& n, uint64_t seed) {
+      const int tokens = int(n.ids.size());
+      for (int t = 1; t < tokens; t += 3) rows.push_back(t), n.ids[size_t(t)] = 1 << 30;
+      const int count = int(rows.size());
+      embeddings = Random{seed}.values(count * kHidden, 1.0f);
+      for (uint64_t layer : {1, 2}) {
+        const std::vector<float> more = Random{seed + layer}.values(count * kHidden, 1.0f);
+        added.insert(added.end(), more.begin(), more.end());
+      }
+      for (int axis = 0; axis < 3; ++axis)
+        for (int64_t p : n.positions) positions.push_back(p / (axis + 1));
+      for (size_t s = 0; s + 1 < n.start.size(); ++s) {  // all but the first token see all
+        for (int t = n.start[s]; t < n.start[s + 1]; ++t) {
+          const int last = t == n.start[s] ? t : n.start[s + 1] - 1;
+          ends.push_back(int32_t(n.positions[size_t(last)]) + 1);
+        }
+      }
+      all = {count, 2, rows.data(), embeddings.data(), added.data(), positions.data(), ends.data()};
+    }
+    Images(const Images&) = delete;
+  };
+
+  // One step with images; returns the logits of the last row of each chunk.
+  std::vector<float> step_with_images(const std::vector<Chunk>& chunks) {
+    Numbers numbers = numbers_of(chunks, true);
+    const Images images(numbers, 3);
+    std::vector<float> logits;
+    require(run(numbers, &logits, &images.all) == nullptr, "images are refused", int(chunks.size()));
+    return logits;
+  }
+
+  const char* run(Numbers& n, std::vector<float>* logits, const StepImages* images = nullptr) {
     logits->resize(n.rows.size() * kVocab);
     std::vector<float> hidden(n.rows.size() * kHidden);
     Batch batch{};
@@ -261,7 +301,7 @@ class TinyModel {
     batch.slots = n.slots.data(), batch.query_start = n.start.data();
     batch.block_table = n.table.data(), batch.logits_index = n.rows.data();
     batch.state_slots = n.states.data(), batch.logits = logits->data();
-    batch.hidden = hidden.data();
+    batch.hidden = hidden.data(), batch.images = images;
     return sc_model_forward(model_, &batch);
   }
 
@@ -372,6 +412,7 @@ class TinyModel {
   void* pool_;
   Shape shape_;
   void* model_ = nullptr;
+  std::vector<int32_t> axes_;
   std::vector<std::vector<float>> vectors_;  // moving one keeps its address
   std::vector<std::unique_ptr<Packed>> packed_;
   std::vector<std::unique_ptr<std::vector<uint8_t>>> caches_;
@@ -396,6 +437,7 @@ void check_model(Shape shape, std::FILE* file) {
         model.step({{0, 105, 1}, {1, 4, 1}, {2, 37, 1}}),
         model.step({{1, 5, 40}, {3, 0, 9}}, false),
         model.step({{0, 106, 1}}),
+        model.step_with_images({{2, 0, 90}, {0, 107, 1}, {3, 0, 12}, {1, 0, 1}}),
     });
     for (float x : logits) require(std::isfinite(x), "finite logits", shape);
     if (expected.empty()) expected = logits;
@@ -404,7 +446,10 @@ void check_model(Shape shape, std::FILE* file) {
     again.step({{2, 0, 38}, {0, 0, 60}, {3, 0, 11}}, false);
     again.step({{0, 60, 46}}, false);
     const std::vector<float> last = again.step({{0, 106, 1}});
-    require(std::equal(last.begin(), last.end(), expected.end() - kVocab), "chunks", shape);
+    const auto before_images = expected.end() - 4 * kVocab;
+    require(std::equal(last.begin(), last.end(), before_images - kVocab), "chunks", shape);
+    const std::vector<float> images = again.step_with_images({{2, 0, 90}});
+    require(std::equal(images.begin(), images.end(), before_images), "images alone", shape);
   }
   if (file) std::fwrite(expected.data(), sizeof(float), expected.size(), file);
 }
@@ -440,6 +485,29 @@ void check_borders(Shape shape) {
     std::vector<float> logits;
     require(model.run(numbers, &logits) != nullptr, "two sequences share a state", shape);
   }
+  auto refuse_images = [&](auto change) {
+    TinyModel::Numbers numbers = TinyModel::numbers_of(chunks, true);
+    TinyModel::Images images(numbers, 3);
+    change(images, numbers);
+    std::vector<float> logits;
+    require(model.run(numbers, &logits, &images.all) != nullptr, "bad images run", shape);
+  };
+  using Images = TinyModel::Images;
+  using Numbers = TinyModel::Numbers;
+  for (int64_t value : {int64_t(-1), int64_t(3), int64_t(41), kFar, -kFar}) {
+    refuse_images([&](Images& images, Numbers&) { images.rows[0] = value; });
+    refuse_images([&](Images& images, Numbers&) { images.rows.back() = value; });
+  }
+  for (int32_t value : {-1, 0, 42, INT32_MAX, INT32_MIN}) {
+    refuse_images([&](Images& images, Numbers&) { images.ends[0] = value; });
+    refuse_images([&](Images& images, Numbers&) { images.ends[39] = value; });
+    refuse_images([&](Images& images, Numbers&) { images.ends[40] = value; });
+  }
+  for (int32_t value : {-1, INT32_MAX, INT32_MIN}) {
+    refuse_images([&](Images& images, Numbers&) { images.all.count = value; });
+    refuse_images([&](Images& images, Numbers&) { images.all.layers = value; });
+  }
+  refuse_images([&](Images&, Numbers& numbers) { numbers.ids[0] = kVocab; });
   require(model.step(chunks) == expected, "a step after bad ones", shape);
 }
 

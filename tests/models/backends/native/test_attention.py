@@ -68,6 +68,26 @@ def test_a_prompt_equals_the_oracle(library: Library, name: str, kv_format: KvFo
 
 @pytest.mark.parametrize("kv_format", FORMATS)
 @pytest.mark.parametrize("name", ["groups", "wide, window", "small window, cap"])
+def test_runs_that_are_seen_both_ways(library: Library, name: str, kv_format: KvFormat) -> None:
+    """Runs within a span of keys, over its end and longer than it, in any step that has them."""
+    shape = replace(SHAPES[name], format=kv_format)
+    tokens = Tokens(shape, [700, 90], runs=[(5, 21), (250, 260), (300, 690)])
+    order = shuffled(60)
+    tables = [order[:45], order[45:]]
+    whole = Attention(library, shape, num_blocks=60).run(tokens, rows_of(0, range(700)), tables)
+    sample = [0, 4, 5, 20, 21, 249, 250, 255, 259, 260, 299, 300, 500, 511, 512, 689, 690, 699]
+    expected = tokens.expected([(0, p) for p in sample])
+    for row, wanted in zip(whole[sample], expected, strict=True):
+        assert relative_error(row, wanted) < 2.5 * BOUNDS[kv_format]
+    attention = Attention(library, shape, num_blocks=60, threads=3)
+    for start, end in ((0, 5), (5, 240), (240, 260), (260, 697), (697, 699), (699, 700)):
+        rows = [*rows_of(1, range(start % 7, 90)), *rows_of(0, range(start, end))]
+        out = attention.run(tokens, rows, tables)[90 - start % 7 :]
+        assert np.array_equal(out, whole[start:end])
+
+
+@pytest.mark.parametrize("kv_format", FORMATS)
+@pytest.mark.parametrize("name", ["groups", "wide, window", "small window, cap"])
 def test_a_row_has_the_same_bits_in_any_step(
     library: Library, name: str, kv_format: KvFormat
 ) -> None:

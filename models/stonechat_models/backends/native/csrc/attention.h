@@ -20,7 +20,7 @@ inline constexpr float kLog2e = 1.44269504f;
 
 // Which keys a query sees, and how its scores are scaled and capped.
 struct View {
-  int window;   // number of keys that a query sees, its own included; 0: all
+  int window;   // number of keys that a query sees up to its own, which counts; 0: all
   float cap;    // argument of soft_cap; 0: no cap
   float scale;  // of the products of queries and keys
 
@@ -46,7 +46,7 @@ struct AttentionScratch {
   alignas(64) float span_top[kQueryTile], span_sum[kQueryTile];
   float q_scale[kBlockRows], q_first[kBlockRows], q_second[kBlockRows];  // of Bytes, as of p
   float p_scale[kQueryTile], p_first[kQueryTile], p_second[kQueryTile];
-  int position[kBlockRows];
+  int first[kBlockRows], last[kBlockRows];                  // keys that each row sees
   AmxValues values;
 
   void clear(int rows, int dim) {
@@ -123,7 +123,7 @@ struct Softmax {
   // Row r of the tile is row r0 + r of the block.  Its scores at the tiles from..to-1 become
   // probabilities: powers of two of the differences to the largest score.
   void run(int r0, int r, int from, int to) const {
-    const int last = s.position[r0 + r], first = view.first(last);
+    const int first = s.first[r0 + r], last = s.last[r0 + r];
     float* row = s.sums + r * kWidth * F::kDigits;
     F16 top = set1(kNoScore);
     for (int t = from; t < to; ++t) {
@@ -233,8 +233,8 @@ struct SpanAttention {
   std::pair<int, int> tiles(int r0, int r1) const {
     int first = INT32_MAX, last = -1;
     for (int r = r0; r < r1; ++r) {
-      first = std::min(first, view.first(s.position[r]) - span.start);
-      last = std::max(last, s.position[r] - span.start);
+      first = std::min(first, s.first[r] - span.start);
+      last = std::max(last, s.last[r] - span.start);
     }
     const int step = has_tiles() ? kAmxTiles : 1;
     const int to = last < 0 ? 0 : (std::min(last, kSpan - 1) / kTokens / step + 1) * step;

@@ -25,6 +25,7 @@ struct Config {
   float attention_cap, logit_cap;    // x becomes cap * tanh(x / cap); 0: none
   const float* inverse_frequencies;  // [rotary_tables][rotary_dim / 2]
   const float* rotary_scales;        // [rotary_tables]
+  const int32_t* rotary_axes;  // [rotary_dim / 2]: 0 time, 1 height, 2 width; null: no M-RoPE
 };
 
 // A layer with experts has a router.  Its gate, up and down hold the matrices of all experts, one
@@ -66,6 +67,16 @@ struct Layer {
 // The parts of a step whose time is measured, in the order of PARTS in bindings.py.
 enum Part : int { kNorms, kQkv, kMixer, kOutput, kGateUp, kDown, kHead, kParts };
 
+// What images change in a step.
+struct StepImages {
+  int32_t count, layers;
+  const int64_t* rows;            // [count], ascending: tokens whose embeddings are given
+  const float* embeddings;        // [count][hidden]
+  const float* layer_embeddings;  // [layers][count][hidden]: added after the first layers
+  const int64_t* rope_positions;  // [3][tokens], or null: those of the batch
+  const int32_t* visible_ends;    // [tokens]: each sees the positions before this one; or null
+};
+
 struct Batch {
   int32_t tokens, sequences, block_width, outputs;
   const int64_t *token_ids, *positions, *slots;
@@ -74,6 +85,7 @@ struct Batch {
   const int64_t* state_slots;  // [sequences], or null for a model without states
   float* logits;  // [outputs][vocab]
   float* hidden;  // [outputs][hidden], or null if only logits are wanted
+  const StepImages* images;  // null: the step has none
 };
 
 }  // namespace sc

@@ -3,6 +3,7 @@
 // A step is one job of the pool.  Every member runs through the layers; the parts of a layer share
 // their work in phases (pool.h), so all members are in the same part at any time.
 //   embedding | layers: norm, products, mixer, output product, norm, gate and up, down | head
+// Images replace embeddings, and may add to the hidden rows after the first layers.
 // Units: times in seconds.
 #pragma once
 #include <algorithm>
@@ -47,6 +48,7 @@ class Model {
     try {
       reserve(std::max(batch.tokens, batch.outputs));
       attention_.prepare(batch, caches[0]);
+      find_images(batch);
     } catch (const std::exception&) {
       capacity_ = 0;
       return "there is not enough memory for the step";
@@ -56,6 +58,7 @@ class Model {
   }
 
  private:
+  static constexpr const char* kOutsideVocabulary = "a token is outside the vocabulary";
   using Clock = std::chrono::steady_clock;
 
   // The border for the numbers of a step: none of them leads outside of a table or the cache.
@@ -66,7 +69,6 @@ class Model {
     const int64_t per_block = int64_t(caches[0].tiles_per_block) * kTokens;
     const int64_t blocks = caches[0].blocks, width = b.block_width;
     if (b.tokens < 0 || b.sequences < 0 || width < 0 || b.outputs < 0) return "a count is negative";
-    if (outside(b.token_ids, b.tokens, w_.c.vocab)) return "a token is outside the vocabulary";
     if (outside(b.positions, b.tokens, width * per_block)) return "a position is outside its blocks";
     if (outside(b.slots, b.tokens, blocks * per_block)) return "a slot is outside the KV cache";
     if (outside(b.block_table, b.sequences * width, blocks)) return "there is no such block";
@@ -76,7 +78,35 @@ class Model {
         !std::is_sorted(start, start + b.sequences + 1)) {
       return "the sequences do not cover the tokens in order";
     }
+    if (b.images) {
+      if (const char* problem = problem_of_images(b, *b.images)) return problem;
+    } else if (outside(b.token_ids, b.tokens, w_.c.vocab)) {
+      return kOutsideVocabulary;
+    }
     return problem_of_states(b);
+  }
+
+  const char* problem_of_images(const Batch& b, const StepImages& images) const {
+    if (images.count < 0 || images.layers < 0 || images.layers > w_.c.layers) {
+      return "a count of images is wrong";
+    }
+    int i = 0;
+    for (int t = 0; t < b.tokens; ++t) {
+      if (i < images.count && images.rows[i] == t) ++i;
+      else if (b.token_ids[t] < 0 || b.token_ids[t] >= w_.c.vocab) return kOutsideVocabulary;
+    }
+    if (i < images.count) return "the rows of images are not in order";
+    if (images.rope_positions && !w_.c.rotary_axes) return "the model has one rotary position";
+    for (int s = 0; images.visible_ends && s < b.sequences; ++s) {
+      const int from = b.query_start[s], to = b.query_start[s + 1];
+      for (int t = from; t < to; ++t) {
+        const int end = images.visible_ends[t];
+        if (end <= b.positions[t] || end > b.positions[to - 1] + 1) {
+          return "a token sees past its step, or not itself";
+        }
+      }
+    }
+    return nullptr;
   }
 
   const char* problem_of_states(const Batch& b) const {
@@ -109,7 +139,11 @@ class Model {
   void run(int member) {
     if (member == 0) mark_ = Clock::now();
     embed();
-    for (size_t i = 0; i < layers.size(); ++i) run_layer(i, member);
+    const StepImages* images = w_.batch->images;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      run_layer(i, member);
+      if (images && i < size_t(images->layers)) add_images(*images, i);
+    }
     if (w_.batch->outputs == 0) return;
     output();
     spent(member, kHead);
@@ -150,20 +184,51 @@ class Model {
   void embed() {
     const Config& c = w_.c;
     const int half = c.rotary_dim / 2;
+    const StepImages* images = w_.batch->images;
+    const int64_t* rope_positions = images ? images->rope_positions : nullptr;
     w_.pool.for_each(w_.batch->tokens, [&](int t) {
       float* row = w_.hidden_row(t);
-      read_row(embedding, int(w_.batch->token_ids[t]), row);
-      if (c.embedding_scale != 1.0f) {
-        for (int i = 0; i < c.hidden; ++i) row[i] *= c.embedding_scale;
+      const int image_row = images ? image_rows_[size_t(t)] : -1;
+      if (image_row >= 0) {
+        std::copy_n(images->embeddings + size_t(image_row) * size_t(c.hidden), c.hidden, row);
+      } else {
+        read_row(embedding, int(w_.batch->token_ids[t]), row);
+        if (c.embedding_scale != 1.0f) {
+          for (int i = 0; i < c.hidden; ++i) row[i] *= c.embedding_scale;
+        }
       }
       float* rope = w_.rope_row(t);
       for (int table = 0; table < c.rotary_tables; ++table, rope += c.rotary_dim) {
         const float* frequencies = c.inverse_frequencies + table * half;
         for (int i = 0; i < half; ++i) {
-          float angle = float(w_.batch->positions[t]) * frequencies[i];
+          const int64_t position = rope_positions
+              ? rope_positions[size_t(c.rotary_axes[i]) * size_t(w_.batch->tokens) + size_t(t)]
+              : w_.batch->positions[t];
+          float angle = float(position) * frequencies[i];
           rope[i] = std::cos(angle) * c.rotary_scales[table];
           rope[half + i] = std::sin(angle) * c.rotary_scales[table];
         }
+      }
+    });
+  }
+
+  // Finds the row of `embeddings` that each token has, on the calling thread.
+  void find_images(const Batch& batch) {
+    if (!batch.images) return;
+    image_rows_.assign(size_t(batch.tokens), -1);
+    for (int i = 0; i < batch.images->count; ++i) {
+      image_rows_[size_t(batch.images->rows[i])] = i;
+    }
+  }
+
+  // Adds what images add after layer i.
+  void add_images(const StepImages& images, size_t i) {
+    const size_t hidden = size_t(w_.c.hidden);
+    const float* added = images.layer_embeddings + i * size_t(images.count) * hidden;
+    w_.pool.for_each(images.count, [&](int k) {
+      float* row = w_.hidden_row(int(images.rows[k]));
+      for (size_t j = 0; j < hidden; j += 16) {
+        store(row + j, add(load(row + j), load(added + size_t(k) * hidden + j)));
       }
     });
   }
@@ -199,6 +264,7 @@ class Model {
   FeedForward feed_forward_{w_};
   Experts experts_{w_};
   SharedExpert shared_{w_};
+  std::vector<int32_t> image_rows_;  // of each token: its row of embeddings, or -1
   int capacity_ = 0;  // rows that there is memory for
   Clock::time_point mark_;
   double seconds_[kParts] = {};

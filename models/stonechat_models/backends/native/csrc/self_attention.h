@@ -4,6 +4,9 @@
 // has one token, the item of attention with that token's own key also writes it to the cache, which
 // saves a barrier.
 //
+// The tokens of an image may see each other both ways.  They are in one step, so all their keys are
+// in the cache when attention begins.
+//
 // An item of attention is one of the plan's, for one KV head.  The last member to finish a span of
 // a split token merges all its spans.
 #pragma once
@@ -72,6 +75,11 @@ class SelfAttention {
     return {l.window, w_.c.attention_cap, w_.c.attention_scale};
   }
   int position(int t) const { return int(w_.batch->positions[t]); }
+  // The last key that token t sees.
+  int last_key(int t) const {
+    const StepImages* images = w_.batch->images;
+    return images && images->visible_ends ? images->visible_ends[t] - 1 : position(t);
+  }
   size_t partial_floats() const {
     return size_t(group()) * (sizeof(Partial) / sizeof(float) + size_t(w_.c.head_dim));
   }
@@ -115,7 +123,8 @@ class SelfAttention {
         for (int d = 0; d < dim; d += 16) store(q + d, mul(load(q + d), load(sizes + d)));
       }
       put_query(w.s, r + g, q, dim, w.cache.format, w.view);
-      w.s.position[r + g] = position(t);
+      w.s.first[r + g] = w.view.first(position(t));
+      w.s.last[r + g] = last_key(t);
     }
   }
 
@@ -136,8 +145,8 @@ class SelfAttention {
   // Finds the first span that the member's next item reads.
   bool first_span(const Work& w, int next, KeySpan& span) const {
     const AttentionItem& item = plan_.items[size_t(next / w_.c.kv_heads)];
-    const int t = plan_.tokens[size_t(item.first)], last = position(t);
-    const int first = item.span == kAllSpans ? w.view.first_span(last) : item.span;
+    const int t = plan_.tokens[size_t(item.first)], last = last_key(t);
+    const int first = item.span == kAllSpans ? w.view.first_span(position(t)) : item.span;
     const Work other{w.l, w.cache, w.s, w.view, item, next % w_.c.kv_heads};
     find(other, item.sequence, first * kSpan, last, span);
     return true;
@@ -151,7 +160,7 @@ class SelfAttention {
       const int t = tokens[i], low = w.view.first_span(position(t));
       if (w.item.span != kAllSpans && w.item.span < low) continue;
       first = std::min(first, low);
-      last = std::max(last, position(t));
+      last = std::max(last, last_key(t));
       put_queries(w, t, count * group());
       seen[count++] = t;
     }
