@@ -170,6 +170,12 @@ class EngineStats:
     """Those of them that were accepted."""
     num_preemptions: int = 0
     num_failed_steps: int = 0
+    num_encoded_images: int = 0
+    """Images that the vision tower has encoded."""
+    num_image_cache_hits: int = 0
+    """Images of requests that were encoded already."""
+    image_encode_seconds: float = 0.0
+    """Seconds of the vision tower."""
     last_step_seconds: float = 0.0
 
 

@@ -206,6 +206,12 @@ class Settings(BaseSettings):
         "data type of the cached keys and values (auto: that of the activations, or bfloat16 in "
         "compiled CPU kernels; only these have int8, and they have no fp8)",
     )
+    image_cache_size: ByteSize = _option(
+        "Memory and batching",
+        ByteSize(256 * 2**20),
+        "memory for encoded images, such as 256MiB, so that the same image in a later request is "
+        "not encoded again; on a GPU of the GPU's memory, in what the KV cache leaves",
+    )
     block_size: int = _option("Memory and batching", 16, "tokens per block of the KV cache", ge=1)
     max_batch_tokens: int | None = _option(
         "Memory and batching", None, "compute at most this many tokens per step", ge=1
@@ -458,7 +464,11 @@ class Settings(BaseSettings):
 
         values = {name: getattr(self, name) for name in ENGINE_SETTINGS}
         values["lora"] = tuple(self.lora)
-        return EngineConfig(kv_cache_bytes=values.pop("kv_cache_size"), **values)
+        return EngineConfig(
+            kv_cache_bytes=values.pop("kv_cache_size"),
+            image_cache_bytes=values.pop("image_cache_size"),
+            **values,
+        )
 
 
 ENGINE_SETTINGS = tuple(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.image_check import image_case, with_images
 from stonechat_models.backends.transformers.kinds import plain_model, stateful_model
 from stonechat_models.backends.transformers.lora.serve import serve_adapters
 from stonechat_models.backends.transformers.model import TransformersModel
@@ -65,15 +66,19 @@ def make_engine(
     draft_module=None,
     num_draft_tokens=4,
     adapters=(),
+    images=False,
+    image_cache_bytes=1 << 20,
     **limits,
 ):
     info = model_info(**limits)
+    case = image_case(module) if images else ""
     backend = backend or BatchedBackend()
     model = stateful_engine_model(module, info, backend) or TransformersModel(
         module, info, backend, row_multiple, probe, kv_dtype
     )
     if adapters:
         model.info = replace(model.info, adapters=serve_adapters(model, adapters, torch.float32))
+    model.info = with_images(model, case)
     model.allocate_kv_cache(num_blocks, info.block_size)
     engine_class = OverlappedEngine if overlap else Engine
     sampler, draft_model = Sampler(info.vocab_size, CPU), None
@@ -99,6 +104,7 @@ def make_engine(
         prompt_lookup=prompt_lookup,
         clock=clock,
         draft_model=draft_model,
+        image_cache_bytes=image_cache_bytes,
     )
 
 
@@ -132,7 +138,7 @@ def greedy(max_tokens: int, **changes) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, top_logprobs=5, **changes)
 
 
-def add(engine, request_id, prompt, params, constraints=(), prediction=(), adapter=""):
+def add(engine, request_id, prompt, params, constraints=(), prediction=(), adapter="", images=()):
     engine.add(
         GenerateRequest(
             request_id=request_id,
@@ -140,6 +146,7 @@ def add(engine, request_id, prompt, params, constraints=(), prediction=(), adapt
             params=params,
             prediction_token_ids=prediction,
             adapter=adapter,
+            images=images,
         ),
         constraints,
     )

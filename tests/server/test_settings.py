@@ -68,7 +68,7 @@ def test_unknown_keys_of_the_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
-    """Each comes from the setting of its name; `kv_cache_bytes` comes from `kv_cache_size`."""
+    """Each comes from the setting of its name; bytes come from a size."""
     names = {f.name for f in fields(EngineConfig)}
     values: dict[str, Any] = {
         "model": "m",
@@ -92,6 +92,7 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
         "num_draft_tokens": 5,
         "embeddings": True,
         "block_size": 32,
+        "image_cache_size": 1000,
         "max_batch_tokens": 64,
         "max_num_seqs": 4,
         "prefix_caching": False,
@@ -104,7 +105,8 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
         "tensor_parallel": 2,
     }
     config = Settings(**values).engine_config()
-    values["kv_cache_bytes"] = values.pop("kv_cache_size")
+    for name in ("kv_cache", "image_cache"):
+        values[f"{name}_bytes"] = values.pop(f"{name}_size")
     assert {name: getattr(config, name) for name in names & set(values)} == values
     assert names - set(values) == set(), "fields that come from no setting"
 

@@ -7,8 +7,12 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stonechat_models.model_info import ModelInfo
+from stonechat_models.types import ImageInput
+from stonechat_models.vision.features import ImageFeatures
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
 Array = Any
@@ -53,6 +57,21 @@ class StepImages:
             layer_embeddings=[x.to(device) for x in self.layer_embeddings],
             rope_positions=moved(self.rope_positions),
             visible_ends=moved(self.visible_ends),
+        )
+
+    def select(self, tokens: "torch.Tensor") -> "StepImages":
+        """Return what the tokens int64[S] of the step have, in ascending order (PyTorch only)."""
+        import torch
+
+        index = torch.searchsorted(self.rows, tokens).clamp(max=len(self.rows) - 1)
+        is_placeholder = self.rows[index] == tokens
+        index = index[is_placeholder]
+        return StepImages(
+            rows=is_placeholder.nonzero()[:, 0],
+            embeddings=self.embeddings[index],
+            layer_embeddings=[layer[index] for layer in self.layer_embeddings],
+            rope_positions=None if self.rope_positions is None else self.rope_positions[:, tokens],
+            visible_ends=None if self.visible_ends is None else self.visible_ends[tokens],
         )
 
 
@@ -169,6 +188,7 @@ class ForwardBatch:
             state_slots=[self.state_slots[i] for i in indices],
             num_rows_list=[1] * len(indices),
             adapters=[self.adapters[i] for i in indices] if self.adapters else (),
+            images=None if self.images is None else self.images.select(token_rows),
         )
 
     @property
@@ -221,6 +241,19 @@ class CausalModel(Protocol):
     def forward_hidden(self, batch: Any) -> tuple[Array, Array]:
         """As `forward`. Also return what the output head reads, float32[R, hidden_size]: the final
         hidden states of the same tokens. Only for models with `info.embedding`."""
+
+
+class ImageModel(CausalModel, Protocol):
+    """A model that takes images (`info.images`)."""
+
+    def encode_image(self, image: ImageInput) -> ImageFeatures:
+        """Run the vision tower. Raises what the model's code raises if the tensors do not fit."""
+
+    def image_positions(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+    ) -> "tuple[npt.NDArray[np.int64], int]":
+        """Return the rotary positions int64[3, P] of a prompt in time, height and width, and what
+        the position of each later token is above its index. Only with `has_grid_positions`."""
 
 
 class StatefulModel(CausalModel, Protocol):

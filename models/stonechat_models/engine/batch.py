@@ -47,6 +47,20 @@ class OnDevice:
     def read(self, values: Array, rows: list[int]) -> npt.NDArray[np.float32]:
         return np.asarray(self.select(values, rows).float().cpu().numpy())
 
+    def array(self, numbers: npt.NDArray[np.integer]) -> Array:
+        from stonechat_models.hardware.transfers import to_device
+
+        return to_device(numbers, self.device)
+
+    def joined(self, arrays: abc.Sequence[Array]) -> Array:
+        import torch
+
+        return torch.cat([*arrays])
+
+    def set_rope_positions(self, batch: ForwardBatch, positions: npt.NDArray[np.int64]) -> None:
+        """Only rotary embeddings read the batch's own positions, so that CUDA graphs still fit."""
+        batch.positions = self.array(positions[0])
+
     def computing(self) -> AbstractContextManager[object]:
         import torch
 

@@ -22,9 +22,13 @@ def root_hash(salt: str, adapter: str = "") -> bytes:
     return hashlib.blake2b(salt.encode(), digest_size=16, key=ROOT, person=person).digest()
 
 
-def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """Return the hash of a full block after `parent`: 16 bytes, so no collision is expected."""
-    return hashlib.blake2b(parent + array("q", token_ids).tobytes(), digest_size=16).digest()
+def block_hash(parent: bytes, token_ids: Sequence[int], images: bytes = b"") -> bytes:
+    """Return the hash of a full block after `parent`: 16 bytes, so no collision is expected.
+
+    `images`: what tells its tokens from others with the same ids.
+    """
+    content = parent + array("q", token_ids).tobytes() + images
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 class PrefixCache:

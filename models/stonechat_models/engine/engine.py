@@ -20,6 +20,8 @@ from stonechat_models.engine.draft_control import DraftControl
 from stonechat_models.engine.draft_model import DraftModel, PassTime
 from stonechat_models.engine.drafting import max_draft_tokens
 from stonechat_models.engine.embeddings import finish_embedding
+from stonechat_models.engine.image_steps import ENCODING_FAILED, ImageSteps
+from stonechat_models.engine.prompt_images import PromptImages
 from stonechat_models.engine.prompt_lookup import (
     PAST_KEYS,
     AdaptiveDrafter,
@@ -96,15 +98,22 @@ class Engine:
         prefix_caching: bool = True,
         prompt_lookup: PromptLookup = "off",
         draft_model: DraftModel | None = None,
+        image_cache_bytes: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`clock` returns seconds. Draft tokens that are tried by themselves go by it."""
+        """`image_cache_bytes`: how many bytes of encoded images are kept for later requests.
+        `clock` returns seconds. Draft tokens that are tried by themselves go by it.
+        """
         info = model.info
         self.model = model
         self.sampler = sampler
         self.eos_token_ids = eos_token_ids
         self.place = place_of(device)
         self.max_model_len = info.max_model_len
+        self.images = None
+        """None: the model takes no images."""
+        if info.images is not None:
+            self.images = ImageSteps(model, info.images, self.place, image_cache_bytes)
         self.counters = StepCounters()
         self.draft_control: DraftControl | None = None
         """Decides about draft tokens; None if fixed rules do."""
@@ -139,6 +148,8 @@ class Engine:
         self._num_processed = self._num_failed = 0
         """Items of the current step whose result is known, and those whose model failed."""
         self._requests: dict[str, SequenceGroup] = {}
+        self._ended: list[TokenOutput] = []
+        """The ends of requests that could not be part of the current step."""
 
     @property
     def has_work(self) -> bool:
@@ -157,6 +168,10 @@ class Engine:
         group = SequenceGroup(request)
         if request.adapter:
             group.adapter = self._adapters[request.adapter]
+        if request.images:
+            assert self.images is not None, "images are checked before"
+            group.images = PromptImages(request.images)
+            self.images.num_live += 1
         params = request.params
         if params.prompt_logprobs is not None:
             group.prompt_logprobs = []
@@ -183,7 +198,7 @@ class Engine:
         if self.scheduler.states is None and request.embedding is None:
             if may_draft:
                 self._add_drafters(group)
-            if self.draft_model is not None:
+            if self.draft_model is not None and group.images is None:
                 for sequence in group.sequences:
                     sequence.draft_state = DraftState(self.draft_model.rate)
         self._requests[request.request_id] = group
@@ -207,6 +222,9 @@ class Engine:
         self._num_processed = self._num_failed = 0
         with self.place.computing():
             outputs = self._step()
+            if self._ended:
+                outputs += self._ended
+                self._ended = []
             if self.scheduler.states is not None:
                 self._free_states()
         if self._num_processed > 0:
@@ -222,7 +240,7 @@ class Engine:
         return outputs
 
     def stats(self) -> EngineStats:
-        scheduler, counters = self.scheduler, self.counters
+        scheduler, counters, images = self.scheduler, self.counters, self.images
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -239,6 +257,9 @@ class Engine:
             num_accepted_model_draft_tokens=counters.num_accepted_model_draft_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_failed_steps=counters.num_failed_steps,
+            num_encoded_images=0 if images is None else images.num_encoded,
+            num_image_cache_hits=0 if images is None else images.num_hits,
+            image_encode_seconds=0.0 if images is None else images.encode_seconds,
             last_step_seconds=counters.last_step_seconds,
         )
 
@@ -282,7 +303,19 @@ class Engine:
             lagging = self.draft_control.lagging
             self._draft_times = self.draft_model.run(output.scheduled, lagging)
         self._scheduled = output.scheduled
+        if self.images is not None and self.images.num_live:
+            return self._with_features(self.images, output.scheduled)
         return output.scheduled
+
+    def _with_features(self, images: ImageSteps, items: list[Scheduled]) -> list[Scheduled]:
+        """Get the features that the items need. Requests whose images cannot be encoded end."""
+        failed = images.prepare(items)
+        for group in failed:
+            self._ended += [
+                self._end(sequence, FinishReason.ERROR, ENCODING_FAILED)
+                for sequence in [*group.sequences]
+            ]
+        return [item for item in items if not item.is_dropped] if failed else items
 
     def _free_states(self) -> None:
         states = self.scheduler.states
@@ -299,8 +332,15 @@ class Engine:
         return self._postprocess(items, tokens)
 
     def _launch(self, items: list[Scheduled], after: InFlightStep | None = None) -> InFlightStep:
-        block_size = self.scheduler.block_size
-        return InFlightStep(self.model, items, block_size=block_size, place=self.place, after=after)
+        images = self.images
+        return InFlightStep(
+            self.model,
+            items,
+            block_size=self.scheduler.block_size,
+            place=self.place,
+            after=after,
+            images=images if images is not None and images.num_live else None,
+        )
 
     def _run_in_halves(self, items: list[Scheduled], error: Exception) -> list[TokenOutput]:
         """Run the items of a step that failed with `error` again. One that is alone fails."""
@@ -454,5 +494,8 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
         self.scheduler.remove(sequence)
-        if not sequence.group.sequences:
-            del self._requests[sequence.group.request.request_id]
+        group = sequence.group
+        if not group.sequences:
+            del self._requests[group.request.request_id]
+            if group.images is not None and self.images is not None:
+                self.images.num_live -= 1

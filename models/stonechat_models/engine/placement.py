@@ -3,12 +3,12 @@
 from array import array
 from collections import abc
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.backends.base import Array, ForwardBatch, HostBatch
+from stonechat_models.backends.base import Array, ForwardBatch, HostBatch, StepImages
 from stonechat_models.engine.sequence import Scheduled
 
 
@@ -30,6 +30,15 @@ class Placement(Protocol):
 
     def read(self, values: Array, rows: list[int]) -> npt.NDArray[np.float32]:
         """Return some rows of an array [R, n] on the host, as float32."""
+
+    def array(self, numbers: npt.NDArray[np.integer]) -> Array:
+        """Return the numbers as an array of the model's kind."""
+
+    def joined(self, arrays: abc.Sequence[Array]) -> Array:
+        """Return arrays [n, ...] behind each other."""
+
+    def set_rope_positions(self, batch: Any, positions: npt.NDArray[np.int64]) -> None:
+        """Give a step of text rotary positions int64[3, T], which are equal in all dimensions."""
 
     def computing(self) -> AbstractContextManager[object]:
         """The context of a step."""
@@ -79,6 +88,19 @@ class OnHost:
 
     def read(self, values: Array, rows: list[int]) -> npt.NDArray[np.float32]:
         return np.asarray(values[rows], dtype=np.float32)
+
+    def array(self, numbers: npt.NDArray[np.integer]) -> Array:
+        return np.ascontiguousarray(numbers)
+
+    def joined(self, arrays: abc.Sequence[Array]) -> Array:
+        return np.concatenate(arrays)
+
+    def set_rope_positions(self, batch: HostBatch, positions: npt.NDArray[np.int64]) -> None:
+        batch.images = StepImages(
+            rows=np.empty(0, dtype=np.int64),
+            embeddings=np.empty((0, 0), dtype=np.float32),
+            rope_positions=self.array(positions),
+        )
 
 
 class PackedTokens:

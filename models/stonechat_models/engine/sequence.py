@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.engine.blocks import block_hash, root_hash
+from stonechat_models.engine.prompt_images import PromptImages
 from stonechat_models.engine.prompt_lookup import Drafter, PositionIndex
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.types import FinishReason, GenerateRequest, TokenLogprobs
@@ -36,6 +37,7 @@ class SequenceGroup:
     """When the group was first part of a step."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Those of the prompt that are known so far. None: not wanted, or handed out already."""
+    images: PromptImages | None = None
 
 
 @dataclass(slots=True)
@@ -138,8 +140,10 @@ class Sequence:
             j = len(self.block_hashes)
             request = self.group.request
             parent = self.block_hashes[-1] if j else root_hash(request.cache_salt, request.adapter)
-            tokens = self.token_ids[j * block_size : (j + 1) * block_size]
-            self.block_hashes.append(block_hash(parent, tokens))
+            start, end = j * block_size, (j + 1) * block_size
+            images = self.group.images
+            content = images.content_of(start, end) if images is not None else b""
+            self.block_hashes.append(block_hash(parent, self.token_ids[start:end], content))
         return self.block_hashes[i]
 
 

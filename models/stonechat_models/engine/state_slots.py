@@ -121,4 +121,6 @@ class StateSlots:
         else:
             request = sequence.group.request
             parent = root_hash(request.cache_salt, request.adapter)
-        return block_hash(parent, sequence.token_ids[num_blocks * self._block_size : position])
+        start, images = num_blocks * self._block_size, sequence.group.images
+        content = images.content_of(start, position) if images is not None else b""
+        return block_hash(parent, sequence.token_ids[start:position], content)

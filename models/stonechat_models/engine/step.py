@@ -6,6 +6,7 @@ Only the reading waits for the device.
 from itertools import islice
 
 from stonechat_models.backends.base import Array, CausalModel
+from stonechat_models.engine.image_steps import ImageSteps
 from stonechat_models.engine.placement import Placement
 from stonechat_models.engine.sequence import Scheduled
 from stonechat_models.sampling.state import (
@@ -28,8 +29,12 @@ class InFlightStep:
         block_size: int,
         place: Placement,
         after: "InFlightStep | None" = None,
+        images: ImageSteps | None = None,
     ) -> None:
-        """`after` is the previous step, sampled but not read. Items may depend on its tokens."""
+        """`after` is the previous step, sampled but not read. Items may depend on its tokens.
+
+        `images` is None if no sequence has any.
+        """
         self.items = items
         self._place = place
         if model.info.keeps_state:
@@ -37,6 +42,8 @@ class InFlightStep:
                 _begin_state(item)
         sampling = None if after is None else after._sampling
         batch = place.batch(items, block_size, None if sampling is None else sampling.tokens)
+        if images is not None:
+            images.add_to(batch, items)
         self._logits: Array | None
         """None once sampling starts: they are large, and the next step needs the memory."""
         self._hidden: Array | None = None

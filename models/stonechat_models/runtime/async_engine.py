@@ -248,10 +248,16 @@ class AsyncEngine:
             self._check_text(num_prompt_tokens)
         elif num_prompt_tokens + (request.params.max_tokens != 0) > self.model.max_model_len:
             raise PromptTooLongError(num_prompt_tokens, self.model.max_model_len)
+        text: Sequence[int] = request.prompt_token_ids
+        if request.images:
+            from stonechat_models.engine.prompt_images import check_images, text_tokens
+
+            check_images(request, self.model)
+            text = text_tokens(request)
         if request.params.prompt_logprobs is not None:
             self._check_prompt_logprobs(num_prompt_tokens)
         vocab_size = self.model.vocab_size
-        outside = self._token_outside_model(request.prompt_token_ids)
+        outside = self._token_outside_model(text)
         if outside is not None:
             raise InvalidParamsError(
                 "messages",

@@ -196,6 +196,8 @@ def assemble_engine(
             block_size=config.block_size,
             graphs=graphs,
         )
+        if info.images is not None:
+            reserved_bytes += config.image_cache_bytes
     shared = cast("ParallelModel", model) if config.tensor_parallel > 1 else None
     free = free_memory(device) if shared is None else shared.least_free_memory()
     free -= reserved_bytes
@@ -254,6 +256,7 @@ def assemble_engine(
         prefix_caching=config.prefix_caching,
         prompt_lookup=choose_prompt_lookup(config, model.info.backend, overlap=overlap),
         draft_model=draft_model,
+        image_cache_bytes=config.image_cache_bytes,
     )
 
 

@@ -77,6 +77,9 @@ COUNTERS = (
         "num_accepted_model_draft_tokens",
     ),
     ("num_preemptions", "Sequences preempted", "num_preemptions"),
+    ("images_encoded", "Images encoded by the vision tower", "num_encoded_images"),
+    ("image_cache_hits", "Images of requests found encoded", "num_image_cache_hits"),
+    ("image_encode_seconds", "Seconds of the vision tower", "image_encode_seconds"),
     ("engine_steps", "Engine steps", "num_steps"),
     ("engine_failed_steps", "Engine steps that failed", "num_failed_steps"),
 )

@@ -10,11 +10,17 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from stonechat_models.backends.base import CausalModel, ForwardBatch
+from stonechat_models.backends.base import (
+    CausalModel,
+    ForwardBatch,
+    ImageModel,
+)
 from stonechat_models.backends.transformers.parity_steps import (
     last_tokens,
     mixed_step,
@@ -27,6 +33,8 @@ from stonechat_models.backends.transformers.static_buffers import (
 )
 from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error
 from stonechat_models.model_info import ModelInfo
+from stonechat_models.types import ImageInput
+from stonechat_models.vision.features import ImageFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -199,8 +207,8 @@ class GraphedModel:
         return self._graphs[shape]()[: len(batch.logits_index)]
 
     def _shape_of(self, batch: ForwardBatch) -> StepShape | None:
-        """The smallest captured shape that a step fits in. Graphs compute no adapters."""
-        if batch.adapters:
+        """The smallest captured shape that a step fits in. Graphs compute no adapters or images."""
+        if batch.adapters or batch.images is not None:
             return None
         is_decode = batch.num_tokens == batch.num_seqs == len(batch.logits_index)
         shapes = self._decode_shapes if is_decode else self._mixed_shapes
@@ -208,6 +216,14 @@ class GraphedModel:
 
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return self.model.forward_hidden(batch)
+
+    def encode_image(self, image: ImageInput) -> ImageFeatures:
+        return cast(ImageModel, self.model).encode_image(image)
+
+    def image_positions(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+    ) -> tuple[npt.NDArray[np.int64], int]:
+        return cast(ImageModel, self.model).image_positions(token_ids, images)
 
 
 def _first_line(error: Exception) -> str:

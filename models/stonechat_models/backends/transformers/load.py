@@ -24,6 +24,7 @@ from stonechat_models.backends.transformers.attention.row import RowBackend
 from stonechat_models.backends.transformers.code_choice import can_keep_codes, read_kept_codes
 from stonechat_models.backends.transformers.code_compile import compile_products
 from stonechat_models.backends.transformers.deterministic import ROWS, make_deterministic
+from stonechat_models.backends.transformers.image_check import image_case, with_images
 from stonechat_models.backends.transformers.kinds import (
     auto_class,
     plain_model,
@@ -133,7 +134,9 @@ def _load(
         threads=config.threads or 1,
         num_ranks=config.tensor_parallel,
     )
+    images = image_case(module, config.tensor_parallel)
     model = _checked_model(module, info, settings, config, device, progress)
+    model.info = with_images(model, images)
     quantization = quantize.stored_label(module)
     if settings.precision is not None:
         has_cpu_layers = device.type == "cpu" or config.device_map is not None

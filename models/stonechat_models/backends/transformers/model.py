@@ -1,8 +1,12 @@
 """Runs any Hugging Face causal model over the paged KV cache."""
 
 import inspect
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -12,10 +16,15 @@ from stonechat_models.backends.transformers.attention.backend import AttentionBa
 from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
 from stonechat_models.backends.transformers.attention.parity_check import ParityCheck
 from stonechat_models.backends.transformers.head_tap import HeadTap, head_size
+from stonechat_models.backends.transformers.image_rows import give_own_attention, image_rows
 from stonechat_models.backends.transformers.kv_cache import KVCache
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.hardware.device import as_current_device
 from stonechat_models.model_info import ModelInfo
+from stonechat_models.types import ImageInput
+from stonechat_models.vision.encode import encode_image
+from stonechat_models.vision.features import ImageFeatures
+from stonechat_models.vision.positions import grid_positions
 
 
 class TransformersModel:
@@ -105,7 +114,9 @@ class TransformersModel:
         if self.adapter_rows is not None:
             head_reads_all = needs_all or not self._keeps_logits
             self.adapter_rows.set(batch, head_reads_all=head_reads_all)
-        with as_current_device(self.device):
+        images = batch.images
+        seen = nullcontext() if images is None else image_rows(self.module, images)
+        with as_current_device(self.device), seen:
             logits = packed_forward(
                 self.module,
                 token_ids,
@@ -125,9 +136,23 @@ class TransformersModel:
             hidden = hidden[batch.logits_index.to(hidden.device)]
         return logits, hidden
 
+    @torch.inference_mode()
+    def encode_image(self, image: ImageInput) -> ImageFeatures:
+        give_own_attention(self.module)
+        with as_current_device(self.device):
+            return encode_image(self.module, image, self.device, getattr(torch, self.info.dtype))
+
+    def image_positions(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+    ) -> tuple[npt.NDArray[np.int64], int]:
+        return grid_positions(self.module, token_ids, images)
+
     def _padded(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and positions, padded to a multiple of `row_multiple`."""
+        """Token ids [T] and positions [T] or [3, T], padded to a multiple of `row_multiple`."""
+        positions = batch.positions
+        if batch.images is not None and batch.images.rope_positions is not None:
+            positions = batch.images.rope_positions
         num_padding = -batch.num_tokens % self._row_multiple
         if not num_padding:
-            return batch.token_ids, batch.positions
-        return F.pad(batch.token_ids, (0, num_padding)), F.pad(batch.positions, (0, num_padding))
+            return batch.token_ids, positions
+        return F.pad(batch.token_ids, (0, num_padding)), F.pad(positions, (0, num_padding))

@@ -167,6 +167,8 @@ def packed_forward(
 ) -> torch.Tensor:
     """Run `module` on packed tokens int64[T]. Returns logits [T, V].
 
+    `positions`: int64[T], or int64[3, T] for a model with rotary positions in three dimensions.
+
     With `logits_to_keep` int64[R], it returns only the logits [R, V] of these rows.
     """
     extra: dict[str, Any] = {}
@@ -174,7 +176,7 @@ def packed_forward(
         extra["logits_to_keep"] = logits_to_keep
     output = module(
         input_ids=token_ids.unsqueeze(0),
-        position_ids=positions.unsqueeze(0),
+        position_ids=positions.unsqueeze(-2),
         use_cache=False,
         stonechat=context,
         **extra,

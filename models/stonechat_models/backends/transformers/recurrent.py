@@ -8,6 +8,7 @@ and one for each prompt or part of a prompt, [1, T] tokens.
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from stonechat_models.backends.transformers.attention.interface import (
     register_attention,
 )
 from stonechat_models.backends.transformers.head_tap import HeadTap
+from stonechat_models.backends.transformers.image_rows import image_rows
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.errors import EngineError, ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import as_current_device
@@ -215,14 +217,19 @@ class RecurrentModel(TransformersModel):
             self.adapter_rows.set(part, head_reads_all=True)
         if start:
             self._states.load(cache, part.state_slots)
-        logits = _call(
-            self.module,
-            part.token_ids.view(-1, length),
-            part.positions.view(-1, length),
-            cache,
-            PagedContext(part, self._cache, self.backend),
-            num_rows,
-        )
+        images, positions = part.images, part.positions.view(-1, length)
+        if images is not None and images.rope_positions is not None:
+            positions = images.rope_positions.view(3, -1, length)
+        has_rows = images is not None and len(images.rows)
+        with image_rows(self.module, images) if images is not None and has_rows else nullcontext():
+            logits = _call(
+                self.module,
+                part.token_ids.view(-1, length),
+                positions,
+                cache,
+                PagedContext(part, self._cache, self.backend),
+                num_rows,
+            )
         self._states.store(cache, part.state_slots)
         return logits[:, -num_rows:]
 
@@ -286,7 +293,7 @@ def _call(
     context: PagedContext | ProbeContext,
     num_rows: int = 1,
 ) -> torch.Tensor:
-    """Return the logits [N, R, V] of token ids and positions int64[N, T].
+    """Return the logits [N, R, V] of token ids int64[N, T] and positions int64[N, T] or [3, N, T].
 
     R is T, or `num_rows` if the module can select the last ones.
     """

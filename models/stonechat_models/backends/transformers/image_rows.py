@@ -1,0 +1,63 @@
+"""Puts the embeddings of images into a module's forward pass, in the place of token embeddings.
+
+A model for images and text hands the embeddings of all tokens to its decoder. There the rows of
+placeholders are replaced. All that the model's own code computes of token ids stays as it is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from stonechat_models.backends.base import StepImages
+from stonechat_models.backends.transformers.attention.interface import ATTENTION_NAME
+from stonechat_models.errors import StepError
+
+
+@contextmanager
+def image_rows(module: nn.Module, images: StepImages) -> Iterator[None]:
+    """Within it, calls of `module` see the images of a step. Rows are counted over all dimensions
+    of a call but the last."""
+
+    def put(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        embeddings = kwargs.get("inputs_embeds")
+        if embeddings is None:
+            raise StepError("the model gives its decoder no embeddings")
+        return args, {**kwargs, **_replaced(embeddings, images)}
+
+    handle = decoder_of(module).register_forward_pre_hook(put, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def decoder_of(module: nn.Module) -> nn.Module:
+    """Return the part that computes hidden states of the embeddings of tokens."""
+    decoder: nn.Module = module.get_decoder()  # type: ignore[operator]
+    return decoder
+
+
+def give_own_attention(module: Any) -> None:
+    """Let the vision tower of `module` attend as its own code does, not over the paged cache."""
+    if module.config.vision_config._attn_implementation != ATTENTION_NAME:
+        return
+    try:
+        module.set_attn_implementation({"vision_config": "sdpa"})
+    except ValueError:  # the tower does not support it
+        module.set_attn_implementation({"vision_config": "eager"})
+
+
+def _replaced(embeddings: torch.Tensor, images: StepImages) -> dict[str, Any]:
+    """Return the decoder's arguments that differ. `embeddings`: [N, T, H]."""
+    flat, rows = embeddings.flatten(0, 1), images.rows.to(embeddings.device)
+    new = images.embeddings.to(flat.device, flat.dtype)
+    changes: dict[str, Any] = {"inputs_embeds": flat.index_copy(0, rows, new).view_as(embeddings)}
+    if images.layer_embeddings:
+        mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+        mask[rows] = True
+        changes["visual_pos_masks"] = mask.view(embeddings.shape[:2])
+        changes["deepstack_visual_embeds"] = list(images.layer_embeddings)
+    return changes

@@ -1,0 +1,157 @@
+"""What images add to the steps of the engine: their embeddings, and rotary positions."""
+
+import logging
+import time
+from collections import abc
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from stonechat_models.backends.base import (
+    Array,
+    CausalModel,
+    ForwardBatch,
+    HostBatch,
+    ImageModel,
+    StepImages,
+)
+from stonechat_models.engine.placement import Placement
+from stonechat_models.engine.prompt_images import PromptImages
+from stonechat_models.engine.sequence import Scheduled, SequenceGroup
+from stonechat_models.errors import StepError
+from stonechat_models.model_info import ImageInfo
+from stonechat_models.types import ImageInput
+from stonechat_models.vision.features import FeatureStore, ImageFeatures
+
+logger = logging.getLogger(__name__)
+
+ENCODING_FAILED = "an image of this request cannot be encoded"
+
+
+class ImageSteps:
+    """Encodes the images that steps need, each once, and gives steps their embeddings."""
+
+    def __init__(
+        self, model: CausalModel, info: ImageInfo, place: Placement, cache_bytes: int
+    ) -> None:
+        self.num_live = 0
+        """Requests with images in the engine. Without any, no step comes here."""
+        self.num_encoded = self.num_hits = 0
+        self.encode_seconds = 0.0
+        """Seconds of the vision tower. On a GPU only until its work is queued."""
+        self._model = cast(ImageModel, model)
+        self._info = info
+        self._place = place
+        self._store = FeatureStore(cache_bytes)
+
+    def prepare(self, items: abc.Sequence[Scheduled]) -> list[SequenceGroup]:
+        """Get the features and positions that a step needs.
+
+        Returns the requests whose images cannot be encoded: they must not be part of the step.
+        """
+        failed: dict[str, SequenceGroup] = {}
+        for item in items:
+            group = item.sequence.group
+            images, request_id = group.images, group.request.request_id
+            if images is None or request_id in failed:
+                continue
+            try:
+                self._prepare(item, images)
+            except Exception:  # whatever the model's own code raises
+                logger.exception("an image of request %s cannot be encoded", request_id)
+                failed[request_id] = group
+        return list(failed.values())
+
+    def add_to(self, batch: ForwardBatch | HostBatch, items: abc.Sequence[Scheduled]) -> None:
+        """Give a packed step the embeddings and the positions of its images."""
+        rows: list[npt.NDArray[np.int64]] = []
+        parts: list[tuple[ImageFeatures, slice]] = []
+        num_tokens = 0
+        for item in items:
+            first, end = item.start - item.num_again, item.context_len
+            images = item.sequence.group.images
+            if images is not None:
+                for place in images.places_in(first, end):
+                    row = num_tokens + place.start - first
+                    rows.append(np.arange(row, row + place.length))
+                    features = self._features(images, place.image)
+                    parts.append((features, slice(place.first, place.first + place.length)))
+            num_tokens += end - first
+        positions = self._rope_positions(items) if self._info.has_grid_positions else None
+        if not rows:
+            if positions is not None:
+                self._place.set_rope_positions(batch, positions)
+            return
+        batch.images = StepImages(
+            rows=self._place.array(np.concatenate(rows)),
+            embeddings=self._place.joined([f.embeddings[part] for f, part in parts]),
+            layer_embeddings=self._layer_embeddings(parts),
+            rope_positions=None if positions is None else self._place.array(positions),
+        )
+
+    def _prepare(self, item: Scheduled, images: PromptImages) -> None:
+        sequence = item.sequence
+        if self._info.has_grid_positions and images.positions is None:
+            prompt = sequence.group.request.prompt_token_ids
+            images.positions, images.delta = self._model.image_positions(prompt, images.images)
+        if item.start >= images.end:  # computed, or found in the prefix cache
+            images.features = [None] * len(images.images)
+            return
+        for place in images.places_in(item.start, item.context_len):
+            self._features(images, place.image)
+
+    def _features(self, images: PromptImages, index: int) -> ImageFeatures:
+        """Return the features of an image, which the request then holds."""
+        features = images.features[index]
+        if features is not None:
+            return features
+        image = images.images[index]
+        features = self._store.find(image.content_hash)
+        if features is None:
+            features = self._encode(image)
+        else:
+            self.num_hits += 1
+        images.features[index] = features
+        return features
+
+    def _encode(self, image: ImageInput) -> ImageFeatures:
+        started = time.perf_counter()
+        features = self._model.encode_image(image)
+        num_embeddings = len(features.embeddings)
+        if num_embeddings != image.num_tokens:
+            raise StepError(
+                f"the vision tower gives {num_embeddings} embeddings for an image with "
+                f"{image.num_tokens} placeholders"
+            )
+        self.encode_seconds += time.perf_counter() - started
+        self.num_encoded += 1
+        self._store.insert(image.content_hash, features)
+        return features
+
+    def _layer_embeddings(self, parts: list[tuple[ImageFeatures, slice]]) -> list[Array]:
+        num_layers = len(parts[0][0].layer_embeddings)
+        return [
+            self._place.joined([f.layer_embeddings[i][part] for f, part in parts])
+            for i in range(num_layers)
+        ]
+
+    def _rope_positions(self, items: abc.Sequence[Scheduled]) -> npt.NDArray[np.int64]:
+        """Return int64[3, T]: the rotary positions of all tokens of a step."""
+        parts = []
+        for item in items:
+            first, end = item.start - item.num_again, item.context_len
+            images = item.sequence.group.images
+            if images is None:
+                parts.append(_three(first, end))
+            else:
+                assert images.positions is not None, "the step is prepared"
+                num_prompt = images.positions.shape[1]
+                parts.append(images.positions[:, first:end])
+                parts.append(_three(max(first, num_prompt), end) + images.delta)
+        return np.concatenate(parts, axis=1)
+
+
+def _three(first: int, end: int) -> npt.NDArray[np.int64]:
+    """Return the positions `first:end` in all three dimensions; none if `first` is after `end`."""
+    return np.broadcast_to(np.arange(first, max(first, end)), (3, max(0, end - first)))

@@ -1,0 +1,39 @@
+"""Runs a model's own vision tower on one image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from stonechat_models.types import ImageInput, ImageTensor
+from stonechat_models.vision.features import ImageFeatures
+from stonechat_models.vision.positions import as_array
+
+
+def encode_image(
+    module: Any, image: ImageInput, device: torch.device, dtype: torch.dtype
+) -> ImageFeatures:
+    """Return the features that `module.get_image_features` gives, as tensors of `dtype`.
+
+    Raises what the model's code raises if the image's tensors do not fit.
+    """
+    owner = module if hasattr(module, "get_image_features") else module.base_model
+    arguments = {name: _tensor(value, device, dtype) for name, value in image.tensors.items()}
+    output = owner.get_image_features(**arguments)
+    layers: Sequence[Any] = getattr(output, "deepstack_features", None) or ()
+    return ImageFeatures(
+        _rows(output.pooler_output).to(dtype), tuple(_rows(layer).to(dtype) for layer in layers)
+    )
+
+
+def _tensor(value: ImageTensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    tensor = torch.tensor(as_array(value), device=device)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _rows(features: Any) -> torch.Tensor:
+    """Return the embeddings of all parts of an image, [n, H]."""
+    if not isinstance(features, torch.Tensor):
+        features = torch.cat(list(features))
+    rows: torch.Tensor = features.reshape(-1, features.shape[-1])
+    return rows

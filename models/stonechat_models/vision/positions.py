@@ -1,0 +1,47 @@
+"""The rotary positions of prompts with images in time, height and width (M-RoPE)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stonechat_models.errors import StepError
+from stonechat_models.types import ImageInput, ImageTensor
+
+
+def grid_positions(
+    module: Any, token_ids: Sequence[int], images: Sequence[ImageInput]
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Return int64[3, P], and what the position of each later token is above its index.
+
+    `module`: a model whose `get_rope_index` knows them from the `image_grid_thw` of the images. Its
+    weights are not read. Raises `StepError` if an image has no grid.
+    """
+    kinds = torch.zeros(1, len(token_ids), dtype=torch.int32)
+    grids = []
+    for image in images:
+        for start, length in image.places:
+            kinds[0, start : start + length] = 1
+        grid = image.tensors.get("image_grid_thw")
+        if grid is None:
+            raise StepError("an image has no image_grid_thw, which the model's positions need")
+        grids.append(as_array(grid).reshape(-1, 3))
+    positions, delta = rope_index_of(module)(
+        input_ids=torch.tensor([list(token_ids)]),
+        mm_token_type_ids=kinds,
+        image_grid_thw=torch.from_numpy(np.concatenate(grids).astype(np.int64)),
+    )
+    return positions[:, 0].numpy(), int(delta)
+
+
+def rope_index_of(module: Any) -> Any:
+    """Return the model's `get_rope_index`; None if it has positions in one dimension."""
+    inner = getattr(module, "base_model", module)
+    return getattr(module, "get_rope_index", None) or getattr(inner, "get_rope_index", None)
+
+
+def as_array(tensor: ImageTensor) -> npt.NDArray[Any]:
+    """Return the array, which shares the tensor's memory and is read-only."""
+    return np.frombuffer(tensor.data, dtype=tensor.dtype).reshape(tensor.shape)

@@ -1,0 +1,254 @@
+"""Steps with images: equal to plain `transformers`, however they are split, shared or cached."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+from stonechat_models.engine.prompt_images import PromptImages, check_images, text_tokens
+from stonechat_models.errors import InvalidParamsError
+from stonechat_models.model_info import ImageInfo
+from stonechat_models.types import GenerateRequest, ImageInput, ImageTensor, SamplingParams
+from stonechat_models.vision.features import FeatureStore, ImageFeatures
+from tests.models.engines import add, greedy, make_engine, model_info, run
+from tests.models.tiny_models import COMMON
+
+IMAGE_ID = 205
+NUM_TOKENS = 4
+"""Of an image."""
+NUM_OUTPUT = 6
+
+
+@pytest.fixture(scope="module")
+def module():
+    torch.manual_seed(0)
+    vision = {
+        "model_type": "clip_vision_model",
+        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "image_size": 8, "patch_size": 4},
+    }
+    config = CONFIG_MAPPING["llava"](
+        vision_config=vision,
+        text_config={"model_type": "llama", **COMMON},
+        image_token_id=IMAGE_ID,
+    )
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+    for weight in model.parameters():  # embeddings that differ, so that all images count
+        weight.data *= 3 if weight.dim() > 1 else 1
+    model.get_output_embeddings().weight.data[IMAGE_ID] = 0
+    return model.float().eval().requires_grad_(False)
+
+
+def pixels(seed):
+    return torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def image(seed, start) -> ImageInput:
+    data = pixels(seed).numpy()
+    tensor = ImageTensor("float32", data.shape, data.tobytes())
+    return ImageInput(bytes([seed]) * 16, ((start, NUM_TOKENS),), {"pixel_values": tensor})
+
+
+def prompt_of(*seeds, num_text=5, first=3):
+    """Return a prompt with images in it, each after and before some text, and the images."""
+    token_ids, images = [*range(first, first + num_text)], []
+    for seed in seeds:
+        images.append(image(seed, len(token_ids)))
+        token_ids += [IMAGE_ID] * NUM_TOKENS + [*range(first + 20, first + 20 + num_text)]
+    return token_ids, tuple(images)
+
+
+@torch.inference_mode()
+def reference(module, token_ids, seeds, num_tokens=NUM_OUTPUT):
+    """Return greedy tokens and their log-probabilities: one pass of the model's own for each."""
+    implementation = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    ids, logprobs = list(token_ids), []
+    pictures = {"pixel_values": torch.cat([pixels(seed) for seed in seeds])} if seeds else {}
+    for _ in range(num_tokens):
+        logits = module(input_ids=torch.tensor([ids]), use_cache=False, **pictures).logits[0, -1]
+        row = torch.log_softmax(logits.double(), dim=-1)
+        ids.append(int(row.argmax()))
+        logprobs.append(float(row.max()))
+    module.set_attn_implementation(implementation)
+    return ids[len(token_ids) :], logprobs
+
+
+def check(module, result, token_ids, seeds):
+    expected, logprobs = reference(module, token_ids, seeds, len(result.token_ids))
+    assert result.error is None
+    assert result.token_ids == expected
+    assert [x.logprob for x in result.logprobs] == pytest.approx(logprobs, abs=1e-5)
+
+
+SETTINGS = {
+    "whole": {},
+    "chunks that end in images": {"max_batch_tokens": 3},
+    "overlapped": {"overlap": True},
+    "without a cache": {"image_cache_bytes": 0, "max_batch_tokens": 7},
+    "padded": {"row_multiple": 8},
+}
+PROMPTS = {"one": (1,), "none": (), "two": (2, 1), "eight": (3, 4, 5, 6, 7, 8, 1, 2), "again": (1,)}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_requests_with_and_without_images_equal_plain_transformers(module, settings):
+    engine = make_engine(module, images=True, **settings)
+    prompts = {name: prompt_of(*seeds, num_text=2) for name, seeds in PROMPTS.items()}
+    for name, (token_ids, images) in prompts.items():
+        add(engine, name, token_ids, greedy(NUM_OUTPUT), images=images)
+    results = run(engine)
+    for name, (token_ids, _) in prompts.items():
+        check(module, results[name, 0], token_ids, PROMPTS[name])
+    assert engine.images.num_live == 0
+
+
+def test_preempted_requests_are_computed_again_with_their_images(module):
+    engine = make_engine(module, images=True, num_blocks=16, prefix_caching=False)
+    seeds = {"a": (1, 2), "b": (3,), "c": (2,), "d": ()}
+    prompts = {name: prompt_of(*seeds[name], first=3 + i) for i, name in enumerate(seeds)}
+    for name, (token_ids, images) in prompts.items():
+        add(engine, name, token_ids, greedy(16), images=images)
+    results = run(engine)
+    assert engine.stats().num_preemptions > 0
+    for name, (token_ids, _) in prompts.items():
+        check(module, results[name, 0], token_ids, seeds[name])
+
+
+@pytest.mark.parametrize("max_batch_tokens", [64, 3])
+def test_an_image_is_encoded_once_for_all_choices_and_later_requests(module, max_batch_tokens):
+    engine = make_engine(module, images=True, max_batch_tokens=max_batch_tokens)
+    token_ids, images = prompt_of(1, 2)
+    add(engine, "first", token_ids, greedy(NUM_OUTPUT, n=3), images=images)
+    results = run(engine)
+    for i in range(3):
+        check(module, results["first", i], token_ids, (1, 2))
+    other_ids, other_images = prompt_of(2, first=40)
+    add(engine, "other", other_ids, greedy(NUM_OUTPUT), images=other_images)
+    check(module, run(engine)["other", 0], other_ids, (2,))
+    stats = engine.stats()
+    assert (stats.num_encoded_images, stats.num_image_cache_hits) == (2, 1)
+    assert stats.image_encode_seconds > 0
+
+
+def test_the_prefix_cache_tells_images_apart_and_may_end_inside_one(module):
+    engine = make_engine(module, images=True)
+    first_ids, first_images = prompt_of(1, 2, num_text=6)  # images at 6 and 16, blocks of 4
+    add(engine, "first", first_ids, greedy(NUM_OUTPUT), images=first_images)
+    run(engine)
+    for seeds, num_cached in {(1, 2): 24, (1, 3): 16, (2, 1): 4}.items():
+        token_ids, images = prompt_of(*seeds, num_text=6)
+        assert token_ids == first_ids
+        add(engine, "next", token_ids, greedy(NUM_OUTPUT), images=images)
+        result = run(engine)["next", 0]
+        assert result.num_cached_tokens == num_cached
+        check(module, result, token_ids, seeds)
+    cut_ids = first_ids[:8] + [3] * 4  # ends with a part of the first image
+    add(engine, "text", cut_ids, greedy(1))  # the same ids without an image share only the text
+    assert run(engine)["text", 0].num_cached_tokens == 4
+
+
+def test_a_request_whose_image_cannot_be_encoded_ends_alone(module):
+    engine = make_engine(module, images=True)
+    good_ids, good_images = prompt_of(1)
+    token_ids, (image,) = prompt_of(9)
+    shape = ImageTensor("float32", (1, 3, 4, 8), image.tensors["pixel_values"].data[: 4 * 96])
+    broken = (replace_tensors(image, {"pixel_values": shape}),)
+    add(engine, "good", good_ids, greedy(NUM_OUTPUT), images=good_images)
+    add(engine, "broken", token_ids, greedy(NUM_OUTPUT, n=2), images=broken)
+    results = run(engine)
+    check(module, results["good", 0], good_ids, (1,))
+    for i in range(2):
+        assert results["broken", i].finish_reason == "error"
+        assert results["broken", i].error == "an image of this request cannot be encoded"
+    assert engine.stats().num_failed_steps == 0
+    add(engine, "good", good_ids, greedy(NUM_OUTPUT), images=good_images)
+    check(module, run(engine)["good", 0], good_ids, (1,))
+
+
+def replace_tensors(image, tensors):
+    return ImageInput(image.content_hash, image.places, tensors)
+
+
+def test_log_probabilities_of_a_prompt_with_an_image(module):
+    engine = make_engine(module, images=True, max_batch_tokens=5)
+    token_ids, images = prompt_of(1)
+    add(engine, "a", token_ids, greedy(1, prompt_logprobs=0), images=images)
+    entries = run(engine)["a", 0].prompt_logprobs
+    module.set_attn_implementation("eager")
+    with torch.inference_mode():
+        logits = module(input_ids=torch.tensor([token_ids]), pixel_values=pixels(1)).logits[0]
+    rows = torch.log_softmax(logits[:-1].double(), dim=-1)
+    expected = rows[torch.arange(len(rows)), torch.tensor(token_ids[1:])]
+    assert [e.logprob for e in entries] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("places", "reason"),
+    [
+        (((2, 4),), "not placeholders"),
+        (((5, 4), (9, 1)), "not placeholders"),
+        (((5, 4), (8, 1)), "not within the prompt"),
+        (((12, 4),), "not within the prompt"),
+        (((5, 0),), "not within the prompt"),
+        ((), "no placeholder"),
+    ],
+)
+def test_images_in_wrong_places_are_refused(places, reason):
+    token_ids, (image,) = prompt_of(1)
+    images = (ImageInput(image.content_hash, places, image.tensors),)
+    with pytest.raises(InvalidParamsError, match=reason):
+        check_images(_request(token_ids, images), _takes_images())
+
+
+def test_a_model_without_images_refuses_them_with_its_reason():
+    request = _request(*prompt_of(1))
+    check_images(request, _takes_images())
+    with pytest.raises(InvalidParamsError, match="tiny takes no images: it is a model of text"):
+        check_images(request, model_info())
+    with pytest.raises(InvalidParamsError, match="tiny takes no images: the reason"):
+        check_images(request, model_info(image_refusal="the reason"))
+
+
+def _request(token_ids, images):
+    return GenerateRequest(
+        request_id="a", prompt_token_ids=token_ids, params=SamplingParams(), images=images
+    )
+
+
+def _takes_images():
+    return replace(model_info(), images=ImageInfo(token_id=IMAGE_ID))
+
+
+def test_the_text_of_a_prompt_is_what_is_in_no_image():
+    token_ids, images = prompt_of(1, 2)
+    text = text_tokens(_request(token_ids, images))
+    assert text == [x for x in token_ids if x != IMAGE_ID]
+
+
+def test_places_may_be_several_runs_of_one_image():
+    images = PromptImages([ImageInput(b"a", ((2, 3), (7, 2)), {}), ImageInput(b"b", ((5, 1),), {})])
+    assert [tuple(p) for p in images.places_in(0, 99)] == [(2, 3, 0, 0), (5, 1, 1, 0), (7, 2, 0, 3)]
+    assert [tuple(p) for p in images.places_in(4, 8)] == [(4, 1, 0, 2), (5, 1, 1, 0), (7, 1, 0, 3)]
+    assert [tuple(p) for p in images.places_in(6, 7)] == []
+    assert images.end == 9
+    contents = {images.content_of(start, start + 4) for start in range(4)}
+    assert len(contents) == 4
+
+
+def test_the_store_drops_what_was_used_longest_ago_but_finds_what_is_held():
+    store = FeatureStore(2 * 16)
+    held = {name: ImageFeatures(torch.zeros(1, 4)) for name in (b"a", b"b", b"c")}
+    store.insert(b"a", held[b"a"])
+    store.insert(b"b", held[b"b"])
+    assert store.find(b"a") is held[b"a"]
+    store.insert(b"c", held[b"c"])
+    assert store.num_bytes == 32
+    assert store.find(b"b") is held[b"b"]  # someone holds it, so it is kept again instead of a
+    held.clear()
+    assert store.find(b"a") is None
+    assert store.find(b"b") is not None
+    store.insert(b"large", ImageFeatures(torch.zeros(9, 4)))
+    assert store.find(b"large") is None
+    assert store.num_bytes == 32
