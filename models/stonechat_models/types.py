@@ -123,6 +123,11 @@ class SamplingParams:
     grammar: GrammarSpec | None = None
     reasoning: ReasoningSpec | None = None
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is chosen."""
+        return self.temperature == 0.0 or self.top_k == 1
+
     def __post_init__(self) -> None:
         _check_range("n", self.n, 1, MAX_N)
         _check_range("temperature", self.temperature, 0.0, 2.0)

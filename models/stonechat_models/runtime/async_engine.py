@@ -50,19 +50,22 @@ class _Stream:
         self._error: EngineError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, output: RequestOutput) -> None:
-        self._outputs.append(output)
-        self._wake()
+    def put(self, output: RequestOutput | EngineError) -> None:
+        """Add an output, or the error that ends the stream.
 
-    def fail(self, error: EngineError) -> None:
-        """End the stream with an error. Waiting outputs are read first; the first error counts."""
-        self._error = self._error or error
-        self._wake()
+        Waiting outputs are read before the error. The first error counts.
+        """
+        if isinstance(output, RequestOutput):
+            self._outputs.append(output)
+        else:
+            self._error = self._error or output
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def take(self) -> RequestOutput:
         """Wait for an output. Those that came since the last call are joined into one.
 
-        Raises the error given to `fail` once no output waits.
+        Raises the error that was put once no output waits.
         """
         if not self._outputs and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -72,10 +75,6 @@ class _Stream:
             raise self._error
         outputs, self._outputs = self._outputs, []
         return outputs[0] if len(outputs) == 1 else join_outputs(outputs)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class AsyncEngine:
@@ -201,7 +200,8 @@ class AsyncEngine:
         stops.
         """
         self._check(request)
-        if self._token_outside_model(request.prediction_token_ids) is not None:
+        prediction = request.prediction_token_ids
+        if prediction and self._token_outside_model(prediction) is not None:
             request = replace(request, prediction_token_ids=())  # no answer can repeat it
         stream = _Stream(OutputProcessor(self.tokenizer, request))
         self._streams[request.request_id] = stream
@@ -240,7 +240,8 @@ class AsyncEngine:
             raise EngineDeadError("the engine is not running")
         if request.request_id in self._streams:
             raise InvalidParamsError("request_id", "a request with this id is running")
-        self._check_kind(request)
+        if request.adapter or request.embedding is not None or not self.model.generates:
+            self._check_kind(request)
         num_prompt_tokens = len(request.prompt_token_ids)
         if num_prompt_tokens == 0:
             raise InvalidParamsError("messages", "the prompt has no tokens")
@@ -338,7 +339,7 @@ class AsyncEngine:
             if isinstance(report, Died):
                 self._fail_streams(report.reason)
             elif (stream := self._streams.get(report.request_id)) is not None:
-                stream.fail(report.error)
+                stream.put(report.error)
         self._on_step(outputs)
 
     def _on_step(self, outputs: Sequence[TokenOutput]) -> None:
@@ -353,15 +354,15 @@ class AsyncEngine:
                 stream.put(stream.processor.process(outputs_of_request))
             except Exception:
                 logger.exception("the output of request %s cannot be processed", request_id)
-                stream.fail(EngineDeadError("the output cannot be processed"))
+                stream.put(EngineDeadError("the output cannot be processed"))
                 self._runner.send(Abort(request_id))
                 continue
-            for index in stream.processor.take_stopped():
-                self._runner.send(Abort(request_id, index))
+            while stream.processor.stopped_choices:
+                self._runner.send(Abort(request_id, stream.processor.stopped_choices.pop(0)))
 
     def _fail_streams(self, reason: str) -> None:
         for stream in self._streams.values():
-            stream.fail(EngineDeadError(reason))
+            stream.put(EngineDeadError(reason))
         self._streams.clear()
 
 

@@ -18,7 +18,7 @@ Errors = dict[int, str]
 
 def group_index(params: SamplingParams) -> int:
     """Return how a row chooses: 0 greedily, 1 from all tokens, 2 from those that filters leave."""
-    if params.temperature == 0.0 or params.top_k == 1:
+    if params.is_greedy:
         return 0
     return 2 if params.top_k or params.min_p > 0.0 or params.top_p < 1.0 else 1
 

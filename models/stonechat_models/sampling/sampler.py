@@ -16,9 +16,8 @@ from stonechat_models.sampling.logits import edit_logits
 from stonechat_models.sampling.logprobs import RawLogprobs
 from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
 from stonechat_models.sampling.rows import LEAST_TEMPERATURE, flag_rows, group_index
-from stonechat_models.sampling.state import SampledTokens, SamplingState
+from stonechat_models.sampling.state import SampledTokens, SamplingState, uniform_variate
 from stonechat_models.sampling.truncation import Cuts, cut_weights
-from stonechat_models.sampling.variates import uniform_variate
 from stonechat_models.types import SamplingParams, TokenLogprobs
 
 

@@ -1,5 +1,10 @@
-"""The sampler's state for one sequence, and the interfaces of samplers and constraints."""
+"""The sampler's state for one sequence, and the interfaces of samplers and constraints.
 
+The variates of draws are hashes of counters, so there is no generator whose state is to be kept.
+"""
+
+import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
 
 NOT_FINITE = "the model's logits are not finite"
 """Why a row has no token, or a prompt no log-probabilities."""
+
+_INT64_MASK = (1 << 64) - 1
 
 
 class TokenConstraint(Protocol):
@@ -113,6 +120,27 @@ class SamplingState:
             self.suppressed_ids = ()
         if self.constraint is not None:
             self.constraint.accept(token_id)
+
+
+def uniform_variate(seed: int, choice_index: int, position: int) -> float:
+    """Return u with 0 < u < 1, the same for the same three integers on every machine.
+
+    u is 52 bits of a BLAKE2b digest (RFC 7693), centred in their cell, so it reaches neither end.
+    """
+    counters = struct.pack(
+        "<QQQ", seed & _INT64_MASK, choice_index & _INT64_MASK, position & _INT64_MASK
+    )
+    digest = hashlib.blake2b(counters, digest_size=8).digest()
+    return ((int.from_bytes(digest, "little") >> 12) + 0.5) * 2.0**-52
+
+
+def uniform_variates(counters: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Return float64[R], the `uniform_variate` of each seed, choice index and position (int64)."""
+    packed = np.array(counters, "<i8").tobytes()
+    starts = range(0, len(packed), 24)
+    digests = [hashlib.blake2b(packed[i : i + 24], digest_size=8).digest() for i in starts]
+    words: np.ndarray = np.frombuffer(b"".join(digests), "<u8") >> 12
+    return (words + 0.5) * 2.0**-52
 
 
 @dataclass(slots=True)

@@ -7,9 +7,8 @@ import torch
 
 from stonechat_models.sampling import triton_rows as layout
 from stonechat_models.sampling.rows import LEAST_TEMPERATURE, group_index
-from stonechat_models.sampling.state import SamplingState
+from stonechat_models.sampling.state import SamplingState, uniform_variates
 from stonechat_models.sampling.triton_weights import NAN_KEY, NO_LOGIT
-from stonechat_models.sampling.variates import uniform_variates
 from stonechat_models.types import MAX_TOP_LOGPROBS
 
 _DRAW, _SEARCH, _TALLY = 1, 2, 3

@@ -21,11 +21,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from stonechat_models.text.detokenizer import Detokenizer
 from stonechat_models.text.logprob_entries import logprob_entry, prompt_entries
 from stonechat_models.text.stop_filter import StopFilter
 from stonechat_models.text.stop_strings import StopStrings
-from stonechat_models.text.tokenizer import Tokenizer
+from stonechat_models.text.tokenizer import Detokenizer, Tokenizer
 from stonechat_models.types import (
     CompletionDelta,
     FinishReason,
@@ -57,7 +56,8 @@ class OutputProcessor:
             _ChoiceOutput(i, tokenizer, params, strings, at_start=at_start) for i in range(params.n)
         ]
         self._num_unfinished = params.n
-        self._stopped_choices: list[int] = []
+        self.stopped_choices: list[int] = []
+        """Choices that a stop string ended and the engine still runs. A reader takes them out."""
         self._num_cached_tokens = 0
         self._num_cache_written_tokens = 0
         self._error: str | None = None
@@ -85,7 +85,7 @@ class OutputProcessor:
             if choice.finish_reason is not None:
                 self._num_unfinished -= 1
                 if output.finish_reason is None:
-                    self._stopped_choices.append(output.index)
+                    self.stopped_choices.append(output.index)
         if self._num_unfinished == 0 and self._finished_time is None:
             self._finished_time = time.monotonic()
         return RequestOutput(
@@ -94,7 +94,12 @@ class OutputProcessor:
             num_prompt_tokens=len(self._request.prompt_token_ids),
             num_cached_tokens=self._num_cached_tokens,
             finished=self._num_unfinished == 0,
-            timings=self._timings(),
+            timings=RequestTimings(
+                arrival=self._request.arrival_time,
+                scheduled=self._scheduled_time,
+                first_token=self._first_token_time,
+                finished=self._finished_time,
+            ),
             num_cache_written_tokens=self._num_cache_written_tokens,
             error=self._error,
             embedding=self._embedding,
@@ -119,11 +124,6 @@ class OutputProcessor:
         self._num_unfinished -= 1
         return True
 
-    def take_stopped(self) -> list[int]:
-        """Return, once each, the choices that a stop string ended but the engine still runs."""
-        choices, self._stopped_choices = self._stopped_choices, []
-        return choices
-
     def _record(self, output: TokenOutput) -> None:
         self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
         self._num_cache_written_tokens = max(
@@ -136,14 +136,6 @@ class OutputProcessor:
             self._scheduled_time = output.scheduled_time
         if self._first_token_time is None and output.token_ids:
             self._first_token_time = time.monotonic()
-
-    def _timings(self) -> RequestTimings:
-        return RequestTimings(
-            arrival=self._request.arrival_time,
-            scheduled=self._scheduled_time,
-            first_token=self._first_token_time,
-            finished=self._finished_time,
-        )
 
 
 def join_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:
@@ -203,7 +195,10 @@ class _ChoiceOutput:
                 self._add_entry(logprobs[i], has_text=has_text)
             if not has_text:
                 continue
-            self._add_text(self._detokenizer.add(token_id))
+            text = self._detokenizer.add(token_id)
+            if self._stop_filter is not None:
+                text = self._before_stop(self._stop_filter, text)
+            self._release(text)
             if self.finish_reason is not None:
                 return
         if output.finish_reason is not None:
@@ -241,21 +236,23 @@ class _ChoiceOutput:
     def _is_eos(self, token_id: int) -> bool:
         return token_id in self._tokenizer.eos_token_ids and not self._params.ignore_eos
 
-    def _add_text(self, text: str, is_last: bool = False) -> None:
-        """Release as much text as is safe. A stop string ends the choice."""
-        stop_filter = self._stop_filter
-        if stop_filter is None:
-            self._release(text)
-            return
+    def _before_stop(self, stop_filter: StopFilter, text: str, is_last: bool = False) -> str:
+        """Return as much text as is safe to show. A stop string ends the choice."""
         may_stop = self._num_tokens >= self._params.min_tokens
-        self._release(stop_filter.add(text, may_stop=may_stop, is_last=is_last))
+        text = stop_filter.add(text, may_stop=may_stop, is_last=is_last)
         if stop_filter.stop is not None:
+            self._release(text)
             self._entries.clear()
             self.finish_reason, self._stop_reason = FinishReason.STOP, stop_filter.stop
+            return ""
+        return text
 
     def _end(self, reason: FinishReason, stop_token_id: int | None) -> None:
         """End the choice as the engine says, unless the last bytes complete a stop string."""
-        self._add_text(self._detokenizer.flush(), is_last=True)
+        text = self._detokenizer.flush()
+        if self._stop_filter is not None:
+            text = self._before_stop(self._stop_filter, text, is_last=True)
+        self._release(text)
         if self.finish_reason is not None:
             if reason in (FinishReason.ABORT, FinishReason.ERROR):
                 self.finish_reason, self._stop_reason = reason, None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from stonechat_models.sampling import variates
+from stonechat_models.sampling import state
 from stonechat_models.sampling.inverse_cdf import (
     draw,
     fold_max,
@@ -19,7 +19,7 @@ from stonechat_models.sampling.inverse_cdf import (
     row_sums,
     sum_tree,
 )
-from stonechat_models.sampling.variates import uniform_variate, uniform_variates
+from stonechat_models.sampling.state import uniform_variate, uniform_variates
 
 
 def weights_of(values: list[float], width: int = 4096) -> torch.Tensor:
@@ -137,7 +137,7 @@ def test_no_digest_gives_an_end_of_the_interval(
     monkeypatch: pytest.MonkeyPatch, digest: bytes
 ) -> None:
     fake_hash = SimpleNamespace(digest=lambda: digest)
-    monkeypatch.setattr(variates, "hashlib", SimpleNamespace(blake2b=lambda *_, **__: fake_hash))
+    monkeypatch.setattr(state, "hashlib", SimpleNamespace(blake2b=lambda *_, **__: fake_hash))
     assert 0.0 < uniform_variate(1, 2, 3) < 1.0
 
 

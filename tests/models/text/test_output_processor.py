@@ -292,7 +292,7 @@ def test_end_tokens() -> None:
         assert [entry.token_id for entry in delta.logprobs or ()] == entries
         assert (delta.finish_reason, delta.stop_reason) == (FinishReason.STOP, stop_reason)
         assert output.finished
-        assert processor.take_stopped() == []
+        assert processor.stopped_choices == []
 
 
 def test_held_text_is_released_at_the_end() -> None:
@@ -330,12 +330,12 @@ def test_choices_are_independent_and_a_stop_is_reported_once() -> None:
     assert [delta.text for delta in first.deltas] == ["", "", ""]
     second = processor.process([token_output([98], index=1), token_output([99], index=0)])
     assert {d.index: d.text for d in second.deltas} == {1: "", 0: "ac"}
-    assert (processor.take_stopped(), processor.take_stopped()) == ([1], [])
+    assert processor.stopped_choices == [1]
     late_outputs = [token_output([99], index=1), token_output([], FinishReason.ABORT, index=1)]
     assert processor.process(late_outputs).deltas == ()
     third = processor.process([token_output([98, 99], FinishReason.LENGTH, index=2)])
     assert third.deltas[0].finish_reason is FinishReason.STOP
-    assert (third.deltas[0].num_tokens, processor.take_stopped()) == (1, [])
+    assert (third.deltas[0].num_tokens, processor.stopped_choices) == (1, [1])
     assert not third.finished
     assert processor.process([token_output([97], FinishReason.LENGTH, index=0)]).finished
 
@@ -349,7 +349,7 @@ def test_a_choice_can_be_ended_from_outside() -> None:
     last = processor.process([token_output([97], FinishReason.LENGTH, index=1)])
     assert last.finished
     assert not processor.end_choice(1)
-    assert processor.take_stopped() == []
+    assert processor.stopped_choices == []
 
 
 def test_predicted_tokens_are_summed_up_to_a_stop_string() -> None:

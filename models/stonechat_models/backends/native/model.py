@@ -225,24 +225,21 @@ class NativeModel:
     def free_states(self, slots: list[int]) -> None:
         """The pool keeps its size."""
 
-    def forward(self, batch: HostBatch) -> npt.NDArray[np.float32]:
-        """Return the logits of the rows in `logits_index`, float32[rows, vocab_size].
-
-        Raises `StepError` for a token outside the vocabulary, or for a position, slot, block, row
-        or state that does not exist.
-        """
-        return self._step(batch, None)
-
     def forward_hidden(
         self, batch: HostBatch
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         hidden = np.empty((len(batch.logits_index), self._spec.hidden_size), dtype=np.float32)
-        return self._step(batch, hidden), hidden
+        return self.forward(batch, hidden), hidden
 
-    def _step(
-        self, batch: HostBatch, hidden: npt.NDArray[np.float32] | None
+    def forward(
+        self, batch: HostBatch, hidden: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Run a step. Write the final hidden states to `hidden` if they are wanted."""
+        """Return the logits of the rows in `logits_index`, float32[rows, vocab_size].
+
+        The final hidden states of these rows are written to `hidden`, if it is given. Raises
+        `StepError` for a token outside the vocabulary, or for a position, slot, block, row or state
+        that does not exist.
+        """
         logits = np.empty((len(batch.logits_index), self._spec.vocab_size), dtype=np.float32)
         num_seqs = len(batch.query_start) - 1
         step = BatchStruct(

@@ -16,12 +16,10 @@ from stonechat_models.sampling.host_edits import edit_rows
 from stonechat_models.sampling.rows import (
     LEAST_TEMPERATURE,
     flag_rows,
-    group_index,
     log_norm,
     token_logprobs,
 )
-from stonechat_models.sampling.state import SampledTokens, SamplingState
-from stonechat_models.sampling.variates import uniform_variate
+from stonechat_models.sampling.state import SampledTokens, SamplingState, uniform_variate
 from stonechat_models.types import MAX_TOP_LOGPROBS, TokenLogprobs
 
 Logits = npt.NDArray[np.float32]
@@ -62,7 +60,8 @@ class NativeSampler:
             )
         rows = [i for i, state in enumerate(states) if state.params.top_logprobs is not None]
         raw = logits[rows] if rows else None  # before the edits
-        errors = edit_rows(logits, states)
+        needs_edits = any(state.needs_edits for state in states)
+        errors = edit_rows(logits, states) if needs_edits else {}
         tokens, peaks = self._choose(logits, states)
         logprobs: list[TokenLogprobs | None] = [None] * len(states)
         if raw is not None:
@@ -112,9 +111,8 @@ class NativeSampler:
     def _settings(self, state: SamplingState) -> tuple[float, ...]:
         """Make the first fields of the row's `RowSettings`, once."""
         params = state.params
-        is_greedy = group_index(params) == 0
         state.settings = (
-            0.0 if is_greedy else max(params.temperature, LEAST_TEMPERATURE),
+            0.0 if params.is_greedy else max(params.temperature, LEAST_TEMPERATURE),
             params.top_k if params.top_k < self._vocab_size else 0,  # else all tokens are kept
             params.min_p,
             params.top_p,
@@ -166,7 +164,8 @@ class NativeSampling:
     def read(self) -> SampledTokens:
         """Return the tokens. Call it once."""
         token_ids, logprobs, errors = self.tokens.tolist(), self.logprobs, self.errors
-        flag_rows(self.peaks.tolist(), logprobs, errors)
+        if any(logprobs) or not all(map(math.isfinite, self.peaks)):
+            flag_rows(self.peaks.tolist(), logprobs, errors)
         for row in errors:
             token_ids[row] = -1
             logprobs[row] = None

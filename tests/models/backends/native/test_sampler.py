@@ -9,9 +9,8 @@ import torch
 from stonechat_models.backends.native.bindings import Library, load_library
 from stonechat_models.sampling.inverse_cdf import draw, padded_width
 from stonechat_models.sampling.sampler import Sampler
-from stonechat_models.sampling.state import SamplingState
+from stonechat_models.sampling.state import SamplingState, uniform_variate
 from stonechat_models.sampling.truncation import Cuts, cut_weights
-from stonechat_models.sampling.variates import uniform_variate
 from stonechat_models.types import SamplingParams
 from tests.models.backends.native.native_helpers import BUILDS
 from tests.models.sampling.tensor_sampler import TensorSampler
