@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from stonechat_server.client.http import HttpClient
 from stonechat_server.options import BaseOptions, OutputFile, option
-from stonechat_server.scorecard import form, protocol, sampling  # they add the checks
+from stonechat_server.scorecard import form, images, protocol, sampling  # they add the checks
 from stonechat_server.scorecard.outcome import CHECKS, Check, Finding, Verdict
 from stonechat_server.scorecard.report import LEGEND, Scorecard, as_json, details, markdown, rows
-from stonechat_server.scorecard.server import NoAnswerError, Server, find_model
+from stonechat_server.scorecard.server import NoAnswerError, Server, find_model, takes_images
 from stonechat_server.terminal.tables import new_console, new_table
 
-__all__ = ["Options", "form", "protocol", "run", "sampling"]
+__all__ = ["Options", "form", "images", "protocol", "run", "sampling"]
 
 
 class Options(BaseOptions):
@@ -27,6 +27,9 @@ class Options(BaseOptions):
     verify_tls: bool = option(True, "do not verify the server's certificate", flag="--insecure")
     timeout: float = option(60.0, "longest duration of a request", metavar="SECONDS", gt=0)
     at_once: int = option(2, "checks that run at the same time", metavar="N", ge=1)
+    images: bool = option(
+        False, "check images also if the server does not say that the model takes them"
+    )
     json_file: OutputFile | None = option(None, "write all findings as JSON", flag="--json")
     markdown_file: OutputFile | None = option(
         None, "write the table as Markdown", flag="--markdown"
@@ -78,12 +81,15 @@ async def examine(label: str, url: str, options: Options) -> Scorecard:
     if options.api_key:
         headers["Authorization"] = f"Bearer {options.api_key}"
     async with HttpClient(url, headers, verify_tls=options.verify_tls) as client:
-        model = options.model or await find_model(client, options.timeout)
+        model, card = await find_model(client, options.timeout, options.model)
+        has_eyes = options.images or takes_images(card)
         server = Server(client, model, options.timeout)
         (await server.chat(max_tokens=1)).choice()  # raises if nothing works
         gate = asyncio.Semaphore(options.at_once)
 
-        async def find(check: Check) -> Finding:
+        async def find(check: Check) -> Finding | None:
+            if check.of_images and not has_eyes:
+                return None
             async with gate:
                 return await check.find(server)
 

@@ -52,13 +52,30 @@ def refused(answer: Answer) -> Finding:
     return Finding(Verdict.REFUSED, f"status {answer.status}: {answer.text[:120]}")
 
 
+def error_shape(answer: Answer, *statuses: int) -> Finding:
+    """Judge an error: it must have one of the statuses, and OpenAI's shape."""
+    if answer.status == 200:
+        return ignored("the request is answered as if it were valid")
+    if answer.status not in statuses:
+        return wrong(f"status {answer.status}, expected {statuses[0]}")
+    error = answer.json().get("error")
+    if not isinstance(error, dict):
+        return wrong("the body has no `error` object")
+    missing = [name for name in ("message", "type", "param", "code") if name not in error]
+    if missing:
+        return wrong(f"the error lacks {', '.join(missing)}")
+    code = error["code"]
+    return HONOURED if code is None or isinstance(code, str) else wrong(f"`code` is {code!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the scorecard."""
+    """One line of the scorecard. `of_images`: only for models that take images."""
 
     group: str
     name: str
     run: Callable[[Server], Awaitable[Finding]]
+    of_images: bool = False
 
     async def find(self, server: Server) -> Finding:
         """Run the check. An answer that cannot be used is "wrong" or "unknown", never an error."""
@@ -75,14 +92,14 @@ CHECKS: list[Check] = []
 
 
 def check(
-    group: str, name: str
+    group: str, name: str, *, of_images: bool = False
 ) -> Callable[[Callable[[Server], Awaitable[Finding]]], Callable[[Server], Awaitable[Finding]]]:
     """Add a function to the scorecard."""
 
     def add(
         function: Callable[[Server], Awaitable[Finding]],
     ) -> Callable[[Server], Awaitable[Finding]]:
-        CHECKS.append(Check(group, name, function))
+        CHECKS.append(Check(group, name, function, of_images))
         return function
 
     return add

@@ -1,7 +1,15 @@
 """Checks of what every answer owes: its shape, its stream, its usage, its errors."""
 
-from stonechat_server.scorecard.outcome import HONOURED, Finding, check, ignored, refused, wrong
-from stonechat_server.scorecard.server import Answer, Json, Server
+from stonechat_server.scorecard.outcome import (
+    HONOURED,
+    Finding,
+    check,
+    error_shape,
+    ignored,
+    refused,
+    wrong,
+)
+from stonechat_server.scorecard.server import Json, Server
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
@@ -137,44 +145,28 @@ async def one_token(server: Server) -> Finding:
     return HONOURED if count == 1 else wrong(f"{count} tokens are counted")
 
 
-def _error(answer: Answer, *statuses: int) -> Finding:
-    """An error must have one of the statuses and OpenAI's shape."""
-    if answer.status == 200:
-        return ignored("the request is answered as if it were valid")
-    if answer.status not in statuses:
-        return wrong(f"status {answer.status}, expected {statuses[0]}")
-    error = answer.json().get("error")
-    if not isinstance(error, dict):
-        return wrong("the body has no `error` object")
-    missing = [name for name in ("message", "type", "param", "code") if name not in error]
-    if missing:
-        return wrong(f"the error lacks {', '.join(missing)}")
-    code = error["code"]
-    return HONOURED if code is None or isinstance(code, str) else wrong(f"`code` is {code!r}")
-
-
 @check(ERRORS, "a temperature of 9")
 async def bad_value(server: Server) -> Finding:
     """A value out of range is refused."""
-    return _error(await server.chat(temperature=9), 400)
+    return error_shape(await server.chat(temperature=9), 400)
 
 
 @check(ERRORS, "messages missing")
 async def no_messages(server: Server) -> Finding:
     """A required field is asked for."""
-    return _error(await server.chat(messages=None), 400, 422)
+    return error_shape(await server.chat(messages=None), 400, 422)
 
 
 @check(ERRORS, "broken JSON")
 async def broken(server: Server) -> Finding:
     """A body that is not JSON is refused."""
-    return _error(await server.post(b'{"model": "x", "messages": ['), 400)
+    return error_shape(await server.post(b'{"model": "x", "messages": ['), 400)
 
 
 @check(ERRORS, "an unknown model")
 async def unknown_model(server: Server) -> Finding:
     """A model that is not there is a 404, not another model's answer."""
-    return _error(await server.chat(model="no-such-model-here", max_tokens=1), 404, 400)
+    return error_shape(await server.chat(model="no-such-model-here", max_tokens=1), 404, 400)
 
 
 @check(ERRORS, "a prompt that is too long")
@@ -184,7 +176,7 @@ async def too_long(server: Server) -> Finding:
     if answer.status == 200:
         count = answer.usage.get("prompt_tokens", 0)
         return HONOURED if count > 190_000 else wrong(f"the prompt was cut to {count} tokens")
-    found = _error(answer, 400, 413)
+    found = error_shape(answer, 400, 413)
     if found is not HONOURED or answer.status == 413:
         return found
     code = answer.json()["error"]["code"]
@@ -198,7 +190,7 @@ async def unknown_field(server: Server) -> Finding:
     if answer.status == 200:
         named = any("no_such_field" in value for value in answer.headers.values())
         return HONOURED if named else ignored("nothing says that the field had no effect")
-    return _error(answer, 400, 422)
+    return error_shape(answer, 400, 422)
 
 
 @check(ERRORS, "an image for a model without eyes")
@@ -208,7 +200,7 @@ async def image(server: Server) -> Finding:
     content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": url}]
     with_image = await server.chat(messages=[{"role": "user", "content": content}], max_tokens=1)
     if with_image.status != 200:
-        return _error(with_image, 400, 415, 422)
+        return error_shape(with_image, 400, 415, 422)
     plain = await server.chat("What is this?", max_tokens=1)
     more = with_image.usage["prompt_tokens"] - plain.usage["prompt_tokens"]
     return HONOURED if more > 1 else ignored("the image adds no token to the prompt")

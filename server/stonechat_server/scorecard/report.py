@@ -18,19 +18,22 @@ class Scorecard:
     label: str
     base_url: str
     model: str
-    findings: Sequence[Finding]
+    findings: Sequence[Finding | None]
+    """None for a check that was not made."""
 
     def count(self, verdict: Verdict) -> int:
         """How many checks have this verdict."""
-        return Counter(finding.verdict for finding in self.findings)[verdict]
+        return Counter(found.verdict for found in self.findings if found is not None)[verdict]
 
 
 def rows(cards: Sequence[Scorecard]) -> list[list[str]]:
-    """The headings, a row for each check, and the sums."""
+    """The headings, a row for each check that was made, and the sums."""
     table = [["", "check", *(card.label for card in cards)]]
     for at, one in enumerate(CHECKS):
-        marks = [MARKS[card.findings[at].verdict] for card in cards]
-        table.append([one.group, one.name, *marks])
+        findings = [card.findings[at] for card in cards]
+        marks = ["" if found is None else MARKS[found.verdict] for found in findings]
+        if any(marks):
+            table.append([one.group, one.name, *marks])
     for verdict, mark in MARKS.items():
         counts = [str(card.count(verdict)) for card in cards]
         table.append(["sum", f"{mark} {verdict.value}", *counts])
@@ -43,7 +46,7 @@ def details(card: Scorecard) -> list[str]:
     return [
         f"{MARKS[finding.verdict]} {one.name}: {_line(finding.detail)}"
         for one, finding in pairs
-        if finding.verdict is not Verdict.HONOURED
+        if finding is not None and finding.verdict is not Verdict.HONOURED
     ]
 
 
@@ -75,6 +78,7 @@ def as_json(cards: Sequence[Scorecard]) -> str:
             "checks": [
                 {"group": one.group, "name": one.name, **asdict(finding)}
                 for one, finding in zip(CHECKS, card.findings, strict=True)
+                if finding is not None
             ],
         }
         for card in cards

@@ -129,15 +129,46 @@ class Server:
         return Answer(answer.status, headers, b"".join(parts).decode("utf-8", "replace"))
 
 
-async def find_model(client: HttpClient, timeout: float) -> str:
-    """The first model that the server lists. Raises NoAnswerError if it lists none."""
+EYES = ("image", "vision", "multimodal")
+"""What servers call it if a model takes images."""
+
+
+async def find_model(client: HttpClient, timeout: float, name: str | None) -> tuple[str, Json]:
+    """The first model that the server lists, or the one with this name; and what it says of it.
+
+    Raises NoAnswerError if it lists none and there is no name.
+    """
+    try:
+        cards = await _models(client, timeout)
+    except NoAnswerError:
+        if name is None:
+            raise
+        cards = []
+    if name is None:
+        return str(cards[0]["id"]), cards[0]
+    return name, next((card for card in cards if card.get("id") == name), {})
+
+
+def takes_images(card: Json) -> bool:
+    """Whether a server says that its model takes images, in one of the ways of servers."""
+    architecture, capabilities = card.get("architecture"), card.get("capabilities")
+    said = card.get("input_modalities")
+    if isinstance(architecture, dict):
+        said = said or architecture.get("input_modalities")
+    if isinstance(capabilities, dict):
+        capabilities = [name for name, has_it in capabilities.items() if has_it is True]
+    return any(name in (said or ()) or name in (capabilities or ()) for name in EYES)
+
+
+async def _models(client: HttpClient, timeout: float) -> list[Json]:
     answer = await Server(client, "", timeout).get("/models")
     if answer.status == 401:
         raise NoAnswerError("the server refuses the API key, or needs one (--api-key)")
-    models = answer.json().get("data") if answer.status == 200 else None
+    body = answer.json() if answer.status == 200 else {}
+    models = body.get("data")
     if not models:
         raise NoAnswerError(
             f"it lists no models (status {answer.status}): correct the URL to the root of an API, "
             "such as http://127.0.0.1:8000/v1, or name a model with --model"
         )
-    return str(models[0]["id"])
+    return [card for card in models if isinstance(card, dict)]

@@ -16,7 +16,7 @@ from stonechat_server.bench.results import BenchResult, RequestRecord, read_json
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.summary import summarise
-from stonechat_server.bench.targets.images import png
+from stonechat_server.client.synthetic_images import png
 from stonechat_server.cli import main
 
 from .conftest import FakeServer

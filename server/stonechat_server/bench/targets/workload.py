@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from stonechat_server.bench.targets.images import image_part
+from stonechat_server.client.synthetic_images import image_part, png
 
 Message = Mapping[str, object]
 
@@ -58,7 +58,7 @@ class ImageLoad:
     def parts(self, seed: int, index: int) -> list[Mapping[str, object]]:
         """The parts of the message of prompt `index`."""
         seeds = (f"{seed}/{'' if self.are_same else index}/{at}" for at in range(self.number))
-        return [image_part(self.width, self.height, image_seed) for image_seed in seeds]
+        return [image_part(png(self.width, self.height, image_seed)) for image_seed in seeds]
 
 
 @dataclass(frozen=True, slots=True)
