@@ -172,7 +172,11 @@ GEMMA4 = VisionFamily(
         "pooling_kernel_size": 3,
         "default_output_length": 70,
     },
-    text={"use_bidirectional_attention": "vision", "hidden_size_per_layer_input": 0},
+    text={
+        "use_bidirectional_attention": "vision",
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+    },
 )
 LLAVA_SELECT = {"vision_feature_select_strategy": "default", "vision_feature_layer": -2}
 
@@ -471,15 +475,21 @@ def save_vision_model(folder: Path, name: str, seed: int = 0) -> Path:
     """Save a family's tiny model, with all files that the server needs, in a new folder."""
     from transformers import AutoModelForImageTextToText
 
-    family = FAMILIES[name]
-    folder.mkdir(parents=True)
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(vision_config(name)).float()
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.3 if "embed" in path else 0.25)
+    save_processor(folder, name)
     model.save_pretrained(folder)
+    return folder
+
+
+def save_processor(folder: Path, name: str) -> Path:
+    """Save the files of a family's tokenizer and processor in a new folder."""
+    family = FAMILIES[name]
+    folder.mkdir(parents=True)
     vision_tokenizer(family).save_pretrained(folder)
     processor_class = {"processor_class": PROCESSOR_MAPPING_NAMES[family.model_type or name]}
     settings = {

@@ -72,6 +72,9 @@ class HFProcessor:
         offsets = outputs.pop("text_replacement_offsets", None)
         if not offsets or len(offsets[0]) != 1:
             raise UnsupportedModelError("its processor puts no tokens into the prompt for images")
+        if "batch_num_images" in outputs:  # LLaVA-OneVision: tiles only where it is alone
+            reason = "its processor prepares an image otherwise if a prompt has several"
+            raise UnsupportedModelError(reason)
         num_tokens = outputs["input_ids"][0].tolist().count(self._token_id)
         if not num_tokens:
             raise UnsupportedModelError("the placeholders of its processor are not its model's")

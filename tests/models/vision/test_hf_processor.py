@@ -1,0 +1,101 @@
+"""Prompts with images equal those of each family's own processor."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.processing_utils import VideosKwargs
+
+from stonechat_models.text.tokenizer import Tokenizer
+from stonechat_models.vision.hf_processor import HFProcessor, image_processing_refusal
+from tests.models.vision_models import FAMILIES, save_processor, vision_tokenizer
+
+SIZES = ((96, 64), (150, 200), (64, 64), (300, 90))
+NO_TEMPLATE = ("paligemma",)  # its processor writes the whole prompt
+REFUSED = ("llava_onevision",)
+
+
+def token_id(name: str) -> int:
+    family = FAMILIES[name]
+    found = vision_tokenizer(family).convert_tokens_to_ids(family.token)
+    assert isinstance(found, int)
+    return found
+
+
+def image(size: tuple[int, int]) -> Image.Image:
+    noise = np.random.default_rng(sum(size)).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(noise)
+
+
+def conversation(images: list[Image.Image]) -> list[dict[str, Any]]:
+    """Images before, between and behind texts, in messages of users and of a tool."""
+    items = [{"type": "image", "image": picture} for picture in images]
+    return [
+        {"role": "user", "content": [items[0], {"type": "text", "text": "What is this?"}]},
+        {"role": "assistant", "content": "A picture."},
+        {"role": "user", "content": [{"type": "text", "text": "And "}, *items[1:3]]},
+        {"role": "tool", "content": [{"type": "text", "text": "seen: "}, items[3]]},
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in FAMILIES if name not in NO_TEMPLATE + REFUSED],
+)
+def test_a_prompt_equals_that_of_the_processor(name: str, tmp_path: Path) -> None:
+    folder = save_processor(tmp_path / name, name)
+    processor = HFProcessor(folder, token_id(name))
+    reference, images = processor._processor, [image(size) for size in SIZES]
+    if name == "smolvlm":  # it reads numbers of its other part even without videos
+        reference.video_processor = SimpleNamespace(
+            num_frames=None, fps=None, valid_kwargs=VideosKwargs
+        )
+    messages = conversation(images)
+    whole = reference.apply_chat_template(
+        messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="np"
+    )
+    text = reference.apply_chat_template(messages, add_generation_prompt=True)
+    prepared = [processor.prepare(picture) for picture in images]
+    pieces = text.split(processor.placeholder)
+    assert len(pieces) == len(images) + 1
+    for piece, (replacement, _, _) in zip(pieces[1:], prepared, strict=True):
+        pieces[0] += replacement + piece
+    ids = Tokenizer.from_folder(folder).encode(pieces[0])
+    assert ids == whole["input_ids"][0].tolist()
+    assert ids.count(token_id(name)) == sum(num_tokens for _, num_tokens, _ in prepared)
+
+
+def test_the_tensors_of_images_alone_are_those_of_all_together(tmp_path: Path) -> None:
+    folder = save_processor(tmp_path / "model", "qwen3_vl")
+    processor = HFProcessor(folder, token_id("qwen3_vl"))
+    images = [image(size) for size in SIZES]
+    whole = processor._processor(
+        images=images, text=[processor.placeholder * len(images)], return_tensors="np"
+    )
+    alone = [processor.prepare(picture)[2] for picture in images]
+    for key in ("pixel_values", "image_grid_thw"):
+        assert np.array_equal(np.concatenate([tensors[key] for tensors in alone]), whole[key])
+
+
+def test_why_a_model_takes_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "qwen3_vl"
+    folder = save_processor(tmp_path / name, name)
+    assert image_processing_refusal(folder, token_id(name)) == ""
+    reason = image_processing_refusal(folder, token_id(name) + 1)
+    assert reason == "the placeholders of its processor are not its model's"
+    (folder / "preprocessor_config.json").unlink()
+    assert "image processor" in image_processing_refusal(folder, token_id(name))
+    other = save_processor(tmp_path / "several", "llava_onevision")
+    reason = "its processor prepares an image otherwise if a prompt has several"
+    assert image_processing_refusal(other, token_id("llava_onevision")) == reason
+    shutil.rmtree(folder)
+    folder.mkdir()
+    reason = "its folder names no image processor that transformers has"
+    assert image_processing_refusal(folder, token_id(name)) == reason
+    monkeypatch.setattr("stonechat_models.vision.hf_processor.find_spec", lambda _: None)
+    reason = "images need Pillow: pip install 'stonechat[vision]'"
+    assert image_processing_refusal(folder, token_id(name)) == reason

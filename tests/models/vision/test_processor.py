@@ -1,0 +1,164 @@
+"""Images are prepared in processes that limits end. What one image does hurts no other."""
+
+import io
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from stonechat_models.child_process import ChildEndedError
+from stonechat_models.errors import (
+    EngineDeadError,
+    EngineError,
+    InvalidImageError,
+    TooManyImagesError,
+)
+from stonechat_models.vision import processor as module
+from stonechat_models.vision.processor import ImageProcessor
+from stonechat_models.vision.records import Answer, ImageOptions
+from tests.models.vision_models import FAMILIES, save_processor, vision_tokenizer
+
+HANG_SECONDS = 120.0
+TOKEN_ID = vision_tokenizer(FAMILIES["qwen3_vl"]).convert_tokens_to_ids("<|image_pad|>")
+
+
+def picture(width: int, height: int, seed: int = 0) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_processor(tmp_path_factory.mktemp("qwen3_vl") / "model", "qwen3_vl")
+
+
+@pytest.fixture(scope="module")
+def images(folder: Path) -> Iterator[ImageProcessor]:
+    processor = ImageProcessor(folder, TOKEN_ID)
+    yield processor
+    processor.close()
+
+
+def test_a_prepared_image(images: ImageProcessor) -> None:
+    first, second = images.prepare([picture(96, 64), picture(64, 64)]).result(HANG_SECONDS)
+    assert (first.width, first.height, first.num_tokens, second.num_tokens) == (96, 64, 6, 4)
+    assert first.placeholder == "<|image_pad|>"
+    assert first.text == "<|image_pad|>" * 6
+    grid, values = first.tensors["image_grid_thw"], first.tensors["pixel_values"]
+    assert np.frombuffer(grid.data, grid.dtype).tolist() == [1, 4, 6]
+    assert (values.dtype, values.shape) == ("float32", (24, 1536))
+    assert set(first.tensors) == {"pixel_values", "image_grid_thw"}
+
+
+def test_equal_images_are_one(images: ImageProcessor) -> None:
+    low = ImageOptions(detail="low")
+    data = picture(600, 32)
+    first, again = images.prepare([data, data]).result(HANG_SECONDS)
+    assert first is again
+    assert images.prepare([data]).result(HANG_SECONDS)[0] is first
+    scaled = images.prepare([data], low).result(HANG_SECONDS)[0]
+    assert scaled.content_hash != first.content_hash
+    assert scaled.num_tokens < first.num_tokens
+    assert (scaled.width, scaled.height) == (600, 32)
+
+
+def test_settings_of_the_processor_are_part_of_the_hash(
+    images: ImageProcessor, tmp_path: Path
+) -> None:
+    other = save_processor(tmp_path / "other", "qwen2_vl")
+    assert images._content_hash(b"a", ImageOptions()) != ImageProcessor(
+        other, TOKEN_ID
+    )._content_hash(b"a", ImageOptions())
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "reason"),
+    [
+        (b"", "empty", "is empty"),
+        (b"text", "format", "is not a PNG, JPEG, WebP or GIF"),
+        (picture(40, 40)[:200], "broken", "is broken: "),
+        (picture(2000, 4), "unfit", "cannot be prepared for this model: absolute aspect ratio"),
+        (picture(1, 1), "", ""),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named(
+    images: ImageProcessor, data: bytes, kind: str, reason: str
+) -> None:
+    prepared = images.prepare([picture(64, 64), data])
+    if not kind:
+        assert prepared.result(HANG_SECONDS)[1].num_tokens > 0
+        return
+    with pytest.raises(InvalidImageError) as caught:
+        prepared.result(HANG_SECONDS)
+    assert (caught.value.index, caught.value.kind) == (1, kind)
+    assert caught.value.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "message"),
+    [
+        (signal.SIGPROF, InvalidImageError, "image 1 of the request takes too long to prepare"),
+        (signal.SIGABRT, InvalidImageError, "image 1 of the request takes too much memory"),
+        (0, EngineError, "the process that prepares images has ended"),
+    ],
+)
+def test_what_ends_a_process_fails_its_image_only(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    error: type[Exception],
+    message: str,
+) -> None:
+    def end(*_: object) -> bytes:
+        raise ChildEndedError(number)
+
+    monkeypatch.setattr(module.ChildProcess, "ask", end)
+    images = ImageProcessor(folder, TOKEN_ID)
+    with pytest.raises(error, match=message):
+        images.prepare([picture(64, 64)]).result(HANG_SECONDS)
+    images.close()
+
+
+def test_images_that_wait_are_bounded_and_end_with_the_processor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_asked, may_go_on = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> bytes:
+        is_asked.set()
+        may_go_on.wait(HANG_SECONDS)
+        raise ChildEndedError(signal.SIGKILL)
+
+    monkeypatch.setattr(module.ChildProcess, "ask", hang)
+    monkeypatch.setattr(module, "MAX_IMAGES", 2)
+    images = ImageProcessor(folder, TOKEN_ID, num_workers=1)
+    waiting = images.prepare([b"a", b"b"])
+    assert is_asked.wait(HANG_SECONDS)
+    with pytest.raises(TooManyImagesError):
+        images.prepare([b"c"])
+    again = images.prepare([b"b"])  # the same image waits already
+    images.close()
+    may_go_on.set()
+    for future in (waiting, again):
+        with pytest.raises(EngineDeadError):
+            future.result(HANG_SECONDS)
+    with pytest.raises(EngineDeadError):
+        images.prepare([b"c"])
+
+
+def test_a_processor_that_cannot_be_loaded_fails_all_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = msgspec.msgpack.encode(Answer(failure="it needs torchvision"))
+    monkeypatch.setattr(module.ChildProcess, "ask", lambda *_: answer)
+    images = ImageProcessor(folder, TOKEN_ID)
+    with pytest.raises(EngineError, match="images cannot be prepared: it needs torchvision"):
+        images.prepare([b"a"]).result(HANG_SECONDS)
+    images.close()
