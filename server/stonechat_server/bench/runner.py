@@ -10,7 +10,7 @@ from stonechat_server.bench.levels import Levels, Watcher
 from stonechat_server.bench.perplexity import measure_perplexity
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord
 from stonechat_server.bench.roofline import add_shares, measure_roofline
-from stonechat_server.bench.settings import BenchSettings
+from stonechat_server.bench.settings import DEFAULT_IMAGE_SIZE, BenchSettings
 from stonechat_server.bench.speeds import measure_speeds
 from stonechat_server.bench.targets.http_target import HttpTarget, request_headers
 from stonechat_server.bench.targets.target import BenchError, Target, words_of_prompt
@@ -124,7 +124,9 @@ async def _workload(target: Target) -> Workload:
         return ListWorkload(read_sharegpt(settings.sharegpt), settings.seed)
     images = None
     if settings.images:
-        images = ImageLoad(settings.images, *settings.image_size, settings.same_image)
+        images = ImageLoad(
+            settings.images, *(settings.image_size or DEFAULT_IMAGE_SIZE), settings.same_image
+        )
     return SyntheticWorkload(num_words, settings.prefix_share, settings.seed, images=images)
 
 

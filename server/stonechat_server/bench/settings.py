@@ -46,6 +46,7 @@ def _slo(value: object) -> object:
         raise ValueError(text) from error
 
 
+DEFAULT_IMAGE_SIZE = (512, 512)
 DEFAULT_CONTEXT = 512
 """Tokens of a window of `--perplexity`."""
 load_option = partial(option, group="load")
@@ -120,8 +121,10 @@ class BenchSettings(BaseOptions):
     images: int = prompt_option(
         0, "synthetic images in each prompt, beside its --input-tokens of text", metavar="N", ge=0
     )
-    image_size: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_size)] = prompt_option(
-        (512, 512), "width and height of --images in pixels (default: 512x512)", metavar="WxH"
+    image_size: Annotated[tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_size)] = (
+        prompt_option(
+            None, "width and height of --images in pixels (default: 512x512)", metavar="WxH"
+        )
     )
     same_image: bool = prompt_option(
         False, "the same images in all prompts, which shows what the caches save"

@@ -16,7 +16,6 @@ from stonechat_server.bench.results import BenchResult, RequestRecord, read_json
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.summary import summarise
-from stonechat_server.client.synthetic_images import png
 from stonechat_server.cli import main
 
 from .conftest import FakeServer
@@ -29,21 +28,6 @@ def bench(fake: FakeServer, **settings: Any) -> BenchResult:
             "base_url": fake.url, "model": "good", "num_requests": 3}  # fmt: skip
     values = {**base, **settings}
     return asyncio.run(run_bench(BenchSettings.model_validate(values), QuietWatcher()))
-
-
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (16, 16), (50, 33), (640, 480)])
-def test_a_synthetic_image_is_a_png_of_its_size(width: int, height: int) -> None:
-    image = Image.open(io.BytesIO(png(width, height, "a")))
-    image.load()  # checks the sums of its chunks
-    assert (image.format, image.size) == ("PNG", (width, height))
-    pixels = image.convert("RGB")
-    assert len(set(pixels.get_flattened_data())) > 1 or width * height <= 256
-    assert pixels.getpixel((0, 0)) == pixels.getpixel((min(15, width - 1), min(15, height - 1)))
-
-
-def test_the_seed_decides_an_image() -> None:
-    assert png(64, 64, "a") == png(64, 64, "a")
-    assert png(64, 64, "a") != png(64, 64, "b")
 
 
 def images_of(body: dict[str, Any]) -> list[bytes]:
