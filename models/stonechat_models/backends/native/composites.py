@@ -31,6 +31,10 @@ _QWEN2_VL = replace(
     rope_axes=RopeAxes((16, 24, 24)),
 )
 _QWEN3_AXES = RopeAxes((24, 20, 20), interleaved=True)
+KNOWN_TEXT_PARTS = frozenset(
+    {"gemma3_text", "lfm2", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe"}
+)
+"""Types that read the embeddings of images as they are. Others scale them, or none is known."""
 OWN_TEXT_PARTS: dict[str, Family] = {
     "qwen2_vl": _QWEN2_VL,
     "qwen2_5_vl": _QWEN2_VL,
@@ -41,7 +45,25 @@ OWN_TEXT_PARTS: dict[str, Family] = {
 """Types with a language model of their own."""
 PREFIXES = ("model.", "model.language_model.", "language_model.model.", "model.text_model.")
 """How the names of a language model's tensors begin in files."""
+IMAGE_TOKENS = {
+    "gemma3": 262144,
+    "idefics3": 128257,
+    "internvl": 151667,
+    "lfm2_vl": 396,
+    "llava": 32000,
+    "llava_next": 32000,
+    "llava_onevision": 151646,
+    "mistral3": 10,
+    "qwen2_vl": 151655,
+    "qwen2_5_vl": 151655,
+    "qwen3_vl": 151655,
+    "qwen3_5": 248056,
+    "qwen3_5_moe": 248056,
+    "smolvlm": 128257,
+}
+"""The types that take images, and their placeholder token if the config does not say."""
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+HEAD_PREFIXES = tuple(name.removesuffix("weight") for name in HEADS)
 
 
 def family_of(config: HFConfig) -> Family:
@@ -54,7 +76,7 @@ def family_of(config: HFConfig) -> Family:
     if family is None and kind in TEXT_PARTS:
         part = config.keys.section("text_config").read("model_type", str, TEXT_PARTS[kind])
         kind = f"{kind} with a text part of type {part}"
-        family = FAMILIES.get(part)
+        family = FAMILIES[part] if part in KNOWN_TEXT_PARTS else None
     if family is None:
         raise UnsupportedModelError(
             f"models of type {kind} are not supported by the native backend"

@@ -3,6 +3,7 @@
 import ctypes
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +34,7 @@ from stonechat_models.backends.native.spec import ModelSpec, read_spec
 from stonechat_models.backends.native.step_images import ImageArrays
 from stonechat_models.backends.native.stores import HeaderStore, open_store, refuse_types
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
+from stonechat_models.backends.native.vision_part import VisionPart, read_images
 from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
@@ -43,6 +45,8 @@ from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelE
 from stonechat_models.hardware.device import usable_cores
 from stonechat_models.hardware.numa import interleave_memory, memory_nodes
 from stonechat_models.model_info import ModelInfo
+from stonechat_models.types import ImageInput
+from stonechat_models.vision.features import ImageFeatures
 
 
 def supports(
@@ -144,6 +148,7 @@ class NativeModel:
         self._kv_format = kv_format
         self._kv_cache: KvCache | None = None
         self._states: StatePool | None = None
+        self._vision: VisionPart | None = None
         self.info = replace(info, weight_bytes=self._weights.num_bytes)
 
     @classmethod
@@ -178,9 +183,23 @@ class NativeModel:
                 state_bytes=spec.state_elements * STATE_BYTES,
             )
             kv_format = KV_FORMATS[config.kv_cache_dtype]
-            return cls(library, spec, plan, info, progress, kv_format)
+            model = cls(library, spec, plan, info, progress, kv_format)
+            model._add_vision(files, plan.prefixes)
+            return model
         finally:
             store.close()
+
+    def _add_vision(self, files: ModelFiles, language_model: tuple[str, ...]) -> None:
+        """Decide whether the model takes images."""
+        has_axes = self._spec.rotary_axes is not None
+        try:
+            images = read_images(files, language_model, has_axes=has_axes)
+        except UnsupportedModelError as error:
+            self.info = replace(self.info, image_refusal=str(error))
+            return
+        if images is not None:
+            self._vision = VisionPart(files, language_model)
+            self.info = replace(self.info, images=images)
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -224,6 +243,16 @@ class NativeModel:
 
     def free_states(self, slots: list[int]) -> None:
         """The pool keeps its size."""
+
+    def encode_image(self, image: ImageInput) -> ImageFeatures:
+        assert self._vision is not None
+        return self._vision.encode(image)
+
+    def image_positions(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+    ) -> tuple[npt.NDArray[np.int64], int]:
+        assert self._vision is not None
+        return self._vision.positions(token_ids, images)
 
     def forward_hidden(
         self, batch: HostBatch

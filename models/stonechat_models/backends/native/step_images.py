@@ -31,10 +31,11 @@ class ImageArrays:
         """Check the shapes. Raises `StepError` for one that does not fit the model or the step."""
         rows = _array(images.rows, np.int64, (len(images.rows),))
         shape = (rows.size, spec.hidden_size)
+        embeddings = images.embeddings if rows.size else np.empty(shape, dtype=np.float32)
         layers = [_array(added, np.float32, shape) for added in images.layer_embeddings]
         return cls(
             rows=rows,
-            embeddings=_array(images.embeddings, np.float32, shape),
+            embeddings=_array(embeddings, np.float32, shape),
             layer_embeddings=np.stack(layers) if layers else None,
             rope_positions=_optional(images.rope_positions, np.int64, (3, num_tokens)),
             visible_ends=_optional(images.visible_ends, np.int32, (num_tokens,)),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stonechat_models.backends.native.bindings import Library
-from stonechat_models.backends.native.composites import HEADS
+from stonechat_models.backends.native.composites import HEAD_PREFIXES, HEADS
 from stonechat_models.backends.native.layer_plan import LayerPlan, Planner, Vector
 from stonechat_models.backends.native.packing import MatrixSpec, packed_bytes
 from stonechat_models.backends.native.spec import ModelSpec
@@ -20,6 +20,8 @@ class WeightPlan:
     embedding: MatrixSpec
     head: MatrixSpec | None
     final_norm: Vector
+    prefixes: tuple[str, ...]
+    """How the names of these weights begin in the files, and no others."""
 
     @property
     def matrices(self) -> list[MatrixSpec]:
@@ -78,8 +80,9 @@ def plan_weights(spec: ModelSpec, store: Store, quantize: Quantize) -> WeightPla
         embedding=planner.end(embedding),
         head=None if head is None else planner.end(head),
         final_norm=planner.norm("model.norm.weight", spec.hidden_size),
+        prefixes=(planner.prefix, *HEAD_PREFIXES),
     )
-    surplus = [n for n in store.unused() if not _is_harmless(spec, n, planner.prefix)]
+    surplus = [n for n in store.unused() if not _is_harmless(spec, n, plan.prefixes)]
     if surplus:
         raise ModelLoadError(
             f"{store.model} has weights that its config.json does not account for, so its answers "
@@ -88,12 +91,12 @@ def plan_weights(spec: ModelSpec, store: Store, quantize: Quantize) -> WeightPla
     return plan
 
 
-def _is_harmless(spec: ModelSpec, name: str, prefix: str) -> bool:
+def _is_harmless(spec: ModelSpec, name: str, prefixes: tuple[str, ...]) -> bool:
     """True for what real files have beside the decoder's own weights.
 
     These are buffers that are computed here, a copy of the embedding as the head, other heads, and
     the other parts of a model.
     """
     is_copy = spec.tied and name in HEADS
-    is_other = not name.startswith((prefix, *(head.removesuffix("weight") for head in HEADS)))
+    is_other = not name.startswith(prefixes)
     return is_copy or is_other or name.endswith(".inv_freq")

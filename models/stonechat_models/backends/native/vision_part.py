@@ -1,0 +1,110 @@
+"""The vision tower of a model whose language model is compiled. It runs through PyTorch.
+
+Whether the model takes images is decided from its files at load. The tower itself is loaded with
+the first image, so that a server of text alone neither waits for it nor keeps it.
+"""
+
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stonechat_models.backends.native.composites import IMAGE_TOKENS
+from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
+from stonechat_models.checkpoint.headers import TensorHeader
+from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject
+from stonechat_models.checkpoint.packed.folder import stored_tensors
+from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.model_info import ImageInfo
+from stonechat_models.types import ImageInput
+from stonechat_models.vision.features import ImageFeatures
+
+if TYPE_CHECKING:
+    from stonechat_models.vision.tower import Tower
+
+STACKS = re.compile(r"(.*\b(?:layers?|blocks)\.)(\d+)(\..*)")
+"""Names of the weights of a layer of a tower: the stack, the layer's number, the weight."""
+DEPTHS = ("depth", "num_hidden_layers")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+class VisionPart:
+    """The vision tower of a model, which is loaded when it is first used."""
+
+    def __init__(self, files: ModelFiles, language_model: tuple[str, ...]) -> None:
+        """`language_model`: how the names of the language model's weights begin in the files."""
+        self._files = files
+        self._language_model = language_model
+        self._tower: Tower | None = None
+
+    def encode(self, image: ImageInput) -> ImageFeatures:
+        """Return the features of an image, float32. Raises what the tower's code raises."""
+        return self._loaded().encode(image)
+
+    def positions(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+    ) -> tuple[npt.NDArray[np.int64], int]:
+        """Return the M-RoPE positions of a prompt; see `ImageModel.image_positions`."""
+        return self._loaded().positions(token_ids, images)
+
+    def _loaded(self) -> "Tower":
+        if self._tower is None:
+            from stonechat_models.vision.tower import load_tower
+
+            self._tower = load_tower(self._files, self._language_model)
+        return self._tower
+
+
+def read_images(
+    files: ModelFiles, language_model: tuple[str, ...], *, has_axes: bool
+) -> ImageInfo | None:
+    """Return how the prompts of a model hold images; None if it is a model of text alone.
+
+    `has_axes`: whether tokens of images have rotary positions in three dimensions. Raises
+    `UnsupportedModelError` with the reason if a model that could take images cannot do so here.
+    """
+    config = files.config
+    if config.raw.get("vision_config") is None or config.model_type not in IMAGE_TOKENS:
+        return None
+    is_bidirectional = config.model_type == "gemma3"
+    if is_bidirectional:
+        raise UnsupportedModelError("the tokens of an image attend to later ones")
+    if find_spec("PIL") is None:
+        raise UnsupportedModelError("images need Pillow: pip install 'stonechat[vision]'")
+    if not any((files.folder / name).is_file() for name in PROCESSOR_FILES):
+        raise UnsupportedModelError("its folder has no settings of an image processor")
+    weights = [t for t in stored_tensors(files) if not t.name.startswith(language_model)]
+    _check_weights(weights, config)
+    changed = files.adapter.layers.keys() if files.adapter is not None else ()
+    if any(not name.startswith(language_model) for name in changed):
+        raise UnsupportedModelError("its adapter changes the vision tower")
+    whole = JsonObject(config.keys.source, config.raw)
+    default = whole.read("image_token_index", int, IMAGE_TOKENS[config.model_type])
+    return ImageInfo(
+        token_id=whole.read("image_token_id", int, default),
+        bidirectional=is_bidirectional,
+        has_grid_positions=has_axes,
+    )
+
+
+def _check_weights(weights: Sequence[TensorHeader], config: HFConfig) -> None:
+    """Refuse a tower that is quantised, or of which layers are missing. All of it is checked when
+    it is loaded, by a library whose import would make each start slower."""
+    if any(t.type_name not in FLOAT_TYPES for t in weights):
+        raise UnsupportedModelError("the weights of its vision tower are quantised")
+    stacks: dict[str, dict[int, set[str]]] = {}
+    for match in filter(None, (STACKS.fullmatch(t.name) for t in weights)):
+        stack, layer, name = match.groups()
+        stacks.setdefault(stack, {}).setdefault(int(layer), set()).add(name)
+    vision = config.keys.section("vision_config")
+    depth = next((n for key in DEPTHS if (n := vision.read(key, int, 0))), 0)
+    is_whole = all(
+        layers.keys() == set(range(len(layers))) and len({*map(frozenset, layers.values())}) == 1
+        for layers in stacks.values()
+    )
+    if not is_whole or depth not in (0, *map(len, stacks.values())):
+        raise UnsupportedModelError("weights of its vision tower are missing")

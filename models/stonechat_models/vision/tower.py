@@ -1,0 +1,108 @@
+"""Loads the vision tower of a model without its language model, and runs it on a CPU."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+from transformers.utils import logging as transformers_logging
+
+from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.hardware.device import choose_dtype
+from stonechat_models.model_file import reading
+from stonechat_models.types import ImageInput
+from stonechat_models.vision.encode import encode_image
+from stonechat_models.vision.features import ImageFeatures
+from stonechat_models.vision.positions import grid_positions
+
+CPU = torch.device("cpu")
+LANGUAGE_MODEL = ("model.language_model.", "model.text_model.", "lm_head.")
+"""How transformers' names of the language model's weights begin."""
+
+
+class Tower:
+    """A model's own code with the weights of its vision tower alone. Its results are numpy's."""
+
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        self.module = module
+        self.dtype = dtype
+
+    @torch.inference_mode()
+    def encode(self, image: ImageInput) -> ImageFeatures:
+        """Return the features of an image, float32. Raises what the model's code raises."""
+        features = encode_image(self.module, image, CPU, self.dtype)
+        return ImageFeatures(
+            features.embeddings.float().numpy(),
+            tuple(layer.float().numpy() for layer in features.layer_embeddings),
+        )
+
+    def positions(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+    ) -> tuple[npt.NDArray[np.int64], int]:
+        """Return what `grid_positions` returns."""
+        return grid_positions(self.module, token_ids, images)
+
+
+def load_tower(files: ModelFiles, language_model: tuple[str, ...]) -> Tower:
+    """Load the weights of a model whose names do not begin as in `language_model`.
+
+    `language_model` are names in the files, which are safetensors. The tower runs in bfloat16 if it
+    is stored so and the processor multiplies bfloat16, else in float32. Raises `ModelLoadError` if
+    a weight is missing or has another shape.
+    """
+    dtype = choose_dtype("auto", files.config.dtype, CPU)
+    with reading(files.name), ExitStack() as stack, torch.inference_mode(False):
+        weights: dict[str, torch.Tensor] = {}
+        for path in files.weights:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            weights |= {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+                if not name.startswith(language_model)
+            }
+        config = _without_language_model(AutoConfig.from_pretrained(files.folder))
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # it warns of the weights that are left out
+        transformers_logging.disable_progress_bar()
+        try:
+            model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+            module, report = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=weights,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,  # the report has them
+                output_loading_info=True,
+            )
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+    _check(files.name, report)
+    return Tower(module.eval().requires_grad_(False), dtype)
+
+
+def _without_language_model(config: Any) -> Any:
+    """Return the config of the model with a language model that has no layers and no tokens."""
+    text = config.get_text_config()
+    text.num_hidden_layers = 0
+    if getattr(text, "layer_types", None):
+        text.layer_types = []
+    text.vocab_size, text.pad_token_id = 1, None
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config  # what is left is not quantised
+    return config
+
+
+def _check(name: str, report: dict[str, Any]) -> None:
+    missing = [str(key) for key in report["missing_keys"]]
+    mismatched = [str(key[0]) for key in report["mismatched_keys"]]
+    wrong = sorted(k for k in (*missing, *mismatched) if not k.startswith(LANGUAGE_MODEL))
+    if wrong:
+        raise ModelLoadError(
+            f"{name}: weights of the vision tower are missing or have another shape: "
+            f"{', '.join(wrong[:5])}"
+        )
