@@ -21,7 +21,6 @@ from stonechat_models.engine.draft_model import DraftModel, PassTime
 from stonechat_models.engine.drafting import max_draft_tokens
 from stonechat_models.engine.embeddings import finish_embedding
 from stonechat_models.engine.image_steps import ENCODING_FAILED, ImageSteps
-from stonechat_models.engine.prompt_images import PromptImages
 from stonechat_models.engine.prompt_lookup import (
     PAST_KEYS,
     AdaptiveDrafter,
@@ -170,8 +169,7 @@ class Engine:
             group.adapter = self._adapters[request.adapter]
         if request.images:
             assert self.images is not None, "images are checked before"
-            group.images = PromptImages(request.images)
-            self.images.num_live += 1
+            group.images = self.images.of_request(request.images)
         params = request.params
         if params.prompt_logprobs is not None:
             group.prompt_logprobs = []

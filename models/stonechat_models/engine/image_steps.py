@@ -16,6 +16,7 @@ from stonechat_models.backends.base import (
     ImageModel,
     StepImages,
 )
+from stonechat_models.engine.image_runs import visible_ends
 from stonechat_models.engine.placement import Placement
 from stonechat_models.engine.prompt_images import PromptImages
 from stonechat_models.engine.sequence import Scheduled, SequenceGroup
@@ -44,6 +45,11 @@ class ImageSteps:
         self._info = info
         self._place = place
         self._store = FeatureStore(cache_bytes)
+
+    def of_request(self, images: abc.Sequence[ImageInput]) -> PromptImages:
+        """Count a request with images in. `num_live` is lowered when it ends."""
+        self.num_live += 1
+        return PromptImages(images, bidirectional=self._info.bidirectional)
 
     def prepare(self, items: abc.Sequence[Scheduled]) -> list[SequenceGroup]:
         """Get the features and positions that a step needs.
@@ -88,6 +94,7 @@ class ImageSteps:
             embeddings=self._place.joined([f.embeddings[part] for f, part in parts]),
             layer_embeddings=self._layer_embeddings(parts),
             rope_positions=None if positions is None else self._place.array(positions),
+            visible_ends=self._visible_ends(items) if self._info.bidirectional else None,
         )
 
     def _prepare(self, item: Scheduled, images: PromptImages) -> None:
@@ -135,6 +142,14 @@ class ImageSteps:
             self._place.joined([f.layer_embeddings[i][part] for f, part in parts])
             for i in range(num_layers)
         ]
+
+    def _visible_ends(self, items: abc.Sequence[Scheduled]) -> Array:
+        ends = []
+        for item in items:
+            images = item.sequence.group.images
+            first, runs = item.start - item.num_again, () if images is None else images.runs
+            ends.append(visible_ends(runs, first, item.context_len))
+        return self._place.array(np.concatenate(ends))
 
     def _rope_positions(self, items: abc.Sequence[Scheduled]) -> npt.NDArray[np.int64]:
         """Return int64[3, T]: the rotary positions of all tokens of a step."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from stonechat_models.engine.image_runs import chunk_end, image_runs, longest_run
 from stonechat_models.errors import InvalidParamsError
 from stonechat_models.model_info import ModelInfo
 from stonechat_models.types import GenerateRequest, ImageInput
@@ -26,12 +27,15 @@ class Place(NamedTuple):
 class PromptImages:
     """The images of a request in the engine."""
 
-    def __init__(self, images: abc.Sequence[ImageInput]) -> None:
+    def __init__(self, images: abc.Sequence[ImageInput], *, bidirectional: bool = False) -> None:
+        """`bidirectional`: see `ImageInfo`."""
         self.images = images
         self.places = sorted(_places(images))
         self._starts = [place.start for place in self.places]
         self.end = self.places[-1].start + self.places[-1].length
         """The token after the last placeholder."""
+        self.runs = image_runs(images) if bidirectional else []
+        """Those that are computed in one step each."""
         self.features: list[ImageFeatures | None] = [None] * len(images)
         """Those that a step needs soon."""
         self.positions: npt.NDArray[np.int64] | None = None
@@ -51,12 +55,23 @@ class PromptImages:
                 yield Place(first, length, place.image, place.first + first - place.start)
 
     def content_of(self, start: int, end: int) -> bytes:
-        """Return what tells the tokens `start:end` from others with the same ids."""
+        """Return what tells the tokens `start:end` from others with the same ids.
+
+        A token of a run depends on all images of the run.
+        """
+        first, last = start, end
+        for run_start, run_end in self.runs:
+            if run_start < end and start < run_end:
+                first, last = min(first, run_start), max(last, run_end)
         return b"".join(
             self.images[place.image].content_hash
             + np.array([place.start - start, place.length, place.first], dtype="<i8").tobytes()
-            for place in self.places_in(start, end)
+            for place in self.places_in(first, last)
         )
+
+    def num_whole(self, start: int, num_tokens: int) -> int:
+        """Return how many of the `num_tokens` from `start` on a step computes: only whole runs."""
+        return chunk_end(self.runs, start, start + num_tokens) - start
 
 
 def check_images(request: GenerateRequest, model: ModelInfo) -> None:
@@ -80,6 +95,25 @@ def check_images(request: GenerateRequest, model: ModelInfo) -> None:
             )
     if any(not image.places for image in request.images):
         raise InvalidParamsError("messages", "an image has no placeholder in the prompt")
+    if info.bidirectional:
+        _check_runs(longest_run(image_runs(request.images)), request, model)
+
+
+def _check_runs(num_tokens: int, request: GenerateRequest, model: ModelInfo) -> None:
+    """Refuse an image that fits in no step. Beside it, each other sequence has a token."""
+    most = model.max_batch_tokens - model.max_num_seqs
+    if num_tokens > most:
+        raise InvalidParamsError(
+            "messages",
+            f"an image of {num_tokens} tokens is computed in one step, and a step has room for "
+            f"{most}: the server needs --max-batch-tokens {num_tokens + model.max_num_seqs}",
+        )
+    if request.params.prompt_logprobs is not None and num_tokens > model.max_prompt_rows:
+        raise InvalidParamsError(
+            "prompt_logprobs",
+            f"with this model, prompt_logprobs is for images of at most {model.max_prompt_rows} "
+            f"tokens, not {num_tokens}",
+        )
 
 
 def text_tokens(request: GenerateRequest) -> list[int]:

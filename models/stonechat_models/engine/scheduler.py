@@ -249,7 +249,8 @@ class Scheduler:
     def _admit(self, sequence: Sequence, budget: int, output: SchedulerOutput) -> int:
         """Admit a waiting sequence with the blocks of all its known tokens.
 
-        Returns how many tokens it computes; 0 if there are too few blocks to admit it.
+        Returns how many tokens it computes; 0 if there are too few blocks to admit it, or if the
+        step has too few tokens left for an image that is computed in one piece.
         """
         group = sequence.group
         if group.prompt_blocks and self._may_fork(sequence):
@@ -258,6 +259,11 @@ class Scheduler:
             output.block_copies.append(self.forking.fork(sequence))
         else:
             cached_ids = self._cached_blocks(sequence)
+            if group.images is not None and group.images.runs:
+                most = budget if group.prompt_logprobs is None else self.prompt_rows.num_left
+                start = len(cached_ids) * self.block_size
+                if not group.images.num_whole(start, min(budget, most)):
+                    return 0
             num_new_blocks = self._num_blocks(len(sequence.token_ids)) - len(cached_ids)
             if not self._has_room(num_new_blocks + self.pool.num_free_among(cached_ids)):
                 return 0
@@ -282,6 +288,9 @@ class Scheduler:
             budget = min(budget, self.prompt_rows.max_tokens(sequence, known))
             if budget == 0:
                 return 0
+        images = sequence.group.images
+        if images is not None and images.runs:
+            budget = images.num_whole(sequence.num_scheduled, min(budget, num_remaining))
         if self.states is None:
             return num_remaining if num_remaining < budget else budget
         return self.states.num_tokens(sequence, budget)

@@ -1,5 +1,6 @@
 """Runs a model's own vision tower on one image."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,17 @@ def encode_image(
 ) -> ImageFeatures:
     """Return the features that `module.get_image_features` gives, as tensors of `dtype`.
 
+    Tensors that it does not take are left out.
+
     Raises what the model's code raises if the image's tensors do not fit.
     """
     owner = module if hasattr(module, "get_image_features") else module.base_model
-    arguments = {name: _tensor(value, device, dtype) for name, value in image.tensors.items()}
+    names = inspect.signature(owner.get_image_features).parameters
+    arguments = {
+        name: _tensor(value, device, dtype)
+        for name, value in image.tensors.items()
+        if name in names
+    }
     output = owner.get_image_features(**arguments)
     layers: Sequence[Any] = getattr(output, "deepstack_features", None) or ()
     return ImageFeatures(

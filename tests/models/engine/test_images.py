@@ -1,5 +1,6 @@
 """Steps with images: equal to plain `transformers`, however they are split, shared or cached."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -20,18 +21,31 @@ NUM_TOKENS = 4
 NUM_OUTPUT = 6
 
 
+VISION = {
+    **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+    **{"num_attention_heads": 2, "image_size": 8, "patch_size": 4},
+}
+
+
 @pytest.fixture(scope="module")
 def module():
+    vision = {"model_type": "clip_vision_model", **VISION}
+    return build("llava", vision, {"model_type": "llama", **COMMON})
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    """A model whose images attend in both directions."""
+    vision = {"vision_use_head": False, **VISION}
+    text = {"head_dim": 16, "sliding_window": 6, **COMMON, "num_hidden_layers": 3}
+    text["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+    return build("gemma3", vision, text, mm_tokens_per_image=NUM_TOKENS)
+
+
+def build(model_type, vision, text, **settings):
     torch.manual_seed(0)
-    vision = {
-        "model_type": "clip_vision_model",
-        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
-        **{"num_attention_heads": 2, "image_size": 8, "patch_size": 4},
-    }
-    config = CONFIG_MAPPING["llava"](
-        vision_config=vision,
-        text_config={"model_type": "llama", **COMMON},
-        image_token_id=IMAGE_ID,
+    config = CONFIG_MAPPING[model_type](
+        vision_config=vision, text_config=text, image_token_id=IMAGE_ID, **settings
     )
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
     for weight in model.parameters():  # embeddings that differ, so that all images count
@@ -50,12 +64,17 @@ def image(seed, start) -> ImageInput:
     return ImageInput(bytes([seed]) * 16, ((start, NUM_TOKENS),), {"pixel_values": tensor})
 
 
-def prompt_of(*seeds, num_text=5, first=3):
-    """Return a prompt with images in it, each after and before some text, and the images."""
+def prompt_of(*seeds, num_text=5, first=3, between=None):
+    """Return a prompt with images in it, each after and before some text, and the images.
+
+    `between`: tokens of the text between two images, if it has another length.
+    """
     token_ids, images = [*range(first, first + num_text)], []
-    for seed in seeds:
+    for i, seed in enumerate(seeds):
         images.append(image(seed, len(token_ids)))
-        token_ids += [IMAGE_ID] * NUM_TOKENS + [*range(first + 20, first + 20 + num_text)]
+        is_last = i == len(seeds) - 1 or between is None
+        text = range(first + 20, first + 20 + (num_text if is_last else between))
+        token_ids += [IMAGE_ID] * NUM_TOKENS + [*text]
     return token_ids, tuple(images)
 
 
@@ -66,8 +85,11 @@ def reference(module, token_ids, seeds, num_tokens=NUM_OUTPUT):
     module.set_attn_implementation("eager")
     ids, logprobs = list(token_ids), []
     pictures = {"pixel_values": torch.cat([pixels(seed) for seed in seeds])} if seeds else {}
+    takes_types = "token_type_ids" in inspect.signature(module.forward).parameters
     for _ in range(num_tokens):
-        logits = module(input_ids=torch.tensor([ids]), use_cache=False, **pictures).logits[0, -1]
+        inputs = torch.tensor([ids])
+        types = {"token_type_ids": (inputs == IMAGE_ID).long()} if takes_types else {}
+        logits = module(input_ids=inputs, use_cache=False, **types, **pictures).logits[0, -1]
         row = torch.log_softmax(logits.double(), dim=-1)
         ids.append(int(row.argmax()))
         logprobs.append(float(row.max()))
@@ -182,6 +204,62 @@ def test_log_probabilities_of_a_prompt_with_an_image(module):
     rows = torch.log_softmax(logits[:-1].double(), dim=-1)
     expected = rows[torch.arange(len(rows)), torch.tensor(token_ids[1:])]
     assert [e.logprob for e in entries] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+BIDIRECTIONAL = {
+    "whole": {},
+    "chunks": {"max_batch_tokens": 10, "max_num_seqs": 2},
+    "overlapped": {"overlap": True, "max_batch_tokens": 11, "max_num_seqs": 3},
+    "preempted": {"num_blocks": 14, "prefix_caching": False},
+}
+
+
+@pytest.mark.parametrize("settings", BIDIRECTIONAL.values(), ids=BIDIRECTIONAL)
+def test_images_that_attend_in_both_directions_are_computed_whole(gemma, settings):
+    engine = make_engine(gemma, images=True, **settings)
+    assert engine.model.info.images.bidirectional
+    cases = {"one": (1,), "text": (), "two": (2, 1), "touching": (3, 1), "three": (1, 2, 3)}
+    prompts = {
+        name: prompt_of(*seeds, first=3 + i, between=0 if name == "touching" else None)
+        for i, (name, seeds) in enumerate(cases.items())
+    }
+    num_output = 14 if "num_blocks" in settings else NUM_OUTPUT
+    for name, (token_ids, images) in prompts.items():
+        add(engine, name, token_ids, greedy(num_output), images=images)
+    results = run(engine)
+    for name, (token_ids, _) in prompts.items():
+        check(gemma, results[name, 0], token_ids, cases[name])
+    assert bool(engine.stats().num_preemptions) is ("num_blocks" in settings)
+
+
+def test_a_run_of_images_is_cached_under_the_content_of_all(gemma):
+    engine = make_engine(gemma, images=True)
+    first_ids, first_images = prompt_of(1, 2, num_text=6, between=0)  # a run from 6 to 14
+    add(engine, "first", first_ids, greedy(NUM_OUTPUT), images=first_images)
+    run(engine)
+    for seeds, num_cached in {(1, 2): 16, (1, 3): 4}.items():
+        token_ids, images = prompt_of(*seeds, num_text=6, between=0)
+        add(engine, "next", token_ids, greedy(NUM_OUTPUT), images=images)
+        result = run(engine)["next", 0]
+        assert result.num_cached_tokens == num_cached
+        check(gemma, result, token_ids, seeds)
+    cut_ids, cut_images = first_ids[:15], first_images  # a cached block ends inside the run
+    add(engine, "cut", cut_ids, greedy(NUM_OUTPUT), images=cut_images)
+    result = run(engine)["cut", 0]
+    assert result.num_cached_tokens == 12
+    check(gemma, result, cut_ids, (1, 2))
+
+
+def test_an_image_that_fits_in_no_step_is_refused():
+    request = _request(*prompt_of(1, 2, between=0))
+    info = replace(_takes_images(), images=ImageInfo(token_id=IMAGE_ID, bidirectional=True))
+    check_images(request, replace(info, max_batch_tokens=12, max_num_seqs=4))
+    with pytest.raises(InvalidParamsError, match="needs --max-batch-tokens 13"):
+        check_images(request, replace(info, max_batch_tokens=12, max_num_seqs=5))
+    with_logprobs = replace(request, params=SamplingParams(prompt_logprobs=0))
+    check_images(with_logprobs, info)
+    with pytest.raises(InvalidParamsError, match="images of at most 6 tokens, not 8"):
+        check_images(with_logprobs, replace(info, vocab_size=10_000_000))
 
 
 @pytest.mark.parametrize(

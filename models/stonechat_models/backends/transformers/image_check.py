@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,8 @@ from stonechat_models.backends.transformers.verify import TOLERANCE, logits_erro
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_info import ImageInfo, ModelInfo
 from stonechat_models.types import ImageInput, ImageTensor
+from stonechat_models.vision.attention_masks import bidirectional_layers, image_masks
+from stonechat_models.vision.hf_processor import image_processing_refusal
 from stonechat_models.vision.positions import grid_positions, rope_index_of
 
 PLACES = ((5, 4), (12, 8))
@@ -43,6 +46,7 @@ class ImageCase:
     embeddings: torch.Tensor
     layer_embeddings: list[torch.Tensor]
     rope_positions: torch.Tensor | None
+    bidirectional_layers: frozenset[int]
     logits: torch.Tensor
 
 
@@ -67,8 +71,15 @@ def image_case(module: Any, num_ranks: int = 1) -> ImageCase | str:
         return f"a forward pass with images fails: {error}"
 
 
-def with_images(model: TransformersModel | PlainModel, case: ImageCase | str) -> ModelInfo:
-    """Return the model's info, which says whether it takes images."""
+def with_images(
+    model: TransformersModel | PlainModel, case: ImageCase | str, folder: Path | None = None
+) -> ModelInfo:
+    """Return the model's info, which says whether it takes images.
+
+    `folder` has the files of the model's processor; None: images are prepared elsewhere.
+    """
+    if not isinstance(case, str) and folder is not None:
+        case = image_processing_refusal(folder, case.info.token_id) or case
     if isinstance(case, str):
         return replace(model.info, image_refusal=case)
     if not isinstance(model, TransformersModel):
@@ -76,11 +87,13 @@ def with_images(model: TransformersModel | PlainModel, case: ImageCase | str) ->
     try:
         return replace(model.info, images=checked_images(model, case))
     except UnsupportedModelError as error:
+        model.bidirectional_layers = frozenset()
         return replace(model.info, image_refusal=str(error))
 
 
 def checked_images(model: TransformersModel, case: ImageCase) -> ImageInfo:
     """Compare a step with the case. Raises `UnsupportedModelError` if its logits differ."""
+    model.bidirectional_layers = case.bidirectional_layers
     try:
         actual = _step_logits(model, case)
     except Exception as error:
@@ -102,7 +115,7 @@ def _run(module: Any, token_id: int, parameters: set[str]) -> ImageCase:
     table = module.get_input_embeddings()
     device, generator = table.weight.device, torch.Generator().manual_seed(0)
     token_ids = torch.randint(len(table.weight), (PROMPT_LENGTH,), generator=generator)
-    token_ids[token_ids == token_id] = 0 if token_id else 1
+    token_ids[torch.isin(token_ids, torch.tensor(_marks(module.config)))] = 7
     types = torch.zeros_like(token_ids)
     for start, length in PLACES:
         token_ids[start : start + length] = token_id
@@ -122,16 +135,16 @@ def _run(module: Any, token_id: int, parameters: set[str]) -> ImageCase:
         images = _grid_images(module.config.vision_config)
         arguments["image_grid_thw"] = torch.tensor(_grids(module.config.vision_config)).to(device)
         rope = torch.from_numpy(grid_positions(module, token_ids.tolist(), images)[0]).to(device)
+    both_ways = bidirectional_layers(type(module), module.config)
+    if both_ways:
+        masks = image_masks(type(module), module.config, types.bool(), embeddings.dtype)
+        arguments["attention_mask"] = _moved(masks, device)
     module.set_attn_implementation("eager")
     logits = _own_logits(module, arguments, embeddings, layers)
-    changed = embeddings.clone()
-    changed[PLACES[0][1] - 1] = embeddings[-1]
-    start, length = PLACES[0]
-    before = slice(0, start + length - 1)
-    if not torch.equal(_own_logits(module, arguments, changed, layers)[before], logits[before]):
-        raise UnsupportedModelError("the tokens of an image attend to later ones")
-    info = ImageInfo(token_id=token_id, has_grid_positions=rope is not None)
-    return ImageCase(info, token_ids.to(device), embeddings, layers, rope, logits)
+    info = ImageInfo(
+        token_id=token_id, bidirectional=bool(both_ways), has_grid_positions=rope is not None
+    )
+    return ImageCase(info, token_ids.to(device), embeddings, layers, rope, both_ways, logits)
 
 
 def _own_logits(
@@ -169,6 +182,11 @@ def _step_logits(model: TransformersModel, case: ImageCase) -> torch.Tensor:
     if rope is not None:
         rope = torch.cat([rope, text.expand(3, -1)], dim=1)
     places = torch.cat([torch.arange(start, start + n) for start, n in PLACES])
+    ends = None
+    if case.info.bidirectional:
+        ends = (positions + 1).int()
+        for start, length in PLACES:
+            ends[start : start + length] = start + length
     query_start = [0, *accumulate(lengths)]
     batch = ForwardBatch(
         token_ids=torch.cat([case.token_ids, text]),
@@ -182,7 +200,7 @@ def _step_logits(model: TransformersModel, case: ImageCase) -> torch.Tensor:
         context_lens_list=lengths,
         state_slots=[0, 1],
         num_rows_list=lengths,
-        images=StepImages(places, case.embeddings, case.layer_embeddings, rope),
+        images=StepImages(places, case.embeddings, case.layer_embeddings, rope, ends),
     )
     try:
         model.info = replace(info, num_state_slots=2)
@@ -190,6 +208,18 @@ def _step_logits(model: TransformersModel, case: ImageCase) -> torch.Tensor:
         return model.forward(batch.to(device))
     finally:
         model.info = info
+
+
+def _moved(masks: Any, device: torch.device) -> Any:
+    if isinstance(masks, dict):
+        return {kind: _moved(mask, device) for kind, mask in masks.items()}
+    return None if masks is None else masks.to(device)
+
+
+def _marks(config: Any) -> list[int]:
+    """The tokens with a meaning of their own."""
+    values = [value for name, value in vars(config).items() if name.endswith("_token_id")]
+    return [value for value in values if isinstance(value, int)]
 
 
 def _num_layers(module: Any) -> int:

@@ -42,6 +42,8 @@ OTHER_USES = {
     "pi0": "generate the movements of a robot",
 }
 """Types that transformers counts among the language models, and what they do instead."""
+SEEING = ("qwen3_5", "qwen3_5_moe", "qwen4_exp")
+"""Types with a class for text alone too. Their class for images and text computes text alike."""
 
 
 def auto_class(config: HFConfig, has_own_code: bool = False) -> Any:
@@ -66,7 +68,8 @@ def auto_class(config: HFConfig, has_own_code: bool = False) -> Any:
         raise UnsupportedModelError(
             f"models of type {model_type} are encoders: they make embeddings and complete no text"
         )
-    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    sees = model_type in SEEING and config.architecture.endswith("ForConditionalGeneration")
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not sees:
         return AutoModelForCausalLM
     if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return AutoModelForImageTextToText
