@@ -13,14 +13,15 @@ import pytest
 from stonechat_models.checkpoint.resolve import ModelFiles
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "request_profile.py"
-MAX_FILES, MAX_FUNCTIONS = 56, 273
+MAX_FILES, MAX_FUNCTIONS = 40, 220
 UNUSED = (
-    *("structured/tool_options", "structured/answer_form", "structured/tool_grammar"),
+    *("structured/structure", "structured/answer_form", "structured/tool_grammar"),
     *("prompt/tool_prompt", "parsers/", "request/legacy_functions", "request/other_names"),
     *("admission/rate_limits",),
     *("engine/forking", "text/stop_strings", "text/stop_scope", "text/stop_filter"),
     *("sampling/logprobs", "sampling/prompt_logprobs", "engine/prompt_rows"),
-    *("text/logprob_entries", "grammar/"),
+    *("text/logprob_entries", "grammar/", "vision/", "images/"),
+    *("engine/drafting", "engine/step_costs", "sampling/host_edits"),
 )
 
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from stonechat_server.app import create_app
 from stonechat_server.observability.ledger import Ledger
-from stonechat_server.serving.lifecycle import DrainingServer
+from stonechat_server.serving.http_server import DrainingServer
 from stonechat_server.serving.services import Services
 from stonechat_server.settings import Settings
 from stonechat_server.storage.storage import Storage

@@ -440,7 +440,7 @@ class Engine:
         finish_reason: FinishReason | None = None
         if is_stop_token or (constraint is not None and constraint.is_finished):
             finish_reason = FinishReason.STOP
-        elif sequence.num_output_tokens >= sequence.max_tokens:
+        elif state.num_output_tokens >= sequence.max_tokens:
             finish_reason = FinishReason.LENGTH
         output = TokenOutput(
             group.request.request_id,

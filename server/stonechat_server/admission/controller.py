@@ -6,43 +6,21 @@ loop, so nothing needs a lock.
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable
 
 from stonechat_server.access.auth import is_rate_limited
 from stonechat_server.access.keys import BATCH_PRIORITY, ApiKey
 from stonechat_server.admission.fair_queue import Admission, Cost, FairQueue
+from stonechat_server.admission.limits import AdmissionLimits
 from stonechat_server.admission.rate_limits import RateLimiter
-from stonechat_server.admission.records import total_cost
 from stonechat_server.admission.refusals import RefusedError, timed_out, too_many_requests
-from stonechat_server.admission.throughput import ThroughputMeter
 
+WINDOW_SECONDS = 60.0
+"""Throughput is measured over this time."""
 MAX_RETRY_AFTER_SECONDS = 600.0
 RETRY_AFTER_WITHOUT_THROUGHPUT = 5.0
 SMALLEST_COST = Cost(0, 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmissionLimits:
-    """Bounds on the requests that run in the engine and on those that wait for it."""
-
-    max_running_sequences: int
-    max_running_tokens: int
-    max_queued_requests: int
-    max_queued_tokens: int
-    max_share: float = 0.5
-    """The part of the running ones that one request with several prompts may have at a time."""
-
-    def cost_of(self, costs: Sequence[Cost]) -> Cost:
-        """The cost of a request with these prompts."""
-        if len(costs) == 1:
-            return costs[0]
-        return total_cost(
-            costs,
-            int(self.max_running_sequences * self.max_share),
-            int(self.max_running_tokens * self.max_share),
-        )
 
 
 class Tenants:
@@ -81,7 +59,7 @@ class AdmissionControl:
         self._clock = clock
         self._queue = FairQueue(limits.max_queued_requests, limits.max_queued_tokens)
         self._running_of_tenant = self._tenants.num_running
-        self._throughput = ThroughputMeter()
+        self._throughput = _ThroughputMeter()
 
     @property
     def num_queued(self) -> int:
@@ -126,7 +104,8 @@ class AdmissionControl:
             self.rate_limiter.settle(admission.key, num_expected, num_used)
         self._throughput.note_finished(num_expected, self._clock())
         self._dispatch_or_note_idle()
-        self._dispatch_elsewhere(admission.key)
+        if admission.key.max_concurrency is not None:
+            self._dispatch_elsewhere()
 
     def refuse_early(self, key: ApiKey, tenant: str) -> None:
         """Raise what `admit` would raise for the smallest request, before work is spent on one.
@@ -193,7 +172,7 @@ class AdmissionControl:
         return limit is None or self._running_of_tenant[waiter.tenant] < limit
 
     def _may_run(self, waiter: Admission) -> bool:
-        if not self._below_concurrency(waiter):
+        if waiter.key.max_concurrency is not None and not self._below_concurrency(waiter):
             return False
         num_sequences = self.num_running_sequences + waiter.cost.num_sequences
         num_tokens = self.num_running_tokens + waiter.cost.running_tokens
@@ -225,15 +204,15 @@ class AdmissionControl:
         elif granted.exception() is None:
             self._count(waiter, -1)
             self._queue.charge(waiter.tenant, -waiter.cost.tokens)
-            self._dispatch_elsewhere(waiter.key)
+            if waiter.key.max_concurrency is not None:
+                self._dispatch_elsewhere()
         self._dispatch_or_note_idle()
 
-    def _dispatch_elsewhere(self, key: ApiKey) -> None:
-        """Let requests of the key run that waited in the queues of other models."""
-        if key.max_concurrency is not None:
-            for control in self._tenants.controls:
-                if control is not self:
-                    control._dispatch()
+    def _dispatch_elsewhere(self) -> None:
+        """Let requests run that waited for those of their key in the queues of other models."""
+        for control in self._tenants.controls:
+            if control is not self:
+                control._dispatch()
 
     def _dispatch_or_note_idle(self) -> None:
         if self._queue:
@@ -252,3 +231,40 @@ class AdmissionControl:
         self._running_of_tenant[tenant] += sign
         if not self._running_of_tenant[tenant]:
             del self._running_of_tenant[tenant]
+
+
+class _ThroughputMeter:
+    """Divides the expected tokens of finished requests by the busy seconds of the last minute."""
+
+    def __init__(self) -> None:
+        self._finished: deque[tuple[float, int]] = deque()
+        self._num_tokens = 0
+        self._busy_since: float | None = None
+
+    def note_busy(self, now: float) -> None:
+        """Note that there is work. If there was none before, the measurement begins."""
+        if self._busy_since is None:
+            self._busy_since = now
+
+    def note_idle(self) -> None:
+        """Note that no work is left. The next work is measured afresh."""
+        self._busy_since = None
+        self._finished.clear()
+        self._num_tokens = 0
+
+    def note_finished(self, num_tokens: int, now: float) -> None:
+        """Count a finished request and its expected tokens."""
+        self._finished.append((now, num_tokens))
+        self._num_tokens += num_tokens
+        self._forget(now)
+
+    def tokens_per_second(self, now: float) -> float | None:
+        """The throughput; None if no request has finished in this busy time or the last minute."""
+        self._forget(now)
+        if self._busy_since is None or not self._num_tokens:
+            return None
+        return self._num_tokens / max(now - max(self._busy_since, now - WINDOW_SECONDS), 0.001)
+
+    def _forget(self, now: float) -> None:
+        while self._finished and self._finished[0][0] < now - WINDOW_SECONDS:
+            self._num_tokens -= self._finished.popleft()[1]

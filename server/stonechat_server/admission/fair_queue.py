@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from stonechat_server.access.keys import ApiKey
 
 MAX_REMEMBERED_TENANTS = 4096
+EXPECTED_COMPLETION_TOKENS = 512
+"""Expected completion tokens per choice of a request without a token limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,14 @@ class Cost:
     def running_tokens(self) -> int:
         """The tokens that the request may hold at a time."""
         return self.tokens if self.max_running_tokens is None else self.max_running_tokens
+
+
+def expected_cost(
+    num_prompt_tokens: int, num_choices: int, max_tokens: int, is_limited: bool
+) -> Cost:
+    """The expected cost of a request. `is_limited`: the client set `max_tokens`."""
+    num_completion = max_tokens if is_limited else min(max_tokens, EXPECTED_COMPLETION_TOKENS)
+    return Cost(num_prompt_tokens, num_choices * num_completion, num_choices)
 
 
 @dataclass(slots=True, eq=False)

@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -24,7 +24,7 @@ from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
 from stonechat_server.serving.generation import CLIENT_GONE, Generation
-from stonechat_server.serving.services import Services, services_of
+from stonechat_server.serving.services import Services
 from stonechat_server.streaming.answer_reader import AnswerReader, ChoiceState
 from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead, collect
 from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
@@ -41,6 +41,15 @@ MAX_HEADER_BYTES = 1_024
 log = logging.getLogger("stonechat")
 
 
+def route_of(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """The route that answers the requests of an endpoint."""
+
+    async def route(http_request: Request) -> Response:
+        return await generate(http_request, endpoint)
+
+    return route
+
+
 async def generate(
     http_request: Request, endpoint: Endpoint, identity: Identity | None = None
 ) -> Response:
@@ -48,7 +57,7 @@ async def generate(
 
     `identity` is who sent the request, if that is known; it has no headers then.
     """
-    services = services_of(http_request)
+    services: Services = http_request.app.state.server
     if identity is None:
         identity = services.authenticator.identify(http_request)
     try:

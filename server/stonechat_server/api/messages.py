@@ -5,7 +5,7 @@ from typing import cast
 from fastapi import APIRouter, Request, Response
 
 from stonechat_server.api.compute import compute
-from stonechat_server.api.generate import generate
+from stonechat_server.api.generate import route_of
 from stonechat_server.api.openapi import (
     GENERATION_ERRORS,
     errors,
@@ -24,17 +24,16 @@ router = APIRouter(tags=["Messages"])
 
 MESSAGES = MessagesEndpoint()
 COUNT_TOKENS = CountTokensEndpoint()
-
-
-@router.post(
+route = route_of(MESSAGES)
+router.post(
     MESSAGES.path,
     operation_id="createMessage",
     responses=generated("MessageAnswer", "MessageEvent", end="", name="MessagesError"),
     openapi_extra=request_body("MessagesRequest"),
-)
-async def create_message(http_request: Request) -> Response:
-    """Continue a conversation in Anthropic's format. The answer is JSON or a stream of events."""
-    return await generate(http_request, MESSAGES)
+    summary="Create Message",
+    description="Continue a conversation in Anthropic's format. "
+    "The answer is JSON or a stream of events.",
+)(route)
 
 
 @router.post(

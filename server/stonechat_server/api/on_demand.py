@@ -11,13 +11,12 @@ from fastapi import Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from stonechat_server.access.auth import Identity
-from stonechat_server.admission.deadline import HEADER as TIMEOUT_HEADER
-from stonechat_server.admission.deadline import request_timeout
 from stonechat_server.admission.refusals import RefusedError, too_many_requests
 from stonechat_server.catalog.entry import Entry
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import server_error, to_api_error
 from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.lifecycle import TIMEOUT_HEADER, request_timeout
 from stonechat_server.serving.services import Services
 from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
 from stonechat_server.streaming.sse import KEEP_ALIVE

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stonechat_models import ModelInfo, ModelLoadError
-from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits, Tenants
+from stonechat_server.admission.controller import AdmissionControl, Tenants
+from stonechat_server.admission.limits import AdmissionLimits
 from stonechat_server.catalog.fingerprint import system_fingerprint
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.prompt.chat_template import Templates

@@ -46,21 +46,18 @@ class ChatEndpoint(Endpoint):
         prepared: "Sequence[PreparedRequest]",
     ) -> ChunkWriter:
         request = cast(ChatCompletionRequest, call.request)
-        return ChunkWriter(head, reader, _options(request, prepared[0].prompt_token_ids))
+        stream = request.stream_options if request.stream else None
+        options = ChunkOptions(
+            include_usage=bool(stream.include_usage) if stream else not request.stream,
+            continuous_usage=bool(stream and stream.continuous_usage_stats),
+            obfuscation=bool(stream and stream.include_obfuscation),
+            may_call=bool(request.tools) and request.tool_choice != "none",
+            legacy_calls=request.functions is not None,
+            tokens_as_ids=bool(request.return_tokens_as_token_ids),
+            prompt_logprobs=request.prompt_logprobs,
+            prompt_token_ids=prepared[0].prompt_token_ids if request.return_token_ids else None,
+        )
+        return ChunkWriter(head, reader, options)
 
     def collector(self, call: Call, head: CompletionHead) -> ChatCollector:
         return ChatCollector(head, call.request.metadata)
-
-
-def _options(request: ChatCompletionRequest, prompt_token_ids: list[int]) -> ChunkOptions:
-    options = request.stream_options if request.stream else None
-    return ChunkOptions(
-        include_usage=bool(options.include_usage) if options else not request.stream,
-        continuous_usage=bool(options and options.continuous_usage_stats),
-        obfuscation=bool(options and options.include_obfuscation),
-        may_call=bool(request.tools) and request.tool_choice != "none",
-        legacy_calls=request.functions is not None,
-        tokens_as_ids=bool(request.return_tokens_as_token_ids),
-        prompt_logprobs=request.prompt_logprobs,
-        prompt_token_ids=prompt_token_ids if request.return_token_ids else None,
-    )

@@ -8,7 +8,6 @@ from msgspec import UNSET
 from stonechat_models import LogprobEntry
 from stonechat_server.parsers.deltas import (
     ContentDelta,
-    MessageDelta,
     ReasoningDelta,
     ToolCallDelta,
 )
@@ -81,9 +80,13 @@ class ChunkWriter(AnswerWriter):
         reason = piece.finish_reason
         if legacy_calls and reason == "tool_calls":
             reason = self.reader.choices[piece.index].finish_reason_name = "function_call"
+        if isinstance(delta, ContentDelta):
+            body = DeltaBody(content=delta.text)
+        else:
+            body = DeltaBody() if delta is None else _delta_body(delta, legacy_calls)
         choice = ChunkChoice(
             index=piece.index,
-            delta=DeltaBody() if delta is None else _delta_body(delta, legacy_calls),
+            delta=body,
             logprobs=None
             if piece.logprobs is None
             else LogprobsBody([self._logprob(entry) for entry in piece.logprobs]),
@@ -136,9 +139,7 @@ def logprob_body(entry: LogprobEntry) -> TokenLogprobBody:
     return TokenLogprobBody(entry.token, entry.logprob, list(entry.bytes), top)
 
 
-def _delta_body(parsed: MessageDelta, legacy_calls: bool) -> DeltaBody:
-    if isinstance(parsed, ContentDelta):
-        return DeltaBody(content=parsed.text)
+def _delta_body(parsed: ReasoningDelta | ToolCallDelta, legacy_calls: bool) -> DeltaBody:
     if isinstance(parsed, ReasoningDelta):
         return DeltaBody(reasoning_content=parsed.text, reasoning=parsed.text)
     if legacy_calls:

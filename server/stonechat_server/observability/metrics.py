@@ -133,8 +133,9 @@ class Metrics:
         """Observe an admitted request that has ended."""
         model = record.metrics_model or self._model_name
         histograms, timings = self._histograms_of(model, record.endpoint), record.timings
-        for reason, count in record.reason_counts.items():
-            self._success.labels(model, reason, record.endpoint).inc(count)
+        reasons = record.finish_reasons
+        for reason in set(reasons):
+            self._success.labels(model, reason, record.endpoint).inc(reasons.count(reason))
         histograms.end_to_end.observe(record.finished - record.started)
         histograms.prompt_tokens.observe(record.num_prompt_tokens)
         histograms.generation_tokens.observe(record.num_completion_tokens)

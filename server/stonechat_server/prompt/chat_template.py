@@ -12,9 +12,21 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from stonechat_server.errors import invalid
 from stonechat_server.prompt import message_repairs as repairs
-from stonechat_server.prompt.environment import TemplateRefusalError, new_environment, to_json
+from stonechat_server.prompt.environment import (
+    GenerationTag,
+    SafeDict,
+    SafeNamespace,
+    TemplateRefusalError,
+    raise_exception,
+    strftime_now,
+    to_json,
+)
 from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.reasoning_names import NAMES, with_reasoning_names
 from stonechat_server.prompt.special_tokens import SpecialTokenGuard
@@ -55,6 +67,14 @@ class RenderOptions:
     variables: Mapping[str, Any] = field(default_factory=dict)
     added_text: str = ""
     """The server's own instructions: part of the system message, if the template takes one."""
+
+
+class SafeEnvironment(ImmutableSandboxedEnvironment):
+    """A sandbox in which a template may append to lists and pop from them, as Kimi's does."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        is_list_method = attr in ("append", "pop") and type(obj) is list
+        return is_list_method or super().is_safe_attribute(obj, attr, value)
 
 
 class ChatTemplate:
@@ -190,6 +210,21 @@ class ChatTemplate:
             variables["functions"] = to_json(functions, indent=4)
             variables["datetime"] = datetime.now().strftime("%Y-%m-%d %H:%M")
         return self._template.render(variables)
+
+
+def new_environment() -> jinja2.Environment:
+    """Return a sandbox for one template."""
+    environment = SafeEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals.update(
+        raise_exception=raise_exception,
+        strftime_now=strftime_now,
+        dict=SafeDict(),
+        namespace=SafeNamespace,
+    )
+    return environment
 
 
 class Templates:

@@ -1,6 +1,6 @@
-"""The Jinja sandbox in which chat templates run.
+"""What chat templates find in their sandbox.
 
-Templates find what Hugging Face's have: `raise_exception`, `strftime_now`, the `tojson` filter,
+They find what Hugging Face's have: `raise_exception`, `strftime_now`, the `tojson` filter,
 `break`/`continue`, and the `generation` tag (which renders its body). `dict` and `namespace` give
 no way to the interpreter's own attributes.
 """
@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NoReturn
 
-import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
+from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 
@@ -83,37 +81,16 @@ def _as_list(value: object) -> list[Any]:
     return list(value)
 
 
-class SafeEnvironment(ImmutableSandboxedEnvironment):
-    """A sandbox in which a template may append to lists and pop from them, as Kimi's does."""
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        is_list_method = attr in ("append", "pop") and type(obj) is list
-        return is_list_method or super().is_safe_attribute(obj, attr, value)
-
-
-def new_environment() -> jinja2.Environment:
-    """Return a sandbox for one template."""
-    environment = SafeEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals.update(
-        raise_exception=_raise_exception,
-        strftime_now=_strftime_now,
-        dict=SafeDict(),
-        namespace=SafeNamespace,
-    )
-    return environment
-
-
 def _check_name(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"A namespace cannot have the name {name!r}.")
 
 
-def _raise_exception(message: str) -> NoReturn:
+def raise_exception(message: str) -> NoReturn:
+    """Refuse the messages."""
     raise TemplateRefusalError(message)
 
 
-def _strftime_now(format: str) -> str:
+def strftime_now(format: str) -> str:
+    """Return the local time."""
     return datetime.now().strftime(format)

@@ -68,7 +68,6 @@ class ChatCompletionRequest(SamplingFields):
     enable_thinking: bool | None = None
     think: bool | Effort | None = None
 
-    @property
-    def num_logprobs(self) -> int | None:
+    def wanted_logprobs(self) -> int | None:
         """0 with `logprobs` alone; alternatives come with `top_logprobs`."""
         return (self.top_logprobs or 0) if self.logprobs else None

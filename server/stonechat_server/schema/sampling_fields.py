@@ -159,6 +159,10 @@ class SamplingFields(WireModel):
     @property
     def num_logprobs(self) -> int | None:
         """Alternatives beside each generated token. None: no log-probabilities."""
+        return self.wanted_logprobs() if "logprobs" in self.model_fields_set else None
+
+    def wanted_logprobs(self) -> int | None:
+        """`num_logprobs` of a request that has the field `logprobs`."""
         return None
 
     @property

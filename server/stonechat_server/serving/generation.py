@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, cast
 
 from stonechat_models import GRAMMAR_FAILED, GenerateRequest
 from stonechat_server.access.keys import BATCH_PRIORITY
-from stonechat_server.admission.deadline import HEADER as TIMEOUT_HEADER
-from stonechat_server.admission.deadline import Deadline, request_timeout
-from stonechat_server.admission.records import FinishedRequest, expected_cost
+from stonechat_server.admission.fair_queue import expected_cost
+from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.errors import APIError, server_error, to_api_error
 from stonechat_server.observability.metrics import TokenClock
 from stonechat_server.serving.endpoint import prompt_text
+from stonechat_server.serving.lifecycle import TIMEOUT_HEADER, Deadline, request_timeout
 from stonechat_server.serving.merging import merged
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Generation:
             queue_timeout = None
         return await self.model.admission.admit(
             self.identity.key,
-            self.model.admission.limits.cost_of(costs),
+            costs[0] if len(costs) == 1 else self.model.admission.limits.cost_of(costs),
             tenant=self.identity.tenant,
             queue_timeout=queue_timeout,
         )
@@ -268,13 +268,14 @@ class Generation:
 
 def _log_fields(record: FinishedRequest) -> dict[str, object]:
     """The fields that a request adds to its line in the access log."""
+    reasons = record.finish_reasons if len(record.finish_reasons) == 1 else record.listed_reasons
     fields: dict[str, object] = {
         "model": record.model,
         "stream": record.stream,
         "prompt_tokens": record.num_prompt_tokens,
         "cached_tokens": record.num_cached_tokens,
         "completion_tokens": record.num_completion_tokens,
-        "finish": ",".join(record.listed_reasons),
+        "finish": ",".join(reasons),
     }
     first_token = record.timings.first_token if record.timings else None
     if first_token is not None:

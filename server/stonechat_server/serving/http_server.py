@@ -1,14 +1,18 @@
 """Runs the application in uvicorn, with uvloop and httptools if they are installed."""
 
+import asyncio
+import logging
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from stonechat_server.serving.connections import allow_many
-from stonechat_server.serving.lifecycle import DrainingServer, Lifecycle
+from stonechat_server.serving.connections import SilentConnections, allow_many
+from stonechat_server.serving.lifecycle import Lifecycle
 from stonechat_server.serving.services import Services
 
 IDLE_CONNECTION_SECONDS = 75
@@ -16,6 +20,39 @@ IDLE_CONNECTION_SECONDS = 75
 
 CLOSING_SECONDS = 5
 """Time for the rest of unfinished answers after the drain."""
+
+
+logger = logging.getLogger("stonechat.lifecycle")
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn with these signals and bounds on headers. It closes connections without a request."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+        config.http, config.ws = _protocol_class(), "none"
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._silent = SilentConnections()
+        self._num_signals = 0
+        self._is_drain_logged = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._num_signals += 1
+        if self._num_signals == 1:
+            self._lifecycle.begin_drain()
+            return
+        self.should_exit = True
+        self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._num_signals and not self._is_drain_logged:
+            self._is_drain_logged = True
+            logger.info("draining: %d requests still run", self._lifecycle.num_running)
+        if self._lifecycle.is_drained():
+            self.should_exit = True
+        if not counter % 10:
+            self._silent.drop(self.server_state.connections, time.monotonic())
+        return await super().on_tick(counter)
 
 
 class _Server(DrainingServer):
@@ -60,3 +97,13 @@ def serve(
     server = _Server(config, state.lifecycle, on_started)
     server.run(sockets=[listener])
     return 0 if server.started and not server.is_refused else 1
+
+
+def _protocol_class() -> type[asyncio.Protocol]:
+    try:
+        from stonechat_server.serving.httptools_protocol import LimitedHttpTools
+    except ImportError:
+        from stonechat_server.serving.h11_protocol import LimitedH11
+
+        return LimitedH11
+    return LimitedHttpTools

@@ -95,7 +95,7 @@ class LimitedHttpTools(Refusing, HttpToolsProtocol):
         version = self.parser.get_http_version()
         check_framing([name for name, _ in self.headers], version)
         self._in_head = False
-        self._start_counting()
+        self._num_fields = self._num_field_bytes = self._num_bytes_between = 0
         super().on_headers_complete()
         if version == "1.0":
             end_by_closing(self.cycle)
@@ -114,9 +114,6 @@ class LimitedHttpTools(Refusing, HttpToolsProtocol):
         self._deliver()
         super().on_message_complete()
         self._in_head = True
-        self._start_counting()
-
-    def _start_counting(self) -> None:
         self._num_fields = self._num_field_bytes = self._num_bytes_between = 0
 
     def _count(self, num_fields: int, num_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""The phases starting, serving and draining, and the server whose signals change the phase.
+"""The phases starting, serving and draining, and the deadlines of the requests that run meanwhile.
 
 The first SIGTERM or SIGINT begins the drain: `/ready` answers 503 at once, and new requests are
 refused with 503. Running requests may finish within the grace period; after it they end with an
@@ -6,22 +6,95 @@ error. A second signal stops the server without waiting.
 """
 
 import asyncio
-import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
-from types import FrameType
+from typing import TypeVar
 
-import uvicorn
+from stonechat_server.admission.refusals import timed_out, unavailable
+from stonechat_server.errors import APIError, invalid
 
-from stonechat_server.admission.deadline import Deadline
-from stonechat_server.admission.refusals import unavailable
-from stonechat_server.errors import APIError
-from stonechat_server.serving.connections import SilentConnections
+T = TypeVar("T")
+
 
 SECONDS_TO_SEND_ERRORS = 2.0
+TIMEOUT_HEADER = "X-Request-Timeout"
 
-logger = logging.getLogger("stonechat.lifecycle")
+
+class Deadline:
+    """Ends one request at its deadline, or earlier when `expire` is called.
+
+    The deadline is `seconds` after the request began, which was `passed` seconds before the
+    construction. That needs a running event loop. None means no limit. `close` stops its timer.
+    """
+
+    def __init__(self, seconds: float | None, passed: float = 0.0) -> None:
+        self.seconds = seconds
+        self._error: APIError | None = None
+        self._waiting_task: asyncio.Task[object] | None = None
+        """The task that is inside `wait`."""
+        self._is_over = False
+        self._timer: asyncio.TimerHandle | None = None
+        if seconds is not None:
+            self._timer = asyncio.get_running_loop().call_later(seconds - passed, self._on_deadline)
+
+    def expire(self, error: APIError) -> None:
+        """End the request now: `wait` raises this error."""
+        self._error = error
+        self._on_deadline()
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def wait(self, work: Awaitable[T]) -> T:
+        """Await `work` and return its result.
+
+        At the deadline, cancel it and raise `APIError`: 504, or the error of `expire`.
+        """
+        if self._is_over:
+            if isinstance(work, Coroutine):
+                work.close()
+            raise self._exceeded()
+        task = self._waiting_task = asyncio.current_task()
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._is_over and task is not None and task.uncancel() == 0:
+                raise self._exceeded() from None
+            raise
+        finally:
+            self._waiting_task = None
+
+    def _on_deadline(self) -> None:
+        self._is_over = True
+        if self._waiting_task is not None:
+            self._waiting_task.cancel()
+
+    def _exceeded(self) -> APIError:
+        return self._error or timed_out(
+            f"The request took longer than its limit of {self.seconds:g} s.",
+            reason="request_timeout",
+        )
+
+
+def request_timeout(header: str | None, maximum: float | None) -> float | None:
+    """Seconds that a request may take: the value of its header, but at most `maximum`.
+
+    `header` None means no header, `maximum` None and a result of None mean no limit.
+    Raises `APIError` 400 for a header that is not a positive number.
+    """
+    if header is None:
+        return maximum
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        message = f"{TIMEOUT_HEADER} must be a number of seconds above 0."
+        raise invalid(TIMEOUT_HEADER, message)
+    return seconds if maximum is None else min(seconds, maximum)
 
 
 class Phase(StrEnum):
@@ -97,43 +170,3 @@ def _drained_error() -> APIError:
         reason="drained",
         retry_after=5,
     )
-
-
-class DrainingServer(uvicorn.Server):
-    """uvicorn with these signals and bounds on headers. It closes connections without a request."""
-
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
-        config.http, config.ws = _protocol_class(), "none"
-        super().__init__(config)
-        self._lifecycle = lifecycle
-        self._silent = SilentConnections()
-        self._num_signals = 0
-        self._is_drain_logged = False
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._num_signals += 1
-        if self._num_signals == 1:
-            self._lifecycle.begin_drain()
-            return
-        self.should_exit = True
-        self.force_exit = True
-
-    async def on_tick(self, counter: int) -> bool:
-        if self._num_signals and not self._is_drain_logged:
-            self._is_drain_logged = True
-            logger.info("draining: %d requests still run", self._lifecycle.num_running)
-        if self._lifecycle.is_drained():
-            self.should_exit = True
-        if not counter % 10:
-            self._silent.drop(self.server_state.connections, time.monotonic())
-        return await super().on_tick(counter)
-
-
-def _protocol_class() -> type[asyncio.Protocol]:
-    try:
-        from stonechat_server.serving.httptools_protocol import LimitedHttpTools
-    except ImportError:
-        from stonechat_server.serving.h11_protocol import LimitedH11
-
-        return LimitedH11
-    return LimitedHttpTools

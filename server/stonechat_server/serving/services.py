@@ -12,7 +12,7 @@ from stonechat_server.access.auth import Authenticator, Identity, is_rate_limite
 from stonechat_server.access.keys import KeyStore
 from stonechat_server.admission.controller import Tenants
 from stonechat_server.admission.rate_limits import RateLimiter
-from stonechat_server.admission.records import FinishedSink, log_finished
+from stonechat_server.admission.records import FinishedSink
 from stonechat_server.catalog.catalog import Catalog
 from stonechat_server.catalog.entry import Entry, State
 from stonechat_server.catalog.metrics import CatalogCollector
@@ -80,7 +80,7 @@ class Services:
             vllm_names=settings.metrics_vllm_names,
             others=() if catalog is None else (CatalogCollector(entries),),
         )
-        own_sinks: list[FinishedSink] = [log_finished, metrics.request_finished]
+        own_sinks: list[FinishedSink] = [metrics.request_finished]
         if ledger is not None:
             own_sinks.append(LedgerSink(ledger))
         if tracing is not None:

@@ -3,7 +3,8 @@
 import msgspec
 
 from stonechat_server.admission.fair_queue import Cost
-from stonechat_server.admission.records import FinishedRequest, total_cost
+from stonechat_server.admission.limits import total_cost
+from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.observability.ledger.sink import to_entry
 
 

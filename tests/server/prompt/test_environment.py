@@ -4,7 +4,8 @@ import jinja2
 import pytest
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from stonechat_server.prompt.environment import TemplateRefusalError, new_environment
+from stonechat_server.prompt.chat_template import new_environment
+from stonechat_server.prompt.environment import TemplateRefusalError
 
 SAFE = [
     "{{ dict(a=1, b=2) }} {{ dict([('x', 1)]) }} {{ dict.fromkeys('ab', 0) }}",

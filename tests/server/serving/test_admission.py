@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from stonechat_server.access.keys_file import add_key, revoke_key
-from stonechat_server.admission.controller import AdmissionLimits
+from stonechat_server.admission.limits import AdmissionLimits
 from stonechat_server.app import create_app
 from stonechat_server.observability.ledger import Ledger, open_database, usage
 from stonechat_server.observability.ledger.journal import read_file

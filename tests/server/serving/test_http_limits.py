@@ -9,7 +9,7 @@ from itertools import chain, repeat
 import pytest
 
 from stonechat_models import FinishReason, GenerateRequest, RequestOutput
-from stonechat_server.serving import lifecycle
+from stonechat_server.serving import http_server
 from stonechat_server.serving.connections import SilentConnections
 from stonechat_server.serving.h11_protocol import LimitedH11
 from stonechat_server.serving.httptools_protocol import LimitedHttpTools
@@ -35,7 +35,7 @@ GOOD = json.dumps(body()).encode()
 @pytest.fixture(params=[LimitedHttpTools, LimitedH11], ids=["httptools", "h11"], scope="module")
 def protocol(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lifecycle, "_protocol_class", lambda: request.param)
+        patch.setattr(http_server, "_protocol_class", lambda: request.param)
         yield
 
 

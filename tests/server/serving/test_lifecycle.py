@@ -12,7 +12,7 @@ import pytest
 
 from stonechat_models import FinishReason, GenerateRequest, RequestOutput
 from stonechat_server.observability.ledger import Ledger, open_database, usage
-from stonechat_server.serving import lifecycle
+from stonechat_server.serving import http_server
 from stonechat_server.serving.connections import SilentConnections
 from stonechat_server.serving.h11_protocol import LimitedH11
 from stonechat_server.serving.httptools_protocol import LimitedHttpTools
@@ -172,6 +172,6 @@ def test_many_idle_connections_do_not_keep_others_out() -> None:
 
 
 def test_httptools_is_used_where_it_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lifecycle._protocol_class() is LimitedHttpTools
+    assert http_server._protocol_class() is LimitedHttpTools
     monkeypatch.setitem(sys.modules, LimitedHttpTools.__module__, None)
-    assert lifecycle._protocol_class() is LimitedH11
+    assert http_server._protocol_class() is LimitedH11

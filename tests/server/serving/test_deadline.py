@@ -6,8 +6,8 @@ from typing import NoReturn
 
 import pytest
 
-from stonechat_server.admission.deadline import Deadline, request_timeout
 from stonechat_server.errors import APIError
+from stonechat_server.serving.lifecycle import Deadline, request_timeout
 
 
 async def never() -> NoReturn:

@@ -1,0 +1,45 @@
+"""The bounds of admission, and the cost of requests with several prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stonechat_server.admission.fair_queue import Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionLimits:
+    """Bounds on the requests that run in the engine and on those that wait for it."""
+
+    max_running_sequences: int
+    max_running_tokens: int
+    max_queued_requests: int
+    max_queued_tokens: int
+    max_share: float = 0.5
+    """The part of the running ones that one request with several prompts may have at a time."""
+
+    def cost_of(self, costs: Sequence[Cost]) -> Cost:
+        """The cost of a request with several prompts."""
+        return total_cost(
+            costs,
+            int(self.max_running_sequences * self.max_share),
+            int(self.max_running_tokens * self.max_share),
+        )
+
+
+def total_cost(costs: Sequence[Cost], max_sequences: int, max_tokens: int) -> Cost:
+    """The cost of a request with several prompts that have the same number of choices.
+
+    As many prompts run at a time as fit `max_sequences` and `max_tokens`, and at least one.
+    """
+    num_at_once = running_tokens = 0
+    for cost in sorted(costs, key=lambda cost: -cost.tokens):
+        fits = (num_at_once + 1) * cost.num_sequences <= max_sequences
+        if num_at_once and not (fits and running_tokens + cost.tokens <= max_tokens):
+            break
+        num_at_once, running_tokens = num_at_once + 1, running_tokens + cost.tokens
+    return Cost(
+        sum([cost.prompt_tokens for cost in costs]),
+        sum([cost.completion_tokens for cost in costs]),
+        num_at_once * costs[0].num_sequences,
+        running_tokens,
+    )
