@@ -58,6 +58,12 @@ def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.round(groups * inverse).int(), (top / 127.0).squeeze(-1)
 
 
+def split_activations(x: torch.Tensor) -> torch.Tensor:
+    """Return float32 x as the sums of two bfloat16 numbers that tiles multiply."""
+    first = x.bfloat16().float()
+    return first + (x - first).bfloat16().float()
+
+
 def integer_products(quantised: torch.Tensor, weights: GroupedWeights) -> torch.Tensor:
     """Exact products of each group, int32[m, n, groups]."""
     return torch.einsum("mgk,ngk->mng", quantised.double(), weights.quantised.double()).int()

@@ -145,12 +145,12 @@ def test_integer_products_are_exact(library: Library, type_name: str) -> None:
     assert (error <= expected.abs().amax() * 1e-6).all()
 
 
-@pytest.mark.parametrize("type_name", [*BLOCK_TYPES, "F32"])
+@pytest.mark.parametrize("type_name", [*BLOCK_TYPES, "F32", "BF16"])
 def test_a_row_has_the_same_bits_in_any_batch(library: Library, type_name: str) -> None:
     n, k = 48, length_of(type_name)
-    if type_name == "F32":
+    if type_name in ("F32", "BF16"):
         values = np.random.default_rng(2).standard_normal((n, k)).astype(np.float32)
-        packed = Packed(library, Kind.F32, Kind.F32, values, k)
+        packed = Packed(library, Kind[type_name], Kind.F32, values, k)
     else:
         packed = packed_blocks(library, type_name, random_blocks(type_name, n, k), k)
     x = torch.randn(129, k)
@@ -172,14 +172,18 @@ def test_tiles_of_amx_compute_the_same_bits_as_vectors(type_name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOAT_KINDS)
-def test_float_products_and_bias(library: Library, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("rows", [1, 11, 53])
+def test_float_products_and_bias(library: Library, dtype: torch.dtype, rows: int) -> None:
     n, k = 21, 96
     torch.manual_seed(0)
-    weights, x, bias = torch.randn(n, k).to(dtype), torch.randn(11, k), torch.randn(n)
+    weights, x, bias = torch.randn(n, k).to(dtype), torch.randn(rows, k), torch.randn(n)
     raw = weights.view(torch.uint8).numpy()
     packed = Packed(library, FLOAT_KINDS[dtype], FLOAT_KINDS[dtype], raw, k, bias.numpy())
     assert torch.equal(packed.unpacked(), weights.float())
-    expected = x.double() @ weights.double().T + bias.double()
+    on_tiles = dtype == torch.bfloat16 and library.isa.endswith("amx")
+    split = reference.split_activations(x) if on_tiles else x
+    assert torch.allclose(split, x, rtol=2**-16)
+    expected = split.double() @ weights.double().T + bias.double()
     assert torch.allclose(packed.times(x).double(), expected, atol=2e-5)
 
 

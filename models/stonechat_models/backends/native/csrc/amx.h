@@ -19,10 +19,10 @@ namespace sc {
 
 // Rows, and bytes of a row, of the tiles 0..3 (sums), 4, 5 (activations) and 6, 7 (weights).
 struct alignas(64) TileShapes {
-  constexpr TileShapes(int activation_bytes, int weight_rows) {
+  constexpr TileShapes(int activation_bytes, int weight_rows, int activation_rows = 16) {
     for (int i = 0; i < 8; ++i) {
       bytes[i] = uint16_t(i == 4 || i == 5 ? activation_bytes : 64);
-      rows[i] = uint8_t(i >= 6 ? weight_rows : 16);
+      rows[i] = uint8_t(i >= 6 ? weight_rows : activation_rows);
     }
   }
   uint8_t palette = 1, start_row = 0, reserved[14] = {};

@@ -1,14 +1,22 @@
-// Products of float weights with activations in float32.  The order of operations does not depend
-// on the number of rows.
+// Products of float weights with activations in float32; of bfloat16 weights on tiles where the
+// processor has them (pair_tiles.h).  The order of operations does not depend on the number of rows.
 #pragma once
-#include "row_block.h"
+#include "pair_tiles.h"
 
 namespace sc {
 
+// Weights i of a panel.
 template <int KindOf>
 inline F16 load_weights(const uint8_t* panel, size_t i) {
-  if constexpr (KindOf == kFloat) return load(reinterpret_cast<const float*>(panel) + i * kPanel);
-  else if constexpr (KindOf == kHalf) {
+  if constexpr (has_pairs(KindOf)) {
+    bf16_t weights[kPanel];
+    for (size_t c = 0; c < kPanel; ++c) {
+      std::memcpy(weights + c, panel + float_index(KindOf, i, c) * 2, 2);
+    }
+    return load_bf16(weights);
+  } else if constexpr (KindOf == kFloat) {
+    return load(reinterpret_cast<const float*>(panel) + i * kPanel);
+  } else if constexpr (KindOf == kHalf) {
     return load_half(reinterpret_cast<const half_t*>(panel) + i * kPanel);
   } else {
     return load_bf16(reinterpret_cast<const bf16_t*>(panel) + i * kPanel);
@@ -41,6 +49,9 @@ inline void add_floats_up_to(int rows, const uint8_t* panel, const float* f, siz
 // out[r] += row r of the block times a panel.
 template <int KindOf>
 inline void float_panel(const uint8_t* panel, const RowBlock& rows, F16* out) {
+#if SC_AMX
+  if (has_pairs(KindOf) && has_tiles()) return pair_panel(panel, rows, out);
+#endif
   const size_t width = size_t(rows.x.k);
   for (int r = 0; r < rows.count; r += kRowsPerKernel) {
     const float* f = rows.x.f + size_t(rows.from + r) * width;

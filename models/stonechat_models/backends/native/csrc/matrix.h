@@ -1,7 +1,7 @@
 // Weight matrices: the kinds of their numbers, and how they lie in memory.
 //
 // A matrix W[n, k] is cut into panels of 16 output columns, so that a vector lane is a column.
-//   float kinds: [k][16]
+//   float kinds: [k][16]; bfloat16 with the tiles of AMX: [k / 2][16][2] (pair_tiles.h)
 //   quantised kinds, each named after the GGUF type whose bits it keeps:
 //     heads of all blocks, padded to 64 bytes: the scales of 16 columns (scales.h)
 //     codes of all groups of 32 along k: `bits` x 64 bytes each (codes.h)

@@ -5,6 +5,7 @@
 #pragma once
 #include "blocks.h"
 #include "encode.h"
+#include "pair_tiles.h"
 
 namespace sc {
 
@@ -29,7 +30,7 @@ inline float read_float(int source, const uint8_t* row, size_t i) {
 inline void pack_float_row(const PackJob& job, const uint8_t* row, size_t c, uint8_t* panel) {
   const size_t width = job.kind == kFloat ? 4 : 2;
   for (size_t i = 0; i < size_t(job.k); ++i) {
-    uint8_t* to = panel + (i * kPanel + c) * width;
+    uint8_t* to = panel + float_index(job.kind, i, c) * width;
     if (job.kind == job.source) {
       std::memcpy(to, row + i * width, width);
       continue;

@@ -5,6 +5,7 @@
 
 #include "activations.h"
 #include "amx.h"
+#include "simd_attention.h"
 
 namespace sc {
 
@@ -13,9 +14,16 @@ inline constexpr int kTileRows = 16;   // rows of a tile (amx.h)
 
 // A group of 16 rows, in the order in which tiles are loaded.
 struct alignas(64) TileGroup {
+  static constexpr bool kIsWhole = true;
   int8_t q[kTileRows][kGroup];
   float scale[kTileRows];
   float sum[kTileRows];
+};
+
+// 32 floats of each of 16 rows, as sums of two bfloat16 numbers (pair_tiles.h).
+struct alignas(64) PairGroup {
+  static constexpr bool kIsWhole = false;
+  bf16_t first[kTileRows][kGroup], second[kTileRows][kGroup];
 };
 
 struct RowBlock {
@@ -28,32 +36,49 @@ struct RowBlock {
   // The rows as [tile][group].  They are copied at the first call; the memory belongs to the thread
   // and serves its next block.
   const TileGroup* tiles() const {
-    if (tiles_ == nullptr) tiles_ = copy_tiles();
+    if (tiles_ == nullptr) tiles_ = copied<TileGroup>();
     return tiles_;
+  }
+  // The same for their floats.
+  const PairGroup* pairs() const {
+    if (pairs_ == nullptr) pairs_ = copied<PairGroup>();
+    return pairs_;
   }
 
  private:
-  const TileGroup* copy_tiles() const {
-    thread_local std::vector<TileGroup> memory;
+  // The last row also fills the rest of the last tile.  An only tile may lack rows if not kIsWhole.
+  template <class Group>
+  const Group* copied() const {
+    thread_local std::vector<Group> memory;
     const int tiles = (count + kTileRows - 1) / kTileRows, groups = x.k / kGroup;
     if (memory.size() < size_t(tiles * groups)) memory.resize(size_t(tiles * groups));
-    for (int t = 0; t < tiles; ++t) {
-      for (int g = 0; g < groups; ++g) copy_group(t, g, &memory[size_t(t * groups + g)]);
+    const int rows = tiles > 1 || Group::kIsWhole ? tiles * kTileRows : count;
+    for (int i = 0; i < rows; ++i) {
+      const int row = from + std::min(i, count - 1);
+      Group* to = &memory[size_t(i / kTileRows * groups)];
+      for (int g = 0; g < groups; ++g) copy_row(row, g, i % kTileRows, to[g]);
     }
     return memory.data();
   }
 
-  // The last row also fills the rest of the last tile.
-  void copy_group(int tile, int g, TileGroup* to) const {
-    for (int i = 0; i < kTileRows; ++i) {
-      const ActGroup& group = x.group(from + std::min(tile * kTileRows + i, count - 1), g);
-      std::memcpy(to->q[i], group.q, kGroup);
-      to->scale[i] = group.scale;
-      to->sum[i] = group.sum;
+  void copy_row(int row, int g, int i, TileGroup& to) const {
+    const ActGroup& group = x.group(row, g);
+    std::memcpy(to.q[i], group.q, kGroup);
+    to.scale[i] = group.scale;
+    to.sum[i] = group.sum;
+  }
+
+  void copy_row(int row, int g, int i, PairGroup& to) const {
+    const float* f = x.f + size_t(row) * size_t(x.k) + size_t(g) * kGroup;
+    for (int j = 0; j < kGroup; j += 16) {
+      const F16 value = load(f + j);
+      store_bf16(to.first[i] + j, value);
+      store_bf16(to.second[i] + j, sub(value, load_bf16(to.first[i] + j)));
     }
   }
 
   mutable const TileGroup* tiles_ = nullptr;
+  mutable const PairGroup* pairs_ = nullptr;
 };
 
 }  // namespace sc

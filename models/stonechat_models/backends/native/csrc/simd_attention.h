@@ -1,4 +1,4 @@
-// Vector operations that only attention needs, for the same instruction sets as simd.h.
+// Vector operations on bfloat16 numbers and sums, for the same instruction sets as simd.h.
 //
 //   dot2(acc, w, x)   lane i of acc += w[2i] x[0] + w[2i+1] x[1]; w and x hold bfloat16 numbers
 //   store_bf16        rounds to nearest even
