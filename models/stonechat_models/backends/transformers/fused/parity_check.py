@@ -123,7 +123,7 @@ def record_calls(module: nn.Module, names: Sequence[str]) -> dict[str, Call]:
         module.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
         for name in names
     ]
-    config: Any = module.config
+    config: Any = module.config.get_text_config()  # type: ignore[operator, union-attr]
     last = min(MAX_POSITION, getattr(config, "max_position_embeddings", MAX_POSITION))
     batch = random_prompts(LENGTHS, int(config.vocab_size))
     batch.positions[-LENGTHS[-1] :] += max(0, last - LENGTHS[-1])

@@ -24,6 +24,7 @@ from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
 from stonechat_models.backends.transformers.fused.router import FusedRouter
 from stonechat_models.backends.transformers.fused.step_products import product_groups
+from stonechat_models.backends.transformers.image_check import image_case, with_images
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.backends.transformers.quantize import quantize_module
@@ -39,6 +40,7 @@ from tests.models.engines import (
 )
 from tests.models.launches import WAITS, counted_launches
 from tests.models.tiny_models import COMMON, VOCAB_SIZE, tiny_model
+from tests.models.vision_models import vision_config
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ONE_LAYER = {"num_hidden_layers": 1}
@@ -162,6 +164,29 @@ def test_half_precision(dtype):
     before = logits(module)
     assert fuse_modules(module) == counts(5, 1, 1, 1)
     assert (logits(module) - before).abs().max() < 0.1 * before.std()
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("mistral3", {"FusedDecoderLayer": 2, "RotaryTable": 1}),
+        pytest.param("gemma3", {"FusedAttention": 3, "RotaryTable": 1}, marks=pytest.mark.nightly),
+        ("qwen2_5_vl", {"MergedMLP": 4, "RotaryTable": 0}),  # three rows of rotary positions
+    ],
+)
+def test_steps_with_images(family, expected):
+    """Steps of the fused model equal its own code's, as the check at load compares them."""
+    model_class = transformers.AutoModelForImageTextToText
+    module = model_class.from_config(vision_config(family)).eval().to(DEVICE)
+    case = image_case(module)
+    vocab_size = module.config.get_text_config().vocab_size
+    probe = check_packing(module, torch.device(DEVICE), vocab_size)
+    replaced = fuse_modules(module)
+    replaced["RotaryTable"] = tabulate_rotary(module, 64)
+    assert {name: replaced[name] for name in expected} == expected
+    model = TransformersModel(module, model_info(), TritonBackend(8), probe=probe)
+    info = with_images(model, case)
+    assert info.images is not None, info.image_refusal
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the engines of tests are on the CPU")
