@@ -481,6 +481,10 @@ def save_vision_model(folder: Path, name: str, seed: int = 0) -> Path:
         for path, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.3 if "embed" in path else 0.25)
+        # The model's own code takes a placeholder that it generated for a further image.
+        tokens = [FAMILIES[name].token, *CONFIG_TOKENS["video_token_id"]]
+        placeholders = set(vision_tokenizer(FAMILIES[name]).convert_tokens_to_ids(tokens))
+        model.get_output_embeddings().weight[sorted(placeholders - {None})] = 0
     save_processor(folder, name)
     model.save_pretrained(folder)
     return folder

@@ -132,8 +132,7 @@ def is_embedder(config: HFConfig, weight_format: WeightFormat, has_modules: bool
 
     Raises `UnsupportedModelError` for an encoder with the head of another task.
     """
-    generates = config.architecture.endswith(("ForCausalLM", "ForConditionalGeneration"))
-    if has_modules or weight_format == "gguf" or generates:
+    if has_modules or weight_format == "gguf" or config.architecture.endswith("ForCausalLM"):
         return has_modules
     from stonechat_models.backends.transformers.embedder import is_bare_encoder
 

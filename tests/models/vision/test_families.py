@@ -1,0 +1,108 @@
+"""Each family's answers to prompts with images equal those of plain transformers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.models.engines import add, greedy, make_engine, run
+from tests.models.vision.prompts import Prompt, VisionModel, noise
+from tests.models.vision_models import FAMILIES
+
+REFUSED = ("llava_onevision", "paligemma")
+USUAL = ("qwen3_vl", "qwen3_5", "gemma3", "mistral3", "smolvlm", "glm4v")
+SIZES = ((90, 130), (64, 64), (200, 70), (33, 50), (120, 120), (64, 90), (150, 60), (80, 80))
+IMAGES = [noise(size, seed) for seed, size in enumerate(SIZES)]
+NUM_OUTPUT = 5
+WAYS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "in chunks": {"max_batch_tokens": 37, "image_cache_bytes": 4096},
+    "preempted": {"num_blocks": 0, "prefix_caching": False},
+}
+MIN_BATCH_TOKENS = {"gemma3": 112, "gemma4": 112}
+"""Where a chunk does not end inside an image."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], VisionModel]:
+    made: dict[str, VisionModel] = {}
+
+    def model(name: str) -> VisionModel:
+        if name not in made:
+            made.clear()
+            made[name] = VisionModel(tmp_path_factory.mktemp("models") / name, name)
+        return made[name]
+
+    return model
+
+
+def prompts(model: VisionModel) -> dict[str, Prompt]:
+    return {
+        "one": model.prompt("Look: # What is it?", IMAGES[0]),
+        "two": model.prompt("Is # like # or not?", *IMAGES[1:3]),
+        "text": model.prompt("No image at all"),
+        "again and seven": model.prompt("a#b#c##d#e#f#g#", *IMAGES),
+    }
+
+
+def engine_of(model: VisionModel, name: str, **settings: Any) -> Any:
+    least = MIN_BATCH_TOKENS.get(name, 0)
+    settings["max_batch_tokens"] = max(settings.get("max_batch_tokens", 8192), least)
+    vocab_size = model.module.config.get_text_config().vocab_size
+    limits = {"max_model_len": 8192, "vocab_size": vocab_size, "num_blocks": 3000}
+    engine = make_engine(model.module, images=True, **{**limits, **settings})
+    assert engine.model.info.images is not None, engine.model.info.image_refusal
+    return engine
+
+
+def check(model: VisionModel, result: Any, prompt: Prompt) -> None:
+    token_ids, logprobs = model.reference(prompt, NUM_OUTPUT)
+    assert result.error is None
+    assert result.token_ids == token_ids
+    assert [x.logprob for x in result.logprobs] == pytest.approx(logprobs, abs=2e-4)
+
+
+def cases() -> list[Any]:
+    usual = {(name, "whole") for name in USUAL}
+    usual |= {(name, way) for name in ("qwen3_vl", "gemma3") for way in WAYS}
+    return [
+        pytest.param(name, way, marks=() if (name, way) in usual else pytest.mark.nightly)
+        for name in FAMILIES
+        if name not in REFUSED
+        for way in WAYS
+    ]
+
+
+@pytest.mark.parametrize(("name", "way"), cases())
+def test_answers_equal_plain_transformers(
+    models: Callable[[str], VisionModel], name: str, way: str
+) -> None:
+    model = models(name)
+    requests = prompts(model)
+    settings = dict(WAYS[way])
+    if way == "preempted":  # room for the longest prompt, but not for all
+        settings["num_blocks"] = max(len(p.token_ids) for p in requests.values()) // 4 + 5
+    engine = engine_of(model, name, **settings)
+    for key, prompt in requests.items():
+        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), images=prompt.images)
+    results = run(engine)
+    for key, prompt in requests.items():
+        check(model, results[key, 0], prompt)
+    if way == "preempted":
+        return
+    turn = model.prompt("Look: # What is it? And #", IMAGES[0], IMAGES[4])
+    add(engine, "turn", turn.token_ids, greedy(NUM_OUTPUT, n=2), images=turn.images)
+    results = run(engine)
+    assert results["turn", 0].num_cached_tokens >= turn.images[0].num_tokens
+    for i in range(2):
+        check(model, results["turn", i], turn)
+
+
+def test_a_family_whose_text_looks_both_ways_is_refused(
+    models: Callable[[str], VisionModel],
+) -> None:
+    module = models("paligemma").module
+    vocab_size = module.config.get_text_config().vocab_size
+    info = make_engine(module, images=True, vocab_size=vocab_size).model.info
+    assert info.images is None
+    assert info.image_refusal
