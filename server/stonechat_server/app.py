@@ -128,7 +128,7 @@ def _batch_runner(app: FastAPI, services: Services, storage: Storage) -> BatchRu
             find_owner=services.authenticator.for_batches,
             model_of=model_of,
             is_served=services.models.__contains__,
-            max_body_bytes=settings.max_body_size,
+            max_body_bytes=services.max_body_bytes,
             num_at_once=settings.batch_concurrency or _num_batch_requests(services),
         )
     )

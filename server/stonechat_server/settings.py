@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ByteSize, SecretStr
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -29,6 +29,10 @@ else:
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 Names = Annotated[list[str], NoDecode, BeforeValidator(split)]
+UrlPattern = Annotated[
+    str, Field(pattern=r"(?i)^(\*|(\*\.)?[a-z0-9][a-z0-9_.-]*[a-z][a-z0-9-]*)(:\d{1,5})?$")
+]
+UrlPatterns = Annotated[list[UrlPattern], NoDecode, BeforeValidator(split)]
 Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(split)]
 
 
@@ -278,7 +282,10 @@ class Settings(BaseSettings):
         "clients, because a template can run for a long time and use up the memory",
     )
     max_body_size: ByteSize = _option(
-        "Server", ByteSize(8 * 2**20), "largest request body, such as 8MiB", ge=1
+        "Server",
+        ByteSize(8 * 2**20),
+        "largest request body, such as 8MiB; images in it do not count, and have --max-images-size",
+        ge=1,
     )
     kept_items_size: ByteSize = _option(
         "Server",
@@ -364,6 +371,31 @@ class Settings(BaseSettings):
         1_048_576,
         "most completion tokens that a request may ask for: choices times tokens per choice",
         ge=1,
+    )
+
+    allow_image_urls: UrlPatterns = _option(
+        "Images",
+        (),
+        "fetch images whose https: URLs are of this host: images.example.com, *.example.com for "
+        "all names below it, or * for any public host; with :PORT for a port other than 443 "
+        "(repeatable; default: fetch none)",
+        metavar="HOST",
+    )
+    image_fetch_timeout: float = _option(
+        "Images", 10.0, "seconds that the fetch of an image may take, redirects included", gt=0.0
+    )
+    max_images: int = _option("Images", 32, "most images that a request may have", ge=1)
+    max_image_size: ByteSize = _option(
+        "Images", ByteSize(20 * 2**20), "largest file of an image, such as 20MiB", ge=1
+    )
+    max_images_size: ByteSize = _option(
+        "Images",
+        ByteSize(64 * 2**20),
+        "largest size of all images of a request together, such as 64MiB",
+        ge=1,
+    )
+    max_image_pixels: int = _option(
+        "Images", 50_000_000, "most pixels that an image may have, width times height", ge=1
     )
 
     files_dir: Path | None = _option(

@@ -132,7 +132,8 @@ def is_embedder(config: HFConfig, weight_format: WeightFormat, has_modules: bool
 
     Raises `UnsupportedModelError` for an encoder with the head of another task.
     """
-    if has_modules or weight_format == "gguf" or config.architecture.endswith("ForCausalLM"):
+    generates = config.architecture.endswith(("ForCausalLM", "ForConditionalGeneration"))
+    if has_modules or weight_format == "gguf" or generates:
         return has_modules
     from stonechat_models.backends.transformers.embedder import is_bare_encoder
 

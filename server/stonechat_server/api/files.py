@@ -28,7 +28,7 @@ _FORM = {
     "type": "object",
     "properties": {
         "file": {"type": "string", "format": "binary"},
-        "purpose": {"type": "string", "enum": ["batch"]},
+        "purpose": {"type": "string", "enum": ["batch", "vision", "user_data"]},
         "expires_after": _EXPIRES_AFTER,
     },
     "required": ["file", "purpose"],
@@ -58,7 +58,7 @@ _PAGE = {
 )
 @router.post("/files", include_in_schema=False)
 async def create_file(http_request: Request) -> Response:
-    """Upload a file of the purpose `batch`: one JSON object a line."""
+    """Upload a file: the input of a batch (`batch`), or an image (`vision`, `user_data`)."""
     services, storage, identity = storage_of(http_request)
     owner = identity.key.name
     file = await receive_upload(http_request, services.settings, storage, owner)

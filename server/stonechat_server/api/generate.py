@@ -15,10 +15,11 @@ from msgspec import UNSET
 from stonechat_models import EngineError
 from stonechat_server.access.auth import Identity, check_model, is_rate_limited
 from stonechat_server.admission.refusals import RefusedError
+from stonechat_server.api.image_loading import load_images
 from stonechat_server.api.on_demand import answer_on_demand
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, not_generative, server_error, to_api_error
-from stonechat_server.request.body import check_json, discard_body, read_body
+from stonechat_server.request.body import check_json, discard_body, read_body, too_large
 from stonechat_server.request.field_checks import check_unknown
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.schema.requests import ChatCompletionRequest
@@ -75,7 +76,8 @@ async def generate(
 async def receive(
     http_request: Request, services: Services, identity: Identity, endpoint: Endpoint
 ) -> tuple[Call, int]:
-    """Read and check the body. Returns the call, and the size in bytes of what it was read from.
+    """Read and check the body. Returns the call, and the size in bytes of what it was read from,
+    images aside.
 
     A request that would be refused anyway is refused before its body is parsed.
     Raises `APIError`.
@@ -89,11 +91,11 @@ async def receive(
             services.rate_limiter.check(identity.key)
         content_length = http_request.headers.get("content-length", "")
         if content_length.isdigit() and int(content_length) > INLINE_BODY_BYTES:
-            services.preparations.check(int(content_length))
+            services.preparations.check(min(int(content_length), settings.max_body_size))
     except APIError:
-        await discard_body(http_request, settings)
+        await discard_body(http_request, settings, services.max_body_bytes)
         raise
-    body = await read_body(http_request, settings)
+    body = await read_body(http_request, settings, services.max_body_bytes)
     check_json(body, settings)
     wire: Any = endpoint.parse(body)
     model = check_model(wire.model, services.models, identity)
@@ -109,7 +111,12 @@ async def receive(
                 f"most {maximum} are allowed."
             )
             raise call.named(APIError(400, message, param="messages", code="too_many_messages"))
-    return call, len(body) + call.num_extra_bytes
+    num_bytes = len(body)
+    if call.images:
+        num_bytes -= sum([image.num_characters for image in call.images])
+    if num_bytes > settings.max_body_size:
+        raise too_large(settings.max_body_size)
+    return call, num_bytes + call.num_extra_bytes
 
 
 async def run_where_it_fits(
@@ -153,6 +160,8 @@ async def respond(
     if endpoint.generates and not model.engine.model.generates:
         raise not_generative()
     try:
+        if call.images:
+            await load_images(http_request, services, identity, call, model)
         prepared = await run_where_it_fits(
             endpoint.prepare, call, model, num_bytes, services, endpoint
         )
@@ -203,7 +212,9 @@ def _reader(head: CompletionHead, call: Call, prepared: list[PreparedRequest]) -
             parser = None if prompt.new_parser is None else prompt.new_parser()
             choices.append(ChoiceState(parser, token_ids=[] if wants_ids else None))
     ids = [head.id] if len(prepared) == 1 else [f"{head.id}-{i}" for i in range(len(prepared))]
-    return AnswerReader(choices, ids, len(prepared[0].prediction_token_ids))
+    first = prepared[0]
+    num_image_tokens = sum([image.num_tokens for image in first.images])
+    return AnswerReader(choices, ids, len(first.prediction_token_ids), num_image_tokens)
 
 
 def _encode_error(writer: AnswerWriter, request_id: str, error: Exception) -> bytes:

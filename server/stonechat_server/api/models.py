@@ -5,10 +5,12 @@ errors, in Anthropic's shape.
 """
 
 from dataclasses import asdict
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from fastapi import APIRouter, Request, Response
+from msgspec import UNSET
 
+from stonechat_models import ModelInfo
 from stonechat_server.access.auth import check_manages, check_model
 from stonechat_server.api.answers import json_answer
 from stonechat_server.api.model_types import LoadRequest, UnloadRequest
@@ -17,7 +19,8 @@ from stonechat_server.catalog.entry import Entry
 from stonechat_server.catalog.memory import loaded_need
 from stonechat_server.errors import APIError
 from stonechat_server.messages_api.errors import is_for_anthropic
-from stonechat_server.messages_api.models import ModelInfo, model_info, model_page
+from stonechat_server.messages_api.models import ModelInfo as MessagesModel
+from stonechat_server.messages_api.models import model_info, model_page
 from stonechat_server.request.body import read_request
 from stonechat_server.schema.responses import ModelCard, ModelList
 from stonechat_server.serving.services import Services, services_of
@@ -118,7 +121,7 @@ async def _read(http_request: Request, kind: type[T]) -> tuple[Services, T]:
     return state, wire
 
 
-def _info(name: str, entry: Entry) -> ModelInfo:
+def _info(name: str, entry: Entry) -> MessagesModel:
     return model_info(name, entry.created, _max_model_len(entry) or 0)
 
 
@@ -137,8 +140,13 @@ def _card(name: str, entry: Entry) -> ModelCard:
         size=size,
         error=None if entry.error is None else entry.error.message,
         max_model_len=_max_model_len(entry),
+        input_modalities=UNSET if served is None else _modalities(served.engine.model),
         stonechat=None if served is None else asdict(served.engine.model),
     )
+
+
+def _modalities(info: ModelInfo) -> list[Literal["text", "image"]]:
+    return ["text"] if info.images is None else ["text", "image"]
 
 
 def _max_model_len(entry: Entry) -> int | None:

@@ -84,10 +84,13 @@ async def hold(http_request: Request, services: Services, entry: Entry) -> None:
     await catalog.ready(lease, maximum if wanted is None else min(wanted, maximum))
 
 
-async def tokenizer_of(http_request: Request, services: Services, name: str) -> ServedModel:
-    """A model whose tokenizer and templates are there. It need not be loaded, if it ever was."""
+async def tokenizer_of(
+    http_request: Request, services: Services, name: str, *, needs_engine: bool = False
+) -> ServedModel:
+    """A model whose tokenizer and templates are there. It need not be loaded, if it ever was,
+    unless its engine is needed."""
     entry = services.models[name]
-    if not entry.views:
+    if not entry.views or (needs_engine and services.catalog is not None):
         await run_while_connected(http_request.receive, hold(http_request, services, entry))
     return entry.views[name]
 

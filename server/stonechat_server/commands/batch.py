@@ -52,7 +52,9 @@ class Run(BaseOptions):
         output = self.output or self.file.with_suffix(".results.jsonl")
         if output.exists():
             raise _BatchError(f"{output} is there already: delete it, or name another with -o")
-        _check(self.file, settings, lambda name: name or "")  # told before the model loads
+        _check(
+            self.file, _max_bytes(settings), lambda name: name or ""
+        )  # told before the model loads
         changes = {} if self.model is None else {"model": self.model}
         alone: dict[str, object] = {
             "api_key": (),
@@ -77,7 +79,7 @@ class Check(BaseOptions):
 
     def run(self, settings: Settings) -> int:
         """Returns 0 if nothing is wrong. Raises `_BatchError`."""
-        found = _check(self.file, settings, lambda name: name or "").found
+        found = _check(self.file, _max_bytes(settings), lambda name: name or "").found
         model = found.model or "the default model"
         print(f"{self.file}: {found.num_requests} requests, for {model}. Nothing is wrong.")
         return 0
@@ -138,11 +140,18 @@ def _only_one(part: Path) -> Generator[None]:
             file.unlink(missing_ok=True)
 
 
-def _check(file: Path, settings: Settings, model_of: "Callable[[str | None], str]") -> "InputCheck":
+def _max_bytes(settings: Settings) -> int:
+    """The longest body of a request before it is known whether the model takes images."""
+    from stonechat_server.request.body import body_limit
+
+    return body_limit(settings, takes_images=True)
+
+
+def _check(file: Path, max_bytes: int, model_of: "Callable[[str | None], str]") -> "InputCheck":
     """Check the input. Raises `_BatchError` with what is wrong."""
     from stonechat_server.batches_api.check import InputCheck
 
-    check = InputCheck(None, model_of, settings.max_body_size)
+    check = InputCheck(None, model_of, max_bytes)
     found: CheckedInput = check.check(file)
     if found.problems:
         lines = [
@@ -164,7 +173,9 @@ async def _run(
     services = cast("Services", app.state.server)
     identity = services.authenticator.for_batches(ANONYMOUS.name)
     assert identity is not None
-    check = _check(file, settings, lambda name: check_model(name, services.models, identity))
+    check = _check(
+        file, services.max_body_bytes, lambda name: check_model(name, services.models, identity)
+    )
     part = _part(output)
     results = ResultLog(part, part)
     try:
@@ -202,7 +213,8 @@ async def _answer_all(
     )
     from stonechat_server.batches_api.work import BatchWork
 
-    settings = cast("Services", app.state.server).settings
+    services = cast("Services", app.state.server)
+    settings = services.settings
     stopping = asyncio.Event()
 
     async def answer(line: InputLine) -> Answered:
@@ -215,7 +227,7 @@ async def _answer_all(
     progress = partial(_show_progress, results, num_requests)
     await progress()
     await BatchWork(
-        lines=open_requests(file, results.done, settings.max_body_size + ENVELOPE_BYTES),
+        lines=open_requests(file, results.done, services.max_body_bytes + ENVELOPE_BYTES),
         answer=answer,
         results=results,
         run_blocking=asyncio.to_thread,

@@ -7,7 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from stonechat_server.storage.files import StoredFile
 
-Purpose = Literal["batch", "batch_output"]
+Purpose = Literal["batch", "batch_output", "vision", "user_data"]
 
 
 class FileObject(msgspec.Struct, kw_only=True):

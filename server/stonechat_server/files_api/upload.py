@@ -25,8 +25,12 @@ PACE_BYTES = 2**20
 FORM_BYTES = 65_536
 """What the form may have beside its file."""
 BATCH_FILE_SECONDS = 30 * 86_400
-"""How long the input of a batch is kept, unless the client says it."""
-PURPOSE = "batch"
+"""How long the input of a batch is kept, unless the client says it. Other files are kept until they
+are deleted."""
+BATCH = "batch"
+IMAGE_PURPOSES = frozenset({"vision", "user_data"})
+"""The purposes of files that requests may use as images. Both mean the same here."""
+PURPOSES = IMAGE_PURPOSES | {BATCH}
 MAX_UPLOADS = 4
 """At most this many files of a key are uploaded at the same time."""
 FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
@@ -134,8 +138,9 @@ def _stored(form: UploadForm, owner: str, now: float) -> StoredFile:
     if purpose is None:
         message = "Missing required parameter: 'purpose'."
         raise invalid("purpose", message, "missing_required_parameter")
-    if purpose != PURPOSE:
-        raise unsupported("purpose", f"Only files of the purpose '{PURPOSE}' are kept here.")
+    if purpose not in PURPOSES:
+        known = ", ".join(sorted(PURPOSES))
+        raise unsupported("purpose", f"Only files of these purposes are kept here: {known}.")
     unknown = sorted(form.fields.keys() - FIELDS)
     if unknown:
         raise unsupported(unknown[0], f"The form may have {', '.join(sorted(FIELDS))} and 'file'.")
@@ -147,17 +152,17 @@ def _stored(form: UploadForm, owner: str, now: float) -> StoredFile:
         purpose=purpose,
         num_bytes=form.num_bytes,
         created=now,
-        expires_at=int(now) + _lifetime(form.fields),
+        expires_at=_expiry(form.fields, purpose, int(now)),
     )
 
 
-def _lifetime(fields: dict[str, str]) -> int:
+def _expiry(fields: dict[str, str], purpose: str, now: int) -> int | None:
     anchor = fields.get("expires_after[anchor]")
     seconds = fields.get("expires_after[seconds]")
     if anchor is None and seconds is None:
-        return BATCH_FILE_SECONDS
+        return now + BATCH_FILE_SECONDS if purpose == BATCH else None
     if anchor != "created_at":
         raise invalid("expires_after.anchor", "'expires_after[anchor]' must be created_at.")
     if seconds is None or not (seconds.isascii() and seconds.isdigit()):
         raise invalid("expires_after.seconds", "'expires_after[seconds]' must be a whole number.")
-    return lifetime("expires_after", int(seconds[:12]))
+    return now + lifetime("expires_after", int(seconds[:12]))

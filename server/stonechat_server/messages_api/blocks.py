@@ -84,10 +84,33 @@ class SearchResultBlock(Block):
     content: ListOf[TextBlock]
 
 
+class Base64Source(WireModel):
+    """An image in the request."""
+
+    type: Literal["base64"]
+    media_type: Literal["image/png", "image/jpeg", "image/webp", "image/gif"]
+    data: str
+
+
+class UrlSource(WireModel):
+    """An image that the server fetches, or a `data:` URL."""
+
+    type: Literal["url"]
+    url: str
+
+
+class FileSource(WireModel):
+    """An image that was uploaded to `/v1/files`."""
+
+    type: Literal["file"]
+    file_id: str
+
+
 class ImageBlock(Block):
-    """An image. The schema has it so that the error can name it."""
+    """An image."""
 
     type: Literal["image"]
+    source: Annotated[Base64Source | UrlSource | FileSource, Field(discriminator="type")]
 
 
 class ServerBlock(Block):

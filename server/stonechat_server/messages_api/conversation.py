@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stonechat_server.errors import unsupported
+from stonechat_server.images.references import shortened
 from stonechat_server.messages_api import blocks
 from stonechat_server.messages_api.marks import (
     from_call_id,
@@ -12,18 +13,24 @@ from stonechat_server.messages_api.marks import (
 )
 from stonechat_server.schema import messages as chat
 
-NO_MEDIA = "This model accepts text only: no images, PDFs or files."
+NO_MEDIA = "only text and images are read here, no PDFs or other files."
 ERROR_MARK = "Error: "
 """Begins the result of a call that failed, unless the result says so itself."""
 
 
+ImagePaths = dict[int, str]
+"""The path of each image in the client's body, by the `id` of its part of a chat message."""
+
+
 def to_chat_messages(
-    system: str | Sequence[blocks.TextBlock] | None, messages: Sequence[blocks.Message]
+    system: str | Sequence[blocks.TextBlock] | None,
+    messages: Sequence[blocks.Message],
+    paths: ImagePaths,
 ) -> list[chat.Message]:
-    """Translate a conversation.
+    """Translate a conversation. Its images are noted in `paths`.
 
     The results in a user message become messages before its text. Raises `APIError` 400 for blocks
-    that are no text.
+    that are neither text nor images.
     """
     translated: list[chat.Message] = []
     if system:
@@ -34,7 +41,7 @@ def to_chat_messages(
             case blocks.SystemMessage():
                 translated.append(_system(message.content))
             case blocks.UserMessage():
-                translated += _from_user(message, where)
+                translated += _from_user(message, where, paths)
             case blocks.AssistantMessage():
                 translated.append(_from_assistant(message, where))
     return translated
@@ -44,28 +51,69 @@ def _system(content: str | Sequence[blocks.TextBlock]) -> chat.SystemMessage:
     return chat.SystemMessage(role="system", content=_text(content, ""))
 
 
-def _from_user(message: blocks.UserMessage, where: str) -> Iterator[chat.Message]:
+def _from_user(
+    message: blocks.UserMessage, where: str, paths: ImagePaths
+) -> Iterator[chat.Message]:
     if isinstance(message.content, str):
         yield chat.UserMessage(role="user", content=message.content)
         return
-    texts = []
+    items: list[str | chat.SourcePart] = []
     for i, block in enumerate(message.content):
         if isinstance(block, blocks.ToolResultBlock):
             yield chat.ToolMessage(
                 role="tool",
                 tool_call_id=from_call_id(block.tool_use_id),
-                content=_result(block, f"{where}[{i}].content"),
+                content=_result(block, f"{where}[{i}].content", paths),
             )
         else:
-            texts.append(_block_text(block, f"{where}[{i}]"))
-    if texts:
-        yield chat.UserMessage(role="user", content="\n".join(texts))
+            items.append(_item(block, f"{where}[{i}]", paths))
+    if items:
+        yield chat.UserMessage.model_construct(role="user", content=_content(items))
 
 
-def _result(block: blocks.ToolResultBlock, where: str) -> str:
-    text = _text(block.content or "", where)
-    says_error = "error" in text.lower()
-    return ERROR_MARK + text if block.is_error and not says_error else text
+def _result(block: blocks.ToolResultBlock, where: str, paths: ImagePaths) -> str | list[Any]:
+    content = block.content or ""
+    given = [content] if isinstance(content, str) else content
+    items = [
+        part if isinstance(part, str) else _item(part, f"{where}[{i}]", paths)
+        for i, part in enumerate(given)
+    ]
+    text = "\n".join([item for item in items if isinstance(item, str)])
+    if block.is_error and "error" not in text.lower():
+        items = [ERROR_MARK + text, *(item for item in items if not isinstance(item, str))]
+    return _content(items)
+
+
+def _content(items: Sequence[str | chat.SourcePart]) -> str | list[Any]:
+    """Texts as one text; with images, a list of parts."""
+    texts = [item for item in items if isinstance(item, str)]
+    if len(texts) == len(items):
+        return "\n".join(texts)
+    return [
+        chat.TextPart(type="text", text=item) if isinstance(item, str) else item for item in items
+    ]
+
+
+def _item(block: Any, where: str, paths: ImagePaths) -> str | chat.SourcePart:
+    """The text of a block, or an image as a part of a chat message."""
+    if not isinstance(block, blocks.ImageBlock):
+        return _block_text(block, where)
+    part = _image(block.source)
+    paths[id(part)] = where
+    return part
+
+
+def _image(source: Any) -> chat.ImagePart | chat.FilePart:
+    """An image as a part of a chat message. Little of its data is left in the block itself."""
+    match source:
+        case blocks.FileSource():
+            return chat.FilePart(type="file", file=chat.FileReference(file_id=source.file_id))
+        case blocks.Base64Source():
+            url = f"data:{source.media_type};base64,{source.data}"
+            source.data = f"... ({len(source.data)} characters)"
+        case blocks.UrlSource():
+            url, source.url = source.url, shortened(source.url)
+    return chat.ImagePart(type="image_url", image_url=chat.ImageUrl(url=url))
 
 
 def _from_assistant(message: blocks.AssistantMessage, where: str) -> chat.AssistantMessage:
@@ -114,6 +162,9 @@ def _block_text(block: Any, where: str) -> str:
             return "\n".join(filter(None, [block.title, block.source, text]))
         case blocks.ServerBlock():
             raise _server_block(block.type, where)
+        case blocks.ImageBlock():
+            message = "images may be in user messages and in results of tools, not in documents."
+            raise unsupported(where, f"'{where}': {message}")
     raise unsupported(where, f"'{where}': {NO_MEDIA}")
 
 

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, cast
 
 from stonechat_models import PromptTooLongError
 from stonechat_server.errors import APIError
+from stonechat_server.images.references import find_images
 from stonechat_server.messages_api.collect import MessagesCollector
+from stonechat_server.messages_api.conversation import ImagePaths
 from stonechat_server.messages_api.errors import error_body
 from stonechat_server.messages_api.reading import ignored, names, to_chat
 from stonechat_server.messages_api.request import (
@@ -35,8 +37,17 @@ class MessagesEndpoint(Endpoint):
     wire_type: type[MessagesFields] = MessagesRequest
 
     def read(self, wire: MessagesFields, services: "Services", identity: "Identity") -> Call:
-        request = to_chat(wire)
-        return Call(request=request, wire=wire, ignored=ignored(wire), names=names(wire))
+        paths: ImagePaths = {}
+        request = to_chat(wire, paths)
+        images = find_images(request.messages) if paths else []
+        own_paths = [(image.path, paths[id(image.part)]) for image in images]
+        return Call(
+            request=request,
+            wire=wire,
+            ignored=ignored(wire),
+            names=[*own_paths, *names(wire)],
+            images=images,
+        )
 
     def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
         """Prepare the prompt.

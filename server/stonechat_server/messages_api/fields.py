@@ -36,7 +36,7 @@ FIELDS: dict[str, FieldNote] = {
     "messages": _honoured(
         "roles `user`, `assistant`, `system`; blocks `text`, `tool_use`, `tool_result`, "
         "`thinking`, `redacted_thinking` (holds nothing that a model can read), `document` of "
-        "text, `search_result`; images, PDFs and the blocks of Anthropic's own tools: 400; "
+        "text, `search_result`, `image`; PDFs and the blocks of Anthropic's own tools: 400; "
         "a last `assistant` message with text is continued"
     ),
     "system": _honoured("text, or text blocks, which are joined with line breaks"),

@@ -7,7 +7,7 @@ from typing import Any
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.messages_api.blocks import AssistantMessage as AssistantTurn
 from stonechat_server.messages_api.blocks import RedactedThinkingBlock, ThinkingBlock
-from stonechat_server.messages_api.conversation import to_chat_messages
+from stonechat_server.messages_api.conversation import ImagePaths, to_chat_messages
 from stonechat_server.messages_api.fields import EXTENSIONS, FIELDS
 from stonechat_server.messages_api.marks import is_foreign
 from stonechat_server.messages_api.request import MessagesFields, Tool, ToolChoice
@@ -43,12 +43,15 @@ NAMES = (
 """Paths in the chat request, and those of the same values here."""
 
 
-def to_chat(wire: MessagesFields) -> ChatCompletionRequest:
-    """Translate a request. Raises `APIError` 400 for what is not supported."""
+def to_chat(wire: MessagesFields, paths: ImagePaths) -> ChatCompletionRequest:
+    """Translate a request. Its images are noted in `paths`.
+
+    Raises `APIError` 400 for what is not supported.
+    """
     _check_supported(wire)
     given = wire.model_fields_set
     values: dict[str, Any] = {name: getattr(wire, name) for name in EXTENSIONS if name in given}
-    messages = to_chat_messages(wire.system, wire.messages)
+    messages = to_chat_messages(wire.system, wire.messages, paths)
     values |= {
         "model": wire.model,
         "messages": messages,

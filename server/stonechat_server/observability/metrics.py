@@ -97,6 +97,15 @@ class Metrics:
         self._lost = self._counter(
             "records_lost", "Requests that could not be recorded in the ledger or a trace"
         ).labels(model_name)
+        self._images = self._counter("images", "Images of requests that were loaded")
+        self._image_bytes = self._counter("image_bytes", "Bytes of the files of these images")
+        self._image_seconds = Histogram(
+            PREFIX + "image_load_seconds",
+            "Time to read or fetch the images of a request and to prepare them for the model",
+            ["model_name"],
+            buckets=LATENCY_BUCKETS,
+            registry=self._registry,
+        )
         self._responses = self._counter(
             "http_responses", "HTTP answers by route and status", "route", "status"
         )
@@ -124,6 +133,12 @@ class Metrics:
     def record_lost(self) -> None:
         """Count a request that a sink could not record; the log has the cause."""
         self._lost.inc()
+
+    def images_loaded(self, model: str, num_images: int, num_bytes: int, seconds: float) -> None:
+        """Count the images of a request, which took so long."""
+        self._images.labels(model).inc(num_images)
+        self._image_bytes.labels(model).inc(num_bytes)
+        self._image_seconds.labels(model).observe(seconds)
 
     def responded(self, route: str, status: int) -> None:
         """Count an HTTP answer; `route` is a route's pattern, never a client's path."""

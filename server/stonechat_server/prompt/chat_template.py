@@ -8,7 +8,7 @@ same here. Where the template refuses or cannot render the messages, they are re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from stonechat_server.prompt.environment import (
     strftime_now,
     to_json,
 )
+from stonechat_server.prompt.images import PromptImages, with_moved_images
 from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.reasoning_names import NAMES, with_reasoning_names
 from stonechat_server.prompt.special_tokens import SpecialTokenGuard
@@ -52,6 +53,8 @@ NO_TEMPLATE = (
 """Said of a model for which `Templates.is_plain` is true."""
 TEMPLATE_ERROR = "chat_template_error"
 """The code of the error for messages that a template refuses or cannot render."""
+TRIAL = "stonechat-trial"
+TRIAL_PARTS = [{"type": "text", "text": TRIAL}]
 OPEN_END = "\ue000stonechat-open-end\ue001 "
 """Marks the end of the message to continue. The space shows whether the template trims it."""
 
@@ -67,6 +70,8 @@ class RenderOptions:
     variables: Mapping[str, Any] = field(default_factory=dict)
     added_text: str = ""
     """The server's own instructions: part of the system message, if the template takes one."""
+    images: PromptImages | None = None
+    """Set if the messages have images."""
 
 
 class SafeEnvironment(ImmutableSandboxedEnvironment):
@@ -100,6 +105,8 @@ class ChatTemplate:
         try:
             prompt = self._render_once(shown, options)
         except Exception as error:  # a template is foreign code and may raise anything
+            if options.images is not None and (moved := with_moved_images(messages)) != messages:
+                return self.render(moved, options)
             return self._render_repaired(shown, options, error)
         if options.added_text.strip() not in prompt:
             messages = repairs.before_first_user(messages, options.added_text)
@@ -197,6 +204,8 @@ class ChatTemplate:
         options: RenderOptions,
         absent: list[Any] | None = None,
     ) -> str:
+        if self._wants_parts:
+            messages = repairs.with_parts(messages)
         variables: dict[str, Any] = {
             **self._special_tokens,
             **options.variables,
@@ -209,7 +218,20 @@ class ChatTemplate:
             functions = [tool["function"] for tool in options.tools if "function" in tool]
             variables["functions"] = to_json(functions, indent=4)
             variables["datetime"] = datetime.now().strftime("%Y-%m-%d %H:%M")
-        return self._template.render(variables)
+        prompt = self._template.render(variables)
+        return prompt if options.images is None else options.images.fill(prompt, messages)
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether content must be a list of parts: text is then not in the prompt at all."""
+        return "image" in self.source and not self._shows(TRIAL) and self._shows(TRIAL_PARTS)
+
+    def _shows(self, content: str | list[dict[str, str]]) -> bool:
+        variables = {"messages": [{"role": "user", "content": content}], "tools": None}
+        try:
+            return TRIAL in self._template.render({**self._special_tokens, **variables})
+        except Exception:  # a template is foreign code and may raise anything
+            return False
 
 
 def new_environment() -> jinja2.Environment:
@@ -245,7 +267,8 @@ class Templates:
         self.special_tokens_as_text = special_tokens_as_text
         self._special_tokens = dict(tokenizer.special_tokens)
         self._allow_request = allow_request
-        self._guards = lru_cache(KNOWN_TEMPLATES)(partial(SpecialTokenGuard, tokenizer))
+        new_guard = partial(SpecialTokenGuard, tokenizer, only=not special_tokens_as_text)
+        self._guards = lru_cache(KNOWN_TEMPLATES)(new_guard)
         source = _read(override) if override else tokenizer.chat_template
         self.is_plain = not source
         self.default = self._compile(source or PLAIN_TEMPLATE)
@@ -271,9 +294,12 @@ class Templates:
             return self._named["tool_use"]
         return self.default
 
-    def guard(self, template: ChatTemplate) -> SpecialTokenGuard:
-        """Return what keeps special tokens in clients' texts from being tokens."""
-        return self._guards(template.source)
+    def guard(self, template: ChatTemplate, placeholder: str = "") -> SpecialTokenGuard:
+        """Return what keeps special tokens in clients' texts from being tokens.
+
+        Without `special_tokens_as_text` it does so only for `placeholder`, the text for an image.
+        """
+        return self._guards(template.source, placeholder)
 
     def _compile(self, source: str) -> ChatTemplate:
         return ChatTemplate(source, self._special_tokens)

@@ -19,9 +19,19 @@ def before_first_user(messages: Sequence[TemplateMessage], text: str) -> list[Te
     """Put `text` before the first user message's content, or in a user message of its own."""
     for position, message in enumerate(messages):
         if message["role"] == "user":
-            user = {**message, "content": _joined(text, message.get("content"))}
+            user = {**message, "content": join_contents(text, message.get("content"))}
             return [*messages[:position], user, *messages[position + 1 :]]
     return [{"role": "user", "content": text}, *messages]
+
+
+def with_parts(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
+    """Make all content lists of parts."""
+    return [
+        {**message, "content": [{"type": "text", "text": content}] if content else []}
+        if isinstance(content := message.get("content", ""), str)
+        else message
+        for message in messages
+    ]
 
 
 def without_system(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
@@ -35,11 +45,11 @@ def without_system(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]
         if message["role"] == "system":
             held.append(message.get("content"))
         elif message["role"] == "user" and held:
-            merged.append({**message, "content": _joined(*held, message.get("content"))})
+            merged.append({**message, "content": join_contents(*held, message.get("content"))})
             held = []
         else:
             merged.append(message)
-    return [*merged, {"role": "user", "content": _joined(*held)}] if held else merged
+    return [*merged, {"role": "user", "content": join_contents(*held)}] if held else merged
 
 
 def with_text_arguments(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
@@ -107,7 +117,7 @@ def after_refusal(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
     joined: list[TemplateMessage] = []
     for message in changed:
         if joined and _are_joinable(joined[-1], message):
-            content = _joined(joined[-1].get("content"), message.get("content"))
+            content = join_contents(joined[-1].get("content"), message.get("content"))
             joined[-1] = {**message, "content": content}
         elif message["role"] == "assistant" and not _has_something(message):
             joined.append({**message, "content": " "})
@@ -146,13 +156,15 @@ def _strict_id(call_id: object) -> str:
     return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()[:9]
 
 
-def _joined(*contents: Any) -> Any:
-    """Join contents with blank lines; lists of parts become one list."""
+def join_contents(*contents: Any, separator: str = "\n\n") -> Any:
+    """Join contents, with blank lines unless it says otherwise; lists of parts become one list."""
     if all(isinstance(content, str) or not content for content in contents):
-        return "\n\n".join(content for content in contents if content)
+        return separator.join(content for content in contents if content)
     parts: list[Any] = []
-    for content in contents:
-        parts += [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+    for content in filter(None, contents):
+        if parts:
+            parts.append({"type": "text", "text": separator})
+        parts += [{"type": "text", "text": content}] if isinstance(content, str) else content
     return parts
 
 

@@ -28,11 +28,21 @@ class SpecialTokenGuard:
     Its control tokens are the special tokens, and those added tokens that stand in the template.
     """
 
-    def __init__(self, tokenizer: "TokenizerLike", template: str) -> None:
+    def __init__(
+        self,
+        tokenizer: "TokenizerLike",
+        template: str,
+        placeholder: str = "",
+        *,
+        only: bool = False,
+    ) -> None:
+        """`placeholder` is guarded too; with `only`, nothing else is."""
         self._tokenizer = tokenizer
         special = {tokenizer.token_text(token_id) for token_id in tokenizer.special_ids}
         others = {text for text in tokenizer.added_tokens if text in template}
         marked = {text for text in special | others if text.strip() and not text.isalnum()}
+        if placeholder:
+            marked = {placeholder} if only else marked | {placeholder}
         self._control_tokens = frozenset(marked)
         any_token = "|".join(map(re.escape, sorted(marked, key=len, reverse=True))) or "(?!)"
         self._mark = secrets.token_hex(8)
@@ -47,9 +57,19 @@ class SpecialTokenGuard:
 
     def encode(self, prompt: str) -> list[int]:
         """Return the ids of a prompt with marks."""
+        return self._tokenizer.encode_parts(self._split(prompt), self._control_tokens)
+
+    def pieces(self, prompt: str) -> list[tuple[str, bool]]:
+        """Split a prompt into what has no marks, and with the flag, tokens with their marks."""
+        around = self._mark
+        return [
+            (f"{around}{piece}{around}" if is_marked else piece, is_marked)
+            for piece, is_marked in self._split(prompt)
+        ]
+
+    def _split(self, prompt: str) -> list[tuple[str, bool]]:
         pieces = self._marked.split(prompt)
-        parts = [(piece or "", number % 2 == 1) for number, piece in enumerate(pieces)]
-        return self._tokenizer.encode_parts(parts, self._control_tokens)
+        return [(piece or "", number % 2 == 1) for number, piece in enumerate(pieces)]
 
     def unmarked(self, prompt: str) -> str:
         """Return a prompt without its marks, for people to read."""

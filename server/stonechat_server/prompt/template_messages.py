@@ -1,11 +1,15 @@
-"""Converts a request's messages to what a chat template sees: plain dicts with text content."""
+"""Converts a request's messages to what a chat template sees: plain dicts.
+
+Content is text. Where a message has images, it is a list of texts and images in their order.
+"""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from stonechat_server.errors import invalid, unsupported
+from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.parsers.json_text import load_json
+from stonechat_server.prompt.images import ImageItem
 from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.reasoning_names import text_of, with_reasoning_text
 from stonechat_server.schema.messages import (
@@ -15,6 +19,7 @@ from stonechat_server.schema.messages import (
     Message,
     ReasoningPart,
     RefusalPart,
+    SourcePart,
     TextPart,
     ToolMessage,
 )
@@ -31,6 +36,8 @@ MEDIA_PARTS = frozenset(
     }
 )
 """Types of content parts in a tool's result. A list with any other object is plain JSON."""
+TEXT_AND_IMAGES = "only text and images are read here, no audio, video or other files."
+"""Said of other parts, behind their path."""
 
 
 def to_template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
@@ -38,7 +45,7 @@ def to_template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
 
     Nulls and empty lists count as absent. Text parts are joined with newlines. A call's arguments
     become an object if they or their text are one, and are text otherwise. Raises `APIError` 400
-    for images, audio and files, and for calls outside assistant messages.
+    for audio, video and files, and for calls outside assistant messages. Images must be loaded.
     """
     converted = []
     for position, message in enumerate(messages):
@@ -64,27 +71,33 @@ def _check_no_calls(message: TemplateMessage, where: str) -> None:
             raise invalid(f"{where}.{key}", f"Only assistant messages may have {key}.")
 
 
-def _content(message: Message, where: str) -> str:
-    """Return the text of content that is not one string."""
+def _content(message: Message, where: str) -> str | list[Any]:
+    """Return the text of content that is not one string; with images, a list of items."""
     content = message.content
     if isinstance(message, ToolMessage | FunctionMessage):
         parts = [content] if isinstance(content, dict) else content
         if not is_parts(parts):
             return json.dumps(content, ensure_ascii=False)
         content = parts
-    texts = (_part_text(part, f"{where}[{i}]") for i, part in enumerate(content or ()))
-    return "\n".join(text for text in texts if text is not None)
+    items = [_part_item(part, f"{where}[{i}]") for i, part in enumerate(content or ())]
+    given = [item for item in items if item is not None]
+    texts = [item for item in given if isinstance(item, str)]
+    if len(texts) == len(given):
+        return "\n".join(texts)
+    return [{"type": "text", "text": i} if isinstance(i, str) else i for i in given]
 
 
 def is_parts(content: object) -> bool:
     """Whether a tool's result is a list of content parts, not any other JSON."""
     return isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") in TEXT_PARTS | MEDIA_PARTS for part in content
+        isinstance(part, SourcePart)
+        or (isinstance(part, dict) and part.get("type") in TEXT_PARTS | MEDIA_PARTS)
+        for part in content
     )
 
 
-def _part_text(part: object, where: str) -> str | None:
-    """Return a part's text; None for reasoning, which is not part of the content."""
+def _part_item(part: object, where: str) -> str | ImageItem | None:
+    """Return a part's text or image; None for reasoning, which is not part of the content."""
     if isinstance(part, ReasoningPart):
         return None
     if isinstance(part, TextPart | AnswerTextPart):
@@ -93,7 +106,15 @@ def _part_text(part: object, where: str) -> str | None:
         return part.refusal
     if isinstance(part, dict) and part["type"] in TEXT_PARTS:
         return str(part.get("text") or "")
-    raise unsupported(where, "This model accepts text only: no images, audio or files.")
+    if not isinstance(part, SourcePart):
+        raise no_media(where)
+    assert part.image is not None, "images are loaded before"
+    return ImageItem(part.image)
+
+
+def no_media(where: str) -> APIError:
+    """A 400 for audio, video or a file that is no image."""
+    return unsupported(where, f"'{where}': {TEXT_AND_IMAGES} Images are of the type image_url.")
 
 
 def _answer(message: AssistantMessage, dumped: TemplateMessage) -> TemplateMessage:

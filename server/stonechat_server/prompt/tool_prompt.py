@@ -11,7 +11,7 @@ from typing import Any
 
 from stonechat_server.parsers import custom_calls
 from stonechat_server.prompt.call_text import write_function_call
-from stonechat_server.prompt.message_repairs import TemplateMessage
+from stonechat_server.prompt.message_repairs import TemplateMessage, join_contents
 from stonechat_server.prompt.template_messages import to_arguments
 from stonechat_server.schema.tools import CustomTool, FunctionTool, GrammarFormat, Tool
 from stonechat_server.tool_formats.layout import ToolFormat
@@ -154,21 +154,21 @@ def without_tool_messages(
         if not is_result:
             rendered.append(_write_calls(message, format))
         elif is_after_result:
-            last = rendered[-1]
-            rendered[-1] = {
-                **last,
-                "content": f"{last['content']}\n{_write_result(message)}",
-            }
+            content = join_contents(rendered[-1]["content"], _write_result(message), separator="\n")
+            rendered[-1] = {**rendered[-1], "content": content}
         else:
             rendered.append({"role": "user", "content": _write_result(message)})
         is_after_result = is_result
     return rendered
 
 
-def _write_result(message: TemplateMessage) -> str:
-    name = message.get("name")
+def _write_result(message: TemplateMessage) -> Any:
+    """A result as text; one with images as a list of items."""
+    name, content = message.get("name"), message.get("content", "")
     opening = f'<tool_response name="{name}">' if name else "<tool_response>"
-    return f"{opening}\n{message.get('content', '')}\n</tool_response>"
+    if isinstance(content, list):
+        return join_contents(opening, content, "</tool_response>", separator="\n")
+    return f"{opening}\n{content}\n</tool_response>"
 
 
 def _write_calls(message: TemplateMessage, format: ToolFormat | None) -> TemplateMessage:

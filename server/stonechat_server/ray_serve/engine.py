@@ -121,7 +121,8 @@ class ReplicatedEngine:
         """
         if not self.is_alive:
             raise EngineDeadError("the server is shutting down")
-        salt = f"{request.adapter}\n{request.cache_salt}"
+        first_image = request.images[0].content_hash.hex() if request.images else ""
+        salt = f"{request.adapter}\n{request.cache_salt}{first_image}"
         hashes = prompt_hashes(request.prompt_token_ids, salt)
         stream = self.replicas.generate(encode(request), hashes)
         self._replica_of[request.request_id] = ""

@@ -35,12 +35,21 @@ _TOKENS = re.compile(
 )
 
 
-async def read_body(request: "Request", settings: "Settings") -> bytes:
-    """Read the body. Raises `APIError`: 413 beyond `max_body_size`, 408 after `body_timeout`."""
-    limit = settings.max_body_size
+def body_limit(settings: "Settings", *, takes_images: bool) -> int:
+    """How many bytes a body may have. Images are a third longer as base64, and do not count."""
+    images = settings.max_images_size * 4 // 3 if takes_images else 0
+    return settings.max_body_size + images
+
+
+async def read_body(request: "Request", settings: "Settings", limit: int = 0) -> bytes:
+    """Read the body. Raises `APIError`: 413 beyond `limit` bytes, 408 after `body_timeout`.
+
+    Without a limit, it is `max_body_size`.
+    """
+    limit = limit or settings.max_body_size
     content_length = request.headers.get("content-length", "")
     if content_length.isdigit() and int(content_length) > limit + MAX_DISCARDED_BYTES:
-        raise _too_large(limit)
+        raise too_large(limit)
     try:
         async with asyncio.timeout(settings.body_timeout):
             return await _join(request.stream(), limit)
@@ -53,10 +62,10 @@ async def read_body(request: "Request", settings: "Settings") -> bytes:
         ) from None
 
 
-async def discard_body(request: "Request", settings: "Settings") -> None:
+async def discard_body(request: "Request", settings: "Settings", limit: int = 0) -> None:
     """Read a body within the same bounds and drop it. See `_join` for the reason."""
     with suppress(APIError):
-        await read_body(request, settings)
+        await read_body(request, settings, limit)
 
 
 async def _join(stream: AsyncIterator[bytes], limit: int) -> bytes:
@@ -75,11 +84,12 @@ async def _join(stream: AsyncIterator[bytes], limit: int) -> bytes:
         else:
             pieces.clear()
     if size > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     return b"".join(pieces)
 
 
-def _too_large(limit: int) -> APIError:
+def too_large(limit: int) -> APIError:
+    """A 413 for a body beyond its limit."""
     return APIError(
         413,
         f"The body is larger than {limit} bytes.",

@@ -123,7 +123,8 @@ def _unknown_in_content(content: list[Any], path: KeyPath) -> Iterator[KeyPath]:
         if isinstance(part, WireModel) and not isinstance(part, ReasoningPart):
             yield from _unknown_paths(part, (*path, i))
     for i, part in enumerate(content if is_parts(content) else ()):
-        yield from _given(part, (*path, i), known=("type", "text"))
+        if not isinstance(part, WireModel):
+            yield from _given(part, (*path, i), known=("type", "text"))
 
 
 def _given(

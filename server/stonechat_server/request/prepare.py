@@ -6,10 +6,11 @@ Tools, formats and reasoning plug in here. A plain request does not enter their 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stonechat_models import EmbeddingParams, SamplingParams
+from stonechat_models import EmbeddingParams, ImageInput, SamplingParams
 from stonechat_server.errors import invalid
 from stonechat_server.parsers.deltas import ParserFactory
-from stonechat_server.prompt.chat_template import RenderOptions
+from stonechat_server.prompt.chat_template import TEMPLATE_ERROR, RenderOptions
+from stonechat_server.prompt.images import ImagePlacesError, PromptImages, placeholder_of
 from stonechat_server.prompt.template_messages import to_template_messages
 from stonechat_server.request.field_checks import check_supported
 from stonechat_server.request.sampling_params import check_prompt_logprobs, to_sampling_params
@@ -45,6 +46,7 @@ class RenderedPrompt:
     """The text without marks."""
     token_ids: list[int]
     spec: AnswerSpec
+    images: tuple[ImageInput, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class PreparedRequest:
     unenforced: tuple[str, ...] = ()
     """Paths in the request of what is not enforced of the schemas of tools."""
     prediction_token_ids: tuple[int, ...] = ()
+    images: tuple[ImageInput, ...] = ()
     embedding: EmbeddingParams | None = None
     """Set: the engine makes an embedding of the prompt, and generates nothing."""
 
@@ -98,6 +101,7 @@ def prepare_rendered(
         grammar_param=spec.grammar_param,
         unenforced=spec.unenforced,
         prediction_token_ids=prediction_token_ids(request, engine) if request.prediction else (),
+        images=prompt.images,
     )
 
 
@@ -113,7 +117,10 @@ def render(
     """
     check_supported(request)
     template = templates.select(request)
-    guard = templates.guard(template) if templates.special_tokens_as_text else None
+    has_parts = any(isinstance(message.content, list) for message in request.messages)
+    placeholder = placeholder_of(request.messages) if has_parts else ""
+    needs_guard = placeholder or templates.special_tokens_as_text
+    guard = templates.guard(template, placeholder) if needs_guard else None
     shown = guard.marked(request) if guard is not None else request
     if _is_plain(request, structure.traits(template.source)):
         spec = AnswerSpec(messages=to_template_messages(shown.messages), is_plain=True)
@@ -132,6 +139,7 @@ def render(
         continue_final_message=continue_final,
         added_text=spec.added_text,
         variables={**spec.variables, **(shown.chat_template_kwargs or {})},
+        images=PromptImages(guard) if guard is not None and placeholder else None,
     )
     text = shown_text = template.render(spec.messages, options)
     if guard is not None and shown is not request:
@@ -140,7 +148,24 @@ def render(
         token_ids = engine.tokenizer.encode(text, add_special_tokens=False)
     if not token_ids:
         raise invalid("messages", "The prompt made from the messages is empty.")
-    return RenderedPrompt(text=text, shown_text=shown_text, token_ids=token_ids, spec=spec)
+    return RenderedPrompt(
+        text=text,
+        shown_text=shown_text,
+        token_ids=token_ids,
+        spec=spec,
+        images=() if options.images is None else _placed(options.images, token_ids, engine),
+    )
+
+
+def _placed(
+    images: PromptImages, token_ids: list[int], engine: "EngineLike"
+) -> tuple[ImageInput, ...]:
+    assert engine.model.images is not None
+    try:
+        return images.inputs(token_ids, engine.model.images.token_id)
+    except ImagePlacesError as error:
+        message = f"The prompt does not fit its images: {error}."
+        raise invalid("messages", message, TEMPLATE_ERROR) from error
 
 
 def _is_plain(request: ChatCompletionRequest, traits: "TemplateTraits") -> bool:

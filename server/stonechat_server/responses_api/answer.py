@@ -98,6 +98,8 @@ class InputTokensDetails(msgspec.Struct, kw_only=True):
 
     cached_tokens: int
     cache_write_tokens: int
+    image_tokens: int | UnsetType = UNSET
+    """Only if the prompt has images: OpenAI's own type has no such key."""
 
 
 class OutputTokensDetails(msgspec.Struct, kw_only=True):

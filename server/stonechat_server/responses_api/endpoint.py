@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from msgspec import UNSET, UnsetType
 
 from stonechat_server.errors import MISSING, APIError
+from stonechat_server.images.references import find_images
 from stonechat_server.request.prepare import prepare
 from stonechat_server.responses_api.answer import Response
 from stonechat_server.responses_api.events import StreamError
@@ -85,6 +86,7 @@ class ResponsesEndpoint(Endpoint):
             wire=wire,
             ignored=reading.ignored,
             names=reading.names,
+            images=find_images(reading.chat.messages) if reading.has_images else (),
             num_extra_bytes=references.num_bytes,
             tools=reading.tools,
             keep=partial(kept.keep, tenant) if keeps else None,

@@ -8,7 +8,8 @@ _OWN = {
     "input": honoured(
         "a text, or items: messages, calls of functions and custom tools, their results, and "
         "reasoning; an `item_reference` to an item of an answer that is still kept (their items "
-        "together within `--max-body-size`); images, audio, files and calls of hosted tools: 400"
+        "together within `--max-body-size`); images (`input_image`); audio, other files and calls "
+        "of hosted tools: 400"
     ),
     "instructions": honoured("a system message before the input"),
     "max_output_tokens": honoured(

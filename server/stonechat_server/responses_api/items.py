@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.messages import Detail
 
 
 class InputText(WireModel):
@@ -26,20 +27,22 @@ class Refusal(WireModel):
     refusal: str
 
 
+class InputImage(WireModel):
+    """An image: a `data:` or `https:` URL, or a file of `/v1/files`."""
+
+    type: Literal["input_image"]
+    image_url: str | None = None
+    file_id: str | None = None
+    detail: Detail | None = None
+
+
 class MediaPart(WireModel):
-    """An image, audio or a file: refused."""
+    """Audio or a file: refused."""
 
-    type: Literal[
-        "input_image",
-        "input_audio",
-        "input_file",
-        "computer_screenshot",
-        "image_url",
-        "file",
-    ]
+    type: Literal["input_audio", "input_file", "computer_screenshot", "image_url", "file"]
 
 
-Part = Annotated[InputText | Refusal | MediaPart, Field(discriminator="type")]
+Part = Annotated[InputText | Refusal | InputImage | MediaPart, Field(discriminator="type")]
 Content = str | ListOf[Part]
 
 

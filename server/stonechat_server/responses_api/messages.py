@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stonechat_server.errors import APIError, invalid, unsupported
+from stonechat_server.images.references import shortened
+from stonechat_server.prompt.template_messages import TEXT_AND_IMAGES
 from stonechat_server.responses_api import items
 from stonechat_server.responses_api.encrypted import decode_reasoning
 from stonechat_server.responses_api.items import Content, Item
@@ -41,8 +43,8 @@ class Conversation:
 def to_messages(instructions: str | None, given: str | Sequence[Item]) -> Conversation:
     """Translate a request's instructions and input.
 
-    Raises `APIError` 400 for what is not text, for items that are not supported, and if nothing is
-    left.
+    Raises `APIError` 400 for what is neither text nor an image, for items that are not supported,
+    and if nothing is left.
     """
     conversation = Conversation()
     if instructions:
@@ -63,6 +65,9 @@ def to_messages(instructions: str | None, given: str | Sequence[Item]) -> Conver
         else:
             _add_answer(conversation, answer)
             answer = None
+            if isinstance(item, items.CallOutput):
+                number = len(conversation.messages)
+                conversation.names.append((f"messages[{number}].content", f"{path}.output"))
             conversation.add(_to_message(item, path), path)
     _add_answer(conversation, answer)
     if not conversation.messages:
@@ -154,7 +159,7 @@ def _to_message(item: Item, path: str) -> chat.Message:
         case items.CallOutput():
             message = chat.ToolMessage(
                 role="tool",
-                content=_text(item.output, f"{path}.output"),
+                content=_content(item.output, f"{path}.output"),
                 tool_call_id=item.call_id,
             )
             if item.name:
@@ -167,7 +172,8 @@ def _to_message(item: Item, path: str) -> chat.Message:
                 role="developer", content=_text(item.content, f"{path}.content")
             )
         case items.Message():
-            return chat.UserMessage(role="user", content=_text(item.content, f"{path}.content"))
+            content = _content(item.content, f"{path}.content")
+            return chat.UserMessage.model_construct(role="user", content=content)
     raise _refused(item, path)
 
 
@@ -188,9 +194,40 @@ def _text(content: Content, path: str) -> str:
     return "\n".join(_part_text(part, f"{path}[{i}]") for i, part in enumerate(content))
 
 
+def _content(content: Content, path: str) -> str | list[Any]:
+    """The text of content, or its parts if it has images."""
+    if isinstance(content, str) or not any(isinstance(p, items.InputImage) for p in content):
+        return _text(content, path)
+    return [
+        _image(part, f"{path}[{i}]")
+        if isinstance(part, items.InputImage)
+        else chat.TextPart(type="text", text=_part_text(part, f"{path}[{i}]"))
+        for i, part in enumerate(content)
+    ]
+
+
+def _image(part: items.InputImage, path: str) -> chat.ImagePart | chat.FilePart:
+    """An image as a part of a chat message. Of its URL, little is left in the part itself."""
+    if (part.image_url is None) == (part.file_id is None):
+        raise invalid(path, f"'{path}' must have either image_url or file_id.")
+    if part.image_url is None:
+        file = chat.FileReference(file_id=part.file_id, detail=part.detail)
+        return chat.FilePart(type="file", file=file)
+    url, part.image_url = part.image_url, shortened(part.image_url)
+    image_url = chat.ImageUrl(url=url, detail=part.detail)
+    return chat.ImagePart(type="image_url", image_url=image_url)
+
+
 def _part_text(part: items.Part, path: str) -> str:
-    if isinstance(part, items.InputText):
-        return part.text
-    if isinstance(part, items.Refusal):
-        return part.refusal
-    raise unsupported(path, "This model accepts text only: no images, audio or files.")
+    match part:
+        case items.InputText():
+            return part.text
+        case items.Refusal():
+            return part.refusal
+        case items.InputImage():
+            raise unsupported(
+                path,
+                f"'{path}': images may be in messages of the user and in outputs of calls, not in "
+                "other messages.",
+            )
+    raise unsupported(path, f"'{path}': {TEXT_AND_IMAGES} Images are of the type input_image.")

@@ -52,6 +52,11 @@ class Reading:
     ignored: list[str]
     names: list[tuple[str, str]]
 
+    @property
+    def has_images(self) -> bool:
+        """Whether a message has a list of parts: text alone is joined."""
+        return any(isinstance(message.content, list) for message in self.chat.messages)
+
 
 def read(wire: ResponsesRequest, references: References) -> Reading:
     """Translate a request. `references` has the items that it refers to.

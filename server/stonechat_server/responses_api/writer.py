@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import msgspec
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from stonechat_models import LogprobEntry, RequestOutput
@@ -213,7 +214,9 @@ def _usage(usage: TokenUsage) -> answer.Usage:
     return answer.Usage(
         input_tokens=usage.num_prompt,
         input_tokens_details=answer.InputTokensDetails(
-            cached_tokens=usage.num_cached, cache_write_tokens=usage.num_cache_written
+            cached_tokens=usage.num_cached,
+            cache_write_tokens=usage.num_cache_written,
+            image_tokens=usage.num_image or UNSET,
         ),
         output_tokens=usage.num_completion,
         output_tokens_details=answer.OutputTokensDetails(reasoning_tokens=usage.num_reasoning),

@@ -53,7 +53,10 @@ FIELDS: dict[str, FieldNote] = {
         "a name from `/v1/models`, by default the first that the key may use; "
         "any other name is a 404 `model_not_found`"
     ),
-    "messages": honoured("all roles; text as a string or as parts; images, audio, files: 400"),
+    "messages": honoured(
+        "all roles; text as a string or as parts; images (`image_url`, or `file` with an id of "
+        "`/v1/files`) in user messages and results of tools; audio, video, other files: 400"
+    ),
     "temperature": honoured(
         "0 to 2, default the model's or 1; 0 always chooses the most likely token"
     ),

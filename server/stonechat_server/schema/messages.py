@@ -3,11 +3,14 @@
 An assistant's message takes whatever a client kept from an answer, of this server or another one.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from stonechat_server.schema.base import ListOf, WireModel
+
+if TYPE_CHECKING:
+    from stonechat_models import PreparedImage
 
 
 class TextPart(WireModel):
@@ -37,30 +40,69 @@ class ReasoningPart(WireModel):
     type: Literal["thinking", "reasoning", "reasoning_text", "redacted_thinking"]
 
 
-class ImagePart(WireModel):
-    """An image. The schema has it so that the error can name it."""
+Detail = Literal["auto", "low", "high", "original"]
+
+
+class ImageUrl(WireModel):
+    """Where an image is: a `data:` URL that holds it, or an `https:` URL."""
+
+    url: str
+    detail: Detail | None = None
+
+
+class SourcePart(WireModel):
+    """A part whose image is loaded before the prompt is made."""
+
+    _image: Any = PrivateAttr(None)
+
+    @property
+    def image(self) -> "PreparedImage | None":
+        """The image, once it is loaded."""
+        return self._image  # type: ignore[no-any-return]
+
+    def set_image(self, image: "PreparedImage") -> None:
+        """Keep the image that the part refers to."""
+        self._image = image
+
+
+def _with_url(value: object) -> object:
+    """Some clients write the URL alone, without an object around it."""
+    return {"url": value} if isinstance(value, str) else value
+
+
+class ImagePart(SourcePart):
+    """An image by its URL."""
 
     type: Literal["image_url"]
-    image_url: dict[str, Any]
+    image_url: Annotated[ImageUrl, BeforeValidator(_with_url)]
 
 
-class AudioPart(WireModel):
-    """Audio. The schema has it so that the error can name it."""
+class FileReference(WireModel):
+    """A file of `/v1/files`. Files in the request itself are refused."""
 
-    type: Literal["input_audio"]
-    input_audio: dict[str, Any]
+    file_id: str | None = None
+    file_data: str | None = None
+    filename: str | None = None
+    detail: Detail | None = None
 
 
-class FilePart(WireModel):
-    """A file. The schema has it so that the error can name it."""
+class FilePart(SourcePart):
+    """A file, which must be an image."""
 
     type: Literal["file"]
-    file: dict[str, Any]
+    file: FileReference
+
+
+class MediaPart(WireModel):
+    """Audio or video. The schema has it so that the error can name it."""
+
+    type: Literal["input_audio", "audio_url", "video_url", "input_video"]
 
 
 TextParts = Annotated[ListOf[TextPart], Field(min_length=1)]
-UserPart = Annotated[TextPart | ImagePart | AudioPart | FilePart, Field(discriminator="type")]
+UserPart = Annotated[TextPart | ImagePart | MediaPart | FilePart, Field(discriminator="type")]
 UserParts = Annotated[ListOf[UserPart], Field(min_length=1)]
+"""Instructions are of text alone, but their errors name what they have instead."""
 AssistantPart = Annotated[AnswerTextPart | RefusalPart | ReasoningPart, Field(discriminator="type")]
 
 
@@ -121,7 +163,7 @@ class DeveloperMessage(WireModel):
     """Instructions; treated like a system message."""
 
     role: Literal["developer"]
-    content: str | TextParts
+    content: str | UserParts
     name: str | None = None
 
 
@@ -129,7 +171,7 @@ class SystemMessage(WireModel):
     """Instructions."""
 
     role: Literal["system"]
-    content: str | TextParts
+    content: str | UserParts
     name: str | None = None
 
 

@@ -48,11 +48,12 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class PromptTokensDetails(msgspec.Struct, kw_only=True):
-    """Prompt tokens read from and written to the prefix cache."""
+    """Prompt tokens read from and written to the prefix cache, and those of images."""
 
     cached_tokens: int
     cache_write_tokens: int
     audio_tokens: int = 0
+    image_tokens: int = 0
 
 
 class CompletionTokensDetails(msgspec.Struct, kw_only=True):
@@ -218,6 +219,8 @@ class ModelCard(msgspec.Struct, kw_only=True):
     """Why it has failed."""
     max_model_len: int | None
     """None: not known yet."""
+    input_modalities: list[Literal["text", "image"]] | UnsetType = UNSET
+    """What prompts may hold. Absent: not known yet."""
     stonechat: dict[str, Any] | None
     """How the server runs the model: device, precision, sizes in bytes and tokens. None: it was
     never loaded."""

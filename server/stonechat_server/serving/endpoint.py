@@ -15,6 +15,7 @@ from stonechat_server.request.prepare import PreparedRequest, may_take_long, pre
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
     from stonechat_server.catalog.served_model import ServedModel
+    from stonechat_server.images.references import ImageReference
     from stonechat_server.schema.base import WireModel
     from stonechat_server.schema.sampling_fields import SamplingFields
     from stonechat_server.serving.services import Services
@@ -37,6 +38,8 @@ class Call:
     """Paths of what the client set and what has no effect."""
     names: Sequence[tuple[str, str]] = ()
     """Paths in `request`, and the paths of the same values in the client's body."""
+    images: "Sequence[ImageReference]" = ()
+    """The images of `request`, which must be loaded before it is prepared."""
     num_extra_bytes: int = 0
     """The size of what the request has beside its body: the items that it refers to."""
 

@@ -18,11 +18,13 @@ from stonechat_server.catalog.entry import Entry, State
 from stonechat_server.catalog.metrics import CatalogCollector
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.engine_protocol import EngineLike
+from stonechat_server.images.loading import ImageLoader
 from stonechat_server.observability.engine_metrics import LoadedModel
 from stonechat_server.observability.ledger import Ledger
 from stonechat_server.observability.ledger.sink import LedgerSink
 from stonechat_server.observability.metrics import Metrics
 from stonechat_server.observability.tracing import Tracing
+from stonechat_server.request.body import body_limit
 from stonechat_server.request.prepare_pool import Preparations
 from stonechat_server.serving.kept_items import KeptItems
 from stonechat_server.serving.lifecycle import Lifecycle, Phase
@@ -49,6 +51,9 @@ class Services:
     lifecycle: Lifecycle
     metrics: Metrics
     preparations: Preparations
+    images: ImageLoader
+    max_body_bytes: int
+    """The longest body of a request, with the images in it."""
     kept_items: KeptItems
     ledger: Ledger | None
     tracing: Tracing | None
@@ -108,6 +113,10 @@ class Services:
             lifecycle=lifecycle,
             metrics=metrics,
             preparations=preparations,
+            images=ImageLoader(settings, metrics.images_loaded),
+            max_body_bytes=body_limit(
+                settings, takes_images=sole is None or sole.engine.model.images is not None
+            ),
             kept_items=KeptItems(settings.kept_items_size),
             ledger=ledger,
             tracing=tracing,
@@ -134,6 +143,7 @@ class Services:
 
     def close(self) -> None:
         """Write what is pending (blocking). The server answers no more requests."""
+        self.images.close()
         for entry in set(self.models.values()):
             if entry.served is not None:
                 entry.served.structure.close()

@@ -92,6 +92,8 @@ class TokenUsage:
     num_cached: int = 0
     """Prompt tokens read from the prefix cache."""
     num_cache_written: int = 0
+    num_image: int = 0
+    """Prompt tokens that are places of images."""
     num_completion: int = 0
     num_reasoning: int = 0
     num_predicted: int = 0
@@ -111,6 +113,7 @@ class AnswerReader:
     choices: list[ChoiceState]
     prompt_ids: Sequence[str]
     num_predicted_tokens: int = 0
+    num_image_tokens: int = 0
     outputs: dict[str, RequestOutput] = field(default_factory=dict, init=False)
     """The latest output of each prompt, by the engine's id."""
     prompt_logprobs: dict[int, tuple[LogprobEntry | None, ...]] = field(
@@ -198,6 +201,7 @@ class AnswerReader:
     def usage(self) -> TokenUsage:
         """The tokens so far."""
         usage = TokenUsage(num_predicted=self.num_predicted_tokens * len(self.choices))
+        usage.num_image = self.num_image_tokens
         for output in list(self.outputs.values()):  # a thread may add one
             usage.num_prompt += output.num_prompt_tokens
             usage.num_cached += output.num_cached_tokens

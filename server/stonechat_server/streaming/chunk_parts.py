@@ -23,7 +23,9 @@ def usage_body(usage: TokenUsage) -> Usage:
         completion_tokens=usage.num_completion,
         total_tokens=usage.num_prompt + usage.num_completion,
         prompt_tokens_details=PromptTokensDetails(
-            cached_tokens=usage.num_cached, cache_write_tokens=usage.num_cache_written
+            cached_tokens=usage.num_cached,
+            cache_write_tokens=usage.num_cache_written,
+            image_tokens=usage.num_image,
         ),
         completion_tokens_details=CompletionTokensDetails(
             reasoning_tokens=usage.num_reasoning,

@@ -70,11 +70,7 @@ def read_images(
     config = files.config
     if config.raw.get("vision_config") is None or config.model_type not in IMAGE_TOKENS:
         return None
-    is_bidirectional = config.model_type == "gemma3"
-    if is_bidirectional:
-        raise UnsupportedModelError("the tokens of an image attend to later ones")
-    if find_spec("PIL") is None:
-        raise UnsupportedModelError("images need Pillow: pip install 'stonechat[vision]'")
+    _check_processor(config.model_type)
     if not any((files.folder / name).is_file() for name in PROCESSOR_FILES):
         raise UnsupportedModelError("its folder has no settings of an image processor")
     weights = [t for t in stored_tensors(files) if not t.name.startswith(language_model)]
@@ -86,9 +82,21 @@ def read_images(
     default = whole.read("image_token_index", int, IMAGE_TOKENS[config.model_type])
     return ImageInfo(
         token_id=whole.read("image_token_id", int, default),
-        bidirectional=is_bidirectional,
+        bidirectional=config.model_type == "gemma3",
         has_grid_positions=has_axes,
     )
+
+
+def _check_processor(model_type: str) -> None:
+    """Refuse what is known of the processor of a type. All else is found with the first image."""
+    if find_spec("PIL") is None:
+        raise UnsupportedModelError("images need Pillow: pip install 'stonechat[vision]'")
+    if model_type == "lfm2_vl" and find_spec("torchvision") is None:
+        raise UnsupportedModelError("its image processor needs torchvision, which is not installed")
+    if model_type == "llava_onevision":
+        raise UnsupportedModelError(
+            "its processor prepares an image otherwise if a prompt has several"
+        )
 
 
 def _check_weights(weights: Sequence[TensorHeader], config: HFConfig) -> None:

@@ -1,0 +1,69 @@
+"""Images inside a request: `data:` URLs, and base64 with a media type beside it."""
+
+import binascii
+
+from stonechat_server.images.errors import (
+    Base64Error,
+    EmptyImageError,
+    MediaTypeError,
+    UrlError,
+    too_large,
+)
+
+PREFIX = "data:"
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+_OTHER_NAMES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
+_UNKNOWN = frozenset({"", "application/octet-stream"})
+"""Media types that say nothing. Without one, a `data:` URL would be text."""
+TYPES_TEXT = "PNG, JPEG, WebP or GIF"
+
+
+def is_data_url(url: str) -> bool:
+    """Whether an image is in its URL."""
+    return url[: len(PREFIX)].lower() == PREFIX
+
+
+def read_data_url(url: str, max_bytes: int) -> bytes:
+    """The bytes of an image in a URL `data:image/png;base64,...`. Raises `ImageError`."""
+    head, comma, data = url.partition(",")
+    media_type, *parameters = head[len(PREFIX) :].lower().split(";")
+    if not comma or "base64" not in parameters:
+        raise UrlError("is a data: URL without base64: write data:image/png;base64,...")
+    return read_base64(data, media_type.strip(), max_bytes)
+
+
+def read_base64(data: str, media_type: str, max_bytes: int) -> bytes:
+    """The bytes of an image that is said to be of a media type. Raises `ImageError`."""
+    if len(data) // 4 * 3 > max_bytes + 2:
+        raise too_large(max_bytes)
+    try:
+        content = binascii.a2b_base64(data, strict_mode=True)
+    except ValueError:  # also for characters beyond ASCII
+        raise Base64Error("is not valid base64") from None
+    if len(content) > max_bytes:
+        raise too_large(max_bytes)
+    check_type(content, media_type)
+    return content
+
+
+def check_type(content: bytes, media_type: str = "") -> None:
+    """Raise `ImageError` for a file that is no image, or of another type than `media_type` says."""
+    if not content:
+        raise EmptyImageError("is empty")
+    said = _OTHER_NAMES.get(media_type, media_type)
+    found = type_of(content)
+    if found is None or (said not in MEDIA_TYPES and said not in _UNKNOWN):
+        raise MediaTypeError(f"is not a {TYPES_TEXT} file")
+    if said not in _UNKNOWN and said != found:
+        raise MediaTypeError(f"is {found}, and not {media_type[:40]} as the request says")
+
+
+def type_of(content: bytes) -> str | None:
+    """The media type that the first bytes of a file show; None if it is none of `MEDIA_TYPES`."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if content.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    return "image/gif" if content[:6] in (b"GIF87a", b"GIF89a") else None

@@ -1,0 +1,75 @@
+"""Fetches images by `https`, with bounds on size, time, redirects and number."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+from urllib.parse import urljoin
+
+from stonechat_server.images.addresses import Resolver
+from stonechat_server.images.allowed_urls import AllowedUrls, ImageUrl
+from stonechat_server.images.errors import FetchError
+
+MAX_REDIRECTS = 3
+MAX_FETCHES = 16
+"""Fetches that run at the same time, of all requests."""
+NO_CLIENT = "cannot be fetched: on the server, pip install 'stonechat[vision]' is missing"
+
+
+class Client(Protocol):
+    """Gets what a URL holds: `https.Client`, or a scripted one in tests."""
+
+    async def get(self, url: ImageUrl, max_bytes: int) -> bytes | str:
+        """The bytes at a URL, or the URL that it redirects to. Raises `FetchError`."""
+
+
+class Fetcher:
+    """Fetches images of the URLs that `patterns` allow. `client`: by default one of this machine.
+
+    Each redirect is checked as the first URL is.
+    """
+
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        *,
+        timeout: float,
+        max_bytes: int,
+        client: Client | None = None,
+    ) -> None:
+        self._allowed = AllowedUrls(patterns)
+        self._timeout, self._max_bytes = timeout, max_bytes
+        self._client = client
+        self._resolver: Resolver | None = None
+        self._turns = asyncio.Semaphore(MAX_FETCHES)
+
+    def check(self, url: str) -> None:
+        """Raise `UrlError` for a URL that is not allowed."""
+        self._allowed.check(url)
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes at a URL. Raises `UrlError` or `FetchError`, and `TooLargeError`."""
+        self._allowed.check(url)
+        client = self._client = self._client or self._new_client()
+        try:
+            async with asyncio.timeout(self._timeout), self._turns:
+                for _ in range(MAX_REDIRECTS + 1):
+                    answer = await client.get(self._allowed.check(url), self._max_bytes)
+                    if isinstance(answer, bytes):
+                        return answer
+                    url = urljoin(url, answer)
+        except TimeoutError:
+            raise FetchError(f"did not arrive within {self._timeout:g} s") from None
+        raise FetchError(f"is behind more than {MAX_REDIRECTS} redirects")
+
+    def _new_client(self) -> Client:
+        try:
+            from stonechat_server.images.https import Client as HttpsClient
+        except ImportError as error:
+            raise FetchError(NO_CLIENT) from error
+        self._resolver = Resolver()
+        return HttpsClient(self._resolver)
+
+    def close(self) -> None:
+        """Fetch no more."""
+        if self._resolver is not None:
+            self._resolver.close()

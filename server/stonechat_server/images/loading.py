@@ -1,0 +1,209 @@
+"""Loads the images of a request: reads or fetches them, and prepares them for the model."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Protocol
+
+from stonechat_models import ImageOptions, InvalidImageError, TooManyImagesError, size_text
+from stonechat_server.admission.refusals import too_many_requests
+from stonechat_server.errors import APIError, invalid, unsupported
+from stonechat_server.images.data_urls import check_type, is_data_url, read_data_url
+from stonechat_server.images.errors import ImageError
+from stonechat_server.images.fetch import Client, Fetcher
+from stonechat_server.images.references import ImageReference
+
+if TYPE_CHECKING:
+    from stonechat_server.engine_protocol import EngineLike, ImageProcessorLike
+    from stonechat_server.settings import Settings
+
+MAX_LOADING = 64
+"""Requests whose images are loaded at the same time. Further ones get 429."""
+HELD_REQUESTS = 8
+"""Bound on the bytes of images that are loaded, in units of `max_images_size`."""
+CODES = {
+    "format": "unsupported_image_media_type",
+    "empty": "empty_image_file",
+    "broken": "image_parse_error",
+    "too_large": "image_too_large",
+}
+"""The code of the error for each kind of `InvalidImageError`."""
+TEXT_ONLY = "This model takes text only: no images or files."
+
+ReadFile = Callable[[str, int], Awaitable[bytes]]
+"""The content of a file of the client, by its id, of at most so many bytes. Raises `APIError`, and
+`ImageError` for a file that is too large."""
+
+
+class Observe(Protocol):
+    """Counts what was loaded for one request."""
+
+    def __call__(self, model: str, num_images: int, num_bytes: int, seconds: float) -> None: ...
+
+
+def check_takes_images(references: Sequence[ImageReference], engine: "EngineLike") -> None:
+    """Raise `APIError` 400, which names the first image, if the model takes none."""
+    if references and engine.image_processor is None:
+        reason = engine.model.image_refusal
+        message = f"This model takes no images here: {reason}" if reason else TEXT_ONLY
+        raise unsupported(references[0].path, message)
+
+
+class ImageLoader:
+    """Loads images within the bounds of the settings. `client` fetches them: see `Fetcher`."""
+
+    def __init__(
+        self, settings: "Settings", observe: Observe, client: Client | None = None
+    ) -> None:
+        self._max_images = settings.max_images
+        self._max_image_bytes = int(settings.max_image_size)
+        self._max_bytes = int(settings.max_images_size)
+        self._max_pixels = settings.max_image_pixels
+        self._observe = observe
+        self._fetcher = Fetcher(
+            settings.allow_image_urls,
+            timeout=settings.image_fetch_timeout,
+            max_bytes=self._max_image_bytes,
+            client=client,
+        )
+        self._num_requests = self._num_bytes = 0
+
+    async def load(
+        self,
+        references: Sequence[ImageReference],
+        engine: "EngineLike",
+        read_file: ReadFile,
+        metrics_name: str,
+    ) -> None:
+        """Give the part of each reference its image. The order is that of the prompt.
+
+        Raises `APIError` 400 that names the part, and `RefusedError` 429 beyond the bounds on all
+        requests together. A cancellation ends fetches and what waits for the processor.
+        """
+        check_takes_images(references, engine)
+        self._check_number(len(references))
+        processor = engine.image_processor
+        assert processor is not None
+        if self._num_requests >= MAX_LOADING:
+            raise _busy()
+        started, num_bytes = time.monotonic(), 0
+        self._num_requests += 1
+        try:
+            contents = await self._read_all(references, read_file)
+            num_bytes = self._checked_size(references, contents)
+            self._num_bytes += num_bytes
+            await _prepare_all(references, contents, processor, self._max_pixels)
+        finally:
+            self._num_requests -= 1
+            self._num_bytes -= num_bytes
+        self._observe(metrics_name, len(references), num_bytes, time.monotonic() - started)
+
+    def _check_number(self, number: int) -> None:
+        if number > self._max_images:
+            raise APIError(
+                400,
+                f"There are {number} images, and at most {self._max_images} are allowed: the "
+                "server's --max-images sets the limit.",
+                param="messages",
+                code="too_many_images",
+            )
+
+    async def _read_all(
+        self, references: Sequence[ImageReference], read_file: ReadFile
+    ) -> list[bytes]:
+        """The files of all images. The first error ends the others."""
+        tasks = [asyncio.ensure_future(self._read(r, read_file)) for r in references]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, reference: ImageReference, read_file: ReadFile) -> bytes:
+        url, limit = reference.url, self._max_image_bytes
+        try:
+            if url is None:
+                content = await read_file(_file_id(reference), limit)
+            elif is_data_url(url):
+                return await asyncio.to_thread(read_data_url, url, limit)
+            else:
+                content = await self._fetcher.fetch(url)
+            check_type(content)
+            return content
+        except ImageError as error:
+            raise _named(reference, error) from error
+        except APIError as error:
+            error.param = reference.path
+            raise
+
+    def _checked_size(self, references: Sequence[ImageReference], contents: Sequence[bytes]) -> int:
+        """The bytes of all images. Their texts in the request are given up."""
+        for reference in references:
+            reference.shorten()
+        num_bytes = sum(map(len, contents))
+        if num_bytes > self._max_bytes:
+            raise APIError(
+                400,
+                f"The images have {size_text(num_bytes)} together, and at most "
+                f"{size_text(self._max_bytes)} are allowed: the server's --max-images-size sets "
+                "the limit.",
+                param="messages",
+                code="image_file_too_large",
+            )
+        if self._num_bytes and self._num_bytes + num_bytes > HELD_REQUESTS * self._max_bytes:
+            raise _busy()
+        return num_bytes
+
+    def close(self) -> None:
+        """Fetch no more."""
+        self._fetcher.close()
+
+
+async def _prepare_all(
+    references: Sequence[ImageReference],
+    contents: Sequence[bytes],
+    processor: "ImageProcessorLike",
+    max_pixels: int,
+) -> None:
+    """Run the model's processor, which has a process of its own."""
+    pairs = sorted(zip(references, contents, strict=True), key=lambda pair: pair[0].detail)
+    for detail, group in groupby(pairs, key=lambda pair: pair[0].detail):
+        chosen = list(group)
+        files = [content for _, content in chosen]
+        options = ImageOptions(detail=detail, max_pixels=max_pixels)
+        try:
+            images = await asyncio.wrap_future(processor.prepare(files, options))
+        except TooManyImagesError as error:
+            raise _busy() from error
+        except InvalidImageError as error:
+            path = chosen[error.index][0].path
+            code = CODES.get(error.kind, "invalid_image")
+            raise invalid(path, f"'{path}': the image {error.reason}.", code) from error
+        for (reference, _), image in zip(chosen, images, strict=True):
+            reference.part.set_image(image)
+
+
+def _file_id(reference: ImageReference) -> str:
+    file = reference.part.file  # type: ignore[union-attr]  # it has no URL
+    if file.file_id is None:
+        raise unsupported(
+            reference.path,
+            f"'{reference.path}': files in a request are not read. Images go into an image_url "
+            "part, or to /v1/files with the purpose vision.",
+        )
+    return str(file.file_id)
+
+
+def _named(reference: ImageReference, error: ImageError) -> APIError:
+    what = "URL" if error.code == "invalid_image_url" else "image"
+    return invalid(reference.path, f"'{reference.path}': the {what} {error}.", code=error.code)
+
+
+def _busy() -> APIError:
+    return too_many_requests(
+        "The images of too many requests are being loaded. Try again later.",
+        reason="images_full",
+        retry_after=1.0,
+    )

@@ -1,0 +1,72 @@
+"""Images inside a request."""
+
+import base64
+
+import pytest
+
+from stonechat_server.images.data_urls import read_data_url, type_of
+from stonechat_server.images.errors import ImageError
+from tests.server.fake_images import JPEG, PNG
+
+FILES = {
+    "image/png": PNG + b"x",
+    "image/jpeg": JPEG + b"x",
+    "image/gif": b"GIF89ax",
+    "image/webp": b"RIFF\x05\0\0\0WEBPx",
+}
+
+
+def url(content: bytes, media_type: str = "image/png") -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+@pytest.mark.parametrize("media_type", FILES)
+def test_each_type_is_read(media_type: str) -> None:
+    content = FILES[media_type]
+    assert type_of(content) == media_type
+    assert read_data_url(url(content, media_type), 100) == content
+    assert read_data_url(url(content, ""), 100) == content
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        url(FILES["image/jpeg"], "image/jpg"),
+        url(FILES["image/png"], "application/octet-stream"),
+        url(FILES["image/png"]).replace("data:image/png;", "DATA:Image/PNG;charset=utf-8;"),
+    ],
+)
+def test_other_spellings(given: str) -> None:
+    assert read_data_url(given, 100) in FILES.values()
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ("data:image/png,abc", "invalid_image_url"),
+        ("data:image/png;base64", "invalid_image_url"),
+        ("data:image/png;base64,a b=", "invalid_base64_image"),
+        ("data:image/png;base64,abc", "invalid_base64_image"),
+        ("data:image/png;base64,ab-_", "invalid_base64_image"),
+        ("data:image/png;base64,YWJj\n", "invalid_base64_image"),
+        ("data:image/png;base64,YQ==YQ==", "invalid_base64_image"),
+        ("data:image/png;base64,\u00e4", "invalid_base64_image"),
+        ("data:image/png;base64,", "empty_image_file"),
+        (url(b"<svg/>", "image/svg+xml"), "unsupported_image_media_type"),
+        (url(b"BM bitmap", "image/bmp"), "unsupported_image_media_type"),
+        (url(b"%PDF-1.7", "application/pdf"), "unsupported_image_media_type"),
+        (url(b"%PDF-1.7"), "unsupported_image_media_type"),
+        (url(FILES["image/jpeg"], "image/png"), "unsupported_image_media_type"),
+        (url(FILES["image/png"], "image/svg+xml"), "unsupported_image_media_type"),
+        (url(PNG + b"x" * 93), "image_file_too_large"),
+        ("data:image/png;base64," + "A" * 10_000, "image_file_too_large"),
+    ],
+)
+def test_what_is_wrong_with_a_url(given: str, code: str) -> None:
+    with pytest.raises(ImageError) as error_info:
+        read_data_url(given, 100)
+    assert error_info.value.code == code
+
+
+def test_the_largest_file() -> None:
+    assert len(read_data_url(url(PNG + b"x" * 92), 100)) == 100
