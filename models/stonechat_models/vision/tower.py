@@ -48,13 +48,14 @@ class Tower:
         return grid_positions(self.module, token_ids, images)
 
 
-def load_tower(files: ModelFiles, language_model: tuple[str, ...]) -> Tower:
+def load_tower(files: ModelFiles, language_model: tuple[str, ...], threads: int) -> Tower:
     """Load the weights of a model whose names do not begin as in `language_model`.
 
     `language_model` are names in the files, which are safetensors. The tower runs in bfloat16 if it
     is stored so and the processor multiplies bfloat16, else in float32. Raises `ModelLoadError` if
     a weight is missing or has another shape.
     """
+    torch.set_num_threads(threads)
     dtype = choose_dtype("auto", files.config.dtype, CPU)
     with reading(files.name), ExitStack() as stack, torch.inference_mode(False):
         weights: dict[str, torch.Tensor] = {}

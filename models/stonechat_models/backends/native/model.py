@@ -198,7 +198,7 @@ class NativeModel:
             self.info = replace(self.info, image_refusal=str(error))
             return
         if images is not None:
-            self._vision = VisionPart(files, language_model)
+            self._vision = VisionPart(files, language_model, self.info.threads)
             self.info = replace(self.info, images=images)
 
     def __del__(self) -> None:

@@ -35,10 +35,11 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 class VisionPart:
     """The vision tower of a model, which is loaded when it is first used."""
 
-    def __init__(self, files: ModelFiles, language_model: tuple[str, ...]) -> None:
+    def __init__(self, files: ModelFiles, language_model: tuple[str, ...], threads: int) -> None:
         """`language_model`: how the names of the language model's weights begin in the files."""
         self._files = files
         self._language_model = language_model
+        self._threads = threads
         self._tower: Tower | None = None
 
     def encode(self, image: ImageInput) -> ImageFeatures:
@@ -55,7 +56,7 @@ class VisionPart:
         if self._tower is None:
             from stonechat_models.vision.tower import load_tower
 
-            self._tower = load_tower(self._files, self._language_model)
+            self._tower = load_tower(self._files, self._language_model, self._threads)
         return self._tower
 
 

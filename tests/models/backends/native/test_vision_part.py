@@ -1,0 +1,216 @@
+"""Image-text models whose language model is compiled answer as plain transformers does."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stonechat_models.config import EngineConfig
+from stonechat_models.runtime.build import build_engine
+from tests.models import vision_models
+from tests.models.engines import add, greedy, run
+from tests.models.test_model_file import ROOT, child_environment
+from tests.models.vision.prompts import Prompt, VisionModel, noise
+from tests.nightly import nightly
+
+SIZES = ((90, 130), (64, 64), (200, 70), (33, 50), (120, 120), (64, 90), (150, 60), (80, 80))
+IMAGES = [noise(size, seed) for seed, size in enumerate(SIZES)]
+NUM_OUTPUT = 5
+ROUNDING = 0.05
+"""Of log-probabilities: attention rounds to bfloat16."""
+HEADS = {"head_dim": 32}
+ONE_HEAD = {"num_attention_heads": 1, "num_key_value_heads": 1}
+AXES: dict[str, Any] = vision_models._sections(6, 5, 5, mrope_interleaved=True)
+TEXT_PARTS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {**ONE_HEAD, **vision_models._sections(4, 6, 6)},
+    "qwen2_5_vl": {**ONE_HEAD, **vision_models._sections(4, 6, 6)},
+    "qwen3_vl": {**HEADS, **AXES},
+    "qwen3_5": {
+        **HEADS,
+        **vision_models._sections(6, 5, 5, partial_rotary_factor=1.0),
+        **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
+    },
+    **dict.fromkeys(("gemma3", "mistral3", "smolvlm", "idefics3", "internvl"), HEADS),
+    **dict.fromkeys(("llava", "llava_next"), HEADS),
+}
+"""What makes the language models of the tiny families large enough for the compiled code."""
+USUAL = ("qwen3_vl", "qwen3_5", "gemma3", "smolvlm")
+OTHERS = sorted(TEXT_PARTS.keys() - set(USUAL))
+
+
+def make_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> VisionModel:
+    family = vision_models.FAMILIES[name]
+    changed = replace(
+        family,
+        model_type=family.model_type or name,
+        text={**family.text, "intermediate_size": 64, **TEXT_PARTS[name]},
+    )
+    monkeypatch.setitem(vision_models.FAMILIES, f"compiled {name}", changed)
+    return VisionModel(folder, f"compiled {name}")
+
+
+def engine_of(folder: Path, **settings: Any) -> Any:
+    config = EngineConfig(
+        model=str(folder), device="cpu", threads=1, max_model_len=4096, backend="native"
+    )
+    return build_engine(replace(config, **settings), lambda line: None)[0]
+
+
+def check(model: VisionModel, result: Any, prompt: Prompt) -> None:
+    """The answers are equal, up to a token whose two best choices are as good but for rounding."""
+    token_ids, logprobs = model.reference(prompt, NUM_OUTPUT)
+    assert result.error is None
+    assert len(result.token_ids) == NUM_OUTPUT
+    for entry, token_id, logprob in zip(result.logprobs, token_ids, logprobs, strict=True):
+        tops = dict(zip(entry.top_ids, entry.top_logprobs, strict=True))
+        assert tops[token_id] == pytest.approx(logprob, abs=ROUNDING)
+        if entry.token_id != token_id:
+            assert entry.logprob - tops[token_id] < ROUNDING
+            return
+
+
+@pytest.mark.parametrize("name", [*USUAL, *nightly(*OTHERS)])
+def test_answers_equal_plain_transformers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one, two, eight images and none in one step, in chunks, and cached with two choices."""
+    model = make_model(tmp_path / "model", name, monkeypatch)
+    images = IMAGES[:4] if name == "llava" else IMAGES  # its context holds no more
+    prompts = {
+        "one": model.prompt("Look: # What is it?", IMAGES[0]),
+        "two": model.prompt("Is # like # or not?", *IMAGES[1:3]),
+        "text": model.prompt("No image at all"),
+        "more": model.prompt("a#b#c#d#" * (len(images) // 4), *images),
+    }
+    for max_batch_tokens in (8192, 112):
+        engine = engine_of(tmp_path / "model", max_batch_tokens=max_batch_tokens)
+        for key, prompt in prompts.items():
+            params = greedy(NUM_OUTPUT, ignore_eos=True)
+            add(engine, key, prompt.token_ids, params, images=prompt.images)
+        results = run(engine)
+        for key, prompt in prompts.items():
+            check(model, results[key, 0], prompt)
+    turn = model.prompt("Look: # What is it? And #", IMAGES[0], IMAGES[4])
+    params = greedy(NUM_OUTPUT, n=2, ignore_eos=True)
+    add(engine, "turn", turn.token_ids, params, images=turn.images)
+    results = run(engine)
+    assert results["turn", 0].num_cached_tokens > 0
+    for i in range(2):
+        check(model, results["turn", i], turn)
+    assert engine.stats().num_image_cache_hits > 0
+
+
+def test_a_tower_is_loaded_alone_and_with_the_first_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path / "model", "qwen3_vl", monkeypatch)
+    engine = engine_of(tmp_path / "model")
+    part = engine.model._vision
+    add(engine, "text", [5, 6, 7], greedy(2))
+    run(engine)
+    assert part._tower is None
+    prompt = model.prompt("#", IMAGES[0])
+    add(engine, "image", prompt.token_ids, greedy(2), images=prompt.images)
+    run(engine)
+    inner = part._tower.module.model
+    whole = model.module.model
+    text_sizes = [sum(p.numel() for p in m.language_model.parameters()) for m in (inner, whole)]
+    assert text_sizes[0] * 50 < text_sizes[1]
+    expected = whole.visual.state_dict()
+    for name, weight in inner.visual.state_dict().items():
+        assert torch.equal(weight, expected[name])
+
+
+TEXT_ONLY = """
+import sys
+from stonechat_models.config import EngineConfig
+from stonechat_models.runtime.build import build_engine
+from stonechat_models.types import GenerateRequest, SamplingParams
+
+config = EngineConfig(model=sys.argv[1], device="cpu", threads=1, backend="native")
+engine, tokenizer = build_engine(config, lambda line: None)
+assert engine.model.info.images is not None, engine.model.info.image_refusal
+params = SamplingParams(max_tokens=3)
+engine.add(GenerateRequest(request_id="a", prompt_token_ids=[5], params=params))
+while engine.has_work:
+    engine.step()
+assert "transformers" not in sys.modules
+"""
+
+
+def test_text_alone_does_not_import_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(tmp_path / "model", "smolvlm", monkeypatch)
+    result = subprocess.run(
+        [sys.executable, "-c", TEXT_ONLY, str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=child_environment(),
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, {"format": "pt"})
+
+
+def without(names: Sequence[str]) -> Callable[[dict[str, torch.Tensor]], object]:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        chosen = [name for name in weights if all(part in name for part in names)]
+        assert chosen
+        for name in chosen:
+            del weights[name]
+
+    return change
+
+
+def test_a_tower_that_is_not_whole_is_refused_and_text_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(tmp_path / "model", "qwen3_vl", monkeypatch)
+    whole = (tmp_path / "model" / "model.safetensors").read_bytes()
+
+    def refusal(change: Callable[[dict[str, torch.Tensor]], object]) -> str:
+        (tmp_path / "model" / "model.safetensors").write_bytes(whole)
+        rewrite(tmp_path / "model", change)
+        engine = engine_of(tmp_path / "model")
+        assert engine.model.info.images is None
+        add(engine, "text", [5, 6, 7], greedy(2))
+        assert run(engine)["text", 0].error is None
+        reason: str = engine.model.info.image_refusal
+        return reason
+
+    assert "missing" in refusal(without(["visual.blocks.1.mlp", "weight"]))
+    assert "missing" in refusal(without(["visual.blocks.2."]))
+    assert "missing" in refusal(without(["visual."]))
+    (tmp_path / "model" / "model.safetensors").write_bytes(whole)
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        (tmp_path / "model" / file).unlink()
+    assert "image processor" in refusal(lambda weights: None)
+
+
+def test_a_tower_that_cannot_be_loaded_fails_its_requests_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model(tmp_path / "model", "qwen3_vl", monkeypatch)
+    rewrite(tmp_path / "model", without(["visual.merger.norm.weight"]))
+    engine = engine_of(tmp_path / "model")
+    prompt = model.prompt("#", IMAGES[0])
+    add(engine, "image", prompt.token_ids, greedy(2), images=prompt.images)
+    add(engine, "text", [5, 6, 7], greedy(2))
+    results = run(engine)
+    assert "cannot be encoded" in results["image", 0].error
+    assert "weights of the vision tower are missing" in caplog.text
+    assert results["text", 0].error is None
