@@ -80,6 +80,8 @@ class ImageInfo:
     run is computed in one step."""
     has_grid_positions: bool = False
     """Whether the tokens of an image have rotary positions in three dimensions (M-RoPE)."""
+    encoding_bytes: int = 0
+    """What the vision tower needs beside its weights for a large image, on CUDA; else 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -198,7 +198,7 @@ def assemble_engine(
             graphs=graphs,
         )
         if info.images is not None:
-            reserved_bytes += config.image_cache_bytes
+            reserved_bytes += config.image_cache_bytes + info.images.encoding_bytes
     shared = cast("ParallelModel", model) if config.tensor_parallel > 1 else None
     free = free_memory(device) if shared is None else shared.least_free_memory()
     free -= reserved_bytes

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_file import read_json, reason_of
+from stonechat_models.types import ImageInput, ImageTensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 TEST_SIZE = (96, 64)
 """Pixels of the image that a processor must take before its model is served with images."""
+LARGE_SIZE = (2048, 2048)
+"""Pixels of the image by which the memory of the vision tower is measured."""
 CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 TEXT_OUTPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "labels")
 
@@ -39,6 +42,19 @@ def image_processing_refusal(folder: Path, token_id: int) -> str:
     except Exception as error:
         return f"its image processor fails: {reason_of(error)}"
     return ""
+
+
+def large_image(folder: Path, token_id: int) -> ImageInput:
+    """Return a white image of `LARGE_SIZE`, as it is prepared for a model."""
+    from PIL import Image
+
+    processor = HFProcessor(folder, token_id)
+    _, num_tokens, arrays = processor.prepare(Image.new("RGB", LARGE_SIZE, "white"))
+    tensors = {
+        name: ImageTensor(array.dtype.name, array.shape, array.tobytes())
+        for name, array in arrays.items()
+    }
+    return ImageInput(b"", ((0, num_tokens),), tensors)
 
 
 class HFProcessor:

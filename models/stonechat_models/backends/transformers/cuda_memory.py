@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 
-from stonechat_models.backends.base import CausalModel, ForwardBatch
+from stonechat_models.backends.base import CausalModel, ForwardBatch, ImageModel
 from stonechat_models.backends.transformers.cuda_graphs import Forward, GraphedModel
 from stonechat_models.backends.transformers.static_buffers import (
     StaticBuffers,
@@ -19,11 +19,11 @@ from stonechat_models.backends.transformers.static_buffers import (
     captured_shapes,
 )
 from stonechat_models.backends.transformers.verify import random_batch
-from stonechat_models.errors import ModelLoadError
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.model_info import size_text
 from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
 from stonechat_models.sampling.state import SamplerLike, SamplingState
-from stonechat_models.types import MAX_TOP_LOGPROBS, SamplingParams
+from stonechat_models.types import MAX_TOP_LOGPROBS, ImageInput, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +189,24 @@ def step_memory(
     if keeps_state:  # a step that decodes for all: its states before and after, and its logits
         needed += max_num_seqs * (2 * model.info.state_bytes + 8 * model.info.vocab_size)
     return needed
+
+
+@torch.inference_mode()
+def tower_memory(model: ImageModel, image: ImageInput, device: torch.device) -> int:
+    """Bytes that encoding an image needs in addition to the weights, measured.
+
+    Raises `UnsupportedModelError` if it does not fit.
+    """
+    try:
+        return _peak(lambda: model.encode_image(image), device)
+    except torch.OutOfMemoryError as error:
+        free, _ = torch.cuda.mem_get_info(device)
+        raise UnsupportedModelError(
+            f"its vision tower needs more than the {size_text(free)} that are free on {device} "
+            "for a large image"
+        ) from error
+    finally:
+        torch.cuda.empty_cache()
 
 
 def _most_adapter_rows(num_seqs: int) -> list[int]:

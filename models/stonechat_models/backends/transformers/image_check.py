@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from stonechat_models.backends.base import ForwardBatch, StepImages
+from stonechat_models.backends.transformers.cuda_memory import tower_memory
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error
@@ -24,7 +25,7 @@ from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_info import ImageInfo, ModelInfo
 from stonechat_models.types import ImageInput, ImageTensor
 from stonechat_models.vision.attention_masks import bidirectional_layers, image_masks
-from stonechat_models.vision.hf_processor import image_processing_refusal
+from stonechat_models.vision.hf_processor import image_processing_refusal, large_image
 from stonechat_models.vision.positions import grid_positions, rope_index_of
 
 PLACES = ((5, 4), (12, 8))
@@ -85,7 +86,12 @@ def with_images(
     if not isinstance(model, TransformersModel):
         return replace(model.info, image_refusal="it runs one sequence at a time")
     try:
-        return replace(model.info, images=checked_images(model, case))
+        images = checked_images(model, case)
+        if folder is not None and model.device.type == "cuda":
+            image = large_image(folder, images.token_id)
+            needed = tower_memory(model, image, model.device)
+            images = replace(images, encoding_bytes=needed)
+        return replace(model.info, images=images)
     except UnsupportedModelError as error:
         model.bidirectional_layers = frozenset()
         return replace(model.info, image_refusal=str(error))

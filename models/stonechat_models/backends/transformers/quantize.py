@@ -125,7 +125,7 @@ def load_team(threads: int, progress: Progress) -> LinearTeam | None:
 def quantize_module(
     module: nn.Module, precision: Precision, team: LinearTeam | None, kind: str | None = None
 ) -> str:
-    """Replace every layer that can be quantised.
+    """Replace every layer that can be quantised, but not those of a vision tower.
 
     Each float weight is freed before the next one is quantised. `kind`: for a module on the meta
     device, the type of the device whose layers it gets. Returns `precision`, followed by the names
@@ -133,10 +133,11 @@ def quantize_module(
     be quantised.
     """
     head = module.get_output_embeddings()  # type: ignore[operator]
+    tower = _tower(module)
     num_replaced = 0
     for parent, name in _submodules(module):
         child = getattr(parent, name)
-        if child is head and (kind == "cuda" or is_on_cuda(child)):
+        if child in tower or (child is head and (kind == "cuda" or is_on_cuda(child))):
             continue
         layer_precision: Precision = "int8" if child is head else precision
         replacement = _quantised_layer(name, child, layer_precision, team, kind)
@@ -145,7 +146,9 @@ def quantize_module(
             num_replaced += 1
     if not num_replaced:
         raise UnsupportedModelError("the model has no linear layers to quantise")
-    names = sorted({_short_name(name) for name in _unquantised_matrices(module)})
+    names = sorted({_short_name(name) for name in _unquantised_matrices(module, tower)})
+    if tower:
+        names.append("vision tower")
     return f"{precision} (not: {', '.join(names)})" if names else precision
 
 
@@ -191,6 +194,17 @@ def _short_name(name: str) -> str:
     return parts[-2] if parts[-1] == "weight" and len(parts) > 1 else parts[-1]
 
 
+def _tower(module: nn.Module) -> set[nn.Module]:
+    """All modules that compute the embeddings of images. Empty for a model of text alone.
+
+    They are a small part of a model, and images suffer more than text.
+    """
+    if getattr(getattr(module, "config", None), "vision_config", None) is None:
+        return set()
+    text = {*module.get_decoder().modules(), module.get_output_embeddings()}  # type: ignore[operator]
+    return {part for part in module.modules() if text.isdisjoint(part.modules())}
+
+
 def _submodules(module: nn.Module) -> list[tuple[nn.Module, str]]:
     """Every submodule as its parent and its name there: the list keeps no replaced layer alive."""
     return [(parent, name) for parent in module.modules() for name, _ in parent.named_children()]
@@ -218,10 +232,12 @@ def _quantised_layer(
     return None
 
 
-def _unquantised_matrices(module: nn.Module) -> Iterator[str]:
-    """Names of the matrices that are multiplied but not quantised, except for routers."""
+def _unquantised_matrices(module: nn.Module, tower: set[nn.Module]) -> Iterator[str]:
+    """Names of the matrices that are multiplied but not quantised, outside routers and `tower`."""
     for name, parameter in module.named_parameters():
         owner = name.rpartition(".")[0]
+        if module.get_submodule(owner) in tower:
+            continue
         is_router = owner.rpartition(".")[2] in ROUTER_NAMES
         is_embedding = isinstance(module.get_submodule(owner), nn.Embedding)
         if parameter.dim() > 1 and not (is_router or is_embedding):

@@ -1,19 +1,27 @@
 """Decisions that depend on what a CUDA device reports, with reports made up by the test."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 from stonechat_models.backends.transformers.attention.choose import choose_attention
-from stonechat_models.backends.transformers.cuda_memory import GRAPH_BYTES, step_memory
-from stonechat_models.errors import ModelLoadError
+from stonechat_models.backends.transformers.cuda_memory import (
+    GRAPH_BYTES,
+    step_memory,
+    tower_memory,
+)
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import MAX_TOP_LOGPROBS
+from stonechat_models.vision.hf_processor import large_image
 from tests.models.device_lengths import DeviceLengths
 from tests.models.engines import CPU, make_engine
 from tests.models.tiny_loras import tiny_lora
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
+from tests.models.vision_models import save_vision_model
 
 CUDA = torch.device("cuda", 0)
 
@@ -125,6 +133,24 @@ def test_a_step_of_a_model_with_a_state_is_measured_with_many_rows(memory, monke
     model.forward = recording_forward
     step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS)
     assert shapes == [(21, VOCAB_SIZE)]
+
+
+def test_the_vision_tower_is_measured_with_a_large_image(memory, monkeypatch, tmp_path):
+    folder = save_vision_model(tmp_path / "model", "qwen2_5_vl")
+    monkeypatch.setattr("stonechat_models.vision.hf_processor.LARGE_SIZE", (280, 140))
+    image = large_image(folder, 271)
+    assert image.num_tokens == 10 * 5
+    encoded = []
+    model = SimpleNamespace(encode_image=encoded.append)
+    assert tower_memory(model, image, CPU) == 3500
+    assert encoded == [image]
+
+    def no_memory(_):
+        raise torch.OutOfMemoryError
+
+    model.encode_image = no_memory
+    with pytest.raises(UnsupportedModelError, match=r"more than the 5\.2 MB that are free on cpu"):
+        tower_memory(model, image, CPU)
 
 
 def test_the_measured_step_has_an_adapter_whose_rows_do_not_lie_together(memory, tmp_path):

@@ -29,6 +29,7 @@ from stonechat_models.types import SamplingParams
 from tests.models.engines import generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
 from tests.models.tiny_tokenizers import ascii_backend
+from tests.models.vision_models import vision_config
 from tests.nightly import nightly
 
 CPU = torch.device("cpu")
@@ -258,6 +259,17 @@ def test_matrices_that_are_not_quantised_are_named(team):
     )
     _, name, _ = quantised_copy(module, "int8", team)
     assert name == "int8 (not: mixer)"
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_a_vision_tower_stays_as_it_is(team, family):
+    module = transformers.AutoModelForImageTextToText.from_config(vision_config(family))
+    in_text = {*module.get_decoder().modules(), module.get_output_embeddings()}
+    num_tower = sum(isinstance(m, nn.Linear) and m not in in_text for m in module.modules())
+    assert num_tower > 2
+    assert quantize.quantize_module(module, "int8", team) == "int8 (not: vision tower)"
+    linears = [m for m in module.modules() if isinstance(m, nn.Linear | QuantizedLinear)]
+    assert sum(isinstance(m, nn.Linear) for m in linears) == num_tower
 
 
 def test_weights_that_break_once_quantised_are_refused(team):
