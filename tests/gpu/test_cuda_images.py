@@ -141,6 +141,8 @@ def logprobs_of(reference, family, token_ids, output_ids, seeds):
 def test_prompts_with_images_beside_text(family, device, dtype):
     """Steps with images run without graphs, the others replay them."""
     module, reference = tiny_pair(family, device, dtype)
+    if "mm_encoder_outputs" not in inspect.signature(reference.forward).parameters:
+        pytest.skip("this transformers takes no images that are encoded before")
     num_tokens = FAMILIES[family].num_tokens
     engine = build(module, device, dtype, max_batch_tokens=max(16, num_tokens + 8))
     assert isinstance(engine.model, GraphedModel)
