@@ -12,7 +12,7 @@ from stonechat_models.backends.transformers.kv_cache import LayerKV
 from tests.models.backends.transformers.attention.fake_flashinfer import (
     BatchPrefillWithPagedKVCacheWrapper,
 )
-from tests.models.backends.transformers.attention.packed import packed_batch
+from tests.models.backends.transformers.attention.packed import packed_batch, with_runs
 
 PREFILLS = [(5, 5), (20, 20), (2, 70), (13, 40), (16, 16)]
 MIXED = [(1, 30), (7, 7), (1, 1), (12, 75), (1, 32)]
@@ -105,6 +105,16 @@ def test_unsupported_layers_use_the_fallback(backend, wrappers, changes, spec):
     backend.attend(*inputs(PREFILLS, **changes), spec)
     assert backend.fallback.num_calls == 1
     assert wrappers == []
+
+
+def test_layers_in_which_tokens_see_later_ones_use_the_fallback(backend, wrappers):
+    query, kv, batch = inputs(PREFILLS)
+    batch = with_runs(batch, [[], [(2, 9)], [], [(30, 40)], []])
+    actual = backend.attend(query, kv, batch, SPECS["window"])
+    torch.testing.assert_close(actual, SdpaBackend().attend(query, kv, batch, SPECS["window"]))
+    assert (backend.fallback.num_calls, wrappers) == (1, [])
+    backend.attend(query, kv, batch.without_visible_ends(), SPECS["window"])
+    assert len(wrappers) == 1
 
 
 def test_decoding_uses_the_fallback(backend, wrappers):
