@@ -93,10 +93,22 @@ def check_images(request: GenerateRequest, model: ModelInfo) -> None:
                 f"image {place.image} takes the place of tokens that are not placeholders of "
                 f"images (id {info.token_id})",
             )
+    starts = {place.start for place in _places(request.images)}
+    if info.has_grid_positions and any(
+        p.start + p.length in starts for p in _places(request.images)
+    ):
+        raise InvalidParamsError(
+            "messages", "two images follow each other without the text that the model needs between"
+        )
     if any(not image.places for image in request.images):
         raise InvalidParamsError("messages", "an image has no placeholder in the prompt")
     if info.bidirectional:
         _check_runs(longest_run(image_runs(request.images)), request, model)
+
+
+def _touch(images: abc.Sequence[ImageInput]) -> bool:
+    starts = {place.start for place in _places(images)}
+    return any(place.start + place.length in starts for place in _places(images))
 
 
 def _check_runs(num_tokens: int, request: GenerateRequest, model: ModelInfo) -> None:

@@ -280,6 +280,26 @@ def test_images_in_wrong_places_are_refused(places, reason):
         check_images(_request(token_ids, images), _takes_images())
 
 
+def test_grids_that_touch_are_refused():
+    info = replace(_takes_images(), images=ImageInfo(token_id=IMAGE_ID, has_grid_positions=True))
+    check_images(_request(*prompt_of(1, 2, between=1)), info)
+    with pytest.raises(InvalidParamsError, match="without the text"):
+        check_images(_request(*prompt_of(1, 2, between=0)), info)
+
+
+def test_a_placeholder_in_a_text_keeps_its_embedding_beside_images(module):
+    text = [3, IMAGE_ID, 5, IMAGE_ID, 7]
+    engine = make_engine(module, images=True)
+    token_ids, _ = prompt_of(1)
+    add(engine, "image", [IMAGE_ID, *token_ids], greedy(NUM_OUTPUT), images=(image(1, 6),))
+    add(engine, "text", text, greedy(NUM_OUTPUT))
+    results = run(engine)
+    check(module, results["text", 0], text, ())
+    add(engine, "alone", [IMAGE_ID, *token_ids], greedy(NUM_OUTPUT), images=(image(1, 6),))
+    alone = run(engine)["alone", 0]
+    assert alone.token_ids == results["image", 0].token_ids
+
+
 def test_a_model_without_images_refuses_them_with_its_reason():
     request = _request(*prompt_of(1))
     check_images(request, _takes_images())

@@ -13,6 +13,9 @@ from stonechat_models import (
     FinishReason,
     GenerateRequest,
     GrammarSpec,
+    ImageInfo,
+    ImageInput,
+    ImageTensor,
     ReasoningSpec,
     SamplingParams,
     StopRules,
@@ -47,7 +50,10 @@ PARAMS = SamplingParams(
     grammar=GrammarSpec("regex", "[0-9]"),
     reasoning=ReasoningSpec("<think>", "</think>", True, 5),
 )
-REQUEST = GenerateRequest(request_id="r", prompt_token_ids=[1, 2, 100_000], params=PARAMS)
+IMAGE = ImageInput(b"\x00\xff" * 8, ((1, 2),), {"x": ImageTensor("float32", (1, 2), b"\x80" * 8)})
+REQUEST = GenerateRequest(
+    request_id="r", prompt_token_ids=[1, 2, 100_000], params=PARAMS, images=(IMAGE,)
+)
 OUTPUT = TokenOutput(
     request_id="r",
     index=1,
@@ -77,7 +83,7 @@ def send_and_receive(frame):
         Abort("r", 2),
         Stop(),
         Progress("loading"),
-        Ready(model_info(), "/folder"),
+        Ready(model_info(images=ImageInfo(token_id=7, bidirectional=True)), "/folder"),
         LoadFailed("ModelLoadError", "why"),
         StepReport([OUTPUT], EngineStats(num_running=1)),
         Refused("r", "grammar", "why"),

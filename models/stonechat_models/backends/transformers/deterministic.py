@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stonechat_models.backends.transformers.vision_parts import vision_parts
 from stonechat_models.errors import UnsupportedModelError
 
 ROWS = 32
@@ -57,17 +58,21 @@ class TiledLinear(nn.Module):
 
 
 def make_deterministic(module: nn.Module) -> None:
-    """Replace every `nn.Linear` of `module` in place.
+    """Replace every `nn.Linear` of `module` in place, but those of a vision tower: that encodes
+    each image alone.
 
     Raises `UnsupportedModelError` if weights are multiplied outside linear layers, for example in
     the experts of a mixture: other rows could still change a row's bits there.
     """
+    vision = vision_parts(module)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and child not in vision:
                 setattr(parent, name, TiledLinear(child))
     for name, parameter in module.named_parameters():
         owner = module.get_submodule(name.rpartition(".")[0])
+        if owner in vision:
+            continue
         if parameter.dim() > 1 and not isinstance(owner, TiledLinear | nn.Embedding):
             raise UnsupportedModelError(
                 f"cannot run deterministically: {name} is multiplied by {type(owner).__name__}"

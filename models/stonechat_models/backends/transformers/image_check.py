@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +20,8 @@ from stonechat_models.backends.transformers.cuda_memory import tower_memory
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error
+from stonechat_models.backends.transformers.vision_parts import vision_parts
+from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_info import ImageInfo, ModelInfo
 from stonechat_models.types import ImageInput, ImageTensor
@@ -73,28 +74,38 @@ def image_case(module: Any, num_ranks: int = 1) -> ImageCase | str:
 
 
 def with_images(
-    model: TransformersModel | PlainModel, case: ImageCase | str, folder: Path | None = None
+    model: TransformersModel | PlainModel, case: ImageCase | str, files: ModelFiles | None = None
 ) -> ModelInfo:
     """Return the model's info, which says whether it takes images.
 
-    `folder` has the files of the model's processor; None: images are prepared elsewhere.
+    `files`: the model's, with its processor's; None: images are prepared elsewhere.
     """
-    if not isinstance(case, str) and folder is not None:
-        case = image_processing_refusal(folder, case.info.token_id) or case
+    if not isinstance(case, str) and files is not None:
+        case = _refusal(model.module, case, files) or case
     if isinstance(case, str):
         return replace(model.info, image_refusal=case)
     if not isinstance(model, TransformersModel):
         return replace(model.info, image_refusal="it runs one sequence at a time")
     try:
         images = checked_images(model, case)
-        if folder is not None and model.device.type == "cuda":
-            image = large_image(folder, images.token_id)
+        if files is not None and model.device.type == "cuda":
+            image = large_image(files.folder, images.token_id)
             needed = tower_memory(model, image, model.device)
             images = replace(images, encoding_bytes=needed)
         return replace(model.info, images=images)
     except UnsupportedModelError as error:
         model.bidirectional_layers = frozenset()
-        return replace(model.info, image_refusal=str(error))
+        return replace(model.info, images=None, image_refusal=str(error))
+
+
+def _refusal(module: torch.nn.Module, case: ImageCase, files: ModelFiles) -> str:
+    """Return why the model takes no images because of its files; empty if it does."""
+    parts = vision_parts(module)
+    vision = {name for name, part in module.named_modules() if part in parts}
+    for adapter in files.adapters:
+        if any(name.removesuffix(".weight") in vision for name in adapter.layers):
+            return f"the adapter {adapter.name} changes its vision tower (--adapter merges one)"
+    return image_processing_refusal(files.folder, case.info.token_id)
 
 
 def checked_images(model: TransformersModel, case: ImageCase) -> ImageInfo:

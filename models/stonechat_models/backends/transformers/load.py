@@ -136,7 +136,7 @@ def _load(
     )
     images = image_case(module, config.tensor_parallel)
     model = _checked_model(module, info, settings, config, device, progress)
-    model.info = with_images(model, images, files.folder)
+    model.info = with_images(model, images, files)
     quantization = quantize.stored_label(module)
     if settings.precision is not None:
         has_cpu_layers = device.type == "cpu" or config.device_map is not None

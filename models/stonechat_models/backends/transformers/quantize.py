@@ -31,6 +31,7 @@ from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.packing_check import check_packing, probe_layers
 from stonechat_models.backends.transformers.verify import random_prompts
+from stonechat_models.backends.transformers.vision_parts import vision_parts
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import UnsupportedModelError
@@ -133,7 +134,7 @@ def quantize_module(
     be quantised.
     """
     head = module.get_output_embeddings()  # type: ignore[operator]
-    tower = _tower(module)
+    tower = vision_parts(module)
     num_replaced = 0
     for parent, name in _submodules(module):
         child = getattr(parent, name)
@@ -192,17 +193,6 @@ def _short_name(name: str) -> str:
     """The last part of a matrix's name, or its layer's name if that part is only `weight`."""
     parts = name.split(".")
     return parts[-2] if parts[-1] == "weight" and len(parts) > 1 else parts[-1]
-
-
-def _tower(module: nn.Module) -> set[nn.Module]:
-    """All modules that compute the embeddings of images. Empty for a model of text alone.
-
-    They are a small part of a model, and images suffer more than text.
-    """
-    if getattr(getattr(module, "config", None), "vision_config", None) is None:
-        return set()
-    text = {*module.get_decoder().modules(), module.get_output_embeddings()}  # type: ignore[operator]
-    return {part for part in module.modules() if text.isdisjoint(part.modules())}
 
 
 def _submodules(module: nn.Module) -> list[tuple[nn.Module, str]]:

@@ -22,6 +22,7 @@ from stonechat_models.backends.transformers.fused.recognise_experts import (
     is_experts,
 )
 from stonechat_models.backends.transformers.fused.recognise_router import fused_router
+from stonechat_models.backends.transformers.vision_parts import vision_parts
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ def fuse_modules(module: nn.Module) -> Counter[str]:
     The parts are RMS norms, gated MLPs, experts and their routers and, in a causal model of
     transformers, attention and whole decoder layers, which then run on packed tokens only. A part
     stays as it is if its kind is not known, or if its replacement returns other numbers on random
-    input. The original weights of merged layers are freed, part by part.
+    input. So do the parts of a vision tower. The original weights of merged layers are freed, part
+    by part.
     """
     parameter = next(module.parameters(), None)
     if parameter is None or parameter.device.type != "cuda":
@@ -56,7 +58,8 @@ def _fuse(module: nn.Module) -> Counter[str]:
     def part(_: str, part: nn.Module) -> nn.Module | None:
         return fused_norm(part) or merged_mlp(part) or fused_experts(part) or fused_router(part)
 
-    names = [name for name, _ in module.named_modules() if name]
+    vision = vision_parts(module)
+    names = [name for name, part in module.named_modules() if name and part not in vision]
     _replace(module, names, part, replaced)
     _replace(module, names, lambda _, part: fused_mixture(part), replaced)
     for kind in sorted({type(part).__name__ for part in module.modules() if is_experts(part)}):

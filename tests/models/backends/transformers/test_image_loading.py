@@ -1,0 +1,123 @@
+"""Models that see, loaded from folders: what stays of their towers, and why some take no images."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from stonechat_models.backends.transformers import image_check
+from stonechat_models.backends.transformers.image_check import image_case
+from stonechat_models.backends.transformers.load import load_transformers_model
+from stonechat_models.backends.transformers.vision_parts import vision_parts
+from stonechat_models.checkpoint.resolve import resolve_model
+from stonechat_models.config import EngineConfig
+from stonechat_models.runtime.build import build_engine
+from stonechat_models.types import ImageInput, ImageTensor
+from stonechat_models.vision.hf_processor import HFProcessor
+from stonechat_models.vision.positions import as_array
+from tests.models.engines import CPU, add, greedy, run
+from tests.models.vision_models import save_vision_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_vision_model(tmp_path_factory.mktemp("qwen") / "qwen3_vl", "qwen3_vl")
+
+
+@pytest.fixture(scope="module")
+def token_id(folder):
+    return json.loads((folder / "config.json").read_text())["image_token_id"]
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, token_id):
+    """The image of a prompt, and how many tokens it has."""
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 64, 3), dtype=np.uint8)
+    _, num_tokens, arrays = HFProcessor(folder, token_id).prepare(Image.fromarray(pixels))
+    tensors = {k: ImageTensor(str(v.dtype), v.shape, v.tobytes()) for k, v in arrays.items()}
+    return ImageInput(b"0" * 16, ((3, num_tokens),), tensors), num_tokens
+
+
+def config(folder, **settings):
+    sizes = {"kv_cache_bytes": 4 << 20, "max_model_len": 256, "threads": 1}
+    return EngineConfig(
+        model=str(folder), backend="transformers", device="cpu", **sizes, **settings
+    )
+
+
+def load(folder, **settings):
+    engine_config = config(folder, **settings)
+    files = resolve_model(engine_config, print)
+    return load_transformers_model(files, engine_config, CPU, lambda line: None)
+
+
+def test_the_tower_stays_as_it_is_when_weights_are_quantised(folder, prepared):
+    module = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    image, num_tokens = prepared
+    tensors = {k: torch.tensor(as_array(v)) for k, v in image.tensors.items()}
+    with torch.inference_mode():
+        expected = module.get_image_features(**tensors)
+    model = load(folder, quantize="int8")
+    assert model.info.images is not None
+    assert "vision tower" in model.info.quantization
+    assert "lm_head" not in model.info.quantization
+    features = model.encode_image(image)
+    assert len(features.embeddings) == num_tokens
+    torch.testing.assert_close(features.embeddings, torch.cat(expected.pooler_output))
+    layers = [torch.cat(layer) for layer in expected.deepstack_features]
+    torch.testing.assert_close(list(features.layer_embeddings), layers)
+    assert torch.nn.Linear in {type(part) for part in vision_parts(model.module)}
+
+
+def test_deterministic_answers_about_images(folder, prepared, token_id):
+    engine, _ = build_engine(config(folder, deterministic=True), lambda line: None)
+    image, num_tokens = prepared
+    token_ids = [5, 6, 7, *[token_id] * num_tokens, 8, 9]
+    add(engine, "alone", token_ids, greedy(5), images=(image,))
+    alone = run(engine)["alone", 0]
+    assert alone.error is None
+    for i in range(3):
+        text = list(range(10 + i, 30 + 3 * i))
+        add(engine, f"other {i}", text, greedy(5))
+    add(engine, "beside", [4, *token_ids], greedy(5), images=(replace_place(image, 4),))
+    add(engine, "again", token_ids, greedy(5), images=(image,))
+    again = run(engine)["again", 0]
+    assert (again.token_ids, again.logprobs) == (alone.token_ids, alone.logprobs)
+
+
+def replace_place(image, start):
+    return ImageInput(image.content_hash, ((start, image.num_tokens),), image.tensors)
+
+
+def test_a_step_that_differs_from_the_models_own_code_is_a_reason(folder):
+    module = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    case = image_case(module)
+    assert case.info.has_grid_positions
+    model = load(folder)
+    other = replace(case, rope_positions=case.rope_positions.clamp(max=9))
+    info = image_check.with_images(model, other)
+    assert info.images is None
+    assert "other logits than the model's own code" in info.image_refusal
+    assert image_check.with_images(model, case).images == case.info
+
+
+def test_why_models_take_no_images(folder, tmp_path):
+    module = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    assert "several devices" in image_case(module, num_ranks=2)
+    assert image_case(module.model.language_model) == ""
+    paligemma = save_vision_model(tmp_path / "paligemma", "paligemma")
+    assert "attend to later ones" in load(paligemma).info.image_refusal
+
+
+def test_a_folder_without_a_processor(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (copied / name).unlink()
+    info = load(copied).info
+    assert info.images is None
+    assert "image processor" in info.image_refusal
