@@ -171,7 +171,7 @@ def test_half_precision(dtype):
     [
         ("mistral3", {"FusedDecoderLayer": 2, "RotaryTable": 1}),
         pytest.param("gemma3", {"FusedAttention": 3, "RotaryTable": 1}, marks=pytest.mark.nightly),
-        ("qwen2_5_vl", {"MergedMLP": 4, "RotaryTable": 0}),  # three rows of rotary positions
+        ("qwen2_5_vl", {"MergedMLP": 2, "RotaryTable": 0}),  # three rows of rotary positions
     ],
 )
 def test_steps_with_images(family, expected):
