@@ -214,3 +214,41 @@ def test_a_tower_that_cannot_be_loaded_fails_its_requests_alone(
     assert "cannot be encoded" in results["image", 0].error
     assert "weights of the vision tower are missing" in caplog.text
     assert results["text", 0].error is None
+
+
+PUBLISHED_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
+    "qwen2_vl": (("model.visual.", "visual."), ("model.language_model.", "model.")),
+    "gemma3": (
+        ("lm_head.", "language_model.lm_head."),
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+    ),
+    "llava": (
+        ("lm_head.", "language_model.lm_head."),
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+    ),
+}
+"""The names of transformers' modules, and those of files that older versions wrote."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+def test_weights_under_the_names_of_older_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path / "model", name, monkeypatch)
+    stored = {}
+    for module_name, weight in model.module.state_dict().items():
+        for usual, published in PUBLISHED_NAMES[name]:
+            if module_name.startswith(usual):
+                module_name = published + module_name.removeprefix(usual)
+                break
+        stored[module_name] = weight.clone()
+    save_file(stored, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    engine = engine_of(tmp_path / "model")
+    prompt = model.prompt("Look: # What is it?", IMAGES[0])
+    params = greedy(NUM_OUTPUT, ignore_eos=True)
+    add(engine, "one", prompt.token_ids, params, images=prompt.images)
+    check(model, run(engine)["one", 0], prompt)

@@ -182,34 +182,47 @@ class Model {
 
   // Reads the embeddings, and computes the factors of the rotary embedding for the positions.
   void embed() {
-    const Config& c = w_.c;
-    const int half = c.rotary_dim / 2;
     const StepImages* images = w_.batch->images;
     const int64_t* rope_positions = images ? images->rope_positions : nullptr;
     w_.pool.for_each(w_.batch->tokens, [&](int t) {
-      float* row = w_.hidden_row(t);
-      const int image_row = images ? image_rows_[size_t(t)] : -1;
-      if (image_row >= 0) {
-        std::copy_n(images->embeddings + size_t(image_row) * size_t(c.hidden), c.hidden, row);
-      } else {
-        read_row(embedding, int(w_.batch->token_ids[t]), row);
-        if (c.embedding_scale != 1.0f) {
-          for (int i = 0; i < c.hidden; ++i) row[i] *= c.embedding_scale;
-        }
-      }
-      float* rope = w_.rope_row(t);
-      for (int table = 0; table < c.rotary_tables; ++table, rope += c.rotary_dim) {
-        const float* frequencies = c.inverse_frequencies + table * half;
-        for (int i = 0; i < half; ++i) {
-          const int64_t position = rope_positions
-              ? rope_positions[size_t(c.rotary_axes[i]) * size_t(w_.batch->tokens) + size_t(t)]
-              : w_.batch->positions[t];
-          float angle = float(position) * frequencies[i];
-          rope[i] = std::cos(angle) * c.rotary_scales[table];
-          rope[half + i] = std::sin(angle) * c.rotary_scales[table];
-        }
-      }
+      if (images && image_rows_[size_t(t)] >= 0) put_image_row(*images, t);
+      else put_token_row(t);
+      const float position = float(w_.batch->positions[t]);
+      if (!rope_positions) return put_rope_row(t, [position](int) { return position; });
+      put_rope_row(t, [&](int i) {
+        const size_t axis = size_t(w_.c.rotary_axes[i]);
+        return float(rope_positions[axis * size_t(w_.batch->tokens) + size_t(t)]);
+      });
     });
+  }
+
+  void put_token_row(int t) {
+    float* row = w_.hidden_row(t);
+    read_row(embedding, int(w_.batch->token_ids[t]), row);
+    if (w_.c.embedding_scale == 1.0f) return;
+    for (int i = 0; i < w_.c.hidden; ++i) row[i] *= w_.c.embedding_scale;
+  }
+
+  void put_image_row(const StepImages& images, int t) {
+    const size_t hidden = size_t(w_.c.hidden);
+    std::copy_n(images.embeddings + size_t(image_rows_[size_t(t)]) * hidden, hidden,
+                w_.hidden_row(t));
+  }
+
+  // `position(i)`: the position of token t that frequency i rotates by.
+  template <class Position>
+  void put_rope_row(int t, Position position) {
+    const Config& c = w_.c;
+    const int half = c.rotary_dim / 2;
+    float* rope = w_.rope_row(t);
+    for (int table = 0; table < c.rotary_tables; ++table, rope += c.rotary_dim) {
+      const float* frequencies = c.inverse_frequencies + table * half;
+      for (int i = 0; i < half; ++i) {
+        const float angle = position(i) * frequencies[i];
+        rope[i] = std::cos(angle) * c.rotary_scales[table];
+        rope[half + i] = std::sin(angle) * c.rotary_scales[table];
+      }
+    }
   }
 
   // Finds the row of `embeddings` that each token has, on the calling thread.
