@@ -14,6 +14,7 @@ from stonechat_models import (
     InvalidImageError,
     PreparedImage,
 )
+from tests.server.fake_engine import ByteTokenizer, FakeEngine, Script, model_info
 
 PLACEHOLDER = "<image>"
 TOKEN = "\x01"
@@ -53,6 +54,23 @@ class FakeImageProcessor:
                 return future
         future.set_result([prepared(file, options) for file in images])
         return future
+
+
+class Eyes(FakeImageProcessor):
+    """Takes any PNG file, for eight tokens."""
+
+    def prepare(
+        self, images: Sequence[bytes], options: ImageOptions
+    ) -> "Future[list[PreparedImage]]":
+        assert all(image.startswith(PNG) for image in images)
+        return super().prepare([PNG + b"8 " + image for image in images], options)
+
+
+def seeing_engine(script: Script) -> FakeEngine:
+    """An engine for real PNG files."""
+    engine = FakeEngine(script, model_info(images=IMAGES), ByteTokenizer(chat_template=TEMPLATE))
+    engine.image_processor = Eyes()
+    return engine
 
 
 def prepared(file: bytes, options: ImageOptions) -> PreparedImage:

@@ -221,8 +221,7 @@ class BenchSettings(BaseOptions):
     @model_validator(mode="after")
     def _no_server_in_process(self) -> Self:
         if self.in_process is not None:
-            names = {"base_url": "--base-url", "model": "--model", "extra_body": "--extra-body",
-                     "images": "--images"}  # fmt: skip
+            names = {"base_url": "--base-url", "model": "--model", "extra_body": "--extra-body"}
             given = [flag for name, flag in names.items() if name in self.model_fields_set]
             if given:
                 raise ValueError(f"{given[0]} is for a server; --in-process measures without one")

@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from stonechat_models import EngineDeadError, GenerateRequest, RequestOutput, SamplingDefaults
+from stonechat_models import (
+    EngineDeadError,
+    GenerateRequest,
+    RequestOutput,
+    SamplingDefaults,
+)
 from stonechat_server.bench.report.page import render_report
 from stonechat_server.bench.report.verdict import verdict
 from stonechat_server.bench.results import BenchResult
@@ -15,6 +20,7 @@ from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.cli import main
 from tests.server.fake_engine import FakeEngine, model_info, text_script
+from tests.server.fake_images import seeing_engine
 from tests.server.live import live_server
 
 NOTE = "Measured without a server: no HTTP is in these figures."
@@ -117,3 +123,34 @@ def test_settings_that_contradict_are_refused(fields: dict[str, Any], text: str)
 def test_a_model_that_does_not_load_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--in-process", "no-such-file.gguf"]) == 1
     assert capsys.readouterr().err.startswith("stonechat bench: ")
+
+
+def test_prompts_with_images_are_those_of_a_server() -> None:
+    own, served = seeing_engine(answers), seeing_engine(answers)
+    images = {"images": 2, "image_size": "20x10"}
+    result = bench(own, **images)
+    with live_server(served) as live:
+        settings = {"base_url": f"{live.url}/v1", "concurrency": (2,), "num_requests": 4,
+                    "input_tokens": 200, "output_tokens": 6, "warmup": 1, **images}  # fmt: skip
+        over_http = asyncio.run(run_bench(BenchSettings.model_validate(settings), QuietWatcher()))
+
+    def sent(engine: FakeEngine) -> set[tuple[bytes, tuple[object, ...]]]:
+        requests = [request for request in engine.requests if request.params.max_tokens == 6]
+        return {
+            (
+                bytes(request.prompt_token_ids),
+                tuple((image.content_hash, image.places) for image in request.images),
+            )
+            for request in requests
+        }
+
+    assert sent(own) == sent(served)
+    assert all(len(images) == 2 for _, images in sent(own))
+    for (level,) in (result.levels, over_http.levels):
+        assert (level.num_errors, level.num_images, level.image_tokens) == (0, 8, 64)
+
+
+def test_a_model_of_text_is_not_measured_with_images() -> None:
+    engine = FakeEngine(answers, model_info(image_refusal="images need Pillow"))
+    with pytest.raises(BenchError, match="takes no images: images need Pillow"):
+        bench(engine, images=1)

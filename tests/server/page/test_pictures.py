@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.server.fake_images import seeing_engine
+from tests.server.live import live_server
 from tests.server.live_server import LiveServer
 
+from .conftest import script
 from .test_conversations import answered, bubbles, download, menu, reopen
 from .test_page import ask, copy_as, page, piece
 
@@ -317,3 +320,23 @@ def test_a_database_of_the_version_before_is_kept(browser: Any, open_server: Liv
     tab.locator("#conversations .title", has_text="old one").click()
     tab.wait_for_selector(".bubble >> text=old question")
     context.close()
+
+
+def test_a_model_reads_what_was_attached(browser: Any, tmp_path: Path) -> None:
+    engine = seeing_engine(script("A square."))
+    with live_server(engine) as server:
+        context = browser.new_context()
+        tab = context.new_page()
+        tab.set_default_timeout(60_000)
+        tab.goto(server.url)
+        tab.wait_for_selector("#attach[title^='Attach images']")
+        attach(tab, tmp_path, square=png(20, 20))
+        ask(tab, "What is it?")
+        answered(tab, 1)
+        assert "(8 of images, 3 cached)" in tab.inner_text(".stats")
+        tab.click("#card summary")
+        assert "text, image" in tab.inner_text("#card-rows")
+        context.close()
+    (image,) = engine.requests[-1].images
+    assert image.num_tokens == 8
+    assert "</v>What is it?" in engine.prompt

@@ -12,6 +12,7 @@ from stonechat_models import (
     EngineError,
     FinishReason,
     GenerateRequest,
+    ImageInput,
     RequestOutput,
     SamplingParams,
 )
@@ -20,7 +21,8 @@ from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.targets.target import BenchError, Facts, Measured, gaps_of
 from stonechat_server.bench.targets.workload import Prompt
 from stonechat_server.engine_protocol import EngineLike
-from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions, Templates
+from stonechat_server.prompt.chat_template import RenderOptions, Templates
+from stonechat_server.prompt.images import ImagePlacesError
 
 
 @asynccontextmanager
@@ -30,6 +32,9 @@ async def engine_target(
     """Run the engine while the context lasts. Raises BenchError if it does not generate."""
     if not engine.model.generates:
         raise BenchError(f"{engine.model.name} makes embeddings; it does not generate")
+    if settings.images and engine.image_processor is None:
+        reason = engine.model.image_refusal
+        raise BenchError(f"{engine.model.name} takes no images{': ' if reason else ''}{reason}")
     facts: Facts = {
         name: value
         for name, value in asdict(engine.model).items()
@@ -37,8 +42,7 @@ async def engine_target(
     }
     await engine.start()
     try:
-        template = Templates(engine.tokenizer).default
-        yield EngineTarget(engine, settings, template, engine.model.name, facts)
+        yield EngineTarget(engine, settings, Templates(engine.tokenizer), engine.model.name, facts)
     finally:
         await engine.shutdown()
 
@@ -49,7 +53,7 @@ class EngineTarget:
 
     engine: EngineLike
     settings: BenchSettings
-    template: ChatTemplate
+    templates: Templates
     model: str
     facts: Facts
     dropped: set[str] = field(default_factory=set)
@@ -57,7 +61,8 @@ class EngineTarget:
 
     async def count(self, prompt: Prompt) -> int:
         """The number of tokens of a prompt."""
-        return len(self._encode(prompt))
+        token_ids, _ = await self._encode(prompt)
+        return len(token_ids)
 
     async def measure(
         self,
@@ -79,18 +84,21 @@ class EngineTarget:
             usage_stated=True,
             expected_tokens=wanted if self.settings.ignore_eos else None,
             repeat=repeat,
+            num_images=prompt.num_images,
         )
         times: list[float] = []
         texts: list[str] = []
         try:
             async with asyncio.timeout(self.settings.timeout):
-                request = self._request(self._encode(prompt), self._params(wanted))
+                token_ids, images = await self._encode(prompt)
+                record.image_tokens = sum(image.num_tokens for image in images)
+                request = self._request(token_ids, self._params(wanted), images)
                 async for output in self.engine.generate(request):
                     _add(record, output)
                     if text := "".join(delta.text for delta in output.deltas):
                         times.append(perf_counter())
                         texts.append(text)
-        except EngineError as error:
+        except (EngineError, ImagePlacesError) as error:
             record.error = str(error)
         except TimeoutError:
             record.error = f"no complete answer in {self.settings.timeout:g} s"
@@ -118,16 +126,27 @@ class EngineTarget:
         """Processor time of this thread: the engine computes in another."""
         return time.thread_time()
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        text = self.template.render([dict(m) for m in prompt.messages], RenderOptions())
-        return self.engine.tokenizer.encode(text)
+    async def _encode(self, prompt: Prompt) -> tuple[list[int], tuple[ImageInput, ...]]:
+        if prompt.num_images:
+            from stonechat_server.bench.targets.image_prompts import prompt_with_images
 
-    def _request(self, token_ids: Sequence[int], params: SamplingParams) -> GenerateRequest:
+            return await prompt_with_images(prompt, self.engine, self.templates)
+        messages = [dict(message) for message in prompt.messages]
+        text = self.templates.default.render(messages, RenderOptions())
+        return self.engine.tokenizer.encode(text), ()
+
+    def _request(
+        self,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        images: tuple[ImageInput, ...] = (),
+    ) -> GenerateRequest:
         return GenerateRequest(
             request_id=f"bench-{next(self._ids)}",
             prompt_token_ids=token_ids,
             params=params,
             arrival_time=time.monotonic(),
+            images=images,
         )
 
     def _params(self, num_tokens: int) -> SamplingParams:

@@ -19,12 +19,15 @@ from rich.console import Console
 
 from stonechat_models import EngineConfig, EngineError
 from stonechat_server.cli import main
+from stonechat_server.client.synthetic_images import png
 from stonechat_server.commands.chat import command
 from stonechat_server.commands.chat.api import ChatError
 from stonechat_server.commands.chat.own_server import OwnServer, own_server
 from stonechat_server.settings import Settings
+from tests.server import live
 from tests.server.catalog.scripted_models import models
 from tests.server.fake_engine import FakeEngine, model_info, text_script
+from tests.server.fake_images import seeing_engine
 from tests.server.live_server import LiveServer, live_server
 
 KEY = "sk-chat"
@@ -71,6 +74,33 @@ def test_a_refused_question_is_reported_and_forgotten(
     assert chat(server) == 0
     assert "(temperature)" in capsys.readouterr().out
     assert "one" not in server.engine.prompt
+
+
+def test_images_go_to_a_model_that_takes_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    image = tmp_path / "image.png"
+    image.write_bytes(png(8, 8, "a"))
+    engine = seeing_engine(text_script("Colours."))
+    with live.live_server(engine) as server:
+        url = ["--url", f"{server.url}/v1"]
+        assert main(["chat", *url, "--image", str(image), "--prompt", "What is it?"]) == 0
+        assert len(engine.requests[-1].images) == 1
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"/image {image} {image}\nand these?\n"))
+        assert main(["chat", *url]) == 0
+    assert len(engine.requests[-1].images) == 2
+    assert capsys.readouterr().out.count("Colours.") == 2
+
+
+def test_a_model_of_text_is_asked_nothing_with_images(
+    server: LiveServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    image = tmp_path / "image.png"
+    image.write_bytes(png(8, 8, "a"))
+    before = len(server.engine.requests)
+    assert chat(server, "--image", str(image), "--prompt", "What is it?") == 1
+    assert "tiny-test takes no images" in capsys.readouterr().err
+    assert len(server.engine.requests) == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""Prompts with images for an engine in this process, made as a server makes them."""
+
+import asyncio
+import base64
+from typing import Any
+
+from stonechat_models import ImageInput, ImageOptions
+from stonechat_server.bench.targets.workload import Prompt
+from stonechat_server.engine_protocol import EngineLike
+from stonechat_server.prompt.chat_template import RenderOptions, Templates
+from stonechat_server.prompt.images import ImageItem, PromptImages
+
+
+async def prompt_with_images(
+    prompt: Prompt, engine: EngineLike, templates: Templates
+) -> tuple[list[int], tuple[ImageInput, ...]]:
+    """The tokens of a prompt of one message, and its images at their places.
+
+    Raises `EngineError` if the model's processor fails, and `ImagePlacesError` if the template has
+    no places for images.
+    """
+    assert engine.image_processor is not None
+    assert engine.model.images is not None
+    (message,) = prompt.messages
+    parts: Any = message["content"]
+    files = [_file(part) for part in parts if part["type"] == "image_url"]
+    prepared = await asyncio.wrap_future(engine.image_processor.prepare(files, ImageOptions()))
+    items: list[Any] = [ImageItem(image) for image in prepared]
+    items += [part for part in parts if part["type"] != "image_url"]  # images come first
+    template = templates.default
+    images = PromptImages(templates.guard(template, prepared[0].placeholder))
+    text = template.render([{**message, "content": items}], RenderOptions(images=images))
+    token_ids = engine.tokenizer.encode(text)
+    return token_ids, images.inputs(token_ids, engine.model.images.token_id)
+
+
+def _file(part: Any) -> bytes:
+    return base64.b64decode(part["image_url"]["url"].partition(",")[2])
