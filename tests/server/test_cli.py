@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from stonechat_models import ImageInfo
 from stonechat_server import cli
 from stonechat_server.commands.banner import curl_line, start_banner
 from stonechat_server.settings import Settings
@@ -176,6 +177,16 @@ def test_the_banner_shows_what_was_chosen() -> None:
     assert "  page      http://127.0.0.1:8000/" in lines
     assert "  API       http://127.0.0.1:8000/v1" in lines
     assert "  docs      http://127.0.0.1:8000/docs" in lines
+
+
+def test_the_banner_says_whether_the_model_takes_images() -> None:
+    def banner(**fields: object) -> str:
+        return start_banner(model_info(**fields), "name", "http://127.0.0.1:8000", False, (), 32)
+
+    assert "images" not in banner()
+    assert "  images    up to 32 a request\n" in banner(images=ImageInfo(token_id=1))
+    refused = banner(image_refusal="images need Pillow: pip install 'stonechat[vision]'")
+    assert "  images    none: images need Pillow: pip install 'stonechat[vision]'\n" in refused
 
 
 def test_the_banner_says_where_to_put_the_key() -> None:

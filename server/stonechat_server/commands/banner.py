@@ -15,11 +15,17 @@ KEY_VARIABLE = "STONECHAT_API_KEY"
 
 
 def start_banner(
-    model: "ModelInfo", name: str, url: str, needs_key: bool, warnings: Sequence[str] = ()
+    model: "ModelInfo",
+    name: str,
+    url: str,
+    needs_key: bool,
+    warnings: Sequence[str] = (),
+    max_images: int = 0,
 ) -> str:
     """The model and its limits, the server's addresses, and a curl command to paste into a shell.
 
-    With `needs_key` the command reads the key from the variable `STONECHAT_API_KEY`.
+    With `needs_key` the command reads the key from the variable `STONECHAT_API_KEY`. A request may
+    have `max_images` if the model takes images.
     """
     attention = f"{model.attention_backend} attention, " if model.attention_backend else ""
     quantization = "" if model.quantization == "none" else f", {model.quantization}"
@@ -30,6 +36,7 @@ def start_banner(
         "weights": size_text(model.weight_bytes),
         **(_generation_rows(model) if model.generates else {}),
         **_embedding_rows(model),
+        **_image_rows(model, max_images),
         "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens per step",
     }
     if model.draft is not None:
@@ -113,6 +120,13 @@ def _embedding_rows(model: "ModelInfo") -> dict[str, str]:
         default = f" (default: {info.default_prompt})" if info.default_prompt else ""
         rows["prompts"] = ", ".join(info.prompts) + default
     return rows
+
+
+def _image_rows(model: "ModelInfo", max_images: int) -> dict[str, str]:
+    """Whether prompts may have images; empty for a model of text alone."""
+    if model.images is not None:
+        return {"images": f"up to {max_images} a request"}
+    return {"images": f"none: {model.image_refusal}"} if model.image_refusal else {}
 
 
 def _sampling_text(model: "ModelInfo") -> str:

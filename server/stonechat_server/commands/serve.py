@@ -184,7 +184,8 @@ def _banner(state: "Services", url: str, notes: Sequence[str]) -> str:
     if state.sole is None:
         return models_banner(list(dict.fromkeys(state.models.values())), url, needs_key, warnings)
     name, model = next(iter(state.models)), state.sole.engine.model
-    return start_banner(model, name, url, needs_key, [*_warnings(state.sole), *warnings])
+    warnings = [*_warnings(state.sole), *warnings]
+    return start_banner(model, name, url, needs_key, warnings, settings.max_images)
 
 
 def _import_server() -> None:
