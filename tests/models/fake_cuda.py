@@ -71,6 +71,13 @@ class Graph:
         pass
 
 
+class Generator(torch.Generator):
+    """Draws on the CPU, whatever its device."""
+
+    def __new__(cls, device: Any = CPU) -> "Generator":
+        return super().__new__(cls, on_cpu(device))
+
+
 class SyncDebug:
     """Stores the sync debug mode, which has no effect here."""
 
@@ -136,13 +143,14 @@ def install() -> None:
     }
     for name, value in replacements.items():
         setattr(torch.cuda, name, value)
+    torch.Generator = Generator  # type: ignore[misc]
     from stonechat_models.backends.transformers.cuda_memory import CudaCapturer
 
     CudaCapturer.capture = rerun(CudaCapturer.capture)
     from stonechat_models.backends.quantization.choose import cuda_linear
     from stonechat_models.backends.transformers import quantize
 
-    def on_cuda(weight: Any, bias: Any, precision: Any, _team: Any) -> Any:
+    def on_cuda(weight: Any, bias: Any, precision: Any, _team: Any, kind: Any = None) -> Any:
         return cuda_linear(weight, bias, precision)
 
     quantize.quantized_linear = on_cuda  # the original looks at the weights' device

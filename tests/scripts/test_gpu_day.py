@@ -250,7 +250,8 @@ def test_what_the_bundle_holds():
     bundle = script("bundle")
     names = {line.partition("==")[0] for line in bundle.missing("3.12")}
     assert names >= {"fastapi", "opentelemetry-api", "pydantic", "pydantic-core", "sse-starlette"}
-    assert names >= {"pytest", "pytest-xdist", "execnet", "llguidance", "typing-extensions", "pillow"}
+    assert names >= {"pytest", "pytest-xdist", "execnet", "llguidance", "pillow"}
+    assert "typing-extensions" in names
     assert not names & {"torch", "numpy", "transformers", "huggingface-hub", "tokenizers", "sympy"}
 
 
