@@ -97,7 +97,7 @@ def inspect_machine(progress: Progress) -> Machine:
         torch_cuda=torch.version.cuda or "",
         package_versions={
             name: _version(name)
-            for name in ("transformers", "tokenizers", "triton", "llguidance", "uvloop")
+            for name in ("transformers", "tokenizers", "triton", "llguidance", "pillow", "uvloop")
         },
         compiler=find_compiler(),
         native_isa=isa,

@@ -52,6 +52,8 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
         is_embedder=planner.is_embedder,
         attention=planner.attention if planner.native_refusal is not None else "",
         draft=draft,
+        may_take_images=planner.may_take_images,
+        image_refusal=planner.image_refusal,
         graphs_refusal=planner.graphs_refusal,
         num_ranks=planner.num_ranks,
     )

@@ -41,6 +41,7 @@ from stonechat_models.runtime.ranks.refusals import (
     refuse_settings,
     refuse_uneven,
 )
+from stonechat_models.vision.hf_processor import pillow_refusal
 
 if TYPE_CHECKING:
     from stonechat_models.backends.quantization.cpu_linear import LinearTeam
@@ -156,6 +157,27 @@ class FormPlanner:
         return why_no_graphs(
             self.config, self.attention, keeps_state=model.keeps_state or model.runs_plainly
         )
+
+    @property
+    def may_take_images(self) -> bool:
+        """Whether the model's files have a vision tower."""
+        headers = self.headers
+        return headers.weight_format != "gguf" and bool(headers.config.raw.get("vision_config"))
+
+    @property
+    def image_refusal(self) -> str:
+        """Why such a model takes no images, as far as it is known before it is loaded."""
+        if not self.may_take_images:
+            return ""
+        if refusal := pillow_refusal():
+            return refusal
+        if self.native_refusal is None or self._empty_model is None:
+            return ""
+        from stonechat_models.backends.transformers.image_check import RUNS_PLAINLY, code_refusal
+
+        if self._empty_model.runs_plainly:
+            return RUNS_PLAINLY
+        return code_refusal(self._empty_model.module, self.num_ranks)
 
     def forms(self) -> Iterator[ServingForm]:
         """Yield the forms that the device supports."""

@@ -48,6 +48,10 @@ class ModelSurvey:
     draft: ServingForm | None = None
     """What the draft model takes. It is not part of `free_memory`, and its share of the KV cache is
     part of that of each form."""
+    may_take_images: bool = False
+    """Whether it is a model for images and text. It takes images if its checks at load pass."""
+    image_refusal: str = ""
+    """Why such a model takes no images. Empty: nothing is known against it."""
     graphs_refusal: str | None = None
     """Why steps on a CUDA device run without CUDA graphs. None: they have them."""
     num_ranks: int = 1

@@ -26,13 +26,20 @@ CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_confi
 TEXT_OUTPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "labels")
 
 
+def pillow_refusal() -> str:
+    """Return that Pillow is missing; an empty text if it is there."""
+    if find_spec("PIL") is None:
+        return "images need Pillow: pip install 'stonechat[vision]'"
+    return ""
+
+
 def image_processing_refusal(folder: Path, token_id: int) -> str:
     """Return why images cannot be prepared for a model; an empty text if they can be.
 
     The processor is loaded, and a small image is prepared.
     """
-    if find_spec("PIL") is None:
-        return "images need Pillow: pip install 'stonechat[vision]'"
+    if refusal := pillow_refusal():
+        return refusal
     from PIL import Image
 
     try:

@@ -90,6 +90,8 @@ def describe(survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float) -> di
         "stored_types": dict(survey.stored_types),
         "max_model_len": survey.max_model_len,
         "device": survey.device,
+        "images": survey.may_take_images and not survey.image_refusal,
+        "image_refusal": survey.image_refusal,
         "attention": survey.attention,
         "graphs_refusal": survey.graphs_refusal,
         "tensor_parallel": survey.num_ranks,
@@ -135,6 +137,7 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
     return {
         "model": f"{survey.name} ({survey.architecture})",
         "served": _served_text(survey),
+        **_images_fact(survey),
         "parameters": f"{_count(survey.num_parameters)}{mixture}",
         "stored": f"{size_text(survey.stored_bytes)} ({stored_types})",
         **({} if survey.is_embedder else {"context": f"{survey.max_model_len:,} tokens"}),
@@ -144,6 +147,14 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
         **_draft_fact(survey),
         **_steps_fact(survey),
     }
+
+
+def _images_fact(survey: "ModelSurvey") -> Mapping[str, str]:
+    """Whether a model for images and text takes images."""
+    if not survey.may_take_images or survey.is_embedder:
+        return {}
+    refusal = survey.image_refusal
+    return {"images": f"no: {refusal}" if refusal else "yes, if they pass the checks at load"}
 
 
 def _ranks_fact(survey: "ModelSurvey") -> Mapping[str, str]:

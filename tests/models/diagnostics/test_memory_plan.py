@@ -35,6 +35,7 @@ from tests.models.tiny_adapters import projections, write_adapter
 from tests.models.tiny_embedders import save_embedder, save_encoder
 from tests.models.tiny_models import FAMILIES, tiny_config
 from tests.models.tiny_tokenizers import ascii_backend
+from tests.models.vision_models import save_vision_model
 from tests.nightly import nightly
 
 CPU = torch.device("cpu")
@@ -373,3 +374,26 @@ def test_an_encoder_for_another_task_is_refused(tmp_path: Path) -> None:
     refusal = survey(folder).refusal
     assert refusal is not None
     assert "neither completes texts nor makes embeddings" in refusal
+
+
+def test_models_that_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tower counts among the weights, but no decode step reads it."""
+    folder = save_vision_model(tmp_path / "llava", "llava")
+    report = survey(folder, backend="transformers")
+    assert (report.may_take_images, report.image_refusal) == (True, "")
+    config = config_for(folder, backend="transformers")
+    model = load_transformers_model(resolve_model(config, silent), config, CPU, silent)
+    assert model.info.images is not None
+    whole = form(report, "float32")
+    assert whole.weight_bytes == model.info.weight_bytes
+    text: Any = model.module
+    parts = (text.model.language_model, text.lm_head)
+    embedding = text.get_input_embeddings().weight
+    read = sum(w.nbytes for part in parts for w in part.parameters() if w is not embedding)
+    assert whole.decode_bytes == read
+    assert survey(folder, tensor_parallel=2).image_refusal == "several devices share the model"
+    blind = save_vision_model(tmp_path / "paligemma", "paligemma")
+    assert "attend to later ones" in survey(blind).image_refusal
+    monkeypatch.setattr("stonechat_models.vision.hf_processor.find_spec", lambda name: None)
+    assert "pip install 'stonechat[vision]'" in survey(folder).image_refusal
+    assert not survey(save(tmp_path / "text", tiny_config("llama"))).may_take_images

@@ -100,6 +100,25 @@ def test_the_plan_says_how_steps_run_on_a_gpu(
     assert plan.describe(survey, [], 1e9)["graphs_refusal"] == survey.graphs_refusal
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"may_take_images": True}, "yes, if they pass the checks at load"),
+        ({"may_take_images": True, "image_refusal": "it is blind"}, "no: it is blind"),
+    ],
+)
+def test_the_plan_says_whether_a_model_takes_images(
+    tiny: Path, changes: dict[str, object], expected: str | None
+) -> None:
+    config = EngineConfig(model=str(tiny), device="cpu")
+    survey = replace(survey_model(config, lambda line: None), **changes)  # type: ignore[arg-type]
+    assert plan._facts(survey, 1e9).get("images") == expected
+    described = plan.describe(survey, [], 1e9)
+    assert described["images"] is (expected is not None and expected.startswith("yes"))
+    assert described["image_refusal"] == changes.get("image_refusal", "")
+
+
 def test_a_missing_model_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tmp_path / "none.gguf")]) == 1
     assert "none.gguf" in capsys.readouterr().err

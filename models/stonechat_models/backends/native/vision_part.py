@@ -22,6 +22,7 @@ from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_info import ImageInfo
 from stonechat_models.types import ImageInput
 from stonechat_models.vision.features import ImageFeatures
+from stonechat_models.vision.hf_processor import pillow_refusal
 
 if TYPE_CHECKING:
     from stonechat_models.vision.tower import Tower
@@ -90,8 +91,8 @@ def read_images(
 
 def _check_processor(model_type: str) -> None:
     """Refuse what is known of the processor of a type. All else is found with the first image."""
-    if find_spec("PIL") is None:
-        raise UnsupportedModelError("images need Pillow: pip install 'stonechat[vision]'")
+    if refusal := pillow_refusal():
+        raise UnsupportedModelError(refusal)
     if model_type == "lfm2_vl" and find_spec("torchvision") is None:
         raise UnsupportedModelError("its image processor needs torchvision, which is not installed")
     if model_type == "llava_onevision":

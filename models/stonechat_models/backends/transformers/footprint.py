@@ -21,6 +21,7 @@ from stonechat_models.backends.transformers.recurrent import (
 )
 from stonechat_models.backends.transformers.split import splits_keys, splits_of
 from stonechat_models.backends.transformers.verify import random_prompts
+from stonechat_models.backends.transformers.vision_parts import vision_parts
 from stonechat_models.checkpoint.headers import Footprint
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import EngineError, UnsupportedModelError
@@ -100,8 +101,11 @@ class EmptyModel:
         for name in splits.keys() & sizes.keys():  # a weight may be shared by two layers
             sizes[name] //= num_ranks
         total = sum(sizes.values())
+        tower = sum(
+            w.nbytes for part in vision_parts(module) for w in part.parameters(recurse=False)
+        )
         experts = sum(size for name, size in sizes.items() if ".experts." in name)
-        decode_bytes = total - round(experts * (1.0 - self._expert_share))
+        decode_bytes = total - tower - round(experts * (1.0 - self._expert_share))
         embedding = module.get_input_embeddings().weight  # type: ignore[operator]
         head = module.get_output_embeddings()  # type: ignore[operator]
         if getattr(head, "weight", None) is not embedding:
@@ -115,6 +119,11 @@ class EmptyModel:
             for s in self._state_shapes
         )
         return Footprint(total, decode_bytes, kv_bytes, state_bytes)
+
+
+def _own_bytes(module: nn.Module) -> int:
+    """Bytes of the weights of a module, without its submodules."""
+    return sum(weight.nbytes for weight in module.parameters(recurse=False))
 
 
 def _calls_attention_functions(module: nn.Module) -> bool:

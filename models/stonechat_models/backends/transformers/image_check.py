@@ -36,6 +36,7 @@ TEXT_LENGTH = 7
 """Tokens of another sequence in the same step."""
 GRIDS = ((1, 2, 2), (1, 2, 4))
 """Patches of the images after merging: time, height, width."""
+RUNS_PLAINLY = "it runs one sequence at a time"
 TYPE_NAMES = ("mm_token_type_ids", "token_type_ids")
 
 
@@ -59,18 +60,29 @@ def image_case(module: Any, num_ranks: int = 1) -> ImageCase | str:
     """
     if getattr(module.config, "vision_config", None) is None:
         return ""
-    if num_ranks > 1:
-        return "several devices share the model"
-    token_id = getattr(module.config, "image_token_id", None)
-    parameters = inspect.signature(module.forward).parameters
-    if token_id is None or "mm_encoder_outputs" not in parameters:
-        return "its code takes no images that are encoded before"
+    refusal = code_refusal(module, num_ranks)
+    if refusal:
+        return refusal
     try:
-        return _run(module, int(token_id), set(parameters))
+        return _run(module)
     except UnsupportedModelError as error:
         return str(error)
     except Exception as error:  # whatever the model's own code raises
         return f"a forward pass with images fails: {error}"
+
+
+def code_refusal(module: Any, num_ranks: int = 1) -> str:
+    """Return why a model that could take images takes none, as far as its code says; or nothing."""
+    if num_ranks > 1:
+        return "several devices share the model"
+    has_token = getattr(module.config, "image_token_id", None) is not None
+    if not has_token or "mm_encoder_outputs" not in inspect.signature(module.forward).parameters:
+        return "its code takes no images that are encoded before"
+    try:
+        bidirectional_layers(type(module), module.config)
+    except UnsupportedModelError as error:
+        return str(error)
+    return ""
 
 
 def with_images(
@@ -85,7 +97,7 @@ def with_images(
     if isinstance(case, str):
         return replace(model.info, image_refusal=case)
     if not isinstance(model, TransformersModel):
-        return replace(model.info, image_refusal="it runs one sequence at a time")
+        return replace(model.info, image_refusal=RUNS_PLAINLY)
     try:
         images = checked_images(model, case)
         if files is not None and model.device.type == "cuda":
@@ -128,7 +140,9 @@ def checked_images(model: TransformersModel, case: ImageCase) -> ImageInfo:
 
 
 @torch.inference_mode()
-def _run(module: Any, token_id: int, parameters: set[str]) -> ImageCase:
+def _run(module: Any) -> ImageCase:
+    token_id = int(module.config.image_token_id)
+    parameters = inspect.signature(module.forward).parameters
     table = module.get_input_embeddings()
     device, generator = table.weight.device, torch.Generator().manual_seed(0)
     token_ids = torch.randint(len(table.weight), (PROMPT_LENGTH,), generator=generator)
