@@ -9,7 +9,6 @@ from stonechat_models import AsyncEngine, EngineConfig
 from stonechat_server.scorecard.command import Options, examine
 from stonechat_server.scorecard.outcome import CHECKS, HONOURED
 from stonechat_server.scorecard.report import details
-
 from tests.models.vision_models import save_vision_model
 from tests.server.live import live_server
 
