@@ -113,7 +113,9 @@ class PacedEngine:
         )
 
 
-def paced_engine(config: EngineConfig, progress: Callable[[str], None]) -> tuple[Any, Tokenizer]:
+def paced_engine(
+    config: EngineConfig, progress: Callable[[str], None], give_up: object = None
+) -> tuple[Any, Tokenizer]:
     """Stand in for `build_engine`: return an engine without a model, and the real tokenizer."""
     tokenizer = Tokenizer.from_folder(resolve_model(config, progress).folder)
     info = ModelInfo(
