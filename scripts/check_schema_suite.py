@@ -19,7 +19,7 @@ from typing import Any
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import GrammarError
-from stonechat_models.grammar.compiler import CompiledGrammar, GrammarCompiler
+from stonechat_models.grammar.compiler import CompiledGrammar, GrammarCompiler, GrammarConstraint
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import GrammarSpec
 
@@ -52,6 +52,7 @@ def accepts(compiled: CompiledGrammar, tokenizer: Tokenizer, document: object) -
     for separators in SEPARATORS:
         text = json.dumps(document, ensure_ascii=False, separators=separators)
         constraint = compiled.new_constraint()
+        assert isinstance(constraint, GrammarConstraint)
         is_allowed = True
         for token_id in tokenizer.encode(text):
             is_allowed = constraint.allows(token_id)

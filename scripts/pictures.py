@@ -9,10 +9,10 @@ import argparse
 import shutil
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, ViewportSize, sync_playwright
 
 QUESTION = "Write a Python function that finds the longest word in a text."
-SIZE = {"width": 1100, "height": 680}
+SIZE = ViewportSize(width=1100, height=680)
 
 
 def picture_of_page(browser: Browser, url: str, target: Path) -> None:

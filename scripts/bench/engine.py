@@ -46,6 +46,7 @@ def main() -> None:
     )
     started = time.perf_counter()
     engine, _ = build_engine(config, lambda line: print(line, file=sys.stderr))
+    assert isinstance(engine, Engine), "the model makes embeddings only"
     report: dict[str, object] = {
         "model": asdict(engine.model.info),
         "load_seconds": time.perf_counter() - started,
@@ -147,9 +148,10 @@ def step_parts(engine: Engine, concurrency: int) -> dict[str, float]:
     while any(s.num_remaining > 1 for s in engine.scheduler.running) or engine.scheduler.waiting:
         engine.step()
     forward, sampler = Timed(engine.model.forward), Timed(engine.sampler.launch)
-    kernel_seconds = getattr(engine.model, "part_seconds", dict)
+    kernel_seconds: Callable[[], dict[str, float]] = getattr(engine.model, "part_seconds", dict)
     before, started, num_steps = kernel_seconds(), time.perf_counter(), 0
-    engine.model.forward, engine.sampler.launch = forward, sampler  # type: ignore[method-assign]
+    engine.model.forward = forward  # type: ignore[method-assign, assignment]
+    engine.sampler.launch = sampler  # type: ignore[method-assign, assignment]
     while engine.has_work:
         engine.step()
         num_steps += 1

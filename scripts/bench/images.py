@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ import torch
 from stonechat_models import (
     EngineConfig,
     GenerateRequest,
+    ImageInput,
     ImageProcessor,
     PreparedImage,
     SamplingParams,
@@ -94,19 +96,19 @@ def measure(
     first_token(engine, tokenizer, "Hello. ", None)
     for number in range(arguments.rounds):
         data = png(width, height, str(number))
-        timed("processor", lambda data=data: prepared.extend(processor.prepare([data]).result()))
+        timed("processor", partial(add_prepared, prepared, processor, data))
         image = prepared[-1]
-        timed("text alone", lambda n=number: first_token(engine, tokenizer, f"Text {n}. ", None))
+        timed("text alone", partial(first_token, engine, tokenizer, f"Text {number}. ", None))
         seen = engine.stats().image_encode_seconds
-        timed("new image", lambda image=image: first_token(engine, tokenizer, "", image))
+        timed("new image", partial(first_token, engine, tokenizer, "", image))
         times.setdefault("tower", []).append(engine.stats().image_encode_seconds - seen)
         timed(
             "image in another conversation",
-            lambda image=image: first_token(engine, tokenizer, "Another. ", image),
+            partial(first_token, engine, tokenizer, "Another. ", image),
         )
         timed(
             "image in the next turn",
-            lambda image=image: first_token(engine, tokenizer, "", image, "And now? "),
+            partial(first_token, engine, tokenizer, "", image, "And now? "),
         )
     num_text_tokens = len(tokenizer.encode(TEXT))
     print(
@@ -120,15 +122,21 @@ def measure(
         print(f"{name:30s} {1000 * statistics.median(values):8.1f} ms to the first token")
 
 
+def add_prepared(prepared: list[PreparedImage], processor: ImageProcessor, data: bytes) -> None:
+    prepared += processor.prepare([data]).result()
+
+
 def first_token(
     engine: Engine, tokenizer: Tokenizer, before: str, image: PreparedImage | None, after: str = ""
 ) -> None:
     """Run a request up to its first token."""
     place = "" if image is None else image.text
     token_ids = tokenizer.encode(f"User: {before}{place}{TEXT}{after}\nAssistant:")
-    images = ()
+    images: tuple[ImageInput, ...] = ()
     if image is not None:
-        token_id = engine.model.info.images.token_id
+        info = engine.model.info.images
+        assert info is not None, "the model takes no images"
+        token_id = info.token_id
         places = [at for at, token in enumerate(token_ids) if token == token_id]
         assert len(places) == image.num_tokens
         images = (image.placed(runs(places)),)

@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,9 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         names = write_adapters(engine, Path(folder), arguments.adapters, arguments.rank)
         del engine
-        engine = build(
-            EngineConfig(**{**fields_of(config), "lora": tuple(f"{n}={folder}/{n}" for n in names)})
-        )
+        engine = build(replace(config, lora=tuple(f"{n}={folder}/{n}" for n in names)))
     sizes = [adapter.num_bytes for adapter in engine.model.info.adapters]
     print(f"{len(names)} adapters of {sizes[0] / 1e6:.1f} MB each", file=sys.stderr)
     mixes = {
@@ -89,10 +88,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def fields_of(config: EngineConfig) -> dict[str, object]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
-
-
 def build(config: EngineConfig) -> Engine:
     engine, _ = build_engine(config, lambda line: print(line, file=sys.stderr))
     assert isinstance(engine, Engine)
@@ -111,7 +106,7 @@ def write_adapters(engine: Engine, folder: Path, count: int, rank: int) -> list[
     names = [f"adapter-{i}" for i in range(count)]
     for i, name in enumerate(names):
         generator = torch.Generator().manual_seed(i)
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for layer, (num_inputs, num_outputs) in layers.items():
             a = torch.randn(rank, num_inputs, generator=generator) * num_inputs**-0.5
             b = torch.randn(num_outputs, rank, generator=generator) * 0.01

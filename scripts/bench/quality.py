@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,7 +25,8 @@ from stonechat_models.backends.base import CausalModel, ForwardBatch
 from stonechat_models.backends.quantization.choose import cuda_linear
 from stonechat_models.backends.transformers.load import load_module
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
-from stonechat_models.config import EngineConfig
+from stonechat_models.config import EngineConfig, Precision
+from stonechat_models.engine.engine import Engine
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.runtime.build import build_engine
 from stonechat_models.text.tokenizer import Tokenizer
@@ -74,7 +76,7 @@ def main() -> None:
     for quantize, kv_cache_dtype in product(arguments.quantize, arguments.kv_cache_dtype):
         config = replace(base_config, quantize=quantize, kv_cache_dtype=kv_cache_dtype)
         try:
-            model = build_engine(config, report)[0].model
+            model = model_of(config)
         except ModelLoadError as error:
             print(f"| {quantize}: {error} | {kv_cache_dtype} | | | | | |")
             continue
@@ -97,6 +99,13 @@ def report(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def model_of(config: EngineConfig) -> CausalModel:
+    """Load a model that generates text."""
+    engine, _ = build_engine(config, report)
+    assert isinstance(engine, Engine), "the model makes embeddings only"
+    return engine.model
+
+
 def reference_logits(
     files: ModelFiles, config: EngineConfig, windows: list[list[int]]
 ) -> list[torch.Tensor]:
@@ -109,10 +118,10 @@ def cuda_logits(
     files: ModelFiles, config: EngineConfig, windows: list[list[int]], precision: str
 ) -> list[torch.Tensor]:
     module = load_module(files, config, torch.device("cpu"), torch.bfloat16, progress=report)
-    head = module.get_output_embeddings()
+    head = cast(Any, module).get_output_embeddings()
     linears = [(n, m) for n, m in module.named_modules() if type(m) is nn.Linear and m is not head]
     for name, linear in linears if precision != "none" else ():
-        layer = cuda_linear(linear.weight, linear.bias, precision)
+        layer = cuda_linear(linear.weight, linear.bias, cast(Precision, precision))
         if layer is not None:
             module.set_submodule(name, layer)
     with torch.inference_mode():

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import gguf
 import torch
-from quality import BLOCK_SIZE, TEXT, WINDOW, compare, logits_of, reference_logits, report
+from quality import BLOCK_SIZE, TEXT, WINDOW, compare, logits_of, model_of, reference_logits, report
 
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
-from stonechat_models.runtime.build import build_engine
 from stonechat_models.text.tokenizer import Tokenizer
 
 Logits = list[torch.Tensor]
@@ -53,7 +52,7 @@ def main() -> None:
 def form_row(path: Path, windows: list[list[int]], original: Logits, expected: Logits) -> str:
     """The line of one form, whose logits in float32 are `expected`."""
     form = compare(windows, original, expected)
-    model = build_engine(config_of(path), report)[0].model
+    model = model_of(config_of(path))
     own = compare(windows, expected, [logits_of(model, w) for w in windows])
     cells = [
         *(path.stem, type_shares(path), f"{path.stat().st_size / 1e6:.0f}"),

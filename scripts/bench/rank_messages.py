@@ -8,6 +8,7 @@ to send it, that of the other rank to read it, and the time until another proces
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection
 from statistics import median
@@ -44,6 +45,10 @@ def follow(connection: "Connection[Any, Any]") -> None:
         connection.send_bytes(b"")
 
 
+def encoded(pipe: FramePipe, batch: Any) -> bytes:
+    return pipe.encode(step_message(batch))
+
+
 def timed(function: Callable[[], object]) -> float:
     """Return the median time of a call in µs."""
     times = []
@@ -70,8 +75,8 @@ def main() -> int:
             pipe.send_encoded(pipe.encode(step_message(batch)))
             ours.recv_bytes()
 
-        make = timed(lambda batch=batch: pipe.encode(step_message(batch)))
-        read = timed(lambda message=message: read_step(message))
+        make = timed(partial(encoded, pipe, batch))
+        read = timed(partial(read_step, message))
         print(f"{name:<24}{len(data):>9}{make:>9.0f}{read:>9.0f}{timed(ask):>11.0f}")
     pipe.send(CountFree())
     follower.join()

@@ -71,7 +71,8 @@ def main(words: list[str] | None = None) -> int:
         with contextlib.closing(Children(parts(arguments), folder, words)) as children:
             for child in children:
                 seconds_left = 60 * arguments.minutes - (time.time() - started)
-                section = results["sections"][child.name] = {}
+                section: dict[str, Any] = {}
+                results["sections"][child.name] = section
                 child.run(min(seconds_left, arguments.most), section)
                 results["seconds"] = time.time() - started
                 text = json.dumps(results, indent=2)

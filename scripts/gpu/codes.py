@@ -85,7 +85,7 @@ def compile_case(case: tuple[Any, ...]) -> None:
     small = random_codes(type_name, 16, k, torch.device("cpu"))
     x = torch.empty(m, k, dtype=torch.bfloat16, device="meta")
     output = torch.empty(m, n, dtype=torch.bfloat16, device="meta")
-    planes = {
+    planes: dict[str, Any] = {
         name: None if plane is None else plane.to("meta")
         for name in ("low", "high", "scales", "extra", "table")
         for plane in (getattr(small, name),)

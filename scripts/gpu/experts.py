@@ -116,7 +116,8 @@ def time_shape(name: str, shape: tuple[int, int, int, int], end: float, write: A
                 grouped_mm(module, *call)
 
         tiles = candidates(num_tokens, shape)
-        runs = [("grouped_mm", theirs), *((tile, partial(ours, tile)) for tile in tiles)]
+        runs: list[tuple[Any, Any]] = [("grouped_mm", theirs)]
+        runs += [(tile, partial(ours, tile)) for tile in tiles]
         for tile, run in runs:
             if time.monotonic() > end:
                 return

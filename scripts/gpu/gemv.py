@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -69,17 +69,17 @@ def layer_steps(layers: nn.ModuleList, num_rows: int) -> Callable[[], torch.Tens
     """A step through all layers, with the queries in place of the attention's output."""
     from stonechat_models.backends.transformers.fused.products import add_product
 
-    weight: Any = layers[0].self_attn.qkv_proj.weight
+    first: Any = cast(Any, layers[0]).self_attn
+    weight: Any = first.qkv_proj.weight
     residual = torch.randn(num_rows, weight.shape[1]).to(weight)
-    first: Any = layers[0].self_attn
     slots = torch.arange(num_rows, device=weight.device)
     keys = residual.new_empty(num_rows, first.num_kv_heads, first.head_dim)
     values = torch.empty_like(keys)
     angles = torch.rand(1, num_rows, first.head_dim).to(weight)
 
     def run() -> torch.Tensor:
-        for layer in layers:
-            attention: Any = layer.self_attn
+        for layer in cast("list[Any]", layers):
+            attention = layer.self_attn
             norm = layer.input_layernorm
             queries = attention.project(residual, norm, (angles, angles), slots, keys, values)
             add_product(residual, attention.o_proj, queries.view(num_rows, -1))
@@ -207,7 +207,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args(words)
     shapes: dict[str, tuple[int, ...]] = dict(SHAPES)
-    device, dtype, counts = torch.device("cuda:0"), torch.bfloat16, (1, 4, 2, 8)
+    device, dtype = torch.device("cuda:0"), torch.bfloat16
+    counts: tuple[int, ...] = (1, 4, 2, 8)
     vocab_size = 128256
     if arguments.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"

@@ -56,7 +56,7 @@ def save_model(module: Any, folder: Path) -> None:
 
 def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
     """Return merges that join each word and the space before it into one token, by letters."""
-    pairs = {}
+    pairs: dict[tuple[str, str], None] = {}
     for word in words:
         for end in range(1, len(word) + 1):
             pairs["Ġ" + word[: end - 1], word[end - 1]] = None

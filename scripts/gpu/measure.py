@@ -55,8 +55,8 @@ def watched() -> Iterator[Watched]:
         counts.num_replays += 1
         replay(graph)
 
-    torch.cuda.Event.synchronize = timed_wait  # type: ignore[method-assign]
-    torch.cuda.CUDAGraph.replay = counted_replay  # type: ignore[method-assign]
+    torch.cuda.Event.synchronize = timed_wait  # type: ignore[method-assign, assignment]
+    torch.cuda.CUDAGraph.replay = counted_replay  # type: ignore[method-assign, assignment]
     try:
         yield counts
     finally:

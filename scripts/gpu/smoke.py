@@ -8,8 +8,10 @@ import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy", "huggingface_hub", "torchao")
-PACKAGES += ("pytest", "pytest-xdist", "pytest-timeout", "typing_extensions", "pydantic", "fastapi")
+PACKAGES = (
+    *("torch", "triton", "transformers", "tokenizers", "numpy", "huggingface_hub", "torchao"),
+    *("pytest", "pytest-xdist", "pytest-timeout", "typing_extensions", "pydantic", "fastapi"),
+)
 TOOLS = ("gcc", "cc", "clang", "nvcc", "ptxas", "ncu", "nsys")
 
 

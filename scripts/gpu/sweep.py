@@ -70,7 +70,8 @@ def run_all(sweep: "Sweep", device: torch.device) -> None:
 
 def table(results: list[dict[str, Any]]) -> str:
     """The best tile sizes of each case beside today's, and the faster library of each product."""
-    device = next((r for r in results if r["kind"] == "device"), {"rate": 1.0, "name": "?"})
+    unknown: dict[str, Any] = {"rate": 1.0, "name": "?"}
+    device = next((r for r in results if r["kind"] == "device"), unknown)
     lines = [
         f"{device['name']}: reads {device['rate'] / 1e9:.0f} GB/s",
         "| case | best: keys, rows, warps, stages, waves | us | today us | today/best | rate |",

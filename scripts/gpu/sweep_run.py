@@ -125,13 +125,14 @@ class Sweep:
 
     def compile_ahead(self, cases: list[Case]) -> None:
         """Start to compile all variants of `cases`, in this order."""
-        for case in cases if self._pool else ():
+        pool = self._pool
+        if pool is None:
+            return
+        for case in cases:
             for tile in variants(case, self._tiles):
                 key = _compile_key(case, tile)
                 if key not in self._compiled:
-                    self._compiled[key] = self._pool.submit(
-                        compile_variant, case, tile, self._num_sm
-                    )
+                    self._compiled[key] = pool.submit(compile_variant, case, tile, self._num_sm)
 
     def run(self, case: Case, cache: torch.Tensor, limit: int | None = None) -> None:
         """Time the variants of a case, or the first `limit`."""
@@ -170,12 +171,13 @@ class Sweep:
                     self._run_product(model, k, n, rows)
 
     def _run_product(self, model: str, k: int, n: int, rows: tuple[int, ...]) -> None:
-        options = {"device": self._device, "dtype": torch.bfloat16}
+        new = partial(torch.randn, device=self._device, dtype=torch.bfloat16)
         num_weights = max(2, (160 << 20) // (2 * n * k)) if self._device.type == "cuda" else 2
-        weights = [torch.randn(n, k, **options) for _ in range(num_weights)]
+        weights = [new(n, k) for _ in range(num_weights)]
         for m in rows:
-            x = torch.randn(m, k, **options)
-            calls = [partial(torch.nn.functional.linear, x, weight) for weight in weights]
+            x = new(m, k)
+            linear = torch.nn.functional.linear
+            calls: list[Callable[[], Any]] = [partial(linear, x, weight) for weight in weights]
             for library in ("cublas", "cublaslt") if self._device.type == "cuda" else ("cpu",):
                 facts = {"kind": "product", "model": model, "m": m, "k": k, "n": n}
                 try:

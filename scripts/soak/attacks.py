@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ def post(body: bytes, key: str) -> bytes:
     return head(f"Authorization: Bearer {key}", f"Content-Length: {len(body)}") + b"\r\n" + body
 
 
+def posted(body: Callable[[], bytes], key: str) -> list[bytes]:
+    return [post(body(), key)]
+
+
 def chunked(key: str, *pieces: Iterable[bytes]) -> Iterator[bytes]:
     """A request with a chunked body, which `pieces` continue."""
     lines = (f"Authorization: Bearer {key}", "Transfer-Encoding: chunked")
@@ -79,7 +84,7 @@ ATTACKS = {
         lambda _: chain([head()], repeat(b"X: y\r\n", 10_000)), num_connections=200, pause=0.5
     ),
     **{
-        name: Attack(lambda key, body=body: [post(body(), key)], num_connections)
+        name: Attack(partial(posted, body), num_connections)
         for name, (body, num_connections) in GRAMMARS.items()
     },
     "deep_json": Attack(lambda key: [post(b'{"messages": ' + b"[" * 100_000, key)]),
