@@ -8,7 +8,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from stonechat_server.api.wire_types import ANSWERS, EVENTS, EXAMPLES, PREFIXES, REQUESTS
+from stonechat_server.api.wire_types import (
+    ANSWERS,
+    EVENTS,
+    EXAMPLES,
+    IMAGE_EXAMPLES,
+    PREFIXES,
+    REQUESTS,
+)
 
 REF = "#/components/schemas/{name}"
 PYDANTIC_REF = REF.format(name="{model}")
@@ -115,9 +122,13 @@ def json_body(*names: str) -> dict[str, Any]:
 
 
 def request_body(*names: str) -> dict[str, Any]:
-    """The `openapi_extra` of a route whose body has one of the named schemas, with an example."""
+    """The `openapi_extra` of a route whose body has one of the named schemas, with examples."""
     content = json_body(*names)
-    content["application/json"]["example"] = EXAMPLES[names[0]]
+    bodies = {"text": EXAMPLES[names[0]]}
+    if names[0] in IMAGE_EXAMPLES:
+        bodies["an image, for a model that sees"] = IMAGE_EXAMPLES[names[0]]
+    examples = {name: {"value": body} for name, body in bodies.items()}
+    content["application/json"]["examples"] = examples
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -74,6 +74,55 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "UnloadRequest": {"model": "SmolLM2-135M-Instruct"},
 }
 """A body of each kind that any server accepts, for a first try."""
+_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAGklEQVR42mO4YKCAFSkkXMCKGEY1jGoYvhoAvvQ4EITL"
+    "i7YAAAAASUVORK5CYII="
+)
+_URL = f"data:image/png;base64,{_PNG}"
+_QUESTION = "Which two colours do you see?"
+IMAGE_EXAMPLES: dict[str, dict[str, object]] = {
+    "ChatCompletionRequest": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": _URL, "detail": "auto"}},
+                    {"type": "text", "text": _QUESTION},
+                ],
+            }
+        ],
+        "max_completion_tokens": 50,
+    },
+    "ResponsesRequest": {
+        "input": [
+            {
+                "type": "message",
+                "role": "user",
+                "content": [
+                    {"type": "input_image", "image_url": _URL, "detail": "auto"},
+                    {"type": "input_text", "text": _QUESTION},
+                ],
+            }
+        ],
+        "max_output_tokens": 50,
+    },
+    "MessagesRequest": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "image",
+                        "source": {"type": "base64", "media_type": "image/png", "data": _PNG},
+                    },
+                    {"type": "text", "text": _QUESTION},
+                ],
+            }
+        ],
+        "max_tokens": 50,
+    },
+}
+"""Bodies with an image, red on the left and blue on the right, for models that see."""
 
 
 def union(base: type) -> Any:

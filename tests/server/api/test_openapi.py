@@ -6,8 +6,12 @@ import pytest
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
 from tests.server.bodies import URL, ask, body, post, stream
 from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import text_script
+from tests.server.fake_images import seeing_engine
 
 Document = dict[str, Any]
 ELSEWHERE = ("/v1/embeddings", "/v1/files", "/v1/batches")
@@ -56,9 +60,22 @@ def test_the_examples_of_bodies_are_accepted(client: TestClient, document: Docum
         if path.startswith("/v1/models/"):  # these name a model
             continue
         media = operations["post"]["requestBody"]["content"]["application/json"]
-        assert schema_problems(document, media["schema"], media["example"]) == []
-        response = client.post(path, json=media["example"])
+        text, *images = [each["value"] for each in media["examples"].values()]
+        for example in (text, *images):
+            assert schema_problems(document, media["schema"], example) == []
+        response = client.post(path, json=text)
         assert response.status_code == 200, response.text
+
+
+def test_the_examples_with_images_are_accepted(document: Document) -> None:
+    engine = seeing_engine(text_script("Red and blue."))
+    with TestClient(create_app(Settings(), engine), "http://localhost") as client:
+        for path in (URL, "/v1/responses", "/v1/messages"):
+            content = document["paths"][path]["post"]["requestBody"]["content"]
+            _, image = content["application/json"]["examples"].values()
+            response = client.post(path, json=image["value"])
+            assert response.status_code == 200, response.text
+            assert len(engine.requests[-1].images) == 1
 
 
 def test_a_key_is_required_only_where_there_are_keys(
