@@ -8,7 +8,9 @@ import os
 import resource
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,32 +30,39 @@ NICENESS = 5
 
 
 class _Worker:
-    """Loads the processor with the first task."""
+    """Answers tasks with a processor, or with the reason why there is none."""
 
     def __init__(self, folder: Path, token_id: int) -> None:
-        self._folder = folder
-        self._token_id = token_id
+        self.failure = ""
         self._processor: HFProcessor | None = None
+        try:
+            with reading(f"the image processor of {folder}"):
+                self._processor = HFProcessor(folder, token_id)
+        except ModelLoadError as error:
+            self.failure = str(error)
 
     def answer(self, data: bytes) -> bytes:
-        try:
-            processor = self._loaded()
-        except ModelLoadError as error:
-            return msgspec.msgpack.encode(Answer(failure=str(error)))
+        if self._processor is None:
+            return msgspec.msgpack.encode(Answer(failure=self.failure))
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
-            return msgspec.msgpack.encode(
-                _answer(processor, msgspec.msgpack.decode(data, type=Task))
-            )
+            task = msgspec.msgpack.decode(data, type=Task)
+            return msgspec.msgpack.encode(_answer(self._processor, task))
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
 
-    def _loaded(self) -> HFProcessor:
-        if self._processor is None:
-            with reading(f"the image processor of {self._folder}"):
-                self._processor = HFProcessor(self._folder, self._token_id)
-            limit_growth(MEMORY_BYTES)
-        return self._processor
+
+class _WithoutTorch:
+    """A finder of modules that does not find PyTorch."""
+
+    def __init__(self, finder: Any) -> None:
+        self._finder = finder
+
+    def find_spec(self, name: str, *others: Any) -> Any:
+        return None if name == "torch" else self._finder.find_spec(name, *others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._finder, name)
 
 
 def _answer(processor: HFProcessor, task: Task) -> Answer:
@@ -87,10 +96,21 @@ def _answer(processor: HFProcessor, task: Task) -> Answer:
 
 
 def main() -> None:
-    """Prepare images until the input ends."""
-    os.nice(NICENESS)
+    """Prepare images until the input ends.
+
+    Without PyTorch, transformers is imported in a fraction of the time and memory, and processors
+    of Pillow do not need it. If there is none for the model, the process starts again with PyTorch.
+    """
+    folder, token_id, *with_torch = sys.argv[1:]
+    if not with_torch:
+        os.nice(NICENESS)
+        sys.meta_path[:] = [_WithoutTorch(finder) for finder in sys.meta_path]
+    worker = _Worker(Path(folder), int(token_id))
+    if worker.failure and not with_torch and find_spec("torchvision") is not None:
+        os.execv(sys.executable, [*sys.orig_argv, "with-torch"])
     limit(resource.RLIMIT_CORE, 0)
-    serve_tasks(_Worker(Path(sys.argv[1]), int(sys.argv[2])).answer)
+    limit_growth(MEMORY_BYTES)
+    serve_tasks(worker.answer)
 
 
 if __name__ == "__main__":

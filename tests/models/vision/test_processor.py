@@ -19,6 +19,8 @@ from stonechat_models.errors import (
     TooManyImagesError,
 )
 from stonechat_models.vision import processor as module
+from stonechat_models.vision.decoding import decode_image
+from stonechat_models.vision.hf_processor import HFProcessor
 from stonechat_models.vision.processor import ImageProcessor
 from stonechat_models.vision.records import Answer, ImageOptions
 from tests.models.vision_models import FAMILIES, save_processor, vision_tokenizer
@@ -46,7 +48,7 @@ def images(folder: Path) -> Iterator[ImageProcessor]:
     processor.close()
 
 
-def test_a_prepared_image(images: ImageProcessor) -> None:
+def test_a_prepared_image(images: ImageProcessor, folder: Path) -> None:
     first, second = images.prepare([picture(96, 64), picture(64, 64)]).result(HANG_SECONDS)
     assert (first.width, first.height, first.num_tokens, second.num_tokens) == (96, 64, 6, 4)
     assert first.placeholder == "<|image_pad|>"
@@ -55,6 +57,11 @@ def test_a_prepared_image(images: ImageProcessor) -> None:
     assert np.frombuffer(grid.data, grid.dtype).tolist() == [1, 4, 6]
     assert (values.dtype, values.shape) == ("float32", (24, 1536))
     assert set(first.tensors) == {"pixel_values", "image_grid_thw"}
+    here = HFProcessor(folder, TOKEN_ID)  # with PyTorch, which the process does without
+    _, _, arrays = here.prepare(decode_image(picture(96, 64), ImageOptions())[0])
+    assert {k: v.tobytes() for k, v in arrays.items()} == {
+        k: v.data for k, v in first.tensors.items()
+    }
 
 
 def test_equal_images_are_one(images: ImageProcessor) -> None:
