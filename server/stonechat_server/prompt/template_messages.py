@@ -90,7 +90,7 @@ def _content(message: Message, where: str) -> str | list[Any]:
 def is_parts(content: object) -> bool:
     """Whether a tool's result is a list of content parts, not any other JSON."""
     return isinstance(content, list) and all(
-        isinstance(part, SourcePart)
+        isinstance(part, SourcePart | TextPart)
         or (isinstance(part, dict) and part.get("type") in TEXT_PARTS | MEDIA_PARTS)
         for part in content
     )

@@ -4,8 +4,9 @@ import base64
 
 import pytest
 
+from stonechat_server.images import data_urls
 from stonechat_server.images.data_urls import read_data_url, type_of
-from stonechat_server.images.errors import ImageError
+from stonechat_server.images.errors import Base64Error, ImageError
 from tests.server.fake_images import JPEG, PNG
 
 FILES = {
@@ -70,3 +71,13 @@ def test_what_is_wrong_with_a_url(given: str, code: str) -> None:
 
 def test_the_largest_file() -> None:
     assert len(read_data_url(url(PNG + b"x" * 92), 100)) == 100
+
+
+def test_long_data_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_urls, "PIECE", 8)
+    for size in range(1, 40):
+        content = PNG + bytes(range(size))
+        assert read_data_url(url(content), 100) == content
+    for wrong in ("YWJjZA==YWJj", "YWJj====", "YWJjYWJj=", "YWJjYWJjYWJ"):
+        with pytest.raises(Base64Error):
+            read_data_url(f"data:;base64,{wrong}", 100)

@@ -54,6 +54,33 @@ def test_depth_and_size_of_json_are_limited(value: Any, depth: int, size: int) -
         check_json(encoded, limits)
 
 
+@pytest.mark.parametrize("before", ["", "a", '\\"', "[["])
+@pytest.mark.parametrize("inside", ["", "[", ",", '\\"', "\\\\", "[{,"])
+@pytest.mark.parametrize("num_values", [63, 64])
+def test_long_base64_changes_nothing(before: str, inside: str, num_values: int) -> None:
+    """Strings are passed over or read, with the same count of what stands around them."""
+    limits = Settings.model_construct(max_json_depth=4, max_json_values=64)
+    string = f'"{before};base64,{inside}{"A" * 5000}"'
+    encoded = f"[{', '.join([string] * num_values)}]".encode()
+    assert len(json.loads(encoded)) == num_values
+    if num_values > 63:
+        encoded = encoded[:-1] + b",1]"
+        with pytest.raises(APIError):
+            check_json(encoded, limits)
+    else:
+        check_json(encoded, limits)
+
+
+def test_values_around_many_images_are_counted() -> None:
+    images = [f"data:image/png;base64,{'A' * 5000}"] * 2000
+    limits = Settings.model_construct(max_json_depth=4, max_json_values=2001)
+    check_json(json.dumps([images]).encode(), limits)
+    with pytest.raises(APIError):
+        check_json(json.dumps([images, 1]).encode(), limits)
+    with pytest.raises(APIError):
+        check_json(json.dumps([[[[images]]]]).encode(), limits)
+
+
 @pytest.mark.parametrize(
     ("data", "is_small"),
     [
