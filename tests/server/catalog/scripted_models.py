@@ -11,7 +11,8 @@ from stonechat_server.catalog.catalog import Catalog
 from stonechat_server.catalog.entry import Entry
 from stonechat_server.catalog.memory import PROCESS_BYTES
 from stonechat_server.settings import Settings
-from tests.server.fake_engine import FakeEngine, model_info
+from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
+from tests.server.fake_images import TEMPLATE, FakeImageProcessor
 
 GIB = 1 << 30
 KV_BYTES = 1 << 20
@@ -100,6 +101,9 @@ class ScriptedLoader:
             **self.changes.get(name, {}),
         )
         engine = FakeEngine(model=info)
+        if info.images is not None:
+            engine.image_processor = FakeImageProcessor()
+            engine.tokenizer = ByteTokenizer(chat_template=TEMPLATE)
         if previous is not None:
             engine.tokenizer = previous.tokenizer
         self.engines[name] = engine

@@ -27,6 +27,7 @@ from stonechat_server.observability.ledger import Ledger
 from stonechat_server.settings import Settings
 from tests.server.catalog.scripted_models import KV_BYTES, Models, in_loop, models, until
 from tests.server.fake_engine import FakeEngine, text_script
+from tests.server.fake_images import IMAGES, image, png, user
 
 CHAT = "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -43,6 +44,31 @@ def serving(
 
 def pair(**shared: Any) -> Models:
     return models({"a": 4, "b": 4}, **shared)
+
+
+def test_images_go_to_the_model_that_takes_them() -> None:
+    """Its load comes first, and a count of tokens needs its engine, too."""
+    them = pair(max_body_size=1000)
+    them.loader.changes["b"] = {"images": IMAGES}
+    message = user("see", image(png("x" * 3000)))
+    with serving(them) as client:
+        error = client.post(CHAT, json={"model": "a", "messages": [message]}).json()["error"]
+        assert (error["param"], error["code"]) == (
+            "messages[0].content[1]",
+            "unsupported_parameter",
+        )
+        cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
+        assert cards["a"]["input_modalities"] == ["text"]
+        assert "input_modalities" not in cards["b"]
+        for _ in range(2):
+            counted = client.post("/tokenize", json={"model": "b", "messages": [message]})
+            assert counted.status_code == 200, counted.text
+            assert counted.json()["tokens"].count(IMAGES.token_id) == 2
+            client.post("/v1/models/unload", json={"model": "b"})
+        answer = client.post(CHAT, json={"model": "b", "messages": [message]})
+        assert answer.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 2
+        card = client.get("/v1/models/b").json()
+        assert card["input_modalities"] == ["text", "image"]
 
 
 def test_the_name_of_a_request_picks_the_model() -> None:

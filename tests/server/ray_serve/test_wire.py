@@ -13,6 +13,9 @@ from stonechat_models import (
     GenerateRequest,
     GrammarError,
     GrammarSpec,
+    ImageInfo,
+    ImageInput,
+    ImageTensor,
     InvalidParamsError,
     LogprobEntry,
     PromptTooLongError,
@@ -40,6 +43,11 @@ PARAMS = SamplingParams(
     grammar=GrammarSpec("regex", "[0-9]+"),
     reasoning=ReasoningSpec("<think>", "</think>", starts_open=True, budget=3),
 )
+IMAGE = ImageInput(
+    b"\0" * 15 + b"\xff",
+    ((3, 2), (9, 1)),
+    {"pixels": ImageTensor("float32", (1, 2), b"\0\xff" * 4)},
+)
 
 
 def test_a_request_arrives_as_it_was() -> None:
@@ -52,6 +60,7 @@ def test_a_request_arrives_as_it_was() -> None:
         adapter="poems",
         prediction_token_ids=(4, 5),
         embedding=EmbeddingParams(dimensions=4, normalize=False),
+        images=(IMAGE,),
     )
     assert wire.decode_request(wire.encode(request)) == request
 
@@ -96,5 +105,7 @@ def test_a_description_has_the_model_and_the_files_of_its_tokenizer(tmp_path: Pa
     (tmp_path / "folder.json").mkdir()
     files = wire.tokenizer_files(tmp_path)
     assert files == {"chat_template.jinja": b"x", "tokenizer.json": b"{}"}
-    description = wire.Description(model=model_info(notes=("a", "b")), files=files)
+    description = wire.Description(
+        model=model_info(notes=("a", "b"), images=ImageInfo(token_id=5)), files=files
+    )
     assert wire.decode_description(wire.encode(description)) == description
