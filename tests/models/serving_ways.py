@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from stonechat_models.backends.native.families import FAMILIES
+from stonechat_models.backends.native.composites import COMPILED_TYPES
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.kinds import auto_class, vocab_size
 from stonechat_models.backends.transformers.load import LoadSettings, _checked_model
@@ -79,7 +79,7 @@ def measured_ways() -> dict[str, str]:
         if model_type not in ways:
             try:
                 way = way_of(load_tiny(model_type, max_model_len=128))
-                ways[model_type] = COMPILED + way if model_type in FAMILIES else way
+                ways[model_type] = COMPILED + way if model_type in COMPILED_TYPES else way
             except UnsupportedModelError as error:
                 if "make embeddings" in str(error):
                     ways[model_type] = EMBEDDINGS_ONLY

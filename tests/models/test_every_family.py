@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from stonechat_models.backends.native.families import FAMILIES
+from stonechat_models.backends.native.composites import COMPILED_TYPES
 from stonechat_models.backends.transformers.footprint import EmptyModel
 from stonechat_models.backends.transformers.kinds import auto_class
 from stonechat_models.checkpoint.hf_config import parse_config
@@ -147,7 +147,7 @@ def test_a_refused_type_is_refused_before_it_is_loaded(model_type):
 def test_every_type_is_documented():
     assert set(DOCUMENTED) >= set(TYPES)
     compiled = {name for name, way in DOCUMENTED.items() if way.startswith(COMPILED)}
-    assert compiled == set(FAMILIES) & set(TYPES)
+    assert compiled == COMPILED_TYPES & set(TYPES)
 
 
 def test_most_decoders_are_served():

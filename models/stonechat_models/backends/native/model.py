@@ -34,7 +34,11 @@ from stonechat_models.backends.native.spec import ModelSpec, read_spec
 from stonechat_models.backends.native.step_images import ImageArrays
 from stonechat_models.backends.native.stores import HeaderStore, open_store, refuse_types
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
-from stonechat_models.backends.native.vision_part import VisionPart, read_images
+from stonechat_models.backends.native.vision_part import (
+    VisionPart,
+    read_images,
+    tower_bytes,
+)
 from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
@@ -109,7 +113,7 @@ def _check_settings(model: ModelFiles | ModelHeaders, config: EngineConfig) -> N
 
 
 def footprint(headers: ModelHeaders, config: EngineConfig) -> Footprint:
-    """Return what the model takes. `supports` must have returned None for it.
+    """Return what the model takes, with its vision tower. `supports` has returned None for it.
 
     Raises `ModelLoadError` as `NativeModel.load` does, for weights that are missing, surplus,
     misshapen or of a type that cannot be read.
@@ -118,10 +122,11 @@ def footprint(headers: ModelHeaders, config: EngineConfig) -> Footprint:
     plan = plan_weights(spec, HeaderStore(headers), config.quantize)
     experts = spec.experts
     share = experts.per_token / experts.count if experts and experts.count else 1.0
-    sizes = plan.num_bytes(load_library(), share)
+    weight_bytes, decode_bytes = plan.num_bytes(load_library(), share)
+    weight_bytes += tower_bytes(headers, plan.prefixes)
     state_bytes = spec.state_elements * STATE_BYTES
     kv_bytes = kv_bytes_per_token(spec, KV_FORMATS[config.kv_cache_dtype])
-    return Footprint(*sizes, kv_bytes, state_bytes)
+    return Footprint(weight_bytes, decode_bytes, kv_bytes, state_bytes)
 
 
 class NativeModel:

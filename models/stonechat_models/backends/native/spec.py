@@ -146,8 +146,10 @@ def _activation(config: HFConfig, family: Family) -> Activation:
 
 
 def _is_tied(config: HFConfig, family: Family) -> bool:
-    if has_parts(config):
-        return True  # some say it for one part and mean the other; the files decide
+    if has_parts(config):  # some say it for one part and mean the other: then the files decide
+        text = config.keys.section("text_config")
+        is_untied = config.raw.get("tie_word_embeddings") is False
+        return not is_untied or text.read("tie_word_embeddings", bool, False)
     usual = config.keys.read("tie_word_embeddings", bool, family.tied)
     return config.keys.read(family.tied_key, bool, usual)
 

@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from stonechat_models.backends.native.composites import IMAGE_TOKENS
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
-from stonechat_models.checkpoint.headers import TensorHeader
+from stonechat_models.checkpoint.headers import ModelHeaders, TensorHeader
 from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject
 from stonechat_models.checkpoint.packed.folder import stored_tensors
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.hardware.device import cpu_has_bfloat16
 from stonechat_models.model_info import ImageInfo
 from stonechat_models.types import ImageInput
 from stonechat_models.vision.features import ImageFeatures
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 STACKS = re.compile(r"(.*\b(?:layers?|blocks)\.)(\d+)(\..*)")
 """Names of the weights of a layer of a tower: the stack, the layer's number, the weight."""
 DEPTHS = ("depth", "num_hidden_layers")
+WHOLE = " (--backend transformers loads the model whole)"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -79,7 +81,7 @@ def read_images(
     _check_weights(weights, config)
     changed = files.adapter.layers.keys() if files.adapter is not None else ()
     if any(not name.startswith(language_model) for name in changed):
-        raise UnsupportedModelError("its adapter changes the vision tower")
+        raise UnsupportedModelError(f"its adapter changes the vision tower{WHOLE}")
     whole = JsonObject(config.keys.source, config.raw)
     default = whole.read("image_token_index", int, IMAGE_TOKENS[config.model_type])
     return ImageInfo(
@@ -87,6 +89,16 @@ def read_images(
         bidirectional=config.model_type == "gemma3",
         has_grid_positions=has_axes,
     )
+
+
+def tower_bytes(headers: ModelHeaders, language_model: tuple[str, ...]) -> int:
+    """Return the bytes of a vision tower that runs beside the language model; 0 without one."""
+    config = headers.config
+    if config.raw.get("vision_config") is None or config.model_type not in IMAGE_TOKENS:
+        return 0
+    size = 2 if config.dtype == "bfloat16" and cpu_has_bfloat16() else 4
+    weights = (t for t in headers.tensors if not t.name.startswith(language_model))
+    return sum(t.num_elements * size for t in weights)
 
 
 def _check_processor(model_type: str) -> None:
@@ -105,7 +117,7 @@ def _check_weights(weights: Sequence[TensorHeader], config: HFConfig) -> None:
     """Refuse a tower that is quantised, or of which layers are missing. All of it is checked when
     it is loaded, by a library whose import would make each start slower."""
     if any(t.type_name not in FLOAT_TYPES for t in weights):
-        raise UnsupportedModelError("the weights of its vision tower are quantised")
+        raise UnsupportedModelError(f"the weights of its vision tower are quantised{WHOLE}")
     stacks: dict[str, dict[int, set[str]]] = {}
     for match in filter(None, (STACKS.fullmatch(t.name) for t in weights)):
         stack, layer, name = match.groups()

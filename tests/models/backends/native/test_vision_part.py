@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stonechat_models.backends.native import footprint
+from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.config import EngineConfig
 from stonechat_models.runtime.build import build_engine
 from tests.models import vision_models
@@ -112,6 +114,8 @@ def test_a_tower_is_loaded_alone_and_with_the_first_image(
     model = make_model(tmp_path / "model", "qwen3_vl", monkeypatch)
     engine = engine_of(tmp_path / "model")
     part = engine.model._vision
+    config = EngineConfig(model=str(tmp_path / "model"), device="cpu")
+    planned = footprint(read_headers(config, lambda line: None), config)
     add(engine, "text", [5, 6, 7], greedy(2))
     run(engine)
     assert part._tower is None
@@ -122,6 +126,8 @@ def test_a_tower_is_loaded_alone_and_with_the_first_image(
     whole = model.module.model
     text_sizes = [sum(p.numel() for p in m.language_model.parameters()) for m in (inner, whole)]
     assert text_sizes[0] * 50 < text_sizes[1]
+    tower_bytes = sum(p.nbytes for p in whole.visual.parameters())
+    assert planned.weight_bytes == engine.model.info.weight_bytes + tower_bytes
     expected = whole.visual.state_dict()
     for name, weight in inner.visual.state_dict().items():
         assert torch.equal(weight, expected[name])
