@@ -66,6 +66,8 @@ IMAGE_TOKENS = {
 """The types that take images, and their placeholder token if the config does not say."""
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 HEAD_PREFIXES = tuple(name.removesuffix("weight") for name in HEADS)
+DRAFT_PREFIX = "mtp."
+"""How the names of weights begin that draft tokens, which are not used here."""
 
 
 def family_of(config: HFConfig) -> Family:

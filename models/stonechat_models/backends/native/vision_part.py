@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.backends.native.composites import IMAGE_TOKENS
+from stonechat_models.backends.native.composites import DRAFT_PREFIX, IMAGE_TOKENS
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
 from stonechat_models.checkpoint.headers import ModelHeaders, TensorHeader
 from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject
@@ -41,7 +41,7 @@ class VisionPart:
     def __init__(self, files: ModelFiles, language_model: tuple[str, ...], threads: int) -> None:
         """`language_model`: how the names of the language model's weights begin in the files."""
         self._files = files
-        self._language_model = language_model
+        self._language_model = (*language_model, DRAFT_PREFIX)
         self._threads = threads
         self._tower: Tower | None = None
 
@@ -77,7 +77,8 @@ def read_images(
     _check_processor(config.model_type)
     if not any((files.folder / name).is_file() for name in PROCESSOR_FILES):
         raise UnsupportedModelError("its folder has no settings of an image processor")
-    weights = [t for t in stored_tensors(files) if not t.name.startswith(language_model)]
+    others = (*language_model, DRAFT_PREFIX)
+    weights = [t for t in stored_tensors(files) if not t.name.startswith(others)]
     _check_weights(weights, config)
     changed = files.adapter.layers.keys() if files.adapter is not None else ()
     if any(not name.startswith(language_model) for name in changed):
@@ -97,7 +98,8 @@ def tower_bytes(headers: ModelHeaders, language_model: tuple[str, ...]) -> int:
     if config.raw.get("vision_config") is None or config.model_type not in IMAGE_TOKENS:
         return 0
     size = 2 if config.dtype == "bfloat16" and cpu_has_bfloat16() else 4
-    weights = (t for t in headers.tensors if not t.name.startswith(language_model))
+    others = (*language_model, DRAFT_PREFIX)
+    weights = (t for t in headers.tensors if not t.name.startswith(others))
     return sum(t.num_elements * size for t in weights)
 
 
