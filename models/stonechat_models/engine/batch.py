@@ -1,5 +1,6 @@
 """A device of PyTorch as the place where a model computes, and the packed tensors of a step."""
 
+import time
 from collections import abc
 from contextlib import AbstractContextManager
 from operator import attrgetter
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stonechat_models.backends.base import Array, ForwardBatch
-from stonechat_models.engine.placement import OnHost, PackedTokens, Placement
+from stonechat_models.engine.placement import Moment, OnHost, PackedTokens, Placement
 from stonechat_models.engine.sequence import Scheduled
 
 if TYPE_CHECKING:
@@ -46,6 +47,20 @@ class OnDevice:
 
     def read(self, values: Array, rows: list[int]) -> npt.NDArray[np.float32]:
         return np.asarray(self.select(values, rows).float().cpu().numpy())
+
+    def now(self) -> Moment:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def seconds(self, start: Moment, end: Moment) -> float | None:
+        if self.device.type != "cuda":
+            return float(end - start)
+        return float(start.elapsed_time(end)) / 1000 if end.query() else None
 
     def array(self, numbers: npt.NDArray[np.integer]) -> Array:
         from stonechat_models.hardware.transfers import to_device

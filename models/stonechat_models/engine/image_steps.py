@@ -1,7 +1,6 @@
 """What images add to the steps of the engine: their embeddings, and rotary positions."""
 
 import logging
-import time
 from collections import abc
 from typing import cast
 
@@ -17,7 +16,7 @@ from stonechat_models.backends.base import (
     StepImages,
 )
 from stonechat_models.engine.image_runs import visible_ends
-from stonechat_models.engine.placement import Placement
+from stonechat_models.engine.placement import Moment, Placement
 from stonechat_models.engine.prompt_images import PromptImages
 from stonechat_models.engine.sequence import Scheduled, SequenceGroup
 from stonechat_models.errors import StepError
@@ -39,12 +38,21 @@ class ImageSteps:
         self.num_live = 0
         """Requests with images in the engine. Without any, no step comes here."""
         self.num_encoded = self.num_hits = 0
-        self.encode_seconds = 0.0
-        """Seconds of the vision tower. On a GPU only until its work is queued."""
+        self._encode_seconds = 0.0
+        self._timings: list[tuple[Moment, Moment]] = []
+        """The start and the end of encodings whose time is not known yet."""
         self._model = cast(ImageModel, model)
         self._info = info
         self._place = place
         self._store = FeatureStore(cache_bytes)
+
+    @property
+    def encode_seconds(self) -> float:
+        """Seconds of the vision tower, as far as it is done."""
+        while self._timings and (seconds := self._place.seconds(*self._timings[0])) is not None:
+            self._encode_seconds += seconds
+            del self._timings[0]
+        return self._encode_seconds
 
     def of_request(self, images: abc.Sequence[ImageInput]) -> PromptImages:
         """Count a request with images in. `num_live` is lowered when it ends."""
@@ -77,7 +85,7 @@ class ImageSteps:
         for item in items:
             first, end = item.start - item.num_again, item.context_len
             images = item.sequence.group.images
-            if images is not None:
+            if images is not None and first < images.end:
                 for place in images.places_in(first, end):
                     row = num_tokens + place.start - first
                     rows.append(np.arange(row, row + place.length))
@@ -103,14 +111,14 @@ class ImageSteps:
             prompt = sequence.group.request.prompt_token_ids
             images.positions, images.delta = self._model.image_positions(prompt, images.images)
         if item.start >= images.end:  # computed, or found in the prefix cache
-            images.features = [None] * len(images.images)
+            images.features.clear()
             return
         for place in images.places_in(item.start, item.context_len):
             self._features(images, place.image)
 
     def _features(self, images: PromptImages, index: int) -> ImageFeatures:
         """Return the features of an image, which the request then holds."""
-        features = images.features[index]
+        features = images.features.get(index)
         if features is not None:
             return features
         image = images.images[index]
@@ -123,15 +131,15 @@ class ImageSteps:
         return features
 
     def _encode(self, image: ImageInput) -> ImageFeatures:
-        started = time.perf_counter()
+        start = self._place.now()
         features = self._model.encode_image(image)
+        self._timings.append((start, self._place.now()))
         num_embeddings = len(features.embeddings)
         if num_embeddings != image.num_tokens:
             raise StepError(
                 f"the vision tower gives {num_embeddings} embeddings for an image with "
                 f"{image.num_tokens} placeholders"
             )
-        self.encode_seconds += time.perf_counter() - started
         self.num_encoded += 1
         self._store.insert(image.content_hash, features)
         return features
@@ -153,20 +161,29 @@ class ImageSteps:
 
     def _rope_positions(self, items: abc.Sequence[Scheduled]) -> npt.NDArray[np.int64]:
         """Return int64[3, T]: the rotary positions of all tokens of a step."""
-        parts = []
+        parts: list[npt.NDArray[np.int64]] = []
+        texts: list[tuple[int, int]] = []
+        """The positions of text, which are equal in all dimensions, that are not in `parts` yet."""
         for item in items:
             first, end = item.start - item.num_again, item.context_len
             images = item.sequence.group.images
             if images is None:
-                parts.append(_three(first, end))
-            else:
-                assert images.positions is not None, "the step is prepared"
-                num_prompt = images.positions.shape[1]
-                parts.append(images.positions[:, first:end])
-                parts.append(_three(max(first, num_prompt), end) + images.delta)
-        return np.concatenate(parts, axis=1)
+                texts.append((first, end))
+                continue
+            assert images.positions is not None, "the step is prepared"
+            num_prompt = images.positions.shape[1]
+            if first < num_prompt:
+                parts += [_text_positions(texts), images.positions[:, first:end]]
+                texts, first = [], num_prompt
+            if first < end:
+                texts.append((first + images.delta, end + images.delta))
+        return np.concatenate([*parts, _text_positions(texts)], axis=1)
 
 
-def _three(first: int, end: int) -> npt.NDArray[np.int64]:
-    """Return the positions `first:end` in all three dimensions; none if `first` is after `end`."""
-    return np.broadcast_to(np.arange(first, max(first, end)), (3, max(0, end - first)))
+def _text_positions(texts: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """Return the positions of these ranges, int64[3, …]."""
+    if all(end - first == 1 for first, end in texts):  # decode steps
+        numbers = np.array([first for first, _ in texts], dtype=np.int64)
+    else:
+        numbers = np.concatenate([np.arange(first, end) for first, end in texts])
+    return np.broadcast_to(numbers, (3, len(numbers)))

@@ -1,5 +1,6 @@
 """Where a model computes, and the arrays of a step there: here on the host, with numpy alone."""
 
+import time
 from array import array
 from collections import abc
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,9 @@ import numpy.typing as npt
 
 from stonechat_models.backends.base import Array, ForwardBatch, HostBatch, StepImages
 from stonechat_models.engine.sequence import Scheduled
+
+Moment = Any
+"""A time of a clock in seconds, or an event of a CUDA device."""
 
 
 class Placement(Protocol):
@@ -30,6 +34,12 @@ class Placement(Protocol):
 
     def read(self, values: Array, rows: list[int]) -> npt.NDArray[np.float32]:
         """Return some rows of an array [R, n] on the host, as float32."""
+
+    def now(self) -> Moment:
+        """Note the end of the work that is queued now."""
+
+    def seconds(self, start: Moment, end: Moment) -> float | None:
+        """Return the seconds between two moments; None until the work is done."""
 
     def array(self, numbers: npt.NDArray[np.integer]) -> Array:
         """Return the numbers as an array of the model's kind."""
@@ -88,6 +98,12 @@ class OnHost:
 
     def read(self, values: Array, rows: list[int]) -> npt.NDArray[np.float32]:
         return np.asarray(values[rows], dtype=np.float32)
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
 
     def array(self, numbers: npt.NDArray[np.integer]) -> Array:
         return np.ascontiguousarray(numbers)

@@ -36,8 +36,8 @@ class PromptImages:
         """The token after the last placeholder."""
         self.runs = image_runs(images) if bidirectional else []
         """Those that are computed in one step each."""
-        self.features: list[ImageFeatures | None] = [None] * len(images)
-        """Those that a step needs soon."""
+        self.features: dict[int, ImageFeatures] = {}
+        """Those of images that are being computed, by the image's index."""
         self.positions: npt.NDArray[np.int64] | None = None
         """int64[3, P]: the rotary positions of the prompt, once a step needs them (M-RoPE)."""
         self.delta = 0

@@ -1,18 +1,21 @@
 """Steps with images: equal to plain `transformers`, however they are split, shared or cached."""
 
+import copy
 import inspect
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, LlamaForCausalLM
 
+from stonechat_models.engine.batch import place_of
 from stonechat_models.engine.prompt_images import PromptImages, check_images, text_tokens
 from stonechat_models.errors import InvalidParamsError
 from stonechat_models.model_info import ImageInfo
 from stonechat_models.types import GenerateRequest, ImageInput, ImageTensor, SamplingParams
 from stonechat_models.vision.features import FeatureStore, ImageFeatures
 from tests.models.engines import add, greedy, make_engine, model_info, run
+from tests.models.tiny_loras import tiny_lora
 from tests.models.tiny_models import COMMON
 
 IMAGE_ID = 205
@@ -110,6 +113,7 @@ SETTINGS = {
     "overlapped": {"overlap": True},
     "without a cache": {"image_cache_bytes": 0, "max_batch_tokens": 7},
     "padded": {"row_multiple": 8},
+    "prompt lookup": {"prompt_lookup": "on"},
 }
 PROMPTS = {"one": (1,), "none": (), "two": (2, 1), "eight": (3, 4, 5, 6, 7, 8, 1, 2), "again": (1,)}
 
@@ -124,6 +128,70 @@ def test_requests_with_and_without_images_equal_plain_transformers(module, setti
     for name, (token_ids, _) in prompts.items():
         check(module, results[name, 0], token_ids, PROMPTS[name])
     assert engine.images.num_live == 0
+
+
+def test_text_beside_a_draft_model_is_drafted_and_images_are_not(module):
+    draft = module.model.language_model, module.lm_head
+    draft_module = LlamaForCausalLM(module.config.text_config).eval()
+    draft_module.model, draft_module.lm_head = copy.deepcopy(draft)
+    engine = make_engine(module, images=True, draft_module=draft_module)
+    token_ids, images = prompt_of(1)
+    add(engine, "image", token_ids, greedy(24), images=images)
+    check(module, run(engine)["image", 0], token_ids, (1,))
+    assert engine.stats().num_model_drafted_tokens == 0
+    add(engine, "image", token_ids, greedy(24), images=images)
+    add(engine, "text", [3, 4, 5, 6], greedy(24))
+    results = run(engine)
+    check(module, results["image", 0], token_ids, (1,))
+    check(module, results["text", 0], [3, 4, 5, 6], ())
+    assert engine.stats().num_model_drafted_tokens > 0
+
+
+def test_adapters_change_the_language_model_and_not_the_images(module, tmp_path):
+    decoder = "model.language_model.layers"
+    layers = [f"{decoder}.0.self_attn.q_proj", f"{decoder}.1.mlp.up_proj"]
+    lora = tiny_lora(tmp_path / "lora", module, layers)
+    engine = make_engine(copy.deepcopy(module), images=True, adapters=[lora.adapter])
+    token_ids, images = prompt_of(1, 2)
+    add(engine, "base", token_ids, greedy(NUM_OUTPUT), images=images)
+    add(engine, "lora", token_ids, greedy(NUM_OUTPUT), images=images, adapter="lora")
+    results = run(engine)
+    check(module, results["base", 0], token_ids, (1, 2))
+    check(lora.merged, results["lora", 0], token_ids, (1, 2))
+    assert results["base", 0].logprobs != results["lora", 0].logprobs
+    assert engine.stats().num_encoded_images == 2
+
+
+def test_steps_of_text_alone_never_come_to_images(module):
+    engine = make_engine(module, images=True)
+    engine.images.prepare = engine.images.add_to = None
+    add(engine, "text", [3, 4, 5], greedy(NUM_OUTPUT))
+    check(module, run(engine)["text", 0], [3, 4, 5], ())
+
+
+def test_the_times_of_a_device_are_those_of_its_events(monkeypatch):
+    class Event:
+        is_done = False
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            assert stream == "stream"
+
+        def query(self):
+            return self.is_done
+
+        def elapsed_time(self, end):
+            return 250.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+    place = place_of(torch.device("cuda"))
+    start, end = place.now(), place.now()
+    assert place.seconds(start, end) is None
+    end.is_done = True
+    assert place.seconds(start, end) == 0.25
 
 
 def test_preempted_requests_are_computed_again_with_their_images(module):
@@ -185,6 +253,7 @@ def test_a_request_whose_image_cannot_be_encoded_ends_alone(module):
         assert results["broken", i].finish_reason == "error"
         assert results["broken", i].error == "an image of this request cannot be encoded"
     assert engine.stats().num_failed_steps == 0
+    assert engine.images.num_live == 0
     add(engine, "good", good_ids, greedy(NUM_OUTPUT), images=good_images)
     check(module, run(engine)["good", 0], good_ids, (1,))
 

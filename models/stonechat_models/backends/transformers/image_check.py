@@ -94,6 +94,8 @@ def with_images(
     """
     if not isinstance(case, str) and files is not None:
         case = _refusal(model.module, case, files) or case
+    if case == "" and files is not None and files.config.raw.get("vision_config"):
+        case = "only its language model is served"
     if isinstance(case, str):
         return replace(model.info, image_refusal=case)
     if not isinstance(model, TransformersModel):
