@@ -390,8 +390,8 @@ class Settings(BaseSettings):
     )
     max_images_size: ByteSize = _option(
         "Images",
-        ByteSize(64 * 2**20),
-        "largest size of all images of a request together, such as 64MiB",
+        ByteSize(32 * 2**20),
+        "largest size of all images of a request together, such as 32MiB",
         ge=1,
     )
     max_image_pixels: int = _option(

@@ -161,6 +161,7 @@ async def respond(
         raise not_generative()
     try:
         if call.images:
+            started = started or time.monotonic()
             await load_images(http_request, services, identity, call, model)
         prepared = await run_where_it_fits(
             endpoint.prepare, call, model, num_bytes, services, endpoint

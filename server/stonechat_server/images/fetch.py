@@ -56,7 +56,7 @@ class Fetcher:
                     answer = await client.get(self._allowed.check(url), self._max_bytes)
                     if isinstance(answer, bytes):
                         return answer
-                    url = urljoin(url, answer)
+                    url = _joined(url, answer)
         except TimeoutError:
             raise FetchError(f"did not arrive within {self._timeout:g} s") from None
         raise FetchError(f"is behind more than {MAX_REDIRECTS} redirects")
@@ -73,3 +73,11 @@ class Fetcher:
         """Fetch no more."""
         if self._resolver is not None:
             self._resolver.close()
+
+
+def _joined(url: str, location: str) -> str:
+    """The URL that a redirect leads to. One that cannot be read is refused like any other."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        return location

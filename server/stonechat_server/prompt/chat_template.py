@@ -31,7 +31,7 @@ from stonechat_server.prompt.images import PromptImages, with_moved_images
 from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.reasoning_names import NAMES, with_reasoning_names
 from stonechat_server.prompt.special_tokens import SpecialTokenGuard
-from stonechat_server.prompt.template_trials import TemplateTrials
+from stonechat_server.prompt.template_trials import TemplateTrials, shows_only_parts
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import TokenizerLike
@@ -53,8 +53,6 @@ NO_TEMPLATE = (
 """Said of a model for which `Templates.is_plain` is true."""
 TEMPLATE_ERROR = "chat_template_error"
 """The code of the error for messages that a template refuses or cannot render."""
-TRIAL = "stonechat-trial"
-TRIAL_PARTS = [{"type": "text", "text": TRIAL}]
 OPEN_END = "\ue000stonechat-open-end\ue001 "
 """Marks the end of the message to continue. The space shows whether the template trims it."""
 
@@ -224,14 +222,9 @@ class ChatTemplate:
     @cached_property
     def _wants_parts(self) -> bool:
         """Whether content must be a list of parts: text is then not in the prompt at all."""
-        return "image" in self.source and not self._shows(TRIAL) and self._shows(TRIAL_PARTS)
-
-    def _shows(self, content: str | list[dict[str, str]]) -> bool:
-        variables = {"messages": [{"role": "user", "content": content}], "tools": None}
-        try:
-            return TRIAL in self._template.render({**self._special_tokens, **variables})
-        except Exception:  # a template is foreign code and may raise anything
-            return False
+        return "image" in self.source and shows_only_parts(
+            lambda variables: self._template.render({**self._special_tokens, **variables})
+        )
 
 
 def new_environment() -> jinja2.Environment:

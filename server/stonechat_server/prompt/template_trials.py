@@ -107,6 +107,21 @@ class TemplateTrials:
             return None
 
 
+def shows_only_parts(render: Callable[[dict[str, Any]], str]) -> bool:
+    """Whether a template leaves out content that is text, and shows that of a list of parts.
+
+    `render` renders variables, and raises anything.
+    """
+
+    def shows(content: str | list[dict[str, str]]) -> bool:
+        try:
+            return MARK in render({"messages": [{"role": "user", "content": content}]})
+        except Exception:  # a template is foreign code and may raise anything
+            return False
+
+    return not shows(MARK) and shows([{"type": "text", "text": MARK}])
+
+
 def _num_equal(one: str, other: str) -> int:
     """Count the equal characters at the beginning."""
     pairs = enumerate(zip(one, other, strict=False))

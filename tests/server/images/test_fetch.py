@@ -156,6 +156,8 @@ def test_redirects_are_followed_and_checked_anew() -> None:
         "https://127.0.0.1/",
         "https://user@b.example/",
         "file:///etc/passwd",
+        "https://[::1/",
+        "//[",
         "",
     ],
 )
