@@ -49,6 +49,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": _LLAMA,
 }
 """The entries by `general.architecture`."""
+SEEING = frozenset(
+    {"gemma3", "mistral3", "qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"}
+)
+"""Architectures of models whose folders may have a vision tower."""
 
 
 def config_of(gguf: GgufFile) -> Config:

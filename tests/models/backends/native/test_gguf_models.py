@@ -66,6 +66,14 @@ def test_rows_are_in_transformers_order(tiny_file: ModelFiles) -> None:
     assert quantization == "none"
 
 
+@pytest.mark.parametrize("tiny_file", [("gemma3", "F32"), ("llama", "F32")], indirect=True)
+def test_files_of_models_that_see_say_why_they_take_text_alone(tiny_file: ModelFiles) -> None:
+    info = load_native(tiny_file).info
+    assert info.images is None
+    may_see = tiny_file.config.model_type == "gemma3_text"
+    assert ("language model alone" in info.image_refusal) == may_see
+
+
 @pytest.mark.parametrize(
     "tiny_file",
     [
