@@ -102,7 +102,7 @@ def with_images(
         return replace(model.info, image_refusal=RUNS_PLAINLY)
     try:
         images = checked_images(model, case)
-        if files is not None and model.device.type == "cuda":
+        if files is not None and model.info.device.startswith("cuda"):
             image = large_image(files.folder, images.token_id)
             needed = tower_memory(model, image, model.device)
             images = replace(images, encoding_bytes=needed)
