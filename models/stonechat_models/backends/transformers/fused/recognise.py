@@ -44,6 +44,8 @@ LLAMA_LIKE = frozenset(
         "Qwen2Moe",
         "Qwen3",
         "Qwen3Moe",
+        "Qwen3VLMoeText",
+        "Qwen3VLText",
         "SeedOss",
         "SmolLM3",
         "SolarOpen",

@@ -169,9 +169,16 @@ def test_half_precision(dtype):
 @pytest.mark.parametrize(
     ("family", "expected"),
     [
-        ("mistral3", {"FusedDecoderLayer": 2, "RotaryTable": 1}),
+        # Embeddings are added after several layers, and there are three rows of rotary positions.
+        ("qwen3_vl", {"FusedDecoderLayer": 3, "RotaryTable": 0}),
+        pytest.param(
+            "qwen3_vl_moe", {"FusedDecoderLayer": 3, "FusedMixture": 3}, marks=pytest.mark.nightly
+        ),
+        pytest.param(
+            "mistral3", {"FusedDecoderLayer": 2, "RotaryTable": 1}, marks=pytest.mark.nightly
+        ),
         pytest.param("gemma3", {"FusedAttention": 3, "RotaryTable": 1}, marks=pytest.mark.nightly),
-        ("qwen2_5_vl", {"MergedMLP": 2, "RotaryTable": 0}),  # three rows of rotary positions
+        ("qwen2_5_vl", {"MergedMLP": 2, "RotaryTable": 0}),
     ],
 )
 def test_steps_with_images(family, expected):
