@@ -46,10 +46,12 @@ SEEING = ("qwen3_5", "qwen3_5_moe", "qwen4_exp")
 """Types with a class for text alone too. Their class for images and text computes text alike."""
 
 
-def auto_class(config: HFConfig, has_own_code: bool = False) -> Any:
-    """Return the class that loads a model. `has_own_code`: its folder defines the class.
+def auto_class(config: HFConfig, has_own_code: bool = False, *, sees: bool = True) -> Any:
+    """Return the class that loads a model. `has_own_code`: its folder defines the class. Without
+    `sees`, that for text alone if there is one.
 
-    Models for images and text are loaded whole, and serve text. Raises `UnsupportedModelError` for
+    Models for images and text are loaded whole, if their type is not of those whose class for text
+    alone is loaded. Raises `UnsupportedModelError` for
     encoders and other models that do not complete text, and for types that the installed
     transformers does not have.
     """
@@ -68,8 +70,8 @@ def auto_class(config: HFConfig, has_own_code: bool = False) -> Any:
         raise UnsupportedModelError(
             f"models of type {model_type} are encoders: they make embeddings and complete no text"
         )
-    sees = model_type in SEEING and config.architecture.endswith("ForConditionalGeneration")
-    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not sees:
+    sees = sees and config.architecture.endswith("ForConditionalGeneration")
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (sees and model_type in SEEING):
         return AutoModelForCausalLM
     if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return AutoModelForImageTextToText

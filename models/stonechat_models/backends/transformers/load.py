@@ -229,15 +229,16 @@ def load_module(
     folder = files.folder
     refuse_unasked_adapter(folder)
     has_own_code = config.trust_remote_code and "auto_map" in files.config.raw
+    sees = not _adapts_text_class(files)
     codes = CodedParts()
     if keeps_codes:
         codes = read_kept_codes(
-            files, model_class or auto_class(files.config), device, dtype, progress
+            files, model_class or auto_class(files.config, sees=sees), device, dtype, progress
         )
     if files.gguf is not None and not codes:
         folder = _dequantised_folder(files, files.gguf, dtype, progress)
     with reading(files.name), torch.inference_mode(False):
-        model_class = model_class or auto_class(files.config, has_own_code)
+        model_class = model_class or auto_class(files.config, has_own_code, sees=sees)
         refuse_oversized(files, model_class)
         with packed_source(files, folder, model_class, config, dtype, codes) as (
             module_class,
@@ -262,6 +263,12 @@ def load_module(
     refuse_other_layers(module, files.adapters, files.name)
     eval_module: nn.Module = module.eval().requires_grad_(False)
     return eval_module
+
+
+def _adapts_text_class(files: ModelFiles) -> bool:
+    """Whether an adapter has the names of a class for text alone, if the model has one."""
+    adapters = [*files.adapters, *([files.adapter] if files.adapter is not None else [])]
+    return any(name.startswith("model.layers.") for a in adapters for name in a.layers)
 
 
 def _places(config: EngineConfig, device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from stonechat_models.backends.transformers import image_check
 from stonechat_models.backends.transformers.image_check import image_case
@@ -21,6 +21,7 @@ from stonechat_models.types import ImageInput, ImageTensor
 from stonechat_models.vision.hf_processor import HFProcessor
 from stonechat_models.vision.positions import as_array
 from tests.models.engines import CPU, add, greedy, run
+from tests.models.tiny_loras import tiny_lora
 from tests.models.vision_models import save_vision_model
 
 
@@ -121,3 +122,16 @@ def test_a_folder_without_a_processor(folder, tmp_path):
     info = load(copied).info
     assert info.images is None
     assert "image processor" in info.image_refusal
+
+
+def test_adapters_of_the_class_for_text_alone(tmp_path):
+    """Qwen3.5 has two classes, with other names for the same layers."""
+    folder = save_vision_model(tmp_path / "qwen3_5", "qwen3_5")
+    assert load(folder).info.images is not None
+    module = AutoModelForCausalLM.from_pretrained(folder)
+    layers = [n for n, part in module.named_modules() if n.endswith("mlp.up_proj")]
+    assert all(name.startswith("model.layers.") for name in layers)
+    lora = tiny_lora(tmp_path / "lora", module, layers)
+    info = load(folder, lora=(f"lora={tmp_path / 'lora'}",)).info
+    assert [adapter.name for adapter in info.adapters] == [lora.name]
+    assert info.image_refusal == "only its language model is served"
