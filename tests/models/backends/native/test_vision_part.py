@@ -258,3 +258,39 @@ def test_weights_under_the_names_of_older_files(
     params = greedy(NUM_OUTPUT, ignore_eos=True)
     add(engine, "one", prompt.token_ids, params, images=prompt.images)
     check(model, run(engine)["one", 0], prompt)
+
+
+NUM_BLOCKS = {"qwen3_vl": 14, "gemma3": 17}
+"""Room for the prompts of two requests, but not for their answers."""
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", *nightly("gemma3")])
+def test_drafts_preemption_and_an_int8_cache(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tokens with draft tokens as without, and after a preemption as before."""
+    model = make_model(tmp_path / "model", name, monkeypatch)
+    prompts = [model.prompt(f"{i} Look: # abc abc abc abc abc", IMAGES[i]) for i in range(3)]
+    settings: dict[str, Any] = {"max_model_len": 192, "kv_cache_dtype": "int8"}
+    answers, engines = [], []
+    for changes in (
+        {"prompt_lookup": True},
+        {"prompt_lookup": False},
+        {"prompt_lookup": False, "prefix_caching": False, "num_blocks": NUM_BLOCKS[name]},
+    ):
+        num_blocks = changes.pop("num_blocks", None)
+        if num_blocks is not None:
+            per_token = engines[0].model.kv_bytes_per_token
+            changes["kv_cache_bytes"] = num_blocks * 16 * per_token
+        engine = engine_of(tmp_path / "model", **{**settings, **changes})
+        for i, prompt in enumerate(prompts):
+            params = greedy(60, ignore_eos=True)
+            add(engine, str(i), prompt.token_ids, params, images=prompt.images)
+        results = run(engine)
+        answers.append([results[str(i), 0].token_ids for i in range(3)])
+        engines.append(engine)
+    assert answers[0] == answers[1] == answers[2]
+    stats = [engine.stats() for engine in engines]
+    assert all(s.num_failed_steps == 0 for s in stats)
+    assert stats[2].num_preemptions > 0
+    assert stats[0].num_accepted_draft_tokens > 0
