@@ -56,8 +56,9 @@ def use_model(page: Any, modalities: list[str], refusal: str = "") -> None:
         route.fulfill(json=listed)
 
     page.route("**/v1/models", fulfil)
-    page.reload()
-    page.wait_for_selector("#model option:not([value=''])", state="attached")
+    page.dispatch_event("#key", "change")  # loads the list again
+    title = "Attach images" if "image" in modalities else "Attach text"
+    page.wait_for_selector(f"#attach[title^='{title}']")
 
 
 @pytest.fixture
