@@ -1,7 +1,7 @@
 """Tasks of the event loop that outlive the requests that begin them."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -26,3 +26,9 @@ class BackgroundTasks:
         for task in self.running:
             task.cancel()
         await asyncio.gather(*self.running, return_exceptions=True)
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """Call back on the event loop, from any thread. Nothing happens once the loop is closed."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(callback)

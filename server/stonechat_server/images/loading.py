@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from stonechat_models import ImageOptions, InvalidImageError, TooManyImagesError, size_text
 from stonechat_server.admission.refusals import too_many_requests
+from stonechat_server.background import call_soon
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.images.data_urls import check_type, is_data_url, read_data_url
 from stonechat_server.images.errors import ImageError
@@ -15,6 +16,7 @@ from stonechat_server.images.fetch import Client, Fetcher
 from stonechat_server.images.references import ImageReference
 
 if TYPE_CHECKING:
+    from stonechat_models import PreparedImage
     from stonechat_server.engine_protocol import EngineLike, ImageProcessorLike
     from stonechat_server.settings import Settings
 
@@ -79,7 +81,7 @@ class ImageLoader:
         """Give the part of each reference its image. The order is that of the prompt.
 
         Raises `APIError` 400 that names the part, and `RefusedError` 429 beyond the bounds on all
-        requests together. A cancellation ends fetches and what waits for the processor.
+        requests together. A cancellation ends the fetches; the processor ends what it has.
         """
         check_takes_images(references, engine)
         self._check_number(len(references))
@@ -87,17 +89,18 @@ class ImageLoader:
         assert processor is not None
         if self._num_requests >= MAX_LOADING:
             raise _busy()
-        started, num_bytes = time.monotonic(), 0
+        started = time.monotonic()
         self._num_requests += 1
         try:
             contents = await self._read_all(references, read_file)
-            num_bytes = self._checked_size(references, contents)
-            self._num_bytes += num_bytes
-            await _prepare_all(references, contents, processor, self._max_pixels)
+            for reference in references:
+                reference.shorten()
+            self._check_room(sum(map(len, contents)))
+            await self._prepare_all(references, contents, processor)
         finally:
             self._num_requests -= 1
-            self._num_bytes -= num_bytes
-        self._observe(metrics_name, len(references), num_bytes, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._observe(metrics_name, len(references), sum(map(len, contents)), seconds)
 
     def _check_number(self, number: int) -> None:
         if number > self._max_images:
@@ -112,8 +115,18 @@ class ImageLoader:
     async def _read_all(
         self, references: Sequence[ImageReference], read_file: ReadFile
     ) -> list[bytes]:
-        """The files of all images. The first error ends the others."""
-        tasks = [asyncio.ensure_future(self._read(r, read_file)) for r in references]
+        """The files of all images. The first error ends the others, as does their size together."""
+        num_bytes = 0
+
+        async def read(reference: ImageReference) -> bytes:
+            nonlocal num_bytes
+            content = await self._read(reference, read_file)
+            num_bytes += len(content)
+            if num_bytes > self._max_bytes:
+                raise _too_large_together(self._max_bytes)
+            return content
+
+        tasks = [asyncio.ensure_future(read(reference)) for reference in references]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -138,51 +151,53 @@ class ImageLoader:
             error.param = reference.path
             raise
 
-    def _checked_size(self, references: Sequence[ImageReference], contents: Sequence[bytes]) -> int:
-        """The bytes of all images. Their texts in the request are given up."""
-        for reference in references:
-            reference.shorten()
-        num_bytes = sum(map(len, contents))
-        if num_bytes > self._max_bytes:
-            raise APIError(
-                400,
-                f"The images have {size_text(num_bytes)} together, and at most "
-                f"{size_text(self._max_bytes)} are allowed: the server's --max-images-size sets "
-                "the limit.",
-                param="messages",
-                code="image_file_too_large",
-            )
+    def _check_room(self, num_bytes: int) -> None:
         if self._num_bytes and self._num_bytes + num_bytes > HELD_REQUESTS * self._max_bytes:
             raise _busy()
-        return num_bytes
+
+    async def _prepare_all(
+        self,
+        references: Sequence[ImageReference],
+        contents: Sequence[bytes],
+        processor: "ImageProcessorLike",
+    ) -> None:
+        """Run the model's processor, which has processes of its own."""
+        pairs = sorted(zip(references, contents, strict=True), key=lambda pair: pair[0].detail)
+        for detail, group in groupby(pairs, key=lambda pair: pair[0].detail):
+            chosen, files = zip(*group, strict=True)
+            options = ImageOptions(detail=detail, max_pixels=self._max_pixels)
+            try:
+                images = await self._prepare(files, options, processor)
+            except TooManyImagesError as error:
+                raise _busy() from error
+            except InvalidImageError as error:
+                path = chosen[error.index].path
+                code = CODES.get(error.kind, "invalid_image")
+                raise invalid(path, f"'{path}': the image {error.reason}.", code) from error
+            for reference, image in zip(chosen, images, strict=True):
+                reference.part.set_image(image)
+
+    async def _prepare(
+        self, files: Sequence[bytes], options: ImageOptions, processor: "ImageProcessorLike"
+    ) -> "list[PreparedImage]":
+        """Prepare files. They count until the processor is done, also if nobody waits for it."""
+        num_bytes = sum(map(len, files))
+        loop = asyncio.get_running_loop()
+        self._num_bytes += num_bytes
+        try:  # in a thread, because it computes hashes of the files
+            future = await asyncio.to_thread(processor.prepare, files, options)
+        except BaseException:
+            self._release(num_bytes)
+            raise
+        future.add_done_callback(lambda _: call_soon(loop, lambda: self._release(num_bytes)))
+        return await asyncio.wrap_future(future)
+
+    def _release(self, num_bytes: int) -> None:
+        self._num_bytes -= num_bytes
 
     def close(self) -> None:
         """Fetch no more."""
         self._fetcher.close()
-
-
-async def _prepare_all(
-    references: Sequence[ImageReference],
-    contents: Sequence[bytes],
-    processor: "ImageProcessorLike",
-    max_pixels: int,
-) -> None:
-    """Run the model's processor, which has a process of its own."""
-    pairs = sorted(zip(references, contents, strict=True), key=lambda pair: pair[0].detail)
-    for detail, group in groupby(pairs, key=lambda pair: pair[0].detail):
-        chosen = list(group)
-        files = [content for _, content in chosen]
-        options = ImageOptions(detail=detail, max_pixels=max_pixels)
-        try:
-            images = await asyncio.wrap_future(processor.prepare(files, options))
-        except TooManyImagesError as error:
-            raise _busy() from error
-        except InvalidImageError as error:
-            path = chosen[error.index][0].path
-            code = CODES.get(error.kind, "invalid_image")
-            raise invalid(path, f"'{path}': the image {error.reason}.", code) from error
-        for (reference, _), image in zip(chosen, images, strict=True):
-            reference.part.set_image(image)
 
 
 def _file_id(reference: ImageReference) -> str:
@@ -199,6 +214,16 @@ def _file_id(reference: ImageReference) -> str:
 def _named(reference: ImageReference, error: ImageError) -> APIError:
     what = "URL" if error.code == "invalid_image_url" else "image"
     return invalid(reference.path, f"'{reference.path}': the {what} {error}.", code=error.code)
+
+
+def _too_large_together(limit: int) -> APIError:
+    return APIError(
+        400,
+        f"The images have more than {size_text(limit)} together, the limit that the server's "
+        "--max-images-size sets.",
+        param="messages",
+        code="image_file_too_large",
+    )
 
 
 def _busy() -> APIError:

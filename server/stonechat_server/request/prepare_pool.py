@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from stonechat_models import GrammarError, TooManyChecksError
 from stonechat_server.admission.refusals import RefusedError, too_many_requests, unavailable
+from stonechat_server.background import call_soon
 from stonechat_server.structured.grammar_checks import GrammarPendingError
 
 T = TypeVar("T")
@@ -62,11 +63,11 @@ class Preparations:
         # Work counts until it ends, even if its request was cancelled.
         future = self._executor.submit(work)
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: _call_soon(loop, lambda: self._count(-1, -size)))
+        future.add_done_callback(lambda _: call_soon(loop, lambda: self._count(-1, -size)))
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            future.add_done_callback(lambda _: _call_soon(loop, lambda: self._abandon(future)))
+            future.add_done_callback(lambda _: call_soon(loop, lambda: self._abandon(future)))
             raise
 
     async def _wait_for(self, pending: GrammarPendingError, size: int) -> None:
@@ -78,7 +79,7 @@ class Preparations:
             self._drop_unwanted(pending)
             raise _pool_full()
         loop, wakes = asyncio.get_running_loop(), asyncio.Event()
-        pending.check.add_done_callback(lambda _: _call_soon(loop, wakes.set))
+        pending.check.add_done_callback(lambda _: call_soon(loop, wakes.set))
         self._waiting[wakes] = pending.check
         self.num_bytes += size
         try:
@@ -116,11 +117,6 @@ class Preparations:
     def _count(self, num_requests: int, size: int) -> None:
         self.num_requests += num_requests
         self.num_bytes += size
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(callback)
 
 
 def _pool_full() -> RefusedError:

@@ -96,7 +96,27 @@ async def test_a_cancelled_load_ends_its_fetches_and_its_preparation() -> None:
             await task
     assert web.num_cancelled == 1
     assert processor.futures[0].cancelled()
-    assert (images._num_requests, images._num_bytes) == (0, 0)
+    await until(lambda: not images._num_bytes)
+    assert images._num_requests == 0
+
+
+@in_loop
+async def test_what_the_processor_still_has_counts() -> None:
+    """Clients that come and leave do not fill the memory."""
+    processor = FakeImageProcessor(holds=True)
+    engine, images = FakeEngine(image_processor=processor), loader(max_images_size=1000)
+    for number in range(1, loading.HELD_REQUESTS + 1):
+        task = asyncio.create_task(images.load(small(980), engine, no_file, "m"))
+        await until(lambda number=number: len(processor.futures) == number)
+        processor.futures[-1].set_running_or_notify_cancel()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert images._num_requests == 0
+    with pytest.raises(RefusedError):
+        await images.load(small(980), engine, no_file, "m")
+    for future in processor.futures:
+        future.set_result([])
+    await until(lambda: not images._num_bytes)
 
 
 @in_loop
