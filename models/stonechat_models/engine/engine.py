@@ -306,14 +306,19 @@ class Engine:
         return output.scheduled
 
     def _with_features(self, images: ImageSteps, items: list[Scheduled]) -> list[Scheduled]:
-        """Get the features that the items need. Requests whose images cannot be encoded end."""
-        failed = images.prepare(items)
+        """Get the features that the items need. Return the items that are part of the step.
+
+        Requests whose images cannot be encoded end.
+        """
+        failed, waiting = images.prepare(items)
+        for item in waiting:
+            self.scheduler.cancel(item)
         for group in failed:
             self._ended += [
                 self._end(sequence, FinishReason.ERROR, ENCODING_FAILED)
                 for sequence in [*group.sequences]
             ]
-        return [item for item in items if not item.is_dropped] if failed else items
+        return [item for item in items if not item.is_dropped]
 
     def _free_states(self) -> None:
         states = self.scheduler.states

@@ -59,23 +59,32 @@ class ImageSteps:
         self.num_live += 1
         return PromptImages(images, bidirectional=self._info.bidirectional)
 
-    def prepare(self, items: abc.Sequence[Scheduled]) -> list[SequenceGroup]:
+    def prepare(
+        self, items: abc.Sequence[Scheduled]
+    ) -> tuple[list[SequenceGroup], list[Scheduled]]:
         """Get the features and positions that a step needs.
 
-        Returns the requests whose images cannot be encoded: they must not be part of the step.
+        Returns the requests whose images cannot be encoded, and the items that have to wait for a
+        later step: only the first item with unknown images has them encoded, so that other
+        sequences do not wait for all. Neither may be part of the step.
         """
         failed: dict[str, SequenceGroup] = {}
+        waiting: list[Scheduled] = []
+        num_encoded = self.num_encoded
         for item in items:
             group = item.sequence.group
             images, request_id = group.images, group.request.request_id
             if images is None or request_id in failed:
+                continue
+            if self.num_encoded > num_encoded and self._must_encode(item, images):
+                waiting.append(item)
                 continue
             try:
                 self._prepare(item, images)
             except Exception:  # whatever the model's own code raises
                 logger.exception("an image of request %s cannot be encoded", request_id)
                 failed[request_id] = group
-        return list(failed.values())
+        return list(failed.values()), waiting
 
     def add_to(self, batch: ForwardBatch | HostBatch, items: abc.Sequence[Scheduled]) -> None:
         """Give a packed step the embeddings and the positions of its images."""
@@ -115,6 +124,14 @@ class ImageSteps:
             return
         for place in images.places_in(item.start, item.context_len):
             self._features(images, place.image)
+
+    def _must_encode(self, item: Scheduled, images: PromptImages) -> bool:
+        """Whether the item has placeholders of an image that is not encoded yet."""
+        return any(
+            place.image not in images.features
+            and not self._store.holds(images.images[place.image].content_hash)
+            for place in images.places_in(item.start, item.context_len)
+        )
 
     def _features(self, images: PromptImages, index: int) -> ImageFeatures:
         """Return the features of an image, which the request then holds."""

@@ -36,6 +36,9 @@ class FeatureStore:
         self._kept: OrderedDict[bytes, ImageFeatures] = OrderedDict()
         self._known: WeakValueDictionary[bytes, ImageFeatures] = WeakValueDictionary()
 
+    def holds(self, content_hash: bytes) -> bool:
+        return content_hash in self._known
+
     def find(self, content_hash: bytes) -> ImageFeatures | None:
         features = self._known.get(content_hash)
         if features is not None:

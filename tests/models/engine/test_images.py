@@ -162,6 +162,27 @@ def test_adapters_change_the_language_model_and_not_the_images(module, tmp_path)
     assert engine.stats().num_encoded_images == 2
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_others_wait_for_the_images_of_one_request_at_a_time(module, overlap):
+    engine = make_engine(module, images=True, overlap=overlap, max_batch_tokens=128)
+    prompts = {str(seed): (seed, *prompt_of(seed, first=seed)) for seed in (3, 4, 5)}
+    prompts["again"] = (5, *prompt_of(5, first=9))
+    for name, (_, token_ids, images) in prompts.items():
+        add(engine, name, token_ids, greedy(NUM_OUTPUT), images=images)
+    add(engine, "text", [3, 4, 5], greedy(NUM_OUTPUT))
+    counts, results = [], {}
+    while engine.has_work:
+        for output in engine.step():
+            results.setdefault(output.request_id, []).extend(output.token_ids)
+        engine.scheduler.check_integrity()
+        counts.append(engine.stats().num_encoded_images)
+    assert counts[:3] == [1, 2, 3]
+    assert len(counts) <= 3 + NUM_OUTPUT + 2
+    assert results["text"] == reference(module, [3, 4, 5], ())[0]
+    for name, (seed, token_ids, _) in prompts.items():
+        assert results[name] == reference(module, token_ids, (seed,))[0]
+
+
 def test_steps_of_text_alone_never_come_to_images(module):
     engine = make_engine(module, images=True)
     engine.images.prepare = engine.images.add_to = None

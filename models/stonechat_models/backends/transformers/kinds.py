@@ -51,9 +51,8 @@ def auto_class(config: HFConfig, has_own_code: bool = False, *, sees: bool = Tru
     `sees`, that for text alone if there is one.
 
     Models for images and text are loaded whole, if their type is not of those whose class for text
-    alone is loaded. Raises `UnsupportedModelError` for
-    encoders and other models that do not complete text, and for types that the installed
-    transformers does not have.
+    alone is loaded. Raises `UnsupportedModelError` for encoders and other models that do not
+    complete text, and for types that the installed transformers does not have.
     """
     model_type = config.model_type
     if has_own_code:
