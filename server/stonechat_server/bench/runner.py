@@ -26,6 +26,7 @@ from stonechat_server.bench.validity import run_checks
 from stonechat_server.client.http import HttpClient
 from stonechat_server.engine_protocol import EngineLike
 
+FIRST_IMAGE_SIZE = (64, 48)
 LOAD_SECONDS = 0.5
 """How long the load of the machine is watched before a run."""
 
@@ -124,10 +125,20 @@ async def _workload(target: Target) -> Workload:
         return ListWorkload(read_sharegpt(settings.sharegpt), settings.seed)
     images = None
     if settings.images:
+        await _first_image(target)
         images = ImageLoad(
             settings.images, *(settings.image_size or DEFAULT_IMAGE_SIZE), settings.same_image
         )
     return SyntheticWorkload(num_words, settings.prefix_share, settings.seed, images=images)
+
+
+async def _first_image(target: Target) -> None:
+    """Send one image that no prompt has: a server may first start what reads images.
+
+    Raises BenchError if the model takes none.
+    """
+    images = ImageLoad(1, *FIRST_IMAGE_SIZE, are_same=False)
+    await target.count(SyntheticWorkload(4, 0.0, target.settings.seed, images=images).prompt(-1))
 
 
 def _notes(

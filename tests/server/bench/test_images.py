@@ -31,7 +31,10 @@ def bench(fake: FakeServer, **settings: Any) -> BenchResult:
 
 
 def images_of(body: dict[str, Any]) -> list[bytes]:
-    *parts, text = body["messages"][0]["content"]
+    content = body["messages"][0]["content"]
+    if isinstance(content, str):
+        return []
+    *parts, text = content
     assert text["type"] == "text"
     assert all(part["type"] == "image_url" for part in parts)
     return [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in parts]
@@ -43,6 +46,8 @@ def test_each_prompt_has_its_images_or_all_have_the_same(fake: FakeServer, are_s
     sent = [body for body in fake.bodies if body["max_tokens"] == 4]
     images = [image for body in sent for image in images_of(body)]
     assert len(images) == 6
+    (first,) = [b for b in fake.bodies if b["max_tokens"] == 1 and len(images_of(b)) == 1]
+    assert images_of(first)[0] not in images
     assert len(set(images)) == (2 if are_same else 6)
     assert {Image.open(io.BytesIO(data)).size for data in images} == {(40, 30)}
     (level,) = result.levels
