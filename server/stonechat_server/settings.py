@@ -394,6 +394,13 @@ class Settings(BaseSettings):
         "largest size of all images of a request together, such as 32MiB",
         ge=1,
     )
+    image_memory: ByteSize = _option(
+        "Images",
+        ByteSize(2 * 2**30),
+        "memory for the prepared images of all requests that wait or run, such as 2GiB; beyond it, "
+        "requests with images get 429",
+        ge=1,
+    )
     max_image_pixels: int = _option(
         "Images", 50_000_000, "most pixels that an image may have, width times height", ge=1
     )

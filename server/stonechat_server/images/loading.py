@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
+from weakref import finalize
 
 from stonechat_models import ImageOptions, InvalidImageError, TooManyImagesError, size_text
 from stonechat_server.admission.refusals import too_many_requests
@@ -62,6 +64,7 @@ class ImageLoader:
         self._max_image_bytes = int(settings.max_image_size)
         self._max_bytes = int(settings.max_images_size)
         self._max_pixels = settings.max_image_pixels
+        self._memory = int(settings.image_memory)
         self._observe = observe
         self._fetcher = Fetcher(
             settings.allow_image_urls,
@@ -69,7 +72,7 @@ class ImageLoader:
             max_bytes=self._max_image_bytes,
             client=client,
         )
-        self._num_requests = self._num_bytes = 0
+        self._num_requests = self._num_bytes = self._num_prepared_bytes = 0
 
     async def load(
         self,
@@ -174,8 +177,25 @@ class ImageLoader:
                 path = chosen[error.index].path
                 code = CODES.get(error.kind, "invalid_image")
                 raise invalid(path, f"'{path}': the image {error.reason}.", code) from error
-            for reference, image in zip(chosen, images, strict=True):
-                reference.part.set_image(image)
+            self._hold(images, chosen)
+
+    def _hold(
+        self, images: "Sequence[PreparedImage]", references: Sequence[ImageReference]
+    ) -> None:
+        """Give each part its image. Its tensors count as long as the part is there, which is as
+        long as its request waits or runs: the engine keeps them, too, to compute it again."""
+        sizes = [sum(len(t.data) for t in image.tensors.values()) for image in images]
+        if self._num_prepared_bytes and self._num_prepared_bytes + sum(sizes) > self._memory:
+            raise _busy()
+        loop = asyncio.get_running_loop()
+        for reference, image, size in zip(references, images, sizes, strict=True):
+            self._num_prepared_bytes += size
+            reference.part.set_image(image)
+            let_go = partial(self._let_go, size)
+            finalize(reference.part, call_soon, loop, let_go).atexit = False
+
+    def _let_go(self, num_bytes: int) -> None:
+        self._num_prepared_bytes -= num_bytes
 
     async def _prepare(
         self, files: Sequence[bytes], options: ImageOptions, processor: "ImageProcessorLike"

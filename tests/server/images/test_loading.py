@@ -7,16 +7,18 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from stonechat_models import PreparedImage, TooManyImagesError
 from stonechat_server.admission.refusals import RefusedError
+from stonechat_server.app import create_app
 from stonechat_server.errors import APIError
 from stonechat_server.images import loading
 from stonechat_server.images.loading import ImageLoader
 from stonechat_server.images.references import find_images
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.settings import Settings
-from tests.server.bodies import body
+from tests.server.bodies import URL, body
 from tests.server.catalog.scripted_models import in_loop, until
 from tests.server.fake_engine import FakeEngine
 from tests.server.fake_images import FakeImageProcessor, image, png, user
@@ -151,6 +153,36 @@ async def test_the_bytes_of_all_requests_are_bounded() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@in_loop
+async def test_prepared_images_count_as_long_as_their_request_is_there() -> None:
+    engine, images = FakeEngine(image_processor=FakeImageProcessor()), loader(image_memory=11)
+    first, second = small(1, 2), small(3)  # 4 bytes each
+    await images.load(first, engine, no_file, "m")
+    with pytest.raises(RefusedError) as error_info:
+        await images.load(second, engine, no_file, "m")
+    assert error_info.value.reason == "images_full"
+    assert second[0].part.image is None
+    del first
+    await until(lambda: not images._num_prepared_bytes)
+    await images.load(second, engine, no_file, "m")
+    large = small(*range(4))  # alone, none is too large
+    del second, error_info  # the traceback has it, too
+    await until(lambda: not images._num_prepared_bytes)
+    await images.load(large, engine, no_file, "m")
+    assert images._num_prepared_bytes == 16
+
+
+def test_a_request_that_has_ended_gives_its_memory_back(engine: FakeEngine) -> None:
+    app = create_app(Settings(image_memory=7), engine)
+    with TestClient(app, "http://127.0.0.1:8000") as client:
+        for stream in (False, True, False):
+            fields = body(messages=[user(image(png()))], stream=stream)
+            assert client.post(URL, json=fields).status_code == 200
+            wait_until(lambda: not app.state.server.images._num_prepared_bytes)
+            bad = fields | {"temperature": 9, "stop": ["x"] * 65}
+            assert client.post(URL, json=bad).status_code == 400
 
 
 class FullProcessor:
