@@ -196,7 +196,7 @@ _QWEN3_5 = Family(
 )
 FAMILIES: dict[str, Family] = {
     "llama": Family(has_windows=False, biases=_llama_biases),
-    "mistral": Family(),
+    "mistral": Family(window=4096),
     "qwen2": replace(_QWEN, biases=lambda config: QKV),
     "qwen3": replace(_QWEN, head_norms=True, biases=_flagged_biases),
     "smollm3": replace(

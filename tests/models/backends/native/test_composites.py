@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, MistralConfig
 
 from stonechat_models.backends.native.spec import read_spec
 from stonechat_models.checkpoint.hf_config import parse_config
@@ -110,3 +110,13 @@ def test_sections_that_do_not_fit_are_refused(sections: list[int]) -> None:
     config = {**CONFIGS["Qwen2-VL-2B-Instruct"], "rope_scaling": rope}
     with pytest.raises(ModelLoadError, match="mrope_section"):
         read_spec(parse_config(config, "config.json"))
+
+
+@pytest.mark.parametrize("keys", [{}, {"sliding_window": None}, {"sliding_window": 77}])
+def test_a_mistral_without_a_window_in_its_config_has_that_of_its_class(
+    keys: dict[str, Any],
+) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    raw = {"model_type": "mistral", "vocab_size": 99, "intermediate_size": 64, **sizes, **keys}
+    window = MistralConfig(**keys).sliding_window
+    assert read_spec(parse_config(raw, "config.json")).windows == (window or 0,) * 2
