@@ -20,8 +20,10 @@ def encode_image(
 
     Raises what the model's code raises if the image's tensors do not fit.
     """
-    owner = module if hasattr(module, "get_image_features") else module.base_model
-    names = inspect.signature(owner.get_image_features).parameters
+    owners = [m for m in (module, module.base_model) if hasattr(m, "get_image_features")]
+    owner, names = owners[0], set[str]()
+    for each in owners:  # the outer one may hand on names that only the inner one knows
+        names |= set(inspect.signature(each.get_image_features).parameters)
     arguments = {
         name: _tensor(value, device, dtype)
         for name, value in image.tensors.items()

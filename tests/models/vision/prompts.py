@@ -10,7 +10,7 @@ from PIL import Image
 
 from stonechat_models.types import ImageInput, ImageTensor
 from stonechat_models.vision.hf_processor import HFProcessor
-from tests.models.vision_models import FAMILIES, save_vision_model, vision_tokenizer
+from tests.models.vision_models import ALL_FAMILIES, save_vision_model, vision_tokenizer
 
 
 def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -33,7 +33,7 @@ class VisionModel:
     def __init__(self, folder: Path, name: str) -> None:
         from transformers import AutoModelForImageTextToText
 
-        family = FAMILIES[name]
+        family = ALL_FAMILIES[name]
         self._image = family.image
         save_vision_model(folder, name)
         self.token_id: int = vision_tokenizer(family).convert_tokens_to_ids(family.token)

@@ -37,7 +37,7 @@ TEXT_LENGTH = 7
 GRIDS = ((1, 2, 2), (1, 2, 4))
 """Patches of the images after merging: time, height, width."""
 RUNS_PLAINLY = "it runs one sequence at a time"
-TYPE_NAMES = ("mm_token_type_ids", "token_type_ids")
+TYPE_NAMES = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 
 
 @dataclass(frozen=True, slots=True)

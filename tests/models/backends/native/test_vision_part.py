@@ -15,7 +15,7 @@ from stonechat_models.backends.native import footprint
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.config import EngineConfig
 from stonechat_models.runtime.build import build_engine
-from tests.models import vision_models
+from tests.models import vision_families, vision_models
 from tests.models.engines import add, greedy, run
 from tests.models.test_model_file import ROOT, child_environment
 from tests.models.vision.prompts import Prompt, VisionModel, noise
@@ -28,14 +28,14 @@ ROUNDING = 0.05
 """Of log-probabilities: attention rounds to bfloat16."""
 HEADS = {"head_dim": 32}
 ONE_HEAD = {"num_attention_heads": 1, "num_key_value_heads": 1}
-AXES: dict[str, Any] = vision_models._sections(6, 5, 5, mrope_interleaved=True)
+AXES: dict[str, Any] = vision_families.sections(6, 5, 5, mrope_interleaved=True)
 TEXT_PARTS: dict[str, dict[str, Any]] = {
-    "qwen2_vl": {**ONE_HEAD, **vision_models._sections(4, 6, 6)},
-    "qwen2_5_vl": {**ONE_HEAD, **vision_models._sections(4, 6, 6)},
+    "qwen2_vl": {**ONE_HEAD, **vision_families.sections(4, 6, 6)},
+    "qwen2_5_vl": {**ONE_HEAD, **vision_families.sections(4, 6, 6)},
     "qwen3_vl": {**HEADS, **AXES},
     "qwen3_5": {
         **HEADS,
-        **vision_models._sections(6, 5, 5, partial_rotary_factor=1.0),
+        **vision_families.sections(6, 5, 5, partial_rotary_factor=1.0),
         **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
     },
     **dict.fromkeys(("gemma3", "mistral3", "smolvlm", "idefics3", "internvl"), HEADS),
