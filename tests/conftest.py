@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -30,10 +30,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tests use small tensors: more threads are slower, and float sums depend on their number."""
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    """Tests use small tensors: more threads are slower, and float sums depend on their number.
+
+    Some tests, and libraries that they import, set the number for the whole process. On a machine
+    that is busy with other tests, small operations then take a hundred times as long.
+    """
+    num_threads = int(os.environ["OMP_NUM_THREADS"])
+    if torch.get_num_threads() != num_threads:
+        torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +58,3 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 def default_model_files(say: Callable[[str], None]) -> ModelFiles:
     """The default model. The project's own code fetches it the first time."""
     return resolve_model(EngineConfig(model=""), say)
-
-
-@pytest.fixture
-def restore_threads() -> Iterator[None]:
-    """Restore the number of torch's threads after a test that changes it."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)

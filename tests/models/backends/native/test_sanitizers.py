@@ -1,10 +1,10 @@
 """Sanitizers find no access past an end, no undefined behaviour and no data race in the library.
 
-They run a driver in C++, because Python itself is not built with sanitizers. The driver also checks
-that any number of threads computes the same bits, and that steps that lead outside are refused.
-
-At night the tests of this folder and damaged model files run in Python too, with a library built
-with sanitizers and their runtime loaded before Python.
+All of this runs at night. A driver in C++ also checks that any number of threads computes the same
+bits, and that steps that lead outside are refused; it is in C++ because Python itself is not built
+with sanitizers. The tests of this folder and damaged model files run in Python too, with a library
+built with sanitizers and their runtime loaded before Python. By day `test_borders` checks that
+steps that lead outside are refused, and `test_compile` that the sources cause no warning.
 """
 
 import subprocess
@@ -16,7 +16,6 @@ import pytest
 from stonechat_models.backends.native.compile import FLAGS, SOURCES, find_compiler
 from tests.models.backends.native.native_helpers import ARCHITECTURES
 from tests.models.test_model_file import ROOT, child_environment, make_models
-from tests.nightly import nightly
 
 DRIVER = Path(__file__).with_name("sanitizer_driver.cpp")
 TIMEOUT = 900.0
@@ -53,9 +52,8 @@ def skip_without(sanitizers: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "sanitizers", ["address,undefined,float-cast-overflow", *nightly("thread")]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("sanitizers", ["address,undefined,float-cast-overflow", "thread"])
 def test_the_library_is_clean(sanitizers: str, tmp_path: Path) -> None:
     """With one instruction set only, because a build with sanitizers takes a quarter minute."""
     skip_without(sanitizers, tmp_path)
