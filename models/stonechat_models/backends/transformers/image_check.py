@@ -82,6 +82,8 @@ def code_refusal(module: Any, num_ranks: int = 1) -> str:
         bidirectional_layers(type(module), module.config)
     except UnsupportedModelError as error:
         return str(error)
+    except Exception as error:  # whatever the model's own code raises
+        return f"the masks of a prompt with images cannot be built: {error}"
     return ""
 
 

@@ -115,6 +115,18 @@ def test_why_models_take_no_images(folder, tmp_path):
     assert "attend to later ones" in load(paligemma).info.image_refusal
 
 
+def test_code_that_raises_is_a_reason(folder, monkeypatch):
+    module = AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+    def fail(*arguments, **settings):
+        raise ValueError("no such mask")
+
+    monkeypatch.setattr(module.model, "get_rope_index", fail)
+    assert image_case(module) == "a forward pass with images fails: no such mask"
+    monkeypatch.setattr(image_check, "bidirectional_layers", fail)
+    assert image_case(module).endswith("cannot be built: no such mask")
+
+
 def test_a_folder_without_a_processor(folder, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "copied")
     for name in ("preprocessor_config.json", "processor_config.json"):
