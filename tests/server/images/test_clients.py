@@ -138,6 +138,18 @@ def test_errors_of_responses_have_its_names(
     assert param in error["message"]
 
 
+def test_images_of_messages_that_are_left_out_go_with_them(
+    server: TestClient, engine: FakeEngine
+) -> None:
+    images = [{"type": "input_image", "image_url": data_url(png(name, 3))} for name in "ab"]
+    long = {"type": "input_text", "text": "x" * 5000}
+    given = [{"role": "user", "content": [long, images[0]]}, {"role": "user", "content": images}]
+    answer = server.post("/v1/responses", json={"input": given, "truncation": "auto"}).json()
+    assert "x" not in engine.prompt
+    assert len(engine.requests[0].images) == 2
+    assert answer["usage"]["input_tokens_details"]["image_tokens"] == 6
+
+
 def test_messages(
     server: TestClient, anthropic_client: anthropic.Anthropic, engine: FakeEngine
 ) -> None:
