@@ -11,9 +11,10 @@ import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from stonechat_server.admission.deadline import Deadline
+
 from stonechat_server.access.keys import ApiKey
 from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits
-from stonechat_server.admission.deadline import Deadline
 from stonechat_server.admission.fair_queue import Cost
 from stonechat_server.observability.ledger import Ledger, LedgerEntry
 
