@@ -6,6 +6,7 @@ same here. Where the template refuses or cannot render the messages, they are re
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, lru_cache, partial
@@ -287,12 +288,14 @@ class Templates:
             return self._named["tool_use"]
         return self.default
 
-    def guard(self, template: ChatTemplate, placeholder: str = "") -> SpecialTokenGuard:
+    def guard(
+        self, template: ChatTemplate, placeholders: AbstractSet[str] = frozenset()
+    ) -> SpecialTokenGuard:
         """Return what keeps special tokens in clients' texts from being tokens.
 
-        Without `special_tokens_as_text` it does so only for `placeholder`, the text for an image.
+        Without `special_tokens_as_text` it does so only for `placeholders`, the texts for an image.
         """
-        return self._guards(template.source, placeholder)
+        return self._guards(template.source, frozenset(placeholders))
 
     def _compile(self, source: str) -> ChatTemplate:
         return ChatTemplate(source, self._special_tokens)

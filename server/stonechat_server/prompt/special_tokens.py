@@ -10,9 +10,11 @@ from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from stonechat_server.schema.base import WireModel
+from stonechat_server.schema.messages import SourcePart, TextPart
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import TokenizerLike
+    from stonechat_server.schema.messages import Message
     from stonechat_server.schema.requests import ChatCompletionRequest
 
 SHOWN_FIELDS = {
@@ -32,17 +34,18 @@ class SpecialTokenGuard:
         self,
         tokenizer: "TokenizerLike",
         template: str,
-        placeholder: str = "",
+        placeholders: AbstractSet[str] = frozenset(),
         *,
         only: bool = False,
     ) -> None:
-        """`placeholder` is guarded too; with `only`, nothing else is."""
+        """`placeholders` are guarded too; with `only`, nothing else is, unless there are none."""
         self._tokenizer = tokenizer
         special = {tokenizer.token_text(token_id) for token_id in tokenizer.special_ids}
         others = {text for text in tokenizer.added_tokens if text in template}
         marked = {text for text in special | others if text.strip() and not text.isalnum()}
-        if placeholder:
-            marked = {placeholder} if only else marked | {placeholder}
+        if placeholders:
+            marked = set(placeholders) if only else marked | placeholders
+        self._has_images = bool(placeholders)
         self._control_tokens = frozenset(marked)
         any_token = "|".join(map(re.escape, sorted(marked, key=len, reverse=True))) or "(?!)"
         self._mark = secrets.token_hex(8)
@@ -51,7 +54,13 @@ class SpecialTokenGuard:
         self.encode("")  # the first time takes longest
 
     def marked(self, request: "ChatCompletionRequest") -> "ChatCompletionRequest":
-        """Return the request with marks; the same object if there is nothing to mark."""
+        """Return the request with marks; the same object if there is nothing to mark.
+
+        Where a control token is spread over texts beside images, they become one text.
+        """
+        if self._has_images:
+            messages = [self._with_whole_tokens(message) for message in request.messages]
+            request = request.model_copy(update={"messages": messages})
         marked = self._marked_fields(request, SHOWN_FIELDS)
         return request.model_copy(update=marked) if marked else request
 
@@ -74,6 +83,23 @@ class SpecialTokenGuard:
     def unmarked(self, prompt: str) -> str:
         """Return a prompt without its marks, for people to read."""
         return prompt.replace(self._mark, "")
+
+    def _with_whole_tokens(self, message: "Message") -> "Message":
+        """Put the texts beside images into one part if a token is spread over several.
+
+        Templates may write them behind each other, with or without the spaces at their ends.
+        """
+        parts = message.content
+        if not isinstance(parts, list) or not any(isinstance(p, SourcePart) for p in parts):
+            return message
+        texts = [text for part in parts if (text := _text(part)) is not None]
+        apart = [token for text in texts for token in self._token.findall(text)]
+        stripped = "".join([text.strip() for text in texts])
+        if all(self._token.findall(joined) == apart for joined in ("".join(texts), stripped)):
+            return message
+        images = [part for part in parts if _text(part) is None]
+        whole = TextPart(type="text", text="".join(texts))
+        return message.model_copy(update={"content": [whole, *images]})
 
     def _marked_fields(self, model: WireModel, names: AbstractSet[str]) -> dict[str, Any]:
         """The fields among `names` that get marks, with them."""
@@ -99,3 +125,10 @@ class SpecialTokenGuard:
         if isinstance(value, dict):
             return {self._with_marks(key): self._with_marks(item) for key, item in value.items()}
         return value
+
+
+def _text(part: Any) -> str | None:
+    """The text of a part beside images, which may be plain JSON in tools; None for an image."""
+    if isinstance(part, SourcePart):
+        return None
+    return part.text if isinstance(part, TextPart) else str(part.get("text") or "")

@@ -118,9 +118,9 @@ def render(
     check_supported(request)
     template = templates.select(request)
     has_parts = any(isinstance(message.content, list) for message in request.messages)
-    placeholder = placeholder_of(request.messages) if has_parts else ""
-    needs_guard = placeholder or templates.special_tokens_as_text
-    guard = templates.guard(template, placeholder) if needs_guard else None
+    placeholders = _placeholders(request, engine) if has_parts else frozenset()
+    needs_guard = placeholders or templates.special_tokens_as_text
+    guard = templates.guard(template, placeholders) if needs_guard else None
     shown = guard.marked(request) if guard is not None else request
     if _is_plain(request, structure.traits(template.source)):
         spec = AnswerSpec(messages=to_template_messages(shown.messages), is_plain=True)
@@ -139,7 +139,7 @@ def render(
         continue_final_message=continue_final,
         added_text=spec.added_text,
         variables={**spec.variables, **(shown.chat_template_kwargs or {})},
-        images=PromptImages(guard) if guard is not None and placeholder else None,
+        images=PromptImages(guard) if guard is not None and placeholders else None,
     )
     text = shown_text = template.render(spec.messages, options)
     if guard is not None and shown is not request:
@@ -155,6 +155,14 @@ def render(
         spec=spec,
         images=() if options.images is None else _placed(options.images, token_ids, engine),
     )
+
+
+def _placeholders(request: ChatCompletionRequest, engine: "EngineLike") -> frozenset[str]:
+    """What stands for an image: in the template's text, and as a token. Empty without images."""
+    if not (placeholder := placeholder_of(request.messages)):
+        return frozenset()
+    assert engine.model.images is not None
+    return frozenset({placeholder, engine.tokenizer.token_text(engine.model.images.token_id)})
 
 
 def _placed(

@@ -18,7 +18,7 @@ from tests.server.fake_engine import ByteTokenizer
 from tests.server.fake_images import PLACEHOLDER, TEMPLATE, png, prepared
 
 TOKENIZER = ByteTokenizer(chat_template=TEMPLATE)
-GUARD = Templates(TOKENIZER).guard(ChatTemplate(TEMPLATE, {}), PLACEHOLDER)
+GUARD = Templates(TOKENIZER).guard(ChatTemplate(TEMPLATE, {}), {PLACEHOLDER})
 CALLS = [
     {"id": f"c{i}", "type": "function", "function": {"name": "look", "arguments": {}}} for i in "12"
 ]

@@ -28,7 +28,7 @@ async def prompt_with_images(
     items: list[Any] = [ImageItem(image) for image in prepared]
     items += [part for part in parts if part["type"] != "image_url"]  # images come first
     template = templates.default
-    images = PromptImages(templates.guard(template, prepared[0].placeholder))
+    images = PromptImages(templates.guard(template, {prepared[0].placeholder}))
     text = template.render([{**message, "content": items}], RenderOptions(images=images))
     token_ids = engine.tokenizer.encode(text)
     return token_ids, images.inputs(token_ids, engine.model.images.token_id)
