@@ -28,6 +28,18 @@ class BackgroundTasks:
         await asyncio.gather(*self.running, return_exceptions=True)
 
 
+async def end_all(tasks: list[asyncio.Task[T]]) -> None:
+    """Cancel the tasks, wait for their ends, and empty the list.
+
+    The traceback of a task's error refers to the frame that has the list: with the tasks in it, all
+    that the frame has would stay until the next collection of garbage.
+    """
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    tasks.clear()
+
+
 def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
     """Call back on the event loop, from any thread. Nothing happens once the loop is closed."""
     if not loop.is_closed():

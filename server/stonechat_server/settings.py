@@ -398,7 +398,7 @@ class Settings(BaseSettings):
         "Images",
         ByteSize(2 * 2**30),
         "memory for the prepared images of all requests that wait or run, such as 2GiB; beyond it, "
-        "requests with images get 429",
+        "requests with images get 429, and a request that needs more alone gets 400",
         ge=1,
     )
     max_image_pixels: int = _option(

@@ -1,5 +1,6 @@
 """What the routes do that answer from a body without generating: receive, compute, respond."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -14,7 +15,7 @@ from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.serving.endpoint import Call, Endpoint
 from stonechat_server.serving.services import services_of
 
-COMPUTE_ERRORS = errors(400, 401, 403, 404, 408, 413, 429, 500, 503)
+COMPUTE_ERRORS = errors(400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 
 Work = Callable[[Call, ServedModel], object]
 """Computes an answer that msgspec encodes. May run in any thread, and raise `APIError`."""
@@ -32,13 +33,14 @@ async def compute(http_request: Request, endpoint: Endpoint, work: Work) -> Resp
     def encoded(call: Call, model: ServedModel) -> bytes:
         return msgspec.json.encode(work(call, model))
 
+    started = time.monotonic()
     try:
         call, num_bytes = await receive(http_request, services, identity, endpoint)
         services.count_request(identity)
         name, needs_engine = call.request.model or "", bool(call.images)
         model = await tokenizer_of(http_request, services, name, needs_engine=needs_engine)
         if call.images:
-            await load_images(http_request, services, identity, call, model)
+            await load_images(http_request, services, identity, call, model, started)
         content = await run_where_it_fits(encoded, call, model, num_bytes, services, endpoint)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)

@@ -15,7 +15,7 @@ from msgspec import UNSET
 from stonechat_models import EngineError
 from stonechat_server.access.auth import Identity, check_model, is_rate_limited
 from stonechat_server.admission.refusals import RefusedError
-from stonechat_server.api.image_loading import load_images
+from stonechat_server.api.image_loading import load_images, renamed
 from stonechat_server.api.on_demand import answer_on_demand
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, not_generative, server_error, to_api_error
@@ -137,10 +137,7 @@ async def run_where_it_fits(
             return await services.preparations.run(bound, num_bytes)
         return bound()
     except (APIError, EngineError) as error:
-        known = to_api_error(error)
-        if known is None:
-            raise
-        raise call.named(known) from error
+        raise renamed(call, error) from error.__cause__
 
 
 async def respond(
@@ -159,10 +156,11 @@ async def respond(
     """
     if endpoint.generates and not model.engine.model.generates:
         raise not_generative()
+    deadline = None
     try:
         if call.images:
             started = started or time.monotonic()
-            await load_images(http_request, services, identity, call, model)
+            deadline = await load_images(http_request, services, identity, call, model, started)
         prepared = await run_where_it_fits(
             endpoint.prepare, call, model, num_bytes, services, endpoint
         )
@@ -175,7 +173,7 @@ async def respond(
         services, model, identity, endpoint, call, http_request, prepared, writer
     )
     if started is not None:
-        generation.started = started
+        generation.started, generation.deadline = started, deadline
     headers = None
     if call.ignored or prepared[0].unenforced:
         headers = _headers(call, prepared)

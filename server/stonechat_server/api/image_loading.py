@@ -14,6 +14,7 @@ from stonechat_server.errors import APIError, to_api_error
 from stonechat_server.files_api.upload import IMAGE_PURPOSES
 from stonechat_server.images.errors import too_large
 from stonechat_server.serving.endpoint import Call
+from stonechat_server.serving.lifecycle import Deadline, new_deadline
 from stonechat_server.serving.services import Services
 from stonechat_server.storage.storage import Storage
 from stonechat_server.streaming.disconnect import run_while_connected
@@ -22,22 +23,49 @@ NOT_FOUND = "image_file_not_found"
 
 
 async def load_images(
-    http_request: Request, services: Services, identity: Identity, call: Call, model: ServedModel
-) -> None:
+    http_request: Request,
+    services: Services,
+    identity: Identity,
+    call: Call,
+    model: ServedModel,
+    started: float,
+) -> Deadline:
     """Load the images of a call. Raises `APIError` with the client's names.
 
+    The request runs from now on, and until it ends it has the images, its place and its deadline,
+    which is returned. `started`: when it came, in `time.monotonic()` seconds.
     Raises `ClientDisconnectedError`, and loads no more, if the client disconnects.
     """
     storage = cast("Storage | None", http_request.app.state.storage)
     read = partial(_read_file, storage, identity)
+    deadline = new_deadline(http_request, identity, services.settings.request_timeout, started)
+    leave_model = getattr(http_request.state, "at_end", None)
+
+    def end() -> None:
+        deadline.close()
+        services.images.release(call.images)
+        services.lifecycle.leave(deadline)
+        if leave_model is not None:
+            leave_model()
+
+    http_request.state.at_end = end
+    services.lifecycle.enter(deadline)
     try:
         loading = services.images.load(call.images, model.engine, read, model.metrics_name)
-        await run_while_connected(http_request.receive, loading)
+        await deadline.wait(run_while_connected(http_request.receive, loading))
     except (APIError, EngineError) as error:
-        known = to_api_error(error)
-        if known is None:
-            raise
-        raise call.named(known) from error
+        raise renamed(call, error) from error.__cause__
+    return deadline
+
+
+def renamed(call: Call, error: Exception) -> Exception:
+    """An error of the work on a call, with the client's names if it is the client's fault.
+
+    No frame of the traceback keeps it: with it the images would stay until the next collection of
+    garbage.
+    """
+    known = to_api_error(error)
+    return error if known is None else call.named(known)
 
 
 async def _read_file(

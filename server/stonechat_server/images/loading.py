@@ -2,16 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
-from itertools import groupby
-from typing import TYPE_CHECKING, Protocol
-from weakref import finalize
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from stonechat_models import ImageOptions, InvalidImageError, TooManyImagesError, size_text
-from stonechat_server.admission.refusals import too_many_requests
-from stonechat_server.background import call_soon
+from stonechat_server.background import call_soon, end_all
 from stonechat_server.errors import APIError, invalid, unsupported
+from stonechat_server.images.budget import Budget, Share, busy
 from stonechat_server.images.data_urls import check_type, is_data_url, read_data_url
 from stonechat_server.images.errors import ImageError
 from stonechat_server.images.fetch import Client, Fetcher
@@ -22,10 +21,16 @@ if TYPE_CHECKING:
     from stonechat_server.engine_protocol import EngineLike, ImageProcessorLike
     from stonechat_server.settings import Settings
 
+T = TypeVar("T")
+
 MAX_LOADING = 64
 """Requests whose images are loaded at the same time. Further ones get 429."""
 HELD_REQUESTS = 8
-"""Bound on the bytes of images that are loaded, in units of `max_images_size`."""
+"""Bound on the bytes of files that are not prepared yet, in units of `max_images_size`."""
+MAX_READS = 4
+"""Files by id that are read at the same time, of all requests."""
+PREPARED_AT_ONCE = 4
+"""Images of one request that the processor has at the same time."""
 CODES = {
     "format": "unsupported_image_media_type",
     "empty": "empty_image_file",
@@ -72,7 +77,12 @@ class ImageLoader:
             max_bytes=self._max_image_bytes,
             client=client,
         )
-        self._num_requests = self._num_bytes = self._num_prepared_bytes = 0
+        self._reads = asyncio.Semaphore(MAX_READS)
+        self._num_requests = 0
+        self.files = Budget(HELD_REQUESTS * self._max_bytes)
+        """Files that are decoded, or that are there and not prepared."""
+        self.prepared = Budget(self._memory)
+        """Tensors of the parts that have their image."""
 
     async def load(
         self,
@@ -81,7 +91,7 @@ class ImageLoader:
         read_file: ReadFile,
         metrics_name: str,
     ) -> None:
-        """Give the part of each reference its image. The order is that of the prompt.
+        """Give the part of each reference its image. `release` must follow, also after an error.
 
         Raises `APIError` 400 that names the part, and `RefusedError` 429 beyond the bounds on all
         requests together. A cancellation ends the fetches; the processor ends what it has.
@@ -91,19 +101,32 @@ class ImageLoader:
         processor = engine.image_processor
         assert processor is not None
         if self._num_requests >= MAX_LOADING:
-            raise _busy()
+            raise busy()
         started = time.monotonic()
         self._num_requests += 1
+        files = Share(self.files, self._max_bytes, _too_large_together)
         try:
-            contents = await self._read_all(references, read_file)
+            contents = await _together([self._read(r, read_file, files) for r in references])
             for reference in references:
                 reference.shorten()
-            self._check_room(sum(map(len, contents)))
-            await self._prepare_all(references, contents, processor)
+            await self._prepare_all(references, contents, processor, files)
         finally:
+            files.close()
             self._num_requests -= 1
         seconds = time.monotonic() - started
         self._observe(metrics_name, len(references), sum(map(len, contents)), seconds)
+
+    def release(self, references: Sequence[ImageReference]) -> None:
+        """Take the images from their parts, loaded or not: the request has ended.
+
+        Until then they count: the engine keeps them, too, to compute them again.
+        """
+        for reference in references:
+            reference.shorten()
+            image = reference.part.image
+            if image is not None:
+                self.prepared.give_back(_num_bytes(image))
+                reference.part.set_image(None)
 
     def _check_number(self, number: int) -> None:
         if number > self._max_images:
@@ -115,33 +138,23 @@ class ImageLoader:
                 code="too_many_images",
             )
 
-    async def _read_all(
-        self, references: Sequence[ImageReference], read_file: ReadFile
-    ) -> list[bytes]:
-        """The files of all images. The first error ends the others, as does their size together."""
-        num_bytes = 0
+    async def _read(self, reference: ImageReference, read_file: ReadFile, files: Share) -> bytes:
+        """The file of an image. It counts when it is there; one in its URL before it is decoded."""
+        url, least = reference.url, 0
+        if url is not None and is_data_url(url):
+            least = _least_bytes(url)
+            least = least if least <= self._max_image_bytes else 0  # it will not be decoded
+        files.take(least)
+        content = await self._content(reference, read_file)
+        files.take(len(content) - least)
+        return content
 
-        async def read(reference: ImageReference) -> bytes:
-            nonlocal num_bytes
-            content = await self._read(reference, read_file)
-            num_bytes += len(content)
-            if num_bytes > self._max_bytes:
-                raise _too_large_together(self._max_bytes)
-            return content
-
-        tasks = [asyncio.ensure_future(read(reference)) for reference in references]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _read(self, reference: ImageReference, read_file: ReadFile) -> bytes:
+    async def _content(self, reference: ImageReference, read_file: ReadFile) -> bytes:
         url, limit = reference.url, self._max_image_bytes
         try:
             if url is None:
-                content = await read_file(_file_id(reference), limit)
+                async with self._reads:
+                    content = await read_file(_file_id(reference), limit)
             elif is_data_url(url):
                 return await asyncio.to_thread(read_data_url, url, limit)
             else:
@@ -154,66 +167,59 @@ class ImageLoader:
             error.param = reference.path
             raise
 
-    def _check_room(self, num_bytes: int) -> None:
-        if self._num_bytes and self._num_bytes + num_bytes > HELD_REQUESTS * self._max_bytes:
-            raise _busy()
-
     async def _prepare_all(
         self,
         references: Sequence[ImageReference],
         contents: Sequence[bytes],
         processor: "ImageProcessorLike",
+        files: Share,
     ) -> None:
-        """Run the model's processor, which has processes of its own."""
-        pairs = sorted(zip(references, contents, strict=True), key=lambda pair: pair[0].detail)
-        for detail, group in groupby(pairs, key=lambda pair: pair[0].detail):
-            chosen, files = zip(*group, strict=True)
-            options = ImageOptions(detail=detail, max_pixels=self._max_pixels)
-            try:
-                images = await self._prepare(files, options, processor)
-            except TooManyImagesError as error:
-                raise _busy() from error
-            except InvalidImageError as error:
-                path = chosen[error.index].path
-                code = CODES.get(error.kind, "invalid_image")
-                raise invalid(path, f"'{path}': the image {error.reason}.", code) from error
-            self._hold(images, chosen)
+        """Run the model's processor, which has processes of its own, on each image alone.
 
-    def _hold(
-        self, images: "Sequence[PreparedImage]", references: Sequence[ImageReference]
-    ) -> None:
-        """Give each part its image. Its tensors count as long as the part is there, which is as
-        long as its request waits or runs: the engine keeps them, too, to compute it again."""
-        sizes = [sum(len(t.data) for t in image.tensors.values()) for image in images]
-        if self._num_prepared_bytes and self._num_prepared_bytes + sum(sizes) > self._memory:
-            raise _busy()
-        loop = asyncio.get_running_loop()
-        for reference, image, size in zip(references, images, sizes, strict=True):
-            self._num_prepared_bytes += size
-            reference.part.set_image(image)
-            let_go = partial(self._let_go, size)
-            finalize(reference.part, call_soon, loop, let_go).atexit = False
+        So an image counts as soon as it is there, and the rest are not begun if it is too large.
+        """
+        turns = asyncio.Semaphore(PREPARED_AT_ONCE)
+        prepared = Share(self.prepared, self._memory, _too_much_memory)
 
-    def _let_go(self, num_bytes: int) -> None:
-        self._num_prepared_bytes -= num_bytes
+        async def prepare(reference: ImageReference, content: bytes) -> None:
+            async with turns:
+                image = await self._prepare(reference, content, processor, files)
+                prepared.take(_num_bytes(image))
+                reference.part.set_image(image)
+
+        pairs = zip(references, contents, strict=True)
+        await _together([prepare(reference, content) for reference, content in pairs])
 
     async def _prepare(
-        self, files: Sequence[bytes], options: ImageOptions, processor: "ImageProcessorLike"
-    ) -> "list[PreparedImage]":
-        """Prepare files. They count until the processor is done, also if nobody waits for it."""
-        num_bytes = sum(map(len, files))
+        self,
+        reference: ImageReference,
+        content: bytes,
+        processor: "ImageProcessorLike",
+        files: Share,
+    ) -> "PreparedImage":
+        """Prepare a file. It counts until the processor is done, also if nobody waits for it."""
+        options = ImageOptions(detail=reference.detail, max_pixels=self._max_pixels)
         loop = asyncio.get_running_loop()
-        self._num_bytes += num_bytes
-        try:  # in a thread, because it computes hashes of the files
-            future = await asyncio.to_thread(processor.prepare, files, options)
-        except BaseException:
-            self._release(num_bytes)
-            raise
-        future.add_done_callback(lambda _: call_soon(loop, lambda: self._release(num_bytes)))
-        return await asyncio.wrap_future(future)
+        files.hand_over(len(content))
+        release = partial(call_soon, loop, partial(self.files.give_back, len(content)))
 
-    def _release(self, num_bytes: int) -> None:
-        self._num_bytes -= num_bytes
+        def submit() -> "Future[list[PreparedImage]]":
+            try:
+                future = processor.prepare([content], options)
+            except BaseException:
+                release()
+                raise
+            future.add_done_callback(lambda _: release())
+            return future
+
+        try:  # in a thread, because it computes a hash of the file; the thread runs in any case
+            future = await asyncio.shield(loop.run_in_executor(None, submit))
+            return (await asyncio.wrap_future(future))[0]
+        except TooManyImagesError as error:
+            raise busy() from error
+        except InvalidImageError as error:
+            path, code = reference.path, CODES.get(error.kind, "invalid_image")
+            raise invalid(path, f"'{path}': the image {error.reason}.", code) from error
 
     def close(self) -> None:
         """Fetch no more."""
@@ -246,9 +252,29 @@ def _too_large_together(limit: int) -> APIError:
     )
 
 
-def _busy() -> APIError:
-    return too_many_requests(
-        "The images of too many requests are being loaded. Try again later.",
-        reason="images_full",
-        retry_after=1.0,
+def _too_much_memory(limit: int) -> APIError:
+    return APIError(
+        400,
+        f"The images need more than {size_text(limit)} of memory together once they are prepared, "
+        "the limit that the server's --image-memory sets. Send fewer or smaller images.",
+        param="messages",
+        code="image_too_large",
     )
+
+
+def _least_bytes(url: str) -> int:
+    """How many bytes the data of a URL has at least. Padding stands for two at most."""
+    return max(0, (len(url) - url.find(",") - 1) // 4 * 3 - 2)
+
+
+def _num_bytes(image: "PreparedImage") -> int:
+    return sum(len(tensor.data) for tensor in image.tensors.values())
+
+
+async def _together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all works. The first error ends the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await end_all(tasks)

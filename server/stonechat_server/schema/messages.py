@@ -57,11 +57,11 @@ class SourcePart(WireModel):
 
     @property
     def image(self) -> "PreparedImage | None":
-        """The image, once it is loaded."""
+        """The image, from when it is loaded until its request ends."""
         return self._image  # type: ignore[no-any-return]
 
-    def set_image(self, image: "PreparedImage") -> None:
-        """Keep the image that the part refers to."""
+    def set_image(self, image: "PreparedImage | None") -> None:
+        """Keep the image that the part refers to, or no longer."""
         self._image = image
 
 

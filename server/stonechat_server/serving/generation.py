@@ -17,7 +17,7 @@ from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.errors import APIError, server_error, to_api_error
 from stonechat_server.observability.metrics import TokenClock
 from stonechat_server.serving.endpoint import prompt_text
-from stonechat_server.serving.lifecycle import TIMEOUT_HEADER, Deadline, request_timeout
+from stonechat_server.serving.lifecycle import Deadline, new_deadline
 from stonechat_server.serving.merging import merged
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Generation:
     """One per prompt. Their parameters are alike but for the token limit."""
     writer: "AnswerWriter"
     started: float = field(default_factory=time.monotonic)
+    deadline: Deadline | None = None
+    """That of a request which runs already, because its images were loaded."""
     admission: "Admission | None" = field(default=None, init=False)
     submitted: set[str] = field(default_factory=set, init=False)
     """The ids of the texts that count without an output: the engine has them in its batches."""
@@ -65,7 +67,10 @@ class Generation:
 
         Raises `APIError` or an engine error, before the first event or later.
         """
-        services, deadline, writer = self.services, self._deadline(), self.writer
+        services, writer = self.services, self.writer
+        deadline = self.deadline or new_deadline(
+            self.http_request, self.identity, services.settings.request_timeout, self.started
+        )
         reader = writer.reader
         clock = TokenClock(services.metrics.gaps[self.model.metrics_name].observe)
         try:
@@ -98,19 +103,11 @@ class Generation:
             if self.admission is not None:
                 self.model.admission.leave(self.admission)
                 self._record()
+            self.error = None  # its traceback refers to this object
 
     def _end_choice(self, index: int) -> None:
         prompt, index = divmod(index, self.prepared[0].params.n)
         self.model.engine.end_choice(self.writer.reader.prompt_ids[prompt], index)
-
-    def _deadline(self) -> Deadline:
-        maximum = self.services.settings.request_timeout or None
-        if self.identity.key.priority >= BATCH_PRIORITY:
-            maximum = None  # its batch expires
-        header = self.http_request.headers.get(TIMEOUT_HEADER)
-        # The bound of the client counts the load of the model too, that of the server does not.
-        passed = 0.0 if header is None else time.monotonic() - self.started
-        return Deadline(request_timeout(header, maximum), passed)
 
     async def _admit(self) -> "Admission":
         model, is_limited = self.model.engine.model, self.call.request.token_limit is not None

@@ -9,13 +9,18 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from stonechat_server.access.keys import BATCH_PRIORITY
 from stonechat_server.admission.refusals import timed_out, unavailable
 from stonechat_server.errors import APIError, invalid
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
+    from stonechat_server.access.auth import Identity
+
+T = TypeVar("T")
 
 SECONDS_TO_SEND_ERRORS = 2.0
 TIMEOUT_HEADER = "X-Request-Timeout"
@@ -97,6 +102,20 @@ def request_timeout(header: str | None, maximum: float | None) -> float | None:
     return seconds if maximum is None else min(seconds, maximum)
 
 
+def new_deadline(
+    http_request: "Request", identity: "Identity", maximum: float, started: float
+) -> Deadline:
+    """The deadline of a request that came at `started`, in `time.monotonic()` seconds.
+
+    `maximum` is the bound of the server in seconds; 0 means none. Raises `APIError` 400.
+    """
+    header = http_request.headers.get(TIMEOUT_HEADER)
+    is_batch = identity.key.priority >= BATCH_PRIORITY  # the batch expires
+    # The bound of the client counts the load of the model too, that of the server does not.
+    passed = 0.0 if header is None else time.monotonic() - started
+    return Deadline(request_timeout(header, None if is_batch else maximum or None), passed)
+
+
 class Phase(StrEnum):
     """The phase of the server."""
 
@@ -122,9 +141,10 @@ class Lifecycle:
         return len(self._running)
 
     def enter(self, deadline: Deadline) -> None:
-        """Count a request as running. Raises `APIError` 503 while draining."""
-        self.check()
-        self._running.add(deadline)
+        """Count a request as running. Raises `APIError` 503 while draining, unless it runs."""
+        if deadline not in self._running:
+            self.check()
+            self._running.add(deadline)
 
     def leave(self, deadline: Deadline) -> None:
         """Count a request as ended, if it ever ran."""

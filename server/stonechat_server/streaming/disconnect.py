@@ -34,6 +34,7 @@ async def run_while_connected(
         for task in (work_task, *guard_tasks):
             task.cancel()
         await asyncio.gather(work_task, *guard_tasks, return_exceptions=True)
+        del work_task, guard_tasks, task  # their errors refer to this frame
 
 
 async def _disconnected(receive: Receive) -> NoReturn:

@@ -1,27 +1,32 @@
 """Images are loaded together, within bounds on all requests, and only while somebody waits."""
 
 import asyncio
+import gc
 import json
 import socket
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from stonechat_models import PreparedImage, TooManyImagesError
+from stonechat_models import ImageOptions, PreparedImage, TooManyImagesError
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.app import create_app
 from stonechat_server.errors import APIError
 from stonechat_server.images import loading
 from stonechat_server.images.loading import ImageLoader
-from stonechat_server.images.references import find_images
+from stonechat_server.images.references import ImageReference, find_images
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.settings import Settings
 from tests.server.bodies import URL, body
 from tests.server.catalog.scripted_models import in_loop, until
 from tests.server.fake_engine import FakeEngine
-from tests.server.fake_images import FakeImageProcessor, image, png, user
+from tests.server.fake_images import FakeImageProcessor, image, png, prepared, user
 from tests.server.live import live_server, wait_until
 
 
@@ -72,8 +77,10 @@ async def test_images_are_fetched_together_and_keep_their_order() -> None:
     await loader(web).load(wanted, engine, no_file, "m")
     assert sorted(web.begun) == ["/1", "/2", "/3"]
     assert isinstance(engine.image_processor, FakeImageProcessor)
-    assert engine.image_processor.calls[0][0] == [png("/1"), png("/2"), png("/3")]
-    assert all(reference.part.image is not None for reference in wanted)
+    files = [file for call in engine.image_processor.calls for file in call[0]]
+    assert files == [png("/1"), png("/2"), png("/3")]
+    expected = [prepared(file, ImageOptions()).content_hash for file in files]
+    assert [r.part.image.content_hash for r in wanted] == expected
 
 
 @in_loop
@@ -98,7 +105,7 @@ async def test_a_cancelled_load_ends_its_fetches_and_its_preparation() -> None:
             await task
     assert web.num_cancelled == 1
     assert processor.futures[0].cancelled()
-    await until(lambda: not images._num_bytes)
+    await until(lambda: not images.files.num_bytes)
     assert images._num_requests == 0
 
 
@@ -118,7 +125,7 @@ async def test_what_the_processor_still_has_counts() -> None:
         await images.load(small(980), engine, no_file, "m")
     for future in processor.futures:
         future.set_result([])
-    await until(lambda: not images._num_bytes)
+    await until(lambda: not images.files.num_bytes)
 
 
 @in_loop
@@ -149,14 +156,63 @@ async def test_the_bytes_of_all_requests_are_bounded() -> None:
     await until(lambda: len(processor.futures) == loading.HELD_REQUESTS)
     with pytest.raises(RefusedError):
         await images.load(small(980), engine, no_file, "m")
-    assert images._num_bytes == sum(len(png("x" * 980)) for _ in tasks)
+    assert images.files.num_bytes == sum(len(png("x" * 980)) for _ in tasks)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @in_loop
-async def test_prepared_images_count_as_long_as_their_request_is_there() -> None:
+async def test_files_count_while_others_of_their_request_are_read() -> None:
+    web = SlowWeb(1)
+    engine = FakeEngine(image_processor=FakeImageProcessor())
+    images = loader(web, max_images_size=1000)
+    parts = [image(png("x" * 900)), image("https://a.example/never")]
+    wanted = [
+        find_images(ChatCompletionRequest(**body(messages=[user(*parts)])).messages)
+        for _ in range(loading.HELD_REQUESTS + 1)
+    ]
+    tasks = [asyncio.create_task(images.load(w, engine, no_file, "m")) for w in wanted[1:]]
+    await until(lambda: images.files.num_bytes == loading.HELD_REQUESTS * len(png("x" * 900)))
+    with pytest.raises(RefusedError) as error_info:
+        await images.load(wanted[0], engine, no_file, "m")
+    assert error_info.value.param is None
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert images.files.num_bytes == 0
+
+
+class SlowHash(FakeImageProcessor):
+    """Takes files only when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(holds=True)
+        self.has_begun, self.may_go = Event(), Event()
+
+    def prepare(self, *arguments: Any) -> Future[list[PreparedImage]]:
+        self.has_begun.set()
+        assert self.may_go.wait(60)
+        return super().prepare(*arguments)
+
+
+@in_loop
+async def test_a_file_counts_although_nobody_waits_until_the_processor_has_it() -> None:
+    processor = SlowHash()
+    engine, images = FakeEngine(image_processor=processor), loader()
+    task = asyncio.create_task(images.load(small(900), engine, no_file, "m"))
+    await until(processor.has_begun.is_set)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    processor.may_go.set()
+    await until(lambda: bool(processor.futures))
+    assert images.files.num_bytes == len(png("x" * 900))
+    processor.futures[0].set_result([])
+    await until(lambda: not images.files.num_bytes)
+
+
+@in_loop
+async def test_prepared_images_count_until_their_request_ends() -> None:
     engine, images = FakeEngine(image_processor=FakeImageProcessor()), loader(image_memory=11)
     first, second = small(1, 2), small(3)  # 4 bytes each
     await images.load(first, engine, no_file, "m")
@@ -164,25 +220,104 @@ async def test_prepared_images_count_as_long_as_their_request_is_there() -> None
         await images.load(second, engine, no_file, "m")
     assert error_info.value.reason == "images_full"
     assert second[0].part.image is None
-    del first
-    await until(lambda: not images._num_prepared_bytes)
+    for _ in range(2):  # the second time nothing is left to give back
+        images.release(first)
+        assert images.prepared.num_bytes == 0
     await images.load(second, engine, no_file, "m")
-    large = small(*range(4))  # alone, none is too large
-    del second, error_info  # the traceback has it, too
-    await until(lambda: not images._num_prepared_bytes)
-    await images.load(large, engine, no_file, "m")
-    assert images._num_prepared_bytes == 16
+    assert images.prepared.num_bytes == 4
 
 
-def test_a_request_that_has_ended_gives_its_memory_back(engine: FakeEngine) -> None:
-    app = create_app(Settings(image_memory=7), engine)
+@in_loop
+async def test_one_request_has_no_more_than_the_memory_either() -> None:
+    processor = FakeImageProcessor()
+    engine, images = FakeEngine(image_processor=processor), loader(image_memory=11)
+    large = small(*range(32))
+    with pytest.raises(APIError) as error_info:
+        await images.load(large, engine, no_file, "m")
+    error = error_info.value
+    assert (error.status, error.code, error.param) == (400, "image_too_large", "messages")
+    assert "--image-memory" in error.message
+    assert images.prepared.num_bytes == 8
+    assert len(processor.calls) < 16  # the rest are not begun
+    images.release(large)
+    assert images.prepared.num_bytes == images.files.num_bytes == 0
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_has_ended_gives_its_memory_back(engine: FakeEngine, stream: bool) -> None:
+    """At once, whatever its end was: nothing waits for a collection of garbage."""
+    app = create_app(Settings(image_memory=11), engine)
+    images = app.state.server.images
+    long, broken = image(png(num_tokens=100_000)), image(png("broken"))
+    endings: list[tuple[str, list[Any], dict[str, Any], int]] = [
+        (URL, [image(png())], {}, 200),
+        (URL, [long], {}, 400),
+        (URL, [image(png()), broken], {}, 400),
+        (URL, [image(png())], {"temperature": 9}, 400),
+        ("/tokenize", [image(png())], {}, 200),
+        ("/tokenize", [image(png()), broken], {}, 400),
+    ]
+    with TestClient(app, "http://127.0.0.1:8000") as client, no_collection():
+        for path, parts, fields, status in 2 * endings:
+            sent = body(messages=[user(*parts)], stream=stream, **fields)
+            assert client.post(path, json=sent).status_code == status
+            wait_until(lambda: not images.prepared.num_bytes)
+        assert images.files.num_bytes == images._num_requests == 0
+
+
+def test_a_refused_image_leaves_nothing_in_memory(engine: FakeEngine) -> None:
+    app = create_app(Settings(max_image_size=1000), engine)
+    with TestClient(app, "http://127.0.0.1:8000") as client, no_collection():
+        for stream in (False, True):
+            sent = body(messages=[user(image(png("x" * 50_000)))], stream=stream)
+            assert client.post(URL, json=sent).status_code == 400
+        assert [o for o in gc.get_objects() if isinstance(o, ImageReference)] == []
+
+
+@pytest.mark.parametrize("path", [URL, "/tokenize"])
+@pytest.mark.parametrize("of_client", [False, True])
+def test_the_deadline_covers_the_loading(
+    engine: FakeEngine, processor: FakeImageProcessor, path: str, of_client: bool
+) -> None:
+    processor.holds = True
+    app = create_app(Settings(request_timeout=9 if of_client else 0.05), engine)
+    headers = {"X-Request-Timeout": "0.05"} if of_client else {}
     with TestClient(app, "http://127.0.0.1:8000") as client:
-        for stream in (False, True, False):
-            fields = body(messages=[user(image(png()))], stream=stream)
-            assert client.post(URL, json=fields).status_code == 200
-            wait_until(lambda: not app.state.server.images._num_prepared_bytes)
-            bad = fields | {"temperature": 9, "stop": ["x"] * 65}
-            assert client.post(URL, json=bad).status_code == 400
+        response = client.post(path, json=body(messages=[user(image(png()))]), headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+        assert app.state.server.lifecycle.num_running == 0
+
+
+def test_a_request_whose_images_are_loaded_may_finish_in_a_drain(
+    engine: FakeEngine, processor: FakeImageProcessor
+) -> None:
+    processor.holds = True
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        sent = body(messages=[user(image(png()))])
+        answers.append(httpx.post(live.url + URL, json=sent, timeout=60))
+
+    with live_server(engine) as live:
+        client = Thread(target=ask)
+        client.start()
+        wait_until(lambda: processor.futures)
+        live.services.lifecycle.begin_drain()
+        assert not live.services.lifecycle.is_drained()
+        processor.futures[0].set_result([prepared(png(), ImageOptions())])
+        client.join(60)
+        wait_until(live.services.lifecycle.is_drained)
+    assert answers[0].status_code == 200
 
 
 class FullProcessor:

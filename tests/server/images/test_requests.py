@@ -85,8 +85,8 @@ def test_detail_and_bounds_reach_the_processor(
     details: list[dict[str, Any]] = [{}, {"detail": "low"}, {"detail": "auto"}, {"detail": "high"}]
     parts = [image(file, **detail) for file, detail in zip(files, details, strict=True)]
     ask(client, messages=[user(*parts)])
-    found = {options.detail: files for files, options in processor.calls}
-    assert found == {"auto": [files[0], files[2]], "low": [files[1]], "high": [files[3]]}
+    found = {files[0]: options.detail for files, options in processor.calls}
+    assert found == dict(zip(files, ["auto", "low", "auto", "high"], strict=True))
     assert {options.max_pixels for _, options in processor.calls} == {99}
 
 
