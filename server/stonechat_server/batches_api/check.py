@@ -63,7 +63,10 @@ class InputCheck:
                 self._add("too_many_tasks", f"A batch has at most {MAX_REQUESTS} requests.", number)
                 break
             if len(line) > max_bytes:
-                message = f"The line is longer than {max_bytes} bytes (--max-body-size)."
+                message = (
+                    f"The line is longer than {max_bytes} bytes, which --max-body-size sets, and "
+                    "for a model that takes images --max-images-size too."
+                )
                 self._add("line_too_long", message, number)
             else:
                 self._check_line(number, line)

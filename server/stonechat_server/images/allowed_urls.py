@@ -11,12 +11,14 @@ from urllib.parse import urlsplit
 
 from stonechat_server.images.errors import UrlError
 
+SCHEME = "https://"
 HTTPS_PORT = 443
 MAX_URL_LENGTH = 8_192
 _PLAIN = re.compile(r"[!-~]+")
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 """Labels of letters, digits and hyphens. The last begins with a letter: else it is an address, also
 in decimal (`2130706433`), octal (`0177.0.0.1`) or hexadecimal (`0x7f.1`) form."""
+_PORT = re.compile(r"[0-9]{1,5}")
 ALL = "*"
 
 
@@ -31,13 +33,15 @@ class ImageUrl:
 
 def read_url(url: str) -> ImageUrl:
     """Read a URL of an image. Raises `UrlError`."""
+    if not url:
+        raise UrlError("is empty: it must begin with data: or https://")
+    if url[: len(SCHEME)].lower() != SCHEME:
+        raise UrlError("must begin with data: or https:// (base64: data:image/png;base64,...)")
     if len(url) > MAX_URL_LENGTH:
         raise UrlError(f"has more than {MAX_URL_LENGTH} characters")
     if not _PLAIN.fullmatch(url) or "\\" in url:
         raise UrlError("has a character that a URL must write as %XX (a host: as xn--...)")
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme.lower() != "https":
-        raise UrlError("does not begin with https:// or data:")
+    rest = url[len(SCHEME) :]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
         raise UrlError("has a user name or password")
@@ -45,8 +49,8 @@ def read_url(url: str) -> ImageUrl:
     host = name.lower()
     if len(host) > 253 or not _HOST.fullmatch(host):
         raise UrlError("does not name a host (addresses in numbers are not fetched)")
-    if ":" in authority and not (port_text.isdigit() and 0 < int(port_text[:6]) < 65_536):
-        raise UrlError("has a port that is no number")
+    if ":" in authority and not (_PORT.fullmatch(port_text) and 0 < int(port_text) < 65_536):
+        raise UrlError("has a port that is no number from 1 to 65535")
     parts = urlsplit("//" + rest)
     query = f"?{parts.query}" if parts.query else ""
     return ImageUrl(host, int(port_text or HTTPS_PORT), (parts.path or "/") + query)

@@ -17,6 +17,7 @@ _UNKNOWN = frozenset({"", "application/octet-stream"})
 """Media types that say nothing. Without one, a `data:` URL would be text."""
 PIECE = 2**20
 """Characters that are decoded at a time; a multiple of 4."""
+MAX_HEAD_LENGTH = 200
 TYPES_TEXT = "PNG, JPEG, WebP or GIF"
 
 
@@ -28,6 +29,11 @@ def is_data_url(url: str) -> bool:
 def read_data_url(url: str, max_bytes: int) -> bytes:
     """The bytes of an image in a URL `data:image/png;base64,...`. Raises `ImageError`."""
     head, comma, data = url.partition(",")
+    if len(head) > MAX_HEAD_LENGTH:
+        raise UrlError(
+            f"is a data: URL with more than {MAX_HEAD_LENGTH} characters before its comma: write "
+            "data:image/png;base64,..."
+        )
     media_type, *parameters = head[len(PREFIX) :].lower().split(";")
     if not comma or "base64" not in parameters:
         raise UrlError("is a data: URL without base64: write data:image/png;base64,...")

@@ -6,8 +6,8 @@ from typing import Protocol
 from urllib.parse import urljoin
 
 from stonechat_server.images.addresses import Resolver
-from stonechat_server.images.allowed_urls import AllowedUrls, ImageUrl
-from stonechat_server.images.errors import FetchError
+from stonechat_server.images.allowed_urls import SCHEME, AllowedUrls, ImageUrl
+from stonechat_server.images.errors import FetchError, UrlError
 
 MAX_REDIRECTS = 3
 MAX_FETCHES = 16
@@ -48,18 +48,27 @@ class Fetcher:
 
     async def fetch(self, url: str) -> bytes:
         """The bytes at a URL. Raises `UrlError` or `FetchError`, and `TooLargeError`."""
-        self._allowed.check(url)
+        wanted = self._allowed.check(url)
         client = self._client = self._client or self._new_client()
         try:
             async with asyncio.timeout(self._timeout), self._turns:
                 for _ in range(MAX_REDIRECTS + 1):
-                    answer = await client.get(self._allowed.check(url), self._max_bytes)
+                    answer = await client.get(wanted, self._max_bytes)
                     if isinstance(answer, bytes):
                         return answer
                     url = _joined(url, answer)
+                    wanted = self._redirected(url)
         except TimeoutError:
             raise FetchError(f"did not arrive within {self._timeout:g} s") from None
         raise FetchError(f"is behind more than {MAX_REDIRECTS} redirects")
+
+    def _redirected(self, url: str) -> ImageUrl:
+        if url[: len(SCHEME)].lower() != SCHEME:
+            raise UrlError("redirects to one that is not https://")
+        try:
+            return self._allowed.check(url)
+        except UrlError as error:
+            raise UrlError(f"redirects to one that {error}") from error
 
     def _new_client(self) -> Client:
         try:

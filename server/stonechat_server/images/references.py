@@ -119,4 +119,7 @@ def _typed(part: Any, path: str) -> Any:
 def _malformed(error: ValidationError, path: str) -> APIError:
     detail = error.errors(include_url=False, include_input=False)[0]
     where = f"{path}.{format_path(detail['loc'])}"
+    if detail["type"] == "model_type":  # pydantic's own text names a class of Python
+        reason = "It must be an object with a url, or a URL."
+        return invalid(where, f"Invalid '{where}': {reason}")
     return invalid(where, f"Invalid '{where}': {detail['msg']}.")

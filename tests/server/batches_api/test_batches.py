@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 
 from stonechat_models import EngineDeadError
 from stonechat_server.access.keys_file import add_key
+from stonechat_server.batches_api.check import InputCheck
 from stonechat_server.observability.ledger import Ledger, open_database, usage
 from tests.openai_schema import validate
 from tests.server.batches_api.batch_files import create, jsonl, line, results, wait_for
@@ -129,6 +130,14 @@ def test_an_input_has_one_model_and_lines_of_a_bounded_length(new_server: NewSer
         ("mismatched_model", 2, "body.model"),
         ("line_too_long", 3, None),
     ]
+
+
+def test_a_line_that_is_too_long_names_the_settings(tmp_path: Path) -> None:
+    path = tmp_path / "input.jsonl"
+    path.write_bytes(b"x" * 20_000)
+    (problem,) = InputCheck(URL, lambda name: "one", 1000).check(path).problems
+    assert "--max-body-size" in problem.message
+    assert "--max-images-size" in problem.message
 
 
 @pytest.mark.parametrize(

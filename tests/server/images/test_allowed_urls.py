@@ -58,6 +58,8 @@ def test_plain_urls(url: str, expected: ImageUrl | None) -> None:
         # ports
         *("https://a.example:0/", "https://a.example:65536/", "https://a.example:x/"),
         *("https://a.example:/", "https://a.example:443:443/", "https://a.example:-1/"),
+        *("https://a.example:000443/", f"https://a.example:1{'9' * 20}/"),
+        f"https://a.example:000001{'9' * 4400}/",
         "https://a.example:\u0664\u0664\u0663/",
         # characters that programs read in different ways
         *(
@@ -80,6 +82,20 @@ def test_plain_urls(url: str, expected: ImageUrl | None) -> None:
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(UrlError):
         ANY.check(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("", "is empty"),
+        ("iVBORw0KGgo" + "A" * 9_000, "must begin with data: or https:// (base64: data:image/png;"),
+        ("http://a.example/", "must begin with data: or https://"),
+    ],
+)
+def test_errors_say_what_to_do(url: str, reason: str) -> None:
+    with pytest.raises(UrlError) as error_info:
+        read_url(url)
+    assert str(error_info.value).startswith(reason)
 
 
 @pytest.mark.parametrize(

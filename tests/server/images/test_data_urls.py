@@ -1,12 +1,13 @@
 """Images inside a request."""
 
 import base64
+import tracemalloc
 
 import pytest
 
 from stonechat_server.images import data_urls
 from stonechat_server.images.data_urls import read_data_url, type_of
-from stonechat_server.images.errors import Base64Error, ImageError
+from stonechat_server.images.errors import Base64Error, ImageError, UrlError
 from tests.server.fake_images import JPEG, PNG
 
 FILES = {
@@ -46,6 +47,7 @@ def test_other_spellings(given: str) -> None:
     [
         ("data:image/png,abc", "invalid_image_url"),
         ("data:image/png;base64", "invalid_image_url"),
+        ("data:" + ";" * 200 + "base64,", "invalid_image_url"),
         ("data:image/png;base64,a b=", "invalid_base64_image"),
         ("data:image/png;base64,abc", "invalid_base64_image"),
         ("data:image/png;base64,ab-_", "invalid_base64_image"),
@@ -67,6 +69,16 @@ def test_what_is_wrong_with_a_url(given: str, code: str) -> None:
     with pytest.raises(ImageError) as error_info:
         read_data_url(given, 100)
     assert error_info.value.code == code
+
+
+def test_a_long_head_takes_no_memory() -> None:
+    given = "data:" + ";" * 1_000_000
+    tracemalloc.start()
+    with pytest.raises(UrlError, match="more than 200 characters before its comma"):
+        read_data_url(given, 100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_500_000
 
 
 def test_the_largest_file() -> None:

@@ -166,6 +166,15 @@ def test_images_of_tools_stay_in_the_result(client: TestClient, engine: FakeEngi
         assert len(engine.requests[-1].images) == 1
 
 
+def test_errors_of_images_of_tools_name_no_classes(client: TestClient) -> None:
+    result = {"role": "tool", "tool_call_id": "c1", "content": [image(png()) | {"image_url": 5}]}
+    error = error_of(post(client, messages=[*CALLED, result]))
+    assert error["param"] == "messages[2].content[0].image_url"
+    assert error["message"] == (
+        "Invalid 'messages[2].content[0].image_url': It must be an object with a url, or a URL."
+    )
+
+
 TEXT_RESULTS = """\
 {%- if tools %}{{ tools }}{% endif %}
 {%- for m in messages -%}

@@ -285,6 +285,10 @@ def test_a_failed_question_comes_back_with_its_image(page: Any, tmp_path: Path) 
     ask(page, "lost?")
     page.wait_for_selector("#files .image")
     assert page.input_value("#prompt") == "lost?"
+    attach(page, tmp_path, more=png(8, 8))
+    page.wait_for_function("() => document.querySelectorAll('#files .file').length === 2")
+    page.get_by_role("button", name="Edit").first.click()
+    assert page.locator("form.edit img").count() == 1
 
 
 def test_code_has_no_data_of_images(page: Any, sent: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from stonechat_models import size_text
 
-MAX_BYTES = 64 << 20
-"""A server of Stonechat reads at most this much of images in a request, unless it is told more."""
+MAX_BYTES = 20 << 20
+"""The default of `--max-image-size`. A larger file is refused before it is sent."""
 
 ImagePart = dict[str, Any]
 

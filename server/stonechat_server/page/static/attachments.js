@@ -80,7 +80,7 @@ export class Attachments {
   // Replaces what is attached. Returns what was.
   put({ files = [], images = [] }) {
     const before = { files: this.files, images: this.images };
-    Object.assign(this, { files, images });
+    Object.assign(this, { files: [...files], images: [...images] }); // a turn keeps its own
     this.draw();
     return before;
   }

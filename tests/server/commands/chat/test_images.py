@@ -11,6 +11,7 @@ import pytest
 from stonechat_server.cli import main
 from stonechat_server.commands.chat import images
 from stonechat_server.commands.chat.session import CommandError, Session
+from stonechat_server.settings import Settings
 
 HEADS = {
     "png": b"\x89PNG\r\n\x1a\n...",
@@ -113,6 +114,8 @@ def test_files_that_are_no_images_are_explained(
         with pytest.raises(CommandError, match=reason):
             session.command(f"/image {rest}".rstrip())
     assert session.images == []
+    monkeypatch.undo()
+    assert Settings().max_image_size == images.MAX_BYTES
     with pytest.raises(CommandError, match="there is no command /no/such"):
         session.command("/no/such.png")
 
