@@ -102,7 +102,9 @@ class EmptyModel:
             sizes[name] //= num_ranks
         total = sum(sizes.values())
         tower = sum(
-            w.nbytes for part in vision_parts(module) for w in part.parameters(recurse=False)
+            weight.nbytes
+            for part in vision_parts(module)
+            for weight in part.parameters(recurse=False)
         )
         experts = sum(size for name, size in sizes.items() if ".experts." in name)
         decode_bytes = total - tower - round(experts * (1.0 - self._expert_share))
@@ -119,11 +121,6 @@ class EmptyModel:
             for s in self._state_shapes
         )
         return Footprint(total, decode_bytes, kv_bytes, state_bytes)
-
-
-def _own_bytes(module: nn.Module) -> int:
-    """Bytes of the weights of a module, without its submodules."""
-    return sum(weight.nbytes for weight in module.parameters(recurse=False))
 
 
 def _calls_attention_functions(module: nn.Module) -> bool:

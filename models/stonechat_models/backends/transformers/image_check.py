@@ -105,13 +105,21 @@ def with_images(
     try:
         images = checked_images(model, case)
         if files is not None and model.info.device.startswith("cuda"):
-            image = large_image(files.folder, images.token_id)
-            needed = tower_memory(model, image, model.device)
-            images = replace(images, encoding_bytes=needed)
+            images = replace(images, encoding_bytes=_encoding_bytes(model, files, images.token_id))
         return replace(model.info, images=images)
     except UnsupportedModelError as error:
         model.bidirectional_layers = frozenset()
         return replace(model.info, images=None, image_refusal=str(error))
+
+
+def _encoding_bytes(model: TransformersModel, files: ModelFiles, token_id: int) -> int:
+    """Measure what the tower takes. Raises `UnsupportedModelError` if it fails."""
+    try:
+        return tower_memory(model, large_image(files.folder, token_id), model.device)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        raise UnsupportedModelError(f"its vision tower fails: {error}") from error
 
 
 def _refusal(module: torch.nn.Module, case: ImageCase, files: ModelFiles) -> str:

@@ -59,5 +59,7 @@ def _replaced(embeddings: torch.Tensor, images: StepImages) -> dict[str, Any]:
         mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
         mask[rows] = True
         changes["visual_pos_masks"] = mask.view(embeddings.shape[:2])
-        changes["deepstack_visual_embeds"] = list(images.layer_embeddings)
+        changes["deepstack_visual_embeds"] = [
+            layer.to(flat.device, flat.dtype) for layer in images.layer_embeddings
+        ]
     return changes

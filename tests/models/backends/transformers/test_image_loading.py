@@ -127,6 +127,20 @@ def test_code_that_raises_is_a_reason(folder, monkeypatch):
     assert image_case(module).endswith("cannot be built: no such mask")
 
 
+def test_a_tower_that_fails_at_load_is_a_reason(folder, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("CUDA out of memory")
+
+    module = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    model = load(folder)
+    model.info = replace(model.info, device="cuda:0")
+    monkeypatch.setattr(image_check, "tower_memory", fail)
+    files = resolve_model(config(folder), print)
+    info = image_check.with_images(model, image_case(module), files)
+    assert info.images is None
+    assert info.image_refusal == "its vision tower fails: CUDA out of memory"
+
+
 def test_a_folder_without_a_processor(folder, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "copied")
     for name in ("preprocessor_config.json", "processor_config.json"):
