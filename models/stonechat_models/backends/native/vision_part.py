@@ -18,7 +18,7 @@ from stonechat_models.checkpoint.headers import ModelHeaders, TensorHeader
 from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject
 from stonechat_models.checkpoint.packed.folder import stored_tensors
 from stonechat_models.checkpoint.resolve import ModelFiles
-from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import cpu_has_bfloat16
 from stonechat_models.model_info import ImageInfo
 from stonechat_models.types import ImageInput
@@ -44,6 +44,8 @@ class VisionPart:
         self._language_model = (*language_model, DRAFT_PREFIX)
         self._threads = threads
         self._tower: Tower | None = None
+        self._failure = ""
+        """Why the tower cannot be loaded. It is tried once."""
 
     def encode(self, image: ImageInput) -> ImageFeatures:
         """Return the features of an image, float32. Raises what the tower's code raises."""
@@ -56,10 +58,16 @@ class VisionPart:
         return self._loaded().positions(token_ids, images)
 
     def _loaded(self) -> "Tower":
+        if self._failure:
+            raise ModelLoadError(self._failure)
         if self._tower is None:
             from stonechat_models.vision.tower import load_tower
 
-            self._tower = load_tower(self._files, self._language_model, self._threads)
+            try:
+                self._tower = load_tower(self._files, self._language_model, self._threads)
+            except Exception as error:
+                self._failure = f"its vision tower cannot be loaded: {error}"
+                raise
         return self._tower
 
 

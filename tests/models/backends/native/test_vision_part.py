@@ -15,6 +15,7 @@ from stonechat_models.backends.native import footprint
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.config import EngineConfig
 from stonechat_models.runtime.build import build_engine
+from stonechat_models.vision import tower
 from tests.models import vision_families, vision_models
 from tests.models.engines import add, greedy, run
 from tests.models.test_model_file import ROOT, child_environment
@@ -220,6 +221,11 @@ def test_a_tower_that_cannot_be_loaded_fails_its_requests_alone(
     assert "cannot be encoded" in results["image", 0].error
     assert "weights of the vision tower are missing" in caplog.text
     assert results["text", 0].error is None
+    monkeypatch.setattr(tower, "load_tower", None)  # it is not tried again
+    add(engine, "again", prompt.token_ids, greedy(2), images=prompt.images)
+    caplog.clear()
+    assert "cannot be encoded" in run(engine)["again", 0].error
+    assert "weights of the vision tower are missing" in caplog.text
 
 
 PUBLISHED_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
