@@ -20,11 +20,15 @@ LENGTH_BYTES = 8
 
 
 class ChildEndedError(Exception):
-    """The process has ended before it answered. `signal` ended it; 0: it has failed by itself."""
+    """The process has ended before it answered. `signal` ended it; 0: it has failed by itself.
 
-    def __init__(self, signal: int) -> None:
+    `is_late`: the patience of the one who asked was over.
+    """
+
+    def __init__(self, signal: int, *, is_late: bool = False) -> None:
         super().__init__(f"the process was ended by signal {signal}" if signal else "it has failed")
         self.signal = signal
+        self.is_late = is_late
 
 
 class ChildClosedError(Exception):
@@ -49,7 +53,8 @@ class ChildProcess:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(patience, _kill, [process])
+        late = threading.Event()
+        timer = threading.Timer(patience, _end_late, [process, late])
         timer.start()
         try:
             _write(process.stdin, task)
@@ -59,7 +64,7 @@ class ChildProcess:
         finally:
             timer.cancel()
         if answer is None:
-            raise ChildEndedError(self._exit_signal(process))
+            raise ChildEndedError(self._exit_signal(process), is_late=late.is_set())
         return answer
 
     def end(self) -> None:
@@ -146,6 +151,11 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     """Kill the process and its children. The group is its own until it has been reaped."""
     if process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end_late(process: "subprocess.Popen[bytes]", late: threading.Event) -> None:
+    late.set()
+    _kill(process)
 
 
 def _reap(process: "subprocess.Popen[bytes]") -> None:

@@ -91,9 +91,8 @@ class ImageProcessor:
             part.set_exception(EngineDeadError("no more images are prepared"))
 
     def _content_hash(self, data: bytes, options: ImageOptions) -> bytes:
-        key = hashlib.blake2b(data, digest_size=16, key=self._seed)
-        key.update(b"low" if options.detail == "low" else b"")
-        return key.digest()
+        low = b"low" if options.detail == "low" else b""
+        return hashlib.blake2b(data, digest_size=16, key=self._seed, person=low).digest()
 
     def _part(self, key: bytes, data: bytes, options: ImageOptions) -> "Future[PreparedImage]":
         """Return the result of one image. The lock is held."""
@@ -158,7 +157,7 @@ def _ask(process: ChildProcess, task: Task) -> PreparedImage:
     except ChildClosedError:
         raise EngineDeadError("no more images are prepared") from None
     except ChildEndedError as ended:
-        raise _excess(ended.signal) from None
+        raise _excess(ended) from None
     answer = msgspec.msgpack.decode(data, type=Answer)
     if answer.image is not None:
         return answer.image
@@ -167,10 +166,12 @@ def _ask(process: ChildProcess, task: Task) -> PreparedImage:
     raise InvalidImageError(0, answer.kind, answer.reason)
 
 
-def _excess(number: int) -> EngineError:
-    """What the end of a process by a signal means."""
-    match number:
-        case signal.SIGPROF | signal.SIGKILL:
+def _excess(ended: ChildEndedError) -> EngineError:
+    """What the end of a process means. Others may kill it, too: that is no fault of the image."""
+    if ended.is_late:
+        return InvalidImageError(0, "too_large", "takes too long to prepare")
+    match ended.signal:
+        case signal.SIGPROF:
             return InvalidImageError(0, "too_large", "takes too long to prepare")
         case signal.SIGABRT | signal.SIGSEGV | signal.SIGBUS:
             return InvalidImageError(0, "too_large", "takes too much memory to prepare")

@@ -76,6 +76,25 @@ def test_equal_images_are_one(images: ImageProcessor) -> None:
     assert (scaled.width, scaled.height) == (600, 32)
 
 
+def test_no_file_has_the_hash_of_another_with_an_option(images: ImageProcessor) -> None:
+    low = ImageOptions(detail="low")
+    assert images._content_hash(b"a", low) != images._content_hash(b"alow", ImageOptions())
+    assert images._content_hash(b"a", low) != images._content_hash(b"a", ImageOptions())
+
+
+def test_only_the_patience_of_the_processor_blames_the_image(folder: Path) -> None:
+    process = module.ChildProcess(module.WORKER, str(folder), str(TOKEN_ID))
+    with pytest.raises(ChildEndedError) as late:
+        process.ask(b"", 0.01)
+    assert (late.value.signal, late.value.is_late) == (signal.SIGKILL, True)
+    running = process._started()
+    threading.Timer(0.05, running.kill).start()
+    with pytest.raises(ChildEndedError) as killed:
+        process.ask(b"", HANG_SECONDS)
+    assert (killed.value.signal, killed.value.is_late) == (signal.SIGKILL, False)
+    process.close()
+
+
 def test_settings_of_the_processor_are_part_of_the_hash(
     images: ImageProcessor, tmp_path: Path
 ) -> None:
@@ -109,27 +128,31 @@ def test_an_image_that_cannot_be_used_is_named(
 
 
 @pytest.mark.parametrize(
-    ("number", "error", "message"),
+    ("number", "is_late", "error", "message"),
     [
-        (signal.SIGPROF, InvalidImageError, "image 1 of the request takes too long to prepare"),
-        (signal.SIGABRT, InvalidImageError, "image 1 of the request takes too much memory"),
-        (0, EngineError, "the process that prepares images has ended"),
+        (signal.SIGPROF, False, InvalidImageError, "image 1 of the request takes too long to"),
+        (signal.SIGKILL, True, InvalidImageError, "image 1 of the request takes too long to"),
+        (signal.SIGKILL, False, EngineError, "the process that prepares images has ended"),
+        (signal.SIGABRT, False, InvalidImageError, "image 1 of the request takes too much memory"),
+        (0, False, EngineError, "the process that prepares images has ended"),
     ],
 )
 def test_what_ends_a_process_fails_its_image_only(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
+    is_late: bool,
     error: type[Exception],
     message: str,
 ) -> None:
     def end(*_: object) -> bytes:
-        raise ChildEndedError(number)
+        raise ChildEndedError(number, is_late=is_late)
 
     monkeypatch.setattr(module.ChildProcess, "ask", end)
     images = ImageProcessor(folder, TOKEN_ID)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         images.prepare([picture(64, 64)]).result(HANG_SECONDS)
+    assert type(caught.value) is error
     images.close()
 
 
