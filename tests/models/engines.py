@@ -138,7 +138,17 @@ def greedy(max_tokens: int, **changes) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, top_logprobs=5, **changes)
 
 
-def add(engine, request_id, prompt, params, constraints=(), prediction=(), adapter="", images=()):
+def add(
+    engine,
+    request_id,
+    prompt,
+    params,
+    constraints=(),
+    prediction=(),
+    adapter="",
+    images=(),
+    priority=0,
+):
     engine.add(
         GenerateRequest(
             request_id=request_id,
@@ -147,6 +157,7 @@ def add(engine, request_id, prompt, params, constraints=(), prediction=(), adapt
             prediction_token_ids=prediction,
             adapter=adapter,
             images=images,
+            priority=priority,
         ),
         constraints,
     )

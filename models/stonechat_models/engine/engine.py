@@ -353,7 +353,7 @@ class Engine:
         if len(items) > 1:
             logger.warning("a step of %d sequences failed; it runs again in halves", len(items))
             middle = len(items) // 2
-            return self._run(items[:middle]) + self._run(items[middle:])
+            return self._run_again(items[:middle]) + self._run_again(items[middle:])
         if not items:
             return []
         sequence = items[0].sequence
@@ -363,6 +363,12 @@ class Engine:
         self._num_processed += 1
         self._num_failed += 1
         return [self._end(sequence, FinishReason.ERROR, STEP_FAILED)]
+
+    def _run_again(self, items: list[Scheduled]) -> list[TokenOutput]:
+        items = [item for item in items if not item.is_dropped]
+        if self.images is not None and self.images.num_live:
+            items = self._with_features(self.images, items)
+        return self._run(items) if items else []
 
     # --- the results of a step ---
 

@@ -68,6 +68,7 @@ class ImageSteps:
         later step: only the first item with unknown images has them encoded, so that other
         sequences do not wait for all. Neither may be part of the step.
         """
+        self._drop_features(items)
         failed: dict[str, SequenceGroup] = {}
         waiting: list[Scheduled] = []
         num_encoded = self.num_encoded
@@ -87,7 +88,10 @@ class ImageSteps:
         return list(failed.values()), waiting
 
     def add_to(self, batch: ForwardBatch | HostBatch, items: abc.Sequence[Scheduled]) -> None:
-        """Give a packed step the embeddings and the positions of its images."""
+        """Give a packed step the embeddings and the positions of its images.
+
+        `prepare` has got them for these items just before. Nothing is encoded here.
+        """
         rows: list[npt.NDArray[np.int64]] = []
         parts: list[tuple[ImageFeatures, slice]] = []
         num_tokens = 0
@@ -98,7 +102,8 @@ class ImageSteps:
                 for place in images.places_in(first, end):
                     row = num_tokens + place.start - first
                     rows.append(np.arange(row, row + place.length))
-                    features = self._features(images, place.image)
+                    assert place.image in images.features, "the step is prepared"
+                    features = images.features[place.image]
                     parts.append((features, slice(place.first, place.first + place.length)))
             num_tokens += end - first
         positions = self._rope_positions(items) if self._info.has_grid_positions else None
@@ -119,18 +124,41 @@ class ImageSteps:
         if self._info.has_grid_positions and images.positions is None:
             prompt = sequence.group.request.prompt_token_ids
             images.positions, images.delta = self._model.image_positions(prompt, images.images)
-        if item.start >= images.end:  # computed, or found in the prefix cache
-            images.features.clear()
-            return
-        for place in images.places_in(item.start, item.context_len):
+        for place in images.places_in(self._first(item), item.context_len):
             self._features(images, place.image)
+
+    def _first(self, item: Scheduled) -> int:
+        """Return the first token that the item computes, those again of a lost state included."""
+        is_lost = self._model.info.keeps_state and item.sequence.num_state_tokens != item.start
+        return 0 if is_lost else item.start
+
+    def _drop_features(self, items: abc.Sequence[Scheduled]) -> None:
+        """Let go of the features of images that no sequence of a request needs any more.
+
+        Choices that wait to share the prompt begin with its last token.
+        """
+        groups = {
+            item.sequence.group
+            for item in items
+            if (images := item.sequence.group.images) is not None and images.features
+        }
+        if not groups:
+            return
+        firsts = {item.sequence: self._first(item) for item in items}
+        for group in groups:
+            running = [s for s in group.sequences if s.block_table]
+            needs = [firsts.get(sequence, sequence.num_scheduled) for sequence in running]
+            if group.followers or group.prompt_blocks:
+                needs.append(len(group.request.prompt_token_ids) - 1)
+            assert group.images is not None
+            group.images.drop_features(min(needs))
 
     def _must_encode(self, item: Scheduled, images: PromptImages) -> bool:
         """Whether the item has placeholders of an image that is not encoded yet."""
         return any(
             place.image not in images.features
             and not self._store.holds(images.images[place.image].content_hash)
-            for place in images.places_in(item.start, item.context_len)
+            for place in images.places_in(self._first(item), item.context_len)
         )
 
     def _features(self, images: PromptImages, index: int) -> ImageFeatures:
@@ -144,6 +172,12 @@ class ImageSteps:
             features = self._encode(image)
         else:
             self.num_hits += 1
+        num_embeddings = len(features.embeddings)
+        if num_embeddings != image.num_tokens:
+            raise StepError(
+                f"the vision tower gives {num_embeddings} embeddings for an image with "
+                f"{image.num_tokens} placeholders"
+            )
         images.features[index] = features
         return features
 
@@ -151,12 +185,6 @@ class ImageSteps:
         start = self._place.now()
         features = self._model.encode_image(image)
         self._timings.append((start, self._place.now()))
-        num_embeddings = len(features.embeddings)
-        if num_embeddings != image.num_tokens:
-            raise StepError(
-                f"the vision tower gives {num_embeddings} embeddings for an image with "
-                f"{image.num_tokens} placeholders"
-            )
         self.num_encoded += 1
         self._store.insert(image.content_hash, features)
         return features

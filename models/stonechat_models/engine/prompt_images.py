@@ -37,7 +37,8 @@ class PromptImages:
         self.runs = image_runs(images) if bidirectional else []
         """Those that are computed in one step each."""
         self.features: dict[int, ImageFeatures] = {}
-        """Those of images that are being computed, by the image's index."""
+        """Those of images that are being computed, by the image's index. They are let go as soon
+        as no sequence of the request needs them."""
         self.positions: npt.NDArray[np.int64] | None = None
         """int64[3, P]: the rotary positions of the prompt, once a step needs them (M-RoPE)."""
         self.delta = 0
@@ -53,6 +54,12 @@ class PromptImages:
             length = min(end, place.start + place.length) - first
             if length > 0:
                 yield Place(first, length, place.image, place.first + first - place.start)
+
+    def drop_features(self, first: int) -> None:
+        """Let go of the features of images that end at or before the token `first`."""
+        for index in [*self.features]:
+            if max(start + length for start, length in self.images[index].places) <= first:
+                del self.features[index]
 
     def content_of(self, start: int, end: int) -> bytes:
         """Return what tells the tokens `start:end` from others with the same ids.
@@ -93,10 +100,7 @@ def check_images(request: GenerateRequest, model: ModelInfo) -> None:
                 f"image {place.image} takes the place of tokens that are not placeholders of "
                 f"images (id {info.token_id})",
             )
-    starts = {place.start for place in _places(request.images)}
-    if info.has_grid_positions and any(
-        p.start + p.length in starts for p in _places(request.images)
-    ):
+    if info.has_grid_positions and _touch(request.images):
         raise InvalidParamsError(
             "messages", "two images follow each other without the text that the model needs between"
         )
@@ -107,6 +111,7 @@ def check_images(request: GenerateRequest, model: ModelInfo) -> None:
 
 
 def _touch(images: abc.Sequence[ImageInput]) -> bool:
+    """Whether an image follows another without a token between."""
     starts = {place.start for place in _places(images)}
     return any(place.start + place.length in starts for place in _places(images))
 

@@ -337,6 +337,8 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free(sequence)
+        if sequence.group.images is not None:
+            sequence.group.images.features.clear()
         sequence.num_registered_blocks = 0
         self.num_preemptions += 1
         insort(self.waiting, sequence, key=BY_ORDER)

@@ -279,6 +279,95 @@ def test_a_request_whose_image_cannot_be_encoded_ends_alone(module):
     check(module, run(engine)["good", 0], good_ids, (1,))
 
 
+def test_features_are_held_only_while_a_sequence_needs_them(module):
+    engine = make_engine(module, images=True, image_cache_bytes=0, max_batch_tokens=5)
+    token_ids, images = prompt_of(1, 2, 3)
+    add(engine, "a", token_ids, greedy(NUM_OUTPUT), images=images)
+    held = engine._requests["a"].images.features
+    counts, results = [], []
+    while engine.has_work:
+        results += [token_id for output in engine.step() for token_id in output.token_ids]
+        counts.append(len(held))
+    assert counts == [0, 1, 1, 1, 1, 1, *[0] * NUM_OUTPUT]
+    assert results == reference(module, token_ids, (1, 2, 3))[0]
+    assert engine.stats().num_encoded_images == 3
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_choices_share_an_image_that_ends_the_prompt(module, overlap):
+    engine = make_engine(module, images=True, image_cache_bytes=0, overlap=overlap)
+    token_ids = [3, 4, 5, *[IMAGE_ID] * NUM_TOKENS]
+    params = greedy(NUM_OUTPUT, n=3, ignore_eos=True)
+    add(engine, "a", token_ids, params, images=(image(1, 3),))
+    held = engine._requests["a"].images.features
+    results = run(engine)
+    for i in range(3):
+        check(module, results["a", i], token_ids, (1,))
+    assert engine.stats().num_encoded_images == 1
+    assert not held
+
+
+def test_preempted_requests_hold_no_features(module):
+    engine = make_engine(module, images=True, num_blocks=10, max_batch_tokens=6)
+    prompts = {"worse": prompt_of(1), "better": prompt_of(2, num_text=9)}
+    params = greedy(NUM_OUTPUT)
+    add(engine, "worse", prompts["worse"][0], params, images=prompts["worse"][1], priority=1)
+    held = engine._requests["worse"].images.features
+    assert not engine.step()
+    assert held
+    add(engine, "better", prompts["better"][0], params, images=prompts["better"][1])
+    engine.step()
+    assert engine.stats().num_preemptions == 1
+    assert not held
+    results = run(engine)
+    check(module, results["worse", 0], prompts["worse"][0], (1,))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_step_that_runs_again_has_its_images_encoded_again(module, overlap):
+    engine = make_engine(module, images=True, image_cache_bytes=0, overlap=overlap)
+    token_ids, images = prompt_of(1)
+    add(engine, "a", token_ids, greedy(NUM_OUTPUT), images=images)
+    add(engine, "b", [3, 4, 5], greedy(NUM_OUTPUT))
+    forward = engine.model.forward
+    engine.images.add_to = in_step(engine, engine.images.add_to)
+
+    def fail(batch):
+        engine.model.forward = forward
+        engine._requests["a"].images.features.clear()  # as a later step does that is in flight
+        raise RuntimeError("once")
+
+    engine.model.forward = fail
+    results = run(engine)
+    check(module, results["a", 0], token_ids, (1,))
+    check(module, results["b", 0], [3, 4, 5], ())
+    assert (engine.stats().num_failed_steps, engine.stats().num_encoded_images) == (1, 2)
+
+
+def in_step(engine, add_to):
+    """Nothing is encoded while the images of a step are put together."""
+
+    def checked(batch, items):
+        num_encoded = engine.stats().num_encoded_images
+        add_to(batch, items)
+        assert engine.stats().num_encoded_images == num_encoded
+
+    return checked
+
+
+@pytest.mark.parametrize("num_tokens", [3, 6])
+def test_features_of_another_length_end_the_request(module, num_tokens):
+    engine = make_engine(module, images=True)
+    token_ids, images = prompt_of(1)
+    add(engine, "a", token_ids, greedy(2), images=images)
+    run(engine)
+    token_ids = [*range(30, 35), *[IMAGE_ID] * num_tokens, 50]
+    other = ImageInput(images[0].content_hash, ((5, num_tokens),), images[0].tensors)
+    add(engine, "b", token_ids, greedy(2), images=(other,))
+    assert run(engine)["b", 0].error == "an image of this request cannot be encoded"
+    assert engine.stats().num_failed_steps == 0
+
+
 def replace_tensors(image, tensors):
     return ImageInput(image.content_hash, image.places, tensors)
 

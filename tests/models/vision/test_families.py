@@ -24,7 +24,7 @@ NUM_OUTPUT = 5
 WAYS: dict[str, dict[str, Any]] = {
     "whole": {},
     "in chunks": {"max_batch_tokens": 37, "image_cache_bytes": 4096},
-    "preempted": {"num_blocks": 0, "prefix_caching": False},
+    "preempted": {"max_batch_tokens": 37, "prefix_caching": False},
 }
 MIN_BATCH_TOKENS = {"gemma3": 112, "gemma4": 112}
 """Where a chunk does not end inside an image."""
@@ -86,15 +86,23 @@ def test_answers_equal_plain_transformers(
     model = models(name)
     requests = prompts(model)
     settings = dict(WAYS[way])
+    longest = requests["again and seven"]
     if way == "preempted":  # room for the longest prompt, but not for all
-        settings["num_blocks"] = max(len(p.token_ids) for p in requests.values()) // 4 + 5
+        settings["num_blocks"] = len(longest.token_ids) // 4 + 5
     engine = engine_of(model, name, **settings)
+    if way == "preempted":  # others of a better priority come while it is computed
+        del requests["again and seven"]
+        params = greedy(NUM_OUTPUT)
+        add(engine, "long", longest.token_ids, params, images=longest.images, priority=1)
+        assert not engine.step()
     for key, prompt in requests.items():
         add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), images=prompt.images)
     results = run(engine)
     for key, prompt in requests.items():
         check(model, results[key, 0], prompt)
     if way == "preempted":
+        check(model, results["long", 0], longest)
+        assert engine.stats().num_preemptions > 0
         return
     turn = model.prompt("Look: # What is it? And #", IMAGES[0], IMAGES[4])
     add(engine, "turn", turn.token_ids, greedy(NUM_OUTPUT, n=2), images=turn.images)
@@ -102,6 +110,29 @@ def test_answers_equal_plain_transformers(
     assert results["turn", 0].num_cached_tokens >= turn.images[0].num_tokens
     for i in range(2):
         check(model, results["turn", i], turn)
+
+
+def test_a_lost_recurrent_state_is_computed_again_with_the_images(
+    models: Callable[[str], VisionModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models("qwen3_5")
+    engine = engine_of(model, "qwen3_5", image_cache_bytes=0)
+    requests = {"a": prompts(model)["one"], "b": prompts(model)["text"]}
+    for key, prompt in requests.items():
+        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), images=prompt.images)
+    forward, steps = engine.model.forward, []
+
+    def fail_later(batch: Any) -> Any:
+        steps.append(batch)
+        if len(steps) == 3:
+            raise RuntimeError("once")
+        return forward(batch)
+
+    monkeypatch.setattr(engine.model, "forward", fail_later)
+    results = run(engine)
+    for key, prompt in requests.items():
+        check(model, results[key, 0], prompt)
+    assert (engine.stats().num_failed_steps, engine.stats().num_encoded_images) == (1, 2)
 
 
 @pytest.mark.parametrize(
