@@ -83,6 +83,7 @@ async def receive(
     Raises `APIError`.
     """
     settings = services.settings
+    limit = services.max_body_bytes if endpoint.takes_images else settings.max_body_size
     try:
         services.lifecycle.check()
         if services.sole is not None:
@@ -93,9 +94,9 @@ async def receive(
         if content_length.isdigit() and int(content_length) > INLINE_BODY_BYTES:
             services.preparations.check(min(int(content_length), settings.max_body_size))
     except APIError:
-        await discard_body(http_request, settings, services.max_body_bytes)
+        await discard_body(http_request, settings, limit)
         raise
-    body = await read_body(http_request, settings, services.max_body_bytes)
+    body = await read_body(http_request, settings, limit)
     check_json(body, settings)
     wire: Any = endpoint.parse(body)
     model = check_model(wire.model, services.models, identity)

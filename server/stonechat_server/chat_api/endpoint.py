@@ -28,6 +28,7 @@ class ChatEndpoint(Endpoint):
     id_prefix = "chatcmpl-"
     prompt_fields = frozenset({"messages"})
     wire_type = ChatCompletionRequest
+    takes_images = True
     fields: Mapping[str, FieldNote] = FIELDS
 
     def read(self, wire: ChatCompletionRequest, services: "Services", identity: "Identity") -> Call:

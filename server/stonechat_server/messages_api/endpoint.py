@@ -35,6 +35,7 @@ class MessagesEndpoint(Endpoint):
     id_prefix = "msg_"
     prompt_fields = frozenset({"system", "messages"})
     wire_type: type[MessagesFields] = MessagesRequest
+    takes_images = True
 
     def read(self, wire: MessagesFields, services: "Services", identity: "Identity") -> Call:
         paths: ImagePaths = {}

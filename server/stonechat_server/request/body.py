@@ -25,10 +25,12 @@ MAX_DISCARDED_BYTES = 64 * 2**20
 INTEGERS_PER_VALUE = 8
 """That many integers in a row, such as token ids, count as one value: they are quick to parse."""
 
-BASE64_MARK, LONG_DATA, MAX_CUTS = b";base64,", 4096, 1024
-"""Long base64 in a string is passed over, at most so often. It would take most of the time."""
+LONG_DATA, MAX_CUTS = 4096, 1024
+DATA_MARKS = (b";base64,", b'"data"')
+"""Long strings with base64 are passed over, at most so often. They would take most of the time."""
+_DATA_START = re.compile(rb'(?=;base64,)|"data"[ \t\r\n]*+:[ \t\r\n]*+"')
 
-_OPEN, _CLOSE, _QUOTE = frozenset(b"[{"), frozenset(b"]}"), ord('"')
+_OPEN, _CLOSE, _QUOTE, _BACKSLASH = frozenset(b"[{"), frozenset(b"]}"), ord('"'), ord("\\")
 _DIGITS = frozenset(b"0123456789")
 # A string is one match, and so are integers in a row. The quantifiers are possessive, and a row
 # begins at its first digit, so that nothing is tried again.
@@ -102,13 +104,18 @@ def too_large(limit: int) -> APIError:
 
 
 def check_json(body: bytes, settings: "Settings") -> None:
-    """Raise `APIError` 400 if the JSON is nested too deep or has too many values.
+    """Raise `APIError` 400 if the JSON is nested too deep or has too many values, and 413 if it is
+    larger than `max_body_size` without its images.
 
-    Either would keep the parser busy for a long time, and so delay every stream. The check is
+    Each would keep the parser busy for a long time, and so delay every stream. The check is
     linear in the length of the body and stops early for a bad one.
     """
-    if len(body) > LONG_DATA and BASE64_MARK in body:
-        body = _without_data(body)
+    if len(body) > LONG_DATA:
+        for mark in DATA_MARKS:
+            if mark in body:
+                body = _without_data(body, mark)
+        if len(body) > settings.max_body_size + settings.max_images * LONG_DATA:
+            raise too_large(settings.max_body_size)
     max_num_values = sum(map(body.count, (b"[", b"{", b",")))
     if max_num_values <= min(settings.max_json_depth, settings.max_json_values):
         return
@@ -144,15 +151,23 @@ def check_json(body: bytes, settings: "Settings") -> None:
             raise APIError(400, message, code="json_too_large")
 
 
-def _without_data(body: bytes) -> bytes:
-    """Cut base64 out of strings. Outside a string its mark is no JSON: there the parser stops."""
+def _without_data(body: bytes, mark: bytes) -> bytes:
+    """Cut base64 behind a mark out of strings.
+
+    Where the mark does not begin it, or is outside a string, the body is no JSON: the parser stops.
+    """
     pieces, start, place = [], 0, 0
     for _ in range(MAX_CUTS):
-        place = body.find(BASE64_MARK, place)
-        end = body.find(b'"', place)
-        if place < 0 or end < 0:
+        place = body.find(mark, place)
+        if place < 0:
             break
-        if end - place > LONG_DATA and body.find(b"\\", place, end) < 0:
+        if not (found := _DATA_START.match(body, place)):
+            place += len(mark)
+            continue
+        place, end = found.end(), body.find(b'"', found.end())
+        if end < 0:
+            break
+        if end - place > LONG_DATA and body[end - 1] != _BACKSLASH:  # the quote ends the string
             pieces.append(body[start:place])
             start = end
         place = end

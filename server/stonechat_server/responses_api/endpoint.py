@@ -61,6 +61,7 @@ class ResponsesEndpoint(Endpoint):
 
     path = "/v1/responses"
     wire_type = ResponsesRequest
+    takes_images = True
     id_prefix = "resp_"
     prompt_fields = frozenset({"instructions", "input"})
 

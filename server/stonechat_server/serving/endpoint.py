@@ -74,6 +74,8 @@ class Endpoint(ABC):
     """What the ids of its answers begin with."""
     prompt_fields: frozenset[str]
     """The fields of the body that the ledger keeps if it keeps texts."""
+    takes_images = False
+    """Whether its requests may have images, so that their bodies may be larger."""
     generates = True
     """Whether it needs a model that generates text."""
 

@@ -17,7 +17,8 @@ from stonechat_server.request.body import check_json
 from stonechat_server.settings import Settings
 from tests.server.bodies import URL, body, error_of
 from tests.server.conftest import ClientFactory
-from tests.server.fake_engine import FakeEngine
+from tests.server.fake_engine import FakeEngine, text_script
+from tests.server.fake_images import seeing_engine
 from tests.server.live import live_server
 
 JSON = st.recursive(
@@ -57,10 +58,15 @@ def test_depth_and_size_of_json_are_limited(value: Any, depth: int, size: int) -
 @pytest.mark.parametrize("before", ["", "a", '\\"', "[["])
 @pytest.mark.parametrize("inside", ["", "[", ",", '\\"', "\\\\", "[{,"])
 @pytest.mark.parametrize("num_values", [63, 64])
-def test_long_base64_changes_nothing(before: str, inside: str, num_values: int) -> None:
+@pytest.mark.parametrize("form", ['"{}"', '{{"data" : "{}"}}'])
+def test_long_base64_changes_nothing(before: str, inside: str, num_values: int, form: str) -> None:
     """Strings are passed over or read, with the same count of what stands around them."""
-    limits = Settings.model_construct(max_json_depth=4, max_json_values=64)
-    string = f'"{before};base64,{inside}{"A" * 5000}"'
+    is_object = form.startswith("{")
+    limits = Settings.model_construct(
+        max_json_depth=4, max_json_values=64 + (num_values if is_object else 0)
+    )
+    mark = "" if is_object else ";base64,"
+    string = form.format(f"{before}{mark}{inside}{'A' * 5000}")
     encoded = f"[{', '.join([string] * num_values)}]".encode()
     assert len(json.loads(encoded)) == num_values
     if num_values > 63:
@@ -79,6 +85,38 @@ def test_values_around_many_images_are_counted() -> None:
         check_json(json.dumps([images, 1]).encode(), limits)
     with pytest.raises(APIError):
         check_json(json.dumps([[[[images]]]]).encode(), limits)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_allowed"),
+    [
+        ('["data:image/png;base64,{}"]', True),
+        ('{{"type": "base64", "data":"{}"}}', True),
+        ('{{"data"\n: "{}"}}', True),
+        ('["x\\"data","{}"]', False),
+        ('{{"text": "{}"}}', False),
+        ('["{}"]', False),
+        ('["data:image/png;base64,{}\\"]', False),
+    ],
+)
+def test_text_that_is_too_large_is_refused_before_it_is_parsed(text: str, is_allowed: bool) -> None:
+    limits = Settings.model_construct(max_body_size=1000, max_images=2)
+    data = "A" * 9000 + "\\/" + "A" * 9000  # some clients escape slashes
+    if is_allowed:
+        check_json(text.format(data).encode(), limits)
+        return
+    with pytest.raises(APIError) as error_info:
+        check_json(text.format(data).encode(), limits)
+    assert error_info.value.status == 413
+
+
+def test_endpoints_without_images_read_no_more_than_text() -> None:
+    engine = seeing_engine(text_script("a"))
+    with live_server(engine, max_body_size=1000) as live:
+        for path, status in (("/v1/completions", 413), ("/detokenize", 413), (URL, 400)):
+            field = {"prompt": "x", "tokens": [1], "messages": 1, "data": "A" * 30_000}
+            response = httpx.post(live.url + path, json=field)
+            assert response.status_code == status, path
 
 
 @pytest.mark.parametrize(
@@ -122,6 +160,8 @@ def test_eight_integers_count_as_one_value(data: bytes, is_small: bool) -> None:
         b'""' * 4_000_000,
         b"]" * 8_000_000,
         b'{"a": "' + b"x, y" * 2_000_000 + b'"}',
+        b";base64," * 1_000_000,
+        b'"data": "' * 800_000,
     ],
 )
 def test_json_is_checked_in_linear_time(data: bytes) -> None:
