@@ -47,7 +47,12 @@ def test_usage_counts_the_prompt_once_and_sums_choices(
         "prompt_tokens": num_prompt,
         "completion_tokens": 6,
         "total_tokens": num_prompt + 6,
-        "prompt_tokens_details": {"cached_tokens": 32, "cache_write_tokens": 16, "audio_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": 32,
+            "cache_write_tokens": 16,
+            "audio_tokens": 0,
+            "image_tokens": 0,
+        },
         "completion_tokens_details": {
             "reasoning_tokens": 0,
             "accepted_prediction_tokens": 0,
