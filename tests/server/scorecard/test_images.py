@@ -38,7 +38,7 @@ def sees(body: Body) -> Answer:
             if image.width * image.height > MAX_PIXELS:
                 return error(400, **FULL)
             image.load()
-        except OSError:
+        except (OSError, Image.DecompressionBombError):
             return error(400, **FULL)
         num_tokens += -(-image.width * image.height // 1024)
         if part["image_url"].get("detail") == "low":
