@@ -212,9 +212,11 @@ class ImageLoader:
             future.add_done_callback(lambda _: release())
             return future
 
-        try:  # in a thread, because it computes a hash of the file; the thread runs in any case
-            future = await asyncio.shield(loop.run_in_executor(None, submit))
-            return (await asyncio.wrap_future(future))[0]
+        # In a thread, because it computes a hash of the file. The thread runs in any case. No local
+        # variable keeps the future: its error refers to this frame.
+        run = loop.run_in_executor
+        try:
+            return (await asyncio.wrap_future(await asyncio.shield(run(None, submit))))[0]
         except TooManyImagesError as error:
             raise busy() from error
         except InvalidImageError as error:

@@ -103,7 +103,8 @@ class Generation:
             if self.admission is not None:
                 self.model.admission.leave(self.admission)
                 self._record()
-            self.error = None  # its traceback refers to this object
+            # A traceback may keep this object: its own error refers to it.
+            self.error, self.prepared = None, ()
 
     def _end_choice(self, index: int) -> None:
         prompt, index = divmod(index, self.prepared[0].params.n)

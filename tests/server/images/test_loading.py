@@ -19,8 +19,10 @@ from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.app import create_app
 from stonechat_server.errors import APIError
 from stonechat_server.images import loading
+from stonechat_server.images.budget import busy
 from stonechat_server.images.loading import ImageLoader
 from stonechat_server.images.references import ImageReference, find_images
+from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.settings import Settings
 from tests.server.bodies import URL, body
@@ -240,7 +242,8 @@ async def test_one_request_has_no_more_than_the_memory_either() -> None:
     assert images.prepared.num_bytes == 8
     assert len(processor.calls) < 16  # the rest are not begun
     images.release(large)
-    assert images.prepared.num_bytes == images.files.num_bytes == 0
+    assert images.prepared.num_bytes == 0
+    await until(lambda: not images.files.num_bytes)
 
 
 @contextmanager
@@ -272,16 +275,40 @@ def test_a_request_that_has_ended_gives_its_memory_back(engine: FakeEngine, stre
             sent = body(messages=[user(*parts)], stream=stream, **fields)
             assert client.post(path, json=sent).status_code == status
             wait_until(lambda: not images.prepared.num_bytes)
-        assert images.files.num_bytes == images._num_requests == 0
+        wait_until(lambda: not images.files.num_bytes)
+        assert images._num_requests == 0
 
 
-def test_a_refused_image_leaves_nothing_in_memory(engine: FakeEngine) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refused_image_leaves_nothing_in_memory(
+    engine: FakeEngine, processor: FakeImageProcessor, stream: bool
+) -> None:
+    """No error keeps the frames that it went through, nor is kept by them."""
     app = create_app(Settings(max_image_size=1000), engine)
+    files = png("x" * 50_000), png("broken"), png(num_tokens=100_000)
     with TestClient(app, "http://127.0.0.1:8000") as client, no_collection():
-        for stream in (False, True):
-            sent = body(messages=[user(image(png("x" * 50_000)))], stream=stream)
+        for file in files:
+            sent = body(messages=[user(image(file))], stream=stream)
             assert client.post(URL, json=sent).status_code == 400
-        assert [o for o in gc.get_objects() if isinstance(o, ImageReference)] == []
+            processor.futures.clear()
+            assert [o for o in gc.get_objects() if isinstance(o, ImageReference)] == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_gets_no_place_leaves_no_image_in_memory(
+    engine: FakeEngine, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise busy()
+
+    app = create_app(Settings(), engine)
+    monkeypatch.setattr(app.state.server.sole.admission, "admit", refuse)
+    with TestClient(app, "http://127.0.0.1:8000") as client, no_collection():
+        sent = body(messages=[user(image(png()))], stream=stream)
+        assert client.post(URL, json=sent).status_code == 429
+        assert app.state.server.images.prepared.num_bytes == 0
+        left = [o for o in gc.get_objects() if isinstance(o, PreparedRequest)]
+        assert [prompt for prompt in left if prompt.images] == []
 
 
 @pytest.mark.parametrize("path", [URL, "/tokenize"])

@@ -1,6 +1,8 @@
 """Work ends with its result, its client or a guard, and is always waited for."""
 
 import asyncio
+import contextlib
+import gc
 from typing import NoReturn
 
 import pytest
@@ -63,6 +65,29 @@ def test_the_error_of_the_work_is_raised() -> None:
 
     with pytest.raises(ValueError, match="broken"):
         asyncio.run(run_while_connected(receive_of(), work()))
+
+
+def test_the_error_of_the_work_does_not_keep_the_work() -> None:
+    """Without a collection of garbage."""
+
+    class Large:
+        pass
+
+    async def fail(_: Large) -> None:
+        raise ValueError
+
+    async def run() -> int:
+        with contextlib.suppress(ValueError):
+            await run_while_connected(receive_of("http.request"), fail(Large()))
+        await asyncio.sleep(0)  # the event loop lets go of the tasks
+        return sum(isinstance(thing, Large) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert asyncio.run(run()) == 0
+    finally:
+        gc.enable()
 
 
 def test_only_a_disconnect_ends_the_work() -> None:
