@@ -107,6 +107,7 @@ class ImageLoader:
         files = Share(self.files, self._max_bytes, _too_large_together)
         try:
             contents = await _together([self._read(r, read_file, files) for r in references])
+            num_bytes = sum(map(len, contents))
             for reference in references:
                 reference.shorten()
             await self._prepare_all(references, contents, processor, files)
@@ -114,7 +115,7 @@ class ImageLoader:
             files.close()
             self._num_requests -= 1
         seconds = time.monotonic() - started
-        self._observe(metrics_name, len(references), sum(map(len, contents)), seconds)
+        self._observe(metrics_name, len(references), num_bytes, seconds)
 
     def release(self, references: Sequence[ImageReference]) -> None:
         """Take the images from their parts, loaded or not: the request has ended.
@@ -170,13 +171,14 @@ class ImageLoader:
     async def _prepare_all(
         self,
         references: Sequence[ImageReference],
-        contents: Sequence[bytes],
+        contents: list[bytes],
         processor: "ImageProcessorLike",
         files: Share,
     ) -> None:
         """Run the model's processor, which has processes of its own, on each image alone.
 
         So an image counts as soon as it is there, and the rest are not begun if it is too large.
+        `contents` is emptied: a file goes when its image is there, as it counts no longer.
         """
         turns = asyncio.Semaphore(PREPARED_AT_ONCE)
         prepared = Share(self.prepared, self._memory, _too_much_memory)
@@ -188,7 +190,9 @@ class ImageLoader:
                 reference.part.set_image(image)
 
         pairs = zip(references, contents, strict=True)
-        await _together([prepare(reference, content) for reference, content in pairs])
+        works = [prepare(reference, content) for reference, content in pairs]
+        contents.clear()
+        await _together(works)
 
     async def _prepare(
         self,
