@@ -60,7 +60,8 @@ class SpecialTokenGuard:
         """
         if self._has_images:
             messages = [self._with_whole_tokens(message) for message in request.messages]
-            request = request.model_copy(update={"messages": messages})
+            if any(new is not old for new, old in zip(messages, request.messages, strict=True)):
+                request = request.model_copy(update={"messages": messages})
         marked = self._marked_fields(request, SHOWN_FIELDS)
         return request.model_copy(update=marked) if marked else request
 

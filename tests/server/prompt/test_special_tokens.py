@@ -129,6 +129,10 @@ def test_a_request_without_special_tokens_stays_as_it_is() -> None:
     plain = request(messages=users("user\n<think> <|im_en d|>"))
     assert guarded().marked(plain) is plain
     assert guarded(WITH_THINKING).marked(plain) is not plain
+    content = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "data:,"}]
+    with_image = request(messages=[{"role": "user", "content": content}])
+    guard = SpecialTokenGuard(ByteTokenizer(), CHATML, {"<image>"})
+    assert guard.marked(with_image) is with_image
 
 
 def test_what_the_template_does_with_a_token_still_works() -> None:
