@@ -63,8 +63,12 @@ export class AnswerView {
     this.timer ??= setTimeout(() => this.draw(), DRAW_EVERY_MS);
   }
 
-  finish() {
+  // No more chunks come. Nothing is drawn until `finish`.
+  end() {
     clearTimeout(this.timer);
+  }
+
+  finish() {
     this.draw();
   }
 

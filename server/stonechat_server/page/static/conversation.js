@@ -126,6 +126,7 @@ export class Conversation {
     } catch (error) {
       if (!abort.signal.aborted) problem = explain(error, this.tools.getKey() !== "");
     }
+    view.end();
     turn.state = problem ? "failed" : abort.signal.aborted ? "stopped" : "done";
     turn.problem = problem;
     await this.save(turn); // before the answer looks finished
