@@ -5,6 +5,7 @@ Nothing is fetched, and no code of a model's folder runs.
 """
 
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,8 @@ TEST_SIZE = (96, 64)
 LARGE_SIZE = (2048, 2048)
 """Pixels of the image by which the memory of the vision tower is measured."""
 CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+NEEDS_TORCHVISION = "its image processor needs torchvision, which is not installed"
+NEEDS_LONE_IMAGES = "its processor prepares an image otherwise if a prompt has several"
 TEXT_OUTPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "labels")
 
 
@@ -57,11 +60,15 @@ def large_image(folder: Path, token_id: int) -> ImageInput:
 
     processor = HFProcessor(folder, token_id)
     _, num_tokens, arrays = processor.prepare(Image.new("RGB", LARGE_SIZE, "white"))
-    tensors = {
+    return ImageInput(b"", ((0, num_tokens),), as_tensors(arrays))
+
+
+def as_tensors(arrays: "Mapping[str, np.ndarray[Any, Any]]") -> dict[str, ImageTensor]:
+    """Return copies of arrays, by the same names, for `ImageInput`."""
+    return {
         name: ImageTensor(array.dtype.name, array.shape, array.tobytes())
         for name, array in arrays.items()
     }
-    return ImageInput(b"", ((0, num_tokens),), tensors)
 
 
 class HFProcessor:
@@ -96,8 +103,7 @@ class HFProcessor:
         if not offsets or len(offsets[0]) != 1:
             raise UnsupportedModelError("its processor puts no tokens into the prompt for images")
         if "batch_num_images" in outputs:  # LLaVA-OneVision: tiles only where it is alone
-            reason = "its processor prepares an image otherwise if a prompt has several"
-            raise UnsupportedModelError(reason)
+            raise UnsupportedModelError(NEEDS_LONE_IMAGES)
         num_tokens = outputs["input_ids"][0].tolist().count(self._token_id)
         if not num_tokens:
             raise UnsupportedModelError("the placeholders of its processor are not its model's")
@@ -123,8 +129,7 @@ def _load(folder: Path) -> Any:
         image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
     except (ImportError, ValueError) as error:
         if "torchvision" in str(error) and find_spec("torchvision") is None:
-            reason = "its image processor needs torchvision, which is not installed"
-            raise UnsupportedModelError(reason) from None
+            raise UnsupportedModelError(NEEDS_TORCHVISION) from None
         raise
     parts = {
         "image_processor": image_processor,

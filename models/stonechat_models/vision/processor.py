@@ -143,12 +143,12 @@ class ImageProcessor:
 
     def _keep(self, image: PreparedImage) -> None:
         """Keep an image, and let go of those that were used least recently. The lock is held."""
-        if image.content_hash in self._kept or _num_bytes(image) > CACHE_BYTES:
+        if image.content_hash in self._kept or image.num_bytes > CACHE_BYTES:
             return
         self._kept[image.content_hash] = image
-        self._num_kept_bytes += _num_bytes(image)
+        self._num_kept_bytes += image.num_bytes
         while self._num_kept_bytes > CACHE_BYTES:
-            self._num_kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
+            self._num_kept_bytes -= self._kept.popitem(last=False)[1].num_bytes
 
 
 def _ask(process: ChildProcess, task: Task) -> PreparedImage:
@@ -199,10 +199,6 @@ def _joined(parts: "Sequence[Future[PreparedImage]]") -> "Future[list[PreparedIm
 
     next_part()
     return joined
-
-
-def _num_bytes(image: PreparedImage) -> int:
-    return sum(len(tensor.data) for tensor in image.tensors.values())
 
 
 def _settings_hash(folder: Path) -> bytes:

@@ -17,9 +17,8 @@ import msgspec
 from stonechat_models.child_process import limit, limit_growth, serve_tasks
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.model_file import reading, reason_of
-from stonechat_models.types import ImageTensor
 from stonechat_models.vision.decoding import UnusableImageError, decode_image
-from stonechat_models.vision.hf_processor import HFProcessor
+from stonechat_models.vision.hf_processor import HFProcessor, as_tensors
 from stonechat_models.vision.records import Answer, PreparedImage, Task
 
 MEMORY_BYTES = 4 << 30
@@ -69,10 +68,7 @@ def _answer(processor: HFProcessor, task: Task) -> Answer:
     try:
         image, (width, height) = decode_image(task.data, task.options)
         text, num_tokens, arrays = processor.prepare(image)
-        tensors = {
-            name: ImageTensor(array.dtype.name, array.shape, array.tobytes())
-            for name, array in arrays.items()
-        }
+        tensors = as_tensors(arrays)
     except UnusableImageError as error:
         return Answer(kind=error.kind, reason=error.reason)
     except MemoryError:

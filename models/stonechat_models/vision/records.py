@@ -36,6 +36,11 @@ class PreparedImage(msgspec.Struct, frozen=True):
     tensors: Mapping[str, ImageTensor]
     """The arguments of the model's `get_image_features` by name."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors."""
+        return sum(len(tensor.data) for tensor in self.tensors.values())
+
     def placed(self, places: tuple[tuple[int, int], ...]) -> ImageInput:
         """Return the image of a request in whose prompt it has these runs of placeholders."""
         return ImageInput(self.content_hash, places, self.tensors)

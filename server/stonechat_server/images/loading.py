@@ -126,7 +126,7 @@ class ImageLoader:
             reference.shorten()
             image = reference.part.image
             if image is not None:
-                self.prepared.give_back(_num_bytes(image))
+                self.prepared.give_back(image.num_bytes)
                 reference.part.set_image(None)
 
     def _check_number(self, number: int) -> None:
@@ -186,7 +186,7 @@ class ImageLoader:
         async def prepare(reference: ImageReference, content: bytes) -> None:
             async with turns:
                 image = await self._prepare(reference, content, processor, files)
-                prepared.take(_num_bytes(image))
+                prepared.take(image.num_bytes)
                 reference.part.set_image(image)
 
         pairs = zip(references, contents, strict=True)
@@ -271,10 +271,6 @@ def _too_much_memory(limit: int) -> APIError:
 def _least_bytes(url: str) -> int:
     """How many bytes the data of a URL has at least. Padding stands for two at most."""
     return max(0, (len(url) - url.find(",") - 1) // 4 * 3 - 2)
-
-
-def _num_bytes(image: "PreparedImage") -> int:
-    return sum(len(tensor.data) for tensor in image.tensors.values())
 
 
 async def _together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -23,7 +23,11 @@ from stonechat_models.hardware.device import cpu_has_bfloat16
 from stonechat_models.model_info import ImageInfo
 from stonechat_models.types import ImageInput
 from stonechat_models.vision.features import ImageFeatures
-from stonechat_models.vision.hf_processor import pillow_refusal
+from stonechat_models.vision.hf_processor import (
+    NEEDS_LONE_IMAGES,
+    NEEDS_TORCHVISION,
+    pillow_refusal,
+)
 
 if TYPE_CHECKING:
     from stonechat_models.vision.tower import Tower
@@ -116,11 +120,9 @@ def _check_processor(model_type: str) -> None:
     if refusal := pillow_refusal():
         raise UnsupportedModelError(refusal)
     if model_type == "lfm2_vl" and find_spec("torchvision") is None:
-        raise UnsupportedModelError("its image processor needs torchvision, which is not installed")
+        raise UnsupportedModelError(NEEDS_TORCHVISION)
     if model_type == "llava_onevision":
-        raise UnsupportedModelError(
-            "its processor prepares an image otherwise if a prompt has several"
-        )
+        raise UnsupportedModelError(NEEDS_LONE_IMAGES)
 
 
 def _check_weights(weights: Sequence[TensorHeader], config: HFConfig) -> None:

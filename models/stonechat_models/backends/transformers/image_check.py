@@ -24,9 +24,13 @@ from stonechat_models.backends.transformers.vision_parts import vision_parts
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_info import ImageInfo, ModelInfo
-from stonechat_models.types import ImageInput, ImageTensor
+from stonechat_models.types import ImageInput
 from stonechat_models.vision.attention_masks import bidirectional_layers, image_masks
-from stonechat_models.vision.hf_processor import image_processing_refusal, large_image
+from stonechat_models.vision.hf_processor import (
+    as_tensors,
+    image_processing_refusal,
+    large_image,
+)
 from stonechat_models.vision.positions import grid_positions, rope_index_of
 
 PLACES = ((5, 4), (12, 8))
@@ -279,7 +283,6 @@ def _grids(vision: Any) -> list[tuple[int, int, int]]:
 def _grid_images(vision: Any) -> list[ImageInput]:
     images = []
     for place, grid in zip(PLACES, _grids(vision), strict=True):
-        data = np.array([grid], dtype="<i8").tobytes()
-        tensors = {"image_grid_thw": ImageTensor("int64", (1, 3), data)}
+        tensors = as_tensors({"image_grid_thw": np.array([grid], dtype="<i8")})
         images.append(ImageInput(b"", (place,), tensors))
     return images
