@@ -31,7 +31,8 @@ class CheckProcess:
         except ChildClosedError:
             raise EngineDeadError("no more grammars are checked") from None
         except ChildEndedError as ended:
-            answer: dict[str, Any] = {"error": None, "status": ended.signal or -1}
+            status = signal.SIGPROF if ended.is_late else ended.signal or -1
+            answer: dict[str, Any] = {"error": None, "status": status}
         else:
             answer = json.loads(data)
         if answer["status"] > 0:
@@ -44,7 +45,7 @@ class CheckProcess:
 def _excess(number: int, seconds: float) -> str:
     """The limit at which signal `number` ends a check. Raises `EngineError` if it is none."""
     match number:
-        case signal.SIGPROF | signal.SIGKILL:
+        case signal.SIGPROF:
             return f"it takes too long to compile (the limit is {seconds:g} s)"
         case signal.SIGABRT:
             megabytes = MEMORY_BYTES // 2**20
