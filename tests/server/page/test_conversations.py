@@ -292,13 +292,12 @@ def test_a_failed_turn_is_not_sent_on_and_its_question_comes_back(
     assert page.input_value("#prompt") == "fails"
     page.unroute("**/v1/chat/completions")
     ask(page, "works")
-    page.wait_for_function("() => document.querySelectorAll('.choice .foot button').length >= 8")
+    answered(page, 3)
     assert "user\nworks" in open_server.engine.prompt
     assert "fails" not in open_server.engine.prompt
     page.get_by_role("button", name="Retry").click()
-    page.wait_for_function(
-        "() => !document.querySelector('.turn.assistant .problem:not([hidden])')"
-    )
+    page.wait_for_selector(".branches >> text=2/2")
+    answered(page, 2)
     assert "user\nfails" in open_server.engine.prompt
     assert "works" not in open_server.engine.prompt
 

@@ -46,7 +46,7 @@ def bytes_of(url: str) -> bytes:
 
 
 def use_model(page: Any, modalities: list[str], refusal: str = "") -> None:
-    """Let the list of models say what its model reads."""
+    """Let the list of models say what its model reads. Without images, it has a refusal."""
 
     def fulfil(route: Any) -> None:
         listed = route.fetch().json()
@@ -57,8 +57,8 @@ def use_model(page: Any, modalities: list[str], refusal: str = "") -> None:
 
     page.route("**/v1/models", fulfil)
     page.dispatch_event("#key", "change")  # loads the list again
-    title = "Attach images" if "image" in modalities else "Attach text"
-    page.wait_for_selector(f"#attach[title^='{title}']")
+    title = "Attach images" if "image" in modalities else refusal
+    page.wait_for_selector(f"#attach[title*='{title}']")
 
 
 @pytest.fixture
