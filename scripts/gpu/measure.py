@@ -133,7 +133,7 @@ class Load:
                 for _ in range(num_steps):
                     num_tokens += len(self.engine.step())
                 times.append(time.perf_counter())
-        if num_tokens != batch * all_steps or self.engine.counters.num_failed_steps:
+        if num_tokens != batch * all_steps or self.engine.num_failed_steps:
             raise RuntimeError(f"{num_tokens} tokens in {all_steps} steps of {batch} sequences")
         rounds = [(end - start) / num_steps for start, end in pairwise(times)]
         return DecodeTimes(
@@ -202,10 +202,10 @@ class Load:
                 while prompts and running < streams:
                     self.add(prompts.pop(), num_tokens, temperature=0.0)
                     running += 1
-                num_before = self.engine.counters.num_prompt_tokens
+                num_before = self.engine.num_prompt_tokens
                 outputs = self.step()
                 num_steps += 1
-                num_with_prompts += self.engine.counters.num_prompt_tokens > num_before
+                num_with_prompts += self.engine.num_prompt_tokens > num_before
                 for output in outputs:
                     running -= output.finish_reason is not None
             seconds = time.perf_counter() - started

@@ -14,9 +14,9 @@ from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel
 from stonechat_models.engine.batch import place_of
-from stonechat_models.engine.draft_model import DraftModel
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
+from stonechat_models.engine.speculation.draft_model import DraftModel
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_info import ModelInfo
 from stonechat_models.sampling.sampler import Sampler

@@ -21,7 +21,7 @@ UNUSED = (
     *("engine/forking", "text/stop_strings", "text/stop_scope", "text/stop_filter"),
     *("sampling/logprobs", "sampling/prompt_logprobs", "engine/prompt_rows"),
     *("text/logprob_entries", "grammar/", "vision/", "images/"),
-    *("engine/drafting", "engine/step_costs", "sampling/host_edits"),
+    *("engine/speculation/draft", "engine/speculation/step_costs", "sampling/host_edits"),
 )
 
 

@@ -14,11 +14,7 @@ import numpy.typing as npt
 
 from stonechat_models.backends.base import EmbeddingModel, Text
 from stonechat_models.engine.embeddings import finish_embedding
-from stonechat_models.engine.engine import (
-    MAX_CONSECUTIVE_FAILED_STEPS,
-    STEP_FAILED,
-    StepCounters,
-)
+from stonechat_models.engine.engine import MAX_CONSECUTIVE_FAILED_STEPS, STEP_FAILED
 from stonechat_models.errors import StepError
 from stonechat_models.model_info import EngineStats
 from stonechat_models.types import EmbeddingParams, FinishReason, GenerateRequest, TokenOutput
@@ -40,7 +36,9 @@ class EmbeddingEngine:
     def __init__(self, model: EmbeddingModel) -> None:
         assert model.info.embedding is not None, "the model makes no embeddings"
         self.model = model
-        self.counters = StepCounters()
+        self.num_steps = self.num_failed_steps = self.num_consecutive_failed_steps = 0
+        self.num_prompt_tokens = 0
+        self.last_step_seconds = 0.0
         self._waiting: dict[str, GenerateRequest] = {}
 
     @property
@@ -50,7 +48,7 @@ class EmbeddingEngine:
     @property
     def is_broken(self) -> bool:
         """True after several consecutive steps failed for every text."""
-        return self.counters.num_consecutive_failed_steps >= MAX_CONSECUTIVE_FAILED_STEPS
+        return self.num_consecutive_failed_steps >= MAX_CONSECUTIVE_FAILED_STEPS
 
     def add(self, request: GenerateRequest, constraints: abc.Sequence[object] = ()) -> None:
         """Queue a request. `constraints` is empty: nothing is generated."""
@@ -63,30 +61,29 @@ class EmbeddingEngine:
 
     def step(self) -> list[TokenOutput]:
         """Embed one batch of texts. Return one output for each."""
-        started, counters = time.perf_counter(), self.counters
+        started = time.perf_counter()
         batch = self._next_batch()
         scheduled = time.monotonic()
         for request in batch:
             del self._waiting[request.request_id]
         outputs = self._run(batch, scheduled)
-        counters.num_steps += 1
-        counters.num_prompt_tokens += sum(len(request.prompt_token_ids) for request in batch)
+        self.num_steps += 1
+        self.num_prompt_tokens += sum(len(request.prompt_token_ids) for request in batch)
         if batch:
             all_failed = all(output.error == STEP_FAILED for output in outputs)
-            counters.num_consecutive_failed_steps = (
-                counters.num_consecutive_failed_steps + 1 if all_failed else 0
+            self.num_consecutive_failed_steps = (
+                self.num_consecutive_failed_steps + 1 if all_failed else 0
             )
-        counters.last_step_seconds = time.perf_counter() - started
+        self.last_step_seconds = time.perf_counter() - started
         return outputs
 
     def stats(self) -> EngineStats:
-        counters = self.counters
         return EngineStats(
             num_waiting=len(self._waiting),
-            num_steps=counters.num_steps,
-            num_prompt_tokens=counters.num_prompt_tokens,
-            num_failed_steps=counters.num_failed_steps,
-            last_step_seconds=counters.last_step_seconds,
+            num_steps=self.num_steps,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_failed_steps=self.num_failed_steps,
+            last_step_seconds=self.last_step_seconds,
         )
 
     def _next_batch(self) -> list[GenerateRequest]:
@@ -119,7 +116,7 @@ class EmbeddingEngine:
         try:
             vectors = self.model.embed([_text(request) for request in batch]).numpy()
         except Exception as error:
-            self.counters.num_failed_steps += 1
+            self.num_failed_steps += 1
             traceback.clear_frames(error.__traceback__)  # they keep the step's tensors alive
             if len(batch) > 1:
                 logger.warning("a step of %d texts failed; it runs again in halves", len(batch))

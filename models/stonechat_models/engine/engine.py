@@ -2,13 +2,12 @@
 
 import logging
 import math
-import secrets
 import time
 import traceback
 from collections import abc
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import numpy as np
@@ -16,31 +15,21 @@ import numpy.typing as npt
 
 from stonechat_models.backends.base import CausalModel, StatefulModel
 from stonechat_models.engine.batch import place_of
-from stonechat_models.engine.draft_control import DraftControl
-from stonechat_models.engine.draft_model import DraftModel, PassTime
-from stonechat_models.engine.drafting import max_draft_tokens
 from stonechat_models.engine.embeddings import finish_embedding
 from stonechat_models.engine.image_steps import ENCODING_FAILED, ImageSteps
-from stonechat_models.engine.prompt_lookup import (
-    PAST_KEYS,
-    AdaptiveDrafter,
-    Drafter,
-    PastFollower,
-    PositionIndex,
-    TextFollower,
-)
+from stonechat_models.engine.prompt_lookup import PAST_KEYS
 from stonechat_models.engine.scheduler import Scheduler
-from stonechat_models.engine.sequence import DraftState, Scheduled, Sequence, SequenceGroup
+from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
+from stonechat_models.engine.speculation.draft_model import DraftModel
+from stonechat_models.engine.speculation.speculation import PromptLookup, Speculation
 from stonechat_models.engine.state_slots import StateSlots
 from stonechat_models.engine.step import InFlightStep
 from stonechat_models.errors import StepError
 from stonechat_models.model_info import EngineStats
 from stonechat_models.sampling.state import (
     NOT_FINITE,
-    RequestTensors,
     SampledTokens,
     SamplerLike,
-    SamplingState,
     TokenConstraint,
 )
 from stonechat_models.types import FinishReason, GenerateRequest, TokenOutput
@@ -52,28 +41,6 @@ logger = logging.getLogger(__name__)
 
 STEP_FAILED = "the model failed on this request"
 MAX_CONSECUTIVE_FAILED_STEPS = 8
-
-PromptLookup = Literal["off", "auto", "on"]
-"""Whether tokens are drafted from a sequence's own text; auto: where that is expected to pay."""
-
-
-@dataclass(slots=True)
-class StepCounters:
-    """Counters of the engine since its start."""
-
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    num_generated_tokens: int = 0
-    num_drafted_tokens: int = 0
-    num_accepted_draft_tokens: int = 0
-    num_model_drafted_tokens: int = 0
-    num_accepted_model_draft_tokens: int = 0
-    """Those of the draft model; the ones above include them."""
-    num_failed_steps: int = 0
-    num_consecutive_failed_steps: int = 0
-    """Consecutive steps in which the model failed for every sequence. A row that cannot be sampled
-    (for example, its grammar allows nothing) does not count: no request may stop the engine."""
-    last_step_seconds: float = 0.0
 
 
 class Engine:
@@ -108,42 +75,44 @@ class Engine:
         self.sampler = sampler
         self.eos_token_ids = eos_token_ids
         self.place = place_of(device)
-        self.max_model_len = info.max_model_len
         self.images = None
         """None: the model takes no images."""
         if info.images is not None:
             self.images = ImageSteps(model, info.images, self.place, image_cache_bytes)
-        self.counters = StepCounters()
-        self.draft_control: DraftControl | None = None
-        """Decides about draft tokens; None if fixed rules do."""
-        if prompt_lookup == "auto" or draft_model is not None:
-            max_tokens = max_draft_tokens(info.max_batch_tokens)
-            self.draft_control = DraftControl(max_tokens, draft_model)
-        self.draft_model = draft_model
-        self.scheduler = Scheduler(
-            num_blocks=info.num_blocks,
-            block_size=info.block_size,
-            max_batch_tokens=info.max_batch_tokens,
-            max_num_seqs=info.max_num_seqs,
-            prefix_caching=prefix_caching,
-            states=StateSlots(
+        self.speculation = Speculation(info, prompt_lookup, draft_model)
+        states = None
+        if info.num_state_slots:
+            states = StateSlots(
                 info.num_state_slots,
                 info.max_num_seqs,
                 info.block_size,
                 exact_chunks=info.exact_chunks,
                 prefix_caching=prefix_caching,
             )
-            if info.num_state_slots
-            else None,
+        self.scheduler = Scheduler(
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            max_batch_tokens=info.max_batch_tokens,
+            max_num_seqs=info.max_num_seqs,
+            prefix_caching=prefix_caching,
+            states=states,
             max_prompt_rows=info.max_prompt_rows,
-            draft_control=self.draft_control,
+            speculation=self.speculation if self.speculation.control is not None else None,
         )
-        self._prompt_lookup = prompt_lookup
+        self.num_steps = self.num_failed_steps = self.num_consecutive_failed_steps = 0
+        """In a failed step the model failed; consecutive ones failed for every sequence. A row that
+        cannot be sampled (for example, its grammar allows nothing) does not count: no request may
+        stop the engine."""
+        self.num_prompt_tokens = self.num_generated_tokens = 0
+        self.last_step_seconds = 0.0
         self._adapters = {adapter.name: i for i, adapter in enumerate(info.adapters)}
         self._clock = clock
+        self._launch = partial(
+            InFlightStep, place=self.place, block_size=info.block_size, images=self.images
+        )
+        """Launches the forward pass of some items."""
         self._scheduled: list[Scheduled] = []
-        self._draft_times: PassTime | None = None
-        """What the current step computes, and what the draft model took for it."""
+        """What the current step computes."""
         self._num_processed = self._num_failed = 0
         """Items of the current step whose result is known, and those whose model failed."""
         self._requests: dict[str, SequenceGroup] = {}
@@ -158,7 +127,7 @@ class Engine:
     def is_broken(self) -> bool:
         """True after several consecutive steps failed for every sequence: the device or the model
         does not work any more."""
-        return self.counters.num_consecutive_failed_steps >= MAX_CONSECUTIVE_FAILED_STEPS
+        return self.num_consecutive_failed_steps >= MAX_CONSECUTIVE_FAILED_STEPS
 
     def add(
         self, request: GenerateRequest, constraints: abc.Sequence[TokenConstraint | None] = ()
@@ -170,35 +139,12 @@ class Engine:
         if request.images:
             assert self.images is not None, "images are checked before"
             group.images = self.images.of_request(request.images)
-        params = request.params
-        if params.prompt_logprobs is not None:
+        if request.params.prompt_logprobs is not None:
             group.prompt_logprobs = []
-        seed = secrets.randbits(64) - 2**63 if params.seed is None else params.seed
-        prompt = list(request.prompt_token_ids)
-        room = self.max_model_len - len(prompt)
-        tensors = RequestTensors()
-        for index in range(params.n):
-            state = SamplingState(params, seed, index, prompt, tensors=tensors)
-            state.constraint = constraints[index] if constraints else None
-            if params.min_tokens > 0:
-                state.suppressed_ids = (*self.eos_token_ids, *params.stop_token_ids)
-            group.sequences.append(
-                Sequence(
-                    group=group,
-                    sampling=state,
-                    token_ids=list(prompt),
-                    num_prompt_tokens=len(prompt),
-                    max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-                )
-            )
+        group.add_sequences(constraints, self.model.info.max_model_len, self.eos_token_ids)
         # A recurrent state cannot be taken back to the last accepted draft token.
-        may_draft = request.prediction_token_ids or self._prompt_lookup != "off"
         if self.scheduler.states is None and request.embedding is None:
-            if may_draft:
-                self._add_drafters(group)
-            if self.draft_model is not None and group.images is None:
-                for sequence in group.sequences:
-                    sequence.draft_state = DraftState(self.draft_model.rate)
+            self.speculation.add(group)
         self._requests[request.request_id] = group
         self.scheduler.add(group)
 
@@ -210,13 +156,12 @@ class Engine:
         for sequence in [s for s in group.sequences if index is None or s.index == index]:
             self._finish(sequence, FinishReason.ABORT)
         if self.scheduler.states is not None:
-            self._free_states()
+            self._free_states(self.scheduler.states)
 
     def step(self) -> list[TokenOutput]:
         """Run one step. Return one output per new token and per failed sequence."""
         start_time = self._clock()
-        counters = self.counters
-        num_failed_steps = counters.num_failed_steps
+        num_failed_steps = self.num_failed_steps
         self._num_processed = self._num_failed = 0
         with self.place.computing():
             outputs = self._step()
@@ -224,66 +169,43 @@ class Engine:
                 outputs += self._ended
                 self._ended = []
             if self.scheduler.states is not None:
-                self._free_states()
-        if self._num_processed > 0:
-            all_failed = self._num_failed == self._num_processed
-            counters.num_consecutive_failed_steps = (
-                counters.num_consecutive_failed_steps + 1 if all_failed else 0
-            )
-        counters.num_steps += 1
-        counters.last_step_seconds = seconds = self._clock() - start_time
+                self._free_states(self.scheduler.states)
+        if self._num_failed and self._num_failed == self._num_processed:
+            self.num_consecutive_failed_steps += 1
+        elif self._num_processed:
+            self.num_consecutive_failed_steps = 0
+        self.num_steps += 1
+        self.last_step_seconds = self._clock() - start_time
         items, self._scheduled = self._scheduled, []
-        if self.draft_control is not None and counters.num_failed_steps == num_failed_steps:
-            self.draft_control.finish(items, seconds, self._draft_times)
+        if self.speculation.control is not None and self.num_failed_steps == num_failed_steps:
+            self.speculation.finish(items, self.last_step_seconds)
         return outputs
 
     def stats(self) -> EngineStats:
-        scheduler, counters, images = self.scheduler, self.counters, self.images
+        scheduler, speculation, images = self.scheduler, self.speculation, self.images
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             num_blocks=scheduler.pool.num_blocks,
             num_used_blocks=scheduler.pool.num_used,
-            num_steps=counters.num_steps,
-            num_prompt_tokens=counters.num_prompt_tokens,
-            num_generated_tokens=counters.num_generated_tokens,
+            num_steps=self.num_steps,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_generated_tokens=self.num_generated_tokens,
             num_cache_queried_tokens=scheduler.num_queried_tokens,
             num_cache_hit_tokens=scheduler.num_hit_tokens,
-            num_drafted_tokens=counters.num_drafted_tokens,
-            num_accepted_draft_tokens=counters.num_accepted_draft_tokens,
-            num_model_drafted_tokens=counters.num_model_drafted_tokens,
-            num_accepted_model_draft_tokens=counters.num_accepted_model_draft_tokens,
+            num_drafted_tokens=speculation.num_drafted,
+            num_accepted_draft_tokens=speculation.num_accepted,
+            num_model_drafted_tokens=speculation.num_model_drafted,
+            num_accepted_model_draft_tokens=speculation.num_model_accepted,
             num_preemptions=scheduler.num_preemptions,
-            num_failed_steps=counters.num_failed_steps,
+            num_failed_steps=self.num_failed_steps,
             num_encoded_images=0 if images is None else images.num_encoded,
             num_image_cache_hits=0 if images is None else images.num_hits,
             image_encode_seconds=0.0 if images is None else images.encode_seconds,
-            last_step_seconds=counters.last_step_seconds,
+            last_step_seconds=self.last_step_seconds,
         )
 
-    def _add_drafters(self, group: SequenceGroup) -> None:
-        """Give the sequences what drafts from a prediction, or an index of their own past."""
-        request, sequences, vocab_size = group.request, group.sequences, self.model.info.vocab_size
-        if request.prediction_token_ids:
-            followers = TextFollower.for_choices(request.prediction_token_ids, len(sequences))
-            for sequence, follower in zip(sequences, followers, strict=True):
-                sequence.drafter = Drafter(follower, vocab_size)
-            return
-        prompt = PositionIndex(request.prompt_token_ids, PAST_KEYS) if len(sequences) > 1 else None
-        for sequence in sequences:
-            past = PositionIndex(sequence.token_ids, PAST_KEYS, prompt)
-            if self._prompt_lookup == "auto":
-                sequence.past = past
-            else:
-                sequence.drafter = Drafter(PastFollower(sequence.token_ids, past), vocab_size)
-
-    def _draft_from_past(self, sequence: Sequence, past: PositionIndex) -> None:
-        """Begin to follow the sequence in its past, where its last tokens occur."""
-        follower = PastFollower(sequence.token_ids, past)
-        sequence.drafter = AdaptiveDrafter(follower, self.model.info.vocab_size)
-        sequence.past = None
-
-    # --- one step ---
+    # --- one step: schedule, run, sample, postprocess ---
 
     def _step(self) -> list[TokenOutput]:
         items = self._schedule()
@@ -295,80 +217,59 @@ class Engine:
             self.model.copy_blocks(output.block_copies)
         if output.state_copies:
             cast(StatefulModel, self.model).copy_states(output.state_copies)
-        if self.draft_model is not None and self.draft_control is not None:
-            if output.block_copies:
-                self.draft_model.model.copy_blocks(output.block_copies)
-            lagging = self.draft_control.lagging
-            self._draft_times = self.draft_model.run(output.scheduled, lagging)
+        if self.speculation.model is not None:
+            self.speculation.draft(output.scheduled, output.block_copies)
         self._scheduled = output.scheduled
-        if self.images is not None and self.images.num_live:
-            return self._with_features(self.images, output.scheduled)
-        return output.scheduled
-
-    def _with_features(self, images: ImageSteps, items: list[Scheduled]) -> list[Scheduled]:
-        """Get the features that the items need. Return the items that are part of the step.
-
-        Requests whose images cannot be encoded end.
-        """
-        failed, waiting = images.prepare(items)
-        for item in waiting:
-            self.scheduler.cancel(item)
-        for group in failed:
-            self._ended += [
-                self._end(sequence, FinishReason.ERROR, ENCODING_FAILED)
-                for sequence in [*group.sequences]
-            ]
-        return [item for item in items if not item.is_dropped]
-
-    def _free_states(self) -> None:
-        states = self.scheduler.states
-        if states is not None and (slots := states.take_released()):
-            cast(StatefulModel, self.model).free_states(slots)
+        return output.scheduled if self.images is None else self._ready(output.scheduled)
 
     def _run(self, items: list[Scheduled]) -> list[TokenOutput]:
         try:
-            step = self._launch(items)
+            step = self._launch(self.model, items)
             step.sample(self.sampler)
             tokens = step.read()
         except Exception as error:
             return self._run_in_halves(items, error)
         return self._postprocess(items, tokens)
 
-    def _launch(self, items: list[Scheduled], after: InFlightStep | None = None) -> InFlightStep:
-        images = self.images
-        return InFlightStep(
-            self.model,
-            items,
-            block_size=self.scheduler.block_size,
-            place=self.place,
-            after=after,
-            images=images if images is not None and images.num_live else None,
-        )
-
     def _run_in_halves(self, items: list[Scheduled], error: Exception) -> list[TokenOutput]:
         """Run the items of a step that failed with `error` again. One that is alone fails."""
-        self.counters.num_failed_steps += 1
+        self.num_failed_steps += 1
         traceback.clear_frames(error.__traceback__)  # they keep the step's tensors alive
         items = [item for item in items if not item.is_dropped]
+        outputs: list[TokenOutput] = []
         if len(items) > 1:
             logger.warning("a step of %d sequences failed; it runs again in halves", len(items))
             middle = len(items) // 2
-            return self._run_again(items[:middle]) + self._run_again(items[middle:])
-        if not items:
-            return []
-        sequence = items[0].sequence
-        logger.error(
-            "request %s failed in a step", sequence.group.request.request_id, exc_info=error
-        )
-        self._num_processed += 1
-        self._num_failed += 1
-        return [self._end(sequence, FinishReason.ERROR, STEP_FAILED)]
+            for half in (items[:middle], items[middle:]):
+                if ready := self._ready(half):
+                    outputs += self._run(ready)
+        elif items:
+            sequence = items[0].sequence
+            request_id = sequence.group.request.request_id
+            logger.error("request %s failed in a step", request_id, exc_info=error)
+            self._num_processed += 1
+            self._num_failed += 1
+            outputs.append(self._end(sequence, FinishReason.ERROR, STEP_FAILED))
+        return outputs
 
-    def _run_again(self, items: list[Scheduled]) -> list[TokenOutput]:
+    def _ready(self, items: list[Scheduled]) -> list[Scheduled]:
+        """Return the items that still count, once the features of their images are there.
+
+        Requests whose images cannot be encoded end.
+        """
         items = [item for item in items if not item.is_dropped]
-        if self.images is not None and self.images.num_live:
-            items = self._with_features(self.images, items)
-        return self._run(items) if items else []
+        if self.images is None or not self.images.num_live:
+            return items
+        failed, waiting = self.images.prepare(items)
+        for item in waiting:
+            self.scheduler.cancel(item)
+        for group in failed:
+            self._ended += self._end_group(group, FinishReason.ERROR, ENCODING_FAILED)
+        return [item for item in items if not item.is_dropped]
+
+    def _free_states(self, states: StateSlots) -> None:
+        if slots := states.take_released():
+            cast(StatefulModel, self.model).free_states(slots)
 
     # --- the results of a step ---
 
@@ -382,7 +283,7 @@ class Engine:
             sequence = item.sequence
             num_prompt = sequence.num_prompt_tokens - item.start
             if num_prompt > 0:
-                self.counters.num_prompt_tokens += min(item.num_tokens, num_prompt)
+                self.num_prompt_tokens += min(item.num_tokens, num_prompt)
             finish_step(item)
             if sequence.group.prompt_logprobs is not None:
                 outputs += self._accept_prompt_logprobs(item, tokens)
@@ -394,7 +295,7 @@ class Engine:
         """Accept those of the item. The first output after the prompt has all of them."""
         group = item.sequence.group
         if any(math.isnan(entry.logprob) for entry in item.prompt_logprobs):
-            return [self._end(s, FinishReason.ERROR, NOT_FINITE) for s in [*group.sequences]]
+            return self._end_group(group, FinishReason.ERROR, NOT_FINITE)
         known = [*(group.prompt_logprobs or ()), *item.prompt_logprobs]
         group.prompt_logprobs = None if item.reaches_end else known
         if not item.reaches_end:
@@ -408,7 +309,7 @@ class Engine:
         if item.vector is not None:
             return [self._end_with_embedding(sequence, item.vector)]
         if sequence.max_tokens == 0:
-            return [self._end(s, FinishReason.LENGTH) for s in [*sequence.group.sequences]]
+            return self._end_group(sequence.group, FinishReason.LENGTH)
         outputs = [self._accept(sequence, tokens, row)]
         for i, draft_id in enumerate(draft):
             if sequence.finish_reason is not None or tokens.token_ids[row + i] != draft_id:
@@ -416,26 +317,14 @@ class Engine:
             self.scheduler.accept_draft_token(sequence)
             outputs.append(self._accept(sequence, tokens, row + i + 1))
         if draft:
-            self._judge(item, len(outputs) - 1)
+            self.speculation.judge(item, len(outputs) - 1)
         return outputs
-
-    def _judge(self, item: Scheduled, num_accepted: int) -> None:
-        """Learn from how many of the item's draft tokens were right."""
-        counters, sequence, num_drafted = self.counters, item.sequence, len(item.draft)
-        counters.num_drafted_tokens += num_drafted
-        counters.num_accepted_draft_tokens += num_accepted
-        if item.num_wanted and self.draft_model is not None:
-            self.draft_model.judge(sequence, num_drafted, num_accepted)
-            counters.num_model_drafted_tokens += num_drafted
-            counters.num_accepted_model_draft_tokens += num_accepted
-        elif sequence.drafter is not None:
-            sequence.drafter.judge(num_drafted, num_accepted)
 
     def _accept(self, sequence: Sequence, tokens: SampledTokens, row: int) -> TokenOutput:
         """Add the token of a row to the sequence, which may end with it or with an error."""
         if row in tokens.errors:
             return self._end(sequence, FinishReason.ERROR, tokens.errors[row])
-        self.counters.num_generated_tokens += 1
+        self.num_generated_tokens += 1
         token_id, logprobs = tokens.token_ids[row], tokens.logprobs[row]
         try:
             is_predicted = sequence.append(token_id)
@@ -443,7 +332,7 @@ class Engine:
             return self._end(sequence, FinishReason.ERROR, str(error))
         past = sequence.past
         if past is not None and past.find(tuple(sequence.token_ids[-PAST_KEYS:])):
-            self._draft_from_past(sequence, past)
+            self.speculation.follow_past(sequence, past)
         group, state = sequence.group, sequence.sampling
         params, constraint = state.params, state.constraint
         is_eos = token_id in self.eos_token_ids and not params.ignore_eos
@@ -481,6 +370,11 @@ class Engine:
             return self._end(sequence, FinishReason.ERROR, str(error))
         output = self._end(sequence, FinishReason.STOP)
         return msgspec.structs.replace(output, embedding=embedding)
+
+    def _end_group(
+        self, group: SequenceGroup, reason: FinishReason, error: str | None = None
+    ) -> list[TokenOutput]:
+        return [self._end(sequence, reason, error) for sequence in [*group.sequences]]
 
     def _end(
         self, sequence: Sequence, reason: FinishReason, error: str | None = None

@@ -27,7 +27,7 @@ class OverlappedEngine(Engine):
         items = self._schedule()
         if items:
             try:
-                self._forwarded = self._launch(items, after=self._sampled)
+                self._forwarded = self._launch(self.model, items, after=self._sampled)
             except Exception as error:
                 outputs += self._finish_sampled()
                 outputs += self._run_in_halves(items, error)

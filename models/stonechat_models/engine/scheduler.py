@@ -11,11 +11,11 @@ from bisect import insort
 from dataclasses import dataclass, field
 
 from stonechat_models.engine.blocks import BlockPool, PrefixCache
-from stonechat_models.engine.draft_control import DraftControl
-from stonechat_models.engine.drafting import Drafting
 from stonechat_models.engine.forking import Forking
 from stonechat_models.engine.prompt_rows import PromptRows
 from stonechat_models.engine.sequence import BY_ORDER, Scheduled, Sequence, SequenceGroup
+from stonechat_models.engine.speculation.drafting import Drafting
+from stonechat_models.engine.speculation.speculation import Speculation
 from stonechat_models.engine.state_slots import StateSlots
 
 
@@ -48,12 +48,12 @@ class Scheduler:
         prefix_caching: bool = True,
         states: StateSlots | None = None,
         max_prompt_rows: int = 1 << 30,
-        draft_control: DraftControl | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         """`states`: the slots of recurrent state, for a model that keeps such a state.
 
-        `max_prompt_rows`: see `PromptRows`. `draft_control` decides how much adaptive drafters
-        and the draft model draft.
+        `max_prompt_rows`: see `PromptRows`. `speculation` plans the drafts of each step; None: no
+        plan is needed.
         """
         self.block_size = block_size
         self.max_batch_tokens = max_batch_tokens
@@ -66,7 +66,7 @@ class Scheduler:
         """Both lists are in the order in which the sequences run."""
         self.forking = Forking(self.pool, self.waiting)
         self.drafting = Drafting(self.pool, self.running, block_size, max_batch_tokens)
-        self.draft_control = draft_control
+        self.speculation = speculation
         self.prompt_rows = PromptRows(
             max_prompt_rows, exact_chunks=states is None or states.exact_chunks
         )
@@ -90,9 +90,9 @@ class Scheduler:
         remaining = [(sequence.num_remaining, sequence) for sequence in self.running]
         decoding = [pair for pair in remaining if pair[0] == 1]
         prefilling = [pair for pair in remaining if pair[0] > 1]
-        if self.draft_control is not None:
+        if self.speculation is not None:
             may_admit = self.waiting and len(self.running) < self.max_num_seqs
-            self.draft_control.plan(
+            self.speculation.plan(
                 [sequence for _, sequence in decoding], is_alone=not prefilling and not may_admit
             )
         for num_remaining, sequence in decoding + prefilling:

@@ -1,6 +1,8 @@
 """A request in the engine, and its sequences: one per choice."""
 
+import secrets
 from array import array
+from collections import abc
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -12,7 +14,7 @@ import numpy.typing as npt
 from stonechat_models.engine.blocks import block_hash, root_hash
 from stonechat_models.engine.prompt_images import PromptImages
 from stonechat_models.engine.prompt_lookup import Drafter, PositionIndex
-from stonechat_models.sampling.state import SamplingState
+from stonechat_models.sampling.state import RequestTensors, SamplingState, TokenConstraint
 from stonechat_models.types import FinishReason, GenerateRequest, TokenLogprobs
 
 BY_ORDER = attrgetter("order")
@@ -38,6 +40,25 @@ class SequenceGroup:
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Those of the prompt that are known so far. None: not wanted, or handed out already."""
     images: PromptImages | None = None
+
+    def add_sequences(
+        self,
+        constraints: abc.Sequence[TokenConstraint | None],
+        max_model_len: int,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        """Make the request's sequences. `constraints` is empty or has one entry per choice."""
+        params, prompt = self.request.params, list(self.request.prompt_token_ids)
+        seed = secrets.randbits(64) - 2**63 if params.seed is None else params.seed
+        room = max_model_len - len(prompt)
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        tensors = RequestTensors()
+        for index in range(params.n):
+            state = SamplingState(params, seed, index, prompt, tensors=tensors)
+            state.constraint = constraints[index] if constraints else None
+            if params.min_tokens > 0:
+                state.suppressed_ids = (*eos_token_ids, *params.stop_token_ids)
+            self.sequences.append(Sequence(self, state, list(prompt), len(prompt), max_tokens))
 
 
 @dataclass(slots=True)

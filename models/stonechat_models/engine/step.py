@@ -25,16 +25,13 @@ class InFlightStep:
         self,
         model: CausalModel,
         items: list[Scheduled],
-        *,
-        block_size: int,
-        place: Placement,
         after: "InFlightStep | None" = None,
-        images: ImageSteps | None = None,
+        *,
+        place: Placement,
+        block_size: int,
+        images: ImageSteps | None,
     ) -> None:
-        """`after` is the previous step, sampled but not read. Items may depend on its tokens.
-
-        `images` is None if no sequence has any.
-        """
+        """`after` is the previous step, sampled but not read. Items may depend on its tokens."""
         self.items = items
         self._place = place
         if model.info.keeps_state:
@@ -42,7 +39,7 @@ class InFlightStep:
                 _begin_state(item)
         sampling = None if after is None else after._sampling
         batch = place.batch(items, block_size, None if sampling is None else sampling.tokens)
-        if images is not None:
+        if images is not None and images.num_live:
             images.add_to(batch, items)
         self._logits: Array | None
         """None once sampling starts: they are large, and the next step needs the memory."""

@@ -14,10 +14,11 @@ from stonechat_models.checkpoint.rope_length import uses_long_factors
 from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.batch import place_of
-from stonechat_models.engine.draft_model import DraftModel
 from stonechat_models.engine.embedding_engine import EmbeddingEngine
-from stonechat_models.engine.engine import Engine, PromptLookup
+from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
+from stonechat_models.engine.speculation.draft_model import DraftModel
+from stonechat_models.engine.speculation.speculation import PromptLookup
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import (
     HostDevice,

@@ -12,7 +12,7 @@ import torch
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.memory_plan import survey_model
 from stonechat_models.engine.engine import Engine
-from stonechat_models.engine.step_costs import StepCosts
+from stonechat_models.engine.speculation.step_costs import StepCosts
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.runtime.build import build_engine
 from stonechat_models.runtime.draft import refuse_draft_model
@@ -74,7 +74,7 @@ def test_answers_are_the_same_with_a_draft_model(
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=24, top_logprobs=2)
     expected = generate_all(build(folder, None, backend), PROMPTS, params)
     engine = build(folder, folder if is_itself else small, backend)
-    control = engine.draft_control
+    control = engine.speculation.control
     assert control is not None
     control.costs = SlowSteps()
     results = generate_all(engine, PROMPTS, params)
@@ -101,8 +101,8 @@ def test_both_kv_caches_share_the_memory(tmp_path: Path, backend: str) -> None:
     both = info.kv_bytes_per_token + info.draft.kv_bytes_per_token
     assert info.num_blocks == (1 << 19) // both // info.block_size
     assert info.num_blocks < alone.model.info.num_blocks
-    assert engine.draft_model is not None
-    assert engine.draft_model.model.info.num_blocks == info.num_blocks
+    assert engine.speculation.model is not None
+    assert engine.speculation.model.model.info.num_blocks == info.num_blocks
 
 
 def test_the_plan_knows_what_a_draft_model_takes(tmp_path: Path, backend: str) -> None:

@@ -122,7 +122,7 @@ def test_draft_tokens_do_not_change_answers(llama, loras, settings) -> None:
     expected = generate(engine_of(llama, loras), requests, num_tokens=24)
     engine = engine_of(llama, loras, **settings)
     actual = generate(engine, requests, num_tokens=24)
-    assert engine.counters.num_accepted_draft_tokens > 0
+    assert engine.stats().num_accepted_draft_tokens > 0
     for key, result in expected.items():
         assert actual[key].token_ids == result.token_ids
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stonechat_models.engine.step_costs import StepCosts
+from stonechat_models.engine.speculation.step_costs import StepCosts
 
 
 def measured(costs, num_seqs, seconds_by_drafts, times=40):

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from stonechat_models.engine.draft_model import MAX_GAP
+from stonechat_models.engine.speculation.draft_model import MAX_GAP
 from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.types import GrammarSpec, ReasoningSpec, SamplingParams
 from tests.models.byte_vocabulary import ByteVocabulary
-from tests.models.engine.test_draft_control import Clock, cheap, dear
+from tests.models.engine.speculation.test_draft_control import Clock, cheap, dear
 from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, workload
 from tests.models.engine.test_prompt_lookup import Script
 from tests.models.engines import add, generate_all, make_engine, run
@@ -124,7 +124,7 @@ def test_a_bad_draft_model_is_left_alone(module, other):
     clock = Clock(cheap)
     engine = make_engine(module, draft_module=other, clock=clock)
     clock.drive(engine.model)
-    clock.drive(engine.draft_model.model, lambda num_tokens: 0.2)
+    clock.drive(engine.speculation.model.model, lambda num_tokens: 0.2)
     generate_all(engine, [[5, 6, 7]], params)
     assert 0 < engine.stats().num_drafted_tokens < 30
     assert clock.now < 1.06 * 103 * cheap(1)
@@ -137,7 +137,7 @@ def test_where_rows_are_dear_nothing_is_drafted(module):
     clock = Clock(dear)
     engine = make_engine(module, draft_module=module, clock=clock)
     clock.drive(engine.model)
-    clock.drive(engine.draft_model.model, lambda num_tokens: 0.3)
+    clock.drive(engine.speculation.model.model, lambda num_tokens: 0.3)
     generate_all(engine, [[5, 6, 7]], params)
     assert engine.stats().num_drafted_tokens < 10
     assert clock.now < 1.04 * 103
@@ -148,7 +148,7 @@ def test_the_time_of_the_draft_model_counts(module):
     clock = Clock(cheap)
     engine = make_engine(module, draft_module=module, clock=clock)
     clock.drive(engine.model)
-    clock.drive(engine.draft_model.model)
+    clock.drive(engine.speculation.model.model)
     started = clock.now
     generate_all(engine, [[5, 6, 7]], SamplingParams(temperature=0.0, max_tokens=100))
     assert clock.now - started < 110 * cheap(1)
@@ -158,7 +158,7 @@ def test_a_long_prompt_is_caught_up_with_only_once_the_answer_is_long(module):
     clock = Clock(cheap)
     engine = make_engine(module, draft_module=module, clock=clock, max_model_len=512)
     clock.drive(engine.model)
-    clock.drive(engine.draft_model.model, lambda num_tokens: 0.1 * num_tokens)
+    clock.drive(engine.speculation.model.model, lambda num_tokens: 0.1 * num_tokens)
     params = SamplingParams(temperature=0.0, max_tokens=8)
     generate_all(engine, [[5, 6, 7]], params)  # what a token costs is known now
     started, num_drafted = clock.now, engine.stats().num_drafted_tokens
@@ -174,13 +174,13 @@ def test_a_long_prompt_is_caught_up_with_only_once_the_answer_is_long(module):
 
 def count_tokens(engine):
     """Record how many tokens each pass of the draft model computes."""
-    counts, forward = [], engine.draft_model.model.forward
+    counts, forward = [], engine.speculation.model.model.forward
 
     def counted(batch):
         counts.append(batch.num_tokens)
         return forward(batch)
 
-    engine.draft_model.model.forward = counted
+    engine.speculation.model.model.forward = counted
     return counts
 
 
@@ -236,18 +236,18 @@ def test_a_fault_of_the_draft_model_ends_drafting_only(module, caplog):
     expected = generate_all(make_engine(module), [[5, 6, 7], [8, 9]], params)
     engine = drafting_engine(module, module)
     counts = count_tokens(engine)
-    forward = engine.draft_model.model.forward
+    forward = engine.speculation.model.model.forward
 
     def failing(batch):
         if len(counts) == 12:
             raise RuntimeError("the draft model is out of order")
         return forward(batch)
 
-    engine.draft_model.model.forward = failing
+    engine.speculation.model.model.forward = failing
     results = generate_all(engine, [[5, 6, 7], [8, 9]], params)
     assert [r.token_ids for r in results] == [r.token_ids for r in expected]
     assert engine.stats().num_failed_steps == 0
-    assert engine.draft_model.is_broken
+    assert engine.speculation.model.is_broken
     assert "the draft model failed" in caplog.text
     assert len(counts) == 12
 
@@ -260,16 +260,16 @@ def test_a_vocabulary_of_fewer_rows_drafts_what_it_has(module):
         draft_module = tiny_model("qwen2", vocab_size=vocab_size)
         engine = drafting_engine(module, draft_module)
         assert generate_all(engine, [[5, 6, 7]], params)[0].token_ids == expected
-        assert not engine.draft_model.is_broken
+        assert not engine.speculation.model.is_broken
 
 
 def test_no_draft_beyond_the_context_of_the_draft_model(module):
     engine = drafting_engine(module, module)
-    info = engine.draft_model.model.info
-    engine.draft_model.model.info = type(info)(
+    info = engine.speculation.model.model.info
+    engine.speculation.model.model.info = type(info)(
         **{n: getattr(info, n) for n in info.__slots__} | {"max_model_len": 40}
     )
     counts = count_tokens(engine)
     generate_all(engine, [[5, 6, 7]], SamplingParams(**PLAIN, max_tokens=100))
     assert sum(counts) <= 40
-    assert not engine.draft_model.is_broken
+    assert not engine.speculation.model.is_broken

@@ -7,7 +7,7 @@ before. So contexts that grow and a machine that slows down change both sides, n
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from stonechat_models.engine.draft_model import PassTime
+from stonechat_models.engine.speculation.draft_model import PassTime
 
 _WEIGHT = 0.15
 """Of a new measurement in a moving average."""

@@ -8,22 +8,18 @@ Speeds are compared by their logarithms, summed over the sequences: it does not 
 sequence twice as fast and another one half as fast.
 """
 
-from collections import abc, deque
+from collections import abc
 from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from math import exp, log, log1p
 
-from stonechat_models.engine.draft_model import MAX_GAP, DraftModel, PassTime
 from stonechat_models.engine.prompt_lookup import MAX_DRAFT, AdaptiveDrafter
-from stonechat_models.engine.sequence import DraftState, Scheduled, Sequence
-from stonechat_models.engine.step_costs import PassCosts, StepCosts
+from stonechat_models.engine.sequence import DraftState, Sequence
+from stonechat_models.engine.speculation.draft_model import MAX_GAP, DraftModel
+from stonechat_models.engine.speculation.step_costs import PassCosts, StepCosts
 
 LEAST_GAIN = 0.03
 """A step has draft tokens if they promise at least this much more speed."""
-
-MAX_PLAIN_STEPS = 1024
-"""Of the steps without draft tokens, so many are remembered until something is learned from them.
-"""
 
 _LIKE_OTHERS = 0.8
 """The draft model catches up with a sequence if its acceptance rate is at least this share of that
@@ -42,7 +38,7 @@ class LookupPlan:
 
 
 class DraftControl:
-    """Sets the lengths of drafts before a step is scheduled, and learns from the step's time."""
+    """Sets the lengths of drafts before a step is scheduled, by what steps and drafts cost."""
 
     def __init__(self, max_tokens: int, draft_model: DraftModel | None = None) -> None:
         """`max_tokens`: at most this many draft tokens in a step, over all sequences."""
@@ -52,61 +48,23 @@ class DraftControl:
         """The sequence that the draft model is to catch up with beside the next step."""
         self._draft_model = draft_model
         self._max_tokens = max_tokens
-        self._plain_steps: deque[tuple[int, float]] = deque(maxlen=MAX_PLAIN_STEPS)
-        """Steps without draft tokens: their numbers of sequences, and their seconds. What they
-        teach is only needed once a sequence might draft."""
 
-    def plan(self, decoding: abc.Sequence[Sequence], *, is_alone: bool) -> None:
-        """Set how many tokens each of the sequences that decode drafts in the next step.
+    def plan(
+        self, decoding: abc.Sequence[Sequence], drafters: abc.Sequence[AdaptiveDrafter]
+    ) -> None:
+        """Set how many tokens the sequences of a step draft, which all decode.
 
-        `is_alone`: the step computes no prompt. Otherwise nothing is drafted.
+        `drafters` are those of them that have a match. No other drafter has a length yet.
         """
-        drafters: list[AdaptiveDrafter] = []
-        for sequence in decoding:
-            drafter = sequence.drafter
-            if isinstance(drafter, AdaptiveDrafter):
-                drafter.set_length(0)
-                if drafter.has_match:
-                    drafters.append(drafter)
-        has_model = self._draft_model is not None
-        self.lagging = None
-        if has_model:
-            for sequence in decoding:
-                if sequence.draft_state is not None:
-                    sequence.draft_state.length = 0
-        if not is_alone or not (drafters or has_model):
-            return
-        self._learn_plain_steps()
         if self.costs.plain_seconds(len(decoding)) is None:
             return
         plan = self._plan_lookups(drafters, len(decoding)) if drafters else LookupPlan([])
         for drafter, length in zip(drafters, plan.lengths, strict=True):
             drafter.set_length(length)
-        if has_model:
+        if self._draft_model is not None:
             self._plan_model(decoding, plan.score)
 
-    def finish(
-        self, items: abc.Sequence[Scheduled], seconds: float, times: PassTime | None = None
-    ) -> None:
-        """Learn from the time that a step took. `times` is what the draft model took of it."""
-        if times is not None:
-            seconds -= self.pass_costs.observe(times)
-        num_drafts = 0
-        for item in items:
-            if item.num_tokens != 1 or not item.reaches_end or item.num_again:
-                return
-            num_drafts += len(item.draft)
-        if num_drafts:
-            self._learn_plain_steps()
-            self.costs.observe(len(items), seconds, num_drafts)
-        elif items:
-            self._plain_steps.append((len(items), seconds))
-
-    def _learn_plain_steps(self) -> None:
-        while self._plain_steps:
-            self.costs.observe(*self._plain_steps.popleft())
-
-    def _plan_lookups(self, drafters: list[AdaptiveDrafter], num_seqs: int) -> LookupPlan:
+    def _plan_lookups(self, drafters: abc.Sequence[AdaptiveDrafter], num_seqs: int) -> LookupPlan:
         """Return the lengths of drafts that promise the most speed.
 
         The n-th draft token of a sequence is right if all before it are: rate ** n. The tokens are

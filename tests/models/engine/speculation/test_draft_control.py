@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from stonechat_models.engine.draft_control import DraftControl
 from stonechat_models.engine.prompt_lookup import MAX_DRAFT, AdaptiveDrafter, PastFollower
+from stonechat_models.engine.speculation.speculation import Speculation
 from stonechat_models.types import SamplingParams
 from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, workload
-from tests.models.engines import add, make_engine, run
+from tests.models.engines import add, make_engine, model_info, run
 from tests.models.tiny_models import tiny_model
 
 
@@ -135,7 +135,7 @@ def test_answers_do_not_depend_on_what_is_drafted(module, limits, cost):
 class Item:
     def __init__(self, rate=None, draft=()):
         self.num_tokens, self.reaches_end, self.num_again, self.draft = 1, True, 0, draft
-        self.drafter = None
+        self.drafter = self.draft_state = None
         if rate is not None:
             self.drafter = AdaptiveDrafter(PastFollower([5] * 40), 100)
             self.drafter.rate = rate
@@ -143,14 +143,14 @@ class Item:
 
 def lengths(rates, cost, max_tokens=128):
     """How many tokens sequences with these rates draft once steps of this cost were measured."""
-    control = DraftControl(max_tokens)
+    speculation = Speculation(model_info(max_batch_tokens=2 * max_tokens), "auto")
     num_seqs = len(rates)
     for num_drafts in (0, *range(1, 9), 12, 16, 24, 32, 48, 64, 0):
         for _ in range(30):
             items = [Item(draft=(1,) * num_drafts), *(Item() for _ in range(num_seqs - 1))]
-            control.finish(items, cost(num_seqs + num_drafts))
+            speculation.finish(items, cost(num_seqs + num_drafts))
     sequences = [Item(rate) for rate in rates]
-    control.plan(sequences, is_alone=True)
+    speculation.plan(sequences, is_alone=True)
     return [len(s.drafter.draft(99)) if s.drafter else 0 for s in sequences]
 
 
