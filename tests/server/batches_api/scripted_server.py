@@ -1,6 +1,6 @@
-"""A server process with the scripted engine: `python scripted_server.py FOLDER`.
+"""A server process with the scripted engine. Its argument is a folder.
 
-It keeps its files and its database in the folder, and prints its URL once it serves.
+It keeps its files and its database there, and prints its URL once it serves.
 """
 
 import socket

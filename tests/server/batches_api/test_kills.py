@@ -28,7 +28,8 @@ from tests.server.live import wait_until
 
 T = TypeVar("T")
 NAMES = [f"r{i}" for i in range(5)]
-SERVER = Path(__file__).with_name("scripted_server.py")
+ROOT = Path(__file__).parents[3]
+SERVER = [sys.executable, "-m", "tests.server.batches_api.scripted_server"]
 
 
 class KilledError(BaseException):
@@ -213,11 +214,11 @@ def test_a_server_without_the_key_leaves_a_batch_to_one_that_has_it(tmp_path: Pa
 
 
 def start_server(folder: Path) -> tuple[subprocess.Popen[str], str]:
-    process = subprocess.Popen(
-        [sys.executable, str(SERVER), str(folder)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*SERVER, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
-    return process, process.stdout.readline().strip()
+    url = process.stdout.readline().strip()
+    assert url, f"the server ended with {process.wait()}"
+    return process, url
 
 
 def end(process: subprocess.Popen[str], sign: int) -> None:
