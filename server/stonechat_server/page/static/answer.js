@@ -25,7 +25,7 @@ export const newAnswer = (body, begun = null) => ({
 
 export class AnswerView {
   // `turn` is the answer's record (tree.js), which grows here while it streams. actions: again(),
-  // goOn(), picked(), needsKey().
+  // goOn(), picked(), needsKey(), drawn().
   constructor(turn, actions) {
     this.turn = turn;
     this.actions = actions;
@@ -86,6 +86,7 @@ export class AnswerView {
     this.stats.textContent = describe(turn);
     this.drawProblem();
     if (!isRunning) this.views.forEach((view, at) => this.drawFoot(view, at));
+    this.actions.drawn();
   }
 
   drawProblem() {

@@ -7,18 +7,19 @@ import { isPicture, pictureNode, readPicture, sizeText } from "./pictures.js";
 const MAX_TEXT_BYTES = 1_000_000;
 
 export class Attachments {
-  // `whyNoImages` returns why the chosen model takes no images, or "".
-  constructor(area, whyNoImages) {
-    this.whyNoImages = whyNoImages;
+  // tools: modelsRead() resolves once the page knows the models, or cannot; whyNoImages() returns
+  // why the chosen one takes no images, or "".
+  constructor(area, tools) {
+    this.tools = tools;
     this.files = [];
     this.images = [];
     this.numReading = 0;
     this.reading = Promise.resolve();
     this.list = byId("files");
     byId("attach").addEventListener("click", () => byId("attach-file").click());
-    byId("attach-file").addEventListener("change", async (event) => {
-      await this.add([...event.target.files]);
-      event.target.value = "";
+    byId("attach-file").addEventListener("change", ({ target }) => {
+      this.add([...target.files]);
+      target.value = "";
     });
     const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
     document.addEventListener("dragover", (event) => {
@@ -64,7 +65,8 @@ export class Attachments {
 
   async read(file) {
     if (isPicture(file)) {
-      const why = this.whyNoImages();
+      await this.tools.modelsRead();
+      const why = this.tools.whyNoImages();
       if (why) throw new Error(`${file.name} is not attached. ${why}`);
       this.images.push(await readPicture(file));
     } else {
@@ -87,7 +89,7 @@ export class Attachments {
 
   // Says what can be attached.
   drawTitle() {
-    const why = this.whyNoImages();
+    const why = this.tools.whyNoImages();
     byId("attach").title = why
       ? `Attach text files. You can drop or paste them too. ${why}`
       : "Attach images and text files. You can drop or paste them too.";

@@ -10,8 +10,8 @@ const SAVE_EVERY_MS = 2_000;
 
 export class Conversation {
   // tools: requestBody(messages), streamChat(body, signal), getKey(), saveTurn(turn),
-  // saveConversation(conversation), onBusy(busy), onChange(), onFailed(question), onInvalid(),
-  // onKey(), onScroll(isAtEnd).
+  // saveConversation(conversation), modelsRead(), onBusy(busy), onChange(), onFailed(question),
+  // onInvalid(), onKey(), onScroll(isAtEnd).
   constructor(log, tools) {
     this.log = log;
     this.tools = tools;
@@ -19,7 +19,9 @@ export class Conversation {
     this.tree = Tree.empty();
     this.views = new Map(); // an AnswerView for each drawn answer, by the turn's id
     this.abort = null;
-    log.addEventListener("scroll", () => this.tools.onScroll(this.atEnd()));
+    this.isFollowing = true; // a growing answer: until somebody scrolls up
+    this.top = 0;
+    log.addEventListener("scroll", () => this.scrolled());
   }
 
   get busy() {
@@ -41,6 +43,8 @@ export class Conversation {
   // Shows another conversation. A running answer is stopped and kept.
   open(tree) {
     this.stop();
+    this.abort = null;
+    this.tools.onBusy(false);
     this.tree = tree;
     this.views.clear();
     this.draw();
@@ -48,6 +52,12 @@ export class Conversation {
   }
 
   // -- asking --
+
+  // Runs what makes a request once the models are known, unless a request runs by then.
+  async whenFree(run) {
+    await this.tools.modelsRead();
+    if (!this.busy) run();
+  }
 
   // attached: files and images, as Attachments has them.
   ask(text, { files = [], images = [] } = {}) {
@@ -70,14 +80,12 @@ export class Conversation {
 
   // Answers the question or tool result `turn` once more, as a branch beside earlier answers.
   again(turn) {
-    if (this.busy) return;
     const body = this.bodyFor(this.tree.pathTo(turn));
     if (body) this.answer(turn, body);
   }
 
   // Goes on with an answer that ended too early, as a branch that begins with its text.
   goOn(turn) {
-    if (this.busy) return;
     const body = this.bodyFor(this.tree.pathTo(turn));
     if (!body) return;
     const { n, ...rest } = body;
@@ -93,8 +101,8 @@ export class Conversation {
       const { text } = explain(error, false);
       this.problem = el("p", { class: "problem", role: "alert" }, text);
       this.log.append(this.problem);
-      this.follow();
       this.tools.onInvalid();
+      this.follow();
       return null;
     }
   }
@@ -115,9 +123,7 @@ export class Conversation {
     let problem = null;
     try {
       for await (const chunk of this.tools.streamChat(body, abort.signal)) {
-        const atEnd = this.atEnd();
         view.add(chunk);
-        if (atEnd) this.follow();
         if (performance.now() - savedAt > SAVE_EVERY_MS) {
           savedAt = performance.now();
           this.save(turn);
@@ -130,7 +136,6 @@ export class Conversation {
     turn.state = problem ? "failed" : abort.signal.aborted ? "stopped" : "done";
     turn.problem = problem;
     await this.save(turn); // before the answer looks finished
-    const atEnd = this.atEnd();
     view.finish();
     if (this.abort === abort) {
       this.abort = null;
@@ -140,16 +145,18 @@ export class Conversation {
     this.drawExtra(turn, view);
     this.tools.onChange();
     if (isFailed(turn) && parent.role === "user") this.tools.onFailed(parent);
-    if (atEnd) this.follow();
+    if (this.isFollowing) this.follow();
   }
 
+  // Both records at once, so that the page can be closed at any time.
   async save(turn) {
     const { conversation } = this.tree;
+    const saves = [this.tools.saveTurn(turn)];
     if (turn.conversation === conversation.id) {
       conversation.updated = Date.now();
-      await this.tools.saveConversation(conversation);
+      saves.push(this.tools.saveConversation(conversation));
     }
-    await this.tools.saveTurn(turn);
+    await Promise.all(saves);
   }
 
   // -- drawing --
@@ -174,8 +181,9 @@ export class Conversation {
     if (!view) {
       const question = this.tree.turns.get(turn.parent);
       view = new AnswerView(turn, {
-        again: () => this.again(question),
-        goOn: () => this.goOn(turn),
+        again: () => this.whenFree(() => this.again(question)),
+        goOn: () => this.whenFree(() => this.goOn(turn)),
+        drawn: () => this.busy && this.isFollowing && this.follow(),
         needsKey: () => this.tools.onKey(),
         picked: () => {
           this.save(turn);
@@ -200,9 +208,9 @@ export class Conversation {
   }
 
   resultForm(turn, calls) {
-    return resultForm(calls, (results) => {
-      if (!this.busy) this.askBelow(turn, { role: "tool", results });
-    });
+    return resultForm(calls, (results) =>
+      this.whenFree(() => this.askBelow(turn, { role: "tool", results })),
+    );
   }
 
   questionNode(turn) {
@@ -217,9 +225,8 @@ export class Conversation {
     const parent = this.tree.turns.get(turn.parent);
     const { files, images } = turn;
     const form = editForm(turn, {
-      send: (text) => {
-        if (!this.busy) this.askBelow(parent, { role: "user", text, files, images });
-      },
+      send: (text) =>
+        this.whenFree(() => this.askBelow(parent, { role: "user", text, files, images })),
       close: () => form.replaceWith(this.questionNode(turn)),
     });
     node.replaceWith(form);
@@ -240,10 +247,17 @@ export class Conversation {
     return this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
   }
 
+  // Only a step up is somebody's: an answer may have grown since the page scrolled to its end.
+  scrolled() {
+    const { scrollTop } = this.log;
+    const isAtEnd = this.atEnd();
+    if (isAtEnd || scrollTop < this.top) this.isFollowing = isAtEnd;
+    this.top = scrollTop;
+    this.tools.onScroll(isAtEnd);
+  }
+
   follow() {
+    this.isFollowing = true;
     this.log.scrollTop = this.log.scrollHeight;
-    requestAnimationFrame(() => {
-      this.log.scrollTop = this.log.scrollHeight;
-    });
   }
 }

@@ -24,7 +24,7 @@ export const newId = () =>
 export const byId = (id) => document.getElementById(id);
 
 export async function copyText(text, button) {
-  const label = button.textContent;
+  const label = (button.dataset.label ??= button.textContent); // it may say "Copied" already
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";

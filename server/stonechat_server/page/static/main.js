@@ -24,6 +24,7 @@ const EXAMPLES = [
 ];
 
 const prompt = byId("prompt");
+const send = byId("send");
 const fields = new FieldsForm(byId("fields"), byId("fields-more"));
 const models = new Models(byId("model"), () => attachments.drawTitle());
 const chats = startPanel(byId("toggle-chats"), byId("chats"), true);
@@ -45,8 +46,6 @@ function requestBody(messages) {
   };
 }
 
-const store = await openStore();
-
 function sayNotSaved(error) {
   const why =
     error.name === "QuotaExceededError"
@@ -55,19 +54,26 @@ function sayNotSaved(error) {
   toast(`The browser could not save the conversation (${why}). Export what you need.`);
 }
 
+const attachments = new Attachments(byId("composer"), {
+  modelsRead,
+  whyNoImages: () => models.whyNoImages(),
+});
+byId("key").value = getKey();
+let reading = readModels(); // the latest of these
+const store = await openStore();
+const kept = await store.conversations();
 byId("not-kept").hidden = store.isLasting;
-const attachments = new Attachments(byId("composer"), () => models.whyNoImages());
-attachments.drawTitle();
 const conversation = new Conversation(byId("log"), {
   requestBody,
   streamChat,
+  modelsRead,
   getKey,
   saveTurn(turn) {
     if (!sidebar.deleted.has(turn.conversation)) return store.saveTurn(turn).catch(sayNotSaved);
   },
   saveConversation: (one) => store.saveConversation(one).catch(sayNotSaved),
   onBusy(busy) {
-    byId("send").hidden = busy;
+    send.hidden = busy;
     byId("stop").hidden = !busy;
     byId("log").setAttribute("aria-busy", String(busy));
   },
@@ -90,7 +96,7 @@ const conversation = new Conversation(byId("log"), {
     byId("to-end").hidden = isAtEnd;
   },
 });
-const sidebar = new Sidebar(store, {
+const sidebar = new Sidebar(store, kept, {
   open(tree) {
     conversation.open(tree);
     if (!chats.isWide()) chats.hide();
@@ -108,7 +114,8 @@ function write(text) {
 }
 
 async function submit() {
-  if (attachments.numReading) await attachments.reading;
+  await modelsRead();
+  await attachments.reading;
   const text = prompt.value;
   if ((!text.trim() && attachments.isEmpty) || conversation.busy) return;
   if (!conversation.ask(text, attachments)) return;
@@ -131,7 +138,11 @@ byId("stop").addEventListener("click", () => conversation.stop());
 byId("to-end").addEventListener("click", () => conversation.follow());
 byId("examples").append(
   ...EXAMPLES.map((text) =>
-    el("button", { type: "button", onclick: () => conversation.ask(text) }, text),
+    el(
+      "button",
+      { type: "button", onclick: () => conversation.whenFree(() => conversation.ask(text)) },
+      text,
+    ),
   ),
 );
 
@@ -145,12 +156,20 @@ byId("reset").addEventListener("click", () => fields.reset());
 
 // -- models and the key --
 
-async function loadModels() {
+// Resolves once the page knows the models, or knows why it cannot.
+async function modelsRead() {
+  let latest;
+  do await (latest = reading);
+  while (latest !== reading);
+}
+
+async function readModels() {
+  const key = getKey();
   try {
     await models.load();
-    models.drawMeter(conversation.tree.path());
   } catch (error) {
-    const { text, needsKey } = explain(error, getKey() !== "");
+    if (key !== getKey()) return; // another key is tried meanwhile
+    const { text, needsKey } = explain(error, key !== "");
     models.showProblem(needsKey ? "key needed" : "no answer");
     if (!needsKey) return;
     byId("key-problem").textContent = text;
@@ -164,11 +183,10 @@ function askForKey() {
   byId("key").focus();
 }
 
-byId("key").value = getKey();
 byId("key").addEventListener("change", () => {
   setKey(byId("key").value.trim());
   byId("key-problem").textContent = "";
-  loadModels();
+  reading = readModels();
 });
 
 // -- shortcuts --
@@ -192,8 +210,8 @@ startCodeDialog(() => {
   const messages = [...conversation.messages, ...question];
   return requestBody(messages.length ? messages : [{ role: "user", content: "Hello" }]);
 });
-await sidebar.load();
-loadModels();
+sidebar.draw();
 models.startStates();
 startLoad(byId("load"), () => byId("model").value);
-prompt.focus();
+send.disabled = false;
+if (document.activeElement === document.body) prompt.focus();

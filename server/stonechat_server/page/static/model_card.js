@@ -24,6 +24,7 @@ export class Models {
     this.select = select;
     this.onChange = onChange;
     this.cards = new Map();
+    this.path = [];
     byId("card").addEventListener("toggle", () => byId("card").open && this.drawCard());
     select.addEventListener("change", () => this.drawCard());
   }
@@ -67,11 +68,12 @@ export class Models {
       if (!document.hidden && this.cards.size > 1) await this.load().catch(() => {});
       setTimeout(tick, STATES_EVERY_MS);
     };
-    tick();
+    setTimeout(tick, STATES_EVERY_MS);
   }
 
   showProblem(text) {
     this.select.replaceChildren(el("option", { value: "" }, text));
+    this.drawCard();
   }
 
   drawCard() {
@@ -97,11 +99,13 @@ export class Models {
         .filter(([, value]) => value)
         .flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]),
     );
+    this.drawMeter();
     this.onChange();
   }
 
-  // Shows how much of the model's context the conversation fills, as far as its last answer says.
-  drawMeter(path) {
+  // Shows how much of the model's context a conversation fills, as far as its last answer says.
+  drawMeter(path = this.path) {
+    this.path = path;
     const box = byId("context");
     const turn = path.findLast((one) => one.role === "assistant" && one.usage);
     const limit = this.current?.max_model_len;

@@ -7,11 +7,13 @@ import { textOf, Tree } from "./tree.js";
 const UNDO_SECONDS = 10;
 
 export class Sidebar {
-  // tools: open(tree); current() is the open tree.
-  constructor(store, tools) {
+  // `conversations` are those of the store. tools: open(tree); current() is the open tree.
+  constructor(store, conversations, tools) {
     this.store = store;
+    this.conversations = conversations;
     this.tools = tools;
-    this.conversations = [];
+    this.rows = new Map(); // the drawn rows, by their conversation
+    this.chosen = null; // the conversation to open
     this.found = null; // ids that match the search, or null
     this.deleted = new Set(); // ids; an answer that still ran is not saved any more
     this.list = byId("conversations");
@@ -20,11 +22,6 @@ export class Sidebar {
     byId("export-all").addEventListener("click", () => this.exportAll());
     byId("import").addEventListener("click", () => byId("import-file").click());
     byId("import-file").addEventListener("change", (event) => this.importFiles(event.target));
-  }
-
-  async load() {
-    this.conversations = await this.store.conversations();
-    this.draw();
   }
 
   // The open conversation was changed.
@@ -37,25 +34,39 @@ export class Sidebar {
     return new Tree(conversation, await this.store.turns(conversation.id));
   }
 
+  // Opens the conversation that was chosen last, unless another one is open by then.
+  async open(conversation) {
+    this.chosen = conversation;
+    const before = this.tools.current();
+    if (before.conversation === conversation) return;
+    const tree = await this.tree(conversation);
+    if (this.chosen === conversation && this.tools.current() === before) this.tools.open(tree);
+  }
+
+  // Rows that stay are only renamed and moved: one may have an open menu, or get a new name.
   draw() {
-    const current = this.tools.current().conversation.id;
+    const { conversation: current } = this.tools.current();
     const shown = this.conversations
       .filter((one) => !this.found || this.found.has(one.id))
       .toSorted((a, b) => b.updated - a.updated);
-    this.list.replaceChildren(...shown.map((one) => this.row(one, one.id === current)));
+    const before = this.rows;
+    this.rows = new Map(shown.map((one) => [one, before.get(one) ?? this.row(one)]));
+    for (const [one, row] of before) if (!this.rows.has(one)) row.node.remove();
+    shown.forEach((one, at) => {
+      const { node, update } = this.rows.get(one);
+      update(one === current);
+      const other = this.list.children[at] ?? null;
+      if (other !== node) this.list.insertBefore(node, other);
+    });
     byId("no-conversations").hidden = shown.length > 0;
     byId("no-conversations").textContent = this.found ? "Nothing found." : "No conversations yet.";
   }
 
-  row(conversation, isCurrent) {
-    const title = el(
-      "button",
-      { type: "button", class: "title", "aria-current": isCurrent ? "true" : null },
-      conversation.title || "Untitled",
-    );
-    title.addEventListener("click", async () => {
-      if (!isCurrent) this.tools.open(await this.tree(conversation));
-    });
+  // A row of the list, and a function that draws what may change in it.
+  row(conversation) {
+    const open = () => this.open(conversation);
+    const title = el("button", { type: "button", class: "title", onclick: open });
+    const summary = el("summary", {}, "⋯");
     const menu = el("details", { class: "menu" });
     const item = (name, run) =>
       el(
@@ -70,28 +81,40 @@ export class Sidebar {
         name,
       );
     menu.append(
-      el("summary", { "aria-label": `Actions for ${conversation.title}` }, "⋯"),
+      summary,
       el(
         "div",
         { class: "items" },
-        item("Rename", () => this.rename(conversation, row)),
+        item("Rename", () => this.rename(conversation, node)),
         item("Export as JSON", () => this.export(conversation, "json")),
         item("Export as Markdown", () => this.export(conversation, "md")),
         item("Delete", () => this.remove(conversation)),
       ),
     );
-    const row = el("li", {}, title, menu);
-    return row;
+    const node = el("li", {}, title, menu);
+    const update = (isCurrent) => {
+      title.textContent = conversation.title || "Untitled";
+      if (isCurrent) title.setAttribute("aria-current", "true");
+      else title.removeAttribute("aria-current");
+      summary.setAttribute("aria-label", `Actions for ${conversation.title}`);
+    };
+    return { node, update };
   }
 
-  rename(conversation, row) {
+  // A box takes the place of what is in the row.
+  rename(conversation, node) {
+    const inside = [...node.childNodes];
     const input = el("input", { "aria-label": "New name", maxlength: "200" });
     input.value = conversation.title;
+    let isOpen = true;
     const finish = (keep) => {
+      if (!isOpen) return;
+      isOpen = false; // the box loses the focus when it goes
       if (keep && input.value.trim()) {
         conversation.title = input.value.trim();
         this.store.saveConversation(conversation);
       }
+      node.replaceChildren(...inside);
       this.draw();
     };
     input.addEventListener("keydown", (event) => {
@@ -100,8 +123,8 @@ export class Sidebar {
       event.stopPropagation();
       finish(false);
     });
-    input.addEventListener("blur", () => input.isConnected && finish(true));
-    row.replaceChildren(input);
+    input.addEventListener("blur", () => finish(true));
+    node.replaceChildren(input);
     input.select();
   }
 
@@ -111,8 +134,8 @@ export class Sidebar {
     this.deleted.add(conversation.id);
     if (isCurrent) this.tools.open(Tree.empty());
     this.conversations = this.conversations.filter((one) => one !== conversation);
-    await this.store.remove(conversation.id);
     this.draw();
+    await this.store.remove(conversation.id);
     const run = async () => {
       await this.keep(tree);
       if (isCurrent && this.tools.current().turns.size === 0) this.tools.open(tree);

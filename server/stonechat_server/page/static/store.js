@@ -39,17 +39,18 @@ class Store {
     database.onversionchange = () => database.close(); // a newer page opens it in another tab
   }
 
-  table(name, mode = "readonly") {
-    return this.database.transaction(name, mode).objectStore(name);
+  table(name) {
+    return this.database.transaction(name).objectStore(name);
   }
 
-  // Changes the records of a table. Resolves once they are on the disk, which may be full.
-  change(name, run) {
-    const table = this.table(name, "readwrite");
+  // Changes records of some tables, all of them or none. Resolves once they are on the disk, which
+  // may be full.
+  change(names, run) {
+    const transaction = this.database.transaction(names, "readwrite");
     return new Promise((resolve, reject) => {
-      table.transaction.oncomplete = () => resolve();
-      table.transaction.onabort = () => reject(table.transaction.error);
-      run(table);
+      transaction.oncomplete = () => resolve();
+      transaction.onabort = () => reject(transaction.error);
+      run(...names.map((name) => transaction.objectStore(name)));
     });
   }
 
@@ -71,23 +72,29 @@ class Store {
   }
 
   saveConversation(conversation) {
-    return this.change("conversations", (table) => table.put(conversation));
+    return this.change(["conversations"], (table) => table.put(conversation));
   }
 
+  // An image that finds no room does not take its question along. All changes begin at once: a
+  // later one, like `remove`, comes after each of them.
   async saveTurn(turn) {
     const { conversation, images = [] } = turn;
     const kept = images.map(({ url, ...rest }) => rest);
     const record = images.length ? { ...turn, images: kept } : turn;
-    await this.change("turns", (table) => table.put(record));
-    for (const { id, url } of images) {
-      if (url) await this.change("images", (table) => table.put({ conversation, id, url }));
-    }
+    const put = (name, one) => this.change([name], (table) => table.put(one));
+    const pictures = images.filter(({ url }) => url);
+    await Promise.all([
+      put("turns", record),
+      ...pictures.map(({ id, url }) => put("images", { conversation, id, url })),
+    ]);
   }
 
-  async remove(id) {
-    for (const name of ["images", "turns"])
-      await this.change(name, (table) => table.delete(ofConversation(id)));
-    await this.change("conversations", (table) => table.delete(id));
+  remove(id) {
+    return this.change(["images", "turns", "conversations"], (images, turns, conversations) => {
+      images.delete(ofConversation(id));
+      turns.delete(ofConversation(id));
+      conversations.delete(id);
+    });
   }
 }
 
