@@ -98,7 +98,7 @@ class ByteTokenizer:
         return bytes([token_id]).decode("latin-1")
 
 
-Script = Callable[[GenerateRequest], list[RequestOutput | Exception | float]]
+Script = Callable[[GenerateRequest], Iterable[RequestOutput | Exception | float]]
 """Returns the items for a request, in order: an output, an error to raise, or seconds to wait."""
 
 

@@ -2,14 +2,19 @@
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from stonechat_models import FinishReason, GenerateRequest, LogprobEntry, RequestOutput, TopLogprob
 from stonechat_server.settings import Settings
 from tests.server.fake_engine import Script, delta, output
+from tests.server.live import wait_until
 from tests.server.live_server import LiveServer, live_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 KEY = "sk-page-test"
 
@@ -21,7 +26,7 @@ def entry(text: str, probability: float, *others: tuple[str, float]) -> LogprobE
     return LogprobEntry(0, text, text.encode(), math.log(probability), top)
 
 
-def script(*pieces: str, pause: float = 0.0) -> Script:
+def script(*pieces: str) -> Script:
     """Each choice gets one piece with log-probabilities per step, the last one with `stop`."""
 
     def play(request: GenerateRequest) -> list[RequestOutput | Exception | float]:
@@ -34,9 +39,20 @@ def script(*pieces: str, pause: float = 0.0) -> Script:
                 delta(piece, index, FinishReason.STOP if last else None, logprobs=logprobs)
                 for index in range(request.params.n)
             ]
-            items += [pause] if pause else []
             items.append(output(request, *deltas, finished=last, cached=3))
         return items
+
+    return play
+
+
+def endless(piece: str = "word ", is_over: Callable[[], bool] = lambda: False) -> Script:
+    """The piece again and again, until the client goes or it `is_over`."""
+
+    def play(request: GenerateRequest) -> Iterator[RequestOutput | Exception | float]:
+        while not is_over():
+            yield output(request, delta(piece))
+            yield 0.05
+        yield output(request, delta(finish=FinishReason.STOP), finished=True)
 
     return play
 
@@ -54,7 +70,7 @@ def locked_server() -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="module")  # its event loop may not outlive the tests of the page
-def browser() -> Iterator[object]:
+def browser() -> "Iterator[Browser]":
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
     with sync_api.sync_playwright() as playwright:
@@ -64,3 +80,17 @@ def browser() -> Iterator[object]:
             pytest.skip(f"no Chromium to run: {str(error).splitlines()[0]}")
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser: "Browser", open_server: LiveServer) -> "Iterator[Page]":
+    """A new tab with the page. The models are known."""
+    from .driver import models_known, open_tab
+
+    engine = open_server.engine
+    engine.script = script("Hello", " **wörld**", " 👋")
+    engine.requests.clear()
+    with open_tab(browser, open_server, viewport={"width": 1200, "height": 800}) as tab:
+        models_known(tab)
+        yield tab
+    wait_until(lambda: engine.num_running == 0)  # the next test has the engine for itself

@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager
 from urllib.parse import urljoin
 from urllib.request import urlopen
 
@@ -15,30 +13,12 @@ from stonechat_server.page.routes import DOCS
 from tests.server.live_server import LiveServer
 
 from .conftest import KEY
+from .driver import Browser, Page, expect, open_tab
 
 
-@contextmanager
-def docs_of(browser: Any, server: LiveServer) -> Iterator[Any]:
-    """A new tab with the docs. Fails if the page logs an error or requests another host.
-
-    A browser logs what a Content-Security-Policy stops as an error.
-    """
-    context = browser.new_context(viewport={"width": 1200, "height": 800})
-    tab = context.new_page()
-    problems: list[str] = []
-    tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    tab.on("request", lambda r: None if is_own(r.url, server) else problems.append(r.url))
-    tab.set_default_timeout(60_000)
-    tab.goto(server.url + "docs")
-    tab.wait_for_selector(".opblock")
-    yield tab
-    context.close()
-    assert problems == []
-
-
-def is_own(url: str, server: LiveServer) -> bool:
-    return url.startswith((server.url, f"blob:{server.url}", "data:"))
+def docs_of(browser: Browser, server: LiveServer) -> AbstractContextManager[Page]:
+    """A new tab with the docs."""
+    return open_tab(browser, server, "docs", ready=".opblock")
 
 
 def operations(server: LiveServer) -> set[tuple[str, str]]:
@@ -47,7 +27,7 @@ def operations(server: LiveServer) -> set[tuple[str, str]]:
     return {(method.upper(), path) for path, methods in paths.items() for method in methods}
 
 
-def execute(page: Any, operation_id: str) -> tuple[str, str]:
+def execute(page: Page, operation_id: str) -> tuple[str, str]:
     """Run an operation with the values that the page proposes. Returns status and body."""
     block = page.locator(f"[id$='-{operation_id}']")
     block.locator(".opblock-summary").click()
@@ -56,30 +36,32 @@ def execute(page: Any, operation_id: str) -> tuple[str, str]:
     return row.locator(".response-col_status").inner_text(), row.locator("pre").first.inner_text()
 
 
-def test_every_operation_is_listed_and_opens(browser: Any, open_server: LiveServer) -> None:
+def test_every_operation_is_listed_and_opens(browser: Browser, open_server: LiveServer) -> None:
     with docs_of(browser, open_server) as page:
+        listed = operations(open_server)
+        expect(page.locator(".opblock")).to_have_count(len(listed))
         summaries = [text.split("\n")[:2] for text in page.locator(".opblock").all_inner_texts()]
         shown = {(method, path.replace("\u200b", "")) for method, path in summaries}
-        assert shown == operations(open_server)
+        assert shown == listed
         page.locator(".opblock-post .opblock-summary").first.click()
         page.wait_for_selector(".opblock-post .body-param textarea")
 
 
-def test_an_operation_can_be_tried(browser: Any, open_server: LiveServer) -> None:
+def test_an_operation_can_be_tried(browser: Browser, open_server: LiveServer) -> None:
     with docs_of(browser, open_server) as page:
         status, body = execute(page, "health")
         assert status.split()[0] == "200"
         assert json.loads(body) == {"status": "ok"}
 
 
-def test_a_conversation_can_be_tried_as_proposed(browser: Any, open_server: LiveServer) -> None:
+def test_a_conversation_can_be_tried_as_proposed(browser: Browser, open_server: LiveServer) -> None:
     with docs_of(browser, open_server) as page:
         status, body = execute(page, "createChatCompletion")
         assert status.split()[0] == "200"
         assert json.loads(body)["choices"][0]["message"]["role"] == "assistant"
 
 
-def test_a_key_can_be_given(browser: Any, locked_server: LiveServer) -> None:
+def test_a_key_can_be_given(browser: Browser, locked_server: LiveServer) -> None:
     with docs_of(browser, locked_server) as page:
         page.locator(".scheme-container .authorize").click()
         page.locator(".auth-container input").first.fill(KEY)
@@ -127,14 +109,12 @@ def test_a_page_has_one_address(client: TestClient, path: str, leads_to: str) ->
         assert client.get(urljoin(str(answer.url), link)).status_code == 200, link
 
 
-def test_the_page_leads_to_the_docs(browser: Any, open_server: LiveServer) -> None:
-    page = browser.new_page()
-    page.goto(open_server.url)
-    page.click("#more summary")
-    page.get_by_role("link", name="API").click()
-    page.wait_for_selector(".opblock")
-    assert page.url == open_server.url + "docs"
-    page.close()
+def test_the_page_leads_to_the_docs(browser: Browser, open_server: LiveServer) -> None:
+    with open_tab(browser, open_server) as page:
+        page.click("#more summary")
+        page.get_by_role("link", name="API").click()
+        page.wait_for_selector(".opblock")
+        assert page.url == open_server.url + "docs"
 
 
 def test_the_licence_comes_with_the_files() -> None:

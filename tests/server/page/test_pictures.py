@@ -14,10 +14,24 @@ from tests.server.live import live_server
 from tests.server.live_server import LiveServer
 
 from .conftest import script
-from .test_conversations import answered, bubbles, download, menu, reopen
-from .test_page import ask, copy_as, page, piece
-
-__all__ = ["page"]  # a fixture
+from .driver import (
+    Browser,
+    Page,
+    Route,
+    answered,
+    ask,
+    bubbles_are,
+    copy_as,
+    delete,
+    download,
+    expect,
+    open_conversation,
+    open_tab,
+    piece,
+    press,
+    reopen,
+    stream_of,
+)
 
 REFUSAL = "its image processor needs torchvision"
 
@@ -45,10 +59,10 @@ def bytes_of(url: str) -> bytes:
     return base64.b64decode(url.partition(",")[2], validate=True)
 
 
-def use_model(page: Any, modalities: list[str], refusal: str = "") -> None:
+def use_model(page: Page, modalities: list[str], refusal: str = "") -> None:
     """Let the list of models say what its model reads. Without images, it has a refusal."""
 
-    def fulfil(route: Any) -> None:
+    def fulfil(route: Route) -> None:
         listed = route.fetch().json()
         for card in listed["data"]:
             card["input_modalities"] = modalities
@@ -57,76 +71,69 @@ def use_model(page: Any, modalities: list[str], refusal: str = "") -> None:
 
     page.route("**/v1/models", fulfil)
     page.dispatch_event("#key", "change")  # loads the list again
-    title = "Attach images" if "image" in modalities else refusal
+    title = "Attach images" if "image" in modalities else f"This model takes no images: {refusal}."
     page.wait_for_selector(f"#attach[title*='{title}']")
 
 
 @pytest.fixture
-def sent(page: Any) -> list[dict[str, Any]]:
+def sent(page: Page) -> list[dict[str, Any]]:
     """The bodies of chat requests, each of which is answered."""
-    bodies: list[dict[str, Any]] = []
     details = {"cached_tokens": 7, "image_tokens": 64}
     usage = {"prompt_tokens": 90, "completion_tokens": 2, "prompt_tokens_details": details}
-    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-    events = [piece(content="A "), piece(content="square."), end, {"choices": [], "usage": usage}]
-    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
-
-    def fulfil(route: Any) -> None:
-        bodies.append(route.request.post_data_json)
-        route.fulfill(body=text, content_type="text/event-stream")
-
-    page.route("**/v1/chat/completions", fulfil)
+    end = [piece("stop"), {"choices": [], "usage": usage}]
+    bodies = stream_of(page, [piece(content="A "), piece(content="square."), *end])
     use_model(page, ["text", "image"])
     return bodies
 
 
-def attach(page: Any, folder: Path, **files: bytes) -> None:
-    paths = []
+def attach(page: Page, folder: Path, **files: bytes) -> None:
+    paths, before = [], page.locator("#files .file").count()
     for name, data in files.items():
         paths.append(folder / f"{name}.png")
         paths[-1].write_bytes(data)
     page.set_input_files("#attach-file", paths)
-    page.wait_for_function(
-        "n => document.querySelectorAll('#files .file').length >= n", arg=len(files)
-    )
+    expect(page.locator("#files .file")).to_have_count(before + len(files))
+
+
+WIDTHS = """(widths) => {
+  const images = [...document.querySelectorAll('.bubble img')];
+  return images.map((image) => image.naturalWidth).join() === widths;
+}"""
 
 
 def test_images_are_shown_sent_before_the_text_and_counted(
-    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+    page: Page, sent: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     small, other = png(30, 20), png(8, 8, 200)
     attach(page, tmp_path, small=small, wrong=png(5, 5), other=other)
-    page.get_by_role("button", name="Remove wrong.png").click()
+    press(page, "Remove wrong.png")
     ask(page, "What is it?")
-    answered(page, 1)
+    answered(page)
     content = sent[-1]["messages"][-1]["content"]
     assert [part["type"] for part in content] == ["image_url", "image_url", "text"]
     assert [bytes_of(part["image_url"]["url"]) for part in content[:2]] == [small, other]
     assert content[2]["text"] == "What is it?"
-    assert page.is_hidden("#files")
-    assert page.locator(".bubble img").evaluate_all("all => all.map(e => e.naturalWidth)") == [
-        30,
-        8,
-    ]
-    assert "90 prompt tokens (64 of images, 7 cached)" in page.inner_text(".stats")
+    expect(page.locator("#files")).to_be_hidden()
+    page.wait_for_function(WIDTHS, arg="30,8")
+    expect(page.locator(".stats")).to_contain_text("90 prompt tokens (64 of images, 7 cached)")
 
 
 def test_a_large_photo_is_scaled_down_and_its_own_size_is_said(
-    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+    page: Page, sent: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     attach(page, tmp_path, photo=png(4000, 1000))
-    assert "4000 \u00d7 1000, sent as 2048 \u00d7 512" in page.inner_text("#files")
+    expect(page.locator("#files")).to_contain_text("4000 \u00d7 1000, sent as 2048 \u00d7 512")
     page.click("#send")
-    answered(page, 1)
+    answered(page)
     (part,) = sent[-1]["messages"][-1]["content"]
     assert png_size(bytes_of(part["image_url"]["url"])) == (2048, 512)
     page.click(".bubble .picture")
-    assert "4000 \u00d7 1000" in page.inner_text("#picture-dialog")
+    expect(page.locator("#picture-dialog")).to_contain_text("4000 \u00d7 1000")
     page.keyboard.press("Escape")
-    assert page.is_hidden("#picture-dialog")
+    expect(page.locator("#picture-dialog")).to_be_hidden()
 
 
-def test_a_picture_with_clear_parts_gets_a_white_ground(page: Any) -> None:
+def test_a_picture_with_clear_parts_gets_a_white_ground(page: Page) -> None:
     """As JPEG, which a WebP file of a size that must be scaled becomes."""
     kind, *pixel = page.evaluate(
         """async () => {
@@ -146,22 +153,24 @@ def test_a_picture_with_clear_parts_gets_a_white_ground(page: Any) -> None:
 
 
 def test_images_are_kept_in_edits_branches_and_reloads(
-    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+    page: Page, sent: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     image = png(12, 12)
     attach(page, tmp_path, kept=image)
     ask(page, "one")
-    answered(page, 1)
-    page.get_by_role("button", name="Again").click()
-    answered(page, 1)
-    page.get_by_role("button", name="Edit").first.click()
-    assert page.locator("form.edit img").count() == 1
+    answered(page)
+    press(page, "Again")
+    page.wait_for_selector(".branches >> text=2/2")
+    answered(page)
+    press(page, "Edit")
+    expect(page.locator("form.edit img")).to_have_count(1)
     page.get_by_label("Edit the question").fill("two")
     page.keyboard.press("Enter")
-    answered(page, 1)
+    bubbles_are(page, "two")
+    answered(page)
     reopen(page, "one")
-    assert bubbles(page) == ["two"]
-    page.wait_for_function("() => document.querySelector('.bubble img')?.naturalWidth === 12")
+    bubbles_are(page, "two")
+    page.wait_for_function(WIDTHS, arg="12")
     ask(page, "three")
     answered(page, 2)
     asked = [
@@ -170,8 +179,7 @@ def test_images_are_kept_in_edits_branches_and_reloads(
     ]
     assert asked == [[image]] * 4
     assert page.evaluate(NUM_IMAGES) == 1  # the branches share it
-    menu(page, "Delete")
-    page.wait_for_selector("text=Deleted")
+    delete(page)
     assert page.evaluate(NUM_IMAGES) == 0
 
 
@@ -186,15 +194,13 @@ NUM_IMAGES = """async () => {
 
 
 def test_an_export_keeps_images_and_an_import_checks_them(
-    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+    page: Page, sent: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     attach(page, tmp_path, map=png(9, 9))
     ask(page, "where?")
-    answered(page, 1)
-    assert (
-        "Image map.png (not in this file)"
-        in download(page, "Export as Markdown", tmp_path).read_text()
-    )
+    answered(page)
+    text = download(page, "Export as Markdown", tmp_path).read_text()
+    assert "Image map.png (not in this file)" in text
     file = download(page, "Export as JSON", tmp_path)
     stored = json.loads(file.read_text())
     turn = stored["conversations"][0]["turns"][0]
@@ -207,29 +213,28 @@ def test_an_export_keeps_images_and_an_import_checks_them(
     ]
     turn["images"] += [{"name": "x", "url": url} for url in evil]
     file.write_text(json.dumps(stored))
-    menu(page, "Delete")
+    delete(page)
     page.set_input_files("#import-file", file)
     page.wait_for_selector("text=Imported 1 conversation.")
     reopen(page, "where?")
-    assert page.locator(".bubble img").count() == 1
+    expect(page.locator(".bubble img")).to_have_count(1)
 
 
-def test_a_model_of_text_says_why_it_takes_no_images(page: Any, tmp_path: Path) -> None:
+def test_a_model_of_text_says_why_it_takes_no_images(page: Page, tmp_path: Path) -> None:
     use_model(page, ["text"], REFUSAL)
-    assert f"This model takes no images: {REFUSAL}." in page.get_attribute("#attach", "title")
     (tmp_path / "photo.png").write_bytes(png(4, 4))
     page.set_input_files("#attach-file", tmp_path / "photo.png")
     page.wait_for_selector(f"text=photo.png is not attached. This model takes no images: {REFUSAL}")
-    assert page.is_hidden("#files")
+    expect(page.locator("#files")).to_be_hidden()
 
 
 def test_a_broken_image_is_refused_in_words(
-    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+    page: Page, sent: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(png(40, 40)[:60])
     page.set_input_files("#attach-file", tmp_path / "broken.png")
     page.wait_for_selector("text=This browser cannot read broken.png as an image.")
-    assert page.is_hidden("#files")
+    expect(page.locator("#files")).to_be_hidden()
 
 
 PUT_IMAGE = """async ([kind, text, data]) => {
@@ -246,17 +251,17 @@ PUT_IMAGE = """async ([kind, text, data]) => {
 
 
 @pytest.mark.parametrize("kind", ["paste", "drop"])
-def test_an_image_is_pasted_or_dropped(page: Any, sent: list[dict[str, Any]], kind: str) -> None:
+def test_an_image_is_pasted_or_dropped(page: Page, sent: list[dict[str, Any]], kind: str) -> None:
     data = base64.b64encode(png(6, 3)).decode()
     if kind == "paste":  # text of an office program comes with a picture of it
         page.evaluate(PUT_IMAGE, [kind, "some text", data])
     page.evaluate(PUT_IMAGE, [kind, "", data])
     page.wait_for_selector("#files >> text=6 \u00d7 3")
-    assert page.locator("#files .file").count() == 1
+    expect(page.locator("#files .file")).to_have_count(1)
 
 
 def test_a_full_browser_is_said_and_the_chat_goes_on(
-    page: Any, sent: list[dict[str, Any]], tmp_path: Path
+    page: Page, sent: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     page.evaluate(
         """() => {
@@ -269,79 +274,72 @@ def test_a_full_browser_is_said_and_the_chat_goes_on(
     )
     attach(page, tmp_path, big=png(7, 7))
     ask(page, "kept?")
-    answered(page, 1)
-    assert "its storage is full" in page.inner_text("#toasts")
+    answered(page)
+    expect(page.locator("#toasts")).to_contain_text("its storage is full")
     reopen(page, "kept?")
-    assert "big.png (not kept)" in page.inner_text(".bubble")
+    expect(page.locator(".bubble")).to_contain_text("big.png (not kept)")
     ask(page, "and now?")
     answered(page, 2)
     assert sent[-1]["messages"][0]["content"] == "kept?"
 
 
-def test_a_failed_question_comes_back_with_its_image(page: Any, tmp_path: Path) -> None:
+def test_a_failed_question_comes_back_with_its_image(page: Page, tmp_path: Path) -> None:
     use_model(page, ["text", "image"])
     page.route("**/v1/chat/completions", lambda route: route.abort())
     attach(page, tmp_path, again=png(7, 7))
     ask(page, "lost?")
     page.wait_for_selector("#files .image")
-    assert page.input_value("#prompt") == "lost?"
+    expect(page.locator("#prompt")).to_have_value("lost?")
     attach(page, tmp_path, more=png(8, 8))
-    page.wait_for_function("() => document.querySelectorAll('#files .file').length === 2")
-    page.get_by_role("button", name="Edit").first.click()
-    assert page.locator("form.edit img").count() == 1
+    press(page, "Edit")
+    expect(page.locator("form.edit img")).to_have_count(1)
 
 
-def test_code_has_no_data_of_images(page: Any, sent: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_code_has_no_data_of_images(page: Page, sent: list[dict[str, Any]], tmp_path: Path) -> None:
     attach(page, tmp_path, code=png(7, 7))
     ask(page, "in code")
-    answered(page, 1)
-    assert page.is_hidden("#code-images")
+    answered(page)
+    expect(page.locator("#code-images")).to_be_hidden()
     copy_as(page)
-    assert '"data:image/png;base64,…"' in page.inner_text("#code-text")
-    assert page.is_visible("#code-images")
+    expect(page.locator("#code-text")).to_contain_text('"data:image/png;base64,…"')
+    expect(page.locator("#code-images")).to_be_visible()
 
 
-def test_a_database_of_the_version_before_is_kept(browser: Any, open_server: LiveServer) -> None:
-    context = browser.new_context()
-    tab = context.new_page()
-    tab.set_default_timeout(60_000)
-    tab.goto(f"{open_server.url.rstrip('/')}/docs")
-    tab.evaluate(
-        """() => new Promise((resolve, reject) => {
-          const request = indexedDB.open('stonechat', 1);
-          request.onupgradeneeded = () => {
-            const { result } = request;
-            const table = result.createObjectStore('conversations', { keyPath: 'id' });
-            table.put({ id: 'a', title: 'old one', created: 1, updated: 1, active: {} });
-            const turns = result.createObjectStore('turns', { keyPath: ['conversation', 'id'] });
-            turns.put({ conversation: 'a', id: 't', parent: '', created: 1, role: 'user',
-              text: 'old question', files: [] });
-          };
-          request.onsuccess = () => { request.result.close(); resolve(); };
-          request.onerror = reject;
-        })"""
-    )
-    tab.goto(open_server.url)
-    tab.locator("#conversations .title", has_text="old one").click()
-    tab.wait_for_selector(".bubble >> text=old question")
-    context.close()
+OLD_DATABASE = """() => new Promise((resolve, reject) => {
+  const request = indexedDB.open('stonechat', 1);
+  request.onupgradeneeded = () => {
+    const { result } = request;
+    const table = result.createObjectStore('conversations', { keyPath: 'id' });
+    table.put({ id: 'a', title: 'old one', created: 1, updated: 1, active: {} });
+    const turns = result.createObjectStore('turns', { keyPath: ['conversation', 'id'] });
+    turns.put({ conversation: 'a', id: 't', parent: '', created: 1, role: 'user',
+      text: 'old question', files: [] });
+  };
+  request.onsuccess = () => { request.result.close(); resolve(); };
+  request.onerror = reject;
+})"""
 
 
-def test_a_model_reads_what_was_attached(browser: Any, tmp_path: Path) -> None:
+def test_a_database_of_the_version_before_is_kept(
+    browser: Browser, open_server: LiveServer
+) -> None:
+    with open_tab(browser, open_server, "docs", ready=".opblock") as tab:
+        tab.evaluate(OLD_DATABASE)
+        tab.goto(open_server.url)
+        open_conversation(tab, "old one")
+        bubbles_are(tab, "old question")
+
+
+def test_a_model_reads_what_was_attached(browser: Browser, tmp_path: Path) -> None:
     engine = seeing_engine(script("A square."))
-    with live_server(engine) as server:
-        context = browser.new_context()
-        tab = context.new_page()
-        tab.set_default_timeout(60_000)
-        tab.goto(server.url)
+    with live_server(engine) as server, open_tab(browser, server) as tab:
         tab.wait_for_selector("#attach[title^='Attach images']")
         attach(tab, tmp_path, square=png(20, 20))
         ask(tab, "What is it?")
-        answered(tab, 1)
-        assert "(8 of images, 3 cached)" in tab.inner_text(".stats")
+        answered(tab)
+        expect(tab.locator(".stats")).to_contain_text("(8 of images, 3 cached)")
         tab.click("#card summary")
-        assert "text, image" in tab.inner_text("#card-rows")
-        context.close()
+        expect(tab.locator("#card-rows")).to_contain_text("text, image")
     (image,) = engine.requests[-1].images
     assert image.num_tokens == 8
     assert "</v>What is it?" in engine.prompt

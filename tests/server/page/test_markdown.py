@@ -1,0 +1,106 @@
+"""The page's own modules that draw text, called in a browser."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.server.live_server import LiveServer
+
+from .driver import Browser, Page, open_tab
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, open_server: LiveServer) -> Iterator[Page]:
+    """One tab for all: these tests leave it as it is."""
+    with open_tab(browser, open_server) as tab:
+        yield tab
+
+
+TASKS = (
+    '<ul><li class="task"><input type="checkbox" disabled="" aria-label="Task"> a</li>'
+    '<li class="task"><input type="checkbox" disabled="" aria-label="Task"> b</li></ul>'
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("# One\ntwo\n\nthree", "<h2>One</h2><p>two</p><p>three</p>"),
+        ("a **b _c_** `d*e*`", "<p>a <strong>b <em>c</em></strong> <code>d*e*</code></p>"),
+        ("- a\n- b\n  - c\n- d", "<ul><li>a</li><li>b<ul><li>c</li></ul></li><li>d</li></ul>"),
+        ("3. a\n4. b", '<ol start="3"><li>a</li><li>b</li></ol>'),
+        ("> a\n> b", "<blockquote><p>a<br>b</p></blockquote>"),
+        ("snake_case_name 2*3*4", "<p>snake_case_name 2<em>3</em>4</p>"),
+        ("1 < 2 & *", "<p>1 &lt; 2 &amp; *</p>"),
+        ("***", "<hr>"),
+        ("## One ##", "<h3>One</h3>"),
+        ("# C#", "<h2>C#</h2>"),
+        ("# #", "<h2></h2>"),
+        (r"[a\]b](x:y)", "<p>[a]b](x:y)</p>"),
+        ("- [x] a\n- [ ] b", TASKS),
+        ("a $5 and $6 b", "<p>a $5 and $6 b</p>"),
+        (r"`\(x\)`", r"<p><code>\(x\)</code></p>"),
+        (
+            "|a|b|\n|:-|-:|\n|1|",
+            '<div class="scroll" tabindex="0"><table><thead><tr><th>a</th>'
+            '<th class="right">b</th></tr></thead>'
+            '<tbody><tr><td>1</td><td class="right"></td></tr></tbody></table></div>',
+        ),
+        ("a|b\n|-x", "<p>a|b<br>|-x</p>"),
+    ],
+)
+def test_markdown(page: Page, source: str, expected: str) -> None:
+    html = page.evaluate(
+        """async (source) => {
+          const { drawMarkdown } = await import('./page/markdown.js');
+          const box = document.createElement('div');
+          drawMarkdown(box, source);
+          return box.innerHTML.replaceAll('\\n', '');
+        }""",
+        source,
+    )
+    assert html == expected
+
+
+MANY = 1_000_000
+HOSTILE = {
+    "a link": ["[", r"\a ", 100_000, ""],
+    "an escape": ["[", "\\\\", 100_000, "]"],
+    "a heading": ["# ", " a#  ", 100_000, "\u2028b"],
+    "a heading's marks": ["# a", "#", MANY, "b"],
+    "a fence": ["```", " ", MANY, "`"],
+    "a fence of tildes": ["", "~", MANY, "`"],
+    "an item": ["- ", " ", MANY, "a\u2028b"],
+    "a table's rule": ["a|b\n", " ", MANY, "x"],
+    "a table's end": ["a|b\n|-", " ", MANY, "x"],
+    "a table's width": ["|" * 30_000 + "\n" + "|-" * 30_000 + "\n", "|\n", 30_000, ""],
+    "code": ["`" * 300_000, "a", 300_000, ""],
+    "many nodes": ["", "a\n", 150_000, ""],
+}
+"""A start, a piece, how often the piece comes, and an end."""
+
+
+def render(page: Page, start: str, piece: str, count: int, end: str) -> int:
+    """Render a text that the page itself repeats. Returns the number of blocks."""
+    number: int = page.evaluate(
+        """async ([start, piece, count, end]) => {
+          const { drawMarkdown } = await import('./page/markdown.js');
+          const box = document.createElement('div');
+          drawMarkdown(box, start + piece.repeat(count) + end);
+          return box.childNodes.length;
+        }""",
+        [start, piece, count, end],
+    )
+    return number
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_markdown_takes_time_linear_in_the_length(page: Page, name: str) -> None:
+    """A rule that backtracks would not come to an end: it needs 10^11 steps or more."""
+    assert render(page, *HOSTILE[name]) > 0
+
+
+def test_markdown_renders_any_text(page: Page) -> None:
+    for piece in ("*", "_a", "[", "`", "> ", "- ", "**a ", "|-", "![](", "<", "  - "):
+        assert render(page, "", piece, 24_000, "") > 0
+        assert render(page, "", piece + "\n", 4_800, "") > 0
