@@ -59,8 +59,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_num_seqs = max_num_seqs
         self.states = states
-        self.prefix_cache = PrefixCache() if prefix_caching else None
-        self.pool = BlockPool(num_blocks, self.prefix_cache)
+        self.pool = BlockPool(num_blocks)
+        self.prefix_cache = PrefixCache(self.pool, block_size, states, is_on=prefix_caching)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         """Both lists are in the order in which the sequences run."""
@@ -71,8 +71,6 @@ class Scheduler:
             max_prompt_rows, exact_chunks=states is None or states.exact_chunks
         )
         self.num_preemptions = 0
-        self.num_queried_tokens = 0
-        self.num_hit_tokens = 0
 
     def add(self, group: SequenceGroup) -> None:
         """Queue the group's leader. The other sequences follow once the prompt is computed."""
@@ -80,27 +78,13 @@ class Scheduler:
         insort(self.waiting, leader, key=BY_ORDER)
 
     def schedule(self) -> SchedulerOutput:
+        """Choose the work of the next step: of sequences that run, then of those that wait."""
         output = SchedulerOutput()
-        budget = self.max_batch_tokens
         waiting, running = self.waiting, self.running
         if waiting and running and waiting[0].order[0] < running[-1].order[0]:
             self._make_way()
-        num_preemptions = self.num_preemptions
         self.prompt_rows.num_left = self.prompt_rows.max_rows
-        remaining = [(sequence.num_remaining, sequence) for sequence in self.running]
-        decoding = [pair for pair in remaining if pair[0] == 1]
-        prefilling = [pair for pair in remaining if pair[0] > 1]
-        if self.speculation is not None:
-            may_admit = self.waiting and len(self.running) < self.max_num_seqs
-            self.speculation.plan(
-                [sequence for _, sequence in decoding], is_alone=not prefilling and not may_admit
-            )
-        for num_remaining, sequence in decoding + prefilling:
-            if budget <= 0:
-                break
-            # An earlier sequence may have preempted this one.
-            if self.num_preemptions == num_preemptions or sequence in self.running:
-                budget -= self._schedule_running(sequence, num_remaining, budget, output)
+        budget = self._schedule_running(output)
         skipped = 0  # these wait for rows of logits, which the others do not need
         while budget > 0 and skipped < len(self.waiting) and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[skipped]
@@ -126,7 +110,7 @@ class Scheduler:
         sequence.num_computed += item.num_tokens
         if item.reaches_end:
             sequence.num_placeholders -= 1
-        self._register_blocks(sequence)
+        self.prefix_cache.register(sequence)
         if sequence.group.followers and sequence.num_computed >= sequence.num_prompt_tokens:
             num_prompt_blocks = self._num_blocks(sequence.num_prompt_tokens)
             self.forking.queue_followers(sequence, num_prompt_blocks)
@@ -134,13 +118,14 @@ class Scheduler:
     def accept_draft_token(self, sequence: Sequence) -> None:
         """Record that a draft token of the step just finished was right: it is computed already."""
         sequence.set_computed(sequence.num_computed + 1)
-        self._register_blocks(sequence)
+        self.prefix_cache.register(sequence)
 
     def cancel(self, item: Scheduled) -> None:
         """Take back an item that will not be computed; the sequence's later items come first."""
         if not item.is_dropped:
             sequence = item.sequence
-            assert sequence.in_flight.pop() is item, "the last item is taken back first"
+            last = sequence.in_flight.pop()
+            assert last is item, "the last item is taken back first"
             sequence.num_scheduled -= item.num_tokens
             sequence.num_placeholders -= item.reaches_end
             item.is_dropped = True
@@ -173,12 +158,31 @@ class Scheduler:
             assert sequence.num_scheduled == sequence.num_computed + num_in_flight
             assert sequence.num_placeholders == sum(item.reaches_end for item in sequence.in_flight)
 
+    def _schedule_running(self, output: SchedulerOutput) -> int:
+        """Give the running sequences tokens. Return how many tokens the step has left."""
+        budget, num_preemptions = self.max_batch_tokens, self.num_preemptions
+        remaining = [(sequence.num_remaining, sequence) for sequence in self.running]
+        decoding = [pair for pair in remaining if pair[0] == 1]
+        prefilling = [pair for pair in remaining if pair[0] > 1]
+        if self.speculation is not None:
+            may_admit = self.waiting and len(self.running) < self.max_num_seqs
+            self.speculation.plan(
+                [sequence for _, sequence in decoding], is_alone=not prefilling and not may_admit
+            )
+        for num_remaining, sequence in decoding + prefilling:
+            if budget <= 0:
+                break
+            # An earlier sequence may have preempted this one.
+            if self.num_preemptions == num_preemptions or sequence in self.running:
+                budget -= self._extend(sequence, num_remaining, budget, output)
+        return budget
+
     # --- one sequence ---
 
-    def _schedule_running(
+    def _extend(
         self, sequence: Sequence, num_remaining: int, budget: int, output: SchedulerOutput
     ) -> int:
-        """Give the sequence tokens, and take blocks for them. Return how many tokens."""
+        """Give a running sequence tokens, and blocks for them. Return how many tokens."""
         num_tokens = self._num_tokens(sequence, num_remaining, budget)
         drafter = sequence.drafter
         if num_tokens == 0:
@@ -235,7 +239,7 @@ class Scheduler:
 
     def _free_blocks_for(self, waiter: Sequence) -> None:
         worse = [s for s in self.running if s.order[0] > waiter.order[0]]
-        cached_ids = self._cached_blocks(waiter)
+        cached_ids = self.prefix_cache.find(waiter)
         num_new_blocks = self._num_blocks(len(waiter.token_ids)) - len(cached_ids)
         num_held = sum([len(s.block_table) for s in worse])
         if num_new_blocks + len(cached_ids) > self.pool.num_free + num_held:
@@ -258,7 +262,7 @@ class Scheduler:
                 return 0
             output.block_copies.append(self.forking.fork(sequence))
         else:
-            cached_ids = self._cached_blocks(sequence)
+            cached_ids = self.prefix_cache.find(sequence)
             if group.images is not None and group.images.runs:
                 most = budget if group.prompt_logprobs is None else self.prompt_rows.num_left
                 start = len(cached_ids) * self.block_size
@@ -267,7 +271,7 @@ class Scheduler:
             num_new_blocks = self._num_blocks(len(sequence.token_ids)) - len(cached_ids)
             if not self._has_room(num_new_blocks + self.pool.num_free_among(cached_ids)):
                 return 0
-            self._take_cached(sequence, cached_ids)
+            self.prefix_cache.take(sequence, cached_ids)
             sequence.block_table.extend(self.pool.allocate(num_new_blocks))
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=BY_ORDER)
@@ -372,48 +376,3 @@ class Scheduler:
         if self.states is not None and sequence.state_slot >= 0:
             self.states.release(sequence.state_slot)
             sequence.state_slot = -1
-
-    def _cached_blocks(self, sequence: Sequence) -> list[int]:
-        """Return the blocks of the longest cached prefix.
-
-        The last token is never part of it: it is computed again, for its logits. Nor are tokens of
-        a prompt whose log-probabilities are still wanted.
-        """
-        block_ids: list[int] = []
-        if self.prefix_cache is None:
-            return block_ids
-        known = sequence.group.prompt_logprobs
-        num_tokens = len(sequence.token_ids) - 1 if known is None else len(known)
-        for i in range(num_tokens // self.block_size):
-            block_id = self.prefix_cache.find(sequence.hash_of_block(i, self.block_size))
-            if block_id is None:
-                break
-            block_ids.append(block_id)
-        if self.states is not None:
-            while (
-                block_ids and self.states.find(sequence, len(block_ids) * self.block_size) is None
-            ):
-                block_ids.pop()
-        return block_ids
-
-    def _take_cached(self, sequence: Sequence, block_ids: list[int]) -> None:
-        self.pool.share(block_ids)
-        sequence.block_table = array("i", block_ids)
-        sequence.set_computed(len(block_ids) * self.block_size)
-        sequence.num_registered_blocks = len(block_ids)
-        group = sequence.group
-        if group.scheduled_time is None and group.prompt_logprobs is None:
-            self.num_queried_tokens += sequence.num_prompt_tokens
-            self.num_hit_tokens += sequence.num_computed
-            group.num_cached_tokens = sequence.num_computed
-
-    def _register_blocks(self, sequence: Sequence) -> None:
-        num_full = sequence.num_computed // self.block_size
-        if self.prefix_cache is None or num_full <= sequence.num_registered_blocks:
-            return
-        for i in range(sequence.num_registered_blocks, num_full):
-            content = sequence.hash_of_block(i, self.block_size)
-            is_new = self.prefix_cache.insert(content, sequence.block_table[i])
-            if is_new and (i + 1) * self.block_size <= sequence.num_prompt_tokens:
-                sequence.group.num_cache_written_tokens += self.block_size
-        sequence.num_registered_blocks = num_full

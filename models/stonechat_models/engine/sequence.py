@@ -1,5 +1,6 @@
 """A request in the engine, and its sequences: one per choice."""
 
+import hashlib
 import secrets
 from array import array
 from collections import abc
@@ -11,11 +12,32 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.engine.blocks import block_hash, root_hash
 from stonechat_models.engine.prompt_images import PromptImages
 from stonechat_models.engine.prompt_lookup import Drafter, PositionIndex
 from stonechat_models.sampling.state import RequestTensors, SamplingState, TokenConstraint
 from stonechat_models.types import FinishReason, GenerateRequest, TokenLogprobs
+
+_ROOT = b"stonechat"
+
+
+def root_hash(salt: str, adapter: str = "") -> bytes:
+    """Return the parent hash of a sequence's first block.
+
+    Sequences of different salts share no blocks. Neither do those of different adapters, whose
+    keys and values differ.
+    """
+    person = hashlib.blake2b(adapter.encode(), digest_size=16).digest() if adapter else b""
+    return hashlib.blake2b(salt.encode(), digest_size=16, key=_ROOT, person=person).digest()
+
+
+def block_hash(parent: bytes, token_ids: abc.Sequence[int], images: bytes = b"") -> bytes:
+    """Return the hash of a full block after `parent`: 16 bytes, so no collision is expected.
+
+    `images`: what tells its tokens from others with the same ids.
+    """
+    content = parent + array("q", token_ids).tobytes() + images
+    return hashlib.blake2b(content, digest_size=16).digest()
+
 
 BY_ORDER = attrgetter("order")
 """Sorts sequences into the order in which they run. It is never equal for two sequences."""
@@ -157,15 +179,20 @@ class Sequence:
 
     def hash_of_block(self, i: int, block_size: int) -> bytes:
         """Return the chained hash of block i. All tokens of the block must be known."""
-        while len(self.block_hashes) <= i:
-            j = len(self.block_hashes)
-            request = self.group.request
-            parent = self.block_hashes[-1] if j else root_hash(request.cache_salt, request.adapter)
-            start, end = j * block_size, (j + 1) * block_size
-            images = self.group.images
-            content = images.content_of(start, end) if images is not None else b""
-            self.block_hashes.append(block_hash(parent, self.token_ids[start:end], content))
+        for j in range(len(self.block_hashes), i + 1):
+            self.block_hashes.append(self.hash_of_tokens(j, (j + 1) * block_size, block_size))
         return self.block_hashes[i]
+
+    def hash_of_tokens(self, num_blocks: int, end: int, block_size: int) -> bytes:
+        """Return the hash of the tokens up to `end`, chained to that of the first blocks."""
+        request, images, start = self.group.request, self.group.images, num_blocks * block_size
+        parent = (
+            self.hash_of_block(num_blocks - 1, block_size)
+            if num_blocks
+            else root_hash(request.cache_salt, request.adapter)
+        )
+        content = images.content_of(start, end) if images is not None else b""
+        return block_hash(parent, self.token_ids[start:end], content)
 
 
 class Scheduled(msgspec.Struct, eq=False):

@@ -7,7 +7,6 @@ cache. So a snapshot is kept at some positions of a prompt, and a cached prefix 
 
 from collections import OrderedDict
 
-from stonechat_models.engine.blocks import block_hash, root_hash
 from stonechat_models.engine.sequence import Sequence
 
 SNAPSHOT_INTERVAL = 1024
@@ -116,11 +115,4 @@ class StateSlots:
 
     def _key(self, sequence: Sequence, position: int) -> bytes:
         num_blocks = position // self._block_size
-        if num_blocks:
-            parent = sequence.hash_of_block(num_blocks - 1, self._block_size)
-        else:
-            request = sequence.group.request
-            parent = root_hash(request.cache_salt, request.adapter)
-        start, images = num_blocks * self._block_size, sequence.group.images
-        content = images.content_of(start, position) if images is not None else b""
-        return block_hash(parent, sequence.token_ids[start:position], content)
+        return sequence.hash_of_tokens(num_blocks, position, self._block_size)

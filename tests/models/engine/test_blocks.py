@@ -2,11 +2,12 @@
 
 import pytest
 
-from stonechat_models.engine.blocks import BlockPool, PrefixCache, block_hash, root_hash
+from stonechat_models.engine.blocks import BlockPool
+from stonechat_models.engine.sequence import block_hash, root_hash
 
 
 def test_a_shared_block_is_free_only_after_its_last_reference():
-    pool = BlockPool(2, None)
+    pool = BlockPool(2)
     block = pool.allocate(1)[0]
     pool.share([block])
     pool.release([block])
@@ -16,34 +17,31 @@ def test_a_shared_block_is_free_only_after_its_last_reference():
 
 
 def test_blocks_that_cache_nothing_are_reused_first_then_the_oldest():
-    cache = PrefixCache()
-    pool = BlockPool(4, cache)
+    pool = BlockPool(4)
     blocks = pool.allocate(4)
     for block in blocks[:3]:
-        cache.insert(bytes([block]), block)
+        pool.insert(bytes([block]), block)
     pool.release([blocks[1]])
     pool.release([blocks[0]])
     pool.release([blocks[3]])
     assert pool.allocate(3) == [blocks[3], blocks[1], blocks[0]]
-    assert cache.find(bytes([blocks[1]])) is None
-    assert cache.find(bytes([blocks[2]])) == blocks[2]
+    assert pool.find(bytes([blocks[1]])) is None
+    assert pool.find(bytes([blocks[2]])) == blocks[2]
 
 
 def test_the_end_of_a_prefix_is_reused_before_its_start():
-    cache = PrefixCache()
-    pool = BlockPool(3, cache)
+    pool = BlockPool(3)
     blocks = pool.allocate(3)
     for block in blocks:
-        cache.insert(bytes([block]), block)
+        pool.insert(bytes([block]), block)
     pool.release(blocks)
     assert pool.allocate(1)[0] == blocks[2]
 
 
 def test_sharing_a_free_block_takes_it_off_the_free_list():
-    cache = PrefixCache()
-    pool = BlockPool(1, cache)
+    pool = BlockPool(1)
     block = pool.allocate(1)[0]
-    cache.insert(b"x", block)
+    pool.insert(b"x", block)
     pool.release([block])
     assert pool.num_free_among([block]) == 1
     pool.share([block])
@@ -52,7 +50,7 @@ def test_sharing_a_free_block_takes_it_off_the_free_list():
 
 
 def test_integrity_check_sees_a_leak_and_a_double_release():
-    pool = BlockPool(2, None)
+    pool = BlockPool(2)
     block = pool.allocate(1)[0]
     pool.check_integrity([[block]])
     with pytest.raises(AssertionError, match="reference counts"):
@@ -70,18 +68,6 @@ def test_hashes_depend_on_parent_tokens_and_salt():
     assert root_hash("a") != root
 
 
-def test_only_the_first_block_with_a_content_is_listed():
-    cache = PrefixCache()
-    assert cache.insert(b"x", 1)
-    assert not cache.insert(b"x", 2)
-    assert cache.find(b"x") == 1
-    cache.evict(2)
-    assert cache.find(b"x") == 1
-    cache.evict(1)
-    assert cache.find(b"x") is None
-    assert len(cache) == 0
-
-
 def test_a_hash_depends_on_all_tokens_before_it_and_on_the_salt() -> None:
     first = block_hash(root_hash(""), [1, 2])
     assert first == block_hash(root_hash(""), (1, 2))
@@ -95,37 +81,27 @@ def test_a_hash_depends_on_all_tokens_before_it_and_on_the_salt() -> None:
     assert all(len(content) == 16 for content in others)
 
 
-def test_the_first_block_of_a_content_is_kept() -> None:
-    cache = PrefixCache()
+def test_the_first_block_of_a_content_is_found() -> None:
+    pool = BlockPool(3)
+    first, second, _ = pool.allocate(3)
     content = block_hash(root_hash(""), [1, 2])
-    assert cache.find(content) is None
-    assert cache.insert(content, 7)
-    assert not cache.insert(content, 8)
-    assert cache.find(content) == 7
-    assert cache.holds(7)
-    assert not cache.holds(8)
-    assert len(cache) == 1
+    assert pool.find(content) is None
+    assert pool.insert(content, first)
+    assert not pool.insert(content, second)
+    assert pool.find(content) == first
+    pool.release([second])
+    assert pool.allocate(1) == [second]
+    assert pool.find(content) == first
 
 
-def test_an_evicted_block_is_not_found_and_its_content_may_come_again() -> None:
-    cache = PrefixCache()
+def test_a_block_that_is_reused_is_not_found_and_its_content_may_come_again() -> None:
+    pool = BlockPool(3)
     contents = [block_hash(root_hash(""), [number]) for number in range(3)]
-    for block_id, content in enumerate(contents):
-        cache.insert(content, block_id)
-    cache.evict(1)
-    cache.evict(1)
-    cache.evict(99)
-    assert [cache.find(content) for content in contents] == [0, None, 2]
-    assert cache.insert(contents[1], 5)
-    assert cache.find(contents[1]) == 5
-
-
-def test_a_cleared_cache_is_empty() -> None:
-    cache = PrefixCache()
-    content = block_hash(root_hash(""), [1])
-    cache.insert(content, 3)
-    cache.clear()
-    assert len(cache) == 0
-    assert cache.find(content) is None
-    assert not cache.holds(3)
-    assert cache.insert(content, 3)
+    for block_id, content in zip(pool.allocate(3), contents, strict=True):
+        pool.insert(content, block_id)
+    pool.release([1])
+    assert [pool.find(content) for content in contents] == [0, 1, 2]
+    assert pool.allocate(1) == [1]
+    assert [pool.find(content) for content in contents] == [0, None, 2]
+    assert pool.insert(contents[1], 1)
+    assert pool.find(contents[1]) == 1
