@@ -29,13 +29,8 @@ from stonechat_models.diagnostics.stored_weights import stored_footprint
 from stonechat_models.diagnostics.survey import ServingForm
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype, free_memory
-from stonechat_models.runtime.build import (
-    is_embedder,
-    native_refusal,
-    size_kv_cache,
-    size_states,
-    why_no_graphs,
-)
+from stonechat_models.runtime.build import is_embedder, native_refusal, why_no_graphs
+from stonechat_models.runtime.cache_sizes import size_kv_cache, size_states
 from stonechat_models.runtime.ranks.refusals import (
     refuse_model,
     refuse_settings,

@@ -13,11 +13,9 @@ from stonechat_models.checkpoint.resolve import ModelFiles, WeightFormat, resolv
 from stonechat_models.checkpoint.rope_length import uses_long_factors
 from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig
-from stonechat_models.engine.batch import place_of
 from stonechat_models.engine.embedding_engine import EmbeddingEngine
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
-from stonechat_models.engine.speculation.draft_model import DraftModel
 from stonechat_models.engine.speculation.speculation import PromptLookup
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import (
@@ -28,9 +26,14 @@ from stonechat_models.hardware.device import (
     usable_cores,
 )
 from stonechat_models.model_file import reading
-from stonechat_models.model_info import EmbeddingInfo, size_text
+from stonechat_models.model_info import EmbeddingInfo
+from stonechat_models.runtime.cache_sizes import (
+    DEFAULT_NUM_SEQS,
+    size_kv_cache,
+    size_states,
+)
 from stonechat_models.runtime.draft import (
-    describe_draft,
+    assemble_draft_model,
     load_draft_model,
     refuse_draft_model,
     refuse_state,
@@ -48,15 +51,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
-DEFAULT_KV_FRACTION = {"cuda": 0.9, "mps": 0.5, "cpu": 0.25}
-"""Share of the memory free after loading. On a CPU the cache uses memory only as it fills."""
-MAX_DEFAULT_CPU_KV_BYTES = 4 << 30
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "mps": 2048, "cpu": 512}
-DEFAULT_NUM_SEQS = {"cuda": 256, "mps": 64, "cpu": 128}
 EMBEDDER_BATCH_TOKENS = {"cuda": 65_536, "mps": 8192, "cpu": 4096}
 """Tokens of a batch of texts, padding included. A longer text is a batch of its own."""
-MIN_SNAPSHOTS = 8
-"""Recurrent states kept of prompts, if there is room."""
 
 
 def build_engine(
@@ -236,17 +233,7 @@ def assemble_engine(
         model = with_cuda_graphs(model, as_torch(device), progress)
     draft_model = None
     if draft is not None:
-        draft.allocate_kv_cache(num_blocks, config.block_size)
-        model.info = replace(model.info, draft=describe_draft(draft, config.num_draft_tokens))
-        draft_model = DraftModel(
-            draft,
-            sampler,
-            vocab_size=model.info.vocab_size,
-            end_ids=eos_token_ids,
-            max_tokens=config.num_draft_tokens,
-            place=place_of(None if draft.info.backend == "native" else as_torch(device)),
-            takes_tensors=not is_native,
-        )
+        draft_model = assemble_draft_model(draft, model, config, sampler, eos_token_ids)
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
     overlap = overlap and shared is None
     engine_class = OverlappedEngine if overlap else Engine
@@ -344,85 +331,3 @@ def _load_model(
     from stonechat_models.backends.transformers.load import load_transformers_model
 
     return load_transformers_model(files, config, as_torch(device), progress)
-
-
-def size_states(
-    config: EngineConfig,
-    device: "torch.device | HostDevice",
-    *,
-    free: int,
-    state_bytes: int,
-    keeps_snapshots: bool = True,
-) -> tuple[int, int]:
-    """Return how many recurrent states are kept, and how many sequences may run.
-
-    `state_bytes`: of one sequence, whatever its length. Each running sequence has a state, and
-    snapshots of prompts have the rest. They take up to half of the memory for the KV cache. Raises
-    `ModelLoadError` if there is no room for two states.
-    """
-    max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
-    if not state_bytes:
-        return max_num_seqs, max_num_seqs
-    num_slots = _kv_budget(config, device, max(0, free)) // 2 // state_bytes
-    if num_slots < 2:
-        raise ModelLoadError(
-            f"a recurrent state takes {size_text(state_bytes)} per sequence, and there is no "
-            f"room for two: {size_text(max(0, free))} are free on {device}"
-        )
-    if not keeps_snapshots:
-        max_num_seqs = min(max_num_seqs, num_slots)
-        return max_num_seqs, max_num_seqs
-    max_num_seqs = min(max_num_seqs, max(1, num_slots * 2 // 3))
-    return min(num_slots, max_num_seqs + max(MIN_SNAPSHOTS, max_num_seqs // 2)), max_num_seqs
-
-
-def _kv_budget(config: EngineConfig, device: "torch.device | HostDevice", free: int) -> int:
-    """Bytes for the KV cache and for recurrent states, of `free` bytes."""
-    if config.kv_cache_bytes is not None:
-        return config.kv_cache_bytes
-    budget = int(free * (config.kv_cache_fraction or DEFAULT_KV_FRACTION[device.type]))
-    if config.kv_cache_fraction is None and device.type == "cpu":
-        budget = min(budget, MAX_DEFAULT_CPU_KV_BYTES)
-    return budget
-
-
-def size_kv_cache(
-    config: EngineConfig,
-    device: "torch.device | HostDevice",
-    *,
-    free: int,
-    bytes_per_token: int,
-    max_model_len: int,
-    state_bytes: int = 0,
-) -> tuple[int, int]:
-    """Return the blocks of the KV cache and the context length that fits in it.
-
-    `free`: bytes that weights and steps leave. `state_bytes`: those of all recurrent states, which
-    share the memory for the KV cache. The cache has no more blocks than all sequences can
-    fill. Raises `ModelLoadError` with the numbers if the cache does not fit, holds no block, or is
-    too small for the configured context length.
-    """
-    free = max(0, free)
-    budget = _kv_budget(config, device, free)
-    if budget > free:
-        raise ModelLoadError(
-            f"the KV cache needs {size_text(budget)}, but only {size_text(free)} are free on "
-            f"{device}"
-        )
-    budget -= state_bytes
-    max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
-    most = max_model_len * max_num_seqs
-    num_blocks = min(budget // bytes_per_token if bytes_per_token else most, most)
-    num_blocks //= config.block_size
-    if num_blocks < 1:
-        raise ModelLoadError(
-            f"{size_text(budget)} cannot hold a KV cache block of {config.block_size} tokens "
-            f"at {bytes_per_token} bytes per token; {size_text(free)} are free on {device}"
-        )
-    capacity = num_blocks * config.block_size
-    if capacity < max_model_len and config.max_model_len is not None:
-        raise ModelLoadError(
-            f"the KV cache holds only {capacity} tokens and the context length is {max_model_len}: "
-            "give the cache more memory, or lower the context length (--max-model-len)"
-        )
-    return num_blocks, min(capacity, max_model_len)

@@ -1,4 +1,4 @@
-"""Loads the draft model, or refuses one that cannot draft for the model that is served."""
+"""Loads and assembles the draft model, or refuses one that cannot draft for the served model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,9 +8,13 @@ from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.checkpoint.support import context_length
 from stonechat_models.config import EngineConfig
+from stonechat_models.engine.batch import place_of
+from stonechat_models.engine.speculation.draft_model import DraftModel
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from stonechat_models.hardware.device import HostDevice, as_torch
 from stonechat_models.model_file import reading
 from stonechat_models.model_info import DraftInfo, ModelInfo
+from stonechat_models.sampling.state import SamplerLike
 from stonechat_models.text.same_vocabulary import vocabulary_difference
 from stonechat_models.text.tokenizer import Tokenizer
 
@@ -77,16 +81,36 @@ def load_draft_model(
     return model
 
 
-def describe_draft(model: CausalModel, num_draft_tokens: int) -> DraftInfo:
-    """Return what `ModelInfo` says of a draft model."""
-    info = model.info
-    return DraftInfo(
-        name=info.name,
-        architecture=info.architecture,
-        num_parameters=info.num_parameters,
-        weight_bytes=info.weight_bytes,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-        num_draft_tokens=num_draft_tokens,
+def assemble_draft_model(
+    draft: CausalModel,
+    served: CausalModel,
+    config: EngineConfig,
+    sampler: SamplerLike,
+    end_ids: frozenset[int],
+) -> DraftModel:
+    """Let a loaded model draft for the one that is served, whose KV cache is allocated.
+
+    Both have as many blocks, and `served.info` then says what drafts for it.
+    """
+    draft.allocate_kv_cache(served.info.num_blocks, config.block_size)
+    info = DraftInfo(
+        name=draft.info.name,
+        architecture=draft.info.architecture,
+        num_parameters=draft.info.num_parameters,
+        weight_bytes=draft.info.weight_bytes,
+        kv_bytes_per_token=draft.kv_bytes_per_token,
+        num_draft_tokens=config.num_draft_tokens,
+    )
+    served.info = replace(served.info, draft=info)
+    is_on_host = draft.info.backend == "native"
+    return DraftModel(
+        draft,
+        sampler,
+        vocab_size=served.info.vocab_size,
+        end_ids=end_ids,
+        max_tokens=config.num_draft_tokens,
+        place=place_of(None if is_on_host else as_torch(HostDevice())),
+        takes_tensors=served.info.backend != "native",
     )
 
 

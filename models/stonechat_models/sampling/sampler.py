@@ -24,6 +24,8 @@ from stonechat_models.types import SamplingParams, TokenLogprobs
 class Sampler:
     """Chooses tokens in plain PyTorch on any device; results move to the host once, at the end."""
 
+    score = PromptLogprobs
+
     def __init__(self, vocab_size: int, device: torch.device | str) -> None:
         self._vocab_size = vocab_size
         self._device = torch.device(device)
@@ -62,16 +64,6 @@ class Sampler:
         errors = edit_logits(logits, states) if needs_edits else {}
         tokens, peaks = self._choose(logits, states)
         return Sampling(tokens, peaks, raw, errors)
-
-    def score(
-        self,
-        logits: torch.Tensor,
-        rows: Sequence[int],
-        token_ids: Sequence[int],
-        num_tops: Sequence[int],
-    ) -> PromptLogprobs:
-        """See `SamplerLike`."""
-        return PromptLogprobs(logits, rows, token_ids, num_tops)
 
     def _choose(
         self, logits: torch.Tensor, states: Sequence[SamplingState]

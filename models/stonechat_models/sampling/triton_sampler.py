@@ -37,6 +37,8 @@ _CHOICE_WARPS = 2
 class TritonSampler:
     """Chooses tokens on a device that runs Triton kernels; see `Sampler` for the rules."""
 
+    score = PromptLogprobs
+
     def __init__(self, vocab_size: int, device: torch.device | str) -> None:
         """Raise `ValueError` for a vocabulary that is too large for the kernels."""
         self._vocab_size = vocab_size
@@ -69,16 +71,6 @@ class TritonSampler:
             )
         with as_current_device(logits.device):
             return self._launch(logits, states)
-
-    def score(
-        self,
-        logits: torch.Tensor,
-        rows: Sequence[int],
-        token_ids: Sequence[int],
-        num_tops: Sequence[int],
-    ) -> PromptLogprobs:
-        """See `SamplerLike`."""
-        return PromptLogprobs(logits, rows, token_ids, num_tops)
 
     def _launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "TritonSampling":
         logits = logits.float().contiguous()
