@@ -31,8 +31,9 @@ def folder(tmp_path):
     return save_tiny_model(tmp_path / "tiny", "qwen3", tokenizer_folder, **SIZES)
 
 
-def test_every_optimisation_is_used_and_tokens_are_right(folder, device):
-    engine, progress = build(folder, dtype="float32", max_num_seqs=2, max_batch_tokens=8)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_optimisation_is_used_and_tokens_are_right(folder, device, dtype):
+    engine, progress = build(folder, dtype=dtype, max_num_seqs=2, max_batch_tokens=8)
     assert "fused modules: 2 FusedAttention, 2 FusedDecoderLayer" in progress
     assert re.search(r"^captured \d+ CUDA graphs in", progress, re.MULTILINE)
     assert "without CUDA graphs" not in progress
@@ -43,7 +44,8 @@ def test_every_optimisation_is_used_and_tokens_are_right(folder, device):
     for prompt, result in zip(FEW_PROMPTS, results, strict=True):
         assert len(result.token_ids) == 3
         errors = deviations(module, prompt, result)
-        assert float(errors.max()) < TOLERANCE["logits"][torch.float32]
+        assert float(errors.max()) < TOLERANCE["logits"][getattr(torch, dtype)]
+    assert engine.model._buffers.logits.dtype is getattr(torch, dtype)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])

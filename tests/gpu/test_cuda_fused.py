@@ -14,12 +14,20 @@ from stonechat_models.backends.transformers.fused.few_rows import (
     use_few_rows,
 )
 from stonechat_models.backends.transformers.fused.product_choice import (
+    SOME_TILES,
     TILES,
+    TIMED_COUNTS,
     choose_products,
 )
 from stonechat_models.backends.transformers.fused.products import normed_product
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.fused.rotary_table import RotaryTable, tabulate_rotary
+from stonechat_models.backends.transformers.fused.some_rows import ROW_COUNTS as SOME_ROW_COUNTS
+from stonechat_models.backends.transformers.fused.some_rows import (
+    SomeRows,
+    some_rows_product,
+    use_some_rows,
+)
 from stonechat_models.backends.transformers.fused.step_products import product_groups
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
@@ -32,6 +40,7 @@ from stonechat_models.hardware.dependent_launch import (
 )
 from stonechat_models.runtime.build import assemble_engine
 from tests.gpu.test_cuda_engine import assert_near, prompts, tiny_pair
+from tests.models.backends.transformers.fused import test_some_rows
 from tests.models.backends.transformers.fused.test_few_rows import check, layer
 from tests.models.backends.transformers.fused.test_rotary_table import DYNAMIC, LONGROPE
 from tests.models.engines import generate_all, greedy, model_info
@@ -47,15 +56,24 @@ def use_everywhere(module, tile=TILES[0]):
     return len(linears)
 
 
+def use_some_everywhere(module, device, tile):
+    """As `use_everywhere`, for more rows."""
+    how = SomeRows.on(device, tile)
+    for group in product_groups(module):
+        for product in group:
+            use_some_rows(product.linear, dict.fromkeys(SOME_ROW_COUNTS, how))
+
+
 def build(module, device, dtype, lines, tile=TILES[0]):
     """Build an engine whose decode steps have our products and rotary tables."""
     probe = check_packing(module, device, module.config.vocab_size)
     fuse_modules(module)
     assert tabulate_rotary(module, MAX_MODEL_LEN) == 1
     assert use_everywhere(module, tile)
+    use_some_everywhere(module, device, SOME_TILES[1])
     backend = choose_attention("triton", device)
     info = model_info(device=str(device), dtype=str(dtype).removeprefix("torch."))
-    config = EngineConfig(model="tiny", max_num_seqs=6, max_batch_tokens=64, kv_cache_bytes=8 << 20)
+    config = EngineConfig(model="tiny", max_num_seqs=8, max_batch_tokens=64, kv_cache_bytes=8 << 20)
     return assemble_engine(
         TransformersModel(module, info, backend, probe=probe),
         config,
@@ -72,11 +90,27 @@ def build(module, device, dtype, lines, tile=TILES[0]):
 )
 def test_products_of_real_sizes(num_out, num_in, num_rows):
     linear = layer(num_out, num_in, dtype=torch.bfloat16)
-    tile = TILES[num_rows % len(TILES)]
+    tile = TILES[-1 - num_rows % len(TILES)]
     check(num_rows, linear, tile, has_norm=True, dtype=torch.bfloat16)
     check(num_rows, linear, tile, adds=True, dtype=torch.bfloat16)
     if num_out % 2 == 0:
         check(num_rows, linear, tile, has_norm=True, gated="silu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("tile", SOME_TILES, ids=range(len(SOME_TILES)))
+@pytest.mark.parametrize(
+    ("num_out", "num_in"), [(2048, 2048), (4096, 14336), (3072, 2048), (1002, 4100)]
+)
+def test_products_of_some_rows_of_real_sizes(num_out, num_in, tile, device):
+    """Often enough that programs which end at the same time would be seen."""
+    how = SomeRows.on(device, tile)
+    linear = layer(num_out, num_in, dtype=torch.bfloat16)
+    for num_rows in (7, 16, 64):
+        for settings in ({"adds": True}, {"gated": "silu"}):
+            test_some_rows.check(num_rows, linear, how, **settings)
+    x = torch.randn(64, num_in, device=device, dtype=torch.bfloat16)
+    first = some_rows_product(x, linear, how)
+    assert all(torch.equal(some_rows_product(x, linear, how), first) for _ in range(100))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "qwen3_moe"])
@@ -108,8 +142,9 @@ def test_rotary_tables_let_models_run_in_graphs(family, changes, device):
     assert_near(reference, results, TOLERANCE["logits"][torch.bfloat16])
 
 
+@pytest.mark.parametrize("num_rows", [2, 16])
 @torch.inference_mode()
-def test_early_launches_read_what_the_kernels_before_wrote(device, monkeypatch):
+def test_early_launches_read_what_the_kernels_before_wrote(num_rows, device, monkeypatch):
     """A long chain of kernels that write over each other's inputs has the bits of a slow chain."""
     monkeypatch.delenv(VARIABLE, raising=False)
     if not launches_early(device):
@@ -117,10 +152,11 @@ def test_early_launches_read_what_the_kernels_before_wrote(device, monkeypatch):
     module, _ = tiny_pair("llama", device, torch.bfloat16, hidden_size=256, intermediate_size=1024)
     check_packing(module, device, module.config.vocab_size)
     fuse_modules(module)
-    use_everywhere(module)
+    use_everywhere(module, TILES[-1])
+    use_some_everywhere(module, device, SOME_TILES[1])
     groups = {group[0].kind: group[0] for group in product_groups(module)}
     norm, projection = module.model.norm, groups["turned qkv"]
-    start = torch.randn(2, 256, generator=torch.Generator().manual_seed(0))
+    start = torch.randn(num_rows, 256, generator=torch.Generator().manual_seed(0))
     start = start.to(device, torch.bfloat16)
 
     def chain():
@@ -154,7 +190,7 @@ def test_products_are_timed_and_chosen(device):
     fuse_modules(module)
     lines = []
     timings = choose_products(module, lines.append)
-    assert len(timings) == 4 * len(ROW_COUNTS), lines
+    assert len(timings) == 4 * (len(ROW_COUNTS) + len(TIMED_COUNTS)), lines
     for timing in timings:
         print(timing)
         assert timing.tile is not None

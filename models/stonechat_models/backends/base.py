@@ -236,7 +236,10 @@ class CausalModel(Protocol):
         """Copy KV blocks, (source, destination), in all layers, before the next forward."""
 
     def forward(self, batch: Any) -> Array:
-        """Write the step's keys and values, attend, and return logits float32[R, vocab_size]."""
+        """Write the step's keys and values, attend, and return logits [R, vocab_size].
+
+        They are float32. Those on a CUDA device may have the model's dtype.
+        """
 
     def forward_hidden(self, batch: Any) -> tuple[Array, Array]:
         """As `forward`. Also return what the output head reads, float32[R, hidden_size]: the final

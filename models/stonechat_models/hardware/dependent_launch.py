@@ -32,6 +32,25 @@ def wait_for_inputs(EARLY: tl.constexpr) -> None:  # noqa: N803
         tl.extra.cuda.gdc_wait()
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def prefetch_rows(rows, first, last, LINES: tl.constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: N803
+    """Ask for the first lines of 128 bytes of `rows` (pointers [R, 1]) from column `first` on.
+
+    The device's cache then has them when they are loaded. Only for what no kernel writes, such as
+    weights; `last` is the end of the columns. Triton's interpreter cannot run it.
+    """
+    line: tl.constexpr = 1024 // rows.dtype.element_ty.primitive_bitwidth
+    columns = tl.minimum(first + tl.arange(0, LINES) * line, last - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+        "=r,l",
+        [(rows + columns[None, :]).to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
 @cache
 def launch_settings(device: torch.device) -> dict[str, Any]:
     """Keyword arguments for the launch of a kernel that has a constant `EARLY` and waits."""

@@ -265,9 +265,17 @@ def _sampler_of(
 ) -> SamplerLike:
     if model.info.backend == "native":
         return cast("NativeModel", model).new_sampler()
+    import torch
+
     from stonechat_models.sampling.choose import choose_sampler
 
-    return choose_sampler(model.info.vocab_size, as_torch(device), _why_no_triton, progress)
+    return choose_sampler(
+        model.info.vocab_size,
+        as_torch(device),
+        _why_no_triton,
+        progress,
+        getattr(torch, model.info.dtype),
+    )
 
 
 def _why_no_triton(device: "torch.device") -> str | None:

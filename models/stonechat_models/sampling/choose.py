@@ -24,8 +24,9 @@ def choose_sampler(
     device: torch.device,
     why_no_triton: Callable[[torch.device], str | None] = lambda _: None,
     progress: Callable[[str], None] = lambda _: None,
+    dtype: torch.dtype = torch.float32,
 ) -> SamplerLike:
-    """Return the Triton sampler on CUDA, and `Sampler` elsewhere.
+    """Return the Triton sampler on CUDA, and `Sampler` elsewhere. `dtype`: that of the logits.
 
     `Sampler` is also returned if Triton cannot run there (`why_no_triton`), or if its kernels
     fail or choose other tokens. `progress` then receives a line with the reason. Raises
@@ -37,7 +38,7 @@ def choose_sampler(
     reason = why_no_triton(device)
     if reason is None:
         try:
-            return checked_sampler(vocab_size, device, sampler)
+            return checked_sampler(vocab_size, device, sampler, dtype)
         except Exception as error:
             logger.warning("the sampler's Triton kernels failed", exc_info=error)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -56,24 +57,33 @@ def _check_device(device: torch.device) -> None:
         ) from error
 
 
-def checked_sampler(vocab_size: int, device: torch.device, reference: SamplerLike) -> SamplerLike:
+def checked_sampler(
+    vocab_size: int,
+    device: torch.device,
+    reference: SamplerLike,
+    dtype: torch.dtype = torch.float32,
+) -> SamplerLike:
     """Return the Triton sampler. Raise `RuntimeError` if it differs from `reference`.
 
-    The check also compiles all kernels, so that no request waits for that. Sums that differ in the
-    last bit may draw other tokens in rare rows, so a difference must occur with two seeds.
+    The check also compiles all kernels, so that no request waits for that: for logits of `dtype`,
+    and for float32, in which logits are edited. Sums that differ in the last bit may draw other
+    tokens in rare rows, so a difference must occur with two seeds.
     """
     from stonechat_models.sampling.triton_sampler import TritonSampler
 
     sampler = TritonSampler(vocab_size, device)
     for seed in (0, 1):
-        states = check_states()
-        logits = check_logits(len(states), vocab_size, seed).to(device)
-        expected = reference(logits.clone(), states)
-        results = [sampler(logits.clone(), states) for _ in range(2)]  # the first launch differs
-        rows = [row for result in results for row in differences(expected, result)]
-        if not rows:
+        different = []
+        for kind in dict.fromkeys((torch.float32, dtype)):
+            states = [s for s in check_states() if kind is torch.float32 or not s.needs_edits]
+            logits = check_logits(len(states), vocab_size, seed).to(device, kind)
+            expected = reference(logits.clone(), states)
+            for _ in range(2):  # the first launch differs
+                rows = differences(expected, sampler(logits.clone(), states))
+                different += [states[row].params for row in rows]
+        if not different:
             return sampler
-    raise RuntimeError(f"the Triton kernels differ for {states[rows[0]].params}")
+    raise RuntimeError(f"the Triton kernels differ for {different[0]}")
 
 
 def check_logits(num_rows: int, vocab_size: int, seed: int) -> torch.Tensor:

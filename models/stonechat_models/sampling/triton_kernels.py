@@ -170,7 +170,7 @@ def tops_kernel(
     record = records + i * WORDS
     row = row_logits(logits, record, vocab_size)
     token = tl.load(tokens + tl.load(record + TOKEN_ROW))
-    tl.store(chosen + i, tl.load(row + token).to(tl.float64))
+    tl.store(chosen + i, tl.load(row + token).to(tl.float32).to(tl.float64))
     chunks = tl.arange(0, CHUNKS)
     bests = tl.load(chunk_bests + i * num_chunks + chunks, mask=chunks < num_chunks, other=NO_LOGIT)
     num_tops = tl.load(record + NUM_TOPS).to(tl.int32)

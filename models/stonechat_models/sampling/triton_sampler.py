@@ -50,20 +50,18 @@ class TritonSampler:
         self._num_chunks = widths[0] // _CHUNK
         self._chunks = self._vocab_size, self._num_chunks, _power_of_two(self._num_chunks)
         self._tree = self._vocab_size, self._width, len(widths) == 4, _power_of_two(widths[-1])
-        self._find_peaks = Launcher(kernels.peak_kernel)
-        self._tally = Launcher(truncation.tally_kernel, num_warps=_CHUNK_WARPS)
-        self._refine = Launcher(truncation.refine_kernel, num_warps=_CHUNK_WARPS)
-        self._gather = Launcher(truncation.gather_kernel, num_warps=_CHUNK_WARPS)
-        self._find_thresholds = Launcher(truncation.threshold_kernel, num_warps=_SEARCH_WARPS)
-        self._draw = Launcher(kernels.choose_kernel, num_warps=_CHOICE_WARPS)
-        self._find_tops = Launcher(kernels.tops_kernel)
+        self._launchers: dict[torch.dtype, _Launchers] = {}
+        """By the dtype of the logits."""
 
     def __call__(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> SampledTokens:
         """Choose a token for each row of float[R, V], and wait for them; see `launch`."""
         return self.launch(logits, states).read()
 
     def launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "TritonSampling":
-        """Start to choose a token for each row of float[R, V], as `Sampler.launch` does."""
+        """Start to choose a token for each row of float[R, V], as `Sampler.launch` does.
+
+        Rows of half precision are read as they are, unless any is to be edited.
+        """
         if logits.shape != (len(states), self._vocab_size):
             raise ValueError(
                 f"{len(states)} rows of {self._vocab_size} logits expected, "
@@ -73,12 +71,13 @@ class TritonSampler:
             return self._launch(logits, states)
 
     def _launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "TritonSampling":
-        logits = logits.float().contiguous()
+        needs_edits = any(state.needs_edits for state in states)
+        logits = (logits.float() if needs_edits else logits).contiguous()
         if logits.data_ptr() % 16:  # the kernels are compiled for aligned rows
             logits = logits.clone()
         raw_rows = [row for row, s in enumerate(states) if s.params.top_logprobs is not None]
         sources, errors = raw_rows, {}
-        if any(state.needs_edits for state in states):
+        if needs_edits:
             if raw_rows:  # log-probabilities are of the logits before the edits
                 logits = _with_copies(logits, raw_rows)
                 sources = list(range(len(states), len(logits)))
@@ -93,41 +92,63 @@ class TritonSampler:
         return TritonSampling(results, states, raw_rows, errors)
 
     def _choose(self, logits: torch.Tensor, records: Records, results: Results) -> None:
+        launchers = self._launchers_of(logits.dtype)
         on_device = records.tensor.to(logits.device, non_blocking=True)
         num_rows = len(on_device)
         grid = self._num_chunks, num_rows, 1
         bests = torch.empty(num_rows, self._num_chunks, dtype=torch.int64, device=logits.device)
         tokens = results.tokens
-        self._find_peaks(grid, logits, on_device, bests, tokens, results.peaks, *self._chunks)
+        launchers.find_peaks(grid, logits, on_device, bests, tokens, results.peaks, *self._chunks)
         if records.truncates:
             self._truncate(logits, on_device, tallies=records.tallies)
         if records.samples:
             levels = torch.empty(num_rows * (self._width + self._width // 16), device=logits.device)
             second_level = levels[num_rows * self._width :]
             masses = results.masses
-            self._draw(grid, logits, on_device, levels, second_level, tokens, masses, *self._tree)
+            sums = levels, second_level
+            launchers.draw(grid, logits, on_device, *sums, tokens, masses, *self._tree)
         num_raw = len(results.chosen)
         if num_raw:
             inputs = logits, on_device[-num_raw:], bests[-num_raw:], tokens
             outputs = results.chosen, results.tops
-            self._find_tops((num_raw, 1, 1), *inputs, *outputs, *self._chunks)
+            launchers.find_tops((num_raw, 1, 1), *inputs, *outputs, *self._chunks)
 
     def _truncate(self, logits: torch.Tensor, records: torch.Tensor, *, tallies: bool) -> None:
         """Find the thresholds of the rows."""
+        launchers = self._launchers_of(logits.dtype)
         num_rows = len(records)
         grid = self._num_chunks, num_rows, 1
         candidates = torch.empty(num_rows, self._num_chunks * _CHUNK, device=logits.device)
         sizes = self._vocab_size, self._num_chunks
         if tallies:
-            self._tally(grid, logits, records, *sizes)
-            self._refine(grid, logits, records, self._vocab_size)
-        self._gather(grid, logits, records, candidates, *sizes)
+            launchers.tally(grid, logits, records, *sizes)
+            launchers.refine(grid, logits, records, self._vocab_size)
+        launchers.gather(grid, logits, records, candidates, *sizes)
         rows = num_rows, 1, 1
-        self._find_thresholds(rows, records, candidates, self._num_chunks, _SEARCH_TILE)
+        launchers.find_thresholds(rows, records, candidates, self._num_chunks, _SEARCH_TILE)
+
+    def _launchers_of(self, dtype: torch.dtype) -> "_Launchers":
+        launchers = self._launchers.get(dtype)
+        if launchers is None:
+            launchers = self._launchers[dtype] = _Launchers()
+        return launchers
+
+
+class _Launchers:
+    """Launchers of the kernels for logits of one dtype."""
+
+    def __init__(self) -> None:
+        self.find_peaks = Launcher(kernels.peak_kernel)
+        self.tally = Launcher(truncation.tally_kernel, num_warps=_CHUNK_WARPS)
+        self.refine = Launcher(truncation.refine_kernel, num_warps=_CHUNK_WARPS)
+        self.gather = Launcher(truncation.gather_kernel, num_warps=_CHUNK_WARPS)
+        self.find_thresholds = Launcher(truncation.threshold_kernel, num_warps=_SEARCH_WARPS)
+        self.draw = Launcher(kernels.choose_kernel, num_warps=_CHOICE_WARPS)
+        self.find_tops = Launcher(kernels.tops_kernel)
 
 
 def _with_copies(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Return float[R + len(rows), V]: all rows, then copies of `rows`."""
+    """Return [R + len(rows), V]: all rows, then copies of `rows`."""
     num_rows, vocab_size = logits.shape
     copies = logits.new_empty(num_rows + len(rows), vocab_size)
     copies[:num_rows] = logits

@@ -6,6 +6,7 @@ without names it compiles all. Prints one JSON object per kernel and compute cap
 
 import json
 import sys
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -40,29 +41,37 @@ KERNELS = [  # with constants and warps, for a vocabulary of 128,256 tokens
     (triton_edit_kernels.edit_kernel, {"TILE": 512}, 4),
     (triton_edit_kernels.mask_kernel, {}, 4),
 ]
+EDITS = (triton_edit_kernels.edit_kernel, triton_edit_kernels.mask_kernel)
+"""They change float32 in place."""
 
 
 def compile_for(capability: int, only: list[str]) -> None:
     for kernel, constants, num_warps in KERNELS:
         if only and kernel.__name__ not in only:
             continue
-        names = kernel.arg_names
-        types = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in names}
-        aligned = {
-            (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in ALIGNED
-        }
-        compiled = triton.compile(
-            ASTSource(kernel, types, constants, aligned),
-            target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": num_warps},
-        )
-        result = {
-            "kernel": kernel.__name__,
-            "capability": capability,
-            "shared": compiled.metadata.shared,
-            "stack": stack_bytes(compiled.asm["cubin"]),
-        }
-        print(json.dumps(result), flush=True)
+        reads = "logits" in kernel.arg_names and kernel not in EDITS
+        for logits in ("*fp32", "*bf16") if reads else ("*fp32",):
+            compile_kernel(kernel, constants, num_warps, capability, TYPES | {"logits": logits})
+
+
+def compile_kernel(
+    kernel: Any, constants: dict[str, Any], num_warps: int, capability: int, types: dict[str, str]
+) -> None:
+    names = kernel.arg_names
+    types = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in ALIGNED}
+    compiled = triton.compile(
+        ASTSource(kernel, types, constants, aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": num_warps},
+    )
+    result = {
+        "kernel": kernel.__name__,
+        "capability": capability,
+        "shared": compiled.metadata.shared,
+        "stack": stack_bytes(compiled.asm["cubin"]),
+    }
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,13 @@ def test_the_kernels_pass_the_check() -> None:
     assert isinstance(sampler, TritonSampler)
 
 
+def test_logits_of_half_precision_are_checked_and_read_as_they_are() -> None:
+    """Unless a row is to be edited."""
+    sampler = checked_sampler(300, DEVICE, Sampler(300, DEVICE), torch.bfloat16)
+    assert isinstance(sampler, TritonSampler)
+    assert set(sampler._launchers) == {torch.float32, torch.bfloat16}
+
+
 def test_without_triton_it_is_plain_and_a_line_says_why() -> None:
     lines: list[str] = []
     sampler = choose_sampler(300, CUDA, lambda _: "Triton is not installed", lines.append)

@@ -133,6 +133,8 @@ class GraphedModel:
         """Capture and check the graphs of these shapes. Return why there are none; None: all are
         there."""
         try:
+            if shapes:
+                self._match_dtype(shapes[0])
             for shape in reversed(shapes):
                 self._graphs[shape] = capturer.capture(self._step(shape))
             self._check(shapes)
@@ -142,6 +144,13 @@ class GraphedModel:
                 self._graphs.pop(shape, None)
             return _first_line(error)
         return None
+
+    @torch.inference_mode()
+    def _match_dtype(self, shape: StepShape) -> None:
+        """Give the output of all graphs the dtype in which the model returns logits."""
+        self._buffers.clear(shape)
+        logits = self.model.forward(self._buffers.view(shape, self.info.block_size))
+        self._buffers.logits = self._buffers.logits.to(logits.dtype)
 
     def _step(self, shape: StepShape) -> Forward:
         """The step to capture. At first, the static buffers have only padding for it."""

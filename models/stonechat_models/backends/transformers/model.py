@@ -52,6 +52,7 @@ class TransformersModel:
         parameters = inspect.signature(module.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
         self._row_multiple = row_multiple
+        self._is_on_cuda = info.device.startswith("cuda")
         self._cache: KVCache | None = None
         self.bidirectional_layers: frozenset[int] = frozenset()
         """The layers in which the tokens of an image attend in both directions."""
@@ -126,7 +127,8 @@ class TransformersModel:
             )
             if not self._keeps_logits and not needs_all:
                 logits = logits[batch.logits_index.to(logits.device)]
-            return logits.float()
+            # On CUDA the sampler's kernels convert them, which spares a copy of all logits.
+            return logits if self._is_on_cuda else logits.float()
 
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with HeadTap(self.module) as tap:

@@ -125,7 +125,7 @@ class StaticBuffers:
     rows: torch.Tensor
     """int64: 0, 1, 2, … the rows of logits of a decode step."""
     logits: torch.Tensor
-    """float32[rows, vocabulary]: the output of all graphs."""
+    """[rows, vocabulary]: the output of all graphs, at first float32."""
     padding_slot: int
 
     @classmethod

@@ -86,4 +86,6 @@ def relative_error(
 
 def logits_error(expected: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
     """For each row of logits, the largest difference in standard deviations of the logits."""
-    return relative_error(expected, actual, float(expected.std()) or 1.0)
+    if expected.dtype.itemsize < 4:
+        expected = expected.float()
+    return relative_error(expected, actual.to(expected.dtype), float(expected.std()) or 1.0)

@@ -29,6 +29,8 @@ class FewRowsTile:
 
     rows: int = 8
     num_warps: int = 4
+    num_lines: int = 0
+    """Lines of 128 bytes of each row of the weight that are fetched before the inputs are there."""
 
 
 class RowNorm(Protocol):
@@ -97,6 +99,7 @@ def few_rows_product(
         BLOCK_K=COLUMNS_PER_WARP * tile.num_warps,
         HAS_NORM=norm is not None,
         HAS_BIAS=bias is not None,
+        LINES=tile.num_lines,
         ADDS=residual is not None,
         GATED=is_gated,
         GELU=uses_gelu,
@@ -164,6 +167,7 @@ def few_rows_qkv(
         BLOCK_K=COLUMNS_PER_WARP * tile.num_warps,
         HAS_NORM=norm is not None,
         HAS_BIAS=bias is not None,
+        LINES=tile.num_lines,
         num_warps=tile.num_warps,
         **launch_settings(x.device),
     )

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from stonechat_models.backends.transformers.fused.kernels import activated
-from stonechat_models.hardware.dependent_launch import wait_for_inputs
+from stonechat_models.hardware.dependent_launch import prefetch_rows, wait_for_inputs
 
 LANE = tl.constexpr(8)
 """Neighbouring columns that one thread multiplies and adds up."""
@@ -55,14 +55,20 @@ def row_products(
     BLOCK_K: tl.constexpr,
     HAS_NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    LINES: tl.constexpr,
     PAIRED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """Products of each row of `x`, or its norm, with rows of the weight: two tuples of [BLOCK_N].
 
     The sums and the norm are float32 and not rounded. The next tile of weights is loaded before the
-    present one is used, and the first one before the input is there.
+    present one is used, and the first one before the input is there. LINES: how many lines of each
+    row of the weight are fetched before that.
     """
+    if EARLY and LINES > 0:
+        prefetch_rows(weight + tl.where(is_output, first, 0)[:, None] * size, 0, size, LINES)
+        if PAIRED:
+            prefetch_rows(weight + tl.where(is_output, second, 0)[:, None] * size, 0, size, LINES)
     columns = tl.arange(0, BLOCK_K)
     first_tile = weight + first[:, None] * size
     second_tile = weight + second[:, None] * size
@@ -145,6 +151,7 @@ def few_rows_kernel(
     BLOCK_K: tl.constexpr,
     HAS_NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    LINES: tl.constexpr,
     ADDS: tl.constexpr,
     GATED: tl.constexpr,
     GELU: tl.constexpr,
@@ -174,6 +181,7 @@ def few_rows_kernel(
         BLOCK_K,
         HAS_NORM,
         HAS_BIAS,
+        LINES,
         GATED,
         EARLY,
     )
@@ -216,6 +224,7 @@ def few_rows_qkv_kernel(
     BLOCK_K: tl.constexpr,
     HAS_NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    LINES: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """Program (part): BLOCK_N pairs of elements that RoPE rotates together, of all rows.
@@ -246,6 +255,7 @@ def few_rows_qkv_kernel(
         BLOCK_K,
         HAS_NORM,
         HAS_BIAS,
+        LINES,
         True,
         EARLY,
     )

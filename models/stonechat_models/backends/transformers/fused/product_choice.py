@@ -1,7 +1,7 @@
-"""Chooses at load how products of a few rows are computed: both ways are timed on the device."""
+"""Chooses at load how products of up to 64 rows are computed: both ways are timed on the device."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,11 @@ from stonechat_models.backends.transformers.fused.few_rows import (
     use_few_rows,
 )
 from stonechat_models.backends.transformers.fused.parity_check import agree, random_rows
+from stonechat_models.backends.transformers.fused.some_rows import (
+    SomeRows,
+    SomeRowsTile,
+    use_some_rows,
+)
 from stonechat_models.backends.transformers.fused.step_products import Product, product_groups
 from stonechat_models.backends.transformers.kernel_timing import (
     GraphTimer,
@@ -23,8 +28,26 @@ from stonechat_models.checkpoint.cache import Progress
 
 logger = logging.getLogger(__name__)
 
-TILES = (FewRowsTile(), FewRowsTile(rows=4), FewRowsTile(num_warps=8), FewRowsTile(num_warps=2))
+TILES = (
+    FewRowsTile(),
+    FewRowsTile(rows=4),
+    FewRowsTile(num_warps=8),
+    FewRowsTile(num_warps=2),
+    FewRowsTile(num_lines=64),
+    FewRowsTile(rows=4, num_lines=64),
+)
 """The ways that `few_rows_product` is tried in."""
+SOME_TILES = (
+    SomeRowsTile(),
+    SomeRowsTile(num_lines=16),
+    SomeRowsTile(outputs=32, inputs=128, num_stages=4, num_lines=16),
+    SomeRowsTile(inputs=128, num_stages=4, waves=1, num_lines=16),
+)
+"""The ways that `some_rows_product` is tried in."""
+TIMED_COUNTS = {16: (8, 16), 64: (32, 64)}
+"""Numbers of rows that `some_rows_product` is timed with, and those that it is then used for."""
+
+Tile = FewRowsTile | SomeRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +60,7 @@ class ProductTiming:
     num_rows: int
     torch: float
     own: float
-    tile: FewRowsTile | None
+    tile: Tile | None
 
     def __str__(self) -> str:
         return (
@@ -47,7 +70,10 @@ class ProductTiming:
 
 @torch.inference_mode()
 def choose_products(
-    module: nn.Module, progress: Progress, tiles: Sequence[FewRowsTile] = TILES
+    module: nn.Module,
+    progress: Progress,
+    tiles: Sequence[FewRowsTile] = TILES,
+    some_tiles: Sequence[SomeRowsTile] = SOME_TILES,
 ) -> list[ProductTiming]:
     """Let the products of a fused `module` on CUDA use the faster kernel. Returns the times.
 
@@ -60,12 +86,14 @@ def choose_products(
         return []
     try:
         with torch.cuda.device(device):
+            ways = [SomeRows.on(device, tile) for tile in some_tiles]
             compile_ahead(groups, tiles)
-            timings = choose_faster(groups, GraphTimer(device), tiles)
+            compile_ahead(groups, ways, TIMED_COUNTS)
+            timings = choose_faster(groups, GraphTimer(device), tiles, ways)
     except Exception as error:  # after any error, the products stay as they are
         logger.warning("products of a few rows cannot be timed", exc_info=error)
-        for product in (product for group in groups for product in group):
-            use_few_rows(product.linear, {})
+        for group in groups:
+            _use(group, {})
         progress(f"products of a few rows stay with PyTorch: {error}")
         return []
     chosen = "; ".join(str(timing) for timing in timings if timing.own < timing.torch)
@@ -74,25 +102,37 @@ def choose_products(
 
 
 def choose_faster(
-    groups: Iterable[Sequence[Product]], timer: Timer, tiles: Sequence[FewRowsTile]
+    groups: Iterable[Sequence[Product]],
+    timer: Timer,
+    tiles: Sequence[FewRowsTile],
+    ways: Sequence[SomeRows] = (),
 ) -> list[ProductTiming]:
-    """Choose for each group of products of one kind and shape, in all layers, by `timer`."""
+    """Choose for each group of products of one kind and shape, in all layers, by `timer`.
+
+    `ways`: how more rows are multiplied, in half precision.
+    """
     timings = []
     for group in groups:
-        chosen: dict[int, FewRowsTile] = {}
-        for num_rows in ROW_COUNTS:
-            timing = _time(group, num_rows, timer, tiles)
+        weight = group[0].linear.weight
+        assert isinstance(weight, torch.Tensor)
+        trials: list[tuple[int, tuple[int, ...], Sequence[Tile]]]
+        trials = [(num_rows, (num_rows,), tiles) for num_rows in ROW_COUNTS]
+        if ways and weight.dtype.itemsize == 2:
+            trials += [(num_rows, used_for, ways) for num_rows, used_for in TIMED_COUNTS.items()]
+        chosen: dict[int, Tile] = {}
+        for num_rows, used_for, candidates in trials:
+            timing = _time(group, num_rows, timer, candidates)
             timings.append(timing)
             if timing.tile is not None and timing.own < timing.torch:
-                chosen[num_rows] = timing.tile
+                chosen |= dict.fromkeys(used_for, timing.tile)
         _use(group, chosen)
     return timings
 
 
 def compile_ahead(
     groups: Iterable[Sequence[Product]],
-    tiles: Sequence[FewRowsTile],
-    row_counts: Sequence[int] = ROW_COUNTS,
+    tiles: Sequence[Tile],
+    row_counts: Iterable[int] = ROW_COUNTS,
 ) -> None:
     """Compile all kernels side by side."""
     with compiled_side_by_side():
@@ -112,7 +152,7 @@ def _random_input(product: Product, num_rows: int) -> tuple[torch.Tensor, torch.
 
 
 def _time(
-    group: Sequence[Product], num_rows: int, timer: Timer, tiles: Sequence[FewRowsTile]
+    group: Sequence[Product], num_rows: int, timer: Timer, tiles: Sequence[Tile]
 ) -> ProductTiming:
     """Time all products in turn, so that the weights exceed the device's cache."""
     weight = group[0].linear.weight
@@ -130,12 +170,16 @@ def _time(
     _use(group, {})
     expected = outputs()
     torch_seconds = timer(run)
-    best: FewRowsTile | None = None
+    best: Tile | None = None
     own_seconds = float("inf")
     for tile in tiles:
         _use(group, {num_rows: tile})
-        if not all(map(agree, expected, outputs())):
-            logger.warning("%s for %s gives other numbers", tile, group[0].kind)
+        try:
+            if not all(map(agree, expected, outputs())):
+                logger.warning("%s for %s gives other numbers", tile, group[0].kind)
+                continue
+        except Exception as error:  # the compiler's, or too much shared memory
+            logger.warning("%s for %s cannot be used", tile, group[0].kind, exc_info=error)
             continue
         seconds = timer(run)
         logger.info("%s of %d rows in %s: %.2f us", group[0].kind, num_rows, tile, seconds * 1e6)
@@ -153,9 +197,13 @@ def _time(
     )
 
 
-def _use(group: Sequence[Product], tiles: dict[int, FewRowsTile]) -> None:
+def _use(group: Sequence[Product], tiles: Mapping[int, Tile]) -> None:
+    """Let all products of a group use these kernels, by number of rows, and no others."""
     for product in group:
-        use_few_rows(product.linear, tiles)
+        few = {n: tile for n, tile in tiles.items() if isinstance(tile, FewRowsTile)}
+        use_few_rows(product.linear, few)
+        some = {n: tile for n, tile in tiles.items() if isinstance(tile, SomeRows)}
+        use_some_rows(product.linear, some)
 
 
 def is_on_cuda(device: torch.device) -> bool:

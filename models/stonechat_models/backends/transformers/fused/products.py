@@ -1,7 +1,7 @@
 """A model's matrix products with what surrounds them, by the kernel chosen for their rows.
 
-For a few rows it may be our own kernel, if `choose_products` found it faster; else it is PyTorch's
-product, and the operations around it are kernels of their own.
+For up to 64 rows it may be a kernel of our own, if `choose_products` found it faster; else it is
+PyTorch's product, and the operations around it are kernels of their own.
 """
 
 import torch
@@ -14,6 +14,7 @@ from stonechat_models.backends.transformers.fused.few_rows import (
     few_rows_tile,
 )
 from stonechat_models.backends.transformers.fused.kernels import gated_kernel
+from stonechat_models.backends.transformers.fused.some_rows import some_rows, some_rows_product
 from stonechat_models.hardware.dependent_launch import launch_settings
 
 GATED_BLOCK = 1024
@@ -24,7 +25,11 @@ def normed_product(x: torch.Tensor, norm: RowNorm | None, linear: nn.Module) -> 
     tile = few_rows_tile(linear, len(x))
     if tile is not None and norm is not None:
         return few_rows_product(x, linear, tile, norm=norm)
-    product: torch.Tensor = linear(x if norm is None else norm(x))
+    normed = x if norm is None else norm(x)
+    how = some_rows(linear, len(x))
+    if how is not None:
+        return some_rows_product(normed, linear, how)
+    product: torch.Tensor = linear(normed)
     return product
 
 
@@ -35,7 +40,11 @@ def gated_product(
     tile = few_rows_tile(gate_up, len(x))
     if tile is not None:
         return few_rows_product(x, gate_up, tile, norm=norm, is_gated=True, uses_gelu=uses_gelu)
-    both = gate_up(x if norm is None else norm(x)).contiguous()
+    normed = x if norm is None else norm(x)
+    how = some_rows(gate_up, len(x))
+    if how is not None:
+        return some_rows_product(normed, gate_up, how, is_gated=True, uses_gelu=uses_gelu)
+    both = gate_up(normed).contiguous()
     size = both.shape[1] // 2
     output = torch.empty((len(x), size), dtype=x.dtype, device=x.device)
     gated_kernel[(len(x), triton.cdiv(size, GATED_BLOCK))](
@@ -57,6 +66,9 @@ def add_product(residual: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> t
     tile = few_rows_tile(linear, len(x))
     if tile is not None:
         return few_rows_product(x, linear, tile, residual=residual)
+    how = some_rows(linear, len(x))
+    if how is not None:
+        return some_rows_product(x, linear, how, residual=residual)
     weight = linear.weight
     assert isinstance(weight, torch.Tensor)
     return residual.addmm_(x, weight.t())

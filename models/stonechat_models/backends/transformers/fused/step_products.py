@@ -1,4 +1,4 @@
-"""The matrix products of a fused model that a kernel for few rows can compute."""
+"""The matrix products of a fused model that a kernel of our own can compute."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ from stonechat_models.backends.transformers.fused.attention import (
     PositionEmbeddings,
 )
 from stonechat_models.backends.transformers.fused.few_rows import (
-    ROW_COUNTS,
     FewRowsTile,
     few_rows_product,
     few_rows_qkv,
@@ -24,6 +23,11 @@ from stonechat_models.backends.transformers.fused.products import (
     add_product,
     gated_product,
     normed_product,
+)
+from stonechat_models.backends.transformers.fused.some_rows import (
+    ROW_COUNTS,
+    SomeRows,
+    some_rows_product,
 )
 
 
@@ -57,8 +61,22 @@ class Product:
             return gated_product(x, self.norm, self.linear, uses_gelu=self.mlp.uses_gelu)
         return normed_product(x, self.norm, self.linear)
 
-    def compile(self, x: torch.Tensor, scratch: torch.Tensor, tile: FewRowsTile) -> None:
+    def compile(self, x: torch.Tensor, scratch: torch.Tensor, tile: FewRowsTile | SomeRows) -> None:
         """Compile what `run` launches if it has this tile."""
+        residual = scratch if self.adds else None
+        is_gated = self.mlp is not None
+        uses_gelu = self.mlp is not None and self.mlp.uses_gelu
+        if isinstance(tile, SomeRows):
+            some_rows_product(
+                x,
+                self.linear,
+                tile,
+                residual=residual,
+                is_gated=is_gated,
+                uses_gelu=uses_gelu,
+                compiles_only=True,
+            )
+            return
         if self.attention is not None:
             heads = self._heads(self.attention, x, scratch)
             few_rows_qkv(x, self.linear, tile, *heads, norm=self.norm, compiles_only=True)
@@ -68,9 +86,9 @@ class Product:
             self.linear,
             tile,
             norm=self.norm,
-            residual=scratch if self.adds else None,
-            is_gated=self.mlp is not None,
-            uses_gelu=self.mlp is not None and self.mlp.uses_gelu,
+            residual=residual,
+            is_gated=is_gated,
+            uses_gelu=uses_gelu,
             compiles_only=True,
         )
 
@@ -87,7 +105,7 @@ class Product:
 
 
 def product_groups(module: nn.Module) -> list[list[Product]]:
-    """The products that `few_rows_product` can compute: those of one kind and shape together."""
+    """The products that kernels of our own can compute: those of one kind and shape together."""
     groups: dict[object, list[Product]] = defaultdict(list)
     for product in _products(module):
         weight, bias = product.linear.weight, product.linear.bias

@@ -34,8 +34,9 @@ from stonechat_models.backends.transformers.fused.kernels import (
     rms_norm_kernel,
     rope_and_store_kernel,
 )
-from stonechat_models.backends.transformers.fused.product_choice import TILES
+from stonechat_models.backends.transformers.fused.product_choice import SOME_TILES, TILES
 from stonechat_models.backends.transformers.fused.rotary import HEADS_AT_ONCE, NUM_WARPS
+from stonechat_models.backends.transformers.fused.some_rows_kernel import some_rows_kernel
 
 ELEMENTS = {
     torch.bfloat16: "bf16",
@@ -205,6 +206,25 @@ def compile_fused(dtype, capability) -> None:
         compile_few_rows(tile, num_rows, dtype, capability, HAS_NORM=True, GATED=True, GELU=True)
         compile_few_rows(tile, num_rows, dtype, capability, ADDS=True)
         compile_few_rows_qkv(tile, num_rows, dtype, capability)
+    for tile in SOME_TILES if capability in (80, 90) else SOME_TILES[:2]:  # the others are larger
+        compile_some_rows(tile, 64, dtype, capability, ADDS=True)
+        compile_some_rows(tile, 64, dtype, capability, GATED=True, HAS_BIAS=True)
+        compile_some_rows(tile, 16, dtype, capability, IS_EVEN=False)
+
+
+def compile_some_rows(tile, num_rows, dtype, capability, **features) -> None:
+    constants = {
+        "ROWS": num_rows,
+        "BLOCK_N": max(16, tile.outputs // 2) if "GATED" in features else tile.outputs,
+        "BLOCK_K": tile.inputs,
+        "IS_EVEN": True,
+        "IS_SPLIT": True,
+        "LINES": tile.num_lines,
+        **dict.fromkeys(("HAS_BIAS", "ADDS", "GATED", "GELU", "UPCAST"), False),
+        **features,
+    }
+    launch = (tile.num_warps, tile.num_stages, capability)
+    compile_kernel(some_rows_kernel, dtype, constants, *launch)
 
 
 def compile_few_rows(tile, num_rows, dtype, capability, **features) -> None:
@@ -212,6 +232,7 @@ def compile_few_rows(tile, num_rows, dtype, capability, **features) -> None:
         "ROWS": num_rows,
         "BLOCK_N": tile.rows // 2 if "GATED" in features else tile.rows,
         "BLOCK_K": COLUMNS_PER_WARP * tile.num_warps,
+        "LINES": tile.num_lines,
         **dict.fromkeys(("HAS_NORM", "HAS_BIAS", "ADDS", "GATED", "GELU"), False),
         **features,
     }
@@ -246,12 +267,14 @@ def compile_few_rows_qkv(tile, num_rows, dtype, capability) -> None:
         "BLOCK_K": COLUMNS_PER_WARP * tile.num_warps,
         "HAS_NORM": True,
         "HAS_BIAS": False,
+        "LINES": tile.num_lines,
     }
     compile_kernel(few_rows_qkv_kernel, dtype, constants, tile.num_warps, 3, capability)
 
 
 def compile_some() -> None:
     compile_decode(*SHAPES[0], 90, splits=(True,))
+    compile_some_rows(SOME_TILES[1], 64, torch.bfloat16, 90, GATED=True)
 
 
 def compile_all() -> None:

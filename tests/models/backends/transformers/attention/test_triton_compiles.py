@@ -6,21 +6,22 @@ from tests.models.compiled import SHARED_MEMORY, compiled_kernels
 
 pytest.importorskip("triton")
 
-MATRIX_KERNELS = {"decode_kernel", "prefill_kernel"}
+MATRIX_KERNELS = {"decode_kernel", "prefill_kernel", "some_rows_kernel"}
 FUSED_KERNELS = {
     "rms_norm_kernel",
     "gated_kernel",
     "rope_and_store_kernel",
     "few_rows_kernel",
     "few_rows_qkv_kernel",
+    "some_rows_kernel",
 }
 
 
 @pytest.mark.parametrize(
     ("arguments", "num_kernels"),
     [
-        ([], 1),
-        pytest.param(["--all"], 9 * 4 + 4 * 19 + 2, marks=pytest.mark.nightly),
+        ([], 2),
+        pytest.param(["--all"], 9 * 4 + 4 * 19 + 2 + 2 * (12 + 6), marks=pytest.mark.nightly),
     ],
     ids=["some", "all"],
 )
