@@ -1,10 +1,11 @@
 """What the vision tower makes of images. It is kept, so that the same image is encoded once."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
+
+from stonechat_models.vision.recently_used import RecentlyUsed
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -30,11 +31,13 @@ class FeatureStore:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        """Of the features that the store itself keeps."""
-        self._kept: OrderedDict[bytes, ImageFeatures] = OrderedDict()
+        self._kept: RecentlyUsed[ImageFeatures] = RecentlyUsed(max_bytes)
         self._known: WeakValueDictionary[bytes, ImageFeatures] = WeakValueDictionary()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the features that the store itself keeps."""
+        return self._kept.num_bytes
 
     def holds(self, content_hash: bytes) -> bool:
         return content_hash in self._known
@@ -42,22 +45,9 @@ class FeatureStore:
     def find(self, content_hash: bytes) -> ImageFeatures | None:
         features = self._known.get(content_hash)
         if features is not None:
-            self._keep(content_hash, features)
+            self._kept.keep(content_hash, features)
         return features
 
     def insert(self, content_hash: bytes, features: ImageFeatures) -> None:
         self._known[content_hash] = features
-        self._keep(content_hash, features)
-
-    def _keep(self, content_hash: bytes, features: ImageFeatures) -> None:
-        """Make this the image used last. Drop those that were used longest ago."""
-        old = self._kept.pop(content_hash, None)
-        if old is not None:
-            self.num_bytes -= old.num_bytes
-        if features.num_bytes > self.max_bytes:
-            return
-        self._kept[content_hash] = features
-        self.num_bytes += features.num_bytes
-        while self.num_bytes > self.max_bytes:
-            _, dropped = self._kept.popitem(last=False)
-            self.num_bytes -= dropped.num_bytes
+        self._kept.keep(content_hash, features)

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import signal
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from stonechat_models.errors import (
 )
 from stonechat_models.hardware.cpus import usable_cpus
 from stonechat_models.vision.hf_processor import CONFIGS
+from stonechat_models.vision.recently_used import RecentlyUsed
 from stonechat_models.vision.records import Answer, ImageOptions, PreparedImage, Task
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ class ImageProcessor:
         self._idle: list[ChildProcess] = []
         self._processes: list[ChildProcess] = []
         self._running: dict[bytes, Future[PreparedImage]] = {}
-        self._kept: OrderedDict[bytes, PreparedImage] = OrderedDict()
-        self._num_kept_bytes = 0
+        self._kept: RecentlyUsed[PreparedImage] = RecentlyUsed(CACHE_BYTES)
         self._is_closed = False
         self._lock = threading.Lock()
 
@@ -99,8 +98,7 @@ class ImageProcessor:
         if (part := self._running.get(key)) is not None:
             return part
         part = Future()
-        if (image := self._kept.get(key)) is not None:
-            self._kept.move_to_end(key)
+        if (image := self._kept.find(key)) is not None:
             part.set_result(image)
             return part
         self._running[key] = part
@@ -122,7 +120,7 @@ class ImageProcessor:
             self._idle.append(process)
             part = self._running.pop(task.content_hash, None)
             if isinstance(result, PreparedImage):
-                self._keep(result)
+                self._kept.keep(result.content_hash, result)
         if part is None:  # closed meanwhile
             return
         if isinstance(result, PreparedImage):
@@ -140,15 +138,6 @@ class ImageProcessor:
             if self._is_closed:
                 process.close()
             return process
-
-    def _keep(self, image: PreparedImage) -> None:
-        """Keep an image, and let go of those that were used least recently. The lock is held."""
-        if image.content_hash in self._kept or image.num_bytes > CACHE_BYTES:
-            return
-        self._kept[image.content_hash] = image
-        self._num_kept_bytes += image.num_bytes
-        while self._num_kept_bytes > CACHE_BYTES:
-            self._num_kept_bytes -= self._kept.popitem(last=False)[1].num_bytes
 
 
 def _ask(process: ChildProcess, task: Task) -> PreparedImage:
