@@ -2,13 +2,7 @@
 
 import binascii
 
-from stonechat_server.images.errors import (
-    Base64Error,
-    EmptyImageError,
-    MediaTypeError,
-    UrlError,
-    too_large,
-)
+from stonechat_server.images.errors import ImageError, UrlError, too_large
 
 PREFIX = "data:"
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
@@ -54,26 +48,27 @@ def read_base64(data: str, media_type: str, max_bytes: int) -> bytes:
 def _decoded(data: str) -> bytes:
     """Decode strictly, in pieces: each keeps other threads waiting, the event loop's too."""
     if data.find("=", 0, -2) >= 0:
-        raise Base64Error("is not valid base64")
+        raise ImageError("is not valid base64", "invalid_base64_image")
     try:
         return b"".join(
             binascii.a2b_base64(data[i : i + PIECE], strict_mode=True)
             for i in range(0, len(data), PIECE)
         )
     except ValueError:  # also for characters beyond ASCII
-        raise Base64Error("is not valid base64") from None
+        raise ImageError("is not valid base64", "invalid_base64_image") from None
 
 
 def check_type(content: bytes, media_type: str = "") -> None:
     """Raise `ImageError` for a file that is no image, or of another type than `media_type` says."""
     if not content:
-        raise EmptyImageError("is empty")
+        raise ImageError("is empty", "empty_image_file")
     said = _OTHER_NAMES.get(media_type, media_type)
     found = type_of(content)
     if found is None or (said not in MEDIA_TYPES and said not in _UNKNOWN):
-        raise MediaTypeError(f"is not a {TYPES_TEXT} file")
+        raise ImageError(f"is not a {TYPES_TEXT} file", "unsupported_image_media_type")
     if said not in _UNKNOWN and said != found:
-        raise MediaTypeError(f"is {found}, and not {media_type[:40]} as the request says")
+        wrong = f"is {found}, and not {media_type[:40]} as the request says"
+        raise ImageError(wrong, "unsupported_image_media_type")
 
 
 def type_of(content: bytes) -> str | None:

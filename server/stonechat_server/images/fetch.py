@@ -47,7 +47,7 @@ class Fetcher:
         self._allowed.check(url)
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes at a URL. Raises `UrlError` or `FetchError`, and `TooLargeError`."""
+        """The bytes at a URL. Raises `ImageError`."""
         wanted = self._allowed.check(url)
         client = self._client = self._client or self._new_client()
         try:

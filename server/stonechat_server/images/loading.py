@@ -7,12 +7,18 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from stonechat_models import ImageOptions, InvalidImageError, TooManyImagesError, size_text
+from stonechat_models import ImageOptions, InvalidImageError, TooManyImagesError
 from stonechat_server.background import call_soon, end_all
-from stonechat_server.errors import APIError, invalid, unsupported
+from stonechat_server.errors import APIError, unsupported
 from stonechat_server.images.budget import Budget, Share, busy
 from stonechat_server.images.data_urls import check_type, is_data_url, read_data_url
-from stonechat_server.images.errors import ImageError
+from stonechat_server.images.errors import (
+    ImageError,
+    refused,
+    too_large_together,
+    too_many,
+    too_much_memory,
+)
 from stonechat_server.images.fetch import Client, Fetcher
 from stonechat_server.images.references import ImageReference
 
@@ -31,13 +37,6 @@ MAX_READS = 4
 """Files by id that are read at the same time, of all requests."""
 PREPARED_AT_ONCE = 4
 """Images of one request that the processor has at the same time."""
-CODES = {
-    "format": "unsupported_image_media_type",
-    "empty": "empty_image_file",
-    "broken": "image_parse_error",
-    "too_large": "image_too_large",
-}
-"""The code of the error for each kind of `InvalidImageError`."""
 TEXT_ONLY = "This model takes text only: no images or files."
 
 ReadFile = Callable[[str, int], Awaitable[bytes]]
@@ -97,14 +96,15 @@ class ImageLoader:
         requests together. A cancellation ends the fetches; the processor ends what it has.
         """
         check_takes_images(references, engine)
-        self._check_number(len(references))
+        if len(references) > self._max_images:
+            raise too_many(len(references), self._max_images)
         processor = engine.image_processor
         assert processor is not None
         if self._num_requests >= MAX_LOADING:
             raise busy()
         started = time.monotonic()
         self._num_requests += 1
-        files = Share(self.files, self._max_bytes, _too_large_together)
+        files = Share(self.files, self._max_bytes, too_large_together)
         try:
             contents = await _together([self._read(r, read_file, files) for r in references])
             num_bytes = sum(map(len, contents))
@@ -128,16 +128,6 @@ class ImageLoader:
             if image is not None:
                 self.prepared.give_back(image.num_bytes)
                 reference.part.set_image(None)
-
-    def _check_number(self, number: int) -> None:
-        if number > self._max_images:
-            raise APIError(
-                400,
-                f"There are {number} images, and at most {self._max_images} are allowed: the "
-                "server's --max-images sets the limit.",
-                param="messages",
-                code="too_many_images",
-            )
 
     async def _read(self, reference: ImageReference, read_file: ReadFile, files: Share) -> bytes:
         """The file of an image. It counts when it is there; one in its URL before it is decoded."""
@@ -163,7 +153,7 @@ class ImageLoader:
             check_type(content)
             return content
         except ImageError as error:
-            raise _named(reference, error) from error
+            raise refused(reference.path, error) from error
         except APIError as error:
             error.param = reference.path
             raise
@@ -181,7 +171,7 @@ class ImageLoader:
         `contents` is emptied: a file goes when its image is there, as it counts no longer.
         """
         turns = asyncio.Semaphore(PREPARED_AT_ONCE)
-        prepared = Share(self.prepared, self._memory, _too_much_memory)
+        prepared = Share(self.prepared, self._memory, too_much_memory)
 
         async def prepare(reference: ImageReference, content: bytes) -> None:
             async with turns:
@@ -224,8 +214,7 @@ class ImageLoader:
         except TooManyImagesError as error:
             raise busy() from error
         except InvalidImageError as error:
-            path, code = reference.path, CODES.get(error.kind, "invalid_image")
-            raise invalid(path, f"'{path}': the image {error.reason}.", code) from error
+            raise refused(reference.path, error) from error
 
     def close(self) -> None:
         """Fetch no more."""
@@ -241,31 +230,6 @@ def _file_id(reference: ImageReference) -> str:
             "part, or to /v1/files with the purpose vision.",
         )
     return str(file.file_id)
-
-
-def _named(reference: ImageReference, error: ImageError) -> APIError:
-    what = "URL" if error.code == "invalid_image_url" else "image"
-    return invalid(reference.path, f"'{reference.path}': the {what} {error}.", code=error.code)
-
-
-def _too_large_together(limit: int) -> APIError:
-    return APIError(
-        400,
-        f"The images have more than {size_text(limit)} together, the limit that the server's "
-        "--max-images-size sets.",
-        param="messages",
-        code="image_file_too_large",
-    )
-
-
-def _too_much_memory(limit: int) -> APIError:
-    return APIError(
-        400,
-        f"The images need more than {size_text(limit)} of memory together once they are prepared, "
-        "the limit that the server's --image-memory sets. Send fewer or smaller images.",
-        param="messages",
-        code="image_too_large",
-    )
 
 
 def _least_bytes(url: str) -> int:

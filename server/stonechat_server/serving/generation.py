@@ -123,14 +123,14 @@ class Generation:
             )
             for prepared in self.prepared
         ]
-        queue_timeout = self.services.settings.queue_timeout or None
-        if self.identity.key.priority >= BATCH_PRIORITY:
-            queue_timeout = None
-        return await self.model.admission.admit(
-            self.identity.key,
-            costs[0] if len(costs) == 1 else self.model.admission.limits.cost_of(costs),
+        admission, key = self.model.admission, self.identity.key
+        several = len(costs) > 1  # not all of them may run at a time
+        is_patient = key.priority >= BATCH_PRIORITY
+        return await admission.admit(
+            key,
+            admission.limits.cost_of(costs) if several else costs[0],
             tenant=self.identity.tenant,
-            queue_timeout=queue_timeout,
+            queue_timeout=None if is_patient else self.services.settings.queue_timeout or None,
         )
 
     def _generate(self) -> "AsyncGenerator[RequestOutput, None]":
@@ -267,7 +267,8 @@ class Generation:
 
 def _log_fields(record: FinishedRequest) -> dict[str, object]:
     """The fields that a request adds to its line in the access log."""
-    reasons = record.finish_reasons if len(record.finish_reasons) == 1 else record.listed_reasons
+    several = len(record.finish_reasons) > 1  # many are counted, not listed
+    reasons = record.listed_reasons if several else record.finish_reasons
     fields: dict[str, object] = {
         "model": record.model,
         "stream": record.stream,
