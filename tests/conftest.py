@@ -24,10 +24,16 @@ settings.register_profile("full", max_examples=1000, deadline=None, print_blob=T
 settings.load_profile("small")
 
 
+def pytest_collection() -> None:
+    """Collect no garbage among millions of new objects that stay."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Keep all that was imported and collected out of later garbage collections."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

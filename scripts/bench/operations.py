@@ -11,12 +11,12 @@ import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from stonechat_server.admission.deadline import Deadline
-
 from stonechat_server.access.keys import ApiKey
-from stonechat_server.admission.controller import AdmissionControl, AdmissionLimits
+from stonechat_server.admission.controller import AdmissionControl
 from stonechat_server.admission.fair_queue import Cost
+from stonechat_server.admission.limits import AdmissionLimits
 from stonechat_server.observability.ledger import Ledger, LedgerEntry
+from stonechat_server.serving.lifecycle import Deadline
 
 NUMBER = 20_000
 LIMITS = AdmissionLimits(

@@ -154,7 +154,7 @@ class Simulation:
 
     @property
     def is_measured(self) -> bool:
-        return self.now >= self.options.seconds / 2
+        return bool(self.now >= self.options.seconds / 2)
 
     # --- clients ---
 

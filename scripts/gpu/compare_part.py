@@ -44,7 +44,7 @@ def _generate(section: Section, module: Any, batch: int) -> float:
 
     short = seconds_of(partial(generate, 1), section.device, 1)
     long = seconds_of(partial(generate, 1 + steps), section.device, 1)
-    return batch * steps / _longer(long, short, steps)
+    return float(batch * steps / _longer(long, short, steps))
 
 
 def _generate_batch(section: Section, module: Any) -> dict[str, float]:

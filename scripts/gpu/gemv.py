@@ -187,7 +187,7 @@ def time_products(
         x = torch.randn(num_rows, weight.shape[1]).to(weight)
         residual = torch.randn(num_rows, weight.shape[0]).to(weight)
 
-        def run(group: Any = group, x: Any = x, residual: Any = residual) -> torch.Tensor:
+        def run(group: Any = group, x: Any = x, residual: Any = residual) -> Any:
             return [product.run(x, residual) for product in group][-1]
 
         for tile in (None, *(FewRowsTile(*tile) for tile in TILES)):

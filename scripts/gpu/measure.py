@@ -146,7 +146,6 @@ class Load:
 
     def profile(self, batch: int, context: int, num_steps: int, **params: Any) -> dict[str, Any]:
         """Return the time of each kernel in a decode step, the slowest first."""
-        from torch.autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
         on_cuda = self._device.type == "cuda"
@@ -167,7 +166,7 @@ class Load:
                 / num_steps,
             }
             for event in profiler.key_averages()
-            if not on_cuda or event.device_type == DeviceType.CUDA
+            if not on_cuda or event.device_type.name == "CUDA"
         ]
         kernels.sort(key=lambda kernel: -kernel["microseconds"])
         return {

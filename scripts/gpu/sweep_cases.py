@@ -90,7 +90,7 @@ class Case:
         needed = num_calls * self.batch * width
         order = torch.randperm(num_blocks, device=device).int()
         order = order.repeat(-(-needed // num_blocks))[:needed]
-        return [batch(blocks) for blocks in order.split(self.batch * width)]
+        return [batch(blocks) for blocks in torch.split(order, self.batch * width)]
 
 
 def decode_tiles(head_size: int) -> Iterator[TileSizes]:

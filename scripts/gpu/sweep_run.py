@@ -83,10 +83,11 @@ def seconds_per_call(calls: list[Callable[[], Any]], device: torch.device) -> fl
     host_seconds = time.perf_counter() - started
     if device.type != "cuda":
         return host_seconds / len(calls)
-    times = []
+    cuda: Any = torch.cuda  # parts of it have no types
+    times: list[float] = []
     for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(int((1.5 * host_seconds + 1e-4) * CYCLES_PER_SECOND))
+        start, end = (cuda.Event(enable_timing=True) for _ in range(2))
+        cuda._sleep(int((1.5 * host_seconds + 1e-4) * CYCLES_PER_SECOND))
         start.record()
         for function in calls:
             function()
