@@ -22,9 +22,11 @@ KV_CACHE_FRACTION = 0.25
 LOCAL_CLUSTER = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 """Variables of Ray Serve for a cluster of this machine. An ingress that stops waits so long for the
-proxy to notice: 30 s by default, for load balancers on other machines."""
+proxy to notice: 30 s by default, for load balancers on other machines. A proxy has so long to
+start: three times 5 s by default, which a busy machine needs for the imports alone."""
 HAPROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
 ERROR_LINE = re.compile(r"[\w.]+Error: ")
 NOT_HERE = ("tls_cert", "tls_key", "shutdown_grace")
@@ -46,6 +48,7 @@ class Deploy(ReplicaOptions):
     def run(self) -> None:
         """Raises `ValueError` or `RuntimeError` with a message for the user."""
         from ray import serve
+        from ray.exceptions import RayError
 
         from stonechat_server.ray_serve.application import NAME, build
 
@@ -54,7 +57,11 @@ class Deploy(ReplicaOptions):
         app = build({name: getattr(self, name) for name in names} | {"settings": settings})
         self._connect()
         http = {"host": self.settings.host, "port": self.settings.port}
-        serve.start(http_options=http)
+        try:
+            serve.start(http_options=http)
+        except RayError as error:
+            reason = reason_of(str(error))
+            raise RuntimeError(f"Ray Serve's HTTP proxy did not start: {reason}") from error
         try:
             serve.run(app, name=NAME, route_prefix="/")
         except RuntimeError as error:

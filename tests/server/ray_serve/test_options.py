@@ -1,7 +1,9 @@
 """The options of a deployment, and what cannot be shared between processes."""
 
+import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from pydantic import ValidationError
 
 from stonechat_server.cli import main
 from stonechat_server.commands.ray import reason_of
+from stonechat_server.ray_serve import application
 from stonechat_server.ray_serve.application import check
 from stonechat_server.ray_serve.options import AppArguments
 from stonechat_server.settings import Settings
@@ -71,6 +74,31 @@ def test_the_command_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["ray", "status"]) == 1
     assert 'pip install "stonechat[ray]"' in capsys.readouterr().err
+
+
+def test_a_proxy_that_does_not_start_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray is not installed for this test: modules of its names take its place."""
+    dead = type("RayError", (Exception,), {})("The actor died.\nactor_id: 69")
+    calls: list[str] = []
+
+    def init(**_: Any) -> None:
+        calls.append(os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"])
+
+    def start(**_: Any) -> None:
+        raise dead
+
+    modules = {name: ModuleType(name) for name in ("ray", "ray.serve", "ray.exceptions")}
+    contents = {"init": init, "start": start, "RayError": type(dead), "serve": modules["ray.serve"]}
+    for name, module in modules.items():
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(application, "build", lambda arguments: None)
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    assert main(["ray", "deploy", "model"]) == 1
+    assert capsys.readouterr().err.strip().endswith("proxy did not start: The actor died.")
+    assert calls == ["60"]
 
 
 @pytest.mark.parametrize(
