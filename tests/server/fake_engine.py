@@ -3,7 +3,7 @@
 import asyncio
 import codecs
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -243,6 +243,30 @@ def delta(
         "finish_reason": finish,
     }
     return CompletionDelta(**(values | changes))  # type: ignore[arg-type]
+
+
+def endless(piece: str = "word ", pause: float = 0.02) -> Script:
+    """The piece again and again, until the client goes."""
+
+    def play(request: GenerateRequest) -> Iterator[RequestOutput | Exception | float]:
+        deltas = [delta(piece, index) for index in range(request.params.n)]
+        while True:
+            yield output(request, *deltas)
+            yield pause
+
+    return play
+
+
+def held(is_over: Callable[[], bool]) -> Script:
+    """A piece, and a last one once it `is_over`."""
+
+    def play(request: GenerateRequest) -> Iterator[RequestOutput | Exception | float]:
+        yield output(request, delta("first"))
+        while not is_over():
+            yield 0.005
+        yield output(request, delta(" last", finish=FinishReason.STOP), finished=True)
+
+    return play
 
 
 def text_script(*pieces: str, pause: float = 0.0, cached: int = 0, written: int = 0) -> Script:

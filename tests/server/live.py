@@ -55,7 +55,7 @@ def live_server(
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="on"
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=60, lifespan="on"
     )
     server = DrainingServer(config, app.state.server.lifecycle)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -1,6 +1,7 @@
 """Plain answers and streams of `/v1/responses`: items, events, usage and errors."""
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ from fastapi.testclient import TestClient
 
 from stonechat_models import GRAMMAR_FAILED, FinishReason, LogprobEntry, TopLogprob
 from stonechat_server.responses_api.encrypted import decode_reasoning
+from stonechat_server.streaming.sse import EventStream
 from tests.server.bodies import error_of
 from tests.server.conftest import ClientFactory
-from tests.server.fake_engine import FakeEngine, delta, output
+from tests.server.fake_engine import FakeEngine, Script, delta, output
 from tests.server.messages_api.scripts import call, text_script
 from tests.server.responses_api.answers import (
     SHELL,
@@ -256,10 +258,33 @@ def test_an_engine_failure_before_the_first_event_is_an_error(
         assert error_of(response)["code"] == "server_error"
 
 
+@pytest.fixture
+def after_a_comment(monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], Script]:
+    """Makes a script wait until a stream has sent a comment."""
+    comments = []
+    original = EventStream._send_with_timeout
+
+    async def noted(stream: EventStream, *sent: Any) -> None:
+        await original(stream, *sent)
+        comments.append(sent)
+
+    monkeypatch.setattr(EventStream, "_send_with_timeout", noted)
+
+    def delayed(script: Script) -> Script:
+        def play(request: Any) -> Iterator[Any]:
+            while not comments:
+                yield 0.005
+            yield from script(request)
+
+        return play
+
+    return delayed
+
+
 def test_a_failure_before_the_first_event_of_a_started_stream(
-    new_client: ClientFactory, engine: FakeEngine
+    new_client: ClientFactory, engine: FakeEngine, after_a_comment: Callable[[Script], Script]
 ) -> None:
-    engine.script = lambda request: [0.1, RuntimeError("secret")]
+    engine.script = after_a_comment(lambda request: [RuntimeError("secret")])
     response = post(new_client(keep_alive_interval=0.01), stream=True)
     parts = [part for part in response.text.split("\n\n") if part.startswith("event: ")]
     assert [part.split("\n")[0] for part in parts] == [
@@ -269,7 +294,10 @@ def test_a_failure_before_the_first_event_of_a_started_stream(
 
 @pytest.mark.parametrize("num_before", [0, 1])
 def test_an_output_that_fails_leaves_no_gap(
-    new_client: ClientFactory, engine: FakeEngine, num_before: int
+    new_client: ClientFactory,
+    engine: FakeEngine,
+    after_a_comment: Callable[[Script], Script],
+    num_before: int,
 ) -> None:
     """Its events are lost, with their numbers, and the client has not seen its items."""
 
@@ -280,9 +308,9 @@ def test_an_output_that_fails_leaves_no_gap(
             delta("", finish=FinishReason.ABORT),
             finished=True,
         )
-        return [0.1, *[output(request, delta("a"))] * num_before, last]
+        return [*[output(request, delta("a"))] * num_before, last]
 
-    engine.script = play
+    engine.script = after_a_comment(play)
     one_by_one = {"include_obfuscation": True}
     client = new_client(keep_alive_interval=0.01)
     response = post(client, stream=True, stream_options=one_by_one, tools=[WEATHER])

@@ -1,14 +1,15 @@
 import json
+import socket
 import threading
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
-import pytest
 from fastapi.testclient import TestClient
 
 from stonechat_server.access.keys_file import add_key, revoke_key
+from stonechat_server.admission.controller import AdmissionControl
 from stonechat_server.admission.limits import AdmissionLimits
 from stonechat_server.app import create_app
 from stonechat_server.observability.ledger import Ledger, open_database, usage
@@ -16,8 +17,9 @@ from stonechat_server.observability.ledger.journal import read_file
 from stonechat_server.settings import Settings
 from tests.server.bodies import URL, body, error_of
 from tests.server.conftest import ClientFactory
-from tests.server.fake_engine import FakeEngine, delta, output, text_script
-from tests.server.live import live_server, wait_until
+from tests.server.fake_engine import FakeEngine, delta, held, output, text_script
+from tests.server.live import Live, live_server, wait_until
+from tests.virtual_time import run
 
 ONE_AT_A_TIME = AdmissionLimits(
     max_running_sequences=1,
@@ -36,6 +38,8 @@ def test_keys_have_limits_and_models(new_client: ClientFactory, tmp_path: Path) 
     alice = add_key(path, "alice", requests_per_minute=2, tokens_per_minute=5000)
     bob = add_key(path, "bob", models=("other",))
     client = new_client(keys_file=path, served_model_name=["tiny-test", "other"])
+    limiter = client.app.state.server.rate_limiter  # type: ignore[attr-defined]
+    limiter._clock = lambda: 0.0  # nothing is filled up again
     first = client.post(URL, json=body(max_tokens=100), headers=bearer(alice))
     assert first.status_code == 200
     assert first.headers["x-ratelimit-limit-requests"] == "2"
@@ -82,32 +86,47 @@ def test_a_revoked_key_is_refused(new_client: ClientFactory, tmp_path: Path) -> 
     wait_until(lambda: client.get("/v1/models", headers=bearer(secret)).status_code == 401)
 
 
-def test_deadlines(engine: FakeEngine, new_client: ClientFactory) -> None:
+def test_deadlines(engine: FakeEngine) -> None:
     engine.script = lambda request: [output(request, delta("a")), 600.0]
-    client = new_client(request_timeout=1.0)
-    plain = client.post(URL, json=body())
-    assert plain.status_code == 504
-    assert error_of(plain)["code"] == "timeout"
-    streamed = client.post(URL, json=body(stream=True)).text.split("\n\n")
-    assert json.loads(streamed[-2].removeprefix("data: "))["error"]["code"] == "timeout"
-    early = client.post(URL, json=body(), headers={"X-Request-Timeout": "0.05"})
-    assert early.status_code == 504
-    longer = client.post(URL, json=body(), headers={"X-Request-Timeout": "100"})
-    assert longer.status_code == 504
-    for header in ("0", "-1", "soon", "nan", "inf"):
-        response = client.post(URL, json=body(), headers={"X-Request-Timeout": header})
-        assert response.status_code == 400
-        assert error_of(response)["param"] == "X-Request-Timeout"
+
+    async def ask() -> None:
+        app = create_app(Settings(request_timeout=1.0), engine)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            plain = await client.post(URL, json=body())
+            assert plain.status_code == 504
+            assert error_of(plain)["code"] == "timeout"
+            streamed = (await client.post(URL, json=body(stream=True))).text.split("\n\n")
+            assert json.loads(streamed[-2].removeprefix("data: "))["error"]["code"] == "timeout"
+            for seconds in ("0.05", "100"):
+                headers = {"X-Request-Timeout": seconds}
+                answer = await client.post(URL, json=body(), headers=headers)
+                assert answer.status_code == 504
+            for header in ("0", "-1", "soon", "nan", "inf"):
+                headers = {"X-Request-Timeout": header}
+                response = await client.post(URL, json=body(), headers=headers)
+                assert response.status_code == 400
+                assert error_of(response)["param"] == "X-Request-Timeout"
+
+    run(ask())
     assert engine.num_running == 0
     assert len(engine.aborted) == len(engine.requests)
 
 
-def test_a_full_queue_and_its_deadline() -> None:
-    engine = FakeEngine(text_script(*["x"] * 200, pause=0.02))
-    with live_server(engine, queue_timeout=3.0) as live:
-        admission = live.services.sole.admission
-        admission.limits = ONE_AT_A_TIME
-        admission._queue.max_requests = 2
+def one_at_a_time(live: Live) -> AdmissionControl:
+    admission: AdmissionControl = live.services.sole.admission
+    admission.limits = ONE_AT_A_TIME
+    admission._queue.max_requests = 2
+    return admission
+
+
+def test_a_full_queue() -> None:
+    is_over = threading.Event()
+    with live_server(FakeEngine(held(is_over.is_set))) as live:
+        admission = one_at_a_time(live)
         answers: list[int] = []
 
         def ask() -> None:
@@ -117,32 +136,42 @@ def test_a_full_queue_and_its_deadline() -> None:
         for thread in threads:
             thread.start()
         wait_until(lambda: admission.num_queued == 2)
-        refused = httpx.post(live.url + URL, json=body())
+        refused = httpx.post(live.url + URL, json=body(), timeout=60)
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
-        metrics = httpx.get(live.url + "/metrics").text
+        metrics = httpx.get(live.url + "/metrics", timeout=60).text
         assert 'num_requests_waiting{model_name="tiny-test"} 2.0' in metrics
+        is_over.set()
         for thread in threads:
             thread.join(60)
-        assert sorted(answers) == [200, 504, 504]
+        assert answers == [200, 200, 200]
         assert (admission.num_running, admission.num_queued_tokens) == (0, 0)
 
 
+def test_the_deadline_of_the_queue() -> None:
+    is_over = threading.Event()
+    with live_server(FakeEngine(held(is_over.is_set)), queue_timeout=0.1) as live:
+        admission = one_at_a_time(live)
+        with httpx.stream("POST", live.url + URL, json=body(stream=True), timeout=60) as first:
+            assert httpx.post(live.url + URL, json=body(), timeout=60).status_code == 504
+            assert admission.num_running == 1
+            is_over.set()
+            assert first.read().endswith(b"data: [DONE]\n\n")
+
+
 def test_a_client_that_disconnects_in_the_queue_frees_its_place() -> None:
-    with live_server(FakeEngine(text_script(*["x"] * 100, pause=0.02))) as live:
-        admission = live.services.sole.admission
-        admission.limits = ONE_AT_A_TIME
-        with httpx.Client(timeout=60) as first, first.stream("POST", live.url + URL, json=body()):
-            pass
-        thread = threading.Thread(
-            target=httpx.post, args=(live.url + URL,), kwargs={"json": body()}
-        )
-        thread.start()
-        wait_until(lambda: admission.num_running == 1)
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(live.url + URL, json=body(), timeout=0.2)
-        wait_until(lambda: admission.num_queued == 0)
-        thread.join(60)
+    is_over = threading.Event()
+    with live_server(FakeEngine(held(is_over.is_set))) as live:
+        admission = one_at_a_time(live)
+        data = json.dumps(body()).encode()
+        head = f"POST {URL} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
+        with httpx.stream("POST", live.url + URL, json=body(stream=True), timeout=60) as first:
+            with socket.create_connection(("127.0.0.1", live.port)) as client:
+                client.sendall(head.encode() + data)
+                wait_until(lambda: admission.num_queued == 1)
+            wait_until(lambda: admission.num_queued == 0)
+            is_over.set()
+            first.read()
         wait_until(lambda: admission.num_running == 0)
 
 

@@ -270,10 +270,10 @@ def test_a_refused_connection_is_closed_though_its_client_stays(protocol: None) 
         live_server(FakeEngine()) as live,
         socket.create_connection(("127.0.0.1", live.port)) as client,
     ):
-        live.server._silent = SilentConnections(seconds=0.2)
         client.settimeout(60)
         client.sendall(HEAD + b"0\r\n" + fields(200) + b"\r\n")
         assert parse(read_all(client)).status == 431
+        live.server._silent = SilentConnections(seconds=0.0)
         wait_until(lambda: not live.server.server_state.connections)
 
 

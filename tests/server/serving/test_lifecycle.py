@@ -17,10 +17,10 @@ from stonechat_server.serving.connections import SilentConnections
 from stonechat_server.serving.h11_protocol import LimitedH11
 from stonechat_server.serving.httptools_protocol import LimitedHttpTools
 from tests.server.bodies import URL, body
-from tests.server.fake_engine import FakeEngine, delta, output, text_script
+from tests.server.fake_engine import FakeEngine, delta, endless, output
 from tests.server.live import Live, live_server, wait_until
 
-SLOW = text_script(*["x"] * 10_000, pause=0.05)
+SLOW = endless()
 
 
 def held_script(release: threading.Event) -> Any:
@@ -124,13 +124,14 @@ def test_the_drain_also_ends_a_request_in_the_queue() -> None:
 
 def test_half_a_request_does_not_keep_its_socket() -> None:
     with live_server(FakeEngine()) as live:
-        live.server._silent = SilentConnections(seconds=0.5)
         live.server.config.timeout_keep_alive = 600
         with httpx.Client() as idle:  # a connection between two requests stays open
             assert idle.get(live.url + "/health").status_code == 200
             with socket.create_connection(("127.0.0.1", live.port)) as client:
                 client.settimeout(60)
                 client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127")
+                wait_until(lambda: len(live.server.server_state.connections) == 2)
+                live.server._silent = SilentConnections(seconds=0.0)
                 with suppress(ConnectionError):
                     assert client.recv(1) == b""
             wait_until(lambda: len(live.server.server_state.connections) == 1)
@@ -150,7 +151,7 @@ def test_a_body_that_does_not_arrive_is_a_408() -> None:
 
 
 def test_a_client_that_stops_reading_is_cut_off() -> None:
-    engine = FakeEngine(text_script(*["x" * 4000] * 20_000))
+    engine = FakeEngine(endless("x" * 4000, pause=0.0))
     with (
         live_server(engine, write_timeout=0.5) as live,
         socket.create_connection(("127.0.0.1", live.port)) as client,

@@ -18,6 +18,7 @@ from stonechat_server.streaming.answer_writer import CompletionHead
 from stonechat_server.streaming.sse import EventStream
 from tests.server.bodies import URL, body
 from tests.server.fake_engine import FakeEngine, delta, output, text_script
+from tests.virtual_time import run
 
 Message = dict[str, Any]
 HEAD = CompletionHead(id="id", created=0, model="m", system_fingerprint="")
@@ -81,14 +82,14 @@ async def soon(sent: list[Message]) -> None:
 
 def test_all_events_of_a_step_are_one_write() -> None:
     engine = FakeEngine(script=text_script("a", "b"))
-    sent = asyncio.run(exchange(engine, body(stream=True, n=4)))
+    sent = run(exchange(engine, body(stream=True, n=4)))
     assert [write.count(b"data: ") for write in bodies_of(sent)] == [8, 8, 1, 0]
 
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_a_client_that_leaves_a_stream_aborts_the_request(n: int) -> None:
     engine = FakeEngine(script=text_script(*["word "] * 1000, pause=0.005))
-    sent = asyncio.run(exchange(engine, body(stream=True, n=n), is_gone=after_two_writes))
+    sent = run(exchange(engine, body(stream=True, n=n), is_gone=after_two_writes))
     assert engine.aborted == [engine.requests[0].request_id]
     assert engine.num_running == 0
     assert len(bodies_of(sent)) < 20
@@ -97,7 +98,7 @@ def test_a_client_that_leaves_a_stream_aborts_the_request(n: int) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_before_the_first_token_aborts_the_request(stream: bool) -> None:
     engine = FakeEngine(script=text_script("a", pause=10.0))
-    sent = asyncio.run(exchange(engine, body(stream=stream), is_gone=soon))
+    sent = run(exchange(engine, body(stream=stream), is_gone=soon))
     assert engine.aborted == [engine.requests[0].request_id]
     assert engine.num_running == 0
     assert not any(write for write in bodies_of(sent))
@@ -107,7 +108,7 @@ def test_a_client_that_disconnects_before_its_body_is_not_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = FakeEngine()
-    sent = asyncio.run(exchange(engine, {}, leaves_at_once=True))
+    sent = run(exchange(engine, {}, leaves_at_once=True))
     assert [m["status"] for m in sent if m["type"] == "http.response.start"] == [499]
     assert not engine.requests
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
@@ -115,7 +116,7 @@ def test_a_client_that_disconnects_before_its_body_is_not_an_error(
 
 def test_silence_is_filled_with_comments() -> None:
     engine = FakeEngine(script=text_script("a", "b", pause=0.35))
-    sent = asyncio.run(exchange(engine, body(stream=True), keep_alive_interval=0.1))
+    sent = run(exchange(engine, body(stream=True), keep_alive_interval=0.1))
     writes = bodies_of(sent)
     assert writes[0] == writes[1] == b": keep-alive\n\n"
     assert writes.count(b": keep-alive\n\n") >= 4
@@ -125,14 +126,14 @@ def test_silence_is_filled_with_comments() -> None:
 
 def test_a_stream_that_is_not_silent_has_no_comments() -> None:
     engine = FakeEngine(script=text_script(*"abcdefgh", pause=0.05))
-    sent = asyncio.run(exchange(engine, body(stream=True), keep_alive_interval=0.25))
+    sent = run(exchange(engine, body(stream=True), keep_alive_interval=0.25))
     assert [write.count(b"data: ") for write in bodies_of(sent)] == [2, 1, 1, 1, 1, 1, 1, 2, 1, 0]
     assert not any(b"keep-alive" in write for write in bodies_of(sent))
 
 
 def test_keep_alives_can_be_switched_off() -> None:
     engine = FakeEngine(script=text_script("a", pause=0.2))
-    sent = asyncio.run(exchange(engine, body(stream=True), keep_alive_interval=0))
+    sent = run(exchange(engine, body(stream=True), keep_alive_interval=0))
     assert not any(b"keep-alive" in write for write in bodies_of(sent))
 
 
@@ -145,7 +146,7 @@ def failing(error: Exception, pause: float = 0.0) -> Callable[[GenerateRequest],
     [(EngineDeadError("secret"), "engine_dead"), (KeyError("secret"), "server_error")],
 )
 def test_an_error_after_the_first_byte_is_an_event(error: Exception, code: str) -> None:
-    sent = asyncio.run(exchange(FakeEngine(script=failing(error)), body(stream=True)))
+    sent = run(exchange(FakeEngine(script=failing(error)), body(stream=True)))
     assert sent[0]["status"] == 200
     text = b"".join(bodies_of(sent)).decode()
     last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
@@ -157,7 +158,7 @@ def test_an_error_after_the_first_byte_is_an_event(error: Exception, code: str) 
 
 def test_an_error_after_a_comment_is_an_event_too() -> None:
     engine = FakeEngine(script=lambda request: [0.3, EngineDeadError("x")])
-    sent = asyncio.run(exchange(engine, body(stream=True), keep_alive_interval=0.1))
+    sent = run(exchange(engine, body(stream=True), keep_alive_interval=0.1))
     assert sent[0]["status"] == 200
     assert b'"code":"engine_dead"' in b"".join(bodies_of(sent))
 
@@ -171,7 +172,7 @@ def test_a_failed_choice_never_looks_complete(reason: FinishReason, stream: bool
             output(request, delta("", finish=reason), finished=True, error="nan in layer 3"),
         ]
 
-    sent = asyncio.run(exchange(FakeEngine(script=script), body(stream=stream)))
+    sent = run(exchange(FakeEngine(script=script), body(stream=stream)))
     text = b"".join(bodies_of(sent))
     assert sent[0]["status"] == (200 if stream else 500)
     assert b'"error":{' in text
@@ -180,7 +181,7 @@ def test_a_failed_choice_never_looks_complete(reason: FinishReason, stream: bool
 
 def test_the_text_arrives_whole_and_in_order() -> None:
     words = [f"w{i} " for i in range(50)]
-    sent = asyncio.run(exchange(FakeEngine(script=text_script(*words)), body(stream=True)))
+    sent = run(exchange(FakeEngine(script=text_script(*words)), body(stream=True)))
     text = b"".join(bodies_of(sent)).decode()
     contents = [
         json.loads(part[6:])["choices"][0]["delta"].get("content", "")
@@ -258,7 +259,7 @@ def stuck_at(text: bytes) -> Callable[[Message], Awaitable[None]]:
 
 
 def test_the_bytes_and_headers_of_a_stream() -> None:
-    sent = asyncio.run(serve(Chunks({"text": "ä\n"}, {"text": ""})))
+    sent = run(serve(Chunks({"text": "ä\n"}, {"text": ""})))
     assert sent[0]["type"] == "http.response.start"
     assert dict(sent[0]["headers"]) == {
         b"x-test": b"1",
@@ -279,7 +280,7 @@ def test_an_error_before_the_first_chunk_leaves_the_answer_open(keep_alive: floa
         sent.append(message)
 
     with pytest.raises(ValueError, match="too early"):
-        asyncio.run(serve(Chunks(0.05, ValueError("too early")), block, keep_alive=keep_alive))
+        run(serve(Chunks(0.05, ValueError("too early")), block, keep_alive=keep_alive))
     assert not sent
 
 
@@ -291,7 +292,7 @@ def test_an_error_before_the_first_chunk_leaves_the_answer_open(keep_alive: floa
 def test_a_stream_whose_client_stops_reading_is_closed(text: bytes, keep_alive: float) -> None:
     silence = 60.0 if text.startswith(b":") else 0.0
     chunks = Chunks(1, silence, 2)
-    sent = asyncio.run(serve(chunks, stuck_at(text), keep_alive=keep_alive, write_timeout=0.3))
+    sent = run(serve(chunks, stuck_at(text), keep_alive=keep_alive, write_timeout=0.3))
     assert chunks.is_closed
     assert bodies_of(sent)[0] == b"data: 1\n\n"
     assert text not in bodies_of(sent)
@@ -300,7 +301,7 @@ def test_a_stream_whose_client_stops_reading_is_closed(text: bytes, keep_alive: 
 @pytest.mark.parametrize("text", [b"data: 2\n\n", b"data: [DONE]\n\n", b""])
 def test_a_client_that_leaves_during_a_write_closes_the_stream(text: bytes) -> None:
     chunks = Chunks(1, 2)
-    sent = asyncio.run(serve(chunks, stuck_at(text), is_gone=lambda: asyncio.sleep(0.1)))
+    sent = run(serve(chunks, stuck_at(text), is_gone=lambda: asyncio.sleep(0.1)))
     assert chunks.is_closed
     assert text not in bodies_of(sent)
 
@@ -309,7 +310,7 @@ def test_a_slow_reader_gets_everything_in_order_and_no_comments() -> None:
     async def block(message: Message) -> None:
         await asyncio.sleep(0.3)
 
-    sent = asyncio.run(serve(Chunks(*range(3)), block, keep_alive=0.1, write_timeout=5.0))
+    sent = run(serve(Chunks(*range(3)), block, keep_alive=0.1, write_timeout=5.0))
     assert sent[0]["type"] == "http.response.start"
     assert b"".join(bodies_of(sent)) == b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
 
@@ -319,7 +320,7 @@ def test_a_chunk_waits_for_the_comment_that_sends_the_status_line() -> None:
         if message["type"] == "http.response.start":
             await asyncio.sleep(0.5)
 
-    sent = asyncio.run(serve(Chunks(0.3, 1), block, keep_alive=0.1))
+    sent = run(serve(Chunks(0.3, 1), block, keep_alive=0.1))
     assert sent[0]["type"] == "http.response.start"
     assert bodies_of(sent)[:2] == [b": keep-alive\n\n", b"data: 1\n\n"]
 
@@ -327,5 +328,5 @@ def test_a_chunk_waits_for_the_comment_that_sends_the_status_line() -> None:
 def test_the_library_does_not_cut_streams_at_a_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would cut them when uvicorn is told to exit, which the drain's own clock decides."""
     monkeypatch.setattr(AppStatus, "should_exit", True)
-    sent = asyncio.run(serve(Chunks(1, 0.2, 2)))
+    sent = run(serve(Chunks(1, 0.2, 2)))
     assert bodies_of(sent)[-2:] == [b"data: [DONE]\n\n", b""]

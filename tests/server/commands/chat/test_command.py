@@ -26,7 +26,7 @@ from stonechat_server.commands.chat.own_server import OwnServer, own_server
 from stonechat_server.settings import Settings
 from tests.server import live
 from tests.server.catalog.scripted_models import models
-from tests.server.fake_engine import FakeEngine, model_info, text_script
+from tests.server.fake_engine import FakeEngine, endless, model_info, text_script
 from tests.server.fake_images import seeing_engine
 from tests.server.live_server import LiveServer, live_server
 
@@ -243,7 +243,7 @@ class Screen:
         self._terminal = terminal
         self._output = ""
 
-    def until(self, text: str, seconds: float = 20.0) -> str:
+    def until(self, text: str, seconds: float = 60.0) -> str:
         """Take the output up to the next `text`."""
         end = time.monotonic() + seconds
         while text not in self._output:
@@ -269,7 +269,7 @@ def test_in_a_terminal_an_answer_is_rendered_and_can_be_stopped(server: LiveServ
         os.write(ours, b"go\n")
         output = screen.until("1 generated")
         assert "\x1b[1mbold" in output
-        server.engine.script = text_script(*["word "] * 400, pause=0.05)
+        server.engine.script = endless()
         os.write(ours, b"again\n")
         screen.until("word word")
         process.send_signal(signal.SIGINT)
@@ -281,11 +281,11 @@ def test_in_a_terminal_an_answer_is_rendered_and_can_be_stopped(server: LiveServ
         screen.until("> ")
         os.write(ours, b"three\nplain\nlines\n")
         screen.until("prompt tokens")
-        time.sleep(0.3)
+        screen.until("> ")
         process.send_signal(signal.SIGINT)  # at the prompt it does not end the program
         screen.until("Ctrl-D leaves")
         os.write(ours, b"/quit\n")
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         os.close(ours)
