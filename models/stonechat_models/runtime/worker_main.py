@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import EngineError, ModelLoadError
+from stonechat_models.hardware.cuda_start import start_driver
 from stonechat_models.runtime.child import load_failure, send_logs
 from stonechat_models.runtime.ipc import FramePipe, Progress, Ready, Start, StepReport
 from stonechat_models.runtime.runner import Abort, Add, Died, Report, StepOutputs, Stop
@@ -52,6 +53,8 @@ def main(file_descriptor: int) -> int:
 
 
 def _load(config: EngineConfig, pipe: FramePipe) -> "EngineThread | None":
+    if config.tensor_parallel == 1:  # other ranks have processes and devices of their own
+        start_driver(config.device)
     try:
         from stonechat_models.runtime.build import build_engine
         from stonechat_models.runtime.thread_runner import EngineThread

@@ -36,29 +36,26 @@ def pillow_refusal() -> str:
     return ""
 
 
-def image_processing_refusal(folder: Path, token_id: int) -> str:
-    """Return why images cannot be prepared for a model; an empty text if they can be.
-
-    The processor is loaded, and a small image is prepared.
-    """
+def checked_processor(folder: Path, token_id: int) -> "HFProcessor | str":
+    """Return a model's processor, which has prepared a small image; or why it cannot."""
     if refusal := pillow_refusal():
         return refusal
     from PIL import Image
 
     try:
-        HFProcessor(folder, token_id).prepare(Image.new("RGB", TEST_SIZE))
+        processor = HFProcessor(folder, token_id)
+        processor.prepare(Image.new("RGB", TEST_SIZE))
     except UnsupportedModelError as error:
         return str(error)
     except Exception as error:
         return f"its image processor fails: {reason_of(error)}"
-    return ""
+    return processor
 
 
-def large_image(folder: Path, token_id: int) -> ImageInput:
+def large_image(processor: "HFProcessor") -> ImageInput:
     """Return a white image of `LARGE_SIZE`, as it is prepared for a model."""
     from PIL import Image
 
-    processor = HFProcessor(folder, token_id)
     _, num_tokens, arrays = processor.prepare(Image.new("RGB", LARGE_SIZE, "white"))
     return ImageInput(b"", ((0, num_tokens),), as_tensors(arrays))
 

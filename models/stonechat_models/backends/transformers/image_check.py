@@ -27,8 +27,9 @@ from stonechat_models.model_info import ImageInfo, ModelInfo
 from stonechat_models.types import ImageInput
 from stonechat_models.vision.attention_masks import bidirectional_layers, image_masks
 from stonechat_models.vision.hf_processor import (
+    HFProcessor,
     as_tensors,
-    image_processing_refusal,
+    checked_processor,
     large_image,
 )
 from stonechat_models.vision.positions import grid_positions, rope_index_of
@@ -98,8 +99,11 @@ def with_images(
 
     `files`: the model's, with its processor's; None: images are prepared elsewhere.
     """
+    processor = None
     if not isinstance(case, str) and files is not None:
-        case = _refusal(model.module, case, files) or case
+        processor = _processor(model.module, case, files)
+        if isinstance(processor, str):
+            case = processor
     if case == "" and files is not None and files.config.raw.get("vision_config"):
         case = "only its language model is served"
     if isinstance(case, str):
@@ -108,32 +112,32 @@ def with_images(
         return replace(model.info, image_refusal=RUNS_PLAINLY)
     try:
         images = checked_images(model, case)
-        if files is not None and model.info.device.startswith("cuda"):
-            images = replace(images, encoding_bytes=_encoding_bytes(model, files, images.token_id))
+        if isinstance(processor, HFProcessor) and model.info.device.startswith("cuda"):
+            images = replace(images, encoding_bytes=_encoding_bytes(model, processor))
         return replace(model.info, images=images)
     except UnsupportedModelError as error:
         model.bidirectional_layers = frozenset()
         return replace(model.info, images=None, image_refusal=str(error))
 
 
-def _encoding_bytes(model: TransformersModel, files: ModelFiles, token_id: int) -> int:
+def _encoding_bytes(model: TransformersModel, processor: HFProcessor) -> int:
     """Measure what the tower takes. Raises `UnsupportedModelError` if it fails."""
     try:
-        return tower_memory(model, large_image(files.folder, token_id), model.device)
+        return tower_memory(model, large_image(processor), model.device)
     except UnsupportedModelError:
         raise
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedModelError(f"its vision tower fails: {error}") from error
 
 
-def _refusal(module: torch.nn.Module, case: ImageCase, files: ModelFiles) -> str:
-    """Return why the model takes no images because of its files; empty if it does."""
+def _processor(module: torch.nn.Module, case: ImageCase, files: ModelFiles) -> HFProcessor | str:
+    """Return the model's processor, or why the model takes no images because of its files."""
     parts = vision_parts(module)
     vision = {name for name, part in module.named_modules() if part in parts}
     for adapter in files.adapters:
         if any(name.removesuffix(".weight") in vision for name in adapter.layers):
             return f"the adapter {adapter.name} changes its vision tower (--adapter merges one)"
-    return image_processing_refusal(files.folder, case.info.token_id)
+    return checked_processor(files.folder, case.info.token_id)
 
 
 def checked_images(model: TransformersModel, case: ImageCase) -> ImageInfo:

@@ -16,7 +16,7 @@ from stonechat_models.backends.transformers.cuda_memory import (
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import MAX_TOP_LOGPROBS
-from stonechat_models.vision.hf_processor import large_image
+from stonechat_models.vision.hf_processor import HFProcessor, large_image
 from tests.models.device_lengths import DeviceLengths
 from tests.models.engines import CPU, make_engine
 from tests.models.tiny_loras import tiny_lora
@@ -138,7 +138,7 @@ def test_a_step_of_a_model_with_a_state_is_measured_with_many_rows(memory, monke
 def test_the_vision_tower_is_measured_with_a_large_image(memory, monkeypatch, tmp_path):
     folder = save_vision_model(tmp_path / "model", "qwen2_5_vl")
     monkeypatch.setattr("stonechat_models.vision.hf_processor.LARGE_SIZE", (280, 140))
-    image = large_image(folder, 271)
+    image = large_image(HFProcessor(folder, 271))
     assert image.num_tokens == 10 * 5
     encoded = []
     model = SimpleNamespace(encode_image=encoded.append)
