@@ -2,11 +2,12 @@
 
 from typing import cast
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from stonechat_server.api.answers import json_answer
 from stonechat_server.api.openapi import errors, json_body, request_body
 from stonechat_server.api.owned import page_limit, query, storage_of
+from stonechat_server.api.router import Router
 from stonechat_server.batches_api.answer import BatchList, batch_object
 from stonechat_server.batches_api.request import WINDOW_SECONDS, BatchRequest
 from stonechat_server.batches_api.runner import BatchRunner
@@ -15,7 +16,7 @@ from stonechat_server.request.body import read_request
 from stonechat_server.request.field_checks import check_unknown
 from stonechat_server.storage.batches import new_batch
 
-router = APIRouter(tags=["Batches"])
+router = Router(tags=["Batches"])
 
 MAX_PAGE = 100
 _PAGE = {
@@ -35,7 +36,6 @@ _PAGE = {
     },
     openapi_extra=request_body("BatchRequest"),
 )
-@router.post("/batches", include_in_schema=False)
 async def create_batch(http_request: Request) -> Response:
     """Run the requests of an uploaded file, behind all other requests."""
     services, storage, identity = storage_of(http_request)
@@ -68,7 +68,6 @@ async def create_batch(http_request: Request) -> Response:
     responses={200: {"content": json_body("BatchList")}, **errors(400, 401, 404, 429, 503)},
     openapi_extra=_PAGE,
 )
-@router.get("/batches", include_in_schema=False)
 async def list_batches(http_request: Request) -> Response:
     """List the batches of the key, the newest first."""
     _, storage, identity = storage_of(http_request)
@@ -88,7 +87,6 @@ async def list_batches(http_request: Request) -> Response:
     operation_id="retrieveBatch",
     responses={200: {"content": json_body("Batch")}, **errors(401, 404, 429, 503)},
 )
-@router.get("/batches/{batch_id}", include_in_schema=False)
 async def retrieve_batch(http_request: Request, batch_id: str) -> Response:
     """Describe a batch: its status, its counts, and its files once it has ended."""
     _, storage, identity = storage_of(http_request)
@@ -102,7 +100,6 @@ async def retrieve_batch(http_request: Request, batch_id: str) -> Response:
     operation_id="cancelBatch",
     responses={200: {"content": json_body("Batch")}, **errors(401, 404, 409, 429, 503)},
 )
-@router.post("/batches/{batch_id}/cancel", include_in_schema=False)
 async def cancel_batch(http_request: Request, batch_id: str) -> Response:
     """End a batch. What has been answered so far is kept."""
     _, storage, identity = storage_of(http_request)

@@ -1,15 +1,12 @@
 """`POST /v1/chat/completions`."""
 
-from fastapi import APIRouter
-
 from stonechat_server.api.generate import route_of
 from stonechat_server.api.openapi import generated, request_body
+from stonechat_server.api.router import Router
 from stonechat_server.chat_api.endpoint import ChatEndpoint
 
-router = APIRouter(tags=["Chat completions"])
+router = Router(tags=["Chat completions"])
 ENDPOINT = ChatEndpoint()
-route = route_of(ENDPOINT)
-router.post("/chat/completions", include_in_schema=False)(route)
 router.post(
     ENDPOINT.path,
     operation_id="createChatCompletion",
@@ -17,4 +14,4 @@ router.post(
     openapi_extra=request_body("ChatCompletionRequest"),
     summary="Create Chat Completion",
     description="Continue a conversation. The answer is plain JSON or a stream of events.",
-)(route)
+)(route_of(ENDPOINT))

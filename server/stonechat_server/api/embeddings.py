@@ -1,12 +1,13 @@
 """`POST /v1/embeddings`."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from stonechat_server.api.generate import generate
 from stonechat_server.api.openapi import GENERATION_ERRORS, HEADERS, errors, json_body, request_body
+from stonechat_server.api.router import Router
 from stonechat_server.embeddings_api.endpoint import EmbeddingsEndpoint
 
-router = APIRouter(tags=["Embeddings"])
+router = Router(tags=["Embeddings"])
 ENDPOINT = EmbeddingsEndpoint()
 
 
@@ -23,7 +24,6 @@ ENDPOINT = EmbeddingsEndpoint()
     },
     openapi_extra=request_body("EmbeddingRequest"),
 )
-@router.post("/embeddings", include_in_schema=False)
 async def create_embedding(http_request: Request) -> Response:
     """Turn texts into vectors, with a model that is served for embeddings."""
     return await generate(http_request, ENDPOINT)

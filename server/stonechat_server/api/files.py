@@ -2,17 +2,18 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from stonechat_server.api.answers import json_answer
 from stonechat_server.api.openapi import errors, json_body
 from stonechat_server.api.owned import page_limit, query, storage_of
+from stonechat_server.api.router import Router
 from stonechat_server.errors import invalid
 from stonechat_server.files_api.answer import DeletedFile, FileList, file_object
 from stonechat_server.files_api.download import Download
 from stonechat_server.files_api.upload import receive_upload
 
-router = APIRouter(tags=["Files"])
+router = Router(tags=["Files"])
 
 MAX_PAGE = 10_000
 _EXPIRES_AFTER = {
@@ -56,7 +57,6 @@ _PAGE = {
     },
     openapi_extra=_UPLOAD,
 )
-@router.post("/files", include_in_schema=False)
 async def create_file(http_request: Request) -> Response:
     """Upload a file: the input of a batch (`batch`), or an image (`vision`, `user_data`)."""
     services, storage, identity = storage_of(http_request)
@@ -71,7 +71,6 @@ async def create_file(http_request: Request) -> Response:
     responses={200: {"content": json_body("FileList")}, **errors(400, 401, 404, 429, 503)},
     openapi_extra=_PAGE,
 )
-@router.get("/files", include_in_schema=False)
 async def list_files(http_request: Request) -> Response:
     """List the files of the key, the newest first."""
     _, storage, identity = storage_of(http_request)
@@ -97,7 +96,6 @@ async def list_files(http_request: Request) -> Response:
     operation_id="retrieveFile",
     responses={200: {"content": json_body("FileObject")}, **errors(401, 404, 429, 503)},
 )
-@router.get("/files/{file_id}", include_in_schema=False)
 async def retrieve_file(http_request: Request, file_id: str) -> Response:
     """Describe a file."""
     _, storage, identity = storage_of(http_request)
@@ -118,7 +116,6 @@ async def retrieve_file(http_request: Request, file_id: str) -> Response:
         **errors(401, 404, 429, 503),
     },
 )
-@router.get("/files/{file_id}/content", include_in_schema=False)
 async def download_file(http_request: Request, file_id: str) -> Response:
     """Send the content of a file."""
     services, storage, identity = storage_of(http_request)
@@ -132,7 +129,6 @@ async def download_file(http_request: Request, file_id: str) -> Response:
     operation_id="deleteFile",
     responses={200: {"content": json_body("DeletedFile")}, **errors(401, 404, 409, 429, 503)},
 )
-@router.delete("/files/{file_id}", include_in_schema=False)
 async def delete_file(http_request: Request, file_id: str) -> Response:
     """Delete a file. It must not be the input of a batch that still runs."""
     _, storage, identity = storage_of(http_request)

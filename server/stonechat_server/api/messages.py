@@ -24,7 +24,6 @@ router = APIRouter(tags=["Messages"])
 
 MESSAGES = MessagesEndpoint()
 COUNT_TOKENS = CountTokensEndpoint()
-route = route_of(MESSAGES)
 router.post(
     MESSAGES.path,
     operation_id="createMessage",
@@ -33,7 +32,7 @@ router.post(
     summary="Create Message",
     description="Continue a conversation in Anthropic's format. "
     "The answer is JSON or a stream of events.",
-)(route)
+)(route_of(MESSAGES))
 
 
 @router.post(

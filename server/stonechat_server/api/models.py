@@ -7,7 +7,7 @@ errors, in Anthropic's shape.
 from dataclasses import asdict
 from typing import Literal, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from msgspec import UNSET
 
 from stonechat_models import ModelInfo
@@ -15,6 +15,7 @@ from stonechat_server.access.auth import check_manages, check_model
 from stonechat_server.api.answers import json_answer
 from stonechat_server.api.model_types import LoadRequest, UnloadRequest
 from stonechat_server.api.openapi import errors, json_body, request_body
+from stonechat_server.api.router import Router
 from stonechat_server.catalog.entry import Entry
 from stonechat_server.catalog.memory import loaded_need
 from stonechat_server.errors import APIError
@@ -26,7 +27,7 @@ from stonechat_server.schema.responses import ModelCard, ModelList
 from stonechat_server.serving.services import Services, services_of
 from stonechat_server.streaming.disconnect import run_while_connected
 
-router = APIRouter(tags=["Models"])
+router = Router(tags=["Models"])
 
 ACTION_ERRORS = errors(400, 401, 403, 404, 408, 409, 413, 429, 503)
 
@@ -42,7 +43,6 @@ T = TypeVar("T", bound=LoadRequest)
         **errors(401, other="MessagesError"),
     },
 )
-@router.get("/models", include_in_schema=False)
 async def list_models(http_request: Request) -> Response:
     """List the names that requests with this key may use as `model`."""
     state = services_of(http_request)
@@ -61,7 +61,6 @@ async def list_models(http_request: Request) -> Response:
         **errors(401, 404, other="MessagesError"),
     },
 )
-@router.get("/models/{model:path}", include_in_schema=False)
 async def retrieve_model(http_request: Request, model: str) -> Response:
     """Describe one model. Its name may contain slashes."""
     state = services_of(http_request)
@@ -76,7 +75,6 @@ async def retrieve_model(http_request: Request, model: str) -> Response:
     responses={200: {"content": json_body("ModelCard")}, **ACTION_ERRORS},
     openapi_extra=request_body("LoadRequest"),
 )
-@router.post("/models/load", include_in_schema=False)
 async def load_model(http_request: Request) -> Response:
     """Load a model, and wait for it. Nothing happens if it is loaded."""
     state, wire = await _read(http_request, LoadRequest)
@@ -92,7 +90,6 @@ async def load_model(http_request: Request) -> Response:
     responses={200: {"content": json_body("ModelCard")}, **ACTION_ERRORS},
     openapi_extra=request_body("UnloadRequest"),
 )
-@router.post("/models/unload", include_in_schema=False)
 async def unload_model(http_request: Request) -> Response:
     """Unload a model when its running requests have ended, or at once with `force`."""
     state, wire = await _read(http_request, UnloadRequest)

@@ -3,11 +3,12 @@
 import secrets
 from typing import cast
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from stonechat_models import SamplingParams
 from stonechat_server.api.compute import COMPUTE_ERRORS, compute
 from stonechat_server.api.openapi import json_body, request_body
+from stonechat_server.api.router import Router
 from stonechat_server.api.token_types import RenderedChat, RenderedSampling
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.chat_api.endpoint import ChatEndpoint
@@ -23,7 +24,7 @@ class RenderEndpoint(ChatEndpoint):
 
 
 ENDPOINT = RenderEndpoint()
-router = APIRouter(tags=["Tokens"])
+router = Router(tags=["Tokens"])
 
 
 @router.post(
@@ -32,7 +33,6 @@ router = APIRouter(tags=["Tokens"])
     responses={200: {"content": json_body("RenderedChat")}, **COMPUTE_ERRORS},
     openapi_extra=request_body("ChatCompletionRequest"),
 )
-@router.post("/chat/completions/render", include_in_schema=False)
 async def render_chat_completion(http_request: Request) -> Response:
     """Make the prompt of a chat request, as text and as tokens. Nothing is generated."""
     return await compute(http_request, ENDPOINT, _rendered)

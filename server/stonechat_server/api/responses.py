@@ -1,15 +1,12 @@
 """`POST /v1/responses`."""
 
-from fastapi import APIRouter
-
 from stonechat_server.api.generate import route_of
 from stonechat_server.api.openapi import generated, request_body
+from stonechat_server.api.router import Router
 from stonechat_server.responses_api.endpoint import ResponsesEndpoint
 
-router = APIRouter(tags=["Responses"])
+router = Router(tags=["Responses"])
 ENDPOINT = ResponsesEndpoint()
-route = route_of(ENDPOINT)
-router.post("/responses", include_in_schema=False)(route)
 router.post(
     ENDPOINT.path,
     operation_id="createResponse",
@@ -17,4 +14,4 @@ router.post(
     openapi_extra=request_body("ResponsesRequest"),
     summary="Create Response",
     description="Continue a list of items. The answer is plain JSON or a stream of named events.",
-)(route)
+)(route_of(ENDPOINT))

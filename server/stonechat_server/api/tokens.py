@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from stonechat_server.access.auth import check_model
 from stonechat_server.api.answers import json_answer
 from stonechat_server.api.compute import COMPUTE_ERRORS, compute
 from stonechat_server.api.on_demand import tokenizer_of
 from stonechat_server.api.openapi import errors, json_body, request_body
+from stonechat_server.api.router import Router
 from stonechat_server.api.token_reading import DETOKENIZE, TOKENIZE
 from stonechat_server.api.token_types import (
     MAX_TOKENS,
@@ -38,7 +39,7 @@ T = TypeVar("T")
 PROBE = "a"
 """A text that shows what a tokenizer puts around any text."""
 
-router = APIRouter(tags=["Tokens"])
+router = Router(tags=["Tokens"])
 
 
 @router.post(
@@ -47,7 +48,6 @@ router = APIRouter(tags=["Tokens"])
     responses={200: {"content": json_body("TokenizeAnswer")}, **COMPUTE_ERRORS},
     openapi_extra=request_body("TokenizeTextRequest", "TokenizeChatRequest"),
 )
-@router.post("/v1/tokenize", include_in_schema=False)
 async def tokenize(http_request: Request) -> Response:
     """Split a text, or the prompt of a conversation, into tokens."""
     return await compute(http_request, TOKENIZE, _tokenize)
@@ -59,7 +59,6 @@ async def tokenize(http_request: Request) -> Response:
     responses={200: {"content": json_body("DetokenizeAnswer")}, **COMPUTE_ERRORS},
     openapi_extra=request_body("DetokenizeRequest"),
 )
-@router.post("/v1/detokenize", include_in_schema=False)
 async def detokenize(http_request: Request) -> Response:
     """Join tokens to a text."""
     return await compute(http_request, DETOKENIZE, _detokenize)
@@ -70,7 +69,6 @@ async def detokenize(http_request: Request) -> Response:
     operation_id="tokenizerInfo",
     responses={200: {"content": json_body("TokenizerInfo")}, **errors(401, 404, 429, 503)},
 )
-@router.get("/v1/tokenizer_info", include_in_schema=False)
 async def tokenizer_info(http_request: Request, model: str | None = None) -> Response:
     """Describe the tokenizer and the chat template of a model, or of the default one."""
     services = services_of(http_request)
