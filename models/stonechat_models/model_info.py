@@ -1,7 +1,7 @@
 """What is known of a loaded model, and of the engine that runs it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 MAX_PROMPT_LOGITS_BYTES = 256 << 20
 """A step computes at most this much of float32 logits for log-probabilities of prompts."""
@@ -136,6 +136,15 @@ class ModelInfo:
     image_refusal: str = ""
     """Why a model that could take images takes none here. Empty: it takes images, or is a model of
     text alone."""
+
+    def with_kv_cache(self, num_blocks: int, block_size: int, bytes_per_token: int) -> "ModelInfo":
+        """Return what is known once the KV cache is allocated."""
+        return replace(
+            self,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            kv_bytes_per_token=bytes_per_token,
+        )
 
     @property
     def kv_capacity_tokens(self) -> int:

@@ -7,8 +7,6 @@ from msgspec import UNSET, UnsetType
 
 from stonechat_server.storage.files import StoredFile
 
-Purpose = Literal["batch", "batch_output", "vision", "user_data"]
-
 
 class FileObject(msgspec.Struct, kw_only=True):
     """A file without its content. Times are seconds since 1970."""

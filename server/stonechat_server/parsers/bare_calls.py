@@ -7,7 +7,13 @@ such objects, or a list of them; a code fence may surround it.
 from dataclasses import replace
 
 from stonechat_server.parsers.bare_reader import BareCallReader
-from stonechat_server.parsers.deltas import ContentDelta, DeltaParser, ParsedDelta, ToolCallDelta
+from stonechat_server.parsers.deltas import (
+    ContentDelta,
+    DeltaParser,
+    ParsedDelta,
+    ToolCallDelta,
+    WrappingParser,
+)
 from stonechat_server.parsers.tool_calls import ToolNames
 from stonechat_server.tool_formats.layout import HarmonyLayout, JsonLayout, ToolFormat
 from stonechat_server.tool_formats.openings import closing_mark
@@ -23,7 +29,7 @@ def _needs_fence(format: ToolFormat) -> bool:
     return not format.trigger and isinstance(format.layout, JsonLayout)
 
 
-class BareCallParser:
+class BareCallParser(WrappingParser):
     """A `DeltaParser`. `inner` parses an answer that does not begin with calls as plain JSON.
 
     It also parses the text after such calls. The arguments of a call must fit the tool's schema.
@@ -31,7 +37,7 @@ class BareCallParser:
     """
 
     def __init__(self, inner: DeltaParser, format: ToolFormat, names: ToolNames) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._format = format
         self._reader: BareCallReader | None = BareCallReader(
             names.functions,
@@ -40,14 +46,6 @@ class BareCallParser:
             needs_fence=_needs_fence(format),
         )
         self._num_calls = 0
-
-    @property
-    def in_reasoning(self) -> bool:
-        return self._inner.in_reasoning
-
-    @property
-    def is_call_cut(self) -> bool:
-        return self._inner.is_call_cut
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         deltas: list[ParsedDelta] = []

@@ -83,3 +83,18 @@ class ContentParser:
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         return [ContentDelta(text)] if text else []
+
+
+class WrappingParser:
+    """The part that `DeltaParser`s around another one share."""
+
+    def __init__(self, inner: DeltaParser) -> None:
+        self._inner = inner
+
+    @property
+    def in_reasoning(self) -> bool:
+        return self._inner.in_reasoning
+
+    @property
+    def is_call_cut(self) -> bool:
+        return self._inner.is_call_cut

@@ -6,7 +6,13 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-from stonechat_server.parsers.deltas import DeltaParser, EndDelta, ParsedDelta, ToolCallDelta
+from stonechat_server.parsers.deltas import (
+    DeltaParser,
+    EndDelta,
+    ParsedDelta,
+    ToolCallDelta,
+    WrappingParser,
+)
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.json_text import is_same_json, load_json
 
@@ -14,7 +20,7 @@ _TEXT_MEMBER = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*:\s*"([^"\\]*)', re.DOTALL)
 """The beginning of a member whose value is a string without escapes so far."""
 
 
-class CallFilter:
+class CallFilter(WrappingParser):
     """A `DeltaParser` that ends the answer of `inner` before a call that is one too many.
 
     With `ends_at_repeat`, that is a call that repeats an earlier one: the same name, and arguments
@@ -23,17 +29,13 @@ class CallFilter:
     """
 
     def __init__(self, inner: DeltaParser, *, is_parallel: bool, ends_at_repeat: bool) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._is_parallel = is_parallel
         self._ends_at_repeat = ends_at_repeat
         self._earlier: defaultdict[tuple[str, str | None], list[Any]] = defaultdict(list)
         """By type and name: the arguments (a dict) or the input of each whole call."""
         self._call: _Call | None = None
         self._has_ended = False
-
-    @property
-    def in_reasoning(self) -> bool:
-        return self._inner.in_reasoning
 
     @property
     def is_call_cut(self) -> bool:

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Collection
 
-from stonechat_server.parsers.deltas import DeltaParser, ParsedDelta
+from stonechat_server.parsers.deltas import DeltaParser, ParsedDelta, WrappingParser
 
 
-class SpecialTokenFilter:
+class SpecialTokenFilter(WrappingParser):
     """A `DeltaParser` that removes the tokens `dropped` before `inner` parses the text.
 
     It is needed if markers of calls or reasoning are special tokens: the engine then leaves every
@@ -15,15 +15,7 @@ class SpecialTokenFilter:
 
     def __init__(self, dropped: Collection[str], inner: DeltaParser) -> None:
         self._pattern = re.compile("|".join(map(re.escape, sorted(dropped))) or r"(?!)")
-        self._inner = inner
-
-    @property
-    def in_reasoning(self) -> bool:
-        return self._inner.in_reasoning
-
-    @property
-    def is_call_cut(self) -> bool:
-        return self._inner.is_call_cut
+        super().__init__(inner)
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         return self._inner.feed(self._pattern.sub("", text), finished)

@@ -17,8 +17,6 @@ from stonechat_server.responses_api.items import Content, Item
 from stonechat_server.responses_api.tool_names import joined_name
 from stonechat_server.schema import messages as chat
 
-ModelItem = items.Message | items.Reasoning | items.FunctionCall | items.CustomToolCall
-
 
 @dataclass(slots=True)
 class Conversation:

@@ -6,7 +6,7 @@ follows once the prompt is known.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from stonechat_models import (
@@ -112,24 +112,8 @@ class Structure:
             shown_tools, shown_form = read_tool_options(shown), answer_form(shown)
         traits = self.traits(template)
         self._check(request, tool_options, form)
-        unenforced: tuple[str, ...] = ()
-        if tool_options is not None:
-            tool_options, unenforced = self._schemas.enforce(request, tool_options, traits.format)
+        tool_options, unenforced, grammar = self._enforce(request, tool_options, form, traits)
         is_open = bool(request.continue_final_message)
-        write = partial(self._grammar, budget=request.thinking_budget, is_open=is_open)
-        grammar = write(tool_options, form, traits)
-        grammar_param = _grammar_param(request, tool_options, form)
-        looser = loosened(request, tool_options, unenforced) if tool_options else iter(())
-        while grammar is not None and grammar_param is not None:
-            try:
-                self._checks.check_cost(grammar, grammar_param)
-                break
-            except APIError:
-                options = next(looser, None)
-                if options is None:
-                    raise
-                tool_options, unenforced = options
-                grammar = write(tool_options, form, traits)
         offered = shown_tools.offered if shown_tools else ()
         return AnswerSpec(
             messages=_with_rendered_calls(messages, traits),
@@ -137,7 +121,7 @@ class Structure:
             tools=_template_tools(offered) if traits.renders_tools else [],
             variables=_variables(request),
             grammar=grammar,
-            grammar_param=grammar_param,
+            grammar_param=_grammar_param(request, tool_options, form),
             unenforced=unenforced,
             tool_options=tool_options,
             format=traits.format,
@@ -187,20 +171,48 @@ class Structure:
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         return len(ids) == 1 and self._tokenizer.token_text(ids[0]) == text
 
-    def _grammar(
+    def _enforce(
         self,
+        request: "ChatCompletionRequest",
         tool_options: ToolOptions | None,
         form: AnswerForm | None,
         traits: TemplateTraits,
-        *,
-        budget: int | None,
-        is_open: bool,
+    ) -> tuple[ToolOptions | None, tuple[str, ...], GrammarSpec | None]:
+        """Return the tools, the parts of their schemas that are not enforced, and the grammar.
+
+        A grammar that costs too much is loosened. Raises `APIError` if that does not help.
+        """
+        unenforced: tuple[str, ...] = ()
+        if tool_options is not None:
+            tool_options, unenforced = self._schemas.enforce(request, tool_options, traits.format)
+        param = _grammar_param(request, tool_options, form)
+        looser = loosened(request, tool_options, unenforced) if tool_options else iter(())
+        while True:
+            grammar = self._grammar(request, tool_options, form, traits)
+            if grammar is None or param is None:
+                return tool_options, unenforced, grammar
+            try:
+                self._checks.check_cost(grammar, param)
+                return tool_options, unenforced, grammar
+            except APIError:
+                options = next(looser, None)
+                if options is None:
+                    raise
+                tool_options, unenforced = options
+
+    def _grammar(
+        self,
+        request: "ChatCompletionRequest",
+        tool_options: ToolOptions | None,
+        form: AnswerForm | None,
+        traits: TemplateTraits,
     ) -> GrammarSpec | None:
-        answer = form.grammar if form else None
+        answer, budget = form.grammar if form else None, request.thinking_budget
         if isinstance(traits.format.layout, HarmonyLayout):
             if tool_options is None and answer is None and budget is None:
                 return None
             writer = LarkWriter(self._special_tokens)
+            is_open = bool(request.continue_final_message)
             return HarmonyGrammar(tool_options, writer, answer, budget, is_open).build()
         if tool_options is None and (answer is None or traits.marks is None):
             return answer

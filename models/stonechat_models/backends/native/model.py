@@ -232,12 +232,7 @@ class NativeModel:
             *(num_blocks, block_size),
         )
         self._states = StatePool(self._library, self._handle, self._spec, self.info.num_state_slots)
-        self.info = replace(
-            self.info,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            kv_bytes_per_token=self.kv_bytes_per_token,
-        )
+        self.info = self.info.with_kv_cache(num_blocks, block_size, self.kv_bytes_per_token)
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         assert self._kv_cache is not None

@@ -94,12 +94,7 @@ class TransformersModel:
             dtype=self.kv_dtype,
             devices=self.probe.devices,
         )
-        self.info = replace(
-            self.info,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            kv_bytes_per_token=self.kv_bytes_per_token,
-        )
+        self.info = self.info.with_kv_cache(num_blocks, block_size, self.kv_bytes_per_token)
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         assert self._cache is not None

@@ -59,12 +59,7 @@ class PlainModel:
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Only count the blocks: each cache grows with its sequence."""
         self._caches = {}
-        self.info = replace(
-            self.info,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            kv_bytes_per_token=self.kv_bytes_per_token,
-        )
+        self.info = self.info.with_kv_cache(num_blocks, block_size, self.kv_bytes_per_token)
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Nothing lies in blocks."""

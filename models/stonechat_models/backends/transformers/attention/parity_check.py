@@ -56,13 +56,6 @@ class LayerKind:
         return (*shape, spec.scaling, *(value is not None for value in optional))
 
 
-def common_kinds() -> list[LayerKind]:
-    """Kinds for a check without a model: grouped heads, with and without a window."""
-    plain = AttentionSpec(scaling=64**-0.5)
-    kind = LayerKind(8, 2, 64, 64, plain)
-    return [kind, replace(kind, spec=replace(plain, sliding_window=MAX_WINDOW))]
-
-
 @dataclass(frozen=True, slots=True)
 class ParityCheck:
     """The device, the dtypes and the kinds of layers that a backend must support."""

@@ -10,17 +10,18 @@ from stonechat_models.backends.transformers.attention.backend import AttentionSp
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.attention.parity_check import (
+    MAX_WINDOW,
     LayerKind,
     ParityCheck,
     ParityError,
-    common_kinds,
 )
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.errors import ModelLoadError
 
 CPU = torch.device("cpu")
 KINDS = [
-    *common_kinds(),
+    LayerKind(8, 2, 64, 64, AttentionSpec(0.125)),
+    LayerKind(8, 2, 64, 64, AttentionSpec(0.125, MAX_WINDOW)),
     LayerKind(4, 1, 32, 16, AttentionSpec(0.2, 4096, 30.0, torch.zeros(4))),
     LayerKind(4, 2, 32, 32, AttentionSpec(0.2, chunk_size=8192)),
 ]
