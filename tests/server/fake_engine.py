@@ -249,7 +249,7 @@ def endless(piece: str = "word ", pause: float = 0.02) -> Script:
     """The piece again and again, until the client goes."""
 
     def play(request: GenerateRequest) -> Iterator[RequestOutput | Exception | float]:
-        deltas = [delta(piece, index) for index in range(request.params.n)]
+        deltas = [delta(piece, index, token_ids=()) for index in range(request.params.n)]
         while True:
             yield output(request, *deltas)
             yield pause

@@ -151,7 +151,7 @@ def test_a_body_that_does_not_arrive_is_a_408() -> None:
 
 
 def test_a_client_that_stops_reading_is_cut_off() -> None:
-    engine = FakeEngine(endless("x" * 4000, pause=0.0))
+    engine = FakeEngine(endless("x" * 100_000, pause=0.0))
     with (
         live_server(engine, write_timeout=0.5) as live,
         socket.create_connection(("127.0.0.1", live.port)) as client,
