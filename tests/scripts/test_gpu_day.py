@@ -84,10 +84,19 @@ def test_a_part_that_fails_does_not_stop_the_next(day, run, tmp_path, capsys):
 
 def test_a_part_that_hangs_is_ended_with_all_that_it_started(day, run, tmp_path, monkeypatch):
     """It is interrupted first, so that it can write its results."""
-    import running
-
-    monkeypatch.setattr(running, "GRACE_SECONDS", 2.0)
     monkeypatch.setattr(day, "LEAST_SECONDS", 0.0)
+    folder = tmp_path / "work" / "results" / "hangs"
+    wait, steps = subprocess.Popen.wait, ["started", "child"]
+
+    def wait_for_step(process, timeout=None):
+        """Both limits of the part are over when it has come so far."""
+        if timeout is None or not steps:
+            return wait(process, timeout)
+        while not (folder / steps[0]).is_file():
+            time.sleep(0.01)
+        raise subprocess.TimeoutExpired(steps.pop(0), timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_for_step)
     code = (
         "import pathlib, signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may ignore it
@@ -95,14 +104,16 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(day, run, tmp_path,
         " process_group=0)\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "try:\n"
+        "    (folder / 'started').touch()\n"
         "    time.sleep(600)\n"
         "except KeyboardInterrupt:\n"
-        "    (folder / 'child').write_text(str(child.pid))\n"
+        "    (folder / 'new').write_text(str(child.pid))\n"
+        "    (folder / 'new').rename(folder / 'child')\n"
         "    time.sleep(600)\n"
     )
     summary = run(python(day, "hangs", code, 4.0), python(day, "next", "pass"))
     assert ends(summary) == {"hangs": "stopped after 4 s", "next": "ok"}
-    child = int((tmp_path / "work" / "results" / "hangs" / "child").read_text())
+    child = int((folder / "child").read_text())
     deadline = time.monotonic() + 30
     while is_running(child) and time.monotonic() < deadline:
         time.sleep(0.01)

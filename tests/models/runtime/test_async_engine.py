@@ -138,11 +138,30 @@ async def idle(engine):
     raise AssertionError("blocks are still held")
 
 
+def hold(engine):
+    """Let the engine wait after its first output. Returns an event that lets it go on."""
+    may_go_on, has_answered = threading.Event(), threading.Event()
+    step = engine._runner.engine.step
+
+    def held_step():
+        if has_answered.is_set():
+            may_go_on.wait(60)
+        outputs = step()
+        if outputs:
+            has_answered.set()
+        return outputs
+
+    engine._runner.engine.step = held_step
+    return may_go_on
+
+
 def test_a_closed_iterator_frees_its_blocks(run_with_engine):
     async def test(engine):
+        may_go_on = hold(engine)
         stream = engine.generate(request(n=4, max_tokens=100))
         await anext(stream)
         await stream.aclose()
+        may_go_on.set()
         await idle(engine)
         assert engine.stats().num_generated_tokens < 400
 
@@ -151,9 +170,11 @@ def test_a_closed_iterator_frees_its_blocks(run_with_engine):
 
 def test_a_choice_that_is_ended_early_runs_no_further(run_with_engine):
     async def test(engine):
+        may_go_on = hold(engine)
         outputs = engine.generate(request(n=2, max_tokens=100))
         first = await anext(outputs)
         engine.end_choice("r", 0)
+        may_go_on.set()
         indices = {delta.index async for output in outputs for delta in output.deltas}
         assert 0 in {delta.index for delta in first.deltas}
         assert indices == {1}

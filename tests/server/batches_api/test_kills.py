@@ -194,10 +194,10 @@ def test_a_server_without_the_key_leaves_a_batch_to_one_that_has_it(tmp_path: Pa
         first, second = without.runner(), having.runner()
         for _ in range(2):
             first.begin(batch)
-            await asyncio.wait(first._tasks.running, timeout=20)
+            await asyncio.wait(first._tasks.running, timeout=120)
             assert first.batches == []
         second.begin(batch)
-        await asyncio.wait(second._tasks.running, timeout=20)
+        await asyncio.wait(second._tasks.running, timeout=120)
         await first.close()
         await second.close()
 

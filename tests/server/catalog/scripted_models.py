@@ -13,6 +13,7 @@ from stonechat_server.catalog.memory import PROCESS_BYTES
 from stonechat_server.settings import Settings
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
 from tests.server.fake_images import TEMPLATE, FakeImageProcessor
+from tests.virtual_time import run as run_in_virtual_time
 
 GIB = 1 << 30
 KV_BYTES = 1 << 20
@@ -23,7 +24,7 @@ def in_loop(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[], Non
 
     @wraps(test)
     def run() -> None:
-        asyncio.run(test())
+        run_in_virtual_time(test())
 
     return run
 

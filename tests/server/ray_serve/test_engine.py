@@ -26,14 +26,15 @@ from stonechat_server.settings import Settings
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.server.fake_engine import FakeEngine, delta, model_info, output, text_script
 from tests.server.ray_serve.fake_replicas import new_engine
+from tests.virtual_time import VirtualLoop
 
 STEPS = 20
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualLoop}
 
 
 def request_of(

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from stonechat_server.ray_serve.limits import (
     taken_from,
 )
 from stonechat_server.ray_serve.replica import Replica
+from tests.virtual_time import VirtualLoop
 
 KEY = ApiKey(name="a", requests_per_minute=6, tokens_per_minute=1000)
 NOTHING = msgspec.msgpack.encode([])
@@ -24,8 +26,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualLoop}
 
 
 def remaining(limiter: RateLimiter) -> tuple[str, str]:
