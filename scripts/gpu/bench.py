@@ -42,6 +42,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "server"), str(ROOT / "models")]
 
 DEFAULT_SHAPES = ("qwen3-0.6b", "llama-3.2-1b", "llama-3.1-8b", "qwen3-30b-a3b-12-layers")
+KERNELS = ("few", "some", "fetching")
+"""Kernels of our own for products: for few rows, for some, and those that fetch weights early."""
 DRY_RUN = {
     "device": "cpu",
     "models": ["tiny"],
@@ -161,6 +163,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--attention", default="auto", help="attention backend")
     add("--eager", action="store_true", help="no CUDA graphs")
     add("--no-fused", dest="fused", action="store_false", help="the model's own modules")
+    add(
+        "--kernels", nargs="*", choices=KERNELS, default=KERNELS, help="kernels for products to try"
+    )
     add("--quantize", choices=["fp8", "int8", "int4"], help="precision of the weights")
     add("--kv-bytes", type=int, help="bytes of the KV cache (default: the free memory)")
     add("--http-model", default="llama-3.2-1b", help="shape to serve over HTTP")
@@ -174,6 +179,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--no-device", dest="measure_device", action="store_false")
     add("--no-kernel-checks", dest="check_kernels", action="store_false")
     add("--no-http", dest="http", action="store_false")
+    add("--one-process", action="store_true", help="also serve with the engine in one process")
     add("--no-compare", dest="compare", action="store_false")
     add("--dry-run", action="store_true", help="run everything with a tiny model on the CPU")
     add("--part", help=argparse.SUPPRESS)

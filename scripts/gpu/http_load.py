@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -117,15 +118,17 @@ def _server(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "stonechat_server.cli", "serve", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--engine-process"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--served-model-name", MODEL_NAME, *flags]
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment
-        )
+    log.unlink(missing_ok=True)
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+    threading.Thread(target=_keep_lines, args=(process, log, started), daemon=True).start()
     try:
         yield process, port, log
     finally:
@@ -135,6 +138,15 @@ def _server(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _keep_lines(process: subprocess.Popen[bytes], log: Path, started: float) -> None:
+    """Write each line of the server's output with the seconds since `started`."""
+    assert process.stdout is not None
+    with log.open("w", encoding="utf-8", buffering=1) as file:
+        for line in process.stdout:
+            seconds = time.perf_counter() - started
+            file.write(f"{seconds:6.2f} s  {line.decode(errors='replace').rstrip()}\n")
 
 
 def _wait_for_first_token(

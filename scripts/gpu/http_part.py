@@ -3,7 +3,9 @@
 import argparse
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from engines import timed_phases
 from http_load import measure_over_http, save_model
@@ -31,16 +33,25 @@ def measure_server(section: Section, shape: Shape) -> None:
         )
         _in_process(section, folder)
         section.free()
-        http = measure_over_http(
-            folder,
-            _serve_flags(arguments),
-            streams=arguments.streams,
-            num_requests=REQUESTS_A_STREAM * arguments.streams,
-            num_tokens=arguments.http_tokens,
-            timeout=max(10.0, section.seconds_left),
-        )
+        section.keep(**_over_http(section, folder, "--engine-process"))
+        if arguments.one_process:
+            other = partial(_over_http, section, folder, "--no-engine-process")
+            section.keep(in_one_process=section.attempt(other))
+
+
+def _over_http(section: Section, folder: Path, where: str) -> dict[str, Any]:
+    """`where`: the flag that says in which process the engine runs."""
+    arguments = section.arguments
+    http = measure_over_http(
+        folder,
+        [where, *_serve_flags(arguments)],
+        streams=arguments.streams,
+        num_requests=REQUESTS_A_STREAM * arguments.streams,
+        num_tokens=arguments.http_tokens,
+        timeout=max(10.0, section.seconds_left),
+    )
     base = section.results["in_process_tokens_per_second"]
-    section.keep(**http, share_of_in_process=http["tokens_per_second"] / base)
+    return {**http, "share_of_in_process": http["tokens_per_second"] / base}
 
 
 def _in_process(section: Section, folder: Path) -> None:

@@ -21,6 +21,7 @@ from shapes import (
     step_bytes,
 )
 
+from stonechat_models.backends.transformers.fused import product_choice
 from stonechat_models.backends.transformers.fused import replace as fusing
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.config import EngineConfig
@@ -104,6 +105,8 @@ def _start(section: Section, shape: Shape, module: Any) -> Engine:
     with contextlib.ExitStack() as stack:
         if not arguments.fused:
             stack.enter_context(replaced(fusing, "fuse_modules", lambda module: {}))
+        for name, tiles in _tiles(arguments.kernels).items():
+            stack.enter_context(replaced(product_choice, name, tiles))
         phases = stack.enter_context(timed_phases())
         engine = build(module, shape.name, config, section.device, say)
     info = engine.model.info
@@ -119,6 +122,17 @@ def _start(section: Section, shape: Shape, module: Any) -> Engine:
     )
     say(f"ready in {section.results['seconds_to_ready']:.1f} s: {_rounded(phases)}")
     return engine
+
+
+def _tiles(kernels: list[str]) -> dict[str, Any]:
+    """The tiles that products are tried with, if only `kernels` may be used; see `KERNELS`."""
+    tiles: dict[str, Any] = {"TILES": (), "SOME_TILES": ()}
+    for kind, name in (("few", "TILES"), ("some", "SOME_TILES")):
+        if kind in kernels:
+            tiles[name] = getattr(product_choice, name)
+        if "fetching" not in kernels:
+            tiles[name] = tuple(dict.fromkeys(replace(t, num_lines=0) for t in tiles[name]))
+    return tiles
 
 
 def _checks(

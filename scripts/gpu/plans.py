@@ -9,6 +9,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 GPU_TESTS = ["tests/gpu"]
+NEW_TESTS = [
+    *("build", "fused", "codes", "sampler", "images", "lora", "ranks"),
+    *("graphs", "mixed_graphs", "experts"),
+]
+"""Of those in `GPU_TESTS`: first the ones of what has not run on a GPU, or has changed since."""
 KERNEL_TESTS = ("tests/models/backends", "tests/models/sampling", "tests/models/hardware")
 """Where tests stand that run kernels on a CUDA device if there is one."""
 TOGETHER = "not slow_compile and not alone and not nightly"
@@ -38,23 +43,42 @@ class Part:
 
 
 def correct() -> list[Part]:
-    """Is it right: a smoke test, small models beside plain ones, and all tests; 555 seconds."""
+    """Is it right: first what has not run on a GPU, in 345 seconds; then all tests, in 600."""
+    new = [f"tests/gpu/test_cuda_{name}.py" for name in NEW_TESTS]
     return [
         smoke(30),
-        bench("small", 75, "--models", "small", "--no-http", "--no-compare"),
-        pytest_run("tests", GPU_TESTS, 140),
+        pytest_run("new", new, 130),
+        pytest_run("alone", GPU_TESTS, 90, "-m", "alone", is_alone=True),
+        bench("small", 60, "--models", "small", "--no-http", "--no-compare"),
+        pytest_run("tests", [*GPU_TESTS, *(f"--ignore={path}" for path in new)], 100),
         pytest_run("kernels", kernel_tests(), 90, "-m", "not nightly"),
-        pytest_run("alone", GPU_TESTS, 70, "-m", "alone", is_alone=True),
         pytest_run("slow", GPU_TESTS, 150, "-m", "slow_compile"),
     ]
 
 
-def figures() -> list[Part]:
-    """How fast are models of five shapes; 290 seconds."""
-    models = ["llama-3.2-1b", "llama-3.1-8b", "qwen3-30b-a3b-12-layers", "qwen3-0.6b"]
-    words = ["--models", *models, "llama-3.1-8b-q4_k_m"]
-    words += ["--modes", "greedy", "temperature 1", "top-k, top-p"]
-    return [bench("bench", 290, *words, "--no-compare", "--no-kernel-checks", "--most", "80")]
+def speed() -> list[Part]:
+    """How fast are models of four shapes and their server, and with earlier kernels; 400 s."""
+    models = ["llama-3.2-1b", "llama-3.1-8b", "llama-3.1-8b-q4_k_m", "qwen3-30b-a3b-12-layers"]
+    words = ["--models", *models, "--modes", "greedy", "temperature 1", "top-k, top-p"]
+    words += ["--no-compare", "--no-kernel-checks", "--most", "85", "--one-process"]
+    decode = ("--batches", "1", "64", "--modes", "greedy", "--only-decode", "--no-device")
+    without = ("--no-http", "--no-compare", *decode)
+    pair = ("--models", "llama-3.2-1b", "llama-3.1-8b")
+    return [
+        bench(
+            "bench",
+            270,
+            *words,
+            "--no-compare",
+            "--no-kernel-checks",
+            "--most",
+            "85",
+            "--one-process",
+        ),
+        bench("unfetched", 60, *pair, *without, "--kernels", "few", "some"),
+        bench("cublas", 60, *pair, *without, "--kernels", "few", "fetching"),
+        bench("small", 30, "--models", "qwen3-0.6b", *without),
+    ]
 
 
 def variants() -> list[Part]:
@@ -86,7 +110,7 @@ def sweep() -> list[Part]:
     ]
 
 
-PLANS = {plan.__name__: plan for plan in (correct, figures, variants, sweep)}
+PLANS = {plan.__name__: plan for plan in (correct, speed, variants, sweep)}
 """Each returns its parts, the most useful first."""
 
 

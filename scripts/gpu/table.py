@@ -128,12 +128,18 @@ def _mixed(results: Results) -> list[str]:
 
 
 def _http(results: Results) -> list[str]:
+    entries = []
+    for shape, section in _models(results, "http"):
+        entries.append((shape, section))
+        other = section.get("in_one_process", {})
+        if "share_of_in_process" in other:
+            entries.append((f"{shape}, server and engine in one process", section | other))
     rows = [
         f"| {shape} | {entry['streams']} | {entry['in_process_tokens_per_second']:.0f} | "
         f"{entry['tokens_per_second']:.0f} | {_share(entry['share_of_in_process'])} | "
         f"{entry['load_generator_cores']:.2f} | {entry['first_token_p50_seconds']:.3f} | "
         f"{entry['seconds_from_command_to_first_token']:.1f} |"
-        for shape, entry in _models(results, "http")
+        for shape, entry in entries
         if "share_of_in_process" in entry
     ]
     return _table(

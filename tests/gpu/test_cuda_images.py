@@ -23,8 +23,9 @@ from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.config import EngineConfig
 from stonechat_models.runtime.build import assemble_engine
 from stonechat_models.types import ImageInput, ImageTensor
+from tests.gpu.built import build as build_folder
 from tests.models.engines import add, greedy, model_info, run
-from tests.models.vision_models import vision_config
+from tests.models.vision_models import save_vision_model, vision_config
 
 NUM_OUTPUT = 3
 MAX_MODEL_LEN = 96
@@ -44,6 +45,7 @@ class Family:
 
 FAMILIES = {
     "qwen2_5_vl": Family(6, (24, 1176), {"image_grid_thw": [1, 4, 6]}),  # rotary positions of grids
+    "qwen3_vl": Family(6, (24, 1536), {"image_grid_thw": [1, 4, 6]}),  # more for some layers
     "gemma3": Family(64, (1, 3, 224, 224), {}),  # attends in both directions
     "mistral3": Family(4, (1, 3, 56, 56), {"image_sizes": [56, 56]}),  # all of its layer is fused
 }
@@ -135,6 +137,16 @@ def logprobs_of(reference, family, token_ids, output_ids, seeds):
     logits = reference(input_ids=ids, use_cache=False, **arguments).logits[0].double()
     rows = torch.log_softmax(logits[len(token_ids) - 1 : -1], dim=-1)
     return rows.gather(1, torch.tensor(output_ids)[:, None])[:, 0], float(logits.std())
+
+
+@pytest.mark.alone
+def test_the_vision_tower_of_a_folder_is_measured(device, tmp_path):
+    """The KV cache leaves the room that the tower needs for a large image."""
+    folder = save_vision_model(tmp_path / "model", "qwen2_5_vl")
+    engine, lines = build_folder(folder, max_model_len=64)
+    info = engine.model.info.images
+    assert info is not None, engine.model.info.image_refusal
+    assert info.encoding_bytes > 1 << 20, lines
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "gpu"
-PLANS = ("correct", "figures", "variants", "sweep")
+PLANS = ("correct", "speed", "variants", "sweep")
 
 
 def script(name):
@@ -263,8 +263,8 @@ def test_what_the_bundle_holds():
     names = {line.partition("==")[0] for line in bundle.missing("3.12")}
     assert names >= {"fastapi", "opentelemetry-api", "pydantic", "pydantic-core", "sse-starlette"}
     assert names >= {"pytest", "pytest-xdist", "execnet", "llguidance", "pillow"}
-    assert "typing-extensions" in names
-    assert not names & {"torch", "numpy", "transformers", "huggingface-hub", "tokenizers", "sympy"}
+    assert names >= {"typing-extensions", "transformers"}
+    assert not names & {"torch", "numpy", "huggingface-hub", "tokenizers", "sympy"}
 
 
 def test_the_day_starts_as_a_script(tmp_path):

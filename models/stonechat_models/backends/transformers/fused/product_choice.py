@@ -72,14 +72,16 @@ class ProductTiming:
 def choose_products(
     module: nn.Module,
     progress: Progress,
-    tiles: Sequence[FewRowsTile] = TILES,
-    some_tiles: Sequence[SomeRowsTile] = SOME_TILES,
+    tiles: Sequence[FewRowsTile] | None = None,
+    some_tiles: Sequence[SomeRowsTile] | None = None,
 ) -> list[ProductTiming]:
     """Let the products of a fused `module` on CUDA use the faster kernel. Returns the times.
 
     The choice is made for each shape and number of rows. Products stay as they are if the kernel
-    cannot run here, or gives other numbers.
+    cannot run here, or gives other numbers. The tiles are `TILES` and `SOME_TILES` by default.
     """
+    tiles = TILES if tiles is None else tiles
+    some_tiles = SOME_TILES if some_tiles is None else some_tiles
     device = next(module.parameters()).device
     groups = product_groups(module)
     if not groups or not is_on_cuda(device):
