@@ -9,7 +9,7 @@ from stonechat_models.sampling.state import SamplingState
 
 
 class TensorSampler(NativeSampler):
-    """Takes logits as tensors. Overwrites them if they are float32 and contiguous."""
+    """Takes logits as tensors. May overwrite them if they are float32 and contiguous."""
 
     def launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> NativeSampling:  # type: ignore[override]
         return super().launch(logits.float().contiguous().numpy(), states)

@@ -50,9 +50,9 @@ class NativeSampler:
         return self.launch(logits, states).read()
 
     def launch(self, logits: Logits, states: Sequence[SamplingState]) -> "NativeSampling":
-        """Choose a token for each row of float32[R, V], as `Sampler` does. Overwrites the logits.
+        """Choose a token for each row of float32[R, V], as `Sampler` does.
 
-        Raises `StepError` if there is not enough memory.
+        May overwrite the logits. Raises `StepError` if there is not enough memory.
         """
         if logits.shape != (len(states), self._vocab_size):
             raise ValueError(

@@ -63,6 +63,25 @@ def states_of(
     ]
 
 
+def writes_weights(filters: dict[str, float], size: int) -> bool:
+    """Whether the weights are in place of the logits at the end."""
+    return 0 < filters.get("top_k", 0) < size or filters.get("top_p", 1.0) < 1.0
+
+
+def with_two_least(logits: torch.Tensor) -> torch.Tensor:
+    """Make the two least logits of each row alike: a `top_k` of all but one then keeps all."""
+    least = logits.topk(2, largest=False)
+    return logits.scatter(1, least.indices, least.values[:, :1].expand(-1, 2))
+
+
+def weights_of(sampler: TensorSampler, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The weights of logits from `with_two_least`, none of them cut."""
+    rows, size = logits.shape
+    weights = logits.clone()
+    sampler(weights, states_of([{"top_k": size - 1}] * rows, temperature, 0))
+    return weights
+
+
 def cuts(filters: list[dict[str, float]]) -> Cuts:
     columns = [
         torch.tensor([float(f.get(name, off)) for f in filters], dtype=torch.float64)
@@ -78,17 +97,17 @@ def test_it_cuts_and_draws_as_in_pytorch_bit_for_bit(
 ) -> None:
     """Its own weights, cut and drawn from in PyTorch, give the same weights and tokens."""
     sampler = TensorSampler(library, two_threads, size)
-    logits = random_logits(1, size, scale).repeat(len(FILTERS), 1)
-    uncut = logits.clone()
-    sampler(uncut, states_of([{}] * len(FILTERS), 1.3, 0))
+    logits = with_two_least(random_logits(1, size, scale)).repeat(len(FILTERS), 1)
     weights = torch.zeros(len(FILTERS), padded_width(size))
-    weights[:, :size] = uncut
+    weights[:, :size] = weights_of(sampler, logits, 1.3)
     cut_weights(weights, cuts(FILTERS), on_host=True)
     for seed in range(3):
         states, left = states_of(FILTERS, 1.3, 100 * seed), logits.clone()
         result = sampler(left, states)
         assert result.errors == {}
-        assert torch.equal(left, weights[:, :size])
+        for filters, row, wanted in zip(FILTERS, left, weights, strict=True):
+            if writes_weights(filters, size):
+                assert torch.equal(row, wanted[:size])
         variates = [uniform_variate(s.seed, s.choice_index, s.num_output_tokens) for s in states]
         expected = draw(weights, torch.tensor(variates, dtype=torch.float64))
         assert result.token_ids == expected.tolist()
@@ -98,10 +117,9 @@ def test_it_cuts_and_draws_as_in_pytorch_bit_for_bit(
 def test_its_weights_are_those_of_pytorch(
     library: Library, two_threads: int, temperature: float
 ) -> None:
-    logits = random_logits(4, 5_000, scale=4.0)
+    logits = with_two_least(random_logits(4, 5_000, scale=4.0))
     logits[1, 17] = float("-inf")
-    weights = logits.clone()
-    TensorSampler(library, two_threads, 5_000)(weights, states_of([{}] * 4, temperature, 0))
+    weights = weights_of(TensorSampler(library, two_threads, 5_000), logits, temperature)
     exponents = (logits - logits.amax(1, keepdim=True)) / torch.tensor(temperature)
     expected = exponents.double().exp()
     is_normal = expected > 1e-37  # smaller ones may be zero

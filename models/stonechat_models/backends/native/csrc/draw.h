@@ -75,8 +75,9 @@ class SumTree {
   }
 
   // Returns the token at `target`, 0 < target < the sum of all.  A weight of zero is never drawn
-  // unless all are zero.
-  int draw(const float* weights, double target) const {
+  // unless all are zero.  `weight(token)` gives the weights again.
+  template <class Weight>
+  int draw(double target, Weight weight) const {
     const float* level = sums_.data() + sums_.size() - size_t(widths_.back());
     int index = pick(widths_.back(), target, [&](int i) { return double(level[i]); });
     for (size_t above = widths_.size() - 1; above-- > 0;) {
@@ -85,7 +86,7 @@ class SumTree {
       auto child = [&](int i) {
         const int at = first + i * stride;
         if (above) return double(level[at]);
-        return at < vocab_ ? double(weights[at]) : 0.0;
+        return at < vocab_ ? double(weight(at)) : 0.0;
       };
       index += stride * pick(kFanOut, target, child);
     }

@@ -40,14 +40,51 @@ class RowSampler {
     score_row(x, vocab_, token, peak, tree_, r, out);
   }
 
-  // Returns a token for x[vocab], which becomes the row's weights if one is drawn.  `peak` is the
-  // largest logit.  It is NaN if a logit is; then, and if it is infinite, the token is 0.
+  // Returns a token for x[vocab].  `peak` is the largest logit.  It is NaN if a logit is; then, and
+  // if it is infinite, the token is 0.  With top_k or top_p, x becomes the weights that are left.
   int sample(float* x, const RowSettings& row, float& peak) {
     const int first = find_peak(x, peak);
     if (!std::isfinite(peak)) return 0;
     if (row.temperature == 0.0) return first;
-    const bool cuts = row.top_k > 0.0 || row.top_p < 1.0;
-    weigh(x, peak, float(row.temperature), cuts);
+    const Weigh weigh{set1(peak), set1(float(row.temperature)), row.temperature != 1.0};
+    if (row.top_k > 0.0 || row.top_p < 1.0) return cut_and_draw(x, weigh, row);
+    return draw(x, weigh, row);
+  }
+
+ private:
+  static constexpr int kBlock = 1024;
+
+  // exp((x - peak) / temperature)
+  struct Weigh {
+    F16 peak, temperature;
+    bool divides;
+
+    F16 operator()(F16 x) const {
+      const F16 d = sub(x, peak);
+      return exp(divides ? div(d, temperature) : d);
+    }
+  };
+
+  // Draws without writing the weights down: that takes longer than to compute some of them again.
+  int draw(const float* x, const Weigh& weigh, const RowSettings& row) {
+    const float floor = float(row.min_p);
+    auto weight = [&](F16 logits) {
+      const F16 w = weigh(logits);
+      return floor > 0.0f ? zero_below(w, w, floor) : w;
+    };
+    each_group(x, [&](int, F16* v) {
+      for (int j = 0; j < kFanOut; ++j) v[j] = weight(v[j]);
+    });
+    const double total = tree_.finish();
+    return tree_.draw(row.variate * total, [&](int token) {
+      float t[16];
+      store(t, weight(set1(x[token])));
+      return t[0];
+    });
+  }
+
+  int cut_and_draw(float* x, const Weigh& weigh, const RowSettings& row) {
+    write_weights(x, weigh);
     float floor = float(row.min_p);
     if (row.top_k > 0.0) floor = std::max(floor, truncation_.top_k(x, int(row.top_k)));
     if (floor > 0.0f) cut(x, floor);
@@ -56,11 +93,8 @@ class RowSampler {
       cut(x, truncation_.top_p(x, row.top_p, total));
       total = tree_.finish();
     }
-    return tree_.draw(x, row.variate * total);
+    return tree_.draw(row.variate * total, [&](int token) { return x[token]; });
   }
-
- private:
-  static constexpr int kBlock = 1024;
 
   // Returns the first token with the largest logit.
   int find_peak(const float* x, float& peak) const {
@@ -92,18 +126,14 @@ class RowSampler {
     return 0;
   }
 
-  // x = exp((x - peak) / temperature), with the first sums and, if wanted, the groups' maxima.
-  void weigh(float* x, float peak, float temperature, bool wants_maxima) {
-    const F16 top = set1(peak), t = set1(temperature);
+  // Makes weights of x, with the first sums and the groups' maxima.
+  void write_weights(float* x, const Weigh& weigh) {
     float* maxima = truncation_.maxima();
     each_group(x, [&](int i, F16* v) {
       for (int j = 0; j < kFanOut; ++j) {
-        F16 d = sub(v[j], top);
-        if (temperature != 1.0f) d = div(d, t);
-        v[j] = exp(d);
+        v[j] = weigh(v[j]);
         store_row(x, vocab_, j * tree_.width() + i, v[j]);
       }
-      if (!wants_maxima) return;
       F16 copy[kFanOut];
       std::copy_n(v, kFanOut, copy);
       store(maxima + i, fold(copy, max));
@@ -144,8 +174,8 @@ class Sampler {
  public:
   explicit Sampler(Pool* pool) : pool_(*pool), own_(size_t(pool->size())) {}
 
-  // Writes a token and the largest logit for each row of logits[rows][vocab], which is overwritten.
-  // Throws std::bad_alloc.
+  // Writes a token and the largest logit for each row of logits[rows][vocab], which may be
+  // overwritten.  Throws std::bad_alloc.
   void run(float* logits, int rows, int vocab, const RowSettings* settings, int64_t* tokens,
            float* peaks) {
     each_row(rows, vocab, [&](RowSampler& own, size_t r) {
