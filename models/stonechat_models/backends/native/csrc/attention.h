@@ -208,7 +208,7 @@ template <class F>
 struct SpanAttention {
   AttentionScratch& s;
   const KeySpan& span;
-  const KeySpan* next;  // whose keys the thread needs next, or null
+  Ahead& ahead;
   int rows, dim;
   View view;
 
@@ -221,7 +221,10 @@ struct SpanAttention {
       if (from >= to) continue;
       multiply_keys(r0, n, from, to, is_first);
       const Softmax<F> softmax{s, span, view, dim};
-      for (int r = 0; r < n; ++r) softmax.run(r0, r, from, to);
+      for (int r = 0; r < n; ++r) {
+        softmax.run(r0, r, from, to);
+        if (has_tiles()) ahead.reach(n + r + 1, 3 * n);
+      }
       multiply_values(n, from, to, is_first);
       merge(softmax, r0, n);
       is_first = false;
@@ -245,8 +248,8 @@ struct SpanAttention {
     const int32_t* q = s.q + r0 * kWords * F::kDigits;
 #if SC_AMX
     if (has_tiles()) {
-      use_tiles(kWholeTiles);
-      return AmxProducts<F>::keys(span, from, to, dim, q, s.sums, is_first);
+      AmxProducts<F>::use_shapes(rows);
+      return AmxProducts<F>::keys(span, from, to, dim, q, s.sums, ahead);
     }
 #endif
     Products<F>::keys(span, from, to, dim, n * F::kDigits, q, s.sums, is_first);
@@ -255,14 +258,19 @@ struct SpanAttention {
   void multiply_values(int n, int from, int to, bool is_first) const {
 #if SC_AMX
     if (has_tiles()) {
-      if (is_first) {
-        const auto [first, last] = tiles(0, rows);
-        AmxProducts<F>::gather(span, next, first, last, dim, s.values);
+      if constexpr (F::kFormat == kKvBf16) {
+        return AmxProducts<F>::values(span, from, to, dim, s.p, s.sums, ahead);
+      } else {
+        if (is_first) {
+          const auto [first, last] = tiles(0, rows);
+          AmxProducts<F>::gather(span, first, last, dim, s.values);
+        }
+        return AmxProducts<F>::values(s.values, from, to, dim, s.p, s.sums, ahead);
       }
-      return AmxProducts<F>::values(s.values, from, to, dim, s.p, s.sums);
     }
 #endif
-    Products<F>::values(span, is_first ? next : nullptr, from, to, dim, n * F::kDigits, s.p, s.sums);
+    const KeySpan* next = is_first ? ahead.span() : nullptr;
+    Products<F>::values(span, next, from, to, dim, n * F::kDigits, s.p, s.sums);
   }
 
   void merge(const Softmax<F>& softmax, int r0, int n) const {

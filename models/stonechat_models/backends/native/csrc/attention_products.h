@@ -20,17 +20,43 @@ static_assert(kWidth >= kMaxHeadDim && kWidth >= kSpan);
 
 struct Pairs {
   using Sum = F16;
-  static constexpr int kPerWord = 2, kDigits = 1;
+  static constexpr int kFormat = kKvBf16, kPerWord = 2, kDigits = 1;
 };
 struct Bytes {
   using Sum = I16;
-  static constexpr int kPerWord = 4, kDigits = 2;
+  static constexpr int kFormat = kKvInt8, kPerWord = 4, kDigits = 2;
 };
 
 // The records of a span's tiles, of one head.  Tiles past the last key repeat the last tile.
 struct KeySpan {
   int start = 0;
+  int tiles = 0;  // up to the last key
   const uint8_t* records[kSpanTiles];
+};
+
+// Prefetches the records of a span bit by bit, while the thread works at another one.
+class Ahead {
+ public:
+  // `span`: null, or what the thread needs next; `bytes`: of a record
+  Ahead(const KeySpan* span, size_t bytes) : span_(span), lines_(int((bytes + 63) / 64)) {}
+
+  const KeySpan* span() const { return span_; }
+
+  // Goes on as far as `part` of `parts` of the span.
+  void reach(int part, int parts) {
+    if (span_ == nullptr) return;
+    for (int left = span_->tiles * lines_ * part / parts - done_; left > 0;) {
+      const int line = done_ % lines_, n = std::min(left, lines_ - line);
+      const uint8_t* p = span_->records[done_ / lines_] + size_t(line) * 64;
+      for (int i = 0; i < n; ++i) prefetch_far(p + i * 64);
+      done_ += n, left -= n;
+    }
+  }
+
+ private:
+  const KeySpan* span_;
+  const int lines_;  // of a record
+  int done_ = 0;
 };
 
 template <class Sum, int Rows, int Lanes>

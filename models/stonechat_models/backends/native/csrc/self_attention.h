@@ -135,6 +135,7 @@ class SelfAttention {
     const int per_block = w.cache.tiles_per_block, count = last / kTokens - start / kTokens;
     int block = start / kTokens / per_block, within = start / kTokens % per_block;
     span.start = start;
+    span.tiles = std::min(kSpanTiles, count + 1);
     for (int i = 0; i < kSpanTiles; ++i) {
       span.records[i] = w.cache.record(blocks[block] * per_block + within, w.head);
       if (i >= count) continue;  // the last tile repeats
@@ -152,7 +153,7 @@ class SelfAttention {
     return true;
   }
 
-  void attend(const Work& w, const KeySpan* ahead) {
+  void attend(const Work& w, const KeySpan* next) {
     const int32_t* tokens = plan_.tokens.data() + w.item.first;
     int seen[kBlockRows], count = 0;  // tokens that see a key of the item
     int first = INT32_MAX, last = 0;
@@ -171,7 +172,7 @@ class SelfAttention {
       store_key(w.l, w.cache, seen[0], w.head);
     }
     w.s.clear(count * group(), w_.c.head_dim);
-    run_spans(w, first, last, count * group(), ahead);
+    run_spans(w, first, last, count * group(), next);
     for (int i = 0; i < count; ++i) {
       if (is_split) keep(w, seen[i], i * group());
       else finish(w, seen[i], i * group());
@@ -179,17 +180,17 @@ class SelfAttention {
     for (int i = 0; is_split && i < count; ++i) merge_if_last(w, seen[i]);
   }
 
-  void run_spans(const Work& w, int first, int last, int rows, const KeySpan* ahead) const {
+  void run_spans(const Work& w, int first, int last, int rows, const KeySpan* next) const {
     KeySpan spans[2];
     find(w, w.item.sequence, first * kSpan, last, spans[0]);
     for (int i = 0; first * kSpan <= last; ++first, i ^= 1) {
       const bool more = (first + 1) * kSpan <= last;
       if (more) find(w, w.item.sequence, (first + 1) * kSpan, last, spans[i ^ 1]);
-      const KeySpan* next = more ? &spans[i ^ 1] : ahead;
+      Ahead ahead(more ? &spans[i ^ 1] : next, record_bytes(w.cache.format, w.cache.dim));
       if (w.cache.format == kKvInt8) {
-        SpanAttention<Bytes>{w.s, spans[i], next, rows, w.cache.dim, w.view}.run();
+        SpanAttention<Bytes>{w.s, spans[i], ahead, rows, w.cache.dim, w.view}.run();
       } else {
-        SpanAttention<Pairs>{w.s, spans[i], next, rows, w.cache.dim, w.view}.run();
+        SpanAttention<Pairs>{w.s, spans[i], ahead, rows, w.cache.dim, w.view}.run();
       }
     }
   }
