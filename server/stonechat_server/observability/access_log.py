@@ -29,7 +29,8 @@ class RequestContext:
     """ASGI middleware: request ids, the access log, and error answers for exceptions.
 
     The id is in `request.state.request_id`, and in the answer's `x-request-id` and `request-id`. A
-    client's own `x-request-id` is kept if it has 1 to 128 characters of visible ASCII.
+    client's own `x-request-id` is kept if it has 1 to 128 characters of visible ASCII. A
+    route may send its body, but not its start, by `request.state.send_body`, past other middleware.
     `on_response` receives the route's pattern and the status of every answer.
 
     A route may set `request.state.at_end`, which is called when the request has ended. It may also
@@ -52,7 +53,7 @@ class RequestContext:
             return
         header_id = Headers(scope=scope).get("x-request-id", "")
         request_id = header_id if _ID.fullmatch(header_id) else new_request_id()
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, send_body=send)
         started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:

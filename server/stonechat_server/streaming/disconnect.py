@@ -20,21 +20,42 @@ async def run_while_connected(
 
     The guards run beside the work; the error of a guard is raised. In both cases the work is
     cancelled and waited for. The body of the request must have been read before.
+
+    The work runs in this task. In a task of its own it would begin only when all other requests
+    that came at the same time have been prepared, and the engine would wait for the last of them.
     """
-    work_task = asyncio.ensure_future(work)
-    guard_tasks = [asyncio.ensure_future(guard) for guard in (_disconnected(receive), *guards)]
+    host, is_over = asyncio.current_task(), False
+    ended: list[asyncio.Task[NoReturn]] = []
+    assert host is not None
+
+    def end_work(guard: asyncio.Task[NoReturn]) -> None:
+        if not is_over and not ended:
+            ended.append(guard)
+            host.cancel()
+
+    tasks = [asyncio.ensure_future(guard) for guard in (_disconnected(receive), *guards)]
+    for task in tasks:
+        task.add_done_callback(end_work)
     try:
-        await asyncio.wait({work_task, *guard_tasks}, return_when=asyncio.FIRST_COMPLETED)
-        if not work_task.done():
-            for guard_task in guard_tasks:
-                if guard_task.done():
-                    guard_task.result()
-        return work_task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not ended or host.cancelling() > 1:
+            raise
+        error = ended[0].exception()
     finally:
-        for task in (work_task, *guard_tasks):
+        is_over = True
+        if ended:
+            host.uncancel()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(work_task, *guard_tasks, return_exceptions=True)
-        del work_task, guard_tasks, task  # their errors refer to this frame
+        tasks.clear()  # their errors refer to this frame
+        ended.clear()
+        del task
+    assert error is not None, "a guard ends with an error"
+    try:
+        raise error
+    finally:
+        del error
 
 
 async def _disconnected(receive: Receive) -> NoReturn:

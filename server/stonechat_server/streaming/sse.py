@@ -13,6 +13,7 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
 from stonechat_server.streaming.answer_writer import AnswerWriter, EventBatches
+from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
 
 log = logging.getLogger("stonechat")
 
@@ -24,12 +25,11 @@ class EventStream(EventSourceResponse):
 
     The status line goes out with the first event or comment. An error before it is an ordinary
     HTTP error; `encode_error` makes an event of an error after it. If the client disconnects, or
-    reads nothing for `write_timeout` seconds, the iterator of the events is closed at once. Its
-    cleanup must not wait: the task is cancelled again at each wait.
+    reads nothing for `write_timeout` seconds, the iterator of the events is closed at once.
 
-    sse-starlette supplies the headers, the tasks and their end, and the wait for a disconnect. Each
-    override says what the library does otherwise. They override private methods, so
-    `pyproject.toml` allows one minor version of the library only.
+    sse-starlette supplies the headers and the timeout of a comment. Each override says what the
+    library does otherwise. They override private methods, so `pyproject.toml` allows one minor
+    version of the library only.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class EventStream(EventSourceResponse):
         self._encode_error = encode_error
         self._write_timeout = write_timeout
         self._has_started = False
+        self._send_body: Send
+        """Sends a piece past the middleware, which looks at the status line and headers only."""
         self._time = asyncio.get_running_loop().time
         self._comment = asyncio.Lock()
         """Held while a comment is written. A lock around each piece would cost more than it."""
@@ -59,9 +61,13 @@ class EventStream(EventSourceResponse):
         """When the current write began, or when the last one ended."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream. In the library, a client that stops reading is an error."""
+        """Send the stream in this task. The library begins it in another, and cuts it at a
+        shutdown, though `serving/lifecycle` drains streams."""
+        self._send_body = scope.get("state", {}).get("send_body", send)
         try:
-            await super().__call__(scope, receive, send)
+            await run_while_connected(receive, self._stream_response(send), self._ping(send))
+        except ClientDisconnectedError:
+            pass
         except SendTimeoutError:
             log.info("closed a stream because its client stopped reading")
 
@@ -91,7 +97,7 @@ class EventStream(EventSourceResponse):
                 self._has_started = True
                 status, headers = self.status_code, self.raw_headers
                 await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send(piece)
+            await self._send_body(piece)
         finally:
             self._is_writing, self._since = False, self._time()
 
@@ -113,11 +119,6 @@ class EventStream(EventSourceResponse):
             else:
                 async with self._comment:
                     await self._send_with_timeout(partial(self._write, send), _piece(KEEP_ALIVE))
-
-    @staticmethod
-    async def _listen_for_exit_signal() -> None:
-        """Never return. The library cuts streams at a shutdown; `serving/lifecycle` drains them."""
-        await asyncio.get_running_loop().create_future()
 
 
 def _piece(data: bytes, *, more: bool = True) -> Message:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
 from stonechat_models import EngineDeadError, FinishReason, GenerateRequest
@@ -17,7 +18,7 @@ from stonechat_server.streaming.answer_reader import AnswerReader
 from stonechat_server.streaming.answer_writer import CompletionHead
 from stonechat_server.streaming.sse import EventStream
 from tests.server.bodies import URL, body
-from tests.server.fake_engine import FakeEngine, delta, output, text_script
+from tests.server.fake_engine import ByteTokenizer, FakeEngine, delta, output, text_script
 from tests.virtual_time import run
 
 Message = dict[str, Any]
@@ -34,6 +35,17 @@ async def exchange(
 ) -> list[Message]:
     """The messages that the server sends. The client disconnects when `is_gone` returns."""
     app = create_app(Settings(**settings), engine)
+    async with app.router.lifespan_context(app), asyncio.timeout(20):
+        return await exchange_with(app, request, is_gone=is_gone, leaves_at_once=leaves_at_once)
+
+
+async def exchange_with(
+    app: FastAPI,
+    request: Message,
+    *,
+    is_gone: Callable[[list[Message]], Awaitable[None]] | None = None,
+    leaves_at_once: bool = False,
+) -> list[Message]:
     sent: list[Message] = []
     inbox = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]
 
@@ -61,9 +73,7 @@ async def exchange(
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }
-    async with app.router.lifespan_context(app):
-        async with asyncio.timeout(20):
-            await app(scope, receive, send)
+    await app(scope, receive, send)
     return sent
 
 
@@ -84,6 +94,30 @@ def test_all_events_of_a_step_are_one_write() -> None:
     engine = FakeEngine(script=text_script("a", "b"))
     sent = run(exchange(engine, body(stream=True, n=4)))
     assert [write.count(b"data: ") for write in bodies_of(sent)] == [8, 8, 1, 0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_reaches_the_engine_before_the_next_is_prepared(stream: bool) -> None:
+    """Many may come at once. The engine begins with the first while the others are prepared."""
+    engine = FakeEngine()
+    running_at_encode: list[int] = []
+
+    class Tokenizer(ByteTokenizer):
+        def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+            running_at_encode.append(len(engine.requests))
+            return super().encode(text, add_special_tokens)
+
+    engine.tokenizer = Tokenizer()
+
+    async def exchange_all() -> None:
+        app = create_app(Settings(), engine)
+        async with app.router.lifespan_context(app):
+            await exchange_with(app, body(stream=stream))
+            running_at_encode.clear()
+            await asyncio.gather(*[exchange_with(app, body(stream=stream)) for _ in range(4)])
+
+    run(exchange_all())
+    assert running_at_encode == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("n", [1, 4])
