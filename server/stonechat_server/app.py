@@ -49,7 +49,7 @@ from stonechat_server.serving.generation import CLIENT_GONE
 from stonechat_server.serving.services import Services
 from stonechat_server.settings import Settings
 from stonechat_server.storage.storage import Storage
-from stonechat_server.streaming.disconnect import ClientDisconnectedError
+from stonechat_server.streaming.sse import ClientDisconnectedError
 
 CLIENT_LEFT = (ClientDisconnectedError, ClientDisconnect)
 """The client disconnected while its answer was made, or before its body was read."""

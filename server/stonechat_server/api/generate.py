@@ -28,8 +28,7 @@ from stonechat_server.serving.generation import CLIENT_GONE, Generation
 from stonechat_server.serving.services import Services
 from stonechat_server.streaming.answer_reader import AnswerReader, ChoiceState
 from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead, collect
-from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
-from stonechat_server.streaming.sse import EventStream
+from stonechat_server.streaming.sse import ClientDisconnectedError, EventStream, run_while_connected
 
 T = TypeVar("T")
 

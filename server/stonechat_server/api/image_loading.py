@@ -17,7 +17,7 @@ from stonechat_server.serving.endpoint import Call
 from stonechat_server.serving.lifecycle import Deadline, new_deadline
 from stonechat_server.serving.services import Services
 from stonechat_server.storage.storage import Storage
-from stonechat_server.streaming.disconnect import run_while_connected
+from stonechat_server.streaming.sse import run_while_connected
 
 NOT_FOUND = "image_file_not_found"
 

@@ -25,7 +25,7 @@ from stonechat_server.messages_api.models import model_info, model_page
 from stonechat_server.request.body import read_request
 from stonechat_server.schema.responses import ModelCard, ModelList
 from stonechat_server.serving.services import Services, services_of
-from stonechat_server.streaming.disconnect import run_while_connected
+from stonechat_server.streaming.sse import run_while_connected
 
 router = Router(tags=["Models"])
 

@@ -18,8 +18,7 @@ from stonechat_server.errors import server_error, to_api_error
 from stonechat_server.serving.endpoint import Call, Endpoint
 from stonechat_server.serving.lifecycle import TIMEOUT_HEADER, request_timeout
 from stonechat_server.serving.services import Services
-from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
-from stonechat_server.streaming.sse import KEEP_ALIVE
+from stonechat_server.streaming.sse import KEEP_ALIVE, ClientDisconnectedError, run_while_connected
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

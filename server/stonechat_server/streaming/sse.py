@@ -1,21 +1,21 @@
-"""The response that sends server-sent events."""
+"""The response that sends server-sent events, and work that ends if its client disconnects."""
 
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
-from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from stonechat_server.streaming.answer_writer import AnswerWriter, EventBatches
-from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
 
 log = logging.getLogger("stonechat")
+
+T = TypeVar("T")
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -77,16 +77,16 @@ class EventStream(EventSourceResponse):
             async with aclosing(self._batches) as batches:
                 async for batch in batches:
                     if batch:
-                        await self._write(send, _piece(self._writer.encode(batch)))
+                        await self._write(send, self._writer.encode(batch))
             if self._writer.done:
-                await self._write(send, _piece(self._writer.done))
+                await self._write(send, self._writer.done)
         except Exception as error:
             if not self._has_started:
                 raise
-            await self._write(send, _piece(self._encode_error(error)))
-        await self._write(send, _piece(b"", more=False))
+            await self._write(send, self._encode_error(error))
+        await self._write(send, b"", more=False)
 
-    async def _write(self, send: Send, piece: Message) -> None:
+    async def _write(self, send: Send, piece: bytes, *, more: bool = True) -> None:
         """Send a piece, and the status line before the first. Waits until the client takes it."""
         if self._is_writing:  # a comment, which goes out first
             async with self._comment:
@@ -97,7 +97,7 @@ class EventStream(EventSourceResponse):
                 self._has_started = True
                 status, headers = self.status_code, self.raw_headers
                 await send({"type": "http.response.start", "status": status, "headers": headers})
-            await self._send_body(piece)
+            await self._send_body({"type": "http.response.body", "body": piece, "more_body": more})
         finally:
             self._is_writing, self._since = False, self._time()
 
@@ -118,8 +118,59 @@ class EventStream(EventSourceResponse):
                 await asyncio.sleep(rest)
             else:
                 async with self._comment:
-                    await self._send_with_timeout(partial(self._write, send), _piece(KEEP_ALIVE))
+                    await self._send_with_timeout(lambda _: self._write(send, KEEP_ALIVE), {})
 
 
-def _piece(data: bytes, *, more: bool = True) -> Message:
-    return {"type": "http.response.body", "body": data, "more_body": more}
+class ClientDisconnectedError(Exception):
+    """The client disconnected before the answer was complete. Nobody can receive an error."""
+
+
+async def run_while_connected(
+    receive: Receive, work: Coroutine[Any, Any, T], *guards: Coroutine[Any, Any, NoReturn]
+) -> T:
+    """Run `work` and return its result. Raises `ClientDisconnectedError` if the client disconnects.
+
+    The guards run beside the work; the error of a guard is raised. In both cases the work is
+    cancelled and waited for. The body of the request must have been read before.
+
+    The work runs in this task. In a task of its own it would begin only when all other requests
+    that came at the same time have been prepared, and the engine would wait for the last of them.
+    """
+    host, is_over = asyncio.current_task(), False
+    ended: list[asyncio.Task[NoReturn]] = []
+    assert host is not None
+
+    def end_work(guard: asyncio.Task[NoReturn]) -> None:
+        if not is_over and not ended:
+            ended.append(guard)
+            host.cancel()
+
+    tasks = [asyncio.ensure_future(guard) for guard in (_disconnected(receive), *guards)]
+    for task in tasks:
+        task.add_done_callback(end_work)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not ended or host.cancelling() > 1:
+            raise
+        error = ended[0].exception()
+    finally:
+        is_over = True
+        if ended:
+            host.uncancel()
+        for task in tasks:
+            task.cancel()
+        tasks.clear()  # their errors refer to this frame
+        ended.clear()
+        del task
+    assert error is not None, "a guard ends with an error"
+    try:
+        raise error
+    finally:
+        del error
+
+
+async def _disconnected(receive: Receive) -> NoReturn:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientDisconnectedError

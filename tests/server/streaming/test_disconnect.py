@@ -8,7 +8,7 @@ from typing import NoReturn
 import pytest
 from starlette.types import Message, Receive
 
-from stonechat_server.streaming.disconnect import ClientDisconnectedError, run_while_connected
+from stonechat_server.streaming.sse import ClientDisconnectedError, run_while_connected
 
 
 def receive_of(*types: str) -> Receive:
