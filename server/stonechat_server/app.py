@@ -28,7 +28,6 @@ from stonechat_server.api import (
     render,
     responses,
     tokens,
-    version,
 )
 from stonechat_server.api.batch_lines import answer_line
 from stonechat_server.api.openapi import openapi_document
@@ -60,7 +59,7 @@ models. With more of them each step takes longer, which other requests feel."""
 
 ROUTES = (
     *(chat, completions, responses, messages, embeddings, files, batches),
-    *(render, tokens, models, health, version, metrics),
+    *(render, tokens, models, health, metrics),
 )
 
 

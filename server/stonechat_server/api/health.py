@@ -1,7 +1,14 @@
-"""`GET /health`: is the engine alive? `GET /ready`: are requests accepted? Neither needs a key."""
+"""`GET /health`: is the engine alive? `GET /ready`: are requests accepted? `GET /version`.
+
+None needs a key.
+"""
 
 from fastapi import APIRouter, Request, Response
 
+from stonechat_models import __version__
+from stonechat_server.api.openapi import json_body
+from stonechat_server.api.router import json_answer
+from stonechat_server.api.token_types import Version
 from stonechat_server.serving.services import Services, services_of
 
 router = APIRouter(tags=["Health"])
@@ -23,6 +30,12 @@ async def ready(http_request: Request) -> Response:
     """200 if requests are accepted; 503 during start and shutdown, or once the engine has died."""
     state = services_of(http_request)
     return _answer(state.is_ready and _is_alive(state), b'{"status":"ready"}')
+
+
+@router.get("/version", operation_id="version", responses={200: {"content": json_body("Version")}})
+async def version() -> Response:
+    """The version of this server."""
+    return json_answer(Version(__version__))
 
 
 def _is_alive(services: Services) -> bool:

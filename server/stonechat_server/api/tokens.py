@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from fastapi import Request, Response
 
 from stonechat_server.access.auth import check_model
-from stonechat_server.api.answers import json_answer
 from stonechat_server.api.compute import COMPUTE_ERRORS, compute
 from stonechat_server.api.on_demand import tokenizer_of
 from stonechat_server.api.openapi import errors, json_body, request_body
-from stonechat_server.api.router import Router
+from stonechat_server.api.router import Router, json_answer
 from stonechat_server.api.token_reading import DETOKENIZE, TOKENIZE
 from stonechat_server.api.token_types import (
     MAX_TOKENS,

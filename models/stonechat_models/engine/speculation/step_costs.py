@@ -30,41 +30,29 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(slots=True)
-class _Ratio:
-    """A moving average that begins at `value` and trusts its first measurements more."""
+class _Average:
+    """A moving average that trusts its first measurements more."""
 
     value: float
     num_measured: int = 0
+    """A guess counts as a measurement."""
+    num_since: int = 0
+    """Steps with draft tokens since the last measurement, of steps without."""
 
     def update(self, measured: float) -> None:
-        weight = max(_WEIGHT, 1 / (self.num_measured + 2))
-        self.value += weight * (min(measured, _MOST * self.value) - self.value)
-        self.num_measured += 1
-
-
-@dataclass(slots=True)
-class _Plain:
-    """The moving average of steps without draft tokens."""
-
-    seconds: float
-    num_measured: int = 0
-    num_since: int = 0
-    """Steps with draft tokens since the last one without."""
-
-    def update(self, seconds: float) -> None:
         self.num_measured += 1
         self.num_since = 0
         weight = max(_WEIGHT, 1 / self.num_measured)
-        self.seconds += weight * (min(seconds, _MOST * self.seconds) - self.seconds)
+        self.value += weight * (min(measured, _MOST * self.value) - self.value)
 
 
 @dataclass(slots=True)
 class StepCosts:
     """Times of steps that only decode, by their numbers of sequences and draft tokens."""
 
-    _plain: dict[int, _Plain] = field(default_factory=dict)
+    _plain: dict[int, _Average] = field(default_factory=dict)
     """Steps without draft tokens, by their number of sequences."""
-    _ratios: dict[int, dict[int, _Ratio]] = field(default_factory=dict)
+    _ratios: dict[int, dict[int, _Average]] = field(default_factory=dict)
     """By size, what draft tokens cost: by their number, seconds relative to a plain step."""
     _curves: dict[int, list[float]] = field(default_factory=dict)
     """The same for every number of draft tokens, until something new is measured."""
@@ -78,26 +66,26 @@ class StepCosts:
         plain = self._plain.get(num_seqs)
         if plain is None or plain.num_measured < _LEAST_PLAIN or plain.num_since >= _MOST_SINCE:
             return None
-        return plain.seconds
+        return plain.value
 
     def observe(self, num_seqs: int, seconds: float, num_drafts: int = 0) -> None:
         """Record a step that computed one token of each sequence, and these draft tokens."""
         plain = self._plain.get(num_seqs)
         if num_drafts == 0:
             if plain is None:
-                plain = self._plain[num_seqs] = _Plain(seconds)
+                plain = self._plain[num_seqs] = _Average(seconds)
             plain.update(seconds)
             self._num_plain += 1
             if self._num_plain % _RELAX_INTERVAL == 0:
                 self._relax()
-        elif plain is not None and plain.seconds > 0.0:
+        elif plain is not None and plain.value > 0.0:
             plain.num_since += 1
             size = _size(num_seqs)
             ratios = self._ratios.setdefault(size, {})
             key = num_drafts if num_drafts <= _SIZES[5] else _size(num_drafts)
             if key not in ratios:
-                ratios[key] = _Ratio(self.curve(num_seqs, key)[key])
-            ratios[key].update(seconds / plain.seconds)
+                ratios[key] = _Average(self.curve(num_seqs, key)[key], num_measured=1)
+            ratios[key].update(seconds / plain.value)
             self._curves.pop(size, None)
 
     def curve(self, num_seqs: int, num_drafts: int) -> list[float]:
@@ -158,7 +146,7 @@ def _size(number: int) -> int:
     return _SIZES[min(bisect_left(_SIZES, number), len(_SIZES) - 1)]
 
 
-def _interpolated(ratios: dict[int, _Ratio], num_drafts: int, slope: float) -> list[float]:
+def _interpolated(ratios: dict[int, _Average], num_drafts: int, slope: float) -> list[float]:
     curve = [1.0]
     for key in sorted(ratios):
         first, value = len(curve) - 1, max(curve[-1], ratios[key].value)
