@@ -25,7 +25,7 @@ def test_resources_are_freed_and_requests_are_accounted_for(
         sys.executable,
         "scripts/soak/soak.py",
         "--requests",
-        "250",
+        "150",
         "--out",
         str(report),
         *end,

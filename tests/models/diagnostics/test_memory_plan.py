@@ -40,6 +40,7 @@ from tests.nightly import nightly
 
 CPU = torch.device("cpu")
 QUANTIZED = ("int8", "int4")
+DAILY = ("gemma2", "lfm2", "llama", "qwen3_moe")
 
 
 def silent(line: str) -> None:
@@ -94,11 +95,23 @@ def with_compiler() -> None:
 
 
 @pytest.mark.usefixtures("with_compiler")
-@pytest.mark.parametrize("family", sorted(native_helpers.FAMILIES))
-def test_sizes_are_those_of_the_compiled_path(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "precisions"),
+    [
+        *((family, ("auto",)) for family in sorted(native_helpers.FAMILIES)),
+        *((family, QUANTIZED) for family in DAILY),
+        *(
+            pytest.param(family, QUANTIZED, marks=pytest.mark.nightly)
+            for family in sorted(native_helpers.FAMILIES.keys() - DAILY)
+        ),
+    ],
+)
+def test_sizes_are_those_of_the_compiled_path(
+    family: str, precisions: tuple[str, ...], tmp_path: Path
+) -> None:
     native_helpers.make_model(family, tmp_path)
     ascii_backend().save(str(tmp_path / "tokenizer.json"))
-    for precision in ("auto", *QUANTIZED):
+    for precision in precisions:
         check_sizes(tmp_path, "native", quantize=precision)
 
 

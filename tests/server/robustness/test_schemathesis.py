@@ -24,7 +24,10 @@ services.preparations.close = services.lifecycle.begin_drain = lambda: None
 schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
-LARGE = ("/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
+LARGE = (
+    *("/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"),
+    *("/v1/chat/completions/render", "/v1/tokenize"),
+)
 """Paths of large schemas, of which it takes seconds to make one request."""
 
 

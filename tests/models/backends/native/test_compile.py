@@ -12,7 +12,9 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
 from tests.models.backends.native.emulated import ARM, COMPILER, skip_without_emulator
 from tests.models.backends.native.native_helpers import ARCHITECTURES, make_model
+from tests.nightly import nightly
 
+DAILY = sorted({ARCHITECTURES[0], ARCHITECTURES[-1]})
 STRICT = ("-Werror", "-Wconversion", "-Wshadow", "-Wold-style-cast")
 
 
@@ -56,7 +58,12 @@ def test_the_reason_is_the_first_error(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("architecture", "is_optimised"),
     [
-        *((name, False) for name in ARCHITECTURES),
+        *((name, False) for name in DAILY),
+        *(
+            pytest.param(name, False, marks=pytest.mark.nightly)
+            for name in ARCHITECTURES
+            if name not in DAILY
+        ),
         pytest.param("native", True, marks=pytest.mark.nightly),
     ],
 )
@@ -92,7 +99,7 @@ def test_the_flag_of_the_processor(architecture: str, machine: str, flag: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARM)
+@pytest.mark.parametrize("architecture", [list(ARM)[-1], *nightly(*list(ARM)[:-1])])
 def test_the_sources_cause_no_warning_on_arm(architecture: str, tmp_path: Path) -> None:
     skip_without_emulator()
     flags = [*native_compile.FLAGS, *STRICT, f"-march={architecture}", "-fsyntax-only"]

@@ -37,6 +37,7 @@ SPECS = {
     "sinks": {"sinks": True},
     "chunks": {"chunk_size": 17, "softcap": 3.0},
 }
+OTHER_SPECS = [name for name in SPECS if name != "plain"]
 
 
 def padded(lengths, generator):
@@ -49,10 +50,21 @@ def padded(lengths, generator):
     return step, buffers.view(SHAPE, BLOCK_SIZE)
 
 
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        *((name, "plain") for name in STEPS),
+        *(("mixed", spec) for spec in OTHER_SPECS),
+        *(
+            pytest.param(name, spec, marks=pytest.mark.nightly)
+            for name in STEPS
+            if name != "mixed"
+            for spec in OTHER_SPECS
+        ),
+    ],
+)
 def test_padded_steps(name, spec):
-    check(STEPS[name], **spec)
+    check(STEPS[name], **SPECS[spec])
 
 
 def test_a_padded_step_over_an_fp8_cache():

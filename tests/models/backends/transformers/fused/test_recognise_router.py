@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 from stonechat_models.backends.transformers.fused.recognise_router import fused_router
 from stonechat_models.backends.transformers.fused.router import FusedRouter, Scoring
 from tests.models.tiny_models import tiny_model
+from tests.nightly import nightly
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAMILIES = ["mixtral", "qwen3_moe", "gpt_oss", "nemotron_h", "kimi_linear"]
@@ -31,7 +32,7 @@ def dense(result, num_experts):
     return torch.zeros(len(ids), num_experts, device=ids.device).scatter_(1, ids, weights.float())
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *MORE])
+@pytest.mark.parametrize("family", [*FAMILIES, *nightly(*MORE)])
 @torch.inference_mode()
 def test_families(family):
     router = first_router(family)

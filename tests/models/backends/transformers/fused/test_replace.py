@@ -102,14 +102,14 @@ def from_config(name, **options):
 @pytest.mark.parametrize(
     ("family", "expected"),
     [
-        ("mistral", counts(3, 1, 1, 1)),
-        ("qwen2", counts(3, 1, 1, 1)),
+        pytest.param("mistral", counts(3, 1, 1, 1), marks=pytest.mark.nightly),
+        pytest.param("qwen2", counts(3, 1, 1, 1), marks=pytest.mark.nightly),
         ("qwen3", counts(5, 1, 1, 1)),
         ("phi3", counts(3, 1, 1, 1)),
         pytest.param("mixtral", counts(3, 0, 1, 1, 1), marks=pytest.mark.nightly),
-        ("qwen3_moe", counts(5, 0, 1, 1, 1)),
+        pytest.param("qwen3_moe", counts(5, 0, 1, 1, 1), marks=pytest.mark.nightly),
         ("gpt_oss", counts(3, 0, 1, 1, 1)),
-        ("gemma2", counts(9, 2, 2)),
+        pytest.param("gemma2", counts(9, 2, 2), marks=pytest.mark.nightly),
         ("gemma3", counts(19, 3, 3)),
         ("gpt_neox", counts()),
     ],
@@ -130,18 +130,33 @@ def test_families(family, expected):
     ("name", "options", "expected"),
     [
         ("SmolLM3Config", {"no_rope_layers": [1, 0]}, counts(5, 2, 2, 2)),
-        ("GraniteConfig", ONE_LAYER | GRANITE, counts(3, 1, 1)),
+        pytest.param(
+            "GraniteConfig", ONE_LAYER | GRANITE, counts(3, 1, 1), marks=pytest.mark.nightly
+        ),
         ("Glm4MoeConfig", ONE_LAYER | GLM, counts(5, 1, 1, 1, 1)),  # shares an MLP
-        ("LlamaConfig", ONE_LAYER | BIASED, counts(3, 1, 1, 1)),
-        ("GemmaConfig", ONE_LAYER | {"head_dim": 16}, counts(3, 1, 1, 1)),
-        (
+        pytest.param(
+            "LlamaConfig", ONE_LAYER | BIASED, counts(3, 1, 1, 1), marks=pytest.mark.nightly
+        ),
+        pytest.param(
+            "GemmaConfig",
+            ONE_LAYER | {"head_dim": 16},
+            counts(3, 1, 1, 1),
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
             "Qwen2MoeConfig",
             ONE_LAYER | EXPERTS,
             counts(3, 1, 1, 1, 1, 0),
+            marks=pytest.mark.nightly,
         ),  # shares an MLP with a gate
         ("ArceeConfig", ONE_LAYER, counts(3, 0, 1, 1)),  # its MLP has no gate
-        ("Exaone4Config", ONE_LAYER | {"layer_types": ["full_attention"]}, counts(5, 1, 1)),
-        ("ApertusConfig", ONE_LAYER, counts(5, 0, 1)),
+        pytest.param(
+            "Exaone4Config",
+            ONE_LAYER | {"layer_types": ["full_attention"]},
+            counts(5, 1, 1),
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param("ApertusConfig", ONE_LAYER, counts(5, 0, 1), marks=pytest.mark.nightly),
         ("Starcoder2Config", ONE_LAYER, counts(0, 0, 1)),
         ("Olmo2Config", ONE_LAYER, counts(5, 1)),  # norms over all heads at once
         ("OlmoConfig", ONE_LAYER | {"clip_qkv": 1e-3}, counts(0, 1)),
