@@ -16,6 +16,7 @@ from tests.models.engines import CPU, Generated, add, greedy, run
 from tests.models.every_family import CAUSAL_TYPES, TYPES, USUAL, hf_config
 from tests.models.serving_ways import (
     COMPILED,
+    EMBEDDINGS_ONLY,
     NO_CACHE,
     OWN,
     OWN_WHOLE,
@@ -42,8 +43,9 @@ FOUND_AT_LOAD = (
 DOCUMENTED = documented_ways()
 WAY = {name: way.removeprefix(COMPILED) for name, way in DOCUMENTED.items()}
 """How PyTorch serves each type."""
-SERVED = [t for t in TYPES if not DOCUMENTED.get(t, "").startswith(("refused", "not tried"))]
+ENCODERS = [t for t, way in DOCUMENTED.items() if way == EMBEDDINGS_ONLY]
 REFUSED = {t: way for t, way in DOCUMENTED.items() if way.startswith("refused")}
+SERVED = [t for t in TYPES if t not in (*ENCODERS, *REFUSED, *UNTRIED)]
 SERVED_DAILY = [
     *("qwen3_5", "qwen3_5_moe", "qwen3_vl", "gemma3", "gemma4", "gemma3n_text", "llama4"),
     *("glm4_moe", "nemotron_h", "granitemoehybrid", "deepseek_v3", "deepseek_v32", "minimax_m2"),
@@ -144,6 +146,12 @@ def test_a_refused_type_is_refused_before_it_is_loaded(model_type):
     assert str(plan_error.value) == str(load_error.value)
 
 
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_an_encoder_completes_no_text(model_type):
+    with pytest.raises(UnsupportedModelError, match=f"{model_type} are encoders: they make emb"):
+        auto_class(hf_config(model_type))
+
+
 def test_every_type_is_documented():
     assert set(DOCUMENTED) >= set(TYPES)
     compiled = {name for name, way in DOCUMENTED.items() if way.startswith(COMPILED)}
@@ -151,5 +159,5 @@ def test_every_type_is_documented():
 
 
 def test_most_decoders_are_served():
-    decoders = [t for t in CAUSAL_TYPES if t not in REFUSED and t not in UNTRIED]
+    decoders = [t for t in CAUSAL_TYPES if t in SERVED]
     assert len(decoders) >= 145
