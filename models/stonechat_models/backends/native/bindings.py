@@ -219,7 +219,7 @@ class Library:
         self.set_ends = bind("sc_model_set_ends", None, c_void_p, matrix, matrix, c_void_p)
         self.set_cache = bind(
             "sc_model_set_cache",
-            *(None, c_void_p, c_int, c_void_p, c_int, c_int, c_int, c_int, c_int),
+            *(None, c_void_p, c_int, c_void_p, c_size_t, c_int, c_int, c_int, c_int, c_int),
         )
         self.attend = bind(
             "sc_attend",

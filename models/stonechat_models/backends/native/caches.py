@@ -29,8 +29,9 @@ def kv_bytes_per_token(spec: ModelSpec, format: KvFormat) -> int:
 class KvCache:
     """Keys and values of the layers with attention, in blocks of `block_size` tokens.
 
-    The system provides its pages only as they fill. Raises `ModelLoadError` if `block_size` is not
-    a multiple of 16, the slots are more than the compiled code can number, or memory runs out.
+    The system provides its memory only as it fills, in pages of 2 MB where it has them. Raises
+    `ModelLoadError` if `block_size` is not a multiple of 16, the slots are more than the compiled
+    code can number, or memory runs out.
     """
 
     def __init__(
@@ -47,24 +48,23 @@ class KvCache:
         if num_blocks * block_size > MAX_SIZE:
             raise ModelLoadError(f"a KV cache of {num_blocks * block_size} tokens is too large")
         layers = [i for i in range(spec.num_layers) if spec.mixer(i) is Mixer.ATTENTION]
-        num_bytes = kv_bytes_per_token(spec, format) * num_blocks * block_size
-        self._arena = Arena(num_bytes)
-        blocks = self._arena.array[:num_bytes].reshape(max(1, len(layers)), num_blocks, -1)
-        self._layers = list(blocks[: len(layers)])
+        block_bytes = kv_bytes_per_token(spec, format) * block_size  # of all layers
+        num_bytes = num_blocks * block_bytes
+        self._arena = Arena(num_bytes, huge_pages=True)
+        self._blocks = self._arena.array[:num_bytes].reshape(num_blocks, block_bytes)
         addresses = dict.fromkeys(range(spec.num_layers), 0)
-        for i, layer in zip(layers, self._layers, strict=True):
-            addresses[i] = layer.ctypes.data
+        for at, i in enumerate(layers):
+            addresses[i] = self._arena.address + at * block_bytes // len(layers)
         for i, address in addresses.items():
             library.set_cache(
-                *(model, i, address, format),
+                *(model, i, address, block_bytes, format),
                 *(spec.num_kv_heads, spec.head_dim, block_size // KV_TILE, num_blocks),
             )
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy blocks, (source, destination), in all layers."""
         for source, target in pairs:
-            for layer in self._layers:
-                layer[target] = layer[source]
+            self._blocks[target] = self._blocks[source]
 
 
 class StatePool:

@@ -375,10 +375,10 @@ class TinyModel {
     l.rotary = i == 2 ? -1 : i % c.rotary_tables;
     sc_model_set_layer(model_, i, &l);
     const int format = i % 2 ? kKvInt8 : kKvBf16;
-    const size_t tiles = size_t(kBlocks * kBlockTokens / kTokens) * size_t(c.kv_heads);
-    caches_.push_back(
-        std::make_unique<std::vector<uint8_t>>(tiles * record_bytes(format, c.head_dim)));
-    sc_model_set_cache(model_, i, caches_.back()->data(), format, c.kv_heads, c.head_dim,
+    const size_t stride = size_t(kBlockTokens / kTokens) * size_t(c.kv_heads) *
+                          record_bytes(format, c.head_dim);
+    caches_.push_back(std::make_unique<std::vector<uint8_t>>(kBlocks * stride));
+    sc_model_set_cache(model_, i, caches_.back()->data(), stride, format, c.kv_heads, c.head_dim,
                        kBlockTokens / kTokens, kBlocks);
   }
 

@@ -117,11 +117,12 @@ void sc_model_set_ends(void* model, const Matrix* embedding, const Matrix* head,
   m->head = *head;
   m->final_norm = final_norm;
 }
-void sc_model_set_cache(void* model, int layer, uint8_t* data, int format, int heads, int dim,
-                        int tiles_per_block, int blocks) {
+// `block_stride`: bytes from block to block.
+void sc_model_set_cache(void* model, int layer, uint8_t* data, size_t block_stride, int format,
+                        int heads, int dim, int tiles_per_block, int blocks) {
   auto* m = static_cast<Model*>(model);
   KvCache& cache = m->caches[size_t(layer)];
-  cache = {data, format, heads, dim, tiles_per_block, blocks, {}};
+  cache = {data, block_stride, format, heads, dim, tiles_per_block, blocks, {}};
   if (format == kKvInt8) cache.key_sizes = key_sizes(m->layers[size_t(layer)], m->config());
 }
 // Attention of one layer alone, for tests: `projected` has the rows of Workspace::projected, and
@@ -130,7 +131,9 @@ void sc_attend(const Config* config, const Layer* layer, uint8_t* data, int form
                int tiles_per_block, int blocks, const Batch* batch, const float* projected,
                int threads, float* out) {
   Workspace w(*config, threads);
-  const KvCache cache{data, format, config->kv_heads, config->head_dim, tiles_per_block, blocks, {}};
+  const int heads = config->kv_heads, dim = config->head_dim;
+  const size_t stride = size_t(tiles_per_block * heads) * record_bytes(format, dim);
+  const KvCache cache{data, stride, format, heads, dim, tiles_per_block, blocks, {}};
   SelfAttention attention(w);
   w.batch = batch;
   w.reserve(batch->tokens, {*layer}, layer->o);

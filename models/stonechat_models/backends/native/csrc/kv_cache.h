@@ -1,4 +1,5 @@
-// The keys and values of a layer, in tiles of 16 tokens.  A block is one or more tiles.
+// The keys and values of a layer, in tiles of 16 tokens.  A block is one or more tiles.  The same
+// block of all layers lies together, so that a cache that is not full fills few pages of memory.
 //
 // A tile has one record per KV head: keys, then values, then scales if there are any.  In the keys
 // a lane of 4 bytes is a token, in the values it is a dimension:
@@ -32,15 +33,19 @@ inline constexpr size_t record_bytes(int format, int dim) {
 
 struct KvCache {
   uint8_t* data = nullptr;
+  size_t block_stride = 0;  // bytes from block to block
   int format = kKvBf16, heads = 0, dim = 0, tiles_per_block = 1, blocks = 0;
   std::vector<float> key_sizes;  // [head][dim]: what keys are divided by; or empty
 
-  uint8_t* record(int tile, int head) const {
-    return data + (size_t(tile) * size_t(heads) + size_t(head)) * record_bytes(format, dim);
+  // `tile`: of the block
+  uint8_t* record(int block, int tile, int head) const {
+    return data + size_t(block) * block_stride +
+           (size_t(tile) * size_t(heads) + size_t(head)) * record_bytes(format, dim);
   }
 
   void put(int64_t slot, int head, const float* k, const float* v) const {
-    uint8_t* keys = record(int(slot / kTokens), head);
+    const int tile = int(slot / kTokens);
+    uint8_t* keys = record(tile / tiles_per_block, tile % tiles_per_block, head);
     uint8_t* values = keys + part_bytes(format, dim);
     const int lane = int(slot % kTokens);
     if (format == kKvBf16) return put_pairs(keys, values, lane, k, v);

@@ -137,7 +137,7 @@ class SelfAttention {
     span.start = start;
     span.tiles = std::min(kSpanTiles, count + 1);
     for (int i = 0; i < kSpanTiles; ++i) {
-      span.records[i] = w.cache.record(blocks[block] * per_block + within, w.head);
+      span.records[i] = w.cache.record(blocks[block], within, w.head);
       if (i >= count) continue;  // the last tile repeats
       if (++within == per_block) within = 0, ++block;
     }
