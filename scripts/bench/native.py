@@ -59,6 +59,13 @@ class Bench:
             state_slots=array("q", [sequence for sequence, _, _ in spans]),
         )
 
+    def copied(self, sequence: int, num_tokens: int) -> None:
+        """Give a sequence copies of its first chunk's keys and values, which takes no time."""
+        self.prefill(sequence, PREFILL_CHUNK)
+        first, size = sequence * self.width, PREFILL_CHUNK // BLOCK_SIZE
+        count = -(-num_tokens // BLOCK_SIZE)
+        self.model.copy_blocks([(first + i % size, first + i) for i in range(size, count)])
+
     def prefill(self, sequence: int, num_tokens: int) -> None:
         begin = self.num_shared * BLOCK_SIZE if sequence else 0
         for first in range(begin, num_tokens, PREFILL_CHUNK):
@@ -77,6 +84,12 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs="*", default=[1000])
     parser.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "bfloat16", "int8"))
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument(
+        "--copied", action="store_true", help="fill contexts with copies of their first chunk"
+    )
+    parser.add_argument(
+        "--chunk-at", type=int, nargs="*", default=[], help="time a chunk of a prompt from there on"
+    )
     arguments = parser.parse_args()
     config = EngineConfig(
         model=arguments.model,
@@ -99,7 +112,7 @@ def main() -> None:
     for context, num_seqs in product(arguments.context, arguments.batch):
         bench = Bench(model, num_seqs, context + arguments.steps, arguments.shared)
         for sequence in range(num_seqs):
-            bench.prefill(sequence, context)
+            (bench.copied if arguments.copied else bench.prefill)(sequence, context)
 
         def step(i: int, bench: Bench = bench, first: int = context, n: int = num_seqs) -> None:
             bench.model.forward(bench.batch([(s, first + i, 1) for s in range(n)]))
@@ -120,6 +133,14 @@ def main() -> None:
             bench.prefill(0, count)
 
         show(f"prefill {count}", model, count, 3, prefill)
+    for first in arguments.chunk_at:
+        bench = Bench(model, 1, first + PREFILL_CHUNK)
+        bench.copied(0, first)
+
+        def chunk(i: int, bench: Bench = bench, first: int = first) -> None:
+            bench.model.forward(bench.batch([(0, first, PREFILL_CHUNK)]))
+
+        show(f"chunk of {PREFILL_CHUNK} at {first}", model, PREFILL_CHUNK, 3, chunk)
 
 
 def show(
