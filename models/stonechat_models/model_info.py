@@ -1,7 +1,7 @@
 """What is known of a loaded model, and of the engine that runs it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 MAX_PROMPT_LOGITS_BYTES = 256 << 20
 """A step computes at most this much of float32 logits for log-probabilities of prompts."""
@@ -110,7 +110,7 @@ class ModelInfo:
     max_model_len: int = 0
     max_batch_tokens: int = 0
     max_num_seqs: int = 0
-    """This field and the five above it are 0 or empty until the KV cache is allocated."""
+    """This field and the three above it are 0 until the KV cache is allocated."""
     keeps_state: bool = False
     """Whether the model keeps more of a sequence than the KV cache has."""
     state_bytes: int = 0
@@ -136,15 +136,6 @@ class ModelInfo:
     image_refusal: str = ""
     """Why a model that could take images takes none here. Empty: it takes images, or is a model of
     text alone."""
-
-    def with_kv_cache(self, num_blocks: int, block_size: int, bytes_per_token: int) -> "ModelInfo":
-        """Return what is known once the KV cache is allocated."""
-        return replace(
-            self,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            kv_bytes_per_token=bytes_per_token,
-        )
 
     @property
     def kv_capacity_tokens(self) -> int:

@@ -121,7 +121,7 @@ def main() -> None:
         seconds = show(name, model, num_seqs, arguments.steps, step)
         if num_seqs == 1:
             bandwidth = measure_bandwidth()
-            read = info.weight_bytes + context * model.kv_bytes_per_token
+            read = info.weight_bytes + context * info.kv_bytes_per_token
             print(
                 f"  reads weights and cache at {read / seconds / bandwidth:.0%} of the memory's "
                 f"{bandwidth / 1e9:.1f} GB/s"

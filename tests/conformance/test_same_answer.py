@@ -126,7 +126,7 @@ def test_with_the_prompt_in_chunks(start, expected, max_batch_tokens):
 
 
 def test_after_preemption(start, expected):
-    bytes_per_token = start()[0].model.kv_bytes_per_token
+    bytes_per_token = start()[0].model.info.kv_bytes_per_token
     engine, tokenizer = start(
         max_model_len=112, prefix_caching=False, kv_cache_bytes=14 * 16 * bytes_per_token
     )

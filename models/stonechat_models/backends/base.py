@@ -222,10 +222,6 @@ class CausalModel(Protocol):
     """What was loaded. It is complete once the KV cache is allocated and the limits are set."""
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache per token, over all layers."""
-
-    @property
     def hidden_size(self) -> int:
         """Numbers in a row of `forward_hidden`. Raises `UnsupportedModelError` if it has none."""
 

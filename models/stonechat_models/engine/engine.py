@@ -220,7 +220,8 @@ class Engine:
         if self.speculation.model is not None:
             self.speculation.draft(output.scheduled, output.block_copies)
         self._scheduled = output.scheduled
-        return output.scheduled if self.images is None else self._ready(output.scheduled)
+        has_images = self.images is not None and self.images.num_live > 0
+        return self._ready(output.scheduled) if has_images else output.scheduled
 
     def _run(self, items: list[Scheduled]) -> list[TokenOutput]:
         try:
@@ -368,8 +369,7 @@ class Engine:
             embedding = finish_embedding(vector, params, info)
         except StepError as error:
             return self._end(sequence, FinishReason.ERROR, str(error))
-        output = self._end(sequence, FinishReason.STOP)
-        return msgspec.structs.replace(output, embedding=embedding)
+        return self._end(sequence, FinishReason.STOP, embedding=embedding)
 
     def _end_group(
         self, group: SequenceGroup, reason: FinishReason, error: str | None = None
@@ -377,7 +377,11 @@ class Engine:
         return [self._end(sequence, reason, error) for sequence in [*group.sequences]]
 
     def _end(
-        self, sequence: Sequence, reason: FinishReason, error: str | None = None
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        error: str | None = None,
+        embedding: bytes | None = None,
     ) -> TokenOutput:
         """End a sequence without a token."""
         group = sequence.group
@@ -392,6 +396,7 @@ class Engine:
             num_cache_written_tokens=group.num_cache_written_tokens,
             scheduled_time=group.scheduled_time,
             error=error,
+            embedding=embedding,
         )
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:

@@ -216,7 +216,7 @@ def assemble_engine(
         device,
         free=free,
         state_bytes=num_state_slots * model.info.state_bytes,
-        bytes_per_token=model.kv_bytes_per_token + (draft.kv_bytes_per_token if draft else 0),
+        bytes_per_token=info.kv_bytes_per_token + (draft.info.kv_bytes_per_token if draft else 0),
         max_model_len=max_model_len,
     )
     model.info = replace(

@@ -98,7 +98,7 @@ def assemble_draft_model(
         architecture=draft.info.architecture,
         num_parameters=draft.info.num_parameters,
         weight_bytes=draft.info.weight_bytes,
-        kv_bytes_per_token=draft.kv_bytes_per_token,
+        kv_bytes_per_token=draft.info.kv_bytes_per_token,
         num_draft_tokens=config.num_draft_tokens,
     )
     served.info = replace(served.info, draft=info)

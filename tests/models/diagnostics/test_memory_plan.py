@@ -83,7 +83,7 @@ def check_sizes(folder: Path, expected_backend: str, **changes: Any) -> None:
     info = model.info
     assert (default.backend, info.backend) == (expected_backend,) * 2
     assert default.weight_bytes == info.weight_bytes
-    assert default.kv_bytes_per_token == model.kv_bytes_per_token
+    assert default.kv_bytes_per_token == info.kv_bytes_per_token
     assert report.num_parameters == info.num_parameters
     assert report.architecture == info.architecture
 

@@ -154,7 +154,11 @@ class NativeModel:
         self._kv_cache: KvCache | None = None
         self._states: StatePool | None = None
         self._vision: VisionPart | None = None
-        self.info = replace(info, weight_bytes=self._weights.num_bytes)
+        self.info = replace(
+            info,
+            weight_bytes=self._weights.num_bytes,
+            kv_bytes_per_token=kv_bytes_per_token(spec, kv_format),
+        )
 
     @classmethod
     def load(cls, files: ModelFiles, config: EngineConfig, progress: Progress) -> "NativeModel":
@@ -213,10 +217,6 @@ class NativeModel:
             self._handle = 0
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        return kv_bytes_per_token(self._spec, self._kv_format)
-
-    @property
     def hidden_size(self) -> int:
         return self._spec.hidden_size
 
@@ -232,7 +232,7 @@ class NativeModel:
             *(num_blocks, block_size),
         )
         self._states = StatePool(self._library, self._handle, self._spec, self.info.num_state_slots)
-        self.info = self.info.with_kv_cache(num_blocks, block_size, self.kv_bytes_per_token)
+        self.info = replace(self.info, num_blocks=num_blocks, block_size=block_size)
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         assert self._kv_cache is not None

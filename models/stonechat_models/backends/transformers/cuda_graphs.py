@@ -73,10 +73,6 @@ class GraphedModel:
         self._fill: Fill = StaticBuffers.fill
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        return self.model.kv_bytes_per_token
-
-    @property
     def hidden_size(self) -> int:
         return self.model.hidden_size
 

@@ -45,7 +45,6 @@ class TransformersModel:
         kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.module = module
-        self.info = replace(info, attention_backend=backend.name)
         self.backend = backend
         self.device = module.get_input_embeddings().weight.device  # type: ignore[operator]
         self.kv_dtype = kv_dtype or next(module.parameters()).dtype
@@ -59,6 +58,8 @@ class TransformersModel:
         self.adapter_rows: StepRows | None = None
         """What the layers with LoRA adapters read a step's rows from. None: there are none."""
         self.probe = probe or check_packing(module, self.device, info.vocab_size)
+        kv_bytes = sum(s.num_elements for s in self.probe.shapes.values()) * self.kv_dtype.itemsize
+        self.info = replace(info, attention_backend=backend.name, kv_bytes_per_token=kv_bytes)
 
     @property
     def attention_parity_check(self) -> ParityCheck:
@@ -79,10 +80,6 @@ class TransformersModel:
         self.info = replace(self.info, attention_backend=backend.name)
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        return sum(s.num_elements for s in self.probe.shapes.values()) * self.kv_dtype.itemsize
-
-    @property
     def hidden_size(self) -> int:
         return head_size(self.module)
 
@@ -94,7 +91,7 @@ class TransformersModel:
             dtype=self.kv_dtype,
             devices=self.probe.devices,
         )
-        self.info = self.info.with_kv_cache(num_blocks, block_size, self.kv_bytes_per_token)
+        self.info = replace(self.info, num_blocks=num_blocks, block_size=block_size)
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         assert self._cache is not None

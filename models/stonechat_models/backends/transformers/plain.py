@@ -43,14 +43,15 @@ class PlainModel:
         self._caches: dict[int, Any] = {}
         self.probe = ProbeContext([0])
         """Empty: no layer calls the paged attention."""
-        self._num_kv_bytes, state_bytes = self._measure()
+        kv_bytes, state_bytes = self._measure()
         self.info = replace(
-            info, backend="plain", attention_backend="", keeps_state=True, state_bytes=state_bytes
+            info,
+            backend="plain",
+            attention_backend="",
+            kv_bytes_per_token=kv_bytes,
+            keeps_state=True,
+            state_bytes=state_bytes,
         )
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        return self._num_kv_bytes
 
     @property
     def hidden_size(self) -> int:
@@ -59,7 +60,7 @@ class PlainModel:
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Only count the blocks: each cache grows with its sequence."""
         self._caches = {}
-        self.info = self.info.with_kv_cache(num_blocks, block_size, self.kv_bytes_per_token)
+        self.info = replace(self.info, num_blocks=num_blocks, block_size=block_size)
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Nothing lies in blocks."""

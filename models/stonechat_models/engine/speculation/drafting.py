@@ -1,7 +1,4 @@
-"""Decides how many draft tokens the items of a step get.
-
-Only sequences with a drafter come here. What they draft is decided in `prompt_lookup`.
-"""
+"""Finds room for draft tokens in a step. Only items of sequences that draft come here."""
 
 from stonechat_models.engine.blocks import BlockPool
 from stonechat_models.engine.prompt_lookup import AdaptiveDrafter, Drafter

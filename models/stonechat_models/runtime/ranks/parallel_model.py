@@ -49,11 +49,6 @@ class ParallelModel:
         self._model.info = info
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache per token on each device."""
-        return self._model.kv_bytes_per_token
-
-    @property
     def hidden_size(self) -> int:
         return self._model.hidden_size
 

@@ -54,7 +54,7 @@ def test_bytes_are_those_of_the_cache(name: Any, tmp_path: Path) -> None:
     model = load_native(files, kv_cache_dtype=name)
     elements = 4 * 2 * 2 * 96  # layers, keys and values, heads, head size
     expected = elements + elements // 96 * 2 if name == "int8" else elements * 2
-    assert model.kv_bytes_per_token == model.info.kv_bytes_per_token == expected
+    assert model.info.kv_bytes_per_token == expected
     arena = model.model._kv_cache._arena.array  # type: ignore[attr-defined]
     assert 0 <= arena.size - expected * NUM_BLOCKS * BLOCK_SIZE < 1 << 16
     config = EngineConfig(model=str(tmp_path), kv_cache_dtype=name)

@@ -119,7 +119,7 @@ def test_the_state_has_the_size_that_is_planned(pair: Any) -> None:
     spec = read_spec(files.config)
     num_attention = sum(spec.mixer(i) == 0 for i in range(spec.num_layers))
     assert 0 < num_attention < spec.num_layers
-    assert model.kv_bytes_per_token == 2 * 2 * num_attention * spec.kv_size
+    assert model.info.kv_bytes_per_token == 2 * 2 * num_attention * spec.kv_size
 
 
 def test_a_model_without_attention(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_model_without_attention(tmp_path: Path) -> None:
     )
     ids = random_ids(40)
     model = load_native(files)
-    assert model.kv_bytes_per_token == 0
+    assert model.info.kv_bytes_per_token == 0
     actual = model.forward(make_batch([(ids, 0, BLOCKS)], all_rows=True))
     expected = logits_of(bare, ids)
     assert ((actual - expected) / expected.std()).abs().max() < 1e-4

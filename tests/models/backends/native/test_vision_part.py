@@ -286,7 +286,7 @@ def test_drafts_preemption_and_an_int8_cache(
     ):
         num_blocks = changes.pop("num_blocks", None)
         if num_blocks is not None:
-            per_token = engines[0].model.kv_bytes_per_token
+            per_token = engines[0].model.info.kv_bytes_per_token
             changes["kv_cache_bytes"] = num_blocks * 16 * per_token
         engine = engine_of(tmp_path / "model", **{**settings, **changes})
         for i, prompt in enumerate(prompts):

@@ -60,7 +60,10 @@ def parallel_engine(
     model: ParallelModel, *, num_blocks: int = 128, prefix_caching: bool = True, **limits: int
 ) -> Engine:
     """Return an engine of the loaded model, with a new KV cache, and limits as in `make_engine`."""
-    info = model_info(vocab_size=model.info.vocab_size, **limits)
+    known = model.info
+    info = model_info(
+        vocab_size=known.vocab_size, kv_bytes_per_token=known.kv_bytes_per_token, **limits
+    )
     model.info = info
     model.allocate_kv_cache(num_blocks, info.block_size)
     return Engine(

@@ -80,8 +80,8 @@ def compare(model_type: str, folder: Path, rank: int, num_ranks: int) -> str:
         return "it keeps a state"
     model = TransformersModel(split, info, BatchedBackend())
     model.allocate_kv_cache(32, 4)
-    num_kv = model.kv_bytes_per_token * (num_ranks if splits_keys(splits) else 1)
-    if num_kv != TransformersModel(whole, info, BatchedBackend()).kv_bytes_per_token:
+    num_kv = model.info.kv_bytes_per_token * (num_ranks if splits_keys(splits) else 1)
+    if num_kv != TransformersModel(whole, info, BatchedBackend()).info.kv_bytes_per_token:
         return "the KV cache is not split as expected"
     return _largest_difference(model, whole)
 

@@ -114,7 +114,7 @@ def test_each_rank_has_its_part_of_the_weights_and_of_the_cache(case):
     model, module, _, folder = case
     engine, whole = both(case)
     num_ranks = len(model._followers._children) + 1
-    assert engine.model.kv_bytes_per_token * num_ranks == whole.model.kv_bytes_per_token
+    assert engine.model.info.kv_bytes_per_token * num_ranks == whole.model.info.kv_bytes_per_token
     local = sum(
         parameter.to_local().numel() if hasattr(parameter, "to_local") else parameter.numel()
         for parameter in model._model.module.parameters()
@@ -127,7 +127,7 @@ def test_each_rank_has_its_part_of_the_weights_and_of_the_cache(case):
     (form,) = (form for form in plan.forms if form.is_default)
     assert (plan.refusal, plan.num_ranks) == (None, num_ranks)
     assert form.weight_bytes == 4 * local
-    assert form.kv_bytes_per_token == engine.model.kv_bytes_per_token
+    assert form.kv_bytes_per_token == engine.model.info.kv_bytes_per_token
     assert 0 < model.least_free_memory() < 2**50
 
 
