@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -108,7 +107,7 @@ class Sampling:
 
 def build_waiting_engine(
     config: EngineConfig, progress: Callable[[str], None], give_up: object = None
-) -> tuple[Any, Tokenizer]:
+) -> tuple[OverlappedEngine, Tokenizer]:
     """Stand in for `build_engine`."""
     tokenizer = Tokenizer.from_folder(resolve_model(config, progress).folder)
     info = ModelInfo(

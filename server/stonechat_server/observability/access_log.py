@@ -1,5 +1,6 @@
 """Adds request ids, writes the access log, and answers exceptions that nothing else handled."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -17,6 +18,9 @@ from stonechat_server.observability.json_log import JsonFormatter
 access_log = logging.getLogger("stonechat.access")
 log = logging.getLogger("stonechat")
 
+REQUESTS_A_ROUND = 4
+"""With fewer, the last of 64 that come at once waits longer; with more, streams that run do."""
+
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -27,6 +31,9 @@ def new_request_id() -> str:
 
 class RequestContext:
     """ASGI middleware: request ids, the access log, and error answers for exceptions.
+
+    A few requests begin in a round of the event loop. If many come at once, streams that run get
+    their tokens in between.
 
     The id is in `request.state.request_id`, and in the answer's `x-request-id` and `request-id`. A
     client's own `x-request-id` is kept if it has 1 to 128 characters of visible ASCII. A
@@ -46,6 +53,8 @@ class RequestContext:
         self.app = app
         self._on_response = on_response
         self._error_answer = error_answer
+        self._places = asyncio.Semaphore(REQUESTS_A_ROUND)
+        """Held by the requests that begin in this round of the event loop."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,6 +78,8 @@ class RequestContext:
             await send(message)
 
         try:
+            await self._places.acquire()
+            asyncio.get_running_loop().call_soon(self._places.release)
             await self.app(scope, receive, send_with_id)
         except Exception as error:
             if status:  # the answer has begun: an error answer is too late

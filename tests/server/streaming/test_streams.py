@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from stonechat_models import EngineDeadError, FinishReason, GenerateRequest
 from stonechat_server.app import create_app
 from stonechat_server.chat_api.writer import ChunkOptions, ChunkWriter
 from stonechat_server.errors import server_error, to_api_error
+from stonechat_server.observability.access_log import REQUESTS_A_ROUND
 from stonechat_server.settings import Settings
 from stonechat_server.streaming.answer_reader import AnswerReader
 from stonechat_server.streaming.answer_writer import CompletionHead
@@ -118,6 +120,34 @@ def test_a_request_reaches_the_engine_before_the_next_is_prepared(stream: bool) 
 
     run(exchange_all())
     assert running_at_encode == [1, 2, 3, 4]
+
+
+def test_only_a_few_requests_begin_in_a_round_of_the_event_loop() -> None:
+    """Streams that run get their tokens in between."""
+    rounds, rounds_of_requests = 0, []
+
+    def script(request: GenerateRequest) -> list[Any]:
+        rounds_of_requests.append(rounds)
+        return text_script("a")(request)
+
+    async def exchange_all() -> None:
+        nonlocal rounds
+
+        async def count_rounds() -> None:
+            nonlocal rounds
+            while True:
+                rounds += 1
+                await asyncio.sleep(0)
+
+        app = create_app(Settings(), FakeEngine(script=script))
+        async with app.router.lifespan_context(app):
+            counting = asyncio.create_task(count_rounds())
+            await asyncio.gather(*[exchange_with(app, body(stream=True)) for _ in range(12)])
+            counting.cancel()
+
+    run(exchange_all())
+    assert len(rounds_of_requests) == 12
+    assert max(Counter(rounds_of_requests).values()) <= REQUESTS_A_ROUND, rounds_of_requests
 
 
 @pytest.mark.parametrize("n", [1, 4])
