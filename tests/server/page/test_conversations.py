@@ -410,6 +410,34 @@ def test_jump_to_the_end(page: Page, open_server: LiveServer) -> None:
     page.wait_for_selector("#to-end", state="hidden")
 
 
+AT_END = """() => {
+  const { scrollHeight, scrollTop, clientHeight } = document.getElementById('log');
+  return scrollTop > 1000 && scrollHeight - scrollTop - clientHeight < 60;
+}"""
+TO_START = """() => {
+  const log = document.getElementById('log');
+  log.scrollTop = 0;
+  return log.scrollHeight;
+}"""
+GROWN = "before => document.getElementById('log').scrollHeight > before"
+
+
+def test_a_growing_answer_is_followed_until_somebody_scrolls_up(
+    page: Page, open_server: LiveServer
+) -> None:
+    open_server.engine.script = endless("line\n\n" * 10)  # more than what counts as the end
+    ask(page)
+    page.wait_for_function(AT_END)
+    height = page.evaluate(TO_START)
+    expect(page.locator("#to-end")).to_be_visible()
+    page.wait_for_function(GROWN, arg=height)
+    assert page.evaluate("document.getElementById('log').scrollTop") == 0
+    page.click("#to-end")
+    page.wait_for_function(AT_END)
+    page.keyboard.press("Escape")
+    answered(page)
+
+
 def test_a_selection_survives_while_the_answer_grows(page: Page) -> None:
     kept = page.evaluate(
         """async () => {

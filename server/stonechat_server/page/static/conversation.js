@@ -21,7 +21,10 @@ export class Conversation {
     this.abort = null;
     this.isFollowing = true; // a growing answer: until somebody scrolls up
     this.top = 0;
-    log.addEventListener("scroll", () => this.scrolled());
+    log.addEventListener("scroll", () => {
+      this.noteScroll();
+      this.tools.onScroll(this.atEnd());
+    });
   }
 
   get busy() {
@@ -183,7 +186,10 @@ export class Conversation {
       view = new AnswerView(turn, {
         again: () => this.whenFree(() => this.again(question)),
         goOn: () => this.whenFree(() => this.goOn(turn)),
-        drawn: () => this.busy && this.isFollowing && this.follow(),
+        drawn: () => {
+          this.noteScroll(); // its event may be on its way
+          if (this.busy && this.isFollowing) this.follow();
+        },
         needsKey: () => this.tools.onKey(),
         picked: () => {
           this.save(turn);
@@ -248,16 +254,15 @@ export class Conversation {
   }
 
   // Only a step up is somebody's: an answer may have grown since the page scrolled to its end.
-  scrolled() {
-    const { scrollTop } = this.log;
+  noteScroll() {
     const isAtEnd = this.atEnd();
-    if (isAtEnd || scrollTop < this.top) this.isFollowing = isAtEnd;
-    this.top = scrollTop;
-    this.tools.onScroll(isAtEnd);
+    if (isAtEnd || this.log.scrollTop < this.top) this.isFollowing = isAtEnd;
+    this.top = this.log.scrollTop;
   }
 
   follow() {
     this.isFollowing = true;
     this.log.scrollTop = this.log.scrollHeight;
+    this.top = this.log.scrollTop;
   }
 }
