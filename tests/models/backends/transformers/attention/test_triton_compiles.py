@@ -34,7 +34,8 @@ def test_kernels_compile(arguments, num_kernels, tmp_path):
         assert kernel["shared"] <= SHARED_MEMORY[kernel["capability"]], kernel
         assert ("float8" in kernel["kv_dtype"]) == kernel["converts_fp8"], kernel
         if kernel["kernel"] in FUSED_KERNELS:
-            assert kernel["stack"] == 0, kernel
+            most = 8 if kernel["kernel"] == "some_rows_kernel" else 0  # two registers
+            assert kernel["stack"] <= most, kernel
             assert kernel["waits"] is (kernel["capability"] >= 90), kernel
         if kernel["kernel"] in MATRIX_KERNELS and kernel["dtype"] != "torch.float32":
             assert kernel["tensor_cores"], kernel
