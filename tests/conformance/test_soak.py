@@ -14,6 +14,7 @@ from tests.nightly import nightly
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="the script sends POSIX signals")
 @pytest.mark.parametrize("end", [[], *nightly(["--kill"])], ids=["drained", "killed"])
 def test_resources_are_freed_and_requests_are_accounted_for(

@@ -11,10 +11,9 @@ from stonechat_models.backends.native import supports
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
 from tests.models.backends.native.emulated import ARM, COMPILER, skip_without_emulator
-from tests.models.backends.native.native_helpers import ARCHITECTURES, make_model
+from tests.models.backends.native.native_helpers import ARCHITECTURES, DAILY, make_model
 from tests.nightly import nightly
 
-DAILY = sorted({ARCHITECTURES[0], ARCHITECTURES[-1]})
 STRICT = ("-Werror", "-Wconversion", "-Wshadow", "-Wold-style-cast")
 
 
