@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -126,7 +126,7 @@ def test_only_a_few_requests_begin_in_a_round_of_the_event_loop() -> None:
     """Streams that run get their tokens in between."""
     rounds, rounds_of_requests = 0, []
 
-    def script(request: GenerateRequest) -> list[Any]:
+    def script(request: GenerateRequest) -> Iterable[Any]:
         rounds_of_requests.append(rounds)
         return text_script("a")(request)
 
