@@ -126,12 +126,14 @@ def _start(section: Section, shape: Shape, module: Any) -> Engine:
 
 def _tiles(kernels: list[str]) -> dict[str, Any]:
     """The tiles that products are tried with, if only `kernels` may be used; see `KERNELS`."""
-    tiles: dict[str, Any] = {"TILES": (), "SOME_TILES": ()}
+    tiles = {}
     for kind, name in (("few", "TILES"), ("some", "SOME_TILES")):
-        if kind in kernels:
-            tiles[name] = getattr(product_choice, name)
+        chosen = getattr(product_choice, name) if kind in kernels else ()
         if "fetching" not in kernels:
-            tiles[name] = tuple(dict.fromkeys(replace(t, num_lines=0) for t in tiles[name]))
+            chosen = (replace(tile, num_lines=0) for tile in chosen)
+        elif "plain" not in kernels:
+            chosen = (tile for tile in chosen if tile.num_lines)
+        tiles[name] = tuple(dict.fromkeys(chosen))
     return tiles
 
 

@@ -75,8 +75,9 @@ def speed() -> list[Part]:
             "85",
             "--one-process",
         ),
-        bench("unfetched", 60, *pair, *without, "--kernels", "few", "some"),
-        bench("cublas", 60, *pair, *without, "--kernels", "few", "fetching"),
+        bench("fetching", 50, *pair, *without, "--kernels", "few", "some", "fetching"),
+        bench("plain", 50, *pair, *without, "--kernels", "few", "some", "plain"),
+        bench("cublas", 50, *pair, *without, "--kernels", "few", "plain"),
         bench("small", 30, "--models", "qwen3-0.6b", *without),
     ]
 
