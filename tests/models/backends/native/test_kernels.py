@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stonechat_models.backends.native.bindings import (
+    GROUP,
     Kind,
     Library,
     MatrixStruct,
@@ -25,6 +26,7 @@ from tests.models.backends.native.random_blocks import (
 )
 
 EXACT_TYPES = ("Q8_0", "Q4_0", "Q4_1")
+EXACT_BLOCK_TYPES = ("Q2_K", "Q4_K", "Q6_K")  # one for each way of scaling codes on tiles
 FLOAT_KINDS = {torch.bfloat16: Kind.BF16, torch.float16: Kind.F16, torch.float32: Kind.F32}
 
 
@@ -101,7 +103,8 @@ def test_products_equal_those_of_the_dequantised_weights(
     n, k = 37, length_of(type_name)  # the last panel is partly padding
     blocks = random_blocks(type_name, n, k)
     packed, x = packed_blocks(library, type_name, blocks, k), random_activations(rows, k)
-    quantised, scale = reference.quantize_activations(x)
+    size = reference.BLOCK if type_name in SUPERBLOCK_TYPES else GROUP
+    quantised, scale = reference.quantize_activations(x, size)
     activations = (quantised.double() * scale.double().unsqueeze(-1)).flatten(1)
     weights = dequantized(type_name, blocks).double()
     error = (packed.times(x).double() - activations @ weights.T).abs()
@@ -117,6 +120,23 @@ def test_products_equal_the_oracle(library: Library, type_name: str, rows: int) 
     expected = reference.matmul(x, reference.weights_of_blocks(type_name, blocks))
     error = (packed.times(x) - expected).abs() / expected.abs().amax(1, keepdim=True)
     assert error.max() < (1e-6 if library.isa != "generic" else 1e-5)  # generic rounds twice
+
+
+@pytest.mark.parametrize("type_name", EXACT_BLOCK_TYPES)
+@pytest.mark.parametrize("rows", [1, 8, 21])
+def test_products_of_large_blocks_equal_the_oracle(
+    library: Library, type_name: str, rows: int
+) -> None:
+    n, k = 37, 768
+    blocks = random_blocks(type_name, n, k)
+    packed, x = packed_blocks(library, type_name, blocks, k), random_activations(rows, k)
+    weights = reference.weights_of_large_blocks(type_name, blocks)
+    expected = reference.matmul_of_blocks(x, weights)
+    if library.isa == "generic":  # it rounds twice
+        error = (packed.times(x) - expected).abs() / expected.abs().amax(1, keepdim=True)
+        assert error.max() < 1e-5
+    else:
+        assert torch.equal(packed.times(x), expected)
 
 
 @pytest.mark.parametrize("type_name", BLOCK_TYPES)

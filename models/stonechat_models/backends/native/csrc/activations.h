@@ -1,8 +1,11 @@
-// Quantised activations.
+// Activations, in the forms that the products read.
 //
-// A row consists of groups of 48 bytes: 32 int8 values q with x ~ scale * q, then the scale and the
-// sums that the products need.  So a row is written as one stream, and threads that write different
-// rows share no cache line.
+//   groups   32 int8 values q with x ~ scale * q, for weights in blocks of 32
+//   blocks   256 of them, for weights in blocks of 256
+//   floats   for float weights; blocks are made of them too
+//
+// A quantised row is one stream: its groups, then its blocks, each with the scale and the sums that
+// the products need.  So threads that write different rows share no cache line.
 #pragma once
 #include <cstring>
 #include <vector>
@@ -13,73 +16,117 @@
 namespace sc {
 
 // A group of quantised activations.
-struct ActGroup {
+struct alignas(16) ActGroup {
   int8_t q[kGroup];
   float scale;
-  float sum;         // scale * isum
-  int32_t isum;      // sum of q
-  int32_t isum_low;  // sum of the first 16
+  float sum;     // scale * isum
+  int32_t isum;  // sum of q
 };
 static_assert(sizeof(ActGroup) == 48);
 
-// Rows of k values: quantised and, if a float matrix reads them, also as floats.
+// A block of them.
+struct ActBlock {
+  int8_t q[kBlock];
+  float scale;
+  float short_sums[kBlock / 16];     // of each 16 values q: integers
+  float long_sums[kBlock / kGroup];  // of each 32
+};
+
+// Rows of k values.
 struct Act {
   int k = 0;
-  uint8_t* groups = nullptr;  // row r, group g: ActGroup at r * stride + g * 48
-  size_t stride = 0;          // an odd number of cache lines: rows fall into different cache sets
-  float* f = nullptr;         // [row][k], or null
+  uint8_t* rows = nullptr;  // row r: at r * stride
+  size_t stride = 0;        // an odd number of cache lines: rows fall into different cache sets
+  size_t blocks_at = 0;     // bytes of a row's groups
+  Forms forms;
+  float* f = nullptr;  // [row][k], or null
 
-  static size_t row_stride(int k) {
-    size_t lines = (size_t(k / kGroup) * sizeof(ActGroup) + 63) / 64;
-    return (lines | 1) * 64;
+  static size_t groups_bytes(int k, const Forms& forms) {
+    return forms.groups ? size_t(k / kGroup) * sizeof(ActGroup) : 0;
   }
-  static size_t bytes(int k, int rows, bool floats) {
-    return size_t(rows) * (row_stride(k) + (floats ? size_t(k) * 4 : 0)) + 64;
+  static size_t row_stride(int k, const Forms& forms) {
+    size_t bytes = groups_bytes(k, forms);
+    if (forms.blocks) bytes += size_t(k / kBlock) * sizeof(ActBlock);
+    return ((bytes + 63) / 64 | 1) * 64;
+  }
+  static bool keeps_floats(const Forms& forms) { return forms.floats || forms.blocks; }
+  static size_t bytes(int k, int rows, const Forms& forms) {
+    const size_t floats = keeps_floats(forms) ? size_t(k) * 4 : 0;
+    return size_t(rows) * (row_stride(k, forms) + floats) + 64;
   }
 
-  void place(uint8_t* memory, int k_, int rows, bool floats) {
+  void place(uint8_t* memory, int k_, int num_rows, const Forms& forms_) {
     memory += (64 - reinterpret_cast<size_t>(memory) % 64) % 64;
     k = k_;
-    groups = memory;
-    stride = row_stride(k);
-    f = floats ? reinterpret_cast<float*>(memory + size_t(rows) * stride) : nullptr;
+    forms = forms_;
+    rows = memory;
+    stride = row_stride(k, forms);
+    blocks_at = groups_bytes(k, forms);
+    float* floats = reinterpret_cast<float*>(memory + size_t(num_rows) * stride);
+    f = keeps_floats(forms) ? floats : nullptr;
   }
 
-  const uint8_t* row(int r) const { return groups + size_t(r) * stride; }
-  const ActGroup& group(int r, int g) const {
-    return reinterpret_cast<const ActGroup*>(row(r))[g];
-  }
+  uint8_t* row(int r) const { return rows + size_t(r) * stride; }
+  ActGroup* groups(int r) const { return reinterpret_cast<ActGroup*>(row(r)); }
+  ActBlock* blocks(int r) const { return reinterpret_cast<ActBlock*>(row(r) + blocks_at); }
 
   void copy(int row_to, const Act& from, int row_from) const {
-    std::memcpy(groups + size_t(row_to) * stride, from.row(row_from), stride);
+    std::memcpy(row(row_to), from.row(row_from), stride);
     if (f == nullptr) return;
     const size_t width = size_t(k);
     std::memcpy(f + size_t(row_to) * width, from.f + size_t(row_from) * width, width * 4);
   }
 
-  // Stores group g (32 values) of a row.
+  // Stores values 32 g .. 32 g + 31 of a row.  `finish` ends a row.
   void put(int row, int g, F16 lo, F16 hi) const {
-    float top = reduce_max(max(abs(lo), abs(hi)));
-    F16 inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
-    F16 q_lo = round(mul(lo, inverse)), q_hi = round(mul(hi, inverse));
-    float low = reduce_add(q_lo), total = low + reduce_add(q_hi);  // integers: exact
-    auto* out = reinterpret_cast<ActGroup*>(groups + size_t(row) * stride) + g;
-    store_i8(out->q, q_lo);
-    store_i8(out->q + 16, q_hi);
-    out->scale = top / 127.0f;
-    out->sum = out->scale * total;
-    out->isum = int32_t(total);
-    out->isum_low = int32_t(low);
     if (f != nullptr) {
       float* to = f + size_t(row) * size_t(k) + size_t(g) * kGroup;
       store(to, lo);
       store(to + 16, hi);
     }
+    if (forms.groups) put_group(lo, hi, groups(row)[g]);
   }
 
-  // Stores all k values of a row.
+  // Makes the blocks of a row whose values have all been put.
+  void finish(int row) const {
+    if (!forms.blocks) return;
+    const float* x = f + size_t(row) * size_t(k);
+    for (int b = 0; b < k / kBlock; ++b) put_block(x + size_t(b) * kBlock, blocks(row)[b]);
+  }
+
+  // Stores all k values of a row, and finishes it.
   void put_row(int row, const float* x) const {
     for (int i = 0; i < k; i += kGroup) put(row, i / kGroup, load(x + i), load(x + i + 16));
+    finish(row);
+  }
+
+ private:
+  static void put_group(F16 lo, F16 hi, ActGroup& out) {
+    float top = reduce_max(max(abs(lo), abs(hi)));
+    F16 inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
+    F16 q_lo = round(mul(lo, inverse)), q_hi = round(mul(hi, inverse));
+    const float total = reduce_add(add(q_lo, q_hi));  // of integers: exact
+    store_i8(out.q, q_lo);
+    store_i8(out.q + 16, q_hi);
+    out.scale = top / 127.0f;
+    out.sum = out.scale * total;
+    out.isum = int32_t(total);
+  }
+
+  static void put_block(const float* x, ActBlock& out) {
+    F16 tops = abs(load(x));
+    for (int i = 16; i < kBlock; i += 16) tops = max(tops, abs(load(x + i)));
+    const float top = reduce_max(tops);
+    const F16 inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
+    for (int i = 0; i < kBlock / 16; ++i) {
+      const F16 q = round(mul(load(x + 16 * i), inverse));
+      store_i8(out.q + 16 * i, q);
+      out.short_sums[i] = reduce_add(q);
+    }
+    for (int i = 0; i < kBlock / kGroup; ++i) {
+      out.long_sums[i] = out.short_sums[2 * i] + out.short_sums[2 * i + 1];
+    }
+    out.scale = top / 127.0f;
   }
 };
 
@@ -88,10 +135,10 @@ struct ActBuffer : Act {
   ActBuffer() = default;
   ActBuffer(ActBuffer&&) = default;  // a copy would point into the memory of the original
 
-  void reserve(int columns, int rows, bool floats) {
-    const size_t needed = bytes(columns, rows, floats);
+  void reserve(int columns, int rows, const Forms& forms) {
+    const size_t needed = bytes(columns, rows, forms);
     if (memory.size() < needed) memory.assign(needed, 0);
-    place(memory.data(), columns, rows, floats);
+    place(memory.data(), columns, rows, forms);
   }
 
   std::vector<uint8_t> memory;

@@ -4,6 +4,9 @@
 // (has_tiles).  The intrinsics of some compilers do not say which memory they read, so the
 // instructions are written out.
 #pragma once
+#include <array>
+#include <utility>
+
 #include "simd.h"
 
 #if SC_AVX512 && defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__) && \
@@ -32,6 +35,13 @@ struct alignas(64) TileShapes {
 static_assert(sizeof(TileShapes) == 64);
 
 inline constexpr TileShapes kWholeTiles(64, 16);
+
+// The shapes for 1..16 rows of activations.
+template <size_t... I>
+constexpr std::array<TileShapes, 16> row_shapes(std::index_sequence<I...>) {
+  return {TileShapes(64, 16, int(I) + 1)...};
+}
+inline constexpr auto kRowShapes = row_shapes(std::make_index_sequence<16>());
 
 // Whether the process may use tiles.  The system is asked once.
 inline bool has_tiles() {

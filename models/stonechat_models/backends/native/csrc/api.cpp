@@ -53,7 +53,7 @@ void sc_read_row(const Matrix* w, int row, float* out) { read_row(*w, row, out);
 // y[m][n] = x[m][k] W^T (+ bias) on the calling thread, for tests and measurements.
 void sc_matmul(const Matrix* w, const float* x, int m, float* y) {
   ActBuffer act;
-  act.reserve(w->k, m, true);
+  act.reserve(w->k, m, Forms(*w));
   for (int r = 0; r < m; ++r) act.put_row(r, x + size_t(r) * size_t(w->k));
   for (int from = 0; from < m; from += kRowBlock) {
     const RowBlock rows(act, from, std::min(kRowBlock, m - from));

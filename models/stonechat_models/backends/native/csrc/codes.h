@@ -50,6 +50,28 @@ inline B64 code_row(const uint8_t* codes) {
   }
 }
 
+// The groups of a panel in order, as they are packed.
+template <int KindOf>
+class PackedCodes {
+ public:
+  PackedCodes(const uint8_t* panel, int k)
+      : codes_(panel + head_bytes(KindOf, k) - group_bytes(KindOf)),
+        ahead_(panel_bytes(KindOf, k)) {}
+
+  void next() {
+    codes_ += group_bytes(KindOf);
+    for (int i = 0; i < kFormats[KindOf].bits; ++i) prefetch_far(codes_ + 64 * i + ahead_);
+  }
+  template <int J>
+  B64 row() const {
+    return code_row<KindOf, J>(codes_);
+  }
+
+ private:
+  const uint8_t* codes_;
+  size_t ahead_;
+};
+
 // All 8 rows of a group.
 template <int KindOf>
 inline void unpack_group(const uint8_t* codes, B64* rows) {

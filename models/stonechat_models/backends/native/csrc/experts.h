@@ -23,12 +23,13 @@ class Experts {
   // Allocates memory for `rows` rows, on the calling thread.
   void reserve(int rows, const std::vector<Layer>& layers) {
     int experts = 0;
-    bool in = false, mid = false;
+    Forms in, mid;
     for (const Layer& l : layers) {
       if (!l.experts) continue;
       experts = std::max(experts, l.experts);
-      in |= wants_floats(l.gate) || wants_floats(l.up);
-      mid |= wants_floats(l.down);
+      in.add(l.gate);
+      in.add(l.up);
+      mid.add(l.down);
     }
     if (experts == 0) return;
     const int slots = rows * w_.c.experts_per_token;
@@ -63,6 +64,7 @@ class Experts {
   // Adds the weighted outputs of the rows' experts to the hidden rows.
   void down(const Layer& l) {
     const int panels = w_.c.hidden / kPanel;
+    w_.finish_rows(mlp_, w_.batch->tokens * w_.c.experts_per_token);
     each_expert_panel(panels, mlp_, [&](int expert, int p, const RowBlock& rows) {
       F16 acc[kRowBlock];
       multiply(l.down, expert * panels + p, rows, acc);

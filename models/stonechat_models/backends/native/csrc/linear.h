@@ -17,7 +17,7 @@ class LinearTeam {
   void run(const Matrix& w, const float* x, int m, float* y) {
     const bool own_rows = m <= kOwnRows;
     for (size_t i = 0; i < (own_rows ? own_.size() : 1); ++i) {
-      own_[i].reserve(w.k, m, wants_floats(w));
+      own_[i].reserve(w.k, m, Forms(w));
     }
     auto multiply_panel = [&](int p, const RowBlock& rows) {
       F16 acc[kRowBlock];

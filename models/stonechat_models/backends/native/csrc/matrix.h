@@ -38,7 +38,8 @@ enum Kind : int {
 };
 
 inline constexpr int kPanel = 16;  // output columns of a panel
-inline constexpr int kGroup = 32;  // activations that share a scale
+inline constexpr int kGroup = 32;  // values along k that are packed together
+inline constexpr int kBlock = 256;  // weights of a block of the larger kind
 
 enum class Table : int { kNone, kNonLinear4, kFloat4 };
 
@@ -73,6 +74,9 @@ inline constexpr Format kFormats[kKinds] = {
 
 inline constexpr bool is_quantised(int kind) { return kind >= kQ8_0; }
 
+// Whether a block has 256 weights: integer scales for runs of 16 or 32, and one float for all.
+inline constexpr bool has_large_blocks(int kind) { return kFormats[kind].block == kBlock; }
+
 // Bytes of a row of k weights in a file.
 inline constexpr size_t row_bytes(int kind, int k) {
   const Format f = kFormats[kind];
@@ -99,8 +103,23 @@ struct Matrix {
   const uint8_t* panel(int p) const { return data + size_t(p) * panel_bytes(kind, k); }
 };
 
-// Whether the matrix multiplies activations as floats, not quantised ones.
-inline bool wants_floats(const Matrix& w) { return !is_quantised(w.kind); }
+// What activations are stored as, for the matrices that multiply them (activations.h).
+struct Forms {
+  bool groups = false, blocks = false, floats = false;
+
+  Forms() = default;
+  explicit Forms(const Matrix& w)
+      : groups(is_quantised(w.kind) && !has_large_blocks(w.kind)),
+        blocks(has_large_blocks(w.kind)),
+        floats(!is_quantised(w.kind)) {}
+
+  // Adds what a matrix reads.
+  void add(const Matrix& w) {
+    if (w.n == 0) return;
+    const Forms more(w);
+    groups |= more.groups, blocks |= more.blocks, floats |= more.floats;
+  }
+};
 
 template <int Value>
 using Number = std::integral_constant<int, Value>;

@@ -7,8 +7,6 @@
 //
 // A panel is [k / 2][16][2], which is how the instruction reads weights.
 #pragma once
-#include <array>
-
 #include "row_block.h"
 
 namespace sc {
@@ -28,13 +26,6 @@ inline constexpr size_t float_index(int kind, size_t i, size_t c) {
 }
 
 #if SC_AMX
-
-// The shapes for 1..16 rows.
-template <size_t... I>
-constexpr std::array<TileShapes, kTileRows> row_shapes(std::index_sequence<I...>) {
-  return {TileShapes(64, 16, int(I) + 1)...};
-}
-inline constexpr auto kRowShapes = row_shapes(std::make_index_sequence<kTileRows>());
 
 // Adds 32 weights, in tile 6, to the sums of a row tile.
 template <int First, int Second>

@@ -5,6 +5,7 @@
 // Invariant: each pair of a panel and a row is in one item, so items write different outputs.
 #pragma once
 #include <algorithm>
+#include <optional>
 
 #include "products.h"
 #include "pool.h"
@@ -31,10 +32,11 @@ inline void each_panel(Pool& pool, int panels, const Act& x, int rows, Body body
                        bool is_last = false) {
   const int chunk = panels_per_item(pool, panels, 6), chunks = (panels + chunk - 1) / chunk;
   const int size = rows_per_block(x.k), blocks = (rows + size - 1) / size;
+  std::optional<RowBlock> block;  // of the calling member, which may copy it for its tiles
   auto item_panels = [&](int item) {
     const int row = item / chunks * size, panel = item % chunks * chunk;
-    const RowBlock block(x, row, std::min(size, rows - row));
-    for (int p = panel; p < std::min(panels, panel + chunk); ++p) body(p, block);
+    if (!block || block->from != row) block.emplace(x, row, std::min(size, rows - row));
+    for (int p = panel; p < std::min(panels, panel + chunk); ++p) body(p, *block);
   };
   pool.for_each(chunks * blocks, item_panels, is_last);
 }

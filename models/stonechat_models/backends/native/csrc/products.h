@@ -2,12 +2,14 @@
 //
 // Invariant: every output element is computed by one fixed sequence of operations over k, whatever
 // the number of rows, the thread or the tile.  So a row has the same bits alone and in any batch.
-// For each run of weights that share a scale (32, or twice 16), in order:
+// For each group of 32 weights in blocks of 32, in order:
 //   total = fma(float(dot), d * scale, total), dot = (u - offset) . q exactly
 //   total = fma(m, scale * sum of q, total) of an affine kind
+// (block_products.h: weights in blocks of 256.)
 // Few rows read the codes of a panel in registers.  For many rows they are unpacked in memory
 // first, a chunk at a time.
 #pragma once
+#include "block_products.h"
 #include "float_products.h"
 #include "row_block.h"
 #include "tile_products.h"
@@ -15,42 +17,26 @@
 
 namespace sc {
 
-// Sums over the part of a group of activations that shares a scale of weights.
-template <int Parts>
-inline int32_t part_isum(const ActGroup& group, int part) {
-  if (Parts == 1) return group.isum;
-  return part == 0 ? group.isum_low : group.isum - group.isum_low;
-}
-template <int Parts>
-inline float part_sum(const ActGroup& group, int part) {
-  return Parts == 1 ? group.sum : group.scale * float(part_isum<Parts>(group, part));
-}
-
 // The groups of a panel in order, as they are packed.
 template <int KindOf>
 class PackedGroups {
  public:
-  PackedGroups(const uint8_t* panel, int k)
-      : scales_(panel, k),
-        codes_(panel + head_bytes(KindOf, k) - group_bytes(KindOf)),
-        ahead_(panel_bytes(KindOf, k)) {}
+  PackedGroups(const uint8_t* panel, int k) : codes_(panel, k), scales_(panel, k) {}
 
   void next() {
-    codes_ += group_bytes(KindOf);
-    for (int i = 0; i < kFormats[KindOf].bits; ++i) prefetch_far(codes_ + 64 * i + ahead_);
+    codes_.next();
     scales_.next();
   }
   template <int J>
   B64 row() const {
-    return code_row<KindOf, J>(codes_);
+    return codes_.template row<J>();
   }
-  F16 d(int part) const { return scales_.d[part]; }
-  F16 m(int part) const { return scales_.m[part]; }
+  F16 d() const { return scales_.d[0]; }
+  F16 m() const { return scales_.m[0]; }
 
  private:
+  PackedCodes<KindOf> codes_;
   Scales<KindOf> scales_;
-  const uint8_t* codes_;
-  size_t ahead_;
 };
 
 // The groups of a chunk in order.
@@ -64,8 +50,8 @@ class UnpackedGroups {
   B64 row() const {
     return load_bytes(chunk_.codes[group_][J]);
   }
-  F16 d(int part) const { return load(chunk_.d[group_ * kFormats[KindOf].parts + part]); }
-  F16 m(int part) const { return load(chunk_.m[group_ * kFormats[KindOf].parts + part]); }
+  F16 d() const { return load(chunk_.d[group_]); }
+  F16 m() const { return load(chunk_.m[group_]); }
 
  private:
   const Unpacked& chunk_;
@@ -78,7 +64,7 @@ template <int KindOf, int Rows, class Groups>
 __attribute__((flatten)) inline void add_groups(Groups&& weights, const uint8_t* const* row,
                                                int groups, F16* acc) {
   constexpr Format f = kFormats[KindOf];
-  constexpr int kBits = unsigned_bits(f), kLength = 8 / f.parts;
+  constexpr int kBits = unsigned_bits(f);
   constexpr int kOffset = kBits == 8 && kSignedDot8 ? 0 : f.offset;
   F16 total[Rows];
   for (int r = 0; r < Rows; ++r) total[r] = acc[r];
@@ -87,27 +73,19 @@ __attribute__((flatten)) inline void add_groups(Groups&& weights, const uint8_t*
       return *reinterpret_cast<const ActGroup*>(row[r] + at);
     };
     weights.next();
-    unrolled<f.parts>([&](auto part) {
-      I16 dot[Rows];
+    I16 dot[Rows];
+    for (int r = 0; r < Rows; ++r) dot[r] = set1_i32(kOffset ? -kOffset * group(r).isum : 0);
+    unrolled<8>([&](auto j) {
+      const B64 w = weights.template row<j>();
       for (int r = 0; r < Rows; ++r) {
-        dot[r] = set1_i32(kOffset ? -kOffset * part_isum<f.parts>(group(r), part) : 0);
-      }
-      unrolled<kLength>([&](auto i) {
-        constexpr int j = part * kLength + i;
-        const B64 w = weights.template row<j>();
-        for (int r = 0; r < Rows; ++r) {
-          dot[r] = dot4<kBits>(dot[r], w, load_i32(group(r).q + 4 * j));
-        }
-      });
-      const F16 d = weights.d(part);
-      for (int r = 0; r < Rows; ++r) {
-        total[r] = fma(to_float(dot[r]), mul(d, set1(group(r).scale)), total[r]);
-        if constexpr (f.is_affine) {
-          const float sum = part_sum<f.parts>(group(r), part);
-          total[r] = fma(weights.m(part), set1(sum), total[r]);
-        }
+        dot[r] = dot4<kBits>(dot[r], w, load_i32(group(r).q + 4 * j));
       }
     });
+    const F16 d = weights.d();
+    for (int r = 0; r < Rows; ++r) {
+      total[r] = fma(to_float(dot[r]), mul(d, set1(group(r).scale)), total[r]);
+      if constexpr (f.is_affine) total[r] = fma(weights.m(), set1(group(r).sum), total[r]);
+    }
   }
   for (int r = 0; r < Rows; ++r) acc[r] = total[r];
 }
@@ -145,9 +123,7 @@ inline void many_rows(const uint8_t* panel, const RowBlock& rows, F16* out) {
 template <int KindOf>
 inline void quantised_panel(const uint8_t* panel, const RowBlock& rows, F16* out) {
 #if SC_AMX
-  if constexpr (kFormats[KindOf].parts == 1) {  // two short products a group gain nothing
-    if (rows.count >= kMinTileRows && has_tiles()) return tile_panel<KindOf>(panel, rows, out);
-  }
+  if (rows.count >= kMinTileRows && has_tiles()) return tile_panel<KindOf>(panel, rows, out);
 #endif
   if (rows.count <= kRowsPerKernel) few_rows<KindOf>(panel, rows, out);
   else many_rows<KindOf>(panel, rows, out);
@@ -161,7 +137,8 @@ inline void multiply(const Matrix& w, int p, const RowBlock& rows, F16* out) {
   for (int r = 0; r < whole; ++r) out[r] = start;
   const uint8_t* panel = w.panel(p);
   with_kind(w.kind, [&](auto kind) {
-    if constexpr (is_quantised(kind)) quantised_panel<kind>(panel, rows, out);
+    if constexpr (has_large_blocks(kind)) block_panel<kind>(panel, rows, out);
+    else if constexpr (is_quantised(kind)) quantised_panel<kind>(panel, rows, out);
     else float_panel<kind>(panel, rows, out);
   });
 }

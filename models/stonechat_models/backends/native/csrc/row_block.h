@@ -14,14 +14,25 @@ inline constexpr int kTileRows = 16;   // rows of a tile (amx.h)
 
 // A group of 16 rows, in the order in which tiles are loaded.
 struct alignas(64) TileGroup {
+  static constexpr int kValues = kGroup;
   static constexpr bool kIsWhole = true;
   int8_t q[kTileRows][kGroup];
   float scale[kTileRows];
   float sum[kTileRows];
 };
 
+// A block of 16 rows.
+struct alignas(64) TileBlock {
+  static constexpr int kValues = kBlock;
+  static constexpr bool kIsWhole = false;
+  int8_t q[kBlock / 64][kTileRows][64];
+  bf16_t sums[kTileRows][2][kBlock / 16];  // each short sum, as a sum of two numbers
+  float scale[kTileRows];
+};
+
 // 32 floats of each of 16 rows, as sums of two bfloat16 numbers (pair_tiles.h).
 struct alignas(64) PairGroup {
+  static constexpr int kValues = kGroup;
   static constexpr bool kIsWhole = false;
   bf16_t first[kTileRows][kGroup], second[kTileRows][kGroup];
 };
@@ -33,13 +44,17 @@ struct RowBlock {
   const Act& x;
   const int from, count;
 
-  // The rows as [tile][group].  They are copied at the first call; the memory belongs to the thread
-  // and serves its next block.
+  // The groups of the rows as [tile][group].  They are copied at the first call; the memory belongs
+  // to the thread and serves its next block.
   const TileGroup* tiles() const {
     if (tiles_ == nullptr) tiles_ = copied<TileGroup>();
     return tiles_;
   }
-  // The same for their floats.
+  // The same for their blocks of 256, and for their floats.
+  const TileBlock* blocks() const {
+    if (blocks_ == nullptr) blocks_ = copied<TileBlock>();
+    return blocks_;
+  }
   const PairGroup* pairs() const {
     if (pairs_ == nullptr) pairs_ = copied<PairGroup>();
     return pairs_;
@@ -50,7 +65,7 @@ struct RowBlock {
   template <class Group>
   const Group* copied() const {
     thread_local std::vector<Group> memory;
-    const int tiles = (count + kTileRows - 1) / kTileRows, groups = x.k / kGroup;
+    const int tiles = (count + kTileRows - 1) / kTileRows, groups = x.k / Group::kValues;
     if (memory.size() < size_t(tiles * groups)) memory.resize(size_t(tiles * groups));
     const int rows = tiles > 1 || Group::kIsWhole ? tiles * kTileRows : count;
     for (int i = 0; i < rows; ++i) {
@@ -62,10 +77,19 @@ struct RowBlock {
   }
 
   void copy_row(int row, int g, int i, TileGroup& to) const {
-    const ActGroup& group = x.group(row, g);
+    const ActGroup& group = x.groups(row)[g];
     std::memcpy(to.q[i], group.q, kGroup);
     to.scale[i] = group.scale;
     to.sum[i] = group.sum;
+  }
+
+  void copy_row(int row, int b, int i, TileBlock& to) const {
+    const ActBlock& block = x.blocks(row)[b];
+    for (int j = 0; j < kBlock / 64; ++j) std::memcpy(to.q[j][i], block.q + 64 * j, 64);
+    const F16 sums = load(block.short_sums);
+    store_bf16(to.sums[i][0], sums);
+    store_bf16(to.sums[i][1], sub(sums, load_bf16(to.sums[i][0])));
+    to.scale[i] = block.scale;
   }
 
   void copy_row(int row, int g, int i, PairGroup& to) const {
@@ -78,6 +102,7 @@ struct RowBlock {
   }
 
   mutable const TileGroup* tiles_ = nullptr;
+  mutable const TileBlock* blocks_ = nullptr;
   mutable const PairGroup* pairs_ = nullptr;
 };
 

@@ -16,11 +16,11 @@ class SharedExpert {
   // Allocates memory for `rows` rows, on the calling thread.
   void reserve(int rows, const std::vector<Layer>& layers) {
     int size = 0;
-    bool mid = false;
+    Forms mid;
     for (const Layer& l : layers) {
       if (!l.has_shared_expert()) continue;
       size = l.shared_down.k;
-      mid |= wants_floats(l.shared_down);
+      mid.add(l.shared_down);
     }
     if (size == 0) return;
     mlp_.reserve(size, rows, mid);
@@ -47,6 +47,7 @@ class SharedExpert {
   // Adds the weighted outputs to the hidden rows.
   void down(const Layer& l) {
     const int panels = l.shared_down.panels();
+    w_.finish_rows(mlp_, w_.batch->tokens);
     each_panel(w_.pool, panels, mlp_, w_.batch->tokens, [&](int p, const RowBlock& rows) {
       F16 acc[kRowBlock];
       multiply(l.shared_down, p, rows, acc);

@@ -12,6 +12,8 @@
 // of Bits bits (8-bit weights are stored as q + 128).  x is int8 in [-127, 127].  If kSignedDot8,
 // the 8-bit product uses q itself; else it uses q + 128, and the caller starts from -128 * sum(x).
 //
+// add_product(acc, a, b): acc + a * b.  to_int(a): a holds integers.
+//
 // For codes and their scales:
 //   shift<Bits>(b)         pairs of bytes, shifted left, or right if Bits < 0; bits of the other
 //                          byte of a pair come in

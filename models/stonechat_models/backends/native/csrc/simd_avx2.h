@@ -99,6 +99,11 @@ inline I16 set1_i32(int32_t x) {
   __m256i v = _mm256_set1_epi32(x);
   return {v, v};
 }
+inline I16 add_product(I16 acc, I16 x, I16 y) {
+  return {_mm256_add_epi32(acc.a, _mm256_mullo_epi32(x.a, y.a)),
+          _mm256_add_epi32(acc.b, _mm256_mullo_epi32(x.b, y.b))};
+}
+inline I16 to_int(F16 x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 inline F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline B64 load_bytes(const uint8_t* p) {
   const __m256i* q = reinterpret_cast<const __m256i*>(p);

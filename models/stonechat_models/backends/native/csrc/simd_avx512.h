@@ -55,6 +55,10 @@ inline F16 keep_lanes(F16 a, int from, int to, float other) {  // other outside 
   return {_mm512_mask_mov_ps(_mm512_set1_ps(other), m, a.v)};
 }
 inline I16 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I16 add_product(I16 acc, I16 a, I16 b) {
+  return {_mm512_add_epi32(acc.v, _mm512_mullo_epi32(a.v, b.v))};
+}
+inline I16 to_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline B64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 template <int Bits>

@@ -91,6 +91,10 @@ inline F16 keep_lanes(F16 a, int from, int to, float other) {
   SC_QUARTERS(F16, select_4(lanes_4(4 * i, from, to), a.v[i], other));
 }
 inline I16 set1_i32(int32_t x) { SC_QUARTERS(I16, vdupq_n_s32(x)); }
+inline I16 add_product(I16 acc, I16 a, I16 b) {
+  SC_QUARTERS(I16, vmlaq_s32(acc.v[i], a.v[i], b.v[i]));
+}
+inline I16 to_int(F16 a) { SC_QUARTERS(I16, vcvtnq_s32_f32(a.v[i])); }
 inline F16 to_float(I16 a) { SC_QUARTERS(F16, vcvtq_f32_s32(a.v[i])); }
 inline B64 load_bytes(const uint8_t* p) { SC_QUARTERS(B64, vld1q_u8(p + 16 * i)); }
 

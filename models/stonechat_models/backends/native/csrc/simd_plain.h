@@ -74,6 +74,13 @@ inline F16 keep_lanes(F16 a, int from, int to, float other) {
 }
 inline F16 to_float(I16 a) { SC_LANES(float(a.v[i])); }
 #undef SC_LANES
+#define SC_LANES(expr)                          \
+  I16 r;                                        \
+  for (int i = 0; i < 16; ++i) r.v[i] = (expr); \
+  return r
+inline I16 add_product(I16 acc, I16 a, I16 b) { SC_LANES(acc.v[i] + a.v[i] * b.v[i]); }
+inline I16 to_int(F16 a) { SC_LANES(int32_t(a.v[i])); }
+#undef SC_LANES
 inline I16 set1_i32(int32_t x) {
   I16 r;
   for (int32_t& v : r.v) v = x;

@@ -5,11 +5,11 @@
 
 namespace sc {
 
-inline constexpr int kChunk = 16;  // groups that are unpacked together: two blocks of 256
+inline constexpr int kChunk = 16;  // groups that are unpacked together
 
 struct Unpacked {
   alignas(64) uint8_t codes[kChunk][8][64];
-  float d[kChunk * 2][kPanel], m[kChunk * 2][kPanel];  // [group * parts + part]
+  float d[kChunk][kPanel], m[kChunk][kPanel];
 };
 
 // Unpacks the groups of a panel, one chunk after the other.
@@ -30,11 +30,8 @@ class Unpacker {
       unrolled<8>([&](auto j) { store_bytes(to.codes[g][j], change(rows[j])); });
       for (int i = 0; i < kFormat.bits; ++i) prefetch_far(codes_ + 64 * i + ahead_);
       scales_.next();
-      for (int part = 0; part < kFormat.parts; ++part) {
-        const int at = g * kFormat.parts + part;
-        store(to.d[at], scales_.d[part]);
-        if constexpr (kFormat.is_affine) store(to.m[at], scales_.m[part]);
-      }
+      store(to.d[g], scales_.d[0]);
+      if constexpr (kFormat.is_affine) store(to.m[g], scales_.m[0]);
     }
   }
 

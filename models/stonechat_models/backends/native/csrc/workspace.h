@@ -5,8 +5,7 @@
 //   rope      [t][table][cos, sin][rotary / 2]   factors of the rotary embedding
 //   projected [t][q | k | v | z | a | b]         outputs of the products that a mixer reads
 //   branch    [t][hidden]                        outputs that await their norm
-//   input, attended, mixed, mlp                  what the products read: quantised, and as floats
-//                                                if a float matrix reads them
+//   input, attended, mixed, mlp                  what the products read (activations.h)
 //
 // Invariant: an item of a phase writes only its own rows or columns of these.  It reads what other
 // items wrote only in later phases.
@@ -39,20 +38,18 @@ struct Workspace {
 
   // Allocates memory for `rows` rows, on the calling thread.
   void reserve(int rows, const std::vector<Layer>& layers, const Matrix& head) {
-    bool in = wants_floats(head), out = false, mid = false, out_norms = false;
+    Forms in(head), out, mid;
+    bool out_norms = false;
     int mlp_size = 0, mixed_size = 0;
     columns_ = 0;
     for (const Layer& l : layers) {
-      for (const Matrix* m : l.projections()) in |= m->n > 0 && wants_floats(*m);
-      in |= wants_floats(l.gate) || wants_floats(l.up) || (l.experts && wants_floats(l.router));
-      if (l.has_shared_expert()) {
-        in |= wants_floats(l.shared_gate) || wants_floats(l.shared_up) ||
-              wants_floats(l.shared_router);
-      }
-      out |= wants_floats(l.o);
+      for (const Matrix* m : l.projections()) in.add(*m);
+      for (const Matrix* m : {&l.gate, &l.up, &l.router}) in.add(*m);
+      for (const Matrix* m : {&l.shared_gate, &l.shared_up, &l.shared_router}) in.add(*m);
+      out.add(l.o);
       columns_ = std::max(columns_, size_t(l.projected_columns()));
       if (l.mixer != kAttention) mixed_size = l.o.k;
-      mid |= wants_floats(l.down);
+      mid.add(l.down);
       out_norms |= l.has_out_norms();
       if (!l.experts) mlp_size = c.mlp;
     }
@@ -78,6 +75,7 @@ struct Workspace {
       to.put(to_row, i / kGroup, mul(mul(load(x + i), factor), load(weight + i)),
              mul(mul(load(x + i + 16), factor), load(weight + i + 16)));
     }
+    to.finish(to_row);
   }
 
   // Norms all hidden rows and returns the result.  With few rows, every member does it for itself:
@@ -90,6 +88,11 @@ struct Workspace {
     }
     pool.for_each(batch->tokens, [&](int t) { norm_row(t, weight, input, t); });
     return input;
+  }
+
+  // A phase that ends rows whose values were put by several items, if that takes one.
+  void finish_rows(const Act& x, int rows) {
+    if (x.forms.blocks) pool.for_each(rows, [&](int r) { x.finish(r); });
   }
 
   // Multiplies the normed rows `x` by the matrices whose outputs the layer's mixer reads.
@@ -112,6 +115,7 @@ struct Workspace {
   // first, in a second phase.
   void add_product(const Matrix& w, const Act& x, const float* norm) {
     const F16 scale = set1(c.residual_scale);
+    finish_rows(x, batch->tokens);
     each_panel(pool, w.panels(), x, batch->tokens, [&](int p, const RowBlock& rows) {
       F16 acc[kRowBlock];
       multiply(w, p, rows, acc);
