@@ -228,7 +228,7 @@ def in_process(arguments: argparse.Namespace) -> float:
             )
             num_sent += 1
         num_ended += sum([output.finish_reason is not None for output in engine.step()])
-    return total * arguments.tokens / (time.perf_counter() - started)
+    return float(total * arguments.tokens / (time.perf_counter() - started))
 
 
 def serve(words: list[str]) -> int:
