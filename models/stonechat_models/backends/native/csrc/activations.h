@@ -135,10 +135,10 @@ struct ActBuffer : Act {
   ActBuffer() = default;
   ActBuffer(ActBuffer&&) = default;  // a copy would point into the memory of the original
 
-  void reserve(int columns, int rows, const Forms& forms) {
-    const size_t needed = bytes(columns, rows, forms);
-    if (memory.size() < needed) memory.assign(needed, 0);
-    place(memory.data(), columns, rows, forms);
+  void reserve(int columns, int num_rows, const Forms& needed) {
+    const size_t size = bytes(columns, num_rows, needed);
+    if (memory.size() < size) memory.assign(size, 0);
+    place(memory.data(), columns, num_rows, needed);
   }
 
   std::vector<uint8_t> memory;

@@ -140,7 +140,7 @@ inline void add_rows(const PendingSums& sums, int first) {
   }
 }
 
-inline constexpr int kSteps = 2 * kBlock / 64;  // of the products of a block
+inline constexpr int kBlockSteps = 2 * kBlock / 64;  // of the products of a block
 
 // Multiplies one or two tiles of rows by a block: x, and the tile `next` blocks on.  Calls
 // other_work(i) after step i of the products, since vectors and tiles work at the same time; all of it
@@ -213,7 +213,7 @@ inline void tile_blocks(const uint8_t* panel, const RowBlock& rows, F16* out) {
       const int count = std::min(rows.count - r, 2 * kTileRows);
       auto add_last = [&](int step) {
         if (sums.rows == 2 * kTileRows) return add_rows<KindOf, 4>(sums, step * 4);
-        for (int i = step; i < sums.rows; i += kSteps) add_rows<KindOf, 1>(sums, i);
+        for (int i = step; i < sums.rows; i += kBlockSteps) add_rows<KindOf, 1>(sums, i);
       };
       if (count > kTileRows) multiply_block<KindOf, 2>(tile, blocks, w, sums, add_last);
       else multiply_block<KindOf, 1>(tile, blocks, w, sums, add_last);

@@ -37,14 +37,14 @@ inline int32_t rank_of(const float* x, int vocab, float value) {
 }
 
 inline void find_best(const float* x, int vocab, int count, float* values, int32_t* ids) {
-  constexpr int kBlock = 64;
+  constexpr int kWindow = 64;
   constexpr float least = -std::numeric_limits<float>::infinity();
   int found = 0;
-  for (int start = 0; start < vocab; start += kBlock) {
+  for (int start = 0; start < vocab; start += kWindow) {
     F16 top = set1(least);
-    for (int i = 0; i < kBlock; i += 16) top = max(top, load_row(x, vocab, start + i, least));
+    for (int i = 0; i < kWindow; i += 16) top = max(top, load_row(x, vocab, start + i, least));
     if (found == count && !(reduce_max(top) > values[count - 1])) continue;
-    for (int i = start; i < std::min(start + kBlock, vocab); ++i) {
+    for (int i = start; i < std::min(start + kWindow, vocab); ++i) {
       if (found == count && !(x[i] > values[count - 1])) continue;
       int at = found < count ? found++ : count - 1;
       for (; at > 0 && x[i] > values[at - 1]; --at) {
