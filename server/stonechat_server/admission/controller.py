@@ -130,7 +130,8 @@ class AdmissionControl:
         self._queue.push(admission)
         self._dispatch()
         try:
-            await asyncio.wait_for(asyncio.shield(granted), timeout)
+            async with asyncio.timeout(timeout):  # `wait_for` loses a cancellation beside the grant
+                await asyncio.shield(granted)
         except BaseException as error:
             self._withdraw(admission)
             if isinstance(error, TimeoutError):

@@ -12,6 +12,7 @@ from stonechat_server.admission.fair_queue import Admission, Cost
 from stonechat_server.admission.limits import AdmissionLimits
 from stonechat_server.admission.rate_limits import RateLimiter
 from stonechat_server.admission.refusals import RefusedError
+from tests.virtual_time import run
 
 A, B = ApiKey(name="a"), ApiKey(name="b")
 COST = Cost(50, 50)
@@ -216,22 +217,32 @@ def test_queue_deadline_is_a_504() -> None:
     asyncio.run(scenario())
 
 
-def test_a_cancellation_at_any_moment_gives_everything_back() -> None:
-    async def scenario(steps: int) -> None:
+@pytest.mark.parametrize("queue_timeout", [None, 60.0])
+@pytest.mark.parametrize("steps", range(6))
+def test_a_cancellation_at_any_moment_gives_everything_back(
+    queue_timeout: float | None, steps: int
+) -> None:
+    """Also beside the grant: clients that run, and those that are next, may leave together."""
+
+    async def wait(admission: AdmissionControl) -> None:
+        async with slot(admission, B, COST, queue_timeout):
+            await asyncio.Event().wait()
+
+    async def scenario() -> None:
         admission = make()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(slot(admission, A, COST))
-            job = Job(admission, B)
+            waiter = asyncio.create_task(wait(admission))
             for _ in range(steps):
                 await asyncio.sleep(0)
         for _ in range(steps):
             await asyncio.sleep(0)
-        job.task.cancel()
-        await asyncio.gather(job.task, return_exceptions=True)
+        waiter.cancel()
+        await asyncio.wait({waiter}, timeout=20)
+        assert waiter.cancelled()
         assert_idle(admission)
 
-    for steps in range(6):
-        asyncio.run(scenario(steps))
+    run(scenario())
 
 
 def test_rate_limit_tokens_are_settled() -> None:
