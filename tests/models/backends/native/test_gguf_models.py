@@ -140,6 +140,36 @@ def test_superblocks_stay_as_in_the_file(
     assert sum(matrices) <= model.info.weight_bytes <= ends * sum(matrices)
 
 
+def test_experts_may_have_other_blocks_than_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_cache: None
+) -> None:
+    """Attention in blocks of 32, experts in blocks of 256: rows have both forms of activations."""
+    kind = gguf.GGMLQuantizationType.Q4_K
+
+    def with_random_experts(values: np.ndarray, stored: gguf.GGMLQuantizationType) -> np.ndarray:
+        if values.ndim < 3:
+            return quantize(values, stored)
+        n, k = values.shape[0] * values.shape[1], values.shape[2]
+        spread = gguf.dequantize(random_blocks("Q4_K", n, k), kind).std()
+        scale = 0.02 * float(values.std() / spread)
+        blocks = random_blocks("Q4_K", n, k, seed=values.size, scale=scale)
+        return blocks.reshape(*values.shape[:2], -1)
+
+    def add_tensor(writer: gguf.GGUFWriter, name: str, data: np.ndarray, **options: object) -> None:
+        if "_exps" in name:
+            options["raw_dtype"] = kind
+        original(writer, name, data, **options)
+
+    quantize, original = gguf.quantize, gguf.GGUFWriter.add_tensor
+    monkeypatch.setattr(gguf, "quantize", with_random_experts)
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add_tensor)
+    monkeypatch.setattr(tiny_gguf, "HIDDEN", 256)
+    monkeypatch.setattr(tiny_gguf, "EXPERT_FFN", 256)
+    path = tiny_gguf.write_tiny_gguf(tmp_path / "x.gguf", "qwen3moe", "Q8_0")
+    files = resolve_model(EngineConfig(model=str(path)), lambda line: None)
+    assert logits_error(files)[0] < 0.2  # rounded activations send some rows to another expert
+
+
 @pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.12), ("int4", 0.12)])
 def test_superblocks_can_be_quantised_again(
     quantize: str, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_cache: None

@@ -44,10 +44,11 @@ struct Act {
   static size_t groups_bytes(int k, const Forms& forms) {
     return forms.groups ? size_t(k / kGroup) * sizeof(ActGroup) : 0;
   }
+  static size_t blocks_bytes(int k, const Forms& forms) {
+    return forms.blocks ? size_t(k / kBlock) * sizeof(ActBlock) : 0;
+  }
   static size_t row_stride(int k, const Forms& forms) {
-    size_t bytes = groups_bytes(k, forms);
-    if (forms.blocks) bytes += size_t(k / kBlock) * sizeof(ActBlock);
-    return ((bytes + 63) / 64 | 1) * 64;
+    return ((groups_bytes(k, forms) + blocks_bytes(k, forms) + 63) / 64 | 1) * 64;
   }
   static bool keeps_floats(const Forms& forms) { return forms.floats || forms.blocks; }
   static size_t bytes(int k, int rows, const Forms& forms) {
@@ -70,8 +71,10 @@ struct Act {
   ActGroup* groups(int r) const { return reinterpret_cast<ActGroup*>(row(r)); }
   ActBlock* blocks(int r) const { return reinterpret_cast<ActBlock*>(row(r) + blocks_at); }
 
+  // Copies a row of activations that have at least these forms.
   void copy(int row_to, const Act& from, int row_from) const {
-    std::memcpy(row(row_to), from.row(row_from), stride);
+    std::memcpy(groups(row_to), from.groups(row_from), groups_bytes(k, forms));
+    std::memcpy(blocks(row_to), from.blocks(row_from), blocks_bytes(k, forms));
     if (f == nullptr) return;
     const size_t width = size_t(k);
     std::memcpy(f + size_t(row_to) * width, from.f + size_t(row_from) * width, width * 4);
