@@ -165,6 +165,21 @@ def test_integer_products_are_exact(library: Library, type_name: str) -> None:
     assert (error <= expected.abs().amax() * 1e-6).all()
 
 
+@pytest.mark.parametrize("type_name", BLOCK_TYPES)
+def test_the_least_activations_give_finite_products(library: Library, type_name: str) -> None:
+    """The inverse of their scale would be infinite. They change no other row."""
+    k = length_of(type_name)
+    packed = packed_blocks(library, type_name, random_blocks(type_name, 20, k), k)
+    x = torch.randn(12, k)
+    expected = packed.times(x)
+    x[3], x[7], x[8] = 1e-38, x[7] * 1e-37, 1e-45
+    x[3, ::2] = 0.0
+    actual = packed.times(x)
+    assert actual[[3, 7, 8]].abs().max() < 1e-30
+    others = [row for row in range(12) if row not in (3, 7, 8)]
+    assert torch.equal(actual[others], expected[others])
+
+
 @pytest.mark.parametrize("type_name", [*BLOCK_TYPES, "F32", "BF16"])
 def test_a_row_has_the_same_bits_in_any_batch(library: Library, type_name: str) -> None:
     n, k = 48, length_of(type_name)

@@ -104,9 +104,12 @@ struct Act {
   }
 
  private:
+  // What values up to `top` are multiplied by.  Where 127 / top may overflow, they count as zeros.
+  static F16 inverse_scale(float top) { return set1(top > 1e-36f ? 127.0f / top : 0.0f); }
+
   static void put_group(F16 lo, F16 hi, ActGroup& out) {
     float top = reduce_max(max(abs(lo), abs(hi)));
-    F16 inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
+    F16 inverse = inverse_scale(top);
     F16 q_lo = round(mul(lo, inverse)), q_hi = round(mul(hi, inverse));
     const float total = reduce_add(add(q_lo, q_hi));  // of integers: exact
     store_i8(out.q, q_lo);
@@ -120,7 +123,7 @@ struct Act {
     F16 tops = abs(load(x));
     for (int i = 16; i < kBlock; i += 16) tops = max(tops, abs(load(x + i)));
     const float top = reduce_max(tops);
-    const F16 inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
+    const F16 inverse = inverse_scale(top);
     for (int i = 0; i < kBlock / 16; ++i) {
       const F16 q = round(mul(load(x + 16 * i), inverse));
       store_i8(out.q + 16 * i, q);
