@@ -65,16 +65,7 @@ def speed() -> list[Part]:
     without = ("--no-http", "--no-compare", *decode)
     pair = ("--models", "llama-3.2-1b", "llama-3.1-8b")
     return [
-        bench(
-            "bench",
-            270,
-            *words,
-            "--no-compare",
-            "--no-kernel-checks",
-            "--most",
-            "85",
-            "--one-process",
-        ),
+        bench("bench", 270, *words),
         bench("fetching", 50, *pair, *without, "--kernels", "few", "some", "fetching"),
         bench("plain", 50, *pair, *without, "--kernels", "few", "some", "plain"),
         bench("cublas", 50, *pair, *without, "--kernels", "few", "plain"),
