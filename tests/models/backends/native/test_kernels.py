@@ -180,6 +180,20 @@ def test_the_least_activations_give_finite_products(library: Library, type_name:
     assert torch.equal(actual[others], expected[others])
 
 
+@pytest.mark.parametrize("type_name", BLOCK_TYPES)
+def test_activations_that_are_no_numbers_are_seen(library: Library, type_name: str) -> None:
+    """Their row has no finite product, and no other row changes."""
+    k = length_of(type_name)
+    packed = packed_blocks(library, type_name, random_blocks(type_name, 16, k), k)
+    x = torch.randn(12, k)
+    expected = packed.times(x)
+    x[3, 5], x[7, 40], x[8, -1] = float("nan"), float("inf"), float("nan")
+    actual = packed.times(x)
+    assert not actual[[3, 7, 8]].isfinite().any()
+    others = [row for row in range(12) if row not in (3, 7, 8)]
+    assert torch.equal(actual[others], expected[others])
+
+
 @pytest.mark.parametrize("type_name", [*BLOCK_TYPES, "F32", "BF16"])
 def test_a_row_has_the_same_bits_in_any_batch(library: Library, type_name: str) -> None:
     n, k = 48, length_of(type_name)

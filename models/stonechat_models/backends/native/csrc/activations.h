@@ -107,6 +107,9 @@ struct Act {
   // What values up to `top` are multiplied by.  Where 127 / top may overflow, they count as zeros.
   static F16 inverse_scale(float top) { return set1(top > 1e-36f ? 127.0f / top : 0.0f); }
 
+  // The scale of values up to `top`, which have this sum as integers.  It is NaN if one of them is.
+  static float scale_of(float top, float total) { return top / 127.0f + 0.0f * total; }
+
   static void put_group(F16 lo, F16 hi, ActGroup& out) {
     float top = reduce_max(max(abs(lo), abs(hi)));
     F16 inverse = inverse_scale(top);
@@ -114,7 +117,7 @@ struct Act {
     const float total = reduce_add(add(q_lo, q_hi));  // of integers: exact
     store_i8(out.q, q_lo);
     store_i8(out.q + 16, q_hi);
-    out.scale = top / 127.0f;
+    out.scale = scale_of(top, total);
     out.sum = out.scale * total;
     out.isum = int32_t(total);
   }
@@ -129,10 +132,12 @@ struct Act {
       store_i8(out.q + 16 * i, q);
       out.short_sums[i] = reduce_add(q);
     }
+    float total = 0.0f;
     for (int i = 0; i < kBlock / kGroup; ++i) {
       out.long_sums[i] = out.short_sums[2 * i] + out.short_sums[2 * i + 1];
+      total += out.long_sums[i];
     }
-    out.scale = top / 127.0f;
+    out.scale = scale_of(top, total);
   }
 };
 
