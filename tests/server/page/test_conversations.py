@@ -521,3 +521,19 @@ def test_another_question_can_be_asked_while_an_answer_is_left(
     answer_is(page, "Short.")
     answered(page)
     titles_are(page, "short", "long")
+
+
+NEWER_PAGE = """() => new Promise((resolve, reject) => {
+  const request = indexedDB.open('stonechat', 99);
+  request.onsuccess = () => resolve();
+  request.onerror = () => reject(request.error);
+})"""
+
+
+def test_a_page_whose_database_a_newer_page_has_taken_still_answers(page: Page) -> None:
+    page.evaluate(NEWER_PAGE)
+    ask(page)
+    answered(page)
+    answer_is(page, "Hello wörld 👋")
+    expect(page.locator(".toast").first).to_contain_text("could not save")
+    expect(page.locator("#send")).to_be_visible()

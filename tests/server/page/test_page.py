@@ -24,6 +24,7 @@ from .driver import (
     open_tab,
     piece,
     press,
+    reopen,
     settings,
     stream_of,
 )
@@ -363,3 +364,19 @@ def test_a_question_waits_until_the_models_are_known(page: Page) -> None:
     page.evaluate("release()")
     answered(page)
     assert [body["model"] for body in bodies] == ["tiny-test"]
+
+
+def test_what_waits_for_the_models_is_not_asked_in_another_conversation(page: Page) -> None:
+    bodies = stream_of(page, [piece("stop", content="Here.")])
+    ask(page, "first")
+    answered(page)
+    page.add_init_script(HOLD_MODELS)
+    reopen(page, "first")
+    press(page, "Again")
+    page.click("#new-chat")
+    expect(page.locator("#empty")).to_be_visible()
+    page.evaluate("release()")
+    models_known(page)
+    ask(page, "second")
+    answered(page)
+    assert [body["messages"][-1]["content"] for body in bodies] == ["first", "second"]

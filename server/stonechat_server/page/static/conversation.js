@@ -56,10 +56,12 @@ export class Conversation {
 
   // -- asking --
 
-  // Runs what makes a request once the models are known, unless a request runs by then.
+  // Runs what makes a request once the models are known, unless by then a request runs or another
+  // conversation is open.
   async whenFree(run) {
+    const { tree } = this;
     await this.tools.modelsRead();
-    if (!this.busy) run();
+    if (!this.busy && this.tree === tree) run();
   }
 
   // attached: files and images, as Attachments has them.

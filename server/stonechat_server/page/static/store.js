@@ -44,8 +44,8 @@ class Store {
   }
 
   // Changes records of some tables, all of them or none. Resolves once they are on the disk, which
-  // may be full.
-  change(names, run) {
+  // may be full; the database may be closed.
+  async change(names, run) {
     const transaction = this.database.transaction(names, "readwrite");
     return new Promise((resolve, reject) => {
       transaction.oncomplete = () => resolve();
