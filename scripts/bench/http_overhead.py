@@ -108,6 +108,7 @@ async def request(port: int, body: bytes, count_events: bool) -> int:
         num_events += (tail[-5:] + data).count(b"data: ")
         tail = (tail + data)[-40:]
     writer.close()
+    await writer.wait_closed()
     if count_events:
         assert b"data: [DONE]" in tail, tail
     return num_events

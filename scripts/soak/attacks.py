@@ -127,7 +127,9 @@ async def send_attack(port: int, attack: Attack, key: str) -> str:
         return "reset"
     finally:
         answer.cancel()
-        writer.close()
+        writer.transport.abort()  # what was not sent yet is dropped
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 # --- the measurement ---

@@ -51,6 +51,7 @@ def test_the_source_sends_one_chunk_per_token_over_http() -> None:
         writer.write(b"{  }")
         answer = await reader.readuntil(b"0\r\n\r\n")
         writer.close()
+        await writer.wait_closed()
         return answer
 
     answer = with_source(ask)
