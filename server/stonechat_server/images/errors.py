@@ -56,32 +56,26 @@ def refused(path: str, error: ImageError | InvalidImageError) -> APIError:
 
 def too_many(number: int, limit: int) -> APIError:
     """400: a request has more images than `--max-images`."""
-    return APIError(
-        400,
+    message = (
         f"There are {number} images, and at most {limit} are allowed: the server's --max-images "
-        "sets the limit.",
-        param="messages",
-        code="too_many_images",
+        "sets the limit."
     )
+    return invalid("messages", message, "too_many_images")
 
 
 def too_large_together(limit: int) -> APIError:
     """400: the files of a request are beyond `--max-images-size`."""
-    return APIError(
-        400,
+    message = (
         f"The images have more than {size_text(limit)} together, the limit that the server's "
-        "--max-images-size sets.",
-        param="messages",
-        code="image_file_too_large",
+        "--max-images-size sets."
     )
+    return invalid("messages", message, "image_file_too_large")
 
 
 def too_much_memory(limit: int) -> APIError:
     """400: the prepared images of a request are beyond `--image-memory`."""
-    return APIError(
-        400,
+    message = (
         f"The images need more than {size_text(limit)} of memory together once they are prepared, "
-        "the limit that the server's --image-memory sets. Send fewer or smaller images.",
-        param="messages",
-        code="image_too_large",
+        "the limit that the server's --image-memory sets. Send fewer or smaller images."
     )
+    return invalid("messages", message, "image_too_large")
