@@ -113,17 +113,16 @@ class PacedEngine:
         )
 
 
-def paced_engine(
-    config: EngineConfig, progress: Callable[[str], None], give_up: object = None
-) -> tuple[Any, Tokenizer]:
-    """Stand in for `build_engine`: return an engine without a model, and the real tokenizer."""
-    tokenizer = Tokenizer.from_folder(resolve_model(config, progress).folder)
-    info = ModelInfo(
-        name="paced",
+def no_model(
+    name: str, tokenizer: Tokenizer, *, max_model_len: int, num_blocks: int, device: str = "none"
+) -> ModelInfo:
+    """Describe the model of an engine that has none: no weights, and a cache of no bytes."""
+    return ModelInfo(
+        name=name,
         architecture="none",
         vocab_size=tokenizer.vocab_size,
-        max_model_len=1 << 20,
-        device="none",
+        max_model_len=max_model_len,
+        device=device,
         dtype="none",
         quantization="none",
         backend="none",
@@ -132,12 +131,20 @@ def paced_engine(
         weight_bytes=0,
         weights_hash="0" * 16,
         block_size=16,
-        num_blocks=1 << 20,
+        num_blocks=num_blocks,
         kv_bytes_per_token=0,
         max_batch_tokens=8192,
         max_num_seqs=256,
         threads=1,
     )
+
+
+def paced_engine(
+    config: EngineConfig, progress: Callable[[str], None], give_up: object = None
+) -> tuple[Any, Tokenizer]:
+    """Stand in for `build_engine`: return an engine without a model, and the real tokenizer."""
+    tokenizer = Tokenizer.from_folder(resolve_model(config, progress).folder)
+    info = no_model("paced", tokenizer, max_model_len=1 << 20, num_blocks=1 << 20)
     return PacedEngine(tokenizer.encode(TEXT.read_text()), info, float(os.environ[RATE])), tokenizer
 
 
