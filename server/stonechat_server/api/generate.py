@@ -24,11 +24,11 @@ from stonechat_server.request.field_checks import check_unknown
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
-from stonechat_server.serving.generation import CLIENT_GONE, Generation
+from stonechat_server.serving.generation import Generation
 from stonechat_server.serving.services import Services
 from stonechat_server.streaming.answer_reader import AnswerReader, ChoiceState
 from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead, collect
-from stonechat_server.streaming.sse import ClientDisconnectedError, EventStream, run_while_connected
+from stonechat_server.streaming.sse import EventStream, run_while_connected
 
 T = TypeVar("T")
 
@@ -187,10 +187,7 @@ async def respond(
             headers=headers,
         )
     work = collect(generation.events(), endpoint.collector(call, head))
-    try:
-        answer = await run_while_connected(http_request.receive, work)
-    except ClientDisconnectedError:
-        return Response(status_code=CLIENT_GONE)
+    answer = await run_while_connected(http_request.receive, work)
     return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
 
 

@@ -67,7 +67,8 @@ class EventStream(EventSourceResponse):
         try:
             await run_while_connected(receive, self._stream_response(send), self._ping(send))
         except ClientDisconnectedError:
-            pass
+            if not self._has_started:
+                raise
         except SendTimeoutError:
             log.info("closed a stream because its client stopped reading")
 

@@ -57,7 +57,7 @@ def test_a_reload_keeps_the_conversation_and_it_goes_on(
 
 SAVED_LENGTH = """async () => {
   const { openStore } = await import('./page/store.js');
-  const turns = await (await openStore()).allTurns();
+  const turns = await (await openStore()).store.allTurns();
   return Math.max(...turns.map((turn) => turn.choices?.[0].content.length ?? 0));
 }"""
 
@@ -189,7 +189,7 @@ def test_a_deleted_conversation_leaves_nothing_behind(page: Page, open_server: L
 
 NUM_TURNS = """async () => {
   const { openStore } = await import('./page/store.js');
-  return (await (await openStore()).allTurns()).length;
+  return (await (await openStore()).store.allTurns()).length;
 }"""
 
 
@@ -452,12 +452,19 @@ def test_a_selection_survives_while_the_answer_grows(page: Page) -> None:
     assert kept
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "Object.defineProperty(window, 'indexedDB', { value: undefined })",
+        "IDBObjectStore.prototype.getAll = () => { throw new DOMException('damaged') }",
+    ],
+    ids=["none", "unreadable"],
+)
 def test_without_a_database_the_page_works_and_warns(
-    browser: Browser, open_server: LiveServer
+    browser: Browser, open_server: LiveServer, before: str
 ) -> None:
     open_server.engine.script = script("Hello")
-    script_before = "Object.defineProperty(window, 'indexedDB', { value: undefined })"
-    with open_tab(browser, open_server, before=script_before) as tab:
+    with open_tab(browser, open_server, before=before) as tab:
         expect(tab.locator("#not-kept")).to_be_visible()
         ask(tab, "hi")
         answered(tab)

@@ -15,6 +15,7 @@ from .conftest import KEY, endless, script
 from .driver import (
     Browser,
     Page,
+    Route,
     answer_is,
     answered,
     ask,
@@ -380,3 +381,71 @@ def test_what_waits_for_the_models_is_not_asked_in_another_conversation(page: Pa
     ask(page, "second")
     answered(page)
     assert [body["messages"][-1]["content"] for body in bodies] == ["first", "second"]
+
+
+HOLD_LIMITS = """
+const limits = [];
+AbortSignal.timeout = () => {
+  limits.push(new AbortController());
+  return limits.at(-1).signal;
+};
+window.giveUp = () => limits.forEach((one) => one.abort(new DOMException('', 'TimeoutError')));
+"""
+
+
+def test_a_list_of_models_that_does_not_come_is_said_and_given_up(page: Page) -> None:
+    """A question waits for it with a sign, for a limited time, and the next one asks again."""
+    bodies = stream_of(page, [piece("stop", content="Here.")])
+    page.add_init_script(HOLD_LIMITS)
+    page.route("**/v1/models", lambda _: None)
+    page.reload()
+    expect(page.locator("#waiting")).to_be_hidden()
+    ask(page, "early")
+    expect(page.locator("#waiting")).to_be_visible()
+    assert bodies == []
+    page.evaluate("giveUp()")
+    answered(page)
+    expect(page.locator("#waiting")).to_be_hidden()
+    expect(page.locator("#model")).to_have_text("no answer")
+    page.unroute("**/v1/models")
+    ask(page, "again")
+    answered(page, 2)
+    assert [body.get("model") for body in bodies] == [None, "tiny-test"]
+
+
+def test_a_late_answer_to_an_old_key_changes_nothing(
+    browser: Browser, locked_server: LiveServer
+) -> None:
+    with open_tab(browser, locked_server) as tab:
+        tab.wait_for_selector("#key", state="visible")
+        held: list[Route] = []
+
+        def answer(route: Route) -> None:
+            if "old" in route.request.headers["authorization"]:
+                held.append(route)
+            else:
+                route.continue_()
+
+        tab.route("**/v1/models", answer)
+        for key in ("sk-old", KEY):
+            tab.fill("#key", key)
+            tab.keyboard.press("Tab")
+        models_known(tab)
+        with tab.expect_response("**/v1/models"):
+            held[0].fulfill(json={"data": [{"id": "of-the-old-key"}]})
+        ask(tab)  # whatever the late answer changes is changed by the time of this one
+        answered(tab)
+        expect(tab.locator("#model option")).to_have_text(["tiny-test"])
+
+
+def test_without_session_storage_the_key_lasts_as_long_as_the_page(
+    browser: Browser, locked_server: LiveServer
+) -> None:
+    refuse = "Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('no') } })"
+    with open_tab(browser, locked_server, before=refuse) as tab:
+        tab.wait_for_selector("#key", state="visible")
+        tab.fill("#key", KEY)
+        tab.keyboard.press("Tab")
+        models_known(tab)
+        ask(tab)
+        answered(tab)

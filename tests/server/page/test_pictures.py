@@ -185,7 +185,7 @@ def test_images_are_kept_in_edits_branches_and_reloads(
 
 NUM_IMAGES = """async () => {
   const { openStore } = await import('./page/store.js');
-  const store = await openStore();
+  const { store } = await openStore();
   return new Promise((resolve) => {
     const request = store.table('images').count();
     request.onsuccess = () => resolve(request.result);

@@ -165,6 +165,7 @@ def test_a_client_that_leaves_before_the_first_token_aborts_the_request(stream: 
     sent = run(exchange(engine, body(stream=stream), is_gone=soon))
     assert engine.aborted == [engine.requests[0].request_id]
     assert engine.num_running == 0
+    assert [m["status"] for m in sent if m["type"] == "http.response.start"] == [499]
     assert not any(write for write in bodies_of(sent))
 
 

@@ -2,12 +2,25 @@
 
 const KEY = "stonechat-key";
 const ROOT = new URL(".", document.baseURI);
+const ANSWER_WITHIN_MS = 20_000;
 
-export const getKey = () => sessionStorage.getItem(KEY) ?? "";
+let current = "";
+try {
+  current = sessionStorage.getItem(KEY) ?? "";
+} catch {
+  /* no storage: the key lasts as long as the page */
+}
+
+export const getKey = () => current;
 
 export function setKey(key) {
-  if (key) sessionStorage.setItem(KEY, key);
-  else sessionStorage.removeItem(KEY);
+  current = key;
+  try {
+    if (key) sessionStorage.setItem(KEY, key);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    /* no storage */
+  }
 }
 
 export const apiUrl = () => new URL("v1", ROOT).href;
@@ -41,7 +54,9 @@ async function failure(response) {
   return new ApiError(response.status, message, { code, retryAfter });
 }
 
-export async function getJson(path, signal) {
+// For what the server answers at once. Throws a `TimeoutError` if it does not.
+export async function getJson(path) {
+  const signal = AbortSignal.timeout(ANSWER_WITHIN_MS);
   const response = await fetch(new URL(path, ROOT), { headers: headers(), signal });
   if (!response.ok) throw await failure(response);
   return response.json();

@@ -36,8 +36,9 @@ startTheme(byId("theme"));
 
 function requestBody(messages) {
   const system = byId("system").value;
+  const model = byId("model").value;
   return {
-    model: byId("model").value,
+    ...(model && { model }), // else the server chooses
     messages: system.trim() ? [{ role: "system", content: system }, ...messages] : messages,
     ...fields.values(),
     ...outputValues(),
@@ -59,9 +60,8 @@ const attachments = new Attachments(byId("composer"), {
   whyNoImages: () => models.whyNoImages(),
 });
 byId("key").value = getKey();
-let reading = readModels(); // the latest of these
-const store = await openStore();
-const kept = await store.conversations();
+let reading = readModels(); // the latest of these; null after no answer
+const { store, kept } = await openStore();
 byId("not-kept").hidden = store.isLasting;
 const conversation = new Conversation(byId("log"), {
   requestBody,
@@ -156,11 +156,13 @@ byId("reset").addEventListener("click", () => fields.reset());
 
 // -- models and the key --
 
-// Resolves once the page knows the models, or knows why it cannot.
+// Resolves once the page knows the models, or knows why it cannot. Asks again after no answer.
 async function modelsRead() {
   let latest;
-  do await (latest = reading);
-  while (latest !== reading);
+  byId("waiting").hidden = false;
+  reading ??= readModels();
+  while (latest !== reading) await (latest = reading);
+  byId("waiting").hidden = true;
 }
 
 async function readModels() {
@@ -171,7 +173,10 @@ async function readModels() {
     if (key !== getKey()) return; // another key is tried meanwhile
     const { text, needsKey } = explain(error, key !== "");
     models.showProblem(needsKey ? "key needed" : "no answer");
-    if (!needsKey) return;
+    if (!needsKey) {
+      reading = null;
+      return;
+    }
     byId("key-problem").textContent = text;
     askForKey();
   }

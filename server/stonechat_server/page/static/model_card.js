@@ -1,6 +1,6 @@
 // What the server says about its models: the list to choose from, a card, and the context's size.
 
-import { getJson } from "./api.js";
+import { getJson, getKey } from "./api.js";
 import { byId, el } from "./dom.js";
 
 const STATES_EVERY_MS = 3000;
@@ -41,9 +41,11 @@ export class Models {
     return `This model takes no images${reason ? `: ${reason}` : ""}.`;
   }
 
-  // Throws what `getJson` throws.
+  // Changes nothing if the key is another one by then. Throws what `getJson` throws.
   async load() {
+    const key = getKey();
     const { data } = await getJson("v1/models");
+    if (key !== getKey()) return;
     const chosen = this.select.value;
     this.cards = new Map(data.map((card) => [card.id, card]));
     this.drawOptions(data);

@@ -13,6 +13,7 @@ const done = (request) =>
     request.onerror = () => reject(request.error);
   });
 
+// The store, and the conversations in it.
 export async function openStore() {
   try {
     const request = indexedDB.open(NAME, VERSION);
@@ -25,9 +26,10 @@ export async function openStore() {
       result.createObjectStore("images", { keyPath: ["conversation", "id"] });
     };
     request.onblocked = () => toast("Close other tabs of this page: their version is older.");
-    return new Store(await done(request));
+    const store = new Store(await done(request));
+    return { store, kept: await store.conversations() };
   } catch {
-    return new MemoryStore();
+    return { store: new MemoryStore(), kept: [] };
   }
 }
 
@@ -104,10 +106,6 @@ const ofConversation = (id) => IDBKeyRange.bound([id], [id, []]);
 class MemoryStore {
   isLasting = false;
   kept = { conversations: new Map(), turns: new Map() };
-
-  async conversations() {
-    return [...this.kept.conversations.values()];
-  }
 
   async turns(id) {
     return (await this.allTurns()).filter((turn) => turn.conversation === id);
