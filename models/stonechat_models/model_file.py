@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from stonechat_models.errors import EngineError, ModelLoadError
 
 MAX_REASON = 200
+LFS_POINTER = b"version https://git-lfs"
 
 
 @contextmanager
@@ -34,11 +35,20 @@ def _problem(source: Path | str, error: BaseException) -> str:
         return f"cannot load {source}: {reason_of(error)}"
     if isinstance(error, OSError):
         return f"cannot read {source}: {reason_of(error)}"
+    if _is_pointer(source):
+        return f"{source} only points to the file; `git lfs pull` fetches it"
     kind = source.suffix.removeprefix(".")
     return (
         f"cannot read {source}: it is not a valid {kind} file; download it again: "
         f"{reason_of(error)}"
     )
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a file of a repository was cloned without Git LFS."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+    return False
 
 
 def reason_of(error: BaseException) -> str:

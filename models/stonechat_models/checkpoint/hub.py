@@ -7,6 +7,7 @@ from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hub_errors import is_reachable, not_found, require_network
 from stonechat_models.checkpoint.hub_names import choose_gguf, gguf_models, split_parts
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import reading
 
 CONFIG_PATTERNS = [
     *("*.json", "*.jinja", "tokenizer.model", "spiece.model", "*.tiktoken", "vocab.*"),
@@ -23,6 +24,8 @@ CODE_PATTERNS = ["*.py"]
 IGNORED_PATTERNS = ["*/*", "consolidated*", "*.index.fp16.json"]
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 MAX_SHOWN = 20
+CACHED = "models--"
+"""How the folders of models begin in the hub's local cache: `models--owner--name`."""
 
 
 def fetch_snapshot(
@@ -117,6 +120,24 @@ def cached_snapshot(model: str, revision: str | None) -> Path | None:
     """Return the folder of a model id in the hub's local cache; None if it has no weights there."""
     folder = _cached_folder(model, revision)
     return folder if folder is not None and has_weights(folder) else None
+
+
+def main_snapshot(folder: Path) -> Path:
+    """Return the folder with the files if `folder` is that of a model in a hub's local cache."""
+    reference = folder / "refs" / "main"
+    if not folder.name.startswith(CACHED) or not reference.is_file():
+        return folder
+    with reading(reference):
+        snapshot = folder / "snapshots" / reference.read_text(encoding="utf-8").strip()
+    return snapshot if snapshot.is_dir() else folder
+
+
+def cached_name(folder: Path) -> str | None:
+    """Return the name on the hub of a snapshot in a local cache; None if it is none."""
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith(CACHED):
+        return None
+    return repository.removeprefix(CACHED).replace("--", "/", 1)
 
 
 def has_weights(folder: Path) -> bool:

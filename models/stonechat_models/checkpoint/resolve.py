@@ -60,7 +60,7 @@ def locate(config: EngineConfig, progress: Progress, *, only_headers: bool = Fal
         path = Path(name).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
     if is_folder:
-        return _locate_in_folder(path.resolve(), progress)
+        return _locate_in_folder(hub.main_snapshot(path.resolve()), progress)
     if is_file:
         if path.suffix != ".gguf" and not _is_gguf(path):
             raise ModelLoadError(f"{path} is neither a folder nor a GGUF file; name one of these")
@@ -73,7 +73,7 @@ def _locate_in_folder(folder: Path, progress: Progress) -> Located:
     files = [] if hub.has_weights(folder) else [path.name for path in folder.iterdir()]
     file = choose_gguf(files, None)
     if file is None:
-        return Located(folder.name, folder)
+        return Located(hub.cached_name(folder) or folder.name, folder)
     progress(f"{folder.name}: serving {file}")
     return Located((folder / file).stem, folder / file)
 

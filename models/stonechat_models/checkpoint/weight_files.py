@@ -7,6 +7,8 @@ from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import read_json, reading
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+_SHARD = re.compile(r"(.*-)\d{5}(-of-(\d{5})\.\w+)")
+MAX_SHARDS = 10_000
 OTHER_WEIGHTS = ("consolidated", "adapter_model")
 """How the names of files begin that are not the model's own: a second copy, an adapter."""
 MAX_SHOWN = 200
@@ -17,11 +19,11 @@ def weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
 
     They are `model.safetensors`, or what its index names, or else all safetensors. Raises
     `ModelLoadError` if there are none to use, or if files that the index names are missing, of
-    another kind, or outside `folder`.
+    another kind, or outside `folder`. Without an index, the names of shards say how many there are.
     """
     files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(OTHER_WEIGHTS))
-    if files or (folder / f"{SAFETENSORS}.index.json").is_file():
-        return _named_in(folder, SAFETENSORS) or tuple(files)
+    if files or has_usual_names(folder):
+        return _named_in(folder, SAFETENSORS) or _all_shards(folder, files)
     pickled = sorted(folder.glob("pytorch_model*.bin"))
     if pickled and not allow_pickle:
         raise ModelLoadError(
@@ -30,7 +32,33 @@ def weights_in(folder: Path, allow_pickle: bool) -> tuple[Path, ...]:
         )
     if not pickled:
         raise ModelLoadError(f"{folder} has no safetensors files; name a folder that has them")
-    return _named_in(folder, PICKLED) or tuple(pickled)
+    return _named_in(folder, PICKLED) or _all_shards(folder, pickled)
+
+
+def has_usual_names(folder: Path) -> bool:
+    """Whether transformers finds the safetensors of a folder: one file, or an index."""
+    return any((folder / f"{SAFETENSORS}{end}").is_file() for end in ("", ".index.json"))
+
+
+def _all_shards(folder: Path, files: list[Path]) -> tuple[Path, ...]:
+    """Return files that no index names. Raises `ModelLoadError` if some of their shards miss."""
+    names = {file.name for file in files}
+    sets = {match.group(1, 2, 3) for name in names if (match := _SHARD.fullmatch(name))}
+    wanted = {
+        f"{start}{number:05d}{end}"
+        for start, end, count in sets
+        for number in range(1, min(int(count), MAX_SHARDS) + 1)
+    }
+    _refuse_missing(folder, sorted(wanted - names), len(wanted))
+    return tuple(files)
+
+
+def _refuse_missing(folder: Path, missing: list[str], num_files: int) -> None:
+    if missing:
+        raise ModelLoadError(
+            f"{folder} lacks {len(missing)} of the {num_files} files with its weights: "
+            f"{', '.join(missing[:5])}; download them"
+        )
 
 
 def _is_inside(file: str) -> bool:
@@ -59,9 +87,5 @@ def _named_in(folder: Path, name: str) -> tuple[Path, ...]:
             )
     with reading(path):
         missing = [file for file in names if not (folder / file).is_file()]
-    if missing:
-        raise ModelLoadError(
-            f"{folder} lacks {len(missing)} of the {len(names)} files with its weights: "
-            f"{', '.join(missing[:5])}; download them"
-        )
+    _refuse_missing(folder, missing, len(names))
     return tuple(folder / file for file in names)

@@ -106,7 +106,7 @@ def test_tensors_that_the_configuration_needs_are_there(
     ("content", "message"),
     [
         (None, "the Hugging Face hub has no such file"),
-        (b"<html>", "is not a GGUF file"),
+        (b"<html>", "is not a valid gguf file"),
         (b"GGUF" + bytes(5000), "too old"),
     ],
 )

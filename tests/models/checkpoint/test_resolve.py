@@ -1,11 +1,13 @@
 """The ways to name a model, and the refusals with their reasons."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -16,6 +18,7 @@ from stonechat_models.checkpoint.headers import ModelHeaders, read_headers
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model, weights_hash
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.runtime.build import build_engine
 from tests.models.checkpoint.hub_cache import add_hub_model
 from tests.models.tiny_adapters import BASE, projections, write_adapter
 from tests.models.tiny_gguf import write_tiny_gguf
@@ -50,6 +53,42 @@ def test_a_folder_is_served_as_it_is(model_folder: Path) -> None:
     assert files.config.model_type == "llama"
 
 
+def test_folders_of_the_hubs_cache_have_the_models_name(model_folder: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "hub" / "models--owner--a--b"
+    snapshot = cached / "snapshots" / "abc"
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(model_folder, snapshot)
+    with pytest.raises(ModelLoadError, match="has no config"):
+        resolve(cached)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    for place in (cached, snapshot):
+        files = resolve(place)
+        assert (files.name, files.folder) == ("owner/a--b", snapshot)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_files_that_only_point_to_the_model_say_so(file: str, model_folder: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (model_folder / file).write_text(pointer)
+    config = EngineConfig(model=str(model_folder))
+    with pytest.raises(ModelLoadError, match=rf"{file} only points to the file; `git lfs pull`"):
+        build_engine(config, lambda line: None)
+
+
+def test_shards_without_an_index_are_read(model_folder: Path) -> None:
+    path = model_folder / "model.safetensors"
+    weights = list(load_file(path).items())
+    for number, part in enumerate((weights[::2], weights[1::2]), 1):
+        save_file(dict(part), model_folder / f"model-0000{number}-of-00002.safetensors")
+    path.unlink()
+    module = load_module(
+        resolve(model_folder), EngineConfig(model=""), torch.device("cpu"), torch.float32
+    )
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, dict(weights)[name]), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_module_has_the_folders_weights(model_folder: Path, dtype: torch.dtype) -> None:
     files = resolve(model_folder)
@@ -61,8 +100,6 @@ def test_a_module_has_the_folders_weights(model_folder: Path, dtype: torch.dtype
 
 
 def test_missing_weights_are_refused(model_folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = model_folder / "model.safetensors"
     weights = load_file(path)
     del weights["model.layers.1.mlp.up_proj.weight"]

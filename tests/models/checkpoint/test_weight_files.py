@@ -57,6 +57,15 @@ def test_without_any_shard_all_are_named(tmp_path: Path) -> None:
         names(tmp_path)
 
 
+def test_names_of_shards_say_how_many_there_are(tmp_path: Path) -> None:
+    add(tmp_path, "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors")
+    message = r"lacks 1 of the 3 files with its weights: model-00001-of-00003\.safetensors"
+    with pytest.raises(ModelLoadError, match=message):
+        names(tmp_path)
+    add(tmp_path, "model-00001-of-00003.safetensors", "more.safetensors")
+    assert len(names(tmp_path)) == 4
+
+
 def test_missing_pickled_shards_are_named(tmp_path: Path) -> None:
     add_index(tmp_path, "pytorch_model.bin", "pytorch_model-1.bin", "pytorch_model-2.bin")
     add(tmp_path, "pytorch_model-1.bin")

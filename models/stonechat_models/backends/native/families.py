@@ -109,8 +109,9 @@ class Family:
     """Base of the rotary embedding if the config has none."""
     has_local_rope: bool = False
     """Layers with a sliding window have a rotary embedding of their own."""
-    rotary_share: float = 1.0
-    """The part of a head that the rotary embedding covers if the config does not say."""
+    rotary_share: float | None = None
+    """The part of a head that the rotary embedding covers if the config does not say; None: it
+    covers whole heads."""
     rope_axes: RopeAxes | None = None
     """How a token of an image is rotated; None: by one position, as text is."""
     is_rotary: Trait = lambda config, layer: True
@@ -207,7 +208,7 @@ FAMILIES: dict[str, Family] = {
         local=_smollm3_is_rotary,
         biases=_llama_biases,
     ),
-    "phi3": Family(merged=True),
+    "phi3": Family(merged=True, rotary_share=1.0),
     "gemma": _GEMMA,
     "gemma2": _GEMMA2,
     "gemma3_text": replace(

@@ -58,18 +58,21 @@ def rotary_frequencies(
     head_dim: int,
     theta: float = 10000.0,
     layer_type: str | None = None,
-    share: float = 1.0,
+    share: float | None = None,
 ) -> Rotary:
     """Return the frequencies of the layers of `layer_type`, or of all layers if it is None.
 
     `theta` is the base, and `share` the part of a head that is rotated, if the config does not
-    say. Raises `UnsupportedModelError` for a type that is not implemented here, such as one whose
-    frequencies depend on the sequence's length.
+    say; None: models of its type rotate whole heads. Raises `UnsupportedModelError` for a type that
+    is not implemented here, such as one whose frequencies depend on the sequence's length.
     """
     rope = _parameters(config, layer_type)
     kind = rope_type(config, rope)
-    partial = config.keys.read("partial_rotary_factor", float, share)
-    rotary_dim = int(head_dim * rope.read("partial_rotary_factor", float, partial))
+    partial = config.keys.read("partial_rotary_factor", float, share or 1.0)
+    partial = rope.read("partial_rotary_factor", float, partial)
+    if share is None and partial != 1.0:
+        raise UnsupportedModelError("models of its type do not rotate a part of each head")
+    rotary_dim = int(head_dim * partial)
     if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
         raise UnsupportedModelError(
             f"its rotary embedding covers {rotary_dim} dimensions of heads of size {head_dim}; "

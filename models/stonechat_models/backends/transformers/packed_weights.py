@@ -15,6 +15,7 @@ from stonechat_models.backends.transformers.stored_codes import CodedParts, with
 from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
 from stonechat_models.checkpoint.packed.tensors import Packing
 from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.checkpoint.weight_files import has_usual_names
 from stonechat_models.config import EngineConfig
 
 
@@ -31,11 +32,13 @@ def packed_source(
 
     For packed weights these are a class, a config without quantisation, and floats of `dtype`. With
     `codes` the class has them, and the weights are the others. For other weights they are
-    `model_class` and `folder`. Raises what `read_packing` raises.
+    `model_class` and `folder`, if it has the names that transformers looks for. Raises what
+    `read_packing` raises.
     """
     packing = read_packing(files)
     changed = long_config(folder, files.config, config)
-    if not codes and (not packing.label or not packing.is_read_here):
+    is_found = files.weight_format != "safetensors" or has_usual_names(folder)
+    if not codes and (not packing.is_read_here or (not packing.label and is_found)):
         yield model_class, {"pretrained_model_name_or_path": folder, "config": changed}
         return
     plain = changed or AutoConfig.from_pretrained(

@@ -24,7 +24,7 @@ from stonechat_models.checkpoint.gguf.metadata import (
 from stonechat_models.checkpoint.gguf.own_experts import OWN_EXPERTS
 from stonechat_models.checkpoint.gguf.reader import GgufFile
 from stonechat_models.checkpoint.gguf.state_spaces import STATE_SPACES
-from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 
 END_OF_TURN = frozenset(
     (
@@ -49,6 +49,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": _LLAMA,
 }
 """The entries by `general.architecture`."""
+OTHER_KINDS = {
+    "mmproj": "the vision or audio part of a model",
+    "adapter": "a LoRA adapter",
+    "imatrix": "a record of activations",
+}
+"""What files are that are no models, by `general.type`."""
 SEEING = frozenset(
     {"gemma3", "mistral3", "qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"}
 )
@@ -57,6 +63,7 @@ SEEING = frozenset(
 
 def config_of(gguf: GgufFile) -> Config:
     """Return the content of config.json. Raises `UnsupportedModelError` if it cannot be exact."""
+    _refuse_other_files(gguf)
     architecture = architecture_of(gguf)
     vocab_size = _vocab_size(gguf)
     heads = _heads(gguf, "attention.head_count")
@@ -93,6 +100,16 @@ def config_of(gguf: GgufFile) -> Config:
     config |= {key: read(gguf) for key, read in architecture.keys.items()}
     architecture.adapt(gguf, config)
     return config
+
+
+def _refuse_other_files(gguf: GgufFile) -> None:
+    """Raise `ModelLoadError` for a file that is only a part of a model, or is about one."""
+    kind = gguf.metadata.get("general.type", "model")
+    kind = "mmproj" if gguf.architecture == "clip" else kind
+    if isinstance(kind, str) and kind in OTHER_KINDS:
+        raise ModelLoadError(
+            f"{gguf.path} is {OTHER_KINDS[kind]}, not a model; name the model's file"
+        )
 
 
 def architecture_of(gguf: GgufFile) -> Architecture:

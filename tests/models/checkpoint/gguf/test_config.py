@@ -1,5 +1,6 @@
 """Configs from metadata: what is exact reaches the config, what is not is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from stonechat_models.checkpoint.gguf.config import architecture_of, config_of, eos_token_ids
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
-from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 
 LLAMA: dict[str, Any] = {
     "attention.head_count": 4,
@@ -74,6 +75,20 @@ def test_an_unknown_architecture_is_refused_with_what_may_work() -> None:
     message = r"x\.gguf: .* 'rwkv7' are not supported; the same model as a folder of safetensors"
     with pytest.raises(UnsupportedModelError, match=message):
         architecture_of(file_of({}, "rwkv7"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"general.type": "adapter"}, "a LoRA adapter"),
+        ({"general.type": "imatrix"}, "a record of activations"),
+        ({"general.architecture": "clip"}, "the vision or audio part of a model"),
+    ],
+)
+def test_a_file_that_is_no_model_says_what_it_is(fields: dict[str, Any], what: str) -> None:
+    file = file_of(LLAMA)
+    with pytest.raises(ModelLoadError, match=f"is {what}, not a model; name the model's file"):
+        config_of(replace(file, metadata={**file.metadata, **fields}))
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "4", 4.0, [4, 2, 4], []])

@@ -114,9 +114,9 @@ def test_other_versions_and_files_are_refused(tmp_path: Path) -> None:
         b"GGUF": "it ends in the middle of its header",
         b"GGUF" + struct.pack("<IQQ", 3, 1, 0): "it ends in the middle of its header",
         b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2) + b"\xff\xff": "a text in its header is none",
-        b"PK\x03\x04" + bytes(64): "is not a GGUF file",
-        b"": "is not a GGUF file",
-        b"version https://git-lfs.github.com/spec/v1\n": "only points to the model; `git lfs pull`",
+        b"PK\x03\x04" + bytes(64): "is not a valid gguf file",
+        b"": "is not a valid gguf file",
+        b"version https://git-lfs.github.com/spec/v1\n": "only points to the file; `git lfs pull`",
     }
     for content, message in contents.items():
         path.write_bytes(content)
