@@ -37,7 +37,7 @@ async def slots() -> float:
     admission = AdmissionControl(LIMITS)
     started = time.perf_counter()
     for _ in range(NUMBER):
-        place = await admission.admit(KEY, Cost(100, 100), tenant="k", queue_timeout=60)
+        place = await admission.admit(KEY, Cost(200, 200), tenant="k", queue_timeout=60)
         admission.leave(place)
     return time.perf_counter() - started
 

@@ -74,7 +74,7 @@ class BrowserGuard:
 
     def _refusal(self, request: Headers, origin: str, is_allowed: bool) -> APIError | None:
         host = request.get("host", "").lower()
-        if self._hosts is not None and not _is_own_name(host_name(host), self._hosts):
+        if self._hosts is not None and not is_own_host(host, self._hosts):
             message = "This server does not accept that Host; see --allowed-host."
             return APIError(403, message, code="host_not_allowed")
         if origin and not is_allowed and not _is_same_origin(origin, host):
@@ -88,19 +88,14 @@ def own_names(listen_host: str, extra_names: Collection[str]) -> set[str]:
     return {"localhost", socket.gethostname().lower(), listen_host.lower(), *extra_names}
 
 
-def host_name(host: str) -> str:
-    """The name in a `Host` header, without the port and the brackets of an IPv6 address."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
-
-
 def _is_same_origin(origin: str, host: str) -> bool:
     """Whether a page of `origin` came from the host and port of the `Host` header."""
     return bool(host) and origin in (f"http://{host}", f"https://{host}")
 
 
-def _is_own_name(name: str, names: Collection[str]) -> bool:
+def is_own_host(host: str, names: Collection[str]) -> bool:
+    """Whether a `Host` header has one of these names, or an IP address. It may have a port."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if name.rstrip(".") in names or name.endswith(".localhost"):
         return True
     try:

@@ -64,7 +64,7 @@ class AdmissionControl:
     @property
     def num_queued(self) -> int:
         """Requests that wait for a slot."""
-        return len(self._queue)
+        return self._queue.num_waiters
 
     @property
     def num_queued_tokens(self) -> int:
@@ -83,7 +83,7 @@ class AdmissionControl:
             self.rate_limiter.charge(key, cost.tokens)
         admission = Admission(key, tenant, cost)
         self._throughput.note_busy(self._clock())
-        if not self._queue and self._may_run(admission):
+        if not self._queue.num_waiters and self._may_run(admission):
             self._queue.serve_at_once(admission)
             self._count(admission, 1)
             return admission
@@ -114,7 +114,7 @@ class AdmissionControl:
         """
         if is_rate_limited(key):
             self.rate_limiter.check(key)
-        if self._queue and self._queue.peek(self._below_concurrency) is not None:
+        if self._queue.num_waiters and self._queue.peek(self._below_concurrency) is not None:
             self._evicted_for(Admission(key, tenant, SMALLEST_COST))
 
     def retry_after(self) -> float:
@@ -162,8 +162,8 @@ class AdmissionControl:
 
     def _queue_full(self) -> RefusedError:
         return too_many_requests(
-            f"The queue is full: {len(self._queue)} requests with {self._queue.num_tokens} tokens "
-            "wait. Try again later.",
+            f"The queue is full: {self._queue.num_waiters} requests with "
+            f"{self._queue.num_tokens} tokens wait. Try again later.",
             reason="queue_full",
             retry_after=self.retry_after(),
         )
@@ -216,7 +216,7 @@ class AdmissionControl:
                 control._dispatch()
 
     def _dispatch_or_note_idle(self) -> None:
-        if self._queue:
+        if self._queue.num_waiters:
             self._dispatch()
         elif not self.num_running:
             self._throughput.note_idle()

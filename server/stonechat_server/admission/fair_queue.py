@@ -9,44 +9,24 @@ Goyal et al., 1996). A full queue evicts a waiter of the tenant with the most wa
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from stonechat_server.access.keys import ApiKey
 
 MAX_REMEMBERED_TENANTS = 4096
-EXPECTED_COMPLETION_TOKENS = 512
-"""Expected completion tokens per choice of a request without a token limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The expected cost of a request: its prompt, the completions of all choices, its sequences."""
+    """The expected cost of a request."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    tokens: int
+    """Those of its prompts and of the completions of all choices."""
+    running_tokens: int
+    """How many of them it may hold at a time: fewer if not all of its prompts run at once."""
     num_sequences: int = 1
     """How many sequences run at a time."""
-    max_running_tokens: int | None = None
-    """The most tokens of the prompts that run at a time. None: all prompts run at once."""
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and completion tokens together."""
-        return self.prompt_tokens + self.completion_tokens
-
-    @property
-    def running_tokens(self) -> int:
-        """The tokens that the request may hold at a time."""
-        return self.tokens if self.max_running_tokens is None else self.max_running_tokens
-
-
-def expected_cost(
-    num_prompt_tokens: int, num_choices: int, max_tokens: int, is_limited: bool
-) -> Cost:
-    """The expected cost of a request. `is_limited`: the client set `max_tokens`."""
-    num_completion = max_tokens if is_limited else min(max_tokens, EXPECTED_COMPLETION_TOKENS)
-    return Cost(num_prompt_tokens, num_choices * num_completion, num_choices)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,24 +57,17 @@ class FairQueue:
         self.max_requests = max_requests
         self.max_tokens = max_tokens
         self.num_tokens = 0
-        self._num_waiters = 0
+        self.num_waiters = 0
         self._tenants: dict[str, _Tenant] = {}
         self._served: dict[str, float] = {}
         """Tokens that each tenant has received. `push` raises a lower value to the virtual time."""
         self._virtual_time = 0.0
         self._order = itertools.count()
 
-    def __len__(self) -> int:
-        return self._num_waiters
-
-    def __iter__(self) -> Iterator[Admission]:
-        for tenant in self._tenants.values():
-            yield from tenant.waiters
-
     def has_room(self, cost: Cost) -> bool:
         """Whether a waiter of that cost fits. An empty queue has room for any cost."""
-        return self._num_waiters < self.max_requests and (
-            self._num_waiters == 0 or self.num_tokens + cost.tokens <= self.max_tokens
+        return self.num_waiters < self.max_requests and (
+            self.num_waiters == 0 or self.num_tokens + cost.tokens <= self.max_tokens
         )
 
     def push(self, waiter: Admission) -> None:
@@ -109,7 +82,7 @@ class FairQueue:
         tenant.waiters.append(waiter)
         tenant.num_tokens += waiter.cost.tokens
         self.num_tokens += waiter.cost.tokens
-        self._num_waiters += 1
+        self.num_waiters += 1
 
     def peek(self, may_run: Callable[[Admission], bool]) -> Admission | None:
         """The waiter whose turn it is. Skips tenants whose first waiter fails `may_run`."""
@@ -144,7 +117,7 @@ class FairQueue:
         tenant.waiters.remove(waiter)
         tenant.num_tokens -= waiter.cost.tokens
         self.num_tokens -= waiter.cost.tokens
-        self._num_waiters -= 1
+        self.num_waiters -= 1
         if not tenant.waiters:
             del self._tenants[waiter.tenant]
 

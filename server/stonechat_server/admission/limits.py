@@ -37,9 +37,5 @@ def total_cost(costs: Sequence[Cost], max_sequences: int, max_tokens: int) -> Co
         if num_at_once and not (fits and running_tokens + cost.tokens <= max_tokens):
             break
         num_at_once, running_tokens = num_at_once + 1, running_tokens + cost.tokens
-    return Cost(
-        sum([cost.prompt_tokens for cost in costs]),
-        sum([cost.completion_tokens for cost in costs]),
-        num_at_once * costs[0].num_sequences,
-        running_tokens,
-    )
+    num_tokens = sum([cost.tokens for cost in costs])
+    return Cost(num_tokens, running_tokens, num_at_once * costs[0].num_sequences)

@@ -35,13 +35,14 @@ async def compute(http_request: Request, endpoint: Endpoint, work: Work) -> Resp
 
     started = time.monotonic()
     try:
-        call, num_bytes = await receive(http_request, services, identity, endpoint)
+        received = await receive(http_request, services, identity, endpoint)
         services.count_request(identity)
+        call, received.started = received.call, started
         name, needs_engine = call.request.model or "", bool(call.images)
         model = await tokenizer_of(http_request, services, name, needs_engine=needs_engine)
         if call.images:
-            await load_images(http_request, services, identity, call, model, started)
-        content = await run_where_it_fits(encoded, call, model, num_bytes, services, endpoint)
+            await load_images(received, model)
+        content = await run_where_it_fits(encoded, received, model)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)
         raise

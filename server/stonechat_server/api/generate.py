@@ -23,7 +23,7 @@ from stonechat_server.request.body import check_json, discard_body, read_body, t
 from stonechat_server.request.field_checks import check_unknown
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.schema.requests import ChatCompletionRequest
-from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.endpoint import Call, Endpoint, Received
 from stonechat_server.serving.generation import Generation
 from stonechat_server.serving.services import Services
 from stonechat_server.streaming.answer_reader import AnswerReader, ChoiceState
@@ -61,22 +61,25 @@ async def generate(
     if identity is None:
         identity = services.authenticator.identify(http_request)
     try:
-        call, num_bytes = await receive(http_request, services, identity, endpoint)
+        received = await receive(http_request, services, identity, endpoint)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)
         raise
-    answer = partial(respond, http_request, services, identity, endpoint, call, num_bytes)
-    if services.sole is not None:
-        name = call.request.model or ""
-        return await answer(services.models[name].views[name])
-    return await answer_on_demand(http_request, services, identity, endpoint, call, answer)
+    if services.sole is None:
+        return await answer_on_demand(received, _answer)
+    name = received.call.request.model or ""
+    return await _answer(received, services.models[name].views[name])
+
+
+async def _answer(received: Received, model: ServedModel) -> Response:
+    prepared = await prepare(received, model)
+    return await respond(received, model, prepared)
 
 
 async def receive(
     http_request: Request, services: Services, identity: Identity, endpoint: Endpoint
-) -> tuple[Call, int]:
-    """Read and check the body. Returns the call, and the size in bytes of what it was read from,
-    images aside.
+) -> Received:
+    """Read and check the body.
 
     A request that would be refused anyway is refused before its body is parsed.
     Raises `APIError`.
@@ -116,64 +119,54 @@ async def receive(
         num_bytes -= sum([image.num_characters for image in call.images])
     if num_bytes > settings.max_body_size:
         raise too_large(settings.max_body_size)
-    return call, num_bytes + call.num_extra_bytes
+    return Received(
+        http_request=http_request,
+        services=services,
+        identity=identity,
+        endpoint=endpoint,
+        call=call,
+        num_bytes=num_bytes + call.num_extra_bytes,
+    )
+
+
+async def prepare(received: Received, model: ServedModel) -> list[PreparedRequest]:
+    """Load the images of a request, and make the input of the engine. Raises `APIError`."""
+    endpoint = received.endpoint
+    if endpoint.generates and not model.engine.model.generates:
+        raise not_generative()
+    try:
+        if received.call.images:
+            await load_images(received, model)
+        return await run_where_it_fits(endpoint.prepare, received, model)
+    except RefusedError as error:
+        received.services.metrics.refused(error.reason, endpoint.path, model.metrics_name)
+        raise
 
 
 async def run_where_it_fits(
-    work: Callable[[Call, ServedModel], T],
-    call: Call,
-    model: ServedModel,
-    num_bytes: int,
-    services: Services,
-    endpoint: Endpoint,
+    work: Callable[[Call, ServedModel], T], received: Received, model: ServedModel
 ) -> T:
     """Do the work on a small request at once, and on any other in a thread.
 
-    `num_bytes` is the size of the body. Raises `APIError` with the client's names.
+    Raises `APIError` with the client's names.
     """
-    bound = partial(work, call, model)
+    call, num_bytes = received.call, received.num_bytes
     try:
-        if num_bytes > INLINE_BODY_BYTES or endpoint.takes_long(call):
-            return await services.preparations.run(bound, num_bytes)
-        return bound()
+        if num_bytes > INLINE_BODY_BYTES or received.endpoint.takes_long(call):
+            bound = partial(work, call, model)
+            return await received.services.preparations.run(bound, num_bytes)
+        return work(call, model)
     except (APIError, EngineError) as error:
         raise renamed(call, error) from error.__cause__
 
 
 async def respond(
-    http_request: Request,
-    services: Services,
-    identity: Identity,
-    endpoint: Endpoint,
-    call: Call,
-    num_bytes: int,
-    model: ServedModel,
-    started: float | None = None,
+    received: Received, model: ServedModel, prepared: list[PreparedRequest]
 ) -> Response:
-    """Prepare the call for its model, and generate the answer: a stream of events, or JSON.
-
-    `started`: when the request came, in `time.monotonic()` seconds (default: now).
-    """
-    if endpoint.generates and not model.engine.model.generates:
-        raise not_generative()
-    deadline = None
-    try:
-        if call.images:
-            started = started or time.monotonic()
-            deadline = await load_images(http_request, services, identity, call, model, started)
-        prepared = await run_where_it_fits(
-            endpoint.prepare, call, model, num_bytes, services, endpoint
-        )
-    except RefusedError as error:
-        services.metrics.refused(error.reason, endpoint.path, model.metrics_name)
-        raise
-    head = _head(model, endpoint, call)
-    writer = endpoint.writer(call, head, _reader(head, call, prepared), prepared)
-    generation = Generation(
-        services, model, identity, endpoint, call, http_request, prepared, writer
-    )
-    if started is not None:
-        generation.started, generation.deadline = started, deadline
+    """Generate the answer: a stream of events, or JSON."""
+    http_request, services, call = received.http_request, received.services, received.call
+    writer = _writer(received, model, prepared)
+    generation = Generation(received, model, prepared, writer)
     headers = None
     if call.ignored or prepared[0].unenforced:
         headers = _headers(call, prepared)
@@ -186,22 +179,23 @@ async def respond(
             write_timeout=services.settings.write_timeout,
             headers=headers,
         )
-    work = collect(generation.events(), endpoint.collector(call, head))
+    work = collect(generation.events(), received.endpoint.collector(call, writer.head))
     answer = await run_while_connected(http_request.receive, work)
     return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
 
 
-def _head(model: ServedModel, endpoint: Endpoint, call: Call) -> CompletionHead:
-    return CompletionHead(
+def _writer(
+    received: Received, model: ServedModel, prepared: list[PreparedRequest]
+) -> AnswerWriter:
+    """The writer of one answer, over the reader of its choices."""
+    endpoint, call = received.endpoint, received.call
+    head = CompletionHead(
         id=endpoint.id_prefix + secrets.token_hex(12),
         created=int(time.time()),
         model=call.request.model or "",
         system_fingerprint=model.fingerprint,
         service_tier=UNSET if call.request.service_tier is None else "default",
     )
-
-
-def _reader(head: CompletionHead, call: Call, prepared: list[PreparedRequest]) -> AnswerReader:
     choices, wants_ids = [], call.request.return_token_ids
     for prompt in prepared:
         for _ in range(prompt.params.n):
@@ -210,7 +204,8 @@ def _reader(head: CompletionHead, call: Call, prepared: list[PreparedRequest]) -
     ids = [head.id] if len(prepared) == 1 else [f"{head.id}-{i}" for i in range(len(prepared))]
     first = prepared[0]
     num_image_tokens = sum([image.num_tokens for image in first.images])
-    return AnswerReader(choices, ids, len(first.prediction_token_ids), num_image_tokens)
+    reader = AnswerReader(choices, ids, len(first.prediction_token_ids), num_image_tokens)
+    return endpoint.writer(call, head, reader, prepared)
 
 
 def _encode_error(writer: AnswerWriter, request_id: str, error: Exception) -> bytes:

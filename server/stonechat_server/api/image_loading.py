@@ -1,10 +1,9 @@
 """Loads the images of a request for its model, before the prompt is made."""
 
 import asyncio
+import time
 from functools import partial
 from typing import cast
-
-from fastapi import Request
 
 from stonechat_models import EngineError
 from stonechat_server.access.auth import Identity
@@ -13,32 +12,28 @@ from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, to_api_error
 from stonechat_server.files_api.upload import IMAGE_PURPOSES
 from stonechat_server.images.errors import too_large
-from stonechat_server.serving.endpoint import Call
-from stonechat_server.serving.lifecycle import Deadline, new_deadline
-from stonechat_server.serving.services import Services
+from stonechat_server.serving.endpoint import Call, Received
+from stonechat_server.serving.lifecycle import new_deadline
 from stonechat_server.storage.storage import Storage
 from stonechat_server.streaming.sse import run_while_connected
 
 NOT_FOUND = "image_file_not_found"
 
 
-async def load_images(
-    http_request: Request,
-    services: Services,
-    identity: Identity,
-    call: Call,
-    model: ServedModel,
-    started: float,
-) -> Deadline:
-    """Load the images of a call. Raises `APIError` with the client's names.
+async def load_images(received: Received, model: ServedModel) -> None:
+    """Load the images of a request. Raises `APIError` with the client's names.
 
-    The request runs from now on, and until it ends it has the images, its place and its deadline,
-    which is returned. `started`: when it came, in `time.monotonic()` seconds.
+    The request runs from now on, and until it ends it has the images, its place and its deadline.
     Raises `ClientDisconnectedError`, and loads no more, if the client disconnects.
     """
+    http_request, services, call = received.http_request, received.services, received.call
     storage = cast("Storage | None", http_request.app.state.storage)
-    read = partial(_read_file, storage, identity)
-    deadline = new_deadline(http_request, identity, services.settings.request_timeout, started)
+    read = partial(_read_file, storage, received.identity)
+    if received.started is None:
+        received.started = time.monotonic()
+    deadline = received.deadline = new_deadline(
+        http_request, received.identity, services.settings.request_timeout, received.started
+    )
     leave_model = getattr(http_request.state, "at_end", None)
 
     def end() -> None:
@@ -55,7 +50,6 @@ async def load_images(
         await deadline.wait(run_while_connected(http_request.receive, loading))
     except (APIError, EngineError) as error:
         raise renamed(call, error) from error.__cause__
-    return deadline
 
 
 def renamed(call: Call, error: Exception) -> Exception:

@@ -10,12 +10,11 @@ from typing import Any, NoReturn
 from fastapi import Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from stonechat_server.access.auth import Identity
 from stonechat_server.admission.refusals import RefusedError, too_many_requests
 from stonechat_server.catalog.entry import Entry
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import server_error, to_api_error
-from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.endpoint import Received
 from stonechat_server.serving.lifecycle import TIMEOUT_HEADER, request_timeout
 from stonechat_server.serving.services import Services
 from stonechat_server.streaming.sse import KEEP_ALIVE, ClientDisconnectedError, run_while_connected
@@ -25,25 +24,18 @@ HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
-Answer = Callable[[ServedModel, float], Awaitable[Response]]
-"""Prepares a request for its model, and answers it. Knows when it came."""
+Answer = Callable[[Received, ServedModel], Awaitable[Response]]
+"""Prepares a request for its model, and responds."""
 
 log = logging.getLogger("stonechat")
 
 
-async def answer_on_demand(
-    http_request: Request,
-    services: Services,
-    identity: Identity,
-    endpoint: Endpoint,
-    call: Call,
-    answer: Answer,
-) -> Response:
+async def answer_on_demand(received: Received, answer: Answer) -> Response:
     """Answer with the model that the call names. A stream has comments as long as it waits."""
-    name = call.request.model or ""
+    http_request, services, identity = received.http_request, received.services, received.identity
+    name = received.call.request.model or ""
     entry = services.models[name]
-
-    started = time.monotonic()
+    received.started = time.monotonic()
 
     async def wait_and_answer() -> Response:
         try:
@@ -51,14 +43,14 @@ async def answer_on_demand(
             model = entry.views[name]
             model.admission.refuse_early(identity.key, identity.tenant)
         except RefusedError as error:
-            services.metrics.refused(error.reason, endpoint.path, entry.name)
+            services.metrics.refused(error.reason, received.endpoint.path, entry.name)
             raise
-        return await answer(model, started)
+        return await answer(received, model)
 
     if entry.is_loaded:
         return await wait_and_answer()
-    if call.request.stream:
-        return WaitingStream(http_request, endpoint, wait_and_answer, services)
+    if received.call.request.stream:
+        return WaitingStream(received, wait_and_answer)
     return await run_while_connected(http_request.receive, wait_and_answer())
 
 
@@ -78,9 +70,11 @@ async def hold(http_request: Request, services: Services, entry: Entry) -> None:
         )
     lease = catalog.enter(entry)
     http_request.state.at_end = partial(catalog.leave, lease)
-    maximum = services.settings.load_timeout
-    wanted = request_timeout(http_request.headers.get(TIMEOUT_HEADER), maximum)
-    await catalog.ready(lease, maximum if wanted is None else min(wanted, maximum))
+    seconds = services.settings.load_timeout
+    header = http_request.headers.get(TIMEOUT_HEADER)
+    if header is not None:
+        seconds = request_timeout(header, seconds)
+    await catalog.ready(lease, seconds)
 
 
 async def tokenizer_of(
@@ -103,17 +97,11 @@ class WaitingStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self,
-        http_request: Request,
-        endpoint: Endpoint,
-        answer: Callable[[], Coroutine[Any, Any, Response]],
-        services: Services,
+        self, received: Received, answer: Callable[[], Coroutine[Any, Any, Response]]
     ) -> None:
         super().__init__()
-        self._request = http_request
-        self._endpoint = endpoint
+        self._received = received
         self._answer = answer
-        self._services = services
         self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,7 +121,7 @@ class WaitingStream(Response):
                 await self._send_error(send, error)
 
     async def _comments(self, send: Send) -> NoReturn:
-        interval = self._services.settings.keep_alive_interval
+        interval = self._received.services.settings.keep_alive_interval
         if not interval:
             await asyncio.get_running_loop().create_future()
         while True:
@@ -147,7 +135,7 @@ class WaitingStream(Response):
         known = to_api_error(error)
         if known is None:
             log.exception("a stream failed", exc_info=error)
-        body = self._endpoint.encode_early_error(
-            known or server_error(), self._request.state.request_id
-        )
+        received = self._received
+        request_id = received.http_request.state.request_id
+        body = received.endpoint.encode_early_error(known or server_error(), request_id)
         await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -12,7 +12,7 @@ from stonechat_server.api.router import Router
 from stonechat_server.api.token_types import RenderedChat, RenderedSampling
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.chat_api.endpoint import ChatEndpoint
-from stonechat_server.request.prepare import prepare_rendered, render
+from stonechat_server.request.prepare import prepare, render
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call
 
@@ -42,7 +42,7 @@ def _rendered(call: Call, model: ServedModel) -> RenderedChat:
     request = cast(ChatCompletionRequest, call.request)
     engine, maximum = model.engine, model.settings.max_completion_total
     prompt = render(request, engine, model.templates, model.structure)
-    prepared = prepare_rendered(request, prompt, engine, maximum)
+    prepared = prepare(request, prompt, engine, maximum)
     return RenderedChat(
         request_id=ENDPOINT.id_prefix + secrets.token_hex(12),
         model=request.model or "",

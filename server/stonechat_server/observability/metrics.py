@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,9 +25,6 @@ from prometheus_client.registry import Collector
 from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.observability.engine_metrics import EngineCollector, LoadedModel
 from stonechat_server.observability.vllm_names import PREFIX, VllmAliases
-
-if TYPE_CHECKING:
-    from stonechat_models import RequestOutput
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LATENCY_BUCKETS = (
@@ -209,26 +205,6 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, ["model_name", *labels], registry=self._registry)
-
-
-class TokenClock:
-    """Observes the time between two outputs that add tokens to the same choice."""
-
-    __slots__ = ("_last", "_observe")
-
-    def __init__(self, observe: Callable[[float], None]) -> None:
-        self._observe = observe
-        self._last: dict[tuple[str, int], float] = {}
-
-    def add(self, output: "RequestOutput", now: float) -> None:
-        """Observe an output that arrived at `now`, in `time.monotonic()` seconds."""
-        for delta in output.deltas:
-            if delta.num_tokens:
-                choice = output.request_id, delta.index
-                last = self._last.get(choice)
-                if last is not None:
-                    self._observe(now - last)
-                self._last[choice] = now
 
 
 class _TokenHistogram(Collector):

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -49,15 +48,25 @@ def body_limit(settings: "Settings", *, takes_images: bool) -> int:
 async def read_body(request: "Request", settings: "Settings", limit: int = 0) -> bytes:
     """Read the body. Raises `APIError`: 413 beyond `limit` bytes, 408 after `body_timeout`.
 
-    Without a limit, it is `max_body_size`.
+    Without a limit, it is `max_body_size`. A body that is too large is still read and dropped: a
+    client cannot read a 413 while it sends.
     """
     limit = limit or settings.max_body_size
     content_length = request.headers.get("content-length", "")
     if content_length.isdigit() and int(content_length) > limit + MAX_DISCARDED_BYTES:
         raise too_large(limit)
+    pieces: list[bytes] = []
+    size = 0
     try:
         async with asyncio.timeout(settings.body_timeout):
-            return await _join(request.stream(), limit)
+            async for piece in request.stream():
+                size += len(piece)
+                if size <= limit:
+                    pieces.append(piece)
+                elif size > limit + MAX_DISCARDED_BYTES:
+                    break
+                else:
+                    pieces.clear()
     except TimeoutError:
         raise APIError(
             408,
@@ -65,32 +74,15 @@ async def read_body(request: "Request", settings: "Settings", limit: int = 0) ->
             code="request_timeout",
             headers={"connection": "close"},
         ) from None
-
-
-async def discard_body(request: "Request", settings: "Settings", limit: int = 0) -> None:
-    """Read a body within the same bounds and drop it. See `_join` for the reason."""
-    with suppress(APIError):
-        await read_body(request, settings, limit)
-
-
-async def _join(stream: AsyncIterator[bytes], limit: int) -> bytes:
-    """Join the pieces of a body.
-
-    A body that is too large is still read and dropped: a client cannot read a 413 while it sends.
-    """
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in stream:
-        size += len(piece)
-        if size <= limit:
-            pieces.append(piece)
-        elif size > limit + MAX_DISCARDED_BYTES:
-            break
-        else:
-            pieces.clear()
     if size > limit:
         raise too_large(limit)
     return b"".join(pieces)
+
+
+async def discard_body(request: "Request", settings: "Settings", limit: int = 0) -> None:
+    """Read a body within the same bounds and drop it, so that the client can read an error."""
+    with suppress(APIError):
+        await read_body(request, settings, limit)
 
 
 def too_large(limit: int) -> APIError:

@@ -68,25 +68,12 @@ class PreparedRequest:
 
 
 def prepare(
-    request: ChatCompletionRequest,
-    engine: "EngineLike",
-    templates: "Templates",
-    structure: "Structure",
-    max_total: int,
-) -> PreparedRequest:
-    """Prepare a request. `max_total` bounds the tokens of all its choices.
-
-    Raises `APIError` 400, or an engine error that `errors.py` knows. It only computes (renders,
-    tokenizes, checks grammars) and may run in any thread.
-    """
-    prompt = render(request, engine, templates, structure)
-    return prepare_rendered(request, prompt, engine, max_total)
-
-
-def prepare_rendered(
     request: ChatCompletionRequest, prompt: RenderedPrompt, engine: "EngineLike", max_total: int
 ) -> PreparedRequest:
-    """Prepare a request whose prompt is rendered. The rest is as for `prepare`."""
+    """Prepare a request whose prompt is rendered. `max_total` bounds the tokens of all its choices.
+
+    Raises `APIError` 400, or an engine error that `errors.py` knows.
+    """
     spec, prompt_token_ids = prompt.spec, prompt.token_ids
     params = to_sampling_params(request, engine.model, len(prompt_token_ids), max_total)
     if request.prompt_logprobs is not None:
@@ -196,11 +183,3 @@ def prediction_token_ids(request: "SamplingFields", engine: "EngineLike") -> tup
     text = content if isinstance(content, str) else "".join(part.text for part in content)
     token_ids = engine.tokenizer.encode(text, add_special_tokens=False)
     return tuple(token_ids[: engine.model.max_model_len])
-
-
-def may_take_long(request: "SamplingFields") -> bool:
-    """Whether the request has a template, or may have schemas or grammars to check."""
-    if isinstance(request, ChatCompletionRequest) and (request.tools or request.chat_template):
-        return True
-    is_structured = request.response_format or request.structured_outputs
-    return bool(is_structured) or not FORM_FIELDS.isdisjoint(request.model_fields_set)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +10,6 @@ from msgspec import UNSET, UnsetType
 
 from stonechat_server.errors import MISSING, APIError
 from stonechat_server.images.references import find_images
-from stonechat_server.request.prepare import prepare
 from stonechat_server.responses_api.answer import Response
 from stonechat_server.responses_api.events import StreamError
 from stonechat_server.responses_api.reading import read
@@ -99,13 +98,11 @@ class ResponsesEndpoint(Endpoint):
         request = cast(ChatCompletionRequest, call.request)
 
         def prepare_messages(messages: "list[Message]") -> "PreparedRequest":
-            return prepare(
-                request.model_copy(update={"messages": messages}),
-                model.engine,
-                model.templates,
-                model.structure,
-                model.settings.max_completion_total,
+            shorter = request.model_copy(update={"messages": messages})
+            (prepared,) = super(ResponsesEndpoint, self).prepare(
+                replace(call, request=shorter), model
             )
+            return prepared
 
         max_model_len = model.engine.model.max_model_len
         limit = request.token_limit

@@ -4,20 +4,25 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from stonechat_server.errors import APIError
 from stonechat_server.request.body import parse_request
-from stonechat_server.request.prepare import PreparedRequest, may_take_long, prepare
+from stonechat_server.request.prepare import PreparedRequest, prepare, render
+from stonechat_server.schema.fields import FORM_FIELDS
+from stonechat_server.schema.requests import ChatCompletionRequest
 
 if TYPE_CHECKING:
+    from starlette.requests import Request as HTTPRequest
+
     from stonechat_server.access.auth import Identity
     from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.images.references import ImageReference
     from stonechat_server.schema.base import WireModel
     from stonechat_server.schema.sampling_fields import SamplingFields
+    from stonechat_server.serving.lifecycle import Deadline
     from stonechat_server.serving.services import Services
     from stonechat_server.streaming.answer_reader import AnswerReader
     from stonechat_server.streaming.answer_writer import AnswerWriter, Collector, CompletionHead
@@ -65,6 +70,23 @@ class Call:
         return error
 
 
+@dataclass(slots=True, kw_only=True)
+class Received:
+    """A request that has come: who sent it, to which endpoint, and what it asks for."""
+
+    http_request: "HTTPRequest"
+    services: "Services"
+    identity: "Identity"
+    endpoint: "Endpoint"
+    call: Call
+    num_bytes: int
+    """The size of what the call was read from, images aside."""
+    started: float | None = None
+    """When it came, in `time.monotonic()` seconds, if it waited for its model or its images."""
+    deadline: "Deadline | None" = None
+    """Set once its images are being loaded: it runs from then on."""
+
+
 class Endpoint(ABC):
     """One endpoint. It holds no state of a request."""
 
@@ -91,20 +113,26 @@ class Endpoint(ABC):
         """Check a parsed body, and translate it. Raises `APIError` 400."""
 
     def takes_long(self, call: Call) -> bool:
-        """Whether to prepare even a small body in a thread."""
-        return may_take_long(call.request)
+        """Whether to prepare even a small body in a thread.
+
+        A request may have a template, or schemas or grammars to check.
+        """
+        request = call.request
+        if isinstance(request, ChatCompletionRequest) and (request.tools or request.chat_template):
+            return True
+        is_structured = request.response_format or request.structured_outputs
+        return bool(is_structured) or not FORM_FIELDS.isdisjoint(request.model_fields_set)
 
     def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
-        """Prepare each prompt of the request. Raises what `request.prepare.prepare` raises."""
-        return [
-            prepare(
-                call.request,  # type: ignore[arg-type]  # text completions have their own method
-                model.engine,
-                model.templates,
-                model.structure,
-                model.settings.max_completion_total,
-            )
-        ]
+        """Prepare each prompt of the request. Only computes, and may run in any thread.
+
+        Raises `APIError` 400, or an engine error that `errors.py` knows.
+        """
+        request = cast(
+            ChatCompletionRequest, call.request
+        )  # text completions have their own method
+        prompt = render(request, model.engine, model.templates, model.structure)
+        return [prepare(request, prompt, model.engine, model.settings.max_completion_total)]
 
     @abstractmethod
     def writer(

@@ -11,29 +11,26 @@ from typing import TYPE_CHECKING, cast
 
 from stonechat_models import GRAMMAR_FAILED, GenerateRequest
 from stonechat_server.access.keys import BATCH_PRIORITY
-from stonechat_server.admission.fair_queue import expected_cost
+from stonechat_server.admission.fair_queue import Cost
 from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.errors import APIError, server_error, to_api_error
-from stonechat_server.observability.metrics import TokenClock
 from stonechat_server.serving.endpoint import prompt_text
-from stonechat_server.serving.lifecycle import Deadline, new_deadline
+from stonechat_server.serving.lifecycle import new_deadline
 from stonechat_server.serving.merging import merged
 
 if TYPE_CHECKING:
-    from starlette.requests import Request as HTTPRequest
-
     from stonechat_models import RequestOutput
-    from stonechat_server.access.auth import Identity
     from stonechat_server.admission.fair_queue import Admission
     from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.request.prepare import PreparedRequest
-    from stonechat_server.serving.endpoint import Call, Endpoint
-    from stonechat_server.serving.services import Services
+    from stonechat_server.serving.endpoint import Received
     from stonechat_server.streaming.answer_writer import AnswerWriter, Event
 
 log = logging.getLogger("stonechat")
 
+EXPECTED_COMPLETION_TOKENS = 512
+"""Expected tokens of each choice if the client sets no limit."""
 CLIENT_GONE = 499
 """The status that is recorded if the client disconnects. No client ever receives it."""
 
@@ -42,18 +39,15 @@ CLIENT_GONE = 499
 class Generation:
     """One request. `events()` may run once; closing it aborts the request in the engine."""
 
-    services: "Services"
+    received: "Received"
     model: "ServedModel"
-    identity: "Identity"
-    endpoint: "Endpoint"
-    call: "Call"
-    http_request: "HTTPRequest"
     prepared: "Sequence[PreparedRequest]"
     """One per prompt. Their parameters are alike but for the token limit."""
     writer: "AnswerWriter"
-    started: float = field(default_factory=time.monotonic)
-    deadline: Deadline | None = None
-    """That of a request which runs already, because its images were loaded."""
+    started: float = field(init=False)
+    """In `time.monotonic()` seconds."""
+    last_outputs: dict[tuple[str, int], float] = field(default_factory=dict, init=False)
+    """When the last output with tokens of each choice came."""
     admission: "Admission | None" = field(default=None, init=False)
     submitted: set[str] = field(default_factory=set, init=False)
     """The ids of the texts that count without an output: the engine has them in its batches."""
@@ -62,23 +56,28 @@ class Generation:
     status: int = field(default=CLIENT_GONE, init=False)
     error: APIError | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        started = self.received.started
+        self.started = time.monotonic() if started is None else started
+
     async def events(self) -> "AsyncGenerator[list[Event], None]":
         """Yield the events: one list per output of the engine.
 
         Raises `APIError` or an engine error, before the first event or later.
         """
-        services, writer = self.services, self.writer
-        deadline = self.deadline or new_deadline(
-            self.http_request, self.identity, services.settings.request_timeout, self.started
+        received, services, writer = self.received, self.received.services, self.writer
+        deadline = received.deadline or new_deadline(
+            received.http_request,
+            received.identity,
+            services.settings.request_timeout,
+            self.started,
         )
         reader = writer.reader
-        clock = TokenClock(services.metrics.gaps[self.model.metrics_name].observe)
         try:
             services.lifecycle.enter(deadline)
             self.admission = await deadline.wait(self._admit())
             async with aclosing(self._generate()) as outputs:
                 while (output := await deadline.wait(anext(outputs, None))) is not None:
-                    clock.add(output, time.monotonic())
                     self._count(self.admission, output)
                     if output.prompt_logprobs is None:
                         events = writer.add(output)
@@ -111,26 +110,26 @@ class Generation:
         self.model.engine.end_choice(self.writer.reader.prompt_ids[prompt], index)
 
     async def _admit(self) -> "Admission":
-        model, is_limited = self.model.engine.model, self.call.request.token_limit is not None
-        costs = [
-            expected_cost(
-                len(prepared.prompt_token_ids),
-                prepared.params.n,
-                model.max_model_len - len(prepared.prompt_token_ids)
-                if prepared.params.max_tokens is None
-                else prepared.params.max_tokens,
-                is_limited,
-            )
-            for prepared in self.prepared
-        ]
-        admission, key = self.model.admission, self.identity.key
+        received, max_model_len = self.received, self.model.engine.model.max_model_len
+        is_limited = received.call.request.token_limit is not None
+        costs = []
+        for prepared in self.prepared:
+            num_prompt_tokens, params = len(prepared.prompt_token_ids), prepared.params
+            num_expected = params.max_tokens
+            if num_expected is None:
+                num_expected = max_model_len - num_prompt_tokens
+            if not is_limited:
+                num_expected = min(num_expected, EXPECTED_COMPLETION_TOKENS)
+            num_tokens = num_prompt_tokens + params.n * num_expected
+            costs.append(Cost(num_tokens, num_tokens, params.n))
+        admission, key = self.model.admission, received.identity.key
         several = len(costs) > 1  # not all of them may run at a time
         is_patient = key.priority >= BATCH_PRIORITY
         return await admission.admit(
             key,
             admission.limits.cost_of(costs) if several else costs[0],
-            tenant=self.identity.tenant,
-            queue_timeout=None if is_patient else self.services.settings.queue_timeout or None,
+            tenant=received.identity.tenant,
+            queue_timeout=None if is_patient else received.services.settings.queue_timeout or None,
         )
 
     def _generate(self) -> "AsyncGenerator[RequestOutput, None]":
@@ -139,7 +138,7 @@ class Generation:
             request = self._engine_request(*prompts[0], self.started)
             outputs = self.model.engine.generate(request)
             return cast("AsyncGenerator[RequestOutput, None]", outputs)
-        if not self.endpoint.generates:  # texts of similar length share a batch
+        if not self.received.endpoint.generates:  # texts of similar length share a batch
             prompts.sort(key=lambda prompt: len(prompt[1].prompt_token_ids))
         assert self.admission is not None
         num_at_once = self.admission.cost.num_sequences // self.prepared[0].params.n
@@ -151,7 +150,7 @@ class Generation:
         """Run one prompt of several. It arrives when its turn comes, behind what waits then."""
         assert self.admission is not None
         request = self._engine_request(prompt_id, prepared, time.monotonic())
-        if not self.endpoint.generates:  # its batch is computed, whoever waits for it
+        if not self.received.endpoint.generates:  # its batch is computed, whoever waits for it
             self.submitted.add(prompt_id)
             self.admission.num_used_tokens += len(prepared.prompt_token_ids)
         stream = cast("AsyncGenerator[RequestOutput, None]", self.model.engine.generate(request))
@@ -162,14 +161,15 @@ class Generation:
     def _engine_request(
         self, prompt_id: str, prepared: "PreparedRequest", arrival: float
     ) -> GenerateRequest:
-        request, salt = self.call.request, self.call.request.cache_salt or ""
-        if self.services.settings.private_prefix_cache:
-            salt = f"{self.identity.key.name}\n{salt}"
+        request, key = self.received.call.request, self.received.identity.key
+        salt = request.cache_salt or ""
+        if self.received.services.settings.private_prefix_cache:
+            salt = f"{key.name}\n{salt}"
         return GenerateRequest(
             request_id=prompt_id,
             prompt_token_ids=prepared.prompt_token_ids,
             params=prepared.params,
-            priority=self.identity.key.priority + max(0, request.priority or 0),
+            priority=key.priority + max(0, request.priority or 0),
             cache_salt=salt,
             arrival_time=arrival,
             prediction_token_ids=prepared.prediction_token_ids,
@@ -179,44 +179,51 @@ class Generation:
         )
 
     def _count(self, admission: "Admission", output: "RequestOutput") -> None:
-        """Count the tokens of an output, keep its text for the ledger, and log its error."""
+        """Count the tokens of an output and the time since the choice's last one, keep its text for
+        the ledger, and log its error."""
+        services, now = self.received.services, time.monotonic()
+        gaps = services.metrics.gaps[self.model.metrics_name]
         is_first = output.request_id not in self.writer.reader.outputs
         if is_first and output.request_id not in self.submitted:
             admission.num_used_tokens += output.num_prompt_tokens
         for delta in output.deltas:
-            admission.num_used_tokens += delta.num_tokens
-            if self.services.settings.ledger_text:
-                texts = self.texts.setdefault((output.request_id, delta.index), [])
-                texts.append(delta.text)
+            choice = output.request_id, delta.index
+            if delta.num_tokens:
+                admission.num_used_tokens += delta.num_tokens
+                last = self.last_outputs.get(choice)
+                if last is not None:
+                    gaps.observe(now - last)
+                self.last_outputs[choice] = now
+            if services.settings.ledger_text:
+                self.texts.setdefault(choice, []).append(delta.text)
         if output.error is not None:
             level = logging.INFO if output.error.startswith(GRAMMAR_FAILED) else logging.ERROR
-            log.log(level, "request %s failed in the engine: %s", self._request_id, output.error)
+            request_id = self.received.http_request.state.request_id
+            log.log(level, "request %s failed in the engine: %s", request_id, output.error)
 
     def _note_error(self, error: Exception) -> None:
-        self.error = self.call.named(to_api_error(error) or server_error())
+        received = self.received
+        self.error = received.call.named(to_api_error(error) or server_error())
         self.status = self.error.status
         if self.error.code == "invalid_grammar":
             param = self.prepared[0].grammar_param
-            self.error.param = None if param is None else self.call.own_name(param)
+            self.error.param = None if param is None else received.call.own_name(param)
         if isinstance(error, RefusedError):
-            metrics, name = self.services.metrics, self.model.metrics_name
-            metrics.refused(error.reason, self.endpoint.path, name)
-
-    @property
-    def _request_id(self) -> str:
-        return cast(str, self.http_request.state.request_id)
+            metrics, name = received.services.metrics, self.model.metrics_name
+            metrics.refused(error.reason, received.endpoint.path, name)
 
     def _record(self) -> None:
-        reader, request = self.writer.reader, self.call.request
-        output, usage = reader.output, reader.usage()
+        received, reader, usage = self.received, self.writer.reader, self.writer.reader.usage()
+        request, state = received.call.request, received.http_request.state
+        output = next(iter(reader.outputs.values()), None)
         # A prompt that waits has no output.
         begun = reader.outputs.keys() | reader.prompt_ids[:1] | self.submitted
-        keeps_text = self.services.settings.ledger_text
+        keeps_text = received.services.settings.ledger_text
         finished = time.monotonic()
         record = FinishedRequest(
-            request_id=self._request_id,
-            endpoint=self.endpoint.path,
-            key=self.identity.key.name,
+            request_id=state.request_id,
+            endpoint=received.endpoint.path,
+            key=received.identity.key.name,
             user=request.user,
             safety_identifier=request.safety_identifier,
             model=self.writer.head.model,
@@ -239,21 +246,23 @@ class Generation:
             created=time.time() - (finished - self.started),
             started=self.started,
             finished=finished,
-            traceparent=self.http_request.headers.get("traceparent"),
-            prompt=prompt_text(self.call, self.endpoint.prompt_fields) if keeps_text else None,
+            traceparent=received.http_request.headers.get("traceparent"),
+            prompt=prompt_text(received.call, received.endpoint.prompt_fields)
+            if keeps_text
+            else None,
             completion=self._completion() if keeps_text else None,
         )
-        self.http_request.state.log_fields.update(_log_fields(record))
-        for sink in self.services.sinks:
+        state.log_fields.update(_log_fields(record))
+        for sink in received.services.sinks:
             try:
                 sink(record)
             except Exception:  # the answer is still good
-                log.exception("request %s could not be recorded", self._request_id)
-                self.services.metrics.record_lost()
+                log.exception("request %s could not be recorded", state.request_id)
+                received.services.metrics.record_lost()
 
     def _finish_reasons(self) -> tuple[str, ...]:
         unfinished_reason = "abort" if self.status == CLIENT_GONE else "error"
-        if not self.endpoint.generates:
+        if not self.received.endpoint.generates:
             return ("stop" if self.status == 200 else unfinished_reason,)
         choices = self.writer.reader.choices
         return tuple([choice.finish_reason_name or unfinished_reason for choice in choices])

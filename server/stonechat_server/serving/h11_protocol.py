@@ -7,11 +7,10 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from stonechat_server.serving.http_limits import (
+    MAX_FIELDS,
     MAX_HEAD_BYTES,
     MalformedError,
-    MessageTooLargeError,
     Refusing,
-    check_fields,
     check_framing,
     malformed,
     too_large,
@@ -27,14 +26,13 @@ class LimitedConnection(h11.Connection):
     def next_event(self) -> Any:
         event = super().next_event()
         try:
+            if isinstance(event, h11.Request | h11.EndOfMessage):
+                too_many = len(event.headers) > MAX_FIELDS
+                if too_many or _size(event) > MAX_HEAD_BYTES:
+                    raise h11.RemoteProtocolError("too large", error_status_hint=431)
             if isinstance(event, h11.Request):
-                check_fields(len(event.headers), _size(event))
                 names = [name for name, _ in event.headers]
                 check_framing(names, event.http_version.decode())
-            elif isinstance(event, h11.EndOfMessage):
-                check_fields(len(event.headers), _size(event))
-        except MessageTooLargeError as error:
-            raise h11.RemoteProtocolError("too large", error_status_hint=431) from error
         except MalformedError as error:
             raise h11.RemoteProtocolError("malformed") from error
         return event

@@ -20,18 +20,8 @@ MAX_FIELDS = 100
 """Bound on the number of headers, and on that of trailers."""
 
 
-class MessageTooLargeError(Exception):
-    """The headers or trailers of a request exceed a bound."""
-
-
 class MalformedError(Exception):
     """The bytes are no valid HTTP request, though the parser takes them."""
-
-
-def check_fields(num_fields: int, num_bytes: int) -> None:
-    """Raise `MessageTooLargeError` if the headers or trailers exceed a bound."""
-    if num_fields > MAX_FIELDS or num_bytes > MAX_HEAD_BYTES:
-        raise MessageTooLargeError
 
 
 def check_framing(names: list[bytes], http_version: str) -> None:

@@ -8,16 +8,19 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stonechat_server.serving.http_limits import (
+    MAX_FIELDS,
     MAX_HEAD_BYTES,
-    MessageTooLargeError,
     Refusing,
-    check_fields,
     check_framing,
     malformed,
     too_large,
 )
 
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
+
+
+class MessageTooLargeError(Exception):
+    """The headers or trailers of a request exceed a bound. It only stops the parser."""
 
 
 class LimitedHttpTools(Refusing, HttpToolsProtocol):
@@ -119,11 +122,9 @@ class LimitedHttpTools(Refusing, HttpToolsProtocol):
     def _count(self, num_fields: int, num_bytes: int) -> None:
         self._num_fields += num_fields
         self._num_field_bytes += num_bytes
-        try:
-            check_fields(self._num_fields, self._num_field_bytes)
-        except MessageTooLargeError:
-            self._is_too_large = True  # the parser stops, and reports an error of its own
-            raise
+        if self._num_fields > MAX_FIELDS or self._num_field_bytes > MAX_HEAD_BYTES:
+            self._is_too_large = True
+            raise MessageTooLargeError
 
     def is_answering_another(self) -> bool:
         return bool(self.pipeline)

@@ -84,14 +84,11 @@ class Deadline:
         )
 
 
-def request_timeout(header: str | None, maximum: float | None) -> float | None:
+def request_timeout(header: str, maximum: float | None) -> float:
     """Seconds that a request may take: the value of its header, but at most `maximum`.
 
-    `header` None means no header, `maximum` None and a result of None mean no limit.
-    Raises `APIError` 400 for a header that is not a positive number.
+    `maximum` None means no limit. Raises `APIError` 400 for a header that is not a positive number.
     """
-    if header is None:
-        return maximum
     try:
         seconds = float(header)
     except ValueError:
@@ -109,11 +106,13 @@ def new_deadline(
 
     `maximum` is the bound of the server in seconds; 0 means none. Raises `APIError` 400.
     """
-    header = http_request.headers.get(TIMEOUT_HEADER)
     is_batch = identity.key.priority >= BATCH_PRIORITY  # the batch expires
+    seconds = None if is_batch else maximum or None
+    header = http_request.headers.get(TIMEOUT_HEADER)
+    if header is None:
+        return Deadline(seconds)
     # The bound of the client counts the load of the model too, that of the server does not.
-    passed = 0.0 if header is None else time.monotonic() - started
-    return Deadline(request_timeout(header, None if is_batch else maximum or None), passed)
+    return Deadline(request_timeout(header, seconds), time.monotonic() - started)
 
 
 class Phase(StrEnum):

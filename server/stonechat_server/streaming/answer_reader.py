@@ -125,11 +125,6 @@ class AnswerReader:
     ended_early: list[int] = field(default_factory=list, init=False)
     """Choices that a parser ended. The engine still runs them."""
 
-    @property
-    def output(self) -> RequestOutput | None:
-        """The latest output of the prompt that had one first."""
-        return next(iter(self.outputs.values()), None)
-
     def take(self, output: RequestOutput) -> int:
         """Note an output. Returns the index of its prompt's first choice.
 
@@ -213,8 +208,17 @@ class AnswerReader:
         return usage
 
     def _end(self, choice: ChoiceState, finish_reason: FinishReason) -> FinishReasonName:
-        has_calls = choice.has_tool_calls and not (choice.parser and choice.parser.is_call_cut)
-        reason = _finish_reason_name(finish_reason, has_calls)
+        reason: FinishReasonName
+        match finish_reason:
+            case FinishReason.STOP:
+                is_cut = choice.parser is not None and choice.parser.is_call_cut
+                reason = "tool_calls" if choice.has_tool_calls and not is_cut else "stop"
+            case FinishReason.LENGTH:
+                reason = "length"
+            case FinishReason.ABORT:
+                raise APIError(503, "The server is stopping.", type="server_error", code="aborted")
+            case FinishReason.ERROR:
+                raise server_error()
         choice.finish_reason, choice.finish_reason_name = finish_reason, reason
         self.num_finished += 1
         return reason
@@ -233,15 +237,3 @@ def _counts(parsed: MessageDelta, finish_reason: FinishReason | None) -> bool:
             return is_cut or not parsed.only_if_cut
         case ToolCallDelta():
             return not (is_cut and parsed.unless_cut)
-
-
-def _finish_reason_name(reason: FinishReason, has_calls: bool) -> FinishReasonName:
-    match reason:
-        case FinishReason.STOP:
-            return "tool_calls" if has_calls else "stop"
-        case FinishReason.LENGTH:
-            return "length"
-        case FinishReason.ABORT:
-            raise APIError(503, "The server is stopping.", type="server_error", code="aborted")
-        case FinishReason.ERROR:
-            raise server_error()

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from stonechat_server.access.browser_guard import host_name
+from stonechat_server.access.browser_guard import is_own_host
 from stonechat_server.access.keys_file import add_key
 from tests.server.bodies import URL, body, error_of
 from tests.server.conftest import ClientFactory
@@ -108,11 +108,11 @@ def test_every_answer_has_the_security_headers(new_client: ClientFactory, path: 
 
 
 @pytest.mark.parametrize(
-    ("header", "name"),
-    [("a:1", "a"), ("a", "a"), ("[::1]:80", "::1"), ("[::1]", "::1"), ("", "")],
+    ("header", "is_own"),
+    [("a:1", True), ("a", True), ("[::1]:80", True), ("[::1]", True), ("b:1", False), ("", False)],
 )
-def test_host_name(header: str, name: str) -> None:
-    assert host_name(header) == name
+def test_a_host_header_may_have_a_port_and_brackets(header: str, is_own: bool) -> None:
+    assert is_own_host(header, {"a"}) is is_own
 
 
 def test_no_secret_in_logs_or_errors(

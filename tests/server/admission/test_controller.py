@@ -15,7 +15,7 @@ from stonechat_server.admission.refusals import RefusedError
 from tests.virtual_time import run
 
 A, B = ApiKey(name="a"), ApiKey(name="b")
-COST = Cost(50, 50)
+COST = Cost(100, 100)
 
 
 def make(
@@ -78,12 +78,12 @@ def assert_idle(admission: AdmissionControl) -> None:
 def test_bounds_on_sequences_and_tokens() -> None:
     async def scenario() -> None:
         admission = make(sequences=4, tokens=1000)
-        first = Job(admission, A, Cost(10, 10, num_sequences=3))
-        second = Job(admission, A, Cost(10, 10, num_sequences=2))
+        first = Job(admission, A, Cost(20, 20, num_sequences=3))
+        second = Job(admission, A, Cost(20, 20, num_sequences=2))
         await let_tasks_run()
         assert (first.started, second.started) == (True, False)
         await first.finish()
-        third = Job(admission, A, Cost(500, 500))
+        third = Job(admission, A, Cost(1000, 1000))
         await let_tasks_run()
         assert (second.started, third.started) == (True, False)
         await second.finish()
@@ -98,7 +98,7 @@ def test_bounds_on_sequences_and_tokens() -> None:
 def test_a_request_larger_than_the_bounds_runs_alone() -> None:
     async def scenario() -> None:
         admission = make(sequences=2, tokens=100, queue_tokens=100)
-        job = Job(admission, A, Cost(500, 500, num_sequences=8))
+        job = Job(admission, A, Cost(1000, 1000, num_sequences=8))
         await let_tasks_run()
         assert job.started
         await job.finish()
@@ -289,9 +289,9 @@ def test_a_list_of_prompts_runs_within_its_share() -> None:
         max_queued_requests=1,
         max_queued_tokens=1,
     )
-    texts = [Cost(3, 0)] * 100
+    texts = [Cost(3, 3)] * 100
     assert limits.cost_of(texts).num_sequences == 8
-    assert replace(limits, max_share=0.25).cost_of(texts) == Cost(300, 0, 4, 12)
+    assert replace(limits, max_share=0.25).cost_of(texts) == Cost(300, 12, 4)
 
 
 def test_batches_fill_what_is_free_and_others_never_wait_for_them() -> None:

@@ -106,8 +106,6 @@ def test_a_cancellation_from_outside_stays_one() -> None:
 
 
 def test_the_header_may_only_shorten_the_limit() -> None:
-    assert request_timeout(None, None) is None
-    assert request_timeout(None, 60.0) == 60.0
     assert request_timeout("2.5", None) == 2.5
     assert request_timeout("2.5", 60.0) == 2.5
     assert request_timeout("90", 60.0) == 60.0
