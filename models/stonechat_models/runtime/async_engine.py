@@ -208,7 +208,7 @@ class AsyncEngine:
         is_finished = False
         try:
             self._runner.send(Add(request))
-            if not self.is_alive:  # it may have died after the check
+            if not self._runner.is_alive:  # it may have died after the check
                 self._fail_streams("the engine is not running")
             while not is_finished:
                 output = await stream.take()
@@ -236,7 +236,7 @@ class AsyncEngine:
             self._runner.send(Abort(request_id, index))
 
     def _check(self, request: GenerateRequest) -> None:
-        if not self.is_alive:
+        if not self._runner.is_alive:
             raise EngineDeadError("the engine is not running")
         if request.request_id in self._streams:
             raise InvalidParamsError("request_id", "a request with this id is running")

@@ -45,6 +45,7 @@ class EngineThread:
 
     def __init__(self, engine: Engine | EmbeddingEngine, tokenizer: Tokenizer) -> None:
         self.engine = engine
+        self.model: ModelInfo = engine.model.info
         self.tokenizer = tokenizer
         self._failure: BaseException | None = None
         self._deliver: Deliver = lambda _: None
@@ -52,12 +53,6 @@ class EngineThread:
         self._thread = threading.Thread(target=self._main, name="stonechat-engine", daemon=True)
         self._grammars = _GrammarThreads(tokenizer, engine.model.info.vocab_size, self._inbox)
         self._compiling: dict[str, tuple[GenerateRequest, Future[None]]] = {}
-        self._is_reported = True
-        """False if messages may have changed the stats since the last report."""
-
-    @property
-    def model(self) -> ModelInfo:
-        return self.engine.model.info
 
     @property
     def is_alive(self) -> bool:
@@ -83,7 +78,7 @@ class EngineThread:
     def _main(self) -> None:
         try:
             while self._handle_messages():
-                self._report(StepOutputs(self.engine.step()))
+                self._deliver(StepOutputs(self.engine.step()))
                 if self.engine.is_broken:
                     raise EngineDeadError("every request failed in several steps in a row")
         except BaseException as error:
@@ -93,30 +88,29 @@ class EngineThread:
         finally:
             self._grammars.stop()
 
-    def _report(self, report: StepOutputs) -> None:
-        self._is_reported = True
-        self._deliver(report)
-
     def _handle_messages(self) -> bool:
         """Handle all waiting messages; wait for one if the engine has no work.
 
         Returns False after `Stop`.
         """
+        is_reported = True
+        """False if messages may have changed the stats since the last report."""
         while True:
             try:
                 message = self._inbox.get(block=False)
             except queue.Empty:
                 if self.engine.has_work:
                     return True
-                if not self._is_reported:
-                    self._report(StepOutputs(()))
+                if not is_reported:
+                    self._deliver(StepOutputs(()))
+                    is_reported = True
                 message = self._inbox.get()
             if isinstance(message, Stop):
                 return False
             self._handle(message)
+            is_reported = False
 
     def _handle(self, message: Add | Abort | _CompiledRequest) -> None:
-        self._is_reported = False
         match message:
             case Abort(request_id, index):
                 if index is None and request_id in self._compiling:

@@ -75,7 +75,17 @@ class OutputProcessor:
         """
         changed_choices: dict[int, _ChoiceOutput] = {}
         for output in outputs:
-            self._record(output)
+            self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
+            self._num_cache_written_tokens = max(
+                self._num_cache_written_tokens, output.num_cache_written_tokens
+            )
+            self._embedding = self._embedding or output.embedding
+            if output.prompt_logprobs is not None:
+                self.prompt_logprobs = output.prompt_logprobs
+            if self._scheduled_time is None:
+                self._scheduled_time = output.scheduled_time
+            if self._first_token_time is None and output.token_ids:
+                self._first_token_time = time.monotonic()
             choice = self._choices[output.index]
             if choice.finish_reason is not None:
                 continue
@@ -123,19 +133,6 @@ class OutputProcessor:
         choice.finish_reason = FinishReason.STOP
         self._num_unfinished -= 1
         return True
-
-    def _record(self, output: TokenOutput) -> None:
-        self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
-        self._num_cache_written_tokens = max(
-            self._num_cache_written_tokens, output.num_cache_written_tokens
-        )
-        self._embedding = self._embedding or output.embedding
-        if output.prompt_logprobs is not None:
-            self.prompt_logprobs = output.prompt_logprobs
-        if self._scheduled_time is None:
-            self._scheduled_time = output.scheduled_time
-        if self._first_token_time is None and output.token_ids:
-            self._first_token_time = time.monotonic()
 
 
 def join_outputs(outputs: Sequence[RequestOutput]) -> RequestOutput:

@@ -1,7 +1,6 @@
 """A decoder on the CPU. Each step is one call of the compiled library."""
 
 import ctypes
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -272,12 +271,16 @@ class NativeModel:
         """
         logits = np.empty((len(batch.logits_index), self._spec.vocab_size), dtype=np.float32)
         num_seqs = len(batch.query_start) - 1
+        addresses = [
+            numbers.buffer_info()[0] if numbers else None
+            for numbers in (
+                *(batch.token_ids, batch.positions, batch.slot_mapping, batch.query_start),
+                *(batch.block_table, batch.logits_index, batch.state_slots),
+            )
+        ]
         step = BatchStruct(
             *(len(batch.token_ids), num_seqs, len(batch.block_table) // max(1, num_seqs)),
-            *(len(logits), _address(batch.token_ids), _address(batch.positions)),
-            *(_address(batch.slot_mapping), _address(batch.query_start)),
-            *(_address(batch.block_table), _address(batch.logits_index)),
-            *(_address(batch.state_slots) if batch.state_slots else None, logits.ctypes.data),
+            *(len(logits), *addresses, logits.ctypes.data),
             None if hidden is None else hidden.ctypes.data,
         )
         images = batch.images
@@ -356,10 +359,6 @@ class NativeModel:
         self._library.set_ends(
             self._handle, ctypes.byref(embedding), ctypes.byref(head), final_norm
         )
-
-
-def _address(numbers: "array[int]") -> int:
-    return numbers.buffer_info()[0]
 
 
 def _quantization(plan: WeightPlan, config: EngineConfig) -> str:
