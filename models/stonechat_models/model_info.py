@@ -110,7 +110,7 @@ class ModelInfo:
     max_model_len: int = 0
     max_batch_tokens: int = 0
     max_num_seqs: int = 0
-    """This field and the three above it are 0 until the KV cache is allocated."""
+    """This field and the three above it are 0 until the KV cache is sized."""
     keeps_state: bool = False
     """Whether the model keeps more of a sequence than the KV cache has."""
     state_bytes: int = 0

@@ -25,7 +25,7 @@ from stonechat_models.engine.speculation.speculation import PromptLookup, Specul
 from stonechat_models.engine.state_slots import StateSlots
 from stonechat_models.engine.step import InFlightStep
 from stonechat_models.errors import StepError
-from stonechat_models.model_info import EngineStats
+from stonechat_models.model_info import EngineStats, ModelInfo
 from stonechat_models.sampling.state import (
     NOT_FINITE,
     SampledTokens,
@@ -80,25 +80,7 @@ class Engine:
         if info.images is not None:
             self.images = ImageSteps(model, info.images, self.place, image_cache_bytes)
         self.speculation = Speculation(info, prompt_lookup, draft_model)
-        states = None
-        if info.num_state_slots:
-            states = StateSlots(
-                info.num_state_slots,
-                info.max_num_seqs,
-                info.block_size,
-                exact_chunks=info.exact_chunks,
-                prefix_caching=prefix_caching,
-            )
-        self.scheduler = Scheduler(
-            num_blocks=info.num_blocks,
-            block_size=info.block_size,
-            max_batch_tokens=info.max_batch_tokens,
-            max_num_seqs=info.max_num_seqs,
-            prefix_caching=prefix_caching,
-            states=states,
-            max_prompt_rows=info.max_prompt_rows,
-            speculation=self.speculation if self.speculation.control is not None else None,
-        )
+        self.scheduler = _new_scheduler(info, self.speculation, prefix_caching=prefix_caching)
         self.num_steps = self.num_failed_steps = self.num_consecutive_failed_steps = 0
         """In a failed step the model failed; consecutive ones failed for every sequence. A row that
         cannot be sampled (for example, its grammar allows nothing) does not count: no request may
@@ -407,3 +389,26 @@ class Engine:
             del self._requests[group.request.request_id]
             if group.images is not None and self.images is not None:
                 self.images.num_live -= 1
+
+
+def _new_scheduler(info: ModelInfo, speculation: Speculation, *, prefix_caching: bool) -> Scheduler:
+    """The scheduler for a model, with slots for its recurrent states if it keeps any."""
+    states = None
+    if info.num_state_slots:
+        states = StateSlots(
+            info.num_state_slots,
+            info.max_num_seqs,
+            info.block_size,
+            exact_chunks=info.exact_chunks,
+            prefix_caching=prefix_caching,
+        )
+    return Scheduler(
+        num_blocks=info.num_blocks,
+        block_size=info.block_size,
+        max_batch_tokens=info.max_batch_tokens,
+        max_num_seqs=info.max_num_seqs,
+        prefix_caching=prefix_caching,
+        states=states,
+        max_prompt_rows=info.max_prompt_rows,
+        speculation=speculation if speculation.control is not None else None,
+    )

@@ -26,7 +26,7 @@ from stonechat_models.hardware.device import (
     usable_cores,
 )
 from stonechat_models.model_file import reading
-from stonechat_models.model_info import EmbeddingInfo
+from stonechat_models.model_info import EmbeddingInfo, ModelInfo
 from stonechat_models.runtime.cache_sizes import (
     DEFAULT_NUM_SEQS,
     size_kv_cache,
@@ -66,24 +66,11 @@ def build_engine(
     Raises `ModelLoadError`, or `UnsupportedModelError` if the model would compute wrong results.
     """
     device = find_device(config.device)
-    if device.type != "cpu" or config.quantize == "fp8":  # a CPU supports all other precisions
-        from stonechat_models.backends.quantization.device_support import refuse_weight_format
-
-        refuse_weight_format(config, as_torch(device))
-    if config.draft_model is not None:
-        refuse_draft_model(config, device.type)
-    if config.tensor_parallel > 1:
-        from stonechat_models.runtime.ranks.refusals import refuse_settings
-
-        refuse_settings(config, as_torch(device))
+    _refuse_settings(config, device)
     config = replace(config, device=str(device), threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
     with reading(files.name):
         if is_embedder(files.config, files.weight_format, files.embedder is not None):
-            if config.draft_model is not None:
-                raise UnsupportedModelError(f"{files.name} makes embeddings: nothing is drafted")
-            if config.tensor_parallel > 1:
-                raise UnsupportedModelError(f"{files.name} makes embeddings: it is not split")
             return _build_embedding_engine(files, config, device, progress)
         refuse_encoder_decoder(files.config)
         read_packing(files)
@@ -104,15 +91,7 @@ def build_engine(
         if draft is not None:
             refuse_state(model.info)
         tokenizer.refuse_missing_rows(model.info.vocab_size)
-        ignored: tuple[str, ...] = ()
-        if config.generation_config == "model":
-            defaults, ignored = read_sampling_defaults(files.folder)
-            model.info = replace(model.info, sampling_defaults=defaults)
-    if config.embeddings:
-        made = EmbeddingInfo(size=model.hidden_size, pooling="lasttoken", is_normalized=True)
-        model.info = replace(model.info, embedding=made)
-    adapter = files.adapter.description if files.adapter is not None else ""
-    model.info = replace(model.info, adapter=adapter, notes=(*files.notes, *ignored))
+        model.info = _with_files(model, files, config)
     engine = assemble_engine(
         model,
         config,
@@ -123,6 +102,33 @@ def build_engine(
         progress=progress,
     )
     return engine, tokenizer
+
+
+def _refuse_settings(config: EngineConfig, device: "torch.device | HostDevice") -> None:
+    """Refuse settings that no model can have on this device. Raises `ModelLoadError`."""
+    if device.type != "cpu" or config.quantize == "fp8":  # a CPU supports all other precisions
+        from stonechat_models.backends.quantization.device_support import refuse_weight_format
+
+        refuse_weight_format(config, as_torch(device))
+    if config.draft_model is not None:
+        refuse_draft_model(config, device.type)
+    if config.tensor_parallel > 1:
+        from stonechat_models.runtime.ranks.refusals import refuse_settings
+
+        refuse_settings(config, as_torch(device))
+
+
+def _with_files(model: CausalModel, files: ModelFiles, config: EngineConfig) -> ModelInfo:
+    """What is known of a loaded model, with what its files and the settings say beside weights."""
+    info, ignored = model.info, tuple[str, ...]()
+    if config.generation_config == "model":
+        defaults, ignored = read_sampling_defaults(files.folder)
+        info = replace(info, sampling_defaults=defaults)
+    if config.embeddings:
+        made = EmbeddingInfo(size=model.hidden_size, pooling="lasttoken", is_normalized=True)
+        info = replace(info, embedding=made)
+    adapter = files.adapter.description if files.adapter is not None else ""
+    return replace(info, adapter=adapter, notes=(*files.notes, *ignored))
 
 
 def is_embedder(config: HFConfig, weight_format: WeightFormat, has_modules: bool) -> bool:
@@ -143,6 +149,10 @@ def _build_embedding_engine(
 ) -> tuple[EmbeddingEngine, Tokenizer]:
     from stonechat_models.backends.transformers.embedder import load_embedder
 
+    if config.draft_model is not None:
+        raise UnsupportedModelError(f"{files.name} makes embeddings: nothing is drafted")
+    if config.tensor_parallel > 1:
+        raise UnsupportedModelError(f"{files.name} makes embeddings: it is not split")
     tokenizer = Tokenizer.from_folder(files.folder)
     model = load_embedder(files, config, as_torch(device), progress)
     tokenizer.refuse_missing_rows(model.info.vocab_size)
@@ -171,61 +181,23 @@ def assemble_engine(
 
     Raises `ModelLoadError` with the numbers if there is not enough memory.
     """
-    max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
-    max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
-    if not model.info.exact_chunks:  # a prompt is computed in one piece
-        max_batch_tokens = max(max_batch_tokens, max_model_len)
     info = model.info
-    is_native = info.backend == "native"
+    max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
+    if not info.exact_chunks:  # a prompt is computed in one piece
+        max_batch_tokens = max(max_batch_tokens, max_model_len)
+    model.info = replace(
+        info,
+        max_model_len=max_model_len,
+        max_batch_tokens=max_batch_tokens,
+        max_num_seqs=config.max_num_seqs or DEFAULT_NUM_SEQS[device.type],
+    )
+    is_native, is_shared = info.backend == "native", config.tensor_parallel > 1
     sampler = _sampler_of(model, device, progress)
     graphs = not is_native and not why_no_graphs(
         config, info.attention_backend, keeps_state=info.keeps_state
     )
-    reserved_bytes = 0
-    if device.type == "cuda":
-        from stonechat_models.backends.transformers.cuda_memory import step_memory
-
-        reserved_bytes = step_memory(
-            model,
-            sampler,
-            as_torch(device),
-            max_model_len=max_model_len,
-            max_batch_tokens=max_batch_tokens,
-            max_num_seqs=max_num_seqs,
-            block_size=config.block_size,
-            graphs=graphs,
-        )
-        if info.images is not None:
-            reserved_bytes += config.image_cache_bytes + info.images.encoding_bytes
-    shared = cast("ParallelModel", model) if config.tensor_parallel > 1 else None
-    free = free_memory(device) if shared is None else shared.least_free_memory()
-    free -= reserved_bytes
-    num_state_slots = 0
-    if model.info.keeps_state:
-        num_state_slots, max_num_seqs = size_states(
-            config,
-            device,
-            free=free,
-            state_bytes=model.info.state_bytes,
-            keeps_snapshots=model.info.backend != "plain",
-        )
-        if max_num_seqs < (config.max_num_seqs or 0):
-            progress(f"only {max_num_seqs} sequences run at a time: their states take memory")
-    num_blocks, max_model_len = size_kv_cache(
-        config,
-        device,
-        free=free,
-        state_bytes=num_state_slots * model.info.state_bytes,
-        bytes_per_token=info.kv_bytes_per_token + (draft.info.kv_bytes_per_token if draft else 0),
-        max_model_len=max_model_len,
-    )
-    model.info = replace(
-        model.info,
-        max_model_len=max_model_len,
-        max_batch_tokens=max_batch_tokens,
-        max_num_seqs=max_num_seqs,
-        num_state_slots=num_state_slots,
-    )
+    free = _free_beside_steps(model, sampler, config, device, graphs=graphs)
+    num_blocks = _size_caches(model, draft, config, device, free, progress)
     model.allocate_kv_cache(num_blocks, config.block_size)
     if graphs:
         from stonechat_models.backends.transformers.cuda_memory import with_cuda_graphs
@@ -235,18 +207,91 @@ def assemble_engine(
     if draft is not None:
         draft_model = assemble_draft_model(draft, model, config, sampler, eos_token_ids)
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
-    overlap = overlap and shared is None
+    overlap = overlap and not is_shared
     engine_class = OverlappedEngine if overlap else Engine
     return engine_class(
         model,
         sampler,
         eos_token_ids=eos_token_ids,
-        device=None if is_native else as_torch(HostDevice() if shared else device),
+        device=None if is_native else as_torch(HostDevice() if is_shared else device),
         prefix_caching=config.prefix_caching,
         prompt_lookup=choose_prompt_lookup(config, model.info.backend, overlap=overlap),
         draft_model=draft_model,
         image_cache_bytes=config.image_cache_bytes,
     )
+
+
+def _free_beside_steps(
+    model: CausalModel,
+    sampler: SamplerLike,
+    config: EngineConfig,
+    device: "torch.device | HostDevice",
+    *,
+    graphs: bool,
+) -> int:
+    """Return the bytes that are free on the device, less those that steps need there.
+
+    The limits in `model.info` say how large a step may be. Off CUDA nothing is set aside for it.
+    """
+    num_bytes, info = 0, model.info
+    if device.type == "cuda":
+        from stonechat_models.backends.transformers.cuda_memory import step_memory
+
+        num_bytes = step_memory(
+            model,
+            sampler,
+            as_torch(device),
+            max_model_len=info.max_model_len,
+            max_batch_tokens=info.max_batch_tokens,
+            max_num_seqs=info.max_num_seqs,
+            block_size=config.block_size,
+            graphs=graphs,
+        )
+        if info.images is not None:
+            num_bytes += config.image_cache_bytes + info.images.encoding_bytes
+    if config.tensor_parallel > 1:
+        return cast("ParallelModel", model).least_free_memory() - num_bytes
+    return free_memory(device) - num_bytes
+
+
+def _size_caches(
+    model: CausalModel,
+    draft: CausalModel | None,
+    config: EngineConfig,
+    device: "torch.device | HostDevice",
+    free: int,
+    progress: Progress,
+) -> int:
+    """Return how many blocks of KV cache fit in `free` bytes, beside recurrent states.
+
+    Lowers the limits in `model.info` to what fits. Raises `ModelLoadError` with the numbers.
+    """
+    info, num_state_slots, max_num_seqs = model.info, 0, model.info.max_num_seqs
+    if info.keeps_state:
+        num_state_slots, max_num_seqs = size_states(
+            config,
+            device,
+            free=free,
+            state_bytes=info.state_bytes,
+            keeps_snapshots=info.backend != "plain",
+        )
+        if max_num_seqs < (config.max_num_seqs or 0):
+            progress(f"only {max_num_seqs} sequences run at a time: their states take memory")
+    num_blocks, max_model_len = size_kv_cache(
+        config,
+        device,
+        free=free,
+        state_bytes=num_state_slots * info.state_bytes,
+        bytes_per_token=info.kv_bytes_per_token + (draft.info.kv_bytes_per_token if draft else 0),
+        max_model_len=info.max_model_len,
+    )
+    model.info = replace(
+        info,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        num_state_slots=num_state_slots,
+    )
+    return num_blocks
 
 
 def choose_prompt_lookup(config: EngineConfig, backend: str, *, overlap: bool) -> PromptLookup:

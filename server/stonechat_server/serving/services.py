@@ -85,16 +85,7 @@ class Services:
             vllm_names=settings.metrics_vllm_names,
             others=() if catalog is None else (CatalogCollector(entries),),
         )
-        own_sinks: list[FinishedSink] = [metrics.request_finished]
-        if ledger is not None:
-            own_sinks.append(LedgerSink(ledger))
-        if tracing is not None:
-            own_sinks.append(tracing.request_finished)
-        preparations = Preparations(
-            num_threads=min(MAX_PREPARING, max(1, usable_cpus() // 2)),
-            max_waiting=settings.max_queued_requests,
-            max_bytes=PREPARED_BODIES * settings.max_body_size,
-        )
+        preparations = _preparations(settings)
         lifecycle = Lifecycle(settings.shutdown_grace)
         lifecycle.when_draining(preparations.drain)
         if catalog is not None:
@@ -120,7 +111,7 @@ class Services:
             kept_items=KeptItems(settings.kept_items_size),
             ledger=ledger,
             tracing=tracing,
-            sinks=(*own_sinks, *sinks),
+            sinks=(*_own_sinks(metrics, ledger, tracing), *sinks),
         )
 
     @property
@@ -151,6 +142,26 @@ class Services:
             self.ledger.close()
         if self.tracing is not None:
             self.tracing.close()
+
+
+def _preparations(settings: Settings) -> Preparations:
+    return Preparations(
+        num_threads=min(MAX_PREPARING, max(1, usable_cpus() // 2)),
+        max_waiting=settings.max_queued_requests,
+        max_bytes=PREPARED_BODIES * settings.max_body_size,
+    )
+
+
+def _own_sinks(
+    metrics: Metrics, ledger: Ledger | None, tracing: Tracing | None
+) -> list[FinishedSink]:
+    """What the server itself records of requests that have ended."""
+    sinks: list[FinishedSink] = [metrics.request_finished]
+    if ledger is not None:
+        sinks.append(LedgerSink(ledger))
+    if tracing is not None:
+        sinks.append(tracing.request_finished)
+    return sinks
 
 
 def _loaded(entries: Sequence[Entry]) -> list[LoadedModel]:

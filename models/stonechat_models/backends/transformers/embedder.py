@@ -11,14 +11,14 @@ from transformers import AutoModel, AutoModelForTextEncoding
 
 from stonechat_models.backends.base import Text
 from stonechat_models.backends.quantization.device_support import precision_of
-from stonechat_models.backends.transformers.kinds import is_encoder, vocab_size
-from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.backends.transformers.kinds import is_encoder
+from stonechat_models.backends.transformers.load import load_module, new_info
 from stonechat_models.backends.transformers.pooling import EmbeddingHead
 from stonechat_models.backends.transformers.quantize import weight_bytes
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import HFConfig
-from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
+from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.checkpoint.sentence_transformers import EmbedderFiles
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
@@ -114,20 +114,10 @@ def load_embedder(
     _set_language(module.config)
     hidden_size = int(module.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
     head = EmbeddingHead(embedder, hidden_size, allow_pickle=config.allow_pickle)
-    num_parameters = sum(p.numel() for part in (module, head) for p in part.parameters())
-    info = ModelInfo(
-        name=files.name,
-        architecture=files.config.architecture,
-        vocab_size=vocab_size(module),
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        quantization="none",
-        backend="transformers",
-        num_parameters=num_parameters,
+    info = replace(
+        new_info(files, config, device, module, dtype),
+        num_parameters=sum(p.numel() for part in (module, head) for p in part.parameters()),
         weight_bytes=weight_bytes(module) + weight_bytes(head),
-        weights_hash=weights_hash(files),
-        block_size=config.block_size,
-        threads=config.threads or 1,
         max_model_len=_max_length(embedder, module, config.max_model_len),
         generates=False,
         embedding=EmbeddingInfo(
@@ -139,9 +129,8 @@ def load_embedder(
             skips_prompt=embedder.skips_prompt,
             lower_case=embedder.lower_case,
         ),
+        notes=(NO_CONFIGURATION,) if files.embedder is None else (),
     )
-    if files.embedder is None:
-        info = replace(info, notes=(NO_CONFIGURATION,))
     model = TransformersEmbedder(module, head, info, device)
     _check_padding(model, dtype, progress)
     return model

@@ -119,19 +119,9 @@ def _load(
         keeps_codes=can_keep_codes(files, config, device),
         progress=progress,
     )
-    info = ModelInfo(
-        name=files.name,
-        architecture=files.config.architecture,
-        vocab_size=vocab_size(module),
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        quantization="none",
-        backend="transformers",
+    info = replace(
+        new_info(files, config, device, module, dtype),
         num_parameters=quantize.num_weights(module),
-        weight_bytes=0,
-        weights_hash=weights_hash(files),
-        block_size=config.block_size,
-        threads=config.threads or 1,
         num_ranks=config.tensor_parallel,
     )
     images = image_case(module, config.tensor_parallel)
@@ -161,6 +151,30 @@ def _load(
             _prepare_steps(module, context_length(files.config, config.max_model_len), progress)
             _choose_tiles(model, progress)
     return model
+
+
+def new_info(
+    files: ModelFiles,
+    config: EngineConfig,
+    device: torch.device,
+    module: nn.Module,
+    dtype: torch.dtype,
+) -> ModelInfo:
+    """What is known of a module that has just been loaded, without the sizes of its weights."""
+    return ModelInfo(
+        name=files.name,
+        architecture=files.config.architecture,
+        vocab_size=vocab_size(module),
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        quantization="none",
+        backend="transformers",
+        num_parameters=0,
+        weight_bytes=0,
+        weights_hash=weights_hash(files),
+        block_size=config.block_size,
+        threads=config.threads or 1,
+    )
 
 
 def _checked_model(
