@@ -19,7 +19,6 @@ from starlette.types import Message, Send
 from stonechat_models import AdapterInfo
 from stonechat_server.access.keys import KeyStore
 from stonechat_server.access.keys_file import add_key
-from stonechat_server.api import chat
 from stonechat_server.api.on_demand import WaitingStream
 from stonechat_server.app import create_app
 from stonechat_server.catalog.entry import Entry, State
@@ -246,9 +245,9 @@ async def test_an_answer_that_comes_while_the_first_comment_waits_begins_itself(
         await is_waiting.wait()
         return Response("data: 1", media_type="text/event-stream")
 
-    services: Any = SimpleNamespace(settings=Settings(keep_alive_interval=0.001))
-    request: Any = None
-    await WaitingStream(request, chat.ENDPOINT, answer, services)({"type": "http"}, receive, send)
+    services = SimpleNamespace(settings=Settings(keep_alive_interval=0.001))
+    received: Any = SimpleNamespace(services=services)
+    await WaitingStream(received, answer)({"type": "http"}, receive, send)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
 
 
