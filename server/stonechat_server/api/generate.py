@@ -166,7 +166,8 @@ async def respond(
     """Generate the answer: a stream of events, or JSON."""
     http_request, services, call = received.http_request, received.services, received.call
     writer = _writer(received, model, prepared)
-    generation = Generation(received, model, prepared, writer)
+    started = time.monotonic() if received.started is None else received.started
+    generation = Generation(received, model, prepared, writer, started)
     headers = None
     if call.ignored or prepared[0].unenforced:
         headers = _headers(call, prepared)

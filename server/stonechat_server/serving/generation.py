@@ -44,7 +44,7 @@ class Generation:
     prepared: "Sequence[PreparedRequest]"
     """One per prompt. Their parameters are alike but for the token limit."""
     writer: "AnswerWriter"
-    started: float = field(init=False)
+    started: float
     """In `time.monotonic()` seconds."""
     last_outputs: dict[tuple[str, int], float] = field(default_factory=dict, init=False)
     """When the last output with tokens of each choice came."""
@@ -55,10 +55,6 @@ class Generation:
     """The text of each choice, if the ledger keeps it."""
     status: int = field(default=CLIENT_GONE, init=False)
     error: APIError | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        started = self.received.started
-        self.started = time.monotonic() if started is None else started
 
     async def events(self) -> "AsyncGenerator[list[Event], None]":
         """Yield the events: one list per output of the engine.
