@@ -224,9 +224,9 @@ def test_a_prompt_is_scored_and_nothing_generated(run_with_engine, tokenizer, mo
 
 def test_a_long_prompt_that_needs_one_piece_is_not_scored(run_with_engine):
     async def test(engine):
-        info = engine._runner.engine.model.info
+        info = engine.model
         limit = info.max_prompt_rows
-        engine._runner.engine.model.info = replace(info, exact_chunks=False, max_model_len=9999)
+        engine._runner.model = replace(info, exact_chunks=False, max_model_len=9999)
         with pytest.raises(InvalidParamsError, match=f"at most {limit + 1} tokens, not 9000") as e:
             await collect(engine, request(prompt=[400] * 9000, prompt_logprobs=0))
         assert e.value.param == "prompt_logprobs"
