@@ -214,7 +214,7 @@ def bench_reference(
     config: EngineConfig, repeats: int, throughput: dict[int, float], prefill: float
 ) -> dict[str, float]:
     """Measure `transformers` generate on the same weights, one request at a time."""
-    from stonechat_models.backends.transformers.load import load_module
+    from stonechat_models.backends.transformers.pretrained import load_module
     from stonechat_models.checkpoint.resolve import resolve_model
     from stonechat_models.hardware.device import choose_device, choose_dtype
 

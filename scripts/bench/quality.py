@@ -23,7 +23,7 @@ from torch import nn
 
 from stonechat_models.backends.base import CausalModel, ForwardBatch
 from stonechat_models.backends.quantization.choose import cuda_linear
-from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.engine.engine import Engine

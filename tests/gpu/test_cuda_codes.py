@@ -9,8 +9,8 @@ from stonechat_models.backends.quantization.coded_linear import CodedLinear, mer
 from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
 from stonechat_models.backends.quantization.random_codes import random_blocks, random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
-from stonechat_models.backends.transformers import load
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from tests.gpu.built import build
@@ -110,7 +110,7 @@ def test_a_file_is_served_as_it_is(kinds, device, tmp_path, monkeypatch):
     assert info.weight_bytes < 1.05 * tensors
     config = EngineConfig(model=str(path))
     files = resolve_model(config, lambda _: None)
-    reference = load.load_module(files, config, torch.device("cpu"), torch.float32)
+    reference = load_module(files, config, torch.device("cpu"), torch.float32)
     prompts = [[5, 6, 7], list(range(40, 60))]
     for prompt, result in zip(
         prompts, generate_all(engine, prompts, greedy(4, ignore_eos=True)), strict=True

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint import hub
 from stonechat_models.checkpoint.default_model import NAME
 from stonechat_models.checkpoint.headers import ModelHeaders, read_headers

@@ -12,8 +12,9 @@ from transformers import AutoModel, AutoModelForTextEncoding
 from stonechat_models.backends.base import Text
 from stonechat_models.backends.quantization.device_support import precision_of
 from stonechat_models.backends.transformers.kinds import is_encoder
-from stonechat_models.backends.transformers.load import load_module, new_info
+from stonechat_models.backends.transformers.load import new_info
 from stonechat_models.backends.transformers.pooling import EmbeddingHead
+from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.backends.transformers.quantize import weight_bytes
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.checkpoint.cache import Progress

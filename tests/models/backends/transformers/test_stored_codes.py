@@ -11,7 +11,7 @@ from stonechat_models.backends.quantization.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers import quantize, stored_codes
 from stonechat_models.backends.transformers.code_choice import can_keep_codes
-from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError

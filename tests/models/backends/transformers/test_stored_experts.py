@@ -16,7 +16,7 @@ from stonechat_models.backends.transformers.fused.coded_experts import (
     CodedExpertLinear,
     Rows,
 )
-from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from tests.models.converted_gguf import write_converted

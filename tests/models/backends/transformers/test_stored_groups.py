@@ -18,7 +18,7 @@ from stonechat_models.backends.quantization.group_codes import (
 )
 from stonechat_models.backends.transformers import quantize, stored_groups
 from stonechat_models.backends.transformers.code_choice import can_keep_codes
-from stonechat_models.backends.transformers.load import load_module
+from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.packed import layouts
 from stonechat_models.checkpoint.packed.layouts import IntegerLayout
 from stonechat_models.checkpoint.resolve import resolve_model
