@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from stonechat_models.backends.native.composites import COMPILED_TYPES
+from stonechat_models.backends.native.composites import OWN_TEXT_PARTS, TEXT_PARTS
+from stonechat_models.backends.native.families import FAMILIES
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.kinds import auto_class, vocab_size
 from stonechat_models.backends.transformers.load import LoadSettings, _checked_model
@@ -23,6 +24,8 @@ from tests.models.engines import CPU, model_info
 from tests.models.every_family import TYPES, hf_config, tiny_model
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+COMPILED_TYPES = FAMILIES.keys() | OWN_TEXT_PARTS.keys() | TEXT_PARTS.keys()
+"""All types whose language model the native backend may run."""
 COMPILED = "compiled on a CPU, else "
 PAGED = "paged"
 RECURRENT = "paged, with recurrent states"

@@ -5,7 +5,6 @@ from functools import cache
 import pytest
 import torch
 
-from stonechat_models.backends.native.composites import COMPILED_TYPES
 from stonechat_models.backends.transformers.footprint import EmptyModel
 from stonechat_models.backends.transformers.kinds import auto_class
 from stonechat_models.checkpoint.hf_config import parse_config
@@ -16,6 +15,7 @@ from tests.models.engines import CPU, Generated, add, greedy, run
 from tests.models.every_family import CAUSAL_TYPES, TYPES, USUAL, hf_config
 from tests.models.serving_ways import (
     COMPILED,
+    COMPILED_TYPES,
     EMBEDDINGS_ONLY,
     NO_CACHE,
     OWN,

@@ -67,7 +67,7 @@ class Run(BaseOptions):
             with _only_one(_part(output)):
                 engine = AsyncEngine.from_config(settings.engine_config(), _say)
                 app = create_app(settings, engine)
-                return asyncio.run(_run(app, engine, settings, self.file, output))
+                return asyncio.run(_run(app, engine, self.file, output))
         except (EngineError, APIError) as error:
             raise _BatchError(str(error)) from error
 
@@ -162,9 +162,7 @@ def _check(file: Path, max_bytes: int, model_of: "Callable[[str | None], str]") 
     return check
 
 
-async def _run(
-    app: "FastAPI", engine: "AsyncEngine", settings: Settings, file: Path, output: Path
-) -> int:
+async def _run(app: "FastAPI", engine: "AsyncEngine", file: Path, output: Path) -> int:
     from stonechat_server.access.auth import check_model
     from stonechat_server.access.keys import ANONYMOUS
     from stonechat_server.batches_api.results import ResultLog

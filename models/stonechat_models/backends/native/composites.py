@@ -43,8 +43,6 @@ OWN_TEXT_PARTS: dict[str, Family] = {
     ),
 }
 """Types with a language model of their own."""
-COMPILED_TYPES = FAMILIES.keys() | OWN_TEXT_PARTS.keys() | TEXT_PARTS.keys()
-"""All types whose language model the native backend may run."""
 PREFIXES = ("model.", "model.language_model.", "language_model.model.", "model.text_model.")
 """How the names of a language model's tensors begin in files."""
 IMAGE_TOKENS = {

@@ -1,6 +1,5 @@
 """Packs matrices from a store into one block of memory, in the layout of `csrc/matrix.h`."""
 
-import ctypes
 import mmap
 import time
 from collections.abc import Callable, Iterable
@@ -162,10 +161,3 @@ def _check_chunk(library: Library, rows: Rows | Stack, chunk: Chunk, done: int) 
 
 def _misplaced(rows: Rows | Stack) -> ModelLoadError:
     return ModelLoadError(f"the rows of {rows.name} do not lie in their tensor")
-
-
-def unpacked_row(library: Library, matrix: MatrixStruct, row: int) -> npt.NDArray[np.float32]:
-    """Return row `row` of a packed matrix as float32[k]."""
-    out = np.empty(matrix.k, dtype=np.float32)
-    library.read_row(ctypes.byref(matrix), row, out.ctypes.data)
-    return out

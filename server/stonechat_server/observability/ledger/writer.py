@@ -41,15 +41,12 @@ class Ledger:
         self._stopping = threading.Event()
         self._flush_mutex = threading.Lock()
         self._num_failures = 0
-        self.num_recorded = 0
-        self.num_written = 0
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
     def record(self, entry: LedgerEntry) -> None:
         """Append an entry to the journal; from then on it survives the death of the process."""
         self._journal.append(entry)
-        self.num_recorded += 1
 
     def flush(self) -> None:
         """Write all recorded entries to the database. Raises `sqlalchemy.exc.SQLAlchemyError`."""
@@ -87,8 +84,6 @@ class Ledger:
                 return
             for row in rows:
                 self._insert_rows([row])
-        else:
-            self.num_written += len(rows)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._pause()):

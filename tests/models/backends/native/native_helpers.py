@@ -1,13 +1,17 @@
 """Tiny models and batches for the tests of the native backend."""
 
+import ctypes
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.native import NativeModel
+from stonechat_models.backends.native.bindings import Library, MatrixStruct
 from stonechat_models.checkpoint.hf_config import parse_config, read_config
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.config import EngineConfig
@@ -280,3 +284,10 @@ if {"avx2", "avx_vnni"} <= cpu_flags():
 DAILY = ["native", *[name for name in ("haswell", "x86-64") if name in ARCHITECTURES][:1]]
 BUILDS = [*DAILY, *nightly(*(name for name in ARCHITECTURES if name not in DAILY))]
 """Parameters for tests that run with each instruction set. At night they run with all of them."""
+
+
+def unpacked_row(library: Library, matrix: MatrixStruct, row: int) -> npt.NDArray[np.float32]:
+    """Row `row` of a packed matrix, as float32[k]."""
+    out = np.empty(matrix.k, dtype=np.float32)
+    library.read_row(ctypes.byref(matrix), row, out.ctypes.data)
+    return out

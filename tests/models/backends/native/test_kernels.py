@@ -14,9 +14,9 @@ from stonechat_models.backends.native.bindings import (
     MatrixStruct,
     load_library,
 )
-from stonechat_models.backends.native.packing import Arena, unpacked_row
+from stonechat_models.backends.native.packing import Arena
 from tests.models.backends.native import reference
-from tests.models.backends.native.native_helpers import ARCHITECTURES, BUILDS
+from tests.models.backends.native.native_helpers import ARCHITECTURES, BUILDS, unpacked_row
 from tests.models.backends.native.random_blocks import (
     BLOCK_TYPES,
     HALVES,

@@ -10,14 +10,19 @@ from transformers import AutoModelForCausalLM
 
 from stonechat_models.backends.native import supports
 from stonechat_models.backends.native.bindings import Kind, load_library
-from stonechat_models.backends.native.packing import PackedWeights, unpacked_row
+from stonechat_models.backends.native.packing import PackedWeights
 from stonechat_models.backends.native.spec import read_spec
 from stonechat_models.backends.native.stores import open_store
 from stonechat_models.backends.native.weight_plan import plan_weights
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
-from tests.models.backends.native.native_helpers import load_native, make_batch, random_ids
+from tests.models.backends.native.native_helpers import (
+    load_native,
+    make_batch,
+    random_ids,
+    unpacked_row,
+)
 from tests.models.packed_writers import CASES, GPTQ, fp8, gptq, save_packed
 
 IDS = random_ids(60)
