@@ -265,7 +265,7 @@ def test_an_output_does_not_wait_for_the_next_one(run_with_engine):
         def one_step_then_wait():
             outputs = step()
             if outputs:
-                engine._runner._report(StepOutputs(outputs))
+                engine._runner._deliver(StepOutputs(outputs))
                 release.wait(60)
             return []
 
