@@ -11,8 +11,9 @@ from stonechat_server.bench.results import BenchResult, read_json, write_json
 from stonechat_server.bench.settings import BenchSettings, result_option
 from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.engine_protocol import EngineLike
+from stonechat_server.model_settings import ENGINE_SETTINGS
 from stonechat_server.options import OutputFile
-from stonechat_server.settings import ENGINE_SETTINGS, Settings
+from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
 from stonechat_server.terminal.tables import new_console
 

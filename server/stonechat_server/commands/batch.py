@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
+from stonechat_server.model_settings import ENGINE_SETTINGS
 from stonechat_server.options import BaseOptions, option
-from stonechat_server.settings import ENGINE_SETTINGS, Settings
+from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
 
 if TYPE_CHECKING:

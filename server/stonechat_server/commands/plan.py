@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 from rich.console import Console
 
 from stonechat_models import ModelLoadError, size_text
+from stonechat_server.model_settings import ENGINE_SETTINGS
 from stonechat_server.options import BaseOptions, option
-from stonechat_server.settings import ENGINE_SETTINGS, Settings
+from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
 from stonechat_server.terminal.tables import facts_table, new_console, new_table
 

@@ -1,8 +1,8 @@
 """Chat with a model that is loaded here. No port is opened, and nothing is left running."""
 
 from stonechat_server.commands.chat.command import TalkOptions, talk
+from stonechat_server.model_settings import DEFAULT_MODEL
 from stonechat_server.options import option
-from stonechat_server.settings import DEFAULT_MODEL
 
 
 class Options(TalkOptions):

@@ -13,7 +13,7 @@ from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.cli import COMMANDS, load_command, main
 from stonechat_server.commands import keys, models, plan, serve
 from stonechat_server.commands.chat import command as chat
-from stonechat_server.settings import ENGINE_SETTINGS
+from stonechat_server.model_settings import ENGINE_SETTINGS
 from stonechat_server.terminal.flags import flags_of
 from stonechat_server.terminal.parse import add_flags, parse
 from stonechat_server.terminal.parser import Parser

@@ -18,8 +18,9 @@ from stonechat_server.commands.chat.line_input import LineInput
 from stonechat_server.commands.chat.own_server import OwnServer, own_server
 from stonechat_server.commands.chat.session import CommandError, Session
 from stonechat_server.commands.chat.view import AnswerView
+from stonechat_server.model_settings import ENGINE_SETTINGS
 from stonechat_server.options import BaseOptions, option
-from stonechat_server.settings import ENGINE_SETTINGS, Settings
+from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
 from stonechat_server.terminal.suggest import did_you_mean
 
