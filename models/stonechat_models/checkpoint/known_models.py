@@ -18,7 +18,7 @@ def did_you_mean(name: str) -> str:
 
 
 def _spellings(name: str) -> Iterator[tuple[str, str]]:
-    """Yield what may be written for each model that is here, and the model's name.
+    """Yield each spelling of a model that is on this machine, with the model's name.
 
     The owner in a name of the hub may be left out. Files and folders count where `name` points.
     """

@@ -183,7 +183,7 @@ def _poolings(config: JsonObject) -> tuple[str, ...]:
     chosen = (names,) if isinstance(names, str) else tuple(config.read("pooling_mode", list[str]))
     unknown = [name for name in chosen if name not in POOLINGS]
     if unknown or not chosen:
-        raise config.error("pooling_mode", f"is {shown(names)}, and not of {', '.join(POOLINGS)}")
+        raise config.error("pooling_mode", f"is {shown(names)}; known: {', '.join(POOLINGS)}")
     return chosen
 
 

@@ -62,7 +62,10 @@ def check_expression(num_chars: int, what: str) -> None:
 
 @lru_cache(maxsize=64)  # one request asks several times
 def is_cheap(spec: GrammarSpec) -> bool:
-    """Return whether the grammar needs no trial. Also true for one that is refused at once."""
+    """Return whether the grammar may be compiled without a trial in a process with limits.
+
+    That is also so for a grammar that is refused at once.
+    """
     if len(spec.source) > MAX_CHARS:
         return False
     try:

@@ -214,7 +214,7 @@ def _outermost(paths: list[Path]) -> list[Path]:
 
 
 def _skeleton(schema: Schema) -> Schema:
-    """An object with the same names, but with nothing of its properties' schemas except types."""
+    """An object schema with the same names, whose properties keep nothing but their types."""
     properties, required = schema.get("properties"), schema.get("required")
     if not isinstance(properties, dict) or len(properties) > MAX_PROPERTIES:
         return {"type": "object"}

@@ -15,7 +15,7 @@ DEFAULT_KV_FRACTION = {"cuda": 0.9, "mps": 0.5, "cpu": 0.25}
 MAX_DEFAULT_CPU_KV_BYTES = 4 << 30
 DEFAULT_NUM_SEQS = {"cuda": 256, "mps": 64, "cpu": 128}
 MIN_SNAPSHOTS = 8
-"""Recurrent states kept of prompts, if there is room."""
+"""At least so many recurrent states of prompts are kept for later requests, if there is room."""
 
 
 def size_states(

@@ -38,7 +38,7 @@ def default_keys_file() -> Path:
 
 
 def open_key_store(named: Path | None) -> KeyStore | None:
-    """The keys of a server, from the file that is named, or from the default one.
+    """Open the keys file of a server: the one that is named, or the default one.
 
     The default file may appear later. None if `named` is `off`. Raises `KeysFileError`.
     """

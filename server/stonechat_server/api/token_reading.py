@@ -1,4 +1,4 @@
-"""Reads the bodies of `/tokenize` and `/detokenize`; conversations as chat requests are read."""
+"""Reads the bodies of `/tokenize` and `/detokenize`. Conversations are read as chat requests."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -120,7 +120,7 @@ class Entry:
 
     @property
     def num_bytes(self) -> int | None:
-        """Its size in memory; None as long as it is not known."""
+        """The size of the model in memory; None as long as it is unknown."""
         return None if self.need is None else self.need.total
 
 

@@ -46,7 +46,7 @@ class Share:
         self._num_own -= num_bytes
 
     def close(self) -> None:
-        """Give back all that was not handed over."""
+        """Give back the memory that no image has taken."""
         self._budget.give_back(self._num_own)
         self._num_own = 0
 

@@ -16,7 +16,7 @@ TYPES_TEXT = "PNG, JPEG, WebP or GIF"
 
 
 def is_data_url(url: str) -> bool:
-    """Whether an image is in its URL."""
+    """Whether the URL itself has the data of an image."""
     return url[: len(PREFIX)].lower() == PREFIX
 
 

@@ -40,7 +40,7 @@ NAMES = (
     ("stop", "stop_sequences"),
     ("tool_choice.function", "tool_choice"),
 )
-"""Paths in the chat request, and those of the same values here."""
+"""Pairs of paths: of a value in the chat request, and of the same value in the client's body."""
 
 
 def to_chat(wire: MessagesFields, paths: ImagePaths) -> ChatCompletionRequest:

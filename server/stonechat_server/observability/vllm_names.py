@@ -29,7 +29,7 @@ class VllmAliases(Collector):
 
 
 def _added_up(samples: list[Sample]) -> list[Sample]:
-    """The samples without `OWN_LABEL`. Of times of creation the earliest counts."""
+    """Sum the samples that differ in `OWN_LABEL` only. Their earliest time of creation stays."""
     totals: dict[tuple[str, ...], Sample] = {}
     for sample in samples:
         labels = {name: value for name, value in sample.labels.items() if name != OWN_LABEL}

@@ -16,7 +16,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
     """Sends a call to the replica that `PrefixTable` names, or to the one that the call names."""
 
     def initialize_state(self, by_prefix: bool = True, **table: Any) -> None:
-        """`by_prefix` off: the load alone decides. `table` are options of `PrefixTable`."""
+        """Without `by_prefix` the load alone decides. `table` has the options of `PrefixTable`."""
         self._by_prefix = by_prefix
         self._table = PrefixTable(**table)
         self._num_running: Counter[str] = Counter()

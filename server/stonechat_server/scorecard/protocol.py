@@ -185,7 +185,7 @@ async def too_long(server: Server) -> Finding:
 
 @check(ERRORS, "a field that does not exist")
 async def unknown_field(server: Server) -> Finding:
-    """It is refused, or the answer says that it had no effect."""
+    """An unknown field is refused, or the answer says that it had no effect."""
     answer = await server.chat(max_tokens=1, no_such_field=1)
     if answer.status == 200:
         named = any("no_such_field" in value for value in answer.headers.values())

@@ -76,7 +76,7 @@ def _message(error: Mapping[str, Any], flag: Flag | None) -> str:
 
 
 def _given(value: object, flag: Flag | None) -> str:
-    """`, not VALUE`; nothing for a secret and for a value that is not short."""
+    """What was given, as `, not VALUE`. Empty for secrets and for long values."""
     is_secret = flag is not None and SecretStr in (flag.kind, *get_args(flag.kind))
     if is_secret or not isinstance(value, str | int | float) or len(str(value)) > 60:
         return ""

@@ -155,7 +155,10 @@ class Planner:
         }
 
     def short_convolution(self, base: str, recurrence: Recurrence) -> LayerPlan:
-        """The file's order is the input's gate, the output's gate, the input."""
+        """Plan a layer with a short convolution.
+
+        The rows of its `in_proj` are the input's gate, the output's gate and the input, in order.
+        """
         hidden, has_bias = self.spec.hidden_size, recurrence.has_biases
         parts = dict.fromkeys("kqv", hidden)
         layer = LayerPlan(self.merged(base + "in_proj", parts, hidden, has_bias=has_bias))

@@ -18,7 +18,7 @@ MAX_ROWS = 4
 """Up to so many rows of activations are multiplied by `rows_kernel`. With more, parts of the weight
 are dequantised first, and PyTorch multiplies."""
 KERNEL_ROWS = (1, 2, MAX_ROWS, MAX_ROWS + 1)
-"""Numbers of rows that use all kernels between them."""
+"""With these numbers of rows, each kernel runs at least once."""
 WIDE = 16384
 """From so many rows of the weight on, a program of `rows_kernel` computes more of them."""
 TABLE_OFFSET = 128

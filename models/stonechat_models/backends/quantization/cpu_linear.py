@@ -108,7 +108,10 @@ class NativeLinear(QuantizedLinear):
 
 
 class TorchLinear(QuantizedLinear):
-    """The same arithmetic in PyTorch: for use without a compiler, and to test the kernels."""
+    """Computes as `NativeLinear` does, in PyTorch.
+
+    It is for use without a compiler, and the kernels are tested with it.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: Bits) -> None:
         super().__init__(weight.shape)

@@ -71,13 +71,13 @@ def kv_dtype(requested: KvCacheDtype, activations: torch.dtype) -> torch.dtype:
 
 
 def refuse_kv_format(requested: KvCacheDtype, backend: str, device: torch.device) -> None:
-    """Raises `UnsupportedModelError` for a KV cache that the attention backend cannot read."""
+    """Raise `UnsupportedModelError` for a KV cache that the attention backend cannot read."""
     if requested == "int8":
         raise UnsupportedModelError("only the compiled CPU kernels keep an int8 KV cache")
     if requested != "fp8":
         return
     if backend not in FP8_KV_BACKENDS:
-        raise UnsupportedModelError(f"the {backend} attention backend reads no fp8 KV cache")
+        raise UnsupportedModelError(f"the {backend} attention backend cannot read an fp8 KV cache")
     if backend in TRITON_BACKENDS and device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability < FP8_KV_CAPABILITY:

@@ -8,7 +8,7 @@ from stonechat_models.backends.quantization.coded_linear import CodedLinear
 
 
 def compile_products(modules: Iterable[nn.Module]) -> None:
-    """Compile what all `CodedLinear` among them run for any number of rows, side by side."""
+    """Compile in parallel the kernels of all `CodedLinear` modules, for any number of rows."""
     layers = [module for module in modules if isinstance(module, CodedLinear)]
     if not layers:
         return

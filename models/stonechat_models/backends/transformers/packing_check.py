@@ -69,7 +69,9 @@ def check_window(module: torch.nn.Module, probe: ProbeContext) -> None:
     The sequences of the check are too short to show a window.
     """
     if has_chunks(module) and all(kind.spec.chunk_size is None for kind in probe.kinds):
-        raise UnsupportedModelError("only a mask holds the chunks of the model's attention")
+        raise UnsupportedModelError(
+            "the chunks of its attention are in the mask alone, and no mask is made here"
+        )
     config: Any = module.config.get_text_config()  # type: ignore[operator, union-attr]
     window = getattr(config, "sliding_window", None)
     length = getattr(config, "max_position_embeddings", None) or 0

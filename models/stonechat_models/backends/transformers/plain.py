@@ -26,7 +26,7 @@ LENGTHS = (8, 40)
 class PlainModel:
     """A `CausalModel` whose slots hold the model's cache objects.
 
-    Without `caches`, a slot holds the sequence's tokens, and each step computes all of them again.
+    Without `caches`, a slot holds a sequence's tokens, and each step computes all of them again.
     """
 
     def __init__(self, module: torch.nn.Module, info: ModelInfo, *, caches: bool = True) -> None:

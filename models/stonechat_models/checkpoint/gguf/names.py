@@ -64,7 +64,8 @@ class Place:
 def weights_of(gguf: GgufFile) -> list[GgufTensor]:
     """Return the tensors that the model computes with.
 
-    These are not those that only the config describes, and not layers that predict further tokens.
+    Tensors of rotary factors belong to the config, and layers that predict further tokens are not
+    used.
     """
     count = num_blocks(gguf)
     return [

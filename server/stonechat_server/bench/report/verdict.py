@@ -38,7 +38,7 @@ def slo_text(slo: Slo) -> str:
 
 
 def verdict(result: BenchResult) -> list[str]:
-    """The sentences that a reader wants first."""
+    """Sum a measurement up in a few sentences. They stand at the head of the report."""
     lines = [f"{s.name}: {s.mean:,.1f} ± {s.deviation:,.1f} tokens/s" for s in result.speeds]
     if (found := result.perplexity) is not None:
         lines.append(

@@ -88,7 +88,9 @@ def test_chunks_that_only_a_mask_holds_are_noticed(monkeypatch):
     check_window(model, probe)
     monkeypatch.setattr(interface, "chunk_size", lambda module: None)
     probe, _ = probe_layers(model, random_prompts([3], VOCAB_SIZE))
-    with pytest.raises(UnsupportedModelError, match="only a mask holds the chunks"):
+    with pytest.raises(
+        UnsupportedModelError, match="chunks of its attention are in the mask alone"
+    ):
         check_window(model, probe)
 
 
