@@ -68,10 +68,13 @@ async def generate(
     if services.sole is None:
         return await answer_on_demand(received, _answer)
     name = received.call.request.model or ""
-    return await _answer(received, services.models[name].views[name])
+    model = services.models[name].views[name]
+    prepared = await prepare(received, model)
+    return await respond(received, model, prepared)
 
 
 async def _answer(received: Received, model: ServedModel) -> Response:
+    """Answer a request whose model has been loaded for it."""
     prepared = await prepare(received, model)
     return await respond(received, model, prepared)
 
