@@ -38,21 +38,9 @@ def start_banner(
         **_embedding_rows(model),
         **_image_rows(model, max_images),
         "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens per step",
+        **_draft_rows(model),
+        **_adapter_rows(model),
     }
-    if model.draft is not None:
-        draft = model.draft
-        kv_bytes = model.kv_capacity_tokens * draft.kv_bytes_per_token
-        rows["draft"] = (
-            f"{draft.name} ({draft.num_parameters / 1e6:,.0f}M parameters), weights "
-            f"{size_text(draft.weight_bytes)}, KV cache {size_text(kv_bytes)}, up to "
-            f"{draft.num_draft_tokens} tokens a step"
-        )
-    if model.adapter:
-        rows["adapter"] = f"{model.adapter}, merged into the weights"
-    if model.adapters:
-        names = ", ".join(adapter.name for adapter in model.adapters)
-        num_bytes = sum(adapter.num_bytes for adapter in model.adapters)
-        rows["adapters"] = f"{names} ({size_text(num_bytes)}), each a model of its own name"
     if recommended := _sampling_text(model):
         rows["sampling"] = f"{recommended}, where a request leaves it out (--generation-config)"
     if model.state_bytes:
@@ -65,6 +53,29 @@ def start_banner(
     labelled = [*rows.items(), *(("warning", text) for text in warnings)]
     lines = [f"  {label:<9} {text}" for label, text in labelled]
     return "\n".join(["", *lines, "", *_ending(name, url, needs_key, model.generates)])
+
+
+def _draft_rows(model: "ModelInfo") -> dict[str, str]:
+    draft = model.draft
+    if draft is None:
+        return {}
+    kv_bytes = model.kv_capacity_tokens * draft.kv_bytes_per_token
+    return {
+        "draft": f"{draft.name} ({draft.num_parameters / 1e6:,.0f}M parameters), weights "
+        f"{size_text(draft.weight_bytes)}, KV cache {size_text(kv_bytes)}, up to "
+        f"{draft.num_draft_tokens} tokens a step"
+    }
+
+
+def _adapter_rows(model: "ModelInfo") -> dict[str, str]:
+    rows = {}
+    if model.adapter:
+        rows["adapter"] = f"{model.adapter}, merged into the weights"
+    if model.adapters:
+        names = ", ".join(adapter.name for adapter in model.adapters)
+        num_bytes = sum(adapter.num_bytes for adapter in model.adapters)
+        rows["adapters"] = f"{names} ({size_text(num_bytes)}), each a model of its own name"
+    return rows
 
 
 def models_banner(

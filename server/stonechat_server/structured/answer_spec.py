@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stonechat_models import (
@@ -94,21 +95,14 @@ class AnswerSpec:
         hidden_tokens = self._hidden_tokens(parser_tokens, params) if parser_tokens else set()
         names = self._tool_names()
         call_triggers = triggers(self.format, names) if names else ()
-        marks = self.marks
-        openings = marks.openings if marks else ()
-        otherwise = self.format.trigger if names and self.format.opens_in_prompt else ""
-
-        def new_inner() -> DeltaParser:
-            parser = ContentParser() if names is None else self._call_parser(names)
-            return parser if marks is None else AnswerMarksParser(marks, parser, otherwise)
 
         def new_parser() -> DeltaParser:
+            inner = partial(self._answer_parser, names)
             if all_markers is None:
-                parser = new_inner()
+                parser = inner()
             else:  # a model may think although the template says not to
-                parser = ReasoningParser(
-                    all_markers, starts_open, new_inner, openings, call_triggers
-                )
+                openings = self.marks.openings if self.marks else ()
+                parser = ReasoningParser(all_markers, starts_open, inner, openings, call_triggers)
             return SpecialTokenFilter(hidden_tokens, parser) if hidden_tokens else parser
 
         opens_at_start = names is not None and names.functions and not self.format.trigger
@@ -119,6 +113,14 @@ class AnswerSpec:
             never_first=self.format.first if opens_at_start else "",
         )
         return self._with_grammar(params, reasoning, bool(parser_tokens)), new_parser
+
+    def _answer_parser(self, names: ToolNames | None) -> DeltaParser:
+        """A parser of what follows the reasoning. `names` are those of the tools, if any."""
+        parser = ContentParser() if names is None else self._call_parser(names)
+        if self.marks is None:
+            return parser
+        otherwise = self.format.trigger if names and self.format.opens_in_prompt else ""
+        return AnswerMarksParser(self.marks, parser, otherwise)
 
     def _after_harmony_prompt(self, params: SamplingParams) -> tuple[SamplingParams, ParserFactory]:
         names = self._tool_names()

@@ -20,7 +20,7 @@ from stonechat_models.backends.transformers.static_buffers import (
 )
 from stonechat_models.backends.transformers.verify import random_batch
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
-from stonechat_models.model_info import size_text
+from stonechat_models.model_info import ModelInfo, size_text
 from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
 from stonechat_models.sampling.state import SamplerLike, SamplingState
 from stonechat_models.types import MAX_TOP_LOGPROBS, ImageInput, SamplingParams
@@ -143,23 +143,14 @@ def step_memory(
     keeps_state = model.info.keeps_state
     # Models that keep a state compute each prompt in a call of its own.
     num_seqs = 1 if keeps_state else max_num_seqs
-    batch = largest_batch(max_batch_tokens, num_seqs, max_model_len, block_size)
+    batch = _with_most_rows(
+        largest_batch(max_batch_tokens, num_seqs, max_model_len, block_size), model.info
+    )
     model.info = replace(model.info, num_state_slots=batch.num_seqs if keeps_state else 0)
     num_blocks = sum(-(-length // block_size) for length in batch.context_lens_list)
     # Edits of rows with log-probabilities keep these rows a second time.
     params = SamplingParams(top_p=0.9, top_logprobs=MAX_TOP_LOGPROBS, repetition_penalty=1.1)
     states = [SamplingState(params, i, 0, []) for i in range(batch.num_seqs)]
-    num_prompt_rows = min(model.info.max_prompt_rows, batch.num_tokens - batch.num_seqs)
-    num_rows = num_prompt_rows + batch.num_seqs
-    first_row = batch.num_tokens - num_rows
-    batch = replace(
-        batch,
-        logits_index=torch.arange(batch.num_tokens)[-num_rows:],
-        num_rows_list=[
-            max(0, end - max(start, first_row)) for start, end in pairwise(batch.query_start_list)
-        ],
-        adapters=_most_adapter_rows(batch.num_seqs) if model.info.adapters else (),
-    )
     free, _ = torch.cuda.mem_get_info(device)
     flags = "--max-batch-tokens or --max-num-seqs"
     if not model.info.exact_chunks:
@@ -189,6 +180,21 @@ def step_memory(
     if keeps_state:  # a step that decodes for all: its states before and after, and its logits
         needed += max_num_seqs * (2 * model.info.state_bytes + 8 * model.info.vocab_size)
     return needed
+
+
+def _with_most_rows(batch: ForwardBatch, info: ModelInfo) -> ForwardBatch:
+    """The batch with as many rows of logits as sampling and scores of prompts may need."""
+    num_prompt_rows = min(info.max_prompt_rows, batch.num_tokens - batch.num_seqs)
+    num_rows = num_prompt_rows + batch.num_seqs
+    first_row = batch.num_tokens - num_rows
+    return replace(
+        batch,
+        logits_index=torch.arange(batch.num_tokens)[-num_rows:],
+        num_rows_list=[
+            max(0, end - max(start, first_row)) for start, end in pairwise(batch.query_start_list)
+        ],
+        adapters=_most_adapter_rows(batch.num_seqs) if info.adapters else (),
+    )
 
 
 @torch.inference_mode()
