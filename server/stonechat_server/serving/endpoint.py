@@ -128,9 +128,7 @@ class Endpoint(ABC):
 
         Raises `APIError` 400, or an engine error that `errors.py` knows.
         """
-        request = cast(
-            ChatCompletionRequest, call.request
-        )  # text completions have their own method
+        request = cast(ChatCompletionRequest, call.request)  # others have their own method
         prompt = render(request, model.engine, model.templates, model.structure)
         return [prepare(request, prompt, model.engine, model.settings.max_completion_total)]
 
