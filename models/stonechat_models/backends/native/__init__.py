@@ -5,6 +5,7 @@
 compiles it on first use. `csrc/*.h` describe its memory layouts and invariants.
 """
 
-from stonechat_models.backends.native.model import NativeModel, footprint, supports
+from stonechat_models.backends.native.model import NativeModel
+from stonechat_models.backends.native.support import footprint, supports
 
 __all__ = ["NativeModel", "footprint", "supports"]

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from stonechat_models.backends.base import HostBatch
 from stonechat_models.backends.native.bindings import (
-    KV_TILE,
     PARTS,
     BatchStruct,
     ConfigStruct,
@@ -29,103 +28,22 @@ from stonechat_models.backends.native.caches import (
 )
 from stonechat_models.backends.native.packing import PackedWeights
 from stonechat_models.backends.native.sampler import NativeSampler
-from stonechat_models.backends.native.spec import ModelSpec, read_spec
+from stonechat_models.backends.native.spec import ModelSpec
 from stonechat_models.backends.native.step_images import ImageArrays
-from stonechat_models.backends.native.stores import HeaderStore, open_store, refuse_types
+from stonechat_models.backends.native.stores import open_store
+from stonechat_models.backends.native.support import checked_spec
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
-from stonechat_models.backends.native.vision_part import (
-    VisionPart,
-    read_images,
-    tower_bytes,
-)
+from stonechat_models.backends.native.vision_part import VisionPart, read_images
 from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
-from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
-from stonechat_models.checkpoint.rope_length import for_length
 from stonechat_models.config import EngineConfig
-from stonechat_models.errors import ModelLoadError, StepError, UnsupportedModelError
+from stonechat_models.errors import StepError, UnsupportedModelError
 from stonechat_models.hardware.device import usable_cores
 from stonechat_models.hardware.numa import interleave_memory, memory_nodes
 from stonechat_models.model_info import ModelInfo
 from stonechat_models.types import ImageInput
 from stonechat_models.vision.features import ImageFeatures
-
-
-def supports(
-    model: ModelFiles | ModelHeaders, config: EngineConfig, progress: Progress = lambda line: None
-) -> str | None:
-    """Return None if the native backend serves this model, else the reason why not.
-
-    Compiles the library if it is not cached.
-    """
-    try:
-        _checked_spec(model, config)
-        refuse_types(model, config)
-        load_library(progress)
-    except ModelLoadError as error:
-        return str(error)
-    return None
-
-
-def _checked_spec(model: ModelFiles | ModelHeaders, config: EngineConfig) -> ModelSpec:
-    _check_settings(model, config)
-    spec = read_spec(for_length(model.config, config.max_model_len))
-    if spec.recurrence is not None and model.weight_format == "gguf":
-        return replace(spec, recurrence=replace(spec.recurrence, interleaved=True))
-    return spec
-
-
-def _check_settings(model: ModelFiles | ModelHeaders, config: EngineConfig) -> None:
-    if config.backend == "transformers":
-        raise UnsupportedModelError("the settings name the transformers backend")
-    if config.device not in ("auto", "cpu"):
-        raise UnsupportedModelError(
-            f"the native backend runs on the CPU only, not on {config.device}"
-        )
-    if config.device_map is not None:
-        raise UnsupportedModelError("the native backend does not support --device-map")
-    if config.block_size % KV_TILE:
-        raise UnsupportedModelError(f"the block size {config.block_size} is not a multiple of 16")
-    if config.dtype != "auto":
-        raise UnsupportedModelError(
-            "the native backend keeps weights as stored and supports only dtype auto"
-        )
-    if config.kv_cache_dtype not in KV_FORMATS:
-        raise UnsupportedModelError(
-            "the native backend keeps keys and values in bfloat16 or int8, "
-            f"not in {config.kv_cache_dtype}"
-        )
-    if config.quantize == "fp8":
-        raise UnsupportedModelError("fp8 weights need a CUDA device")
-    if model.weight_format == "gguf" and config.quantize == "none":
-        raise UnsupportedModelError(
-            "the native backend does not dequantise GGUF weights (--quantize none)"
-        )
-    is_quantised = model.weight_format == "gguf" or "quantization_config" in model.config.raw
-    if config.lora:
-        raise UnsupportedModelError("LoRA adapters with names of their own (--lora) need PyTorch")
-    if config.adapter is not None and is_quantised:
-        raise UnsupportedModelError("an adapter is merged into floats, not into quantised weights")
-    if model.weight_format == "pickle":
-        raise UnsupportedModelError("its weights are not in safetensors files")
-
-
-def footprint(headers: ModelHeaders, config: EngineConfig) -> Footprint:
-    """Return what the model takes, with its vision tower. `supports` has returned None for it.
-
-    Raises `ModelLoadError` as `NativeModel.load` does, for weights that are missing, surplus,
-    misshapen or of a type that cannot be read.
-    """
-    spec = read_spec(headers.config)
-    plan = plan_weights(spec, HeaderStore(headers), config.quantize)
-    experts = spec.experts
-    share = experts.per_token / experts.count if experts and experts.count else 1.0
-    weight_bytes, decode_bytes = plan.num_bytes(load_library(), share)
-    weight_bytes += tower_bytes(headers, plan.prefixes)
-    state_bytes = spec.state_elements * STATE_BYTES
-    kv_bytes = kv_bytes_per_token(spec, KV_FORMATS[config.kv_cache_dtype])
-    return Footprint(weight_bytes, decode_bytes, kv_bytes, state_bytes)
 
 
 class NativeModel:
@@ -167,7 +85,7 @@ class NativeModel:
         be read. Raises `ModelLoadError` if weights are missing or surplus, have the wrong shape or
         do not fit into memory.
         """
-        spec, library = _checked_spec(files, config), load_library(progress)
+        spec, library = checked_spec(files, config), load_library(progress)
         interleave_memory(memory_nodes())
         heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}
         store = open_store(files, heads)

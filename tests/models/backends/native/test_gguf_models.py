@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stonechat_models.backends.native.model import footprint
+from stonechat_models.backends.native.support import footprint
 from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.headers import read_headers
