@@ -237,16 +237,7 @@ def _free_beside_steps(
     if device.type == "cuda":
         from stonechat_models.backends.transformers.cuda_memory import step_memory
 
-        num_bytes = step_memory(
-            model,
-            sampler,
-            as_torch(device),
-            max_model_len=info.max_model_len,
-            max_batch_tokens=info.max_batch_tokens,
-            max_num_seqs=info.max_num_seqs,
-            block_size=config.block_size,
-            graphs=graphs,
-        )
+        num_bytes = step_memory(model, sampler, as_torch(device), graphs=graphs)
         if info.images is not None:
             num_bytes += config.image_cache_bytes + info.images.encoding_bytes
     if config.tensor_parallel > 1:

@@ -123,49 +123,42 @@ def largest_batch(
 
 @torch.inference_mode()
 def step_memory(
-    model: CausalModel,
-    sampler: SamplerLike,
-    device: torch.device,
-    *,
-    max_model_len: int,
-    max_batch_tokens: int,
-    max_num_seqs: int,
-    block_size: int,
-    graphs: bool = False,
+    model: CausalModel, sampler: SamplerLike, device: torch.device, *, graphs: bool = False
 ) -> int:
     """Bytes that steps need in addition to weights and KV cache, measured on the largest step.
 
-    The step has as many rows of logits as sampling and log-probabilities of prompts may need.
-    With `graphs` this includes what the CUDA graphs keep. Leaves a KV cache of one
-    block, which the next `allocate_kv_cache` replaces. Raises `ModelLoadError` if not even one
-    such step fits.
+    The limits in `model.info` say how large it is. It has as many rows of logits as sampling and
+    log-probabilities of prompts may need. With `graphs` this includes what the CUDA graphs keep.
+    Leaves a KV cache of one block, which the next `allocate_kv_cache` replaces. Raises
+    `ModelLoadError` if not even one such step fits.
     """
-    keeps_state = model.info.keeps_state
+    info, block_size = model.info, model.info.block_size
     # Models that keep a state compute each prompt in a call of its own.
-    num_seqs = 1 if keeps_state else max_num_seqs
-    batch = _with_most_rows(
-        largest_batch(max_batch_tokens, num_seqs, max_model_len, block_size), model.info
-    )
-    model.info = replace(model.info, num_state_slots=batch.num_seqs if keeps_state else 0)
+    num_seqs = 1 if info.keeps_state else info.max_num_seqs
+    batch = largest_batch(info.max_batch_tokens, num_seqs, info.max_model_len, block_size)
+    batch = _with_most_rows(batch, info)
+    model.info = replace(info, num_state_slots=batch.num_seqs if info.keeps_state else 0)
     num_blocks = sum(-(-length // block_size) for length in batch.context_lens_list)
     # Edits of rows with log-probabilities keep these rows a second time.
     params = SamplingParams(top_p=0.9, top_logprobs=MAX_TOP_LOGPROBS, repetition_penalty=1.1)
     states = [SamplingState(params, i, 0, []) for i in range(batch.num_seqs)]
     free, _ = torch.cuda.mem_get_info(device)
     flags = "--max-batch-tokens or --max-num-seqs"
-    if not model.info.exact_chunks:
+    if not info.exact_chunks:
         flags = "--max-model-len, since this model computes a prompt in one piece"
     try:
         model.allocate_kv_cache(num_blocks, block_size)
         on_device = batch.to(device)
         needed = _peak(lambda: _run_step(model, sampler, on_device, states), device)
         if graphs:
-            shapes = captured_shapes(model.info.attention_backend, max_num_seqs, max_batch_tokens)
+            shapes = captured_shapes(
+                info.attention_backend, info.max_num_seqs, info.max_batch_tokens
+            )
             buffers = StaticBuffers.allocate(
                 shapes,
-                -(-max_model_len // block_size),
+                -(-info.max_model_len // block_size),
                 num_blocks * block_size,
-                model.info.vocab_size,
+                info.vocab_size,
                 device,
             )
             needed += _graph_memory(model, device, shapes, buffers, block_size)
@@ -177,8 +170,8 @@ def step_memory(
         ) from error
     model.allocate_kv_cache(1, block_size)
     torch.cuda.empty_cache()
-    if keeps_state:  # a step that decodes for all: its states before and after, and its logits
-        needed += max_num_seqs * (2 * model.info.state_bytes + 8 * model.info.vocab_size)
+    if info.keeps_state:  # a step that decodes for all: its states before and after, its logits
+        needed += info.max_num_seqs * (2 * model.info.state_bytes + 8 * info.vocab_size)
     return needed
 
 

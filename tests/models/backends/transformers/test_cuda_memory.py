@@ -1,5 +1,6 @@
 """Decisions that depend on what a CUDA device reports, with reports made up by the test."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -95,7 +96,10 @@ def memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
 
-LIMITS = {"max_model_len": 128, "max_batch_tokens": 50, "max_num_seqs": 7, "block_size": 4}
+def measured(model, sampler=None, *, graphs=False):
+    limits = {"max_model_len": 128, "max_batch_tokens": 50, "max_num_seqs": 7, "block_size": 4}
+    model.info = replace(model.info, **limits)
+    return step_memory(model, sampler or Sampler(VOCAB_SIZE, CPU), CPU, graphs=graphs)
 
 
 def test_a_step_is_measured_by_running_it(memory):
@@ -111,7 +115,7 @@ def test_a_step_is_measured_by_running_it(memory):
     num_rows = []
     forward = model.forward
     model.forward = lambda batch: num_rows.append(len(batch.logits_index)) or forward(batch)
-    assert step_memory(model, counting_sampler, CPU, **LIMITS) == 3500
+    assert measured(model, counting_sampler) == 3500
     assert sizes == [7]
     assert edited == [True] * 7  # such rows take the sampler most memory
     assert num_rows == [50]  # all but 7 are for log-probabilities of prompts
@@ -131,7 +135,7 @@ def test_a_step_of_a_model_with_a_state_is_measured_with_many_rows(memory, monke
         return logits
 
     model.forward = recording_forward
-    step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS)
+    measured(model)
     assert shapes == [(21, VOCAB_SIZE)]
 
 
@@ -167,7 +171,7 @@ def test_the_measured_step_has_an_adapter_whose_rows_do_not_lie_together(memory,
         return logits
 
     model.forward = recording_forward
-    step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS)
+    measured(model)
     assert groups == [[43, 43]], "the middle sequence of 7 has 7 of the 50 tokens"
 
 
@@ -176,8 +180,7 @@ def test_memory_of_graphs_is_included(memory):
     step_sizes = []
     forward = model.forward
     model.forward = lambda batch: step_sizes.append(batch.num_tokens) or forward(batch)
-    sampler = Sampler(VOCAB_SIZE, CPU)
-    num_bytes = step_memory(model, sampler, CPU, **LIMITS, graphs=True)
+    num_bytes = measured(model, graphs=True)
     assert step_sizes == [50, 7]  # the largest prefill, and the largest decode step
     logits = 4 * VOCAB_SIZE * 7
     buffers = 7 * (3 * 8 + 4 + 32 * 4 + 2 * 8) + 2 * 8 * 4
@@ -191,7 +194,7 @@ def test_memory_of_graphs_of_mixed_steps_is_included(memory):
     model.forward = lambda batch: (
         shapes.append((batch.num_tokens, len(batch.logits_index))) or forward(batch)
     )
-    num_bytes = step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS, graphs=True)
+    num_bytes = measured(model, graphs=True)
     assert shapes == [(50, 50), (50, 50)]  # the largest prefill, and the largest graph
     buffers = 50 * 3 * 8 + 8 * (4 + 32 * 4 + 8) + 2 * 9 * 4 + 50 * 8
     assert num_bytes == 3500 + 3500 + 4 * VOCAB_SIZE * 50 + buffers + 6 * GRAPH_BYTES
@@ -205,4 +208,4 @@ def test_a_step_that_does_not_fit_is_refused_with_the_numbers(memory):
 
     model.forward = forward
     with pytest.raises(ModelLoadError, match=r"50 tokens and 7 sequences .* 5\.2 MB"):
-        step_memory(model, Sampler(VOCAB_SIZE, CPU), CPU, **LIMITS)
+        measured(model)
