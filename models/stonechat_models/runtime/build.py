@@ -187,6 +187,7 @@ def assemble_engine(
         max_batch_tokens = max(max_batch_tokens, max_model_len)
     model.info = replace(
         info,
+        block_size=config.block_size,
         max_model_len=max_model_len,
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=config.max_num_seqs or DEFAULT_NUM_SEQS[device.type],
