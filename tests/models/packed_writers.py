@@ -277,6 +277,28 @@ def bnb8() -> Writer:
     return write
 
 
+def mlx(bits: int = 4, group: int = 32) -> Writer:
+    """Integers in uint32, times a scale, plus a bias that need be no multiple of it."""
+
+    def write(weight: np.ndarray) -> Written:
+        n, k = weight.shape
+        groups = weight.reshape(n, k // group, group)
+        bias = groups.min(-1).astype(np.float16)
+        scale = (np.ptp(groups, axis=-1) / ((1 << bits) - 1)).astype(np.float16)
+        wide_scale, wide_bias = (
+            np.repeat(factor.astype(np.float32), group, axis=1) for factor in (scale, bias)
+        )
+        values = np.clip(np.rint((weight - wide_bias) / wide_scale), 0, (1 << bits) - 1)
+        tensors = {
+            "weight": words(values, bits).view(torch.uint32),
+            "scales": torch.from_numpy(scale),
+            "biases": torch.from_numpy(bias),
+        }
+        return tensors, values.astype(np.float32) * wide_scale + wide_bias
+
+    return write
+
+
 def compressed(kind: str, **weights: Any) -> dict[str, Any]:
     """The `quantization_config` of compressed-tensors with one group."""
     group = {"targets": ["Linear"], "weights": weights}
@@ -335,6 +357,19 @@ def save_packed(
     )
     quantise_config(folder, quantization)
     return floats
+
+
+def stack_experts(folder: Path) -> None:
+    """Store all experts of a layer in one tensor, as mlx-lm does."""
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    experts: dict[str, list[torch.Tensor]] = {}
+    names = sorted((n for n in stored if ".experts." in n), key=lambda n: int(n.split(".")[5]))
+    for name in names:
+        before, _, after = name.partition(".experts.")
+        stacked = f"{before}.switch_mlp.{after.partition('.')[2]}"
+        experts.setdefault(stacked, []).append(stored.pop(name))
+    save_file(stored | {name: torch.stack(parts) for name, parts in experts.items()}, path)
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
@@ -411,6 +446,10 @@ CASES: dict[str, tuple[Writer, dict[str, Any], str]] = {
         compressed("mxfp4-pack-quantized", num_bits=4, type="float", group_size=32),
         "MXFP4",
     ),
+    **{
+        f"mlx-{bits}": (mlx(bits), {"group_size": 32, "bits": bits}, f"INT{bits}")
+        for bits in (2, 3, 4, 5, 6, 8)
+    },
     "bnb-nf4": (bnb4(), {"quant_method": "bitsandbytes", "load_in_4bit": True}, "NF4"),
     "bnb-nested": (bnb4(nested=True), {"quant_method": "bitsandbytes"}, "NF4"),
     "bnb-8": (bnb8(), {"quant_method": "bitsandbytes", "load_in_8bit": True}, "INT8"),

@@ -34,8 +34,8 @@ def packed_rows(
     """Return rows of a packed weight in a source format that can be packed as `kind`.
 
     Its own integers are kept if `kind` holds them, with scales in half precision. int8 does so if
-    they lie between -128 and 127 without their zeros. Raises `UnsupportedModelError` for scales
-    that half precision does not hold.
+    they lie between -128 and 127 without their zeros, which must be integers. Raises
+    `UnsupportedModelError` for scales that half precision does not hold.
     """
     import torch
 
@@ -47,7 +47,8 @@ def packed_rows(
             data = _mxfp4(codes) if kind == Kind.MXFP4 else _four_bits(tensor.name, codes, kind)
             return kind, data
         signed = codes.values.int() - codes.zeros[:, codes.group_of].int()
-        if kind == Kind.Q8_0 and -128 <= int(signed.min()) <= int(signed.max()) <= 127:
+        is_whole = torch.equal(codes.zeros, codes.zeros.round())
+        if kind == Kind.Q8_0 and is_whole and -128 <= int(signed.min()) <= int(signed.max()) <= 127:
             data = signed.to(torch.int8).numpy().view(np.uint8)
             return Kind.Q8_0, _blocks(tensor.name, codes, [], data)
     values = tensor.layout.floats(parts, rows) if codes is None else codes.floats()

@@ -16,6 +16,7 @@ LABELS = {
     "fbgemm_fp8": "FP8 (FBGEMM)",
     "mxfp8": "MXFP8",
     "modelopt": "ModelOpt",
+    "mlx": "MLX",
     "bitsandbytes": "bitsandbytes",
 }
 """The methods whose weights are read here."""
@@ -85,13 +86,15 @@ class Method:
         """Return the bits of the module's weights, as its group in the config says."""
         if self.name == "compressed-tensors":
             return self._weights_of(module).read("num_bits", int, 4)
-        return self.keys.read("bits", int, self.keys.read("w_bit", int, 4))
+        keys = self._keys_of(module)
+        return keys.read("bits", int, keys.read("w_bit", int, 4))
 
     def group_size_of(self, module: str) -> int:
         """Return how many consecutive weights share a scale. Not above 0: all of a row."""
         if self.name == "compressed-tensors":
             return self._weights_of(module).read("group_size", int, -1)
-        return self.keys.read("group_size", int, self.keys.read("q_group_size", int, 128))
+        keys = self._keys_of(module)
+        return keys.read("group_size", int, keys.read("q_group_size", int, 128))
 
     def block_of(self, module: str) -> tuple[int, int]:
         """Return the rows and columns of a block of weights that share a scale.
@@ -105,6 +108,13 @@ class Method:
         if block is not None:
             return block
         return (128, 128) if self.name == "fp8" else (0, self.group_size_of(module))
+
+    def _keys_of(self, module: str) -> JsonObject:
+        """Return how a module is quantised. MLX has entries for those that differ."""
+        own = (
+            self.keys.section(module) if self.name == "mlx" and module in self.keys.values else None
+        )
+        return own or self.keys
 
     def _weights_of(self, module: str) -> JsonObject:
         """Return how compressed-tensors quantises the weights of a module.
@@ -159,6 +169,7 @@ def read_method(config: HFConfig) -> Method:
     Raises `UnsupportedModelError` with the format's name if its weights cannot be read.
     """
     keys = config.keys.section("quantization_config")
+    keys = keys if keys.values else config.keys.section("quantization")
     method = Method(_method_name(keys), keys)
     _refuse_unknown(method)
     _refuse_variants(method)
@@ -215,6 +226,8 @@ def _refuse_variants(method: Method) -> None:
             raise _refuse(method, version)
         if method.bits_of("") != 4:
             raise _refuse(method, f"with {method.bits_of('')} bits")
+    if method.name == "mlx" and keys.read("mode", str, "affine") != "affine":
+        raise _refuse(method, f"of the mode {keys.read('mode', str)}")
     if method.name == "modelopt":
         algorithm = keys.read("quant_algo", str, "")
         if algorithm and algorithm not in MODELOPT_ALGORITHMS:

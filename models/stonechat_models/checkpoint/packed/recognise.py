@@ -16,6 +16,7 @@ from stonechat_models.checkpoint.packed.gptq_awq import gptq_or_awq
 from stonechat_models.checkpoint.packed.integers import Int8, PackedIntegers
 from stonechat_models.checkpoint.packed.layouts import GROUP, MisfitError, block_size, scale_grid
 from stonechat_models.checkpoint.packed.method import Method
+from stonechat_models.checkpoint.packed.mlx import affine_weights
 from stonechat_models.checkpoint.packed.stored import StoredTensors, check_fit, integer_type
 from stonechat_models.checkpoint.packed.tensors import PackedTensor, Packing, Read
 
@@ -76,11 +77,21 @@ def _is_side(name: str) -> bool:
 def _weights(stored: StoredTensors) -> Iterator[PackedTensor]:
     for name, tensor in stored.headers.items():
         try:
-            found = _weight_of(stored, tensor)
+            if stored.method.name == "mlx":
+                yield from _mlx(stored, tensor)
+            elif (found := _weight_of(stored, tensor)) is not None:
+                yield found
         except MisfitError as error:
             raise stored.misfit(name) from error
-        if found is not None:
-            yield found
+
+
+def _mlx(stored: StoredTensors, tensor: "TensorHeader") -> Iterator[PackedTensor]:
+    """The weights whose first part is this tensor."""
+    base, _, last = tensor.name.rpartition(".")
+    if last == "weight" and tensor.type_name == "U32":
+        yield from affine_weights(stored, base)
+    elif last == "weight" and len(tensor.shape) > 2:  # MLX has channels last
+        raise stored.refusal(f"that is not read: {base} has {len(tensor.shape)} dimensions")
 
 
 def _weight_of(stored: StoredTensors, tensor: "TensorHeader") -> PackedTensor | None:

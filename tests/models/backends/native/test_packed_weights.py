@@ -23,7 +23,16 @@ from tests.models.backends.native.native_helpers import (
     random_ids,
     unpacked_row,
 )
-from tests.models.packed_writers import CASES, GPTQ, fp8, gptq, save_packed
+from tests.models.packed_writers import (
+    CASES,
+    GPTQ,
+    fp8,
+    gptq,
+    is_linear_or_expert,
+    mlx,
+    save_packed,
+    stack_experts,
+)
 
 IDS = random_ids(60)
 BLOCKS = [7, 3, 11, 2]
@@ -79,6 +88,17 @@ def test_logits_are_those_of_the_floats(name: str, family: str, tmp_path: Path) 
     writer, quantization, _ = CASES[name]
     save_packed(tmp_path, family, writer, quantization)
     # Activations are int8. A row whose two best experts nearly tie may go to the other one.
+    assert errors_of(tmp_path, forward(tmp_path)).median() < 0.05
+
+
+def test_stacked_experts_of_mlx_are_those_of_the_floats(tmp_path: Path) -> None:
+    config = {"group_size": 32, "bits": 4}
+    floats = save_packed(tmp_path, "qwen3_moe", mlx(), config, is_linear_or_expert)
+    stack_experts(tmp_path)
+    names = [f"model.layers.0.mlp.experts.{i}.down_proj.weight" for i in range(10)]
+    kind, actual = packed_matrices(resolve(tmp_path))[names[0]]
+    assert kind == Kind.Q4_1
+    np.testing.assert_allclose(actual, torch.cat([floats[n] for n in names]), rtol=1e-5, atol=1e-6)
     assert errors_of(tmp_path, forward(tmp_path)).median() < 0.05
 
 

@@ -16,9 +16,11 @@ from tests.models.packed_writers import (
     CASES,
     compressed,
     is_linear_or_expert,
+    mlx,
     pack_quantized,
     quantise_config,
     save_packed,
+    stack_experts,
 )
 from tests.models.tiny_models import save_tiny_model
 from tests.models.tiny_tokenizers import byte_level_backend
@@ -58,6 +60,21 @@ def test_logits_are_those_of_the_floats(name: str, family: str, tmp_path: Path) 
     module = load(tmp_path)
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "float", dtype=torch.float32).eval()
     torch.testing.assert_close(logits(module), logits(reference), rtol=1e-4, atol=1e-4)
+
+
+def test_stacked_experts_of_mlx_are_those_of_the_floats(tmp_path: Path) -> None:
+    """A layer with an entry of its own has other bits."""
+    router = "model.layers.0.mlp.gate"
+    save_packed(
+        tmp_path,
+        "qwen3_moe",
+        lambda weight: mlx(8 if len(weight) == 10 else 4)(weight),
+        {"group_size": 32, "bits": 4, "mode": "affine", router: {"group_size": 32, "bits": 8}},
+        lambda name: is_linear_or_expert(name) or name == f"{router}.weight",
+    )
+    stack_experts(tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "float", dtype=torch.float32).eval()
+    torch.testing.assert_close(logits(load(tmp_path)), logits(reference), rtol=1e-4, atol=1e-4)
 
 
 def test_weights_are_rounded_to_the_dtype(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_tensors_tell_without_a_config(tmp_path: Path) -> None:
             "the compressed-tensors format sparse-24-bitmask",
         ),
         ({"quant_method": "auto-round", "packing_format": "x"}, "in the format auto-round"),
-        ({"group_size": 64, "bits": 4}, "in the format mlx, which is not read"),
+        ({"group_size": 64, "bits": 4, "mode": "nvfp4"}, "the MLX format of the mode nvfp4"),
         ({"quant_method": "quark"}, "in the format quark, which needs the package quark"),
     ],
 )
@@ -309,6 +309,24 @@ def test_what_is_not_read_is_refused_by_name(
     save_packed(tmp_path, "llama", gptq(), quantization)
     with pytest.raises(UnsupportedModelError, match=part):
         packing_of(tmp_path)
+
+
+def test_convolutions_of_mlx_are_refused(tmp_path: Path) -> None:
+    """MLX has their channels last."""
+    save_packed(tmp_path, "llama", *CASES["mlx-4"][:2])
+    name = "model.layers.0.conv.conv.weight"
+    edit_tensors(tmp_path, lambda tensors: tensors.update({name: torch.ones(8, 3, 1)}))
+    with pytest.raises(UnsupportedModelError, match=r"MLX format that is not read: .*3 dimensions"):
+        packing_of(tmp_path)
+
+
+def test_older_files_of_mlx_have_another_key(tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", *CASES["mlx-4"][:2])
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization"] = config.pop("quantization_config")
+    path.write_text(json.dumps(config))
+    assert packing_of(tmp_path).tensors[f"{Q}.weight"].type_name == "INT4"
 
 
 def test_words_of_another_size_are_refused(tmp_path: Path) -> None:
