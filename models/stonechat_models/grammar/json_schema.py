@@ -5,7 +5,8 @@ A rewritten schema accepts the same documents as the original, or fewer, never m
 - An object that declares `properties` and does not mention others accepts no others. Exception: if
   the schema joins parts with `allOf` or the like, closing one part could exclude every document.
 - `format` of dates and times becomes a pattern that knows the calendar and has no leap seconds.
-- An integer without bounds stays below 2^53, so that it ends and every reader keeps its value.
+- An integer has at most 64 bits, unless a bound demands more, so that it ends and most readers keep
+  its value. Bounds of numbers beyond 10^18, such as the largest double, become 10^18.
 - In a `pattern`, `\\s` matches only what both ECMA 262 and Python call whitespace, and `\\S` only
   what neither does.
 - Keywords without effect, such as `uniqueItems: false`, are removed.
@@ -24,7 +25,9 @@ from stonechat_models.grammar.schema_tree import Schema, change_children, nodes,
 MAX_PROPERTIES = 1_000
 """Per object. The cost of optional properties grows with the square of their number."""
 
-MAX_SAFE_INTEGER = 2**53 - 1
+MAX_INTEGER = 2**63 - 1024
+MAX_NUMBER = 10**18
+"""Bounds beyond these, which llguidance does not know, become these."""
 
 # At most one run of whitespace between two JSON tokens: a space, or a line break and indentation.
 WHITESPACE = r" |\n {0,16}"
@@ -33,18 +36,7 @@ COMPILE_OPTIONS = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": 'nr
 
 _CONJUNCTIONS = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"))
 _OBJECT_KEYS = frozenset(("properties", "required", "additionalProperties", "patternProperties"))
-_NUMBER_KEYS = frozenset(
-    (
-        "const",
-        "enum",
-        "exclusiveMaximum",
-        "exclusiveMinimum",
-        "maximum",
-        "minimum",
-        "multipleOf",
-        *_CONJUNCTIONS,
-    )
-)
+_OTHER_LIMITS = _CONJUNCTIONS | {"const", "enum"}
 _OTHER_PROPERTIES = frozenset(
     ("additionalProperties", "patternProperties", "unevaluatedProperties")
 )
@@ -129,7 +121,7 @@ def _prepare(node: dict[str, Any], can_close: bool) -> dict[str, Any]:
     _check_texts(prepared)
     _check_min_properties(prepared)
     _replace_format(prepared)
-    _bound_integer(prepared)
+    _bound_number(prepared)
     if isinstance(prepared.get("pattern"), str):
         prepared["pattern"] = portable_pattern(prepared["pattern"])
     if isinstance(named := prepared.get("patternProperties"), dict):
@@ -175,12 +167,25 @@ def _replace_format(node: dict[str, Any]) -> None:
         node["pattern"] = pattern
 
 
-def _bound_integer(node: dict[str, Any]) -> None:
+def _bound_number(node: dict[str, Any]) -> None:
     types = node.get("type")
     kinds = types if isinstance(types, list) else [types]
-    if "integer" not in kinds or "number" in kinds or _NUMBER_KEYS & node.keys():
+    limit = MAX_NUMBER if "number" in kinds else MAX_INTEGER if "integer" in kinds else 0
+    if not limit:
         return
-    node["minimum"], node["maximum"] = -MAX_SAFE_INTEGER, MAX_SAFE_INTEGER
+    lower, upper = _bounds(node, "minimum"), _bounds(node, "maximum")
+    if max(lower.values(), default=0) > limit or min(upper.values(), default=0) < -limit:
+        raise GrammarError(f"a JSON schema must not demand numbers beyond {limit:.0e}")
+    for key, bound in (*lower.items(), *upper.items()):
+        node[key] = max(-limit, min(limit, bound))
+    if "number" not in kinds and _OTHER_LIMITS.isdisjoint(node):
+        node.update({} if lower else {"minimum": -limit}, **({} if upper else {"maximum": limit}))
+
+
+def _bounds(node: dict[str, Any], name: str) -> dict[str, float]:
+    """`minimum` and `exclusiveMinimum`, or the other two, as far as the schema has them."""
+    keys = (name, f"exclusive{name.capitalize()}")
+    return {key: node[key] for key in keys if isinstance(node.get(key), int | float)}
 
 
 def portable_pattern(pattern: str) -> str:

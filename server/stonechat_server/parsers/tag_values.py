@@ -11,6 +11,7 @@ from typing import Any
 from stonechat_server.parsers.pythonic_calls import read_literal
 
 _ANNOTATIONS = frozenset(("title", "description", "default", "examples", "$comment", "deprecated"))
+_JOINS = frozenset(("allOf", "anyOf", "oneOf"))
 _PLAIN = _ANNOTATIONS | {"type", "enum", "const", "minLength", "maxLength"}
 _TYPES: dict[type, str] = {
     str: "string",
@@ -35,8 +36,12 @@ class ValueForm(Enum):
 
 
 def resolve(value: object, schema: Mapping[str, Any]) -> object:
-    """A property's schema. If it is only a `$ref` to a definition of `schema`, that definition."""
+    """A property's schema. If it is only a `$ref` to a definition of `schema`, that definition.
+
+    What joins a single schema, such as pydantic's `{"allOf": [{"$ref": …}]}`, is that schema.
+    """
     for _ in range(8):
+        value = sole_part(value)
         if not isinstance(value, dict) or not isinstance(value.get("$ref"), str):
             break
         root, _, name = value["$ref"].rpartition("/")
@@ -45,6 +50,13 @@ def resolve(value: object, schema: Mapping[str, Any]) -> object:
             break
         value = schema[group][name]
     return value
+
+
+def sole_part(value: object) -> object:
+    """The only schema of an `allOf`, `anyOf` or `oneOf` beside annotations; else `value`."""
+    keys = value.keys() - _ANNOTATIONS if isinstance(value, dict) else set()
+    parts = value[min(keys)] if len(keys) == 1 and keys <= _JOINS else None  # type: ignore[index]
+    return parts[0] if isinstance(parts, list) and len(parts) == 1 else value
 
 
 def value_form(value: object, tag: str) -> ValueForm:

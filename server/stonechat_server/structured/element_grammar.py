@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 from stonechat_server.parsers.element_calls import ITEM
-from stonechat_server.parsers.tag_values import allows_text, resolve
+from stonechat_server.parsers.tag_values import allows_text, resolve, sole_part
 from stonechat_server.structured.lark import (
     ANY_TEXT,
     LarkWriter,
@@ -66,6 +66,7 @@ class ElementArguments:
 
     def _value(self, schema: Any, depth: int) -> str:
         """A value, up to the mark of its element's end."""
+        schema = sole_part(schema)
         target = resolve(schema, self.schema)
         if target is not schema and not (isinstance(target, dict) and "$ref" in target):
             return self._reference(schema["$ref"], target)

@@ -13,7 +13,9 @@ from stonechat_server.structured.lark import choice, quoted, regex
 
 _ANNOTATIONS = frozenset(("title", "description", "default", "examples", "$comment", "deprecated"))
 _MAX_DEPTH = 1
-_SCALARS = frozenset(("integer", "number", "boolean", "null"))
+_TYPES = ("string", "number", "boolean", "null", "array", "object")
+_READ_FROM_TEXT = frozenset(("integer", "number", "boolean"))
+_LISTS = frozenset(("enum", "const"))
 _NO_LITERAL = r"/[^\s\"'\[({<]((?s:.*)[^\s])?/"
 """Text that cannot be read as a quoted string, a list or an object."""
 _FREE = r"/[^\s\"'\[({<0-9+.\-]((?s:.*)[^\s])?/"
@@ -47,16 +49,14 @@ def raw_text(value: object, schema: Mapping[str, Any]) -> str | None:
     options = _options(value, schema)
     if options is None:
         return None
-    others = [option for option in options if option.get("type") != "string"]
-    has_scalars = any(option["type"] in _SCALARS - {"null"} for option in others)
-    if has_scalars and not all(_is_plain_scalar(option) for option in others):
-        return None
-    texts: list[str] = []
-    for option in options:
-        if option.get("type") == "string":
-            text = _option_text(option, value, has_scalars=has_scalars)
-            texts += [text] if text is not None else []
-    return choice(texts) if texts else None
+    kinds = {option["type"] for option in options}
+    texts = [
+        _option_text(option, value, is_alone=kinds.isdisjoint(_READ_FROM_TEXT))
+        for option in options
+        if option["type"] == "string" and (option.keys() & _LISTS or not _lists_words(options))
+    ]
+    found = [text for text in texts if text is not None]
+    return choice(found) if found else None
 
 
 def is_open(text: str) -> bool:
@@ -68,37 +68,50 @@ def _options(
     value: object, schema: Mapping[str, Any], depth: int = 0
 ) -> list[dict[str, Any]] | None:
     """The alternatives of a value, each of one type; None if it is not made of such."""
+    if value is True:
+        value = {}
     if not isinstance(value, dict) or depth > _MAX_DEPTH:
         return None
     value = {key: item for key, item in value.items() if key not in _ANNOTATIONS}
-    if value.keys() == {"anyOf"}:
+    if not value:
+        return [{"type": name} for name in _TYPES]
+    if value.keys() in ({"anyOf"}, {"oneOf"}):
         found: list[dict[str, Any]] = []
-        for option in value["anyOf"]:
+        for option in next(iter(value.values())):
             options = _options(resolve(option, schema), schema, depth + 1)
             if options is None:
                 return None
             found += options
-        return found
+        num_texts = sum(option["type"] == "string" for option in found)
+        return None if "oneOf" in value and num_texts > 1 else found
     types = value.get("type")
     if isinstance(types, list):
         return [{**value, "type": name} for name in types]
-    if types is None and all(isinstance(item, str) for item in value.get("enum", [None])):
-        types = "string"
+    if types is None and value.keys() == {"enum"}:
+        texts = [item for item in value["enum"] if isinstance(item, str)]
+        return [{"type": "string", "enum": texts}] if texts else None
     return [{**value, "type": types}] if isinstance(types, str) else None
 
 
-def _is_plain_scalar(option: Mapping[str, Any]) -> bool:
-    return option["type"] in _SCALARS and option.keys() == {"type"}
+def _lists_words(options: list[dict[str, Any]]) -> bool:
+    """Whether the alternatives allow some of `true`, `false` and `null`, but not all of a type."""
+    return any(
+        option["type"] in ("boolean", "null") and option.keys() & _LISTS for option in options
+    )
 
 
-def _option_text(option: Mapping[str, Any], value: object, *, has_scalars: bool) -> str | None:
+def _option_text(option: Mapping[str, Any], value: object, *, is_alone: bool) -> str | None:
+    """`is_alone`: no other alternative would be read from a text of this one."""
     keys = option.keys() - {"type"}
     if keys == {"enum"}:
         literals = [text for text in option["enum"] if _reads_as_itself(text, value)]
         return choice(map(quoted, literals)) if literals else None
     if not keys:
         return _FREE
-    if has_scalars:
+    if keys <= {"minLength", "maxLength"}:
+        least, most = option.get("minLength", 0), option.get("maxLength", "")
+        return f"(/(?s:.{{{least},{most}}})/ & {_FREE})"
+    if not is_alone:
         return None
     if keys == {"format"} and option["format"] in _FORMATS:
         return f"/{_FORMATS[option['format']].replace('/', chr(92) + '/')}/"

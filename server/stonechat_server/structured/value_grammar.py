@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from stonechat_server.parsers.tag_values import resolve
+from stonechat_server.parsers.tag_values import resolve, sole_part
 from stonechat_server.structured.lark import (
     ANY_TEXT,
     LarkWriter,
@@ -17,6 +17,7 @@ from stonechat_server.structured.lark import (
     sequence,
     without,
 )
+from stonechat_server.structured.raw_text import raw_text
 
 _GAP = "(SPACE)?"
 _ANNOTATIONS = frozenset(
@@ -50,6 +51,7 @@ class ValueGrammar:
 
     def value(self, value: Any) -> str:
         """An expression for the values that schema `value` allows."""
+        value = sole_part(value)
         if isinstance(value, dict) and "$ref" in value:
             return self._reference(value)
         if value is True or (isinstance(value, dict) and not value.keys() - _ANNOTATIONS):
@@ -67,7 +69,7 @@ class ValueGrammar:
         if isinstance(kind, list) and keys == {"type"}:
             return choice(self.value({"type": item}) for item in kind)
         if not isinstance(kind, str) or keys - {"type"} - _KEYS.get(kind, frozenset()):
-            return self._json(value)
+            return self._json_or_quoted(value)
         if isinstance(value.get("items"), list):  # a tuple, in older drafts
             return self._json(value)
         return self._of_type(kind, value)
@@ -128,6 +130,15 @@ class ValueGrammar:
         chars = ANY_TEXT
         if (min_length, max_length) != (0, None):
             chars = f"/(?s:.{{{min_length},{'' if max_length is None else max_length}}})/"
+        return self._quoted(chars)
+
+    def _json_or_quoted(self, value: Mapping[str, Any]) -> str:
+        """JSON, or a string that `raw_text` knows between quotes."""
+        raw = raw_text(value, self.schema) if self.quote else None
+        return self._json(value) if raw is None else choice([self._quoted(raw), self._json(value)])
+
+    def _quoted(self, chars: str) -> str:
+        """The text of a terminal's expression between quotes."""
         if self.writer.has_special(self.quote):
             quote = self.writer.literal(self.quote)
             return sequence(quote, chars, quote)

@@ -5,6 +5,7 @@ import random
 import re
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -135,15 +136,41 @@ def test_declared_keys_cannot_be_written_with_escapes_or_repeated(
         assert not accepts(compiled.new_constraint(), vocabulary, text)
 
 
-def test_an_integer_ends_before_it_leaves_the_exact_range(
-    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+LARGEST = 2**63 - 1024
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (
+            {"type": ["integer", "null"]},
+            (-LARGEST, LARGEST, 1234567890123456789, 0, None),
+            (LARGEST + 1,),
+        ),
+        ({"type": "integer", "minimum": 0}, (0, LARGEST), (-1, LARGEST + 1)),
+        ({"type": "integer", "exclusiveMaximum": 5}, (4, -LARGEST), (5, -LARGEST - 1)),
+        ({"type": "integer", "multipleOf": 7}, (14, -7), (1, 14 * 10**18)),
+        ({"type": "integer", "minimum": 10**16}, (2 * 10**16,), (1,)),
+        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, (LARGEST,), ()),
+        ({"type": "integer", "minimum": 0, "maximum": 2**64 - 1}, (0, LARGEST), (-1,)),
+        ({"type": "number", "maximum": 1.7976931348623157e308}, (-2, 1.5, 10**18), ()),
+        ({"type": "number", "minimum": -3.4e38, "exclusiveMinimum": 2}, (2.5,), (2, -1)),
+        ({"type": "number", "minimum": 0, "maximum": 10**400}, (0, 1e17), (-1,)),
+    ],
+    ids=str,
+)
+def test_numbers_end_and_huge_bounds_are_taken(
+    compiler: GrammarCompiler,
+    vocabulary: ByteVocabulary,
+    schema: dict[str, Any],
+    good: tuple[object, ...],
+    bad: tuple[object, ...],
 ) -> None:
-    compiled = compiler.compile(schema_spec({"type": ["integer", "null"]}))
-    for text in ("-9007199254740991", "9007199254740991", "0", "null"):
-        assert accepts(compiled.new_constraint(), vocabulary, text)
-    assert not accepts(compiled.new_constraint(), vocabulary, "9007199254740992")
-    bounded = compiler.compile(schema_spec({"type": "integer", "minimum": 10**16}))
-    assert accepts(bounded.new_constraint(), vocabulary, "20000000000000000")
+    compiled = compiler.compile(schema_spec(schema))
+    for values, expected in ((good, True), (bad, False)):
+        for value in values:
+            text = str(int(value)) if value == 1e17 else json.dumps(value)
+            assert accepts(compiled.new_constraint(), vocabulary, text) is expected, text
 
 
 def test_an_object_accepts_only_declared_properties_unless_the_schema_says_otherwise(

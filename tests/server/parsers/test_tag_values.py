@@ -25,6 +25,8 @@ def test_a_reference_is_followed_to_its_definition() -> None:
     assert resolve({"$ref": "#/$defs/a"}, schema) == STRING
     assert resolve(STRING, schema) == STRING
     assert resolve(True, schema) is True
+    for joined in ({"allOf": [STRING]}, {"anyOf": [{"$ref": "#/$defs/a"}], "title": "x"}):
+        assert resolve(joined, schema) == STRING
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,9 @@ def test_a_reference_is_followed_to_its_definition() -> None:
         {"$ref": "#/elsewhere/a"},
         {"$ref": "#/$defs/a", "minLength": 3},
         {"$ref": 7},
+        {"allOf": [STRING, NUMBER]},
+        {"allOf": [STRING], "minLength": 3},
+        {"allOf": STRING},
     ],
 )
 def test_other_references_are_left_alone(value: dict[str, Any]) -> None:

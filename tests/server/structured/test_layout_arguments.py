@@ -200,6 +200,12 @@ def test_a_key_that_no_tag_can_have_is_written_as_json() -> None:
         ({"type": ["string", "null"], "enum": ["a b", "c", None]}, "a b", "d"),
         ({"type": ["string", "integer"]}, "a b", None),
         ({"anyOf": [TEXT, {"type": "number"}, {"type": "null"}]}, "a b\nc", None),
+        ({"type": ["string", "null"], "maxLength": 3}, "abc", "abcd"),
+        ({"anyOf": [{"type": "string", "minLength": 2}, {"type": "array"}]}, "ab", "a"),
+        ({"oneOf": [TEXT, {"type": "array", "items": TEXT}]}, "a b", None),
+        ({"enum": ["a b", 1, None, True]}, "a b", "b"),
+        ({}, "true story", None),
+        (True, "text", None),
     ],
     ids=str,
 )
@@ -217,6 +223,48 @@ def test_text_stands_raw_where_json_may_stand_too(
     assert bad is None or not is_allowed(tool, layout, written(layout, bad))
     for call in calls(tool, layout):
         jsonschema.validate(call, schema, format_checker=jsonschema.FormatChecker())
+
+
+@pytest.mark.parametrize("layout", ["qwen_coder", "deepseek_v32", "gemma4", "minimax_m3"])
+def test_a_list_of_one_schema_is_that_schema(layout: str) -> None:
+    """As pydantic writes a model or an enum that has a description of its own."""
+    colour = {"C": {"type": "string", "enum": ["red", "blue"]}}
+    value = {"allOf": [{"$ref": "#/$defs/C"}], "description": "The colour.", "default": "red"}
+    plain = {**record(a=colour["C"]), "required": ["a"]}
+    wrapped = {**record(a=value), "required": ["a"], "$defs": colour}
+    grammars = [call_grammar(enforced(s)[0], layout).source for s in (plain, wrapped)]
+    texts = [calls(enforced(s)[0], layout, count=12) for s in (plain, wrapped)]
+    assert {call["a"] for found in texts for call in found} <= {"red", "blue"}
+    if layout in ("qwen_coder", "deepseek_v32"):
+        assert grammars[0] == grammars[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "good", "bad"),
+    [
+        ({"type": "string", "format": "date"}, "2024-02-28", "2024-02-30"),
+        ({"type": "string", "pattern": "^[A-Z]{2}-[0-9]{2}$"}, "AB-12", "AB-1"),
+        ({"type": ["string", "null"], "maxLength": 3}, "abc", "abcd"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", ["gemma4", "function_gemma"])
+def test_strings_with_a_form_stand_in_the_quotes_of_the_layout(
+    value: Any, good: str, bad: str, layout: str
+) -> None:
+    schema = {**record(a=value), "required": ["a"]}
+    tool, left_out = enforced(schema, format=FORMATS[layout])
+    assert left_out == []
+    parts = FORMATS[layout].layout
+    assert isinstance(parts, DictLayout)
+    for text, expected in ((good, True), (bad, False)):
+        pair = f"{{a:{parts.quote}{text}{parts.quote}}}"
+        call = f"{parts.before_name}f{parts.after_name}{pair}{parts.after_arguments}"
+        whole = f"{FORMATS[layout].trigger}{parts.opening}{call}{parts.closing}"
+        assert is_allowed(tool, layout, whole) is expected, whole
+    assert is_allowed(tool, layout, whole.replace(pair, f'{{a:"{good}"}}'))
+    for found in calls(tool, layout):
+        jsonschema.validate(found, schema, format_checker=jsonschema.FormatChecker())
 
 
 def written(layout: str, value: str) -> str:
