@@ -141,11 +141,11 @@ def set_early(is_on: bool) -> None:
 
 
 def use(layers: nn.Module, tiles: dict[int, Any]) -> None:
-    from stonechat_models.backends.transformers.fused.few_rows import use_few_rows
+    from stonechat_models.backends.transformers.fused.linears import use_ways
 
     for module in layers.modules():
         if isinstance(module, nn.Linear):
-            use_few_rows(module, tiles)
+            use_ways(module, tiles)
 
 
 def time_layers(sweep: Sweep, name: str, layers: nn.ModuleList, num_rows: int) -> None:

@@ -3,15 +3,15 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 GPU_TESTS = ["tests/gpu"]
 NEW_TESTS = [
-    *("build", "fused", "codes", "sampler", "images", "lora", "ranks"),
-    *("graphs", "mixed_graphs", "experts"),
+    *("fused", "build", "images", "experts", "sampler", "lora", "ranks", "codes"),
+    *("graphs", "mixed_graphs", "state"),
 ]
 """Of those in `GPU_TESTS`: first the ones of what has not run on a GPU, or has changed since."""
 KERNEL_TESTS = ("tests/models/backends", "tests/models/sampling", "tests/models/hardware")
@@ -20,6 +20,8 @@ TOGETHER = "not slow_compile and not alone and not nightly"
 """The tests that may run beside each other; those that compile for minutes are left out."""
 PROCESSES = max(1, min(12, (os.cpu_count() or 2) - 2))
 ONLY_1B = ("--models", "llama-3.2-1b", "--no-http", "--no-compare")
+LEAST_SHARE = 1 / 3
+"""A part does not start with less than this share of its seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,6 @@ class Part:
     command: list[str]
     seconds: float
     """Its time limit."""
-    reserve: float = 0.0
-    """The parts before it leave this many seconds for it."""
     tail: int = 25
     """How many of the last lines of its output are shown."""
     shown: str = ""
@@ -42,68 +42,83 @@ class Part:
     """Variables. `{out}` is replaced here too."""
 
 
+def allot(parts: Sequence[Part], seconds: float) -> list[float]:
+    """Divide `seconds`: each part gets its own, in order, and the last what is left.
+
+    A part that would get less than `LEAST_SHARE` of its seconds gets none: it is cut, and the parts
+    after it may have the rest.
+    """
+    limits = []
+    for part in parts:
+        limit = min(part.seconds, seconds)
+        limits.append(limit if limit >= LEAST_SHARE * part.seconds else 0.0)
+        seconds -= limits[-1]
+    return limits
+
+
 def correct() -> list[Part]:
-    """Is it right: first what has not run on a GPU, in 345 seconds; then all tests, in 600."""
+    """Is it right: first what has not run on a GPU, within 345 seconds; then all tests."""
     new = [f"tests/gpu/test_cuda_{name}.py" for name in NEW_TESTS]
     return [
-        smoke(30),
+        smoke(25),
         pytest_run("new", new, 130),
-        pytest_run("alone", GPU_TESTS, 90, "-m", "alone", is_alone=True),
-        bench("small", 60, "--models", "small", "--no-http", "--no-compare"),
-        pytest_run("tests", [*GPU_TESTS, *(f"--ignore={path}" for path in new)], 100),
-        pytest_run("kernels", kernel_tests(), 90, "-m", "not nightly"),
-        pytest_run("slow", GPU_TESTS, 150, "-m", "slow_compile"),
+        pytest_run("alone", GPU_TESTS, 85, "-m", "alone", is_alone=True),
+        bench("small", 50, "--models", "small", "--no-http", "--no-compare"),
+        pytest_run("tests", [*GPU_TESTS, *(f"--ignore={path}" for path in new)], 90),
+        pytest_run("kernels", kernel_tests(), 80, "-m", "not nightly"),
+        pytest_run("slow", GPU_TESTS, 105, "-m", "slow_compile"),
     ]
 
 
 def speed() -> list[Part]:
-    """How fast are models of four shapes and their server, and with earlier kernels; 400 s."""
+    """How fast are models of four shapes and their server, and with earlier kernels."""
     models = ["llama-3.2-1b", "llama-3.1-8b", "llama-3.1-8b-q4_k_m", "qwen3-30b-a3b-12-layers"]
     words = ["--models", *models, "--modes", "greedy", "temperature 1", "top-k, top-p"]
-    words += ["--no-compare", "--no-kernel-checks", "--most", "85", "--one-process"]
+    words += ["--no-compare", "--no-kernel-checks", "--most", "80", "--one-process"]
     decode = ("--batches", "1", "64", "--modes", "greedy", "--only-decode", "--no-device")
     without = ("--no-http", "--no-compare", *decode)
     pair = ("--models", "llama-3.2-1b", "llama-3.1-8b")
     return [
-        bench("bench", 270, *words),
-        bench("fetching", 50, *pair, *without, "--kernels", "few", "some", "fetching"),
-        bench("plain", 50, *pair, *without, "--kernels", "few", "some", "plain"),
-        bench("cublas", 50, *pair, *without, "--kernels", "few", "plain"),
-        bench("small", 30, "--models", "qwen3-0.6b", *without),
+        bench("bench", 240, *words),
+        bench("plain", 44, *pair, *without, "--kernels", "few", "some", "plain"),
+        bench("cublas", 40, *pair, *without, "--kernels", "few", "plain"),
+        bench("fetching", 40, *pair, *without, "--kernels", "few", "some", "fetching"),
     ]
 
 
 def variants() -> list[Part]:
-    """How fast are quantised weights, experts, and models without one of the fast paths; 375 s."""
+    """How fast are quantised weights, experts, and models without one of the fast paths."""
 
     def quantised(name: str, seconds: float, *flags: str) -> Part:
         words = ["--models", "llama-3.1-8b", "--batches", "1", "64", "--no-http", "--no-compare"]
         words += ["--modes", "greedy", "temperature 1"]
         return bench(name, seconds, *words, *flags)
 
-    decode = (*ONLY_1B, "--batches", "1", "64", "--only-decode", "--no-device")
+    decode = ("--batches", "1", "64", "--only-decode", "--no-device")
     return [
-        quantised("fp8", 80, "--quantize", "fp8"),
-        quantised("int4", 80, "--quantize", "int4", "--no-device"),
+        quantised("fp8", 75, "--quantize", "fp8"),
+        quantised("int4", 75, "--quantize", "int4", "--no-device"),
         script("experts", 45),
-        bench("unfused", 45, *decode, "--no-fused"),
-        bench("eager", 45, *decode, "--eager"),
-        quantised("int8", 80, "--quantize", "int8", "--no-device"),
+        bench("unfused", 40, *ONLY_1B, *decode, "--no-fused"),
+        bench("eager", 40, *ONLY_1B, *decode, "--eager"),
+        bench("0.6b", 30, "--models", "qwen3-0.6b", "--no-http", "--no-compare", *decode),
+        quantised("int8", 60, "--quantize", "int8", "--no-device"),
     ]
 
 
 def sweep() -> list[Part]:
-    """How fast are kernels with other tile sizes; 430 s."""
-    return [
-        script("sweep", 240),
-        script("gemv", 80, reserve=40),
-        script("codes", 60, reserve=30),
-        script("sampling", 50, reserve=20),
-    ]
+    """How fast are kernels with other tile sizes."""
+    return [script("sweep", 220), script("gemv", 75), script("codes", 55), script("sampling", 45)]
 
 
 PLANS = {plan.__name__: plan for plan in (correct, speed, variants, sweep)}
 """Each returns its parts, the most useful first."""
+SECONDS = {"correct": 600, "speed": 400, "variants": 400, "sweep": 430}
+"""What all parts of a plan need, with the start and the end of `day`."""
+START_SECONDS = 25
+"""Until the first part: the bundle is installed, and modules are compiled."""
+END_SECONDS = 8
+"""Kept for the end of the run."""
 
 
 # --- kinds of parts ---
@@ -113,10 +128,10 @@ def smoke(seconds: float) -> Part:
     return Part("smoke", [sys.executable, "scripts/gpu/smoke.py"], seconds, tail=40)
 
 
-def script(name: str, seconds: float, reserve: float = 0.0) -> Part:
+def script(name: str, seconds: float) -> Part:
     command = [sys.executable, f"scripts/gpu/{name}.py", "--seconds", f"{seconds - 10:g}"]
     command += ["--out", f"{{out}}/{name}.jsonl"]
-    return Part(name, command, seconds, reserve, tail=50, cache=name)
+    return Part(name, command, seconds, tail=50, cache=name)
 
 
 def bench(name: str, seconds: float, *words: str) -> Part:
@@ -140,7 +155,8 @@ def pytest_run(
     command += ["-W", "default", "-p", "no:cacheprovider", "-p", "xdist", "-p", "report_outcomes"]
     command += [f"--junitxml={{out}}/{name}.xml", "-m", TOGETHER, *words]
     if importlib.util.find_spec("pytest_timeout"):
-        command += ["-p", "pytest_timeout", "--timeout=60"]
+        # Tests that run alone start servers, which compile kernels in each of their processes.
+        command += ["-p", "pytest_timeout", f"--timeout={seconds - 5 if is_alone else 60:g}"]
     if not is_alone:
         # One by one: slow tests often stand side by side, and would wait in one process.
         command += ["-n", str(PROCESSES), "--dist", "load", "--maxschedchunk", "1"]

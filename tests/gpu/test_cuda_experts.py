@@ -9,6 +9,7 @@ from torch import nn
 from stonechat_models.backends.quantization.coded_linear import dequantised
 from stonechat_models.backends.quantization.random_codes import random_codes
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda_memory import CudaCapturer
 from stonechat_models.backends.transformers.fused import expert_kernels as kernels
 from stonechat_models.backends.transformers.fused.coded_experts import CodedExpertLinear, Rows
 from stonechat_models.backends.transformers.fused.experts import (
@@ -16,11 +17,14 @@ from stonechat_models.backends.transformers.fused.experts import (
     ExpertLinear,
     FusedExperts,
 )
+from stonechat_models.backends.transformers.fused.mixture import FusedMixture
+from stonechat_models.backends.transformers.fused.modules import MergedMLP
 from stonechat_models.backends.transformers.fused.router import FusedRouter, Scoring
 from tests.gpu.test_cuda_engine import assert_near, build, prompts, tiny_pair
 from tests.models.engines import generate_all, greedy
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+SMALL = {"num_experts": 8, "top_k": 2, "hidden": 64, "inner": 48}
 QWEN3_30B = {"num_experts": 128, "top_k": 8, "hidden": 2048, "inner": 768}
 GPT_OSS_20B = {"num_experts": 32, "top_k": 4, "hidden": 2880, "inner": 2880}
 MIXTRAL_8X7B = {"num_experts": 8, "top_k": 2, "hidden": 4096, "inner": 14336}
@@ -174,6 +178,47 @@ def test_a_graph_has_the_bits_of_a_plain_run(num_tokens, device):
         assert torch.equal(output, case.module(*inputs))
 
 
+def dense(num_out, num_in, device):
+    """A layer of random weights, in bfloat16."""
+    made = nn.Linear(num_in, num_out, bias=False, device=device, dtype=torch.bfloat16)
+    nn.init.normal_(made.weight, std=num_in**-0.5)
+    return made.requires_grad_(False)
+
+
+@pytest.mark.parametrize("has_shared", [False, True], ids=["experts", "shared"])
+@pytest.mark.parametrize("sizes", [SMALL, QWEN3_30B], ids=["small", "qwen3-30b"])
+@torch.inference_mode()
+def test_a_block_adds_its_experts_and_the_shared_mlp(sizes, has_shared, device):
+    """To the residual in place, in a graph too."""
+    case = Case(device, torch.bfloat16, **sizes)
+    hidden, inner = sizes["hidden"], sizes["inner"]
+    shared = None
+    if has_shared:
+        shared = MergedMLP(dense(2 * inner, hidden, device), dense(hidden, inner, device))
+    scoring = Scoring(False, False, True, 1.0, torch.bfloat16)
+    gate = dense(sizes["num_experts"], hidden, device).weight
+    router = FusedRouter(gate, scoring, top_k=sizes["top_k"])
+    mixture = FusedMixture(router, case.module, shared)
+    for num_tokens in (1, 4, 33):
+        x, residual = (
+            torch.randn(num_tokens, hidden, device=device, dtype=torch.bfloat16) for _ in range(2)
+        )
+        weights, ids = router.choose(x)
+        expected = case.reference(x, ids, weights)
+        if shared is not None:
+            gates, ups = (x.double() @ shared.gate_up_proj.weight.double().T).chunk(2, dim=1)
+            inner_rows = nn.functional.silu(gates) * ups
+            expected += inner_rows @ shared.down_proj.weight.double().T
+        limit = 2 * TOLERANCE[torch.bfloat16] * expected.abs().max()  # rounded twice more
+        assert float((mixture(x).double() - expected).abs().max()) < limit
+        summed = mixture.add_to(residual.clone(), x)
+        assert float((summed.double() - residual.double() - expected).abs().max()) < limit
+        replay = CudaCapturer(device).capture(
+            lambda x=x, residual=residual: mixture.add_to(residual.clone(), x)
+        )
+        assert all(torch.equal(replay(), summed) for _ in range(3))
+
+
 @torch.inference_mode()
 def test_all_tokens_may_choose_one_expert(device):
     case = Case(device, torch.bfloat16, **{**QWEN3_30B, "top_k": 1})
@@ -207,6 +252,8 @@ def test_tokens_are_those_of_plain_transformers_in_graphs(family, dtype, device)
     engine = build(module, device, dtype=name, progress=lines.append)
     kinds = {type(part) for part in module.modules()}
     assert {FusedExperts, FusedRouter} <= kinds
+    if family in ("mixtral", "glm4_moe"):
+        assert FusedMixture in kinds
     assert isinstance(engine.model, GraphedModel)
     assert engine.model._graphs, lines
     tolerance = 1e-3 if dtype is torch.float32 else 0.25

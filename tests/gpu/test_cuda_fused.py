@@ -10,9 +10,8 @@ from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.cuda_memory import CudaCapturer
 from stonechat_models.backends.transformers.fused.few_rows import (
     ROW_COUNTS,
-    few_rows_tile,
-    use_few_rows,
 )
+from stonechat_models.backends.transformers.fused.linears import use_ways, way_of
 from stonechat_models.backends.transformers.fused.product_choice import (
     SOME_TILES,
     TILES,
@@ -26,7 +25,6 @@ from stonechat_models.backends.transformers.fused.some_rows import ROW_COUNTS as
 from stonechat_models.backends.transformers.fused.some_rows import (
     SomeRows,
     some_rows_product,
-    use_some_rows,
 )
 from stonechat_models.backends.transformers.fused.step_products import product_groups
 from stonechat_models.backends.transformers.model import TransformersModel
@@ -48,20 +46,14 @@ from tests.models.engines import generate_all, greedy, model_info
 MAX_MODEL_LEN = 200
 
 
-def use_everywhere(module, tile=TILES[0]):
-    """Let all products of a fused module use our kernel. Returns how many there are."""
+def use_everywhere(module, device, tile):
+    """Let all products of a fused module use our kernels. Returns how many there are."""
+    how = SomeRows.on(device, SOME_TILES[1])
     linears = [product.linear for group in product_groups(module) for product in group]
     for linear in linears:
-        use_few_rows(linear, dict.fromkeys(ROW_COUNTS, tile))
+        ways = dict.fromkeys(ROW_COUNTS, tile) | dict.fromkeys(SOME_ROW_COUNTS, how)
+        use_ways(linear, ways)
     return len(linears)
-
-
-def use_some_everywhere(module, device, tile):
-    """As `use_everywhere`, for more rows."""
-    how = SomeRows.on(device, tile)
-    for group in product_groups(module):
-        for product in group:
-            use_some_rows(product.linear, dict.fromkeys(SOME_ROW_COUNTS, how))
 
 
 def build(module, device, dtype, lines, tile=TILES[0]):
@@ -69,8 +61,7 @@ def build(module, device, dtype, lines, tile=TILES[0]):
     probe = check_packing(module, device, module.config.vocab_size)
     fuse_modules(module)
     assert tabulate_rotary(module, MAX_MODEL_LEN) == 1
-    assert use_everywhere(module, tile)
-    use_some_everywhere(module, device, SOME_TILES[1])
+    assert use_everywhere(module, device, tile)
     backend = choose_attention("triton", device)
     info = model_info(device=str(device), dtype=str(dtype).removeprefix("torch."))
     config = EngineConfig(model="tiny", max_num_seqs=8, max_batch_tokens=64, kv_cache_bytes=8 << 20)
@@ -152,8 +143,7 @@ def test_early_launches_read_what_the_kernels_before_wrote(num_rows, device, mon
     module, _ = tiny_pair("llama", device, torch.bfloat16, hidden_size=256, intermediate_size=1024)
     check_packing(module, device, module.config.vocab_size)
     fuse_modules(module)
-    use_everywhere(module, TILES[-1])
-    use_some_everywhere(module, device, SOME_TILES[1])
+    use_everywhere(module, device, TILES[-1])
     groups = {group[0].kind: group[0] for group in product_groups(module)}
     norm, projection = module.model.norm, groups["turned qkv"]
     start = torch.randn(num_rows, 256, generator=torch.Generator().manual_seed(0))
@@ -197,5 +187,5 @@ def test_products_are_timed_and_chosen(device):
         assert timing.torch > 0
         assert timing.own > 0
     down = module.model.layers[0].mlp.down_proj
-    chosen = [n for n in ROW_COUNTS if few_rows_tile(down, n) is not None]
+    chosen = [n for n in ROW_COUNTS if way_of(down, n) is not None]
     assert chosen == [t.num_rows for t in timings if t.kind == "down" and t.own < t.torch]

@@ -41,12 +41,15 @@ class Family:
     """The shape of `pixel_values`."""
     sizes: dict[str, list[int]]
     """Other arguments, one row each."""
+    image_size: int = 0
+    """The side of all its images, if its config says so and a smaller one is enough here."""
 
 
 FAMILIES = {
     "qwen2_5_vl": Family(6, (24, 1176), {"image_grid_thw": [1, 4, 6]}),  # rotary positions of grids
     "qwen3_vl": Family(6, (24, 1536), {"image_grid_thw": [1, 4, 6]}),  # more for some layers
     "gemma3": Family(64, (1, 3, 224, 224), {}),  # attends in both directions
+    "llava": Family(16, (1, 3, 56, 56), {}, image_size=56),  # a tower with a class token
     "mistral3": Family(4, (1, 3, 56, 56), {"image_sizes": [56, 56]}),  # all of its layer is fused
 }
 
@@ -80,7 +83,10 @@ def prompt_of(family, image_token, seeds):
 def tiny_pair(family, device, dtype):
     """Return a tiny model on the device, and one of the same numbers in float32 on the CPU."""
     torch.manual_seed(0)
-    reference = AutoModelForImageTextToText.from_config(vision_config(family)).float().eval()
+    config = vision_config(family)
+    if FAMILIES[family].image_size:
+        config.vision_config.image_size = FAMILIES[family].image_size
+    reference = AutoModelForImageTextToText.from_config(config).float().eval()
     for name, parameter in reference.named_parameters():
         scale = 4 if parameter.dim() > 1 and "vision" not in name and "visual" not in name else 1
         parameter.data = (parameter.data * scale).to(dtype).float()

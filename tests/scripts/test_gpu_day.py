@@ -1,5 +1,6 @@
 """The plans for a GPU machine: what they run, what is kept, and what travels."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -9,11 +10,13 @@ import sys
 import tarfile
 import time
 from importlib.machinery import SourceFileLoader
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "gpu"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts" / "gpu"
 PLANS = ("correct", "speed", "variants", "sweep")
 
 
@@ -84,7 +87,6 @@ def test_a_part_that_fails_does_not_stop_the_next(day, run, tmp_path, capsys):
 
 def test_a_part_that_hangs_is_ended_with_all_that_it_started(day, run, tmp_path, monkeypatch):
     """It is interrupted first, so that it can write its results."""
-    monkeypatch.setattr(day, "LEAST_SECONDS", 0.0)
     folder = tmp_path / "work" / "results" / "hangs"
     wait, steps = subprocess.Popen.wait, ["started", "child"]
 
@@ -127,15 +129,46 @@ def is_running(pid):
         return False
 
 
-def test_a_part_leaves_time_for_later_ones(day, run):
-    summary = run(
-        python(day, "long", "pass", 500.0),
-        python(day, "reserved", "pass", 50.0, reserve=40.0),
-        seconds=100.0,
-    )
-    long, reserved = (part["limit"] for part in summary["parts"])
-    assert long <= 100 - 40 - day.END_SECONDS
-    assert 40 <= reserved <= 50
+def test_seconds_are_divided_in_order_and_what_gets_too_little_is_cut(day):
+    parts = [python(day, name, "pass", seconds) for name, seconds in SECONDS.items()]
+    assert day.allot(parts, 200.0) == [60.0, 90.0, 30.0, 20.0]
+    assert day.allot(parts, 175.0) == [60.0, 90.0, 25.0, 0.0]
+    assert day.allot(parts, 79.0) == [60.0, 0.0, 19.0, 0.0]
+    assert day.allot(parts, 5.0) == [0.0] * 4
+    assert day.allot(parts, -5.0) == [0.0] * 4
+
+
+SECONDS = {"a": 60.0, "b": 90.0, "c": 30.0, "d": 24.0}
+
+
+def test_what_is_cut_at_first_runs_in_the_time_that_others_leave(day, run, capsys):
+    summary = run(python(day, "long", "pass", 240.0), python(day, "later", "pass", 60.0))
+    long, later = (part["limit"] for part in summary["parts"])
+    assert 80 < long <= 100 - day.END_SECONDS
+    assert later == 60
+    assert "later cut" in capsys.readouterr().out
+    assert ends(summary) == {"long": "ok", "later": "ok"}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_fits_its_seconds(day, name):
+    import plans
+
+    parts = day.PLANS[name]()
+    left = day.SECONDS[name] - plans.START_SECONDS - plans.END_SECONDS
+    assert sum(part.seconds for part in parts) <= left
+    assert day.allot(parts, left) == [part.seconds for part in parts]
+    assert f"{day.SECONDS[name]} s" in (SCRIPTS.parents[1] / "docs" / "gpu.md").read_text()
+
+
+def test_the_first_day_has_time_for_what_is_new(day):
+    import plans
+
+    parts = day.PLANS["correct"]()
+    limits = day.allot(parts, 345 - plans.START_SECONDS - plans.END_SECONDS)
+    assert {part.name for part, limit in zip(parts, limits, strict=True) if limit} == {
+        *("smoke", "new", "alone", "small")
+    }
 
 
 def test_failures_of_tests_are_reported_as_they_come(day, run, tmp_path, capsys, monkeypatch):
@@ -160,7 +193,7 @@ def test_failures_of_tests_are_reported_as_they_come(day, run, tmp_path, capsys,
 
 def test_without_time_no_part_starts(day, run):
     summary = run(python(day, "late", "pass"), seconds=1.0)
-    assert ends(summary) == {"late": "not started: out of time"}
+    assert ends(summary) == {"late": "cut: 0 s left, it takes 60"}
 
 
 def test_the_environment_of_a_part(day, run, tmp_path, monkeypatch):
@@ -262,7 +295,7 @@ def test_what_the_bundle_holds():
     bundle = script("bundle")
     names = {line.partition("==")[0] for line in bundle.missing("3.12")}
     assert names >= {"fastapi", "opentelemetry-api", "pydantic", "pydantic-core", "sse-starlette"}
-    assert names >= {"pytest", "pytest-xdist", "execnet", "llguidance", "pillow"}
+    assert names >= {"pytest", "pytest-xdist", "execnet", "llguidance", "pillow", "uvloop"}
     assert names >= {"typing-extensions", "transformers"}
     assert not names & {"torch", "numpy", "huggingface-hub", "tokenizers", "sympy"}
 
@@ -271,3 +304,44 @@ def test_the_day_starts_as_a_script(tmp_path):
     command = [sys.executable, str(SCRIPTS / "day"), "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "summary.json" in result.stdout
+
+
+def test_the_bundle_has_what_the_tests_import(day):
+    """A missing package ends a whole run of pytest, since it fails while tests are collected."""
+    import plans
+
+    bundle = script("bundle")
+    there = {line.partition("==")[0] for line in bundle.missing("3.12")}
+    there |= bundle.closure(bundle.PRESENT, "3.12") | {"triton"}
+    known = packages_distributions()
+    names = imported_by([*plans.kernel_tests(), *map(str, (ROOT / "tests/gpu").glob("*.py"))])
+    assert names >= {"hypothesis", "httpx", "pytest", "torch", "triton"}
+    lacking = {
+        name
+        for name in names - {"stonechat_models", "stonechat_server"}
+        if not there & {bundle.canonicalize_name(package) for package in known.get(name, [name])}
+    }
+    assert lacking == set()
+
+
+def imported_by(files):
+    """The packages that test files import as they are imported, through helpers and conftests."""
+    left, seen, names = [ROOT / file for file in files], set(), set()
+    while left:
+        file = left.pop()
+        if file in seen or not file.is_file():
+            continue
+        seen.add(file)
+        folders = [folder for folder in file.parents if folder.is_relative_to(ROOT / "tests")]
+        left += [folder / "conftest.py" for folder in folders]
+        for node in ast.parse(file.read_text()).body:
+            match node:
+                case ast.Import():
+                    modules = [alias.name for alias in node.names]
+                case ast.ImportFrom():
+                    modules = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+                case _:
+                    continue
+            left += [ROOT / f"{name.replace('.', '/')}.py" for name in modules]
+            names |= {name.partition(".")[0] for name in modules}
+    return names - set(sys.stdlib_module_names) - {"tests"}

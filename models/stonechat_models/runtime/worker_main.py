@@ -53,7 +53,8 @@ def main(file_descriptor: int) -> int:
 
 
 def _load(config: EngineConfig, pipe: FramePipe) -> "EngineThread | None":
-    if config.tensor_parallel == 1:  # other ranks have processes and devices of their own
+    # Other ranks have processes and devices of their own.
+    if config.tensor_parallel == 1 and config.backend != "native":
         start_driver(config.device)
     try:
         from stonechat_models.runtime.build import build_engine

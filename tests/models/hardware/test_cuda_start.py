@@ -5,8 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware import cuda_start
 from stonechat_models.hardware.cuda_start import start_driver
+from stonechat_models.runtime import build, worker_main
 
 
 @pytest.fixture
@@ -57,3 +60,22 @@ def test_other_devices_need_no_driver(device, calls):
 def test_without_a_gpu_there_is_nothing_to_start(calls, monkeypatch):
     monkeypatch.setattr(cuda_start, "sees_gpu", lambda: False)
     assert start_driver("auto") is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_started"),
+    [({}, True), ({"backend": "native"}, False), ({"tensor_parallel": 2}, False)],
+    ids=["auto", "native", "ranks"],
+)
+def test_an_engine_process_starts_it_for_itself(settings, is_started, monkeypatch):
+    """Compiled kernels run on the CPU, and other ranks have processes of their own."""
+    started = []
+    monkeypatch.setattr(worker_main, "start_driver", started.append)
+
+    def refuse(*_, **__):
+        raise ModelLoadError("no model")
+
+    monkeypatch.setattr(build, "build_engine", refuse)
+    pipe = SimpleNamespace(send=lambda message: None)
+    assert worker_main._load(EngineConfig(model="x", **settings), pipe) is None
+    assert started == (["auto"] if is_started else [])

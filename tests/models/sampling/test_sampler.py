@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -92,6 +91,7 @@ COMBINATIONS: list[dict[str, object]] = [
 def test_draws_follow_the_reference_distribution(
     sampler_of: SamplerOf, params: dict[str, object]
 ) -> None:
+    stats = pytest.importorskip("scipy.stats")
     sampler = sampler_of(NUM_TOKENS)
     logits = random_logits(1)
     num_rows, num_draws = 128, 6_400
@@ -154,6 +154,7 @@ def test_extreme_values_define_a_distribution(sampler_of: SamplerOf, scale: floa
 def test_draws_at_successive_positions_follow_the_reference_distribution(
     sampler_of: SamplerOf,
 ) -> None:
+    stats = pytest.importorskip("scipy.stats")
     sampler = sampler_of(50)
     logits = random_logits(1, 50)
     state = state_of(seed=-5, top_p=0.8)

@@ -7,7 +7,8 @@ from torch import nn
 
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
 from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
-from stonechat_models.backends.transformers.fused.few_rows import few_rows_qkv, few_rows_tile
+from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile, few_rows_qkv
+from stonechat_models.backends.transformers.fused.linears import way_of
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
 from stonechat_models.backends.transformers.fused.products import normed_product
 from stonechat_models.backends.transformers.fused.rotary import rope_and_store
@@ -96,11 +97,11 @@ class FusedAttention(nn.Module):
         values: torch.Tensor,
     ) -> torch.Tensor:
         """Maps norm(hidden states) to queries [T, H, D], and stores keys and values at `slots`."""
-        tile = few_rows_tile(self.qkv_proj, len(rows))
+        way = way_of(self.qkv_proj, len(rows))
         turns = self.turns_in_product and keys.dtype == rows.dtype and len(slots) == len(rows)
-        if tile is not None and turns:
+        if isinstance(way, FewRowsTile) and turns:
             return few_rows_qkv(
-                rows, self.qkv_proj, tile, position_embeddings, slots, keys, values, norm=norm
+                rows, self.qkv_proj, way, position_embeddings, slots, keys, values, norm=norm
             )
         norms = None
         if self.q_norm is not None and self.k_norm is not None:

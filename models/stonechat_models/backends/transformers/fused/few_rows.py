@@ -1,6 +1,5 @@
 """Launches the product for a few rows, with its norm, gate or residual in the same kernel."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -13,14 +12,12 @@ from stonechat_models.backends.transformers.fused.few_rows_kernel import (
     few_rows_kernel,
     few_rows_qkv_kernel,
 )
-from stonechat_models.backends.transformers.fused.linears import is_plain
 from stonechat_models.hardware.dependent_launch import launch_settings
 
 ROW_COUNTS = (1, 2, 4)
 """Numbers of rows that the product is compiled for: the smallest decode steps of CUDA graphs."""
 COLUMNS_PER_WARP = 256
 """Eight of each thread: 16 bytes in half precision, the widest load."""
-ATTRIBUTE = "few_rows_tiles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +38,6 @@ class RowNorm(Protocol):
     offset: float
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
-
-
-def use_few_rows(linear: nn.Module, tiles: Mapping[int, FewRowsTile]) -> None:
-    """Let `linear` be multiplied by `few_rows_product` for these numbers of rows."""
-    setattr(linear, ATTRIBUTE, dict(tiles))
-
-
-def few_rows_tile(linear: nn.Module, num_rows: int) -> FewRowsTile | None:
-    """How to multiply this number of rows by `linear` here; None if PyTorch's product is used."""
-    tiles: dict[int, FewRowsTile] | None = linear.__dict__.get(ATTRIBUTE)
-    return tiles.get(num_rows) if tiles and is_plain(linear) else None
 
 
 def few_rows_product(

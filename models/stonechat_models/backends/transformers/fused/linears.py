@@ -1,6 +1,6 @@
-"""Merges linear layers into one, and says which are ordinary."""
+"""Merges linear layers into one, says which are ordinary, and how those are multiplied."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from stonechat_models.backends.quantization.coded_linear import CodedLinear, mer
 
 Linear = nn.Linear | CodedLinear
 """A layer whose outputs can be merged with those of others."""
+WAYS = "stonechat_ways"
 
 
 def merged_linear(linears: Sequence[Linear]) -> Linear | None:
@@ -48,3 +49,14 @@ def is_plain(linear: nn.Module) -> bool:
 def adds_in_product(linear: nn.Module) -> bool:
     """Whether a residual can be added in this layer's matrix product."""
     return is_plain(linear) and linear.bias is None
+
+
+def use_ways(linear: nn.Module, ways: Mapping[int, object]) -> None:
+    """Let `linear` be multiplied in these ways, by the number of rows, and else by PyTorch."""
+    setattr(linear, WAYS, dict(ways))
+
+
+def way_of(linear: nn.Module, num_rows: int) -> object | None:
+    """How to multiply this number of rows by `linear`; None if PyTorch's product is used."""
+    ways: dict[int, object] | None = linear.__dict__.get(WAYS)
+    return ways.get(num_rows) if ways and is_plain(linear) else None

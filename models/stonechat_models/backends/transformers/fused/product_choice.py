@@ -10,13 +10,12 @@ from torch import nn
 from stonechat_models.backends.transformers.fused.few_rows import (
     ROW_COUNTS,
     FewRowsTile,
-    use_few_rows,
 )
+from stonechat_models.backends.transformers.fused.linears import use_ways, way_of
 from stonechat_models.backends.transformers.fused.parity_check import agree, random_rows
 from stonechat_models.backends.transformers.fused.some_rows import (
     SomeRows,
     SomeRowsTile,
-    use_some_rows,
 )
 from stonechat_models.backends.transformers.fused.step_products import Product, product_groups
 from stonechat_models.backends.transformers.kernel_timing import (
@@ -46,6 +45,8 @@ SOME_TILES = (
 """The ways that `some_rows_product` is tried in."""
 TIMED_COUNTS = {16: (8, 16), 64: (32, 64)}
 """Numbers of rows that `some_rows_product` is timed with, and those that it is then used for."""
+TIMED_BYTES = 1 << 30
+"""Weights that are timed of each kind and shape: many times what a device's cache holds."""
 
 Tile = FewRowsTile | SomeRows
 
@@ -92,6 +93,7 @@ def choose_products(
             compile_ahead(groups, tiles)
             compile_ahead(groups, ways, TIMED_COUNTS)
             timings = choose_faster(groups, GraphTimer(device), tiles, ways)
+            _compile_chosen(groups)
     except Exception as error:  # after any error, the products stay as they are
         logger.warning("products of a few rows cannot be timed", exc_info=error)
         for group in groups:
@@ -145,6 +147,16 @@ def compile_ahead(
                     group[0].compile(x, scratch, tile)
 
 
+def _compile_chosen(groups: Iterable[Sequence[Product]]) -> None:
+    """Compile side by side what was chosen for numbers of rows that were not timed."""
+    with compiled_side_by_side():
+        for group in groups:
+            for num_rows in {n for counts in TIMED_COUNTS.values() for n in counts}:
+                way = way_of(group[0].linear, num_rows)
+                if isinstance(way, SomeRows):
+                    group[0].compile(*_random_input(group[0], num_rows), way)
+
+
 def _random_input(product: Product, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """An input and the scratch memory of `Product.run`."""
     weight = product.linear.weight
@@ -156,14 +168,15 @@ def _random_input(product: Product, num_rows: int) -> tuple[torch.Tensor, torch.
 def _time(
     group: Sequence[Product], num_rows: int, timer: Timer, tiles: Sequence[Tile]
 ) -> ProductTiming:
-    """Time all products in turn, so that the weights exceed the device's cache."""
+    """Time products in turn, with `TIMED_BYTES` of weights, so that none is in the cache."""
     weight = group[0].linear.weight
     assert isinstance(weight, torch.Tensor)
+    timed = group[: -(-TIMED_BYTES // weight.nbytes)]
     x, scratch = _random_input(group[0], num_rows)
     sums = scratch.clone()
 
     def run() -> torch.Tensor:
-        return [product.run(x, sums) for product in group][-1]
+        return [product.run(x, sums) for product in timed][-1]
 
     def outputs() -> tuple[torch.Tensor, torch.Tensor]:
         changed = scratch.clone()
@@ -187,7 +200,7 @@ def _time(
         logger.info("%s of %d rows in %s: %.2f us", group[0].kind, num_rows, tile, seconds * 1e6)
         if seconds < own_seconds:
             best, own_seconds = tile, seconds
-    count = len(group)
+    count = len(timed)
     return ProductTiming(
         group[0].kind,
         weight.shape[0],
@@ -202,10 +215,7 @@ def _time(
 def _use(group: Sequence[Product], tiles: Mapping[int, Tile]) -> None:
     """Let all products of a group use these kernels, by number of rows, and no others."""
     for product in group:
-        few = {n: tile for n, tile in tiles.items() if isinstance(tile, FewRowsTile)}
-        use_few_rows(product.linear, few)
-        some = {n: tile for n, tile in tiles.items() if isinstance(tile, SomeRows)}
-        use_some_rows(product.linear, some)
+        use_ways(product.linear, tiles)
 
 
 def is_on_cuda(device: torch.device) -> bool:

@@ -9,12 +9,13 @@ import triton
 from torch import nn
 
 from stonechat_models.backends.transformers.fused.few_rows import (
+    FewRowsTile,
     RowNorm,
     few_rows_product,
-    few_rows_tile,
 )
 from stonechat_models.backends.transformers.fused.kernels import gated_kernel
-from stonechat_models.backends.transformers.fused.some_rows import some_rows, some_rows_product
+from stonechat_models.backends.transformers.fused.linears import way_of
+from stonechat_models.backends.transformers.fused.some_rows import SomeRows, some_rows_product
 from stonechat_models.hardware.dependent_launch import launch_settings
 
 GATED_BLOCK = 1024
@@ -22,13 +23,12 @@ GATED_BLOCK = 1024
 
 def normed_product(x: torch.Tensor, norm: RowNorm | None, linear: nn.Module) -> torch.Tensor:
     """linear(norm(x)) for rows [M, k]; linear(x) without a norm."""
-    tile = few_rows_tile(linear, len(x))
-    if tile is not None and norm is not None:
-        return few_rows_product(x, linear, tile, norm=norm)
+    way = way_of(linear, len(x))
+    if isinstance(way, FewRowsTile) and norm is not None:
+        return few_rows_product(x, linear, way, norm=norm)
     normed = x if norm is None else norm(x)
-    how = some_rows(linear, len(x))
-    if how is not None:
-        return some_rows_product(normed, linear, how)
+    if isinstance(way, SomeRows):
+        return some_rows_product(normed, linear, way)
     product: torch.Tensor = linear(normed)
     return product
 
@@ -37,13 +37,12 @@ def gated_product(
     x: torch.Tensor, norm: RowNorm | None, gate_up: nn.Module, *, uses_gelu: bool
 ) -> torch.Tensor:
     """act(gate) * up, where `gate_up` computes both from norm(x), for rows [M, k]."""
-    tile = few_rows_tile(gate_up, len(x))
-    if tile is not None:
-        return few_rows_product(x, gate_up, tile, norm=norm, is_gated=True, uses_gelu=uses_gelu)
+    way = way_of(gate_up, len(x))
+    if isinstance(way, FewRowsTile):
+        return few_rows_product(x, gate_up, way, norm=norm, is_gated=True, uses_gelu=uses_gelu)
     normed = x if norm is None else norm(x)
-    how = some_rows(gate_up, len(x))
-    if how is not None:
-        return some_rows_product(normed, gate_up, how, is_gated=True, uses_gelu=uses_gelu)
+    if isinstance(way, SomeRows):
+        return some_rows_product(normed, gate_up, way, is_gated=True, uses_gelu=uses_gelu)
     both = gate_up(normed).contiguous()
     size = both.shape[1] // 2
     output = torch.empty((len(x), size), dtype=x.dtype, device=x.device)
@@ -63,12 +62,11 @@ def add_product(residual: torch.Tensor, linear: nn.Module, x: torch.Tensor) -> t
 
     `linear` must be one for which `adds_in_product` is true.
     """
-    tile = few_rows_tile(linear, len(x))
-    if tile is not None:
-        return few_rows_product(x, linear, tile, residual=residual)
-    how = some_rows(linear, len(x))
-    if how is not None:
-        return some_rows_product(x, linear, how, residual=residual)
+    way = way_of(linear, len(x))
+    if isinstance(way, FewRowsTile):
+        return few_rows_product(x, linear, way, residual=residual)
+    if isinstance(way, SomeRows):
+        return some_rows_product(x, linear, way, residual=residual)
     weight = linear.weight
     assert isinstance(weight, torch.Tensor)
     return residual.addmm_(x, weight.t())

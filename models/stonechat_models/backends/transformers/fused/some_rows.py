@@ -1,6 +1,5 @@
 """Launches the product for some rows, with its gate or residual in the same kernel."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,7 +7,6 @@ import torch
 import triton
 from torch import nn
 
-from stonechat_models.backends.transformers.fused.linears import is_plain
 from stonechat_models.backends.transformers.fused.some_rows_kernel import some_rows_kernel
 from stonechat_models.hardware.dependent_launch import launch_settings
 
@@ -17,7 +15,6 @@ ROW_COUNTS = (8, 16, 32, 64)
 LEAST_STEPS = 4
 """Steps of the inner loop that a program makes at least."""
 NUM_COUNTERS = 1 << 12
-ATTRIBUTE = "some_rows_products"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +59,6 @@ class SomeRows:
         if splits < 2 or num_parts > len(self.counters):
             splits = 1
         return int(triton.cdiv(size, splits * tile.inputs))
-
-
-def use_some_rows(linear: nn.Module, products: Mapping[int, SomeRows]) -> None:
-    """Let `linear` be multiplied by `some_rows_product` for these numbers of rows."""
-    setattr(linear, ATTRIBUTE, dict(products))
-
-
-def some_rows(linear: nn.Module, num_rows: int) -> SomeRows | None:
-    """How to multiply this number of rows by `linear` here; None if PyTorch's product is used."""
-    products: dict[int, SomeRows] | None = linear.__dict__.get(ATTRIBUTE)
-    return products.get(num_rows) if products and is_plain(linear) else None
 
 
 def some_rows_product(

@@ -116,7 +116,27 @@ def some_rows_kernel(
         if GATED:
             weights = load_columns(second_rows, columns, size, IS_EVEN)
             second_sums += dot(inputs, tl.trans(weights), "ieee", UPCAST)
-    if not IS_SPLIT:
+    is_last = True
+    if IS_SPLIT:
+        tile_size: tl.constexpr = ROWS * BLOCK_N
+        split_size: tl.constexpr = tile_size * 2 if GATED else tile_size
+        cells = rows[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        parts = partial + part * num_splits * split_size + cells
+        tl.store(parts + split * split_size, first_sums)
+        if GATED:
+            tl.store(parts + split * split_size + tile_size, second_sums)
+        tl.debug_barrier()  # all threads have stored before one of them counts the part
+        is_last = tl.atomic_add(num_done + part, 1, sem="acq_rel") == num_splits - 1
+        if is_last:
+            tl.store(num_done + part, 0)
+            first_sums = tl.zeros([ROWS, BLOCK_N], tl.float32)
+            second_sums = tl.zeros([ROWS, BLOCK_N], tl.float32)
+            for i in range(0, num_splits):
+                first_sums += tl.load(parts + i * split_size, cache_modifier=".cg")
+                if GATED:
+                    at = parts + i * split_size + tile_size
+                    second_sums += tl.load(at, cache_modifier=".cg")
+    if is_last:
         store_product(
             first_sums,
             second_sums,
@@ -132,36 +152,3 @@ def some_rows_kernel(
             GATED,
             GELU,
         )
-    else:
-        tile_size: tl.constexpr = ROWS * BLOCK_N
-        split_size: tl.constexpr = tile_size * 2 if GATED else tile_size
-        cells = rows[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-        parts = partial + part * num_splits * split_size + cells
-        tl.store(parts + split * split_size, first_sums)
-        if GATED:
-            tl.store(parts + split * split_size + tile_size, second_sums)
-        tl.debug_barrier()  # all threads have stored before one of them counts the part
-        if tl.atomic_add(num_done + part, 1, sem="acq_rel") == num_splits - 1:
-            tl.store(num_done + part, 0)
-            first_sums = tl.zeros([ROWS, BLOCK_N], tl.float32)
-            second_sums = tl.zeros([ROWS, BLOCK_N], tl.float32)
-            for i in range(0, num_splits):
-                first_sums += tl.load(parts + i * split_size, cache_modifier=".cg")
-                if GATED:
-                    at = parts + i * split_size + tile_size
-                    second_sums += tl.load(at, cache_modifier=".cg")
-            store_product(
-                first_sums,
-                second_sums,
-                bias,
-                residual,
-                output,
-                rows,
-                outputs,
-                num_rows,
-                num_outputs,
-                HAS_BIAS,
-                ADDS,
-                GATED,
-                GELU,
-            )

@@ -14,9 +14,8 @@ from stonechat_models.backends.transformers.fused.few_rows import (
     FewRowsTile,
     few_rows_product,
     few_rows_qkv,
-    few_rows_tile,
-    use_few_rows,
 )
+from stonechat_models.backends.transformers.fused.linears import use_ways, way_of
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
 from stonechat_models.backends.transformers.fused.rotary import rope_and_store
 
@@ -120,15 +119,15 @@ def test_only_ordinary_layers_that_were_chosen_have_a_tile():
         pass
 
     linear = layer(5, 8)
-    assert few_rows_tile(linear, 1) is None
-    use_few_rows(linear, {1: SMALL})
-    assert few_rows_tile(linear, 1) is SMALL
-    assert few_rows_tile(linear, 2) is None
+    assert way_of(linear, 1) is None
+    use_ways(linear, {1: SMALL})
+    assert way_of(linear, 1) is SMALL
+    assert way_of(linear, 2) is None
     other = Other(8, 5)
-    use_few_rows(other, {1: SMALL})
-    assert few_rows_tile(other, 1) is None
-    use_few_rows(linear, {})
-    assert few_rows_tile(linear, 1) is None
+    use_ways(other, {1: SMALL})
+    assert way_of(other, 1) is None
+    use_ways(linear, {})
+    assert way_of(linear, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -167,7 +166,7 @@ def test_a_cache_of_another_dtype_gets_its_own_kernel(monkeypatch):
     """The product that stores keys and values was compared at load in the model's dtype only."""
     monkeypatch.setattr(attention, "few_rows_qkv", None)
     linear = layer(3 * 8, 16, dtype=torch.bfloat16)
-    use_few_rows(linear, {1: SMALL})
+    use_ways(linear, {1: SMALL})
     heads = {"num_heads": 1, "num_kv_heads": 1, "head_size": 8, "rotary_size": 8, "norms": None}
     fused = FusedAttention(linear, nn.Identity(), layer=0, spec=AttentionSpec(1.0), **heads)
     assert fused.turns_in_product

@@ -11,14 +11,14 @@ from stonechat_models.backends.transformers.fused.few_rows import (
     ROW_COUNTS,
     FewRowsTile,
     few_rows_qkv,
-    few_rows_tile,
 )
+from stonechat_models.backends.transformers.fused.linears import way_of
 from stonechat_models.backends.transformers.fused.product_choice import (
     choose_faster,
     choose_products,
 )
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
-from stonechat_models.backends.transformers.fused.step_products import product_groups
+from stonechat_models.backends.transformers.fused.step_products import Product, product_groups
 from stonechat_models.backends.transformers.packing_check import check_packing
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 
@@ -41,7 +41,7 @@ def choose(module, favourite, tiles=(TILE,)):
         linear = group[0].linear
 
         def seconds(run, linear=linear):
-            tiles = [tile for n in ROW_COUNTS if (tile := few_rows_tile(linear, n)) is not None]
+            tiles = [tile for n in ROW_COUNTS if (tile := way_of(linear, n)) is not None]
             return 1.0 if favourite in tiles else 3.0 if tiles else 2.0
 
         timings += choose_faster([group], seconds, tiles)
@@ -57,8 +57,27 @@ def test_the_faster_one_is_chosen():
     assert all((t.torch, t.own, t.tile) == (2.0, 1.0, OTHER) for t in timings)
     for layer in module.model.layers:
         for linear in (layer.self_attn.qkv_proj, layer.mlp.down_proj):
-            assert few_rows_tile(linear, 1) is few_rows_tile(linear, 4) is OTHER
-            assert few_rows_tile(linear, 3) is None
+            assert way_of(linear, 1) is way_of(linear, 4) is OTHER
+            assert way_of(linear, 3) is None
+
+
+@torch.inference_mode()
+def test_as_many_products_are_timed_as_their_weights_exceed_the_cache(monkeypatch):
+    """A time is that of one of them."""
+    module = fused_model("llama", num_hidden_layers=3)
+    group = next(g for g in product_groups(module) if g[0].kind == "down")
+    monkeypatch.setattr(product_choice, "TIMED_BYTES", group[0].linear.weight.nbytes + 1)
+    runs = []
+    monkeypatch.setattr(Product, "run", lambda self, x, _: runs.append(self.linear) or x)
+
+    def timer(run):
+        runs.clear()
+        run()
+        return float(len(runs))
+
+    timings = choose_faster([group], timer, (TILE,))
+    assert len(runs) == 2
+    assert all((timing.torch, timing.own) == (1.0, 1.0) for timing in timings)
 
 
 @torch.inference_mode()
@@ -66,7 +85,7 @@ def test_torchs_product_stays_if_it_is_faster():
     module = fused_model("llama", num_hidden_layers=1)
     assert all((t.own, t.tile) == (3.0, TILE) for t in choose(module, None))
     for linear in module.modules():
-        assert few_rows_tile(linear, 1) is None
+        assert way_of(linear, 1) is None
 
 
 @torch.inference_mode()
@@ -85,7 +104,7 @@ def test_a_tile_with_other_numbers_is_not_chosen(monkeypatch):
     monkeypatch.setattr(products, "few_rows_product", wrong)
     monkeypatch.setattr(attention, "few_rows_qkv", other_keys)
     assert all(t.tile is None for t in choose(module, TILE))
-    assert few_rows_tile(module.model.layers[0].mlp.down_proj, 1) is None
+    assert way_of(module.model.layers[0].mlp.down_proj, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -112,4 +131,4 @@ def test_what_cannot_be_timed_stays(monkeypatch):
     monkeypatch.setattr(product_choice, "is_on_cuda", lambda _: True)
     assert choose_products(module, lines.append) == []
     assert "stay with PyTorch" in lines[0]
-    assert few_rows_tile(module.model.layers[0].mlp.down_proj, 1) is None
+    assert way_of(module.model.layers[0].mlp.down_proj, 1) is None

@@ -16,8 +16,9 @@ from stonechat_models.backends.transformers.attention.interface import ProbeCont
 from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
 from stonechat_models.backends.transformers.fused.attention import FusedAttention
 from stonechat_models.backends.transformers.fused.experts import FusedExperts
-from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile, use_few_rows
+from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile
 from stonechat_models.backends.transformers.fused.layer import FusedDecoderLayer
+from stonechat_models.backends.transformers.fused.linears import use_ways
 from stonechat_models.backends.transformers.fused.mixture import FusedMixture
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
@@ -330,7 +331,7 @@ def launches_of_step(num_layers, is_fused, tile, monkeypatch, family="qwen3"):
         tabulate_rotary(module, 128)
     for group in product_groups(module) if tile is not None else ():
         for product in group:
-            use_few_rows(product.linear, {2: tile})
+            use_ways(product.linear, {2: tile})
     model = TransformersModel(module, model_info(), TritonBackend(16), probe=probe)
     model.allocate_kv_cache(16, 16)
     batch = packed_batch([(1, 5), (1, 7)], 16, 8, torch.Generator())

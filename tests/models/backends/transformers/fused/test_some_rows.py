@@ -6,13 +6,13 @@ import torch
 pytest.importorskip("triton")
 
 from stonechat_models.backends.transformers.fused import some_rows as some_rows_module
-from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile, few_rows_tile
+from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile
+from stonechat_models.backends.transformers.fused.linears import way_of
 from stonechat_models.backends.transformers.fused.product_choice import TIMED_COUNTS, choose_faster
 from stonechat_models.backends.transformers.fused.some_rows import (
     ROW_COUNTS,
     SomeRows,
     SomeRowsTile,
-    some_rows,
     some_rows_product,
 )
 from stonechat_models.backends.transformers.fused.step_products import product_groups
@@ -111,6 +111,5 @@ def test_the_faster_one_is_chosen_for_each_number_of_rows(dtype, monkeypatch):
     assert {t.num_rows for t in timings} == {1, 2, 4, *(TIMED_COUNTS if is_half else ())}
     assert all(t.tile is (few if t.num_rows < 8 else how) for t in timings)
     down = module.model.layers[0].mlp.down_proj
-    assert few_rows_tile(down, 4) is few
-    assert all(some_rows(down, n) is (how if is_half else None) for n in ROW_COUNTS)
-    assert some_rows(down, 4) is few_rows_tile(down, 8) is None
+    assert way_of(down, 4) is few
+    assert all(way_of(down, n) is (how if is_half else None) for n in ROW_COUNTS)
