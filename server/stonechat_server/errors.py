@@ -188,7 +188,7 @@ def _message(detail: "ErrorDetails", path: Sequence[str | int]) -> str:
 def _path_in_body(detail: "ErrorDetails", body: object) -> list[str | int]:
     """The path to the problem, without the names of union members that pydantic adds to it.
 
-    The name of a member (`function`) may also be a key. Which of them it is shows the value there.
+    The name of a member (`function`) may also be a key. The value at the path tells which it is.
     """
     path = _keys(detail["loc"], body)
     if _value_at(body, path) != detail["input"]:

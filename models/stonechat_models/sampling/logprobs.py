@@ -77,7 +77,7 @@ def peak_and_mass(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def largest(raw: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the largest logits of each row and their columns, for `top_lists`.
 
-    They are always as many, so that a row's ties do not depend on what other rows request.
+    Their number is always the same, so that ties do not depend on what other rows request.
     """
     return top_values(raw, min(MAX_TOP_LOGPROBS, vocab_size))
 

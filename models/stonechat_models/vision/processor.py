@@ -66,7 +66,7 @@ class ImageProcessor:
         hashes = [self._content_hash(data, options) for data in images]
         with self._lock:
             if self._is_closed:
-                raise EngineDeadError("no more images are prepared")
+                raise EngineDeadError("the image processor is closed")
             new = {key for key in hashes if key not in self._kept and key not in self._running}
             if new and len(self._running) + len(new) > MAX_IMAGES:
                 raise TooManyImagesError("too many images are being prepared")
@@ -87,7 +87,7 @@ class ImageProcessor:
         for process in idle:
             process.end()
         for part in parts:
-            part.set_exception(EngineDeadError("no more images are prepared"))
+            part.set_exception(EngineDeadError("the image processor is closed"))
 
     def _content_hash(self, data: bytes, options: ImageOptions) -> bytes:
         low = b"low" if options.detail == "low" else b""
@@ -144,7 +144,7 @@ def _ask(process: ChildProcess, task: Task) -> PreparedImage:
     try:
         data = process.ask(msgspec.msgpack.encode(task), PATIENCE_SECONDS)
     except ChildClosedError:
-        raise EngineDeadError("no more images are prepared") from None
+        raise EngineDeadError("the image processor is closed") from None
     except ChildEndedError as ended:
         raise _excess(ended) from None
     answer = msgspec.msgpack.decode(data, type=Answer)

@@ -101,7 +101,7 @@ def _config(settings: "Settings") -> EngineConfig:
 
 
 def _load(build: Callable[[], AsyncEngine], loaded: "asyncio.Future[AsyncEngine]") -> None:
-    """Build an engine (blocking), and hand it over to the event loop of the future."""
+    """Build an engine (blocking), and set it as the result of `loaded`, in its event loop."""
     engine: AsyncEngine | None = None
     problem: Exception | None = None
     try:

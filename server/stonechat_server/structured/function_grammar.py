@@ -90,7 +90,7 @@ class FunctionCalls:
         )
 
     def _after_arguments(self, layout: CallLayout) -> str:
-        """The text after the arguments, which may have its beginning."""
+        """The text after the arguments, whose first mark nested elements have written already."""
         text = layout.after_arguments
         return text.removeprefix(layout.mark) if isinstance(layout, ElementLayout) else text
 

@@ -96,4 +96,4 @@ class Architecture:
     plain_norms: frozenset[str] = frozenset()
     """Norms without that offset, by their full ggml names."""
     variants: tuple[tuple[Callable[[GgufFile], bool], "Architecture"], ...] = ()
-    """Other entries for the files that a condition holds for; the first one counts."""
+    """Conditions and entries: a file gets the entry of the first condition that holds for it."""
