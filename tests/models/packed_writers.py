@@ -372,6 +372,19 @@ def stack_experts(folder: Path) -> None:
     save_file(stored | {name: torch.stack(parts) for name, parts in experts.items()}, path)
 
 
+def order_like_mlx(folder: Path) -> None:
+    """Store convolutions with channels last. Beside those of linear attention norms have 1 + w."""
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    has_sums = any(name.endswith("linear_attn.conv1d.weight") for name in stored)
+    for name, tensor in stored.items():
+        if tensor.dim() == 3:
+            stored[name] = tensor.transpose(1, 2).contiguous()
+        elif has_sums and "norm" in name and "linear_attn" not in name:
+            stored[name] = tensor + 1
+    save_file(stored, path)
+
+
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}

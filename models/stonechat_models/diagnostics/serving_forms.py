@@ -21,7 +21,7 @@ from stonechat_models.backends.transformers.code_choice import kept_names, setti
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
 from stonechat_models.checkpoint.packed.folder import read_packing
-from stonechat_models.checkpoint.packed.tensors import Packing
+from stonechat_models.checkpoint.packed.tensors import OTHER_TOWER, Packing
 from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
 from stonechat_models.config import EngineConfig, Precision, Quantize
 from stonechat_models.diagnostics.gpu_support import why_no_launcher
@@ -135,6 +135,7 @@ class FormPlanner:
 
         with self._noting(self.native_refusal is not None):
             settings = load_settings(self.headers.config, self.config, self.device)
+            self.packing.refuse_own_names()
             self.attention = settings.attention.name
             if self.attention in TRITON_BACKENDS and why_no_launcher() is not None:
                 self.attention = "batched"
@@ -166,6 +167,8 @@ class FormPlanner:
             return ""
         if refusal := pillow_refusal():
             return refusal
+        if self.packing.has_own_names:
+            return OTHER_TOWER
         if self.native_refusal is None or self._empty_model is None:
             return ""
         from stonechat_models.backends.transformers.image_check import RUNS_PLAINLY, code_refusal

@@ -17,6 +17,8 @@ from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
 from stonechat_models.checkpoint.headers import ModelHeaders, TensorHeader
 from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject
 from stonechat_models.checkpoint.packed.folder import stored_tensors
+from stonechat_models.checkpoint.packed.method import read_method
+from stonechat_models.checkpoint.packed.tensors import OTHER_TOWER
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import cpu_has_bfloat16
@@ -87,6 +89,8 @@ def read_images(
     if config.raw.get("vision_config") is None or config.model_type not in IMAGE_TOKENS:
         return None
     _check_processor(config.model_type)
+    if has_other_tower(config):
+        raise UnsupportedModelError(OTHER_TOWER)
     if not any((files.folder / name).is_file() for name in PROCESSOR_FILES):
         raise UnsupportedModelError("its folder has no settings of an image processor")
     others = (*language_model, DRAFT_PREFIX)
@@ -104,10 +108,16 @@ def read_images(
     )
 
 
+def has_other_tower(config: HFConfig) -> bool:
+    """Whether the files have a vision tower in another form, as those of MLX do."""
+    return read_method(config).name == "mlx"
+
+
 def tower_bytes(headers: ModelHeaders, language_model: tuple[str, ...]) -> int:
     """Return the bytes of a vision tower that runs beside the language model; 0 without one."""
     config = headers.config
-    if config.raw.get("vision_config") is None or config.model_type not in IMAGE_TOKENS:
+    has_none = config.raw.get("vision_config") is None or has_other_tower(config)
+    if has_none or config.model_type not in IMAGE_TOKENS:
         return 0
     size = 2 if config.dtype == "bfloat16" and cpu_has_bfloat16() else 4
     others = (*language_model, DRAFT_PREFIX)

@@ -36,6 +36,7 @@ def packed_source(
     `read_packing` raises.
     """
     packing = read_packing(files)
+    packing.refuse_own_names()
     changed = long_config(folder, files.config, config)
     is_found = files.weight_format != "safetensors" or has_usual_names(folder)
     if not codes and (not packing.is_read_here or (not packing.label and is_found)):

@@ -47,6 +47,15 @@ COMPRESSED_FORMATS = frozenset(
         *("mxfp8-quantized", "naive-quantized", "nvfp4-pack-quantized", "pack-quantized"),
     }
 )
+MLX_TYPES = frozenset(
+    {
+        *("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "phi3", "smollm3", "granite", "olmo2"),
+        *("gemma", "gemma2", "gemma3_text", "gemma3", "mistral3", "qwen2_vl", "qwen2_5_vl"),
+        *("qwen3_vl", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "lfm2"),
+    }
+)
+"""The types whose numbers in files of MLX are known to be those of transformers, or how they
+differ."""
 COMPRESSED_BITS = {"int": (2, 4, 8), "float": (4, 8)}
 MODELOPT_ALGORITHMS = frozenset(
     ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "MIXED_PRECISION", "NVFP4", "W4A16_NVFP4")
@@ -173,6 +182,8 @@ def read_method(config: HFConfig) -> Method:
     method = Method(_method_name(keys), keys)
     _refuse_unknown(method)
     _refuse_variants(method)
+    if method.name == "mlx" and config.model_type not in MLX_TYPES:
+        raise _refuse(method, f"of the type {config.model_type}")
     return method
 
 

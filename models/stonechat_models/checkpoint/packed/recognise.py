@@ -16,7 +16,7 @@ from stonechat_models.checkpoint.packed.gptq_awq import gptq_or_awq
 from stonechat_models.checkpoint.packed.integers import Int8, PackedIntegers
 from stonechat_models.checkpoint.packed.layouts import GROUP, MisfitError, block_size, scale_grid
 from stonechat_models.checkpoint.packed.method import Method
-from stonechat_models.checkpoint.packed.mlx import affine_weights
+from stonechat_models.checkpoint.packed.mlx import LANGUAGE_MODEL, mlx_weights
 from stonechat_models.checkpoint.packed.stored import StoredTensors, check_fit, integer_type
 from stonechat_models.checkpoint.packed.tensors import PackedTensor, Packing, Read
 
@@ -60,6 +60,8 @@ def find_packed(
         layers = {name.removesuffix(".weight") for name in packing.tensors}
         biases = frozenset(f"{layer}.bias" for layer in layers) & names
     _refuse_rest(stored, consumed)
+    if method.name == "mlx" and any(name.startswith(LANGUAGE_MODEL) for name in names):
+        packing = replace(packing, has_own_names=True)
     return replace(packing, consumed=frozenset(consumed), spare_biases=biases)
 
 
@@ -75,23 +77,16 @@ def _is_side(name: str) -> bool:
 
 
 def _weights(stored: StoredTensors) -> Iterator[PackedTensor]:
+    if stored.method.name == "mlx":
+        yield from mlx_weights(stored)
+        return
     for name, tensor in stored.headers.items():
         try:
-            if stored.method.name == "mlx":
-                yield from _mlx(stored, tensor)
-            elif (found := _weight_of(stored, tensor)) is not None:
-                yield found
+            found = _weight_of(stored, tensor)
         except MisfitError as error:
             raise stored.misfit(name) from error
-
-
-def _mlx(stored: StoredTensors, tensor: "TensorHeader") -> Iterator[PackedTensor]:
-    """The weights whose first part is this tensor."""
-    base, _, last = tensor.name.rpartition(".")
-    if last == "weight" and tensor.type_name == "U32":
-        yield from affine_weights(stored, base)
-    elif last == "weight" and len(tensor.shape) > 2:  # MLX has channels last
-        raise stored.refusal(f"that is not read: {base} has {len(tensor.shape)} dimensions")
+        if found is not None:
+            yield found
 
 
 def _weight_of(stored: StoredTensors, tensor: "TensorHeader") -> PackedTensor | None:

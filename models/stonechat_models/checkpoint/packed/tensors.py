@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
-from stonechat_models.errors import ModelLoadError
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Read = Callable[[str], "torch.Tensor"]
 """Reads a stored tensor by its name."""
+OTHER_TOWER = "the vision towers of MLX files are not read"
 CHUNK_ROWS = 4096
 """How many rows are computed in float32 at a time."""
 
@@ -94,3 +95,13 @@ class Packing:
     """The stored tensors that are parts of these, or that nothing needs."""
     spare_biases: frozenset[str] = frozenset()
     """Biases of packed layers, which some writers add with zeros to layers that have none."""
+    has_own_names: bool = False
+    """Whether parts of the model have names that transformers does not know."""
+
+    def refuse_own_names(self) -> None:
+        """Raise `UnsupportedModelError` for weights that PyTorch cannot have."""
+        if self.has_own_names:
+            raise UnsupportedModelError(
+                f"its weights are in the {self.label} format of models that see, which only the "
+                "compiled path reads, for text; choose another version of the model"
+            )

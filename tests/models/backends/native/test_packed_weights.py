@@ -30,6 +30,7 @@ from tests.models.packed_writers import (
     gptq,
     is_linear_or_expert,
     mlx,
+    order_like_mlx,
     save_packed,
     stack_experts,
 )
@@ -99,6 +100,20 @@ def test_stacked_experts_of_mlx_are_those_of_the_floats(tmp_path: Path) -> None:
     kind, actual = packed_matrices(resolve(tmp_path))[names[0]]
     assert kind == Kind.Q4_1
     np.testing.assert_allclose(actual, torch.cat([floats[n] for n in names]), rtol=1e-5, atol=1e-6)
+    assert errors_of(tmp_path, forward(tmp_path)).median() < 0.05
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2"])
+def test_convolutions_and_norms_of_mlx(family: str, tmp_path: Path) -> None:
+    save_packed(tmp_path, family, *CASES["mlx-4"][:2], is_projection, num_hidden_layers=4)
+    order_like_mlx(tmp_path)
+    assert errors_of(tmp_path, forward(tmp_path)).median() < 0.1
+
+
+def test_names_of_mlx_for_models_that_see(tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", *CASES["mlx-4"][:2])
+    path = tmp_path / "model.safetensors"
+    save_file({f"language_model.{name}": t for name, t in load_file(path).items()}, path)
     assert errors_of(tmp_path, forward(tmp_path)).median() < 0.05
 
 

@@ -11,12 +11,14 @@ from stonechat_models.backends.transformers.load import load_settings
 from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
-from stonechat_models.errors import ModelLoadError
+from stonechat_models.diagnostics.memory_plan import survey_model
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.packed_writers import (
     CASES,
     compressed,
     is_linear_or_expert,
     mlx,
+    order_like_mlx,
     pack_quantized,
     quantise_config,
     save_packed,
@@ -75,6 +77,26 @@ def test_stacked_experts_of_mlx_are_those_of_the_floats(tmp_path: Path) -> None:
     stack_experts(tmp_path)
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "float", dtype=torch.float32).eval()
     torch.testing.assert_close(logits(load(tmp_path)), logits(reference), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2"])
+def test_models_of_mlx_with_convolutions_are_those_of_the_floats(
+    family: str, tmp_path: Path
+) -> None:
+    floats = save_packed(tmp_path, family, *CASES["mlx-4"][:2], num_hidden_layers=4)
+    order_like_mlx(tmp_path)
+    for key, parameter in load(tmp_path).named_parameters():
+        torch.testing.assert_close(parameter, floats[key], rtol=2e-6, atol=2e-7)
+
+
+def test_names_of_mlx_for_models_that_see_are_refused(tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", *CASES["mlx-4"][:2])
+    path = tmp_path / "model.safetensors"
+    save_file({f"language_model.{name}": t for name, t in load_file(path).items()}, path)
+    with pytest.raises(UnsupportedModelError, match="the MLX format of models that see") as error:
+        load(tmp_path)
+    config = EngineConfig(model=str(tmp_path), device="cpu", backend="transformers")
+    assert survey_model(config, lambda line: None).refusal == str(error.value)
 
 
 def test_weights_are_rounded_to_the_dtype(tmp_path: Path) -> None:
