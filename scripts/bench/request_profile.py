@@ -1,12 +1,13 @@
 """Count the files, functions and classes that one plain streamed request runs through.
 
-    .venv/bin/python scripts/bench/request_profile.py [--list]
+    .venv/bin/python scripts/bench/request_profile.py [--list] [--tokens 12]
 
 The server runs in this process with the default model and the ledger off. A client in another
-process sends two equal requests (streamed, temperature 0.7, a seed, 12 tokens; no tools, schema,
-stop strings or key); `sys.setprofile` records the code that every thread runs during the second.
-Counted are the project's own files, their distinct functions (each comprehension counts as one, as
-Python 3.11 runs it), and the distinct classes and modules that hold them.
+process sends two equal requests (streamed, temperature 0.7, a seed, no end before `--tokens`; no
+tools, schema, stop strings or key); `sys.setprofile` records the code that every thread runs during
+the second. Counted are the project's own files, their distinct functions without comprehensions,
+the distinct classes and modules that hold them, and all calls of Python functions, those of
+libraries too. On a busy machine the server joins waiting tokens, which takes fewer calls.
 """
 
 import argparse
@@ -27,7 +28,8 @@ PACKAGES = {"server": ROOT / "server", "models": ROOT / "models"}
 CLIENT = """
 import http.client, json, sys
 body = {"messages": [{"role": "user", "content": "Name three rivers of Europe."}], "stream": True,
-        "model": sys.argv[2], "temperature": 0.7, "seed": 42, "max_completion_tokens": 12}
+        "model": sys.argv[2], "temperature": 0.7, "seed": 42, "ignore_eos": True,
+        "max_completion_tokens": int(sys.argv[3])}
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
 for number in range(2):
     sys.stdin.readline()
@@ -79,9 +81,9 @@ class Recorder:
         return functions
 
 
-def run_client(port: int, model: str, recorder: Recorder) -> None:
+def run_client(port: int, model: str, num_tokens: int, recorder: Recorder) -> None:
     """Send both requests, and record during the second."""
-    command = [sys.executable, "-c", CLIENT, str(port), model]
+    command = [sys.executable, "-c", CLIENT, str(port), model, str(num_tokens)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as client:
@@ -97,7 +99,7 @@ def run_client(port: int, model: str, recorder: Recorder) -> None:
             recorder.is_on = False
 
 
-def record() -> Recorder:
+def record(num_tokens: int) -> Recorder:
     recorder = Recorder()
     recorder.install()
     from stonechat_models import AsyncEngine
@@ -119,7 +121,7 @@ def record() -> Recorder:
         import signal
 
         try:
-            run_client(port, engine.model.name, recorder)
+            run_client(port, engine.model.name, num_tokens, recorder)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -130,9 +132,11 @@ def record() -> Recorder:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--list", action="store_true", help="list the functions by file")
+    parser.add_argument("--tokens", type=int, default=12, help="tokens of the answer")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     arguments = parser.parse_args()
-    functions = record().functions()
+    recorder = record(arguments.tokens)
+    functions = recorder.functions()
     own = {f for f in functions if not any(part in f"{f[1]}:{f[2]}" for part in TICK)}
     scopes = {
         (package, path, name.partition(".<locals>")[0].rpartition(".")[0])
@@ -146,6 +150,7 @@ def main() -> int:
     for package in PACKAGES:
         counts[f"{package} files"] = len({path for p, path, _ in own if p == package})
         counts[f"{package} functions"] = sum(p == package for p, _, _ in own)
+    counts["calls, with those of libraries"] = recorder.num_calls
     if arguments.json:
         print(json.dumps(counts))
         return 0
