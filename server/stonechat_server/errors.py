@@ -150,8 +150,8 @@ def _from_http_exception(error: HTTPException) -> APIError:
 def from_validation_error(error: ValidationError, body: bytes) -> APIError:
     """A 400 for the first problem that pydantic reports, with its path as `messages[0].role`.
 
-    For a union, pydantic reports a problem per member. The one deepest in the body is chosen,
-    because the value fits that member best.
+    For a union, pydantic reports a problem per member. The one deepest in the body is chosen, and
+    there one of a member of the right type, because the value fits that member best.
     """
     details = error.errors(include_url=False)[:MAX_PROBLEMS]
     if details[0]["type"] == "json_invalid":
@@ -160,7 +160,8 @@ def from_validation_error(error: ValidationError, body: bytes) -> APIError:
     first_field = details[0]["loc"][:1]
     candidates = [detail for detail in details if detail["loc"][:1] == first_field]
     paths = [_path_in_body(detail, decoded) for detail in candidates]
-    best = max(range(len(candidates)), key=lambda i: (len(paths[i]), -i))
+    has_type = [not detail["type"].endswith("_type") for detail in candidates]
+    best = max(range(len(candidates)), key=lambda i: (len(paths[i]), has_type[i], -i))
     problem = candidates[best]
     if len(paths[best]) == 1 and _value_at(decoded, paths[best]) is None:
         problem["type"] = "missing"  # null is the same as leaving the field out

@@ -1,6 +1,8 @@
 """Requests that fail, and the error answers that they get."""
 
+import gzip
 import json
+from codecs import BOM_UTF8
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from stonechat_models import (
 from stonechat_server.errors import APIError, to_api_error, unwrap
 from stonechat_server.messages_api.request import MessagesRequest
 from stonechat_server.request.body import parse_request
-from tests.server.bodies import URL, error_of, post
+from tests.server.bodies import URL, body, error_of, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine, delta, output
 
@@ -120,6 +122,21 @@ def test_bad_values_are_a_400_that_names_the_parameter(
 
 
 @pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"stop": ["a"] * 65}, "at most 64 items"),
+        ({"messages": [{"role": "user", "content": []}]}, "at least 1 item"),
+        ({"prediction": {"type": "content", "content": []}}, "at least 1 item"),
+        ({"stop": 5}, "a valid string"),
+    ],
+)
+def test_of_several_forms_the_one_that_was_meant_is_explained(
+    client: TestClient, fields: dict[str, Any], problem: str
+) -> None:
+    assert problem in error_of(post(client, **fields))["message"]
+
+
+@pytest.mark.parametrize(
     ("block", "param"),
     [
         ({"type": "text", "text": "hi", "cache_control": 1}, "cache_control"),
@@ -174,6 +191,20 @@ def test_invalid_json_is_a_400(client: TestClient, content: bytes) -> None:
     response = client.post(URL, content=content)
     assert response.status_code == 400
     error_of(response)
+
+
+def test_a_byte_order_mark_is_passed_over(client: TestClient) -> None:
+    content = json.dumps(body()).encode()
+    assert client.post(URL, content=BOM_UTF8 + content).status_code == 200
+    for wrong in (BOM_UTF8, BOM_UTF8 * 50_000 + content, content.decode().encode("utf-16")):
+        assert error_of(client.post(URL, content=wrong))["code"] == "invalid_json"
+
+
+def test_a_compressed_body_is_named(client: TestClient) -> None:
+    content = gzip.compress(json.dumps(body()).encode())
+    response = client.post(URL, content=content, headers={"Content-Encoding": "gzip"})
+    assert (response.status_code, response.headers["accept-encoding"]) == (415, "identity")
+    assert "compressed" in error_of(response)["message"]
 
 
 @pytest.mark.parametrize("content", [b"[]", b"5", b"null", b'"x"'])

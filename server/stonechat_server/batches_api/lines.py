@@ -1,6 +1,7 @@
 """The lines of a batch: requests in the input, results in the output. Each is a JSON object."""
 
 import secrets
+from codecs import BOM_UTF8
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,8 @@ def numbered_lines(path: Path, max_bytes: int) -> Generator[tuple[int, bytes]]:
         while line := file.readline(max_bytes + 1):
             number += 1
             rest = line
+            if number == 1:  # some editors and shells begin texts with it
+                line = line.removeprefix(BOM_UTF8)
             while not rest.endswith(b"\n") and (rest := file.readline(max_bytes + 1)):
                 pass
             if line.strip():

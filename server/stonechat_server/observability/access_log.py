@@ -60,6 +60,9 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":  # as GET; the HTTP server leaves the body out
+            scope = {**scope, "method": "GET"}
         header_id = Headers(scope=scope).get("x-request-id", "")
         request_id = header_id if _ID.fullmatch(header_id) else new_request_id()
         scope.setdefault("state", {}).update(request_id=request_id, send_body=send)
@@ -94,14 +97,14 @@ class RequestContext:
             at_end = scope["state"].get("at_end")
             if at_end is not None:
                 at_end()
-            self._log(scope, status, (time.perf_counter() - started) * 1000)
+            self._log(scope, method, status, (time.perf_counter() - started) * 1000)
 
-    def _log(self, scope: Scope, status: int, milliseconds: float) -> None:
+    def _log(self, scope: Scope, method: str, status: int, milliseconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self._on_response(route, status)
         fields: dict[str, object] = {
             "request_id": scope["state"]["request_id"],
-            "method": scope["method"],
+            "method": method,
             "path": quote(scope["path"]),  # a decoded line break would start a new log line
             "status": status,
             "milliseconds": round(milliseconds, 1),

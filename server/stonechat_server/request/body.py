@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from codecs import BOM_UTF8
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +21,10 @@ T = TypeVar("T", bound=WireModel)
 
 MAX_DISCARDED_BYTES = 64 * 2**20
 """If a body is too large, at most this much beyond the limit is read."""
+
+COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
+"""How bodies in gzip and Zstandard begin. No JSON does."""
+PLAIN_ONLY = {"accept-encoding": "identity"}
 
 INTEGERS_PER_VALUE = 8
 """That many integers in a row, such as token ids, count as one value: they are quick to parse."""
@@ -178,10 +183,15 @@ def parse_request(body: bytes, kind: type[T]) -> T:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
+        if body.startswith(BOM_UTF8 + b"{"):  # some editors and shells begin texts with it
+            return parse_request(body.removeprefix(BOM_UTF8), kind)
         raise _explain(error, body) from error
 
 
 def _explain(error: ValidationError, body: bytes) -> APIError:
+    if body.startswith(COMPRESSED):
+        message = "The body is compressed. Send it as it is, without Content-Encoding."
+        return APIError(415, message, code="unsupported_encoding", headers=PLAIN_ONLY)
     try:
         return from_validation_error(error, body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,6 +1,7 @@
 """`/v1/batches` over HTTP: what comes out, against direct requests and the published schema."""
 
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ def test_other_endpoints(server: TestClient, url: str) -> None:
         validate(schema, found["response"]["body"])
     assert len(output) == 2
     assert batch["usage"]["output_tokens"] > 0
+
+
+def test_an_input_may_begin_with_a_byte_order_mark(server: TestClient) -> None:
+    content = BOM_UTF8 + jsonl([line("a"), line("b")]).replace(b"\n", b"\r\n")
+    file = upload(server, content)
+    fields = {"input_file_id": file["id"], "endpoint": URL, "completion_window": "24h"}
+    batch = wait_for(server, server.post("/v1/batches", json=fields).json())
+    output, _ = results(server, batch)
+    assert output.keys() == {"a", "b"}
 
 
 def test_openai_python_runs_a_batch(server: TestClient) -> None:

@@ -3,12 +3,15 @@ import json
 import logging
 import sys
 
+import httpx
 import pytest
 
 from stonechat_server.observability.access_log import StderrHandler
 from stonechat_server.observability.json_log import JsonFormatter
+from stonechat_server.settings import Settings
 from tests.server.bodies import URL, body
 from tests.server.conftest import ClientFactory
+from tests.server.live_server import live_server
 
 
 def test_the_access_line_of_a_request(
@@ -29,6 +32,18 @@ def test_the_access_line_of_a_request(
     assert line["first_token_milliseconds"] >= 0
     assert "private" not in caplog.text
     assert f"completion_tokens={usage['completion_tokens']}" in record.getMessage()
+
+
+def test_head_is_answered_as_get_without_the_body(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="stonechat.access")
+    with live_server(Settings()) as server:
+        for path in ("health", "v1/models", ""):
+            get, head = (httpx.request(name, server.url + path) for name in ("GET", "HEAD"))
+            assert (head.status_code, head.content) == (200, b"")
+            for name in ("content-type", "content-length"):
+                assert head.headers[name] == get.headers[name]
+            assert "method=HEAD" in caplog.records[-1].getMessage()
+        assert httpx.head(server.url + "v1/chat/completions").headers["allow"] == "POST"
 
 
 def test_an_exception_is_one_json_line() -> None:
