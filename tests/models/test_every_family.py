@@ -146,6 +146,14 @@ def test_a_refused_type_is_refused_before_it_is_loaded(model_type):
     assert str(plan_error.value) == str(load_error.value)
 
 
+def test_a_type_with_code_in_its_folder_is_refused_with_the_flag_that_runs_it():
+    config = parse_config({"model_type": "of_its_own", "auto_map": {}}, "config.json")
+    with pytest.raises(
+        UnsupportedModelError, match="of_its_own; --trust-remote-code runs the code"
+    ):
+        auto_class(config)
+
+
 @pytest.mark.parametrize("model_type", ENCODERS)
 def test_an_encoder_completes_no_text(model_type):
     with pytest.raises(UnsupportedModelError, match=f"{model_type} are encoders: they make emb"):

@@ -9,6 +9,24 @@ from stonechat_models.checkpoint.rope_length import (
 )
 from stonechat_models.errors import UnsupportedModelError
 
+OTHER_HEADS = (
+    *("Classification", "QuestionAnswering", "MultipleChoice", "NextSentencePrediction"),
+    "RewardModel",
+)
+"""Parts of the names of classes whose head is for another task."""
+
+
+def refuse_other_heads(config: HFConfig) -> None:
+    """Raise `UnsupportedModelError` for a classifier, a reranker, and the like.
+
+    If it is a decoder whose embedding is tied, it could complete text, and nonsense.
+    """
+    if any(name in config.architecture for name in OTHER_HEADS):
+        raise UnsupportedModelError(
+            f"{config.architecture} neither completes texts nor makes embeddings; choose a "
+            "decoder-only model or an embedding model"
+        )
+
 
 def refuse_encoder_decoder(config: HFConfig) -> None:
     """Raise `UnsupportedModelError` for a model with an encoder, which is not served."""

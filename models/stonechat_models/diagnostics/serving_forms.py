@@ -22,7 +22,11 @@ from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
 from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.packed.tensors import OTHER_TOWER, Packing
-from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
+from stonechat_models.checkpoint.support import (
+    context_length,
+    refuse_encoder_decoder,
+    refuse_other_heads,
+)
 from stonechat_models.config import EngineConfig, Precision, Quantize
 from stonechat_models.diagnostics.gpu_support import why_no_launcher
 from stonechat_models.diagnostics.stored_weights import stored_footprint
@@ -110,6 +114,7 @@ class FormPlanner:
             self.native_refusal = "it is an embedding model"
             return
         with self._noting():
+            refuse_other_heads(self.headers.config)
             refuse_encoder_decoder(self.headers.config)
             self.packing = read_packing(self.headers)
             self.max_model_len = context_length(self.headers.config, self.config.max_model_len)

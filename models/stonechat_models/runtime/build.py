@@ -11,7 +11,11 @@ from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.resolve import ModelFiles, WeightFormat, resolve_model
 from stonechat_models.checkpoint.rope_length import uses_long_factors
-from stonechat_models.checkpoint.support import context_length, refuse_encoder_decoder
+from stonechat_models.checkpoint.support import (
+    context_length,
+    refuse_encoder_decoder,
+    refuse_other_heads,
+)
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.embedding_engine import EmbeddingEngine
 from stonechat_models.engine.engine import Engine
@@ -72,6 +76,7 @@ def build_engine(
     with reading(files.name):
         if is_embedder(files.config, files.weight_format, files.embedder is not None):
             return _build_embedding_engine(files, config, device, progress)
+        refuse_other_heads(files.config)
         refuse_encoder_decoder(files.config)
         read_packing(files)
         max_model_len = context_length(files.config, config.max_model_len)

@@ -337,6 +337,8 @@ def test_settings_are_refused_as_at_load(
     ("key", "value", "part"),
     [
         ("is_encoder_decoder", True, "encoder-decoder models are not served"),
+        ("architectures", ["LlamaForSequenceClassification"], "neither completes texts nor"),
+        ("architectures", ["Qwen2ForRewardModel"], "neither completes texts nor"),
         ("model_type", "nothing_known", "nothing_known"),
         ("head_dim", 40, "head_dim is not a multiple"),
         ("num_hidden_layers", 3, "no weights for model.layers.2"),

@@ -21,6 +21,7 @@ from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.checkpoint.sentence_transformers import EmbedderFiles
+from stonechat_models.checkpoint.support import refuse_other_heads
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import choose_dtype
@@ -28,7 +29,6 @@ from stonechat_models.model_info import EmbeddingInfo, ModelInfo
 
 TEXT_ENCODERS = frozenset({"t5", "mt5", "umt5"})
 """Types with an encoder and a decoder, of which the encoder alone makes embeddings."""
-OTHER_HEADS = ("Classification", "QuestionAnswering", "MultipleChoice", "NextSentencePrediction")
 PADDING_LENGTH = 24
 """Tokens of the text that another is padded to for the check of padding."""
 DEFAULT_LENGTH = 512
@@ -177,11 +177,7 @@ def is_bare_encoder(config: HFConfig) -> bool:
     """
     if not is_encoder(config) or config.keys.read("is_encoder_decoder", bool, False):
         return False
-    if any(name in config.architecture for name in OTHER_HEADS):
-        raise UnsupportedModelError(
-            f"{config.architecture} neither completes texts nor makes embeddings; choose a "
-            "decoder-only model or an embedding model"
-        )
+    refuse_other_heads(config)
     return True
 
 

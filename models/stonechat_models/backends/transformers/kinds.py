@@ -74,8 +74,9 @@ def auto_class(config: HFConfig, has_own_code: bool = False, *, sees: bool = Tru
         return AutoModelForCausalLM
     if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return AutoModelForImageTextToText
+    hint = "; --trust-remote-code runs the code in its folder" if "auto_map" in config.raw else ""
     raise UnsupportedModelError(
-        f"the installed transformers has no causal language model of type {model_type}"
+        f"the installed transformers has no causal language model of type {model_type}{hint}"
     )
 
 
