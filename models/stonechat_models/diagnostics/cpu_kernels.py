@@ -9,7 +9,7 @@ def missing_instructions(isa: str, instruction_sets: Collection[str]) -> str | N
     `isa` is the name that the library gives, and `instruction_sets` are the flags that the system
     reports for the processor.
     """
-    if isa.startswith("neon"):
+    if isa.startswith(("neon", "sve")):
         return _missing_on_arm(isa, instruction_sets)
     if isa.startswith("avx512"):
         return None
@@ -27,6 +27,10 @@ def missing_instructions(isa: str, instruction_sets: Collection[str]) -> str | N
 
 
 def _missing_on_arm(isa: str, instruction_sets: Collection[str]) -> str | None:
+    if isa == "sve256":
+        return None
+    if "sve256" in instruction_sets and {"i8mm", "bf16"} <= set(instruction_sets):
+        return _unused("SVE of 256 bits")
     if isa == "neon-i8mm":
         return None
     if "i8mm" in instruction_sets:

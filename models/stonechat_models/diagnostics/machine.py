@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INSTRUCTION_SETS = (
     "avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16",
-    "asimddp", "i8mm", "bf16", "sve",
+    "asimddp", "i8mm", "bf16", "sve", "sve256",
 )  # fmt: skip
 
 

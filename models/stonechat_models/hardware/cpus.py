@@ -1,7 +1,11 @@
 """The processors that this process may run on. Imports no other module, so all may import it."""
 
+import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+GET_VECTOR_LENGTH, LENGTH_MASK = 51, 0xFFFF  # PR_SVE_GET_VL, PR_SVE_VL_LEN_MASK of Linux
 
 
 def usable_cpus() -> int:
@@ -25,5 +29,15 @@ def processor_field(*names: str) -> str:
 
 
 def processor_flags() -> frozenset[str]:
-    """Return the instruction sets that Linux reports, by its names (`flags`, on Arm `Features`)."""
-    return frozenset(processor_field("flags", "Features").split())
+    """Return the instruction sets that Linux reports, by its names (`flags`, on Arm `Features`).
+
+    With SVE the length of its vectors in bits is one more name, such as `sve256`.
+    """
+    flags = frozenset(processor_field("flags", "Features").split())
+    return flags | {f"sve{sve_bits(ctypes.CDLL(None).prctl)}"} if "sve" in flags else flags
+
+
+def sve_bits(prctl: Callable[..., int]) -> int:
+    """Return the length of SVE vectors in this process, as a system call tells it. 0: no SVE."""
+    length = prctl(GET_VECTOR_LENGTH, 0, 0, 0, 0)
+    return 8 * (length & LENGTH_MASK) if length >= 0 else 0

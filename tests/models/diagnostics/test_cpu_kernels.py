@@ -16,6 +16,12 @@ from stonechat_models.diagnostics.cpu_kernels import missing_instructions
         ("avx2-vnni", {"avx2", "avx_vnni"}, None),
         ("generic", {"avx2"}, "does not use this processor's AVX2"),
         ("generic", set(), "this processor has no AVX2"),
+        ("sve256", {"asimddp", "i8mm", "bf16", "sve", "sve256"}, None),
+        (
+            *("neon-i8mm", {"asimddp", "i8mm", "bf16", "sve", "sve256"}),
+            "does not use this processor's SVE of 256 bits",
+        ),
+        ("neon-i8mm", {"asimddp", "i8mm", "bf16", "sve"}, None),
         ("neon-i8mm", {"asimddp", "i8mm"}, None),
         ("neon-dotprod", {"asimddp", "i8mm"}, "does not use this processor's i8mm"),
         ("neon-dotprod", {"asimddp"}, "this processor has no i8mm"),

@@ -12,7 +12,7 @@ from enum import IntEnum
 from functools import cache
 from typing import Any
 
-from stonechat_models.backends.native.compile import build_library
+from stonechat_models.backends.native.compile import build_library, target_flags
 from stonechat_models.backends.native.levels import find_prebuilt
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
@@ -255,11 +255,12 @@ def load_library(progress: Progress = lambda line: None, architecture: str = "na
     If `$CXX` names a compiler, the wheel's library is not used. Raises `UnsupportedModelError` with
     the reason if no library can be compiled or loaded.
     """
+    machine, flags = platform.machine(), processor_flags()
     if architecture == "native" and not os.environ.get("CXX"):
-        prebuilt = find_prebuilt(platform.machine(), processor_flags())
+        prebuilt = find_prebuilt(machine, flags)
         if prebuilt is not None:
             try:
                 return _open(str(prebuilt))
             except UnsupportedModelError as error:
                 progress(f"the wheel's library is not used: {error}")
-    return _open(str(build_library(progress, architecture)))
+    return _open(str(build_library(progress, target_flags(architecture, machine, flags))))

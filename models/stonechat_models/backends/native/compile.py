@@ -9,9 +9,10 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
-from stonechat_models.backends.native.levels import FLAGS, SOURCES, add_sources
+from stonechat_models.backends.native.levels import FLAGS, SOURCES, SVE_LENGTH, add_sources
 from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once
 from stonechat_models.errors import UnsupportedModelError
 
@@ -30,16 +31,16 @@ def find_compiler() -> str | None:
     return next((path for name in candidates if (path := shutil.which(name))), None)
 
 
-def build_library(progress: Progress, architecture: str = "native") -> Path:
-    """Return the path of the library for this processor; compile it if it is not cached.
+def build_library(progress: Progress, target: tuple[str, ...] = ()) -> Path:
+    """Return the path of the library for a target; compile it if it is not cached.
 
-    `architecture` is the value of `-march`, or `native` for this processor. Raises
+    `target` tells the compiler the instructions that it may use: see `target_flags`. Raises
     `UnsupportedModelError` with the reason if the library cannot be built.
     """
     compiler = find_compiler()
     if compiler is None:
         raise UnsupportedModelError("there is no C++ compiler (install g++ or clang++)")
-    flags = (*FLAGS, target_flag(architecture, platform.machine()))
+    flags = (*FLAGS, *target)
     key = _fingerprint(compiler, flags)
     folder = cache_root() / "native" / key[:24]
 
@@ -50,13 +51,18 @@ def build_library(progress: Progress, architecture: str = "native") -> Path:
     return fill_once(folder, progress, compile_into) / LIBRARY_NAME
 
 
-def target_flag(architecture: str, machine: str) -> str:
-    """Return the compiler's flag for an architecture on a machine (`platform.machine()`).
+def target_flags(
+    architecture: str, machine: str, instruction_sets: Collection[str]
+) -> tuple[str, ...]:
+    """Return the compiler's flags for an architecture, which is a value of `-march`.
 
-    On Arm, `native` is a value of `-mcpu`: clang before 15 has no `-march=native` there.
+    `native` is the processor of this machine (`platform.machine()`), which has these instruction
+    sets. On Arm it is a value of `-mcpu`: clang before 15 has no `-march=native` there. The
+    compiler does not look up the length of SVE vectors.
     """
-    is_arm = machine.lower() in ("aarch64", "arm64")
-    return "-mcpu=native" if is_arm and architecture == "native" else f"-march={architecture}"
+    if architecture != "native" or machine.lower() not in ("aarch64", "arm64"):
+        return (f"-march={architecture}",)
+    return ("-mcpu=native", SVE_LENGTH) if "sve256" in instruction_sets else ("-mcpu=native",)
 
 
 def _compile(compiler: str, flags: tuple[str, ...], output: Path) -> None:

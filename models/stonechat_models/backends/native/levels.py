@@ -35,13 +35,16 @@ class Level:
     flags: tuple[str, ...]
     """What tells the compiler (GCC, clang) which instructions there are."""
     needs: frozenset[str]
-    """What Linux lists for such a processor in `/proc/cpuinfo`."""
+    """What `processor_flags` must report: what Linux lists in `/proc/cpuinfo`, and `sve256`."""
 
 
 _AVX2 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
 _BF16 = _AVX512 | {"avx512_bf16"}
 _DOTPROD = frozenset({"asimddp", "asimdhp"})
+_SVE256 = _DOTPROD | {"sve256", "svei8mm", "svebf16", "i8mm", "bf16"}
+SVE_LENGTH = "-msve-vector-bits=256"
+"""Without this flag SVE vectors have an unknown length, and there are no kernels for them."""
 
 _V4_VNNI = ("-march=x86-64-v4", "-mavx512vnni")
 _V4_BF16 = (*_V4_VNNI, "-mavx512bf16")
@@ -57,6 +60,7 @@ LEVELS = {
         Level("plain", ("-march=x86-64",), frozenset()),
     ),
     "aarch64": (
+        Level("sve256", ("-march=armv8.2-a+dotprod+fp16+sve+i8mm+bf16", SVE_LENGTH), _SVE256),
         Level("neon-i8mm", ("-march=armv8.2-a+dotprod+fp16+i8mm",), _DOTPROD | {"i8mm"}),
         Level("neon-dotprod", ("-march=armv8.2-a+dotprod+fp16",), _DOTPROD),
         Level("neon", ("-march=armv8-a",), frozenset()),

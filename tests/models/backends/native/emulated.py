@@ -13,14 +13,11 @@ import pytest
 
 from stonechat_models.backends.native.bindings import MatrixStruct
 from stonechat_models.backends.native.compile import build_library
+from stonechat_models.backends.native.levels import LEVELS
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-# Architectures, and the instruction sets that they select.
-ARM = {
-    "armv8-a": "neon",
-    "armv8.2-a+dotprod+fp16": "neon-dotprod",
-    "armv8.2-a+dotprod+fp16+i8mm": "neon-i8mm",
-}
+ARM = {level.name: level.flags for level in LEVELS["aarch64"]}
+"""The flags of the compiler for each instruction set."""
 LIBRARIES = "/usr/aarch64-linux-gnu"
 WORDS = 16
 ALLOCATE, FREE, WRITE, READ, FIND, CALL = range(6)
@@ -32,16 +29,19 @@ def skip_without_emulator() -> None:
             pytest.skip(f"there is no {program}")
 
 
-def run_emulated(program: Path, *arguments: str) -> list[str]:
-    """The command that runs an Arm program, on a processor with all extensions."""
-    return [EMULATOR, "-cpu", "max", "-L", LIBRARIES, str(program), *arguments]
+def run_emulated(program: Path, *arguments: str, vectors: str = "sve256=on") -> list[str]:
+    """The command that runs an Arm program on a processor with all extensions.
+
+    Its SVE vectors have 256 bits, or what `vectors` says.
+    """
+    return [EMULATOR, "-cpu", f"max,{vectors}", "-L", LIBRARIES, str(program), *arguments]
 
 
-def build_emulated(architecture: str) -> Path:
+def build_emulated(level: str) -> Path:
     """Return the path of the library, which the real build has made with the cross compiler."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", COMPILER)
-        return build_library(lambda line: None, architecture)
+        return build_library(lambda line: None, ARM[level])
 
 
 def build_server(folder: Path) -> Path:
@@ -54,8 +54,8 @@ def build_server(folder: Path) -> Path:
 class EmulatedLibrary:
     """The functions of `Library` that the tests of the products call, with the same arguments."""
 
-    def __init__(self, architecture: str, folder: Path) -> None:
-        command = run_emulated(build_server(folder), str(build_emulated(architecture)))
+    def __init__(self, level: str, folder: Path) -> None:
+        command = run_emulated(build_server(folder), str(build_emulated(level)))
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
         self._memory: list[int] = []

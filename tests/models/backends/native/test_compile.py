@@ -85,23 +85,32 @@ def test_the_sources_cause_no_warning(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "machine", "flag"),
+    ("architecture", "machine", "instruction_sets", "flags"),
     [
-        ("native", "x86_64", "-march=native"),
-        ("native", "aarch64", "-mcpu=native"),
-        ("native", "arm64", "-mcpu=native"),
-        ("armv8-a", "aarch64", "-march=armv8-a"),
+        ("native", "x86_64", {"avx2"}, ("-march=native",)),
+        ("native", "aarch64", {"asimddp"}, ("-mcpu=native",)),
+        ("native", "aarch64", {"sve", "sve128"}, ("-mcpu=native",)),
+        ("native", "aarch64", {"sve", "sve256"}, ("-mcpu=native", "-msve-vector-bits=256")),
+        ("native", "arm64", set(), ("-mcpu=native",)),
+        ("armv8-a", "aarch64", {"sve", "sve256"}, ("-march=armv8-a",)),
     ],
 )
-def test_the_flag_of_the_processor(architecture: str, machine: str, flag: str) -> None:
-    assert native_compile.target_flag(architecture, machine) == flag
+def test_the_flags_of_the_processor(
+    architecture: str, machine: str, instruction_sets: set[str], flags: tuple[str, ...]
+) -> None:
+    assert native_compile.target_flags(architecture, machine, instruction_sets) == flags
+
+
+DAILY_ARM = ("sve256", "neon-i8mm")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [list(ARM)[-1], *nightly(*list(ARM)[:-1])])
-def test_the_sources_cause_no_warning_on_arm(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "level", [*DAILY_ARM, *nightly(*(level for level in ARM if level not in DAILY_ARM))]
+)
+def test_the_sources_cause_no_warning_on_arm(level: str, tmp_path: Path) -> None:
     skip_without_emulator()
-    flags = [*native_compile.FLAGS, *STRICT, f"-march={architecture}", "-fsyntax-only"]
+    flags = [*native_compile.FLAGS, *STRICT, *ARM[level], "-fsyntax-only"]
     command = [COMPILER, *flags, str(native_compile.SOURCES / "api.cpp"), "-o", str(tmp_path / "x")]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     assert (result.returncode, result.stderr) == (0, "")

@@ -21,6 +21,7 @@ HASWELL = f"{SSE} avx avx2 bmi1 bmi2 f16c fma abm movbe"
 SKYLAKE_X = f"{HASWELL} avx512f avx512bw avx512cd avx512dq avx512vl"
 CASCADE_LAKE = f"{SKYLAKE_X} avx512_vnni"
 ZEN4 = f"{CASCADE_LAKE} avx512_bf16 avx512_vbmi2"
+ARM_DOTPROD = "fp asimd fphp asimdhp asimddp"
 PROCESSORS = {
     "x86_64": {
         SSE: "plain",
@@ -34,8 +35,11 @@ PROCESSORS = {
     },
     "aarch64": {
         "fp asimd evtstrm crc32": "neon",
-        "fp asimd fphp asimdhp asimddp": "neon-dotprod",
-        "fp asimd fphp asimdhp asimddp sve i8mm bf16": "neon-i8mm",
+        ARM_DOTPROD: "neon-dotprod",
+        f"{ARM_DOTPROD} sve sve512": "neon-dotprod",
+        f"{ARM_DOTPROD} i8mm bf16": "neon-i8mm",
+        f"{ARM_DOTPROD} i8mm bf16 sve svei8mm svebf16 sve128 sve2": "neon-i8mm",
+        f"{ARM_DOTPROD} i8mm bf16 sve svei8mm svebf16 sve256": "sve256",
     },
 }
 
@@ -118,7 +122,7 @@ def test_a_model_is_supported_without_a_compiler(
 
 def test_a_compiler_that_is_named_compiles(prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (prebuilt / library_name(platform.machine(), best_level())).touch()
-    monkeypatch.setattr(bindings, "build_library", lambda progress, architecture: "/compiled")
+    monkeypatch.setattr(bindings, "build_library", lambda progress, target: "/compiled")
     monkeypatch.setattr(bindings, "_open", lambda path: path)
     assert str(load_library()) != "/compiled"
     monkeypatch.setenv("CXX", "g++")

@@ -1,10 +1,11 @@
 // Sixteen-lane vectors: F16 (float), I16 (int32), and the few operations the kernels need.  B64 is
 // 64 bytes.
 //
-// There are four backends with the same interface, each in its own file.  The compiler's target
+// There are five backends with the same interface, each in its own file.  The compiler's target
 // selects one:
 //   simd_avx512.h   AVX-512 with VNNI: one register per vector
 //   simd_avx2.h     AVX2, FMA, F16C: two registers per vector; AVX-VNNI where the target has it
+//   simd_sve.h      64-bit Arm with SVE of 256 bits, i8mm and bfloat16: two registers
 //   simd_neon.h     64-bit Arm: four registers; dotprod and i8mm where the target has them
 //   simd_plain.h    plain C++: arrays, left to the compiler
 //
@@ -32,6 +33,10 @@
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define SC_AVX2 1
 #include "simd_avx2.h"
+#elif defined(__ARM_FEATURE_SVE_BITS) && __ARM_FEATURE_SVE_BITS == 256 && \
+    defined(__ARM_FEATURE_SVE_MATMUL_INT8) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define SC_SVE 1
+#include "simd_sve.h"
 #elif defined(__aarch64__) && defined(__ARM_NEON)
 #define SC_NEON 1
 #include "simd_neon.h"
@@ -41,7 +46,7 @@
 
 namespace sc {
 
-#if !SC_AVX512 && !SC_NEON
+#if !SC_AVX512 && !SC_SVE && !SC_NEON
 // Adds the lanes by folding halves, always in this order.
 inline float reduce_add(F16 a) {
   float t[16];

@@ -69,6 +69,54 @@ inline void store_sums(void* p, I16 x) {
   _mm256_storeu_si256(q + 1, x.b);
 }
 
+#elif SC_SVE
+inline F16 dot2(F16 acc, B64 w, int32_t x) {
+  const svbfloat16_t b = svreinterpret_bf16_s32(svdup_n_s32(x));
+  return {svbfdot_f32(acc.a, svreinterpret_bf16_u8(w.a), b),
+          svbfdot_f32(acc.b, svreinterpret_bf16_u8(w.b), b)};
+}
+inline void store_bf16(bf16_t* p, F16 x) {
+  svst1h_u32(all(), p, svreinterpret_u32_bf16(svcvt_bf16_f32_x(all(), x.a)));
+  svst1h_u32(all(), p + 8, svreinterpret_u32_bf16(svcvt_bf16_f32_x(all(), x.b)));
+}
+inline F16 load_sums(const void* p) {
+  const int32_t* q = static_cast<const int32_t*>(p);
+  return to_float({svld1_s32(all(), q), svld1_s32(all(), q + 8)});
+}
+inline void store_sums(void* p, I16 x) {
+  int32_t* q = static_cast<int32_t*>(p);
+  svst1_s32(all(), q, x.a);
+  svst1_s32(all(), q + 8, x.b);
+}
+
+#elif SC_NEON
+inline float32x4_t dot2_4(float32x4_t acc, uint8x16_t w, float first, float second) {
+  const uint32x4_t u = vreinterpretq_u32_u8(w), high = vdupq_n_u32(0xffff0000);
+  acc = vfmaq_n_f32(acc, vreinterpretq_f32_u32(vshlq_n_u32(u, 16)), first);
+  return vfmaq_n_f32(acc, vreinterpretq_f32_u32(vandq_u32(u, high)), second);
+}
+inline F16 dot2(F16 acc, B64 w, int32_t x) {
+  const float first = float_of(uint32_t(x) << 16), second = float_of(uint32_t(x) & 0xffff0000);
+  for (int i = 0; i < 4; ++i) acc.v[i] = dot2_4(acc.v[i], w.v[i], first, second);
+  return acc;
+}
+inline void store_bf16(bf16_t* p, F16 a) {
+  for (int i = 0; i < 4; ++i) {
+    const uint32x4_t u = vreinterpretq_u32_f32(a.v[i]);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+    vst1_u16(p + 4 * i, vaddhn_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff))));
+  }
+}
+inline F16 load_sums(const void* p) {
+  const int32_t* q = static_cast<const int32_t*>(p);
+  F16 r;
+  for (int i = 0; i < 4; ++i) r.v[i] = vcvtq_f32_s32(vld1q_s32(q + 4 * i));
+  return r;
+}
+inline void store_sums(void* p, I16 a) {
+  for (int i = 0; i < 4; ++i) vst1q_s32(static_cast<int32_t*>(p) + 4 * i, a.v[i]);
+}
+
 #else  // through memory
 inline F16 dot2(F16 acc, B64 w, int32_t x) {
   bf16_t pairs[32], b[2];
