@@ -9,9 +9,9 @@ import triton.language as tl
 from stonechat_models.hardware.dependent_launch import wait_for_inputs
 
 WORDS = tl.constexpr(4)
-PLAIN, ZEROS, PAIRS, SIGNED = (tl.constexpr(i) for i in range(4))
-FP4 = tl.constexpr(2)
-"""HAS_TABLE: the table is that of FP4 numbers, which need none. 1: any other; 0: there is none."""
+PLAIN, ZEROS, PAIRS, SIGNED, SMALL = (tl.constexpr(i) for i in range(5))
+INTEGERS, TABLE, FLOAT4, FLOAT8 = (tl.constexpr(i) for i in range(4))
+"""KIND: what codes are. FLOAT4 has a table, but its numbers follow from the bits."""
 
 
 @triton.jit
@@ -25,6 +25,16 @@ def fp4_doubled(codes):
 def half_number(bits):
     """float32 of the float16 in the lowest 16 bits."""
     return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def float8_number(bits):
+    """float32 of a float8 (e4m3) in the lowest 8 bits of an int32, on any card.
+
+    The float16 with the same mantissa and exponent has another bias, and stands for 2**-8 times
+    the number, also if it is subnormal.
+    """
+    return half_number(((bits & 127) << 7) | ((bits & 128) << 8)) * 256.0
 
 
 @triton.jit
@@ -52,14 +62,17 @@ def scales_and_lows(
         place = row * (UNITS * HALVES) + unit * HALVES + half
         scale = tl.load(scales + place, mask=inside, other=0).to(tl.float32) * factor.to(tl.float32)
         low = scale * OFFSET
-    else:
+    else:  # PLAIN, ZEROS or SMALL
         if HALVES == 2:
             place = row * (UNITS * 2) + unit * 2 + half
         else:
             per_row: tl.constexpr = (UNITS + UNITS_PER_SCALE - 1) // UNITS_PER_SCALE
             place = row * per_row + unit // UNITS_PER_SCALE
         stored = tl.load(scales + place, mask=inside, other=0)
-        if scales.dtype.element_ty == tl.uint8:
+        if SCALING == SMALL:
+            factor = tl.load(extra + row, mask=inside, other=0.0)
+            scale = float8_number(stored.to(tl.int32)) * factor
+        elif scales.dtype.element_ty == tl.uint8:
             scale = tl.exp2(stored.to(tl.float32) - 128.0)
         else:
             scale = stored.to(tl.float32)
@@ -86,7 +99,7 @@ def dequantised_tile(
     HIGH_BITS: tl.constexpr,
     SCALING: tl.constexpr,
     OFFSET: tl.constexpr,
-    HAS_TABLE: tl.constexpr,
+    KIND: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_UNITS: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -115,9 +128,11 @@ def dequantised_tile(
         )
         scale = tl.where(nibble < 4, scale, second[:, :, None, :])
         subtrahend = tl.where(nibble < 4, subtrahend, second_subtrahend[:, :, None, :])
-    if HAS_TABLE == FP4:
+    if KIND == FLOAT8:
+        values = float8_number(codes) * scale
+    elif KIND == FLOAT4:
         values = fp4_doubled(codes) * scale
-    elif HAS_TABLE:
+    elif KIND == TABLE:
         values = tl.load(table + codes) * scale
     else:
         values = codes.to(tl.float32) * scale - subtrahend
@@ -141,7 +156,7 @@ def dequantise_kernel(
     HIGH_BITS: tl.constexpr,
     SCALING: tl.constexpr,
     OFFSET: tl.constexpr,
-    HAS_TABLE: tl.constexpr,
+    KIND: tl.constexpr,
     HAS_INDEX: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_UNITS: tl.constexpr,
@@ -170,7 +185,7 @@ def dequantise_kernel(
         HIGH_BITS,
         SCALING,
         OFFSET,
-        HAS_TABLE,
+        KIND,
         BLOCK_N,
         BLOCK_UNITS,
         output.dtype.element_ty,

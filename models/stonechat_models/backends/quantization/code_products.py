@@ -8,10 +8,17 @@ import numpy as np
 import torch
 import triton
 
-from stonechat_models.backends.quantization.code_kernels import FP4, dequantise_kernel
+from stonechat_models.backends.quantization.code_kernels import (
+    FLOAT4,
+    FLOAT8,
+    INTEGERS,
+    TABLE,
+    dequantise_kernel,
+)
 from stonechat_models.backends.quantization.code_rows_kernel import rows_kernel
-from stonechat_models.backends.quantization.codes import SIGNED, UNIT, Codes
+from stonechat_models.backends.quantization.codes import SIGNED, UNIT, CodeFormat, Codes
 from stonechat_models.backends.quantization.scratch import Scratch
+from stonechat_models.checkpoint.packed.floats import FP4_DOUBLED
 from stonechat_models.hardware.dependent_launch import launch_settings
 
 MAX_ROWS = 4
@@ -143,8 +150,18 @@ def constants(codes: Codes) -> dict[str, Any]:
         "HIGH_BITS": codes.format.high_bits,
         "SCALING": codes.format.scaling,
         "OFFSET": codes.format.offset,
-        "HAS_TABLE": FP4.value if codes.format.name == "MXFP4" else int(bool(codes.format.table)),
+        "KIND": _kind(codes.format),
     }
+
+
+def _kind(format: CodeFormat) -> int:
+    if format.is_float8:
+        kind = FLOAT8
+    elif format.table == FP4_DOUBLED:
+        kind = FLOAT4
+    else:
+        kind = TABLE if format.table else INTEGERS
+    return int(kind.value)
 
 
 def dequantise_into(

@@ -1,13 +1,19 @@
 """A Triton kernel that multiplies a few rows by quantised weights as they are stored.
 
-It reads each code once, and multiplies integers without tensor cores: each code would otherwise
+It reads each code once, without tensor cores. Integers are multiplied as such: each would otherwise
 take several instructions to become a float. See `codes.py` for the planes.
 """
 
 import triton
 import triton.language as tl
 
-from stonechat_models.backends.quantization.code_kernels import WORDS, scales_and_lows
+from stonechat_models.backends.quantization.code_kernels import (
+    FLOAT8,
+    INTEGERS,
+    WORDS,
+    half_number,
+    scales_and_lows,
+)
 from stonechat_models.hardware.dependent_launch import wait_for_inputs
 
 
@@ -85,6 +91,19 @@ def larger(a, b):
 
 
 @triton.jit
+def float8_products(codes, x0, x1, x2, x3):
+    """The sum of x0 to x3 times the float8 numbers in the four bytes of a word, over 256.
+
+    As in `float8_number`, but two at a time.
+    """
+    even = ((codes & 0x007F007F) << 7) | ((codes & 0x00800080) << 8)
+    codes = codes >> 8
+    odd = ((codes & 0x007F007F) << 7) | ((codes & 0x00800080) << 8)
+    total = half_number(even) * x0 + half_number(odd) * x1
+    return total + half_number(even >> 16) * x2 + half_number(odd >> 16) * x3
+
+
+@triton.jit
 def over_words(values):
     """Sums [a, b, units] of values [a, b, words]."""
     units: tl.constexpr = values.shape[2] // WORDS
@@ -110,7 +129,7 @@ def rows_kernel(
     HIGH_BITS: tl.constexpr,
     SCALING: tl.constexpr,
     OFFSET: tl.constexpr,
-    HAS_TABLE: tl.constexpr,
+    KIND: tl.constexpr,
     TABLE_0: tl.constexpr,
     TABLE_1: tl.constexpr,
     TABLE_2: tl.constexpr,
@@ -146,7 +165,7 @@ def rows_kernel(
             high_words = tl.load(high + place, mask=(n < size) & is_word, other=0)
             even = even | high_bytes(high_words, 0, HIGH_BITS)
             odd = odd | high_bytes(high_words, 1, HIGH_BITS)
-        if HAS_TABLE:
+        if KIND != INTEGERS and KIND != FLOAT8:
             even = looked_up(even, TABLE_0, TABLE_1, TABLE_2, TABLE_3)
             odd = looked_up(odd, TABLE_0, TABLE_1, TABLE_2, TABLE_3)
         source = x + m * stride_x + word // WORDS * 32 + word % WORDS
@@ -159,40 +178,45 @@ def rows_kernel(
         x5 = tl.load(source + 20, mask=is_x, other=0.0).to(tl.float32)
         x6 = tl.load(source + 24, mask=is_x, other=0.0).to(tl.float32)
         x7 = tl.load(source + 28, mask=is_x, other=0.0).to(tl.float32)
-        peak = larger(
-            larger(larger(x0, x1), larger(x2, x3)), larger(larger(x4, x5), larger(x6, x7))
-        )
-        step = peak * (1.0 / 32512.0)
-        inverse = 32512.0 / tl.where(peak == 0.0, 1.0, peak)
-        even_x, odd_x = rounded_pair(x0, x2, inverse), rounded_pair(x1, x3, inverse)
-        upper_even_x, upper_odd_x = rounded_pair(x4, x6, inverse), rounded_pair(x5, x7, inverse)
-        none = even_x & 0
-        ones = none + 0x01010101
-        products = dot2(odd, odd_x, dot2(even, even_x, none, False, NATIVE), False, NATIVE)
-        sums = dot2(ones, odd_x, dot2(ones, even_x, none, False, NATIVE), False, NATIVE)
         unit = start + tl.arange(0, BLOCK_UNITS)[None, None, :]
         is_unit = (n < size) & (unit < UNITS)
-        if HALVES == 2:
-            scale, subtrahend = scales_and_lows(
-                scales,
-                extra,
-                n.to(tl.int64),
-                unit,
-                is_unit,
-                0,
-                UNITS,
-                UNITS_PER_SCALE,
-                HALVES,
-                SCALING,
-                OFFSET,
+        if KIND == FLOAT8:
+            products = float8_products(even, x0, x2, x4, x6)
+            products += float8_products(odd, x1, x3, x5, x7)
+            step = 256.0
+        else:
+            peak = larger(
+                larger(larger(x0, x1), larger(x2, x3)), larger(larger(x4, x5), larger(x6, x7))
             )
-            total += scale * over_words(products.to(tl.float32) * step)
-            total -= subtrahend * over_words(sums.to(tl.float32) * step)
-            products, sums = none, none
-        products = dot2(even, upper_even_x, products, True, NATIVE)
-        products = dot2(odd, upper_odd_x, products, True, NATIVE)
-        sums = dot2(ones, upper_even_x, sums, True, NATIVE)
-        sums = dot2(ones, upper_odd_x, sums, True, NATIVE)
+            step = peak * (1.0 / 32512.0)
+            inverse = 32512.0 / tl.where(peak == 0.0, 1.0, peak)
+            even_x, odd_x = rounded_pair(x0, x2, inverse), rounded_pair(x1, x3, inverse)
+            upper_even_x, upper_odd_x = rounded_pair(x4, x6, inverse), rounded_pair(x5, x7, inverse)
+            none = even_x & 0
+            ones = none + 0x01010101
+            products = dot2(odd, odd_x, dot2(even, even_x, none, False, NATIVE), False, NATIVE)
+            sums = dot2(ones, odd_x, dot2(ones, even_x, none, False, NATIVE), False, NATIVE)
+            if HALVES == 2:
+                scale, subtrahend = scales_and_lows(
+                    scales,
+                    extra,
+                    n.to(tl.int64),
+                    unit,
+                    is_unit,
+                    0,
+                    UNITS,
+                    UNITS_PER_SCALE,
+                    HALVES,
+                    SCALING,
+                    OFFSET,
+                )
+                total += scale * over_words(products.to(tl.float32) * step)
+                total -= subtrahend * over_words(sums.to(tl.float32) * step)
+                products, sums = none, none
+            products = dot2(even, upper_even_x, products, True, NATIVE)
+            products = dot2(odd, upper_odd_x, products, True, NATIVE)
+            sums = dot2(ones, upper_even_x, sums, True, NATIVE)
+            sums = dot2(ones, upper_odd_x, sums, True, NATIVE)
         scale, subtrahend = scales_and_lows(
             scales,
             extra,
@@ -207,7 +231,8 @@ def rows_kernel(
             OFFSET,
         )
         total += scale * over_words(products.to(tl.float32) * step)
-        total -= subtrahend * over_words(sums.to(tl.float32) * step)
+        if KIND != FLOAT8:
+            total -= subtrahend * over_words(sums.to(tl.float32) * step)
     result = tl.sum(total, 2)
     rows_of_x = tl.arange(0, BLOCK_M)[:, None]
     columns = (first + tl.arange(0, BLOCK_N))[None, :]

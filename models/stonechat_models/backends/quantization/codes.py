@@ -13,8 +13,10 @@ import torch
 UNIT = 32
 WORDS = 4
 """Words of a unit."""
-PLAIN, ZEROS, PAIRS, SIGNED = range(4)
+PLAIN, ZEROS, PAIRS, SIGNED, SMALL = range(5)
 """How scales are stored; see `Codes`."""
+FLOAT8_NAN = 127
+"""The bits of a float8 (e4m3) that is no number, without its sign."""
 HIGH_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 PRODUCT_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.02}
 """The largest error of a product, or of experts, in norms of the exact output."""
@@ -22,7 +24,7 @@ PRODUCT_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0
 
 @dataclass(frozen=True, slots=True)
 class CodeFormat:
-    """What a code stands for: scale * (code - offset), or scale * table[code]."""
+    """What a code stands for: scale * (code - offset), scale * table[code], or scale * float8."""
 
     name: str
     scaling: int
@@ -31,6 +33,8 @@ class CodeFormat:
     offset: int = 0
     table: tuple[int, ...] = ()
     """Values of all 16 codes, if they are not evenly spaced."""
+    is_float8: bool = False
+    """Codes are the bits of float8 numbers (e4m3), of which none is NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Codes:
     PAIRS: `scales` are pairs of bytes, int16[n, k / 32], for the scale and what is subtracted. They
     are factors of the two half-precision numbers in `extra`, int32[n, k / 256].
     SIGNED: `scales` are int8[n, k / 16], factors of `extra`, float16[n, k / 256].
+    SMALL: `scales` are the bits of float8 numbers, uint8[n, k / group], factors of `extra`,
+    float32[n, 1].
     """
 
     format: CodeFormat

@@ -17,11 +17,11 @@ from stonechat_models.backends.quantization.codes import (
     float_table,
     pack_codes,
 )
+from stonechat_models.checkpoint.packed.floats import FP4_DOUBLED
 
 CHUNK_BLOCKS = 1 << 17
 """How many blocks are unpacked at a time: a code takes a byte then."""
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-FP4_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 Planes = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Codes uint8[blocks, weights of a block], scales [blocks, ...] and `extra` [blocks, ...]."""

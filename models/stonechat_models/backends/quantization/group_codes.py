@@ -67,9 +67,8 @@ def _offset(values: torch.Tensor) -> int:
     return SIGNED_OFFSET if values.dtype is torch.int8 else 0
 
 
-def scale_dtype(chunks: list[Groups]) -> torch.dtype:
+def exact_dtype(scales: list[torch.Tensor]) -> torch.dtype:
     """The first of `EXACT_DTYPES` that has all scales of a matrix, given in chunks of rows."""
-    scales = [chunk.scales for chunk in chunks]
     return next(d for d in EXACT_DTYPES if all(torch.equal(s.to(d).float(), s) for s in scales))
 
 

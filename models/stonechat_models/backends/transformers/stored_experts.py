@@ -8,16 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.codes import (
-    PLAIN,
-    PRODUCT_TOLERANCE,
-    CodeFormat,
-    Codes,
-    float_table,
-    joined,
-    pack_codes,
-)
-from stonechat_models.backends.quantization.gguf_codes import FP4_DOUBLED, GGUF_TYPES, gguf_codes
+from stonechat_models.backends.quantization.codes import PRODUCT_TOLERANCE, Codes, joined
+from stonechat_models.backends.quantization.float_codes import float4_codes
+from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
 from stonechat_models.backends.transformers.fused.coded_experts import CodedExpertLinear, Rows
 from stonechat_models.backends.transformers.fused.experts import FusedExperts, tiles_of
 from stonechat_models.backends.transformers.fused.recognise_experts import (
@@ -33,9 +26,6 @@ from stonechat_models.errors import UnsupportedModelError
 Products = Callable[[int], list[tuple[torch.Tensor, torch.Tensor | None]]]
 """The float matrix [N, K] of an expert and its bias [N], if it has one: first of gates and their
 counterparts in the order of the activation, then of down."""
-MXFP4 = CodeFormat("MXFP4", PLAIN, table=FP4_DOUBLED)
-CHUNK_ROWS = 1 << 15
-"""Rows of codes that are packed at once."""
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -161,12 +151,9 @@ def mxfp4_experts(
 def mxfp4_codes(blocks: torch.Tensor, scales: torch.Tensor, device: torch.device) -> Codes:
     """Codes of uint8 blocks [..., K / 32, 16] and exponents [..., K / 32]: a matrix of all rows."""
     flat = blocks.reshape(-1, blocks.shape[-2] * 16)
-    low = []
-    for start in range(0, len(flat), CHUNK_ROWS):
-        chunk = flat[start : start + CHUNK_ROWS].to(device)
-        low.append(pack_codes(torch.stack([chunk & 15, chunk >> 4], dim=-1).flatten(1), 0)[0])
-    exponents = scales.reshape(len(flat), -1).to(device)
-    return Codes(MXFP4, torch.cat(low), None, exponents, None, table=float_table(MXFP4, device))
+    codes = float4_codes(flat.to(device), scales.reshape(len(flat), -1).to(device), None)
+    assert codes is not None
+    return codes
 
 
 def _mxfp4_floats(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,8 @@ from triton.runtime.jit import JITFunction
 
 from stonechat_models.backends.quantization.coded_linear import CodedLinear
 from stonechat_models.backends.quantization.codes import Codes
-from stonechat_models.backends.quantization.group_codes import Groups, group_codes, scale_dtype
+from stonechat_models.backends.quantization.float_codes import float4_codes, float8_codes
+from stonechat_models.backends.quantization.group_codes import Groups, exact_dtype, group_codes
 from stonechat_models.backends.quantization.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.code_compile import compile_products
@@ -44,7 +45,18 @@ def int4_groups(k: int) -> Codes:
     scales = torch.rand(16, k // 128).half().float()
     zeros = torch.randint(0, 16, scales.shape).float()
     groups = Groups(values, scales, zeros, torch.arange(k) // 128)
-    return group_codes(groups, torch.arange(k), 4, scale_dtype([groups]))
+    return group_codes(groups, torch.arange(k), 4, exact_dtype([groups.scales]))
+
+
+def float_matrices(k: int) -> dict[str, Codes]:
+    """FP8 with scales of whole rows and of 128 columns, and NVFP4."""
+    bits = torch.randint(127, (16, k), dtype=torch.uint8)
+    matrices = {
+        "FP8": float8_codes(bits, torch.rand(16, 1), k),
+        "FP8, blocks": float8_codes(bits, torch.rand(16, k // 128), 128),
+        "NVFP4": float4_codes(bits[:, ::2], bits[:, ::16], 0.01),
+    }
+    return {name: codes for name, codes in matrices.items() if codes is not None}
 
 
 def on_meta(codes: Codes) -> Codes:
@@ -98,6 +110,8 @@ def main(capability: int, everything: bool) -> None:
     if everything:
         codes = on_meta(random_codes("Q4_K", 16, 4096, torch.device("cpu")))
         compile_layer("Q4_K", codes, capability, torch.float32)
+        for name, codes in float_matrices(4096).items():
+            compile_layer(name, on_meta(codes), capability, torch.bfloat16)
         int4 = on_meta(int4_groups(4096))
         compile_layer("INT4", int4, capability, torch.bfloat16, has_bias=True)
 

@@ -24,4 +24,5 @@ def test_kernels_compile(words, tmp_path):
         assert row["stack"] <= MAX_STACK, row
         assert row["capability"] == int(words[0])
         assert row["shared"] <= SHARED_MEMORY[row["capability"]], row
-        assert row["integers"] == (row["kernel"] == "rows_kernel"), row
+        has_floats = row["type"].startswith("FP8") or row["kernel"] != "rows_kernel"
+        assert row["integers"] is not has_floats, row

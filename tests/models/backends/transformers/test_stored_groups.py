@@ -1,4 +1,4 @@
-"""Packed integers that stay as stored give the logits of the floats that they stand for."""
+"""Packed weights that stay as stored give the logits of the floats that they stand for."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from stonechat_models.backends.quantization.group_codes import (
     Groups,
     bits_of,
     columns_in_groups,
+    exact_dtype,
     group_codes,
-    scale_dtype,
     with_one_offset,
 )
 from stonechat_models.backends.transformers import quantize, stored_groups
@@ -29,25 +29,28 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IDS = torch.arange(40)[None].to(DEVICE)
 NUM_LINEARS = 14
 KEPT = {
-    "gptq": 4,
-    "gptq-asym": 4,
-    "gptq-v2": 4,
-    "gptq-order": 4,
-    "gptq-channel": 4,
-    "gptq-2": 4,
-    "gptq-8": 8,
-    "gptq-16": 4,
-    "auto-round": 4,
-    "awq": 4,
-    "w4a16": 4,
-    "w4a16-asym": 4,
-    "w4a16-order": 4,
-    "w8a16": 8,
-    "w8a8": 8,
-    "w8a8-asym": 8,
-    "bnb-8": 8,
+    "gptq": "INT4",
+    "gptq-asym": "INT4",
+    "gptq-v2": "INT4",
+    "gptq-order": "INT4",
+    "gptq-channel": "INT4",
+    "gptq-2": "INT4",
+    "gptq-8": "INT8",
+    "gptq-16": "INT4",
+    "auto-round": "INT4",
+    "awq": "INT4",
+    "w4a16": "INT4",
+    "w4a16-asym": "INT4",
+    "w4a16-order": "INT4",
+    "w8a16": "INT8",
+    "w8a8": "INT8",
+    "w8a8-asym": "INT8",
+    "bnb-8": "INT8",
+    **dict.fromkeys(("fp8-block", "fp8-tensor", "fp8-channel", "fp8-modelopt", "mxfp8"), "FP8"),
+    **dict.fromkeys(("nvfp4", "nvfp4-modelopt"), "NVFP4"),
+    "mxfp4": "MXFP4",
 }
-"""Bits of the codes."""
+"""The name of the codes."""
 
 
 def load(folder: Path, *, keeps_codes: bool, lines: list[str]) -> torch.nn.Module:
@@ -70,7 +73,7 @@ def test_formats(name, tmp_path, monkeypatch):
     module = load(tmp_path, keeps_codes=True, lines=[])
     layers = coded(module)
     assert len(layers) == NUM_LINEARS
-    assert quantize.stored_label(module) == f"as stored (INT{KEPT[name]})"
+    assert quantize.stored_label(module) == f"as stored ({KEPT[name]})"
     for key, part in module.named_modules():
         if isinstance(part, CodedLinear):
             expected = floats[f"{key}.weight"].to(DEVICE)
@@ -81,7 +84,7 @@ def test_formats(name, tmp_path, monkeypatch):
     assert can_keep_codes(files, config, torch.device("cuda"))
 
 
-@pytest.mark.parametrize("name", ["awq", "gptq-order"])
+@pytest.mark.parametrize("name", ["awq", "gptq-order", "fp8-block", "nvfp4"])
 @torch.inference_mode()
 def test_logits(name, tmp_path):
     writer, quantization, _ = CASES[name]
@@ -155,12 +158,10 @@ def test_one_dtype_for_the_scales_of_all_rows():
     scales = (torch.rand(n, 2) * 0.01 + 0.001).bfloat16().float()
     scales[-1, 1] = torch.tensor(1.1e-7).bfloat16().float()
     values = torch.randint(0, 16, (n, 64), dtype=torch.uint8)
-    found = stored_groups._codes(
-        Layout(), {"values": values, "scales": scales}, n, torch.device("cpu")
-    )
-    assert found is not None
-    assert found[0].scales.dtype is torch.bfloat16
-    assert torch.equal(found[0].scales.float(), scales)
+    codes, _ = stored_groups._integer_codes(Layout(), {"values": values, "scales": scales}, n)
+    assert codes is not None
+    assert codes.scales.dtype is torch.bfloat16
+    assert torch.equal(codes.scales.float(), scales)
 
 
 def test_columns_in_groups():
@@ -182,7 +183,7 @@ def test_scales_keep_their_numbers():
         half.values, half.scales.bfloat16().float() * 2.0**-100, half.zeros, half.group_of
     )
     for part, dtype in ((half, torch.float16), (wide, torch.float32), (short, torch.bfloat16)):
-        codes = group_codes(part, order, 4, scale_dtype([part]))
+        codes = group_codes(part, order, 4, exact_dtype([part.scales]))
         assert codes.scales.dtype is dtype
         assert torch.equal(codes.scales.float(), part.scales)
     assert with_one_offset(group_codes(half, order, 4, torch.float16)).extra is None

@@ -123,7 +123,7 @@ def compile_coded(type_name, dtype, tile, capability, **changes):
         "COLUMNS": 1536,
         "UNITS": 64,
         **FORMATS[type_name],
-        "HAS_TABLE": 2 if type_name == "MXFP4" else 0,
+        "KIND": 2 if type_name == "MXFP4" else 0,
         "BLOCK_M": tile.pairs,
         "BLOCK_N": tile.columns,
         "BLOCK_UNITS": tile.units,
