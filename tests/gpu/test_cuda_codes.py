@@ -1,5 +1,7 @@
 """Weights that stay as a GGUF file stores them, on a CUDA device."""
 
+from pathlib import Path
+
 import gguf
 import pytest
 import torch
@@ -13,9 +15,11 @@ from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
+from stonechat_models.engine.engine import Engine
 from tests.gpu.built import build
 from tests.models.coded_gguf import write_coded_gguf
 from tests.models.engines import deviations, generate_all, greedy
+from tests.models.packed_writers import CASES, is_linear_or_expert, save_packed
 
 N, K = 4096, 14336
 TYPES = ["Q4_K", "Q6_K", "Q8_0", *sorted(GGUF_TYPES - {"Q4_K", "Q6_K", "Q8_0"})]
@@ -108,6 +112,25 @@ def test_a_file_is_served_as_it_is(kinds, device, tmp_path, monkeypatch):
     assert any("2 MergedMLP" in line for line in fused), lines
     tensors = path.stat().st_size
     assert info.weight_bytes < 1.05 * tensors
+    assert_near_plain(engine, path)
+
+
+FOLDERS = [("llama", name) for name in ("fp8-block", "fp8-channel", "mxfp8", "nvfp4", "mxfp4")]
+FOLDERS += [("llama", "gptq-order"), ("qwen3_moe", "fp8-block"), ("qwen3_moe", "nvfp4")]
+
+
+@pytest.mark.parametrize(("family", "name"), FOLDERS)
+def test_a_folder_is_served_as_it_is(family, name, device, tmp_path):
+    writer, quantization, _ = CASES[name]
+    save_packed(tmp_path, family, writer, quantization, is_linear_or_expert, vocab_size=320)
+    engine, lines = build(tmp_path, max_num_seqs=2)
+    assert engine.model.info.quantization.startswith("as stored ("), lines
+    assert isinstance(engine.model, GraphedModel), lines
+    assert_near_plain(engine, tmp_path)
+
+
+def assert_near_plain(engine: Engine, path: Path) -> None:
+    """Compare answers with those of the file's floats, in float32 on the CPU."""
     config = EngineConfig(model=str(path))
     files = resolve_model(config, lambda _: None)
     reference = load_module(files, config, torch.device("cpu"), torch.float32)

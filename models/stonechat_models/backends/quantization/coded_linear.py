@@ -23,8 +23,9 @@ def stand_in(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> tor
 class CodedLinear(QuantizedLinear):
     """A linear layer with the rows of all `parts` in order.
 
-    `bias` is a parameter or None. `order`: which columns of x the columns of the codes belong to,
-    int64[k]; None: the same. `scratch` is shared by layers of one device and dtype.
+    `bias` is a parameter or None, and becomes one of `dtype`. `order`: which columns of x the
+    columns of the codes belong to, int64[k]; None: the same. `scratch` is shared by layers of one
+    device and dtype.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class CodedLinear(QuantizedLinear):
         self.scratch = scratch
         self.order = order
         self.weight = stand_in(shape, dtype, parts[0].low.device)
+        if bias is not None and bias.dtype != dtype:  # of a module that was made in float32
+            bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         self.register_parameter("bias", bias)
         self.bias: nn.Parameter | None
         scratch.reserve(max(sizes) * shape[1])

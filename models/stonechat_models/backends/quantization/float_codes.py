@@ -36,7 +36,8 @@ def float8_codes(bits: torch.Tensor, scales: torch.Tensor, group: int) -> Codes 
 def float4_codes(packed: torch.Tensor, scales: torch.Tensor, factor: float | None) -> Codes | None:
     """Codes of float4 (e2m1) numbers, uint8[n, k / 2] with the even columns in the low halves.
 
-    `scales` uint8[n, groups] are exponents of two, offset by 127, of 32 columns. With a `factor`,
+    The table of the format has doubled numbers, so that factors are halved. `scales` uint8[n,
+    groups] are exponents of two, offset by 127, of 32 columns. With a `factor`,
     which they are multiplied by, they are bits of float8 numbers, of 16 or a multiple of 32
     columns. None if the kernels do not have them.
     """
@@ -51,13 +52,14 @@ def float4_codes(packed: torch.Tensor, scales: torch.Tensor, factor: float | Non
     planes = low, None, scales.contiguous()
     if factor is None:
         return Codes(MXFP4, *planes, None, group, float_table(MXFP4, packed.device))
-    extra = torch.full((n, 1), factor / 2, device=packed.device)  # the table has doubled numbers
+    extra = torch.full((n, 1), factor / 2, dtype=torch.float32, device=packed.device)
     return Codes(NVFP4, *planes, extra, group, float_table(NVFP4, packed.device))
 
 
 def _packed(codes: torch.Tensor, high_bits: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`pack_codes` of some rows at a time, which takes less memory."""
-    chunks = [pack_codes(chunk, high_bits) for chunk in codes.split(CHUNK_ROWS)]
+    starts = range(0, len(codes), CHUNK_ROWS)
+    chunks = [pack_codes(codes[i : i + CHUNK_ROWS], high_bits) for i in starts]
     high = torch.cat([high for _, high in chunks if high is not None]) if high_bits else None
     return torch.cat([low for low, _ in chunks]), high
 

@@ -8,6 +8,7 @@ import torch
 from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES
 from stonechat_models.backends.transformers.attention.choose import why_no_triton
 from stonechat_models.backends.transformers.kinds import empty_module
+from stonechat_models.backends.transformers.packed_codes import can_have_codes
 from stonechat_models.backends.transformers.stored_codes import (
     CodedParts,
     has_expert_codes,
@@ -15,7 +16,7 @@ from stonechat_models.backends.transformers.stored_codes import (
     read_codes,
     read_expert_codes,
 )
-from stonechat_models.backends.transformers.stored_groups import has_groups, is_group, read_groups
+from stonechat_models.backends.transformers.stored_groups import has_groups, read_groups
 from stonechat_models.backends.transformers.stored_size import refuse_oversized
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.gguf.reader import read_gguf
@@ -57,7 +58,7 @@ def kept_names(model: ModelHeaders, packing: Packing) -> frozenset[str]:
     return frozenset(
         tensor.name
         for tensor in packing.tensors.values()
-        if is_expert_code(tensor) or (packing.is_read_here and is_group(tensor))
+        if is_expert_code(tensor) or (packing.is_read_here and can_have_codes(tensor))
     )
 
 

@@ -1,4 +1,4 @@
-"""Keeps the quantised experts of a mixture as a file stores them: of GGUF files, and of gpt-oss."""
+"""Keeps the quantised experts of a mixture as they are stored: in GGUF files, or in folders."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -17,6 +17,7 @@ from stonechat_models.backends.transformers.fused.recognise_experts import (
     activation_of,
     is_experts,
 )
+from stonechat_models.backends.transformers.packed_codes import codes_of
 from stonechat_models.checkpoint.gguf.config import architecture_of
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
 from stonechat_models.checkpoint.gguf.weights import dequantize
@@ -146,6 +147,73 @@ def mxfp4_experts(
         _check(name, fused, products, dtype, device)
         held = [stored for n in names for stored in (*tensors[n].parts.values(), f"{n}_bias")]
         yield name, fused, held
+
+
+def packed_experts(
+    tensors: Mapping[str, PackedTensor],
+    read: Read,
+    empty: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[tuple[str, FusedExperts, list[str]]]:
+    """Yield the modules to replace, their replacements, and the names of what these hold.
+
+    `tensors` are packed weights that can have codes. `read` reads a stored tensor. Raises
+    `UnsupportedModelError` if a product is wrong.
+    """
+    for name, module in empty.named_modules():
+        matrices = _packed_matrices(name, module, tensors) if is_experts(module) else None
+        activation = activation_of(module, device) if matrices is not None else None
+        if matrices is None or activation is None:
+            continue
+        num_experts = len(matrices[0])
+        up, down = (
+            _joined_codes([t for expert in part for t in expert], read, device) for part in matrices
+        )
+        if up is None or down is None:
+            continue
+        fused = FusedExperts(
+            CodedExpertLinear(up, num_experts, None, dtype),
+            CodedExpertLinear(down, num_experts, None, dtype),
+            activation,
+        )
+
+        def products(
+            expert: int, matrices: Any = matrices
+        ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+            return [(torch.cat([t.values(read) for t in part[expert]]), None) for part in matrices]
+
+        _check(name, fused, products, dtype, device)
+        yield name, fused, [t.name for part in matrices for expert in part for t in expert]
+
+
+def _packed_matrices(
+    name: str, module: Any, tensors: Mapping[str, PackedTensor]
+) -> list[list[list[PackedTensor]]] | None:
+    """Of each expert the gate and its counterpart; and of each expert down. None: others."""
+    if not module.has_gate or module.has_bias or module.is_transposed:
+        return None
+    experts, _, size = module.gate_up_proj.shape
+    width = module.down_proj.shape[2]
+    found: list[list[list[PackedTensor]]] = []
+    shapes = {("gate_proj", "up_proj"): (width, size), ("down_proj",): (size, width)}
+    for roles, shape in shapes.items():
+        names = [[f"{name}.{i}.{role}.weight" for role in roles] for i in range(experts)]
+        if any(n not in tensors or tensors[n].shape != shape for part in names for n in part):
+            return None
+        found.append([[tensors[n] for n in part] for part in names])
+    return found
+
+
+def _joined_codes(tensors: list[PackedTensor], read: Read, device: torch.device) -> Codes | None:
+    """The codes of all matrices in order, or None if they cannot lie in one."""
+    parts: list[Codes] = []
+    for tensor in tensors:
+        codes, order = codes_of(tensor, tensor.read(read), device)
+        if codes is None or order is not None:
+            return None
+        parts.append(codes)
+    return joined(parts) if all(parts[0].can_join(part) for part in parts) else None
 
 
 def mxfp4_codes(blocks: torch.Tensor, scales: torch.Tensor, device: torch.device) -> Codes:

@@ -24,10 +24,12 @@ ROOT = Path(__file__).parents[4]
             "test_cuda_build.py::test_every_optimisation_is_used_and_tokens_are_right[bfloat16]",
             "test_cuda_build.py::test_quantised_weights_and_an_fp8_cache[fp8]",
             "test_cuda_codes.py::test_a_file_is_served_as_it_is[kinds0]",
+            "test_cuda_codes.py::test_a_folder_is_served_as_it_is[llama-fp8-block]",
+            "test_cuda_codes.py::test_a_folder_is_served_as_it_is[qwen3_moe-nvfp4]",
             "test_cuda_lora.py::test_sequences_of_adapters_and_of_the_model_share_steps",
         ),
     ],
-    ids=["float32", "bfloat16", "fp8", "gguf", "lora"],
+    ids=["float32", "bfloat16", "fp8", "gguf", "folder", "experts", "lora"],
 )
 def test_an_engine_is_built_and_answers(test):
     """Fused layers, the parity check of attention, sizing, graphs and overlap all take part."""

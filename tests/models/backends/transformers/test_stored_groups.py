@@ -1,5 +1,6 @@
 """Packed weights that stay as stored give the logits of the floats that they stand for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,16 @@ from stonechat_models.backends.quantization.group_codes import (
     group_codes,
     with_one_offset,
 )
-from stonechat_models.backends.transformers import quantize, stored_groups
+from stonechat_models.backends.transformers import packed_codes, quantize, stored_experts
 from stonechat_models.backends.transformers.code_choice import can_keep_codes
+from stonechat_models.backends.transformers.fused.coded_experts import CodedExpertLinear
+from stonechat_models.backends.transformers.fused.recognise_experts import is_experts
 from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.packed import layouts
 from stonechat_models.checkpoint.packed.layouts import IntegerLayout
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
-from tests.models.packed_writers import CASES, save_packed
+from tests.models.packed_writers import CASES, is_linear_or_expert, save_packed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IDS = torch.arange(40)[None].to(DEVICE)
@@ -53,12 +56,12 @@ KEPT = {
 """The name of the codes."""
 
 
-def load(folder: Path, *, keeps_codes: bool, lines: list[str]) -> torch.nn.Module:
-    config = EngineConfig(model=str(folder), dtype="float32")
+def load(
+    folder: Path, *, keeps_codes: bool, lines: list[str], dtype: torch.dtype = torch.float32
+) -> torch.nn.Module:
+    config = EngineConfig(model=str(folder))
     files = resolve_model(config, lines.append)
-    return load_module(
-        files, config, DEVICE, torch.float32, keeps_codes=keeps_codes, progress=lines.append
-    )
+    return load_module(files, config, DEVICE, dtype, keeps_codes=keeps_codes, progress=lines.append)
 
 
 def coded(module: torch.nn.Module) -> list[CodedLinear]:
@@ -84,6 +87,17 @@ def test_formats(name, tmp_path, monkeypatch):
     assert can_keep_codes(files, config, torch.device("cuda"))
 
 
+@torch.inference_mode()
+def test_biases_have_the_dtype_of_the_model(tmp_path):
+    """More rows than the kernel takes are multiplied by PyTorch, in one dtype."""
+    writer, quantization, _ = CASES["awq"]
+    save_packed(tmp_path, "llama", writer, quantization)
+    module = load(tmp_path, keeps_codes=True, lines=[], dtype=torch.bfloat16)
+    assert any(part.bias is not None for part in coded(module))
+    assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+    assert module(IDS, use_cache=False).logits.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["awq", "gptq-order", "fp8-block", "nvfp4"])
 @torch.inference_mode()
 def test_logits(name, tmp_path):
@@ -95,14 +109,44 @@ def test_logits(name, tmp_path):
     assert float((actual - plain).abs().max() / plain.std()) < 1e-3
 
 
+@pytest.mark.parametrize("name", ["fp8-block", "nvfp4", "gptq-asym"])
+@torch.inference_mode()
+def test_experts(name, tmp_path):
+    writer, quantization, _ = CASES[name]
+    save_packed(tmp_path, "qwen3_moe", writer, quantization, is_linear_or_expert)
+    plain = load(tmp_path, keeps_codes=False, lines=[])
+    module = load(tmp_path, keeps_codes=True, lines=[])
+    experts = [part for part in module.modules() if isinstance(part, CodedExpertLinear)]
+    assert len(experts) == 2 * sum(map(is_experts, plain.modules())) > 0
+    assert quantize.num_weights(module) == quantize.num_weights(plain)
+    actual, expected = (m(IDS, use_cache=False).logits for m in (module, plain))
+    assert float((actual - expected).abs().max() / expected.std()) < 1e-3
+
+
+def test_experts_whose_codes_differ_become_floats(tmp_path, monkeypatch):
+    def other(tensor, *args):
+        codes, order = original(tensor, *args)
+        if tensor.name.endswith("1.up_proj.weight"):
+            codes = replace(codes, group=32)
+        return codes, order
+
+    original = stored_experts.codes_of
+    monkeypatch.setattr(stored_experts, "codes_of", other)
+    writer, quantization, _ = CASES["fp8-block"]
+    save_packed(tmp_path, "qwen3_moe", writer, quantization, is_linear_or_expert)
+    module = load(tmp_path, keeps_codes=True, lines=[])
+    assert not any(isinstance(part, CodedExpertLinear) for part in module.modules())
+    assert coded(module)
+
+
 def test_a_wrong_product_makes_floats_of_all_weights(tmp_path, monkeypatch):
     def off(*args):
         codes = original(*args)
         codes.low[::2] ^= 0x11111111
         return codes
 
-    original = stored_groups.group_codes
-    monkeypatch.setattr(stored_groups, "group_codes", off)
+    original = packed_codes.group_codes
+    monkeypatch.setattr(packed_codes, "group_codes", off)
     writer, quantization, _ = CASES["gptq"]
     save_packed(tmp_path, "llama", writer, quantization)
     lines: list[str] = []
@@ -154,11 +198,11 @@ def test_one_dtype_for_the_scales_of_all_rows():
             values, scales = parts["values"][rows], parts["scales"][rows]
             return layouts.Codes(values, scales, torch.full_like(scales, 8), group_of)
 
-    n, group_of = stored_groups.CHUNK_ROWS + 16, torch.arange(64) // 32
+    n, group_of = packed_codes.CHUNK_ROWS + 16, torch.arange(64) // 32
     scales = (torch.rand(n, 2) * 0.01 + 0.001).bfloat16().float()
     scales[-1, 1] = torch.tensor(1.1e-7).bfloat16().float()
     values = torch.randint(0, 16, (n, 64), dtype=torch.uint8)
-    codes, _ = stored_groups._integer_codes(Layout(), {"values": values, "scales": scales}, n)
+    codes, _ = packed_codes._integer_codes(Layout(), {"values": values, "scales": scales}, n)
     assert codes is not None
     assert codes.scales.dtype is torch.bfloat16
     assert torch.equal(codes.scales.float(), scales)
