@@ -28,7 +28,10 @@ _KEYS = {
     "array": frozenset(("items", "minItems", "maxItems")),
     "object": frozenset(("properties", "required", "additionalProperties", "minProperties")),
 }
-PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+PLAIN_KEY = re.compile(r"[^\s\"'<>{}\[\]:,|\\]+( [^\s\"'<>{}\[\]:,|\\]+)*")
+"""Keys that stand bare as the schema has them, such as `$filter` and `user.name`."""
+_FREE_KEY = "[A-Za-z_][A-Za-z0-9_-]*"
+"""Keys that no schema declares."""
 
 
 @dataclass(slots=True)
@@ -224,7 +227,7 @@ class ValueGrammar:
 
     def _open_object(self, item: str) -> str:
         rule = self._new_rule()
-        key = rf"/{PLAIN_KEY.pattern}/" if self.quote else json_value({"type": "string"})
+        key = f"/{_FREE_KEY}/" if self.quote else json_value({"type": "string"})
         self.rules[rule] = sequence(key, '":"', _GAP, item)
         return sequence('"{"', _GAP, f'({rule} ("," {_GAP} {rule})* {_GAP})?', '"}"')
 

@@ -225,6 +225,23 @@ def test_text_stands_raw_where_json_may_stand_too(
         jsonschema.validate(call, schema, format_checker=jsonschema.FormatChecker())
 
 
+@pytest.mark.parametrize("layout", ["gemma4", "function_gemma"])
+@pytest.mark.parametrize(
+    "key", ["$filter", "user.name", "X-Trace", "1st", "naïve", "my key", "@a/b"]
+)
+def test_declared_keys_stand_bare(key: str, layout: str) -> None:
+    schema = {**record(**{key: {"type": "integer"}, "o": record(**{key: TEXT})}), "required": [key]}
+    tool, left_out = enforced(schema, format=FORMATS[layout])
+    assert left_out == []
+    parts = FORMATS[layout].layout
+    assert isinstance(parts, DictLayout)
+    pairs = f"{{{key}:1,o:{{{key}:{parts.quote}x{parts.quote}}}}}"
+    call = f"{parts.before_name}f{parts.after_name}{pairs}{parts.after_arguments}"
+    text = f"{FORMATS[layout].trigger}{parts.opening}{call}{parts.closing}"
+    assert is_allowed(tool, layout, text)
+    assert arguments(tool, layout, text) == {key: 1, "o": {key: "x"}}
+
+
 @pytest.mark.parametrize("layout", ["qwen_coder", "deepseek_v32", "gemma4", "minimax_m3"])
 def test_a_list_of_one_schema_is_that_schema(layout: str) -> None:
     """As pydantic writes a model or an enum that has a description of its own."""
