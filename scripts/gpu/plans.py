@@ -74,7 +74,7 @@ def speed() -> list[Part]:
     """How fast are models of four shapes and their server, and with earlier kernels."""
     models = ["llama-3.2-1b", "llama-3.1-8b", "llama-3.1-8b-q4_k_m", "qwen3-30b-a3b-12-layers"]
     words = ["--models", *models, "--modes", "greedy", "temperature 1", "top-k, top-p"]
-    words += ["--no-compare", "--no-kernel-checks", "--most", "80", "--one-process"]
+    words += ["--no-compare", "--no-kernel-checks", "--most", "100", "--one-process"]
     decode = ("--batches", "1", "64", "--modes", "greedy", "--only-decode", "--no-device")
     without = ("--no-http", "--no-compare", *decode)
     pair = ("--models", "llama-3.2-1b", "llama-3.1-8b")

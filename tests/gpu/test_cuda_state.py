@@ -6,6 +6,7 @@ Each is built from its folder, as a server builds it, and compared with plain tr
 from typing import Any
 
 import pytest
+import torch
 
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel
@@ -16,8 +17,8 @@ from tests.models.tiny_models import save_tiny_model, tiny_model
 from tests.models.tiny_tokenizers import save_byte_level
 
 VOCAB_SIZE = 320
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
-"""In standard deviations of the logits. The references keep weights that bfloat16 rounds."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+"""In standard deviations of the logits."""
 
 
 def build_family(tmp_path, family, **settings: Any):
@@ -29,9 +30,15 @@ def build_family(tmp_path, family, **settings: Any):
 
 
 def check(engine, family, dtype):
+    """The reference has the weights that are served: rounding them moves logits more than all else
+    in bfloat16, by 0.5 where it is 0.1 without."""
+    reference = tiny_model(family, vocab_size=VOCAB_SIZE)
+    for parameter in reference.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype)).float()
     results = generate_all(engine, prompts(), greedy(12, ignore_eos=True))
     assert [len(result.token_ids) for result in results] == [12] * len(results)
-    assert_near(tiny_model(family, vocab_size=VOCAB_SIZE), results, TOLERANCE[dtype])
+    assert_near(reference, results, TOLERANCE[dtype])
+    return results
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -41,9 +48,7 @@ def test_recurrent_states(family, dtype, device, tmp_path):
     assert isinstance(engine.model, RecurrentModel), progress
     check(engine, family, dtype)
     if engine.model.info.exact_chunks:  # the second time with a snapshot of the state
-        again = generate_all(engine, prompts(), greedy(12, ignore_eos=True))
-        assert again[-1].num_cached_tokens > 0
-        assert_near(tiny_model(family, vocab_size=VOCAB_SIZE), again, TOLERANCE[dtype])
+        assert check(engine, family, dtype)[-1].num_cached_tokens > 0
 
 
 @pytest.mark.parametrize("family", ["bloom", "phimoe"])

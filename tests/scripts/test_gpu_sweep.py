@@ -41,6 +41,20 @@ def test_dry_run(tmp_path):
         assert line in result.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["experts", "gemv", "sampling"])
+def test_other_scripts_run_dry(name, tmp_path):
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--dry-run", "--out", str(out)]
+    result = subprocess.run(
+        [*command, "--seconds", "300"], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-2000:]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows
+    assert not any("error" in row for row in rows)
+
+
 def test_variants(scripts):
     """Today's tile comes first, none comes twice, and keys are split only where it helps."""
     from sweep_cases import decode_case, main_cases, more_cases, variants
