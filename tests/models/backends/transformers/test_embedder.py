@@ -86,6 +86,7 @@ def assert_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"fnet"}))
 def test_every_family_equals_transformers(family: str, tmp_path: Path) -> None:
     folder = save_embedder(tmp_path / "model", family)

@@ -114,7 +114,7 @@ def test_fp8_is_refused_where_it_cannot_be_read(monkeypatch: pytest.MonkeyPatch)
     capability = (8, 9)
     refuse_kv_format("fp8", "triton", CUDA)
     refuse_kv_format("fp8", "row", CPU)
-    with pytest.raises(UnsupportedModelError, match="paper attention backend reads no fp8"):
+    with pytest.raises(UnsupportedModelError, match="paper attention backend cannot read an fp8"):
         refuse_kv_format("fp8", "paper", CUDA)
 
 
