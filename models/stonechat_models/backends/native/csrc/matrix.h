@@ -133,7 +133,7 @@ inline void with_kind(int kind, Body body) {
 
 // Calls body(Number<0>()), body(Number<1>()), ... Count times: a loop that is always unrolled.
 template <class Body, int... I>
-inline void unrolled(Body body, std::integer_sequence<int, I...>) {
+inline void unrolled([[maybe_unused]] Body body, std::integer_sequence<int, I...>) {
   (body(Number<I>()), ...);
 }
 template <int Count, class Body>

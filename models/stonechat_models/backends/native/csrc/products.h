@@ -104,7 +104,7 @@ inline void few_rows(const uint8_t* panel, const RowBlock& rows, F16* out) {
 template <int KindOf>
 inline void many_rows(const uint8_t* panel, const RowBlock& rows, F16* out) {
   const int groups = rows.x.k / kGroup;
-  Unpacker<KindOf> unpacker(panel, rows.x.k);
+  Unpacker<KindOf, true> unpacker(panel, rows.x.k);
   Unpacked chunk;
   for (int g = 0; g < groups; g += kChunk) {
     const int count = std::min(kChunk, groups - g);

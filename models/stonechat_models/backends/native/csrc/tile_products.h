@@ -3,6 +3,9 @@
 //
 // A tile of sums is 16 rows x 16 columns.  Two groups are multiplied and stored, then both are
 // scaled and added, while the processor runs ahead with the next two.
+//
+// The codes of the next panel are prefetched a few lines at a time between the products.  Prefetched
+// all at once, as they are unpacked, they keep the core from reading its caches until they arrive.
 #pragma once
 #include "amx.h"
 #include "row_block.h"
@@ -34,14 +37,18 @@ inline void multiply_group(const TileGroup& x, const uint8_t* codes, int32_t (*d
   tile_store<Sum>(dots, sizeof(dots[0]));
 }
 
-// out[r] += row r of 16 times `groups` of weights.
-template <bool IsAffine>
-inline void add_tile(const TileGroup* x, const Unpacked& w, int groups, F16* out) {
+// out[r] += row r of 16 times `groups` of weights.  Beside each pair of groups it prefetches `Lines`
+// from `ahead` on, and it returns where these end.
+template <bool IsAffine, int Lines>
+inline const uint8_t* add_tile(const TileGroup* x, const Unpacked& w, int groups,
+                               const uint8_t* ahead, F16* out) {
   alignas(64) int32_t pair[2][kTileRows][kPanel];
   SC_EACH_ROW(SC_LOAD)
   for (int g = 0; g < groups;) {
     multiply_group<0>(x[g], w.codes[g][0], pair[0]);
     if (g + 1 < groups) multiply_group<1>(x[g + 1], w.codes[g + 1][0], pair[1]);
+    unrolled<Lines>([&](auto i) { prefetch_far(ahead + 64 * i); });
+    ahead += 64 * Lines;
     for (int end = std::min(g + 2, groups); g < end; ++g) {
       const int32_t(*dots)[kPanel] = pair[g % 2];
       const F16 d = load(w.d[g]);
@@ -53,6 +60,7 @@ inline void add_tile(const TileGroup* x, const Unpacked& w, int groups, F16* out
     }
   }
   SC_EACH_ROW(SC_STORE)
+  return ahead;
 }
 
 #undef SC_EACH_ROW
@@ -67,7 +75,8 @@ inline void tile_panel(const uint8_t* panel, const RowBlock& rows, F16* out) {
   constexpr Format f = kFormats[KindOf];
   const TileGroup* x = rows.tiles();
   const int groups = rows.x.k / kGroup;
-  Unpacker<KindOf> unpacker(panel, rows.x.k);
+  Unpacker<KindOf, false> unpacker(panel, rows.x.k);
+  const uint8_t* ahead = panel + panel_bytes(KindOf, rows.x.k) + head_bytes(KindOf, rows.x.k);
   Unpacked chunk;
   use_tiles(kGroupTiles);
   for (int g = 0; g < groups; g += kChunk) {
@@ -75,7 +84,12 @@ inline void tile_panel(const uint8_t* panel, const RowBlock& rows, F16* out) {
     unpacker.next(count, chunk, [](B64 u) { return minus<f.offset>(u); });
     for (int r = 0; r < rows.count; r += kTileRows) {
       const TileGroup* tile = x + size_t(r / kTileRows) * size_t(groups) + g;
-      add_tile<f.is_affine>(tile, chunk, count, out + r);
+      auto add = [&](auto lines) {
+        ahead = add_tile<f.is_affine, lines>(tile, chunk, count, ahead, out + r);
+      };
+      if (rows.count <= kTileRows) add(Number<2 * f.bits>());
+      else if (r < 2 * kTileRows) add(Number<f.bits>());
+      else add(Number<0>());
     }
   }
 }

@@ -12,8 +12,9 @@ struct Unpacked {
   float d[kChunk][kPanel], m[kChunk][kPanel];
 };
 
-// Unpacks the groups of a panel, one chunk after the other.
-template <int KindOf>
+// Unpacks the groups of a panel, one chunk after the other, and prefetches the scales of the next
+// panel.  `Fetches`: its codes too.
+template <int KindOf, bool Fetches>
 class Unpacker {
  public:
   static constexpr Format kFormat = kFormats[KindOf];
@@ -28,7 +29,7 @@ class Unpacker {
       B64 rows[8];
       unpack_group<KindOf>(codes_, rows);
       unrolled<8>([&](auto j) { store_bytes(to.codes[g][j], change(rows[j])); });
-      for (int i = 0; i < kFormat.bits; ++i) prefetch_far(codes_ + 64 * i + ahead_);
+      for (int i = 0; Fetches && i < kFormat.bits; ++i) prefetch_far(codes_ + 64 * i + ahead_);
       scales_.next();
       store(to.d[g], scales_.d[0]);
       if constexpr (kFormat.is_affine) store(to.m[g], scales_.m[0]);
