@@ -79,11 +79,25 @@ class Scaler {
   __m512i a_, b_, offset_;
 };
 
+inline constexpr int kBlockSteps = 2 * kBlock / 64;  // of the products of a block
+
+// The codes of the next panel are prefetched a few lines at a time: a core that waits for many at once
+// cannot read its own caches until they arrive.  Beside each step of the first products of a block:
+template <int KindOf>
+inline constexpr int kStepLines = std::min(4, kFormats[KindOf].bits);
+// And while each of its groups is unpacked:
+template <int KindOf>
+inline constexpr int kGroupLines = kFormats[KindOf].bits - kStepLines<KindOf>;
+static_assert(kBlockSteps == kBlock / kGroup);
+
 // Unpacks a block and scales its codes.
 template <int KindOf>
-inline void scale_block(const uint8_t* codes, const BlockScales<KindOf>& scales, ScaledBlock& to) {
+inline void scale_block(const uint8_t* codes, const BlockScales<KindOf>& scales,
+                        const uint8_t*& ahead, ScaledBlock& to) {
   constexpr int kParts = kFormats[KindOf].parts, kLength = 8 / kParts;
   for (int g = 0; g < kBlock / kGroup; ++g, codes += group_bytes(KindOf)) {
+    unrolled<kGroupLines<KindOf>>([&](auto i) { prefetch_far(ahead + 64 * i); });
+    ahead += 64 * kGroupLines<KindOf>;
     unrolled<kParts>([&](auto part) {
       const Scaler<KindOf> scaler(scales.scale + (g * kParts + part) * kPanel);
       unrolled<kLength>([&](auto i) {
@@ -139,8 +153,6 @@ inline void add_rows(const PendingSums& sums, int first) {
     out[r] = fma(set1(scale[r]), value, out[r]);
   }
 }
-
-inline constexpr int kBlockSteps = 2 * kBlock / 64;  // of the products of a block
 
 // Multiplies one or two tiles of rows by a block: x, and the tile `next` blocks on.  Calls
 // other_work(i) after step i of the products, since vectors and tiles work at the same time; all of it
@@ -200,18 +212,21 @@ inline void tile_blocks(const uint8_t* panel, const RowBlock& rows, F16* out) {
   const int k = rows.x.k, blocks = k / kBlock;
   const TileBlock* x = rows.blocks();
   const uint8_t* codes = panel + head_bytes(KindOf, k);
-  const size_t ahead = panel_bytes(KindOf, k);
+  const uint8_t* ahead = codes + panel_bytes(KindOf, k);
   BlockHeads<KindOf> heads(panel, k);
   ScaledBlock w;
   PendingSums sums;
   use_tiles(kRowShapes[size_t(std::min(rows.count, kTileRows)) - 1]);
   for (int b = 0; b < blocks; ++b, codes += kBytes) {
-    scale_block<KindOf>(codes, heads.next(), w);
-    for (size_t i = 0; i < kBytes; i += 64) prefetch_far(codes + ahead + i);
+    scale_block<KindOf>(codes, heads.next(), ahead, w);
     for (int r = 0; r < rows.count; r += 2 * kTileRows) {
       const TileBlock* tile = x + r / kTileRows * blocks + b;
       const int count = std::min(rows.count - r, 2 * kTileRows);
       auto add_last = [&](int step) {
+        if (r == 0) {
+          unrolled<kStepLines<KindOf>>([&](auto i) { prefetch_far(ahead + 64 * i); });
+          ahead += 64 * kStepLines<KindOf>;
+        }
         if (sums.rows == 2 * kTileRows) return add_rows<KindOf, 4>(sums, step * 4);
         for (int i = step; i < sums.rows; i += kBlockSteps) add_rows<KindOf, 1>(sums, i);
       };
