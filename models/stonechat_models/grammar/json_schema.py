@@ -9,6 +9,7 @@ A rewritten schema accepts the same documents as the original, or fewer, never m
   its value. Bounds of numbers beyond 10^18, such as the largest double, become 10^18.
 - In a `pattern`, `\\s` matches only what both ECMA 262 and Python call whitespace, and `\\S` only
   what neither does.
+- Parts whose recursion never ends are `False` (see `recursion`).
 - Keywords without effect, such as `uniqueItems: false`, are removed.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.cost import check_expression
 from stonechat_models.grammar.plain_schema import plain_schema
+from stonechat_models.grammar.recursion import without_endless
 from stonechat_models.grammar.schema_tree import Schema, change_children, nodes, values
 
 MAX_PROPERTIES = 1_000
@@ -75,7 +77,9 @@ def prepare_value(schema: object) -> dict[str, Any]:
         schema = {} if schema else {"not": {}}
     if not isinstance(schema, dict):
         raise GrammarError("a JSON schema must be an object or a boolean")
-    plain = plain_schema(schema)
+    plain = without_endless(plain_schema(schema))
+    if isinstance(plain, bool):
+        raise GrammarError("no output can satisfy this JSON schema: its recursion never ends")
     can_close = not any(_joins_objects(node) for node in nodes(plain))
     prepared = _prepare(plain, can_close)
     return {**prepared, "x-guidance": COMPILE_OPTIONS}

@@ -184,6 +184,41 @@ def test_an_object_accepts_only_declared_properties_unless_the_schema_says_other
     assert accepts(compiler.compile(schema_spec(open_record)).new_constraint(), vocabulary, text)
 
 
+NEEDS_ITSELF = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+ENDLESS = {
+    "type": "object",
+    "properties": {"a": {"$ref": "#/$defs/endless"}},
+    "required": ["a"],
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"anyOf": [{"$ref": "#/$defs/endless"}, {"type": "null"}]}, "null", '{"a":'),
+        ({"type": "array", "items": {"$ref": "#/$defs/endless"}}, "[]", "[{"),
+        ({"properties": {"b": {"$ref": "#/$defs/endless"}}, "type": "object"}, "{}", '{"b'),
+        ({**NEEDS_ITSELF, "type": ["object", "null"]}, '{"a":{"a":null}}', '{"a":{}'),
+    ],
+    ids=str,
+)
+def test_parts_whose_recursion_never_ends_are_never_begun(
+    compiler: GrammarCompiler,
+    vocabulary: ByteVocabulary,
+    schema: dict[str, Any],
+    good: str,
+    bad: str,
+) -> None:
+    compiled = compiler.compile(schema_spec({**schema, "$defs": {"endless": ENDLESS}}))
+    assert accepts(compiled.new_constraint(), vocabulary, good)
+    constraint = compiled.new_constraint()
+    allowed = []
+    for token_id in vocabulary.encode(bad):
+        allowed.append(constraint.allows(token_id))
+        constraint.accept(token_id)
+    assert not all(allowed)
+
+
 @pytest.mark.parametrize(
     ("schema", "word"),
     [
@@ -194,7 +229,11 @@ def test_an_object_accepts_only_declared_properties_unless_the_schema_says_other
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"type": "string", "format": "idn-email"}, "idn-email"),
         ({"$ref": "https://example.com/x"}, "example.com"),
-        ({"$ref": "#"}, "no output"),
+        ({"$ref": "#"}, "never ends"),
+        ({**NEEDS_ITSELF, "$defs": {}}, "never ends"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "never ends"),
+        ({"type": "object", "additionalProperties": {"$ref": "#"}, "minProperties": 1}, "never"),
+        ({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"allOf": [{"$ref": "#"}]}}}, "never"),
         (False, "not"),
         ({"type": "object", "minProperties": 3}, "minProperties"),
         ({"const": "a\u0000b"}, "control"),
