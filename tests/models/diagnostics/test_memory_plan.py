@@ -129,6 +129,17 @@ def test_sizes_are_those_of_the_loaded_module(family: str, tmp_path: Path) -> No
         check_sizes(tmp_path, "transformers", backend="transformers", quantize=precision)
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_config_may_leave_its_dtype_open(is_packed: bool, tmp_path: Path) -> None:
+    if is_packed:
+        save_packed(tmp_path, "llama", *CASES["awq"][:2])
+    else:
+        save(tmp_path, tiny_config("llama"))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "auto"}))
+    check_sizes(tmp_path, "transformers", backend="transformers")
+
+
 def test_adapters_count_as_weights(tmp_path: Path) -> None:
     module = save(tmp_path / "model", tiny_config("llama"))
     write_adapter(tmp_path / "mine", AutoModelForCausalLM.from_pretrained(module), projections())

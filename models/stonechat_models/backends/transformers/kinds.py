@@ -1,5 +1,6 @@
 """Which of transformers' classes loads a model, and which of ours runs it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -95,9 +96,16 @@ def empty_module(config: HFConfig, model_class: Any) -> nn.Module | None:
     raw = {key: value for key, value in config.raw.items() if key != "quantization_config"}
     with torch.device("meta"):
         module: nn.Module = model_class.from_config(
-            CONFIG_MAPPING[config.model_type].from_dict(raw), attn_implementation="eager"
+            CONFIG_MAPPING[config.model_type].from_dict(_known_dtypes(raw)),
+            attn_implementation="eager",
         )
     return module
+
+
+def _known_dtypes(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without dtypes that are `auto`, for which transformers' classes fail."""
+    known = {k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype") or v != "auto"}
+    return {k: _known_dtypes(v) if isinstance(v, dict) else v for k, v in known.items()}
 
 
 def vocab_size(module: nn.Module) -> int:

@@ -43,7 +43,7 @@ def packed_source(
         yield model_class, {"pretrained_model_name_or_path": folder, "config": changed}
         return
     plain = changed or AutoConfig.from_pretrained(
-        folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+        folder, trust_remote_code=config.trust_remote_code, local_files_only=True, dtype=dtype
     )
     for part in (plain, plain.get_text_config()):
         if hasattr(part, "quantization_config"):
