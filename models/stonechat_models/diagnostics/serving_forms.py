@@ -265,7 +265,8 @@ class FormPlanner:
         team = self._team if config.quantize != "none" else None
         size = self._empty_model.footprint(settings, self.device.type, team, self.num_ranks)
         if self._keeps_codes(config):
-            size = stored_footprint(self.headers, self.packing, settings.dtype, size)
+            module = self._empty_model.module
+            size = stored_footprint(self.headers, self.packing, module, settings.dtype, size)
         num_elements = sum(adapter.num_elements for adapter in self.headers.adapters)
         adapter_bytes = num_elements * settings.dtype.itemsize
         return replace(size, weight_bytes=size.weight_bytes + adapter_bytes)
@@ -277,7 +278,8 @@ class FormPlanner:
             and settings_keep_codes(config, self.device)
             and why_no_launcher() is None
             and config.adapter is None
-            and bool(kept_names(self.headers, self.packing))
+            and self._empty_model is not None
+            and bool(kept_names(self.headers, self.packing, self._empty_model.module))
         )
 
     @cached_property

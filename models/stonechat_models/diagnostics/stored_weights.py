@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from stonechat_models.backends.transformers.code_choice import kept_names
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
@@ -13,10 +14,13 @@ EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 def stored_footprint(
-    model: ModelHeaders, packing: Packing, dtype: torch.dtype, floats: Footprint
+    model: ModelHeaders, packing: Packing, empty: nn.Module, dtype: torch.dtype, floats: Footprint
 ) -> Footprint:
-    """Return what the model takes, within a few per cent. `floats`: what it takes in `dtype`."""
-    kept = kept_names(model, packing)
+    """Return what the model takes, within a few per cent.
+
+    `empty` is its module on the meta device, and `floats` what it takes in `dtype`.
+    """
+    kept = kept_names(model, packing, empty)
     sizes = {
         w.name: w.num_bytes if w.name in kept else w.num_elements * dtype.itemsize
         for w in weight_headers(model, packing)

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics import serving_forms
 from stonechat_models.diagnostics.memory_plan import ModelSurvey, survey_model
 from stonechat_models.diagnostics.survey import ServingForm
-from tests.models.packed_writers import CASES, save_packed
+from tests.models.packed_writers import CASES, is_linear, save_packed
 from tests.models.tiny_gguf import write_tiny_gguf
 from tests.models.tiny_models import save_tiny_model
 from tests.models.tiny_tokenizers import save_byte_level
@@ -137,6 +138,28 @@ def test_integers_in_groups_stay_as_they_are(tmp_path: Path) -> None:
     form, floats = default_form(tmp_path), default_form(tmp_path, quantize="none")
     assert form.name == "as stored"
     assert form.weight_bytes < floats.weight_bytes
+
+
+@pytest.mark.usefixtures("card")
+def test_weights_that_kernels_do_not_have_count_as_floats(tmp_path: Path) -> None:
+    """They are rows of no whole units, another type of floats, and no linear layer."""
+    writer, quantization, _ = CASES["fp8-tensor"]
+    floats = save_packed(
+        tmp_path,
+        "llama",
+        writer,
+        quantization,
+        lambda name: is_linear(name) or "embed_tokens" in name,
+        intermediate_size=200,
+    )
+    path, other = tmp_path / "model.safetensors", "model.layers.0.self_attn.q_proj.weight"
+    stored = load_file(path)
+    stored[other] = stored[other].float().to(torch.float8_e5m2)
+    save_file(stored, path)
+    kept = {n for n in floats if is_linear(n) and "down_proj" not in n and n != other}
+    assert {stored[name].dtype for name in kept} == {torch.float8_e4m3fn}
+    expected = sum(t.numel() + 4 if n in kept else 2 * t.numel() for n, t in floats.items())
+    assert default_form(tmp_path).weight_bytes == expected
 
 
 def test_a_cpu_has_no_graphs_to_speak_of(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def float8_codes(bits: torch.Tensor, scales: torch.Tensor, group: int) -> Codes 
     None if the kernels do not have them: one is NaN, or a unit has several scales.
     """
     k = bits.shape[1]
-    if k % UNIT or (group % UNIT and group != k) or has_nan(bits):
+    if k % UNIT or group % UNIT or has_nan(bits):
         return None
     low, high = _packed(bits, FP8.high_bits)
     return Codes(FP8, low, high, scales.contiguous(), None, group)
@@ -36,10 +36,10 @@ def float8_codes(bits: torch.Tensor, scales: torch.Tensor, group: int) -> Codes 
 def float4_codes(packed: torch.Tensor, scales: torch.Tensor, factor: float | None) -> Codes | None:
     """Codes of float4 (e2m1) numbers, uint8[n, k / 2] with the even columns in the low halves.
 
-    The table of the format has doubled numbers, so that factors are halved. `scales` uint8[n,
-    groups] are exponents of two, offset by 127, of 32 columns. With a `factor`,
-    which they are multiplied by, they are bits of float8 numbers, of 16 or a multiple of 32
-    columns. None if the kernels do not have them.
+    Without a `factor`, `scales` uint8[n, groups] are exponents of two, offset by 127, and a group
+    has 32 columns. With one, they are the bits of float8 (e4m3) numbers, each multiplied by the
+    factor, and a group has 16 columns or a multiple of 32. None if the kernels do not have them.
+    The table of the format has doubled numbers, so factors are halved.
     """
     (n, half), groups = packed.shape, scales.shape[1]
     group = 2 * half // groups

@@ -4,11 +4,11 @@ import logging
 from typing import Any
 
 import torch
+from torch import nn
 
 from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES
 from stonechat_models.backends.transformers.attention.choose import why_no_triton
 from stonechat_models.backends.transformers.kinds import empty_module
-from stonechat_models.backends.transformers.packed_codes import can_have_codes
 from stonechat_models.backends.transformers.stored_codes import (
     CodedParts,
     has_expert_codes,
@@ -16,7 +16,11 @@ from stonechat_models.backends.transformers.stored_codes import (
     read_codes,
     read_expert_codes,
 )
-from stonechat_models.backends.transformers.stored_groups import has_groups, read_groups
+from stonechat_models.backends.transformers.stored_groups import (
+    has_groups,
+    names_in_groups,
+    read_groups,
+)
 from stonechat_models.backends.transformers.stored_size import refuse_oversized
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.gguf.reader import read_gguf
@@ -51,15 +55,15 @@ def settings_keep_codes(config: EngineConfig, device: torch.device) -> bool:
     )
 
 
-def kept_names(model: ModelHeaders, packing: Packing) -> frozenset[str]:
-    """The names of the weights that can stay as stored. `packing`: that of `model`."""
+def kept_names(model: ModelHeaders, packing: Packing, empty: nn.Module) -> frozenset[str]:
+    """The names of the weights that can stay as stored.
+
+    `packing` is that of `model`, and `empty` its module on the meta device.
+    """
     if model.weight_format == "gguf":
         return frozenset(t.name for t in model.tensors if t.type_name in GGUF_TYPES)
-    return frozenset(
-        tensor.name
-        for tensor in packing.tensors.values()
-        if is_expert_code(tensor) or (packing.is_read_here and can_have_codes(tensor))
-    )
+    experts = frozenset(t.name for t in packing.tensors.values() if is_expert_code(t))
+    return experts or names_in_groups(packing, empty)
 
 
 def read_kept_codes(

@@ -5,7 +5,7 @@ The integers are those of GPTQ, AWQ, compressed-tensors and int8, the floats FP8
 
 import torch
 
-from stonechat_models.backends.quantization.codes import Codes, joined
+from stonechat_models.backends.quantization.codes import UNIT, Codes, joined
 from stonechat_models.backends.quantization.float_codes import float4_codes, float8_codes
 from stonechat_models.backends.quantization.group_codes import (
     Groups,
@@ -23,8 +23,12 @@ CHUNK_ROWS = 2048
 
 
 def can_have_codes(tensor: PackedTensor) -> bool:
-    """Whether this weight is of integers or small floats in groups that share a scale."""
-    return isinstance(tensor.layout, IntegerLayout | Fp8)
+    """Whether the headers say that the kernels may have this weight's numbers.
+
+    These are integers or small floats in groups that share a scale, in rows of whole units.
+    """
+    has_type = isinstance(tensor.layout, IntegerLayout) or tensor.type_name == "FP8"
+    return has_type and tensor.shape[-1] % UNIT == 0
 
 
 def codes_of(

@@ -162,7 +162,7 @@ def packed_experts(
     `UnsupportedModelError` if a product is wrong.
     """
     for name, module in empty.named_modules():
-        matrices = _packed_matrices(name, module, tensors) if is_experts(module) else None
+        matrices = packed_matrices(name, module, tensors)
         activation = activation_of(module, device) if matrices is not None else None
         if matrices is None or activation is None:
             continue
@@ -187,11 +187,14 @@ def packed_experts(
         yield name, fused, [t.name for part in matrices for expert in part for t in expert]
 
 
-def _packed_matrices(
+def packed_matrices(
     name: str, module: Any, tensors: Mapping[str, PackedTensor]
 ) -> list[list[list[PackedTensor]]] | None:
-    """Of each expert the gate and its counterpart; and of each expert down. None: others."""
-    if not module.has_gate or module.has_bias or module.is_transposed:
+    """Of each expert the gate and its counterpart; and of each expert down. None: others.
+
+    Only the headers of `tensors` are needed.
+    """
+    if not is_experts(module) or not module.has_gate or module.has_bias or module.is_transposed:
         return None
     experts, _, size = module.gate_up_proj.shape
     width = module.down_proj.shape[2]

@@ -7,7 +7,7 @@ from stonechat_models.backends.quantization.coded_linear import CodedLinear
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.packed_codes import can_have_codes, codes_of
 from stonechat_models.backends.transformers.stored_codes import CodedParts, check_product
-from stonechat_models.backends.transformers.stored_experts import packed_experts
+from stonechat_models.backends.transformers.stored_experts import packed_experts, packed_matrices
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
 from stonechat_models.checkpoint.packed.tensors import PackedTensor, Packing, Read
@@ -16,7 +16,24 @@ from stonechat_models.checkpoint.resolve import ModelFiles
 
 def has_groups(packing: Packing) -> bool:
     """Whether `read_groups` can read some of the packed weights."""
-    return packing.is_read_here and any(can_have_codes(t) for t in packing.tensors.values())
+    return bool(_kept(packing))
+
+
+def names_in_groups(packing: Packing, empty: nn.Module) -> frozenset[str]:
+    """The names of the weights that `read_groups` keeps, as far as the headers tell."""
+    tensors = _kept(packing)
+    names = {f"{name}.weight" for name, part in empty.named_modules() if type(part) is nn.Linear}
+    names &= tensors.keys()
+    for name, part in empty.named_modules():
+        for matrix in packed_matrices(name, part, tensors) or ():
+            names |= {tensor.name for expert in matrix for tensor in expert}
+    return frozenset(names)
+
+
+def _kept(packing: Packing) -> dict[str, PackedTensor]:
+    if not packing.is_read_here:
+        return {}
+    return {name: t for name, t in packing.tensors.items() if can_have_codes(t)}
 
 
 def read_groups(
@@ -39,7 +56,7 @@ def read_groups(
             tensor: torch.Tensor = stored[name].get_tensor(name)
             return tensor
 
-        kept = {name: t for name, t in packing.tensors.items() if can_have_codes(t)}
+        kept = _kept(packing)
         for name, experts, held in packed_experts(kept, read, empty, dtype, device):
             progress(f"loading {files.name}: {name}")
             parts.modules[name] = experts

@@ -223,7 +223,8 @@ def _fp8(stored: StoredTensors, tensor: "TensorHeader") -> PackedTensor:
     if scale is not None:
         parts["scale"] = scale
         scale_grid(tensor.shape, stored.shape(scale), block)
-    return PackedTensor(tensor.name, "FP8", tensor.shape, parts, Fp8(tensor.shape, block))
+    type_name = "FP8" if tensor.type_name == "F8_E4M3" else "FP8_E5M2"
+    return PackedTensor(tensor.name, type_name, tensor.shape, parts, Fp8(tensor.shape, block))
 
 
 def _experts_of_mxfp4(stored: StoredTensors) -> Iterator[PackedTensor]:

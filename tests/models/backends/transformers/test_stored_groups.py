@@ -21,8 +21,11 @@ from stonechat_models.backends.transformers import packed_codes, quantize, store
 from stonechat_models.backends.transformers.code_choice import can_keep_codes
 from stonechat_models.backends.transformers.fused.coded_experts import CodedExpertLinear
 from stonechat_models.backends.transformers.fused.recognise_experts import is_experts
+from stonechat_models.backends.transformers.kinds import auto_class, empty_module
 from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.stored_groups import names_in_groups
 from stonechat_models.checkpoint.packed import layouts
+from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.packed.layouts import IntegerLayout
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
@@ -121,6 +124,28 @@ def test_experts(name, tmp_path):
     assert quantize.num_weights(module) == quantize.num_weights(plain)
     actual, expected = (m(IDS, use_cache=False).logits for m in (module, plain))
     assert float((actual - expected).abs().max() / expected.std()) < 1e-3
+
+
+@pytest.mark.parametrize("width", [32, 48])
+def test_the_headers_tell_what_is_kept(width, tmp_path):
+    writer, quantization, _ = CASES["fp8-tensor"]
+    save_packed(
+        tmp_path,
+        "qwen3_moe",
+        writer,
+        quantization,
+        lambda name: is_linear_or_expert(name) or "embed_tokens" in name,
+        moe_intermediate_size=width,
+    )
+    files = resolve_model(EngineConfig(model=str(tmp_path)), lambda line: None)
+    empty = empty_module(files.config, auto_class(files.config))
+    names = names_in_groups(read_packing(files), empty)
+    module = load(tmp_path, keeps_codes=True, lines=[])
+    experts = {n for n in names if ".experts." in n}
+    kept = {f"{n}.weight" for n, part in module.named_modules() if isinstance(part, CodedLinear)}
+    assert names - experts == kept
+    has_experts = any(isinstance(part, CodedExpertLinear) for part in module.modules())
+    assert bool(experts) == has_experts == (width == 32)
 
 
 def test_experts_whose_codes_differ_become_floats(tmp_path, monkeypatch):
