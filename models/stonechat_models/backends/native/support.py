@@ -10,6 +10,7 @@ from stonechat_models.backends.native.vision_part import tower_bytes
 from stonechat_models.backends.native.weight_plan import plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
+from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.checkpoint.rope_length import for_length
 from stonechat_models.config import EngineConfig
@@ -67,10 +68,11 @@ def _check_settings(model: ModelFiles | ModelHeaders, config: EngineConfig) -> N
         raise UnsupportedModelError(
             "the native backend does not dequantise GGUF weights (--quantize none)"
         )
-    is_quantised = model.weight_format == "gguf" or "quantization_config" in model.config.raw
     if config.lora:
         raise UnsupportedModelError("LoRA adapters with names of their own (--lora) need PyTorch")
-    if config.adapter is not None and is_quantised:
+    if config.adapter is not None and (
+        model.weight_format == "gguf" or read_packing(model).tensors
+    ):
         raise UnsupportedModelError("an adapter is merged into floats, not into quantised weights")
     if model.weight_format == "pickle":
         raise UnsupportedModelError("its weights are not in safetensors files")

@@ -120,10 +120,8 @@ class Method:
 
     def _keys_of(self, module: str) -> JsonObject:
         """Return how a module is quantised. MLX has entries for those that differ."""
-        own = (
-            self.keys.section(module) if self.name == "mlx" and module in self.keys.values else None
-        )
-        return own or self.keys
+        has_own = self.name == "mlx" and module in self.keys.values
+        return self.keys.section(module) if has_own else self.keys
 
     def _weights_of(self, module: str) -> JsonObject:
         """Return how compressed-tensors quantises the weights of a module.
@@ -237,8 +235,11 @@ def _refuse_variants(method: Method) -> None:
             raise _refuse(method, version)
         if method.bits_of("") != 4:
             raise _refuse(method, f"with {method.bits_of('')} bits")
-    if method.name == "mlx" and keys.read("mode", str, "affine") != "affine":
-        raise _refuse(method, f"of the mode {keys.read('mode', str)}")
+    if method.name == "mlx":
+        for part in (keys, *keys.sections().values()):
+            mode = part.read("mode", str, "affine")
+            if mode != "affine":
+                raise _refuse(method, f"of the mode {mode}")
     if method.name == "modelopt":
         algorithm = keys.read("quant_algo", str, "")
         if algorithm and algorithm not in MODELOPT_ALGORITHMS:

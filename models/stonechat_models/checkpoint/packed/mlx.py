@@ -50,8 +50,10 @@ class Affine(Layout):
 
     def codes(self, parts: Parts, rows: torch.Tensor) -> Codes:
         values, scales, biases, group_of = self._read(parts, rows)
-        # A group whose scale is 0 has the same number everywhere.
-        scales = torch.where(scales == 0, torch.finfo(torch.float16).tiny, scales)
+        is_flat = scales == 0  # such a group has the same number everywhere
+        if bool(is_flat.any()):
+            values = values.masked_fill_(is_flat[:, group_of], 0)
+            scales = scales.masked_fill(is_flat, torch.finfo(torch.float16).tiny)
         return Codes(values, scales, -biases / scales, group_of)
 
     def floats(self, parts: Parts, rows: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Packed weights on the compiled path: their own numbers in 4 bits, or int8."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,18 @@ def test_stacked_experts_of_mlx_are_those_of_the_floats(tmp_path: Path) -> None:
     assert errors_of(tmp_path, forward(tmp_path)).median() < 0.05
 
 
+def test_groups_of_mlx_without_a_scale_are_their_bias(tmp_path: Path) -> None:
+    save_packed(tmp_path, "llama", *CASES["mlx-4"][:2])
+    path, base = tmp_path / "model.safetensors", "model.layers.0.mlp.up_proj"
+    stored = load_file(path)
+    assert stored[f"{base}.weight"][0, 0] != 0
+    stored[f"{base}.scales"][0, 0] = 0.0
+    save_file(stored, path)
+    kind, actual = packed_matrices(resolve(tmp_path))[f"{base}.weight"]
+    assert kind == Kind.Q4_1
+    np.testing.assert_array_equal(actual[0, :32], float(stored[f"{base}.biases"][0, 0]))
+
+
 @pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2"])
 def test_convolutions_and_norms_of_mlx(family: str, tmp_path: Path) -> None:
     save_packed(tmp_path, family, *CASES["mlx-4"][:2], is_projection, num_hidden_layers=4)
@@ -164,8 +177,14 @@ def test_zeros_and_order_are_those_of_the_data(tmp_path: Path) -> None:
     np.testing.assert_allclose(actual, floats[name].numpy(), atol=0.0042 * floats[name].abs().max())
 
 
-def test_adapters_are_left_to_pytorch(tmp_path: Path) -> None:
-    save_packed(tmp_path, "llama", fp8(), {})
+@pytest.mark.parametrize("key", ["quantization_config", "quantization"])
+def test_adapters_are_left_to_pytorch(key: str, tmp_path: Path) -> None:
+    """MLX has another key for what it is."""
+    writer, quantization, _ = CASES["mlx-4"] if key == "quantization" else (fp8(), {}, "")
+    save_packed(tmp_path, "llama", writer, quantization)
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, key: raw.pop("quantization_config")}))
     config = EngineConfig(model=str(tmp_path), device="cpu", adapter=str(tmp_path / "adapter"))
     files = resolve_model(EngineConfig(model=str(tmp_path)), lambda line: None)
     reason = supports(files, config)

@@ -320,6 +320,16 @@ def test_other_types_of_mlx_are_refused(tmp_path: Path) -> None:
         packing_of(tmp_path)
 
 
+def test_other_modes_of_mlx_are_refused(tmp_path: Path) -> None:
+    """Single modules may have one, too."""
+    save_packed(tmp_path, "llama", *CASES["mlx-4"][:2])
+    mode = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    for quantization in (mode, {"group_size": 32, "bits": 4, DOWN: mode}):
+        quantise_config(tmp_path, quantization)
+        with pytest.raises(UnsupportedModelError, match="MLX format of the mode mxfp4"):
+            packing_of(tmp_path)
+
+
 def test_older_files_of_mlx_have_another_key(tmp_path: Path) -> None:
     save_packed(tmp_path, "llama", *CASES["mlx-4"][:2])
     path = tmp_path / "config.json"
