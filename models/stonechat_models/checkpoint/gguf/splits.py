@@ -92,7 +92,7 @@ _NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
         *("smaug-bpe", "dbrx", "glm4", "chatglm-bpe"),
     ),
     (QWEN2_SPLIT,): (
-        *("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "solar-open"),
+        *("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "solar-open", "kormo"),
     ),
     (QWEN35_SPLIT,): ("qwen35",),
     (TEKKEN_SPLIT,): ("tekken",),
@@ -100,7 +100,8 @@ _NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     (r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O_SPLIT): ("tiny_aya",),
     DEEPSEEK_LLM_SPLITS: ("deepseek-llm",),
     DEEPSEEK_CODER_SPLITS: ("deepseek-coder",),
-    DEEPSEEK3_SPLITS: ("deepseek-v3", "hunyuan-dense"),
+    DEEPSEEK3_SPLITS: ("deepseek-v3", "hunyuan-dense", "joyai-llm"),
+    (r"\p{N}{1,3}", _WORDS % "+"): ("minicpm5",),
     (KIMI_SPLIT,): ("kimi-k2",),
     (SEED_SPLIT,): ("seed-coder",),
     (BAILING_SPLIT,): ("bailingmoe", "bailingmoe2"),
@@ -109,7 +110,8 @@ SPLITS: dict[str, tuple[str, ...]] = {
     name: patterns for patterns, names in _NAMES.items() for name in names
 }
 """The patterns that split the text, one after the other."""
-IGNORE_MERGES = frozenset(_LLAMA3_NAMES) - {"falcon3"} | {"tekken", "gpt-4o", "llama4"}
+IGNORE_MERGES = frozenset(_LLAMA3_NAMES) - {"falcon3"}
+IGNORE_MERGES |= {"tekken", "gpt-4o", "llama4", "glm4", "minicpm5"}
 """Families that look up a whole word in the vocabulary before they merge its parts."""
 COMPOSED = frozenset({"qwen2", "qwen35"})
 """Families that first compose the text (NFC), which only their tokenizer.json says."""

@@ -113,7 +113,9 @@ def pieces(pre: str, text: str) -> list[str]:
     ("names", "text", "expected"),
     [
         ("glm4 chatglm-bpe", "It'S 12345", ["It", "'S", " ", "123", "45"]),
-        ("deepseek-v3 hunyuan-dense", "x=12345", ["x", "=", "123", "45"]),
+        ("deepseek-v3 hunyuan-dense joyai-llm", "x=12345", ["x", "=", "123", "45"]),
+        ("kormo", "It'S  12\n", ["It", "'S", " ", " ", "1", "2", "\n"]),
+        ("minicpm5", "It'S  1234\n", ["It", "'S", "  ", "123", "4", "\n"]),
         ("deepseek-v3 hunyuan-dense", "日本ab.cd", ["日本", "ab", ".cd"]),
         ("deepseek-v3 hunyuan-dense", "日本語テxてl!\n", ["日本語テ", "x", "て", "l", "!\n"]),
         ("deepseek-v3 hunyuan-dense", "e\u0301a", ["e\u0301a"]),
@@ -137,6 +139,19 @@ def test_texts_are_split_as_by_the_models_own_tokenizers(
 ) -> None:
     for name in names.split():
         assert pieces(name, text) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("pre", "is_whole"), [("llama-bpe", True), ("glm4", True), ("minicpm5", True), ("qwen2", False)]
+)
+def test_words_of_the_vocabulary_that_no_merge_makes(pre: str, is_whole: bool) -> None:
+    """The `ignore_merges` of the models' own tokenizer.json."""
+    metadata = byte_level(pre).metadata
+    lists = {"tokens": "zqzqz", "token_type": 1}
+    more = {f"tokenizer.ggml.{k}": [*metadata[f"tokenizer.ggml.{k}"], v] for k, v in lists.items()}
+    tokens = build_tokenizer(gguf_of({**metadata, **more})).encode("zqzqz").tokens
+    assert (tokens == ["zqzqz"]) == is_whole
+    assert "".join(tokens) == "zqzqz"
 
 
 def gemma4() -> GgufFile:
