@@ -5,7 +5,8 @@ Activations are int8 with a float32 scale per group. The products of a group are
 The groups are added in float32, in order.
 
 Types with blocks of 256 have an integer scale for each run of 16 or 32 weights, and a float32 scale
-for 256 activations. So the products of a whole block are exact integers.
+for 256 activations. So the products of a whole block are exact integers. Up to 8 activations that are
+far above the mean of their block stay floats.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from stonechat_models.backends.native.bindings import GROUP
 
 BLOCK = 256
 """Number of activations that share a scale for types with blocks of 256."""
+MOST_OUTLIERS, FAR = 8, 10.0
+"""How many outliers such a block may have, and how many times the mean magnitude they are above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,27 @@ def quantize_activations(x: torch.Tensor, size: int = GROUP) -> tuple[torch.Tens
     top = groups.abs().amax(-1, keepdim=True)
     inverse = torch.where(top > 0, 127.0 / top, torch.zeros_like(top))
     return torch.round(groups * inverse).int(), (top / 127.0).squeeze(-1)
+
+
+def take_outliers(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split x[m, k] into two sums: what stays in the blocks of 256, and the outliers, float32[m, k].
+
+    While the largest magnitude of a block is over `FAR` times the mean, it becomes an outlier.
+    """
+    rest = x.reshape(x.shape[0], -1, BLOCK)
+    for _ in range(MOST_OUTLIERS):
+        top, at = rest.abs().max(-1, keepdim=True)
+        is_far = top > FAR * rest.abs().double().mean(-1, keepdim=True).float()
+        rest = rest.scatter(-1, at, torch.where(is_far, 0.0, rest.gather(-1, at)))
+    rest = rest.flatten(1)
+    return rest, x - rest
+
+
+def block_activations(x: torch.Tensor) -> torch.Tensor:
+    """Return float32 x[m, k] as products with blocks of 256 see it, float64[m, k]."""
+    rest, outliers = take_outliers(x)
+    quantised, scale = quantize_activations(rest, BLOCK)
+    return (quantised.double() * scale.double().unsqueeze(-1)).flatten(1) + outliers.double()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +166,24 @@ def matmul(x: torch.Tensor, weights: GroupedWeights) -> torch.Tensor:
 
 def matmul_of_blocks(x: torch.Tensor, weights: BlockWeights) -> torch.Tensor:
     """Return x[m, k] W^T, float32[m, n]. Blocks are added in order with fused multiply-adds."""
-    quantised, scale = quantize_activations(x, BLOCK)
+    rest, outliers = take_outliers(x)
+    outliers = outliers.reshape(len(x), -1, BLOCK)
+    quantised, scale = quantize_activations(rest, BLOCK)
     runs = quantised.reshape(*quantised.shape[:2], 16, 16).double()
     scaled = (weights.quantised * weights.run_scale.unsqueeze(-1)).double()
     products = torch.einsum("mbri,nbri->mnb", runs, scaled).float()
     lows = torch.einsum("mbr,nbr->mnb", runs.sum(-1), weights.run_low.double()).float()
     total = torch.zeros(x.shape[0], len(weights.scale))
     for b in range(weights.scale.shape[1]):
+        integers = (weights.quantised * weights.run_scale.unsqueeze(-1))[:, b].flatten(1).float()
+        columns = weights.scale[:, b, None] * integers
+        lows_of_runs = weights.run_low[:, b].float().repeat_interleave(16, -1)
+        columns = _fused(weights.low[:, b, None].expand_as(columns), lows_of_runs, columns)
+        for row in range(len(x)):
+            by_size = outliers[row, b].abs().sort(descending=True).indices[:MOST_OUTLIERS]
+            for at in by_size.tolist():
+                factor = outliers[row, b, at].expand_as(total[row])
+                total[row] = _fused(factor, columns[:, at], total[row])
         value = weights.scale[:, b] * products[..., b]
         value = _fused(weights.low[:, b].expand_as(value), lows[..., b], value)
         total = _fused(scale[:, b, None].expand_as(value), value, total)

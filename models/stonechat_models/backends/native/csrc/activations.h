@@ -1,12 +1,13 @@
 // Activations, in the forms that the products read.
 //
 //   groups   32 int8 values q with x ~ scale * q, for weights in blocks of 32
-//   blocks   256 of them, for weights in blocks of 256
+//   blocks   256 of them, for weights in blocks of 256; outliers are set apart
 //   floats   for float weights; blocks are made of them too
 //
 // A quantised row is one stream: its groups, then its blocks, each with the scale and the sums that
 // the products need.  So threads that write different rows share no cache line.
 #pragma once
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -24,12 +25,23 @@ struct alignas(16) ActGroup {
 };
 static_assert(sizeof(ActGroup) == 48);
 
+inline constexpr int kMostOutliers = 8;  // of a block
+
+// A value far above the rest of its block, which stays a float.
+struct Outlier {
+  float value;
+  uint8_t at;   // its place in the block, where q is 0
+  uint8_t row;  // in a tile (row_block.h)
+};
+
 // A block of them.
 struct ActBlock {
   int8_t q[kBlock];
   float scale;
+  int32_t num_outliers;
   float short_sums[kBlock / 16];     // of each 16 values q: integers
   float long_sums[kBlock / kGroup];  // of each 32
+  Outlier outliers[kMostOutliers];
 };
 
 // Rows of k values.
@@ -122,10 +134,47 @@ struct Act {
     out.isum = int32_t(total);
   }
 
+  // The largest and the mean magnitude of a block.
+  struct Sizes {
+    explicit Sizes(const float* x) {
+      F16 tops = set1(0.0f), sums = set1(0.0f);
+      for (int i = 0; i < kBlock; i += 16) {
+        const F16 size = abs(load(x + i));
+        tops = max(tops, size);
+        sums = add(sums, size);
+      }
+      top = reduce_max(tops);
+      mean = reduce_add(sums) / kBlock;
+    }
+    bool has_outlier() const { return top > kFar * mean; }
+
+    float top, mean;
+  };
+  static constexpr float kFar = 10.0f;  // times the mean magnitude: an outlier
+
+  // Moves the outliers of a block from x to `out`, the largest first.  Returns the largest
+  // magnitude that stays.
+  static float take_outliers(float* x, float top, ActBlock& out) {
+    for (;;) {
+      int at = 0;
+      while (std::fabs(x[at]) != top) ++at;
+      out.outliers[out.num_outliers++] = {x[at], uint8_t(at), 0};
+      x[at] = 0.0f;
+      const Sizes sizes(x);
+      top = sizes.top;
+      if (!sizes.has_outlier() || out.num_outliers == kMostOutliers) return top;
+    }
+  }
+
   static void put_block(const float* x, ActBlock& out) {
-    F16 tops = abs(load(x));
-    for (int i = 16; i < kBlock; i += 16) tops = max(tops, abs(load(x + i)));
-    const float top = reduce_max(tops);
+    const Sizes sizes(x);
+    float top = sizes.top, rest[kBlock];
+    out.num_outliers = 0;
+    if (sizes.has_outlier()) {
+      std::memcpy(rest, x, sizeof(rest));
+      x = rest;
+      top = take_outliers(rest, top, out);
+    }
     const F16 inverse = inverse_scale(top);
     for (int i = 0; i < kBlock / 16; ++i) {
       const F16 q = round(mul(load(x + 16 * i), inverse));

@@ -2,6 +2,8 @@
 // each run of 16 or 32 weights.
 //
 // Invariant: as in products.h, a row has the same bits in any batch.  For each block, in order:
+//   total = fma(x, weight, total) for each outlier x, where weight = d * float(scale * (u - offset)),
+//     and weight = fma(least, minimum, weight) of an affine kind
 //   total = fma(scale of the activations, value, total)
 //   value = d * float(sum over runs of scale * ((u - offset) . q)), a sum of integers that is exact
 //   value = fma(least, sum over runs of minimum * sum of q, value) of an affine kind; also exact
@@ -22,6 +24,8 @@ class UnpackedCodes {
   B64 row() const {
     return load_bytes(codes_[group_][J]);
   }
+  // The 16 codes at k = `at` of the block, as floats, before any group is read.
+  F16 column(int at) const { return bytes_of_words(codes_[at / kGroup][at % kGroup / 4], at % 4); }
 
  private:
   const uint8_t (*codes_)[8][64];
@@ -40,6 +44,31 @@ inline void add_sums(const float* weights, const ActBlock* const* x, F16* sums) 
       sums[r] = fma(w, set1(sum), sums[r]);
     }
   }
+}
+
+// out[r] += the outliers of block x[r] times their weights, which are in the next block of `codes`.
+// Not inlined, because few blocks have outliers.
+template <int KindOf, class Codes>
+__attribute__((noinline)) void multiply_outliers(const Codes& codes,
+                                                 const BlockScales<KindOf>& scales,
+                                                 const ActBlock* const* x, int rows, F16* out) {
+  for (int r = 0; r < rows; ++r) {
+    for (int i = 0; i < x[r]->num_outliers; ++i) {
+      const Outlier& outlier = x[r]->outliers[i];
+      const F16 u = sub(codes.column(outlier.at), set1(float(kFormats[KindOf].offset)));
+      const size_t run = scales.run_of(outlier.at) * kPanel;
+      const F16 weight = scales.weight(mul(u, load(scales.scale + run)), run);
+      out[r] = fma(set1(outlier.value), weight, out[r]);
+    }
+  }
+}
+
+template <int KindOf, int Rows, class Codes>
+inline void add_outliers(const Codes& codes, const BlockScales<KindOf>& scales,
+                         const ActBlock* const* x, F16* out) {
+  int any = 0;
+  for (int r = 0; r < Rows; ++r) any |= x[r]->num_outliers;
+  if (any) multiply_outliers(codes, scales, x, Rows, out);
 }
 
 // out[r] += block x[r] times the next block of weights.  Flattened, because gcc does not always
@@ -93,7 +122,9 @@ inline void few_rows_of_blocks(const uint8_t* panel, const RowBlock& rows, F16* 
   for (int b = 0; b < k / kBlock; ++b) {
     const ActBlock* x[Rows];
     for (int r = 0; r < Rows; ++r) x[r] = rows.x.blocks(rows.from + r) + b;
-    add_block<KindOf, Rows>(codes, heads.next(), x, out);
+    const BlockScales<KindOf>& scales = heads.next();
+    add_outliers<KindOf, Rows>(codes, scales, x, out);
+    add_block<KindOf, Rows>(codes, scales, x, out);
   }
 }
 
@@ -115,6 +146,7 @@ inline void many_rows_of_blocks(const uint8_t* panel, const RowBlock& rows, F16*
         x[r] = rows.x.blocks(rows.from + std::min(first + r, rows.count - 1)) + b;
       }
       UnpackedCodes group(unpacked);
+      add_outliers<KindOf, kRowsPerKernel>(group, scales, x, out + first);
       add_block<KindOf, kRowsPerKernel>(group, scales, x, out + first);
     }
   }

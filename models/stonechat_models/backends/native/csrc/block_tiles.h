@@ -27,6 +27,9 @@ inline constexpr Split split_of(int kind) {
   return kind == kQ4_K || kind == kQ5_K ? Split::kHalves : Split::kBytes;
 }
 
+// How much higher the second digit is.
+inline constexpr int digit_bits(Split split) { return split == Split::kHalves ? 3 : 8; }
+
 // A block of weights in the order in which tiles are loaded.
 struct ScaledBlock {
   alignas(64) uint8_t digits[2][kBlock / kGroup][8][64];  // the low ones, the high ones
@@ -130,11 +133,32 @@ struct PendingSums {
   F16* out;
 };
 
+// out[r] += the outliers of the first `rows` rows of a tile times their weights.
+template <int KindOf>
+inline void add_outliers(const TileBlock& x, const ScaledBlock& w,
+                         const BlockScales<KindOf>& scales, int rows, F16* out) {
+  constexpr Split kSplit = split_of(KindOf);
+  for (int i = 0; i < x.num_outliers && x.outliers[i].row < rows; ++i) {
+    const Outlier& outlier = x.outliers[i];
+    const int g = outlier.at / kGroup, j = outlier.at % kGroup / 4;
+    const __m128i up = _mm_cvtsi32_si128(24 - outlier.at % 4 * 8);  // the byte becomes the highest
+    const __m512i low = _mm512_sll_epi32(load_bytes(w.digits[0][g][j]).v, up);
+    __m512i scaled = _mm512_srli_epi32(low, 24);
+    if constexpr (kSplit != Split::kByte) {
+      const __m512i high = _mm512_sll_epi32(load_bytes(w.digits[1][g][j]).v, up);
+      const __m512i digit = kSplit == Split::kBytes ? _mm512_srai_epi32(high, 24)
+                                                    : _mm512_srli_epi32(high, 24);
+      scaled = _mm512_add_epi32(scaled, _mm512_slli_epi32(digit, digit_bits(kSplit)));
+    }
+    const F16 weight = scales.weight(to_float({scaled}), scales.run_of(outlier.at) * kPanel);
+    out[outlier.row] = fma(set1(outlier.value), weight, out[outlier.row]);
+  }
+}
+
 // Adds the sums of `Rows` rows, which are in one tile.
 template <int KindOf, int Rows>
 inline void add_rows(const PendingSums& sums, int first) {
   constexpr Split kSplit = split_of(KindOf);
-  constexpr int kShift = kSplit == Split::kHalves ? 3 : 8;
   const int tile = first / kTileRows;
   F16* out = sums.out + first;
   const float* scale = sums.x[tile]->scale + first % kTileRows;
@@ -144,7 +168,7 @@ inline void add_rows(const PendingSums& sums, int first) {
     __m512i total = load_i16(digits[0][i]).v;
     if constexpr (kSplit != Split::kByte) {
       const __m512i high = load_i16(digits[1][i]).v;
-      total = _mm512_add_epi32(total, _mm512_slli_epi32(high, kShift));
+      total = _mm512_add_epi32(total, _mm512_slli_epi32(high, digit_bits(kSplit)));
     }
     F16 value = mul(sums.d, to_float({total}));
     if constexpr (kFormats[KindOf].is_affine) {
@@ -218,7 +242,8 @@ inline void tile_blocks(const uint8_t* panel, const RowBlock& rows, F16* out) {
   PendingSums sums;
   use_tiles(kRowShapes[size_t(std::min(rows.count, kTileRows)) - 1]);
   for (int b = 0; b < blocks; ++b, codes += kBytes) {
-    scale_block<KindOf>(codes, heads.next(), ahead, w);
+    const BlockScales<KindOf>& scales = heads.next();
+    scale_block<KindOf>(codes, scales, ahead, w);
     for (int r = 0; r < rows.count; r += 2 * kTileRows) {
       const TileBlock* tile = x + r / kTileRows * blocks + b;
       const int count = std::min(rows.count - r, 2 * kTileRows);
@@ -232,6 +257,10 @@ inline void tile_blocks(const uint8_t* panel, const RowBlock& rows, F16* out) {
       };
       if (count > kTileRows) multiply_block<KindOf, 2>(tile, blocks, w, sums, add_last);
       else multiply_block<KindOf, 1>(tile, blocks, w, sums, add_last);
+      for (int i = 0; i * kTileRows < count; ++i) {
+        const int first = i * kTileRows;
+        add_outliers<KindOf>(tile[i * blocks], w, scales, count - first, out + r + first);
+      }
       sums.x[0] = tile;
       sums.x[1] = tile + blocks;
       sums.d = w.d;

@@ -50,6 +50,13 @@ inline B64 code_row(const uint8_t* codes) {
   }
 }
 
+// Byte i of each of 16 words, as floats.
+inline F16 bytes_of_words(const uint8_t* words, int i) {
+  const B64 all = load_bytes(words);
+  if (i < 2) return i == 0 ? field<0, 8>(all) : field<8, 8>(all);
+  return i == 2 ? field<16, 8>(all) : field<24, 8>(all);
+}
+
 // The groups of a panel in order, as they are packed.
 template <int KindOf>
 class PackedCodes {
@@ -65,6 +72,13 @@ class PackedCodes {
   template <int J>
   B64 row() const {
     return code_row<KindOf, J>(codes_);
+  }
+  // The 16 codes at k = `at` of the next block, as floats.
+  F16 column(int at) const {
+    alignas(64) uint8_t rows[8][64];
+    const uint8_t* codes = codes_ + size_t(1 + at / kGroup) * group_bytes(KindOf);
+    unrolled<8>([&](auto j) { store_bytes(rows[j], code_row<KindOf, j>(codes)); });
+    return bytes_of_words(rows[at % kGroup / 4], at % 4);
   }
 
  private:

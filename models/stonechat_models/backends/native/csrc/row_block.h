@@ -28,6 +28,8 @@ struct alignas(64) TileBlock {
   int8_t q[kBlock / 64][kTileRows][64];
   bf16_t sums[kTileRows][2][kBlock / 16];  // each short sum, as a sum of two numbers
   float scale[kTileRows];
+  int num_outliers;
+  Outlier outliers[kTileRows * kMostOutliers];  // row by row
 };
 
 // 32 floats of each of 16 rows, as sums of two bfloat16 numbers (pair_tiles.h).
@@ -90,6 +92,12 @@ struct RowBlock {
     store_bf16(to.sums[i][0], sums);
     store_bf16(to.sums[i][1], sub(sums, load_bf16(to.sums[i][0])));
     to.scale[i] = block.scale;
+    if (i == 0) to.num_outliers = 0;
+    for (int j = 0; j < block.num_outliers; ++j) {
+      Outlier& outlier = to.outliers[to.num_outliers++];
+      outlier = block.outliers[j];
+      outlier.row = uint8_t(i);
+    }
   }
 
   void copy_row(int row, int g, int i, PairGroup& to) const {

@@ -36,6 +36,16 @@ struct BlockScales {
   alignas(64) float scale[kRuns * kPanel];  // [run][column]
   alignas(64) float minimum[kFormat.is_affine ? kRuns * kPanel : 1];
 
+  // The run of the weight at k = `at` of the block.
+  static size_t run_of(int at) { return size_t(at / (kBlock / kRuns)); }
+
+  // The weights whose scale * (u - offset) is `scaled`.  `run`: where their runs' numbers are.
+  F16 weight(F16 scaled, size_t run) const {
+    const F16 value = mul(d, scaled);
+    if constexpr (kFormat.is_affine) return fma(least, load(minimum + run), value);
+    else return value;
+  }
+
   void read(const uint8_t* head) {
     constexpr size_t kRow = 4 * kPanel;  // numbers in 4 rows, and bytes of 16 words
     const half_t* halves = reinterpret_cast<const half_t*>(head);
