@@ -5,8 +5,8 @@ Activations are int8 with a float32 scale per group. The products of a group are
 The groups are added in float32, in order.
 
 Types with blocks of 256 have an integer scale for each run of 16 or 32 weights, and a float32 scale
-for 256 activations. So the products of a whole block are exact integers. Up to 8 activations that are
-far above the mean of their block stay floats.
+for 256 activations. So the products of a whole block are exact integers. Up to 8 activations that
+are far above the mean of their block stay floats.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def quantize_activations(x: torch.Tensor, size: int = GROUP) -> tuple[torch.Tens
 
 
 def take_outliers(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split x[m, k] into two sums: what stays in the blocks of 256, and the outliers, float32[m, k].
+    """Split x[m, k] into what stays in the blocks of 256 and the outliers, each float32[m, k].
 
     While the largest magnitude of a block is over `FAR` times the mean, it becomes an outlier.
     """

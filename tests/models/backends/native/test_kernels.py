@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from stonechat_models.backends.native.bindings import (
-    GROUP,
     Kind,
     Library,
     MatrixStruct,
