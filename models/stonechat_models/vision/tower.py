@@ -66,7 +66,7 @@ def load_tower(files: ModelFiles, language_model: tuple[str, ...], threads: int)
                 for name in file.keys()  # noqa: SIM118
                 if not name.startswith(language_model)
             }
-        config = _without_language_model(AutoConfig.from_pretrained(files.folder))
+        config = _without_language_model(AutoConfig.from_pretrained(files.folder, dtype=dtype))
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # it warns of the weights that are left out
         transformers_logging.disable_progress_bar()

@@ -17,7 +17,7 @@ def long_config(folder: Path, model: HFConfig, config: EngineConfig) -> Pretrain
     if not uses_long_factors(model, config.max_model_len):
         return None
     changed: PretrainedConfig = AutoConfig.from_pretrained(
-        folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+        folder, trust_remote_code=config.trust_remote_code, local_files_only=True, dtype=None
     )
     text = changed.get_text_config()
     text.rope_parameters = long_factors(text.rope_parameters)  # `rope_scaling` is the same object

@@ -1,5 +1,6 @@
 """Image-text models whose language model is compiled answer as plain transformers does."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -244,6 +245,17 @@ PUBLISHED_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 """The names of transformers' modules, and those of files that older versions wrote."""
+
+
+def test_a_config_may_leave_its_dtype_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(tmp_path / "model", "qwen2_vl", monkeypatch)
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "auto"}))
+    engine = engine_of(tmp_path / "model")
+    prompt = model.prompt("Look: # What is it?", IMAGES[0])
+    params = greedy(NUM_OUTPUT, ignore_eos=True)
+    add(engine, "one", prompt.token_ids, params, images=prompt.images)
+    check(model, run(engine)["one", 0], prompt)
 
 
 @pytest.mark.parametrize("name", PUBLISHED_NAMES)

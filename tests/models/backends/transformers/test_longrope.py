@@ -154,7 +154,7 @@ def test_the_engine_says_when_it_uses_the_long_factors(requested, length, tmp_pa
 
 @pytest.mark.filterwarnings("ignore:.*rope_scaling.*:FutureWarning")
 def test_the_configuration_of_a_models_own_code(tmp_path):
-    """It reads its factors from `rope_scaling`."""
+    """It reads its factors from `rope_scaling`, and leaves its dtype open."""
     (tmp_path / "own.py").write_text(
         "from transformers import PretrainedConfig\n\n\n"
         "class OwnConfig(PretrainedConfig):\n"
@@ -163,7 +163,8 @@ def test_the_configuration_of_a_models_own_code(tmp_path):
         "        self.rope_scaling = rope_scaling\n"
     )
     values = {"auto_map": {"AutoConfig": "own.OwnConfig"}, "max_position_embeddings": 64}
-    (tmp_path / "config.json").write_text(json.dumps({**values, "rope_scaling": ROPE}))
+    values |= {"rope_scaling": ROPE, "dtype": "auto"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
     config = EngineConfig(model="own", trust_remote_code=True, max_model_len=64)
     changed = long_config(tmp_path, read_config(tmp_path / "config.json"), config)
     assert changed.rope_scaling == {**ROPE, "short_factor": LONG}
