@@ -8,7 +8,9 @@ from stonechat_models.model_file import read_json, reading
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 _SHARD = re.compile(r"(.*-)\d{5}(-of-(\d{5})\.\w+)")
+"""The name of a file of a set: how it begins, its number, and how many there are."""
 MAX_SHARDS = 10_000
+"""Of a set with more files, only so many are looked for."""
 OTHER_WEIGHTS = ("consolidated", "adapter_model")
 """How the names of files begin that are not the model's own: a second copy, an adapter."""
 MAX_SHOWN = 200
@@ -41,7 +43,7 @@ def has_usual_names(folder: Path) -> bool:
 
 
 def _all_shards(folder: Path, files: list[Path]) -> tuple[Path, ...]:
-    """Return files that no index names. Raises `ModelLoadError` if some of their shards miss."""
+    """Return files that no index names. Raises `ModelLoadError` if one of a set is missing."""
     names = {file.name for file in files}
     sets = {match.group(1, 2, 3) for name in names if (match := _SHARD.fullmatch(name))}
     wanted = {

@@ -92,9 +92,9 @@ def larger(a, b):
 
 @triton.jit
 def float8_products(codes, x0, x1, x2, x3):
-    """The sum of x0 to x3 times the float8 numbers in the four bytes of a word, over 256.
+    """The sum of x0 to x3 times the float8 numbers in the four bytes of a word, divided by 256.
 
-    As in `float8_number`, but two at a time.
+    The numbers are made as in `float8_number`, two at a time.
     """
     even = ((codes & 0x007F007F) << 7) | ((codes & 0x00800080) << 8)
     codes = codes >> 8
@@ -144,8 +144,9 @@ def rows_kernel(
     """Program (part): output[:, part] = x weight[part]^T + bias[part].
 
     The 8 numbers of x that belong to a word of codes become integers of 16 bits with a common
-    scale, far finer than bfloat16, and their products with the codes are exact. Dimensions of the
-    tensors: rows of x, rows of the weight, words or units.
+    scale, far finer than bfloat16, and their products with the codes are exact. With float8 codes,
+    both are multiplied as float32. Dimensions of the tensors: rows of x, rows of the weight, words
+    or units.
     """
     wait_for_inputs(EARLY)
     first = tl.program_id(0) * BLOCK_N

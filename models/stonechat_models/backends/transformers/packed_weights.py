@@ -30,10 +30,10 @@ def packed_source(
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Give a class of transformers, and where its `from_pretrained` finds config and weights.
 
-    For packed weights these are a class, a config without quantisation, and floats of `dtype`. With
-    `codes` the class has them, and the weights are the others. For other weights they are
-    `model_class` and `folder`, if it has the names that transformers looks for. Raises what
-    `read_packing` raises.
+    Packed weights are given as floats of `dtype`, with a config without quantisation. With `codes`
+    the class has these already, and only the other weights are given. Weights that are not packed
+    stay with `model_class` and `folder`, if the files there have the names that transformers looks
+    for. Raises what `read_packing` raises.
     """
     packing = read_packing(files)
     packing.refuse_own_names()

@@ -54,8 +54,8 @@ MLX_TYPES = frozenset(
         *("qwen3_vl", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "lfm2"),
     }
 )
-"""The types whose numbers in files of MLX are known to be those of transformers, or how they
-differ."""
+"""The model types whose MLX files are read. MLX may change numbers when it converts others, in ways
+that are not known here."""
 COMPRESSED_BITS = {"int": (2, 4, 8), "float": (4, 8)}
 MODELOPT_ALGORITHMS = frozenset(
     ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "MIXED_PRECISION", "NVFP4", "W4A16_NVFP4")
