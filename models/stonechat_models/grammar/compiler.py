@@ -10,6 +10,7 @@ process with limits. Compile the others off the event loop. llguidance's own lim
 the time of each mask.
 """
 
+import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.cost import is_cheap
+from stonechat_models.grammar.numbers import BOUNDED_JSON, needs_bounded_numbers
 from stonechat_models.grammar.reasoning_budget import MarkerTokens, ReasoningConstraint
 from stonechat_models.grammar.source import limits, reason, to_llguidance
 from stonechat_models.grammar.vocabulary import VocabularyLike, build_llguidance_tokenizer
@@ -34,10 +36,14 @@ MAX_USES = 4096
 
 
 class GrammarConstraint:
-    """The position of one sequence in a grammar. Only one thread at a time may use it."""
+    """The position of one sequence in a grammar. Only one thread at a time may use it.
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    A second grammar, `numbers`, may limit the same text further.
+    """
+
+    def __init__(self, matcher: LLMatcher, numbers: LLMatcher | None = None) -> None:
         self._matcher = matcher
+        self._numbers = numbers
         self._is_finished = False
 
     def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool:
@@ -45,21 +51,30 @@ class GrammarConstraint:
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         if self._matcher.is_error():
             raise GrammarError(reason(self._matcher.get_error()))
+        if self._numbers is not None:
+            other = np.zeros_like(row)
+            self._numbers.unsafe_compute_mask_ptr(other.ctypes.data, other.nbytes)
+            row &= other
+            if not row.any():
+                raise GrammarError(reason(self._numbers.get_error()))
         return True
 
     def accept(self, token_id: int) -> None:
         """Advance past a token. If the grammar forbids it, the next `fill_bitmask` raises."""
         if not self._is_finished:
-            self._matcher.consume_token(token_id)
-            self._is_finished = self._matcher.is_stopped() and not self._matcher.is_error()
+            self._is_finished = _consume(self._matcher, token_id)
+            if self._numbers is not None and _consume(self._numbers, token_id):
+                self._is_finished = True  # it stops only behind a number, which may end anywhere
 
     def allows(self, token_id: int) -> bool:
         """Return whether this token may come next."""
-        return bool(self._matcher.validate_tokens([token_id]) == 1)
+        return self._matcher.validate_tokens([token_id]) == 1 and (
+            self._numbers is None or self._numbers.validate_tokens([token_id]) == 1
+        )
 
     def fork(self) -> "GrammarConstraint":
         """See `TokenConstraint`."""
-        forked = GrammarConstraint(self._matcher.deep_copy())
+        forked = GrammarConstraint(self._matcher.deep_copy(), _copy(self._numbers))
         forked._is_finished = self._is_finished
         return forked
 
@@ -68,18 +83,29 @@ class GrammarConstraint:
         return self._is_finished
 
 
+def _consume(matcher: LLMatcher, token_id: int) -> bool:
+    """Advance past a token. Returns whether nothing may follow it."""
+    matcher.consume_token(token_id)
+    return bool(matcher.is_stopped() and not matcher.is_error())
+
+
+def _copy(matcher: LLMatcher | None) -> LLMatcher | None:
+    return None if matcher is None else matcher.deep_copy()
+
+
 @dataclass(slots=True)
 class _CachedGrammar:
-    """A compiled grammar. `matcher` stands at the start and is copied under the lock."""
+    """A compiled grammar. Its matchers stand at the start and are copied under the lock."""
 
     matcher: LLMatcher
+    numbers: LLMatcher | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     num_uses: int = 0
 
     def new_constraint(self) -> GrammarConstraint:
         with self.lock:
             self.num_uses += 1
-            return GrammarConstraint(self.matcher.deep_copy())
+            return GrammarConstraint(self.matcher.deep_copy(), _copy(self.numbers))
 
 
 _Cache = OrderedDict[GrammarSpec, _CachedGrammar | GrammarError]
@@ -163,7 +189,11 @@ class GrammarCompiler:
             matcher.compute_bitmask()
         if matcher.is_error():
             return GrammarError(reason(matcher.get_error()))
-        return _CachedGrammar(matcher)
+        numbers = None
+        if spec.kind == "json_schema" and needs_bounded_numbers(json.loads(spec.source)):
+            text = str(LLMatcher.grammar_from_lark(BOUNDED_JSON))
+            numbers = LLMatcher(ll_tokenizer, text, limits=limits(), log_level=0)
+        return _CachedGrammar(matcher, numbers)
 
     def _vocabulary(self) -> LLTokenizer:
         with self._lock:

@@ -173,6 +173,63 @@ def test_numbers_end_and_huge_bounds_are_taken(
             assert accepts(compiled.new_constraint(), vocabulary, text) is expected, text
 
 
+FLOATS = (0.1 + 0.2, 5e-324, 1.7976931348623157e308, 6.02214076e23, -1e-07, 0.00012345678901234567)
+
+
+@pytest.mark.parametrize("schema", [{"type": "number"}, {"type": ["number", "null"]}, {}], ids=str)
+def test_numbers_take_every_float_and_end(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary, schema: dict[str, Any]
+) -> None:
+    compiled = compiler.compile(schema_spec(schema))
+    texts = [*map(json.dumps, FLOATS), "123456789012345680000", "0.0000012345678901234567"]
+    assert [t for t in texts if not accepts(compiled.new_constraint(), vocabulary, t)] == []
+    for start in ("1", "-0.", "1e", "2.5E+"):
+        constraint = compiled.new_constraint()
+        for token_id in vocabulary.encode(start):
+            constraint.accept(token_id)
+        zero = vocabulary.encode("0")[0]
+        assert zero in allowed_ids(constraint)
+        num_zeros = 0
+        while not constraint.is_finished and zero in allowed_ids(constraint):
+            constraint.accept(zero)
+            num_zeros += 1
+            assert num_zeros < 30
+        assert constraint.is_finished or not vocabulary.eos_token_ids.isdisjoint(
+            allowed_ids(constraint)
+        )
+
+
+def test_bounded_numbers_end_and_change_nothing_else(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    ratio = {"type": "number", "minimum": 0, "maximum": 1}
+    record = {"type": "object", "properties": {"ratio": ratio, "other": {}}, "required": ["ratio"]}
+    compiled = compiler.compile(schema_spec(record))
+    value: list[object] = ["1.0000000000000000000000000000000", {"a\n": None, "b": [True, {}]}]
+    for indent in (None, 2):
+        text = json.dumps({"ratio": 0.12345678901234568, "other": value}, indent=indent)
+        assert accepts(compiled.new_constraint(), vocabulary, text)
+    for text in ('{"ratio":0.' + "1" * 25 + "}", '{"ratio":1,"other":[1.' + "0" * 25 + "]}"):
+        assert not accepts(compiled.new_constraint(), vocabulary, text)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [{"exclusiveMinimum": 0}, {"minimum": 1e-30, "maximum": 1e-29}, {"multipleOf": 7}],
+    ids=str,
+)
+def test_numbers_that_may_need_more_digits_always_have_a_next_token(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary, bounds: dict[str, Any]
+) -> None:
+    constraint = compiler.compile(schema_spec({"type": "number", **bounds})).new_constraint()
+    for _ in range(60):
+        allowed = allowed_ids(constraint)
+        digits = [t for t in vocabulary.encode("01.23456789") if t in allowed]
+        assert digits or not vocabulary.eos_token_ids.isdisjoint(allowed)
+        if digits:
+            constraint.accept(digits[0])
+
+
 def test_an_object_accepts_only_declared_properties_unless_the_schema_says_otherwise(
     compiler: GrammarCompiler, vocabulary: ByteVocabulary
 ) -> None:
