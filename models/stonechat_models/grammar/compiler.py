@@ -55,7 +55,7 @@ class GrammarConstraint:
             other = np.zeros_like(row)
             self._numbers.unsafe_compute_mask_ptr(other.ctypes.data, other.nbytes)
             row &= other
-            if not row.any():
+            if self._numbers.is_error() or not row.any():
                 raise GrammarError(reason(self._numbers.get_error()))
         return True
 

@@ -19,7 +19,7 @@ MIN_BOUND = 1e-6
 
 _STRING = json.dumps({"type": "string", "x-guidance": COMPILE_OPTIONS})
 _DIGITS = f"-?(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})"
-_NUMBER = rf"{_DIGITS}(\.[0-9]{{1,{MAX_DECIMALS}}})?([eE][+-]?[0-9]{{1,3}})?"
+NUMBER = rf"{_DIGITS}(\.[0-9]{{1,{MAX_DECIMALS}}})?([eE][+-]?[0-9]{{1,3}})?"
 BOUNDED_JSON = f"""
 start: value
 value: "null" | "true" | "false" | NUMBER | string | list | object
@@ -28,7 +28,7 @@ object: "{{" gap (pair (gap "," gap pair)* gap)? "}}"
 pair: string gap ":" gap value
 string: %json {_STRING}
 gap: SPACE?
-NUMBER: /{_NUMBER}/
+NUMBER: /{NUMBER}/
 SPACE: /{WHITESPACE}/
 """
 

@@ -11,12 +11,14 @@ from llguidance import LLMatcher, LLParserLimits
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.cost import check_expression
-from stonechat_models.grammar.json_schema import prepare_schema, prepare_value
+from stonechat_models.grammar.json_schema import COMPILE_OPTIONS, prepare_schema, prepare_value
 from stonechat_models.grammar.lark_text import measure, split_schemas
+from stonechat_models.grammar.numbers import NUMBER
 from stonechat_models.types import GrammarSpec
 
 MAX_SOURCE_CHARS = 256 * 1024
 
+_ANY_NUMBER = {"type": "number", "x-guidance": COMPILE_OPTIONS}
 _UNKNOWN_KEYS = re.compile(r"Unimplemented keys: (\[.*\])(?: |\n|.)*")
 _LIMIT_REACHED = re.compile(
     r"fuel exhausted|lexer precomputation failed|too many (?:states|expressions)|initial lexer"
@@ -120,14 +122,22 @@ def _bundle(source: str) -> str:
 
 
 def _prepare_lark(source: str) -> str:
-    """Return the grammar with every inline `%json` schema prepared (see `json_schema`)."""
+    """Return the grammar with every inline `%json` schema prepared (see `json_schema`).
+
+    A schema of any number becomes a regex, in which digits are bounded.
+    """
     parts: list[str] = []
     texts: list[str] = []
     for part in split_schemas(source):
         texts.append(part.text)
-        parts.append(part.text)
-        if part.has_schema:
-            parts += [" ", json.dumps(prepare_value(part.schema))]
+        if not part.has_schema:
+            parts.append(part.text)
+            continue
+        schema = prepare_value(part.schema)
+        if schema == _ANY_NUMBER:
+            parts.append(f"{part.text.removesuffix('%json')} /{NUMBER}/ ")
+        else:
+            parts.append(f"{part.text} {json.dumps(schema)}")
     sizes = measure(" ".join(texts))
     check_expression(sizes.longest_literal, "a string or regular expression of a grammar")
     check_expression(sizes.longest_terminal, "a terminal with all terminals in it")

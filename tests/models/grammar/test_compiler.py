@@ -84,6 +84,11 @@ def test_random_walks_under_a_schema_validate(
             ["n=12", "n=x%json {"],
         ),
         (
+            GrammarSpec("lark", 'start: "<" %json {"type": "number", "title": "x"} "%json>"'),
+            ["<1%json>", "<-0.5e-300%json>", "<0." + "1" * 24 + "%json>"],
+            ["<01%json>", "<.5%json>", "<1." + "0" * 25 + "%json>", "<" + "1" * 22 + "%json>"],
+        ),
+        (
             GrammarSpec(
                 "lark_bundle", json.dumps({"m": 'start: "<" @n ">"', "n": "start: /[0-9]/"})
             ),
