@@ -295,9 +295,9 @@ class Settings(ModelSettings):
         return keys
 
 
-MODEL_SETTINGS = frozenset(ModelSettings.model_fields) - {"served_model_name", "engine_process"} | {
-    *("load_at_start", "pinned", "keep_alive")
-}
+MODEL_SETTINGS = frozenset(ModelSettings.model_fields) - {
+    *("models", "served_model_name", "engine_process")
+} | {"load_at_start", "pinned", "keep_alive"}
 """The settings that one of several models may have for itself."""
 
 

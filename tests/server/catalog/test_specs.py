@@ -71,6 +71,7 @@ def test_a_word_of_the_command_line_may_name_a_table(tmp_path: Path) -> None:
     [
         ("kv_cach_size = 1", r"\[models\.a\]: kv_cach_size is no setting of a model; did you mean"),
         ("port = 1", r"\[models\.a\]: port is a setting of the whole server"),
+        ("models = {}", r"\[models\.a\]: models is a setting of the whole server"),
         ('served_model_name = ["x"]', "served_model_name is a setting of the whole server"),
         ("threads = 0", r"\[models\.a\]: threads: a value of at least 1 is expected, not 0"),
         ('keep_alive = "soon"', r"\[models\.a\]: keep_alive: a number is expected, not soon"),
