@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.models.compiled import without_interpreter
+from tests.nightly import nightly
 
 pytest.importorskip("triton")
 
@@ -42,7 +43,7 @@ def test_dry_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["experts", "gemv", "sampling"])
+@pytest.mark.parametrize("name", ["sampling", *nightly("experts", "gemv")])
 def test_other_scripts_run_dry(name, tmp_path):
     out = tmp_path / "out.jsonl"
     command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--dry-run", "--out", str(out)]

@@ -88,7 +88,8 @@ def shared_client() -> Iterator[TestClient]:
 
 def check(client: TestClient, content: bytes) -> int:
     response = client.post(URL, content=content)
-    assert response.status_code in (200, 400, 404), response.text
+    # 415: bytes that begin like a compressed body
+    assert response.status_code in (200, 400, 404, 415), response.text
     if response.status_code != 200:
         error_of(response)
     return response.status_code
@@ -123,4 +124,4 @@ def test_random_messages_never_break_the_server(
 @FUZZ
 @given(content=st.binary(max_size=200) | JSON.map(encode))
 def test_random_bytes_never_break_the_server(shared_client: TestClient, content: bytes) -> None:
-    assert check(shared_client, content) == 400
+    assert check(shared_client, content) in (400, 415)

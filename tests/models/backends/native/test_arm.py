@@ -22,6 +22,8 @@ from tests.models.backends.native.native_helpers import ARCHITECTURES
 from tests.models.backends.native.test_kernels import *  # noqa: F403  the same tests again
 from tests.nightly import nightly
 
+del test_tiles_of_amx_compute_the_same_bits_as_vectors  # noqa: F821  needs no emulator
+
 pytestmark = pytest.mark.slow
 DAILY = "sve256"
 LEVELS = [DAILY, *nightly(*(level for level in ARM if level != DAILY))]

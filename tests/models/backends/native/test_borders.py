@@ -132,7 +132,7 @@ def test_numbers_that_the_library_cannot_hold_are_refused(
 
 def test_a_rotary_embedding_may_cover_a_part_of_each_head_or_all_of_it() -> None:
     for factor, rotary_dim in ((1.0, 32), (0.5, 16), (0.0625, 2)):
-        config = config_of("llama", partial_rotary_factor=factor)
+        config = config_of("phi3", partial_rotary_factor=factor)
         spec = read_spec(parse_config(config, "config.json"))
         assert spec.inverse_frequencies.shape == (1, rotary_dim // 2)
 
