@@ -30,6 +30,7 @@ from stonechat_models.checkpoint.packed.layouts import IntegerLayout
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from tests.models.packed_writers import CASES, is_linear_or_expert, save_packed
+from tests.nightly import nightly
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IDS = torch.arange(40)[None].to(DEVICE)
@@ -57,6 +58,7 @@ KEPT = {
     "mxfp4": "MXFP4",
 }
 """The name of the codes."""
+DAILY = ("gptq-order", "awq", "w8a8-asym", "fp8-block", "mxfp8", "nvfp4")
 
 
 def load(
@@ -71,7 +73,7 @@ def coded(module: torch.nn.Module) -> list[CodedLinear]:
     return [part for part in module.modules() if isinstance(part, CodedLinear)]
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", [*DAILY, *nightly(*(name for name in KEPT if name not in DAILY))])
 @torch.inference_mode()
 def test_formats(name, tmp_path, monkeypatch):
     writer, quantization, _ = CASES[name]
@@ -101,7 +103,7 @@ def test_biases_have_the_dtype_of_the_model(tmp_path):
     assert module(IDS, use_cache=False).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["awq", "gptq-order", "fp8-block", "nvfp4"])
+@pytest.mark.parametrize("name", ["gptq-order", "fp8-block", *nightly("awq", "nvfp4")])
 @torch.inference_mode()
 def test_logits(name, tmp_path):
     writer, quantization, _ = CASES[name]
@@ -112,7 +114,7 @@ def test_logits(name, tmp_path):
     assert float((actual - plain).abs().max() / plain.std()) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["fp8-block", "nvfp4", "gptq-asym"])
+@pytest.mark.parametrize("name", ["fp8-block", *nightly("nvfp4", "gptq-asym")])
 @torch.inference_mode()
 def test_experts(name, tmp_path):
     writer, quantization, _ = CASES[name]
