@@ -69,3 +69,8 @@ class EngineConfig:
     """How many tokens the draft model drafts at most for a sequence in a step."""
     engine_process: bool | None = None
     """Run the engine in a process of its own. None: only on CUDA."""
+
+    @property
+    def device_name(self) -> str:
+        """The device, or `auto`. With the native backend that is the CPU, unless one is named."""
+        return "cpu" if self.device == "auto" and self.backend == "native" else self.device

@@ -119,8 +119,8 @@ class ModelSettings(BaseSettings):
     backend: Literal["auto", "native", "transformers"] = setting(
         "Computing",
         "auto",
-        "code that computes the model (native: compiled CPU kernels; transformers: the model's "
-        "PyTorch code)",
+        "code that computes the model (native: compiled CPU kernels, also where there is a GPU; "
+        "transformers: the model's PyTorch code)",
     )
     attention_backend: Literal["auto", "flashinfer", "triton", "batched", "sdpa"] = setting(
         "Computing",

@@ -20,7 +20,7 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
     Raises `ModelLoadError` when its headers cannot be read, or the device does not exist. A model
     that would be refused is surveyed as far as possible, with `refusal` set.
     """
-    device = choose_device(config.device)
+    device = choose_device(config.device_name)
     headers = read_headers(config, progress)
     with reading(headers.name):
         planner = FormPlanner(headers, replace(config, device=str(device)), device, progress)

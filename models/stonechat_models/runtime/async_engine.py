@@ -373,8 +373,9 @@ def _wants_process(config: EngineConfig) -> bool:
         return config.engine_process
     if config.tensor_parallel > 1:
         return True
-    if config.device.startswith("cuda") or (config.device == "auto" and sees_gpu()):
+    name = config.device_name
+    if name.startswith("cuda") or (name == "auto" and sees_gpu()):
         return True  # without importing torch: the process does that
     from stonechat_models.hardware.device import find_device
 
-    return find_device(config.device).type == "cuda"
+    return find_device(name).type == "cuda"

@@ -69,7 +69,7 @@ def build_engine(
 
     Raises `ModelLoadError`, or `UnsupportedModelError` if the model would compute wrong results.
     """
-    device = find_device(config.device)
+    device = find_device(config.device_name)
     _refuse_settings(config, device)
     config = replace(config, device=str(device), threads=config.threads or usable_cores())
     files = resolve_model(config, progress)

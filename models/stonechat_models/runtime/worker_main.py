@@ -54,8 +54,8 @@ def main(file_descriptor: int) -> int:
 
 def _load(config: EngineConfig, pipe: FramePipe) -> "EngineThread | None":
     # Other ranks have processes and devices of their own.
-    if config.tensor_parallel == 1 and config.backend != "native":
-        start_driver(config.device)
+    if config.tensor_parallel == 1:
+        start_driver(config.device_name)
     try:
         from stonechat_models.runtime.build import build_engine
         from stonechat_models.runtime.thread_runner import EngineThread

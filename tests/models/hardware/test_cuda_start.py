@@ -63,11 +63,11 @@ def test_without_a_gpu_there_is_nothing_to_start(calls, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "is_started"),
-    [({}, True), ({"backend": "native"}, False), ({"tensor_parallel": 2}, False)],
+    ("settings", "expected"),
+    [({}, ["auto"]), ({"backend": "native"}, ["cpu"]), ({"tensor_parallel": 2}, [])],
     ids=["auto", "native", "ranks"],
 )
-def test_an_engine_process_starts_it_for_itself(settings, is_started, monkeypatch):
+def test_an_engine_process_starts_it_for_itself(settings, expected, monkeypatch):
     """Compiled kernels run on the CPU, and other ranks have processes of their own."""
     started = []
     monkeypatch.setattr(worker_main, "start_driver", started.append)
@@ -78,4 +78,4 @@ def test_an_engine_process_starts_it_for_itself(settings, is_started, monkeypatc
     monkeypatch.setattr(build, "build_engine", refuse)
     pipe = SimpleNamespace(send=lambda message: None)
     assert worker_main._load(EngineConfig(model="x", **settings), pipe) is None
-    assert started == (["auto"] if is_started else [])
+    assert started == expected

@@ -3,9 +3,10 @@
 import pytest
 
 from stonechat_models import EngineConfig
+from stonechat_models.diagnostics import memory_plan
 from stonechat_models.hardware import gpu_files
 from stonechat_models.hardware.gpu_files import sees_gpu
-from stonechat_models.runtime import async_engine
+from stonechat_models.runtime import async_engine, build
 
 
 @pytest.fixture
@@ -55,3 +56,19 @@ def test_an_engine_on_a_gpu_gets_a_process_before_pytorch_is_asked(devices, monk
     (devices / "kfd").touch()
     with pytest.raises(AssertionError, match="PyTorch was asked"):
         async_engine._wants_process(EngineConfig(model="m", device="auto"))
+
+
+@pytest.mark.parametrize(("device", "looked_for"), [("auto", "cpu"), ("cuda", "cuda")])
+def test_the_native_backend_chooses_the_cpu_beside_a_gpu(device, looked_for, devices, monkeypatch):
+    """A device that is named stays, and the backend refuses it."""
+
+    def look_for(name):
+        raise LookupError(name)
+
+    monkeypatch.setattr(build, "find_device", look_for)
+    monkeypatch.setattr(memory_plan, "choose_device", look_for)
+    config = EngineConfig(model="m", backend="native", device=device)
+    for function in (build.build_engine, memory_plan.survey_model):
+        with pytest.raises(LookupError, match=f"^{looked_for}$"):
+            function(config, lambda line: None)
+    assert async_engine._wants_process(config) is (looked_for == "cuda")
