@@ -160,10 +160,10 @@ def from_validation_error(error: ValidationError, body: bytes) -> APIError:
     first_field = details[0]["loc"][:1]
     candidates = [detail for detail in details if detail["loc"][:1] == first_field]
     paths = [_path_in_body(detail, decoded) for detail in candidates]
-    has_type = [not detail["type"].endswith("_type") for detail in candidates]
+    has_type = [_has_type(detail) for detail in candidates]
     best = max(range(len(candidates)), key=lambda i: (len(paths[i]), has_type[i], -i))
     problem = candidates[best]
-    if len(paths[best]) == 1 and _value_at(decoded, paths[best]) is None:
+    if _is_key(paths[best]) and _value_at(decoded, paths[best]) is None:
         problem["type"] = "missing"  # null is the same as leaving the field out
     return APIError(
         400,
@@ -171,6 +171,19 @@ def from_validation_error(error: ValidationError, body: bytes) -> APIError:
         param=format_path(paths[best]) or None,
         code=_code(problem["type"]),
     )
+
+
+def _has_type(detail: "ErrorDetails") -> bool:
+    """Whether the value has the type that this member of a union takes."""
+    if detail["type"] == "literal_error":
+        is_text = detail["ctx"]["expected"].startswith("'")
+        return isinstance(detail["input"], str if is_text else int)
+    return not detail["type"].endswith("_type")
+
+
+def _is_key(path: Sequence[str | int]) -> bool:
+    """Whether a path ends at a key of an object, not at an item of a list or at the body."""
+    return bool(path) and isinstance(path[-1], str)
 
 
 def _code(kind: str) -> str:
@@ -183,7 +196,15 @@ def _message(detail: "ErrorDetails", path: Sequence[str | int]) -> str:
     where = f"'{format_path(path)}'" if path else "body"
     if _code(detail["type"]) == MISSING:
         return f"Missing required parameter: {where}."
-    return f"Invalid {where}: {detail['msg']}."
+    return f"Invalid {where}: {_in_words(detail)}."
+
+
+def _in_words(detail: "ErrorDetails") -> str:
+    """What pydantic says, without its own terms."""
+    if detail["type"] == "union_tag_invalid":
+        *tags, last = detail["ctx"]["expected_tags"].split(", ")
+        return f"Input should be {', '.join(tags)} or {last}"
+    return detail["msg"].replace(" after validation", "")
 
 
 def _path_in_body(detail: "ErrorDetails", body: object) -> list[str | int]:

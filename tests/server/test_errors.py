@@ -121,6 +121,53 @@ def test_bad_values_are_a_400_that_names_the_parameter(
     assert not engine.requests
 
 
+def call_of(**call: Any) -> list[dict[str, Any]]:
+    return [USER, {"role": "assistant", "tool_calls": [{"id": "a", **call}]}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": None, "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]},
+            "messages[0].content[0].text",
+        ),
+        (
+            {"messages": call_of(type="function", function=None)},
+            "messages[1].tool_calls[0].function",
+        ),
+        (
+            {"messages": call_of(function={"name": None})},
+            "messages[1].tool_calls[0].function.name",
+        ),
+        ({"tools": [{"type": None, "function": {"name": "f"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": None}}]}, "tools[0].function.name"),
+        ({"tool_choice": {"type": "function", "function": None}}, "tool_choice.function"),
+        ({"response_format": {"type": None}}, "response_format.type"),
+        ({"prediction": {"type": "content", "content": None}}, "prediction.content"),
+        ({"thinking": {"type": None}}, "thinking.type"),
+    ],
+)
+def test_null_counts_as_left_out_at_any_depth(
+    client: TestClient, fields: dict[str, Any], param: str
+) -> None:
+    error = error_of(post(client, **fields))
+    assert (error["code"], error["param"]) == ("missing_required_parameter", param)
+
+
+@pytest.mark.parametrize("fields", [{"stop": [None]}, {"messages": [None]}, {"tools": [None]}])
+def test_null_in_a_list_is_of_the_wrong_type(client: TestClient, fields: dict[str, Any]) -> None:
+    assert error_of(post(client, **fields))["code"] == "invalid_type"
+
+
+def test_pairs_of_metadata_may_be_null(client: TestClient) -> None:
+    response = post(client, metadata={"a": "b", "c": None})
+    assert response.json()["metadata"] == {"a": "b"}
+
+
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
@@ -128,6 +175,10 @@ def test_bad_values_are_a_400_that_names_the_parameter(
         ({"messages": [{"role": "user", "content": []}]}, "at least 1 item"),
         ({"prediction": {"type": "content", "content": []}}, "at least 1 item"),
         ({"stop": 5}, "a valid string"),
+        ({"max_tokens": "5"}, "a valid integer"),
+        ({"max_tokens": 1.5}, "a valid integer"),
+        ({"n_predict": -2}, "greater than or equal to 1"),
+        ({"response_format": {"type": "xml"}}, "be 'text', 'json_object' or 'json_schema'."),
     ],
 )
 def test_of_several_forms_the_one_that_was_meant_is_explained(

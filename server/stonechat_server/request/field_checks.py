@@ -63,9 +63,7 @@ def _check_forms(extra: dict[str, object]) -> None:
         if key:
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
-            raise unsupported(
-                path, f"'{path}' is not supported here; use response_format or structured_outputs."
-            )
+            raise unsupported(path, f"'{path}' is not supported here; use structured_outputs.")
 
 
 def check_unknown(request: WireModel) -> None:

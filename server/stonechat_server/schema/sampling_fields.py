@@ -46,22 +46,24 @@ LogitBias = Annotated[
 ]
 
 
-def _check_length(metadata: object) -> object:
-    """Refuse too many entries before any of them is checked: an error per entry would take long."""
-    if isinstance(metadata, dict) and len(metadata) > MAX_METADATA:
+def _given_pairs(metadata: object) -> object:
+    """Drop pairs whose value is null, and refuse too many: an error per pair would take long."""
+    if not isinstance(metadata, dict):
+        return metadata
+    if len(metadata) > MAX_METADATA:
         context = {
             "field_type": "Object",
             "max_length": MAX_METADATA,
             "actual_length": len(metadata),
         }
         raise PydanticKnownError("too_long", context)
-    return metadata
+    return {key: value for key, value in metadata.items() if value is not None}
 
 
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=MAX_METADATA),
-    BeforeValidator(_check_length),
+    BeforeValidator(_given_pairs),
 ]
 
 
