@@ -35,9 +35,9 @@ class StartedConstraint(Protocol):
 class MarkerTokens:
     """A `ReasoningSpec` as tokens of one vocabulary. All choices share it.
 
-    `thought_mask` (int32 words, as in the rows of `TokenConstraint`) allows the tokens that may be
-    part of reasoning. It excludes special tokens, end tokens, and tokens with text after a whole
-    end marker.
+    The masks (int32 words, as in the rows of `TokenConstraint`) allow the tokens that may be part
+    of reasoning. Both exclude tokens with text after a whole end marker. `thought_mask` also
+    excludes special tokens and end tokens; `free_mask` is for answers that may be empty.
     """
 
     spec: ReasoningSpec
@@ -46,6 +46,8 @@ class MarkerTokens:
     end: bytes
     token_texts: tuple[bytes, ...]
     thought_mask: npt.NDArray[np.int32]
+    free_mask: npt.NDArray[np.int32]
+    answer_end_ids: tuple[int, ...]
     overlong_ids: tuple[int, ...]
     """Tokens with the end marker's last byte before their own: they may go past the marker."""
     gap_ids: tuple[int, ...]
@@ -70,17 +72,19 @@ class MarkerTokens:
         if max(start_ids + end_ids) >= vocab_size:
             raise GrammarError("the model has no embedding for its markers of reasoning")
         barred_ids = {*tokenizer.special_ids, *tokenizer.eos_token_ids} - set(end_ids)
-        allowed_bits = np.zeros((vocab_size + 31) // 32 * 32, dtype=np.uint8)
-        for token_id, text in enumerate(texts):
-            goes_past_end = end in text and not text.endswith(end)
-            allowed_bits[token_id] = bool(text) and token_id not in barred_ids and not goes_past_end
+        thoughts = [
+            i for i, text in enumerate(texts) if text and (end not in text or text.endswith(end))
+        ]
+        end_tokens = [i for i in tokenizer.eos_token_ids if i < vocab_size]
         return cls(
             spec=spec,
             start_ids=start_ids,
             end_ids=end_ids,
             end=end,
             token_texts=texts,
-            thought_mask=np.packbits(allowed_bits, bitorder="little").view(np.int32),
+            thought_mask=_mask([i for i in thoughts if i not in barred_ids], vocab_size),
+            free_mask=_mask([*thoughts, *end_tokens], vocab_size),
+            answer_end_ids=tuple(end_tokens),
             overlong_ids=tuple(i for i, text in enumerate(texts) if end[-1:] in text[:-1]),
             gap_ids=tuple(i for i, text in enumerate(texts) if text in GAP_TEXTS),
         )
@@ -104,6 +108,9 @@ class ReasoningConstraint:
     def __init__(self, markers: MarkerTokens, constraint: StartedConstraint | None) -> None:
         self._markers = markers
         self._constraint = constraint
+        self._may_be_empty = constraint is not None and any(
+            map(constraint.allows, markers.answer_end_ids)
+        )
         self._phase = _Phase.THINKING if markers.spec.starts_open else _Phase.OPENING
         self._num_start_tokens = 0
         self._num_thought_tokens = 0
@@ -148,7 +155,7 @@ class ReasoningConstraint:
             return True
         if self._constraint is None and markers.spec.budget is None:
             return False
-        row[:] = markers.thought_mask
+        row[:] = markers.free_mask if self._may_be_empty else markers.thought_mask
         if self._tail:
             for token_id in markers.overlong_ids:
                 text = self._tail + markers.token_texts[token_id]
@@ -215,6 +222,12 @@ class ReasoningConstraint:
         if was_gap and token_id in self._markers.gap_ids and not self._constraint.allows(token_id):
             return
         self._constraint.accept(token_id)
+
+
+def _mask(token_ids: list[int], vocab_size: int) -> npt.NDArray[np.int32]:
+    bits = np.zeros((vocab_size + 31) // 32 * 32, dtype=np.uint8)
+    bits[token_ids] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def _partial_marker(text: bytes, marker: bytes) -> bytes:

@@ -48,7 +48,11 @@ class HarmonyGrammar:
         rules["THOUGHT"] = rules["PREAMBLE"] = ANY_TEXT
         rules[f"thought{limit}"] = "THOUGHT"
         rules["thinking"] = self._message("analysis", "thought")
-        endings = [sequence(self.writer.literal(f"{CHANNEL}final{MESSAGE}"), rule)] * can_end
+        literal = self.writer.literal
+        constrained = sequence('(" ")?', literal(f"{CONSTRAIN}json"))
+        rules["json_mark"] = choice([quoted(" json"), constrained])
+        header = sequence(literal(f"{CHANNEL}final"), "(json_mark)?", literal(MESSAGE))
+        endings = [sequence(header, rule)] * can_end
         if options.functions:
             self._add_calls(options, rules)
             rules["preamble"] = self._message("commentary", "PREAMBLE")
@@ -68,8 +72,6 @@ class HarmonyGrammar:
     def _add_calls(self, options: ToolOptions, rules: dict[str, str]) -> None:
         """Add the rules of calls. The recipient stands after the channel's name or before both."""
         literal = self.writer.literal
-        constrained = sequence('(" ")?', literal(f"{CONSTRAIN}json"))
-        rules["json_mark"] = choice([quoted(" json"), constrained])
         channel = choice([quoted("commentary"), quoted("analysis")])
         calls = []
         for i, tool in enumerate(options.functions):

@@ -79,6 +79,21 @@ def test_the_end_of_the_answer_cannot_come_inside_the_reasoning(
     assert len(allowed) == vocabulary.vocab_size - len(vocabulary.special_ids)
 
 
+def test_an_answer_that_may_be_empty_may_end_inside_the_reasoning(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    """So a model that writes its call there can stop, and writes it with its own tokens."""
+    free = GrammarSpec("regex", "(call)?")
+    constraint = compiler.compile(free, reasoning(SPLIT_END)).new_constraint()
+    allowed = allowed_ids(constraint)
+    assert allowed is not None
+    assert set(vocabulary.special_ids) < set(allowed)
+    feed(constraint, vocabulary, SPLIT_END[:-1])
+    assert vocabulary.id_of(b">{") not in (allowed_ids(constraint) or ())
+    feed(constraint, vocabulary, ">call")
+    assert constraint.is_finished
+
+
 def test_no_token_ends_the_marker_and_begins_the_answer(
     compiler: GrammarCompiler, vocabulary: ByteVocabulary
 ) -> None:

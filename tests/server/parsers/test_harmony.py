@@ -21,7 +21,7 @@ from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter
 from stonechat_server.tool_formats import harmony
 from tests.models.byte_vocabulary import ByteVocabulary
-from tests.models.walks import PADDED_VOCAB, walk
+from tests.models.walks import PADDED_VOCAB, allowed_ids, walk
 from tests.server.bodies import ask, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, text_script
@@ -180,6 +180,12 @@ def test_the_final_message_has_the_required_form(client: TestClient, engine: Fak
         reasoning, content, _, _ = read([text])
         assert json.loads(content) in ("yes", "no")
         assert ("analysis" in text) == bool(reasoning or "<|message|><|end|>" in text)
+    constraint = COMPILER.compile(HarmonyGrammar(None, WRITER, answer).build()).new_constraint()
+    for text in ("<|channel|>", "final", " ", "<|constrain|>", "json", "<|message|>", '"yes"'):
+        special = [VOCABULARY.id_of(text.encode())] if text in harmony.TOKENS else None
+        for token_id in special or VOCABULARY.encode(text):
+            assert token_id in allowed_ids(constraint)
+            constraint.accept(token_id)
     texts = walks(HarmonyGrammar(None, WRITER, answer, is_open=True))
     assert set(texts) == {'"yes"', '"no"'}
 
