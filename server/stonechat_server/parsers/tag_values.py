@@ -4,6 +4,7 @@ A string is written verbatim, any other value as JSON. Python literals that some
 instead of JSON (`True`, `None`, `{'a': 1}`) are read too.
 """
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -22,6 +23,7 @@ _TYPES: dict[type, str] = {
     dict: "object",
     type(None): "null",
 }
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 NULLS = ("null", "None")
 """How null is written where a text may stand too."""
 
@@ -110,13 +112,17 @@ def _is_text(value: object, tag: str) -> bool:
 def read_value(text: str, value: object) -> Any:
     """The value of `text` by the schema `value`.
 
-    A literal of a type that the schema does not allow is a string, if the schema allows strings.
+    A literal of a type that the schema does not allow is a string, if the schema allows strings,
+    and so is a number that JSON writes otherwise, such as `0x1F`.
     """
     literal = read_literal(text)
     allowed = _types(value)
     if not isinstance(literal, (*_TYPES,)):
         return text
     kind = _TYPES[type(literal)]
+    is_number = kind in ("integer", "number")
+    if is_number and allows_text(value) and not _JSON_NUMBER.fullmatch(text.strip()):
+        return text
     if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
         return text if "string" in allowed else literal
     return literal

@@ -50,8 +50,14 @@ def raw_text(value: object, schema: Mapping[str, Any]) -> str | None:
     if options is None:
         return None
     kinds = {option["type"] for option in options}
+    has_bounds = any(o["type"] in ("integer", "number") and o.keys() != {"type"} for o in options)
     texts = [
-        _option_text(option, value, is_alone=kinds.isdisjoint(_READ_FROM_TEXT))
+        _option_text(
+            option,
+            value,
+            is_alone=kinds.isdisjoint(_READ_FROM_TEXT),
+            free=_FREE if has_bounds else _NO_LITERAL,
+        )
         for option in options
         if option["type"] == "string" and (option.keys() & _LISTS or not _lists_words(options))
     ]
@@ -100,14 +106,19 @@ def _lists_words(options: list[dict[str, Any]]) -> bool:
     )
 
 
-def _option_text(option: Mapping[str, Any], value: object, *, is_alone: bool) -> str | None:
-    """`is_alone`: no other alternative would be read from a text of this one."""
+def _option_text(
+    option: Mapping[str, Any], value: object, *, is_alone: bool, free: str
+) -> str | None:
+    """`is_alone`: no other alternative would be read from a text of this one.
+
+    `free` is any text. If it may be a number, then the schema allows that number or its text.
+    """
     keys = option.keys() - {"type"}
     if keys == {"enum"}:
         literals = [text for text in option["enum"] if _reads_as_itself(text, value)]
         return choice(map(quoted, literals)) if literals else None
     if not keys:
-        return _FREE
+        return free
     if keys <= {"minLength", "maxLength"}:
         least, most = option.get("minLength", 0), option.get("maxLength", "")
         return f"(/(?s:.{{{least},{most}}})/ & {_FREE})"

@@ -108,6 +108,11 @@ def test_the_text_of_a_value_that_may_be_null() -> None:
         ("[1]", {"anyOf": [STRING, {}]}, [1]),
         ("(1, 2)", {"type": "array"}, "(1, 2)"),
         ("plain words", NUMBER, "plain words"),
+        ("0x1F", {}, "0x1F"),
+        ("1_000", {"type": ["string", "integer"]}, "1_000"),
+        ("1 # one", {"type": ["string", "number"]}, "1 # one"),
+        ("1_000", {"type": "integer"}, 1000),
+        ("-1.5e3", {}, -1500.0),
     ],
 )
 def test_a_value_is_read_by_its_schema(text: str, schema: object, value: object) -> None:
