@@ -128,5 +128,5 @@ def test_an_unknown_name_that_asks_for_a_form_is_refused(client: TestClient, pat
     form = {"type": "object"}
     error = error_of(post(client, **{name: {key: form} if key else form}))
     assert (error["param"], error["code"]) == (path, "unsupported_parameter")
-    assert "response_format" in error["message"]
+    assert "use structured_outputs" in error["message"]
     assert post(client, **{name: {"other": 1} if key else None}).status_code == 200
