@@ -77,7 +77,9 @@ def scales_and_lows(
         else:
             scale = stored.to(tl.float32)
         if SCALING == ZEROS:
-            low = scale * tl.load(extra + place, mask=inside, other=0).to(tl.float32)
+            low = tl.load(extra + place, mask=inside, other=0).to(tl.float32)
+            if extra.dtype.element_ty == tl.uint8:
+                low = scale * low
         else:
             low = scale * OFFSET
     return scale, low

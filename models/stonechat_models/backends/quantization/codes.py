@@ -42,7 +42,8 @@ class Codes:
     """A matrix [n, k] in a format; k is a multiple of 32. All planes are contiguous, on one device.
 
     PLAIN: `scales` are numbers, [n, k / group]. uint8 scales are exponents of two, offset by 128.
-    ZEROS: each group also has an offset of its own in `extra`, uint8[n, k / group].
+    ZEROS: each group also has an offset of its own in `extra`, uint8[n, k / group]; or, if `extra`
+    has floats, what is subtracted from the scaled codes.
     PAIRS: `scales` are pairs of bytes, int16[n, k / 32], for the scale and what is subtracted. They
     are factors of the two half-precision numbers in `extra`, int32[n, k / 256].
     SIGNED: `scales` are int8[n, k / 16], factors of `extra`, float16[n, k / 256].

@@ -1,4 +1,4 @@
-"""Integers with a scale for each group of columns, as in GPTQ, AWQ and compressed-tensors."""
+"""Integers with a scale for each group of columns: GPTQ, AWQ, compressed-tensors and MLX."""
 
 from dataclasses import dataclass
 
@@ -94,3 +94,17 @@ def with_one_offset(codes: Codes) -> Codes:
         return codes
     format = CodeFormat(codes.format.name, PLAIN, codes.format.high_bits, first)
     return Codes(format, codes.low, codes.high, codes.scales, None, codes.group)
+
+
+def affine_codes(
+    values: torch.Tensor, scales: torch.Tensor, biases: torch.Tensor, bits: int
+) -> Codes:
+    """Codes of values uint8[n, k] of `bits` bits, times scales [n, groups], plus biases.
+
+    Groups are consecutive, and of whole units.
+    """
+    bits = next(b for b in HIGH_BITS if b >= bits)
+    low, high = pack_codes(values, HIGH_BITS[bits])
+    format = CodeFormat(f"AFFINE{bits}", ZEROS, HIGH_BITS[bits])
+    size = values.shape[1] // scales.shape[1]
+    return Codes(format, low, high, scales.contiguous(), -biases.contiguous(), size)

@@ -1,6 +1,7 @@
 """Codes of the packed weights of safetensors folders: integers in groups, and small floats.
 
-The integers are those of GPTQ, AWQ, compressed-tensors and int8, the floats FP8, MXFP4 and NVFP4.
+The integers are those of GPTQ, AWQ, compressed-tensors, int8 and MLX, the floats FP8, MXFP4 and
+NVFP4.
 """
 
 import torch
@@ -8,7 +9,9 @@ import torch
 from stonechat_models.backends.quantization.codes import UNIT, Codes, joined
 from stonechat_models.backends.quantization.float_codes import float4_codes, float8_codes
 from stonechat_models.backends.quantization.group_codes import (
+    MIN_GROUP,
     Groups,
+    affine_codes,
     bits_of,
     columns_in_groups,
     exact_dtype,
@@ -17,6 +20,7 @@ from stonechat_models.backends.quantization.group_codes import (
 )
 from stonechat_models.checkpoint.packed.floats import Fp4, Fp8
 from stonechat_models.checkpoint.packed.layouts import IntegerLayout, Parts, scale_values, spread
+from stonechat_models.checkpoint.packed.mlx import Affine
 from stonechat_models.checkpoint.packed.tensors import PackedTensor
 
 CHUNK_ROWS = 2048
@@ -27,8 +31,15 @@ def can_have_codes(tensor: PackedTensor) -> bool:
 
     These are integers or small floats in groups that share a scale, in rows of whole units.
     """
-    has_type = isinstance(tensor.layout, IntegerLayout) or tensor.type_name == "FP8"
-    return has_type and tensor.shape[-1] % UNIT == 0
+    k, run = tensor.shape[-1], tensor.run or tensor.shape[-1]
+    if k % UNIT:
+        return False
+    if tensor.type_name == "FP8":
+        return run % UNIT == 0
+    if tensor.type_name == "MXFP4":
+        return run == UNIT
+    has_type = isinstance(tensor.layout, (IntegerLayout, Affine))
+    return has_type and k % run == 0 and (run % UNIT == 0 or run == MIN_GROUP)
 
 
 def codes_of(
@@ -40,12 +51,16 @@ def codes_of(
     weight's own. A weight of more than two dimensions is read as the matrix of all rows.
     """
     layout, order = tensor.layout, None
+    if isinstance(layout, Affine):
+        layout, stored = layout.alone(stored)
     parts = {role: part.to(device) for role, part in stored.items()}
     with device:  # layouts make their index tensors on the default device
         if isinstance(layout, Fp8):
             codes = _float8_codes(layout, parts)
         elif isinstance(layout, Fp4):
             codes = _float4_codes(parts)
+        elif isinstance(layout, Affine):
+            codes = _affine_codes(layout, parts)
         else:
             assert isinstance(layout, IntegerLayout)
             codes, order = _integer_codes(layout, parts, tensor.shape[0])
@@ -79,6 +94,16 @@ def _float4_codes(parts: Parts) -> Codes | None:
     elif len(parts) > 2:
         return None
     return float4_codes(parts["weight"].view(torch.uint8), scale.view(torch.uint8), factor)
+
+
+def _affine_codes(layout: Affine, parts: Parts) -> Codes:
+    chunks, n = [], layout.shape[0]
+    for start in range(0, n, CHUNK_ROWS):
+        rows = torch.arange(start, min(start + CHUNK_ROWS, n))
+        values, scales, biases, _ = layout.read(parts, rows)
+        scales, biases = (x.to(parts["scales"].dtype) for x in (scales, biases))
+        chunks.append(affine_codes(values, scales, biases, layout.bits))
+    return joined(chunks)
 
 
 def _integer_codes(

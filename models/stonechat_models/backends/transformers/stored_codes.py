@@ -40,6 +40,14 @@ class CodedParts:
     def __bool__(self) -> bool:
         return bool(self.modules)
 
+    def add_embedding(self, name: str, linear: CodedLinear, empty: nn.Module) -> None:
+        """Add the embedding `name` of `empty` with the weight of `linear`, its tied head if any."""
+        scale: Any = getattr(empty.get_submodule(name), "scalar_embed_scale", None)
+        self.modules[name] = CodedEmbedding(linear.parts[0], linear.weight.dtype, scale)
+        head = _tied_head(empty)
+        if head is not None:
+            self.modules[head] = linear
+
 
 def read_codes(
     gguf: GgufFile,
@@ -61,7 +69,6 @@ def read_codes(
         parts.modules[name] = experts
         parts.held |= {tensor.name for tensor in stored}
     tensors, modules = weights_of(gguf), dict[str, Any](empty.named_modules())
-    head = _tied_head(empty)
     for i, tensor in enumerate(tensors):
         if i % 100 == 0:
             progress(f"loading {gguf.path.name}: tensor {i + 1} of {len(tensors)}")
@@ -69,17 +76,14 @@ def read_codes(
         name = target.removesuffix(".weight")
         old = modules.get(name) if target != name else None
         codes = None
-        if old is not None and _is_replaceable(old):
+        if old is not None and is_replaceable(old):
             codes = _codes(gguf, config, tensor, device, dtype)
         if codes is None or old is None or codes.shape != old.weight.shape:
             continue
         if isinstance(old, nn.Linear):
             parts.modules[name] = CodedLinear([codes], old.bias, scratch, dtype)
-            continue
-        scale = getattr(old, "scalar_embed_scale", None)
-        parts.modules[name] = CodedEmbedding(codes, dtype, scale)
-        if head is not None:
-            parts.modules[head] = CodedLinear([codes], None, scratch, dtype)
+        else:
+            parts.add_embedding(name, CodedLinear([codes], None, scratch, dtype), empty)
     if parts:
         coded = {f"{name}.weight" for name in parts.modules}
         parts.weights = dict(_other_weights(gguf, config, coded, parts.held, dtype))
@@ -204,7 +208,7 @@ def _other_weights(
         yield name, LazyWeight(read)
 
 
-def _is_replaceable(module: nn.Module) -> bool:
+def is_replaceable(module: nn.Module) -> bool:
     """Whether this is a linear layer, or an embedding that does no more than scale its rows."""
     if type(module) in (nn.Linear, nn.Embedding):
         return True

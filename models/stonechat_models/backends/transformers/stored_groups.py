@@ -1,12 +1,18 @@
 """Keeps the packed weights of safetensors folders as they are stored: see `packed_codes`."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from stonechat_models.backends.quantization.coded_linear import CodedLinear
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.packed_codes import can_have_codes, codes_of
-from stonechat_models.backends.transformers.stored_codes import CodedParts, check_product
+from stonechat_models.backends.transformers.stored_codes import (
+    CodedParts,
+    check_product,
+    is_replaceable,
+)
 from stonechat_models.backends.transformers.stored_experts import packed_experts, packed_matrices
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
@@ -22,7 +28,7 @@ def has_groups(packing: Packing) -> bool:
 def names_in_groups(packing: Packing, empty: nn.Module) -> frozenset[str]:
     """The names of the weights that `read_groups` keeps, as far as the headers tell."""
     tensors = _kept(packing)
-    names = {f"{name}.weight" for name, part in empty.named_modules() if type(part) is nn.Linear}
+    names = {f"{name}.weight" for name, part in empty.named_modules() if is_replaceable(part)}
     names &= tensors.keys()
     for name, part in empty.named_modules():
         for matrix in packed_matrices(name, part, tensors) or ():
@@ -43,13 +49,15 @@ def read_groups(
     device: torch.device,
     progress: Progress,
 ) -> CodedParts:
-    """Read linear layers and experts of `empty`, on the meta device, as codes on `device`.
+    """Read linear layers, embeddings and experts of `empty`, on the meta device, as codes.
+
+    The codes are on `device`.
 
     Those whose numbers the kernels do not have are left out, and so are all other weights. Raises
     `UnsupportedModelError` if a product is wrong, and what `PackedTensor.read` raises.
     """
     parts, scratch, packing = CodedParts(), Scratch(device, dtype), read_packing(files)
-    layers = dict(empty.named_modules())
+    layers = dict[str, Any](empty.named_modules())
     with stored_files(files) as stored:
 
         def read(name: str) -> torch.Tensor:
@@ -66,18 +74,22 @@ def read_groups(
                 progress(f"loading {files.name}: weight {i + 1} of {len(kept)}")
             name = target.removesuffix(".weight")
             old = layers.get(name)
-            if type(old) is not nn.Linear:
+            if old is None or not is_replaceable(old):
                 continue
             linear = _linear(tensor, read, old, scratch, dtype, device)
-            if linear is not None:
+            if linear is None:
+                continue
+            if isinstance(old, nn.Linear):
                 parts.modules[name] = linear
+            elif linear.order is None:
+                parts.add_embedding(name, linear, empty)
     return parts
 
 
 def _linear(
     tensor: PackedTensor,
     read: Read,
-    old: nn.Linear,
+    old: Any,
     scratch: Scratch,
     dtype: torch.dtype,
     device: torch.device,
@@ -94,4 +106,5 @@ def _linear(
         return layout.floats(stored, rows)
 
     check_product(CodedLinear([codes], None, scratch, dtype, order), weight, tensor.name)
-    return CodedLinear([codes], old.bias, scratch, dtype, order)
+    bias = old.bias if isinstance(old, nn.Linear) else None
+    return CodedLinear([codes], bias, scratch, dtype, order)

@@ -41,7 +41,8 @@ def _gptq(stored: StoredTensors, base: str) -> PackedTensor:
     offset = 0 if stored.method.stored_form == "gptq_v2" else 1
     layout = Gptq(bits, stored.method.group_size_of(base), offset, k)
     type_name = _gptq_type(stored, layout, parts, num_groups, n)
-    return PackedTensor(f"{base}.weight", type_name, (n, k), parts, layout)
+    run = block_size(k, num_groups, layout.group_size)
+    return PackedTensor(f"{base}.weight", type_name, (n, k), parts, layout, run=run)
 
 
 def _gptq_type(
@@ -69,5 +70,6 @@ def _awq(stored: StoredTensors, base: str) -> PackedTensor:
     k, n = words[0], words[1] * 8
     check_fit(scales[1] == n and zeros == (scales[0], words[1]))
     size = stored.method.group_size_of(base)
-    type_name = integer_type(4, block_size(k, scales[0], size) % GROUP == 0, False)
-    return PackedTensor(f"{base}.weight", type_name, (n, k), parts, Awq(size))
+    run = block_size(k, scales[0], size)
+    type_name = integer_type(4, run % GROUP == 0, False)
+    return PackedTensor(f"{base}.weight", type_name, (n, k), parts, Awq(size), run=run)

@@ -6,7 +6,7 @@ weight of its own, as in other files. Convolutions have their channels last. Whe
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,14 @@ class Affine(Layout):
     first_row: int = 0
     """Where the weight begins in its stored tensors, of all experts one behind the other."""
 
+    def alone(self, parts: Parts) -> tuple["Affine", Parts]:
+        """The layout and parts of this weight without the others of its stored tensors."""
+        rows = slice(self.first_row, self.first_row + self.shape[0])
+        own = {role: part.reshape(-1, part.shape[-1])[rows] for role, part in parts.items()}
+        return replace(self, first_row=0), own
+
     def codes(self, parts: Parts, rows: torch.Tensor) -> Codes:
-        values, scales, biases, group_of = self._read(parts, rows)
+        values, scales, biases, group_of = self.read(parts, rows)
         is_flat = scales == 0  # such a group has the same number everywhere
         if bool(is_flat.any()):
             values = values.masked_fill_(is_flat[:, group_of], 0)
@@ -57,10 +63,10 @@ class Affine(Layout):
         return Codes(values, scales, -biases / scales, group_of)
 
     def floats(self, parts: Parts, rows: torch.Tensor) -> torch.Tensor:
-        values, scales, biases, group_of = self._read(parts, rows)
+        values, scales, biases, group_of = self.read(parts, rows)
         return values.float().mul_(scales[:, group_of]).add_(biases[:, group_of])
 
-    def _read(
+    def read(
         self, parts: Parts, rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return integers [n, k], scales and biases float32[n, groups], and each column's group."""
@@ -120,4 +126,5 @@ def _affine(stored: StoredTensors, base: str) -> Iterator[PackedTensor]:
     type_name = integer_type(bits, size % GROUP == 0, False)
     for i in range(prod(words[:-2])):
         name = base.replace(STACKED, SINGLE.format(i)) + ".weight"
-        yield PackedTensor(name, type_name, (n, k), parts, Affine(bits, (n, k), size, i * n))
+        layout = Affine(bits, (n, k), size, i * n)
+        yield PackedTensor(name, type_name, (n, k), parts, layout, run=size)

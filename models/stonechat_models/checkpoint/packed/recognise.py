@@ -131,7 +131,8 @@ def _compressed(stored: StoredTensors, base: str) -> PackedTensor:
     shape, run, num_spare = _compressed_shape(stored, parts, layout)
     is_regular = "weight_g_idx" not in parts and run % GROUP == shape[1] % GROUP == 0
     type_name = integer_type(bits, is_regular, "weight_zero_point" not in parts)
-    return PackedTensor(f"{base}.weight", type_name, shape, parts, layout, num_spare=num_spare)
+    name = f"{base}.weight"
+    return PackedTensor(name, type_name, shape, parts, layout, num_spare=num_spare, run=run)
 
 
 def _compressed_shape(
@@ -188,7 +189,7 @@ def _fp4(stored: StoredTensors, base: str, packed: str, second: dict[str, str]) 
     size, scale = stored.shape(packed), stored.headers[parts["scale"]]
     check_fit(len(size) == len(scale.shape) == 2 and size[0] == scale.shape[0])
     shape = (size[0], size[1] * 2)
-    block_size(shape[1], scale.shape[1], 0)
+    run = block_size(shape[1], scale.shape[1], 0)
     is_nvfp4 = scale.type_name in FP8_TYPES
     if not is_nvfp4 and scale.type_name not in EXPONENT_TYPES:
         raise stored.refusal(
@@ -197,7 +198,7 @@ def _fp4(stored: StoredTensors, base: str, packed: str, second: dict[str, str]) 
     if is_nvfp4 and not second.keys() & parts.keys():
         raise stored.refusal(f"without the second scale of {base}.weight")
     type_name = "NVFP4" if is_nvfp4 else "MXFP4"
-    return PackedTensor(f"{base}.weight", type_name, shape, parts, Fp4())
+    return PackedTensor(f"{base}.weight", type_name, shape, parts, Fp4(), run=run)
 
 
 def _int8(stored: StoredTensors, base: str) -> PackedTensor:
@@ -208,8 +209,8 @@ def _int8(stored: StoredTensors, base: str) -> PackedTensor:
     else:
         parts = {"weight": name, "scale": f"{name}_scale"}
         parts, factor = stored.parts(parts, {"zero_point": f"{name}_zero_point"}), 1.0
-    scale_grid(shape, stored.shape(parts["scale"]), block)
-    return PackedTensor(name, "INT8", shape, parts, Int8(shape, block, factor))
+    _, _, run = scale_grid(shape, stored.shape(parts["scale"]), block)
+    return PackedTensor(name, "INT8", shape, parts, Int8(shape, block, factor), run=run)
 
 
 def _fp8(stored: StoredTensors, tensor: "TensorHeader") -> PackedTensor:
@@ -218,13 +219,14 @@ def _fp8(stored: StoredTensors, tensor: "TensorHeader") -> PackedTensor:
     if scale is None and stored.method.name:
         raise stored.missing(names[0])
     check_fit(len(tensor.shape) > 0)
-    parts = {"weight": tensor.name}
+    parts, run = {"weight": tensor.name}, 0
     block = stored.method.block_of(tensor.name.removesuffix(".weight"))
     if scale is not None:
         parts["scale"] = scale
-        scale_grid(tensor.shape, stored.shape(scale), block)
+        _, _, run = scale_grid(tensor.shape, stored.shape(scale), block)
     type_name = "FP8" if tensor.type_name == "F8_E4M3" else "FP8_E5M2"
-    return PackedTensor(tensor.name, type_name, tensor.shape, parts, Fp8(tensor.shape, block))
+    layout = Fp8(tensor.shape, block)
+    return PackedTensor(tensor.name, type_name, tensor.shape, parts, layout, run=run)
 
 
 def _experts_of_mxfp4(stored: StoredTensors) -> Iterator[PackedTensor]:

@@ -37,6 +37,8 @@ class PackedTensor:
     """The shape is not in the headers: `shape` is only the number of weights."""
     num_spare: int = 0
     """How many columns less than in `shape` there may be, which the headers do not tell."""
+    run: int = 0
+    """How many columns share a scale, as far as the headers tell. 0: all of a row."""
 
     @property
     def num_elements(self) -> int:

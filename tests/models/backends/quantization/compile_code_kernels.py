@@ -19,7 +19,12 @@ from triton.runtime.jit import JITFunction
 from stonechat_models.backends.quantization.coded_linear import CodedLinear
 from stonechat_models.backends.quantization.codes import Codes
 from stonechat_models.backends.quantization.float_codes import float4_codes, float8_codes
-from stonechat_models.backends.quantization.group_codes import Groups, exact_dtype, group_codes
+from stonechat_models.backends.quantization.group_codes import (
+    Groups,
+    affine_codes,
+    exact_dtype,
+    group_codes,
+)
 from stonechat_models.backends.quantization.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.code_compile import compile_products
@@ -46,6 +51,13 @@ def int4_groups(k: int) -> Codes:
     zeros = torch.randint(0, 16, scales.shape).float()
     groups = Groups(values, scales, zeros, torch.arange(k) // 128)
     return group_codes(groups, torch.arange(k), 4, exact_dtype([groups.scales]))
+
+
+def affine(k: int) -> Codes:
+    """As MLX has them, with 5 bits."""
+    values = torch.randint(0, 32, (16, k), dtype=torch.uint8)
+    scales = torch.rand(16, k // 64).bfloat16()
+    return affine_codes(values, scales, -scales, 5)
 
 
 def float_matrices(k: int) -> dict[str, Codes]:
@@ -113,6 +125,7 @@ def main(capability: int, everything: bool) -> None:
         for name, codes in float_matrices(4096).items():
             compile_layer(name, on_meta(codes), capability, torch.bfloat16)
         int4 = on_meta(int4_groups(4096))
+        compile_layer("AFFINE5", on_meta(affine(4096)), capability, torch.bfloat16)
         compile_layer("INT4", int4, capability, torch.bfloat16, has_bias=True)
 
 

@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
 
 pytest.importorskip("triton")
 
-from stonechat_models.backends.quantization.coded_linear import CodedLinear, dequantised
+from stonechat_models.backends.quantization.coded_linear import (
+    CodedEmbedding,
+    CodedLinear,
+    dequantised,
+)
 from stonechat_models.backends.quantization.group_codes import (
     Groups,
     bits_of,
@@ -29,7 +35,16 @@ from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.packed.layouts import IntegerLayout
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
-from tests.models.packed_writers import CASES, is_linear_or_expert, save_packed
+from tests.models.packed_writers import (
+    CASES,
+    FP8,
+    compressed,
+    fp8,
+    is_linear_or_expert,
+    pack_quantized,
+    save_packed,
+    stack_experts,
+)
 from tests.nightly import nightly
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,9 +71,11 @@ KEPT = {
     **dict.fromkeys(("fp8-block", "fp8-tensor", "fp8-channel", "fp8-modelopt", "mxfp8"), "FP8"),
     **dict.fromkeys(("nvfp4", "nvfp4-modelopt"), "NVFP4"),
     "mxfp4": "MXFP4",
+    **dict.fromkeys(("mlx-2", "mlx-3", "mlx-4"), "AFFINE4"),
+    **{f"mlx-{bits}": f"AFFINE{bits}" for bits in (5, 6, 8)},
 }
 """The name of the codes."""
-DAILY = ("gptq-order", "awq", "w8a8-asym", "fp8-block", "mxfp8", "nvfp4")
+DAILY = ("gptq-order", "awq", "w8a8-asym", "fp8-block", "mxfp8", "nvfp4", "mlx-5")
 
 
 def load(
@@ -144,10 +161,63 @@ def test_the_headers_tell_what_is_kept(width, tmp_path):
     names = names_in_groups(read_packing(files), empty)
     module = load(tmp_path, keeps_codes=True, lines=[])
     experts = {n for n in names if ".experts." in n}
-    kept = {f"{n}.weight" for n, part in module.named_modules() if isinstance(part, CodedLinear)}
+    kept = {
+        f"{n}.weight"
+        for n, part in module.named_modules()
+        if isinstance(part, (CodedLinear, CodedEmbedding))
+    }
     assert names - experts == kept
     has_experts = any(isinstance(part, CodedExpertLinear) for part in module.modules())
     assert bool(experts) == has_experts == (width == 32)
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "qwen3_moe"])
+@torch.inference_mode()
+def test_folders_of_mlx(family, tmp_path):
+    """Embeddings are packed too, and all experts of a layer lie in one tensor."""
+    writer, quantization, _ = CASES["mlx-4"]
+    save_packed(
+        tmp_path,
+        family,
+        writer,
+        quantization,
+        lambda name: is_linear_or_expert(name) or "embed_tokens" in name,
+    )
+    stack_experts(tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "float", dtype=torch.float32)
+    module = load(tmp_path, keeps_codes=True, lines=[])
+    kinds = [type(part) for part in module.modules()]
+    assert CodedEmbedding in kinds
+    assert nn.Embedding not in kinds
+    assert (CodedExpertLinear in kinds) is (family == "qwen3_moe")
+    assert (type(module.lm_head) is CodedLinear) is (family == "llama-tied")
+    actual, expected = (m(IDS, use_cache=False).logits for m in (module, reference.to(DEVICE)))
+    assert float((actual - expected).abs().max() / expected.std()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("writer", "quantization"),
+    [
+        (fp8((64, 48)), {**FP8, "weight_block_size": [64, 48]}),
+        (pack_quantized(4, 24), compressed("pack-quantized", num_bits=4, group_size=24)),
+    ],
+    ids=["fp8", "w4a16"],
+)
+def test_groups_of_parts_of_units_become_floats(writer, quantization, tmp_path):
+    """A plan says so too."""
+    save_packed(
+        tmp_path,
+        "llama",
+        writer,
+        quantization,
+        lambda name: "down_proj.weight" in name,
+        intermediate_size=96,
+    )
+    files = resolve_model(EngineConfig(model=str(tmp_path)), lambda line: None)
+    packing = read_packing(files)
+    assert len(packing.tensors) == 2
+    assert not names_in_groups(packing, empty_module(files.config, auto_class(files.config)))
+    assert not coded(load(tmp_path, keeps_codes=True, lines=[]))
 
 
 def test_experts_whose_codes_differ_become_floats(tmp_path, monkeypatch):
