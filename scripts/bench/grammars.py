@@ -24,8 +24,8 @@ NUM_WALKS = 40
 MAX_TOKENS = 120
 
 
-def record(num_properties: int) -> dict[str, Any]:
-    properties = {f"field_{i}": {"type": "string"} for i in range(num_properties)}
+def record(num_properties: int, kind: str = "string") -> dict[str, Any]:
+    properties = {f"field_{i}": {"type": kind} for i in range(num_properties)}
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
@@ -33,9 +33,9 @@ def schema(value: object) -> GrammarSpec:
     return GrammarSpec("json_schema", json.dumps(value))
 
 
-def tools(count: int) -> GrammarSpec:
+def tools(count: int, kind: str = "string") -> GrammarSpec:
     calls = [
-        f'"tool_{i}\\", \\"arguments\\": " %json {json.dumps(record(5))} "}}\\n</tool_call>"'
+        f'"tool_{i}\\", \\"arguments\\": " %json {json.dumps(record(5, kind))} "}}\\n</tool_call>"'
         for i in range(count)
     ]
     text = 'start: TEXT | lead call\nTEXT: /(?s:.*)/\nLEAD: TEXT "<tool_call>"\nlead[lazy]: LEAD\n'
@@ -52,6 +52,8 @@ GRAMMARS = {
     "pattern with 3,000 repeats": schema({"type": "string", "pattern": "^([a-z]{1,30} ){1,100}$"}),
     "regex": GrammarSpec("regex", "[A-Z]{3}-[0-9]{2}"),
     "text or one of 20 tools": tools(20),
+    "the same with numbers": tools(20, "number"),
+    "the same with integers": tools(20, "integer"),
 }
 
 

@@ -10,7 +10,6 @@ process with limits. Compile the others off the event loop. llguidance's own lim
 the time of each mask.
 """
 
-import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -21,9 +20,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.cost import is_cheap
-from stonechat_models.grammar.numbers import BOUNDED_JSON, needs_bounded_numbers
 from stonechat_models.grammar.reasoning_budget import MarkerTokens, ReasoningConstraint
-from stonechat_models.grammar.source import limits, reason, to_llguidance
+from stonechat_models.grammar.source import limits, number_grammar, reason, to_llguidance
 from stonechat_models.grammar.vocabulary import VocabularyLike, build_llguidance_tokenizer
 from stonechat_models.sampling.state import TokenConstraint
 from stonechat_models.types import GrammarSpec, ReasoningSpec
@@ -190,8 +188,7 @@ class GrammarCompiler:
         if matcher.is_error():
             return GrammarError(reason(matcher.get_error()))
         numbers = None
-        if spec.kind == "json_schema" and needs_bounded_numbers(json.loads(spec.source)):
-            text = str(LLMatcher.grammar_from_lark(BOUNDED_JSON))
+        if (text := number_grammar(spec)) is not None:
             numbers = LLMatcher(ll_tokenizer, text, limits=limits(), log_level=0)
         return _CachedGrammar(matcher, numbers)
 

@@ -25,6 +25,8 @@ MAX_REPEATS = 10_000
 MAX_COUNT = 100_000
 """Of one keyword, such as `maxItems`."""
 MAX_MULTIPLE = 100
+MAX_DIFFERENT_NUMBERS = 32
+"""Equal ones share a definition (see `numbers`)."""
 MAX_LINKED_NODES = 200
 """Schemas and rules that refer to each other are compiled by recursion, which needs stack."""
 
@@ -46,6 +48,7 @@ _COSTLY_KEYS = frozenset(
     )
 )
 """Keywords that intersect or exclude languages. The cost of an intersection is a product."""
+_NUMBER_KEYS = ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf")
 _ALONE = ("$ref", "allOf", "anyOf")
 _BESIDE = frozenset(
     ("$defs", "$schema", "default", "definitions", "description", "examples", "title")
@@ -99,6 +102,7 @@ def _num_repeats(pattern: str) -> int:
 
 def _is_cheap_schema(schema: object) -> bool:
     patterns: list[str] = []
+    numbers: set[str] = set()
     num_nodes, has_references = 0, False
     waiting = [schema]
     while waiting:
@@ -114,7 +118,10 @@ def _is_cheap_schema(schema: object) -> bool:
             return False
         if isinstance(value.get("pattern"), str):
             patterns.append(value["pattern"])
+        numbers.add(str([value.get(key) for key in _NUMBER_KEYS]))
     if has_references and num_nodes > MAX_LINKED_NODES:
+        return False
+    if len(numbers) > MAX_DIFFERENT_NUMBERS:
         return False
     return _are_cheap_regexes(patterns)
 

@@ -5,8 +5,7 @@ A rewritten schema accepts the same documents as the original, or fewer, never m
 - An object that declares `properties` and does not mention others accepts no others. Exception: if
   the schema joins parts with `allOf` or the like, closing one part could exclude every document.
 - `format` of dates and times becomes a pattern that knows the calendar and has no leap seconds.
-- An integer has at most 64 bits, unless a bound demands more, so that it ends and most readers keep
-  its value. Bounds of numbers beyond 10^18, such as the largest double, become 10^18.
+- Numbers have bounds, and those are short and inclusive (see `numbers`).
 - In a `pattern`, `\\s` matches only what both ECMA 262 and Python call whitespace, and `\\S` only
   what neither does.
 - Parts whose recursion never ends are `False` (see `recursion`).
@@ -19,17 +18,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from stonechat_models.errors import GrammarError
+from stonechat_models.grammar.annotations import IDENTIFIERS
 from stonechat_models.grammar.cost import check_expression
+from stonechat_models.grammar.numbers import bound_number, share_numbers
 from stonechat_models.grammar.plain_schema import plain_schema
 from stonechat_models.grammar.recursion import without_endless
 from stonechat_models.grammar.schema_tree import Schema, change_children, nodes, values
 
 MAX_PROPERTIES = 1_000
 """Per object. The cost of optional properties grows with the square of their number."""
-
-MAX_INTEGER = 2**63 - 1024
-MAX_NUMBER = 10**18
-"""Bounds beyond these, which llguidance does not know, become these."""
 
 # At most one run of whitespace between two JSON tokens: a space, or a line break and indentation.
 WHITESPACE = r" |\n {0,16}"
@@ -38,7 +35,6 @@ COMPILE_OPTIONS = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": 'nr
 
 _CONJUNCTIONS = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"))
 _OBJECT_KEYS = frozenset(("properties", "required", "additionalProperties", "patternProperties"))
-_OTHER_LIMITS = _CONJUNCTIONS | {"const", "enum"}
 _OTHER_PROPERTIES = frozenset(
     ("additionalProperties", "patternProperties", "unevaluatedProperties")
 )
@@ -82,6 +78,8 @@ def prepare_value(schema: object) -> dict[str, Any]:
         raise GrammarError("no output can satisfy this JSON schema: its recursion never ends")
     can_close = not any(_joins_objects(node) for node in nodes(plain))
     prepared = _prepare(plain, can_close)
+    if not any(IDENTIFIERS & node.keys() for node in nodes(plain)):  # they change what `#` means
+        prepared = share_numbers(prepared)
     return {**prepared, "x-guidance": COMPILE_OPTIONS}
 
 
@@ -125,7 +123,7 @@ def _prepare(node: dict[str, Any], can_close: bool) -> dict[str, Any]:
     _check_texts(prepared)
     _check_min_properties(prepared)
     _replace_format(prepared)
-    _bound_number(prepared)
+    bound_number(prepared)
     if isinstance(prepared.get("pattern"), str):
         prepared["pattern"] = portable_pattern(prepared["pattern"])
     if isinstance(named := prepared.get("patternProperties"), dict):
@@ -169,27 +167,6 @@ def _replace_format(node: dict[str, Any]) -> None:
         node["allOf"] = [*node.get("allOf", []), {"pattern": pattern}]
     else:
         node["pattern"] = pattern
-
-
-def _bound_number(node: dict[str, Any]) -> None:
-    types = node.get("type")
-    kinds = types if isinstance(types, list) else [types]
-    limit = MAX_NUMBER if "number" in kinds else MAX_INTEGER if "integer" in kinds else 0
-    if not limit:
-        return
-    lower, upper = _bounds(node, "minimum"), _bounds(node, "maximum")
-    if max(lower.values(), default=0) > limit or min(upper.values(), default=0) < -limit:
-        raise GrammarError(f"a JSON schema must not demand numbers beyond {limit:.0e}")
-    for key, bound in (*lower.items(), *upper.items()):
-        node[key] = max(-limit, min(limit, bound))
-    if "number" not in kinds and _OTHER_LIMITS.isdisjoint(node):
-        node.update({} if lower else {"minimum": -limit}, **({} if upper else {"maximum": limit}))
-
-
-def _bounds(node: dict[str, Any], name: str) -> dict[str, float]:
-    """`minimum` and `exclusiveMinimum`, or the other two, as far as the schema has them."""
-    keys = (name, f"exclusive{name.capitalize()}")
-    return {key: node[key] for key in keys if isinstance(node.get(key), int | float)}
 
 
 def portable_pattern(pattern: str) -> str:

@@ -11,14 +11,13 @@ from llguidance import LLMatcher, LLParserLimits
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.cost import check_expression
-from stonechat_models.grammar.json_schema import COMPILE_OPTIONS, prepare_schema, prepare_value
-from stonechat_models.grammar.lark_text import measure, split_schemas
-from stonechat_models.grammar.numbers import NUMBER
+from stonechat_models.grammar.inline_schemas import bundle, number_bundle
+from stonechat_models.grammar.json_schema import COMPILE_OPTIONS, prepare_schema
+from stonechat_models.grammar.numbers import bounded_json, may_have_numbers
 from stonechat_models.types import GrammarSpec
 
 MAX_SOURCE_CHARS = 256 * 1024
 
-_ANY_NUMBER = {"type": "number", "x-guidance": COMPILE_OPTIONS}
 _UNKNOWN_KEYS = re.compile(r"Unimplemented keys: (\[.*\])(?: |\n|.)*")
 _LIMIT_REACHED = re.compile(
     r"fuel exhausted|lexer precomputation failed|too many (?:states|expressions)|initial lexer"
@@ -48,6 +47,21 @@ def to_llguidance(spec: GrammarSpec) -> str:
         return _grammar_text(spec)
     except UnicodeEncodeError as error:
         raise GrammarError("a grammar must not have lone surrogates") from error
+
+
+def number_grammar(spec: GrammarSpec) -> str | None:
+    """Return a second grammar that each text must follow too, so that its numbers end.
+
+    None: nothing in the grammar of `spec` is a number without an end.
+    """
+    match spec.kind:
+        case "json_schema" if may_have_numbers(json.loads(spec.source)):
+            return str(LLMatcher.grammar_from_lark(bounded_json(COMPILE_OPTIONS)))
+        case "lark":
+            return number_bundle({"main": spec.source})
+        case "lark_bundle":
+            return number_bundle(json.loads(spec.source))
+    return None
 
 
 def check_grammar(spec: GrammarSpec) -> None:
@@ -90,9 +104,9 @@ def _grammar_text(spec: GrammarSpec) -> str:
         case "choice":
             return str(LLMatcher.grammar_from_lark(_choice_grammar(spec.source)))
         case "lark":
-            return str(LLMatcher.grammar_from_lark(_prepare_lark(spec.source)))
+            return bundle({"main": spec.source})
         case "lark_bundle":
-            return _bundle(spec.source)
+            return bundle(json.loads(spec.source))
 
 
 def _unanchored(pattern: str) -> str:
@@ -112,33 +126,3 @@ def _choice_grammar(source: str) -> str:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
-
-
-def _bundle(source: str) -> str:
-    grammars = json.loads(source)
-    return json.dumps(
-        {"grammars": [{"name": n, "lark_grammar": _prepare_lark(g)} for n, g in grammars.items()]}
-    )
-
-
-def _prepare_lark(source: str) -> str:
-    """Return the grammar with every inline `%json` schema prepared (see `json_schema`).
-
-    A schema of any number becomes a regex, in which digits are bounded.
-    """
-    parts: list[str] = []
-    texts: list[str] = []
-    for part in split_schemas(source):
-        texts.append(part.text)
-        if not part.has_schema:
-            parts.append(part.text)
-            continue
-        schema = prepare_value(part.schema)
-        if schema == _ANY_NUMBER:
-            parts.append(f"{part.text.removesuffix('%json')} /{NUMBER}/ ")
-        else:
-            parts.append(f"{part.text} {json.dumps(schema)}")
-    sizes = measure(" ".join(texts))
-    check_expression(sizes.longest_literal, "a string or regular expression of a grammar")
-    check_expression(sizes.longest_terminal, "a terminal with all terminals in it")
-    return "".join(parts)

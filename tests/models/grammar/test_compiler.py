@@ -5,6 +5,7 @@ import random
 import re
 import threading
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import jsonschema
@@ -218,21 +219,79 @@ def test_bounded_numbers_end_and_change_nothing_else(
         assert not accepts(compiled.new_constraint(), vocabulary, text)
 
 
-@pytest.mark.parametrize(
-    "bounds",
-    [{"exclusiveMinimum": 0}, {"minimum": 1e-30, "maximum": 1e-29}, {"multipleOf": 7}],
-    ids=str,
-)
-def test_numbers_that_may_need_more_digits_always_have_a_next_token(
-    compiler: GrammarCompiler, vocabulary: ByteVocabulary, bounds: dict[str, Any]
+BOUNDS: dict[str, dict[str, Any]] = {
+    "positive": {"exclusiveMinimum": 0},
+    "negative": {"exclusiveMaximum": 0},
+    "as in draft 4": {"minimum": 3, "exclusiveMinimum": True},
+    "both": {"minimum": 0.5, "exclusiveMinimum": 0.25, "exclusiveMaximum": 0.75},
+    "tiny": {"minimum": 1e-21, "maximum": 1e-20},
+    "17 digits": {"exclusiveMinimum": 0.1 + 0.2, "maximum": 0.7000000000000001},
+    "multiple": {"multipleOf": 7},
+    "cents": {"multipleOf": 0.01, "minimum": 5},
+}
+
+
+@pytest.mark.parametrize("kind", [{"type": "number"}, {"type": ["number", "null"]}, {}], ids=str)
+@pytest.mark.parametrize("name", BOUNDS)
+def test_numbers_with_bounds_end_at_any_digit_and_validate(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary, name: str, kind: dict[str, Any]
 ) -> None:
-    constraint = compiler.compile(schema_spec({"type": "number", **bounds})).new_constraint()
-    for _ in range(60):
-        allowed = allowed_ids(constraint)
-        digits = [t for t in vocabulary.encode("01.23456789") if t in allowed]
-        assert digits or not vocabulary.eos_token_ids.isdisjoint(allowed)
-        if digits:
-            constraint.accept(digits[0])
+    schema = {**kind, **BOUNDS[name]}
+    draft = jsonschema.Draft4Validator if name == "as in draft 4" else jsonschema.Draft7Validator
+    characters = vocabulary.encode("01.23456789-")
+    compiled = compiler.compile(schema_spec(schema))
+    for seed in range(20):
+        rng = random.Random(seed)
+        constraint, written = compiled.new_constraint(), []
+        while not constraint.is_finished:
+            allowed = allowed_ids(constraint)
+            options = [t for t in characters if t in allowed]
+            if not options:
+                assert not vocabulary.eos_token_ids.isdisjoint(allowed)
+                break
+            written.append(options[0] if rng.random() < 0.7 else rng.choice(options))
+            constraint.accept(written[-1])
+            assert len(written) < 48
+        value = json.loads(vocabulary.decode(written), parse_float=Fraction, parse_int=Fraction)
+        exact = {key: Fraction(str(v)) for key, v in BOUNDS[name].items() if v is not True}
+        assert draft({**schema, **exact}).is_valid(value), value
+
+
+def test_numbers_end_within_a_lark_grammar(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    record = {
+        "type": "object",
+        "properties": {"a": {"type": "number", "exclusiveMinimum": 0}, "b": {}, "c": {"const": 1}},
+        "required": ["a"],
+    }
+    count = json.dumps({"type": "integer"})
+    grammar = f'start: "<" %json {json.dumps(record)} "|" %json {count} ("," %json {count})* ">"'
+    compiled = compiler.compile(GrammarSpec("lark", grammar))
+    good = (
+        '<{"a":0.12345678901234568}|1234567890123456789>',
+        '<{"a":5, "b":[1e-300, {"x":"1' + "0" * 40 + '"}], "c":1}|1,2,3>',
+    )
+    bad = (
+        '<{"a":1.' + "0" * 25 + "}|1>",
+        '<{"a":1,"b":' + "1" * 22 + "}|1>",
+        '<{"a":1,"c":2}|1>',
+        '<{"a":1}|1.5>',
+    )
+    assert [t for t in good if not accepts(compiled.new_constraint(), vocabulary, t)] == []
+    assert [t for t in bad if accepts(compiled.new_constraint(), vocabulary, t)] == []
+
+
+def test_many_numbers_with_bounds_are_no_large_grammar(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary
+) -> None:
+    names = [f"p{i}" for i in range(600)]
+    record = {"properties": {name: {"type": "integer"} for name in names}, "required": names}
+    text = json.dumps(dict.fromkeys(names, 1234567890123456789), separators=(",", ":"))
+    compiled = compiler.compile(schema_spec({"type": "object", **record}))
+    assert accepts(compiled.new_constraint(), vocabulary, text)
+    calls = " ".join(f'"{name}" %json {{"type": "integer"}}' for name in names)
+    compiler.compile(GrammarSpec("lark", f"start: {calls}"))
 
 
 def test_an_object_accepts_only_declared_properties_unless_the_schema_says_otherwise(

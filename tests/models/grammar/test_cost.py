@@ -43,6 +43,13 @@ CHEAP = {
     "many optional properties": schema(record(900)),
     "many dates": schema(record(350, format="date-time")),
     "many numbers": schema({"type": "array", "prefixItems": [{"multipleOf": 100}] * 700}),
+    "many integers": schema({"type": "array", "prefixItems": [{"type": "integer"}] * 700}),
+    "as many integers as numbers may differ": schema(
+        {
+            "type": "array",
+            "prefixItems": [{"type": "integer", "multipleOf": 69 + i} for i in range(31)],
+        }
+    ),
     "a long enum": schema({"enum": [f"value {i}" for i in range(2_000)]}),
     "large counts": schema({"type": "array", "maxItems": 100_000, "items": record(100)}),
     "an optional value": schema({"anyOf": [{"type": "string"}, {"type": "null"}], "title": "x"}),
@@ -90,6 +97,9 @@ COSTLY = {
     "a negation": schema({"not": {"pattern": "a*"}}),
     "a large multiple": schema({"type": "integer", "multipleOf": 999_983}),
     "a fraction": schema({"type": "number", "multipleOf": 0.00007}),
+    "different numbers": schema(
+        {"type": "array", "prefixItems": [{"type": "number", "minimum": i / 7} for i in range(99)]}
+    ),
     "a huge count": schema({"type": "string", "minLength": 10**7}),
     "many linked schemas": schema({"$ref": "#", "items": [record(1) for _ in range(200)]}),
     "a long terminal": GrammarSpec("lark", f"start: A\nA: /{STARS * 100}/"),
