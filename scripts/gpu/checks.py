@@ -77,7 +77,7 @@ class Expected:
 
 def expected_logits(shape: Shape, module: Any, device: torch.device) -> Expected:
     plain = _plain_logits(shape, module, device)
-    if shape.has_codes:  # they stay what they are
+    if shape.codes:  # they stay what they are
         return Expected(plain, None)
     try:
         exact = _plain_logits(shape, copy.deepcopy(module).float(), device)

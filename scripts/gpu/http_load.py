@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cores import busiest_cores
+
 from stonechat_server.bench.runner import QuietWatcher, run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.targets.workload import WORDS
@@ -93,7 +95,8 @@ def measure_over_http(
             warmup=streams,
             timeout=timeout,
         )
-        result = asyncio.run(run_bench(settings, QuietWatcher()))
+        with busiest_cores(process.pid) as cores:
+            result = asyncio.run(run_bench(settings, QuietWatcher()))
         lines = log.read_text(errors="replace").splitlines()
     (level,) = result.levels
     print(f"  over HTTP: {level.tokens_per_second:.0f} tokens/s", flush=True)
@@ -103,7 +106,9 @@ def measure_over_http(
         "num_errors": level.num_errors,
         "first_token_p50_seconds": level.ttft.p50,
         "first_token_p99_seconds": level.ttft.p99,
+        "between_tokens_p50_seconds": level.inter_token.p50,
         "between_tokens_p99_seconds": level.inter_token.p99,
+        "busiest_cores": cores,
         "load_generator_cores": level.generator_cpu,
         "server_log": lines[:LOG_LINES],
         "failed_checks": [f"{c.name}: {c.detail}" for c in result.checks if not c.passed],

@@ -1,11 +1,14 @@
 """The throughput of an engine, for `bench.py`."""
 
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +18,9 @@ from stonechat_models.engine.engine import Engine
 from stonechat_models.types import GenerateRequest, SamplingParams, TokenOutput
 
 WARM_STEPS = 6
-NUM_KERNELS = 20
-"""How many kernels are listed by name, the slowest first."""
+NUM_KERNELS = 30
+"""How many kernels are listed."""
+DEVICE_EVENTS = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ class Load:
         )
 
     def profile(self, batch: int, context: int, num_steps: int, **params: Any) -> dict[str, Any]:
-        """Return the time of each kernel in a decode step, the slowest first."""
+        """Return the time of each kernel in a decode step; see `kernel_times`."""
         from torch.profiler import ProfilerActivity, profile
 
         on_cuda = self._device.type == "cuda"
@@ -156,24 +160,11 @@ class Load:
                 for _ in range(num_steps):
                     self.step()
                 synchronize(self._device)
-        kernels = [
-            {
-                "name": event.key,
-                "calls": event.count / num_steps,
-                "microseconds": float(
-                    event.self_device_time_total if on_cuda else event.self_cpu_time_total
-                )
-                / num_steps,
-            }
-            for event in profiler.key_averages()
-            if not on_cuda or event.device_type.name == "CUDA"
-        ]
-        kernels.sort(key=lambda kernel: -kernel["microseconds"])
-        return {
-            "milliseconds": sum(kernel["microseconds"] for kernel in kernels) / 1e3,
-            "calls": sum(kernel["calls"] for kernel in kernels),
-            "kernels": kernels[:NUM_KERNELS],
-        }
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            profiler.export_chrome_trace(file.name)
+            events = json.loads(Path(file.name).read_text(errors="replace"))["traceEvents"]
+        kinds = DEVICE_EVENTS if on_cuda else ("cpu_op",)
+        return kernel_times([event for event in events if event.get("cat") in kinds], num_steps)
 
     def prefill(self, batch: int, prompt_len: int) -> float:
         """Return prompt tokens a second of `batch` new prompts."""
@@ -215,3 +206,34 @@ class Load:
             "graph_replays": counts.num_replays,
             "host_share": 1 - counts.seconds_waited / seconds,
         }
+
+
+def kernel_times(events: list[dict[str, Any]], num_steps: int) -> dict[str, Any]:
+    """Return the time of each kernel and grid in a step, the one that delays it most first.
+
+    `events` are those of a trace. Kernels that start early overlap with the one before and wait for
+    it, so their own times (`microseconds`) add up to more than a step. `microseconds_added` is from
+    the end of all kernels before to the end of this one, pauses included: these add up to the step.
+    `milliseconds` is the time of a step in which any kernel runs.
+    """
+    kernels: dict[tuple[str, str], list[float]] = {}
+    busy, ended = 0.0, None
+    for event in sorted(events, key=lambda event: float(event["ts"] + event["dur"])):
+        start, end = float(event["ts"]), float(event["ts"] + event["dur"])
+        before = start if ended is None else ended
+        grid = "x".join(map(str, event.get("args", {}).get("grid", ())))
+        times = kernels.setdefault((event["name"], grid), [0, 0.0, 0.0])
+        for i, time_or_count in enumerate((1, end - start, end - before)):
+            times[i] += time_or_count / num_steps
+        busy += end - max(start, before)
+        ended = end
+    rows = [
+        {"name": name, "grid": grid, "calls": n, "microseconds": own, "microseconds_added": added}
+        for (name, grid), (n, own, added) in kernels.items()
+    ]
+    rows.sort(key=lambda row: -row["microseconds_added"])
+    return {
+        "milliseconds": busy / num_steps / 1e3,
+        "calls": sum(row["calls"] for row in rows),
+        "kernels": rows[:NUM_KERNELS],
+    }

@@ -60,7 +60,7 @@ def measure_model(section: Section, shape: Shape) -> None:
         section.keep(
             checks=section.attempt(partial(_checks, engine, section.device, expected, is_mixture))
         )
-    if section.arguments.quantize or shape.has_codes:
+    if section.arguments.quantize or shape.codes:
         weights = [(quantised_step_bytes(module), 0.0)]
     load = Load(engine, section.device)
     modes = section.arguments.modes or list(MODES)
@@ -211,8 +211,8 @@ def _profile(section: Section, load: Load) -> None:
             section.keep(profile=profile)
             for kernel in profile[name].get("kernels", [])[:12]:
                 say(
-                    f"{name}: {kernel['microseconds']:9.1f} µs {kernel['calls']:5.1f}x "
-                    f"{kernel['name'][:90]}"
+                    f"{name}: {kernel['microseconds_added']:9.1f} µs {kernel['calls']:5.1f}x "
+                    f"{kernel['name'][:80]} {kernel['grid']}"
                 )
 
 

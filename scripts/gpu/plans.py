@@ -19,7 +19,8 @@ KERNEL_TESTS = ("tests/models/backends", "tests/models/sampling", "tests/models/
 TOGETHER = "not slow_compile and not alone and not nightly"
 """The tests that may run beside each other; those that compile for minutes are left out."""
 PROCESSES = max(1, min(12, (os.cpu_count() or 2) - 2))
-ONLY_1B = ("--models", "llama-3.2-1b", "--no-http", "--no-compare")
+WITHOUT = ("--no-http", "--no-compare")
+DECODE = ("--batches", "1", "64", "--modes", "greedy", "--only-decode", "--no-device")
 LEAST_SHARE = 1 / 3
 """A part does not start with less than this share of its seconds."""
 
@@ -71,18 +72,15 @@ def correct() -> list[Part]:
 
 
 def speed() -> list[Part]:
-    """How fast are models of four shapes and their server, and with earlier kernels."""
-    models = ["llama-3.2-1b", "llama-3.1-8b", "llama-3.1-8b-q4_k_m", "qwen3-30b-a3b-12-layers"]
+    """How fast are models of several shapes and a server, and with fewer kernels of our own."""
+    models = ["llama-3.1-8b", "llama-3.2-1b", "llama-3.1-8b-fp8", "llama-3.1-8b-q4_k_m"]
     words = ["--models", *models, "--modes", "greedy", "temperature 1", "top-k, top-p"]
     words += ["--no-compare", "--no-kernel-checks", "--most", "100", "--one-process"]
-    decode = ("--batches", "1", "64", "--modes", "greedy", "--only-decode", "--no-device")
-    without = ("--no-http", "--no-compare", *decode)
-    pair = ("--models", "llama-3.2-1b", "llama-3.1-8b")
     return [
         bench("bench", 240, *words),
-        bench("plain", 44, *pair, *without, "--kernels", "few", "some", "plain"),
-        bench("cublas", 40, *pair, *without, "--kernels", "few", "plain"),
-        bench("fetching", 40, *pair, *without, "--kernels", "few", "some", "fetching"),
+        products("plain", 44, "few", "some", "plain"),
+        products("cublas", 40, "few", "plain"),
+        bench("mixture", 40, "--models", "qwen3-30b-a3b-12-layers", *WITHOUT, *DECODE),
     ]
 
 
@@ -90,19 +88,20 @@ def variants() -> list[Part]:
     """How fast are quantised weights, experts, and models without one of the fast paths."""
 
     def quantised(name: str, seconds: float, *flags: str) -> Part:
-        words = ["--models", "llama-3.1-8b", "--batches", "1", "64", "--no-http", "--no-compare"]
+        words = ["--models", "llama-3.1-8b", "--batches", "1", "64", *WITHOUT]
         words += ["--modes", "greedy", "temperature 1"]
         return bench(name, seconds, *words, *flags)
 
-    decode = ("--batches", "1", "64", "--only-decode", "--no-device")
+    one = ("--models", "llama-3.2-1b", *WITHOUT)
     return [
         quantised("fp8", 75, "--quantize", "fp8"),
-        quantised("int4", 75, "--quantize", "int4", "--no-device"),
         script("experts", 45),
-        bench("unfused", 40, *ONLY_1B, *decode, "--no-fused"),
-        bench("eager", 40, *ONLY_1B, *decode, "--eager"),
-        bench("0.6b", 30, "--models", "qwen3-0.6b", "--no-http", "--no-compare", *decode),
-        quantised("int8", 60, "--quantize", "int8", "--no-device"),
+        products("fetching", 40, "few", "some", "fetching"),
+        quantised("int4", 60, "--quantize", "int4", "--no-device"),
+        bench("unfused", 35, *one, *DECODE, "--no-fused"),
+        bench("eager", 35, *one, *DECODE, "--eager"),
+        bench("0.6b", 30, "--models", "qwen3-0.6b", *WITHOUT, *DECODE),
+        quantised("int8", 45, "--quantize", "int8", "--no-device"),
     ]
 
 
@@ -138,6 +137,12 @@ def bench(name: str, seconds: float, *words: str) -> Part:
     command = [sys.executable, "scripts/gpu/bench.py", "--out", "{out}", "--minutes"]
     command += [f"{(seconds - 3) / 60:.3f}", *words]
     return Part(name, command, seconds, tail=50)
+
+
+def products(name: str, seconds: float, *kernels: str) -> Part:
+    """Decoding of two models, with products by these kernels only, and PyTorch's."""
+    pair = ("--models", "llama-3.2-1b", "llama-3.1-8b")
+    return bench(name, seconds, *pair, *WITHOUT, *DECODE, "--kernels", *kernels)
 
 
 def pytest_run(

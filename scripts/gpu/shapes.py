@@ -15,8 +15,8 @@ class Shape:
     name: str
     config_class: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    has_codes: bool = False
-    """Whether the weights are as a GGUF file of type Q4_K_M has them."""
+    codes: str = ""
+    """Weights as stored: `q4_k_m`, as a GGUF file has them, or `fp8`, as a folder. Else floats."""
 
 
 SHAPES = {
@@ -107,9 +107,9 @@ SHAPES = {
         ),
     )
 }
-SHAPES["llama-3.1-8b-q4_k_m"] = replace(
-    SHAPES["llama-3.1-8b"], name="llama-3.1-8b-q4_k_m", has_codes=True
-)
+for _codes in ("q4_k_m", "fp8"):
+    _name = f"llama-3.1-8b-{_codes}"
+    SHAPES[_name] = replace(SHAPES["llama-3.1-8b"], name=_name, codes=_codes)
 
 
 def build_module(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
@@ -131,10 +131,11 @@ def build_module(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
 
 def put_codes(shape: Shape, module: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Replace the weights by random codes if the shape has codes."""
-    if shape.has_codes:
-        from stonechat_models.backends.quantization.random_codes import put_random_codes
+    if shape.codes:
+        from stonechat_models.backends.quantization import random_codes
 
-        put_random_codes(module, device, dtype)
+        put = {"q4_k_m": random_codes.put_random_codes, "fp8": random_codes.put_random_float8}
+        put[shape.codes](module, device, dtype)
 
 
 def model_info(shape: Shape, module: Any, device: torch.device, dtype: torch.dtype) -> ModelInfo:

@@ -137,6 +137,7 @@ def _http(results: Results) -> list[str]:
     rows = [
         f"| {shape} | {entry['streams']} | {entry['in_process_tokens_per_second']:.0f} | "
         f"{entry['tokens_per_second']:.0f} | {_share(entry['share_of_in_process'])} | "
+        f"{', '.join(f'{k} {v:.2f}' for k, v in entry['busiest_cores'].items())} | "
         f"{entry['load_generator_cores']:.2f} | {entry['first_token_p50_seconds']:.3f} | "
         f"{entry['seconds_from_command_to_first_token']:.1f} |"
         for shape, entry in entries
@@ -146,7 +147,8 @@ def _http(results: Results) -> list[str]:
         "The same load on `stonechat serve` over HTTP and on an engine in process. The time from "
         "the command to the first token is with files and compiled kernels cached.",
         ("model", "streams", "in process, tokens/s", "HTTP, tokens/s", "share",
-         "load generator, cores", "first token p50, s", "command to first token, s"),
+         "cores in the busiest second", "load generator, cores", "first token p50, s",
+         "command to first token, s"),
         rows,
     )  # fmt: skip
 
@@ -156,12 +158,16 @@ def _kernels(results: Results) -> list[str]:
     for shape, section in _models(results, "model"):
         for name, profile in section.get("profile", {}).items():
             rows = [
-                f"| {kernel['microseconds']:.1f} | {kernel['calls']:.1f} | "
-                f"{kernel['name'][:100].replace('|', ' ')} |"
-                for kernel in profile.get("kernels", [])[:15]
+                f"| {kernel['microseconds_added']:.1f} | {kernel['microseconds']:.1f} | "
+                f"{kernel['calls']:.1f} | {kernel['name'][:100].replace('|', ' ')} | "
+                f"{kernel['grid']} |"
+                for kernel in profile.get("kernels", [])[:20]
             ]
-            title = f"{shape}, {name}: the kernels of a decode step."
-            tables += _table(title, ("µs", "calls", "kernel"), rows)
+            title = (
+                f"{shape}, {name}: the kernels of a decode step. What they add is the time from "
+                "the end of those before, pauses included. In their own time, some wait."
+            )
+            tables += _table(title, ("added, µs", "own, µs", "calls", "kernel", "grid"), rows)
     return tables
 
 

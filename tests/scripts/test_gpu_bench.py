@@ -80,6 +80,7 @@ def check_http(http):
     assert http["share_of_in_process"] > 0
     assert http["seconds_from_command_to_first_token"] > 0
     assert http["first_token_p50_seconds"] > 0
+    assert http["busiest_cores"]["server"] > 0
 
 
 def test_order_of_parts(bench):
@@ -167,7 +168,8 @@ def test_the_tables_of_a_gpu(bench):
         "graphs_per_step": 1.0,
         "bytes_per_step": 16e9,
     }
-    kernels = [{"name": "a_kernel", "calls": 32.0, "microseconds": 70.5}]
+    times = {"microseconds": 70.5, "microseconds_added": 60.25}
+    kernels = [{"name": "a_kernel", "grid": "8x1x1", "calls": 32.0, **times}]
     model = {
         "checks": {"tolerance": 0.25, "off": True, "prefill": 0.1, "decode": 0.3},
         "decode": {"greedy": {"1": decode, "8": {"error": "OutOfMemoryError: no room\nmore"}}},
@@ -193,8 +195,37 @@ def test_the_tables_of_a_gpu(bench):
     assert "| m | 5000 | 50% | triton | yes | fp8 | 0.1, 0.3 of 0.25 |" in text
     assert "| model m | 3.0 | read 1.0, graphs 1.5 |" in text
     assert "| m | generate, 1 | 50 | 2.0 |" in text
-    assert "| 70.5 | 32.0 | a_kernel |" in text
+    assert "| 60.2 | 70.5 | 32.0 | a_kernel | 8x1x1 |" in text
     assert "- model m, decode, greedy, 8: OutOfMemoryError: no room\n" in text
+
+
+def test_what_a_kernel_adds_to_a_step(bench):
+    """The second starts early and waits for the first; the third starts after a pause."""
+    from measure import kernel_times
+
+    def event(name, start, end, grid):
+        return {"name": name, "ts": start, "dur": end - start, "args": {"grid": grid}}
+
+    events = [
+        event("early", 101.0, 150.0, [4, 1, 1]),
+        event("first", 100.0, 140.0, [2, 1, 1]),
+        event("early", 160.0, 190.0, [8, 1, 1]),
+    ]
+    found = kernel_times(events, num_steps=2)
+    assert [tuple(kernel.values()) for kernel in found["kernels"]] == [
+        ("first", "2x1x1", 0.5, 20.0, 20.0),
+        ("early", "8x1x1", 0.5, 15.0, 20.0),
+        ("early", "4x1x1", 0.5, 24.5, 5.0),
+    ]
+    assert found["milliseconds"] == pytest.approx((50 + 30) / 2 / 1e3)
+    assert found["calls"] == 1.5
+
+
+def test_the_busiest_second_of_a_process(bench):
+    from cores import busiest
+
+    assert busiest([0.0, 0.0, 0.1, 0.1, 0.2, 0.9, 1.0, 1.1, 1.2]) == pytest.approx(1.0)
+    assert busiest([0.0, 5.0]) == 0.0
 
 
 def test_an_interrupted_run_keeps_its_results(bench, children, tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from stonechat_models.backends.quantization.coded_linear import CodedEmbedding, CodedLinear
-from stonechat_models.backends.quantization.codes import Codes
+from stonechat_models.backends.quantization.codes import FLOAT8_NAN, Codes
+from stonechat_models.backends.quantization.float_codes import float8_codes
 from stonechat_models.backends.quantization.gguf_codes import BLOCK_BYTES, gguf_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 
@@ -21,6 +22,11 @@ SCALES = {
     "Q6_K": 0.0007,
 }
 """Scales of blocks that give random codes a standard deviation of about 1."""
+
+
+FLOAT8_BLOCK = 128
+FLOAT8_SIZE = 104.0
+"""The root mean square of random codes of float8, times their scales."""
 
 
 def random_blocks(
@@ -47,8 +53,20 @@ def random_blocks(
 def random_codes(
     type_name: str, n: int, k: int, device: torch.device, seed: int = 0, size: float = 1.0
 ) -> Codes:
-    """A random matrix [n, k] whose numbers are of about this size."""
+    """A random matrix [n, k] whose numbers are of about this size. `FP8` has blocks of 128."""
+    if type_name == "FP8":
+        return _random_float8(n, k, device, seed, size)
     return gguf_codes(type_name, random_blocks(type_name, n, k, device, seed, size))
+
+
+def _random_float8(n: int, k: int, device: torch.device, seed: int, size: float) -> Codes:
+    generator = torch.Generator(device).manual_seed(seed)
+    bits = torch.randint(FLOAT8_NAN, (n, k), dtype=torch.uint8, device=device, generator=generator)
+    bits |= torch.randint(2, (n, k), dtype=torch.uint8, device=device, generator=generator) << 7
+    scales = torch.rand(n, k // FLOAT8_BLOCK, device=device, generator=generator) + 0.5
+    codes = float8_codes(bits, scales * (size / FLOAT8_SIZE), FLOAT8_BLOCK)
+    assert codes is not None
+    return codes
 
 
 def random_coded_linear(
@@ -90,3 +108,16 @@ def put_random_codes(
     n, k = embedding.weight.shape
     codes = random_codes("Q4_K", n, k, device, seed=len(names))
     module.set_input_embeddings(CodedEmbedding(codes, dtype))  # type: ignore[operator]
+
+
+def put_random_float8(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Replace all linear layers but the head, as folders of FP8 have them. Else like the above."""
+    scratch = Scratch(device, dtype)
+    head = module.get_output_embeddings()  # type: ignore[operator]
+    linears = [n for n, part in module.named_modules() if type(part) is nn.Linear]
+    for seed, name in enumerate(linears):
+        part: Any = module.get_submodule(name)
+        if part is not head:
+            n, k = part.weight.shape
+            linear = random_coded_linear(n, k, "FP8", scratch, dtype, device, seed)
+            module.set_submodule(name, linear)
