@@ -227,7 +227,7 @@ def kernel_times(events: list[dict[str, Any]], num_steps: int) -> dict[str, Any]
             times[i] += time_or_count / num_steps
         busy += end - max(start, before)
         ended = end
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "grid": grid, "calls": n, "microseconds": own, "microseconds_added": added}
         for (name, grid), (n, own, added) in kernels.items()
     ]
