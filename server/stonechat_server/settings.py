@@ -86,8 +86,17 @@ class Settings(ModelSettings):
     )
     kept_items_size: ByteSize = setting(
         "Server",
-        ByteSize(16 * 2**20),
-        "memory for items of answers that clients of /v1/responses may refer to (0: keep none)",
+        ByteSize(64 * 2**20),
+        "memory for the responses that /v1/responses stores, such as 64MiB (0: store none)",
+    )
+    kept_responses: int = setting(
+        "Server", 10_000, "store at most this many responses (0: store none)", ge=0
+    )
+    kept_responses_age: float = setting(
+        "Server",
+        30 * 86_400.0,
+        "drop a stored response that was not used for this many seconds (0: store none)",
+        ge=0.0,
     )
     keep_alive_interval: float = setting(
         "Server",

@@ -28,9 +28,10 @@ NEEDS = {
 }
 NUM_ANSWERS = {
     "ai_sdk.mjs": 6,
-    "pydantic_ai_tools.py": 4,
+    "pydantic_ai_tools.py": 6,
     "inspect_tools.py": 3,
-    "langchain_tools.py": 3,
+    "langchain_tools.py": 4,
+    "openai_agents.py": 4,
 }
 PRINTS = {"llama_index_tools.py": "sunny in Bern\n"}
 

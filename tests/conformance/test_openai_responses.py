@@ -100,5 +100,40 @@ def test_a_schema_is_enforced(client: openai.OpenAI, fields: dict[str, Any]) -> 
 
 def test_an_error_names_the_field(client: openai.OpenAI, fields: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        create(client, fields | {"previous_response_id": "resp_1"})
-    assert caught.value.param == "previous_response_id"
+        create(client, fields | {"conversation": "conv_1"})
+    assert caught.value.param == "conversation"
+
+
+def test_a_conversation_is_stored(client: openai.OpenAI, fields: dict[str, Any]) -> None:
+    """The second turn reads nothing of the first again."""
+    first = create(client, fields)
+    again = {"input": "And the wind?", "previous_response_id": first.id}
+    second = create(client, fields | again)
+    assert second.previous_response_id == first.id
+    assert first.usage is not None
+    assert second.usage is not None
+    block = 16
+    cached = second.usage.input_tokens_details.cached_tokens
+    assert cached > first.usage.total_tokens - 2 * block
+    whole: list[Any] = [
+        {"role": "user", "content": fields["input"]},
+        *first.output,
+        {"role": "user", "content": again["input"]},
+    ]
+    assert create(client, fields | {"input": whole}).output_text == second.output_text
+    assert client.responses.retrieve(second.id) == second
+    items = list(client.responses.input_items.list(second.id, order="asc", limit=2))
+    assert [getattr(item, "role", None) for item in items] == ["user", "assistant", "user"]
+    client.responses.delete(second.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(second.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(client, fields | {"previous_response_id": second.id})
+    assert caught.value.code == "previous_response_not_found"
+    with client.responses.stream(
+        model=fields["model"], input="Go on.", previous_response_id=first.id, max_output_tokens=4
+    ) as stream:
+        *_, last = stream
+    assert last.type == "response.incomplete"
+    stored = client.responses.retrieve(last.response.id)
+    assert stored.output_text == last.response.output_text

@@ -44,9 +44,8 @@ async def answer_line(app: FastAPI, path: str, body: bytes, identity: Identity) 
         failed = known.response()
         status, content, headers = failed.status_code, bytes(failed.body), failed.headers
     finally:
-        at_end = getattr(request.state, "at_end", None)
-        if at_end is not None:
-            at_end()
+        for end in reversed(request.state.at_end):
+            end()
     return Answered(status, request_id, content, _retry_after(status, headers))
 
 
@@ -74,6 +73,6 @@ def _request(app: FastAPI, path: str, body: bytes) -> Request:
         "query_string": b"",
         "headers": [(b"content-length", str(len(body)).encode())],
         "client": None,
-        "state": {"request_id": new_request_id(), "log_fields": {}},
+        "state": {"request_id": new_request_id(), "log_fields": {}, "at_end": []},
     }
     return Request(scope, receive)

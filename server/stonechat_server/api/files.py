@@ -5,9 +5,8 @@ from typing import Any
 from fastapi import Request, Response
 
 from stonechat_server.api.openapi import errors, json_body
-from stonechat_server.api.owned import page_limit, query, storage_of
+from stonechat_server.api.owned import page_limit, page_order, query, storage_of
 from stonechat_server.api.router import Router, json_answer
-from stonechat_server.errors import invalid
 from stonechat_server.files_api.answer import DeletedFile, FileList, file_object
 from stonechat_server.files_api.download import Download
 from stonechat_server.files_api.upload import receive_upload
@@ -74,15 +73,12 @@ async def list_files(http_request: Request) -> Response:
     """List the files of the key, the newest first."""
     _, storage, identity = storage_of(http_request)
     parameters = http_request.query_params
-    order = parameters.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise invalid("order", "'order' must be asc or desc.")
     files, has_more = await storage.run(
         storage.files.list,
         identity.key.name,
         purpose=parameters.get("purpose"),
         limit=page_limit(http_request, MAX_PAGE, MAX_PAGE),
-        order=order,
+        order=page_order(http_request),
         after=parameters.get("after"),
     )
     data = [file_object(file) for file in files]

@@ -108,6 +108,8 @@ async def receive(
     if settings.strict_params:
         check_unknown(wire)
     call = endpoint.read(wire, services, identity)
+    if call.at_end is not None:
+        http_request.state.at_end.append(call.at_end)
     call.request.model = model
     if isinstance(call.request, ChatCompletionRequest):
         num_messages, maximum = len(call.request.messages), settings.max_messages
@@ -117,18 +119,19 @@ async def receive(
                 f"most {maximum} are allowed."
             )
             raise call.named(APIError(400, message, param="messages", code="too_many_messages"))
-    num_bytes = len(body)
+    num_bytes = len(body) + call.num_extra_bytes
     if call.images:
         num_bytes -= sum([image.num_characters for image in call.images])
     if num_bytes > settings.max_body_size:
-        raise too_large(settings.max_body_size)
+        what = "body, with what it continues or refers to," if call.num_extra_bytes else "body"
+        raise too_large(settings.max_body_size, what)
     return Received(
         http_request=http_request,
         services=services,
         identity=identity,
         endpoint=endpoint,
         call=call,
-        num_bytes=num_bytes + call.num_extra_bytes,
+        num_bytes=num_bytes,
     )
 
 

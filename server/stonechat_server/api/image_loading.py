@@ -34,16 +34,13 @@ async def load_images(received: Received, model: ServedModel) -> None:
     deadline = received.deadline = new_deadline(
         http_request, received.identity, services.settings.request_timeout, received.started
     )
-    leave_model = getattr(http_request.state, "at_end", None)
 
     def end() -> None:
         deadline.close()
         services.images.release(call.images)
         services.lifecycle.leave(deadline)
-        if leave_model is not None:
-            leave_model()
 
-    http_request.state.at_end = end
+    http_request.state.at_end.append(end)
     services.lifecycle.enter(deadline)
     try:
         loading = services.images.load(call.images, model.engine, read, model.metrics_name)

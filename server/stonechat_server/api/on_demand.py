@@ -69,7 +69,7 @@ async def hold(http_request: Request, services: Services, entry: Entry) -> None:
             retry_after=max(1.0, entry.load_seconds),
         )
     lease = catalog.enter(entry)
-    http_request.state.at_end = partial(catalog.leave, lease)
+    http_request.state.at_end.append(partial(catalog.leave, lease))
     seconds = services.settings.load_timeout
     header = http_request.headers.get(TIMEOUT_HEADER)
     if header is not None:

@@ -1,4 +1,4 @@
-"""What the routes of files and batches share: who asks, where it is kept, and pages of a list."""
+"""What routes share that serve what belongs to a key: who asks, where it is, and pages."""
 
 from typing import Any, cast
 
@@ -38,6 +38,14 @@ def page_limit(request: Request, default: int, maximum: int) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= maximum):
         raise invalid("limit", f"'limit' must be a whole number from 1 to {maximum}.")
     return int(text)
+
+
+def page_order(request: Request) -> str:
+    """The parameter `order` of a list: asc or desc, which is the default. Raises `APIError` 400."""
+    order = request.query_params.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise invalid("order", "'order' must be asc or desc.")
+    return order
 
 
 def query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,8 @@ NO_OLLAMA = (
     "ends in /v1."
 )
 NO_MEDIA = "Audio, images and video are not served; the models here read and write text."
-NO_STORAGE = "No threads, and no answers to fetch later, are stored here."
+NO_STORAGE = "No threads, conversations or chat completions are stored here."
+NO_BACKGROUND = "An answer comes in its request: nothing runs in the background."
 ONE_PIECE = "A file is uploaded in one piece, with POST /v1/files."
 NO_RANKING = "Scores, classes and rankings are not served."
 CHAT_INSTEAD = "That is another server's own API; here, use POST /v1/chat/completions."
@@ -58,7 +59,7 @@ NOTES = {
     "/conversations": NO_STORAGE,
     "/vector_stores": NO_STORAGE,
     "/chat/completions": NO_STORAGE,
-    "/responses": NO_STORAGE,
+    "/responses": NO_BACKGROUND,
     "/messages/batches": NO_STORAGE,
     "/fine_tuning": "Models are not trained here.",
     "/moderations": "There is no moderation model here.",

@@ -40,8 +40,8 @@ class RequestContext:
     route may send its body, but not its start, by `request.state.send_body`, past other middleware.
     `on_response` receives the route's pattern and the status of every answer.
 
-    A route may set `request.state.at_end`, which is called when the request has ended. It may also
-    set `request.state.log_fields`, which are added to the access line, and
+    A route may add to `request.state.at_end` what is called when the request has ended, the latest
+    first. It may also set `request.state.log_fields`, which are added to the access line, and
     `request.state.log_level`, the level of that line (default: INFO). If `limit_headers` is set,
     the headers that it returns are added to the answer. An unknown exception is logged and
     answered with 500, by `error_answer`.
@@ -65,7 +65,7 @@ class RequestContext:
             scope = {**scope, "method": "GET"}
         header_id = Headers(scope=scope).get("x-request-id", "")
         request_id = header_id if _ID.fullmatch(header_id) else new_request_id()
-        scope.setdefault("state", {}).update(request_id=request_id, send_body=send)
+        scope.setdefault("state", {}).update(request_id=request_id, send_body=send, at_end=[])
         started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -94,9 +94,8 @@ class RequestContext:
             answer = self._error_answer(api_error or server_error(), scope)
             await answer(scope, receive, send_with_id)
         finally:
-            at_end = scope["state"].get("at_end")
-            if at_end is not None:
-                at_end()
+            for end in reversed(scope["state"]["at_end"]):
+                end()
             self._log(scope, method, status, (time.perf_counter() - started) * 1000)
 
     def _log(self, scope: Scope, method: str, status: int, milliseconds: float) -> None:

@@ -63,11 +63,10 @@ class Metrics:
         loaded: Callable[[], Sequence["LoadedModel"]],
         *,
         vllm_names: bool = False,
-        others: Sequence[Collector] = (),
     ) -> None:
         """`model_name` labels what belongs to no model; empty if there are several models.
 
-        `loaded` returns the models that have an engine, and `others` are collected too.
+        `loaded` returns the models that have an engine.
         """
         self._model_name = model_name
         self._registry = CollectorRegistry()
@@ -105,8 +104,7 @@ class Metrics:
         self._responses = self._counter(
             "http_responses", "HTTP answers by route and status", "route", "status"
         )
-        for collector in (EngineCollector(loaded), *others):
-            self._registry.register(collector)
+        self._registry.register(EngineCollector(loaded))
         self._aliases = CollectorRegistry()
         if vllm_names:
             self._aliases.register(VllmAliases(self._registry))

@@ -90,11 +90,11 @@ async def discard_body(request: "Request", settings: "Settings", limit: int = 0)
         await read_body(request, settings, limit)
 
 
-def too_large(limit: int) -> APIError:
+def too_large(limit: int, what: str = "body") -> APIError:
     """A 413 for a body beyond its limit."""
     return APIError(
         413,
-        f"The body is larger than {limit} bytes.",
+        f"The {what} is larger than {limit} bytes.",
         code="request_too_large",
         headers={"connection": "close"},
     )

@@ -150,7 +150,7 @@ class Response(msgspec.Struct, kw_only=True):
     service_tier: str = "default"
     store: bool = False
     background: bool = False
-    previous_response_id: None = None
+    previous_response_id: str | None = None
     instructions: str | None
     max_output_tokens: int | None
     max_tool_calls: int | None
@@ -167,3 +167,21 @@ class Response(msgspec.Struct, kw_only=True):
     user: str | UnsetType = UNSET
     safety_identifier: str | UnsetType = UNSET
     prompt_cache_key: str | UnsetType = UNSET
+
+
+class ResponseItemList(msgspec.Struct, kw_only=True):
+    """A page of the items that a response was made from. The ids are empty if it has none."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str
+    last_id: str
+    has_more: bool
+
+
+class DeletedResponse(msgspec.Struct, kw_only=True):
+    """The answer to a deletion."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: bool = True

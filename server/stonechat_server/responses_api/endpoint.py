@@ -10,8 +10,12 @@ from msgspec import UNSET, UnsetType
 
 from stonechat_server.errors import MISSING, APIError
 from stonechat_server.images.references import find_images
+from stonechat_server.request.field_checks import check_supported
 from stonechat_server.responses_api.answer import Response
 from stonechat_server.responses_api.events import StreamError
+from stonechat_server.responses_api.fields import FIELDS
+from stonechat_server.responses_api.history import PREVIOUS, dump_input, read_history
+from stonechat_server.responses_api.ids import RESPONSE_PREFIX, response_id_of
 from stonechat_server.responses_api.reading import read
 from stonechat_server.responses_api.references import References
 from stonechat_server.responses_api.request import ENCRYPTED_REASONING, ResponsesRequest
@@ -19,13 +23,14 @@ from stonechat_server.responses_api.tool_reading import Tools
 from stonechat_server.responses_api.tools import Function, dumped
 from stonechat_server.responses_api.truncation import prepare_truncated
 from stonechat_server.responses_api.writer import (
-    KeepItem,
+    Keep,
     ResponseCollector,
     ResponseWriter,
     WriterOptions,
 )
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.stored_responses import StoredResponse
 from stonechat_server.streaming.answer_writer import encode_named
 
 if TYPE_CHECKING:
@@ -51,18 +56,23 @@ class ResponsesCall(Call):
     """A call, with the tools that the model may use."""
 
     tools: Tools
-    keep: KeepItem | None
-    """Keeps the items of the answer. None: they are not kept."""
+    keep: Keep | None = None
+    """Stores the answer. None: it is not stored."""
+
+    def own_name(self, path: str) -> str:
+        """The client has no name for what is within an earlier response."""
+        name = Call.own_name(self, path)  # a class with slots has no plain super()
+        return PREVIOUS if name.startswith(PREVIOUS) else name
 
 
 class ResponsesEndpoint(Endpoint):
-    """OpenAI's Responses API. It stores nothing, but remembers items of answers for a while."""
+    """OpenAI's Responses API. It stores its answers for a while."""
 
     path = "/v1/responses"
     wire_type = ResponsesRequest
     takes_images = True
-    id_prefix = "resp_"
-    prompt_fields = frozenset({"instructions", "input"})
+    id_prefix = RESPONSE_PREFIX
+    prompt_fields = frozenset({PREVIOUS, "instructions", "input"})
 
     def parse(self, body: bytes) -> "WireModel":
         try:
@@ -73,24 +83,34 @@ class ResponsesEndpoint(Endpoint):
             raise
 
     def read(self, wire: ResponsesRequest, services: "Services", identity: "Identity") -> Call:
-        kept, tenant = services.kept_items, identity.tenant
+        check_supported(wire, FIELDS)
+        if wire.input is None and wire.previous_response_id is None:
+            raise APIError(400, "Missing required parameter: 'input'.", param="input", code=MISSING)
+        store, owner = services.responses, identity.key.name
+        history = read_history(services, owner, wire.previous_response_id)
         references = References(
-            find=partial(kept.find, tenant),
+            find=lambda id: store.find_item(owner, response_id_of(id), id),
             max_references=services.settings.max_messages,
             max_bytes=services.settings.max_body_size,
         )
-        reading = read(wire, references)
-        keeps = kept.max_bytes > 0 and wire.store is not False
-        return ResponsesCall(
+        given = references.resolved(() if wire.input is None else wire.input)
+        stored = None
+        if store.is_on and wire.store is not False:  # before the images are taken out of the items
+            stored = StoredResponse(owner, dump_input(given), history.previous)
+        reading = read(wire, given, history.items)
+        call = ResponsesCall(
             request=reading.chat,
             wire=wire,
             ignored=reading.ignored,
             names=reading.names,
             images=find_images(reading.chat.messages) if reading.has_images else (),
-            num_extra_bytes=references.num_bytes,
+            num_extra_bytes=references.num_bytes + history.num_bytes,
             tools=reading.tools,
-            keep=partial(kept.keep, tenant) if keeps else None,
         )
+        if stored is not None and store.begin(stored):
+            call.keep = partial(store.complete, stored)
+            call.at_end = partial(store.abandon, stored)
+        return call
 
     def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
         if cast(ResponsesRequest, call.wire).truncation != "auto":
@@ -148,6 +168,7 @@ def first_response(
         status="in_progress",
         model=head.model,
         output=[],
+        previous_response_id=wire.previous_response_id,
         instructions=wire.instructions,
         max_output_tokens=wire.max_output_tokens,
         max_tool_calls=wire.max_tool_calls,

@@ -6,12 +6,12 @@ from stonechat_server.schema.fields import FieldNote, honoured, no_effect, rejec
 
 _OWN = {
     "input": honoured(
-        "a text, or items: messages, calls of functions and custom tools, their results, and "
-        "reasoning; an `item_reference` to an item of an answer that is still kept (their items "
-        "together within `--max-body-size`); images (`input_image`); audio, other files and calls "
-        "of hosted tools: 400"
+        "a text, or items (none are needed with `previous_response_id`): messages, calls of "
+        "functions and custom tools, their results, and reasoning; an `item_reference` to an item "
+        "of a stored answer (their items together within `--max-body-size`); images "
+        "(`input_image`); audio, other files and calls of hosted tools: 400"
     ),
-    "instructions": honoured("a system message before the input"),
+    "instructions": honoured("a system message before the conversation; of this request only"),
     "max_output_tokens": honoured(
         "default and maximum: what fits into the context; reasoning counts; -1: no limit"
     ),
@@ -50,12 +50,16 @@ _OWN = {
     ),
     "metadata": honoured("returned in the answer; at most 16 pairs"),
     "store": honoured(
-        "default true: the items of the answer are kept in memory for `item_reference`, within "
-        "`--kept-items-size` and until the server stops; nothing else is stored"
+        "default true: the answer and its input are kept in memory, within `--kept-items-size`, "
+        "`--kept-responses` and `--kept-responses-age`, until the server stops; the answer has "
+        "false if there was no room"
     ),
-    "previous_response_id": rejected("nothing is stored: send the items of the conversation"),
-    "conversation": rejected("nothing is stored: send the items of the conversation"),
-    "prompt": rejected("nothing is stored: send `instructions` and `input`"),
+    "previous_response_id": honoured(
+        "a stored response of the same key: its conversation comes before `input`, without its "
+        "`instructions`; any other id: 400 `previous_response_not_found`"
+    ),
+    "conversation": rejected("no conversations are stored: use `previous_response_id`"),
+    "prompt": rejected("no prompts are stored: send `instructions` and `input`"),
     "background": rejected("the answer comes in this request", False),
     "context_management": rejected("", []),
     "moderation": rejected(""),

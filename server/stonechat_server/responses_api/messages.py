@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stonechat_server.errors import APIError, invalid, unsupported
+from stonechat_server.errors import invalid, unsupported
 from stonechat_server.images.references import shortened
 from stonechat_server.prompt.template_messages import TEXT_AND_IMAGES
 from stonechat_server.responses_api import items
 from stonechat_server.responses_api.encrypted import decode_reasoning
+from stonechat_server.responses_api.history import PREVIOUS
 from stonechat_server.responses_api.items import Content, Item
 from stonechat_server.responses_api.tool_names import joined_name
 from stonechat_server.schema import messages as chat
@@ -38,8 +39,10 @@ class Conversation:
         self.add(message, path)
 
 
-def to_messages(instructions: str | None, given: str | Sequence[Item]) -> Conversation:
-    """Translate a request's instructions and input.
+def to_messages(
+    instructions: str | None, history: Sequence[Item], given: str | Sequence[Item]
+) -> Conversation:
+    """Translate a request's instructions, the conversation that it continues, and its input.
 
     Raises `APIError` 400 for what is neither text nor an image, for items that are not supported,
     and if nothing is left.
@@ -48,12 +51,19 @@ def to_messages(instructions: str | None, given: str | Sequence[Item]) -> Conver
     if instructions:
         message = chat.SystemMessage(role="system", content=instructions)
         conversation.add_text(message, "instructions")
+    added = () if isinstance(given, str) else given
+    paths = [PREVIOUS] * len(history) + [f"input[{i}]" for i in range(len(added))]
+    _add_items(conversation, paths, [*history, *added])
     if isinstance(given, str):
         conversation.add_text(chat.UserMessage(role="user", content=given), "input")
-        return conversation
+    if not conversation.messages:
+        raise invalid("input", "'input' holds only reasoning that cannot be read here.")
+    return conversation
+
+
+def _add_items(conversation: Conversation, paths: Sequence[str], given: Sequence[Item]) -> None:
     answer: _Answer | None = None
-    for i, item in enumerate(given):
-        path = f"input[{i}]"
+    for path, item in zip(paths, given, strict=True):
         if _is_from_model(item):
             if answer is None or not answer.takes(item):
                 _add_answer(conversation, answer)
@@ -68,9 +78,6 @@ def to_messages(instructions: str | None, given: str | Sequence[Item]) -> Conver
                 conversation.names.append((f"messages[{number}].content", f"{path}.output"))
             conversation.add(_to_message(item, path), path)
     _add_answer(conversation, answer)
-    if not conversation.messages:
-        raise invalid("input", "'input' holds only reasoning that cannot be read here.")
-    return conversation
 
 
 def _is_from_model(item: Item) -> bool:
@@ -146,8 +153,11 @@ def reasoning_text(item: items.Reasoning) -> str:
 
 
 def _unreadable(item: Item, path: str) -> list[str]:
-    """The path of encrypted reasoning that another server made, if the item has no text."""
-    if not isinstance(item, items.Reasoning) or reasoning_text(item):
+    """The path of encrypted reasoning that another server made, if the item has no text.
+
+    For the items of earlier requests, those have told it.
+    """
+    if not isinstance(item, items.Reasoning) or path == PREVIOUS or reasoning_text(item):
         return []
     return [f"{path}.encrypted_content"] if item.encrypted_content else []
 
@@ -172,17 +182,7 @@ def _to_message(item: Item, path: str) -> chat.Message:
         case items.Message():
             content = _content(item.content, f"{path}.content")
             return chat.UserMessage.model_construct(role="user", content=content)
-    raise _refused(item, path)
-
-
-def _refused(item: Item, path: str) -> APIError:
-    if isinstance(item, items.ItemReference):
-        return unsupported(
-            path,
-            f"'{path}' is a reference, and nothing is stored here: send the item itself. Clients "
-            "do so with 'store' set to false.",
-        )
-    return unsupported(path, f"'{path}' has the type {item.type}, which is not supported here.")
+    raise unsupported(path, f"'{path}' has the type {item.type}, which is not supported here.")
 
 
 def _text(content: Content, path: str) -> str:

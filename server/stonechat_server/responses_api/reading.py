@@ -1,14 +1,14 @@
 """Translates a request of `/v1/responses` to a chat request."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stonechat_server.request.field_checks import check_supported, ignored_params
+from stonechat_server.request.field_checks import ignored_params
 from stonechat_server.request.other_names import with_own_names
 from stonechat_server.responses_api.fields import FIELDS
+from stonechat_server.responses_api.items import Item
 from stonechat_server.responses_api.messages import Conversation, to_messages
-from stonechat_server.responses_api.references import References
 from stonechat_server.responses_api.request import (
     ENCRYPTED_REASONING,
     LOGPROBS,
@@ -58,14 +58,15 @@ class Reading:
         return any(isinstance(message.content, list) for message in self.chat.messages)
 
 
-def read(wire: ResponsesRequest, references: References) -> Reading:
-    """Translate a request. `references` has the items that it refers to.
+def read(
+    wire: ResponsesRequest, given: str | Sequence[Item], history: Sequence[Item] = ()
+) -> Reading:
+    """Translate a request. `given` is its input without references, behind the items of `history`.
 
     Raises `APIError` 400 for what is not supported, by its own name.
     """
-    check_supported(wire, FIELDS)
     tools = read_tools(wire.tools or (), wire.tool_choice)
-    conversation = to_messages(wire.instructions, references.resolved(wire.input))
+    conversation = to_messages(wire.instructions, history, given)
     chat = with_own_names(_to_chat(wire, conversation, tools))
     left_out = set(tools.ignored)
     unknown = [path for path in ignored_params(wire, FIELDS) if _first(path) not in left_out]

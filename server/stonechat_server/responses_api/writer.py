@@ -19,6 +19,7 @@ from stonechat_server.parsers.deltas import (
 )
 from stonechat_server.responses_api import answer
 from stonechat_server.responses_api import events as e
+from stonechat_server.responses_api.ids import item_id
 from stonechat_server.responses_api.item_writers import (
     CallWriter,
     CustomCallWriter,
@@ -32,7 +33,8 @@ from stonechat_server.responses_api.tool_names import ToolNames
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece, TokenUsage
 from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead, encode_named
 
-KeepItem = Callable[[str, bytes], None]
+Keep = Callable[[str, bytes], bool]
+"""Stores the JSON of an answer by its id, and tells whether it could."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +45,8 @@ class WriterOptions:
     """Whether reasoning comes as a summary."""
     encrypted_reasoning: bool = False
     obfuscation: bool = False
-    keep: KeepItem | None = None
-    """Keeps the JSON of an item under its id."""
+    keep: Keep | None = None
+    """None: the answer is not stored."""
 
 
 class ResponseWriter(AnswerWriter):
@@ -96,23 +98,16 @@ class ResponseWriter(AnswerWriter):
 
     def end(self) -> list[e.Event]:
         usage = _usage(self.reader.usage())
+        response = replace(self._response, output=self._items, usage=usage)
+        last: type[e.Completed | e.Incomplete] = e.Completed
         if self._is_cut:
-            response = replace(
-                self._response,
-                status="incomplete",
-                incomplete_details=answer.IncompleteDetails(),
-                output=self._items,
-                usage=usage,
-            )
-            return [e.Incomplete(sequence_number=next(self._numbers), response=response)]
-        response = replace(
-            self._response,
-            status="completed",
-            completed_at=int(time.time()),
-            output=self._items,
-            usage=usage,
-        )
-        return [e.Completed(sequence_number=next(self._numbers), response=response)]
+            last, response.status = e.Incomplete, "incomplete"
+            response.incomplete_details = answer.IncompleteDetails()
+        else:
+            response.status, response.completed_at = "completed", int(time.time())
+        if self._options.keep is not None:
+            response.store = self._options.keep(response.id, _stored(response))
+        return [last(sequence_number=next(self._numbers), response=response)]
 
     def encode(self, events: Iterable[e.Event]) -> bytes:
         return b"".join([encode_named(e.event_name(event), event) for event in events])
@@ -150,8 +145,6 @@ class ResponseWriter(AnswerWriter):
             return []
         item, events = self._open.end(status)
         self._items.append(item)
-        if self._options.keep is not None:
-            self._options.keep(item.id, _kept(item))
         self._open = None
         return events
 
@@ -171,10 +164,9 @@ class ResponseWriter(AnswerWriter):
                 return CallWriter(self._item_head("fc"), delta, name)
 
     def _item_head(self, prefix: str) -> ItemHead:
-        """Ids are those of the answer, with a prefix of their own and a number."""
         number = len(self._items)
         return ItemHead(
-            id=f"{prefix}_{self.head.id.partition('_')[2]}{number:02x}",
+            id=item_id(prefix, self.head.id, number),
             output_index=number,
             numbers=self._numbers,
             obfuscation=self._options.obfuscation,
@@ -186,11 +178,15 @@ class ResponseWriter(AnswerWriter):
         return is_open or any(not isinstance(item, answer.Reasoning) for item in self._items)
 
 
-def _kept(item: answer.Item) -> bytes:
-    """The JSON by which an item is kept. Log-probabilities are not needed when it is read."""
-    if isinstance(item, answer.Message):
-        item = replace(item, content=[replace(part, logprobs=[]) for part in item.content])
-    return msgspec.json.encode(item)
+def _stored(response: answer.Response) -> bytes:
+    """The JSON by which an answer is stored: without its log-probabilities, which may be long."""
+    items = [
+        replace(item, content=[replace(part, logprobs=[]) for part in item.content])
+        if isinstance(item, answer.Message)
+        else item
+        for item in response.output
+    ]
+    return msgspec.json.encode(replace(response, output=items))
 
 
 class ResponseCollector:

@@ -15,6 +15,8 @@ from stonechat_server.schema.fields import FORM_FIELDS
 from stonechat_server.schema.requests import ChatCompletionRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.requests import Request as HTTPRequest
 
     from stonechat_server.access.auth import Identity
@@ -47,6 +49,8 @@ class Call:
     """The images of `request`, which must be loaded before it is prepared."""
     num_extra_bytes: int = 0
     """The size of what the request has beside its body: the items that it refers to."""
+    at_end: "Callable[[], None] | None" = None
+    """Called when the request has ended, however that was."""
 
     def own_name(self, path: str) -> str:
         """The client's path of a value that has this path in `request`."""

@@ -26,8 +26,8 @@ from stonechat_server.observability.metrics import Metrics
 from stonechat_server.observability.tracing import Tracing
 from stonechat_server.request.body import body_limit
 from stonechat_server.request.prepare_pool import Preparations
-from stonechat_server.serving.kept_items import KeptItems
 from stonechat_server.serving.lifecycle import Lifecycle, Phase
+from stonechat_server.serving.stored_responses import ResponseStore, StoreCollector
 from stonechat_server.settings import Settings
 
 MAX_PREPARING = 4
@@ -54,7 +54,7 @@ class Services:
     images: ImageLoader
     max_body_bytes: int
     """The longest body of a request, with the images in it."""
-    kept_items: KeptItems
+    responses: ResponseStore
     ledger: Ledger | None
     tracing: Tracing | None
     sinks: Sequence[FinishedSink]
@@ -79,12 +79,16 @@ class Services:
             sole = ServedModel.build(settings, engine, tenants)
             names = tuple(settings.served_model_name) or (engine.model.name,)
             entries = (Entry.of_loaded(names, settings, sole),)
-        metrics = Metrics(
-            "" if sole is None else sole.metrics_name,
-            partial(_loaded, entries),
-            vllm_names=settings.metrics_vllm_names,
-            others=() if catalog is None else (CatalogCollector(entries),),
+        responses = ResponseStore(
+            settings.kept_items_size, settings.kept_responses, settings.kept_responses_age
         )
+        metrics_name = "" if sole is None else sole.metrics_name
+        metrics = Metrics(
+            metrics_name, partial(_loaded, entries), vllm_names=settings.metrics_vllm_names
+        )
+        metrics.add(StoreCollector(responses, metrics_name))
+        if catalog is not None:
+            metrics.add(CatalogCollector(entries))
         preparations = _preparations(settings)
         lifecycle = Lifecycle(settings.shutdown_grace)
         lifecycle.when_draining(preparations.drain)
@@ -108,7 +112,7 @@ class Services:
             max_body_bytes=body_limit(
                 settings, takes_images=sole is None or sole.engine.model.images is not None
             ),
-            kept_items=KeptItems(settings.kept_items_size),
+            responses=responses,
             ledger=ledger,
             tracing=tracing,
             sinks=(*_own_sinks(metrics, ledger, tracing), *sinks),

@@ -15,6 +15,7 @@ def get_weather(city: str) -> str:
 models = [
     ChatOpenAI(model="model"),
     ChatOpenAI(model="model", use_responses_api=True, store=False),
+    ChatOpenAI(model="model", use_responses_api=True, use_previous_response_id=True),
     ChatAnthropic(model="model", max_tokens=100),
 ]
 for model in models:

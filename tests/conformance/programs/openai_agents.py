@@ -1,4 +1,7 @@
-"""A tool loop with the OpenAI Agents SDK, streamed. A second turn sends the first one back."""
+"""A tool loop with the OpenAI Agents SDK, streamed. A second turn sends the first one back.
+
+Then the same with stored responses, which the later requests continue.
+"""
 
 import asyncio
 
@@ -27,6 +30,11 @@ async def main() -> None:
     print()
     turns = [*streamed.to_input_list(), {"role": "user", "content": "Thank you."}]
     print((await Runner.run(agent, turns)).final_output)
+    agent = Agent(name="a", model="model", tools=[get_weather])
+    first = await Runner.run(agent, "What is the weather in Bern?", auto_previous_response_id=True)
+    print(first.final_output)
+    previous = first.last_response_id
+    print((await Runner.run(agent, "Thank you.", previous_response_id=previous)).final_output)
 
 
 asyncio.run(main())

@@ -1,13 +1,22 @@
-"""A tool loop with pydantic-ai, over the Responses API and over chat completions."""
+"""A tool loop with pydantic-ai, over the Responses API and over chat completions.
+
+Then one whose requests continue stored responses.
+"""
 
 import asyncio
 
 from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIResponsesModelSettings
 
 
 async def main() -> None:
-    for model in ("openai:model", "openai-chat:model"):
-        agent = Agent(model)
+    continues = OpenAIResponsesModelSettings(openai_previous_response_id="auto")
+    for model, settings in (
+        ("openai:model", None),
+        ("openai-chat:model", None),
+        ("openai:model", continues),
+    ):
+        agent = Agent(model, model_settings=settings)
 
         @agent.tool_plain
         def get_weather(city: str) -> str:

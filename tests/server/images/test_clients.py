@@ -100,6 +100,39 @@ def test_responses(
     assert "image_tokens" not in kept["usage"]["input_tokens_details"]
 
 
+def test_images_of_earlier_turns_come_along(
+    server: TestClient, openai_client: openai.OpenAI, engine: FakeEngine
+) -> None:
+    file = openai_client.files.create(file=("a.png", png("c", 4)), purpose="vision")
+    url = data_url(png("a" * 30_000))  # long: it counts as an image, and not as text
+    first = {"type": "input_image", "image_url": url, "detail": "high"}
+    second = {"type": "input_image", "file_id": file.id, "detail": "low"}
+    items: Any = [{"role": "user", "content": [{"type": "input_text", "text": "Look: "}, first]}]
+    answer = openai_client.responses.create(model=MODEL, input=items)
+    more: Any = [CALL, call_output(second)]
+    answer = openai_client.responses.create(model=MODEL, input=more, previous_response_id=answer.id)
+    answer = openai_client.responses.create(
+        model=MODEL, input="And?", previous_response_id=answer.id
+    )
+    assert [image.num_tokens for image in engine.requests[-1].images] == [2, 4]
+    assert f"Look: {SHOWN}" in engine.prompt
+    listed = list(openai_client.responses.input_items.list(answer.id, order="asc", limit=2))
+    assert [item.type for item in listed] == [
+        *("message", "message", "function_call", "function_call_output", "message", "message")
+    ]
+    page = server.get(f"/v1/responses/{answer.id}/input_items?order=asc").json()
+    validate("ResponseItemList", page)
+    assert page["data"][0]["content"][1] == first
+    assert page["data"][3]["output"] == [second]
+    openai_client.files.delete(file.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        openai_client.responses.create(model=MODEL, input="And?", previous_response_id=answer.id)
+    assert (caught.value.param, caught.value.code) == (
+        "previous_response_id",
+        "image_file_not_found",
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "param", "code"),
     [

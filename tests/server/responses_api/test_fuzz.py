@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from stonechat_server.app import create_app
 from stonechat_server.responses_api.request import ResponsesRequest
 from stonechat_server.settings import Settings
+from tests.openai_schema import validate
 from tests.server.bodies import error_of
 from tests.server.fake_engine import ByteTokenizer, FakeEngine
 from tests.server.messages_api.scripts import TEMPLATE, call, text_script
@@ -99,6 +100,16 @@ def test_valid_requests_are_answered(shared_client: TestClient, document: dict[s
     else:
         assert response.status_code == 200, response.text
         check_response(response.json())
+        check_stored(shared_client, response.json())
+
+
+def check_stored(client: TestClient, answer: dict[str, Any]) -> None:
+    """The answer can be fetched and continued, and its input is listed as OpenAI's is."""
+    place = f"{URL}/{answer['id']}"
+    assert client.get(place).json() == answer
+    items = client.get(f"{place}/input_items").json()
+    validate("ResponseItemList", items)
+    assert client.post(URL, json={"previous_response_id": answer["id"]}).status_code == 200
 
 
 @FUZZ

@@ -8,7 +8,6 @@ from fastapi.testclient import TestClient
 from stonechat_models import FinishReason, LogprobEntry, TopLogprob
 from stonechat_server.responses_api.items import ItemReference, Message
 from stonechat_server.responses_api.references import References
-from stonechat_server.serving.kept_items import OVERHEAD_BYTES, KeptItems
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine, delta, output
 from tests.server.messages_api.scripts import text_script
@@ -101,10 +100,11 @@ def test_an_item_is_kept_without_its_log_probabilities(
     tops = tuple(TopLogprob(i, "abc", b"abc", -1.0) for i in range(20))
     end = delta("Hello", finish=FinishReason.STOP, logprobs=(LogprobEntry(1, "a", b"a", -1, tops),))
     engine.script = lambda request: [output(request, end, finished=True)]
-    [item] = post(client, "hi", top_logprobs=20)["output"]
+    answer = post(client, "hi", top_logprobs=20)
+    [item] = answer["output"]
     assert len(item["content"][0]["logprobs"][0]["top_logprobs"]) == 20
-    kept = client.app.state.server.kept_items  # type: ignore[attr-defined]
-    assert kept.num_bytes < OVERHEAD_BYTES + 300
+    stored = client.get(f"{URL}/{answer['id']}").json()
+    assert stored["output"][0]["content"][0] == item["content"][0] | {"logprobs": []}
     post(client, [USER, reference(item), USER])
     assert "Hello" in engine.prompt
 
@@ -168,23 +168,3 @@ def test_an_item_is_looked_up_and_parsed_once() -> None:
 
 def references_of(ids: list[str]) -> list[Any]:
     return [ItemReference(type="item_reference", id=id) for id in ids]
-
-
-def test_the_least_recently_used_items_go_first() -> None:
-    kept = KeptItems(3 * (OVERHEAD_BYTES + 10))
-    for id in "abc":
-        kept.keep("t", id, b"0123456789")
-    assert kept.find("t", "a") == b"0123456789"
-    kept.keep("t", "d", b"0123456789")
-    assert [id for id in "abcd" if kept.find("t", id)] == ["a", "c", "d"]
-    assert kept.find("u", "a") is None
-    kept.keep("t", "e", bytes(10_000))
-    assert kept.find("t", "e") is None
-    assert len(kept) == 3
-
-
-def test_an_item_that_comes_again_is_counted_once() -> None:
-    kept = KeptItems(10_000)
-    kept.keep("t", "a", bytes(100))
-    kept.keep("t", "a", bytes(10))
-    assert (len(kept), kept.num_bytes) == (1, OVERHEAD_BYTES + 10)

@@ -21,7 +21,6 @@ USER = {"role": "user", "content": "hi"}
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"conversation": {"id": "conv_1"}}, "conversation"),
         ({"background": True}, "background"),
@@ -343,7 +342,7 @@ def test_null_is_the_same_as_leaving_a_field_out(client: TestClient) -> None:
 def test_rejected_fields_are_all_tested() -> None:
     rejected = {name for name, note in FIELDS.items() if note.status is FieldStatus.REJECTED}
     assert rejected == {
-        *("previous_response_id", "conversation", "background", "prompt"),
+        *("conversation", "background", "prompt"),
         *("context_management", "moderation", "n", "response_format"),
         *("prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids"),
     }
