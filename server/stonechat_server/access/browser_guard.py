@@ -74,7 +74,8 @@ class BrowserGuard:
 
     def _refusal(self, request: Headers, origin: str, is_allowed: bool) -> APIError | None:
         host = request.get("host", "").lower()
-        if self._hosts is not None and not is_own_host(host, self._hosts):
+        has_host = "host" in request  # HTTP/1.0 needs none, and browsers always send it
+        if has_host and self._hosts is not None and not is_own_host(host, self._hosts):
             message = "This server does not accept that Host; see --allowed-host."
             return APIError(403, message, code="host_not_allowed")
         if origin and not is_allowed and not _is_same_origin(origin, host):

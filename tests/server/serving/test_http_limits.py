@@ -311,6 +311,14 @@ def test_http_1_0_has_no_chunks(live: Live, headers: tuple[str, ...]) -> None:
     assert json.loads(plain.body)["choices"][0]["message"]["content"] == "Hello wörld 👋"
 
 
+def test_http_1_0_needs_no_host(live: Live) -> None:
+    """As health checks of load balancers ask."""
+    answer = exchange(live.port, [b"GET /health HTTP/1.0\r\n\r\n"])
+    assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
+    foreign = b"GET /health HTTP/1.0\r\nOrigin: http://evil.example\r\n\r\n"
+    assert exchange(live.port, [foreign]).status == 403
+
+
 def test_an_error_in_a_stream_of_http_1_0_is_sent(protocol: None) -> None:
     def fails(request: GenerateRequest) -> list[RequestOutput | Exception | float]:
         return [output(request, delta("x")), RuntimeError("no")]
