@@ -60,7 +60,9 @@ class Settings(ModelSettings):
     )
 
     host: str = setting("Server", "127.0.0.1", "address to listen on")
-    port: int = setting("Server", 8000, "port to listen on (0: any free port)", ge=0, le=65535)
+    port: int = setting(
+        "Server", 8000, "port to listen on (0: any free port)", metavar="PORT", ge=0, le=65535
+    )
     api_key: Secrets = setting(
         "Server", (), "accept this API key (repeatable; without any key, the server is open to all)"
     )
@@ -255,7 +257,10 @@ class Settings(ModelSettings):
         "usage is recorded (default: only if --ledger names one)",
     )
     ledger_journal: Path | None = setting(
-        "Operations", None, "folder for the ledger's journal (default: in the user's data folder)"
+        "Operations",
+        None,
+        "folder for the ledger's journal (default: in the user's data folder)",
+        metavar="DIR",
     )
     ledger_text: bool = setting(
         "Operations", False, "also store the text of prompts and answers in the ledger"

@@ -57,7 +57,16 @@ class Flag:
             return ""
         if self.choices and not self.has_many_choices:
             return "{" + ",".join(self.choices) + "}"
-        return detail(self.field, "metavar") or self.name.rpartition("_")[2].upper()
+        return detail(self.field, "metavar") or self._unit or self.name.rpartition("_")[2].upper()
+
+    @property
+    def _unit(self) -> str:
+        """What a number counts; empty if the type does not tell it."""
+        if self.kind is ByteSize:
+            return "SIZE"
+        if self.kind in (int, float) and "seconds" in (self.field.description or ""):
+            return "SECONDS"
+        return "N" if self.kind is int else ""
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -79,7 +88,9 @@ class Flag:
             return "on" if default else "off"
         if isinstance(default, ByteSize):
             return default.human_readable().replace(".0", "")
-        return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        if isinstance(default, tuple):
+            return ",".join(map(str, default))
+        return f"{default:g}" if isinstance(default, float) else str(default)
 
     @property
     def meaning(self) -> str:

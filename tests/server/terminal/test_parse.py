@@ -227,5 +227,8 @@ def test_many_choices_are_listed_in_the_help_only() -> None:
     assert flags["dtype"].metavar == "{auto,float32,bfloat16,float16}"
     tool_format = flags["tool_format"]
     assert tool_format.metavar == "FORMAT"
+    units = {"files_per_key": "N", "image_memory": "SIZE", "shutdown_grace": "SECONDS"}
+    assert {name: flags[name].metavar for name in units} == units
+    assert flags["queue_timeout"].default == "120"
     assert f"; one of {', '.join(tool_format.choices)}" in tool_format.meaning
     assert "hermes" in tool_format.choices
