@@ -95,6 +95,7 @@ def load_transformers_model(
 def _load(
     files: ModelFiles, config: EngineConfig, device: torch.device, progress: Progress
 ) -> TransformersModel | PlainModel:
+    progress(f"loading {files.name} on {device}")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     settings = load_settings(files.config, config, device)
