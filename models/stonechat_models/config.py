@@ -21,6 +21,9 @@ class EngineConfig:
     revision: str | None = None
     adapter: str | None = None
     """The folder of a LoRA adapter to merge into the weights, or its name on the hub."""
+    mmproj: str | None = None
+    """The vision part of a GGUF file: a GGUF file too, or its name on the hub. None: the one beside
+    it or in its repository, if there is one; "none": no part."""
     lora: tuple[str, ...] = ()
     """LoRA adapters to compute beside the model, each as `NAME=DIR`: the name that requests give,
     and the adapter's folder or its name on the hub."""

@@ -55,6 +55,13 @@ class ModelSettings(BaseSettings):
         "in the same steps as the model (repeatable; runs through PyTorch)",
         metavar="NAME=DIR",
     )
+    mmproj: str | None = setting(
+        "Model",
+        None,
+        "GGUF file with the vision part of a GGUF model, or its name on the hub, or none (default: "
+        "the mmproj file beside the model or in its repository, if there is one)",
+        metavar="FILE",
+    )
     trust_remote_code: bool = setting(
         "Model", False, "run the Python code that comes with the model"
     )

@@ -24,7 +24,11 @@ Change = Callable[[str, torch.Tensor, dict[str, Any]], Tensors]
 
 
 def write_converted(
-    module: Any, architecture: str, path: Path, kind: gguf.GGMLQuantizationType | None = None
+    module: Any,
+    architecture: str,
+    path: Path,
+    kind: gguf.GGMLQuantizationType | None = None,
+    write_tokenizer: Callable[[gguf.GGUFWriter, int], None] = add_tokenizer,
 ) -> Path:
     """Write a module as a file of an architecture. Matrices are `kind`, else float32."""
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +44,7 @@ def write_converted(
         if architecture == "apertus":
             numbers = [tensors.pop(key.format(i)).float().item() for i in range(blocks)]
             getattr(writer, f"add_xielu_{part}")(numbers)
-    add_tokenizer(writer, config["vocab_size"])
+    write_tokenizer(writer, config["vocab_size"])
     names = gguf.get_tensor_name_map(ARCHES[architecture], blocks)
     for name, tensor in sorted(tensors.items()):
         for changed, value in stack_experts(name, tensor, tensors):
@@ -410,6 +414,7 @@ CHANGES: dict[str, Change] = {
     "smollm3": llama,
     "mistral3": llama,
     "gemma": plus_one,
+    "gemma3": plus_one,
     "gpt-oss": gpt_oss,
     "gemma4": gemma4,
     "glm4moe": correction_bias,

@@ -355,6 +355,7 @@ PARAMETERS: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
     "falcon-h1": falcon_h1,
     "smollm3": llama,
     "olmo2": olmo2,
+    "gemma3": olmo2,
     "gemma4": gemma4,
     "gpt-oss": gpt_oss,
     "mistral3": mistral3,

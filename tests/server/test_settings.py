@@ -74,6 +74,7 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
         "model": "m",
         "revision": "r",
         "adapter": "a",
+        "mmproj": "v",
         "lora": ("name=a",),
         "device": "cuda:1",
         "dtype": "float16",

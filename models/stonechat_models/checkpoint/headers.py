@@ -20,8 +20,9 @@ from stonechat_models.checkpoint.hf_config import (
     read_config,
 )
 from stonechat_models.checkpoint.hub_errors import not_found, require_network
-from stonechat_models.checkpoint.resolve import WeightFormat, locate
+from stonechat_models.checkpoint.resolve import Located, WeightFormat, locate
 from stonechat_models.checkpoint.sentence_transformers import MODULES_FILE, transformer_folder
+from stonechat_models.checkpoint.vision_file import find_vision_file
 from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.config import EngineConfig
 from stonechat_models.model_file import reading
@@ -63,6 +64,8 @@ class ModelHeaders:
     """Whether the files of sentence-transformers say how the model makes embeddings."""
     adapters: tuple[Adapter, ...] = ()
     """What is computed beside the weights."""
+    image_refusal: str = ""
+    """Why a GGUF model takes no images, if its files or the settings say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
     if located.path is None:
         headers = _hub_headers(located.name, located.revision)
     elif located.path.is_file():
-        headers = _gguf_headers(located.name, located.path)
+        headers = _gguf_headers(located, located.path, config, progress)
     else:
         headers = _folder_headers(located.name, located.path, config.allow_pickle)
     for adapter in (*adapters, *filter(None, [merged])):
@@ -124,18 +127,33 @@ def _layer_number(name: str) -> str | None:
     return next((part for part in name.split(".") if part.isdecimal()), None)
 
 
-def _gguf_headers(name: str, path: Path) -> ModelHeaders:
+def _gguf_headers(
+    located: Located, path: Path, settings: EngineConfig, progress: Progress
+) -> ModelHeaders:
+    from stonechat_models.checkpoint.gguf.composite import composite_config
     from stonechat_models.checkpoint.gguf.config import config_of
-    from stonechat_models.checkpoint.gguf.names import module_name, weights_of
+    from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_weights
+    from stonechat_models.checkpoint.gguf.names import module_name, weights_of, whole_name
     from stonechat_models.checkpoint.gguf.reader import read_gguf
 
     gguf = read_gguf(path)
+    mmproj, refusal = find_vision_file(gguf, located.mmproj, settings, progress)
+    tensors: list[TensorHeader] = []
     with reading(path):
-        tensors = [
-            TensorHeader(module_name(gguf, t.name), t.type_name, t.shape, t.data.nbytes)
-            for t in weights_of(gguf)
-        ]
-        return ModelHeaders(name, parse_config(config_of(gguf), str(path)), tensors, "gguf")
+        raw = config_of(gguf)
+        if mmproj is not None:
+            vision = read_mmproj(mmproj)
+            raw = composite_config(raw, gguf, vision)
+            for weight in tower_weights(vision):
+                num_bytes = sum(part.data.nbytes for part in weight.parts)
+                kind = weight.parts[0].type_name
+                tensors.append(TensorHeader(weight.name, kind, weight.shape, num_bytes))
+        config = parse_config(raw, str(path))
+        for tensor in weights_of(gguf):
+            name = whole_name(config, module_name(gguf, tensor.name))
+            num_bytes = tensor.data.nbytes
+            tensors.append(TensorHeader(name, tensor.type_name, tensor.shape, num_bytes))
+    return ModelHeaders(located.name, config, tensors, "gguf", image_refusal=refusal)
 
 
 def _folder_headers(name: str, folder: Path, allow_pickle: bool) -> ModelHeaders:

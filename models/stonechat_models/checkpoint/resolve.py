@@ -5,6 +5,7 @@ alias. Each becomes a `ModelFiles`: a folder of Hugging Face files, and the file
 weights.
 """
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,11 @@ from stonechat_models.checkpoint.adapter import Adapter, is_adapter, refuse_adap
 from stonechat_models.checkpoint.adapter_names import locate_adapter, locate_adapters
 from stonechat_models.checkpoint.aliases import resolve_alias
 from stonechat_models.checkpoint.cache import Progress, sampled_hash
+from stonechat_models.checkpoint.gguf.composite import composite_folder
 from stonechat_models.checkpoint.gguf.convert import converted_folder
-from stonechat_models.checkpoint.gguf.reader import MAGIC, gguf_parts
+from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_weights
+from stonechat_models.checkpoint.gguf.reader import MAGIC, gguf_parts, read_gguf
+from stonechat_models.checkpoint.gguf.weights import Values
 from stonechat_models.checkpoint.hf_config import HFConfig, read_config
 from stonechat_models.checkpoint.hub_gguf import gguf_header
 from stonechat_models.checkpoint.hub_names import choose_gguf, parse_hub_name
@@ -27,6 +31,12 @@ from stonechat_models.checkpoint.sentence_transformers import (
     transformer_folder,
 )
 from stonechat_models.checkpoint.tokenizer_conversion import with_tokenizer
+from stonechat_models.checkpoint.vision_file import (
+    NONE,
+    fetch_vision_file,
+    find_vision_file,
+    vision_header,
+)
 from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
@@ -44,6 +54,8 @@ class Located:
     path: Path | None
     revision: str | None = None
     """The branch, tag or commit of a model to be fetched."""
+    mmproj: Path | None = None
+    """The file with the vision part of a GGUF file of the hub."""
 
 
 def locate(config: EngineConfig, progress: Progress, *, only_headers: bool = False) -> Located:
@@ -109,7 +121,14 @@ def _locate_on_hub(
         path = path or gguf_header(repository, file, revision, progress)
     else:
         path = hub.fetch_gguf(repository, file, revision, progress)
-    return Located(path.stem, path.absolute())
+    located = Located(path.stem, path.absolute())
+    if config.mmproj is not None:
+        return located
+    if only_headers:
+        _, mmproj = vision_header(repository, file, revision, progress)
+    else:
+        mmproj = fetch_vision_file(repository, file, path, revision, progress)
+    return replace(located, mmproj=mmproj)
 
 
 def _locate_repository(
@@ -140,8 +159,8 @@ class ModelFiles:
 
     `folder` has config.json and tokenizer.json. It also has tokenizer_config.json,
     generation_config.json and chat templates if the model has them. For a GGUF, `folder` lies in
-    the cache, and only the GGUF holds weights. `weights` are the files with the weights, in a
-    stable order.
+    the cache, and only the GGUF and `mmproj` hold weights. `weights` are the files with the
+    weights, in a stable order.
     """
 
     name: str
@@ -157,6 +176,10 @@ class ModelFiles:
     """How the model makes embeddings, if its files say so."""
     adapters: tuple[Adapter, ...] = ()
     """What is computed beside the weights, for the requests that name it."""
+    mmproj: Path | None = None
+    """The GGUF file of the vision part, which is one of `weights`."""
+    image_refusal: str = ""
+    """Why a GGUF model takes no images, if its files or the settings say it."""
 
     @property
     def weight_format(self) -> WeightFormat:
@@ -177,8 +200,14 @@ def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
     assert located.path is not None
     adapter, adapters = locate_adapter(config, progress), locate_adapters(config, progress)
     if located.path.is_file():
-        files = _from_gguf(located.name, located.path, adapter, progress)
+        files = _from_gguf(located, located.path, config, progress)
+        files = replace(files, adapter=adapter)
     else:
+        if config.mmproj not in (None, NONE):
+            raise ModelLoadError(
+                f"{located.name} is no GGUF file: its folder has its vision part (leave out "
+                "--mmproj)"
+            )
         files = _from_folder(located.name, located.path, adapter, config.allow_pickle, progress)
     if files.name in [adapter.name for adapter in adapters]:
         raise ModelLoadError(f"{files.name} is the model's own name: give its adapter another")
@@ -203,10 +232,36 @@ def weights_hash(files: ModelFiles) -> str:
     return sampled_hash([*files.weights, *adapter])
 
 
-def _from_gguf(name: str, path: Path, adapter: Adapter | None, progress: Progress) -> ModelFiles:
-    folder = converted_folder(path, progress)
-    weights = tuple(gguf_parts(path))
-    return ModelFiles(name, folder, read_config(folder / "config.json"), path, weights, adapter)
+def _from_gguf(
+    located: Located, path: Path, config: EngineConfig, progress: Progress
+) -> ModelFiles:
+    folder, weights = converted_folder(path, progress), gguf_parts(path)
+    gguf = read_gguf(path, skip_texts=True)
+    mmproj, refusal = find_vision_file(gguf, located.mmproj, config, progress)
+    if mmproj is not None:
+        try:
+            folder = composite_folder(path, folder, mmproj, progress)
+            weights = [*weights, mmproj]
+        except ModelLoadError as error:
+            if config.mmproj is not None:
+                raise
+            mmproj, refusal = None, str(error)
+    return ModelFiles(
+        name=located.name,
+        folder=folder,
+        config=read_config(folder / "config.json"),
+        gguf=path,
+        weights=tuple(weights),
+        mmproj=mmproj,
+        image_refusal=refusal,
+    )
+
+
+def tower_parameters(files: ModelFiles) -> Iterator[tuple[str, Values]]:
+    """Yield the parameters of the vision part that lies in a file of its own, if there is one."""
+    if files.mmproj is not None:
+        for weight in tower_weights(read_mmproj(files.mmproj)):
+            yield weight.name, weight.values
 
 
 def _from_folder(

@@ -162,14 +162,13 @@ class FormPlanner:
     @property
     def may_take_images(self) -> bool:
         """Whether the model's files have a vision tower."""
-        headers = self.headers
-        return headers.weight_format != "gguf" and bool(headers.config.raw.get("vision_config"))
+        return bool(self.headers.config.raw.get("vision_config"))
 
     @property
     def image_refusal(self) -> str:
         """Why such a model takes no images, as far as it is known before it is loaded."""
         if not self.may_take_images:
-            return ""
+            return self.headers.image_refusal
         if refusal := pillow_refusal():
             return refusal
         if self.packing.has_own_names:

@@ -30,6 +30,7 @@ def draft_config(config: EngineConfig) -> EngineConfig:
         draft_model=None,
         revision=None,
         adapter=None,
+        mmproj="none",
         lora=(),
         max_model_len=None,
         embeddings=False,

@@ -1,7 +1,7 @@
 """Loads the vision tower of a model without its language model, and runs it on a CPU."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from safetensors import safe_open
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_dtype
+from stonechat_models.checkpoint.resolve import ModelFiles, tower_parameters
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype
 from stonechat_models.model_file import reading
@@ -51,21 +52,17 @@ class Tower:
 def load_tower(files: ModelFiles, language_model: tuple[str, ...], threads: int) -> Tower:
     """Load the weights of a model whose names do not begin as in `language_model`.
 
-    `language_model` are names in the files, which are safetensors. The tower runs in bfloat16 if it
-    is stored so and the processor multiplies bfloat16, else in float32. Raises `ModelLoadError` if
-    a weight is missing or has another shape.
+    `language_model` are names in safetensors files. Of a GGUF model, the file of its vision part is
+    read. The tower runs in bfloat16 if it is stored so and the processor multiplies bfloat16, else
+    in float32. Raises `ModelLoadError` if a weight is missing or has another shape.
     """
     torch.set_num_threads(threads)
-    dtype = choose_dtype("auto", files.config.dtype, CPU)
-    with reading(files.name), ExitStack() as stack, torch.inference_mode(False):
-        weights: dict[str, torch.Tensor] = {}
-        for path in files.weights:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            weights |= {
-                name: file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118
-                if not name.startswith(language_model)
-            }
+    with reading(files.name), torch.inference_mode(False):
+        if files.mmproj is not None:
+            stored, weights = _gguf_weights(files, files.mmproj)
+        else:
+            stored, weights = files.config.dtype, _folder_weights(files, language_model)
+        dtype = choose_dtype("auto", stored, CPU)
         config = _without_language_model(AutoConfig.from_pretrained(files.folder, dtype=dtype))
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # it warns of the weights that are left out
@@ -84,6 +81,25 @@ def load_tower(files: ModelFiles, language_model: tuple[str, ...], threads: int)
             transformers_logging.set_verbosity(verbosity)
     _check(files.name, report)
     return Tower(module.eval().requires_grad_(False), dtype)
+
+
+def _folder_weights(files: ModelFiles, language_model: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    for path in files.weights:
+        with safe_open(path, framework="pt") as file:
+            weights |= {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+                if not name.startswith(language_model)
+            }
+    return weights
+
+
+def _gguf_weights(files: ModelFiles, mmproj: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """Return the name of the dtype that keeps the weights, and the weights in float32."""
+    stored = tower_dtype(t.type_name for t in read_mmproj(mmproj).tensors.values())
+    parameters = tower_parameters(files)
+    return stored, {name: torch.from_numpy(values()) for name, values in parameters}
 
 
 def _without_language_model(config: Any) -> Any:

@@ -12,7 +12,7 @@ from stonechat_server.terminal.explain import explain
 from stonechat_server.terminal.flags import Flag
 from stonechat_server.terminal.suggest import did_you_mean
 
-OF_ONE_MODEL = ("served_model_name", "revision", "adapter", "lora", "draft_model")
+OF_ONE_MODEL = ("served_model_name", "revision", "mmproj", "adapter", "lora", "draft_model")
 """Settings that cannot be those of several models. Each belongs into the model's own table."""
 
 

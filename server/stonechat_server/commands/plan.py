@@ -152,9 +152,9 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
 
 def _images_fact(survey: "ModelSurvey") -> Mapping[str, str]:
     """Whether a model for images and text takes images."""
-    if not survey.may_take_images or survey.is_embedder:
-        return {}
     refusal = survey.image_refusal
+    if survey.is_embedder or not (survey.may_take_images or refusal):
+        return {}
     return {"images": f"no: {refusal}" if refusal else "yes, if they pass the checks at load"}
 
 

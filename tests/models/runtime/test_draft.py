@@ -170,6 +170,27 @@ def test_vocabularies_that_differ_in_length_are_refused(tmp_path: Path) -> None:
     assert "2," in message
 
 
+def test_a_token_that_stands_for_nothing_may_have_a_meaning_in_one_model(tmp_path: Path) -> None:
+    """As the placeholder of images has, in a GGUF model with its vision part."""
+    from stonechat_models.text.same_vocabulary import vocabulary_difference
+
+    save(tmp_path)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+
+    class Other(Tokenizer):
+        def __init__(self, token: str) -> None:
+            self.token = token
+
+        def vocabulary(self) -> dict[str, int]:
+            known = tokenizer.vocabulary()
+            return {self.token if i == 40 else token: i for token, i in known.items()}
+
+    image, unused = Other("<image_soft_token>"), Other("<unused99>")
+    assert vocabulary_difference(image, unused) is None
+    assert vocabulary_difference(unused, image) is None
+    assert "the token 40 is" in str(vocabulary_difference(image, tokenizer))
+
+
 def test_settings_that_exclude_a_draft_model_are_named(tmp_path: Path) -> None:
     config = EngineConfig(model="m", draft_model="d")
     refuse_draft_model(config, "cpu")

@@ -35,6 +35,7 @@ class VisionModel:
 
         family = ALL_FAMILIES[name]
         self._image = family.image
+        self.folder = folder
         save_vision_model(folder, name)
         self.token_id: int = vision_tokenizer(family).convert_tokens_to_ids(family.token)
         self.processor = HFProcessor(folder, self.token_id)

@@ -110,7 +110,7 @@ class NativeModel:
             )
             kv_format = KV_FORMATS[config.kv_cache_dtype]
             model = cls(library, spec, plan, info, progress, kv_format)
-            model.info = replace(model.info, image_refusal=store.image_refusal)
+            model.info = replace(model.info, image_refusal=files.image_refusal)
             model._add_vision(files, plan.prefixes)
             return model
         finally:

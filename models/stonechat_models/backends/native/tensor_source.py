@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from stonechat_models.checkpoint.resolve import ModelFiles
 
 FLOAT_TYPES = ("BF16", "F16", "F32")
-NO_TOWER = "GGUF files hold the language model alone; images need the folder with safetensors files"
 CHUNK_ROWS = 1024
 """Number of rows that are dequantised at a time, a multiple of `PANEL`."""
 
@@ -101,9 +100,6 @@ class Store(ABC):
     is_gguf = False
     """Whether the tensors are those of a GGUF file. It stores kernels of convolutions as matrices,
     perhaps a matrix of one row as a vector, and decays instead of their logarithms."""
-
-    image_refusal = ""
-    """Why the model takes no images, if its files alone say it."""
 
     def __init__(
         self, model: str, tensors: dict[str, Any], types: Collection[str] | None = None
@@ -199,8 +195,8 @@ class GgufStore(Store):
     """A GGUF file. Block types without a kernel are dequantised, `CHUNK_ROWS` rows at a time."""
 
     def __init__(self, files: "ModelFiles", heads: dict[str, int]) -> None:
-        from stonechat_models.checkpoint.gguf.config import SEEING, architecture_of
-        from stonechat_models.checkpoint.gguf.names import module_name, weights_of
+        from stonechat_models.checkpoint.gguf.config import architecture_of
+        from stonechat_models.checkpoint.gguf.names import module_name, weights_of, whole_name
         from stonechat_models.checkpoint.gguf.reader import read_gguf
 
         assert files.gguf is not None
@@ -209,9 +205,10 @@ class GgufStore(Store):
         self._permuted_heads = heads if architecture.permuted_rope else {}
         self.norm_offset = architecture.norm_offset
         self.is_gguf = True
-        if file.architecture in SEEING:
-            self.image_refusal = NO_TOWER
-        tensors = {module_name(file, tensor.name): tensor for tensor in weights_of(file)}
+        tensors = {
+            whole_name(files.config, module_name(file, tensor.name)): tensor
+            for tensor in weights_of(file)
+        }
         super().__init__(files.name, tensors)
 
     def _order(self, name: str, count: int) -> npt.NDArray[np.int32]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from stonechat_models.backends.native.composites import DRAFT_PREFIX, IMAGE_TOKENS
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
+from stonechat_models.checkpoint.gguf.mmproj import tower_dtype
 from stonechat_models.checkpoint.headers import ModelHeaders, TensorHeader
 from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject
 from stonechat_models.checkpoint.packed.folder import stored_tensors
@@ -93,9 +94,10 @@ def read_images(
         raise UnsupportedModelError(OTHER_TOWER)
     if not any((files.folder / name).is_file() for name in PROCESSOR_FILES):
         raise UnsupportedModelError("its folder has no settings of an image processor")
-    others = (*language_model, DRAFT_PREFIX)
-    weights = [t for t in stored_tensors(files) if not t.name.startswith(others)]
-    _check_weights(weights, config)
+    if files.mmproj is None:  # else it was checked when it was found
+        others = (*language_model, DRAFT_PREFIX)
+        weights = [t for t in stored_tensors(files) if not t.name.startswith(others)]
+        _check_weights(weights, config)
     changed = files.adapter.layers.keys() if files.adapter is not None else ()
     if any(not name.startswith(language_model) for name in changed):
         raise UnsupportedModelError(f"its adapter changes the vision tower{WHOLE}")
@@ -119,9 +121,14 @@ def tower_bytes(headers: ModelHeaders, language_model: tuple[str, ...]) -> int:
     has_none = config.raw.get("vision_config") is None or has_other_tower(config)
     if has_none or config.model_type not in IMAGE_TOKENS:
         return 0
-    size = 2 if config.dtype == "bfloat16" and cpu_has_bfloat16() else 4
     others = (*language_model, DRAFT_PREFIX)
-    weights = (t for t in headers.tensors if not t.name.startswith(others))
+    weights = [t for t in headers.tensors if not t.name.startswith(others)]
+    dtype = (
+        tower_dtype(t.type_name for t in weights)
+        if headers.weight_format == "gguf"
+        else config.dtype
+    )
+    size = 2 if dtype == "bfloat16" and cpu_has_bfloat16() else 4
     return sum(t.num_elements * size for t in weights)
 
 

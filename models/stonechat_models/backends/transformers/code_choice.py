@@ -11,6 +11,7 @@ from stonechat_models.backends.transformers.attention.choose import why_no_trito
 from stonechat_models.backends.transformers.kinds import empty_module
 from stonechat_models.backends.transformers.stored_codes import (
     CodedParts,
+    as_weights,
     has_expert_codes,
     is_expert_code,
     read_codes,
@@ -27,7 +28,7 @@ from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.headers import ModelHeaders
 from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.packed.tensors import Packing
-from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.checkpoint.resolve import ModelFiles, tower_parameters
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.model_file import reading, reason_of
@@ -86,7 +87,9 @@ def read_kept_codes(
         try:
             if files.gguf is not None:
                 gguf = read_gguf(files.gguf)
-                return read_codes(gguf, files.config, empty, dtype, device, progress)
+                codes = read_codes(gguf, files.config, empty, dtype, device, progress)
+                codes.weights |= as_weights(tower_parameters(files), dtype)
+                return codes
             if has_expert_codes(files):
                 return read_expert_codes(files, empty, dtype, device)
             return read_groups(files, empty, dtype, device, progress)

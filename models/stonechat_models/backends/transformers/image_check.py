@@ -107,7 +107,8 @@ def with_images(
     if case == "" and files is not None and files.config.raw.get("vision_config"):
         case = "only its language model is served"
     if isinstance(case, str):
-        return replace(model.info, image_refusal=case)
+        reason = case or (files.image_refusal if files is not None else "")
+        return replace(model.info, image_refusal=reason)
     if not isinstance(model, TransformersModel):
         return replace(model.info, image_refusal=RUNS_PLAINLY)
     try:

@@ -18,7 +18,7 @@ from stonechat_models.backends.transformers.stored_size import refuse_oversized
 from stonechat_models.checkpoint.cache import Progress, fill_once
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.gguf.weights import write_weights
-from stonechat_models.checkpoint.resolve import ModelFiles
+from stonechat_models.checkpoint.resolve import ModelFiles, tower_parameters
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import reading
@@ -132,7 +132,8 @@ def _dequantised_folder(
         for source in files.folder.iterdir():
             if source.is_file():
                 shutil.copy(source, target / source.name)
-        write_weights(read_gguf(path), files.config, target, dtype, progress)
+        gguf, tower = read_gguf(path), tower_parameters(files)
+        write_weights(gguf, files.config, target, dtype, progress, tower)
 
     name = str(dtype).removeprefix("torch.")
     return fill_once(files.folder.with_name(f"{files.folder.name}-{name}"), progress, build)

@@ -1,7 +1,8 @@
 """Keeps the quantised weights of a GGUF file as they are, in place of a module's float weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,14 @@ from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.code_compile import compile_products
 from stonechat_models.backends.transformers.lazy_weight import LazyWeight
 from stonechat_models.checkpoint.cache import Progress
-from stonechat_models.checkpoint.gguf.names import place_of, weights_of
+from stonechat_models.checkpoint.gguf.names import place_of, weights_of, whole_name
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
-from stonechat_models.checkpoint.gguf.weights import dequantize, lazy_parameters, stored_rows
+from stonechat_models.checkpoint.gguf.weights import (
+    Values,
+    dequantize,
+    lazy_parameters,
+    stored_rows,
+)
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
 from stonechat_models.checkpoint.packed.tensors import PackedTensor
@@ -65,14 +71,14 @@ def read_codes(
     from stonechat_models.backends.transformers.stored_experts import gguf_experts
 
     parts, scratch = CodedParts(), Scratch(device, dtype)
-    for name, experts, stored in gguf_experts(gguf, empty, dtype, device):
+    for name, experts, stored in gguf_experts(gguf, config, empty, dtype, device):
         parts.modules[name] = experts
         parts.held |= {tensor.name for tensor in stored}
     tensors, modules = weights_of(gguf), dict[str, Any](empty.named_modules())
     for i, tensor in enumerate(tensors):
         if i % 100 == 0:
             progress(f"loading {gguf.path.name}: tensor {i + 1} of {len(tensors)}")
-        target = place_of(gguf, tensor.name).target
+        target = whole_name(config, place_of(gguf, tensor.name).target)
         name = target.removesuffix(".weight")
         old = modules.get(name) if target != name else None
         codes = None
@@ -86,7 +92,8 @@ def read_codes(
             parts.add_embedding(name, CodedLinear([codes], None, scratch, dtype), empty)
     if parts:
         coded = {f"{name}.weight" for name in parts.modules}
-        parts.weights = dict(_other_weights(gguf, config, coded, parts.held, dtype))
+        others = lazy_parameters(gguf, config, parts.held)
+        parts.weights = as_weights(((n, v) for n, v in others if n not in coded), dtype)
     return parts
 
 
@@ -195,17 +202,15 @@ def check_product(
             )
 
 
-def _other_weights(
-    gguf: GgufFile, config: HFConfig, coded: set[str], held: set[str], dtype: torch.dtype
-) -> Iterator[tuple[str, LazyWeight]]:
-    for name, values in lazy_parameters(gguf, config, held):
-        if name in coded:
-            continue
+def as_weights(
+    parameters: Iterable[tuple[str, Values]], dtype: torch.dtype
+) -> dict[str, LazyWeight]:
+    """Return parameters as tensors of `dtype`, by their names. Each is read when it is loaded."""
 
-        def read(values: Any = values) -> torch.Tensor:
-            return torch.from_numpy(np.require(values(), np.float32, ["C", "W"])).to(dtype)
+    def read(values: Values) -> torch.Tensor:
+        return torch.from_numpy(np.require(values(), np.float32, ["C", "W"])).to(dtype)
 
-        yield name, LazyWeight(read)
+    return {name: LazyWeight(partial(read, values)) for name, values in parameters}
 
 
 def is_replaceable(module: nn.Module) -> bool:

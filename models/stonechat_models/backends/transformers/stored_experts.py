@@ -19,8 +19,10 @@ from stonechat_models.backends.transformers.fused.recognise_experts import (
 )
 from stonechat_models.backends.transformers.packed_codes import codes_of
 from stonechat_models.checkpoint.gguf.config import architecture_of
+from stonechat_models.checkpoint.gguf.names import whole_name
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
 from stonechat_models.checkpoint.gguf.weights import dequantize
+from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.packed.tensors import PackedTensor, Read
 from stonechat_models.errors import UnsupportedModelError
 
@@ -31,13 +33,13 @@ FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def gguf_experts(
-    gguf: GgufFile, empty: nn.Module, dtype: torch.dtype, device: torch.device
+    gguf: GgufFile, config: HFConfig, empty: nn.Module, dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[str, FusedExperts, list[GgufTensor]]]:
     """Yield the modules to replace, their replacements, and the tensors that these hold.
 
     `empty` is on the meta device. Raises `UnsupportedModelError` if a product is wrong.
     """
-    prefix = architecture_of(gguf).layer_prefix
+    prefix = whole_name(config, architecture_of(gguf).layer_prefix)
     for name, module in empty.named_modules():
         if not is_experts(module) or not name.startswith(f"{prefix}."):
             continue

@@ -56,7 +56,7 @@ OTHER_KINDS = {
 }
 """What files are that are no models, by `general.type`."""
 SEEING = frozenset(
-    {"gemma3", "mistral3", "qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"}
+    {"gemma3", "gemma4", "mistral3", "qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"}
 )
 """Architectures of models whose folders may have a vision tower."""
 

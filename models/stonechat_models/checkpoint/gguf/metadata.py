@@ -63,12 +63,12 @@ def number(gguf: GgufFile, key: str, default: float | None = None) -> float:
 
 
 def numbers(gguf: GgufFile, key: str, count: int) -> list[float]:
-    """Return `count` finite numbers, one for each layer, of a key without the architecture."""
+    """Return `count` finite numbers, all equal or a list, of a whole key."""
     values = gguf.metadata.get(key)
     if not isinstance(values, list):
         values = [] if values is None else [values] * count
     if len(values) != count:
-        raise refusal(gguf, f"{key} does not have one number for each layer")
+        raise refusal(gguf, f"{key} does not have {count} numbers")
     return [_finite(gguf, key, value) for value in values]
 
 

@@ -8,6 +8,7 @@ from stonechat_models.checkpoint.gguf.config import architecture_of
 from stonechat_models.checkpoint.gguf.metadata import num_blocks
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
 from stonechat_models.checkpoint.gguf.rope import CONFIG_TENSORS
+from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import UnsupportedModelError
 
 TOP_NAMES = {
@@ -43,6 +44,9 @@ EXPERT_PARTS = {
     "ffn_up_exps": "up_proj",
     "ffn_down_exps": "down_proj",
 }
+LANGUAGE_MODELS = {"idefics3": "model.text_model."}
+"""How the names of a text's weights begin in a model of several parts, by its type. Others begin
+with `model.language_model.`."""
 NOT_WEIGHTS = frozenset(CONFIG_TENSORS)
 """Tensors that the config describes instead."""
 
@@ -123,3 +127,14 @@ def module_name(gguf: GgufFile, name: str) -> str:
         own, _, kind = place.name.rpartition(".")
         return f"{place.target.partition('.{}.')[0]}.{EXPERT_PARTS[own]}.{kind}"
     return place.target
+
+
+def whole_name(config: HFConfig, name: str) -> str:
+    """Return the name of a language model's parameter in the model of `config`.
+
+    It is another one in a model of several parts.
+    """
+    if config.raw.get("vision_config") is None or not name.startswith("model."):
+        return name
+    prefix = LANGUAGE_MODELS.get(config.model_type, "model.language_model.")
+    return prefix + name.removeprefix("model.")

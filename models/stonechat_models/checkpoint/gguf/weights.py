@@ -5,8 +5,9 @@ directly. The conversion needs memory for one shard (`SHARD_BYTES`) and the larg
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.gguf.architecture import Merge
 from stonechat_models.checkpoint.gguf.config import architecture_of
 from stonechat_models.checkpoint.gguf.layouts import split_rope_pairs
-from stonechat_models.checkpoint.gguf.names import PERMUTED, Place, place_of, weights_of
+from stonechat_models.checkpoint.gguf.names import PERMUTED, Place, place_of, weights_of, whole_name
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
@@ -32,10 +33,16 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 def write_weights(
-    gguf: GgufFile, config: HFConfig, folder: Path, dtype: "torch.dtype", progress: Progress
+    gguf: GgufFile,
+    config: HFConfig,
+    folder: Path,
+    dtype: "torch.dtype",
+    progress: Progress,
+    others: Iterable[tuple[str, Values]] = (),
 ) -> None:
     """Fill `folder` with safetensors shards of `dtype` and their index.
 
+    `others` are parameters that no tensor of `gguf` makes.
     Raises `ModelLoadError` for tensors that do not fit the config, and its subclass
     `UnsupportedModelError` for one that the model does not have or whose type cannot be converted.
     """
@@ -54,7 +61,8 @@ def write_weights(
         index.update(dict.fromkeys(shard, name))
         shard, shard_bytes = {}, 0
 
-    for name, values in _all_parameters(gguf, config, progress):
+    tower = ((name, values()) for name, values in others)
+    for name, values in chain(_all_parameters(gguf, config, progress), tower):
         weight = torch.from_numpy(np.require(values, np.float32, ["C", "W"])).to(dtype)
         shard[name] = weight
         shard_bytes += weight.nbytes
@@ -76,8 +84,9 @@ def _all_parameters(
             progress(f"converting {gguf.path.name}: tensor {i + 1} of {len(tensors)}")
         with reading(gguf.path):
             for name, values in _parameters(gguf, config, tensor):
-                yield name, values()
-    yield from architecture_of(gguf).extra(gguf)
+                yield whole_name(config, name), values()
+    for name, value in architecture_of(gguf).extra(gguf):
+        yield whole_name(config, name), value
 
 
 def lazy_parameters(
@@ -91,9 +100,10 @@ def lazy_parameters(
         if tensor.name in but:
             continue
         with reading(gguf.path):
-            yield from _parameters(gguf, config, tensor)
+            for name, values in _parameters(gguf, config, tensor):
+                yield whole_name(config, name), values
     for name, value in architecture_of(gguf).extra(gguf):
-        yield name, partial(np.asarray, value)
+        yield whole_name(config, name), partial(np.asarray, value)
 
 
 def stored_rows(gguf: GgufFile, config: HFConfig, tensor: GgufTensor) -> np.ndarray | None:

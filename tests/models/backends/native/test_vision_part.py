@@ -17,46 +17,22 @@ from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.config import EngineConfig
 from stonechat_models.runtime.build import build_engine
 from stonechat_models.vision import tower
-from tests.models import vision_families, vision_models
 from tests.models.engines import add, greedy, run
 from tests.models.test_model_file import ROOT, child_environment
-from tests.models.vision.prompts import Prompt, VisionModel, noise
+from tests.models.vision.compiled_models import (
+    NUM_OUTPUT,
+    TEXT_ONLY,
+    TEXT_PARTS,
+    check,
+    make_model,
+)
+from tests.models.vision.prompts import noise
 from tests.nightly import nightly
 
 SIZES = ((90, 130), (64, 64), (200, 70), (33, 50), (120, 120), (64, 90), (150, 60), (80, 80))
 IMAGES = [noise(size, seed) for seed, size in enumerate(SIZES)]
-NUM_OUTPUT = 5
-ROUNDING = 0.05
-"""Of log-probabilities: attention rounds to bfloat16."""
-HEADS = {"head_dim": 32}
-ONE_HEAD = {"num_attention_heads": 1, "num_key_value_heads": 1}
-AXES: dict[str, Any] = vision_families.sections(6, 5, 5, mrope_interleaved=True)
-TEXT_PARTS: dict[str, dict[str, Any]] = {
-    "qwen2_vl": {**ONE_HEAD, **vision_families.sections(4, 6, 6)},
-    "qwen2_5_vl": {**ONE_HEAD, **vision_families.sections(4, 6, 6)},
-    "qwen3_vl": {**HEADS, **AXES},
-    "qwen3_5": {
-        **HEADS,
-        **vision_families.sections(6, 5, 5, partial_rotary_factor=1.0),
-        **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
-    },
-    **dict.fromkeys(("gemma3", "mistral3", "smolvlm", "idefics3", "internvl"), HEADS),
-    **dict.fromkeys(("llava", "llava_next"), HEADS),
-}
-"""What makes the language models of the tiny families large enough for the compiled code."""
 USUAL = ("qwen3_vl", "qwen3_5", "gemma3", "smolvlm")
 OTHERS = sorted(TEXT_PARTS.keys() - set(USUAL))
-
-
-def make_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> VisionModel:
-    family = vision_models.FAMILIES[name]
-    changed = replace(
-        family,
-        model_type=family.model_type or name,
-        text={**family.text, "intermediate_size": 64, **TEXT_PARTS[name]},
-    )
-    monkeypatch.setitem(vision_models.FAMILIES, f"compiled {name}", changed)
-    return VisionModel(folder, f"compiled {name}")
 
 
 def engine_of(folder: Path, **settings: Any) -> Any:
@@ -64,19 +40,6 @@ def engine_of(folder: Path, **settings: Any) -> Any:
         model=str(folder), device="cpu", threads=1, max_model_len=4096, backend="native"
     )
     return build_engine(replace(config, **settings), lambda line: None)[0]
-
-
-def check(model: VisionModel, result: Any, prompt: Prompt) -> None:
-    """The answers are equal, up to a token whose two best choices are as good but for rounding."""
-    token_ids, logprobs = model.reference(prompt, NUM_OUTPUT)
-    assert result.error is None
-    assert len(result.token_ids) == NUM_OUTPUT
-    for entry, token_id, logprob in zip(result.logprobs, token_ids, logprobs, strict=True):
-        tops = dict(zip(entry.top_ids, entry.top_logprobs, strict=True))
-        assert tops[token_id] == pytest.approx(logprob, abs=ROUNDING)
-        if entry.token_id != token_id:
-            assert entry.logprob - tops[token_id] < ROUNDING
-            return
 
 
 @pytest.mark.parametrize("name", [*USUAL, *nightly(*OTHERS)])
@@ -133,23 +96,6 @@ def test_a_tower_is_loaded_alone_and_with_the_first_image(
     expected = whole.visual.state_dict()
     for name, weight in inner.visual.state_dict().items():
         assert torch.equal(weight, expected[name])
-
-
-TEXT_ONLY = """
-import sys
-from stonechat_models.config import EngineConfig
-from stonechat_models.runtime.build import build_engine
-from stonechat_models.types import GenerateRequest, SamplingParams
-
-config = EngineConfig(model=sys.argv[1], device="cpu", threads=1, backend="native")
-engine, tokenizer = build_engine(config, lambda line: None)
-assert engine.model.info.images is not None, engine.model.info.image_refusal
-params = SamplingParams(max_tokens=3)
-engine.add(GenerateRequest(request_id="a", prompt_token_ids=[5], params=params))
-while engine.has_work:
-    engine.step()
-assert "transformers" not in sys.modules
-"""
 
 
 def test_text_alone_does_not_import_transformers(

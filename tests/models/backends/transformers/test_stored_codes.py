@@ -1,5 +1,6 @@
 """GGUF files whose weights stay as stored give the logits of the same file dequantised."""
 
+import gguf
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.coded_gguf import write_coded_gguf
 from tests.models.tiny_gguf import LAYERS, VOCAB, write_tiny_gguf
+from tests.models.tiny_mmproj import write_mmproj, write_text
+from tests.models.vision.compiled_models import make_model
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -67,6 +70,25 @@ def test_architectures(architecture, per_layer, tops, loaded, tmp_path):
     assert_same_logits(coded, plain, VOCAB)
     assert quantize.num_weights(coded) == quantize.num_weights(plain)
     assert quantize.stored_label(coded) == "as stored (Q8_0)"
+
+
+@pytest.mark.parametrize("name", ["gemma3", "idefics3"])
+def test_the_text_of_a_model_with_a_vision_part(name, loaded, tmp_path, monkeypatch):
+    """The tower's weights are floats beside it."""
+    model = make_model(tmp_path / "folder", name, monkeypatch)
+    path = write_text(model, name, tmp_path / "x.gguf", gguf.GGMLQuantizationType.Q8_0)
+    write_mmproj(model, name, tmp_path / "mmproj.gguf")
+    plain = loaded(path, keeps_codes=False)
+    coded = loaded(path, keeps_codes=True)
+    assert type(coded) is type(plain) is type(model.module)
+    assert quantize.stored_label(coded) == "as stored (Q8_0)"
+    assert_same_logits(coded, plain, 256)
+    text = {*coded.get_decoder().parameters(), *coded.get_output_embeddings().parameters()}
+    tower = {key: value for key, value in coded.named_parameters() if value not in text}
+    expected = model.module.state_dict()
+    assert len(tower) > 20
+    for key, value in tower.items():
+        assert torch.equal(value.cpu(), expected[key]), key
 
 
 @pytest.mark.parametrize("tied", [False, True])

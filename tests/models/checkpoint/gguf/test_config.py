@@ -334,7 +334,7 @@ def read_all(file: GgufFile) -> None:
         ),
         ("mamba", {**SSM, "ssm.dt_b_c_rms": True}, "state spaces norm their inputs"),
         ("mamba", {**SSM, "ssm.inner_size": 100}, "not a multiple of embedding_length"),
-        ("apertus", LLAMA, "xielu.alpha_n does not have one number for each layer"),
+        ("apertus", LLAMA, "xielu.alpha_n does not have 3 numbers"),
     ],
 )
 def test_what_an_architecture_does_not_have_is_refused(

@@ -1,0 +1,209 @@
+"""Reads the vision part of a model from its own GGUF file, which llama.cpp calls `mmproj`."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stonechat_models.checkpoint.gguf.config import SEEING
+from stonechat_models.checkpoint.gguf.metadata import integer
+from stonechat_models.checkpoint.gguf.projectors import (
+    PROJECTORS,
+    Projector,
+    Whole,
+    deep_layers,
+    width_of,
+)
+from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor, read_gguf
+from stonechat_models.checkpoint.gguf.weights import dequantize
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+
+MARK = "mmproj"
+"""What the names of such files have in them."""
+NO_TOWER = (
+    "its vision part is not there: put its mmproj file beside the GGUF file, or name it (--mmproj)"
+)
+TYPES = ("BF16", "F16", "F32")
+"""The types of files in the order in which one is chosen; other types are behind them."""
+_LAYER = re.compile(r"^(v\.(?:blk|deepstack))\.(\d{1,4})\.")
+_KERNEL_DIMENSIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TowerWeight:
+    """A parameter of a vision tower, and the tensors that make it."""
+
+    name: str
+    """Its name in transformers."""
+    parts: tuple[GgufTensor, ...]
+    offset: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first, count = self.parts[0].shape, len(self.parts)
+        if count == 1:
+            return first
+        if len(first) == _KERNEL_DIMENSIONS:
+            return (*first[:2], count, *first[2:])
+        return (sum(part.shape[0] for part in self.parts), *first[1:])
+
+    def values(self) -> np.ndarray:
+        """Return its values, float32. Kernels for several frames become one for all of them."""
+        values = [dequantize(part) for part in self.parts]
+        if len(values) == 1:
+            return values[0] - np.float32(self.offset)
+        if values[0].ndim == _KERNEL_DIMENSIONS:
+            return np.stack(values, axis=2)
+        return np.concatenate(values)
+
+
+def read_mmproj(path: Path) -> GgufFile:
+    """Read the file of a vision part. Raises `ModelLoadError` for another file."""
+    mmproj = read_gguf(path)
+    if mmproj.architecture != "clip":
+        raise ModelLoadError(
+            f"{path} is not the vision part of a model (mmproj), but a model of architecture "
+            f"{mmproj.architecture!r}"
+        )
+    return mmproj
+
+
+def projector_of(mmproj: GgufFile) -> Projector:
+    """Return the entry of its projector's type. Raises `UnsupportedModelError` if none exists."""
+    name = mmproj.value("vision.projector_type") or mmproj.value("projector_type")
+    if not isinstance(name, str) or name not in PROJECTORS:
+        kind = "without a type" if name is None else f"of type {name!r}"
+        raise UnsupportedModelError(
+            f"{mmproj.path.name}: vision parts {kind} are not supported; those of type "
+            f"{', '.join(PROJECTORS)} are"
+        )
+    return PROJECTORS[name]
+
+
+def whole_of(mmproj: GgufFile, gguf: GgufFile) -> Whole:
+    """Return what a vision part and a language model are together.
+
+    Raises `UnsupportedModelError` if they are not parts of one model.
+    """
+    projector = projector_of(mmproj)
+    whole = projector.models.get(gguf.architecture)
+    if whole is None:
+        raise UnsupportedModelError(
+            f"{mmproj.path.name} belongs to models of architecture {', '.join(projector.models)}, "
+            f"and {gguf.path.name} is one of {gguf.architecture}"
+        )
+    width, size = width_of(mmproj, *projector.output), integer(gguf, "embedding_length")
+    if width != size:
+        raise UnsupportedModelError(
+            f"{mmproj.path.name} belongs to another model than {gguf.path.name}: it makes "
+            f"embeddings of size {width}, and the model has {size}"
+        )
+    return whole
+
+
+def tower_weights(mmproj: GgufFile) -> Iterator[TowerWeight]:
+    """Yield the parameters of a vision tower.
+
+    Raises `UnsupportedModelError` for a tensor that towers of its type do not have.
+    """
+    projector, is_swapped = projector_of(mmproj), _is_swapped(mmproj)
+    order = list(projector.names)
+    groups: dict[str, list[tuple[int, GgufTensor]]] = {}
+    for tensor in mmproj.tensors.values():
+        name = _swapped(tensor.name) if is_swapped else tensor.name
+        key, target = _place(mmproj, projector, name)
+        groups.setdefault(target, []).append((order.index(key), tensor))
+    for target, found in groups.items():
+        parts = [tensor for _, tensor in sorted(found, key=lambda pair: pair[0])]
+        offset = projector.offsets.get(parts[0].name, 0.0)
+        yield TowerWeight(target, tuple(parts), offset)
+
+
+def tower_dtype(type_names: Iterable[str]) -> str:
+    """Return the dtype that keeps a tower's weights: bfloat16 if any is stored so, else float32."""
+    return "bfloat16" if "BF16" in type_names else "float32"
+
+
+def _place(mmproj: GgufFile, projector: Projector, name: str) -> tuple[str, str]:
+    """Return the key in the table of names, and the parameter's name."""
+    match = _LAYER.match(name)
+    own = _LAYER.sub(r"\1.*.", name)
+    base, _, kind = own.rpartition(".")
+    if own in projector.names:
+        key, target = own, projector.names[own]
+    elif base in projector.names and kind in ("weight", "bias"):
+        key, target = base, f"{projector.names[base]}.{kind}"
+    else:
+        raise UnsupportedModelError(f"{mmproj.path.name}: the tensor {name} is not supported")
+    if match is None:
+        return key, target
+    number = int(match[2])
+    if match[1] == "v.deepstack":
+        layers = deep_layers(mmproj)
+        if number not in layers:
+            raise UnsupportedModelError(
+                f"{mmproj.path.name}: the tensor {name} is of none of the layers "
+                "vision.is_deepstack_layers"
+            )
+        number = layers.index(number)
+    return key, target.replace("*", str(number))
+
+
+def _is_swapped(mmproj: GgufFile) -> bool:
+    """Whether the two projections of its feed-forward blocks have each other's name.
+
+    Early converters wrote them so.
+    """
+    down = mmproj.tensors.get("v.blk.0.ffn_down.weight")
+    width = integer(mmproj, "vision.embedding_length")
+    return down is not None and down.shape[0] != width and down.shape[-1] == width
+
+
+def _swapped(name: str) -> str:
+    names = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
+    return re.sub("ffn_(?:up|down)", lambda match: names[match[0]], name)
+
+
+def choose_mmproj(files: Sequence[str], model: str) -> str | None:
+    """Return which of `files` is the vision part of the GGUF file `model`, all by their paths.
+
+    It lies in the model's folder or above it. Of several it is the nearest, then the one whose name
+    shares the most words with the model's, then the one of the first of `TYPES`.
+    """
+    folder = model.rpartition("/")[0]
+    words = _words(model)
+
+    def rank(file: str) -> tuple[int, int, int, str]:
+        own = _words(file)
+        kind = next((i for i, name in enumerate(TYPES) if name.lower() in own), len(TYPES))
+        return (-file.count("/"), -len(words & own), kind, file)
+
+    found = [
+        file
+        for file in files
+        if file.lower().endswith(".gguf")
+        and MARK in file.rpartition("/")[2].lower()
+        and f"{folder}/".startswith(f"{file.rpartition('/')[0]}/".lstrip("/"))
+    ]
+    return min(found, key=rank, default=None)
+
+
+def _words(path: str) -> set[str]:
+    return set(re.split(r"[-_./]", path.rpartition("/")[2].lower())) - {"gguf", MARK}
+
+
+def mmproj_beside(path: Path) -> Path | None:
+    """Return the file of the vision part beside a model's GGUF file; None if there is none."""
+    files: list[str] = []
+    with suppress(OSError):  # a folder that cannot be listed
+        files = [other.name for other in path.parent.iterdir() if other != path]
+    name = choose_mmproj(files, path.name)
+    return None if name is None else path.with_name(name)
+
+
+def why_blind(gguf: GgufFile) -> str:
+    """Return why a language model without a vision part takes no images; or nothing."""
+    return NO_TOWER if gguf.architecture in SEEING else ""

@@ -1,0 +1,98 @@
+"""Finds the file with the vision part of a GGUF model: named by the settings, or beside it."""
+
+from pathlib import Path
+
+from stonechat_models.checkpoint import hub
+from stonechat_models.checkpoint.cache import Progress
+from stonechat_models.checkpoint.gguf.mmproj import (
+    choose_mmproj,
+    mmproj_beside,
+    read_mmproj,
+    whole_of,
+    why_blind,
+)
+from stonechat_models.checkpoint.gguf.reader import GgufFile, read_gguf
+from stonechat_models.checkpoint.hub_gguf import gguf_header
+from stonechat_models.checkpoint.hub_names import parse_hub_name
+from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_file import reading
+
+NONE = "none"
+"""The value of the setting with which no vision part is looked for."""
+LEFT_OUT = "the settings leave out its vision part (--mmproj none)"
+
+
+def find_vision_file(
+    gguf: GgufFile, fetched: Path | None, config: EngineConfig, progress: Progress
+) -> tuple[Path | None, str]:
+    """Return the file of a model's vision part; or None, and why the model takes no images.
+
+    `fetched` is that of its repository on the hub. The reason is empty for a model of text alone.
+    Raises `ModelLoadError` if the settings name a file that is not the model's.
+    """
+    if config.mmproj == NONE:
+        return None, LEFT_OUT if why_blind(gguf) else ""
+    if config.mmproj is not None:
+        path = _named(config.mmproj, progress)
+        whole_of(read_mmproj(path), gguf)
+        return path, ""
+    found, reason = fetched or mmproj_beside(gguf.path), why_blind(gguf)
+    if found is None:
+        return None, reason
+    try:
+        whole_of(read_mmproj(found), gguf)
+    except ModelLoadError as error:  # beside it, it may be that of another model
+        return None, str(error) if fetched or reason else ""
+    if config.adapter is not None or config.lora:
+        return None, f"its adapter is for the text (--mmproj {found} adds the vision part)"
+    return found, ""
+
+
+def _named(name: str, progress: Progress) -> Path:
+    path = Path(name).expanduser()
+    with reading(name):
+        if path.is_file():
+            return path.absolute()
+    hub_name = parse_hub_name(name)
+    if hub_name is None or hub_name.file is None or "/" not in name:
+        raise ModelLoadError(
+            f"there is no file {name} (--mmproj), and it is not the name of one on the Hugging "
+            "Face hub, which is owner/name/file.gguf"
+        )
+    return hub.fetch_gguf(hub_name.repository, hub_name.file, hub_name.revision, progress)
+
+
+def fetch_vision_file(
+    repository: str, file: str, path: Path, revision: str | None, progress: Progress
+) -> Path | None:
+    """Fetch the vision part of a GGUF file of the hub from its repository; None if it has none.
+
+    `path` is the local path of the model's `file`. Of a part that does not go with it, only the
+    header is fetched.
+    """
+    name, found = vision_header(repository, file, revision, progress)
+    if name is None or found is None:
+        return None
+    try:
+        whole_of(read_mmproj(found), read_gguf(path, skip_texts=True))
+    except ModelLoadError:
+        return found  # whoever reads it says why it is not used
+    return hub.fetch_gguf(repository, name, revision, progress)
+
+
+def vision_header(
+    repository: str, file: str, revision: str | None, progress: Progress
+) -> tuple[str | None, Path | None]:
+    """Return the name of the vision part of a GGUF file of the hub, and a file with its header.
+
+    None: the repository has none, or it is neither on this machine nor reachable.
+    """
+    try:
+        name = choose_mmproj(hub.list_files(repository, revision), file)
+        if name is None:
+            return None, None
+        cached = hub.cached_gguf(repository, name, revision)
+        return name, cached or gguf_header(repository, name, revision, progress)
+    except ModelLoadError:
+        return None, None

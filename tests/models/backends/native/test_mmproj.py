@@ -1,0 +1,137 @@
+"""GGUF models with their vision part in a file of its own answer as plain transformers does."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+
+from stonechat_models.backends.native import footprint
+from stonechat_models.checkpoint.headers import read_headers
+from stonechat_models.config import EngineConfig
+from stonechat_models.diagnostics.memory_plan import survey_model
+from stonechat_models.runtime.build import build_engine
+from stonechat_models.vision.hf_processor import HFProcessor
+from tests.models.engines import add, greedy, run
+from tests.models.test_model_file import ROOT, child_environment
+from tests.models.tiny_mmproj import tower_tensors, write_mmproj, write_text
+from tests.models.vision.compiled_models import NUM_OUTPUT, TEXT_ONLY, check, make_model
+from tests.models.vision.prompts import Prompt, VisionModel, noise
+from tests.nightly import nightly
+
+IMAGES = [noise(size, seed) for seed, size in enumerate(((90, 130), (64, 64), (200, 70)))]
+FAMILIES = ("gemma3", "qwen2_5_vl", "qwen3_vl", "idefics3")
+OTHERS = ("qwen2_vl", "qwen3_5", "qwen3_5_moe", "smolvlm")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(model_cache: None) -> None:
+    pass
+
+
+def engine_of(path: Path, **settings: Any) -> tuple[Any, HFProcessor]:
+    config = EngineConfig(model=str(path), device="cpu", threads=1, max_model_len=4096)
+    engine, tokenizer = build_engine(replace(config, **settings), lambda line: None)
+    assert engine.model.info.images is not None, engine.model.info.image_refusal
+    return engine, HFProcessor(tokenizer.path.parent, engine.model.info.images.token_id)
+
+
+def prompts_of(model: VisionModel) -> dict[str, Prompt]:
+    return {
+        "one": model.prompt("Look: # What is it?", IMAGES[0]),
+        "two": model.prompt("Is # like # or not?", *IMAGES[1:3]),
+        "text": model.prompt("No image at all"),
+    }
+
+
+def check_answers(model: VisionModel, engine: Any, processor: HFProcessor) -> None:
+    """The prompts and the answers to them are those of the model's folder."""
+    expected = prompts_of(model)
+    model.processor = processor
+    for key, prompt in prompts_of(model).items():
+        assert prompt.token_ids == expected[key].token_ids
+        assert prompt.images == expected[key].images
+        params = greedy(NUM_OUTPUT, ignore_eos=True)
+        add(engine, key, prompt.token_ids, params, images=prompt.images)
+    results = run(engine)
+    for key, prompt in expected.items():
+        check(model, results[key, 0], prompt)
+
+
+@pytest.mark.parametrize("backend", ["native", "transformers"])
+@pytest.mark.parametrize("name", [*FAMILIES, *nightly(*OTHERS)])
+def test_answers_equal_plain_transformers(
+    name: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path / "folder", name, monkeypatch)
+    path = write_text(model, name, tmp_path / "model-Q4.gguf")
+    write_mmproj(model, name, tmp_path / "mmproj-F32.gguf")
+    engine, processor = engine_of(path, backend=backend)
+    check_answers(model, engine, processor)
+
+
+def test_quantised_parts_and_names_of_early_converters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matrices may be F16, and the two of a feed-forward block may have each other's name."""
+    model = make_model(tmp_path / "folder", "gemma3", monkeypatch)
+    with torch.no_grad():
+        for parameter in model.module.model.vision_tower.parameters():
+            parameter.copy_(parameter.half().float())
+    swapped = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
+    tensors = {
+        re.sub("ffn_(?:up|down)", lambda match: swapped[match[0]], name): values
+        for name, values in tower_tensors(model, "gemma3").items()
+    }
+    path = write_text(model, "gemma3", tmp_path / "model.gguf")
+    kind = gguf.GGMLQuantizationType.F16
+    write_mmproj(model, "gemma3", tmp_path / "mmproj.gguf", kind, tensors)
+    engine, processor = engine_of(path, backend="native")
+    check_answers(model, engine, processor)
+
+
+def test_a_vocabulary_may_lack_the_placeholder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of Gemma 3 do that were made from its SentencePiece model."""
+    model = make_model(tmp_path / "folder", "gemma3", monkeypatch)
+    path = write_text(model, "gemma3", tmp_path / "model.gguf", without="<image_soft_token>")
+    write_mmproj(model, "gemma3", tmp_path / "mmproj.gguf")
+    engine, processor = engine_of(path, backend="native")
+    check_answers(model, engine, processor)
+
+
+def test_a_plan_counts_the_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(tmp_path / "folder", "qwen3_vl", monkeypatch)
+    path = write_text(model, "qwen3_vl", tmp_path / "model.gguf")
+    write_mmproj(model, "qwen3_vl", tmp_path / "mmproj.gguf")
+    config = EngineConfig(model=str(path), device="cpu")
+    planned = footprint(read_headers(config, lambda line: None), config)
+    engine, _ = engine_of(path)
+    tower_bytes = sum(p.nbytes for p in model.module.model.visual.parameters())
+    assert planned.weight_bytes == engine.model.info.weight_bytes + tower_bytes
+    survey = survey_model(config, lambda line: None)
+    assert (survey.refusal, survey.may_take_images, survey.image_refusal) == (None, True, "")
+
+
+def test_text_alone_does_not_import_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path / "folder", "idefics3", monkeypatch)
+    path = write_text(model, "idefics3", tmp_path / "model.gguf")
+    write_mmproj(model, "idefics3", tmp_path / "mmproj.gguf")
+    engine_of(path)  # describes the two files as one model, once
+    result = subprocess.run(
+        [sys.executable, "-c", TEXT_ONLY, str(path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=child_environment(),
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]

@@ -1,0 +1,225 @@
+"""Writes tiny models that see as two GGUF files, as llama.cpp's converter does.
+
+What is split, offset or renamed is taken from that converter (`conversion/`), and the names come
+from the `gguf` package's own map. Nothing here is taken from the reader under test.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+import transformers
+from transformers import PreTrainedTokenizerFast
+
+from tests.models.converted_gguf import write_converted
+from tests.models.vision.prompts import VisionModel
+from tests.models.vision_models import ALL_FAMILIES, vision_tokenizer
+
+Tensors = Iterator[tuple[str, torch.Tensor]]
+Writer = gguf.GGUFWriter
+NORMAL, CONTROL, UNUSED = 1, 3, 5
+TEXTS = {
+    "gemma3": ("gemma3", "Gemma3ForCausalLM", "Gemma3TextConfig"),
+    "qwen2_vl": ("qwen2vl", "Qwen2ForCausalLM", "Qwen2Config"),
+    "qwen2_5_vl": ("qwen2vl", "Qwen2ForCausalLM", "Qwen2Config"),
+    "qwen3_vl": ("qwen3vl", "Qwen3ForCausalLM", "Qwen3Config"),
+    "qwen3_5": ("qwen35", "Qwen3_5ForCausalLM", "Qwen3_5TextConfig"),
+    "qwen3_5_moe": ("qwen35moe", "Qwen3_5MoeForCausalLM", "Qwen3_5MoeTextConfig"),
+    "idefics3": ("llama", "LlamaForCausalLM", "LlamaConfig"),
+    "smolvlm": ("llama", "LlamaForCausalLM", "LlamaConfig"),
+}
+"""The architecture of the text's file, and the classes for the text alone."""
+
+
+def write_text(
+    model: VisionModel,
+    name: str,
+    path: Path,
+    kind: gguf.GGMLQuantizationType | None = None,
+    without: str = "",
+) -> Path:
+    """Write the language model and the tokenizer. `without`: a token that the vocabulary lacks."""
+    whole, (architecture, class_name, config_name) = model.module, TEXTS[name]
+    config = whole.config.get_text_config().to_dict()
+    config.pop("model_type")
+    config["tie_word_embeddings"] = bool(whole.config.tie_word_embeddings)
+    text = getattr(transformers, class_name)(getattr(transformers, config_name)(**config))
+    weights = {f"model.{k}": v for k, v in whole.get_decoder().state_dict().items()}
+    weights["lm_head.weight"] = whole.get_output_embeddings().weight
+    text.load_state_dict(weights)
+
+    def write_tokenizer(writer: Writer, vocab_size: int) -> None:
+        tokenizer = vision_tokenizer(ALL_FAMILIES[name])
+        template = (model.folder / "chat_template.jinja").read_text()
+        add_tokenizer(writer, tokenizer, vocab_size, without, template)
+
+    return write_converted(text, architecture, path, kind, write_tokenizer)
+
+
+def add_tokenizer(
+    writer: Writer, tokenizer: PreTrainedTokenizerFast, vocab_size: int, without: str, template: str
+) -> None:
+    ids = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
+    tokens = [ids.get(i, f"[PAD{i}]") for i in range(vocab_size)]
+    special = set(tokenizer.added_tokens_decoder)
+    types = [CONTROL if i in special else NORMAL if i in ids else UNUSED for i in range(vocab_size)]
+    if without:
+        place = tokens.index(without)
+        tokens[place], types[place] = "<unused7>", NORMAL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_chat_template(template)
+
+
+def gemma3(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
+    if name.startswith("model.vision_tower.head."):
+        return
+    name = name.removeprefix("model.").replace("vision_tower.", "vision_tower.vision_model.")
+    name = name.replace("_projection_weight", "_projection.weight")
+    yield name, tensor + 1 if name.endswith("soft_emb_norm.weight") else tensor
+
+
+def qwen2(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
+    name = name.removeprefix("model.")
+    if ".qkv." in name:
+        for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+            yield name.replace("qkv", part), rows
+    elif name.endswith("patch_embed.proj.weight"):
+        yield "v.patch_embd.weight", tensor[:, :, 0]
+        yield "v.patch_embd.weight.1", tensor[:, :, 1]
+    else:
+        yield name, tensor
+
+
+def qwen3(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
+    name, kind = name.removeprefix("model.").rsplit(".", 1)
+    if "deepstack_merger_list" in name:
+        _, _, number, part = name.split(".")
+        layer = vision["deepstack_visual_indexes"][int(number)]
+        yield f"v.deepstack.{layer}.{part.removeprefix('linear_')}.{kind}", tensor
+    elif "visual.merger" in name:
+        part = {"linear_fc1": "mm.0", "linear_fc2": "mm.2", "norm": "v.post_ln"}
+        yield f"{part[name.split('.')[-1]]}.{kind}", tensor
+    elif name.endswith("attn.qkv"):
+        yield f"{name}.{kind}", tensor
+    else:
+        yield from qwen2(f"{name}.{kind}", tensor, vision)
+
+
+def unchanged(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
+    yield name, tensor
+
+
+def add_gemma3(writer: Writer, config: dict[str, Any], processor: Mapping[str, Any]) -> None:
+    vision = config["vision_config"]
+    per_side = vision["image_size"] // vision["patch_size"]
+    scale = per_side // int(config["mm_tokens_per_image"] ** 0.5)
+    if scale != 4:
+        writer.add_vision_projector_scale_factor(scale)
+    writer.add_vision_use_gelu(True)
+
+
+def add_qwen25(writer: Writer, config: dict[str, Any], processor: Mapping[str, Any]) -> None:
+    writer.add_vision_n_wa_pattern(config["vision_config"]["fullatt_block_indexes"][0] + 1)
+    writer.add_vision_window_size(config["vision_config"]["window_size"])
+    writer.add_vision_use_silu(True)
+
+
+def add_qwen3(writer: Writer, config: dict[str, Any], processor: Mapping[str, Any]) -> None:
+    vision = config["vision_config"]
+    deep = vision.get("deepstack_visual_indexes") or []
+    writer.add_vision_is_deepstack_layers([i in deep for i in range(vision["depth"])])
+    writer.add_vision_spatial_merge_size(vision["spatial_merge_size"])
+    writer.add_vision_min_pixels(processor["size"]["shortest_edge"])
+    writer.add_vision_use_gelu(True)
+
+
+def add_idefics3(writer: Writer, config: dict[str, Any], processor: Mapping[str, Any]) -> None:
+    writer.add_vision_projector_scale_factor(config["scale_factor"])
+    writer.add_vision_preproc_image_size(processor["size"]["longest_edge"])
+    writer.add_vision_use_gelu(True)
+
+
+Change = Callable[[str, torch.Tensor, dict[str, Any]], Tensors]
+Add = Callable[[Writer, dict[str, Any], Mapping[str, Any]], None]
+PROJECTORS: dict[str, tuple[str, Change, Add]] = {
+    "gemma3": ("gemma3", gemma3, add_gemma3),
+    "qwen2_vl": ("qwen2vl_merger", qwen2, lambda writer, config, processor: None),
+    "qwen2_5_vl": ("qwen2.5vl_merger", qwen2, add_qwen25),
+    "qwen3_vl": ("qwen3vl_merger", qwen3, add_qwen3),
+    "qwen3_5": ("qwen3vl_merger", qwen3, add_qwen3),
+    "qwen3_5_moe": ("qwen3vl_merger", qwen3, add_qwen3),
+    "idefics3": ("idefics3", unchanged, add_idefics3),
+    "smolvlm": ("idefics3", unchanged, add_idefics3),
+}
+
+
+def tower_tensors(model: VisionModel, name: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of the file of the vision part."""
+    whole, (_, change, _) = model.module, PROJECTORS[name]
+    vision = whole.config.vision_config.to_dict()
+    depth = vision.get("depth") or vision["num_hidden_layers"]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, max(depth, 3))
+    text = {id(p) for p in whole.get_decoder().parameters()}
+    text.add(id(whole.get_output_embeddings().weight))
+    tensors: dict[str, torch.Tensor] = {}
+    for own, parameter in whole.named_parameters():
+        for changed, values in change(own, parameter, vision) if id(parameter) not in text else ():
+            target = names.get_name(changed, try_suffixes=(".weight", ".bias")) or changed
+            assert target.startswith(("v.", "mm.")), target
+            tensors[target] = values
+    return tensors
+
+
+def write_mmproj(
+    model: VisionModel,
+    name: str,
+    path: Path,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    skip: str = "",
+    projector: str = "",
+) -> Path:
+    """Write the vision part. Matrices are `kind`, but for the kernel. `skip`: a metadata key."""
+    own_type, _, add = PROJECTORS[name]
+    config = model.module.config.to_dict()
+    vision, processor = config["vision_config"], ALL_FAMILIES[name].image_processor
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type(projector or own_type)
+    writer.add_vision_projection_dim(config["text_config"]["hidden_size"])
+    size = vision.get("image_size") or int(
+        vision.get("num_position_embeddings", 1600) ** 0.5 * vision["patch_size"]
+    )
+    writer.add_vision_image_size(size)
+    writer.add_vision_patch_size(vision["patch_size"])
+    writer.add_vision_embedding_length(vision.get("embed_dim") or vision["hidden_size"])
+    writer.add_vision_feed_forward_length(vision.get("intermediate_size") or vision["hidden_size"])
+    writer.add_vision_block_count(vision.get("depth") or vision["num_hidden_layers"])
+    writer.add_vision_head_count(vision.get("num_heads") or vision["num_attention_heads"])
+    writer.add_vision_attention_layernorm_eps(vision.get("layer_norm_eps", 1e-6))
+    writer.add_vision_image_mean(processor["image_mean"])
+    writer.add_vision_image_std(processor["image_std"])
+    add(writer, config, processor)
+    if skip:
+        del writer.kv_data[0][skip]
+    for target, values in (tensors or tower_tensors(model, name)).items():
+        array = np.ascontiguousarray(values.detach().float().numpy())
+        is_matrix = array.ndim == 2 and "position" not in target and "norm" not in target
+        stored = kind if is_matrix else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(target, gguf.quantize(array, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

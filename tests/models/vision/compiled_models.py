@@ -1,0 +1,78 @@
+"""Tiny models that see, large enough for the compiled code, and how its answers are checked."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models import vision_families, vision_models
+from tests.models.vision.prompts import Prompt, VisionModel
+
+NUM_OUTPUT = 5
+ROUNDING = 0.05
+"""Of log-probabilities: attention rounds to bfloat16."""
+HEADS = {"head_dim": 32}
+ONE_HEAD = {"num_attention_heads": 1, "num_key_value_heads": 1}
+AXES: dict[str, Any] = vision_families.sections(6, 5, 5, mrope_interleaved=True)
+TEXT_PARTS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {**ONE_HEAD, **vision_families.sections(4, 6, 6)},
+    "qwen2_5_vl": {**ONE_HEAD, **vision_families.sections(4, 6, 6)},
+    "qwen3_vl": {**HEADS, **AXES},
+    "qwen3_5": {
+        **HEADS,
+        **vision_families.sections(6, 5, 5, partial_rotary_factor=1.0),
+        **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
+    },
+    "qwen3_5_moe": {
+        **HEADS,
+        **vision_families.sections(6, 5, 5, partial_rotary_factor=1.0),
+        **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
+        **{"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    },
+    **dict.fromkeys(("mistral3", "smolvlm", "idefics3", "internvl"), HEADS),
+    "gemma3": {**HEADS, "query_pre_attn_scalar": 32},
+    **dict.fromkeys(("llava", "llava_next"), HEADS),
+}
+"""What makes the language models of the tiny families large enough for the compiled code."""
+
+TEXT_ONLY = """
+import sys
+from stonechat_models.config import EngineConfig
+from stonechat_models.runtime.build import build_engine
+from stonechat_models.types import GenerateRequest, SamplingParams
+
+config = EngineConfig(model=sys.argv[1], device="cpu", threads=1, backend="native")
+engine, tokenizer = build_engine(config, lambda line: None)
+assert engine.model.info.images is not None, engine.model.info.image_refusal
+params = SamplingParams(max_tokens=3)
+engine.add(GenerateRequest(request_id="a", prompt_token_ids=[5], params=params))
+while engine.has_work:
+    engine.step()
+assert "transformers" not in sys.modules
+"""
+"""Answers a text with the model that the command line names, and imports no transformers."""
+
+
+def make_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> VisionModel:
+    family = vision_models.FAMILIES[name]
+    changed = replace(
+        family,
+        model_type=family.model_type or name,
+        text={**family.text, "intermediate_size": 64, **TEXT_PARTS[name]},
+    )
+    monkeypatch.setitem(vision_models.FAMILIES, f"compiled {name}", changed)
+    return VisionModel(folder, f"compiled {name}")
+
+
+def check(model: VisionModel, result: Any, prompt: Prompt) -> None:
+    """The answers are equal, up to a token whose two best choices are as good but for rounding."""
+    token_ids, logprobs = model.reference(prompt, NUM_OUTPUT)
+    assert result.error is None
+    assert len(result.token_ids) == NUM_OUTPUT
+    for entry, token_id, logprob in zip(result.logprobs, token_ids, logprobs, strict=True):
+        tops = dict(zip(entry.top_ids, entry.top_logprobs, strict=True))
+        assert tops[token_id] == pytest.approx(logprob, abs=ROUNDING)
+        if entry.token_id != token_id:
+            assert entry.logprob - tops[token_id] < ROUNDING
+            return
