@@ -246,8 +246,13 @@ def test_invalid_json_is_a_400(client: TestClient, content: bytes) -> None:
 
 def test_a_byte_order_mark_is_passed_over(client: TestClient) -> None:
     content = json.dumps(body()).encode()
-    assert client.post(URL, content=BOM_UTF8 + content).status_code == 200
-    for wrong in (BOM_UTF8, BOM_UTF8 * 50_000 + content, content.decode().encode("utf-16")):
+    for before in (b"", b" \r\n"):
+        assert client.post(URL, content=BOM_UTF8 + before + content).status_code == 200
+    empty = error_of(client.post(URL, content=b""))
+    for wrong in (BOM_UTF8, BOM_UTF8 + b" \r\n"):
+        assert error_of(client.post(URL, content=wrong)) == empty
+    assert error_of(client.post(URL, content=BOM_UTF8 + b"[]"))["code"] == "invalid_type"
+    for wrong in (BOM_UTF8 * 2, BOM_UTF8 * 50_000 + content, content.decode().encode("utf-16")):
         assert error_of(client.post(URL, content=wrong))["code"] == "invalid_json"
 
 

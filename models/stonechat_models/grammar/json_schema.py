@@ -5,6 +5,7 @@ A rewritten schema accepts the same documents as the original, or fewer, never m
 - An object that declares `properties` and does not mention others accepts no others. Exception: if
   the schema joins parts with `allOf` or the like, closing one part could exclude every document.
 - `format` of dates and times becomes a pattern that knows the calendar and has no leap seconds.
+- Host names have no labels such as `xn--ab`, which no pattern could check.
 - Numbers have bounds, and those are short and inclusive (see `numbers`).
 - In a `pattern`, `\\s` matches only what both ECMA 262 and Python call whitespace, and `\\S` only
   what neither does.
@@ -48,10 +49,16 @@ _DATE = (
 )
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
 _ZONE = r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
-_FORMAT_PATTERNS = {
-    "date": f"^{_DATE}$",
-    "time": f"^{_TIME}{_ZONE}$",
-    "date-time": f"^{_DATE}T{_TIME}{_ZONE}$",
+_LETTER, _INNER = "[A-Za-z0-9]", "[A-Za-z0-9-]"
+_LABEL = (
+    f"{_LETTER}(?:{_INNER}{{0,2}}{_LETTER}"
+    f"|{_INNER}(?:{_LETTER}{_INNER}|-{_LETTER}){_INNER}{{0,58}}{_LETTER})?"
+)
+_FORMATS: dict[str, Schema] = {
+    "date": {"pattern": f"^{_DATE}$"},
+    "time": {"pattern": f"^{_TIME}{_ZONE}$"},
+    "date-time": {"pattern": f"^{_DATE}T{_TIME}{_ZONE}$"},
+    "hostname": {"pattern": rf"^{_LABEL}(?:\.{_LABEL})*$", "maxLength": 253},
 }
 _UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\ud800-\udfff]")
 _SPACE = r"[ \t\n\r\f\v]"
@@ -159,14 +166,14 @@ def _check_min_properties(node: dict[str, Any]) -> None:
 
 def _replace_format(node: dict[str, Any]) -> None:
     name = node.get("format")
-    pattern = _FORMAT_PATTERNS.get(name) if isinstance(name, str) else None
-    if pattern is None:
+    limits = _FORMATS.get(name) if isinstance(name, str) else None
+    if limits is None:
         return
     del node["format"]
-    if "pattern" in node:
-        node["allOf"] = [*node.get("allOf", []), {"pattern": pattern}]
+    if limits.keys() & node.keys():
+        node["allOf"] = [*node.get("allOf", []), limits]
     else:
-        node["pattern"] = pattern
+        node.update(limits)
 
 
 def portable_pattern(pattern: str) -> str:

@@ -109,8 +109,10 @@ class ServedPaths:
 
     def not_allowed(self, method: str, path: str, allow: str) -> APIError:
         """A 405 that names the methods of the path: those of `allow` for an undocumented path."""
-        methods = self.operations.get(path)
-        allowed = ", ".join(methods) if methods else allow
+        methods = self.operations.get(path) or allow.split(", ")
+        if "GET" in methods and "HEAD" not in methods:  # it is answered wherever GET is
+            methods = [*methods, "HEAD"]
+        allowed = ", ".join(methods)
         return APIError(
             405,
             f"{_shown(method, path)} is not allowed; allowed: {allowed}.",

@@ -6,18 +6,23 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from stonechat_server.serving.half_closed import HalfClosed
 from stonechat_server.serving.http_limits import (
     MAX_FIELDS,
     MAX_HEAD_BYTES,
-    MalformedError,
+    FramingError,
     Refusing,
     check_framing,
     malformed,
     too_large,
+    unknown_coding,
 )
 
 PIECE_BYTES = 16_384
 """h11 compares its buffer with the bound only after it has parsed what it was given."""
+
+H11_ERRORS = {431: too_large, 501: unknown_coding}
+"""By the status that h11 suggests."""
 
 
 class LimitedConnection(h11.Connection):
@@ -29,12 +34,11 @@ class LimitedConnection(h11.Connection):
             if isinstance(event, h11.Request | h11.EndOfMessage):
                 too_many = len(event.headers) > MAX_FIELDS
                 if too_many or _size(event) > MAX_HEAD_BYTES:
-                    raise h11.RemoteProtocolError("too large", error_status_hint=431)
+                    raise FramingError(too_large())
             if isinstance(event, h11.Request):
-                names = [name for name, _ in event.headers]
-                check_framing(names, event.http_version.decode())
-        except MalformedError as error:
-            raise h11.RemoteProtocolError("malformed") from error
+                check_framing(event.headers, event.http_version.decode())
+        except FramingError as error:
+            raise h11.RemoteProtocolError("refused") from error
         return event
 
 
@@ -43,7 +47,7 @@ def _size(event: h11.Request | h11.EndOfMessage) -> int:
     return len(target) + sum(len(name) + len(value) for name, value in event.headers)
 
 
-class LimitedH11(Refusing, H11Protocol):
+class LimitedH11(Refusing, HalfClosed, H11Protocol):  # type: ignore[misc]
     """Feeds the parser small pieces, so that its buffer stays small."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -57,8 +61,12 @@ class LimitedH11(Refusing, H11Protocol):
             super().data_received(data[start : start + PIECE_BYTES])
 
     def send_400_response(self, msg: str) -> None:
-        hint = getattr(sys.exception(), "error_status_hint", 400)
-        self.refuse(too_large() if hint == 431 else malformed())
+        error = sys.exception()
+        if error is not None and isinstance(error.__cause__, FramingError):
+            self.refuse(error.__cause__.error)
+        else:
+            hint = getattr(error, "error_status_hint", 400)
+            self.refuse(H11_ERRORS.get(hint, malformed)())
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: a client may offer another protocol, and the server need not take it."""

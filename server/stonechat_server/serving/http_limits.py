@@ -5,6 +5,7 @@ answer malformed HTTP with plain text, even in the middle of another answer.
 """
 
 import asyncio
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +21,29 @@ MAX_FIELDS = 100
 """Bound on the number of headers, and on that of trailers."""
 
 
-class MalformedError(Exception):
-    """The bytes are no valid HTTP request, though the parser takes them."""
+class FramingError(Exception):
+    """The parser takes a request that the server refuses with `error`."""
+
+    def __init__(self, error: APIError) -> None:
+        self.error = error
 
 
-def check_framing(names: list[bytes], http_version: str) -> None:
-    """Raise `MalformedError` unless the headers of these lower-case names go together.
+def check_framing(headers: Iterable[tuple[bytes, bytes]], http_version: str) -> None:
+    """Raise `FramingError` unless these headers go together. Their names are in lower case.
 
     Then everybody on the way agrees to which host a request goes and where it ends (RFC 9112,
     sections 3.2 and 6.3).
     """
+    headers = list(headers)
+    names = [name for name, _ in headers]
     num_hosts = names.count(b"host")
     is_host_clear = num_hosts == 1 or (num_hosts == 0 and http_version == "1.0")
     has_two_lengths = b"transfer-encoding" in names and b"content-length" in names
     if http_version not in ("1.0", "1.1") or not is_host_clear or has_two_lengths:
-        raise MalformedError
+        raise FramingError(malformed())
+    codings = b",".join(value for name, value in headers if name == b"transfer-encoding")
+    if b"transfer-encoding" in names and codings.strip().lower() != b"chunked":
+        raise FramingError(unknown_coding())
 
 
 def too_large() -> APIError:
@@ -49,6 +58,12 @@ def too_large() -> APIError:
 def malformed() -> APIError:
     """The error for bytes that are not a valid HTTP request."""
     return APIError(400, "The request is not valid HTTP.", code="invalid_http")
+
+
+def unknown_coding() -> APIError:
+    """The error for a body that is compressed on its way."""
+    message = "The only Transfer-Encoding that is read is chunked. Send the body uncompressed."
+    return APIError(415, message, code="unsupported_encoding")
 
 
 class Refusing(asyncio.Protocol):

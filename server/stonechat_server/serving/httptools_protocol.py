@@ -7,9 +7,12 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from stonechat_server.errors import APIError
+from stonechat_server.serving.half_closed import HalfClosed
 from stonechat_server.serving.http_limits import (
     MAX_FIELDS,
     MAX_HEAD_BYTES,
+    FramingError,
     Refusing,
     check_framing,
     malformed,
@@ -19,16 +22,13 @@ from stonechat_server.serving.http_limits import (
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 
-class MessageTooLargeError(Exception):
-    """The headers or trailers of a request exceed a bound. It only stops the parser."""
-
-
-class LimitedHttpTools(Refusing, HttpToolsProtocol):
+class LimitedHttpTools(Refusing, HalfClosed, HttpToolsProtocol):  # type: ignore[misc]
     """Counts fields as the parser finds them, and bytes as they come in."""
 
     _in_head = True
     """Whether the parser is between the bodies of two requests. A field after that is a trailer."""
-    _is_too_large = False
+    _error: APIError | None = None
+    """Why the parser was stopped."""
     _is_repeating = False
     """Whether the parser reads headers that another parser has read before."""
     _num_fields = 0
@@ -52,7 +52,7 @@ class LimitedHttpTools(Refusing, HttpToolsProtocol):
             self.refuse(too_large())
 
     def send_400_response(self, msg: str) -> None:
-        self.refuse(too_large() if self._is_too_large else malformed())
+        self.refuse(self._error or malformed())
 
     def _unsupported_upgrade_warning(self) -> None:
         """Read on: a client may offer another protocol, and the server need not take it.
@@ -96,7 +96,11 @@ class LimitedHttpTools(Refusing, HttpToolsProtocol):
         if self._is_repeating:
             return
         version = self.parser.get_http_version()
-        check_framing([name for name, _ in self.headers], version)
+        try:
+            check_framing(self.headers, version)
+        except FramingError as error:
+            self._error = error.error
+            raise
         self._in_head = False
         self._num_fields = self._num_field_bytes = self._num_bytes_between = 0
         super().on_headers_complete()
@@ -123,8 +127,8 @@ class LimitedHttpTools(Refusing, HttpToolsProtocol):
         self._num_fields += num_fields
         self._num_field_bytes += num_bytes
         if self._num_fields > MAX_FIELDS or self._num_field_bytes > MAX_HEAD_BYTES:
-            self._is_too_large = True
-            raise MessageTooLargeError
+            self._error = too_large()
+            raise FramingError(self._error)
 
     def is_answering_another(self) -> bool:
         return bool(self.pipeline)

@@ -294,6 +294,20 @@ def test_many_numbers_with_bounds_are_no_large_grammar(
     compiler.compile(GrammarSpec("lark", f"start: {calls}"))
 
 
+@pytest.mark.parametrize("more", [{}, {"pattern": "^.*$"}, {"maxLength": 300}], ids=str)
+def test_host_names_have_no_labels_that_a_pattern_cannot_check(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary, more: dict[str, Any]
+) -> None:
+    """As in the official suite, but for valid names with `xn--`, which are not written."""
+    compiled = compiler.compile(schema_spec({"type": "string", "format": "hostname", **more}))
+    longest = ".".join(["a" * 63] * 3 + ["b" * 61])
+    good = ("a", "1host", "a--b.com", "abc--d.e", "a-b", "a" * 63 + ".com", longest)
+    bad = ("", ".", "a.", ".a", "-a", "a-", "a--", "ab--", "a_b", "a" * 64, longest + "b")
+    bad += ("xn--X", "xn--ll-0ea", "a.xn--wva3je", "XN--aa---o47jg78q")
+    assert [t for t in good if not accepts(compiled.new_constraint(), vocabulary, f'"{t}"')] == []
+    assert [t for t in bad if accepts(compiled.new_constraint(), vocabulary, f'"{t}"')] == []
+
+
 def test_an_object_accepts_only_declared_properties_unless_the_schema_says_otherwise(
     compiler: GrammarCompiler, vocabulary: ByteVocabulary
 ) -> None:

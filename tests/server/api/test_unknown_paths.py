@@ -137,16 +137,21 @@ def test_notes_name_only_what_is_served(client: TestClient) -> None:
     [
         ("GET", "/v1/chat/completions", "POST"),
         ("GET", "/chat/completions", "POST"),
-        ("POST", "/v1/models", "GET"),
-        ("DELETE", "/v1/models/tiny-test", "GET"),
-        ("PUT", "/", "GET"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models/tiny-test", "GET, HEAD"),
+        ("PUT", "/", "GET, HEAD"),
+        ("HEAD", "/v1/chat/completions", "POST"),
     ],
 )
 def test_a_405_names_the_methods(client: TestClient, method: str, path: str, allowed: str) -> None:
-    assert message(client, method, path, 405) == (
-        f"{method} {path} is not allowed; allowed: {allowed}."
-    )
-    assert client.request(method, path).headers["allow"] == allowed
+    response = client.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    if method != "HEAD":
+        assert message(client, method, path, 405) == (
+            f"{method} {path} is not allowed; allowed: {allowed}."
+        )
+    for name in ("GET", "HEAD"):
+        assert (client.request(name, path).status_code != 405) is (name in allowed.split(", "))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Requests with too many headers, trailers and the like, and malformed HTTP, for both parsers."""
 
+import gzip
 import json
 import socket
 import threading
@@ -130,7 +131,6 @@ MALFORMED = {
     "length": start("Content-Length: -5") + b"\r\nabcde",
     "length in words": start("Content-Length: five") + b"\r\nabcde",
     "length beyond all bounds": start("Content-Length: " + "9" * 30) + b"\r\nabcde",
-    "unknown coding": start("Transfer-Encoding: gzip") + b"\r\nabcde",
     "chunk size": HEAD + b"zz\r\nabc\r\n",
     "negative chunk size": HEAD + b"-1\r\nabc\r\n",
     "chunk size beyond all bounds": HEAD + b"f" * 30 + b"\r\n",
@@ -147,6 +147,28 @@ def test_malformed_http_gets_the_usual_error(live: Live, data: bytes) -> None:
     assert answer.error["type"] == "invalid_request_error"
     assert answer.headers("connection") == ["close"]
     assert exchange(live.port, [chat()]).status == 200
+
+
+CODED = (
+    ["Transfer-Encoding: gzip, chunked"],
+    ["Transfer-Encoding: gzip", "Transfer-Encoding: chunked"],
+    ["Transfer-Encoding: deflate,Chunked"],
+    ["Transfer-Encoding: gzip"],
+)
+
+
+@pytest.mark.parametrize("headers", CODED, ids=str)
+def test_a_body_that_is_coded_on_its_way_is_named(live: Live, headers: list[str]) -> None:
+    compressed = chunks(gzip.compress(GOOD), 40) + b"0\r\n\r\n"
+    answer = exchange(live.port, [start(*headers) + b"\r\n", compressed])
+    assert answer.status == 415
+    assert answer.error["code"] == "unsupported_encoding"
+    assert "Transfer-Encoding" in answer.error["message"]
+
+
+def test_a_coding_may_be_in_capitals(live: Live) -> None:
+    head = HEAD.replace(b": chunked", b": \tCHUNKED ")
+    assert exchange(live.port, [head, chunks(GOOD, 99), b"0\r\n\r\n"]).status == 200
 
 
 def test_the_second_request_of_a_connection_is_checked_too(live: Live) -> None:
@@ -215,6 +237,48 @@ def held(release: threading.Event) -> Callable[[GenerateRequest], Iterator[Reque
         yield output(request, delta("second", finish=FinishReason.STOP), finished=True)
 
     return play
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_has_ended_its_side_gets_its_answer(
+    protocol: None, version: str, stream: bool
+) -> None:
+    release = threading.Event()
+    with (
+        live_server(FakeEngine(held(release))) as live,
+        socket.create_connection(("127.0.0.1", live.port)) as client,
+    ):
+        client.settimeout(60)
+        request = chat(version=version, stream=stream).replace(b"Connection: close\r\n", b"")
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" + request)
+        client.shutdown(socket.SHUT_WR)
+        wait_until(lambda: any(c._is_half_closed for c in live.server.server_state.connections))
+        release.set()
+        received = read_all(client)
+    assert received.count(b"HTTP/1.1 200 ") == 2
+    assert received.count(b"100 Continue") <= 1
+    assert b"second" in received
+
+
+@pytest.mark.parametrize("sent", [chat(), chat(stream=True)], ids=["plain", "stream"])
+def test_the_request_of_a_client_that_has_left_ends(protocol: None, sent: bytes) -> None:
+    engine = FakeEngine(held(threading.Event()))
+    with live_server(engine) as live:
+        with socket.create_connection(("127.0.0.1", live.port)) as client:
+            client.sendall(sent)
+            wait_until(lambda: engine.requests)
+        wait_until(lambda: engine.aborted)
+        wait_until(lambda: not live.server.server_state.connections)
+
+
+@pytest.mark.parametrize("data", [start(), HEAD + b"1\r\n"], ids=["head", "body"])
+def test_half_a_request_without_more_to_come_ends_the_connection(live: Live, data: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", live.port)) as client:
+        client.settimeout(60)
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b""
 
 
 @pytest.mark.parametrize("garbage", [b"garbage\r\n\r\n", start() + fields(200) + b"\r\n"])
