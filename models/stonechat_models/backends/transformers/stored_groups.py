@@ -13,7 +13,6 @@ from stonechat_models.backends.transformers.stored_codes import (
     check_product,
     is_replaceable,
 )
-from stonechat_models.backends.transformers.stored_experts import packed_experts, packed_matrices
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
 from stonechat_models.checkpoint.packed.tensors import PackedTensor, Packing, Read
@@ -27,6 +26,8 @@ def has_groups(packing: Packing) -> bool:
 
 def names_in_groups(packing: Packing, empty: nn.Module) -> frozenset[str]:
     """The names of the weights that `read_groups` keeps, as far as the headers tell."""
+    from stonechat_models.backends.transformers.stored_experts import packed_matrices
+
     tensors = _kept(packing)
     names = {f"{name}.weight" for name, part in empty.named_modules() if is_replaceable(part)}
     names &= tensors.keys()
@@ -56,6 +57,8 @@ def read_groups(
     Those whose numbers the kernels do not have are left out, and so are all other weights. Raises
     `UnsupportedModelError` if a product is wrong, and what `PackedTensor.read` raises.
     """
+    from stonechat_models.backends.transformers.stored_experts import packed_experts
+
     parts, scratch, packing = CodedParts(), Scratch(device, dtype), read_packing(files)
     layers = dict[str, Any](empty.named_modules())
     with stored_files(files) as stored:
