@@ -153,7 +153,8 @@ class Load:
         from torch.profiler import ProfilerActivity, profile
 
         on_cuda = self._device.type == "cuda"
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+        # Operators of the host are left out, since recording them would delay the device.
+        activities = [ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]
         with self.decoding(batch, context, num_steps + WARM_STEPS, params):
             synchronize(self._device)
             with profile(activities=activities) as profiler:
