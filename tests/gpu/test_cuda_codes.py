@@ -19,7 +19,7 @@ from stonechat_models.engine.engine import Engine
 from tests.gpu.built import build
 from tests.models.coded_gguf import write_coded_gguf
 from tests.models.engines import deviations, generate_all, greedy
-from tests.models.packed_writers import CASES, is_linear_or_expert, save_packed
+from tests.models.packed_writers import CASES, is_linear_or_expert, save_packed, stack_experts
 
 N, K = 4096, 14336
 TYPES = ["Q4_K", "Q6_K", "Q8_0", *sorted(GGUF_TYPES - {"Q4_K", "Q6_K", "Q8_0"})]
@@ -117,12 +117,20 @@ def test_a_file_is_served_as_it_is(kinds, device, tmp_path, monkeypatch):
 
 FOLDERS = [("llama", name) for name in ("fp8-block", "fp8-channel", "mxfp8", "nvfp4", "mxfp4")]
 FOLDERS += [("llama", "gptq-order"), ("qwen3_moe", "fp8-block"), ("qwen3_moe", "nvfp4")]
+FOLDERS += [("llama-tied", "mlx-4"), ("qwen3_moe", "mlx-8")]
 
 
 @pytest.mark.parametrize(("family", "name"), FOLDERS)
 def test_a_folder_is_served_as_it_is(family, name, device, tmp_path):
     writer, quantization, _ = CASES[name]
-    save_packed(tmp_path, family, writer, quantization, is_linear_or_expert, vocab_size=320)
+    has_embeddings = name.startswith("mlx")
+
+    def is_packed(weight: str) -> bool:
+        return is_linear_or_expert(weight) or (has_embeddings and "embed_tokens" in weight)
+
+    save_packed(tmp_path, family, writer, quantization, is_packed, vocab_size=320)
+    if has_embeddings:
+        stack_experts(tmp_path)
     engine, lines = build(tmp_path, max_num_seqs=2)
     assert engine.model.info.quantization.startswith("as stored ("), lines
     assert isinstance(engine.model, GraphedModel), lines
