@@ -28,6 +28,7 @@ TEXTS = {
     "qwen3_vl": ("qwen3vl", "Qwen3ForCausalLM", "Qwen3Config"),
     "qwen3_5": ("qwen35", "Qwen3_5ForCausalLM", "Qwen3_5TextConfig"),
     "qwen3_5_moe": ("qwen35moe", "Qwen3_5MoeForCausalLM", "Qwen3_5MoeTextConfig"),
+    "mistral3": ("mistral3", "MistralForCausalLM", "MistralConfig"),
     "idefics3": ("llama", "LlamaForCausalLM", "LlamaConfig"),
     "smolvlm": ("llama", "LlamaForCausalLM", "LlamaConfig"),
 }
@@ -115,6 +116,13 @@ def qwen3(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
         yield from qwen2(f"{name}.{kind}", tensor, vision)
 
 
+def pixtral(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
+    if name.endswith(("q_proj.weight", "k_proj.weight")):
+        heads = tensor.unflatten(0, (vision["num_attention_heads"], 2, -1))
+        tensor = heads.transpose(1, 2).reshape(tensor.shape)
+    yield name.removeprefix("model."), tensor
+
+
 def unchanged(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
     yield name, tensor
 
@@ -143,6 +151,11 @@ def add_qwen3(writer: Writer, config: dict[str, Any], processor: Mapping[str, An
     writer.add_vision_use_gelu(True)
 
 
+def add_pixtral(writer: Writer, config: dict[str, Any], processor: Mapping[str, Any]) -> None:
+    writer.add_vision_spatial_merge_size(config["spatial_merge_size"])
+    writer.add_vision_use_gelu(True)
+
+
 def add_idefics3(writer: Writer, config: dict[str, Any], processor: Mapping[str, Any]) -> None:
     writer.add_vision_projector_scale_factor(config["scale_factor"])
     writer.add_vision_preproc_image_size(processor["size"]["longest_edge"])
@@ -158,6 +171,7 @@ PROJECTORS: dict[str, tuple[str, Change, Add]] = {
     "qwen3_vl": ("qwen3vl_merger", qwen3, add_qwen3),
     "qwen3_5": ("qwen3vl_merger", qwen3, add_qwen3),
     "qwen3_5_moe": ("qwen3vl_merger", qwen3, add_qwen3),
+    "mistral3": ("pixtral", pixtral, add_pixtral),
     "idefics3": ("idefics3", unchanged, add_idefics3),
     "smolvlm": ("idefics3", unchanged, add_idefics3),
 }
@@ -177,6 +191,8 @@ def tower_tensors(model: VisionModel, name: str) -> dict[str, torch.Tensor]:
             target = names.get_name(changed, try_suffixes=(".weight", ".bias")) or changed
             assert target.startswith(("v.", "mm.")), target
             tensors[target] = values
+    if name == "mistral3":
+        tensors["v.token_embd.img_break"] = whole.get_input_embeddings().weight[5]
     return tensors
 
 

@@ -55,7 +55,7 @@ def composite_config(text: Config, gguf: GgufFile, mmproj: GgufFile) -> Config:
     """
     whole, projector = whole_of(mmproj, gguf), projector_of(mmproj)
     own = {key: value for key, value in text.items() if key != "architectures"}
-    own["model_type"] = whole.text_type
+    own["model_type"] = whole.text_type or text["model_type"]
     if gguf.architecture in MROPE:
         own["rope_parameters"] = _with_axes(gguf, text["rope_parameters"])
     ids = {token: i for i, token in enumerate(gguf.strings("tokenizer.ggml.tokens"))}

@@ -1,9 +1,10 @@
 """Reads the vision part of a model from its own GGUF file, which llama.cpp calls `mmproj`."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class TowerWeight:
     name: str
     """Its name in transformers."""
     parts: tuple[GgufTensor, ...]
-    offset: float
+    layout: Callable[[np.ndarray], np.ndarray]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,7 +55,7 @@ class TowerWeight:
         """Return its values, float32. Kernels for several frames become one for all of them."""
         values = [dequantize(part) for part in self.parts]
         if len(values) == 1:
-            return values[0] - np.float32(self.offset)
+            return self.layout(values[0])
         if values[0].ndim == _KERNEL_DIMENSIONS:
             return np.stack(values, axis=2)
         return np.concatenate(values)
@@ -114,12 +115,13 @@ def tower_weights(mmproj: GgufFile) -> Iterator[TowerWeight]:
     groups: dict[str, list[tuple[int, GgufTensor]]] = {}
     for tensor in mmproj.tensors.values():
         name = _swapped(tensor.name) if is_swapped else tensor.name
-        key, target = _place(mmproj, projector, name)
-        groups.setdefault(target, []).append((order.index(key), tensor))
+        if name not in projector.unused:
+            key, target = _place(mmproj, projector, name)
+            groups.setdefault(target, []).append((order.index(key), tensor))
     for target, found in groups.items():
         parts = [tensor for _, tensor in sorted(found, key=lambda pair: pair[0])]
-        offset = projector.offsets.get(parts[0].name, 0.0)
-        yield TowerWeight(target, tuple(parts), offset)
+        layout = projector.layouts.get(_of_any_layer(parts[0].name), lambda _, values: values)
+        yield TowerWeight(target, tuple(parts), partial(layout, mmproj))
 
 
 def tower_dtype(type_names: Iterable[str]) -> str:
@@ -129,8 +131,7 @@ def tower_dtype(type_names: Iterable[str]) -> str:
 
 def _place(mmproj: GgufFile, projector: Projector, name: str) -> tuple[str, str]:
     """Return the key in the table of names, and the parameter's name."""
-    match = _LAYER.match(name)
-    own = _LAYER.sub(r"\1.*.", name)
+    match, own = _LAYER.match(name), _of_any_layer(name)
     base, _, kind = own.rpartition(".")
     if own in projector.names:
         key, target = own, projector.names[own]
@@ -150,6 +151,11 @@ def _place(mmproj: GgufFile, projector: Projector, name: str) -> tuple[str, str]
             )
         number = layers.index(number)
     return key, target.replace("*", str(number))
+
+
+def _of_any_layer(name: str) -> str:
+    """Return a tensor's name with `*` in place of the number of its layer."""
+    return _LAYER.sub(r"\1.*.", name)
 
 
 def _is_swapped(mmproj: GgufFile) -> bool:

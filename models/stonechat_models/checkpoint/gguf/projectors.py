@@ -8,6 +8,9 @@ behind `clip.`. What no file says has the value of the published models.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from stonechat_models.checkpoint.gguf.layouts import split_rope_pairs
 from stonechat_models.checkpoint.gguf.metadata import (
     Config,
     flag,
@@ -26,11 +29,12 @@ SOFT_TOKEN = "<image_soft_token>"
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A model of two parts: its type and class in transformers, and the type of its text."""
+    """A model of two parts: its type and class in transformers."""
 
     model_type: str
     class_name: str
-    text_type: str
+    text_type: str = ""
+    """The type of its text. Empty: the same as without the vision part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +59,12 @@ class Projector:
     names: Mapping[str, str]
     """Names of tensors without `.weight` or `.bias`, or whole; `*` is the number of a layer.
     Tensors with one target are joined, in this order."""
-    offsets: Mapping[str, float] = field(default_factory=dict)
-    """What the file adds to tensors."""
+    layouts: Mapping[str, Callable[[GgufFile, np.ndarray], np.ndarray]] = field(
+        default_factory=dict
+    )
+    """Turn the stored values of tensors, float32, into those of parameters; by whole names."""
+    unused: frozenset[str] = frozenset()
+    """Tensors that the tower does not compute with."""
     output: tuple[str, int]
     """A tensor, and which of its dimensions is the size of the language model's states."""
 
@@ -80,6 +88,16 @@ def _activation(mmproj: GgufFile) -> str:
     if flag(mmproj, "use_gelu", False):
         return "gelu_pytorch_tanh"
     return "silu" if flag(mmproj, "use_silu", False) else "quick_gelu"
+
+
+def _pixtral(mmproj: GgufFile) -> Config:
+    config = _siglip(mmproj, "pixtral")
+    activation = config["hidden_act"]  # the file does not say that the GELU is the exact one
+    return config | {"hidden_act": "gelu" if activation == "gelu_pytorch_tanh" else activation}
+
+
+def _split_pairs(mmproj: GgufFile, rows: np.ndarray) -> np.ndarray:
+    return split_rope_pairs(rows, integer(mmproj, "vision.attention.head_count"))
 
 
 def _normalisation(mmproj: GgufFile) -> Config:
@@ -261,6 +279,24 @@ _QWEN3 = {
     "v.deepstack.*.fc1": "deepstack_merger_list.*.linear_fc1",
     "v.deepstack.*.fc2": "deepstack_merger_list.*.linear_fc2",
 }
+_PIXTRAL = {
+    "v.patch_embd": "vision_tower.patch_conv",
+    "v.pre_ln": "vision_tower.ln_pre",
+    "v.blk.*.ln1": "vision_tower.transformer.layers.*.attention_norm",
+    "v.blk.*.attn_q": "vision_tower.transformer.layers.*.attention.q_proj",
+    "v.blk.*.attn_k": "vision_tower.transformer.layers.*.attention.k_proj",
+    "v.blk.*.attn_v": "vision_tower.transformer.layers.*.attention.v_proj",
+    "v.blk.*.attn_out": "vision_tower.transformer.layers.*.attention.o_proj",
+    "v.blk.*.ln2": "vision_tower.transformer.layers.*.ffn_norm",
+    "v.blk.*.ffn_gate": "vision_tower.transformer.layers.*.feed_forward.gate_proj",
+    "v.blk.*.ffn_up": "vision_tower.transformer.layers.*.feed_forward.up_proj",
+    "v.blk.*.ffn_down": "vision_tower.transformer.layers.*.feed_forward.down_proj",
+    "mm.input_norm": "multi_modal_projector.norm",
+    "mm.patch_merger": "multi_modal_projector.patch_merger.merging_layer",
+    "mm.1": "multi_modal_projector.linear_1",
+    "mm.2": "multi_modal_projector.linear_2",
+}
+_MISTRAL3 = Whole("mistral3", "Mistral3ForConditionalGeneration")
 _QWEN_TOKENS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
@@ -270,7 +306,7 @@ _QWEN_TOKENS = {
 
 PROJECTORS: dict[str, Projector] = {
     "gemma3": Projector(
-        models={"gemma3": Whole("gemma3", "Gemma3ForConditionalGeneration", "gemma3_text")},
+        models={"gemma3": Whole("gemma3", "Gemma3ForConditionalGeneration")},
         vision=lambda m: _siglip(m, "siglip_vision_model", vision_use_head=False),
         whole=lambda m: {"mm_tokens_per_image": _gemma3_tokens(m)},
         tokens={
@@ -291,7 +327,7 @@ PROJECTORS: dict[str, Projector] = {
             "mm.input_projection.weight": "model.multi_modal_projector.mm_input_projection_weight",
             "mm.soft_emb_norm": "model.multi_modal_projector.mm_soft_emb_norm",
         },
-        offsets={"mm.soft_emb_norm.weight": 1.0},
+        layouts={"mm.soft_emb_norm.weight": lambda m, values: values - np.float32(1)},
         output=("mm.input_projection.weight", 1),
     ),
     "qwen2vl_merger": Projector(
@@ -317,10 +353,8 @@ PROJECTORS: dict[str, Projector] = {
     "qwen3vl_merger": Projector(
         models={
             "qwen3vl": Whole("qwen3_vl", "Qwen3VLForConditionalGeneration", "qwen3_vl_text"),
-            "qwen35": Whole("qwen3_5", "Qwen3_5ForConditionalGeneration", "qwen3_5_text"),
-            "qwen35moe": Whole(
-                "qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe_text"
-            ),
+            "qwen35": Whole("qwen3_5", "Qwen3_5ForConditionalGeneration"),
+            "qwen35moe": Whole("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration"),
         },
         vision=_qwen3,
         tokens=_QWEN_TOKENS,
@@ -329,8 +363,34 @@ PROJECTORS: dict[str, Projector] = {
         names=_in("model.visual.", _QWEN3),
         output=("mm.2.weight", 0),
     ),
+    "pixtral": Projector(
+        models={"mistral3": _MISTRAL3, "llama": _MISTRAL3},
+        vision=_pixtral,
+        whole=lambda m: {
+            "spatial_merge_size": integer(m, "vision.spatial_merge_size"),
+            "multimodal_projector_bias": "mm.1.bias" in m.tensors,
+            "projector_hidden_act": "gelu",
+            "vision_feature_layer": -1,
+        },
+        tokens={"image_token_index": "[IMG]"},
+        processor_class="PixtralProcessor",
+        image_processor=lambda m: {
+            "image_processor_type": "PixtralImageProcessor",
+            "patch_size": integer(m, "vision.patch_size"),
+            "size": {"longest_edge": integer(m, "vision.image_size")},
+            **_normalisation(m),
+        },
+        processor=lambda m: {
+            "patch_size": integer(m, "vision.patch_size"),
+            "spatial_merge_size": integer(m, "vision.spatial_merge_size"),
+        },
+        names=_in("model.", _PIXTRAL),
+        layouts={f"v.blk.*.attn_{part}.weight": _split_pairs for part in "qk"},
+        unused=frozenset({"v.token_embd.img_break"}),
+        output=("mm.2.weight", 0),
+    ),
     "idefics3": Projector(
-        models={"llama": Whole("idefics3", "Idefics3ForConditionalGeneration", "llama")},
+        models={"llama": Whole("idefics3", "Idefics3ForConditionalGeneration")},
         vision=lambda m: _siglip(m, "idefics3_vision"),
         whole=lambda m: {"scale_factor": _idefics3_scale(m)},
         tokens={"image_token_id": "<image>"},

@@ -19,14 +19,14 @@ from stonechat_models.runtime.build import build_engine
 from stonechat_models.vision.hf_processor import HFProcessor
 from tests.models.engines import add, greedy, run
 from tests.models.test_model_file import ROOT, child_environment
-from tests.models.tiny_mmproj import tower_tensors, write_mmproj, write_text
+from tests.models.tiny_mmproj import TEXTS, tower_tensors, write_mmproj, write_text
 from tests.models.vision.compiled_models import NUM_OUTPUT, TEXT_ONLY, check, make_model
 from tests.models.vision.prompts import Prompt, VisionModel, noise
 from tests.nightly import nightly
 
 IMAGES = [noise(size, seed) for seed, size in enumerate(((90, 130), (64, 64), (200, 70)))]
 FAMILIES = ("gemma3", "qwen2_5_vl", "qwen3_vl", "idefics3")
-OTHERS = ("qwen2_vl", "qwen3_5", "qwen3_5_moe", "smolvlm")
+OTHERS = ("qwen2_vl", "qwen3_5", "qwen3_5_moe", "mistral3", "smolvlm")
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,18 @@ def test_answers_equal_plain_transformers(
     path = write_text(model, name, tmp_path / "model-Q4.gguf")
     write_mmproj(model, name, tmp_path / "mmproj-F32.gguf")
     engine, processor = engine_of(path, backend=backend)
+    check_answers(model, engine, processor)
+
+
+@pytest.mark.nightly
+def test_older_files_of_mistral_are_of_llamas_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path / "folder", "mistral3", monkeypatch)
+    monkeypatch.setitem(TEXTS, "mistral3", TEXTS["idefics3"])
+    path = write_text(model, "mistral3", tmp_path / "model.gguf")
+    write_mmproj(model, "mistral3", tmp_path / "mmproj.gguf")
+    engine, processor = engine_of(path, backend="native")
     check_answers(model, engine, processor)
 
 
