@@ -104,6 +104,21 @@ def test_an_error_names_the_field(client: openai.OpenAI, fields: dict[str, Any])
     assert caught.value.param == "conversation"
 
 
+def test_the_tokens_of_a_prompt_are_counted(client: openai.OpenAI, fields: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {key: fields[key] for key in ("model", "instructions", "input")}
+    asked["tools"] = [WEATHER]
+    counted = client.responses.input_tokens.count(**asked)
+    validate("TokenCountsResource", counted.model_dump(mode="json"))
+    answer = create(client, fields | asked)
+    assert answer.usage is not None
+    assert counted.input_tokens == answer.usage.input_tokens
+    asked |= {"input": "And then?", "previous_response_id": answer.id}
+    counted = client.responses.input_tokens.count(**asked)
+    answer = create(client, fields | asked)
+    assert answer.usage is not None
+    assert counted.input_tokens == answer.usage.input_tokens
+
+
 def test_a_conversation_is_stored(client: openai.OpenAI, fields: dict[str, Any]) -> None:
     """The second turn reads nothing of the first again."""
     first = create(client, fields)

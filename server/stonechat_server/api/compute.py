@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import msgspec
 from fastapi import Request, Response
@@ -12,6 +13,8 @@ from stonechat_server.api.image_loading import load_images
 from stonechat_server.api.on_demand import tokenizer_of
 from stonechat_server.api.openapi import errors
 from stonechat_server.catalog.served_model import ServedModel
+from stonechat_server.request.prepare import render
+from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
 from stonechat_server.serving.services import services_of
 
@@ -47,6 +50,13 @@ async def compute(http_request: Request, endpoint: Endpoint, work: Work) -> Resp
         services.metrics.refused(error.reason, endpoint.path)
         raise
     return Response(content, headers=_headers(call.ignored), media_type="application/json")
+
+
+def num_prompt_tokens(call: Call, model: ServedModel) -> int:
+    """How many tokens the prompt of a conversation has, which may be too long for the model."""
+    request = cast(ChatCompletionRequest, call.request)
+    prompt = render(request, model.engine, model.templates, model.structure)
+    return len(prompt.token_ids)
 
 
 def _headers(ignored: Sequence[str]) -> dict[str, str]:

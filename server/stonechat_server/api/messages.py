@@ -1,10 +1,8 @@
 """`POST /v1/messages` and `POST /v1/messages/count_tokens`."""
 
-from typing import cast
-
 from fastapi import APIRouter, Request, Response
 
-from stonechat_server.api.compute import compute
+from stonechat_server.api.compute import compute, num_prompt_tokens
 from stonechat_server.api.generate import route_of
 from stonechat_server.api.openapi import (
     GENERATION_ERRORS,
@@ -16,8 +14,6 @@ from stonechat_server.api.openapi import (
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.messages_api.answer import TokenCount
 from stonechat_server.messages_api.endpoint import CountTokensEndpoint, MessagesEndpoint
-from stonechat_server.request.prepare import render
-from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call
 
 router = APIRouter(tags=["Messages"])
@@ -50,6 +46,4 @@ async def count_tokens(http_request: Request) -> Response:
 
 
 def _counted(call: Call, model: ServedModel) -> TokenCount:
-    request = cast(ChatCompletionRequest, call.request)
-    prompt = render(request, model.engine, model.templates, model.structure)
-    return TokenCount(len(prompt.token_ids))
+    return TokenCount(num_prompt_tokens(call, model))

@@ -1,19 +1,22 @@
-"""`/v1/responses`: make a response, and fetch, list the input of and delete those that are stored.
+"""`/v1/responses`: makes a response, and fetches, lists the input of and deletes those stored.
 
 A stored response belongs to a key.
 """
 
 from fastapi import Request, Response
 
+from stonechat_server.api.compute import COMPUTE_ERRORS, compute, num_prompt_tokens
 from stonechat_server.api.generate import route_of
 from stonechat_server.api.openapi import errors, generated, json_body, request_body
 from stonechat_server.api.owned import page_limit, page_order, query
 from stonechat_server.api.router import Router, json_answer
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, unsupported
-from stonechat_server.responses_api.answer import DeletedResponse
-from stonechat_server.responses_api.endpoint import ResponsesEndpoint
+from stonechat_server.responses_api.answer import DeletedResponse, InputTokens
+from stonechat_server.responses_api.endpoint import InputTokensEndpoint, ResponsesEndpoint
 from stonechat_server.responses_api.history import not_found
 from stonechat_server.responses_api.input_items import list_items
+from stonechat_server.serving.endpoint import Call
 from stonechat_server.serving.services import services_of
 from stonechat_server.serving.stored_responses import StoredResponse
 
@@ -28,6 +31,7 @@ router.post(
     description="Continue a list of items. The answer is plain JSON or a stream of named events.",
 )(route_of(ENDPOINT))
 
+INPUT_TOKENS = InputTokensEndpoint()
 _PAGE = {
     "parameters": [
         query("limit", "How many", {"type": "integer", "minimum": 1, "maximum": 100}),
@@ -35,6 +39,21 @@ _PAGE = {
         query("after", "The id of the last item of the page before", {"type": "string"}),
     ]
 }
+
+
+@router.post(
+    INPUT_TOKENS.path,
+    operation_id="countInputTokens",
+    responses={200: {"content": json_body("InputTokens")}, **COMPUTE_ERRORS},
+    openapi_extra=request_body("ResponsesRequest"),
+)
+async def count_input_tokens(http_request: Request) -> Response:
+    """Count the tokens of the prompt that a request has. Nothing is stored."""
+    return await compute(http_request, INPUT_TOKENS, _counted)
+
+
+def _counted(call: Call, model: ServedModel) -> InputTokens:
+    return InputTokens(num_prompt_tokens(call, model))
 
 
 @router.get(

@@ -19,7 +19,12 @@ from stonechat_server.messages_api.answer import MessageAnswer, MessageEvent, To
 from stonechat_server.messages_api.errors import MessagesError
 from stonechat_server.messages_api.models import ModelInfo, ModelPage
 from stonechat_server.messages_api.request import CountTokensRequest, MessagesRequest
-from stonechat_server.responses_api.answer import DeletedResponse, Response, ResponseItemList
+from stonechat_server.responses_api.answer import (
+    DeletedResponse,
+    InputTokens,
+    Response,
+    ResponseItemList,
+)
 from stonechat_server.responses_api.events import Event as ResponseEvent
 from stonechat_server.responses_api.request import ResponsesRequest
 from stonechat_server.schema.errors import ErrorResponse
@@ -48,7 +53,7 @@ REQUESTS: tuple[type[BaseModel], ...] = (
 )
 ANSWERS: tuple[type, ...] = (
     *(ChatCompletion, ChatCompletionChunk, Completion, Response),
-    *(ResponseItemList, DeletedResponse),
+    *(ResponseItemList, DeletedResponse, InputTokens),
     *(MessageAnswer, TokenCount, MessagesError, EmbeddingList),
     *(tokens.TokenizeAnswer, tokens.DetokenizeAnswer, tokens.TokenizerInfo),
     *(tokens.RenderedChat, tokens.Version),

@@ -179,6 +179,13 @@ class ResponseItemList(msgspec.Struct, kw_only=True):
     has_more: bool
 
 
+class InputTokens(msgspec.Struct):
+    """How many tokens a prompt has."""
+
+    input_tokens: int
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+
+
 class DeletedResponse(msgspec.Struct, kw_only=True):
     """The answer to a deletion."""
 

@@ -73,6 +73,7 @@ class ResponsesEndpoint(Endpoint):
     takes_images = True
     id_prefix = RESPONSE_PREFIX
     prompt_fields = frozenset({PREVIOUS, "instructions", "input"})
+    stores = True
 
     def parse(self, body: bytes) -> "WireModel":
         try:
@@ -95,7 +96,9 @@ class ResponsesEndpoint(Endpoint):
         )
         given = references.resolved(() if wire.input is None else wire.input)
         stored = None
-        if store.is_on and wire.store is not False:  # before the images are taken out of the items
+        if (
+            self.stores and store.is_on and wire.store is not False
+        ):  # before the images are taken out of the items
             stored = StoredResponse(owner, dump_input(given), history.previous)
         reading = read(wire, given, history.items)
         call = ResponsesCall(
@@ -156,6 +159,13 @@ class ResponsesEndpoint(Endpoint):
 
     def collector(self, call: Call, head: "CompletionHead") -> ResponseCollector:
         return ResponseCollector()
+
+
+class InputTokensEndpoint(ResponsesEndpoint):
+    """The same requests, of which only the prompt's tokens are counted."""
+
+    path = "/v1/responses/input_tokens"
+    stores = False
 
 
 def first_response(

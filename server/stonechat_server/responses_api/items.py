@@ -156,9 +156,11 @@ class HostedItem(WireModel):
 
 
 def _with_type(item: object) -> object:
-    """Give a message the type that it may leave out."""
-    is_message = isinstance(item, dict) and item.get("type") is None and "role" in item
-    return {**item, "type": "message"} if is_message else item  # type: ignore[dict-item]
+    """Give a message, or a reference, the type that it may leave out."""
+    if not isinstance(item, dict) or item.get("type") is not None:
+        return item
+    kind = "message" if "role" in item else "item_reference" if "id" in item else None
+    return item if kind is None else {**item, "type": kind}
 
 
 Item = Annotated[

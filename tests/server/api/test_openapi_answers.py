@@ -47,6 +47,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 ERRORS = [*((path, {"temperature": 9}) for path in REQUESTS), ("/v1/embeddings", {"input": "x"})]
 WITHOUT_STREAM: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": {"messages": MESSAGES},
+    "/v1/responses/input_tokens": {"input": "hi"},
     "/tokenize": {"prompt": "hi", "with_pieces": True, "return_token_strs": True},
     "/detokenize": {"tokens": [104, 105]},
     "/v1/chat/completions/render": {"messages": MESSAGES},

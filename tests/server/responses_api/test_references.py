@@ -33,6 +33,13 @@ def reference(item: Any) -> dict[str, str]:
     return {"type": "item_reference", "id": item["id"]}
 
 
+def test_a_reference_may_leave_its_type_out(client: TestClient, engine: FakeEngine) -> None:
+    engine.script = text_script("Hello")
+    [item] = post(client, "hi")["output"]
+    post(client, [USER, {"id": item["id"]}, {"type": None, "id": item["id"]}])
+    assert engine.prompt.count("Hello") == 2
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_reference_means_the_item(client: TestClient, engine: FakeEngine, stream: bool) -> None:
     engine.script = text_script(THINKS)

@@ -241,6 +241,18 @@ def test_an_answer_without_room_says_so(new_client: ClientFactory, engine: FakeE
     assert ask(client, input="x" * 3500)["store"] is False
 
 
+def test_counting_tokens_stores_nothing(client: TestClient, engine: FakeEngine) -> None:
+    store = client.app.state.server.responses  # type: ignore[attr-defined]
+    first = ask(client)
+    long = {"input": "x" * 9000, "previous_response_id": first["id"], "store": True}
+    counted = client.post(f"{URL}/input_tokens", json=long).json()
+    assert counted["object"] == "response.input_tokens"
+    assert counted["input_tokens"] > 9000
+    assert store.num_responses == 1
+    error = error_of(client.post(f"{URL}/input_tokens", json={"previous_response_id": "resp_1"}))
+    assert error["code"] == "previous_response_not_found"
+
+
 def test_pages_of_items(client: TestClient, engine: FakeEngine) -> None:
     engine.script = text_script("Hello")
     answer: Any = {"id": None}

@@ -68,6 +68,29 @@ ANTHROPIC = {
     "tools": [{"name": "look_up", "description": "finds", "input_schema": SCHEMA}],
     "tool_choice": {"type": "auto"},
 }
+RESPONSES: dict[str, Any] = {
+    "model": "tiny-test",
+    "instructions": "Be brief.",
+    "input": [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "a"}]},
+        {
+            "type": "function_call",
+            "call_id": "call_1",
+            "name": "look_up",
+            "arguments": '{"a": 1}',
+        },
+        {"type": "function_call_output", "call_id": "call_1", "output": "found"},
+    ],
+    "tools": [{"type": "function", **FUNCTION, "strict": True}],
+    "tool_choice": "auto",
+    "text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}},
+    "reasoning": {"effort": "low"},
+    "include": ["reasoning.encrypted_content"],
+    "max_output_tokens": 20,
+    "store": False,
+    "stream": False,
+}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": CHAT,
     "/v1/chat/completions/render": CHAT,
@@ -84,29 +107,8 @@ BODIES: dict[str, dict[str, Any]] = {
         "stop": ["x"],
         "logit_bias": {"5": -1},
     },
-    "/v1/responses": {
-        "model": "tiny-test",
-        "instructions": "Be brief.",
-        "input": [
-            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
-            {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "a"}]},
-            {
-                "type": "function_call",
-                "call_id": "call_1",
-                "name": "look_up",
-                "arguments": '{"a": 1}',
-            },
-            {"type": "function_call_output", "call_id": "call_1", "output": "found"},
-        ],
-        "tools": [{"type": "function", **FUNCTION, "strict": True}],
-        "tool_choice": "auto",
-        "text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}},
-        "reasoning": {"effort": "low"},
-        "include": ["reasoning.encrypted_content"],
-        "max_output_tokens": 20,
-        "store": False,
-        "stream": False,
-    },
+    "/v1/responses": RESPONSES,
+    "/v1/responses/input_tokens": RESPONSES,
     "/v1/messages": {**ANTHROPIC, "stop_sequences": ["x"], "temperature": 0.5, "stream": False},
     "/v1/messages/count_tokens": {k: v for k, v in ANTHROPIC.items() if k != "max_tokens"},
     "/v1/embeddings": {

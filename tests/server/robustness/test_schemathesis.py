@@ -26,7 +26,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 
 LARGE = (
     *("/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"),
-    *("/v1/chat/completions/render", "/v1/tokenize"),
+    *("/v1/chat/completions/render", "/v1/tokenize", "/v1/responses/input_tokens"),
 )
 """Paths of large schemas, of which it takes seconds to make one request."""
 
