@@ -72,15 +72,19 @@ def correct() -> list[Part]:
 
 
 def speed() -> list[Part]:
-    """How fast are models of several shapes and a server, and with fewer kernels of our own."""
+    """How fast are models of several shapes and a server, and with fewer kernels of our own.
+
+    `plain` and `fetching` say whether fetching weights early pays in a model. The choice at a start
+    times products one after the other, where little can be fetched meanwhile.
+    """
     models = ["llama-3.1-8b", "llama-3.2-1b", "llama-3.1-8b-fp8", "llama-3.1-8b-q4_k_m"]
     words = ["--models", *models, "--modes", "greedy", "temperature 1", "top-k, top-p"]
     words += ["--no-compare", "--no-kernel-checks", "--most", "100", "--one-process"]
     return [
         bench("bench", 240, *words),
         products("plain", 44, "few", "some", "plain"),
+        products("fetching", 40, "few", "some", "fetching"),
         products("cublas", 40, "few", "plain"),
-        bench("mixture", 40, "--models", "qwen3-30b-a3b-12-layers", *WITHOUT, *DECODE),
     ]
 
 
@@ -96,7 +100,7 @@ def variants() -> list[Part]:
     return [
         quantised("fp8", 75, "--quantize", "fp8"),
         script("experts", 45),
-        products("fetching", 40, "few", "some", "fetching"),
+        bench("mixture", 40, "--models", "qwen3-30b-a3b-12-layers", *WITHOUT, *DECODE),
         quantised("int4", 60, "--quantize", "int4", "--no-device"),
         bench("unfused", 35, *one, *DECODE, "--no-fused"),
         bench("eager", 35, *one, *DECODE, "--eager"),
