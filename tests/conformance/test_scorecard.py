@@ -17,7 +17,7 @@ from .conftest import LiveServer
 
 @pytest.mark.nightly
 def test_every_field_is_honoured(server: LiveServer) -> None:
-    options = Options(model=server.model)
+    options = Options(model=server.model, responses=True)
     scorecard = asyncio.run(examine("ours", server.url, options))
     assert details(scorecard) == []
 
@@ -29,5 +29,5 @@ def test_images_are_honoured_by_a_model_that_sees(tmp_path: Path) -> None:
     engine = AsyncEngine.from_config(config, lambda _: None)
     with live_server(engine) as server:
         card = asyncio.run(examine("ours", f"{server.url}/v1", Options()))
-    of_images = [found for check, found in zip(CHECKS, card.findings) if check.of_images]
+    of_images = [found for check, found in zip(CHECKS, card.findings) if check.part == "images"]
     assert of_images == [HONOURED] * 10

@@ -6,13 +6,19 @@ from collections.abc import Sequence
 
 from stonechat_server.client.http import HttpClient
 from stonechat_server.options import BaseOptions, OutputFile, option
-from stonechat_server.scorecard import form, images, protocol, sampling  # they add the checks
+from stonechat_server.scorecard import (  # they add the checks
+    form,
+    images,
+    protocol,
+    responses,
+    sampling,
+)
 from stonechat_server.scorecard.outcome import CHECKS, Check, Finding, Verdict
 from stonechat_server.scorecard.report import LEGEND, Scorecard, as_json, details, markdown, rows
 from stonechat_server.scorecard.server import NoAnswerError, Server, find_model, takes_images
 from stonechat_server.terminal.tables import new_console, new_table
 
-__all__ = ["Options", "form", "images", "protocol", "run", "sampling"]
+__all__ = ["Options", "form", "images", "protocol", "responses", "run", "sampling"]
 
 
 class Options(BaseOptions):
@@ -30,6 +36,7 @@ class Options(BaseOptions):
     images: bool = option(
         False, "check images also if the server does not say that the model takes them"
     )
+    responses: bool = option(False, "check the Responses API too, and what it stores")
     json_file: OutputFile | None = option(None, "write all findings as JSON", flag="--json")
     markdown_file: OutputFile | None = option(
         None, "write the table as Markdown", flag="--markdown"
@@ -82,13 +89,17 @@ async def examine(label: str, url: str, options: Options) -> Scorecard:
         headers["Authorization"] = f"Bearer {options.api_key}"
     async with HttpClient(url, headers, verify_tls=options.verify_tls) as client:
         model, card = await find_model(client, options.timeout, options.model)
-        has_eyes = options.images or takes_images(card)
+        parts = {"chat"}
+        if options.images or takes_images(card):
+            parts.add("images")
+        if options.responses:
+            parts.add("responses")
         server = Server(client, model, options.timeout)
         (await server.chat(max_tokens=1)).choice()  # raises if nothing works
         gate = asyncio.Semaphore(options.at_once)
 
         async def find(check: Check) -> Finding | None:
-            if check.of_images and not has_eyes:
+            if check.part not in parts:
                 return None
             async with gate:
                 return await check.find(server)

@@ -36,7 +36,7 @@ async def _tokens(server: Server, *parts: object) -> int:
     return int(answer.usage["prompt_tokens"])
 
 
-@check(GROUP, "an image in a data: URL", of_images=True)
+@check(GROUP, "an image in a data: URL", part="images")
 async def one_image(server: Server) -> Finding:
     """The image takes tokens of the prompt."""
     answer = await _ask(server, image_part(png(96, 64, "a")))
@@ -46,7 +46,7 @@ async def one_image(server: Server) -> Finding:
     return HONOURED if more > 1 else ignored("the image adds no token to the prompt")
 
 
-@check(GROUP, "two images", of_images=True)
+@check(GROUP, "two images", part="images")
 async def two_images(server: Server) -> Finding:
     """Both images take tokens."""
     first, second = image_part(png(96, 64, "a")), image_part(png(64, 96, "b"))
@@ -57,7 +57,7 @@ async def two_images(server: Server) -> Finding:
     return HONOURED if more > 1 else ignored("the second image adds no token to the prompt")
 
 
-@check(GROUP, "another image, another answer", of_images=True)
+@check(GROUP, "another image, another answer", part="images")
 async def is_seen(server: Server) -> Finding:
     """The log-probabilities after two images of one size differ, and those after one do not."""
     seeds = ("a", "b", "b")
@@ -74,7 +74,7 @@ async def is_seen(server: Server) -> Finding:
     return HONOURED if first != second else ignored("the answer is the same for another image")
 
 
-@check(GROUP, "image tokens in the usage", of_images=True)
+@check(GROUP, "image tokens in the usage", part="images")
 async def image_tokens(server: Server) -> Finding:
     """The details say how many tokens of the prompt are of images."""
     answer = await _ask(server, image_part(png(96, 64, "a")))
@@ -87,7 +87,7 @@ async def image_tokens(server: Server) -> Finding:
     return HONOURED if 0 < count < usage["prompt_tokens"] else wrong(f"{count} tokens of images")
 
 
-@check(GROUP, "detail: low", of_images=True)
+@check(GROUP, "detail: low", part="images")
 async def low_detail(server: Server) -> Finding:
     """A large image takes fewer tokens than with `high`."""
     counts = []
@@ -102,7 +102,7 @@ async def low_detail(server: Server) -> Finding:
     return HONOURED if low < high else ignored(f"low and high both take {low} tokens")
 
 
-@check(GROUP, "an image of a tool", of_images=True)
+@check(GROUP, "an image of a tool", part="images")
 async def tool_image(server: Server) -> Finding:
     """A tool's result may have an image."""
     function = {"name": "take_photo", "arguments": "{}"}
@@ -125,27 +125,27 @@ async def tool_image(server: Server) -> Finding:
     return HONOURED if more > 1 else ignored("the image adds no token to the prompt")
 
 
-@check(GROUP, "a broken image", of_images=True)
+@check(GROUP, "a broken image", part="images")
 async def broken_image(server: Server) -> Finding:
     """A PNG file that ends in its middle is refused."""
     whole = png(96, 64, "a")
     return error_shape(await _ask(server, image_part(whole[: len(whole) // 2])), 400)
 
 
-@check(GROUP, "an image with too many pixels", of_images=True)
+@check(GROUP, "an image with too many pixels", part="images")
 async def bomb(server: Server) -> Finding:
     """A small file of 400 million pixels is refused, not unpacked."""
     return error_shape(await _ask(server, image_part(black_png(MANY_PIXELS))), 400, 413)
 
 
-@check(GROUP, "an image at an address of the server itself", of_images=True)
+@check(GROUP, "an image at an address of the server itself", part="images")
 async def inside_address(server: Server) -> Finding:
     """No request goes to the inside of the server's network."""
     part = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/image.png"}}
     return error_shape(await _ask(server, part), 400)
 
 
-@check(GROUP, "audio", of_images=True)
+@check(GROUP, "audio", part="images")
 async def audio(server: Server) -> Finding:
     """Audio is read or refused, never dropped."""
     sound = {

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from stonechat_server.scorecard.server import Answer, NoAnswerError, Server
 
@@ -68,14 +69,18 @@ def error_shape(answer: Answer, *statuses: int) -> Finding:
     return HONOURED if code is None or isinstance(code, str) else wrong(f"`code` is {code!r}")
 
 
+Part = Literal["chat", "images", "responses"]
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the scorecard. `of_images`: only for models that take images."""
+    """One line of the scorecard."""
 
     group: str
     name: str
     run: Callable[[Server], Awaitable[Finding]]
-    of_images: bool = False
+    part: Part = "chat"
+    """What must be asked for, but for chat."""
 
     async def find(self, server: Server) -> Finding:
         """Run the check. An answer that cannot be used is "wrong" or "unknown", never an error."""
@@ -92,14 +97,14 @@ CHECKS: list[Check] = []
 
 
 def check(
-    group: str, name: str, *, of_images: bool = False
+    group: str, name: str, *, part: Part = "chat"
 ) -> Callable[[Callable[[Server], Awaitable[Finding]]], Callable[[Server], Awaitable[Finding]]]:
     """Add a function to the scorecard."""
 
     def add(
         function: Callable[[Server], Awaitable[Finding]],
     ) -> Callable[[Server], Awaitable[Finding]]:
-        CHECKS.append(Check(group, name, function, of_images))
+        CHECKS.append(Check(group, name, function, part))
         return function
 
     return add

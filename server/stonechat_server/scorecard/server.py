@@ -95,14 +95,14 @@ class Server:
     model: str
     timeout: float
 
-    async def get(self, path: str) -> Answer:
-        """Send a GET request."""
-        return await self._send("GET", path, b"")
+    async def send(self, method: str, path: str, body: object = b"") -> Answer:
+        """Send a request with a body as it is: JSON of an object, or bytes."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self._send(method, path, data)
 
     async def post(self, body: object) -> Answer:
-        """Send a body to the chat endpoint as it is: JSON of an object, or bytes."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self._send("POST", "/chat/completions", data)
+        """Send a body to the chat endpoint."""
+        return await self.send("POST", "/chat/completions", body)
 
     async def chat(self, text: str = "Name three rivers of Europe.", **fields: object) -> Answer:
         """Ask a question. Fields that are None are left out."""
@@ -161,7 +161,7 @@ def takes_images(card: Json) -> bool:
 
 
 async def _models(client: HttpClient, timeout: float) -> list[Json]:
-    answer = await Server(client, "", timeout).get("/models")
+    answer = await Server(client, "", timeout).send("GET", "/models")
     if answer.status == 401:
         raise NoAnswerError("the server refuses the API key, or needs one (--api-key)")
     body = answer.json() if answer.status == 200 else {}

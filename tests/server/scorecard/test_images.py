@@ -16,7 +16,7 @@ from stonechat_server.scorecard.server import Answer, takes_images
 from .test_scorecard import FULL, Body, error, find
 
 MAX_PIXELS = 50_000_000
-RUNS = [check.run for check in CHECKS if check.of_images]
+RUNS = [check.run for check in CHECKS if check.part == "images"]
 
 
 def parts_of(body: Body) -> list[Body]:
@@ -105,7 +105,7 @@ def test_servers_say_in_several_ways_that_a_model_takes_images(card: Body, expec
 
 
 def test_checks_that_were_not_made_are_not_shown() -> None:
-    findings = [None if check.of_images else HONOURED for check in CHECKS]
+    findings = [None if check.part == "images" else HONOURED for check in CHECKS]
     text = Scorecard("text", "", "m", findings)
     assert not any(row[0] == "images" for row in rows([text]))
     assert text.count(Verdict.HONOURED) == sum(finding is not None for finding in findings)

@@ -43,7 +43,11 @@ FULL: Body = {"message": "no", "type": "invalid_request_error", "param": "x", "c
 
 
 def find(run: Any, reply: Reply) -> Finding:
-    return asyncio.run(Check("", "", run).find(Scripted(reply)))
+    return find_with(run, Scripted(reply))
+
+
+def find_with(run: Any, server: Server) -> Finding:
+    return asyncio.run(Check("", "", run).find(server))
 
 
 def deaf(body: Body) -> Answer:
