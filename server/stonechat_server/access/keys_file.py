@@ -88,7 +88,7 @@ def add_key(
         if any(one["name"] == name and not one.get("revoked") for one in document.get("keys", ())):
             raise KeysFileError(
                 f"{path} has a live key named {name}; choose another name, or first "
-                f"`stonechat keys revoke {name}`"
+                f"`stonechat keys --keys-file {path} revoke {name}`"
             )
         keys = document.setdefault("keys", tomlkit.aot())
         keys.append(table)

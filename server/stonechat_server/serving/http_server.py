@@ -47,7 +47,7 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._num_signals and not self._is_drain_logged:
             self._is_drain_logged = True
-            logger.info("draining: %d requests still run", self._lifecycle.num_running)
+            logger.info("draining; requests that still run: %d", self._lifecycle.num_running)
         if self._lifecycle.is_drained():
             self.should_exit = True
         if not counter % 10:

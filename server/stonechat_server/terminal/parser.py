@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+from stonechat_server.terminal.other_flags import what_stands_for
 from stonechat_server.terminal.suggest import did_you_mean
 
 PLAIN_TEXTS = {
@@ -51,7 +52,9 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             if not action.option_strings and action.dest == flag.lstrip("-"):
                 return f"there is no flag {flag}: give {action.metavar} without it"
-        return f"there is no flag {flag}{did_you_mean(flag, self._flags(words))}"
+        known = set(self._flags(words))
+        hint = what_stands_for(flag, known) or did_you_mean(flag, sorted(known))
+        return f"there is no flag {flag}{hint}"
 
     def _flags(self, words: Sequence[str]) -> Iterator[str]:
         """Yield the flags of this parser, and of the action that the words name."""

@@ -150,6 +150,13 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
         ("serve --port", "stonechat serve: --port needs a value"),
         ("serve --eager=yes", "stonechat serve: --eager/--no-eager takes no value, but has 'yes'"),
         ("plan a b", "stonechat plan: there is one word too many: b"),
+        ("serve -c 8192", "stonechat serve: there is no flag -c: here it is --max-model-len"),
+        (
+            "serve --jinja",
+            "stonechat serve: there is no flag --jinja: what it switches on is always on here",
+        ),
+        ("bench -c 8192", "stonechat bench: there is no flag -c: here it is --max-model-len"),
+        ("serve -m m.gguf", "stonechat serve: there is no flag -m: give MODEL without it"),
         ("serve --model m", "stonechat serve: there is no flag --model: give MODEL without it"),
         (
             "bench http://x/v1",

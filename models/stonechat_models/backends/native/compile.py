@@ -45,7 +45,7 @@ def build_library(progress: Progress, target: tuple[str, ...] = ()) -> Path:
     folder = cache_root() / "native" / key[:24]
 
     def compile_into(target: Path) -> None:
-        progress("compiling the CPU kernels (once, a few seconds)")
+        progress("compiling the CPU kernels (once, up to a minute or two)")
         _compile(compiler, flags, target / LIBRARY_NAME)
 
     return fill_once(folder, progress, compile_into) / LIBRARY_NAME
