@@ -23,6 +23,7 @@ from stonechat_server.schema.sampling_fields import (
     StopString,
     TokenId,
 )
+from stonechat_server.schema.tools import ArgumentsSchema
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 
@@ -39,7 +40,7 @@ class Tool(WireModel):
     type: str | None = None
     name: ToolName | None = None
     description: str | None = None
-    input_schema: dict[str, Any] | None = None
+    input_schema: ArgumentsSchema | None = None
     strict: bool | None = None
     cache_control: dict[str, Any] | None = None
     eager_input_streaming: bool | None = None

@@ -8,10 +8,21 @@ from stonechat_server.schema.base import ListOf, Name, WireModel
 
 
 def _as_object(schema: object) -> object:
-    """Write a JSON schema that is a boolean as an object with the same meaning."""
+    """Write a JSON schema that is a boolean as an object with the same meaning.
+
+    PHP writes an empty map as `[]`, and Go a missing one as null: then there are no arguments.
+    """
+    if schema == []:
+        return {"type": "object", "properties": {}}
+    if isinstance(schema, dict) and schema.get("properties", {}) in (None, []):
+        return {**schema, "properties": {}}
     if schema is True:
         return {"type": "object"}
     return {"type": "object", "not": {}} if schema is False else schema
+
+
+ArgumentsSchema = Annotated[dict[str, Any], BeforeValidator(_as_object)]
+"""A JSON schema of a function's arguments."""
 
 
 class FunctionDefinition(WireModel):
@@ -19,7 +30,7 @@ class FunctionDefinition(WireModel):
 
     name: Name
     description: str | None = None
-    parameters: Annotated[dict[str, Any] | None, BeforeValidator(_as_object)] = None
+    parameters: ArgumentsSchema | None = None
     strict: bool | None = None
 
 

@@ -72,6 +72,9 @@ def test_a_call_without_required_keys_may_end_at_once(schema: Any, layout: str) 
         {"type": "object", "properties": {}, "required": [], "title": "f", "x-y": {}},
         {"type": "object", "additionalProperties": False},
         {"properties": {}, "$id": "x", "$schema": "http://json-schema.org/draft-07/schema#"},
+        {"type": "object", "properties": None},
+        {"type": "object", "properties": []},
+        [],
     ],
     ids=str,
 )
