@@ -1,11 +1,11 @@
 """Tells whether the options of `oneOf` exclude each other: then `anyOf` means the same.
 
-They do if their types differ, and if the objects among them have a required key, such as `kind`,
-with other strings in each.
+They do if all list their values, each another one, or if their types differ, and the objects among
+them have a required key, such as `kind`, with other strings in each.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from stonechat_models.grammar.schema_tree import Schema
@@ -17,6 +17,9 @@ _MAX_HOPS = 8
 def exclude_each_other(options: list[Any], definitions: Mapping[str, Any]) -> bool:
     """Return whether a document surely matches at most one option."""
     resolved = [_resolve(option, definitions) for option in options]
+    listed = [_listed(option) for option in resolved]
+    if all(values is not None for values in listed):
+        return max(Counter(v for values in listed for v in values or ()).values(), default=0) < 2
     types = Counter(_type(option) for option in resolved)
     num_objects = types.pop("object", 0)
     if None in types or any(count > 1 for count in types.values()):
@@ -33,6 +36,20 @@ def _resolve(option: Any, definitions: Mapping[str, Any]) -> Schema:
             break
         option = definitions.get(ref.removeprefix(_LOCAL))
     return option if isinstance(option, dict) else {}
+
+
+def _listed(option: Schema) -> set[Hashable] | None:
+    """The values that a schema lists, in a form in which equal ones are the same."""
+    values = [option["const"]] if "const" in option else option.get("enum")
+    return set(map(_comparable, values)) if isinstance(values, list) else None
+
+
+def _comparable(value: Any) -> Hashable:
+    if isinstance(value, dict):
+        return frozenset((name, _comparable(item)) for name, item in value.items())
+    if isinstance(value, list):
+        return tuple(map(_comparable, value))
+    return (type(value) is bool, value)  # True is not 1
 
 
 def _type(option: Schema) -> str | None:

@@ -60,7 +60,7 @@ _FORMATS: dict[str, Schema] = {
     "date-time": {"pattern": f"^{_DATE}T{_TIME}{_ZONE}$"},
     "hostname": {"pattern": rf"^{_LABEL}(?:\.{_LABEL})*$", "maxLength": 253},
 }
-_UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\ud800-\udfff]")
+_UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 _SPACE = r"[ \t\n\r\f\v]"
 _NOT_SPACE = r"[^\s\uFEFF\x1c-\x1f]"
 

@@ -7,11 +7,12 @@ schema's own bounds are short and inclusive (see `bound_number`).
 """
 
 import json
+import re
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import Any
+from typing import Any, TypeGuard
 
 from stonechat_models.errors import GrammarError
-from stonechat_models.grammar.schema_tree import Path, Schema, change_children, nodes
+from stonechat_models.grammar.schema_tree import Path, Schema, change_children, nodes, values
 
 MAX_INTEGER = 2**63 - 1024
 MAX_NUMBER = 10**18
@@ -52,8 +53,12 @@ def bound_number(node: Schema) -> None:
 
     An integer has at most 64 bits, so that it ends and most readers keep its value. The bounds of
     other numbers are inclusive, and are rounded inwards to a few digits. Raises `GrammarError` if
-    no number is left.
+    no number is left, or a bound is none.
     """
+    for key in _NUMBER_KEYS & node.keys():
+        is_flag = isinstance(node[key], bool) and key.startswith("exclusive")  # as in draft 4
+        if not is_flag and not _is_number(node[key]):
+            raise GrammarError(f"{key} of a JSON schema must be a number")
     types = node.get("type")
     kinds = types if isinstance(types, list) else [types]
     is_any = "number" in kinds or (types is None and not _NUMBER_KEYS.isdisjoint(node))
@@ -75,7 +80,7 @@ def bound_number(node: Schema) -> None:
 def _bounds(node: Schema, name: str) -> dict[str, float]:
     """`minimum` and `exclusiveMinimum`, or the other two, as far as the schema has them."""
     keys = (name, _exclusive(name))
-    return {key: node[key] for key in keys if isinstance(node.get(key), int | float)}
+    return {key: node[key] for key in keys if _is_number(node.get(key))}
 
 
 def _exclusive(name: str) -> str:
@@ -126,10 +131,27 @@ def share_numbers(schema: Schema) -> Schema:
 
 
 def may_have_numbers(schema: object) -> bool:
-    """Return whether values of the schema may have numbers without an end."""
-    if isinstance(schema, bool):
-        return schema
-    return isinstance(schema, dict) and any(map(_may_have_numbers, nodes(schema)))
+    """Return whether values of the schema may have numbers without an end.
+
+    False if it also fixes a number that is longer than they may be: its digits are all written.
+    """
+    if not isinstance(schema, dict):
+        return schema is True
+    found = list(nodes(schema))
+    fixed = [node[key] for node in found for key in ("const", "enum") if key in node]
+    return any(map(_may_have_numbers, found)) and not _has_long_number(fixed)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _has_long_number(value: object) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_long_number, values(value)))
+    if not _is_number(value):
+        return False
+    return re.fullmatch(NUMBER, format(Decimal(repr(value)), "f")) is None
 
 
 def _may_have_numbers(node: Schema) -> bool:

@@ -55,15 +55,13 @@ def read_elements(
 ) -> Any:
     """Read a value: elements, or the text of a string or JSON value. `root` has definitions."""
     schema = resolve(schema, root)
-    if depth > MAX_DEPTH or (isinstance(schema, dict) and schema and allows_text(schema)):
-        form = value_form(schema, mark)
+    form = value_form(schema, mark)
+    if depth > MAX_DEPTH or form is not ValueForm.JSON:
         return None if form is ValueForm.TEXT_OR_NULL and text in NULLS else text
     elements = _split(text, mark) if text.lstrip().startswith(f"{mark}<") else []
     if not elements:
-        empty: dict[object, Any] = {"array": [], "object": {}}
-        kind = schema.get("type") if isinstance(schema, dict) else None
-        is_empty = not text.strip() and kind in empty
-        return empty[kind] if is_empty else read_value(text, schema)
+        empty = None if text.strip() or allows_text(schema) else _empty(schema, root)
+        return read_value(text, schema) if empty is None else empty
     if all(name == ITEM for name, _ in elements) and not _has_key(schema, root, ITEM):
         items = _child(schema, root, "items", None)
         return [read_elements(inner, mark, items, root, depth + 1) for _, inner in elements]
@@ -107,6 +105,16 @@ def _options(schema: object, root: Mapping[str, Any]) -> list[Mapping[str, Any]]
             resolved = resolve(option, root)
             options += [resolved] if isinstance(resolved, dict) else []
     return options
+
+
+def _empty(schema: object, root: Mapping[str, Any]) -> list[Any] | dict[str, Any] | None:
+    """The object or list without elements that the schema allows."""
+    for option in _options(schema, root):
+        if option.get("type") == "object" and not option.get("required"):
+            return {}
+        if option.get("type") == "array" and not option.get("minItems"):
+            return []
+    return None
 
 
 def _has_key(schema: object, root: Mapping[str, Any], key: str) -> bool:

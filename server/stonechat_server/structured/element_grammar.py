@@ -7,7 +7,14 @@ from itertools import count
 from typing import Any
 
 from stonechat_server.parsers.element_calls import ITEM
-from stonechat_server.parsers.tag_values import allows_text, resolve, sole_part
+from stonechat_server.parsers.tag_values import (
+    ValueForm,
+    allows_text,
+    resolve,
+    sole_part,
+    text_schema,
+    value_form,
+)
 from stonechat_server.structured.lark import (
     ANY_TEXT,
     LarkWriter,
@@ -17,6 +24,7 @@ from stonechat_server.structured.lark import (
     sequence,
     without,
 )
+from stonechat_server.structured.raw_text import raw_text
 from stonechat_server.structured.records import allows_nothing, read_record, with_definitions
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -71,11 +79,33 @@ class ElementArguments:
         if target is not schema and not (isinstance(target, dict) and "$ref" in target):
             return self._reference(schema["$ref"], target)
         schema = target
-        mark = self.writer.literal(self.mark)
-        if isinstance(schema, dict) and schema and allows_text(schema):
-            return self._text(schema)
+        match value_form(schema, self.mark):
+            case ValueForm.TEXT:
+                return self._text(schema)
+            case ValueForm.TEXT_OR_NULL:
+                return choice([self._text(text_schema(schema)), self._json({"type": "null"})])
+        return self._other(schema, depth)
+
+    def _other(self, schema: Any, depth: int) -> str:
+        """A value that is not always text: elements, JSON, or a text that can be nothing else."""
+        raw = raw_text(schema, self.schema)
+        options = [] if raw is None else [self._raw(raw)]
+        alternatives = [schema]
         if isinstance(schema, dict) and schema.keys() == {"anyOf"} and depth <= _MAX_DEPTH:
-            return choice(self._value(option, depth + 1) for option in schema["anyOf"])
+            alternatives = schema["anyOf"]
+        may_be_text = allows_text(schema)
+        for part in alternatives:
+            target = resolve(part, self.schema)
+            if allows_text(target) or (may_be_text and _may_be_empty(target)):
+                options.append(self._json(part))
+            elif part is schema:
+                options.append(self._nested(part, depth) or self._json(part))
+            else:
+                options.append(self._value(part, depth + 1))
+        return choice(options)
+
+    def _nested(self, schema: Any, depth: int) -> str | None:
+        """An object or a list as elements, if they can express it."""
         inner = None
         if isinstance(schema, dict) and schema.get("type") == "object":
             elements = self._elements(schema, depth)
@@ -83,7 +113,11 @@ class ElementArguments:
             inner = None if elements is None else sequence("(SPACE)?", elements)
         elif isinstance(schema, dict) and schema.get("type") == "array" and depth <= _MAX_DEPTH:
             inner = self._items(schema, depth)
-        return sequence(inner or json_value(with_definitions(schema, self.schema)), mark)
+        return None if inner is None else sequence(inner, self.writer.literal(self.mark))
+
+    def _json(self, schema: Any) -> str:
+        value = json_value(with_definitions(schema, self.schema))
+        return sequence(value, self.writer.literal(self.mark))
 
     def _reference(self, ref: str, target: Any) -> str:
         """The rule of a definition's values. References share it, as they may be recursive."""
@@ -105,16 +139,24 @@ class ElementArguments:
         return f"({self._element(ITEM, items, depth)}){{{fewest},{most}}}"
 
     def _text(self, schema: Mapping[str, Any]) -> str:
-        mark = self.writer.literal(self.mark)
         literals = schema.get("enum", [schema["const"]] if "const" in schema else None)
-        if literals and all(isinstance(text, str) and self.mark not in text for text in literals):
-            return sequence(choice(map(quoted, literals)), mark)
+        if literals is not None:
+            return sequence(choice(map(quoted, literals)), self.writer.literal(self.mark))
         least, most = schema.get("minLength", 0), schema.get("maxLength", "")
         has_bounds = (least, most) != (0, "")
-        chars = f"/(?s:.{{{least},{most}}})/" if has_bounds else ANY_TEXT
-        if self.writer.has_special(self.mark):
-            return sequence(chars, mark)
+        return self._raw(f"/(?s:.{{{least},{most}}})/" if has_bounds else ANY_TEXT)
+
+    def _raw(self, chars: str) -> str:
+        """The text of a terminal's expression, up to the mark."""
         rule = f"{self.name}_text_{next(self._numbers)}"
+        if self.writer.has_special(self.mark):
+            self.rules[rule.upper()] = chars
+            return sequence(rule.upper(), self.writer.literal(self.mark))
         self.rules[rule.upper()] = f"{without(chars, self.mark)} {quoted(self.mark)}"
         self.rules[f"{rule}[lazy]"] = rule.upper()
         return rule
+
+
+def _may_be_empty(schema: object) -> bool:
+    """Whether the elements of a value may be missing, so that it looks like an empty text."""
+    return isinstance(schema, dict) and not schema.get("required") and not schema.get("minItems")

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,12 +83,22 @@ class TagArguments:
     def _text(self, value: Mapping[str, Any], rule: str) -> str:
         literals = value.get("enum", [value["const"]] if "const" in value else None)
         if literals is not None:
-            texts = choice(quoted(text) for text in literals)
-            return sequence(self._opening("(BREAK)?"), texts, self._literal_end())
+            return self._listed(literals)
         bounds = (value.get("minLength", 0), value.get("maxLength"))
         if bounds != (0, None):
             return sequence(self._opening("BREAK"), self._bounded_text(rule, *bounds))
         return sequence(self._opening(""), self._free_text())
+
+    def _listed(self, literals: Sequence[str]) -> str:
+        """One of these texts. One line break next to each tag does not count."""
+        first = any(text.startswith("\n") for text in literals)
+        last = any(text.endswith("\n") for text in literals)
+        opening = self._opening("BREAK" if first else "(BREAK)?")
+        tag, rest = self._closing()
+        has_break = self.layout.after_value.startswith("\n")
+        line_break = ("BREAK" if last else "(BREAK)?") if has_break else ""
+        closing = sequence(line_break, self.writer.spaced(tag + rest))
+        return sequence(opening, choice(map(quoted, literals)), closing)
 
     def _raw(self, text: str) -> str:
         """The text of a string that stands raw where JSON may stand too. Equal ones share rules."""
@@ -112,11 +122,6 @@ class TagArguments:
         after_key = self.layout.after_key
         text = self.writer.spaced(after_key.rstrip("\n"))
         return sequence(text, line_break if after_key.endswith("\n") else "")
-
-    def _literal_end(self) -> str:
-        tag, rest = self._closing()
-        line_break = "(BREAK)?" if self.layout.after_value.startswith("\n") else ""
-        return sequence(line_break, self.writer.spaced(tag + rest))
 
     def _free_text(self) -> str:
         """Any text up to the first closing tag. Line breaks next to the tags may be missing."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from stonechat_server.parsers.schema_fit import fits
 from stonechat_server.parsers.tag_values import resolve, sole_part
 from stonechat_server.structured.lark import (
     ANY_TEXT,
@@ -62,10 +63,11 @@ class ValueGrammar:
         if not isinstance(value, dict):
             return json_value(value)
         keys = value.keys() - _ANNOTATIONS
-        if keys <= {"enum", "type"} and "enum" in keys:
-            return choice(self._constant(item) for item in value["enum"])
-        if keys <= {"const", "type"} and "const" in keys:
-            return self._constant(value["const"])
+        if keys - {"type"} in ({"enum"}, {"const"}):
+            items = [
+                item for item in value.get("enum", [value.get("const")]) if fits(item, value, {})
+            ]
+            return choice(map(self._constant, items)) if items else self._json(value)
         if keys == {"anyOf"}:
             return choice(self.value(option) for option in value["anyOf"])
         kind = value.get("type")

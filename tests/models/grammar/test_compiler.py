@@ -179,6 +179,25 @@ def test_numbers_end_and_huge_bounds_are_taken(
             assert accepts(compiled.new_constraint(), vocabulary, text) is expected, text
 
 
+@pytest.mark.parametrize(
+    "values",
+    [["a", "b"], [1, True, "1", None], [[1], [True], {"x": 1.5}, {"x": [0]}], ["\u00e9", "\u2028"]],
+    ids=str,
+)
+def test_one_of_listed_values_may_be_written(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary, values: list[object]
+) -> None:
+    """As schemas list values that have a title each."""
+    options = [{"const": value, "title": str(i)} for i, value in enumerate(values[:-1])]
+    schema = {"oneOf": [*options, {"enum": [values[-1]], "title": "last"}]}
+    compiled = compiler.compile(schema_spec(schema))
+    for value in values:
+        jsonschema.Draft202012Validator(schema).validate(value)
+        text = json.dumps(value, ensure_ascii=False)
+        assert accepts(compiled.new_constraint(), vocabulary, text)
+    assert not accepts(compiled.new_constraint(), vocabulary, '"c"')
+
+
 FLOATS = (0.1 + 0.2, 5e-324, 1.7976931348623157e308, 6.02214076e23, -1e-07, 0.00012345678901234567)
 
 
@@ -255,6 +274,20 @@ def test_numbers_with_bounds_end_at_any_digit_and_validate(
         value = json.loads(vocabulary.decode(written), parse_float=Fraction, parse_int=Fraction)
         exact = {key: Fraction(str(v)) for key, v in BOUNDS[name].items() if v is not True}
         assert draft({**schema, **exact}).is_valid(value), value
+
+
+@pytest.mark.parametrize("number", [1e30, 1.5e-30])
+def test_a_long_number_that_a_schema_fixes_is_written(
+    compiler: GrammarCompiler, vocabulary: ByteVocabulary, number: float
+) -> None:
+    properties = {"a": {"enum": [{"x": [number]}]}, "b": {"type": "number"}}
+    schema = {"type": "object", "properties": properties, "required": ["a", "b"]}
+    for spec in (schema_spec(schema), GrammarSpec("lark", f"start: %json {json.dumps(schema)}")):
+        compiled = compiler.compile(spec)
+        texts = [walk(compiled.new_constraint(), vocabulary, random.Random(i)) for i in range(9)]
+        values = [json.loads(text)["a"]["x"][0] for text in texts if text is not None]
+        assert values
+        assert all(value == pytest.approx(number) for value in values)
 
 
 def test_numbers_end_within_a_lark_grammar(
@@ -372,6 +405,12 @@ def test_parts_whose_recursion_never_ends_are_never_begun(
         (False, "not"),
         ({"type": "object", "minProperties": 3}, "minProperties"),
         ({"const": "a\u0000b"}, "control"),
+        ({"properties": {"a": {"enum": [["\x7f"]]}}}, "control"),
+        ({"type": "integer", "minimum": "3"}, "minimum"),
+        ({"maximum": [1]}, "maximum"),
+        ({"type": "string", "multipleOf": True}, "multipleOf"),
+        ({"type": "number", "exclusiveMinimum": "1"}, "exclusiveMinimum"),
+        ({"oneOf": [{"const": 1}, {"enum": [1.0, 2]}]}, "oneOf"),
         ({"properties": {"\ud800": {}}}, "surrogate"),
         ({"oneOf": [{"type": "string"}, {"maxLength": 3}]}, "oneOf"),
         ({"$ref": "#a", "$id": "x", "$defs": {"a": {"$anchor": "a"}}}, "$id"),

@@ -319,3 +319,84 @@ def test_the_largest_schemas_of_too_many_tools_are_left_out(
     response = post(client, tools=many_tools(strict=True))
     assert response.status_code == 400
     assert error_of(response)["param"] == "tools"
+
+
+CHOSEN: list[tuple[Any, dict[str, Any], list[str]]] = [
+    ({"type": "string", "pattern": "^[a-c]{2}$"}, {"ab": "ab", '"ab"': "ab"}, ["abc", '"x"']),
+    ({"type": "string", "format": "date"}, {"2024-02-28": "2024-02-28"}, ["2024-02-30", "x"]),
+    ({"type": ["string", "integer"]}, {"x": "x", "5": 5, '"5"': "5"}, ["[1]"]),
+    ({"enum": ["a", 1, None]}, {"a": "a", "1": 1, "null": None}, ["b", "2", ""]),
+    ({"enum": ["a", f"b{MARK}"]}, {"a": "a"}, ["b", "c"]),
+    ({"type": "string", "enum": ["a", "abc"], "maxLength": 1}, {'"a"': "a"}, ["abc", '"abc"']),
+    ({"allOf": [{"type": "integer"}, {"maximum": 4}]}, {"4": 4}, ["5", "x", ""]),
+    ({"$ref": "#/$defs/Small", "minimum": 3}, {"3": 3}, ["2", "9", "x"]),
+    ({"anyOf": [{"$ref": "#/$defs/Small"}, {"type": "null"}]}, {"3": 3, "null": None}, ["9", "x"]),
+    (
+        {"type": "string", "anyOf": [{"maxLength": 1}, {"pattern": "^zz$"}]},
+        {'"x"': "x", '"zz"': "zz"},
+        ['"xy"', "xy"],
+    ),
+    (
+        {"anyOf": [{**record(k=TEXT), "required": ["k"]}, {"type": "string", "maxLength": 2}]},
+        {f"{MARK}<k>x{MARK}</k>": {"k": "x"}, "ab": "ab"},
+        ["abc", f"{MARK}<l>x{MARK}</l>"],
+    ),
+    ({"anyOf": [record(k=TEXT), {"pattern": "^q$", "type": "string"}]}, {"{}": {}, "q": "q"}, [""]),
+    ({"anyOf": [{"type": "integer"}, record(k=TEXT)]}, {"": {}, "1": 1}, ["x"]),
+    (
+        {"anyOf": [{"type": "array", "items": TEXT, "minItems": 1}, record(k=TEXT)]},
+        {"": {}, f"{MARK}<item>x{MARK}</item>": ["x"]},
+        ["x"],
+    ),
+    (
+        {"type": "array", "items": {"pattern": "^a+$"}},
+        {f'{MARK}<item>"a"{MARK}</item>{MARK}<item>1{MARK}</item>': ["a", 1], "": []},
+        [f'{MARK}<item>"b"{MARK}</item>'],
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "good", "bad"), CHOSEN, ids=str)
+def test_elements_hold_what_the_schema_allows_and_no_other_text(
+    value: Any, good: dict[str, Any], bad: list[str]
+) -> None:
+    small = {"type": "integer", "maximum": 5}
+    schema = {**record(a=value), "required": ["a"], "$defs": {"Small": small}}
+    tool, left_out = enforced(schema, format=FORMATS["minimax_m3"])
+    assert left_out == []
+    for text, expected in good.items():
+        call = element_call(f"{MARK}<a>{text}{MARK}</a>")
+        assert is_allowed(tool, "minimax_m3", call), text
+        assert arguments(tool, "minimax_m3", call) == {"a": expected}
+    for text in bad:
+        assert not is_allowed(tool, "minimax_m3", element_call(f"{MARK}<a>{text}{MARK}</a>")), text
+    for found in calls(tool, "minimax_m3", count=12):
+        jsonschema.validate(found, schema, format_checker=jsonschema.FormatChecker())
+
+
+ODD = {
+    "listed values of other types": {"type": "integer", "enum": [1, "x", 2, None]},
+    "a listed value of one type": {"type": ["string", "null"], "enum": [1, "x", None]},
+    "listed texts with line breaks": {"enum": [" a ", "b\n", "\nc"]},
+    "a bound beside options": {"minLength": 1, "anyOf": [TEXT, {"type": "null"}]},
+    "a bound beside a reference": {"$ref": "#/$defs/Small", "minimum": 3},
+    "untyped": {"pattern": "^b$", "maximum": 3},
+    "an option with a pattern": {
+        "anyOf": [{"type": "string", "pattern": "^[0-9]$"}, record(k=TEXT)]
+    },
+    "joined objects": {
+        "allOf": [record(a={"type": "null"}), {**record(b=TEXT), "required": ["b"]}]
+    },
+}
+
+
+@pytest.mark.parametrize("layout", [*ALL_LAYOUTS, "glm", "minicpm5"])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_values_validate_in_every_layout(name: str, layout: str) -> None:
+    small = {"type": "integer", "maximum": 5}
+    schema = {**record(a=ODD[name]), "required": ["a"], "$defs": {"Small": small}}
+    tool, left_out = enforced(schema, format=FORMATS[layout])
+    assert left_out == []
+    found = calls(tool, layout, count=12)
+    for call in found:
+        jsonschema.validate(call, schema)
