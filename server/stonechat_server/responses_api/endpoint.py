@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import UNSET, UnsetType
 
+from stonechat_server.access.keys import BATCH_PRIORITY
 from stonechat_server.errors import MISSING, APIError
 from stonechat_server.images.references import find_images
 from stonechat_server.request.field_checks import check_supported
@@ -73,7 +74,6 @@ class ResponsesEndpoint(Endpoint):
     takes_images = True
     id_prefix = RESPONSE_PREFIX
     prompt_fields = frozenset({PREVIOUS, "instructions", "input"})
-    stores = True
 
     def parse(self, body: bytes) -> "WireModel":
         try:
@@ -82,6 +82,11 @@ class ResponsesEndpoint(Endpoint):
             if error.code == MISSING and TOOL_NAME.fullmatch(error.param or ""):
                 error.message += f" {FLAT_TOOLS}"
             raise
+
+    def asks_to_store(self, wire: ResponsesRequest, identity: "Identity") -> bool:
+        """Whether to store the answer. A batch has its answers in a file."""
+        is_batch = identity.key.priority >= BATCH_PRIORITY
+        return not is_batch if wire.store is None else wire.store
 
     def read(self, wire: ResponsesRequest, services: "Services", identity: "Identity") -> Call:
         check_supported(wire, FIELDS)
@@ -96,9 +101,8 @@ class ResponsesEndpoint(Endpoint):
         )
         given = references.resolved(() if wire.input is None else wire.input)
         stored = None
-        if (
-            self.stores and store.is_on and wire.store is not False
-        ):  # before the images are taken out of the items
+        if store.is_on and self.asks_to_store(wire, identity):
+            # Before `read` takes the images out of the items.
             stored = StoredResponse(owner, dump_input(given), history.previous)
         reading = read(wire, given, history.items)
         call = ResponsesCall(
@@ -165,7 +169,9 @@ class InputTokensEndpoint(ResponsesEndpoint):
     """The same requests, of which only the prompt's tokens are counted."""
 
     path = "/v1/responses/input_tokens"
-    stores = False
+
+    def asks_to_store(self, wire: ResponsesRequest, identity: "Identity") -> bool:
+        return False
 
 
 def first_response(

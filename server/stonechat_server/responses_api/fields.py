@@ -50,9 +50,9 @@ _OWN = {
     ),
     "metadata": honoured("returned in the answer; at most 16 pairs"),
     "store": honoured(
-        "default true: the answer and its input are kept in memory, within `--kept-items-size`, "
-        "`--kept-responses` and `--kept-responses-age`, until the server stops; the answer has "
-        "false if there was no room"
+        "default true, except in batches: the answer and its input are kept in memory, within "
+        "`--kept-items-size`, `--kept-responses` and `--kept-responses-age`, until the server "
+        "stops; the answer has false if there was no room"
     ),
     "previous_response_id": honoured(
         "a stored response of the same key: its conversation comes before `input`, without its "

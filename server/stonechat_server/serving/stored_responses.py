@@ -190,6 +190,7 @@ class ResponseStore:
             del self._kept[dropped.owner][dropped]
             self._num_bytes[dropped.owner] -= dropped.num_bytes
             self._by_id.pop((dropped.owner, dropped.id), None)
+            dropped.input = dropped.body = b""  # its request may still hold it
             previous = dropped.previous
             if previous is None:
                 return

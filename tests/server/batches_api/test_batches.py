@@ -61,6 +61,17 @@ def test_other_endpoints(server: TestClient, url: str) -> None:
     assert batch["usage"]["output_tokens"] > 0
 
 
+def test_the_responses_of_a_batch_are_stored_if_they_ask_for_it(server: TestClient) -> None:
+    url = "/v1/responses"
+    lines = [line("a", url), line("b", url, store=True), line("c", url, store=False)]
+    output, _ = results(server, wait_for(server, create(server, lines, url)))
+    for id, is_stored in (("a", False), ("b", True), ("c", False)):
+        answer = output[id]["response"]["body"]
+        assert answer["store"] is is_stored
+        found = server.get(f"{url}/{answer['id']}")
+        assert found.status_code == (200 if is_stored else 404)
+
+
 def test_an_input_may_begin_with_a_byte_order_mark(server: TestClient) -> None:
     content = BOM_UTF8 + jsonl([line("a"), line("b")]).replace(b"\n", b"\r\n")
     file = upload(server, content)

@@ -135,6 +135,16 @@ def test_an_answer_that_has_no_room_is_not_stored() -> None:
     assert (store.num_responses, store.num_bytes) == (0, 0)
 
 
+def test_what_is_dropped_takes_no_memory_while_its_request_runs() -> None:
+    store = new_store(3)
+    running = [StoredResponse("o", bytes(SIZE)) for _ in range(20)]
+    for response in running:
+        assert store.begin(response)
+    assert sum(len(response.input) for response in running) <= 3 * SIZE
+    assert not store.complete(running[0], "a", BODY)
+    assert store.complete(running[-1], "b", BODY)
+
+
 def test_the_number_is_bounded() -> None:
     store = new_store(max_responses=3)
     for id in "abcde":
