@@ -35,6 +35,8 @@ MODEL_NAME = "random"
 SECONDS_TO_EXIT = 20.0
 LOG_LINES = 60
 """How many lines of the server's output are kept. The first ones are of its start."""
+ACCESS = "stonechat.access"
+"""Marks lines about requests, which are left out. While the server starts, many are refused."""
 
 
 def save_model(module: Any, folder: Path) -> None:
@@ -98,6 +100,7 @@ def measure_over_http(
         with busiest_cores(process.pid) as cores:
             result = asyncio.run(run_bench(settings, QuietWatcher()))
         lines = log.read_text(errors="replace").splitlines()
+        lines = [line for line in lines if ACCESS not in line]
     (level,) = result.levels
     print(f"  over HTTP: {level.tokens_per_second:.0f} tokens/s", flush=True)
     return {
