@@ -5,8 +5,9 @@ from pathlib import Path
 from stonechat_models.checkpoint import hub
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.gguf.mmproj import (
-    choose_mmproj,
-    mmproj_beside,
+    has_name_of,
+    mmprojs_beside,
+    ranked_mmprojs,
     read_mmproj,
     whole_of,
     why_blind,
@@ -34,19 +35,40 @@ def find_vision_file(
     if config.mmproj == NONE:
         return None, LEFT_OUT if why_blind(gguf) else ""
     if config.mmproj is not None:
-        path = _named(config.mmproj, progress)
-        whole_of(read_mmproj(path), gguf)
-        return path, ""
-    found, reason = fetched or mmproj_beside(gguf.path), why_blind(gguf)
-    if found is None:
-        return None, reason
+        named = _named(config.mmproj, progress)
+        whole_of(read_mmproj(named), gguf)
+        return named, ""
+    reason = why_blind(gguf)
     try:
-        whole_of(read_mmproj(found), gguf)
-    except ModelLoadError as error:  # beside it, it may be that of another model
-        return None, str(error) if fetched or reason else ""
+        path = fetched or _beside(gguf, bool(reason))
+        if path is None:
+            return None, reason
+        whole_of(read_mmproj(path), gguf)
+    except ModelLoadError as error:
+        return None, str(error)
     if config.adapter is not None or config.lora:
-        return None, f"its adapter is for the text (--mmproj {found} adds the vision part)"
-    return found, ""
+        return None, f"its adapter is for the text (--mmproj {path} adds the vision part)"
+    return path, ""
+
+
+def _beside(gguf: GgufFile, sees: bool) -> Path | None:
+    """Return the vision part beside a model.
+
+    `sees`: models of its architecture see. Others must have the name of the part. Raises
+    `ModelLoadError` with the reason if a model that sees has none of those beside it.
+    """
+    problem: ModelLoadError | None = None
+    for path in mmprojs_beside(gguf.path):
+        try:
+            whole_of(read_mmproj(path), gguf)
+        except ModelLoadError as error:  # it may be that of another model
+            problem = problem or error
+            continue
+        if sees or has_name_of(path, gguf.path):
+            return path
+    if problem is not None and sees:
+        raise problem
+    return None
 
 
 def _named(name: str, progress: Progress) -> Path:
@@ -89,9 +111,10 @@ def vision_header(
     None: the repository has none, or it is neither on this machine nor reachable.
     """
     try:
-        name = choose_mmproj(hub.list_files(repository, revision), file)
-        if name is None:
+        names = ranked_mmprojs(hub.list_files(repository, revision), file)
+        if not names:
             return None, None
+        name = names[0]
         cached = hub.cached_gguf(repository, name, revision)
         return name, cached or gguf_header(repository, name, revision, progress)
     except ModelLoadError:

@@ -24,8 +24,6 @@ COMPOSITE_VERSION = 1
 MROPE_AXES = 3
 MROPE: dict[str, Config] = {"qwen2vl": {}, "qwen3vl": {"mrope_interleaved": True}}
 """Architectures whose texts have plain rotary parameters, and what those of images add."""
-_SPARE = re.compile(r"<unused\d+>|\[(?:PAD|UNUSED)\d+\]")
-"""Tokens that stand for nothing."""
 
 
 def composite_folder(path: Path, folder: Path, mmproj_path: Path, progress: Progress) -> Path:
@@ -102,14 +100,13 @@ def _write(gguf: GgufFile, mmproj: GgufFile, folder: Path, target: Path) -> None
 def _add_tokens(tokenizer: dict[str, Any], projector: Projector, gguf: GgufFile) -> dict[str, int]:
     """Let a tokenizer read the special tokens of images; return their ids.
 
-    The placeholder's row of the embedding is not read. If the vocabulary lacks this token, as the
-    files of some converters do, a token that stands for nothing becomes it.
+    The placeholder's row of the embedding is not read.
     """
     model, added = tokenizer["model"], tokenizer["added_tokens"]
     vocab: dict[str, int] = model["vocab"]
     placeholder, *others = projector.tokens.values()
     if placeholder not in vocab:
-        spare = [token for token in vocab if _SPARE.fullmatch(token)]
+        spare = [token for token in vocab if re.fullmatch(projector.spare, token)]
         if not spare:
             raise refusal(gguf, f"its vocabulary has no token {placeholder}")
         old = max(spare, key=lambda token: vocab[token])

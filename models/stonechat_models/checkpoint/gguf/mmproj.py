@@ -173,19 +173,18 @@ def _swapped(name: str) -> str:
     return re.sub("ffn_(?:up|down)", lambda match: names[match[0]], name)
 
 
-def choose_mmproj(files: Sequence[str], model: str) -> str | None:
-    """Return which of `files` is the vision part of the GGUF file `model`, all by their paths.
+def ranked_mmprojs(files: Sequence[str], model: str) -> list[str]:
+    """Return which of `files` may be the vision part of the GGUF file `model`, all by their paths.
 
-    It lies in the model's folder or above it. Of several it is the nearest, then the one whose name
-    shares the most words with the model's, then the one of the first of `TYPES`.
+    They lie in the model's folder or above it. The nearest is first, then the one whose name is the
+    most like the model's, then the one of the first of `TYPES`.
     """
-    folder = model.rpartition("/")[0]
-    words = _words(model)
+    folder, words = model.rpartition("/")[0], _words(model)
 
-    def rank(file: str) -> tuple[int, int, int, str]:
+    def rank(file: str) -> tuple[int, int, int, int, str]:
         own = _words(file)
         kind = next((i for i, name in enumerate(TYPES) if name.lower() in own), len(TYPES))
-        return (-file.count("/"), -len(words & own), kind, file)
+        return (-file.count("/"), -len(words & own), len(_others(file, model)), kind, file)
 
     found = [
         file
@@ -194,20 +193,29 @@ def choose_mmproj(files: Sequence[str], model: str) -> str | None:
         and MARK in file.rpartition("/")[2].lower()
         and f"{folder}/".startswith(f"{file.rpartition('/')[0]}/".lstrip("/"))
     ]
-    return min(found, key=rank, default=None)
+    return sorted(found, key=rank)
+
+
+def has_name_of(mmproj: Path, model: Path) -> bool:
+    """Whether the name of a vision part says nothing that the name of the model does not say."""
+    return not _others(mmproj.name, model.name)
+
+
+def _others(file: str, model: str) -> set[str]:
+    """Return the words of a vision part's name that are not in the model's."""
+    return _words(file) - _words(model) - {"model", *(name.lower() for name in TYPES)}
 
 
 def _words(path: str) -> set[str]:
     return set(re.split(r"[-_./]", path.rpartition("/")[2].lower())) - {"gguf", MARK}
 
 
-def mmproj_beside(path: Path) -> Path | None:
-    """Return the file of the vision part beside a model's GGUF file; None if there is none."""
+def mmprojs_beside(path: Path) -> list[Path]:
+    """Return what may be the vision part beside a model's GGUF file, the likeliest first."""
     files: list[str] = []
     with suppress(OSError):  # a folder that cannot be listed
         files = [other.name for other in path.parent.iterdir() if other != path]
-    name = choose_mmproj(files, path.name)
-    return None if name is None else path.with_name(name)
+    return [path.with_name(name) for name in ranked_mmprojs(files, path.name)]
 
 
 def why_blind(gguf: GgufFile) -> str:

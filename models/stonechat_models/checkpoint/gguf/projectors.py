@@ -49,6 +49,9 @@ class Projector:
     """Returns what config.json says beside its two parts."""
     tokens: Mapping[str, str]
     """Keys of config.json, and the tokens whose ids they have. The first one is the placeholder."""
+    spare: str = ""
+    """Matches tokens that stand for nothing. One of them becomes the placeholder if the vocabulary
+    lacks it, as that of files made from a SentencePiece model does."""
     named_tokens: Mapping[str, str] = field(default_factory=dict)
     """Attributes of the tokenizer, and their tokens."""
     processor_class: str
@@ -314,6 +317,7 @@ PROJECTORS: dict[str, Projector] = {
             "boi_token_index": "<start_of_image>",
             "eoi_token_index": "<end_of_image>",
         },
+        spare=r"<unused\d+>|\[PAD\d+\]",
         named_tokens={
             "image_token": SOFT_TOKEN,
             "boi_token": "<start_of_image>",

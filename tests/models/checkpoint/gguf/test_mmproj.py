@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from stonechat_models.checkpoint import hub, hub_errors, hub_gguf
-from stonechat_models.checkpoint.gguf.mmproj import choose_mmproj
+from stonechat_models.checkpoint.gguf.mmproj import ranked_mmprojs
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
@@ -75,6 +75,11 @@ def reason_of(model: str | Path, **settings: object) -> str:
             "gemma-3-4b-it-Q4_K_M.gguf",
             "mmproj-gemma-3-4b-it-f16.gguf",
         ),
+        (
+            ["mmproj-Qwen2-VL-7B-f16.gguf", "mmproj-Qwen2.5-VL-7B-f16.gguf"],
+            "Qwen2-VL-7B-Q4_K_M.gguf",
+            "mmproj-Qwen2-VL-7B-f16.gguf",
+        ),
         (["mmproj-F16.gguf", "q4/mmproj-F32.gguf"], "q4/a.gguf", "q4/mmproj-F32.gguf"),
         (["mmproj-F16.gguf"], "q4/a.gguf", "mmproj-F16.gguf"),
         (["q8/mmproj-F16.gguf"], "q4/a.gguf", None),
@@ -84,8 +89,8 @@ def reason_of(model: str | Path, **settings: object) -> str:
 def test_the_nearest_part_of_the_most_alike_name(
     files: list[str], model: str, expected: str | None
 ) -> None:
-    assert choose_mmproj(files, model) == expected
-    assert choose_mmproj(files[::-1], model) == expected
+    for given in (files, files[::-1]):
+        assert next(iter(ranked_mmprojs(given, model)), None) == expected
 
 
 def test_a_part_beside_a_model_is_found_and_can_be_left_out(files: Path, pair: Pair) -> None:
@@ -107,6 +112,22 @@ def test_models_of_text_alone_need_no_reason(files: Path) -> None:
     assert reason_of(path) == ""
     with pytest.raises(ModelLoadError, match="belongs to models of architecture gemma3, and llama"):
         resolve(path, mmproj=str(files / "mmproj-F32.gguf"))
+
+
+def test_of_several_parts_the_one_that_fits_is_taken(files: Path, pair: Pair) -> None:
+    write_mmproj(pair.model, "gemma3", files / "mmproj-gemma-3-BF16.gguf", projector="gemma9")
+    assert resolve(files / "gemma-3-Q8_0.gguf").mmproj == files / "mmproj-F32.gguf"
+
+
+def test_a_model_that_may_be_of_text_alone_needs_the_name_of_the_part(files: Path) -> None:
+    """Most models of the architecture of SmolVLM's text are of text alone."""
+    model = VisionModel(files / "folder", "idefics3")
+    text = write_text(model, "idefics3", files / "SmolVLM-256M-Q8_0.gguf")
+    part = write_mmproj(model, "idefics3", files / "mmproj-SmolVLM-256M-f16.gguf")
+    assert resolve(text).mmproj == part
+    other = text.rename(files / "Llama-256M-Q8_0.gguf")
+    assert (resolve(other).mmproj, reason_of(other)) == (None, "")
+    assert resolve(other, mmproj=str(part)).mmproj == part
 
 
 def test_beside_an_adapter_a_part_must_be_named(files: Path) -> None:
