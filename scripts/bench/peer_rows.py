@@ -112,9 +112,15 @@ async def _level(row: Row, url: str, seed: int) -> tuple[LevelResult, list[Reque
 
 
 def level_figures(level: LevelResult, records: list[RequestRecord]) -> dict[str, float]:
-    """Tokens a second, milliseconds a token after the first, and prompt tokens a second."""
+    """Tokens a second, milliseconds a token after the first, and prompt tokens a second.
+
+    `prompt_rate` counts the prompt tokens that were computed in a second of the whole load, and
+    `prompt_per_second` those of a request until its first text.
+    """
+    computed = level.prompt_tokens - (level.cached_tokens or 0)
     figures = {
         "tokens_per_second": level.tokens_per_second,
+        "prompt_rate": computed / level.seconds,
         "prompt_tokens": median(record.prompt_tokens for record in records),
         "prompt_per_second": median(map(prompt_speed, records)),
     }

@@ -8,7 +8,8 @@ from peak import Peak
 from peer_models import ModelCost
 from peer_rows import ROWS, Measurement
 
-Share = Callable[[float, ModelCost, Peak], str]
+Figures = dict[str, float]
+Share = Callable[[Figures, ModelCost, Peak], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,18 @@ class Line:
     share: Share | None = None
 
 
-def _read_share(token_ms: float, cost: ModelCost, peak: Peak) -> str:
-    return f"{cost.step_bytes / (token_ms / 1e3) / peak.bandwidth:.0%} of the bandwidth"
+def _read_share(figures: Figures, cost: ModelCost, peak: Peak) -> str:
+    return f"{cost.step_bytes / (figures['token_ms'] / 1e3) / peak.bandwidth:.0%} of the bandwidth"
 
 
-def _decode_share(tokens: float, cost: ModelCost, peak: Peak) -> str:
-    return _int8_shares(tokens * (cost.token_operations + cost.head_operations), peak)
+def _load_share(figures: Figures, cost: ModelCost, peak: Peak) -> str:
+    """Operations of the answers and of their prompts."""
+    answers = figures["tokens_per_second"] * (cost.token_operations + cost.head_operations)
+    return _int8_shares(answers + figures["prompt_rate"] * cost.token_operations, peak)
 
 
-def _prompt_share(tokens: float, cost: ModelCost, peak: Peak) -> str:
-    return _int8_shares(tokens * cost.token_operations, peak)
+def _prompt_share(figures: Figures, cost: ModelCost, peak: Peak) -> str:
+    return _int8_shares(figures["prompt_per_second"] * cost.token_operations, peak)
 
 
 def _int8_shares(operations: float, peak: Peak) -> str:
@@ -56,8 +59,8 @@ def _int8_shares(operations: float, peak: Peak) -> str:
 LINES = (
     Line("1 request, tokens/s", "1", "tokens_per_second"),
     Line("1 request, ms a token", "1", "token_ms", 1, True, _read_share),
-    Line("8 requests, tokens/s", "8", "tokens_per_second", share=_decode_share),
-    Line("32 requests, tokens/s", "32", "tokens_per_second", share=_decode_share),
+    Line("8 requests, tokens/s", "8", "tokens_per_second", share=_load_share),
+    Line("32 requests, tokens/s", "32", "tokens_per_second", share=_load_share),
     Line("prompt of 1,000, tokens/s", "1000", "prompt_per_second", share=_prompt_share),
     Line("prompt of 3,900, tokens/s", "3900", "prompt_per_second", share=_prompt_share),
     Line("decode at 3,900 context, ms a token", "3900", "token_ms", 1, True),
@@ -112,7 +115,7 @@ def _table(
         values = {name: _values(own, name, line) for name in servers}
         if any(values.values()):
             rows.append([line.label, *map(_span, values.values()), *_verdict(line, values, ours)])
-            rows[-1] += [_goal(model, line, cost), _share(line, values.get(ours), cost, peak)]
+            rows[-1] += [_goal(model, line, cost), _share(line, own, ours, cost, peak)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -148,5 +151,10 @@ def _goal(model: str, line: Line, cost: ModelCost) -> str:
     return GOALS.get(model, {}).get(line.label, Goal()).text()
 
 
-def _share(line: Line, values: list[float] | None, cost: ModelCost, peak: Peak) -> str:
-    return line.share(median(values), cost, peak) if line.share and values else ""
+def _share(
+    line: Line, measurements: Sequence[Measurement], server: str, cost: ModelCost, peak: Peak
+) -> str:
+    found = [m.figures for m in measurements if m.server == server and m.row == line.row]
+    if not (line.share and found):
+        return ""
+    return line.share({name: median(f[name] for f in found) for name in found[0]}, cost, peak)

@@ -101,6 +101,7 @@ def test_figures_of_a_load(tmp_path):
     assert figures["prompt_tokens"] == 200
     assert figures["tokens_per_second"] > 0
     assert figures["prompt_per_second"] > 0
+    assert figures["prompt_rate"] == pytest.approx(figures["tokens_per_second"] * 200 / 8)
     assert figures["token_ms"] >= 0
     assert figures["busy_bytes"] > 50e6
 
@@ -175,6 +176,7 @@ def test_table():
             of("ours", "1", 0, token_ms=20.0, tokens_per_second=48.0),
             of("ours", "1", 1, token_ms=30.0, tokens_per_second=32.0),
             of("slow", "1", 0, token_ms=50.0, tokens_per_second=20.0),
+            of("ours", "32", 0, tokens_per_second=300.0, prompt_rate=100.0),
             of("ours", "1000", 0, prompt_per_second=400.0),
         ],
         {"1B Q4_K_M": cost},
@@ -186,6 +188,7 @@ def test_table():
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| 1 request, tokens/s | 32 to 48 | 39 | 20 | 1.03x |  |  |",
         "| 1 request, ms a token | 20 to 30 | 25 | 50 | 1.00x | ≤ 23; 85% | 80% of the bandwidth |",
+        "| 32 requests, tokens/s | 300 |  |  |  | 3x; 60% | 5% of AMX, 54% of VNNI |",
         "| prompt of 1,000, tokens/s | 400 |  |  |  | 2x; 55% | 5% of AMX, 50% of VNNI |",
     ]
 
