@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stonechat_models.backends.quantization.codes import PAIRS, PLAIN, SIGNED
+from stonechat_models.backends.quantization.codes import PAIRS, PLAIN, SIGNED, ZEROS
 from stonechat_models.backends.transformers.fused.coded_expert_kernel import coded_product_kernel
 from stonechat_models.backends.transformers.fused.coded_experts import (
     CODED_TILES,
@@ -41,11 +41,13 @@ FORMATS = {
     "MXFP4": {"UNITS_PER_SCALE": 1, "HALVES": 1, "HIGH_BITS": 0, "SCALING": PLAIN, "OFFSET": 0},
     "Q4_K": {"UNITS_PER_SCALE": 1, "HALVES": 1, "HIGH_BITS": 0, "SCALING": PAIRS, "OFFSET": 0},
     "Q6_K": {"UNITS_PER_SCALE": 1, "HALVES": 2, "HIGH_BITS": 2, "SCALING": SIGNED, "OFFSET": 32},
+    "AFFINE4": {"UNITS_PER_SCALE": 2, "HALVES": 1, "HIGH_BITS": 0, "SCALING": ZEROS, "OFFSET": 0},
 }
 PLANES = {
     "MXFP4": {"scales": "*u8"},
     "Q4_K": {},
     "Q6_K": {"scales": "*i8", "extra": "*fp16"},
+    "AFFINE4": {"scales": "*bf16", "extra": "*bf16"},
 }
 INT64 = {"expert_ids", "ids", "stride_expert"}
 FLOATS = {"alpha", "limit", "up_offset", "scale"}
