@@ -46,11 +46,8 @@ class CustomCallReader:
         if self._state == self._before_input:
             self.rest = self._raw
             return []
-        self.rest = ""
-        events: list[CallEvent] = []
-        if self._state == self._in_input and self._held:
-            events.append(CallArguments(self._held))
-        return events
+        self.rest = ""  # what is held back in the input is a part of the closing tag
+        return []
 
     def _before_input(self, char: str) -> list[CallEvent]:
         head, opening, name = self._raw.partition(BEFORE_NAME)

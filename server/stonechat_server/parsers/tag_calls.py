@@ -52,11 +52,10 @@ class TagCallsReader(LayoutReader[TagLayout]):
         self._scanner = JsonScanner()
 
     def finish(self) -> list[CallEvent]:
+        """What is held back of a value that is cut is a part of the closing tag."""
         if self.rest is not None:
             return []
         super().finish()
-        if self._state == self._in_value and self._is_open and self._held:
-            return [CallArguments(_quoted(self._held))]
         if self._state == self._in_body and self._is_complete():
             self.is_cut = False
             return [self._last_brace()]

@@ -96,10 +96,11 @@ def test_a_key_must_be_followed_by_its_value() -> None:
 
 
 def test_a_value_that_is_cut_keeps_what_came() -> None:
-    text = "\n<function=add>\n<parameter=text>\nHello </par"
-    calls, rest, is_cut = read(QWEN_CODER, text)
-    assert calls == [("add", '{"text": "Hello </par')]
-    assert (rest, is_cut) == ("", True)
+    text = "\n<function=add>\n<parameter=text>\nHello"
+    for tail in ("", "\n", "\n</par", "</parameter"):  # a closing tag that is cut is no text
+        calls, rest, is_cut = read(QWEN_CODER, text + tail)
+        assert calls == [("add", '{"text": "Hello')]
+        assert (rest, is_cut) == ("", True)
     calls, rest, is_cut = read(QWEN_CODER, "\n<function=add>\n<parameter=a>\n1")
     assert calls == [("add", '{"a": ')]
     assert (rest, is_cut) == ("", True)
