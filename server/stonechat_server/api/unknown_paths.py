@@ -109,7 +109,8 @@ class ServedPaths:
 
     def not_allowed(self, method: str, path: str, allow: str) -> APIError:
         """A 405 that names the methods of the path: those of `allow` for an undocumented path."""
-        methods = self.operations.get(path) or allow.split(", ")
+        found = [m for served, m in self.operations.items() if _is_at(path, served)]
+        methods = found[0] if found else allow.split(", ")
         if "GET" in methods and "HEAD" not in methods:  # it is answered wherever GET is
             methods = [*methods, "HEAD"]
         allowed = ", ".join(methods)
@@ -150,6 +151,14 @@ class ServedPaths:
 
     def _name(self, path: str) -> str:
         return f"{' and '.join(self.operations[path])} {path}"
+
+
+def _is_at(path: str, served: str) -> bool:
+    """Whether a path is that of an operation, whose path may have parts such as `{file_id}`."""
+    parts, wanted = path.split("/"), served.split("/")
+    return len(parts) == len(wanted) and all(
+        part == one or one.startswith("{") for part, one in zip(parts, wanted, strict=True)
+    )
 
 
 def _tidy(path: str) -> str:

@@ -140,6 +140,8 @@ def test_notes_name_only_what_is_served(client: TestClient) -> None:
         ("POST", "/v1/models", "GET, HEAD"),
         ("DELETE", "/v1/models/tiny-test", "GET, HEAD"),
         ("PUT", "/", "GET, HEAD"),
+        ("POST", "/v1/responses/resp_1", "GET, DELETE, HEAD"),
+        ("PUT", "/v1/files/file-1", "GET, DELETE, HEAD"),
         ("HEAD", "/v1/chat/completions", "POST"),
     ],
 )
