@@ -10,6 +10,7 @@ from stonechat_server.parsers.tag_values import (
     NULLS,
     ValueForm,
     allows_text,
+    is_whole,
     read_value,
     resolve,
     value_form,
@@ -42,9 +43,11 @@ class ElementCallsReader(LayoutReader[ElementLayout]):
         self._text += char
         if not self._text.endswith(self._end):
             return []
-        schema = self._schemas.get(self._name, {})
+        schema, mark = self._schemas.get(self._name, {}), self._layout.mark
+        if _value_end(self._text, 0, mark, schema, schema) is None:
+            return []  # the end is part of a JSON string
         text = self._text.removesuffix(self._end)
-        arguments = read_elements(text, self._layout.mark, schema, schema)
+        arguments = read_elements(text, mark, schema, schema)
         self._expect_next_call()
         is_object = isinstance(arguments, dict)
         return [CallArguments(json.dumps(arguments if is_object else {}, ensure_ascii=False))]
@@ -58,40 +61,62 @@ def read_elements(
     form = value_form(schema, mark)
     if depth > MAX_DEPTH or form is not ValueForm.JSON:
         return None if form is ValueForm.TEXT_OR_NULL and text in NULLS else text
-    elements = _split(text, mark) if text.lstrip().startswith(f"{mark}<") else []
+    elements = _split(text, mark, schema, root) if text.lstrip().startswith(f"{mark}<") else []
     if not elements:
         empty = None if text.strip() or allows_text(schema) else _empty(schema, root)
         return read_value(text, schema) if empty is None else empty
     if all(name == ITEM for name, _ in elements) and not _has_key(schema, root, ITEM):
-        items = _child(schema, root, "items", None)
+        items = _inner_schema(schema, root, ITEM)
         return [read_elements(inner, mark, items, root, depth + 1) for _, inner in elements]
     return {
-        name: read_elements(inner, mark, _child(schema, root, "properties", name), root, depth + 1)
+        name: read_elements(inner, mark, _inner_schema(schema, root, name), root, depth + 1)
         for name, inner in elements
     }
 
 
-def _split(text: str, mark: str) -> list[tuple[str, str]]:
+def _split(text: str, mark: str, schema: object, root: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The elements of a text, as pairs of name and inner text."""
     elements, position = [], 0
-    opening = re.compile(re.escape(mark) + r"<([^/<>][^<>]*)>")
-    while found := opening.search(text, position):
-        end = _end_of(text, mark, found[1], found.end())
-        if end is None:
+    while found := _opening(mark).search(text, position):
+        name, start = found[1], found.end()
+        end = _value_end(text, start, mark, _inner_schema(schema, root, name), root)
+        if end is None or not text.startswith(f"{mark}</{name}>", end):
             break
-        elements.append((found[1], text[found.end() : end]))
-        position = end + len(f"{mark}</{found[1]}>")
+        elements.append((name, text[start:end]))
+        position = end + len(f"{mark}</{name}>")
     return elements
 
 
-def _end_of(text: str, mark: str, name: str, start: int) -> int | None:
-    """Where the closing tag of the element `name` begins; elements of this name may be nested."""
-    depth = 1
-    for tag in re.finditer(re.escape(mark) + f"<(/?){re.escape(name)}>", text[start:]):
-        depth += -1 if tag[1] else 1
-        if depth == 0:
-            return start + tag.start()
-    return None
+def _value_end(
+    text: str, start: int, mark: str, schema: object, root: Mapping[str, Any], depth: int = 0
+) -> int | None:
+    """Where the mark behind a value begins. None: the text ends before it.
+
+    A mark in a JSON string is part of the value.
+    """
+    position = start
+    while depth < MAX_DEPTH and (found := _opening(mark).match(text, position)):
+        inner = _inner_schema(schema, root, found[1])
+        end = _value_end(text, found.end(), mark, inner, root, depth + 1)
+        if end is None:
+            return None
+        position = end + len(f"{mark}</{found[1]}>")
+    end = text.find(mark, position)
+    is_json = position == start and value_form(resolve(schema, root), mark) is ValueForm.JSON
+    while is_json and end >= 0 and not is_whole(text[start:end]):
+        end = text.find(mark, end + 1)
+    return end if end >= 0 else None
+
+
+def _opening(mark: str) -> re.Pattern[str]:
+    return re.compile(r"\s*" + re.escape(mark) + r"<([^/<>][^<>]*)>")
+
+
+def _inner_schema(schema: object, root: Mapping[str, Any], name: str) -> object:
+    """The schema of the element `name`, an item or a property."""
+    if name == ITEM and not _has_key(schema, root, ITEM):
+        return _child(schema, root, "items", None)
+    return _child(schema, root, "properties", name)
 
 
 def _options(schema: object, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -438,6 +438,35 @@ def test_a_late_answer_to_an_old_key_changes_nothing(
         expect(tab.locator("#model option")).to_have_text(["tiny-test"])
 
 
+def test_the_sign_stays_while_a_question_waits_though_another_goes_on(
+    browser: Browser, locked_server: LiveServer
+) -> None:
+    with open_tab(browser, locked_server) as tab:
+        tab.wait_for_selector("#key", state="visible")
+        held: list[Route] = []
+
+        def answer(route: Route) -> None:
+            if "old" in route.request.headers["authorization"]:
+                held.append(route)
+            else:
+                route.continue_()
+
+        tab.route("**/v1/models", answer)
+        with tab.expect_request("**/v1/models"):
+            tab.fill("#key", "sk-old")
+            tab.keyboard.press("Tab")
+        ask(tab, "waits for the old key")
+        expect(tab.locator("#waiting")).to_be_visible()
+        tab.fill("#key", KEY)
+        tab.keyboard.press("Tab")
+        models_known(tab)
+        ask(tab, "goes on")
+        answered(tab)
+        expect(tab.locator("#waiting")).to_be_visible()
+        held[0].fulfill(json={"data": []})
+        expect(tab.locator("#waiting")).to_be_hidden()
+
+
 def test_without_session_storage_the_key_lasts_as_long_as_the_page(
     browser: Browser, locked_server: LiveServer
 ) -> None:

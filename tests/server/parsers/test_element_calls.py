@@ -46,10 +46,15 @@ SCHEMA: dict[str, Any] = {
         ("<owner>me#</owner>", {"owner": "me"}),
         ("<boxed>#<item>2#</item>#</boxed>", {"boxed": {"item": 2}}),
         ("<tags>[1, 2]#</tags>", {"tags": [1, 2]}),
+        ('<place>{"x": "#</place>#<x>1#</x>"}#</place>', {"place": {"x": "#</place>#<x>1#</x>"}}),
+        ('<place>#<x>"#</x>#</place>"#</x>#</place>', {"place": {"x": "#</x>#</place>"}}),
+        ('<on>"#</on>" #</on>', {"on": "#</on>"}),
+        ('<city>{"#</city>', {"city": '{"'}),
     ],
 )
 def test_values(text: str, expected: dict[str, Any]) -> None:
-    assert read_elements(f"#{text}".replace("#", M), M, SCHEMA, SCHEMA) == expected
+    marked = json.loads(json.dumps(expected).replace("#", M))
+    assert read_elements(f"#{text}".replace("#", M), M, SCHEMA, SCHEMA) == marked
 
 
 def test_a_call_is_emitted_when_it_ends() -> None:
@@ -62,6 +67,19 @@ def test_a_call_is_emitted_when_it_ends() -> None:
     assert reader.rest is None
     for char in f"{M}</tool_call>":
         assert reader.push(char) == []
+    assert (reader.rest, reader.is_cut) == ("", False)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_end_of_a_call_within_a_json_string_is_text(whole: bool) -> None:
+    assert isinstance(MINIMAX_M3.layout, ElementLayout)
+    reader = ElementCallsReader(MINIMAX_M3.layout, ["get"], {"get": SCHEMA})
+    place = {"x": f'"{M}</place>{M}</invoke>'}
+    value = json.dumps({"place": place} if whole else place)
+    inner = value if whole else f"{M}<place>{value}{M}</place>"
+    text = f'\n{M}<invoke name="get">{inner}{M}</invoke>\n{M}</tool_call>'
+    events = [event for char in text for event in reader.push(char)]
+    assert events == [CallStart("get"), CallArguments(json.dumps({"place": place}))]
     assert (reader.rest, reader.is_cut) == ("", False)
 
 

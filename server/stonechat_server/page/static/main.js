@@ -61,6 +61,7 @@ const attachments = new Attachments(byId("composer"), {
 });
 byId("key").value = getKey();
 let reading = readModels(); // the latest of these; null after no answer
+let numWaiting = 0; // questions that wait for one of these
 const { store, kept } = await openStore();
 byId("not-kept").hidden = store.isLasting;
 const conversation = new Conversation(byId("log"), {
@@ -159,10 +160,15 @@ byId("reset").addEventListener("click", () => fields.reset());
 // Resolves once the page knows the models, or knows why it cannot. Asks again after no answer.
 async function modelsRead() {
   let latest;
-  byId("waiting").hidden = false;
+  showWaiting(+1);
   reading ??= readModels();
   while (latest !== reading) await (latest = reading);
-  byId("waiting").hidden = true;
+  showWaiting(-1);
+}
+
+function showWaiting(change) {
+  numWaiting += change;
+  byId("waiting").hidden = numWaiting === 0;
 }
 
 async function readModels() {
