@@ -87,7 +87,7 @@ class MessagesEndpoint(Endpoint):
             head,
             reader,
             hides_thinking=wire.thinking is not None and wire.thinking.display == "omitted",
-            is_shortened=limit is not None and limit < wire.max_tokens,
+            is_shortened=limit is not None and not 0 <= wire.max_tokens <= limit,
         )
 
     def encode_early_error(self, error: APIError, request_id: str) -> bytes:

@@ -40,7 +40,9 @@ FIELDS: dict[str, FieldNote] = {
         "a last `assistant` message with text is continued"
     ),
     "system": _honoured("text, or text blocks, which are joined with line breaks"),
-    "max_tokens": _honoured("required; 0: the prompt is computed and cached, nothing is generated"),
+    "max_tokens": _honoured(
+        "required; 0: the prompt is computed and cached, nothing is generated; -1: no limit"
+    ),
     "temperature": _honoured(
         "0 to 2, default the model's or 1; 0 always chooses the most likely token"
     ),

@@ -146,10 +146,10 @@ class MessagesFields(WireModel):
 class MessagesRequest(MessagesFields):
     """A conversation to continue."""
 
-    max_tokens: Count
+    max_tokens: Count | Literal[-1]
 
 
 class CountTokensRequest(MessagesFields):
     """A conversation whose tokens are counted."""
 
-    max_tokens: Count | None = None
+    max_tokens: Count | Literal[-1] | None = None

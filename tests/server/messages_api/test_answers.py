@@ -162,6 +162,7 @@ def test_the_end_of_the_context_is_a_reason_of_its_own(
     engine.model = model_info(max_model_len=200)
     engine.script = text_script("Hello", FinishReason.LENGTH)
     assert both(client, max_tokens=1000)["stop_reason"] == "model_context_window_exceeded"
+    assert both(client, max_tokens=-1)["stop_reason"] == "model_context_window_exceeded"
     assert both(client, max_tokens=10)["stop_reason"] == "max_tokens"
 
 
