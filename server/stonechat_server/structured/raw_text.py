@@ -28,6 +28,12 @@ _DATE = f"({_DAY}|{_LONG_DAY})"
 _TIME = (
     r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+\-]([01][0-9]|2[0-3]):[0-5][0-9])"
 )
+_CLASSES = {
+    r"\d": "[0-9]",
+    r"\D": "[^0-9]",
+    r"\w": "[0-9A-Za-z_]",
+    r"\W": "[^0-9A-Za-z_]",
+}
 _FORMATS = {
     "date": _DATE,
     "time": _TIME,
@@ -127,8 +133,13 @@ def _option_text(
     if keys == {"format"} and option["format"] in _FORMATS:
         return f"/{_FORMATS[option['format']].replace('/', chr(92) + '/')}/"
     if keys == {"pattern"} and _is_whole(option["pattern"]):
-        return f"({regex(option['pattern'])} & {_NO_LITERAL})"
+        return f"({regex(_with_ascii_classes(option['pattern']))} & {_NO_LITERAL})"
     return None
+
+
+def _with_ascii_classes(pattern: str) -> str:
+    """The pattern with `\\d` and `\\w` as ECMA 262 reads them, and as a JSON string has them."""
+    return re.sub(r"\\.", lambda match: _CLASSES.get(match[0], match[0]), pattern)
 
 
 def _reads_as_itself(text: object, value: object) -> bool:

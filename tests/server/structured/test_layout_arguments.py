@@ -400,3 +400,24 @@ def test_odd_values_validate_in_every_layout(name: str, layout: str) -> None:
     found = calls(tool, layout, count=12)
     for call in found:
         jsonschema.validate(call, schema)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [
+        (r"^\w\d$", ["a1", "_0"], ["é1", "a\u0661", "a"]),
+        (r"^[\w.\-]+$", ["a-b.c_1"], ["a\u05bf", "a b", "é"]),
+        (r"^[^\d]\D$", ["a\u0661", "éx"], ["1x", "x1"]),
+        (r"^\W$", ["é", "-"], ["a", "_"]),
+    ],
+)
+def test_classes_of_a_raw_string_are_those_of_json(
+    pattern: str, good: list[str], bad: list[str]
+) -> None:
+    schema = {**record(a={"type": "string", "pattern": pattern}), "required": ["a"]}
+    tool, left_out = enforced(schema, format=FORMATS["qwen_coder"])
+    assert left_out == []
+    for text in (*good, *bad):
+        for value in (text, json.dumps(text, ensure_ascii=False)):
+            is_good = is_allowed(tool, "qwen_coder", written("qwen_coder", value))
+            assert is_good is (text in good), value
