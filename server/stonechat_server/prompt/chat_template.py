@@ -308,10 +308,19 @@ def _read(override: str) -> str:
 
 
 def _with_all_keys(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give a function the description and parameters that some templates read without asking."""
+    """Give a function, and its arguments, the keys that some templates read without asking."""
     function = tool.get("function")
     if not isinstance(function, Mapping):
         return tool
-    defaults = {"description": "", "parameters": {"type": "object", "properties": {}}}
-    known = {"name": function.get("name"), **defaults}
-    return {**tool, "function": {**known, **function}}
+    schema = function.get("parameters") or {"type": "object"}
+    properties = schema.get("properties")
+    properties = properties if isinstance(properties, Mapping) else {}
+    arguments = {
+        name: {"type": "any", "description": "", **value} if isinstance(value, Mapping) else value
+        for name, value in properties.items()
+    }
+    known = {"name": function.get("name"), "description": ""}
+    return {
+        **tool,
+        "function": {**known, **function, "parameters": {**schema, "properties": arguments}},
+    }

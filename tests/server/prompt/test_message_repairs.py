@@ -160,10 +160,25 @@ def test_turns_of_one_role_are_joined_where_the_template_refuses_them() -> None:
     assert render(DOCUMENTS, USER, USER) == "[USER]Hi[USER]Hi[A]"
 
 
+def test_the_user_may_follow_a_result_where_turns_must_alternate() -> None:
+    """As Mistral's templates count them: without results, and without answers that only call."""
+    source = "{% set turns = messages | rejectattr('role', 'equalto', 'tool') | rejectattr("
+    source += "'tool_calls', 'defined') | list %}{% for m in turns %}{% if (m.role == 'user') != "
+    source += "(loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    source += "[{{ m.content }}]{% endfor %}"
+    again = {"role": "user", "content": "Again"}
+    assert render(source, USER, answer(tool_calls=[call({})]), result(), again) == "[Hi][ ][Again]"
+
+
 def test_tools_get_the_keys_that_a_template_reads_without_asking() -> None:
     source = "{% for t in tools %}{{ t.function.name + ': ' + t.function.description }}{% endfor %}"
     tools = [{"type": "function", "function": {"name": "now"}}, {"type": "other"}]
     assert render(source, USER, tools=tools[:1]) == "now: "
+    source = "{% for t in tools %}{% for n, p in t.function.parameters.properties.items() %}"
+    source += "{{ n + ': ' + p.type + p.description }}{% endfor %}{% endfor %}"
+    schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {}}}
+    tools[0] = {"type": "function", "function": {"name": "now", "parameters": schema}}
+    assert render(source, USER, tools=tools[:1]) == "a: stringb: any"
     needs_list = "{{ tools | length }} {{ documents | length }}"
     assert render(needs_list, USER) == "0 0"
     assert render("{{ tools[1].type + 1 if tools }}{{ tools is none }}", USER) == "True"
