@@ -6,7 +6,6 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from stonechat_server.serving.half_closed import HalfClosed
 from stonechat_server.serving.http_limits import (
     MAX_FIELDS,
     MAX_HEAD_BYTES,
@@ -47,7 +46,7 @@ def _size(event: h11.Request | h11.EndOfMessage) -> int:
     return len(target) + sum(len(name) + len(value) for name, value in event.headers)
 
 
-class LimitedH11(Refusing, HalfClosed, H11Protocol):  # type: ignore[misc]
+class LimitedH11(Refusing, H11Protocol):  # type: ignore[misc]
     """Feeds the parser small pieces, so that its buffer stays small."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -7,47 +7,50 @@ resets the connection.
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 FIRST_DELAY, LAST_DELAY = 0.02, 1.0
 """Seconds between two looks at the connection: the first, and the most."""
 
 
-class HalfClosed(asyncio.Protocol):
-    """The part that both protocols share."""
+class Connection(Protocol):
+    """What is needed of uvicorn's protocols."""
 
-    _is_half_closed = False
+    transport: asyncio.Transport
+    loop: asyncio.AbstractEventLoop
+    cycle: Any
 
-    if TYPE_CHECKING:  # attributes of uvicorn's protocols
-        transport: asyncio.Transport
-        loop: asyncio.AbstractEventLoop
-        cycle: Any
 
-    def eof_received(self) -> bool:
-        """Return whether the connection stays open, because an answer is due."""
-        cycle = self.cycle
-        is_due = cycle is not None and not cycle.more_body and not cycle.response_complete
-        if not is_due or not self.transport.can_write_eof():  # TLS ends both sides at once
-            return False
-        if not self._is_half_closed:
-            self._is_half_closed = True
-            if not cycle.response_started and cycle.scope["http_version"] == "1.1":
-                self.transport.write(CONTINUE)
-            self._watch(FIRST_DELAY)
-        return True
+def finish(connection: Connection) -> None:
+    """See to it that the connection ends behind its last answer, or once the client has left."""
+    cycle = connection.cycle
+    if not cycle.response_started and cycle.scope["http_version"] == "1.1":
+        connection.transport.write(CONTINUE)
+    _close_behind(connection, cycle)
+    _watch(connection, FIRST_DELAY)
 
-    def on_response_complete(self) -> None:
-        """Close the connection behind the last answer: no other request can come."""
-        super().on_response_complete()  # type: ignore[misc]
-        if self._is_half_closed and self.cycle.response_complete:
-            self.transport.close()
 
-    def _watch(self, delay: float) -> None:
-        """End the connection once the client has reset it: nothing is read that would show it."""
-        if self.transport.is_closing():
-            return
-        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self.transport.abort()
-        else:
-            self.loop.call_later(delay, self._watch, min(2 * delay, LAST_DELAY))
+def _close_behind(connection: Connection, cycle: Any) -> None:
+    """Close the connection behind the last answer: no other request can come."""
+    on_response = cycle.on_response
+
+    def complete() -> None:
+        on_response()
+        if connection.cycle is cycle:
+            connection.transport.close()
+        else:  # h11 has read another request only now
+            _close_behind(connection, connection.cycle)
+
+    cycle.on_response = complete
+
+
+def _watch(connection: Connection, delay: float) -> None:
+    """End the connection once the client has reset it: nothing is read that would show it."""
+    transport = connection.transport
+    if transport.is_closing():
+        return
+    if transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        transport.abort()
+    else:
+        connection.loop.call_later(delay, _watch, connection, min(2 * delay, LAST_DELAY))

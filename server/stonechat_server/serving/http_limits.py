@@ -13,6 +13,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from stonechat_server.errors import APIError
 from stonechat_server.observability.access_log import new_request_id
+from stonechat_server.serving import half_closed
 
 MAX_HEAD_BYTES = 65_536
 """Bound on the request line with all headers, and on the bytes between two pieces of a body."""
@@ -71,11 +72,25 @@ class Refusing(asyncio.Protocol):
 
     is_refused = False
     """Whether all further bytes of this connection are dropped."""
+    is_half_closed = False
+    """Whether the client has ended its own side of the connection."""
 
     if TYPE_CHECKING:  # attributes of uvicorn's protocols
         transport: asyncio.Transport
+        loop: asyncio.AbstractEventLoop
         flow: FlowControl
         cycle: Any
+
+    def eof_received(self) -> bool:
+        """Return whether the connection stays open, because an answer is due."""
+        cycle = self.cycle
+        is_due = cycle is not None and not cycle.more_body and not cycle.response_complete
+        if not is_due or not self.transport.can_write_eof():  # TLS ends both sides at once
+            return False
+        if not self.is_half_closed:
+            self.is_half_closed = True
+            half_closed.finish(self)
+        return True
 
     def is_answering_another(self) -> bool:
         """Whether the answer to a request before `cycle` is not complete."""

@@ -8,7 +8,6 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stonechat_server.errors import APIError
-from stonechat_server.serving.half_closed import HalfClosed
 from stonechat_server.serving.http_limits import (
     MAX_FIELDS,
     MAX_HEAD_BYTES,
@@ -22,7 +21,7 @@ from stonechat_server.serving.http_limits import (
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 
-class LimitedHttpTools(Refusing, HalfClosed, HttpToolsProtocol):  # type: ignore[misc]
+class LimitedHttpTools(Refusing, HttpToolsProtocol):  # type: ignore[misc]
     """Counts fields as the parser finds them, and bytes as they come in."""
 
     _in_head = True

@@ -253,7 +253,7 @@ def test_a_client_that_has_ended_its_side_gets_its_answer(
         request = chat(version=version, stream=stream).replace(b"Connection: close\r\n", b"")
         client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" + request)
         client.shutdown(socket.SHUT_WR)
-        wait_until(lambda: any(c._is_half_closed for c in live.server.server_state.connections))
+        wait_until(lambda: any(c.is_half_closed for c in live.server.server_state.connections))
         release.set()
         received = read_all(client)
     assert received.count(b"HTTP/1.1 200 ") == 2
