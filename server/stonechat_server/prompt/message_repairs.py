@@ -106,12 +106,17 @@ def with_single_calls(messages: Sequence[TemplateMessage]) -> list[TemplateMessa
     return split
 
 
+_MISSING_TURNS = {("tool", "user"): "assistant", ("system", "assistant"): "user"}
+"""What some templates demand between messages of two roles."""
+
+
 def after_refusal(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
     """Change what templates refuse: ids, order of roles, and reasoning beside content and calls.
 
     Ids become nine letters and digits, in calls and results alike. Messages of one role in a row
-    are joined. An answer without anything gets a space, and so does one that is missing between a
-    result and the user. Messages that have content and calls lose their reasoning.
+    are joined. An answer without anything gets a space. So does an answer that is missing between a
+    result and the user, and a user's turn before an answer that comes first. Messages that have
+    content and calls lose their reasoning.
     """
     changed = [_with_strict_ids(_without_double_reasoning(message)) for message in messages]
     joined: list[TemplateMessage] = []
@@ -122,8 +127,9 @@ def after_refusal(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
         elif message["role"] == "assistant" and not _has_something(message):
             joined.append({**message, "content": " "})
         else:
-            if joined and (joined[-1]["role"], message["role"]) == ("tool", "user"):
-                joined.append({"role": "assistant", "content": " "})
+            before = joined[-1]["role"] if joined else "system"
+            if missing := _MISSING_TURNS.get((before, message["role"])):
+                joined.append({"role": missing, "content": " "})
             joined.append(message)
     return joined
 

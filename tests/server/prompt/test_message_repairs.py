@@ -160,7 +160,7 @@ def test_turns_of_one_role_are_joined_where_the_template_refuses_them() -> None:
     assert render(DOCUMENTS, USER, USER) == "[USER]Hi[USER]Hi[A]"
 
 
-def test_the_user_may_follow_a_result_where_turns_must_alternate() -> None:
+def test_a_missing_turn_is_filled_in_where_turns_must_alternate() -> None:
     """As Mistral's templates count them: without results, and without answers that only call."""
     source = "{% set turns = messages | rejectattr('role', 'equalto', 'tool') | rejectattr("
     source += "'tool_calls', 'defined') | list %}{% for m in turns %}{% if (m.role == 'user') != "
@@ -168,6 +168,7 @@ def test_the_user_may_follow_a_result_where_turns_must_alternate() -> None:
     source += "[{{ m.content }}]{% endfor %}"
     again = {"role": "user", "content": "Again"}
     assert render(source, USER, answer(tool_calls=[call({})]), result(), again) == "[Hi][ ][Again]"
+    assert render(source, answer(content="Welcome!"), again) == "[ ][Welcome!][Again]"
 
 
 def test_tools_get_the_keys_that_a_template_reads_without_asking() -> None:
